@@ -1,0 +1,60 @@
+# `make` lists the targets. Everything built is kept outside the clone, in ROLEGATE_CACHE.
+
+export ROLEGATE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rolegate
+export CARGO_TARGET_DIR ?= $(ROLEGATE_CACHE)/target
+# Debian keeps nft and iptables where ordinary users' PATH doesn't look.
+export PATH := $(PATH):/usr/sbin:/sbin
+# The binary that tests of the whole program run.
+export ROLEGATE_BINARY ?= $(CARGO_TARGET_DIR)/debug/rolegate
+
+# Cargo unites the features of what it builds in one go. All development builds ask for the whole
+# workspace with its test features, so that demo, tests and e2e share one build of each dependency.
+# There are no examples: naming them is what turns the test features on without building tests.
+BINARIES := build --workspace --bins --examples
+
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 30
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test e2e lint fmt bench fuzz
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install and build once what the tests and checks need (others call it)
+	@hack/setup build test lint
+
+build: ## Build the rolegate binary (development profile)
+	@hack/setup build
+	cargo $(BINARIES)
+
+demo: build ## See the agent at work on loopback, with built-in stand-ins for AWS and Kubernetes
+	$(ROLEGATE_BINARY) demo
+
+test: ## Run all tests: units, a real API server, network namespaces, unmodified SDKs (as root)
+	@hack/setup build test
+	cargo $(BINARIES)
+	cargo test --workspace
+
+e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_its_role
+	@hack/setup build test
+	cargo $(BINARIES)
+	@hack/e2e '$(T)'
+
+lint: ## Check format, lints, licences, banned dependencies, shell scripts and the house rules
+	@hack/setup build lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@hack/lint
+
+fmt: ## Format all code
+	cargo fmt --all
+	gofmt -w tests/cluster/*.go
+
+bench: ## Measure against the numbers promised in docs/benchmarks.md
+	@hack/setup build
+	cargo bench --workspace --bench '*'
+
+fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
+	@hack/setup build fuzz
+	@hack/fuzz $(FUZZ_SECONDS)

@@ -1,0 +1,114 @@
+//! Finding out where we run: the base ARN, and which roles are ours and for nobody else.
+
+use std::time::Duration;
+
+use rolegate_aws::identity::{Discovered, discover};
+use rolegate_aws::imds::Imds;
+use rolegate_aws::sts::Sts;
+use rolegate_core::arn::{ArnError, BaseArn, resolve};
+use rolegate_core::decision::OwnRole;
+use tokio::sync::watch;
+use tracing::{error, warn};
+
+use crate::director::Facts;
+use crate::door::NodeHealth;
+
+/// The first pause after a try that did not bring all; doubled up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What the configuration says, which goes before what is found.
+#[derive(Debug, Clone, Default)]
+pub struct DiscoveryOptions {
+    /// `--base-role-arn`.
+    pub base: Option<BaseArn>,
+    /// `--auto-discover-base-arn`: decisions wait until one is found.
+    pub base_required: bool,
+    /// `--default-role`, a name or an ARN.
+    pub default_role: Option<String>,
+    /// `--own-role`: further roles that no pod may have.
+    pub own_roles: Vec<OwnRole>,
+}
+
+/// Looks until everything is known, then ends.
+pub struct Discovery {
+    /// What the configuration says.
+    pub options: DiscoveryOptions,
+    /// Who we are at AWS.
+    pub sts: Sts,
+    /// The node's metadata service.
+    pub imds: Imds,
+    /// Told the instance's ID.
+    pub health: NodeHealth,
+    /// Told what is found.
+    pub facts: watch::Sender<Option<Facts>>,
+}
+
+impl Discovery {
+    /// Runs until everything is known.
+    pub async fn run(self) {
+        let mut pause = FIRST_PAUSE;
+        let mut said = String::new();
+        loop {
+            let found = discover(&self.sts, &self.imds).await;
+            self.health.set_instance(match &found.instance {
+                Ok(instance) => Ok(instance.id.clone()),
+                Err(error) => Err(error.to_string()),
+            });
+            match self.facts(&found) {
+                Ok(facts) => {
+                    self.facts.send_if_modified(|known| {
+                        let new = known.as_ref() != Some(&facts);
+                        *known = Some(facts);
+                        new
+                    });
+                    if found.node_role.is_ok() && found.instance.is_ok() {
+                        return;
+                    }
+                    tell(&mut said, "the node's metadata service does not say which role the node has; if it has one, name it with --own-role, so that no pod gets it".into());
+                }
+                Err(reason) => tell(&mut said, reason),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// What decisions need, or what is missing. Without our own identity at STS no session can be
+    /// had either, so waiting for it costs nothing and keeps our own role from everyone.
+    fn facts(&self, found: &Discovered) -> Result<Facts, String> {
+        let caller = found.caller.as_ref();
+        caller.map_err(|failure| format!("STS does not say who we are: {failure}"))?;
+        let base = self.options.base.clone().or_else(|| found.base_arn());
+        if base.is_none() && self.options.base_required {
+            return Err("no base ARN is found: set --base-role-arn".into());
+        }
+        let mut own_roles = found.own_roles();
+        own_roles.extend(self.options.own_roles.iter().cloned());
+        let default_role = self
+            .options
+            .default_role
+            .as_deref()
+            .map(|role| resolve(role, base.as_ref()))
+            .transpose()
+            .map_err(|error: ArnError| format!("--default-role: {error}"))?;
+        if let Some(role) = &default_role
+            && own_roles.iter().any(|own| own.is(role))
+        {
+            error!(%role, "the default role is the node's or rolegate's own: it is refused to every pod; name another with --default-role");
+        }
+        Ok(Facts {
+            base,
+            default_role,
+            own_roles,
+        })
+    }
+}
+
+/// Says the same thing once.
+fn tell(said: &mut String, what: String) {
+    if *said != what {
+        warn!("{what}");
+        *said = what;
+    }
+}

@@ -1,0 +1,413 @@
+//! What a request means and what it gets.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{HOST, HeaderMap, HeaderValue, ORIGIN};
+use http::{Method, Request, Response, StatusCode};
+use jiff::Timestamp;
+use rolegate_aws::sessions::Current;
+use rolegate_core::arn::RoleArn;
+use rolegate_core::metadata::{CanonicalPath, Route};
+use rolegate_core::session::FailureKind;
+
+use super::answer::{Answer, AnswerBody};
+use super::{Door, ImdsV2, forward};
+use crate::guard::LastLook;
+use crate::limits::Connection;
+use crate::metrics::{Handler, Outcome};
+use crate::picture::{Allowed, Owner, Resident, Standing};
+use crate::token::MAX_TTL_SECONDS;
+
+const TOKEN: &str = "x-aws-ec2-metadata-token";
+const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// One connection of a pod.
+#[derive(Debug)]
+pub(super) struct Visit {
+    door: Arc<Door>,
+    connection: Connection,
+    /// The pod's address. A name that the pod sends is never asked for it.
+    peer: IpAddr,
+    own: IpAddr,
+    last_look: LastLook,
+}
+
+/// How far a look at the picture got.
+enum Look<T> {
+    Done(T),
+    /// A change of the picture may bring more; at the deadline this is the answer.
+    Wait(Answer),
+    /// A change of this resident's session may bring more.
+    WaitForSession(Arc<Resident>, Answer),
+}
+
+impl Visit {
+    pub(super) fn new(
+        door: Arc<Door>,
+        connection: Connection,
+        peer: IpAddr,
+        own: IpAddr,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            door,
+            connection,
+            peer,
+            own,
+            last_look: LastLook::default(),
+        })
+    }
+
+    pub(super) fn door(&self) -> &Door {
+        &self.door
+    }
+
+    /// Whether one more request of this pod may be forwarded now.
+    pub(super) fn may_forward(&self, now: Timestamp) -> bool {
+        self.connection.forward(now)
+    }
+
+    /// Answers one request, and counts it.
+    pub(super) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<AnswerBody> {
+        let begun = Instant::now();
+        let (handler, answer) = match self.screen(&request) {
+            Ok(path) => self.route(&request, &path).await,
+            Err(refused) => refused,
+        };
+        let took = begun.elapsed();
+        self.door.metrics.request(handler, answer.outcome, took);
+        tracing::debug!(
+            peer = %self.peer,
+            method = %request.method(),
+            path = request.uri().path(),
+            status = answer.response.status().as_u16(),
+            outcome = answer.outcome.as_str(),
+            ?took,
+            "request"
+        );
+        answer.response
+    }
+
+    /// Refuses what no SDK sends, before anything else is looked at.
+    fn screen<'r, B>(
+        &self,
+        request: &'r Request<B>,
+    ) -> Result<CanonicalPath<'r>, (Handler, Answer)> {
+        let bad = |sentence: &'static str| {
+            let answer = Answer::refuse(Outcome::BadRequest, sentence);
+            (Handler::Other, answer)
+        };
+        let uri = request.uri();
+        if uri.authority().is_some() || uri.scheme().is_some() {
+            return Err(bad("write the path alone into the request line\n"));
+        }
+        let target = uri.path_and_query().map_or("", |target| target.as_str());
+        if target == "/healthz" && matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err((Handler::Health, self.door.health.page()));
+        }
+        // A page in a browser that was pointed here by DNS has an origin, and a host name.
+        let headers = request.headers();
+        if headers.contains_key(ORIGIN) || !self.is_for_us(headers) {
+            let sentence = "send the metadata address as Host, and no Origin\n";
+            let answer = Answer::refuse(Outcome::BadRequest, sentence);
+            return Err((Handler::Other, answer.with_status(StatusCode::FORBIDDEN)));
+        }
+        CanonicalPath::parse(target).map_err(|error| {
+            let answer = Answer::refuse(Outcome::BadRequest, format!("{error}\n"));
+            (Handler::Other, answer)
+        })
+    }
+
+    /// Whether `Host` is a metadata address, or the address that the connection came to: never a
+    /// name, which whoever answers DNS could have pointed here.
+    fn is_for_us(&self, headers: &HeaderMap) -> bool {
+        let mut hosts = headers.get_all(HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else {
+            return false;
+        };
+        match host.as_bytes() {
+            b"169.254.169.254" | b"169.254.169.254:80" => true,
+            b"[fd00:ec2::254]" | b"[fd00:ec2::254]:80" => true,
+            other => std::str::from_utf8(other)
+                .ok()
+                .and_then(|host| {
+                    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+                    let socket = || host.parse().ok().map(|socket: std::net::SocketAddr| socket.ip());
+                    bare.unwrap_or(host).parse().ok().or_else(socket)
+                })
+                .is_some_and(|host: IpAddr| host == self.own),
+        }
+    }
+
+    async fn route<B>(&self, request: &Request<B>, path: &CanonicalPath<'_>) -> (Handler, Answer) {
+        let route = path.route();
+        let handler = match route {
+            Route::Token => Handler::Token,
+            Route::RoleName => Handler::RoleName,
+            Route::Credentials(_) => Handler::Credentials,
+            Route::Info => Handler::Info,
+            Route::Other | Route::Closed => Handler::Forward,
+        };
+        let method = request.method();
+        let served = match route {
+            Route::Token => *method == Method::PUT,
+            _ => matches!(*method, Method::GET | Method::HEAD),
+        };
+        if !served {
+            let allowed = if handler == Handler::Token { "PUT" } else { "GET, HEAD" };
+            let answer = Answer::refuse(Outcome::BadRequest, "this method is not for this path\n")
+                .with_status(StatusCode::METHOD_NOT_ALLOWED)
+                .with_header("allow", HeaderValue::from_static(allowed));
+            return (handler, answer);
+        }
+        let headers = request.headers();
+        let answer = match route {
+            Route::Token => self.token(headers).await,
+            Route::RoleName => {
+                self.settled(headers, |resident, _| {
+                    self.allowed(resident, |allowed| Look::Done(Answer::ok(allowed.listed.clone())))
+                })
+                .await
+            }
+            Route::Info => {
+                self.settled(headers, |resident, _| {
+                    self.allowed(resident, |allowed| Look::Done(Answer::ok(allowed.info.clone())))
+                })
+                .await
+            }
+            Route::Credentials(name) => {
+                self.settled(headers, |resident, now| {
+                    self.allowed(resident, |allowed| {
+                        self.credentials(resident, allowed, name, now)
+                    })
+                })
+                .await
+            }
+            Route::Closed => Answer::refuse(Outcome::ClosedPath, "pods may not read this path\n"),
+            Route::Other => self.forwarded(headers, method, path).await,
+        };
+        (handler, answer)
+    }
+
+    /// Hands the request on for a pod that is known. Before any pod is known the safe paths are
+    /// open to all who get here, so that a node can start without its API server.
+    async fn forwarded(
+        &self,
+        headers: &HeaderMap,
+        method: &Method,
+        path: &CanonicalPath<'_>,
+    ) -> Answer {
+        let identified = if self.door.picture.is_settled() {
+            let pass = |_: &Arc<Resident>, _| Look::Done(Answer::ok(Bytes::new()));
+            self.settled(headers, pass).await
+        } else {
+            Answer::ok(Bytes::new())
+        };
+        match identified.outcome {
+            Outcome::Ok => forward::forward(self, method, path).await,
+            _ => identified,
+        }
+    }
+
+    async fn token(&self, headers: &HeaderMap) -> Answer {
+        if headers.contains_key(FORWARDED_FOR) {
+            return Answer::refuse(Outcome::BadRequest, "tokens are not given through proxies\n")
+                .with_status(StatusCode::FORBIDDEN);
+        }
+        let ttl = headers
+            .get(TOKEN_TTL)
+            .and_then(|ttl| ttl.to_str().ok()?.parse::<u32>().ok())
+            .filter(|ttl| (1..=MAX_TTL_SECONDS).contains(ttl));
+        let Some(ttl) = ttl else {
+            let sentence = "send X-aws-ec2-metadata-token-ttl-seconds from 1 to 21600\n";
+            return Answer::refuse(Outcome::BadRequest, sentence);
+        };
+        self.look(|now| match self.identify(now) {
+            Ok(resident) => {
+                let uid = &resident.workload.uid;
+                let token = self.door.tokens.issue(uid, self.peer, ttl, now);
+                Look::Done(Answer::ok(token.into()).with_header(TOKEN_TTL, ttl.into()))
+            }
+            Err(wait) => wait,
+        })
+        .await
+    }
+
+    /// Looks with an identified pod whose token, if any is sent or demanded, is its own.
+    async fn settled(
+        &self,
+        headers: &HeaderMap,
+        mut look: impl FnMut(&Arc<Resident>, Timestamp) -> Look<Answer>,
+    ) -> Answer {
+        let token = headers.get(TOKEN);
+        if token.is_none() && self.door.options.imds_v2 == ImdsV2::Required {
+            let sentence = "a metadata token is demanded: get one by PUT /latest/api/token\n";
+            return Answer::refuse(Outcome::BadToken, sentence);
+        }
+        self.look(|now| {
+            let resident = match self.identify(now) {
+                Ok(resident) => resident,
+                Err(wait) => return wait,
+            };
+            let uid = &resident.workload.uid;
+            let genuine = token.is_none_or(|token| {
+                let tokens = &self.door.tokens;
+                tokens.verify(token.as_bytes(), uid, self.peer, now)
+            });
+            if genuine {
+                look(&resident, now)
+            } else {
+                let sentence = "the metadata token is not valid, or not this pod's\n";
+                Look::Done(Answer::refuse(Outcome::BadToken, sentence))
+            }
+        })
+        .await
+    }
+
+    /// Looks until it is done or the deadline comes. What is there is answered at once, with no
+    /// future made and nothing counted.
+    async fn look(&self, mut look: impl FnMut(Timestamp) -> Look<Answer>) -> Answer {
+        let first = match look(self.door.clock.now()) {
+            Look::Done(answer) => return answer,
+            first => first,
+        };
+        let Some(_waiter) = self.connection.wait() else {
+            return Answer::refuse(Outcome::Limited, "too many requests of this pod are waiting\n");
+        };
+        let mut last = match first {
+            Look::Done(answer) | Look::Wait(answer) | Look::WaitForSession(_, answer) => answer,
+        };
+        let waiting = async {
+            let mut changes = self.door.picture.changes();
+            loop {
+                // Looked at after following, so that no change falls between.
+                match look(self.door.clock.now()) {
+                    Look::Done(answer) => return answer,
+                    Look::Wait(answer) => {
+                        last = answer;
+                        changes.next().await;
+                    }
+                    Look::WaitForSession(resident, answer) => {
+                        last = answer;
+                        let Standing::Allowed(allowed) = &resident.standing else {
+                            continue;
+                        };
+                        let changed = allowed.lease.cell().changed();
+                        tokio::pin!(changed);
+                        // Enlisted before the last look.
+                        if changed.as_mut().enable() {
+                            continue;
+                        }
+                        if let Look::Done(answer) = look(self.door.clock.now()) {
+                            return answer;
+                        }
+                        tokio::select! {
+                            () = changed => {}
+                            () = changes.next() => {}
+                        }
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(self.door.options.wait, waiting).await {
+            Ok(answer) => answer,
+            Err(_) => last,
+        }
+    }
+
+    /// The pod that has the peer's address, positively.
+    fn identify(&self, now: Timestamp) -> Result<Arc<Resident>, Look<Answer>> {
+        let not_ready = |sentence: &'static str| {
+            Err(Look::Wait(Answer::refuse(Outcome::NotReady, sentence)))
+        };
+        if !self.door.picture.is_settled() {
+            return not_ready("rolegate has not loaded its rules and workloads yet\n");
+        }
+        if self.door.guard.picture_age(now) > self.door.options.max_picture_age {
+            return not_ready("rolegate has not heard of the cluster for too long\n");
+        }
+        let unknown = |why: &str| {
+            let sentence = format!("no pod of this node is known by the address {}{why}\n", self.peer);
+            Err(Look::Wait(Answer::refuse(Outcome::UnknownPod, sentence)))
+        };
+        let resident = match self.door.picture.owner(self.peer) {
+            Some(Owner::Pod(resident)) => resident,
+            Some(Owner::Disputed) => return unknown(": several live pods claim it"),
+            None => return unknown(""),
+        };
+        if !self.door.guard.is_at_home(&resident.workload.uid, self.peer, &self.last_look) {
+            return unknown(": it has moved to another interface than its pod's");
+        }
+        if matches!(resident.standing, Standing::Undecided) {
+            return unknown(" yet: its namespace has not been seen");
+        }
+        Ok(resident)
+    }
+
+    /// Looks further for a pod that may have its role; tells the owner of one that may not.
+    fn allowed(
+        &self,
+        resident: &Arc<Resident>,
+        look: impl FnOnce(&Allowed) -> Look<Answer>,
+    ) -> Look<Answer> {
+        match &resident.standing {
+            Standing::Allowed(allowed) => look(allowed),
+            Standing::NoRole | Standing::Undecided => Look::Done(Answer::refuse(
+                Outcome::NoRole,
+                "this pod has no role: annotate it with iam.amazonaws.com/role\n",
+            )),
+            Standing::Denied { denial, body } => {
+                let now = self.door.clock.now();
+                self.door.tell.denied(resident, denial, now);
+                Look::Done(Answer::refuse(Outcome::Denied, body.clone()))
+            }
+        }
+    }
+
+    fn credentials(
+        &self,
+        resident: &Arc<Resident>,
+        allowed: &Allowed,
+        name: &str,
+        now: Timestamp,
+    ) -> Look<Answer> {
+        if name.as_bytes() != allowed.listed && name != allowed.role.as_str() {
+            let sentence = format!("Invalid role {name}\n");
+            return Look::Done(Answer::refuse(Outcome::WrongRole, sentence));
+        }
+        match allowed.lease.cell().current(now) {
+            Current::Live(session) => Look::Done(Answer::ok(session.document.bytes())),
+            Current::Failed(failure) => {
+                self.door.tell.failing(resident, &allowed.role, &failure, now);
+                Look::Done(failed(&allowed.role, failure.kind, &failure.code))
+            }
+            Current::Fetching => {
+                allowed.lease.ask();
+                let sentence = "STS has not answered yet, try again\n";
+                let answer = Answer::refuse(Outcome::StsUnavailable, sentence);
+                Look::WaitForSession(resident.clone(), answer)
+            }
+        }
+    }
+}
+
+/// The sentence about a failing role. AWS's own message names the node's role, which is for the
+/// log and not for the pod.
+fn failed(role: &RoleArn, kind: FailureKind, code: &str) -> Answer {
+    match kind {
+        FailureKind::Final => Answer::refuse(
+            Outcome::StsRefused,
+            format!(
+                "STS refuses role {role} ({code}): the role must exist, and its trust policy must \
+                 allow rolegate's role to assume it with this pod's external ID\n"
+            ),
+        ),
+        FailureKind::Throttled | FailureKind::Temporary => Answer::refuse(
+            Outcome::StsUnavailable,
+            format!("STS gives no session of role {role} for now ({code}), try again\n"),
+        ),
+    }
+}

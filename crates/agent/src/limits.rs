@@ -1,0 +1,214 @@
+//! Limits on connections, waiters and forwarded requests, for each pod and in all, so that one
+//! noisy pod costs its neighbours nothing.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+
+/// Addresses that are remembered without a connection: more than a node has pods.
+const KEPT_PEERS: usize = 2048;
+
+/// How much each pod, and all of them, may take.
+#[derive(Debug, Clone, Copy)]
+pub struct LimitOptions {
+    /// Connections of all pods.
+    pub connections: usize,
+    /// Connections of one pod.
+    pub connections_per_pod: u32,
+    /// Requests of one pod that wait for the watch or for STS.
+    pub waiters_per_pod: u32,
+    /// Requests a second that one pod may have forwarded to the node's metadata service, whose
+    /// own limit is shared by the whole node.
+    pub forwards_per_second: u32,
+}
+
+impl Default for LimitOptions {
+    fn default() -> Self {
+        Self {
+            connections: 8192,
+            connections_per_pod: 256,
+            waiters_per_pod: 64,
+            forwards_per_second: 200,
+        }
+    }
+}
+
+/// Counts what is in use.
+#[derive(Debug)]
+pub struct Limits {
+    options: LimitOptions,
+    connections: AtomicUsize,
+    /// Touched when a connection opens and closes, not for each request.
+    peers: Mutex<HashMap<IpAddr, Arc<Peer>>>,
+}
+
+/// What one address has in use.
+#[derive(Debug)]
+struct Peer {
+    connections: AtomicU32,
+    waiters: AtomicU32,
+    /// A bucket of forwards: the second it was last filled in, and how many are used of it.
+    second: AtomicU64,
+    forwards: AtomicU32,
+}
+
+impl Limits {
+    /// Nothing in use.
+    pub fn new(options: LimitOptions) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            connections: AtomicUsize::new(0),
+            peers: Mutex::default(),
+        })
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
+    /// Takes room for a connection of `address`, given back when dropped. `None`: there is none.
+    pub fn connect(self: &Arc<Self>, address: IpAddr) -> Option<Connection> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.connections.load(Relaxed) >= self.options.connections {
+            return None;
+        }
+        let peer = peers.entry(address).or_insert_with(|| {
+            Arc::new(Peer {
+                connections: AtomicU32::new(0),
+                waiters: AtomicU32::new(0),
+                second: AtomicU64::new(0),
+                forwards: AtomicU32::new(0),
+            })
+        });
+        if peer.connections.load(Relaxed) >= self.options.connections_per_pod {
+            return None;
+        }
+        peer.connections.fetch_add(1, Relaxed);
+        self.connections.fetch_add(1, Relaxed);
+        Some(Connection {
+            peer: peer.clone(),
+            limits: self.clone(),
+        })
+    }
+}
+
+/// Room for one connection.
+#[derive(Debug)]
+pub struct Connection {
+    peer: Arc<Peer>,
+    limits: Arc<Limits>,
+}
+
+impl Connection {
+    /// Takes room for a waiter; `None`: too many of this pod's requests wait already.
+    pub fn wait(&self) -> Option<Waiter<'_>> {
+        let most = self.limits.options.waiters_per_pod;
+        self.peer
+            .waiters
+            .fetch_update(Relaxed, Relaxed, |count| (count < most).then_some(count + 1))
+            .ok()
+            .map(|_| Waiter(&self.peer))
+    }
+
+    /// Whether one more request of this pod may be forwarded in this second.
+    pub fn forward(&self, now: Timestamp) -> bool {
+        let second = u64::try_from(now.as_second()).unwrap_or_default();
+        if self.peer.second.swap(second, Relaxed) != second {
+            self.peer.forwards.store(0, Relaxed);
+        }
+        self.peer.forwards.fetch_add(1, Relaxed) < self.limits.options.forwards_per_second
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut peers = self
+            .limits
+            .peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.limits.connections.fetch_sub(1, Relaxed);
+        self.peer.connections.fetch_sub(1, Relaxed);
+        // Kept for a while, or a new connection for each request would be a new bucket each.
+        if peers.len() > KEPT_PEERS {
+            peers.retain(|_, peer| peer.connections.load(Relaxed) > 0);
+        }
+    }
+}
+
+/// Room for one waiting request.
+#[derive(Debug)]
+pub struct Waiter<'a>(&'a Peer);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Arc<Limits> {
+        Limits::new(LimitOptions {
+            connections: 3,
+            connections_per_pod: 2,
+            waiters_per_pod: 1,
+            forwards_per_second: 2,
+        })
+    }
+
+    #[test]
+    fn connections_for_each_pod_and_in_all() {
+        let limits = limits();
+        let [one, two]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+        let first = limits.connect(one).unwrap();
+        let _second = limits.connect(one).unwrap();
+        assert!(limits.connect(one).is_none());
+        let _third = limits.connect(two).unwrap();
+        assert!(limits.connect(two).is_none());
+        drop(first);
+        assert!(limits.connect(two).is_some());
+        assert_eq!(limits.connections(), 2);
+    }
+
+    #[test]
+    fn what_is_kept_of_pods_that_left_is_bounded() {
+        let limits = limits();
+        for n in 0..2 * u32::try_from(KEPT_PEERS).unwrap() {
+            drop(limits.connect(std::net::Ipv4Addr::from_bits(n).into()));
+        }
+        assert!(limits.peers.lock().unwrap().len() <= KEPT_PEERS + 1);
+    }
+
+    #[test]
+    fn a_new_connection_is_no_new_bucket() {
+        let limits = limits();
+        let now = Timestamp::from_second(10).unwrap();
+        let forwarded = (0..5)
+            .filter(|_| limits.connect([10, 0, 0, 1].into()).unwrap().forward(now))
+            .count();
+        assert_eq!(forwarded, 2);
+    }
+
+    #[test]
+    fn waiters_and_forwards() {
+        let limits = limits();
+        let connection = limits.connect([10, 0, 0, 1].into()).unwrap();
+        let other = limits.connect([10, 0, 0, 1].into()).unwrap();
+        let waiter = connection.wait().unwrap();
+        assert!(other.wait().is_none());
+        drop(waiter);
+        assert!(other.wait().is_some());
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let forwarded = |second| (0..5).filter(|_| connection.forward(at(second))).count();
+        assert_eq!(forwarded(10), 2);
+        assert_eq!(forwarded(10), 0);
+        assert_eq!(forwarded(11), 2);
+    }
+}

@@ -1,0 +1,194 @@
+//! Metrics of the agent's doors. What a request touches is atomic and found without hashing.
+
+use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use rolegate_runtime::histogram::AtomicHistogram;
+
+/// What a request asked for; a fixed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Handler {
+    /// A token of version 2.
+    Token,
+    /// The name of the pod's role.
+    RoleName,
+    /// Its credentials.
+    Credentials,
+    /// `iam/info`.
+    Info,
+    /// Something of the node's metadata service.
+    Forward,
+    /// kube2iam's health page.
+    Health,
+    /// Nothing that is served.
+    Other,
+}
+
+/// How it ended; a fixed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Served.
+    Ok,
+    /// The pod has no role.
+    NoRole,
+    /// No pod is known by the address.
+    UnknownPod,
+    /// Another role than the pod's was asked for.
+    WrongRole,
+    /// Refused by a rule.
+    Denied,
+    /// STS refuses for good.
+    StsRefused,
+    /// STS fails for now, or is slow.
+    StsUnavailable,
+    /// Rules or workloads are not loaded, or too old.
+    NotReady,
+    /// A malformed request.
+    BadRequest,
+    /// A missing or wrong token.
+    BadToken,
+    /// A path that pods may not read.
+    ClosedPath,
+    /// Over a limit.
+    Limited,
+    /// The node's metadata service failed.
+    Upstream,
+}
+
+const HANDLERS: usize = 7;
+const OUTCOMES: usize = 13;
+
+impl Handler {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::RoleName => "role_name",
+            Self::Credentials => "credentials",
+            Self::Info => "info",
+            Self::Forward => "forward",
+            Self::Health => "health",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl Outcome {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::NoRole => "no_role",
+            Self::UnknownPod => "unknown_pod",
+            Self::WrongRole => "wrong_role",
+            Self::Denied => "denied",
+            Self::StsRefused => "sts_refused",
+            Self::StsUnavailable => "sts_unavailable",
+            Self::NotReady => "not_ready",
+            Self::BadRequest => "bad_request",
+            Self::BadToken => "bad_token",
+            Self::ClosedPath => "closed_path",
+            Self::Limited => "limited",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
+impl EncodeLabelValue for Handler {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        self.as_str().encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        self.as_str().encode(encoder)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    handler: Handler,
+    outcome: Outcome,
+}
+
+type Requests = Family<RequestLabels, AtomicHistogram, fn() -> AtomicHistogram>;
+type SmallGauge = Gauge<i64, Arc<AtomicI64>>;
+
+/// Metrics of the agent. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AgentMetrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    requests: Requests,
+    /// The family's histograms as they are first used, found by position.
+    slots: [[OnceLock<AtomicHistogram>; OUTCOMES]; HANDLERS],
+    rejected: Counter,
+    pods: SmallGauge,
+    disputed: SmallGauge,
+}
+
+impl AgentMetrics {
+    /// Registers the metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        let inner = Inner {
+            requests: Family::new_with_constructor(|| {
+                AtomicHistogram::new(AtomicHistogram::LATENCIES)
+            }),
+            slots: Default::default(),
+            rejected: Counter::default(),
+            pods: SmallGauge::default(),
+            disputed: SmallGauge::default(),
+        };
+        registry.register(
+            "request_duration_seconds",
+            "Time that requests of pods took, by what was asked for and how it ended",
+            inner.requests.clone(),
+        );
+        registry.register(
+            "connections_rejected",
+            "Connections closed at once because a limit was reached",
+            inner.rejected.clone(),
+        );
+        registry.register("workloads", "Pods known", inner.pods.clone());
+        registry.register(
+            "disputed_addresses",
+            "Addresses that several live pods claim, which get nothing",
+            inner.disputed.clone(),
+        );
+        Self(Arc::new(inner))
+    }
+
+    /// Counts one request.
+    pub fn request(&self, handler: Handler, outcome: Outcome, took: Duration) {
+        let slot = self
+            .0
+            .slots
+            .get(handler as usize)
+            .and_then(|outcomes| outcomes.get(outcome as usize));
+        if let Some(slot) = slot {
+            slot.get_or_init(|| {
+                let labels = RequestLabels { handler, outcome };
+                self.0.requests.get_or_create(&labels).clone()
+            })
+            .observe(took);
+        }
+    }
+
+    /// Counts a connection that was closed at once.
+    pub fn rejected(&self) {
+        self.0.rejected.inc();
+    }
+
+    pub(crate) fn set_pods(&self, pods: usize, disputed: usize) {
+        self.0.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+        self.0.disputed.set(i64::try_from(disputed).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,107 @@
+//! Running `nft` and `iptables`: bounded in time and output, in one language, without a shell.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use super::RedirectError;
+
+/// How long a program may take; iptables itself waits 5 s for its lock.
+const LIMIT: Duration = Duration::from_secs(15);
+/// Bytes of output that are read: the own chains and the head chains are a few kilobytes.
+const MAX_OUTPUT: usize = 1024 * 1024;
+/// Bytes of what a program complains that go into an error.
+const MAX_COMPLAINT: usize = 600;
+/// Where the programs are in images that set no path for them.
+const ADMIN_PATHS: &str = "/usr/sbin:/sbin:/usr/local/sbin";
+
+/// How a program ended.
+pub(super) struct Done {
+    /// What it printed.
+    pub(super) stdout: String,
+    /// What it complained of, if it failed; one line, bounded.
+    pub(super) complaint: Option<String>,
+}
+
+/// Runs a program to its end, with `input` as its standard input.
+pub(super) async fn run(
+    program: &'static str,
+    hint: &'static str,
+    args: &[&str],
+    input: &str,
+) -> Result<Done, RedirectError> {
+    let io = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => RedirectError::Missing { program, hint },
+        _ => RedirectError::Io { program, source },
+    };
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    if !path.is_empty() {
+        path.push(":");
+    }
+    path.push(OsString::from(ADMIN_PATHS));
+    let mut child = Command::new(program)
+        .args(args)
+        .env_clear()
+        .env("LC_ALL", "C")
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(io)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A program that refuses early closes its input: its own words say why.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+    };
+    let work = async {
+        let ((), stdout, stderr) = tokio::join!(feed, read(stdout), read(stderr));
+        Ok::<_, io::Error>((stdout?, stderr?, child.wait().await?))
+    };
+    let (stdout, stderr, status) = tokio::time::timeout(LIMIT, work)
+        .await
+        .map_err(|_| RedirectError::TimedOut {
+            program,
+            seconds: LIMIT.as_secs(),
+        })?
+        .map_err(io)?;
+    if stdout.len() > MAX_OUTPUT {
+        let limit = MAX_OUTPUT;
+        return Err(RedirectError::TooMuch { program, limit });
+    }
+    Ok(Done {
+        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+        complaint: (!status.success()).then(|| complaint(&stderr, status)),
+    })
+}
+
+/// Reads to the end, so that the writer never blocks, and keeps one byte more than the limit.
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    if let Some(mut pipe) = pipe {
+        (&mut pipe)
+            .take(MAX_OUTPUT as u64 + 1)
+            .read_to_end(&mut kept)
+            .await?;
+        tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
+    }
+    Ok(kept)
+}
+
+/// What a failed program said, on one line.
+fn complaint(stderr: &[u8], status: std::process::ExitStatus) -> String {
+    let said = String::from_utf8_lossy(stderr);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    if said.is_empty() {
+        return status.to_string();
+    }
+    said.chars().take(MAX_COMPLAINT).collect()
+}

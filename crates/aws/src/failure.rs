@@ -1,0 +1,277 @@
+//! What went wrong at STS, sorted by what helps, and said within bounds.
+//!
+//! The text of a refusal of our own credentials is never AWS's: `SignatureDoesNotMatch` quotes
+//! the signed request back, session token included.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use rolegate_core::session::{Failure, FailureKind, SessionKey};
+
+const MAX_MESSAGE: usize = 300;
+const MAX_CODE: usize = 64;
+
+/// A failure of our own making.
+pub(crate) fn temporary(code: &str, message: &str) -> Failure {
+    Failure {
+        kind: FailureKind::Temporary,
+        code: code.to_owned(),
+        message: bounded(message, MAX_MESSAGE),
+    }
+}
+
+/// No answer within `limit`.
+pub(crate) fn timed_out(limit: Duration) -> Failure {
+    let seconds = limit.as_secs_f64();
+    temporary(
+        "Timeout",
+        &format!("STS did not answer within {seconds} s: check the node's way to its endpoint"),
+    )
+}
+
+/// What the SDK reports, for a call made with `key` where it was to assume a role.
+pub(crate) fn from_sdk<E>(error: &SdkError<E>, key: Option<&SessionKey>, limit: Duration) -> Failure
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    if let SdkError::ServiceError(answer) = error {
+        let status = answer.raw().status().as_u16();
+        let refusal = answer.err();
+        return refused(refusal.code(), refusal.message(), status, key);
+    }
+    let chain = chain(error);
+    if find::<CredentialsError>(error).is_some() {
+        return temporary(
+            "NoCredentials",
+            &format!("rolegate has no AWS credentials of its own: {chain}"),
+        );
+    }
+    match error {
+        SdkError::TimeoutError(_) => timed_out(limit),
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => timed_out(limit),
+        SdkError::DispatchFailure(_) => {
+            temporary("Unreachable", &format!("STS can't be reached: {chain}"))
+        }
+        _ => temporary("BadAnswer", &format!("STS's answer makes no sense: {chain}")),
+    }
+}
+
+/// An answer with an error in it.
+fn refused(
+    code: Option<&str>,
+    message: Option<&str>,
+    status: u16,
+    key: Option<&SessionKey>,
+) -> Failure {
+    let kind = classify(code, status);
+    let message = message.unwrap_or("STS gave no reason");
+    let text = match code.and_then(own_credentials) {
+        Some(advice) => format!("STS refused rolegate's own credentials: {advice}"),
+        None => match advice(code, message, key) {
+            Some(advice) => {
+                // The advice must survive the cut.
+                let room = MAX_MESSAGE.saturating_sub(advice.chars().count() + 2);
+                let message = bounded(message.trim_end_matches('.'), room);
+                format!("{message}: {advice}")
+            }
+            None => message.to_owned(),
+        },
+    };
+    Failure {
+        kind,
+        code: code.map_or_else(|| format!("HTTP{status}"), |code| bounded(code, MAX_CODE)),
+        message: bounded(&text, MAX_MESSAGE),
+    }
+}
+
+/// Whether an answer is final. One without AWS's code is none of STS's, but of something between
+/// us, and says nothing about the request.
+fn classify(code: Option<&str>, status: u16) -> FailureKind {
+    let throttled = code.is_some_and(|code| {
+        code.starts_with("Throttling")
+            || code.starts_with("TooManyRequests")
+            || code == "RequestLimitExceeded"
+            || code == "Throttled"
+    });
+    match code {
+        _ if throttled || status == 429 => FailureKind::Throttled,
+        Some(code) if own_credentials(code).is_none() && (400..500).contains(&status) => {
+            FailureKind::Final
+        }
+        _ => FailureKind::Temporary,
+    }
+}
+
+/// What to do where it is our own credentials, or our clock, that STS doesn't like.
+fn own_credentials(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "SignatureDoesNotMatch"
+        | "IncompleteSignature"
+        | "InvalidSignatureException"
+        | "RequestExpired"
+        | "RequestTimeTooSkewed" => {
+            "the signature does not fit. Check the node's clock, then the secret access key"
+        }
+        "ExpiredToken" | "ExpiredTokenException" => {
+            "they have expired. If that stays so, check the node's clock and where the credentials come from"
+        }
+        "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "InvalidAccessKeyId"
+        | "MissingAuthenticationToken"
+        | "AuthFailure" => {
+            "AWS doesn't know them. Check where they come from, and that this Region is enabled for their account"
+        }
+        _ => return None,
+    })
+}
+
+/// What to change so that STS agrees, where its message doesn't say.
+fn advice(code: Option<&str>, message: &str, key: Option<&SessionKey>) -> Option<String> {
+    let key = key?;
+    let asked = key.duration_seconds;
+    if message.contains("role chaining") {
+        return Some(format!(
+            "{asked} s were asked for; set the session's duration to 3600 s or less"
+        ));
+    }
+    if message.contains("MaxSessionDuration") {
+        return Some(format!(
+            "{asked} s were asked for; lower the session's duration, or raise MaxSessionDuration of role {}",
+            key.role.name()
+        ));
+    }
+    code?.starts_with("AccessDenied").then(|| {
+        "check that the role exists, that its trust policy names this caller, and its external ID"
+            .to_owned()
+    })
+}
+
+/// The `Display` texts of an error and its sources, without repetitions. (`Debug` could hold
+/// requests and answers.)
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in causes(error) {
+        let cause = cause.to_string();
+        if text.ends_with(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        // Writing to a String can't fail.
+        let _ = write!(text, "{cause}");
+    }
+    text
+}
+
+fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// An error and its sources; bounded, for chains may be endless.
+fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source()).take(16)
+}
+
+/// At most `limit` characters, on one line.
+pub(crate) fn bounded(text: &str, limit: usize) -> String {
+    let mut kept: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(limit)
+        .collect();
+    if kept.len() < text.len() {
+        kept.pop();
+        kept.push('…');
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_core::arn::RoleArn;
+
+    use super::*;
+
+    fn key() -> SessionKey {
+        SessionKey {
+            role: RoleArn::parse("arn:aws:iam::123456789012:role/team/reader").unwrap(),
+            name: "default.api".into(),
+            external_id: None,
+            duration_seconds: 7200,
+        }
+    }
+
+    #[test]
+    fn each_code_is_final_throttled_or_temporary() {
+        use FailureKind::{Final, Temporary, Throttled};
+        for (code, status, kind) in [
+            ("AccessDenied", 403, Final),
+            ("AccessDeniedException", 400, Final),
+            ("MalformedPolicyDocument", 400, Final),
+            ("PackedPolicyTooLarge", 400, Final),
+            ("RegionDisabledException", 403, Final),
+            ("ValidationError", 400, Final),
+            ("InvalidParameterValue", 400, Final),
+            ("SomethingNew", 418, Final),
+            ("Throttling", 400, Throttled),
+            ("ThrottlingException", 400, Throttled),
+            ("TooManyRequestsException", 429, Throttled),
+            ("RequestLimitExceeded", 503, Throttled),
+            ("SomethingNew", 429, Throttled),
+            ("ServiceUnavailable", 503, Temporary),
+            ("InternalFailure", 500, Temporary),
+            ("InvalidClientTokenId", 403, Temporary),
+            ("ExpiredToken", 403, Temporary),
+            ("SignatureDoesNotMatch", 403, Temporary),
+            ("RequestExpired", 400, Temporary),
+        ] {
+            assert_eq!(classify(Some(code), status), kind, "{code} {status}");
+        }
+        for (status, kind) in [(429, Throttled), (403, Temporary), (502, Temporary)] {
+            assert_eq!(classify(None, status), kind, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_signature_error_never_quotes_the_request() {
+        let quoted = "The Canonical String should have been 'POST x-amz-security-token:SECRET'";
+        let failure = refused(Some("SignatureDoesNotMatch"), Some(quoted), 403, Some(&key()));
+        assert!(!failure.message.contains("SECRET"), "{failure}");
+        assert!(failure.message.contains("clock"), "{failure}");
+    }
+
+    #[test]
+    fn durations_that_are_too_long_come_with_advice() {
+        let chaining = "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining";
+        let failure = refused(Some("ValidationError"), Some(chaining), 400, Some(&key()));
+        assert!(failure.message.contains("3600 s or less"), "{failure}");
+        let maximum =
+            "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
+        let failure = refused(Some("ValidationError"), Some(maximum), 400, Some(&key()));
+        assert!(
+            failure.message.ends_with("7200 s were asked for; lower the session's duration, or raise MaxSessionDuration of role reader"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn messages_are_bounded_and_on_one_line() {
+        let long = format!("a\nb\u{1b}[31m{}", "é".repeat(1000));
+        for code in ["AccessDenied", "InternalFailure"] {
+            let failure = refused(Some(code), Some(&long), 400, Some(&key()));
+            assert!(failure.message.chars().count() <= MAX_MESSAGE);
+            assert!(!failure.message.chars().any(char::is_control));
+        }
+        let failure = refused(Some("AccessDenied"), Some(&long), 403, Some(&key()));
+        assert!(failure.message.ends_with("external ID"), "{failure}");
+        let failure = refused(Some(&"x".repeat(1000)), None, 403, None);
+        assert!(failure.code.chars().count() <= MAX_CODE);
+    }
+}

@@ -1,0 +1,327 @@
+//! Who and where we are: the node's role, account, partition and Region, and the role that
+//! rolegate itself runs with.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use rolegate_core::arn::{BaseArn, RoleArn};
+use rolegate_core::decision::OwnRole;
+use rolegate_core::session::Failure;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::failure;
+use crate::imds::{Imds, ImdsError};
+use crate::sts::{CallerIdentity, Sts};
+
+/// The longest that finding out takes, whoever doesn't answer.
+const LIMIT: Duration = Duration::from_secs(2);
+
+const ROLE: &str = "/latest/meta-data/iam/security-credentials/";
+const INFO: &str = "/latest/meta-data/iam/info";
+const DOCUMENT: &str = "/latest/dynamic/instance-identity/document";
+const PARTITION: &str = "/latest/meta-data/services/partition";
+
+/// The instance, from its identity document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// 12 digits.
+    pub account: String,
+    /// `eu-west-1`, …
+    pub region: String,
+    /// `i-…`
+    pub id: String,
+}
+
+/// The owner of an instance profile, from its ARN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProfileOwner {
+    /// `aws`, `aws-cn`, …
+    pub partition: String,
+    /// 12 digits.
+    pub account: String,
+}
+
+/// What could be found out; each part on its own, since any may be closed off.
+#[derive(Debug, Clone)]
+pub struct Discovered {
+    /// The name of the node's role; `None` where the node has none.
+    pub node_role: Result<Option<String>, ImdsError>,
+    /// Whose the node's instance profile is; `None` where the node has none.
+    pub profile: Result<Option<ProfileOwner>, ImdsError>,
+    /// The instance that we run on.
+    pub instance: Result<Instance, ImdsError>,
+    /// The partition as the metadata service names it.
+    pub partition: Result<String, ImdsError>,
+    /// Whose credentials we call AWS with.
+    pub caller: Result<CallerIdentity, Failure>,
+}
+
+/// Asks STS and the metadata service, everything at once and 2 s at most.
+pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
+    let caller = async {
+        timeout(LIMIT, sts.caller_identity())
+            .await
+            .unwrap_or_else(|_| Err(failure::timed_out(LIMIT)))
+    };
+    let (role, info, document, partition, caller) =
+        tokio::join!(text(imds, ROLE), text(imds, INFO), text(imds, DOCUMENT), text(imds, PARTITION), caller);
+    Discovered {
+        node_role: present(role).and_then(|text| text.map(|text| parse_role(&text)).transpose()),
+        profile: present(info).and_then(|text| text.map(|text| parse_info(&text)).transpose()),
+        instance: document.and_then(|text| parse_document(&text)),
+        partition: partition.and_then(|text| parse_partition(&text)),
+        caller,
+    }
+}
+
+async fn text(imds: &Imds, path: &str) -> Result<String, ImdsError> {
+    timeout(LIMIT, imds.get_text(path))
+        .await
+        .unwrap_or(Err(ImdsError::TimedOut))
+}
+
+/// 404 means that there is no role, and is an answer.
+fn present(text: Result<String, ImdsError>) -> Result<Option<String>, ImdsError> {
+    match text {
+        Err(ImdsError::Status(StatusCode::NOT_FOUND)) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+impl Discovered {
+    /// The base ARN of the node's account: by its instance profile, its identity document, or
+    /// the credentials that we run with, whichever is known.
+    pub fn base_arn(&self) -> Option<BaseArn> {
+        let (partition, account) = if let Ok(Some(owner)) = &self.profile {
+            (owner.partition.as_str(), owner.account.as_str())
+        } else if let Ok(instance) = &self.instance {
+            let partition = self.partition.as_deref();
+            (
+                partition.unwrap_or_else(|_| partition_of(&instance.region)),
+                instance.account.as_str(),
+            )
+        } else {
+            let caller = self.caller.as_ref().ok()?;
+            (caller.partition()?, caller.account.as_str())
+        };
+        BaseArn::of_account(partition, account).ok()
+    }
+
+    /// The node's Region.
+    pub fn region(&self) -> Option<&str> {
+        self.instance.as_ref().ok().map(|instance| instance.region.as_str())
+    }
+
+    /// The roles that no pod may have: the node's, and the one we call AWS with.
+    pub fn own_roles(&self) -> Vec<OwnRole> {
+        let node = self.node_role.as_ref().ok().and_then(Option::as_ref).map(|name| OwnRole {
+            account: match (&self.profile, &self.instance) {
+                (Ok(Some(owner)), _) => Some(owner.account.clone()),
+                (_, Ok(instance)) => Some(instance.account.clone()),
+                _ => None,
+            },
+            name: name.clone(),
+        });
+        let caller = self.caller.as_ref().ok().and_then(|caller| {
+            Some(OwnRole {
+                account: Some(caller.account.clone()),
+                name: caller.role_name()?.to_owned(),
+            })
+        });
+        let mut roles: Vec<OwnRole> = node.into_iter().chain(caller).collect();
+        roles.dedup();
+        roles
+    }
+}
+
+/// The partition of a Region, by its name.
+pub fn partition_of(region: &str) -> &'static str {
+    const PREFIXES: [(&str, &str); 7] = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("eusc-", "aws-eusc"),
+        ("us-iso-", "aws-iso"),
+        ("us-isob-", "aws-iso-b"),
+        ("eu-isoe-", "aws-iso-e"),
+        ("us-isof-", "aws-iso-f"),
+    ];
+    PREFIXES
+        .iter()
+        .find(|(prefix, _)| region.starts_with(prefix))
+        .map_or("aws", |(_, partition)| partition)
+}
+
+/// The service lists the one role of the profile, on a line of its own.
+fn parse_role(text: &str) -> Result<String, ImdsError> {
+    let name = text.lines().next().unwrap_or_default().trim();
+    // A name is what completes a base ARN without a path.
+    BaseArn::of_account("aws", "000000000000")
+        .ok()
+        .and_then(|base| RoleArn::parse(&format!("{}{name}", base.as_str())).ok())
+        .filter(|role| role.resource() == role.name())
+        .map(|role| role.name().to_owned())
+        .ok_or(ImdsError::Malformed("a role's name"))
+}
+
+fn parse_info(text: &str) -> Result<ProfileOwner, ImdsError> {
+    let info = json(text);
+    let arn = field(&info, "InstanceProfileArn");
+    let owner = arn.and_then(|arn| {
+        let (prefix, _) = arn.split_once(":instance-profile/")?;
+        let (partition, account) = prefix.strip_prefix("arn:")?.split_once(":iam::")?;
+        BaseArn::of_account(partition, account).ok()?;
+        Some(ProfileOwner {
+            partition: partition.to_owned(),
+            account: account.to_owned(),
+        })
+    });
+    owner.ok_or(ImdsError::Malformed("an instance profile"))
+}
+
+fn parse_document(text: &str) -> Result<Instance, ImdsError> {
+    let document = json(text);
+    let word = |name| {
+        field(&document, name)
+            .filter(|word| is_word(word))
+            .map(str::to_owned)
+            .ok_or(ImdsError::Malformed("an instance identity document"))
+    };
+    Ok(Instance {
+        account: word("accountId")?,
+        region: word("region")?,
+        id: word("instanceId")?,
+    })
+}
+
+fn parse_partition(text: &str) -> Result<String, ImdsError> {
+    let name = text.trim();
+    (name.starts_with("aws") && is_word(name))
+        .then(|| name.to_owned())
+        .ok_or(ImdsError::Malformed("a partition"))
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+fn field<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
+    object.get(name)?.as_str()
+}
+
+fn is_word(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing() -> Discovered {
+        Discovered {
+            node_role: Err(ImdsError::TimedOut),
+            profile: Err(ImdsError::TimedOut),
+            instance: Err(ImdsError::TimedOut),
+            partition: Err(ImdsError::TimedOut),
+            caller: Err(failure::timed_out(LIMIT)),
+        }
+    }
+
+    fn caller(arn: &str) -> CallerIdentity {
+        CallerIdentity {
+            arn: arn.into(),
+            account: "210987654321".into(),
+        }
+    }
+
+    #[test]
+    fn each_region_is_in_its_partition() {
+        for (region, partition) in [
+            ("eu-west-1", "aws"),
+            ("us-east-1", "aws"),
+            ("cn-north-1", "aws-cn"),
+            ("us-gov-west-1", "aws-us-gov"),
+            ("us-iso-east-1", "aws-iso"),
+            ("us-isob-east-1", "aws-iso-b"),
+            ("eu-isoe-west-1", "aws-iso-e"),
+            ("us-isof-south-1", "aws-iso-f"),
+            ("eusc-de-east-1", "aws-eusc"),
+        ] {
+            assert_eq!(partition_of(region), partition, "{region}");
+        }
+    }
+
+    #[test]
+    fn what_the_service_says_is_checked() {
+        assert_eq!(parse_role("node-role\n").unwrap(), "node-role");
+        for text in ["", "\n", "a/b", "a b", "<html>", "../x", &"x".repeat(65)] {
+            assert!(parse_role(text).is_err(), "{text:?}");
+        }
+        let info = r#"{"InstanceProfileArn":"arn:aws-cn:iam::123456789012:instance-profile/p/q"}"#;
+        assert_eq!(
+            parse_info(info).unwrap(),
+            ProfileOwner {
+                partition: "aws-cn".into(),
+                account: "123456789012".into()
+            }
+        );
+        for text in ["", "{}", "[]", r#"{"InstanceProfileArn":"arn:aws:iam::1:instance-profile/p"}"#] {
+            assert!(parse_info(text).is_err(), "{text:?}");
+        }
+        let document = r#"{"accountId":"123456789012","region":"eu-west-1","instanceId":"i-0"}"#;
+        assert_eq!(parse_document(document).unwrap().region, "eu-west-1");
+        for text in ["", "{}", r#"{"accountId":"1","region":"a b","instanceId":"i"}"#] {
+            assert!(parse_document(text).is_err(), "{text:?}");
+        }
+        assert_eq!(parse_partition("aws-eusc\n").unwrap(), "aws-eusc");
+        assert!(parse_partition("<html>").is_err());
+    }
+
+    #[test]
+    fn the_base_arn_comes_from_the_first_that_knows() {
+        let base = |found: &Discovered| found.base_arn().map(|base| base.as_str().to_owned());
+        let mut found = nothing();
+        assert_eq!(base(&found), None);
+        found.caller = Ok(caller("arn:aws-us-gov:sts::210987654321:assumed-role/agent/x"));
+        assert_eq!(base(&found).unwrap(), "arn:aws-us-gov:iam::210987654321:role/");
+        found.instance = Ok(Instance {
+            account: "111111111111".into(),
+            region: "cn-north-1".into(),
+            id: "i-0".into(),
+        });
+        assert_eq!(base(&found).unwrap(), "arn:aws-cn:iam::111111111111:role/");
+        found.partition = Ok("aws-iso".into());
+        assert_eq!(base(&found).unwrap(), "arn:aws-iso:iam::111111111111:role/");
+        found.profile = Ok(Some(ProfileOwner {
+            partition: "aws".into(),
+            account: "222222222222".into(),
+        }));
+        assert_eq!(base(&found).unwrap(), "arn:aws:iam::222222222222:role/");
+    }
+
+    #[test]
+    fn our_own_roles_are_the_nodes_and_the_callers() {
+        let own = |account: Option<&str>, name: &str| OwnRole {
+            account: account.map(str::to_owned),
+            name: name.into(),
+        };
+        let mut found = nothing();
+        assert_eq!(found.own_roles(), []);
+        found.node_role = Ok(Some("node".into()));
+        assert_eq!(found.own_roles(), [own(None, "node")]);
+        found.profile = Ok(Some(ProfileOwner {
+            partition: "aws".into(),
+            account: "210987654321".into(),
+        }));
+        found.caller = Ok(caller("arn:aws:sts::210987654321:assumed-role/agent/session"));
+        assert_eq!(
+            found.own_roles(),
+            [own(Some("210987654321"), "node"), own(Some("210987654321"), "agent")]
+        );
+        found.caller = Ok(caller("arn:aws:sts::210987654321:assumed-role/node/i-0"));
+        assert_eq!(found.own_roles(), [own(Some("210987654321"), "node")]);
+        found.caller = Ok(caller("arn:aws:iam::210987654321:user/somebody"));
+        assert_eq!(found.own_roles(), [own(Some("210987654321"), "node")]);
+    }
+}

@@ -1,0 +1,311 @@
+//! A client of the node's real metadata service, for our own questions and for what pods may read
+//! through us.
+//!
+//! It speaks version 2 with a token of its own, and version 1 where the service has no tokens.
+//! Nothing of a pod's request but method and path gets there, and nothing of our token gets back.
+
+mod body;
+mod token;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderMap, HeaderName, SET_COOKIE};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::timeout;
+
+pub use body::MetadataBody;
+use token::{Access, Tokens};
+
+/// The longest answer that [`Imds::get_text`] takes, bytes.
+const MAX_TEXT: usize = 64 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Response headers of the metadata service take a few hundred bytes.
+const MAX_HEADERS: usize = 16 * 1024;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_IDLE: usize = 32;
+
+const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
+const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
+/// What concerns the connection to the service and not the answer, or is the service's with us
+/// alone.
+const NOT_FORWARDED: [HeaderName; 11] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    http::header::PROXY_AUTHENTICATE,
+    http::header::TE,
+    http::header::TRAILER,
+    http::header::TRANSFER_ENCODING,
+    http::header::UPGRADE,
+    SET_COOKIE,
+    TOKEN,
+    TOKEN_TTL,
+];
+
+/// Why the node's metadata service did not give an answer to hand on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImdsError {
+    /// What was given is no address.
+    #[error("{0:?} is no metadata address: write HOST:PORT, such as 169.254.169.254:80")]
+    BadAddress(String),
+    /// Not a GET or HEAD of an absolute path.
+    #[error("only GET and HEAD of a path can be asked of the node's metadata service")]
+    BadRequest,
+    /// No connection, or one that broke.
+    #[error("the node's metadata service can't be reached: {0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error(
+        "the node's metadata service does not answer: from a network namespace of our own its answers need a higher hop limit"
+    )]
+    TimedOut,
+    /// The service refuses a token that it has just given.
+    #[error("the node's metadata service refuses its own token")]
+    TokenRefused,
+    /// A status that means there is no answer.
+    #[error("the node's metadata service answers {0}")]
+    Status(StatusCode),
+    /// Longer than any text that is asked for, or not text.
+    #[error("the node's metadata service answers what can't be read as {0}")]
+    Malformed(&'static str),
+}
+
+impl ImdsError {
+    /// The word for metric labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::BadAddress(_) => "bad_address",
+            Self::BadRequest => "bad_request",
+            Self::Unreachable(_) => "unreachable",
+            Self::TimedOut => "timeout",
+            Self::TokenRefused => "token_refused",
+            Self::Status(_) => "status",
+            Self::Malformed(_) => "malformed",
+        }
+    }
+}
+
+/// A client of the metadata service. Cheap to clone; all clones share one pool of connections
+/// and one token.
+#[derive(Clone)]
+pub struct Imds {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client<HttpConnector, Empty<Bytes>>,
+    authority: Authority,
+    tokens: Tokens,
+}
+
+impl std::fmt::Debug for Imds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Imds")
+            .field("authority", &self.inner.authority)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Imds {
+    /// `address` is `HOST[:PORT]` or, as in `AWS_EC2_METADATA_SERVICE_ENDPOINT`,
+    /// `http://HOST[:PORT]/`. Does no I/O.
+    ///
+    /// # Errors
+    /// [`ImdsError::BadAddress`].
+    pub fn new(address: &str) -> Result<Self, ImdsError> {
+        let host = address.strip_prefix("http://").unwrap_or(address);
+        let authority = host
+            .strip_suffix('/')
+            .unwrap_or(host)
+            .parse::<Authority>()
+            .ok()
+            .filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+            .ok_or_else(|| ImdsError::BadAddress(crate::failure::bounded(address, 80)))?;
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .http1_max_buf_size(MAX_HEADERS)
+            .build(connector);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                client,
+                authority,
+                tokens: Tokens::default(),
+            }),
+        })
+    }
+
+    /// The text at `path`, at most 64 KiB of UTF-8.
+    ///
+    /// # Errors
+    /// [`ImdsError::Status`] for any status but 200, else as the way went wrong.
+    pub async fn get_text(&self, path: &str) -> Result<String, ImdsError> {
+        let answer = self.inner.request(&Method::GET, path).await?;
+        if answer.status() != StatusCode::OK {
+            return Err(ImdsError::Status(answer.status()));
+        }
+        text(answer.into_body(), MAX_TEXT).await
+    }
+
+    /// The service's answer to a GET or HEAD of `path`, which the caller has found canonical and
+    /// allowed: whatever its status is, as a stream, without the headers that are between the
+    /// service and us.
+    ///
+    /// # Errors
+    /// [`ImdsError::BadRequest`] for other methods, else as the way went wrong.
+    pub async fn forward(
+        &self,
+        method: &Method,
+        path: &str,
+    ) -> Result<Response<MetadataBody>, ImdsError> {
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return Err(ImdsError::BadRequest);
+        }
+        let mut answer = self.inner.request(method, path).await?;
+        strip(answer.headers_mut());
+        Ok(answer.map(|body| MetadataBody::new(body, BODY_TIMEOUT)))
+    }
+}
+
+impl Inner {
+    async fn request(&self, method: &Method, path: &str) -> Result<Response<Incoming>, ImdsError> {
+        let access = self.tokens.get(self).await?;
+        let answer = self.send(method, path, &access).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        // The token has ended early, or tokens are required all of a sudden.
+        let access = self.tokens.replace(self, &access).await?;
+        let answer = self.send(method, path, &access).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            // Handed on, it would make the pod's SDK throw our token for it away.
+            return Err(ImdsError::TokenRefused);
+        }
+        Ok(answer)
+    }
+
+    async fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        access: &Access,
+    ) -> Result<Response<Incoming>, ImdsError> {
+        let mut request = self.prepare(method.clone(), path)?;
+        if let Some(token) = access.token() {
+            request.headers_mut().insert(TOKEN, token.clone());
+        }
+        self.exchange(request).await
+    }
+
+    fn prepare(&self, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, ImdsError> {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(
+            PathAndQuery::try_from(path)
+                .ok()
+                .filter(|path| path.as_str().starts_with('/'))
+                .ok_or(ImdsError::BadRequest)?,
+        );
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = method;
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ImdsError::BadRequest)?;
+        Ok(request)
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<Response<Incoming>, ImdsError> {
+        timeout(HEADER_TIMEOUT, self.client.request(request))
+            .await
+            .map_err(|_| ImdsError::TimedOut)?
+            .map_err(|error| unreachable(&error))
+    }
+}
+
+fn unreachable(error: &(dyn std::error::Error + 'static)) -> ImdsError {
+    ImdsError::Unreachable(crate::failure::bounded(&crate::failure::chain(error), 200))
+}
+
+async fn text(body: Incoming, limit: usize) -> Result<String, ImdsError> {
+    let body = timeout(HEADER_TIMEOUT, Limited::new(body, limit).collect())
+        .await
+        .map_err(|_| ImdsError::TimedOut)?
+        .map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+            Some(_) => ImdsError::Malformed("a short text"),
+            None => unreachable(error.as_ref()),
+        })?
+        .to_bytes();
+    String::from_utf8(body.into()).map_err(|_| ImdsError::Malformed("text"))
+}
+
+fn strip(headers: &mut HeaderMap) {
+    // Seldom there, so worth no allocation in the common case.
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &NOT_FORWARDED {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_in_all_their_spellings() {
+        for (address, authority) in [
+            ("169.254.169.254:80", "169.254.169.254:80"),
+            ("169.254.169.254", "169.254.169.254"),
+            ("http://[fd00:ec2::254]/", "[fd00:ec2::254]"),
+            ("[fd00:ec2::254]:80", "[fd00:ec2::254]:80"),
+            ("http://127.0.0.1:1338", "127.0.0.1:1338"),
+        ] {
+            let imds = Imds::new(address).unwrap();
+            assert_eq!(imds.inner.authority.as_str(), authority);
+        }
+        for address in ["", "http://", "https://x", "a/b", "user@host", "a b", ":80"] {
+            assert!(matches!(Imds::new(address), Err(ImdsError::BadAddress(_))), "{address:?}");
+        }
+    }
+
+    #[test]
+    fn only_paths_are_asked_for() {
+        let inner = Imds::new("127.0.0.1:1").unwrap().inner;
+        for path in ["", "latest", "http://elsewhere/latest", "/a b", "/\u{0}", "*"] {
+            assert_eq!(
+                inner.prepare(Method::GET, path).err(),
+                Some(ImdsError::BadRequest),
+                "{path:?}"
+            );
+        }
+        let request = inner.prepare(Method::GET, "//elsewhere/latest").unwrap();
+        assert_eq!(request.uri().host(), Some("127.0.0.1"));
+    }
+}

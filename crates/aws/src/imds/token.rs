@@ -1,0 +1,153 @@
+//! Our own token for the node's metadata service: fetched once for all who ask, renewed early.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use http::{HeaderValue, Method, StatusCode};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use super::{ImdsError, Inner, TOKEN_TTL, text};
+
+const TTL: Duration = Duration::from_secs(21_600);
+const MAX_TOKEN: usize = 1024;
+/// How long version 1 is spoken before tokens are asked for again.
+const VERSION_1_FOR: Duration = Duration::from_secs(300);
+/// How long a failed renewal leaves the old token alone.
+const RENEW_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// What a request shows: a token, or nothing where the service has none.
+pub(super) struct Access {
+    token: Option<HeaderValue>,
+    renew_at: Instant,
+    ends: Instant,
+}
+
+impl Access {
+    fn new(token: Option<HeaderValue>, life: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            token,
+            renew_at: now + life * 4 / 5,
+            ends: now + life,
+        }
+    }
+
+    pub(super) fn token(&self) -> Option<&HeaderValue> {
+        self.token.as_ref()
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").field("ends", &self.ends).finish_non_exhaustive()
+    }
+}
+
+/// The current token, and the one place where it is fetched.
+#[derive(Debug, Default)]
+pub(super) struct Tokens {
+    current: ArcSwapOption<Access>,
+    /// Held while a token is fetched; the last failure is for those who waited for it.
+    fetching: Mutex<Option<(Instant, ImdsError)>>,
+}
+
+impl Tokens {
+    /// A valid token. Of the requests at a time when it should be renewed one does so, and the
+    /// others go on with the old one.
+    pub(super) async fn get(&self, service: &Inner) -> Result<Arc<Access>, ImdsError> {
+        let now = Instant::now();
+        match self.current.load_full() {
+            Some(current) if now < current.renew_at => Ok(current),
+            Some(current) if now < current.ends => {
+                let Ok(fetching) = self.fetching.try_lock() else {
+                    return Ok(current);
+                };
+                self.fetch(service, fetching, now, Some(&current)).await.or_else(|_| {
+                    let later = Arc::new(Access {
+                        token: current.token.clone(),
+                        renew_at: current.ends.min(now + RENEW_AGAIN_AFTER),
+                        ends: current.ends,
+                    });
+                    self.current.store(Some(later.clone()));
+                    Ok(later)
+                })
+            }
+            old => {
+                let fetching = self.fetching.lock().await;
+                self.fetch(service, fetching, now, old.as_ref()).await
+            }
+        }
+    }
+
+    /// Another token than `refused`.
+    pub(super) async fn replace(
+        &self,
+        service: &Inner,
+        refused: &Arc<Access>,
+    ) -> Result<Arc<Access>, ImdsError> {
+        let now = Instant::now();
+        let fetching = self.fetching.lock().await;
+        self.fetch(service, fetching, now, Some(refused)).await
+    }
+
+    /// Fetches a token unless somebody else did, or failed to, since `asked`.
+    async fn fetch(
+        &self,
+        service: &Inner,
+        mut last_failure: MutexGuard<'_, Option<(Instant, ImdsError)>>,
+        asked: Instant,
+        old: Option<&Arc<Access>>,
+    ) -> Result<Arc<Access>, ImdsError> {
+        if let Some(current) = self.current.load_full()
+            && !old.is_some_and(|old| Arc::ptr_eq(old, &current))
+        {
+            return Ok(current);
+        }
+        if let Some((failed, error)) = &*last_failure
+            && *failed >= asked
+        {
+            return Err(error.clone());
+        }
+        match service.fetch_token().await {
+            Ok(access) => {
+                let access = Arc::new(access);
+                self.current.store(Some(access.clone()));
+                *last_failure = None;
+                Ok(access)
+            }
+            Err(error) => {
+                *last_failure = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn fetch_token(&self) -> Result<Access, ImdsError> {
+        let mut request = self.prepare(Method::PUT, "/latest/api/token")?;
+        request.headers_mut().insert(TOKEN_TTL, TTL.as_secs().into());
+        let answer = self.exchange(request).await?;
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                return Ok(Access::new(None, VERSION_1_FOR));
+            }
+            status => return Err(ImdsError::Status(status)),
+        }
+        let life = answer
+            .headers()
+            .get(TOKEN_TTL)
+            .and_then(|ttl| ttl.to_str().ok()?.parse().ok())
+            .map_or(TTL, Duration::from_secs)
+            .min(TTL);
+        let text = text(answer.into_body(), MAX_TOKEN).await?;
+        let mut token =
+            HeaderValue::from_str(text.trim()).map_err(|_| ImdsError::Malformed("a token"))?;
+        token.set_sensitive(true);
+        Ok(Access::new(Some(token), life))
+    }
+}

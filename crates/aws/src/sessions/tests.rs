@@ -1,0 +1,223 @@
+//! The driver with time wound by hand. The caller stands for STS's timing only; what STS answers
+//! is tested with the client.
+
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use rolegate_core::arn::RoleArn;
+use zeroize::Zeroizing;
+
+use super::*;
+
+const START: &str = "2024-06-01T00:00:00Z";
+
+/// An STS that takes a while, and fails when told to.
+#[derive(Clone)]
+struct Slow {
+    clock: Clock,
+    calls: Arc<AtomicU32>,
+    takes: Duration,
+    fails: Arc<Mutex<Option<FailureKind>>>,
+    life: Duration,
+}
+
+impl AssumeRole for Slow {
+    async fn assume_role(&self, _: &SessionKey) -> Result<Credentials, Failure> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let from = self.clock.now();
+        tokio::time::sleep(self.takes).await;
+        if let Some(kind) = *self.fails.lock().unwrap() {
+            return Err(Failure {
+                kind,
+                code: "Told".into(),
+                message: "told to fail".into(),
+            });
+        }
+        Ok(Credentials {
+            access_key_id: format!("ASIA{number}"),
+            secret_access_key: Zeroizing::new("hidden".into()),
+            session_token: Zeroizing::new("hidden".into()),
+            life: Life {
+                from,
+                until: from + self.life,
+            },
+        })
+    }
+}
+
+struct Bench {
+    sts: Slow,
+    sessions: Sessions,
+    clock: Clock,
+    _driver: JoinSet<()>,
+}
+
+fn bench() -> Bench {
+    let clock = Clock::tokio(START.parse().unwrap());
+    let sts = Slow {
+        clock: clock.clone(),
+        calls: Arc::default(),
+        takes: Duration::from_millis(50),
+        fails: Arc::default(),
+        life: Duration::from_secs(3600),
+    };
+    let metrics = SessionMetrics::register(&mut prometheus_client::registry::Registry::default());
+    let (sessions, driver) = Sessions::new(
+        sts.clone(),
+        EngineOptions::default(),
+        clock.clone(),
+        metrics,
+    );
+    let mut task = JoinSet::new();
+    task.spawn(driver.run());
+    Bench {
+        sts,
+        sessions,
+        clock,
+        _driver: task,
+    }
+}
+
+impl Bench {
+    fn lease(&self) -> Lease {
+        let key = SessionKey {
+            role: RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap(),
+            name: "default.default".into(),
+            external_id: None,
+            duration_seconds: 3600,
+        };
+        self.sessions.lease(key, "default".into())
+    }
+
+    fn calls(&self) -> u32 {
+        self.sts.calls.load(Ordering::Relaxed)
+    }
+
+    fn fail(&self, kind: Option<FailureKind>) {
+        *self.sts.fails.lock().unwrap() = kind;
+    }
+}
+
+async fn pass(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+async fn served(lease: &Lease, clock: &Clock) -> Arc<Session> {
+    loop {
+        let changed = lease.cell().changed();
+        if let Current::Live(session) = lease.cell().current(clock.now()) {
+            return session;
+        }
+        changed.await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_05_a_herd_waits_for_one_call() {
+    let bench = bench();
+    let leases: Vec<_> = (0..500).map(|_| bench.lease()).collect();
+    let waiting = leases.iter().map(|lease| served(lease, &bench.clock));
+    for session in futures_join(waiting).await {
+        assert_eq!(session.access_key_id, "ASIA0");
+    }
+    assert_eq!(bench.calls(), 1);
+}
+
+async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut results = Vec::new();
+    for future in futures {
+        results.push(future.await);
+    }
+    results
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_09_a_first_caller_who_leaves_fails_nobody() {
+    let bench = bench();
+    let first = bench.lease();
+    first.ask();
+    pass(Duration::from_millis(10)).await;
+    let second = bench.lease();
+    drop(first);
+    assert_eq!(served(&second, &bench.clock).await.access_key_id, "ASIA0");
+    assert_eq!(bench.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_always_get_half_the_life_and_more() {
+    let bench = bench();
+    let lease = bench.lease();
+    served(&lease, &bench.clock).await;
+    for _ in 0..24 * 60 {
+        pass(Duration::from_secs(60)).await;
+        let session = served(&lease, &bench.clock).await;
+        assert!(session.life.left(bench.clock.now()).as_secs() >= 1800);
+    }
+    assert!((50..=61).contains(&bench.calls()), "{}", bench.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_07_valid_credentials_survive_sts_and_expired_ones_are_never_served() {
+    let bench = bench();
+    let lease = bench.lease();
+    let until = served(&lease, &bench.clock).await.life.until;
+    bench.fail(Some(FailureKind::Temporary));
+    while bench.clock.now() + Duration::from_secs(1) < until {
+        assert!(matches!(
+            lease.cell().current(bench.clock.now()),
+            Current::Live(_)
+        ));
+        pass(Duration::from_secs(1)).await;
+    }
+    pass(Duration::from_secs(1)).await;
+    assert!(matches!(
+        lease.cell().current(bench.clock.now()),
+        Current::Failed(_)
+    ));
+    bench.fail(None);
+    assert_ne!(served(&lease, &bench.clock).await.access_key_id, "ASIA0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
+    let bench = bench();
+    bench.fail(Some(FailureKind::Final));
+    let lease = bench.lease();
+    for _ in 0..300 {
+        lease.ask();
+        pass(Duration::from_millis(10)).await;
+    }
+    assert_eq!(bench.calls(), 1);
+    assert!(matches!(
+        lease.cell().current(bench.clock.now()),
+        Current::Failed(_)
+    ));
+    // Once the role is mended, a change of the pod is enough.
+    bench.fail(None);
+    lease.retry();
+    served(&lease, &bench.clock).await;
+    assert_eq!(bench.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_nobody_needs_is_wiped_and_not_refreshed() {
+    let bench = bench();
+    let lease = bench.lease();
+    served(&lease, &bench.clock).await;
+    drop(lease);
+    pass(Duration::from_secs(7200)).await;
+    assert_eq!(bench.calls(), 1);
+    assert_eq!(bench.sessions.lives(bench.clock.now()), (None, 0));
+    let again = bench.lease();
+    assert_eq!(served(&again, &bench.clock).await.access_key_id, "ASIA1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_driver_ends_with_its_last_handle() {
+    let mut bench = bench();
+    let lease = bench.lease();
+    served(&lease, &bench.clock).await;
+    drop(bench.sessions);
+    drop(lease);
+    bench._driver.join_next().await.unwrap().unwrap();
+}

@@ -1,0 +1,280 @@
+//! Calls to AWS STS with the process's own credentials.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_sts::Client;
+use aws_sdk_sts::config::endpoint::{DefaultResolver, EndpointFuture, Params, ResolveEndpoint};
+use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
+use jiff::Timestamp;
+use rolegate_core::session::{Credentials, Failure, Life, SessionKey};
+use rolegate_runtime::clock::Clock;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use crate::failure;
+use crate::http_client::SplitClient;
+
+/// How STS is reached. What is `None` is looked for where all AWS SDKs look for it: in the
+/// environment, the profile, and the node's metadata.
+#[derive(Clone)]
+pub struct StsOptions {
+    /// The Region whose endpoint is called and signed for.
+    pub region: Option<String>,
+    /// `AWS_STS_REGIONAL_ENDPOINTS`: `true` for `regional`. With `false`, `legacy`, the older
+    /// Regions of partition `aws` use the global endpoint; all others are always regional.
+    pub regional: bool,
+    /// The longest that a call may take, finding credentials and connecting included.
+    pub timeout: Duration,
+    /// The longest that connecting may take.
+    pub connect_timeout: Duration,
+    /// Another endpoint, such as `http://127.0.0.1:5000`.
+    pub endpoint_url: Option<String>,
+    /// Other credentials than those of the SDKs' default chain.
+    pub credentials: Option<SharedCredentialsProvider>,
+    /// Tells when sessions begin, and whether they are over.
+    pub clock: Clock,
+}
+
+impl Default for StsOptions {
+    fn default() -> Self {
+        Self {
+            region: None,
+            regional: true,
+            timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(2),
+            endpoint_url: None,
+            credentials: None,
+            clock: Clock::system(),
+        }
+    }
+}
+
+impl fmt::Debug for StsOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StsOptions")
+            .field("region", &self.region)
+            .field("regional", &self.regional)
+            .field("timeout", &self.timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("endpoint_url", &self.endpoint_url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whose credentials these are that we call STS with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallerIdentity {
+    /// `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION` for a role.
+    pub arn: String,
+    /// 12 digits.
+    pub account: String,
+}
+
+impl CallerIdentity {
+    /// The role's name, without path, which STS doesn't tell; `None` where it is no role.
+    pub fn role_name(&self) -> Option<&str> {
+        let resource = self.arn.split(':').nth(5)?;
+        resource.strip_prefix("assumed-role/")?.split('/').next().filter(|name| !name.is_empty())
+    }
+
+    /// `aws`, `aws-cn`, …
+    pub fn partition(&self) -> Option<&str> {
+        self.arn.split(':').nth(1).filter(|partition| !partition.is_empty())
+    }
+}
+
+/// A client of AWS STS. Cheap to clone; all clones share one pool of connections.
+///
+/// Nothing is retried: when to try again is the session engine's decision.
+#[derive(Clone)]
+pub struct Sts {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: StsOptions,
+    client: OnceCell<Client>,
+}
+
+impl fmt::Debug for Sts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sts").field("options", &self.inner.options).finish_non_exhaustive()
+    }
+}
+
+impl Sts {
+    /// Does no I/O: Region and credentials are looked for with the first call, and again with the
+    /// next where that fails, for a node's metadata may come up after us.
+    pub fn new(options: StsOptions) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                options,
+                client: OnceCell::new(),
+            }),
+        }
+    }
+
+    /// `AssumeRole`, made from the key and nothing else.
+    ///
+    /// # Errors
+    /// What STS or the way to it said, sorted by whether trying again helps.
+    pub async fn assume_role(&self, key: &SessionKey) -> Result<Credentials, Failure> {
+        let from = self.inner.options.clock.now();
+        let output = self.within_limit(self.inner.assume_role(key)).await?;
+        let now = self.inner.options.clock.now();
+        session(output, from, now)
+    }
+
+    /// `GetCallerIdentity`, which no policy can deny.
+    ///
+    /// # Errors
+    /// As [`assume_role`](Self::assume_role).
+    pub async fn caller_identity(&self) -> Result<CallerIdentity, Failure> {
+        self.within_limit(self.inner.caller_identity()).await
+    }
+
+    async fn within_limit<T>(
+        &self,
+        call: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let limit = self.inner.options.timeout;
+        timeout(limit, Box::pin(call))
+            .await
+            .unwrap_or_else(|_| Err(failure::timed_out(limit)))
+    }
+}
+
+impl Inner {
+    async fn assume_role(&self, key: &SessionKey) -> Result<AssumeRoleOutput, Failure> {
+        // More than STS's 43,200 never fits, and STS says so best.
+        let seconds = i32::try_from(key.duration_seconds).unwrap_or(i32::MAX);
+        self.client()
+            .await?
+            .assume_role()
+            .role_arn(key.role.as_str())
+            .role_session_name(key.name.as_ref())
+            .set_external_id(key.external_id.as_deref().map(str::to_owned))
+            .duration_seconds(seconds)
+            .send()
+            .await
+            .map_err(|error| failure::from_sdk(&error, Some(key), self.options.timeout))
+    }
+
+    async fn caller_identity(&self) -> Result<CallerIdentity, Failure> {
+        let output = self
+            .client()
+            .await?
+            .get_caller_identity()
+            .send()
+            .await
+            .map_err(|error| failure::from_sdk(&error, None, self.options.timeout))?;
+        match (output.arn, output.account) {
+            (Some(arn), Some(account)) => Ok(CallerIdentity { arn, account }),
+            _ => Err(failure::temporary(
+                "BadAnswer",
+                "STS's answer to GetCallerIdentity names nobody: check what answers at its endpoint",
+            )),
+        }
+    }
+
+    async fn client(&self) -> Result<&Client, Failure> {
+        self.client.get_or_try_init(|| async {
+            let config = self.load().await;
+            if config.region().is_none() {
+                return Err(failure::temporary(
+                    "NoRegion",
+                    "no AWS Region is known: set AWS_REGION, or let the node's metadata be reached",
+                ));
+            }
+            let mut builder = aws_sdk_sts::config::Builder::from(&config);
+            if !self.options.regional {
+                builder = builder.endpoint_resolver(LegacyEndpoints::default());
+            }
+            Ok(Client::from_conf(builder.build()))
+        })
+        .await
+    }
+
+    async fn load(&self) -> SdkConfig {
+        let options = &self.options;
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(SplitClient::new())
+            .retry_config(RetryConfig::disabled())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(options.connect_timeout)
+                    .operation_timeout(options.timeout)
+                    .build(),
+            );
+        if let Some(region) = &options.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(url) = &options.endpoint_url {
+            loader = loader.endpoint_url(url);
+        }
+        if let Some(credentials) = &options.credentials {
+            loader = loader.credentials_provider(credentials.clone());
+        }
+        loader.load().await
+    }
+}
+
+/// The session in an answer that came at `now` to a call made at `from`.
+fn session(output: AssumeRoleOutput, from: Timestamp, now: Timestamp) -> Result<Credentials, Failure> {
+    let nothing = || {
+        failure::temporary(
+            "BadAnswer",
+            "STS answered without credentials: check what answers at its endpoint",
+        )
+    };
+    let credentials = output.credentials.ok_or_else(nothing)?;
+    let secret_access_key = Zeroizing::new(credentials.secret_access_key);
+    let session_token = Zeroizing::new(credentials.session_token);
+    let until = credentials.expiration;
+    let until = Timestamp::from_second(until.secs()).map_err(|_| nothing())?;
+    if credentials.access_key_id.is_empty() || secret_access_key.is_empty() {
+        return Err(nothing());
+    }
+    let life = Life { from, until };
+    if !life.is_valid(now) {
+        return Err(failure::temporary(
+            "ClockSkew",
+            &format!("STS's session ended at {until} and it is {now} here: check the node's clock"),
+        ));
+    }
+    Ok(Credentials {
+        access_key_id: credentials.access_key_id,
+        secret_access_key,
+        session_token,
+        life,
+    })
+}
+
+/// The endpoint rules with `UseGlobalEndpoint`, which know the Regions that it is for.
+#[derive(Debug, Default)]
+struct LegacyEndpoints(DefaultResolver);
+
+impl ResolveEndpoint for LegacyEndpoints {
+    fn resolve_endpoint<'a>(&'a self, params: &'a Params) -> EndpointFuture<'a> {
+        let legacy = Params::builder()
+            .set_region(params.region().map(str::to_owned))
+            .set_use_dual_stack(params.use_dual_stack())
+            .set_use_fips(params.use_fips())
+            .set_endpoint(params.endpoint().map(str::to_owned))
+            .use_global_endpoint(true)
+            .build();
+        EndpointFuture::new(async move {
+            let legacy = legacy?;
+            ResolveEndpoint::resolve_endpoint(&self.0, &legacy).await
+        })
+    }
+}

@@ -1,0 +1,375 @@
+//! The decision: whether a workload may have a role, and with what session.
+//!
+//! One pure function, [`RuleSet::decide`], that every door, gate and mirror asks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::arn::{BaseArn, RoleArn, listed_name, resolve};
+use crate::layer::{Ask, Layer, Verdict};
+use crate::namespace::NamespaceRules;
+use crate::session::SessionKey;
+use crate::session_name::{SessionScope, session_name};
+use crate::workload::Workload;
+
+/// Longest `ExternalId` that STS takes, in characters.
+const MAX_EXTERNAL_ID: usize = 1224;
+
+/// A role that is rolegate's or the node's own, refused to everyone whatever the rules say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnRole {
+    /// The account; `None` where it is not known, which then stands for any.
+    pub account: Option<String>,
+    /// The name without path, unique in an account.
+    pub name: String,
+}
+
+impl OwnRole {
+    /// Whether `role` is this one.
+    pub fn is(&self, role: &RoleArn) -> bool {
+        // IAM tells role names apart without regard to case.
+        self.name.eq_ignore_ascii_case(role.name())
+            && self
+                .account
+                .as_deref()
+                .is_none_or(|account| account == role.account())
+    }
+}
+
+/// An immutable snapshot of everything a decision depends on, apart from the workload.
+#[derive(Debug, Clone, Default)]
+pub struct RuleSet {
+    /// What completes bare role names.
+    pub base: Option<BaseArn>,
+    /// The role of pods that name none, in namespaces that name none.
+    pub default_role: Option<RoleArn>,
+    /// Roles refused to everyone.
+    pub own_roles: Vec<OwnRole>,
+    /// Which workloads share a session.
+    pub scope: SessionScope,
+    /// The life asked of STS, seconds.
+    pub session_seconds: u32,
+    /// The layers that are on; all of them must allow.
+    pub layers: Vec<Arc<dyn Layer>>,
+    /// The namespaces that are known.
+    pub namespaces: HashMap<Arc<str>, Arc<NamespaceRules>>,
+}
+
+/// What a workload may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// The role, and the session to serve.
+    Allow {
+        /// What to ask of STS.
+        key: SessionKey,
+        /// The role's name as the pod is told it.
+        listed: String,
+        /// The rules that allowed it, one for each layer.
+        rules: Vec<String>,
+    },
+    /// Neither the pod nor a default names a role.
+    NoRole,
+    /// Refused.
+    Deny(Denial),
+    /// The workload's namespace has not been seen yet.
+    Undecided,
+}
+
+/// A refusal, told to the pod's owner.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("role {role} is refused by {layer}: {reason}")]
+pub struct Denial {
+    /// The role as far as it is known, bounded.
+    pub role: String,
+    /// The layer that refused, or `request` for a wish that is malformed and `own-role` for ours.
+    pub layer: &'static str,
+    /// The rule in that layer.
+    pub rule: String,
+    /// One sentence.
+    pub reason: String,
+}
+
+impl RuleSet {
+    /// Decides for a workload as it is annotated now.
+    pub fn decide(&self, workload: &Workload) -> Decision {
+        let Some(namespace) = self.namespaces.get(&workload.namespace) else {
+            return Decision::Undecided;
+        };
+        let (role, is_default) = match self.wished(workload, namespace) {
+            Ok(Some(wished)) => wished,
+            Ok(None) => return Decision::NoRole,
+            Err(denial) => return Decision::Deny(denial),
+        };
+        self.judge(workload, namespace, &role, is_default)
+            .unwrap_or_else(Decision::Deny)
+    }
+
+    /// The role that the pod, its namespace or the administrator names, in that order.
+    fn wished(
+        &self,
+        workload: &Workload,
+        namespace: &NamespaceRules,
+    ) -> Result<Option<(RoleArn, bool)>, Denial> {
+        let malformed = |role: &str, rule: &str, reason: String| Denial {
+            role: crate::arn::shorten(role),
+            layer: "request",
+            rule: rule.into(),
+            reason,
+        };
+        if let Some(wish) = &workload.wish.role {
+            return resolve(wish, self.base.as_ref())
+                .map(|role| Some((role, false)))
+                .map_err(|error| malformed(wish, "role annotation", error.to_string()));
+        }
+        match &namespace.default_role {
+            Some(Ok(role)) => Ok(Some((role.clone(), false))),
+            Some(Err(reason)) => Err(malformed(
+                "(default of the namespace)",
+                crate::annotation::DEFAULT_ROLE,
+                reason.clone(),
+            )),
+            None => Ok(self.default_role.clone().map(|role| (role, true))),
+        }
+    }
+
+    fn judge(
+        &self,
+        workload: &Workload,
+        namespace: &NamespaceRules,
+        role: &RoleArn,
+        is_default: bool,
+    ) -> Result<Decision, Denial> {
+        let deny = |layer, rule: &str, reason: String| Denial {
+            role: role.to_string(),
+            layer,
+            rule: rule.into(),
+            reason,
+        };
+        if workload.mirror {
+            return Err(deny(
+                "request",
+                "mirror pod",
+                "mirror pods of static pods get no role".into(),
+            ));
+        }
+        if self.own_roles.iter().any(|own| own.is(role)) {
+            return Err(deny(
+                "own-role",
+                "own role",
+                "it is the role of the node or of rolegate itself, which no pod may have".into(),
+            ));
+        }
+        let external_id = workload.wish.external_id.clone();
+        if let Some(id) = &external_id
+            && !is_external_id(id)
+        {
+            return Err(deny(
+                "request",
+                "external ID annotation",
+                "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters".into(),
+            ));
+        }
+        let ask = Ask {
+            workload,
+            role,
+            is_default,
+            namespace,
+        };
+        let mut rules = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            match layer.judge(&ask) {
+                Verdict::Allow { rule } => rules.push(rule),
+                Verdict::Deny { rule, reason } => return Err(deny(layer.name(), &rule, reason)),
+            }
+        }
+        let name = session_name(workload, self.scope)
+            .map_err(|error| deny("request", "session name annotation", error.to_string()))?;
+        Ok(Decision::Allow {
+            listed: listed_name(role, self.base.as_ref()).to_owned(),
+            rules,
+            key: SessionKey {
+                role: role.clone(),
+                name,
+                external_id,
+                duration_seconds: self.session_seconds,
+            },
+        })
+    }
+}
+
+fn is_external_id(text: &str) -> bool {
+    (2..=MAX_EXTERNAL_ID).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::namespace::NamespaceLayer;
+    use crate::namespace::Namespace;
+    use crate::pattern::PatternFormat;
+    use crate::workload::tests::pod;
+
+    fn rules(namespace: Namespace, format: PatternFormat) -> RuleSet {
+        let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
+        let compiled = NamespaceRules::compile(&namespace, Some(&base), format);
+        RuleSet {
+            base: Some(base),
+            session_seconds: 3600,
+            layers: vec![Arc::new(NamespaceLayer)],
+            namespaces: HashMap::from([("default".into(), Arc::new(compiled))]),
+            ..RuleSet::default()
+        }
+    }
+
+    fn annotated(allowed: Option<&str>, permitted: Option<&str>) -> Namespace {
+        Namespace {
+            name: "default".into(),
+            allowed_roles: allowed.map(Into::into),
+            permitted: permitted.map(Into::into),
+            default_role: None,
+        }
+    }
+
+    fn is_allowed(rules: &RuleSet, role: &str) -> bool {
+        matches!(rules.decide(&pod(Some(role))), Decision::Allow { .. })
+    }
+
+    #[test]
+    fn the_namespace_layer_reads_both_dialects() {
+        use PatternFormat::{Glob, Regexp};
+        // (allowed-roles, permitted, format, role, allowed)
+        let cases: &[(Option<&str>, Option<&str>, PatternFormat, &str, bool)] = &[
+            (None, None, Glob, "reader", false),
+            (Some(r#"["reader"]"#), None, Glob, "reader", true),
+            (Some(r#"["reader"]"#), None, Glob, "reader-admin", false),
+            (Some("[]"), None, Glob, "reader", false),
+            (Some("reader"), None, Glob, "reader", false),
+            (Some(r#"["reader", 7]"#), None, Glob, "reader", false),
+            (Some(r#"["team-[ab]"]"#), None, Regexp, "team-a", true),
+            (Some(r#"["team-["]"#), None, Regexp, "team-[", false),
+            (None, Some(".*"), Glob, "reader", true),
+            (None, Some("reader"), Glob, "reader", true),
+            (None, Some("reader"), Glob, "reader-admin", false),
+            (None, Some(".*reader"), Glob, "team/reader", true),
+            (
+                None,
+                Some("arn:aws:iam::123456789012:role/reader"),
+                Glob,
+                "reader",
+                true,
+            ),
+            (None, Some(""), Glob, "reader", false),
+            (None, Some("("), Glob, "reader", false),
+            (Some(r#"["*"]"#), Some("writer"), Glob, "reader", false),
+            (Some(r#"["*"]"#), Some("reader"), Glob, "reader", true),
+            (
+                Some(r#"["*"]"#),
+                None,
+                Glob,
+                "arn:aws:iam::210987654321:role/reader",
+                false,
+            ),
+        ];
+        for (allowed, permitted, format, role, expected) in cases {
+            let rules = rules(annotated(*allowed, *permitted), *format);
+            assert_eq!(
+                is_allowed(&rules, role),
+                *expected,
+                "{allowed:?} {permitted:?} {format:?} {role}"
+            );
+        }
+    }
+
+    #[test]
+    fn own_roles_are_refused_even_where_everything_is_allowed() {
+        let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+        rules.own_roles = vec![OwnRole {
+            account: Some("123456789012".into()),
+            name: "node".into(),
+        }];
+        for wish in ["node", "NODE", "some/path/node", "/node"] {
+            assert!(!is_allowed(&rules, wish), "{wish}");
+        }
+        assert!(is_allowed(&rules, "node-2"));
+        assert!(is_allowed(&rules, "arn:aws:iam::210987654321:role/node"));
+        rules.own_roles[0].account = None;
+        assert!(!is_allowed(&rules, "arn:aws:iam::210987654321:role/node"));
+    }
+
+    #[test]
+    fn default_roles_in_their_order() {
+        let mut namespace = annotated(Some(r#"["team"]"#), None);
+        let mut with = rules(namespace.clone(), PatternFormat::Glob);
+        assert_eq!(with.decide(&pod(None)), Decision::NoRole);
+        with.default_role = Some(resolve("basic", with.base.as_ref()).unwrap());
+        let listed = |rules: &RuleSet, wish| match rules.decide(&pod(wish)) {
+            Decision::Allow { listed, .. } => listed,
+            other => format!("{other:?}"),
+        };
+        assert_eq!(listed(&with, None), "basic");
+        namespace.default_role = Some("team".into());
+        let mut both = rules(namespace.clone(), PatternFormat::Glob);
+        both.default_role = with.default_role;
+        assert_eq!(listed(&both, None), "team");
+        assert_eq!(listed(&both, Some("team")), "team");
+        // A namespace cannot give itself by default what it may not have by name.
+        namespace.default_role = Some("admin".into());
+        let greedy = rules(namespace, PatternFormat::Glob);
+        assert!(matches!(greedy.decide(&pod(None)), Decision::Deny(_)));
+    }
+
+    #[test]
+    fn what_shapes_a_session_is_in_its_key() {
+        let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+        let key = |change: fn(&mut Workload)| {
+            let mut pod = pod(Some("reader"));
+            change(&mut pod);
+            match rules.decide(&pod) {
+                Decision::Allow { key, .. } => key,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = key(|_| ());
+        assert_eq!(&*plain.name, "default.default");
+        assert_eq!(plain, key(|pod| pod.name = "other".into()));
+        for change in [
+            (|pod| pod.wish.external_id = Some("id-b".into())) as fn(&mut Workload),
+            |pod| pod.service_account = "api".into(),
+            |pod| pod.wish.session_name = Some("blue".into()),
+            |pod| pod.wish.role = Some("writer".into()),
+        ] {
+            assert_ne!(plain, key(change));
+        }
+    }
+
+    #[test]
+    fn malformed_wishes_and_mirror_pods_are_refused() {
+        let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+        for change in [
+            (|pod| pod.wish.role = Some("../x".into())) as fn(&mut Workload),
+            |pod| pod.wish.role = Some("x".repeat(4000).into()),
+            |pod| pod.wish.external_id = Some("x".into()),
+            |pod| pod.wish.external_id = Some("a b".into()),
+            |pod| pod.wish.session_name = Some("other.app".into()),
+            |pod| pod.mirror = true,
+        ] {
+            let mut pod = pod(Some("reader"));
+            change(&mut pod);
+            let Decision::Deny(denial) = rules.decide(&pod) else {
+                panic!("{pod:?} was not refused");
+            };
+            assert!(denial.to_string().len() < 500, "{denial}");
+        }
+    }
+
+    #[test]
+    fn an_unseen_namespace_is_not_decided() {
+        let mut pod = pod(Some("reader"));
+        pod.namespace = "new".into();
+        let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+        assert_eq!(rules.decide(&pod), Decision::Undecided);
+    }
+}

@@ -1,0 +1,113 @@
+//! The documents of the metadata service, shaped as the real one's where SDKs look.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use zeroize::Zeroizing;
+
+use crate::arn::RoleArn;
+use crate::session::Credentials;
+use crate::session_name::fnv1a;
+
+/// Times as the metadata service writes them: `2026-11-22T03:00:00Z`.
+fn aws_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Bytes that are wiped when the last answer that holds them is gone.
+struct Wiped(Zeroizing<Vec<u8>>);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The credentials document of `iam/security-credentials/ROLE`.
+pub fn credentials(credentials: &Credentials) -> Bytes {
+    // Sized beforehand: a growing buffer would leave copies of the secret behind.
+    let size = 256
+        + credentials.access_key_id.len()
+        + credentials.secret_access_key.len()
+        + credentials.session_token.len();
+    let mut document = Zeroizing::new(Vec::with_capacity(size));
+    let times = (
+        aws_time(credentials.life.from),
+        aws_time(credentials.life.until),
+    );
+    for piece in [
+        "{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"",
+        &times.0,
+        "\",\n  \"Type\" : \"AWS-HMAC\",\n  \"AccessKeyId\" : \"",
+        &credentials.access_key_id,
+        "\",\n  \"SecretAccessKey\" : \"",
+        &credentials.secret_access_key,
+        "\",\n  \"Token\" : \"",
+        &credentials.session_token,
+        "\",\n  \"Expiration\" : \"",
+        &times.1,
+        "\"\n}",
+    ] {
+        document.extend_from_slice(piece.as_bytes());
+    }
+    Bytes::from_owner(Wiped(document))
+}
+
+/// The document of `iam/info` for a role: what the instance profile of that name would show.
+pub fn info(role: &RoleArn, updated: Timestamp) -> Bytes {
+    format!(
+        "{{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"{}\",\n  \
+         \"InstanceProfileArn\" : \"arn:{}:iam::{}:instance-profile/{}\",\n  \
+         \"InstanceProfileId\" : \"AIPA{:016X}\"\n}}",
+        aws_time(updated),
+        role.partition(),
+        role.account(),
+        role.resource(),
+        fnv1a(role.as_str()),
+    )
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Life;
+
+    #[test]
+    fn credentials_are_shaped_as_the_real_ones() {
+        let life = Life {
+            from: "2026-11-22T02:00:00.25Z".parse().unwrap(),
+            until: "2026-11-22T03:00:00Z".parse().unwrap(),
+        };
+        let document = credentials(&Credentials {
+            access_key_id: "ASIAEXAMPLE".into(),
+            secret_access_key: Zeroizing::new("secret/+".into()),
+            session_token: Zeroizing::new("token==".into()),
+            life,
+        });
+        insta::assert_snapshot!(String::from_utf8_lossy(&document), @r#"
+        {
+          "Code" : "Success",
+          "LastUpdated" : "2026-11-22T02:00:00Z",
+          "Type" : "AWS-HMAC",
+          "AccessKeyId" : "ASIAEXAMPLE",
+          "SecretAccessKey" : "secret/+",
+          "Token" : "token==",
+          "Expiration" : "2026-11-22T03:00:00Z"
+        }
+        "#);
+        let parsed: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(parsed["Code"], "Success");
+    }
+
+    #[test]
+    fn info_names_the_role_as_a_profile() {
+        let role = RoleArn::parse("arn:aws-cn:iam::123456789012:role/team/reader").unwrap();
+        let document = info(&role, "2026-11-22T02:00:00Z".parse().unwrap());
+        let parsed: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(
+            parsed["InstanceProfileArn"],
+            "arn:aws-cn:iam::123456789012:instance-profile/team/reader"
+        );
+        assert_eq!(parsed["InstanceProfileId"].as_str().unwrap().len(), 20);
+    }
+}

@@ -1,0 +1,349 @@
+use super::*;
+use crate::arn::RoleArn;
+use proptest::prelude::*;
+
+fn key(name: &str) -> Arc<SessionKey> {
+    Arc::new(SessionKey {
+        role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{name}")).unwrap(),
+        name: "default.default".into(),
+        external_id: None,
+        duration_seconds: 3600,
+    })
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+fn hour(from: i64) -> Life {
+    Life {
+        from: at(from),
+        until: at(from + 3600),
+    }
+}
+
+fn wanted(name: &str) -> Event {
+    Event::Wanted {
+        key: key(name),
+        namespace: "default".into(),
+    }
+}
+
+fn fetch(name: &str) -> Vec<Action> {
+    vec![Action::Fetch(key(name))]
+}
+
+#[test]
+fn a_herd_makes_one_call() {
+    let mut engine = Engine::new(EngineOptions::default());
+    assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
+    for _ in 0..500 {
+        assert_eq!(engine.handle(wanted("a"), at(0)), []);
+        assert_eq!(engine.handle(Event::Asked(key("a")), at(0)), []);
+    }
+    assert_eq!(engine.handle(Event::Fetched(key("a"), hour(0)), at(0)), []);
+    assert_eq!(engine.handle(wanted("a"), at(1)), []);
+}
+
+#[test]
+fn a_session_is_fetched_again_before_half_its_life() {
+    for name in ["a", "b", "c", "d", "e"] {
+        let mut engine = Engine::new(EngineOptions::default());
+        engine.handle(wanted(name), at(0));
+        engine.handle(Event::Fetched(key(name), hour(0)), at(0));
+        let due = engine.wake_at().unwrap();
+        assert!((at(1440)..=at(1728)).contains(&due), "{due}");
+        assert_eq!(engine.handle(Event::Tick, due - seconds(1)), []);
+        assert_eq!(engine.handle(Event::Tick, due), fetch(name));
+        assert_eq!(engine.handle(Event::Tick, due + seconds(60)), []);
+    }
+}
+
+#[test]
+fn a_waiter_that_goes_away_hurts_nobody() {
+    let mut engine = Engine::new(EngineOptions::default());
+    engine.handle(wanted("a"), at(0));
+    engine.handle(wanted("a"), at(0));
+    assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
+    assert_eq!(engine.handle(Event::Fetched(key("a"), hour(0)), at(1)), []);
+    assert!(engine.wake_at().is_some());
+}
+
+#[test]
+fn final_errors_are_tried_slowly_and_at_once_after_a_change() {
+    let mut engine = Engine::new(EngineOptions::default());
+    engine.handle(wanted("a"), at(0));
+    let mut now = at(0);
+    let mut waits = Vec::new();
+    for _ in 0..6 {
+        engine.handle(Event::Failed(key("a"), FailureKind::Final), now);
+        let due = engine.wake_at().unwrap();
+        waits.push(now.duration_until(due).as_secs());
+        for _ in 0..16 {
+            assert_eq!(engine.handle(Event::Asked(key("a")), now), []);
+        }
+        assert_eq!(engine.handle(Event::Tick, due), fetch("a"));
+        now = due;
+    }
+    for (wait, expected) in waits.iter().zip([30, 60, 120, 240, 300, 300]) {
+        assert!((expected..=expected * 5 / 4).contains(wait), "{waits:?}");
+    }
+    engine.handle(Event::Failed(key("a"), FailureKind::Final), now);
+    assert_eq!(engine.handle(Event::Changed(key("a")), now), fetch("a"));
+    // While the call is made, a second change asks for no second one.
+    assert_eq!(engine.handle(Event::Changed(key("a")), now), []);
+}
+
+#[test]
+fn a_change_does_not_hurry_what_only_waits_for_its_refresh() {
+    let mut engine = Engine::new(EngineOptions::default());
+    engine.handle(wanted("a"), at(0));
+    engine.handle(Event::Fetched(key("a"), hour(0)), at(0));
+    assert_eq!(engine.handle(Event::Changed(key("a")), at(1)), []);
+    engine.handle(wanted("b"), at(1));
+    engine.handle(Event::Failed(key("b"), FailureKind::Throttled), at(1));
+    assert_eq!(engine.handle(Event::Changed(key("b")), at(1)), []);
+}
+
+#[test]
+fn three_seconds_of_trouble_make_three_calls_at_most() {
+    for kind in [
+        FailureKind::Final,
+        FailureKind::Temporary,
+        FailureKind::Throttled,
+    ] {
+        let mut engine = Engine::new(EngineOptions::default());
+        let mut calls = engine.handle(wanted("a"), at(0)).len();
+        for tenth in 0..30 {
+            let now = at(0) + SignedDuration::from_millis(tenth * 100);
+            let started = engine.handle(Event::Tick, now).len()
+                + engine.handle(Event::Asked(key("a")), now).len();
+            calls += started;
+            if started > 0 || tenth == 0 {
+                engine.handle(Event::Failed(key("a"), kind), now);
+            }
+        }
+        assert!(calls <= 3, "{calls} calls for {kind:?}");
+    }
+}
+
+#[test]
+fn refresh_goes_on_after_failures_and_recovers() {
+    let mut engine = Engine::new(EngineOptions::default());
+    engine.handle(wanted("a"), at(0));
+    engine.handle(Event::Fetched(key("a"), hour(0)), at(0));
+    let mut now = engine.wake_at().unwrap();
+    assert_eq!(engine.handle(Event::Tick, now), fetch("a"));
+    // STS is away for half an hour: calls back off to one a minute or so.
+    let mut calls = 0;
+    while now < at(3600) {
+        engine.handle(Event::Failed(key("a"), FailureKind::Temporary), now);
+        now = engine.wake_at().unwrap();
+        calls += engine.handle(Event::Tick, now).len();
+    }
+    assert!((20..=45).contains(&calls), "{calls}");
+    assert_eq!(
+        engine.handle(
+            Event::Fetched(
+                key("a"),
+                Life {
+                    from: now,
+                    until: now + seconds(3600)
+                }
+            ),
+            now
+        ),
+        []
+    );
+    assert!(engine.wake_at().unwrap() >= now + seconds(1440));
+}
+
+#[test]
+fn what_nobody_needs_is_not_refreshed() {
+    let mut engine = Engine::new(EngineOptions::default());
+    engine.handle(wanted("a"), at(0));
+    engine.handle(Event::Fetched(key("a"), hour(0)), at(0));
+    assert_eq!(engine.handle(Event::Released(key("a")), at(10)), []);
+    // The next pod of the workload finds the session.
+    assert_eq!(engine.handle(wanted("a"), at(20)), []);
+    assert_eq!(engine.handle(Event::Released(key("a")), at(30)), []);
+    let due = engine.wake_at().unwrap();
+    assert_eq!(engine.handle(Event::Tick, due), [Action::Forget(key("a"))]);
+    assert_eq!(engine.counts(), (0, 0, 0));
+}
+
+#[test]
+fn what_fails_and_is_not_needed_is_forgotten_at_once() {
+    let mut engine = Engine::new(EngineOptions::default());
+    engine.handle(wanted("a"), at(0));
+    assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
+    assert_eq!(
+        engine.handle(Event::Failed(key("a"), FailureKind::Final), at(1)),
+        [Action::Forget(key("a"))]
+    );
+    assert_eq!(engine.wake_at(), None);
+}
+
+#[test]
+fn calls_in_flight_are_bounded_and_waiting_pods_go_first() {
+    let mut engine = Engine::new(EngineOptions {
+        in_flight: 2,
+        ..EngineOptions::default()
+    });
+    assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
+    assert_eq!(engine.handle(wanted("b"), at(0)), fetch("b"));
+    for name in ["c", "d", "e"] {
+        assert_eq!(engine.handle(wanted(name), at(0)), []);
+    }
+    assert_eq!(engine.handle(Event::Asked(key("e")), at(0)), []);
+    let done = |name| Event::Fetched(key(name), hour(0));
+    assert_eq!(engine.handle(done("a"), at(0)), fetch("e"));
+    assert_eq!(engine.handle(done("e"), at(0)), fetch("c"));
+    assert_eq!(
+        engine.handle(Event::Failed(key("b"), FailureKind::Temporary), at(0)),
+        fetch("d")
+    );
+    assert_eq!(engine.handle(done("c"), at(0)), []);
+    assert_eq!(engine.counts(), (5, 0, 1));
+}
+
+#[test]
+fn flipping_annotations_uses_up_the_namespaces_own_allowance() {
+    let mut engine = Engine::new(EngineOptions {
+        in_flight: 10_000,
+        namespace_burst: 20,
+        namespace_rate: 1.0,
+        ..EngineOptions::default()
+    });
+    let mut calls = 0;
+    let mut now = at(0);
+    for flip in 0..1000 {
+        let name = format!("r{flip}");
+        now = at(0) + SignedDuration::from_millis(flip * 10);
+        calls += engine
+            .handle(wanted(&name), now)
+            .iter()
+            .filter(|action| matches!(action, Action::Fetch(_)))
+            .count();
+        engine.handle(Event::Released(key(&name)), now);
+        engine.handle(Event::Fetched(key(&name), hour(0)), now);
+    }
+    assert!((20..=31).contains(&calls), "{calls}");
+    // Another namespace is not touched by it.
+    let other = Event::Wanted {
+        key: key("other"),
+        namespace: "other".into(),
+    };
+    assert_eq!(engine.handle(other, now), fetch("other"));
+}
+
+#[test]
+fn an_expiry_in_the_past_does_not_make_a_storm() {
+    let mut engine = Engine::new(EngineOptions::default());
+    engine.handle(wanted("a"), at(0));
+    engine.handle(
+        Event::Fetched(
+            key("a"),
+            Life {
+                from: at(0),
+                until: at(0),
+            },
+        ),
+        at(0),
+    );
+    assert_eq!(engine.wake_at(), Some(at(5)));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Want(u8),
+    Release(u8),
+    Ask(u8),
+    Change(u8),
+    Finish(u8),
+    Fail(u8, FailureKind),
+    Wait(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let kind = prop_oneof![
+        Just(FailureKind::Final),
+        Just(FailureKind::Throttled),
+        Just(FailureKind::Temporary)
+    ];
+    let step = prop_oneof![
+        (0..6u8).prop_map(Step::Want),
+        (0..6u8).prop_map(Step::Release),
+        (0..6u8).prop_map(Step::Ask),
+        (0..6u8).prop_map(Step::Change),
+        (0..6u8).prop_map(Step::Finish),
+        (0..6u8, kind).prop_map(|(key, kind)| Step::Fail(key, kind)),
+        (0..4000i64).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 0..200)
+}
+
+proptest! {
+    /// Whatever happens: one call for each key, no more in all than allowed, none for what
+    /// nobody wants, nothing wanted forgotten, and nothing left behind in the end.
+    #[test]
+    fn invariants(steps in steps()) {
+        let mut engine = Engine::new(EngineOptions { in_flight: 3, ..EngineOptions::default() });
+        let mut now = at(0);
+        let mut users: HashMap<u8, usize> = HashMap::new();
+        let mut flying: Vec<Arc<SessionKey>> = Vec::new();
+        let name = |n: u8| key(&format!("r{n}"));
+        for step in steps {
+            let event = match step {
+                Step::Want(n) => {
+                    *users.entry(n).or_default() += 1;
+                    Event::Wanted { key: name(n), namespace: "default".into() }
+                }
+                Step::Release(n) => match users.get_mut(&n) {
+                    Some(count) if *count > 0 => { *count -= 1; Event::Released(name(n)) }
+                    _ => continue,
+                },
+                Step::Ask(n) => Event::Asked(name(n)),
+                Step::Change(n) => Event::Changed(name(n)),
+                Step::Finish(n) | Step::Fail(n, _) => {
+                    let Some(place) = flying.iter().position(|key| *key == name(n)) else { continue };
+                    flying.remove(place);
+                    match step {
+                        Step::Fail(_, kind) => Event::Failed(name(n), kind),
+                        _ => Event::Fetched(name(n), Life { from: now, until: now + seconds(3600) }),
+                    }
+                }
+                Step::Wait(wait) => { now += seconds(wait); Event::Tick }
+            };
+            for action in engine.handle(event, now) {
+                match action {
+                    Action::Fetch(key) => {
+                        prop_assert!(!flying.contains(&key), "two calls for {key:?}");
+                        flying.push(key);
+                    }
+                    Action::Forget(key) => {
+                        let n = (0..6).find(|n| name(*n) == key).unwrap();
+                        prop_assert_eq!(users.get(&n).copied().unwrap_or_default(), 0);
+                        prop_assert!(!flying.contains(&key));
+                    }
+                }
+            }
+            prop_assert!(flying.len() <= 3);
+            prop_assert_eq!(engine.in_flight, flying.len());
+            prop_assert_eq!(engine.timers.len(), engine.timer_keys.len());
+        }
+        for (n, count) in users {
+            for _ in 0..count { engine.handle(Event::Released(name(n)), now); }
+        }
+        for key in flying { engine.handle(Event::Failed(key, FailureKind::Temporary), now); }
+        // Each round may start what was still in line; then all timers run out.
+        for _ in 0..20 {
+            now += seconds(4000);
+            for action in engine.handle(Event::Tick, now) {
+                prop_assert!(matches!(action, Action::Forget(_)), "{:?}", action);
+            }
+        }
+        prop_assert_eq!(engine.counts(), (0, 0, 0));
+        prop_assert!(engine.timers.is_empty());
+    }
+}

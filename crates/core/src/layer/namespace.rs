@@ -1,0 +1,65 @@
+//! Layer `namespace`: the annotations of kube2iam and kiam on the pod's namespace.
+
+use crate::annotation;
+use crate::layer::{Ask, Layer, Verdict};
+use crate::pattern::Pattern;
+
+/// Demands that each annotation that the namespace has allows the role, and that there is one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NamespaceLayer;
+
+impl Layer for NamespaceLayer {
+    fn name(&self) -> &'static str {
+        "namespace"
+    }
+
+    fn judge(&self, ask: &Ask<'_>) -> Verdict {
+        // As in kube2iam: what the administrator gives to every pod needs no namespace's leave.
+        if ask.is_default {
+            return Verdict::Allow {
+                rule: "default role".into(),
+            };
+        }
+        let annotations = [
+            (annotation::ALLOWED_ROLES, &ask.namespace.allowed),
+            (annotation::PERMITTED, &ask.namespace.permitted),
+        ];
+        let mut allowed_by = None;
+        for (key, patterns) in annotations {
+            let Some(patterns) = patterns else { continue };
+            match find(patterns, ask) {
+                Ok(pattern) => allowed_by = Some(format!("{key}: {}", pattern.as_str())),
+                Err(reason) => {
+                    return Verdict::Deny {
+                        rule: key.into(),
+                        reason: format!("annotation {key} of the namespace: {reason}"),
+                    };
+                }
+            }
+        }
+        match allowed_by {
+            Some(rule) => Verdict::Allow { rule },
+            None => Verdict::Deny {
+                rule: annotation::ALLOWED_ROLES.into(),
+                reason: format!(
+                    "the namespace allows no role: it has neither {} nor {}",
+                    annotation::ALLOWED_ROLES,
+                    annotation::PERMITTED
+                ),
+            },
+        }
+    }
+}
+
+fn find<'a>(
+    patterns: &'a Result<Vec<Pattern>, String>,
+    ask: &Ask<'_>,
+) -> Result<&'a Pattern, String> {
+    let patterns = patterns
+        .as_ref()
+        .map_err(|broken| format!("it cannot be read, {broken}"))?;
+    patterns
+        .iter()
+        .find(|pattern| pattern.matches(ask.role.as_str()))
+        .ok_or_else(|| format!("it does not allow {}", ask.role))
+}

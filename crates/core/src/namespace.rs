@@ -1,0 +1,79 @@
+//! Namespaces: the annotations that matter, raw and compiled.
+
+use std::sync::Arc;
+
+use crate::arn::{BaseArn, RoleArn, resolve};
+use crate::pattern::{Pattern, PatternFormat};
+
+/// A namespace as its source reports it; the annotations are raw.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// kube2iam's list of allowed roles (JSON), see [`crate::annotation::ALLOWED_ROLES`].
+    pub allowed_roles: Option<Arc<str>>,
+    /// kiam's permitted roles (regular expression), see [`crate::annotation::PERMITTED`].
+    pub permitted: Option<Arc<str>>,
+    /// The role of pods that name none, see [`crate::annotation::DEFAULT_ROLE`].
+    pub default_role: Option<Arc<str>>,
+}
+
+/// Most patterns taken from one namespace's list of allowed roles.
+const MAX_PATTERNS: usize = 256;
+
+/// A namespace's annotations, compiled. What is broken stays as the sentence that says so, and
+/// allows nothing.
+#[derive(Debug, Clone)]
+pub struct NamespaceRules {
+    /// Patterns of the allowed roles, where the annotation is there.
+    pub allowed: Option<Result<Vec<Pattern>, String>>,
+    /// Patterns of the permitted roles, any of which allows, where the annotation is there.
+    pub permitted: Option<Result<Vec<Pattern>, String>>,
+    /// The role of pods that name none.
+    pub default_role: Option<Result<RoleArn, String>>,
+}
+
+impl NamespaceRules {
+    /// Compiles the annotations of `namespace`.
+    pub fn compile(namespace: &Namespace, base: Option<&BaseArn>, format: PatternFormat) -> Self {
+        Self {
+            allowed: namespace
+                .allowed_roles
+                .as_deref()
+                .map(|text| allowed(text, base, format)),
+            permitted: namespace
+                .permitted
+                .as_deref()
+                .map(|text| permitted(text, base)),
+            default_role: namespace
+                .default_role
+                .as_deref()
+                .filter(|wish| !wish.is_empty())
+                .map(|wish| resolve(wish, base).map_err(|error| error.to_string())),
+        }
+    }
+}
+
+fn allowed(
+    text: &str,
+    base: Option<&BaseArn>,
+    format: PatternFormat,
+) -> Result<Vec<Pattern>, String> {
+    let list: Vec<String> = serde_json::from_str(text)
+        .map_err(|_| "it is not a JSON list of strings, such as [\"team-*\"]".to_owned())?;
+    if list.len() > MAX_PATTERNS {
+        return Err(format!("it has more than {MAX_PATTERNS} patterns"));
+    }
+    list.iter()
+        .map(|pattern| Pattern::for_roles(pattern, format, base).map_err(|error| error.to_string()))
+        .collect()
+}
+
+/// kiam matches against the ARN wherever it is found; anchored, a bare role name would never
+/// match, so it is also read as what follows the base ARN.
+fn permitted(text: &str, base: Option<&BaseArn>) -> Result<Vec<Pattern>, String> {
+    let whole = Pattern::whole(text).map_err(|error| error.to_string())?;
+    let named =
+        Pattern::for_roles(text, PatternFormat::Regexp, base).map_err(|error| error.to_string())?;
+    Ok(vec![whole, named])
+}

@@ -1,0 +1,178 @@
+//! Which interfaces pods' traffic comes in by: kube2iam's `--host-interface`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Longest interface name Linux takes, in bytes.
+const MAX_NAME: usize = 15;
+
+/// A pattern of interface names: `docker0` is one interface, `eni+` all that start with `eni`,
+/// `!eth0` all but `eth0`, `!eni+` all that don't start with `eni`, `+` all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterfacePattern {
+    name: String,
+    prefix: bool,
+    inverted: bool,
+}
+
+/// Why an interface pattern is no good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InterfaceError {
+    /// Nothing is named.
+    #[error(
+        "no interface is named: write a name (docker0), a prefix (eni+) or an exception (!eth0)"
+    )]
+    Empty,
+    /// `!+` is no interface at all.
+    #[error("\"!+\" matches no interface, so no pod would be redirected: name the exception")]
+    MatchesNothing,
+    /// Longer than a name can be.
+    #[error("interface {0:?} is longer than the {MAX_NAME} characters a name has on Linux")]
+    TooLong(String),
+    /// A character that is in no name, or that means something to the rule programs.
+    #[error(
+        "interface {0:?} has a character that interface names don't have here: letters, digits, '.', '_', '-' and '@' are taken, with '!' at the start and '+' at the end"
+    )]
+    Character(String),
+}
+
+impl FromStr for InterfacePattern {
+    type Err = InterfaceError;
+
+    fn from_str(text: &str) -> Result<Self, InterfaceError> {
+        let (inverted, rest) = match text.strip_prefix('!') {
+            Some(rest) => (true, rest.trim_start()),
+            None => (false, text),
+        };
+        let (prefix, name) = match rest.strip_suffix('+') {
+            Some(name) => (true, name),
+            None => (false, rest),
+        };
+        match (name.is_empty(), prefix, inverted) {
+            (true, false, _) => return Err(InterfaceError::Empty),
+            (true, true, true) => return Err(InterfaceError::MatchesNothing),
+            _ => {}
+        }
+        // iptables counts the `+` into the length.
+        if rest.len() > MAX_NAME {
+            return Err(InterfaceError::TooLong(text.chars().take(64).collect()));
+        }
+        let usable = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
+        if !name.chars().all(usable) || name.starts_with('-') || name == "." || name == ".." {
+            return Err(InterfaceError::Character(text.to_owned()));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            prefix,
+            inverted,
+        })
+    }
+}
+
+impl fmt::Display for InterfacePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let not = if self.inverted { "!" } else { "" };
+        let any = if self.prefix { "+" } else { "" };
+        write!(f, "{not}{}{any}", self.name)
+    }
+}
+
+impl InterfacePattern {
+    /// Whether traffic that comes in by the interface `name` is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        let named = if self.prefix {
+            name.starts_with(&self.name)
+        } else {
+            name == self.name
+        };
+        named != self.inverted
+    }
+
+    /// The match as nft writes it, with a space after it; nothing where all interfaces are meant.
+    pub(super) fn nft(&self) -> String {
+        if self.name.is_empty() {
+            return String::new();
+        }
+        let not = if self.inverted { "!= " } else { "" };
+        let any = if self.prefix { "*" } else { "" };
+        format!("iifname {not}\"{}{any}\" ", self.name)
+    }
+
+    /// The match as iptables writes it, with a space after it.
+    pub(super) fn iptables(&self) -> String {
+        if self.name.is_empty() {
+            return String::new();
+        }
+        let not = if self.inverted { "! " } else { "" };
+        let any = if self.prefix { "+" } else { "" };
+        format!("{not}-i {}{any} ", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> InterfacePattern {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn patterns_match_as_kube2iam_has_them() {
+        for (text, yes, no) in [
+            ("docker0", "docker0", "docker01"),
+            ("eni+", "eni5f3a", "eth0"),
+            ("eni+", "eni", "vlan.eth.1"),
+            ("!eth0", "eni1", "eth0"),
+            ("!eth0", "eth01", "eth0"),
+            ("!eni+", "eth0", "eni1"),
+            ("eth0.100", "eth0.100", "eth0x100"),
+        ] {
+            assert!(pattern(text).matches(yes), "{text} {yes}");
+            assert!(!pattern(text).matches(no), "{text} {no}");
+            assert_eq!(pattern(text).to_string(), text);
+        }
+        assert!(pattern("+").matches("anything"));
+    }
+
+    #[test]
+    fn patterns_read_the_same_to_both_programs() {
+        for (text, nft, iptables) in [
+            ("docker0", "iifname \"docker0\" ", "-i docker0 "),
+            ("eni+", "iifname \"eni*\" ", "-i eni+ "),
+            ("!eth0", "iifname != \"eth0\" ", "! -i eth0 "),
+            ("! eth0", "iifname != \"eth0\" ", "! -i eth0 "),
+            ("!eni+", "iifname != \"eni*\" ", "! -i eni+ "),
+            ("+", "", ""),
+        ] {
+            assert_eq!(pattern(text).nft(), nft);
+            assert_eq!(pattern(text).iptables(), iptables);
+        }
+    }
+
+    #[test]
+    fn what_a_rule_could_not_hold_is_refused() {
+        for text in [
+            "",
+            "!",
+            "!+",
+            "a b",
+            "eth0\"",
+            "eth0;x",
+            "e*",
+            "+eni",
+            "!!eth0",
+            "-j",
+            "..",
+            "eth/0",
+            "eth0\n",
+            "eth0:1",
+            "интер",
+            "sixteencharacter",
+            "fifteencharact_+",
+        ] {
+            assert!(text.parse::<InterfacePattern>().is_err(), "{text:?}");
+        }
+        assert!("fifteencharact_".parse::<InterfacePattern>().is_ok());
+    }
+}

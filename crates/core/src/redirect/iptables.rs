@@ -1,0 +1,310 @@
+//! The redirect for `iptables-restore --noflush`: chains of our own, and a jump to each at the
+//! head of the built-in chain.
+//!
+//! iptables knows no "replace this rule", so the chains concerned are listed first
+//! ([`iptables_chains`]), and the jumps found are deleted by the words they were listed with, in
+//! the same transaction that puts the new ones first. Each table is a transaction; the tables
+//! that close come before the one that redirects.
+//!
+//! A listing, here, is what `iptables -t TABLE -S CHAIN` says for each of those chains, each
+//! under a line `*TABLE`. `iptables-save` would say the same and all the service proxy's rules,
+//! megabytes of them, too.
+
+use std::fmt::Write;
+
+use super::{Family, Spec};
+
+/// Our chain, the table it is in, and the built-in chain whose first rule jumps to it.
+struct Chain {
+    table: &'static str,
+    builtin: &'static str,
+    name: &'static str,
+    rules: fn(&Spec, Family) -> Vec<Rule>,
+}
+
+/// What a rule matches, why it is there, and its target.
+struct Rule(String, &'static str, String);
+
+/// The chains in the order they are applied: those of one table side by side.
+const CHAINS: [Chain; 4] = [
+    Chain {
+        table: "filter",
+        builtin: "FORWARD",
+        name: "ROLEGATE-FORWARD",
+        rules: forward,
+    },
+    Chain {
+        table: "filter",
+        builtin: "INPUT",
+        name: "ROLEGATE-INPUT",
+        rules: input,
+    },
+    Chain {
+        table: "raw",
+        builtin: "PREROUTING",
+        name: "ROLEGATE-RAW",
+        rules: raw,
+    },
+    Chain {
+        table: "nat",
+        builtin: "PREROUTING",
+        name: "ROLEGATE-PREROUTING",
+        rules: prerouting,
+    },
+];
+
+fn rule(matches: String, why: &'static str, target: impl Into<String>) -> Rule {
+    Rule(matches, why, target.into())
+}
+
+fn forward(_: &Spec, family: Family) -> Vec<Rule> {
+    let metadata = family.metadata();
+    let why = "not redirected";
+    vec![
+        rule(
+            format!("-d {metadata} -p tcp"),
+            why,
+            "REJECT --reject-with tcp-reset",
+        ),
+        rule(format!("-d {metadata}"), why, "DROP"),
+        rule(
+            format!("-s {metadata}"),
+            "answer to what was not redirected",
+            "DROP",
+        ),
+    ]
+}
+
+fn input(spec: &Spec, family: Family) -> Vec<Rule> {
+    let metadata = family.metadata();
+    let port = format!("-p tcp -m tcp --dport {}", spec.port());
+    vec![
+        rule("-i lo".into(), "this host", "RETURN"),
+        rule(format!("-d {metadata}"), "not redirected", "DROP"),
+        rule(
+            format!("{port} -m conntrack --ctstate DNAT --ctorigdst {metadata}"),
+            "redirected",
+            "RETURN",
+        ),
+        rule(port, "only redirected connections", "DROP"),
+    ]
+}
+
+fn raw(_: &Spec, family: Family) -> Vec<Rule> {
+    vec![rule(
+        format!("-d {} -m rpfilter --invert", family.metadata()),
+        "source is not at home here",
+        "DROP",
+    )]
+}
+
+fn prerouting(spec: &Spec, family: Family) -> Vec<Rule> {
+    let metadata = family.metadata();
+    let iif = spec.interface().iptables();
+    let redirect = spec.target(family).map(|target| {
+        rule(
+            format!("{iif}-d {metadata} -p tcp -m tcp --dport 80"),
+            "pods ask the agent",
+            format!("DNAT --to-destination {target}"),
+        )
+    });
+    let pin = rule(
+        format!("-d {metadata}"),
+        "and nobody else",
+        format!("DNAT --to-destination {metadata}"),
+    );
+    redirect.into_iter().chain([pin]).collect()
+}
+
+/// The tables and chains whose listing the functions here read.
+pub fn iptables_chains() -> impl Iterator<Item = (&'static str, &'static str)> {
+    CHAINS
+        .iter()
+        .flat_map(|chain| [(chain.table, chain.builtin), (chain.table, chain.name)])
+}
+
+/// The lines of one table in a listing.
+fn table<'a>(listing: &'a str, table: &str) -> impl Iterator<Item = &'a str> {
+    let mut within = false;
+    listing.lines().map(str::trim).filter(move |line| {
+        if let Some(name) = line.strip_prefix('*') {
+            within = name == table;
+        }
+        within
+    })
+}
+
+impl Chain {
+    /// Whether this line of the chain's table says that our chain exists.
+    fn defined(&self, line: &str) -> bool {
+        line.strip_prefix("-N ") == Some(self.name)
+    }
+
+    /// Whether a line is a rule of the chain `chain`.
+    fn rule_of(chain: &str, line: &str) -> bool {
+        line.strip_prefix("-A ")
+            .and_then(|line| line.strip_prefix(chain))
+            .is_some_and(|line| line.starts_with(' '))
+    }
+
+    /// Whether a line jumps to our chain: a jump without options stands at the end, a comment
+    /// that says so ends with a quote.
+    fn jumped_to(&self, line: &str) -> bool {
+        line.starts_with("-A ")
+            && line
+                .strip_suffix(self.name)
+                .is_some_and(|line| line.ends_with(" -j ") || line.ends_with(" -g "))
+    }
+
+    /// Deletes every jump to our chain.
+    fn delete_jumps(&self, listing: &str, out: &mut String) {
+        for line in table(listing, self.table).filter(|line| self.jumped_to(line)) {
+            let _ = writeln!(out, "-D {}", line.trim_start_matches("-A "));
+        }
+    }
+}
+
+/// The redirect of one family for `iptables-restore --noflush` or `ip6tables-restore --noflush`.
+/// `listing` is what is there now; whatever others have there stays.
+pub fn iptables_restore(spec: &Spec, family: Family, listing: &str) -> String {
+    let mut out = String::new();
+    let mut open = "";
+    for chain in &CHAINS {
+        let Chain {
+            table,
+            builtin,
+            name,
+            rules,
+        } = chain;
+        if *table != open {
+            out.push_str(if open.is_empty() { "" } else { "COMMIT\n" });
+            let _ = writeln!(out, "*{table}");
+            open = table;
+        }
+        let _ = writeln!(out, ":{name} - [0:0]");
+        for Rule(matches, why, target) in rules(spec, family) {
+            let _ = writeln!(
+                out,
+                "-A {name} {matches} -m comment --comment \"rolegate: {why}\" -j {target}"
+            );
+        }
+        chain.delete_jumps(listing, &mut out);
+        let _ = writeln!(
+            out,
+            "-I {builtin} 1 -m comment --comment \"rolegate: comes first\" -j {name}"
+        );
+    }
+    out.push_str("COMMIT\n");
+    out
+}
+
+/// Takes away what `listing` shows of ours, and nothing else, the
+/// redirect before what closes; empty where there is nothing.
+pub fn iptables_remove(listing: &str) -> String {
+    let mut out = String::new();
+    for chain in CHAINS.iter().rev() {
+        let mut commands = String::new();
+        chain.delete_jumps(listing, &mut commands);
+        if table(listing, chain.table).any(|line| chain.defined(line)) {
+            let _ = write!(commands, "-F {0}\n-X {0}\n", chain.name);
+        }
+        if !commands.is_empty() {
+            let _ = write!(out, "*{}\n{commands}COMMIT\n", chain.table);
+        }
+    }
+    out
+}
+
+/// What `listing` shows of ours, each jump with its position, which matters as much as its being there. Empty where there is nothing.
+pub fn iptables_owned(listing: &str) -> String {
+    let mut out = String::new();
+    for chain in &CHAINS {
+        let Chain { name, builtin, .. } = chain;
+        let mut position = 0;
+        for line in table(listing, chain.table) {
+            if Chain::rule_of(builtin, line) {
+                position += 1;
+            }
+            if chain.jumped_to(line) {
+                let _ = writeln!(out, "{} {position}: {line}", chain.table);
+            } else if chain.defined(line) {
+                let _ = writeln!(out, "{}: {name}", chain.table);
+            } else if Chain::rule_of(name, line) {
+                let _ = writeln!(out, "{}: {line}", chain.table);
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTING: &str = "\
+*filter
+-P INPUT ACCEPT
+-A INPUT -p tcp -j ACCEPT
+*nat
+-P PREROUTING ACCEPT
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A PREROUTING -m comment --comment \"rolegate: comes first\" -j ROLEGATE-PREROUTING
+-A PREROUTING -m comment --comment \"like -j ROLEGATE-PREROUTING\" -j OTHER
+-A PREROUTING -j ROLEGATE-PREROUTING-2
+*nat
+-N ROLEGATE-PREROUTING
+-A ROLEGATE-PREROUTING -d 169.254.169.254/32 -j DNAT --to-destination 10.0.0.1:8181
+";
+
+    fn spec(v6: Option<&str>) -> Spec {
+        let v6 = v6.map(|ip| ip.parse().unwrap());
+        let interface = "!eth0".parse().unwrap();
+        Spec::new(Some([10, 0, 0, 1].into()), v6, 8181, interface).unwrap()
+    }
+
+    #[test]
+    fn the_whole_input() {
+        insta::assert_snapshot!(iptables_restore(&spec(None), Family::V4, ""));
+    }
+
+    #[test]
+    fn an_earlier_jump_is_replaced_and_others_rules_are_left() {
+        let out = iptables_restore(&spec(None), Family::V4, LISTING);
+        let deleted: Vec<_> = out.lines().filter(|line| line.starts_with("-D")).collect();
+        assert_eq!(
+            deleted,
+            ["-D PREROUTING -m comment --comment \"rolegate: comes first\" -j ROLEGATE-PREROUTING"]
+        );
+        assert!(!out.contains("\n-F ") && !out.contains("\n-X "));
+    }
+
+    #[test]
+    fn a_family_without_an_agent_is_closed_and_not_redirected() {
+        let with = iptables_restore(&spec(Some("2001:db8::1")), Family::V6, "");
+        assert!(with.contains("DNAT --to-destination [2001:db8::1]:8181"));
+        let without = iptables_restore(&spec(None), Family::V6, "");
+        assert!(!without.contains("--dport 80 "));
+        assert!(without.contains("-A ROLEGATE-FORWARD -d fd00:ec2::254 -m comment"));
+    }
+
+    #[test]
+    fn only_ours_is_removed_and_only_where_it_is() {
+        assert_eq!(
+            iptables_remove(LISTING),
+            "*nat\n-D PREROUTING -m comment --comment \"rolegate: comes first\" -j ROLEGATE-PREROUTING\n-F ROLEGATE-PREROUTING\n-X ROLEGATE-PREROUTING\nCOMMIT\n"
+        );
+        assert_eq!(iptables_remove("*nat\n-P PREROUTING ACCEPT\n"), "");
+    }
+
+    #[test]
+    fn a_jump_that_is_no_longer_first_shows() {
+        let ours = iptables_owned(LISTING);
+        assert!(ours.contains("nat 2: -A PREROUTING"), "{ours}");
+        assert!(!ours.contains("KUBE"), "{ours}");
+        let first = LISTING.replace(
+            "-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n",
+            "",
+        );
+        assert_ne!(ours, iptables_owned(&first));
+    }
+}

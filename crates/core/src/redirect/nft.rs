@@ -1,0 +1,118 @@
+//! The redirect for `nft -f -`: one table, replaced in one transaction.
+
+use super::{Family, NFT_TABLE, Spec};
+
+/// How nft names the family's header.
+fn header(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+/// A rule for each family.
+fn each(rule: impl Fn(&str, String) -> String) -> String {
+    Family::ALL
+        .map(|family| rule(header(family), family.metadata().to_string()))
+        .concat()
+}
+
+/// The whole redirect for `nft -f -`, one transaction: at no moment are there no rules or half of
+/// them. Apply it as often as wanted.
+pub fn nft_script(spec: &Spec) -> String {
+    let port = spec.port();
+    let iif = spec.interface().nft();
+    let redirect = Family::ALL.map(|family| {
+        let (ip, metadata) = (header(family), family.metadata());
+        spec.target(family).map_or(String::new(), |target| {
+            format!(
+                "    {iif}{ip} daddr {metadata} tcp dport 80 dnat {ip} to {target} comment \"rolegate: pods ask the agent\"\n"
+            )
+        })
+    }).concat();
+    let pin = each(|ip, metadata| {
+        format!(
+            "    {ip} daddr {metadata} dnat {ip} to {metadata} comment \"rolegate: and nobody else\"\n"
+        )
+    });
+    let spoofed = each(|ip, metadata| {
+        format!(
+            "    {ip} daddr {metadata} fib saddr . iif oif 0 drop comment \"rolegate: source is not at home here\"\n"
+        )
+    });
+    let past = each(|ip, metadata| {
+        format!(
+            "    {ip} daddr {metadata} meta l4proto tcp reject with tcp reset comment \"rolegate: not redirected\"\n    {ip} daddr {metadata} drop comment \"rolegate: not redirected\"\n    {ip} saddr {metadata} drop comment \"rolegate: answer to what was not redirected\"\n"
+        )
+    });
+    let here = each(|ip, metadata| {
+        format!(
+            "    {ip} daddr {metadata} drop comment \"rolegate: not redirected\"\n    tcp dport {port} ct status dnat ct original {ip} daddr {metadata} accept comment \"rolegate: redirected\"\n"
+        )
+    });
+    let (add, delete) = (format!("add table inet {NFT_TABLE}"), nft_remove_script());
+    format!(
+        "{add}
+{delete}table inet {NFT_TABLE} {{
+  chain source {{
+    type filter hook prerouting priority raw - 10; policy accept;
+{spoofed}  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat - 10; policy accept;
+{redirect}{pin}  }}
+  chain forward {{
+    type filter hook forward priority filter - 10; policy accept;
+{past}  }}
+  chain input {{
+    type filter hook input priority filter - 10; policy accept;
+    iifname \"lo\" accept comment \"rolegate: this host\"
+{here}    tcp dport {port} drop comment \"rolegate: only redirected connections\"
+  }}
+}}
+"
+    )
+}
+
+/// Takes the redirect away; fails where there is none.
+pub fn nft_remove_script() -> String {
+    format!("delete table inet {NFT_TABLE}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn script(v4: Option<&str>, v6: Option<&str>, interface: &str) -> String {
+        let spec = Spec::new(
+            v4.map(|ip| ip.parse().unwrap()),
+            v6.map(|ip| ip.parse().unwrap()),
+            8181,
+            interface.parse().unwrap(),
+        );
+        nft_script(&spec.unwrap())
+    }
+
+    #[test]
+    fn the_whole_script() {
+        insta::assert_snapshot!(script(Some("10.0.0.1"), Some("2001:db8::1"), "eni+"));
+    }
+
+    #[test]
+    fn a_family_without_an_agent_is_closed_and_not_redirected() {
+        let script = script(Some("10.0.0.1"), None, "!eth0");
+        assert!(script.contains("iifname != \"eth0\" ip daddr 169.254.169.254 tcp dport 80 dnat"));
+        assert!(!script.contains("tcp dport 80 dnat ip6"));
+        assert!(script.contains("ip6 daddr fd00:ec2::254 drop"));
+    }
+
+    #[test]
+    fn the_drop_rules_look_at_no_interface_and_no_connection_state() {
+        let script = script(Some("10.0.0.1"), Some("2001:db8::1"), "eni+");
+        let forward = script.split("chain forward").nth(1).unwrap();
+        let forward = forward.split("chain input").next().unwrap();
+        assert!(
+            !forward.contains("iif") && !forward.contains(" ct "),
+            "{forward}"
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! Sessions: what is asked of STS, and what it answers.
+
+use std::fmt;
+
+use jiff::{SignedDuration, Timestamp};
+use zeroize::Zeroizing;
+
+use crate::arn::RoleArn;
+use std::sync::Arc;
+
+/// Everything that shapes a session: the whole AssumeRole request. The call to STS is built from
+/// the key and from nothing else, so two requests that differ can never share credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SessionKey {
+    /// `RoleArn`.
+    pub role: RoleArn,
+    /// `RoleSessionName`, 2 to 64 characters.
+    pub name: Arc<str>,
+    /// `ExternalId`.
+    pub external_id: Option<Arc<str>>,
+    /// `DurationSeconds`, 900 to 43,200.
+    pub duration_seconds: u32,
+}
+
+/// When a session was issued and when STS says it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// When the call was made.
+    pub from: Timestamp,
+    /// STS's `Expiration`.
+    pub until: Timestamp,
+}
+
+impl Life {
+    /// Whether the session may still be served.
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        now < self.until
+    }
+
+    /// What is left, zero when over.
+    pub fn left(&self, now: Timestamp) -> SignedDuration {
+        now.duration_until(self.until).max(SignedDuration::ZERO)
+    }
+}
+
+/// Temporary credentials of one session. The secrets are wiped when dropped and never formatted.
+pub struct Credentials {
+    /// `AccessKeyId`: names the session in CloudTrail, not a secret.
+    pub access_key_id: String,
+    /// `SecretAccessKey`.
+    pub secret_access_key: Zeroizing<String>,
+    /// `SessionToken`.
+    pub session_token: Zeroizing<String>,
+    /// From the call until STS's `Expiration`.
+    pub life: Life,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("access_key_id", &self.access_key_id)
+            .field("life", &self.life)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What kind of failure it was: decides when it is worth trying again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// STS refused for good; nothing changes until somebody changes something.
+    Final,
+    /// STS asked us to slow down.
+    Throttled,
+    /// No answer, or none that says anything about the request.
+    Temporary,
+}
+
+impl FailureKind {
+    /// The word for metric labels.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Final => "final",
+            Self::Throttled => "throttled",
+            Self::Temporary => "temporary",
+        }
+    }
+}
+
+/// A call to STS that brought no session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Failure {
+    /// Whether trying again helps.
+    pub kind: FailureKind,
+    /// AWS's error code, `AccessDenied` for one, or our own word where there was no answer.
+    pub code: String,
+    /// AWS's message, bounded and without control characters.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_formatted() {
+        let credentials = Credentials {
+            access_key_id: "ASIAEXAMPLE".into(),
+            secret_access_key: Zeroizing::new("very-secret".into()),
+            session_token: Zeroizing::new("also-secret".into()),
+            life: Life {
+                from: Timestamp::UNIX_EPOCH,
+                until: Timestamp::UNIX_EPOCH,
+            },
+        };
+        let text = format!("{credentials:?}");
+        assert!(
+            text.contains("ASIAEXAMPLE") && !text.contains("secret"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! Workloads: pods as rolegate knows them, trimmed to what a decision needs.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A pod's phase, as in `status.phase`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Accepted, containers not all started.
+    #[default]
+    Pending,
+    /// Bound and running.
+    Running,
+    /// All containers ended well; the address may already be another pod's.
+    Succeeded,
+    /// All containers ended, at least one badly; the address may already be another pod's.
+    Failed,
+    /// The node does not answer.
+    Unknown,
+}
+
+/// What the pod's annotations ask for: a wish, never a right.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wish {
+    /// The role: name, name with path or whole ARN, as written. Never empty.
+    pub role: Option<Arc<str>>,
+    /// The external ID.
+    pub external_id: Option<Arc<str>>,
+    /// The session name.
+    pub session_name: Option<Arc<str>>,
+}
+
+/// A pod, trimmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `metadata.uid`: what tells this pod from one of the same name before it.
+    pub uid: Arc<str>,
+    /// `spec.nodeName`, once bound.
+    pub node: Option<Arc<str>>,
+    /// `spec.serviceAccountName`; `default` where the pod names none.
+    pub service_account: Arc<str>,
+    /// All of `status.podIPs`, both families.
+    pub addresses: Vec<IpAddr>,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `spec.hostNetwork`: the pod's address is the node's.
+    pub host_network: bool,
+    /// Whether this is the mirror of a static pod, which a kubelet may create as it likes.
+    pub mirror: bool,
+    /// What the annotations ask for.
+    pub wish: Wish,
+}
+
+impl Workload {
+    /// The addresses that identify this pod and nothing else: none for a finished pod (the
+    /// network plugin may have handed them on), for a pod of the host's network (they are the
+    /// node's) and for a mirror pod (a kubelet writes what it likes there).
+    pub fn own_addresses(&self) -> &[IpAddr] {
+        let finished = matches!(self.phase, Phase::Succeeded | Phase::Failed);
+        if finished || self.host_network || self.mirror {
+            &[]
+        } else {
+            &self.addresses
+        }
+    }
+}
+
+/// A change of what a source knows about objects of one kind.
+#[derive(Debug, Clone)]
+pub enum Change<T> {
+    /// All there is; everything else is gone.
+    Snapshot(Vec<T>),
+    /// New or changed.
+    Apply(T),
+    /// Gone. The object as last seen.
+    Delete(T),
+}
+
+/// What a source of workloads (Kubernetes or a file) reports, in order.
+#[derive(Debug, Clone)]
+pub enum Update {
+    /// About pods.
+    Workloads(Change<Workload>),
+    /// About namespaces.
+    Namespaces(Change<crate::namespace::Namespace>),
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A running pod `default/app` of service account `default` at 10.0.0.1.
+    pub(crate) fn pod(role: Option<&str>) -> Workload {
+        Workload {
+            namespace: "default".into(),
+            name: "app".into(),
+            uid: "uid-1".into(),
+            node: Some("node".into()),
+            service_account: "default".into(),
+            addresses: vec![[10, 0, 0, 1].into()],
+            phase: Phase::Running,
+            host_network: false,
+            mirror: false,
+            wish: Wish {
+                role: role.map(Into::into),
+                ..Wish::default()
+            },
+        }
+    }
+
+    #[test]
+    fn who_owns_an_address() {
+        let running = pod(None);
+        assert_eq!(running.own_addresses().len(), 1);
+        for phase in [Phase::Pending, Phase::Unknown] {
+            assert_eq!(
+                Workload {
+                    phase,
+                    ..running.clone()
+                }
+                .own_addresses()
+                .len(),
+                1
+            );
+        }
+        for none in [
+            Workload {
+                phase: Phase::Succeeded,
+                ..running.clone()
+            },
+            Workload {
+                phase: Phase::Failed,
+                ..running.clone()
+            },
+            Workload {
+                host_network: true,
+                ..running.clone()
+            },
+            Workload {
+                mirror: true,
+                ..running
+            },
+        ] {
+            assert!(none.own_addresses().is_empty(), "{none:?}");
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! A stand-in for the Kubernetes API server: pods, namespaces and nodes to get,
+//! list and watch, and Events to create. No authentication and no TLS.
+
+mod events;
+mod select;
+mod store;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::header::ACCEPT;
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::http::{Answer, Server, answer, read_body, status};
+use crate::recent::{Recent, lock};
+use events::Events;
+use select::Selector;
+use store::{NAMESPACES, NODES, PODS, Store};
+use watch::Watch;
+
+const MAX_BODY: usize = 1024 * 1024;
+
+/// How the API server behaves.
+#[derive(Clone, Debug)]
+pub struct KubeApiOptions {
+    /// Time between two bookmarks of a watch that asked for them.
+    pub bookmark_interval: Duration,
+    /// Whether `sendInitialEvents` is known (Kubernetes 1.32 and later).
+    pub streaming_lists: bool,
+    /// Changes kept for watches to resume from; older versions get 410.
+    pub history: usize,
+}
+
+impl Default for KubeApiOptions {
+    fn default() -> Self {
+        Self {
+            bookmark_interval: Duration::from_secs(5),
+            streaming_lists: true,
+            history: 100_000,
+        }
+    }
+}
+
+/// A request as it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiRequest {
+    /// `get`, `list`, `watch`, `create` or `patch`, as RBAC names them; for anything
+    /// else the HTTP method.
+    pub verb: String,
+    /// The resource, such as `pods`; for other paths the path.
+    pub resource: String,
+    /// The namespace in the path.
+    pub namespace: Option<String>,
+    /// The object's name in the path.
+    pub name: Option<String>,
+    /// The decoded query.
+    pub query: BTreeMap<String, String>,
+}
+
+/// A running API server; it ends when dropped.
+#[derive(Debug)]
+pub struct KubeApi {
+    server: Server,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    store: Mutex<Store>,
+    /// Wakes the watches after each change of the store.
+    changed: tokio::sync::watch::Sender<()>,
+    options: KubeApiOptions,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    failing: Option<u16>,
+    events: Events,
+    requests: Recent<ApiRequest>,
+    counts: HashMap<(String, String), u64>,
+}
+
+impl KubeApi {
+    /// Starts an API server without any object on `bind`.
+    ///
+    /// # Errors
+    /// If the address can't be bound.
+    pub async fn start(bind: SocketAddr, options: KubeApiOptions) -> io::Result<Self> {
+        let state = Arc::new(State {
+            store: Mutex::new(Store::new(options.history)),
+            changed: tokio::sync::watch::Sender::new(()),
+            options,
+            inner: Mutex::default(),
+        });
+        let served = state.clone();
+        let server = Server::start(bind, move |request| {
+            let state = served.clone();
+            async move {
+                state
+                    .answer(request)
+                    .await
+                    .unwrap_or_else(|failure| failure.answer())
+            }
+        })
+        .await?;
+        Ok(Self { server, state })
+    }
+
+    /// The address in use.
+    pub fn addr(&self) -> SocketAddr {
+        self.server.addr()
+    }
+
+    /// `http://` and the address, without a slash at the end.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Ends the server and waits until its port is free.
+    pub async fn stop(self) {
+        self.server.stop().await;
+    }
+
+    /// Adds or replaces a pod and returns it with UID and version.
+    pub fn put_pod(&self, pod: impl Into<Value>) -> Value {
+        self.change(|store| store.put(PODS, pod.into()))
+    }
+
+    /// Adds or replaces a namespace and returns it with UID and version.
+    pub fn put_namespace(&self, namespace: impl Into<Value>) -> Value {
+        self.change(|store| store.put(NAMESPACES, namespace.into()))
+    }
+
+    /// Adds or replaces a node and returns it with UID and version.
+    pub fn put_node(&self, node: impl Into<Value>) -> Value {
+        self.change(|store| store.put(NODES, node.into()))
+    }
+
+    /// Removes a pod; false if there was none.
+    pub fn delete_pod(&self, namespace: &str, name: &str) -> bool {
+        self.change(|store| store.delete(PODS, Some(namespace), name))
+    }
+
+    /// Removes a namespace, not the pods in it; false if there was none.
+    pub fn delete_namespace(&self, name: &str) -> bool {
+        self.change(|store| store.delete(NAMESPACES, None, name))
+    }
+
+    /// Removes a node; false if there was none.
+    pub fn delete_node(&self, name: &str) -> bool {
+        self.change(|store| store.delete(NODES, None, name))
+    }
+
+    /// Ends all open watches.
+    pub fn drop_watches(&self) {
+        self.change(Store::drop_watches);
+    }
+
+    /// Ends all open watches and forgets the history: resuming gets 410, so that
+    /// clients must list again.
+    pub fn expire_watches(&self) {
+        self.change(Store::expire);
+    }
+
+    /// Keeps changes made from now on from the watches for this long; lists show them
+    /// at once.
+    pub fn delay_events(&self, delay: Duration) {
+        lock(&self.state.store).set_delay(delay);
+    }
+
+    /// Answers every new request with this HTTP status; `None` ends that. Open watches
+    /// go on.
+    pub fn fail_with(&self, status: Option<u16>) {
+        lock(&self.state.inner).failing = status;
+    }
+
+    /// The Events that clients created, of both API groups, oldest first.
+    pub fn events(&self) -> Vec<Value> {
+        lock(&self.state.inner).events.to_vec()
+    }
+
+    /// The last 10,000 requests, oldest first.
+    pub fn requests(&self) -> Vec<ApiRequest> {
+        lock(&self.state.inner).requests.to_vec()
+    }
+
+    /// How many requests of this verb and resource came in, as in [`ApiRequest`].
+    pub fn count(&self, verb: &str, resource: &str) -> u64 {
+        let key = (verb.to_owned(), resource.to_owned());
+        lock(&self.state.inner)
+            .counts
+            .get(&key)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// How many watches are open.
+    pub fn watches(&self) -> usize {
+        self.state.changed.receiver_count()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
+        let result = change(&mut lock(&self.state.store));
+        self.state.changed.send_replace(());
+        result
+    }
+}
+
+/// A `Status` object that tells of a failure.
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    reason: &'static str,
+    message: String,
+}
+
+impl Failure {
+    fn new(number: u16, message: impl Into<String>) -> Self {
+        let reason = match number {
+            400 => "BadRequest",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            405 => "MethodNotAllowed",
+            409 => "AlreadyExists",
+            410 => "Expired",
+            413 => "RequestEntityTooLarge",
+            415 => "UnsupportedMediaType",
+            422 => "Invalid",
+            429 => "TooManyRequests",
+            503 => "ServiceUnavailable",
+            504 => "Timeout",
+            _ => "InternalError",
+        };
+        Self {
+            status: status(number),
+            reason,
+            message: message.into(),
+        }
+    }
+
+    fn not_found(resource: &str, name: &str) -> Self {
+        Self::new(404, format!("{resource} \"{name}\" not found"))
+    }
+
+    fn to_value(&self) -> Value {
+        json!({
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": self.message,
+            "reason": self.reason,
+            "code": self.status.as_u16(),
+        })
+    }
+
+    fn answer(&self) -> Answer {
+        json_answer(self.status, &self.to_value())
+    }
+}
+
+fn json_answer(status: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(body) => answer(status, "application/json", body),
+        Err(error) => answer(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "text/plain",
+            error.to_string(),
+        ),
+    }
+}
+
+/// What a path of the API is about.
+#[derive(Clone, Copy, Debug, Default)]
+struct Target<'a> {
+    resource: &'a str,
+    namespace: Option<&'a str>,
+    name: Option<&'a str>,
+}
+
+impl<'a> Target<'a> {
+    fn parse(path: &'a str) -> Option<Self> {
+        let segments: Vec<_> = path.trim_matches('/').split('/').collect();
+        let rest = match &segments[..] {
+            ["api", "v1", rest @ ..] | ["apis", "events.k8s.io", "v1", rest @ ..] => rest,
+            _ => return None,
+        };
+        let target = match *rest {
+            ["namespaces", namespace, resource] => Self {
+                resource,
+                namespace: Some(namespace),
+                name: None,
+            },
+            ["namespaces", namespace, resource, name] => Self {
+                resource,
+                namespace: Some(namespace),
+                name: Some(name),
+            },
+            [resource] => Self {
+                resource,
+                ..Self::default()
+            },
+            [resource, name] => Self {
+                resource,
+                namespace: None,
+                name: Some(name),
+            },
+            _ => return None,
+        };
+        Some(target)
+    }
+}
+
+/// The parameters of a list or a watch.
+type Query = BTreeMap<String, String>;
+
+fn flag(query: &Query, name: &str) -> bool {
+    query
+        .get(name)
+        .is_some_and(|value| matches!(value.as_str(), "true" | "1"))
+}
+
+impl State {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Answer, Failure> {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        let query = parts.uri.query().unwrap_or_default();
+        let query: Query = form_urlencoded::parse(query.as_bytes())
+            .into_owned()
+            .collect();
+        let target = Target::parse(path);
+        if let Some(number) = self.record(&parts.method, path, target, &query) {
+            return Err(Failure::new(number, "the stand-in was told to fail"));
+        }
+        let Some(target) = target else {
+            return other_path(path);
+        };
+        if target.resource == "events" {
+            let body = read_body(body, MAX_BODY)
+                .await
+                .ok_or_else(|| Failure::new(413, "the body is too long or broke off"))?;
+            return lock(&self.inner).events.answer(&parts, target, &body);
+        }
+        if parts.method != Method::GET {
+            return Err(Failure::new(
+                405,
+                "the stand-in takes changes of its own process only",
+            ));
+        }
+        let metadata_only = parts
+            .headers
+            .get(ACCEPT)
+            .and_then(|accept| accept.to_str().ok())
+            .is_some_and(|accept| accept.contains("as=PartialObjectMetadata"));
+        match target.name {
+            Some(name) => self.get(target, name, metadata_only),
+            None if flag(&query, "watch") => {
+                let selector = Selector::parse(target, &query)?;
+                Ok(Watch::open(self, target.resource, selector, &query, metadata_only)?.answer())
+            }
+            None => self.list(target, &query, metadata_only),
+        }
+    }
+
+    /// Remembers a request; the status to fail it with, if that was asked for.
+    fn record(
+        &self,
+        method: &Method,
+        path: &str,
+        target: Option<Target<'_>>,
+        query: &Query,
+    ) -> Option<u16> {
+        let verb = match (method, target) {
+            (&Method::GET, Some(Target { name: Some(_), .. })) => "get",
+            (&Method::GET, Some(_)) if flag(query, "watch") => "watch",
+            (&Method::GET, Some(_)) => "list",
+            (&Method::POST, Some(_)) => "create",
+            (&Method::PATCH, Some(_)) => "patch",
+            _ => method.as_str(),
+        };
+        let target = target.unwrap_or(Target {
+            resource: path,
+            ..Target::default()
+        });
+        let request = ApiRequest {
+            verb: verb.to_owned(),
+            resource: target.resource.to_owned(),
+            namespace: target.namespace.map(Into::into),
+            name: target.name.map(Into::into),
+            query: query.clone(),
+        };
+        let mut inner = lock(&self.inner);
+        let key = (request.verb.clone(), request.resource.clone());
+        // Bounded: a client may ask for any number of paths.
+        if inner.counts.len() < 1000 || inner.counts.contains_key(&key) {
+            *inner.counts.entry(key).or_default() += 1;
+        }
+        inner.requests.push(request);
+        inner.failing
+    }
+
+    fn get(&self, target: Target<'_>, name: &str, metadata_only: bool) -> Result<Answer, Failure> {
+        let object = lock(&self.store)
+            .table(target.resource)?
+            .get(target.namespace, name);
+        let object = object.ok_or_else(|| Failure::not_found(target.resource, name))?;
+        Ok(json_answer(
+            StatusCode::OK,
+            &*store::view(&object, metadata_only),
+        ))
+    }
+
+    fn list(
+        &self,
+        target: Target<'_>,
+        query: &Query,
+        metadata_only: bool,
+    ) -> Result<Answer, Failure> {
+        let selector = Selector::parse(target, query)?;
+        let page = lock(&self.store).page(target.resource, &selector, query)?;
+        let (api_version, kind) = match metadata_only {
+            true => ("meta.k8s.io/v1", "PartialObjectMetadataList".to_owned()),
+            false => ("v1", format!("{}List", page.kind)),
+        };
+        let list = List {
+            kind,
+            api_version,
+            metadata: json!({
+                "resourceVersion": page.version.to_string(),
+                "continue": page.next,
+            }),
+            items: page
+                .objects
+                .iter()
+                .map(|object| store::view(object, metadata_only))
+                .collect(),
+        };
+        Ok(json_answer(StatusCode::OK, &list))
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct List<'a> {
+    kind: String,
+    api_version: &'static str,
+    metadata: Value,
+    items: Vec<std::borrow::Cow<'a, Value>>,
+}
+
+fn other_path(path: &str) -> Result<Answer, Failure> {
+    match path {
+        "/healthz" | "/livez" | "/readyz" => Ok(answer(StatusCode::OK, "text/plain", "ok")),
+        "/version" => {
+            let version = json!({
+                "major": "1",
+                "minor": "33",
+                "gitVersion": "v1.33.0+devkit",
+                "gitCommit": "",
+                "gitTreeState": "clean",
+                "buildDate": "2026-01-01T00:00:00Z",
+                "goVersion": "",
+                "compiler": "",
+                "platform": "linux/amd64",
+            });
+            Ok(json_answer(StatusCode::OK, &version))
+        }
+        _ => Err(Failure::new(
+            404,
+            "the server could not find the requested resource",
+        )),
+    }
+}

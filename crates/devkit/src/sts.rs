@@ -1,0 +1,406 @@
+//! A stand-in for AWS STS: `AssumeRole` and `GetCallerIdentity` of the query
+//! protocol, with AWS's rules for parameters, its signatures and its errors.
+
+mod keys;
+mod request;
+mod signature;
+mod xml;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{Method, Request};
+use hyper::body::Incoming;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::http::{Answer, Server, read_body};
+use crate::ids;
+use crate::recent::{Recent, lock};
+pub use keys::AccessKey;
+use keys::{Caller, Keys};
+pub use request::StsCall;
+use xml::Element;
+
+const MAX_BODY: usize = 256 * 1024;
+/// The longest session that a role may give by itself, and to another role.
+const MAX_DURATION: u32 = 43_200;
+const MAX_CHAINED_DURATION: u32 = 3_600;
+const DEFAULT_DURATION: u32 = 3_600;
+
+/// How the service behaves at first.
+#[derive(Clone, Debug)]
+pub struct StsOptions {
+    /// Access keys by their ID; signatures are checked against them. `None`: nothing
+    /// is checked, and whoever has no session from here counts as `caller_arn`.
+    pub keys: Option<HashMap<String, AccessKey>>,
+    /// Who calls where signatures aren't checked.
+    pub caller_arn: String,
+    /// Time that each call takes.
+    pub latency: Duration,
+}
+
+impl Default for StsOptions {
+    fn default() -> Self {
+        Self {
+            keys: None,
+            caller_arn: "arn:aws:iam::123456789012:user/devkit".into(),
+            latency: Duration::ZERO,
+        }
+    }
+}
+
+/// An error that calls are to end with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StsFailure {
+    /// HTTP status.
+    pub status: u16,
+    /// AWS's error code, such as `Throttling`.
+    pub code: String,
+    /// The sentence that goes with it.
+    pub message: String,
+    /// How many calls fail so; `None`: all until told otherwise.
+    pub times: Option<u32>,
+}
+
+impl StsFailure {
+    /// A failure of every call.
+    pub fn new(status: u16, code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code: code.into(),
+            message: message.into(),
+            times: None,
+        }
+    }
+
+    /// The same for the next `times` calls only.
+    pub fn times(mut self, times: u32) -> Self {
+        self.times = Some(times);
+        self
+    }
+}
+
+/// What a role's trust policy and settings say; by default everybody may have it.
+#[derive(Debug, Default)]
+struct Role {
+    denied: bool,
+    tagging_denied: bool,
+    external_id: Option<String>,
+    max_duration: Option<u32>,
+    failure: Option<StsFailure>,
+}
+
+/// A running STS; it ends when dropped.
+#[derive(Debug)]
+pub struct Sts {
+    server: Server,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    keys: Keys,
+    latency: Duration,
+    lifetime: Option<Duration>,
+    failure: Option<StsFailure>,
+    roles: HashMap<String, Role>,
+    calls: Recent<StsCall>,
+    count: u64,
+    in_flight: usize,
+    max_in_flight: usize,
+}
+
+impl Sts {
+    /// Starts the service on `bind`.
+    ///
+    /// # Errors
+    /// If the address can't be bound.
+    pub async fn start(bind: SocketAddr, options: StsOptions) -> io::Result<Self> {
+        let state = Arc::new(State {
+            inner: Mutex::new(Inner {
+                latency: options.latency,
+                keys: Keys::new(options.keys, options.caller_arn),
+                lifetime: None,
+                failure: None,
+                roles: HashMap::new(),
+                calls: Recent::default(),
+                count: 0,
+                in_flight: 0,
+                max_in_flight: 0,
+            }),
+        });
+        let served = state.clone();
+        let server = Server::start(bind, move |request| {
+            let state = served.clone();
+            async move { state.answer(request).await }
+        })
+        .await?;
+        Ok(Self { server, state })
+    }
+
+    /// The address in use.
+    pub fn addr(&self) -> SocketAddr {
+        self.server.addr()
+    }
+
+    /// The endpoint: `http://` and the address, without a slash at the end.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Ends the service and waits until its port is free.
+    pub async fn stop(self) {
+        self.server.stop().await;
+    }
+
+    /// The time that each call takes from now on.
+    pub fn set_latency(&self, latency: Duration) {
+        lock(&self.state.inner).latency = latency;
+    }
+
+    /// Makes `Expiration` this far from now, whatever was asked for; `None` ends that.
+    pub fn set_lifetime(&self, lifetime: Option<Duration>) {
+        lock(&self.state.inner).lifetime = lifetime;
+    }
+
+    /// Fails all calls; `None` ends that.
+    pub fn fail_with(&self, failure: Option<StsFailure>) {
+        lock(&self.state.inner).failure = failure;
+    }
+
+    /// Fails `AssumeRole` of one role, by its ARN; `None` ends that.
+    pub fn fail_role(&self, role_arn: &str, failure: Option<StsFailure>) {
+        self.role(role_arn, |role| role.failure = failure);
+    }
+
+    /// Makes the role's trust policy refuse everybody (`AccessDenied`).
+    pub fn deny_role(&self, role_arn: &str) {
+        self.role(role_arn, |role| role.denied = true);
+    }
+
+    /// Takes [`deny_role`](Self::deny_role) back.
+    pub fn allow_role(&self, role_arn: &str) {
+        self.role(role_arn, |role| role.denied = false);
+    }
+
+    /// Makes the role's trust policy refuse session tags, or take them again.
+    pub fn deny_tagging(&self, role_arn: &str, denied: bool) {
+        self.role(role_arn, |role| role.tagging_denied = denied);
+    }
+
+    /// Makes the role's trust policy ask for this external ID; `None` ends that.
+    pub fn require_external_id(&self, role_arn: &str, external_id: Option<&str>) {
+        self.role(role_arn, |role| {
+            role.external_id = external_id.map(Into::into)
+        });
+    }
+
+    /// Sets the role's `MaxSessionDuration` in seconds (12 hours until then).
+    pub fn set_max_session_duration(&self, role_arn: &str, seconds: u32) {
+        self.role(role_arn, |role| role.max_duration = Some(seconds));
+    }
+
+    /// The last 10,000 calls in the order they came in, failed ones too.
+    pub fn calls(&self) -> Vec<StsCall> {
+        lock(&self.state.inner).calls.to_vec()
+    }
+
+    /// How many calls came in since the start.
+    pub fn count(&self) -> u64 {
+        lock(&self.state.inner).count
+    }
+
+    /// How many calls are being answered now.
+    pub fn in_flight(&self) -> usize {
+        lock(&self.state.inner).in_flight
+    }
+
+    /// The most calls there ever were at the same time.
+    pub fn max_in_flight(&self) -> usize {
+        lock(&self.state.inner).max_in_flight
+    }
+
+    fn role(&self, arn: &str, change: impl FnOnce(&mut Role)) {
+        change(lock(&self.state.inner).roles.entry(arn.into()).or_default());
+    }
+}
+
+/// An error as STS reports it.
+#[derive(Debug)]
+struct Refusal {
+    status: u16,
+    code: String,
+    message: String,
+}
+
+impl Refusal {
+    fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code: code.into(),
+            message: message.into(),
+        }
+    }
+
+    fn access_denied(caller: &Caller, action: &str, role_arn: &str) -> Self {
+        let message = format!(
+            "User: {} is not authorized to perform: sts:{action} on resource: {role_arn}",
+            caller.arn
+        );
+        Self::new(403, "AccessDenied", message)
+    }
+}
+
+impl From<StsFailure> for Refusal {
+    fn from(failure: StsFailure) -> Self {
+        Self {
+            status: failure.status,
+            code: failure.code,
+            message: failure.message,
+        }
+    }
+}
+
+/// Uses up one of the failure's times.
+fn take(failure: &mut Option<StsFailure>) -> Option<StsFailure> {
+    let taken = failure.clone()?;
+    if let Some(StsFailure {
+        times: Some(times), ..
+    }) = failure
+    {
+        if *times <= 1 {
+            *failure = None;
+        } else {
+            *times -= 1;
+        }
+    }
+    taken.times.is_none_or(|times| times > 0).then_some(taken)
+}
+
+/// Counts a call as in flight for as long as it exists, a cancelled one too.
+struct InFlight<'a>(&'a State);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.inner).in_flight -= 1;
+    }
+}
+
+impl State {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let request_id = ids::uuid();
+        let (parts, body) = request.into_parts();
+        let outcome = match read_body(body, MAX_BODY).await {
+            Some(body) => self.call(&parts, &body).await,
+            None => Err(Refusal::new(
+                413,
+                "RequestEntityTooLarge",
+                "The body is too long, broke off or came too slowly.",
+            )),
+        };
+        match outcome {
+            Ok((action, result)) => xml::success(action, result, &request_id),
+            Err(refusal) => xml::error(&refusal, &request_id),
+        }
+    }
+
+    async fn call(
+        &self,
+        parts: &Parts,
+        body: &[u8],
+    ) -> Result<(&'static str, Vec<Element>), Refusal> {
+        let form = match parts.method {
+            Method::POST => body,
+            _ => parts.uri.query().unwrap_or_default().as_bytes(),
+        };
+        let call = StsCall::parse(form, &parts.headers);
+        let (_in_flight, latency) = self.begin(call.clone());
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        let mut inner = lock(&self.inner);
+        if let Some(failure) = take(&mut inner.failure) {
+            return Err(failure.into());
+        }
+        let now = Timestamp::now();
+        let caller = inner.keys.authenticate(parts, body, now)?;
+        match (call.action.as_str(), call.version.as_str()) {
+            ("AssumeRole", request::VERSION) => {
+                Ok(("AssumeRole", inner.assume_role(&call, &caller, now)?))
+            }
+            ("GetCallerIdentity", request::VERSION) => Ok(("GetCallerIdentity", caller.describe())),
+            ("", _) => Err(Refusal::new(
+                400,
+                "MissingAction",
+                "The request has no Action.",
+            )),
+            (action, version) => {
+                let version = if version.is_empty() {
+                    "NO_VERSION_SPECIFIED"
+                } else {
+                    version
+                };
+                let message = format!("Could not find operation {action} for version {version}");
+                Err(Refusal::new(400, "InvalidAction", message))
+            }
+        }
+    }
+
+    fn begin(&self, call: StsCall) -> (InFlight<'_>, Duration) {
+        let mut inner = lock(&self.inner);
+        inner.calls.push(call);
+        inner.count += 1;
+        inner.in_flight += 1;
+        inner.max_in_flight = inner.max_in_flight.max(inner.in_flight);
+        (InFlight(self), inner.latency)
+    }
+}
+
+impl Inner {
+    fn assume_role(
+        &mut self,
+        call: &StsCall,
+        caller: &Caller,
+        now: Timestamp,
+    ) -> Result<Vec<Element>, Refusal> {
+        call.validate()?;
+        let duration = call.duration_seconds.unwrap_or(DEFAULT_DURATION);
+        if caller.is_role() && duration > MAX_CHAINED_DURATION {
+            let message = "The requested DurationSeconds exceeds the 1 hour session limit for \
+                           roles assumed by role chaining.";
+            return Err(Refusal::new(400, "ValidationError", message));
+        }
+        if let Some(role) = self.roles.get_mut(&call.role_arn) {
+            if let Some(failure) = take(&mut role.failure) {
+                return Err(failure.into());
+            }
+            let wrong_id = role.external_id.is_some() && role.external_id != call.external_id;
+            if role.denied || wrong_id {
+                return Err(Refusal::access_denied(caller, "AssumeRole", &call.role_arn));
+            }
+            if role.tagging_denied && !call.tags.is_empty() {
+                return Err(Refusal::access_denied(caller, "TagSession", &call.role_arn));
+            }
+            if duration > role.max_duration.unwrap_or(MAX_DURATION) {
+                let message = "The requested DurationSeconds exceeds the MaxSessionDuration set \
+                               for this role.";
+                return Err(Refusal::new(400, "ValidationError", message));
+            }
+        }
+        let life = match self.lifetime {
+            Some(lifetime) => SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX),
+            None => SignedDuration::from_secs(duration.into()),
+        };
+        let expiration = now.saturating_add(life).unwrap_or(Timestamp::MAX);
+        Ok(self.keys.issue(call, expiration))
+    }
+}

@@ -1,0 +1,248 @@
+//! The agent's flags. Those of kube2iam keep their names and meaning.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use crate::flags::duration;
+
+const KUBERNETES: &str = "Kubernetes";
+const ROLES: &str = "Roles and rules";
+const SESSIONS: &str = "Sessions";
+const DOOR: &str = "Metadata door";
+const REDIRECT: &str = "Redirect";
+const PROCESS: &str = "Process";
+const NO_EFFECT: &str = "Flags of kube2iam without effect here";
+
+/// How a log line is written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// How patterns of allowed roles are written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RestrictionFormat {
+    /// `*` stands for any text
+    Glob,
+    /// Regular expressions, matched against the whole ARN
+    Regexp,
+}
+
+/// Whether metadata tokens are demanded.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ImdsV2 {
+    /// Requests without a token are answered
+    Optional,
+    /// Requests without a token are refused
+    Required,
+}
+
+/// Which pods share a session.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Scope {
+    /// Those of one service account: session NAMESPACE.SERVICEACCOUNT
+    Workload,
+    /// None: session NAMESPACE.POD
+    Pod,
+    /// Those of one role: session rolegate
+    Role,
+}
+
+/// Flags of `rolegate agent`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Answer the pods of this node on the metadata address.\n\n\
+Runs on each node with the host's network. Pods that ask 169.254.169.254 for credentials get those \
+of the role they are annotated with (iam.amazonaws.com/role), if the rules allow it, and never the \
+node's own. The flags of kube2iam are understood, with their names and meaning.\n\n\
+Every flag can also be set by an environment variable (shown beside it) or in a YAML file \
+(--config) whose keys are the flags' names; the command line goes first, then the environment."
+)]
+pub(crate) struct AgentFlags {
+    /// YAML file with flags
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_CONFIG", help_heading = PROCESS)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// URL of the API server; by default the pod's own cluster, then the kubeconfig
+    #[arg(long, value_name = "URL", env = "ROLEGATE_API_SERVER", help_heading = KUBERNETES)]
+    pub(crate) api_server: Option<String>,
+    /// Token for the API server
+    #[arg(long, value_name = "TOKEN", env = "ROLEGATE_API_TOKEN", hide_env_values = true, help_heading = KUBERNETES)]
+    pub(crate) api_token: Option<String>,
+    /// Do not check the API server's certificate
+    #[arg(long, env = "ROLEGATE_INSECURE", help_heading = KUBERNETES)]
+    pub(crate) insecure: bool,
+    /// Kubeconfig to use instead of the pod's own service account
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_KUBECONFIG", help_heading = KUBERNETES)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Name of this node; by default the Node that has this host's address
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", help_heading = KUBERNETES)]
+    pub(crate) node: Option<String>,
+    /// Pods and namespaces from a YAML file instead of Kubernetes, read again when it changes
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_WORKLOADS", help_heading = KUBERNETES,
+        conflicts_with_all = ["api_server", "api_token", "kubeconfig"])]
+    pub(crate) workloads: Option<PathBuf>,
+    /// Stop serving when the cluster was not heard of for this long
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_PICTURE_AGE", default_value = "1h", value_parser = duration, help_heading = KUBERNETES)]
+    pub(crate) max_picture_age: Duration,
+
+    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/
+    #[arg(long, value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = ROLES)]
+    pub(crate) base_role_arn: Option<String>,
+    /// Demand that the base ARN is found out from the node; without it, a found one is used all the same
+    #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
+    pub(crate) auto_discover_base_arn: bool,
+    /// Role of pods that name none, in namespaces that name none
+    #[arg(long, value_name = "ROLE", env = "ROLEGATE_DEFAULT_ROLE", help_heading = ROLES)]
+    pub(crate) default_role: Option<String>,
+    /// Taken and not followed: it would give the node's role to every pod. Name a role with --default-role
+    #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_DEFAULT_ROLE", help_heading = NO_EFFECT)]
+    pub(crate) auto_discover_default_role: bool,
+    /// Further role that no pod may have, name or ARN; the node's and this process's are always refused
+    #[arg(long, value_name = "ROLE", env = "ROLEGATE_OWN_ROLE", value_delimiter = ',', help_heading = ROLES)]
+    pub(crate) own_role: Vec<String>,
+    /// Allow only roles that the pod's namespace allows by its annotations
+    #[arg(long, env = "ROLEGATE_NAMESPACE_RESTRICTIONS", help_heading = ROLES)]
+    pub(crate) namespace_restrictions: bool,
+    /// How the patterns in --namespace-key are written
+    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", help_heading = ROLES)]
+    pub(crate) namespace_restriction_format: RestrictionFormat,
+    /// Annotation of namespaces: JSON list of allowed roles
+    #[arg(long, value_name = "KEY", env = "ROLEGATE_NAMESPACE_KEY", default_value = "iam.amazonaws.com/allowed-roles", help_heading = ROLES)]
+    pub(crate) namespace_key: String,
+    /// Annotation of pods: the role
+    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_ROLE_KEY", default_value = "iam.amazonaws.com/role", help_heading = ROLES)]
+    pub(crate) iam_role_key: String,
+    /// Annotation of pods: the external ID
+    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_EXTERNAL_ID", default_value = "iam.amazonaws.com/external-id", help_heading = ROLES)]
+    pub(crate) iam_external_id: String,
+
+    /// Which pods share a session of a role
+    #[arg(long, value_name = "SCOPE", env = "ROLEGATE_SESSION_SCOPE", default_value = "workload", help_heading = SESSIONS)]
+    pub(crate) session_scope: Scope,
+    /// Life asked of STS, 15m to 12h; more than 1h only for roles that allow it, and never from a node's role [default: 1h]
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_SESSION_DURATION", value_parser = duration, conflicts_with = "iam_role_session_ttl", help_heading = SESSIONS)]
+    pub(crate) session_duration: Option<Duration>,
+    /// kube2iam's way to say --session-duration: half of the life asked of STS
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_IAM_ROLE_SESSION_TTL", value_parser = duration, help_heading = SESSIONS)]
+    pub(crate) iam_role_session_ttl: Option<Duration>,
+    /// Least time before STS is asked again for a role it refused; 30s at least
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_IAM_ROLE_ERROR_TTL", value_parser = duration, help_heading = SESSIONS)]
+    pub(crate) iam_role_error_ttl: Option<Duration>,
+    /// Call STS at the Region's endpoint; false: the global one where the partition has it [default: true]
+    #[arg(long, env = "ROLEGATE_USE_REGIONAL_STS_ENDPOINT", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true, help_heading = SESSIONS)]
+    pub(crate) use_regional_sts_endpoint: Option<bool>,
+    /// Most calls to STS at once
+    #[arg(long, value_name = "N", env = "ROLEGATE_STS_CONCURRENCY", default_value = "64", help_heading = SESSIONS)]
+    pub(crate) sts_concurrency: NonZeroUsize,
+
+    /// Port that pods are redirected to
+    #[arg(long, value_name = "PORT", env = "ROLEGATE_APP_PORT", default_value = "8181", help_heading = DOOR)]
+    pub(crate) app_port: u16,
+    /// The node's real metadata service
+    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METADATA_ADDR", default_value = "169.254.169.254:80", help_heading = DOOR)]
+    pub(crate) metadata_addr: String,
+    /// Further metadata paths that pods may read: a regular expression on the path below the version, such as meta-data/ami-id
+    #[arg(long, value_name = "REGEXP", env = "ROLEGATE_METADATA_ALLOW", help_heading = DOOR)]
+    pub(crate) metadata_allow: Vec<String>,
+    /// Whether metadata tokens (version 2) are demanded
+    #[arg(long, value_name = "MODE", env = "ROLEGATE_IMDS_V2", default_value = "optional", help_heading = DOOR)]
+    pub(crate) imds_v2: ImdsV2,
+    /// How long a request waits for the watch or for STS; SDKs give up after a second
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_WAIT", default_value = "800ms", value_parser = duration, help_heading = DOOR)]
+    pub(crate) wait: Duration,
+    /// kube2iam's way to say --wait
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_BACKOFF_MAX_ELAPSED_TIME", value_parser = duration, conflicts_with = "wait", hide = true, help_heading = DOOR)]
+    pub(crate) backoff_max_elapsed_time: Option<Duration>,
+    /// Most connections of all pods
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS", default_value = "8192", help_heading = DOOR)]
+    pub(crate) max_connections: NonZeroUsize,
+    /// Most connections of one pod
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_POD", default_value = "256", help_heading = DOOR)]
+    pub(crate) max_connections_per_pod: u32,
+    /// Most requests a second that one pod may have passed on to the node's metadata service
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS_PER_POD", default_value = "200", help_heading = DOOR)]
+    pub(crate) max_forwards_per_pod: u32,
+
+    /// Lead pods here with this program: auto, nftables, iptables, iptables-nft, iptables-legacy or none [default: none]
+    #[arg(long, value_name = "BACKEND", env = "ROLEGATE_REDIRECT", help_heading = REDIRECT)]
+    pub(crate) redirect: Option<String>,
+    /// kube2iam's way to say --redirect=auto
+    #[arg(long, env = "ROLEGATE_IPTABLES", help_heading = REDIRECT)]
+    pub(crate) iptables: bool,
+    /// Interfaces that pods' packets come in by: a name, eni+ for all that start so, !eth0 for all but
+    #[arg(long, value_name = "PATTERN", env = "ROLEGATE_HOST_INTERFACE", default_value = "docker0", help_heading = REDIRECT)]
+    pub(crate) host_interface: String,
+    /// This host's address, which pods are redirected to
+    #[arg(long, value_name = "IP", env = "HOST_IP", help_heading = REDIRECT)]
+    pub(crate) host_ip: Option<IpAddr>,
+    /// This host's IPv6 address, if pods have one too; without it the IPv6 metadata address is closed
+    #[arg(long, value_name = "IP", env = "HOST_IPV6", help_heading = REDIRECT)]
+    pub(crate) host_ipv6: Option<Ipv6Addr>,
+    /// How often the rules are looked at and put back
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_REDIRECT_INTERVAL", default_value = "5s", value_parser = duration, help_heading = REDIRECT)]
+    pub(crate) redirect_interval: Duration,
+    /// Take the rules away at the end; pods then reach the node's role
+    #[arg(long, env = "ROLEGATE_REDIRECT_REMOVE_AT_EXIT", help_heading = REDIRECT)]
+    pub(crate) redirect_remove_at_exit: bool,
+    /// Folder of pods' network namespaces, from which the redirect is tried now and again; empty: not tried
+    #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", help_heading = REDIRECT)]
+    pub(crate) redirect_check_dir: PathBuf,
+
+    /// Port of metrics and health on all addresses; by default they are on 127.0.0.1:9090 only, since pods reach the host's other addresses
+    #[arg(long, value_name = "PORT", env = "ROLEGATE_METRICS_PORT", conflicts_with = "metrics_address", help_heading = PROCESS)]
+    pub(crate) metrics_port: Option<u16>,
+    /// Address of metrics and health [default: 127.0.0.1:9090]
+    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METRICS_ADDRESS", help_heading = PROCESS)]
+    pub(crate) metrics_address: Option<SocketAddr>,
+    /// Also show metrics under kube2iam's names
+    #[arg(long, env = "ROLEGATE_KUBE2IAM_METRICS", help_heading = PROCESS)]
+    pub(crate) kube2iam_metrics: bool,
+    /// Serve /debug/* on the metrics port
+    #[arg(long, env = "ROLEGATE_DEBUG", help_heading = PROCESS)]
+    pub(crate) debug: bool,
+    /// How log lines are written
+    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_LOG_FORMAT", default_value = "text", help_heading = PROCESS)]
+    pub(crate) log_format: LogFormat,
+    /// error, warn, info, debug or trace, or a filter such as info,rolegate_agent=debug
+    #[arg(long, value_name = "LEVEL", env = "ROLEGATE_LOG_LEVEL", default_value = "info", help_heading = PROCESS)]
+    pub(crate) log_level: String,
+    /// The same as --log-level=debug
+    #[arg(long, env = "ROLEGATE_VERBOSE", help_heading = PROCESS)]
+    pub(crate) verbose: bool,
+    /// Folder for handing over to the next agent; only root may enter it. Empty: no handing over
+    #[arg(long, value_name = "DIR", env = "ROLEGATE_RUNTIME_DIR", default_value = "/run/rolegate", help_heading = PROCESS)]
+    pub(crate) runtime_dir: PathBuf,
+    /// How long open requests may take at the end
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]
+    pub(crate) drain_time: Duration,
+    /// Threads that answer requests [default: as many as there are processors, 4 at most]
+    #[arg(long, value_name = "N", env = "ROLEGATE_THREADS", help_heading = PROCESS)]
+    threads: Option<NonZeroUsize>,
+
+    /// Nothing is polled
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = NO_EFFECT)]
+    pub(crate) backoff_max_interval: Option<Duration>,
+    /// Watches are followed without a resync
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = NO_EFFECT)]
+    pub(crate) cache_resync_period: Option<Duration>,
+    /// Pods are told apart by their UID, always
+    #[arg(long, help_heading = NO_EFFECT)]
+    pub(crate) resolve_duplicate_cache_ips: bool,
+}
+
+impl AgentFlags {
+    /// Threads that answer requests.
+    pub(crate) fn worker_threads(&self) -> usize {
+        let most = NonZeroUsize::MIN.saturating_add(3);
+        let found = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        self.threads.unwrap_or_else(|| found().min(most)).get()
+    }
+}

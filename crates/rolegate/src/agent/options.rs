@@ -1,0 +1,313 @@
+//! The agent's flags, validated and turned into what the agent is started with.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use rolegate_agent::app::{AgentOptions, RedirectOptions, SourceOptions};
+use rolegate_agent::discovery::DiscoveryOptions;
+use rolegate_agent::door::{self, DoorOptions};
+use rolegate_agent::limits::LimitOptions;
+use rolegate_agent::redirect::Choice;
+use rolegate_aws::sts::StsOptions;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::arn::{BaseArn, RoleArn};
+use rolegate_core::decision::{OwnRole, RuleSet};
+use rolegate_core::engine::EngineOptions;
+use rolegate_core::layer::Layer;
+use rolegate_core::layer::namespace::NamespaceLayer;
+use rolegate_core::metadata::AllowList;
+use rolegate_core::pattern::PatternFormat;
+use rolegate_core::redirect::{InterfacePattern, Spec};
+use rolegate_core::session_name::SessionScope;
+use rolegate_kube::client::ClientOptions;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::logging;
+
+use super::flags::{AgentFlags, ImdsV2, LogFormat, RestrictionFormat, Scope};
+use crate::flags::invalid;
+
+/// Where metrics are by default: not where pods reach them.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+/// STS's limits of a session's life, seconds.
+const LIFE: std::ops::RangeInclusive<u64> = 900..=43_200;
+/// Longest wait of a request: SDKs are gone by then.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_DRAIN: Duration = Duration::from_secs(300);
+
+/// How the log is written: needed before anything else is validated.
+pub(super) fn logging(flags: &AgentFlags) -> anyhow::Result<(logging::LogFormat, String)> {
+    let format = match flags.log_format {
+        LogFormat::Text => logging::LogFormat::Text,
+        LogFormat::Json => logging::LogFormat::Json,
+    };
+    // kube2iam's logger has names that ours has not.
+    let level = match flags.log_level.as_str() {
+        "panic" | "fatal" => "error",
+        "warning" => "warn",
+        other => other,
+    };
+    let level = if flags.verbose { "debug" } else { level };
+    Ok((format, level.to_owned()))
+}
+
+/// What a user of kube2iam should know of the flags given.
+pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
+    let mut notes = Vec::new();
+    if flags.auto_discover_default_role {
+        notes.push(
+            "--auto-discover-default-role is not followed: it would give the node's role to every \
+             pod that names none; name a role with --default-role",
+        );
+    }
+    if flags.insecure {
+        notes.push("--insecure: the API server's certificate is not checked");
+    }
+    if flags.redirect_remove_at_exit {
+        notes.push("--redirect-remove-at-exit: pods will reach the node's role when this ends");
+    }
+    notes
+}
+
+/// Validates all flags, alone and together.
+pub(super) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
+    let clock = Clock::system();
+    let redirect = redirect(&flags).await?;
+    let admin_listen = admin(&flags)?;
+    let keys = annotation_keys(&flags)?;
+    let seconds = session_seconds(&flags)?;
+    let wait = bounded("--wait", flags.backoff_max_elapsed_time.unwrap_or(flags.wait), LONGEST_WAIT)?;
+    bounded("--drain-time", flags.drain_time, LONGEST_DRAIN)?;
+    if flags.redirect_interval < Duration::from_millis(100) {
+        return Err(invalid("--redirect-interval: give 100ms or more"));
+    }
+    let max_picture_age = SignedDuration::try_from(flags.max_picture_age)
+        .ok()
+        .filter(|age| *age >= SignedDuration::from_secs(180))
+        .ok_or_else(|| {
+            invalid("--max-picture-age: give 3m or more; the API server is heard of once a minute")
+        })?;
+    if flags.max_connections_per_pod == 0 || flags.max_forwards_per_pod == 0 {
+        return Err(invalid("--max-connections-per-pod and --max-forwards-per-pod: give 1 or more"));
+    }
+    let base = flags
+        .base_role_arn
+        .as_deref()
+        .map(BaseArn::parse)
+        .transpose()
+        .map_err(|error| invalid(format!("--base-role-arn: {error}")))?;
+    let allow = AllowList::new(&flags.metadata_allow)
+        .map_err(|error| invalid(format!("--metadata-allow: {error}")))?;
+    let own_roles = flags
+        .own_role
+        .iter()
+        .map(|role| own_role(role))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut engine = EngineOptions {
+        in_flight: flags.sts_concurrency.get(),
+        ..EngineOptions::default()
+    };
+    if let Some(ttl) = flags.iam_role_error_ttl {
+        let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
+        engine.final_retry = engine.final_retry.max(ttl);
+    }
+    let layers: Vec<Arc<dyn Layer>> = if flags.namespace_restrictions {
+        vec![Arc::new(NamespaceLayer)]
+    } else {
+        Vec::new()
+    };
+    let endpoints = std::env::var("AWS_STS_REGIONAL_ENDPOINTS");
+    let regional = flags
+        .use_regional_sts_endpoint
+        .unwrap_or(endpoints.as_deref() != Ok("legacy"));
+    let metadata_addr = metadata_address(&flags)?;
+
+    Ok(AgentOptions {
+        listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), flags.app_port),
+        admin_listen,
+        runtime_dir: present(&flags.runtime_dir),
+        host_ip: flags.host_ip,
+        debug: flags.debug,
+        kube2iam_metrics: flags.kube2iam_metrics,
+        source: match flags.workloads {
+            Some(path) => SourceOptions::File(path),
+            None => SourceOptions::Kubernetes {
+                client: ClientOptions {
+                    api_server: flags.api_server,
+                    api_token: flags.api_token.map(Into::into),
+                    insecure: flags.insecure,
+                    kubeconfig: flags.kubeconfig,
+                    ..ClientOptions::default()
+                },
+                node: flags.node.filter(|node| !node.is_empty()),
+            },
+        },
+        annotations: keys,
+        metadata_addr,
+        sts: StsOptions {
+            regional,
+            clock: clock.clone(),
+            ..StsOptions::default()
+        },
+        discovery: DiscoveryOptions {
+            base_required: flags.auto_discover_base_arn && base.is_none(),
+            base: base.clone(),
+            default_role: flags.default_role.filter(|role| !role.is_empty()),
+            own_roles,
+        },
+        rules: RuleSet {
+            base,
+            scope: match flags.session_scope {
+                Scope::Workload => SessionScope::Workload,
+                Scope::Pod => SessionScope::Pod,
+                Scope::Role => SessionScope::Role,
+            },
+            session_seconds: seconds,
+            layers,
+            ..RuleSet::default()
+        },
+        format: match flags.namespace_restriction_format {
+            RestrictionFormat::Glob => PatternFormat::Glob,
+            RestrictionFormat::Regexp => PatternFormat::Regexp,
+        },
+        engine,
+        door: DoorOptions {
+            imds_v2: match flags.imds_v2 {
+                ImdsV2::Optional => door::ImdsV2::Optional,
+                ImdsV2::Required => door::ImdsV2::Required,
+            },
+            allow,
+            wait,
+            max_picture_age,
+            limits: LimitOptions {
+                connections: flags.max_connections.get(),
+                connections_per_pod: flags.max_connections_per_pod,
+                forwards_per_second: flags.max_forwards_per_pod,
+                ..LimitOptions::default()
+            },
+            header_time: Duration::from_secs(10),
+        },
+        redirect,
+        clock,
+    })
+}
+
+fn bounded(flag: &str, given: Duration, most: Duration) -> anyhow::Result<Duration> {
+    if given > most {
+        return Err(invalid(format!("{flag}: give {most:?} or less")));
+    }
+    Ok(given)
+}
+
+fn present(path: &Path) -> Option<std::path::PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
+}
+
+fn admin(flags: &AgentFlags) -> anyhow::Result<SocketAddr> {
+    let address = match (flags.metrics_address, flags.metrics_port) {
+        (Some(address), _) => address,
+        (None, Some(port)) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
+        (None, None) => METRICS,
+    };
+    if address.port() != 0 && address.port() == flags.app_port {
+        return Err(invalid(
+            "--metrics-port: give another port than --app-port; what pods reach serves only what \
+             pods need",
+        ));
+    }
+    Ok(address)
+}
+
+fn annotation_keys(flags: &AgentFlags) -> anyhow::Result<AnnotationKeys> {
+    for (flag, key) in [
+        ("--iam-role-key", &flags.iam_role_key),
+        ("--iam-external-id", &flags.iam_external_id),
+        ("--namespace-key", &flags.namespace_key),
+    ] {
+        if key.is_empty() || key.len() > 317 || key.contains(char::is_whitespace) {
+            return Err(invalid(format!("{flag}: give the key of an annotation")));
+        }
+    }
+    Ok(AnnotationKeys {
+        role: flags.iam_role_key.clone(),
+        external_id: flags.iam_external_id.clone(),
+        allowed_roles: flags.namespace_key.clone(),
+    })
+}
+
+fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
+    let (flag, life) = match (flags.session_duration, flags.iam_role_session_ttl) {
+        (Some(life), _) => ("--session-duration", life),
+        // kube2iam asks STS for twice its TTL.
+        (None, Some(ttl)) => ("--iam-role-session-ttl (STS is asked for twice of it)", ttl * 2),
+        (None, None) => return Ok(3600),
+    };
+    let seconds = life.as_secs();
+    if !LIFE.contains(&seconds) {
+        return Err(invalid(format!("{flag}: STS gives sessions of 15m to 12h, not {life:?}")));
+    }
+    Ok(u32::try_from(seconds).unwrap_or(3600))
+}
+
+fn own_role(text: &str) -> anyhow::Result<OwnRole> {
+    let role = if text.starts_with("arn:") {
+        RoleArn::parse(text).map(|role| OwnRole {
+            account: Some(role.account().to_owned()),
+            name: role.name().to_owned(),
+        })
+    } else {
+        // Any account's will do to check the name.
+        RoleArn::parse(&format!("arn:aws:iam::000000000000:role/{text}")).map(|role| OwnRole {
+            account: None,
+            name: role.name().to_owned(),
+        })
+    };
+    role.map_err(|error| invalid(format!("--own-role: {error}")))
+}
+
+/// `AWS_EC2_METADATA_SERVICE_ENDPOINT` is for our own SDK too, so it goes before the default.
+fn metadata_address(flags: &AgentFlags) -> anyhow::Result<String> {
+    rolegate_aws::imds::Imds::new(&flags.metadata_addr)
+        .map_err(|error| invalid(format!("--metadata-addr: {error}")))?;
+    Ok(flags.metadata_addr.clone())
+}
+
+async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>> {
+    let text = match (&flags.redirect, flags.iptables) {
+        (Some(_), true) => {
+            return Err(invalid("--iptables means --redirect=auto: give one of both"));
+        }
+        (Some(text), false) => text.as_str(),
+        (None, true) => "auto",
+        (None, false) => return Ok(None),
+    };
+    let choice: Choice = text
+        .parse()
+        .map_err(|error| invalid(format!("--redirect: {error}")))?;
+    if choice == Choice::Fixed(rolegate_agent::redirect::Backend::None) {
+        return Ok(None);
+    }
+    let interface: InterfacePattern = flags
+        .host_interface
+        .parse()
+        .map_err(|error| invalid(format!("--host-interface: {error}")))?;
+    let (v4, v6) = match flags.host_ip {
+        Some(IpAddr::V4(ip)) => (Some(ip), flags.host_ipv6),
+        Some(IpAddr::V6(ip)) if flags.host_ipv6.is_none() => (None, Some(ip)),
+        Some(IpAddr::V6(_)) => {
+            return Err(invalid("--host-ip and --host-ipv6 are both IPv6: give one of both"));
+        }
+        None => (None, flags.host_ipv6),
+    };
+    let spec = Spec::new(v4, v6, flags.app_port, interface)
+        .map_err(|error| invalid(format!("--redirect: {error}")))?;
+    Ok(Some(RedirectOptions {
+        backend: choice.resolve(&spec).await?,
+        spec,
+        interval: flags.redirect_interval,
+        remove_at_exit: flags.redirect_remove_at_exit,
+        check_dir: present(&flags.redirect_check_dir),
+    }))
+}

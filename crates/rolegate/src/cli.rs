@@ -1,0 +1,110 @@
+//! The command line as a whole.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand};
+
+use crate::agent::AgentFlags;
+use crate::demo::DemoArguments;
+use crate::redirect::RedirectArguments;
+use crate::reference::ReferenceArguments;
+
+const ABOUT: &str = "Gives every Kubernetes pod exactly the AWS role it may have, and nothing else";
+
+const LONG_ABOUT: &str = "\
+Gives every Kubernetes pod exactly the AWS role it may have, and nothing else.
+
+On each node, `rolegate agent` answers pods on the address of the instance metadata service:
+a pod gets short-lived credentials of the role that it is annotated with and that the rules
+allow, and no pod reaches the node's own role. Pods, namespaces and trust policies stay as
+they were for kube2iam, whose flags the agent understands.";
+
+const AFTER: &str = "\
+Examples:
+  See it work on this machine, no cluster and no AWS needed:
+    rolegate demo
+  Run as kube2iam's DaemonSet does (without a command, `agent` is meant):
+    rolegate --base-role-arn=arn:aws:iam::123456789012:role/ --iptables --host-interface=eni+ \\
+      --host-ip=$HOST_IP --node=$NODE_NAME
+  Ask whether pods really cannot reach the node's role:
+    rolegate redirect check --netns /run/netns/cni-…
+
+Exit codes: 0 done, 1 failed (for `redirect check`: the real metadata service is open to pods),
+64 wrong usage or configuration.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "rolegate", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER)]
+#[command(propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer the pods of this node on the metadata address
+    Agent(Box<AgentFlags>),
+    /// Show, apply, remove or check the rules that lead pods to the agent
+    Redirect(RedirectArguments),
+    /// Show the whole system at work on this machine, without AWS and without a cluster
+    Demo(DemoArguments),
+    /// Print the reference of commands and flags as Markdown
+    #[command(hide = true)]
+    Reference(ReferenceArguments),
+}
+
+/// The definition that the documentation and the parser share.
+pub(crate) fn definition() -> clap::Command {
+    Cli::command().mut_subcommands(|command| command.mut_args(switch))
+}
+
+/// Lets a switch be written as Go's flags are, `--debug` or `--debug=false`.
+fn switch(flag: Arg) -> Arg {
+    if !matches!(flag.get_action(), ArgAction::SetTrue) {
+        return flag;
+    }
+    flag.action(ArgAction::Set)
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_value("false")
+        .default_missing_value("true")
+        .value_name("BOOL")
+        .hide_possible_values(true)
+        .hide_default_value(true)
+}
+
+/// Puts `agent` before arguments that name no command, since kube2iam has none: its DaemonSet
+/// then works with the image changed.
+pub(crate) fn with_implied_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    const OURS: &[&str] = &["--help", "-h", "--version", "-V"];
+    let flag = |argument: &OsStr| argument.as_encoded_bytes().starts_with(b"-");
+    let first = arguments.get(1);
+    if first.is_some_and(|first| flag(first) && !OURS.iter().any(|ours| first == ours)) {
+        arguments.insert(1, "agent".into());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn flags_alone_mean_the_agent() {
+        let implied = |arguments: &[&str]| {
+            let arguments = std::iter::once("rolegate").chain(arguments.iter().copied());
+            with_implied_command(arguments.map(Into::into).collect())
+        };
+        assert_eq!(implied(&["--node=a"]), ["rolegate", "agent", "--node=a"]);
+        for same in [&["--help"][..], &["--version"], &["demo", "--once"], &[]] {
+            assert_eq!(implied(same).len(), same.len() + 1);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! How flags' values are read: times as Go writes them, and what makes a value invalid.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+/// Flags that parse and make no sense, alone or together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Invalid(pub(crate) String);
+
+/// A value that makes no sense, as the error that ends the process with the code for wrong usage.
+pub(crate) fn invalid(message: impl Into<String>) -> anyhow::Error {
+    Invalid(message.into()).into()
+}
+
+/// A duration as Go writes it: `15m`, `1h30m`, `2s`, `500ms`, `0`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    text.parse::<SignedDuration>()
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| "write a time such as 15m, 1h30m, 2s or 500ms".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_as_go_writes_them() {
+        for (text, millis) in [
+            ("15m", 900_000),
+            ("1h30m", 5_400_000),
+            ("1h0m0s", 3_600_000),
+            ("2s", 2_000),
+            ("500ms", 500),
+            ("0", 0),
+            ("0s", 0),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "15", "-1s", "fast", "1x"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

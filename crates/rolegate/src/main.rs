@@ -1,0 +1,52 @@
+//! `rolegate`: gives every Kubernetes pod exactly the AWS role it may have, and nothing else.
+//!
+//! One file a command: flags → options → run. What is run lives in the crates below.
+
+mod agent;
+mod cli;
+mod config_file;
+mod demo;
+mod flags;
+mod redirect;
+mod reference;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::FromArgMatches;
+
+use crate::cli::{Cli, Command};
+
+/// Wrong usage: flags, configuration file or environment (`EX_USAGE`).
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments = cli::with_implied_command(std::env::args_os().collect());
+    let command = match command(arguments) {
+        Ok(command) => command,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            // Nothing is left to do where even the terminal is gone.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let ended = match command {
+        Command::Agent(flags) => agent::run(*flags),
+        Command::Redirect(arguments) => redirect::run(arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Reference(arguments) => reference::run(&arguments),
+    };
+    ended.unwrap_or_else(|error| {
+        use std::io::Write;
+        let code = if error.is::<flags::Invalid>() { USAGE } else { 1 };
+        let _ = writeln!(std::io::stderr(), "rolegate: {error:#}");
+        ExitCode::from(code)
+    })
+}
+
+fn command(arguments: Vec<OsString>) -> Result<Command, clap::Error> {
+    let definition = config_file::with_defaults(cli::definition(), &arguments)?;
+    let matches = definition.try_get_matches_from(arguments)?;
+    Ok(Cli::from_arg_matches(&matches)?.command)
+}

@@ -1,0 +1,94 @@
+//! The time, as something handed in: real in a process, wound by hand in a test.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+/// The longest single sleep on the system's clock. Timers count monotonic time, so a sleep towards
+/// a wall-clock time looks again this often to notice a clock that was set or a machine that slept.
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+
+/// A source of wall-clock time. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Clock(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    System,
+    Tokio { start: Timestamp, origin: Instant },
+}
+
+impl Clock {
+    /// The system's clock.
+    pub fn system() -> Self {
+        Self(Source::System)
+    }
+
+    /// A clock that reads `start` now and then follows Tokio's time, paused or advanced with it.
+    pub fn tokio(start: Timestamp) -> Self {
+        Self(Source::Tokio {
+            start,
+            origin: Instant::now(),
+        })
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> Timestamp {
+        match self.0 {
+            Source::System => Timestamp::now(),
+            Source::Tokio { start, origin } => start
+                .checked_add(origin.elapsed())
+                .unwrap_or(Timestamp::MAX),
+        }
+    }
+
+    /// Returns once [`Clock::now`] is at or after `when`; at once if it is already.
+    pub async fn sleep_until(&self, when: Timestamp) {
+        while let Ok(left) = Duration::try_from(self.now().duration_until(when))
+            && !left.is_zero()
+        {
+            let step = match self.0 {
+                Source::System => left.min(LONGEST_SLEEP),
+                // Timers have a resolution of a millisecond: never wake just before the time.
+                Source::Tokio { .. } => left,
+            };
+            tokio::time::sleep(step).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn follows_paused_time() {
+        let start: Timestamp = "2024-02-29T23:59:00Z".parse().unwrap();
+        let clock = Clock::tokio(start);
+        assert_eq!(clock.now(), start);
+        let copy = clock.clone();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(clock.now(), "2024-03-01T00:59:00Z".parse().unwrap());
+        assert_eq!(copy.now(), clock.now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sleeps_until_a_time_and_not_for_one_past() {
+        let clock = Clock::tokio("2024-01-01T00:00:00Z".parse().unwrap());
+        let then: Timestamp = "2024-01-02T00:00:00Z".parse().unwrap();
+        clock.sleep_until(then).await;
+        assert!(clock.now() >= then);
+        let after = clock.now();
+        clock.sleep_until(then).await;
+        assert_eq!(clock.now(), after);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_systems_clock_does_not_end_a_sleep_early() {
+        let clock = Clock::system();
+        let then = clock.now() + Duration::from_millis(30);
+        clock.sleep_until(then).await;
+        assert!(clock.now() >= then);
+    }
+}

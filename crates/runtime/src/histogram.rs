@@ -1,0 +1,128 @@
+//! A histogram of durations for the request path: fixed buckets, no lock, no wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::{MetricType, TypedMetric};
+
+/// Durations in seconds, counted in fixed buckets. Cheap to clone; all clones are one.
+///
+/// `prometheus_client`'s own histogram takes a lock for each observation, which a request must not
+/// wait for.
+#[derive(Debug, Clone)]
+pub struct AtomicHistogram(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    bounds: &'static [f64],
+    /// One for each bound, then one for what is above them all.
+    counts: Box<[AtomicU64]>,
+    nanoseconds: AtomicU64,
+}
+
+impl AtomicHistogram {
+    /// Buckets for what is answered from memory or by a service nearby, in seconds.
+    pub const LATENCIES: &'static [f64] = &[
+        0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+        2.5, 5.0, 10.0,
+    ];
+
+    /// A histogram with these upper bounds, in seconds, finite and rising.
+    pub fn new(bounds: &'static [f64]) -> Self {
+        debug_assert!(bounds.is_sorted_by(|a, b| a < b) && bounds.iter().all(|b| b.is_finite()));
+        Self(Arc::new(Inner {
+            bounds,
+            counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
+            nanoseconds: AtomicU64::new(0),
+        }))
+    }
+
+    /// Counts one duration.
+    pub fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = self.0.bounds.partition_point(|&bound| bound < seconds);
+        if let Some(count) = self.0.counts.get(bucket) {
+            count.fetch_add(1, Relaxed);
+        }
+        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.0.nanoseconds.fetch_add(nanoseconds, Relaxed);
+    }
+
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.0.counts.iter().map(|count| count.load(Relaxed)).sum()
+    }
+}
+
+impl EncodeMetric for AtomicHistogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let bounds = self.0.bounds.iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<_> = bounds
+            .zip(self.0.counts.iter().map(|count| count.load(Relaxed)))
+            .collect();
+        // The sum of what is shown, so that the total and the last bucket always agree.
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = Duration::from_nanos(self.0.nanoseconds.load(Relaxed)).as_secs_f64();
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl TypedMetric for AtomicHistogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::family::Family;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    #[test]
+    fn counts_are_cumulative_and_bounds_inclusive() {
+        let mut registry = Registry::default();
+        let histogram = AtomicHistogram::new(&[0.1, 1.0]);
+        registry.register("took", "How long", histogram.clone());
+        for milliseconds in [1, 100, 101, 1000, 5000] {
+            histogram.observe(Duration::from_millis(milliseconds));
+        }
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "# TYPE took histogram",
+            "took_sum 6.202",
+            "took_count 5",
+            "took_bucket{le=\"0.1\"} 2",
+            "took_bucket{le=\"1.0\"} 4",
+            "took_bucket{le=\"+Inf\"} 5",
+        ] {
+            assert!(text.contains(line), "{line} not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn works_in_a_family_and_from_many_threads() {
+        type Label = [(&'static str, &'static str); 1];
+        let family =
+            Family::<Label, AtomicHistogram, fn() -> AtomicHistogram>::new_with_constructor(|| {
+                AtomicHistogram::new(AtomicHistogram::LATENCIES)
+            });
+        let histogram = family.get_or_create(&[("outcome", "ok")]).clone();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        histogram.observe(Duration::from_micros(300));
+                    }
+                });
+            }
+        });
+        assert_eq!(histogram.count(), 4000);
+    }
+}

@@ -1,0 +1,16 @@
+//! What every rolegate process needs, whatever it does: logs, metrics, readiness, an orderly end,
+//! the port for operators and a clock that tests can wind.
+//!
+//! Nothing here knows of roles, pods or AWS. There are no globals except the log subscriber:
+//! each process builds these once and hands them down.
+
+pub mod admin;
+pub mod clock;
+pub mod drain;
+pub mod histogram;
+pub mod logging;
+pub mod metrics;
+pub mod process;
+pub mod readiness;
+pub mod serve;
+pub mod signals;

@@ -1,0 +1,306 @@
+//! Logs on standard error, as text or JSON lines, in UTC.
+//!
+//! Names of pods, annotations and request paths are chosen by tenants and end up in logs. Whatever
+//! could forge a line, move a cursor or reorder what is read is escaped, in fields and messages,
+//! so that one event is always one line that shows what was sent.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+
+use tracing::Subscriber;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::fmt::{MakeWriter, layer};
+use tracing_subscriber::layer::SubscriberExt;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people: one line of text, in colour on a terminal.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// Why logging couldn't be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The filter is no level and no list of `target=level`.
+    #[error(
+        "log level {given:?} is not one: use error, warn, info, debug, trace, or a list such as \
+         info,rolegate_kube=debug"
+    )]
+    Filter {
+        /// What was asked for.
+        given: String,
+    },
+    /// Something else in the process logs already.
+    #[error("logging is already set up in this process")]
+    AlreadySet,
+}
+
+/// Sets the process's logs up. A plain level in `filter` is rolegate's own level; the libraries
+/// below it stay quieter, since what goes wrong in them is told by us, once, and since some of
+/// them print whole requests at their lower levels. A list of `target=level` is taken as it is.
+pub fn init(format: LogFormat, filter: &str) -> Result<(), LoggingError> {
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let filter = parse_filter(filter)?;
+    tracing::subscriber::set_global_default(subscriber(format, filter, colour, io::stderr))
+        .map_err(|_| LoggingError::AlreadySet)
+}
+
+fn parse_filter(given: &str) -> Result<Targets, LoggingError> {
+    let directives = match given.trim().to_ascii_lowercase().as_str() {
+        "error" => "error,kube_client=off,kube_runtime=off".into(),
+        "warn" | "warning" => "warn,kube_client=off,kube_runtime=off".into(),
+        "info" => "warn,kube_client=off,kube_runtime=off,rolegate=info".into(),
+        "debug" => "info,rolegate=debug".into(),
+        "trace" => "debug,aws_smithy_runtime=info,rolegate=trace".into(),
+        list => list.to_owned(),
+    };
+    let mut targets = Targets::new();
+    for directive in directives.split(',') {
+        let (target, level) = directive.rsplit_once('=').unwrap_or(("", directive));
+        let level = match level.trim() {
+            "" => None,
+            level => level.parse::<LevelFilter>().ok(),
+        };
+        let level = level.ok_or_else(|| LoggingError::Filter {
+            given: given.into(),
+        })?;
+        targets = match target.trim() {
+            "" => targets.with_default(level),
+            target => targets.with_target(target, level),
+        };
+    }
+    Ok(targets)
+}
+
+fn subscriber<W>(
+    format: LogFormat,
+    filter: Targets,
+    colour: bool,
+    writer: W,
+) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filtered = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => Box::new(
+            filtered.with(
+                layer()
+                    .with_ansi(colour)
+                    .fmt_fields(debug_fn(write_field))
+                    .with_writer(writer),
+            ),
+        ),
+        LogFormat::Json => Box::new(
+            filtered.with(
+                layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(EscapedJson(writer)),
+            ),
+        ),
+    }
+}
+
+fn write_field(
+    writer: &mut Writer<'_>,
+    field: &tracing::field::Field,
+    value: &dyn fmt::Debug,
+) -> fmt::Result {
+    use fmt::Write;
+    match field.name() {
+        "message" => write!(Escaping(writer), "{value:?}"),
+        name => write!(Escaping(writer), "{name}={value:?}"),
+    }?;
+    writer.write_char(' ')
+}
+
+/// Whether a character must not reach a terminal or a log as it is: controls (line ends, escape,
+/// the C1 set) and the invisible ones that reorder or hide text.
+pub fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// The text with every unsafe character (see [`is_unsafe`]) written as an escape like `\n` or
+/// `\u{202e}`.
+pub fn escape(text: &str) -> String {
+    use fmt::Write;
+    let mut escaped = String::with_capacity(text.len());
+    // Writing into a String can't fail.
+    let _ = Escaping(&mut escaped).write_str(text);
+    escaped
+}
+
+struct Escaping<'a, W>(&'a mut W);
+
+impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for run in text.split_inclusive(is_unsafe) {
+            match run.char_indices().next_back() {
+                Some((at, last)) if is_unsafe(last) => {
+                    self.0.write_str(run.get(..at).unwrap_or_default())?;
+                    write!(self.0, "{}", last.escape_default())?;
+                }
+                _ => self.0.write_str(run)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// JSON escapes the controls below space only; the rest is escaped here. Such a character can only
+/// stand inside a JSON string, where `\uXXXX` means the same.
+struct EscapedJson<W>(W);
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
+    type Writer = JsonLine<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        JsonLine(self.0.make_writer())
+    }
+}
+
+struct JsonLine<W>(W);
+
+impl<W: Write> Write for JsonLine<W> {
+    // The formatter writes each event whole, so no character is ever cut in two.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        if text.chars().any(|c| c != '\n' && is_unsafe(c)) {
+            let mut escaped = String::with_capacity(text.len() + 16);
+            for c in text.chars() {
+                match c {
+                    c if c != '\n' && is_unsafe(c) => {
+                        escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+                    }
+                    c => escaped.push(c),
+                }
+            }
+            self.0.write_all(escaped.as_bytes())?;
+        } else {
+            self.0.write_all(line)?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, filter: &str, colour: bool, log: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let filter = parse_filter(filter).unwrap();
+        let subscriber = subscriber(format, filter, colour, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// A new line, a carriage return, colours, a C1 control sequence, DEL, right-to-left override.
+    const HOSTILE: &str = "app\n2024 INFO fake\r\x1b[31mred\u{9b}2J\x7f\u{202e}txt";
+
+    fn log_hostile() {
+        let span = tracing::info_span!(target: "rolegate", "request", path = %HOSTILE);
+        let _guard = span.enter();
+        tracing::info!(target: "rolegate", pod = %HOSTILE, role = HOSTILE, debug = ?HOSTILE, "denied {HOSTILE}");
+    }
+
+    #[test]
+    fn tenants_strings_cannot_forge_lines_or_drive_the_terminal() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = logged(format, "info", false, log_hostile);
+            assert!(text.ends_with('\n'), "{text:?}");
+            let line = text.trim_end_matches('\n');
+            assert!(!line.chars().any(is_unsafe), "{format:?}: {line:?}");
+            assert!(line.contains("fake") && line.contains("denied"), "{line}");
+        }
+    }
+
+    #[test]
+    fn json_keeps_the_value_whole() {
+        let line = logged(LogFormat::Json, "info", false, log_hostile);
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(event["pod"], HOSTILE);
+        assert_eq!(event["level"], "INFO");
+        assert!(
+            event["timestamp"].as_str().unwrap().ends_with('Z'),
+            "{event}"
+        );
+    }
+
+    #[test]
+    fn text_is_readable_and_coloured_only_when_asked() {
+        let log =
+            || tracing::warn!(target: "rolegate", pod = "default/app", attempts = 3, "refused");
+        let plain = logged(LogFormat::Text, "info", false, log);
+        assert!(
+            plain.contains("WARN rolegate: refused pod=\"default/app\" attempts=3"),
+            "{plain}"
+        );
+        assert!(plain.split(' ').next().unwrap().ends_with('Z'), "{plain}");
+        assert!(logged(LogFormat::Text, "info", true, log).contains("\x1b["));
+    }
+
+    #[test]
+    fn a_plain_level_is_ours_and_libraries_stay_quiet() {
+        let log = || {
+            tracing::info!(target: "rolegate_kube", "ours");
+            tracing::info!(target: "hyper", "theirs");
+            tracing::error!(target: "kube_client::client::builder", "each retry");
+            tracing::debug!(target: "rolegate_kube", "detail");
+        };
+        let text = logged(LogFormat::Text, "INFO", false, log);
+        assert!(text.contains("ours"), "{text}");
+        for quiet in ["theirs", "each retry", "detail"] {
+            assert!(!text.contains(quiet), "{text}");
+        }
+        let listed = logged(LogFormat::Text, "off,hyper=info", false, log);
+        assert!(
+            listed.contains("theirs") && !listed.contains("ours"),
+            "{listed}"
+        );
+        assert!(logged(LogFormat::Text, "warning", false, log).is_empty());
+    }
+
+    #[test]
+    fn a_wrong_level_is_told() {
+        for wrong in ["", "loud", "loud=", "info,a=b", "info,"] {
+            let message = parse_filter(wrong).unwrap_err().to_string();
+            assert!(message.contains("use error, warn"), "{message}");
+        }
+    }
+
+    #[test]
+    fn escaped_text() {
+        assert_eq!(escape("a\nb\u{202e}é"), "a\\nb\\u{202e}é");
+        assert_eq!(escape(""), "");
+    }
+}

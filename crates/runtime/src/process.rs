@@ -1,0 +1,134 @@
+//! What the kernel says of this process, read from `/proc/self` at each scrape, under the names
+//! that all Prometheus clients use.
+
+use std::fs;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+/// Clock ticks a second in `/proc`: 100 for user space on every Linux, whatever the kernel's own.
+const TICKS: f64 = 100.0;
+
+/// Resident memory, processor time, open files, threads, start. What can't be read is left out.
+#[derive(Debug)]
+pub struct ProcessCollector;
+
+impl Collector for ProcessCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut gauge = |name, help, unit: Option<&Unit>, value: Option<f64>| {
+            let Some(value) = value else { return Ok(()) };
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
+        };
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let resident = status_field(&status, "VmRSS:").map(|kib| kib * 1024.0);
+        gauge(
+            "process_resident_memory",
+            "Resident memory",
+            Some(&Unit::Bytes),
+            resident,
+        )?;
+        gauge(
+            "process_threads",
+            "Threads",
+            None,
+            status_field(&status, "Threads:"),
+        )?;
+        // One of them is the descriptor that counts.
+        let files = fs::read_dir("/proc/self/fd")
+            .ok()
+            .map(|files| files.count().saturating_sub(1) as f64);
+        gauge("process_open_fds", "Open file descriptors", None, files)?;
+        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let started = boot_time()
+            .zip(stat_field(&stat, 22))
+            .map(|(boot, ticks)| boot + ticks / TICKS);
+        gauge(
+            "process_start_time",
+            "Start, since the epoch",
+            Some(&Unit::Seconds),
+            started,
+        )?;
+        if let Some(ticks) = stat_field(&stat, 14)
+            .zip(stat_field(&stat, 15))
+            .map(|(user, system)| user + system)
+        {
+            let spent = ConstCounter::new(ticks / TICKS);
+            spent.encode(encoder.encode_descriptor(
+                "process_cpu",
+                "Processor time spent, user and system",
+                Some(&Unit::Seconds),
+                spent.metric_type(),
+            )?)?;
+        }
+        Ok(())
+    }
+}
+
+fn status_field(status: &str, name: &str) -> Option<f64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// A field of `/proc/PID/stat`, numbered as in proc(5). The second is the program's name in
+/// parentheses and may hold anything, so counting starts behind it.
+fn stat_field(stat: &str, number: usize) -> Option<f64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace()
+        .nth(number.checked_sub(3)?)?
+        .parse()
+        .ok()
+}
+
+fn boot_time() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    stat.lines()
+        .find_map(|line| line.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    #[test]
+    fn reads_the_kernels_formats() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 9 0 12345 1 1";
+        assert_eq!(stat_field(stat, 14), Some(250.0));
+        assert_eq!(stat_field(stat, 15), Some(50.0));
+        assert_eq!(stat_field(stat, 22), Some(12345.0));
+        assert_eq!(stat_field("", 14), None);
+        assert_eq!(
+            status_field("Name:\tx\nVmRSS:\t  2048 kB\n", "VmRSS:"),
+            Some(2048.0)
+        );
+        assert_eq!(status_field("", "VmRSS:"), None);
+    }
+
+    #[test]
+    fn every_metric_is_there_and_plausible() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(ProcessCollector));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("{name} not in\n{text}"))
+                .trim()
+                .parse()
+                .unwrap()
+        };
+        assert!(value("process_resident_memory_bytes ") > 1e6);
+        assert!(value("process_threads ") >= 1.0);
+        assert!(value("process_open_fds ") >= 3.0);
+        assert!(value("process_cpu_seconds_total ") >= 0.0);
+        assert!(value("process_start_time_seconds ") > 1.6e9);
+    }
+}

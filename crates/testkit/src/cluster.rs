@@ -1,0 +1,405 @@
+//! A real Kubernetes: etcd, kube-apiserver and, on request, kube-controller-manager, on loopback.
+//! No kubelet and no scheduler: tests place pods themselves and say what became of them
+//! ([`crate::TestPod`]).
+
+use std::ffi::OsStr;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::config::Kubeconfig;
+use kube::{Api, Client};
+use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
+use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::OnceCell;
+
+use crate::ca::{Authority, Pair};
+use crate::hack;
+use crate::process::Process;
+use crate::scratch::Scratch;
+
+/// Two cores that also compile something else need this long; alone it takes four seconds.
+const START: Duration = Duration::from_secs(180);
+
+/// The controllers that need no kubelet. Without node-lifecycle and pod-garbage-collector, which
+/// would remove the pods of nodes that nobody keeps alive.
+const CONTROLLERS: &str = "serviceaccount-controller,root-ca-certificate-publisher-controller,\
+    namespace-controller,garbage-collector-controller,deployment-controller,replicaset-controller,\
+    daemonset-controller,statefulset-controller,job-controller,endpointslice-controller,\
+    clusterrole-aggregation-controller";
+
+/// A running API server with its etcd. Fields are dropped from the top: processes, then files.
+pub struct Cluster {
+    controllers: Option<Process>,
+    apiserver: Option<Process>,
+    _etcd: Process,
+    binary: PathBuf,
+    port: ReservedPort,
+    etcd_port: ReservedPort,
+    authority: Authority,
+    admin: Pair,
+    serving: Pair,
+    service_account_key: PathBuf,
+    scratch: Scratch,
+}
+
+/// Who talks to the API server.
+enum Identity<'a> {
+    Certificate(&'a Pair),
+    Token(&'a str),
+}
+
+impl Cluster {
+    /// Starts an API server for one test alone, which may stop it.
+    ///
+    /// # Errors
+    /// When the binary can't be built or does not get ready; with the end of its log.
+    pub async fn start() -> anyhow::Result<Self> {
+        let scratch = Scratch::new("rolegate-cluster-")?;
+        let dir = scratch.path();
+        let authority = Authority::new(dir)?;
+        let admin = authority.client("admin", Some("system:masters"))?;
+        let serving = authority.server(
+            "apiserver",
+            &["127.0.0.1", "localhost", "kubernetes.default.svc"],
+        )?;
+        let service_account_key = dir.join("service-accounts.key");
+        let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
+        std::fs::write(&service_account_key, key.serialize_pem())?;
+
+        let binary = binary()?;
+        let etcd_port = ReservedPort::new()?;
+        let mut cluster = Self {
+            controllers: None,
+            apiserver: None,
+            _etcd: etcd(&binary, dir, &etcd_port)?,
+            binary,
+            port: ReservedPort::new()?,
+            etcd_port,
+            authority,
+            admin,
+            serving,
+            service_account_key,
+            scratch,
+        };
+        cluster.start_apiserver().await?;
+        Ok(cluster)
+    }
+
+    /// As [`Self::start`], with a controller manager, for tests of Deployments, default service
+    /// accounts or the removal of namespaces.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with_controllers() -> anyhow::Result<Self> {
+        let mut cluster = Self::start().await?;
+        let user = "system:kube-controller-manager";
+        let pair = cluster.authority.client(user, None)?;
+        let kubeconfig = cluster.write_kubeconfig("controllers", &Identity::Certificate(&pair))?;
+        let mut command = Command::new(&cluster.binary);
+        command
+            .arg("kube-controller-manager")
+            .args([
+                "--use-service-account-credentials=true",
+                "--leader-elect=false",
+            ])
+            .args(["--secure-port=0", &format!("--controllers={CONTROLLERS}")])
+            .arg(flag("kubeconfig", &kubeconfig))
+            .arg(flag("root-ca-file", cluster.authority.certificate()))
+            .arg(flag(
+                "service-account-private-key-file",
+                &cluster.service_account_key,
+            ));
+        let log = cluster.dir().join("controllers.log");
+        let mut process = Process::spawn("controllers", &command, &log)?;
+        let accounts = Api::<ServiceAccount>::namespaced(cluster.admin()?, "default");
+        process
+            .until(START, async || Ok(accounts.get("default").await?))
+            .await?;
+        cluster.controllers = Some(process);
+        Ok(cluster)
+    }
+
+    /// The API server that all tests of a test binary share, started by the first that asks and
+    /// gone with the test process. Tests keep apart by their own namespaces.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; the next caller tries again.
+    pub async fn shared() -> anyhow::Result<&'static Self> {
+        static SHARED: OnceCell<Cluster> = OnceCell::const_new();
+        SHARED.get_or_try_init(Self::start).await
+    }
+
+    /// Where the API server listens, `https://127.0.0.1:PORT`; also its issuer of tokens.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port())
+    }
+
+    /// The API server's port on this host's loopback, for [`crate::Forward`].
+    pub fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    /// The certificate that signed the API server's own, as PEM.
+    pub fn ca_pem(&self) -> String {
+        self.authority.pem()
+    }
+
+    /// The folder of this cluster's files and logs, removed with it.
+    pub fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// A client with all rights, for the current async runtime.
+    ///
+    /// # Errors
+    /// When the client can't be built; it does not talk to the server yet.
+    pub fn admin(&self) -> anyhow::Result<Client> {
+        self.client(&Identity::Certificate(&self.admin))
+    }
+
+    /// A client that shows a bearer token.
+    ///
+    /// # Errors
+    /// As [`Self::admin`].
+    pub fn client_as_token(&self, token: &str) -> anyhow::Result<Client> {
+        self.client(&Identity::Token(token))
+    }
+
+    /// A kubeconfig file with all rights.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn admin_kubeconfig(&self) -> anyhow::Result<PathBuf> {
+        self.write_kubeconfig("admin", &Identity::Certificate(&self.admin))
+    }
+
+    /// A kubeconfig file that shows a bearer token; `name` tells it from others.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn kubeconfig_for_token(&self, name: &str, token: &str) -> anyhow::Result<PathBuf> {
+        self.write_kubeconfig(name, &Identity::Token(token))
+    }
+
+    /// Kills the API server, as a fault; etcd stays.
+    pub fn stop_apiserver(&mut self) {
+        self.apiserver = None;
+    }
+
+    /// Starts the API server, on the same port and with the same keys as before.
+    ///
+    /// # Errors
+    /// When it does not get ready; with the end of its log.
+    pub async fn start_apiserver(&mut self) -> anyhow::Result<()> {
+        ensure!(self.apiserver.is_none(), "the API server runs already");
+        let url = self.url();
+        let mut command = Command::new(&self.binary);
+        command
+            .arg("kube-apiserver")
+            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+            .args([
+                "--permit-port-sharing=true",
+                "--endpoint-reconciler-type=none",
+            ])
+            .args(["--authorization-mode=Node,RBAC", "--allow-privileged=true"])
+            .arg("--enable-admission-plugins=NodeRestriction")
+            .arg("--service-cluster-ip-range=10.96.0.0/16")
+            .arg(flag("service-account-issuer", url))
+            .arg(flag("secure-port", self.port().to_string()))
+            .arg(flag(
+                "etcd-servers",
+                format!("http://127.0.0.1:{}", self.etcd_port.number),
+            ))
+            .arg(flag("tls-cert-file", &self.serving.certificate))
+            .arg(flag("tls-private-key-file", &self.serving.key))
+            .arg(flag("client-ca-file", self.authority.certificate()))
+            .arg(flag("service-account-key-file", &self.service_account_key))
+            .arg(flag(
+                "service-account-signing-key-file",
+                &self.service_account_key,
+            ));
+        let log = self.dir().join("apiserver.log");
+        let mut process = Process::spawn("apiserver", &command, &log)?;
+        let admin = self.admin()?;
+        process
+            .until(START, async || {
+                let ready = http::Request::get("/readyz").body(Vec::new())?;
+                Ok(admin.request_text(ready).await?)
+            })
+            .await?;
+        self.apiserver = Some(process);
+        Ok(())
+    }
+
+    /// Kills the API server and starts it again, which ends every watch.
+    ///
+    /// # Errors
+    /// As [`Self::start_apiserver`].
+    pub async fn restart_apiserver(&mut self) -> anyhow::Result<()> {
+        self.stop_apiserver();
+        self.start_apiserver().await
+    }
+
+    fn client(&self, identity: &Identity) -> anyhow::Result<Client> {
+        let kubeconfig: Kubeconfig = serde_json::from_value(self.kubeconfig(identity))?;
+        Ok(Client::try_from(kubeconfig)?)
+    }
+
+    fn write_kubeconfig(&self, name: &str, identity: &Identity) -> anyhow::Result<PathBuf> {
+        let path = self.dir().join(format!("{name}.kubeconfig"));
+        std::fs::write(&path, self.kubeconfig(identity).to_string())?;
+        Ok(path)
+    }
+
+    /// JSON, which is YAML as well.
+    fn kubeconfig(&self, identity: &Identity) -> Value {
+        let user = match identity {
+            Identity::Certificate(pair) => json!({
+                "client-certificate": pair.certificate, "client-key": pair.key,
+            }),
+            Identity::Token(token) => json!({ "token": token }),
+        };
+        json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "test", "cluster": {
+                "server": self.url(), "certificate-authority": self.authority.certificate(),
+            }}],
+            "users": [{ "name": "test", "user": user }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" }}],
+            "current-context": "test",
+        })
+    }
+}
+
+/// The path of the cluster binary: `ROLEGATE_CLUSTER_BINARY`, else built or found by
+/// `hack/cluster-binary`.
+fn binary() -> anyhow::Result<PathBuf> {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(path) = BINARY.get() {
+        return Ok(path.clone());
+    }
+    let path = match std::env::var_os("ROLEGATE_CLUSTER_BINARY") {
+        Some(path) => PathBuf::from(path),
+        None => hack("cluster-binary", &[])?,
+    };
+    Ok(BINARY.get_or_init(|| path).clone())
+}
+
+fn etcd(binary: &Path, dir: &Path, client: &ReservedPort) -> anyhow::Result<Process> {
+    let peer = ReservedPort::new()?;
+    let client_url = format!("http://127.0.0.1:{}", client.number);
+    let peer_url = format!("http://127.0.0.1:{}", peer.number);
+    let mut command = Command::new(binary);
+    command
+        .arg("etcd")
+        .args([
+            "--unsafe-no-fsync",
+            "--socket-reuse-port",
+            "--log-level=warn",
+        ])
+        .arg(flag("data-dir", dir.join("etcd")))
+        .arg(flag("listen-client-urls", &client_url))
+        .arg(flag("advertise-client-urls", &client_url))
+        .arg(flag("listen-peer-urls", &peer_url))
+        .arg(flag("initial-advertise-peer-urls", &peer_url))
+        .arg(flag("initial-cluster", format!("default={peer_url}")));
+    Process::spawn("etcd", &command, &dir.join("etcd.log")).context("the cluster needs etcd first")
+}
+
+fn flag(name: &str, value: impl AsRef<OsStr>) -> std::ffi::OsString {
+    let mut flag = std::ffi::OsString::from(format!("--{name}="));
+    flag.push(value);
+    flag
+}
+
+/// A port that nobody else gets while this lives. Kubernetes can't be told port 0, so the port is
+/// bound (not listened on) here, and the server joins in with SO_REUSEPORT. A port found and let
+/// go of would be free for others until the server has it, and while the server restarts.
+struct ReservedPort {
+    number: u16,
+    _socket: Socket,
+}
+
+impl ReservedPort {
+    fn new() -> anyhow::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+        let address = socket.local_addr()?.as_socket();
+        Ok(Self {
+            number: address.context("not an IP socket")?.port(),
+            _socket: socket,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::api::ListParams;
+
+    use super::*;
+    use crate::{TestPod, eventually};
+
+    #[tokio::test]
+    async fn pods_survive_the_restart_of_the_api_server_and_processes_end_with_the_cluster() {
+        let mut cluster = Cluster::start().await.unwrap();
+        cluster
+            .create_namespace("shop", &[("iam.amazonaws.com/allowed-roles", "[]")])
+            .await
+            .unwrap();
+        let pod = TestPod::new("shop", "web", "node-a")
+            .role("web")
+            .address([10, 0, 0, 7]);
+        cluster.run_pod(&pod).await.unwrap();
+        cluster.stop_apiserver();
+        let pods = Api::<Pod>::all(cluster.admin().unwrap());
+        assert!(pods.list(&ListParams::default()).await.is_err());
+        cluster.start_apiserver().await.unwrap();
+
+        let selector = "spec.nodeName=node-a,status.podIP=10.0.0.7";
+        let found = pods.list(&ListParams::default().fields(selector)).await;
+        assert_eq!(found.unwrap().items.len(), 1);
+        cluster.delete_pod("shop", "web").await.unwrap();
+        let left = pods.list(&ListParams::default()).await.unwrap();
+        assert!(left.items.is_empty());
+
+        let dir = cluster.dir().to_owned();
+        let pid = cluster.apiserver.as_ref().unwrap().pid();
+        drop(cluster);
+        assert!(!dir.exists());
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test]
+    async fn with_controllers_a_namespace_gets_its_service_account() {
+        let cluster = Cluster::start_with_controllers().await.unwrap();
+        cluster
+            .apply_manifest("apiVersion: v1\nkind: Namespace\nmetadata: { name: fresh }\n")
+            .await
+            .unwrap();
+        let accounts = Api::<ServiceAccount>::namespaced(cluster.admin().unwrap(), "fresh");
+        eventually(START, async || Ok(accounts.get("default").await?))
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_manifest_with_an_unknown_field_is_refused() {
+        let cluster = Cluster::shared().await.unwrap();
+        let manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: a }\ndatta: {}\n";
+        let error = cluster.apply_manifest(manifest).await.unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("ConfigMap a") && text.contains("datta"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests against a real Kubernetes API server.
+#![cfg(test)]
+
+mod deploy;

@@ -1,0 +1,79 @@
+//! The check from inside a pod tells the agent, nothing and the node's metadata apart.
+
+use rolegate_agent::redirect::Backend;
+use rolegate_agent::redirect::check::{Outcome, SelfCheck, probe};
+use rolegate_testkit::lab::PodLink;
+
+use crate::scene::{IMDS, Scene, on};
+
+fn outcomes(scene: &Scene, pod: &rolegate_testkit::lab::Pod) -> [Outcome; 2] {
+    let path = pod.path();
+    // From the test's own namespace: the check enters the pod's by itself.
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(probe(Some(&path)))
+        .unwrap();
+    let open = [&result.v4, &result.v6]
+        .iter()
+        .any(|outcome| matches!(outcome, Outcome::Open(_)));
+    assert_eq!(result.is_open(), open);
+    assert!(!IMDS.is_empty() && scene.lab.node().name() != pod.name());
+    [result.v4, result.v6]
+}
+
+#[test]
+fn agent_nothing_and_metadata_are_told_apart() -> anyhow::Result<()> {
+    let mut scene = Scene::new(Backend::Nftables)?;
+    let pod = scene.pod()?;
+    let other = scene.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?;
+    for outcome in outcomes(&scene, &pod) {
+        assert!(matches!(outcome, Outcome::Open(_)), "{outcome:?}");
+    }
+    scene.apply("eni+")?;
+    for outcome in outcomes(&scene, &pod) {
+        assert_eq!(outcome, Outcome::Redirected);
+    }
+    for outcome in outcomes(&scene, &other) {
+        assert!(matches!(outcome, Outcome::Blocked(_)), "{outcome:?}");
+    }
+    scene.agent = None;
+    for outcome in outcomes(&scene, &pod) {
+        assert!(matches!(outcome, Outcome::Blocked(_)), "{outcome:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn namespaces_are_looked_at_in_turn_and_the_host_s_is_left_out() -> anyhow::Result<()> {
+    let scene = Scene::new(Backend::Nftables)?;
+    let pods = [
+        scene.pod()?,
+        scene.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?,
+    ];
+    scene.apply("eni+")?;
+    let dir = tempfile::tempdir()?;
+    for (name, netns) in [
+        ("a", &*pods[0]),
+        ("b", &*pods[1]),
+        ("host", scene.lab.node()),
+    ] {
+        std::os::unix::fs::symlink(netns.path(), dir.path().join(name))?;
+    }
+    let seen = on(scene.lab.node(), || async {
+        let mut check = SelfCheck::new(dir.path());
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let (path, result) = check.next().await.unwrap().unwrap();
+            seen.push((path, result.v4 == Outcome::Redirected));
+        }
+        seen
+    });
+    let expected = [("a", true), ("b", false), ("a", true)];
+    assert_eq!(
+        seen,
+        expected.map(|(name, redirected)| (dir.path().join(name), redirected))
+    );
+    Ok(())
+}

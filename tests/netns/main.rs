@@ -1,0 +1,10 @@
+//! Real rules and real packets: pods as network namespaces, a node that forwards, and behind it
+//! somebody who holds the metadata addresses. Needs root, `ip`, `nft` and `iptables`.
+
+#![cfg(test)]
+
+mod attachment;
+mod check;
+mod keeper;
+mod redirect;
+mod scene;

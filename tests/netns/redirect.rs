@@ -1,0 +1,310 @@
+//! Each promise of the rules, for each backend.
+
+use std::net::IpAddr;
+
+use rolegate_agent::redirect::{Backend, State};
+use rolegate_testkit::lab::PodLink;
+
+use crate::scene::{
+    AGENT, Client, DIRECT, IMDS, METADATA, PORT, Scene, fetch, for_each_backend, on,
+};
+
+for_each_backend!(
+    pods_reach_the_agent_and_not_the_node_s_metadata,
+    every_interface_kind_is_redirected_or_refused,
+    a_connection_from_before_the_rules_is_cut,
+    without_an_agent_pods_are_refused,
+    a_service_with_a_metadata_address_gets_nothing,
+    untracked_packets_are_refused,
+    a_borrowed_source_address_gets_nowhere,
+    the_agent_s_port_is_no_service,
+    applying_twice_is_once_and_removing_leaves_nothing,
+    an_earlier_nftables_run_does_not_win,
+);
+
+fn pods_reach_the_agent_and_not_the_node_s_metadata(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let pod = scene.pod()?;
+    for metadata in METADATA {
+        assert_eq!(fetch(&pod, metadata)?, IMDS, "the lab is real");
+    }
+    scene.apply("eni+")?;
+    let before = scene.imds.hits();
+    for metadata in METADATA {
+        assert_eq!(fetch(&pod, metadata)?, AGENT);
+        assert_eq!(fetch(scene.lab.node(), metadata)?, IMDS, "the node's own");
+    }
+    assert_eq!(scene.imds.hits(), before + 2);
+    Ok(())
+}
+
+fn every_interface_kind_is_redirected_or_refused(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let pods = [
+        scene
+            .lab
+            .pod("10.1.0.7", PodLink::VethNamed("vlan.eth.1"))?,
+        scene.lab.pod("10.2.0.7", PodLink::Bridge)?,
+        scene.lab.pod("10.3.0.7", PodLink::Macvlan)?,
+    ];
+    for pod in &pods {
+        for metadata in METADATA {
+            assert_eq!(fetch(pod, metadata)?, IMDS, "the lab is real");
+        }
+    }
+    let before = scene.imds.hits();
+    for pattern in ["eni+", "vlan+", "cni0", "mac0", "!eth0"] {
+        let redirect = scene.apply(pattern)?;
+        assert_eq!(on(scene.lab.node(), || redirect.state())?, State::InPlace);
+        for pod in &pods {
+            let meant = scene
+                .redirect(pattern)
+                .spec()
+                .interface()
+                .matches(&pod.interface);
+            for metadata in METADATA {
+                let answer = fetch(pod, metadata);
+                let context = format!("{pattern} {} {metadata}", pod.interface);
+                if meant {
+                    assert_eq!(answer.expect(&context), AGENT, "{context}");
+                } else {
+                    answer.expect_err(&context);
+                }
+            }
+        }
+    }
+    assert_eq!(scene.imds.hits(), before);
+    Ok(())
+}
+
+fn a_connection_from_before_the_rules_is_cut(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let pod = scene.pod()?;
+    for metadata in METADATA {
+        let mut client = Client::connect(&pod, None, metadata)?;
+        assert_eq!(client.ask()?, IMDS);
+        let redirect = scene.apply("eni+")?;
+        let before = scene.imds.hits();
+        client.ask().unwrap_err();
+        assert_eq!(scene.imds.hits(), before);
+        on(scene.lab.node(), || redirect.remove())?;
+    }
+    Ok(())
+}
+
+fn without_an_agent_pods_are_refused(backend: Backend) -> anyhow::Result<()> {
+    let mut scene = Scene::new(backend)?;
+    let pod = scene.pod()?;
+    scene.apply("eni+")?;
+    scene.agent = None;
+    for metadata in METADATA {
+        let error = fetch(&pod, metadata).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    assert_eq!(scene.imds.hits(), 0);
+    Ok(())
+}
+
+/// As the service proxy would do it for `externalIPs`, in its tables and at its priority.
+fn a_service_with_a_metadata_address_gets_nothing(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let pod = scene.pod()?;
+    let other = scene.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?;
+    let thief = scene.lab.pod("10.1.0.66", PodLink::VethNamed("vlan66"))?;
+    let stolen = crate::scene::StandIn::start(&thief, 99, "forged")?;
+    if let Some(iptables) = scene.iptables() {
+        for (program, metadata, to) in [
+            (
+                iptables.clone(),
+                "169.254.169.254",
+                format!("{}:99", thief.v4),
+            ),
+            (
+                iptables.replace("iptables", "ip6tables"),
+                "fd00:ec2::254",
+                format!("[{}]:99", thief.v6),
+            ),
+        ] {
+            let node = scene.lab.node();
+            node.exec(&format!("{program} -t nat -N KUBE-SERVICES"))?;
+            node.exec(&format!(
+                "{program} -t nat -A KUBE-SERVICES -d {metadata} -p tcp --dport 80 -j DNAT --to-destination {to}"
+            ))?;
+            node.exec(&format!("{program} -t nat -A PREROUTING -j KUBE-SERVICES"))?;
+        }
+    } else {
+        scene.nft(&format!(
+            "table inet kube-proxy {{
+               chain services {{
+                 ip daddr 169.254.169.254 tcp dport 80 dnat ip to {}:99
+                 ip6 daddr fd00:ec2::254 tcp dport 80 dnat ip6 to [{}]:99
+               }}
+               chain nat-prerouting {{
+                 type nat hook prerouting priority dstnat
+                 jump services
+               }}
+             }}
+",
+            thief.v4, thief.v6
+        ))?;
+    }
+    for metadata in METADATA {
+        assert_eq!(fetch(&pod, metadata)?, "forged", "the theft is real");
+    }
+    let foreign = scene.all_rules()?;
+    let redirect = scene.apply("eni+")?;
+    let before = stolen.hits();
+    for metadata in METADATA {
+        assert_eq!(fetch(&pod, metadata)?, AGENT);
+        fetch(&other, metadata).unwrap_err();
+    }
+    assert_eq!(stolen.hits(), before);
+    on(scene.lab.node(), || redirect.remove())?;
+    let left = scene.all_rules()?;
+    for line in foreign.lines() {
+        assert!(left.contains(line), "{line} is gone");
+    }
+    Ok(())
+}
+
+fn untracked_packets_are_refused(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let pod = scene.pod()?;
+    scene.nft(
+        "table inet untracked {
+           chain prerouting {
+             type filter hook prerouting priority raw
+             ip daddr 169.254.169.254 notrack
+             ip saddr 169.254.169.254 notrack
+             ip6 daddr fd00:ec2::254 notrack
+             ip6 saddr fd00:ec2::254 notrack
+           }
+         }
+",
+    )?;
+    for metadata in METADATA {
+        assert_eq!(fetch(&pod, metadata)?, IMDS, "the lab is real");
+    }
+    scene.apply("eni+")?;
+    let before = scene.imds.hits();
+    for metadata in METADATA {
+        fetch(&pod, metadata).unwrap_err();
+    }
+    assert_eq!(scene.imds.hits(), before);
+    Ok(())
+}
+
+fn a_borrowed_source_address_gets_nowhere(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let (pod, thief) = (scene.pod()?, scene.lab.pod("10.1.0.66", PodLink::Veth)?);
+    scene.apply("eni+")?;
+    // What gets as far as the agent's port, after the rules that would redirect it.
+    scene.nft(&format!(
+        "table inet seen {{
+           chain input {{
+             type filter hook input priority 100
+             tcp dport {PORT} counter
+           }}
+         }}
+"
+    ))?;
+    thief.exec(&format!("ip addr add {}/32 dev lo", pod.v4))?;
+    thief.exec(&format!("ip addr add {}/128 dev lo nodad", pod.v6))?;
+    let seen = |expected: bool| -> anyhow::Result<()> {
+        let listing = scene.lab.node().exec("nft list table inet seen")?;
+        assert_eq!(!listing.contains("packets 0"), expected, "{listing}");
+        Ok(())
+    };
+    for (source, metadata) in [
+        (IpAddr::from(pod.v4), METADATA[0]),
+        (IpAddr::from(pod.v6), METADATA[1]),
+    ] {
+        assert!(Client::connect(&thief, Some(source), metadata).is_err());
+        seen(false)?;
+    }
+    assert_eq!(
+        fetch(&thief, METADATA[0])?,
+        AGENT,
+        "its own address is fine"
+    );
+    seen(true)
+}
+
+fn the_agent_s_port_is_no_service(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let pod = scene.pod()?;
+    for direct in DIRECT {
+        assert_eq!(fetch(&pod, direct)?, AGENT, "the lab is real");
+    }
+    scene.apply("eni+")?;
+    let agent = scene.agent.as_ref().unwrap();
+    let before = agent.hits();
+    for direct in DIRECT {
+        fetch(&pod, direct).unwrap_err();
+        fetch(scene.lab.imds(), direct).unwrap_err();
+    }
+    // Nor by way of a Service: it is redirected too, but not from a metadata address.
+    scene.nft(&format!(
+        "table inet service {{
+           chain prerouting {{
+             type nat hook prerouting priority dstnat
+             ip daddr 10.96.0.9 tcp dport 80 dnat ip to {}
+           }}
+         }}
+",
+        DIRECT[0]
+    ))?;
+    fetch(&pod, "10.96.0.9:80".parse()?).unwrap_err();
+    assert_eq!(agent.hits(), before);
+    for direct in DIRECT {
+        assert_eq!(fetch(scene.lab.node(), direct)?, AGENT, "local probes");
+    }
+    Ok(())
+}
+
+fn applying_twice_is_once_and_removing_leaves_nothing(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    if let Some(iptables) = scene.iptables() {
+        // The built-in chains stay once they were used.
+        for program in [iptables.clone(), iptables.replace("iptables", "ip6tables")] {
+            for table in [
+                "filter -S FORWARD",
+                "nat -S PREROUTING",
+                "raw -S PREROUTING",
+            ] {
+                scene.lab.node().exec(&format!("{program} -t {table}"))?;
+            }
+        }
+    }
+    let empty = scene.all_rules()?;
+    let redirect = scene.apply("!eth0")?;
+    let once = scene.all_rules()?;
+    on(scene.lab.node(), || redirect.apply())?;
+    assert_eq!(scene.all_rules()?, once);
+    assert_eq!(on(scene.lab.node(), || redirect.state())?, State::InPlace);
+    let shown = on(scene.lab.node(), || backend.show())?.unwrap();
+    assert!(shown.contains("rolegate: pods ask the agent"), "{shown}");
+    on(scene.lab.node(), || redirect.remove())?;
+    let ours = |rules: &str| rules.to_lowercase().matches("rolegate").count();
+    assert_eq!(ours(&scene.all_rules()?), 0);
+    assert!(ours(&once) > 0 && ours(&empty) == 0);
+    assert_eq!(on(scene.lab.node(), || redirect.state())?, State::Missing);
+    on(scene.lab.node(), || redirect.remove())?;
+    Ok(())
+}
+
+fn an_earlier_nftables_run_does_not_win(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(Backend::Nftables)?;
+    scene.apply("eni+")?;
+    let scene = Scene { backend, ..scene };
+    scene.apply("eni+")?;
+    let tables = scene.lab.node().exec("nft list tables")?;
+    assert_eq!(
+        tables.contains("inet rolegate"),
+        backend == Backend::Nftables
+    );
+    let removed = on(scene.lab.node(), rolegate_agent::redirect::remove_all)?;
+    assert_eq!(removed.len(), 1, "{removed:?}");
+    assert!(!scene.all_rules()?.to_lowercase().contains("rolegate"));
+    Ok(())
+}
