@@ -1,1 +1,17 @@
-//! placeholder
+//! `rolegate agent` from end to end, with nothing of ours where somebody else's part can be had: a
+//! real API server, network namespaces as node and pods, real redirect rules, moto as STS, and
+//! boto3 and the AWS CLI as they are published. Needs root.
+
+#![cfg(test)]
+
+mod ask;
+mod changes;
+mod events;
+mod kube2iam;
+mod lifecycle;
+mod redirect;
+mod sdk;
+mod shim;
+mod site;
+mod upgrade;
+mod usage;

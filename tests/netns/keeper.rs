@@ -46,6 +46,7 @@ fn what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::Result<()
         let mut status = keeper.status();
         let cancel = CancellationToken::new();
         let vandalise = async {
+            let _end = cancel.clone().drop_guard();
             status.wait_for(|status| status.in_place).await?;
             for (expected, commands) in (1..).zip(vandals(&scene)) {
                 for command in &commands {
@@ -59,7 +60,6 @@ fn what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::Result<()
                     assert_eq!(fetch(&pod, metadata)?, AGENT, "{commands:?}");
                 }
             }
-            cancel.cancel();
             anyhow::Ok(())
         };
         tokio::join!(keeper.run(cancel.clone()), vandalise).1

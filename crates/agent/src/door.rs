@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
-use jiff::SignedDuration;
 use rolegate_aws::imds::Imds;
 use rolegate_core::metadata::AllowList;
 use rolegate_runtime::clock::Clock;
@@ -50,7 +49,7 @@ pub struct DoorOptions {
     /// How long a request waits for the watch or for STS.
     pub wait: Duration,
     /// How old the picture may be.
-    pub max_picture_age: SignedDuration,
+    pub max_picture_age: Duration,
     /// Limits for each pod and in all.
     pub limits: LimitOptions,
     /// How long a client may take for a request's head, and stay idle.

@@ -4,9 +4,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
-use rolegate_kube::client::PictureAge;
+use rolegate_kube::picture::Pictures;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -19,7 +19,7 @@ pub struct Guard(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     /// When the cluster was last heard of; `None` where the source has no age.
-    age: Option<PictureAge>,
+    pictures: Option<Pictures>,
     /// `None` where addresses are not tied to interfaces.
     attachments: Option<Attachments>,
     /// Grows with each change that makes earlier looks at the kernel worthless.
@@ -35,9 +35,9 @@ pub struct LastLook(AtomicU64);
 
 impl Guard {
     /// A guard of these two; either may be absent.
-    pub fn new(age: Option<PictureAge>, attachments: Option<Attachments>) -> Self {
+    pub fn new(pictures: Option<Pictures>, attachments: Option<Attachments>) -> Self {
         Self(Arc::new(Inner {
-            age,
+            pictures,
             attachments,
             // A last look of 0 is none.
             generation: AtomicU64::new(1),
@@ -45,12 +45,10 @@ impl Guard {
         }))
     }
 
-    /// How long ago the cluster was last heard of.
-    pub fn picture_age(&self, now: Timestamp) -> SignedDuration {
-        self.0
-            .age
-            .as_ref()
-            .map_or(SignedDuration::ZERO, |age| age.age(now))
+    /// How long ago the cluster was last heard of; zero where the source has no age.
+    pub fn picture_age(&self) -> Duration {
+        let pictures = self.0.pictures.as_ref();
+        pictures.and_then(Pictures::age).unwrap_or_default()
     }
 
     /// Whether only a MAC address tells some pod from its neighbours.
@@ -71,7 +69,7 @@ impl Guard {
                 && attachment.can_be_forged()
                 && !self.0.forgeable.swap(true, Ordering::Relaxed)
             {
-                warn!(interface = %attachment, "pods share an interface on which a neighbour can take another's address, unless the network plugin prevents it");
+                warn!(interface = attachment.name, "pods share an interface on which a neighbour can take another's address, unless the network plugin prevents it");
             }
         }
         self.0.generation.fetch_add(1, Ordering::AcqRel);

@@ -64,16 +64,21 @@ pub struct Estate {
     pub admin: OwnedFd,
     /// The key of metadata tokens, so that tokens stay good.
     pub tokens: TokenKey,
-    stream: UnixStream,
+    /// To be confirmed when the sockets are listened on.
+    pub receipt: Receipt,
 }
 
-impl Estate {
-    /// Tells the old agent that its sockets are listened on, so that it drains.
+/// What the old agent waits for before it drains.
+#[derive(Debug)]
+pub struct Receipt(UnixStream);
+
+impl Receipt {
+    /// Tells the old agent that its sockets are listened on.
     ///
     /// # Errors
     /// [`HandoverError::Io`]: the old agent is gone, which changes nothing.
-    pub async fn accept(&mut self) -> Result<(), HandoverError> {
-        Ok(self.stream.write_all(&[TAKEN]).await?)
+    pub async fn confirm(mut self) -> Result<(), HandoverError> {
+        Ok(self.0.write_all(&[TAKEN]).await?)
     }
 }
 
@@ -110,6 +115,11 @@ impl Place {
         Ok(Self(folder.join(format!("agent-{port}-{namespace}.sock"))))
     }
 
+    /// Whether an agent listens here.
+    pub async fn is_taken(&self) -> bool {
+        UnixStream::connect(&self.0).await.is_ok()
+    }
+
     /// Takes the sockets of the agent that runs now; `None` where none does.
     ///
     /// # Errors
@@ -129,7 +139,7 @@ impl Place {
         };
         check_peer(&stream)?;
         let received = stream.async_io(Interest::READABLE, || receive(stream.as_fd()));
-        let (key, sockets) = within(received).await??;
+        let (key, sockets) = within(received).await???;
         let mut sockets = sockets.into_iter();
         let (Some(pods), Some(admin)) = (sockets.next(), sockets.next()) else {
             return Err(HandoverError::Unknown);
@@ -138,7 +148,7 @@ impl Place {
             pods,
             admin,
             tokens: TokenKey::from_bytes(key),
-            stream,
+            receipt: Receipt(stream),
         }))
     }
 
@@ -266,13 +276,13 @@ mod tests {
                 drop((pods, admin));
             })
         };
-        let mut estate = loop {
+        let estate = loop {
             match place.take().await.unwrap() {
                 Some(estate) => break estate,
                 None => tokio::task::yield_now().await,
             }
         };
-        estate.accept().await.unwrap();
+        estate.receipt.confirm().await.unwrap();
         old.await.unwrap();
 
         let taken = TcpListener::from(estate.pods);

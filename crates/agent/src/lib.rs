@@ -1,1 +1,21 @@
-//! placeholder
+//! The node agent: the metadata door, the redirect that leads pods to it, and the picture of who
+//! has which address and what was decided for them.
+//!
+//! [`app`] puts the parts together. A request goes `door → picture → session → bytes`; changes
+//! come `source → director → picture`. Nothing here decides: that is `rolegate-core`'s.
+
+pub mod app;
+pub mod attachment;
+mod debug;
+pub mod director;
+pub mod discovery;
+pub mod door;
+pub mod guard;
+pub mod handover;
+pub mod limits;
+pub mod metrics;
+mod pace;
+pub mod picture;
+pub mod redirect;
+pub mod tell;
+pub mod token;

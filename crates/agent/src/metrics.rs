@@ -119,7 +119,7 @@ struct RequestLabels {
 }
 
 type Requests = Family<RequestLabels, AtomicHistogram, fn() -> AtomicHistogram>;
-type SmallGauge = Gauge<i64, Arc<AtomicI64>>;
+type SmallGauge = Gauge<i64, AtomicI64>;
 
 /// Metrics of the agent. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -43,7 +43,7 @@ impl Tell {
             denial.reason
         );
         if let Some(events) = &self.events {
-            events.tell(pod, EventReason::RoleForbidden, denial.to_string());
+            events.tell(pod, EventReason::RoleForbidden, &denial.to_string());
         }
     }
 
@@ -70,7 +70,7 @@ impl Tell {
         );
         if let Some(events) = &self.events {
             let note = format!("STS gives no session of role {role}: {}", failure.code);
-            events.tell(pod, EventReason::CredentialError, note);
+            events.tell(pod, EventReason::CredentialError, &note);
         }
     }
 }

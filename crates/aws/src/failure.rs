@@ -55,7 +55,10 @@ where
         SdkError::DispatchFailure(_) => {
             temporary("Unreachable", &format!("STS can't be reached: {chain}"))
         }
-        _ => temporary("BadAnswer", &format!("STS's answer makes no sense: {chain}")),
+        _ => temporary(
+            "BadAnswer",
+            &format!("STS's answer makes no sense: {chain}"),
+        ),
     }
 }
 
@@ -173,9 +176,7 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 }
 
 /// An error and its sources; bounded, for chains may be endless.
-fn causes<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source()).take(16)
 }
 
@@ -242,7 +243,12 @@ mod tests {
     #[test]
     fn a_signature_error_never_quotes_the_request() {
         let quoted = "The Canonical String should have been 'POST x-amz-security-token:SECRET'";
-        let failure = refused(Some("SignatureDoesNotMatch"), Some(quoted), 403, Some(&key()));
+        let failure = refused(
+            Some("SignatureDoesNotMatch"),
+            Some(quoted),
+            403,
+            Some(&key()),
+        );
         assert!(!failure.message.contains("SECRET"), "{failure}");
         assert!(failure.message.contains("clock"), "{failure}");
     }

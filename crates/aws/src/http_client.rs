@@ -75,6 +75,8 @@ impl HttpConnector for SplitConnector {
         } else {
             &self.client.plain
         };
-        client.http_connector(&self.settings, &self.components).call(request)
+        client
+            .http_connector(&self.settings, &self.components)
+            .call(request)
     }
 }

@@ -64,8 +64,13 @@ pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
             .await
             .unwrap_or_else(|_| Err(failure::timed_out(LIMIT)))
     };
-    let (role, info, document, partition, caller) =
-        tokio::join!(text(imds, ROLE), text(imds, INFO), text(imds, DOCUMENT), text(imds, PARTITION), caller);
+    let (role, info, document, partition, caller) = tokio::join!(
+        text(imds, ROLE),
+        text(imds, INFO),
+        text(imds, DOCUMENT),
+        text(imds, PARTITION),
+        caller
+    );
     Discovered {
         node_role: present(role).and_then(|text| text.map(|text| parse_role(&text)).transpose()),
         profile: present(info).and_then(|text| text.map(|text| parse_info(&text)).transpose()),
@@ -110,19 +115,27 @@ impl Discovered {
 
     /// The node's Region.
     pub fn region(&self) -> Option<&str> {
-        self.instance.as_ref().ok().map(|instance| instance.region.as_str())
+        self.instance
+            .as_ref()
+            .ok()
+            .map(|instance| instance.region.as_str())
     }
 
     /// The roles that no pod may have: the node's, and the one we call AWS with.
     pub fn own_roles(&self) -> Vec<OwnRole> {
-        let node = self.node_role.as_ref().ok().and_then(Option::as_ref).map(|name| OwnRole {
-            account: match (&self.profile, &self.instance) {
-                (Ok(Some(owner)), _) => Some(owner.account.clone()),
-                (_, Ok(instance)) => Some(instance.account.clone()),
-                _ => None,
-            },
-            name: name.clone(),
-        });
+        let node = self
+            .node_role
+            .as_ref()
+            .ok()
+            .and_then(Option::as_ref)
+            .map(|name| OwnRole {
+                account: match (&self.profile, &self.instance) {
+                    (Ok(Some(owner)), _) => Some(owner.account.clone()),
+                    (_, Ok(instance)) => Some(instance.account.clone()),
+                    _ => None,
+                },
+                name: name.clone(),
+            });
         let caller = self.caller.as_ref().ok().and_then(|caller| {
             Some(OwnRole {
                 account: Some(caller.account.clone()),
@@ -211,7 +224,9 @@ fn field<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
 
 fn is_word(text: &str) -> bool {
     (1..=64).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 #[cfg(test)]
@@ -266,12 +281,21 @@ mod tests {
                 account: "123456789012".into()
             }
         );
-        for text in ["", "{}", "[]", r#"{"InstanceProfileArn":"arn:aws:iam::1:instance-profile/p"}"#] {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"InstanceProfileArn":"arn:aws:iam::1:instance-profile/p"}"#,
+        ] {
             assert!(parse_info(text).is_err(), "{text:?}");
         }
         let document = r#"{"accountId":"123456789012","region":"eu-west-1","instanceId":"i-0"}"#;
         assert_eq!(parse_document(document).unwrap().region, "eu-west-1");
-        for text in ["", "{}", r#"{"accountId":"1","region":"a b","instanceId":"i"}"#] {
+        for text in [
+            "",
+            "{}",
+            r#"{"accountId":"1","region":"a b","instanceId":"i"}"#,
+        ] {
             assert!(parse_document(text).is_err(), "{text:?}");
         }
         assert_eq!(parse_partition("aws-eusc\n").unwrap(), "aws-eusc");
@@ -283,8 +307,13 @@ mod tests {
         let base = |found: &Discovered| found.base_arn().map(|base| base.as_str().to_owned());
         let mut found = nothing();
         assert_eq!(base(&found), None);
-        found.caller = Ok(caller("arn:aws-us-gov:sts::210987654321:assumed-role/agent/x"));
-        assert_eq!(base(&found).unwrap(), "arn:aws-us-gov:iam::210987654321:role/");
+        found.caller = Ok(caller(
+            "arn:aws-us-gov:sts::210987654321:assumed-role/agent/x",
+        ));
+        assert_eq!(
+            base(&found).unwrap(),
+            "arn:aws-us-gov:iam::210987654321:role/"
+        );
         found.instance = Ok(Instance {
             account: "111111111111".into(),
             region: "cn-north-1".into(),
@@ -314,10 +343,15 @@ mod tests {
             partition: "aws".into(),
             account: "210987654321".into(),
         }));
-        found.caller = Ok(caller("arn:aws:sts::210987654321:assumed-role/agent/session"));
+        found.caller = Ok(caller(
+            "arn:aws:sts::210987654321:assumed-role/agent/session",
+        ));
         assert_eq!(
             found.own_roles(),
-            [own(Some("210987654321"), "node"), own(Some("210987654321"), "agent")]
+            [
+                own(Some("210987654321"), "node"),
+                own(Some("210987654321"), "agent")
+            ]
         );
         found.caller = Ok(caller("arn:aws:sts::210987654321:assumed-role/node/i-0"));
         assert_eq!(found.own_roles(), [own(Some("210987654321"), "node")]);

@@ -184,13 +184,27 @@ impl Imds {
 
 impl Inner {
     async fn request(&self, method: &Method, path: &str) -> Result<Response<Incoming>, ImdsError> {
-        let access = self.tokens.get(self).await?;
+        // What is rare is boxed, to keep the future of each request small.
+        let access = match self.tokens.fresh() {
+            Some(access) => access,
+            None => Box::pin(self.tokens.get(self)).await?,
+        };
         let answer = self.send(method, path, &access).await?;
         if answer.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
-        // The token has ended early, or tokens are required all of a sudden.
-        let access = self.tokens.replace(self, &access).await?;
+        Box::pin(self.request_anew(method, path, &access)).await
+    }
+
+    /// Asks again with another token: `refused` has ended early, or tokens are required all of a
+    /// sudden.
+    async fn request_anew(
+        &self,
+        method: &Method,
+        path: &str,
+        refused: &Arc<Access>,
+    ) -> Result<Response<Incoming>, ImdsError> {
+        let access = self.tokens.replace(self, refused).await?;
         let answer = self.send(method, path, &access).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
             // Handed on, it would make the pod's SDK throw our token for it away.
@@ -291,14 +305,24 @@ mod tests {
             assert_eq!(imds.inner.authority.as_str(), authority);
         }
         for address in ["", "http://", "https://x", "a/b", "user@host", "a b", ":80"] {
-            assert!(matches!(Imds::new(address), Err(ImdsError::BadAddress(_))), "{address:?}");
+            assert!(
+                matches!(Imds::new(address), Err(ImdsError::BadAddress(_))),
+                "{address:?}"
+            );
         }
     }
 
     #[test]
     fn only_paths_are_asked_for() {
         let inner = Imds::new("127.0.0.1:1").unwrap().inner;
-        for path in ["", "latest", "http://elsewhere/latest", "/a b", "/\u{0}", "*"] {
+        for path in [
+            "",
+            "latest",
+            "http://elsewhere/latest",
+            "/a b",
+            "/\u{0}",
+            "*",
+        ] {
             assert_eq!(
                 inner.prepare(Method::GET, path).err(),
                 Some(ImdsError::BadRequest),

@@ -82,12 +82,19 @@ impl CallerIdentity {
     /// The role's name, without path, which STS doesn't tell; `None` where it is no role.
     pub fn role_name(&self) -> Option<&str> {
         let resource = self.arn.split(':').nth(5)?;
-        resource.strip_prefix("assumed-role/")?.split('/').next().filter(|name| !name.is_empty())
+        resource
+            .strip_prefix("assumed-role/")?
+            .split('/')
+            .next()
+            .filter(|name| !name.is_empty())
     }
 
     /// `aws`, `aws-cn`, …
     pub fn partition(&self) -> Option<&str> {
-        self.arn.split(':').nth(1).filter(|partition| !partition.is_empty())
+        self.arn
+            .split(':')
+            .nth(1)
+            .filter(|partition| !partition.is_empty())
     }
 }
 
@@ -106,7 +113,9 @@ struct Inner {
 
 impl fmt::Debug for Sts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sts").field("options", &self.inner.options).finish_non_exhaustive()
+        f.debug_struct("Sts")
+            .field("options", &self.inner.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -229,7 +238,11 @@ impl Inner {
 }
 
 /// The session in an answer that came at `now` to a call made at `from`.
-fn session(output: AssumeRoleOutput, from: Timestamp, now: Timestamp) -> Result<Credentials, Failure> {
+fn session(
+    output: AssumeRoleOutput,
+    from: Timestamp,
+    now: Timestamp,
+) -> Result<Credentials, Failure> {
     let nothing = || {
         failure::temporary(
             "BadAnswer",
@@ -276,5 +289,53 @@ impl ResolveEndpoint for LegacyEndpoints {
             let legacy = legacy?;
             ResolveEndpoint::resolve_endpoint(&self.0, &legacy).await
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn legacy_is_global_for_the_older_regions_of_one_partition() {
+        for (region, endpoint, url) in [
+            ("eu-west-1", None, "https://sts.amazonaws.com"),
+            ("us-east-1", None, "https://sts.amazonaws.com"),
+            ("eu-south-2", None, "https://sts.eu-south-2.amazonaws.com"),
+            (
+                "cn-north-1",
+                None,
+                "https://sts.cn-north-1.amazonaws.com.cn",
+            ),
+            (
+                "us-gov-west-1",
+                None,
+                "https://sts.us-gov-west-1.amazonaws.com",
+            ),
+            (
+                "us-iso-east-1",
+                None,
+                "https://sts.us-iso-east-1.c2s.ic.gov",
+            ),
+            (
+                "eusc-de-east-1",
+                None,
+                "https://sts.eusc-de-east-1.amazonaws.eu",
+            ),
+            (
+                "eu-west-1",
+                Some("http://127.0.0.1:1"),
+                "http://127.0.0.1:1",
+            ),
+        ] {
+            let params = Params::builder()
+                .region(region)
+                .set_endpoint(endpoint.map(str::to_owned))
+                .build()
+                .unwrap();
+            let found = LegacyEndpoints::default();
+            let found = found.resolve_endpoint(&params).await.unwrap();
+            assert_eq!(found.url(), url, "{region}");
+        }
     }
 }

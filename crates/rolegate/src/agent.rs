@@ -5,8 +5,8 @@ mod options;
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-use rolegate_agent::app;
+use anyhow::{Context, bail};
+use rolegate_agent::app::{self, Ended};
 use rolegate_runtime::{logging, signals};
 
 pub(crate) use flags::AgentFlags;
@@ -27,14 +27,27 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let options = options::options(flags).await?;
         let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
-        let agent = app::Agent::start(options).await?;
+        let mut agent = app::Agent::start(options).await?;
         let addresses = agent.addresses();
         tracing::info!(pods = %addresses.pods, admin = %addresses.admin, "listening");
-        tokio::select! {
-            signal = shutdown.next() => tracing::info!(signal, "stopping"),
-            () = agent.ended() => {}
+        let ended = tokio::select! {
+            signal = shutdown.next() => {
+                tracing::info!(signal, "stopping");
+                None
+            }
+            ended = agent.ended() => Some(ended),
+        };
+        let handed_over = ended == Some(Ended::HandedOver);
+        agent.stop(drain_time, handed_over).await;
+        match ended {
+            Some(Ended::Broken(what)) => bail!("{what} ended, which is a fault of rolegate"),
+            Some(Ended::HandedOver) => {
+                // Ending now would have us started again, and take the sockets back.
+                tracing::info!("the next agent serves this node; waiting to be stopped");
+                shutdown.next().await;
+            }
+            None => {}
         }
-        agent.stop(drain_time).await;
         Ok(ExitCode::SUCCESS)
     })
 }

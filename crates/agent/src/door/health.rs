@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
+use http::StatusCode;
+use http::header::HeaderValue;
 
 use super::answer::Answer;
 use crate::metrics::Outcome;
-use http::StatusCode;
+use crate::redirect::check::AGENT_HEADER;
 
 /// What the page shows. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -35,21 +36,23 @@ impl NodeHealth {
         self.0.instance.store(Some(Arc::new(instance)));
     }
 
+    /// kube2iam's page: JSON, or 500 and the reason.
     pub(super) fn page(&self) -> Answer {
         let instance = self.0.instance.load();
-        let reason = match instance.as_deref() {
+        let answer = match instance.as_deref() {
             Some(Ok(id)) => {
                 let host = self.0.host_ip.map(|ip| ip.to_string()).unwrap_or_default();
                 let page = serde_json::json!({ "hostIP": host, "instanceId": id });
-                return Answer::ok(Bytes::from(page.to_string()));
+                Answer::ok(page.to_string().into())
             }
-            Some(Err(reason)) => reason.as_str(),
-            None => "the metadata service has not been asked yet",
+            Some(Err(reason)) => failed(reason),
+            None => failed("the metadata service has not been asked yet"),
         };
-        // The page keeps its shape, so that a probe of the redirect knows who answered.
-        let host = self.0.host_ip.map(|ip| ip.to_string()).unwrap_or_default();
-        let page = serde_json::json!({ "hostIP": host, "error": reason });
-        Answer::refuse(Outcome::Upstream, Bytes::from(page.to_string()))
-            .with_status(StatusCode::INTERNAL_SERVER_ERROR)
+        answer.with_header(AGENT_HEADER, HeaderValue::from_static("1"))
     }
+}
+
+fn failed(reason: &str) -> Answer {
+    Answer::refuse(Outcome::Upstream, format!("{reason}\n"))
+        .with_status(StatusCode::INTERNAL_SERVER_ERROR)
 }

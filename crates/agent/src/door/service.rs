@@ -225,7 +225,7 @@ impl Visit {
             let sentence = "send X-aws-ec2-metadata-token-ttl-seconds from 1 to 21600\n";
             return Answer::refuse(Outcome::BadRequest, sentence);
         };
-        self.look(|now| match self.identify(now) {
+        self.look(|now| match self.identify() {
             Ok(resident) => {
                 let uid = &resident.workload.uid;
                 let token = self.door.tokens.issue(uid, self.peer, ttl, now);
@@ -248,7 +248,7 @@ impl Visit {
             return Answer::refuse(Outcome::BadToken, sentence);
         }
         self.look(|now| {
-            let resident = match self.identify(now) {
+            let resident = match self.identify() {
                 Ok(resident) => resident,
                 Err(wait) => return wait,
             };
@@ -295,12 +295,8 @@ impl Visit {
                         let Standing::Allowed(allowed) = &resident.standing else {
                             continue;
                         };
+                        // Hears of what happens from here on, polled or not.
                         let changed = allowed.lease.cell().changed();
-                        tokio::pin!(changed);
-                        // Enlisted before the last look.
-                        if changed.as_mut().enable() {
-                            continue;
-                        }
                         if let Look::Done(answer) = look(self.door.clock.now()) {
                             return answer;
                         }
@@ -319,14 +315,14 @@ impl Visit {
     }
 
     /// The pod that has the peer's address, positively.
-    fn identify(&self, now: Timestamp) -> Result<Arc<Resident>, Look<Answer>> {
+    fn identify(&self) -> Result<Arc<Resident>, Look<Answer>> {
         let not_ready = |sentence: &'static str| {
             Err(Look::Wait(Answer::refuse(Outcome::NotReady, sentence)))
         };
         if !self.door.picture.is_settled() {
             return not_ready("rolegate has not loaded its rules and workloads yet\n");
         }
-        if self.door.guard.picture_age(now) > self.door.options.max_picture_age {
+        if self.door.guard.picture_age() > self.door.options.max_picture_age {
             return not_ready("rolegate has not heard of the cluster for too long\n");
         }
         let unknown = |why: &str| {

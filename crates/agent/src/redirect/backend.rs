@@ -118,6 +118,14 @@ impl Choice {
 }
 
 impl Backend {
+    /// All that change something.
+    pub const ALL: [Self; 4] = [
+        Self::Nftables,
+        Self::Iptables(Flavour::Default),
+        Self::Iptables(Flavour::Nft),
+        Self::Iptables(Flavour::Legacy),
+    ];
+
     /// What the kernel has of ours, in the program's own words; nothing where there is nothing.
     ///
     /// # Errors
@@ -204,12 +212,7 @@ impl Backend {
 /// When a program refuses.
 pub async fn remove_all() -> Result<Vec<Backend>, RedirectError> {
     let mut removed = Vec::new();
-    for backend in [
-        Backend::Nftables,
-        Backend::Iptables(Flavour::Default),
-        Backend::Iptables(Flavour::Nft),
-        Backend::Iptables(Flavour::Legacy),
-    ] {
+    for backend in Backend::ALL {
         match backend.remove().await {
             Ok(true) => removed.push(backend),
             Ok(false) | Err(RedirectError::Missing { .. }) => {}

@@ -2,6 +2,7 @@
 //! nowhere, and never to the node's own metadata.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -51,6 +52,22 @@ impl CheckResult {
         [&self.v4, &self.v6]
             .iter()
             .any(|outcome| matches!(outcome, Outcome::Open(_)))
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redirected => f.write_str("leads to rolegate"),
+            Self::Blocked(why) => write!(f, "leads nowhere ({why})"),
+            Self::Open(why) => write!(f, "IS OPEN: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for CheckResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "169.254.169.254 {}; fd00:ec2::254 {}", self.v4, self.v6)
     }
 }
 

@@ -38,7 +38,10 @@ impl Body for MetadataBody {
             return Poll::Ready(frame.map(|frame| frame.map_err(|error| unreachable(&error))));
         }
         match &mut self.deadline {
-            Some(deadline) => deadline.as_mut().poll(context).map(|()| Some(Err(ImdsError::TimedOut))),
+            Some(deadline) => deadline
+                .as_mut()
+                .poll(context)
+                .map(|()| Some(Err(ImdsError::TimedOut))),
             None => Poll::Pending,
         }
     }

@@ -42,7 +42,9 @@ impl Access {
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Access").field("ends", &self.ends).finish_non_exhaustive()
+        f.debug_struct("Access")
+            .field("ends", &self.ends)
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,25 +57,36 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
+    /// The token, where it needs no renewal yet.
+    pub(super) fn fresh(&self) -> Option<Arc<Access>> {
+        self.current
+            .load_full()
+            .filter(|current| Instant::now() < current.renew_at)
+    }
+
     /// A valid token. Of the requests at a time when it should be renewed one does so, and the
     /// others go on with the old one.
     pub(super) async fn get(&self, service: &Inner) -> Result<Arc<Access>, ImdsError> {
+        if let Some(fresh) = self.fresh() {
+            return Ok(fresh);
+        }
         let now = Instant::now();
         match self.current.load_full() {
-            Some(current) if now < current.renew_at => Ok(current),
             Some(current) if now < current.ends => {
                 let Ok(fetching) = self.fetching.try_lock() else {
                     return Ok(current);
                 };
-                self.fetch(service, fetching, now, Some(&current)).await.or_else(|_| {
-                    let later = Arc::new(Access {
-                        token: current.token.clone(),
-                        renew_at: current.ends.min(now + RENEW_AGAIN_AFTER),
-                        ends: current.ends,
-                    });
-                    self.current.store(Some(later.clone()));
-                    Ok(later)
-                })
+                self.fetch(service, fetching, now, Some(&current))
+                    .await
+                    .or_else(|_| {
+                        let later = Arc::new(Access {
+                            token: current.token.clone(),
+                            renew_at: current.ends.min(now + RENEW_AGAIN_AFTER),
+                            ends: current.ends,
+                        });
+                        self.current.store(Some(later.clone()));
+                        Ok(later)
+                    })
             }
             old => {
                 let fetching = self.fetching.lock().await;
@@ -129,7 +142,9 @@ impl Tokens {
 impl Inner {
     async fn fetch_token(&self) -> Result<Access, ImdsError> {
         let mut request = self.prepare(Method::PUT, "/latest/api/token")?;
-        request.headers_mut().insert(TOKEN_TTL, TTL.as_secs().into());
+        request
+            .headers_mut()
+            .insert(TOKEN_TTL, TTL.as_secs().into());
         let answer = self.exchange(request).await?;
         match answer.status() {
             StatusCode::OK => {}
@@ -149,5 +164,99 @@ impl Inner {
             HeaderValue::from_str(text.trim()).map_err(|_| ImdsError::Malformed("a token"))?;
         token.set_sensitive(true);
         Ok(Access::new(Some(token), life))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_devkit as devkit;
+
+    use super::super::Imds;
+    use super::*;
+
+    /// A client whose token should be renewed by now.
+    async fn with_old_token(service: &devkit::Imds) -> Imds {
+        let imds = Imds::new(&service.url()).unwrap();
+        let fresh = imds.inner.tokens.get(&imds.inner).await.unwrap();
+        let now = Instant::now();
+        imds.inner.tokens.current.store(Some(Arc::new(Access {
+            token: fresh.token.clone(),
+            renew_at: now,
+            ends: now + TTL / 5,
+        })));
+        imds
+    }
+
+    fn fetched(service: &devkit::Imds) -> usize {
+        let requests = service.requests();
+        requests
+            .iter()
+            .filter(|request| request.method == Method::PUT)
+            .count()
+    }
+
+    async fn service() -> devkit::Imds {
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        devkit::Imds::start(any, devkit::ImdsOptions::default())
+            .await
+            .unwrap()
+    }
+
+    #[test]
+    fn tokens_are_renewed_at_four_fifths_of_their_life() {
+        let access = Access::new(None, TTL);
+        assert_eq!(access.ends - access.renew_at, TTL / 5);
+    }
+
+    #[tokio::test]
+    async fn an_old_token_is_renewed_by_one_while_the_others_use_it() {
+        let service = service().await;
+        let imds = with_old_token(&service).await;
+        let old = imds.inner.tokens.current.load_full().unwrap();
+        let (one, other) = tokio::join!(
+            imds.inner.tokens.get(&imds.inner),
+            imds.inner.tokens.get(&imds.inner)
+        );
+        assert!(!Arc::ptr_eq(&one.unwrap(), &old) && Arc::ptr_eq(&other.unwrap(), &old));
+        assert_eq!(fetched(&service), 2);
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_fails_leaves_the_old_token_and_waits() {
+        let service = service().await;
+        let imds = with_old_token(&service).await;
+        let old = imds.inner.tokens.current.load_full().unwrap();
+        service.fail_with(Some(503));
+        for _ in 0..2 {
+            let access = imds.inner.tokens.get(&imds.inner).await.unwrap();
+            assert_eq!((&access.token, access.ends), (&old.token, old.ends));
+        }
+        assert_eq!(fetched(&service), 2);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_has_ended_is_not_used() {
+        let service = service().await;
+        let imds = with_old_token(&service).await;
+        imds.inner
+            .tokens
+            .current
+            .store(Some(Arc::new(Access::new(None, Duration::ZERO))));
+        assert!(
+            imds.inner
+                .tokens
+                .get(&imds.inner)
+                .await
+                .unwrap()
+                .token
+                .is_some()
+        );
+        imds.inner
+            .tokens
+            .current
+            .store(Some(Arc::new(Access::new(None, Duration::ZERO))));
+        service.fail_with(Some(503));
+        let failure = imds.inner.tokens.get(&imds.inner).await.unwrap_err();
+        assert_eq!(failure, ImdsError::Status(StatusCode::SERVICE_UNAVAILABLE));
     }
 }

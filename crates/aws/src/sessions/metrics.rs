@@ -1,6 +1,5 @@
 //! Metrics of sessions and of the calls that bring them.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
@@ -17,9 +16,9 @@ type Histograms = Family<Outcome, AtomicHistogram, fn() -> AtomicHistogram>;
 #[derive(Debug, Clone)]
 pub struct SessionMetrics {
     calls: Histograms,
-    known: Gauge<i64, Arc<AtomicI64>>,
-    queued: Gauge<i64, Arc<AtomicI64>>,
-    in_flight: Gauge<i64, Arc<AtomicI64>>,
+    known: Gauge<i64, AtomicI64>,
+    queued: Gauge<i64, AtomicI64>,
+    in_flight: Gauge<i64, AtomicI64>,
 }
 
 impl SessionMetrics {

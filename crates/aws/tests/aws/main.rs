@@ -1,6 +1,10 @@
 //! The crate against stand-ins of STS and the metadata service, over real sockets.
-#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise, its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first surprise, its helpers too"
+)]
 
+mod default_chain;
 mod discovery;
 mod imds;
 mod raw;

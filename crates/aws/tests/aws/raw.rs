@@ -62,5 +62,8 @@ pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
 
 /// An answer with a body and more headers, each ending in `\r\n`.
 pub(crate) fn answer(status: u16, headers: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
+    format!(
+        "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+        body.len()
+    )
 }

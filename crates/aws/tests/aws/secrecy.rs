@@ -28,7 +28,12 @@ async fn sessions_and_our_own_credentials() {
     let options = options(&service.url());
     let sts = Sts::new(options.clone());
     let session = sts.assume_role(&key()).await.unwrap();
-    let secrets = [SECRET, TOKEN, &session.secret_access_key, &session.session_token];
+    let secrets = [
+        SECRET,
+        TOKEN,
+        &session.secret_access_key,
+        &session.session_token,
+    ];
     assert_tells_no(&secrets, &[&options, &sts, &session]);
 }
 
@@ -36,7 +41,12 @@ async fn sessions_and_our_own_credentials() {
 async fn refusals_that_quote_the_request() {
     let service = service("arn:aws:iam::123456789012:user/rolegate").await;
     let sts = Sts::new(options(&service.url()));
-    for code in ["SignatureDoesNotMatch", "IncompleteSignature", "ExpiredToken", "AuthFailure"] {
+    for code in [
+        "SignatureDoesNotMatch",
+        "IncompleteSignature",
+        "ExpiredToken",
+        "AuthFailure",
+    ] {
         let quoted = format!("'POST / x-amz-security-token:{TOKEN}' with {SECRET}");
         service.fail_with(Some(devkit::StsFailure::new(403, code, quoted)));
         let failure = sts.assume_role(&key()).await.unwrap_err();
@@ -47,11 +57,16 @@ async fn refusals_that_quote_the_request() {
 
 #[tokio::test]
 async fn our_metadata_token_and_the_nodes_credentials() {
-    let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default()).await.unwrap();
+    let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default())
+        .await
+        .unwrap();
     let imds = Imds::new(&metadata.url()).unwrap();
     let sts = service("arn:aws:iam::123456789012:user/rolegate").await;
     let found = discover(&Sts::new(options(&sts.url())), &imds).await;
-    let answer = imds.forward(&Method::GET, "/latest/user-data").await.unwrap();
+    let answer = imds
+        .forward(&Method::GET, "/latest/user-data")
+        .await
+        .unwrap();
     let token = metadata.requests().pop().unwrap().headers["x-aws-ec2-metadata-token"].clone();
     let secrets = [token.to_str().unwrap(), devkit::NODE_SECRET_MARKER];
     assert_tells_no(&secrets, &[&imds, &found, &answer]);

@@ -66,9 +66,14 @@ async fn the_call_is_signed_and_made_from_the_key() {
     let service = service(USER).await;
     let clock = Clock::system();
     let before = clock.now();
-    let session = Sts::new(options(&service.url())).assume_role(&key()).await.unwrap();
+    let session = Sts::new(options(&service.url()))
+        .assume_role(&key())
+        .await
+        .unwrap();
 
-    let [call] = &service.calls()[..] else { panic!("{:?}", service.calls()) };
+    let [call] = &service.calls()[..] else {
+        panic!("{:?}", service.calls())
+    };
     assert_eq!(call.role_arn, ROLE);
     assert_eq!(call.session_name, "payments.api");
     assert_eq!(call.external_id.as_deref(), Some("customer-a"));
@@ -80,14 +85,21 @@ async fn the_call_is_signed_and_made_from_the_key() {
     assert!(session.access_key_id.starts_with("ASIA"), "{session:?}");
     assert!(!session.secret_access_key.is_empty() && !session.session_token.is_empty());
     assert!(session.life.from >= before && session.life.from <= clock.now());
-    let seconds = session.life.from.duration_until(session.life.until).as_secs();
+    let seconds = session
+        .life
+        .from
+        .duration_until(session.life.until)
+        .as_secs();
     assert!((1790..=1810).contains(&seconds), "{seconds}");
 }
 
 #[tokio::test]
 async fn the_session_works_and_belongs_to_the_role() {
     let service = service(USER).await;
-    let session = Sts::new(options(&service.url())).assume_role(&key()).await.unwrap();
+    let session = Sts::new(options(&service.url()))
+        .assume_role(&key())
+        .await
+        .unwrap();
     let theirs = Credentials::new(
         session.access_key_id.clone(),
         session.secret_access_key.as_str(),
@@ -115,7 +127,10 @@ async fn without_an_external_id_none_is_sent() {
         external_id: None,
         ..key()
     };
-    Sts::new(options(&service.url())).assume_role(&key).await.unwrap();
+    Sts::new(options(&service.url()))
+        .assume_role(&key)
+        .await
+        .unwrap();
     assert_eq!(service.calls()[0].external_id, None);
 }
 
@@ -143,7 +158,11 @@ async fn each_refusal_is_of_its_kind_and_asked_for_once() {
         let before = service.count();
         service.fail_with(Some(devkit::StsFailure::new(status, code, "a reason")));
         let failure = sts.assume_role(&key()).await.unwrap_err();
-        assert_eq!((failure.kind, failure.code.as_str()), (kind, code), "{failure}");
+        assert_eq!(
+            (failure.kind, failure.code.as_str()),
+            (kind, code),
+            "{failure}"
+        );
         assert_eq!(service.count(), before + 1, "retried {code}");
     }
 }
@@ -159,7 +178,10 @@ async fn a_wrong_secret_is_ours_to_mend() {
     .await;
     assert_eq!(failure.kind, FailureKind::Temporary);
     assert_eq!(failure.code, "SignatureDoesNotMatch");
-    assert!(failure.message.contains("rolegate's own credentials"), "{failure}");
+    assert!(
+        failure.message.contains("rolegate's own credentials"),
+        "{failure}"
+    );
 }
 
 #[tokio::test]
@@ -168,7 +190,10 @@ async fn a_denied_role_says_whom_to_trust() {
     service.require_external_id(ROLE, Some("another"));
     let failure = failure(options(&service.url())).await;
     assert_eq!(failure.kind, FailureKind::Final);
-    assert!(failure.message.contains(USER) && failure.message.contains("external ID"), "{failure}");
+    assert!(
+        failure.message.contains(USER) && failure.message.contains("external ID"),
+        "{failure}"
+    );
 }
 
 #[tokio::test]
@@ -177,14 +202,22 @@ async fn too_long_durations_say_what_to_set() {
     by_user.set_max_session_duration(ROLE, 900);
     let failure = failure(options(&by_user.url())).await;
     assert_eq!(failure.kind, FailureKind::Final);
-    assert!(failure.message.contains("raise MaxSessionDuration of role reader"), "{failure}");
+    assert!(
+        failure
+            .message
+            .contains("raise MaxSessionDuration of role reader"),
+        "{failure}"
+    );
 
     let by_role = service(NODE).await;
     let long = SessionKey {
         duration_seconds: 7200,
         ..key()
     };
-    let failure = Sts::new(options(&by_role.url())).assume_role(&long).await.unwrap_err();
+    let failure = Sts::new(options(&by_role.url()))
+        .assume_role(&long)
+        .await
+        .unwrap_err();
     assert_eq!(failure.kind, FailureKind::Final);
     assert!(failure.message.contains("3600 s or less"), "{failure}");
 }
@@ -198,7 +231,10 @@ async fn a_session_that_is_over_already_is_a_matter_of_clocks() {
         ..options(&service.url())
     })
     .await;
-    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Temporary, "ClockSkew"));
+    assert_eq!(
+        (failure.kind, failure.code.as_str()),
+        (FailureKind::Temporary, "ClockSkew")
+    );
     assert!(failure.message.contains("clock"), "{failure}");
 }
 
@@ -213,7 +249,10 @@ async fn silence_ends_at_the_limit() {
             ..options(&url)
         })
         .await;
-        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Temporary, "Timeout"));
+        assert_eq!(
+            (failure.kind, failure.code.as_str()),
+            (FailureKind::Temporary, "Timeout")
+        );
     }
 }
 
@@ -236,14 +275,20 @@ async fn credentials_that_never_come_end_at_the_limit_too() {
         ..options(&service.url())
     })
     .await;
-    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Temporary, "Timeout"));
+    assert_eq!(
+        (failure.kind, failure.code.as_str()),
+        (FailureKind::Temporary, "Timeout")
+    );
 }
 
 #[tokio::test]
 async fn nobody_there_is_temporary() {
     let port = TcpListener::bind(ANY).await.unwrap().local_addr().unwrap();
     let failure = failure(options(&format!("http://{port}"))).await;
-    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Temporary, "Unreachable"));
+    assert_eq!(
+        (failure.kind, failure.code.as_str()),
+        (FailureKind::Temporary, "Unreachable")
+    );
     assert!(failure.message.contains("refused"), "{failure}");
 }
 
@@ -265,14 +310,22 @@ async fn no_credentials_of_our_own_are_temporary() {
         ..options(&service.url())
     })
     .await;
-    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Temporary, "NoCredentials"));
+    assert_eq!(
+        (failure.kind, failure.code.as_str()),
+        (FailureKind::Temporary, "NoCredentials")
+    );
     assert_eq!(service.count(), 0);
 }
 
 #[tokio::test]
 async fn what_is_not_an_answer_of_sts_is_temporary() {
     let empty = "<AssumeRoleResponse><AssumeRoleResult/></AssumeRoleResponse>";
-    for (status, body) in [(403, "<html>a proxy</html>"), (502, ""), (200, "nonsense"), (200, empty)] {
+    for (status, body) in [
+        (403, "<html>a proxy</html>"),
+        (502, ""),
+        (200, "nonsense"),
+        (200, empty),
+    ] {
         let service = Raw::start(move |_| answer(status, "", body)).await;
         let failure = failure(options(&format!("http://{}", service.addr))).await;
         assert_eq!(failure.kind, FailureKind::Temporary, "{status} {failure}");
@@ -289,5 +342,8 @@ async fn https_is_spoken_where_it_is_asked_for() {
     });
     let failure = failure(options(&url)).await;
     assert_eq!(first_byte.await.unwrap(), 0x16, "no TLS handshake");
-    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Temporary, "Unreachable"));
+    assert_eq!(
+        (failure.kind, failure.code.as_str()),
+        (FailureKind::Temporary, "Unreachable")
+    );
 }

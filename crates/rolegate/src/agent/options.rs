@@ -10,7 +10,7 @@ use rolegate_agent::app::{AgentOptions, RedirectOptions, SourceOptions};
 use rolegate_agent::discovery::DiscoveryOptions;
 use rolegate_agent::door::{self, DoorOptions};
 use rolegate_agent::limits::LimitOptions;
-use rolegate_agent::redirect::Choice;
+use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::{BaseArn, RoleArn};
@@ -20,7 +20,7 @@ use rolegate_core::layer::Layer;
 use rolegate_core::layer::namespace::NamespaceLayer;
 use rolegate_core::metadata::AllowList;
 use rolegate_core::pattern::PatternFormat;
-use rolegate_core::redirect::{InterfacePattern, Spec};
+use rolegate_core::redirect::InterfacePattern;
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
 use rolegate_runtime::clock::Clock;
@@ -28,6 +28,7 @@ use rolegate_runtime::logging;
 
 use super::flags::{AgentFlags, ImdsV2, LogFormat, RestrictionFormat, Scope};
 use crate::flags::invalid;
+use crate::redirect::{choice, spec};
 
 /// Where metrics are by default: not where pods reach them.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
@@ -35,6 +36,8 @@ const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 909
 const LIFE: std::ops::RangeInclusive<u64> = 900..=43_200;
 /// Longest wait of a request: SDKs are gone by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Shorter ones would end service on a watch that works.
+const LEAST_AGE: Duration = Duration::from_secs(180);
 const LONGEST_DRAIN: Duration = Duration::from_secs(300);
 
 /// How the log is written: needed before anything else is validated.
@@ -83,12 +86,9 @@ pub(super) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     if flags.redirect_interval < Duration::from_millis(100) {
         return Err(invalid("--redirect-interval: give 100ms or more"));
     }
-    let max_picture_age = SignedDuration::try_from(flags.max_picture_age)
-        .ok()
-        .filter(|age| *age >= SignedDuration::from_secs(180))
-        .ok_or_else(|| {
-            invalid("--max-picture-age: give 3m or more; the API server is heard of once a minute")
-        })?;
+    if flags.max_picture_age < LEAST_AGE {
+        return Err(invalid("--max-picture-age: give 3m or more; a watch is heard of once a minute"));
+    }
     if flags.max_connections_per_pod == 0 || flags.max_forwards_per_pod == 0 {
         return Err(invalid("--max-connections-per-pod and --max-forwards-per-pod: give 1 or more"));
     }
@@ -180,7 +180,7 @@ pub(super) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             },
             allow,
             wait,
-            max_picture_age,
+            max_picture_age: flags.max_picture_age,
             limits: LimitOptions {
                 connections: flags.max_connections.get(),
                 connections_per_pod: flags.max_connections_per_pod,
@@ -283,26 +283,15 @@ async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>>
         (None, true) => "auto",
         (None, false) => return Ok(None),
     };
-    let choice: Choice = text
-        .parse()
-        .map_err(|error| invalid(format!("--redirect: {error}")))?;
-    if choice == Choice::Fixed(rolegate_agent::redirect::Backend::None) {
+    let choice = choice(text)?;
+    if choice == Choice::Fixed(Backend::None) {
         return Ok(None);
     }
     let interface: InterfacePattern = flags
         .host_interface
         .parse()
         .map_err(|error| invalid(format!("--host-interface: {error}")))?;
-    let (v4, v6) = match flags.host_ip {
-        Some(IpAddr::V4(ip)) => (Some(ip), flags.host_ipv6),
-        Some(IpAddr::V6(ip)) if flags.host_ipv6.is_none() => (None, Some(ip)),
-        Some(IpAddr::V6(_)) => {
-            return Err(invalid("--host-ip and --host-ipv6 are both IPv6: give one of both"));
-        }
-        None => (None, flags.host_ipv6),
-    };
-    let spec = Spec::new(v4, v6, flags.app_port, interface)
-        .map_err(|error| invalid(format!("--redirect: {error}")))?;
+    let spec = spec(flags.host_ip, flags.host_ipv6, flags.app_port, interface)?;
     Ok(Some(RedirectOptions {
         backend: choice.resolve(&spec).await?,
         spec,

@@ -1,0 +1,156 @@
+//! One connection that sends the same ready-made request again and again, from an address of its
+//! own: to the agent, a pod. No more is done for an answer than to find its end and its status, so
+//! that little of the machine goes into asking.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::stand_ins::address;
+
+/// Room for an answer's head and body, bytes.
+const MOST_BYTES: usize = 16 * 1024;
+const MOST_HEADERS: usize = 32;
+/// Longest wait for any answer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A keep-alive connection of one pod.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
+    pod: u32,
+    request: Vec<u8>,
+    answer: Vec<u8>,
+    filled: usize,
+    pub(crate) begun: Instant,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer<'a> {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'a str, &'a [u8])>,
+    pub(crate) body: &'a [u8],
+}
+
+/// Opens `count` connections to `server`, shared out among `pods`.
+pub(crate) fn open(
+    server: SocketAddr,
+    pods: Range<u32>,
+    count: usize,
+    path: impl Fn(u32) -> String,
+) -> anyhow::Result<Vec<Client>> {
+    pods.cycle()
+        .take(count)
+        .map(|pod| Client::open(server, pod, &path(pod)))
+        .collect()
+}
+
+impl Client {
+    fn open(server: SocketAddr, pod: u32, path: &str) -> anyhow::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec(), None)?;
+        socket.bind(&SocketAddr::from((address(pod), 0)).into())?;
+        socket
+            .connect_timeout(&SockAddr::from(server), PATIENCE)
+            .with_context(|| format!("cannot connect to {server}"))?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: rolegate-bench\r\n\
+             Accept: */*\r\n\r\n"
+        );
+        Ok(Self {
+            stream: socket.into(),
+            pod,
+            request: request.into_bytes(),
+            answer: vec![0; MOST_BYTES],
+            filled: 0,
+            begun: Instant::now(),
+        })
+    }
+
+    /// Sends the request and forgets the last answer. The latency counts from `now`.
+    pub(crate) fn send(&mut self, now: Instant) -> anyhow::Result<()> {
+        self.begun = now;
+        self.filled = 0;
+        let sent = self.stream.write(&self.request)?;
+        ensure!(
+            sent == self.request.len(),
+            "a request did not fit into the socket"
+        );
+        Ok(())
+    }
+
+    /// Takes what has come; the status once the answer is whole.
+    pub(crate) fn receive(&mut self) -> anyhow::Result<Option<u16>> {
+        let room = self.answer.get_mut(self.filled..).unwrap_or_default();
+        ensure!(
+            !room.is_empty(),
+            "an answer is longer than {MOST_BYTES} bytes"
+        );
+        match self.stream.read(room) {
+            Ok(0) => bail!("the server closed a connection of pod {}", self.pod),
+            Ok(count) => self.filled += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        Ok(parse(self.received(), &mut headers)?.map(|(status, _)| status))
+    }
+
+    /// The answer that came last, which must have this status.
+    pub(crate) fn answered(&self, status: u16) -> anyhow::Result<Answer<'_>> {
+        let answer = self.answer()?;
+        ensure!(
+            answer.status == status,
+            "pod {} was answered {} instead of {status}: {}",
+            self.pod,
+            answer.status,
+            String::from_utf8_lossy(answer.body)
+        );
+        Ok(answer)
+    }
+
+    fn answer(&self) -> anyhow::Result<Answer<'_>> {
+        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        let (status, body) = parse(self.received(), &mut headers)?.context("half an answer")?;
+        Ok(Answer {
+            status,
+            headers: headers
+                .iter()
+                .take_while(|header| !header.name.is_empty())
+                .map(|header| (header.name, header.value))
+                .collect(),
+            body: self.received().get(body).unwrap_or_default(),
+        })
+    }
+
+    fn received(&self) -> &[u8] {
+        self.answer.get(..self.filled).unwrap_or_default()
+    }
+}
+
+/// Status and place of the body of a whole answer.
+fn parse<'a>(
+    bytes: &'a [u8],
+    headers: &mut [httparse::Header<'a>],
+) -> anyhow::Result<Option<(u16, Range<usize>)>> {
+    let mut response = httparse::Response::new(headers);
+    let httparse::Status::Complete(head) = response.parse(bytes)? else {
+        return Ok(None);
+    };
+    let status = response.code.context("an answer without a status")?;
+    let length: usize = response
+        .headers
+        .iter()
+        .find(|header| header.name.eq_ignore_ascii_case("content-length"))
+        .and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok())
+        .context("an answer without Content-Length")?;
+    let end = head.saturating_add(length);
+    ensure!(bytes.len() <= end, "more came than the answer says");
+    Ok((bytes.len() == end).then_some((status, head..end)))
+}

@@ -1,0 +1,117 @@
+//! Pods that start all at once: they ask at the same instant at which the API server hears of
+//! them, while STS takes 50 ms for each call.
+
+use crate::client;
+use crate::load;
+use crate::report::{Row, median, milliseconds};
+use crate::stage::{Bench, Stage, credentials, credentials_of, pods};
+use crate::stand_ins::{Order, Roles};
+
+const PODS: u32 = 500;
+const ROUNDS: u32 = 3;
+
+pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+    let shared = bench.rounds("shared", |stage, round, namespace| {
+        let role = format!("shared-{round}");
+        let roles = Roles::Same(role.clone());
+        stage.all_at_once(round * PODS, namespace, roles, move |_| {
+            credentials_of(&role)
+        })
+    })?;
+    let own = bench.rounds("own", |stage, round, namespace| {
+        stage.all_at_once(round * PODS, namespace, Roles::OneEach, credentials)
+    })?;
+    Ok(vec![
+        row(
+            "500 pods of one service account and role, cold, all at once",
+            "1 STS call, slowest answer ≤ 100 ms",
+            &shared,
+            (1, 100.0),
+        ),
+        row(
+            "500 pods, 500 roles, cold, all at once",
+            "500 STS calls, slowest answer ≤ 1 s",
+            &own,
+            (500, 1000.0),
+        ),
+    ])
+}
+
+/// One burst: calls of STS, the slowest answer and the middle one in milliseconds.
+struct Burst {
+    calls: usize,
+    slowest: f64,
+    p50: f64,
+}
+
+impl Bench {
+    /// Bursts one after the other, each with pods, a namespace and roles that are new.
+    fn rounds(
+        &self,
+        name: &str,
+        burst: impl Fn(&mut Stage, u32, &str) -> anyhow::Result<Burst>,
+    ) -> anyhow::Result<Vec<Burst>> {
+        let namespaces: Vec<_> = (0..ROUNDS).map(|round| format!("{name}-{round}")).collect();
+        let orders: Vec<_> = namespaces.iter().cloned().map(Order::Namespace).collect();
+        let mut stage = self.stage(&orders, &[])?;
+        (0..ROUNDS)
+            .zip(&namespaces)
+            .map(|(round, namespace)| burst(&mut stage, round, namespace))
+            .collect()
+    }
+}
+
+impl Stage {
+    fn all_at_once(
+        &mut self,
+        first: u32,
+        namespace: &str,
+        roles: Roles,
+        path: impl Fn(u32) -> String,
+    ) -> anyhow::Result<Burst> {
+        let connections = usize::try_from(PODS)?;
+        let mut clients = client::open(self.agent.pods, first..first + PODS, connections, path)?;
+        let before = self.stand_ins.report()?.calls;
+        let order = pods(namespace, first, PODS, roles);
+        let latencies = load::burst(&mut clients, || self.stand_ins.begin(&order))?;
+        self.stand_ins.done()?;
+        for client in &clients {
+            client.answered(200)?;
+        }
+        Ok(Burst {
+            calls: self.stand_ins.report()?.calls - before,
+            slowest: milliseconds(latencies.slowest()),
+            p50: milliseconds(latencies.at(0.5)),
+        })
+    }
+}
+
+fn row(
+    what: &'static str,
+    target: &'static str,
+    bursts: &[Burst],
+    (most_calls, most_milliseconds): (usize, f64),
+) -> Row {
+    let calls = bursts
+        .iter()
+        .map(|burst| burst.calls)
+        .max()
+        .unwrap_or_default();
+    let slowest = median(bursts.iter().map(|burst| burst.slowest));
+    let worst = bursts.iter().map(|burst| burst.slowest).fold(0.0, f64::max);
+    let p50 = median(bursts.iter().map(|burst| burst.p50));
+    let called = if calls == 1 { "call" } else { "calls" };
+    Row {
+        what,
+        target,
+        measured: format!("{calls} STS {called}, {slowest:.0} ms (worst of {ROUNDS}: {worst:.0})"),
+        met: calls <= most_calls && slowest <= most_milliseconds,
+        values: [
+            ("sts_calls", calls as f64),
+            ("slowest_ms", slowest),
+            ("worst_ms", worst),
+            ("p50_ms", p50),
+        ]
+        .into(),
+    }
+}

@@ -1,0 +1,189 @@
+//! The load generator: one thread, whatever is asked, so that two servers that are compared are
+//! asked with the same power.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rustix::event::{Timespec, epoll};
+use rustix::fd::OwnedFd;
+
+use crate::client::{Client, PATIENCE};
+use crate::proc;
+
+/// Events taken from the kernel at once.
+const BATCH: usize = 256;
+
+/// A closed loop: as soon as an answer is there, the connection that waited longest asks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Closed {
+    /// Requests in flight.
+    pub(crate) in_flight: usize,
+    /// Not measured.
+    pub(crate) warm_up: Duration,
+    /// Measured.
+    pub(crate) duration: Duration,
+    /// The only right status.
+    pub(crate) status: u16,
+    /// The server's process.
+    pub(crate) pid: u32,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) wall: Duration,
+    /// CPU time of the server.
+    pub(crate) cpu: Duration,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// One request, from the start of the run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sample {
+    pub(crate) begun: Duration,
+    pub(crate) took: Duration,
+}
+
+impl Run {
+    pub(crate) fn per_second(&self) -> f64 {
+        self.samples.len() as f64 / self.wall.as_secs_f64()
+    }
+
+    /// Microseconds.
+    pub(crate) fn cpu_per_request(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.samples.len().max(1) as f64
+    }
+
+    pub(crate) fn latencies(&self) -> Latencies {
+        Latencies::new(self.samples.iter().map(|sample| sample.took))
+    }
+}
+
+/// Latencies in order.
+#[derive(Debug)]
+pub(crate) struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    pub(crate) fn new(latencies: impl IntoIterator<Item = Duration>) -> Self {
+        let mut latencies: Vec<_> = latencies.into_iter().collect();
+        latencies.sort_unstable();
+        Self(latencies)
+    }
+
+    /// The latency that this part of the requests (0 to 1) did not exceed.
+    pub(crate) fn at(&self, part: f64) -> Duration {
+        let rank = (part * self.0.len() as f64).ceil() as usize;
+        let index = rank.saturating_sub(1);
+        self.0.get(index).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn slowest(&self) -> Duration {
+        self.at(1.0)
+    }
+}
+
+/// Asks on these connections in a closed loop.
+pub(crate) fn closed(clients: &mut [Client], load: Closed) -> anyhow::Result<Run> {
+    let mut poller = Poller::new(clients)?;
+    let mut idle: VecDeque<usize> = (0..clients.len()).collect();
+    let mut outstanding = 0;
+    let start = Instant::now();
+    while outstanding < load.in_flight
+        && let Some(client) = idle.pop_front().and_then(|next| clients.get_mut(next))
+    {
+        client.send(Instant::now())?;
+        outstanding += 1;
+    }
+    let mut measuring: Option<(Instant, Duration)> = None;
+    let mut measured: Option<(Duration, Duration)> = None;
+    let mut samples = Vec::with_capacity(1 << 18);
+    while outstanding > 0 {
+        let now = Instant::now();
+        match measuring {
+            None if now >= start + load.warm_up => measuring = Some((now, proc::cpu(load.pid)?)),
+            Some((from, cpu)) if measured.is_none() && now >= from + load.duration => {
+                measured = Some((now - from, proc::cpu(load.pid)? - cpu));
+            }
+            _ => {}
+        }
+        for index in poller.wait()? {
+            let client = clients.get_mut(index).context("no such connection")?;
+            let Some(status) = client.receive()? else {
+                continue;
+            };
+            let now = Instant::now();
+            if status != load.status {
+                client.answered(load.status)?;
+            }
+            if measuring.is_some() && measured.is_none() {
+                samples.push(Sample {
+                    begun: client.begun - start,
+                    took: now - client.begun,
+                });
+            }
+            idle.push_back(index);
+            let next = idle.pop_front().filter(|_| measured.is_none());
+            match next.and_then(|next| clients.get_mut(next)) {
+                Some(next) => next.send(now)?,
+                None => outstanding -= 1,
+            }
+        }
+    }
+    let (wall, cpu) = measured.context("the load ended early")?;
+    ensure!(!samples.is_empty(), "no request was answered");
+    Ok(Run { wall, cpu, samples })
+}
+
+/// Asks once on each connection, all at one instant, after `release`. The latencies count from
+/// that instant and are in the order of the connections, where each keeps its answer.
+pub(crate) fn burst(
+    clients: &mut [Client],
+    release: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Latencies> {
+    let mut poller = Poller::new(clients)?;
+    let now = Instant::now();
+    release()?;
+    for client in &mut *clients {
+        client.send(now)?;
+    }
+    let mut latencies = Vec::with_capacity(clients.len());
+    while latencies.len() < clients.len() {
+        for index in poller.wait()? {
+            let client = clients.get_mut(index).context("no such connection")?;
+            if client.receive()?.is_some() {
+                latencies.push(client.begun.elapsed());
+            }
+        }
+    }
+    Ok(Latencies::new(latencies))
+}
+
+struct Poller {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+}
+
+impl Poller {
+    fn new(clients: &[Client]) -> anyhow::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (index, client) in clients.iter().enumerate() {
+            let data = epoll::EventData::new_u64(index as u64);
+            epoll::add(&epoll, &client.stream, data, epoll::EventFlags::IN)?;
+        }
+        Ok(Self {
+            epoll,
+            events: Vec::with_capacity(BATCH),
+        })
+    }
+
+    /// The connections that something has come on.
+    fn wait(&mut self) -> anyhow::Result<impl Iterator<Item = usize> + '_> {
+        let patience = Timespec::try_from(PATIENCE)?;
+        self.events.clear();
+        let room = rustix::buffer::spare_capacity(&mut self.events);
+        let count = epoll::wait(&self.epoll, room, Some(&patience))?;
+        ensure!(count > 0, "no answer came for {PATIENCE:?}");
+        Ok(self.events.iter().map(|event| event.data.u64() as usize))
+    }
+}

@@ -1,0 +1,124 @@
+//! Measures the release binary against the numbers that docs/benchmarks.md promises.
+//!
+//! Everything runs on loopback: stand-ins for AWS and Kubernetes in one process, the agent in
+//! another, the load generator in this one. Absolute times depend on the machine; the ratios to a
+//! bare hyper server that sends the same bytes in the same minute don't, or little. A missed number
+//! is shown; a wrong answer makes the run fail.
+
+mod agent;
+mod bare;
+mod child;
+mod client;
+mod cold;
+mod load;
+mod memory;
+mod proc;
+mod refusals;
+mod report;
+mod stage;
+mod stand_ins;
+mod start;
+mod through;
+mod warm;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::report::{Results, Row};
+use crate::stage::Bench;
+
+/// Most threads that the agent takes by itself.
+const MOST_THREADS: usize = 4;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Process>,
+    /// The rolegate binary; by default the one beside this program
+    #[arg(long, value_name = "FILE")]
+    rolegate: Option<PathBuf>,
+    /// Where the results are written as JSON, besides standard output
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure these only: warm, through, cold, start, refusals or memory
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
+}
+
+/// The processes that this program starts of itself.
+#[derive(Debug, Subcommand)]
+enum Process {
+    #[command(hide = true)]
+    StandIns,
+    #[command(hide = true)]
+    Bare { threads: usize },
+}
+
+type Part = (&'static str, fn(&Bench) -> anyhow::Result<Vec<Row>>);
+
+const PARTS: [Part; 6] = [
+    ("warm", warm::run),
+    ("through", through::run),
+    ("cold", cold::run),
+    ("start", start::run),
+    ("refusals", refusals::run),
+    ("memory", memory::run),
+];
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Some(Process::StandIns) => stand_ins::run().map(|()| ExitCode::SUCCESS),
+        Some(Process::Bare { threads }) => bare::run(threads).map(|()| ExitCode::SUCCESS),
+        None => measure(&arguments),
+    }
+}
+
+fn measure(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let processors = std::thread::available_parallelism()?.get();
+    let bench = Bench {
+        rolegate: match &arguments.rolegate {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()?.with_file_name("rolegate"),
+        },
+        threads: processors.min(MOST_THREADS),
+    };
+    let mut results = Results {
+        processors,
+        threads: bench.threads,
+        rows: Vec::new(),
+        failed: Vec::new(),
+    };
+    for (name, run) in PARTS {
+        if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == name) {
+            continue;
+        }
+        writeln!(std::io::stderr(), "measuring: {name}")?;
+        match run(&bench) {
+            Ok(rows) => {
+                for row in &rows {
+                    writeln!(std::io::stderr(), "  {}: {}", row.what, row.measured)?;
+                }
+                results.rows.extend(rows);
+            }
+            Err(error) => {
+                writeln!(std::io::stderr(), "  wrong: {error:#}")?;
+                results.failed.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+    results.write(&mut std::io::stdout())?;
+    if let Some(path) = &arguments.json {
+        let mut file = File::create(path)?;
+        serde_json::to_writer_pretty(&file, &results)?;
+        writeln!(file)?;
+    }
+    Ok(match results.failed.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}

@@ -1,0 +1,48 @@
+//! What a process has used, as Linux counts it.
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// In which `/proc` counts CPU time: 10 ms, on all architectures that Linux has today.
+const TICK: Duration = Duration::from_millis(10);
+const KIB: u64 = 1024;
+
+/// User and system time of all threads since the start.
+pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in the second field may hold anything, spaces and parentheses too.
+    let (_, fields) = stat
+        .rsplit_once(')')
+        .context("/proc/PID/stat has no name")?;
+    let ticks: u32 = fields
+        .split_ascii_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u32>())
+        .sum::<Result<_, _>>()?;
+    Ok(TICK * ticks)
+}
+
+/// Resident memory, bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    pub(crate) now: u64,
+    pub(crate) peak: u64,
+}
+
+/// Resident memory of a process, now and at its most.
+pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB"))
+            .and_then(|number| number.trim().parse::<u64>().ok())
+            .with_context(|| format!("/proc/PID/status has no {name}"))
+    };
+    Ok(Memory {
+        now: field("VmRSS:")? * KIB,
+        peak: field("VmHWM:")? * KIB,
+    })
+}

@@ -1,0 +1,88 @@
+//! Pods that get nothing: of a role that STS refuses, and of one that no pod may have.
+
+use std::time::Duration;
+
+use crate::client;
+use crate::load::{self, Closed, Latencies};
+use crate::report::{Row, milliseconds};
+use crate::stage::{Bench, NAMESPACE, credentials_of, pods};
+use crate::stand_ins::{NODE_ROLE, Order, Roles};
+
+const IN_FLIGHT: usize = 16;
+const REFUSED_ROLE: &str = "refused";
+const FORBIDDEN: u16 = 403;
+
+pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+    Ok(vec![failing(bench)?, denied(bench)?])
+}
+
+/// The pod asks from the instant on at which the API server hears of it.
+fn failing(bench: &Bench) -> anyhow::Result<Row> {
+    let mut stage = bench.stage(&[Order::Refuse(REFUSED_ROLE.into())], &[])?;
+    let path = |_| credentials_of(REFUSED_ROLE);
+    let mut clients = client::open(stage.agent.pods, 0..1, IN_FLIGHT, path)?;
+    let pod = pods(NAMESPACE, 0, 1, Roles::Same(REFUSED_ROLE.into()));
+    stage.stand_ins.begin(&pod)?;
+    let load = Closed {
+        in_flight: IN_FLIGHT,
+        warm_up: Duration::ZERO,
+        duration: Duration::from_secs(3),
+        status: FORBIDDEN,
+        pid: stage.agent.pid(),
+    };
+    let run = load::closed(&mut clients, load)?;
+    stage.stand_ins.done()?;
+    let calls = stage.stand_ins.report()?.calls;
+    let ends = run.samples.iter().map(|sample| sample.begun + sample.took);
+    let first = ends.min().unwrap_or_default();
+    let later = run.samples.iter().filter(|sample| sample.begun >= first);
+    let later = Latencies::new(later.map(|sample| sample.took));
+    let (p99, slowest) = (milliseconds(later.at(0.99)), milliseconds(later.slowest()));
+    Ok(Row {
+        what: "a role that STS refuses, 16 in flight for 3 s",
+        target: "≤ 3 STS calls, answers ≤ 5 ms after the first",
+        measured: format!("{calls} STS calls, slowest {slowest:.1} ms (p99 {p99:.2})"),
+        met: calls <= 3 && slowest <= 5.0,
+        values: [
+            ("sts_calls", calls as f64),
+            ("first_ms", milliseconds(first)),
+            ("p99_ms", p99),
+            ("slowest_ms", slowest),
+            ("per_second", run.per_second()),
+        ]
+        .into(),
+    })
+}
+
+/// The first denial of a pod is measured too: it is the one that is logged and told.
+fn denied(bench: &Bench) -> anyhow::Result<Row> {
+    let pod = pods(NAMESPACE, 0, 1, Roles::Same(NODE_ROLE.into()));
+    let stage = bench.stage(&[pod], &[])?;
+    let path = |_| credentials_of(NODE_ROLE);
+    let mut clients = client::open(stage.agent.pods, 0..1, 1, path)?;
+    let first = milliseconds(load::burst(&mut clients, || Ok(()))?.slowest());
+    let load = Closed {
+        in_flight: 1,
+        warm_up: Duration::ZERO,
+        duration: Duration::from_secs(1),
+        status: FORBIDDEN,
+        pid: stage.agent.pid(),
+    };
+    let latencies = load::closed(&mut clients, load)?.latencies();
+    let (p99, slowest) = (
+        milliseconds(latencies.at(0.99)),
+        milliseconds(latencies.slowest()),
+    );
+    Ok(Row {
+        what: "a denial, 1 in flight",
+        target: "≤ 2 ms",
+        measured: format!("first {first:.2} ms, p99 {p99:.2}, slowest {slowest:.2}"),
+        met: first <= 2.0 && p99 <= 2.0,
+        values: [
+            ("first_ms", first),
+            ("p99_ms", p99),
+            ("slowest_ms", slowest),
+        ]
+        .into(),
+    })
+}

@@ -1,0 +1,95 @@
+//! A node in miniature: the stand-ins, some pods, and the agent among them.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use crate::agent::Agent;
+use crate::client::{self, Client};
+use crate::stand_ins::{NODE, Order, Report, Roles, StandIns, role};
+
+/// The namespace of pods that need none of their own.
+pub(crate) const NAMESPACE: &str = "default";
+const PAUSE: Duration = Duration::from_millis(2);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What all stages need.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    /// The release binary.
+    pub(crate) rolegate: PathBuf,
+    /// Threads of the agent, and so of what it is compared with.
+    pub(crate) threads: usize,
+}
+
+/// Stand-ins and the agent.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) stand_ins: StandIns,
+    pub(crate) agent: Agent,
+}
+
+/// Pods of the measured node, from number `first`.
+pub(crate) fn pods(namespace: &str, first: u32, count: u32, roles: Roles) -> Order {
+    Order::Pods {
+        namespace: namespace.into(),
+        node: NODE.into(),
+        first,
+        count,
+        roles,
+    }
+}
+
+/// The path at which a pod gets the credentials of its own role.
+pub(crate) fn credentials(pod: u32) -> String {
+    credentials_of(&role(pod))
+}
+
+/// The path at which a role's credentials are.
+pub(crate) fn credentials_of(role: &str) -> String {
+    format!("/latest/meta-data/iam/security-credentials/{role}")
+}
+
+impl Bench {
+    /// Starts the agent where these orders are carried out already.
+    pub(crate) fn stage(&self, orders: &[Order], further: &[&str]) -> anyhow::Result<Stage> {
+        let mut stand_ins = StandIns::start()?;
+        stand_ins.order(&Order::Namespace(NAMESPACE.into()))?;
+        for order in orders {
+            stand_ins.order(order)?;
+        }
+        let agent = Agent::start(&self.rolegate, stand_ins.addresses, further)?;
+        Ok(Stage { stand_ins, agent })
+    }
+}
+
+impl Stage {
+    /// Waits until STS has given these many roles' sessions and nobody waits for one.
+    pub(crate) fn settle(&mut self, roles: usize) -> anyhow::Result<Report> {
+        let begun = Instant::now();
+        loop {
+            let report = self.stand_ins.report()?;
+            if report.roles >= roles && report.in_flight == 0 {
+                return Ok(report);
+            }
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "the agent has asked STS for {} of {roles} roles after {PATIENCE:?}",
+                report.roles
+            );
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Opens a connection from each of the pods, to the credentials of its own role.
+    pub(crate) fn clients(&self, first: u32, count: u32) -> anyhow::Result<Vec<Client>> {
+        let connections = usize::try_from(count)?;
+        client::open(
+            self.agent.pods,
+            first..first + count,
+            connections,
+            credentials,
+        )
+    }
+}

@@ -1,0 +1,198 @@
+//! The stand-ins for AWS and Kubernetes in a process of their own, so that what the agent's
+//! process uses is the agent's.
+
+use std::collections::HashSet;
+use std::io::BufRead;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use rolegate_devkit::{
+    Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Node, Pod, Sts, StsOptions,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::child::{Helper, write_line};
+
+/// What each call to STS takes.
+pub(crate) const STS_LATENCY: Duration = Duration::from_millis(50);
+/// What completes the pods' bare role names.
+pub(crate) const BASE_ROLE_ARN: &str = "arn:aws:iam::123456789012:role/";
+pub(crate) const REGION: &str = "us-east-1";
+/// The role of the node itself, which no pod may have.
+pub(crate) const NODE_ROLE: &str = "node";
+/// The node that is measured.
+pub(crate) const NODE: &str = "node-0";
+
+/// The address of a pod by its number, which its connections come from.
+pub(crate) fn address(pod: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 1).to_bits() + pod)
+}
+
+/// Which roles pods are annotated with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Roles {
+    /// Each pod with one of its own: [`role`] by its number.
+    OneEach,
+    /// All with this one, and of one service account.
+    Same(String),
+}
+
+/// The name of a pod's own role.
+pub(crate) fn role(pod: u32) -> String {
+    format!("role-{pod}")
+}
+
+/// What the process does when told so.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Creates pods of these numbers. Before pods, their namespace.
+    Pods {
+        namespace: String,
+        node: String,
+        first: u32,
+        count: u32,
+        roles: Roles,
+    },
+    /// Creates a namespace.
+    Namespace(String),
+    /// Makes the role's trust policy refuse everybody.
+    Refuse(String),
+    /// Only answers.
+    Report,
+}
+
+/// The answer to each order.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Calls of `AssumeRole` until now.
+    pub(crate) calls: usize,
+    /// Calls that are being answered.
+    pub(crate) in_flight: usize,
+    /// Different roles asked for until now.
+    pub(crate) roles: usize,
+}
+
+/// Where the stand-ins listen.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Addresses {
+    pub(crate) api: SocketAddr,
+    pub(crate) sts: SocketAddr,
+    pub(crate) imds: SocketAddr,
+}
+
+/// The running process.
+#[derive(Debug)]
+pub(crate) struct StandIns {
+    helper: Helper,
+    pub(crate) addresses: Addresses,
+}
+
+impl StandIns {
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let mut helper = Helper::start(&["stand-ins"])?;
+        let addresses = helper.hear()?;
+        Ok(Self { helper, addresses })
+    }
+
+    /// Gives an order and waits until it is carried out.
+    pub(crate) fn order(&mut self, order: &Order) -> anyhow::Result<Report> {
+        self.helper.ask(order)
+    }
+
+    /// Gives an order; [`done`](Self::done) waits for it.
+    pub(crate) fn begin(&mut self, order: &Order) -> anyhow::Result<()> {
+        self.helper.tell(order)
+    }
+
+    pub(crate) fn done(&mut self) -> anyhow::Result<Report> {
+        self.helper.hear()
+    }
+
+    /// What STS was asked until now.
+    pub(crate) fn report(&mut self) -> anyhow::Result<Report> {
+        self.order(&Order::Report)
+    }
+}
+
+/// Serves until standard input ends.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let (api, sts, imds) = runtime.block_on(start())?;
+    let addresses = Addresses {
+        api: api.addr(),
+        sts: sts.addr(),
+        imds: imds.addr(),
+    };
+    let mut output = std::io::stdout();
+    write_line(&mut output, &addresses)?;
+    for line in std::io::stdin().lock().lines() {
+        match serde_json::from_str(&line?)? {
+            Order::Pods {
+                namespace,
+                node,
+                first,
+                count,
+                roles,
+            } => {
+                for number in first..first + count {
+                    api.put_pod(pod(&namespace, &node, number, &roles));
+                }
+            }
+            Order::Namespace(name) => drop(api.put_namespace(Namespace::new(&name))),
+            Order::Refuse(role) => sts.deny_role(&format!("{BASE_ROLE_ARN}{role}")),
+            Order::Report => {}
+        }
+        write_line(&mut output, &report(&sts))?;
+    }
+    Ok(())
+}
+
+async fn start() -> std::io::Result<(KubeApi, Sts, Imds)> {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let api = KubeApi::start(any, KubeApiOptions::default()).await?;
+    let node = Node::new(NODE).address("InternalIP", "127.0.0.1");
+    api.put_node(node);
+    let sts = StsOptions {
+        latency: STS_LATENCY,
+        ..StsOptions::default()
+    };
+    let imds = ImdsOptions {
+        node_role: Some(NODE_ROLE.into()),
+        region: REGION.into(),
+        ..ImdsOptions::default()
+    };
+    Ok((
+        api,
+        Sts::start(any, sts).await?,
+        Imds::start(any, imds).await?,
+    ))
+}
+
+fn pod(namespace: &str, node: &str, number: u32, roles: &Roles) -> Pod {
+    let name = format!("pod-{number}");
+    let (account, role) = match roles {
+        Roles::OneEach => (name.as_str(), role(number)),
+        Roles::Same(role) => ("default", role.clone()),
+    };
+    Pod::new(namespace, &name)
+        .node(node)
+        .ip(&address(number).to_string())
+        .service_account(account)
+        .annotation("iam.amazonaws.com/role", &role)
+}
+
+fn report(sts: &Sts) -> Report {
+    let calls = sts.calls();
+    let assumed = || calls.iter().filter(|call| call.action == "AssumeRole");
+    Report {
+        calls: assumed().count(),
+        in_flight: sts.in_flight(),
+        roles: assumed()
+            .map(|call| call.role_arn.as_str())
+            .collect::<HashSet<_>>()
+            .len(),
+    }
+}

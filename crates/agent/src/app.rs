@@ -1,0 +1,441 @@
+//! The agent as a whole: options in, bound addresses out, and an owner for every task.
+
+mod background;
+mod source;
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rolegate_aws::imds::{Imds, ImdsError};
+use rolegate_aws::sessions::{SessionMetrics, Sessions};
+use rolegate_aws::sts::{Sts, StsOptions};
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::decision::RuleSet;
+use rolegate_core::engine::EngineOptions;
+use rolegate_core::pattern::PatternFormat;
+use rolegate_core::redirect::Spec;
+use rolegate_kube::client::ClientOptions;
+use rolegate_runtime::admin::Admin;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::drain::Drain;
+use rolegate_runtime::metrics::Metrics;
+use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::serve::{ListenError, listen};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::attachment::{AttachmentError, Attachments};
+use crate::director::{Director, DirectorParts};
+use crate::discovery::{Discovery, DiscoveryOptions};
+use crate::door::{Door, DoorOptions, DoorParts, NodeHealth};
+use crate::guard::Guard;
+use crate::handover::{Estate, Place, Receipt};
+use crate::metrics::AgentMetrics;
+use crate::picture::Picture;
+use crate::redirect::Backend;
+use crate::tell::Tell;
+use crate::token::{NoRandomness, TokenKey};
+
+/// How long a new agent waits to be ready before it takes over all the same.
+const TAKE_OVER_ANYWAY: Duration = Duration::from_secs(30);
+
+/// Where workloads come from.
+#[derive(Debug)]
+pub enum SourceOptions {
+    /// The API server.
+    Kubernetes {
+        /// How it is reached.
+        client: ClientOptions,
+        /// This node's name; `None`: found by the host's address.
+        node: Option<String>,
+    },
+    /// A YAML file.
+    File(PathBuf),
+}
+
+/// How pods are led to the agent.
+#[derive(Debug)]
+pub struct RedirectOptions {
+    /// With which program.
+    pub backend: Backend,
+    /// The rules.
+    pub spec: Spec,
+    /// How often they are looked at.
+    pub interval: Duration,
+    /// Whether they are taken away at the end.
+    pub remove_at_exit: bool,
+    /// Folder of pods' network namespaces, from which the redirect is tried.
+    pub check_dir: Option<PathBuf>,
+}
+
+/// Everything that shapes an agent, validated.
+#[derive(Debug)]
+pub struct AgentOptions {
+    /// The pods' port.
+    pub listen: SocketAddr,
+    /// The operators' port.
+    pub admin_listen: SocketAddr,
+    /// Folder for handing over; `None`: no handing over.
+    pub runtime_dir: Option<PathBuf>,
+    /// This host's address.
+    pub host_ip: Option<IpAddr>,
+    /// Whether `/debug/*` is served.
+    pub debug: bool,
+    /// Whether metrics are also shown under kube2iam's names.
+    pub kube2iam_metrics: bool,
+    /// Where workloads come from.
+    pub source: SourceOptions,
+    /// The annotations' keys.
+    pub annotations: AnnotationKeys,
+    /// The node's metadata service.
+    pub metadata_addr: String,
+    /// How STS is reached.
+    pub sts: StsOptions,
+    /// What is found out at start.
+    pub discovery: DiscoveryOptions,
+    /// The rules as far as the configuration fixes them.
+    pub rules: RuleSet,
+    /// How allowed roles are written.
+    pub format: PatternFormat,
+    /// Limits of the session engine.
+    pub engine: EngineOptions,
+    /// How the door behaves.
+    pub door: DoorOptions,
+    /// How pods are led here; `None`: somebody else does.
+    pub redirect: Option<RedirectOptions>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// Why an agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port is taken.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The metadata service's address is malformed.
+    #[error("--metadata-addr: {0}")]
+    Imds(#[from] ImdsError),
+    /// No key of tokens.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
+    /// The kernel does not tell where pods are.
+    #[error("the agent cannot ask the kernel where pods' addresses are: {0}")]
+    Attachment(#[from] AttachmentError),
+    /// The API server cannot be reached as configured.
+    #[error(transparent)]
+    Client(#[from] rolegate_kube::client::ClientError),
+    /// The file of workloads cannot be read.
+    #[error("--workloads: {0}")]
+    File(#[from] rolegate_kube::file::FileError),
+    /// A socket that was handed over is none.
+    #[error("a socket that the old agent handed over cannot be used: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+/// Where an agent listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// The pods' port.
+    pub pods: SocketAddr,
+    /// The operators' port.
+    pub admin: SocketAddr,
+}
+
+/// Why an agent ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The next agent has its sockets; this one only finishes what is open.
+    HandedOver,
+    /// A task that it cannot do without ended, which is a fault of rolegate.
+    Broken(&'static str),
+}
+
+/// A task's end: what the agent cannot do without names itself.
+type TaskEnd = Option<Ended>;
+
+/// A running agent. Dropping it aborts everything; [`Agent::stop`] ends it in order.
+#[derive(Debug)]
+pub struct Agent {
+    addresses: Addresses,
+    readiness: Readiness,
+    drain: Drain,
+    /// Ends what must end in order, such as the keeper of the redirect.
+    stop: CancellationToken,
+    /// The redirect may be taken away at the end, unless the next agent relies on it.
+    removes_redirect: Option<Backend>,
+    tasks: JoinSet<TaskEnd>,
+}
+
+impl Agent {
+    /// Starts an agent; returns when it listens. What it needs and cannot have yet (the API
+    /// server, STS) it goes on asking for, and says so in its readiness.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(options: AgentOptions) -> Result<Self, StartError> {
+        let readiness = Readiness::new();
+        let stop = CancellationToken::new();
+        let drain = Drain::new();
+        let mut tasks = JoinSet::new();
+        let mut metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let agent_metrics = AgentMetrics::register(metrics.ours());
+        let clock = options.clock;
+
+        let imds = Imds::new(&options.metadata_addr)?;
+        let sts = Sts::new(options.sts);
+        let session_metrics = SessionMetrics::register(metrics.ours());
+        let (sessions, driver) =
+            Sessions::new(sts.clone(), options.engine, clock.clone(), session_metrics);
+        tasks.spawn(vital("the session driver", driver.run()));
+
+        let source = source::start(
+            options.source,
+            options.annotations,
+            options.host_ip,
+            &readiness,
+            &mut metrics,
+            &mut tasks,
+        )
+        .await?;
+
+        // Addresses are tied to interfaces where pods come by the host's own redirect; a door
+        // that others lead pods to sees other interfaces than the pods'.
+        let attachments = options
+            .redirect
+            .as_ref()
+            .map(|redirect| Attachments::open(Some(redirect.spec.interface().clone())))
+            .transpose()?;
+        let guard = Guard::new(source.pictures, attachments);
+        let picture = Arc::new(Picture::default());
+        let parts = DirectorParts {
+            picture: picture.clone(),
+            sessions: sessions.clone(),
+            clock: clock.clone(),
+            metrics: agent_metrics.clone(),
+            guard: guard.clone(),
+            rules: options.rules,
+            format: options.format,
+        };
+        let (facts, learned) = watch::channel(None);
+        let director = Director::new(parts, &readiness).run(source.updates, learned);
+        tasks.spawn(vital("the director", director));
+        let health = NodeHealth::new(options.host_ip);
+        let discovery = Discovery {
+            options: options.discovery,
+            sts,
+            imds: imds.clone(),
+            health: health.clone(),
+            facts,
+        };
+        tasks.spawn(passing(discovery.run()));
+        tasks.spawn(passing(background::guard(guard.clone(), stop.clone())));
+        tasks.spawn(passing(background::picture_age(
+            guard.clone(),
+            options.door.max_picture_age,
+            readiness.condition("picture"),
+        )));
+        let gauges = background::Gauges::new(sessions, guard.clone(), clock.clone());
+        metrics.ours().register_collector(Box::new(gauges));
+
+        let redirect = options.redirect;
+        let removes_redirect = redirect
+            .as_ref()
+            .and_then(|redirect| redirect.remove_at_exit.then_some(redirect.backend));
+        if let Some(redirect) = redirect {
+            background::redirect(redirect, &stop, &readiness, metrics.ours(), &mut tasks);
+        }
+
+        let place = options
+            .runtime_dir
+            .and_then(|folder| place(&folder, options.listen.port()));
+        let sockets = Sockets::open(
+            options.listen,
+            options.admin_listen,
+            place.as_ref(),
+            &readiness,
+        )
+        .await?;
+        let addresses = Addresses {
+            pods: sockets.pods.local_addr()?,
+            admin: sockets.admin.local_addr()?,
+        };
+
+        let parts = DoorParts {
+            picture: picture.clone(),
+            guard,
+            tokens: sockets.tokens,
+            imds,
+            clock,
+            metrics: agent_metrics,
+            tell: Tell::new(source.events),
+            health,
+        };
+        let door = Door::new(options.door, parts);
+        if let Some(place) = place {
+            let spare = (
+                sockets.pods.as_fd().try_clone_to_owned()?,
+                sockets.admin.as_fd().try_clone_to_owned()?,
+            );
+            tasks.spawn(hand_over(place, spare, door.clone()));
+        }
+        let mut admin = Admin::new(Arc::new(metrics), readiness.clone());
+        if options.debug {
+            admin = admin.with_debug("store", move || crate::debug::store(&picture));
+        }
+        tasks.spawn(passing(admin.serve(sockets.admin, drain.clone())));
+        tasks.spawn(passing(door.serve(sockets.pods, drain.clone())));
+        if let Some(receipt) = sockets.receipt {
+            match receipt.confirm().await {
+                Ok(()) => info!("took over from the agent before"),
+                Err(error) => warn!(%error, "the agent before is gone"),
+            }
+        }
+        Ok(Self {
+            addresses,
+            readiness,
+            drain,
+            stop,
+            removes_redirect,
+            tasks,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Whether it is ready, and why not.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// Returns when the agent ends by itself.
+    pub async fn ended(&mut self) -> Ended {
+        loop {
+            match self.tasks.join_next().await {
+                Some(Ok(Some(ended))) => return ended,
+                Some(Ok(None)) => {}
+                Some(Err(_)) => return Ended::Broken("a task"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Ends it in order: takes nothing new, finishes what is open, up to `deadline`. The redirect
+    /// stays, unless it was to be removed and `next` is false: no next agent has taken over.
+    pub async fn stop(mut self, deadline: Duration, next: bool) {
+        self.drain.drain(deadline).await;
+        self.stop.cancel();
+        self.tasks.shutdown().await;
+        if let Some(backend) = self.removes_redirect
+            && !next
+        {
+            match backend.remove().await {
+                Ok(_) => warn!("the redirect is removed: pods reach the node's role"),
+                Err(error) => tracing::error!(%error, "the redirect cannot be removed"),
+            }
+        }
+    }
+}
+
+/// The listening sockets and the key of tokens: new, or of the agent before.
+struct Sockets {
+    pods: TcpListener,
+    admin: TcpListener,
+    tokens: TokenKey,
+    receipt: Option<Receipt>,
+}
+
+impl Sockets {
+    async fn open(
+        pods: SocketAddr,
+        admin: SocketAddr,
+        place: Option<&Place>,
+        readiness: &Readiness,
+    ) -> Result<Self, StartError> {
+        let estate = match place {
+            Some(place) => inherit(place, readiness).await,
+            None => None,
+        };
+        Ok(match estate {
+            Some(estate) => Self {
+                pods: listener(estate.pods)?,
+                admin: listener(estate.admin)?,
+                tokens: estate.tokens,
+                receipt: Some(estate.receipt),
+            },
+            None => Self {
+                pods: listen(pods)?,
+                admin: listen(admin)?,
+                tokens: TokenKey::generate()?,
+                receipt: None,
+            },
+        })
+    }
+}
+
+/// What the agent before leaves, once this one knows the node's pods as well as that one does.
+async fn inherit(place: &Place, readiness: &Readiness) -> Option<Estate> {
+    if !place.is_taken().await {
+        return None;
+    }
+    info!("another agent serves this node: getting ready before taking over");
+    if tokio::time::timeout(TAKE_OVER_ANYWAY, readiness.ready())
+        .await
+        .is_err()
+    {
+        warn!("not ready after {TAKE_OVER_ANYWAY:?}, taking over all the same");
+    }
+    place.take().await.unwrap_or_else(|error| {
+        warn!(%error, "the agent before does not hand over");
+        None
+    })
+}
+
+fn listener(socket: std::os::fd::OwnedFd) -> std::io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn place(folder: &std::path::Path, port: u16) -> Option<Place> {
+    match Place::new(folder, port) {
+        Ok(place) => Some(place),
+        Err(error) => {
+            warn!(%error, "upgrades will have a gap");
+            None
+        }
+    }
+}
+
+type Spare = (std::os::fd::OwnedFd, std::os::fd::OwnedFd);
+
+async fn hand_over(place: Place, (pods, admin): Spare, door: Arc<Door>) -> TaskEnd {
+    match place.offer(pods.as_fd(), admin.as_fd(), door.tokens()).await {
+        Ok(()) => Some(Ended::HandedOver),
+        Err(error) => {
+            warn!(%error, "upgrades will have a gap");
+            None
+        }
+    }
+}
+
+/// A task whose end is the agent's.
+async fn vital(name: &'static str, task: impl Future<Output = ()>) -> TaskEnd {
+    task.await;
+    Some(Ended::Broken(name))
+}
+
+/// A task that may end.
+async fn passing(task: impl Future<Output = ()>) -> TaskEnd {
+    task.await;
+    None
+}

@@ -1,0 +1,203 @@
+//! What goes on beside requests: the redirect, the kernel's events, the age of the picture.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
+use rolegate_aws::sessions::Sessions;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::readiness::{Condition, Readiness};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{RedirectOptions, TaskEnd, passing};
+use crate::guard::Guard;
+use crate::redirect::check::SelfCheck;
+use crate::redirect::{Keeper, Redirect, Status};
+
+/// How often the redirect is tried from inside a pod.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the age of the picture is looked at.
+const AGE_INTERVAL: Duration = Duration::from_secs(5);
+/// An age that a watch which works does not reach.
+const WORTH_A_NOTE: Duration = Duration::from_secs(180);
+
+/// Follows the kernel's events about pods' interfaces.
+pub(super) async fn guard(guard: Guard, stop: CancellationToken) {
+    if let Err(error) = guard.run(stop).await {
+        warn!(%error, "the kernel's events cannot be followed: each new connection is looked at instead");
+    }
+}
+
+/// Says in the readiness how old the picture is, once it is too old.
+pub(super) async fn picture_age(guard: Guard, most: Duration, ready: Condition) {
+    let mut ticks = tokio::time::interval(AGE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let age = guard.picture_age();
+        if age > most {
+            ready.fail(format!("the cluster was last heard of {age:.0?} ago"));
+        } else if age > WORTH_A_NOTE {
+            ready.note(format!("the cluster was last heard of {age:.0?} ago"));
+        } else if guard.has_forgeable() {
+            ready.note("pods share an interface on which a neighbour can take another's address");
+        } else {
+            ready.ok();
+        }
+    }
+}
+
+/// Keeps the redirect in the kernel, and tries it from inside pods.
+pub(super) fn redirect(
+    options: RedirectOptions,
+    stop: &CancellationToken,
+    readiness: &Readiness,
+    registry: &mut Registry,
+    tasks: &mut JoinSet<TaskEnd>,
+) {
+    let keeper = Keeper::new(
+        Redirect::new(options.backend, options.spec),
+        options.interval,
+    );
+    let status = keeper.status();
+    registry.register_collector(Box::new(RedirectGauges(status.clone())));
+    let condition = readiness.condition("redirect");
+    condition.fail("the redirect is not in place yet");
+    tasks.spawn(passing(keeper.run(stop.clone())));
+    tasks.spawn(passing(report(status.clone(), condition)));
+    if let Some(folder) = options.check_dir {
+        let open = Gauge::<i64, AtomicI64>::default();
+        registry.register(
+            "redirect_open",
+            "Whether a pod was found to reach the real metadata service, 1 or 0",
+            open.clone(),
+        );
+        let condition = readiness.condition("redirect-check");
+        tasks.spawn(passing(check(folder, status, condition, open)));
+    }
+}
+
+async fn report(mut status: watch::Receiver<Status>, ready: Condition) {
+    loop {
+        let now = status.borrow_and_update().clone();
+        match now.error {
+            Some(error) => ready.fail(error),
+            None if now.in_place => ready.ok(),
+            None => {}
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tries the redirect from one pod after the other, at start and then now and again.
+async fn check(
+    folder: PathBuf,
+    mut status: watch::Receiver<Status>,
+    ready: Condition,
+    open: Gauge<i64, AtomicI64>,
+) {
+    if status.wait_for(|status| status.in_place).await.is_err() {
+        return;
+    }
+    let mut pods = SelfCheck::new(folder);
+    let mut said = false;
+    loop {
+        match pods.next().await {
+            Ok(Some((pod, found))) if found.is_open() => {
+                error!(netns = %pod.display(), "{found}");
+                ready.fail(format!("from {}: {found}", pod.display()));
+                open.set(1);
+            }
+            Ok(Some(_)) => {
+                if !std::mem::replace(&mut said, true) {
+                    info!("the redirect holds, tried from inside a pod");
+                }
+                ready.ok();
+                open.set(0);
+            }
+            Ok(None) => {}
+            Err(error) => ready.note(format!("the redirect cannot be tried: {error}")),
+        }
+        tokio::time::sleep(CHECK_INTERVAL).await;
+    }
+}
+
+/// What the keeper of the redirect did, when metrics are asked for.
+#[derive(Debug)]
+struct RedirectGauges(watch::Receiver<Status>);
+
+impl Collector for RedirectGauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let status = self.0.borrow().clone();
+        let in_place = ConstGauge::new(i64::from(status.in_place));
+        let metric = encoder.encode_descriptor(
+            "redirect_in_place",
+            "Whether the redirect is in the kernel, 1 or 0",
+            None,
+            in_place.metric_type(),
+        )?;
+        in_place.encode(metric)?;
+        let restored = ConstCounter::new(status.restored);
+        let metric = encoder.encode_descriptor(
+            "redirect_restored",
+            "Times that the redirect was put back",
+            None,
+            restored.metric_type(),
+        )?;
+        restored.encode(metric)
+    }
+}
+
+/// What is computed when metrics are asked for.
+#[derive(Debug)]
+pub(super) struct Gauges {
+    sessions: Sessions,
+    guard: Guard,
+    clock: Clock,
+}
+
+impl Gauges {
+    pub(super) fn new(sessions: Sessions, guard: Guard, clock: Clock) -> Self {
+        Self {
+            sessions,
+            guard,
+            clock,
+        }
+    }
+}
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let now = self.clock.now();
+        let (least, _) = self.sessions.lives(now);
+        let gauges = [
+            (
+                "session_least_seconds_left",
+                "Life left of the session that ends first",
+                least,
+            ),
+            (
+                "picture_age_seconds",
+                "Time since the cluster was last heard of",
+                Some(self.guard.picture_age().as_secs_f64()),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let Some(value) = value else { continue };
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+

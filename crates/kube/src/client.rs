@@ -1,0 +1,352 @@
+//! The connection to the API server: where it is, who we are, and how long anything may take.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::header::{HeaderValue, USER_AGENT};
+use http::{Request, Response};
+use kube::client::{Body, ClientBuilder, DynBody};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use tower::{BoxError, Service};
+use zeroize::Zeroizing;
+
+use crate::picture::{PictureLayer, Pictures};
+
+/// For a connection to be made.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Between two bytes of an answer. A real server sends a bookmark on each watch about every minute,
+/// so a watch that is silent for longer than this is dead.
+const READ: Duration = Duration::from_secs(110);
+/// For a request to be written.
+const WRITE: Duration = Duration::from_secs(30);
+/// Where a pod finds the certificate of its cluster's API server.
+const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+
+/// How to reach the API server. Nothing given means the pod's own service account or, outside a
+/// cluster, the user's kubeconfig.
+#[derive(Clone, Default)]
+pub struct ClientOptions {
+    /// URL of the API server, `http` or `https`; replaces the one of `kubeconfig`.
+    pub api_server: Option<String>,
+    /// Bearer token, with `api_server` only.
+    pub api_token: Option<Zeroizing<String>>,
+    /// Whether any certificate of the API server is believed.
+    pub insecure: bool,
+    /// A kubeconfig file.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig, if not its current one.
+    pub context: Option<String>,
+}
+
+impl fmt::Debug for ClientOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientOptions")
+            .field("api_server", &self.api_server)
+            .field("api_token", &self.api_token.as_ref().map(|_| "…"))
+            .field("insecure", &self.insecure)
+            .field("kubeconfig", &self.kubeconfig)
+            .field("context", &self.context)
+            .finish()
+    }
+}
+
+/// Why there is no client. All of these need somebody to change something.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The address of the API server is none.
+    #[error(
+        "{given:?} is no URL of an API server: write it as https://HOST:PORT or http://HOST:PORT"
+    )]
+    ApiServer {
+        /// What was given.
+        given: String,
+    },
+    /// A token without the address it is for.
+    #[error("an API token needs the URL of the API server that it is for: give --api-server too")]
+    TokenWithoutServer,
+    /// The kubeconfig can't be used.
+    #[error("cannot use kubeconfig {}: {source}", .path.display())]
+    Kubeconfig {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Box<KubeconfigError>,
+    },
+    /// Neither in a cluster nor configured.
+    #[error(
+        "no API server is known: this is no pod with a service account ({in_cluster}), and there \
+         is no kubeconfig ({kubeconfig}); give --api-server or --kubeconfig"
+    )]
+    Nowhere {
+        /// Why not the pod's own cluster.
+        in_cluster: Box<InClusterError>,
+        /// Why not the user's kubeconfig.
+        kubeconfig: Box<KubeconfigError>,
+    },
+    /// Certificates or tokens can't be used.
+    #[error("cannot set up the connection to the API server: {}", crate::failure::chain(.0))]
+    Setup(Box<kube::Error>),
+}
+
+/// A client of the API server that notices how fresh its watches are.
+#[derive(Clone)]
+pub struct Connection {
+    client: Client,
+    pictures: Pictures,
+    url: String,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Sets the client up. It doesn't talk to the API server yet, which may be away.
+    pub async fn new(options: &ClientOptions) -> Result<Self, ClientError> {
+        Self::with_read_timeout(options, READ).await
+    }
+
+    pub(crate) async fn with_read_timeout(
+        options: &ClientOptions,
+        read: Duration,
+    ) -> Result<Self, ClientError> {
+        let mut config = configure(options).await?;
+        config.accept_invalid_certs |= options.insecure;
+        config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(read);
+        config.write_timeout = Some(WRITE);
+        config.reset_reader_on_write = true;
+        // Who retries and how often is decided, counted and told by the watches.
+        config.default_retry = false;
+        let agent = HeaderValue::from_static(concat!("rolegate/", env!("CARGO_PKG_VERSION")));
+        config.headers.push((USER_AGENT, agent));
+        let url = config.cluster_url.to_string();
+        let client =
+            ClientBuilder::try_from(config).map_err(|error| ClientError::Setup(Box::new(error)))?;
+        Ok(Self::over(client, url))
+    }
+
+    /// Over any transport.
+    pub(crate) fn over<S>(client: ClientBuilder<S>, url: String) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Box<DynBody>>, Error = BoxError>
+            + Send
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        let pictures = Pictures::default();
+        let client = client.with_layer(&PictureLayer(pictures.clone())).build();
+        Self {
+            client,
+            pictures,
+            url,
+        }
+    }
+
+    /// The client.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// How fresh what its watches told is.
+    pub fn pictures(&self) -> &Pictures {
+        &self.pictures
+    }
+
+    /// Where the API server is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+async fn configure(options: &ClientOptions) -> Result<Config, ClientError> {
+    if options.api_token.is_some() && options.api_server.is_none() {
+        return Err(ClientError::TokenWithoutServer);
+    }
+    let server = options
+        .api_server
+        .as_deref()
+        .map(parse_server)
+        .transpose()?;
+    let mut config = match (&options.kubeconfig, &server) {
+        (Some(path), _) => from_kubeconfig(path, options).await?,
+        (None, Some(url)) => {
+            let mut config = Config::new(url.clone());
+            // In a pod, the cluster's own certificate; elsewhere, those that the system trusts.
+            let ca = Path::new(CLUSTER_CA);
+            config.root_cert_file = ca.exists().then(|| ca.to_owned());
+            config
+        }
+        (None, None) => match Config::incluster() {
+            Ok(config) => config,
+            Err(in_cluster) => {
+                Config::from_kubeconfig(&selection(options))
+                    .await
+                    .map_err(|kubeconfig| ClientError::Nowhere {
+                        in_cluster: Box::new(in_cluster),
+                        kubeconfig: Box::new(kubeconfig),
+                    })?
+            }
+        },
+    };
+    if let Some(url) = server {
+        config.cluster_url = url;
+    }
+    if let Some(token) = &options.api_token {
+        config.auth_info.token = Some(token.as_str().into());
+    }
+    Ok(config)
+}
+
+fn selection(options: &ClientOptions) -> KubeConfigOptions {
+    KubeConfigOptions {
+        context: options.context.clone(),
+        ..KubeConfigOptions::default()
+    }
+}
+
+async fn from_kubeconfig(path: &Path, options: &ClientOptions) -> Result<Config, ClientError> {
+    let failed = |source| ClientError::Kubeconfig {
+        path: path.into(),
+        source: Box::new(source),
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    Config::from_custom_kubeconfig(kubeconfig, &selection(options))
+        .await
+        .map_err(failed)
+}
+
+fn parse_server(given: &str) -> Result<http::Uri, ClientError> {
+    let url = given.parse::<http::Uri>().ok();
+    url.filter(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some())
+        .ok_or_else(|| ClientError::ApiServer {
+            given: given.into(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KUBECONFIG: &str = "
+apiVersion: v1
+kind: Config
+current-context: one
+clusters:
+- { name: one, cluster: { server: 'https://one.example:6443' } }
+- { name: two, cluster: { server: 'http://two.example:8080' } }
+users:
+- { name: user, user: { token: from-kubeconfig } }
+contexts:
+- { name: one, context: { cluster: one, user: user } }
+- { name: two, context: { cluster: two, user: user } }
+";
+
+    fn kubeconfig() -> (tempfile::TempDir, ClientOptions) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        std::fs::write(&path, KUBECONFIG).unwrap();
+        (
+            dir,
+            ClientOptions {
+                kubeconfig: Some(path),
+                ..ClientOptions::default()
+            },
+        )
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_and_its_contexts() {
+        let (_dir, options) = kubeconfig();
+        let url =
+            |options| async move { Connection::new(&options).await.unwrap().url().to_owned() };
+        assert_eq!(url(options.clone()).await, "https://one.example:6443/");
+        let context = Some("two".into());
+        assert_eq!(
+            url(ClientOptions {
+                context,
+                ..options.clone()
+            })
+            .await,
+            "http://two.example:8080/"
+        );
+        let api_server = Some("https://three.example".into());
+        assert_eq!(
+            url(ClientOptions {
+                api_server,
+                ..options
+            })
+            .await,
+            "https://three.example/"
+        );
+    }
+
+    #[tokio::test]
+    async fn wrong_options_are_told() {
+        let (_dir, mut options) = kubeconfig();
+        options.context = Some("none".into());
+        let error = Connection::new(&options).await.unwrap_err().to_string();
+        assert!(error.contains("cannot use kubeconfig"), "{error}");
+        for wrong in ["localhost:8080", "ftp://a", "https://", "a b"] {
+            let api_server = Some(wrong.into());
+            let options = ClientOptions {
+                api_server,
+                ..ClientOptions::default()
+            };
+            let error = Connection::new(&options).await.unwrap_err().to_string();
+            assert!(error.contains("https://HOST:PORT"), "{error}");
+        }
+        let api_token = Some(Zeroizing::new("secret".into()));
+        let options = ClientOptions {
+            api_token,
+            ..ClientOptions::default()
+        };
+        let error = Connection::new(&options).await.unwrap_err().to_string();
+        assert!(error.contains("--api-server"), "{error}");
+    }
+
+    #[test]
+    fn the_token_is_never_shown() {
+        let options = ClientOptions {
+            api_token: Some(Zeroizing::new("very-secret".into())),
+            ..ClientOptions::default()
+        };
+        assert!(!format!("{options:?}").contains("very-secret"));
+    }
+
+    #[tokio::test]
+    async fn the_token_is_sent_and_plain_http_accepted() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let api_server = Some(format!("http://{}", listener.local_addr().unwrap()));
+        let api_token = Some(Zeroizing::new("my-token".into()));
+        let options = ClientOptions {
+            api_server,
+            api_token,
+            ..ClientOptions::default()
+        };
+        let client = Connection::new(&options).await.unwrap().client();
+        let call = tokio::spawn(async move { client.apiserver_version().await });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = stream.read(&mut bytes).await.unwrap();
+        let request = String::from_utf8_lossy(&bytes[..count]).to_lowercase();
+        assert!(
+            request.contains("authorization: bearer my-token"),
+            "{request}"
+        );
+        assert!(request.contains("user-agent: rolegate/"), "{request}");
+        // One 503 is one answer: retries are not made behind our back.
+        stream
+            .write_all(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        assert!(call.await.unwrap().is_err());
+    }
+}

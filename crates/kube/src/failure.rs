@@ -1,0 +1,124 @@
+//! What went wrong between us and the API server, as a sentence and as a kind that stays the same
+//! from one retry to the next.
+
+use std::error::Error;
+use std::time::Duration;
+
+use kube::runtime::watcher;
+
+/// The kinds of failure that are worth telling apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// No connection, or it broke, or the answer was no answer of an API server.
+    Unreachable,
+    /// The API server doesn't know us (401).
+    Unauthorized,
+    /// The API server knows us and says no (403).
+    Forbidden,
+    /// We were away too long, or the version we had is gone (410).
+    Expired,
+    /// The API server doesn't understand the request or has no such resource (400, 404, 422).
+    Unsupported,
+    /// Any other status.
+    Refused(u16),
+}
+
+/// A failure.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    /// Whether something may have been missed, so that only a new list helps: where a watch
+    /// couldn't be resumed (the server may have been restored, or refuse that version for ever) or
+    /// an event couldn't be read.
+    pub(crate) gap: bool,
+    detail: String,
+}
+
+impl Failure {
+    pub(crate) fn of_watch(error: &watcher::Error) -> Self {
+        use watcher::Error::{
+            InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
+        };
+        let gap = matches!(
+            error,
+            WatchStartFailed(_) | WatchFailed(kube::Error::SerdeError(_)) | NoResourceVersion
+        );
+        let (kind, detail) = match error {
+            InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+                (Self::kind_of(error), chain(error))
+            }
+            WatchError(status) => (Self::kind_of_status(status.code), status.message.clone()),
+            NoResourceVersion => (Kind::Unsupported, error.to_string()),
+        };
+        Self { kind, gap, detail }
+    }
+
+    pub(crate) fn of_call(error: &kube::Error) -> Self {
+        Self {
+            kind: Self::kind_of(error),
+            gap: false,
+            detail: chain(error),
+        }
+    }
+
+    pub(crate) fn no_answer(within: Duration) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            gap: false,
+            detail: format!("no answer within {within:?}"),
+        }
+    }
+
+    fn kind_of(error: &kube::Error) -> Kind {
+        match error {
+            kube::Error::Api(status) => Self::kind_of_status(status.code),
+            _ => Kind::Unreachable,
+        }
+    }
+
+    fn kind_of_status(code: u16) -> Kind {
+        match code {
+            401 => Kind::Unauthorized,
+            403 => Kind::Forbidden,
+            410 => Kind::Expired,
+            400 | 404 | 422 => Kind::Unsupported,
+            code => Kind::Refused(code),
+        }
+    }
+
+    /// What happened to `resource` and what can be done about it.
+    pub(crate) fn sentence(&self, resource: &str) -> String {
+        let detail = &self.detail;
+        match self.kind {
+            Kind::Unreachable => format!("the API server cannot be reached: {detail}"),
+            Kind::Unauthorized => format!(
+                "the API server doesn't accept our token or certificate: {detail}; check the \
+                 service account or the kubeconfig"
+            ),
+            Kind::Forbidden => format!(
+                "the API server refuses {resource}: {detail}; grant the ClusterRole of \
+                 deploy/rolegate-agent.yaml"
+            ),
+            Kind::Expired => format!("the watch of {resource} is too old to resume: {detail}"),
+            Kind::Unsupported => {
+                format!("the API server doesn't understand a request for {resource}: {detail}")
+            }
+            Kind::Refused(code) => format!("the API server answers {code}: {detail}"),
+        }
+    }
+}
+
+/// The error with all that caused it, each said once.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,432 @@
+//! Workloads and namespaces out of a YAML file, for use without Kubernetes. The file is read again
+//! when it changes, and a broken one changes nothing.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rolegate_core::namespace::Namespace;
+use rolegate_core::workload::{Change, Phase, Update, Wish, Workload};
+use rolegate_runtime::readiness::Condition;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+/// How often the file is looked at.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The largest file taken, in bytes.
+const LARGEST: u64 = 16 * 1024 * 1024;
+
+/// Why the file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It isn't there or may not be read.
+    #[error("cannot read the workloads file {}: {source}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is larger than any cluster needs.
+    #[error("the workloads file {} has more than {LARGEST} bytes", .0.display())]
+    TooLarge(PathBuf),
+    /// It isn't YAML, or not of this shape.
+    #[error("the workloads file {} is wrong: {reason}", .path.display())]
+    Wrong {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+}
+
+/// A file of workloads, followed.
+#[derive(Debug)]
+pub struct WorkloadsFile {
+    path: PathBuf,
+    seen: Option<Fingerprint>,
+    content: Content,
+}
+
+/// What a file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Content {
+    workloads: Vec<Workload>,
+    namespaces: Vec<Namespace>,
+}
+
+/// What tells a changed file from the same one: a symbolic link that was turned, as Kubernetes does
+/// with ConfigMaps, leads to another inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fingerprint {
+    modified: (i64, i64),
+    size: u64,
+    inode: (u64, u64),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    // Required: an empty file is one that is being written, not one without pods.
+    pods: Vec<PodEntry>,
+    #[serde(default)]
+    namespaces: Vec<NamespaceEntry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PodEntry {
+    namespace: String,
+    name: String,
+    uid: Option<String>,
+    service_account: Option<String>,
+    ips: Vec<IpAddr>,
+    role: Option<String>,
+    external_id: Option<String>,
+    session_name: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct NamespaceEntry {
+    name: String,
+    allowed_roles: Option<Vec<String>>,
+    permitted: Option<String>,
+    default_role: Option<String>,
+}
+
+impl WorkloadsFile {
+    /// Reads the file. It must be there and right at the start.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self, FileError> {
+        let path = path.into();
+        // Taken before it is read: a change while reading is seen as one.
+        let seen = fingerprint(&path).await.ok();
+        let content = load(&path).await?;
+        Ok(Self {
+            path,
+            seen,
+            content,
+        })
+    }
+
+    /// Sends all of it, and all of it again after each change. Returns only when `updates` is
+    /// closed.
+    pub async fn run(mut self, condition: Condition, updates: mpsc::Sender<Update>) {
+        condition.ok();
+        if self.send(&updates).await.is_err() {
+            return;
+        }
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = updates.closed() => return,
+            }
+            let found = fingerprint(&self.path).await.ok();
+            if found == self.seen {
+                continue;
+            }
+            self.seen = found;
+            match load(&self.path).await {
+                Ok(content) => {
+                    condition.ok();
+                    if content == self.content {
+                        continue;
+                    }
+                    let path = self.path.display();
+                    tracing::info!(%path, pods = content.workloads.len(), "workloads file read again");
+                    self.content = content;
+                    if self.send(&updates).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("{error}; keeping what it said before");
+                    condition.note(format!("{error}; what it said before still holds"));
+                }
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        updates: &mpsc::Sender<Update>,
+    ) -> Result<(), mpsc::error::SendError<Update>> {
+        // What a namespace allows comes before the pods that it is asked for.
+        let Content {
+            workloads,
+            namespaces,
+        } = self.content.clone();
+        updates
+            .send(Update::Namespaces(Change::Snapshot(namespaces)))
+            .await?;
+        updates
+            .send(Update::Workloads(Change::Snapshot(workloads)))
+            .await
+    }
+}
+
+async fn fingerprint(path: &Path) -> std::io::Result<Fingerprint> {
+    let metadata = tokio::fs::metadata(path).await?;
+    Ok(Fingerprint {
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        size: metadata.size(),
+        inode: (metadata.dev(), metadata.ino()),
+    })
+}
+
+async fn load(path: &Path) -> Result<Content, FileError> {
+    let failed = |source| FileError::Read {
+        path: path.into(),
+        source,
+    };
+    let owned = path.to_owned();
+    let read = move || {
+        let mut text = String::new();
+        std::fs::File::open(owned)?
+            .take(LARGEST + 1)
+            .read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = tokio::task::spawn_blocking(read)
+        .await
+        .unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))
+        .map_err(failed)?;
+    if text.len() as u64 > LARGEST {
+        return Err(FileError::TooLarge(path.into()));
+    }
+    parse(&text).map_err(|reason| FileError::Wrong {
+        path: path.into(),
+        reason,
+    })
+}
+
+fn parse(text: &str) -> Result<Content, String> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    let document: Document =
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?;
+    let mut names = BTreeSet::new();
+    for pod in &document.pods {
+        if pod.namespace.is_empty() || pod.name.is_empty() {
+            return Err("a pod needs a namespace and a name".into());
+        }
+        if !names.insert((&pod.namespace, &pod.name)) {
+            return Err(format!(
+                "the pod {}/{} is there twice",
+                pod.namespace, pod.name
+            ));
+        }
+    }
+    let mut names = BTreeSet::new();
+    for namespace in &document.namespaces {
+        if !names.insert(&namespace.name) {
+            return Err(format!("the namespace {} is there twice", namespace.name));
+        }
+    }
+    Ok(Content {
+        workloads: document.pods.into_iter().map(Into::into).collect(),
+        namespaces: document.namespaces.into_iter().map(Into::into).collect(),
+    })
+}
+
+impl From<PodEntry> for Workload {
+    fn from(pod: PodEntry) -> Self {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty()).map(Into::into);
+        Self {
+            uid: pod
+                .uid
+                .unwrap_or_else(|| format!("{}/{}", pod.namespace, pod.name))
+                .into(),
+            namespace: pod.namespace.into(),
+            name: pod.name.into(),
+            node: None,
+            service_account: pod
+                .service_account
+                .unwrap_or_else(|| "default".into())
+                .into(),
+            addresses: pod.ips.iter().map(IpAddr::to_canonical).collect(),
+            phase: Phase::Running,
+            host_network: false,
+            mirror: false,
+            wish: Wish {
+                role: given(pod.role),
+                external_id: given(pod.external_id),
+                session_name: given(pod.session_name),
+            },
+        }
+    }
+}
+
+impl From<NamespaceEntry> for Namespace {
+    fn from(namespace: NamespaceEntry) -> Self {
+        Self {
+            name: namespace.name.into(),
+            // As the annotation has it.
+            allowed_roles: namespace
+                .allowed_roles
+                .map(|roles| serde_json::Value::from(roles).to_string().into()),
+            permitted: namespace.permitted.map(Into::into),
+            default_role: namespace.default_role.map(Into::into),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_runtime::readiness::Readiness;
+
+    use super::*;
+
+    const GOOD: &str = "
+pods:
+- namespace: shop
+  name: api-0
+  serviceAccount: api
+  ips: [10.0.0.1, 'fd00::1']
+  role: reader
+  externalId: x-1
+  sessionName: me
+- { namespace: shop, name: job, uid: u2, ips: [] }
+namespaces:
+- name: shop
+  allowedRoles: ['reader', 'shop-*']
+  permitted: ''
+  defaultRole: shop-default
+";
+
+    #[test]
+    fn says_all_that_pods_and_namespaces_can() {
+        let content = parse(GOOD).unwrap();
+        let api = &content.workloads[0];
+        assert_eq!(
+            (&*api.namespace, &*api.name, &*api.uid),
+            ("shop", "api-0", "shop/api-0")
+        );
+        assert_eq!((&*api.service_account, api.phase), ("api", Phase::Running));
+        assert_eq!(api.own_addresses().len(), 2);
+        assert_eq!(api.wish.role.as_deref(), Some("reader"));
+        assert_eq!(api.wish.external_id.as_deref(), Some("x-1"));
+        assert_eq!(api.wish.session_name.as_deref(), Some("me"));
+        let job = &content.workloads[1];
+        assert_eq!((&*job.uid, &*job.service_account), ("u2", "default"));
+        let shop = &content.namespaces[0];
+        assert_eq!(
+            shop.allowed_roles.as_deref(),
+            Some(r#"["reader","shop-*"]"#)
+        );
+        assert_eq!(shop.permitted.as_deref(), Some(""));
+        assert_eq!(shop.default_role.as_deref(), Some("shop-default"));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_line() {
+        for (text, parts) in [
+            (
+                "pods:\n- { namespace: a, name: b, ips: [], rôle: x }",
+                ["rôle", "line 2"],
+            ),
+            (
+                "pods:\n- namespace: a\n  name: b\n  ips: [300.0.0.1]",
+                ["IP address", "line 4"],
+            ),
+            ("pods: []\nnamespaces: []\nrules: []", ["rules", "line 3"]),
+            ("pods:\n- { name: b, ips: [] }", ["namespace", "line 2"]),
+            ("pods: [", ["", "line"]),
+            ("", ["", ""]),
+            ("namespaces: []", ["pods", ""]),
+            (
+                "pods:\n- { namespace: a, name: b, ips: [] }\n- { namespace: a, name: b, ips: [] }",
+                ["a/b", "twice"],
+            ),
+            (
+                "pods: []\nnamespaces:\n- { name: n }\n- { name: n }",
+                ["namespace n", "twice"],
+            ),
+        ] {
+            let reason = parse(text).unwrap_err();
+            for part in parts {
+                assert!(reason.contains(part), "{part:?} not in {reason:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn must_be_there_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = WorkloadsFile::open(dir.path().join("none"))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("cannot read the workloads file"), "{error}");
+        let path = dir.path().join("large");
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(LARGEST + 1)
+            .unwrap();
+        let error = WorkloadsFile::open(path).await.unwrap_err().to_string();
+        assert!(error.contains("more than"), "{error}");
+    }
+
+    /// The names of the pods in the next snapshot of them.
+    async fn next_pods(updates: &mut mpsc::Receiver<Update>) -> Vec<String> {
+        loop {
+            let update = tokio::time::timeout(Duration::from_secs(60), updates.recv());
+            match update.await.expect("no update").expect("closed") {
+                Update::Workloads(Change::Snapshot(pods)) => {
+                    return pods.iter().map(|pod| pod.name.to_string()).collect();
+                }
+                other => assert!(matches!(other, Update::Namespaces(_)), "{other:?}"),
+            }
+        }
+    }
+
+    fn one(name: &str) -> String {
+        format!("pods:\n- {{ namespace: a, name: {name}, ips: [10.0.0.1] }}\n")
+    }
+
+    #[tokio::test]
+    async fn follows_the_link_of_a_config_map_and_keeps_the_last_good_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("workloads.yaml");
+        // As the kubelet does: a link to a link to a folder, and the middle one is replaced.
+        let turn = |version: &str, text: &str| {
+            std::fs::create_dir(dir.path().join(version)).unwrap();
+            std::fs::write(dir.path().join(version).join("workloads.yaml"), text).unwrap();
+            std::os::unix::fs::symlink(version, dir.path().join("tmp")).unwrap();
+            std::fs::rename(dir.path().join("tmp"), dir.path().join("..data")).unwrap();
+        };
+        turn("v1", &one("first"));
+        std::os::unix::fs::symlink("..data/workloads.yaml", &path).unwrap();
+
+        let readiness = Readiness::new();
+        let file = WorkloadsFile::open(&path).await.unwrap();
+        let (sender, mut updates) = mpsc::channel(4);
+        let running = tokio::spawn(file.run(readiness.condition("workloads file"), sender));
+        assert_eq!(next_pods(&mut updates).await, ["first"]);
+        assert!(readiness.is_ready());
+
+        turn("v2", &one("second"));
+        assert_eq!(next_pods(&mut updates).await, ["second"]);
+
+        turn("v3", "pods: [");
+        while readiness.report().noted.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(readiness.is_ready(), "the last good one still holds");
+        assert!(updates.try_recv().is_err());
+
+        turn("v4", &one("third"));
+        assert_eq!(next_pods(&mut updates).await, ["third"]);
+        assert!(readiness.report().noted.is_empty());
+        drop(updates);
+        tokio::time::timeout(Duration::from_secs(60), running)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

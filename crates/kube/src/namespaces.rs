@@ -1,0 +1,90 @@
+//! Namespaces and what their annotations allow.
+
+use kube::Api;
+use kube::runtime::watcher;
+use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED};
+use rolegate_core::namespace::Namespace;
+use rolegate_core::workload::Update;
+use tokio::sync::mpsc;
+
+use crate::client::Connection;
+use crate::objects::{self, annotation};
+use crate::watch::{Reporting, Source};
+
+/// Watches namespaces and sends what they are as [`Update::Namespaces`]: a snapshot first and
+/// after each gap, changes between. Returns only when `updates` is closed.
+pub async fn watch_namespaces(
+    connection: &Connection,
+    keys: AnnotationKeys,
+    reporting: Reporting,
+    updates: mpsc::Sender<Update>,
+) {
+    let source = Source {
+        resource: "namespaces",
+        api: Api::<objects::Namespace>::all(connection.client()),
+        config: watcher::Config::default().page_size(500),
+        parse: move |object| namespace(object, &keys),
+        wrap: Update::Namespaces,
+        picture: connection.pictures().namespaces.clone(),
+    };
+    source.run(reporting, updates).await;
+}
+
+/// A namespace, trimmed. An annotation that is there but empty stays: it may mean "nothing", and
+/// what it means is not decided here.
+fn namespace(object: objects::Namespace, keys: &AnnotationKeys) -> Option<Namespace> {
+    let metadata = object.metadata;
+    let raw = |key: &str| {
+        let value = metadata.annotations.as_ref()?.get(key)?;
+        Some(value.as_str().into())
+    };
+    Some(Namespace {
+        allowed_roles: raw(&keys.allowed_roles),
+        permitted: raw(PERMITTED),
+        default_role: annotation(&metadata, DEFAULT_ROLE).map(Into::into),
+        name: metadata.name?.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn annotations_are_taken_as_they_are() {
+        let object = serde_json::from_value(json!({"metadata": {"name": "shop", "annotations": {
+            "iam.amazonaws.com/allowed-roles": "[\"shop-*\"]",
+            "iam.amazonaws.com/permitted": "",
+            "iam.amazonaws.com/default-role": "shop-default",
+            "unrelated": "x",
+        }}}));
+        let keys = AnnotationKeys::default();
+        let shop = namespace(object.unwrap(), &keys).unwrap();
+        let expected = Namespace {
+            name: "shop".into(),
+            allowed_roles: Some("[\"shop-*\"]".into()),
+            permitted: Some("".into()),
+            default_role: Some("shop-default".into()),
+        };
+        assert_eq!(shop, expected);
+        let bare = serde_json::from_value(json!({"metadata": {"name": "bare"}})).unwrap();
+        let expected = Namespace {
+            name: "bare".into(),
+            ..Namespace::default()
+        };
+        assert_eq!(namespace(bare, &keys), Some(expected));
+    }
+
+    #[test]
+    fn the_key_of_allowed_roles_can_be_renamed() {
+        let keys = AnnotationKeys {
+            allowed_roles: "a/b".into(),
+            ..AnnotationKeys::default()
+        };
+        let object = json!({"metadata": {"name": "n", "annotations": {"a/b": "[]"}}});
+        let renamed = namespace(serde_json::from_value(object).unwrap(), &keys).unwrap();
+        assert_eq!(renamed.allowed_roles.as_deref(), Some("[]"));
+    }
+}

@@ -1,0 +1,134 @@
+//! The objects we read, with only the fields that we use: the rest of a pod is several times as
+//! large and is skipped while it is parsed.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
+use kube::Resource;
+use kube::core::ObjectMeta;
+use serde::{Deserialize, Deserializer};
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Pod {
+    #[serde(deserialize_with = "trimmed")]
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) spec: PodSpec,
+    #[serde(default)]
+    pub(crate) status: PodStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct PodSpec {
+    pub(crate) node_name: Option<String>,
+    pub(crate) service_account_name: Option<String>,
+    pub(crate) host_network: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct PodStatus {
+    pub(crate) phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pub(crate) pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pub(crate) pod_ips: Option<Vec<PodIp>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct PodIp {
+    #[serde(default)]
+    pub(crate) ip: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Namespace {
+    #[serde(deserialize_with = "trimmed")]
+    pub(crate) metadata: ObjectMeta,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Node {
+    #[serde(deserialize_with = "trimmed")]
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) status: NodeStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeStatus {
+    pub(crate) addresses: Option<Vec<NodeAddress>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct NodeAddress {
+    #[serde(default)]
+    pub(crate) address: String,
+}
+
+fn trimmed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let metadata = Metadata::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        name: metadata.name,
+        namespace: metadata.namespace,
+        uid: metadata.uid,
+        resource_version: metadata.resource_version,
+        annotations: metadata.annotations,
+        ..ObjectMeta::default()
+    })
+}
+
+macro_rules! resource {
+    ($kind:ident, $plural:literal, $scope:ty) => {
+        impl Resource for $kind {
+            type DynamicType = ();
+            type Scope = $scope;
+
+            fn kind(_: &()) -> Cow<'_, str> {
+                stringify!($kind).into()
+            }
+
+            fn group(_: &()) -> Cow<'_, str> {
+                "".into()
+            }
+
+            fn version(_: &()) -> Cow<'_, str> {
+                "v1".into()
+            }
+
+            fn plural(_: &()) -> Cow<'_, str> {
+                $plural.into()
+            }
+
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+resource!(Pod, "pods", NamespaceResourceScope);
+resource!(Namespace, "namespaces", ClusterResourceScope);
+resource!(Node, "nodes", ClusterResourceScope);
+
+/// The value of an annotation, without surrounding blanks; `None` when nothing is left.
+pub(crate) fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    let value = metadata.annotations.as_ref()?.get(key)?.trim();
+    (!value.is_empty()).then_some(value)
+}

@@ -1,0 +1,243 @@
+//! Pods as workloads.
+
+use std::net::IpAddr;
+
+use kube::Api;
+use kube::runtime::watcher;
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME};
+use rolegate_core::workload::{Phase, Update, Wish, Workload};
+use tokio::sync::mpsc;
+
+use crate::client::Connection;
+use crate::objects::{Pod, annotation};
+use crate::watch::{Reporting, Source};
+
+/// The most bytes kept of what a pod's annotation asks for: longer than anything that AWS takes,
+/// so that what was cut is refused and not mistaken for something else.
+const LONGEST_WISH: usize = 2048;
+
+/// Whose pods are watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Those bound to one node.
+    Node(String),
+    /// All of the cluster.
+    Cluster,
+}
+
+/// Watches pods and sends what they are as [`Update::Workloads`]: a snapshot first and after each
+/// gap, changes between. Returns only when `updates` is closed.
+pub async fn watch_pods(
+    connection: &Connection,
+    scope: &Scope,
+    keys: AnnotationKeys,
+    reporting: Reporting,
+    updates: mpsc::Sender<Update>,
+) {
+    let config = match scope {
+        // The API server answers this from an index in memory. Without `any_semantic` an older one
+        // would read every pod of the cluster from etcd to find them.
+        Scope::Node(node) => watcher::Config::default()
+            .fields(&format!("spec.nodeName={node}"))
+            .any_semantic(),
+        Scope::Cluster => watcher::Config::default(),
+    };
+    let source = Source {
+        resource: "pods",
+        api: Api::<Pod>::all(connection.client()),
+        config: config.page_size(500),
+        parse: move |pod| workload(pod, &keys),
+        wrap: Update::Workloads,
+        picture: connection.pictures().pods.clone(),
+    };
+    source.run(reporting, updates).await;
+}
+
+/// A pod, trimmed; `None` for one without name or UID, which no API server sends.
+fn workload(pod: Pod, keys: &AnnotationKeys) -> Option<Workload> {
+    let addresses = addresses(&pod);
+    let Pod {
+        metadata,
+        spec,
+        status,
+    } = pod;
+    let wish = |key| annotation(&metadata, key).map(|text| cut(text).into());
+    Some(Workload {
+        wish: Wish {
+            role: wish(&keys.role),
+            external_id: wish(&keys.external_id),
+            session_name: wish(SESSION_NAME),
+        },
+        mirror: metadata
+            .annotations
+            .as_ref()
+            .is_some_and(|all| all.contains_key(MIRROR)),
+        namespace: metadata.namespace?.into(),
+        name: metadata.name?.into(),
+        uid: metadata.uid?.into(),
+        node: spec
+            .node_name
+            .filter(|node| !node.is_empty())
+            .map(Into::into),
+        service_account: match spec.service_account_name {
+            Some(name) if !name.is_empty() => name.into(),
+            _ => "default".into(),
+        },
+        addresses,
+        phase: match status.phase.as_deref() {
+            Some("Running") => Phase::Running,
+            Some("Succeeded") => Phase::Succeeded,
+            Some("Failed") => Phase::Failed,
+            Some("Unknown") => Phase::Unknown,
+            _ => Phase::Pending,
+        },
+        host_network: spec.host_network.unwrap_or(false),
+    })
+}
+
+/// All addresses of both fields, each once. A kubelet writes these, and not only what is one.
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let all = pod.status.pod_ips.iter().flatten().map(|entry| &entry.ip);
+    let mut addresses = Vec::new();
+    for text in all
+        .chain(&pod.status.pod_ip)
+        .filter(|text| !text.is_empty())
+    {
+        match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(address) if address.is_unspecified() || address.is_multicast() => skipped(pod, text),
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(_) => skipped(pod, text),
+        }
+    }
+    addresses
+}
+
+fn skipped(pod: &Pod, address: &str) {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    tracing::warn!(
+        namespace,
+        name,
+        address,
+        "a pod's address is no address of a pod, left out"
+    );
+}
+
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(LONGEST_WISH))
+        .unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_core::annotation::ROLE;
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(object: serde_json::Value) -> Workload {
+        let pod = serde_json::from_value(object).unwrap();
+        workload(pod, &AnnotationKeys::default()).unwrap()
+    }
+
+    fn pod(annotations: serde_json::Value, status: serde_json::Value) -> serde_json::Value {
+        json!({
+            "metadata": {"namespace": "shop", "name": "api-0", "uid": "u1", "resourceVersion": "7",
+                "annotations": annotations, "managedFields": [{"manager": "kubelet"}]},
+            "spec": {"nodeName": "node-a", "containers": [{"name": "app", "image": "app:1"}]},
+            "status": status,
+        })
+    }
+
+    #[test]
+    fn everything_a_decision_needs() {
+        let mut object = pod(
+            json!({
+                "iam.amazonaws.com/role": " reader\n",
+                "iam.amazonaws.com/external-id": "x-1",
+                "iam.amazonaws.com/session-name": "me",
+            }),
+            json!({"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}),
+        );
+        object["spec"]["serviceAccountName"] = json!("api");
+        let workload = parse(object);
+        assert_eq!(
+            (&*workload.namespace, &*workload.name, &*workload.uid),
+            ("shop", "api-0", "u1")
+        );
+        assert_eq!(workload.node.as_deref(), Some("node-a"));
+        assert_eq!(&*workload.service_account, "api");
+        assert_eq!(workload.phase, Phase::Running);
+        let addresses: [IpAddr; 2] = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        assert_eq!(workload.addresses, addresses);
+        assert_eq!(workload.wish.role.as_deref(), Some("reader"));
+        assert_eq!(workload.wish.external_id.as_deref(), Some("x-1"));
+        assert_eq!(workload.wish.session_name.as_deref(), Some("me"));
+        assert!(!workload.mirror && !workload.host_network);
+    }
+
+    #[test]
+    fn what_is_missing_is_not_invented() {
+        let workload = parse(json!({"metadata": {"namespace": "a", "name": "b", "uid": "c"}}));
+        assert_eq!(workload.phase, Phase::Pending);
+        assert_eq!(&*workload.service_account, "default");
+        assert!(workload.addresses.is_empty() && workload.node.is_none());
+        assert_eq!(workload.wish, Wish::default());
+        let nulls = parse(pod(
+            json!(null),
+            json!({"phase": null, "podIPs": null, "podIP": null}),
+        ));
+        assert!(nulls.addresses.is_empty());
+    }
+
+    #[test]
+    fn an_empty_role_is_no_role() {
+        for empty in ["", " ", "\n\t"] {
+            let workload = parse(pod(json!({ROLE: empty}), json!({})));
+            assert_eq!(workload.wish.role, None, "{empty:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_are_none_are_left_out() {
+        let ips = [
+            "10.0.0.1",
+            "nonsense",
+            "",
+            "0.0.0.0",
+            "224.0.0.1",
+            "010.0.0.2",
+            "::",
+            "10.0.0.1",
+        ];
+        let ips: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+        let workload = parse(pod(
+            json!({}),
+            json!({"podIPs": ips, "podIP": "::ffff:10.0.0.3"}),
+        ));
+        let expected: [IpAddr; 2] = ["10.0.0.1".parse().unwrap(), "10.0.0.3".parse().unwrap()];
+        assert_eq!(workload.addresses, expected);
+    }
+
+    #[test]
+    fn host_network_and_mirror_are_known() {
+        let mut object = pod(json!({MIRROR: ""}), json!({}));
+        object["spec"]["hostNetwork"] = json!(true);
+        let workload = parse(object);
+        assert!(workload.mirror && workload.host_network);
+    }
+
+    #[test]
+    fn renamed_annotations_and_bounded_values() {
+        let keys = AnnotationKeys {
+            role: "example.com/role".into(),
+            ..AnnotationKeys::default()
+        };
+        let long = "é".repeat(100_000);
+        let object = pod(json!({"example.com/role": long, ROLE: "other"}), json!({}));
+        let workload = workload(serde_json::from_value(object).unwrap(), &keys).unwrap();
+        let role = workload.wish.role.unwrap();
+        assert!(role.starts_with('é') && role.len() <= LONGEST_WISH && role.len() > 2000);
+    }
+}

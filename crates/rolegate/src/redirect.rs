@@ -1,0 +1,161 @@
+//! `rolegate redirect`: the rules that lead pods to the agent, by hand.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use rolegate_agent::redirect::{Backend, Choice, Redirect, check, remove_all};
+use rolegate_core::redirect::{InterfacePattern, Spec};
+
+use crate::flags::invalid;
+
+/// Arguments of `rolegate redirect`.
+#[derive(Debug, Args)]
+pub(crate) struct RedirectArguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Print the rules that are in the kernel
+    Show {
+        /// auto, nftables, iptables, iptables-nft or iptables-legacy; auto shows all there are
+        #[arg(long, value_name = "BACKEND", default_value = "auto")]
+        backend: String,
+    },
+    /// Put the rules into the kernel: for a unit that runs before the kubelet, so that no pod is
+    /// earlier than the rules
+    Apply {
+        /// auto, nftables, iptables, iptables-nft or iptables-legacy
+        #[arg(long, value_name = "BACKEND", default_value = "auto")]
+        backend: String,
+        /// Interfaces that pods' packets come in by: a name, eni+ for all that start so, !eth0 for
+        /// all but
+        #[arg(long, value_name = "PATTERN", env = "ROLEGATE_HOST_INTERFACE")]
+        host_interface: String,
+        /// This host's address, which pods are redirected to
+        #[arg(long, value_name = "IP", env = "HOST_IP")]
+        host_ip: IpAddr,
+        /// This host's IPv6 address, if pods have one too
+        #[arg(long, value_name = "IP", env = "HOST_IPV6")]
+        host_ipv6: Option<Ipv6Addr>,
+        /// Port of the agent
+        #[arg(long, value_name = "PORT", env = "ROLEGATE_APP_PORT", default_value = "8181")]
+        app_port: u16,
+    },
+    /// Take the rules away: pods then reach the node's role
+    Remove,
+    /// Ask from inside a pod's network namespace where the metadata address leads; exits with 1 if
+    /// the real metadata service answers
+    Check {
+        /// The namespace's file, such as /run/netns/cni-… or /proc/PID/ns/net [default: this one]
+        #[arg(long, value_name = "FILE")]
+        netns: Option<PathBuf>,
+        /// Print JSON
+        #[arg(short, long, value_name = "FORMAT", value_parser = ["json", "text"], default_value = "text")]
+        output: String,
+    },
+}
+
+/// Runs one of the actions.
+pub(crate) fn run(arguments: RedirectArguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no thread can be started")?;
+    runtime.block_on(act(arguments.action))
+}
+
+async fn act(action: Action) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout();
+    match action {
+        Action::Show { backend } => {
+            let mut found = false;
+            for backend in backends(&backend)? {
+                if let Ok(Some(rules)) = backend.show().await {
+                    writeln!(out, "# {backend}\n{}", rules.trim_end())?;
+                    found = true;
+                }
+            }
+            if !found {
+                writeln!(out, "no rules of rolegate are in the kernel")?;
+            }
+        }
+        Action::Apply {
+            backend,
+            host_interface,
+            host_ip,
+            host_ipv6,
+            app_port,
+        } => {
+            let interface: InterfacePattern = host_interface
+                .parse()
+                .map_err(|error| invalid(format!("--host-interface: {error}")))?;
+            let spec = spec(Some(host_ip), host_ipv6, app_port, interface)?;
+            let backend = choice(&backend)?.resolve(&spec).await?;
+            Redirect::new(backend, spec).apply().await?;
+            writeln!(out, "the redirect is in place ({backend})")?;
+        }
+        Action::Remove => {
+            let removed = remove_all().await?;
+            let names: Vec<_> = removed.iter().map(ToString::to_string).collect();
+            if names.is_empty() {
+                writeln!(out, "there was nothing to remove")?;
+            } else {
+                let names = names.join(", ");
+                writeln!(out, "removed ({names}): pods reach the node's metadata now")?;
+            }
+        }
+        Action::Check { netns, output } => {
+            let found = check::probe(netns.as_deref()).await?;
+            if output == "json" {
+                let json = serde_json::json!({
+                    "v4": found.v4.to_string(),
+                    "v6": found.v6.to_string(),
+                    "open": found.is_open(),
+                });
+                writeln!(out, "{json:#}")?;
+            } else {
+                writeln!(out, "{found}")?;
+            }
+            if found.is_open() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The rules for this host, from flags of either command.
+pub(crate) fn spec(
+    host_ip: Option<IpAddr>,
+    host_ipv6: Option<Ipv6Addr>,
+    app_port: u16,
+    interface: InterfacePattern,
+) -> anyhow::Result<Spec> {
+    let (v4, v6) = match host_ip {
+        Some(IpAddr::V4(ip)) => (Some(ip), host_ipv6),
+        Some(IpAddr::V6(ip)) if host_ipv6.is_none() => (None, Some(ip)),
+        Some(IpAddr::V6(_)) => {
+            return Err(invalid("--host-ip and --host-ipv6 are both IPv6: give one of both"));
+        }
+        None => (None, host_ipv6),
+    };
+    Spec::new(v4, v6, app_port, interface).map_err(|error| invalid(format!("--redirect: {error}")))
+}
+
+/// A backend by its name.
+pub(crate) fn choice(text: &str) -> anyhow::Result<Choice> {
+    text.parse().map_err(|error| invalid(format!("{error}")))
+}
+
+fn backends(text: &str) -> anyhow::Result<Vec<Backend>> {
+    Ok(match choice(text)? {
+        Choice::Fixed(backend) => vec![backend],
+        Choice::Auto => Backend::ALL.to_vec(),
+    })
+}

@@ -1,0 +1,152 @@
+//! A shim before moto: remembers who was given what, and shortens lives, which moto (as AWS) never
+//! makes shorter than 15 minutes.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use jiff::{SignedDuration, Timestamp};
+use rolegate_testkit::Moto;
+use tokio::net::TcpListener;
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+
+/// One successful `AssumeRole`.
+#[derive(Debug, Clone)]
+pub(crate) struct Assumed {
+    /// What was asked for: `RoleArn`, `RoleSessionName`, `ExternalId`…
+    pub(crate) asked: BTreeMap<String, String>,
+    /// The access key that was given.
+    pub(crate) access_key: String,
+}
+
+/// An STS on this host's loopback; it ends when dropped.
+pub(crate) struct Sts {
+    port: u16,
+    state: Arc<State>,
+    _task: AbortOnDropHandle<()>,
+}
+
+struct State {
+    moto: u16,
+    client: Client<HttpConnector, Full<Bytes>>,
+    life: Mutex<Option<Duration>>,
+    assumed: Mutex<Vec<Assumed>>,
+}
+
+/// The moto that all tests share; it keeps nothing that could set them apart.
+async fn moto() -> anyhow::Result<&'static Moto> {
+    static MOTO: OnceCell<Moto> = OnceCell::const_new();
+    MOTO.get_or_try_init(Moto::start).await
+}
+
+impl Sts {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let state = Arc::new(State {
+            moto: moto().await?.port(),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            life: Mutex::default(),
+            assumed: Mutex::default(),
+        });
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Ok(Self {
+            port: listener.local_addr()?.port(),
+            _task: AbortOnDropHandle::new(tokio::spawn(accept(listener, state.clone()))),
+            state,
+        })
+    }
+
+    /// Its port on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its URL, in whatever namespace the port is forwarded to.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Makes sessions end this far from now.
+    pub(crate) fn set_life(&self, life: Duration) {
+        *self.state.life.lock().unwrap() = Some(life);
+    }
+
+    /// All sessions given so far.
+    pub(crate) fn assumed(&self) -> Vec<Assumed> {
+        self.state.assumed.lock().unwrap().clone()
+    }
+
+    /// The role whose session an access key belongs to.
+    pub(crate) fn role_of(&self, access_key: &str) -> anyhow::Result<String> {
+        self.assumed()
+            .into_iter()
+            .find(|session| session.access_key == access_key)
+            .and_then(|session| session.asked.get("RoleArn").cloned())
+            .with_context(|| format!("STS never gave {access_key}"))
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let state = state.clone();
+        let service = service_fn(move |request| {
+            let state = state.clone();
+            async move {
+                Ok::<_, Infallible>(state.pass(request).await.unwrap_or_else(|error| {
+                    let mut failed = Response::new(Full::from(format!("{error:#}")));
+                    *failed.status_mut() = StatusCode::BAD_GATEWAY;
+                    failed
+                }))
+            }
+        });
+        connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+impl State {
+    async fn pass(&self, request: Request<Incoming>) -> anyhow::Result<Response<Full<Bytes>>> {
+        let (mut parts, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let asked: BTreeMap<_, _> = form_urlencoded::parse(&body).into_owned().collect();
+        parts.uri = format!("http://127.0.0.1:{}/", self.moto).parse()?;
+        let answer = self
+            .client
+            .request(Request::from_parts(parts, Full::from(body)))
+            .await?;
+        let (mut parts, body) = answer.into_parts();
+        let mut text = String::from_utf8(body.collect().await?.to_bytes().to_vec())?;
+        if asked.get("Action").is_some_and(|action| action == "AssumeRole") && parts.status == 200 {
+            if let Some(life) = *self.life.lock().unwrap() {
+                let end = Timestamp::now() + SignedDuration::try_from(life)?;
+                let old = element(&text, "Expiration")?.to_owned();
+                text = text.replace(&old, &end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            }
+            let access_key = element(&text, "AccessKeyId")?.to_owned();
+            self.assumed.lock().unwrap().push(Assumed { asked, access_key });
+        }
+        parts.headers.remove(http::header::CONTENT_LENGTH);
+        Ok(Response::from_parts(parts, Full::from(text)))
+    }
+}
+
+/// The text of an XML element that has no others inside.
+fn element<'a>(xml: &'a str, name: &str) -> anyhow::Result<&'a str> {
+    let (_, rest) = xml
+        .split_once(&format!("<{name}>"))
+        .with_context(|| format!("no {name} in {xml}"))?;
+    Ok(rest.split('<').next().unwrap_or_default())
+}
