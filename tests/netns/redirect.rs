@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use rolegate_agent::redirect::{Backend, State};
+use rolegate_agent::redirect::{Backend, Choice, State};
 use rolegate_testkit::lab::PodLink;
 
 use crate::scene::{
@@ -85,7 +85,8 @@ fn a_connection_from_before_the_rules_is_cut(backend: Backend) -> anyhow::Result
         assert_eq!(client.ask()?, IMDS);
         let redirect = scene.apply("eni+")?;
         let before = scene.imds.hits();
-        client.ask().unwrap_err();
+        let error = client.ask().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "at once");
         assert_eq!(scene.imds.hits(), before);
         on(scene.lab.node(), || redirect.remove())?;
     }
@@ -306,5 +307,16 @@ fn an_earlier_nftables_run_does_not_win(backend: Backend) -> anyhow::Result<()> 
     let removed = on(scene.lab.node(), rolegate_agent::redirect::remove_all)?;
     assert_eq!(removed.len(), 1, "{removed:?}");
     assert!(!scene.all_rules()?.to_lowercase().contains("rolegate"));
+    Ok(())
+}
+
+#[test]
+fn auto_is_nftables_where_the_kernel_takes_it_and_asking_changes_nothing() -> anyhow::Result<()> {
+    let scene = Scene::new(Backend::None)?;
+    let before = scene.all_rules()?;
+    let redirect = scene.redirect("eni+");
+    let chosen = on(scene.lab.node(), || Choice::Auto.resolve(redirect.spec()))?;
+    assert_eq!(chosen, Backend::Nftables);
+    assert_eq!(scene.all_rules()?, before);
     Ok(())
 }

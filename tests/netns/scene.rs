@@ -183,12 +183,23 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) fn new(backend: Backend) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
-        Ok(Self {
+        let scene = Self {
             agent: Some(StandIn::start(lab.node(), PORT, AGENT)?),
             imds: StandIn::start(lab.imds(), 80, IMDS)?,
             backend,
             lab,
-        })
+        };
+        // As on any node, connections are tracked, and what is established is let through.
+        scene.nft(
+            "table inet tracking {
+               chain forward {
+                 type filter hook forward priority filter
+                 ct state established,related accept
+               }
+             }
+",
+        )?;
+        Ok(scene)
     }
 
     pub(crate) fn pod(&self) -> anyhow::Result<Pod> {

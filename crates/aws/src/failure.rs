@@ -28,7 +28,9 @@ pub(crate) fn timed_out(limit: Duration) -> Failure {
     let seconds = limit.as_secs_f64();
     temporary(
         "Timeout",
-        &format!("STS did not answer within {seconds} s: check the node's way to its endpoint"),
+        &format!(
+            "no answer within {seconds} s: check the way to STS's endpoint, and to where rolegate's own credentials come from"
+        ),
     )
 }
 
@@ -42,8 +44,9 @@ where
         let refusal = answer.err();
         return refused(refusal.code(), refusal.message(), status, key);
     }
-    let chain = chain(error);
-    if find::<CredentialsError>(error).is_some() {
+    // Of the SDK's own texts none is shown: some hold the request, external ID included.
+    if let Some(cause) = find::<CredentialsError>(error) {
+        let chain = chain(cause);
         return temporary(
             "NoCredentials",
             &format!("rolegate has no AWS credentials of its own: {chain}"),
@@ -52,13 +55,20 @@ where
     match error {
         SdkError::TimeoutError(_) => timed_out(limit),
         SdkError::DispatchFailure(failure) if failure.is_timeout() => timed_out(limit),
-        SdkError::DispatchFailure(_) => {
-            temporary("Unreachable", &format!("STS can't be reached: {chain}"))
-        }
-        _ => temporary(
+        SdkError::ResponseError(_) => temporary(
             "BadAnswer",
-            &format!("STS's answer makes no sense: {chain}"),
+            "STS's answer can't be read: check what answers at its endpoint",
         ),
+        _ => match find::<hyper_util::client::legacy::Error>(error) {
+            Some(cause) => temporary(
+                "Unreachable",
+                &format!("STS can't be reached: {}", chain(cause)),
+            ),
+            None => temporary(
+                "Unreachable",
+                "STS can't be called: check its endpoint's URL, AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_STS, and the Region",
+            ),
+        },
     }
 }
 

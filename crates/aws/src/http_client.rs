@@ -5,6 +5,8 @@
 //! nothing. And plain requests never go through a proxy: they are for metadata and container
 //! credentials on link-local addresses, which a proxy can't reach and must not see.
 
+use std::time::Duration;
+
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_http_client::{Builder, ConnectorBuilder};
@@ -15,6 +17,9 @@ use aws_smithy_runtime_api::client::http::{
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+
+/// Calls come in bursts, and a connection that waits for the next one costs memory.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Sends `https` through `secure`, everything else through `plain`.
 #[derive(Debug, Clone)]
@@ -32,10 +37,11 @@ impl SplitClient {
             connector.set_connector_settings(settings.cloned());
             connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
             connector.set_proxy_config(Some(ProxyConfig::from_env()));
+            connector.set_pool_idle_timeout(Some(Some(IDLE_TIMEOUT)));
             connector.build()
         });
         Self {
-            plain: Builder::new().build_http(),
+            plain: Builder::new().pool_idle_timeout(IDLE_TIMEOUT).build_http(),
             secure,
         }
     }

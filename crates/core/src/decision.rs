@@ -111,7 +111,7 @@ impl RuleSet {
         namespace: &NamespaceRules,
     ) -> Result<Option<(RoleArn, bool)>, Denial> {
         let malformed = |role: &str, rule: &str, reason: String| Denial {
-            role: crate::arn::shorten(role),
+            role: crate::arn::shorten(role).escape_debug().to_string(),
             layer: "request",
             rule: rule.into(),
             reason,

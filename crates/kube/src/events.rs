@@ -280,7 +280,7 @@ mod tests {
         let mut ask = |reason, after| limiter.ask(&uid(1), reason, start + after);
         let minute = Duration::from_secs(60);
         assert_eq!(
-            ask(EventReason::RoleForbidden, minute * 0),
+            ask(EventReason::RoleForbidden, Duration::ZERO),
             Verdict::Allowed
         );
         assert_eq!(ask(EventReason::RoleForbidden, minute), Verdict::Repeat);

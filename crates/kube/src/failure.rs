@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Expired,
     /// The API server doesn't understand the request or has no such resource (400, 404, 422).
     Unsupported,
+    /// The API server sent something that is not what was asked for.
+    Unreadable,
     /// Any other status.
     Refused(u16),
 }
@@ -39,10 +41,12 @@ impl Failure {
         use watcher::Error::{
             InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
         };
-        let gap = matches!(
+        // A line that is no event reaches us as one or the other, after which the watch goes on.
+        let unreadable = matches!(
             error,
-            WatchStartFailed(_) | WatchFailed(kube::Error::SerdeError(_)) | NoResourceVersion
+            WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_))
         );
+        let gap = unreadable || matches!(error, WatchStartFailed(_) | NoResourceVersion);
         let (kind, detail) = match error {
             InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
                 (Self::kind_of(error), chain(error))
@@ -72,6 +76,7 @@ impl Failure {
     fn kind_of(error: &kube::Error) -> Kind {
         match error {
             kube::Error::Api(status) => Self::kind_of_status(status.code),
+            kube::Error::SerdeError(_) => Kind::Unreadable,
             _ => Kind::Unreachable,
         }
     }
@@ -82,6 +87,8 @@ impl Failure {
             403 => Kind::Forbidden,
             410 => Kind::Expired,
             400 | 404 | 422 => Kind::Unsupported,
+            // What was read as a status is none.
+            0 => Kind::Unreadable,
             code => Kind::Refused(code),
         }
     }
@@ -102,6 +109,9 @@ impl Failure {
             Kind::Expired => format!("the watch of {resource} is too old to resume: {detail}"),
             Kind::Unsupported => {
                 format!("the API server doesn't understand a request for {resource}: {detail}")
+            }
+            Kind::Unreadable => {
+                format!("the API server's answer for {resource} cannot be read: {detail}")
             }
             Kind::Refused(code) => format!("the API server answers {code}: {detail}"),
         }

@@ -10,6 +10,7 @@ use rolegate_agent::app::{self, Ended};
 use rolegate_runtime::{logging, signals};
 
 pub(crate) use flags::AgentFlags;
+pub(crate) use options::options;
 
 /// Runs the agent until it is told to stop.
 pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
@@ -25,7 +26,7 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
         .build()
         .context("no threads can be started")?;
     runtime.block_on(async {
-        let options = options::options(flags).await?;
+        let options = options(flags).await?;
         let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
         let mut agent = app::Agent::start(options).await?;
         let addresses = agent.addresses();

@@ -67,11 +67,9 @@ impl Tokens {
     /// A valid token. Of the requests at a time when it should be renewed one does so, and the
     /// others go on with the old one.
     pub(super) async fn get(&self, service: &Inner) -> Result<Arc<Access>, ImdsError> {
-        if let Some(fresh) = self.fresh() {
-            return Ok(fresh);
-        }
         let now = Instant::now();
         match self.current.load_full() {
+            Some(current) if now < current.renew_at => Ok(current),
             Some(current) if now < current.ends => {
                 let Ok(fetching) = self.fetching.try_lock() else {
                     return Ok(current);

@@ -51,9 +51,7 @@ async fn the_nodes_region_and_credentials_are_found_once_they_are_there() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, asked)
-        .await
-        .expect("the metadata is not asked");
+    tokio::time::timeout(DEADLINE, asked).await.unwrap();
     metadata.fail_with(None);
     let status = tokio::time::timeout(DEADLINE, child.wait())
         .await
@@ -80,8 +78,6 @@ async fn child() {
             }
         }
     };
-    let identity = tokio::time::timeout(DEADLINE, found)
-        .await
-        .expect("never found");
+    let identity = tokio::time::timeout(DEADLINE, found).await.unwrap();
     assert_eq!(identity.role_name(), Some("node"));
 }

@@ -56,6 +56,19 @@ async fn refusals_that_quote_the_request() {
 }
 
 #[tokio::test]
+async fn calls_that_can_not_be_made() {
+    for url in ["start:", "http://", "ftp://127.0.0.1:1"] {
+        let failure = Sts::new(options(url))
+            .assume_role(&key())
+            .await
+            .unwrap_err();
+        assert!(failure.message.contains("STS can't be"), "{failure}");
+        let external_id = key().external_id.unwrap();
+        assert_tells_no(&[SECRET, TOKEN, &external_id], &[&failure]);
+    }
+}
+
+#[tokio::test]
 async fn our_metadata_token_and_the_nodes_credentials() {
     let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default())
         .await

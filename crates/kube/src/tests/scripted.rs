@@ -141,6 +141,8 @@ async fn an_event_that_cannot_be_read_is_not_skipped() {
         })
     });
     assert_eq!(watching.snapshot().await, ["old"]);
+    until(|| watching.readiness.report().noted.contains_key("pods")).await;
+    assert!(watching.readiness.report().noted["pods"].contains("cannot be read"));
     assert_eq!(watching.snapshot().await, ["new"]);
 }
 

@@ -75,7 +75,7 @@ pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
 }
 
 /// Validates all flags, alone and together.
-pub(super) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
+pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let clock = Clock::system();
     let redirect = redirect(&flags).await?;
     let admin_listen = admin(&flags)?;

@@ -1,0 +1,91 @@
+//! Who takes part: the pods of the demo's node, their namespaces, and what these allow.
+
+use rolegate_devkit as devkit;
+
+/// The node's name in Kubernetes.
+pub(super) const NODE: &str = "demo-node";
+/// The node's role, which no pod may get.
+pub(super) const NODE_ROLE: &str = "node";
+/// The annotation of a pod that names its role.
+const ROLE: &str = "iam.amazonaws.com/role";
+/// The annotation of a namespace that lists the roles its pods may have.
+const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
+
+/// A pod of the demo.
+#[derive(Debug)]
+pub(super) struct Pod {
+    /// Its namespace.
+    pub(super) namespace: &'static str,
+    /// Its name, and its service account's.
+    pub(super) name: &'static str,
+    /// The role that it is annotated with.
+    pub(super) role: Option<&'static str>,
+    /// The last byte of its address.
+    pub(super) number: u8,
+}
+
+/// May have its role.
+pub(super) const CHECKOUT: Pod = Pod {
+    namespace: "shop",
+    name: "checkout",
+    role: Some("checkout"),
+    number: 1,
+};
+/// Wishes for a role that its namespace doesn't allow.
+pub(super) const RETURNS: Pod = Pod {
+    namespace: "shop",
+    name: "returns",
+    role: Some("payments-admin"),
+    number: 2,
+};
+/// Wishes for nothing.
+pub(super) const FRONTEND: Pod = Pod {
+    namespace: "web",
+    name: "frontend",
+    role: None,
+    number: 3,
+};
+/// Wishes for the node's own role, in a namespace that allows every role.
+pub(super) const SHELL: Pod = Pod {
+    namespace: "tools",
+    name: "shell",
+    role: Some(NODE_ROLE),
+    number: 4,
+};
+/// Starts later, while STS gives short sessions.
+pub(super) const REPORTS: Pod = Pod {
+    namespace: "shop",
+    name: "reports",
+    role: Some("reports-reader"),
+    number: 5,
+};
+/// All of them.
+pub(super) const ALL: [&Pod; 5] = [&CHECKOUT, &RETURNS, &FRONTEND, &SHELL, &REPORTS];
+
+/// What namespace `shop` allows at first, and after its owner took `checkout` away.
+pub(super) const SHOP_ALLOWS: &str = r#"["checkout", "reports-*"]"#;
+pub(super) const SHOP_ALLOWS_LESS: &str = r#"["reports-*"]"#;
+
+impl Pod {
+    /// `NAMESPACE/NAME`.
+    pub(super) fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// The pod as Kubernetes has it.
+    pub(super) fn object(&self, address: std::net::Ipv4Addr) -> devkit::Pod {
+        let pod = devkit::Pod::new(self.namespace, self.name)
+            .node(NODE)
+            .ip(&address.to_string())
+            .service_account(self.name);
+        match self.role {
+            Some(role) => pod.annotation(ROLE, role),
+            None => pod,
+        }
+    }
+}
+
+/// A namespace as Kubernetes has it.
+pub(super) fn namespace(name: &str, allowed_roles: &str) -> devkit::Namespace {
+    devkit::Namespace::new(name).annotation(ALLOWED_ROLES, allowed_roles)
+}

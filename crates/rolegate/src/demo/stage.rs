@@ -1,0 +1,187 @@
+//! The node at work: stand-ins for AWS and Kubernetes, and the real agent between them and the
+//! pods.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use rolegate_agent::app::{Agent, Ended};
+use rolegate_core::redirect::METADATA_V4;
+use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
+use tokio::runtime::Handle;
+
+use super::ask::{Ask, Reply, host};
+use super::cast::{self, Pod};
+use super::netns;
+use super::network::{AGENT_PORT, Network, Node};
+use crate::agent::{AgentFlags, options};
+
+/// How long the agent may take to get ready.
+const READY: Duration = Duration::from_secs(15);
+/// How long the agent may take to end.
+const DRAIN: Duration = Duration::from_secs(2);
+/// This computer, any port.
+const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Everything that runs.
+#[derive(Debug)]
+pub(super) struct Stage<'a> {
+    handle: &'a Handle,
+    /// How pods get here.
+    pub(super) network: &'a Network,
+    /// AWS STS.
+    pub(super) sts: Sts,
+    /// Kubernetes.
+    pub(super) kube: KubeApi,
+    imds: Imds,
+    agent: Option<Agent>,
+}
+
+impl<'a> Stage<'a> {
+    /// Starts the stand-ins.
+    ///
+    /// # Errors
+    /// When an address can't be had.
+    pub(super) async fn open(node: &'a Node) -> anyhow::Result<Self> {
+        let metadata = node.network.metadata();
+        let started = node.runtime.spawn(async move {
+            let options = ImdsOptions {
+                node_role: Some(cast::NODE_ROLE.into()),
+                ..ImdsOptions::default()
+            };
+            let imds = Imds::start(metadata, options).await?;
+            let options = StsOptions {
+                keys: Some(HashMap::from([imds.node_key()])),
+                ..StsOptions::default()
+            };
+            let sts = Sts::start(ANY_PORT, options).await?;
+            let kube = KubeApi::start(ANY_PORT, KubeApiOptions::default()).await?;
+            std::io::Result::Ok((imds, sts, kube))
+        });
+        let (imds, sts, kube) = started.await?.context("a stand-in cannot be started")?;
+        let stage = Self {
+            handle: node.runtime.handle(),
+            network: &node.network,
+            sts,
+            kube,
+            imds,
+            agent: None,
+        };
+        stage.kube.put_namespace(cast::namespace("shop", cast::SHOP_ALLOWS));
+        stage.kube.put_namespace(cast::namespace("web", "[]"));
+        stage.kube.put_namespace(cast::namespace("tools", r#"["*"]"#));
+        for pod in [&cast::CHECKOUT, &cast::RETURNS, &cast::FRONTEND, &cast::SHELL] {
+            stage.put_pod(pod);
+        }
+        Ok(stage)
+    }
+
+    /// Puts a pod into Kubernetes.
+    pub(super) fn put_pod(&self, pod: &Pod) {
+        self.kube.put_pod(pod.object(self.network.address(pod)));
+    }
+
+    /// Starts the agent, with its own flags as far as the demo leaves a choice.
+    ///
+    /// # Errors
+    /// When it doesn't start, or doesn't get ready.
+    pub(super) async fn start_agent(&mut self, mut flags: AgentFlags) -> anyhow::Result<()> {
+        flags.api_server = Some(self.kube.url());
+        flags.api_token = None;
+        flags.kubeconfig = None;
+        flags.workloads = None;
+        flags.node = Some(cast::NODE.into());
+        flags.namespace_restrictions = true;
+        flags.metadata_addr = self.imds.addr().to_string();
+        flags.metrics_port = None;
+        flags.metrics_address = Some(ANY_PORT);
+        flags.iptables = false;
+        flags.redirect_remove_at_exit = false;
+        let loopback = matches!(self.network, Network::Loopback);
+        if loopback {
+            flags.app_port = 0;
+            // This machine's own rules are not touched.
+            flags.redirect = None;
+        } else {
+            flags.app_port = AGENT_PORT;
+            flags.host_ip = Some(netns::NODE_ADDRESS.into());
+            flags.host_ipv6 = None;
+            flags.host_interface = netns::POD_INTERFACES.into();
+            flags.redirect = Some("auto".into());
+        }
+        let endpoint = self.sts.url();
+        let (id, key) = self.imds.node_key();
+        let credentials =
+            Credentials::new(id, key.secret_access_key, key.session_token, None, "demo");
+        let started = self.handle.spawn(async move {
+            let mut options = options(flags).await?;
+            options.runtime_dir = None;
+            options.sts.region = Some("eu-west-1".into());
+            options.sts.endpoint_url = Some(endpoint);
+            options.sts.credentials = Some(SharedCredentialsProvider::new(credentials));
+            if loopback {
+                options.listen = ANY_PORT;
+            }
+            if let Some(redirect) = &mut options.redirect {
+                // There are other namespaces than the demo's.
+                redirect.check_dir = None;
+            }
+            anyhow::Ok(Agent::start(options).await?)
+        });
+        let agent = self.agent.insert(started.await??);
+        if tokio::time::timeout(READY, agent.readiness().ready()).await.is_err() {
+            let report = agent.readiness().report().to_text(false);
+            bail!("the agent is not ready after {READY:?}: {}", report.trim_end());
+        }
+        Ok(())
+    }
+
+    /// Where requests of pods to the metadata address arrive.
+    fn door(&self) -> SocketAddr {
+        match (self.network, &self.agent) {
+            (Network::Namespaces(_), _) => (METADATA_V4, 80).into(),
+            (Network::Loopback, Some(agent)) => agent.addresses().pods,
+            (Network::Loopback, None) => self.imds.addr(),
+        }
+    }
+
+    /// Where the agent's health and metrics are.
+    pub(super) fn admin(&self) -> Option<String> {
+        let agent = self.agent.as_ref()?;
+        Some(format!("http://{}", host(agent.addresses().admin)))
+    }
+
+    /// Asks as a pod.
+    pub(super) async fn ask(&self, pod: &Pod, ask: &Ask) -> Reply {
+        ask.send(self.network.socket(pod), self.door()).await
+    }
+
+    /// What is typed in the pod to ask the same.
+    pub(super) fn typed(&self, pod: &Pod, ask: &Ask) -> String {
+        self.network.curl(pod) + &ask.curl(self.door())
+    }
+
+    /// What is typed on this machine to ask the same.
+    pub(super) fn command(&self, pod: &Pod, ask: &Ask) -> String {
+        self.network.into_pod(pod) + &self.typed(pod, ask)
+    }
+
+    /// Returns when the agent ends by itself.
+    pub(super) async fn ended(&mut self) -> Ended {
+        match &mut self.agent {
+            Some(agent) => agent.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends everything in order.
+    pub(super) async fn close(mut self) {
+        if let Some(agent) = self.agent.take() {
+            // On the node, as all that the agent does.
+            let _ = self.handle.spawn(agent.stop(DRAIN, false)).await;
+        }
+    }
+}

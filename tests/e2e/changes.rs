@@ -1,0 +1,100 @@
+//! What is taken away is gone with the next answer, whatever was cached.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, ensure};
+use rolegate_testkit::lab::Namespace;
+use rolegate_testkit::{Cluster, eventually};
+
+use crate::ask::{self, CREDENTIALS, Reply};
+use crate::site::{DEADLINE, Site, served};
+
+const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
+
+/// Waits until the pod's answer for a role has this status.
+async fn answers(pod: &Namespace, role: &str, status: u16) -> anyhow::Result<Reply> {
+    eventually(DEADLINE, async || {
+        let reply = ask::get(pod, &format!("{CREDENTIALS}{role}"))?;
+        ensure!(reply.status == status, "{reply:?}");
+        Ok(reply)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
+    let cluster = Cluster::shared().await?;
+    let site = Site::new("changes", cluster).await?;
+    let namespace = site.namespace("a");
+    cluster.create_namespace(&namespace, &[(ALLOWED, r#"["reader", "writer"]"#)]).await?;
+    let pod = site.pod("10.1.0.5")?;
+    cluster.run_pod(&site.object("a", "app", &pod).role("reader")).await?;
+    let _agent = site.ready_agent(&["--namespace-restrictions"]).await?;
+    let arn = |role: &str| format!("arn:aws:iam::123456789012:role/{role}");
+    assert_eq!(served(&site, &pod, "reader").await?, arn("reader"));
+
+    // The namespace no longer allows it: refused, with credentials that would be good for an hour.
+    cluster.annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["writer"]"#))]).await?;
+    let denied = answers(&pod, "reader", 403).await?;
+    assert!(denied.body.contains("does not allow"), "{denied:?}");
+    for path in [CREDENTIALS, "/latest/meta-data/iam/info"] {
+        assert_eq!(ask::get(&pod, path)?.status, 403);
+    }
+    // A role for the pod that is allowed: that one, and the other one never again.
+    let role = [("iam.amazonaws.com/role", Some("writer"))];
+    cluster.annotate_pod(&namespace, "app", &role).await?;
+    assert_eq!(served(&site, &pod, "writer").await?, arn("writer"));
+    assert_eq!(ask::get(&pod, &format!("{CREDENTIALS}reader"))?.status, 403);
+    // Allowed again.
+    cluster.annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["*"]"#))]).await?;
+    cluster.annotate_pod(&namespace, "app", &[("iam.amazonaws.com/role", None)]).await?;
+    answers(&pod, "writer", 404).await?;
+    // A finished pod has no address, and so no role.
+    cluster.annotate_pod(&namespace, "app", &role).await?;
+    served(&site, &pod, "writer").await?;
+    let addresses: [IpAddr; 2] = [pod.v4.into(), pod.v6.into()];
+    cluster.set_pod_status(&namespace, "app", "Succeeded", &addresses).await?;
+    answers(&pod, "writer", 404).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() -> anyhow::Result<()> {
+    let cluster = Cluster::shared().await?;
+    let site = Site::new("reuse", cluster).await?;
+    let namespace = site.namespace("a");
+    cluster.create_namespace(&namespace, &[]).await?;
+    let old = site.pod("10.1.0.5")?;
+    cluster.run_pod(&site.object("a", "old", &old).role("old")).await?;
+    let _agent = site.ready_agent(&[]).await?;
+    served(&site, &old, "old").await?;
+
+    // The network plugin gives the address to the next pod before the cluster tells of any of it.
+    drop(old);
+    let new = site.pod("10.1.0.5")?;
+    for path in [CREDENTIALS.to_owned(), format!("{CREDENTIALS}old")] {
+        let reply = ask::get(&new, &path)?;
+        assert_eq!(reply.status, 404, "{reply:?}");
+    }
+    // Nor while both are known, or the old one alone.
+    cluster.run_pod(&site.object("a", "new", &new).role("new")).await?;
+    for _ in 0..3 {
+        let reply = ask::get(&new, &format!("{CREDENTIALS}old"))?;
+        assert_ne!(reply.status, 200, "{reply:?}");
+    }
+    cluster.delete_pod(&namespace, "old").await?;
+    let role = eventually(DEADLINE, async || {
+        let reply = ask::get(&new, &format!("{CREDENTIALS}old"))?;
+        assert_ne!(reply.status, 200, "{reply:?}");
+        let reply = ask::get(&new, &format!("{CREDENTIALS}new"))?;
+        ensure!(reply.status == 200, "{reply:?}");
+        let document = reply.json()?;
+        site.sts.role_of(document["AccessKeyId"].as_str().context("no key")?)
+    });
+    assert_eq!(role.await?, "arn:aws:iam::123456789012:role/new");
+
+    // Deleted, and its namespace still there: nothing.
+    cluster.delete_pod(&namespace, "new").await?;
+    answers(&new, "new", 404).await?;
+    Ok(())
+}
