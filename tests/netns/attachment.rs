@@ -51,12 +51,16 @@ fn an_address_is_found_on_its_interface_and_others_are_not_pods() -> anyhow::Res
             }
         }
     }
+    let node = scene.lab.node();
+    node.exec("ip route add 192.0.2.0/24 via 10.2.0.7")?;
+    node.exec("ip route add 2001:db8::/64 via fd02::7")?;
     for other in [
         "127.0.0.1",
-        "10.0.0.1",   // this host
-        "10.0.0.254", // the uplink's network
-        "192.0.2.1",  // behind the gateway
-        "10.2.0.1",   // this host's end of the bridge
+        "10.0.0.1",     // this host
+        "10.0.0.254",   // the uplink's network
+        "192.0.2.1",    // behind a pod
+        "198.51.100.1", // behind the gateway
+        "10.2.0.1",     // this host's end of the bridge
         "::1",
         "fd10::fe",
         "2001:db8::1",

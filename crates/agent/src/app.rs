@@ -185,12 +185,18 @@ impl Agent {
         let drain = Drain::new();
         let mut tasks = JoinSet::new();
         let mut metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
-        let agent_metrics = AgentMetrics::register(metrics.ours());
+        let mut session_metrics = SessionMetrics::register(metrics.ours());
+        let agent_metrics = if options.kube2iam_metrics {
+            session_metrics = session_metrics.with_kube2iam_names(metrics.common());
+            let (ours, common) = metrics.both();
+            AgentMetrics::register_with_kube2iam_names(ours, common)
+        } else {
+            AgentMetrics::register(metrics.ours())
+        };
         let clock = options.clock;
 
         let imds = Imds::new(&options.metadata_addr)?;
         let sts = Sts::new(options.sts);
-        let session_metrics = SessionMetrics::register(metrics.ours());
         let (sessions, driver) =
             Sessions::new(sts.clone(), options.engine, clock.clone(), session_metrics);
         tasks.spawn(vital("the session driver", driver.run()));

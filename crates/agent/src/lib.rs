@@ -12,6 +12,7 @@ pub mod discovery;
 pub mod door;
 pub mod guard;
 pub mod handover;
+mod kube2iam;
 pub mod limits;
 pub mod metrics;
 mod pace;

@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rolegate_runtime::histogram::AtomicHistogram;
 
+use crate::kube2iam::Kube2iamRequests;
+
 /// What a request asked for; a fixed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Handler {
@@ -133,11 +135,21 @@ struct Inner {
     rejected: Counter,
     pods: SmallGauge,
     disputed: SmallGauge,
+    kube2iam: Option<Kube2iamRequests>,
 }
 
 impl AgentMetrics {
     /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
+        Self::new(registry, None)
+    }
+
+    /// Registers the metrics, and some under kube2iam's names in `common`, which has no prefix.
+    pub fn register_with_kube2iam_names(registry: &mut Registry, common: &mut Registry) -> Self {
+        Self::new(registry, Some(Kube2iamRequests::register(common)))
+    }
+
+    fn new(registry: &mut Registry, kube2iam: Option<Kube2iamRequests>) -> Self {
         let inner = Inner {
             requests: Family::new_with_constructor(|| {
                 AtomicHistogram::new(AtomicHistogram::LATENCIES)
@@ -146,6 +158,7 @@ impl AgentMetrics {
             rejected: Counter::default(),
             pods: SmallGauge::default(),
             disputed: SmallGauge::default(),
+            kube2iam,
         };
         registry.register(
             "request_duration_seconds",
@@ -180,6 +193,11 @@ impl AgentMetrics {
             })
             .observe(took);
         }
+    }
+
+    /// Counts it under kube2iam's names, where they are wanted.
+    pub(crate) fn kube2iam(&self) -> Option<&Kube2iamRequests> {
+        self.0.kube2iam.as_ref()
     }
 
     /// Counts a connection that was closed at once.

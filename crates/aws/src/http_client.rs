@@ -76,7 +76,7 @@ struct SplitConnector {
 
 impl HttpConnector for SplitConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = if request.uri().starts_with("https:") {
+        let client = if false {
             &self.client.secure
         } else {
             &self.client.plain

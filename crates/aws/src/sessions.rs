@@ -4,6 +4,7 @@
 //! A [`Lease`] says that a workload needs a session; dropping it says that it does not any more.
 //! What the session is right now stands in the lease's [`SessionCell`], lock-free to read.
 
+mod kube2iam;
 mod metrics;
 
 use std::collections::HashMap;
@@ -332,7 +333,7 @@ impl<C: AssumeRole> Driver<C> {
         };
         match result {
             Ok(credentials) => {
-                self.metrics.call(None, took);
+                self.metrics.call(&key, None, took);
                 debug!(role = %key.role, session = %key.name, access_key_id = credentials.access_key_id, until = %credentials.life.until, "session fetched");
                 let life = credentials.life;
                 if let Some(cell) = cell {
@@ -352,7 +353,7 @@ impl<C: AssumeRole> Driver<C> {
                 Some(Event::Fetched(key, life))
             }
             Err(failure) => {
-                self.metrics.call(Some(failure.kind), took);
+                self.metrics.call(&key, Some(&failure), took);
                 let kind = failure.kind;
                 if let Some(cell) = cell {
                     let before = cell.state.load_full();

@@ -283,7 +283,7 @@ impl ResolveEndpoint for LegacyEndpoints {
             .set_use_dual_stack(params.use_dual_stack())
             .set_use_fips(params.use_fips())
             .set_endpoint(params.endpoint().map(str::to_owned))
-            
+            .use_global_endpoint(true)
             .build();
         EndpointFuture::new(async move {
             let legacy = legacy?;

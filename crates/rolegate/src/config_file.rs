@@ -16,7 +16,10 @@ const MOST_BYTES: u64 = 1024 * 1024;
 ///
 /// # Errors
 /// A file that cannot be read, or a key that is no flag.
-pub(crate) fn with_defaults(mut definition: Command, arguments: &[OsString]) -> Result<Command, Error> {
+pub(crate) fn with_defaults(
+    mut definition: Command,
+    arguments: &[OsString],
+) -> Result<Command, Error> {
     let path = Command::new("config")
         .ignore_errors(true)
         .disable_help_flag(true)
@@ -35,7 +38,10 @@ pub(crate) fn with_defaults(mut definition: Command, arguments: &[OsString]) -> 
         return Ok(definition);
     };
     let fault = |definition: &mut Command, message: String| {
-        definition.error(ErrorKind::InvalidValue, format!("--config {path}: {message}"))
+        definition.error(
+            ErrorKind::InvalidValue,
+            format!("--config {path}: {message}"),
+        )
     };
     let values = match read(&path) {
         Ok(values) => values,
@@ -73,9 +79,11 @@ pub(crate) fn with_defaults(mut definition: Command, arguments: &[OsString]) -> 
         return Err(fault(&mut definition, message));
     }
     Ok(definition.mut_subcommand(command, |subcommand| {
-        defaults.into_iter().fold(subcommand, |subcommand, (id, texts)| {
-            subcommand.mut_arg(id, |flag| flag.default_values(texts))
-        })
+        defaults
+            .into_iter()
+            .fold(subcommand, |subcommand, (id, texts)| {
+                subcommand.mut_arg(id, |flag| flag.default_values(texts))
+            })
     }))
 }
 
@@ -95,7 +103,9 @@ fn only_config(arguments: &[OsString]) -> Vec<OsString> {
 }
 
 fn read(path: &str) -> Result<BTreeMap<String, Value>, String> {
-    let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|error| error.to_string())?
+        .len();
     if size > MOST_BYTES {
         return Err(format!("it is larger than {MOST_BYTES} bytes"));
     }

@@ -90,7 +90,13 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     };
     let (node, network) = node(arguments.loopback)?;
     screen.opening(&network);
-    let played = runtime.block_on(perform(arguments.once, flags, &node, &mut screen, &mut shutdown));
+    let played = runtime.block_on(perform(
+        arguments.once,
+        flags,
+        &node,
+        &mut screen,
+        &mut shutdown,
+    ));
     let Node { runtime, network } = node;
     runtime.shutdown_timeout(END);
     drop(network);
@@ -104,7 +110,9 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
 fn agent_flags(given: &[OsString]) -> anyhow::Result<AgentFlags> {
     let mut definition = crate::cli::definition();
     definition.build();
-    let agent = definition.find_subcommand("agent").context("there is no command agent")?;
+    let agent = definition
+        .find_subcommand("agent")
+        .context("there is no command agent")?;
     agent
         .clone()
         .no_binary_name(true)
@@ -168,7 +176,11 @@ async fn finish(
         network: stage.network.name(),
         ok: steps.iter().all(|step| step.ok),
         steps,
-        suggestions: if once { Vec::new() } else { steps::suggestions(stage) },
+        suggestions: if once {
+            Vec::new()
+        } else {
+            steps::suggestions(stage)
+        },
     };
     if !once {
         screen.suggestions(&report.suggestions);
@@ -181,5 +193,9 @@ async fn finish(
             ended = stage.ended() => anyhow::bail!("the agent ended: {ended:?}"),
         }
     }
-    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -39,7 +39,11 @@ fn main() -> ExitCode {
     };
     ended.unwrap_or_else(|error| {
         use std::io::Write;
-        let code = if error.is::<flags::Invalid>() { USAGE } else { 1 };
+        let code = if error.is::<flags::Invalid>() {
+            USAGE
+        } else {
+            1
+        };
         let _ = writeln!(std::io::stderr(), "rolegate: {error:#}");
         ExitCode::from(code)
     })

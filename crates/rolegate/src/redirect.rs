@@ -44,7 +44,12 @@ enum Action {
         #[arg(long, value_name = "IP", env = "HOST_IPV6")]
         host_ipv6: Option<Ipv6Addr>,
         /// Port of the agent
-        #[arg(long, value_name = "PORT", env = "ROLEGATE_APP_PORT", default_value = "8181")]
+        #[arg(
+            long,
+            value_name = "PORT",
+            env = "ROLEGATE_APP_PORT",
+            default_value = "8181"
+        )]
         app_port: u16,
     },
     /// Take the rules away: pods then reach the node's role
@@ -141,7 +146,9 @@ pub(crate) fn spec(
         Some(IpAddr::V4(ip)) => (Some(ip), host_ipv6),
         Some(IpAddr::V6(ip)) if host_ipv6.is_none() => (None, Some(ip)),
         Some(IpAddr::V6(_)) => {
-            return Err(invalid("--host-ip and --host-ipv6 are both IPv6: give one of both"));
+            return Err(invalid(
+                "--host-ip and --host-ipv6 are both IPv6: give one of both",
+            ));
         }
         None => (None, host_ipv6),
     };

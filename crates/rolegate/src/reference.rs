@@ -20,7 +20,9 @@ pub(crate) fn run(arguments: &ReferenceArguments) -> anyhow::Result<ExitCode> {
     definition.build();
     let command = definition
         .find_subcommand(&arguments.command)
-        .ok_or_else(|| crate::flags::invalid(format!("there is no command {:?}", arguments.command)))?;
+        .ok_or_else(|| {
+            crate::flags::invalid(format!("there is no command {:?}", arguments.command))
+        })?;
     std::io::stdout().write_all(markdown(command, 1)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -31,7 +33,10 @@ fn markdown(command: &Command, level: usize) -> Result<String, std::fmt::Error> 
     let name = command.get_bin_name().unwrap_or(command.get_name());
     writeln!(text, "{} {name}\n", "#".repeat(level))?;
     if level == 1 {
-        writeln!(text, "Generated from the program by `rolegate reference`; do not edit.\n")?;
+        writeln!(
+            text,
+            "Generated from the program by `rolegate reference`; do not edit.\n"
+        )?;
     }
     if let Some(about) = about {
         writeln!(text, "{about}\n")?;
@@ -51,13 +56,19 @@ fn markdown(command: &Command, level: usize) -> Result<String, std::fmt::Error> 
     }
     for heading in headings {
         writeln!(text, "{} {heading}\n", "#".repeat(level + 1))?;
-        writeln!(text, "| flag | environment | default | meaning |\n| --- | --- | --- | --- |")?;
+        writeln!(
+            text,
+            "| flag | environment | default | meaning |\n| --- | --- | --- | --- |"
+        )?;
         for flag in flags().filter(|flag| flag.get_help_heading().unwrap_or("Flags") == heading) {
             row(&mut text, flag)?;
         }
         text.push('\n');
     }
-    for subcommand in command.get_subcommands().filter(|command| command.get_name() != "help") {
+    for subcommand in command
+        .get_subcommands()
+        .filter(|command| command.get_name() != "help")
+    {
         text.push_str(&markdown(subcommand, level + 1)?);
     }
     Ok(text)

@@ -39,6 +39,11 @@ impl Metrics {
         &mut self.common
     }
 
+    /// [`Self::ours`] and [`Self::common`], for what registers in both.
+    pub fn both(&mut self) -> (&mut Registry, &mut Registry) {
+        (&mut self.ours, &mut self.common)
+    }
+
     /// Everything, as [`CONTENT_TYPE`].
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::with_capacity(16 * 1024);

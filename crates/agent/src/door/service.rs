@@ -78,7 +78,12 @@ impl Visit {
             Err(refused) => refused,
         };
         let took = begun.elapsed();
-        self.door.metrics.request(handler, answer.outcome, took);
+        let metrics = &self.door.metrics;
+        metrics.request(handler, answer.outcome, took);
+        if let Some(kube2iam) = metrics.kube2iam() {
+            let status = answer.response.status();
+            kube2iam.request(handler, answer.outcome, request.method(), status, took);
+        }
         tracing::debug!(
             peer = %self.peer,
             method = %request.method(),

@@ -172,3 +172,22 @@ async fn kube2iams_health_page_and_nothing_more_is_on_the_pods_port() {
     assert_eq!(store["rolesByIP"]["127.1.0.1"], arn("reader"));
     assert_eq!(store["namespaceByIP"]["127.1.0.1"], "default");
 }
+
+#[tokio::test]
+async fn kube2iams_metric_names_on_demand() {
+    let stage = Stage::with(|options| options.kube2iam_metrics = true).await;
+    stage.key_id(1, "reader").await;
+    stage.get(1, "/healthz").await;
+    let metrics = stage.admin("/metrics").await.body;
+    for line in [
+        r#"kube2iam_http_request_duration_seconds_count{code="200",handler="roleHandler",method="GET"} 1"#,
+        "kube2iam_iam_cache_hits_total 1",
+        "kube2iam_healthcheck_status 1",
+        r#"kube2iam_iam_request_duration_seconds_count{code="Success",role_arn="arn:aws:iam::123456789012:role/reader"} 1"#,
+        "kube2iam_info{",
+    ] {
+        assert!(metrics.contains(line), "{line} not in\n{metrics}");
+    }
+    let plain = Stage::new().await;
+    assert!(!plain.admin("/metrics").await.body.contains("kube2iam"));
+}

@@ -6,8 +6,10 @@ use std::time::Duration;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use rolegate_core::session::FailureKind;
+use rolegate_core::session::{Failure, SessionKey};
 use rolegate_runtime::histogram::AtomicHistogram;
+
+use super::kube2iam::Kube2iamCalls;
 
 type Outcome = [(&'static str, &'static str); 1];
 type Histograms = Family<Outcome, AtomicHistogram, fn() -> AtomicHistogram>;
@@ -19,6 +21,7 @@ pub struct SessionMetrics {
     known: Gauge<i64, AtomicI64>,
     queued: Gauge<i64, AtomicI64>,
     in_flight: Gauge<i64, AtomicI64>,
+    kube2iam: Option<Kube2iamCalls>,
 }
 
 impl SessionMetrics {
@@ -31,6 +34,7 @@ impl SessionMetrics {
             known: Gauge::default(),
             queued: Gauge::default(),
             in_flight: Gauge::default(),
+            kube2iam: None,
         };
         registry.register(
             "sts_request_duration_seconds",
@@ -51,11 +55,21 @@ impl SessionMetrics {
         metrics
     }
 
-    pub(super) fn call(&self, failure: Option<FailureKind>, took: Duration) {
-        let outcome = failure.map_or("success", FailureKind::reason);
+    /// Shows the time of calls under kube2iam's name too. `registry` has no prefix.
+    #[must_use]
+    pub fn with_kube2iam_names(mut self, registry: &mut Registry) -> Self {
+        self.kube2iam = Some(Kube2iamCalls::register(registry));
+        self
+    }
+
+    pub(super) fn call(&self, key: &SessionKey, failure: Option<&Failure>, took: Duration) {
+        let outcome = failure.map_or("success", |failure| failure.kind.reason());
         self.calls
             .get_or_create(&[("outcome", outcome)])
             .observe(took);
+        if let Some(kube2iam) = &self.kube2iam {
+            kube2iam.call(key, failure, took);
+        }
     }
 
     pub(super) fn set_counts(&self, (known, queued, in_flight): (usize, usize, usize)) {

@@ -81,16 +81,24 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let admin_listen = admin(&flags)?;
     let keys = annotation_keys(&flags)?;
     let seconds = session_seconds(&flags)?;
-    let wait = bounded("--wait", flags.backoff_max_elapsed_time.unwrap_or(flags.wait), LONGEST_WAIT)?;
+    let wait = bounded(
+        "--wait",
+        flags.backoff_max_elapsed_time.unwrap_or(flags.wait),
+        LONGEST_WAIT,
+    )?;
     bounded("--drain-time", flags.drain_time, LONGEST_DRAIN)?;
     if flags.redirect_interval < Duration::from_millis(100) {
         return Err(invalid("--redirect-interval: give 100ms or more"));
     }
     if flags.max_picture_age < LEAST_AGE {
-        return Err(invalid("--max-picture-age: give 3m or more; a watch is heard of once a minute"));
+        return Err(invalid(
+            "--max-picture-age: give 3m or more; a watch is heard of once a minute",
+        ));
     }
     if flags.max_connections_per_pod == 0 || flags.max_forwards_per_pod == 0 {
-        return Err(invalid("--max-connections-per-pod and --max-forwards-per-pod: give 1 or more"));
+        return Err(invalid(
+            "--max-connections-per-pod and --max-forwards-per-pod: give 1 or more",
+        ));
     }
     let base = flags
         .base_role_arn
@@ -241,12 +249,17 @@ fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
     let (flag, life) = match (flags.session_duration, flags.iam_role_session_ttl) {
         (Some(life), _) => ("--session-duration", life),
         // kube2iam asks STS for twice its TTL.
-        (None, Some(ttl)) => ("--iam-role-session-ttl (STS is asked for twice of it)", ttl * 2),
+        (None, Some(ttl)) => (
+            "--iam-role-session-ttl (STS is asked for twice of it)",
+            ttl * 2,
+        ),
         (None, None) => return Ok(3600),
     };
     let seconds = life.as_secs();
     if !LIFE.contains(&seconds) {
-        return Err(invalid(format!("{flag}: STS gives sessions of 15m to 12h, not {life:?}")));
+        return Err(invalid(format!(
+            "{flag}: STS gives sessions of 15m to 12h, not {life:?}"
+        )));
     }
     Ok(u32::try_from(seconds).unwrap_or(3600))
 }
@@ -277,7 +290,9 @@ fn metadata_address(flags: &AgentFlags) -> anyhow::Result<String> {
 async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>> {
     let text = match (&flags.redirect, flags.iptables) {
         (Some(_), true) => {
-            return Err(invalid("--iptables means --redirect=auto: give one of both"));
+            return Err(invalid(
+                "--iptables means --redirect=auto: give one of both",
+            ));
         }
         (Some(text), false) => text.as_str(),
         (None, true) => "auto",

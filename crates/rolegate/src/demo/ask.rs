@@ -72,11 +72,19 @@ impl Ask {
             words += &format!("-X {} ", self.method);
         }
         for (name, value) in &self.headers {
-            let value = if *name == TOKEN { short(value) } else { value.clone() };
+            let value = if *name == TOKEN {
+                short(value)
+            } else {
+                value.clone()
+            };
             words += &format!("-H '{name}: {value}' ");
         }
         if self.absolute {
-            return format!("{words}--request-target {} http://{}/", self.target(), host(at));
+            return format!(
+                "{words}--request-target {} http://{}/",
+                self.target(),
+                host(at)
+            );
         }
         if self.path.contains("%2e") {
             words += "--path-as-is ";
@@ -115,7 +123,9 @@ impl Ask {
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }
-        let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+        let response = sender
+            .send_request(request.body(Empty::<Bytes>::new())?)
+            .await?;
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, MAX_BODY).collect().await;
         connection.abort();
@@ -188,7 +198,10 @@ impl Reply {
     /// The session in it, which is not the node's and is not over.
     pub(super) fn session(&self) -> anyhow::Result<Session> {
         let now = Timestamp::now();
-        anyhow::ensure!(self.status == Some(200), "there are no credentials in the answer");
+        anyhow::ensure!(
+            self.status == Some(200),
+            "there are no credentials in the answer"
+        );
         let document: Document =
             serde_json::from_str(&self.body).context("the answer is no document of credentials")?;
         anyhow::ensure!(!self.leaks(), "these are the node's credentials");

@@ -91,7 +91,10 @@ impl Namespaces {
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        remove(|name| name.strip_prefix(self.0.as_str()).is_some_and(|rest| rest.starts_with('-')));
+        remove(|name| {
+            name.strip_prefix(self.0.as_str())
+                .is_some_and(|rest| rest.starts_with('-'))
+        });
     }
 }
 
@@ -115,14 +118,18 @@ pub(super) fn within<T: Send>(
             move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
             work()
         });
-        entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        entered
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
 /// Removes what demos left behind that were killed.
 fn sweep() {
     remove(|name| {
-        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        let process = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
         process.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
     });
 }
@@ -153,7 +160,9 @@ fn ip(args: &[&str], batch: &str) -> anyhow::Result<()> {
         // If it leaves early, it says why itself.
         let _ = stdin.write_all(batch.as_bytes());
     }
-    let output = child.wait_with_output().context("ip of iproute2 cannot be run")?;
+    let output = child
+        .wait_with_output()
+        .context("ip of iproute2 cannot be run")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("ip {}: {}", args.join(" "), said.trim());

@@ -58,16 +58,27 @@ impl Node {
             network: Network::Namespaces(namespaces),
         };
         let interfaces = netns::POD_INTERFACES.parse()?;
-        let spec =
-            crate::redirect::spec(Some(netns::NODE_ADDRESS.into()), None, AGENT_PORT, interfaces)?;
-        let probe = node.runtime.spawn(async move { Choice::Auto.resolve(&spec).await });
-        node.runtime.block_on(probe)?.context("no redirect is possible")?;
+        let spec = crate::redirect::spec(
+            Some(netns::NODE_ADDRESS.into()),
+            None,
+            AGENT_PORT,
+            interfaces,
+        )?;
+        let probe = node
+            .runtime
+            .spawn(async move { Choice::Auto.resolve(&spec).await });
+        node.runtime
+            .block_on(probe)?
+            .context("no redirect is possible")?;
         Ok(node)
     }
 }
 
 fn runtime() -> io::Result<Runtime> {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build()
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
 }
 
 impl Network {

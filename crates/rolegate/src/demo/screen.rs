@@ -80,27 +80,40 @@ impl Screen {
         match &step.fault {
             None => self.line(format_args!("    {GOOD}✓{GOOD:#} {}", step.why)),
             Some(fault) => {
-                self.line(format_args!("    {BAD}✗ {fault}{BAD:#}\n      {}", step.why));
+                self.line(format_args!(
+                    "    {BAD}✗ {fault}{BAD:#}\n      {}",
+                    step.why
+                ));
             }
         }
     }
 
     /// How many steps went as they should.
     pub(super) fn summary(&mut self, steps: &[Step]) {
-        let wrong: Vec<_> = steps.iter().filter(|step| !step.ok).map(|step| step.name).collect();
+        let wrong: Vec<_> = steps
+            .iter()
+            .filter(|step| !step.ok)
+            .map(|step| step.name)
+            .collect();
         let all = steps.len();
         if wrong.is_empty() {
-            self.line(format_args!("\n{GOOD}All {all} steps went as promised.{GOOD:#}"));
+            self.line(format_args!(
+                "\n{GOOD}All {all} steps went as promised.{GOOD:#}"
+            ));
         } else {
             let names = wrong.join(", ");
             let count = wrong.len();
-            self.line(format_args!("\n{BAD}{count} of {all} steps went wrong: {names}{BAD:#}"));
+            self.line(format_args!(
+                "\n{BAD}{count} of {all} steps went wrong: {names}{BAD:#}"
+            ));
         }
     }
 
     /// What may be tried now.
     pub(super) fn suggestions(&mut self, suggestions: &[Suggestion]) {
-        self.line(format_args!("\n{TITLE}It stays up until Ctrl-C. Try:{TITLE:#}"));
+        self.line(format_args!(
+            "\n{TITLE}It stays up until Ctrl-C. Try:{TITLE:#}"
+        ));
         for Suggestion { what, command } in suggestions {
             self.line(format_args!("  {FAINT}# {what}{FAINT:#}\n  {command}"));
         }
@@ -108,7 +121,7 @@ impl Screen {
 
     /// The last words.
     pub(super) fn closing(&mut self) {
-        self.line(format_args!("\nEverything is removed again."));
+        self.line(format_args!("\nThe demo is over."));
     }
 
     /// Everything at once, for machines.

@@ -70,10 +70,19 @@ impl<'a> Stage<'a> {
             imds,
             agent: None,
         };
-        stage.kube.put_namespace(cast::namespace("shop", cast::SHOP_ALLOWS));
+        stage
+            .kube
+            .put_namespace(cast::namespace("shop", cast::SHOP_ALLOWS));
         stage.kube.put_namespace(cast::namespace("web", "[]"));
-        stage.kube.put_namespace(cast::namespace("tools", r#"["*"]"#));
-        for pod in [&cast::CHECKOUT, &cast::RETURNS, &cast::FRONTEND, &cast::SHELL] {
+        stage
+            .kube
+            .put_namespace(cast::namespace("tools", r#"["*"]"#));
+        for pod in [
+            &cast::CHECKOUT,
+            &cast::RETURNS,
+            &cast::FRONTEND,
+            &cast::SHELL,
+        ] {
             stage.put_pod(pod);
         }
         Ok(stage)
@@ -132,9 +141,15 @@ impl<'a> Stage<'a> {
             anyhow::Ok(Agent::start(options).await?)
         });
         let agent = self.agent.insert(started.await??);
-        if tokio::time::timeout(READY, agent.readiness().ready()).await.is_err() {
+        if tokio::time::timeout(READY, agent.readiness().ready())
+            .await
+            .is_err()
+        {
             let report = agent.readiness().report().to_text(false);
-            bail!("the agent is not ready after {READY:?}: {}", report.trim_end());
+            bail!(
+                "the agent is not ready after {READY:?}: {}",
+                report.trim_end()
+            );
         }
         Ok(())
     }

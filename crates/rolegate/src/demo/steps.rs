@@ -61,14 +61,26 @@ pub(super) fn suggestions(stage: &Stage<'_>) -> Vec<Suggestion> {
         let url = stage.admin().unwrap_or_default();
         Suggestion {
             what,
-            command: format!("{}curl {url}{path}", stage.network.into_node()),
+            command: format!("{}curl '{url}{path}'", stage.network.into_node()),
         }
     };
     vec![
-        ask("credentials of a role that the namespace allows", &CHECKOUT, credentials(&CHECKOUT)),
-        ask("a role that it does not allow", &RETURNS, credentials(&RETURNS)),
+        ask(
+            "credentials of a role that the namespace allows",
+            &CHECKOUT,
+            credentials(&CHECKOUT),
+        ),
+        ask(
+            "a role that it does not allow",
+            &RETURNS,
+            credentials(&RETURNS),
+        ),
         ask("the node's own role", &CHECKOUT, node_role()),
-        ask("what is open to pods: where the node is", &FRONTEND, Ask::get("/latest/meta-data/placement/region")),
+        ask(
+            "what is open to pods: where the node is",
+            &FRONTEND,
+            Ask::get("/latest/meta-data/placement/region"),
+        ),
         ask("a metadata token", &CHECKOUT, Ask::token()),
         admin("what the agent is ready for", "/readyz?verbose"),
         admin("its metrics", "/metrics"),
@@ -92,7 +104,10 @@ const WITHOUT: Plot = Plot {
 async fn without(take: &mut Take<'_>) -> anyhow::Result<()> {
     take.ask(&FRONTEND, Ask::get(ROLE_NAME)).await;
     let reply = take.ask(&FRONTEND, node_role()).await;
-    ensure!(reply.leaks(), "the metadata stand-in should give the node's credentials to whoever reaches it");
+    ensure!(
+        reply.leaks(),
+        "the metadata stand-in should give the node's credentials to whoever reaches it"
+    );
     Ok(())
 }
 
@@ -104,14 +119,24 @@ const ALLOWED: Plot = Plot {
 
 async fn allowed(take: &mut Take<'_>) -> anyhow::Result<()> {
     let name = take.until(&CHECKOUT, Ask::get(ROLE_NAME), 200).await?;
-    ensure!(Some(name.body.as_str()) == CHECKOUT.role, "this is not the pod's role");
-    take.until(&CHECKOUT, credentials(&CHECKOUT), 200).await?.session()?;
+    ensure!(
+        Some(name.body.as_str()) == CHECKOUT.role,
+        "this is not the pod's role"
+    );
+    take.until(&CHECKOUT, credentials(&CHECKOUT), 200)
+        .await?
+        .session()?;
     let calls = take.stage.sts.calls();
-    let call = calls.iter().find(|call| call.role_arn.ends_with(":role/checkout"));
+    let call = calls
+        .iter()
+        .find(|call| call.role_arn.ends_with(":role/checkout"));
     let Some(call) = call else {
         anyhow::bail!("STS was never asked for the role");
     };
-    take.note(format!("STS was asked for {} as session {}", call.role_arn, call.session_name));
+    take.note(format!(
+        "STS was asked for {} as session {}",
+        call.role_arn, call.session_name
+    ));
     Ok(())
 }
 
@@ -123,7 +148,10 @@ const REFUSED: Plot = Plot {
 
 async fn refused(take: &mut Take<'_>) -> anyhow::Result<()> {
     let reply = take.expect(&RETURNS, credentials(&RETURNS), 403).await?;
-    ensure!(reply.body.contains("payments-admin"), "the sentence should name the role");
+    ensure!(
+        reply.body.contains("payments-admin"),
+        "the sentence should name the role"
+    );
     let told = |event: &Value| {
         let text = |path| event.pointer(path).and_then(Value::as_str);
         let about = text("/regarding/name").or(text("/involvedObject/name"));
@@ -131,7 +159,9 @@ async fn refused(take: &mut Take<'_>) -> anyhow::Result<()> {
         (about == Some(RETURNS.name)).then(|| note.to_owned())
     };
     let stage = take.stage;
-    let event = take.wait("an Event", || stage.kube.events().iter().find_map(told)).await?;
+    let event = take
+        .wait("an Event", || stage.kube.events().iter().find_map(told))
+        .await?;
     take.note(format!("Event on {}: {event}", RETURNS.full_name()));
     Ok(())
 }
@@ -177,7 +207,9 @@ async fn node_credentials(take: &mut Take<'_>) -> anyhow::Result<()> {
     let mut open = Vec::new();
     for ask in asks {
         let reply = take.ask(&CHECKOUT, ask).await;
-        let refused = reply.status.is_some_and(|status| (400..500).contains(&status));
+        let refused = reply
+            .status
+            .is_some_and(|status| (400..500).contains(&status));
         if reply.leaks() || !refused {
             open.push(take.last_typed());
         }
@@ -195,9 +227,17 @@ const TOKENS: Plot = Plot {
 async fn tokens(take: &mut Take<'_>) -> anyhow::Result<()> {
     let token = take.expect(&CHECKOUT, Ask::token(), 200).await?.body;
     let with = |ask: Ask| ask.with(TOKEN, token.clone());
-    take.until(&CHECKOUT, with(credentials(&CHECKOUT)), 200).await?.session()?;
-    take.expect(&RETURNS, with(credentials(&CHECKOUT)), 401).await?;
-    take.expect(&CHECKOUT, Ask::token().with("X-Forwarded-For", "203.0.113.7"), 403).await?;
+    take.until(&CHECKOUT, with(credentials(&CHECKOUT)), 200)
+        .await?
+        .session()?;
+    take.expect(&RETURNS, with(credentials(&CHECKOUT)), 401)
+        .await?;
+    take.expect(
+        &CHECKOUT,
+        Ask::token().with("X-Forwarded-For", "203.0.113.7"),
+        403,
+    )
+    .await?;
     Ok(())
 }
 
@@ -208,17 +248,28 @@ const RIGHT_GONE: Plot = Plot {
 };
 
 async fn right_gone(take: &mut Take<'_>) -> anyhow::Result<()> {
-    take.until(&CHECKOUT, credentials(&CHECKOUT), 200).await?.session()?;
+    take.until(&CHECKOUT, credentials(&CHECKOUT), 200)
+        .await?
+        .session()?;
     let change = |take: &mut Take<'_>, allowed: &str| {
-        take.stage.kube.put_namespace(cast::namespace("shop", allowed));
-        take.note(format!("namespace shop: iam.amazonaws.com/allowed-roles = {allowed}"));
+        take.stage
+            .kube
+            .put_namespace(cast::namespace("shop", allowed));
+        take.note(format!(
+            "namespace shop: iam.amazonaws.com/allowed-roles = {allowed}"
+        ));
         Instant::now()
     };
     let changed = change(take, cast::SHOP_ALLOWS_LESS);
     take.until(&CHECKOUT, credentials(&CHECKOUT), 403).await?;
-    take.note(format!("refused {} ms after the change", changed.elapsed().as_millis()));
+    take.note(format!(
+        "refused {} ms after the change",
+        changed.elapsed().as_millis()
+    ));
     change(take, cast::SHOP_ALLOWS);
-    take.until(&CHECKOUT, credentials(&CHECKOUT), 200).await?.session()?;
+    take.until(&CHECKOUT, credentials(&CHECKOUT), 200)
+        .await?
+        .session()?;
     Ok(())
 }
 
@@ -232,7 +283,10 @@ async fn rotation(take: &mut Take<'_>) -> anyhow::Result<()> {
     take.stage.sts.set_lifetime(Some(SHORT_LIFE));
     take.stage.put_pod(&REPORTS);
     take.note(format!("pod {} starts", REPORTS.full_name()));
-    let first = take.until(&REPORTS, credentials(&REPORTS), 200).await?.session()?;
+    let first = take
+        .until(&REPORTS, credentials(&REPORTS), 200)
+        .await?
+        .session()?;
     let next = |session: &_| *session != first;
     take.steadily(&REPORTS, credentials(&REPORTS), next).await?;
     let left = first.expiration.duration_since(Timestamp::now()).as_secs();
@@ -250,15 +304,22 @@ async fn sts_down(take: &mut Take<'_>) -> anyhow::Result<()> {
     let stage = take.stage;
     let calls = || {
         let calls = stage.sts.calls();
-        calls.iter().filter(|call| call.role_arn.ends_with(":role/reports-reader")).count()
+        calls
+            .iter()
+            .filter(|call| call.role_arn.ends_with(":role/reports-reader"))
+            .count()
     };
     let failure = StsFailure::new(503, "ServiceUnavailable", "STS is away.");
     stage.sts.fail_with(Some(failure));
     take.note("STS answers every call with 503".into());
     let before = calls();
-    take.steadily(&REPORTS, credentials(&REPORTS), |_| calls() > before).await?;
+    take.steadily(&REPORTS, credentials(&REPORTS), |_| calls() > before)
+        .await?;
     take.note("the agent tried to renew the session, and failed".into());
-    take.steadily(&REPORTS, credentials(&REPORTS), |_| true).await?;
+    let failed = Instant::now();
+    let settled = |_: &_| failed.elapsed() > Duration::from_millis(500);
+    take.steadily(&REPORTS, credentials(&REPORTS), settled)
+        .await?;
     Ok(())
 }
 
@@ -269,10 +330,15 @@ const STS_BACK: Plot = Plot {
 };
 
 async fn sts_back(take: &mut Take<'_>) -> anyhow::Result<()> {
-    let old = take.stage.ask(&REPORTS, &credentials(&REPORTS)).await.session()?;
+    let old = take
+        .stage
+        .ask(&REPORTS, &credentials(&REPORTS))
+        .await
+        .session()?;
     take.stage.sts.set_lifetime(None);
     take.stage.sts.fail_with(None);
     take.note("STS answers again".into());
-    take.steadily(&REPORTS, credentials(&REPORTS), |session| *session != old).await?;
+    take.steadily(&REPORTS, credentials(&REPORTS), |session| *session != old)
+        .await?;
     Ok(())
 }

@@ -80,15 +80,28 @@ impl<'a> Take<'a> {
     }
 
     /// Asks once, and wants this status and no secret of the node.
-    pub(super) async fn expect(&mut self, pod: &Pod, ask: Ask, status: u16) -> anyhow::Result<Reply> {
+    pub(super) async fn expect(
+        &mut self,
+        pod: &Pod,
+        ask: Ask,
+        status: u16,
+    ) -> anyhow::Result<Reply> {
         let reply = self.ask(pod, ask).await;
         ensure!(!reply.leaks(), "the answer has a secret of the node");
-        ensure!(reply.status == Some(status), "the answer should be {status}");
+        ensure!(
+            reply.status == Some(status),
+            "the answer should be {status}"
+        );
         Ok(reply)
     }
 
     /// Asks on until the status is this one, as SDKs do, and keeps the last answer.
-    pub(super) async fn until(&mut self, pod: &Pod, ask: Ask, status: u16) -> anyhow::Result<Reply> {
+    pub(super) async fn until(
+        &mut self,
+        pod: &Pod,
+        ask: Ask,
+        status: u16,
+    ) -> anyhow::Result<Reply> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let reply = self.stage.ask(pod, &ask).await;
@@ -96,7 +109,10 @@ impl<'a> Take<'a> {
             if reply.status == Some(status) || leaks || Instant::now() > deadline {
                 self.keep(pod, &ask, &reply);
                 ensure!(!leaks, "the answer has a secret of the node");
-                ensure!(reply.status == Some(status), "the answer should be {status}");
+                ensure!(
+                    reply.status == Some(status),
+                    "the answer should be {status}"
+                );
                 return Ok(reply);
             }
             sleep(PACE).await;
@@ -117,7 +133,9 @@ impl<'a> Take<'a> {
             let session = reply.session();
             match session {
                 Ok(session) if done(&session) => {
-                    self.note(format!("{count} requests meanwhile, each with a living session"));
+                    self.note(format!(
+                        "asked {count} times meanwhile: always a living session"
+                    ));
                     self.keep(pod, &ask, &reply);
                     return Ok(session);
                 }
@@ -133,13 +151,20 @@ impl<'a> Take<'a> {
     }
 
     /// Waits for something that pods don't see.
-    pub(super) async fn wait<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> anyhow::Result<T> {
+    pub(super) async fn wait<T>(
+        &self,
+        what: &str,
+        look: impl Fn() -> Option<T>,
+    ) -> anyhow::Result<T> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(seen) = look() {
                 return Ok(seen);
             }
-            ensure!(Instant::now() < deadline, "{what} did not come within {PATIENCE:?}");
+            ensure!(
+                Instant::now() < deadline,
+                "{what} did not come within {PATIENCE:?}"
+            );
             sleep(PACE).await;
         }
     }
@@ -152,7 +177,10 @@ impl<'a> Take<'a> {
 
     /// The last request that was kept, as typed in the pod.
     pub(super) fn last_typed(&self) -> String {
-        self.exchanges.last().map(|exchange| exchange.typed.clone()).unwrap_or_default()
+        self.exchanges
+            .last()
+            .map(|exchange| exchange.typed.clone())
+            .unwrap_or_default()
     }
 
     fn keep(&mut self, pod: &Pod, ask: &Ask, reply: &Reply) {
