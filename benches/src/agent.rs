@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use tempfile::TempDir;
 
 use crate::stand_ins::{Addresses, BASE_ROLE_ARN, NODE, REGION};
 
@@ -20,6 +21,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub(crate) struct Agent {
     child: Child,
     log: File,
+    /// For its runtime folder.
+    _folder: TempDir,
     /// Where pods are answered.
     pub(crate) pods: SocketAddr,
     /// From the start of the process until it was ready.
@@ -36,6 +39,7 @@ impl Agent {
         let pods = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let log = tempfile::tempfile()?;
+        let folder = tempfile::tempdir()?;
         let begun = Instant::now();
         let child = Command::new(binary)
             .arg("agent")
@@ -46,7 +50,8 @@ impl Agent {
             .arg(format!("--metrics-address={admin}"))
             .arg(format!("--base-role-arn={BASE_ROLE_ARN}"))
             .arg(format!("--metadata-addr={}", addresses.imds))
-            .arg("--runtime-dir=")
+            .arg("--runtime-dir")
+            .arg(folder.path())
             .args(further)
             .env_clear()
             .env("AWS_REGION", REGION)
@@ -63,6 +68,7 @@ impl Agent {
         let mut agent = Self {
             child,
             log,
+            _folder: folder,
             pods,
             took: Duration::ZERO,
         };

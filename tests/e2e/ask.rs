@@ -72,7 +72,8 @@ pub(crate) fn request(
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
     let mut stream = netns.run(|| TcpStream::connect_timeout(&target, CONNECT))??;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.write_all(head.as_bytes())?;

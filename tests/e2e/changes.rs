@@ -26,15 +26,21 @@ async fn a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
     let site = Site::new("changes", cluster).await?;
     let namespace = site.namespace("a");
-    cluster.create_namespace(&namespace, &[(ALLOWED, r#"["reader", "writer"]"#)]).await?;
+    cluster
+        .create_namespace(&namespace, &[(ALLOWED, r#"["reader", "writer"]"#)])
+        .await?;
     let pod = site.pod("10.1.0.5")?;
-    cluster.run_pod(&site.object("a", "app", &pod).role("reader")).await?;
+    cluster
+        .run_pod(&site.object("a", "app", &pod).role("reader"))
+        .await?;
     let _agent = site.ready_agent(&["--namespace-restrictions"]).await?;
     let arn = |role: &str| format!("arn:aws:iam::123456789012:role/{role}");
     assert_eq!(served(&site, &pod, "reader").await?, arn("reader"));
 
     // The namespace no longer allows it: refused, with credentials that would be good for an hour.
-    cluster.annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["writer"]"#))]).await?;
+    cluster
+        .annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["writer"]"#))])
+        .await?;
     let denied = answers(&pod, "reader", 403).await?;
     assert!(denied.body.contains("does not allow"), "{denied:?}");
     for path in [CREDENTIALS, "/latest/meta-data/iam/info"] {
@@ -46,26 +52,35 @@ async fn a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     assert_eq!(served(&site, &pod, "writer").await?, arn("writer"));
     assert_eq!(ask::get(&pod, &format!("{CREDENTIALS}reader"))?.status, 403);
     // Allowed again.
-    cluster.annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["*"]"#))]).await?;
-    cluster.annotate_pod(&namespace, "app", &[("iam.amazonaws.com/role", None)]).await?;
+    cluster
+        .annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["*"]"#))])
+        .await?;
+    cluster
+        .annotate_pod(&namespace, "app", &[("iam.amazonaws.com/role", None)])
+        .await?;
     answers(&pod, "writer", 404).await?;
     // A finished pod has no address, and so no role.
     cluster.annotate_pod(&namespace, "app", &role).await?;
     served(&site, &pod, "writer").await?;
     let addresses: [IpAddr; 2] = [pod.v4.into(), pod.v6.into()];
-    cluster.set_pod_status(&namespace, "app", "Succeeded", &addresses).await?;
+    cluster
+        .set_pod_status(&namespace, "app", "Succeeded", &addresses)
+        .await?;
     answers(&pod, "writer", 404).await?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() -> anyhow::Result<()> {
+async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() -> anyhow::Result<()>
+{
     let cluster = Cluster::shared().await?;
     let site = Site::new("reuse", cluster).await?;
     let namespace = site.namespace("a");
     cluster.create_namespace(&namespace, &[]).await?;
     let old = site.pod("10.1.0.5")?;
-    cluster.run_pod(&site.object("a", "old", &old).role("old")).await?;
+    cluster
+        .run_pod(&site.object("a", "old", &old).role("old"))
+        .await?;
     let _agent = site.ready_agent(&[]).await?;
     served(&site, &old, "old").await?;
 
@@ -77,7 +92,9 @@ async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() 
         assert_eq!(reply.status, 404, "{reply:?}");
     }
     // Nor while both are known, or the old one alone.
-    cluster.run_pod(&site.object("a", "new", &new).role("new")).await?;
+    cluster
+        .run_pod(&site.object("a", "new", &new).role("new"))
+        .await?;
     for _ in 0..3 {
         let reply = ask::get(&new, &format!("{CREDENTIALS}old"))?;
         assert_ne!(reply.status, 200, "{reply:?}");
@@ -89,7 +106,8 @@ async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() 
         let reply = ask::get(&new, &format!("{CREDENTIALS}new"))?;
         ensure!(reply.status == 200, "{reply:?}");
         let document = reply.json()?;
-        site.sts.role_of(document["AccessKeyId"].as_str().context("no key")?)
+        site.sts
+            .role_of(document["AccessKeyId"].as_str().context("no key")?)
     });
     assert_eq!(role.await?, "arn:aws:iam::123456789012:role/new");
 

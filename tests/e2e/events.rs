@@ -19,8 +19,13 @@ async fn a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
     let annotations = [("iam.amazonaws.com/allowed-roles", r#"["reader"]"#)];
     cluster.create_namespace(&namespace, &annotations).await?;
     let pods = ["10.1.0.5", "10.1.0.6", "10.1.0.7"].map(|address| site.pod(address).unwrap());
-    for (pod, (name, role)) in pods.iter().zip([("admin", "admin"), ("node", "node"), ("fine", "reader")]) {
-        cluster.run_pod(&site.object("a", name, pod).role(role)).await?;
+    for (pod, (name, role)) in
+        pods.iter()
+            .zip([("admin", "admin"), ("node", "node"), ("fine", "reader")])
+    {
+        cluster
+            .run_pod(&site.object("a", name, pod).role(role))
+            .await?;
     }
     let agent = site.ready_agent(&["--namespace-restrictions"]).await?;
 
@@ -43,24 +48,42 @@ async fn a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
         *counts.entry(named(event).unwrap_or_default()).or_insert(0) += 1;
         assert_eq!(event.reason.as_deref(), Some("RoleForbidden"));
         assert_eq!(event.type_.as_deref(), Some("Warning"));
-        assert_eq!(event.reporting_controller.as_deref(), Some("rolegate-agent"));
+        assert_eq!(
+            event.reporting_controller.as_deref(),
+            Some("rolegate-agent")
+        );
         assert_eq!(event.reporting_instance.as_deref(), Some("events"));
         let pod = event.regarding.as_ref().unwrap();
-        assert_eq!((pod.kind.as_deref(), pod.uid.is_some()), (Some("Pod"), true));
+        assert_eq!(
+            (pod.kind.as_deref(), pod.uid.is_some()),
+            (Some("Pod"), true)
+        );
         no_secrets(&format!("{event:?}"))?;
     }
     assert_eq!(counts, BTreeMap::from([("admin", 1), ("node", 1)]));
     let note = |pod: &str| {
         let event = found.iter().find(|event| named(event) == Some(pod));
-        event.and_then(|event| event.note.clone()).unwrap_or_default()
+        event
+            .and_then(|event| event.note.clone())
+            .unwrap_or_default()
     };
-    assert!(note("admin").contains("role/admin") && note("admin").contains("allowed-roles"), "{}", note("admin"));
+    assert!(
+        note("admin").contains("role/admin") && note("admin").contains("allowed-roles"),
+        "{}",
+        note("admin")
+    );
 
     let log = agent.log();
     no_secrets(&log)?;
-    let denials: Vec<&str> = log.lines().filter(|line| line.contains("denied: ")).collect();
-    for said in ["pod=admin", "layer=\"namespace\"", "role=\"admin\""] {
-        assert!(denials.iter().any(|line| line.contains(said)), "{said}: {denials:?}");
+    let denials: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("denied: "))
+        .collect();
+    for said in ["pod=admin", "layer=\"namespace\"", "role/admin\""] {
+        assert!(
+            denials.iter().any(|line| line.contains(said)),
+            "{said}: {denials:?}"
+        );
     }
     Ok(())
 }

@@ -15,10 +15,14 @@ async fn kube2iam_daemonset_flags_work_with_the_image_changed() -> anyhow::Resul
     let cluster = Cluster::shared().await?;
     let site = Site::new("kube2iam", cluster).await?;
     let annotations = [("iam.amazonaws.com/allowed-roles", r#"["reader"]"#)];
-    cluster.create_namespace(&site.namespace("a"), &annotations).await?;
+    cluster
+        .create_namespace(&site.namespace("a"), &annotations)
+        .await?;
     let pods = [site.pod("10.1.0.5")?, site.pod("10.1.0.6")?];
     for (name, pod, role) in [("reader", &pods[0], "reader"), ("admin", &pods[1], "admin")] {
-        cluster.run_pod(&site.object("a", name, pod).role(role)).await?;
+        cluster
+            .run_pod(&site.object("a", name, pod).role(role))
+            .await?;
     }
 
     let mut agent = site.spawn(&[
@@ -53,7 +57,10 @@ async fn kube2iam_daemonset_flags_work_with_the_image_changed() -> anyhow::Resul
     assert_eq!(role, "arn:aws:iam::123456789012:role/reader");
     let names = ask::get(&pods[0], ask::CREDENTIALS.trim_end_matches('/'))?;
     assert_eq!((names.status, names.body.as_str()), (200, "reader"));
-    assert!(names.head.to_lowercase().contains("server: ec2ws"), "{names:?}");
+    assert!(
+        names.head.to_lowercase().contains("server: ec2ws"),
+        "{names:?}"
+    );
     assert_eq!(ask::get(&pods[1], ask::CREDENTIALS)?.status, 403);
 
     // The probe of its DaemonSet asks the pods' port at the node's address.

@@ -12,15 +12,25 @@ async fn agent_survives_api_server_restart_and_slow_start() -> anyhow::Result<()
     let site = Site::new("slow", &cluster).await?;
     cluster.create_namespace(&site.namespace("a"), &[]).await?;
     let pod = site.pod("10.1.0.5")?;
-    cluster.run_pod(&site.object("a", "first", &pod).role("first")).await?;
+    cluster
+        .run_pod(&site.object("a", "first", &pod).role("first"))
+        .await?;
     cluster.stop_apiserver();
 
     let mut agent = site.agent(&["--redirect=nftables"])?;
     let reasons = agent
         .until(DEADLINE, async || {
             let reply = site.admin("/readyz")?;
-            ensure!(!reply.body.contains("redirect is not in place"), "{}", reply.body);
-            ensure!(!reply.body.contains("identity is not known"), "{}", reply.body);
+            ensure!(
+                !reply.body.contains("redirect is not in place"),
+                "{}",
+                reply.body
+            );
+            ensure!(
+                !reply.body.contains("identity is not known"),
+                "{}",
+                reply.body
+            );
             Ok(reply)
         })
         .await?;
@@ -52,7 +62,9 @@ async fn agent_survives_api_server_restart_and_slow_start() -> anyhow::Result<()
         .await?;
     cluster.start_apiserver().await?;
     let second = site.pod("10.1.0.6")?;
-    cluster.run_pod(&site.object("a", "second", &second).role("second")).await?;
+    cluster
+        .run_pod(&site.object("a", "second", &second).role("second"))
+        .await?;
     served(&site, &second, "second").await?;
     eventually(DEADLINE, async || {
         let reply = site.admin("/readyz?verbose")?;

@@ -1,5 +1,5 @@
-//! A shim before moto: remembers who was given what, and shortens lives, which moto (as AWS) never
-//! makes shorter than 15 minutes.
+//! A shim before moto: remembers who was given what, shortens lives, which moto (as AWS) never makes
+//! shorter than 15 minutes, and refuses sessions that are over, which moto doesn't.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -31,6 +32,7 @@ pub(crate) struct Assumed {
     pub(crate) asked: BTreeMap<String, String>,
     /// The access key that was given.
     pub(crate) access_key: String,
+    end: Timestamp,
 }
 
 /// An STS on this host's loopback; it ends when dropped.
@@ -118,8 +120,23 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 impl State {
+    /// Whether a request is signed with the key of a session that has ended.
+    fn is_over(&self, headers: &HeaderMap) -> bool {
+        let signed = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let key = signed.and_then(|value| value.split_once("Credential=")?.1.split('/').next());
+        let assumed = self.assumed.lock().unwrap();
+        assumed
+            .iter()
+            .any(|session| Some(&*session.access_key) == key && session.end <= Timestamp::now())
+    }
+
     async fn pass(&self, request: Request<Incoming>) -> anyhow::Result<Response<Full<Bytes>>> {
         let (mut parts, body) = request.into_parts();
+        if self.is_over(&parts.headers) {
+            return Ok(expired());
+        }
         let body = body.collect().await?.to_bytes();
         let asked: BTreeMap<_, _> = form_urlencoded::parse(&body).into_owned().collect();
         parts.uri = format!("http://127.0.0.1:{}/", self.moto).parse()?;
@@ -129,18 +146,34 @@ impl State {
             .await?;
         let (mut parts, body) = answer.into_parts();
         let mut text = String::from_utf8(body.collect().await?.to_bytes().to_vec())?;
-        if asked.get("Action").is_some_and(|action| action == "AssumeRole") && parts.status == 200 {
+        let is_session = asked
+            .get("Action")
+            .is_some_and(|action| action == "AssumeRole");
+        if is_session && parts.status == StatusCode::OK {
+            let end = element(&text, "Expiration")?.to_owned();
+            let mut session = Assumed {
+                asked,
+                access_key: element(&text, "AccessKeyId")?.to_owned(),
+                end: end.parse()?,
+            };
             if let Some(life) = *self.life.lock().unwrap() {
-                let end = Timestamp::now() + SignedDuration::try_from(life)?;
-                let old = element(&text, "Expiration")?.to_owned();
-                text = text.replace(&old, &end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+                session.end = Timestamp::now() + SignedDuration::try_from(life)?;
+                let sooner = session.end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+                text = text.replace(&end, &sooner);
             }
-            let access_key = element(&text, "AccessKeyId")?.to_owned();
-            self.assumed.lock().unwrap().push(Assumed { asked, access_key });
+            self.assumed.lock().unwrap().push(session);
         }
-        parts.headers.remove(http::header::CONTENT_LENGTH);
+        parts.headers.remove(CONTENT_LENGTH);
         Ok(Response::from_parts(parts, Full::from(text)))
     }
+}
+
+fn expired() -> Response<Full<Bytes>> {
+    let error = "<ErrorResponse><Error><Type>Sender</Type><Code>ExpiredToken</Code><Message>The \
+        security token included in the request is expired</Message></Error></ErrorResponse>";
+    let mut response = Response::new(Full::from(error));
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    response
 }
 
 /// The text of an XML element that has no others inside.

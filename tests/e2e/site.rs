@@ -146,14 +146,21 @@ impl Site {
         &self,
         arguments: impl IntoIterator<Item = &'a &'a str>,
     ) -> anyhow::Result<Rolegate> {
-        let mut command = self.lab.node().command(&Rolegate::path()?.display().to_string());
+        let mut command = self
+            .lab
+            .node()
+            .command(&Rolegate::path()?.display().to_string());
         command.args(arguments).envs(self.environment());
         Rolegate::spawn_command(&command)
     }
 
     /// Starts an agent that redirects with nftables, and waits until it is ready.
     pub(crate) async fn ready_agent(&self, flags: &[&str]) -> anyhow::Result<Rolegate> {
-        let flags: Vec<&str> = ["--redirect=nftables"].iter().chain(flags).copied().collect();
+        let flags: Vec<&str> = ["--redirect=nftables"]
+            .iter()
+            .chain(flags)
+            .copied()
+            .collect();
         let mut agent = self.agent(&flags)?;
         self.ready(&mut agent).await?;
         Ok(agent)

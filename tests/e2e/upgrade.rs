@@ -7,6 +7,7 @@ use std::thread;
 use anyhow::ensure;
 use rolegate_testkit::lab::Namespace;
 use rolegate_testkit::{Cluster, Rolegate, eventually};
+use tokio::runtime::Handle;
 
 use crate::ask::{self, CREDENTIALS, METADATA};
 use crate::site::{DEADLINE, Site, served};
@@ -38,10 +39,22 @@ impl Asking {
         eventually(DEADLINE, async || {
             let failed = self.failed.lock().unwrap();
             ensure!(failed.is_empty(), "{failed:?}");
-            ensure!(self.answered.load(Ordering::SeqCst) >= before + count, "they wait");
+            ensure!(
+                self.answered.load(Ordering::SeqCst) >= before + count,
+                "they wait"
+            );
             Ok(())
         })
         .await
+    }
+}
+
+/// Ends the asking however a test goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -51,7 +64,9 @@ async fn upgrade_without_a_gap() -> anyhow::Result<()> {
     let site = Site::new("upgrade", cluster).await?;
     cluster.create_namespace(&site.namespace("a"), &[]).await?;
     let pod = site.pod("10.1.0.5")?;
-    cluster.run_pod(&site.object("a", "reader", &pod).role("reader")).await?;
+    cluster
+        .run_pod(&site.object("a", "reader", &pod).role("reader"))
+        .await?;
     // Whoever hands over must not take the rules away, though told to do so at its end.
     let flags = ["--imds-v2=required", "--redirect-remove-at-exit"];
     let old = site.ready_agent(&["--redirect-remove-at-exit"]).await?;
@@ -63,21 +78,34 @@ async fn upgrade_without_a_gap() -> anyhow::Result<()> {
         answered: AtomicUsize::new(0),
         failed: Mutex::default(),
     };
-    let taken_over = thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| asking.on(&pod, &token));
-        }
-        let done = tokio::runtime::Handle::current().block_on(take_over(&site, &asking, old, &flags));
-        asking.stop.store(true, Ordering::Relaxed);
-        done
+    let runtime = Handle::current();
+    let taken_over = tokio::task::block_in_place(|| {
+        thread::scope(|scope| {
+            let _stop = Stop(&asking.stop);
+            for _ in 0..2 {
+                scope.spawn(|| asking.on(&pod, &token));
+            }
+            runtime.block_on(take_over(&site, &asking, old, &flags))
+        })
     });
     let mut new = taken_over?;
     let failed = asking.failed.into_inner()?;
-    assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed.first());
+    assert!(
+        failed.is_empty(),
+        "{} failed: {:?}",
+        failed.len(),
+        failed.first()
+    );
     // It is the new one that answers, and the rules are still there.
     assert_eq!(ask::get(&pod, CREDENTIALS)?.status, 401);
-    assert!(site.lab.node().exec("nft list table inet rolegate")?.contains("8181"));
-    assert_eq!(ask::get(&pod, "/latest/user-data")?.status, 403);
+    assert!(
+        site.lab
+            .node()
+            .exec("nft list table inet rolegate")?
+            .contains("8181")
+    );
+    assert_eq!(ask::get(&pod, "/latest/user-data")?.status, 401);
+    assert!(!site.reached("user-data"));
     assert!(new.stop().await?.success());
     Ok(())
 }
@@ -90,12 +118,20 @@ async fn take_over(
     flags: &[&str],
 ) -> anyhow::Result<Rolegate> {
     asking.more(50).await?;
-    let all: Vec<&str> = ["--redirect=nftables"].iter().chain(flags).copied().collect();
+    let all: Vec<&str> = ["--redirect=nftables"]
+        .iter()
+        .chain(flags)
+        .copied()
+        .collect();
     let mut new = site.agent(&all)?;
     new.wait_for_line("took over", DEADLINE).await?;
     site.ready(&mut new).await?;
     asking.more(50).await?;
-    ensure!(old.exited()?.is_none(), "it left by itself: it would be started again\n{}", old.log());
+    ensure!(
+        old.exited()?.is_none(),
+        "it left by itself: it would be started again\n{}",
+        old.log()
+    );
     let status = old.stop().await?;
     ensure!(status.success(), "the old agent ended with {status}");
     asking.more(50).await?;

@@ -28,8 +28,14 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
         (&["agent", "extra"], "extra"),
         (&["mend"], "mend"),
         (&["--app-port=99999"], "--app-port"),
-        (&["--app-port=9000", "--metrics-port=9000"], "another port than --app-port"),
-        (&["--metrics-port=1", "--metrics-address=127.0.0.1:1"], "--metrics-address"),
+        (
+            &["--app-port=9000", "--metrics-port=9000"],
+            "another port than --app-port",
+        ),
+        (
+            &["--metrics-port=1", "--metrics-address=127.0.0.1:1"],
+            "--metrics-address",
+        ),
         (&["--base-role-arn=role"], "--base-role-arn"),
         (&["--base-role-arn=arn:aws:s3:::bucket"], "--base-role-arn"),
         (&["--default-role=arn:aws:iam::1:role/x"], "--default-role"),
@@ -37,22 +43,38 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
         (&["--metadata-allow=("], "--metadata-allow"),
         (&["--metadata-addr=http://x/y"], "--metadata-addr"),
         (&["--iam-role-key="], "--iam-role-key"),
-        (&["--namespace-restriction-format=perl"], "--namespace-restriction-format"),
+        (
+            &["--namespace-restriction-format=perl"],
+            "--namespace-restriction-format",
+        ),
         (&["--imds-v2=maybe"], "--imds-v2"),
         (&["--session-scope=node"], "--session-scope"),
         (&["--session-duration=10m"], "--session-duration"),
         (&["--session-duration=13h"], "--session-duration"),
         (&["--iam-role-session-ttl=5m"], "--iam-role-session-ttl"),
-        (&["--iam-role-session-ttl=1h", "--session-duration=1h"], "--session-duration"),
+        (
+            &["--iam-role-session-ttl=1h", "--session-duration=1h"],
+            "--session-duration",
+        ),
         (&["--sts-concurrency=0"], "--sts-concurrency"),
         (&["--wait=1m"], "--wait"),
         (&["--wait=fast"], "15m, 1h30m"),
         (&["--drain-time=1h"], "--drain-time"),
         (&["--max-picture-age=1s"], "--max-picture-age"),
-        (&["--max-connections-per-pod=0"], "--max-connections-per-pod"),
+        (
+            &["--max-connections-per-pod=0"],
+            "--max-connections-per-pod",
+        ),
         (&["--redirect=pf"], "nftables"),
         (&["--redirect=nftables"], "--host-ip"),
-        (&["--redirect=nftables", "--host-ip=10.0.0.1", "--host-interface=a b"], "--host-interface"),
+        (
+            &[
+                "--redirect=nftables",
+                "--host-ip=10.0.0.1",
+                "--host-interface=a b",
+            ],
+            "--host-interface",
+        ),
         (&["--redirect=nftables", "--iptables"], "give one of both"),
         (&["--redirect-interval=1ms"], "--redirect-interval"),
         (&["--host-ip=node-1"], "--host-ip"),
@@ -66,8 +88,19 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
         (&["--workloads=/nowhere/at/all"], "/nowhere/at/all"),
         (&["--config=/nowhere/at/all"], "/nowhere/at/all"),
         (&["redirect"], "Usage"),
-        (&["redirect", "apply", "--host-ip=10.0.0.1"], "--host-interface"),
-        (&["redirect", "apply", "--host-ip=10.0.0.1", "--host-interface=a b"], "--host-interface"),
+        (
+            &["redirect", "apply", "--host-ip=10.0.0.1"],
+            "--host-interface",
+        ),
+        (
+            &[
+                "redirect",
+                "apply",
+                "--host-ip=10.0.0.1",
+                "--host-interface=a b",
+            ],
+            "--host-interface",
+        ),
         (&["redirect", "show", "--backend=pf"], "nftables"),
         (&["redirect", "check", "--output=xml"], "--output"),
     ];
@@ -75,7 +108,10 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
     for (arguments, hint) in table {
         let (code, said) = run(arguments, &[])?;
         if code != Some(64) || !said.contains(hint) || said.contains("panicked") {
-            wrong.insert(arguments.join(" "), format!("exit {code:?}, no {hint:?} in: {said}"));
+            wrong.insert(
+                arguments.join(" "),
+                format!("exit {code:?}, no {hint:?} in: {said}"),
+            );
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -94,18 +130,30 @@ fn what_is_wrong_in_the_configuration_file_is_named() -> anyhow::Result<()> {
         ("app-port: 8181\napp-port: 8182", "app-port"),
         ("wait: 1m", "--wait"),
         ("- a list", "YAML map of flags"),
-        ("redirect: nftables\niptables: true\nhost-ip: 10.0.0.1", "give one of both"),
-        ("session-duration: 1h\niam-role-session-ttl: 1h", "--session-duration"),
+        (
+            "redirect: nftables\niptables: true\nhost-ip: 10.0.0.1",
+            "give one of both",
+        ),
+        (
+            "session-duration: 1h\niam-role-session-ttl: 1h",
+            "--session-duration",
+        ),
     ];
     for (text, hint) in table {
         let path = dir.path().join("rolegate.yaml");
         std::fs::write(&path, text)?;
         let file = format!("--config={}", path.display());
         let (code, said) = run(&[&file], &[])?;
-        assert!(code == Some(64) && said.contains(hint), "{text}: exit {code:?}, {said}");
+        assert!(
+            code == Some(64) && said.contains(hint),
+            "{text}: exit {code:?}, {said}"
+        );
         let environment = [("ROLEGATE_CONFIG", path.to_str().context("a path")?)];
         let (code, said) = run(&["agent"], &environment)?;
-        assert!(code == Some(64) && said.contains(hint), "{text}: exit {code:?}, {said}");
+        assert!(
+            code == Some(64) && said.contains(hint),
+            "{text}: exit {code:?}, {said}"
+        );
     }
     Ok(())
 }
@@ -126,10 +174,19 @@ fn command_line_goes_before_environment_before_file() -> anyhow::Result<()> {
         (&[flag, &file], &[], "from-flag"),
     ] {
         let (code, said) = run(arguments, environment)?;
-        assert!(code == Some(64) && said.contains(&format!("'{taken}'")), "{taken}: {said}");
+        assert!(
+            code == Some(64) && said.contains(&format!("'{taken}'")),
+            "{taken}: {said}"
+        );
     }
     // A good value hides a bad one further back.
-    let (code, said) = run(&[&file, "--wait=1s", "--max-picture-age=1s"], &[environment])?;
-    assert!(code == Some(64) && said.contains("--max-picture-age"), "{said}");
+    let (code, said) = run(
+        &[&file, "--wait=1s", "--max-picture-age=1s"],
+        &[environment],
+    )?;
+    assert!(
+        code == Some(64) && said.contains("--max-picture-age"),
+        "{said}"
+    );
     Ok(())
 }

@@ -42,8 +42,8 @@ use crate::redirect::Backend;
 use crate::tell::Tell;
 use crate::token::{NoRandomness, TokenKey};
 
-/// How long a new agent waits to be ready before it takes over all the same.
-const TAKE_OVER_ANYWAY: Duration = Duration::from_secs(30);
+/// How often a new agent that is not ready yet looks whether the one before is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Where workloads come from.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ pub enum StartError {
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
     /// The kernel does not tell where pods are.
-    #[error("the agent cannot ask the kernel where pods' addresses are: {0}")]
+    #[error("the agent cannot ask the kernel where pods' addresses are")]
     Attachment(#[from] AttachmentError),
     /// The API server cannot be reached as configured.
     #[error(transparent)]
@@ -135,8 +135,15 @@ pub enum StartError {
     #[error("--workloads: {0}")]
     File(#[from] rolegate_kube::file::FileError),
     /// A socket that was handed over is none.
-    #[error("a socket that the old agent handed over cannot be used: {0}")]
+    #[error("a socket that the old agent handed over cannot be used")]
     Socket(#[from] std::io::Error),
+}
+
+impl StartError {
+    /// Whether other flags or files are needed, and not another try.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Imds(_) | Self::Client(_) | Self::File(_))
+    }
 }
 
 /// Where an agent listens.
@@ -394,11 +401,15 @@ async fn inherit(place: &Place, readiness: &Readiness) -> Option<Estate> {
         return None;
     }
     info!("another agent serves this node: getting ready before taking over");
-    if tokio::time::timeout(TAKE_OVER_ANYWAY, readiness.ready())
-        .await
-        .is_err()
-    {
-        warn!("not ready after {TAKE_OVER_ANYWAY:?}, taking over all the same");
+    // Not before: an agent that cannot get ready must not push out one that works.
+    let gone = async {
+        while place.is_taken().await {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = readiness.ready() => {}
+        () = gone => return None,
     }
     place.take().await.unwrap_or_else(|error| {
         warn!(%error, "the agent before does not hand over");

@@ -14,7 +14,7 @@ use crate::director::Facts;
 use crate::door::NodeHealth;
 
 /// The first pause after a try that did not bring all; doubled up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What the configuration says, which goes before what is found.
@@ -30,7 +30,13 @@ pub struct DiscoveryOptions {
     pub own_roles: Vec<OwnRole>,
 }
 
-/// Looks until everything is known, then ends.
+/// Tries after which a metadata service that does not answer is taken for absent, as on nodes
+/// outside of EC2.
+const TRIES: u32 = 3;
+/// How often everything is looked at again: a node's instance profile can be exchanged.
+const AGAIN: Duration = Duration::from_secs(600);
+
+/// Finds out, and looks again now and then.
 pub struct Discovery {
     /// What the configuration says.
     pub options: DiscoveryOptions,
@@ -45,32 +51,45 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Runs until everything is known.
+    /// Runs for ever.
     pub async fn run(self) {
         let mut pause = FIRST_PAUSE;
         let mut said = String::new();
+        let mut tries = 0;
         loop {
             let found = discover(&self.sts, &self.imds).await;
+            tries += 1;
             self.health.set_instance(match &found.instance {
                 Ok(instance) => Ok(instance.id.clone()),
                 Err(error) => Err(error.to_string()),
             });
+            let complete = found.node_role.is_ok() && found.instance.is_ok();
             match self.facts(&found) {
+                // The node's role may be somebody else's to assume: better to wait for its name.
+                Ok(_) if !complete && tries < TRIES => {}
                 Ok(facts) => {
                     self.facts.send_if_modified(|known| {
                         let new = known.as_ref() != Some(&facts);
-                        *known = Some(facts);
-                        new
+                        // What is known is not unlearned by a service that is away for a while.
+                        let better = complete || known.is_none();
+                        if new && better {
+                            *known = Some(facts);
+                        }
+                        new && better
                     });
-                    if found.node_role.is_ok() && found.instance.is_ok() {
-                        return;
+                    if !complete {
+                        tell(&mut said, "the node's metadata service does not say which role the node has; if it has one, name it with --own-role, so that no pod gets it".into());
                     }
-                    tell(&mut said, "the node's metadata service does not say which role the node has; if it has one, name it with --own-role, so that no pod gets it".into());
                 }
                 Err(reason) => tell(&mut said, reason),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            if complete && self.facts.borrow().is_some() {
+                pause = FIRST_PAUSE;
+                tokio::time::sleep(AGAIN).await;
+            } else {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
         }
     }
 

@@ -132,6 +132,7 @@ struct Inner {
     requests: Requests,
     /// The family's histograms as they are first used, found by position.
     slots: [[OnceLock<AtomicHistogram>; OUTCOMES]; HANDLERS],
+    denials: Family<[(&'static str, &'static str); 1], Counter>,
     rejected: Counter,
     pods: SmallGauge,
     disputed: SmallGauge,
@@ -155,6 +156,7 @@ impl AgentMetrics {
                 AtomicHistogram::new(AtomicHistogram::LATENCIES)
             }),
             slots: Default::default(),
+            denials: Family::default(),
             rejected: Counter::default(),
             pods: SmallGauge::default(),
             disputed: SmallGauge::default(),
@@ -164,6 +166,11 @@ impl AgentMetrics {
             "request_duration_seconds",
             "Time that requests of pods took, by what was asked for and how it ended",
             inner.requests.clone(),
+        );
+        registry.register(
+            "denials",
+            "Requests refused by a rule, by layer",
+            inner.denials.clone(),
         );
         registry.register(
             "connections_rejected",
@@ -193,6 +200,11 @@ impl AgentMetrics {
             })
             .observe(took);
         }
+    }
+
+    /// Counts a request that a layer refused.
+    pub(crate) fn denied(&self, layer: &'static str) {
+        self.0.denials.get_or_create(&[("layer", layer)]).inc();
     }
 
     /// Counts it under kube2iam's names, where they are wanted.

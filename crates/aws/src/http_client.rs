@@ -76,7 +76,7 @@ struct SplitConnector {
 
 impl HttpConnector for SplitConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = if false {
+        let client = if request.uri().starts_with("https:") {
             &self.client.secure
         } else {
             &self.client.plain

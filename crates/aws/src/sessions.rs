@@ -194,23 +194,33 @@ impl Sessions {
         }
     }
 
-    /// The time left of the session that ends first, in seconds, and the number of sessions.
-    pub fn lives(&self, now: Timestamp) -> (Option<f64>, usize) {
+    /// How old the sessions are that are kept now, and how long they live on.
+    pub fn lives(&self, now: Timestamp) -> Lives {
         let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let lefts = cells.values().filter_map(|cell| {
-            let state = cell.state.load();
-            state
-                .session
-                .as_ref()
-                .map(|session| session.life.left(now).as_secs_f64())
-        });
-        let (mut least, mut count) = (None::<f64>, 0);
-        for left in lefts {
-            least = Some(least.map_or(left, |least| least.min(left)));
-            count += 1;
+        let mut lives = Lives::default();
+        for cell in cells.values() {
+            if let Some(session) = &cell.state.load().session {
+                let life = session.life;
+                let left = life.left(now).as_secs_f64();
+                let age = life.from.duration_until(now).as_secs_f64();
+                lives.count += 1;
+                lives.least_left = Some(lives.least_left.map_or(left, |least| least.min(left)));
+                lives.oldest_age = Some(lives.oldest_age.map_or(age, |oldest| oldest.max(age)));
+            }
         }
-        (least, count)
+        lives
     }
+}
+
+/// The lives of all sessions, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Lives {
+    /// Sessions that were fetched.
+    pub count: usize,
+    /// What is left of the one that ends first.
+    pub least_left: Option<f64>,
+    /// The age of the oldest.
+    pub oldest_age: Option<f64>,
 }
 
 /// A workload's need of a session, until dropped.

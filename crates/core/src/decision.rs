@@ -117,8 +117,14 @@ impl RuleSet {
             reason,
         };
         if let Some(wish) = &workload.wish.role {
+            if wish.is_empty() {
+                return Ok(None);
+            }
             return resolve(wish, self.base.as_ref())
-                .map(|role| Some((role, false)))
+                .map(|role| {
+                    let is_default = self.default_role.as_ref() == Some(&role);
+                    Some((role, is_default))
+                })
                 .map_err(|error| malformed(wish, "role annotation", error.to_string()));
         }
         match &namespace.default_role {
@@ -310,6 +316,9 @@ mod tests {
             other => format!("{other:?}"),
         };
         assert_eq!(listed(&with, None), "basic");
+        // As in kube2iam: what every pod gets may be named, and an empty annotation declines it.
+        assert_eq!(listed(&with, Some("basic")), "basic");
+        assert_eq!(with.decide(&pod(Some(""))), Decision::NoRole);
         namespace.default_role = Some("team".into());
         let mut both = rules(namespace.clone(), PatternFormat::Glob);
         both.default_role = with.default_role;

@@ -22,7 +22,8 @@ pub enum Phase {
 /// What the pod's annotations ask for: a wish, never a right.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wish {
-    /// The role: name, name with path or whole ARN, as written. Never empty.
+    /// The role: name, name with path or whole ARN, as written. Empty where the pod declines the
+    /// default role.
     pub role: Option<Arc<str>>,
     /// The external ID.
     pub external_id: Option<Arc<str>>,

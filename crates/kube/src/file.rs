@@ -254,7 +254,8 @@ impl From<PodEntry> for Workload {
             host_network: false,
             mirror: false,
             wish: Wish {
-                role: given(pod.role),
+                // Empty declines the default role, as the annotation does.
+                role: pod.role.map(Into::into),
                 external_id: given(pod.external_id),
                 session_name: given(pod.session_name),
             },

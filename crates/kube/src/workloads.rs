@@ -62,9 +62,14 @@ fn workload(pod: Pod, keys: &AnnotationKeys) -> Option<Workload> {
         status,
     } = pod;
     let wish = |key| annotation(&metadata, key).map(|text| cut(text).into());
+    // Empty is an answer here: the pod declines the default role.
+    let declined = || {
+        let annotations = metadata.annotations.as_ref()?;
+        annotations.get(&keys.role).map(|_| "".into())
+    };
     Some(Workload {
         wish: Wish {
-            role: wish(&keys.role),
+            role: wish(&keys.role).or_else(declined),
             external_id: wish(&keys.external_id),
             session_name: wish(SESSION_NAME),
         },

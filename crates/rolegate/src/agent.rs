@@ -10,6 +10,8 @@ use rolegate_agent::app::{self, Ended};
 use rolegate_runtime::{logging, signals};
 
 pub(crate) use flags::AgentFlags;
+
+use crate::flags::invalid;
 pub(crate) use options::options;
 
 /// Runs the agent until it is told to stop.
@@ -28,7 +30,13 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let options = options(flags).await?;
         let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
-        let mut agent = app::Agent::start(options).await?;
+        let mut agent = app::Agent::start(options).await.map_err(|error| {
+            if error.is_usage() {
+                invalid(error.to_string())
+            } else {
+                error.into()
+            }
+        })?;
         let addresses = agent.addresses();
         tracing::info!(pods = %addresses.pods, admin = %addresses.admin, "listening");
         let ended = tokio::select! {

@@ -5,101 +5,120 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, Command, Error};
+use clap::{Arg, Command, Error};
 use serde_json::Value;
 
+/// The flag that names the file.
+const CONFIG: &str = "config";
 /// Largest configuration file, bytes.
 const MOST_BYTES: u64 = 1024 * 1024;
 
-/// The definition with the file's values as defaults, where `arguments` or the environment name
-/// a file.
+/// The arguments with the file's values before them, where they or the environment name a file.
+/// A flag of the file is left out where the command line or the environment gives it, or gives
+/// one that excludes it.
 ///
 /// # Errors
 /// A file that cannot be read, or a key that is no flag.
-pub(crate) fn with_defaults(
-    mut definition: Command,
-    arguments: &[OsString],
-) -> Result<Command, Error> {
-    let path = Command::new("config")
-        .ignore_errors(true)
-        .disable_help_flag(true)
-        .disable_version_flag(true)
-        .arg(
-            Arg::new("config")
-                .long("config")
-                .env("ROLEGATE_CONFIG")
-                .action(ArgAction::Set),
-        )
-        .arg(Arg::new("rest").num_args(0..).trailing_var_arg(false))
-        .try_get_matches_from(only_config(arguments))?
-        .get_one::<String>("config")
-        .cloned();
-    let Some(path) = path else {
-        return Ok(definition);
+pub(crate) fn with_file(
+    definition: &mut Command,
+    mut arguments: Vec<OsString>,
+) -> Result<Vec<OsString>, Error> {
+    let command = arguments.get(1).and_then(|name| name.to_str());
+    let Some(command) = command
+        .and_then(|name| definition.find_subcommand(name))
+        .cloned()
+    else {
+        return Ok(arguments);
     };
-    let fault = |definition: &mut Command, message: String| {
-        definition.error(
-            ErrorKind::InvalidValue,
-            format!("--config {path}: {message}"),
-        )
+    let Some(config) = flag(&command, CONFIG) else {
+        return Ok(arguments);
     };
-    let values = match read(&path) {
-        Ok(values) => values,
-        Err(message) => return Err(fault(&mut definition, message)),
+    let Some(path) = value_of(config, &arguments) else {
+        return Ok(arguments);
     };
-    let command = arguments
-        .iter()
-        .skip(1)
-        .filter_map(|argument| argument.to_str())
-        .find(|argument| definition.find_subcommand(argument).is_some())
-        .unwrap_or_default()
-        .to_owned();
-    let Some(subcommand) = definition.find_subcommand(&command) else {
-        return Ok(definition);
-    };
-    let mut defaults = Vec::new();
-    let mut message = None;
-    for (key, value) in values {
-        let flag = subcommand
+    let values = read(&path).and_then(|values| {
+        let given = command
             .get_arguments()
-            .find(|flag| flag.get_long() == Some(key.as_str()) && key != "config");
-        match (flag, texts(&value)) {
-            (Some(flag), Some(texts)) => defaults.push((flag.get_id().clone(), texts)),
-            (Some(_), None) => {
-                message = Some(format!("{key}: write one value, or a list of values"));
-            }
-            (None, _) => {
-                message = Some(format!(
-                    "{key} is no flag of `rolegate {command}`; `rolegate {command} --help` lists them"
-                ));
-            }
+            .filter(|flag| is_given(flag, &arguments));
+        as_arguments(&command, &values, &given.collect::<Vec<_>>())
+    });
+    match values {
+        Ok(values) => {
+            arguments.splice(2..2, values);
+            Ok(arguments)
+        }
+        Err(message) => {
+            let message = format!("--config {path}: {message}");
+            Err(definition.error(ErrorKind::InvalidValue, message))
         }
     }
-    if let Some(message) = message {
-        return Err(fault(&mut definition, message));
-    }
-    Ok(definition.mut_subcommand(command, |subcommand| {
-        defaults
-            .into_iter()
-            .fold(subcommand, |subcommand, (id, texts)| {
-                subcommand.mut_arg(id, |flag| flag.default_values(texts))
-            })
-    }))
 }
 
-/// The program's name and `--config` with its value, and nothing else.
-fn only_config(arguments: &[OsString]) -> Vec<OsString> {
-    let mut kept: Vec<OsString> = arguments.first().cloned().into_iter().collect();
-    let mut rest = arguments.iter().skip(1);
-    while let Some(argument) = rest.next() {
-        if argument == "--config" {
-            kept.push(argument.clone());
-            kept.extend(rest.next().cloned());
-        } else if argument.as_encoded_bytes().starts_with(b"--config=") {
-            kept.push(argument.clone());
+fn flag<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    let mut flags = command.get_arguments();
+    flags.find(|flag| flag.get_long() == Some(name))
+}
+
+fn as_arguments(
+    command: &Command,
+    values: &BTreeMap<String, Value>,
+    given: &[&Arg],
+) -> Result<Vec<OsString>, String> {
+    let mut arguments = Vec::new();
+    for (key, value) in values {
+        let Some(flag) = flag(command, key).filter(|_| key != CONFIG) else {
+            let name = command.get_name();
+            return Err(format!(
+                "{key} is no flag of `rolegate {name}`; `rolegate {name} --help` lists them"
+            ));
+        };
+        let texts = texts(value).ok_or_else(|| format!("{key}: write one value, or a list"))?;
+        if !given
+            .iter()
+            .any(|other| other.get_id() == flag.get_id() || exclude(command, flag, other))
+        {
+            arguments.extend(texts.iter().map(|text| format!("--{key}={text}").into()));
         }
     }
-    kept
+    Ok(arguments)
+}
+
+/// Whether two flags may not be given together.
+fn exclude(command: &Command, one: &Arg, other: &Arg) -> bool {
+    let names = |from: &Arg, to: &Arg| {
+        let conflicts = command.get_arg_conflicts_with(from);
+        conflicts
+            .iter()
+            .any(|conflict| conflict.get_id() == to.get_id())
+    };
+    names(one, other) || names(other, one)
+}
+
+fn is_given(flag: &Arg, arguments: &[OsString]) -> bool {
+    value_of(flag, arguments).is_some()
+}
+
+/// The last value of a flag on the command line, or that of its environment variable. Empty for
+/// a flag without one.
+fn value_of(flag: &Arg, arguments: &[OsString]) -> Option<String> {
+    let long = format!("--{}", flag.get_long()?);
+    let mut found = None;
+    let mut rest = arguments
+        .iter()
+        .skip(2)
+        .map(|argument| argument.to_string_lossy())
+        .peekable();
+    while let Some(argument) = rest.next() {
+        if argument == "--" {
+            break;
+        }
+        match argument.strip_prefix(&long) {
+            Some("") => found = Some(rest.peek().map(ToString::to_string).unwrap_or_default()),
+            Some(value) => found = value.strip_prefix('=').map(Into::into).or(found),
+            None => {}
+        }
+    }
+    found.or_else(|| std::env::var(flag.get_env()?).ok())
 }
 
 fn read(path: &str) -> Result<BTreeMap<String, Value>, String> {

@@ -67,7 +67,8 @@ pub(crate) struct DemoArguments {
     /// Log what the agent does, on standard error
     #[arg(long)]
     verbose: bool,
-    /// Flags of `rolegate agent` to try; where it listens and what it talks to is the demo's
+    /// Flags of `rolegate agent` to try (its environment variables count too); where it listens and
+    /// what it talks to is the demo's
     #[arg(last = true, value_name = "AGENT FLAGS")]
     agent: Vec<OsString>,
 }
@@ -113,12 +114,18 @@ fn agent_flags(given: &[OsString]) -> anyhow::Result<AgentFlags> {
     let agent = definition
         .find_subcommand("agent")
         .context("there is no command agent")?;
-    agent
+    let flags = agent
         .clone()
         .no_binary_name(true)
         .try_get_matches_from(given)
         .and_then(|matches| AgentFlags::from_arg_matches(&matches))
-        .map_err(|error| invalid(format!("flags for the agent: {error}")))
+        .map_err(|error| invalid(format!("flags for the agent: {error}")))?;
+    if flags.config.is_some() {
+        return Err(invalid(
+            "--config is not read here: give the agent's flags themselves",
+        ));
+    }
+    Ok(flags)
 }
 
 /// The best node that can be had, and a sentence about it.

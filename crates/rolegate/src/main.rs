@@ -50,7 +50,8 @@ fn main() -> ExitCode {
 }
 
 fn command(arguments: Vec<OsString>) -> Result<Command, clap::Error> {
-    let definition = config_file::with_defaults(cli::definition(), &arguments)?;
+    let mut definition = cli::definition();
+    let arguments = config_file::with_file(&mut definition, arguments)?;
     let matches = definition.try_get_matches_from(arguments)?;
     Ok(Cli::from_arg_matches(&matches)?.command)
 }

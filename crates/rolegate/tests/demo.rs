@@ -1,5 +1,5 @@
 //! `rolegate demo`, the real binary: its steps, its exit codes, and that nothing of it is left.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! What goes on beside requests: the redirect, the kernel's events, the age of the picture.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
@@ -110,23 +111,33 @@ async fn check(
     }
     let mut pods = SelfCheck::new(folder);
     let mut said = false;
+    // A pod that was found open stays so until it is looked at again, or gone.
+    let mut found_open: HashMap<PathBuf, String> = HashMap::new();
+    ready.note("no pod is there yet to try the redirect from");
     loop {
+        found_open.retain(|pod, _| pod.exists());
         match pods.next().await {
             Ok(Some((pod, found))) if found.is_open() => {
                 error!(netns = %pod.display(), "{found}");
-                ready.fail(format!("from {}: {found}", pod.display()));
-                open.set(1);
+                found_open.insert(pod, found.to_string());
             }
-            Ok(Some(_)) => {
-                if !std::mem::replace(&mut said, true) {
-                    info!("the redirect holds, tried from inside a pod");
+            Ok(Some((pod, _))) => {
+                found_open.remove(&pod);
+                if found_open.is_empty() {
+                    if !std::mem::replace(&mut said, true) {
+                        info!("the redirect holds, tried from inside a pod");
+                    }
+                    ready.ok();
                 }
-                ready.ok();
-                open.set(0);
             }
             Ok(None) => {}
+            // A pod that has just ended, or a right that is missing.
             Err(error) => ready.note(format!("the redirect cannot be tried: {error}")),
         }
+        if let Some((pod, found)) = found_open.iter().next() {
+            ready.fail(format!("from {}: {found}", pod.display()));
+        }
+        open.set(i64::from(!found_open.is_empty()));
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
@@ -178,12 +189,17 @@ impl Gauges {
 impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let now = self.clock.now();
-        let (least, _) = self.sessions.lives(now);
+        let lives = self.sessions.lives(now);
         let gauges = [
             (
                 "session_least_seconds_left",
                 "Life left of the session that ends first",
-                least,
+                lives.least_left,
+            ),
+            (
+                "session_oldest_age_seconds",
+                "Age of the session that was fetched first",
+                lives.oldest_age,
             ),
             (
                 "picture_age_seconds",

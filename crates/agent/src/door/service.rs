@@ -24,6 +24,9 @@ use crate::token::MAX_TTL_SECONDS;
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const FORWARDED_FOR: &str = "x-forwarded-for";
+/// Whose tokens those are that were given before any pod was known: good for the pass-through
+/// until then, and for nothing after.
+const NOBODY: &str = "";
 
 /// One connection of a pod.
 #[derive(Debug)]
@@ -209,7 +212,9 @@ impl Visit {
             let pass = |_: &Arc<Resident>, _| Look::Done(Answer::ok(Bytes::new()));
             self.settled(headers, pass).await
         } else {
-            Answer::ok(Bytes::new())
+            let now = self.door.clock.now();
+            self.check_token(headers.get(TOKEN), NOBODY, now)
+                .unwrap_or_else(|| Answer::ok(Bytes::new()))
         };
         match identified.outcome {
             Outcome::Ok => forward::forward(self, method, path).await,
@@ -230,15 +235,33 @@ impl Visit {
             let sentence = "send X-aws-ec2-metadata-token-ttl-seconds from 1 to 21600\n";
             return Answer::refuse(Outcome::BadRequest, sentence);
         };
+        let issue = |uid: &str, now| {
+            let token = self.door.tokens.issue(uid, self.peer, ttl, now);
+            Answer::ok(token.into()).with_header(TOKEN_TTL, ttl.into())
+        };
         self.look(|now| match self.identify() {
-            Ok(resident) => {
-                let uid = &resident.workload.uid;
-                let token = self.door.tokens.issue(uid, self.peer, ttl, now);
-                Look::Done(Answer::ok(token.into()).with_header(TOKEN_TTL, ttl.into()))
-            }
+            Ok(resident) => Look::Done(issue(&resident.workload.uid, now)),
+            Err(_) if !self.door.picture.is_settled() => Look::Wait(issue(NOBODY, now)),
             Err(wait) => wait,
         })
         .await
+    }
+
+    /// The refusal of a token that is missing where one is demanded, or is not that of the pod
+    /// `uid` at this address.
+    fn check_token(&self, token: Option<&HeaderValue>, uid: &str, now: Timestamp) -> Option<Answer> {
+        let sentence = match token {
+            None if self.door.options.imds_v2 == ImdsV2::Optional => return None,
+            None => "a metadata token is demanded: get one by PUT /latest/api/token\n",
+            Some(token) => {
+                let tokens = &self.door.tokens;
+                if tokens.verify(token.as_bytes(), uid, self.peer, now) {
+                    return None;
+                }
+                "the metadata token is not valid, or not this pod's\n"
+            }
+        };
+        Some(Answer::refuse(Outcome::BadToken, sentence))
     }
 
     /// Looks with an identified pod whose token, if any is sent or demanded, is its own.
@@ -248,25 +271,20 @@ impl Visit {
         mut look: impl FnMut(&Arc<Resident>, Timestamp) -> Look<Answer>,
     ) -> Answer {
         let token = headers.get(TOKEN);
-        if token.is_none() && self.door.options.imds_v2 == ImdsV2::Required {
-            let sentence = "a metadata token is demanded: get one by PUT /latest/api/token\n";
-            return Answer::refuse(Outcome::BadToken, sentence);
+        // Without looking at who asks: no wait changes that there is none.
+        if token.is_none()
+            && let Some(refused) = self.check_token(token, NOBODY, self.door.clock.now())
+        {
+            return refused;
         }
         self.look(|now| {
             let resident = match self.identify() {
                 Ok(resident) => resident,
                 Err(wait) => return wait,
             };
-            let uid = &resident.workload.uid;
-            let genuine = token.is_none_or(|token| {
-                let tokens = &self.door.tokens;
-                tokens.verify(token.as_bytes(), uid, self.peer, now)
-            });
-            if genuine {
-                look(&resident, now)
-            } else {
-                let sentence = "the metadata token is not valid, or not this pod's\n";
-                Look::Done(Answer::refuse(Outcome::BadToken, sentence))
+            match self.check_token(token, &resident.workload.uid, now) {
+                Some(refused) => Look::Done(refused),
+                None => look(&resident, now),
             }
         })
         .await
@@ -362,6 +380,7 @@ impl Visit {
             )),
             Standing::Denied { denial, body } => {
                 let now = self.door.clock.now();
+                self.door.metrics.denied(denial.layer);
                 self.door.tell.denied(resident, denial, now);
                 Look::Done(Answer::refuse(Outcome::Denied, body.clone()))
             }

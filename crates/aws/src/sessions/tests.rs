@@ -207,7 +207,7 @@ async fn a_session_nobody_needs_is_wiped_and_not_refreshed() {
     drop(lease);
     pass(Duration::from_secs(7200)).await;
     assert_eq!(bench.calls(), 1);
-    assert_eq!(bench.sessions.lives(bench.clock.now()), (None, 0));
+    assert_eq!(bench.sessions.lives(bench.clock.now()), Lives::default());
     let again = bench.lease();
     assert_eq!(served(&again, &bench.clock).await.access_key_id, "ASIA1");
 }

@@ -58,6 +58,7 @@ pub(crate) enum Scope {
 /// Flags of `rolegate agent`.
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     long_about = "Answer the pods of this node on the metadata address.\n\n\
 Runs on each node with the host's network. Pods that ask 169.254.169.254 for credentials get those \
 of the role they are annotated with (iam.amazonaws.com/role), if the rules allow it, and never the \
@@ -112,7 +113,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, env = "ROLEGATE_NAMESPACE_RESTRICTIONS", help_heading = ROLES)]
     pub(crate) namespace_restrictions: bool,
     /// How the patterns in --namespace-key are written
-    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", help_heading = ROLES)]
+    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", ignore_case = true, help_heading = ROLES)]
     pub(crate) namespace_restriction_format: RestrictionFormat,
     /// Annotation of namespaces: JSON list of allowed roles
     #[arg(long, value_name = "KEY", env = "ROLEGATE_NAMESPACE_KEY", default_value = "iam.amazonaws.com/allowed-roles", help_heading = ROLES)]
@@ -209,7 +210,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, env = "ROLEGATE_DEBUG", help_heading = PROCESS)]
     pub(crate) debug: bool,
     /// How log lines are written
-    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_LOG_FORMAT", default_value = "text", help_heading = PROCESS)]
+    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_LOG_FORMAT", default_value = "text", ignore_case = true, help_heading = PROCESS)]
     pub(crate) log_format: LogFormat,
     /// error, warn, info, debug or trace, or a filter such as info,rolegate_agent=debug
     #[arg(long, value_name = "LEVEL", env = "ROLEGATE_LOG_LEVEL", default_value = "info", help_heading = PROCESS)]

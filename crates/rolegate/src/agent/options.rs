@@ -130,7 +130,11 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let regional = flags
         .use_regional_sts_endpoint
         .unwrap_or(endpoints.as_deref() != Ok("legacy"));
-    let metadata_addr = metadata_address(&flags)?;
+    if flags.auto_discover_base_arn && base.is_some() {
+        return Err(invalid(
+            "--auto-discover-base-arn and --base-role-arn: give one of both",
+        ));
+    }
 
     Ok(AgentOptions {
         listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), flags.app_port),
@@ -153,14 +157,14 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             },
         },
         annotations: keys,
-        metadata_addr,
+        metadata_addr: flags.metadata_addr,
         sts: StsOptions {
             regional,
             clock: clock.clone(),
             ..StsOptions::default()
         },
         discovery: DiscoveryOptions {
-            base_required: flags.auto_discover_base_arn && base.is_none(),
+            base_required: flags.auto_discover_base_arn,
             base: base.clone(),
             default_role: flags.default_role.filter(|role| !role.is_empty()),
             own_roles,
@@ -278,13 +282,6 @@ fn own_role(text: &str) -> anyhow::Result<OwnRole> {
         })
     };
     role.map_err(|error| invalid(format!("--own-role: {error}")))
-}
-
-/// `AWS_EC2_METADATA_SERVICE_ENDPOINT` is for our own SDK too, so it goes before the default.
-fn metadata_address(flags: &AgentFlags) -> anyhow::Result<String> {
-    rolegate_aws::imds::Imds::new(&flags.metadata_addr)
-        .map_err(|error| invalid(format!("--metadata-addr: {error}")))?;
-    Ok(flags.metadata_addr.clone())
 }
 
 async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>> {

@@ -130,7 +130,7 @@ impl Network {
     }
 
     /// What leads a command into the pod.
-    pub(super) fn into_pod(&self, pod: &Pod) -> String {
+    pub(super) fn pod_prefix(&self, pod: &Pod) -> String {
         match self {
             Self::Loopback => String::new(),
             Self::Namespaces(all) => format!("ip netns exec {} ", all.pod(pod)),
@@ -138,7 +138,7 @@ impl Network {
     }
 
     /// What leads a command onto the node.
-    pub(super) fn into_node(&self) -> String {
+    pub(super) fn node_prefix(&self) -> String {
         match self {
             Self::Loopback => String::new(),
             Self::Namespaces(all) => format!("ip netns exec {} ", all.node()),

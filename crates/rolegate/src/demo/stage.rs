@@ -181,7 +181,7 @@ impl<'a> Stage<'a> {
 
     /// What is typed on this machine to ask the same.
     pub(super) fn command(&self, pod: &Pod, ask: &Ask) -> String {
-        self.network.into_pod(pod) + &self.typed(pod, ask)
+        self.network.pod_prefix(pod) + &self.typed(pod, ask)
     }
 
     /// Returns when the agent ends by itself.

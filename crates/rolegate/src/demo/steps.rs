@@ -61,7 +61,7 @@ pub(super) fn suggestions(stage: &Stage<'_>) -> Vec<Suggestion> {
         let url = stage.admin().unwrap_or_default();
         Suggestion {
             what,
-            command: format!("{}curl '{url}{path}'", stage.network.into_node()),
+            command: format!("{}curl '{url}{path}'", stage.network.node_prefix()),
         }
     };
     vec![
@@ -313,13 +313,18 @@ async fn sts_down(take: &mut Take<'_>) -> anyhow::Result<()> {
     stage.sts.fail_with(Some(failure));
     take.note("STS answers every call with 503".into());
     let before = calls();
-    take.steadily(&REPORTS, credentials(&REPORTS), |_| calls() > before)
+    let ask = credentials(&REPORTS);
+    let held = stage.ask(&REPORTS, &ask).await.session()?;
+    take.steadily(&REPORTS, ask.clone(), |_| calls() > before)
         .await?;
     take.note("the agent tried to renew the session, and failed".into());
     let failed = Instant::now();
     let settled = |_: &_| failed.elapsed() > Duration::from_millis(500);
-    take.steadily(&REPORTS, credentials(&REPORTS), settled)
-        .await?;
+    let served = take.steadily(&REPORTS, ask, settled).await?;
+    ensure!(
+        served == held,
+        "this is another session than before STS went down"
+    );
     Ok(())
 }
 
