@@ -28,7 +28,6 @@ async fn kube2iam_daemonset_flags_work_with_the_image_changed() -> anyhow::Resul
     let mut agent = site.spawn(&[
         "--app-port=8181",
         "--auto-discover-base-arn",
-        "--base-role-arn=arn:aws:iam::123456789012:role/",
         "--iptables=true",
         "--host-interface=eni+",
         "--host-ip=10.0.0.1",

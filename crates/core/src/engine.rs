@@ -25,7 +25,8 @@ use allowance::Allowances;
 /// Limits of an engine.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
-    /// Most calls in flight at once.
+    /// Most calls in flight at once; those ahead of need take a quarter of it at the most, so that
+    /// a pod that is waiting finds room.
     pub in_flight: usize,
     /// First fetches that a namespace may cause at once.
     pub namespace_burst: u32,
@@ -347,13 +348,18 @@ impl Engine {
 
     /// Starts calls while there is room, waiting pods first.
     fn dispatch(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let ahead_of_need = (self.options.in_flight / 4).max(1);
         while self.in_flight < self.options.in_flight {
-            let (key, urgent) = match self.urgent.pop_front() {
-                Some(key) => (key, true),
-                None => match self.prefetch.pop_front() {
-                    Some(key) => (key, false),
-                    None => return,
-                },
+            let urgent = !self.urgent.is_empty();
+            let line = if urgent {
+                &mut self.urgent
+            } else if self.in_flight < ahead_of_need {
+                &mut self.prefetch
+            } else {
+                return;
+            };
+            let Some(key) = line.pop_front() else {
+                return;
             };
             let Some(entry) = self.entries.get_mut(&key) else {
                 continue;

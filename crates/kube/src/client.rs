@@ -344,9 +344,10 @@ contexts:
         assert!(request.contains("user-agent: rolegate/"), "{request}");
         // One 503 is one answer: retries are not made behind our back.
         stream
-            .write_all(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\n\r\n")
+            .write_all(b"HTTP/1.1 503 Unavailable\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
             .await
             .unwrap();
-        assert!(call.await.unwrap().is_err());
+        let answered = tokio::time::timeout(Duration::from_secs(20), call).await;
+        assert!(answered.expect("it was tried again").unwrap().is_err());
     }
 }

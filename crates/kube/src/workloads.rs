@@ -197,11 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_role_is_no_role() {
+    fn an_empty_role_declines_and_is_not_the_same_as_none() {
         for empty in ["", " ", "\n\t"] {
             let workload = parse(pod(json!({ROLE: empty}), json!({})));
-            assert_eq!(workload.wish.role, None, "{empty:?}");
+            assert_eq!(workload.wish.role.as_deref(), Some(""), "{empty:?}");
         }
+        let others = json!({"iam.amazonaws.com/external-id": " ", "unrelated": ""});
+        assert_eq!(parse(pod(others, json!({}))).wish, Wish::default());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 use tracing::Subscriber;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::{MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt;
@@ -77,6 +77,19 @@ fn parse_filter(given: &str) -> Result<Targets, LoggingError> {
     Ok(targets)
 }
 
+/// The most that a library may say whatever the filter is: below these levels they print requests
+/// and answers, with credentials in them.
+fn most(target: &str) -> LevelFilter {
+    const WIRE: [&str; 5] = ["aws_", "h2", "hyper", "rustls", "tower"];
+    if WIRE.iter().any(|library| target.starts_with(library)) {
+        LevelFilter::INFO
+    } else if target.starts_with("kube_") {
+        LevelFilter::DEBUG
+    } else {
+        LevelFilter::TRACE
+    }
+}
+
 fn subscriber<W>(
     format: LogFormat,
     filter: Targets,
@@ -86,7 +99,9 @@ fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filtered = tracing_subscriber::registry().with(filter);
+    let filtered = tracing_subscriber::registry()
+        .with(filter)
+        .with(filter_fn(|metadata| *metadata.level() <= most(metadata.target())));
     match format {
         LogFormat::Text => Box::new(
             filtered.with(

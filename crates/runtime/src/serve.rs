@@ -218,22 +218,17 @@ mod tests {
             gate: Arc::new(Semaphore::new(open)),
         };
         let (arrived, gate) = (Arc::clone(&gated.arrived), Arc::clone(&gated.gate));
-        tokio::spawn(serve(
-            listener,
-            limits,
-            gated.drain.clone(),
-            move |_, _| {
-                let (arrived, gate) = (Arc::clone(&arrived), Arc::clone(&gate));
-                Some(service_fn(move |_| {
-                    arrived.add_permits(1);
-                    let gate = Arc::clone(&gate);
-                    async move {
-                        gate.acquire_owned().await.unwrap().forget();
-                        Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
-                    }
-                }))
-            },
-        ));
+        tokio::spawn(serve(listener, limits, gated.drain.clone(), move |_, _| {
+            let (arrived, gate) = (Arc::clone(&arrived), Arc::clone(&gate));
+            Some(service_fn(move |_| {
+                arrived.add_permits(1);
+                let gate = Arc::clone(&gate);
+                async move {
+                    gate.acquire_owned().await.unwrap().forget();
+                    Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
+                }
+            }))
+        }));
         gated
     }
 
@@ -257,15 +252,22 @@ mod tests {
         String::from_utf8_lossy(&bytes[..count]).into_owned()
     }
 
+    /// What comes until the server closes the connection, which it must.
     async fn rest(mut stream: TcpStream) -> String {
         let mut text = String::new();
-        let _ = stream.read_to_string(&mut text).await;
+        let end = stream.read_to_string(&mut text);
+        let end = tokio::time::timeout(Duration::from_secs(20), end).await;
+        let _ = end.expect("the connection stays open");
         text
     }
 
     #[tokio::test]
     async fn the_unspecified_address_takes_ipv4_and_the_end_is_orderly() {
-        let server = start(Limits::default(), 0);
+        let limits = Limits {
+            header_time: Duration::from_secs(3600),
+            ..Limits::default()
+        };
+        let server = start(limits, 0);
         let open = server.request().await;
         let drain = server.drain.clone();
         let ending = tokio::spawn(async move { drain.drain(Duration::from_secs(60)).await });

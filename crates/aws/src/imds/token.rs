@@ -233,6 +233,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_token_is_never_formatted() {
+        let service = service().await;
+        let imds = Imds::new(&service.url()).unwrap();
+        let access = imds.inner.tokens.get(&imds.inner).await.unwrap();
+        assert_eq!(format!("{:?}", access.token().unwrap()), "Sensitive");
+        assert!(!format!("{access:?}").contains("token"));
+    }
+
+    #[tokio::test]
     async fn a_token_that_has_ended_is_not_used() {
         let service = service().await;
         let imds = with_old_token(&service).await;

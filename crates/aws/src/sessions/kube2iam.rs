@@ -26,9 +26,8 @@ pub(super) struct Kube2iamCalls {
 
 impl Kube2iamCalls {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let calls = Histograms::new_with_constructor(|| {
-            AtomicHistogram::new(AtomicHistogram::LATENCIES)
-        });
+        let calls =
+            Histograms::new_with_constructor(|| AtomicHistogram::new(AtomicHistogram::LATENCIES));
         registry.register(
             "kube2iam_iam_request_duration_seconds",
             "Time that calls of AssumeRole took, under kube2iam's name",

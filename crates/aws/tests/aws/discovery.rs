@@ -1,8 +1,10 @@
 //! Finding out who and where we are.
 
+use std::time::Duration;
+
 use rolegate_aws::identity::discover;
 use rolegate_aws::imds::{Imds, ImdsError};
-use rolegate_aws::sts::Sts;
+use rolegate_aws::sts::{Sts, StsOptions};
 use rolegate_core::decision::OwnRole;
 use rolegate_devkit as devkit;
 use tokio::net::TcpListener;
@@ -84,5 +86,22 @@ async fn what_fails_does_not_hide_the_rest() {
     let imds = Imds::new(&metadata.url()).unwrap();
     let found = discover(&Sts::new(options(&format!("http://{nobody}"))), &imds).await;
     assert_eq!(found.caller.as_ref().unwrap_err().code, "Unreachable");
+    assert_eq!(found.node_role, Ok(Some("node".into())));
+}
+
+#[tokio::test]
+async fn nobody_is_waited_for_beyond_the_limit() {
+    let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default())
+        .await
+        .unwrap();
+    let sts = service(CALLER).await;
+    sts.set_latency(Duration::from_secs(3600));
+    let patient = StsOptions {
+        timeout: Duration::from_secs(3600),
+        ..options(&sts.url())
+    };
+    let imds = Imds::new(&metadata.url()).unwrap();
+    let found = discover(&Sts::new(patient), &imds).await;
+    assert_eq!(found.caller.as_ref().unwrap_err().code, "Timeout");
     assert_eq!(found.node_role, Ok(Some("node".into())));
 }

@@ -282,7 +282,7 @@ async fn bodies_stream_through() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_an_error() {
+async fn a_body_that_stalls_is_an_error() {
     let service = Raw::start(|head| match head.starts_with("put") {
         true => answer(404, "", ""),
         false => "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\nhalf".into(),

@@ -341,7 +341,8 @@ async fn https_is_spoken_where_it_is_asked_for() {
         stream.read_u8().await.unwrap()
     });
     let failure = failure(options(&url)).await;
-    assert_eq!(first_byte.await.unwrap(), 0x16, "no TLS handshake");
+    let first_byte = tokio::time::timeout(Duration::from_secs(10), first_byte).await;
+    assert_eq!(first_byte.unwrap().unwrap(), 0x16, "no TLS handshake");
     assert_eq!(
         (failure.kind, failure.code.as_str()),
         (FailureKind::Temporary, "Unreachable")

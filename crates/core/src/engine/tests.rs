@@ -187,24 +187,28 @@ fn what_fails_and_is_not_needed_is_forgotten_at_once() {
 #[test]
 fn calls_in_flight_are_bounded_and_waiting_pods_go_first() {
     let mut engine = Engine::new(EngineOptions {
-        in_flight: 2,
+        in_flight: 4,
         ..EngineOptions::default()
     });
-    assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
-    assert_eq!(engine.handle(wanted("b"), at(0)), fetch("b"));
-    for name in ["c", "d", "e"] {
-        assert_eq!(engine.handle(wanted(name), at(0)), []);
-    }
-    assert_eq!(engine.handle(Event::Asked(key("e")), at(0)), []);
     let done = |name| Event::Fetched(key(name), hour(0));
-    assert_eq!(engine.handle(done("a"), at(0)), fetch("e"));
-    assert_eq!(engine.handle(done("e"), at(0)), fetch("c"));
-    assert_eq!(
-        engine.handle(Event::Failed(key("b"), FailureKind::Temporary), at(0)),
-        fetch("d")
-    );
+    let asked = |name| Event::Asked(key(name));
+    assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
+    for name in ["b", "c", "d", "e", "f", "g"] {
+        assert_eq!(engine.handle(wanted(name), at(0)), [], "ahead of need");
+    }
+    assert_eq!(engine.handle(asked("e"), at(0)), fetch("e"));
+    assert_eq!(engine.handle(asked("f"), at(0)), fetch("f"));
+    assert_eq!(engine.handle(asked("g"), at(0)), fetch("g"));
+    assert_eq!(engine.handle(asked("d"), at(0)), [], "four are in flight");
+    assert_eq!(engine.handle(done("a"), at(0)), fetch("d"));
+    for name in ["e", "f", "g"] {
+        assert_eq!(engine.handle(done(name), at(0)), []);
+    }
+    let temporary = Event::Failed(key("d"), FailureKind::Temporary);
+    assert_eq!(engine.handle(temporary, at(0)), fetch("b"));
+    assert_eq!(engine.handle(done("b"), at(0)), fetch("c"));
     assert_eq!(engine.handle(done("c"), at(0)), []);
-    assert_eq!(engine.counts(), (5, 0, 1));
+    assert_eq!(engine.counts(), (7, 0, 0));
 }
 
 #[test]

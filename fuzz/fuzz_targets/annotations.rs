@@ -1,0 +1,66 @@
+//! Whatever pods' and namespaces' owners write into annotations: a decision comes out, bounded,
+//! and never our own role.
+#![no_main]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use libfuzzer_sys::fuzz_target;
+use rolegate_core::arn::BaseArn;
+use rolegate_core::decision::{Decision, OwnRole, RuleSet};
+use rolegate_core::layer::namespace::NamespaceLayer;
+use rolegate_core::namespace::{Namespace, NamespaceRules};
+use rolegate_core::pattern::PatternFormat;
+use rolegate_core::workload::{Phase, Wish, Workload};
+
+fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
+    let (role, external_id, session_name, allowed, permitted, default_role, regexp) = texts;
+    let given = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
+    let base = BaseArn::parse("arn:aws:iam::123456789012:role/").expect("a fixed ARN");
+    let namespace = Namespace {
+        name: "default".into(),
+        allowed_roles: given(allowed),
+        permitted: given(permitted),
+        default_role: given(default_role),
+    };
+    let format = if regexp { PatternFormat::Regexp } else { PatternFormat::Glob };
+    let compiled = NamespaceRules::compile(&namespace, Some(&base), format);
+    let rules = RuleSet {
+        base: Some(base),
+        session_seconds: 3600,
+        own_roles: vec![OwnRole { account: None, name: "node".into() }],
+        layers: vec![Arc::new(NamespaceLayer)],
+        namespaces: HashMap::from([("default".into(), Arc::new(compiled))]),
+        ..RuleSet::default()
+    };
+    let pod = Workload {
+        namespace: "default".into(),
+        name: "app".into(),
+        uid: "uid".into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: Vec::new(),
+        phase: Phase::Running,
+        host_network: false,
+        mirror: false,
+        wish: Wish {
+            role: Some(role.into()),
+            external_id: given(external_id),
+            session_name: given(session_name),
+        },
+    };
+    match rules.decide(&pod) {
+        Decision::Allow { key, .. } => {
+            assert!(!key.role.name().eq_ignore_ascii_case("node"));
+            assert!(namespace.allowed_roles.is_some() || namespace.permitted.is_some());
+            assert!((2..=64).contains(&key.name.len()));
+            assert!(!key.name.contains('.') || key.name.starts_with("default."));
+        }
+        Decision::Deny(denial) => {
+            let text = denial.to_string();
+            assert!(text.len() < 8192, "{}", text.len());
+            assert!(!text.contains(['\r', '\n', '\u{1b}']), "{text:?}");
+        }
+        Decision::NoRole | Decision::Undecided => {}
+    }
+});

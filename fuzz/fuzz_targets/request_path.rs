@@ -1,0 +1,27 @@
+//! Whatever a pod writes as its path: what is let through is canonical, and never the node's own.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use rolegate_core::metadata::{AllowList, CanonicalPath, Route};
+
+fuzz_target!(|target: &str| {
+    let Ok(path) = CanonicalPath::parse(target) else {
+        return;
+    };
+    let text = path.as_str();
+    assert_eq!(CanonicalPath::parse(text), Ok(path));
+    assert!(!text.contains("//") && !text.contains('%') && !text.contains("/../"));
+    assert!(!text.contains(['?', '#', '\\', ' ', '\r', '\n', '\0']));
+    let everything = AllowList::new(&[".*".to_owned()]).expect("a fixed expression");
+    if everything.allows(&path) {
+        assert_eq!(path.route(), Route::Other);
+        let lower = text.to_ascii_lowercase();
+        let mut segments = lower.split('/').skip(2);
+        let first = segments.next();
+        let second = segments.next();
+        assert_ne!((first, second), (Some("meta-data"), Some("iam")));
+        assert_ne!((first, second), (Some("meta-data"), Some("identity-credentials")));
+        assert_ne!(first, Some("user-data"));
+        assert_ne!(first, Some("api"));
+    }
+});
