@@ -237,7 +237,7 @@ fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
 async fn sdk_refreshes_across_an_expiry() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
     let site = Site::new("expiry", cluster).await?;
-    site.sts.set_life(Duration::from_secs(10));
+    site.sts.set_life(Duration::from_secs(12));
     cluster.create_namespace(&site.namespace("a"), &[]).await?;
     let pod = site.pod("10.1.0.5")?;
     cluster

@@ -28,24 +28,25 @@ impl Asking {
                 Ok(reply) if reply.status == 200 && reply.body.contains("AccessKeyId") => {
                     self.answered.fetch_add(1, Ordering::SeqCst);
                 }
-                other => self.failed.lock().unwrap().push(format!("{other:?}")),
+                Ok(reply) => self.failed.lock().unwrap().push(format!("{reply:?}")),
+                Err(error) => self.failed.lock().unwrap().push(format!("{error:#}")),
             }
         }
     }
 
-    /// Waits until as many more requests were answered.
+    /// Waits until as many more requests were answered; the first that fails ends the wait.
     async fn more(&self, count: usize) -> anyhow::Result<()> {
-        let before = self.answered.load(Ordering::SeqCst);
+        let enough = self.answered.load(Ordering::SeqCst) + count;
         eventually(DEADLINE, async || {
-            let failed = self.failed.lock().unwrap();
-            ensure!(failed.is_empty(), "{failed:?}");
-            ensure!(
-                self.answered.load(Ordering::SeqCst) >= before + count,
-                "they wait"
-            );
+            let failed = !self.failed.lock().unwrap().is_empty();
+            let answered = self.answered.load(Ordering::SeqCst);
+            ensure!(failed || answered >= enough, "{answered} of {enough}");
             Ok(())
         })
-        .await
+        .await?;
+        let failed = self.failed.lock().unwrap();
+        ensure!(failed.is_empty(), "a request failed: {failed:?}");
+        Ok(())
     }
 }
 
@@ -82,7 +83,7 @@ async fn upgrade_without_a_gap() -> anyhow::Result<()> {
     let taken_over = tokio::task::block_in_place(|| {
         thread::scope(|scope| {
             let _stop = Stop(&asking.stop);
-            for _ in 0..2 {
+            for _ in 0..4 {
                 scope.spawn(|| asking.on(&pod, &token));
             }
             runtime.block_on(take_over(&site, &asking, old, &flags))

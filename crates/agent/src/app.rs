@@ -436,7 +436,10 @@ fn place(folder: &std::path::Path, port: u16) -> Option<Place> {
 type Spare = (std::os::fd::OwnedFd, std::os::fd::OwnedFd);
 
 async fn hand_over(place: Place, (pods, admin): Spare, door: Arc<Door>) -> TaskEnd {
-    match place.offer(pods.as_fd(), admin.as_fd(), door.tokens()).await {
+    match place
+        .offer(pods.as_fd(), admin.as_fd(), door.tokens())
+        .await
+    {
         Ok(()) => Some(Ended::HandedOver),
         Err(error) => {
             warn!(%error, "upgrades will have a gap");

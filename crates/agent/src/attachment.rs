@@ -16,7 +16,7 @@ mod monitor;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rolegate_core::redirect::InterfacePattern;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 pub use bindings::{Bindings, Event, HOLD_DOWN, Verdict};
 pub use kernel::Kernel;
 pub use monitor::Monitor;
+
+/// How often all is looked at again, and changes are told, when there is no end of them.
+const PACE: Duration = Duration::from_secs(1);
 
 /// Why the kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +166,7 @@ impl Attachments {
         cancel: CancellationToken,
     ) -> Result<(), AttachmentError> {
         let mut monitor = Monitor::open()?;
+        let mut told: Option<Instant> = None;
         while let Some(event) = cancel.run_until_cancelled(monitor.next()).await {
             let event = event?;
             if let Event::LinkGone(ifindex) = event {
@@ -174,8 +178,15 @@ impl Attachments {
                 self.bindings().on_event(&event, Instant::now())
             };
             for addr in changed {
-                tracing::warn!(%addr, ?event, "an address is no longer where its pod was first seen: it gets no credentials");
+                // Neighbours can cause these as quickly as they like.
+                if told.is_none_or(|told| told.elapsed() >= PACE) {
+                    told = Some(Instant::now());
+                    tracing::warn!(%addr, ?event, "an address is no longer where its pod was first seen: it gets no credentials");
+                }
                 on_change(addr);
+            }
+            if event == Event::Lost {
+                tokio::time::sleep(PACE).await;
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use rolegate_aws::sessions::{Lease, Sessions};
 use rolegate_core::arn::{BaseArn, RoleArn};
 use rolegate_core::decision::{Decision, OwnRole, RuleSet};
 use rolegate_core::document;
+use rolegate_core::engine::Cause;
 use rolegate_core::namespace::{Namespace, NamespaceRules};
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::session::SessionKey;
@@ -163,7 +164,7 @@ impl Director {
                     .into_iter()
                     .map(|namespace| (namespace.name.clone(), namespace))
                     .collect();
-                self.compile_all();
+                self.rules.namespaces.clear();
                 self.missing.namespaces = None;
                 self.decide_again(|_| true);
             }
@@ -172,9 +173,8 @@ impl Director {
                     return;
                 }
                 let name = namespace.name.clone();
-                let compiled = self.compile(&namespace);
-                self.rules.namespaces.insert(name.clone(), compiled);
                 self.namespaces.insert(name.clone(), namespace);
+                self.rules.namespaces.remove(&name);
                 self.decide_again(|pod| pod.namespace == name);
             }
             Update::Namespaces(Change::Delete(namespace)) => {
@@ -197,7 +197,7 @@ impl Director {
         self.rules.base = facts.base;
         self.rules.default_role = facts.default_role;
         self.rules.own_roles = facts.own_roles;
-        self.compile_all();
+        self.rules.namespaces.clear();
         self.missing.facts = None;
         self.decide_again(|_| true);
         self.settle();
@@ -213,17 +213,19 @@ impl Director {
             .settle(workloads.is_none() && namespaces.is_none() && facts.is_none());
     }
 
-    fn compile(&self, namespace: &Namespace) -> Arc<NamespaceRules> {
-        let base = self.rules.base.as_ref();
-        Arc::new(NamespaceRules::compile(namespace, base, self.format))
-    }
-
-    fn compile_all(&mut self) {
-        self.rules.namespaces = self
-            .namespaces
-            .values()
-            .map(|namespace| (namespace.name.clone(), self.compile(namespace)))
-            .collect();
+    /// Compiles the rules of a namespace that has a pod here. Those of other namespaces, which
+    /// their owners can make costly, are left alone.
+    fn compile(&mut self, name: &Arc<str>) {
+        if self.rules.namespaces.contains_key(name) {
+            return;
+        }
+        if let Some(namespace) = self.namespaces.get(name) {
+            let base = self.rules.base.as_ref();
+            let compiled = NamespaceRules::compile(namespace, base, self.format);
+            self.rules
+                .namespaces
+                .insert(name.clone(), Arc::new(compiled));
+        }
     }
 
     fn apply(&mut self, pod: Workload, touched: &mut HashSet<IpAddr>) {
@@ -284,7 +286,8 @@ impl Director {
 
     /// Decides for a pod. The lease of the resident before it lives on where the session stays
     /// the same, so that nothing is fetched twice.
-    fn resident(&self, workload: Arc<Workload>, before: Option<&Resident>) -> Arc<Resident> {
+    fn resident(&mut self, workload: Arc<Workload>, before: Option<&Resident>) -> Arc<Resident> {
+        self.compile(&workload.namespace);
         let finished = matches!(workload.phase, Phase::Succeeded | Phase::Failed);
         let standing = if finished || workload.host_network {
             // It owns no address, so nothing would ever be served.
@@ -313,17 +316,18 @@ impl Director {
         })
     }
 
-    fn lease(
-        &self,
-        key: SessionKey,
-        workload: &Workload,
-        before: Option<&Resident>,
-    ) -> Arc<Lease> {
+    fn lease(&self, key: SessionKey, workload: &Workload, before: Option<&Resident>) -> Arc<Lease> {
         let lease = match before.map(|before| &before.standing) {
             Some(Standing::Allowed(allowed)) if *allowed.lease.cell().key() == key => {
                 allowed.lease.clone()
             }
-            _ => Arc::new(self.sessions.lease(key, workload.namespace.clone())),
+            _ => {
+                let cause = match before.map(|before| &before.standing) {
+                    None | Some(Standing::Undecided) => Cause::New,
+                    Some(_) => Cause::Change,
+                };
+                Arc::new(self.sessions.lease(key, workload.namespace.clone(), cause))
+            }
         };
         // Something changed, which is why we decide: what STS refused is worth another try.
         lease.retry();

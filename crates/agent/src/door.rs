@@ -29,6 +29,9 @@ use crate::token::TokenKey;
 
 pub use health::NodeHealth;
 
+/// Longest head of a request, bytes: SDKs send some hundreds.
+const HEADER_BYTES: usize = 8 * 1024;
+
 /// Whether a token of version 2 is demanded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ImdsV2 {
@@ -121,11 +124,14 @@ impl Door {
         let limits = serve::Limits {
             connections: self.options.limits.connections,
             header_time: self.options.header_time,
+            header_bytes: HEADER_BYTES,
             ..serve::Limits::default()
         };
         serve::serve(listener, limits, drain, move |peer, own| {
             let address = peer.ip().to_canonical();
-            let Some(connection) = self.limits.connect(address) else {
+            // Before pods are known, everybody may be one.
+            let known = !self.picture.is_settled() || self.picture.owner(address).is_some();
+            let Some(connection) = self.limits.connect(address, known) else {
                 self.metrics.rejected();
                 return None;
             };

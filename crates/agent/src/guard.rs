@@ -69,7 +69,10 @@ impl Guard {
                 && attachment.can_be_forged()
                 && !self.0.forgeable.swap(true, Ordering::Relaxed)
             {
-                warn!(interface = attachment.name, "pods share an interface on which a neighbour can take another's address, unless the network plugin prevents it");
+                warn!(
+                    interface = attachment.name,
+                    "pods share an interface on which a neighbour can take another's address, unless the network plugin prevents it"
+                );
             }
         }
         self.0.generation.fetch_add(1, Ordering::AcqRel);

@@ -111,7 +111,9 @@ impl Place {
             let closed = std::fs::Permissions::from_mode(0o700);
             std::fs::set_permissions(folder, closed).map_err(failed)?;
         }
-        let namespace = std::fs::metadata("/proc/self/ns/net").map_err(failed)?.ino();
+        let namespace = std::fs::metadata("/proc/self/ns/net")
+            .map_err(failed)?
+            .ino();
         Ok(Self(folder.join(format!("agent-{port}-{namespace}.sock"))))
     }
 
@@ -181,7 +183,9 @@ impl Place {
             };
             match handed.await {
                 Ok(TAKEN) => return Ok(()),
-                Ok(_) => tracing::warn!("another agent asked for our sockets and did not take them"),
+                Ok(_) => {
+                    tracing::warn!("another agent asked for our sockets and did not take them")
+                }
                 Err(error) => {
                     tracing::warn!(%error, "another agent asked for our sockets and broke off");
                 }
@@ -210,7 +214,10 @@ fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], tokens: &TokenKey) -
     if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let parts = [IoSlice::new(&[VERSION]), IoSlice::new(tokens.bytes().as_ref())];
+    let parts = [
+        IoSlice::new(&[VERSION]),
+        IoSlice::new(tokens.bytes().as_ref()),
+    ];
     let sent = rustix::net::sendmsg(stream, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
     // Far below any socket buffer, it goes at once or not at all.
     if sent == MESSAGE {
@@ -272,7 +279,10 @@ mod tests {
         let old = {
             let place = place.clone();
             tokio::spawn(async move {
-                place.offer(pods.as_fd(), admin.as_fd(), &tokens).await.unwrap();
+                place
+                    .offer(pods.as_fd(), admin.as_fd(), &tokens)
+                    .await
+                    .unwrap();
                 drop((pods, admin));
             })
         };
@@ -289,7 +299,11 @@ mod tests {
         let (accepted, peer) = taken.accept().unwrap();
         assert_eq!(peer, waiting.local_addr().unwrap());
         drop(accepted);
-        assert!(estate.tokens.verify(token.as_bytes(), "uid", address.ip(), now));
+        assert!(
+            estate
+                .tokens
+                .verify(token.as_bytes(), "uid", address.ip(), now)
+        );
     }
 
     #[tokio::test]

@@ -219,6 +219,8 @@ impl AgentMetrics {
 
     pub(crate) fn set_pods(&self, pods: usize, disputed: usize) {
         self.0.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
-        self.0.disputed.set(i64::try_from(disputed).unwrap_or(i64::MAX));
+        self.0
+            .disputed
+            .set(i64::try_from(disputed).unwrap_or(i64::MAX));
     }
 }

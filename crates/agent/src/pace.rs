@@ -32,7 +32,9 @@ mod tests {
         let pace = Pace::default();
         let at = |second| Timestamp::from_second(1_000_000 + second).unwrap();
         let period = Duration::from_secs(10);
-        let told: Vec<i64> = (0..30).filter(|second| pace.allows(at(*second), period)).collect();
+        let told: Vec<i64> = (0..30)
+            .filter(|second| pace.allows(at(*second), period))
+            .collect();
         assert_eq!(told, [0, 10, 20]);
         // A clock that was set back does not silence it.
         assert!(pace.allows(at(-1000), period));

@@ -99,7 +99,8 @@ impl Default for Picture {
 impl Picture {
     /// Who has `address`, if anybody.
     pub fn owner(&self, address: IpAddr) -> Option<Owner> {
-        self.shard(address).and_then(|shard| shard.get(&address).cloned())
+        self.shard(address)
+            .and_then(|shard| shard.get(&address).cloned())
     }
 
     /// Whether everything that decisions depend on has been seen: pods, namespaces and our own

@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use jiff::Timestamp;
 use rolegate_core::document;
-use rolegate_core::engine::{Action, Engine, EngineOptions, Event};
+use rolegate_core::engine::{Action, Cause, Engine, EngineOptions, Event};
 use rolegate_core::session::{Credentials, Failure, FailureKind, Life, SessionKey};
 use rolegate_runtime::clock::Clock;
 use tokio::sync::{Notify, mpsc};
@@ -165,7 +165,7 @@ impl Sessions {
     }
 
     /// Says that a workload of `namespace` needs the session of `key`.
-    pub fn lease(&self, key: SessionKey, namespace: Arc<str>) -> Lease {
+    pub fn lease(&self, key: SessionKey, namespace: Arc<str>, cause: Cause) -> Lease {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         let key = Arc::new(key);
         let cell = cells
@@ -185,6 +185,7 @@ impl Sessions {
         let wanted = Event::Wanted {
             key: cell.key.clone(),
             namespace,
+            cause,
         };
         // A send fails only where the driver has ended, and then the process ends.
         let _ = self.events.send(wanted);

@@ -246,8 +246,15 @@ mod tests {
     #[test]
     fn the_namespace_layer_reads_both_dialects() {
         use PatternFormat::{Glob, Regexp};
-        // (allowed-roles, permitted, format, role, allowed)
-        let cases: &[(Option<&str>, Option<&str>, PatternFormat, &str, bool)] = &[
+        // allowed-roles, permitted, format, role, allowed
+        type Case<'a> = (
+            Option<&'a str>,
+            Option<&'a str>,
+            PatternFormat,
+            &'a str,
+            bool,
+        );
+        let cases: &[Case<'_>] = &[
             (None, None, Glob, "reader", false),
             (Some(r#"["reader"]"#), None, Glob, "reader", true),
             (Some(r#"["reader"]"#), None, Glob, "reader-admin", false),

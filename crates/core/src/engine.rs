@@ -28,10 +28,13 @@ pub struct EngineOptions {
     /// Most calls in flight at once; those ahead of need take a quarter of it at the most, so that
     /// a pod that is waiting finds room.
     pub in_flight: usize,
-    /// First fetches that a namespace may cause at once.
+    /// First fetches for new pods that a namespace may cause at once; a change of a pod costs as
+    /// much as ten of them.
     pub namespace_burst: u32,
-    /// First fetches a second that a namespace may cause in the long run.
+    /// The same, a second, in the long run.
     pub namespace_rate: f64,
+    /// Sessions of a namespace that are kept though no pod needs them at the moment.
+    pub namespace_idle: usize,
     /// The first wait after a final error; doubled up to 5 min, or itself if that is longer.
     pub final_retry: SignedDuration,
 }
@@ -41,8 +44,28 @@ impl Default for EngineOptions {
         Self {
             in_flight: 64,
             namespace_burst: 600,
-            namespace_rate: 2.0,
+            namespace_rate: 5.0,
+            namespace_idle: 8,
             final_retry: seconds(30),
+        }
+    }
+}
+
+/// Why a session is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A pod is new: the scheduler and the API server limit how many of these there are.
+    New,
+    /// A pod, or a rule on it, changed: whoever owns the pod can do this as often as he likes.
+    Change,
+}
+
+impl Cause {
+    /// What a first fetch costs the namespace.
+    fn cost(self) -> f64 {
+        match self {
+            Self::New => 1.0,
+            Self::Change => 10.0,
         }
     }
 }
@@ -56,6 +79,8 @@ pub enum Event {
         key: Arc<SessionKey>,
         /// Who causes the call.
         namespace: Arc<str>,
+        /// Why.
+        cause: Cause,
     },
     /// One workload less needs it.
     Released(Arc<SessionKey>),
@@ -103,8 +128,8 @@ struct Entry {
     /// Failures in a row, and the last one's kind.
     failures: u32,
     last: Option<FailureKind>,
-    /// The first fetch is paid for.
-    paid: bool,
+    /// What the namespace has still to pay for the next fetch.
+    debt: f64,
 }
 
 /// The state of all sessions.
@@ -121,6 +146,8 @@ pub struct Engine {
     prefetch: VecDeque<Arc<SessionKey>>,
     in_flight: usize,
     allowances: Allowances,
+    /// Sessions that lost their last user, oldest first, by namespace.
+    idle: HashMap<Arc<str>, VecDeque<Arc<SessionKey>>>,
 }
 
 impl Engine {
@@ -136,6 +163,7 @@ impl Engine {
             urgent: VecDeque::new(),
             prefetch: VecDeque::new(),
             in_flight: 0,
+            idle: HashMap::new(),
         }
     }
 
@@ -143,7 +171,11 @@ impl Engine {
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Wanted { key, namespace } => self.wanted(key, namespace, now),
+            Event::Wanted {
+                key,
+                namespace,
+                cause,
+            } => self.wanted(key, namespace, cause, now),
             Event::Released(key) => self.released(&key, &mut actions),
             Event::Asked(key) => self.hurry(&key),
             Event::Changed(key) => self.changed(&key),
@@ -171,7 +203,7 @@ impl Engine {
         (self.entries.len(), queued, self.in_flight)
     }
 
-    fn wanted(&mut self, key: Arc<SessionKey>, namespace: Arc<str>, now: Timestamp) {
+    fn wanted(&mut self, key: Arc<SessionKey>, namespace: Arc<str>, cause: Cause, now: Timestamp) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.users += 1;
             let over = entry.life.is_some_and(|life| !life.is_valid(now));
@@ -189,7 +221,7 @@ impl Engine {
                 life: None,
                 failures: 0,
                 last: None,
-                paid: false,
+                debt: cause.cost(),
             },
         );
         self.enqueue(&key, false);
@@ -203,8 +235,42 @@ impl Engine {
         // A valid session stays until it would be fetched again: the next pod of the same
         // workload (a rollout, a CronJob) finds it. All else goes at once.
         let keep = entry.life.is_some() && entry.failures == 0;
-        if entry.users == 0 && !keep && entry.next != Next::InFlight {
+        if entry.users > 0 || entry.next == Next::InFlight {
+            return;
+        }
+        if keep {
+            let namespace = entry.namespace.clone();
+            self.bound_idle(key, &namespace, actions);
+        } else {
             self.forget(key, actions);
+        }
+    }
+
+    /// Keeps the last few sessions of a namespace that nobody needs, and forgets the others.
+    fn bound_idle(
+        &mut self,
+        key: &Arc<SessionKey>,
+        namespace: &Arc<str>,
+        actions: &mut Vec<Action>,
+    ) {
+        let most = self.options.namespace_idle;
+        let idle = self.idle.entry(namespace.clone()).or_default();
+        idle.retain(|other| other != key);
+        idle.push_back(key.clone());
+        let mut over = Vec::new();
+        while idle.len() > most {
+            over.extend(idle.pop_front());
+        }
+        for key in over {
+            let unused = self.entries.get(&key).is_some_and(|entry| entry.users == 0);
+            if unused
+                && self
+                    .entries
+                    .get(&key)
+                    .is_some_and(|entry| entry.next != Next::InFlight)
+            {
+                self.forget(&key, actions);
+            }
         }
     }
 
@@ -224,7 +290,7 @@ impl Engine {
             && matches!(entry.next, Next::At(_))
         {
             // Charged again, or changes could be used to make calls without end.
-            entry.paid = false;
+            entry.debt = Cause::Change.cost();
             self.enqueue(key, false);
         }
     }
@@ -247,8 +313,12 @@ impl Engine {
             self.forget(key, actions);
             return;
         }
+        let unused = (entry.users == 0).then(|| entry.namespace.clone());
         let at = backoff::refresh_at(key, life).max(now + backoff::LEAST_REFRESH);
         self.schedule(key, at);
+        if let Some(namespace) = unused {
+            self.bound_idle(key, &namespace, actions);
+        }
     }
 
     fn failed(
@@ -320,7 +390,13 @@ impl Engine {
 
     fn forget(&mut self, key: &Arc<SessionKey>, actions: &mut Vec<Action>) {
         self.unschedule(key);
-        if self.entries.remove(key).is_some() {
+        if let Some(entry) = self.entries.remove(key) {
+            if let Some(idle) = self.idle.get_mut(&entry.namespace) {
+                idle.retain(|other| other != key);
+                if idle.is_empty() {
+                    self.idle.remove(&entry.namespace);
+                }
+            }
             actions.push(Action::Forget(key.clone()));
         }
     }
@@ -372,12 +448,12 @@ impl Engine {
                 self.forget(&key, actions);
                 continue;
             }
-            if !entry.paid {
-                if let Err(wait) = self.allowances.take(&entry.namespace, now) {
+            if entry.debt > 0.0 {
+                if let Err(wait) = self.allowances.take(&entry.namespace, entry.debt, now) {
                     self.schedule(&key, now + wait);
                     continue;
                 }
-                entry.paid = true;
+                entry.debt = 0.0;
             }
             entry.next = Next::InFlight;
             self.in_flight += 1;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::arn::{BaseArn, RoleArn, resolve};
-use crate::pattern::{Pattern, PatternFormat};
+use crate::pattern::{MAX_COMPILED, Pattern, PatternFormat};
 
 /// A namespace as its source reports it; the annotations are raw.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,8 +18,13 @@ pub struct Namespace {
     pub default_role: Option<Arc<str>>,
 }
 
+/// Longest annotation of rules that is read, bytes. Sources keep one byte more of what is longer,
+/// so that it is refused and not read as something else.
+pub const MAX_RULES: usize = 8 * 1024;
 /// Most patterns taken from one namespace's list of allowed roles.
 const MAX_PATTERNS: usize = 256;
+/// Memory of all compiled patterns of one annotation, bytes.
+const MAX_MEMORY: usize = 512 * 1024;
 
 /// A namespace's annotations, compiled. What is broken stays as the sentence that says so, and
 /// allows nothing.
@@ -59,21 +64,31 @@ fn allowed(
     base: Option<&BaseArn>,
     format: PatternFormat,
 ) -> Result<Vec<Pattern>, String> {
+    check_length(text)?;
     let list: Vec<String> = serde_json::from_str(text)
         .map_err(|_| "it is not a JSON list of strings, such as [\"team-*\"]".to_owned())?;
     if list.len() > MAX_PATTERNS {
         return Err(format!("it has more than {MAX_PATTERNS} patterns"));
     }
+    let memory = MAX_MEMORY / list.len().max(1);
     list.iter()
-        .map(|pattern| Pattern::for_roles(pattern, format, base).map_err(|error| error.to_string()))
+        .map(|pattern| Pattern::for_roles(pattern, format, base, memory).map_err(|e| e.to_string()))
         .collect()
+}
+
+fn check_length(text: &str) -> Result<(), String> {
+    if text.len() > MAX_RULES {
+        return Err(format!("it is longer than {MAX_RULES} characters"));
+    }
+    Ok(())
 }
 
 /// kiam matches against the ARN wherever it is found; anchored, a bare role name would never
 /// match, so it is also read as what follows the base ARN.
 fn permitted(text: &str, base: Option<&BaseArn>) -> Result<Vec<Pattern>, String> {
+    check_length(text)?;
     let whole = Pattern::whole(text).map_err(|error| error.to_string())?;
-    let named =
-        Pattern::for_roles(text, PatternFormat::Regexp, base).map_err(|error| error.to_string())?;
+    let named = Pattern::for_roles(text, PatternFormat::Regexp, base, MAX_COMPILED)
+        .map_err(|e| e.to_string())?;
     Ok(vec![whole, named])
 }

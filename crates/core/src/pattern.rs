@@ -3,14 +3,18 @@
 
 use std::fmt;
 
-use regex::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder};
 
 use crate::arn::{BaseArn, is_arn, shorten};
 
 /// Longest pattern taken from an annotation, in bytes.
 const MAX_PATTERN: usize = 2048;
-/// Memory that one compiled regular expression may take, in bytes.
-const MAX_COMPILED: usize = 256 * 1024;
+/// Most literal pieces of a glob.
+const MAX_PIECES: usize = 32;
+/// Memory that one regular expression may take compiled, in bytes.
+pub const MAX_COMPILED: usize = 128 * 1024;
+/// Memory of the cache that it may fill while it matches, in bytes.
+const MAX_CACHE: usize = 64 * 1024;
 
 /// How the patterns of a namespace's allowed roles are written; kube2iam's
 /// `--namespace-restriction-format`.
@@ -29,6 +33,9 @@ pub enum PatternError {
     /// Longer than 2,048 bytes.
     #[error("the pattern is longer than {MAX_PATTERN} characters")]
     TooLong,
+    /// A glob with too many stars.
+    #[error("the pattern has more than {MAX_PIECES} stars")]
+    TooManyStars,
     /// The regular expression does not compile or would take too much memory.
     #[error("{pattern:?} is not a usable regular expression: {why}")]
     NotARegexp {
@@ -55,7 +62,8 @@ enum Matcher {
 
 impl Pattern {
     /// A pattern for role ARNs as kube2iam reads it: one that does not start as an ARN is
-    /// completed by the base ARN.
+    /// completed by the base ARN. A regular expression may take `memory` bytes compiled,
+    /// [`MAX_COMPILED`] at the most.
     ///
     /// # Errors
     /// [`PatternError`].
@@ -63,20 +71,21 @@ impl Pattern {
         pattern: &str,
         format: PatternFormat,
         base: Option<&BaseArn>,
+        memory: usize,
     ) -> Result<Self, PatternError> {
         if pattern.len() > MAX_PATTERN {
             return Err(PatternError::TooLong);
         }
         match format {
-            PatternFormat::Glob if is_arn(pattern) => Ok(Self::glob(pattern, pattern)),
-            PatternFormat::Glob => Ok(Self::glob(
+            PatternFormat::Glob if is_arn(pattern) => Self::glob(pattern, pattern),
+            PatternFormat::Glob => Self::glob(
                 pattern,
                 &format!("{}{}", base.map_or("", BaseArn::as_str), relative(pattern)),
-            )),
+            ),
             PatternFormat::Regexp => {
                 let bare = pattern.strip_prefix('^').unwrap_or(pattern);
                 let base = base.filter(|_| !is_arn(bare)).map_or("", BaseArn::as_str);
-                Self::regexp(pattern, base, relative(bare))
+                Self::regexp(pattern, base, relative(bare), memory)
             }
         }
     }
@@ -89,21 +98,40 @@ impl Pattern {
         if pattern.len() > MAX_PATTERN {
             return Err(PatternError::TooLong);
         }
-        Self::regexp(pattern, "", pattern)
+        Self::regexp(pattern, "", pattern, MAX_COMPILED)
     }
 
-    fn glob(text: &str, expanded: &str) -> Self {
-        Self {
-            text: text.into(),
-            matcher: Matcher::Glob(expanded.split('*').map(Into::into).collect()),
+    fn glob(text: &str, expanded: &str) -> Result<Self, PatternError> {
+        let mut pieces: Vec<String> = Vec::new();
+        let count = expanded.split('*').count();
+        for (place, piece) in expanded.split('*').enumerate() {
+            // Between two stars nothing is something; at the ends it is not.
+            if !piece.is_empty() || place == 0 || place + 1 == count {
+                pieces.push(piece.into());
+            }
         }
+        if pieces.len() > MAX_PIECES {
+            return Err(PatternError::TooManyStars);
+        }
+        Ok(Self {
+            text: text.into(),
+            matcher: Matcher::Glob(pieces),
+        })
     }
 
     /// Compiles `expression` after the literal text `prefix`; `text` is how it was written.
-    fn regexp(text: &str, prefix: &str, expression: &str) -> Result<Self, PatternError> {
+    fn regexp(
+        text: &str,
+        prefix: &str,
+        expression: &str,
+        memory: usize,
+    ) -> Result<Self, PatternError> {
         let build = |expression: &str| {
             RegexBuilder::new(expression)
-                .size_limit(MAX_COMPILED)
+                // ARNs are ASCII, and classes of all of Unicode are large.
+                .unicode(false)
+                .size_limit(memory.min(MAX_COMPILED))
+                .dfa_size_limit(MAX_CACHE)
                 .build()
                 .map_err(|why| PatternError::NotARegexp {
                     pattern: shorten(text),
@@ -128,7 +156,7 @@ impl Pattern {
     /// Whether the pattern matches the whole of `text`.
     pub fn matches(&self, text: &str) -> bool {
         match &self.matcher {
-            Matcher::Regexp(regexp) => regexp.is_match(text),
+            Matcher::Regexp(regexp) => regexp.is_match(text.as_bytes()),
             Matcher::Glob(pieces) => glob_matches(pieces, text),
         }
     }
@@ -218,7 +246,8 @@ mod tests {
             (Regexp, "", "x", false),
         ];
         for (format, pattern, name, expected) in cases {
-            let compiled = Pattern::for_roles(pattern, *format, Some(&base())).unwrap();
+            let compiled =
+                Pattern::for_roles(pattern, *format, Some(&base()), MAX_COMPILED).unwrap();
             assert_eq!(
                 compiled.matches(&role(name)),
                 *expected,
@@ -232,7 +261,8 @@ mod tests {
         for pattern in ["x)|(?:.*", "(?:x", "x)", "[", r"\"] {
             assert!(Pattern::whole(pattern).is_err(), "{pattern}");
             assert!(
-                Pattern::for_roles(pattern, PatternFormat::Regexp, Some(&base())).is_err(),
+                Pattern::for_roles(pattern, PatternFormat::Regexp, Some(&base()), MAX_COMPILED)
+                    .is_err(),
                 "{pattern}"
             );
         }
@@ -249,6 +279,14 @@ mod tests {
             Err(PatternError::TooLong)
         ));
         assert!(Pattern::whole("(((x{1000}){1000}){1000})").is_err());
+        let glob = |text: &str| Pattern::for_roles(text, PatternFormat::Glob, None, MAX_COMPILED);
+        assert_eq!(
+            glob(&"a*".repeat(33)).unwrap_err(),
+            PatternError::TooManyStars
+        );
+        let stars = glob(&"*".repeat(2000)).unwrap();
+        assert!(matches!(&stars.matcher, Matcher::Glob(pieces) if pieces.len() == 2));
+        assert!(stars.matches("anything"));
     }
 
     proptest! {
@@ -256,14 +294,14 @@ mod tests {
         fn globs_agree_with_regular_expressions(pattern in "[ab*]{0,12}", text in "[ab]{0,12}") {
             let expanded: Vec<_> = pattern.split('*').map(regex::escape).collect();
             let regexp = Regex::new(&format!(r"\A{}\z", expanded.join(".*"))).unwrap();
-            let pieces: Vec<String> = pattern.split('*').map(Into::into).collect();
-            prop_assert_eq!(glob_matches(&pieces, &text), regexp.is_match(&text));
+            let glob = Pattern::glob(&pattern, &pattern).unwrap();
+            prop_assert_eq!(glob.matches(&text), regexp.is_match(text.as_bytes()));
         }
 
         #[test]
         fn nothing_panics(pattern in ".{0,64}", text in ".{0,64}") {
             for format in [PatternFormat::Glob, PatternFormat::Regexp] {
-                if let Ok(compiled) = Pattern::for_roles(&pattern, format, None) {
+                if let Ok(compiled) = Pattern::for_roles(&pattern, format, None, MAX_COMPILED) {
                     compiled.matches(&text);
                 }
             }

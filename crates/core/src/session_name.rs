@@ -43,7 +43,8 @@ pub fn session_name(
     let own_prefix = format!("{}.", workload.namespace);
     if let Some(wish) = &workload.wish.session_name {
         let name = fit(wish);
-        return if name.contains('.') && !name.starts_with(&own_prefix) {
+        let forged = name.contains('.') && !name.starts_with(&own_prefix);
+        return if forged || looks_cut(wish) {
             Err(SessionNameError::Forged(name))
         } else {
             Ok(name.into())
@@ -55,6 +56,14 @@ pub fn session_name(
         SessionScope::Role => "rolegate".to_owned(),
     }
     .into())
+}
+
+/// Whether a text is what [`fit`] makes of a longer one, which may be anybody's.
+fn looks_cut(text: &str) -> bool {
+    text.len() == MAX
+        && text.rsplit_once('-').is_some_and(|(_, hash)| {
+            hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit())
+        })
 }
 
 /// Makes a text a valid `RoleSessionName` (`[\w+=,.@-]{2,64}`).
@@ -113,7 +122,9 @@ mod tests {
         assert_eq!(chosen("default.blue").unwrap(), "default.blue");
         assert!(chosen("payments.api").is_err());
         assert!(chosen("payments\u{202e}.api").is_err());
-        assert_eq!(chosen("x").unwrap(), "x-");
+        // A cut name has no dot where the namespace's is long.
+        assert!(chosen(&format!("{}-0123456789ab", "x".repeat(51))).is_err());
+        assert_ne!(chosen("x").unwrap(), "x");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use kube::Api;
 use kube::runtime::watcher;
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED};
+use rolegate_core::namespace::MAX_RULES;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::workload::Update;
 use tokio::sync::mpsc;
@@ -36,7 +37,9 @@ fn namespace(object: objects::Namespace, keys: &AnnotationKeys) -> Option<Namesp
     let metadata = object.metadata;
     let raw = |key: &str| {
         let value = metadata.annotations.as_ref()?.get(key)?;
-        Some(value.as_str().into())
+        // One byte too many is refused by whoever reads it, which a cut rule must be.
+        let kept = value.get(..value.floor_char_boundary(MAX_RULES + 4));
+        Some(kept.unwrap_or(value).into())
     };
     Some(Namespace {
         allowed_roles: raw(&keys.allowed_roles),

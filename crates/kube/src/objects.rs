@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::Resource;
@@ -31,10 +32,20 @@ pub(crate) struct PodSpec {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct PodStatus {
     pub(crate) phase: Option<String>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
     #[serde(rename = "podIP")]
     pub(crate) pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pub(crate) pod_ips: Option<Vec<PodIp>>,
+}
+
+impl PodStatus {
+    /// The address of the pod's node, as its kubelet writes it.
+    pub(crate) fn host(&self) -> Option<IpAddr> {
+        let address: IpAddr = self.host_ip.as_ref()?.parse().ok()?;
+        Some(address.to_canonical())
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

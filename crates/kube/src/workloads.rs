@@ -21,6 +21,8 @@ const LONGEST_WISH: usize = 2048;
 pub enum Scope {
     /// Those bound to one node.
     Node(String),
+    /// Those whose `status.hostIP` is this one, out of all that the API server sends.
+    Host(IpAddr),
     /// All of the cluster.
     Cluster,
 }
@@ -40,13 +42,20 @@ pub async fn watch_pods(
         Scope::Node(node) => watcher::Config::default()
             .fields(&format!("spec.nodeName={node}"))
             .any_semantic(),
-        Scope::Cluster => watcher::Config::default(),
+        Scope::Host(_) | Scope::Cluster => watcher::Config::default(),
+    };
+    let host = match scope {
+        Scope::Host(address) => Some(address.to_canonical()),
+        Scope::Node(_) | Scope::Cluster => None,
     };
     let source = Source {
         resource: "pods",
         api: Api::<Pod>::all(connection.client()),
         config: config.page_size(500),
-        parse: move |pod| workload(pod, &keys),
+        parse: move |pod: Pod| {
+            let elsewhere = host.is_some_and(|host| pod.status.host() != Some(host));
+            (!elsewhere).then(|| workload(pod, &keys)).flatten()
+        },
         wrap: Update::Workloads,
         picture: connection.pictures().pods.clone(),
     };

@@ -1,4 +1,5 @@
 //! What the real program writes to its log, at the lowest levels that can be asked for.
+#![cfg(test)]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -24,7 +25,10 @@ impl Drop for Agent {
 fn ask(port: u16, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
@@ -35,9 +39,14 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
     let any = "127.0.0.1:0".parse().unwrap();
     let imds = Imds::start(any, ImdsOptions::default()).await.unwrap();
     let (id, key) = imds.node_key();
-    let keys = StsOptions { keys: Some([(id, key)].into()), ..StsOptions::default() };
+    let keys = StsOptions {
+        keys: Some([(id, key)].into()),
+        ..StsOptions::default()
+    };
     let sts = Sts::start(any, keys).await.unwrap();
-    let kube = KubeApi::start(any, KubeApiOptions::default()).await.unwrap();
+    let kube = KubeApi::start(any, KubeApiOptions::default())
+        .await
+        .unwrap();
     kube.put_namespace(Namespace::new("default"));
     // A pod at the address that this test asks from.
     kube.put_pod(
@@ -52,8 +61,18 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
     let log = folder.path().join("log");
     let url = |address: std::net::SocketAddr| format!("http://{address}");
     let child = Command::new(env!("CARGO_BIN_EXE_rolegate"))
-        .args(["agent", "--app-port=0", "--metrics-address=127.0.0.1:0", "--runtime-dir="])
-        .args(["--node=node-a", "--log-level", filter, "--api-token=hidden-api-token"])
+        .args([
+            "agent",
+            "--app-port=0",
+            "--metrics-address=127.0.0.1:0",
+            "--runtime-dir=",
+        ])
+        .args([
+            "--node=node-a",
+            "--log-level",
+            filter,
+            "--api-token=hidden-api-token",
+        ])
         .arg(format!("--api-server={}", kube.url()))
         .arg(format!("--metadata-addr={}", imds.addr()))
         .env_clear()
@@ -91,5 +110,8 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
         assert!(!text.contains(secret), "the log has {secret}");
     }
     // The test would see it: the session's name stands there.
-    assert!(text.contains(document["AccessKeyId"].as_str().unwrap()), "{text}");
+    assert!(
+        text.contains(document["AccessKeyId"].as_str().unwrap()),
+        "{text}"
+    );
 }

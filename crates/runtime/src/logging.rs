@@ -101,7 +101,9 @@ where
 {
     let filtered = tracing_subscriber::registry()
         .with(filter)
-        .with(filter_fn(|metadata| *metadata.level() <= most(metadata.target())));
+        .with(filter_fn(|metadata| {
+            *metadata.level() <= most(metadata.target())
+        }));
     match format {
         LogFormat::Text => Box::new(
             filtered.with(

@@ -13,7 +13,7 @@ use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -24,6 +24,9 @@ const BACKLOG: i32 = 1024;
 /// How long to wait after the kernel refused to hand out a connection, as when all file
 /// descriptors are in use.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long sent bytes may stay unacknowledged.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 /// Why a port couldn't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +166,8 @@ where
 {
     // Answers are small and whole: waiting to fill a packet only costs time.
     let _ = stream.set_nodelay(true);
+    // What a client does not acknowledge is not sent for long: its address may be another's soon.
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())

@@ -135,7 +135,9 @@ async fn check(
             Err(error) => ready.note(format!("the redirect cannot be tried: {error}")),
         }
         if let Some((pod, found)) = found_open.iter().next() {
-            ready.fail(format!("from {}: {found}", pod.display()));
+            // Said as loudly as can be, and not by failing: a pod can make its own namespace look
+            // open, and must not stop the node's agent or a rollout with it.
+            ready.note(format!("from {}: {found}", pod.display()));
         }
         open.set(i64::from(!found_open.is_empty()));
         tokio::time::sleep(CHECK_INTERVAL).await;
@@ -216,4 +218,3 @@ impl Collector for Gauges {
         Ok(())
     }
 }
-

@@ -85,7 +85,7 @@ pub(super) async fn start(
     }
 }
 
-/// This node's pods; all of them where it cannot be found out which node this is.
+/// This node's pods: by its name, else by this host's address, else all there are.
 async fn scope(node: Option<String>, host_ip: Option<IpAddr>, connection: &Connection) -> Scope {
     if let Some(node) = node {
         return Scope::Node(node);
@@ -97,8 +97,8 @@ async fn scope(node: Option<String>, host_ip: Option<IpAddr>, connection: &Conne
             Scope::Node(node)
         }
         Err(reason) => {
-            warn!(%reason, "watching the pods of all nodes, which costs memory and compares addresses across nodes");
-            Scope::Cluster
+            warn!(%reason, ?host_ip, "watching the pods of all nodes, those of other hosts only to drop them");
+            host_ip.map_or(Scope::Cluster, Scope::Host)
         }
     }
 }

@@ -1,29 +1,40 @@
 //! The kernel's own events about interfaces, routes, neighbours and bridge ports.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 
-use futures::StreamExt;
-use futures::channel::mpsc::UnboundedReceiver;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::MulticastGroup;
-use rtnetlink::sys::{AsyncSocket, SocketAddr};
-use tokio::task::JoinHandle;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 
 use super::kernel::mac;
 use super::{AttachmentError, Event};
 
 /// Bytes of events that the kernel keeps for us: thousands, so that a burst of pods loses none.
-const RECEIVE_BUFFER: i32 = 4 * 1024 * 1024;
+/// It is also the bound: a pod that makes the kernel talk (a bridge tells of each MAC address that
+/// it hears) makes it drop events, which is told as [`Event::Lost`], and not us grow.
+const RECEIVE_BUFFER: i32 = 1024 * 1024;
+/// Bytes of one read: some tens of events.
+const CHUNK: usize = 32 * 1024;
 
 /// A stream of [`Event`]s of the network namespace that it was opened in.
-#[derive(Debug)]
 pub struct Monitor {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    reading: JoinHandle<()>,
+    socket: TokioSocket,
+    chunk: Vec<u8>,
+    events: VecDeque<Event>,
+}
+
+impl std::fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Monitor")
+            .field("events", &self.events)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Monitor {
@@ -32,19 +43,21 @@ impl Monitor {
     /// # Errors
     /// When there is no netlink socket to be had.
     pub fn open() -> Result<Self, AttachmentError> {
-        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&[
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        socket.socket_mut().bind_auto()?;
+        socket.socket_mut().set_rx_buf_sz(RECEIVE_BUFFER)?;
+        for group in [
             MulticastGroup::Link,
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
-        ])?;
-        connection
-            .socket_mut()
-            .socket_mut()
-            .set_rx_buf_sz(RECEIVE_BUFFER)?;
+        ] {
+            socket.socket_mut().add_membership(group as u32)?;
+        }
         Ok(Self {
-            messages,
-            reading: tokio::spawn(connection),
+            socket,
+            chunk: Vec::with_capacity(CHUNK),
+            events: VecDeque::new(),
         })
     }
 
@@ -54,26 +67,43 @@ impl Monitor {
     /// When the socket has ended.
     pub async fn next(&mut self) -> Result<Event, AttachmentError> {
         loop {
-            let Some((message, _)) = self.messages.next().await else {
-                let ended = io::Error::other("the stream of events has ended");
-                return Err(AttachmentError::Socket(ended));
-            };
-            let event = match message.payload {
-                NetlinkPayload::Overrun(_) => Some(Event::Lost),
-                NetlinkPayload::InnerMessage(message) => read(&message),
-                _ => None,
-            };
-            if let Some(event) = event {
+            if let Some(event) = self.events.pop_front() {
                 return Ok(event);
+            }
+            self.chunk.clear();
+            match self.socket.recv(&mut self.chunk).await {
+                Ok(_) => self.events.extend(events(&self.chunk)),
+                Err(error) if overrun(&error) => return Ok(Event::Lost),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 }
 
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        self.reading.abort();
+fn overrun(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error())
+}
+
+/// The events in a chunk of messages; what cannot be read is one that was lost.
+fn events(mut chunk: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    while !chunk.is_empty() {
+        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(chunk) else {
+            events.push(Event::Lost);
+            return events;
+        };
+        // Messages begin at multiples of four bytes.
+        let length = usize::try_from(message.header.length).unwrap_or(chunk.len());
+        chunk = chunk
+            .get(length.max(1).next_multiple_of(4)..)
+            .unwrap_or_default();
+        match message.payload {
+            NetlinkPayload::Overrun(_) => events.push(Event::Lost),
+            NetlinkPayload::InnerMessage(message) => events.extend(read(&message)),
+            _ => {}
+        }
     }
+    events
 }
 
 fn read(message: &RouteNetlinkMessage) -> Option<Event> {

@@ -58,7 +58,9 @@ fn stage() -> Stage {
 /// Everything loaded; namespace `default` allows role `reader`.
 fn settled() -> Stage {
     let mut stage = stage();
-    stage.director.update(Update::Workloads(Change::Snapshot(Vec::new())));
+    stage
+        .director
+        .update(Update::Workloads(Change::Snapshot(Vec::new())));
     stage.director.update(namespaces("[\"reader\"]"));
     stage.director.learn(Facts {
         base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
@@ -110,7 +112,9 @@ impl Stage {
             None => "nobody".into(),
             Some(Owner::Disputed) => "disputed".into(),
             Some(Owner::Pod(resident)) => match &resident.standing {
-                Standing::Allowed(allowed) => format!("{} {}", resident.workload.uid, allowed.role.name()),
+                Standing::Allowed(allowed) => {
+                    format!("{} {}", resident.workload.uid, allowed.role.name())
+                }
                 Standing::NoRole => format!("{} none", resident.workload.uid),
                 Standing::Denied { .. } => format!("{} denied", resident.workload.uid),
                 Standing::Undecided => format!("{} undecided", resident.workload.uid),
@@ -123,9 +127,16 @@ impl Stage {
 fn nothing_is_settled_before_everything_is_loaded() {
     let mut stage = stage();
     for step in 0..3 {
-        assert!(!stage.picture.is_settled() && !stage.readiness.is_ready(), "{step}");
+        assert!(
+            !stage.picture.is_settled() && !stage.readiness.is_ready(),
+            "{step}"
+        );
         match step {
-            0 => stage.director.update(Update::Workloads(Change::Snapshot(vec![pod("a", "reader")]))),
+            0 => stage
+                .director
+                .update(Update::Workloads(Change::Snapshot(vec![pod(
+                    "a", "reader",
+                )]))),
             1 => stage.director.update(namespaces("[\"reader\"]")),
             _ => stage.director.learn(Facts::default()),
         }
@@ -142,11 +153,17 @@ fn pain_02_an_address_is_its_living_owners_alone() {
     stage.apply(first.clone());
     assert_eq!(stage.seen(), "a reader");
     // A job's pod ends, and the next one gets its address before it is deleted.
-    stage.apply(Workload { phase: Phase::Succeeded, ..first.clone() });
+    stage.apply(Workload {
+        phase: Phase::Succeeded,
+        ..first.clone()
+    });
     assert_eq!(stage.seen(), "nobody");
     stage.apply(pod("b", "other"));
     assert_eq!(stage.seen(), "b denied");
-    stage.delete(Workload { phase: Phase::Succeeded, ..first });
+    stage.delete(Workload {
+        phase: Phase::Succeeded,
+        ..first
+    });
     assert_eq!(stage.seen(), "b denied");
 }
 
@@ -163,9 +180,15 @@ fn rule_01_two_live_pods_with_one_address_get_nothing() {
 #[test]
 fn threat_01_mirror_and_host_network_pods_own_no_address() {
     let mut stage = settled();
-    stage.apply(Workload { mirror: true, ..pod("a", "reader") });
+    stage.apply(Workload {
+        mirror: true,
+        ..pod("a", "reader")
+    });
     assert_eq!(stage.seen(), "nobody");
-    stage.apply(Workload { host_network: true, ..pod("b", "reader") });
+    stage.apply(Workload {
+        host_network: true,
+        ..pod("b", "reader")
+    });
     assert_eq!(stage.seen(), "nobody");
     stage.apply(pod("c", "reader"));
     assert_eq!(stage.seen(), "c reader");
@@ -180,8 +203,14 @@ fn rule_04_a_right_taken_away_is_gone_at_once() {
     assert_eq!(stage.seen(), "a denied");
     stage.director.update(namespaces("[\"reader\"]"));
     assert_eq!(stage.seen(), "a reader");
-    let own = OwnRole { account: None, name: "reader".into() };
-    stage.director.learn(Facts { own_roles: vec![own], ..Facts::default() });
+    let own = OwnRole {
+        account: None,
+        name: "reader".into(),
+    };
+    stage.director.learn(Facts {
+        own_roles: vec![own],
+        ..Facts::default()
+    });
     assert_eq!(stage.seen(), "a denied");
 }
 
@@ -195,7 +224,11 @@ fn a_session_is_kept_across_changes_that_do_not_shape_it() {
         },
         other => panic!("{other:?}"),
     };
-    stage.apply(Workload { addresses: Vec::new(), phase: Phase::Pending, ..pod("a", "reader") });
+    stage.apply(Workload {
+        addresses: Vec::new(),
+        phase: Phase::Pending,
+        ..pod("a", "reader")
+    });
     stage.apply(pod("a", "reader"));
     let first = lease(&stage);
     stage.director.update(namespaces("[\"*\"]"));
@@ -213,11 +246,13 @@ fn a_namespace_that_comes_later_decides_then() {
     early.namespace = "new".into();
     stage.apply(early);
     assert_eq!(stage.seen(), "a undecided");
-    stage.director.update(Update::Namespaces(Change::Apply(Namespace {
-        name: "new".into(),
-        permitted: Some(".*".into()),
-        ..Namespace::default()
-    })));
+    stage
+        .director
+        .update(Update::Namespaces(Change::Apply(Namespace {
+            name: "new".into(),
+            permitted: Some(".*".into()),
+            ..Namespace::default()
+        })));
     assert_eq!(stage.seen(), "a reader");
 }
 
@@ -225,9 +260,15 @@ fn a_namespace_that_comes_later_decides_then() {
 fn a_snapshot_removes_what_is_not_in_it() {
     let mut stage = settled();
     stage.apply(pod("a", "reader"));
-    stage.director.update(Update::Workloads(Change::Snapshot(vec![pod("b", "reader")])));
+    stage
+        .director
+        .update(Update::Workloads(Change::Snapshot(vec![pod(
+            "b", "reader",
+        )])));
     assert_eq!(stage.seen(), "b reader");
-    stage.director.update(Update::Workloads(Change::Snapshot(Vec::new())));
+    stage
+        .director
+        .update(Update::Workloads(Change::Snapshot(Vec::new())));
     assert_eq!(stage.seen(), "nobody");
     assert!(stage.director.claims.is_empty() && stage.director.pods.is_empty());
 }

@@ -86,6 +86,11 @@ impl Answer {
         Self::new(outcome, status(outcome), sentence.into())
     }
 
+    /// The same, as the last on its connection.
+    pub(crate) fn and_close(self) -> Self {
+        self.with_header("connection", HeaderValue::from_static("close"))
+    }
+
     /// The same with another status.
     pub(crate) fn with_status(mut self, status: StatusCode) -> Self {
         *self.response.status_mut() = status;

@@ -29,6 +29,7 @@ const HEAD_TIME: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
 struct Kept {
+    status: StatusCode,
     body: Bytes,
     content_type: Option<HeaderValue>,
     until: Timestamp,
@@ -48,9 +49,10 @@ impl Cache {
         self.0.rcu(|paths| {
             let mut paths = HashMap::clone(paths);
             paths.retain(|_, kept| now < kept.until);
-            if paths.len() < MOST_PATHS {
-                paths.insert(path.into(), kept.clone());
+            if paths.len() >= MOST_PATHS {
+                paths.clear();
             }
+            paths.insert(path.into(), kept.clone());
             paths
         });
     }
@@ -58,7 +60,7 @@ impl Cache {
 
 impl Kept {
     fn answer(self) -> Answer {
-        let mut answer = Answer::ok(self.body);
+        let mut answer = Answer::ok(self.body).with_status(self.status);
         if let Some(content_type) = self.content_type {
             let headers = answer.response.headers_mut();
             headers.insert(CONTENT_TYPE, content_type);
@@ -107,7 +109,7 @@ pub(super) async fn forward(visit: &Visit, method: &Method, path: &CanonicalPath
         .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     let keep = is_static
         && *method == Method::GET
-        && response.status() == StatusCode::OK
+        && matches!(response.status(), StatusCode::OK | StatusCode::NOT_FOUND)
         && size.is_some_and(|size| size <= MOST_BYTES);
     if !keep {
         return Answer::forwarded(response);
@@ -116,6 +118,7 @@ pub(super) async fn forward(visit: &Visit, method: &Method, path: &CanonicalPath
     match Limited::new(body, MOST_BYTES).collect().await {
         Ok(body) => {
             let kept = Kept {
+                status: head.status,
                 body: body.to_bytes(),
                 content_type: head.headers.get(CONTENT_TYPE).cloned(),
                 until: now + KEPT,

@@ -1,7 +1,7 @@
 //! What a request means and what it gets.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -37,6 +37,9 @@ pub(super) struct Visit {
     peer: IpAddr,
     own: IpAddr,
     last_look: LastLook,
+    /// The pod that the connection was first found to be of. Another one that gets the address
+    /// gets connections of its own.
+    uid: OnceLock<Arc<str>>,
 }
 
 /// How far a look at the picture got.
@@ -61,6 +64,7 @@ impl Visit {
             peer,
             own,
             last_look: LastLook::default(),
+            uid: OnceLock::new(),
         })
     }
 
@@ -113,15 +117,19 @@ impl Visit {
             return Err(bad("write the path alone into the request line\n"));
         }
         let target = uri.path_and_query().map_or("", |target| target.as_str());
-        if target == "/healthz" && matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err((Handler::Health, self.door.health.page()));
-        }
-        // A page in a browser that was pointed here by DNS has an origin, and a host name.
+        let is_health =
+            target == "/healthz" && matches!(*request.method(), Method::GET | Method::HEAD);
+        // A page in a browser that was pointed here by DNS has an origin, and a host name. Who is
+        // on this host itself may ask for its health by any name.
         let headers = request.headers();
-        if headers.contains_key(ORIGIN) || !self.is_for_us(headers) {
+        let local = is_health && self.peer.is_loopback();
+        if headers.contains_key(ORIGIN) || !(local || self.is_for_us(headers)) {
             let sentence = "send the metadata address as Host, and no Origin\n";
             let answer = Answer::refuse(Outcome::BadRequest, sentence);
             return Err((Handler::Other, answer.with_status(StatusCode::FORBIDDEN)));
+        }
+        if is_health {
+            return Err((Handler::Health, self.door.health.page()));
         }
         CanonicalPath::parse(target).map_err(|error| {
             let answer = Answer::refuse(Outcome::BadRequest, format!("{error}\n"));
@@ -142,8 +150,14 @@ impl Visit {
             other => std::str::from_utf8(other)
                 .ok()
                 .and_then(|host| {
-                    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-                    let socket = || host.parse().ok().map(|socket: std::net::SocketAddr| socket.ip());
+                    let bare = host
+                        .strip_prefix('[')
+                        .and_then(|host| host.strip_suffix(']'));
+                    let socket = || {
+                        host.parse()
+                            .ok()
+                            .map(|socket: std::net::SocketAddr| socket.ip())
+                    };
                     bare.unwrap_or(host).parse().ok().or_else(socket)
                 })
                 .is_some_and(|host: IpAddr| host == self.own),
@@ -165,7 +179,11 @@ impl Visit {
             _ => matches!(*method, Method::GET | Method::HEAD),
         };
         if !served {
-            let allowed = if handler == Handler::Token { "PUT" } else { "GET, HEAD" };
+            let allowed = if handler == Handler::Token {
+                "PUT"
+            } else {
+                "GET, HEAD"
+            };
             let answer = Answer::refuse(Outcome::BadRequest, "this method is not for this path\n")
                 .with_status(StatusCode::METHOD_NOT_ALLOWED)
                 .with_header("allow", HeaderValue::from_static(allowed));
@@ -176,13 +194,17 @@ impl Visit {
             Route::Token => self.token(headers).await,
             Route::RoleName => {
                 self.settled(headers, |resident, _| {
-                    self.allowed(resident, |allowed| Look::Done(Answer::ok(allowed.listed.clone())))
+                    self.allowed(resident, |allowed| {
+                        Look::Done(Answer::ok(allowed.listed.clone()))
+                    })
                 })
                 .await
             }
             Route::Info => {
                 self.settled(headers, |resident, _| {
-                    self.allowed(resident, |allowed| Look::Done(Answer::ok(allowed.info.clone())))
+                    self.allowed(resident, |allowed| {
+                        Look::Done(Answer::ok(allowed.info.clone()))
+                    })
                 })
                 .await
             }
@@ -224,8 +246,11 @@ impl Visit {
 
     async fn token(&self, headers: &HeaderMap) -> Answer {
         if headers.contains_key(FORWARDED_FOR) {
-            return Answer::refuse(Outcome::BadRequest, "tokens are not given through proxies\n")
-                .with_status(StatusCode::FORBIDDEN);
+            return Answer::refuse(
+                Outcome::BadRequest,
+                "tokens are not given through proxies\n",
+            )
+            .with_status(StatusCode::FORBIDDEN);
         }
         let ttl = headers
             .get(TOKEN_TTL)
@@ -249,7 +274,12 @@ impl Visit {
 
     /// The refusal of a token that is missing where one is demanded, or is not that of the pod
     /// `uid` at this address.
-    fn check_token(&self, token: Option<&HeaderValue>, uid: &str, now: Timestamp) -> Option<Answer> {
+    fn check_token(
+        &self,
+        token: Option<&HeaderValue>,
+        uid: &str,
+        now: Timestamp,
+    ) -> Option<Answer> {
         let sentence = match token {
             None if self.door.options.imds_v2 == ImdsV2::Optional => return None,
             None => "a metadata token is demanded: get one by PUT /latest/api/token\n",
@@ -298,7 +328,10 @@ impl Visit {
             first => first,
         };
         let Some(_waiter) = self.connection.wait() else {
-            return Answer::refuse(Outcome::Limited, "too many requests of this pod are waiting\n");
+            return Answer::refuse(
+                Outcome::Limited,
+                "too many requests of this pod are waiting\n",
+            );
         };
         let mut last = match first {
             Look::Done(answer) | Look::Wait(answer) | Look::WaitForSession(_, answer) => answer,
@@ -339,9 +372,8 @@ impl Visit {
 
     /// The pod that has the peer's address, positively.
     fn identify(&self) -> Result<Arc<Resident>, Look<Answer>> {
-        let not_ready = |sentence: &'static str| {
-            Err(Look::Wait(Answer::refuse(Outcome::NotReady, sentence)))
-        };
+        let not_ready =
+            |sentence: &'static str| Err(Look::Wait(Answer::refuse(Outcome::NotReady, sentence)));
         if !self.door.picture.is_settled() {
             return not_ready("rolegate has not loaded its rules and workloads yet\n");
         }
@@ -349,7 +381,10 @@ impl Visit {
             return not_ready("rolegate has not heard of the cluster for too long\n");
         }
         let unknown = |why: &str| {
-            let sentence = format!("no pod of this node is known by the address {}{why}\n", self.peer);
+            let sentence = format!(
+                "no pod of this node is known by the address {}{why}\n",
+                self.peer
+            );
             Err(Look::Wait(Answer::refuse(Outcome::UnknownPod, sentence)))
         };
         let resident = match self.door.picture.owner(self.peer) {
@@ -357,11 +392,21 @@ impl Visit {
             Some(Owner::Disputed) => return unknown(": several live pods claim it"),
             None => return unknown(""),
         };
-        if !self.door.guard.is_at_home(&resident.workload.uid, self.peer, &self.last_look) {
+        if !self
+            .door
+            .guard
+            .is_at_home(&resident.workload.uid, self.peer, &self.last_look)
+        {
             return unknown(": it has moved to another interface than its pod's");
         }
         if matches!(resident.standing, Standing::Undecided) {
             return unknown(" yet: its namespace has not been seen");
+        }
+        let uid = &resident.workload.uid;
+        if self.uid.get_or_init(|| uid.clone()) != uid {
+            let sentence = "this connection was another pod's, open a new one\n";
+            let answer = Answer::refuse(Outcome::UnknownPod, sentence);
+            return Err(Look::Done(answer.and_close()));
         }
         Ok(resident)
     }
@@ -401,7 +446,9 @@ impl Visit {
         match allowed.lease.cell().current(now) {
             Current::Live(session) => Look::Done(Answer::ok(session.document.bytes())),
             Current::Failed(failure) => {
-                self.door.tell.failing(resident, &allowed.role, &failure, now);
+                self.door
+                    .tell
+                    .failing(resident, &allowed.role, &failure, now);
                 Look::Done(failed(&allowed.role, failure.kind, &failure.code))
             }
             Current::Fetching => {

@@ -14,7 +14,11 @@ async fn a_role_is_listed_and_served_as_by_the_real_service() {
     for path in [CREDENTIALS, CREDENTIALS.strip_suffix('/').unwrap()] {
         for version in ["/latest/", "/2021-07-15/", "/1.0/"] {
             let reply = stage.get(1, &path.replace("/latest/", version)).await;
-            assert_eq!((reply.status, reply.body.as_str()), (200, "reader"), "{path}");
+            assert_eq!(
+                (reply.status, reply.body.as_str()),
+                (200, "reader"),
+                "{path}"
+            );
             assert_eq!(reply.header("content-type"), Some("text/plain"));
             assert_eq!(reply.header("server"), Some("EC2ws"));
         }
@@ -25,7 +29,12 @@ async fn a_role_is_listed_and_served_as_by_the_real_service() {
         let document = reply.json();
         assert_eq!(document["Code"], "Success");
         assert_eq!(document["Type"], "AWS-HMAC");
-        assert!(document["AccessKeyId"].as_str().unwrap().starts_with("ASIA"));
+        assert!(
+            document["AccessKeyId"]
+                .as_str()
+                .unwrap()
+                .starts_with("ASIA")
+        );
         for time in ["LastUpdated", "Expiration"] {
             let time = document[time].as_str().unwrap();
             assert!(time.len() == 20 && time.ends_with('Z'), "{time}");
@@ -39,18 +48,32 @@ async fn a_role_is_listed_and_served_as_by_the_real_service() {
 #[tokio::test]
 async fn each_refusal_has_its_status_and_a_sentence() {
     let stage = Stage::new().await;
-    stage.kube.put_pod(pod_with_role("refused", 4, "reader-refused"));
-    stage.kube.put_pod(pod_with_role("failing", 5, "reader-failing"));
+    stage
+        .kube
+        .put_pod(pod_with_role("refused", 4, "reader-refused"));
+    stage
+        .kube
+        .put_pod(pod_with_role("failing", 5, "reader-failing"));
     stage.sts.deny_role(&arn("reader-refused"));
     let failure = StsFailure::new(500, "InternalFailure", "told to fail");
     stage.sts.fail_role(&arn("reader-failing"), Some(failure));
     for (pod, path, status, sentence) in [
         (1, "writer", 403, "Invalid role writer"),
-        (2, "writer", 403, "does not allow arn:aws:iam::123456789012:role/writer"),
+        (
+            2,
+            "writer",
+            403,
+            "does not allow arn:aws:iam::123456789012:role/writer",
+        ),
         (2, "", 403, "does not allow"),
         (3, "", 404, "has no role"),
         (3, "reader", 404, "has no role"),
-        (9, "", 404, "no pod of this node is known by the address 127.1.0.9"),
+        (
+            9,
+            "",
+            404,
+            "no pod of this node is known by the address 127.1.0.9",
+        ),
         (4, "reader-refused", 403, "STS refuses role"),
         (5, "reader-failing", 503, "for now (InternalFailure)"),
     ] {
@@ -71,7 +94,9 @@ async fn head_is_get_without_a_body() {
     let request = format!(
         "HEAD {CREDENTIALS} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n"
     );
-    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes())
+        .await
+        .unwrap();
     let head = crate::stage::reply(&mut stream).await;
     assert_eq!((head.status, head.body.as_str()), (200, ""));
     assert_eq!(head.header("content-length"), get.header("content-length"));
@@ -87,11 +112,17 @@ async fn head_is_get_without_a_body() {
 async fn tokens_as_by_the_real_service() {
     let stage = Stage::new().await;
     let put = async |pod, headers: &str| {
-        stage.request(pod, &format!("PUT {TOKEN} HTTP/1.1{headers}")).await
+        stage
+            .request(pod, &format!("PUT {TOKEN} HTTP/1.1{headers}"))
+            .await
     };
     let ttl = "\r\nX-aws-ec2-metadata-token-ttl-seconds: ";
     for bad in ["", "0", "21601", "-1", "x", "99999999999"] {
-        let headers = if bad.is_empty() { String::new() } else { format!("{ttl}{bad}") };
+        let headers = if bad.is_empty() {
+            String::new()
+        } else {
+            format!("{ttl}{bad}")
+        };
         assert_eq!(put(1, &headers).await.status, 400, "{bad}");
     }
     let proxied = format!("{ttl}60\r\nX-Forwarded-For: 1.2.3.4");
@@ -99,7 +130,10 @@ async fn tokens_as_by_the_real_service() {
     assert_eq!(stage.get(1, TOKEN).await.status, 405);
     let reply = put(1, &format!("{ttl}21600")).await;
     assert_eq!(reply.status, 200);
-    assert_eq!(reply.header("x-aws-ec2-metadata-token-ttl-seconds"), Some("21600"));
+    assert_eq!(
+        reply.header("x-aws-ec2-metadata-token-ttl-seconds"),
+        Some("21600")
+    );
     let with = async |pod, token: &str| {
         let head = format!("GET {CREDENTIALS} HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}");
         stage.request(pod, &head).await.status
@@ -108,7 +142,9 @@ async fn tokens_as_by_the_real_service() {
     assert_eq!(with(1, "wrong").await, 401);
     assert_eq!(with(1, "").await, 401);
     stage.kube.put_pod(pod_with_role("other", 4, "reader"));
-    stage.until(4, CREDENTIALS, |reply| reply.status == 200).await;
+    stage
+        .until(4, CREDENTIALS, |reply| reply.status == 200)
+        .await;
     assert_eq!(with(4, &reply.body).await, 401);
     // Tokens are for the pass-through too.
     let forwarded = "GET /latest/meta-data/instance-id HTTP/1.1\r\nX-aws-ec2-metadata-token: x";
@@ -118,7 +154,11 @@ async fn tokens_as_by_the_real_service() {
 #[tokio::test]
 async fn tokens_can_be_demanded() {
     let stage = Stage::with(|options| options.door.imds_v2 = ImdsV2::Required).await;
-    for path in [CREDENTIALS, "/latest/meta-data/instance-id", "/latest/meta-data/iam/info"] {
+    for path in [
+        CREDENTIALS,
+        "/latest/meta-data/instance-id",
+        "/latest/meta-data/iam/info",
+    ] {
         assert_eq!(stage.get(1, path).await.status, 401, "{path}");
     }
     let put = format!("PUT {TOKEN} HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60");
@@ -144,30 +184,62 @@ async fn safe_paths_are_passed_through_and_others_on_demand() {
     }
     // Kept: asked for once, answered twice.
     let asked = |path: &str| {
-        stage.imds.requests().iter().filter(|request| request.path == path).count()
+        stage
+            .imds
+            .requests()
+            .iter()
+            .filter(|request| request.path == path)
+            .count()
     };
     stage.get(1, "/latest/meta-data/instance-id").await;
     assert_eq!(asked("/latest/meta-data/instance-id"), 1);
     stage.get(1, "/latest/meta-data/ami-id").await;
     assert_eq!(asked("/latest/meta-data/ami-id"), 2);
-    assert_eq!(stage.get(1, "/latest/meta-data/public-keys/").await.status, 403);
-    assert_eq!(stage.get(9, "/latest/meta-data/instance-id").await.status, 404);
+    assert_eq!(
+        stage.get(1, "/latest/meta-data/public-keys/").await.status,
+        403
+    );
+    assert_eq!(
+        stage.get(9, "/latest/meta-data/instance-id").await.status,
+        404
+    );
 }
 
 #[tokio::test]
 async fn kube2iams_health_page_and_nothing_more_is_on_the_pods_port() {
     let stage = Stage::with(|options| options.debug = true).await;
-    let health = stage.raw(1, "GET /healthz HTTP/1.1\r\nHost: 10.0.0.1:8181\r\n\r\n").await;
+    let health = stage
+        .raw(1, "GET /healthz HTTP/1.1\r\nHost: 10.0.0.1:8181\r\n\r\n")
+        .await;
     assert_eq!(health.status, 200);
     assert_eq!(health.json()["hostIP"], "127.0.0.1");
-    assert!(health.json()["instanceId"].as_str().unwrap().starts_with("i-"));
-    for path in ["/metrics", "/readyz", "/debug/store", "/debug/", "/healthz/", "/healthz?x", "/"] {
+    assert!(
+        health.json()["instanceId"]
+            .as_str()
+            .unwrap()
+            .starts_with("i-")
+    );
+    for path in [
+        "/metrics",
+        "/readyz",
+        "/debug/store",
+        "/debug/",
+        "/healthz/",
+        "/healthz?x",
+        "/",
+    ] {
         let reply = stage.get(1, path).await;
         assert!((400..500).contains(&reply.status), "{path} {reply:?}");
     }
     assert_eq!(stage.admin("/healthz").await.status, 200);
     assert_eq!(stage.admin("/readyz").await.status, 200);
-    assert!(stage.admin("/metrics").await.body.contains("rolegate_workloads 3"));
+    assert!(
+        stage
+            .admin("/metrics")
+            .await
+            .body
+            .contains("rolegate_workloads 3")
+    );
     let store = stage.admin("/debug/store").await.json();
     assert_eq!(store["rolesByIP"]["127.1.0.1"], arn("reader"));
     assert_eq!(store["namespaceByIP"]["127.1.0.1"], "default");

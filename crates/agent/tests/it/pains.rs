@@ -23,13 +23,22 @@ async fn pain_01_a_pod_that_asks_before_the_watch_shows_it_waits_for_the_event()
 async fn pain_02_a_reused_address_never_serves_the_pod_before() {
     let stage = Stage::new().await;
     let first = stage.key_id(1, "reader").await;
-    stage.kube.put_pod(pod_with_role("reader", 1, "reader").phase("Succeeded"));
-    stage.until(1, CREDENTIALS, |reply| reply.status == 404).await;
+    stage
+        .kube
+        .put_pod(pod_with_role("reader", 1, "reader").phase("Succeeded"));
+    stage
+        .until(1, CREDENTIALS, |reply| reply.status == 404)
+        .await;
     stage.kube.put_pod(pod_with_role("next", 1, "reader-next"));
-    let reply = stage.until(1, CREDENTIALS, |reply| reply.status == 200).await;
+    let reply = stage
+        .until(1, CREDENTIALS, |reply| reply.status == 200)
+        .await;
     assert_eq!(reply.body, "reader-next");
     assert_ne!(stage.key_id(1, "reader-next").await, first);
-    assert_eq!(stage.get(1, &format!("{CREDENTIALS}reader")).await.status, 403);
+    assert_eq!(
+        stage.get(1, &format!("{CREDENTIALS}reader")).await.status,
+        403
+    );
 }
 
 #[tokio::test]
@@ -37,7 +46,9 @@ async fn pain_05_a_herd_is_one_call_and_quick_while_sts_is_slow() {
     let stage = Stage::new().await;
     stage.sts.set_latency(Duration::from_millis(300));
     for n in 10..110 {
-        stage.kube.put_pod(pod_with_role(&format!("herd-{n}"), n, "reader-herd"));
+        stage
+            .kube
+            .put_pod(pod_with_role(&format!("herd-{n}"), n, "reader-herd"));
     }
     let path = format!("{CREDENTIALS}reader-herd");
     let asking = (10..110).map(|n| stage.get(n, &path));
@@ -45,7 +56,10 @@ async fn pain_05_a_herd_is_one_call_and_quick_while_sts_is_slow() {
         assert_eq!(reply.status, 200, "{reply:?}");
     }
     let calls = stage.assumed();
-    let herd = calls.iter().filter(|call| call.role_arn == arn("reader-herd")).count();
+    let herd = calls
+        .iter()
+        .filter(|call| call.role_arn == arn("reader-herd"))
+        .count();
     assert_eq!(herd, 1);
 }
 
@@ -53,7 +67,9 @@ async fn pain_05_a_herd_is_one_call_and_quick_while_sts_is_slow() {
 async fn pain_06_a_failing_role_is_asked_for_once_and_answered_at_once() {
     let stage = Stage::new().await;
     stage.sts.deny_role(&arn("reader-failing"));
-    stage.kube.put_pod(pod_with_role("failing", 4, "reader-failing"));
+    stage
+        .kube
+        .put_pod(pod_with_role("failing", 4, "reader-failing"));
     let path = format!("{CREDENTIALS}reader-failing");
     stage.until(4, &path, |reply| reply.status == 403).await;
     for _ in 0..50 {
@@ -61,12 +77,17 @@ async fn pain_06_a_failing_role_is_asked_for_once_and_answered_at_once() {
     }
     let count = |stage: &Stage| {
         let calls = stage.assumed();
-        calls.iter().filter(|call| call.role_arn == arn("reader-failing")).count()
+        calls
+            .iter()
+            .filter(|call| call.role_arn == arn("reader-failing"))
+            .count()
     };
     assert_eq!(count(&stage), 1);
     // The trust policy is mended, and the pod touched: no waiting for the next try.
     stage.sts.allow_role(&arn("reader-failing"));
-    stage.kube.put_pod(pod_with_role("failing", 4, "reader-failing").service_account("other"));
+    stage
+        .kube
+        .put_pod(pod_with_role("failing", 4, "reader-failing").service_account("other"));
     stage.until(4, &path, |reply| reply.status == 200).await;
     assert_eq!(count(&stage), 2);
 }
@@ -75,7 +96,11 @@ async fn pain_06_a_failing_role_is_asked_for_once_and_answered_at_once() {
 async fn pain_07_valid_credentials_are_served_while_sts_is_down() {
     let stage = Stage::new().await;
     let before = stage.key_id(1, "reader").await;
-    stage.sts.fail_with(Some(StsFailure::new(503, "ServiceUnavailable", "told to fail")));
+    stage.sts.fail_with(Some(StsFailure::new(
+        503,
+        "ServiceUnavailable",
+        "told to fail",
+    )));
     for _ in 0..20 {
         assert_eq!(stage.key_id(1, "reader").await, before);
     }
@@ -85,15 +110,28 @@ async fn pain_07_valid_credentials_are_served_while_sts_is_down() {
 async fn pain_07_a_shorter_life_than_asked_is_believed() {
     let stage = Stage::new().await;
     stage.sts.set_lifetime(Some(Duration::from_secs(2)));
-    stage.kube.put_pod(pod_with_role("short", 4, "reader-short"));
+    stage
+        .kube
+        .put_pod(pod_with_role("short", 4, "reader-short"));
     let path = format!("{CREDENTIALS}reader-short");
     stage.until(4, &path, |reply| reply.status == 200).await;
-    stage.sts.fail_with(Some(StsFailure::new(503, "ServiceUnavailable", "told to fail")));
+    stage.sts.fail_with(Some(StsFailure::new(
+        503,
+        "ServiceUnavailable",
+        "told to fail",
+    )));
     // Not one answer after the end that STS gave.
     let over = stage.until(4, &path, |reply| {
         if reply.status == 200 {
-            let end: jiff::Timestamp = reply.json()["Expiration"].as_str().unwrap().parse().unwrap();
-            assert!(jiff::Timestamp::now() < end + Duration::from_secs(1), "{reply:?}");
+            let end: jiff::Timestamp = reply.json()["Expiration"]
+                .as_str()
+                .unwrap()
+                .parse()
+                .unwrap();
+            assert!(
+                jiff::Timestamp::now() < end + Duration::from_secs(1),
+                "{reply:?}"
+            );
         }
         reply.status != 200
     });
@@ -106,14 +144,23 @@ async fn pain_08_external_ids_do_not_share_credentials() {
     let with_id = |name, n, id| {
         pod_with_role(name, n, "reader-ext").annotation("iam.amazonaws.com/external-id", id)
     };
-    stage.sts.require_external_id(&arn("reader-ext"), Some("id-a"));
+    stage
+        .sts
+        .require_external_id(&arn("reader-ext"), Some("id-a"));
     stage.kube.put_pod(with_id("a", 4, "id-a"));
     stage.kube.put_pod(with_id("b", 5, "id-b"));
     let path = format!("{CREDENTIALS}reader-ext");
     stage.until(4, &path, |reply| reply.status == 200).await;
     stage.until(5, &path, |reply| reply.status == 403).await;
-    let ids: Vec<_> = stage.assumed().into_iter().filter_map(|call| call.external_id).collect();
-    assert!(ids.contains(&"id-a".into()) && ids.contains(&"id-b".into()), "{ids:?}");
+    let ids: Vec<_> = stage
+        .assumed()
+        .into_iter()
+        .filter_map(|call| call.external_id)
+        .collect();
+    assert!(
+        ids.contains(&"id-a".into()) && ids.contains(&"id-b".into()),
+        "{ids:?}"
+    );
 }
 
 #[tokio::test]
@@ -129,8 +176,12 @@ async fn pain_12_patterns_are_anchored() {
     };
     stage.kube.put_pod(of("a", 4, "team-a"));
     stage.kube.put_pod(of("b", 5, "team-a-admin"));
-    stage.until(4, CREDENTIALS, |reply| reply.status == 200).await;
-    stage.until(5, CREDENTIALS, |reply| reply.status == 403).await;
+    stage
+        .until(4, CREDENTIALS, |reply| reply.status == 200)
+        .await;
+    stage
+        .until(5, CREDENTIALS, |reply| reply.status == 403)
+        .await;
 }
 
 #[tokio::test]
@@ -144,8 +195,17 @@ async fn pain_14_session_names_name_the_pod() {
     let chosen = pod_with_role("chosen", 4, "reader")
         .annotation("iam.amazonaws.com/session-name", "billing-run");
     stage.kube.put_pod(chosen);
-    stage.until(4, &format!("{CREDENTIALS}reader"), |reply| reply.status == 200).await;
-    assert!(stage.assumed().iter().any(|call| call.session_name == "billing-run"));
+    stage
+        .until(4, &format!("{CREDENTIALS}reader"), |reply| {
+            reply.status == 200
+        })
+        .await;
+    assert!(
+        stage
+            .assumed()
+            .iter()
+            .any(|call| call.session_name == "billing-run")
+    );
 }
 
 #[tokio::test]
@@ -159,8 +219,15 @@ async fn pain_15_other_partitions() {
     stage.kube.put_namespace(
         Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),
     );
-    stage.until(1, &format!("{CREDENTIALS}reader"), |reply| reply.status == 200).await;
-    assert_eq!(stage.assumed()[0].role_arn, "arn:aws-cn:iam::123456789012:role/reader");
+    stage
+        .until(1, &format!("{CREDENTIALS}reader"), |reply| {
+            reply.status == 200
+        })
+        .await;
+    assert_eq!(
+        stage.assumed()[0].role_arn,
+        "arn:aws-cn:iam::123456789012:role/reader"
+    );
 }
 
 #[tokio::test]
@@ -181,17 +248,56 @@ async fn pain_16_only_this_nodes_pods_are_watched() {
     let elsewhere = Pod::new("default", "far").node("node-b").ip("127.1.0.1");
     stage.kube.put_pod(elsewhere);
     stage.kube.put_pod(pod("marker", 7));
-    stage.until(7, CREDENTIALS, |reply| reply.body.contains("has no role")).await;
+    stage
+        .until(7, CREDENTIALS, |reply| reply.body.contains("has no role"))
+        .await;
     assert_eq!(stage.get(1, CREDENTIALS).await.body, "reader");
-    let pods = stage.kube.requests().into_iter().filter(|request| request.resource == "pods");
+    let pods = stage
+        .kube
+        .requests()
+        .into_iter()
+        .filter(|request| request.resource == "pods");
     for request in pods {
-        assert_eq!(request.query["fieldSelector"], format!("spec.nodeName={NODE}"));
+        assert_eq!(
+            request.query["fieldSelector"],
+            format!("spec.nodeName={NODE}")
+        );
     }
 }
 
 #[tokio::test]
+async fn pain_16_without_a_node_name_pods_of_other_hosts_are_dropped() {
+    let stage = Stage::unready(|options| {
+        if let rolegate_agent::app::SourceOptions::Kubernetes { node, .. } = &mut options.source {
+            *node = None;
+        }
+    })
+    .await;
+    let on_host = |pod: Pod, host: &str| {
+        let mut pod = pod.build();
+        pod["status"]["hostIP"] = host.into();
+        pod
+    };
+    // A pod of another node claims the address of one of ours: nobody here is silenced by it.
+    stage
+        .kube
+        .put_pod(on_host(pod_with_role("ours", 4, "reader"), "127.0.0.1"));
+    stage
+        .kube
+        .put_pod(on_host(pod_with_role("far", 4, "reader-far"), "10.9.9.9"));
+    stage
+        .kube
+        .put_pod(on_host(pod_with_role("far-alone", 5, "reader"), "10.9.9.9"));
+    stage.ready().await;
+    assert_eq!(stage.get(4, CREDENTIALS).await.body, "reader");
+    assert_eq!(stage.get(5, CREDENTIALS).await.status, 404);
+}
+
+#[tokio::test]
 async fn pain_17_without_the_api_server_it_listens_and_says_so() {
-    let closed = Imds::start("127.0.0.1:0".parse().unwrap(), Default::default()).await.unwrap();
+    let closed = Imds::start("127.0.0.1:0".parse().unwrap(), Default::default())
+        .await
+        .unwrap();
     let nowhere = closed.url();
     closed.stop().await;
     let stage = Stage::unready(|options| {
@@ -200,11 +306,18 @@ async fn pain_17_without_the_api_server_it_listens_and_says_so() {
         }
     })
     .await;
-    assert_eq!(stage.get(1, "/latest/meta-data/instance-id").await.status, 200);
+    assert_eq!(
+        stage.get(1, "/latest/meta-data/instance-id").await.status,
+        200
+    );
     assert_eq!(stage.get(1, CREDENTIALS).await.status, 503);
     let ready = stage.admin("/readyz").await;
     assert_eq!(ready.status, 503);
-    assert!(ready.body.contains("workloads are not loaded"), "{}", ready.body);
+    assert!(
+        ready.body.contains("workloads are not loaded"),
+        "{}",
+        ready.body
+    );
     assert_eq!(stage.admin("/healthz").await.status, 200);
 }
 
@@ -217,7 +330,11 @@ async fn pain_17_dropped_and_expired_watches_are_taken_up_again() {
         } else {
             stage.kube.drop_watches();
         }
-        stage.kube.put_pod(pod_with_role(&format!("pod-{n}"), n, "reader"));
-        stage.until(n, CREDENTIALS, |reply| reply.status == 200).await;
+        stage
+            .kube
+            .put_pod(pod_with_role(&format!("pod-{n}"), n, "reader"));
+        stage
+            .until(n, CREDENTIALS, |reply| reply.status == 200)
+            .await;
     }
 }

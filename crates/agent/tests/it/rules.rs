@@ -18,15 +18,29 @@ fn assert_clean(text: &str) {
 async fn rule_01_who_is_not_identified_gets_nothing() {
     let stage = Stage::new().await;
     stage.kube.put_pod(pod_with_role("twin", 1, "reader"));
-    let twin = stage.until(1, CREDENTIALS, |reply| reply.status == 404).await;
+    let twin = stage
+        .until(1, CREDENTIALS, |reply| reply.status == 404)
+        .await;
     assert!(twin.body.contains("several live pods"), "{}", twin.body);
-    stage.kube.put_pod(pod_with_role("host", 4, "reader").host_network());
-    stage.kube.put_pod(pod_with_role("mirror", 5, "reader").mirror());
-    stage.kube.put_pod(pod_with_role("done", 6, "reader").phase("Failed"));
+    stage
+        .kube
+        .put_pod(pod_with_role("host", 4, "reader").host_network());
+    stage
+        .kube
+        .put_pod(pod_with_role("mirror", 5, "reader").mirror());
+    stage
+        .kube
+        .put_pod(pod_with_role("done", 6, "reader").phase("Failed"));
     stage.kube.put_pod(pod_with_role("marker", 7, "reader"));
-    stage.until(7, CREDENTIALS, |reply| reply.status == 200).await;
+    stage
+        .until(7, CREDENTIALS, |reply| reply.status == 200)
+        .await;
     for n in [4, 5, 6] {
-        for path in [CREDENTIALS, "/latest/meta-data/iam/info", "/latest/meta-data/instance-id"] {
+        for path in [
+            CREDENTIALS,
+            "/latest/meta-data/iam/info",
+            "/latest/meta-data/instance-id",
+        ] {
             assert_eq!(stage.get(n, path).await.status, 404, "{n} {path}");
         }
     }
@@ -83,7 +97,11 @@ async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
     ];
     let mut targets: Vec<String> = Vec::new();
     for path in paths {
-        for version in ["/latest/meta-data/", "/2021-07-15/meta-data/", "/1.0/meta-data/"] {
+        for version in [
+            "/latest/meta-data/",
+            "/2021-07-15/meta-data/",
+            "/1.0/meta-data/",
+        ] {
             targets.push(format!("{version}{path}"));
         }
         targets.push(format!("/LATEST/meta-data/{path}"));
@@ -94,7 +112,14 @@ async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
         targets.push(format!("http://169.254.169.254/latest/meta-data/{path}"));
         targets.push(format!("http://x/latest/meta-data/{path}"));
     }
-    for path in ["user-data", "user-data/", "User-Data", "user%2ddata", "/user-data", "./user-data"] {
+    for path in [
+        "user-data",
+        "user-data/",
+        "User-Data",
+        "user%2ddata",
+        "/user-data",
+        "./user-data",
+    ] {
         targets.push(format!("/latest/{path}"));
         targets.push(format!("/1.0/{path}"));
     }
@@ -122,11 +147,20 @@ async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
         }
     }
     // What reached the real service is what discovery asks for, and what pods may read.
-    let own = ["/latest/meta-data/iam/info", "/latest/meta-data/iam/security-credentials/"];
+    let own = [
+        "/latest/meta-data/iam/info",
+        "/latest/meta-data/iam/security-credentials/",
+    ];
     for request in stage.imds.requests() {
         let lower = request.path.to_ascii_lowercase();
-        let secret = ["iam", "credentials", "user-data", "%"].iter().any(|word| lower.contains(word));
-        assert!(!secret || own.contains(&request.path.as_str()), "{}", request.path);
+        let secret = ["iam", "credentials", "user-data", "%"]
+            .iter()
+            .any(|word| lower.contains(word));
+        assert!(
+            !secret || own.contains(&request.path.as_str()),
+            "{}",
+            request.path
+        );
     }
 }
 
@@ -136,29 +170,43 @@ async fn rule_03_a_denial_makes_no_call_and_is_told() {
     for _ in 0..5 {
         let reply = stage.get(2, &format!("{CREDENTIALS}writer")).await;
         assert_eq!(reply.status, 403);
-        assert!(reply.body.contains("iam.amazonaws.com/allowed-roles"), "{}", reply.body);
+        assert!(
+            reply.body.contains("iam.amazonaws.com/allowed-roles"),
+            "{}",
+            reply.body
+        );
     }
-    assert!(stage.assumed().iter().all(|call| !call.role_arn.ends_with("writer")));
+    assert!(
+        stage
+            .assumed()
+            .iter()
+            .all(|call| !call.role_arn.ends_with("writer"))
+    );
     let metrics = stage.admin("/metrics").await.body;
-    let line = r#"rolegate_request_duration_seconds_count{handler="credentials",outcome="denied"} 5"#;
+    let line =
+        r#"rolegate_request_duration_seconds_count{handler="credentials",outcome="denied"} 5"#;
     assert!(metrics.contains(line), "{metrics}");
     let told = async {
         while stage.kube.events().is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), told).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), told)
+        .await
+        .unwrap();
     let event = stage.kube.events()[0].to_string();
-    assert!(event.contains("RoleForbidden") && event.contains("\"writer\""), "{event}");
+    assert!(
+        event.contains("RoleForbidden") && event.contains("\"writer\""),
+        "{event}"
+    );
 }
 
 #[tokio::test]
 async fn rule_04_a_right_taken_away_is_gone_though_the_session_is_kept() {
     let stage = Stage::new().await;
     stage.key_id(1, "reader").await;
-    let rules = |allowed| {
-        Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", allowed)
-    };
+    let rules =
+        |allowed| Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", allowed);
     stage.kube.put_namespace(rules(r#"["other"]"#));
     let path = format!("{CREDENTIALS}reader");
     stage.until(1, &path, |reply| reply.status == 403).await;
@@ -166,7 +214,9 @@ async fn rule_04_a_right_taken_away_is_gone_though_the_session_is_kept() {
     stage.kube.put_pod(pod("reader", 1));
     stage.until(1, &path, |reply| reply.status == 404).await;
     stage.kube.delete_pod("default", "reader");
-    stage.until(1, &path, |reply| reply.body.contains("no pod of this node")).await;
+    stage
+        .until(1, &path, |reply| reply.body.contains("no pod of this node"))
+        .await;
 }
 
 #[tokio::test]
@@ -174,15 +224,28 @@ async fn rule_05_forwarding_headers_are_not_believed_and_not_sent_on() {
     let stage = Stage::new().await;
     let spoofed = "\r\nX-Forwarded-For: 127.1.0.1\r\nForwarded: for=127.1.0.1\r\nX-Real-IP: 127.1.0.1\
                    \r\nVia: 1.1 x\r\nX-aws-ec2-metadata-token-ttl-seconds: 5\r\nAuthorization: secret";
-    let reply = stage.request(3, &format!("GET {CREDENTIALS} HTTP/1.1{spoofed}")).await;
+    let reply = stage
+        .request(3, &format!("GET {CREDENTIALS} HTTP/1.1{spoofed}"))
+        .await;
     assert_eq!(reply.status, 404);
     let path = "/latest/meta-data/placement/region";
-    let reply = stage.request(3, &format!("GET {path} HTTP/1.1{spoofed}")).await;
+    let reply = stage
+        .request(3, &format!("GET {path} HTTP/1.1{spoofed}"))
+        .await;
     assert_eq!(reply.status, 200);
     let requests = stage.imds.requests();
-    let request = requests.iter().rfind(|request| request.path == path).unwrap();
+    let request = requests
+        .iter()
+        .rfind(|request| request.path == path)
+        .unwrap();
     let headers = format!("{:?}", request.headers).to_ascii_lowercase();
-    for header in ["forwarded", "x-real-ip", "via", "authorization", "127.1.0.1"] {
+    for header in [
+        "forwarded",
+        "x-real-ip",
+        "via",
+        "authorization",
+        "127.1.0.1",
+    ] {
         assert!(!headers.contains(header), "{headers}");
     }
 }
@@ -205,7 +268,9 @@ async fn rule_06_no_secret_is_in_metrics_debug_pages_or_events() {
 async fn rule_09_slow_and_large_requests_are_cut_off() {
     let stage = Stage::with(|options| options.door.header_time = Duration::from_millis(200)).await;
     let mut slow = stage.connect(1).await;
-    slow.write_all(b"GET /latest/meta-data/iam/info HTTP/1.1\r\nHost: 169.254").await.unwrap();
+    slow.write_all(b"GET /latest/meta-data/iam/info HTTP/1.1\r\nHost: 169.254")
+        .await
+        .unwrap();
     let mut rest = Vec::new();
     let closed = tokio::time::timeout(Duration::from_secs(20), slow.read_to_end(&mut rest)).await;
     assert!(closed.is_ok(), "the connection is held");
@@ -215,7 +280,10 @@ async fn rule_09_slow_and_large_requests_are_cut_off() {
     assert!(closed.is_ok(), "an idle connection is held");
     for large in [
         format!("GET /latest/{} HTTP/1.1", "x".repeat(4000)),
-        format!("GET {CREDENTIALS} HTTP/1.1\r\nX-Large: {}", "x".repeat(60_000)),
+        format!(
+            "GET {CREDENTIALS} HTTP/1.1\r\nX-Large: {}",
+            "x".repeat(60_000)
+        ),
         format!("GET {CREDENTIALS} HTTP/1.1{}", "\r\nX-Many: y".repeat(500)),
     ] {
         let mut stream = stage.connect(1).await;

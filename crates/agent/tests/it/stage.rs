@@ -49,7 +49,9 @@ pub(crate) fn arn(role: &str) -> String {
 
 /// A running pod of namespace `default` at [`address`] `n`.
 pub(crate) fn pod(name: &str, n: u8) -> Pod {
-    Pod::new("default", name).node(NODE).ip(&address(n).to_string())
+    Pod::new("default", name)
+        .node(NODE)
+        .ip(&address(n).to_string())
 }
 
 /// One that wishes for a role.
@@ -73,11 +75,16 @@ impl Stage {
 
     /// The same, not waiting until it is ready.
     pub(crate) async fn unready(change: impl FnOnce(&mut AgentOptions)) -> Self {
-        let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default()).await.unwrap();
-        let imds = Imds::start(LOOPBACK, ImdsOptions {
-            account: "123456789012".into(),
-            ..ImdsOptions::default()
-        })
+        let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default())
+            .await
+            .unwrap();
+        let imds = Imds::start(
+            LOOPBACK,
+            ImdsOptions {
+                account: "123456789012".into(),
+                ..ImdsOptions::default()
+            },
+        )
         .await
         .unwrap();
         let (id, key) = imds.node_key();
@@ -86,10 +93,10 @@ impl Stage {
             ..rolegate_devkit::StsOptions::default()
         };
         let sts = Sts::start(LOOPBACK, sts_options).await.unwrap();
-        kube.put_namespace(
-            Namespace::new("default")
-                .annotation("iam.amazonaws.com/allowed-roles", r#"["reader*", "team/*"]"#),
-        );
+        kube.put_namespace(Namespace::new("default").annotation(
+            "iam.amazonaws.com/allowed-roles",
+            r#"["reader*", "team/*"]"#,
+        ));
         kube.put_pod(pod_with_role("reader", 1, "reader"));
         kube.put_pod(pod_with_role("writer", 2, "writer"));
         kube.put_pod(pod("plain", 3));
@@ -143,7 +150,12 @@ impl Stage {
         };
         change(&mut options);
         let agent = Agent::start(options).await.unwrap();
-        Self { sts, imds, kube, agent }
+        Self {
+            sts,
+            imds,
+            kube,
+            agent,
+        }
     }
 
     pub(crate) async fn ready(&self) {
@@ -160,7 +172,8 @@ impl Stage {
 
     /// A request line and further header lines, as pod `n`; `Host` is the metadata address.
     pub(crate) async fn request(&self, n: u8, head: &str) -> Reply {
-        self.raw(n, &format!("{head}\r\nHost: 169.254.169.254\r\n\r\n")).await
+        self.raw(n, &format!("{head}\r\nHost: 169.254.169.254\r\n\r\n"))
+            .await
     }
 
     /// Bytes as pod `n` sends them, to the end of the answer.
@@ -174,12 +187,17 @@ impl Stage {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((address(n), 0).into()).unwrap();
         let port = self.agent.addresses().pods.port();
-        socket.connect((Ipv4Addr::LOCALHOST, port).into()).await.unwrap()
+        socket
+            .connect((Ipv4Addr::LOCALHOST, port).into())
+            .await
+            .unwrap()
     }
 
     /// A GET at the operators' port.
     pub(crate) async fn admin(&self, path: &str) -> Reply {
-        let mut stream = TcpStream::connect(self.agent.addresses().admin).await.unwrap();
+        let mut stream = TcpStream::connect(self.agent.addresses().admin)
+            .await
+            .unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         reply(&mut stream).await
@@ -193,7 +211,12 @@ impl Stage {
     }
 
     /// Asks as pod `n` until the answer is as expected.
-    pub(crate) async fn until(&self, n: u8, path: &str, expected: impl Fn(&Reply) -> bool) -> Reply {
+    pub(crate) async fn until(
+        &self,
+        n: u8,
+        path: &str,
+        expected: impl Fn(&Reply) -> bool,
+    ) -> Reply {
         let asking = async {
             loop {
                 let reply = self.get(n, path).await;
@@ -203,7 +226,9 @@ impl Stage {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, asking).await.expect("the answer never came")
+        tokio::time::timeout(PATIENCE, asking)
+            .await
+            .expect("the answer never came")
     }
 
     /// Calls of AssumeRole so far.
@@ -243,11 +268,16 @@ pub(crate) async fn reply(stream: &mut TcpStream) -> Reply {
             if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
                 let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
                 let reply = Reply {
-                    status: head.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0),
+                    status: head
+                        .get(9..12)
+                        .and_then(|code| code.parse().ok())
+                        .unwrap_or(0),
                     body: String::from_utf8_lossy(&bytes[end + 4..]).into_owned(),
                     head,
                 };
-                let length = reply.header("content-length").and_then(|length| length.parse().ok());
+                let length = reply
+                    .header("content-length")
+                    .and_then(|length| length.parse().ok());
                 if length.is_none_or(|length: usize| reply.body.len() >= length) {
                     return reply;
                 }
@@ -257,9 +287,15 @@ pub(crate) async fn reply(stream: &mut TcpStream) -> Reply {
                 }
             } else if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
                 let head = String::from_utf8_lossy(&bytes).into_owned();
-                return Reply { status: 0, head, body: String::new() };
+                return Reply {
+                    status: 0,
+                    head,
+                    body: String::new(),
+                };
             }
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("no answer")
+    tokio::time::timeout(PATIENCE, reading)
+        .await
+        .expect("no answer")
 }

@@ -14,7 +14,11 @@ async fn threat_02_an_old_picture_serves_nobody() {
     let stage = Stage::with(|options| options.door.max_picture_age = Duration::ZERO).await;
     let reply = stage.get(1, &format!("{CREDENTIALS}reader")).await;
     assert_eq!(reply.status, 503);
-    assert!(reply.body.contains("not heard of the cluster"), "{}", reply.body);
+    assert!(
+        reply.body.contains("not heard of the cluster"),
+        "{}",
+        reply.body
+    );
 }
 
 #[tokio::test]
@@ -26,12 +30,29 @@ async fn threat_06_our_own_roles_are_refused_under_any_rule() {
             .annotation("iam.amazonaws.com/permitted", ".*"),
     );
     // The stand-in's node has the role `node`.
-    for (n, role) in [(4, "node".to_owned()), (5, arn("node")), (6, arn("path/NODE"))] {
-        stage.kube.put_pod(pod_with_role(&format!("thief-{n}"), n, &role));
-        let denied = stage.until(n, CREDENTIALS, |reply| reply.status == 403).await;
-        assert!(denied.body.contains("which no pod may have"), "{}", denied.body);
+    for (n, role) in [
+        (4, "node".to_owned()),
+        (5, arn("node")),
+        (6, arn("path/NODE")),
+    ] {
+        stage
+            .kube
+            .put_pod(pod_with_role(&format!("thief-{n}"), n, &role));
+        let denied = stage
+            .until(n, CREDENTIALS, |reply| reply.status == 403)
+            .await;
+        assert!(
+            denied.body.contains("which no pod may have"),
+            "{}",
+            denied.body
+        );
     }
-    assert!(stage.assumed().iter().all(|call| !call.role_arn.to_lowercase().contains("node")));
+    assert!(
+        stage
+            .assumed()
+            .iter()
+            .all(|call| !call.role_arn.to_lowercase().contains("node"))
+    );
 }
 
 #[tokio::test]
@@ -46,9 +67,16 @@ async fn threat_12_a_session_name_cannot_be_forged() {
     let forger = pod_with_role("forger", 4, "reader")
         .annotation("iam.amazonaws.com/session-name", "payments.api");
     stage.kube.put_pod(forger);
-    let denied = stage.until(4, CREDENTIALS, |reply| reply.status == 403).await;
+    let denied = stage
+        .until(4, CREDENTIALS, |reply| reply.status == 403)
+        .await;
     assert!(denied.body.contains("another namespace"), "{}", denied.body);
-    assert!(stage.assumed().iter().all(|call| call.session_name != "payments.api"));
+    assert!(
+        stage
+            .assumed()
+            .iter()
+            .all(|call| call.session_name != "payments.api")
+    );
 }
 
 #[tokio::test]
@@ -68,7 +96,9 @@ async fn threat_17_a_browser_that_dns_pointed_here_is_refused() {
             format!("GET {CREDENTIALS}reader HTTP/1.1"),
             "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60".into(),
         ] {
-            let answer = stage.raw(1, &format!("{line}\r\nHost: {host}\r\n\r\n")).await;
+            let answer = stage
+                .raw(1, &format!("{line}\r\nHost: {host}\r\n\r\n"))
+                .await;
             assert!(matches!(answer.status, 400 | 403), "{host} {answer:?}");
         }
     }
@@ -76,10 +106,22 @@ async fn threat_17_a_browser_that_dns_pointed_here_is_refused() {
     assert_eq!(stage.request(1, &origin).await.status, 403);
     let twice = format!("GET {CREDENTIALS} HTTP/1.1\r\nHost: evil.example");
     assert!(matches!(stage.request(1, &twice).await.status, 400 | 403));
-    let none = stage.raw(1, &format!("GET {CREDENTIALS} HTTP/1.1\r\n\r\n")).await;
+    let none = stage
+        .raw(1, &format!("GET {CREDENTIALS} HTTP/1.1\r\n\r\n"))
+        .await;
     assert!(matches!(none.status, 400 | 403));
-    for fine in ["169.254.169.254:80", "[fd00:ec2::254]", "[fd00:ec2::254]:80", "127.0.0.1:8181"] {
-        let answer = stage.raw(1, &format!("GET {CREDENTIALS} HTTP/1.1\r\nHost: {fine}\r\n\r\n")).await;
+    for fine in [
+        "169.254.169.254:80",
+        "[fd00:ec2::254]",
+        "[fd00:ec2::254]:80",
+        "127.0.0.1:8181",
+    ] {
+        let answer = stage
+            .raw(
+                1,
+                &format!("GET {CREDENTIALS} HTTP/1.1\r\nHost: {fine}\r\n\r\n"),
+            )
+            .await;
         assert_eq!(answer.status, 200, "{fine}");
     }
 }
@@ -95,9 +137,13 @@ async fn threat_18_flipping_annotations_burns_no_quota_but_its_own() {
     })
     .await;
     for flip in 0..60 {
-        stage.kube.put_pod(pod_with_role("flipper", 4, &format!("reader-{flip}")));
+        stage
+            .kube
+            .put_pod(pod_with_role("flipper", 4, &format!("reader-{flip}")));
         let shown = format!("reader-{flip}");
-        stage.until(4, CREDENTIALS, |reply| reply.body == shown).await;
+        stage
+            .until(4, CREDENTIALS, |reply| reply.body == shown)
+            .await;
     }
     assert!(stage.assumed().len() <= 12, "{}", stage.assumed().len());
     // Another namespace has its own allowance.
@@ -108,17 +154,22 @@ async fn threat_18_flipping_annotations_burns_no_quota_but_its_own() {
         .ip("127.1.0.5")
         .annotation("iam.amazonaws.com/role", "else");
     stage.kube.put_pod(pod);
-    stage.until(5, &format!("{CREDENTIALS}else"), |reply| reply.status == 200).await;
+    stage
+        .until(5, &format!("{CREDENTIALS}else"), |reply| {
+            reply.status == 200
+        })
+        .await;
 }
 
 #[tokio::test]
 async fn threat_19_a_noisy_pod_takes_nothing_from_its_neighbours() {
     let stage = Stage::with(|options| {
         options.door.limits = LimitOptions {
-            connections: 20,
+            connections: 40,
             connections_per_pod: 8,
             waiters_per_pod: 2,
             forwards_per_second: 5,
+            forwards_in_all: 50,
         };
     })
     .await;
@@ -129,26 +180,113 @@ async fn threat_19_a_noisy_pod_takes_nothing_from_its_neighbours() {
     // The neighbour is served while the other holds all it can get.
     stage.key_id(1, "reader").await;
     drop(held);
-    let forwarded = async |n| stage.get(n, "/latest/meta-data/placement/x").await.status;
+    // Made-up names, since what is not there is remembered too.
+    let forwarded = async |n, place| {
+        let path = format!("/latest/meta-data/placement/{place}");
+        stage.get(n, &path).await.status
+    };
     let mut limited = 0;
-    for _ in 0..40 {
-        if forwarded(3).await == 429 {
+    for place in 0..40 {
+        if forwarded(3, place).await == 429 {
             limited += 1;
         }
     }
     assert!(limited > 0);
-    assert_ne!(forwarded(1).await, 429);
+    assert_ne!(forwarded(1, 99).await, 429);
 }
 
 #[tokio::test]
 async fn threat_19_waiting_is_bounded_for_each_pod() {
-    let limits = LimitOptions { waiters_per_pod: 2, ..LimitOptions::default() };
+    let limits = LimitOptions {
+        waiters_per_pod: 2,
+        ..LimitOptions::default()
+    };
     let stage = Stage::with(|options| options.door.limits = limits).await;
     let asking = (0..10).map(|_| stage.get(9, CREDENTIALS));
-    let mut statuses: Vec<_> =
-        futures::future::join_all(asking).await.into_iter().map(|reply| reply.status).collect();
+    let mut statuses: Vec<_> = futures::future::join_all(asking)
+        .await
+        .into_iter()
+        .map(|reply| reply.status)
+        .collect();
     statuses.sort_unstable();
     assert_eq!(statuses, [404, 404, 429, 429, 429, 429, 429, 429, 429, 429]);
+}
+
+#[tokio::test]
+async fn threat_18_sessions_that_nobody_needs_are_not_hoarded() {
+    let stage = Stage::new().await;
+    for flip in 0..40 {
+        let name = format!("flip-{flip}");
+        let pod = pod_with_role("flipper", 4, "reader")
+            .annotation("iam.amazonaws.com/session-name", &name);
+        stage.kube.put_pod(pod);
+        stage
+            .until(4, &format!("{CREDENTIALS}reader"), |reply| {
+                reply.status == 200
+            })
+            .await;
+    }
+    let metrics = stage.admin("/metrics").await.body;
+    let kept = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("rolegate_sessions "));
+    let kept: u32 = kept.unwrap().parse().unwrap();
+    assert!(kept <= 12, "{kept} sessions");
+}
+
+#[tokio::test]
+async fn threat_19_costly_rules_of_a_namespace_hurt_only_itself() {
+    let stage = Stage::new().await;
+    let patterns: Vec<_> = (0..256)
+        .map(|n| format!("\\w{{5}}x{n}|reader{n}"))
+        .collect();
+    for (name, allowed) in [
+        ("far", serde_json::to_string(&patterns).unwrap()),
+        ("default", format!("[\"{}reader\"]", "*".repeat(9000))),
+    ] {
+        let namespace =
+            Namespace::new(name).annotation("iam.amazonaws.com/allowed-roles", &allowed);
+        stage.kube.put_namespace(namespace);
+    }
+    // What is too long to be read is refused, not cut.
+    let denied = stage
+        .until(1, CREDENTIALS, |reply| reply.status == 403)
+        .await;
+    assert!(denied.body.contains("longer than 8192"), "{}", denied.body);
+}
+
+#[tokio::test]
+async fn threat_19_strangers_leave_room_for_pods() {
+    let limits = LimitOptions {
+        connections: 32,
+        ..LimitOptions::default()
+    };
+    let stage = Stage::with(|options| options.door.limits = limits).await;
+    let mut held = Vec::new();
+    for n in 100..160 {
+        held.push(stage.connect(n).await);
+    }
+    stage.key_id(1, "reader").await;
+    drop(held);
+}
+
+#[tokio::test]
+async fn pain_02_a_connection_belongs_to_the_pod_that_opened_it() {
+    use tokio::io::AsyncWriteExt;
+    let stage = Stage::new().await;
+    let request = format!("GET {CREDENTIALS} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
+    let mut kept = stage.connect(1).await;
+    kept.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(reply(&mut kept).await.body, "reader");
+    stage.kube.delete_pod("default", "reader");
+    stage.kube.put_pod(pod_with_role("next", 1, "reader-next"));
+    stage
+        .until(1, CREDENTIALS, |reply| reply.body == "reader-next")
+        .await;
+    kept.write_all(request.as_bytes()).await.unwrap();
+    let refused = reply(&mut kept).await;
+    assert_eq!(refused.status, 404, "{refused:?}");
+    assert_eq!(refused.header("connection"), Some("close"));
 }
 
 #[tokio::test]
@@ -156,18 +294,28 @@ async fn threat_25_strings_of_tenants_stay_out_of_labels_and_hints() {
     let stage = Stage::new().await;
     let nasty = "x\" } evil{\u{1b}[31m\r\nSet-Cookie: a";
     stage.kube.put_pod(pod_with_role("nasty", 4, nasty));
-    let denied = stage.until(4, CREDENTIALS, |reply| reply.status == 403).await;
+    let denied = stage
+        .until(4, CREDENTIALS, |reply| reply.status == 403)
+        .await;
     assert!(!denied.head.contains("Set-Cookie"), "{}", denied.head);
     assert!(!denied.body.contains('\u{1b}'), "{}", denied.body);
     let metrics = stage.admin("/metrics").await.body;
-    assert!(!metrics.contains("evil") && !metrics.contains("reader"), "{metrics}");
+    assert!(
+        !metrics.contains("evil") && !metrics.contains("reader"),
+        "{metrics}"
+    );
     // Nothing of another namespace's rules is told.
     let other = Namespace::new("other").annotation("iam.amazonaws.com/permitted", "secret-role");
     stage.kube.put_namespace(other);
     let denied = stage.get(2, CREDENTIALS).await;
     assert!(!denied.body.contains("secret-role"), "{}", denied.body);
     let mut stream = stage.connect(2).await;
-    let request = format!("GET {CREDENTIALS}{} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n", "a".repeat(600));
-    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+    let request = format!(
+        "GET {CREDENTIALS}{} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n",
+        "a".repeat(600)
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes())
+        .await
+        .unwrap();
     assert!(reply(&mut stream).await.body.len() < 1000);
 }

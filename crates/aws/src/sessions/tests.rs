@@ -86,7 +86,7 @@ impl Bench {
             external_id: None,
             duration_seconds: 3600,
         };
-        self.sessions.lease(key, "default".into())
+        self.sessions.lease(key, "default".into(), Cause::New)
     }
 
     fn calls(&self) -> u32 {

@@ -29,10 +29,11 @@ impl Allowances {
         }
     }
 
-    /// Takes one, or tells how long to wait for it.
+    /// Takes what something costs, or tells how long to wait for it.
     pub(super) fn take(
         &mut self,
         namespace: &Arc<str>,
+        cost: f64,
         now: Timestamp,
     ) -> Result<(), SignedDuration> {
         let (burst, rate) = (self.burst, self.rate);
@@ -41,11 +42,13 @@ impl Allowances {
             at: now,
         });
         bucket.refill(burst, rate, now);
-        if bucket.left >= 1.0 {
-            bucket.left -= 1.0;
+        // What costs more than a bucket holds takes a whole one.
+        let cost = cost.min(burst);
+        if bucket.left >= cost {
+            bucket.left -= cost;
             return Ok(());
         }
-        Err(SignedDuration::from_secs_f64((1.0 - bucket.left) / rate))
+        Err(SignedDuration::from_secs_f64((cost - bucket.left) / rate))
     }
 
     /// Drops buckets that are full again, which are the same as none.

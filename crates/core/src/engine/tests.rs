@@ -26,6 +26,7 @@ fn wanted(name: &str) -> Event {
     Event::Wanted {
         key: key(name),
         namespace: "default".into(),
+        cause: Cause::New,
     }
 }
 
@@ -215,8 +216,8 @@ fn calls_in_flight_are_bounded_and_waiting_pods_go_first() {
 fn flipping_annotations_uses_up_the_namespaces_own_allowance() {
     let mut engine = Engine::new(EngineOptions {
         in_flight: 10_000,
-        namespace_burst: 20,
-        namespace_rate: 1.0,
+        namespace_burst: 200,
+        namespace_rate: 10.0,
         ..EngineOptions::default()
     });
     let mut calls = 0;
@@ -224,8 +225,13 @@ fn flipping_annotations_uses_up_the_namespaces_own_allowance() {
     for flip in 0..1000 {
         let name = format!("r{flip}");
         now = at(0) + SignedDuration::from_millis(flip * 10);
+        let flipped = Event::Wanted {
+            key: key(&name),
+            namespace: "default".into(),
+            cause: Cause::Change,
+        };
         calls += engine
-            .handle(wanted(&name), now)
+            .handle(flipped, now)
             .iter()
             .filter(|action| matches!(action, Action::Fetch(_)))
             .count();
@@ -233,10 +239,13 @@ fn flipping_annotations_uses_up_the_namespaces_own_allowance() {
         engine.handle(Event::Fetched(key(&name), hour(0)), now);
     }
     assert!((20..=31).contains(&calls), "{calls}");
+    // And what it got is not hoarded.
+    assert!(engine.counts().0 <= 8 + 1, "{:?}", engine.counts());
     // Another namespace is not touched by it.
     let other = Event::Wanted {
         key: key("other"),
         namespace: "other".into(),
+        cause: Cause::Change,
     };
     assert_eq!(engine.handle(other, now), fetch("other"));
 }
@@ -301,7 +310,7 @@ proptest! {
             let event = match step {
                 Step::Want(n) => {
                     *users.entry(n).or_default() += 1;
-                    Event::Wanted { key: name(n), namespace: "default".into() }
+                    Event::Wanted { key: name(n), namespace: "default".into(), cause: Cause::New }
                 }
                 Step::Release(n) => match users.get_mut(&n) {
                     Some(count) if *count > 0 => { *count -= 1; Event::Released(name(n)) }

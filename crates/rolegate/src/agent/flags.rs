@@ -163,14 +163,17 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "TIME", env = "ROLEGATE_BACKOFF_MAX_ELAPSED_TIME", value_parser = duration, conflicts_with = "wait", hide = true, help_heading = DOOR)]
     pub(crate) backoff_max_elapsed_time: Option<Duration>,
     /// Most connections of all pods
-    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS", default_value = "8192", help_heading = DOOR)]
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS", default_value = "2048", help_heading = DOOR)]
     pub(crate) max_connections: NonZeroUsize,
     /// Most connections of one pod
-    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_POD", default_value = "256", help_heading = DOOR)]
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_POD", default_value = "64", help_heading = DOOR)]
     pub(crate) max_connections_per_pod: u32,
     /// Most requests a second that one pod may have passed on to the node's metadata service
-    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS_PER_POD", default_value = "200", help_heading = DOOR)]
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS_PER_POD", default_value = "50", help_heading = DOOR)]
     pub(crate) max_forwards_per_pod: u32,
+    /// The same for all pods together
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS", default_value = "200", help_heading = DOOR)]
+    pub(crate) max_forwards: u32,
 
     /// Lead pods here with this program: auto, nftables, iptables, iptables-nft, iptables-legacy or none [default: none]
     #[arg(long, value_name = "BACKEND", env = "ROLEGATE_REDIRECT", help_heading = REDIRECT)]

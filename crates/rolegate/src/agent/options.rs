@@ -95,9 +95,12 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             "--max-picture-age: give 3m or more; a watch is heard of once a minute",
         ));
     }
-    if flags.max_connections_per_pod == 0 || flags.max_forwards_per_pod == 0 {
+    if flags.max_connections_per_pod == 0
+        || flags.max_forwards_per_pod == 0
+        || flags.max_forwards == 0
+    {
         return Err(invalid(
-            "--max-connections-per-pod and --max-forwards-per-pod: give 1 or more",
+            "--max-connections-per-pod, --max-forwards-per-pod and --max-forwards: give 1 or more",
         ));
     }
     let base = flags
@@ -197,6 +200,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
                 connections: flags.max_connections.get(),
                 connections_per_pod: flags.max_connections_per_pod,
                 forwards_per_second: flags.max_forwards_per_pod,
+                forwards_in_all: flags.max_forwards,
                 ..LimitOptions::default()
             },
             header_time: Duration::from_secs(10),
