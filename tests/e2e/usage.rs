@@ -159,6 +159,31 @@ fn what_is_wrong_in_the_configuration_file_is_named() -> anyhow::Result<()> {
 }
 
 #[test]
+fn an_empty_value_switches_a_folder_off() -> anyhow::Result<()> {
+    // Something else is wrong: what was accepted is not complained of.
+    let flags = [
+        "--runtime-dir=",
+        "--redirect-check-dir=",
+        "--max-picture-age=1s",
+    ];
+    let (code, said) = run(&flags, &[])?;
+    assert!(
+        code == Some(64) && said.contains("--max-picture-age"),
+        "{said}"
+    );
+    let environment = [
+        ("ROLEGATE_RUNTIME_DIR", ""),
+        ("ROLEGATE_REDIRECT_CHECK_DIR", ""),
+    ];
+    let (code, said) = run(&["--max-picture-age=1s"], &environment)?;
+    assert!(
+        code == Some(64) && said.contains("--max-picture-age"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
 fn command_line_goes_before_environment_before_file() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("rolegate.yaml");
