@@ -31,8 +31,10 @@ build: ## Build the rolegate binary (development profile)
 demo: build ## See the agent at work on loopback, with built-in stand-ins for AWS and Kubernetes
 	$(ROLEGATE_BINARY) demo
 
-test: ## Run all tests: units, a real API server, network namespaces, unmodified SDKs (as root)
+test: ## Run all tests: short fuzzing, units, a real API server, network namespaces, SDKs (as root)
 	@hack/setup build test
+	@hack/setup fuzz
+	@hack/fuzz 10
 	cargo $(BINARIES)
 	cargo test --workspace
 

@@ -16,9 +16,9 @@ use crate::picture::{PictureLayer, Pictures};
 
 /// For a connection to be made.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Between two bytes of an answer. A real server sends a bookmark on each watch about every minute,
-/// so a watch that is silent for longer than this is dead.
-const READ: Duration = Duration::from_secs(110);
+/// Between two bytes of an answer: a little longer than a watch lasts, since the API server may have
+/// nothing to say on it before it ends it.
+const READ: Duration = Duration::from_secs(165);
 /// For a request to be written.
 const WRITE: Duration = Duration::from_secs(30);
 /// Where a pod finds the certificate of its cluster's API server.

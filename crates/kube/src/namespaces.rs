@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::client::Connection;
 use crate::objects::{self, annotation};
-use crate::watch::{Reporting, Source};
+use crate::watch::{Reporting, Source, WATCH_SECONDS};
 
 /// Watches namespaces and sends what they are as [`Update::Namespaces`]: a snapshot first and
 /// after each gap, changes between. Returns only when `updates` is closed.
@@ -23,7 +23,9 @@ pub async fn watch_namespaces(
     let source = Source {
         resource: "namespaces",
         api: Api::<objects::Namespace>::all(connection.client()),
-        config: watcher::Config::default().page_size(500),
+        config: watcher::Config::default()
+            .page_size(500)
+            .timeout(WATCH_SECONDS),
         parse: move |object| namespace(object, &keys),
         wrap: Update::Namespaces,
         picture: connection.pictures().namespaces.clone(),

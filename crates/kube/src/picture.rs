@@ -1,6 +1,6 @@
 //! How old our picture of the cluster is: the time since the API server last said anything on a
-//! watch. It sends a bookmark about every minute when nothing happens, and the watch client keeps
-//! those to itself, so it is the bytes that are noticed.
+//! watch. On a busy cluster it sends a bookmark each minute, on a quiet one it may say nothing until
+//! the watch ends; the watch client keeps both to itself, so it is the bytes that are noticed.
 
 use std::fmt;
 use std::pin::Pin;

@@ -30,6 +30,11 @@ use crate::picture::{PictureAge, Pictures};
 /// request for one.
 const STALL: Duration = Duration::from_secs(30);
 
+/// How long a watch lasts before the API server ends it, seconds, and it is taken up where it was.
+/// This bounds how long a connection that died is not noticed, and how old a picture gets that is
+/// well: bookmarks come each minute on busy clusters, but not on quiet ones.
+pub(crate) const WATCH_SECONDS: u32 = 150;
+
 type ResourceLabel = [(&'static str, &'static str); 1];
 
 /// What is counted about watches. Cheap to clone; all clones are one.

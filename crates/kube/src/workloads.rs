@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::client::Connection;
 use crate::objects::{Pod, annotation};
-use crate::watch::{Reporting, Source};
+use crate::watch::{Reporting, Source, WATCH_SECONDS};
 
 /// The most bytes kept of what a pod's annotation asks for: longer than anything that AWS takes,
 /// so that what was cut is refused and not mistaken for something else.
@@ -51,7 +51,7 @@ pub async fn watch_pods(
     let source = Source {
         resource: "pods",
         api: Api::<Pod>::all(connection.client()),
-        config: config.page_size(500),
+        config: config.page_size(500).timeout(WATCH_SECONDS),
         parse: move |pod: Pod| {
             let elsewhere = host.is_some_and(|host| pod.status.host() != Some(host));
             (!elsewhere).then(|| workload(pod, &keys)).flatten()

@@ -17,7 +17,7 @@ pub(crate) use options::options;
 /// Runs the agent until it is told to stop.
 pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
     let (format, level) = options::logging(&flags)?;
-    logging::init(format, &level).context("the log cannot be set up")?;
+    logging::init(format, &level).map_err(|error| invalid(format!("--log-level: {error}")))?;
     for note in options::notes(&flags) {
         tracing::warn!("{note}");
     }

@@ -1,5 +1,7 @@
 //! How flags' values are read: times as Go writes them, and what makes a value invalid.
 
+use std::convert::Infallible;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -23,6 +25,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
         .ok_or_else(|| "write a time such as 15m, 1h30m, 2s or 500ms".into())
+}
+
+/// A path, where empty means none.
+pub(crate) fn path(text: &str) -> Result<PathBuf, Infallible> {
+    Ok(text.into())
 }
 
 #[cfg(test)]

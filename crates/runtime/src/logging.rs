@@ -52,9 +52,9 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), LoggingError> {
 
 fn parse_filter(given: &str) -> Result<Targets, LoggingError> {
     let directives = match given.trim().to_ascii_lowercase().as_str() {
-        "error" => "error,kube_client=off,kube_runtime=off".into(),
-        "warn" | "warning" => "warn,kube_client=off,kube_runtime=off".into(),
-        "info" => "warn,kube_client=off,kube_runtime=off,rolegate=info".into(),
+        "error" => "error,aws_config=off,kube_client=off,kube_runtime=off".into(),
+        "warn" | "warning" => "warn,aws_config=off,kube_client=off,kube_runtime=off".into(),
+        "info" => "warn,aws_config=off,kube_client=off,kube_runtime=off,rolegate=info".into(),
         "debug" => "info,rolegate=debug".into(),
         "trace" => "debug,aws_smithy_runtime=info,rolegate=trace".into(),
         list => list.to_owned(),

@@ -6,12 +6,13 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
-use hyper::service::Service;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +26,8 @@ const BACKLOG: i32 = 1024;
 /// descriptors are in use.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a new connection may take for its first request while everything ends.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// How long sent bytes may stay unacknowledged.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
@@ -168,6 +171,12 @@ where
     let _ = stream.set_nodelay(true);
     // What a client does not acknowledge is not sent for long: its address may be another's soon.
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let asked = Arc::new(AtomicBool::new(false));
+    let noted = asked.clone();
+    let service = service_fn(move |request| {
+        noted.store(true, Relaxed);
+        service.call(request)
+    });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -180,6 +189,15 @@ where
         () = tokio::time::sleep(limits.lifetime) => None,
         () = drain.forced() => None,
         () = drain.begun() => {
+            // A connection that nothing was read from yet would be closed at once, though its
+            // request may be waiting in the kernel: that one is let in.
+            if !asked.load(Relaxed) {
+                tokio::select! {
+                    _ = connection.as_mut() => return,
+                    () = tokio::time::sleep(FIRST_REQUEST) => {}
+                    () = drain.forced() => return,
+                }
+            }
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 outcome = connection => Some(outcome),
@@ -197,7 +215,6 @@ where
 mod tests {
     use bytes::Bytes;
     use http_body_util::Full;
-    use hyper::service::service_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;

@@ -14,8 +14,9 @@ use http_body_util::{BodyExt, Limited};
 use jiff::{SignedDuration, Timestamp};
 use rolegate_core::metadata::CanonicalPath;
 
+use super::Door;
 use super::answer::Answer;
-use super::service::Visit;
+use crate::limits::Connection;
 use crate::metrics::Outcome;
 
 /// How long an answer is kept.
@@ -70,8 +71,12 @@ impl Kept {
 }
 
 /// Answers with what the node's metadata service says, if pods may read `path`.
-pub(super) async fn forward(visit: &Visit, method: &Method, path: &CanonicalPath<'_>) -> Answer {
-    let door = visit.door();
+pub(super) async fn forward(
+    door: &Door,
+    connection: &Connection,
+    method: &Method,
+    path: &CanonicalPath<'_>,
+) -> Answer {
     if !door.options.allow.allows(path) {
         return Answer::refuse(
             Outcome::ClosedPath,
@@ -83,7 +88,7 @@ pub(super) async fn forward(visit: &Visit, method: &Method, path: &CanonicalPath
     if is_static && let Some(kept) = door.cache.get(path.as_str(), now) {
         return kept.answer();
     }
-    if !visit.may_forward(now) {
+    if !connection.forward(now) {
         return Answer::refuse(
             Outcome::Limited,
             "this pod asks the node's metadata service too often, try again in a second\n",

@@ -68,15 +68,6 @@ impl Visit {
         })
     }
 
-    pub(super) fn door(&self) -> &Door {
-        &self.door
-    }
-
-    /// Whether one more request of this pod may be forwarded now.
-    pub(super) fn may_forward(&self, now: Timestamp) -> bool {
-        self.connection.forward(now)
-    }
-
     /// Answers one request, and counts it.
     pub(super) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<AnswerBody> {
         let begun = Instant::now();
@@ -239,7 +230,7 @@ impl Visit {
                 .unwrap_or_else(|| Answer::ok(Bytes::new()))
         };
         match identified.outcome {
-            Outcome::Ok => forward::forward(self, method, path).await,
+            Outcome::Ok => forward::forward(&self.door, &self.connection, method, path).await,
             _ => identified,
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use crate::flags::duration;
+use crate::flags::{duration, path};
 
 const KUBERNETES: &str = "Kubernetes";
 const ROLES: &str = "Roles and rules";
@@ -197,7 +197,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, env = "ROLEGATE_REDIRECT_REMOVE_AT_EXIT", help_heading = REDIRECT)]
     pub(crate) redirect_remove_at_exit: bool,
     /// Folder of pods' network namespaces, from which the redirect is tried now and again; empty: not tried
-    #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", help_heading = REDIRECT)]
+    #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", value_parser = path, help_heading = REDIRECT)]
     pub(crate) redirect_check_dir: PathBuf,
 
     /// Port of metrics and health on all addresses; by default they are on 127.0.0.1:9090 only, since pods reach the host's other addresses
@@ -222,7 +222,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, env = "ROLEGATE_VERBOSE", help_heading = PROCESS)]
     pub(crate) verbose: bool,
     /// Folder for handing over to the next agent; only root may enter it. Empty: no handing over
-    #[arg(long, value_name = "DIR", env = "ROLEGATE_RUNTIME_DIR", default_value = "/run/rolegate", help_heading = PROCESS)]
+    #[arg(long, value_name = "DIR", env = "ROLEGATE_RUNTIME_DIR", default_value = "/run/rolegate", value_parser = path, help_heading = PROCESS)]
     pub(crate) runtime_dir: PathBuf,
     /// How long open requests may take at the end
     #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]

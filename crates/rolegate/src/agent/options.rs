@@ -13,7 +13,7 @@ use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::arn::{BaseArn, RoleArn};
+use rolegate_core::arn::{BaseArn, RoleArn, resolve};
 use rolegate_core::decision::{OwnRole, RuleSet};
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::layer::Layer;
@@ -92,7 +92,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     }
     if flags.max_picture_age < LEAST_AGE {
         return Err(invalid(
-            "--max-picture-age: give 3m or more; a watch is heard of once a minute",
+            "--max-picture-age: give 3m or more; a quiet watch is heard of each 150 s",
         ));
     }
     if flags.max_connections_per_pod == 0
@@ -109,6 +109,15 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         .map(BaseArn::parse)
         .transpose()
         .map_err(|error| invalid(format!("--base-role-arn: {error}")))?;
+    // A name may have to wait for the base ARN; that it is one can be said now.
+    if let Some(role) = flags
+        .default_role
+        .as_deref()
+        .filter(|role| !role.is_empty())
+    {
+        let any = BaseArn::of_account("aws", "000000000000").ok();
+        resolve(role, any.as_ref()).map_err(|error| invalid(format!("--default-role: {error}")))?;
+    }
     let allow = AllowList::new(&flags.metadata_allow)
         .map_err(|error| invalid(format!("--metadata-allow: {error}")))?;
     let own_roles = flags
