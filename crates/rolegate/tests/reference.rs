@@ -1,0 +1,19 @@
+//! The reference pages are what the program prints.
+#![cfg(test)]
+
+use std::process::Command;
+
+#[test]
+fn reference_pages_are_up_to_date() {
+    for command in ["agent", "redirect"] {
+        let printed = Command::new(env!("CARGO_BIN_EXE_rolegate"))
+            .args(["reference", command])
+            .env_clear()
+            .output()
+            .unwrap();
+        let path = format!("{}/../../docs/reference/{command}.md", env!("CARGO_MANIFEST_DIR"));
+        let page = std::fs::read_to_string(&path).unwrap_or_default();
+        let again = format!("rolegate reference {command} > docs/reference/{command}.md");
+        assert!(printed.stdout == page.as_bytes(), "{path} is old: run {again}");
+    }
+}
