@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Context;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -45,13 +45,23 @@ pub(crate) fn run(threads: usize) -> anyhow::Result<()> {
     let mut line = String::new();
     let mut input = std::io::stdin();
     input.read_line(&mut line)?;
-    let Fixed {
-        status,
-        headers,
-        body,
-    } = serde_json::from_str(&line)?;
-    let status = StatusCode::from_u16(status)?;
-    let headers = headers
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()?;
+    let addr = runtime.block_on(listen(serde_json::from_str(&line)?))?;
+    write_line(&mut std::io::stdout(), &addr)?;
+    input
+        .read_to_end(&mut Vec::new())
+        .context("standard input")?;
+    Ok(())
+}
+
+/// Serves in the background, and tells where.
+pub(crate) async fn listen(answer: Fixed) -> anyhow::Result<SocketAddr> {
+    let status = StatusCode::from_u16(answer.status)?;
+    let headers = answer
+        .headers
         .iter()
         // hyper adds these by itself.
         .filter(|(name, _)| {
@@ -61,25 +71,17 @@ pub(crate) fn run(threads: usize) -> anyhow::Result<()> {
             )
         })
         .map(|(name, value)| Ok((name.parse()?, value.parse()?)))
-        .collect::<anyhow::Result<Vec<(HeaderName, HeaderValue)>>>()?;
-    let body = Bytes::from(body);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .enable_all()
-        .build()?;
-    let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
-    write_line(&mut std::io::stdout(), &listener.local_addr()?)?;
-    runtime.spawn(serve(listener, status, headers, body));
-    input
-        .read_to_end(&mut Vec::new())
-        .context("standard input")?;
-    Ok(())
+        .collect::<anyhow::Result<HeaderMap>>()?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let addr = listener.local_addr()?;
+    tokio::spawn(serve(listener, status, headers, Bytes::from(answer.body)));
+    Ok(addr)
 }
 
 async fn serve(
     listener: TcpListener,
     status: StatusCode,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> std::io::Result<()> {
     loop {
@@ -89,7 +91,10 @@ async fn serve(
         let service = service_fn(move |_| {
             let mut answer = Response::new(Full::new(body.clone()));
             *answer.status_mut() = status;
-            *answer.headers_mut() = headers.iter().cloned().collect::<HeaderMap>();
+            let into = answer.headers_mut();
+            for (name, value) in &headers {
+                into.insert(name.clone(), value.clone());
+            }
             async { Ok::<_, Infallible>(answer) }
         });
         let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);

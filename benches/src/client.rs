@@ -154,3 +154,30 @@ fn parse<'a>(
     ensure!(bytes.len() <= end, "more came than the answer says");
     Ok((bytes.len() == end).then_some((status, head..end)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> anyhow::Result<Option<(u16, Range<usize>)>> {
+        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        parse(text.as_bytes(), &mut headers)
+    }
+
+    #[test]
+    fn an_answer_is_whole_when_its_body_is() {
+        let whole = "HTTP/1.1 403 Forbidden\r\ncontent-length: 5\r\n\r\nsorry";
+        for end in 0..whole.len() {
+            assert_eq!(parsed(&whole[..end]).unwrap(), None, "{end}");
+        }
+        let (status, body) = parsed(whole).unwrap().unwrap();
+        assert_eq!((status, &whole[body]), (403, "sorry"));
+    }
+
+    #[test]
+    fn what_no_server_may_send_is_told() {
+        assert!(parsed("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nabc").is_err());
+        assert!(parsed("HTTP/1.1 200 OK\r\n\r\n").is_err());
+        assert!(parsed("nonsense\r\n\r\n").is_err());
+    }
+}

@@ -187,3 +187,47 @@ impl Poller {
         Ok(self.events.iter().map(|event| event.data.u64() as usize))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bare::{self, Fixed};
+    use crate::client;
+
+    #[test]
+    fn percentiles_are_of_what_was_measured() {
+        let latencies = Latencies::new((1..=1000).rev().map(Duration::from_millis));
+        let at = |part| latencies.at(part).as_millis();
+        assert_eq!([at(0.5), at(0.99), at(0.999)], [500, 990, 999]);
+        assert_eq!(latencies.slowest().as_millis(), 1000);
+        assert_eq!(Latencies::new([]).slowest(), Duration::ZERO);
+    }
+
+    #[test]
+    fn loads_and_bursts_take_the_right_status_only() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let answer = Fixed {
+            status: 404,
+            headers: vec![("x-who".into(), "bare".into())],
+            body: "nobody".into(),
+        };
+        let server = runtime.block_on(bare::listen(answer)).unwrap();
+        let mut clients = client::open(server, 0..2, 3, |_| "/".into()).unwrap();
+        assert!(burst(&mut clients, || Ok(())).unwrap().slowest() > Duration::ZERO);
+        let last = clients[2].answered(404).unwrap();
+        assert_eq!(last.body, b"nobody");
+        assert!(last.headers.contains(&("x-who", b"bare")));
+        let mut load = Closed {
+            in_flight: 2,
+            warm_up: Duration::ZERO,
+            duration: Duration::from_millis(20),
+            status: 404,
+            pid: std::process::id(),
+        };
+        let run = closed(&mut clients, load).unwrap();
+        assert!(!run.samples.is_empty() && run.wall >= load.duration);
+        load.status = 200;
+        let error = closed(&mut clients, load).unwrap_err().to_string();
+        assert!(error.contains("404 instead of 200: nobody"), "{error}");
+    }
+}

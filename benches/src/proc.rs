@@ -46,3 +46,18 @@ pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
         peak: field("VmHWM:")? * KIB,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_memory_and_time() {
+        let pid = std::process::id();
+        let memory = memory(pid).unwrap();
+        assert!(memory.now > 0 && memory.peak >= memory.now);
+        let before = cpu(pid).unwrap();
+        while cpu(pid).unwrap() <= before {}
+        assert!(super::memory(u32::MAX).is_err());
+    }
+}

@@ -22,7 +22,7 @@ async fn answers(pod: &Namespace, role: &str, status: u16) -> anyhow::Result<Rep
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
+async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
     let site = Site::new("changes", cluster).await?;
     let namespace = site.namespace("a");

@@ -12,7 +12,7 @@ use crate::ask::{self, CREDENTIALS};
 use crate::site::{DEADLINE, Site, no_secrets};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
+async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
     let site = Site::new("events", cluster).await?;
     let namespace = site.namespace("a");

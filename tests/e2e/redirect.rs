@@ -14,7 +14,7 @@ fn is_agent(reply: &Reply) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
+async fn rule_07_redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
     let site = Site::new("stays", cluster).await?;
     let pod = site.pod("10.1.0.5")?;
@@ -39,7 +39,7 @@ async fn redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redirect_remove_at_exit_opens_it() -> anyhow::Result<()> {
+async fn pain_04_redirect_remove_at_exit_opens_it() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
     let site = Site::new("opens", cluster).await?;
     let pod = site.pod("10.1.0.5")?;

@@ -21,7 +21,7 @@ fn addresses(pod: &Pod) -> [IpAddr; 2] {
 }
 
 #[test]
-fn an_address_is_found_on_its_interface_and_others_are_not_pods() -> anyhow::Result<()> {
+fn threat_01_an_address_is_found_on_its_interface_and_others_are_not_pods() -> anyhow::Result<()> {
     let scene = Scene::new(Backend::None)?;
     let veth = scene.pod()?;
     let bridged = scene.lab.pod("10.2.0.7", PodLink::Bridge)?;
@@ -74,8 +74,7 @@ fn an_address_is_found_on_its_interface_and_others_are_not_pods() -> anyhow::Res
 }
 
 #[test]
-fn an_address_that_moves_to_another_pod_is_nobody_s_until_that_pod_is_known() -> anyhow::Result<()>
-{
+fn threat_02_an_address_that_moves_is_nobody_s_until_its_new_pod_is_known() -> anyhow::Result<()> {
     let scene = Scene::new(Backend::None)?;
     let attachments = open(&scene, Some("eni+"))?;
     let old = scene.pod()?;
@@ -105,7 +104,7 @@ fn forge(thief: &Pod, victim: &Pod) -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_forged_arp_reply_does_not_move_an_address() -> anyhow::Result<()> {
+fn threat_03_a_forged_arp_reply_does_not_move_an_address() -> anyhow::Result<()> {
     for link in [PodLink::Bridge, PodLink::Macvlan] {
         let scene = Scene::new(Backend::None)?;
         let net = if link == PodLink::Bridge { 2 } else { 3 };

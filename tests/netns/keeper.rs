@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use crate::scene::{AGENT, METADATA, Scene, fetch, for_each_backend, on};
 
 for_each_backend!(
-    what_is_removed_or_altered_is_put_back,
-    rules_stay_at_the_end_unless_told_otherwise,
+    rule_07_what_is_removed_or_altered_is_put_back,
+    pain_04_rules_stay_at_the_end_unless_told_otherwise,
 );
 
 /// What others do to rules, as commands on the node.
@@ -38,7 +38,7 @@ fn vandals(scene: &Scene) -> Vec<Vec<String>> {
     ]
 }
 
-fn what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::Result<()> {
+fn rule_07_what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     let pod = scene.pod()?;
     let keeper = Keeper::new(scene.redirect("eni+"), Duration::from_millis(50));
@@ -68,7 +68,7 @@ fn what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::Result<()
     Ok(())
 }
 
-fn rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyhow::Result<()> {
+fn pain_04_rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     for (remove, left) in [(false, State::Altered), (true, State::Missing)] {
         let keeper = Keeper::new(scene.redirect("eni+"), Keeper::INTERVAL).remove_at_exit(remove);

@@ -11,13 +11,13 @@ use crate::scene::{
 
 for_each_backend!(
     pods_reach_the_agent_and_not_the_node_s_metadata,
-    every_interface_kind_is_redirected_or_refused,
-    a_connection_from_before_the_rules_is_cut,
-    without_an_agent_pods_are_refused,
-    a_service_with_a_metadata_address_gets_nothing,
-    untracked_packets_are_refused,
-    a_borrowed_source_address_gets_nowhere,
-    the_agent_s_port_is_no_service,
+    threat_16_every_interface_kind_is_redirected_or_refused,
+    pain_03_a_connection_from_before_the_rules_is_cut,
+    pain_03_without_an_agent_pods_are_refused,
+    threat_21_a_service_with_a_metadata_address_gets_nothing,
+    threat_16_untracked_packets_are_refused,
+    threat_03_a_borrowed_source_address_gets_nowhere,
+    threat_15_the_agent_s_port_is_no_service,
     applying_twice_is_once_and_removing_leaves_nothing,
     an_earlier_nftables_run_does_not_win,
 );
@@ -38,7 +38,7 @@ fn pods_reach_the_agent_and_not_the_node_s_metadata(backend: Backend) -> anyhow:
     Ok(())
 }
 
-fn every_interface_kind_is_redirected_or_refused(backend: Backend) -> anyhow::Result<()> {
+fn threat_16_every_interface_kind_is_redirected_or_refused(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     let pods = [
         scene
@@ -77,7 +77,7 @@ fn every_interface_kind_is_redirected_or_refused(backend: Backend) -> anyhow::Re
     Ok(())
 }
 
-fn a_connection_from_before_the_rules_is_cut(backend: Backend) -> anyhow::Result<()> {
+fn pain_03_a_connection_from_before_the_rules_is_cut(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     let pod = scene.pod()?;
     for metadata in METADATA {
@@ -93,7 +93,7 @@ fn a_connection_from_before_the_rules_is_cut(backend: Backend) -> anyhow::Result
     Ok(())
 }
 
-fn without_an_agent_pods_are_refused(backend: Backend) -> anyhow::Result<()> {
+fn pain_03_without_an_agent_pods_are_refused(backend: Backend) -> anyhow::Result<()> {
     let mut scene = Scene::new(backend)?;
     let pod = scene.pod()?;
     scene.apply("eni+")?;
@@ -107,7 +107,9 @@ fn without_an_agent_pods_are_refused(backend: Backend) -> anyhow::Result<()> {
 }
 
 /// As the service proxy would do it for `externalIPs`, in its tables and at its priority.
-fn a_service_with_a_metadata_address_gets_nothing(backend: Backend) -> anyhow::Result<()> {
+fn threat_21_a_service_with_a_metadata_address_gets_nothing(
+    backend: Backend,
+) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     let pod = scene.pod()?;
     let other = scene.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?;
@@ -168,7 +170,7 @@ fn a_service_with_a_metadata_address_gets_nothing(backend: Backend) -> anyhow::R
     Ok(())
 }
 
-fn untracked_packets_are_refused(backend: Backend) -> anyhow::Result<()> {
+fn threat_16_untracked_packets_are_refused(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     let pod = scene.pod()?;
     scene.nft(
@@ -195,7 +197,7 @@ fn untracked_packets_are_refused(backend: Backend) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn a_borrowed_source_address_gets_nowhere(backend: Backend) -> anyhow::Result<()> {
+fn threat_03_a_borrowed_source_address_gets_nowhere(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     let (pod, thief) = (scene.pod()?, scene.lab.pod("10.1.0.66", PodLink::Veth)?);
     scene.apply("eni+")?;
@@ -231,7 +233,7 @@ fn a_borrowed_source_address_gets_nowhere(backend: Backend) -> anyhow::Result<()
     seen(true)
 }
 
-fn the_agent_s_port_is_no_service(backend: Backend) -> anyhow::Result<()> {
+fn threat_15_the_agent_s_port_is_no_service(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     let pod = scene.pod()?;
     for direct in DIRECT {

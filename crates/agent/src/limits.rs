@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 
 /// Which part of all connections may be those of addresses that are no known pod's.
-const STRANGERS_PART: usize = 16;
+const STRANGERS_PART: usize = 2;
 /// Addresses that are remembered without a connection: more than a node has pods.
 const KEPT_PEERS: usize = 2048;
 
@@ -97,7 +97,7 @@ impl Limits {
     }
 
     /// Takes room for a connection of `address`, given back when dropped. `None`: there is none.
-    /// Addresses that are no `known` pod's share a small part of the room, or whoever can make up
+    /// Addresses that are no `known` pod's share half of the room, or whoever can make up
     /// addresses could take it all.
     pub fn connect(self: &Arc<Self>, address: IpAddr, known: bool) -> Option<Connection> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -264,7 +264,7 @@ mod tests {
         });
         let stranger = |n: u8| limits.connect([10, 0, 1, n].into(), false);
         let held: Vec<_> = (0..32).filter_map(stranger).collect();
-        assert_eq!(held.len(), 2);
+        assert_eq!(held.len(), 16);
         assert!(limits.connect([10, 0, 0, 1].into(), true).is_some());
         drop(held);
         assert!(stranger(1).is_some());

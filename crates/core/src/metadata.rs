@@ -69,13 +69,7 @@ impl<'a> CanonicalPath<'a> {
         }
         let whole = target.strip_suffix('/').unwrap_or(target);
         let segments = whole.strip_prefix('/').ok_or(PathError::NotCanonical)?;
-        let plain = segments.split('/').all(|segment| {
-            !matches!(segment, "" | "." | "..")
-                && segment
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"-._~:@=+,".contains(&b))
-        });
-        if !plain {
+        if !is_plain(segments.as_bytes()) {
             return Err(PathError::NotCanonical);
         }
         let (version, below) = segments.split_once('/').ok_or(PathError::NoVersion)?;
@@ -109,6 +103,45 @@ impl<'a> CanonicalPath<'a> {
             || child(self.below, "api").is_some();
         if closed { Route::Closed } else { Route::Other }
     }
+}
+
+/// The characters of paths that mean something.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[expect(clippy::cast_possible_truncation, reason = "below 256")]
+        let character = byte as u8;
+        plain[byte] = character.is_ascii_alphanumeric()
+            || matches!(
+                character,
+                b'-' | b'.' | b'_' | b'~' | b':' | b'@' | b'=' | b'+' | b','
+            );
+        byte += 1;
+    }
+    plain
+};
+
+/// Whether all segments are of plain characters, and none is empty or made of dots alone. One
+/// pass: this is done for each request.
+fn is_plain(segments: &[u8]) -> bool {
+    let mut length = 0usize;
+    let mut dots = 0usize;
+    for &byte in segments {
+        if byte == b'/' {
+            if length == dots && length < 3 {
+                return false;
+            }
+            (length, dots) = (0, 0);
+            continue;
+        }
+        if !PLAIN.get(usize::from(byte)).copied().unwrap_or_default() {
+            return false;
+        }
+        length += 1;
+        dots += usize::from(byte == b'.');
+    }
+    !(length == dots && length < 3)
 }
 
 /// What follows `parent` and a slash in `path`; empty for `parent` itself. Case is ignored, so

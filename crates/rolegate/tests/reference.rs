@@ -11,9 +11,15 @@ fn reference_pages_are_up_to_date() {
             .env_clear()
             .output()
             .unwrap();
-        let path = format!("{}/../../docs/reference/{command}.md", env!("CARGO_MANIFEST_DIR"));
+        let path = format!(
+            "{}/../../docs/reference/{command}.md",
+            env!("CARGO_MANIFEST_DIR")
+        );
         let page = std::fs::read_to_string(&path).unwrap_or_default();
         let again = format!("rolegate reference {command} > docs/reference/{command}.md");
-        assert!(printed.stdout == page.as_bytes(), "{path} is old: run {again}");
+        assert!(
+            printed.stdout == page.as_bytes(),
+            "{path} is old: run {again}"
+        );
     }
 }

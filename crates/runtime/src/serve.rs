@@ -4,16 +4,18 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -93,7 +95,8 @@ fn lacks_ipv6(error: &io::Error) -> bool {
 pub struct Limits {
     /// Connections at once; more wait in the kernel's queue.
     pub connections: usize,
-    /// How long a client may take for a request's head, and stay idle between requests.
+    /// How long a client may stay without a request at the least, idle or sending one slowly; twice
+    /// of it at the most.
     pub header_time: Duration,
     /// How many bytes a request's head may have, 8,192 and more.
     pub header_bytes: usize,
@@ -171,44 +174,73 @@ where
     let _ = stream.set_nodelay(true);
     // What a client does not acknowledge is not sent for long: its address may be another's soon.
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
-    let asked = Arc::new(AtomicBool::new(false));
-    let noted = asked.clone();
+    let requests = Arc::new(AtomicU64::new(0));
+    let counted = requests.clone();
     let service = service_fn(move |request| {
-        noted.store(true, Relaxed);
+        counted.fetch_add(1, Relaxed);
         service.call(request)
     });
     let mut connection = pin!(
         http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_time)
             .max_buf_size(limits.header_bytes)
             .serve_connection(TokioIo::new(stream), service)
     );
-    let outcome = tokio::select! {
-        outcome = connection.as_mut() => Some(outcome),
-        () = tokio::time::sleep(limits.lifetime) => None,
-        () = drain.forced() => None,
-        () = drain.begun() => {
+    // Polled only when one of them is woken, and not with each request.
+    let mut control: FuturesUnordered<Pin<Box<dyn Future<Output = Control> + Send>>> =
+        FuturesUnordered::new();
+    let idle = || Box::pin(after(limits.header_time, Control::Idle));
+    control.push(idle());
+    control.push(Box::pin(after(limits.lifetime, Control::Drain)));
+    let grace = limits.lifetime + limits.header_time;
+    control.push(Box::pin(after(grace, Control::Over)));
+    control.push(Box::pin(drain.forced().map(|()| Control::Over)));
+    control.push(Box::pin(drain.begun().map(|()| Control::Drain)));
+    let mut seen = 0;
+    let outcome = loop {
+        let next = tokio::select! {
+            outcome = connection.as_mut() => break Some(outcome),
+            Some(next) = control.next() => next,
+        };
+        match next {
+            Control::Over => break None,
+            // No request has come in a whole period: the client is idle, or sends slowly, or does
+            // not read. One timer for each connection, since one for each request costs more than
+            // the request.
+            Control::Idle => {
+                let now = requests.load(Relaxed);
+                if std::mem::replace(&mut seen, now) == now {
+                    break None;
+                }
+                control.push(idle());
+            }
             // A connection that nothing was read from yet would be closed at once, though its
             // request may be waiting in the kernel: that one is let in.
-            if !asked.load(Relaxed) {
-                tokio::select! {
-                    _ = connection.as_mut() => return,
-                    () = tokio::time::sleep(FIRST_REQUEST) => {}
-                    () = drain.forced() => return,
-                }
+            Control::Drain if requests.load(Relaxed) == 0 => {
+                control.push(Box::pin(after(FIRST_REQUEST, Control::Finish)));
             }
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                outcome = connection => Some(outcome),
-                () = tokio::time::sleep(limits.lifetime) => None,
-                () = drain.forced() => None,
-            }
+            Control::Drain | Control::Finish => connection.as_mut().graceful_shutdown(),
         }
     };
     if let Some(Err(error)) = outcome {
         tracing::debug!(%error, "connection ended");
     }
+}
+
+/// What happens to a connection besides its requests.
+enum Control {
+    /// A period without a look at the client is over.
+    Idle,
+    /// It has to end now.
+    Over,
+    /// It has to end soon.
+    Drain,
+    /// It has to end with what is open.
+    Finish,
+}
+
+async fn after(time: Duration, control: Control) -> Control {
+    tokio::time::sleep(time).await;
+    control
 }
 
 #[cfg(test)]

@@ -230,7 +230,11 @@ impl Visit {
                 .unwrap_or_else(|| Answer::ok(Bytes::new()))
         };
         match identified.outcome {
-            Outcome::Ok => forward::forward(&self.door, &self.connection, method, path).await,
+            Outcome::Ok =>
+            // Boxed, as all that waits: what is answered at once is not to move its memory about.
+            {
+                Box::pin(forward::forward(&self.door, &self.connection, method, path)).await
+            }
             _ => identified,
         }
     }
@@ -314,18 +318,25 @@ impl Visit {
     /// Looks until it is done or the deadline comes. What is there is answered at once, with no
     /// future made and nothing counted.
     async fn look(&self, mut look: impl FnMut(Timestamp) -> Look<Answer>) -> Answer {
-        let first = match look(self.door.clock.now()) {
-            Look::Done(answer) => return answer,
-            first => first,
-        };
+        match look(self.door.clock.now()) {
+            Look::Done(answer) => answer,
+            Look::Wait(answer) | Look::WaitForSession(_, answer) => {
+                Box::pin(self.look_on(answer, look)).await
+            }
+        }
+    }
+
+    /// Looks again with each change that may bring more, up to the deadline.
+    async fn look_on(
+        &self,
+        mut last: Answer,
+        mut look: impl FnMut(Timestamp) -> Look<Answer>,
+    ) -> Answer {
         let Some(_waiter) = self.connection.wait() else {
             return Answer::refuse(
                 Outcome::Limited,
                 "too many requests of this pod are waiting\n",
             );
-        };
-        let mut last = match first {
-            Look::Done(answer) | Look::Wait(answer) | Look::WaitForSession(_, answer) => answer,
         };
         let waiting = async {
             let mut changes = self.door.picture.changes();

@@ -109,7 +109,7 @@ async fn head_is_get_without_a_body() {
 }
 
 #[tokio::test]
-async fn tokens_as_by_the_real_service() {
+async fn pain_13_tokens_as_by_the_real_service() {
     let stage = Stage::new().await;
     let put = async |pod, headers: &str| {
         stage
@@ -206,7 +206,7 @@ async fn safe_paths_are_passed_through_and_others_on_demand() {
 }
 
 #[tokio::test]
-async fn kube2iams_health_page_and_nothing_more_is_on_the_pods_port() {
+async fn rule_10_kube2iams_health_page_and_nothing_more_is_on_the_pods_port() {
     let stage = Stage::with(|options| options.debug = true).await;
     let health = stage
         .raw(1, "GET /healthz HTTP/1.1\r\nHost: 10.0.0.1:8181\r\n\r\n")
