@@ -38,10 +38,7 @@ fn failing(bench: &Bench) -> anyhow::Result<Row> {
     let later = run.samples.iter().filter(|sample| sample.begun >= first);
     let later = Latencies::new(later.map(|sample| sample.took));
     // One in a thousand may meet whatever else the machine does: it is kept busy here.
-    let (p999, slowest) = (
-        milliseconds(later.at(0.999)),
-        milliseconds(later.slowest()),
-    );
+    let (p999, slowest) = (milliseconds(later.at(0.999)), milliseconds(later.slowest()));
     Ok(Row {
         what: "a role that STS refuses, 16 in flight for 3 s",
         target: "≤ 3 STS calls, answers ≤ 5 ms after the first",

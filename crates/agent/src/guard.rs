@@ -3,9 +3,10 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rolegate_kube::picture::Pictures;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -26,6 +27,8 @@ struct Inner {
     generation: AtomicU64,
     /// A pod's address that a neighbour could take was seen.
     forgeable: AtomicBool,
+    /// The second in which the picture was last found to be young enough.
+    young: AtomicI64,
 }
 
 /// A connection's memory of the last look at the kernel, so that it is one for each connection
@@ -42,6 +45,7 @@ impl Guard {
             // A last look of 0 is none.
             generation: AtomicU64::new(1),
             forgeable: AtomicBool::new(false),
+            young: AtomicI64::new(i64::MIN),
         }))
     }
 
@@ -49,6 +53,19 @@ impl Guard {
     pub fn picture_age(&self) -> Duration {
         let pictures = self.0.pictures.as_ref();
         pictures.and_then(Pictures::age).unwrap_or_default()
+    }
+
+    /// Whether the cluster was heard of within `most`; looked at once a second.
+    pub fn is_young(&self, most: Duration, now: Timestamp) -> bool {
+        let second = now.as_second();
+        if self.0.young.load(Ordering::Relaxed) == second {
+            return true;
+        }
+        let young = self.picture_age() <= most;
+        if young {
+            self.0.young.store(second, Ordering::Relaxed);
+        }
+        young
     }
 
     /// Whether only a MAC address tells some pod from its neighbours.

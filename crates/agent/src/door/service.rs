@@ -259,7 +259,7 @@ impl Visit {
             let token = self.door.tokens.issue(uid, self.peer, ttl, now);
             Answer::ok(token.into()).with_header(TOKEN_TTL, ttl.into())
         };
-        self.look(|now| match self.identify() {
+        self.look(|now| match self.identify(now) {
             Ok(resident) => Look::Done(issue(&resident.workload.uid, now)),
             Err(_) if !self.door.picture.is_settled() => Look::Wait(issue(NOBODY, now)),
             Err(wait) => wait,
@@ -303,7 +303,7 @@ impl Visit {
             return refused;
         }
         self.look(|now| {
-            let resident = match self.identify() {
+            let resident = match self.identify(now) {
                 Ok(resident) => resident,
                 Err(wait) => return wait,
             };
@@ -373,13 +373,17 @@ impl Visit {
     }
 
     /// The pod that has the peer's address, positively.
-    fn identify(&self) -> Result<Arc<Resident>, Look<Answer>> {
+    fn identify(&self, now: Timestamp) -> Result<Arc<Resident>, Look<Answer>> {
         let not_ready =
             |sentence: &'static str| Err(Look::Wait(Answer::refuse(Outcome::NotReady, sentence)));
         if !self.door.picture.is_settled() {
             return not_ready("rolegate has not loaded its rules and workloads yet\n");
         }
-        if self.door.guard.picture_age() > self.door.options.max_picture_age {
+        if !self
+            .door
+            .guard
+            .is_young(self.door.options.max_picture_age, now)
+        {
             return not_ready("rolegate has not heard of the cluster for too long\n");
         }
         let unknown = |why: &str| {
