@@ -105,22 +105,14 @@ impl<'a> CanonicalPath<'a> {
     }
 }
 
-/// The characters of paths that mean something.
-const PLAIN: [bool; 256] = {
-    let mut plain = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        #[expect(clippy::cast_possible_truncation, reason = "below 256")]
-        let character = byte as u8;
-        plain[byte] = character.is_ascii_alphanumeric()
-            || matches!(
-                character,
-                b'-' | b'.' | b'_' | b'~' | b':' | b'@' | b'=' | b'+' | b','
-            );
-        byte += 1;
-    }
-    plain
-};
+/// Whether a character is one of paths that mean something.
+fn is_plain_character(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9'
+            | b'+' | b',' | b'-' | b'.' | b':' | b'=' | b'@' | b'_' | b'~'
+    )
+}
 
 /// Whether all segments are of plain characters, and none is empty or made of dots alone. One
 /// pass: this is done for each request.
@@ -135,7 +127,7 @@ fn is_plain(segments: &[u8]) -> bool {
             (length, dots) = (0, 0);
             continue;
         }
-        if !PLAIN.get(usize::from(byte)).copied().unwrap_or_default() {
+        if !is_plain_character(byte) {
             return false;
         }
         length += 1;
