@@ -15,6 +15,19 @@ pub const DEFAULT_ROLE: &str = "iam.amazonaws.com/default-role";
 /// Annotation of a static pod's mirror, set by the kubelet.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
+/// Annotation of a ConfigMap of policies: where they are asked, a list such as `gate,door`.
+pub const POINTS: &str = "rolegate.dev/points";
+/// Annotation of a service account: the role of web identity (IRSA).
+pub const WEB_IDENTITY_ROLE: &str = "eks.amazonaws.com/role-arn";
+
+/// Whether a pod's annotation is kept and shown to rules: those about AWS roles and ours. Others
+/// may hold anything, at any length, and decide nothing.
+pub fn is_kept(key: &str) -> bool {
+    ["iam.amazonaws.com/", "eks.amazonaws.com/", "rolegate.dev/"]
+        .iter()
+        .any(|prefix| key.starts_with(prefix))
+}
+
 /// The annotation keys in use: kube2iam lets its users rename three of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnotationKeys {

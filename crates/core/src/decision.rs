@@ -5,10 +5,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use crate::arn::{BaseArn, RoleArn, listed_name, resolve};
-use crate::layer::{Ask, Layer, Verdict};
+use crate::grant::{CLUSTER_TAG, GrantSession};
+use crate::layer::{ActiveLayer, Ask, Judgement, Mode, Verdict};
 use crate::namespace::NamespaceRules;
-use crate::session::SessionKey;
+use crate::session::{SessionKey, SessionLimits};
 use crate::session_name::{SessionScope, session_name};
 use crate::workload::Workload;
 
@@ -49,10 +52,17 @@ pub struct RuleSet {
     pub scope: SessionScope,
     /// The life asked of STS, seconds.
     pub session_seconds: u32,
-    /// The layers that are on; all of them must allow.
-    pub layers: Vec<Arc<dyn Layer>>,
+    /// The layers that are on; all of them that are enforced must allow.
+    pub layers: Vec<ActiveLayer>,
     /// The namespaces that are known.
-    pub namespaces: HashMap<Arc<str>, Arc<NamespaceRules>>,
+    pub namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
+    /// The name of the cluster, as a tag of every session, where trust policies check it.
+    pub cluster: Option<Arc<str>>,
+    /// What is missing for the rules to count, such as a configuration that is gone: while there
+    /// is something, everything is refused.
+    pub missing: Option<Arc<str>>,
+    /// Which state of the rules this is: what was decided by an earlier one is decided again.
+    pub generation: u64,
 }
 
 /// What a workload may have.
@@ -64,8 +74,10 @@ pub enum Decision {
         key: SessionKey,
         /// The role's name as the pod is told it.
         listed: String,
-        /// The rules that allowed it, one for each layer.
+        /// The rules that allowed it, one for each layer that is enforced.
         rules: Vec<String>,
+        /// What layers in audit mode would have refused.
+        audited: Vec<Denial>,
     },
     /// Neither the pod nor a default names a role.
     NoRole,
@@ -89,19 +101,67 @@ pub struct Denial {
     pub reason: String,
 }
 
+/// A decision with everything that led to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// The decision.
+    pub decision: Decision,
+    /// The role that was asked for, where one was.
+    pub role: Option<RoleArn>,
+    /// What each layer that is on said, in order.
+    pub judgements: Vec<Judgement>,
+}
+
 impl RuleSet {
     /// Decides for a workload as it is annotated now.
-    pub fn decide(&self, workload: &Workload) -> Decision {
+    pub fn decide(&self, workload: &Workload, now: Timestamp) -> Decision {
+        self.explain(workload, now).decision
+    }
+
+    /// Decides, and keeps what each layer said.
+    pub fn explain(&self, workload: &Workload, now: Timestamp) -> Explanation {
+        let undecided = |decision| Explanation {
+            decision,
+            role: None,
+            judgements: Vec::new(),
+        };
         let Some(namespace) = self.namespaces.get(&workload.namespace) else {
-            return Decision::Undecided;
+            return undecided(Decision::Undecided);
         };
         let (role, is_default) = match self.wished(workload, namespace) {
             Ok(Some(wished)) => wished,
-            Ok(None) => return Decision::NoRole,
-            Err(denial) => return Decision::Deny(denial),
+            Ok(None) => return undecided(Decision::NoRole),
+            Err(denial) => return undecided(Decision::Deny(denial)),
         };
-        self.judge(workload, namespace, &role, is_default)
-            .unwrap_or_else(Decision::Deny)
+        let ask = Ask {
+            workload,
+            role: &role,
+            is_default,
+            namespace,
+            now,
+        };
+        let judgements: Vec<_> = self
+            .layers
+            .iter()
+            .map(|active| Judgement {
+                layer: active.layer.name(),
+                mode: active.mode,
+                verdict: active.layer.judge(&ask),
+            })
+            .collect();
+        let decision = self
+            .conclude(&ask, &judgements)
+            .unwrap_or_else(Decision::Deny);
+        Explanation {
+            decision,
+            role: Some(role),
+            judgements,
+        }
+    }
+
+    /// Whether what was decided may change by the passing of time alone.
+    pub fn reads_time(&self) -> bool {
+        self.layers.iter().any(|active| active.layer.reads_time())
     }
 
     /// The role that the pod, its namespace or the administrator names, in that order.
@@ -127,7 +187,7 @@ impl RuleSet {
                 })
                 .map_err(|error| malformed(wish, "role annotation", error.to_string()));
         }
-        match &namespace.default_role {
+        match &namespace.annotations().default_role {
             Some(Ok(role)) => Ok(Some((role.clone(), false))),
             Some(Err(reason)) => Err(malformed(
                 "(default of the namespace)",
@@ -138,13 +198,9 @@ impl RuleSet {
         }
     }
 
-    fn judge(
-        &self,
-        workload: &Workload,
-        namespace: &NamespaceRules,
-        role: &RoleArn,
-        is_default: bool,
-    ) -> Result<Decision, Denial> {
+    /// The decision, of what the layers said and of what comes before all layers.
+    fn conclude(&self, ask: &Ask<'_>, judgements: &[Judgement]) -> Result<Decision, Denial> {
+        let (workload, role) = (ask.workload, ask.role);
         let deny = |layer, rule: &str, reason: String| Denial {
             role: role.to_string(),
             layer,
@@ -165,6 +221,9 @@ impl RuleSet {
                 "it is the role of the node or of rolegate itself, which no pod may have".into(),
             ));
         }
+        if let Some(missing) = &self.missing {
+            return Err(deny("rules", "rules are missing", missing.to_string()));
+        }
         let external_id = workload.wish.external_id.clone();
         if let Some(id) = &external_id
             && !is_external_id(id)
@@ -175,31 +234,67 @@ impl RuleSet {
                 "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters".into(),
             ));
         }
-        let ask = Ask {
-            workload,
-            role,
-            is_default,
-            namespace,
-        };
-        let mut rules = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            match layer.judge(&ask) {
-                Verdict::Allow { rule } => rules.push(rule),
-                Verdict::Deny { rule, reason } => return Err(deny(layer.name(), &rule, reason)),
+        let mut rules = Vec::with_capacity(judgements.len());
+        let mut audited = Vec::new();
+        let mut granted: Option<&GrantSession> = None;
+        for Judgement {
+            layer,
+            mode,
+            verdict,
+        } in judgements
+        {
+            match (mode, verdict) {
+                (Mode::Off, _) | (Mode::Audit, Verdict::Allow { .. }) => {}
+                (Mode::Enforce, Verdict::Allow { rule, session }) => {
+                    rules.push(rule.clone());
+                    granted = session.as_deref().or(granted);
+                }
+                (Mode::Enforce, Verdict::Deny { rule, reason }) => {
+                    return Err(deny(layer, rule, reason.clone()));
+                }
+                (Mode::Audit, Verdict::Deny { rule, reason }) => {
+                    audited.push(deny(layer, rule, reason.clone()));
+                }
             }
         }
         let name = session_name(workload, self.scope)
             .map_err(|error| deny("request", "session name annotation", error.to_string()))?;
+        if let (Some(granted), Some(_)) = (granted, &workload.wish.session_name)
+            && !granted.names.is_empty()
+            && !granted.names.iter().any(|pattern| pattern.matches(&name))
+        {
+            return Err(deny(
+                "grants",
+                "session name annotation",
+                format!("the grant does not allow the session name {name}"),
+            ));
+        }
         Ok(Decision::Allow {
             listed: listed_name(role, self.base.as_ref()).to_owned(),
             rules,
+            audited,
             key: SessionKey {
                 role: role.clone(),
                 name,
                 external_id,
-                duration_seconds: self.session_seconds,
+                duration_seconds: granted
+                    .and_then(|session| session.duration_seconds)
+                    .unwrap_or(self.session_seconds),
+                limits: self.limits(granted),
             },
         })
+    }
+
+    /// What the grant makes of the session, and the tag of the cluster.
+    fn limits(&self, granted: Option<&GrantSession>) -> Option<Arc<SessionLimits>> {
+        let granted = granted.and_then(|session| session.limits.as_ref());
+        let Some(cluster) = &self.cluster else {
+            return granted.cloned();
+        };
+        let mut limits = granted.map_or_else(SessionLimits::default, |limits| (**limits).clone());
+        let tags = limits.tags.iter().chain([(CLUSTER_TAG, &**cluster)]);
+        limits.tags = tags.collect();
+        Some(Arc::new(limits))
     }
 }
 
@@ -218,14 +313,19 @@ mod tests {
     use crate::pattern::PatternFormat;
     use crate::workload::tests::pod;
 
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
     fn rules(namespace: Namespace, format: PatternFormat) -> RuleSet {
         let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
-        let compiled = NamespaceRules::compile(&namespace, Some(&base), format);
+        let compiled = NamespaceRules::new(&namespace, Some(&base), format);
         RuleSet {
             base: Some(base),
             session_seconds: 3600,
-            layers: vec![Arc::new(NamespaceLayer)],
-            namespaces: HashMap::from([("default".into(), Arc::new(compiled))]),
+            layers: vec![ActiveLayer {
+                layer: Arc::new(NamespaceLayer::default()),
+                mode: Mode::Enforce,
+            }],
+            namespaces: Arc::new(HashMap::from([("default".into(), Arc::new(compiled))])),
             ..RuleSet::default()
         }
     }
@@ -235,12 +335,12 @@ mod tests {
             name: "default".into(),
             allowed_roles: allowed.map(Into::into),
             permitted: permitted.map(Into::into),
-            default_role: None,
+            ..Namespace::default()
         }
     }
 
     fn is_allowed(rules: &RuleSet, role: &str) -> bool {
-        matches!(rules.decide(&pod(Some(role))), Decision::Allow { .. })
+        matches!(rules.decide(&pod(Some(role)), NOW), Decision::Allow { .. })
     }
 
     #[test]
@@ -316,16 +416,16 @@ mod tests {
     fn default_roles_in_their_order() {
         let mut namespace = annotated(Some(r#"["team"]"#), None);
         let mut with = rules(namespace.clone(), PatternFormat::Glob);
-        assert_eq!(with.decide(&pod(None)), Decision::NoRole);
+        assert_eq!(with.decide(&pod(None), NOW), Decision::NoRole);
         with.default_role = Some(resolve("basic", with.base.as_ref()).unwrap());
-        let listed = |rules: &RuleSet, wish| match rules.decide(&pod(wish)) {
+        let listed = |rules: &RuleSet, wish| match rules.decide(&pod(wish), NOW) {
             Decision::Allow { listed, .. } => listed,
             other => format!("{other:?}"),
         };
         assert_eq!(listed(&with, None), "basic");
         // As in kube2iam: what every pod gets may be named, and an empty annotation declines it.
         assert_eq!(listed(&with, Some("basic")), "basic");
-        assert_eq!(with.decide(&pod(Some(""))), Decision::NoRole);
+        assert_eq!(with.decide(&pod(Some("")), NOW), Decision::NoRole);
         namespace.default_role = Some("team".into());
         let mut both = rules(namespace.clone(), PatternFormat::Glob);
         both.default_role = with.default_role;
@@ -334,7 +434,7 @@ mod tests {
         // A namespace cannot give itself by default what it may not have by name.
         namespace.default_role = Some("admin".into());
         let greedy = rules(namespace, PatternFormat::Glob);
-        assert!(matches!(greedy.decide(&pod(None)), Decision::Deny(_)));
+        assert!(matches!(greedy.decide(&pod(None), NOW), Decision::Deny(_)));
     }
 
     #[test]
@@ -343,7 +443,7 @@ mod tests {
         let key = |change: fn(&mut Workload)| {
             let mut pod = pod(Some("reader"));
             change(&mut pod);
-            match rules.decide(&pod) {
+            match rules.decide(&pod, NOW) {
                 Decision::Allow { key, .. } => key,
                 other => panic!("{other:?}"),
             }
@@ -374,7 +474,7 @@ mod tests {
         ] {
             let mut pod = pod(Some("reader"));
             change(&mut pod);
-            let Decision::Deny(denial) = rules.decide(&pod) else {
+            let Decision::Deny(denial) = rules.decide(&pod, NOW) else {
                 panic!("{pod:?} was not refused");
             };
             assert!(denial.to_string().len() < 500, "{denial}");
@@ -386,6 +486,6 @@ mod tests {
         let mut pod = pod(Some("reader"));
         pod.namespace = "new".into();
         let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
-        assert_eq!(rules.decide(&pod), Decision::Undecided);
+        assert_eq!(rules.decide(&pod, NOW), Decision::Undecided);
     }
 }

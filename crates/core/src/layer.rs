@@ -1,10 +1,38 @@
 //! Layers: the sources of rules that a role must pass, each in a file of its own.
 
+pub mod grants;
 pub mod namespace;
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
 use crate::arn::RoleArn;
+use crate::grant::GrantSession;
 use crate::namespace::NamespaceRules;
 use crate::workload::Workload;
+
+/// How much a layer's refusal counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// A refusal is a refusal.
+    Enforce,
+    /// A refusal is counted, told and logged; the answer is as if the layer were off.
+    Audit,
+    /// The layer is not asked.
+    Off,
+}
+
+impl Mode {
+    /// The mode's name, as written in configuration and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+            Self::Off => "off",
+        }
+    }
+}
 
 /// What a layer is asked.
 #[derive(Debug, Clone, Copy)]
@@ -15,8 +43,10 @@ pub struct Ask<'a> {
     pub role: &'a RoleArn,
     /// Whether the role is the default that the administrator gave to all pods.
     pub is_default: bool,
-    /// The rules on the workload's namespace.
+    /// The rules on the workload's namespace, and its labels.
     pub namespace: &'a NamespaceRules,
+    /// The time, for rules that depend on it.
+    pub now: Timestamp,
 }
 
 /// A layer's answer, with the rule that led to it.
@@ -26,20 +56,66 @@ pub enum Verdict {
     Allow {
         /// The rule that allows.
         rule: String,
+        /// What the rule makes of the session.
+        session: Option<Arc<GrantSession>>,
     },
     /// The layer refuses.
     Deny {
-        /// The rule that refuses.
+        /// The rule that refuses; several are joined by commas.
         rule: String,
         /// One sentence for the pod's owner.
         reason: String,
     },
 }
 
+impl Verdict {
+    /// Allowed by `rule`, with nothing to say about the session.
+    pub fn allow(rule: impl Into<String>) -> Self {
+        Self::Allow {
+            rule: rule.into(),
+            session: None,
+        }
+    }
+
+    /// Refused by `rule`.
+    pub fn deny(rule: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Deny {
+            rule: rule.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
 /// One source of rules.
 pub trait Layer: Send + Sync + std::fmt::Debug {
     /// The layer's name, for messages and labels.
     fn name(&self) -> &'static str;
+
     /// Judges one request; pure.
     fn judge(&self, ask: &Ask<'_>) -> Verdict;
+
+    /// Whether a verdict may change by the passing of time alone, so that it must be made again.
+    fn reads_time(&self) -> bool {
+        false
+    }
+}
+
+/// A layer that is on.
+#[derive(Debug, Clone)]
+pub struct ActiveLayer {
+    /// The rules.
+    pub layer: Arc<dyn Layer>,
+    /// [`Mode::Enforce`] or [`Mode::Audit`].
+    pub mode: Mode,
+}
+
+/// What one layer said to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// The layer's name.
+    pub layer: &'static str,
+    /// How much it counts.
+    pub mode: Mode,
+    /// What it said.
+    pub verdict: Verdict,
 }

@@ -7,14 +7,19 @@
 
 pub mod annotation;
 pub mod arn;
+pub mod config;
 pub mod decision;
 pub mod document;
 pub mod engine;
+pub mod grant;
+pub mod key_values;
 pub mod layer;
 pub mod metadata;
 pub mod namespace;
 pub mod pattern;
 pub mod redirect;
+pub mod rulebook;
+pub mod selector;
 pub mod session;
 pub mod session_name;
 pub mod workload;

@@ -1,8 +1,9 @@
 //! Namespaces: the annotations that matter, raw and compiled.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::arn::{BaseArn, RoleArn, resolve};
+use crate::key_values::KeyValues;
 use crate::pattern::{MAX_COMPILED, Pattern, PatternFormat};
 
 /// A namespace as its source reports it; the annotations are raw.
@@ -16,6 +17,8 @@ pub struct Namespace {
     pub permitted: Option<Arc<str>>,
     /// The role of pods that name none, see [`crate::annotation::DEFAULT_ROLE`].
     pub default_role: Option<Arc<str>>,
+    /// `metadata.labels`.
+    pub labels: KeyValues,
 }
 
 /// Longest annotation of rules that is read, bytes. Sources keep one byte more of what is longer,
@@ -26,10 +29,22 @@ const MAX_PATTERNS: usize = 256;
 /// Memory of all compiled patterns of one annotation, bytes.
 const MAX_MEMORY: usize = 512 * 1024;
 
-/// A namespace's annotations, compiled. What is broken stays as the sentence that says so, and
-/// allows nothing.
+/// A namespace's rules: its labels, and its annotations, which are compiled when they are first
+/// looked at. What is broken stays as the sentence that says so, and allows nothing.
 #[derive(Debug, Clone)]
 pub struct NamespaceRules {
+    /// `metadata.labels`.
+    pub labels: KeyValues,
+    namespace: Namespace,
+    base: Option<BaseArn>,
+    format: PatternFormat,
+    /// Owners of namespaces can make these costly, so those that no pod needs are left alone.
+    compiled: OnceLock<Compiled>,
+}
+
+/// A namespace's annotations, compiled.
+#[derive(Debug, Clone)]
+pub struct Compiled {
     /// Patterns of the allowed roles, where the annotation is there.
     pub allowed: Option<Result<Vec<Pattern>, String>>,
     /// Patterns of the permitted roles, any of which allows, where the annotation is there.
@@ -39,23 +54,47 @@ pub struct NamespaceRules {
 }
 
 impl NamespaceRules {
-    /// Compiles the annotations of `namespace`.
-    pub fn compile(namespace: &Namespace, base: Option<&BaseArn>, format: PatternFormat) -> Self {
+    /// The rules of `namespace`. `base` completes names of roles.
+    pub fn new(namespace: &Namespace, base: Option<&BaseArn>, format: PatternFormat) -> Self {
         Self {
-            allowed: namespace
-                .allowed_roles
-                .as_deref()
-                .map(|text| allowed(text, base, format)),
-            permitted: namespace
-                .permitted
-                .as_deref()
-                .map(|text| permitted(text, base)),
-            default_role: namespace
-                .default_role
-                .as_deref()
-                .filter(|wish| !wish.is_empty())
-                .map(|wish| resolve(wish, base).map_err(|error| error.to_string())),
+            labels: namespace.labels.clone(),
+            namespace: namespace.clone(),
+            base: base.cloned(),
+            format,
+            compiled: OnceLock::new(),
         }
+    }
+
+    /// Rules of a namespace without annotations.
+    pub fn of_labels(labels: KeyValues) -> Self {
+        let namespace = Namespace {
+            labels,
+            ..Namespace::default()
+        };
+        Self::new(&namespace, None, PatternFormat::default())
+    }
+
+    /// The annotations, compiled.
+    pub fn annotations(&self) -> &Compiled {
+        self.compiled.get_or_init(|| {
+            let base = self.base.as_ref();
+            let namespace = &self.namespace;
+            Compiled {
+                allowed: namespace
+                    .allowed_roles
+                    .as_deref()
+                    .map(|text| allowed(text, base, self.format)),
+                permitted: namespace
+                    .permitted
+                    .as_deref()
+                    .map(|text| permitted(text, base)),
+                default_role: namespace
+                    .default_role
+                    .as_deref()
+                    .filter(|wish| !wish.is_empty())
+                    .map(|wish| resolve(wish, base).map_err(|error| error.to_string())),
+            }
+        })
     }
 }
 

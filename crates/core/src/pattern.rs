@@ -101,6 +101,26 @@ impl Pattern {
         Self::regexp(pattern, "", pattern, MAX_COMPILED)
     }
 
+    /// Compiles a glob of plain names, such as those of namespaces.
+    ///
+    /// # Errors
+    /// [`PatternError`] where it is too long or has too many stars.
+    pub fn glob_of_names(pattern: &str) -> Result<Self, PatternError> {
+        if pattern.len() > MAX_PATTERN {
+            return Err(PatternError::TooLong);
+        }
+        Self::glob(pattern, pattern)
+    }
+
+    /// The literal text that everything this matches starts with, and whether it is all of it.
+    /// Regular expressions have none that is known.
+    pub(crate) fn literal_start(&self) -> (&str, bool) {
+        match &self.matcher {
+            Matcher::Regexp(_) => ("", false),
+            Matcher::Glob(pieces) => (pieces.first().map_or("", String::as_str), pieces.len() == 1),
+        }
+    }
+
     fn glob(text: &str, expanded: &str) -> Result<Self, PatternError> {
         let mut pieces: Vec<String> = Vec::new();
         let count = expanded.split('*').count();

@@ -1,12 +1,13 @@
 //! Sessions: what is asked of STS, and what it answers.
 
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use zeroize::Zeroizing;
 
 use crate::arn::RoleArn;
-use std::sync::Arc;
+use crate::key_values::KeyValues;
 
 /// Everything that shapes a session: the whole AssumeRole request. The call to STS is built from
 /// the key and from nothing else, so two requests that differ can never share credentials.
@@ -20,6 +21,19 @@ pub struct SessionKey {
     pub external_id: Option<Arc<str>>,
     /// `DurationSeconds`, 900 to 43,200.
     pub duration_seconds: u32,
+    /// What narrows and marks the session; `None` for nothing.
+    pub limits: Option<Arc<SessionLimits>>,
+}
+
+/// Session tags and policies, as they are sent to STS.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct SessionLimits {
+    /// Session tags (`Tags`).
+    pub tags: KeyValues,
+    /// ARNs of managed policies (`PolicyArns`), sorted.
+    pub policy_arns: Vec<Arc<str>>,
+    /// A policy document (`Policy`), JSON.
+    pub policy: Option<Arc<str>>,
 }
 
 /// When a session was issued and when STS says it ends.

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::key_values::KeyValues;
+
 /// A pod's phase, as in `status.phase`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
@@ -54,6 +56,11 @@ pub struct Workload {
     pub mirror: bool,
     /// What the annotations ask for.
     pub wish: Wish,
+    /// `metadata.labels`.
+    pub labels: KeyValues,
+    /// Those of `metadata.annotations` that rules may read, see
+    /// [`crate::annotation::is_kept`]; values are bounded.
+    pub annotations: KeyValues,
 }
 
 impl Workload {
@@ -110,6 +117,8 @@ pub(crate) mod tests {
                 role: role.map(Into::into),
                 ..Wish::default()
             },
+            labels: KeyValues::default(),
+            annotations: KeyValues::default(),
         }
     }
 

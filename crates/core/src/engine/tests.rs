@@ -8,6 +8,7 @@ fn key(name: &str) -> Arc<SessionKey> {
         name: "default.default".into(),
         external_id: None,
         duration_seconds: 3600,
+        limits: None,
     })
 }
 

@@ -6,7 +6,11 @@ use crate::pattern::Pattern;
 
 /// Demands that each annotation that the namespace has allows the role, and that there is one.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct NamespaceLayer;
+pub struct NamespaceLayer {
+    /// Whether a namespace with neither annotation allows every role, as without restrictions:
+    /// for moving over.
+    pub allow_unannotated: bool,
+}
 
 impl Layer for NamespaceLayer {
     fn name(&self) -> &'static str {
@@ -16,13 +20,12 @@ impl Layer for NamespaceLayer {
     fn judge(&self, ask: &Ask<'_>) -> Verdict {
         // As in kube2iam: what the administrator gives to every pod needs no namespace's leave.
         if ask.is_default {
-            return Verdict::Allow {
-                rule: "default role".into(),
-            };
+            return Verdict::allow("default role");
         }
+        let compiled = ask.namespace.annotations();
         let annotations = [
-            (annotation::ALLOWED_ROLES, &ask.namespace.allowed),
-            (annotation::PERMITTED, &ask.namespace.permitted),
+            (annotation::ALLOWED_ROLES, &compiled.allowed),
+            (annotation::PERMITTED, &compiled.permitted),
         ];
         let mut allowed_by = None;
         for (key, patterns) in annotations {
@@ -30,23 +33,24 @@ impl Layer for NamespaceLayer {
             match find(patterns, ask) {
                 Ok(pattern) => allowed_by = Some(format!("{key}: {}", pattern.as_str())),
                 Err(reason) => {
-                    return Verdict::Deny {
-                        rule: key.into(),
-                        reason: format!("annotation {key} of the namespace: {reason}"),
-                    };
+                    let reason = format!("annotation {key} of the namespace: {reason}");
+                    return Verdict::deny(key, reason);
                 }
             }
         }
         match allowed_by {
-            Some(rule) => Verdict::Allow { rule },
-            None => Verdict::Deny {
-                rule: annotation::ALLOWED_ROLES.into(),
-                reason: format!(
+            Some(rule) => Verdict::allow(rule),
+            None if self.allow_unannotated => {
+                Verdict::allow("namespaces without annotations are open")
+            }
+            None => Verdict::deny(
+                annotation::ALLOWED_ROLES,
+                format!(
                     "the namespace allows no role: it has neither {} nor {}",
                     annotation::ALLOWED_ROLES,
                     annotation::PERMITTED
                 ),
-            },
+            ),
         }
     }
 }

@@ -1,0 +1,230 @@
+//! What must be the same everywhere: the configuration of the rules, from the cluster's
+//! `RolegateConfig` or, where there is none, from flags.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::arn::BaseArn;
+use crate::layer::Mode;
+use crate::pattern::PatternFormat;
+
+/// The configuration of the rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleConfig {
+    /// What completes bare role names; `None`: what was found out about where we run.
+    pub base: Option<BaseArn>,
+    /// The role of pods that name none, in namespaces that name none: a name or an ARN.
+    pub default_role: Option<Arc<str>>,
+    /// The layers' modes.
+    pub modes: Modes,
+    /// How allowed roles are written in namespaces' annotations.
+    pub restriction_format: PatternFormat,
+    /// Whether a namespace without annotations allows every role, as far as layer `namespace`
+    /// goes.
+    pub allow_unannotated: bool,
+    /// Names of namespaces whose objects the gate lets through. The doors decide for their pods
+    /// as for all others.
+    pub spared_namespaces: BTreeSet<Arc<str>>,
+    /// Who may set or change role annotations and granting labels of namespaces.
+    pub namespace_writers: Subjects,
+    /// Who may write grants, the configuration and ConfigMaps of policies; `None`: whoever RBAC
+    /// lets.
+    pub rule_writers: Option<Subjects>,
+    /// Where policies come from.
+    pub rego: RegoConfig,
+    /// A name for the cluster, sent to STS as a tag of every session.
+    pub cluster: Option<Arc<str>>,
+    /// Custom resources that hold pod templates.
+    pub templates: Vec<TemplateKind>,
+    /// Whether pods of ordinary users may choose their node or tolerate everything, by which they
+    /// start before the agent does.
+    pub guard_scheduling: bool,
+}
+
+impl Default for RuleConfig {
+    /// Only layer `namespace` is on, as without any configuration.
+    fn default() -> Self {
+        Self {
+            base: None,
+            default_role: None,
+            modes: Modes::default(),
+            restriction_format: PatternFormat::Glob,
+            allow_unannotated: false,
+            spared_namespaces: ["kube-system", "rolegate"].map(Into::into).into(),
+            namespace_writers: Subjects::default(),
+            rule_writers: None,
+            rego: RegoConfig::default(),
+            cluster: None,
+            templates: Vec::new(),
+            guard_scheduling: false,
+        }
+    }
+}
+
+/// The layers' modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Modes {
+    /// Annotations of namespaces.
+    pub namespace: Mode,
+    /// Grants.
+    pub grants: Mode,
+    /// Rego policies.
+    pub rego: Mode,
+}
+
+impl Default for Modes {
+    fn default() -> Self {
+        Self {
+            namespace: Mode::Enforce,
+            grants: Mode::Off,
+            rego: Mode::Off,
+        }
+    }
+}
+
+/// Users and groups, as the API server names them. Those of `system:masters` always belong to
+/// them, so that a cluster can be recovered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Subjects {
+    /// Names of users; service accounts are `system:serviceaccount:NAMESPACE:NAME`.
+    pub users: BTreeSet<Arc<str>>,
+    /// Names of groups.
+    pub groups: BTreeSet<Arc<str>>,
+}
+
+impl Subjects {
+    /// Whether a user with these groups is one of them.
+    pub fn contains<'a>(&self, user: &str, groups: impl IntoIterator<Item = &'a str>) -> bool {
+        self.users.contains(user)
+            || groups
+                .into_iter()
+                .any(|group| group == "system:masters" || self.groups.contains(group))
+    }
+}
+
+/// Where Rego policies come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegoConfig {
+    /// Namespaces whose ConfigMaps are read.
+    pub namespaces: BTreeSet<Arc<str>>,
+    /// The label (key, value) of ConfigMaps that hold policies; `None`: every ConfigMap there.
+    pub label: Option<(Arc<str>, Arc<str>)>,
+    /// Kinds replicated into `data.kubernetes`, beside namespaces.
+    pub replicate: Vec<ResourceKind>,
+    /// Kinds that policies see at the gate, beside those that make pods.
+    pub resources: Vec<ResourceKind>,
+    /// ConfigMaps (namespace, name) without which everything is refused.
+    pub required: BTreeSet<(Arc<str>, Arc<str>)>,
+    /// Whether a pod is also asked about wrapped in the kinds that a policy names.
+    pub wrap_pods: bool,
+}
+
+/// The label that kube-mgmt looks for on ConfigMaps of policies.
+pub const POLICY_LABEL: (&str, &str) = ("openpolicyagent.org/policy", "rego");
+/// The label that kube-mgmt looks for on ConfigMaps of data.
+pub const DATA_LABEL: (&str, &str) = ("openpolicyagent.org/data", "opa");
+
+impl Default for RegoConfig {
+    fn default() -> Self {
+        Self {
+            namespaces: ["opa".into()].into(),
+            label: Some((POLICY_LABEL.0.into(), POLICY_LABEL.1.into())),
+            replicate: Vec::new(),
+            resources: Vec::new(),
+            required: BTreeSet::new(),
+            wrap_pods: false,
+        }
+    }
+}
+
+/// A kind of objects by the words of its URL.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceKind {
+    /// The API group; empty for the core group.
+    pub group: Arc<str>,
+    /// The version.
+    pub version: Arc<str>,
+    /// The plural, in lower case.
+    pub resource: Arc<str>,
+}
+
+impl ResourceKind {
+    /// Reads `[group/]version/resource`, as kube-mgmt writes it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let parts: Vec<_> = text.split('/').collect();
+        let (group, version, resource) = match *parts.as_slice() {
+            [version, resource] => ("", version, resource),
+            [group, version, resource] => (group, version, resource),
+            _ => return None,
+        };
+        let fine = |text: &str| {
+            text.len() <= 253
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        };
+        let complete = !version.is_empty() && !resource.is_empty();
+        (complete && [group, version, resource].into_iter().all(fine)).then(|| Self {
+            group: group.into(),
+            version: version.into(),
+            resource: resource.into(),
+        })
+    }
+}
+
+/// A custom resource that holds pod templates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateKind {
+    /// The API group.
+    pub group: Arc<str>,
+    /// The kind.
+    pub kind: Arc<str>,
+    /// The plural, for webhook rules.
+    pub resource: Arc<str>,
+    /// Dotted paths of pod templates (objects with `metadata` and `spec`); `*` stands for every
+    /// entry of a list or map, such as `spec.replicaSpecs.*.template`, and `.` for the object
+    /// itself, whose metadata its pods take over.
+    pub paths: Vec<Arc<str>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_written_as_for_kube_mgmt() {
+        let parts = |text| {
+            ResourceKind::parse(text)
+                .map(|kind| format!("{}|{}|{}", kind.group, kind.version, kind.resource))
+        };
+        assert_eq!(parts("v1/services").unwrap(), "|v1|services");
+        assert_eq!(
+            parts("networking.k8s.io/v1/ingresses").unwrap(),
+            "networking.k8s.io|v1|ingresses"
+        );
+        for wrong in [
+            "",
+            "services",
+            "v1/",
+            "/services",
+            "a/b/c/d",
+            "v1/Pods",
+            "v1/pods?x",
+        ] {
+            assert_eq!(parts(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn masters_always_belong() {
+        let some = Subjects {
+            users: ["ann".into()].into(),
+            groups: ["ops".into()].into(),
+        };
+        assert!(some.contains("ann", []));
+        assert!(some.contains("bob", ["dev", "ops"]));
+        assert!(some.contains("bob", ["system:masters"]));
+        assert!(!some.contains("bob", ["dev"]));
+        assert!(!Subjects::default().contains("", []));
+    }
+}

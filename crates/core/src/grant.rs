@@ -1,0 +1,582 @@
+//! Grants: what an administrator gives, raw as written and compiled for matching.
+//!
+//! A grant says which roles which workloads may have. What is broken or empty grants nothing: a
+//! subject that says nothing is a mistake, and never everyone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::arn::{BaseArn, RoleArn, is_arn, resolve, shorten};
+use crate::key_values::KeyValues;
+use crate::pattern::{MAX_COMPILED, Pattern, PatternError, PatternFormat};
+use crate::selector::Selector;
+use crate::session::SessionLimits;
+use crate::workload::Workload;
+
+/// Most role patterns, subjects, and values in one list of a grant.
+pub const MAX_LIST: usize = 64;
+/// STS's limits of a session's life, seconds.
+pub const DURATION: std::ops::RangeInclusive<u32> = 900..=43_200;
+/// Most session tags that STS takes. One is left for the tag of the cluster.
+pub const MAX_TAGS: usize = 49;
+/// Most managed policies that STS takes for a session.
+pub const MAX_POLICY_ARNS: usize = 10;
+/// Most characters of a session policy that STS takes.
+pub const MAX_POLICY: usize = 2048;
+/// The session tag that names the cluster.
+pub const CLUSTER_TAG: &str = "rolegate.dev/cluster";
+/// Tags that a grant may not set: ours, AWS's own, and those that EKS sets for attribution.
+const RESERVED_TAGS: &[&str] = &["rolegate.dev/", "aws:", "eks-", "kubernetes-"];
+
+/// A grant as it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Grant {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// Role patterns: names or ARNs, `*` stands for any text, `/` included.
+    pub roles: Vec<String>,
+    /// Who may have them: any of these.
+    pub subjects: Vec<Subject>,
+    /// External IDs that these workloads may pass to STS. Without any, none.
+    pub external_ids: Vec<String>,
+    /// What sessions are like.
+    pub session: SessionRules,
+}
+
+/// Who: everything that is given must match.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Subject {
+    /// Patterns of namespaces' names.
+    pub namespaces: Vec<String>,
+    /// Labels of the namespace.
+    pub namespace_selector: Option<Selector>,
+    /// Patterns of service accounts' names.
+    pub service_accounts: Vec<String>,
+    /// Labels of the pod, which its owner chooses: no boundary.
+    pub pod_selector: Option<Selector>,
+}
+
+/// What a grant makes of sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SessionRules {
+    /// The life asked of STS, seconds.
+    pub duration_seconds: Option<u32>,
+    /// Session tags.
+    pub tags: BTreeMap<String, String>,
+    /// ARNs of managed policies that narrow the session.
+    pub policy_arns: Vec<String>,
+    /// A policy document (JSON) that narrows the session; empty for none.
+    pub policy: String,
+    /// Patterns of the session names that pods may choose. Without any, any that is the
+    /// namespace's own.
+    pub names: Vec<String>,
+}
+
+/// Why a grant is not valid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GrantError {
+    /// No role is named.
+    #[error("spec.roles is empty: name at least one role, such as \"payments-*\"")]
+    NoRoles,
+    /// Nobody is named.
+    #[error(
+        "spec.subjects is empty: name at least one subject; a grant to nobody is no grant to everyone"
+    )]
+    NoSubjects,
+    /// A subject names no namespace.
+    #[error(
+        "spec.subjects[{0}] has neither namespaces nor a namespaceSelector that says something: a \
+         subject needs one of them, and namespaces: [\"*\"] means all"
+    )]
+    NoNamespace(usize),
+    /// A list or selector that is there and empty.
+    #[error("spec.subjects[{0}].{1} is there but empty: leave it out, or say something")]
+    Empty(usize, &'static str),
+    /// A list is too long.
+    #[error("{0} has more than {MAX_LIST} entries: split the grant")]
+    TooMany(&'static str),
+    /// A role pattern is malformed.
+    #[error("spec.roles: {0}")]
+    Role(String),
+    /// Another pattern is malformed.
+    #[error("{0}: {1}")]
+    Pattern(&'static str, PatternError),
+    /// A duration that STS refuses.
+    #[error("spec.session.durationSeconds is {0}: STS takes 900 to 43200")]
+    Duration(u32),
+    /// A tag that STS refuses, or that is not a grant's to set.
+    #[error("spec.session.tags: {0}")]
+    Tag(String),
+    /// Policies that STS refuses.
+    #[error("spec.session: {0}")]
+    Policy(String),
+}
+
+/// What a grant makes of a session, and of the names that it may have.
+#[derive(Debug, Clone)]
+pub struct GrantSession {
+    /// The life asked of STS, seconds.
+    pub duration_seconds: Option<u32>,
+    /// Tags and policies.
+    pub limits: Option<Arc<SessionLimits>>,
+    /// Patterns of the names that pods may choose; empty for the usual rule.
+    pub names: Vec<Pattern>,
+}
+
+impl PartialEq for GrantSession {
+    fn eq(&self, other: &Self) -> bool {
+        let names = |session: &Self| {
+            let names = session.names.iter();
+            names
+                .map(|name| name.as_str().to_owned())
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        self.duration_seconds == other.duration_seconds
+            && self.limits == other.limits
+            && names(self) == names(other)
+    }
+}
+impl Eq for GrantSession {}
+
+/// How closely a role pattern names a role. Later is closer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Closeness {
+    /// A pattern with a star.
+    Glob,
+    /// A name, completed by the base ARN.
+    Name,
+    /// A whole ARN.
+    Arn,
+}
+
+/// A role pattern, compiled.
+#[derive(Debug, Clone)]
+pub struct RolePattern {
+    /// As written.
+    pub text: Arc<str>,
+    /// How closely it names a role.
+    pub closeness: Closeness,
+    /// What matches whole ARNs.
+    pub pattern: Pattern,
+}
+
+/// A subject, compiled.
+#[derive(Debug, Clone)]
+pub struct CompiledSubject {
+    /// Names without a star, which an index can find.
+    pub exact_namespaces: Vec<Arc<str>>,
+    namespaces: Vec<Pattern>,
+    namespace_selector: Option<Selector>,
+    service_accounts: Vec<Pattern>,
+    pod_selector: Option<Selector>,
+}
+
+/// A grant, compiled.
+#[derive(Clone)]
+pub struct CompiledGrant {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// Which roles.
+    pub roles: Vec<RolePattern>,
+    /// To whom.
+    pub subjects: Vec<CompiledSubject>,
+    /// External IDs that may be passed.
+    pub external_ids: Vec<Arc<str>>,
+    /// What sessions are like.
+    pub session: Arc<GrantSession>,
+}
+
+impl fmt::Debug for CompiledGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CompiledGrant({})", self.name)
+    }
+}
+
+impl CompiledGrant {
+    /// Compiles a grant.
+    ///
+    /// # Errors
+    /// [`GrantError`]: the first fault found. Such a grant grants nothing.
+    pub fn compile(grant: &Grant, base: Option<&BaseArn>) -> Result<Self, GrantError> {
+        if grant.roles.is_empty() {
+            return Err(GrantError::NoRoles);
+        }
+        if grant.subjects.is_empty() {
+            return Err(GrantError::NoSubjects);
+        }
+        check_count("spec.roles", &grant.roles)?;
+        check_count("spec.externalIds", &grant.external_ids)?;
+        if grant.subjects.len() > MAX_LIST {
+            return Err(GrantError::TooMany("spec.subjects"));
+        }
+        let roles = grant.roles.iter().map(|text| role_pattern(text, base));
+        let subjects = grant.subjects.iter().enumerate();
+        Ok(Self {
+            name: grant.name.clone(),
+            roles: roles.collect::<Result<_, _>>()?,
+            subjects: subjects
+                .map(|(place, subject)| CompiledSubject::compile(place, subject))
+                .collect::<Result<_, _>>()?,
+            external_ids: grant
+                .external_ids
+                .iter()
+                .map(|id| id.as_str().into())
+                .collect(),
+            session: Arc::new(session(&grant.session)?),
+        })
+    }
+
+    /// The closest of its patterns that match `role`.
+    pub fn closeness(&self, role: &RoleArn) -> Option<Closeness> {
+        let matching = self
+            .roles
+            .iter()
+            .filter(|role_pattern| role_pattern.pattern.matches(role.as_str()));
+        matching.map(|pattern| pattern.closeness).max()
+    }
+
+    /// Whether it is given to `workload` in a namespace with `namespace_labels`.
+    pub fn covers(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+        self.subjects
+            .iter()
+            .any(|subject| subject.covers(workload, namespace_labels))
+    }
+
+    /// Whether pods may pass `id` to STS. None at all they always may.
+    pub fn takes_external_id(&self, id: Option<&str>) -> bool {
+        id.is_none_or(|id| self.external_ids.iter().any(|known| **known == *id))
+    }
+
+    /// The keys of namespace labels that it looks at: whoever sets them grants.
+    pub fn namespace_label_keys(&self) -> impl Iterator<Item = &str> {
+        let selectors = self
+            .subjects
+            .iter()
+            .filter_map(|subject| subject.namespace_selector.as_ref());
+        selectors.flat_map(Selector::keys)
+    }
+
+    /// The keys of pod labels that it looks at.
+    pub fn pod_label_keys(&self) -> impl Iterator<Item = &str> {
+        let selectors = self
+            .subjects
+            .iter()
+            .filter_map(|subject| subject.pod_selector.as_ref());
+        selectors.flat_map(Selector::keys)
+    }
+}
+
+impl CompiledSubject {
+    fn compile(place: usize, subject: &Subject) -> Result<Self, GrantError> {
+        let says_something = |selector: &Option<Selector>| {
+            selector
+                .as_ref()
+                .is_some_and(|selector| !selector.is_empty())
+        };
+        for (name, selector) in [
+            ("namespaceSelector", &subject.namespace_selector),
+            ("podSelector", &subject.pod_selector),
+        ] {
+            if selector.is_some() && !says_something(selector) {
+                return Err(GrantError::Empty(place, name));
+            }
+        }
+        if subject.namespaces.is_empty() && subject.namespace_selector.is_none() {
+            return Err(GrantError::NoNamespace(place));
+        }
+        check_count("spec.subjects[].namespaces", &subject.namespaces)?;
+        check_count("spec.subjects[].serviceAccounts", &subject.service_accounts)?;
+        let mut exact_namespaces = Vec::new();
+        for name in &subject.namespaces {
+            if name.is_empty() {
+                return Err(GrantError::Empty(place, "namespaces[]"));
+            }
+            if !name.contains('*') {
+                exact_namespaces.push(name.as_str().into());
+            }
+        }
+        if subject.service_accounts.iter().any(String::is_empty) {
+            return Err(GrantError::Empty(place, "serviceAccounts[]"));
+        }
+        let globs = |field, all: &[String]| {
+            let all = all.iter().map(|text| Pattern::glob_of_names(text));
+            all.collect::<Result<Vec<_>, _>>()
+                .map_err(|error| GrantError::Pattern(field, error))
+        };
+        Ok(Self {
+            // An index by name finds the subject only if every name is one.
+            exact_namespaces: if exact_namespaces.len() == subject.namespaces.len() {
+                exact_namespaces
+            } else {
+                Vec::new()
+            },
+            namespaces: globs("spec.subjects[].namespaces", &subject.namespaces)?,
+            namespace_selector: subject.namespace_selector.clone(),
+            service_accounts: globs("spec.subjects[].serviceAccounts", &subject.service_accounts)?,
+            pod_selector: subject.pod_selector.clone(),
+        })
+    }
+
+    fn covers(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+        let named = |patterns: &[Pattern], name: &str| {
+            patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name))
+        };
+        let selected = |selector: &Option<Selector>, labels: &KeyValues| {
+            selector
+                .as_ref()
+                .is_none_or(|selector| selector.matches(labels))
+        };
+        named(&self.namespaces, &workload.namespace)
+            && named(&self.service_accounts, &workload.service_account)
+            && selected(&self.namespace_selector, namespace_labels)
+            && selected(&self.pod_selector, &workload.labels)
+    }
+}
+
+fn check_count(field: &'static str, list: &[String]) -> Result<(), GrantError> {
+    (list.len() <= MAX_LIST)
+        .then_some(())
+        .ok_or(GrantError::TooMany(field))
+}
+
+fn role_pattern(text: &str, base: Option<&BaseArn>) -> Result<RolePattern, GrantError> {
+    let refused = |why: String| GrantError::Role(why);
+    if text.is_empty() {
+        return Err(refused("an empty pattern matches no role".into()));
+    }
+    let closeness = match (text.contains('*'), is_arn(text)) {
+        (true, _) => Closeness::Glob,
+        (false, true) => Closeness::Arn,
+        (false, false) => Closeness::Name,
+    };
+    if closeness == Closeness::Glob {
+        // A glob that isn't rooted at a base would match names of any account.
+        if !is_arn(text) && base.is_none() {
+            return Err(refused(format!(
+                "{:?} is a name, and no base ARN is known to complete it",
+                shorten(text)
+            )));
+        }
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@-/:*".contains(&b);
+        if !text.bytes().all(allowed) {
+            return Err(refused(format!(
+                "{:?} has characters that no role has",
+                shorten(text)
+            )));
+        }
+    } else {
+        resolve(text, base).map_err(|error| refused(error.to_string()))?;
+    }
+    let pattern = Pattern::for_roles(text, PatternFormat::Glob, base, MAX_COMPILED)
+        .map_err(|error| refused(error.to_string()))?;
+    Ok(RolePattern {
+        text: text.into(),
+        closeness,
+        pattern,
+    })
+}
+
+fn session(rules: &SessionRules) -> Result<GrantSession, GrantError> {
+    if let Some(seconds) = rules.duration_seconds
+        && !DURATION.contains(&seconds)
+    {
+        return Err(GrantError::Duration(seconds));
+    }
+    check_tags(&rules.tags)?;
+    if rules.policy_arns.len() > MAX_POLICY_ARNS {
+        return Err(GrantError::Policy(format!(
+            "policyArns has more than {MAX_POLICY_ARNS} entries, which STS refuses"
+        )));
+    }
+    if let Some(wrong) = rules.policy_arns.iter().find(|arn| !is_policy_arn(arn)) {
+        return Err(GrantError::Policy(format!(
+            "policyArns: {:?} is not the ARN of a managed policy",
+            shorten(wrong)
+        )));
+    }
+    if rules.policy.len() > MAX_POLICY {
+        return Err(GrantError::Policy(format!(
+            "policy has more than {MAX_POLICY} characters, which STS refuses"
+        )));
+    }
+    if !rules.policy.is_empty()
+        && !serde_json::from_str::<serde_json::Value>(&rules.policy)
+            .is_ok_and(|policy| policy.is_object())
+    {
+        return Err(GrantError::Policy("policy is not a JSON object".into()));
+    }
+    check_count("spec.session.names", &rules.names)?;
+    let names = rules.names.iter().map(|name| Pattern::glob_of_names(name));
+    let mut policy_arns: Vec<Arc<str>> = rules
+        .policy_arns
+        .iter()
+        .map(|arn| arn.as_str().into())
+        .collect();
+    policy_arns.sort();
+    policy_arns.dedup();
+    let limits = SessionLimits {
+        tags: rules.tags.iter().collect(),
+        policy_arns,
+        policy: (!rules.policy.is_empty()).then(|| rules.policy.as_str().into()),
+    };
+    Ok(GrantSession {
+        duration_seconds: rules.duration_seconds,
+        limits: (limits != SessionLimits::default()).then(|| Arc::new(limits)),
+        names: names
+            .collect::<Result<_, _>>()
+            .map_err(|error| GrantError::Pattern("spec.session.names", error))?,
+    })
+}
+
+fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), GrantError> {
+    let wrong = |why: String| Err(GrantError::Tag(why));
+    if tags.len() > MAX_TAGS {
+        return wrong(format!("more than {MAX_TAGS}, which STS refuses"));
+    }
+    let fine = |text: &str| {
+        text.chars()
+            .all(|c| c.is_alphanumeric() || " _.:/=+-@".contains(c))
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    for (key, value) in tags {
+        let lower = key.to_lowercase();
+        if RESERVED_TAGS
+            .iter()
+            .any(|reserved| lower.starts_with(reserved))
+        {
+            return wrong(format!("{:?} is reserved", shorten(key)));
+        }
+        if key.is_empty()
+            || key.chars().count() > 128
+            || value.chars().count() > 256
+            || !fine(key)
+            || !fine(value)
+        {
+            return wrong(format!(
+                "{:?}: STS takes keys of 1 to 128 and values of up to 256 letters, digits, blanks and _.:/=+-@",
+                shorten(key)
+            ));
+        }
+        // STS tells tag keys apart without regard to case.
+        if !seen.insert(lower) {
+            return wrong(format!(
+                "{:?} is there twice in different case",
+                shorten(key)
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_policy_arn(text: &str) -> bool {
+    let mut parts = text.splitn(6, ':');
+    let mut next = || parts.next().unwrap_or_default();
+    text.len() <= 2048
+        && next() == "arn"
+        && next().starts_with("aws")
+        && next() == "iam"
+        && next().is_empty()
+        && {
+            let account = next();
+            account == "aws" || (account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit()))
+        }
+        && next()
+            .strip_prefix("policy/")
+            .is_some_and(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A grant of `roles` to all of `namespace`.
+    pub(crate) fn grant(name: &str, roles: &[&str], namespace: &str) -> Grant {
+        Grant {
+            name: name.into(),
+            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            subjects: vec![Subject {
+                namespaces: vec![namespace.into()],
+                ..Subject::default()
+            }],
+            ..Grant::default()
+        }
+    }
+
+    fn base() -> BaseArn {
+        BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()
+    }
+
+    #[test]
+    fn an_empty_grant_is_invalid_and_never_everyone() {
+        let good = grant("good", &["reader"], "payments");
+        assert!(CompiledGrant::compile(&good, Some(&base())).is_ok());
+        let broken: &[fn(&mut Grant)] = &[
+            |grant| grant.roles.clear(),
+            |grant| grant.roles = vec![String::new()],
+            |grant| grant.roles = vec!["a b".into()],
+            |grant| grant.roles = vec!["a b*".into()],
+            |grant| grant.roles = vec!["arn:aws:iam::1:role/x".into()],
+            |grant| grant.subjects.clear(),
+            |grant| grant.subjects = vec![Subject::default()],
+            |grant| grant.subjects.push(Subject::default()),
+            |grant| {
+                grant.subjects = vec![Subject {
+                    service_accounts: vec!["api".into()],
+                    ..Subject::default()
+                }]
+            },
+            |grant| {
+                grant.subjects = vec![Subject {
+                    namespace_selector: Some(Selector::default()),
+                    ..Subject::default()
+                }]
+            },
+            |grant| grant.subjects[0].namespace_selector = Some(Selector::default()),
+            |grant| grant.subjects[0].pod_selector = Some(Selector::default()),
+            |grant| grant.subjects[0].namespaces = vec![String::new()],
+            |grant| grant.subjects[0].service_accounts = vec![String::new()],
+            |grant| grant.session.duration_seconds = Some(899),
+            |grant| grant.session.policy = "[]".into(),
+            |grant| grant.session.policy = "x".repeat(3000),
+            |grant| grant.session.policy_arns = vec!["arn:aws:iam::aws:role/x".into()],
+            |grant| grant.session.tags = [("kubernetes-namespace".into(), "x".into())].into(),
+            |grant| grant.session.tags = [("Rolegate.dev/cluster".into(), "x".into())].into(),
+            |grant| {
+                grant.session.tags = [("a".into(), "x".into()), ("A".into(), "x".into())].into()
+            },
+            |grant| grant.session.tags = [("a;".into(), "x".into())].into(),
+            |grant| grant.roles = vec!["r".into(); MAX_LIST + 1],
+        ];
+        for (place, change) in broken.iter().enumerate() {
+            let mut grant = good.clone();
+            change(&mut grant);
+            let error = CompiledGrant::compile(&grant, Some(&base()));
+            assert!(error.is_err(), "{place}: {grant:?}");
+        }
+        assert!(CompiledGrant::compile(&grant("names", &["reader-*"], "x"), None).is_err());
+    }
+
+    #[test]
+    fn patterns_know_how_closely_they_name_a_role() {
+        let closeness = |pattern: &str| {
+            let grant = grant("one", &[pattern, "zz*"], "x");
+            let role = RoleArn::parse("arn:aws:iam::123456789012:role/team/reader").unwrap();
+            CompiledGrant::compile(&grant, Some(&base()))
+                .unwrap()
+                .closeness(&role)
+        };
+        assert_eq!(
+            closeness("arn:aws:iam::123456789012:role/team/reader"),
+            Some(Closeness::Arn)
+        );
+        assert_eq!(closeness("team/reader"), Some(Closeness::Name));
+        assert_eq!(closeness("team*"), Some(Closeness::Glob));
+        assert_eq!(
+            closeness("arn:aws:iam::*:role/team/reader"),
+            Some(Closeness::Glob)
+        );
+        assert_eq!(closeness("reader"), None);
+        assert_eq!(closeness("*reader-*"), None);
+    }
+}

@@ -1,0 +1,146 @@
+//! Layer `grants`: central grants, default deny.
+//!
+//! Any grant that covers a request allows it. The session comes from the one that names the role
+//! most closely; pod labels, which tenants choose, make none closer. Where equally close ones
+//! would make different sessions the answer is a denial that names them, since STS cannot
+//! intersect them and either choice could shed the other's limits.
+
+mod index;
+
+use std::sync::Arc;
+
+use crate::arn::BaseArn;
+use crate::grant::{Closeness, CompiledGrant, Grant, GrantError};
+use crate::layer::{Ask, Layer, Verdict};
+use index::Index;
+
+/// How many role patterns a denial lists as allowed.
+const HINTS: usize = 5;
+
+/// All grants, compiled and indexed. Immutable.
+#[derive(Debug, Default)]
+pub struct GrantsLayer {
+    /// Sorted by name.
+    grants: Vec<CompiledGrant>,
+    invalid: Vec<(Arc<str>, GrantError)>,
+    index: Index,
+}
+
+impl GrantsLayer {
+    /// Compiles `grants`. Those that are not valid grant nothing, see [`Self::invalid`].
+    pub fn new<'a>(grants: impl IntoIterator<Item = &'a Grant>, base: Option<&BaseArn>) -> Self {
+        let mut layer = Self::default();
+        for grant in grants {
+            match CompiledGrant::compile(grant, base) {
+                Ok(compiled) => layer.grants.push(compiled),
+                Err(error) => layer.invalid.push((grant.name.clone(), error)),
+            }
+        }
+        layer.grants.sort_by(|a, b| a.name.cmp(&b.name));
+        layer.index = Index::new(&layer.grants);
+        layer
+    }
+
+    /// The grants that are valid, by name.
+    pub fn grants(&self) -> &[CompiledGrant] {
+        &self.grants
+    }
+
+    /// The grants that are not, with the first fault of each.
+    pub fn invalid(&self) -> &[(Arc<str>, GrantError)] {
+        &self.invalid
+    }
+
+    /// The grants that cover `ask`, closest first, external IDs aside.
+    pub fn covering(&self, ask: &Ask<'_>) -> Vec<(Closeness, &CompiledGrant)> {
+        let mut covering = Vec::new();
+        for place in self.index.candidates(&ask.workload.namespace, ask.role) {
+            let Some(grant) = self.grants.get(place) else {
+                continue;
+            };
+            if let Some(closeness) = grant.closeness(ask.role)
+                && grant.covers(ask.workload, &ask.namespace.labels)
+            {
+                covering.push((closeness, grant));
+            }
+        }
+        covering.sort_by(|(a, _), (b, _)| b.cmp(a));
+        covering
+    }
+
+    /// Role patterns that this workload may have by some grant: a hint about its own rights only.
+    fn hints(&self, ask: &Ask<'_>) -> Vec<&str> {
+        let grants = self.grants.iter();
+        let covering = grants.filter(|grant| grant.covers(ask.workload, &ask.namespace.labels));
+        let mut hints: Vec<_> = covering
+            .flat_map(|grant| grant.roles.iter().map(|role| &*role.text))
+            .take(HINTS)
+            .collect();
+        hints.dedup();
+        hints
+    }
+
+    fn uncovered(&self, ask: &Ask<'_>) -> Verdict {
+        let workload = ask.workload;
+        let hints = match self.hints(ask).as_slice() {
+            [] => "it has a grant for no role".to_owned(),
+            some => format!("it may have {}", some.join(", ")),
+        };
+        Verdict::deny(
+            "default deny",
+            format!(
+                "no RoleGrant covers it for service account {} of namespace {}; {hints}; ask your \
+                 cluster's administrator for a grant",
+                workload.service_account, workload.namespace
+            ),
+        )
+    }
+}
+
+impl Layer for GrantsLayer {
+    fn name(&self) -> &'static str {
+        "grants"
+    }
+
+    fn judge(&self, ask: &Ask<'_>) -> Verdict {
+        let mut covering = self.covering(ask);
+        if covering.is_empty() {
+            // What the administrator gives to every pod needs no grant beside it.
+            return if ask.is_default {
+                Verdict::allow("default role")
+            } else {
+                self.uncovered(ask)
+            };
+        }
+        let id = ask.workload.wish.external_id.as_deref();
+        let without_id = covering.first().map(|(_, grant)| grant.name.clone());
+        covering.retain(|(_, grant)| grant.takes_external_id(id));
+        let Some(((closest, first), others)) = covering.split_first() else {
+            let name = without_id.unwrap_or_default();
+            return Verdict::deny(
+                &*name,
+                format!("grant {name} covers the role, but lists no such external ID"),
+            );
+        };
+        let mut equals = others
+            .iter()
+            .take_while(|(closeness, _)| closeness == closest);
+        if let Some((_, other)) = equals.find(|(_, other)| other.session != first.session) {
+            return Verdict::deny(
+                format!("{}, {}", first.name, other.name),
+                format!(
+                    "grants {} and {} name the role equally closely and make different sessions, so \
+                     which one counts is ambiguous",
+                    first.name, other.name
+                ),
+            );
+        }
+        Verdict::Allow {
+            rule: first.name.to_string(),
+            session: Some(first.session.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

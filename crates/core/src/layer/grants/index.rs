@@ -1,0 +1,85 @@
+//! Finding the few grants of thousands that may cover a request: by namespace where a grant names
+//! it without stars, and by what the role's ARN starts with.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::arn::RoleArn;
+use crate::grant::CompiledGrant;
+
+/// Places of grants, by what they demand.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    by_namespace: HashMap<Arc<str>, Roles>,
+    anywhere: Roles,
+}
+
+/// Places of grants, by their role patterns.
+#[derive(Debug, Default)]
+struct Roles {
+    exact: HashMap<Box<str>, Vec<usize>>,
+    by_start: HashMap<Box<str>, Vec<usize>>,
+    /// The lengths of the starts that there are, each once.
+    lengths: Vec<usize>,
+}
+
+impl Index {
+    pub(super) fn new(grants: &[CompiledGrant]) -> Self {
+        let mut index = Self::default();
+        for (place, grant) in grants.iter().enumerate() {
+            for subject in &grant.subjects {
+                if subject.exact_namespaces.is_empty() {
+                    index.anywhere.insert(place, grant);
+                }
+                for namespace in &subject.exact_namespaces {
+                    let roles = index.by_namespace.entry(namespace.clone()).or_default();
+                    roles.insert(place, grant);
+                }
+            }
+        }
+        index
+    }
+
+    /// The places of all grants that may cover `role` in `namespace`, each once, in order.
+    pub(super) fn candidates(&self, namespace: &str, role: &RoleArn) -> Vec<usize> {
+        let mut places = Vec::new();
+        if let Some(roles) = self.by_namespace.get(namespace) {
+            roles.find(role.as_str(), &mut places);
+        }
+        self.anywhere.find(role.as_str(), &mut places);
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+}
+
+impl Roles {
+    fn insert(&mut self, place: usize, grant: &CompiledGrant) {
+        for role in &grant.roles {
+            let (start, is_all) = role.pattern.literal_start();
+            let map = if is_all {
+                &mut self.exact
+            } else {
+                if let Err(at) = self.lengths.binary_search(&start.len()) {
+                    self.lengths.insert(at, start.len());
+                }
+                &mut self.by_start
+            };
+            map.entry(start.into()).or_default().push(place);
+        }
+    }
+
+    fn find(&self, arn: &str, places: &mut Vec<usize>) {
+        if let Some(found) = self.exact.get(arn) {
+            places.extend(found);
+        }
+        for length in &self.lengths {
+            let Some(start) = arn.get(..*length) else {
+                return;
+            };
+            if let Some(found) = self.by_start.get(start) {
+                places.extend(found);
+            }
+        }
+    }
+}

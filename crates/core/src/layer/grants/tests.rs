@@ -1,0 +1,255 @@
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::arn::resolve;
+use crate::grant::{SessionRules, Subject, tests::grant};
+use crate::key_values::KeyValues;
+use crate::namespace::NamespaceRules;
+use crate::selector::Selector;
+use crate::workload::Workload;
+use crate::workload::tests::pod;
+
+fn base() -> BaseArn {
+    BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()
+}
+
+fn labels(pairs: &[(&str, &str)]) -> KeyValues {
+    pairs.iter().copied().collect()
+}
+
+fn select(pairs: &[(&str, &str)]) -> Option<Selector> {
+    Some(Selector {
+        labels: labels(pairs),
+        ..Selector::default()
+    })
+}
+
+fn workload(namespace: &str, account: &str) -> Workload {
+    Workload {
+        namespace: namespace.into(),
+        service_account: account.into(),
+        ..pod(Some("reader"))
+    }
+}
+
+fn judge_in(grants: &[Grant], workload: &Workload, role: &str, namespace: KeyValues) -> Verdict {
+    let role = resolve(role, Some(&base())).unwrap();
+    GrantsLayer::new(grants, Some(&base())).judge(&Ask {
+        workload,
+        role: &role,
+        is_default: false,
+        namespace: &NamespaceRules::of_labels(namespace),
+        now: Timestamp::UNIX_EPOCH,
+    })
+}
+
+fn judge(grants: &[Grant], workload: &Workload, role: &str) -> Verdict {
+    judge_in(grants, workload, role, KeyValues::default())
+}
+
+fn allows(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Allow { .. })
+}
+
+fn rule(verdict: &Verdict) -> &str {
+    match verdict {
+        Verdict::Allow { rule, .. } | Verdict::Deny { rule, .. } => rule,
+    }
+}
+
+fn with_policy(mut grant: Grant, policy: &str) -> Grant {
+    grant.session = SessionRules {
+        policy: policy.into(),
+        ..SessionRules::default()
+    };
+    grant
+}
+
+#[test]
+fn what_no_grant_covers_is_refused() {
+    let grants = [grant(
+        "payments",
+        &["payments-*", "shared/reader"],
+        "payments",
+    )];
+    let payments = workload("payments", "api");
+    assert!(allows(&judge(&grants, &payments, "payments-db")));
+    assert!(
+        allows(&judge(&grants, &payments, "payments-a/b")),
+        "a star crosses slashes"
+    );
+    assert!(allows(&judge(&grants, &payments, "shared/reader")));
+    assert!(!allows(&judge(&grants, &payments, "shared/reader2")));
+    assert!(!allows(&judge(&grants, &payments, "x-payments-db")));
+    let other = "arn:aws:iam::210987654321:role/payments-db";
+    assert!(
+        !allows(&judge(&grants, &payments, other)),
+        "names are of the base's account"
+    );
+    assert!(!allows(&judge(
+        &grants,
+        &workload("payments-2", "api"),
+        "payments-db"
+    )));
+    assert!(!allows(&judge(&[], &payments, "payments-db")));
+}
+
+#[test]
+fn threat_25_a_denial_hints_at_its_own_grants_only() {
+    let grants = [
+        grant("a", &["mine-*"], "mine"),
+        grant("b", &["secret-project"], "theirs"),
+    ];
+    let Verdict::Deny { reason, .. } = judge(&grants, &workload("mine", "api"), "other") else {
+        panic!("allowed");
+    };
+    assert!(
+        reason.contains("mine-*") && !reason.contains("secret"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn everything_given_in_a_subject_must_match() {
+    let mut one = grant("one", &["*"], "pay*");
+    one.subjects[0].service_accounts = vec!["api-*".into()];
+    one.subjects[0].namespace_selector = select(&[("team", "payments")]);
+    one.subjects[0].pod_selector = select(&[("app", "api")]);
+    let team = || labels(&[("team", "payments")]);
+    let mut good = workload("payments", "api-1");
+    good.labels = labels(&[("app", "api"), ("x", "y")]);
+    let grants = [one];
+    assert!(allows(&judge_in(&grants, &good, "reader", team())));
+    assert!(!allows(&judge(&grants, &good, "reader")));
+    let bad = Workload {
+        labels: KeyValues::default(),
+        ..good.clone()
+    };
+    assert!(!allows(&judge_in(&grants, &bad, "reader", team())));
+    let bad = Workload {
+        service_account: "web".into(),
+        ..good.clone()
+    };
+    assert!(!allows(&judge_in(&grants, &bad, "reader", team())));
+    let bad = Workload {
+        namespace: "shop".into(),
+        ..good
+    };
+    assert!(!allows(&judge_in(&grants, &bad, "reader", team())));
+}
+
+#[test]
+fn the_closest_grant_makes_the_session() {
+    let grants = [
+        with_policy(grant("glob", &["rea*"], "*"), "{}"),
+        with_policy(grant("name", &["reader"], "*"), r#"{"a":1}"#),
+        with_policy(
+            grant("arn", &["arn:aws:iam::123456789012:role/reader"], "*"),
+            r#"{"b":1}"#,
+        ),
+    ];
+    let pod = workload("shop", "web");
+    assert_eq!(rule(&judge(&grants, &pod, "reader")), "arn");
+    assert_eq!(rule(&judge(&grants[..2], &pod, "reader")), "name");
+    assert_eq!(rule(&judge(&grants[..1], &pod, "reader")), "glob");
+}
+
+#[test]
+fn threat_13_equals_that_differ_in_session_are_ambiguous_and_pod_labels_make_none_closer() {
+    let open = with_policy(grant("open", &["reader"], "*"), "");
+    let mut labelled = with_policy(grant("labelled", &["reader"], "*"), r#"{"narrow":1}"#);
+    labelled.subjects[0].pod_selector = select(&[("app", "api")]);
+    let mut pod = workload("shop", "web");
+    pod.labels = labels(&[("app", "api")]);
+    let grants = [open.clone(), labelled];
+    let verdict = judge(&grants, &pod, "reader");
+    assert!(!allows(&verdict));
+    assert_eq!(rule(&verdict), "labelled, open");
+    let same = Grant {
+        name: "same".into(),
+        ..open.clone()
+    };
+    assert!(allows(&judge(&[open.clone(), same], &pod, "reader")));
+    let mut names = Grant {
+        name: "names".into(),
+        ..open.clone()
+    };
+    names.session.names = vec!["shop.*".into()];
+    assert!(
+        !allows(&judge(&[open, names], &pod, "reader")),
+        "names are a difference too"
+    );
+}
+
+#[test]
+fn an_external_id_must_be_listed() {
+    let mut one = grant("one", &["reader"], "*");
+    one.external_ids = vec!["customer-a".into()];
+    let mut pod = workload("shop", "web");
+    assert!(allows(&judge(&[one.clone()], &pod, "reader")));
+    pod.wish.external_id = Some("customer-a".into());
+    assert!(allows(&judge(&[one.clone()], &pod, "reader")));
+    pod.wish.external_id = Some("customer-b".into());
+    assert!(!allows(&judge(&[one], &pod, "reader")));
+    assert!(!allows(&judge(
+        &[grant("none", &["reader"], "*")],
+        &pod,
+        "reader"
+    )));
+}
+
+#[test]
+fn an_invalid_grant_grants_nothing_and_is_named() {
+    let mut broken = grant("broken", &["*"], "*");
+    broken.subjects.push(Subject::default());
+    let layer = GrantsLayer::new([&broken], Some(&base()));
+    assert_eq!(layer.invalid().len(), 1);
+    assert!(!allows(&judge(
+        &[broken],
+        &workload("shop", "web"),
+        "reader"
+    )));
+}
+
+/// The index left out: every grant is looked at.
+fn by_hand(grants: &[Grant], workload: &Workload, role: &str) -> bool {
+    let role = resolve(role, Some(&base())).unwrap();
+    grants.iter().any(|grant| {
+        let compiled = CompiledGrant::compile(grant, Some(&base())).unwrap();
+        compiled.closeness(&role).is_some() && compiled.covers(workload, &KeyValues::default())
+    })
+}
+
+prop_compose! {
+    fn any_grant()(roles in prop::collection::vec("[ab]{1,2}[*]?|[*][ab]", 1..3),
+                   namespaces in prop::collection::vec("[xy][*]?|[*]", 1..3),
+                   accounts in prop::collection::vec("[pq][*]?", 0..2),
+                   number in 0..1000u32) -> Grant {
+        let roles: Vec<_> = roles.iter().map(String::as_str).collect();
+        let mut grant = grant(&format!("g{number}"), &roles, "x");
+        grant.subjects[0].namespaces = namespaces;
+        grant.subjects[0].service_accounts = accounts;
+        grant
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_index_finds_what_a_look_at_all_finds(grants in prop::collection::vec(any_grant(), 0..6),
+            role in "[ab]{1,3}", namespace in "[xyz]", account in "[pqr]") {
+        let workload = workload(&namespace, &account);
+        prop_assert_eq!(allows(&judge(&grants, &workload, &role)), by_hand(&grants, &workload, &role));
+    }
+
+    #[test]
+    fn more_grants_never_allow_less(grants in prop::collection::vec(any_grant(), 0..6),
+            more in any_grant(), role in "[ab]{1,3}", namespace in "[xyz]", account in "[pqr]") {
+        let workload = workload(&namespace, &account);
+        if allows(&judge(&grants, &workload, &role)) {
+            let mut all = grants;
+            all.push(more);
+            prop_assert!(allows(&judge(&all, &workload, &role)));
+        }
+    }
+}

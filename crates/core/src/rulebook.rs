@@ -1,0 +1,326 @@
+//! The rulebook: everything that sources report about rules, and the [`RuleSet`] made of it.
+//!
+//! One owner writes it and hands out immutable rule sets. Each change makes a new generation, by
+//! which decisions of an earlier one are known; nothing is decided here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::arn::{BaseArn, RoleArn, resolve};
+use crate::config::RuleConfig;
+use crate::decision::{OwnRole, RuleSet};
+use crate::grant::Grant;
+use crate::layer::grants::GrantsLayer;
+use crate::layer::namespace::NamespaceLayer;
+use crate::layer::{ActiveLayer, Layer, Mode};
+use crate::namespace::{Namespace, NamespaceRules};
+use crate::session_name::SessionScope;
+use crate::workload::Change;
+
+/// What was found out about where we run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// What completes bare role names, where the configuration says nothing.
+    pub base: Option<BaseArn>,
+    /// The role of pods that name none.
+    pub default_role: Option<RoleArn>,
+    /// The node's and our own roles, refused to everyone.
+    pub own_roles: Vec<OwnRole>,
+}
+
+/// The cluster's configuration object, as far as it is known.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClusterConfig {
+    /// There is none, and none is expected: flags count.
+    NotUsed,
+    /// It has not been looked for yet.
+    Unseen,
+    /// It was deleted, or is demanded and not there: everything is refused.
+    Missing,
+    /// It cannot be used: the one before stays, or everything is refused where there was none.
+    Broken(Arc<str>),
+    /// It is there.
+    Is(Arc<RuleConfig>),
+}
+
+/// A change of the rules.
+#[derive(Debug, Clone)]
+pub enum RuleUpdate {
+    /// The configuration object.
+    Config(ClusterConfig),
+    /// Grants.
+    Grants(Change<Grant>),
+    /// Namespaces.
+    Namespaces(Change<Namespace>),
+}
+
+/// How much of the rules a change touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Touched {
+    /// Nothing that decisions depend on.
+    Nothing,
+    /// Decisions about this namespace's workloads.
+    Namespace(Arc<str>),
+    /// All decisions.
+    All,
+}
+
+/// Everything known about rules.
+#[derive(Debug)]
+pub struct RuleBook {
+    flags: Arc<RuleConfig>,
+    scope: SessionScope,
+    session_seconds: u32,
+    config: ClusterConfig,
+    /// The last configuration that could be used.
+    good: Option<Arc<RuleConfig>>,
+    facts: Option<Facts>,
+    raw_namespaces: HashMap<Arc<str>, Namespace>,
+    namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
+    namespaces_loaded: bool,
+    grants: HashMap<Arc<str>, Grant>,
+    grants_loaded: bool,
+    grants_layer: Arc<GrantsLayer>,
+    rego: Option<Arc<dyn Layer>>,
+    generation: u64,
+}
+
+impl RuleBook {
+    /// An empty book. `flags` count where the cluster has no configuration.
+    pub fn new(flags: RuleConfig, scope: SessionScope, session_seconds: u32) -> Self {
+        Self {
+            flags: Arc::new(flags),
+            scope,
+            session_seconds,
+            config: ClusterConfig::NotUsed,
+            good: None,
+            facts: None,
+            raw_namespaces: HashMap::new(),
+            namespaces: Arc::default(),
+            namespaces_loaded: false,
+            grants: HashMap::new(),
+            grants_loaded: false,
+            grants_layer: Arc::default(),
+            rego: None,
+            generation: 0,
+        }
+    }
+
+    /// The configuration that counts.
+    pub fn config(&self) -> &Arc<RuleConfig> {
+        self.good.as_ref().unwrap_or(&self.flags)
+    }
+
+    /// The grants, compiled.
+    pub fn grants(&self) -> &Arc<GrantsLayer> {
+        &self.grants_layer
+    }
+
+    /// The namespaces as they were reported.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.raw_namespaces.values()
+    }
+
+    /// Takes what was found out about where we run.
+    pub fn learn(&mut self, facts: Facts) {
+        self.facts = Some(facts);
+        self.compile_all();
+    }
+
+    /// Takes the layer of Rego policies as it is now.
+    pub fn set_rego(&mut self, layer: Arc<dyn Layer>) {
+        self.rego = Some(layer);
+        self.generation += 1;
+    }
+
+    /// Takes a change.
+    pub fn update(&mut self, update: RuleUpdate) -> Touched {
+        match update {
+            RuleUpdate::Config(config) => self.set_config(config),
+            RuleUpdate::Grants(change) => self.change_grants(change),
+            RuleUpdate::Namespaces(change) => self.change_namespaces(change),
+        }
+    }
+
+    /// What has not been seen yet, and must be before anything is final.
+    pub fn unseen(&self) -> Option<&'static str> {
+        let modes = self.config().modes;
+        if self.config == ClusterConfig::Unseen {
+            Some("the cluster's configuration has not been seen")
+        } else if self.facts.is_none() {
+            Some("our own AWS identity is not known")
+        } else if !self.namespaces_loaded {
+            Some("namespaces are not loaded")
+        } else if modes.grants != Mode::Off && !self.grants_loaded {
+            Some("grants are not loaded")
+        } else if modes.rego != Mode::Off && self.rego.is_none() {
+            Some("policies are not loaded")
+        } else {
+            None
+        }
+    }
+
+    /// What keeps the rules from counting, in a sentence for whoever is refused for it.
+    pub fn missing(&self) -> Option<Arc<str>> {
+        match &self.config {
+            ClusterConfig::Missing => Some(
+                "the cluster's RolegateConfig named cluster is missing: everything is refused until \
+                 an administrator restores it"
+                    .into(),
+            ),
+            ClusterConfig::Broken(why) if self.good.is_none() => Some(
+                format!("the cluster's RolegateConfig cannot be used ({why}): everything is refused")
+                    .into(),
+            ),
+            _ => self.unseen().map(Into::into),
+        }
+    }
+
+    /// An immutable snapshot.
+    pub fn rule_set(&self) -> RuleSet {
+        let config = self.config();
+        let facts = self.facts.clone().unwrap_or_default();
+        let base = config.base.clone().or(facts.base);
+        let named_default = config.default_role.as_deref();
+        let namespace = NamespaceLayer {
+            allow_unannotated: config.allow_unannotated,
+        };
+        let layers: [(Mode, Option<Arc<dyn Layer>>); 3] = [
+            (config.modes.namespace, Some(Arc::new(namespace))),
+            (config.modes.grants, Some(self.grants_layer.clone())),
+            (config.modes.rego, self.rego.clone()),
+        ];
+        RuleSet {
+            default_role: match named_default {
+                Some(name) => resolve(name, base.as_ref()).ok(),
+                None => facts.default_role,
+            },
+            base,
+            own_roles: facts.own_roles,
+            scope: self.scope,
+            session_seconds: self.session_seconds,
+            layers: layers
+                .into_iter()
+                .filter(|(mode, _)| *mode != Mode::Off)
+                .filter_map(|(mode, layer)| {
+                    Some(ActiveLayer {
+                        layer: layer?,
+                        mode,
+                    })
+                })
+                .collect(),
+            namespaces: self.namespaces.clone(),
+            cluster: config.cluster.clone(),
+            missing: self.missing(),
+            generation: self.generation,
+        }
+    }
+
+    fn set_config(&mut self, config: ClusterConfig) -> Touched {
+        if self.config == config {
+            return Touched::Nothing;
+        }
+        match &config {
+            ClusterConfig::Is(good) => self.good = Some(good.clone()),
+            ClusterConfig::NotUsed => self.good = None,
+            // What it said last still shapes the rules, though nothing is allowed by them.
+            ClusterConfig::Unseen | ClusterConfig::Missing | ClusterConfig::Broken(_) => {}
+        }
+        self.config = config;
+        self.compile_all();
+        Touched::All
+    }
+
+    fn change_grants(&mut self, change: Change<Grant>) -> Touched {
+        let first = !self.grants_loaded;
+        match change {
+            Change::Snapshot(all) => {
+                self.grants_loaded = true;
+                let all: HashMap<_, _> = all
+                    .into_iter()
+                    .map(|grant| (grant.name.clone(), grant))
+                    .collect();
+                if !first && self.grants == all {
+                    return Touched::Nothing;
+                }
+                self.grants = all;
+            }
+            Change::Apply(grant) => {
+                if self.grants.get(&grant.name) == Some(&grant) {
+                    return Touched::Nothing;
+                }
+                self.grants.insert(grant.name.clone(), grant);
+            }
+            Change::Delete(grant) => {
+                if self.grants.remove(&grant.name).is_none() {
+                    return Touched::Nothing;
+                }
+            }
+        }
+        self.compile_grants();
+        Touched::All
+    }
+
+    fn change_namespaces(&mut self, change: Change<Namespace>) -> Touched {
+        match change {
+            Change::Snapshot(all) => {
+                self.namespaces_loaded = true;
+                self.raw_namespaces = all
+                    .into_iter()
+                    .map(|namespace| (namespace.name.clone(), namespace))
+                    .collect();
+                self.compile_namespaces();
+                Touched::All
+            }
+            Change::Apply(namespace) => {
+                let name = namespace.name.clone();
+                if self.raw_namespaces.get(&name) == Some(&namespace) {
+                    return Touched::Nothing;
+                }
+                let rules = Arc::new(self.compile_namespace(&namespace));
+                Arc::make_mut(&mut self.namespaces).insert(name.clone(), rules);
+                self.raw_namespaces.insert(name.clone(), namespace);
+                self.generation += 1;
+                Touched::Namespace(name)
+            }
+            Change::Delete(namespace) => {
+                Arc::make_mut(&mut self.namespaces).remove(&namespace.name);
+                self.raw_namespaces.remove(&namespace.name);
+                self.generation += 1;
+                Touched::Namespace(namespace.name)
+            }
+        }
+    }
+
+    fn base(&self) -> Option<&BaseArn> {
+        let found = self.facts.as_ref().and_then(|facts| facts.base.as_ref());
+        self.config().base.as_ref().or(found)
+    }
+
+    fn compile_all(&mut self) {
+        self.compile_grants();
+        self.compile_namespaces();
+    }
+
+    fn compile_grants(&mut self) {
+        self.grants_layer = Arc::new(GrantsLayer::new(self.grants.values(), self.base()));
+        self.generation += 1;
+    }
+
+    fn compile_namespaces(&mut self) {
+        let all = self.raw_namespaces.iter();
+        let compiled = all.map(|(name, namespace)| {
+            let rules = self.compile_namespace(namespace);
+            (name.clone(), Arc::new(rules))
+        });
+        self.namespaces = Arc::new(compiled.collect());
+        self.generation += 1;
+    }
+
+    fn compile_namespace(&self, namespace: &Namespace) -> NamespaceRules {
+        NamespaceRules::new(namespace, self.base(), self.config().restriction_format)
+    }
+}
+
+#[cfg(test)]
+mod tests;
