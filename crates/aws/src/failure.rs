@@ -216,6 +216,7 @@ mod tests {
             name: "default.api".into(),
             external_id: None,
             duration_seconds: 7200,
+            limits: None,
         }
     }
 

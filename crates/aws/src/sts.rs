@@ -12,8 +12,9 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_sts::Client;
 use aws_sdk_sts::config::endpoint::{DefaultResolver, EndpointFuture, Params, ResolveEndpoint};
 use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
+use aws_sdk_sts::types::{PolicyDescriptorType, Tag};
 use jiff::Timestamp;
-use rolegate_core::session::{Credentials, Failure, Life, SessionKey};
+use rolegate_core::session::{Credentials, Failure, Life, SessionKey, SessionLimits};
 use rolegate_runtime::clock::Clock;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -161,10 +162,28 @@ impl Sts {
     }
 }
 
+fn tags(limits: &SessionLimits) -> Result<Option<Vec<Tag>>, Failure> {
+    let tags = limits.tags.iter();
+    let tags: Vec<_> = tags
+        .map(|(key, value)| Tag::builder().key(key).value(value).build())
+        .collect::<Result<_, _>>()
+        .map_err(|error| failure::temporary("BadTag", &error.to_string()))?;
+    Ok((!tags.is_empty()).then_some(tags))
+}
+
+fn policy_arns(limits: &SessionLimits) -> Option<Vec<PolicyDescriptorType>> {
+    let arns = limits.policy_arns.iter();
+    let arns: Vec<_> = arns
+        .map(|arn| PolicyDescriptorType::builder().arn(&**arn).build())
+        .collect();
+    (!arns.is_empty()).then_some(arns)
+}
+
 impl Inner {
     async fn assume_role(&self, key: &SessionKey) -> Result<AssumeRoleOutput, Failure> {
         // More than STS's 43,200 never fits, and STS says so best.
         let seconds = i32::try_from(key.duration_seconds).unwrap_or(i32::MAX);
+        let limits = key.limits.as_deref();
         self.client()
             .await?
             .assume_role()
@@ -172,6 +191,9 @@ impl Inner {
             .role_session_name(key.name.as_ref())
             .set_external_id(key.external_id.as_deref().map(str::to_owned))
             .duration_seconds(seconds)
+            .set_tags(limits.map(tags).transpose()?.flatten())
+            .set_policy_arns(limits.and_then(policy_arns))
+            .set_policy(limits.and_then(|limits| limits.policy.as_deref().map(str::to_owned)))
             .send()
             .await
             .map_err(|error| failure::from_sdk(&error, Some(key), self.options.timeout))

@@ -61,6 +61,8 @@ pub struct RuleSet {
     /// What is missing for the rules to count, such as a configuration that is gone: while there
     /// is something, everything is refused.
     pub missing: Option<Arc<str>>,
+    /// What has not been seen yet: while there is something, nothing is decided.
+    pub unseen: Option<&'static str>,
     /// Which state of the rules this is: what was decided by an earlier one is decided again.
     pub generation: u64,
 }
@@ -83,7 +85,7 @@ pub enum Decision {
     NoRole,
     /// Refused.
     Deny(Denial),
-    /// The workload's namespace has not been seen yet.
+    /// The workload's namespace, or rules, have not been seen yet.
     Undecided,
 }
 
@@ -125,6 +127,9 @@ impl RuleSet {
             role: None,
             judgements: Vec::new(),
         };
+        if self.unseen.is_some() {
+            return undecided(Decision::Undecided);
+        }
         let Some(namespace) = self.namespaces.get(&workload.namespace) else {
             return undecided(Decision::Undecided);
         };
@@ -157,6 +162,13 @@ impl RuleSet {
             role: Some(role),
             judgements,
         }
+    }
+
+    /// The same rules without one layer, for who asks that layer in another way.
+    pub fn without(&self, layer: &str) -> Self {
+        let mut rules = self.clone();
+        rules.layers.retain(|active| active.layer.name() != layer);
+        rules
     }
 
     /// Whether what was decided may change by the passing of time alone.

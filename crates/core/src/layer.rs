@@ -94,10 +94,25 @@ pub trait Layer: Send + Sync + std::fmt::Debug {
     /// Judges one request; pure.
     fn judge(&self, ask: &Ask<'_>) -> Verdict;
 
+    /// Which parts of a workload it looks at, beside namespace, service account and wish: two
+    /// workloads that are the same in these get the same verdict.
+    fn reads(&self) -> Reads {
+        Reads::default()
+    }
+
     /// Whether a verdict may change by the passing of time alone, so that it must be made again.
     fn reads_time(&self) -> bool {
         false
     }
+}
+
+/// Parts of a workload that a layer looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reads {
+    /// Labels.
+    pub labels: bool,
+    /// Annotations beyond the wish, name, UID, node, host network.
+    pub identity: bool,
 }
 
 /// A layer that is on.

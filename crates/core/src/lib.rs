@@ -14,6 +14,7 @@ pub mod engine;
 pub mod grant;
 pub mod key_values;
 pub mod layer;
+pub mod memo;
 pub mod metadata;
 pub mod namespace;
 pub mod pattern;

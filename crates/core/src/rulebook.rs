@@ -172,7 +172,7 @@ impl RuleBook {
                 format!("the cluster's RolegateConfig cannot be used ({why}): everything is refused")
                     .into(),
             ),
-            _ => self.unseen().map(Into::into),
+            _ => None,
         }
     }
 
@@ -212,6 +212,7 @@ impl RuleBook {
             namespaces: self.namespaces.clone(),
             cluster: config.cluster.clone(),
             missing: self.missing(),
+            unseen: self.unseen(),
             generation: self.generation,
         }
     }

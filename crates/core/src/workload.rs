@@ -22,7 +22,7 @@ pub enum Phase {
 }
 
 /// What the pod's annotations ask for: a wish, never a right.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Wish {
     /// The role: name, name with path or whole ARN, as written. Empty where the pod declines the
     /// default role.

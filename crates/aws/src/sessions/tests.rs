@@ -85,6 +85,7 @@ impl Bench {
             name: "default.default".into(),
             external_id: None,
             duration_seconds: 3600,
+            limits: None,
         };
         self.sessions.lease(key, "default".into(), Cause::New)
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::arn::BaseArn;
 use crate::grant::{Closeness, CompiledGrant, Grant, GrantError};
-use crate::layer::{Ask, Layer, Verdict};
+use crate::layer::{Ask, Layer, Reads, Verdict};
 use index::Index;
 
 /// How many role patterns a denial lists as allowed.
@@ -24,6 +24,7 @@ pub struct GrantsLayer {
     grants: Vec<CompiledGrant>,
     invalid: Vec<(Arc<str>, GrantError)>,
     index: Index,
+    reads_labels: bool,
 }
 
 impl GrantsLayer {
@@ -38,6 +39,8 @@ impl GrantsLayer {
         }
         layer.grants.sort_by(|a, b| a.name.cmp(&b.name));
         layer.index = Index::new(&layer.grants);
+        let mut grants = layer.grants.iter();
+        layer.reads_labels = grants.any(|grant| grant.pod_label_keys().next().is_some());
         layer
     }
 
@@ -100,6 +103,13 @@ impl GrantsLayer {
 impl Layer for GrantsLayer {
     fn name(&self) -> &'static str {
         "grants"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads {
+            labels: self.reads_labels,
+            identity: false,
+        }
     }
 
     fn judge(&self, ask: &Ask<'_>) -> Verdict {
