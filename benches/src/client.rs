@@ -2,8 +2,8 @@
 //! own: to the agent, a pod. No more is done for an answer than to find its end and its status, so
 //! that little of the machine goes into asking.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::stand_ins::address;
+use crate::transport::{Tls, Transport};
 
 /// Room for an answer's head and body, bytes.
 const MOST_BYTES: usize = 16 * 1024;
@@ -18,10 +19,10 @@ const MOST_HEADERS: usize = 32;
 /// Longest wait for any answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A keep-alive connection of one pod.
+/// A keep-alive connection of one pod, or of the API server.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
+    pub(crate) transport: Transport,
     pod: u32,
     request: Vec<u8>,
     answer: Vec<u8>,
@@ -46,27 +47,37 @@ pub(crate) fn open(
 ) -> anyhow::Result<Vec<Client>> {
     pods.cycle()
         .take(count)
-        .map(|pod| Client::open(server, pod, &path(pod)))
+        .map(|pod| Client::open(server, pod, None, get(&path(pod))))
         .collect()
 }
 
+fn get(path: &str) -> Vec<u8> {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: rolegate-bench\r\n\
+         Accept: */*\r\n\r\n"
+    );
+    request.into_bytes()
+}
+
 impl Client {
-    fn open(server: SocketAddr, pod: u32, path: &str) -> anyhow::Result<Self> {
+    /// Opens a connection of `pod` that sends `request`, head and body.
+    pub(crate) fn open(
+        server: SocketAddr,
+        pod: u32,
+        tls: Option<&Tls>,
+        request: Vec<u8>,
+    ) -> anyhow::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec(), None)?;
         socket.bind(&SocketAddr::from((address(pod), 0)).into())?;
         socket
             .connect_timeout(&SockAddr::from(server), PATIENCE)
             .with_context(|| format!("cannot connect to {server}"))?;
         socket.set_tcp_nodelay(true)?;
-        socket.set_nonblocking(true)?;
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: rolegate-bench\r\n\
-             Accept: */*\r\n\r\n"
-        );
+        socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self {
-            stream: socket.into(),
+            transport: Transport::new(socket.into(), tls)?,
             pod,
-            request: request.into_bytes(),
+            request,
             answer: vec![0; MOST_BYTES],
             filled: 0,
             begun: Instant::now(),
@@ -77,12 +88,7 @@ impl Client {
     pub(crate) fn send(&mut self, now: Instant) -> anyhow::Result<()> {
         self.begun = now;
         self.filled = 0;
-        let sent = self.stream.write(&self.request)?;
-        ensure!(
-            sent == self.request.len(),
-            "a request did not fit into the socket"
-        );
-        Ok(())
+        self.transport.send(&self.request)
     }
 
     /// Takes what has come; the status once the answer is whole.
@@ -92,7 +98,7 @@ impl Client {
             !room.is_empty(),
             "an answer is longer than {MOST_BYTES} bytes"
         );
-        match self.stream.read(room) {
+        match self.transport.receive(room) {
             Ok(0) => bail!("the server closed a connection of pod {}", self.pod),
             Ok(count) => self.filled += count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
@@ -115,7 +121,8 @@ impl Client {
         Ok(answer)
     }
 
-    fn answer(&self) -> anyhow::Result<Answer<'_>> {
+    /// The answer that came last.
+    pub(crate) fn answer(&self) -> anyhow::Result<Answer<'_>> {
         let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
         let (status, body) = parse(self.received(), &mut headers)?.context("half an answer")?;
         Ok(Answer {

@@ -169,7 +169,7 @@ impl Poller {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (index, client) in clients.iter().enumerate() {
             let data = epoll::EventData::new_u64(index as u64);
-            epoll::add(&epoll, &client.stream, data, epoll::EventFlags::IN)?;
+            epoll::add(&epoll, &client.transport, data, epoll::EventFlags::IN)?;
         }
         Ok(Self {
             epoll,

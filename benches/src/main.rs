@@ -1,25 +1,33 @@
 //! Measures the release binary against the numbers that docs/benchmarks.md promises.
 //!
-//! Everything runs on loopback: stand-ins for AWS and Kubernetes in one process, the agent in
-//! another, the load generator in this one. Absolute times depend on the machine; the ratios to a
+//! Everything runs on loopback: stand-ins for AWS and Kubernetes in one process, the agent or the
+//! admission webhook in another, the load generator in this one. Absolute times depend on the machine; the ratios to a
 //! bare hyper server that sends the same bytes in the same minute don't, or little. A missed number
 //! is shown; a wrong answer makes the run fail.
 
 mod agent;
 mod bare;
+mod change;
 mod child;
 mod client;
+mod cluster;
 mod cold;
+mod decision;
+mod gate;
 mod load;
 mod memory;
 mod proc;
 mod refusals;
 mod report;
+mod review;
+mod rolegate;
 mod stage;
 mod stand_ins;
 mod start;
 mod through;
+mod transport;
 mod warm;
+mod webhook;
 
 use std::fs::File;
 use std::io::Write;
@@ -44,8 +52,8 @@ struct Arguments {
     /// Where the results are written as JSON, besides standard output
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Measure these only: warm, through, cold, start, refusals or memory
-    #[arg(long, value_name = "PART")]
+    /// Measure these only
+    #[arg(long, value_name = "PART", value_parser = PARTS.map(|(name, _)| name))]
     only: Vec<String>,
 }
 
@@ -60,13 +68,17 @@ enum Process {
 
 type Part = (&'static str, fn(&Bench) -> anyhow::Result<Vec<Row>>);
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 10] = [
     ("warm", warm::run),
     ("through", through::run),
     ("cold", cold::run),
     ("start", start::run),
     ("refusals", refusals::run),
     ("memory", memory::run),
+    ("admission", gate::grants),
+    ("rego", gate::rego),
+    ("change", change::run),
+    ("decision", decision::run),
 ];
 
 fn main() -> anyhow::Result<ExitCode> {

@@ -10,6 +10,7 @@ use rolegate_devkit::{
     Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Node, Pod, Sts, StsOptions,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::child::{Helper, write_line};
 
@@ -35,6 +36,8 @@ pub(crate) enum Roles {
     OneEach,
     /// All with this one, and of one service account.
     Same(String),
+    /// Each with one of so many, and of a service account that is named like it.
+    Among(u32),
 }
 
 /// The name of a pod's own role.
@@ -55,6 +58,13 @@ pub(crate) enum Order {
     },
     /// Creates a namespace.
     Namespace(String),
+    /// Creates or replaces objects of a resource, such as `v1/configmaps`.
+    Put {
+        resource: String,
+        objects: Vec<Value>,
+    },
+    /// Deletes an object of a resource that has no namespaces.
+    Delete { resource: String, name: String },
     /// Makes the role's trust policy refuse everybody.
     Refuse(String),
     /// Only answers.
@@ -142,6 +152,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 }
             }
             Order::Namespace(name) => drop(api.put_namespace(Namespace::new(&name))),
+            Order::Put { resource, objects } => {
+                for object in objects {
+                    api.put(&resource, object);
+                }
+            }
+            Order::Delete { resource, name } => {
+                api.delete(&resource, None, &name);
+            }
             Order::Refuse(role) => sts.deny_role(&format!("{BASE_ROLE_ARN}{role}")),
             Order::Report => {}
         }
@@ -174,13 +192,14 @@ async fn start() -> std::io::Result<(KubeApi, Sts, Imds)> {
 fn pod(namespace: &str, node: &str, number: u32, roles: &Roles) -> Pod {
     let name = format!("pod-{number}");
     let (account, role) = match roles {
-        Roles::OneEach => (name.as_str(), role(number)),
-        Roles::Same(role) => ("default", role.clone()),
+        Roles::OneEach => (name.clone(), role(number)),
+        Roles::Same(role) => ("default".to_owned(), role.clone()),
+        Roles::Among(count) => (role(number % count), role(number % count)),
     };
     Pod::new(namespace, &name)
         .node(node)
         .ip(&address(number).to_string())
-        .service_account(account)
+        .service_account(&account)
         .annotation("iam.amazonaws.com/role", &role)
 }
 

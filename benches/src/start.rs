@@ -68,7 +68,7 @@ fn start(bench: &Bench) -> anyhow::Result<Start> {
     let latencies = load::burst(&mut clients, || Ok(()))?;
     check(&clients)?;
     Ok(Start {
-        ready: milliseconds(stage.agent.took),
+        ready: milliseconds(stage.agent.took()),
         prefetched: milliseconds(prefetched),
         slowest: milliseconds(latencies.slowest()),
         calls: stage.stand_ins.report()?.calls - before,

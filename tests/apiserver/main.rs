@@ -1,5 +1,9 @@
 //! Tests against a real Kubernetes API server.
 #![cfg(test)]
 
+mod certificates;
+mod controller;
 mod deploy;
+mod lease;
 mod watch;
+mod vap;

@@ -13,11 +13,14 @@ use rolegate_aws::imds::{Imds, ImdsError};
 use rolegate_aws::sessions::{SessionMetrics, Sessions};
 use rolegate_aws::sts::{Sts, StsOptions};
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::decision::RuleSet;
+use rolegate_core::config::RuleConfig;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::pattern::PatternFormat;
 use rolegate_core::redirect::Spec;
+use rolegate_core::rulebook::{ClusterConfig, RuleUpdate};
+use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
+use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_rules::keeper::{Keeper, Point, Report};
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
@@ -31,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
+use crate::decider::Decider;
 use crate::director::{Director, DirectorParts};
 use crate::discovery::{Discovery, DiscoveryOptions};
 use crate::door::{Door, DoorOptions, DoorParts, NodeHealth};
@@ -99,10 +103,14 @@ pub struct AgentOptions {
     pub sts: StsOptions,
     /// What is found out at start.
     pub discovery: DiscoveryOptions,
-    /// The rules as far as the configuration fixes them.
-    pub rules: RuleSet,
-    /// How allowed roles are written.
-    pub format: PatternFormat,
+    /// The rules as far as flags fix them: they count where the cluster has no configuration.
+    pub rules: RuleConfig,
+    /// Whether the cluster's configuration is demanded.
+    pub cluster_config: ConfigUse,
+    /// Which workloads share a session.
+    pub scope: SessionScope,
+    /// The life asked of STS, seconds.
+    pub session_seconds: u32,
     /// Limits of the session engine.
     pub engine: EngineOptions,
     /// How the door behaves.
@@ -208,10 +216,26 @@ impl Agent {
             Sessions::new(sts.clone(), options.engine, clock.clone(), session_metrics);
         tasks.spawn(vital("the session driver", driver.run()));
 
+        let mut keeper = Keeper::new(
+            options.rules,
+            Point::Door,
+            options.scope,
+            options.session_seconds,
+        );
+        let in_cluster = matches!(options.source, SourceOptions::Kubernetes { .. });
+        if in_cluster && options.cluster_config != ConfigUse::Off {
+            // Flags must not count for the moment until the configuration is seen.
+            keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
+        }
+        let decider = Decider::new(keeper.rules(), sessions.clone(), clock.clone());
         let source = source::start(
             options.source,
-            options.annotations,
-            options.host_ip,
+            source::Demands {
+                keys: options.annotations,
+                host_ip: options.host_ip,
+                cluster_config: options.cluster_config,
+                rules: keeper.rules(),
+            },
             &readiness,
             &mut metrics,
             &mut tasks,
@@ -229,15 +253,14 @@ impl Agent {
         let picture = Arc::new(Picture::default());
         let parts = DirectorParts {
             picture: picture.clone(),
-            sessions: sessions.clone(),
-            clock: clock.clone(),
+            decider: decider.clone(),
             metrics: agent_metrics.clone(),
             guard: guard.clone(),
-            rules: options.rules,
-            format: options.format,
+            keeper,
         };
         let (facts, learned) = watch::channel(None);
-        let director = Director::new(parts, &readiness).run(source.updates, learned);
+        let director =
+            Director::new(parts, &readiness).run(source.updates, source.reports, learned);
         tasks.spawn(vital("the director", director));
         let health = NodeHealth::new(options.host_ip);
         let discovery = Discovery {
@@ -282,6 +305,7 @@ impl Agent {
 
         let parts = DoorParts {
             picture: picture.clone(),
+            decider: decider.clone(),
             guard,
             tokens: sockets.tokens,
             imds,
@@ -300,7 +324,7 @@ impl Agent {
         }
         let mut admin = Admin::new(Arc::new(metrics), readiness.clone());
         if options.debug {
-            admin = admin.with_debug("store", move || crate::debug::store(&picture));
+            admin = admin.with_debug("store", move || crate::debug::store(&picture, &decider));
         }
         tasks.spawn(passing(admin.serve(sockets.admin, drain.clone())));
         tasks.spawn(passing(door.serve(sockets.pods, drain.clone())));

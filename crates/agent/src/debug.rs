@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::decider::Decider;
 use crate::picture::{Owner, Picture, Standing};
 
 /// kube2iam's `/debug/store`, with what was decided beside it.
-pub(crate) fn store(picture: &Picture) -> Value {
+pub(crate) fn store(picture: &Picture, decider: &Decider) -> Value {
     let mut namespaces = Map::new();
     let mut roles = Map::new();
     let mut by_namespace = Map::new();
@@ -18,7 +19,8 @@ pub(crate) fn store(picture: &Picture) -> Value {
         };
         let pod = &resident.workload;
         namespaces.insert(address.clone(), (*pod.namespace).into());
-        let decision = match &resident.standing {
+        let decided = decider.standing(&resident, decider.now());
+        let decision = match &decided.standing {
             Standing::Allowed(allowed) => {
                 roles.insert(address.clone(), allowed.role.as_str().into());
                 if let Value::Array(list) = by_namespace

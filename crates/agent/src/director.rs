@@ -1,82 +1,65 @@
 //! The director: turns what sources report into the picture that doors read.
 //!
-//! It is the only writer. A decision is made when a pod, its namespace or the rules change, and
-//! the session it needs is leased at that moment, before the pod asks.
+//! It is the only writer, of the rules too. A decision is made when a pod changes, and the session
+//! it needs is leased at that moment, before the pod asks. A change of the rules only makes a new
+//! generation of them; what it touches is decided again in small portions, or when it asks.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rolegate_aws::sessions::{Lease, Sessions};
+use arc_swap::ArcSwap;
 use rolegate_core::arn::{BaseArn, RoleArn};
-use rolegate_core::decision::{Decision, OwnRole, RuleSet};
-use rolegate_core::document;
-use rolegate_core::engine::Cause;
-use rolegate_core::namespace::{Namespace, NamespaceRules};
-use rolegate_core::pattern::PatternFormat;
-use rolegate_core::session::SessionKey;
-use rolegate_core::workload::{Change, Phase, Update, Workload};
-use rolegate_runtime::clock::Clock;
-use rolegate_runtime::readiness::{Block, Readiness};
+use rolegate_core::rulebook::{Facts, RuleUpdate, Touched};
+use rolegate_core::workload::{Change, Update, Workload};
+use rolegate_rules::keeper::{Keeper, Report};
+use rolegate_runtime::readiness::{Block, Condition, Readiness};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::decider::Decider;
 use crate::guard::Guard;
 use crate::metrics::AgentMetrics;
 use crate::pace::Pace;
-use crate::picture::{Allowed, Owner, Picture, Resident, Standing};
+use crate::picture::{Owner, Picture, Resident, Standing};
 
-/// What was found out about where we run; decisions wait for it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// What completes bare role names.
-    pub base: Option<BaseArn>,
-    /// The role of pods that name none.
-    pub default_role: Option<RoleArn>,
-    /// The node's and our own roles, refused to everyone.
-    pub own_roles: Vec<OwnRole>,
-}
+/// Pods that are decided again in one go, between which reports are taken.
+const PORTION: usize = 128;
 
 /// What a director works with.
 #[derive(Debug)]
 pub struct DirectorParts {
     /// Where it writes.
     pub picture: Arc<Picture>,
-    /// Where it leases sessions.
-    pub sessions: Sessions,
-    /// The time.
-    pub clock: Clock,
+    /// What decides by the rules.
+    pub decider: Decider,
     /// Counts pods.
     pub metrics: AgentMetrics,
     /// Told which pods are where.
     pub guard: Guard,
-    /// What the configuration fixes; namespaces and [`Facts`] are filled in as they are learned.
-    pub rules: RuleSet,
-    /// How allowed roles are written.
-    pub format: PatternFormat,
+    /// The rules.
+    pub keeper: Keeper,
 }
 
 /// What keeps the process from being ready, and decisions from being final.
 #[derive(Debug)]
 struct Missing {
     workloads: Option<Block>,
-    namespaces: Option<Block>,
-    facts: Option<Block>,
+    rules: Condition,
 }
 
 /// Writes the picture.
 #[derive(Debug)]
 pub struct Director {
     picture: Arc<Picture>,
-    sessions: Sessions,
-    clock: Clock,
+    decider: Decider,
     metrics: AgentMetrics,
     guard: Guard,
-    format: PatternFormat,
-    rules: RuleSet,
-    namespaces: HashMap<Arc<str>, Namespace>,
+    keeper: Keeper,
     /// By UID.
     pods: HashMap<Arc<str>, Arc<Resident>>,
+    /// UIDs of those that the rules' last changes touched.
+    touched: VecDeque<Arc<str>>,
     /// The live pods that claim an address, by UID.
     claims: HashMap<IpAddr, Vec<Arc<str>>>,
     disputed: HashSet<IpAddr>,
@@ -86,22 +69,21 @@ pub struct Director {
 impl Director {
     /// A director for an empty picture.
     pub fn new(parts: DirectorParts, readiness: &Readiness) -> Self {
+        let rules = readiness.condition("rules");
+        rules.fail("rules are not loaded");
         Self {
             picture: parts.picture,
-            sessions: parts.sessions,
-            clock: parts.clock,
+            decider: parts.decider,
             metrics: parts.metrics,
             guard: parts.guard,
-            format: parts.format,
-            rules: parts.rules,
-            namespaces: HashMap::new(),
+            keeper: parts.keeper,
             pods: HashMap::new(),
+            touched: VecDeque::new(),
             claims: HashMap::new(),
             disputed: HashSet::new(),
             missing: Missing {
                 workloads: Some(readiness.block("workloads are not loaded")),
-                namespaces: Some(readiness.block("namespaces are not loaded")),
-                facts: Some(readiness.block("our own AWS identity is not known")),
+                rules,
             },
         }
     }
@@ -110,22 +92,33 @@ impl Director {
     pub async fn run(
         mut self,
         mut updates: mpsc::Receiver<Update>,
+        mut reports: mpsc::Receiver<Report>,
         mut facts: watch::Receiver<Option<Facts>>,
     ) {
         loop {
             tokio::select! {
-                update = updates.recv() => match update {
-                    Some(update) => self.update(update),
-                    None => return,
-                },
+                // What sources say goes before what only waits to be brought up to date.
+                biased;
                 Ok(()) = facts.changed() => {
                     let learned = facts.borrow_and_update().clone();
                     if let Some(learned) = learned {
                         self.learn(learned);
                     }
                 }
+                Some(report) = reports.recv() => self.report(report),
+                update = updates.recv() => match update {
+                    Some(update) => self.update(update),
+                    None => return,
+                },
+                () = tokio::task::yield_now(), if !self.touched.is_empty() => self.catch_up(),
             }
         }
+    }
+
+    /// Takes what a source says of the rules.
+    pub fn report(&mut self, report: Report) {
+        let touched = self.keeper.apply(report);
+        self.rules_changed(&touched);
     }
 
     /// Takes one report of a source.
@@ -159,28 +152,8 @@ impl Director {
                 self.remove(&pod.uid, &mut touched);
                 self.publish(touched);
             }
-            Update::Namespaces(Change::Snapshot(all)) => {
-                self.namespaces = all
-                    .into_iter()
-                    .map(|namespace| (namespace.name.clone(), namespace))
-                    .collect();
-                self.rules.namespaces.clear();
-                self.missing.namespaces = None;
-                self.decide_again(|_| true);
-            }
-            Update::Namespaces(Change::Apply(namespace)) => {
-                if self.namespaces.get(&namespace.name) == Some(&namespace) {
-                    return;
-                }
-                let name = namespace.name.clone();
-                self.namespaces.insert(name.clone(), namespace);
-                self.rules.namespaces.remove(&name);
-                self.decide_again(|pod| pod.namespace == name);
-            }
-            Update::Namespaces(Change::Delete(namespace)) => {
-                self.rules.namespaces.remove(&namespace.name);
-                self.namespaces.remove(&namespace.name);
-                self.decide_again(|pod| pod.namespace == namespace.name);
+            Update::Namespaces(change) => {
+                self.report(Report::Rules(RuleUpdate::Namespaces(change)));
             }
         }
         self.settle();
@@ -194,37 +167,46 @@ impl Director {
             own_roles = ?facts.own_roles.iter().map(|own| &own.name).collect::<Vec<_>>(),
             "our AWS identity is known"
         );
-        self.rules.base = facts.base;
-        self.rules.default_role = facts.default_role;
-        self.rules.own_roles = facts.own_roles;
-        self.rules.namespaces.clear();
-        self.missing.facts = None;
-        self.decide_again(|_| true);
+        self.keeper.learn(facts);
+        self.rules_changed(&Touched::All);
+    }
+
+    fn rules_changed(&mut self, touched: &Touched) {
+        let pods = self.pods.values();
+        self.touched.extend(
+            pods.filter(|pod| touched.includes(&pod.workload.namespace))
+                .map(|pod| pod.workload.uid.clone()),
+        );
         self.settle();
+        if *touched != Touched::Nothing {
+            self.picture.touch();
+        }
     }
 
     fn settle(&mut self) {
-        let Missing {
-            workloads,
-            namespaces,
-            facts,
-        } = &self.missing;
+        let unseen = self.keeper.unseen();
+        match (unseen, self.keeper.missing()) {
+            (Some(unseen), _) => self.missing.rules.fail(unseen),
+            (None, Some(missing)) => self.missing.rules.fail(&*missing),
+            (None, None) => self.missing.rules.ok(),
+        }
         self.picture
-            .settle(workloads.is_none() && namespaces.is_none() && facts.is_none());
+            .settle(self.missing.workloads.is_none() && unseen.is_none());
     }
 
-    /// Compiles the rules of a namespace that has a pod here. Those of other namespaces, which
-    /// their owners can make costly, are left alone.
-    fn compile(&mut self, name: &Arc<str>) {
-        if self.rules.namespaces.contains_key(name) {
-            return;
-        }
-        if let Some(namespace) = self.namespaces.get(name) {
-            let base = self.rules.base.as_ref();
-            let compiled = NamespaceRules::compile(namespace, base, self.format);
-            self.rules
-                .namespaces
-                .insert(name.clone(), Arc::new(compiled));
+    /// Brings some of the pods up to date that the rules' changes touched: sessions that are no
+    /// longer anybody's right end, and those that are now are fetched before they are asked for.
+    fn catch_up(&mut self) {
+        let portion = self.touched.len().min(PORTION);
+        for uid in self.touched.drain(..portion) {
+            let Some(resident) = self.pods.get(&uid) else {
+                continue;
+            };
+            let decided = self.decider.standing(resident, self.decider.now());
+            if let Standing::Allowed(allowed) = &decided.standing {
+                // What STS refused before is worth another try by other rules.
+                allowed.lease.retry();
+            }
         }
     }
 
@@ -236,7 +218,7 @@ impl Director {
         if let Some(before) = &before {
             self.unclaim(before, touched);
         }
-        let resident = self.resident(Arc::new(pod), before.as_deref());
+        let resident = self.resident(pod, before.as_deref());
         let own = resident.workload.own_addresses();
         if before.is_none_or(|before| before.workload.own_addresses() != own) {
             self.guard.seen(&resident.workload.uid, own);
@@ -268,70 +250,20 @@ impl Director {
         }
     }
 
-    fn decide_again(&mut self, affected: impl Fn(&Workload) -> bool) {
-        let residents: Vec<_> = self
-            .pods
-            .values()
-            .filter(|resident| affected(&resident.workload))
-            .cloned()
-            .collect();
-        let mut touched = HashSet::new();
-        for before in residents {
-            let resident = self.resident(before.workload.clone(), Some(&before));
-            touched.extend(resident.workload.own_addresses());
-            self.pods.insert(resident.workload.uid.clone(), resident);
+    fn resident(&self, workload: Workload, before: Option<&Resident>) -> Arc<Resident> {
+        let before = before.map(|resident| resident.decided.load());
+        let decided = self
+            .decider
+            .decide(&workload, before.as_ref().map(|it| &***it));
+        if let Standing::Allowed(allowed) = &decided.standing {
+            // The pod changed, which is why we decide: what STS refused is worth another try.
+            allowed.lease.retry();
         }
-        self.publish(touched);
-    }
-
-    /// Decides for a pod. The lease of the resident before it lives on where the session stays
-    /// the same, so that nothing is fetched twice.
-    fn resident(&mut self, workload: Arc<Workload>, before: Option<&Resident>) -> Arc<Resident> {
-        self.compile(&workload.namespace);
-        let finished = matches!(workload.phase, Phase::Succeeded | Phase::Failed);
-        let standing = if finished || workload.host_network {
-            // It owns no address, so nothing would ever be served.
-            Standing::NoRole
-        } else {
-            match self.rules.decide(&workload) {
-                Decision::Undecided => Standing::Undecided,
-                Decision::NoRole => Standing::NoRole,
-                Decision::Deny(denial) => Standing::Denied {
-                    body: format!("{denial}\n").into(),
-                    denial,
-                },
-                Decision::Allow { key, listed, rules } => Standing::Allowed(Allowed {
-                    role: key.role.clone(),
-                    listed: listed.into(),
-                    info: document::info(&key.role, self.clock.now()),
-                    rules,
-                    lease: self.lease(key, &workload, before),
-                }),
-            }
-        };
         Arc::new(Resident {
-            workload,
-            standing,
+            workload: Arc::new(workload),
+            decided: ArcSwap::from_pointee(decided),
             told: Pace::default(),
         })
-    }
-
-    fn lease(&self, key: SessionKey, workload: &Workload, before: Option<&Resident>) -> Arc<Lease> {
-        let lease = match before.map(|before| &before.standing) {
-            Some(Standing::Allowed(allowed)) if *allowed.lease.cell().key() == key => {
-                allowed.lease.clone()
-            }
-            _ => {
-                let cause = match before.map(|before| &before.standing) {
-                    None | Some(Standing::Undecided) => Cause::New,
-                    Some(_) => Cause::Change,
-                };
-                Arc::new(self.sessions.lease(key, workload.namespace.clone(), cause))
-            }
-        };
-        // Something changed, which is why we decide: what STS refused is worth another try.
-        lease.retry();
-        lease
     }
 
     fn publish(&mut self, touched: HashSet<IpAddr>) {

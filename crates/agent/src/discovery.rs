@@ -7,10 +7,10 @@ use rolegate_aws::imds::Imds;
 use rolegate_aws::sts::Sts;
 use rolegate_core::arn::{ArnError, BaseArn, resolve};
 use rolegate_core::decision::OwnRole;
+use rolegate_core::rulebook::Facts;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use crate::director::Facts;
 use crate::door::NodeHealth;
 
 /// The first pause after a try that did not bring all; doubled up to [`LONGEST_PAUSE`].

@@ -20,6 +20,7 @@ use rolegate_runtime::drain::Drain;
 use rolegate_runtime::serve;
 use tokio::net::TcpListener;
 
+use crate::decider::Decider;
 use crate::guard::Guard;
 use crate::limits::{LimitOptions, Limits};
 use crate::metrics::AgentMetrics;
@@ -64,6 +65,7 @@ pub struct DoorOptions {
 pub struct Door {
     options: DoorOptions,
     picture: Arc<Picture>,
+    decider: Decider,
     guard: Guard,
     tokens: TokenKey,
     imds: Imds,
@@ -80,6 +82,8 @@ pub struct Door {
 pub struct DoorParts {
     /// Who has which address.
     pub picture: Arc<Picture>,
+    /// What pods may have.
+    pub decider: Decider,
     /// Whether addresses are where they were first seen.
     pub guard: Guard,
     /// Makes and checks tokens.
@@ -104,6 +108,7 @@ impl Door {
             limits: Limits::new(options.limits),
             options,
             picture: parts.picture,
+            decider: parts.decider,
             guard: parts.guard,
             tokens: parts.tokens,
             imds: parts.imds,

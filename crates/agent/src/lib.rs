@@ -7,6 +7,7 @@
 pub mod app;
 pub mod attachment;
 mod debug;
+pub mod decider;
 pub mod director;
 pub mod discovery;
 pub mod door;

@@ -133,6 +133,7 @@ struct Inner {
     /// The family's histograms as they are first used, found by position.
     slots: [[OnceLock<AtomicHistogram>; OUTCOMES]; HANDLERS],
     denials: Family<[(&'static str, &'static str); 1], Counter>,
+    audited: Family<[(&'static str, &'static str); 1], Counter>,
     rejected: Counter,
     pods: SmallGauge,
     disputed: SmallGauge,
@@ -157,6 +158,7 @@ impl AgentMetrics {
             }),
             slots: Default::default(),
             denials: Family::default(),
+            audited: Family::default(),
             rejected: Counter::default(),
             pods: SmallGauge::default(),
             disputed: SmallGauge::default(),
@@ -171,6 +173,11 @@ impl AgentMetrics {
             "denials",
             "Requests refused by a rule, by layer",
             inner.denials.clone(),
+        );
+        registry.register(
+            "audited_denials",
+            "Requests that were answered and that a rule in audit mode would have refused, by layer",
+            inner.audited.clone(),
         );
         registry.register(
             "connections_rejected",
@@ -205,6 +212,11 @@ impl AgentMetrics {
     /// Counts a request that a layer refused.
     pub(crate) fn denied(&self, layer: &'static str) {
         self.0.denials.get_or_create(&[("layer", layer)]).inc();
+    }
+
+    /// Counts a request that a layer in audit mode would have refused.
+    pub(crate) fn audited(&self, layer: &'static str) {
+        self.0.audited.get_or_create(&[("layer", layer)]).inc();
     }
 
     /// Counts it under kube2iam's names, where they are wanted.

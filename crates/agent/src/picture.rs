@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
+use jiff::Timestamp;
 use rolegate_aws::sessions::Lease;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::Denial;
@@ -20,15 +21,32 @@ use crate::pace::Pace;
 
 const SHARDS: usize = 64;
 
-/// A pod with what was decided for it. Immutable: a change makes a new one.
+/// A pod with what was decided for it last. A change of the pod makes a new one.
 #[derive(Debug)]
 pub struct Resident {
     /// The pod.
     pub workload: Arc<Workload>,
-    /// What it may have.
-    pub standing: Standing,
+    /// What was decided last, which [`crate::decider::Decider::standing`] brings up to date.
+    pub(crate) decided: ArcSwap<Decided>,
     /// Keeps what its owner is told of denials to a bearable rate.
     pub told: Pace,
+}
+
+/// A decision, and how long it counts.
+#[derive(Debug)]
+pub struct Decided {
+    /// The generation of the rules it was made by.
+    pub(crate) generation: u64,
+    /// When it must be made again though nothing changed, where rules read the time.
+    pub(crate) until: Option<Timestamp>,
+    /// What the pod may have.
+    pub standing: Standing,
+}
+
+impl Decided {
+    pub(crate) fn counts(&self, generation: u64, now: Timestamp) -> bool {
+        self.generation == generation && self.until.is_none_or(|until| now < until)
+    }
 }
 
 /// What was decided for a pod.
@@ -60,6 +78,8 @@ pub struct Allowed {
     pub info: Bytes,
     /// The rules that allowed it.
     pub rules: Vec<String>,
+    /// What layers in audit mode would have refused.
+    pub audited: Vec<Denial>,
     /// The need of its session, shared by the successive residents of one pod.
     pub lease: Arc<Lease>,
 }
@@ -150,6 +170,11 @@ impl Picture {
             }
             slot.store(Arc::new(shard));
         }
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Says that decisions may be others now, to requests that wait for one.
+    pub(crate) fn touch(&self) {
         self.version.send_modify(|version| *version += 1);
     }
 

@@ -47,6 +47,24 @@ impl Tell {
         }
     }
 
+    /// A pod got what a rule in audit mode would have refused.
+    pub(crate) fn audited(&self, resident: &Resident, denial: &Denial, now: Timestamp) {
+        if !resident.told.allows(now, PERIOD) {
+            return;
+        }
+        let pod = &resident.workload;
+        warn!(
+            namespace = %pod.namespace,
+            pod = %pod.name,
+            service_account = %pod.service_account,
+            role = denial.role,
+            layer = denial.layer,
+            rule = denial.rule,
+            "would be denied (audit): {}",
+            denial.reason
+        );
+    }
+
     /// A pod that may have its role got no session of it. AWS's message names the node's role
     /// and is for the log alone.
     pub(crate) fn failing(

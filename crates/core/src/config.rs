@@ -1,6 +1,8 @@
 //! What must be the same everywhere: the configuration of the rules, from the cluster's
 //! `RolegateConfig` or, where there is none, from flags.
 
+pub mod presets;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -149,6 +151,15 @@ pub struct ResourceKind {
 }
 
 impl ResourceKind {
+    /// `v1/namespaces`.
+    pub fn namespaces() -> Self {
+        Self {
+            group: "".into(),
+            version: "v1".into(),
+            resource: "namespaces".into(),
+        }
+    }
+
     /// Reads `[group/]version/resource`, as kube-mgmt writes it.
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<_> = text.split('/').collect();

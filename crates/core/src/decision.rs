@@ -310,7 +310,8 @@ impl RuleSet {
     }
 }
 
-fn is_external_id(text: &str) -> bool {
+/// Whether a text is an `ExternalId` that STS takes.
+pub fn is_external_id(text: &str) -> bool {
     (2..=MAX_EXTERNAL_ID).contains(&text.len())
         && text
             .bytes()

@@ -42,6 +42,9 @@ pub struct Grant {
     pub external_ids: Vec<String>,
     /// What sessions are like.
     pub session: SessionRules,
+    /// Why it cannot be read, where its source could not: such a grant is not valid, whatever else
+    /// it says.
+    pub unreadable: Option<String>,
 }
 
 /// Who: everything that is given must match.
@@ -76,6 +79,9 @@ pub struct SessionRules {
 /// Why a grant is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrantError {
+    /// Its source could not read it.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
     /// No role is named.
     #[error("spec.roles is empty: name at least one role, such as \"payments-*\"")]
     NoRoles,
@@ -199,6 +205,9 @@ impl CompiledGrant {
     /// # Errors
     /// [`GrantError`]: the first fault found. Such a grant grants nothing.
     pub fn compile(grant: &Grant, base: Option<&BaseArn>) -> Result<Self, GrantError> {
+        if let Some(why) = &grant.unreadable {
+            return Err(GrantError::Unreadable(why.clone()));
+        }
         if grant.roles.is_empty() {
             return Err(GrantError::NoRoles);
         }
@@ -513,6 +522,7 @@ pub(crate) mod tests {
         assert!(CompiledGrant::compile(&good, Some(&base())).is_ok());
         let broken: &[fn(&mut Grant)] = &[
             |grant| grant.roles.clear(),
+            |grant| grant.unreadable = Some("unknown field".into()),
             |grant| grant.roles = vec![String::new()],
             |grant| grant.roles = vec!["a b".into()],
             |grant| grant.roles = vec!["a b*".into()],

@@ -65,6 +65,17 @@ pub enum Touched {
     All,
 }
 
+impl Touched {
+    /// Whether decisions about workloads of `namespace` may be others now.
+    pub fn includes(&self, namespace: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Namespace(touched) => **touched == *namespace,
+            Self::All => true,
+        }
+    }
+}
+
 /// Everything known about rules.
 #[derive(Debug)]
 pub struct RuleBook {
@@ -127,9 +138,9 @@ impl RuleBook {
         self.compile_all();
     }
 
-    /// Takes the layer of Rego policies as it is now.
-    pub fn set_rego(&mut self, layer: Arc<dyn Layer>) {
-        self.rego = Some(layer);
+    /// Takes the layer of Rego policies as it is now; `None`: not all that it needs is loaded.
+    pub fn set_rego(&mut self, layer: Option<Arc<dyn Layer>>) {
+        self.rego = layer;
         self.generation += 1;
     }
 

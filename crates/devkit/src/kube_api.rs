@@ -1,9 +1,12 @@
-//! A stand-in for the Kubernetes API server: pods, namespaces and nodes to get,
-//! list and watch, and Events to create. No authentication and no TLS.
+//! A stand-in for the Kubernetes API server: pods, namespaces, nodes, ConfigMaps and
+//! whatever else it is told of to get, list, watch and patch, and Events to create. No
+//! authentication and no TLS.
 
 mod events;
+mod patch;
 mod select;
 mod store;
+mod target;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -23,6 +27,7 @@ use crate::recent::{Recent, lock};
 use events::Events;
 use select::Selector;
 use store::{NAMESPACES, NODES, PODS, Store};
+use target::{Target, table_of};
 use watch::Watch;
 
 const MAX_BODY: usize = 1024 * 1024;
@@ -83,6 +88,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Inner {
     failing: Option<u16>,
+    /// The same for single resources, by their plural.
+    failing_resources: BTreeMap<String, u16>,
     events: Events,
     requests: Recent<ApiRequest>,
     counts: HashMap<(String, String), u64>,
@@ -159,6 +166,45 @@ impl KubeApi {
         self.change(|store| store.delete(NODES, None, name))
     }
 
+    /// Knows one more resource from now on; without that its paths get 404. `path` is
+    /// `[GROUP/]VERSION/RESOURCE`, as in `rolegate.dev/v1alpha1/rolegrants`.
+    pub fn enable(&self, path: &str, kind: &str, namespaced: bool) {
+        let (table, version) = table_of(path);
+        self.change(|store| store.enable(&table, &version, kind, namespaced));
+    }
+
+    /// Forgets a resource and all of its objects, as if its definition had been
+    /// deleted; false if it wasn't known.
+    pub fn disable(&self, path: &str) -> bool {
+        self.change(|store| store.disable(&table_of(path).0))
+    }
+
+    /// Adds or replaces an object of any resource and returns it with UID and version.
+    /// A resource that wasn't known is by then.
+    pub fn put(&self, path: &str, object: impl Into<Value>) -> Value {
+        let object = object.into();
+        let (table, version) = table_of(path);
+        let kind = object.get("kind").and_then(Value::as_str);
+        let kind = kind.unwrap_or("Object").to_owned();
+        let namespaced = object.pointer("/metadata/namespace").is_some();
+        self.change(|store| {
+            store.enable(&table, &version, &kind, namespaced);
+            store.put(&table, object)
+        })
+    }
+
+    /// Removes an object of any resource; false if there was none.
+    pub fn delete(&self, path: &str, namespace: Option<&str>, name: &str) -> bool {
+        self.change(|store| store.delete(&table_of(path).0, namespace, name))
+    }
+
+    /// An object of any resource as it is now.
+    pub fn object(&self, path: &str, namespace: Option<&str>, name: &str) -> Option<Value> {
+        let store = lock(&self.state.store);
+        let object = store.table(&table_of(path).0).ok()?.get(namespace, name)?;
+        Some((*object).clone())
+    }
+
     /// Ends all open watches.
     pub fn drop_watches(&self) {
         self.change(Store::drop_watches);
@@ -180,6 +226,16 @@ impl KubeApi {
     /// go on.
     pub fn fail_with(&self, status: Option<u16>) {
         lock(&self.state.inner).failing = status;
+    }
+
+    /// Answers every new request for this resource, such as `configmaps`, with this HTTP
+    /// status; `None` ends that. Open watches go on.
+    pub fn fail_resource(&self, resource: &str, status: Option<u16>) {
+        let failing = &mut lock(&self.state.inner).failing_resources;
+        match status {
+            Some(status) => failing.insert(resource.to_owned(), status),
+            None => failing.remove(resource),
+        };
     }
 
     /// The Events that clients created, of both API groups, oldest first.
@@ -279,47 +335,6 @@ fn json_answer(status: StatusCode, value: &impl Serialize) -> Answer {
     }
 }
 
-/// What a path of the API is about.
-#[derive(Clone, Copy, Debug, Default)]
-struct Target<'a> {
-    resource: &'a str,
-    namespace: Option<&'a str>,
-    name: Option<&'a str>,
-}
-
-impl<'a> Target<'a> {
-    fn parse(path: &'a str) -> Option<Self> {
-        let segments: Vec<_> = path.trim_matches('/').split('/').collect();
-        let rest = match &segments[..] {
-            ["api", "v1", rest @ ..] | ["apis", "events.k8s.io", "v1", rest @ ..] => rest,
-            _ => return None,
-        };
-        let target = match *rest {
-            ["namespaces", namespace, resource] => Self {
-                resource,
-                namespace: Some(namespace),
-                name: None,
-            },
-            ["namespaces", namespace, resource, name] => Self {
-                resource,
-                namespace: Some(namespace),
-                name: Some(name),
-            },
-            [resource] => Self {
-                resource,
-                ..Self::default()
-            },
-            [resource, name] => Self {
-                resource,
-                namespace: None,
-                name: Some(name),
-            },
-            _ => return None,
-        };
-        Some(target)
-    }
-}
-
 /// The parameters of a list or a watch.
 type Query = BTreeMap<String, String>;
 
@@ -342,30 +357,35 @@ impl State {
             return Err(Failure::new(number, "the stand-in was told to fail"));
         }
         let Some(target) = target else {
-            return other_path(path);
+            return other_path(&lock(&self.store), path);
         };
         if target.resource == "events" {
-            let body = read_body(body, MAX_BODY)
-                .await
-                .ok_or_else(|| Failure::new(413, "the body is too long or broke off"))?;
+            let body = whole(body).await?;
             return lock(&self.inner).events.answer(&parts, target, &body);
-        }
-        if parts.method != Method::GET {
-            return Err(Failure::new(
-                405,
-                "the stand-in takes changes of its own process only",
-            ));
         }
         let metadata_only = parts
             .headers
             .get(ACCEPT)
             .and_then(|accept| accept.to_str().ok())
             .is_some_and(|accept| accept.contains("as=PartialObjectMetadata"));
+        if let (&Method::PATCH, Some(name)) = (&parts.method, target.name) {
+            let body = whole(body).await?;
+            let object = patch::patch(&mut lock(&self.store), &parts, target, name, &body)?;
+            self.changed.send_replace(());
+            let view = store::view(&object, metadata_only);
+            return Ok(json_answer(StatusCode::OK, &*view));
+        }
+        if parts.method != Method::GET {
+            return Err(Failure::new(
+                405,
+                "the stand-in takes patches and changes of its own process only",
+            ));
+        }
         match target.name {
             Some(name) => self.get(target, name, metadata_only),
             None if flag(&query, "watch") => {
                 let selector = Selector::parse(target, &query)?;
-                Ok(Watch::open(self, target.resource, selector, &query, metadata_only)?.answer())
+                Ok(Watch::open(self, target.table(), selector, &query, metadata_only)?.answer())
             }
             None => self.list(target, &query, metadata_only),
         }
@@ -387,10 +407,7 @@ impl State {
             (&Method::PATCH, Some(_)) => "patch",
             _ => method.as_str(),
         };
-        let target = target.unwrap_or(Target {
-            resource: path,
-            ..Target::default()
-        });
+        let target = target.unwrap_or_else(|| Target::other(path));
         let request = ApiRequest {
             verb: verb.to_owned(),
             resource: target.resource.to_owned(),
@@ -404,13 +421,14 @@ impl State {
         if inner.counts.len() < 1000 || inner.counts.contains_key(&key) {
             *inner.counts.entry(key).or_default() += 1;
         }
+        let failing = inner.failing_resources.get(&request.resource).copied();
         inner.requests.push(request);
-        inner.failing
+        inner.failing.or(failing)
     }
 
     fn get(&self, target: Target<'_>, name: &str, metadata_only: bool) -> Result<Answer, Failure> {
         let object = lock(&self.store)
-            .table(target.resource)?
+            .table(&target.table())?
             .get(target.namespace, name);
         let object = object.ok_or_else(|| Failure::not_found(target.resource, name))?;
         Ok(json_answer(
@@ -426,10 +444,13 @@ impl State {
         metadata_only: bool,
     ) -> Result<Answer, Failure> {
         let selector = Selector::parse(target, query)?;
-        let page = lock(&self.store).page(target.resource, &selector, query)?;
+        let page = lock(&self.store).page(&target.table(), &selector, query)?;
         let (api_version, kind) = match metadata_only {
-            true => ("meta.k8s.io/v1", "PartialObjectMetadataList".to_owned()),
-            false => ("v1", format!("{}List", page.kind)),
+            true => (
+                "meta.k8s.io/v1".to_owned(),
+                "PartialObjectMetadataList".to_owned(),
+            ),
+            false => (page.api_version, format!("{}List", page.kind)),
         };
         let list = List {
             kind,
@@ -452,12 +473,17 @@ impl State {
 #[serde(rename_all = "camelCase")]
 struct List<'a> {
     kind: String,
-    api_version: &'static str,
+    api_version: String,
     metadata: Value,
     items: Vec<std::borrow::Cow<'a, Value>>,
 }
 
-fn other_path(path: &str) -> Result<Answer, Failure> {
+async fn whole(body: Incoming) -> Result<Bytes, Failure> {
+    let body = read_body(body, MAX_BODY).await;
+    body.ok_or_else(|| Failure::new(413, "the body is too long or broke off"))
+}
+
+fn other_path(store: &Store, path: &str) -> Result<Answer, Failure> {
     match path {
         "/healthz" | "/livez" | "/readyz" => Ok(answer(StatusCode::OK, "text/plain", "ok")),
         "/version" => {
@@ -474,9 +500,12 @@ fn other_path(path: &str) -> Result<Answer, Failure> {
             });
             Ok(json_answer(StatusCode::OK, &version))
         }
-        _ => Err(Failure::new(
-            404,
-            "the server could not find the requested resource",
-        )),
+        _ => match target::resources(store, path) {
+            Some(list) => Ok(json_answer(StatusCode::OK, &list)),
+            None => Err(Failure::new(
+                404,
+                "the server could not find the requested resource",
+            )),
+        },
     }
 }

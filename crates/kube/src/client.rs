@@ -12,7 +12,7 @@ use kube::{Client, Config};
 use tower::{BoxError, Service};
 use zeroize::Zeroizing;
 
-use crate::picture::{PictureLayer, Pictures};
+use crate::picture::{PictureAge, Pictures, noticing};
 
 /// For a connection to be made.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -90,7 +90,7 @@ pub enum ClientError {
     Setup(Box<kube::Error>),
 }
 
-/// A client of the API server that notices how fresh its watches are.
+/// A client of the API server, and how fresh its watches are.
 #[derive(Clone)]
 pub struct Connection {
     client: Client,
@@ -140,11 +140,9 @@ impl Connection {
             + 'static,
         S::Future: Send + 'static,
     {
-        let pictures = Pictures::default();
-        let client = client.with_layer(&PictureLayer(pictures.clone())).build();
         Self {
-            client,
-            pictures,
+            client: client.build(),
+            pictures: Pictures::default(),
             url,
         }
     }
@@ -152,6 +150,11 @@ impl Connection {
     /// The client.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// A client for one watch, which is heard in `picture`.
+    pub(crate) fn watching(&self, picture: &PictureAge) -> Client {
+        noticing(self.client.clone(), picture.clone())
     }
 
     /// How fresh what its watches told is.

@@ -1,6 +1,7 @@
-//! Events on pods, so that `kubectl describe pod` tells its owner why it gets no credentials.
+//! Events on pods, so that `kubectl describe pod` tells its owner why it gets no credentials, and
+//! on ConfigMaps whose policies can't be used.
 //!
-//! They are a courtesy and never in the way: whoever reports one doesn't wait, a pod's repeats are
+//! They are a courtesy and never in the way: whoever reports one doesn't wait, an object's repeats are
 //! dropped, and so is what comes faster than an API server should be bothered.
 
 use std::collections::HashMap;
@@ -19,13 +20,14 @@ use rolegate_runtime::logging;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::config_maps::ConfigMap;
 use crate::failure::Failure;
 
 /// Events that wait to be written.
 const QUEUE: usize = 64;
-/// How long a pod isn't told the same again.
+/// How long an object isn't told the same again.
 const QUIET: Duration = Duration::from_secs(300);
-/// Events at once, from all pods; then one in each [`PERIOD`].
+/// Events at once, from all objects; then one in each [`PERIOD`].
 const BURST: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(1);
 /// The most bytes of a message; the API server takes 1,024.
@@ -40,6 +42,8 @@ pub enum EventReason {
     RoleForbidden,
     /// The pod may have the role, but there are no credentials for it.
     CredentialError,
+    /// A policy or its data can't be used as it is written.
+    PolicyInvalid,
 }
 
 impl EventReason {
@@ -48,6 +52,15 @@ impl EventReason {
         match self {
             Self::RoleForbidden => "RoleForbidden",
             Self::CredentialError => "CredentialError",
+            Self::PolicyInvalid => "PolicyInvalid",
+        }
+    }
+
+    /// What was being done.
+    fn action(self) -> &'static str {
+        match self {
+            Self::RoleForbidden | Self::CredentialError => "GetCredentials",
+            Self::PolicyInvalid => "LoadPolicy",
         }
     }
 }
@@ -57,7 +70,7 @@ type Outcome = [(&'static str, &'static str); 1];
 /// Takes Events to be written. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Eventer {
-    queue: mpsc::Sender<PodEvent>,
+    queue: mpsc::Sender<ObjectEvent>,
     limiter: Arc<Mutex<Limiter>>,
     outcomes: Family<Outcome, Counter>,
 }
@@ -70,7 +83,7 @@ impl fmt::Debug for Eventer {
 
 /// Writes them. Run this until it ends, which it does with the last [`Eventer`].
 pub struct EventWriter {
-    queue: mpsc::Receiver<PodEvent>,
+    queue: mpsc::Receiver<ObjectEvent>,
     client: Client,
     reporter: Reporter,
     outcomes: Family<Outcome, Counter>,
@@ -84,16 +97,26 @@ impl fmt::Debug for EventWriter {
     }
 }
 
-struct PodEvent {
-    pod: ObjectReference,
+struct ObjectEvent {
+    about: ObjectReference,
     reason: EventReason,
     message: String,
 }
 
-/// Both ends. `instance` names who reports, as in the name of the node. Registers
-/// `kube_events_total` by `outcome`: `written`, `failed`, `dropped` (limits or a full queue; a
-/// pod's repeats are not counted).
+/// Both ends, for the agent. `instance` names who reports, as in the name of the node. Registers
+/// `kube_events_total` by `outcome`: `written`, `failed`, `dropped` (limits or a full queue; an
+/// object's repeats are not counted).
 pub fn eventer(
+    client: Client,
+    instance: String,
+    registry: &mut Registry,
+) -> (Eventer, EventWriter) {
+    eventer_as("rolegate-agent", client, instance, registry)
+}
+
+/// Both ends, as [`eventer`], for any part of rolegate; `controller` is its name.
+pub fn eventer_as(
+    controller: &'static str,
     client: Client,
     instance: String,
     registry: &mut Registry,
@@ -104,14 +127,14 @@ pub fn eventer(
         // There from the start, as zero.
         drop(outcomes.get_or_create(&[("outcome", outcome)]));
     }
-    registry.register("kube_events", "Events on pods", outcomes.clone());
+    registry.register("kube_events", "Events on objects", outcomes.clone());
     let eventer = Eventer {
         queue: sender,
         limiter: Arc::new(Mutex::new(Limiter::new())),
         outcomes: outcomes.clone(),
     };
     let reporter = Reporter {
-        controller: "rolegate-agent".into(),
+        controller: controller.into(),
         instance: Some(instance),
     };
     (
@@ -128,18 +151,52 @@ pub fn eventer(
 impl Eventer {
     /// Tells the owner of `pod`. Returns at once, and may drop it.
     pub fn tell(&self, pod: &Workload, reason: EventReason, message: &str) {
+        self.offer(&pod.uid, reason, message, || ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some(pod.namespace.to_string()),
+            name: Some(pod.name.to_string()),
+            uid: Some(pod.uid.to_string()),
+            ..ObjectReference::default()
+        });
+    }
+
+    /// Tells whoever wrote `map`. Returns at once, and may drop it.
+    pub fn tell_policy(&self, map: &ConfigMap, message: &str) {
+        let reason = EventReason::PolicyInvalid;
+        self.offer(&map.uid, reason, message, || ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("ConfigMap".into()),
+            namespace: Some(map.namespace.to_string()),
+            name: Some(map.name.to_string()),
+            uid: Some(map.uid.to_string()),
+            ..ObjectReference::default()
+        });
+    }
+
+    fn offer(
+        &self,
+        uid: &Arc<str>,
+        reason: EventReason,
+        message: &str,
+        about: impl FnOnce() -> ObjectReference,
+    ) {
         let verdict = self
             .limiter
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .ask(&pod.uid, reason, Instant::now());
+            .ask(uid, reason, Instant::now());
         let sent = match verdict {
             Verdict::Repeat => return,
             Verdict::TooMany => false,
-            Verdict::Allowed => self
-                .queue
-                .try_send(PodEvent::new(pod, reason, message))
-                .is_ok(),
+            Verdict::Allowed => {
+                let event = ObjectEvent {
+                    about: about(),
+                    reason,
+                    message: bounded(message),
+                };
+                self.queue.try_send(event).is_ok()
+            }
         };
         if !sent {
             self.outcomes.get_or_create(&[("outcome", "dropped")]).inc();
@@ -147,27 +204,15 @@ impl Eventer {
     }
 }
 
-impl PodEvent {
-    fn new(pod: &Workload, reason: EventReason, message: &str) -> Self {
-        // Escaping only makes it longer; what is cut off anyway needs none.
-        let head = message
-            .get(..message.floor_char_boundary(LONGEST))
-            .unwrap_or(message);
-        let mut message = logging::escape(head);
-        message.truncate(message.floor_char_boundary(LONGEST));
-        Self {
-            pod: ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("Pod".into()),
-                namespace: Some(pod.namespace.to_string()),
-                name: Some(pod.name.to_string()),
-                uid: Some(pod.uid.to_string()),
-                ..ObjectReference::default()
-            },
-            reason,
-            message,
-        }
-    }
+/// The message on one line, cut to what the API server takes.
+fn bounded(message: &str) -> String {
+    // Escaping only makes it longer; what is cut off anyway needs none.
+    let head = message
+        .get(..message.floor_char_boundary(LONGEST))
+        .unwrap_or(message);
+    let mut text = logging::escape(head);
+    text.truncate(text.floor_char_boundary(LONGEST));
+    text
 }
 
 impl EventWriter {
@@ -183,7 +228,7 @@ impl EventWriter {
                 Err(failure) => {
                     if told.replace(failure.kind) != Some(failure.kind) {
                         let sentence = failure.sentence("events");
-                        tracing::warn!("cannot write Events on pods: {sentence}");
+                        tracing::warn!("cannot write Events: {sentence}");
                     }
                     "failed"
                 }
@@ -192,7 +237,7 @@ impl EventWriter {
         }
     }
 
-    async fn write(&self, event: PodEvent) -> Result<(), Failure> {
+    async fn write(&self, event: ObjectEvent) -> Result<(), Failure> {
         // A recorder remembers what it wrote and counts repeats up under the first message, which
         // may be wrong by now; a fresh one doesn't.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
@@ -200,10 +245,10 @@ impl EventWriter {
             type_: EventType::Warning,
             reason: event.reason.as_str().into(),
             note: Some(event.message),
-            action: "GetCredentials".into(),
+            action: event.reason.action().into(),
             secondary: None,
         };
-        match tokio::time::timeout(WRITE, recorder.publish(&content, &event.pod)).await {
+        match tokio::time::timeout(WRITE, recorder.publish(&content, &event.about)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Failure::of_call(&error)),
             Err(_) => Err(Failure::no_answer(WRITE)),
@@ -215,13 +260,13 @@ impl EventWriter {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Allowed,
-    /// The pod was told a short while ago.
+    /// The object was told a short while ago.
     Repeat,
-    /// Too many from all pods.
+    /// Too many from all objects.
     TooMany,
 }
 
-/// One in [`QUIET`] for a pod and reason, one in [`PERIOD`] after a [`BURST`] for all. It keeps
+/// One in [`QUIET`] for an object and reason, one in [`PERIOD`] after a [`BURST`] for all. It keeps
 /// only what it allowed, so its size is bounded by the rate.
 struct Limiter {
     told: HashMap<(Arc<str>, EventReason), Instant>,

@@ -17,7 +17,9 @@ pub(crate) enum Kind {
     Forbidden,
     /// We were away too long, or the version we had is gone (410).
     Expired,
-    /// The API server doesn't understand the request or has no such resource (400, 404, 422).
+    /// The API server has no such resource (404).
+    NotFound,
+    /// The API server doesn't understand the request (400, 422).
     Unsupported,
     /// The API server sent something that is not what was asked for.
     Unreadable,
@@ -65,6 +67,14 @@ impl Failure {
         }
     }
 
+    pub(crate) fn new(kind: Kind, detail: &str) -> Self {
+        Self {
+            kind,
+            gap: false,
+            detail: detail.into(),
+        }
+    }
+
     pub(crate) fn no_answer(within: Duration) -> Self {
         Self {
             kind: Kind::Unreachable,
@@ -86,7 +96,8 @@ impl Failure {
             401 => Kind::Unauthorized,
             403 => Kind::Forbidden,
             410 => Kind::Expired,
-            400 | 404 | 422 => Kind::Unsupported,
+            404 => Kind::NotFound,
+            400 | 422 => Kind::Unsupported,
             // What was read as a status is none.
             0 => Kind::Unreadable,
             code => Kind::Refused(code),
@@ -103,10 +114,11 @@ impl Failure {
                  service account or the kubeconfig"
             ),
             Kind::Forbidden => format!(
-                "the API server refuses {resource}: {detail}; grant the ClusterRole of \
-                 deploy/rolegate-agent.yaml"
+                "the API server refuses {resource}: {detail}; grant the ClusterRole of the manifest \
+                 in deploy/"
             ),
             Kind::Expired => format!("the watch of {resource} is too old to resume: {detail}"),
+            Kind::NotFound => format!("the API server has no {resource}: {detail}"),
             Kind::Unsupported => {
                 format!("the API server doesn't understand a request for {resource}: {detail}")
             }
@@ -119,7 +131,7 @@ impl Failure {
 }
 
 /// The error with all that caused it, each said once.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,7 +1,7 @@
 //! Workloads and namespaces out of a YAML file, for use without Kubernetes. The file is read again
 //! when it changes, and a broken one changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -88,6 +88,10 @@ struct PodEntry {
     role: Option<String>,
     external_id: Option<String>,
     session_name: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -97,6 +101,8 @@ struct NamespaceEntry {
     allowed_roles: Option<Vec<String>>,
     permitted: Option<String>,
     default_role: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
 }
 
 impl WorkloadsFile {
@@ -259,6 +265,8 @@ impl From<PodEntry> for Workload {
                 external_id: given(pod.external_id),
                 session_name: given(pod.session_name),
             },
+            labels: pod.labels.iter().collect(),
+            annotations: pod.annotations.iter().collect(),
         }
     }
 }
@@ -273,6 +281,7 @@ impl From<NamespaceEntry> for Namespace {
                 .map(|roles| serde_json::Value::from(roles).to_string().into()),
             permitted: namespace.permitted.map(Into::into),
             default_role: namespace.default_role.map(Into::into),
+            labels: namespace.labels.iter().collect(),
         }
     }
 }
@@ -292,12 +301,15 @@ pods:
   role: reader
   externalId: x-1
   sessionName: me
+  labels: { app: api }
+  annotations: { example.com/any: thing }
 - { namespace: shop, name: job, uid: u2, ips: [] }
 namespaces:
 - name: shop
   allowedRoles: ['reader', 'shop-*']
   permitted: ''
   defaultRole: shop-default
+  labels: { team: shop }
 ";
 
     #[test]
@@ -313,6 +325,8 @@ namespaces:
         assert_eq!(api.wish.role.as_deref(), Some("reader"));
         assert_eq!(api.wish.external_id.as_deref(), Some("x-1"));
         assert_eq!(api.wish.session_name.as_deref(), Some("me"));
+        assert_eq!(api.labels.get("app"), Some("api"));
+        assert_eq!(api.annotations.get("example.com/any"), Some("thing"));
         let job = &content.workloads[1];
         assert_eq!((&*job.uid, &*job.service_account), ("u2", "default"));
         let shop = &content.namespaces[0];
@@ -322,6 +336,7 @@ namespaces:
         );
         assert_eq!(shop.permitted.as_deref(), Some(""));
         assert_eq!(shop.default_role.as_deref(), Some("shop-default"));
+        assert_eq!(shop.labels.get("team"), Some("shop"));
     }
 
     #[test]

@@ -8,11 +8,19 @@
 //! say through metrics, a readiness condition and [`picture::PictureAge`] how well it goes.
 
 pub mod client;
+pub mod cluster_config;
+pub mod config_maps;
+pub mod crd;
 pub mod events;
 pub mod file;
+pub mod grants;
 pub mod namespaces;
 pub mod node;
 pub mod picture;
+pub mod policy_status;
+pub mod replicated;
+pub mod status;
+pub mod tls_secret;
 pub mod watch;
 pub mod workloads;
 
@@ -20,10 +28,13 @@ mod failure;
 mod objects;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+
+pub use failure::chain;
 
 /// The waits between attempts to reach the API server: 0.2 s at first, 5 s at most, with enough
 /// jitter that a cluster's agents don't come back all at once.

@@ -1,16 +1,18 @@
 //! Namespaces and what their annotations allow.
 
 use kube::Api;
-use kube::runtime::watcher;
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED};
 use rolegate_core::namespace::MAX_RULES;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::workload::Update;
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::objects::{self, annotation};
-use crate::watch::{Reporting, Source, WATCH_SECONDS};
+use crate::objects::{self, annotation, labels};
+use crate::watch::{Reporting, Source, never, usual};
+use crate::watchdog::Watchdog;
 
 /// Watches namespaces and sends what they are as [`Update::Namespaces`]: a snapshot first and
 /// after each gap, changes between. Returns only when `updates` is closed.
@@ -20,17 +22,26 @@ pub async fn watch_namespaces(
     reporting: Reporting,
     updates: mpsc::Sender<Update>,
 ) {
+    let picture = connection.pictures().namespaces.clone();
     let source = Source {
-        resource: "namespaces",
-        api: Api::<objects::Namespace>::all(connection.client()),
-        config: watcher::Config::default()
-            .page_size(500)
-            .timeout(WATCH_SECONDS),
+        api: Api::<objects::Namespace>::all(connection.watching(&picture)),
+        config: usual(),
         parse: move |object| namespace(object, &keys),
         wrap: Update::Namespaces,
-        picture: connection.pictures().namespaces.clone(),
+        picture,
+        ends_on: never,
     };
-    source.run(reporting, updates).await;
+    let mut health = Watchdog::new("namespaces", "namespaces", "", reporting);
+    source.run(&mut health, &updates).await;
+}
+
+/// A namespace from its document.
+///
+/// # Errors
+/// A sentence that says what is malformed.
+pub fn read(document: &Value, keys: &AnnotationKeys) -> Result<Namespace, String> {
+    let object = objects::Namespace::deserialize(document).map_err(|error| error.to_string())?;
+    namespace(object, keys).ok_or_else(|| "it has no metadata.name".into())
 }
 
 /// A namespace, trimmed. An annotation that is there but empty stays: it may mean "nothing", and
@@ -47,6 +58,7 @@ fn namespace(object: objects::Namespace, keys: &AnnotationKeys) -> Option<Namesp
         allowed_roles: raw(&keys.allowed_roles),
         permitted: raw(PERMITTED),
         default_role: annotation(&metadata, DEFAULT_ROLE).map(Into::into),
+        labels: labels(&metadata),
         name: metadata.name?.into(),
     })
 }
@@ -58,13 +70,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn annotations_are_taken_as_they_are() {
-        let object = serde_json::from_value(json!({"metadata": {"name": "shop", "annotations": {
-            "iam.amazonaws.com/allowed-roles": "[\"shop-*\"]",
-            "iam.amazonaws.com/permitted": "",
-            "iam.amazonaws.com/default-role": "shop-default",
-            "unrelated": "x",
-        }}}));
+    fn annotations_and_labels_are_taken_as_they_are() {
+        let object = serde_json::from_value(
+            json!({"metadata": {"name": "shop", "labels": {"team": "shop"}, "annotations": {
+                "iam.amazonaws.com/allowed-roles": "[\"shop-*\"]",
+                "iam.amazonaws.com/permitted": "",
+                "iam.amazonaws.com/default-role": "shop-default",
+                "unrelated": "x",
+            }}}),
+        );
         let keys = AnnotationKeys::default();
         let shop = namespace(object.unwrap(), &keys).unwrap();
         let expected = Namespace {
@@ -72,6 +86,7 @@ mod tests {
             allowed_roles: Some("[\"shop-*\"]".into()),
             permitted: Some("".into()),
             default_role: Some("shop-default".into()),
+            labels: [("team", "shop")].into_iter().collect(),
         };
         assert_eq!(shop, expected);
         let bare = serde_json::from_value(json!({"metadata": {"name": "bare"}})).unwrap();

@@ -53,7 +53,7 @@ pub async fn find_node(
         let sentence = failure.sentence("nodes");
         if matches!(
             failure.kind,
-            Kind::Unauthorized | Kind::Forbidden | Kind::Unsupported
+            Kind::Unauthorized | Kind::Forbidden | Kind::NotFound | Kind::Unsupported
         ) {
             return Err(NodeUnknown::Refused(sentence));
         }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::Resource;
 use kube::core::ObjectMeta;
+use rolegate_core::key_values::KeyValues;
 use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Clone, Deserialize)]
@@ -80,6 +81,14 @@ pub(crate) struct NodeAddress {
     pub(crate) address: String,
 }
 
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ConfigMap {
+    #[serde(deserialize_with = "trimmed")]
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) data: Option<BTreeMap<String, String>>,
+}
+
 fn trimmed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -88,6 +97,7 @@ fn trimmed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::
         namespace: Option<String>,
         uid: Option<String>,
         resource_version: Option<String>,
+        labels: Option<BTreeMap<String, String>>,
         annotations: Option<BTreeMap<String, String>>,
     }
     let metadata = Metadata::deserialize(deserializer)?;
@@ -96,6 +106,7 @@ fn trimmed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::
         namespace: metadata.namespace,
         uid: metadata.uid,
         resource_version: metadata.resource_version,
+        labels: metadata.labels,
         annotations: metadata.annotations,
         ..ObjectMeta::default()
     })
@@ -135,6 +146,7 @@ macro_rules! resource {
 }
 
 resource!(Pod, "pods", NamespaceResourceScope);
+resource!(ConfigMap, "configmaps", NamespaceResourceScope);
 resource!(Namespace, "namespaces", ClusterResourceScope);
 resource!(Node, "nodes", ClusterResourceScope);
 
@@ -142,4 +154,9 @@ resource!(Node, "nodes", ClusterResourceScope);
 pub(crate) fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     let value = metadata.annotations.as_ref()?.get(key)?.trim();
     (!value.is_empty()).then_some(value)
+}
+
+/// All labels. The API server bounds them.
+pub(crate) fn labels(metadata: &ObjectMeta) -> KeyValues {
+    metadata.labels.iter().flatten().collect()
 }

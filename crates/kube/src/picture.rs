@@ -2,21 +2,22 @@
 //! watch. On a busy cluster it sends a bookmark each minute, on a quiet one it may say nothing until
 //! the watch ends; the watch client keeps both to itself, so it is the bytes that are noticed.
 
-use std::fmt;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use http_body_util::combinators::MapFrame;
-use kube::client::{Body, DynBody};
+use kube::Client;
+use kube::client::Body;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
-use tower::{BoxError, Layer, Service};
+use tower::service_fn;
 
 /// Watches of one resource start no closer together than this, however quickly a server or a proxy
 /// ends them.
@@ -82,100 +83,103 @@ impl PictureAge {
     }
 }
 
-/// The pictures of both watches.
+/// The pictures of all watches of a connection. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
 pub struct Pictures {
     /// Of the pods.
     pub pods: PictureAge,
     /// Of the namespaces.
     pub namespaces: PictureAge,
+    /// Of rules: they are here as long as they are watched.
+    others: Arc<Mutex<Vec<(&'static str, Weak<Heard>)>>>,
 }
 
 impl Pictures {
-    /// The age of the older picture; `None` while one is missing.
+    /// The age of the oldest picture; `None` while pods or namespaces are missing. Others count from
+    /// when they were first heard, since whether they must be there isn't known here.
     pub fn age(&self) -> Option<Duration> {
-        Some(self.pods.age()?.max(self.namespaces.age()?))
+        let both = self.pods.age()?.max(self.namespaces.age()?);
+        let others = self.others();
+        let ages = others.iter().filter_map(|(_, picture)| picture.age());
+        Some(ages.fold(both, Duration::max))
     }
 
-    fn of<B>(&self, request: &Request<B>) -> Option<PictureAge> {
-        let query = request.uri().query()?;
-        if !query.split('&').any(|pair| pair == "watch=true") {
-            return None;
+    /// The age of the oldest picture of each resource.
+    pub(crate) fn by_resource(&self) -> BTreeMap<&'static str, Duration> {
+        let mut ages = BTreeMap::new();
+        let mut take = |resource, picture: &PictureAge| {
+            if let Some(age) = picture.age() {
+                let oldest: &mut Duration = ages.entry(resource).or_default();
+                *oldest = age.max(*oldest);
+            }
+        };
+        take("pods", &self.pods);
+        take("namespaces", &self.namespaces);
+        for (resource, picture) in &self.others() {
+            take(resource, picture);
         }
-        match request.uri().path().rsplit('/').next()? {
-            "pods" => Some(self.pods.clone()),
-            "namespaces" => Some(self.namespaces.clone()),
-            _ => None,
-        }
+        ages
     }
-}
 
-/// Notices what arrives on watches.
-#[derive(Debug, Clone)]
-pub(crate) struct PictureLayer(pub(crate) Pictures);
-
-impl<S> Layer<S> for PictureLayer {
-    type Service = PictureService<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        PictureService {
-            inner,
-            pictures: self.0.clone(),
-        }
+    /// The picture of one more watch, which counts until the last clone is dropped.
+    pub(crate) fn another(&self, resource: &'static str) -> PictureAge {
+        let picture = PictureAge::default();
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.retain(|(_, heard)| heard.strong_count() > 0);
+        others.push((resource, Arc::downgrade(&picture.0)));
+        picture
     }
-}
 
-pub(crate) struct PictureService<S> {
-    inner: S,
-    pictures: Pictures,
-}
-
-impl<S> fmt::Debug for PictureService<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PictureService").finish_non_exhaustive()
+    fn others(&self) -> Vec<(&'static str, PictureAge)> {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let alive = others
+            .iter()
+            .filter_map(|(resource, heard)| Some((*resource, PictureAge(heard.upgrade()?))));
+        alive.collect()
     }
 }
 
 /// What sees each frame of a body pass.
-type Notice = Box<dyn FnMut(BodyFrame) -> BodyFrame + Send>;
-type BodyFrame = http_body::Frame<bytes::Bytes>;
+type Notice = Box<dyn FnMut(Frame<Bytes>) -> Frame<Bytes> + Send>;
 
-impl<S> Service<Request<Body>> for PictureService<S>
-where
-    S: Service<Request<Body>, Response = Response<Box<DynBody>>, Error = BoxError>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<MapFrame<Box<DynBody>, Notice>>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let picture = self.pictures.of(&request);
-        // A request is sent when its future is first polled, so it can wait for its turn.
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let Some(picture) = picture else {
-                return Ok(answer
-                    .await?
-                    .map(|body| body.map_frame(Box::new(|frame| frame) as Notice)));
-            };
-            picture.wait_for_start().await;
-            let response = answer.await?;
-            if response.status().is_success() {
-                picture.touch();
+/// A client that notices in `picture` what arrives on its watches.
+pub(crate) fn noticing(client: Client, picture: PictureAge) -> Client {
+    let service = service_fn(move |request: Request<Body>| {
+        let (client, picture) = (client.clone(), picture.clone());
+        async move {
+            if is_watch(&request) {
+                watch(&client, picture, request).await
+            } else {
+                let response = client.send(request).await?;
+                Ok(response.map(|body| body.map_frame(Box::new(|frame| frame) as Notice)))
             }
-            Ok(response.map(|body| {
-                body.map_frame(Box::new(move |frame| {
-                    picture.touch();
-                    frame
-                }) as Notice)
-            }))
-        })
+        }
+    });
+    // The namespace is that of requests which name none; ours do.
+    Client::new(service, "default")
+}
+
+async fn watch(
+    client: &Client,
+    picture: PictureAge,
+    request: Request<Body>,
+) -> Result<Response<MapFrame<Body, Notice>>, kube::Error> {
+    picture.wait_for_start().await;
+    let response = client.send(request).await?;
+    if response.status().is_success() {
+        picture.touch();
     }
+    Ok(response.map(|body| {
+        body.map_frame(Box::new(move |frame| {
+            picture.touch();
+            frame
+        }) as Notice)
+    }))
+}
+
+fn is_watch<B>(request: &Request<B>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    query.split('&').any(|pair| pair == "watch=true")
 }
 
 #[cfg(test)]
@@ -210,16 +214,37 @@ mod tests {
         );
     }
 
-    #[test]
-    fn only_watches_of_these_two_count() {
+    #[tokio::test(start_paused = true)]
+    async fn rules_count_while_they_are_watched() {
         let pictures = Pictures::default();
-        let known = |uri: &str| pictures.of(&Request::get(uri).body(()).unwrap()).is_some();
+        pictures.pods.touch();
+        pictures.namespaces.touch();
+        let (heard, unheard) = (pictures.another("rolegrants"), pictures.another("x"));
+        heard.touch();
+        tokio::time::advance(Duration::from_secs(7)).await;
+        pictures.pods.touch();
+        pictures.namespaces.touch();
+        assert_eq!(pictures.age(), Some(Duration::from_secs(7)));
+        let grants = [("rolegrants", Duration::from_secs(7))];
+        let zero = [("namespaces", Duration::ZERO), ("pods", Duration::ZERO)];
+        let all: BTreeMap<_, _> = zero.into_iter().chain(grants).collect();
+        assert_eq!(
+            pictures.by_resource(),
+            all,
+            "what was never heard has no age"
+        );
+        drop((heard, unheard));
+        assert_eq!(pictures.age(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn only_watches_count() {
+        let known = |uri: &str| is_watch(&Request::get(uri).body(()).unwrap());
         assert!(known(
             "/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3Da"
         ));
         assert!(known("/api/v1/namespaces?limit=5&watch=true"));
         assert!(!known("/api/v1/pods?limit=500"));
-        assert!(!known("/api/v1/nodes?watch=true"));
         assert!(!known("/api/v1/pods"));
     }
 }

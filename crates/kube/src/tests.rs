@@ -1,6 +1,7 @@
 //! Watches, node lookup and Events against the stand-in of the API server, which can do what a
 //! real one does only now and then.
 
+mod rules;
 mod scripted;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -498,6 +499,8 @@ async fn events_never_block_and_are_counted_when_dropped() {
             host_network: false,
             mirror: false,
             wish: Default::default(),
+            labels: Default::default(),
+            annotations: Default::default(),
         };
         eventer.tell(&workload, EventReason::RoleForbidden, "no");
     }

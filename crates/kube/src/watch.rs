@@ -1,5 +1,5 @@
 //! Watching one resource for ever: a list, then changes, then, after whatever goes wrong, both
-//! again. The state machine is kube's; here its events become updates, and its errors are counted,
+//! again. The state machine is kube's; here its events become messages, and its errors are counted,
 //! told once each time something changes, and waited out.
 
 use std::fmt::{self, Debug};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, InitialListStrategy, watcher};
-use kube::{Api, Resource};
+use kube::{Api, Client, Resource};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -16,15 +16,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
-use rolegate_core::workload::{Change, Update};
+use rolegate_core::workload::Change;
 use rolegate_runtime::readiness::Condition;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
-use crate::backoff;
+use crate::client::Connection;
 use crate::failure::{Failure, Kind};
 use crate::picture::{PictureAge, Pictures};
+use crate::watchdog::Watchdog;
 
 /// How long a streamed list may say nothing before it is taken for a server that ignored the
 /// request for one.
@@ -40,19 +40,19 @@ type ResourceLabel = [(&'static str, &'static str); 1];
 /// What is counted about watches. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
 pub struct WatchMetrics {
-    errors: Family<ResourceLabel, Counter>,
-    restarts: Family<ResourceLabel, Counter>,
+    pub(crate) errors: Family<ResourceLabel, Counter>,
+    pub(crate) restarts: Family<ResourceLabel, Counter>,
 }
 
 impl WatchMetrics {
     /// Registers `kube_watch_errors_total`, `kube_watch_restarts_total` and
-    /// `kube_watch_age_seconds`, each by `resource`.
+    /// `kube_watch_age_seconds`, each by `resource`: `pods`, `namespaces` and, where they are
+    /// watched, `rolegrants`, `rolegateconfigs`, `configmaps` and `replicated`. Several watches of
+    /// one resource count together; their age is the oldest's.
     pub fn register(registry: &mut Registry, pictures: &Pictures) -> Self {
         let metrics = Self::default();
         for resource in ["pods", "namespaces"] {
-            // There from the start, as zero.
-            drop(metrics.errors.get_or_create(&[("resource", resource)]));
-            drop(metrics.restarts.get_or_create(&[("resource", resource)]));
+            metrics.begin(resource);
         }
         registry.register(
             "kube_watch_errors",
@@ -67,6 +67,12 @@ impl WatchMetrics {
         registry.register_collector(Box::new(Ages(pictures.clone())));
         metrics
     }
+
+    /// Counts are there from the start, as zero.
+    pub(crate) fn begin(&self, resource: &'static str) {
+        drop(self.errors.get_or_create(&[("resource", resource)]));
+        drop(self.restarts.get_or_create(&[("resource", resource)]));
+    }
 }
 
 #[derive(Debug)]
@@ -80,12 +86,9 @@ impl Collector for Ages {
             Some(&Unit::Seconds),
             MetricType::Gauge,
         )?;
-        let pictures = [("pods", &self.0.pods), ("namespaces", &self.0.namespaces)];
-        for (resource, picture) in pictures {
-            if let Some(age) = picture.age() {
-                let labels = [("resource", resource)];
-                ConstGauge::new(age.as_secs_f64()).encode(family.encode_family(&labels)?)?;
-            }
+        for (resource, age) in self.0.by_resource() {
+            let labels = [("resource", resource)];
+            ConstGauge::new(age.as_secs_f64()).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -101,13 +104,16 @@ pub struct Reporting {
 }
 
 /// One resource to be watched, and what becomes of its objects.
-pub(crate) struct Source<K, T, P> {
-    pub(crate) resource: &'static str,
+pub(crate) struct Source<K, P, W> {
     pub(crate) api: Api<K>,
     pub(crate) config: watcher::Config,
+    /// Turns an object into what is sent, or drops it.
     pub(crate) parse: P,
-    pub(crate) wrap: fn(Change<T>) -> Update,
+    /// Turns a change into a message.
+    pub(crate) wrap: W,
     pub(crate) picture: PictureAge,
+    /// Failures that aren't waited out but end the watch.
+    pub(crate) ends_on: fn(Kind) -> bool,
 }
 
 /// What ends a watch.
@@ -118,43 +124,86 @@ enum End {
     Again,
     /// This server has no streamed lists.
     NoStreaming,
+    /// A failure that isn't waited out.
+    Failed(Failure),
 }
 
-impl<K, T, P> Source<K, T, P>
+/// Every failure is waited out.
+pub(crate) fn never(_: Kind) -> bool {
+    false
+}
+
+/// The usual configuration of a watch: lists in pages, and an end now and then.
+pub(crate) fn usual() -> watcher::Config {
+    watcher::Config::default()
+        .page_size(500)
+        .timeout(WATCH_SECONDS)
+}
+
+impl<K, P, W> Source<K, P, W>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    T: Send + 'static,
-    P: Fn(K) -> Option<T> + Send,
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    /// Watches until nobody listens to `updates`.
-    pub(crate) async fn run(self, reporting: Reporting, updates: mpsc::Sender<Update>) {
-        reporting
-            .condition
-            .fail(format!("{} are not loaded yet", self.resource));
-        let mut health = Watchdog::new(self.resource, reporting);
+    /// A watch of all objects that `api` makes of a client, in a picture of its own.
+    pub(crate) fn another(
+        resource: &'static str,
+        connection: &Connection,
+        api: impl FnOnce(Client) -> Api<K>,
+        parse: P,
+        wrap: W,
+    ) -> Self {
+        let picture = connection.pictures().another(resource);
+        Self {
+            api: api(connection.watching(&picture)),
+            config: usual(),
+            parse,
+            wrap,
+            picture,
+            ends_on: never,
+        }
+    }
+
+    /// Watches until nobody listens to `messages`, or until a failure that ends the watch, which is
+    /// returned and not told.
+    pub(crate) async fn run<T, M>(
+        &self,
+        health: &mut Watchdog,
+        messages: &mpsc::Sender<M>,
+    ) -> Option<Failure>
+    where
+        T: Send + 'static,
+        P: Fn(K) -> Option<T>,
+        W: Fn(Change<T>) -> M,
+    {
         let mut config = self.config.clone().streaming_lists();
         loop {
             let end = tokio::select! {
-                end = self.watch(&config, &mut health, &updates) => end,
-                () = updates.closed() => End::Closed,
+                end = self.watch(&config, health, messages) => end,
+                () = messages.closed() => End::Closed,
             };
             match end {
-                End::Closed => return,
+                End::Closed => return None,
                 End::Again => {}
                 End::NoStreaming => {
-                    tracing::debug!(resource = self.resource, "no streamed lists here, listing");
+                    let resource = health.resource();
+                    tracing::debug!(resource, "no streamed lists here, listing");
                     config.initial_list_strategy = InitialListStrategy::ListWatch;
                 }
+                End::Failed(failure) => return Some(failure),
             }
         }
     }
 
-    async fn watch(
+    async fn watch<T, M>(
         &self,
         config: &watcher::Config,
         health: &mut Watchdog,
-        updates: &mpsc::Sender<Update>,
-    ) -> End {
+        messages: &mpsc::Sender<M>,
+    ) -> End
+    where
+        P: Fn(K) -> Option<T>,
+        W: Fn(Change<T>) -> M,
+    {
         let streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
         let mut events = pin!(watcher(self.api.clone(), config.clone()));
         let mut listing: Option<Vec<T>> = None;
@@ -189,11 +238,8 @@ where
                     };
                     // A list says as much as a watch.
                     self.picture.touch();
-                    if updates
-                        .send((self.wrap)(Change::Snapshot(all)))
-                        .await
-                        .is_err()
-                    {
+                    let snapshot = (self.wrap)(Change::Snapshot(all));
+                    if messages.send(snapshot).await.is_err() {
                         return End::Closed;
                     }
                     health.loaded();
@@ -210,6 +256,9 @@ where
                     if streaming && failure.kind == Kind::Unsupported {
                         return End::NoStreaming;
                     }
+                    if (self.ends_on)(failure.kind) {
+                        return End::Failed(failure);
+                    }
                     tokio::time::sleep(health.failed(&failure)).await;
                     // Half a list is none: it must never pass for all there is.
                     if failure.gap || listing.is_some() {
@@ -220,107 +269,10 @@ where
             };
             health.recovered();
             let Some(change) = change else { continue };
-            if updates.send((self.wrap)(change)).await.is_err() {
+            if messages.send((self.wrap)(change)).await.is_err() {
                 return End::Closed;
             }
-        }
-    }
-}
-
-/// Keeps what a watch says of itself: one line when it begins to fail or fails differently, one
-/// when it works again.
-struct Watchdog {
-    resource: &'static str,
-    reporting: Reporting,
-    loaded: bool,
-    failing: Option<Failing>,
-    waits: Box<dyn Iterator<Item = Duration> + Send>,
-}
-
-struct Failing {
-    kind: Kind,
-    since: Instant,
-    attempts: u64,
-}
-
-impl Watchdog {
-    fn new(resource: &'static str, reporting: Reporting) -> Self {
-        Self {
-            resource,
-            reporting,
-            loaded: false,
-            failing: None,
-            waits: Box::new(backoff()),
-        }
-    }
-
-    fn is_failing(&self) -> bool {
-        self.failing.is_some()
-    }
-
-    /// Counts and tells a failure; how long to wait before the next attempt.
-    fn failed(&mut self, failure: &Failure) -> Duration {
-        let resource = self.resource;
-        self.reporting
-            .metrics
-            .errors
-            .get_or_create(&[("resource", resource)])
-            .inc();
-        let sentence = failure.sentence(resource);
-        match &mut self.failing {
-            Some(failing) if failing.kind == failure.kind => failing.attempts += 1,
-            failing => {
-                let (since, attempts) = match failing {
-                    Some(failing) => (failing.since, failing.attempts + 1),
-                    None => (Instant::now(), 1),
-                };
-                *failing = Some(Failing {
-                    kind: failure.kind,
-                    since,
-                    attempts,
-                });
-                match failure.kind {
-                    // Part of the protocol.
-                    Kind::Expired => tracing::debug!(resource, "{sentence}"),
-                    _ => tracing::warn!(resource, "{sentence}; trying on"),
-                }
-            }
-        }
-        match self.loaded {
-            true => self.reporting.condition.note(sentence),
-            false => self.reporting.condition.fail(sentence),
-        }
-        self.waits.next().unwrap_or(Duration::from_secs(5))
-    }
-
-    /// A whole list has come.
-    fn loaded(&mut self) {
-        if self.loaded {
-            self.reporting
-                .metrics
-                .restarts
-                .get_or_create(&[("resource", self.resource)])
-                .inc();
-        } else {
-            self.loaded = true;
-            self.reporting.condition.ok();
-            tracing::debug!(resource = self.resource, "loaded");
-        }
-    }
-
-    /// The API server was heard again.
-    fn recovered(&mut self) {
-        let Some(failing) = self.failing.take() else {
-            return;
-        };
-        self.waits = Box::new(backoff());
-        if self.loaded {
-            self.reporting.condition.ok();
-        }
-        if failing.kind != Kind::Expired {
-            let seconds = failing.since.elapsed().as_secs();
-            let (resource, attempts) = (self.resource, failing.attempts);
-            tracing::info!(resource, attempts, seconds, "the watch works again");
+            health.settle();
         }
     }
 }

@@ -3,14 +3,18 @@
 use std::net::IpAddr;
 
 use kube::Api;
-use kube::runtime::watcher;
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME};
+use kube::core::ObjectMeta;
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, is_kept};
+use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Update, Wish, Workload};
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::objects::{Pod, annotation};
-use crate::watch::{Reporting, Source, WATCH_SECONDS};
+use crate::objects::{Pod, annotation, labels};
+use crate::watch::{Reporting, Source, never, usual};
+use crate::watchdog::Watchdog;
 
 /// The most bytes kept of what a pod's annotation asks for: longer than anything that AWS takes,
 /// so that what was cut is refused and not mistaken for something else.
@@ -39,32 +43,45 @@ pub async fn watch_pods(
     let config = match scope {
         // The API server answers this from an index in memory. Without `any_semantic` an older one
         // would read every pod of the cluster from etcd to find them.
-        Scope::Node(node) => watcher::Config::default()
+        Scope::Node(node) => usual()
             .fields(&format!("spec.nodeName={node}"))
             .any_semantic(),
-        Scope::Host(_) | Scope::Cluster => watcher::Config::default(),
+        Scope::Host(_) | Scope::Cluster => usual(),
     };
     let host = match scope {
         Scope::Host(address) => Some(address.to_canonical()),
         Scope::Node(_) | Scope::Cluster => None,
     };
+    let picture = connection.pictures().pods.clone();
     let source = Source {
-        resource: "pods",
-        api: Api::<Pod>::all(connection.client()),
-        config: config.page_size(500).timeout(WATCH_SECONDS),
+        api: Api::<Pod>::all(connection.watching(&picture)),
+        config,
         parse: move |pod: Pod| {
             let elsewhere = host.is_some_and(|host| pod.status.host() != Some(host));
             (!elsewhere).then(|| workload(pod, &keys)).flatten()
         },
         wrap: Update::Workloads,
-        picture: connection.pictures().pods.clone(),
+        picture,
+        ends_on: never,
     };
-    source.run(reporting, updates).await;
+    let mut health = Watchdog::new("pods", "pods", "", reporting);
+    source.run(&mut health, &updates).await;
+}
+
+/// A pod from its document.
+///
+/// # Errors
+/// A sentence that says what is malformed.
+pub fn read(document: &Value, keys: &AnnotationKeys) -> Result<Workload, String> {
+    let pod = Pod::deserialize(document).map_err(|error| error.to_string())?;
+    workload(pod, keys).ok_or_else(|| "it has no metadata.name, namespace or uid".into())
 }
 
 /// A pod, trimmed; `None` for one without name or UID, which no API server sends.
 fn workload(pod: Pod, keys: &AnnotationKeys) -> Option<Workload> {
     let addresses = addresses(&pod);
+    let labels = labels(&pod.metadata);
+    let annotations = annotations(&pod.metadata, keys);
     let Pod {
         metadata,
         spec,
@@ -106,7 +123,19 @@ fn workload(pod: Pod, keys: &AnnotationKeys) -> Option<Workload> {
             _ => Phase::Pending,
         },
         host_network: spec.host_network.unwrap_or(false),
+        labels,
+        annotations,
     })
+}
+
+/// The annotations that rules may read; of the others, of which some are long, nothing is kept.
+fn annotations(metadata: &ObjectMeta, keys: &AnnotationKeys) -> KeyValues {
+    let kept =
+        |key: &str| is_kept(key) || [&keys.role, &keys.external_id].iter().any(|k| *k == key);
+    let all = metadata.annotations.iter().flatten();
+    all.filter(|(key, _)| kept(key))
+        .map(|(key, value)| (key, cut(value)))
+        .collect()
 }
 
 /// All addresses of both fields, each once. A kubelet writes these, and not only what is one.
@@ -150,12 +179,12 @@ mod tests {
 
     use super::*;
 
-    fn parse(object: serde_json::Value) -> Workload {
+    fn parse(object: Value) -> Workload {
         let pod = serde_json::from_value(object).unwrap();
         workload(pod, &AnnotationKeys::default()).unwrap()
     }
 
-    fn pod(annotations: serde_json::Value, status: serde_json::Value) -> serde_json::Value {
+    fn pod(annotations: Value, status: Value) -> Value {
         json!({
             "metadata": {"namespace": "shop", "name": "api-0", "uid": "u1", "resourceVersion": "7",
                 "annotations": annotations, "managedFields": [{"manager": "kubelet"}]},
@@ -189,6 +218,45 @@ mod tests {
         assert_eq!(workload.wish.external_id.as_deref(), Some("x-1"));
         assert_eq!(workload.wish.session_name.as_deref(), Some("me"));
         assert!(!workload.mirror && !workload.host_network);
+    }
+
+    #[test]
+    fn labels_are_kept_whole_and_annotations_that_rules_may_read() {
+        let keys = AnnotationKeys {
+            role: "example.com/role".into(),
+            ..AnnotationKeys::default()
+        };
+        let long = "x".repeat(100_000);
+        let mut object = pod(
+            json!({
+                "iam.amazonaws.com/role": " raw\n",
+                "eks.amazonaws.com/audience": "a",
+                "rolegate.dev/x": long,
+                "example.com/role": "reader",
+                "kubectl.kubernetes.io/last-applied-configuration": long,
+            }),
+            json!({}),
+        );
+        object["metadata"]["labels"] = json!({"app": "api", "empty": ""});
+        let workload = workload(serde_json::from_value(object).unwrap(), &keys).unwrap();
+        let labels: Vec<_> = workload.labels.iter().collect();
+        assert_eq!(labels, [("app", "api"), ("empty", "")]);
+        let kept: Vec<_> = workload.annotations.iter().map(|(key, _)| key).collect();
+        assert_eq!(
+            kept,
+            [
+                "eks.amazonaws.com/audience",
+                "example.com/role",
+                "iam.amazonaws.com/role",
+                "rolegate.dev/x"
+            ]
+        );
+        assert_eq!(
+            workload.annotations.get("iam.amazonaws.com/role"),
+            Some(" raw\n")
+        );
+        let cut = workload.annotations.get("rolegate.dev/x").unwrap();
+        assert_eq!(cut.len(), LONGEST_WISH);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use rolegate_agent::app::{self, Ended};
-use rolegate_runtime::{logging, signals};
+use rolegate_runtime::signals;
 
 pub(crate) use flags::AgentFlags;
 
@@ -16,8 +16,7 @@ pub(crate) use options::options;
 
 /// Runs the agent until it is told to stop.
 pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
-    let (format, level) = options::logging(&flags)?;
-    logging::init(format, &level).map_err(|error| invalid(format!("--log-level: {error}")))?;
+    flags.log.start()?;
     for note in options::notes(&flags) {
         tracing::warn!("{note}");
     }

@@ -4,8 +4,11 @@ use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand};
 
+use crate::admission::AdmissionFlags;
 use crate::agent::AgentFlags;
+use crate::controller::ControllerFlags;
 use crate::demo::DemoArguments;
+use crate::policy::PolicyArguments;
 use crate::redirect::RedirectArguments;
 use crate::reference::ReferenceArguments;
 
@@ -46,8 +49,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Answer the pods of this node on the metadata address
     Agent(Box<AgentFlags>),
+    /// Judge objects at the API server, before a pod exists
+    Admission(Box<AdmissionFlags>),
+    /// Keep the webhook's certificate, and the status of rules
+    Controller(Box<ControllerFlags>),
     /// Show, apply, remove or check the rules that lead pods to the agent
     Redirect(RedirectArguments),
+    /// Explain decisions, check manifests, simulate and suggest rules
+    Policy(PolicyArguments),
     /// Show the whole system at work on this machine, without AWS and without a cluster
     Demo(DemoArguments),
     /// Print the reference of commands and flags as Markdown

@@ -4,12 +4,35 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use jiff::SignedDuration;
+use rolegate_kube::cluster_config::ConfigUse;
 
 /// Flags that parse and make no sense, alone or together.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Invalid(pub(crate) String);
+
+/// Whether the cluster's `RolegateConfig` counts.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ClusterConfigUse {
+    /// Where its custom resource is installed and can be read
+    Auto,
+    /// Always: without it everything is refused
+    Required,
+    /// Never
+    Off,
+}
+
+impl From<ClusterConfigUse> for ConfigUse {
+    fn from(given: ClusterConfigUse) -> Self {
+        match given {
+            ClusterConfigUse::Auto => Self::Auto,
+            ClusterConfigUse::Required => Self::Required,
+            ClusterConfigUse::Off => Self::Off,
+        }
+    }
+}
 
 /// A value that makes no sense, as the error that ends the process with the code for wrong usage.
 pub(crate) fn invalid(message: impl Into<String>) -> anyhow::Error {

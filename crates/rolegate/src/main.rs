@@ -2,13 +2,19 @@
 //!
 //! One file a command: flags → options → run. What is run lives in the crates below.
 
+mod admission;
 mod agent;
 mod cli;
 mod config_file;
+mod controller;
 mod demo;
 mod flags;
+mod kubernetes_flags;
+mod log_flags;
+mod policy;
 mod redirect;
 mod reference;
+mod rule_flags;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -33,7 +39,10 @@ fn main() -> ExitCode {
     };
     let ended = match command {
         Command::Agent(flags) => agent::run(*flags),
+        Command::Admission(flags) => admission::run(*flags),
+        Command::Controller(flags) => controller::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
+        Command::Policy(arguments) => policy::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Reference(arguments) => reference::run(&arguments),
     };

@@ -14,3 +14,4 @@ pub mod process;
 pub mod readiness;
 pub mod serve;
 pub mod signals;
+pub mod tls;

@@ -17,10 +17,12 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::drain::Drain;
+use crate::tls::ServerTls;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -29,7 +31,7 @@ const BACKLOG: i32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a new connection may take for its first request while everything ends.
-const FIRST_REQUEST: Duration = Duration::from_millis(500);
+pub(crate) const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// How long sent bytes may stay unacknowledged.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
@@ -127,6 +129,68 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    accept(listener, limits, drain, Plain, connect).await;
+}
+
+/// As [`serve`], over TLS. A connection counts from the moment it is accepted; its handshake is
+/// bounded in time, and nobody else waits for it.
+pub async fn serve_tls<C, S, B>(
+    listener: TcpListener,
+    limits: Limits,
+    drain: Drain,
+    tls: ServerTls,
+    connect: C,
+) where
+    C: Fn(SocketAddr, SocketAddr) -> Option<S>,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    accept(listener, limits, drain, tls, connect).await;
+}
+
+/// What lies between TCP and HTTP.
+pub(crate) trait Transport: Clone + Send + 'static {
+    /// What HTTP is spoken on.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send;
+
+    /// Opens it; `None` if that fails, takes too long or everything ends.
+    fn open(
+        self,
+        stream: TcpStream,
+        drain: &Drain,
+    ) -> impl Future<Output = Option<Self::Stream>> + Send;
+}
+
+/// Nothing.
+#[derive(Clone)]
+struct Plain;
+
+impl Transport for Plain {
+    type Stream = TcpStream;
+
+    async fn open(self, stream: TcpStream, _: &Drain) -> Option<TcpStream> {
+        Some(stream)
+    }
+}
+
+async fn accept<C, T, S, B>(
+    listener: TcpListener,
+    limits: Limits,
+    drain: Drain,
+    transport: T,
+    connect: C,
+) where
+    C: Fn(SocketAddr, SocketAddr) -> Option<S>,
+    T: Transport,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let places = Arc::new(Semaphore::new(limits.connections));
     let mut begun = pin!(drain.begun());
     let mut accepts = true;
@@ -148,9 +212,12 @@ where
                 else {
                     continue;
                 };
-                let ending = drain.clone();
+                let (transport, ending) = (transport.clone(), drain.clone());
                 drain.spawn(async move {
-                    converse(stream, limits, ending, service).await;
+                    prepare(&stream);
+                    if let Some(stream) = transport.open(stream, &ending).await {
+                        converse(stream, limits, ending, service).await;
+                    }
                     drop(place);
                 });
             }
@@ -164,16 +231,20 @@ where
     }
 }
 
-async fn converse<S, B>(stream: TcpStream, limits: Limits, drain: Drain, service: S)
+fn prepare(stream: &TcpStream) {
+    // Answers are small and whole: waiting to fill a packet only costs time.
+    let _ = stream.set_nodelay(true);
+    // What a client does not acknowledge is not sent for long: its address may be another's soon.
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+}
+
+async fn converse<T, S, B>(stream: T, limits: Limits, drain: Drain, service: S)
 where
+    T: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // Answers are small and whole: waiting to fill a packet only costs time.
-    let _ = stream.set_nodelay(true);
-    // What a client does not acknowledge is not sent for long: its address may be another's soon.
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let requests = Arc::new(AtomicU64::new(0));
     let counted = requests.clone();
     let service = service_fn(move |request| {

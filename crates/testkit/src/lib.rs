@@ -7,6 +7,7 @@
 
 pub mod binary;
 mod ca;
+pub mod cases;
 pub mod cluster;
 mod forward;
 pub mod lab;

@@ -6,6 +6,7 @@ use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
 use rolegate_core::workload::Update;
 use rolegate_kube::client::Connection;
+use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::events::{Eventer, eventer};
 use rolegate_kube::file::WorkloadsFile;
 use rolegate_kube::namespaces::watch_namespaces;
@@ -13,6 +14,9 @@ use rolegate_kube::node::find_node;
 use rolegate_kube::picture::Pictures;
 use rolegate_kube::watch::{Reporting, WatchMetrics};
 use rolegate_kube::workloads::{Scope, watch_pods};
+use rolegate_rules::keeper::Report;
+use rolegate_rules::rules::Rules;
+use rolegate_rules::source::RuleSources;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use tokio::sync::mpsc;
@@ -24,9 +28,19 @@ use super::{SourceOptions, StartError, TaskEnd, vital};
 /// Reports that may wait for the director.
 const UPDATES: usize = 256;
 
+/// What shapes what is followed.
+pub(super) struct Demands {
+    pub(super) keys: AnnotationKeys,
+    pub(super) host_ip: Option<IpAddr>,
+    pub(super) cluster_config: ConfigUse,
+    /// Tells what the rules need.
+    pub(super) rules: Rules,
+}
+
 /// What a source gives.
 pub(super) struct Source {
     pub(super) updates: mpsc::Receiver<Update>,
+    pub(super) reports: mpsc::Receiver<Report>,
     /// Absent for a file, which is never old.
     pub(super) pictures: Option<Pictures>,
     pub(super) events: Option<Eventer>,
@@ -35,13 +49,19 @@ pub(super) struct Source {
 /// Starts following the source. The API server may come up later.
 pub(super) async fn start(
     options: SourceOptions,
-    keys: AnnotationKeys,
-    host_ip: Option<IpAddr>,
+    demands: Demands,
     readiness: &Readiness,
     metrics: &mut Metrics,
     tasks: &mut JoinSet<TaskEnd>,
 ) -> Result<Source, StartError> {
     let (sender, updates) = mpsc::channel(UPDATES);
+    let (reporter, reports) = mpsc::channel(UPDATES);
+    let Demands {
+        keys,
+        host_ip,
+        cluster_config,
+        rules,
+    } = demands;
     match options {
         SourceOptions::File(path) => {
             let file = WorkloadsFile::open(path).await?;
@@ -49,6 +69,7 @@ pub(super) async fn start(
             tasks.spawn(vital("the workloads file", file.run(condition, sender)));
             Ok(Source {
                 updates,
+                reports,
                 pictures: None,
                 events: None,
             })
@@ -71,6 +92,14 @@ pub(super) async fn start(
                 async move { watch_namespaces(&connection, keys, reporting, updates).await }
             };
             tasks.spawn(vital("the watch of namespaces", watch));
+            let follow = RuleSources {
+                connection: connection.clone(),
+                cluster_config,
+                metrics: watch_metrics.clone(),
+                readiness: readiness.clone(),
+                reports: reporter,
+            };
+            tasks.spawn(vital("the watches of rules", follow.run(rules)));
             let reporting = reporting("pods");
             tasks.spawn(vital("the watch of pods", async move {
                 let scope = scope(node, host_ip, &connection).await;
@@ -78,6 +107,7 @@ pub(super) async fn start(
             }));
             Ok(Source {
                 updates,
+                reports,
                 pictures: Some(pictures),
                 events: Some(events),
             })

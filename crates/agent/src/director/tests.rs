@@ -1,13 +1,22 @@
 //! The director on its own: reports in, picture out.
 
 use prometheus_client::registry::Registry;
+use rolegate_aws::sessions::Sessions;
 use rolegate_aws::sessions::{AssumeRole, SessionMetrics};
+use rolegate_core::config::RuleConfig;
+use rolegate_core::decision::OwnRole;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::layer::namespace::NamespaceLayer;
-use rolegate_core::session::{Credentials, Failure};
+use rolegate_core::key_values::KeyValues;
+use rolegate_core::namespace::Namespace;
+use rolegate_core::session::{Credentials, Failure, SessionKey};
+use rolegate_core::session_name::SessionScope;
+use rolegate_core::workload::Phase;
 use rolegate_core::workload::Wish;
+use rolegate_rules::keeper::Point;
+use rolegate_runtime::clock::Clock;
 
 use super::*;
+use crate::picture::Decided;
 
 /// Nobody is asked in these tests: the driver is not run.
 struct Nobody;
@@ -20,6 +29,7 @@ impl AssumeRole for Nobody {
 
 struct Stage {
     director: Director,
+    decider: Decider,
     picture: Arc<Picture>,
     readiness: Readiness,
 }
@@ -32,24 +42,26 @@ fn stage() -> Stage {
         Clock::system(),
         SessionMetrics::register(registry),
     );
+    let keeper = Keeper::new(
+        RuleConfig::default(),
+        Point::Door,
+        SessionScope::Workload,
+        3600,
+    );
+    let decider = Decider::new(keeper.rules(), sessions, Clock::system());
     let picture = Arc::new(Picture::default());
     let readiness = Readiness::new();
     let parts = DirectorParts {
         picture: picture.clone(),
-        sessions,
-        clock: Clock::system(),
+        decider: decider.clone(),
         metrics: AgentMetrics::register(registry),
         guard: Guard::default(),
-        rules: RuleSet {
-            session_seconds: 3600,
-            layers: vec![Arc::new(NamespaceLayer)],
-            ..RuleSet::default()
-        },
-        format: PatternFormat::Glob,
+        keeper,
     };
     let director = Director::new(parts, &readiness);
     Stage {
         director,
+        decider,
         picture,
         readiness,
     }
@@ -92,6 +104,8 @@ fn pod(uid: &str, role: &str) -> Workload {
             role: Some(role.into()),
             ..Wish::default()
         },
+        labels: KeyValues::default(),
+        annotations: KeyValues::default(),
     }
 }
 
@@ -106,12 +120,16 @@ impl Stage {
         self.director.update(Update::Workloads(Change::Delete(pod)));
     }
 
+    fn standing(&self, resident: &Resident) -> arc_swap::Guard<Arc<Decided>> {
+        self.decider.standing(resident, self.decider.now())
+    }
+
     /// What the address stands for, in a word.
     fn seen(&self) -> String {
         match self.picture.owner(ADDRESS) {
             None => "nobody".into(),
             Some(Owner::Disputed) => "disputed".into(),
-            Some(Owner::Pod(resident)) => match &resident.standing {
+            Some(Owner::Pod(resident)) => match &self.standing(&resident).standing {
                 Standing::Allowed(allowed) => {
                     format!("{} {}", resident.workload.uid, allowed.role.name())
                 }
@@ -218,7 +236,7 @@ fn rule_04_a_right_taken_away_is_gone_at_once() {
 fn a_session_is_kept_across_changes_that_do_not_shape_it() {
     let mut stage = settled();
     let lease = |stage: &Stage| match stage.picture.owner(ADDRESS) {
-        Some(Owner::Pod(resident)) => match &resident.standing {
+        Some(Owner::Pod(resident)) => match &stage.standing(&resident).standing {
             Standing::Allowed(allowed) => Arc::as_ptr(&allowed.lease),
             other => panic!("{other:?}"),
         },

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{HOST, HeaderMap, HeaderValue, ORIGIN};
 use http::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
-use rolegate_aws::sessions::Current;
+use rolegate_aws::sessions::{Current, Lease};
 use rolegate_core::arn::RoleArn;
 use rolegate_core::metadata::{CanonicalPath, Route};
 use rolegate_core::session::FailureKind;
@@ -47,8 +47,8 @@ enum Look<T> {
     Done(T),
     /// A change of the picture may bring more; at the deadline this is the answer.
     Wait(Answer),
-    /// A change of this resident's session may bring more.
-    WaitForSession(Arc<Resident>, Answer),
+    /// A change of this session may bring more.
+    WaitForSession(Arc<Lease>, Answer),
 }
 
 impl Visit {
@@ -184,16 +184,16 @@ impl Visit {
         let answer = match route {
             Route::Token => self.token(headers).await,
             Route::RoleName => {
-                self.settled(headers, |resident, _| {
-                    self.allowed(resident, |allowed| {
+                self.settled(headers, |resident, now| {
+                    self.allowed(resident, now, |allowed| {
                         Look::Done(Answer::ok(allowed.listed.clone()))
                     })
                 })
                 .await
             }
             Route::Info => {
-                self.settled(headers, |resident, _| {
-                    self.allowed(resident, |allowed| {
+                self.settled(headers, |resident, now| {
+                    self.allowed(resident, now, |allowed| {
                         Look::Done(Answer::ok(allowed.info.clone()))
                     })
                 })
@@ -201,7 +201,7 @@ impl Visit {
             }
             Route::Credentials(name) => {
                 self.settled(headers, |resident, now| {
-                    self.allowed(resident, |allowed| {
+                    self.allowed(resident, now, |allowed| {
                         self.credentials(resident, allowed, name, now)
                     })
                 })
@@ -348,13 +348,10 @@ impl Visit {
                         last = answer;
                         changes.next().await;
                     }
-                    Look::WaitForSession(resident, answer) => {
+                    Look::WaitForSession(lease, answer) => {
                         last = answer;
-                        let Standing::Allowed(allowed) = &resident.standing else {
-                            continue;
-                        };
                         // Hears of what happens from here on, polled or not.
-                        let changed = allowed.lease.cell().changed();
+                        let changed = lease.cell().changed();
                         if let Look::Done(answer) = look(self.door.clock.now()) {
                             return answer;
                         }
@@ -405,9 +402,6 @@ impl Visit {
         {
             return unknown(": it has moved to another interface than its pod's");
         }
-        if matches!(resident.standing, Standing::Undecided) {
-            return unknown(" yet: its namespace has not been seen");
-        }
         let uid = &resident.workload.uid;
         if self.uid.get_or_init(|| uid.clone()) != uid {
             let sentence = "this connection was another pod's, open a new one\n";
@@ -420,17 +414,21 @@ impl Visit {
     /// Looks further for a pod that may have its role; tells the owner of one that may not.
     fn allowed(
         &self,
-        resident: &Arc<Resident>,
+        resident: &Resident,
+        now: Timestamp,
         look: impl FnOnce(&Allowed) -> Look<Answer>,
     ) -> Look<Answer> {
-        match &resident.standing {
+        match &self.door.decider.standing(resident, now).standing {
             Standing::Allowed(allowed) => look(allowed),
-            Standing::NoRole | Standing::Undecided => Look::Done(Answer::refuse(
+            Standing::Undecided => Look::Wait(Answer::refuse(
+                Outcome::UnknownPod,
+                "the namespace of this pod has not been seen yet\n",
+            )),
+            Standing::NoRole => Look::Done(Answer::refuse(
                 Outcome::NoRole,
                 "this pod has no role: annotate it with iam.amazonaws.com/role\n",
             )),
             Standing::Denied { denial, body } => {
-                let now = self.door.clock.now();
                 self.door.metrics.denied(denial.layer);
                 self.door.tell.denied(resident, denial, now);
                 Look::Done(Answer::refuse(Outcome::Denied, body.clone()))
@@ -440,7 +438,7 @@ impl Visit {
 
     fn credentials(
         &self,
-        resident: &Arc<Resident>,
+        resident: &Resident,
         allowed: &Allowed,
         name: &str,
         now: Timestamp,
@@ -448,6 +446,10 @@ impl Visit {
         if name.as_bytes() != allowed.listed && name != allowed.role.as_str() {
             let sentence = format!("Invalid role {name}\n");
             return Look::Done(Answer::refuse(Outcome::WrongRole, sentence));
+        }
+        for denial in &allowed.audited {
+            self.door.metrics.audited(denial.layer);
+            self.door.tell.audited(resident, denial, now);
         }
         match allowed.lease.cell().current(now) {
             Current::Live(session) => Look::Done(Answer::ok(session.document.bytes())),
@@ -461,7 +463,7 @@ impl Visit {
                 allowed.lease.ask();
                 let sentence = "STS has not answered yet, try again\n";
                 let answer = Answer::refuse(Outcome::StsUnavailable, sentence);
-                Look::WaitForSession(resident.clone(), answer)
+                Look::WaitForSession(allowed.lease.clone(), answer)
             }
         }
     }

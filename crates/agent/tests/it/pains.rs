@@ -186,7 +186,7 @@ async fn pain_12_patterns_are_anchored() {
 
 #[tokio::test]
 async fn pain_14_session_names_name_the_pod() {
-    let stage = Stage::with(|options| options.rules.scope = SessionScope::Pod).await;
+    let stage = Stage::with(|options| options.scope = SessionScope::Pod).await;
     stage.key_id(1, "reader").await;
     assert_eq!(stage.assumed()[0].session_name, "default.reader");
     let stage = Stage::new().await;

@@ -1,7 +1,6 @@
 //! The stage: stand-ins, an agent, and pods that ask.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
@@ -13,13 +12,13 @@ use rolegate_agent::limits::LimitOptions;
 use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
-use rolegate_core::decision::RuleSet;
+use rolegate_core::config::RuleConfig;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::layer::namespace::NamespaceLayer;
 use rolegate_core::metadata::AllowList;
-use rolegate_core::pattern::PatternFormat;
+use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod, Sts};
 use rolegate_kube::client::ClientOptions;
+use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_runtime::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -129,13 +128,13 @@ impl Stage {
                 base: Some(base.clone()),
                 ..DiscoveryOptions::default()
             },
-            rules: RuleSet {
+            rules: RuleConfig {
                 base: Some(base),
-                session_seconds: 3600,
-                layers: vec![Arc::new(NamespaceLayer)],
-                ..RuleSet::default()
+                ..RuleConfig::default()
             },
-            format: PatternFormat::Glob,
+            cluster_config: ConfigUse::Auto,
+            scope: SessionScope::Workload,
+            session_seconds: 3600,
             engine: EngineOptions::default(),
             door: DoorOptions {
                 imds_v2: ImdsV2::Optional,

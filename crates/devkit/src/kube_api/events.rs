@@ -6,7 +6,8 @@ use http::{Method, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::{Failure, Target, json_answer};
+use super::target::Target;
+use super::{Failure, json_answer};
 use crate::http::Answer;
 use crate::ids;
 use crate::recent::Recent;

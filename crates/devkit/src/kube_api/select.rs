@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Failure, Query, Target};
+use super::target::Target;
+use super::{Failure, Query};
 
 /// What an object must look like.
 #[derive(Clone, Debug)]

@@ -16,6 +16,7 @@ use crate::ids;
 pub(super) const PODS: &str = "pods";
 pub(super) const NAMESPACES: &str = "namespaces";
 pub(super) const NODES: &str = "nodes";
+const CONFIG_MAPS: &str = "configmaps";
 
 /// Everything that the server knows; one version counter for all of it.
 #[derive(Debug)]
@@ -25,13 +26,15 @@ pub(super) struct Store {
     epoch: u64,
     delay: Duration,
     history: usize,
-    tables: BTreeMap<&'static str, Table>,
+    tables: BTreeMap<String, Table>,
 }
 
 /// The objects of one resource by namespace and name.
 #[derive(Debug)]
 pub(super) struct Table {
-    kind: &'static str,
+    api_version: String,
+    kind: String,
+    namespaced: bool,
     objects: BTreeMap<Key, Arc<Value>>,
     changes: VecDeque<Change>,
     /// The oldest version that a watch can go on from.
@@ -53,7 +56,8 @@ pub(super) struct Change {
 
 /// One answer to a list request.
 pub(super) struct Page {
-    pub(super) kind: &'static str,
+    pub(super) api_version: String,
+    pub(super) kind: String,
     pub(super) version: u64,
     pub(super) objects: Vec<Arc<Value>>,
     /// The `continue` token; empty on the last page.
@@ -65,24 +69,44 @@ impl Store {
         // A server that is started again must not use a version for a second time:
         // so they begin with the clock, as if this server had run since 1970.
         let version = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(1);
-        let table = |kind| Table {
-            kind,
-            objects: BTreeMap::new(),
-            changes: VecDeque::new(),
-            floor: version,
-        };
-        let tables = [
-            (PODS, table("Pod")),
-            (NAMESPACES, table("Namespace")),
-            (NODES, table("Node")),
-        ];
-        Self {
+        let mut store = Self {
             version,
             epoch: 0,
             delay: Duration::ZERO,
             history,
-            tables: tables.into(),
+            tables: BTreeMap::new(),
+        };
+        for (name, kind, namespaced) in [
+            (PODS, "Pod", true),
+            (NAMESPACES, "Namespace", false),
+            (NODES, "Node", false),
+            (CONFIG_MAPS, "ConfigMap", true),
+        ] {
+            store.enable(name, "v1", kind, namespaced);
         }
+        store
+    }
+
+    /// Knows a resource from now on, without any object if it didn't before.
+    pub(super) fn enable(&mut self, name: &str, api_version: &str, kind: &str, namespaced: bool) {
+        let floor = self.version;
+        self.tables.entry(name.to_owned()).or_insert_with(|| Table {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+            namespaced,
+            objects: BTreeMap::new(),
+            changes: VecDeque::new(),
+            floor,
+        });
+    }
+
+    /// Forgets a resource and its objects; false if it wasn't known.
+    pub(super) fn disable(&mut self, name: &str) -> bool {
+        self.tables.remove(name).is_some()
+    }
+
+    pub(super) fn tables(&self) -> impl Iterator<Item = (&str, &Table)> {
+        self.tables.iter().map(|(name, table)| (&**name, table))
     }
 
     pub(super) fn version(&self) -> u64 {
@@ -116,7 +140,8 @@ impl Store {
         }
     }
 
-    /// Adds or replaces an object; UID and creation time stay while it exists.
+    /// Adds or replaces an object; UID and creation time stay while it exists, and each change of
+    /// its `spec` is a new generation.
     pub(super) fn put(&mut self, resource: &str, mut object: Value) -> Value {
         let key = key(&object);
         let before = self
@@ -128,9 +153,15 @@ impl Store {
         let uid = kept("uid").unwrap_or_else(|| ids::uuid().into());
         let created =
             kept("creationTimestamp").unwrap_or_else(|| format!("{:.0}", Timestamp::now()).into());
+        let generation = kept("generation").and_then(|it| it.as_i64()).unwrap_or(0);
+        let changed = before.as_ref().and_then(|it| it.get("spec")) != object.get("spec");
         if let Some(metadata) = metadata(&mut object) {
             metadata.insert("uid".into(), uid);
             metadata.insert("creationTimestamp".into(), created);
+            if changed || generation > 0 {
+                let generation = generation + i64::from(changed);
+                metadata.insert("generation".into(), generation.into());
+            }
         }
         self.version += 1;
         let object = Arc::new(at_version(object, self.version));
@@ -222,7 +253,8 @@ impl Store {
             }
         }
         Ok(Page {
-            kind: table.kind,
+            api_version: table.api_version.clone(),
+            kind: table.kind.clone(),
             version,
             objects,
             next,
@@ -231,8 +263,16 @@ impl Store {
 }
 
 impl Table {
-    pub(super) fn kind(&self) -> &'static str {
-        self.kind
+    pub(super) fn api_version(&self) -> &str {
+        &self.api_version
+    }
+
+    pub(super) fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    pub(super) fn namespaced(&self) -> bool {
+        self.namespaced
     }
 
     pub(super) fn floor(&self) -> u64 {

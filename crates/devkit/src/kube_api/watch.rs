@@ -17,7 +17,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
 use super::select::Selector;
-use super::store::{Store, view};
+use super::store::{Store, Table, view};
 use super::{Failure, Query, State, flag};
 use crate::http::Answer;
 use crate::recent::lock;
@@ -46,7 +46,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn open(
         state: Arc<State>,
-        resource: &str,
+        resource: String,
         selector: Selector,
         query: &Query,
         metadata_only: bool,
@@ -74,7 +74,7 @@ impl Watch {
         let now = Instant::now();
         let mut watch = Self {
             changed: state.changed.subscribe(),
-            resource: resource.to_owned(),
+            resource,
             selector,
             metadata_only,
             position: 0,
@@ -86,7 +86,7 @@ impl Watch {
             state: state.clone(),
         };
         let store = lock(&state.store);
-        store.table(resource)?;
+        store.table(&watch.resource)?;
         watch.epoch = store.epoch();
         match from.filter(|_| !streaming) {
             Some(version) => watch.position = version,
@@ -121,7 +121,7 @@ impl Watch {
         }
         if streaming {
             let end = json!({"k8s.io/initial-events-end": "true"});
-            self.lines.push_back(self.bookmark(table.kind(), end));
+            self.lines.push_back(self.bookmark(table, end));
         }
         Ok(())
     }
@@ -198,15 +198,15 @@ impl Watch {
         }
         if self.next_bookmark.is_some_and(|at| at <= now) {
             self.next_bookmark = Some(now + state.options.bookmark_interval);
-            self.lines.push_back(self.bookmark(table.kind(), json!({})));
+            self.lines.push_back(self.bookmark(table, json!({})));
         }
         Some(later)
     }
 
-    fn bookmark(&self, kind: &str, annotations: Value) -> Value {
+    fn bookmark(&self, table: &Table, annotations: Value) -> Value {
         let (api_version, kind) = match self.metadata_only {
             true => ("meta.k8s.io/v1", "PartialObjectMetadata"),
-            false => ("v1", kind),
+            false => (table.api_version(), table.kind()),
         };
         let object = json!({
             "kind": kind,

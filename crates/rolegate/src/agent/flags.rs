@@ -8,6 +8,9 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::flags::{duration, path};
+use crate::kubernetes_flags::KubernetesFlags;
+use crate::log_flags::LogFlags;
+use crate::rule_flags::RuleFlags;
 
 const KUBERNETES: &str = "Kubernetes";
 const ROLES: &str = "Roles and rules";
@@ -17,15 +20,6 @@ const REDIRECT: &str = "Redirect";
 const PROCESS: &str = "Process";
 const NO_EFFECT: &str = "Flags of kube2iam without effect here";
 
-/// How a log line is written.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
-}
-
 /// How patterns of allowed roles are written.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum RestrictionFormat {
@@ -33,6 +27,15 @@ pub(crate) enum RestrictionFormat {
     Glob,
     /// Regular expressions, matched against the whole ARN
     Regexp,
+}
+
+/// What a namespace without annotations allows.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RestrictionDefault {
+    /// No role
+    Deny,
+    /// Every role, as without restrictions: for moving over
+    Allow,
 }
 
 /// Whether metadata tokens are demanded.
@@ -71,18 +74,8 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "FILE", env = "ROLEGATE_CONFIG", help_heading = PROCESS)]
     pub(crate) config: Option<PathBuf>,
 
-    /// URL of the API server; by default the pod's own cluster, then the kubeconfig
-    #[arg(long, value_name = "URL", env = "ROLEGATE_API_SERVER", help_heading = KUBERNETES)]
-    pub(crate) api_server: Option<String>,
-    /// Token for the API server
-    #[arg(long, value_name = "TOKEN", env = "ROLEGATE_API_TOKEN", hide_env_values = true, help_heading = KUBERNETES)]
-    pub(crate) api_token: Option<String>,
-    /// Do not check the API server's certificate
-    #[arg(long, env = "ROLEGATE_INSECURE", help_heading = KUBERNETES)]
-    pub(crate) insecure: bool,
-    /// Kubeconfig to use instead of the pod's own service account
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_KUBECONFIG", help_heading = KUBERNETES)]
-    pub(crate) kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) kubernetes: KubernetesFlags,
     /// Name of this node; by default the Node that has this host's address
     #[arg(long, value_name = "NAME", env = "NODE_NAME", help_heading = KUBERNETES)]
     pub(crate) node: Option<String>,
@@ -115,6 +108,11 @@ pub(crate) struct AgentFlags {
     /// How the patterns in --namespace-key are written
     #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", ignore_case = true, help_heading = ROLES)]
     pub(crate) namespace_restriction_format: RestrictionFormat,
+    /// What a namespace without annotations allows
+    #[arg(long, value_name = "VERDICT", env = "ROLEGATE_NAMESPACE_RESTRICTIONS_DEFAULT", default_value = "deny", help_heading = ROLES)]
+    pub(crate) namespace_restrictions_default: RestrictionDefault,
+    #[command(flatten)]
+    pub(crate) rules: RuleFlags,
     /// Annotation of namespaces: JSON list of allowed roles
     #[arg(long, value_name = "KEY", env = "ROLEGATE_NAMESPACE_KEY", default_value = "iam.amazonaws.com/allowed-roles", help_heading = ROLES)]
     pub(crate) namespace_key: String,
@@ -212,15 +210,8 @@ pub(crate) struct AgentFlags {
     /// Serve /debug/* on the metrics port
     #[arg(long, env = "ROLEGATE_DEBUG", help_heading = PROCESS)]
     pub(crate) debug: bool,
-    /// How log lines are written
-    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_LOG_FORMAT", default_value = "text", ignore_case = true, help_heading = PROCESS)]
-    pub(crate) log_format: LogFormat,
-    /// error, warn, info, debug or trace, or a filter such as info,rolegate_agent=debug
-    #[arg(long, value_name = "LEVEL", env = "ROLEGATE_LOG_LEVEL", default_value = "info", help_heading = PROCESS)]
-    pub(crate) log_level: String,
-    /// The same as --log-level=debug
-    #[arg(long, env = "ROLEGATE_VERBOSE", help_heading = PROCESS)]
-    pub(crate) verbose: bool,
+    #[command(flatten)]
+    pub(crate) log: LogFlags,
     /// Folder for handing over to the next agent; only root may enter it. Empty: no handing over
     #[arg(long, value_name = "DIR", env = "ROLEGATE_RUNTIME_DIR", default_value = "/run/rolegate", value_parser = path, help_heading = PROCESS)]
     pub(crate) runtime_dir: PathBuf,

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -14,19 +13,17 @@ use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::{BaseArn, RoleArn, resolve};
-use rolegate_core::decision::{OwnRole, RuleSet};
+use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_core::decision::OwnRole;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::layer::Layer;
-use rolegate_core::layer::namespace::NamespaceLayer;
+use rolegate_core::layer::Mode;
 use rolegate_core::metadata::AllowList;
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::redirect::InterfacePattern;
 use rolegate_core::session_name::SessionScope;
-use rolegate_kube::client::ClientOptions;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::logging;
 
-use super::flags::{AgentFlags, ImdsV2, LogFormat, RestrictionFormat, Scope};
+use super::flags::{AgentFlags, ImdsV2, RestrictionDefault, RestrictionFormat, Scope};
 use crate::flags::invalid;
 use crate::redirect::{choice, spec};
 
@@ -40,22 +37,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const LEAST_AGE: Duration = Duration::from_secs(180);
 const LONGEST_DRAIN: Duration = Duration::from_secs(300);
 
-/// How the log is written: needed before anything else is validated.
-pub(super) fn logging(flags: &AgentFlags) -> anyhow::Result<(logging::LogFormat, String)> {
-    let format = match flags.log_format {
-        LogFormat::Text => logging::LogFormat::Text,
-        LogFormat::Json => logging::LogFormat::Json,
-    };
-    // kube2iam's logger has names that ours has not.
-    let level = match flags.log_level.as_str() {
-        "panic" | "fatal" => "error",
-        "warning" => "warn",
-        other => other,
-    };
-    let level = if flags.verbose { "debug" } else { level };
-    Ok((format, level.to_owned()))
-}
-
 /// What a user of kube2iam should know of the flags given.
 pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
     let mut notes = Vec::new();
@@ -65,7 +46,7 @@ pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
              pod that names none; name a role with --default-role",
         );
     }
-    if flags.insecure {
+    if flags.kubernetes.insecure {
         notes.push("--insecure: the API server's certificate is not checked");
     }
     if flags.redirect_remove_at_exit {
@@ -133,11 +114,13 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);
     }
-    let layers: Vec<Arc<dyn Layer>> = if flags.namespace_restrictions {
-        vec![Arc::new(NamespaceLayer)]
-    } else {
-        Vec::new()
-    };
+    let modes = flags.rules.modes(Modes {
+        namespace: match flags.namespace_restrictions {
+            true => Mode::Enforce,
+            false => Mode::Off,
+        },
+        ..Modes::default()
+    });
     let endpoints = std::env::var("AWS_STS_REGIONAL_ENDPOINTS");
     let regional = flags
         .use_regional_sts_endpoint
@@ -158,13 +141,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         source: match flags.workloads {
             Some(path) => SourceOptions::File(path),
             None => SourceOptions::Kubernetes {
-                client: ClientOptions {
-                    api_server: flags.api_server,
-                    api_token: flags.api_token.map(Into::into),
-                    insecure: flags.insecure,
-                    kubeconfig: flags.kubeconfig,
-                    ..ClientOptions::default()
-                },
+                client: flags.kubernetes.client(),
                 node: flags.node.filter(|node| !node.is_empty()),
             },
         },
@@ -181,21 +158,27 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             default_role: flags.default_role.filter(|role| !role.is_empty()),
             own_roles,
         },
-        rules: RuleSet {
+        rules: RuleConfig {
             base,
-            scope: match flags.session_scope {
-                Scope::Workload => SessionScope::Workload,
-                Scope::Pod => SessionScope::Pod,
-                Scope::Role => SessionScope::Role,
+            modes,
+            rego: flags.rules.rego()?,
+            restriction_format: match flags.namespace_restriction_format {
+                RestrictionFormat::Glob => PatternFormat::Glob,
+                RestrictionFormat::Regexp => PatternFormat::Regexp,
             },
-            session_seconds: seconds,
-            layers,
-            ..RuleSet::default()
+            allow_unannotated: matches!(
+                flags.namespace_restrictions_default,
+                RestrictionDefault::Allow
+            ),
+            ..RuleConfig::default()
         },
-        format: match flags.namespace_restriction_format {
-            RestrictionFormat::Glob => PatternFormat::Glob,
-            RestrictionFormat::Regexp => PatternFormat::Regexp,
+        cluster_config: flags.rules.cluster_config.into(),
+        scope: match flags.session_scope {
+            Scope::Workload => SessionScope::Workload,
+            Scope::Pod => SessionScope::Pod,
+            Scope::Role => SessionScope::Role,
         },
+        session_seconds: seconds,
         engine,
         door: DoorOptions {
             imds_v2: match flags.imds_v2 {

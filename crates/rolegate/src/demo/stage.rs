@@ -98,9 +98,9 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// When it doesn't start, or doesn't get ready.
     pub(super) async fn start_agent(&mut self, mut flags: AgentFlags) -> anyhow::Result<()> {
-        flags.api_server = Some(self.kube.url());
-        flags.api_token = None;
-        flags.kubeconfig = None;
+        flags.kubernetes.api_server = Some(self.kube.url());
+        flags.kubernetes.api_token = None;
+        flags.kubernetes.kubeconfig = None;
         flags.workloads = None;
         flags.node = Some(cast::NODE.into());
         flags.namespace_restrictions = true;

@@ -1,0 +1,165 @@
+//! A cluster of many teams: each has a namespace, roles, and a grant that gives it these.
+
+use rolegate_core::grant::{Grant, Subject};
+use rolegate_core::selector::Selector;
+use serde_json::{Value, json};
+
+use crate::stand_ins::Order;
+
+pub(crate) const GRANTS: &str = "rolegate.dev/v1alpha1/rolegrants";
+pub(crate) const CONFIGS: &str = "rolegate.dev/v1alpha1/rolegateconfigs";
+pub(crate) const CONFIG_MAPS: &str = "v1/configmaps";
+pub(crate) const NAMESPACES: &str = "v1/namespaces";
+
+/// The service account that a team's pods have.
+pub(crate) const SERVICE_ACCOUNT: &str = "app";
+/// The label of a namespace that says whose it is.
+const TEAM: &str = "team";
+
+/// How a grant is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Role names to a namespace.
+    Names,
+    /// Role names to a service account of a namespace.
+    Account,
+    /// A role pattern to a namespace.
+    Pattern,
+    /// A role pattern to namespaces with a label.
+    Selector,
+    /// A role pattern to any namespace.
+    Anywhere,
+    /// A role pattern that begins with a star, to any namespace: no index helps.
+    StarFirst,
+}
+
+impl Shape {
+    /// As grants of teams are written, one like the other.
+    pub(crate) fn mixed(team: usize) -> Self {
+        match team % 4 {
+            0 => Self::Names,
+            1 => Self::Account,
+            2 => Self::Pattern,
+            _ => Self::Selector,
+        }
+    }
+}
+
+/// The namespace of a team.
+pub(crate) fn namespace(team: usize) -> String {
+    format!("team-{team}")
+}
+
+/// A role of a team.
+pub(crate) fn role(team: usize) -> String {
+    format!("team-{team}-writer")
+}
+
+/// The label of a team's namespace.
+pub(crate) fn label(team: usize) -> (&'static str, String) {
+    (TEAM, format!("t{team}"))
+}
+
+/// The grant of a team.
+pub(crate) fn grant(team: usize, shape: Shape) -> Grant {
+    let (namespaces, namespace_selector) = match shape {
+        Shape::Names | Shape::Account | Shape::Pattern => (vec![namespace(team)], None),
+        Shape::Anywhere | Shape::StarFirst => (vec!["*".to_owned()], None),
+        Shape::Selector => {
+            let selector = Selector {
+                labels: [label(team)].into_iter().collect(),
+                expressions: Vec::new(),
+            };
+            (Vec::new(), Some(selector))
+        }
+    };
+    let account = (shape == Shape::Account).then(|| SERVICE_ACCOUNT.to_owned());
+    Grant {
+        name: namespace(team).into(),
+        roles: match shape {
+            Shape::Names | Shape::Account => vec![format!("team-{team}-reader"), role(team)],
+            Shape::Pattern | Shape::Selector | Shape::Anywhere => vec![format!("team-{team}-*")],
+            Shape::StarFirst => vec![format!("*-{team}-writer")],
+        },
+        subjects: vec![Subject {
+            namespaces,
+            namespace_selector,
+            service_accounts: account.into_iter().collect(),
+            pod_selector: None,
+        }],
+        ..Grant::default()
+    }
+}
+
+/// Creates or replaces these grants.
+pub(crate) fn put_grants(grants: impl IntoIterator<Item = Grant>) -> Order {
+    put(GRANTS, grants.into_iter().map(|grant| grant_object(&grant)))
+}
+
+/// Creates or replaces objects of a resource.
+pub(crate) fn put(resource: &str, objects: impl IntoIterator<Item = Value>) -> Order {
+    Order::Put {
+        resource: resource.to_owned(),
+        objects: objects.into_iter().collect(),
+    }
+}
+
+/// A grant as the API server has it.
+fn grant_object(grant: &Grant) -> Value {
+    let subjects = grant.subjects.iter().map(|subject| {
+        let mut object = json!({});
+        if let Some(fields) = object.as_object_mut() {
+            if let Some(selector) = &subject.namespace_selector {
+                let labels: serde_json::Map<_, _> = selector
+                    .labels
+                    .iter()
+                    .map(|(key, value)| (key.to_owned(), value.into()))
+                    .collect();
+                fields.insert("namespaceSelector".into(), json!({"matchLabels": labels}));
+            }
+            for (name, list) in [
+                ("namespaces", &subject.namespaces),
+                ("serviceAccounts", &subject.service_accounts),
+            ] {
+                if !list.is_empty() {
+                    fields.insert(name.into(), json!(list));
+                }
+            }
+        }
+        object
+    });
+    json!({
+        "apiVersion": "rolegate.dev/v1alpha1",
+        "kind": "RoleGrant",
+        "metadata": {"name": &*grant.name, "generation": 1},
+        "spec": {"roles": grant.roles, "subjects": subjects.collect::<Vec<_>>()},
+    })
+}
+
+/// A team's namespace as the API server has it.
+pub(crate) fn namespace_object(team: usize) -> Value {
+    let (key, value) = label(team);
+    named_namespace(&namespace(team), json!({key: value}))
+}
+
+/// A namespace with these labels, and with what every one has.
+pub(crate) fn named_namespace(name: &str, mut labels: Value) -> Value {
+    if let Some(labels) = labels.as_object_mut() {
+        labels.insert("kubernetes.io/metadata.name".into(), name.into());
+        labels.insert(
+            "pod-security.kubernetes.io/enforce".into(),
+            "baseline".into(),
+        );
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": name,
+            "labels": labels,
+            "annotations": {"example.com/owner": format!("{name}@example.com")},
+        },
+        "spec": {"finalizers": ["kubernetes"]},
+        "status": {"phase": "Active"},
+    })
+}

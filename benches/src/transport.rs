@@ -1,0 +1,106 @@
+//! What a connection of the load generator goes over: TCP, or TLS on it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+/// How TLS is begun, shared by all connections to a server.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    config: Arc<ClientConfig>,
+    server: ServerName<'static>,
+}
+
+impl Tls {
+    /// Trusts the certificate in this PEM file and nothing else.
+    pub(crate) fn trusting(certificate: &Path, server: &str) -> anyhow::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(certificate)?)?;
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            config: Arc::new(config),
+            server: ServerName::try_from(server.to_owned())?,
+        })
+    }
+}
+
+/// A connection that does not block.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    Plain(TcpStream),
+    Tls(Box<(ClientConnection, TcpStream)>),
+}
+
+impl Transport {
+    /// Shakes hands where there is TLS, on a socket that still blocks.
+    pub(crate) fn new(mut socket: TcpStream, tls: Option<&Tls>) -> anyhow::Result<Self> {
+        let Some(tls) = tls else {
+            socket.set_nonblocking(true)?;
+            return Ok(Self::Plain(socket));
+        };
+        let mut connection = ClientConnection::new(tls.config.clone(), tls.server.clone())?;
+        while connection.is_handshaking() {
+            connection
+                .complete_io(&mut socket)
+                .context("no TLS handshake")?;
+        }
+        socket.set_nonblocking(true)?;
+        Ok(Self::Tls(Box::new((connection, socket))))
+    }
+
+    /// Sends all of a message, which must fit into the socket.
+    pub(crate) fn send(&mut self, message: &[u8]) -> anyhow::Result<()> {
+        let fits = match self {
+            Self::Plain(socket) => socket.write(message)? == message.len(),
+            Self::Tls(both) => {
+                let (connection, socket) = &mut **both;
+                connection.writer().write_all(message)?;
+                while connection.wants_write() && connection.write_tls(socket)? > 0 {}
+                !connection.wants_write()
+            }
+        };
+        match fits {
+            true => Ok(()),
+            false => bail!("a request did not fit into the socket"),
+        }
+    }
+
+    /// Takes what has come, as [`Read::read`]: none yet is [`ErrorKind::WouldBlock`]. What does
+    /// not fit into `room` is kept.
+    pub(crate) fn receive(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
+        let (connection, socket) = match self {
+            Self::Plain(socket) => return socket.read(room),
+            Self::Tls(both) => &mut **both,
+        };
+        match connection.read_tls(socket) {
+            Ok(_) => connection
+                .process_new_packets()
+                .map(drop)
+                .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error))?,
+            // What came before may be there still.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        connection.reader().read(room)
+    }
+}
+
+impl AsFd for Transport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Plain(socket) => socket.as_fd(),
+            Self::Tls(both) => both.1.as_fd(),
+        }
+    }
+}

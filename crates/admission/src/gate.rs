@@ -1,0 +1,199 @@
+//! The gate: judges a review by the rules that the doors decide by, and guards the rules.
+//!
+//! An update is judged by what it changes of the wish, so that a right that was taken away never
+//! blocks a finalizer, a scale or a deletion.
+
+mod guard;
+mod network;
+mod scheduling;
+mod wish;
+
+pub(crate) use guard::{NAME_LABEL, guarded_labels};
+use jiff::Timestamp;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::decision::RuleSet;
+use rolegate_core::layer::Mode;
+use rolegate_core::layer::grants::GrantsLayer;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::json::{self, Malformed};
+use crate::kinds::Subject;
+use crate::outcome::{Fault, Outcome};
+use crate::policies::ReviewPolicies;
+use crate::review::{Operation, Review};
+
+/// The layer of what the gate itself protects, in faults.
+const GUARD: &str = "guard";
+/// The layer of policies, in faults.
+const REGO: &str = "rego";
+
+/// What reviews are judged by.
+#[derive(Clone, Copy)]
+pub struct GateRules<'a> {
+    /// The rules, without the layer of policies: those are asked about whole reviews.
+    pub rules: &'a RuleSet,
+    /// The configuration.
+    pub config: &'a RuleConfig,
+    /// The grants, for the labels that they look at.
+    pub grants: &'a GrantsLayer,
+    /// The annotations' keys.
+    pub keys: &'a AnnotationKeys,
+    /// The policies; `None` where there are none.
+    pub policies: Option<&'a dyn ReviewPolicies>,
+}
+
+/// Judges a review; pure. Where [`Outcome::undecided`] names a namespace, it is to be judged again
+/// when that namespace is known.
+pub fn judge(rules: &GateRules<'_>, review: &Review<'_>, now: Timestamp) -> Outcome {
+    let mut judge = Judge {
+        rules: *rules,
+        review,
+        now,
+        outcome: Outcome::default(),
+    };
+    let subject = Subject::of(review, rules.config);
+    let spared = |namespace: &str| rules.config.spared_namespaces.contains(namespace);
+    if subject.can_be_spared() && spared(review.namespace()) {
+        return judge.outcome;
+    }
+    if let Err(malformed) = judge.subject(subject) {
+        judge.malformed(&malformed);
+    }
+    let own_name = matches!(subject, Subject::Namespace) && spared(review.name());
+    if !own_name && !spared(review.namespace()) {
+        judge.policies(subject);
+    }
+    judge.outcome
+}
+
+/// One review being judged.
+struct Judge<'a> {
+    rules: GateRules<'a>,
+    review: &'a Review<'a>,
+    now: Timestamp,
+    outcome: Outcome,
+}
+
+/// The object as it would be and as it is.
+struct Change {
+    new: Value,
+    old: Option<Value>,
+}
+
+impl<'a> Judge<'a> {
+    fn subject(&mut self, subject: Subject<'_>) -> Result<(), Malformed> {
+        let operation = self.review.operation();
+        if operation == Operation::Delete {
+            return self.deletion(subject);
+        }
+        if operation == Operation::Connect || subject == Subject::Other {
+            return Ok(());
+        }
+        let change = self.change()?;
+        match subject {
+            Subject::Pod => self.pod(&change),
+            Subject::PodStatus => self.pod_status(&change),
+            Subject::Binding => self.binding(&change),
+            Subject::Template(path) => self.template(&change, path),
+            Subject::Custom(kind) => self.custom(&change, kind),
+            Subject::ServiceAccount => self.service_account(&change),
+            Subject::TokenRequest => self.token_request(&change),
+            Subject::AwsIamRole => self.aws_iam_role(&change),
+            Subject::Namespace => self.namespace(&change),
+            Subject::Service => self.service(&change),
+            Subject::Rules => self.rule_object(&change),
+            Subject::ConfigMap => self.config_map(&change),
+            Subject::Other => Ok(()),
+        }
+    }
+
+    /// Reads the objects. An old one that cannot be read counts as none, so that everything of the
+    /// new one is judged.
+    fn change(&self) -> Result<Change, Malformed> {
+        let missing = Malformed {
+            path: String::new(),
+            wanted: "an object",
+        };
+        let new = self.review.object().ok_or(missing)?;
+        let new = read(new)?;
+        let old = match self.review.operation() {
+            Operation::Update => self.review.old_object(),
+            _ => None,
+        };
+        Ok(Change {
+            new,
+            old: old.and_then(|old| json::parse(old).ok()),
+        })
+    }
+
+    /// The namespace, which every request about a namespaced object has.
+    fn namespace_name(&self) -> Result<&'a str, Malformed> {
+        let namespace = self.review.namespace();
+        (!namespace.is_empty()).then_some(namespace).ok_or(Malformed {
+            path: "metadata.namespace".into(),
+            wanted: "the name of a namespace",
+        })
+    }
+
+    fn malformed(&mut self, malformed: &Malformed) {
+        self.outcome.fault(Fault::new(
+            &malformed.path,
+            "request",
+            "malformed object",
+            &format!("this must be {}", malformed.wanted),
+        ));
+    }
+
+    /// Refuses by a rule of the gate's own.
+    fn guard(&mut self, path: &str, rule: &str, reason: &str) {
+        self.outcome.fault(Fault::new(path, GUARD, rule, reason));
+    }
+
+    /// Refuses or warns, by the mode of the layer that wants it.
+    fn by_mode(&mut self, mode: Mode, fault: Fault) {
+        match mode {
+            Mode::Enforce => self.outcome.fault(fault),
+            Mode::Audit => self.outcome.warning(fault),
+            Mode::Off => {}
+        }
+    }
+
+    /// Asks the policies. They are not asked about what rules consist of, so that a policy that
+    /// refuses everything can be put right, nor about subresources that they were not written for.
+    fn policies(&mut self, subject: Subject<'_>) {
+        let mode = self.rules.config.modes.rego;
+        let review = self.review;
+        let asked_about = matches!(review.operation(), Operation::Create | Operation::Update)
+            && matches!(review.subresource(), "" | "ephemeralcontainers")
+            && subject != Subject::Rules
+            && !(subject == Subject::ConfigMap && self.in_policy_namespace());
+        let Some(policies) = self.rules.policies else {
+            return;
+        };
+        if mode == Mode::Off || !asked_about || self.outcome.undecided.is_some() {
+            return;
+        }
+        let findings = policies.judge_review(review.body(), self.now);
+        self.outcome.asked = findings.asked;
+        for finding in findings.denials {
+            let fault = Fault::new("", REGO, &finding.policy, &finding.message);
+            self.by_mode(mode, fault);
+        }
+    }
+}
+
+/// Reads an object that must be one.
+fn read(raw: &RawValue) -> Result<Value, Malformed> {
+    let malformed = |wanted| Malformed {
+        path: String::new(),
+        wanted,
+    };
+    let value = json::parse(raw)
+        .map_err(|_| malformed("JSON of at most 128 levels, with each key once"))?;
+    value
+        .is_object()
+        .then_some(value)
+        .ok_or_else(|| malformed("an object"))
+}

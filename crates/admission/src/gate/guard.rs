@@ -1,0 +1,276 @@
+//! What rules themselves consist of: role annotations and granting labels of namespaces, grants,
+//! the configuration, ConfigMaps of policies, and the ways around a pod's own endpoint.
+
+use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
+use rolegate_core::config::{DATA_LABEL, Subjects};
+use serde_json::{Map, Value};
+
+use super::{Change, Judge, read};
+use crate::json::{Malformed, Place, Texts};
+use crate::kinds::Subject;
+use crate::review::Operation;
+
+/// Set by the API server on every namespace, and not to be changed.
+pub(crate) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// Where the state of a policy is told, which is no part of it.
+const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
+/// The ConfigMap that the control plane keeps in every namespace, and who does.
+const ROOT_CA: (&str, &str) = (
+    "kube-root-ca.crt",
+    "system:serviceaccount:kube-system:root-ca-cert-publisher",
+);
+/// Who empties namespaces that are deleted.
+const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-controller";
+
+const ASK: &str = "ask your cluster's administrator";
+
+impl Judge<'_> {
+    /// A deletion takes nothing that pods have been given, but may take rules away.
+    pub(super) fn deletion(&mut self, subject: Subject<'_>) -> Result<(), Malformed> {
+        let writers = self.rules.config.rule_writers.is_some();
+        let guarded = match subject {
+            Subject::Rules => true,
+            Subject::ConfigMap => {
+                let controller = self.review.user().name == NAMESPACE_CONTROLLER;
+                let old = self.review.old_object().map(read).transpose()?;
+                !controller && self.is_policy(old.as_ref())?
+            }
+            Subject::Namespace => {
+                let namespaces = &self.rules.config.rego.namespaces;
+                self.review.subresource().is_empty() && namespaces.contains(self.review.name())
+            }
+            _ => false,
+        };
+        if writers && guarded && !self.is_rule_writer() {
+            self.guard(
+                "",
+                "rule writers",
+                &format!("only the configuration's ruleWriters may delete it; {ASK}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Grants and the configuration.
+    pub(super) fn rule_object(&mut self, change: &Change) -> Result<(), Malformed> {
+        self.rule_change(change, "a grant or the configuration")
+    }
+
+    /// ConfigMaps that hold policies or their data, or did.
+    pub(super) fn config_map(&mut self, change: &Change) -> Result<(), Malformed> {
+        let publisher =
+            self.review.user().name == ROOT_CA.1 && self.object_name(&change.new)? == ROOT_CA.0;
+        let is_policy =
+            self.is_policy(Some(&change.new))? || self.is_policy(change.old.as_ref())?;
+        if publisher || !is_policy {
+            return Ok(());
+        }
+        self.rule_change(change, "a ConfigMap of policies or their data")
+    }
+
+    fn rule_change(&mut self, change: &Change, what: &str) -> Result<(), Malformed> {
+        if self.rules.config.rule_writers.is_none() || self.is_rule_writer() {
+            return Ok(());
+        }
+        let unchanged = match &change.old {
+            Some(old) => content(old) == content(&change.new),
+            None => false,
+        };
+        if !unchanged {
+            self.guard(
+                "",
+                "rule writers",
+                &format!("only the configuration's ruleWriters may write {what}; {ASK}"),
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_rule_writer(&self) -> bool {
+        let nobody = Subjects::default();
+        let writers = self.rules.config.rule_writers.as_ref();
+        self.is_among(writers.unwrap_or(&nobody))
+    }
+
+    pub(super) fn is_among(&self, subjects: &Subjects) -> bool {
+        let user = self.review.user();
+        subjects.contains(&user.name, user.groups.iter().map(String::as_str))
+    }
+
+    pub(super) fn in_policy_namespace(&self) -> bool {
+        let namespaces = &self.rules.config.rego.namespaces;
+        namespaces.contains(self.review.namespace())
+    }
+
+    fn object_name(&self, object: &Value) -> Result<String, Malformed> {
+        if !self.review.name().is_empty() {
+            return Ok(self.review.name().to_owned());
+        }
+        let metadata = Place::root(object).field("metadata")?;
+        let name = metadata.map(|metadata| metadata.text("name")).transpose()?;
+        Ok(name.flatten().unwrap_or_default().to_owned())
+    }
+
+    fn is_policy(&self, object: Option<&Value>) -> Result<bool, Malformed> {
+        let Some(object) = object.filter(|_| self.in_policy_namespace()) else {
+            return Ok(false);
+        };
+        let rego = &self.rules.config.rego;
+        let Some((key, value)) = &rego.label else {
+            return Ok(true);
+        };
+        let name = self.object_name(object)?;
+        let required = rego
+            .required
+            .iter()
+            .any(|(namespace, known)| **namespace == *self.review.namespace() && **known == *name);
+        let labels = match Place::root(object).field("metadata")? {
+            Some(metadata) => metadata.texts("labels")?,
+            None => Texts::default(),
+        };
+        Ok(required
+            || labels.get(key) == Some(value)
+            || labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1))
+    }
+
+    /// Who may say what a namespace's pods may have.
+    pub(super) fn namespace(&mut self, change: &Change) -> Result<(), Malformed> {
+        if self.is_among(&self.rules.config.namespace_writers) {
+            return Ok(());
+        }
+        let metadata = |object| -> Result<(Texts<'_>, Texts<'_>), Malformed> {
+            match Place::root(object).field("metadata")? {
+                Some(place) => Ok((place.texts("annotations")?, place.texts("labels")?)),
+                None => Ok(Default::default()),
+            }
+        };
+        let (annotations, labels) = metadata(&change.new)?;
+        let old = change.old.as_ref();
+        let (old_annotations, old_labels) =
+            old.and_then(|old| metadata(old).ok()).unwrap_or_default();
+        let allowed = &self.rules.keys.allowed_roles;
+        let mut keys = vec![allowed, ALLOWED_ROLES, PERMITTED, DEFAULT_ROLE];
+        keys.sort_unstable();
+        keys.dedup();
+        let annotations = keys
+            .into_iter()
+            .filter(|key| annotations.get(key) != old_annotations.get(key))
+            .map(|key| (format!("metadata.annotations[{key}]"), "role annotations"));
+        let mut keys: Vec<_> = guarded_labels(self.rules.grants.grants()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let labels = keys
+            .into_iter()
+            .filter(|key| labels.get(key) != old_labels.get(key))
+            .map(|key| (format!("metadata.labels[{key}]"), "labels that grants use"));
+        for (path, what) in annotations.chain(labels).collect::<Vec<_>>() {
+            self.guard(
+                &path,
+                "namespace writers",
+                &format!(
+                    "only the configuration's namespaceWriters may set, change or remove {what} of \
+                     namespaces; {ASK}"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// A kubelet may write metadata of its pods through their status, and so may whoever has the
+    /// right to it: nothing that decides about roles.
+    pub(super) fn pod_status(&mut self, change: &Change) -> Result<(), Malformed> {
+        let metadata = |object| -> Result<(Texts<'_>, Texts<'_>), Malformed> {
+            match Place::root(object).field("metadata")? {
+                Some(place) => Ok((place.texts("annotations")?, place.texts("labels")?)),
+                None => Ok(Default::default()),
+            }
+        };
+        let (annotations, labels) = metadata(&change.new)?;
+        let (old_annotations, old_labels) = match &change.old {
+            Some(old) => metadata(old)?,
+            None => Default::default(),
+        };
+        let mut changed = self.changed_annotations(annotations, old_annotations);
+        if let Some(key) = self.changed_label(labels, old_labels) {
+            changed.push(format!("metadata.labels[{key}]"));
+        }
+        for path in changed {
+            self.guard(
+                &path,
+                "pod status",
+                "what decides about a pod's role cannot be changed through its status; change the \
+                 pod itself",
+            );
+        }
+        Ok(())
+    }
+
+    /// A binding's metadata is copied onto its pod.
+    pub(super) fn binding(&mut self, change: &Change) -> Result<(), Malformed> {
+        let metadata = Place::root(&change.new).field("metadata")?;
+        let (annotations, labels) = match &metadata {
+            Some(place) => (place.texts("annotations")?, place.texts("labels")?),
+            None => Default::default(),
+        };
+        let mut changed = self.changed_annotations(annotations, Texts::default());
+        if let Some(key) = self.changed_label(labels, Texts::default()) {
+            changed.push(format!("metadata.labels[{key}]"));
+        }
+        for path in changed {
+            self.guard(
+                &path,
+                "binding",
+                "a binding copies this onto its pod, where it decides about the role; write it into \
+                 the pod itself",
+            );
+        }
+        self.chosen_node(change)
+    }
+
+    /// Paths of a pod's annotations that decide about its role and differ.
+    fn changed_annotations(&self, new: Texts<'_>, old: Texts<'_>) -> Vec<String> {
+        let keys = self.rules.keys;
+        [&*keys.role, &*keys.external_id, SESSION_NAME, MIRROR]
+            .into_iter()
+            .filter(|key| new.get(key) != old.get(key))
+            .map(|key| format!("metadata.annotations[{key}]"))
+            .collect()
+    }
+
+    pub(super) fn is_creation(&self) -> bool {
+        self.review.operation() == Operation::Create
+    }
+}
+
+/// Keys of namespace labels by which grants are given, and which therefore not everybody may set.
+pub(crate) fn guarded_labels(
+    grants: &[rolegate_core::grant::CompiledGrant],
+) -> impl Iterator<Item = &str> {
+    let keys = grants.iter().flat_map(|grant| grant.namespace_label_keys());
+    keys.filter(|key| *key != NAME_LABEL)
+}
+
+/// What an object that holds rules says: not its status, nor the records kept of it.
+fn content(object: &Value) -> Map<String, Value> {
+    let mut content = object.as_object().cloned().unwrap_or_default();
+    content.remove("status");
+    if let Some(Value::Object(metadata)) = content.get_mut("metadata") {
+        metadata.retain(|key, _| {
+            matches!(
+                key.as_str(),
+                "name" | "labels" | "annotations" | "ownerReferences"
+            )
+        });
+        let nothing_left = match metadata.get_mut("annotations") {
+            Some(Value::Object(annotations)) => {
+                annotations.remove(STATUS_ANNOTATION);
+                annotations.is_empty()
+            }
+            _ => false,
+        };
+        if nothing_left {
+            metadata.remove("annotations");
+        }
+    }
+    content
+}

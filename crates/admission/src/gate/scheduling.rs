@@ -1,0 +1,81 @@
+//! Pods that start where, or before, the agent can't cover them: on a node that was chosen by
+//! hand, or past every taint, on nodes that are not ready.
+
+use serde_json::Value;
+
+use super::{Change, Judge};
+use crate::json::{Malformed, Place};
+use crate::shape::PodShape;
+
+const RULE: &str = "scheduling";
+const ASK: &str = "leave it out, or ask your cluster's administrator";
+
+impl Judge<'_> {
+    /// Judges where pods want to run, as far as it is not as it was.
+    pub(super) fn scheduling(&mut self, new: &PodShape<'_>, old: Option<&PodShape<'_>>) {
+        if !self.rules.config.guard_scheduling || self.may_schedule() {
+            return;
+        }
+        // A pod gets its node by its binding, and never by an update.
+        let is_bound = old.is_some() && new.path.is_empty();
+        if let Some(node) = new.node_name
+            && !is_bound
+            && old.and_then(|old| old.node_name) != Some(node)
+        {
+            self.guard(
+                &new.at("spec.nodeName"),
+                RULE,
+                &format!(
+                    "a pod that chooses its node may start there before rolegate covers it; {ASK}"
+                ),
+            );
+        }
+        let tolerated = old.is_some_and(|old| !old.tolerates_all.is_empty());
+        for path in new.tolerates_all.iter().filter(|_| !tolerated) {
+            self.guard(
+                path,
+                RULE,
+                &format!(
+                    "a pod that tolerates everything may start on a node before rolegate covers \
+                     it; name the taints that it tolerates, {ASK}"
+                ),
+            );
+        }
+    }
+
+    /// Whoever binds a pod by hand chooses its node.
+    pub(super) fn chosen_node(&mut self, change: &Change) -> Result<(), Malformed> {
+        let target = Place::root(&change.new).at(&["target", "name"])?;
+        let names_node =
+            target.is_some_and(|target| !matches!(target.value, Value::String(name) if name.is_empty()));
+        if self.rules.config.guard_scheduling
+            && self.is_creation()
+            && names_node
+            && !self.may_schedule()
+        {
+            self.guard(
+                "target.name",
+                RULE,
+                &format!(
+                    "only schedulers bind pods to nodes: a pod that chooses its node may start there \
+                     before rolegate covers it; {ASK}"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// The control plane makes pods of templates that were judged before, binds them, and mirrors
+    /// static ones; whoever writes the rules may do as much.
+    fn may_schedule(&self) -> bool {
+        let user = self.review.user();
+        let control_plane = matches!(
+            &*user.name,
+            "system:kube-controller-manager" | "system:kube-scheduler" | "system:apiserver"
+        );
+        control_plane
+            || user.is_in("system:serviceaccounts:kube-system")
+            || user.is_in("system:nodes")
+            || self.is_rule_writer()
+    }
+}

@@ -1,0 +1,361 @@
+//! Roles that pods, templates, service accounts and credentials as Secrets name.
+
+use rolegate_core::annotation::{SESSION_NAME, WEB_IDENTITY_ROLE};
+use rolegate_core::config::TemplateKind;
+use rolegate_core::decision::{Decision, Denial};
+use rolegate_core::layer::{Mode, Verdict};
+use rolegate_core::workload::{Wish, Workload};
+use serde_json::Value;
+
+use super::{Change, Judge};
+use crate::json::{Malformed, Place, Texts};
+use crate::outcome::Fault;
+use crate::shape::{PodShape, ROLE_VARIABLE, is_aws_audience};
+
+/// Stands for the service account of what all accounts of a namespace can use, such as a Secret;
+/// no account can be called so.
+const ANY_ACCOUNT: &str = "(any)";
+/// The layer of grants, in faults.
+const GRANTS: &str = "grants";
+const WEB_IDENTITY: &str = "web identity";
+
+/// Where the parts of a wish were written, for faults.
+struct Sources {
+    role: String,
+    external_id: String,
+    session_name: String,
+}
+
+impl Judge<'_> {
+    pub(super) fn pod(&mut self, change: &Change) -> Result<(), Malformed> {
+        let shape = PodShape::read(&Place::root(&change.new))?;
+        let old = change.old.as_ref();
+        let old = old.and_then(|old| PodShape::read(&Place::root(old)).ok());
+        self.scheduling(&shape, old.as_ref());
+        if old.is_some_and(|old| self.same_wish(&shape, &old)) {
+            return Ok(());
+        }
+        // A kubelet mirrors static pods whatever we say, and they get no role whatever they are
+        // given by default: only one that names a role is refused.
+        let names_none = || shape.wish(self.rules.keys).role.is_none_or(|role| role.is_empty());
+        if shape.is_mirror() && names_none() && shape.variables.is_empty() {
+            return Ok(());
+        }
+        self.pods(&shape, true)
+    }
+
+    /// A kind with one template.
+    pub(super) fn template(&mut self, change: &Change, path: &[&str]) -> Result<(), Malformed> {
+        let Some(template) = Place::root(&change.new).at(path)? else {
+            return Ok(());
+        };
+        let old = change.old.as_ref();
+        let old_place = old.and_then(|old| Place::root(old).at(path).ok().flatten());
+        self.one_template(&template, old_place.as_ref(), old)
+    }
+
+    /// A custom resource.
+    pub(super) fn custom(&mut self, change: &Change, kind: &TemplateKind) -> Result<(), Malformed> {
+        let root = Place::root(&change.new);
+        let old = change.old.as_ref();
+        let old_root = old.map(Place::root);
+        for path in &kind.paths {
+            if &**path == "." {
+                self.owner(&root, old_root.as_ref())?;
+                continue;
+            }
+            let olds = old_root.as_ref().and_then(|old| old.walk(path).ok());
+            for template in root.walk(path)? {
+                let olds = olds.iter().flatten();
+                let old_place = olds.clone().find(|place| place.path == template.path);
+                self.one_template(&template, old_place, old)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn one_template(
+        &mut self,
+        template: &Place<'_>,
+        old_template: Option<&Place<'_>>,
+        old: Option<&Value>,
+    ) -> Result<(), Malformed> {
+        if old_template.is_some_and(|old| old.value == template.value)
+            || old.is_some_and(is_being_deleted)
+        {
+            return Ok(());
+        }
+        let shape = PodShape::read(template)?;
+        let old_shape = old_template.and_then(|old| PodShape::read(old).ok());
+        self.scheduling(&shape, old_shape.as_ref());
+        self.pods(&shape, true)
+    }
+
+    /// An object whose pods take over its metadata.
+    fn owner(&mut self, root: &Place<'_>, old: Option<&Place<'_>>) -> Result<(), Malformed> {
+        let shape = PodShape::read_owner(root)?;
+        let old_shape = old.and_then(|old| PodShape::read_owner(old).ok());
+        if old_shape.is_some_and(|old| self.same_wish(&shape, &old))
+            || old.is_some_and(|old| is_being_deleted(old.value))
+        {
+            return Ok(());
+        }
+        // Which account its pods run as is told by its controller's configuration, or by another
+        // object: what depends on it is judged when they are made.
+        let account_is_known = shape.service_account.is_some();
+        self.pods(&shape, account_is_known)
+    }
+
+    /// Whether everything that decides about roles is as it was.
+    fn same_wish(&self, new: &PodShape<'_>, old: &PodShape<'_>) -> bool {
+        let keys = self.rules.keys;
+        let values = |shape: &PodShape<'_>| {
+            let variables = shape.variables.iter();
+            variables
+                .map(|variable| variable.value.map(str::to_owned))
+                .collect::<Vec<_>>()
+        };
+        new.wish(keys) == old.wish(keys)
+            && new.is_mirror() == old.is_mirror()
+            && new.service_account == old.service_account
+            && new.tokens == old.tokens
+            && values(new) == values(old)
+            && self.changed_label(new.labels, old.labels).is_none()
+    }
+
+    /// A pod label that grants look at and that differs.
+    pub(super) fn changed_label(&self, new: Texts<'_>, old: Texts<'_>) -> Option<&str> {
+        let grants = self.rules.grants.grants().iter();
+        let mut keys = grants.flat_map(|grant| grant.pod_label_keys());
+        keys.find(|key| new.get(key) != old.get(key))
+    }
+
+    /// Judges what a pod or the pods of a template ask for.
+    fn pods(&mut self, shape: &PodShape<'_>, account_is_known: bool) -> Result<(), Malformed> {
+        let keys = self.rules.keys;
+        let namespace = self.namespace_name()?;
+        let wish = shape.wish(keys);
+        let asks = wish.role.as_ref().is_some_and(|role| !role.is_empty());
+        let workload = shape.workload(namespace, self.review.name(), wish);
+        let sources = Sources {
+            role: shape.annotation(&keys.role),
+            external_id: shape.annotation(&keys.external_id),
+            session_name: shape.annotation(SESSION_NAME),
+        };
+        self.ask(&workload, &sources, account_is_known);
+        self.web_identity(shape, &workload, asks);
+        Ok(())
+    }
+
+    /// Roles named by variables, and tokens for AWS.
+    fn web_identity(&mut self, shape: &PodShape<'_>, workload: &Workload, mut asks: bool) {
+        let grants = self.rules.config.modes.grants;
+        let mut judged: Vec<&str> = Vec::new();
+        for variable in &shape.variables {
+            match variable.value.map(str::trim) {
+                Some("") => {}
+                // The EKS webhook gives it to every container.
+                Some(role) if judged.contains(&role) => {}
+                Some(role) => {
+                    asks = true;
+                    judged.push(role);
+                    let path = format!("{}.value", variable.path);
+                    self.named_by(workload, role, &path);
+                }
+                None => {
+                    let reason = format!(
+                        "{ROLE_VARIABLE} comes from elsewhere, so the role cannot be judged; write \
+                         its ARN as the variable's value"
+                    );
+                    let fault = Fault::new(&variable.path, GRANTS, WEB_IDENTITY, &reason);
+                    self.by_mode(grants, fault);
+                }
+            }
+        }
+        if let (false, Some(token)) = (asks, shape.tokens.first()) {
+            let reason = format!(
+                "a token that AWS takes for credentials needs the role named, so that it can be \
+                 judged; set {ROLE_VARIABLE} in the container to a role that a RoleGrant gives to \
+                 service account {} of namespace {}, or ask your cluster's administrator for one",
+                workload.service_account, workload.namespace
+            );
+            self.by_mode(grants, Fault::new(token, GRANTS, WEB_IDENTITY, &reason));
+        }
+    }
+
+    /// Judges a role that is named by something else than a pod's annotation.
+    fn named_by(&mut self, workload: &Workload, role: &str, path: &str) {
+        let workload = Workload {
+            wish: Wish {
+                role: Some(role.into()),
+                ..Wish::default()
+            },
+            ..workload.clone()
+        };
+        let sources = Sources {
+            role: path.to_owned(),
+            external_id: String::new(),
+            session_name: String::new(),
+        };
+        self.ask(&workload, &sources, true);
+    }
+
+    /// A service account names the role of its pods' web identity.
+    pub(super) fn service_account(&mut self, change: &Change) -> Result<(), Malformed> {
+        let annotations = |object| -> Result<Texts<'_>, Malformed> {
+            match Place::root(object).field("metadata")? {
+                Some(metadata) => metadata.texts("annotations"),
+                None => Ok(Texts::default()),
+            }
+        };
+        let role = annotations(&change.new)?.get(WEB_IDENTITY_ROLE);
+        let old = change.old.as_ref();
+        let old = old.and_then(|old| annotations(old).ok()?.get(WEB_IDENTITY_ROLE));
+        let Some(role) = role.map(str::trim).filter(|role| !role.is_empty()) else {
+            return Ok(());
+        };
+        if old.map(str::trim) == Some(role) {
+            return Ok(());
+        }
+        let path = format!("metadata.annotations[{WEB_IDENTITY_ROLE}]");
+        self.role_of_account(&change.new, self.review.name().to_owned(), role, &path)
+    }
+
+    /// Credentials as a Secret, which every account of the namespace may be let to read.
+    pub(super) fn aws_iam_role(&mut self, change: &Change) -> Result<(), Malformed> {
+        let reference = |object| match Place::root(object).field("spec")? {
+            Some(spec) => spec.text("roleReference"),
+            None => Ok(None),
+        };
+        let old = change.old.as_ref();
+        let old_role = old.and_then(|old| reference(old).ok().flatten());
+        match reference(&change.new)?.map(str::trim) {
+            Some(role) if !role.is_empty() && old_role.map(str::trim) != Some(role) => {
+                let account = ANY_ACCOUNT.to_owned();
+                self.role_of_account(&change.new, account, role, "spec.roleReference")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn role_of_account(
+        &mut self,
+        object: &Value,
+        mut account: String,
+        role: &str,
+        path: &str,
+    ) -> Result<(), Malformed> {
+        let root = Place::root(object);
+        // At a creation the name may be in the object alone.
+        if account.is_empty()
+            && let Some(metadata) = root.field("metadata")?
+        {
+            account = metadata.text("name")?.unwrap_or_default().to_owned();
+        }
+        let empty = Value::Object(serde_json::Map::new());
+        let mut shape = PodShape::read(&Place::root(&empty))?;
+        shape.service_account = Some(&account);
+        let workload = shape.workload(self.namespace_name()?, "", Wish::default());
+        self.named_by(&workload, role, path);
+        Ok(())
+    }
+
+    /// A token for AWS names no role, so where grants count only kubelets get one, for pods that
+    /// were let through.
+    pub(super) fn token_request(&mut self, change: &Change) -> Result<(), Malformed> {
+        let Some(spec) = Place::root(&change.new).field("spec")? else {
+            return Ok(());
+        };
+        let mut found = None;
+        for audience in spec.list("audiences")? {
+            let text = audience.value.as_str();
+            let text = text.ok_or_else(|| audience.malformed("a string"))?;
+            if is_aws_audience(text) {
+                found = Some(audience.path);
+            }
+        }
+        let Some(path) = found else {
+            return Ok(());
+        };
+        let bound_to = match spec.field("boundObjectRef")? {
+            Some(bound) => bound.text("kind")?,
+            None => None,
+        };
+        let kubelet = self.review.user().is_in("system:nodes") && bound_to == Some("Pod");
+        if kubelet || self.is_rule_writer() {
+            return Ok(());
+        }
+        let reason = format!(
+            "a token that AWS takes for credentials names no role that could be judged; run a pod \
+             whose {ROLE_VARIABLE} or role annotation names one that a RoleGrant covers, or ask \
+             your cluster's administrator"
+        );
+        let mode = self.rules.config.modes.grants;
+        self.by_mode(mode, Fault::new(&path, GRANTS, WEB_IDENTITY, &reason));
+        Ok(())
+    }
+
+    /// Asks the rules, as the doors do.
+    fn ask(&mut self, workload: &Workload, sources: &Sources, account_is_known: bool) {
+        let explanation = self.rules.rules.explain(workload, self.now);
+        let counts = |layer| account_is_known || layer != GRANTS;
+        let is_default = workload.wish.role.is_none();
+        match explanation.decision {
+            Decision::NoRole => {}
+            Decision::Undecided => self.outcome.undecided = Some(workload.namespace.clone()),
+            Decision::Allow { audited, .. } => {
+                for denial in audited.iter().filter(|denial| counts(denial.layer)) {
+                    self.outcome.warning(fault(denial, is_default, sources));
+                }
+            }
+            Decision::Deny(denial) => {
+                if counts(denial.layer) {
+                    self.outcome.fault(fault(&denial, is_default, sources));
+                }
+                // What comes before the layers would drown in what they say beside it.
+                if matches!(denial.layer, "own-role" | "rules") || workload.mirror {
+                    return;
+                }
+                for judgement in explanation.judgements {
+                    let Verdict::Deny { rule, reason } = judgement.verdict else {
+                        continue;
+                    };
+                    if judgement.layer == denial.layer || !counts(judgement.layer) {
+                        continue;
+                    }
+                    let other = Denial {
+                        role: denial.role.clone(),
+                        layer: judgement.layer,
+                        rule,
+                        reason,
+                    };
+                    let mode: Mode = judgement.mode;
+                    self.by_mode(mode, fault(&other, is_default, sources));
+                }
+            }
+        }
+    }
+}
+
+fn is_being_deleted(object: &Value) -> bool {
+    let place = Place::root(object).at(&["metadata", "deletionTimestamp"]);
+    matches!(place, Ok(Some(_)))
+}
+
+fn fault(denial: &Denial, is_default: bool, sources: &Sources) -> Fault {
+    let path = match &*denial.rule {
+        "external ID annotation" => &sources.external_id,
+        "session name annotation" => &sources.session_name,
+        _ => &sources.role,
+    };
+    let default = if is_default { ", the default," } else { "" };
+    let whom = match denial.layer {
+        "namespace" => "; ask whoever administers the namespace's annotations",
+        _ => "",
+    };
+    let reason = format!(
+        "role {}{default} is refused: {}{whom}",
+        denial.role, denial.reason
+    );
+    Fault::new(path, denial.layer, &denial.rule, &reason)
+}

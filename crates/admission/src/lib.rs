@@ -1,0 +1,24 @@
+//! The admission gate: AdmissionReview in, the decision of the rules, answer out.
+//!
+//! What is in this crate's pure part ([`review`], [`gate`], [`outcome`], [`registration`]) does no
+//! I/O and knows no clock: a pipeline can ask it about manifests as the API server asks it about
+//! requests. Whether a workload may have a role is not decided here but by
+//! [`RuleSet::explain`](rolegate_core::decision::RuleSet::explain), which the doors ask too.
+
+pub mod app;
+pub mod gate;
+mod json;
+mod kinds;
+pub mod metrics;
+pub mod outcome;
+pub mod policies;
+pub mod registration;
+pub mod review;
+pub mod server;
+mod shape;
+mod text;
+
+pub use gate::{GateRules, judge};
+pub use outcome::{Fault, Outcome};
+pub use policies::{Finding, Findings, ReviewPolicies};
+pub use review::{Review, ReviewError};

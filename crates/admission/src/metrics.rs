@@ -1,0 +1,92 @@
+//! What the webhook counts.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use rolegate_runtime::histogram::AtomicHistogram;
+
+type LayerLabel = [(&'static str, &'static str); 1];
+
+/// How a review ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Allowed.
+    Allowed,
+    /// Allowed, with warnings of layers in audit mode.
+    Warned,
+    /// Refused.
+    Denied,
+    /// Not a review that can be read.
+    Malformed,
+}
+
+impl Ending {
+    const ALL: [Self; 4] = [Self::Allowed, Self::Warned, Self::Denied, Self::Malformed];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Warned => "warned",
+            Self::Denied => "denied",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// Metrics of the webhook. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct AdmissionMetrics {
+    reviews: [AtomicHistogram; 4],
+    denials: Family<LayerLabel, Counter>,
+    audited: Family<LayerLabel, Counter>,
+}
+
+impl AdmissionMetrics {
+    /// Registers `admission_review_duration_seconds` by `outcome`, `admission_denials_total` and
+    /// `admission_audited_denials_total` by `layer`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let family = Family::<[(&str, &str); 1], AtomicHistogram, _>::new_with_constructor(|| {
+            AtomicHistogram::new(AtomicHistogram::LATENCIES)
+        });
+        let reviews = Ending::ALL
+            .map(|ending| family.get_or_create(&[("outcome", ending.as_str())]).clone());
+        registry.register(
+            "admission_review_duration_seconds",
+            "Time that reviews took, by how they ended",
+            family,
+        );
+        let metrics = Self {
+            reviews,
+            denials: Family::default(),
+            audited: Family::default(),
+        };
+        registry.register(
+            "admission_denials",
+            "Faults for which objects were refused, by layer",
+            metrics.denials.clone(),
+        );
+        registry.register(
+            "admission_audited_denials",
+            "Faults that layers in audit mode found in objects that were let through, by layer",
+            metrics.audited.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn observe(&self, ending: Ending, took: Duration) {
+        if let Some(histogram) = self.reviews.get(ending as usize) {
+            histogram.observe(took);
+        }
+    }
+
+    pub(crate) fn denied(&self, layer: &'static str) {
+        self.denials.get_or_create(&[("layer", layer)]).inc();
+    }
+
+    pub(crate) fn audited(&self, layer: &'static str) {
+        self.audited.get_or_create(&[("layer", layer)]).inc();
+    }
+}

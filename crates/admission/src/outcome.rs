@@ -1,0 +1,170 @@
+//! What comes out of the gate, and the answer that the API server is given.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::review::Review;
+use crate::text::{cut, shown};
+
+/// Most faults that are kept of one review.
+const MAX_FAULTS: usize = 64;
+/// Most bytes of a denial's message.
+const MAX_MESSAGE: usize = 4096;
+/// Most characters of a path and of a rule.
+const MAX_NAME: usize = 300;
+/// Most characters of a reason.
+const MAX_REASON: usize = 1200;
+/// The API server cuts each warning here, and drops them all where they are longer than 4,096
+/// bytes together.
+const MAX_WARNING: usize = 256;
+/// Most warnings in an answer.
+const MAX_WARNINGS: usize = 15;
+
+/// One thing that is refused, or would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Where in the object, such as `spec.template.metadata.annotations[iam.amazonaws.com/role]`;
+    /// empty for the object as a whole.
+    pub path: String,
+    /// Who refuses: a layer of the rules, `request` for what is malformed, `own-role`, `rules`, or
+    /// `guard` for what the gate itself protects.
+    pub layer: &'static str,
+    /// The rule in that layer.
+    pub rule: String,
+    /// One sentence or two: what is refused, and what would be allowed or whom to ask.
+    pub reason: String,
+}
+
+impl Fault {
+    /// A fault with texts made fit for messages.
+    pub fn new(path: &str, layer: &'static str, rule: &str, reason: &str) -> Self {
+        Self {
+            path: shown(path, MAX_NAME),
+            layer,
+            rule: shown(rule, MAX_NAME),
+            reason: shown(reason, MAX_REASON),
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        write!(
+            f,
+            "{} (layer {}, rule {})",
+            self.reason, self.layer, self.rule
+        )
+    }
+}
+
+/// What was made of a review.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// What is refused; nothing means that the request is let through.
+    pub faults: Vec<Fault>,
+    /// What layers in audit mode would have refused.
+    pub warnings: Vec<Fault>,
+    /// The namespace that has not been seen yet, without which there is no verdict: judge again
+    /// when it is there.
+    pub undecided: Option<Arc<str>>,
+    /// How many policies were asked.
+    pub asked: usize,
+}
+
+impl Outcome {
+    /// Whether the request is let through.
+    pub fn is_allowed(&self) -> bool {
+        self.faults.is_empty() && self.undecided.is_none()
+    }
+
+    pub(crate) fn fault(&mut self, fault: Fault) {
+        keep(&mut self.faults, fault);
+    }
+
+    pub(crate) fn warning(&mut self, fault: Fault) {
+        keep(&mut self.warnings, fault);
+    }
+
+    /// What a denial says; empty where nothing is refused.
+    pub fn message(&self) -> String {
+        let faults: Vec<_> = self.faults.iter().map(ToString::to_string).collect();
+        let mut message = match faults.as_slice() {
+            [] => String::new(),
+            [one] => one.clone(),
+            many => {
+                let numbered = many.iter().enumerate();
+                let numbered = numbered.map(|(place, fault)| format!("({}) {fault}", place + 1));
+                let numbered: Vec<_> = numbered.collect();
+                format!("{} faults: {}", many.len(), numbered.join("; "))
+            }
+        };
+        if let (true, Some(namespace)) = (faults.is_empty(), &self.undecided) {
+            message = format!(
+                "namespace {} is not known to rolegate yet: try again in a moment",
+                shown(namespace, MAX_NAME)
+            );
+        }
+        cut(message, MAX_MESSAGE)
+    }
+
+    /// What the API server passes on to the user as warnings.
+    pub fn warning_texts(&self) -> Vec<String> {
+        let texts = self.warnings.iter().take(MAX_WARNINGS);
+        texts
+            .map(|warning| cut(format!("rolegate would refuse {warning}"), MAX_WARNING))
+            .collect()
+    }
+
+    /// The answer: an AdmissionReview as JSON.
+    pub fn answer(&self, review: &Review<'_>) -> Vec<u8> {
+        let allowed = self.is_allowed();
+        let status = (!allowed).then(|| {
+            // Who has to wait may try again, who is refused need not.
+            if self.faults.is_empty() {
+                status(503, "ServiceUnavailable", &self.message())
+            } else {
+                status(403, "Forbidden", &self.message())
+            }
+        });
+        answer(review.uid(), allowed, status, self.warning_texts())
+    }
+}
+
+fn keep(all: &mut Vec<Fault>, fault: Fault) {
+    if all.len() < MAX_FAULTS && !all.contains(&fault) {
+        all.push(fault);
+    }
+}
+
+/// A denial of the request `uid` by a sentence, for what could not be judged.
+pub fn refusal(uid: &str, sentence: &str) -> Vec<u8> {
+    let message = shown(sentence, MAX_REASON);
+    let status = status(403, "Forbidden", &message);
+    answer(uid, false, Some(status), Vec::new())
+}
+
+fn status(code: u16, reason: &str, message: &str) -> Value {
+    json!({"status": "Failure", "code": code, "reason": reason, "message": message})
+}
+
+fn answer(uid: &str, allowed: bool, status: Option<Value>, warnings: Vec<String>) -> Vec<u8> {
+    let mut response = json!({"uid": uid, "allowed": allowed});
+    if let Value::Object(fields) = &mut response {
+        if let Some(status) = status {
+            fields.insert("status".into(), status);
+        }
+        if !warnings.is_empty() {
+            fields.insert("warnings".into(), warnings.into());
+        }
+    }
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "response": response,
+    });
+    review.to_string().into_bytes()
+}

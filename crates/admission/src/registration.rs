@@ -1,0 +1,473 @@
+//! The gate's registration with the API server: a ValidatingWebhookConfiguration made from the
+//! rules, so that what the gate has nothing to say to never leaves the API server.
+//!
+//! There is one webhook for each subject, each with conditions that its objects alone must meet.
+//! All of them fail closed.
+
+mod cel;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rolegate_core::annotation::{
+    ALLOWED_ROLES, AnnotationKeys, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME, WEB_IDENTITY_ROLE,
+};
+use rolegate_core::config::{ResourceKind, RuleConfig, TemplateKind};
+use rolegate_core::layer::Mode;
+use rolegate_core::layer::grants::GrantsLayer;
+use serde_json::{Map, Value, json};
+
+use crate::gate::{NAME_LABEL, guarded_labels};
+use crate::kinds::{OURS, RULES, TEMPLATES, ZALANDO};
+
+/// The name of the configuration.
+pub const NAME: &str = "rolegate";
+/// Seconds that the API server waits for an answer.
+const TIMEOUT: u32 = 5;
+
+/// Where the API server reaches the gate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint<'a> {
+    /// A Service of the cluster.
+    Service {
+        /// Its namespace.
+        namespace: &'a str,
+        /// Its name.
+        name: &'a str,
+        /// The path of the URL.
+        path: &'a str,
+        /// The port of the Service.
+        port: u16,
+    },
+    /// A URL, `https://…`.
+    Url(&'a str),
+}
+
+/// What the registration depends on.
+#[derive(Debug, Clone)]
+pub struct Registration<'a> {
+    /// The configuration of the rules.
+    pub config: &'a RuleConfig,
+    /// The annotations' keys.
+    pub keys: &'a AnnotationKeys,
+    /// The grants, for the labels that they look at.
+    pub grants: &'a GrantsLayer,
+    /// Whether pods may get a role that they don't name: there is a default role, or a namespace
+    /// has one.
+    pub has_default_role: bool,
+    /// Whether there are policies to be asked.
+    pub has_rego: bool,
+    /// Where the gate is.
+    pub endpoint: Endpoint<'a>,
+    /// Certificates (PEM) that the gate's is checked by; empty where somebody else fills them in.
+    pub ca_bundle: &'a [u8],
+    /// The namespace that the gate runs in: it must be able to start without itself.
+    pub own_namespace: &'a str,
+}
+
+/// Whose requests a webhook is asked about.
+#[derive(Clone, Copy)]
+enum Where {
+    /// All namespaces but those that are spared.
+    NotSpared,
+    /// Namespaces of policies.
+    Policies,
+    /// Everything.
+    Everywhere,
+}
+
+/// One webhook to be.
+struct Webhook {
+    name: String,
+    rules: Vec<Value>,
+    place: Where,
+    /// Name and expression; all must hold.
+    conditions: Vec<(&'static str, String)>,
+}
+
+/// The ValidatingWebhookConfiguration, as JSON.
+pub fn webhook_configuration(registration: &Registration<'_>) -> Value {
+    let webhooks = registration.webhooks();
+    let webhooks = webhooks.into_iter().map(|webhook| registration.value(webhook));
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": NAME, "labels": {"app.kubernetes.io/name": "rolegate-admission"}},
+        "webhooks": webhooks.collect::<Vec<_>>(),
+    })
+}
+
+fn rule(group: &str, resources: &[&str], operations: &[&str], scope: &str) -> Value {
+    json!({
+        "apiGroups": [group],
+        "apiVersions": ["*"],
+        "resources": resources,
+        "operations": operations,
+        "scope": scope,
+    })
+}
+
+const WRITES: &[&str] = &["CREATE", "UPDATE"];
+const ALL: &[&str] = &["CREATE", "UPDATE", "DELETE"];
+const NAMESPACED: &str = "Namespaced";
+const CLUSTER: &str = "Cluster";
+
+impl Registration<'_> {
+    fn webhooks(&self) -> Vec<Webhook> {
+        let mut all = vec![self.pods(), self.pod_status(), self.bindings()];
+        all.extend(self.templates());
+        all.extend(self.config.templates.iter().map(|kind| self.custom(kind)));
+        all.extend([self.service_accounts(), self.services(), self.namespaces()]);
+        all.push(Webhook {
+            name: "awsiamroles".into(),
+            rules: vec![rule(ZALANDO, &["awsiamroles"], WRITES, NAMESPACED)],
+            place: Where::NotSpared,
+            conditions: Vec::new(),
+        });
+        if self.config.modes.grants != Mode::Off {
+            all.push(self.token_requests());
+        }
+        if self.config.rule_writers.is_some() {
+            all.extend(self.rules());
+        }
+        all.extend(self.others());
+        all
+    }
+
+    fn value(&self, webhook: Webhook) -> Value {
+        let mut value = json!({
+            "name": format!("{}.rolegate.dev", webhook.name),
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": self.client(),
+            "failurePolicy": "Fail",
+            "matchPolicy": "Equivalent",
+            "rules": webhook.rules,
+            "sideEffects": "None",
+            "timeoutSeconds": TIMEOUT,
+        });
+        let conditions = webhook.conditions.iter();
+        let conditions: Vec<_> = conditions
+            .map(|(name, expression)| json!({"name": name, "expression": expression}))
+            .collect();
+        if let Value::Object(fields) = &mut value {
+            if let Some(selector) = self.selector(webhook.place) {
+                fields.insert("namespaceSelector".into(), selector);
+            }
+            if !conditions.is_empty() {
+                fields.insert("matchConditions".into(), conditions.into());
+            }
+        }
+        value
+    }
+
+    fn client(&self) -> Value {
+        let mut client = Map::new();
+        match &self.endpoint {
+            Endpoint::Url(url) => {
+                client.insert("url".into(), (*url).into());
+            }
+            Endpoint::Service {
+                namespace,
+                name,
+                path,
+                port,
+            } => {
+                let service =
+                    json!({"namespace": namespace, "name": name, "path": path, "port": port});
+                client.insert("service".into(), service);
+            }
+        }
+        if !self.ca_bundle.is_empty() {
+            client.insert("caBundle".into(), STANDARD.encode(self.ca_bundle).into());
+        }
+        client.into()
+    }
+
+    fn selector(&self, place: Where) -> Option<Value> {
+        let (operator, mut names): (_, Vec<&str>) = match place {
+            Where::Everywhere => return None,
+            Where::NotSpared => {
+                let spared = self.config.spared_namespaces.iter().map(|name| &**name);
+                ("NotIn", spared.chain([self.own_namespace]).collect())
+            }
+            Where::Policies => {
+                let namespaces = &self.config.rego.namespaces;
+                ("In", namespaces.iter().map(|name| &**name).collect())
+            }
+        };
+        names.sort_unstable();
+        names.dedup();
+        Some(json!({"matchExpressions": [
+            {"key": NAME_LABEL, "operator": operator, "values": names},
+        ]}))
+    }
+
+    /// Conditions for pods and templates: none of them where policies want to see everything.
+    fn conditions(&self, changed: String, names_role: String) -> Vec<(&'static str, String)> {
+        if self.has_rego {
+            return Vec::new();
+        }
+        let mut conditions = vec![("changed", cel::unless_created(&changed))];
+        if !self.has_default_role {
+            conditions.push(("names-role", names_role));
+        }
+        conditions
+    }
+
+    fn names_role(&self, object: &str) -> String {
+        let names_role = cel::names_role(object, &self.keys.role);
+        if self.config.guard_scheduling {
+            format!("{names_role} || {}", cel::chooses_node(object))
+        } else {
+            names_role
+        }
+    }
+
+    /// What decides about a pod's role in its metadata.
+    fn pod_annotations(&self) -> [&str; 4] {
+        let keys = self.keys;
+        [&keys.role, &keys.external_id, SESSION_NAME, MIRROR]
+    }
+
+    fn pod_labels(&self) -> Vec<&str> {
+        let grants = self.grants.grants().iter();
+        sorted(grants.flat_map(|grant| grant.pod_label_keys()))
+    }
+
+    fn pod_metadata_differs(&self) -> String {
+        format!(
+            "{} || {}",
+            cel::differs("annotations", &self.pod_annotations()),
+            cel::differs("labels", &self.pod_labels())
+        )
+    }
+
+    fn pods(&self) -> Webhook {
+        let changed = format!(
+            "{} || object.spec != oldObject.spec",
+            self.pod_metadata_differs()
+        );
+        let resources = ["pods", "pods/ephemeralcontainers"];
+        Webhook {
+            name: "pods".into(),
+            rules: vec![rule("", &resources, WRITES, NAMESPACED)],
+            place: Where::NotSpared,
+            conditions: self.conditions(changed, self.names_role("object")),
+        }
+    }
+
+    fn pod_status(&self) -> Webhook {
+        Webhook {
+            name: "pod-status".into(),
+            rules: vec![rule("", &["pods/status"], &["UPDATE"], NAMESPACED)],
+            place: Where::NotSpared,
+            conditions: vec![("changed", cel::unless_created(&self.pod_metadata_differs()))],
+        }
+    }
+
+    fn bindings(&self) -> Webhook {
+        let copies = format!(
+            "{} || {}",
+            cel::has_any("object", "annotations", &self.pod_annotations()),
+            cel::has_any("object", "labels", &self.pod_labels())
+        );
+        Webhook {
+            name: "bindings".into(),
+            rules: vec![rule("", &["bindings", "pods/binding"], &["CREATE"], NAMESPACED)],
+            place: Where::NotSpared,
+            conditions: if self.config.guard_scheduling {
+                vec![(
+                    "not-the-scheduler",
+                    format!("request.userInfo.username != \"system:kube-scheduler\" || {copies}"),
+                )]
+            } else {
+                vec![("copies", copies)]
+            },
+        }
+    }
+
+    /// One webhook for each path of templates.
+    fn templates(&self) -> Vec<Webhook> {
+        let mut all: Vec<(&[&str], Webhook)> = Vec::new();
+        for template in TEMPLATES {
+            let rule = rule(template.group, &[template.resource], WRITES, NAMESPACED);
+            if let Some((_, webhook)) = all.iter_mut().find(|(path, _)| *path == template.path) {
+                webhook.rules.push(rule);
+                continue;
+            }
+            let path = || template.path.iter().copied();
+            let changed = cel::any("object", path(), |new| {
+                let old = cel::any("oldObject", path(), |old| format!("{old} == new"));
+                format!("[{new}].exists(new, !({old}))")
+            });
+            let names = cel::any("object", path(), |new| self.names_role(new));
+            let webhook = Webhook {
+                name: match template.path {
+                    ["template"] => "pod-templates".into(),
+                    ["spec", "template"] => "workloads".into(),
+                    _ => template.resource.into(),
+                },
+                rules: vec![rule],
+                place: Where::NotSpared,
+                conditions: self.conditions(changed, names),
+            };
+            all.push((template.path, webhook));
+        }
+        all.into_iter().map(|(_, webhook)| webhook).collect()
+    }
+
+    fn custom(&self, kind: &TemplateKind) -> Webhook {
+        let mut names = Vec::new();
+        for path in &kind.paths {
+            names.push(if &**path == "." {
+                cel::has_any("object", "annotations", &[&self.keys.role])
+            } else {
+                let steps = path.split('.').filter(|step| !step.is_empty());
+                cel::any("object", steps, |template| self.names_role(template))
+            });
+        }
+        // Finding a template's old self among several is the gate's work.
+        let changed = format!(
+            "{} || {} || object.spec != oldObject.spec",
+            cel::differs("annotations", &self.pod_annotations()),
+            cel::differs("labels", &self.pod_labels())
+        );
+        let names: Vec<_> = names.iter().map(|name| format!("({name})")).collect();
+        Webhook {
+            name: format!("{}.{}", kind.resource, kind.group),
+            rules: vec![rule(&kind.group, &[&kind.resource], WRITES, NAMESPACED)],
+            place: Where::NotSpared,
+            conditions: self.conditions(changed, names.join(" || ")),
+        }
+    }
+
+    fn service_accounts(&self) -> Webhook {
+        let key = [WEB_IDENTITY_ROLE];
+        Webhook {
+            name: "service-accounts".into(),
+            rules: vec![rule("", &["serviceaccounts"], WRITES, NAMESPACED)],
+            place: Where::NotSpared,
+            conditions: if self.has_rego {
+                Vec::new()
+            } else {
+                vec![
+                    ("changed", cel::unless_created(&cel::differs("annotations", &key))),
+                    ("names-role", cel::has_any("object", "annotations", &key)),
+                ]
+            },
+        }
+    }
+
+    fn token_requests(&self) -> Webhook {
+        let aws = "has(object.spec.audiences) && object.spec.audiences.exists(a, \
+                   a.lowerAscii().contains(\"amazonaws\"))";
+        let kubelet = "has(request.userInfo.groups) && \"system:nodes\" in request.userInfo.groups \
+                       && has(object.spec.boundObjectRef) && has(object.spec.boundObjectRef.kind) \
+                       && object.spec.boundObjectRef.kind == \"Pod\"";
+        Webhook {
+            name: "tokens".into(),
+            rules: vec![rule("", &["serviceaccounts/token"], &["CREATE"], NAMESPACED)],
+            place: Where::NotSpared,
+            conditions: vec![
+                ("for-aws", aws.into()),
+                ("not-a-kubelet", format!("!({kubelet})")),
+            ],
+        }
+    }
+
+    fn services(&self) -> Webhook {
+        let addresses = "has(object.spec.externalIPs) && object.spec.externalIPs.size() > 0 || \
+                         has(object.spec.loadBalancerIP) && object.spec.loadBalancerIP != \"\" || \
+                         has(object.status) && has(object.status.loadBalancer) && \
+                         has(object.status.loadBalancer.ingress) && \
+                         object.status.loadBalancer.ingress.exists(i, has(i.ip))";
+        Webhook {
+            name: "services".into(),
+            rules: vec![rule("", &["services", "services/status"], WRITES, NAMESPACED)],
+            place: Where::NotSpared,
+            conditions: vec![("has-addresses", addresses.into())],
+        }
+    }
+
+    /// Namespaces are guarded whether they are spared or not: their label of names is their own.
+    fn namespaces(&self) -> Webhook {
+        let allowed = &*self.keys.allowed_roles;
+        let annotations = sorted([allowed, ALLOWED_ROLES, PERMITTED, DEFAULT_ROLE]);
+        let labels = sorted(guarded_labels(self.grants.grants()));
+        let created = format!(
+            "{} || {}",
+            cel::has_any("object", "annotations", &annotations),
+            cel::has_any("object", "labels", &labels)
+        );
+        let changed = format!(
+            "{} || {}",
+            cel::differs("annotations", &annotations),
+            cel::differs("labels", &labels)
+        );
+        let mut guarded = format!("oldObject == null ? ({created}) : ({changed})");
+        let resources = ["namespaces", "namespaces/status", "namespaces/finalize"];
+        let mut rules = vec![rule("", &resources, WRITES, CLUSTER)];
+        if self.config.rule_writers.is_some() {
+            rules.push(rule("", &["namespaces"], &["DELETE"], CLUSTER));
+            let namespaces = self.config.rego.namespaces.iter().map(|name| &**name);
+            guarded = format!(
+                "request.operation == \"DELETE\" ? request.name in {} : ({guarded})",
+                cel::texts(namespaces)
+            );
+        }
+        Webhook {
+            name: "namespaces".into(),
+            rules,
+            place: Where::Everywhere,
+            conditions: vec![("guarded", guarded)],
+        }
+    }
+
+    /// What rules consist of.
+    fn rules(&self) -> Vec<Webhook> {
+        let resources: Vec<_> = RULES.iter().map(|(_, resource)| *resource).collect();
+        let mut all = vec![Webhook {
+            name: "rules".into(),
+            rules: vec![rule(OURS, &resources, ALL, CLUSTER)],
+            place: Where::Everywhere,
+            conditions: Vec::new(),
+        }];
+        if !self.config.rego.namespaces.is_empty() {
+            all.push(Webhook {
+                name: "policies".into(),
+                rules: vec![rule("", &["configmaps"], ALL, NAMESPACED)],
+                place: Where::Policies,
+                conditions: Vec::new(),
+            });
+        }
+        all
+    }
+
+    /// Kinds that only policies want to see.
+    fn others(&self) -> Option<Webhook> {
+        let resources = self.config.rego.resources.iter();
+        let rules: Vec<_> = resources
+            .filter(|kind| self.has_rego && !is_judged(kind))
+            .map(|kind| rule(&kind.group, &[&kind.resource], WRITES, "*"))
+            .collect();
+        (!rules.is_empty()).then(|| Webhook {
+            name: "others".into(),
+            rules,
+            place: Where::NotSpared,
+            conditions: Vec::new(),
+        })
+    }
+}
+
+fn is_judged(kind: &ResourceKind) -> bool {
+    TEMPLATES
+        .iter()
+        .any(|known| *kind.group == *known.group && *kind.resource == *known.resource)
+        || kind.group.is_empty() && matches!(&*kind.resource, "pods" | "serviceaccounts")
+}
+
+fn sorted<'a>(keys: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut keys: Vec<_> = keys.into_iter().collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}

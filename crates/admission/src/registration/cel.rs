@@ -1,0 +1,129 @@
+//! Conditions in CEL, by which the API server itself tells what the gate has nothing to say to.
+//!
+//! They are written without what only newer API servers know, and without field accesses that fail
+//! where a field is absent: an error would refuse the request. `[X].exists(v, …)` gives X a name.
+
+use crate::shape::ROLE_VARIABLE;
+
+/// A string literal. CEL reads JSON's.
+pub(super) fn text(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A list of string literals.
+pub(super) fn texts<'a>(all: impl IntoIterator<Item = &'a str>) -> String {
+    let all: Vec<_> = all.into_iter().map(text).collect();
+    format!("[{}]", all.join(", "))
+}
+
+/// That it is a creation, or that `changed` holds.
+pub(super) fn unless_created(changed: &str) -> String {
+    format!("oldObject == null || {changed}")
+}
+
+/// That one of `keys` of the metadata's map `field` differs between the objects.
+pub(super) fn differs(field: &str, keys: &[&str]) -> String {
+    if keys.is_empty() {
+        return "false".into();
+    }
+    let of = |object: &str| {
+        format!(
+            "(has({object}.metadata.{field}) && k in {object}.metadata.{field} ? \
+             [{object}.metadata.{field}[k]] : [])"
+        )
+    };
+    format!(
+        "{}.exists(k, {} != {})",
+        texts(keys.iter().copied()),
+        of("object"),
+        of("oldObject")
+    )
+}
+
+/// That one of `keys` is in the metadata's map `field` of `object`.
+pub(super) fn has_any(object: &str, field: &str, keys: &[&str]) -> String {
+    if keys.is_empty() {
+        return "false".into();
+    }
+    format!(
+        "(has({object}.metadata) && has({object}.metadata.{field}) && {}.exists(k, k in \
+         {object}.metadata.{field}))",
+        texts(keys.iter().copied())
+    )
+}
+
+/// That `leaf` holds of something that `path` leads to from `start`. `*` stands for every entry.
+pub(super) fn any<'a>(
+    start: &str,
+    path: impl IntoIterator<Item = &'a str>,
+    leaf: impl FnOnce(&str) -> String,
+) -> String {
+    let (mut opened, mut here, mut depth) = (String::new(), start.to_owned(), 0);
+    for name in path {
+        let next = format!("v{depth}");
+        if name == "*" {
+            opened.push_str(&format!(
+                "(type({here}) == map ? {here}.map(k, {here}[k]) : {here}).exists({next}, "
+            ));
+        } else {
+            let name = text(name);
+            opened.push_str(&format!("{name} in {here} && [{here}[{name}]].exists({next}, "));
+        }
+        here = next;
+        depth += 1;
+    }
+    format!("{opened}{}{}", leaf(&here), ")".repeat(depth))
+}
+
+/// That a pod or template names a role, by its annotation, a variable or a token for AWS.
+pub(super) fn names_role(object: &str, key: &str) -> String {
+    let annotated = has_any(object, "annotations", &[key]);
+    let containers: Vec<_> = ["containers", "initContainers", "ephemeralContainers"]
+        .iter()
+        .map(|all| {
+            format!(
+                "has(s.{all}) && s.{all}.exists(c, has(c.env) && c.env.exists(e, e.name == {}))",
+                text(ROLE_VARIABLE)
+            )
+        })
+        .collect();
+    let token = "has(s.volumes) && s.volumes.exists(v, has(v.projected) && has(v.projected.sources) \
+                 && v.projected.sources.exists(t, has(t.serviceAccountToken) && \
+                 has(t.serviceAccountToken.audience) && \
+                 t.serviceAccountToken.audience.lowerAscii().contains(\"amazonaws\")))";
+    format!(
+        "{annotated} || has({object}.spec) && [{object}.spec].exists(s, {} || {token})",
+        containers.join(" || ")
+    )
+}
+
+/// That a pod or template chooses its node or tolerates everything.
+pub(super) fn chooses_node(object: &str) -> String {
+    format!(
+        "has({object}.spec) && [{object}.spec].exists(s, has(s.nodeName) && s.nodeName != \"\" || \
+         has(s.tolerations) && s.tolerations.exists(t, has(t.operator) && t.operator == \"Exists\" && \
+         (!has(t.key) || t.key == \"\")))"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_quoted() {
+        assert_eq!(text("a\"b\\\n"), r#""a\"b\\\n""#);
+        assert_eq!(texts(["a", "b"]), r#"["a", "b"]"#);
+    }
+
+    #[test]
+    fn paths_are_opened_step_by_step() {
+        let cel = any("object", ["spec", "*", "t"], |t| format!("{t} == 1"));
+        assert_eq!(
+            cel,
+            "\"spec\" in object && [object[\"spec\"]].exists(v0, (type(v0) == map ? v0.map(k, v0[k]) : \
+             v0).exists(v1, \"t\" in v1 && [v1[\"t\"]].exists(v2, v2 == 1)))"
+        );
+        assert_eq!(any("object", [], str::to_owned), "object");
+    }
+}

@@ -1,0 +1,233 @@
+//! The webhook's port: an AdmissionReview in, an AdmissionReview out.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_rules::rules::Rules;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::drain::Drain;
+use rolegate_runtime::serve::{self, serve_tls};
+use rolegate_runtime::tls::ServerTls;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::warn;
+
+use crate::metrics::{AdmissionMetrics, Ending};
+use crate::outcome::{Outcome, refusal};
+use crate::review::{MAX_REVIEW, Review};
+use crate::{GateRules, judge};
+
+/// Where the API server sends reviews.
+pub const PATH: &str = "/validate";
+
+/// Largest body. The API server takes objects of 3 MiB at most, and an update holds two.
+const BODY: usize = MAX_REVIEW;
+/// How long a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(5);
+/// How long a review waits for a namespace that was made a moment ago, or for rules.
+const WAIT: Duration = Duration::from_secs(1);
+/// Bodies that are held at once, each up to [`BODY`]: memory is bounded by their product, and in
+/// practice by what API servers send.
+const AT_ONCE: usize = 64;
+/// Longest head of a request, bytes.
+const HEADER_BYTES: usize = 16 * 1024;
+/// API servers keep a few connections for long.
+const CONNECTIONS: usize = 512;
+const IDLE: Duration = Duration::from_secs(120);
+const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// What answers reviews. Shared by all connections.
+#[derive(Debug)]
+pub struct Webhook {
+    rules: Rules,
+    keys: AnnotationKeys,
+    clock: Clock,
+    metrics: AdmissionMetrics,
+    places: Semaphore,
+}
+
+impl Webhook {
+    /// A webhook that judges by `rules`.
+    pub fn new(
+        rules: Rules,
+        keys: AnnotationKeys,
+        clock: Clock,
+        metrics: AdmissionMetrics,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            rules,
+            keys,
+            clock,
+            metrics,
+            places: Semaphore::new(AT_ONCE),
+        })
+    }
+
+    /// Answers on `listener` until the drain has begun.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: ServerTls, drain: Drain) {
+        let limits = serve::Limits {
+            connections: CONNECTIONS,
+            header_time: IDLE,
+            header_bytes: HEADER_BYTES,
+            lifetime: LIFETIME,
+        };
+        serve_tls(listener, limits, drain, tls, move |_, _| {
+            let webhook = self.clone();
+            Some(service_fn(move |request| {
+                let webhook = webhook.clone();
+                async move { Ok::<_, Infallible>(webhook.answer(request).await) }
+            }))
+        })
+        .await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let begin = std::time::Instant::now();
+        let (ending, response) = match self.body(request).await {
+            Ok((body, _place)) => self.review(&body).await,
+            Err((status, sentence)) => {
+                warn!(%status, "a request is no review: {sentence}");
+                (Ending::Malformed, text(status, sentence))
+            }
+        };
+        self.metrics.observe(ending, begin.elapsed());
+        response
+    }
+
+    async fn review(&self, body: &[u8]) -> (Ending, Response<Full<Bytes>>) {
+        let review = match Review::parse(body) {
+            Ok(review) => review,
+            Err(error) => {
+                let sentence = error.to_string();
+                warn!("a review cannot be read: {sentence}");
+                let response = match error.uid() {
+                    Some(uid) => json(refusal(uid, &sentence)),
+                    None => text(StatusCode::BAD_REQUEST, sentence),
+                };
+                return (Ending::Malformed, response);
+            }
+        };
+        let outcome = self.judge(&review).await;
+        self.tell(&outcome, &review);
+        let ending = match (outcome.is_allowed(), outcome.warnings.is_empty()) {
+            (false, _) => Ending::Denied,
+            (true, false) => Ending::Warned,
+            (true, true) => Ending::Allowed,
+        };
+        (ending, json(outcome.answer(&review)))
+    }
+
+    async fn body(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<(Bytes, SemaphorePermit<'_>), (StatusCode, String)> {
+        let refuse = |status, sentence: &str| Err((status, sentence.to_owned()));
+        if request.uri().path() != PATH {
+            return refuse(StatusCode::NOT_FOUND, "reviews go to /validate");
+        }
+        if request.method() != Method::POST {
+            return refuse(StatusCode::METHOD_NOT_ALLOWED, "reviews are sent by POST");
+        }
+        let kind = request.headers().get(CONTENT_TYPE);
+        if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+            let sentence = "reviews are application/json";
+            return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence);
+        }
+        let Ok(place) = self.places.acquire().await else {
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "this webhook is ending");
+        };
+        let body = Limited::new(request.into_body(), BODY);
+        match timeout(BODY_TIME, body.collect()).await {
+            Err(_) => refuse(
+                StatusCode::REQUEST_TIMEOUT,
+                "the review took too long to arrive",
+            ),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let sentence = format!("the review has more than {BODY} bytes");
+                Err((StatusCode::PAYLOAD_TOO_LARGE, sentence))
+            }
+            Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "the review broke off"),
+            Ok(Ok(body)) => Ok((body.to_bytes(), place)),
+        }
+    }
+
+    /// Judges, once more with each change of the rules while something was not seen yet: a
+    /// namespace and what is in it are often made in one go.
+    async fn judge(&self, review: &Review<'_>) -> Outcome {
+        let deadline = Instant::now() + WAIT;
+        let mut changes = self.rules.changes();
+        loop {
+            changes.mark_unchanged();
+            let outcome = {
+                let snapshot = self.rules.load();
+                let rules = GateRules {
+                    rules: &snapshot.gate,
+                    config: &snapshot.config,
+                    grants: &snapshot.grants,
+                    keys: &self.keys,
+                    policies: Some(&*snapshot.policies),
+                };
+                judge(&rules, review, self.clock.now())
+            };
+            if outcome.undecided.is_none() {
+                return outcome;
+            }
+            match timeout_at(deadline, changes.changed()).await {
+                Ok(Ok(())) => {}
+                _ => return outcome,
+            }
+        }
+    }
+
+    fn tell(&self, outcome: &Outcome, review: &Review<'_>) {
+        for fault in &outcome.faults {
+            self.metrics.denied(fault.layer);
+        }
+        for warning in &outcome.warnings {
+            self.metrics.audited(warning.layer);
+            warn!(
+                kind = %review.kind().kind,
+                namespace = review.namespace(),
+                name = review.name(),
+                user = %review.user().name,
+                layer = warning.layer,
+                rule = warning.rule,
+                "would be denied (audit): {}",
+                warning.reason
+            );
+        }
+        if !outcome.is_allowed() {
+            warn!(
+                kind = %review.kind().kind,
+                namespace = review.namespace(),
+                name = review.name(),
+                user = %review.user().name,
+                "denied: {}",
+                outcome.message()
+            );
+        }
+    }
+}
+
+fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn text(status: StatusCode, sentence: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{sentence}\n")));
+    *response.status_mut() = status;
+    response
+}

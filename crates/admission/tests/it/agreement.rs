@@ -1,0 +1,150 @@
+//! The gate and the doors agree about every pod.
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::decision::{Decision, OwnRole};
+use rolegate_core::key_values::KeyValues;
+use rolegate_core::workload::{Phase, Wish, Workload};
+use serde_json::{Value, json};
+
+use crate::world::{NOW, Rules};
+
+const WORLDS: &[&str] = &["annotations", "grants", "layers", "audit"];
+
+#[derive(Debug, Clone)]
+struct Pod {
+    world: &'static str,
+    namespace: &'static str,
+    account: Option<&'static str>,
+    role: Option<String>,
+    external_id: Option<String>,
+    session_name: Option<String>,
+    labels: Vec<(&'static str, &'static str)>,
+}
+
+fn text(known: &'static [&'static str]) -> impl Strategy<Value = Option<String>> {
+    let known = select(known).prop_map(|text| Some(text.to_owned()));
+    prop_oneof![2 => Just(None), 5 => known, 1 => ".{0,30}".prop_map(Some)]
+}
+
+fn pods() -> impl Strategy<Value = Pod> {
+    let namespaces = &[
+        "shop", "kiam", "both", "bare", "broken", "defaulted", "misdefaulted", "blue", "red",
+        "ungranted",
+    ];
+    let roles = &[
+        "", " ", "shop-reader", " shop-writer\n", "kiam-a", "both-a", "both-c", "defaulted-x", "admin",
+        "twice", "front", "named", "vendor-reader", "team-reader", "everyone", "node", "NODE", "/node",
+        "arn:aws:iam::123456789012:role/shop-reader", "arn:aws:iam::210987654321:role/shop-reader",
+    ];
+    (
+        select(WORLDS),
+        select(namespaces),
+        select(&[None, Some("api"), Some("web")][..]),
+        text(roles),
+        text(&["customer-a", "customer-b", " ", "a b"]),
+        text(&["shop.batch-1", "shop.web", "payments.api", "blue", " "]),
+        proptest::collection::vec(select(&[("tier", "front"), ("tier", "back"), ("a", "b")][..]), 0..3),
+    )
+        .prop_map(
+            |(world, namespace, account, role, external_id, session_name, labels)| Pod {
+                world,
+                namespace,
+                account,
+                role,
+                external_id,
+                session_name,
+                labels,
+            },
+        )
+}
+
+impl Pod {
+    fn object(&self) -> Value {
+        let mut annotations = json!({});
+        let keys = AnnotationKeys::default();
+        for (key, value) in [
+            (&*keys.role, &self.role),
+            (&*keys.external_id, &self.external_id),
+            ("iam.amazonaws.com/session-name", &self.session_name),
+        ] {
+            if let Some(value) = value {
+                annotations[key] = json!(value);
+            }
+        }
+        let labels: std::collections::BTreeMap<_, _> = self.labels.iter().copied().collect();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "app", "annotations": annotations, "labels": labels},
+            "spec": {"serviceAccountName": self.account, "containers": [{"name": "app"}]},
+        })
+    }
+
+    /// As an agent knows it.
+    fn workload(&self) -> Workload {
+        let given = |text: &Option<String>| {
+            let text = text.as_deref().map(str::trim);
+            text.filter(|text| !text.is_empty()).map(Into::into)
+        };
+        Workload {
+            namespace: self.namespace.into(),
+            name: "app".into(),
+            uid: "uid".into(),
+            node: Some("node".into()),
+            service_account: self.account.unwrap_or("default").into(),
+            addresses: vec![[10, 0, 0, 1].into()],
+            phase: Phase::Running,
+            host_network: false,
+            mirror: false,
+            wish: Wish {
+                role: self.role.as_deref().map(|role| role.trim().into()),
+                external_id: given(&self.external_id),
+                session_name: given(&self.session_name),
+            },
+            labels: self.labels.iter().copied().collect(),
+            annotations: KeyValues::default(),
+        }
+    }
+}
+
+fn review(namespace: &str, object: &Value) -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "u", "operation": "CREATE", "name": "app", "namespace": namespace,
+            "kind": {"group": "", "version": "v1", "kind": "Pod"}, "object": object,
+            "userInfo": {"username": "jane"},
+        },
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn what_the_gate_says_of_a_pod_is_what_its_door_says(pod in pods()) {
+        let mut rules = Rules::of(pod.world);
+        rules.set.own_roles = vec![OwnRole { account: None, name: "node".into() }];
+        let outcome = rules.judge(&review(pod.namespace, &pod.object()));
+        match rules.set.decide(&pod.workload(), NOW) {
+            Decision::NoRole => {
+                prop_assert!(outcome.is_allowed() && outcome.warnings.is_empty(), "{outcome:?}");
+            }
+            Decision::Allow { audited, .. } => {
+                prop_assert!(outcome.is_allowed(), "{outcome:?}");
+                prop_assert_eq!(outcome.warnings.len(), audited.len());
+            }
+            Decision::Deny(denial) => {
+                let first = outcome.faults.first();
+                prop_assert_eq!(first.map(|fault| fault.layer), Some(denial.layer));
+            }
+            Decision::Undecided => {
+                prop_assert_eq!(outcome.undecided.as_deref(), Some(pod.namespace));
+                prop_assert!(!outcome.is_allowed());
+            }
+        }
+    }
+}

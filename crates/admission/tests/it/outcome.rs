@@ -1,0 +1,136 @@
+//! What is answered where the rules themselves are not there.
+
+use rolegate_admission::outcome::refusal;
+use rolegate_admission::{Fault, Outcome, Review, judge};
+use rolegate_core::layer::Mode;
+use serde_json::{Value, json};
+
+use crate::world::{NOW, Rules};
+
+fn pod(namespace: &str, role: Option<&str>) -> Value {
+    let annotations = role.map(|role| json!({"iam.amazonaws.com/role": role}));
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "u-1", "operation": "CREATE", "name": "app", "namespace": namespace,
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "object": {"metadata": {"annotations": annotations}},
+            "userInfo": {"username": "jane"},
+        },
+    })
+}
+
+fn answer(rules: &Rules, review: &Value) -> Value {
+    let body = review.to_string();
+    let review = Review::parse(body.as_bytes()).unwrap();
+    let outcome = judge(&rules.gate(None), &review, NOW);
+    serde_json::from_slice(&outcome.answer(&review)).unwrap()
+}
+
+#[test]
+fn threat_10_rules_that_are_missing_refuse_what_names_a_role_and_nothing_else() {
+    let mut rules = Rules::of("layers");
+    rules.set.missing = Some("the configuration is gone".into());
+    let named = rules.judge(&pod("shop", Some("shop-reader")));
+    assert_eq!(named.faults.len(), 1, "{named:?}");
+    assert_eq!(named.faults[0].layer, "rules");
+    assert!(named.message().contains("the configuration is gone"));
+    let by_default = rules.judge(&pod("shop", None));
+    assert_eq!(by_default.faults[0].layer, "rules");
+    assert!(rules.judge(&pod("shop", Some(""))).is_allowed());
+    let mut update = pod("shop", Some("shop-reader"));
+    update["request"]["operation"] = "UPDATE".into();
+    update["request"]["oldObject"] = update["request"]["object"].clone();
+    assert!(rules.judge(&update).is_allowed());
+    update["request"]["operation"] = "DELETE".into();
+    assert!(rules.judge(&update).is_allowed());
+    let mut none_by_default = Rules::of("annotations");
+    none_by_default.set.missing = Some("the configuration is gone".into());
+    assert!(none_by_default.judge(&pod("shop", None)).is_allowed());
+}
+
+#[test]
+fn a_namespace_that_was_not_seen_yet_is_waited_for() {
+    let rules = Rules::of("annotations");
+    let outcome = rules.judge(&pod("unheard-of", Some("shop-reader")));
+    assert_eq!(outcome.undecided.as_deref(), Some("unheard-of"));
+    let answer = answer(&rules, &pod("unheard-of", Some("shop-reader")));
+    assert_eq!(answer["response"]["allowed"], false);
+    assert_eq!(answer["response"]["status"]["code"], 503);
+    let message = answer["response"]["status"]["message"].as_str().unwrap();
+    assert!(message.contains("unheard-of"), "{message}");
+}
+
+#[test]
+fn a_pod_without_a_namespace_is_refused() {
+    let outcome = Rules::of("annotations").judge(&pod("", Some("shop-reader")));
+    assert_eq!(outcome.faults[0].path, "metadata.namespace");
+}
+
+#[test]
+fn renamed_annotations_are_the_ones_that_count() {
+    let mut rules = Rules::of("annotations");
+    rules.keys.role = "example.com/role".into();
+    rules.keys.allowed_roles = "example.com/allowed".into();
+    assert!(rules.judge(&pod("shop", Some("admin"))).is_allowed());
+    let mut renamed = pod("shop", None);
+    renamed["request"]["object"] = json!({"metadata": {"annotations": {"example.com/role": "admin"}}});
+    let outcome = rules.judge(&renamed);
+    assert_eq!(outcome.faults[0].path, "metadata.annotations[example.com/role]");
+    let mut namespace = renamed;
+    namespace["request"]["kind"]["kind"] = "Namespace".into();
+    namespace["request"]["object"] =
+        json!({"metadata": {"annotations": {"example.com/allowed": "[]"}}});
+    let outcome = rules.judge(&namespace);
+    assert_eq!(outcome.faults[0].path, "metadata.annotations[example.com/allowed]");
+}
+
+#[test]
+fn without_writers_of_rules_those_of_rbac_write_them() {
+    let rules = Rules::of("annotations");
+    let mut grant = pod("", None);
+    grant["request"]["kind"] = json!({"group": "rolegate.dev", "version": "v1alpha1", "kind": "RoleGrant"});
+    assert!(rules.judge(&grant).is_allowed());
+    grant["request"]["operation"] = "DELETE".into();
+    assert!(rules.judge(&grant).is_allowed());
+}
+
+#[test]
+fn tokens_are_let_through_where_grants_do_not_count() {
+    let mut rules = Rules::of("grants");
+    let mut token = pod("shop", None);
+    token["request"]["kind"] =
+        json!({"group": "authentication.k8s.io", "version": "v1", "kind": "TokenRequest"});
+    token["request"]["subResource"] = "token".into();
+    token["request"]["object"] = json!({"spec": {"audiences": ["sts.amazonaws.com"]}});
+    assert!(!rules.judge(&token).is_allowed());
+    let mut config = (*rules.config).clone();
+    config.modes.grants = Mode::Audit;
+    rules.config = config.into();
+    let outcome = rules.judge(&token);
+    assert!(outcome.is_allowed() && outcome.warnings.len() == 1);
+}
+
+#[test]
+fn threat_25_warnings_and_messages_are_bounded_and_plain() {
+    let fault = Fault::new(&"p".repeat(5000), "grants", "r\u{1b}", &"é\n".repeat(5000));
+    let outcome = Outcome {
+        faults: vec![fault.clone(); 20],
+        warnings: vec![fault; 20],
+        ..Outcome::default()
+    };
+    let warnings = outcome.warning_texts();
+    assert!(warnings.iter().all(|warning| warning.len() <= 256));
+    assert!(warnings.iter().map(String::len).sum::<usize>() <= 4096);
+    let message = outcome.message();
+    assert!(message.len() <= 4096 && !message.contains(['\n', '\u{1b}']));
+}
+
+#[test]
+fn a_refusal_without_a_verdict_has_the_same_shape() {
+    let answer: Value = serde_json::from_slice(&refusal("u-1", "no\nway")).unwrap();
+    assert_eq!(answer["response"]["uid"], "u-1");
+    assert_eq!(answer["response"]["allowed"], false);
+    assert_eq!(answer["response"]["status"]["message"], "no\\u{a}way");
+}

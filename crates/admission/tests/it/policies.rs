@@ -1,0 +1,107 @@
+//! Policies are asked about whole reviews, beside the rules.
+
+use std::sync::Mutex;
+
+use jiff::Timestamp;
+use rolegate_admission::{Finding, Findings, Outcome, Review, ReviewPolicies, judge};
+use rolegate_core::layer::Mode;
+use serde_json::{Value, json};
+
+use crate::world::{NOW, Rules};
+
+/// Refuses everything, and remembers what it was asked about.
+#[derive(Default)]
+struct Strict(Mutex<Vec<String>>);
+
+impl ReviewPolicies for Strict {
+    fn judge_review(&self, review: &str, _: Timestamp) -> Findings {
+        self.0.lock().unwrap().push(review.to_owned());
+        Findings {
+            denials: vec![Finding {
+                policy: "opa/strict".into(),
+                message: "no\u{1b}thing".into(),
+            }],
+            asked: 1,
+        }
+    }
+}
+
+fn with_mode(world: &str, mode: Mode) -> Rules {
+    let mut rules = Rules::of(world);
+    let mut config = (*rules.config).clone();
+    config.modes.rego = mode;
+    rules.config = config.into();
+    rules
+}
+
+fn review(kind: (&str, &str), operation: &str, namespace: &str, subresource: &str) -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "u", "operation": operation, "name": "app", "namespace": namespace,
+            "subResource": subresource,
+            "kind": {"group": kind.0, "version": "v1", "kind": kind.1},
+            "object": {"metadata": {}}, "oldObject": {"metadata": {}},
+            "userInfo": {"username": "root", "groups": ["system:masters"]},
+        },
+    })
+}
+
+fn ask(rules: &Rules, review: &Value) -> (Outcome, usize) {
+    let body = review.to_string();
+    let policies = Strict::default();
+    let review = Review::parse(body.as_bytes()).unwrap();
+    let outcome = judge(&rules.gate(Some(&policies)), &review, NOW);
+    let asked = policies.0.into_inner().unwrap();
+    assert!(asked.iter().all(|asked| *asked == body), "the whole review");
+    (outcome, asked.len())
+}
+
+#[test]
+fn findings_are_faults_of_the_layer_rego() {
+    let rules = with_mode("annotations", Mode::Enforce);
+    for kind in [("", "Pod"), ("example.com", "Widget"), ("apps", "Deployment")] {
+        let (outcome, asked) = ask(&rules, &review(kind, "CREATE", "shop", ""));
+        assert_eq!((asked, outcome.asked, outcome.faults.len()), (1, 1, 1), "{kind:?}");
+        let fault = &outcome.faults[0];
+        assert_eq!((fault.layer, &*fault.rule), ("rego", "opa/strict"));
+        assert_eq!(fault.reason, "no\\u{1b}thing");
+    }
+}
+
+#[test]
+fn audit_warns_and_off_does_not_ask() {
+    let pod = review(("", "Pod"), "UPDATE", "shop", "");
+    let (outcome, asked) = ask(&with_mode("annotations", Mode::Audit), &pod);
+    assert!(outcome.is_allowed() && outcome.warnings.len() == 1 && asked == 1);
+    let (outcome, asked) = ask(&with_mode("annotations", Mode::Off), &pod);
+    assert!(outcome.is_allowed() && outcome.warnings.is_empty() && asked == 0);
+}
+
+#[test]
+fn policies_are_not_asked_about_deletions_subresources_and_spared_namespaces() {
+    let rules = with_mode("guarded", Mode::Enforce);
+    for (kind, operation, namespace, subresource, asks) in [
+        (("", "Pod"), "DELETE", "shop", "", 0),
+        (("", "Pod"), "CONNECT", "shop", "exec", 0),
+        (("", "Pod"), "UPDATE", "shop", "status", 0),
+        (("", "Pod"), "UPDATE", "shop", "ephemeralcontainers", 1),
+        (("", "Pod"), "CREATE", "kube-system", "", 0),
+        (("example.com", "Widget"), "CREATE", "kube-system", "", 0),
+        (("", "ConfigMap"), "CREATE", "shop", "", 1),
+        (("", "Namespace"), "CREATE", "", "", 1),
+    ] {
+        let (_, asked) = ask(&rules, &review(kind, operation, namespace, subresource));
+        assert_eq!(asked, asks, "{kind:?} {operation} {namespace} {subresource}");
+    }
+}
+
+#[test]
+fn a_policy_that_refuses_everything_can_be_put_right() {
+    let rules = with_mode("guarded", Mode::Enforce);
+    for kind in [("", "ConfigMap"), ("rolegate.dev", "RolegateConfig")] {
+        let (outcome, asked) = ask(&rules, &review(kind, "UPDATE", "opa", ""));
+        assert!(outcome.is_allowed() && asked == 0, "{kind:?}");
+    }
+}

@@ -1,0 +1,161 @@
+//! The registration: what it asks for, and that what is shipped is what is made.
+
+use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
+use rolegate_core::annotation::AnnotationKeys;
+use serde_json::{Value, json};
+
+use crate::world::Rules;
+
+fn made(rules: &Rules, change: impl FnOnce(&mut Registration<'_>)) -> Value {
+    let mut registration = Registration {
+        config: &rules.config,
+        keys: &rules.keys,
+        grants: &rules.grants,
+        has_default_role: false,
+        has_rego: false,
+        endpoint: Endpoint::Service {
+            namespace: "rolegate-system",
+            name: "rolegate-admission",
+            path: "/validate",
+            port: 443,
+        },
+        ca_bundle: b"PEM",
+        own_namespace: "rolegate-system",
+    };
+    change(&mut registration);
+    webhook_configuration(&registration)
+}
+
+fn webhook<'a>(configuration: &'a Value, name: &str) -> &'a Value {
+    let mut webhooks = configuration["webhooks"].as_array().unwrap().iter();
+    let name = format!("{name}.rolegate.dev");
+    webhooks
+        .find(|webhook| webhook["name"] == name)
+        .unwrap_or_else(|| panic!("{name}"))
+}
+
+fn conditions(webhook: &Value) -> Vec<&str> {
+    let conditions = webhook["matchConditions"].as_array().into_iter().flatten();
+    conditions
+        .map(|condition| condition["name"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn every_webhook_fails_closed_and_within_seconds() {
+    for world in ["annotations", "grants", "layers", "guarded"] {
+        let configuration = made(&Rules::of(world), |_| {});
+        let mut names = std::collections::BTreeSet::new();
+        for webhook in configuration["webhooks"].as_array().unwrap() {
+            assert_eq!(webhook["failurePolicy"], "Fail");
+            assert_eq!(webhook["timeoutSeconds"], 5);
+            assert_eq!(webhook["sideEffects"], "None");
+            assert_eq!(webhook["matchPolicy"], "Equivalent");
+            assert_eq!(webhook["admissionReviewVersions"], json!(["v1"]));
+            assert_eq!(webhook["clientConfig"]["caBundle"], "UEVN");
+            assert!(webhook["matchConditions"].as_array().is_none_or(|all| all.len() <= 64));
+            let name = webhook["name"].as_str().unwrap();
+            assert!(name.split('.').count() >= 3 && names.insert(name.to_owned()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_gates_own_namespace_and_spared_ones_are_left_out_by_their_names() {
+    let rules = Rules::of("layers");
+    let configuration = made(&rules, |_| {});
+    let selector = &webhook(&configuration, "pods")["namespaceSelector"];
+    let expected = json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name",
+        "operator": "NotIn", "values": ["kube-system", "rolegate-system"]}]});
+    assert_eq!(*selector, expected);
+    let namespaces = webhook(&configuration, "namespaces");
+    assert_eq!(namespaces["namespaceSelector"], Value::Null);
+}
+
+#[test]
+fn every_kind_and_subresource_is_asked_for() {
+    let configuration = made(&Rules::of("grants"), |_| {});
+    let mut asked = std::collections::BTreeSet::new();
+    for webhook in configuration["webhooks"].as_array().unwrap() {
+        for rule in webhook["rules"].as_array().unwrap() {
+            for resource in rule["resources"].as_array().unwrap() {
+                let group = rule["apiGroups"][0].as_str().unwrap();
+                asked.insert(format!("{group}/{}", resource.as_str().unwrap()));
+            }
+        }
+    }
+    for wanted in [
+        "/pods", "/pods/status", "/pods/binding", "/bindings", "/pods/ephemeralcontainers",
+        "/podtemplates", "/replicationcontrollers", "apps/deployments", "apps/replicasets",
+        "apps/statefulsets", "apps/daemonsets", "batch/jobs", "batch/cronjobs", "/serviceaccounts",
+        "/serviceaccounts/token", "zalando.org/awsiamroles", "/services", "/services/status",
+        "/namespaces", "/namespaces/status", "/namespaces/finalize", "rolegate.dev/rolegrants",
+        "rolegate.dev/rolegateconfigs", "/configmaps", "argoproj.io/rollouts", "tekton.dev/taskruns",
+        "kubeflow.org/pytorchjobs", "serving.knative.dev/services",
+    ] {
+        assert!(asked.contains(wanted), "{wanted} of {asked:?}");
+    }
+    assert!(!asked.iter().any(|kind| kind.contains("eviction") || kind.contains("scale")));
+}
+
+#[test]
+fn threat_23_conditions_give_way_to_default_roles_and_policies() {
+    let rules = Rules::of("grants");
+    let plain = made(&rules, |_| {});
+    let by_default = made(&rules, |registration| registration.has_default_role = true);
+    let with_rego = made(&rules, |registration| registration.has_rego = true);
+    for name in ["pods", "workloads", "cronjobs", "pod-templates", "rollouts.argoproj.io"] {
+        assert_eq!(conditions(webhook(&plain, name)), ["changed", "names-role"], "{name}");
+        assert_eq!(conditions(webhook(&by_default, name)), ["changed"], "{name}");
+        assert_eq!(conditions(webhook(&with_rego, name)), [""; 0], "{name}");
+    }
+    // A kubelet's writes of status never leave the API server for it.
+    assert_eq!(conditions(webhook(&with_rego, "pod-status")), ["changed"]);
+}
+
+#[test]
+fn rules_are_guarded_where_their_writers_are_configured() {
+    let names = |world: &str| {
+        let configuration = made(&Rules::of(world), |_| {});
+        let all = configuration["webhooks"].as_array().unwrap();
+        all.iter()
+            .map(|webhook| webhook["name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let with = names("guarded");
+    assert!(with.contains(&"rules.rolegate.dev".into()));
+    assert!(with.contains(&"policies.rolegate.dev".into()));
+    let without = names("annotations");
+    assert!(!without.contains(&"rules.rolegate.dev".into()));
+    assert!(!without.contains(&"policies.rolegate.dev".into()));
+    let configuration = made(&Rules::of("guarded"), |_| {});
+    let selector = &webhook(&configuration, "policies")["namespaceSelector"]["matchExpressions"][0];
+    assert_eq!((&selector["operator"], &selector["values"]), (&json!("In"), &json!(["opa"])));
+}
+
+#[test]
+fn renamed_keys_and_labels_of_grants_are_in_the_conditions() {
+    let mut rules = Rules::of("grants");
+    rules.keys = AnnotationKeys {
+        role: "example.com/\"role".into(),
+        allowed_roles: "example.com/allowed".into(),
+        ..AnnotationKeys::default()
+    };
+    let configuration = made(&rules, |_| {});
+    let text = |name: &str| webhook(&configuration, name)["matchConditions"].to_string();
+    assert!(text("pods").contains(r#"example.com/\\\"role"#), "{}", text("pods"));
+    assert!(text("pods").contains("tier"));
+    assert!(text("namespaces").contains("example.com/allowed"));
+    assert!(text("namespaces").contains(r#"\"team\""#));
+    assert!(!text("namespaces").contains("tier"));
+}
+
+#[test]
+fn a_url_can_stand_in_for_a_service() {
+    let configuration = made(&Rules::of("annotations"), |registration| {
+        registration.endpoint = Endpoint::Url("https://127.0.0.1:8443/validate");
+        registration.ca_bundle = b"";
+    });
+    let client = &webhook(&configuration, "pods")["clientConfig"];
+    assert_eq!(*client, json!({"url": "https://127.0.0.1:8443/validate"}));
+}

@@ -1,0 +1,145 @@
+//! The table of cases: the gate's verdict, what it says, and what a pod's door would say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rolegate_admission::Outcome;
+use rolegate_core::annotation::{EXTERNAL_ID, MIRROR, ROLE, SESSION_NAME};
+use rolegate_core::decision::Decision;
+use rolegate_core::workload::{Phase, Wish, Workload};
+use rolegate_testkit::cases::{Case, Door, Verdict, load_all};
+use serde_json::Value;
+
+use crate::world::{NOW, Rules};
+
+fn rules(cases: &[Case]) -> BTreeMap<String, Rules> {
+    let worlds: BTreeSet<_> = cases.iter().map(|case| case.world.name.clone()).collect();
+    let worlds = worlds.into_iter();
+    worlds.map(|name| (name.clone(), Rules::of(&name))).collect()
+}
+
+/// What is wrong with the outcome of a case.
+fn faults(case: &Case, outcome: &Outcome) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let message = outcome.message();
+    if outcome.is_allowed() != (case.expect.gate == Verdict::Allow) {
+        wrong.push(format!("the gate should {:?}: {message:?}", case.expect.gate));
+    }
+    for text in &case.expect.says {
+        if !message.contains(text) {
+            wrong.push(format!("{text:?} is not said: {message}"));
+        }
+    }
+    let warnings = outcome.warning_texts().join("\n");
+    for text in &case.expect.warns {
+        if !warnings.contains(text) {
+            wrong.push(format!("{text:?} is not warned about: {warnings}"));
+        }
+    }
+    if case.expect.warns.is_empty() && !warnings.is_empty() {
+        wrong.push(format!("nobody wants to be warned: {warnings}"));
+    }
+    wrong
+}
+
+#[test]
+fn the_gate_judges_every_case_as_the_table_says() {
+    let cases = load_all().unwrap();
+    assert!(cases.len() >= 90, "only {} cases", cases.len());
+    let rules = rules(&cases);
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let outcome = rules[&case.world.name].judge(&case.review());
+        for fault in faults(case, &outcome) {
+            wrong.push(format!("{}: {}: {fault}", case.file, case.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The pod as an agent would know it, read apart from the gate's reader.
+fn workload(pod: &Value) -> Workload {
+    let metadata = &pod["metadata"];
+    let annotation = |key: &str| metadata["annotations"][key].as_str().map(str::trim);
+    let given = |key: &str| annotation(key).filter(|text| !text.is_empty()).map(Into::into);
+    let labels = metadata["labels"].as_object().into_iter().flatten();
+    Workload {
+        namespace: metadata["namespace"].as_str().unwrap().into(),
+        name: metadata["name"].as_str().unwrap_or("app-x7x7x").into(),
+        uid: "uid".into(),
+        node: Some("node".into()),
+        service_account: pod["spec"]["serviceAccountName"]
+            .as_str()
+            .unwrap_or("default")
+            .into(),
+        addresses: vec![[10, 0, 0, 1].into()],
+        phase: Phase::Running,
+        host_network: false,
+        mirror: annotation(MIRROR).is_some(),
+        wish: Wish {
+            role: annotation(ROLE).map(Into::into),
+            external_id: given(EXTERNAL_ID),
+            session_name: given(SESSION_NAME),
+        },
+        labels: labels.map(|(key, value)| (key, value.as_str().unwrap())).collect(),
+        annotations: [("", ""); 0].into_iter().collect(),
+    }
+}
+
+#[test]
+fn the_doors_judge_every_pod_as_the_table_says() {
+    let cases = load_all().unwrap();
+    let rules = rules(&cases);
+    let mut asked = 0;
+    for case in &cases {
+        let Some(door) = case.expect.door else {
+            continue;
+        };
+        asked += 1;
+        let decision = rules[&case.world.name]
+            .set
+            .decide(&workload(case.subject()), NOW);
+        let got = match &decision {
+            Decision::Allow { .. } => Door::Allow,
+            Decision::Deny(_) => Door::Deny,
+            Decision::NoRole => Door::None,
+            Decision::Undecided => panic!("{}: the world has no such namespace", case.name),
+        };
+        assert_eq!(got, door, "{}: {}: {decision:?}", case.file, case.name);
+    }
+    assert!(asked >= 60, "only {asked} pods");
+}
+
+#[test]
+fn every_answer_is_one_that_the_api_server_takes() {
+    let cases = load_all().unwrap();
+    let rules = rules(&cases);
+    for case in &cases {
+        let body = case.review().to_string();
+        let review = rolegate_admission::Review::parse(body.as_bytes()).unwrap();
+        let gate = rules[&case.world.name].gate(None);
+        let answer = rolegate_admission::judge(&gate, &review, NOW).answer(&review);
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(answer["apiVersion"], "admission.k8s.io/v1");
+        assert_eq!(answer["kind"], "AdmissionReview");
+        let response = &answer["response"];
+        assert_eq!(response["uid"], review.uid());
+        let allowed = case.expect.gate == Verdict::Allow;
+        assert_eq!(response["allowed"], allowed, "{}", case.name);
+        if allowed {
+            assert_eq!(response["status"], Value::Null);
+        } else {
+            assert_eq!(response["status"]["code"], 403);
+            assert_eq!(response["status"]["reason"], "Forbidden");
+            assert!(!response["status"]["message"].as_str().unwrap().is_empty());
+        }
+    }
+}
+
+#[test]
+fn every_threat_to_the_gate_has_a_case() {
+    let names: Vec<_> = load_all().unwrap().into_iter().map(|case| case.name).collect();
+    for threat in [4, 7, 10, 14, 21, 22, 25] {
+        let start = format!("threat {threat},");
+        assert!(names.iter().any(|name| name.starts_with(&start)), "{start}");
+    }
+}

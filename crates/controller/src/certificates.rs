@@ -1,0 +1,459 @@
+//! The certificate of the admission webhook: made here, kept in a Secret that the webhook's replicas
+//! follow, and made known to the API server in the webhook's `caBundle`.
+//!
+//! Each new certificate has an authority of its own, whose key is forgotten at once. A renewal goes
+//! in this order, so that no request fails: the new authority is trusted beside the old one; a while
+//! later, when every API server has read that, the Secret gets the new pair; the old authority stays
+//! trusted until it ends. Whoever leads next finds all it needs in the Secret, which holds the
+//! trusted authorities too.
+
+mod issue;
+pub mod plan;
+mod publish;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ObjectMeta, PostParams};
+use kube::core::PartialObjectMeta;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use rolegate_kube::chain;
+use rolegate_kube::tls_secret::{CA_CRT, TLS_CRT, TLS_KEY};
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::readiness::Condition;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroize;
+
+use crate::duty::Duty;
+use issue::{Issued, issue};
+use plan::{Action, Authorities, Found, Why, plan};
+use publish::{Published, publish};
+
+/// Who we are in `managedFields`, and the mark of what is ours.
+const MANAGER: &str = "rolegate-controller";
+/// The label of what is ours.
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The type of Secrets with a pair.
+const TLS_TYPE: &str = "kubernetes.io/tls";
+/// How often everything is looked at, whatever the watches say.
+const LOOK: Duration = Duration::from_secs(60);
+/// Between two looks at the least, whoever changes what as often as they like.
+const PAUSE: Duration = Duration::from_secs(1);
+/// After a look that failed.
+const RETRY: Duration = Duration::from_secs(5);
+/// How long a look may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which certificate, where it is kept and who has to trust it.
+#[derive(Debug, Clone)]
+pub struct SelfMade {
+    /// The namespace of the Service and the Secret.
+    pub namespace: String,
+    /// The Service that the API server calls.
+    pub service: String,
+    /// The Secret of the pair.
+    pub secret: String,
+    /// The ValidatingWebhookConfiguration that has to trust it, with all its webhooks.
+    pub webhook: String,
+    /// Names and addresses beside the Service's.
+    pub extra_names: Vec<String>,
+    /// How long a certificate lasts; at two thirds of it the next is made.
+    pub life: Duration,
+    /// How long a new authority is known before anybody shows its certificate. API servers read
+    /// webhook configurations by a watch, so seconds are enough.
+    pub settle: Duration,
+}
+
+impl SelfMade {
+    /// With the usual names, for 90 days.
+    pub fn new(namespace: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            service: "rolegate-admission".into(),
+            secret: "rolegate-admission-tls".into(),
+            webhook: "rolegate".into(),
+            extra_names: Vec::new(),
+            life: Duration::from_secs(90 * 86_400),
+            settle: Duration::from_secs(60),
+        }
+    }
+
+    /// What the certificate is for.
+    pub fn names(&self) -> Vec<String> {
+        let service = format!("{}.{}.svc", self.service, self.namespace);
+        let mut names = vec![format!("{service}.cluster.local"), service];
+        names.extend(self.extra_names.iter().cloned());
+        names
+    }
+}
+
+/// What is counted. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct CertificateMetrics {
+    issued: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+impl CertificateMetrics {
+    /// Registers `certificates_issued_total` by `reason`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "certificates_issued",
+            "Serving certificates made for the admission webhook",
+            metrics.issued.clone(),
+        );
+        metrics
+    }
+}
+
+/// Why a look failed.
+#[derive(Debug, thiserror::Error)]
+enum CertificateError {
+    #[error(
+        "Secret {0} is not ours (it lacks the label {MANAGED_BY}={MANAGER}): remove it, or choose another source of the certificate"
+    )]
+    Foreign(String),
+    #[error("cannot {what}: {}", chain(.source))]
+    Kube {
+        what: &'static str,
+        source: Box<kube::Error>,
+    },
+    #[error("cannot make a certificate: {0}")]
+    Issue(#[from] rcgen::Error),
+    #[error("no answer from the API server within {PATIENCE:?}")]
+    Slow,
+}
+
+impl CertificateError {
+    fn kube(what: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Kube {
+            what,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// Keeps the certificate, as a duty of the leader.
+pub struct Certificates {
+    options: SelfMade,
+    client: Client,
+    clock: Clock,
+    condition: Condition,
+    metrics: CertificateMetrics,
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificates")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Duty for Certificates {
+    fn name(&self) -> &'static str {
+        "certificates"
+    }
+
+    fn run(&self, leading: CancellationToken) -> BoxFuture<'_, ()> {
+        Box::pin(self.keep(leading))
+    }
+}
+
+/// A new pair on its way.
+struct Pending {
+    issued: Issued,
+    /// The Secret that it replaces, if there was one.
+    replaces: Option<String>,
+    /// Since when its authority is known.
+    known: Option<Instant>,
+}
+
+impl Certificates {
+    /// Nothing is done before [`Duty::run`]. `condition` fails while what it does has never
+    /// succeeded since it leads, and is noted when it fails later on; where it doesn't lead it is
+    /// well.
+    ///
+    /// Needs `get`, `list`, `watch` and `update` on the Secret and `create` of Secrets in the
+    /// namespace, `get`, `list`, `watch` and `patch` on the ValidatingWebhookConfiguration.
+    pub fn new(
+        options: SelfMade,
+        client: Client,
+        clock: Clock,
+        condition: Condition,
+        metrics: CertificateMetrics,
+    ) -> Self {
+        condition.ok();
+        Self {
+            options,
+            client,
+            clock,
+            condition,
+            metrics,
+        }
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.options.namespace)
+    }
+
+    fn webhooks(&self) -> Api<ValidatingWebhookConfiguration> {
+        Api::all(self.client.clone())
+    }
+
+    async fn keep(&self, leading: CancellationToken) {
+        let client = || self.client.clone();
+        let secrets =
+            Api::<PartialObjectMeta<Secret>>::namespaced(client(), &self.options.namespace);
+        let webhooks = Api::<PartialObjectMeta<ValidatingWebhookConfiguration>>::all(client());
+        let changes = stream::select(
+            changes(secrets, &self.options.secret),
+            changes(webhooks, &self.options.webhook),
+        );
+        let mut changes = pin!(changes);
+        let mut pending = None;
+        let mut trouble: Option<String> = None;
+        let mut succeeded = false;
+        loop {
+            let looked = tokio::select! {
+                looked = timeout(PATIENCE, self.look(&mut pending)) => looked,
+                () = leading.cancelled() => break,
+            };
+            let wait = match looked.unwrap_or(Err(CertificateError::Slow)) {
+                Ok(wait) => {
+                    succeeded = true;
+                    if trouble.take().is_some() {
+                        tracing::info!("the webhook's certificate is kept again");
+                    }
+                    self.condition.ok();
+                    wait
+                }
+                Err(error) => {
+                    let sentence = error.to_string();
+                    if trouble.as_ref() != Some(&sentence) {
+                        tracing::warn!("the webhook's certificate: {sentence}; trying on");
+                    }
+                    match succeeded {
+                        true => self.condition.note(sentence.clone()),
+                        false => self.condition.fail(sentence.clone()),
+                    }
+                    trouble = Some(sentence);
+                    RETRY
+                }
+            };
+            let next = async {
+                tokio::time::sleep(PAUSE.min(wait)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(wait.saturating_sub(PAUSE)) => {}
+                    Some(()) = changes.next() => {}
+                }
+            };
+            tokio::select! {
+                () = next => {}
+                () = leading.cancelled() => break,
+            }
+        }
+        self.condition.ok();
+    }
+
+    /// Looks at everything and does the next step; how long nothing has to be done at the most.
+    async fn look(&self, pending: &mut Option<Pending>) -> Result<Duration, CertificateError> {
+        let secret = self
+            .secrets()
+            .get_opt(&self.options.secret)
+            .await
+            .map_err(CertificateError::kube("read the Secret"))?;
+        let now = self.clock.now();
+        let found = self.read(secret.as_ref())?;
+        let why = match plan(now, &found, &self.options.names()) {
+            Action::Keep { until } => {
+                *pending = None;
+                if let Found::Works(current) = &found {
+                    self.publish(&current.authorities).await?;
+                }
+                let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
+                return Ok(left.clamp(PAUSE, LOOK));
+            }
+            Action::Issue(why) => why,
+        };
+        let replaces = secret
+            .as_ref()
+            .and_then(|secret| secret.metadata.resource_version.clone());
+        // What was made to replace another state is of no use.
+        let mut next = match pending.take() {
+            Some(pending) if pending.replaces == replaces => pending,
+            _ => Pending {
+                issued: issue(now, self.options.life, &self.options.names())?,
+                replaces,
+                known: None,
+            },
+        };
+        let before = match &found {
+            Found::Works(current) => current.authorities.clone(),
+            Found::Nothing | Found::Broken(_) => Authorities::default(),
+        };
+        let authorities = before.with(&next.issued.authority, next.issued.not_after);
+        let published = self.publish(&authorities).await;
+        let known = match (&published, next.known) {
+            // Nobody calls: nobody has to know.
+            (Ok(Published::Absent), _) => None,
+            (Ok(Published::Already), Some(known)) => Some(known),
+            (Ok(_), _) => Some(Instant::now()),
+            // Nothing works now, so the webhook's replicas may as well begin.
+            (Err(_), _) if why.is_urgent() => None,
+            (Err(_), _) => {
+                next.known = None;
+                *pending = Some(next);
+                return published.map(|_| RETRY);
+            }
+        };
+        if let Some(known) = known
+            && !why.is_urgent()
+        {
+            next.known = Some(known);
+            let left = self.options.settle.saturating_sub(known.elapsed());
+            if !left.is_zero() {
+                *pending = Some(next);
+                return Ok(left.min(LOOK));
+            }
+        }
+        let written = self.write(secret, &next.issued, &authorities, &why).await;
+        if written.is_err() {
+            // The same again, unless the Secret is another by then.
+            *pending = Some(next);
+        }
+        written.and(published).map(|_| PAUSE)
+    }
+
+    fn read(&self, secret: Option<&Secret>) -> Result<Found, CertificateError> {
+        let Some(secret) = secret else {
+            return Ok(Found::Nothing);
+        };
+        let empty = ByteString(Vec::new());
+        let value = |key: &str| {
+            let data = secret.data.as_ref();
+            let value = data.and_then(|data| data.get(key)).unwrap_or(&empty);
+            value.0.as_slice()
+        };
+        let found = Found::read(
+            value(TLS_CRT),
+            value(TLS_KEY),
+            value(CA_CRT),
+            self.clock.now(),
+        );
+        let labels = secret.metadata.labels.as_ref();
+        let ours = labels
+            .and_then(|labels| labels.get(MANAGED_BY))
+            .map(String::as_str);
+        if found != Found::Nothing && ours != Some(MANAGER) {
+            let SelfMade {
+                namespace, secret, ..
+            } = &self.options;
+            return Err(CertificateError::Foreign(format!("{namespace}/{secret}")));
+        }
+        Ok(found)
+    }
+
+    async fn publish(&self, authorities: &Authorities) -> Result<Published, CertificateError> {
+        let published = publish(&self.webhooks(), &self.options.webhook, authorities)
+            .await
+            .map_err(CertificateError::kube("set the webhook's caBundle"))?;
+        if published == Published::Changed {
+            tracing::info!(
+                webhook = self.options.webhook,
+                authorities = authorities.len(),
+                "the API server is told whom to trust"
+            );
+        }
+        Ok(published)
+    }
+
+    async fn write(
+        &self,
+        before: Option<Secret>,
+        issued: &Issued,
+        authorities: &Authorities,
+        why: &Why,
+    ) -> Result<(), CertificateError> {
+        let exists = before.is_some();
+        let mut secret = before.unwrap_or_else(|| Secret {
+            metadata: ObjectMeta {
+                name: Some(self.options.secret.clone()),
+                ..ObjectMeta::default()
+            },
+            type_: Some(TLS_TYPE.into()),
+            ..Secret::default()
+        });
+        let labels = secret.metadata.labels.get_or_insert_default();
+        labels.insert(MANAGED_BY.into(), MANAGER.into());
+        let data = secret.data.get_or_insert_default();
+        let values = [
+            (TLS_CRT, issued.certificate.as_bytes()),
+            (TLS_KEY, issued.key.as_bytes()),
+            (CA_CRT, authorities.to_pem().as_bytes()),
+        ]
+        .map(|(key, value)| (key, value.to_vec()));
+        for (key, value) in values {
+            if let Some(mut old) = data.insert(key.into(), ByteString(value)) {
+                old.0.zeroize();
+            }
+        }
+        let params = PostParams {
+            field_manager: Some(MANAGER.into()),
+            ..PostParams::default()
+        };
+        let written = match exists {
+            // Bound to the version that was read.
+            true => {
+                let name = &self.options.secret;
+                self.secrets().replace(name, &params, &secret).await
+            }
+            false => self.secrets().create(&params, &secret).await,
+        };
+        for value in secret.data.iter_mut().flat_map(|data| data.values_mut()) {
+            value.0.zeroize();
+        }
+        written.map_err(CertificateError::kube("write the Secret"))?;
+        let reason = why.reason();
+        self.metrics
+            .issued
+            .get_or_create(&[("reason", reason)])
+            .inc();
+        tracing::info!(reason, until = %issued.not_after, "a new certificate is in the Secret");
+        Ok(())
+    }
+}
+
+/// Something each time that `name` changes. What goes wrong is waited out: whoever listens looks
+/// now and then anyway.
+fn changes<K>(api: Api<PartialObjectMeta<K>>, name: &str) -> impl Stream<Item = ()> + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + fmt::Debug + Send + 'static,
+{
+    let config = watcher::Config::default()
+        .fields(&format!("metadata.name={name}"))
+        .timeout(150);
+    watcher(api, config)
+        .default_backoff()
+        .filter_map(async |event| match event {
+            Ok(watcher::Event::Init | watcher::Event::InitDone) => None,
+            Ok(_) => Some(()),
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "watching for changes failed");
+                None
+            }
+        })
+}

@@ -1,0 +1,246 @@
+//! What the Secret holds, and what follows from it at a moment.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use jiff::Timestamp;
+use rolegate_runtime::tls::{PairError, check_pair};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// The end of each certificate in PEM.
+const END: &str = "-----END CERTIFICATE-----";
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+/// Authorities that are trusted at once; more than one of them is left over from the last renewals.
+const MAX_AUTHORITIES: usize = 4;
+
+/// What the Secret holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// No pair.
+    Nothing,
+    /// A pair that nobody can be served with.
+    Broken(Fault),
+    /// One that works until it ends.
+    Works(Current),
+}
+
+/// Why a pair is of no use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The certificate or its key is bad.
+    #[error(transparent)]
+    Pair(#[from] PairError),
+    /// The authority that signed the certificate is not in the Secret.
+    #[error("its authority is not in the Secret")]
+    Authority,
+    /// The certificate begins later than now.
+    #[error("it begins at {0}, later than now: were clocks set?")]
+    Early(Timestamp),
+}
+
+/// A pair that works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Current {
+    /// When it began.
+    pub not_before: Timestamp,
+    /// When it ends.
+    pub not_after: Timestamp,
+    /// What it is for: names of hosts and addresses.
+    pub names: BTreeSet<String>,
+    /// Who is to be trusted: its own authority and those of the pairs before it.
+    pub authorities: Authorities,
+}
+
+/// Certificates of authorities, each as PEM with its end, the latest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Authorities(Vec<(String, Timestamp)>);
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing, until then.
+    Keep {
+        /// When a new pair is due.
+        until: Timestamp,
+    },
+    /// A new pair is needed.
+    Issue(Why),
+}
+
+/// Why a new pair is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// There is none.
+    Missing,
+    /// There is one that is of no use.
+    Broken(Fault),
+    /// It lacks a name, and works for those it has.
+    Names,
+    /// Two thirds of its life are over, and it works yet.
+    Due,
+}
+
+impl Why {
+    /// Whether nothing is served now that could be lost by haste.
+    pub fn is_urgent(&self) -> bool {
+        matches!(self, Self::Missing | Self::Broken(_))
+    }
+
+    /// A word for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Broken(_) => "broken",
+            Self::Names => "names",
+            Self::Due => "due",
+        }
+    }
+}
+
+/// What to do about what was found, where the pair is to be for `names`.
+pub fn plan(now: Timestamp, found: &Found, names: &[String]) -> Action {
+    let current = match found {
+        Found::Nothing => return Action::Issue(Why::Missing),
+        Found::Broken(fault) => return Action::Issue(Why::Broken(fault.clone())),
+        Found::Works(current) => current,
+    };
+    if !names.iter().all(|name| current.names.contains(name)) {
+        return Action::Issue(Why::Names);
+    }
+    let life = current.not_after.duration_since(current.not_before);
+    let until = current
+        .not_before
+        .checked_add(life * 2 / 3)
+        .unwrap_or(current.not_after);
+    match now < until {
+        true => Action::Keep { until },
+        false => Action::Issue(Why::Due),
+    }
+}
+
+impl Found {
+    /// Reads what a Secret holds: chain, key and authorities, all as PEM, and each may be missing.
+    pub fn read(certificate: &[u8], key: &[u8], authorities: &[u8], now: Timestamp) -> Self {
+        if certificate.is_empty() && key.is_empty() {
+            return Self::Nothing;
+        }
+        match Current::read(certificate, key, authorities, now) {
+            Ok(current) => Self::Works(current),
+            Err(fault) => Self::Broken(fault),
+        }
+    }
+}
+
+impl Current {
+    fn read(
+        certificate: &[u8],
+        key: &[u8],
+        authorities: &[u8],
+        now: Timestamp,
+    ) -> Result<Self, Fault> {
+        check_pair(certificate, key, now)?;
+        let unreadable = |_| PairError::Certificate;
+        let der = CertificateDer::from_pem_slice(certificate).map_err(unreadable)?;
+        let (_, leaf) = X509Certificate::from_der(&der).map_err(|_| PairError::Certificate)?;
+        let (not_before, not_after) = validity(&leaf).ok_or(PairError::Certificate)?;
+        if now < not_before {
+            return Err(Fault::Early(not_before));
+        }
+        let authorities = Authorities::read(authorities, now);
+        if !authorities.signed(&leaf) {
+            return Err(Fault::Authority);
+        }
+        Ok(Self {
+            not_before,
+            not_after,
+            names: names(&leaf),
+            authorities,
+        })
+    }
+}
+
+impl Authorities {
+    /// Reads those that have not ended; what can't be read is left out, since the API server
+    /// refuses all of it for one that it can't read.
+    pub fn read(pem: &[u8], now: Timestamp) -> Self {
+        let Ok(text) = std::str::from_utf8(pem) else {
+            return Self::default();
+        };
+        let blocks = text.split_inclusive(END).filter_map(|block| {
+            let (_, body) = block.split_once(BEGIN)?;
+            let pem = format!("{BEGIN}{body}\n");
+            let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+            let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+            let (_, end) = validity(&certificate)?;
+            (now < end).then_some((pem, end))
+        });
+        Self(blocks.take(MAX_AUTHORITIES).collect())
+    }
+
+    /// These after a new one.
+    pub fn with(&self, newest: &str, end: Timestamp) -> Self {
+        let newest = (newest.to_owned(), end);
+        let before = self.0.iter().filter(|(pem, _)| *pem != newest.0).cloned();
+        let all = std::iter::once(newest.clone()).chain(before);
+        Self(all.take(MAX_AUTHORITIES).collect())
+    }
+
+    /// All in one text.
+    pub fn to_pem(&self) -> String {
+        self.0.iter().map(|(pem, _)| pem.as_str()).collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one of them has the issuer's name, which is another for each authority of ours.
+    fn signed(&self, leaf: &X509Certificate<'_>) -> bool {
+        self.0.iter().any(|(pem, _)| {
+            let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else {
+                return false;
+            };
+            let subject = X509Certificate::from_der(&der)
+                .map(|(_, authority)| authority.subject().as_raw() == leaf.issuer().as_raw());
+            subject.unwrap_or(false)
+        })
+    }
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> Option<(Timestamp, Timestamp)> {
+    let validity = certificate.validity();
+    let begin = Timestamp::from_second(validity.not_before.timestamp()).ok()?;
+    let end = Timestamp::from_second(validity.not_after.timestamp()).ok()?;
+    Some((begin, end))
+}
+
+fn names(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return BTreeSet::new();
+    };
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+        _ => None,
+    };
+    extension
+        .value
+        .general_names
+        .iter()
+        .filter_map(name)
+        .collect()
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(|octets| Ipv4Addr::from(octets).into());
+    let v6 = || <[u8; 16]>::try_from(bytes).map(|octets| Ipv6Addr::from(octets).into());
+    v4.or_else(|_| v6()).ok()
+}

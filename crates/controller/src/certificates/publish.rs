@@ -1,0 +1,93 @@
+//! Whom the API server trusts when it calls the webhook: `caBundle` of all its webhooks.
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+
+use super::MANAGER;
+use super::plan::Authorities;
+
+/// How often a write is tried that others were faster than.
+const ATTEMPTS: usize = 3;
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Published {
+    /// There is no such configuration.
+    Absent,
+    /// All webhooks had it.
+    Already,
+    /// Some had not and have now.
+    Changed,
+}
+
+/// Makes all webhooks of the configuration trust these and nobody else.
+pub(super) async fn publish(
+    api: &Api<ValidatingWebhookConfiguration>,
+    name: &str,
+    authorities: &Authorities,
+) -> kube::Result<Published> {
+    let bundle = ByteString(authorities.to_pem().into_bytes());
+    let mut attempts = 1..ATTEMPTS;
+    loop {
+        let Some(configuration) = api.get_opt(name).await? else {
+            return Ok(Published::Absent);
+        };
+        let Some(patch) = patch(&configuration, &bundle) else {
+            return Ok(Published::Already);
+        };
+        let params = PatchParams {
+            field_manager: Some(MANAGER.into()),
+            ..PatchParams::default()
+        };
+        match api.patch(name, &params, &Patch::Strategic(patch)).await {
+            Ok(_) => return Ok(Published::Changed),
+            Err(kube::Error::Api(status)) if status.code == 409 && attempts.next().is_some() => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A patch that leaves everything else as it is, fields that we don't know too; `None` if there is
+/// nothing to change. Webhooks are merged by name, and a name that is gone would be added: the
+/// version makes that a conflict.
+fn patch(configuration: &ValidatingWebhookConfiguration, bundle: &ByteString) -> Option<Value> {
+    let webhooks = configuration.webhooks.iter().flatten();
+    let webhooks: Vec<_> = webhooks
+        .filter(|webhook| webhook.client_config.ca_bundle.as_ref() != Some(bundle))
+        .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
+        .collect();
+    let version = &configuration.metadata.resource_version;
+    (!webhooks.is_empty())
+        .then(|| json!({"metadata": {"resourceVersion": version}, "webhooks": webhooks}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_patched_and_bound_to_the_version_that_was_read() {
+        let configuration = |bundles: [&str; 2]| {
+            let webhook = |name, bundle| {
+                json!({"name": name, "clientConfig": {"url": "https://a", "caBundle": bundle},
+                    "admissionReviewVersions": ["v1"], "sideEffects": "None"})
+            };
+            let [a, b] = bundles;
+            let object = json!({"metadata": {"resourceVersion": "7"},
+                "webhooks": [webhook("a", a), webhook("b", b)]});
+            serde_json::from_value(object).unwrap()
+        };
+        let bundle = ByteString(b"new".to_vec());
+        assert_eq!(patch(&configuration(["bmV3", "bmV3"]), &bundle), None);
+        assert_eq!(
+            patch(&configuration(["bmV3", "b2xk"]), &bundle),
+            Some(json!({"metadata": {"resourceVersion": "7"},
+                "webhooks": [{"name": "b", "clientConfig": {"caBundle": "bmV3"}}]}))
+        );
+        let none = ValidatingWebhookConfiguration::default();
+        assert_eq!(patch(&none, &bundle), None);
+    }
+}

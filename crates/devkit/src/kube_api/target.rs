@@ -1,0 +1,107 @@
+//! What a path of the API is about, and the lists of what there is.
+
+use serde_json::{Value, json};
+
+use super::store::Store;
+
+/// The API version of the core group, as paths and tables leave it out.
+const CORE: &str = "v1";
+
+/// What a path of the API is about.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Target<'a> {
+    /// `GROUP/VERSION`; empty for the core group.
+    group: &'a str,
+    pub(super) resource: &'a str,
+    pub(super) namespace: Option<&'a str>,
+    pub(super) name: Option<&'a str>,
+    pub(super) subresource: Option<&'a str>,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn parse(path: &'a str) -> Option<Self> {
+        let path = path.trim_matches('/');
+        let (group, rest) = match path.strip_prefix("api/v1/") {
+            Some(rest) => ("", rest),
+            None => {
+                let path = path.strip_prefix("apis/")?;
+                let (slash, _) = path.match_indices('/').nth(1)?;
+                (path.get(..slash)?, path.get(slash + 1..)?)
+            }
+        };
+        let segments: Vec<_> = rest.split('/').collect();
+        let (namespace, segments) = match &segments[..] {
+            ["namespaces", namespace, resource @ ..] if !resource.is_empty() => {
+                (Some(*namespace), resource)
+            }
+            all => (None, all),
+        };
+        let (resource, name, subresource) = match *segments {
+            [resource] => (resource, None, None),
+            [resource, name] => (resource, Some(name), None),
+            [resource, name, subresource] => (resource, Some(name), Some(subresource)),
+            _ => return None,
+        };
+        Some(Self {
+            group,
+            resource,
+            namespace,
+            name,
+            subresource,
+        })
+    }
+
+    /// A path that is none of the API's.
+    pub(super) fn other(path: &'a str) -> Self {
+        Self {
+            resource: path,
+            ..Self::default()
+        }
+    }
+
+    /// The name of the table.
+    pub(super) fn table(&self) -> String {
+        match self.group {
+            "" => self.resource.to_owned(),
+            group => format!("{group}/{}", self.resource),
+        }
+    }
+}
+
+/// The table of a resource by its path, `[GROUP/]VERSION/RESOURCE`, and its API version.
+pub(super) fn table_of(path: &str) -> (String, String) {
+    match path.rsplit_once('/') {
+        Some((CORE, resource)) => (resource.to_owned(), CORE.to_owned()),
+        Some((version, _)) => (path.to_owned(), version.to_owned()),
+        None => (path.to_owned(), CORE.to_owned()),
+    }
+}
+
+/// The list of resources at `/api/v1` or `/apis/GROUP/VERSION`, where there are any.
+pub(super) fn resources(store: &Store, path: &str) -> Option<Value> {
+    let version = match path.trim_matches('/') {
+        "api/v1" => CORE,
+        other => other.strip_prefix("apis/")?,
+    };
+    let resources: Vec<_> = store
+        .tables()
+        .filter(|(_, table)| table.api_version() == version)
+        .map(|(name, table)| {
+            json!({
+                "name": name.rsplit('/').next(),
+                "singularName": table.kind().to_lowercase(),
+                "namespaced": table.namespaced(),
+                "kind": table.kind(),
+                "verbs": ["get", "list", "patch", "watch"],
+            })
+        })
+        .collect();
+    (!resources.is_empty()).then(|| {
+        json!({
+            "kind": "APIResourceList",
+            "apiVersion": "v1",
+            "groupVersion": version,
+            "resources": resources,
+        })
+    })
+}

@@ -1,0 +1,156 @@
+//! The cluster's configuration object: whether there is one, and what it says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject};
+use rolegate_core::config::RuleConfig;
+use rolegate_core::rulebook::ClusterConfig;
+use rolegate_core::workload::Change;
+use tokio::sync::mpsc;
+
+use crate::client::Connection;
+use crate::crd::{CONFIG_NAME, INSTALL, RolegateConfig};
+use crate::failure::Kind;
+use crate::watch::{Reporting, Source};
+use crate::watchdog::{Said, Trouble, Watchdog};
+
+/// How often it is looked whether the kind is there by now, or may be read.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Whether the cluster's configuration counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigUse {
+    /// It does where its kind is installed and may be read; else flags count.
+    Auto,
+    /// It does, and without it everything is refused.
+    Required,
+    /// Flags count.
+    Off,
+}
+
+/// Watches the configuration and sends what becomes of it:
+///
+/// | what the API server says | [`ConfigUse::Auto`] | [`ConfigUse::Required`] |
+/// | --- | --- | --- |
+/// | no such kind, or it may not be read | [`ClusterConfig::NotUsed`], looked at again each minute | [`ClusterConfig::Missing`] |
+/// | no such kind any more, after it was seen | `Missing` | `Missing` |
+/// | it may not be read any more, after it was seen | nothing: what it said holds | nothing |
+/// | no object | `Missing` | `Missing` |
+/// | an object | [`ClusterConfig::Is`] or [`ClusterConfig::Broken`] | the same |
+/// | nothing, it is away | nothing: what it said holds | nothing |
+///
+/// Until the first answer nothing is sent: whoever starts with [`ClusterConfig::Unseen`] stays with
+/// it. Returns only when `messages` is closed.
+pub async fn watch_cluster_config<M: Send + 'static>(
+    connection: &Connection,
+    used: ConfigUse,
+    reporting: Reporting,
+    wrap: impl Fn(ClusterConfig) -> M + Send + Sync,
+    messages: mpsc::Sender<M>,
+) {
+    if used == ConfigUse::Off {
+        reporting.condition.ok();
+        // Closed already, or it soon will be.
+        drop(messages.send(wrap(ClusterConfig::NotUsed)).await);
+        return messages.closed().await;
+    }
+    let condition = reporting.condition.clone();
+    let mut health = Watchdog::new("rolegateconfigs", "the RolegateConfig", INSTALL, reporting);
+    let trouble = health.trouble();
+    let kind = ApiResource::erase::<RolegateConfig>(&());
+    let mut told = false;
+    loop {
+        let api = |client| Api::all_with(client, &kind);
+        let tell = |change| {
+            let found = found(change);
+            say(&trouble, &found);
+            wrap(found)
+        };
+        let mut source = Source::another("rolegateconfigs", connection, api, config, tell);
+        source.config = source
+            .config
+            .fields(&format!("metadata.name={CONFIG_NAME}"));
+        source.ends_on = |kind| matches!(kind, Kind::NotFound | Kind::Forbidden);
+        let Some(failure) = source.run(&mut health, &messages).await else {
+            return;
+        };
+        drop(source);
+        let wait = match (used, health.is_loaded()) {
+            // What it said holds, as long as the picture isn't too old.
+            (_, true) if failure.kind == Kind::Forbidden => health.failed(&failure),
+            (ConfigUse::Auto, false) => {
+                let sentence = health.count(&failure);
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("no RolegateConfig is used, flags count: {sentence}");
+                }
+                match failure.kind {
+                    Kind::NotFound => condition.ok(),
+                    _ => condition.note(format!("no RolegateConfig is used: {sentence}")),
+                }
+                if messages.send(wrap(ClusterConfig::NotUsed)).await.is_err() {
+                    return;
+                }
+                LOOK_AGAIN
+            }
+            _ => {
+                let wait = health.failed(&failure);
+                let sentence = health.sentence(&failure);
+                let why =
+                    format!("the RolegateConfig is missing, everything is refused: {sentence}");
+                trouble.set(Some(Said::Fails(why)));
+                health.settle();
+                if messages.send(wrap(ClusterConfig::Missing)).await.is_err() {
+                    return;
+                }
+                wait
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = messages.closed() => return,
+        }
+    }
+}
+
+/// What the object says, if it is the one that counts.
+fn config(object: DynamicObject) -> Option<Result<Arc<RuleConfig>, Arc<str>>> {
+    // The selector sees to it already; were it ignored, another object must not count.
+    if object.metadata.name.as_deref() != Some(CONFIG_NAME) {
+        return None;
+    }
+    let read = object
+        .try_parse::<RolegateConfig>()
+        .map_err(|error| crate::chain(&error));
+    let config = read.and_then(|read| RuleConfig::try_from(&read).map_err(|e| e.to_string()));
+    Some(config.map(Arc::new).map_err(Into::into))
+}
+
+fn found(change: Change<Result<Arc<RuleConfig>, Arc<str>>>) -> ClusterConfig {
+    let object = match change {
+        Change::Snapshot(all) => all.into_iter().next(),
+        Change::Apply(object) => Some(object),
+        Change::Delete(_) => None,
+    };
+    match object {
+        None => ClusterConfig::Missing,
+        Some(Ok(config)) => ClusterConfig::Is(config),
+        Some(Err(why)) => ClusterConfig::Broken(why),
+    }
+}
+
+/// What the condition says to it. Whether a broken one is a reason not to be ready depends on what
+/// was there before, which whoever keeps the rules knows.
+fn say(trouble: &Trouble, found: &ClusterConfig) {
+    trouble.set(match found {
+        ClusterConfig::Missing => Some(Said::Fails(format!(
+            "there is no RolegateConfig named {CONFIG_NAME}: create it, or delete its kind \
+             and restart to let flags count"
+        ))),
+        ClusterConfig::Broken(why) => Some(Said::Notes(format!(
+            "the RolegateConfig cannot be used: {why}"
+        ))),
+        ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Is(_) => None,
+    });
+}

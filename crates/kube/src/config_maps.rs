@@ -1,0 +1,98 @@
+//! ConfigMaps of one namespace, where policies and their data are.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kube::Api;
+use kube::runtime::watcher;
+use rolegate_core::key_values::KeyValues;
+use rolegate_core::workload::Change;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::client::Connection;
+use crate::objects::{self, labels};
+use crate::policy_status::STATUS;
+use crate::watch::{Reporting, Source};
+use crate::watchdog::Watchdog;
+
+/// A ConfigMap. The API server bounds it to 1 MiB.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConfigMap {
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.labels`.
+    pub labels: KeyValues,
+    /// Those of `metadata.annotations` that are ours or OPA's.
+    pub annotations: KeyValues,
+    /// `data`; binary data is left out.
+    pub data: BTreeMap<String, String>,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+}
+
+impl ConfigMap {
+    /// Whether `other`, of the same name, says the same; its status may be another.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let annotations = |map: &'_ Self| -> Vec<(String, String)> {
+            let all = map.annotations.iter().filter(|(key, _)| *key != STATUS);
+            all.map(|(key, value)| (key.into(), value.into())).collect()
+        };
+        self.labels == other.labels
+            && self.data == other.data
+            && annotations(self) == annotations(other)
+    }
+}
+
+/// Watches the ConfigMaps of `namespace` and sends what they are: a snapshot first and after each
+/// gap, changes between. Returns only when `messages` is closed.
+pub async fn watch_config_maps<M: Send + 'static>(
+    connection: &Connection,
+    namespace: &str,
+    reporting: Reporting,
+    wrap: impl Fn(Change<ConfigMap>) -> M + Send + Sync,
+    messages: mpsc::Sender<M>,
+) {
+    let api = |client| Api::<objects::ConfigMap>::namespaced(client, namespace);
+    let mut source = Source::another("configmaps", connection, api, config_map, wrap);
+    // They may be large.
+    source.config = watcher::Config {
+        page_size: Some(50),
+        ..source.config
+    };
+    let what = format!("ConfigMaps of namespace {namespace}");
+    let mut health = Watchdog::new("configmaps", what, "", reporting);
+    source.run(&mut health, &messages).await;
+}
+
+/// A ConfigMap from its document.
+///
+/// # Errors
+/// A sentence that says what is malformed.
+pub fn read(document: &Value) -> Result<ConfigMap, String> {
+    let object = objects::ConfigMap::deserialize(document).map_err(|error| error.to_string())?;
+    config_map(object).ok_or_else(|| "it has no metadata.name or metadata.namespace".into())
+}
+
+fn config_map(object: objects::ConfigMap) -> Option<ConfigMap> {
+    let metadata = object.metadata;
+    let kept = |key: &str| {
+        let prefixes = ["rolegate.dev/", "openpolicyagent.org/"];
+        prefixes.iter().any(|prefix| key.starts_with(prefix))
+    };
+    let annotations = metadata.annotations.iter().flatten();
+    Some(ConfigMap {
+        annotations: annotations.filter(|(key, _)| kept(key)).collect(),
+        labels: labels(&metadata),
+        namespace: metadata.namespace?.into(),
+        name: metadata.name?.into(),
+        uid: metadata.uid.unwrap_or_default().into(),
+        resource_version: metadata.resource_version.unwrap_or_default(),
+        data: object.data.unwrap_or_default(),
+    })
+}

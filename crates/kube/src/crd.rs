@@ -1,0 +1,79 @@
+//! The kinds of objects that rolegate adds to a cluster, as Rust types: the API server's schema is
+//! made of them, and what administrators write is read into them.
+//!
+//! They are strict: a field that they don't know is an error, since a grant whose limits were
+//! misspelt would grant more than it says. The API server refuses most mistakes at once, by bounds
+//! and by rules in CEL; what it can't see is found when an object is turned into what decides.
+
+mod condition;
+mod role_grant;
+mod rolegate_config;
+mod rule_config;
+mod selector;
+
+pub use condition::{Condition, NOT_READY, READY, Status};
+pub use role_grant::{RoleGrant, RoleGrantSpec, RoleGrantStatus, Session, Subject};
+pub use rolegate_config::{
+    LayerMode, Layers, NameOf, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
+    RolegateConfigSpec, RolegateConfigStatus, WorkloadKind, Writers,
+};
+pub use rule_config::ConfigError;
+pub use selector::{LabelSelector, LabelSelectorRequirement, SelectorOperator};
+
+use kube::CustomResourceExt;
+use serde_json::{Value, json};
+
+/// The API group of all of them.
+pub const GROUP: &str = "rolegate.dev";
+/// The version of the API group.
+pub const VERSION: &str = "v1alpha1";
+/// The name that the one [`RolegateConfig`] of a cluster has.
+pub const CONFIG_NAME: &str = "cluster";
+/// What to do where the API server doesn't know them.
+pub(crate) const INSTALL: &str = "install deploy/crds.yaml";
+
+/// All definitions as YAML, as they are in `deploy/crds.yaml`.
+///
+/// # Errors
+/// A text if they can't be written as YAML, which no input leads to.
+pub fn crds_yaml() -> Result<String, String> {
+    let mut text = String::from(
+        "# The kinds that rolegate adds to a cluster: `kubectl apply -f crds.yaml`.\n\
+         # Written by `rolegate reference crds`; changes are made in the types, not here.\n",
+    );
+    for (place, definition) in [RoleGrant::crd(), RolegateConfig::crd()].iter().enumerate() {
+        if place > 0 {
+            text.push_str("---\n");
+        }
+        let mut value = serde_json::to_value(definition).map_err(|error| error.to_string())?;
+        tidy(&mut value);
+        text.push_str(&serde_saphyr::to_string(&value).map_err(|error| error.to_string())?);
+    }
+    Ok(text)
+}
+
+/// Makes of a derived schema one that reads well: paragraphs are one line. And no field can be
+/// null, which would pass for one that is there; the API server drops those that are.
+fn tidy(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("nullable").is_some_and(Value::is_boolean) {
+                fields.remove("nullable");
+            }
+            if let Some(Value::String(text)) = fields.get_mut("description") {
+                *text = text.replace('\n', " ");
+            }
+            fields.values_mut().for_each(tidy);
+        }
+        Value::Array(entries) => entries.iter_mut().for_each(tidy),
+        _ => {}
+    }
+}
+
+/// A rule in CEL that the API server holds a value to, and what it says where it isn't met.
+fn demand(rule: &str, message: &str) -> Value {
+    json!([{"rule": rule, "message": message}])
+}
+
+#[cfg(test)]
+mod tests;

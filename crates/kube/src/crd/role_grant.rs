@@ -1,0 +1,196 @@
+//! `RoleGrant`: which workloads may have which roles, given by an administrator for the whole
+//! cluster.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, ResourceExt};
+use rolegate_core::grant::{self, Grant};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use super::condition::Condition;
+use super::demand;
+use super::selector::LabelSelector;
+
+/// Which workloads may have which roles, and what their sessions are like.
+#[derive(
+    CustomResource, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize,
+)]
+#[kube(
+    group = "rolegate.dev",
+    version = "v1alpha1",
+    kind = "RoleGrant",
+    plural = "rolegrants",
+    shortname = "rg",
+    category = "rolegate",
+    status = "RoleGrantStatus",
+    derive = "PartialEq",
+    doc = "Gives AWS roles to workloads. Nothing is given that no grant names.",
+    printcolumn(name = "Roles", type_ = "string", json_path = ".spec.roles"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Workloads", type_ = "integer", json_path = ".status.workloads"),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RoleGrantSpec {
+    /// The roles: names or ARNs, `*` stands for any text, slashes included.
+    #[schemars(length(max = 64), inner(length(min = 1, max = 2048)))]
+    #[schemars(extend("x-kubernetes-validations" = demand(
+        "size(self) > 0",
+        "spec.roles is empty: name at least one role, such as \"payments-*\"")))]
+    pub roles: Vec<String>,
+    /// Who may have them: whoever matches any of these.
+    #[schemars(length(max = 64))]
+    #[schemars(extend("x-kubernetes-validations" = demand(
+        "size(self) > 0",
+        "spec.subjects is empty: name at least one subject; a grant to nobody is no grant to everyone")))]
+    pub subjects: Vec<Subject>,
+    /// External IDs that these workloads may pass to STS. Without any, none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 2, max = 1224)))]
+    pub external_ids: Vec<String>,
+    /// What their sessions are like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Session>,
+}
+
+/// Some workloads: everything that is given must match.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = demand(
+    "(has(self.namespaces) && size(self.namespaces) > 0) || has(self.namespaceSelector)",
+    "a subject needs namespaces or a namespaceSelector; namespaces: [\"*\"] means all")))]
+pub struct Subject {
+    /// Names of namespaces, `*` stands for any text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub namespaces: Vec<String>,
+    /// Labels of the namespace. Whoever may set them gives the roles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+    /// Names of service accounts, `*` stands for any text. Without any, all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub service_accounts: Vec<String>,
+    /// Labels of the pod. Whoever may create pods chooses them: no boundary, but a help against
+    /// mistakes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
+}
+
+/// What sessions are like.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Session {
+    /// How long a session lives, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = demand(
+        "self >= 900 && self <= 43200",
+        "STS takes 900 to 43200 seconds, and no more than the role's maximum session duration")))]
+    pub duration_seconds: Option<i32>,
+    /// Session tags.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "tags")]
+    pub tags: BTreeMap<String, String>,
+    /// ARNs of managed policies that narrow the session.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), inner(length(min = 20, max = 2048)))]
+    pub policy_arns: Vec<String>,
+    /// A policy document (JSON) that narrows the session.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 2048))]
+    pub policy: String,
+    /// Session names that pods may choose, `*` stands for any text. Without any, those that begin
+    /// with the namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 64)))]
+    pub names: Vec<String>,
+}
+
+/// How a grant fares.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoleGrantStatus {
+    /// One of type `Ready`: whether the grant counts, and why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 8),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
+    )]
+    pub conditions: Vec<Condition>,
+    /// How many live workloads it covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workloads: Option<i64>,
+    /// The generation that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// The rule is about lower case alone, for the API server has to bound its cost and keys have no
+/// bound; other spellings are refused when the grant is compiled.
+fn tags(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": grant::MAX_TAGS,
+        "additionalProperties": {"type": "string", "maxLength": 256},
+        "x-kubernetes-validations": demand(
+            "self.all(key, !key.startsWith('rolegate.dev/') && !key.startsWith('aws:') && \
+             !key.startsWith('eks-') && !key.startsWith('kubernetes-'))",
+            "tags that begin with rolegate.dev/, aws:, eks- or kubernetes- are reserved: choose \
+             another key",
+        ),
+    })
+}
+
+impl From<&RoleGrant> for Grant {
+    fn from(object: &RoleGrant) -> Self {
+        let spec = &object.spec;
+        Self {
+            name: object.name_any().into(),
+            roles: spec.roles.clone(),
+            subjects: spec.subjects.iter().map(Into::into).collect(),
+            external_ids: spec.external_ids.clone(),
+            session: spec.session.as_ref().map(Into::into).unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&Subject> for grant::Subject {
+    fn from(subject: &Subject) -> Self {
+        Self {
+            namespaces: subject.namespaces.clone(),
+            namespace_selector: subject.namespace_selector.as_ref().map(Into::into),
+            service_accounts: subject.service_accounts.clone(),
+            pod_selector: subject.pod_selector.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl From<&Session> for grant::SessionRules {
+    fn from(session: &Session) -> Self {
+        Self {
+            // A negative one is as wrong as zero, which is told when the grant is compiled.
+            duration_seconds: session
+                .duration_seconds
+                .map(|seconds| u32::try_from(seconds).unwrap_or(0)),
+            tags: session.tags.clone(),
+            policy_arns: session.policy_arns.clone(),
+            policy: session.policy.clone(),
+            names: session.names.clone(),
+        }
+    }
+}

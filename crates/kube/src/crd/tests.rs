@@ -1,0 +1,327 @@
+use std::path::{Path, PathBuf};
+
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_core::grant::{CompiledGrant, Grant, GrantError};
+use rolegate_core::layer::Mode;
+use rolegate_core::pattern::PatternFormat;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn deploy(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../deploy")
+        .join(name)
+}
+
+fn example<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    let text = std::fs::read_to_string(deploy(name)).unwrap();
+    serde_saphyr::from_str(&text).unwrap()
+}
+
+fn base() -> BaseArn {
+    BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()
+}
+
+fn grant(spec: Value) -> Result<Grant, serde_json::Error> {
+    let object = json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+        "metadata": {"name": "one"}, "spec": spec});
+    Ok(Grant::from(&serde_json::from_value::<RoleGrant>(object)?))
+}
+
+fn config(spec: Value) -> Result<RuleConfig, ConfigError> {
+    let object = json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RolegateConfig",
+        "metadata": {"name": "cluster"}, "spec": spec});
+    RuleConfig::try_from(&serde_json::from_value::<RolegateConfig>(object).unwrap())
+}
+
+/// With `UPDATE_CRDS` in the environment the file is written instead.
+#[test]
+fn the_shipped_definitions_are_those_of_the_types() {
+    let path = deploy("crds.yaml");
+    let made = crds_yaml().unwrap();
+    if std::env::var_os("UPDATE_CRDS").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    let shipped = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        shipped == made,
+        "deploy/crds.yaml is out of date: run the test with UPDATE_CRDS=1"
+    );
+}
+
+/// The API server refuses rules whose cost it can't bound.
+#[test]
+fn every_list_map_and_text_of_a_spec_is_bounded() {
+    fn walk(path: &str, schema: &Value) {
+        let is = |kind: &str| schema["type"] == kind;
+        let bounded = match () {
+            () if is("array") => schema["maxItems"].is_u64(),
+            () if is("string") => schema["maxLength"].is_u64() || schema["enum"].is_array(),
+            () if schema.get("additionalProperties").is_some() => schema["maxProperties"].is_u64(),
+            () => true,
+        };
+        assert!(bounded, "{path} has no bound: {schema}");
+        assert!(schema.get("nullable").is_none(), "{path} may be null");
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            walk(&format!("{path}.{name}"), field);
+        }
+        for inner in ["items", "additionalProperties"] {
+            if let Some(inner) = schema.get(inner) {
+                walk(&format!("{path}[]"), inner);
+            }
+        }
+    }
+    let text = crds_yaml().unwrap();
+    let mut count = 0;
+    for document in text.split("---\n") {
+        let definition: Value = serde_saphyr::from_str(document).unwrap();
+        let version = &definition["spec"]["versions"][0];
+        walk("", &version["schema"]["openAPIV3Schema"]);
+        assert_eq!(version["subresources"], json!({"status": {}}));
+        count += 1;
+    }
+    assert_eq!(count, 2);
+}
+
+#[test]
+fn the_examples_can_be_used() {
+    let object: RoleGrant = example("examples/rolegrant.yaml");
+    let grant = Grant::from(&object);
+    assert_eq!(&*grant.name, "payments");
+    CompiledGrant::compile(&grant, Some(&base())).unwrap();
+    let object: RolegateConfig = example("examples/rolegateconfig.yaml");
+    let config = RuleConfig::try_from(&object).unwrap();
+    let modes = Modes {
+        namespace: Mode::Enforce,
+        grants: Mode::Audit,
+        rego: Mode::Off,
+    };
+    assert_eq!(config.modes, modes);
+    assert!(config.rule_writers.unwrap().contains("any", ["platform"]));
+    let kinds: Vec<_> = config.templates.iter().map(|kind| &*kind.kind).collect();
+    assert_eq!(kinds, ["Rollout", "Batch"]);
+}
+
+#[test]
+fn a_grant_becomes_what_it_says() {
+    let all = grant(json!({
+        "roles": ["a-*", "b"],
+        "subjects": [{
+            "namespaces": ["n"],
+            "namespaceSelector": {"matchLabels": {"team": "t"}},
+            "serviceAccounts": ["s"],
+            "podSelector": {"matchExpressions": [
+                {"key": "k", "operator": "NotIn", "values": ["v"]},
+                {"key": "l", "operator": "Exists"},
+            ]},
+        }],
+        "externalIds": ["x1"],
+        "session": {"durationSeconds": 900, "tags": {"team": "t"}, "names": ["n-*"],
+            "policyArns": ["arn:aws:iam::aws:policy/ReadOnlyAccess"], "policy": "{}"},
+    }))
+    .unwrap();
+    assert_eq!(all.roles, ["a-*", "b"]);
+    let [subject] = &all.subjects[..] else {
+        panic!("{:?}", all.subjects)
+    };
+    assert_eq!(subject.namespaces, ["n"]);
+    assert_eq!(subject.service_accounts, ["s"]);
+    let labels = [("team", "t")].into_iter().collect();
+    assert!(
+        subject
+            .namespace_selector
+            .as_ref()
+            .unwrap()
+            .matches(&labels)
+    );
+    let pods = subject.pod_selector.as_ref().unwrap();
+    assert!(pods.matches(&[("l", "")].into_iter().collect()));
+    assert!(!pods.matches(&[("l", ""), ("k", "v")].into_iter().collect()));
+    assert_eq!(all.external_ids, ["x1"]);
+    assert_eq!(all.session.duration_seconds, Some(900));
+    assert_eq!(all.session.tags["team"], "t");
+    assert_eq!(all.session.policy_arns.len(), 1);
+    assert_eq!(
+        (&*all.session.policy, &*all.session.names[0]),
+        ("{}", "n-*")
+    );
+    CompiledGrant::compile(&all, Some(&base())).unwrap();
+    // What isn't there grants nothing, however the object got past the API server.
+    for (spec, expected) in [
+        (json!({"roles": [], "subjects": []}), GrantError::NoRoles),
+        (
+            json!({"roles": ["a"], "subjects": []}),
+            GrantError::NoSubjects,
+        ),
+        (
+            json!({"roles": ["a"], "subjects": [{}]}),
+            GrantError::NoNamespace(0),
+        ),
+        (
+            json!({"roles": ["a"], "subjects": [{"namespaceSelector": {}}]}),
+            GrantError::Empty(0, "namespaceSelector"),
+        ),
+        (
+            json!({"roles": ["a"], "subjects": [{"namespaces": ["n"]}],
+                "session": {"durationSeconds": -1}}),
+            GrantError::Duration(0),
+        ),
+    ] {
+        let error = CompiledGrant::compile(&grant(spec).unwrap(), Some(&base()));
+        assert_eq!(error.unwrap_err(), expected);
+    }
+}
+
+#[test]
+fn misspelt_fields_are_told() {
+    for (spec, word) in [
+        (
+            json!({"roles": ["a"], "subjects": [], "sesion": {}}),
+            "sesion",
+        ),
+        (
+            json!({"roles": ["a"], "subjects": [{"namespace": "n"}]}),
+            "namespace",
+        ),
+        (
+            json!({"roles": ["a"], "subjects": [{"podSelector": {"app": "x"}}]}),
+            "app",
+        ),
+        (
+            json!({"roles": ["a"], "subjects": [], "session": {"duration": 900}}),
+            "duration",
+        ),
+        (json!({"subjects": []}), "roles"),
+    ] {
+        let error = grant(spec).unwrap_err().to_string();
+        assert!(error.contains(word), "{word} not in {error}");
+    }
+    let object = json!({"metadata": {"name": "cluster"}, "spec": {"layers": {"grant": "off"}}});
+    let error = serde_json::from_value::<RolegateConfig>(object).unwrap_err();
+    assert!(error.to_string().contains("grant"), "{error}");
+}
+
+#[test]
+fn an_empty_configuration_is_the_default() {
+    assert_eq!(config(json!({})).unwrap(), RuleConfig::default());
+    let empty = json!({"layers": {}, "rego": {}, "workloadKinds": []});
+    assert_eq!(config(empty).unwrap(), RuleConfig::default());
+}
+
+#[test]
+fn a_configuration_becomes_what_it_says() {
+    let all = config(json!({
+        "baseRoleArn": "arn:aws-cn:iam::123456789012:role/team",
+        "defaultRole": "basic",
+        "layers": {"namespace": "off", "grants": "enforce", "rego": "audit"},
+        "namespaceRestrictionFormat": "regexp",
+        "namespaceRestrictionsDefault": "allow",
+        "sparedNamespaces": [],
+        "namespaceWriters": {"users": ["u"]},
+        "ruleWriters": {},
+        "rego": {"namespaces": ["p"], "label": "", "replicate": ["v1/services"],
+            "resources": ["a.b/v1/cs"], "required": [{"namespace": "p", "name": "m"}],
+            "wrapPods": true},
+        "clusterName": "c",
+        "guardScheduling": true,
+    }))
+    .unwrap();
+    let base = all.base.as_ref().unwrap().as_str();
+    assert_eq!(base, "arn:aws-cn:iam::123456789012:role/team/");
+    assert_eq!(all.default_role.as_deref(), Some("basic"));
+    let modes = (all.modes.namespace, all.modes.grants, all.modes.rego);
+    assert_eq!(modes, (Mode::Off, Mode::Enforce, Mode::Audit));
+    assert_eq!(all.restriction_format, PatternFormat::Regexp);
+    assert!(all.allow_unannotated && all.guard_scheduling && all.rego.wrap_pods);
+    assert!(all.spared_namespaces.is_empty());
+    assert!(all.namespace_writers.contains("u", []));
+    // There and empty: nobody but masters.
+    assert!(!all.rule_writers.as_ref().unwrap().contains("u", []));
+    assert_eq!(all.rego.label, None);
+    assert_eq!(&*all.rego.replicate[0].resource, "services");
+    assert_eq!(&*all.rego.resources[0].group, "a.b");
+    assert!(all.rego.required.contains(&("p".into(), "m".into())));
+    assert_eq!(all.cluster.as_deref(), Some("c"));
+}
+
+#[test]
+fn mistakes_in_a_configuration_are_told_with_their_place() {
+    for (spec, field) in [
+        (
+            json!({"baseRoleArn": "arn:aws:iam::1:role/"}),
+            "spec.baseRoleArn",
+        ),
+        (json!({"defaultRole": "a b"}), "spec.defaultRole"),
+        (json!({"defaultRole": "arn:aws:s3:::x"}), "spec.defaultRole"),
+        (json!({"clusterName": "a;b"}), "spec.clusterName"),
+        (json!({"clusterName": ""}), "spec.clusterName"),
+        (json!({"rego": {"label": "policy"}}), "spec.rego.label"),
+        (json!({"rego": {"label": "=x"}}), "spec.rego.label"),
+        (
+            json!({"rego": {"replicate": ["v1/pods", "pods"]}}),
+            "spec.rego.replicate[1]",
+        ),
+        (
+            json!({"rego": {"resources": ["v1/Pods"]}}),
+            "spec.rego.resources[0]",
+        ),
+        (
+            json!({"workloadKinds": [{"preset": "none"}]}),
+            "spec.workloadKinds[0].preset",
+        ),
+        (
+            json!({"workloadKinds": [{"preset": "knative", "kind": "X"}]}),
+            "spec.workloadKinds[0]",
+        ),
+        (
+            json!({"workloadKinds": [{"kind": "X"}]}),
+            "spec.workloadKinds[0]",
+        ),
+        (
+            json!({"workloadKinds": [{"group": "g", "kind": "K", "resource": "ks", "paths": []}]}),
+            "spec.workloadKinds[0]",
+        ),
+        (
+            json!({"workloadKinds": [{"group": "g", "kind": "K", "resource": "ks",
+                "paths": ["spec..template"]}]}),
+            "spec.workloadKinds[0].paths",
+        ),
+    ] {
+        let error = config(spec).unwrap_err();
+        assert_eq!(error.field, field);
+        assert!(error.advice.len() > 10, "{error}");
+    }
+    let elsewhere = json!({"metadata": {"name": "other"}, "spec": {}});
+    let object: RolegateConfig = serde_json::from_value(elsewhere).unwrap();
+    assert_eq!(
+        RuleConfig::try_from(&object).unwrap_err().field,
+        "metadata.name"
+    );
+}
+
+#[test]
+fn a_condition_keeps_the_time_of_its_last_change() {
+    let status = |ready, message: &str| Status {
+        ready,
+        reason: "Reason",
+        message: message.into(),
+        generation: Some(3),
+    };
+    let first = status(true, "a").condition(&[], "t1");
+    assert_eq!(
+        (&*first.status, &*first.last_transition_time),
+        ("True", "t1")
+    );
+    let second = status(true, "b").condition(std::slice::from_ref(&first), "t2");
+    assert_eq!(
+        (&*second.message, &*second.last_transition_time),
+        ("b", "t1")
+    );
+    let third = status(false, "b").condition(&[second], "t3");
+    assert_eq!(
+        (&*third.status, &*third.last_transition_time),
+        ("False", "t3")
+    );
+}

@@ -1,0 +1,443 @@
+//! Watches of what rules are made of, and the status of it, against the stand-in.
+
+use k8s_openapi::jiff::Timestamp;
+use rolegate_core::config::ResourceKind;
+use rolegate_core::grant::Grant;
+use rolegate_core::layer::Mode;
+use rolegate_core::rulebook::ClusterConfig;
+use serde_json::{Value, json};
+
+use crate::cluster_config::{ConfigUse, watch_cluster_config};
+use crate::config_maps::{ConfigMap, watch_config_maps};
+use crate::crd::Status;
+use crate::events::eventer_as;
+use crate::grants::watch_grants;
+use crate::policy_status::{PolicyStatus, STATUS, write_policy_status};
+use crate::replicated::{Replicated, watch_replicated};
+use crate::status::{Written, write_config_status, write_grant_status};
+
+use super::*;
+
+const GRANTS: &str = "rolegate.dev/v1alpha1/rolegrants";
+const CONFIGS: &str = "rolegate.dev/v1alpha1/rolegateconfigs";
+const MAPS: &str = "v1/configmaps";
+
+/// A watch's messages, and what it says of itself.
+struct Told<M> {
+    messages: mpsc::Receiver<M>,
+    readiness: Readiness,
+    connection: Connection,
+    metrics: Metrics,
+}
+
+impl<M: Send + 'static> Told<M> {
+    async fn start<F: Future<Output = ()> + Send + 'static>(
+        api: &KubeApi,
+        watch: impl FnOnce(Connection, Reporting, mpsc::Sender<M>) -> F,
+    ) -> Self {
+        let connection = connect(api.addr()).await;
+        let (sender, messages) = mpsc::channel(16);
+        let readiness = Readiness::new();
+        let mut metrics = Metrics::new("test");
+        let reporting = Reporting {
+            metrics: WatchMetrics::register(metrics.ours(), connection.pictures()),
+            condition: readiness.condition("rules"),
+        };
+        tokio::spawn(watch(connection.clone(), reporting, sender));
+        Self {
+            messages,
+            readiness,
+            connection,
+            metrics,
+        }
+    }
+
+    async fn next(&mut self) -> M {
+        let next = timeout(LONG, self.messages.recv()).await;
+        next.expect("nothing came").expect("ended")
+    }
+
+    async fn until_failing(&self, part: &str) {
+        until(|| {
+            let failing = self.readiness.report().failing;
+            failing.get("rules").is_some_and(|why| why.contains(part))
+        })
+        .await;
+    }
+}
+
+async fn grants(api: &KubeApi) -> Told<Change<Grant>> {
+    Told::start(api, |connection, reporting, sender| async move {
+        watch_grants(&connection, reporting, |change| change, sender).await;
+    })
+    .await
+}
+
+async fn config(api: &KubeApi, used: ConfigUse) -> Told<ClusterConfig> {
+    Told::start(api, move |connection, reporting, sender| async move {
+        watch_cluster_config(&connection, used, reporting, |config| config, sender).await;
+    })
+    .await
+}
+
+fn grant(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+        "metadata": {"name": name}, "spec": spec})
+}
+
+fn good_grant(name: &str) -> Value {
+    let spec = json!({"roles": ["reader"], "subjects": [{"namespaces": ["shop"]}]});
+    grant(name, spec)
+}
+
+fn configuration(spec: Value) -> Value {
+    json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RolegateConfig",
+        "metadata": {"name": "cluster"}, "spec": spec})
+}
+
+fn with_configs(api: &KubeApi) {
+    api.enable(CONFIGS, "RolegateConfig", false);
+}
+
+#[tokio::test]
+async fn grants_come_change_and_go() {
+    let api = api(KubeApiOptions::default()).await;
+    api.put(GRANTS, good_grant("one"));
+    let mut told = grants(&api).await;
+    let Change::Snapshot(all) = told.next().await else {
+        panic!("no snapshot")
+    };
+    assert_eq!((&*all[0].name, &*all[0].roles[0]), ("one", "reader"));
+    until(|| told.readiness.is_ready()).await;
+    api.put(GRANTS, good_grant("two"));
+    assert!(matches!(told.next().await, Change::Apply(grant) if &*grant.name == "two"));
+    api.delete(GRANTS, None, "one");
+    assert!(matches!(told.next().await, Change::Delete(grant) if &*grant.name == "one"));
+    let text = told.metrics.encode().unwrap();
+    let line = "kube_watch_age_seconds{resource=\"rolegrants\"}";
+    assert!(text.contains(line), "{text}");
+}
+
+#[tokio::test]
+async fn a_grant_that_cannot_be_read_takes_the_place_of_what_it_said_before() {
+    let api = api(KubeApiOptions::default()).await;
+    api.put(GRANTS, good_grant("one"));
+    api.put(GRANTS, good_grant("other"));
+    let mut told = grants(&api).await;
+    assert!(matches!(told.next().await, Change::Snapshot(all) if all.len() == 2));
+    // As of a later version, whose limits this one doesn't know.
+    let mut later = good_grant("one");
+    later["spec"]["onlyOnSundays"] = json!(true);
+    api.put(GRANTS, later);
+    let Change::Apply(one) = told.next().await else {
+        panic!("not applied")
+    };
+    assert!(one.unreadable.unwrap().contains("onlyOnSundays"));
+    assert!(one.roles.is_empty() && one.subjects.is_empty());
+    assert!(told.readiness.is_ready(), "the others go on");
+}
+
+#[tokio::test]
+async fn a_missing_kind_is_told_with_what_to_do_and_waited_for() {
+    let api = api(KubeApiOptions::default()).await;
+    let mut told = grants(&api).await;
+    told.until_failing("install deploy/crds.yaml").await;
+    api.put(GRANTS, good_grant("one"));
+    assert!(matches!(told.next().await, Change::Snapshot(all) if all.len() == 1));
+    until(|| told.readiness.is_ready()).await;
+}
+
+#[tokio::test]
+async fn without_its_kind_or_rights_flags_count_unless_it_is_required() {
+    for refused in [404, 403] {
+        let api = api(KubeApiOptions::default()).await;
+        with_configs(&api);
+        api.fail_resource("rolegateconfigs", Some(refused));
+        let mut told = config(&api, ConfigUse::Auto).await;
+        assert_eq!(told.next().await, ClusterConfig::NotUsed);
+        assert!(told.readiness.is_ready());
+        let noted = told.readiness.report().noted;
+        assert_eq!(noted.contains_key("rules"), refused == 403, "{noted:?}");
+        // It is looked at again in a minute, not before.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(api.count("watch", "rolegateconfigs"), 1);
+
+        let mut told = config(&api, ConfigUse::Required).await;
+        assert_eq!(told.next().await, ClusterConfig::Missing);
+        assert!(!told.readiness.is_ready());
+        told.until_failing("everything is refused").await;
+        api.put(CONFIGS, configuration(json!({})));
+        api.fail_resource("rolegateconfigs", None);
+        loop {
+            match told.next().await {
+                ClusterConfig::Missing => {}
+                other => break assert!(matches!(other, ClusterConfig::Is(_)), "{other:?}"),
+            }
+        }
+        until(|| told.readiness.is_ready()).await;
+    }
+}
+
+#[tokio::test]
+async fn flags_count_where_it_is_off() {
+    let api = api(KubeApiOptions::default()).await;
+    api.put(CONFIGS, configuration(json!({})));
+    let mut told = config(&api, ConfigUse::Off).await;
+    assert_eq!(told.next().await, ClusterConfig::NotUsed);
+    assert!(told.readiness.is_ready());
+    assert_eq!(api.count("watch", "rolegateconfigs"), 0);
+}
+
+#[tokio::test]
+async fn the_configuration_is_followed_and_a_broken_one_is_told() {
+    let api = api(KubeApiOptions::default()).await;
+    api.put(
+        CONFIGS,
+        configuration(json!({"layers": {"grants": "enforce"}})),
+    );
+    let mut told = config(&api, ConfigUse::Auto).await;
+    let ClusterConfig::Is(found) = told.next().await else {
+        panic!("not there")
+    };
+    assert_eq!(found.modes.grants, Mode::Enforce);
+    until(|| told.readiness.is_ready()).await;
+    for (spec, word) in [
+        (json!({"rego": {"label": "x"}}), "spec.rego.label"),
+        (json!({"unknown": 1}), "unknown"),
+    ] {
+        api.put(CONFIGS, configuration(spec));
+        let ClusterConfig::Broken(why) = told.next().await else {
+            panic!("not broken")
+        };
+        assert!(why.contains(word), "{why}");
+        until(|| told.readiness.report().noted.contains_key("rules")).await;
+    }
+    api.put(CONFIGS, configuration(json!({})));
+    assert!(matches!(told.next().await, ClusterConfig::Is(_)));
+    until(|| told.readiness.report().noted.is_empty()).await;
+}
+
+#[tokio::test]
+async fn threat_10_without_the_configuration_everything_is_refused() {
+    for used in [ConfigUse::Auto, ConfigUse::Required] {
+        let api = api(KubeApiOptions::default()).await;
+        with_configs(&api);
+        // Its kind is there, but it isn't; another name doesn't count.
+        let mut other = configuration(json!({}));
+        other["metadata"]["name"] = json!("other");
+        api.put(CONFIGS, other);
+        let mut told = config(&api, used).await;
+        assert_eq!(told.next().await, ClusterConfig::Missing);
+        told.until_failing("no RolegateConfig named cluster").await;
+        api.put(CONFIGS, configuration(json!({})));
+        assert!(matches!(told.next().await, ClusterConfig::Is(_)));
+        until(|| told.readiness.is_ready()).await;
+        // It is deleted.
+        api.delete(CONFIGS, None, "cluster");
+        assert_eq!(told.next().await, ClusterConfig::Missing);
+        until(|| !told.readiness.is_ready()).await;
+        api.put(CONFIGS, configuration(json!({})));
+        assert!(matches!(told.next().await, ClusterConfig::Is(_)));
+        // Its kind is deleted with it.
+        api.disable(CONFIGS);
+        assert_eq!(told.next().await, ClusterConfig::Missing);
+        told.until_failing("install deploy/crds.yaml").await;
+    }
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_away_or_refuses_later_changes_nothing() {
+    for status in [503, 403] {
+        let api = api(KubeApiOptions::default()).await;
+        api.fail_with(Some(503));
+        let mut told = config(&api, ConfigUse::Auto).await;
+        told.until_failing("503").await;
+        assert!(told.messages.try_recv().is_err(), "it stays unseen");
+        api.put(CONFIGS, configuration(json!({})));
+        api.fail_with(None);
+        assert!(matches!(told.next().await, ClusterConfig::Is(_)));
+        until(|| told.readiness.is_ready()).await;
+        api.fail_with(Some(status));
+        api.expire_watches();
+        until(|| told.readiness.report().noted.contains_key("rules")).await;
+        assert!(told.readiness.is_ready() && told.messages.try_recv().is_err());
+        api.fail_with(None);
+        assert!(matches!(told.next().await, ClusterConfig::Is(_)));
+        until(|| told.readiness.report().noted.is_empty()).await;
+    }
+}
+
+fn map(namespace: &str, name: &str, annotations: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a.rego": "package a"},
+        "metadata": {"namespace": namespace, "name": name, "annotations": annotations,
+            "labels": {"openpolicyagent.org/policy": "rego"}}})
+}
+
+async fn config_maps(api: &KubeApi) -> Told<Change<ConfigMap>> {
+    Told::start(api, |connection, reporting, sender| async move {
+        watch_config_maps(&connection, "opa", reporting, |change| change, sender).await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn config_maps_of_one_namespace_and_their_status() {
+    let api = api(KubeApiOptions::default()).await;
+    let annotations = json!({"rolegate.dev/points": "gate", "unrelated": "x"});
+    api.put(MAPS, map("opa", "one", annotations));
+    api.put(MAPS, map("elsewhere", "two", json!({})));
+    let mut told = config_maps(&api).await;
+    let Change::Snapshot(mut all) = told.next().await else {
+        panic!("no snapshot")
+    };
+    let one = all.remove(0);
+    assert!(all.is_empty(), "{all:?}");
+    assert_eq!((&*one.namespace, &*one.name), ("opa", "one"));
+    assert_eq!(one.data["a.rego"], "package a");
+    assert_eq!(one.labels.get("openpolicyagent.org/policy"), Some("rego"));
+    let annotations: Vec<_> = one.annotations.iter().collect();
+    assert_eq!(annotations, [("rolegate.dev/points", "gate")]);
+
+    let client = told.connection.client();
+    let broken = PolicyStatus::Error("line 1".into());
+    let written = write_policy_status(&client, &one, &broken).await.unwrap();
+    assert_eq!(written, Written::Changed);
+    let Change::Apply(marked) = told.next().await else {
+        panic!("not changed")
+    };
+    assert!(marked.says_the_same(&one), "the status is no change");
+    let status: Value = serde_json::from_str(marked.annotations.get(STATUS).unwrap()).unwrap();
+    assert_eq!(status["status"], "error");
+    assert_eq!(status["error"]["message"], "line 1");
+    let again = write_policy_status(&client, &marked, &broken).await;
+    assert_eq!(again.unwrap(), Written::Unchanged);
+    assert_eq!(api.count("patch", "configmaps"), 1);
+    let fine = write_policy_status(&client, &marked, &PolicyStatus::Ok).await;
+    assert_eq!(fine.unwrap(), Written::Changed);
+    let object = api.object(MAPS, Some("opa"), "one").unwrap();
+    assert_eq!(
+        object["metadata"]["annotations"][STATUS],
+        r#"{"status":"ok"}"#
+    );
+    assert_eq!(object["data"]["a.rego"], "package a");
+    api.delete(MAPS, Some("opa"), "one");
+    let gone = write_policy_status(&client, &marked, &PolicyStatus::Ok).await;
+    assert_eq!(gone.unwrap(), Written::Gone);
+
+    let other = ConfigMap {
+        data: [("a.rego".into(), "package b".into())].into(),
+        ..one.clone()
+    };
+    assert!(!other.says_the_same(&one));
+}
+
+#[tokio::test]
+async fn a_broken_policy_is_told_by_an_event_on_its_config_map() {
+    let api = api(KubeApiOptions::default()).await;
+    api.put(MAPS, map("opa", "one", json!({})));
+    let mut told = config_maps(&api).await;
+    let Change::Snapshot(all) = told.next().await else {
+        panic!("no snapshot")
+    };
+    let mut metrics = Metrics::new("test");
+    let client = told.connection.client();
+    let (eventer, writer) = eventer_as("rolegate-controller", client, "c".into(), metrics.ours());
+    let writing = tokio::spawn(writer.run());
+    for _ in 0..3 {
+        eventer.tell_policy(&all[0], "line 1");
+    }
+    drop(eventer);
+    timeout(LONG, writing).await.unwrap().unwrap();
+    let [event] = &api.events()[..] else {
+        panic!("{:?}", api.events())
+    };
+    assert_eq!(event["reason"], "PolicyInvalid");
+    assert_eq!(event["regarding"]["kind"], "ConfigMap");
+    assert_eq!(event["regarding"]["uid"], *all[0].uid);
+    assert_eq!(event["reportingController"], "rolegate-controller");
+}
+
+#[tokio::test]
+async fn objects_are_replicated_whole_without_the_records_of_writers() {
+    for streaming_lists in [true, false] {
+        let api = api(KubeApiOptions {
+            streaming_lists,
+            ..KubeApiOptions::default()
+        })
+        .await;
+        let path = "networking.k8s.io/v1/ingresses";
+        let kind = ResourceKind::parse(path).unwrap();
+        let mut told: Told<Change<Replicated>> =
+            Told::start(&api, |connection, reporting, sender| async move {
+                watch_replicated(&connection, &kind, reporting, |change| change, sender).await;
+            })
+            .await;
+        told.until_failing("networking.k8s.io/v1/ingresses").await;
+        api.enable(path, "Ingress", true);
+        // Lists leave out what each of their objects is.
+        let object = json!({"spec": {"x": [1]}, "metadata": {"namespace": "shop", "name": "one",
+            "managedFields": [{"manager": "m"}], "annotations": {"a": "b",
+                "kubectl.kubernetes.io/last-applied-configuration": "{}"}}});
+        api.put(path, object);
+        let one = loop {
+            match told.next().await {
+                Change::Snapshot(all) => {
+                    if let Some(one) = all.into_iter().next() {
+                        break one;
+                    }
+                }
+                Change::Apply(one) => break one,
+                Change::Delete(one) => panic!("{one:?}"),
+            }
+        };
+        assert_eq!(
+            (one.namespace.as_deref(), &*one.name),
+            (Some("shop"), "one")
+        );
+        assert_eq!(one.object["kind"], "Ingress");
+        assert_eq!(one.object["apiVersion"], "networking.k8s.io/v1");
+        assert_eq!(one.object["spec"], json!({"x": [1]}));
+        assert_eq!(one.object["metadata"]["annotations"], json!({"a": "b"}));
+        assert_eq!(one.object["metadata"].get("managedFields"), None);
+        until(|| told.readiness.is_ready()).await;
+    }
+}
+
+#[tokio::test]
+async fn the_status_of_grants_and_configuration_is_written_when_it_changed() {
+    let api = api(KubeApiOptions::default()).await;
+    api.put(GRANTS, good_grant("one"));
+    api.put(CONFIGS, configuration(json!({})));
+    let client = connect(api.addr()).await.client();
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let status = Status {
+        ready: false,
+        reason: "NoSubjects",
+        message: "name one".into(),
+        generation: Some(1),
+    };
+    let write = async |name, workloads| {
+        let written = write_grant_status(&client, name, &status, workloads, now).await;
+        written.unwrap()
+    };
+    assert_eq!(write("one", 3).await, Written::Changed);
+    assert_eq!(write("one", 3).await, Written::Unchanged);
+    assert_eq!(write("one", 4).await, Written::Changed);
+    assert_eq!(write("none", 0).await, Written::Gone);
+    assert_eq!(api.count("patch", "rolegrants"), 2);
+    let one = api.object(GRANTS, None, "one").unwrap();
+    let condition = json!({"type": "Ready", "status": "False", "reason": "NoSubjects",
+        "message": "name one", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        "observedGeneration": 1});
+    let expected = json!({"conditions": [condition], "workloads": 4, "observedGeneration": 1});
+    assert_eq!(one["status"], expected);
+    assert_eq!(one["spec"], good_grant("one")["spec"]);
+    assert_eq!(one["metadata"]["generation"], 1);
+    let written = write_config_status(&client, &status, now).await.unwrap();
+    assert_eq!(written, Written::Changed);
+    api.fail_resource("rolegateconfigs", Some(403));
+    let error = write_config_status(&client, &status, now)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("status"), "{error}");
+}

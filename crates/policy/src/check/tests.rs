@@ -1,0 +1,112 @@
+use rolegate_admission::GateRules;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::layer::Mode;
+
+use super::*;
+use crate::fixtures::{NOW, Stage, rules};
+use crate::manifest::documents;
+
+const MANIFESTS: &str = "\
+---
+# Source: shop/templates/api.yaml
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: api
+  namespace: shop
+spec:
+  template:
+    metadata:
+      annotations:
+        iam.amazonaws.com/role: reader
+    spec:
+      containers: [{name: app, image: app}]
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: closed
+  namespace: closed
+  annotations:
+    iam.amazonaws.com/role: reader
+spec:
+  containers: [{name: app, image: app}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: settings
+";
+
+fn checked(stage: &Stage, text: &str) -> Report {
+    let config = RuleConfig::default();
+    let keys = AnnotationKeys::default();
+    let rules = GateRules {
+        rules: &stage.rules,
+        config: &config,
+        grants: &stage.grants,
+        keys: &keys,
+        policies: None,
+    };
+    let creator = Creator {
+        user: "ann".into(),
+        groups: vec!["system:authenticated".into()],
+    };
+    let documents = documents(text).unwrap();
+    let manifests = documents.iter().map(|document| Manifest {
+        file: "all.yaml",
+        document,
+    });
+    check(&rules, manifests, &creator, "shop", NOW)
+}
+
+fn told(report: &Report) -> Vec<String> {
+    let findings = report.findings.iter();
+    findings
+        .map(|one| {
+            let level = one.level.as_str();
+            format!(
+                "{level} {}:{} {} {}",
+                one.file, one.line, one.name, one.layer
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn faults_are_found_on_the_lines_of_their_annotations() {
+    let report = checked(&rules(&[], Mode::Off), MANIFESTS);
+    assert_eq!((report.checked, report.refused), (3, 1));
+    assert_eq!(told(&report), ["error all.yaml:22 closed namespace"]);
+    let report = checked(&rules(&[], Mode::Enforce), MANIFESTS);
+    assert_eq!(report.refused, 2);
+    assert_eq!(told(&report)[0], "error all.yaml:12 api grants");
+    assert_eq!(
+        report.findings[0].template.as_deref(),
+        Some("shop/templates/api.yaml")
+    );
+}
+
+#[test]
+fn what_is_on_trial_warns() {
+    let report = checked(&rules(&[], Mode::Audit), MANIFESTS);
+    assert_eq!(report.refused, 1);
+    assert_eq!(told(&report)[0], "warning all.yaml:12 api grants");
+}
+
+#[test]
+fn a_namespace_that_nobody_knows_is_a_fault() {
+    let text = MANIFESTS.replace("namespace: closed", "namespace: nowhere");
+    let report = checked(&rules(&[], Mode::Off), &text);
+    assert_eq!(told(&report), ["error all.yaml:20 closed rules"]);
+}
+
+#[test]
+fn a_pod_that_is_malformed_is_refused_and_not_let_through() {
+    let text =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop, annotations: [a]}\n";
+    assert_eq!(checked(&rules(&[], Mode::Off), text).refused, 1);
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: 1\n";
+    assert_eq!(checked(&rules(&[], Mode::Off), text).refused, 1);
+}

@@ -1,0 +1,370 @@
+//! Grants as the objects that administrators apply: `RoleGrant`s in YAML and JSON.
+
+use rolegate_core::arn::{BaseArn, RoleArn, listed_name};
+use rolegate_core::grant::{Grant, GrantSession, SessionRules, Subject};
+use rolegate_core::selector::{Operator, Selector};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value, json};
+
+use crate::text::plain;
+
+/// The API version of grants.
+pub const API_VERSION: &str = "rolegate.dev/v1alpha1";
+/// The kind of grants.
+pub const KIND: &str = "RoleGrant";
+/// Longest name of an object that this crate makes: Kubernetes takes 253 characters, and what tells
+/// names apart needs some.
+const LONGEST_NAME: usize = 240;
+
+/// A grant as a JSON object, with the fields that say something only.
+pub fn object(grant: &Grant) -> Value {
+    let mut spec = Map::new();
+    spec.insert("roles".into(), json!(grant.roles));
+    let subjects: Vec<_> = grant.subjects.iter().map(subject).collect();
+    spec.insert("subjects".into(), subjects.into());
+    if !grant.external_ids.is_empty() {
+        spec.insert("externalIds".into(), json!(grant.external_ids));
+    }
+    let session = session(&grant.session);
+    if !session.is_empty() {
+        spec.insert("session".into(), session.into());
+    }
+    json!({
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": &*grant.name},
+        "spec": spec,
+    })
+}
+
+fn subject(subject: &Subject) -> Value {
+    let mut fields = Map::new();
+    if !subject.namespaces.is_empty() {
+        fields.insert("namespaces".into(), json!(subject.namespaces));
+    }
+    if let Some(labels) = &subject.namespace_selector {
+        fields.insert("namespaceSelector".into(), selector(labels));
+    }
+    if !subject.service_accounts.is_empty() {
+        fields.insert("serviceAccounts".into(), json!(subject.service_accounts));
+    }
+    if let Some(labels) = &subject.pod_selector {
+        fields.insert("podSelector".into(), selector(labels));
+    }
+    fields.into()
+}
+
+fn selector(selector: &Selector) -> Value {
+    let mut fields = Map::new();
+    if !selector.labels.is_empty() {
+        let labels = selector.labels.iter();
+        let labels: Map<_, _> = labels
+            .map(|(key, value)| (key.to_owned(), value.into()))
+            .collect();
+        fields.insert("matchLabels".into(), labels.into());
+    }
+    let expressions: Vec<_> = selector
+        .expressions
+        .iter()
+        .map(|demand| {
+            let (operator, values) = match &demand.operator {
+                Operator::In(values) => ("In", values.as_slice()),
+                Operator::NotIn(values) => ("NotIn", values.as_slice()),
+                Operator::Exists => ("Exists", &[][..]),
+                Operator::DoesNotExist => ("DoesNotExist", &[][..]),
+            };
+            let values: Vec<_> = values.iter().map(|value| &**value).collect();
+            let mut fields = json!({"key": &*demand.key, "operator": operator});
+            if let (false, Some(fields)) = (values.is_empty(), fields.as_object_mut()) {
+                fields.insert("values".into(), json!(values));
+            }
+            fields
+        })
+        .collect();
+    if !expressions.is_empty() {
+        fields.insert("matchExpressions".into(), expressions.into());
+    }
+    fields.into()
+}
+
+fn session(session: &SessionRules) -> Map<String, Value> {
+    let mut fields = Map::new();
+    if let Some(seconds) = session.duration_seconds {
+        fields.insert("durationSeconds".into(), seconds.into());
+    }
+    if !session.tags.is_empty() {
+        fields.insert("tags".into(), json!(session.tags));
+    }
+    if !session.policy_arns.is_empty() {
+        fields.insert("policyArns".into(), json!(session.policy_arns));
+    }
+    if !session.policy.is_empty() {
+        fields.insert("policy".into(), json!(session.policy));
+    }
+    if !session.names.is_empty() {
+        fields.insert("names".into(), json!(session.names));
+    }
+    fields
+}
+
+/// What a compiled grant makes of sessions, as it is written.
+pub fn session_rules(session: &GrantSession) -> SessionRules {
+    let limits = session.limits.as_deref();
+    SessionRules {
+        duration_seconds: session.duration_seconds,
+        tags: limits
+            .into_iter()
+            .flat_map(|limits| limits.tags.iter())
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
+        policy_arns: limits
+            .into_iter()
+            .flat_map(|limits| &limits.policy_arns)
+            .map(|arn| arn.to_string())
+            .collect(),
+        policy: limits
+            .and_then(|limits| limits.policy.as_deref())
+            .unwrap_or_default()
+            .to_owned(),
+        names: session
+            .names
+            .iter()
+            .map(|name| name.as_str().to_owned())
+            .collect(),
+    }
+}
+
+/// A role as it is best written in a grant: by its name where `base` completes it.
+pub fn role_text(role: &RoleArn, base: Option<&BaseArn>) -> String {
+    listed_name(role, base).to_owned()
+}
+
+/// A value as one YAML document, keys in the order of Kubernetes objects, ending in a line break.
+///
+/// # Errors
+/// Where the writer of YAML fails, which it does not for what JSON has.
+pub fn yaml(value: &Value) -> Result<String, serde_saphyr::SerializeError> {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(&Ordered(value), options)
+}
+
+/// Grants as a stream of YAML, each with its comment lines before it.
+///
+/// # Errors
+/// As [`yaml`].
+pub fn yaml_stream<'a>(
+    grants: impl IntoIterator<Item = (&'a Grant, Vec<String>)>,
+) -> Result<String, serde_saphyr::SerializeError> {
+    let mut text = String::new();
+    for (grant, comments) in grants {
+        text.push_str("---\n");
+        for comment in comments {
+            text.push_str(&comment_line(&comment));
+        }
+        text.push_str(&yaml(&object(grant))?);
+    }
+    Ok(text)
+}
+
+/// Grants as one list of JSON, as `kubectl apply` takes it.
+pub fn list<'a>(grants: impl IntoIterator<Item = &'a Grant>) -> Value {
+    let items: Vec<_> = grants.into_iter().map(object).collect();
+    json!({"apiVersion": "v1", "kind": "List", "items": items})
+}
+
+/// A comment of YAML that stays one line whatever `text` holds.
+pub fn comment_line(text: &str) -> String {
+    format!("# {}\n", plain(text))
+}
+
+/// Fields in the order in which people write them; others follow by name.
+const ORDER: &[&str] = &[
+    "apiVersion",
+    "kind",
+    "metadata",
+    "spec",
+    "name",
+    "roles",
+    "subjects",
+    "namespaces",
+    "namespaceSelector",
+    "serviceAccounts",
+    "podSelector",
+    "externalIds",
+    "session",
+];
+
+/// A value whose maps are written in that order.
+struct Ordered<'a>(&'a Value);
+
+impl Serialize for Ordered<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Object(fields) => {
+                let mut fields: Vec<_> = fields.iter().collect();
+                let rank = |key: &str| ORDER.iter().position(|known| *known == key);
+                fields.sort_by_key(|(key, _)| (rank(key).unwrap_or(ORDER.len()), key.as_str()));
+                serializer.collect_map(fields.into_iter().map(|(key, value)| (key, Self(value))))
+            }
+            Value::Array(items) => serializer.collect_seq(items.iter().map(Self)),
+            scalar => scalar.serialize(serializer),
+        }
+    }
+}
+
+/// Makes names of objects that are valid (RFC 1123 subdomains) and never the same twice.
+#[derive(Debug, Default)]
+pub struct Names(std::collections::HashSet<String>);
+
+impl Names {
+    /// With names that are taken.
+    pub fn taken<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(names.into_iter().map(str::to_owned).collect())
+    }
+
+    /// A name as close to `wish` as can be.
+    pub fn next(&mut self, wish: &str) -> String {
+        let fitted: String = wish
+            .chars()
+            .map(|c| match c.to_ascii_lowercase() {
+                c if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' => c,
+                _ => '-',
+            })
+            .take(LONGEST_NAME)
+            .collect();
+        // Each label between the dots starts and ends with a letter or digit.
+        let labels = fitted.split('.').map(|label| label.trim_matches('-'));
+        let labels: Vec<_> = labels.filter(|label| !label.is_empty()).collect();
+        let name = match labels.join(".") {
+            empty if empty.is_empty() => "grant".to_owned(),
+            name => name,
+        };
+        let mut unique = name.clone();
+        let mut number = 1_u32;
+        while !self.0.insert(unique.clone()) {
+            number += 1;
+            unique = format!("{name}-{number}");
+        }
+        unique
+    }
+}
+
+/// Whether a text is the name of a namespace or a service account, so that it means itself in a
+/// grant and nothing more.
+pub fn is_plain_name(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    (1..=253).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with(['-', '.'])
+        && !text.ends_with(['-', '.'])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_grant_is_written_as_people_write_it() {
+        let grant = Grant {
+            name: "payments".into(),
+            roles: vec![
+                "payments-*".into(),
+                "arn:aws:iam::123456789012:role/a".into(),
+            ],
+            subjects: vec![Subject {
+                namespaces: vec!["payments".into()],
+                service_accounts: vec!["no".into()],
+                pod_selector: Some(Selector {
+                    labels: [("app", "1.5")].into_iter().collect(),
+                    expressions: Vec::new(),
+                }),
+                ..Subject::default()
+            }],
+            external_ids: vec!["0x1".into()],
+            session: SessionRules {
+                duration_seconds: Some(900),
+                ..SessionRules::default()
+            },
+            ..Grant::default()
+        };
+        assert_eq!(
+            yaml_stream([(&grant, vec!["why\nnot".into()])]).unwrap(),
+            "\
+---
+# why\\u{a}not
+apiVersion: rolegate.dev/v1alpha1
+kind: RoleGrant
+metadata:
+  name: payments
+spec:
+  roles:
+  - payments-*
+  - arn:aws:iam::123456789012:role/a
+  subjects:
+  - namespaces:
+    - payments
+    serviceAccounts:
+    - \"no\"
+    podSelector:
+      matchLabels:
+        app: \"1.5\"
+  externalIds:
+  - \"0x1\"
+  session:
+    durationSeconds: 900
+"
+        );
+    }
+
+    #[test]
+    fn names_are_valid_and_unique() {
+        let mut names = Names::taken(["shop.api"]);
+        assert_eq!(names.next("shop.api"), "shop.api-2");
+        assert_eq!(names.next("shop.api"), "shop.api-3");
+        assert_eq!(names.next("Shop._x_"), "shop.x");
+        assert_eq!(names.next("..."), "grant");
+        let long = names.next(&"x".repeat(500));
+        assert!(long.len() <= 253);
+        assert_ne!(names.next(&"x".repeat(499)), long);
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            ".{0,12}".prop_map(Value::from),
+            "[a-zA-Z0-9.~#:*&!? -]{0,6}".prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            any::<bool>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(".{0,6}", inner, 0..4)
+                    .prop_map(|map| map.into_iter().collect::<Map<_, _>>().into()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(value in value()) {
+            let document = json!({"apiVersion": "v1", "kind": "X", "spec": value});
+            let text = yaml(&document).unwrap();
+            let read = crate::manifest::documents(&text)
+                .map_err(|error| TestCaseError::fail(format!("{error}: {text}")))?;
+            prop_assert_eq!(&read[0].value, &document, "{}", text);
+        }
+
+        #[test]
+        fn names_are_rfc_1123(wishes in prop::collection::vec(".{0,40}", 1..8)) {
+            let mut names = Names::default();
+            let mut seen = std::collections::HashSet::new();
+            for wish in wishes {
+                let name = names.next(&wish);
+                prop_assert!(name.split('.').all(|label| is_plain_name(label)), "{name}");
+                prop_assert!(seen.insert(name));
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+use rolegate_core::decision::OwnRole;
+use rolegate_core::layer::Mode;
+
+use super::*;
+use crate::fixtures::{NOW, Stage, grant, pod, rules};
+
+fn ask(stage: &Stage, workload: &Workload) -> Explained {
+    explain(&Question {
+        rules: &stage.rules,
+        grants: &stage.grants,
+        policies: &[AskedPolicy {
+            name: "opa/roles".into(),
+            gate: true,
+            door: false,
+            denials: vec!["no".into()],
+        }],
+        workload,
+        now: NOW,
+    })
+}
+
+/// Without colours.
+fn bare(text: &str) -> String {
+    let mut bare = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\x1b') {
+        bare.push_str(before);
+        rest = after.split_once('m').map_or("", |(_, rest)| rest);
+    }
+    bare + rest
+}
+
+#[test]
+fn an_allowed_pod_is_told_its_session() {
+    let mut reader = grant("shop", &["reader"], "shop", "api");
+    reader.session.duration_seconds = Some(900);
+    reader.session.tags = [("team".to_owned(), "shop".to_owned())].into();
+    let explained = ask(
+        &rules(&[reader], Mode::Enforce),
+        &pod("shop", "api", "reader"),
+    );
+    assert_eq!(
+        bare(&explained.text()),
+        "\
+pod api-0, service account api of namespace shop
+  role        arn:aws:iam::123456789012:role/reader
+  decision    allowed
+
+layers
+  namespace   enforce  allows by iam.amazonaws.com/allowed-roles: *
+  grants      enforce  allows by shop
+
+session
+  role ARN    arn:aws:iam::123456789012:role/reader
+  name        shop.api
+  duration    900 s
+  tag         team=shop
+
+Rego policies
+  opa/roles  asked at the gate
+    denies: no
+"
+    );
+}
+
+#[test]
+fn a_refused_pod_is_told_the_grant() {
+    let explained = ask(&rules(&[], Mode::Enforce), &pod("shop", "api", "reader"));
+    let text = bare(&explained.text());
+    assert!(
+        text.contains("decision    refused by grants: no RoleGrant covers"),
+        "{text}"
+    );
+    assert!(text.contains("to do       apply the grant below"), "{text}");
+    assert!(
+        text.ends_with(
+            "\
+---
+apiVersion: rolegate.dev/v1alpha1
+kind: RoleGrant
+metadata:
+  name: shop.api
+spec:
+  roles:
+  - reader
+  subjects:
+  - namespaces:
+    - shop
+    serviceAccounts:
+    - api
+"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn json_has_every_field_always() {
+    let explained = ask(&rules(&[], Mode::Audit), &pod("shop", "api", "reader"));
+    let json = serde_json::to_value(&explained).unwrap();
+    assert_eq!(json["decision"], "allowed");
+    assert_eq!(json["audited"][0]["layer"], "grants");
+    assert_eq!(json["grant"]["metadata"]["name"], "shop.api");
+    assert_eq!(json["session"]["durationSeconds"], 3600);
+    for field in ["denial", "refusedWithGrant", "advice"] {
+        assert!(json.get(field).is_some_and(Value::is_null), "{field}");
+    }
+}
+
+#[test]
+fn each_outcome_has_its_advice() {
+    let mut stage = rules(&[], Mode::Off);
+    stage.rules.own_roles = vec![OwnRole {
+        account: None,
+        name: "node".into(),
+    }];
+    for (pod, outcome, advice) in [
+        (pod("shop", "api", ""), Outcome::NoRole, "annotate the pod"),
+        (
+            pod("none", "api", "x"),
+            Outcome::UnknownNamespace,
+            "no namespace none",
+        ),
+        (
+            pod("closed", "api", "x"),
+            Outcome::Denied,
+            "annotations of namespace closed",
+        ),
+        (
+            pod("shop", "api", "node"),
+            Outcome::Denied,
+            "name another role",
+        ),
+        (
+            pod("shop", "api", "../x"),
+            Outcome::Denied,
+            "correct the pod's annotations",
+        ),
+    ] {
+        let explained = ask(&stage, &pod);
+        assert_eq!(explained.decision, outcome, "{pod:?}");
+        assert!(
+            explained.advice.as_deref().unwrap().contains(advice),
+            "{explained:?}"
+        );
+        assert!(!bare(&explained.text()).is_empty());
+    }
+}
+
+#[test]
+fn threat_25_what_pods_write_does_not_move_the_terminal() {
+    let explained = ask(&rules(&[], Mode::Off), &pod("shop", "api", "\x1b[2Jx"));
+    assert!(!explained.text().contains("\x1b[2J"));
+}

@@ -1,0 +1,179 @@
+//! The smallest grant that allows what layer `grants` refuses.
+
+use jiff::Timestamp;
+use rolegate_core::decision::{Decision, Denial, RuleSet};
+use rolegate_core::grant::{Grant, SessionRules, Subject};
+use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_core::layer::{ActiveLayer, Ask, Layer, Mode, Verdict};
+use rolegate_core::workload::Workload;
+use std::sync::Arc;
+
+use crate::document::{Names, is_plain_name, role_text, session_rules};
+
+/// The name of the layer.
+const GRANTS: &str = "grants";
+
+/// A grant that is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingGrant {
+    /// The grant: this role, this namespace and service account, this external ID.
+    pub grant: Grant,
+    /// What would refuse all the same.
+    pub then: Option<Denial>,
+}
+
+/// The smallest grant that makes layer `grants` allow what it refuses to `workload`, in enforce or
+/// audit mode. `None` where it refuses nothing, and where no grant beside those that are there
+/// helps, such as between two that would make different sessions.
+pub fn missing_grant(
+    rules: &RuleSet,
+    grants: &GrantsLayer,
+    workload: &Workload,
+    now: Timestamp,
+) -> Option<MissingGrant> {
+    let explanation = rules.explain(workload, now);
+    let role = explanation.role?;
+    let judged = explanation.judgements.iter();
+    judged
+        .filter(|judgement| judgement.layer == GRANTS && judgement.mode != Mode::Off)
+        .find(|judgement| matches!(judgement.verdict, Verdict::Deny { .. }))?;
+    let namespace = rules.namespaces.get(&workload.namespace)?;
+    let ask = Ask {
+        workload,
+        role: &role,
+        is_default: false,
+        namespace,
+        now,
+    };
+    if !is_plain_name(&workload.namespace) || !is_plain_name(&workload.service_account) {
+        return None;
+    }
+    let names = grants.grants().iter().map(|grant| &*grant.name);
+    let names = names.chain(grants.invalid().iter().map(|(name, _)| &**name));
+    let wish = format!("{}.{}", workload.namespace, workload.service_account);
+    let grant = Grant {
+        name: Names::taken(names).next(&wish).into(),
+        roles: vec![role_text(&role, rules.base.as_ref())],
+        subjects: vec![Subject {
+            namespaces: vec![workload.namespace.to_string()],
+            service_accounts: vec![workload.service_account.to_string()],
+            ..Subject::default()
+        }],
+        external_ids: workload
+            .wish
+            .external_id
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        session: session_beside(grants, &ask)?,
+        ..Grant::default()
+    };
+    // What is there says nothing to this request, so the new grant alone decides in the layer.
+    let alone = Arc::new(GrantsLayer::new([&grant], rules.base.as_ref()));
+    if !matches!(alone.judge(&ask), Verdict::Allow { .. }) {
+        return None;
+    }
+    let with = RuleSet {
+        layers: rules
+            .layers
+            .iter()
+            .map(|active| ActiveLayer {
+                layer: if active.layer.name() == GRANTS {
+                    alone.clone()
+                } else {
+                    active.layer.clone()
+                },
+                mode: active.mode,
+            })
+            .collect(),
+        ..rules.clone()
+    };
+    let then = match with.decide(workload, now) {
+        Decision::Deny(denial) => Some(denial),
+        Decision::Allow { .. } | Decision::NoRole | Decision::Undecided => None,
+    };
+    Some(MissingGrant { grant, then })
+}
+
+/// What sessions of the new grant are like: as by the grants that cover the role but do not list
+/// the external ID, so that none of their limits is shed. `None` where these disagree, or where
+/// some list it.
+fn session_beside(grants: &GrantsLayer, ask: &Ask<'_>) -> Option<SessionRules> {
+    let covering = grants.covering(ask);
+    let Some(((closest, first), others)) = covering.split_first() else {
+        return Some(SessionRules::default());
+    };
+    let id = ask.workload.wish.external_id.as_deref();
+    let lists_it = covering
+        .iter()
+        .any(|(_, grant)| grant.takes_external_id(id));
+    let mut equals = others.iter().take_while(|(other, _)| other == closest);
+    let disagree = equals.any(|(_, other)| other.session != first.session);
+    (!lists_it && !disagree).then(|| session_rules(&first.session))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{NOW, grant, pod, rules};
+
+    #[test]
+    fn the_grant_names_this_role_and_service_account_only() {
+        let stage = rules(&[], Mode::Enforce);
+        let pod = pod("shop", "api", "reader");
+        let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
+        assert_eq!(missing.then, None);
+        assert_eq!(&*missing.grant.name, "shop.api");
+        assert_eq!(missing.grant.roles, ["reader"]);
+        assert_eq!(missing.grant.subjects.len(), 1);
+        assert_eq!(missing.grant.subjects[0].namespaces, ["shop"]);
+        assert_eq!(missing.grant.subjects[0].service_accounts, ["api"]);
+        assert!(missing.grant.external_ids.is_empty());
+    }
+
+    #[test]
+    fn what_is_outside_the_base_is_named_by_its_arn() {
+        let stage = rules(&[], Mode::Audit);
+        let arn = "arn:aws:iam::210987654321:role/x";
+        let pod = pod("shop", "api", arn);
+        let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
+        assert_eq!(missing.grant.roles, [arn]);
+    }
+
+    #[test]
+    fn an_external_id_keeps_the_limits_of_the_grant_that_lacks_it() {
+        let mut narrow = grant("shop.api", &["reader"], "shop", "api");
+        narrow.session.duration_seconds = Some(900);
+        narrow.session.policy = "{}".into();
+        let stage = rules(&[narrow.clone()], Mode::Enforce);
+        let mut pod = pod("shop", "api", "reader");
+        pod.wish.external_id = Some("customer".into());
+        let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
+        assert_eq!(missing.grant.session, narrow.session);
+        assert_eq!(missing.grant.external_ids, ["customer"]);
+        assert_eq!(&*missing.grant.name, "shop.api-2");
+    }
+
+    #[test]
+    fn ambiguity_and_names_with_stars_get_no_grant() {
+        let mut one = grant("one", &["reader"], "shop", "api");
+        one.session.duration_seconds = Some(900);
+        let two = grant("two", &["reader"], "shop", "api");
+        let stage = rules(&[one, two], Mode::Enforce);
+        let ambiguous = pod("shop", "api", "reader");
+        assert_eq!(
+            missing_grant(&stage.rules, &stage.grants, &ambiguous, NOW),
+            None
+        );
+        let star = pod("shop", "*", "reader");
+        assert_eq!(missing_grant(&stage.rules, &stage.grants, &star, NOW), None);
+    }
+
+    #[test]
+    fn what_refuses_all_the_same_is_told() {
+        let stage = rules(&[], Mode::Enforce);
+        let pod = pod("closed", "api", "reader");
+        let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
+        assert_eq!(missing.then.unwrap().layer, "namespace");
+    }
+}

@@ -1,0 +1,143 @@
+//! Rules as they would be: objects of a change laid over those that are there.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::Value;
+
+/// The API group of our own kinds.
+const GROUP: &str = "rolegate.dev";
+
+/// What names an object, whatever its version.
+type Name = (String, String, String, String);
+
+/// The objects of `current` with those of `change` in place of the ones of the same name, and the
+/// others of `change` after them. With `replace`, rules of `current` that `change` does not name
+/// are gone: grants, the configuration and ConfigMaps of policies; namespaces and pods stay.
+pub fn overlay(current: &[Value], change: &[Value], replace: bool) -> Vec<Value> {
+    // Of objects of one name the last counts, as when they are applied in order.
+    let mut changed: HashMap<Name, &Value> = HashMap::new();
+    for object in change {
+        changed.insert(name(object), object);
+    }
+    let mut taken: HashSet<Name> = HashSet::new();
+    let mut after = Vec::with_capacity(current.len() + change.len());
+    for object in current {
+        let name = name(object);
+        match changed.get(&name) {
+            Some(new) => after.push((*new).clone()),
+            None if replace && is_rule(object) => {}
+            None => after.push(object.clone()),
+        }
+        taken.insert(name);
+    }
+    for object in change {
+        let name = name(object);
+        if taken.insert(name.clone()) {
+            let last = changed.get(&name).copied().unwrap_or(object);
+            after.push(last.clone());
+        }
+    }
+    after
+}
+
+/// Whether an object is one that rules are made of, namespaces aside.
+pub fn is_rule(object: &Value) -> bool {
+    let (group, kind, ..) = name(object);
+    group == GROUP || (group.is_empty() && kind == "ConfigMap")
+}
+
+/// Whether an object is of a kind of the core group.
+pub fn is_core(object: &Value, kind: &str) -> bool {
+    let (group, found, ..) = name(object);
+    group.is_empty() && found == kind
+}
+
+fn name(object: &Value) -> Name {
+    let text = |pointer: &str| {
+        let text = object.pointer(pointer).and_then(Value::as_str);
+        text.unwrap_or_default().to_owned()
+    };
+    let version = text("/apiVersion");
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    let (kind, name) = (text("/kind"), text("/metadata/name"));
+    let mut namespace = text("/metadata/namespace");
+    if namespace.is_empty() && group.is_empty() && matches!(kind.as_str(), "ConfigMap" | "Pod") {
+        namespace = "default".into();
+    }
+    (group.to_owned(), kind, namespace, name)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(version: &str, kind: &str, name: &str, says: &str) -> Value {
+        json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "says": says})
+    }
+
+    fn told(objects: &[Value]) -> Vec<String> {
+        let told = objects.iter().map(|object| {
+            let text = |pointer: &str| {
+                object
+                    .pointer(pointer)
+                    .unwrap()
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            };
+            format!(
+                "{} {} {}",
+                text("/kind"),
+                text("/metadata/name"),
+                text("/says")
+            )
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn objects_of_the_same_name_are_replaced_and_others_added() {
+        let current = [
+            object("v1", "Namespace", "shop", "old"),
+            object("rolegate.dev/v1alpha1", "RoleGrant", "a", "old"),
+            object("rolegate.dev/v1alpha1", "RoleGrant", "b", "old"),
+            object("v1", "ConfigMap", "rules", "old"),
+        ];
+        let change = [
+            object("rolegate.dev/v1", "RoleGrant", "b", "new"),
+            object("v1", "RoleGrant", "a", "another group"),
+            object("rolegate.dev/v1alpha1", "RoleGrant", "c", "first"),
+            object("rolegate.dev/v1alpha1", "RoleGrant", "c", "last"),
+        ];
+        assert_eq!(
+            told(&overlay(&current, &change, false)),
+            [
+                "Namespace shop old",
+                "RoleGrant a old",
+                "RoleGrant b new",
+                "ConfigMap rules old",
+                "RoleGrant a another group",
+                "RoleGrant c last",
+            ]
+        );
+        assert_eq!(
+            told(&overlay(&current, &change, true)),
+            [
+                "Namespace shop old",
+                "RoleGrant b new",
+                "RoleGrant a another group",
+                "RoleGrant c last",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_config_map_without_namespace_is_in_the_default_one() {
+        let mut there = object("v1", "ConfigMap", "x", "old");
+        there["metadata"]["namespace"] = "default".into();
+        let new = object("v1", "ConfigMap", "x", "new");
+        assert_eq!(told(&overlay(&[there], &[new], false)), ["ConfigMap x new"]);
+    }
+}

@@ -1,0 +1,315 @@
+//! Whom a change of the rules cuts off or lets in, and whose session it changes, before it is made.
+
+mod show;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use rolegate_core::decision::{Decision, RuleSet};
+use rolegate_core::session::SessionKey;
+use rolegate_core::workload::{Phase, Workload};
+use serde::Serialize;
+
+use crate::explain::Session;
+
+/// What a change does to the pods that are there; as JSON it is what
+/// `rolegate policy simulate -o json` prints. Pods that fare alike are one entry.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Simulation {
+    /// How many pods were looked at; finished ones are not.
+    pub pods: usize,
+    /// How many of them have the same session, or none, before and after.
+    pub unchanged: usize,
+    /// Have a role now, and would have none.
+    pub cut_off: Vec<Affected>,
+    /// Have no role now, and would have one.
+    pub let_in: Vec<Affected>,
+    /// Would have another session.
+    pub session_changed: Vec<Affected>,
+    /// Would have their role, and layers in audit mode would refuse it, which they don't now.
+    pub newly_audited: Vec<Affected>,
+}
+
+/// Pods of one service account that fare alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Affected {
+    /// The namespace.
+    pub namespace: String,
+    /// The service account.
+    pub service_account: String,
+    /// The role's ARN, or what is wished for where that is none.
+    pub role: String,
+    /// The pods, by name.
+    pub pods: Vec<String>,
+    /// Why: what refuses, what allows.
+    pub reason: String,
+    /// What of the session changes.
+    pub changes: Vec<FieldChange>,
+}
+
+/// A field of a session that changes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FieldChange {
+    /// The field, by STS's name.
+    pub field: String,
+    /// What it is now.
+    pub before: String,
+    /// What it would be.
+    pub after: String,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    namespace: String,
+    service_account: String,
+    role: String,
+    reason: String,
+    changes: Vec<FieldChange>,
+}
+
+type Group = BTreeMap<Key, Vec<String>>;
+
+/// Compares what `before` and `after` make of each pod that is not finished.
+pub fn simulate(
+    before: &RuleSet,
+    after: &RuleSet,
+    workloads: &[Workload],
+    now: Timestamp,
+) -> Simulation {
+    let mut simulation = Simulation::default();
+    let mut groups: [Group; 4] = Default::default();
+    let [cut_off, let_in, session_changed, newly_audited] = &mut groups;
+    for workload in workloads {
+        if matches!(workload.phase, Phase::Succeeded | Phase::Failed) {
+            continue;
+        }
+        simulation.pods += 1;
+        let was = before.decide(workload, now);
+        let will = after.decide(workload, now);
+        let (group, role, reason, changes) = match (&was, &will) {
+            (
+                Decision::Allow { key, .. },
+                will @ (Decision::Deny(_) | Decision::NoRole | Decision::Undecided),
+            ) => (
+                &mut *cut_off,
+                key.role.to_string(),
+                why_not(will),
+                Vec::new(),
+            ),
+            (
+                Decision::Deny(_) | Decision::NoRole | Decision::Undecided,
+                Decision::Allow { key, rules, .. },
+            ) => {
+                let reason = format!("allowed by {}", or_nothing(rules));
+                (&mut *let_in, key.role.to_string(), reason, Vec::new())
+            }
+            (
+                Decision::Allow {
+                    key: old,
+                    audited: old_audited,
+                    ..
+                },
+                Decision::Allow {
+                    key: new,
+                    audited,
+                    rules,
+                    ..
+                },
+            ) => {
+                if old != new {
+                    let reason = format!("by {}", or_nothing(rules));
+                    let changes = differences(old, new);
+                    (&mut *session_changed, new.role.to_string(), reason, changes)
+                } else if let Some(denial) = audited
+                    .iter()
+                    .find(|denial| !old_audited.iter().any(|known| known.layer == denial.layer))
+                {
+                    let reason = format!("{} would refuse: {}", denial.layer, denial.reason);
+                    (
+                        &mut *newly_audited,
+                        new.role.to_string(),
+                        reason,
+                        Vec::new(),
+                    )
+                } else {
+                    simulation.unchanged += 1;
+                    continue;
+                }
+            }
+            _ => {
+                simulation.unchanged += 1;
+                continue;
+            }
+        };
+        let key = Key {
+            namespace: workload.namespace.to_string(),
+            service_account: workload.service_account.to_string(),
+            role,
+            reason,
+            changes,
+        };
+        group
+            .entry(key)
+            .or_default()
+            .push(workload.name.to_string());
+    }
+    let [cut_off, let_in, session_changed, newly_audited] = groups.map(affected);
+    Simulation {
+        cut_off,
+        let_in,
+        session_changed,
+        newly_audited,
+        ..simulation
+    }
+}
+
+fn affected(group: Group) -> Vec<Affected> {
+    let entries = group.into_iter();
+    entries
+        .map(|(key, mut pods)| {
+            pods.sort();
+            Affected {
+                namespace: key.namespace,
+                service_account: key.service_account,
+                role: key.role,
+                pods,
+                reason: key.reason,
+                changes: key.changes,
+            }
+        })
+        .collect()
+}
+
+fn why_not(decision: &Decision) -> String {
+    match decision {
+        Decision::Deny(denial) => format!("refused by {}: {}", denial.layer, denial.reason),
+        Decision::NoRole => "no role is named, by the pod or by a default".into(),
+        Decision::Undecided => "its namespace is not among the rules".into(),
+        Decision::Allow { .. } => String::new(),
+    }
+}
+
+fn or_nothing(rules: &[String]) -> String {
+    if rules.is_empty() {
+        "no layer in enforce mode".into()
+    } else {
+        rules.join(", ")
+    }
+}
+
+fn differences(old: &SessionKey, new: &SessionKey) -> Vec<FieldChange> {
+    let (old, new) = (fields(old), fields(new));
+    let pairs = old.into_iter().zip(new);
+    pairs
+        .filter(|((_, before), (_, after))| before != after)
+        .map(|((field, before), (_, after))| FieldChange {
+            field: field.to_owned(),
+            before,
+            after,
+        })
+        .collect()
+}
+
+fn fields(key: &SessionKey) -> [(&'static str, String); 7] {
+    let session = Session::from(key);
+    let tags = session.tags.iter();
+    let tags: Vec<_> = tags.map(|(key, value)| format!("{key}={value}")).collect();
+    [
+        ("RoleArn", session.role_arn),
+        ("RoleSessionName", session.session_name),
+        ("DurationSeconds", session.duration_seconds.to_string()),
+        ("ExternalId", session.external_id.unwrap_or_default()),
+        ("Tags", tags.join(", ")),
+        ("PolicyArns", session.policy_arns.join(", ")),
+        ("Policy", session.policy.unwrap_or_default()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_core::layer::Mode;
+
+    use super::*;
+    use crate::fixtures::{NOW, grant, namespace, pod, rules, rules_of};
+
+    #[test]
+    fn whom_default_deny_cuts_off() {
+        let before = rules(&[], Mode::Audit).rules;
+        let after = rules(&[grant("shop", &["reader"], "shop", "api")], Mode::Enforce).rules;
+        let mut second = pod("web", "api", "reader");
+        second.name = "api-1".into();
+        let finished = Workload {
+            phase: Phase::Failed,
+            ..pod("web", "old", "reader")
+        };
+        let pods = [
+            second,
+            pod("web", "api", "reader"),
+            pod("shop", "api", "reader"),
+            pod("closed", "api", "reader"),
+            finished,
+        ];
+        let found = simulate(&before, &after, &pods, NOW);
+        assert_eq!((found.pods, found.unchanged), (4, 2));
+        assert_eq!(found.cut_off.len(), 1);
+        assert_eq!(found.cut_off[0].pods, ["api-0", "api-1"]);
+        assert!(found.cut_off[0].reason.starts_with("refused by grants: "));
+        let back = simulate(&after, &before, &pods, NOW);
+        assert_eq!(back.let_in.len(), 1);
+        assert!(back.cut_off.is_empty());
+    }
+
+    #[test]
+    fn whose_session_changes_and_how() {
+        let mut narrow = grant("shop", &["reader"], "shop", "api");
+        let before = rules(&[narrow.clone()], Mode::Enforce).rules;
+        narrow.session.duration_seconds = Some(900);
+        narrow.session.tags = [("team".to_owned(), "shop".to_owned())].into();
+        let after = rules(&[narrow], Mode::Enforce).rules;
+        let found = simulate(&before, &after, &[pod("shop", "api", "reader")], NOW);
+        let changed = found.session_changed.first().unwrap();
+        let told: Vec<_> = changed
+            .changes
+            .iter()
+            .map(|change| format!("{}: {} -> {}", change.field, change.before, change.after))
+            .collect();
+        assert_eq!(
+            told,
+            ["DurationSeconds: 3600 -> 900", "Tags:  -> team=shop"]
+        );
+    }
+
+    #[test]
+    fn what_a_trial_would_refuse_is_told() {
+        let before = rules(&[], Mode::Off).rules;
+        let after = rules(&[], Mode::Audit).rules;
+        let pods = [pod("shop", "api", "reader")];
+        let found = simulate(&before, &after, &pods, NOW);
+        assert_eq!(found.newly_audited.len(), 1);
+        assert_eq!(simulate(&after, &after, &pods, NOW).unchanged, 1);
+    }
+
+    #[test]
+    fn a_namespace_that_goes_cuts_its_pods_off() {
+        let before = rules(&[], Mode::Off).rules;
+        let after = rules_of(&[namespace("web", "[]")], &[], Mode::Off).rules;
+        let found = simulate(&before, &after, &[pod("shop", "api", "reader")], NOW);
+        assert_eq!(found.cut_off.len(), 1);
+    }
+
+    #[test]
+    fn the_text_says_who_and_why() {
+        let before = rules(&[], Mode::Off).rules;
+        let after = rules(&[], Mode::Enforce).rules;
+        let found = simulate(&before, &after, &[pod("shop", "api", "reader")], NOW);
+        let text = found.text();
+        assert!(text.contains("cut off"), "{text}");
+        assert!(text.contains("shop/api"), "{text}");
+        assert!(text.contains("api-0"), "{text}");
+        let same = simulate(&before, &before, &[], NOW).text();
+        assert!(same.contains("nothing changes"), "{same}");
+    }
+}

@@ -1,0 +1,432 @@
+//! Grants that cover what runs, and nothing else: the step from open namespaces to default deny.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use rolegate_core::arn::RoleArn;
+use rolegate_core::decision::{Decision, RuleSet};
+use rolegate_core::grant::{Grant, MAX_LIST, Subject};
+use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_core::layer::{Ask, Layer, Verdict};
+use rolegate_core::workload::{Phase, Workload};
+use serde::Serialize;
+
+use crate::document::{self, Names, is_plain_name, role_text};
+use crate::text::count;
+
+/// Grants for what runs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Suggestion {
+    /// The grants that are missing, by namespace and service account.
+    pub grants: Vec<Suggested>,
+    /// Pods with a role that grants cover already, or that have the role of all pods.
+    pub covered: usize,
+    /// Pods that have no role now, for whatever reason.
+    pub without_role: usize,
+    /// Pods with a role for which there is no grant to suggest, with the reason.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// One grant, and whom it is for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Suggested {
+    /// The grant.
+    pub grant: Grant,
+    /// How many pods it covers now.
+    pub pods: usize,
+}
+
+/// A pod for which there is no grant to suggest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOut {
+    /// The namespace.
+    pub namespace: String,
+    /// The pod.
+    pub pod: String,
+    /// The role's ARN.
+    pub role: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Roles of one service account, each with the external IDs that it runs with.
+type Roles = BTreeMap<String, Running>;
+
+#[derive(Default)]
+struct Running {
+    external_ids: BTreeSet<String>,
+    pods: usize,
+}
+
+/// The tightest grants for pods that have a role now and that `grants` do not cover. Roles, service
+/// accounts and external IDs are named exactly; a pod may always leave its external ID out, as with
+/// every grant. Finished pods count with `finished` only. The order is that of names.
+pub fn suggest(
+    rules: &RuleSet,
+    grants: &GrantsLayer,
+    workloads: &[Workload],
+    finished: bool,
+    now: Timestamp,
+) -> Suggestion {
+    let mut found = Suggestion::default();
+    let mut accounts: BTreeMap<(String, String), Roles> = BTreeMap::new();
+    for workload in workloads {
+        let is_finished = matches!(workload.phase, Phase::Succeeded | Phase::Failed);
+        if is_finished && !finished {
+            continue;
+        }
+        let explanation = rules.explain(workload, now);
+        let (Decision::Allow { .. }, Some(role)) = (explanation.decision, explanation.role) else {
+            found.without_role += 1;
+            continue;
+        };
+        match need(rules, grants, workload, &role, now) {
+            Need::None => found.covered += 1,
+            Need::Impossible(reason) => found.left_out.push(LeftOut {
+                namespace: workload.namespace.to_string(),
+                pod: workload.name.to_string(),
+                role: role.to_string(),
+                reason,
+            }),
+            Need::Grant => {
+                let account = (
+                    workload.namespace.to_string(),
+                    workload.service_account.to_string(),
+                );
+                let roles = accounts.entry(account).or_default();
+                let running = roles
+                    .entry(role_text(&role, rules.base.as_ref()))
+                    .or_default();
+                running.pods += 1;
+                let id = workload.wish.external_id.as_deref().map(str::to_owned);
+                running.external_ids.extend(id);
+            }
+        }
+    }
+    found.left_out.sort();
+    let names = grants.grants().iter().map(|grant| &*grant.name);
+    let names = names.chain(grants.invalid().iter().map(|(name, _)| &**name));
+    let mut names = Names::taken(names);
+    for ((namespace, account), roles) in accounts {
+        found
+            .grants
+            .extend(grants_of(&namespace, &account, roles, &mut names));
+    }
+    found
+}
+
+enum Need {
+    None,
+    Grant,
+    Impossible(String),
+}
+
+fn need(
+    rules: &RuleSet,
+    grants: &GrantsLayer,
+    workload: &Workload,
+    role: &RoleArn,
+    now: Timestamp,
+) -> Need {
+    let Some(namespace) = rules.namespaces.get(&workload.namespace) else {
+        return Need::None;
+    };
+    let ask = Ask {
+        workload,
+        role,
+        is_default: rules.default_role.as_ref() == Some(role),
+        namespace,
+        now,
+    };
+    let Verdict::Deny { reason, .. } = grants.judge(&ask) else {
+        return Need::None;
+    };
+    if !grants.covering(&ask).is_empty() {
+        // A grant beside those that name the role could shed their limits.
+        return Need::Impossible(reason);
+    }
+    if !is_plain_name(&workload.namespace) || !is_plain_name(&workload.service_account) {
+        return Need::Impossible(
+            "its namespace or service account has a name that Kubernetes does not take".into(),
+        );
+    }
+    Need::Grant
+}
+
+/// Roles that run with the same external IDs share a grant, so that none gets another's.
+fn grants_of(namespace: &str, account: &str, roles: Roles, names: &mut Names) -> Vec<Suggested> {
+    let mut by_ids: BTreeMap<BTreeSet<String>, Vec<(String, usize)>> = BTreeMap::new();
+    for (role, running) in roles {
+        let alike = by_ids.entry(running.external_ids).or_default();
+        alike.push((role, running.pods));
+    }
+    let mut made = Vec::new();
+    for (ids, roles) in by_ids {
+        let ids: Vec<_> = ids.into_iter().collect();
+        let no_ids: &[String] = &[];
+        let lists = if ids.is_empty() {
+            vec![no_ids]
+        } else {
+            ids.chunks(MAX_LIST).collect()
+        };
+        for ids in lists {
+            for roles in roles.chunks(MAX_LIST) {
+                made.push(Suggested {
+                    pods: roles.iter().map(|(_, pods)| pods).sum(),
+                    grant: Grant {
+                        name: names.next(&format!("{namespace}.{account}")).into(),
+                        roles: roles.iter().map(|(role, _)| role.clone()).collect(),
+                        subjects: vec![Subject {
+                            namespaces: vec![namespace.to_owned()],
+                            service_accounts: vec![account.to_owned()],
+                            ..Subject::default()
+                        }],
+                        external_ids: ids.to_vec(),
+                        ..Grant::default()
+                    },
+                });
+            }
+        }
+    }
+    made
+}
+
+impl Suggestion {
+    /// A stream of YAML, ready to apply, with a comment above each grant.
+    ///
+    /// # Errors
+    /// As [`document::yaml`].
+    pub fn yaml(&self) -> Result<String, serde_saphyr::SerializeError> {
+        document::yaml_stream(self.grants.iter().map(|suggested| {
+            let pods = count(suggested.pods, "pod runs", "pods run");
+            (&suggested.grant, vec![format!("{pods} with this now")])
+        }))
+    }
+
+    /// The grants as one JSON list, as `kubectl apply` takes it.
+    pub fn json(&self) -> serde_json::Value {
+        let items = self.grants.iter();
+        document::list(items.map(|suggested| &suggested.grant))
+    }
+
+    /// What there is to know beside the grants, a line each.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = vec![format!(
+            "{} suggested; {} covered already or with the role of all pods, {} without a role now",
+            count(self.grants.len(), "grant is", "grants are"),
+            count(self.covered, "pod is", "pods are"),
+            count(self.without_role, "pod is", "pods are"),
+        )];
+        notes.extend(self.left_out.iter().map(|left| {
+            format!(
+                "no grant for pod {}/{} with role {}: {}",
+                left.namespace, left.pod, left.role, left.reason
+            )
+        }));
+        notes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+    use rolegate_core::layer::Mode;
+
+    use super::*;
+    use crate::fixtures::{NOW, grant, pod, rules};
+
+    const NAMESPACES: [&str; 2] = ["shop", "web"];
+    const ACCOUNTS: [&str; 3] = ["api", "api.v2", "default"];
+    const ROLES: [&str; 4] = [
+        "reader",
+        "team/writer",
+        "arn:aws:iam::123456789012:role/reader-2",
+        "arn:aws:iam::210987654321:role/reader",
+    ];
+    const IDS: [Option<&str>; 3] = [None, Some("customer-a"), Some("customer-b")];
+
+    fn with_id(mut pod: Workload, id: Option<&str>) -> Workload {
+        pod.wish.external_id = id.map(Into::into);
+        pod
+    }
+
+    fn universe() -> Vec<Workload> {
+        let mut all = Vec::new();
+        for namespace in NAMESPACES {
+            for account in ACCOUNTS {
+                for role in ROLES {
+                    all.extend(IDS.map(|id| with_id(pod(namespace, account, role), id)));
+                }
+            }
+        }
+        all
+    }
+
+    fn suggested(running: &[Workload]) -> Suggestion {
+        let open = rules(&[], Mode::Off);
+        suggest(&open.rules, &open.grants, running, false, NOW)
+    }
+
+    #[test]
+    fn the_suggestion_is_written_to_be_applied() {
+        let running = [
+            pod("shop", "api", "reader"),
+            pod("shop", "api", "reader"),
+            pod("shop", "api", "arn:aws:iam::123456789012:role/team/writer"),
+            with_id(pod("shop", "api", "partner"), Some("customer-a")),
+            pod("shop", "api", ""),
+            pod("closed", "api", "reader"),
+        ];
+        let suggestion = suggested(&running);
+        assert_eq!(
+            suggestion.yaml().unwrap(),
+            "\
+---
+# 3 pods run with this now
+apiVersion: rolegate.dev/v1alpha1
+kind: RoleGrant
+metadata:
+  name: shop.api
+spec:
+  roles:
+  - reader
+  - team/writer
+  subjects:
+  - namespaces:
+    - shop
+    serviceAccounts:
+    - api
+---
+# 1 pod runs with this now
+apiVersion: rolegate.dev/v1alpha1
+kind: RoleGrant
+metadata:
+  name: shop.api-2
+spec:
+  roles:
+  - partner
+  subjects:
+  - namespaces:
+    - shop
+    serviceAccounts:
+    - api
+  externalIds:
+  - customer-a
+"
+        );
+        assert_eq!((suggestion.without_role, suggestion.covered), (2, 0));
+    }
+
+    #[test]
+    fn what_is_covered_finished_or_everyones_needs_nothing() {
+        let mut stage = rules(
+            &[grant("shop.api", &["reader"], "shop", "api")],
+            Mode::Audit,
+        );
+        stage.rules.default_role = RoleArn::parse("arn:aws:iam::123456789012:role/all").ok();
+        let finished = Workload {
+            phase: Phase::Succeeded,
+            ..pod("shop", "job", "job")
+        };
+        let running = [
+            pod("shop", "api", "reader"),
+            pod("web", "api", ""),
+            pod("shop", "other", "all"),
+            finished,
+        ];
+        let suggest = |finished| suggest(&stage.rules, &stage.grants, &running, finished, NOW);
+        assert_eq!(
+            (suggest(false).grants.len(), suggest(false).covered),
+            (0, 3)
+        );
+        assert_eq!(suggest(true).grants.len(), 1);
+    }
+
+    #[test]
+    fn limits_of_grants_are_not_shed_and_names_with_stars_grant_nothing() {
+        let mut stage = rules(&[grant("shop.api", &["reader"], "shop", "api")], Mode::Off);
+        let namespaces = std::sync::Arc::make_mut(&mut stage.rules.namespaces);
+        let open = namespaces["shop"].clone();
+        namespaces.insert("*".into(), open);
+        let running = [
+            with_id(pod("shop", "api", "reader"), Some("customer-a")),
+            pod("*", "api", "reader"),
+            pod("shop", "*", "reader"),
+        ];
+        let suggestion = suggest(&stage.rules, &stage.grants, &running, false, NOW);
+        assert!(suggestion.grants.is_empty());
+        assert_eq!(suggestion.left_out.len(), 3);
+        assert_eq!(suggestion.notes().len(), 4);
+    }
+
+    #[test]
+    fn long_lists_are_split_into_grants_that_are_valid() {
+        let running: Vec<_> = (0..150)
+            .map(|n| {
+                let role = format!("role-{}", n % 70);
+                with_id(
+                    pod("shop", "api", &role),
+                    Some(&format!("customer-{}", n % 70)),
+                )
+            })
+            .chain((0..70).map(|n| with_id(pod("shop", "web", "x"), Some(&format!("id-{n}")))))
+            .collect();
+        let suggestion = suggested(&running);
+        let grants: Vec<_> = suggestion
+            .grants
+            .iter()
+            .map(|one| one.grant.clone())
+            .collect();
+        let after = rules(&grants, Mode::Enforce);
+        assert!(
+            after.grants.invalid().is_empty(),
+            "{:?}",
+            after.grants.invalid()
+        );
+        for pod in &running {
+            let decision = after.rules.decide(pod, NOW);
+            assert!(matches!(decision, Decision::Allow { .. }), "{decision:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_suggestion_allows_what_ran_and_nothing_else(
+            mut places in prop::collection::vec(0..universe().len(), 0..24),
+        ) {
+            let universe = universe();
+            let running: Vec<_> = places.iter().map(|place| universe[*place].clone()).collect();
+            let suggestion = suggested(&running);
+            let grants: Vec<_> = suggestion.grants.iter().map(|one| one.grant.clone()).collect();
+            let names: HashSet<_> = grants.iter().map(|grant| grant.name.clone()).collect();
+            prop_assert_eq!(names.len(), grants.len());
+            let before = rules(&[], Mode::Off).rules;
+            let after = rules(&grants, Mode::Enforce);
+            prop_assert!(after.grants.invalid().is_empty());
+            for candidate in &universe {
+                let ran = running.iter().any(|pod| {
+                    let id = &candidate.wish.external_id;
+                    pod.namespace == candidate.namespace
+                        && pod.service_account == candidate.service_account
+                        && pod.wish.role == candidate.wish.role
+                        && (id.is_none() || *id == pod.wish.external_id)
+                });
+                let decision = after.rules.decide(candidate, NOW);
+                let allowed = matches!(decision, Decision::Allow { .. });
+                prop_assert_eq!(allowed, ran, "{:?} {:?}", candidate, decision);
+                if let (Decision::Allow { key: then, .. }, Decision::Allow { key: now, .. }) =
+                    (decision, before.decide(candidate, NOW))
+                {
+                    prop_assert_eq!(then, now);
+                }
+            }
+            // The order in which pods are listed changes nothing.
+            places.reverse();
+            let reversed: Vec<_> = places.iter().map(|place| universe[*place].clone()).collect();
+            prop_assert_eq!(suggested(&reversed), suggestion);
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Text for terminals: what others chose is made harmless before it is shown.
+
+use anstyle::{AnsiColor, Style};
+
+/// Titles.
+pub const TITLE: Style = Style::new().bold();
+/// What matters less.
+pub const FAINT: Style = Style::new().dimmed();
+/// What is allowed.
+pub const GOOD: Style = AnsiColor::Green.on_default().bold();
+/// What is refused.
+pub const BAD: Style = AnsiColor::Red.on_default().bold();
+/// What is worth a look.
+pub const WARN: Style = AnsiColor::Yellow.on_default().bold();
+
+/// Longest text that is shown of what somebody else chose, characters.
+const LONGEST: usize = 2048;
+
+/// A text on one line, without anything that moves a terminal's cursor or turns its text around.
+pub fn plain(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len().min(LONGEST));
+    for (count, character) in text.chars().enumerate() {
+        if count == LONGEST {
+            shown.push('…');
+            break;
+        }
+        if character.is_control() || turns_or_hides(character) {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+/// Characters that change the order of what is shown, or are shown as nothing.
+fn turns_or_hides(character: char) -> bool {
+    matches!(character,
+        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// A number of things: `1 pod`, `2 pods`.
+pub fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threat_25_a_terminal_is_not_moved() {
+        assert_eq!(plain("a\x1b[2Jb\nc"), "a\\u{1b}[2Jb\\u{a}c");
+        assert_eq!(plain("x\u{202e}y"), "x\\u{202e}y");
+        assert_eq!(plain("payments-é"), "payments-é");
+        assert_eq!(plain(&"x".repeat(5000)).chars().count(), LONGEST + 1);
+    }
+}

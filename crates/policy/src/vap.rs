@@ -1,0 +1,460 @@
+//! Enforcement without a webhook: the rules as ValidatingAdmissionPolicy objects
+//! (`admissionregistration.k8s.io/v1`), which a plain API server from 1.30 on enforces by itself.
+//!
+//! There is one policy with one binding for each layer, so that modes stay apart, one for what is
+//! refused whatever the layers say, and guards of what rules are made of. All grants are in one
+//! ConfigMap ([`PARAMETERS`]). Policies fail closed: an error, an evaluation over budget or a
+//! missing parameter object is a refusal. Those of layers in audit mode warn and refuse nothing.
+//!
+//! What CEL can't say is told in [`Export::unsaid`] and never silently let through where a
+//! refusal is possible. The gate is all that this is: nothing is decided for pods that are there
+//! already, and the API server lets no policy guard the policies themselves.
+
+mod cel;
+mod guard;
+mod layers;
+mod table;
+mod wish;
+
+use std::sync::Arc;
+
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::decision::OwnRole;
+use rolegate_core::grant::Grant;
+use rolegate_core::layer::Mode;
+use rolegate_core::pattern::PatternFormat;
+use serde_json::{Value, json};
+
+use crate::document::comment_line;
+pub use table::PARAMETERS;
+use table::Table;
+use wish::Wishes;
+
+/// The rules to export.
+#[derive(Debug, Clone, Copy)]
+pub struct VapInput<'a> {
+    /// The configuration. Its base ARN completes names; what was found out about it must be filled
+    /// in, since a policy can't.
+    pub config: &'a RuleConfig,
+    /// The annotation keys in use.
+    pub keys: &'a AnnotationKeys,
+    /// All grants.
+    pub grants: &'a [Grant],
+    /// Roles refused to everyone.
+    pub own_roles: &'a [OwnRole],
+    /// The namespace of the parameter object.
+    pub namespace: &'a str,
+}
+
+/// The objects, and what they don't say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Export {
+    /// Kubernetes objects, in the order in which they are to be applied.
+    pub documents: Vec<Value>,
+    /// Sentences about what CEL can't say, or says more strictly.
+    pub unsaid: Vec<String>,
+}
+
+/// Why rules can't be exported.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VapError {
+    /// The grants don't fit into one ConfigMap.
+    #[error(
+        "the grants take {bytes} bytes, more than one ConfigMap holds: only the webhook can enforce them"
+    )]
+    TooLarge {
+        /// How many.
+        bytes: usize,
+    },
+    /// Too many grants may count in one namespace for CEL's budget.
+    #[error(
+        "up to {rows} subjects ({bytes} bytes) of grants may count in one namespace, more than CEL's \
+         budget allows: name namespaces without stars, or enforce them with the webhook"
+    )]
+    TooMany {
+        /// How many rows.
+        rows: usize,
+        /// How large they are together.
+        bytes: usize,
+    },
+    /// A document can't be written as YAML.
+    #[error("the objects can't be written as YAML: {0}")]
+    Yaml(String),
+}
+
+/// Which requests a policy is asked about.
+#[derive(Debug, Clone, Copy)]
+struct Rule<'a> {
+    group: &'a str,
+    version: &'a str,
+    resources: &'a [&'a str],
+    operations: &'a [&'a str],
+    scope: &'a str,
+}
+
+impl Rule<'_> {
+    fn value(&self) -> Value {
+        json!({
+            "apiGroups": [self.group],
+            "apiVersions": [self.version],
+            "operations": self.operations,
+            "resources": self.resources,
+            "scope": self.scope,
+        })
+    }
+}
+
+const WRITES: &[&str] = &["CREATE", "UPDATE"];
+const CHANGES: &[&str] = &["CREATE", "UPDATE", "DELETE"];
+
+/// What holds pod templates or names roles, custom resources aside.
+const WORKLOADS: &[Rule<'_>] = &[
+    Rule {
+        group: "",
+        version: "v1",
+        resources: &[
+            "pods",
+            "pods/ephemeralcontainers",
+            "replicationcontrollers",
+            "podtemplates",
+            "serviceaccounts",
+        ],
+        operations: WRITES,
+        scope: "Namespaced",
+    },
+    Rule {
+        group: "apps",
+        version: "v1",
+        resources: &["deployments", "replicasets", "statefulsets", "daemonsets"],
+        operations: WRITES,
+        scope: "Namespaced",
+    },
+    Rule {
+        group: "batch",
+        version: "v1",
+        resources: &["jobs", "cronjobs"],
+        operations: WRITES,
+        scope: "Namespaced",
+    },
+    Rule {
+        group: "zalando.org",
+        version: "*",
+        resources: &["awsiamroles"],
+        operations: WRITES,
+        scope: "Namespaced",
+    },
+];
+
+/// A policy with its binding.
+struct Policy {
+    name: &'static str,
+    mode: Mode,
+    /// Whether namespaces that the configuration spares are let through.
+    spares: bool,
+    /// Whether it reads the parameter object.
+    reads_grants: bool,
+    rules: Vec<Value>,
+    variables: Vec<Value>,
+}
+
+/// Exports the rules.
+///
+/// # Errors
+/// [`VapError`] where they are too many for the API server's budget; nothing is left out for that.
+pub fn export(input: &VapInput<'_>) -> Result<Export, VapError> {
+    let config = input.config;
+    let table = Table::new(input.grants, config);
+    let mut documents = Vec::new();
+    if config.modes.grants != Mode::Off {
+        documents.push(table.config_map(input.namespace)?);
+    }
+    for policy in policies(input, &table) {
+        documents.extend(policy.documents(input));
+    }
+    Ok(Export {
+        documents,
+        unsaid: unsaid(input, &table),
+    })
+}
+
+/// Requests about core resources.
+fn core(resources: &[&str], operations: &[&str], scope: &str) -> Value {
+    let rule = Rule {
+        group: "",
+        version: "v1",
+        resources,
+        operations,
+        scope,
+    };
+    rule.value()
+}
+
+fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
+    let config = input.config;
+    let workloads = workloads(config);
+    let wishes = Wishes::new(input, &table.pod_labels);
+    let judged = |sentences: Vec<Value>| {
+        let mut variables = wishes.variables();
+        variables.extend(sentences);
+        variables
+    };
+    let layer = |name, mode, rules: &[Value], variables| Policy {
+        name,
+        mode,
+        spares: true,
+        reads_grants: false,
+        rules: rules.to_vec(),
+        variables,
+    };
+    let guard = |name, rules: &[Value], variables| layer(name, Mode::Enforce, rules, variables);
+    let everywhere = |name, rules: &[Value], variables| Policy {
+        spares: false,
+        ..guard(name, rules, variables)
+    };
+    let bindings = core(&["bindings", "pods/binding"], &["CREATE"], "Namespaced");
+    let statuses = core(&["pods/status"], &["UPDATE"], "Namespaced");
+    let services = core(&["services", "services/status"], WRITES, "Namespaced");
+    let namespaces = ["namespaces", "namespaces/status", "namespaces/finalize"];
+    let mut policies = vec![
+        guard(
+            "rolegate-request",
+            &workloads,
+            judged(layers::request(input)),
+        ),
+        guard(
+            "rolegate-pod-metadata",
+            &[bindings.clone(), statuses],
+            guard::pod_metadata(input, &table.pod_labels),
+        ),
+        guard("rolegate-services", &[services], guard::services()),
+        // Rules decide for pods of all namespaces, so none is spared where they are guarded.
+        everywhere(
+            "rolegate-namespaces",
+            &[core(&namespaces, WRITES, "Cluster")],
+            guard::namespaces(input, &table.namespace_labels),
+        ),
+    ];
+    if config.guard_scheduling {
+        let rules = [&workloads[..], &[bindings]].concat();
+        let mut variables = wishes.templates();
+        variables.extend(guard::scheduling(input));
+        policies.push(guard("rolegate-scheduling", &rules, variables));
+    }
+    if config.rule_writers.is_some() {
+        policies.push(everywhere(
+            "rolegate-rules",
+            &rule_objects(),
+            guard::rules(input),
+        ));
+    }
+    let modes = config.modes;
+    policies.push(layer(
+        "rolegate-layer-namespace",
+        modes.namespace,
+        &workloads,
+        judged(layers::namespace(input)),
+    ));
+    policies.push(Policy {
+        reads_grants: true,
+        ..layer(
+            "rolegate-layer-grants",
+            modes.grants,
+            &workloads,
+            judged(layers::grants()),
+        )
+    });
+    let tokens = core(&["serviceaccounts/token"], &["CREATE"], "Namespaced");
+    policies.push(layer(
+        "rolegate-tokens",
+        modes.grants,
+        &[tokens],
+        guard::tokens(input),
+    ));
+    policies.retain(|policy| policy.mode != Mode::Off);
+    policies
+}
+
+/// What holds pod templates or names roles.
+fn workloads(config: &RuleConfig) -> Vec<Value> {
+    let mut rules: Vec<_> = WORKLOADS.iter().map(Rule::value).collect();
+    rules.extend(config.templates.iter().map(|kind| {
+        let rule = Rule {
+            group: &kind.group,
+            version: "*",
+            resources: &[&kind.resource],
+            operations: WRITES,
+            scope: "Namespaced",
+        };
+        rule.value()
+    }));
+    rules
+}
+
+/// What rules are made of.
+fn rule_objects() -> Vec<Value> {
+    let ours = Rule {
+        group: "rolegate.dev",
+        version: "*",
+        resources: &["rolegrants", "rolegateconfigs"],
+        operations: CHANGES,
+        scope: "*",
+    };
+    vec![
+        ours.value(),
+        core(&["configmaps"], CHANGES, "Namespaced"),
+        core(&["namespaces"], &["DELETE"], "Cluster"),
+    ]
+}
+
+impl Policy {
+    fn documents(self, input: &VapInput<'_>) -> [Value; 2] {
+        let is_audit = self.mode == Mode::Audit;
+        let mut policy = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": { "name": self.name },
+            "spec": {
+                // A trial refuses nothing, not even where it can't be evaluated.
+                "failurePolicy": if is_audit { "Ignore" } else { "Fail" },
+                "matchConstraints": { "matchPolicy": "Equivalent", "resourceRules": self.rules },
+                "variables": self.variables,
+                "validations": [{
+                    "expression": "variables.refusals.size() == 0",
+                    "messageExpression": "variables.refusals[0]",
+                    "message": "the rules about AWS roles refuse it: ask your cluster's administrator",
+                    "reason": "Forbidden",
+                }],
+            },
+        });
+        let mut binding = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": { "name": self.name },
+            "spec": {
+                "policyName": self.name,
+                "validationActions": if is_audit { json!(["Warn", "Audit"]) } else { json!(["Deny"]) },
+            },
+        });
+        if self.reads_grants {
+            policy["spec"]["paramKind"] = json!({ "apiVersion": "v1", "kind": "ConfigMap" });
+            binding["spec"]["paramRef"] = json!({
+                "name": PARAMETERS,
+                "namespace": input.namespace,
+                "parameterNotFoundAction": if is_audit { "Allow" } else { "Deny" },
+            });
+        }
+        if self.spares && !input.config.spared_namespaces.is_empty() {
+            let spared = input.config.spared_namespaces.iter().map(|name| &**name);
+            binding["spec"]["matchResources"] = outside_of(spared);
+        }
+        [policy, binding]
+    }
+}
+
+/// All namespaces but these, by the one label that nobody can choose.
+fn outside_of<'a>(names: impl IntoIterator<Item = &'a str>) -> Value {
+    let names: Vec<_> = names.into_iter().collect();
+    json!({ "namespaceSelector": { "matchExpressions": [{
+        "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": names,
+    }]}})
+}
+
+fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
+    let config = input.config;
+    let mut unsaid = table.left_out.clone();
+    let mut say = |condition: bool, sentence: &str| {
+        if condition {
+            unsaid.push(sentence.to_owned());
+        }
+    };
+    say(
+        config.modes.rego != Mode::Off,
+        "Rego policies are not enforced: CEL can't run them",
+    );
+    say(
+        config.base.is_none(),
+        "no base ARN is known, so every role that is named without one is refused: export with one",
+    );
+    say(
+        input.own_roles.is_empty(),
+        "the node's and rolegate's own roles are not known here, so they are refused only at the doors",
+    );
+    say(
+        config.modes.namespace != Mode::Off,
+        "lists of allowed roles with escapes (a backslash) are refused where rolegate reads them",
+    );
+    say(
+        config.modes.namespace != Mode::Off,
+        match config.restriction_format {
+            PatternFormat::Glob => {
+                "permitted roles are regular expressions: what the API server (Go) and rolegate \
+                 could read differently is refused, such as flags but (?i), \\b, \\s, nested \
+                 classes and counts over 99"
+            }
+            PatternFormat::Regexp => {
+                "allowed and permitted roles are regular expressions: what the API server (Go) and \
+                 rolegate could read differently is refused, such as flags but (?i), \\b, \\s, \
+                 nested classes and counts over 99"
+            }
+        },
+    );
+    say(
+        config.modes.grants != Mode::Off
+            && input
+                .grants
+                .iter()
+                .any(|grant| !grant.session.names.is_empty()),
+        "session names that STS would not take as they are get a hash from rolegate; where a grant \
+         limits names they are refused",
+    );
+    say(
+        config.modes.grants == Mode::Enforce && config.rule_writers.is_none(),
+        "no writers of rules are configured, so RBAC alone says who may change the parameter object",
+    );
+    say(
+        true,
+        "addresses of Services that CEL can't read (leading zeros, IPv4 within IPv6) are refused",
+    );
+    for kind in &config.templates {
+        let unfollowed = |path: &&Arc<str>| ***path != *"." && wish::at("object", path).is_none();
+        for path in kind.paths.iter().filter(unfollowed) {
+            unsaid.push(format!(
+                "pod templates of {} at {path} are not judged: CEL follows one star in a path; \
+                 their pods are",
+                kind.kind
+            ));
+        }
+    }
+    unsaid.push(
+        "who may write ValidatingAdmissionPolicies and their bindings may lift all of this: no \
+         policy can guard them"
+            .to_owned(),
+    );
+    unsaid
+}
+
+impl Export {
+    /// The objects as a stream of YAML, with what they don't say in comments at the start.
+    ///
+    /// # Errors
+    /// [`VapError::Yaml`].
+    pub fn yaml(&self) -> Result<String, VapError> {
+        let mut text = comment_line(
+            "Written by `rolegate policy export --format vap`. Apply it with `kubectl apply \
+             --server-side`, for the grants may be too large for an annotation.",
+        );
+        for sentence in &self.unsaid {
+            text.push_str(&comment_line(&format!("Not said here: {sentence}.")));
+        }
+        for document in &self.documents {
+            text.push_str("---\n");
+            let yaml = serde_saphyr::to_string(document);
+            text.push_str(&yaml.map_err(|error| VapError::Yaml(error.to_string()))?);
+        }
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

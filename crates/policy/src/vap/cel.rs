@@ -1,0 +1,145 @@
+//! Pieces of CEL: literals, and patterns as regular expressions (RE2) that the API server compiles.
+
+use rolegate_core::arn::BaseArn;
+
+/// Characters that role ARNs are made of, inside of a class. A pattern with any other matches none.
+pub(super) const ROLE_CHARACTERS: &str = "A-Za-z0-9_+=,.@/:-";
+
+/// A regular expression for whole role ARNs, apart from dot segments and the length of the path.
+const ROLE: &str = "^arn:aws[a-z0-9-]{0,29}:iam::[0-9]{12}:role/(?:[A-Za-z0-9_+=,.@-]+/)*[A-Za-z0-9_+=,.@-]{1,64}$";
+
+/// Whether the text `expression` is meant as an ARN and not as a name.
+pub(super) fn is_arn(expression: &str) -> String {
+    format!(r#"{expression}.matches("^[aA][rR][nN]:")"#)
+}
+
+/// Whether the text `expression` is a role ARN as [`rolegate_core::arn::RoleArn::parse`] takes it.
+pub(super) fn is_role(expression: &str) -> String {
+    format!(
+        r#"({expression}.matches({role}) && !{expression}.matches("/[.][.]?(?:/|$)") && {expression}.size() - {expression}.indexOf(":role/") <= 582)"#,
+        role = quote(ROLE)
+    )
+}
+
+/// The text `expression` without a slash at its start.
+pub(super) fn relative(expression: &str) -> String {
+    format!(r#"({expression}.startsWith("/") ? {expression}.substring(1) : {expression})"#)
+}
+
+/// The start of a text that somebody else chose, for messages.
+pub(super) fn shortened(expression: &str) -> String {
+    format!(r#"({expression}.size() > 80 ? {expression}.substring(0, 80) + "…" : {expression})"#)
+}
+
+/// A string literal. CEL reads what JSON writes.
+pub(super) fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A list of string literals, one of strings also where it is empty.
+pub(super) fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<_> = items.into_iter().map(|text| quote(text.as_ref())).collect();
+    if items.is_empty() {
+        return r#"[""].filter(x, x != "")"#.to_owned();
+    }
+    format!("[{}]", items.join(", "))
+}
+
+/// The base ARN's text, empty without one.
+pub(super) fn base_text(base: Option<&BaseArn>) -> &str {
+    base.map_or("", BaseArn::as_str)
+}
+
+/// A role pattern of a grant, completed by the base ARN.
+pub(super) fn expand(pattern: &str, base: Option<&BaseArn>) -> String {
+    let start = pattern.get(..4);
+    if start.is_some_and(|start| start.eq_ignore_ascii_case("arn:")) {
+        return pattern.to_owned();
+    }
+    let name = pattern.strip_prefix('/').unwrap_or(pattern);
+    format!("{}{name}", base_text(base))
+}
+
+/// Globs as one anchored regular expression; `None` where none of them can match a text of
+/// letters, digits and `others`.
+pub(super) fn globs<T: AsRef<str>>(
+    patterns: impl IntoIterator<Item = T>,
+    others: &str,
+) -> Option<String> {
+    let possible = |text: &&str| {
+        text.chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '*' || others.contains(c))
+    };
+    let patterns: Vec<_> = patterns.into_iter().collect();
+    let alternatives: Vec<_> = patterns
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(possible)
+        .map(escape_glob)
+        .collect();
+    (!alternatives.is_empty()).then(|| format!("^(?:{})$", alternatives.join("|")))
+}
+
+/// The text before the first star.
+pub(super) fn literal_start(glob: &str) -> &str {
+    glob.split('*').next().unwrap_or_default()
+}
+
+/// The longest literal text after the first star.
+pub(super) fn longest_part(glob: &str) -> &str {
+    let parts = glob.split('*').skip(1);
+    parts.max_by_key(|part| part.len()).unwrap_or_default()
+}
+
+fn escape_glob(glob: &str) -> String {
+    let mut text = String::with_capacity(glob.len() + 8);
+    let mut last = ' ';
+    for c in glob.chars() {
+        match c {
+            '*' if last == '*' => {}
+            '*' => text.push_str(".*"),
+            c if c.is_ascii_alphanumeric() || "_=,@/:-".contains(c) => text.push(c),
+            c => {
+                text.push('[');
+                text.push(c);
+                text.push(']');
+            }
+        }
+        last = c;
+    }
+    text
+}
+
+/// A literal text as a regular expression.
+pub(super) fn escape(text: &str) -> String {
+    let escaped = text.chars().map(|c| {
+        if c.is_ascii_alphanumeric() || "_=,@/:-".contains(c) {
+            c.to_string()
+        } else {
+            format!("[{c}]")
+        }
+    });
+    escaped.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_become_anchored_expressions() {
+        let roles = "_+=,.@/:-";
+        let of = |all: &[&str]| globs(all, roles);
+        assert_eq!(of(&["a.b*", "c+"]).unwrap(), "^(?:a[.]b.*|c[+])$");
+        assert_eq!(of(&["**x"]).unwrap(), "^(?:.*x)$");
+        assert_eq!(of(&["a(b"]), None);
+        assert_eq!(of(&["a b", "c"]).unwrap(), "^(?:c)$");
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn texts_cannot_leave_their_quotes() {
+        assert_eq!(quote("a\"b\\c\nd"), r#""a\"b\\c\nd""#);
+        assert_eq!(list(["a", "\""]), r#"["a", "\""]"#);
+    }
+}

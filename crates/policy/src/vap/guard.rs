@@ -1,0 +1,239 @@
+//! CEL that guards what rules are made of and the ways around a pod's own endpoint: annotations and
+//! labels of namespaces, what bindings and status updates put onto pods, Services that would
+//! divert the metadata address, tokens for AWS, where pods run, and the rules themselves.
+
+use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
+use rolegate_core::config::{DATA_LABEL, RuleConfig, Subjects};
+use serde_json::Value;
+
+use super::VapInput;
+use super::cel::{list, quote};
+use super::table::PARAMETERS;
+use super::wish::{is_aws_audience, variable};
+
+/// The label that the API server itself sets on namespaces.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// Where the state of a policy is told, which is no part of it.
+const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
+/// Where pods ask for metadata and credentials: EC2's and EKS's link-local and IPv6 addresses.
+const METADATA_ADDRESSES: &[&str] = &[
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.170.23",
+    "fd00:ec2::23",
+    "fd00:ec2::254",
+];
+
+/// Whether the user of the request is one of `subjects`.
+fn is_one_of(subjects: &Subjects) -> String {
+    let groups = subjects.groups.iter().map(|group| &**group);
+    format!(
+        r#"(request.userInfo.username in {} || request.userInfo.?groups.orValue([]).exists(g, g in {}))"#,
+        list(subjects.users.iter().map(|user| &**user)),
+        list(groups.chain(["system:masters"])),
+    )
+}
+
+fn is_rule_writer(config: &RuleConfig) -> String {
+    is_one_of(&config.rule_writers.clone().unwrap_or_default())
+}
+
+/// Those of `keys` whose values in `metadata.FIELD` are not what they were. Optionals are compared,
+/// so that what is absent is not what is empty.
+fn changed(keys: &str, field: &str) -> String {
+    format!(
+        "{keys}.filter(k, object.?metadata.?{field}[?k] != (oldObject == null ? optional.none() : oldObject.?metadata.?{field}[?k]))"
+    )
+}
+
+/// Namespaces: who may say what their pods may have.
+pub(super) fn namespaces(input: &VapInput<'_>, labels: &[String]) -> Vec<Value> {
+    let mut annotations = vec![
+        &*input.keys.allowed_roles,
+        ALLOWED_ROLES,
+        PERMITTED,
+        DEFAULT_ROLE,
+    ];
+    annotations.sort_unstable();
+    annotations.dedup();
+    let labels = labels
+        .iter()
+        .map(String::as_str)
+        .filter(|key| *key != NAME_LABEL);
+    vec![variable(
+        "refusals",
+        format!(
+            r#"{} ? [] : ({}.map(k, "annotation " + k) + {}.map(k, "label " + k)).map(c, "only the configuration's namespaceWriters may set, change or remove " + c + " of a namespace: ask your cluster's administrator")"#,
+            is_one_of(&input.config.namespace_writers),
+            changed(&list(annotations), "annotations"),
+            changed(&list(labels), "labels"),
+        ),
+    )]
+}
+
+/// Bindings and updates of pods' status: what they would put onto the pod after it was judged.
+pub(super) fn pod_metadata(input: &VapInput<'_>, pod_labels: &[String]) -> Vec<Value> {
+    let annotations = [
+        &*input.keys.role,
+        &*input.keys.external_id,
+        SESSION_NAME,
+        MIRROR,
+    ];
+    vec![variable(
+        "refusals",
+        format!(
+            r#"({}.map(k, "annotation " + k) + {}.map(k, "label " + k)).map(c, c + " decides about the pod's role and cannot come by a binding or a status: write it into the pod itself")"#,
+            changed(&list(annotations), "annotations"),
+            changed(&list(pod_labels), "labels"),
+        ),
+    )]
+}
+
+/// Services: addresses of the metadata service that were not there before. What looks like an
+/// address and can't be read here might be read by a service proxy, and is refused as well.
+pub(super) fn services() -> Vec<Value> {
+    let addresses = |root: &str| {
+        format!(
+            "({root} == null ? [] : {root}.?spec.?externalIPs.orValue([]) + [?{root}.?spec.?loadBalancerIP] + {root}.?status.?loadBalancer.?ingress.orValue([]).filter(i, has(i.ip)).map(i, i.ip))"
+        )
+    };
+    let is_metadata: Vec<_> = METADATA_ADDRESSES
+        .iter()
+        .map(|address| format!("ip(x) == ip({})", quote(address)))
+        .collect();
+    vec![
+        variable("before", addresses("oldObject")),
+        variable(
+            "refusals",
+            format!(
+                r#"{}.filter(x, !(x in variables.before)).map(x, x.trim()).filter(x, isIP(x) ? {} : x.matches("^[0-9a-fA-F:.]*[:.][0-9a-fA-F:.]*$")).map(x, "pods fetch their credentials at the metadata address, and a Service at " + x + " might hand them out instead: use another address")"#,
+                addresses("object"),
+                is_metadata.join(" || "),
+            ),
+        ),
+    ]
+}
+
+/// Tokens for AWS name no role, so only kubelets get one, for pods that were let through.
+pub(super) fn tokens(input: &VapInput<'_>) -> Vec<Value> {
+    vec![variable(
+        "refusals",
+        format!(
+            r#"{} || "system:nodes" in request.userInfo.?groups.orValue([]) && object.?spec.?boundObjectRef.?kind.orValue("") == "Pod" ? [] : object.?spec.?audiences.orValue([]).filter(x, {}).map(x, "a token that AWS takes for credentials names no role that could be judged: run a pod that names one, or ask your cluster's administrator")"#,
+            is_rule_writer(input.config),
+            is_aws_audience("x"),
+        ),
+    )]
+}
+
+/// Pods that start where, or before, the agent can't cover them.
+pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
+    let control_plane = [
+        "system:kube-controller-manager",
+        "system:kube-scheduler",
+        "system:apiserver",
+    ];
+    let tolerates = |at: &str| {
+        format!(
+            r#"{at}.?spec.?tolerations.orValue([]).exists(x, !has(x.key) && x.?operator.orValue("") == "Exists")"#
+        )
+    };
+    let node = r#""a pod that chooses its node may start there before rolegate covers it: leave it out, or ask your cluster's administrator""#;
+    let tolerant = r#""a pod that tolerates everything may start on a node before rolegate covers it: name the taints that it tolerates, or ask your cluster's administrator""#;
+    vec![
+        variable(
+            "maySchedule",
+            format!(
+                r#"request.userInfo.username in {} || request.userInfo.?groups.orValue([]).exists(g, g in ["system:serviceaccounts:kube-system", "system:nodes"]) || {}"#,
+                list(control_plane),
+                is_rule_writer(input.config)
+            ),
+        ),
+        variable(
+            "refusals",
+            format!(
+                r#"variables.maySchedule ? [] : (request.kind.kind == "Binding" ? (object.?target.?name.orValue("") != "" ? [{node}] : []) : variables.isPod && oldObject != null ? [] : variables.changed.filter(t, has(t.spec.nodeName) && !variables.before.exists(b, b.?spec.?nodeName == t.?spec.?nodeName)).map(t, {node})) + (variables.before.exists(b, {}) ? [] : variables.changed.filter(t, {}).map(t, {tolerant}))"#,
+                tolerates("b"),
+                tolerates("t"),
+            ),
+        ),
+    ]
+}
+
+/// Grants, the configuration, ConfigMaps of policies, and the parameter object of these policies.
+pub(super) fn rules(input: &VapInput<'_>) -> Vec<Value> {
+    let rego = &input.config.rego;
+    let namespaces = list(rego.namespaces.iter().map(|name| &**name));
+    let required = rego
+        .required
+        .iter()
+        .map(|(namespace, name)| format!("{namespace}/{name}"));
+    let of_policy = |at: &str| match &rego.label {
+        None => format!("({at} != null)"),
+        Some((key, value)) => {
+            let label = |key: &str, value: &str| {
+                format!(
+                    "{at}.?metadata.?labels[?{}].orValue(\"\") == {}",
+                    quote(key),
+                    quote(value)
+                )
+            };
+            format!(
+                "({at} != null && ({} || {}))",
+                label(key, value),
+                label(DATA_LABEL.0, DATA_LABEL.1)
+            )
+        }
+    };
+    let name = r#"[request.?name.orValue("")].map(n, n != "" ? n : object.?metadata.?name.orValue(""))[0]"#;
+    let controllers = r#"(request.operation == "DELETE" ? request.userInfo.username == "system:serviceaccount:kube-system:namespace-controller" : request.userInfo.username == "system:serviceaccount:kube-system:root-ca-cert-publisher" && variables.name == "kube-root-ca.crt")"#;
+    let fields = ["spec", "data", "binaryData", "immutable"]
+        .map(|field| format!("object.?{field} == oldObject.?{field}"));
+    let metadata = ["labels", "ownerReferences"]
+        .map(|field| format!("object.?metadata.?{field} == oldObject.?metadata.?{field}"));
+    let annotations = |a: &str, b: &str| {
+        format!(
+            "{a}.?metadata.?annotations.orValue({{}}).all(k, k == {} || {b}.?metadata.?annotations[?k] == {a}.?metadata.?annotations[?k])",
+            quote(STATUS_ANNOTATION)
+        )
+    };
+    let both = [
+        annotations("object", "oldObject"),
+        annotations("oldObject", "object"),
+    ];
+    let same: Vec<_> = fields.into_iter().chain(metadata).chain(both).collect();
+    vec![
+        variable("name", name),
+        variable(
+            "isPolicy",
+            format!(
+                r#"request.namespace in {namespaces} && !{controllers} && (request.namespace + "/" + variables.name in {} || {} || {})"#,
+                list(required),
+                of_policy("object"),
+                of_policy("oldObject"),
+            ),
+        ),
+        variable(
+            "isGuarded",
+            format!(
+                r#"request.kind.kind == "ConfigMap" ? (variables.name == {} && request.namespace == {} || variables.isPolicy) : request.kind.kind == "Namespace" ? variables.name in {namespaces} : true"#,
+                quote(PARAMETERS),
+                quote(input.namespace)
+            ),
+        ),
+        variable(
+            "isSame",
+            format!(
+                "object != null && oldObject != null && {}",
+                same.join(" && ")
+            ),
+        ),
+        variable(
+            "refusals",
+            format!(
+                r#"{} || !variables.isGuarded || variables.isSame ? [] : ["only the configuration's ruleWriters may write or delete what rules are made of: ask your cluster's administrator"]"#,
+                is_rule_writer(input.config)
+            ),
+        ),
+    ]
+}

@@ -1,0 +1,257 @@
+//! CEL that judges each ask: what comes before all layers, and the layers that are on.
+//!
+//! Each policy has a variable `refusals`, one sentence for each ask that is refused, and one
+//! validation: that there are none.
+
+use rolegate_core::annotation::PERMITTED;
+use rolegate_core::decision::OwnRole;
+use rolegate_core::pattern::PatternFormat;
+use serde_json::Value;
+
+use super::VapInput;
+use super::cel::{ROLE_CHARACTERS, base_text, escape, is_arn, is_role, quote, relative, shortened};
+use super::table::field;
+use super::wish::{unnamed, variable};
+
+/// A JSON list of strings without escapes.
+const PLAIN_LIST: &str = r#"^[ \t\r\n]*\[[ \t\r\n]*(?:"[^"\\\x00-\x1f]*"[ \t\r\n]*(?:,[ \t\r\n]*"[^"\\\x00-\x1f]*"[ \t\r\n]*)*)?\][ \t\r\n]*$"#;
+/// A glob of at most 32 literal pieces.
+const FEW_STARS: &str = r"^[^*]*(?:(?:\*+[^*]+){0,30}\*+[^*]*)?$";
+/// What regular expressions of Rust and of the API server (Go) mean alike: literals, escaped
+/// punctuation, `\d` and `\w`, plain classes, groups and counts of two digits.
+const COMMON_REGEX: &str = r"^(?:[A-Za-z0-9_=,@/: .*+?|()^$-]|\\[.*+?|()\[\]{}^$/_=,@:\\-]|\\[dDwWAz]|\[\^?-?(?:[A-Za-z0-9_=,@/:.*+](?:-[A-Za-z0-9_=,@/:.*+])?|\\[dDwW.*+/_-])+-?\]|\{[0-9]{1,2}(?:,[0-9]{0,2})?\})*$";
+
+/// Sentences about asks: `sentence` is an expression that is empty for an ask `a` that may pass.
+fn refusals(asks: &str, layer: &str, sentence: &str, more: &str) -> Value {
+    variable(
+        "refusals",
+        format!(
+            r#"variables.{asks}.map(g, g.map(a, [{sentence}].map(s, s == "" ? "" : "role " + {role} + " is refused by {layer}: " + s)[0]).filter(s, s != "")).filter(g, g.size() > 0).map(g, g[0]){more}"#,
+            role = shortened("a.role"),
+        ),
+    )
+}
+
+/// What is refused whatever the layers say: malformed roles, mirror pods, our own roles, external
+/// IDs that STS does not take, session names that pass for another namespace's.
+pub(super) fn request(input: &VapInput<'_>) -> Vec<Value> {
+    let own: Vec<_> = input.own_roles.iter().map(is_own).collect();
+    let own = if own.is_empty() {
+        "false".to_owned()
+    } else {
+        own.join(" || ")
+    };
+    // Too long or odd names end in a hash of their own after 51 characters.
+    let forged = r#"[a.sessionName].map(n, n.size() <= 64 && n.matches("^[A-Za-z0-9_+=,.@-]*$") ? n : n.size() > 51 ? n.substring(0, 51) : n).exists(n, n.contains(".") && !n.startsWith(request.namespace + ".")) || (a.sessionName.size() == 64 && bytes(a.sessionName).size() == 64 && a.sessionName.matches("-[0-9a-fA-F]{12}$"))"#;
+    let sentence = format!(
+        r#"!{is_role} ? {malformed} : "mirror" in a ? "mirror pods of static pods get no role" : {own} ? "it is the role of the node or of rolegate itself, which no pod may have" : "externalId" in a && !a.externalId.matches("^[A-Za-z0-9_+=,.@:/-]*$") || "externalId" in a && (a.externalId.size() < 2 || a.externalId.size() > 1224) ? "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters" : "sessionName" in a && ({forged}) ? "the session name would pass for a pod of another namespace: names with a dot start with the pod's own namespace" : """#,
+        is_role = is_role("a.role"),
+        malformed = quote(
+            "it is not a role ARN (arn:PARTITION:iam::ACCOUNT:role/NAME) and not a role name \
+             that a base ARN completes"
+        ),
+    );
+    vec![refusals("asks", "request", &sentence, "")]
+}
+
+fn is_own(own: &OwnRole) -> String {
+    let name = format!("/{}", own.name.to_ascii_lowercase());
+    let named = format!("a.role.lowerAscii().endsWith({})", quote(&name));
+    match &own.account {
+        Some(account) => {
+            let account = quote(&format!("::{account}:role/"));
+            format!("{named} && a.role.contains({account})")
+        }
+        None => named,
+    }
+}
+
+/// Layer `namespace`.
+pub(super) fn namespace(input: &VapInput<'_>) -> Vec<Value> {
+    let annotation = |key: &str| format!("namespaceObject.?metadata.?annotations[?{}]", quote(key));
+    let (allowed, permitted) = (annotation(&input.keys.allowed_roles), annotation(PERMITTED));
+    let mut variables = vec![
+        variable("hasAllowed", format!("{allowed}.hasValue()")),
+        variable("allowed", format!(r#"{allowed}.orValue("")"#)),
+        variable("hasPermitted", format!("{permitted}.hasValue()")),
+        variable("permitted", format!(r#"{permitted}.orValue("")"#)),
+        variable(
+            "isList",
+            format!(
+                "bytes(variables.allowed).size() <= 8192 && variables.allowed.matches({})",
+                quote(PLAIN_LIST)
+            ),
+        ),
+        variable(
+            "patterns",
+            r#"variables.isList ? variables.allowed.findAll("\"[^\"]*\"").map(p, p.substring(1, p.size() - 1)) : []"#,
+        ),
+    ];
+    variables.extend(match input.config.restriction_format {
+        PatternFormat::Glob => globs(input),
+        PatternFormat::Regexp => expressions(input),
+    });
+    // kiam's way and, for bare names, as what follows the base ARN.
+    let is_usable = usable_regex("variables.permitted");
+    let named = completed_regex(input, "variables.permitted");
+    variables.push(variable("permittedUsable", is_usable));
+    variables.push(variable(
+        "permittedExpressions",
+        format!(
+            r#"variables.permittedUsable ? ["\\A(?:" + variables.permitted + ")\\z", {named}] : []"#
+        ),
+    ));
+    let refused = |key: &str, usable: &str, expressions: &str| {
+        let start = format!("annotation {key} of the namespace: it ");
+        format!(
+            r#"!variables.{usable} ? {unusable} : !variables.{expressions}.exists(x, a.role.matches(x)) ? {not_allowed} : """#,
+            unusable = quote(&format!("{start}cannot be read here")),
+            not_allowed = quote(&format!("{start}does not allow the role")),
+        )
+    };
+    let by_list = refused(
+        &input.keys.allowed_roles,
+        "allowedUsable",
+        "allowedExpressions",
+    );
+    let by_expression = refused(PERMITTED, "permittedUsable", "permittedExpressions");
+    let none = if input.config.allow_unannotated {
+        String::new()
+    } else {
+        format!(
+            "the namespace allows no role: it has neither {} nor {PERMITTED}; ask your cluster's \
+             administrator",
+            input.keys.allowed_roles
+        )
+    };
+    let sentence = format!(
+        r#"a["default"] == "yes" ? "" : !variables.hasAllowed && !variables.hasPermitted ? {none} : [variables.hasAllowed ? ({by_list}) : ""].map(l, l != "" ? l : variables.hasPermitted ? ({by_expression}) : "")[0]"#,
+        none = quote(&none),
+    );
+    variables.push(refusals("judged", "namespace", &sentence, ""));
+    variables
+}
+
+fn globs(input: &VapInput<'_>) -> Vec<Value> {
+    let base = quote(base_text(input.config.base.as_ref()));
+    let possible = quote(&format!("^[*{ROLE_CHARACTERS}]*$"));
+    vec![
+        variable(
+            "allowedUsable",
+            format!(
+                "variables.isList && variables.patterns.size() <= 256 && variables.patterns.all(p, bytes(p).size() <= 2048 && p.matches({}))",
+                quote(FEW_STARS)
+            ),
+        ),
+        // What has a character that no role has matches none, and is left out; of the others only
+        // dots and pluses mean something in an expression.
+        variable(
+            "allowedExpressions",
+            format!(
+                r#"variables.allowedUsable ? variables.patterns.filter(p, p.matches({possible})).map(p, {is_arn} ? p : {base} + {relative}).map(p, "^" + p.replace(".", "[.]").replace("+", "[+]").replace("*", ".*") + "$") : []"#,
+                is_arn = is_arn("p"),
+                relative = relative("p"),
+            ),
+        ),
+    ]
+}
+
+fn expressions(input: &VapInput<'_>) -> Vec<Value> {
+    vec![
+        variable(
+            "allowedUsable",
+            format!(
+                "variables.isList && variables.patterns.size() <= 256 && variables.patterns.map(p, {}).all(u, u)",
+                usable_regex("p")
+            ),
+        ),
+        variable(
+            "allowedExpressions",
+            format!(
+                "variables.allowedUsable ? variables.patterns.map(p, {}) : []",
+                completed_regex(input, "p")
+            ),
+        ),
+    ]
+}
+
+/// Whether a regular expression means the same here as to rolegate. One that does not compile alone
+/// is an error, and so refused: `a)|(b` must not break out of the anchors.
+fn usable_regex(expression: &str) -> String {
+    format!(
+        r#"bytes({expression}).size() <= 2048 && {expression}.split("{{").size() <= 9 && {expression}.matches({common}) && !{expression}.replace("(?:", "(").replace("(?i:", "(").replace("(?i)", "").contains("(?") && [{expression}, {relative}].map(x, "".matches(x)).size() == 2"#,
+        common = quote(COMMON_REGEX),
+        relative = bare_relative(expression),
+    )
+}
+
+/// A regular expression anchored and, where it is no ARN, behind the base ARN.
+fn completed_regex(input: &VapInput<'_>, expression: &str) -> String {
+    let base = escape(base_text(input.config.base.as_ref()));
+    format!(
+        r#""\\A" + ({is_arn} ? "" : {base}) + "(?:" + {relative} + ")\\z""#,
+        is_arn = format_args!(r#"{expression}.matches("^\\^?[aA][rR][nN]:")"#),
+        base = quote(&base),
+        relative = bare_relative(expression),
+    )
+}
+
+/// The text without `^` and then without `/` at its start.
+fn bare_relative(expression: &str) -> String {
+    format!(
+        r#"[{expression}].map(x, x.startsWith("^") ? x.substring(1) : x).map(x, {})[0]"#,
+        relative("x")
+    )
+}
+
+/// Layer `grants`, from the rows of the parameter object.
+pub(super) fn grants() -> Vec<Value> {
+    use field::{
+        ACCOUNTS, CLOSENESS, EXTERNAL_IDS, GRANT, NAMES, NAMESPACE_LABELS, NAMESPACES, PART,
+        POD_LABELS, ROLES, SESSION, START,
+    };
+    let demands = |place: usize, labels: &str| {
+        let among = format!(r#"(p[1] in {labels} && {labels}[p[1]] in p[2].split(","))"#);
+        format!(
+            r#"(f[{place}] == "" || f[{place}].split(";").map(q, q.split(" ")).all(p, p[0] == "In" ? {among} : p[0] == "NotIn" ? !{among} : (p[1] in {labels}) == (p[0] == "Exists")))"#
+        )
+    };
+    let covers = format!(
+        r#"a.role.startsWith(f[{START}]) && a.role.contains(f[{PART}]) && (f[{CLOSENESS}] == "1" ? a.role.matches(f[{ROLES}]) : a.role in f[{ROLES}].split(" ")) && (f[{NAMESPACES}] == "" || request.namespace.matches(f[{NAMESPACES}])) && (f[{ACCOUNTS}] == "" || a.account.matches(f[{ACCOUNTS}])) && {} && {}"#,
+        demands(NAMESPACE_LABELS, "variables.namespaceLabels"),
+        demands(POD_LABELS, "a"),
+    );
+    let closest = format!(
+        r#"[["3", "2", "1"].filter(n, i.exists(f, f[{CLOSENESS}] == n))[0]].map(n, i.filter(f, f[{CLOSENESS}] == n))"#
+    );
+    // A name that rolegate changes gets a hash, which can't be known here.
+    let name_allowed = format!(
+        r#"b[0][{NAMES}] == "" || !("sessionName" in a) || (a.sessionName.size() <= 64 && a.sessionName.matches("^[A-Za-z0-9_+=,.@-]*$") && (a.sessionName + (a.sessionName.size() == 0 ? "--" : a.sessionName.size() == 1 ? "-" : "")).matches(b[0][{NAMES}]))"#
+    );
+    let among_closest = format!(
+        r#"[b.filter(f, f[{SESSION}] != b[0][{SESSION}])].map(o, o.size() > 0 ? "grants " + b[0][{GRANT}] + " and " + o[0][{GRANT}] + " name the role equally closely and make different sessions, so which one counts is ambiguous" : {name_allowed} ? "" : "grant " + b[0][{GRANT}] + " does not allow the session name")[0]"#
+    );
+    let with_id = format!(
+        r#"[c.filter(f, !("externalId" in a) || a.externalId in f[{EXTERNAL_IDS}].split(" "))].map(i, i.size() == 0 ? "grant " + c[0][{GRANT}] + " covers the role, but lists no such external ID" : {closest}.map(b, {among_closest})[0])[0]"#
+    );
+    let sentence = format!(
+        r#"a.known == "no" ? "" : [variables.rows.filter(f, {covers})].map(c, c.size() == 0 ? (a["default"] == "yes" ? "" : "no RoleGrant covers it for service account " + a.account + " of namespace " + request.namespace + "; ask your cluster's administrator for a grant") : {with_id})[0]"#
+    );
+    vec![
+        variable(
+            "namespaceLabels",
+            "namespaceObject.?metadata.?labels.orValue({})",
+        ),
+        variable(
+            "rows",
+            r#"(params.data["any"].split(" ") + params.data[?("ns." + request.namespace)].orValue("").split(" ")).filter(n, n != "").map(n, params.data["row." + n].split("\n"))"#,
+        ),
+        unnamed(),
+        refusals(
+            "judged",
+            "grants",
+            &sentence,
+            r#" + variables.unnamed.filter(s, s != "")"#,
+        ),
+    ]
+}

@@ -1,0 +1,368 @@
+//! CEL that finds what an object asks for: its pod templates, what they were before the change,
+//! and the roles that they name. What counts as a wish, and as a change of it, is the same as in
+//! the admission webhook.
+
+use rolegate_core::annotation::{DEFAULT_ROLE, MIRROR, SESSION_NAME, WEB_IDENTITY_ROLE};
+use rolegate_core::arn::resolve;
+use rolegate_core::config::TemplateKind;
+use serde_json::{Value, json};
+
+use super::VapInput;
+use super::cel::{base_text, is_arn, is_role, quote, relative};
+use super::table::LABEL;
+
+/// The environment variable by which SDKs are told the role of web identity.
+const ROLE_VARIABLE: &str = "AWS_ROLE_ARN";
+/// Audiences of tokens that AWS takes for credentials, in lower case and without scheme.
+const AWS_AUDIENCE: &str = r"^(?:sts|sts-fips)[.](?s:.*)amazonaws[.]|^pods[.]eks[.]amazonaws[.]";
+
+/// A variable of a policy.
+pub(super) fn variable(name: &str, expression: impl Into<String>) -> Value {
+    json!({ "name": name, "expression": expression.into() })
+}
+
+/// Whether the request is about a kind.
+fn is_kind(group: &str, kind: &str) -> String {
+    format!(
+        "request.kind.group == {} && request.kind.kind == {}",
+        quote(group),
+        quote(kind)
+    )
+}
+
+/// An annotation of `at`, an optional.
+fn annotation(at: &str, key: &str) -> String {
+    format!("{at}.?metadata.?annotations[?{}]", quote(key))
+}
+
+/// An annotation of `at` without the blanks around it, an optional that holds no empty text.
+fn trimmed(at: &str, key: &str) -> String {
+    format!(
+        r#"optional.ofNonZeroValue(dyn({}.orValue("").trim()))"#,
+        annotation(at, key)
+    )
+}
+
+/// Writes the expressions for one export.
+pub(super) struct Wishes<'a> {
+    input: &'a VapInput<'a>,
+    pod_labels: &'a [String],
+    /// The administrator's default, as an ARN; empty for none.
+    default: String,
+}
+
+impl<'a> Wishes<'a> {
+    /// Grants look at `pod_labels`, so that a change of one is a change of the wish.
+    pub(super) fn new(input: &'a VapInput<'a>, pod_labels: &'a [String]) -> Self {
+        let default = input.config.default_role.as_deref();
+        let default = default.and_then(|name| resolve(name, input.config.base.as_ref()).ok());
+        Self {
+            input,
+            pod_labels,
+            default: default.map(|role| role.to_string()).unwrap_or_default(),
+        }
+    }
+
+    /// The variables that every layer starts from:
+    ///
+    /// - `pods`: what is new about pods, templates and objects whose metadata pods take over, as
+    ///   [`Self::shape`] has it;
+    /// - `asks`: for each of them, and for what else names a role, what is asked for: maps with
+    ///   `role` (the whole ARN, if it can be one), `default` (`yes` where it is the
+    ///   administrator's), `account`, `known`, and where they are there `externalId`,
+    ///   `sessionName`, `mirror` and labels;
+    /// - `judged`: those of `asks` whose role is one. Others are refused before all layers.
+    pub(super) fn variables(&self) -> Vec<Value> {
+        let account =
+            r#"t.?spec.?serviceAccountName.orValue(t.?spec.?serviceAccount.orValue("default"))"#;
+        let shape = self.shape(account, r#""yes""#, true);
+        let mut variables = self.templates();
+        variables.extend([
+            variable(
+                "namespaceDefault",
+                format!(
+                    r#"{}.orValue("")"#,
+                    annotation("namespaceObject", DEFAULT_ROLE)
+                ),
+            ),
+            variable("shapes", format!("variables.changed.map(t, {shape})")),
+            variable(
+                "shapesBefore",
+                format!("variables.isPod ? variables.before.map(t, {shape}) : []"),
+            ),
+            variable("owners", self.owners()),
+            // Mirrors of static pods that name no role are let be: a kubelet makes them anyway.
+            variable(
+                "pods",
+                r#"(variables.isPod ? variables.shapes.filter(p, !(p in variables.shapesBefore) && !("mirror" in p && p[?"role"].orValue("") == "" && p.variables.size() == 0 && p.unreadable == "no")) : variables.shapes) + variables.owners"#,
+            ),
+            variable("asks", self.asks()),
+            variable(
+                "judged",
+                format!("variables.asks.map(g, g.filter(a, {}))", is_role("a.role")),
+            ),
+        ]);
+        variables
+    }
+
+    /// The variables that find templates: `changed` holds those that are new or changed, `before`
+    /// those that were there. A pod counts as one. What is on its way out is let be, so that no
+    /// finalizer is held up.
+    pub(super) fn templates(&self) -> Vec<Value> {
+        let kinds = &self.input.config.templates;
+        vec![
+            variable("isPod", is_kind("", "Pod")),
+            variable(
+                "isGoing",
+                "oldObject != null && has(oldObject.metadata.deletionTimestamp)",
+            ),
+            variable(
+                "before",
+                format!("oldObject == null ? [] : {}", templates("oldObject", kinds)),
+            ),
+            variable(
+                "changed",
+                format!(
+                    "[{}].map(l, variables.isPod ? l : variables.isGoing ? [] : l.filter(t, !(t in variables.before)))[0]",
+                    templates("object", kinds)
+                ),
+            ),
+        ]
+    }
+
+    /// What matters of a template `t`: `account` and whether it is `known`, `role` as it is
+    /// written, `variables` (the roles that environment variables name), whether such a role is
+    /// `unreadable` and whether there is a `token` for AWS, `externalId`, `sessionName`, `mirror`,
+    /// labels.
+    fn shape(&self, account: &str, known: &str, has_containers: bool) -> String {
+        let (variables, unreadable, token) = if has_containers {
+            (variables_of("t"), has_unreadable("t"), has_token("t"))
+        } else {
+            ("[]".to_owned(), "false".to_owned(), "false".to_owned())
+        };
+        let labels = self.pod_labels.iter().map(|key| {
+            let name = quote(&format!("{LABEL}{key}"));
+            format!(", ?{name}: t.?metadata.?labels[?{}]", quote(key))
+        });
+        format!(
+            r#"{{"account": dyn({account}), "known": dyn({known}), ?"role": {role}.optMap(r, dyn(r.trim())), "variables": dyn({variables}), "unreadable": dyn({unreadable} ? "yes" : "no"), "token": dyn({token} ? "yes" : "no"), ?"externalId": {external_id}, ?"sessionName": {session_name}, ?"mirror": {mirror}{labels}}}"#,
+            role = annotation("t", &self.input.keys.role),
+            external_id = trimmed("t", &self.input.keys.external_id),
+            session_name = trimmed("t", SESSION_NAME),
+            mirror = annotation("t", MIRROR),
+            labels = labels.collect::<String>(),
+        )
+    }
+
+    /// Objects whose metadata their pods take over, as shapes, if that is new or changed.
+    fn owners(&self) -> String {
+        let kinds = self.input.config.templates.iter();
+        let owners = kinds.filter(|kind| kind.paths.iter().any(|path| **path == *"."));
+        let is_owner: Vec<_> = owners
+            .map(|kind| format!("({})", is_kind(&kind.group, &kind.kind)))
+            .collect();
+        if is_owner.is_empty() {
+            return "[]".to_owned();
+        }
+        let account = r#"t.?spec.?serviceAccountName.orValue(t.?spec.?taskRunTemplate.?serviceAccountName.orValue(""))"#;
+        // Which account its pods run as may be told elsewhere: what depends on it is judged when
+        // they are made.
+        let known = format!(r#"{account} == "" ? "no" : "yes""#);
+        format!(
+            "({is_owner}) && !variables.isGoing ? [object].map(t, {shape}).filter(p, oldObject == null || [oldObject].map(t, {shape})[0] != p) : []",
+            is_owner = is_owner.join(" || "),
+            shape = self.shape(account, &known, false),
+        )
+    }
+
+    fn asks(&self) -> String {
+        let role = format!(
+            r#""role" in p ? p.role : variables.namespaceDefault != "" ? variables.namespaceDefault : {}"#,
+            quote(&self.default)
+        );
+        // The namespace's default is not the administrator's, even where it is the same role.
+        let is_default = format!(
+            r#""role" in p ? r == {} : variables.namespaceDefault == """#,
+            quote(&self.default)
+        );
+        let mut taken = vec!["mirror".to_owned()];
+        taken.extend(self.pod_labels.iter().map(|key| format!("{LABEL}{key}")));
+        let copied = |keys: &[String]| -> String {
+            let keys = keys.iter().map(|key| quote(key));
+            keys.map(|key| format!(", ?{key}: p[?{key}]")).collect()
+        };
+        let of_variable = self.ask(
+            "v",
+            &self.is_default("r"),
+            "p.account",
+            "p.known",
+            &copied(&taken),
+        );
+        taken.extend(["externalId", "sessionName"].map(str::to_owned));
+        let of_annotation = self.ask(&role, &is_default, "p.account", "p.known", &copied(&taken));
+        format!(
+            "(variables.pods.map(p, [{of_annotation}] + p.variables.map(v, {of_variable})) + {} + {}).map(g, g.filter(a, a.role != \"\"))",
+            self.of_account(
+                &is_kind("", "ServiceAccount"),
+                &|at| format!(
+                    r#"{}.orValue("").trim()"#,
+                    annotation(at, WEB_IDENTITY_ROLE)
+                ),
+                "object.metadata.name",
+            ),
+            // A Secret may be read by every account that the namespace lets, and none is called so.
+            self.of_account(
+                &is_kind("zalando.org", "AWSIAMRole"),
+                &|at| format!(r#"{at}.?spec.?roleReference.orValue("").trim()"#),
+                r#""(any)""#,
+            ),
+        )
+    }
+
+    /// What a kind without template asks for by one field.
+    fn of_account(&self, is_kind: &str, field: &dyn Fn(&str) -> String, account: &str) -> String {
+        format!(
+            r#"({is_kind} ? [[{new}].filter(n, n != "" && (oldObject == null || n != {old})).map(n, {ask})] : [])"#,
+            new = field("object"),
+            old = field("oldObject"),
+            ask = self.ask("n", &self.is_default("r"), account, r#""yes""#, ""),
+        )
+    }
+
+    fn is_default(&self, role: &str) -> String {
+        format!("{role} == {}", quote(&self.default))
+    }
+
+    /// One ask. A name is completed even where that makes no role: what it makes is refused then.
+    fn ask(&self, role: &str, is_default: &str, account: &str, known: &str, more: &str) -> String {
+        format!(
+            r#"[{role}].map(r, r == "" || {is_arn} ? r : {base} + {relative}).map(r, {{"role": dyn(r), "default": dyn(({is_default}) ? "yes" : "no"), "account": dyn({account}), "known": dyn({known}){more}}})[0]"#,
+            is_arn = is_arn("r"),
+            base = quote(base_text(self.input.config.base.as_ref())),
+            relative = relative("r"),
+        )
+    }
+}
+
+/// What is refused beside asks where grants count: roles that can't be read, and tokens for AWS
+/// without a role that could be judged. One sentence for each of `pods`, empty where nothing is
+/// wrong.
+pub(super) fn unnamed() -> Value {
+    let unreadable = quote(&format!(
+        "{ROLE_VARIABLE} comes from elsewhere, so the role cannot be judged: write its ARN as the \
+         variable's value"
+    ));
+    let token = quote(&format!(
+        "a token that AWS takes for credentials needs the role named, so that it can be judged: \
+         set {ROLE_VARIABLE} to a role that a RoleGrant covers, or ask your cluster's administrator"
+    ));
+    variable(
+        "unnamed",
+        format!(
+            r#"variables.pods.map(p, p.unreadable == "yes" ? {unreadable} : p.token == "yes" && p[?"role"].orValue("") == "" && p.variables.size() == 0 ? {token} : "")"#,
+        ),
+    )
+}
+
+/// Whether a token for this audience is one that AWS takes for credentials.
+pub(super) fn is_aws_audience(expression: &str) -> String {
+    format!(
+        r#"[{expression}.lowerAscii()].exists(l, (l.contains("://") ? l.substring(l.indexOf("://") + 3) : l).matches({}))"#,
+        quote(AWS_AUDIENCE)
+    )
+}
+
+fn containers(at: &str) -> String {
+    format!(
+        "({at}.?spec.?initContainers.orValue([]) + {at}.?spec.?containers.orValue([]) + {at}.?spec.?ephemeralContainers.orValue([]))"
+    )
+}
+
+/// The roles that a pod's environment variables name, as texts; the first is there once however
+/// often it is named, for the EKS webhook gives it to every container. Lists can't be flattened in
+/// older versions of CEL, so they go through a text; a line break within a role makes it malformed
+/// all the same.
+fn variables_of(at: &str) -> String {
+    format!(
+        r#"[{containers}.map(c, c.?env.orValue([]).filter(e, e.name == "{ROLE_VARIABLE}" && !has(e.valueFrom)).map(e, e.?value.orValue("").trim().replace("\n", " ")).join("\n")).join("\n").split("\n").filter(n, n != "")].map(l, l.filter(n, n == l[0]).size() > 1 ? [l[0]] + l.filter(n, n != l[0]) : l)[0]"#,
+        containers = containers(at),
+    )
+}
+
+/// Whether a role comes from where it can't be read.
+fn has_unreadable(at: &str) -> String {
+    format!(
+        r#"{}.exists(c, c.?env.orValue([]).exists(e, e.name == "{ROLE_VARIABLE}" && has(e.valueFrom)))"#,
+        containers(at)
+    )
+}
+
+/// Whether there is a token for AWS.
+fn has_token(at: &str) -> String {
+    format!(
+        "{at}.?spec.?volumes.orValue([]).exists(o, o.?projected.?sources.orValue([]).exists(s, {}))",
+        is_aws_audience(r#"s.?serviceAccountToken.?audience.orValue("")"#)
+    )
+}
+
+/// The pod templates in `root`, which is `object` or `oldObject` and not null.
+pub(super) fn templates(root: &str, kinds: &[TemplateKind]) -> String {
+    let mut text = format!(
+        "({} ? [{root}] : {} ? [?{root}.?spec.?jobTemplate.?spec.?template] : {} ? [?{root}.?template] : ",
+        is_kind("", "Pod"),
+        is_kind("batch", "CronJob"),
+        is_kind("", "PodTemplate"),
+    );
+    for kind in kinds {
+        let paths = kind.paths.iter().filter(|path| &***path != ".");
+        let found: Vec<_> = paths.filter_map(|path| at(root, path)).collect();
+        let found = if found.is_empty() {
+            "[]".to_owned()
+        } else {
+            found.join(" + ")
+        };
+        text.push_str(&format!(
+            "{} ? {found} : ",
+            is_kind(&kind.group, &kind.kind)
+        ));
+    }
+    let usual = [
+        ("", "ReplicationController"),
+        ("apps", ""),
+        ("batch", "Job"),
+    ];
+    let usual = usual.map(|(group, kind)| match kind {
+        "" => format!("request.kind.group == {}", quote(group)),
+        kind => format!("({})", is_kind(group, kind)),
+    });
+    text.push_str(&format!(
+        "{} ? [?{root}.?spec.?template] : [])",
+        usual.join(" || ")
+    ));
+    text
+}
+
+/// What is at a path of a custom resource, as a list; `None` for a path that CEL can't follow.
+pub(super) fn at(root: &str, path: &str) -> Option<String> {
+    let names: Vec<_> = path.split('.').filter(|name| !name.is_empty()).collect();
+    let stars = names.iter().filter(|name| **name == "*").count();
+    let walk = |names: &[&str]| -> String {
+        names
+            .iter()
+            .map(|name| format!("[?{}]", quote(name)))
+            .collect()
+    };
+    match names.iter().position(|name| *name == "*") {
+        _ if stars > 1 => None,
+        None => Some(format!("[?optional.of({root}){}]", walk(&names))),
+        Some(star) => {
+            let (before, after) = names.split_at(star);
+            let after = walk(after.get(1..).unwrap_or_default());
+            // A map is walked by its keys and a list by its items.
+            Some(format!(
+                "[optional.of({root}){}.orValue([])].map(c, c.map(k, type(c) == map ? optional.of(dyn(c))[?k]{after} : optional.of(dyn(k)){after}).filter(o, o.hasValue()).map(o, o.value()))[0]",
+                walk(before),
+            ))
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! What a module's rules refer to, read from its syntax tree: rules, functions, data and input.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regorus::Value;
+use regorus::unstable::{
+    AssignOp, Expr, Import, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead,
+    Span,
+};
+
+use crate::error::LoadError;
+use crate::wrap;
+
+/// The package whose `deny` is asked.
+pub(crate) const ADMISSION: [&str; 2] = ["kubernetes", "admission"];
+
+/// A path below `data` or `input`.
+pub(crate) type Path = Vec<String>;
+
+/// What a module holds and refers to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ModuleFacts {
+    pub(crate) package: Path,
+    pub(crate) rules: Vec<RuleFacts>,
+}
+
+/// What `deny` is defined as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// A set: `deny[msg] { … }`, `deny contains msg if { … }`.
+    Set,
+    /// A value: `deny = true { … }`, `default deny = false`.
+    Complete,
+    /// A function of so many arguments.
+    Function(usize),
+}
+
+/// What one rule refers to.
+#[derive(Debug, Clone)]
+pub(crate) struct RuleFacts {
+    /// With its package.
+    pub(crate) path: Path,
+    pub(crate) shape: Shape,
+    pub(crate) line: u32,
+    pub(crate) refs: Vec<Reference>,
+    pub(crate) calls: Vec<Call>,
+    pub(crate) inputs: Vec<InputRead>,
+    /// Kinds with a pod template that its text names.
+    pub(crate) kinds: BTreeSet<&'static str>,
+}
+
+/// A reference to data or to a rule.
+#[derive(Debug, Clone)]
+pub(crate) struct Reference {
+    pub(crate) path: Path,
+    /// Written as `data…`, or by an import of it: not only a name of the package.
+    pub(crate) is_data: bool,
+    /// The name may be a local variable's.
+    pub(crate) maybe_local: bool,
+}
+
+/// A call of a function: the path it would have as a function of ours, and as written.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) path: Path,
+    pub(crate) name: String,
+    pub(crate) arguments: usize,
+    pub(crate) line: u32,
+}
+
+/// A read of the input; the path ends where it is no longer known.
+#[derive(Debug, Clone)]
+pub(crate) struct InputRead {
+    pub(crate) path: Path,
+    /// What is read below the path depends on a variable.
+    pub(crate) dynamic: bool,
+    pub(crate) line: u32,
+}
+
+/// Reads a module's rules.
+pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadError> {
+    let package = head_path(&module.package.refr);
+    let imports = imports(&module.imports);
+    let mut rules = Vec::with_capacity(module.policy.len());
+    for rule in &module.policy {
+        let mut walk = Walk {
+            package: &package,
+            imports: &imports,
+            place,
+            refs: Vec::new(),
+            calls: Vec::new(),
+            inputs: Vec::new(),
+            kinds: BTreeSet::new(),
+            locals: BTreeSet::new(),
+        };
+        let (path, shape) = walk.rule(rule)?;
+        let Walk {
+            refs,
+            calls,
+            inputs,
+            kinds,
+            locals,
+            ..
+        } = walk;
+        rules.push(RuleFacts {
+            path: package.iter().cloned().chain(path).collect(),
+            shape,
+            line: rule.span().line,
+            refs: refs
+                .into_iter()
+                .map(|(root, mut reference)| {
+                    reference.maybe_local = locals.contains(&root);
+                    reference
+                })
+                .collect(),
+            calls,
+            inputs,
+            kinds,
+        });
+    }
+    Ok(ModuleFacts { package, rules })
+}
+
+/// The fixed part of a rule's head or a package's name.
+pub(crate) fn head_path(refr: &Ref<Expr>) -> Path {
+    match flatten(refr) {
+        (Some(root), fields, _) => std::iter::once(root.text().to_owned())
+            .chain(fields)
+            .collect(),
+        (None, ..) => Vec::new(),
+    }
+}
+
+/// The path of a rule by its head, without the last key where that is one of a set or an object.
+pub(crate) fn rule_path(refr: &Ref<Expr>) -> Path {
+    match refr.as_ref() {
+        Expr::RefBrack { refr, .. } => head_path(refr),
+        _ => head_path(refr),
+    }
+}
+
+/// Names of a module's imports and what they stand for, `data` or `input` first.
+fn imports(imports: &[Import]) -> BTreeMap<String, Path> {
+    imports
+        .iter()
+        .filter_map(|import| {
+            let path = head_path(&import.refr);
+            if !matches!(path.first()?.as_str(), "data" | "input") {
+                return None;
+            }
+            let alias = match &import.r#as {
+                Some(alias) => alias.text().to_owned(),
+                None => path.last()?.clone(),
+            };
+            Some((alias, path))
+        })
+        .collect()
+}
+
+/// A chain such as `root.a["b"][x].c` taken apart: its root if it is a name, the fields up to the
+/// first that is not fixed, and the expressions in brackets that aren't.
+fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
+    let (mut fields, mut dynamic, mut at) = (Vec::new(), Vec::new(), expr);
+    loop {
+        match at.as_ref() {
+            Expr::RefDot { refr, field, .. } => {
+                fields.push(field.1.as_string().map(ToString::to_string).ok());
+                at = refr;
+            }
+            Expr::RefBrack { refr, index, .. } => {
+                match index.as_ref() {
+                    Expr::String {
+                        value: Value::String(text),
+                        ..
+                    }
+                    | Expr::RawString {
+                        value: Value::String(text),
+                        ..
+                    } => {
+                        fields.push(Some(text.to_string()));
+                    }
+                    _ => {
+                        fields.push(None);
+                        dynamic.push(index);
+                    }
+                }
+                at = refr;
+            }
+            other => {
+                let root = match other {
+                    Expr::Var { span, .. } => Some(span),
+                    _ => {
+                        dynamic.push(at);
+                        None
+                    }
+                };
+                let fixed = fields.iter().rev().map_while(Clone::clone).collect();
+                // What has no root says by an empty hand that nothing of it is known.
+                return (root, fixed, dynamic);
+            }
+        }
+    }
+}
+
+struct Walk<'a> {
+    package: &'a Path,
+    imports: &'a BTreeMap<String, Path>,
+    place: &'a str,
+    refs: Vec<(String, Reference)>,
+    calls: Vec<Call>,
+    inputs: Vec<InputRead>,
+    kinds: BTreeSet<&'static str>,
+    locals: BTreeSet<String>,
+}
+
+impl Walk<'_> {
+    fn rule(&mut self, rule: &Ref<Rule>) -> Result<(Path, Shape), LoadError> {
+        match rule.as_ref() {
+            Rule::Default {
+                refr, args, value, ..
+            } => {
+                self.arguments(args)?;
+                self.expr(value)?;
+                let shape = if args.is_empty() {
+                    Shape::Complete
+                } else {
+                    Shape::Function(args.len())
+                };
+                Ok((head_path(refr), shape))
+            }
+            Rule::Spec { head, bodies, .. } => {
+                let (path, shape) = match head {
+                    RuleHead::Compr { refr, assign, .. } => {
+                        let shape = match refr.as_ref() {
+                            // v1's `deny[msg] if …` and v0's `deny[msg] = true { … }`: keys.
+                            Expr::RefBrack { .. } => Shape::Set,
+                            _ => Shape::Complete,
+                        };
+                        self.head(refr)?;
+                        self.assign(assign.as_ref())?;
+                        (rule_path(refr), shape)
+                    }
+                    RuleHead::Set { refr, key, .. } => {
+                        self.head(refr)?;
+                        if let Some(key) = key {
+                            self.expr(key)?;
+                        }
+                        (rule_path(refr), Shape::Set)
+                    }
+                    RuleHead::Func {
+                        refr, args, assign, ..
+                    } => {
+                        self.arguments(args)?;
+                        self.assign(assign.as_ref())?;
+                        (head_path(refr), Shape::Function(args.len()))
+                    }
+                };
+                for body in bodies {
+                    self.assign(body.assign.as_ref())?;
+                    self.query(&body.query)?;
+                }
+                Ok((path, shape))
+            }
+        }
+    }
+
+    fn head(&mut self, refr: &Ref<Expr>) -> Result<(), LoadError> {
+        let (_, _, dynamic) = flatten(refr);
+        dynamic.into_iter().try_for_each(|index| self.expr(index))
+    }
+
+    fn assign(&mut self, assign: Option<&RuleAssign>) -> Result<(), LoadError> {
+        assign.map_or(Ok(()), |assign| self.expr(&assign.value))
+    }
+
+    fn arguments(&mut self, args: &[Ref<Expr>]) -> Result<(), LoadError> {
+        for arg in args {
+            self.declare(arg);
+            self.expr(arg)?;
+        }
+        Ok(())
+    }
+
+    /// The variables of a pattern are the rule's own from here on.
+    fn declare(&mut self, pattern: &Ref<Expr>) {
+        match pattern.as_ref() {
+            Expr::Var { span, .. } => {
+                self.locals.insert(span.text().to_owned());
+            }
+            Expr::Array { items, .. } | Expr::Set { items, .. } => {
+                for item in items {
+                    self.declare(item);
+                }
+            }
+            Expr::Object { fields, .. } => {
+                for (_, key, value) in fields {
+                    self.declare(key);
+                    self.declare(value);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn query(&mut self, query: &Ref<Query>) -> Result<(), LoadError> {
+        query
+            .stmts
+            .iter()
+            .try_for_each(|statement| self.statement(statement))
+    }
+
+    fn statement(&mut self, statement: &LiteralStmt) -> Result<(), LoadError> {
+        match &statement.literal {
+            Literal::SomeVars { vars, .. } => {
+                self.locals
+                    .extend(vars.iter().map(|name| name.text().to_owned()));
+            }
+            Literal::SomeIn {
+                key,
+                value,
+                collection,
+                ..
+            } => {
+                for pattern in key.iter().chain([value]) {
+                    self.declare(pattern);
+                    self.expr(pattern)?;
+                }
+                self.expr(collection)?;
+            }
+            Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => self.expr(expr)?,
+            Literal::Every {
+                key,
+                value,
+                domain,
+                query,
+                ..
+            } => {
+                self.locals
+                    .extend(key.iter().chain([value]).map(|name| name.text().to_owned()));
+                self.expr(domain)?;
+                self.query(query)?;
+            }
+        }
+        // What `with` replaces is not read; what it is replaced with is.
+        statement
+            .with_mods
+            .iter()
+            .try_for_each(|with| self.expr(&with.r#as))
+    }
+
+    fn expr(&mut self, expr: &Ref<Expr>) -> Result<(), LoadError> {
+        match expr.as_ref() {
+            Expr::String { value, .. } | Expr::RawString { value, .. } => {
+                if let Value::String(text) = value {
+                    self.kinds.extend(wrap::kind_named(text));
+                }
+            }
+            Expr::Number { .. } | Expr::Bool { .. } | Expr::Null { .. } => {}
+            Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. } => {
+                let (root, fields, dynamic) = flatten(expr);
+                if let Some(root) = root {
+                    self.reference(root, fields, !dynamic.is_empty());
+                }
+                for index in dynamic {
+                    self.expr(index)?;
+                }
+            }
+            Expr::Array { items, .. } | Expr::Set { items, .. } => {
+                items.iter().try_for_each(|item| self.expr(item))?;
+            }
+            Expr::Object { fields, .. } => {
+                for (_, key, value) in fields {
+                    self.expr(key)?;
+                    self.expr(value)?;
+                }
+            }
+            Expr::ArrayCompr { term, query, .. } | Expr::SetCompr { term, query, .. } => {
+                self.expr(term)?;
+                self.query(query)?;
+            }
+            Expr::ObjectCompr {
+                key, value, query, ..
+            } => {
+                self.expr(key)?;
+                self.expr(value)?;
+                self.query(query)?;
+            }
+            Expr::Call {
+                span, fcn, params, ..
+            } => {
+                self.call(span, fcn, params.len())?;
+                params.iter().try_for_each(|param| self.expr(param))?;
+            }
+            Expr::UnaryExpr { expr, .. } => self.expr(expr)?,
+            Expr::AssignExpr { op, lhs, rhs, .. } => {
+                if matches!(op, AssignOp::ColEq) {
+                    self.declare(lhs);
+                }
+                self.expr(lhs)?;
+                self.expr(rhs)?;
+            }
+            Expr::BinExpr { lhs, rhs, .. }
+            | Expr::BoolExpr { lhs, rhs, .. }
+            | Expr::ArithExpr { lhs, rhs, .. } => {
+                self.expr(lhs)?;
+                self.expr(rhs)?;
+            }
+            Expr::Membership {
+                key,
+                value,
+                collection,
+                ..
+            } => {
+                for part in key.iter().chain([value, collection]) {
+                    self.expr(part)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn call(
+        &mut self,
+        span: &Span,
+        function: &Ref<Expr>,
+        arguments: usize,
+    ) -> Result<(), LoadError> {
+        let (Some(root), fields, dynamic) = flatten(function) else {
+            return Err(self.refuse(span, "only functions can be called"));
+        };
+        if !dynamic.is_empty() {
+            return Err(self.refuse(
+                span,
+                "which function is called must not depend on a variable",
+            ));
+        }
+        let root = root.text();
+        let name = std::iter::once(root)
+            .chain(fields.iter().map(String::as_str))
+            .collect::<Vec<_>>()
+            .join(".");
+        let path = match self.imports.get(root) {
+            Some(import) => import.iter().skip(1).cloned().chain(fields).collect(),
+            None if root == "data" => fields,
+            None => self
+                .package
+                .iter()
+                .cloned()
+                .chain([root.to_owned()])
+                .chain(fields)
+                .collect(),
+        };
+        self.calls.push(Call {
+            path,
+            name,
+            arguments,
+            line: span.line,
+        });
+        Ok(())
+    }
+
+    fn reference(&mut self, root: &Span, fields: Path, dynamic: bool) {
+        let name = root.text();
+        let whole: Path = match (name, self.imports.get(name)) {
+            ("input" | "data", _) => [name.to_owned()].into_iter().chain(fields).collect(),
+            (_, Some(import)) => import.iter().cloned().chain(fields).collect(),
+            (_, None) => {
+                let path = self
+                    .package
+                    .iter()
+                    .cloned()
+                    .chain([name.to_owned()])
+                    .chain(fields);
+                let reference = Reference {
+                    path: path.collect(),
+                    is_data: false,
+                    maybe_local: false,
+                };
+                self.refs.push((name.to_owned(), reference));
+                return;
+            }
+        };
+        let mut parts = whole.into_iter();
+        if parts.next().as_deref() == Some("input") {
+            self.inputs.push(InputRead {
+                path: parts.collect(),
+                dynamic,
+                line: root.line,
+            });
+        } else {
+            let reference = Reference {
+                path: parts.collect(),
+                is_data: true,
+                maybe_local: false,
+            };
+            // `data` can't be a variable's name.
+            self.refs.push((String::new(), reference));
+        }
+    }
+
+    fn refuse(&self, span: &Span, what: &str) -> LoadError {
+        LoadError::Compile(format!("{}, line {}: {what}", self.place, span.line))
+    }
+}

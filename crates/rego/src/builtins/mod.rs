@@ -1,0 +1,208 @@
+//! Built-in functions: what the interpreter lacks or does differently from OPA, written here; and
+//! the names of those that stay missing.
+
+mod casts;
+mod deviating;
+mod format;
+mod glob;
+mod go_regex;
+mod hashes;
+mod missing;
+mod networks;
+mod regexes;
+
+use std::sync::Arc;
+
+use regorus::unstable::BUILTINS;
+use regorus::{Engine, Value};
+
+pub(crate) use deviating::marshal;
+pub(crate) use missing::missing;
+pub use missing::{MissingBuiltin, missing_builtins};
+use regexes::Regexes;
+
+/// The built-in that reads the clock: the time of the question is its answer.
+pub(crate) const NOW: &str = "time.now_ns";
+
+/// Longest text that a built-in makes, in bytes.
+const MAX_TEXT: usize = 1024 * 1024;
+/// Most elements that a built-in makes.
+const MAX_ELEMENTS: usize = 65_536;
+
+/// How many arguments a built-in takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arguments {
+    /// Any number.
+    Any,
+    /// So many, and one more for its result where the interpreter knows the name.
+    Fixed {
+        /// How many.
+        count: usize,
+        /// `f(a, result)` may be written for `result = f(a)`.
+        with_result: bool,
+    },
+}
+
+/// A function of ours. An error ends the evaluation, and so denies; what OPA leaves undefined is
+/// [`Value::Undefined`].
+type Function = fn(&[Value]) -> anyhow::Result<Value>;
+
+/// A function of ours that compiles patterns.
+type PatternFunction = fn(&Regexes, &[Value]) -> anyhow::Result<Value>;
+
+#[derive(Clone, Copy)]
+enum Supplied {
+    Plain(Function),
+    Pattern(PatternFunction),
+}
+
+/// All functions of ours: name, number of arguments, function.
+const SUPPLIED: &[(&str, u8, Supplied)] = &[
+    ("all", 1, Supplied::Plain(casts::all)),
+    ("any", 1, Supplied::Plain(casts::any)),
+    ("array.concat", 2, Supplied::Plain(deviating::array_concat)),
+    ("bits.lsh", 2, Supplied::Plain(deviating::shift_left)),
+    ("cast_array", 1, Supplied::Plain(casts::array)),
+    ("cast_boolean", 1, Supplied::Plain(casts::boolean)),
+    ("cast_null", 1, Supplied::Plain(casts::null)),
+    ("cast_object", 1, Supplied::Plain(casts::object)),
+    ("cast_set", 1, Supplied::Plain(casts::set)),
+    ("cast_string", 1, Supplied::Plain(casts::string)),
+    ("concat", 2, Supplied::Plain(deviating::concat)),
+    ("crypto.hmac.equal", 2, Supplied::Plain(hashes::equal)),
+    ("crypto.hmac.sha1", 2, Supplied::Plain(hashes::hmac_sha1)),
+    (
+        "crypto.hmac.sha256",
+        2,
+        Supplied::Plain(hashes::hmac_sha256),
+    ),
+    (
+        "crypto.hmac.sha512",
+        2,
+        Supplied::Plain(hashes::hmac_sha512),
+    ),
+    ("crypto.sha1", 1, Supplied::Plain(hashes::sha1)),
+    ("crypto.sha256", 1, Supplied::Plain(hashes::sha256)),
+    ("glob.match", 3, Supplied::Pattern(glob::matches)),
+    ("glob.quote_meta", 1, Supplied::Plain(glob::quote_meta)),
+    ("json.marshal", 1, Supplied::Plain(deviating::json_marshal)),
+    ("net.cidr_contains", 2, Supplied::Plain(networks::contains)),
+    ("net.cidr_expand", 1, Supplied::Plain(networks::expand)),
+    (
+        "net.cidr_intersects",
+        2,
+        Supplied::Plain(networks::intersects),
+    ),
+    ("net.cidr_is_valid", 1, Supplied::Plain(networks::is_valid)),
+    ("net.cidr_merge", 1, Supplied::Plain(networks::merge)),
+    ("net.cidr_overlap", 2, Supplied::Plain(networks::contains)),
+    ("numbers.range", 2, Supplied::Plain(deviating::range)),
+    (
+        "numbers.range_step",
+        3,
+        Supplied::Plain(deviating::range_step),
+    ),
+    ("re_match", 2, Supplied::Pattern(regexes::matches)),
+    (
+        "regex.find_all_string_submatch_n",
+        3,
+        Supplied::Pattern(regexes::find_submatches),
+    ),
+    ("regex.find_n", 3, Supplied::Pattern(regexes::find)),
+    ("regex.is_valid", 1, Supplied::Pattern(regexes::is_valid)),
+    ("regex.match", 2, Supplied::Pattern(regexes::matches)),
+    ("regex.replace", 3, Supplied::Pattern(regexes::replace)),
+    ("regex.split", 2, Supplied::Pattern(regexes::split)),
+    ("replace", 3, Supplied::Plain(deviating::replace)),
+    ("set_diff", 2, Supplied::Plain(casts::set_diff)),
+    ("sprintf", 2, Supplied::Plain(format::sprintf)),
+    (
+        "strings.replace_n",
+        2,
+        Supplied::Plain(deviating::replace_n),
+    ),
+    ("time.add_date", 4, Supplied::Plain(deviating::add_date)),
+    (
+        "yaml.is_valid",
+        1,
+        Supplied::Plain(deviating::yaml_is_valid),
+    ),
+    (
+        "yaml.unmarshal",
+        1,
+        Supplied::Plain(deviating::yaml_unmarshal),
+    ),
+];
+
+/// How many arguments a built-in takes; `None` where there is none of that name.
+pub(crate) fn arguments(name: &str) -> Option<Arguments> {
+    if name == "print" {
+        return Some(Arguments::Any);
+    }
+    if missing(name).is_some() {
+        return None;
+    }
+    let known = BUILTINS.get(name).map(|(_, count)| *count);
+    let ours = SUPPLIED
+        .iter()
+        .find(|(ours, ..)| *ours == name)
+        .map(|(_, count, _)| *count);
+    ours.or(known).map(|count| Arguments::Fixed {
+        count: usize::from(count),
+        with_result: known.is_some(),
+    })
+}
+
+/// Adds those functions of ours that are called to an engine.
+pub(crate) fn supply(engine: &mut Engine, is_called: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    let regexes = Arc::new(Regexes::default());
+    for (name, count, function) in SUPPLIED.iter().filter(|(name, ..)| is_called(name)) {
+        match *function {
+            Supplied::Plain(function) => engine.add_extension(
+                (*name).to_owned(),
+                *count,
+                Box::new(move |arguments: Vec<Value>| function(&arguments)),
+            )?,
+            Supplied::Pattern(function) => {
+                let regexes = regexes.clone();
+                engine.add_extension(
+                    (*name).to_owned(),
+                    *count,
+                    Box::new(move |arguments: Vec<Value>| function(&regexes, &arguments)),
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The text of an argument, where it is one.
+fn text(arguments: &[Value], place: usize) -> Option<&str> {
+    match arguments.get(place) {
+        Some(Value::String(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// The elements of an array or a set.
+fn elements(value: Option<&Value>) -> Option<Vec<&Value>> {
+    match value? {
+        Value::Array(array) => Some(array.iter().collect()),
+        Value::Set(set) => Some(set.iter_sorted().collect()),
+        _ => None,
+    }
+}
+
+/// A text of bounded length.
+fn bounded(text: String) -> anyhow::Result<Value> {
+    anyhow::ensure!(
+        text.len() <= MAX_TEXT,
+        "a built-in made more than {MAX_TEXT} bytes of text"
+    );
+    Ok(Value::from(text))
+}
+
+/// A set of values.
+fn set_of(values: impl IntoIterator<Item = Value>) -> Value {
+    regorus::value::Set::from_iter(values).into_value()
+}

@@ -1,0 +1,275 @@
+//! The tree below `data`: data ConfigMaps at `data.<namespace>.<name>.<key>` and replicated objects
+//! at `data.kubernetes.<resource>[.<namespace>].<name>`, as kube-mgmt lays it out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use regorus::Value;
+
+use crate::analysis::Path;
+use crate::error::LoadError;
+use crate::input;
+use crate::source::{PolicySource, Replicated};
+
+/// Where replicated objects are; no namespace's ConfigMaps can be there.
+const REPLICATED: &str = "kubernetes";
+
+/// The tree, and how much of it there is.
+#[derive(Debug)]
+pub(crate) struct DataTree {
+    root: Value,
+    /// Bytes at each path that was set, as JSON.
+    sizes: BTreeMap<Path, usize>,
+    bytes: usize,
+    most: usize,
+    /// Objects that could not be taken in: what policies would read is not what there is.
+    refused: BTreeSet<Path>,
+    changed: BTreeSet<Path>,
+}
+
+impl DataTree {
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            root: Value::new_object(),
+            sizes: BTreeMap::new(),
+            bytes: 0,
+            most,
+            refused: BTreeSet::new(),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    /// Why policies can't be asked, where their data is not whole.
+    pub(crate) fn fault(&self) -> Option<String> {
+        if self.bytes > self.most {
+            return Some(format!(
+                "replicated objects and data take {} bytes, more than {}: replicate fewer resources",
+                self.bytes, self.most
+            ));
+        }
+        let first = self.refused.first()?;
+        Some(format!(
+            "data.{} could not be replicated: nested too deep",
+            first.join(".")
+        ))
+    }
+
+    /// Paths that changed since the last time this was asked.
+    pub(crate) fn take_changed(&mut self) -> BTreeSet<Path> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Takes in a data ConfigMap. One that isn't data leaves what was there before.
+    pub(crate) fn apply(&mut self, source: &PolicySource) -> Result<(), LoadError> {
+        let place = source.id();
+        if source.namespace == REPLICATED {
+            return Err(LoadError::Data(format!(
+                "{place}: data.{REPLICATED} is for replicated objects: put the ConfigMap into another namespace"
+            )));
+        }
+        let (mut entries, mut bytes) = (Value::new_object(), 0);
+        for (key, text) in &source.entries {
+            let told = |what: &str| LoadError::Data(format!("{place}: {key}: {what}"));
+            bytes += key.len() + text.len();
+            if bytes > self.most {
+                return Err(told("more data than there may be"));
+            }
+            let parsed = parse(text).map_err(|what| told(&what))?;
+            let entries = entries.as_object_mut().map_err(|_| told("not data"))?;
+            entries.insert(Value::from(key.as_str()), parsed);
+        }
+        self.set(
+            vec![source.namespace.clone(), source.name.clone()],
+            entries,
+            bytes,
+        );
+        Ok(())
+    }
+
+    /// Whether there is data of a ConfigMap, `namespace/name`.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        id.split_once('/').is_some_and(|(namespace, name)| {
+            self.sizes
+                .contains_key(&[namespace.to_owned(), name.to_owned()][..])
+        })
+    }
+
+    pub(crate) fn delete(&mut self, namespace: &str, name: &str) {
+        self.remove(&[namespace.to_owned(), name.to_owned()]);
+    }
+
+    /// Takes in a replicated object.
+    pub(crate) fn replicate(&mut self, replicated: &Replicated) {
+        let path = path_of(
+            &replicated.resource,
+            replicated.namespace.as_deref(),
+            &replicated.name,
+        );
+        if input::is_too_deep(&replicated.object) {
+            self.remove(&path);
+            self.refused.insert(path);
+            return;
+        }
+        self.refused.remove(&path);
+        let bytes = size(&replicated.object);
+        if let Ok(value) = serde::Deserialize::deserialize(&replicated.object) {
+            self.set(path, value, bytes);
+        }
+    }
+
+    pub(crate) fn forget(&mut self, resource: &str, namespace: Option<&str>, name: &str) {
+        self.remove(&path_of(resource, namespace, name));
+    }
+
+    /// Takes in all objects of a resource; others are gone.
+    pub(crate) fn replicate_all<'a>(
+        &mut self,
+        resource: &str,
+        objects: impl IntoIterator<Item = &'a Replicated>,
+    ) {
+        let start = [REPLICATED.to_owned(), resource.to_owned()];
+        let mut bytes = self.bytes;
+        self.sizes.retain(|path, size| {
+            let goes = path.starts_with(&start);
+            bytes -= if goes { *size } else { 0 };
+            !goes
+        });
+        self.bytes = bytes;
+        self.refused.retain(|path| !path.starts_with(&start));
+        self.changed.insert(start.to_vec());
+        unset(&mut self.root, &start);
+        for object in objects {
+            self.replicate(object);
+        }
+    }
+
+    fn set(&mut self, path: Path, value: Value, bytes: usize) {
+        let mut at = &mut self.root;
+        for part in &path {
+            let key = Value::from(part.as_str());
+            if at.as_object().is_err() {
+                *at = Value::new_object();
+            }
+            let Ok(object) = at.as_object_mut() else {
+                return;
+            };
+            at = object.get_or_insert_with(key, Value::new_object);
+        }
+        *at = value;
+        let before = self.sizes.insert(path.clone(), bytes).unwrap_or(0);
+        self.bytes = self.bytes + bytes - before;
+        self.changed.insert(path);
+    }
+
+    fn remove(&mut self, path: &[String]) {
+        self.refused.remove(path);
+        if let Some(bytes) = self.sizes.remove(path) {
+            self.bytes -= bytes;
+            unset(&mut self.root, path);
+            self.changed.insert(path.to_vec());
+        }
+    }
+
+    /// The parts of the tree at some paths, shared with it.
+    pub(crate) fn project(&self, paths: &BTreeSet<Path>) -> Value {
+        if paths.iter().any(Vec::is_empty) {
+            return self.root.clone();
+        }
+        let mut projected = Value::new_object();
+        for path in paths {
+            copy(&self.root, &mut projected, path);
+        }
+        projected
+    }
+}
+
+/// Copies what is at a path, as far as there is a tree.
+fn copy(from: &Value, to: &mut Value, path: &[String]) {
+    let (Some((part, rest)), Value::Object(object)) = (path.split_first(), from) else {
+        *to = from.clone();
+        return;
+    };
+    let key = Value::from(part.as_str());
+    let (Some(child), Ok(object)) = (object.get(&key), to.as_object_mut()) else {
+        return;
+    };
+    copy(
+        child,
+        object.get_or_insert_with(key, Value::new_object),
+        rest,
+    );
+}
+
+fn unset(root: &mut Value, path: &[String]) {
+    let Some((part, rest)) = path.split_first() else {
+        return;
+    };
+    let key = Value::from(part.as_str());
+    let Ok(object) = root.as_object_mut() else {
+        return;
+    };
+    if rest.is_empty() {
+        object.remove(&key);
+    } else if let Some(child) = object.get_mut(&key) {
+        unset(child, rest);
+        if child.as_object().is_ok_and(|child| child.is_empty()) {
+            object.remove(&key);
+        }
+    }
+}
+
+fn path_of(resource: &str, namespace: Option<&str>, name: &str) -> Path {
+    [REPLICATED, resource]
+        .into_iter()
+        .chain(namespace)
+        .chain([name])
+        .map(str::to_owned)
+        .collect()
+}
+
+/// JSON, as kube-mgmt reads it, or else YAML.
+fn parse(text: &str) -> Result<Value, String> {
+    match Value::from_json_str(text) {
+        Ok(value) => Ok(value),
+        Err(json) => match serde_saphyr::from_str::<serde_json::Value>(text) {
+            Ok(value) if input::is_too_deep(&value) => Err("nested too deep".into()),
+            // Any text is YAML: a broken document of braces is a mistake in JSON.
+            Ok(serde_json::Value::String(_)) if text.trim_start().starts_with(['{', '[', '"']) => {
+                Err(crate::text::clean(&json.to_string(), 256))
+            }
+            Ok(value) => Ok(Value::from(value)),
+            Err(_) => Err(crate::text::clean(&json.to_string(), 256)),
+        },
+    }
+}
+
+/// About as many bytes as it has as JSON.
+fn size(value: &serde_json::Value) -> usize {
+    let (mut bytes, mut open) = (0, vec![value]);
+    while let Some(value) = open.pop() {
+        bytes += 8;
+        match value {
+            serde_json::Value::String(text) => bytes += text.len(),
+            serde_json::Value::Array(items) => open.extend(items),
+            serde_json::Value::Object(fields) => {
+                bytes += fields.keys().map(|key| key.len() + 4).sum::<usize>();
+                open.extend(fields.values());
+            }
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// Whether a change at one path shows at another.
+pub(crate) fn touches(changed: &BTreeSet<Path>, read: &BTreeSet<Path>) -> bool {
+    changed.iter().any(|changed| {
+        read.iter()
+            .any(|read| changed.starts_with(read) || read.starts_with(changed))
+    })
+}
+
+/// The id of a ConfigMap by its namespace and name.
+pub(crate) fn id(namespace: &str, name: &str) -> Arc<str> {
+    format!("{namespace}/{name}").into()
+}

@@ -1,0 +1,65 @@
+//! Why a policy or data can't be used, in words for the ConfigMap's author.
+
+use regorus::Source;
+
+use crate::text;
+
+/// Why a ConfigMap of policies or data can't be used. The text names the entry and the line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The text is not Rego, or is beyond a bound.
+    #[error("{0}")]
+    Parse(String),
+    /// It can't be used together with what else is there, or asks for what there is not.
+    #[error("{0}")]
+    Compile(String),
+    /// A data ConfigMap that can't be data.
+    #[error("{0}")]
+    Data(String),
+}
+
+impl LoadError {
+    /// OPA's word for this kind of error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Parse(_) => "rego_parse_error",
+            Self::Compile(_) => "rego_compile_error",
+            Self::Data(_) => "invalid_parameter",
+        }
+    }
+
+    pub(crate) fn at(source: &Source, line: u32, what: String) -> Self {
+        Self::Parse(format!("{}, line {line}: {what}", source.get_path()))
+    }
+
+    pub(crate) fn parse(source: &Source, error: &anyhow::Error) -> Self {
+        Self::Parse(one_line(source.get_path(), error))
+    }
+
+    pub(crate) fn compile(entry: &str, error: &anyhow::Error) -> Self {
+        Self::Compile(one_line(entry, error))
+    }
+}
+
+/// The interpreter's message, which draws the line with an arrow, as `entry, line 3: message`.
+pub(crate) fn one_line(entry: &str, error: &anyhow::Error) -> String {
+    let whole = error.to_string();
+    let place = whole
+        .lines()
+        .find_map(|line| line.strip_prefix("--> "))
+        .and_then(|place| {
+            let (rest, _column) = place.rsplit_once(':')?;
+            let (file, line) = rest.rsplit_once(':')?;
+            Some((file, line))
+        });
+    let message = whole
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix("error: "))
+        .unwrap_or_else(|| whole.lines().next().unwrap_or(""));
+    let told = match place {
+        Some((file, line)) => format!("{file}, line {line}: {message}"),
+        None => format!("{entry}: {message}"),
+    };
+    text::clean(&told, text::MAX_MESSAGE)
+}

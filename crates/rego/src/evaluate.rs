@@ -1,0 +1,199 @@
+//! One ConfigMap's `deny`, compiled: a prepared engine that is cloned for each question. Cloning
+//! shares modules, schedule and data.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use regorus::utils::limits::monotonic_now;
+use regorus::{Engine, LimitError, Value};
+
+use crate::builtins;
+use crate::error::{LoadError, one_line};
+use crate::limits::Limits;
+use crate::syntax::{ParsedModule, Syntax};
+use crate::text;
+
+/// The rule that is asked.
+const DENY: &str = "data.kubernetes.admission.deny";
+/// A rule of ours in every engine: asking it prepares the engine and does nothing else.
+const READY_MODULE: &str = "package rolegate_engine\n\nready = true\n";
+const READY: &str = "data.rolegate_engine.ready";
+/// Most messages of one policy that are told.
+const MAX_MESSAGES: usize = 16;
+
+/// A module in an engine: whole, or as the library of another ConfigMap.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    pub(crate) module: Arc<ParsedModule>,
+    pub(crate) is_library: bool,
+}
+
+/// Parses and analyses modules together; without data.
+pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadError> {
+    let place = parts.first().map_or("", |part| &part.module.place);
+    let compiled = catch_unwind(AssertUnwindSafe(|| {
+        let mut engine = Engine::new();
+        engine.set_policy_length_config(limits.lengths());
+        engine.set_execution_timer_config(limits.timer());
+        engine.set_strict_builtin_errors(false);
+        // Nobody reads what `print` says; kept by each clone, and gone with it.
+        engine.set_gather_prints(true);
+        builtins::supply(&mut engine, |name| {
+            let calls = |part: &Part| {
+                let mut rules = part.module.facts.rules.iter();
+                rules.any(|rule| rule.calls.iter().any(|call| call.name == name))
+            };
+            parts.iter().any(calls)
+        })?;
+        for Part { module, is_library } in parts {
+            engine.set_rego_v0(module.syntax == Syntax::V0);
+            let text = match &module.as_library {
+                Some(library) if *is_library => library,
+                _ => &module.text,
+            };
+            engine.add_policy(module.place.clone(), text.clone())?;
+        }
+        engine.set_rego_v0(true);
+        engine.add_policy("rolegate".into(), READY_MODULE.into())?;
+        engine.eval_rule(READY.into())?;
+        anyhow::Ok(engine)
+    }));
+    match compiled {
+        Ok(compiled) => compiled.map_err(|error| LoadError::compile(place, &error)),
+        Err(_) => Err(LoadError::Compile(format!("{place}: the compiler gave up"))),
+    }
+}
+
+/// The engine with data, ready to be cloned.
+pub(crate) fn with_data(engine: &Engine, data: Value) -> anyhow::Result<Engine> {
+    let mut engine = engine.clone();
+    engine.clear_data();
+    engine.add_data(data)?;
+    engine.eval_rule(READY.into())?;
+    Ok(engine)
+}
+
+/// A policy ready to be asked.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) engine: Engine,
+    pub(crate) limit: Duration,
+    pub(crate) reads_time: bool,
+    /// Kinds with a pod template that the policy names.
+    pub(crate) kinds: BTreeSet<&'static str>,
+}
+
+impl Program {
+    /// The messages of `deny` about an input.
+    ///
+    /// # Errors
+    /// Why it could not be asked to the end, in one clause; that must deny.
+    pub(crate) fn ask(&self, input: &Value, now: Timestamp) -> Result<Vec<String>, String> {
+        let start = monotonic_now();
+        // Whatever the interpreter stumbles on, the question ends in a denial, not in our end.
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            let mut engine = self.engine.clone();
+            if self.reads_time {
+                let now = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
+                engine.add_extension(
+                    builtins::NOW.into(),
+                    0,
+                    Box::new(move |_: Vec<Value>| Ok(Value::from(now))),
+                )?;
+            }
+            engine.set_input(input.clone());
+            engine.eval_rule(DENY.into())
+        }));
+        let too_long = || format!("took longer than {} ms", self.limit.as_millis());
+        let value = match asked {
+            Ok(Ok(value)) => value,
+            Ok(Err(error)) => {
+                return Err(match error.downcast_ref::<LimitError>() {
+                    Some(LimitError::TimeLimitExceeded { .. }) => too_long(),
+                    _ => format!("failed: {}", one_line("evaluation", &error)),
+                });
+            }
+            Err(_) => return Err("failed: the interpreter gave up".into()),
+        };
+        // The interpreter drops errors of functions with several bodies, its timer's too.
+        let spent = monotonic_now()
+            .zip(start)
+            .and_then(|(end, start)| end.checked_sub(start));
+        if spent.is_none_or(|spent| spent > self.limit) {
+            return Err(too_long());
+        }
+        Ok(messages(&value))
+    }
+}
+
+fn messages(value: &Value) -> Vec<String> {
+    let mut told = Vec::new();
+    match value {
+        Value::Undefined | Value::Null | Value::Bool(false) => {}
+        Value::Set(elements) => told.extend(elements.iter_sorted().map(message)),
+        Value::Array(elements) => told.extend(elements.iter().map(message)),
+        // `deny[msg] if …` is an object in v1: its keys are the messages.
+        Value::Object(object) if object.values().all(|value| *value == Value::Bool(true)) => {
+            told.extend(object.keys_sorted().map(message));
+        }
+        other => told.push(message(other)),
+    }
+    let more = told.len().saturating_sub(MAX_MESSAGES);
+    told.truncate(MAX_MESSAGES);
+    if more > 0 {
+        told.push(format!("and {more} more"));
+    }
+    told
+}
+
+fn message(value: &Value) -> String {
+    let written = |value: &Value| {
+        let mut out = String::new();
+        match builtins::marshal(value, &mut out) {
+            Ok(()) => out,
+            Err(_) => String::new(),
+        }
+    };
+    let told = match value {
+        Value::String(text) => text.to_string(),
+        Value::Bool(true) => String::new(),
+        Value::Object(object) => match object.get(&Value::from("msg")) {
+            Some(Value::String(text)) => text.to_string(),
+            _ => written(value),
+        },
+        other => written(other),
+    };
+    let told = text::clean(told.trim(), text::MAX_MESSAGE);
+    if told.is_empty() {
+        "denied without a message".into()
+    } else {
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_texts_objects_keys_or_json() {
+        let told = |json: &str| messages(&Value::from_json_str(json).unwrap());
+        assert_eq!(
+            told(r#"["a", {"msg": "b", "x": 1}, {"x": 1}, 3]"#),
+            ["a", "b", r#"{"x":1}"#, "3"]
+        );
+        assert_eq!(told(r#"{"a": true, "b": true}"#), ["a", "b"]);
+        assert_eq!(told(r#"{"msg": "a"}"#), ["a"]);
+        assert_eq!(told("true"), ["denied without a message"]);
+        for nothing in ["false", "null", "[]", "{}"] {
+            assert!(told(nothing).is_empty(), "{nothing}");
+        }
+        assert_eq!(
+            told(&format!("[{}]", ["1"; 40].join(","))).len(),
+            MAX_MESSAGES + 1
+        );
+    }
+}

@@ -1,0 +1,74 @@
+//! Bounds on what policies may cost, and the clock of the evaluation timer.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use regorus::PolicyLengthConfig;
+use regorus::utils::limits::{ExecutionTimerConfig, TimeSource, set_time_source};
+
+/// Bounds on policies and data. What is beyond them is refused at load, or denies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Wall time that one policy may take for one question, 50 ms by default.
+    pub eval_time: Duration,
+    /// Bytes of one module's text, 256 KiB by default.
+    pub module_bytes: usize,
+    /// Modules of all ConfigMaps together, 1,000 by default.
+    pub modules: usize,
+    /// Bytes of all data (data ConfigMaps and replicated objects) as JSON, 64 MiB by default.
+    pub data_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            eval_time: Duration::from_millis(50),
+            module_bytes: 256 * 1024,
+            modules: 1000,
+            data_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// How many steps are between two looks at the clock.
+const STEPS: NonZeroU32 = NonZeroU32::new(32).unwrap();
+/// Longest line of a module.
+const COLUMNS: NonZeroU32 = NonZeroU32::new(8192).unwrap();
+/// Most lines of a module.
+const LINES: NonZeroUsize = NonZeroUsize::new(20_000).unwrap();
+
+impl Limits {
+    pub(crate) fn timer(&self) -> ExecutionTimerConfig {
+        ExecutionTimerConfig {
+            limit: self.eval_time,
+            check_interval: STEPS,
+        }
+    }
+
+    pub(crate) fn lengths(&self) -> PolicyLengthConfig {
+        PolicyLengthConfig {
+            max_col: COLUMNS,
+            max_file_bytes: NonZeroUsize::new(self.module_bytes).unwrap_or(NonZeroUsize::MIN),
+            max_lines: LINES,
+        }
+    }
+}
+
+/// The monotonic clock that the interpreter's timer reads: it brings none without `std`.
+#[derive(Debug)]
+struct Monotonic;
+
+impl TimeSource for Monotonic {
+    fn now(&self) -> Option<Duration> {
+        static START: OnceLock<Instant> = OnceLock::new();
+        Some(START.get_or_init(Instant::now).elapsed())
+    }
+}
+
+/// Hands the interpreter its clock. Without one its timer would stop nothing, so every book does
+/// this first; the second time changes nothing.
+pub(crate) fn start_clock() {
+    // The only error is that there is one already, and nobody but us sets it.
+    let _ = set_time_source(&Monotonic);
+}

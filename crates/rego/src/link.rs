@@ -1,0 +1,283 @@
+//! How rules of all ConfigMaps hang together: which function is called, what a `deny` reaches,
+//! and that nothing goes round in circles.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::analysis::{ADMISSION, Call, InputRead, Path, RuleFacts, Shape};
+use crate::builtins;
+use crate::error::LoadError;
+use crate::syntax::ParsedModule;
+
+/// Longest chain of rules that need each other: each is a level of recursion.
+const MAX_CHAIN: usize = 32;
+
+/// All rules by their path.
+pub(crate) struct Graph<'a> {
+    rules: BTreeMap<&'a [String], Vec<Definition<'a>>>,
+    modules: Vec<&'a Arc<ParsedModule>>,
+}
+
+#[derive(Clone, Copy)]
+struct Definition<'a> {
+    module: &'a Arc<ParsedModule>,
+    rule: &'a RuleFacts,
+}
+
+/// What a policy's `deny` reaches.
+#[derive(Default)]
+pub(crate) struct Closure<'a> {
+    /// Modules of other ConfigMaps, in order.
+    pub(crate) libraries: BTreeMap<&'a str, &'a Arc<ParsedModule>>,
+    pub(crate) inputs: Vec<(&'a str, &'a InputRead)>,
+    /// Paths below `data` that are not rules.
+    pub(crate) data: BTreeSet<Path>,
+    pub(crate) kinds: BTreeSet<&'static str>,
+    pub(crate) reads_time: bool,
+}
+
+impl<'a> Graph<'a> {
+    pub(crate) fn new(modules: impl Iterator<Item = &'a Arc<ParsedModule>>) -> Self {
+        let modules: Vec<_> = modules.collect();
+        let mut rules: BTreeMap<&[String], Vec<Definition<'_>>> = BTreeMap::new();
+        for module in &modules {
+            for rule in &module.facts.rules {
+                rules
+                    .entry(&rule.path)
+                    .or_default()
+                    .push(Definition { module, rule });
+            }
+        }
+        Self { rules, modules }
+    }
+
+    /// What is wrong, for each ConfigMap; the first thing of each.
+    pub(crate) fn faults(&self) -> BTreeMap<Arc<str>, LoadError> {
+        let mut faults = BTreeMap::new();
+        for module in &self.modules {
+            for rule in &module.facts.rules {
+                for call in &rule.calls {
+                    if let Err(what) = self.resolve(call) {
+                        faults.entry(module.policy.clone()).or_insert_with(|| {
+                            LoadError::Compile(format!(
+                                "{}, line {}: {what}",
+                                module.place, call.line
+                            ))
+                        });
+                    }
+                }
+            }
+        }
+        self.shapes(&mut faults);
+        self.circles(&mut faults);
+        faults
+    }
+
+    /// Whether a call is one of a function of ours.
+    fn is_function(&self, call: &Call) -> Option<usize> {
+        self.rules
+            .get(call.path.as_slice())?
+            .iter()
+            .find_map(|definition| match definition.rule.shape {
+                Shape::Function(arguments) => Some(arguments),
+                Shape::Set | Shape::Complete => None,
+            })
+    }
+
+    fn resolve(&self, call: &Call) -> Result<(), String> {
+        let name = &call.name;
+        let (wanted, with_result) = match self.is_function(call) {
+            Some(wanted) => (wanted, true),
+            None => match builtins::arguments(name) {
+                Some(builtins::Arguments::Any) => return Ok(()),
+                Some(builtins::Arguments::Fixed { count, with_result }) => (count, with_result),
+                None => {
+                    return Err(match builtins::missing(name) {
+                        Some(why) => format!("the built-in {name} is not supported: {why}"),
+                        None => format!(
+                            "there is no function {name}: define it, or load the ConfigMap that does"
+                        ),
+                    });
+                }
+            },
+        };
+        if call.arguments == wanted || (with_result && call.arguments == wanted + 1) {
+            Ok(())
+        } else {
+            Err(format!(
+                "{name} takes {wanted} arguments, not {}",
+                call.arguments
+            ))
+        }
+    }
+
+    /// A name can't be a set here and a value there.
+    fn shapes(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        for (path, definitions) in &self.rules {
+            let Some(first) = definitions.first() else {
+                continue;
+            };
+            for other in definitions
+                .iter()
+                .filter(|other| other.rule.shape != first.rule.shape)
+            {
+                for (one, another) in [(first, other), (other, first)] {
+                    faults.entry(one.module.policy.clone()).or_insert_with(|| {
+                        LoadError::Compile(format!(
+                            "{}, line {}: data.{} is something else in {}: one name is one set, value or function",
+                            one.module.place, one.rule.line, path.join("."), another.module.place
+                        ))
+                    });
+                }
+            }
+        }
+    }
+
+    /// Rules that a reference may mean: those above and those below its path.
+    fn meant(&self, path: &[String]) -> impl Iterator<Item = (&'a [String], &[Definition<'a>])> {
+        let above = (1..=path.len())
+            .filter_map(|length| path.get(..length))
+            .filter_map(|start| self.rules.get_key_value(start));
+        let below = self
+            .rules
+            .range::<[String], _>((std::ops::Bound::Excluded(path), std::ops::Bound::Unbounded))
+            .take_while({
+                let path = path.to_vec();
+                move |(rule, _)| rule.starts_with(&path)
+            });
+        above
+            .chain(below)
+            .map(|(path, definitions)| (*path, definitions.as_slice()))
+    }
+
+    /// The rules that a rule needs. Names that may be local variables' count only if `all`.
+    fn needs(&self, rule: &'a RuleFacts, all: bool) -> Vec<&'a [String]> {
+        let mut needs: Vec<&[String]> = rule
+            .refs
+            .iter()
+            .filter(|reference| all || !reference.maybe_local)
+            .flat_map(|reference| self.meant(&reference.path).map(|(path, _)| path))
+            .collect();
+        needs.extend(
+            rule.calls
+                .iter()
+                .filter(|call| self.is_function(call).is_some())
+                .filter_map(|call| {
+                    self.rules
+                        .get_key_value(call.path.as_slice())
+                        .map(|(path, _)| *path)
+                }),
+        );
+        needs
+    }
+
+    /// Rego has no recursion, and a chain of rules is one of calls on our stack.
+    fn circles(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        let mut known: BTreeMap<&[String], usize> = BTreeMap::new();
+        for path in self.rules.keys() {
+            let mut chain = Vec::new();
+            if let Err(what) = self.depth(path, &mut chain, &mut known) {
+                for at in chain {
+                    for definition in self.rules.get(at).into_iter().flatten() {
+                        faults
+                            .entry(definition.module.policy.clone())
+                            .or_insert_with(|| {
+                                LoadError::Compile(format!(
+                                    "{}, line {}: {what}",
+                                    definition.module.place, definition.rule.line
+                                ))
+                            });
+                    }
+                }
+            }
+        }
+    }
+
+    fn depth(
+        &self,
+        path: &'a [String],
+        chain: &mut Vec<&'a [String]>,
+        known: &mut BTreeMap<&'a [String], usize>,
+    ) -> Result<usize, String> {
+        if let Some(depth) = known.get(path) {
+            return Ok(*depth);
+        }
+        if chain.contains(&path) {
+            return Err(format!(
+                "data.{} needs itself: Rego has no recursion",
+                path.join(".")
+            ));
+        }
+        chain.push(path);
+        let too_long = || format!("more than {MAX_CHAIN} rules that need each other in a row");
+        if chain.len() > MAX_CHAIN {
+            return Err(too_long());
+        }
+        let mut depth = 0;
+        for definition in self.rules.get(path).into_iter().flatten() {
+            for need in self.needs(definition.rule, false) {
+                depth = depth.max(self.depth(need, chain, known)?);
+            }
+        }
+        // A rule known from before may be deep by itself.
+        if depth + chain.len() > MAX_CHAIN {
+            return Err(too_long());
+        }
+        chain.pop();
+        known.insert(path, depth + 1);
+        Ok(depth + 1)
+    }
+
+    /// What the `deny` of one ConfigMap reaches.
+    pub(crate) fn closure(&self, policy: &str) -> Closure<'a> {
+        let mut closure = Closure::default();
+        let mut seen: BTreeSet<&[String]> = BTreeSet::new();
+        let mut queue: VecDeque<Definition<'a>> = VecDeque::new();
+        for definitions in self
+            .rules
+            .iter()
+            .filter(|(path, _)| is_deny(path))
+            .map(|(_, rules)| rules)
+        {
+            queue.extend(
+                definitions
+                    .iter()
+                    .filter(|definition| &*definition.module.policy == policy),
+            );
+        }
+        while let Some(Definition { module, rule }) = queue.pop_front() {
+            if &*module.policy != policy {
+                closure.libraries.insert(&module.place, module);
+            }
+            closure
+                .inputs
+                .extend(rule.inputs.iter().map(|read| (module.place.as_str(), read)));
+            closure.kinds.extend(&rule.kinds);
+            closure.reads_time |= rule
+                .calls
+                .iter()
+                .any(|call| call.name == builtins::NOW && self.is_function(call).is_none());
+            for reference in rule.refs.iter().filter(|reference| reference.is_data) {
+                let is_rule = (1..=reference.path.len())
+                    .filter_map(|length| reference.path.get(..length))
+                    .any(|start| self.rules.contains_key(start));
+                if !is_rule {
+                    closure.data.insert(reference.path.clone());
+                }
+            }
+            for need in self.needs(rule, true) {
+                if seen.insert(need) && !is_deny(need) {
+                    queue.extend(self.rules.get(need).into_iter().flatten());
+                }
+            }
+        }
+        closure
+    }
+}
+
+/// Whether a path is that of the admission package's `deny`, or below it.
+pub(crate) fn is_deny(path: &[String]) -> bool {
+    path.len() > ADMISSION.len()
+        && path.iter().zip(ADMISSION).all(|(one, other)| one == other)
+        && path.get(ADMISSION.len()).is_some_and(|name| name == "deny")
+}

@@ -1,0 +1,248 @@
+//! Policies as they are at one moment: immutable, shared, asked from any thread.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use regorus::Value;
+use serde::Deserialize as _;
+
+use rolegate_core::workload::Workload;
+
+use crate::evaluate::Program;
+use crate::source::Points;
+use crate::{input, text, wrap};
+
+/// A policy that was asked, or could not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The ConfigMap, `namespace/name`.
+    pub policy: Arc<str>,
+    /// What `deny` says, or why the policy could not be asked. One line, fit for terminals.
+    pub message: String,
+}
+
+/// What policies say to one question.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Findings {
+    /// What denies; nothing, if it is allowed.
+    pub denials: Vec<Finding>,
+    /// Policies that were asked, `namespace/name`.
+    pub asked: Vec<Arc<str>>,
+}
+
+impl Findings {
+    /// Whether nothing denies.
+    pub fn is_allowed(&self) -> bool {
+        self.denials.is_empty()
+    }
+
+    /// The policies that deny, joined by commas.
+    pub fn rule(&self) -> String {
+        let mut names: Vec<&str> = self
+            .denials
+            .iter()
+            .map(|finding| &*finding.policy)
+            .collect();
+        names.dedup();
+        text::clean(&names.join(", "), text::MAX_MESSAGE)
+    }
+
+    /// The messages, joined by semicolons.
+    pub fn reason(&self) -> String {
+        let messages: Vec<&str> = self
+            .denials
+            .iter()
+            .map(|finding| &*finding.message)
+            .collect();
+        text::clean(&messages.join("; "), text::MAX_REASON)
+    }
+}
+
+/// A review that isn't JSON.
+#[derive(Debug, thiserror::Error)]
+#[error("the AdmissionReview is not JSON: {0}")]
+pub struct ReviewError(#[from] serde_json::Error);
+
+/// A policy that runs.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    pub(crate) id: Arc<str>,
+    pub(crate) points: Points,
+    pub(crate) program: Arc<Program>,
+}
+
+/// A policy that should be asked and can't be.
+#[derive(Debug, Clone)]
+pub(crate) struct Lacking {
+    pub(crate) id: Arc<str>,
+    pub(crate) points: Points,
+    pub(crate) why: String,
+}
+
+/// All policies at one moment.
+#[derive(Debug, Default)]
+pub struct Policies {
+    pub(crate) policies: Vec<Policy>,
+    /// Policies without a version that runs, and required ones that aren't there.
+    pub(crate) lacking: Vec<Lacking>,
+    /// Why nothing can be asked at all.
+    pub(crate) fault: Option<String>,
+    pub(crate) wrap_pods: bool,
+}
+
+impl Policies {
+    /// Whether there is nothing to ask and nothing that denies by being absent.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.lacking.is_empty() && self.fault.is_none()
+    }
+
+    /// Whether a review at the gate needs an answer from here.
+    pub fn asks_at_gate(&self) -> bool {
+        !self.lacking.is_empty()
+            || self.fault.is_some()
+            || self.policies.iter().any(|policy| policy.points.gate)
+    }
+
+    /// Whether a request at a door needs an answer from here.
+    pub fn asks_at_door(&self) -> bool {
+        self.lacking.iter().any(|lacking| lacking.points.door)
+            || self.policies.iter().any(|policy| policy.points.door)
+    }
+
+    /// Whether a verdict at a door may change by the passing of time alone.
+    pub fn reads_time_at_door(&self) -> bool {
+        self.policies
+            .iter()
+            .any(|policy| policy.points.door && policy.program.reads_time)
+    }
+
+    /// Judges a review at the gate, for policies that are asked there.
+    ///
+    /// A policy that is asked at doors too is shown of a Pod only what it is shown there, so that
+    /// both say the same; of other kinds it is shown the whole review. What can't be asked to the
+    /// end denies, and so does each policy that never ran.
+    pub fn judge_review(&self, review: &serde_json::Value, now: Timestamp) -> Findings {
+        let mut findings = self.lack(|_| true);
+        if input::is_too_deep(review) {
+            for policy in self.policies.iter().filter(|policy| policy.points.gate) {
+                deny(
+                    &mut findings,
+                    &policy.id,
+                    "the object is nested too deep to be judged".into(),
+                );
+            }
+            return findings;
+        }
+        let is_pod = input::asks_for_pod(review);
+        let mut whole = None;
+        let mut documented = None;
+        for policy in self.policies.iter().filter(|policy| policy.points.gate) {
+            if is_pod && policy.points.door {
+                let documented = documented.get_or_insert_with(|| input::of_review(review));
+                self.ask(policy, documented, None, now, &mut findings);
+            } else {
+                let whole = &*whole.get_or_insert_with(|| Value::deserialize(review).ok());
+                self.ask(policy, review, Some(whole), now, &mut findings);
+            }
+        }
+        findings
+    }
+
+    /// Judges a review at the gate from its bytes.
+    ///
+    /// # Errors
+    /// [`ReviewError`] where they are not JSON; that must deny.
+    pub fn judge_review_json(
+        &self,
+        review: &[u8],
+        now: Timestamp,
+    ) -> Result<Findings, ReviewError> {
+        Ok(self.judge_review(&serde_json::from_slice(review)?, now))
+    }
+
+    /// Judges a pod at a door, for policies that are asked there.
+    pub fn judge_pod(&self, pod: &Workload, now: Timestamp) -> Findings {
+        let mut findings = self.lack(|points| points.door);
+        let mut documented = None;
+        for policy in self.policies.iter().filter(|policy| policy.points.door) {
+            let documented = documented.get_or_insert_with(|| input::of_workload(pod));
+            self.ask(policy, documented, None, now, &mut findings);
+        }
+        findings
+    }
+
+    fn lack(&self, concerns: impl Fn(Points) -> bool) -> Findings {
+        let mut findings = Findings::default();
+        for lacking in self
+            .lacking
+            .iter()
+            .filter(|lacking| concerns(lacking.points))
+        {
+            deny(&mut findings, &lacking.id, lacking.why.clone());
+        }
+        findings
+    }
+
+    fn ask(
+        &self,
+        policy: &Policy,
+        review: &serde_json::Value,
+        converted: Option<&Option<Value>>,
+        now: Timestamp,
+        findings: &mut Findings,
+    ) {
+        findings.asked.push(policy.id.clone());
+        if let Some(fault) = &self.fault {
+            deny(findings, &policy.id, fault.clone());
+            return;
+        }
+        let own;
+        let input = match converted {
+            Some(input) => input.as_ref(),
+            None => {
+                own = Value::deserialize(review).ok();
+                own.as_ref()
+            }
+        };
+        let mut told = Vec::new();
+        one(policy, input, now, &mut told);
+        if self.wrap_pods && !policy.program.kinds.is_empty() && input::asks_for_pod(review) {
+            for wrapped in wrap::wrapped(review, &policy.program.kinds) {
+                one(
+                    policy,
+                    Value::deserialize(&wrapped).ok().as_ref(),
+                    now,
+                    &mut told,
+                );
+            }
+        }
+        for message in told {
+            deny(findings, &policy.id, message);
+        }
+    }
+}
+
+/// Asks a policy once; what it said before about the same pod is not told twice.
+fn one(policy: &Policy, input: Option<&Value>, now: Timestamp, told: &mut Vec<String>) {
+    let said = match input {
+        Some(input) => policy.program.ask(input, now),
+        None => Err("can't read the object".into()),
+    };
+    match said {
+        Ok(messages) => {
+            for message in messages {
+                if !told.contains(&message) {
+                    told.push(message);
+                }
+            }
+        }
+        Err(why) => told.push(format!("policy {} {why}", policy.id)),
+    }
+}
+
+fn deny(findings: &mut Findings, policy: &Arc<str>, message: String) {
+    findings.denials.push(Finding {
+        policy: policy.clone(),
+        message: text::clean(&message, text::MAX_MESSAGE),
+    });
+}

@@ -1,0 +1,270 @@
+//! What a policy, its data or a question may cost; and what happens beyond.
+
+use std::collections::BTreeMap;
+
+use rolegate_rego::{Limits, PolicyBook, PolicySource, Settings};
+use serde_json::{Value, json};
+
+use crate::stage::{GATE, book, data, error, judge, messages, pod_review, policy};
+
+fn any_pod() -> Value {
+    pod_review(json!({}), json!({"containers": []}))
+}
+
+/// One policy's error at load.
+fn refused(rego: &str) -> String {
+    error(&book([policy("p", GATE, rego)]), "p")
+}
+
+fn with(body: &str) -> String {
+    format!("package kubernetes.admission\n\n{body}\n")
+}
+
+#[test]
+fn a_policy_that_does_not_end_is_stopped_and_denies() {
+    let endless = with(
+        "deny[msg] { r := numbers.range(1, 2000); x := r[_]; y := r[_]; z := r[_]; x + y + z < 0; msg := 1 }",
+    );
+    let mut book = book([
+        policy("endless", GATE, &endless),
+        policy("other", GATE, &with("deny[\"other\"] { true }")),
+    ]);
+    let findings = judge(&book.snapshot(), &any_pod());
+    assert_eq!(
+        messages(&findings),
+        ["policy opa/endless took longer than 50 ms", "other"]
+    );
+}
+
+#[test]
+fn time_spent_in_a_function_counts_though_the_interpreter_drops_its_error() {
+    let rego = with(
+        "deny[msg] { f(1) == 2; msg := \"x\" }\nf(x) = 1 { r := numbers.range(1, 3000); a := r[_]; b := r[_]; a + b < 0 }\nf(x) = 1 { x == 1 }",
+    );
+    let mut book = book([policy("endless", GATE, &rego)]);
+    assert_eq!(
+        messages(&judge(&book.snapshot(), &any_pod())),
+        ["policy opa/endless took longer than 50 ms"]
+    );
+}
+
+#[test]
+fn results_without_a_bound_deny() {
+    for body in [
+        "deny[msg] { x := numbers.range(1, input.request.object.spec.many); count(x) < 0; msg := 1 }",
+        "deny[msg] { x := sprintf(\"%0999999999d\", [1]); y := concat(x, [z | z := x; numbers.range(1, 60000)[_]]); y == 1; msg := 1 }",
+        "deny[msg] { x := net.cidr_expand(\"10.0.0.0/8\"); count(x) < 0; msg := 1 }",
+        "deny[msg] { x := bits.lsh(1, 1000000000); x < 0; msg := 1 }",
+    ] {
+        let mut book = book([policy("p", GATE, &with(body))]);
+        let findings = judge(
+            &book.snapshot(),
+            &pod_review(json!({}), json!({"many": 1_000_000_000})),
+        );
+        assert!(
+            findings.reason().contains("policy opa/p "),
+            "{body}: {findings:?}"
+        );
+    }
+}
+
+#[test]
+fn what_recurses_is_refused_by_name() {
+    for (body, expected) in [
+        (
+            "deny[msg] { f(1); msg := 1 }\nf(x) { f(x) }",
+            "data.kubernetes.admission.f needs itself",
+        ),
+        (
+            "deny[msg] { f(1); msg := 1 }\nf(x) { g(x) }\ng(x) { f(x) }",
+            "needs itself",
+        ),
+        (
+            "deny[msg] { msg := deny[_] }",
+            "data.kubernetes.admission.deny needs itself",
+        ),
+        ("deny[msg] { msg := data.kubernetes[_] }", "needs itself"),
+    ] {
+        let told = refused(&with(body));
+        assert!(
+            told.contains(expected) && told.contains("line "),
+            "{body}: {told}"
+        );
+    }
+    let chain: String = (0..200)
+        .map(|n| format!("f{n}(x) {{ f{}(x) }}\n", n + 1))
+        .collect();
+    let told = refused(&with(&format!(
+        "deny[msg] {{ f0(1); msg := 1 }}\n{chain}f200(x) {{ x == 1 }}"
+    )));
+    assert!(
+        told.contains("more than 32 rules that need each other in a row"),
+        "{told}"
+    );
+}
+
+#[test]
+fn long_chains_of_rules_that_are_allowed_fit_a_small_stack() {
+    let chain: String = (0..28)
+        .map(|n| {
+            format!(
+                "f{n}(x) = y {{ y := {}f{}([x]){} }}\n",
+                "[".repeat(8),
+                n + 1,
+                "]".repeat(8)
+            )
+        })
+        .collect();
+    let rego = with(&format!(
+        "deny[msg] {{ f0(1); msg := \"through\" }}\n{chain}f28(x) = x"
+    ));
+    let told = std::thread::Builder::new()
+        .stack_size(2 * 1024 * 1024)
+        .spawn(move || {
+            let mut book = book([policy("p", GATE, &rego)]);
+            messages(&judge(&book.snapshot(), &any_pod())).join("")
+        })
+        .unwrap()
+        .join()
+        .unwrap();
+    assert_eq!(told, "through");
+}
+
+#[test]
+fn ten_thousand_brackets_are_refused_and_overflow_nothing() {
+    for (open, close) in [
+        ("[", "]"),
+        ("{", "}"),
+        ("(", ")"),
+        ("{1: ", "}"),
+        ("f(", ")"),
+        ("a[", "]"),
+        ("[x | x = ", "]"),
+    ] {
+        for body in [
+            format!(
+                "deny[msg] {{ msg = {}1{} }}",
+                open.repeat(10_000),
+                close.repeat(10_000)
+            ),
+            format!("deny[msg] {{ msg = {}", open.repeat(10_000)),
+        ] {
+            let body = body.replace(open, &format!("{open}\n"));
+            let told = refused(&with(&body));
+            assert!(
+                told.contains("brackets inside each other"),
+                "{open}: {told}"
+            );
+        }
+    }
+    for chain in ["-\n", "1 +\n", "a.b\n.", "not\n", "a |\n"] {
+        let told = refused(&with(&format!(
+            "deny[msg] {{ msg = {}1 }}",
+            chain.repeat(10_000)
+        )));
+        assert!(
+            told.contains("operators in one expression")
+                || told.contains("error")
+                || told.contains("line"),
+            "{told}"
+        );
+    }
+    let many = format!("x = [{}]", "[[[[[[[[[[1]]]]]]]]]],\n".repeat(5_000));
+    assert!(refused(&with(&many)).contains("nested literals"));
+}
+
+#[test]
+fn data_and_questions_may_not_be_nested_without_end() {
+    let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+    let rego = with(
+        "deny[msg] { data.a.b.c == input.request.x; msg := 1 }\ndeny[msg] { json.unmarshal(input.request.text) == 1; msg := 1 }",
+    );
+    let mut book = book([policy("p", GATE, &rego), data("a", "b", "c", &deep)]);
+    assert_eq!(book.statuses()["a/b"].to_json()["status"], "error");
+    let policies = book.snapshot();
+    assert!(judge(&policies, &json!({"request": {"text": deep}})).is_allowed());
+    assert!(
+        policies
+            .judge_review_json(deep.as_bytes(), crate::stage::now())
+            .is_err()
+    );
+    let nested = (0..200).fold(json!(1), |inside, _| json!([inside]));
+    assert!(
+        judge(&policies, &nested)
+            .reason()
+            .contains("nested too deep")
+    );
+}
+
+#[test]
+fn sizes_and_numbers_of_modules_are_bounded() {
+    let mut book = PolicyBook::new(Settings {
+        limits: Limits {
+            module_bytes: 200,
+            modules: 2,
+            ..Limits::default()
+        },
+        ..Settings::default()
+    });
+    book.apply(policy(
+        "long",
+        GATE,
+        &format!("package a\n# {}", "x".repeat(300)),
+    ));
+    assert!(error(&book, "long").contains("bytes, more than 200"));
+    let entries: BTreeMap<String, String> = (0..3)
+        .map(|n| (format!("m{n}"), format!("package m{n}\n")))
+        .collect();
+    book.apply(PolicySource {
+        entries,
+        ..policy("many", GATE, "")
+    });
+    assert!(
+        error(&book, "many").contains("3 modules, more than 2"),
+        "{}",
+        error(&book, "many")
+    );
+}
+
+#[test]
+fn built_ins_that_reach_out_or_are_missing_are_refused_by_name() {
+    for missing in rolegate_rego::missing_builtins() {
+        let told = refused(&with(&format!(
+            "deny[msg] {{ msg := {}(1) }}",
+            missing.name
+        )));
+        assert!(
+            told.contains(&format!("the built-in {} is not supported: ", missing.name)),
+            "{told}"
+        );
+        assert!(told.contains("opa/p: main.rego, line 3"), "{told}");
+    }
+    assert!(
+        refused(&with("deny[msg] { msg := upper(\"a\", 1, 2) }"))
+            .contains("upper takes 1 arguments, not 3")
+    );
+}
+
+#[test]
+fn errors_of_built_ins_are_undefined_and_others_deny() {
+    let said = |body: &str| {
+        let mut book = book([policy("p", GATE, &with(body))]);
+        judge(&book.snapshot(), &any_pod()).reason()
+    };
+    assert_eq!(
+        said("deny[msg] { to_number(\"x\") > 1; msg := \"never\" }"),
+        ""
+    );
+    assert_eq!(
+        said("deny[msg] { not to_number(\"x\"); msg := \"undefined\" }"),
+        "undefined"
+    );
+    assert!(
+        said("deny[msg] { 1 + \"a\" > 1; msg := \"never\" }")
+            .contains("policy opa/p failed: opa/p: main.rego, line 3")
+    );
+    assert!(
+        said("a = 1 { true }\na = 2 { true }\ndeny[msg] { a == 1; msg := \"x\" }")
+            .contains("policy opa/p failed")
+    );
+}

@@ -1,0 +1,162 @@
+//! `rolegate admission`: flags → options → run.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use rolegate_admission::app::{Admission, AdmissionOptions, StartError};
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::signals;
+use rolegate_runtime::tls::TlsFiles;
+
+use crate::flags::{duration, invalid};
+use crate::kubernetes_flags::KubernetesFlags;
+use crate::log_flags::LogFlags;
+use crate::rule_flags::RuleFlags;
+
+const ROLES: &str = "Roles and rules";
+const CERTIFICATE: &str = "Certificate";
+const PROCESS: &str = "Process";
+
+/// Who makes the certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CertificateFrom {
+    /// `rolegate controller` makes it, keeps it in the Secret and renews it
+    Controller,
+    /// cert-manager keeps it in the Secret
+    CertManager,
+    /// --tls-cert and --tls-key
+    Files,
+}
+
+/// Flags of `rolegate admission`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Judge objects at the API server, before a pod exists.\n\n\
+Serves a validating webhook: whatever makes pods (Pods, Deployments, Jobs, custom resources that are \
+configured, ...) may name an AWS role only if the rules give it that role. The same decision is made by the \
+agents for the pods that exist. Guards the rules themselves: role annotations and granting labels of \
+namespaces are for those whom the RolegateConfig lists.\n\n\
+Every flag can also be set by an environment variable (shown beside it)."
+)]
+pub(crate) struct AdmissionFlags {
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
+
+    #[command(flatten)]
+    rules: RuleFlags,
+    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/
+    #[arg(long, value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = ROLES)]
+    base_role_arn: Option<String>,
+    /// Key of the annotation that names a pod's role
+    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_ROLE_KEY", default_value = rolegate_core::annotation::ROLE, help_heading = ROLES)]
+    iam_role_key: String,
+    /// Key of the annotation that names a pod's external ID
+    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_EXTERNAL_ID", default_value = rolegate_core::annotation::EXTERNAL_ID, help_heading = ROLES)]
+    iam_external_id: String,
+    /// Key of the annotation of namespaces that lists allowed roles
+    #[arg(long, value_name = "KEY", env = "ROLEGATE_NAMESPACE_KEY", default_value = rolegate_core::annotation::ALLOWED_ROLES, help_heading = ROLES)]
+    namespace_key: String,
+
+    /// Who makes the certificate that the API server checks
+    #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
+    certificate: CertificateFrom,
+    /// Namespace of the Secret that holds the certificate
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate", help_heading = CERTIFICATE)]
+    namespace: String,
+    /// Name of the Secret that holds the certificate
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", default_value = "rolegate-admission-tls", help_heading = CERTIFICATE)]
+    tls_secret: String,
+    /// Certificate chain (PEM), read again when it changes
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_TLS_CERT", requires = "tls_key", help_heading = CERTIFICATE)]
+    tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of the certificate
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_TLS_KEY", requires = "tls_cert", help_heading = CERTIFICATE)]
+    tls_key: Option<PathBuf>,
+
+    /// Address that the API server calls
+    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_ADMISSION_ADDRESS", default_value = "[::]:8443", help_heading = PROCESS)]
+    listen_address: SocketAddr,
+    /// Address of metrics and health
+    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
+    metrics_address: SocketAddr,
+    #[command(flatten)]
+    log: LogFlags,
+    /// How long open requests may take at the end
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]
+    drain_time: Duration,
+}
+
+/// Runs the webhook until it is told to stop.
+pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
+    flags.log.start()?;
+    let drain_time = flags.drain_time;
+    let options = options(flags)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no threads can be started")?;
+    runtime.block_on(async {
+        let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
+        let mut admission = Admission::start(options).await.map_err(|error| match error {
+            StartError::Client(_) => invalid(error.to_string()),
+            other => other.into(),
+        })?;
+        let addresses = admission.addresses();
+        tracing::info!(webhook = %addresses.webhook, admin = %addresses.admin, "listening");
+        let broken = tokio::select! {
+            signal = shutdown.next() => {
+                tracing::info!(signal, "stopping");
+                None
+            }
+            task = admission.ended() => Some(task),
+        };
+        admission.stop(drain_time).await;
+        match broken {
+            Some(task) => bail!("{task} ended, which is a fault of rolegate"),
+            None => Ok(ExitCode::SUCCESS),
+        }
+    })
+}
+
+fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
+    let base = flags.base_role_arn.as_deref().map(BaseArn::parse);
+    let certificate = match (flags.certificate, flags.tls_cert, flags.tls_key) {
+        (CertificateFrom::Files, Some(certificate), Some(key)) => {
+            CertificateSource::Files(TlsFiles { certificate, key })
+        }
+        (CertificateFrom::Files, _, _) => {
+            return Err(invalid("--certificate=files: give --tls-cert and --tls-key"));
+        }
+        (_, Some(_), _) => return Err(invalid("--tls-cert: give --certificate=files too")),
+        (CertificateFrom::Controller, None, _) => CertificateSource::SelfMade,
+        (CertificateFrom::CertManager, None, _) => CertificateSource::CertManager,
+    };
+    Ok(AdmissionOptions {
+        listen: flags.listen_address,
+        admin_listen: flags.metrics_address,
+        rules: RuleConfig {
+            base: base.transpose().map_err(|error| invalid(format!("--base-role-arn: {error}")))?,
+            modes: flags.rules.modes(Modes::default()),
+            rego: flags.rules.rego()?,
+            ..RuleConfig::default()
+        },
+        cluster_config: flags.rules.cluster_config.into(),
+        client: flags.kubernetes.client(),
+        annotations: AnnotationKeys {
+            role: flags.iam_role_key,
+            external_id: flags.iam_external_id,
+            allowed_roles: flags.namespace_key,
+        },
+        certificate,
+        secret: (flags.namespace, flags.tls_secret),
+        clock: Clock::system(),
+    })
+}

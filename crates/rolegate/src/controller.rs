@@ -1,0 +1,138 @@
+//! `rolegate controller`: flags → options → run.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use rolegate_controller::app::{Controller, ControllerOptions};
+use rolegate_controller::certificates::SelfMade;
+use rolegate_controller::lease::LeaseTiming;
+use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::signals;
+
+use crate::flags::{duration, invalid};
+use crate::kubernetes_flags::KubernetesFlags;
+use crate::log_flags::LogFlags;
+
+const CERTIFICATE: &str = "Certificate";
+const PROCESS: &str = "Process";
+
+/// Who makes the webhook's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CertificateFrom {
+    /// This controller
+    Controller,
+    /// cert-manager, whose injector tells the API server whom to trust
+    CertManager,
+}
+
+/// Flags of `rolegate controller`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Do what one replica does for the cluster.\n\n\
+Replicas elect a leader by a Lease. The leader makes the certificate of the admission webhook, renews it, \
+tells the API server whom to trust, and writes into the status of rules how they fare.\n\n\
+Every flag can also be set by an environment variable (shown beside it)."
+)]
+pub(crate) struct ControllerFlags {
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
+
+    /// Namespace of the Lease, the Secret and the webhook's Service
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate", help_heading = CERTIFICATE)]
+    namespace: String,
+    /// Who makes the webhook's certificate
+    #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
+    certificate: CertificateFrom,
+    /// Name of the Secret that holds it
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", default_value = "rolegate-admission-tls", help_heading = CERTIFICATE)]
+    tls_secret: String,
+    /// Name of the webhook's Service
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_SERVICE", default_value = "rolegate-admission", help_heading = CERTIFICATE)]
+    service: String,
+    /// Name of the ValidatingWebhookConfiguration
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_WEBHOOK", default_value = "rolegate", help_heading = CERTIFICATE)]
+    webhook: String,
+    /// Further names or addresses that the certificate is for
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_EXTRA_NAMES", value_delimiter = ',', help_heading = CERTIFICATE)]
+    tls_extra_names: Vec<String>,
+
+    /// Who this replica is, different for each [default: the host's name and a random number]
+    #[arg(long, value_name = "NAME", env = "POD_NAME", help_heading = PROCESS)]
+    identity: Option<String>,
+    /// Address of metrics and health
+    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
+    metrics_address: SocketAddr,
+    #[command(flatten)]
+    log: LogFlags,
+    /// How long the end may take
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]
+    drain_time: Duration,
+}
+
+/// Runs the controller until it is told to stop.
+pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
+    flags.log.start()?;
+    let drain_time = flags.drain_time;
+    let options = options(flags);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("no threads can be started")?;
+    runtime.block_on(async {
+        let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
+        let mut controller = Controller::start(options).await.map_err(|error| {
+            if error.is_usage() {
+                invalid(error.to_string())
+            } else {
+                error.into()
+            }
+        })?;
+        tracing::info!(admin = %controller.addresses().admin, "listening");
+        let broken = tokio::select! {
+            signal = shutdown.next() => {
+                tracing::info!(signal, "stopping");
+                None
+            }
+            broken = controller.ended() => Some(broken),
+        };
+        controller.stop(drain_time).await;
+        match broken {
+            Some(broken) => bail!("{} ended, which is a fault of rolegate", broken.0),
+            None => Ok(ExitCode::SUCCESS),
+        }
+    })
+}
+
+fn options(flags: ControllerFlags) -> ControllerOptions {
+    // A process that is started again is another holder, as client-go has it.
+    let name = flags.identity.or_else(|| std::env::var("HOSTNAME").ok());
+    let identity = format!(
+        "{}_{:08x}",
+        name.as_deref().unwrap_or("rolegate-controller"),
+        fastrand::u32(..)
+    );
+    ControllerOptions {
+        client: flags.kubernetes.client(),
+        identity,
+        admin_listen: flags.metrics_address,
+        lease: LeaseTiming::default(),
+        certificates: match flags.certificate {
+            CertificateFrom::Controller => CertificateSource::SelfMade,
+            CertificateFrom::CertManager => CertificateSource::CertManager,
+        },
+        self_made: SelfMade {
+            service: flags.service,
+            secret: flags.tls_secret,
+            webhook: flags.webhook,
+            extra_names: flags.tls_extra_names,
+            ..SelfMade::new(flags.namespace.clone())
+        },
+        namespace: flags.namespace,
+        clock: Clock::system(),
+    }
+}

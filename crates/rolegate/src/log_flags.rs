@@ -1,0 +1,52 @@
+//! Flags about the log, shared by every command that runs for long.
+
+use clap::{Args, ValueEnum};
+use rolegate_runtime::logging;
+
+use crate::flags::invalid;
+
+const PROCESS: &str = "Process";
+
+/// How a log line is written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// How the log is written.
+#[derive(Debug, Args)]
+pub(crate) struct LogFlags {
+    /// How log lines are written
+    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_LOG_FORMAT", default_value = "text", ignore_case = true, help_heading = PROCESS)]
+    log_format: LogFormat,
+    /// error, warn, info, debug or trace, or a filter such as info,rolegate_agent=debug
+    #[arg(long, value_name = "LEVEL", env = "ROLEGATE_LOG_LEVEL", default_value = "info", help_heading = PROCESS)]
+    log_level: String,
+    /// The same as --log-level=debug
+    #[arg(long, env = "ROLEGATE_VERBOSE", help_heading = PROCESS)]
+    verbose: bool,
+}
+
+impl LogFlags {
+    /// Starts the log: needed before anything else is validated.
+    ///
+    /// # Errors
+    /// A level that is none, as wrong usage.
+    pub(crate) fn start(&self) -> anyhow::Result<()> {
+        let format = match self.log_format {
+            LogFormat::Text => logging::LogFormat::Text,
+            LogFormat::Json => logging::LogFormat::Json,
+        };
+        // kube2iam's logger has names that ours has not.
+        let level = match self.log_level.as_str() {
+            "panic" | "fatal" => "error",
+            "warning" => "warn",
+            other => other,
+        };
+        let level = if self.verbose { "debug" } else { level };
+        logging::init(format, level).map_err(|error| invalid(format!("--log-level: {error}")))
+    }
+}

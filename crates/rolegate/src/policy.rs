@@ -1,0 +1,80 @@
+//! `rolegate policy`: what the rules say about pods, manifests and changes, told before anybody is
+//! refused.
+
+mod check;
+mod cluster;
+mod convert;
+mod explain;
+mod export;
+mod files;
+mod flags;
+mod load;
+mod output;
+mod simulate;
+mod suggest;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+/// The exit code where somebody is refused or cut off.
+const REFUSED: u8 = 3;
+
+/// Arguments of `rolegate policy`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Ask what the rules say, before anybody is refused.\n\n\
+Every answer comes from the same decision as the agents' and the webhook's. Rules and pods are read \
+from the cluster of the kubeconfig, or from manifests; nothing is written anywhere.",
+    after_help = "\
+Examples:
+  Why does a pod get no credentials?
+    rolegate policy explain pod/api-0 -n shop
+  Would these manifests be refused? For a pipeline:
+    helm template . | rolegate policy check --rules rules/ -f - -o github
+  Whom does a change of the rules cut off?
+    rolegate policy simulate --rules rules/
+  From open namespaces to default deny:
+    rolegate policy suggest > grants.yaml
+
+Exit codes: 0 allowed or nothing cut off, 1 failed, 3 refused or cut off, 64 wrong usage."
+)]
+pub(crate) struct PolicyArguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Tell why a pod may have its role, or may not, and what would change that
+    Explain(Box<explain::ExplainArguments>),
+    /// Judge manifests as the webhook would judge their creation
+    Check(Box<check::CheckArguments>),
+    /// Tell which running pods a change of the rules cuts off, lets in or gives another session
+    Simulate(Box<simulate::SimulateArguments>),
+    /// Write the tightest grants that cover what runs today
+    Suggest(Box<suggest::SuggestArguments>),
+    /// Turn the namespaces' annotations of kube2iam and kiam into grants
+    Convert(Box<convert::ConvertArguments>),
+    /// Write the rules as objects that the API server enforces or needs
+    Export(Box<export::ExportArguments>),
+}
+
+/// Runs one of the actions.
+pub(crate) fn run(arguments: PolicyArguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no thread can be started")?;
+    runtime.block_on(async {
+        match arguments.action {
+            Action::Explain(arguments) => explain::run(*arguments).await,
+            Action::Check(arguments) => check::run(*arguments).await,
+            Action::Simulate(arguments) => simulate::run(*arguments).await,
+            Action::Suggest(arguments) => suggest::run(*arguments).await,
+            Action::Convert(arguments) => convert::run(*arguments).await,
+            Action::Export(arguments) => export::run(*arguments).await,
+        }
+    })
+}

@@ -1,0 +1,276 @@
+//! What a cluster has, listed once: the objects that rules are made of, and pods.
+
+use std::collections::BTreeSet;
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, anyhow, bail};
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, ListParams};
+use kube::core::GroupVersionKind;
+use rolegate_core::config::{ResourceKind, RuleConfig};
+use rolegate_core::layer::Mode;
+use rolegate_kube::client::{ClientOptions, Connection};
+use rolegate_kube::crd::{CONFIG_NAME, GROUP, VERSION};
+use serde_json::Value;
+
+/// Objects asked for at once.
+const PAGE: u32 = 500;
+/// Most objects of one kind.
+const MOST: usize = 500_000;
+
+/// Lists objects of one cluster.
+pub(super) struct Cluster {
+    connection: Connection,
+}
+
+impl Cluster {
+    /// The cluster that `options` name.
+    ///
+    /// # Errors
+    /// Where none is known.
+    pub(super) async fn connect(options: &ClientOptions) -> anyhow::Result<Self> {
+        Ok(Self {
+            connection: Connection::new(options).await?,
+        })
+    }
+
+    /// Everything that decisions depend on, pods aside: namespaces, grants, the configuration, and
+    /// the ConfigMaps and objects of policies. `flags` count where there is no configuration.
+    ///
+    /// # Errors
+    /// What may not be read, or cannot.
+    pub(super) async fn rules(&self, flags: &RuleConfig) -> anyhow::Result<Vec<Value>> {
+        let mut objects = self.list(&core("Namespace", "namespaces"), None).await?;
+        objects.extend(self.optional(&ours("RoleGrant", "rolegrants")).await?);
+        let configs = self
+            .optional(&ours("RolegateConfig", "rolegateconfigs"))
+            .await?;
+        let rego = Rego::of(&configs, flags);
+        objects.extend(configs);
+        if rego.is_off {
+            return Ok(objects);
+        }
+        for namespace in &rego.namespaces {
+            let config_maps = core("ConfigMap", "configmaps");
+            objects.extend(self.list(&config_maps, Some(namespace)).await?);
+        }
+        for kind in &rego.replicate {
+            // The kind's name comes with the answer.
+            let gvk = GroupVersionKind::gvk(&kind.group, &kind.version, "");
+            let resource = ApiResource::from_gvk_with_plural(&gvk, &kind.resource);
+            objects.extend(self.list(&resource, None).await?);
+        }
+        Ok(objects)
+    }
+
+    /// All pods.
+    ///
+    /// # Errors
+    /// What may not be read, or cannot.
+    pub(super) async fn pods(&self) -> anyhow::Result<Vec<Value>> {
+        self.list(&core("Pod", "pods"), None).await
+    }
+
+    /// One pod.
+    ///
+    /// # Errors
+    /// Where it is not there, or may not be read.
+    pub(super) async fn pod(&self, namespace: &str, name: &str) -> anyhow::Result<Value> {
+        let resource = core("Pod", "pods");
+        let api =
+            Api::<DynamicObject>::namespaced_with(self.connection.client(), namespace, &resource);
+        let pod = api
+            .get_opt(name)
+            .await
+            .map_err(|error| self.failed("pods", Some(namespace), &error))?;
+        let pod = pod.ok_or_else(|| anyhow!("there is no pod {name} in namespace {namespace}"))?;
+        named(pod, &resource)
+    }
+
+    /// Objects of ours, none where their kind is not installed.
+    async fn optional(&self, resource: &ApiResource) -> anyhow::Result<Vec<Value>> {
+        match self.pages(resource, None).await {
+            Err(Listing::Failed(kube::Error::Api(status))) if status.code == 404 => Ok(Vec::new()),
+            other => other.map_err(|error| self.told(resource, None, error)),
+        }
+    }
+
+    async fn list(
+        &self,
+        resource: &ApiResource,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<Vec<Value>> {
+        let pages = self.pages(resource, namespace).await;
+        pages.map_err(|error| self.told(resource, namespace, error))
+    }
+
+    async fn pages(
+        &self,
+        resource: &ApiResource,
+        namespace: Option<&str>,
+    ) -> Result<Vec<Value>, Listing> {
+        let client = self.connection.client();
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) => Api::namespaced_with(client, namespace, resource),
+            None => Api::all_with(client, resource),
+        };
+        let mut progress = Progress::new(&resource.plural);
+        let mut found = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = api.list(&page).await.map_err(Listing::Failed)?;
+            let kind = list.types.kind.strip_suffix("List");
+            let mut resource = resource.clone();
+            if let (true, Some(kind)) = (resource.kind.is_empty(), kind) {
+                resource.kind = kind.to_owned();
+            }
+            for object in list.items {
+                found.push(named(object, &resource).map_err(Listing::Unreadable)?);
+            }
+            if found.len() > MOST {
+                return Err(Listing::TooMany);
+            }
+            progress.show(found.len());
+            match list.metadata.continue_.filter(|next| !next.is_empty()) {
+                Some(next) => page = page.continue_token(&next),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    fn told(
+        &self,
+        resource: &ApiResource,
+        namespace: Option<&str>,
+        error: Listing,
+    ) -> anyhow::Error {
+        match error {
+            Listing::Failed(error) => self.failed(&resource.plural, namespace, &error),
+            Listing::Unreadable(error) => error,
+            Listing::TooMany => anyhow!("there are more than {MOST} {}", resource.plural),
+        }
+    }
+
+    fn failed(&self, plural: &str, namespace: Option<&str>, error: &kube::Error) -> anyhow::Error {
+        let place = namespace.map_or("of the cluster".to_owned(), |namespace| {
+            format!("of namespace {namespace}")
+        });
+        let url = self.connection.url();
+        match error {
+            kube::Error::Api(status) if status.code == 403 => anyhow!(
+                "you may not read {plural} {place} at {url}: ask for the verbs get and list on them, or \
+                 give manifests in their stead"
+            ),
+            error => anyhow!(
+                "cannot read {plural} {place} at {url}: {}",
+                rolegate_kube::chain(error)
+            ),
+        }
+    }
+}
+
+enum Listing {
+    Failed(kube::Error),
+    Unreadable(anyhow::Error),
+    TooMany,
+}
+
+/// What is needed for policies.
+struct Rego {
+    is_off: bool,
+    namespaces: BTreeSet<String>,
+    replicate: BTreeSet<ResourceKind>,
+}
+
+impl Rego {
+    /// As the configuration says, which is read for good later, or else `flags`.
+    fn of(configs: &[Value], flags: &RuleConfig) -> Self {
+        let name = |object: &&Value| {
+            let name = object.pointer("/metadata/name").and_then(Value::as_str);
+            name == Some(CONFIG_NAME)
+        };
+        let Some(config) = configs.iter().find(name) else {
+            let namespaces = flags.rego.namespaces.iter();
+            return Self {
+                is_off: flags.modes.rego == Mode::Off,
+                namespaces: namespaces.map(ToString::to_string).collect(),
+                replicate: flags.rego.replicate.iter().cloned().collect(),
+            };
+        };
+        let texts = |pointer: &str| -> Option<Vec<&str>> {
+            let list = config.pointer(pointer)?.as_array()?;
+            Some(list.iter().filter_map(Value::as_str).collect())
+        };
+        let mode = config.pointer("/spec/layers/rego").and_then(Value::as_str);
+        Self {
+            is_off: matches!(mode, None | Some("off")),
+            namespaces: texts("/spec/rego/namespaces")
+                .map_or_else(
+                    || vec!["opa".to_owned()],
+                    |names| names.into_iter().map(str::to_owned).collect(),
+                )
+                .into_iter()
+                .collect(),
+            replicate: texts("/spec/rego/replicate")
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(ResourceKind::parse)
+                .collect(),
+        }
+    }
+}
+
+/// An object with its kind, which lists leave out.
+fn named(object: DynamicObject, resource: &ApiResource) -> anyhow::Result<Value> {
+    let mut value = serde_json::to_value(object).context("an object is not JSON")?;
+    let Value::Object(fields) = &mut value else {
+        bail!("an object is not JSON");
+    };
+    fields.insert("apiVersion".into(), resource.api_version.as_str().into());
+    fields.insert("kind".into(), resource.kind.as_str().into());
+    if let Some(Value::Object(metadata)) = fields.get_mut("metadata") {
+        metadata.remove("managedFields");
+    }
+    Ok(value)
+}
+
+fn core(kind: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", kind), plural)
+}
+
+fn ours(kind: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, kind), plural)
+}
+
+/// How far a long list is, where somebody looks at it.
+struct Progress<'a> {
+    what: &'a str,
+    is_shown: bool,
+}
+
+impl<'a> Progress<'a> {
+    fn new(what: &'a str) -> Self {
+        Self {
+            what,
+            is_shown: false,
+        }
+    }
+
+    fn show(&mut self, count: usize) {
+        let mut out = std::io::stderr();
+        // A list of one page needs no progress.
+        if count > PAGE as usize && out.is_terminal() {
+            self.is_shown = true;
+            let _ = write!(out, "\r{count} {} …", self.what);
+            let _ = out.flush();
+        }
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        if self.is_shown {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! `rolegate policy convert`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use rolegate_policy::convert::{Conversion, convert};
+
+use super::files;
+use super::flags::ReadFlags;
+use super::load::Objects;
+use super::output::{self, ObjectFormat};
+
+/// Arguments of `rolegate policy convert`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Turn the namespaces' annotations of kube2iam (allowed-roles) and kiam (permitted) \
+into grants.\n\n\
+A grant never allows what the annotations did not. Regular expressions become grants where they are \
+plain text, alternatives and `.*`; what can't be said so is left out and told, as a comment and on \
+standard error. External IDs, which annotations don't name, are those of pods.",
+    after_help = "\
+Examples:
+  rolegate policy convert > grants.yaml
+  rolegate policy convert -f namespaces.yaml --base-role-arn arn:aws:iam::123456789012:role/"
+)]
+pub(super) struct ConvertArguments {
+    /// Namespaces and pods from this manifest or folder instead of the cluster; may be repeated
+    #[arg(short, long, value_name = "PATH")]
+    filename: Vec<PathBuf>,
+    /// How the grants are written
+    #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
+    output: ObjectFormat,
+    #[command(flatten)]
+    read: ReadFlags,
+}
+
+/// Converts.
+pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode> {
+    let reading = arguments.read.reading()?;
+    files::validate(&arguments.filename)?;
+    let client = arguments.read.client();
+    let objects = Objects::from(&arguments.filename, &client, &reading, true).await?;
+    let loaded = objects.load(&reading)?;
+    let taken: Vec<_> = loaded.grants.iter().map(|grant| &*grant.name).collect();
+    let converted = convert(&Conversion {
+        namespaces: &loaded.namespaces,
+        workloads: &loaded.workloads,
+        base: loaded.snapshot.rules.base.as_ref(),
+        format: loaded.snapshot.config.restriction_format,
+        allow_unannotated: loaded.snapshot.config.allow_unannotated,
+        taken: &taken,
+    });
+    for note in converted.notes() {
+        output::note(&note);
+    }
+    match arguments.output {
+        ObjectFormat::Yaml => output::raw(&converted.yaml()?)?,
+        ObjectFormat::Json => output::json(&converted.json())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

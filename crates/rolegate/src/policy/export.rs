@@ -1,0 +1,132 @@
+//! `rolegate policy export`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::{Args, ValueEnum};
+use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
+use rolegate_core::config::RuleConfig;
+use rolegate_core::layer::Mode;
+use rolegate_kube::crd::crds_yaml;
+use rolegate_policy::document;
+use rolegate_policy::vap::{VapInput, export};
+
+use super::files;
+use super::flags::{ReadFlags, Reading, RulesFrom, name};
+use super::load::{Loaded, Objects};
+use super::output;
+
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Exported {
+    /// ValidatingAdmissionPolicies, which an API server from 1.30 on enforces without the webhook
+    Vap,
+    /// The registration of the webhook for these rules
+    Webhook,
+    /// The custom resource definitions
+    Crds,
+}
+
+/// Arguments of `rolegate policy export`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Write the rules as objects that the API server enforces or needs.\n\n\
+What cannot be said in the format is told in comments and on standard error, and never left open \
+where a refusal is possible.",
+    after_help = "\
+Examples:
+  rolegate policy export --format vap --rules rules/ | kubectl apply --server-side -f -
+  rolegate policy export --format crds | kubectl apply -f -"
+)]
+pub(super) struct ExportArguments {
+    /// What is written
+    #[arg(long, value_name = "FORMAT")]
+    format: Exported,
+    #[command(flatten)]
+    from: RulesFrom,
+    /// Namespace that rolegate runs in, for the Service of the webhook and the parameters of policies
+    #[arg(short, long, value_name = "NAME", default_value = "rolegate", value_parser = name)]
+    namespace: String,
+    /// Service of the webhook
+    #[arg(long, value_name = "NAME", default_value = "rolegate-admission", value_parser = name)]
+    service: String,
+    /// Certificates (PEM) that the webhook's is checked by; by default somebody else fills them in
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    read: ReadFlags,
+}
+
+/// Exports.
+pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> {
+    let reading = arguments.read.reading()?;
+    files::validate(&arguments.from.rules)?;
+    if arguments.format == Exported::Crds {
+        output::raw(&crds_yaml().map_err(|error| anyhow!(error))?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let client = arguments.read.client();
+    let objects = Objects::from(&arguments.from.rules, &client, &reading, false).await?;
+    let loaded = objects.load(&reading)?;
+    for assumed in &loaded.assumed {
+        output::note(assumed);
+    }
+    let text = match arguments.format {
+        Exported::Vap => vap(&arguments, &reading, &loaded)?,
+        Exported::Webhook | Exported::Crds => webhook(&arguments, &reading, &loaded)?,
+    };
+    output::raw(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn vap(arguments: &ExportArguments, reading: &Reading, loaded: &Loaded) -> anyhow::Result<String> {
+    let rules = &loaded.snapshot.rules;
+    let config = RuleConfig {
+        base: rules.base.clone(),
+        ..RuleConfig::clone(&loaded.snapshot.config)
+    };
+    let exported = export(&VapInput {
+        config: &config,
+        keys: &reading.keys,
+        grants: &loaded.grants,
+        own_roles: &rules.own_roles,
+        namespace: &arguments.namespace,
+    })?;
+    for unsaid in &exported.unsaid {
+        output::note(unsaid);
+    }
+    Ok(exported.yaml()?)
+}
+
+fn webhook(
+    arguments: &ExportArguments,
+    reading: &Reading,
+    loaded: &Loaded,
+) -> anyhow::Result<String> {
+    let snapshot = &loaded.snapshot;
+    let ca_bundle = match &arguments.ca_file {
+        Some(path) => files::bytes(path)?,
+        None => Vec::new(),
+    };
+    let has_default = loaded
+        .namespaces
+        .iter()
+        .any(|namespace| namespace.default_role.is_some());
+    let configuration = webhook_configuration(&Registration {
+        config: &snapshot.config,
+        keys: &reading.keys,
+        grants: &snapshot.grants,
+        has_default_role: snapshot.rules.default_role.is_some() || has_default,
+        has_rego: snapshot.config.modes.rego != Mode::Off && snapshot.policies.asks_at_gate(),
+        endpoint: Endpoint::Service {
+            namespace: &arguments.namespace,
+            name: &arguments.service,
+            path: "/validate",
+            port: 443,
+        },
+        ca_bundle: &ca_bundle,
+        own_namespace: &arguments.namespace,
+    });
+    Ok(document::yaml(&configuration)?)
+}

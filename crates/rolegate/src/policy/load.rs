@@ -1,0 +1,258 @@
+//! From documents to rules, pods and grants, wherever the documents come from.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use jiff::Timestamp;
+use rolegate_admission::policies::{Finding, Findings, ReviewPolicies};
+use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_core::grant::Grant;
+use rolegate_core::namespace::Namespace;
+use rolegate_core::rulebook::Facts;
+use rolegate_core::workload::Workload;
+use rolegate_kube::client::ClientOptions;
+use rolegate_kube::crd::{GROUP, RoleGrant};
+use rolegate_policy::text::plain;
+use rolegate_rego::Policies;
+use rolegate_rules::offline::{self, OfflineOptions};
+use rolegate_rules::snapshot::Snapshot;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::cluster::Cluster;
+use super::files::{self, Manifests};
+use super::flags::Reading;
+
+/// Objects, and where each is from.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    /// The objects.
+    pub(super) values: Vec<Value>,
+    /// File and line of those of files.
+    places: Vec<Option<String>>,
+    /// Whether a cluster was asked: then nothing is guessed.
+    is_cluster: bool,
+}
+
+impl Objects {
+    /// The objects of files.
+    pub(super) fn of_files(paths: &[PathBuf]) -> anyhow::Result<Self> {
+        Ok(Self::of_manifests(&files::read(paths)?))
+    }
+
+    /// Objects that were read.
+    pub(super) fn of_manifests(manifests: &[Manifests]) -> Self {
+        let places = manifests.iter().flat_map(|one| {
+            let file = plain(&one.file);
+            let documents = one.documents.iter();
+            documents.map(move |document| Some(format!("{file}:{}", document.line())))
+        });
+        Self {
+            values: files::objects(manifests),
+            places: places.collect(),
+            is_cluster: false,
+        }
+    }
+
+    /// The rules of a cluster, with its pods where they are wanted.
+    pub(super) async fn of_cluster(
+        options: &ClientOptions,
+        reading: &Reading,
+        pods: bool,
+    ) -> anyhow::Result<Self> {
+        let cluster = Cluster::connect(options).await?;
+        let mut values = cluster.rules(&reading.flags).await?;
+        if pods {
+            values.extend(cluster.pods().await?);
+        }
+        Ok(Self {
+            values,
+            places: Vec::new(),
+            is_cluster: true,
+        })
+    }
+
+    /// From files where there are paths, and otherwise from the cluster.
+    pub(super) async fn from(
+        paths: &[PathBuf],
+        options: &ClientOptions,
+        reading: &Reading,
+        pods: bool,
+    ) -> anyhow::Result<Self> {
+        if paths.is_empty() {
+            Self::of_cluster(options, reading, pods).await
+        } else {
+            Self::of_files(paths)
+        }
+    }
+
+    /// One more object, of nobody's file.
+    pub(super) fn push(&mut self, value: Value) {
+        self.places.resize(self.values.len(), None);
+        self.values.push(value);
+        self.places.push(None);
+    }
+
+    /// The same source with other objects.
+    pub(super) fn with(&self, values: Vec<Value>) -> Self {
+        Self {
+            values,
+            places: Vec::new(),
+            is_cluster: self.is_cluster,
+        }
+    }
+
+    /// The rules and pods.
+    ///
+    /// # Errors
+    /// An object that is malformed, with its place.
+    pub(super) fn load(&self, reading: &Reading) -> anyhow::Result<Loaded> {
+        let values: Vec<Value> = if reading.uses_config {
+            self.values.clone()
+        } else {
+            let counts = |value: &&Value| !is_ours(value, "RolegateConfig");
+            self.values.iter().filter(counts).cloned().collect()
+        };
+        let has_config = values.iter().any(|value| is_ours(value, "RolegateConfig"));
+        let options = OfflineOptions {
+            flags: reading.flags.clone(),
+            keys: reading.keys.clone(),
+            ..OfflineOptions::default()
+        };
+        let mut values = values;
+        // What a cluster has without a configuration counts as flags say, whatever there is.
+        let is_told = self.is_cluster || reading.flags.modes != Modes::default();
+        if is_told && !has_config {
+            values.push(as_config(&reading.flags));
+        }
+        let mut offline = offline::load(&values, options).map_err(|error| {
+            let place = self.places.get(error.place).cloned().flatten();
+            match place {
+                Some(place) => anyhow!("{place}: {error}"),
+                None => anyhow!("{error}"),
+            }
+        })?;
+        offline.keeper.learn(Facts {
+            base: reading.flags.base.clone(),
+            ..Facts::default()
+        });
+        let snapshot = Snapshot::clone(&offline.keeper.rules().load());
+        let namespaces = offline.keeper.book().namespaces().cloned().collect();
+        Ok(Loaded {
+            snapshot,
+            workloads: offline.workloads,
+            namespaces,
+            grants: grants(&values)?,
+            assumed: offline.assumed,
+        })
+    }
+}
+
+/// Rules, pods and what rules are made of.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// The rules.
+    pub(super) snapshot: Snapshot,
+    /// The pods.
+    pub(super) workloads: Vec<Workload>,
+    /// The namespaces, raw.
+    pub(super) namespaces: Vec<Namespace>,
+    /// The grants, raw.
+    pub(super) grants: Vec<Grant>,
+    /// What was taken for granted, in sentences.
+    pub(super) assumed: Vec<String>,
+}
+
+impl Loaded {
+    /// The policies as the gate asks them.
+    pub(super) fn policies(&self) -> AskPolicies {
+        AskPolicies(self.snapshot.policies.clone())
+    }
+}
+
+fn is_ours(value: &Value, kind: &str) -> bool {
+    let text = |field| value.get(field).and_then(Value::as_str).unwrap_or_default();
+    text("kind") == kind && text("apiVersion").split('/').next() == Some(GROUP)
+}
+
+fn grants(values: &[Value]) -> anyhow::Result<Vec<Grant>> {
+    let grants = values.iter().filter(|value| is_ours(value, "RoleGrant"));
+    grants
+        .map(|value| {
+            let grant = RoleGrant::deserialize(value).context("a RoleGrant cannot be read")?;
+            Ok(Grant::from(&grant))
+        })
+        .collect()
+}
+
+/// The flags as the configuration that they stand for.
+fn as_config(flags: &RuleConfig) -> Value {
+    let rego = &flags.rego;
+    let label = rego.label.as_ref();
+    let kinds = rego.replicate.iter();
+    let kinds = kinds.map(|kind| {
+        let group = match &*kind.group {
+            "" => String::new(),
+            group => format!("{group}/"),
+        };
+        format!("{group}{}/{}", kind.version, kind.resource)
+    });
+    let mut spec = json!({
+        "layers": {
+            "namespace": flags.modes.namespace.as_str(),
+            "grants": flags.modes.grants.as_str(),
+            "rego": flags.modes.rego.as_str(),
+        },
+        "namespaceRestrictionFormat": match flags.restriction_format {
+            rolegate_core::pattern::PatternFormat::Glob => "glob",
+            rolegate_core::pattern::PatternFormat::Regexp => "regexp",
+        },
+        "rego": {
+            "namespaces": rego.namespaces.iter().map(|name| &**name).collect::<Vec<_>>(),
+            "label": label.map_or(String::new(), |(key, value)| format!("{key}={value}")),
+            "replicate": kinds.collect::<Vec<_>>(),
+        },
+    });
+    if let Value::Object(fields) = &mut spec {
+        if let Some(base) = &flags.base {
+            fields.insert("baseRoleArn".into(), base.as_str().into());
+        }
+        if let Some(role) = &flags.default_role {
+            fields.insert("defaultRole".into(), (**role).into());
+        }
+    }
+    json!({
+        "apiVersion": format!("{GROUP}/{}", rolegate_kube::crd::VERSION),
+        "kind": "RolegateConfig",
+        "metadata": {"name": rolegate_kube::crd::CONFIG_NAME},
+        "spec": spec,
+    })
+}
+
+/// Rego policies behind the seam of the gate.
+#[derive(Debug)]
+pub(super) struct AskPolicies(Arc<Policies>);
+
+impl ReviewPolicies for AskPolicies {
+    fn judge_review(&self, review: &str, now: Timestamp) -> Findings {
+        let denial = |policy: &str, message: String| Finding {
+            policy: policy.to_owned(),
+            message,
+        };
+        match self.0.judge_review_json(review.as_bytes(), now) {
+            Ok(found) => Findings {
+                asked: found.asked.len(),
+                denials: found
+                    .denials
+                    .into_iter()
+                    .map(|one| denial(&one.policy, one.message))
+                    .collect(),
+            },
+            Err(error) => Findings {
+                asked: 0,
+                denials: vec![denial("(all)", error.to_string())],
+            },
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! `rolegate policy` on files, by the built binary.
+#![cfg(test)]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+const BASE: &str = "--base-role-arn=arn:aws:iam::123456789012:role/";
+
+const RULES: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: shop
+  annotations:
+    iam.amazonaws.com/allowed-roles: '[\"reader\", \"shop-*\"]'
+---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: web
+  annotations:
+    iam.amazonaws.com/permitted: web-.*
+---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: odd
+  annotations:
+    iam.amazonaws.com/permitted: odd-[a-z]+
+";
+
+const PODS: &str = "\
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: api-0
+  namespace: shop
+  uid: u1
+  annotations:
+    iam.amazonaws.com/role: reader
+spec:
+  serviceAccountName: api
+  containers: [{name: app, image: app}]
+status: {phase: Running}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: front-0
+  namespace: web
+  uid: u2
+  annotations:
+    iam.amazonaws.com/role: web-front
+    iam.amazonaws.com/external-id: customer-a
+spec:
+  containers: [{name: app, image: app}]
+status: {phase: Running}
+";
+
+const GRANT: &str = "\
+apiVersion: rolegate.dev/v1alpha1
+kind: RoleGrant
+metadata: {name: shop}
+spec:
+  roles: [reader]
+  subjects: [{namespaces: [shop], serviceAccounts: [api]}]
+---
+apiVersion: rolegate.dev/v1alpha1
+kind: RolegateConfig
+metadata: {name: cluster}
+spec:
+  layers: {namespace: enforce, grants: enforce}
+";
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs `rolegate policy` in a folder of `files`, without an environment.
+fn run(files: &[(&str, &str)], arguments: &[&str], input: &str) -> Ran {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    run_in(folder.path(), arguments, input)
+}
+
+fn run_in(folder: &Path, arguments: &[&str], input: &str) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_rolegate"))
+        .arg("policy")
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that refuses its flags reads nothing.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    Ran {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn json(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{}{}", ran.out, ran.err))
+}
+
+#[test]
+fn a_pod_is_explained_with_its_session_or_with_what_it_lacks() {
+    let files = [
+        ("rules/a.yaml", RULES),
+        ("rules/b.yml", PODS),
+        ("grant.yaml", GRANT),
+    ];
+    let fine = [
+        "explain",
+        "pod/api-0",
+        "-n",
+        "shop",
+        "--rules",
+        "rules",
+        BASE,
+    ];
+    let ran = run(&files, &fine, "");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(
+        ran.out.contains("allowed") && ran.out.contains("shop.api"),
+        "{}",
+        ran.out
+    );
+    assert!(!ran.out.contains('\x1b'), "colours without a terminal");
+
+    let mut refused = vec![
+        "explain", "--role", "shop-db", "-n", "shop", "-o", "json", BASE,
+    ];
+    refused.extend(["--rules", "rules", "--rules", "grant.yaml"]);
+    let ran = run(&files, &refused, "");
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    let told = json(&ran);
+    assert_eq!(told["decision"], "denied");
+    assert_eq!(told["denial"]["layer"], "grants");
+    assert_eq!(told["grant"]["spec"]["roles"][0], "shop-db");
+
+    // What is told to be missing is what is missing.
+    let grant = told["grant"].to_string();
+    let mut files = files.to_vec();
+    files.push(("rules/missing.json", &grant));
+    let ran = run(&files, &refused, "");
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+}
+
+#[test]
+fn manifests_are_checked_with_their_lines() {
+    let manifest = "\
+# Source: shop/templates/api.yaml
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api, namespace: shop}
+spec:
+  template:
+    metadata:
+      annotations:
+        iam.amazonaws.com/role: admin
+    spec:
+      containers: [{name: app, image: app}]
+";
+    let files = [("rules.yaml", RULES)];
+    let check = |output, input: &str| {
+        let arguments = [
+            "check",
+            "-f",
+            "-",
+            "--rules",
+            "rules.yaml",
+            "-o",
+            output,
+            BASE,
+        ];
+        run(&files, &arguments, input)
+    };
+    let ran = check("json", manifest);
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    let finding = &json(&ran)["findings"][0];
+    assert_eq!(finding["line"], 9);
+    assert_eq!(finding["layer"], "namespace");
+    assert_eq!(finding["template"], "shop/templates/api.yaml");
+    let ran = check("github", manifest);
+    assert!(
+        ran.out.starts_with("::error file=-,line=9,title="),
+        "{}",
+        ran.out
+    );
+    let ran = check("sarif", manifest);
+    assert_eq!(json(&ran)["runs"][0]["results"][0]["level"], "error");
+    let fine = manifest.replace("admin", "shop-api");
+    let ran = check("text", &fine);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert_eq!(ran.out, "1 object checked, none would be refused\n");
+}
+
+#[test]
+fn nobody_allows_himself_what_he_asks_for() {
+    let manifest = "\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: mine
+  annotations:
+    iam.amazonaws.com/allowed-roles: '[\"*\"]'
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: x
+  namespace: shop
+  annotations: {iam.amazonaws.com/role: admin}
+spec:
+  containers: [{name: app, image: app}]
+---
+apiVersion: rolegate.dev/v1alpha1
+kind: RoleGrant
+metadata: {name: mine}
+spec:
+  roles: ['*']
+  subjects: [{namespaces: ['*']}]
+";
+    let arguments = [
+        "check",
+        "-f",
+        "-",
+        "--rules",
+        "rules.yaml",
+        "-o",
+        "json",
+        BASE,
+    ];
+    let ran = run(&[("rules.yaml", RULES)], &arguments, manifest);
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    let told = json(&ran);
+    let names: Vec<_> = told["findings"].as_array().unwrap().iter().collect();
+    let of = |name: &str| names.iter().any(|finding| finding["name"] == name);
+    assert!(of("mine") && of("x"), "{told:#}");
+}
+
+#[test]
+fn a_change_tells_whom_it_cuts_off() {
+    let files = [
+        ("now.yaml", &*format!("{RULES}{PODS}")),
+        ("new/grant.yaml", GRANT),
+    ];
+    let arguments = [
+        "simulate", "--rules", "new", "-f", "now.yaml", "-o", "json", BASE,
+    ];
+    let ran = run(&files, &arguments, "");
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    let told = json(&ran);
+    assert_eq!(told["pods"], 2);
+    assert_eq!(told["unchanged"], 1);
+    assert_eq!(told["cutOff"][0]["pods"][0], "front-0");
+}
+
+#[test]
+fn the_suggestion_is_the_step_to_default_deny() {
+    let now = format!("{RULES}{PODS}");
+    let files = [("now.yaml", now.as_str())];
+    let suggested = run(&files, &["suggest", "-f", "now.yaml", BASE], "");
+    assert_eq!(suggested.code, 0, "{}", suggested.err);
+    assert!(suggested.out.contains("- customer-a"), "{}", suggested.out);
+    let config = GRANT.split_once("---\n").unwrap().1;
+    let new = format!("{}---\n{config}", suggested.out);
+    let files = [("now.yaml", now.as_str()), ("new.yaml", new.as_str())];
+    let arguments = ["simulate", "--rules", "new.yaml", "-f", "now.yaml", BASE];
+    let ran = run(&files, &arguments, "");
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(ran.out.starts_with("nothing changes"), "{}", ran.out);
+}
+
+#[test]
+fn annotations_are_converted_or_told() {
+    let ran = run(&[("n.yaml", RULES)], &["convert", "-f", "n.yaml", BASE], "");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(
+        ran.out.contains("- shop-*") && ran.out.contains("- web-*"),
+        "{}",
+        ran.out
+    );
+    assert!(
+        ran.out.contains("# note: ") && ran.err.contains("has no glob"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(ran.out.matches("kind: RoleGrant").count(), 2);
+}
+
+#[test]
+fn rules_are_exported() {
+    let files = [("rules.yaml", &*format!("{RULES}---\n{GRANT}"))];
+    for (format, part) in [
+        ("vap", "ValidatingAdmissionPolicy"),
+        ("webhook", "ValidatingWebhookConfiguration"),
+        ("crds", "rolegrants.rolegate.dev"),
+    ] {
+        let arguments = ["export", "--format", format, "--rules", "rules.yaml", BASE];
+        let ran = run(&files, &arguments, "");
+        assert_eq!(ran.code, 0, "{format}: {}", ran.err);
+        assert!(ran.out.contains(part), "{format}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_with_file_line_and_what_to_do() {
+    let bomb = "apiVersion: v1\nkind: Pod\na: &a [x,x,x,x,x,x,x,x,x]\n".to_owned()
+        + &(1..12)
+            .map(|n| {
+                let (name, before) = (
+                    format!("a{n}"),
+                    if n == 1 {
+                        "a".into()
+                    } else {
+                        format!("a{}", n - 1)
+                    },
+                );
+                let list = vec![format!("*{before}"); 9].join(",");
+                format!("{name}: &{name} [{list}]\n")
+            })
+            .collect::<String>();
+    let wrong_grant = "---\napiVersion: rolegate.dev/v1alpha1\nkind: RoleGrant\nmetadata: {name: x}\nspec: {rolez: []}\n";
+    let files = [
+        ("rules.yaml", RULES),
+        ("bad/broken.yaml", "a: [\n"),
+        ("none.yaml", "# nothing\nreplicas: 1\n"),
+        ("bomb.yaml", bomb.as_str()),
+        ("grant.yaml", wrong_grant),
+        ("empty/readme.md", "x"),
+    ];
+    let cases: &[(&[&str], i32, &str)] = &[
+        (
+            &["check", "-f", "bad", "--rules", "rules.yaml"],
+            1,
+            "bad/broken.yaml:",
+        ),
+        (
+            &["check", "-f", "none.yaml", "--rules", "rules.yaml"],
+            1,
+            "none.yaml:2: the document is no Kubernetes object",
+        ),
+        (
+            &["check", "-f", "bomb.yaml", "--rules", "rules.yaml"],
+            1,
+            "bomb.yaml:",
+        ),
+        (
+            &["check", "-f", "empty", "--rules", "rules.yaml"],
+            1,
+            "no file that ends in",
+        ),
+        (
+            &["check", "-f", "gone.yaml", "--rules", "rules.yaml"],
+            1,
+            "gone.yaml",
+        ),
+        (
+            &["check", "-f", "rules.yaml", "--rules", "grant.yaml"],
+            1,
+            "grant.yaml:2: RoleGrant x",
+        ),
+        (&["check", "-f", "-", "--rules", "-"], 64, "standard input"),
+        (
+            &["explain", "deployment/x", "--rules", "rules.yaml"],
+            64,
+            "pod/NAME",
+        ),
+        (
+            &["explain", "pod/x", "--rules", "rules.yaml"],
+            1,
+            "no pod x",
+        ),
+        (&["explain"], 64, "required"),
+        (
+            &["suggest", "-f", "rules.yaml", "--base-role-arn=x"],
+            64,
+            "--base-role-arn",
+        ),
+        (
+            &["explain", "--role", "r", "-n", "*", "--rules", "rules.yaml"],
+            64,
+            "lower-case",
+        ),
+    ];
+    for (arguments, code, part) in cases {
+        let ran = run(&files, arguments, "");
+        assert_eq!(ran.code, *code, "{arguments:?}: {}{}", ran.out, ran.err);
+        assert!(ran.err.contains(part), "{arguments:?}: {}", ran.err);
+        assert!(!ran.err.contains("panicked"), "{arguments:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn help_teaches_by_examples() {
+    for command in [
+        "explain", "check", "simulate", "suggest", "convert", "export",
+    ] {
+        let ran = run(&[], &[command, "--help"], "");
+        assert_eq!(ran.code, 0);
+        assert!(ran.out.contains("Examples:"), "{command}");
+        assert!(
+            ran.out.contains(&format!("rolegate policy {command}")),
+            "{command}"
+        );
+    }
+}

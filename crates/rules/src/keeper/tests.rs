@@ -1,0 +1,191 @@
+use jiff::Timestamp;
+use rolegate_core::config::Modes;
+use rolegate_core::decision::Decision;
+use rolegate_core::key_values::KeyValues;
+use rolegate_core::namespace::Namespace;
+use rolegate_core::rulebook::ClusterConfig;
+use rolegate_core::workload::{Phase, Wish, Workload};
+use serde_json::json;
+
+use super::*;
+
+const DENY_ALL: &str = "package kubernetes.admission\ndeny[msg] { msg := \"nobody\" }\n";
+const DENY_NONE: &str = "package kubernetes.admission\ndeny[msg] { false; msg := \"\" }\n";
+
+fn config(rego: RegoConfig) -> RuleConfig {
+    RuleConfig {
+        modes: Modes {
+            namespace: Mode::Off,
+            grants: Mode::Off,
+            rego: Mode::Enforce,
+        },
+        rego,
+        ..RuleConfig::default()
+    }
+}
+
+fn keeper(rego: RegoConfig) -> Keeper {
+    let mut keeper = Keeper::new(config(rego), Point::Door, SessionScope::Workload, 3600);
+    keeper.learn(Facts::default());
+    let default = Namespace {
+        name: "default".into(),
+        ..Namespace::default()
+    };
+    let namespaces = Change::Snapshot(vec![default]);
+    keeper.apply(Report::Rules(RuleUpdate::Namespaces(namespaces)));
+    keeper
+}
+
+fn map(name: &str, points: &str, text: &str) -> ConfigMap {
+    ConfigMap {
+        namespace: "opa".into(),
+        name: name.into(),
+        labels: [("openpolicyagent.org/policy", "rego")]
+            .into_iter()
+            .collect(),
+        annotations: [("rolegate.dev/points", points)].into_iter().collect(),
+        data: [("main.rego".to_owned(), text.to_owned())].into(),
+        ..ConfigMap::default()
+    }
+}
+
+fn maps(all: Vec<ConfigMap>) -> Report {
+    Report::ConfigMaps("opa".into(), Change::Snapshot(all))
+}
+
+fn namespaces(all: Vec<Replicated>) -> Report {
+    Report::Replicated(ResourceKind::namespaces(), Change::Snapshot(all))
+}
+
+fn decide(keeper: &Keeper) -> Decision {
+    let pod = Workload {
+        namespace: "default".into(),
+        name: "app".into(),
+        uid: "1".into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: Vec::new(),
+        phase: Phase::Running,
+        host_network: false,
+        mirror: false,
+        wish: Wish {
+            role: Some("arn:aws:iam::123456789012:role/reader".into()),
+            ..Wish::default()
+        },
+        labels: KeyValues::default(),
+        annotations: KeyValues::default(),
+    };
+    keeper
+        .rules()
+        .load()
+        .rules
+        .decide(&pod, Timestamp::UNIX_EPOCH)
+}
+
+fn allows(keeper: &Keeper) -> bool {
+    matches!(decide(keeper), Decision::Allow { .. })
+}
+
+#[test]
+fn nothing_is_decided_before_all_that_policies_need_is_there() {
+    let mut keeper = keeper(RegoConfig::default());
+    assert_eq!(keeper.unseen(), Some("policies are not loaded"));
+    assert_eq!(decide(&keeper), Decision::Undecided);
+    keeper.apply(maps(vec![map("open", "door", DENY_NONE)]));
+    // A door's policy may read namespaces, so they are needed too.
+    let needs = keeper.rules().load().needs.clone();
+    assert_eq!(needs.replicated, [ResourceKind::namespaces()].into());
+    assert_eq!(decide(&keeper), Decision::Undecided);
+    keeper.apply(namespaces(Vec::new()));
+    assert!(allows(&keeper));
+}
+
+#[test]
+fn policies_of_the_gate_are_not_asked_at_doors_and_those_of_both_are() {
+    let mut keeper = keeper(RegoConfig::default());
+    keeper.apply(maps(vec![map("gate", "gate", DENY_ALL)]));
+    assert!(keeper.rules().load().needs.replicated.is_empty());
+    assert!(allows(&keeper));
+    keeper.apply(maps(vec![map("both", "gate,door", DENY_ALL)]));
+    keeper.apply(namespaces(Vec::new()));
+    assert!(!allows(&keeper));
+    // What cannot be read is asked everywhere rather than nowhere.
+    keeper.apply(maps(vec![map("typo", "gates", DENY_ALL)]));
+    assert!(!allows(&keeper));
+    assert_eq!(keeper.misplaced().len(), 1);
+}
+
+#[test]
+fn threat_10_a_required_policy_that_is_gone_refuses_everything() {
+    let required = RegoConfig {
+        required: [("opa".into(), "must".into())].into(),
+        ..RegoConfig::default()
+    };
+    let mut keeper = keeper(required);
+    keeper.apply(namespaces(Vec::new()));
+    keeper.apply(maps(vec![map("must", "gate,door", DENY_NONE)]));
+    assert!(allows(&keeper) && keeper.missing().is_none());
+    keeper.apply(maps(Vec::new()));
+    assert!(!allows(&keeper));
+    assert!(keeper.missing().unwrap().contains("opa/must"));
+}
+
+#[test]
+fn a_broken_policy_keeps_its_last_good_one_and_a_status_is_no_change() {
+    let mut keeper = keeper(RegoConfig::default());
+    keeper.apply(namespaces(Vec::new()));
+    keeper.apply(maps(vec![map("one", "door", DENY_ALL)]));
+    assert!(!allows(&keeper));
+    let broken = map("one", "door", "package kubernetes.admission\ndeny[");
+    let change = Report::ConfigMaps("opa".into(), Change::Apply(broken.clone()));
+    assert_eq!(keeper.apply(change), Touched::All);
+    assert!(!allows(&keeper), "the last good one denies");
+    let status = keeper.policy_statuses();
+    let status = status.values().next().unwrap().to_json();
+    assert_eq!(status["status"], json!("error"));
+    let mut told = broken;
+    told.annotations = [
+        ("rolegate.dev/points", "door"),
+        ("openpolicyagent.org/kube-mgmt-status", "{}"),
+    ]
+    .into_iter()
+    .collect();
+    let change = Report::ConfigMaps("opa".into(), Change::Apply(told));
+    assert_eq!(keeper.apply(change), Touched::Nothing);
+}
+
+#[test]
+fn policies_read_replicated_objects_as_they_change() {
+    let text = "package kubernetes.admission\nimport data.kubernetes.namespaces\n\
+                deny[msg] { not namespaces[input.request.namespace].metadata.labels.team; msg := \"no team\" }\n";
+    let namespace = |labels: serde_json::Value| Replicated {
+        resource: ResourceKind::namespaces(),
+        namespace: None,
+        name: "default".into(),
+        object: json!({"metadata": {"name": "default", "labels": labels}}),
+    };
+    let mut keeper = keeper(RegoConfig::default());
+    keeper.apply(maps(vec![map("teams", "door", text)]));
+    keeper.apply(namespaces(vec![namespace(json!({}))]));
+    assert!(!allows(&keeper));
+    let labelled = Change::Apply(namespace(json!({"team": "a"})));
+    keeper.apply(Report::Replicated(ResourceKind::namespaces(), labelled));
+    assert!(allows(&keeper));
+}
+
+#[test]
+fn another_label_reads_the_config_maps_anew() {
+    let mut keeper = keeper(RegoConfig::default());
+    keeper.apply(namespaces(Vec::new()));
+    let mut unlabelled = map("one", "door", DENY_ALL);
+    unlabelled.labels = KeyValues::default();
+    keeper.apply(maps(vec![unlabelled]));
+    assert!(allows(&keeper));
+    let all = config(RegoConfig {
+        label: None,
+        ..RegoConfig::default()
+    });
+    let all = RuleUpdate::Config(ClusterConfig::Is(Arc::new(all)));
+    keeper.apply(Report::Rules(all));
+    assert!(!allows(&keeper));
+}

@@ -1,0 +1,12 @@
+//! The rules as they are now, for everyone who decides.
+//!
+//! [`keeper::Keeper`] is the one writer: it takes what sources report about the configuration,
+//! grants, namespaces and policies. [`rules::Rules`] are the many readers' handle: each change is
+//! a new immutable [`snapshot::Snapshot`], published at once. [`source`] follows a cluster, and
+//! [`offline`] reads the same objects from manifests.
+
+pub mod keeper;
+pub mod offline;
+pub mod rules;
+pub mod snapshot;
+pub mod source;

@@ -1,0 +1,398 @@
+//! Rules from documents: manifests of a repository, or what was listed from a cluster. The same
+//! objects become the same rules as when they are watched.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, PERMITTED};
+use rolegate_core::config::{DATA_LABEL, Modes, ResourceKind, RuleConfig};
+use rolegate_core::grant::Grant;
+use rolegate_core::layer::Mode;
+use rolegate_core::namespace::Namespace;
+use rolegate_core::rulebook::{ClusterConfig, Facts, RuleUpdate};
+use rolegate_core::session_name::SessionScope;
+use rolegate_core::workload::{Change, Workload};
+use rolegate_kube::config_maps::{self, ConfigMap};
+use rolegate_kube::crd::{RoleGrant, RolegateConfig};
+use rolegate_kube::replicated::Replicated;
+use rolegate_kube::{namespaces, workloads};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::keeper::{Keeper, Point, Report};
+
+/// Most bytes of a name in an error.
+const LONGEST: usize = 80;
+
+/// What shapes rules beside the documents.
+#[derive(Debug, Clone)]
+pub struct OfflineOptions {
+    /// What counts where there is no `RolegateConfig` among the documents.
+    pub flags: RuleConfig,
+    /// The annotations' keys.
+    pub keys: AnnotationKeys,
+    /// Which policies count.
+    pub point: Point,
+    /// Which workloads share a session.
+    pub scope: SessionScope,
+    /// The life asked of STS, seconds.
+    pub session_seconds: u32,
+}
+
+impl Default for OfflineOptions {
+    fn default() -> Self {
+        Self {
+            flags: RuleConfig::default(),
+            keys: AnnotationKeys::default(),
+            point: Point::Gate,
+            scope: SessionScope::Workload,
+            session_seconds: 3600,
+        }
+    }
+}
+
+/// A document that is no object of its kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {name}: {why}")]
+pub struct OfflineError {
+    /// The place among the documents, from 0.
+    pub place: usize,
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// What is wrong, and what to do.
+    pub why: String,
+}
+
+/// Rules from documents.
+#[derive(Debug)]
+pub struct Offline {
+    /// The rules.
+    pub keeper: Keeper,
+    /// The pods among the documents.
+    pub workloads: Vec<Workload>,
+    /// What was taken for granted, in sentences.
+    pub assumed: Vec<String>,
+}
+
+/// Reads rules from documents. Namespaces that objects are in and that no document describes are
+/// taken to be without labels and annotations. Documents of other kinds count where policies have
+/// them replicated.
+///
+/// # Errors
+/// [`OfflineError`]: the first document of one of our kinds that is malformed.
+pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, OfflineError> {
+    let mut read = Documents::default();
+    for (place, document) in documents.iter().enumerate() {
+        read.take(place, document, &options.keys)?;
+    }
+    let mut assumed = Vec::new();
+    let mut flags = options.flags;
+    if read.config.is_none() {
+        flags.modes = read.modes(&flags);
+        assumed.push(format!(
+            "there is no RolegateConfig: layer namespace is {}, grants {}, rego {}",
+            flags.modes.namespace.as_str(),
+            flags.modes.grants.as_str(),
+            flags.modes.rego.as_str(),
+        ));
+    }
+    read.assume_namespaces(&mut assumed);
+    let mut keeper = Keeper::new(flags, options.point, options.scope, options.session_seconds);
+    keeper.learn(Facts::default());
+    let namespaces = read.namespaces.into_values().collect();
+    let mut reports = vec![
+        Report::Rules(RuleUpdate::Namespaces(Change::Snapshot(namespaces))),
+        Report::Rules(RuleUpdate::Grants(Change::Snapshot(read.grants))),
+    ];
+    if let Some(config) = read.config {
+        let config = ClusterConfig::Is(config.into());
+        reports.insert(0, Report::Rules(RuleUpdate::Config(config)));
+    }
+    for report in reports {
+        keeper.apply(report);
+    }
+    let policies = keeper.book().config().rego.clone();
+    for namespace in policies.namespaces {
+        let maps = read.config_maps.iter();
+        let maps = maps.filter(|map| map.namespace == namespace).cloned();
+        keeper.apply(Report::ConfigMaps(
+            namespace.clone(),
+            Change::Snapshot(maps.collect()),
+        ));
+    }
+    let kinds = policies.replicate.into_iter();
+    for kind in kinds.chain([ResourceKind::namespaces()]) {
+        let objects = read.objects.iter().filter(|object| is_of(object, &kind));
+        let objects = objects.filter_map(|object| replicated(object, &kind));
+        keeper.apply(Report::Replicated(
+            kind.clone(),
+            Change::Snapshot(objects.collect()),
+        ));
+    }
+    Ok(Offline {
+        keeper,
+        workloads: read.workloads,
+        assumed,
+    })
+}
+
+#[derive(Default)]
+struct Documents {
+    config: Option<RuleConfig>,
+    grants: Vec<Grant>,
+    namespaces: BTreeMap<String, Namespace>,
+    config_maps: Vec<ConfigMap>,
+    workloads: Vec<Workload>,
+    /// Everything, for replication.
+    objects: Vec<Value>,
+    /// Namespaces that objects are in.
+    mentioned: BTreeSet<String>,
+}
+
+impl Documents {
+    fn take(
+        &mut self,
+        place: usize,
+        document: &Value,
+        keys: &AnnotationKeys,
+    ) -> Result<(), OfflineError> {
+        let text = |path: &str| document.pointer(path).and_then(Value::as_str);
+        let (group, kind) = (group(document), text("/kind").unwrap_or_default());
+        let wrong = |why: String| OfflineError {
+            place,
+            kind: short(kind),
+            name: short(text("/metadata/name").unwrap_or_default()),
+            why,
+        };
+        let name = text("/metadata/name");
+        match (group, kind) {
+            ("rolegate.dev", "RoleGrant") => {
+                let grant: RoleGrant = parse(document).map_err(wrong)?;
+                self.grants.push((&grant).into());
+            }
+            ("rolegate.dev", "RolegateConfig") => {
+                let config: RolegateConfig = parse(document).map_err(wrong)?;
+                if self.config.is_some() {
+                    return Err(wrong("there is one already, and only one counts".into()));
+                }
+                let config = RuleConfig::try_from(&config);
+                self.config = Some(config.map_err(|error| wrong(error.to_string()))?);
+            }
+            ("", "Namespace") => {
+                let name = name.ok_or_else(|| wrong("it has no metadata.name".into()))?;
+                // As the API server does.
+                let mut object = document.clone();
+                if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+                    let labels = metadata.entry("labels").or_insert_with(|| json!({}));
+                    if let Some(labels) = labels.as_object_mut() {
+                        labels.insert("kubernetes.io/metadata.name".into(), name.into());
+                    }
+                }
+                let namespace = namespaces::read(&object, keys).map_err(wrong)?;
+                self.namespaces.insert(name.to_owned(), namespace);
+                self.objects.push(object);
+                return Ok(());
+            }
+            ("", "ConfigMap") => {
+                let map = config_maps::read(document).map_err(wrong)?;
+                self.config_maps.push(map);
+            }
+            ("", "Pod") if document.pointer("/metadata/uid").is_some() => {
+                let workload = workloads::read(document, keys).map_err(wrong)?;
+                self.workloads.push(workload);
+            }
+            _ => {}
+        }
+        if let Some(namespace) = text("/metadata/namespace") {
+            self.mentioned.insert(namespace.to_owned());
+        }
+        self.objects.push(document.clone());
+        Ok(())
+    }
+
+    /// The modes that the documents speak for.
+    fn modes(&self, flags: &RuleConfig) -> Modes {
+        let on = |yes: bool, flag: Mode| match yes {
+            true => Mode::Enforce,
+            false => flag,
+        };
+        let policies = self.config_maps.iter().any(|map| {
+            let labelled = match &flags.rego.label {
+                Some((key, value)) => map.labels.get(key) == Some(value),
+                None => true,
+            };
+            let is_data = map.labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1);
+            flags.rego.namespaces.contains(&map.namespace) && labelled && !is_data
+        });
+        let annotated = self
+            .namespaces
+            .values()
+            .any(|namespace| namespace.allowed_roles.is_some() || namespace.permitted.is_some());
+        let others = !self.grants.is_empty() || policies;
+        Modes {
+            namespace: match annotated || !others {
+                true => Mode::Enforce,
+                false => Mode::Off,
+            },
+            grants: on(!self.grants.is_empty(), flags.modes.grants),
+            rego: on(policies, flags.modes.rego),
+        }
+    }
+
+    fn assume_namespaces(&mut self, assumed: &mut Vec<String>) {
+        for name in std::mem::take(&mut self.mentioned) {
+            if self.namespaces.contains_key(&name) {
+                continue;
+            }
+            let labels = [("kubernetes.io/metadata.name", name.as_str())];
+            assumed.push(format!(
+                "namespace {} is taken to have no labels and neither {ALLOWED_ROLES} nor {PERMITTED}",
+                short(&name)
+            ));
+            self.objects.push(json!({
+                "apiVersion": "v1", "kind": "Namespace",
+                "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+            }));
+            let namespace = Namespace {
+                name: name.as_str().into(),
+                labels: labels.into_iter().collect(),
+                ..Namespace::default()
+            };
+            self.namespaces.insert(name, namespace);
+        }
+    }
+}
+
+fn group(document: &Value) -> &str {
+    let version = document.get("apiVersion").and_then(Value::as_str);
+    version
+        .and_then(|version| version.split_once('/'))
+        .map_or("", |(group, _)| group)
+}
+
+fn parse<T: DeserializeOwned>(document: &Value) -> Result<T, String> {
+    T::deserialize(document).map_err(|error| error.to_string())
+}
+
+/// Whether a document is of this kind. Its plural is not in it, so it is made as Kubernetes makes
+/// those of its own kinds.
+fn is_of(document: &Value, kind: &ResourceKind) -> bool {
+    let Some(name) = document.get("kind").and_then(Value::as_str) else {
+        return false;
+    };
+    let lower = name.to_lowercase();
+    let plural = if let Some(stem) = lower.strip_suffix('y') {
+        format!("{stem}ies")
+    } else if lower.ends_with('s') || lower.ends_with("ch") || lower.ends_with('x') {
+        format!("{lower}es")
+    } else {
+        format!("{lower}s")
+    };
+    *kind.group == *group(document) && *kind.resource == *plural
+}
+
+fn replicated(document: &Value, kind: &ResourceKind) -> Option<Replicated> {
+    let text = |path: &str| document.pointer(path).and_then(Value::as_str);
+    Some(Replicated {
+        resource: kind.clone(),
+        namespace: text("/metadata/namespace").map(Into::into),
+        name: text("/metadata/name")?.into(),
+        object: document.clone(),
+    })
+}
+
+fn short(text: &str) -> String {
+    text.chars()
+        .take(LONGEST)
+        .collect::<String>()
+        .escape_debug()
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use rolegate_core::decision::Decision;
+
+    use super::*;
+
+    fn grant() -> Value {
+        json!({
+            "apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+            "metadata": {"name": "payments"},
+            "spec": {
+                "roles": ["arn:aws:iam::123456789012:role/payments-*"],
+                "subjects": [{"namespaces": ["payments"]}],
+            },
+        })
+    }
+
+    fn pod(role: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "api", "namespace": "payments", "uid": "1",
+                "annotations": {"iam.amazonaws.com/role": format!("arn:aws:iam::123456789012:role/{role}")},
+            },
+            "spec": {},
+        })
+    }
+
+    fn allowed(documents: &[Value]) -> Vec<bool> {
+        let offline = load(documents, OfflineOptions::default()).unwrap();
+        let rules = offline.keeper.rules().load().rules.clone();
+        let decided = |pod| rules.decide(pod, Timestamp::UNIX_EPOCH);
+        let allowed = |pod| matches!(decided(pod), Decision::Allow { .. });
+        offline.workloads.iter().map(allowed).collect()
+    }
+
+    #[test]
+    fn grants_alone_are_enforced() {
+        let documents = [grant(), pod("payments-db"), pod("admin")];
+        assert_eq!(allowed(&documents), [true, false]);
+        assert_eq!(allowed(&documents[1..]), [false, false], "nothing allows");
+    }
+
+    #[test]
+    fn a_configuration_says_which_layers_count() {
+        let config = json!({
+            "apiVersion": "rolegate.dev/v1alpha1", "kind": "RolegateConfig",
+            "metadata": {"name": "cluster"},
+            "spec": {"layers": {"namespace": "off", "grants": "audit"}},
+        });
+        assert_eq!(allowed(&[config, grant(), pod("admin")]), [true]);
+    }
+
+    #[test]
+    fn what_is_malformed_is_told_with_its_place() {
+        let mut misspelt = grant();
+        misspelt["spec"]["subject"] = json!([]);
+        let error = load(&[pod("x"), misspelt], OfflineOptions::default()).unwrap_err();
+        assert_eq!((error.place, error.name.as_str()), (1, "payments"));
+        assert!(error.to_string().contains("subject"), "{error}");
+    }
+
+    #[test]
+    fn policies_read_the_documents_as_data() {
+        let policy = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {
+                "name": "teams", "namespace": "opa",
+                "labels": {"openpolicyagent.org/policy": "rego"},
+                "annotations": {"rolegate.dev/points": "gate,door"},
+            },
+            "data": {"teams.rego": "package kubernetes.admission\n\
+                deny[msg] {\n  name := input.request.namespace\n\
+                  not data.kubernetes.namespaces[name].metadata.labels.team\n\
+                  msg := \"the namespace has no team\"\n}\n"},
+        });
+        let namespace = |labels: Value| {
+            json!({"apiVersion": "v1", "kind": "Namespace",
+                "metadata": {"name": "payments", "labels": labels}})
+        };
+        let with = |labels| allowed(&[policy.clone(), namespace(labels), pod("x")]);
+        assert_eq!(with(json!({"team": "payments"})), [true]);
+        assert_eq!(with(json!({})), [false]);
+    }
+}

@@ -1,0 +1,56 @@
+//! The readers' handle on the rules.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
+
+use crate::snapshot::Snapshot;
+
+/// The rules as they are now. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Rules(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    snapshot: ArcSwap<Snapshot>,
+    /// The snapshot's generation, beside it so that asking for it alone costs one load.
+    generation: AtomicU64,
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self(Arc::new(Shared {
+            snapshot: ArcSwap::default(),
+            generation: AtomicU64::new(0),
+            changes: watch::Sender::new(0),
+        }))
+    }
+}
+
+impl Rules {
+    /// The snapshot of this moment.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.0.snapshot.load()
+    }
+
+    /// The generation of the rules: what was decided by an earlier one is out of date. A snapshot
+    /// that is loaded after this call is of this generation or a later one.
+    pub fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// Follows changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    pub(crate) fn publish(&self, snapshot: Snapshot) {
+        let generation = snapshot.rules.generation;
+        self.0.snapshot.store(Arc::new(snapshot));
+        self.0.generation.store(generation, Ordering::Release);
+        self.0.changes.send_replace(generation);
+    }
+}

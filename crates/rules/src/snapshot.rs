@@ -1,0 +1,37 @@
+//! One state of the rules.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rolegate_core::config::{ResourceKind, RuleConfig};
+use rolegate_core::decision::RuleSet;
+use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_rego::Policies;
+
+/// Everything that a door, a gate or a mirror needs to decide. Immutable.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// For doors: all layers.
+    pub rules: RuleSet,
+    /// For gates: without layer `rego`, since a gate asks policies about the whole review.
+    pub gate: RuleSet,
+    /// The configuration that counts.
+    pub config: Arc<RuleConfig>,
+    /// The grants.
+    pub grants: Arc<GrantsLayer>,
+    /// The policies.
+    pub policies: Arc<Policies>,
+    /// What must be followed for these rules.
+    pub needs: Needs,
+}
+
+/// What must be followed, beside the configuration and namespaces' annotations.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Grants.
+    pub grants: bool,
+    /// Namespaces of policies' ConfigMaps.
+    pub config_maps: BTreeSet<Arc<str>>,
+    /// Kinds whose objects policies may read.
+    pub replicated: BTreeSet<ResourceKind>,
+}

@@ -1,0 +1,277 @@
+//! A webhook whose certificate the controller makes, called by a real API server.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use rolegate_controller::app::Controller;
+use rolegate_controller::certificates::SelfMade;
+use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::drain::Drain;
+use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::serve::{Limits, listen, serve_tls};
+use rolegate_runtime::tls::{CertificateStore, ServerTls};
+use rolegate_testkit::eventually;
+use serde_json::{Value, json};
+
+use super::controller::{DEADLINE, Site};
+
+const SECRET: &str = "rolegate-admission-tls";
+
+/// A webhook that allows everything, and the configuration that asks it about ConfigMaps.
+struct Webhook {
+    site: Site,
+    calls: Arc<AtomicU64>,
+    readiness: Readiness,
+    _controller: Controller,
+}
+
+impl Webhook {
+    async fn start(namespace: &'static str, shape: impl FnOnce(&mut SelfMade)) -> Self {
+        let site = Site::new(namespace).await;
+        let mut self_made = site.self_made();
+        shape(&mut self_made);
+        let readiness = Readiness::new();
+        let condition = readiness.condition("certificate");
+        let store = CertificateStore::new("webhook", Clock::system(), condition);
+        let store = Arc::new(store);
+        let calls = Arc::new(AtomicU64::new(0));
+        let address = answer(store.clone(), calls.clone());
+        let (client, ready) = (site.connect().await, readiness.clone());
+        tokio::spawn(async move {
+            CertificateSource::SelfMade
+                .follow(client, namespace, SECRET, &store, &ready)
+                .await;
+        });
+        let webhook = Self {
+            _controller: site.controller("only", self_made).await,
+            site,
+            calls,
+            readiness,
+        };
+        let manifest = configuration(namespace, address);
+        let applied = webhook.site.cluster.apply_manifest(&manifest);
+        applied.await.unwrap();
+        webhook
+    }
+
+    fn configurations(&self) -> Api<ValidatingWebhookConfiguration> {
+        Api::all(self.site.cluster.admin().unwrap())
+    }
+
+    /// One request that the API server asks the webhook about.
+    async fn ask(&self) -> anyhow::Result<()> {
+        let maps = Api::<ConfigMap>::namespaced(self.site.cluster.admin()?, self.site.namespace);
+        let map = serde_json::from_value(json!({"metadata": {"name": "any"}}))?;
+        let params = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        let before = self.calls.load(Relaxed);
+        maps.create(&params, &map).await?;
+        ensure!(self.calls.load(Relaxed) > before, "it was not asked");
+        Ok(())
+    }
+
+    async fn until_it_works(&self) {
+        eventually(DEADLINE, async || self.ask().await)
+            .await
+            .unwrap();
+    }
+
+    /// What of the Secret's values is at `key`.
+    async fn value(&self, key: &str) -> anyhow::Result<String> {
+        let secret = self.site.secrets().get(SECRET).await?;
+        let mut data = secret.data.context("an empty Secret")?;
+        let value = data.remove(key).context("a key is missing")?;
+        Ok(String::from_utf8(value.0)?)
+    }
+
+    async fn bundles(&self) -> BTreeSet<String> {
+        let configuration = self.configurations().get(self.site.namespace).await;
+        let webhooks = configuration.unwrap().webhooks.unwrap();
+        let bundle = |webhook: k8s_openapi::api::admissionregistration::v1::ValidatingWebhook| {
+            let bundle = webhook.client_config.ca_bundle.unwrap_or_default();
+            String::from_utf8(bundle.0).unwrap()
+        };
+        webhooks.into_iter().map(bundle).collect()
+    }
+}
+
+fn answer(store: Arc<CertificateStore>, calls: Arc<AtomicU64>) -> SocketAddr {
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let tls = ServerTls::new(store).unwrap();
+    let connect = move |_, _| {
+        let calls = calls.clone();
+        Some(service_fn(move |request: Request<Incoming>| {
+            calls.fetch_add(1, Relaxed);
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let review: Value = serde_json::from_slice(&body).unwrap();
+                let answer = json!({
+                    "apiVersion": "admission.k8s.io/v1",
+                    "kind": "AdmissionReview",
+                    "response": {"uid": review["request"]["uid"], "allowed": true},
+                });
+                // Each request makes its own handshake: what is trusted is tried each time.
+                let answer = Response::builder()
+                    .header("content-type", "application/json")
+                    .header("connection", "close")
+                    .body(Full::new(Bytes::from(answer.to_string())));
+                Ok::<_, Infallible>(answer.unwrap())
+            }
+        }))
+    };
+    let (limits, drain) = (Limits::default(), Drain::new());
+    tokio::spawn(serve_tls(listener, limits, drain, tls, connect));
+    address
+}
+
+fn configuration(namespace: &str, address: SocketAddr) -> String {
+    let webhook = |name: &str, resource: &str| {
+        json!({
+            "name": name,
+            "clientConfig": {"url": format!("https://{address}/")},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+                "resources": [resource]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "failurePolicy": "Fail",
+            "sideEffects": "None",
+            "timeoutSeconds": 10,
+            "admissionReviewVersions": ["v1"],
+        })
+    };
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": namespace},
+        "webhooks": [webhook("a.rolegate.dev", "configmaps"), webhook("b.rolegate.dev", "pods")],
+    })
+    .to_string()
+}
+
+#[tokio::test]
+async fn the_api_server_calls_a_webhook_with_the_certificate_that_the_controller_made() {
+    let webhook = Webhook::start("certificate-made", |_| {}).await;
+    webhook.until_it_works().await;
+    assert!(webhook.readiness.is_ready());
+    let secret = webhook.site.secrets().get(SECRET).await.unwrap();
+    assert_eq!(secret.type_.as_deref(), Some("kubernetes.io/tls"));
+    let keys: Vec<_> = secret.data.unwrap().into_keys().collect();
+    assert_eq!(
+        keys,
+        ["ca.crt", "tls.crt", "tls.key"],
+        "and no authority's key"
+    );
+    assert_eq!(
+        webhook.bundles().await,
+        BTreeSet::from([webhook.value("ca.crt").await.unwrap()])
+    );
+
+    // Somebody takes it away, or makes it nonsense: it is put back.
+    let [taken, wrong] = [Value::Null, json!("bm9uc2Vuc2U=")].map(|bundle| {
+        json!({"webhooks": [{"name": "a.rolegate.dev", "clientConfig": {"caBundle": bundle}}]})
+    });
+    for patch in [taken, wrong] {
+        let before = webhook.bundles().await;
+        let (name, patch) = (webhook.site.namespace, Patch::Strategic(patch));
+        let configurations = webhook.configurations();
+        // The API server may refuse nonsense itself.
+        let _ = configurations
+            .patch(name, &PatchParams::default(), &patch)
+            .await;
+        eventually(DEADLINE, async || {
+            ensure!(webhook.bundles().await == before, "not put back yet");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        webhook.until_it_works().await;
+    }
+
+    // The Secret is lost: a new one is made, and served.
+    let before = webhook.value("tls.crt").await.unwrap();
+    let secrets = webhook.site.secrets();
+    secrets
+        .delete(SECRET, &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually(DEADLINE, async || {
+        ensure!(
+            webhook.value("tls.crt").await? != before,
+            "still the old one"
+        );
+        webhook.ask().await
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn rule_11_no_request_fails_while_certificates_and_authorities_are_renewed() {
+    let webhook = Webhook::start("certificate-renewed", |options| {
+        options.life = Duration::from_secs(30);
+    })
+    .await;
+    webhook.until_it_works().await;
+    let mut seen = BTreeSet::from([webhook.value("tls.crt").await.unwrap()]);
+    let mut most = 0;
+    let mut asked = 0_u32;
+    let renewals = async {
+        while seen.len() < 3 {
+            webhook.ask().await.unwrap();
+            asked += 1;
+            seen.insert(webhook.value("tls.crt").await.unwrap());
+            let bundles = webhook.bundles().await;
+            let trusted = |bundle: &String| bundle.matches("BEGIN CERTIFICATE").count();
+            most = most.max(bundles.iter().map(trusted).max().unwrap());
+        }
+    };
+    let renewed = tokio::time::timeout(DEADLINE, renewals).await;
+    renewed.expect("it is not renewed");
+    assert!(most >= 2, "old and new are never trusted together");
+    assert!(asked > 20, "asked {asked} times only");
+}
+
+#[tokio::test]
+async fn a_secret_of_somebody_else_is_left_alone_and_told() {
+    let site = Site::new("certificate-foreign").await;
+    let secret = json!({
+        "metadata": {"name": SECRET},
+        "type": "kubernetes.io/tls",
+        "stringData": {"tls.crt": "theirs", "tls.key": "theirs"},
+    });
+    let secret = serde_json::from_value(secret).unwrap();
+    let created = site.secrets().create(&PostParams::default(), &secret).await;
+    let controller = site.controller("only", site.self_made()).await;
+    eventually(DEADLINE, async || {
+        let report = controller.readiness().report();
+        let why = report.failing.get("certificates").context("all is well")?;
+        ensure!(
+            why.contains("certificate-foreign/rolegate-admission-tls"),
+            "{why}"
+        );
+        ensure!(why.contains("is not ours"), "{why}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let after = site.secrets().get(SECRET).await.unwrap();
+    assert_eq!(after.data, created.unwrap().data);
+    controller.stop(Duration::from_secs(10)).await;
+}

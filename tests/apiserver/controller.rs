@@ -1,0 +1,192 @@
+//! Two controllers at a real API server, each with no more rights than its documentation asks for.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use rolegate_controller::app::{Controller, ControllerOptions};
+use rolegate_controller::certificates::SelfMade;
+use rolegate_controller::lease::LeaseTiming;
+use rolegate_kube::client::{ClientOptions, Connection};
+use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_runtime::clock::Clock;
+use rolegate_testkit::{Cluster, eventually};
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A namespace of its own with a service account that may do what a controller needs.
+pub(crate) struct Site {
+    pub(crate) cluster: &'static Cluster,
+    pub(crate) namespace: &'static str,
+    pub(crate) client: ClientOptions,
+}
+
+impl Site {
+    pub(crate) async fn new(namespace: &'static str) -> Self {
+        let cluster = Cluster::shared().await.unwrap();
+        cluster.create_namespace(namespace, &[]).await.unwrap();
+        cluster.apply_manifest(&rights(namespace)).await.unwrap();
+        let token = cluster.service_account_token(namespace, "default").await;
+        let kubeconfig = cluster.kubeconfig_for_token(namespace, &token.unwrap());
+        Self {
+            cluster,
+            namespace,
+            client: ClientOptions {
+                kubeconfig: Some(kubeconfig.unwrap()),
+                ..ClientOptions::default()
+            },
+        }
+    }
+
+    pub(crate) async fn connect(&self) -> kube::Client {
+        Connection::new(&self.client).await.unwrap().client()
+    }
+
+    /// What the certificate is made by: names of this namespace, and quick.
+    pub(crate) fn self_made(&self) -> SelfMade {
+        SelfMade {
+            webhook: self.namespace.into(),
+            extra_names: vec!["127.0.0.1".into()],
+            settle: Duration::from_secs(3),
+            ..SelfMade::new(self.namespace)
+        }
+    }
+
+    pub(crate) async fn controller(&self, identity: &str, self_made: SelfMade) -> Controller {
+        let options = ControllerOptions {
+            client: self.client.clone(),
+            namespace: self.namespace.into(),
+            identity: identity.into(),
+            admin_listen: "127.0.0.1:0".parse().unwrap(),
+            lease: quick(),
+            certificates: CertificateSource::SelfMade,
+            self_made,
+            clock: Clock::system(),
+        };
+        Controller::start(options).await.unwrap()
+    }
+
+    pub(crate) fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.cluster.admin().unwrap(), self.namespace)
+    }
+
+    async fn holder(&self) -> anyhow::Result<String> {
+        let leases = Api::<Lease>::namespaced(self.cluster.admin()?, self.namespace);
+        let spec = leases.get("rolegate-controller").await?.spec;
+        spec.and_then(|spec| spec.holder_identity)
+            .context("nobody holds it")
+    }
+
+    async fn until_led_by(&self, identity: &str) {
+        eventually(DEADLINE, async || {
+            let holder = self.holder().await?;
+            ensure!(holder == identity, "{holder:?} leads");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+pub(crate) fn quick() -> LeaseTiming {
+    LeaseTiming {
+        duration: Duration::from_secs(6),
+        renew_deadline: Duration::from_secs(4),
+        retry: Duration::from_millis(500),
+    }
+}
+
+fn rights(namespace: &str) -> String {
+    format!(
+        r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{ name: controller, namespace: {namespace} }}
+rules:
+- {{ apiGroups: [coordination.k8s.io], resources: [leases], verbs: [create] }}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [rolegate-controller]
+  verbs: [get, update]
+- {{ apiGroups: [""], resources: [secrets], verbs: [create] }}
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [rolegate-admission-tls]
+  verbs: [get, list, watch, update]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{ name: controller, namespace: {namespace} }}
+roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: Role, name: controller }}
+subjects: [{{ kind: ServiceAccount, name: default, namespace: {namespace} }}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {{ name: {namespace} }}
+rules:
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingwebhookconfigurations]
+  resourceNames: [{namespace}]
+  verbs: [get, list, watch, patch]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {{ name: {namespace} }}
+roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {namespace} }}
+subjects: [{{ kind: ServiceAccount, name: default, namespace: {namespace} }}]
+"#
+    )
+}
+
+#[tokio::test]
+async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
+    let site = Site::new("two-controllers").await;
+    let first = site.controller("first", site.self_made()).await;
+    site.until_led_by("first").await;
+    let second = site.controller("second", site.self_made()).await;
+    for controller in [&first, &second] {
+        let ready = controller.readiness().ready();
+        let ready = tokio::time::timeout(DEADLINE, ready).await;
+        ready.expect("both are ready, whoever leads");
+    }
+    let metrics = |controller: &Controller| {
+        let port = controller.addresses().admin;
+        async move { get(port, "/metrics").await }
+    };
+    let leads = "rolegate_controller_leads 1";
+    assert!(metrics(&first).await.contains(leads));
+    assert!(!metrics(&second).await.contains(leads));
+    let made = "rolegate_certificates_issued_total{reason=\"missing\"} 1";
+    eventually(DEADLINE, async || {
+        ensure!(metrics(&first).await.contains(made), "not made yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let certificate = site.secrets().get("rolegate-admission-tls").await.unwrap();
+
+    first.stop(Duration::from_secs(30)).await;
+    assert_ne!(site.holder().await.unwrap(), "first", "not released");
+    site.until_led_by("second").await;
+    // What the first made is kept.
+    let third = site.controller("third", site.self_made()).await;
+    let kept = site.secrets().get("rolegate-admission-tls").await.unwrap();
+    assert_eq!(kept.data, certificate.data);
+
+    // Without a word, as when its node dies.
+    drop(second);
+    site.until_led_by("third").await;
+    assert!(third.readiness().is_ready());
+}
+
+async fn get(address: std::net::SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}

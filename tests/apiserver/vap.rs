@@ -1,0 +1,588 @@
+//! The rules exported as ValidatingAdmissionPolicies, enforced by a real API server with no rolegate
+//! running: the shared table of cases must come out as the webhook decides them, and a thousand
+//! grants must stay within CEL's budget.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use kube::Client;
+use kube::client::Body;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_core::decision::OwnRole;
+use rolegate_core::grant::{Grant, Subject};
+use rolegate_core::layer::Mode;
+use rolegate_core::selector::Selector;
+use rolegate_kube::crd::{RoleGrant, RolegateConfig};
+use rolegate_policy::vap::{Export, PARAMETERS, VapInput, export};
+use rolegate_testkit::cases::{Case, Cel, User, Verdict, World, load_all};
+use rolegate_testkit::{Cluster, eventually};
+use serde_json::{Value, json};
+
+const DEADLINE: Duration = Duration::from_secs(120);
+/// The namespace of the parameter object.
+const HOME: &str = "rolegate-system";
+/// A label that lets the driver make objects as they are before a change.
+const SEED: &str = "seed";
+/// Groups of the API server's own kinds.
+const BUILTIN: &[&str] = &["", "apps", "batch", "policy", "autoscaling", "authentication.k8s.io"];
+/// Cases that a real API server never brings to admission, for it refuses such objects itself.
+const IMPOSSIBLE: &[&str] = &[
+    // Link-local addresses are refused by validation.
+    "a Service that is there already loses a finalizer",
+    "a Service is deleted",
+];
+
+/// What the API server answered.
+struct Answer {
+    status: StatusCode,
+    body: Value,
+    warnings: Vec<String>,
+}
+
+impl Answer {
+    fn message(&self) -> &str {
+        self.body["message"].as_str().unwrap_or_default()
+    }
+
+    fn is_refused_by_policy(&self) -> bool {
+        self.message().contains("ValidatingAdmissionPolicy 'rolegate-")
+    }
+}
+
+/// The API server, asked by whoever a case names.
+struct Server {
+    cluster: Cluster,
+    client: Client,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let cluster = Cluster::start().await.unwrap();
+        let client = cluster.admin().unwrap();
+        // Everybody may do everything, so that only policies refuse.
+        let manifest = format!(
+            "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\n\
+             metadata: {{ name: everybody }}\n\
+             roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin }}\n\
+             subjects: [{{ apiGroup: rbac.authorization.k8s.io, kind: Group, name: system:authenticated }}]\n\
+             ---\napiVersion: v1\nkind: Namespace\nmetadata: {{ name: {HOME} }}\n"
+        );
+        cluster.apply_manifest(&manifest).await.unwrap();
+        let server = Self { cluster, client };
+        let somebody = User::default();
+        eventually(DEADLINE, async || {
+            let answer = server.ask(Method::GET, "/api/v1/pods", None, Some(&somebody)).await;
+            anyhow::ensure!(answer.status.is_success(), "{}", answer.message());
+            Ok(())
+        })
+        .await
+        .unwrap();
+        server
+    }
+
+    /// One request; as the administrator or as `user`.
+    async fn ask(&self, method: Method, path: &str, body: Option<&Value>, user: Option<&User>) -> Answer {
+        let content = match method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let mut request = Request::builder().method(method).uri(path).header("content-type", content);
+        if let Some(user) = user {
+            // A real node may do so little that another plugin would refuse it before.
+            let name = user.name.replace("system:node:", "kubelet-");
+            request = request.header("impersonate-user", name);
+            for group in &user.groups {
+                request = request.header("impersonate-group", group);
+            }
+        }
+        let body = body.map_or_else(Vec::new, |body| serde_json::to_vec(body).unwrap());
+        let request = request.body(Body::from(body)).unwrap();
+        let response = self.client.send(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let warnings = parts.headers.get_all("warning").iter();
+        Answer {
+            status: parts.status,
+            warnings: warnings.map(|text| text.to_str().unwrap().to_owned()).collect(),
+            body: serde_json::from_slice(&body).unwrap_or_default(),
+        }
+    }
+
+    async fn admin(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        self.ask(method, path, body, None).await
+    }
+
+    /// Custom resources of the table that the API server does not know.
+    async fn define_kinds(&self, cases: &[Case]) {
+        let mut kinds = BTreeMap::new();
+        for case in cases {
+            let (group, version) = group_version(case.subject());
+            if !BUILTIN.contains(&group) {
+                let scoped = !case.namespace().is_empty();
+                kinds.insert((group, version, case.kind()), (case.resource(), scoped));
+            }
+        }
+        let mut paths = Vec::new();
+        for ((group, version, kind), (plural, scoped)) in kinds {
+            let definition = json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": { "name": format!("{plural}.{group}") },
+                "spec": {
+                    "group": group,
+                    "scope": if scoped { "Namespaced" } else { "Cluster" },
+                    "names": { "plural": plural, "kind": kind },
+                    "versions": [{ "name": version, "served": true, "storage": true,
+                        "subresources": { "status": {} },
+                        "schema": { "openAPIV3Schema": {
+                            "type": "object", "x-kubernetes-preserve-unknown-fields": true }}}],
+                },
+            });
+            let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+            let answer = self.admin(Method::POST, path, Some(&definition)).await;
+            assert!(answer.status.is_success(), "{}", answer.message());
+            paths.push(format!("/apis/{group}/{version}/{plural}"));
+        }
+        for path in paths {
+            eventually(DEADLINE, async || {
+                let answer = self.admin(Method::GET, &path, None).await;
+                anyhow::ensure!(answer.status.is_success(), "{path}: {}", answer.message());
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+    }
+
+    /// Enforces an export instead of the one before, and waits until it counts.
+    async fn enforce(&self, name: &str, export: &Export, before: &mut BTreeSet<String>) {
+        let base = "/apis/admissionregistration.k8s.io/v1";
+        for name in std::mem::take(before) {
+            for kind in ["validatingadmissionpolicybindings", "validatingadmissionpolicies"] {
+                self.admin(Method::DELETE, &format!("{base}/{kind}/{name}"), None).await;
+            }
+        }
+        self.cluster.apply_manifest(&export.yaml().unwrap()).await.unwrap();
+        for document in &export.documents {
+            let binding = document["metadata"]["name"].as_str().unwrap();
+            if document["kind"] == "ValidatingAdmissionPolicyBinding" {
+                before.insert(binding.to_owned());
+                let patch = json!({ "spec": { "matchResources": { "objectSelector": {
+                    "matchExpressions": [{ "key": SEED, "operator": "DoesNotExist" }]}}}});
+                let path = format!("{base}/validatingadmissionpolicybindings/{binding}");
+                let answer = self.admin(Method::PATCH, &path, Some(&patch)).await;
+                assert!(answer.status.is_success(), "{}", answer.message());
+            }
+        }
+        // The last of each kind: whoever sees it has seen those before. It reads a ConfigMap too.
+        let probe = format!(
+            r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {{ name: probe, namespace: {HOME} }}
+data: {{ world: "{name}" }}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {{ name: probe }}
+spec:
+  paramKind: {{ apiVersion: v1, kind: ConfigMap }}
+  matchConstraints:
+    resourceRules: [{{ apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps] }}]
+  validations: [{{ expression: "object.metadata.name != 'probe-{name}'", messageExpression: "'world ' + params.data.world" }}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {{ name: probe }}
+spec:
+  policyName: probe
+  validationActions: [Deny]
+  paramRef: {{ name: probe, namespace: {HOME}, parameterNotFoundAction: Deny }}
+"#
+        );
+        before.insert("probe".into());
+        self.cluster.apply_manifest(&probe).await.unwrap();
+        let path = format!("/api/v1/namespaces/{HOME}/configmaps?dryRun=All");
+        let object = json!({ "metadata": { "name": format!("probe-{name}") } });
+        eventually(DEADLINE, async || {
+            let answer = self.admin(Method::POST, &path, Some(&object)).await;
+            let wanted = format!("world {name}");
+            anyhow::ensure!(answer.message().contains(&wanted), "{}", answer.message());
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Sends what a case is about; `None` where it can't come about on a real API server.
+    async fn run(&self, case: &Case) -> Option<Answer> {
+        let object = case.object.clone().map(valid);
+        let user = Some(&case.user);
+        if case.operation == "CREATE" {
+            let object = object.unwrap();
+            let name = object["metadata"]["name"].as_str();
+            let path = match &*case.subresource {
+                "" => collection(case),
+                subresource => format!("{}/{}/{subresource}", collection(case), name.unwrap()),
+            };
+            let answer = self
+                .ask(Method::POST, &format!("{path}?dryRun=All"), Some(&object), user)
+                .await;
+            return (answer.status != StatusCode::UNPROCESSABLE_ENTITY
+                || answer.is_refused_by_policy())
+            .then_some(answer);
+        }
+        let old = valid(case.old_object.clone().unwrap());
+        let path = format!("{}/{}", collection(case), old["metadata"]["name"].as_str().unwrap());
+        let existed = self.admin(Method::GET, &path, None).await.status.is_success();
+        let mut seed = old.clone();
+        let going = seed["metadata"].as_object_mut().unwrap().remove("deletionTimestamp").is_some();
+        seed["metadata"]["labels"][SEED] = "x".into();
+        let (method, at) = if existed { (Method::PATCH, path.clone()) } else { (Method::POST, collection(case)) };
+        let seeded = self.admin(method, &at, Some(&seed)).await;
+        if seeded.status == StatusCode::UNPROCESSABLE_ENTITY {
+            return None;
+        }
+        assert!(seeded.status.is_success(), "{}: {}", case.name, seeded.message());
+        if going {
+            self.admin(Method::DELETE, &format!("{path}?gracePeriodSeconds=0"), None).await;
+        }
+        let dry = match &*case.subresource {
+            "" => format!("{path}?dryRun=All"),
+            subresource => format!("{path}/{subresource}?dryRun=All"),
+        };
+        let unseed = json!({ "metadata": { "labels": { SEED: null } } });
+        let answer = if case.operation == "DELETE" {
+            let unseeded = self.admin(Method::PATCH, &path, Some(&unseed)).await;
+            assert!(unseeded.status.is_success(), "{}: {}", case.name, unseeded.message());
+            self.ask(Method::DELETE, &dry, None, user).await
+        } else {
+            let mut patch = difference(&old, &object.unwrap());
+            merge(&mut patch, &unseed);
+            if case.subresource == "finalize" {
+                let mut whole = seeded.body.clone();
+                apply(&mut whole, &patch);
+                self.ask(Method::PUT, &dry, Some(&whole), user).await
+            } else {
+                self.ask(Method::PATCH, &dry, Some(&patch), user).await
+            }
+        };
+        let bare = json!({ "metadata": { "finalizers": null, "annotations": null, "labels": null } });
+        self.admin(Method::PATCH, &path, Some(&bare)).await;
+        if !existed {
+            self.admin(Method::DELETE, &format!("{path}?gracePeriodSeconds=0"), None).await;
+            if case.kind() == "Namespace" {
+                // No controller empties it here.
+                let mut gone = self.admin(Method::GET, &path, None).await.body;
+                gone["spec"]["finalizers"] = json!([]);
+                self.admin(Method::PUT, &format!("{path}/finalize"), Some(&gone)).await;
+            }
+        }
+        Some(answer)
+    }
+}
+
+/// What the API server's own validation asks for beyond what a case is about.
+fn valid(mut object: Value) -> Value {
+    let mirror = "kubernetes.io/config.mirror";
+    if object["kind"] == "Pod" && object["metadata"]["annotations"][mirror].is_string() {
+        object["spec"]["nodeName"] = "a".into();
+    }
+    object
+}
+
+fn group_version(object: &Value) -> (&str, &str) {
+    let text = object["apiVersion"].as_str().unwrap_or_default();
+    text.split_once('/').unwrap_or(("", text))
+}
+
+/// The URL of all objects of a case's kind.
+fn collection(case: &Case) -> String {
+    let subject = case.subject();
+    let (group, version) = match &*case.subresource {
+        "token" | "binding" => ("", "v1"),
+        _ => group_version(subject),
+    };
+    let root = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+    match case.namespace() {
+        "" => format!("{root}/{version}/{}", case.resource()),
+        namespace => format!("{root}/{version}/namespaces/{namespace}/{}", case.resource()),
+    }
+}
+
+/// The merge patch that makes `new` of `old`.
+fn difference(old: &Value, new: &Value) -> Value {
+    let (Value::Object(old), Value::Object(new)) = (old, new) else {
+        return new.clone();
+    };
+    let gone = old.keys().filter(|key| !new.contains_key(*key));
+    let mut patch: serde_json::Map<_, _> = gone.map(|key| (key.clone(), Value::Null)).collect();
+    for (key, value) in new {
+        match old.get(key) {
+            Some(known) if known == value => {}
+            Some(known) => drop(patch.insert(key.clone(), difference(known, value))),
+            None => drop(patch.insert(key.clone(), value.clone())),
+        }
+    }
+    Value::Object(patch)
+}
+
+/// Merges patches: nulls stay.
+fn merge(target: &mut Value, more: &Value) {
+    match more {
+        Value::Object(fields) => {
+            if !target.is_object() {
+                *target = json!({});
+            }
+            for (key, value) in fields {
+                merge(&mut target[key], value);
+            }
+        }
+        other => *target = other.clone(),
+    }
+}
+
+/// Applies a merge patch.
+fn apply(target: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    for (key, value) in fields {
+        if value.is_null() {
+            if let Value::Object(target) = target {
+                target.remove(key);
+            }
+        } else {
+            apply(&mut target[key], value);
+        }
+    }
+}
+
+/// The rules of a world, exported.
+fn exported(world: &World) -> Export {
+    let of_kind = |kind: &'static str| {
+        let all = world.documents.iter();
+        all.filter(move |document| document["kind"] == kind).cloned()
+    };
+    let config = of_kind("RolegateConfig").next().unwrap();
+    let config: RolegateConfig = serde_json::from_value(config).unwrap();
+    let config = RuleConfig::try_from(&config).unwrap();
+    let grants: Vec<Grant> = of_kind("RoleGrant")
+        .map(|grant| Grant::from(&serde_json::from_value::<RoleGrant>(grant).unwrap()))
+        .collect();
+    export(&VapInput {
+        config: &config,
+        keys: &AnnotationKeys::default(),
+        grants: &grants,
+        own_roles: &[],
+        namespace: HOME,
+    })
+    .unwrap()
+}
+
+/// The namespaces of a world, with the service accounts that its pods run as.
+async fn make_namespaces(server: &Server, world: &World) {
+    for document in world.documents.iter().filter(|document| document["kind"] == "Namespace") {
+        server.cluster.apply_manifest(&document.to_string()).await.unwrap();
+        let name = document["metadata"]["name"].as_str().unwrap();
+        for account in ["default", "api", "web"] {
+            server.cluster.create_service_account(name, account).await.unwrap();
+        }
+    }
+}
+
+/// Whether a policy is asked about a subresource at all.
+fn is_matched(export: &Export, subresource: &str) -> bool {
+    let ending = format!("/{subresource}");
+    let policies = export.documents.iter();
+    let mut rules = policies.filter_map(|policy| {
+        policy.pointer("/spec/matchConstraints/resourceRules")?.as_array()
+    });
+    rules.any(|rules| {
+        let resources = rules.iter().filter_map(|rule| rule["resources"].as_array()).flatten();
+        let mut names = resources.filter_map(Value::as_str);
+        names.any(|name| name.ends_with(&ending))
+    })
+}
+
+/// What is wrong with an answer.
+fn fault(case: &Case, answer: &Answer) -> Option<String> {
+    let message = answer.message();
+    // What comes after admission in a trial run.
+    let is_late = matches!(answer.status, StatusCode::CONFLICT | StatusCode::NOT_FOUND);
+    let is_allowed = answer.status.is_success() || is_late;
+    let warned = answer.warnings.iter().any(|warning| warning.contains("rolegate-"));
+    match case.expect.gate {
+        _ if message.contains("resulted in error") => Some(format!("an error: {message}")),
+        Verdict::Allow if !is_allowed => Some(format!("refused: {message}")),
+        Verdict::Deny if !answer.is_refused_by_policy() => {
+            Some(format!("not refused: {} {message}", answer.status))
+        }
+        Verdict::Allow if warned == case.expect.warns.is_empty() => {
+            Some(format!("warnings: {:?}", answer.warnings))
+        }
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn policies_and_the_webhook_say_the_same_about_every_case() {
+    let cases: Vec<_> = load_all()
+        .unwrap()
+        .into_iter()
+        .filter(|case| case.expect.cel == Cel::Same)
+        .collect();
+    let server = Server::start().await;
+    server.define_kinds(&cases).await;
+    let worlds: BTreeMap<_, _> = cases.iter().map(|case| (&case.world.name, &case.world)).collect();
+    let (mut before, mut faults, mut impossible) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
+    for (name, world) in worlds {
+        make_namespaces(&server, world).await;
+        let export = exported(world);
+        server.enforce(name, &export, &mut before).await;
+        for case in cases.iter().filter(|case| case.world.name == *name) {
+            let sub = &*case.subresource;
+            if !sub.is_empty() && !is_matched(&export, sub) {
+                assert_eq!(case.expect.gate, Verdict::Allow, "{}", case.name);
+                continue;
+            }
+            match server.run(case).await {
+                None => drop(impossible.insert(case.name.clone())),
+                Some(answer) => faults.extend(
+                    fault(case, &answer).map(|fault| format!("{}: {}: {fault}", case.file, case.name)),
+                ),
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    let known: BTreeSet<_> = IMPOSSIBLE.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(impossible, known);
+}
+
+/// A dry-run creation of a pod with a role, by somebody.
+async fn try_pod(server: &Server, namespace: &str, role: &str) -> Answer {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "app", "annotations": { "iam.amazonaws.com/role": role } },
+        "spec": { "serviceAccountName": "api", "containers": [{ "name": "app", "image": "app:1" }] },
+    });
+    let path = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
+    server
+        .ask(Method::POST, &path, Some(&pod), Some(&User::default()))
+        .await
+}
+
+fn grants_alone() -> RuleConfig {
+    RuleConfig {
+        base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
+        modes: Modes {
+            namespace: Mode::Off,
+            grants: Mode::Enforce,
+            rego: Mode::Off,
+        },
+        ..RuleConfig::default()
+    }
+}
+
+fn grant(name: &str, role: &str, subject: Subject) -> Grant {
+    Grant {
+        name: name.into(),
+        roles: vec![role.into()],
+        subjects: vec![subject],
+        ..Grant::default()
+    }
+}
+
+/// A world of one namespace with labels.
+fn shop() -> World {
+    World {
+        name: "shop".into(),
+        documents: vec![json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": { "name": "shop", "labels": { "team": "blue" } },
+        })],
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_globs_that_all_count_in_one_namespace_stay_within_the_budget() {
+    let server = Server::start().await;
+    make_namespaces(&server, &shop()).await;
+    let config = grants_alone();
+    let grants: Vec<_> = (0..1000)
+        .map(|number| {
+            let subject = Subject {
+                namespaces: vec!["s*p".into()],
+                service_accounts: vec!["a*i".into()],
+                namespace_selector: Some(Selector {
+                    labels: [("team", "blue")].into_iter().collect(),
+                    ..Selector::default()
+                }),
+                ..Subject::default()
+            };
+            // What each starts with and its longest part are the same, so that all are matched.
+            grant(&format!("grant-{number}"), &format!("team-*-{number:04}-*-reader"), subject)
+        })
+        .collect();
+    let own_roles = [OwnRole {
+        account: None,
+        name: "Node".into(),
+    }];
+    let export = export(&VapInput {
+        config: &config,
+        keys: &AnnotationKeys::default(),
+        grants: &grants,
+        own_roles: &own_roles,
+        namespace: HOME,
+    })
+    .unwrap();
+    let mut names = BTreeSet::new();
+    server.enforce("thousand", &export, &mut names).await;
+    for role in ["team-a-0000-b-reader", "team-a-0999-b-reader"] {
+        let answer = try_pod(&server, "shop", role).await;
+        assert!(answer.status.is_success(), "{role}: {}", answer.message());
+    }
+    for (role, says) in [
+        ("team-a-1000-b-reader", "no RoleGrant covers it for service account api of namespace shop"),
+        ("path/nODE", "of the node or of rolegate itself"),
+    ] {
+        let answer = try_pod(&server, "shop", role).await;
+        assert!(answer.message().contains(says), "{role}: {}", answer.message());
+    }
+}
+
+#[tokio::test]
+async fn rule_07_without_the_parameter_object_everything_is_refused() {
+    let server = Server::start().await;
+    make_namespaces(&server, &shop()).await;
+    let config = grants_alone();
+    let everyone = Subject {
+        namespaces: vec!["*".into()],
+        ..Subject::default()
+    };
+    let export = export(&VapInput {
+        config: &config,
+        keys: &AnnotationKeys::default(),
+        grants: &[grant("all", "*", everyone)],
+        own_roles: &[],
+        namespace: HOME,
+    })
+    .unwrap();
+    let mut names = BTreeSet::new();
+    server.enforce("parameters", &export, &mut names).await;
+    let answer = try_pod(&server, "shop", "reader").await;
+    assert!(answer.status.is_success(), "{}", answer.message());
+    let path = format!("/api/v1/namespaces/{HOME}/configmaps/{PARAMETERS}");
+    server.admin(Method::DELETE, &path, None).await;
+    eventually(DEADLINE, async || {
+        let answer = try_pod(&server, "shop", "reader").await;
+        anyhow::ensure!(answer.is_refused_by_policy(), "{}", answer.status);
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
