@@ -56,6 +56,7 @@ impl Site {
 
     pub(crate) async fn controller(&self, identity: &str, self_made: SelfMade) -> Controller {
         let options = ControllerOptions {
+            rules: None,
             client: self.client.clone(),
             namespace: self.namespace.into(),
             identity: identity.into(),

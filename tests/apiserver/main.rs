@@ -5,5 +5,5 @@ mod certificates;
 mod controller;
 mod deploy;
 mod lease;
-mod watch;
 mod vap;
+mod watch;

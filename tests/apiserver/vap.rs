@@ -28,7 +28,14 @@ const HOME: &str = "rolegate-system";
 /// A label that lets the driver make objects as they are before a change.
 const SEED: &str = "seed";
 /// Groups of the API server's own kinds.
-const BUILTIN: &[&str] = &["", "apps", "batch", "policy", "autoscaling", "authentication.k8s.io"];
+const BUILTIN: &[&str] = &[
+    "",
+    "apps",
+    "batch",
+    "policy",
+    "autoscaling",
+    "authentication.k8s.io",
+];
 /// Cases that a real API server never brings to admission, for it refuses such objects itself.
 const IMPOSSIBLE: &[&str] = &[
     // Link-local addresses are refused by validation.
@@ -49,7 +56,8 @@ impl Answer {
     }
 
     fn is_refused_by_policy(&self) -> bool {
-        self.message().contains("ValidatingAdmissionPolicy 'rolegate-")
+        self.message()
+            .contains("ValidatingAdmissionPolicy 'rolegate-")
     }
 }
 
@@ -75,7 +83,9 @@ impl Server {
         let server = Self { cluster, client };
         let somebody = User::default();
         eventually(DEADLINE, async || {
-            let answer = server.ask(Method::GET, "/api/v1/pods", None, Some(&somebody)).await;
+            let answer = server
+                .ask(Method::GET, "/api/v1/pods", None, Some(&somebody))
+                .await;
             anyhow::ensure!(answer.status.is_success(), "{}", answer.message());
             Ok(())
         })
@@ -85,12 +95,21 @@ impl Server {
     }
 
     /// One request; as the administrator or as `user`.
-    async fn ask(&self, method: Method, path: &str, body: Option<&Value>, user: Option<&User>) -> Answer {
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        user: Option<&User>,
+    ) -> Answer {
         let content = match method {
             Method::PATCH => "application/merge-patch+json",
             _ => "application/json",
         };
-        let mut request = Request::builder().method(method).uri(path).header("content-type", content);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content);
         if let Some(user) = user {
             // A real node may do so little that another plugin would refuse it before.
             let name = user.name.replace("system:node:", "kubelet-");
@@ -107,7 +126,9 @@ impl Server {
         let warnings = parts.headers.get_all("warning").iter();
         Answer {
             status: parts.status,
-            warnings: warnings.map(|text| text.to_str().unwrap().to_owned()).collect(),
+            warnings: warnings
+                .map(|text| text.to_str().unwrap().to_owned())
+                .collect(),
             body: serde_json::from_slice(&body).unwrap_or_default(),
         }
     }
@@ -161,11 +182,18 @@ impl Server {
     async fn enforce(&self, name: &str, export: &Export, before: &mut BTreeSet<String>) {
         let base = "/apis/admissionregistration.k8s.io/v1";
         for name in std::mem::take(before) {
-            for kind in ["validatingadmissionpolicybindings", "validatingadmissionpolicies"] {
-                self.admin(Method::DELETE, &format!("{base}/{kind}/{name}"), None).await;
+            for kind in [
+                "validatingadmissionpolicybindings",
+                "validatingadmissionpolicies",
+            ] {
+                self.admin(Method::DELETE, &format!("{base}/{kind}/{name}"), None)
+                    .await;
             }
         }
-        self.cluster.apply_manifest(&export.yaml().unwrap()).await.unwrap();
+        self.cluster
+            .apply_manifest(&export.yaml().unwrap())
+            .await
+            .unwrap();
         for document in &export.documents {
             let binding = document["metadata"]["name"].as_str().unwrap();
             if document["kind"] == "ValidatingAdmissionPolicyBinding" {
@@ -229,26 +257,57 @@ spec:
                 subresource => format!("{}/{}/{subresource}", collection(case), name.unwrap()),
             };
             let answer = self
-                .ask(Method::POST, &format!("{path}?dryRun=All"), Some(&object), user)
+                .ask(
+                    Method::POST,
+                    &format!("{path}?dryRun=All"),
+                    Some(&object),
+                    user,
+                )
                 .await;
             return (answer.status != StatusCode::UNPROCESSABLE_ENTITY
                 || answer.is_refused_by_policy())
             .then_some(answer);
         }
         let old = valid(case.old_object.clone().unwrap());
-        let path = format!("{}/{}", collection(case), old["metadata"]["name"].as_str().unwrap());
-        let existed = self.admin(Method::GET, &path, None).await.status.is_success();
+        let path = format!(
+            "{}/{}",
+            collection(case),
+            old["metadata"]["name"].as_str().unwrap()
+        );
+        let existed = self
+            .admin(Method::GET, &path, None)
+            .await
+            .status
+            .is_success();
         let mut seed = old.clone();
-        let going = seed["metadata"].as_object_mut().unwrap().remove("deletionTimestamp").is_some();
+        let going = seed["metadata"]
+            .as_object_mut()
+            .unwrap()
+            .remove("deletionTimestamp")
+            .is_some();
         seed["metadata"]["labels"][SEED] = "x".into();
-        let (method, at) = if existed { (Method::PATCH, path.clone()) } else { (Method::POST, collection(case)) };
+        let (method, at) = if existed {
+            (Method::PATCH, path.clone())
+        } else {
+            (Method::POST, collection(case))
+        };
         let seeded = self.admin(method, &at, Some(&seed)).await;
         if seeded.status == StatusCode::UNPROCESSABLE_ENTITY {
             return None;
         }
-        assert!(seeded.status.is_success(), "{}: {}", case.name, seeded.message());
+        assert!(
+            seeded.status.is_success(),
+            "{}: {}",
+            case.name,
+            seeded.message()
+        );
         if going {
-            self.admin(Method::DELETE, &format!("{path}?gracePeriodSeconds=0"), None).await;
+            self.admin(
+                Method::DELETE,
+                &format!("{path}?gracePeriodSeconds=0"),
+                None,
+            )
+            .await;
         }
         let dry = match &*case.subresource {
             "" => format!("{path}?dryRun=All"),
@@ -257,7 +316,12 @@ spec:
         let unseed = json!({ "metadata": { "labels": { SEED: null } } });
         let answer = if case.operation == "DELETE" {
             let unseeded = self.admin(Method::PATCH, &path, Some(&unseed)).await;
-            assert!(unseeded.status.is_success(), "{}: {}", case.name, unseeded.message());
+            assert!(
+                unseeded.status.is_success(),
+                "{}: {}",
+                case.name,
+                unseeded.message()
+            );
             self.ask(Method::DELETE, &dry, None, user).await
         } else {
             let mut patch = difference(&old, &object.unwrap());
@@ -270,15 +334,22 @@ spec:
                 self.ask(Method::PATCH, &dry, Some(&patch), user).await
             }
         };
-        let bare = json!({ "metadata": { "finalizers": null, "annotations": null, "labels": null } });
+        let bare =
+            json!({ "metadata": { "finalizers": null, "annotations": null, "labels": null } });
         self.admin(Method::PATCH, &path, Some(&bare)).await;
         if !existed {
-            self.admin(Method::DELETE, &format!("{path}?gracePeriodSeconds=0"), None).await;
+            self.admin(
+                Method::DELETE,
+                &format!("{path}?gracePeriodSeconds=0"),
+                None,
+            )
+            .await;
             if case.kind() == "Namespace" {
                 // No controller empties it here.
                 let mut gone = self.admin(Method::GET, &path, None).await.body;
                 gone["spec"]["finalizers"] = json!([]);
-                self.admin(Method::PUT, &format!("{path}/finalize"), Some(&gone)).await;
+                self.admin(Method::PUT, &format!("{path}/finalize"), Some(&gone))
+                    .await;
             }
         }
         Some(answer)
@@ -306,10 +377,17 @@ fn collection(case: &Case) -> String {
         "token" | "binding" => ("", "v1"),
         _ => group_version(subject),
     };
-    let root = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+    let root = if group.is_empty() {
+        "/api".to_owned()
+    } else {
+        format!("/apis/{group}")
+    };
     match case.namespace() {
         "" => format!("{root}/{version}/{}", case.resource()),
-        namespace => format!("{root}/{version}/namespaces/{namespace}/{}", case.resource()),
+        namespace => format!(
+            "{root}/{version}/namespaces/{namespace}/{}",
+            case.resource()
+        ),
     }
 }
 
@@ -366,7 +444,8 @@ fn apply(target: &mut Value, patch: &Value) {
 fn exported(world: &World) -> Export {
     let of_kind = |kind: &'static str| {
         let all = world.documents.iter();
-        all.filter(move |document| document["kind"] == kind).cloned()
+        all.filter(move |document| document["kind"] == kind)
+            .cloned()
     };
     let config = of_kind("RolegateConfig").next().unwrap();
     let config: RolegateConfig = serde_json::from_value(config).unwrap();
@@ -386,11 +465,23 @@ fn exported(world: &World) -> Export {
 
 /// The namespaces of a world, with the service accounts that its pods run as.
 async fn make_namespaces(server: &Server, world: &World) {
-    for document in world.documents.iter().filter(|document| document["kind"] == "Namespace") {
-        server.cluster.apply_manifest(&document.to_string()).await.unwrap();
+    for document in world
+        .documents
+        .iter()
+        .filter(|document| document["kind"] == "Namespace")
+    {
+        server
+            .cluster
+            .apply_manifest(&document.to_string())
+            .await
+            .unwrap();
         let name = document["metadata"]["name"].as_str().unwrap();
         for account in ["default", "api", "web"] {
-            server.cluster.create_service_account(name, account).await.unwrap();
+            server
+                .cluster
+                .create_service_account(name, account)
+                .await
+                .unwrap();
         }
     }
 }
@@ -400,10 +491,15 @@ fn is_matched(export: &Export, subresource: &str) -> bool {
     let ending = format!("/{subresource}");
     let policies = export.documents.iter();
     let mut rules = policies.filter_map(|policy| {
-        policy.pointer("/spec/matchConstraints/resourceRules")?.as_array()
+        policy
+            .pointer("/spec/matchConstraints/resourceRules")?
+            .as_array()
     });
     rules.any(|rules| {
-        let resources = rules.iter().filter_map(|rule| rule["resources"].as_array()).flatten();
+        let resources = rules
+            .iter()
+            .filter_map(|rule| rule["resources"].as_array())
+            .flatten();
         let mut names = resources.filter_map(Value::as_str);
         names.any(|name| name.ends_with(&ending))
     })
@@ -415,7 +511,10 @@ fn fault(case: &Case, answer: &Answer) -> Option<String> {
     // What comes after admission in a trial run.
     let is_late = matches!(answer.status, StatusCode::CONFLICT | StatusCode::NOT_FOUND);
     let is_allowed = answer.status.is_success() || is_late;
-    let warned = answer.warnings.iter().any(|warning| warning.contains("rolegate-"));
+    let warned = answer
+        .warnings
+        .iter()
+        .any(|warning| warning.contains("rolegate-"));
     match case.expect.gate {
         _ if message.contains("resulted in error") => Some(format!("an error: {message}")),
         Verdict::Allow if !is_allowed => Some(format!("refused: {message}")),
@@ -438,7 +537,10 @@ async fn policies_and_the_webhook_say_the_same_about_every_case() {
         .collect();
     let server = Server::start().await;
     server.define_kinds(&cases).await;
-    let worlds: BTreeMap<_, _> = cases.iter().map(|case| (&case.world.name, &case.world)).collect();
+    let worlds: BTreeMap<_, _> = cases
+        .iter()
+        .map(|case| (&case.world.name, &case.world))
+        .collect();
     let (mut before, mut faults, mut impossible) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
     for (name, world) in worlds {
         make_namespaces(&server, world).await;
@@ -453,12 +555,18 @@ async fn policies_and_the_webhook_say_the_same_about_every_case() {
             match server.run(case).await {
                 None => drop(impossible.insert(case.name.clone())),
                 Some(answer) => faults.extend(
-                    fault(case, &answer).map(|fault| format!("{}: {}: {fault}", case.file, case.name)),
+                    fault(case, &answer)
+                        .map(|fault| format!("{}: {}: {fault}", case.file, case.name)),
                 ),
             }
         }
     }
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "{} faults:\n{}",
+        faults.len(),
+        faults.join("\n")
+    );
     let known: BTreeSet<_> = IMPOSSIBLE.iter().map(|name| (*name).to_owned()).collect();
     assert_eq!(impossible, known);
 }
@@ -525,7 +633,11 @@ async fn a_thousand_globs_that_all_count_in_one_namespace_stay_within_the_budget
                 ..Subject::default()
             };
             // What each starts with and its longest part are the same, so that all are matched.
-            grant(&format!("grant-{number}"), &format!("team-*-{number:04}-*-reader"), subject)
+            grant(
+                &format!("grant-{number}"),
+                &format!("team-*-{number:04}-*-reader"),
+                subject,
+            )
         })
         .collect();
     let own_roles = [OwnRole {
@@ -547,11 +659,18 @@ async fn a_thousand_globs_that_all_count_in_one_namespace_stay_within_the_budget
         assert!(answer.status.is_success(), "{role}: {}", answer.message());
     }
     for (role, says) in [
-        ("team-a-1000-b-reader", "no RoleGrant covers it for service account api of namespace shop"),
+        (
+            "team-a-1000-b-reader",
+            "no RoleGrant covers it for service account api of namespace shop",
+        ),
         ("path/nODE", "of the node or of rolegate itself"),
     ] {
         let answer = try_pod(&server, "shop", role).await;
-        assert!(answer.message().contains(says), "{role}: {}", answer.message());
+        assert!(
+            answer.message().contains(says),
+            "{role}: {}",
+            answer.message()
+        );
     }
 }
 

@@ -118,12 +118,15 @@ impl Admission {
             readiness.condition("certificate"),
         ));
         CertificateAges::register(metrics.ours(), vec![store.clone()]);
-        let tls = ServerTls::new(store.clone()).map_err(|error| StartError::Tls(error.to_string()))?;
+        let tls =
+            ServerTls::new(store.clone()).map_err(|error| StartError::Tls(error.to_string()))?;
         let client = connection.client();
         let (source, (namespace, name)) = (options.certificate, options.secret);
         let ready = readiness.clone();
         tasks.spawn(vital("the certificate's source", async move {
-            source.follow(client, &namespace, &name, &store, &ready).await;
+            source
+                .follow(client, &namespace, &name, &store, &ready)
+                .await;
         }));
 
         let mut keeper = Keeper::new(

@@ -8,7 +8,7 @@ mod network;
 mod scheduling;
 mod wish;
 
-pub(crate) use guard::{NAME_LABEL, guarded_labels};
+pub(crate) use guard::NAME_LABEL;
 use jiff::Timestamp;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
@@ -131,10 +131,12 @@ impl<'a> Judge<'a> {
     /// The namespace, which every request about a namespaced object has.
     fn namespace_name(&self) -> Result<&'a str, Malformed> {
         let namespace = self.review.namespace();
-        (!namespace.is_empty()).then_some(namespace).ok_or(Malformed {
-            path: "metadata.namespace".into(),
-            wanted: "the name of a namespace",
-        })
+        (!namespace.is_empty())
+            .then_some(namespace)
+            .ok_or(Malformed {
+                path: "metadata.namespace".into(),
+                wanted: "the name of a namespace",
+            })
     }
 
     fn malformed(&mut self, malformed: &Malformed) {

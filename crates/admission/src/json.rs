@@ -338,7 +338,10 @@ mod tests {
     fn maps_of_texts_hold_texts_only() {
         for wrong in [json!([]), json!("x"), json!({"a": 1}), json!({"a": null})] {
             let object = json!({"annotations": wrong});
-            assert!(Place::root(&object).texts("annotations").is_err(), "{wrong}");
+            assert!(
+                Place::root(&object).texts("annotations").is_err(),
+                "{wrong}"
+            );
         }
         let object = json!({"annotations": null, "labels": {"a": "b"}});
         let root = Place::root(&object);

@@ -5,15 +5,18 @@
 //! requests. Whether a workload may have a role is not decided here but by
 //! [`RuleSet::explain`](rolegate_core::decision::RuleSet::explain), which the doors ask too.
 
+#[cfg(feature = "server")]
 pub mod app;
 pub mod gate;
 mod json;
 mod kinds;
+#[cfg(feature = "server")]
 pub mod metrics;
 pub mod outcome;
 pub mod policies;
 pub mod registration;
 pub mod review;
+#[cfg(feature = "server")]
 pub mod server;
 mod shape;
 mod text;

@@ -51,8 +51,11 @@ impl AdmissionMetrics {
         let family = Family::<[(&str, &str); 1], AtomicHistogram, _>::new_with_constructor(|| {
             AtomicHistogram::new(AtomicHistogram::LATENCIES)
         });
-        let reviews = Ending::ALL
-            .map(|ending| family.get_or_create(&[("outcome", ending.as_str())]).clone());
+        let reviews = Ending::ALL.map(|ending| {
+            family
+                .get_or_create(&[("outcome", ending.as_str())])
+                .clone()
+        });
         registry.register(
             "admission_review_duration_seconds",
             "Time that reviews took, by how they ended",

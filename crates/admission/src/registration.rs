@@ -13,10 +13,9 @@ use rolegate_core::annotation::{
 };
 use rolegate_core::config::{ResourceKind, RuleConfig, TemplateKind};
 use rolegate_core::layer::Mode;
-use rolegate_core::layer::grants::GrantsLayer;
 use serde_json::{Map, Value, json};
 
-use crate::gate::{NAME_LABEL, guarded_labels};
+use crate::gate::NAME_LABEL;
 use crate::kinds::{OURS, RULES, TEMPLATES, ZALANDO};
 
 /// The name of the configuration.
@@ -49,8 +48,6 @@ pub struct Registration<'a> {
     pub config: &'a RuleConfig,
     /// The annotations' keys.
     pub keys: &'a AnnotationKeys,
-    /// The grants, for the labels that they look at.
-    pub grants: &'a GrantsLayer,
     /// Whether pods may get a role that they don't name: there is a default role, or a namespace
     /// has one.
     pub has_default_role: bool,
@@ -87,7 +84,9 @@ struct Webhook {
 /// The ValidatingWebhookConfiguration, as JSON.
 pub fn webhook_configuration(registration: &Registration<'_>) -> Value {
     let webhooks = registration.webhooks();
-    let webhooks = webhooks.into_iter().map(|webhook| registration.value(webhook));
+    let webhooks = webhooks
+        .into_iter()
+        .map(|webhook| registration.value(webhook));
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingWebhookConfiguration",
@@ -228,16 +227,12 @@ impl Registration<'_> {
         [&keys.role, &keys.external_id, SESSION_NAME, MIRROR]
     }
 
-    fn pod_labels(&self) -> Vec<&str> {
-        let grants = self.grants.grants().iter();
-        sorted(grants.flat_map(|grant| grant.pod_label_keys()))
-    }
-
+    /// Which labels count is for grants to say, and those change more often than registrations.
     fn pod_metadata_differs(&self) -> String {
         format!(
             "{} || {}",
             cel::differs("annotations", &self.pod_annotations()),
-            cel::differs("labels", &self.pod_labels())
+            cel::all_differ("labels")
         )
     }
 
@@ -268,11 +263,16 @@ impl Registration<'_> {
         let copies = format!(
             "{} || {}",
             cel::has_any("object", "annotations", &self.pod_annotations()),
-            cel::has_any("object", "labels", &self.pod_labels())
+            cel::has_others("object", "labels", "")
         );
         Webhook {
             name: "bindings".into(),
-            rules: vec![rule("", &["bindings", "pods/binding"], &["CREATE"], NAMESPACED)],
+            rules: vec![rule(
+                "",
+                &["bindings", "pods/binding"],
+                &["CREATE"],
+                NAMESPACED,
+            )],
             place: Where::NotSpared,
             conditions: if self.config.guard_scheduling {
                 vec![(
@@ -327,9 +327,8 @@ impl Registration<'_> {
         }
         // Finding a template's old self among several is the gate's work.
         let changed = format!(
-            "{} || {} || object.spec != oldObject.spec",
-            cel::differs("annotations", &self.pod_annotations()),
-            cel::differs("labels", &self.pod_labels())
+            "{} || object.spec != oldObject.spec",
+            self.pod_metadata_differs()
         );
         let names: Vec<_> = names.iter().map(|name| format!("({name})")).collect();
         Webhook {
@@ -350,7 +349,10 @@ impl Registration<'_> {
                 Vec::new()
             } else {
                 vec![
-                    ("changed", cel::unless_created(&cel::differs("annotations", &key))),
+                    (
+                        "changed",
+                        cel::unless_created(&cel::differs("annotations", &key)),
+                    ),
                     ("names-role", cel::has_any("object", "annotations", &key)),
                 ]
             },
@@ -365,7 +367,12 @@ impl Registration<'_> {
                        && object.spec.boundObjectRef.kind == \"Pod\"";
         Webhook {
             name: "tokens".into(),
-            rules: vec![rule("", &["serviceaccounts/token"], &["CREATE"], NAMESPACED)],
+            rules: vec![rule(
+                "",
+                &["serviceaccounts/token"],
+                &["CREATE"],
+                NAMESPACED,
+            )],
             place: Where::NotSpared,
             conditions: vec![
                 ("for-aws", aws.into()),
@@ -382,26 +389,33 @@ impl Registration<'_> {
                          object.status.loadBalancer.ingress.exists(i, has(i.ip))";
         Webhook {
             name: "services".into(),
-            rules: vec![rule("", &["services", "services/status"], WRITES, NAMESPACED)],
+            rules: vec![rule(
+                "",
+                &["services", "services/status"],
+                WRITES,
+                NAMESPACED,
+            )],
             place: Where::NotSpared,
             conditions: vec![("has-addresses", addresses.into())],
         }
     }
 
-    /// Namespaces are guarded whether they are spared or not: their label of names is their own.
+    /// Namespaces are guarded whether they are spared or not, for that label of theirs is what
+    /// spares them. Any other label may be one that grants look at, tomorrow if not today.
     fn namespaces(&self) -> Webhook {
         let allowed = &*self.keys.allowed_roles;
-        let annotations = sorted([allowed, ALLOWED_ROLES, PERMITTED, DEFAULT_ROLE]);
-        let labels = sorted(guarded_labels(self.grants.grants()));
+        let mut annotations = vec![allowed, ALLOWED_ROLES, PERMITTED, DEFAULT_ROLE];
+        annotations.sort_unstable();
+        annotations.dedup();
         let created = format!(
             "{} || {}",
             cel::has_any("object", "annotations", &annotations),
-            cel::has_any("object", "labels", &labels)
+            cel::has_others("object", "labels", NAME_LABEL)
         );
         let changed = format!(
             "{} || {}",
             cel::differs("annotations", &annotations),
-            cel::differs("labels", &labels)
+            cel::all_differ("labels")
         );
         let mut guarded = format!("oldObject == null ? ({created}) : ({changed})");
         let resources = ["namespaces", "namespaces/status", "namespaces/finalize"];
@@ -463,11 +477,4 @@ fn is_judged(kind: &ResourceKind) -> bool {
         .iter()
         .any(|known| *kind.group == *known.group && *kind.resource == *known.resource)
         || kind.group.is_empty() && matches!(&*kind.resource, "pods" | "serviceaccounts")
-}
-
-fn sorted<'a>(keys: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut keys: Vec<_> = keys.into_iter().collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys
 }

@@ -174,6 +174,10 @@ impl<'a> Review<'a> {
         }
         let not_json = |why: &dyn std::fmt::Display| ReviewError::NotJson(complaint(why));
         let body = std::str::from_utf8(body).map_err(|error| not_json(&error))?;
+        // Where a list would be taken for a structure's fields in order.
+        if !body.trim_ascii_start().starts_with('{') {
+            return Err(not_json(&"it is no object"));
+        }
         let envelope: Envelope<'a> =
             serde_json::from_str(body).map_err(|error| not_json(&error))?;
         if envelope.api_version != API_VERSION || envelope.kind != KIND {
@@ -181,6 +185,9 @@ impl<'a> Review<'a> {
             return Err(ReviewError::NotAReview(shown(&what, SHOWN)));
         }
         let request = present(envelope.request).ok_or(ReviewError::NoRequest)?;
+        if !request.get().starts_with('{') {
+            return Err(ReviewError::NoRequest);
+        }
         let only: OnlyUid<'_> =
             serde_json::from_str(request.get()).map_err(|error| not_json(&error))?;
         if only.uid.is_empty() || only.uid.len() > MAX_UID {

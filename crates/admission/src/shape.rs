@@ -210,7 +210,13 @@ mod tests {
         ] {
             assert!(is_aws_audience(audience), "{audience}");
         }
-        for audience in ["", "vault", "amazonaws.com", "s3.amazonaws.com", "sts.example.com"] {
+        for audience in [
+            "",
+            "vault",
+            "amazonaws.com",
+            "s3.amazonaws.com",
+            "sts.example.com",
+        ] {
             assert!(!is_aws_audience(audience), "{audience}");
         }
     }
@@ -261,11 +267,23 @@ mod tests {
         for (object, path) in [
             (json!([]), ""),
             (json!({"metadata": "x"}), "metadata"),
-            (json!({"metadata": {"annotations": []}}), "metadata.annotations"),
-            (json!({"metadata": {"annotations": {"a": 1}}}), "metadata.annotations[a]"),
+            (
+                json!({"metadata": {"annotations": []}}),
+                "metadata.annotations",
+            ),
+            (
+                json!({"metadata": {"annotations": {"a": 1}}}),
+                "metadata.annotations[a]",
+            ),
             (json!({"spec": {"containers": {}}}), "spec.containers"),
-            (json!({"spec": {"serviceAccountName": 7}}), "spec.serviceAccountName"),
-            (json!({"spec": {"containers": [{"env": [7]}]}}), "spec.containers[0].env[0]"),
+            (
+                json!({"spec": {"serviceAccountName": 7}}),
+                "spec.serviceAccountName",
+            ),
+            (
+                json!({"spec": {"containers": [{"env": [7]}]}}),
+                "spec.containers[0].env[0]",
+            ),
         ] {
             let malformed = PodShape::read(&Place::root(&object)).unwrap_err();
             assert_eq!(malformed.path, path, "{object}");

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use rolegate_kube::client::{ClientError, ClientOptions, Connection};
+use rolegate_kube::events::eventer_as;
 use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_kube::watch::WatchMetrics;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::certificates::{CertificateMetrics, Certificates, SelfMade};
 use crate::duty::{self, Duty};
 use crate::lease::{Leadership, LeaseOptions, LeaseTiming};
+use crate::rules::{RuleDuty, RuleOptions};
 
 /// What the Lease is called.
 const LEASE: &str = "rolegate-controller";
@@ -41,6 +44,8 @@ pub struct ControllerOptions {
     pub certificates: CertificateSource,
     /// How it is made, if it is.
     pub self_made: SelfMade,
+    /// What is done about rules; `None`: nothing.
+    pub rules: Option<RuleOptions>,
     /// The time.
     pub clock: Clock,
 }
@@ -114,6 +119,28 @@ impl Controller {
                 options.clock.clone(),
                 readiness.condition("certificates"),
                 CertificateMetrics::register(metrics.ours()),
+            )));
+        }
+
+        if let Some(rules) = options.rules {
+            let watches = WatchMetrics::register(metrics.ours(), connection.pictures());
+            let (events, writer) = eventer_as(
+                "rolegate-controller",
+                connection.client(),
+                options.identity.clone(),
+                metrics.ours(),
+            );
+            tasks.spawn(async move {
+                writer.run().await;
+                Some(Broken("the writer of Events"))
+            });
+            duties.push(Arc::new(RuleDuty::new(
+                rules,
+                connection.clone(),
+                watches,
+                readiness.clone(),
+                events,
+                options.clock.clone(),
             )));
         }
 

@@ -122,6 +122,11 @@ impl RuleBook {
         self.good.as_ref().unwrap_or(&self.flags)
     }
 
+    /// The cluster's configuration object, as far as it is known.
+    pub fn cluster_config(&self) -> &ClusterConfig {
+        &self.config
+    }
+
     /// The grants, compiled.
     pub fn grants(&self) -> &Arc<GrantsLayer> {
         &self.grants_layer

@@ -13,49 +13,19 @@ use crate::status::{StatusError, Written, bounded};
 
 /// kube-mgmt's annotation.
 pub const STATUS: &str = "openpolicyagent.org/kube-mgmt-status";
-/// The most bytes of an error.
-const LONGEST: usize = 4096;
 /// How long the API server may take for one.
 const WRITE: Duration = Duration::from_secs(10);
 
-/// How policies or data fare.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PolicyStatus {
-    /// They count.
-    Ok,
-    /// They don't, for this reason.
-    Error(String),
-}
-
-impl PolicyStatus {
-    /// The annotation's value: `{"status":"ok"}`, or `{"status":"error","error":…}` with OPA's
-    /// shape of an error.
-    pub fn to_text(&self) -> String {
-        let status: Value = match self {
-            Self::Ok => json!({"status": "ok"}),
-            Self::Error(reason) => {
-                let end = reason.floor_char_boundary(LONGEST);
-                let message = reason.get(..end).unwrap_or(reason);
-                json!({
-                    "status": "error",
-                    "error": {"code": "invalid_parameter", "message": message},
-                })
-            }
-        };
-        status.to_string()
-    }
-}
-
-/// Writes how `map` fares, unless it says so already.
+/// Writes how `map` fares, as JSON such as `{"status":"ok"}`, unless it says so already.
 ///
 /// # Errors
 /// [`StatusError`]: the API server refuses it or is away.
 pub async fn write_policy_status(
     client: &Client,
     map: &ConfigMap,
-    status: &PolicyStatus,
+    status: &Value,
 ) -> Result<Written, StatusError> {
-    let text = status.to_text();
+    let text = status.to_string();
     if map.annotations.get(STATUS) == Some(&*text) {
         return Ok(Written::Unchanged);
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rolegate_core::layer::{Ask, Layer, Verdict};
+use rolegate_core::layer::{Ask, Layer, Reads, Verdict};
 
 use crate::policies::Policies;
 
@@ -30,6 +30,14 @@ impl Layer for RegoLayer {
             Verdict::allow("no policy denies")
         } else {
             Verdict::deny(findings.rule(), findings.reason())
+        }
+    }
+
+    fn reads(&self) -> Reads {
+        let asked = self.policies.asks_at_door();
+        Reads {
+            labels: asked,
+            identity: asked,
         }
     }
 

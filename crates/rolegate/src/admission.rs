@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rolegate_admission::app::{Admission, AdmissionOptions, StartError};
-use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_kube::tls_secret::CertificateSource;
@@ -16,6 +15,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
 use rolegate_runtime::tls::TlsFiles;
 
+use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{duration, invalid};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
@@ -55,15 +55,8 @@ pub(crate) struct AdmissionFlags {
     /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/
     #[arg(long, value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = ROLES)]
     base_role_arn: Option<String>,
-    /// Key of the annotation that names a pod's role
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_ROLE_KEY", default_value = rolegate_core::annotation::ROLE, help_heading = ROLES)]
-    iam_role_key: String,
-    /// Key of the annotation that names a pod's external ID
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_EXTERNAL_ID", default_value = rolegate_core::annotation::EXTERNAL_ID, help_heading = ROLES)]
-    iam_external_id: String,
-    /// Key of the annotation of namespaces that lists allowed roles
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_NAMESPACE_KEY", default_value = rolegate_core::annotation::ALLOWED_ROLES, help_heading = ROLES)]
-    namespace_key: String,
+    #[command(flatten)]
+    keys: AnnotationFlags,
 
     /// Who makes the certificate that the API server checks
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
@@ -105,10 +98,12 @@ pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
         .context("no threads can be started")?;
     runtime.block_on(async {
         let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
-        let mut admission = Admission::start(options).await.map_err(|error| match error {
-            StartError::Client(_) => invalid(error.to_string()),
-            other => other.into(),
-        })?;
+        let mut admission = Admission::start(options)
+            .await
+            .map_err(|error| match error {
+                StartError::Client(_) => invalid(error.to_string()),
+                other => other.into(),
+            })?;
         let addresses = admission.addresses();
         tracing::info!(webhook = %addresses.webhook, admin = %addresses.admin, "listening");
         let broken = tokio::select! {
@@ -133,7 +128,9 @@ fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
             CertificateSource::Files(TlsFiles { certificate, key })
         }
         (CertificateFrom::Files, _, _) => {
-            return Err(invalid("--certificate=files: give --tls-cert and --tls-key"));
+            return Err(invalid(
+                "--certificate=files: give --tls-cert and --tls-key",
+            ));
         }
         (_, Some(_), _) => return Err(invalid("--tls-cert: give --certificate=files too")),
         (CertificateFrom::Controller, None, _) => CertificateSource::SelfMade,
@@ -143,18 +140,16 @@ fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
         listen: flags.listen_address,
         admin_listen: flags.metrics_address,
         rules: RuleConfig {
-            base: base.transpose().map_err(|error| invalid(format!("--base-role-arn: {error}")))?,
+            base: base
+                .transpose()
+                .map_err(|error| invalid(format!("--base-role-arn: {error}")))?,
             modes: flags.rules.modes(Modes::default()),
             rego: flags.rules.rego()?,
             ..RuleConfig::default()
         },
         cluster_config: flags.rules.cluster_config.into(),
         client: flags.kubernetes.client(),
-        annotations: AnnotationKeys {
-            role: flags.iam_role_key,
-            external_id: flags.iam_external_id,
-            allowed_roles: flags.namespace_key,
-        },
+        annotations: flags.keys.keys()?,
         certificate,
         secret: (flags.namespace, flags.tls_secret),
         clock: Clock::system(),

@@ -9,13 +9,17 @@ use clap::{Args, ValueEnum};
 use rolegate_controller::app::{Controller, ControllerOptions};
 use rolegate_controller::certificates::SelfMade;
 use rolegate_controller::lease::LeaseTiming;
+use rolegate_controller::rules::RuleOptions;
+use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
 
+use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{duration, invalid};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
+use crate::rule_flags::RuleFlags;
 
 const CERTIFICATE: &str = "Certificate";
 const PROCESS: &str = "Process";
@@ -31,15 +35,18 @@ enum CertificateFrom {
 
 /// Flags of `rolegate controller`.
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Do what one replica does for the cluster.\n\n\
+#[command(long_about = "Do what one replica does for the cluster.\n\n\
 Replicas elect a leader by a Lease. The leader makes the certificate of the admission webhook, renews it, \
 tells the API server whom to trust, and writes into the status of rules how they fare.\n\n\
-Every flag can also be set by an environment variable (shown beside it)."
-)]
+Every flag can also be set by an environment variable (shown beside it).")]
 pub(crate) struct ControllerFlags {
     #[command(flatten)]
     kubernetes: KubernetesFlags,
+
+    #[command(flatten)]
+    rules: RuleFlags,
+    #[command(flatten)]
+    keys: AnnotationFlags,
 
     /// Namespace of the Lease, the Secret and the webhook's Service
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate", help_heading = CERTIFICATE)]
@@ -77,7 +84,7 @@ pub(crate) struct ControllerFlags {
 pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
     let drain_time = flags.drain_time;
-    let options = options(flags);
+    let options = options(flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -108,7 +115,7 @@ pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn options(flags: ControllerFlags) -> ControllerOptions {
+fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
     // A process that is started again is another holder, as client-go has it.
     let name = flags.identity.or_else(|| std::env::var("HOSTNAME").ok());
     let identity = format!(
@@ -116,7 +123,19 @@ fn options(flags: ControllerFlags) -> ControllerOptions {
         name.as_deref().unwrap_or("rolegate-controller"),
         fastrand::u32(..)
     );
-    ControllerOptions {
+    let rules = RuleOptions {
+        flags: RuleConfig {
+            modes: flags.rules.modes(Modes::default()),
+            rego: flags.rules.rego()?,
+            ..RuleConfig::default()
+        },
+        cluster_config: flags.rules.cluster_config.into(),
+        keys: flags.keys.keys()?,
+        namespace: flags.namespace.clone(),
+        webhook: flags.webhook.clone(),
+    };
+    Ok(ControllerOptions {
+        rules: Some(rules),
         client: flags.kubernetes.client(),
         identity,
         admin_listen: flags.metrics_address,
@@ -134,5 +153,5 @@ fn options(flags: ControllerFlags) -> ControllerOptions {
         },
         namespace: flags.namespace,
         clock: Clock::system(),
-    }
+    })
 }

@@ -4,6 +4,7 @@
 
 mod admission;
 mod agent;
+mod annotation_flags;
 mod cli;
 mod config_file;
 mod controller;

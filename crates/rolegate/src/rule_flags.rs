@@ -4,7 +4,7 @@
 use std::str::FromStr;
 
 use clap::Args;
-use rolegate_core::config::{POLICY_LABEL, Modes, RegoConfig, ResourceKind};
+use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind};
 use rolegate_core::layer::Mode;
 
 use crate::flags::{ClusterConfigUse, invalid};
@@ -49,7 +49,10 @@ impl FromStr for LayerMode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "write LAYER=MODE: layers are namespace, grants and rego, modes enforce, audit and off".to_owned();
+        let wrong = || {
+            "write LAYER=MODE: layers are namespace, grants and rego, modes enforce, audit and off"
+                .to_owned()
+        };
         let (layer, mode) = text.split_once('=').ok_or_else(wrong)?;
         Ok(Self {
             layer: match layer {
@@ -92,7 +95,9 @@ impl RuleFlags {
             text => {
                 let (key, value) = text.split_once('=').ok_or_else(|| {
                     let (key, value) = POLICY_LABEL;
-                    invalid(format!("--policy-label: write KEY=VALUE, such as {key}={value}"))
+                    invalid(format!(
+                        "--policy-label: write KEY=VALUE, such as {key}={value}"
+                    ))
                 })?;
                 Some((key.into(), value.into()))
             }
@@ -105,7 +110,11 @@ impl RuleFlags {
             })
         });
         Ok(RegoConfig {
-            namespaces: self.policy_namespaces.iter().map(|name| name.as_str().into()).collect(),
+            namespaces: self
+                .policy_namespaces
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect(),
             label,
             replicate: replicate.collect::<anyhow::Result<_>>()?,
             ..RegoConfig::default()
@@ -145,7 +154,10 @@ mod tests {
             (Mode::Enforce, Mode::Audit, Mode::Enforce)
         );
         let rego = flags.rego().unwrap();
-        assert_eq!((rego.namespaces.len(), rego.label, rego.replicate.len()), (2, None, 1));
+        assert_eq!(
+            (rego.namespaces.len(), rego.label, rego.replicate.len()),
+            (2, None, 1)
+        );
         for wrong in ["--layer=grants", "--layer=x=off", "--layer=grants=on"] {
             assert!(parse(&[wrong]).is_err(), "{wrong}");
         }

@@ -105,6 +105,11 @@ impl Keeper {
         self.policies.statuses()
     }
 
+    /// The ConfigMap of a name.
+    pub fn config_map(&self, namespace: &str, name: &str) -> Option<&ConfigMap> {
+        self.config_maps.get(&(namespace.into(), name.into()))
+    }
+
     /// ConfigMaps whose annotation of points cannot be read, with the reason: they are asked
     /// everywhere.
     pub fn misplaced(&self) -> &BTreeMap<MapName, String> {

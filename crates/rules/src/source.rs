@@ -20,6 +20,14 @@ use crate::keeper::Report;
 use crate::rules::Rules;
 use crate::snapshot::Needs;
 
+/// The names of the readiness conditions of all watches.
+pub const CONDITIONS: [&str; 4] = [
+    "cluster configuration",
+    "grants",
+    "policies",
+    "replicated objects",
+];
+
 /// What is followed.
 #[derive(Debug)]
 pub struct RuleSources {
@@ -47,11 +55,12 @@ enum Watch {
 impl Watch {
     /// The name of its condition. Watches of one kind share one.
     fn condition(&self) -> &'static str {
+        let [config, grants, policies, replicated] = CONDITIONS;
         match self {
-            Self::Config => "cluster configuration",
-            Self::Grants => "grants",
-            Self::ConfigMaps(_) => "policies",
-            Self::Replicated(_) => "replicated objects",
+            Self::Config => config,
+            Self::Grants => grants,
+            Self::ConfigMaps(_) => policies,
+            Self::Replicated(_) => replicated,
         }
     }
 }

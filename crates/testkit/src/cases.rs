@@ -265,7 +265,10 @@ impl Written {
             other => bail!("the operation {other:?} is none of CREATE, UPDATE, DELETE and CONNECT"),
         };
         ensure!(object.is_some() == new, "object and operation don't fit");
-        ensure!(old_object.is_some() == old, "oldObject and operation don't fit");
+        ensure!(
+            old_object.is_some() == old,
+            "oldObject and operation don't fit"
+        );
         ensure!(
             self.expect.says.is_empty() || self.expect.gate == Verdict::Deny,
             "what is allowed says nothing"
@@ -379,7 +382,10 @@ mod tests {
     #[test]
     fn patches_are_merged() {
         let mut target = json!({"a": {"b": 1, "c": 2}, "d": [1]});
-        merge(&mut target, json!({"a": {"b": null, "e": {"f": 3}}, "d": [2]}));
+        merge(
+            &mut target,
+            json!({"a": {"b": null, "e": {"f": 3}}, "d": [2]}),
+        );
         assert_eq!(target, json!({"a": {"c": 2, "e": {"f": 3}}, "d": [2]}));
     }
 

@@ -243,9 +243,7 @@ impl Judge<'_> {
 }
 
 /// Keys of namespace labels by which grants are given, and which therefore not everybody may set.
-pub(crate) fn guarded_labels(
-    grants: &[rolegate_core::grant::CompiledGrant],
-) -> impl Iterator<Item = &str> {
+fn guarded_labels(grants: &[rolegate_core::grant::CompiledGrant]) -> impl Iterator<Item = &str> {
     let keys = grants.iter().flat_map(|grant| grant.namespace_label_keys());
     keys.filter(|key| *key != NAME_LABEL)
 }

@@ -102,7 +102,15 @@ mod tests {
         ] {
             assert!(is_metadata(text), "{text}");
         }
-        for text in ["", "10.0.0.1", "169.254.169.253", "fd00:ec2::253", "x", "...", "::"] {
+        for text in [
+            "",
+            "10.0.0.1",
+            "169.254.169.253",
+            "fd00:ec2::253",
+            "x",
+            "...",
+            "::",
+        ] {
             assert!(!is_metadata(text), "{text}");
         }
     }

@@ -46,8 +46,8 @@ impl Judge<'_> {
     /// Whoever binds a pod by hand chooses its node.
     pub(super) fn chosen_node(&mut self, change: &Change) -> Result<(), Malformed> {
         let target = Place::root(&change.new).at(&["target", "name"])?;
-        let names_node =
-            target.is_some_and(|target| !matches!(target.value, Value::String(name) if name.is_empty()));
+        let names_node = target
+            .is_some_and(|target| !matches!(target.value, Value::String(name) if name.is_empty()));
         if self.rules.config.guard_scheduling
             && self.is_creation()
             && names_node

@@ -37,7 +37,12 @@ impl Judge<'_> {
         }
         // A kubelet mirrors static pods whatever we say, and they get no role whatever they are
         // given by default: only one that names a role is refused.
-        let names_none = || shape.wish(self.rules.keys).role.is_none_or(|role| role.is_empty());
+        let names_none = || {
+            shape
+                .wish(self.rules.keys)
+                .role
+                .is_none_or(|role| role.is_empty())
+        };
         if shape.is_mirror() && names_none() && shape.variables.is_empty() {
             return Ok(());
         }

@@ -23,9 +23,6 @@ pub(super) fn unless_created(changed: &str) -> String {
 
 /// That one of `keys` of the metadata's map `field` differs between the objects.
 pub(super) fn differs(field: &str, keys: &[&str]) -> String {
-    if keys.is_empty() {
-        return "false".into();
-    }
     let of = |object: &str| {
         format!(
             "(has({object}.metadata.{field}) && k in {object}.metadata.{field} ? \
@@ -40,11 +37,24 @@ pub(super) fn differs(field: &str, keys: &[&str]) -> String {
     )
 }
 
+/// That the metadata's map `field` differs between the objects.
+pub(super) fn all_differ(field: &str) -> String {
+    let of = |object: &str| {
+        format!("(has({object}.metadata.{field}) ? {object}.metadata.{field} : {{}})")
+    };
+    format!("{} != {}", of("object"), of("oldObject"))
+}
+
+/// That there is another key than `known` in the metadata's map `field` of `object`.
+pub(super) fn has_others(object: &str, field: &str, known: &str) -> String {
+    format!(
+        "(has({object}.metadata.{field}) && {object}.metadata.{field}.exists(k, k != {}))",
+        text(known)
+    )
+}
+
 /// That one of `keys` is in the metadata's map `field` of `object`.
 pub(super) fn has_any(object: &str, field: &str, keys: &[&str]) -> String {
-    if keys.is_empty() {
-        return "false".into();
-    }
     format!(
         "(has({object}.metadata) && has({object}.metadata.{field}) && {}.exists(k, k in \
          {object}.metadata.{field}))",
@@ -67,7 +77,9 @@ pub(super) fn any<'a>(
             ));
         } else {
             let name = text(name);
-            opened.push_str(&format!("{name} in {here} && [{here}[{name}]].exists({next}, "));
+            opened.push_str(&format!(
+                "{name} in {here} && [{here}[{name}]].exists({next}, "
+            ));
         }
         here = next;
         depth += 1;

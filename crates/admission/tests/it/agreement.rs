@@ -1,5 +1,8 @@
 //! The gate and the doors agree about every pod.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use proptest::sample::select;
 use rolegate_core::annotation::AnnotationKeys;
@@ -10,7 +13,19 @@ use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
 
-const WORLDS: &[&str] = &["annotations", "grants", "layers", "audit"];
+const NAMES: &[&str] = &["annotations", "grants", "layers", "audit"];
+
+static WORLDS: LazyLock<HashMap<&str, Rules>> = LazyLock::new(|| {
+    let worlds = NAMES.iter().map(|name| {
+        let mut rules = Rules::of(name);
+        rules.set.own_roles = vec![OwnRole {
+            account: None,
+            name: "node".into(),
+        }];
+        (*name, rules)
+    });
+    worlds.collect()
+});
 
 #[derive(Debug, Clone)]
 struct Pod {
@@ -30,22 +45,50 @@ fn text(known: &'static [&'static str]) -> impl Strategy<Value = Option<String>>
 
 fn pods() -> impl Strategy<Value = Pod> {
     let namespaces = &[
-        "shop", "kiam", "both", "bare", "broken", "defaulted", "misdefaulted", "blue", "red",
+        "shop",
+        "kiam",
+        "both",
+        "bare",
+        "broken",
+        "defaulted",
+        "misdefaulted",
+        "blue",
+        "red",
         "ungranted",
     ];
     let roles = &[
-        "", " ", "shop-reader", " shop-writer\n", "kiam-a", "both-a", "both-c", "defaulted-x", "admin",
-        "twice", "front", "named", "vendor-reader", "team-reader", "everyone", "node", "NODE", "/node",
-        "arn:aws:iam::123456789012:role/shop-reader", "arn:aws:iam::210987654321:role/shop-reader",
+        "",
+        " ",
+        "shop-reader",
+        " shop-writer\n",
+        "kiam-a",
+        "both-a",
+        "both-c",
+        "defaulted-x",
+        "admin",
+        "twice",
+        "front",
+        "named",
+        "vendor-reader",
+        "team-reader",
+        "everyone",
+        "node",
+        "NODE",
+        "/node",
+        "arn:aws:iam::123456789012:role/shop-reader",
+        "arn:aws:iam::210987654321:role/shop-reader",
     ];
     (
-        select(WORLDS),
+        select(NAMES),
         select(namespaces),
         select(&[None, Some("api"), Some("web")][..]),
         text(roles),
         text(&["customer-a", "customer-b", " ", "a b"]),
         text(&["shop.batch-1", "shop.web", "payments.api", "blue", " "]),
-        proptest::collection::vec(select(&[("tier", "front"), ("tier", "back"), ("a", "b")][..]), 0..3),
+        proptest::collection::vec(
+            select(&[("tier", "front"), ("tier", "back"), ("a", "b")][..]),
+            0..3,
+        ),
     )
         .prop_map(
             |(world, namespace, account, role, external_id, session_name, labels)| Pod {
@@ -126,8 +169,7 @@ proptest! {
 
     #[test]
     fn what_the_gate_says_of_a_pod_is_what_its_door_says(pod in pods()) {
-        let mut rules = Rules::of(pod.world);
-        rules.set.own_roles = vec![OwnRole { account: None, name: "node".into() }];
+        let rules = &WORLDS[pod.world];
         let outcome = rules.judge(&review(pod.namespace, &pod.object()));
         match rules.set.decide(&pod.workload(), NOW) {
             Decision::NoRole => {

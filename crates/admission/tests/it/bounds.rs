@@ -46,9 +46,12 @@ fn what_is_no_review_is_told_so() {
         other[field] = before;
     }
     assert!(matches!(error("{}"), ReviewError::NotAReview(_)));
-    let answer = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {}});
+    let answer =
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {}});
     assert_eq!(error(&answer.to_string()), ReviewError::NoRequest);
-    assert_eq!(error(&review(json!(null)).to_string()), ReviewError::NoRequest);
+    for none in [json!(null), json!([]), json!("x")] {
+        assert_eq!(error(&review(none).to_string()), ReviewError::NoRequest);
+    }
 }
 
 #[test]
@@ -68,7 +71,8 @@ fn a_request_that_cannot_be_read_is_refused_by_its_uid() {
         ("kind", json!("Pod")),
         ("kind", json!({"group": ""})),
         ("namespace", json!(7)),
-        ("userInfo", json!([])),
+        ("userInfo", json!("jane")),
+        ("userInfo", json!({"groups": "system:masters"})),
         ("subResource", json!({})),
     ] {
         let mut request = request("Pod", json!({}));
@@ -95,7 +99,11 @@ fn nesting_bombs_are_refused() {
         let body = body.replace("\"BOMB\"", &whole);
         let review = Review::parse(body.as_bytes()).unwrap();
         let outcome = judge(&rules.gate(None), &review, NOW);
-        assert!(outcome.message().contains("128 levels"), "{}", outcome.message());
+        assert!(
+            outcome.message().contains("128 levels"),
+            "{}",
+            outcome.message()
+        );
         // Where nobody reads it, it hurts nobody.
         let body = body.replace("\"kind\":\"Pod\"", "\"kind\":\"Widget\"");
         let review = Review::parse(body.as_bytes()).unwrap();
@@ -148,7 +156,14 @@ fn wrong_kinds_in_every_place_are_faults_and_no_panics() {
         ("zalando.org", "AWSIAMRole"),
         ("rolegate.dev", "RoleGrant"),
     ];
-    let wrong = [json!(7), json!("x"), json!([]), json!([[]]), json!(true), json!({"a": []})];
+    let wrong = [
+        json!(7),
+        json!("x"),
+        json!([]),
+        json!([[]]),
+        json!(true),
+        json!({"a": []}),
+    ];
     for (group, kind) in kinds {
         for value in &wrong {
             for object in [
@@ -179,7 +194,11 @@ fn a_creation_without_object_is_refused() {
     let rules = Rules::of("annotations");
     for object in [json!(null), json!(7), json!([])] {
         let outcome = rules.judge(&review(request("Pod", object)));
-        assert!(outcome.message().contains("an object"), "{}", outcome.message());
+        assert!(
+            outcome.message().contains("an object"),
+            "{}",
+            outcome.message()
+        );
     }
 }
 
@@ -210,5 +229,9 @@ fn a_key_that_is_there_twice_is_refused() {
     );
     let review = Review::parse(body.as_bytes()).unwrap();
     let outcome = judge(&rules.gate(None), &review, NOW);
-    assert!(outcome.message().contains("each key once"), "{}", outcome.message());
+    assert!(
+        outcome.message().contains("each key once"),
+        "{}",
+        outcome.message()
+    );
 }

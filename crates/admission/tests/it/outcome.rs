@@ -75,22 +75,30 @@ fn renamed_annotations_are_the_ones_that_count() {
     rules.keys.allowed_roles = "example.com/allowed".into();
     assert!(rules.judge(&pod("shop", Some("admin"))).is_allowed());
     let mut renamed = pod("shop", None);
-    renamed["request"]["object"] = json!({"metadata": {"annotations": {"example.com/role": "admin"}}});
+    renamed["request"]["object"] =
+        json!({"metadata": {"annotations": {"example.com/role": "admin"}}});
     let outcome = rules.judge(&renamed);
-    assert_eq!(outcome.faults[0].path, "metadata.annotations[example.com/role]");
+    assert_eq!(
+        outcome.faults[0].path,
+        "metadata.annotations[example.com/role]"
+    );
     let mut namespace = renamed;
     namespace["request"]["kind"]["kind"] = "Namespace".into();
     namespace["request"]["object"] =
         json!({"metadata": {"annotations": {"example.com/allowed": "[]"}}});
     let outcome = rules.judge(&namespace);
-    assert_eq!(outcome.faults[0].path, "metadata.annotations[example.com/allowed]");
+    assert_eq!(
+        outcome.faults[0].path,
+        "metadata.annotations[example.com/allowed]"
+    );
 }
 
 #[test]
 fn without_writers_of_rules_those_of_rbac_write_them() {
     let rules = Rules::of("annotations");
     let mut grant = pod("", None);
-    grant["request"]["kind"] = json!({"group": "rolegate.dev", "version": "v1alpha1", "kind": "RoleGrant"});
+    grant["request"]["kind"] =
+        json!({"group": "rolegate.dev", "version": "v1alpha1", "kind": "RoleGrant"});
     assert!(rules.judge(&grant).is_allowed());
     grant["request"]["operation"] = "DELETE".into();
     assert!(rules.judge(&grant).is_allowed());

@@ -61,9 +61,17 @@ fn ask(rules: &Rules, review: &Value) -> (Outcome, usize) {
 #[test]
 fn findings_are_faults_of_the_layer_rego() {
     let rules = with_mode("annotations", Mode::Enforce);
-    for kind in [("", "Pod"), ("example.com", "Widget"), ("apps", "Deployment")] {
+    for kind in [
+        ("", "Pod"),
+        ("example.com", "Widget"),
+        ("apps", "Deployment"),
+    ] {
         let (outcome, asked) = ask(&rules, &review(kind, "CREATE", "shop", ""));
-        assert_eq!((asked, outcome.asked, outcome.faults.len()), (1, 1, 1), "{kind:?}");
+        assert_eq!(
+            (asked, outcome.asked, outcome.faults.len()),
+            (1, 1, 1),
+            "{kind:?}"
+        );
         let fault = &outcome.faults[0];
         assert_eq!((fault.layer, &*fault.rule), ("rego", "opa/strict"));
         assert_eq!(fault.reason, "no\\u{1b}thing");
@@ -93,7 +101,10 @@ fn policies_are_not_asked_about_deletions_subresources_and_spared_namespaces() {
         (("", "Namespace"), "CREATE", "", "", 1),
     ] {
         let (_, asked) = ask(&rules, &review(kind, operation, namespace, subresource));
-        assert_eq!(asked, asks, "{kind:?} {operation} {namespace} {subresource}");
+        assert_eq!(
+            asked, asks,
+            "{kind:?} {operation} {namespace} {subresource}"
+        );
     }
 }
 

@@ -2,6 +2,8 @@
 
 use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
 use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::config::{RuleConfig, Subjects};
+use rolegate_core::layer::Mode;
 use serde_json::{Value, json};
 
 use crate::world::Rules;
@@ -10,7 +12,6 @@ fn made(rules: &Rules, change: impl FnOnce(&mut Registration<'_>)) -> Value {
     let mut registration = Registration {
         config: &rules.config,
         keys: &rules.keys,
-        grants: &rules.grants,
         has_default_role: false,
         has_rego: false,
         endpoint: Endpoint::Service {
@@ -53,9 +54,16 @@ fn every_webhook_fails_closed_and_within_seconds() {
             assert_eq!(webhook["matchPolicy"], "Equivalent");
             assert_eq!(webhook["admissionReviewVersions"], json!(["v1"]));
             assert_eq!(webhook["clientConfig"]["caBundle"], "UEVN");
-            assert!(webhook["matchConditions"].as_array().is_none_or(|all| all.len() <= 64));
+            assert!(
+                webhook["matchConditions"]
+                    .as_array()
+                    .is_none_or(|all| all.len() <= 64)
+            );
             let name = webhook["name"].as_str().unwrap();
-            assert!(name.split('.').count() >= 3 && names.insert(name.to_owned()), "{name}");
+            assert!(
+                name.split('.').count() >= 3 && names.insert(name.to_owned()),
+                "{name}"
+            );
         }
     }
 }
@@ -85,17 +93,42 @@ fn every_kind_and_subresource_is_asked_for() {
         }
     }
     for wanted in [
-        "/pods", "/pods/status", "/pods/binding", "/bindings", "/pods/ephemeralcontainers",
-        "/podtemplates", "/replicationcontrollers", "apps/deployments", "apps/replicasets",
-        "apps/statefulsets", "apps/daemonsets", "batch/jobs", "batch/cronjobs", "/serviceaccounts",
-        "/serviceaccounts/token", "zalando.org/awsiamroles", "/services", "/services/status",
-        "/namespaces", "/namespaces/status", "/namespaces/finalize", "rolegate.dev/rolegrants",
-        "rolegate.dev/rolegateconfigs", "/configmaps", "argoproj.io/rollouts", "tekton.dev/taskruns",
-        "kubeflow.org/pytorchjobs", "serving.knative.dev/services",
+        "/pods",
+        "/pods/status",
+        "/pods/binding",
+        "/bindings",
+        "/pods/ephemeralcontainers",
+        "/podtemplates",
+        "/replicationcontrollers",
+        "apps/deployments",
+        "apps/replicasets",
+        "apps/statefulsets",
+        "apps/daemonsets",
+        "batch/jobs",
+        "batch/cronjobs",
+        "/serviceaccounts",
+        "/serviceaccounts/token",
+        "zalando.org/awsiamroles",
+        "/services",
+        "/services/status",
+        "/namespaces",
+        "/namespaces/status",
+        "/namespaces/finalize",
+        "rolegate.dev/rolegrants",
+        "rolegate.dev/rolegateconfigs",
+        "/configmaps",
+        "argoproj.io/rollouts",
+        "tekton.dev/taskruns",
+        "kubeflow.org/pytorchjobs",
+        "serving.knative.dev/services",
     ] {
         assert!(asked.contains(wanted), "{wanted} of {asked:?}");
     }
-    assert!(!asked.iter().any(|kind| kind.contains("eviction") || kind.contains("scale")));
+    assert!(
+        !asked
+            .iter()
+            .any(|kind| kind.contains("eviction") || kind.contains("scale"))
+    );
 }
 
 #[test]
@@ -104,9 +137,23 @@ fn threat_23_conditions_give_way_to_default_roles_and_policies() {
     let plain = made(&rules, |_| {});
     let by_default = made(&rules, |registration| registration.has_default_role = true);
     let with_rego = made(&rules, |registration| registration.has_rego = true);
-    for name in ["pods", "workloads", "cronjobs", "pod-templates", "rollouts.argoproj.io"] {
-        assert_eq!(conditions(webhook(&plain, name)), ["changed", "names-role"], "{name}");
-        assert_eq!(conditions(webhook(&by_default, name)), ["changed"], "{name}");
+    for name in [
+        "pods",
+        "workloads",
+        "cronjobs",
+        "pod-templates",
+        "rollouts.argoproj.io",
+    ] {
+        assert_eq!(
+            conditions(webhook(&plain, name)),
+            ["changed", "names-role"],
+            "{name}"
+        );
+        assert_eq!(
+            conditions(webhook(&by_default, name)),
+            ["changed"],
+            "{name}"
+        );
         assert_eq!(conditions(webhook(&with_rego, name)), [""; 0], "{name}");
     }
     // A kubelet's writes of status never leave the API server for it.
@@ -130,11 +177,14 @@ fn rules_are_guarded_where_their_writers_are_configured() {
     assert!(!without.contains(&"policies.rolegate.dev".into()));
     let configuration = made(&Rules::of("guarded"), |_| {});
     let selector = &webhook(&configuration, "policies")["namespaceSelector"]["matchExpressions"][0];
-    assert_eq!((&selector["operator"], &selector["values"]), (&json!("In"), &json!(["opa"])));
+    assert_eq!(
+        (&selector["operator"], &selector["values"]),
+        (&json!("In"), &json!(["opa"]))
+    );
 }
 
 #[test]
-fn renamed_keys_and_labels_of_grants_are_in_the_conditions() {
+fn renamed_keys_are_in_the_conditions() {
     let mut rules = Rules::of("grants");
     rules.keys = AnnotationKeys {
         role: "example.com/\"role".into(),
@@ -143,11 +193,12 @@ fn renamed_keys_and_labels_of_grants_are_in_the_conditions() {
     };
     let configuration = made(&rules, |_| {});
     let text = |name: &str| webhook(&configuration, name)["matchConditions"].to_string();
-    assert!(text("pods").contains(r#"example.com/\\\"role"#), "{}", text("pods"));
-    assert!(text("pods").contains("tier"));
+    assert!(
+        text("pods").contains(r#"example.com/\\\"role"#),
+        "{}",
+        text("pods")
+    );
     assert!(text("namespaces").contains("example.com/allowed"));
-    assert!(text("namespaces").contains(r#"\"team\""#));
-    assert!(!text("namespaces").contains("tier"));
 }
 
 #[test]
@@ -158,4 +209,38 @@ fn a_url_can_stand_in_for_a_service() {
     });
     let client = &webhook(&configuration, "pods")["clientConfig"];
     assert_eq!(*client, json!({"url": "https://127.0.0.1:8443/validate"}));
+}
+
+/// What is shipped is for rules without default roles, Rego and custom kinds, and has the guards
+/// whose settings may come later.
+#[test]
+fn the_manifest_holds_what_is_made() {
+    let mut config = RuleConfig {
+        rule_writers: Some(Subjects::default()),
+        ..RuleConfig::default()
+    };
+    config.modes.grants = Mode::Enforce;
+    let made = webhook_configuration(&Registration {
+        config: &config,
+        keys: &AnnotationKeys::default(),
+        has_default_role: false,
+        has_rego: false,
+        endpoint: Endpoint::Service {
+            namespace: "rolegate-system",
+            name: "rolegate-admission",
+            path: "/validate",
+            port: 443,
+        },
+        ca_bundle: b"",
+        own_namespace: "rolegate-system",
+    });
+    let manifest = rolegate_testkit::repository().join("deploy/rolegate-admission.yaml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&manifest).unwrap();
+    let shipped = documents.last().unwrap();
+    assert!(
+        *shipped == made,
+        "deploy/rolegate-admission.yaml must end with:\n{}",
+        serde_saphyr::to_string(&made).unwrap()
+    );
 }

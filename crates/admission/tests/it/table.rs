@@ -14,7 +14,9 @@ use crate::world::{NOW, Rules};
 fn rules(cases: &[Case]) -> BTreeMap<String, Rules> {
     let worlds: BTreeSet<_> = cases.iter().map(|case| case.world.name.clone()).collect();
     let worlds = worlds.into_iter();
-    worlds.map(|name| (name.clone(), Rules::of(&name))).collect()
+    worlds
+        .map(|name| (name.clone(), Rules::of(&name)))
+        .collect()
 }
 
 /// What is wrong with the outcome of a case.
@@ -22,7 +24,10 @@ fn faults(case: &Case, outcome: &Outcome) -> Vec<String> {
     let mut wrong = Vec::new();
     let message = outcome.message();
     if outcome.is_allowed() != (case.expect.gate == Verdict::Allow) {
-        wrong.push(format!("the gate should {:?}: {message:?}", case.expect.gate));
+        wrong.push(format!(
+            "the gate should {:?}: {message:?}",
+            case.expect.gate
+        ));
     }
     for text in &case.expect.says {
         if !message.contains(text) {
@@ -53,14 +58,23 @@ fn the_gate_judges_every_case_as_the_table_says() {
             wrong.push(format!("{}: {}: {fault}", case.file, case.name));
         }
     }
-    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 /// The pod as an agent would know it, read apart from the gate's reader.
 fn workload(pod: &Value) -> Workload {
     let metadata = &pod["metadata"];
     let annotation = |key: &str| metadata["annotations"][key].as_str().map(str::trim);
-    let given = |key: &str| annotation(key).filter(|text| !text.is_empty()).map(Into::into);
+    let given = |key: &str| {
+        annotation(key)
+            .filter(|text| !text.is_empty())
+            .map(Into::into)
+    };
     let labels = metadata["labels"].as_object().into_iter().flatten();
     Workload {
         namespace: metadata["namespace"].as_str().unwrap().into(),
@@ -80,7 +94,9 @@ fn workload(pod: &Value) -> Workload {
             external_id: given(EXTERNAL_ID),
             session_name: given(SESSION_NAME),
         },
-        labels: labels.map(|(key, value)| (key, value.as_str().unwrap())).collect(),
+        labels: labels
+            .map(|(key, value)| (key, value.as_str().unwrap()))
+            .collect(),
         annotations: [("", ""); 0].into_iter().collect(),
     }
 }
@@ -137,7 +153,11 @@ fn every_answer_is_one_that_the_api_server_takes() {
 
 #[test]
 fn every_threat_to_the_gate_has_a_case() {
-    let names: Vec<_> = load_all().unwrap().into_iter().map(|case| case.name).collect();
+    let names: Vec<_> = load_all()
+        .unwrap()
+        .into_iter()
+        .map(|case| case.name)
+        .collect();
     for threat in [4, 7, 10, 14, 21, 22, 25] {
         let start = format!("threat {threat},");
         assert!(names.iter().any(|name| name.starts_with(&start)), "{start}");

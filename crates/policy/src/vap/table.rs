@@ -143,7 +143,13 @@ impl Rows {
         let name: String = grant
             .name
             .chars()
-            .map(|c| if is_label(c.encode_utf8(&mut [0; 4]), "") { c } else { '-' })
+            .map(|c| {
+                if is_label(c.encode_utf8(&mut [0; 4]), "") {
+                    c
+                } else {
+                    '-'
+                }
+            })
             .collect();
         let names = &grant.session.names;
         let names = match (names.is_empty(), globs(names, "_+=,.@-")) {

@@ -58,7 +58,10 @@ const BINDING: &str = "ValidatingAdmissionPolicyBinding";
 fn all_grants_are_in_one_object_and_found_by_namespace() {
     let grants = [grant("b", "reader", "shop"), grant("a", "all-*", "*")];
     let export = exported(&config(), &grants).unwrap();
-    let maps = export.documents.iter().filter(|document| document["kind"] == "ConfigMap");
+    let maps = export
+        .documents
+        .iter()
+        .filter(|document| document["kind"] == "ConfigMap");
     assert_eq!(maps.count(), 1);
     let data = &export.documents[0]["data"];
     assert_eq!((&data["any"], &data["ns.shop"]), (&json!("0"), &json!("1")));
@@ -128,7 +131,11 @@ fn what_nobody_can_meet_grants_nothing() {
     assert!(export.documents[0]["data"]["row.0"].is_null());
     let invalid = Grant::default();
     let export = exported(&config(), &[invalid]).unwrap();
-    assert!(export.unsaid[0].contains("is not valid"), "{:?}", export.unsaid);
+    assert!(
+        export.unsaid[0].contains("is not valid"),
+        "{:?}",
+        export.unsaid
+    );
 }
 
 #[test]
@@ -139,7 +146,10 @@ fn layers_keep_their_modes_apart() {
     let binding = |name| &find(&export, BINDING, name).unwrap()["spec"];
     let policy = |name| &find(&export, POLICY, name).unwrap()["spec"];
     let (grants, namespace) = ("rolegate-layer-grants", "rolegate-layer-namespace");
-    assert_eq!(binding(grants)["validationActions"], json!(["Warn", "Audit"]));
+    assert_eq!(
+        binding(grants)["validationActions"],
+        json!(["Warn", "Audit"])
+    );
     assert_eq!(policy(grants)["failurePolicy"], "Ignore");
     assert_eq!(binding(namespace)["validationActions"], json!(["Deny"]));
     assert_eq!(policy(namespace)["failurePolicy"], "Fail");
@@ -159,7 +169,11 @@ fn layers_keep_their_modes_apart() {
 #[test]
 fn threat_07_namespaces_are_spared_by_the_label_that_nobody_chooses() {
     let export = exported(&config(), &[]).unwrap();
-    for binding in export.documents.iter().filter(|document| document["kind"] == BINDING) {
+    for binding in export
+        .documents
+        .iter()
+        .filter(|document| document["kind"] == BINDING)
+    {
         let spared = &binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"];
         if binding["metadata"]["name"] == "rolegate-namespaces" {
             assert!(spared.is_null());
@@ -213,7 +227,11 @@ fn what_cel_cannot_follow_is_told() {
         paths: vec!["spec.*.jobs.*.template".into(), "spec.template".into()],
     }];
     let export = exported(&config, &[]).unwrap();
-    let told: Vec<_> = export.unsaid.iter().filter(|text| text.contains("Deep")).collect();
+    let told: Vec<_> = export
+        .unsaid
+        .iter()
+        .filter(|text| text.contains("Deep"))
+        .collect();
     assert_eq!(told.len(), 1);
     assert!(told[0].contains("spec.*.jobs.*.template"));
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
+use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{duration, path};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
@@ -113,15 +114,8 @@ pub(crate) struct AgentFlags {
     pub(crate) namespace_restrictions_default: RestrictionDefault,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
-    /// Annotation of namespaces: JSON list of allowed roles
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_NAMESPACE_KEY", default_value = "iam.amazonaws.com/allowed-roles", help_heading = ROLES)]
-    pub(crate) namespace_key: String,
-    /// Annotation of pods: the role
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_ROLE_KEY", default_value = "iam.amazonaws.com/role", help_heading = ROLES)]
-    pub(crate) iam_role_key: String,
-    /// Annotation of pods: the external ID
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_EXTERNAL_ID", default_value = "iam.amazonaws.com/external-id", help_heading = ROLES)]
-    pub(crate) iam_external_id: String,
+    #[command(flatten)]
+    pub(crate) keys: AnnotationFlags,
 
     /// Which pods share a session of a role
     #[arg(long, value_name = "SCOPE", env = "ROLEGATE_SESSION_SCOPE", default_value = "workload", help_heading = SESSIONS)]

@@ -11,7 +11,6 @@ use rolegate_agent::door::{self, DoorOptions};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_aws::sts::StsOptions;
-use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::{BaseArn, RoleArn, resolve};
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::decision::OwnRole;
@@ -60,7 +59,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let clock = Clock::system();
     let redirect = redirect(&flags).await?;
     let admin_listen = admin(&flags)?;
-    let keys = annotation_keys(&flags)?;
+    let keys = flags.keys.keys()?;
     let seconds = session_seconds(&flags)?;
     let wait = bounded(
         "--wait",
@@ -226,23 +225,6 @@ fn admin(flags: &AgentFlags) -> anyhow::Result<SocketAddr> {
         ));
     }
     Ok(address)
-}
-
-fn annotation_keys(flags: &AgentFlags) -> anyhow::Result<AnnotationKeys> {
-    for (flag, key) in [
-        ("--iam-role-key", &flags.iam_role_key),
-        ("--iam-external-id", &flags.iam_external_id),
-        ("--namespace-key", &flags.namespace_key),
-    ] {
-        if key.is_empty() || key.len() > 317 || key.contains(char::is_whitespace) {
-            return Err(invalid(format!("{flag}: give the key of an annotation")));
-        }
-    }
-    Ok(AnnotationKeys {
-        role: flags.iam_role_key.clone(),
-        external_id: flags.iam_external_id.clone(),
-        allowed_roles: flags.namespace_key.clone(),
-    })
 }
 
 fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {

@@ -116,7 +116,6 @@ fn webhook(
     let configuration = webhook_configuration(&Registration {
         config: &snapshot.config,
         keys: &reading.keys,
-        grants: &snapshot.grants,
         has_default_role: snapshot.rules.default_role.is_some() || has_default,
         has_rego: snapshot.config.modes.rego != Mode::Off && snapshot.policies.asks_at_gate(),
         endpoint: Endpoint::Service {

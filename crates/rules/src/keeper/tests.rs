@@ -57,8 +57,8 @@ fn namespaces(all: Vec<Replicated>) -> Report {
     Report::Replicated(ResourceKind::namespaces(), Change::Snapshot(all))
 }
 
-fn decide(keeper: &Keeper) -> Decision {
-    let pod = Workload {
+fn pod() -> Workload {
+    Workload {
         namespace: "default".into(),
         name: "app".into(),
         uid: "1".into(),
@@ -74,12 +74,15 @@ fn decide(keeper: &Keeper) -> Decision {
         },
         labels: KeyValues::default(),
         annotations: KeyValues::default(),
-    };
+    }
+}
+
+fn decide(keeper: &Keeper) -> Decision {
     keeper
         .rules()
         .load()
         .rules
-        .decide(&pod, Timestamp::UNIX_EPOCH)
+        .decide(&pod(), Timestamp::UNIX_EPOCH)
 }
 
 fn allows(keeper: &Keeper) -> bool {
@@ -171,6 +174,26 @@ fn policies_read_replicated_objects_as_they_change() {
     let labelled = Change::Apply(namespace(json!({"team": "a"})));
     keeper.apply(Report::Replicated(ResourceKind::namespaces(), labelled));
     assert!(allows(&keeper));
+}
+
+#[test]
+fn a_policy_that_looks_at_names_is_asked_for_each_pod() {
+    let text = "package kubernetes.admission\n\
+                deny[msg] { input.request.object.metadata.name == \"bad\"; msg := \"bad\" }\n";
+    let mut keeper = keeper(RegoConfig::default());
+    keeper.apply(maps(vec![map("names", "door", text)]));
+    keeper.apply(namespaces(Vec::new()));
+    let snapshot = keeper.rules().load().clone();
+    let mut memo = rolegate_core::memo::Memo::default();
+    let mut allowed = |name: &str| {
+        let pod = Workload {
+            name: name.into(),
+            ..pod()
+        };
+        let decision = memo.decide(&snapshot.rules, &pod, Timestamp::UNIX_EPOCH);
+        matches!(decision, Decision::Allow { .. })
+    };
+    assert!(allowed("good") && !allowed("bad"));
 }
 
 #[test]

@@ -1,0 +1,224 @@
+//! What the leader does about rules: it follows them as every other part does, writes how each
+//! fares where its author looks, and keeps the gate's registration up to them.
+
+mod registration;
+mod status;
+
+use std::fmt;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use kube::Client;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::rulebook::{ClusterConfig, Facts, RuleUpdate};
+use rolegate_core::session_name::SessionScope;
+use rolegate_core::workload::{Change, Update, Workload};
+use rolegate_kube::client::Connection;
+use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::events::Eventer;
+use rolegate_kube::namespaces::watch_namespaces;
+use rolegate_kube::watch::{Reporting, WatchMetrics};
+use rolegate_kube::workloads::{Scope, watch_pods};
+use rolegate_rules::keeper::{Keeper, Point, Report};
+use rolegate_rules::source::{CONDITIONS, RuleSources};
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::readiness::Readiness;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::duty::Duty;
+use registration::Registrar;
+use status::Statuses;
+
+/// Reports that may wait to be taken.
+const REPORTS: usize = 256;
+/// How long changes are gathered before what they led to is written.
+const GATHER: Duration = Duration::from_millis(500);
+/// How often everything is looked at though nothing changed: somebody may have overwritten it.
+const AGAIN: Duration = Duration::from_secs(60);
+/// The life of a session that is only thought of.
+const SESSION_SECONDS: u32 = 3600;
+
+/// What shapes the duty.
+#[derive(Debug, Clone)]
+pub struct RuleOptions {
+    /// The rules as far as flags fix them: they count where the cluster has no configuration.
+    pub flags: RuleConfig,
+    /// Whether the cluster's configuration is demanded.
+    pub cluster_config: ConfigUse,
+    /// The annotations' keys.
+    pub keys: AnnotationKeys,
+    /// Namespace of the gate.
+    pub namespace: String,
+    /// Name of the ValidatingWebhookConfiguration.
+    pub webhook: String,
+}
+
+/// Writes how rules fare, and keeps the gate's registration.
+pub struct RuleDuty {
+    options: RuleOptions,
+    connection: Connection,
+    metrics: WatchMetrics,
+    readiness: Readiness,
+    events: Eventer,
+    clock: Clock,
+}
+
+impl fmt::Debug for RuleDuty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RuleDuty").finish_non_exhaustive()
+    }
+}
+
+impl RuleDuty {
+    /// Nothing is done before [`Duty::run`]. Needs `list` and `watch` of pods, namespaces, our own
+    /// kinds and ConfigMaps of policies, `patch` of the status of our own kinds and of those
+    /// ConfigMaps, and `get` and `update` of the ValidatingWebhookConfiguration.
+    pub fn new(
+        options: RuleOptions,
+        connection: Connection,
+        metrics: WatchMetrics,
+        readiness: Readiness,
+        events: Eventer,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            options,
+            connection,
+            metrics,
+            readiness,
+            events,
+            clock,
+        }
+    }
+
+    async fn follow(&self, leading: CancellationToken) {
+        let mut keeper = Keeper::new(
+            self.options.flags.clone(),
+            Point::Gate,
+            SessionScope::Workload,
+            SESSION_SECONDS,
+        );
+        keeper.learn(Facts::default());
+        if self.options.cluster_config != ConfigUse::Off {
+            keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
+        }
+        let (reporter, mut reports) = mpsc::channel(REPORTS);
+        let (sender, mut updates) = mpsc::channel(REPORTS);
+        // Dropped with this call, and all watches with it.
+        let mut watches = JoinSet::new();
+        self.watch(&keeper, reporter, sender, &mut watches);
+
+        let mut pods = Pods::default();
+        let mut statuses = Statuses::new(self.client(), self.events.clone());
+        let registrar = Registrar::new(self.client(), &self.options);
+        let mut due = Box::pin(tokio::time::sleep(GATHER));
+        loop {
+            tokio::select! {
+                () = leading.cancelled() => return,
+                Some(report) = reports.recv() => {
+                    keeper.apply(report);
+                    soon(&mut due);
+                }
+                Some(update) = updates.recv() => {
+                    match update {
+                        Update::Workloads(change) => pods.change(change),
+                        Update::Namespaces(change) => {
+                            keeper.apply(Report::Rules(RuleUpdate::Namespaces(change)));
+                        }
+                    }
+                    soon(&mut due);
+                }
+                () = &mut due => {
+                    if keeper.unseen().is_none() {
+                        statuses.write(&keeper, pods.all(), self.clock.now()).await;
+                        registrar.keep(&keeper).await;
+                    }
+                    due.as_mut().reset(tokio::time::Instant::now() + AGAIN);
+                }
+            }
+        }
+    }
+
+    fn watch(
+        &self,
+        keeper: &Keeper,
+        reports: mpsc::Sender<Report>,
+        updates: mpsc::Sender<Update>,
+        watches: &mut JoinSet<()>,
+    ) {
+        let sources = RuleSources {
+            connection: self.connection.clone(),
+            cluster_config: self.options.cluster_config,
+            metrics: self.metrics.clone(),
+            readiness: self.readiness.clone(),
+            reports,
+        };
+        watches.spawn(sources.run(keeper.rules()));
+        let reporting = |name| Reporting {
+            metrics: self.metrics.clone(),
+            condition: self.readiness.condition(name),
+        };
+        let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
+        let (report, sender) = (reporting("namespaces"), updates.clone());
+        watches.spawn(async move { watch_namespaces(&connection, keys, report, sender).await });
+        let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
+        let report = reporting("pods");
+        watches.spawn(async move {
+            watch_pods(&connection, &Scope::Cluster, keys, report, updates).await;
+        });
+    }
+
+    fn client(&self) -> Client {
+        self.connection.client()
+    }
+}
+
+impl Duty for RuleDuty {
+    fn name(&self) -> &'static str {
+        "rules"
+    }
+
+    fn run(&self, leading: CancellationToken) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.follow(leading).await;
+            // A replica that doesn't lead watches nothing, and is ready.
+            for name in CONDITIONS.into_iter().chain(["namespaces", "pods"]) {
+                self.readiness.condition(name).ok();
+            }
+        })
+    }
+}
+
+fn soon(due: &mut std::pin::Pin<Box<tokio::time::Sleep>>) {
+    let soon = tokio::time::Instant::now() + GATHER;
+    if due.deadline() > soon {
+        due.as_mut().reset(soon);
+    }
+}
+
+/// The pods of the cluster, by UID.
+#[derive(Debug, Default)]
+struct Pods(std::collections::HashMap<std::sync::Arc<str>, Workload>);
+
+impl Pods {
+    fn change(&mut self, change: Change<Workload>) {
+        match change {
+            Change::Snapshot(all) => {
+                self.0 = all.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+            }
+            Change::Apply(pod) => {
+                self.0.insert(pod.uid.clone(), pod);
+            }
+            Change::Delete(pod) => {
+                self.0.remove(&pod.uid);
+            }
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Workload> {
+        self.0.values()
+    }
+}

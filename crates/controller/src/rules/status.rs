@@ -1,0 +1,175 @@
+//! How rules fare, written where their authors look: the status of grants and of the
+//! configuration, an annotation and an Event for ConfigMaps of policies.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use kube::Client;
+use rolegate_core::layer::{Mode, Verdict};
+use rolegate_core::rulebook::ClusterConfig;
+use rolegate_core::workload::{Phase, Workload};
+use rolegate_kube::crd::Status;
+use rolegate_kube::events::Eventer;
+use rolegate_kube::policy_status::write_policy_status;
+use rolegate_kube::status::{StatusError, Written, write_config_status, write_grant_status};
+use rolegate_rego::PolicyStatus;
+use rolegate_rules::keeper::Keeper;
+
+/// What was written last, so that nothing is written twice.
+pub(super) struct Statuses {
+    client: Client,
+    events: Eventer,
+    grants: HashMap<Arc<str>, (Status, i64)>,
+    config: Option<Status>,
+    /// The errors of policies that Events told of.
+    told: HashMap<Arc<str>, String>,
+}
+
+impl Statuses {
+    pub(super) fn new(client: Client, events: Eventer) -> Self {
+        Self {
+            client,
+            events,
+            grants: HashMap::new(),
+            config: None,
+            told: HashMap::new(),
+        }
+    }
+
+    /// Writes what changed. What fails is tried again with the next change or look.
+    pub(super) async fn write<'a>(
+        &mut self,
+        keeper: &Keeper,
+        pods: impl Iterator<Item = &'a Workload>,
+        now: Timestamp,
+    ) {
+        self.write_grants(keeper, pods, now).await;
+        self.write_config(keeper, now).await;
+        self.write_policies(keeper).await;
+    }
+
+    async fn write_grants<'a>(
+        &mut self,
+        keeper: &Keeper,
+        pods: impl Iterator<Item = &'a Workload>,
+        now: Timestamp,
+    ) {
+        let layer = keeper.book().grants();
+        let mode = keeper.book().config().modes.grants;
+        let uses = uses(keeper, pods, now);
+        let valid = layer.grants().iter().map(|grant| {
+            let status = ready(match mode {
+                Mode::Enforce => "it counts".to_owned(),
+                other => format!("it is valid; layer grants is {}", other.as_str()),
+            });
+            (grant.name.clone(), status)
+        });
+        let invalid = layer.invalid().iter().map(|(name, error)| {
+            let status = not_ready(format!("it grants nothing: {error}"));
+            (name.clone(), status)
+        });
+        let mut known = HashMap::new();
+        for (name, status) in valid.chain(invalid) {
+            let workloads = uses.get(&*name).copied().unwrap_or_default();
+            let state = (status, workloads);
+            if self.grants.get(&name) != Some(&state) {
+                let (status, workloads) = &state;
+                let written =
+                    write_grant_status(&self.client, &name, status, *workloads, now).await;
+                if !is_written(written) {
+                    continue;
+                }
+            }
+            known.insert(name, state);
+        }
+        self.grants = known;
+    }
+
+    async fn write_config(&mut self, keeper: &Keeper, now: Timestamp) {
+        let status = match keeper.book().cluster_config() {
+            ClusterConfig::Is(_) => match keeper.missing() {
+                None => ready("it counts".into()),
+                Some(missing) => not_ready(missing.to_string()),
+            },
+            ClusterConfig::Broken(why) => not_ready(why.to_string()),
+            ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Missing => return,
+        };
+        if self.config.as_ref() != Some(&status) {
+            let written = write_config_status(&self.client, &status, now).await;
+            self.config = is_written(written).then_some(status);
+        }
+    }
+
+    async fn write_policies(&mut self, keeper: &Keeper) {
+        let mut told = HashMap::new();
+        for (id, status) in keeper.policy_statuses() {
+            let Some((namespace, name)) = id.split_once('/') else {
+                continue;
+            };
+            let Some(map) = keeper.config_map(namespace, name) else {
+                continue;
+            };
+            // It is compared with what the ConfigMap says now, so that it is put back too.
+            is_written(write_policy_status(&self.client, map, &status.to_json()).await);
+            if let PolicyStatus::Error { error, .. } = &status {
+                let sentence = error.to_string();
+                if self.told.get(&id) != Some(&sentence) {
+                    tracing::warn!(policy = %id, "a policy cannot be used: {sentence}");
+                    self.events.tell_policy(map, &sentence);
+                }
+                told.insert(id, sentence);
+            }
+        }
+        self.told = told;
+    }
+}
+
+/// How many live pods each grant covers.
+fn uses<'a>(
+    keeper: &Keeper,
+    pods: impl Iterator<Item = &'a Workload>,
+    now: Timestamp,
+) -> HashMap<String, i64> {
+    let snapshot = keeper.rules().load().clone();
+    let mut uses = HashMap::new();
+    for pod in pods.filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed)) {
+        for judgement in snapshot.gate.explain(pod, now).judgements {
+            if judgement.layer == "grants"
+                && let Verdict::Allow { rule, .. } = judgement.verdict
+            {
+                *uses.entry(rule).or_default() += 1;
+            }
+        }
+    }
+    uses
+}
+
+fn ready(message: String) -> Status {
+    Status {
+        ready: true,
+        reason: "Valid",
+        message,
+        generation: None,
+    }
+}
+
+fn not_ready(message: String) -> Status {
+    Status {
+        ready: false,
+        reason: "Invalid",
+        message,
+        generation: None,
+    }
+}
+
+/// Whether it needs no other try.
+fn is_written(written: Result<Written, StatusError>) -> bool {
+    match written {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!("a status cannot be written: {error}");
+            false
+        }
+    }
+}
