@@ -3,6 +3,7 @@
 
 mod certificates;
 mod controller;
+mod crds;
 mod deploy;
 mod lease;
 mod vap;

@@ -1,7 +1,8 @@
 //! A stand-in for the Kubernetes API server: pods, namespaces, nodes, ConfigMaps and
-//! whatever else it is told of to get, list, watch and patch, and Events to create. No
-//! authentication and no TLS.
+//! whatever else it is told of to get, list, watch, patch and create, registered webhooks asked,
+//! and Events to create. No authentication and no TLS.
 
+mod admission;
 mod events;
 mod patch;
 mod select;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::ACCEPT;
+use http::header::{ACCEPT, HeaderValue, WARNING};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -31,6 +32,8 @@ use target::{Target, table_of};
 use watch::Watch;
 
 const MAX_BODY: usize = 1024 * 1024;
+/// Where webhooks are registered.
+const WEBHOOKS: &str = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 
 /// How the API server behaves.
 #[derive(Clone, Debug)]
@@ -375,10 +378,14 @@ impl State {
             let view = store::view(&object, metadata_only);
             return Ok(json_answer(StatusCode::OK, &*view));
         }
+        if (&parts.method, target.name) == (&Method::POST, None) {
+            let object = whole(body).await?;
+            return self.create(target, &object).await;
+        }
         if parts.method != Method::GET {
             return Err(Failure::new(
                 405,
-                "the stand-in takes patches and changes of its own process only",
+                "the stand-in takes new objects, patches and changes of its own process only",
             ));
         }
         match target.name {
@@ -389,6 +396,52 @@ impl State {
             }
             None => self.list(target, &query, metadata_only),
         }
+    }
+
+    /// Takes a new object, if the webhooks that are registered let it.
+    async fn create(&self, target: Target<'_>, body: &[u8]) -> Result<Answer, Failure> {
+        let mut object: Value = serde_json::from_slice(body)
+            .map_err(|error| Failure::new(400, format!("the object is not JSON: {error}")))?;
+        let table = target.table();
+        let name = object.pointer("/metadata/name").and_then(Value::as_str);
+        let name = name.ok_or_else(|| Failure::new(422, "metadata.name is missing"))?;
+        let configurations: Vec<_> = {
+            let store = lock(&self.store);
+            if store.table(&table)?.get(target.namespace, name).is_some() {
+                let message = format!("{} \"{name}\" already exists", target.resource);
+                return Err(Failure::new(409, message));
+            }
+            let registered = store.table(WEBHOOKS);
+            registered
+                .map(|all| all.objects().cloned().collect())
+                .unwrap_or_default()
+        };
+        if let (Some(namespace), Some(metadata)) = (
+            target.namespace,
+            object.get_mut("metadata").and_then(Value::as_object_mut),
+        ) {
+            metadata.insert("namespace".into(), namespace.into());
+        }
+        let (group, version) = target.group_version();
+        let asked = admission::Asked {
+            group,
+            version,
+            resource: target.resource,
+            namespace: target.namespace,
+            object: &object,
+        };
+        let warnings = admission::ask(&configurations, &asked).await?;
+        let created = lock(&self.store).put(&table, object);
+        self.changed.send_replace(());
+        let mut answer = json_answer(StatusCode::CREATED, &created);
+        for warning in warnings {
+            // As RFC 7234 has it: code, agent, quoted text.
+            let text = format!("299 - {warning:?}");
+            if let Ok(text) = HeaderValue::from_str(&text) {
+                answer.headers_mut().append(WARNING, text);
+            }
+        }
+        Ok(answer)
     }
 
     /// Remembers a request; the status to fail it with, if that was asked for.

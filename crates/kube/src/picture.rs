@@ -83,6 +83,9 @@ impl PictureAge {
     }
 }
 
+/// A resource, and the picture of one watch of it while it lasts.
+type Other = (&'static str, Weak<Heard>);
+
 /// The pictures of all watches of a connection. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
 pub struct Pictures {
@@ -91,7 +94,7 @@ pub struct Pictures {
     /// Of the namespaces.
     pub namespaces: PictureAge,
     /// Of rules: they are here as long as they are watched.
-    others: Arc<Mutex<Vec<(&'static str, Weak<Heard>)>>>,
+    others: Arc<Mutex<Vec<Other>>>,
 }
 
 impl Pictures {

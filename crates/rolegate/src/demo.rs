@@ -2,6 +2,7 @@
 
 mod ask;
 mod cast;
+mod gate;
 mod netns;
 mod network;
 mod report;

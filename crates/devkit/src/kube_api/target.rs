@@ -59,6 +59,11 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Group, empty for the core group, and version.
+    pub(super) fn group_version(&self) -> (&'a str, &'a str) {
+        self.group.split_once('/').unwrap_or(("", CORE))
+    }
+
     /// The name of the table.
     pub(super) fn table(&self) -> String {
         match self.group {
@@ -92,7 +97,7 @@ pub(super) fn resources(store: &Store, path: &str) -> Option<Value> {
                 "singularName": table.kind().to_lowercase(),
                 "namespaced": table.namespaced(),
                 "kind": table.kind(),
-                "verbs": ["get", "list", "patch", "watch"],
+                "verbs": ["create", "get", "list", "patch", "watch"],
             })
         })
         .collect();

@@ -24,20 +24,12 @@ use super::demand;
         "self.metadata.name == 'cluster'",
         "there is one RolegateConfig, and its name is cluster: rename this one",
     ),
-    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.layers.namespace"),
-    printcolumn(name = "Grants", type_ = "string", json_path = ".spec.layers.grants"),
-    printcolumn(name = "Rego", type_ = "string", json_path = ".spec.layers.rego"),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name": "Namespace", "type": "string", "jsonPath": ".spec.layers.namespace"}"#,
+    printcolumn = r#"{"name": "Grants", "type": "string", "jsonPath": ".spec.layers.grants"}"#,
+    printcolumn = r#"{"name": "Rego", "type": "string", "jsonPath": ".spec.layers.rego"}"#,
+    printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].reason"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RolegateConfigSpec {

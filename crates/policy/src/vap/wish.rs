@@ -162,7 +162,9 @@ impl<'a> Wishes<'a> {
             .map(|kind| format!("({})", is_kind(&kind.group, &kind.kind)))
             .collect();
         if is_owner.is_empty() {
-            return "[]".to_owned();
+            // A variable needs the type of its items: without one, API servers up to 1.36 at least
+            // fail on the whole policy.
+            return "[dyn(object)].filter(t, false)".to_owned();
         }
         let account = r#"t.?spec.?serviceAccountName.orValue(t.?spec.?taskRunTemplate.?serviceAccountName.orValue(""))"#;
         // Which account its pods run as may be told elsewhere: what depends on it is judged when

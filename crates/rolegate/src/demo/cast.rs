@@ -1,6 +1,7 @@
 //! Who takes part: the pods of the demo's node, their namespaces, and what these allow.
 
 use rolegate_devkit as devkit;
+use serde_json::{Value, json};
 
 /// The node's name in Kubernetes.
 pub(super) const NODE: &str = "demo-node";
@@ -88,4 +89,50 @@ impl Pod {
 /// A namespace as Kubernetes has it.
 pub(super) fn namespace(name: &str, allowed_roles: &str) -> devkit::Namespace {
     devkit::Namespace::new(name).annotation(ALLOWED_ROLES, allowed_roles)
+}
+
+/// The central rules: what namespaces allow must be granted too.
+pub(super) fn rules() -> [(&'static str, Value); 2] {
+    [
+        (
+            "rolegate.dev/v1alpha1/rolegateconfigs",
+            json!({
+                "apiVersion": "rolegate.dev/v1alpha1",
+                "kind": "RolegateConfig",
+                "metadata": {"name": "cluster"},
+                "spec": {
+                    "baseRoleArn": "arn:aws:iam::123456789012:role/",
+                    "layers": {"namespace": "enforce", "grants": "enforce"},
+                },
+            }),
+        ),
+        (
+            "rolegate.dev/v1alpha1/rolegrants",
+            json!({
+                "apiVersion": "rolegate.dev/v1alpha1",
+                "kind": "RoleGrant",
+                "metadata": {"name": "shop"},
+                "spec": {
+                    "roles": ["checkout", "reports-*"],
+                    "subjects": [{"namespaces": ["shop"]}],
+                },
+            }),
+        ),
+    ]
+}
+
+/// A Deployment of namespace `tools`, whose owner lets it have every role, that names this one.
+pub(super) fn deployment(role: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "shopper", "namespace": "tools"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "shopper"}},
+            "template": {
+                "metadata": {"labels": {"app": "shopper"}, "annotations": {ROLE: role}},
+                "spec": {"containers": [{"name": "main", "image": "example.com/shopper"}]},
+            },
+        },
+    })
 }

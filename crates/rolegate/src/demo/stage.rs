@@ -15,16 +15,18 @@ use tokio::runtime::Handle;
 
 use super::ask::{Ask, Reply, host};
 use super::cast::{self, Pod};
+use super::gate::Gate;
 use super::netns;
 use super::network::{AGENT_PORT, Network, Node};
 use crate::agent::{AgentFlags, options};
 
 /// How long the agent may take to get ready.
-const READY: Duration = Duration::from_secs(15);
+pub(super) const READY: Duration = Duration::from_secs(15);
 /// How long the agent may take to end.
-const DRAIN: Duration = Duration::from_secs(2);
+pub(super) const DRAIN: Duration = Duration::from_secs(2);
 /// This computer, any port.
-const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub(super) const ANY_PORT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Everything that runs.
 #[derive(Debug)]
@@ -38,6 +40,7 @@ pub(super) struct Stage<'a> {
     pub(super) kube: KubeApi,
     imds: Imds,
     agent: Option<Agent>,
+    gate: Option<Gate>,
 }
 
 impl<'a> Stage<'a> {
@@ -69,7 +72,12 @@ impl<'a> Stage<'a> {
             kube,
             imds,
             agent: None,
+            gate: None,
         };
+        for (path, object) in cast::rules() {
+            stage.kube.put(path, object);
+        }
+        stage.kube.enable("apps/v1/deployments", "Deployment", true);
         stage
             .kube
             .put_namespace(cast::namespace("shop", cast::SHOP_ALLOWS));
@@ -154,6 +162,16 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// Starts the admission webhook and registers it with Kubernetes.
+    ///
+    /// # Errors
+    /// When it doesn't start, or doesn't get ready.
+    pub(super) async fn start_gate(&mut self) -> anyhow::Result<()> {
+        // Not on the node: it runs beside the API server.
+        self.gate = Some(Gate::open(&self.kube).await?);
+        Ok(())
+    }
+
     /// Where requests of pods to the metadata address arrive.
     fn door(&self) -> SocketAddr {
         match (self.network, &self.agent) {
@@ -194,6 +212,9 @@ impl<'a> Stage<'a> {
 
     /// Ends everything in order.
     pub(super) async fn close(mut self) {
+        if let Some(gate) = self.gate.take() {
+            gate.close().await;
+        }
         if let Some(agent) = self.agent.take() {
             // On the node, as all that the agent does.
             let _ = self.handle.spawn(agent.stop(DRAIN, false)).await;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::ask::{Ask, TOKEN};
 use super::cast::{self, CHECKOUT, FRONTEND, NODE_ROLE, Pod, REPORTS, RETURNS, SHELL};
+use super::gate;
 use super::report::{Step, Suggestion};
 use super::screen::Screen;
 use super::stage::Stage;
@@ -31,6 +32,7 @@ pub(super) async fn play(
 ) -> anyhow::Result<Vec<Step>> {
     let mut steps = vec![Take::play(stage, screen, 1, WITHOUT, without).await?];
     stage.start_agent(flags).await?;
+    stage.start_gate().await?;
     macro_rules! steps {
         ($($plot:ident: $act:ident),* $(,)?) => {$(
             steps.push(Take::play(stage, screen, steps.len() + 1, $plot, $act).await?);
@@ -43,6 +45,7 @@ pub(super) async fn play(
         NODE_WISH: node_wish,
         NODE_CREDENTIALS: node_credentials,
         TOKENS: tokens,
+        SHOPPING: shopping,
         RIGHT_GONE: right_gone,
         ROTATION: rotation,
         STS_DOWN: sts_down,
@@ -238,6 +241,36 @@ async fn tokens(take: &mut Take<'_>) -> anyhow::Result<()> {
         403,
     )
     .await?;
+    Ok(())
+}
+
+const SHOPPING: Plot = Plot {
+    name: "role-shopping",
+    title: "The role shopper is refused before there is a pod",
+    why: "Whoever owns a namespace may allow itself every role; what counts is what the cluster's administrator grants.",
+};
+
+/// Namespace `tools` allows every role by its annotation, and nothing is granted to it.
+async fn shopping(take: &mut Take<'_>) -> anyhow::Result<()> {
+    let stage = take.stage;
+    let mut create = async |namespace: &str, role: &str| {
+        let mut deployment = cast::deployment(role);
+        deployment["metadata"]["namespace"] = namespace.into();
+        let (created, said) = gate::create(&stage.kube, &deployment).await?;
+        take.note(format!(
+            "kubectl create -f deployment.yaml   (namespace {namespace}, role {role})"
+        ));
+        take.note(said.clone());
+        anyhow::Ok((created, said))
+    };
+    let (created, said) = create("tools", "payments-admin").await?;
+    ensure!(!created, "the API server took it");
+    ensure!(
+        said.contains("denied the request") && said.contains("payments-admin"),
+        "the sentence should say what is refused"
+    );
+    let (created, _) = create("shop", "checkout").await?;
+    ensure!(created, "a role that is granted was refused");
     Ok(())
 }
 

@@ -85,13 +85,12 @@ pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     for note in loaded.assumed.iter().chain(&assumed) {
         output::note(note);
     }
-    let policies = loaded.policies();
     let gate = GateRules {
         rules: &loaded.snapshot.gate,
         config: &loaded.snapshot.config,
         grants: &loaded.snapshot.grants,
         keys: &reading.keys,
-        policies: Some(&policies),
+        policies: Some(&*loaded.snapshot.policies),
     };
     let creator = Creator {
         user: arguments.user,

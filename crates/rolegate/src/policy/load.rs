@@ -1,11 +1,8 @@
 //! From documents to rules, pods and grants, wherever the documents come from.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use jiff::Timestamp;
-use rolegate_admission::policies::{Finding, Findings, ReviewPolicies};
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::grant::Grant;
 use rolegate_core::namespace::Namespace;
@@ -14,7 +11,6 @@ use rolegate_core::workload::Workload;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::crd::{GROUP, RoleGrant};
 use rolegate_policy::text::plain;
-use rolegate_rego::Policies;
 use rolegate_rules::offline::{self, OfflineOptions};
 use rolegate_rules::snapshot::Snapshot;
 use serde::Deserialize;
@@ -164,13 +160,6 @@ pub(super) struct Loaded {
     pub(super) assumed: Vec<String>,
 }
 
-impl Loaded {
-    /// The policies as the gate asks them.
-    pub(super) fn policies(&self) -> AskPolicies {
-        AskPolicies(self.snapshot.policies.clone())
-    }
-}
-
 fn is_ours(value: &Value, kind: &str) -> bool {
     let text = |field| value.get(field).and_then(Value::as_str).unwrap_or_default();
     text("kind") == kind && text("apiVersion").split('/').next() == Some(GROUP)
@@ -228,31 +217,4 @@ fn as_config(flags: &RuleConfig) -> Value {
         "metadata": {"name": rolegate_kube::crd::CONFIG_NAME},
         "spec": spec,
     })
-}
-
-/// Rego policies behind the seam of the gate.
-#[derive(Debug)]
-pub(super) struct AskPolicies(Arc<Policies>);
-
-impl ReviewPolicies for AskPolicies {
-    fn judge_review(&self, review: &str, now: Timestamp) -> Findings {
-        let denial = |policy: &str, message: String| Finding {
-            policy: policy.to_owned(),
-            message,
-        };
-        match self.0.judge_review_json(review.as_bytes(), now) {
-            Ok(found) => Findings {
-                asked: found.asked.len(),
-                denials: found
-                    .denials
-                    .into_iter()
-                    .map(|one| denial(&one.policy, one.message))
-                    .collect(),
-            },
-            Err(error) => Findings {
-                asked: 0,
-                denials: vec![denial("(all)", error.to_string())],
-            },
-        }
-    }
 }

@@ -1,0 +1,191 @@
+//! Asks registered webhooks about an object before it is taken, as an API server does: each rule
+//! that names it is asked over HTTPS, by its URL and the authority it is registered with. What needs
+//! CEL, `matchConditions`, is not evaluated: webhooks are asked about more here, never about less.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{Request, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::Failure;
+
+/// The longest that a webhook may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest answer of a webhook, bytes.
+const ANSWER: usize = 1024 * 1024;
+/// The label by which webhooks spare namespaces.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// What is about to be created.
+#[derive(Debug)]
+pub(super) struct Asked<'a> {
+    /// The API group; empty for the core group.
+    pub(super) group: &'a str,
+    /// The version.
+    pub(super) version: &'a str,
+    /// The plural.
+    pub(super) resource: &'a str,
+    /// The namespace.
+    pub(super) namespace: Option<&'a str>,
+    /// The object.
+    pub(super) object: &'a Value,
+}
+
+/// Asks every webhook of these configurations that is registered for it; the first refusal counts.
+/// Gives the warnings of all.
+pub(super) async fn ask(
+    configurations: &[Arc<Value>],
+    asked: &Asked<'_>,
+) -> Result<Vec<String>, Failure> {
+    let mut warnings = Vec::new();
+    for webhook in configurations.iter().flat_map(|all| webhooks(all)) {
+        if !is_registered(webhook, asked) {
+            continue;
+        }
+        let name = webhook.get("name").and_then(Value::as_str);
+        let name = name.unwrap_or("?");
+        let call = tokio::time::timeout(TIMEOUT, call(webhook, asked));
+        let answer = call
+            .await
+            .unwrap_or_else(|_| Err("it took too long".into()))
+            .map_err(|error| {
+                Failure::new(500, format!("failed calling webhook \"{name}\": {error}"))
+            })?;
+        if let Some(all) = answer.get("warnings").and_then(Value::as_array) {
+            warnings.extend(all.iter().filter_map(Value::as_str).map(str::to_owned));
+        }
+        if answer.get("allowed") != Some(&Value::Bool(true)) {
+            let text = answer.pointer("/status/message").and_then(Value::as_str);
+            let text = text.unwrap_or("without explanation");
+            let message = format!("admission webhook \"{name}\" denied the request: {text}");
+            return Err(Failure::new(403, message));
+        }
+    }
+    Ok(warnings)
+}
+
+fn webhooks(configuration: &Value) -> impl Iterator<Item = &Value> {
+    let webhooks = configuration.get("webhooks").and_then(Value::as_array);
+    webhooks.into_iter().flatten()
+}
+
+fn is_registered(webhook: &Value, asked: &Asked<'_>) -> bool {
+    let rules = webhook.get("rules").and_then(Value::as_array);
+    let named = rules.into_iter().flatten().any(|rule| {
+        let has = |field, value: &str| {
+            let all = rule.get(field).and_then(Value::as_array);
+            all.into_iter()
+                .flatten()
+                .any(|one| one == "*" || one == value)
+        };
+        has("apiGroups", asked.group)
+            && has("apiVersions", asked.version)
+            && has("resources", asked.resource)
+            && has("operations", "CREATE")
+    });
+    named && !is_spared(webhook, asked.namespace.unwrap_or_default())
+}
+
+fn is_spared(webhook: &Value, namespace: &str) -> bool {
+    let demands = webhook
+        .pointer("/namespaceSelector/matchExpressions")
+        .and_then(Value::as_array);
+    demands.into_iter().flatten().any(|demand| {
+        let values = demand.get("values").and_then(Value::as_array);
+        let named = values.is_some_and(|all| all.iter().any(|value| value == namespace));
+        demand.get("key").is_some_and(|key| key == NAME_LABEL)
+            && match demand.get("operator").and_then(Value::as_str) {
+                Some("NotIn") => named,
+                Some("In") => !named,
+                _ => false,
+            }
+    })
+}
+
+/// Sends one review; the `response` of the answer.
+async fn call(webhook: &Value, asked: &Asked<'_>) -> Result<Value, String> {
+    let text = |path: &str| webhook.pointer(path).and_then(Value::as_str);
+    let url = text("/clientConfig/url").ok_or("it has no URL, and there are no Services here")?;
+    let url: Uri = url.parse().map_err(|_| "its URL is none")?;
+    let bundle = text("/clientConfig/caBundle").unwrap_or_default();
+    let bundle = STANDARD.decode(bundle).map_err(|error| error.to_string())?;
+    let host = url.host().ok_or("its URL has no host")?.to_owned();
+    let kind = asked.object.get("kind").cloned().unwrap_or_default();
+    let name = asked.object.pointer("/metadata/name").cloned();
+    let group_version = |name: &str, value: Value| json!({"group": asked.group, "version": asked.version, name: value});
+    let review = json!({
+        "kind": "AdmissionReview",
+        "apiVersion": "admission.k8s.io/v1",
+        "request": {
+            "uid": format!("{:032x}", fastrand::u128(..)),
+            "kind": group_version("kind", kind.clone()),
+            "resource": group_version("resource", asked.resource.into()),
+            "requestKind": group_version("kind", kind),
+            "requestResource": group_version("resource", asked.resource.into()),
+            "name": name,
+            "namespace": asked.namespace,
+            "operation": "CREATE",
+            "userInfo": {"username": "developer", "groups": ["developers", "system:authenticated"]},
+            "object": asked.object,
+            "oldObject": null,
+            "dryRun": false,
+            "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"},
+        },
+    });
+    let tcp = TcpStream::connect((host.as_str(), url.port_u16().unwrap_or(443)));
+    let tcp = tcp.await.map_err(|error| error.to_string())?;
+    let server = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
+    let tls = TlsConnector::from(Arc::new(trusting(&bundle)?)).connect(server, tcp);
+    let tls = tls.await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(tls))
+        .await
+        .map_err(|error| error.to_string())?;
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    let request = Request::post(path)
+        .header(HOST, host)
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(review.to_string())))
+        .map_err(|error| error.to_string())?;
+    let answer = async {
+        let response = sender.send_request(request).await;
+        let response = response.map_err(|error| error.to_string())?;
+        let body = Limited::new(response.into_body(), ANSWER).collect().await;
+        let body = body.map_err(|error| error.to_string())?.to_bytes();
+        let mut answer: Value = serde_json::from_slice(&body)
+            .map_err(|_| format!("it answered {}", String::from_utf8_lossy(&body)))?;
+        Ok(answer["response"].take())
+    };
+    tokio::select! {
+        answer = answer => answer,
+        ended = connection => Err(match ended {
+            Ok(()) => "the connection ended early".into(),
+            Err(error) => error.to_string(),
+        }),
+    }
+}
+
+fn trusting(bundle: &[u8]) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(bundle) {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
