@@ -16,7 +16,7 @@ use rolegate_kube::cluster_config::{ConfigUse, watch_cluster_config};
 use rolegate_kube::config_maps::{ConfigMap, watch_config_maps};
 use rolegate_kube::crd::Status;
 use rolegate_kube::grants::watch_grants;
-use rolegate_kube::policy_status::{PolicyStatus, STATUS, write_policy_status};
+use rolegate_kube::policy_status::{STATUS, write_policy_status};
 use rolegate_kube::replicated::{Replicated, watch_replicated};
 use rolegate_kube::status::{Written, write_config_status, write_grant_status};
 use rolegate_kube::watch::{Reporting, WatchMetrics};
@@ -152,8 +152,9 @@ async fn mistakes_are_refused_with_what_to_do() {
         (session(json!({"policy": "x".repeat(2049)})), "Too long"),
         (with("sesion", json!({})), "sesion"),
     ] {
-        let refused = cluster.apply_manifest(&object("RoleGrant", "wrong", spec));
-        let error = format!("{:?}", refused.await.unwrap_err());
+        let wrong = object("RoleGrant", "wrong", spec);
+        let refused = cluster.apply_manifest(&wrong).await;
+        let error = format!("{:?}", refused.unwrap_err());
         assert!(error.contains(part), "{part:?} not in {error}");
     }
     for (name, spec, part) in [
@@ -174,8 +175,9 @@ async fn mistakes_are_refused_with_what_to_do() {
             "a preset alone",
         ),
     ] {
-        let refused = cluster.apply_manifest(&object("RolegateConfig", name, spec));
-        let error = format!("{:?}", refused.await.unwrap_err());
+        let wrong = object("RolegateConfig", name, spec);
+        let refused = cluster.apply_manifest(&wrong).await;
+        let error = format!("{:?}", refused.unwrap_err());
         assert!(error.contains(part), "{part:?} not in {error}");
     }
 }
@@ -290,7 +292,8 @@ spec: { ports: [{ port: 80 }] }
     assert_eq!(service.object["kind"], "Service");
     assert_eq!(service.object["metadata"].get("managedFields"), None);
     let client = connection.client();
-    let written = write_policy_status(&client, &map, &PolicyStatus::Ok).await;
+    let ok = json!({"status": "ok"});
+    let written = write_policy_status(&client, &map, &ok).await;
     assert_eq!(written.unwrap(), Written::Changed);
     let marked = until(&mut messages, |message| match message {
         Message::Maps(Change::Apply(one)) => Some(one),

@@ -294,4 +294,6 @@ impl Director {
 }
 
 #[cfg(test)]
+mod cases;
+#[cfg(test)]
 mod tests;

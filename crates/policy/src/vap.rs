@@ -3,7 +3,7 @@
 //!
 //! There is one policy with one binding for each layer, so that modes stay apart, one for what is
 //! refused whatever the layers say, and guards of what rules are made of. All grants are in one
-//! ConfigMap ([`PARAMETERS`]). Policies fail closed: an error, an evaluation over budget or a
+//! object ([`PARAMETERS`]). Policies fail closed: an error, an evaluation over budget or a
 //! missing parameter object is a refusal. Those of layers in audit mode warn and refuse nothing.
 //!
 //! What CEL can't say is told in [`Export::unsaid`] and never silently let through where a
@@ -59,9 +59,9 @@ pub struct Export {
 /// Why rules can't be exported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VapError {
-    /// The grants don't fit into one ConfigMap.
+    /// The grants don't fit into one object.
     #[error(
-        "the grants take {bytes} bytes, more than one ConfigMap holds: only the webhook can enforce them"
+        "the grants take {bytes} bytes, more than one object holds: only the webhook can enforce them"
     )]
     TooLarge {
         /// How many.
@@ -167,7 +167,7 @@ pub fn export(input: &VapInput<'_>) -> Result<Export, VapError> {
     let table = Table::new(input.grants, config);
     let mut documents = Vec::new();
     if config.modes.grants != Mode::Off {
-        documents.push(table.config_map(input.namespace)?);
+        documents.extend(table.documents(input.namespace)?);
     }
     for policy in policies(input, &table) {
         documents.extend(policy.documents(input));
@@ -294,9 +294,9 @@ fn workloads(config: &RuleConfig) -> Vec<Value> {
 /// What rules are made of.
 fn rule_objects() -> Vec<Value> {
     let ours = Rule {
-        group: "rolegate.dev",
+        group: table::API.0,
         version: "*",
-        resources: &["rolegrants", "rolegateconfigs"],
+        resources: &["rolegrants", "rolegateconfigs", table::KIND.1],
         operations: CHANGES,
         scope: "*",
     };
@@ -337,7 +337,10 @@ impl Policy {
             },
         });
         if self.reads_grants {
-            policy["spec"]["paramKind"] = json!({ "apiVersion": "v1", "kind": "ConfigMap" });
+            policy["spec"]["paramKind"] = json!({
+                "apiVersion": format!("{}/{}", table::API.0, table::API.1),
+                "kind": table::KIND.0,
+            });
             binding["spec"]["paramRef"] = json!({
                 "name": PARAMETERS,
                 "namespace": input.namespace,

@@ -184,6 +184,15 @@ fn rules_are_guarded_where_their_writers_are_configured() {
 }
 
 #[test]
+fn a_cluster_can_be_recovered_while_the_gate_is_out_of_order() {
+    let configuration = made(&Rules::of("guarded"), |_| {});
+    for name in ["namespaces", "rules", "policies"] {
+        let conditions = conditions(webhook(&configuration, name));
+        assert!(conditions.contains(&"not-a-master"), "{name}");
+    }
+}
+
+#[test]
 fn renamed_keys_are_in_the_conditions() {
     let mut rules = Rules::of("grants");
     rules.keys = AnnotationKeys {

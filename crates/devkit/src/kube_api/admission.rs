@@ -164,9 +164,10 @@ async fn call(webhook: &Value, asked: &Asked<'_>) -> Result<Value, String> {
         let response = response.map_err(|error| error.to_string())?;
         let body = Limited::new(response.into_body(), ANSWER).collect().await;
         let body = body.map_err(|error| error.to_string())?.to_bytes();
-        let mut answer: Value = serde_json::from_slice(&body)
+        let answer: Value = serde_json::from_slice(&body)
             .map_err(|_| format!("it answered {}", String::from_utf8_lossy(&body)))?;
-        Ok(answer["response"].take())
+        let response = answer.get("response").cloned();
+        response.ok_or_else(|| "its answer has no response".to_owned())
     };
     tokio::select! {
         answer = answer => answer,

@@ -8,7 +8,6 @@ use serde_json::Value;
 
 use super::VapInput;
 use super::cel::{list, quote};
-use super::table::PARAMETERS;
 use super::wish::{is_aws_audience, variable};
 
 /// The label that the API server itself sets on namespaces.
@@ -160,7 +159,7 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
     ]
 }
 
-/// Grants, the configuration, ConfigMaps of policies, and the parameter object of these policies.
+/// Grants, the configuration, the table of grants, ConfigMaps of policies.
 pub(super) fn rules(input: &VapInput<'_>) -> Vec<Value> {
     let rego = &input.config.rego;
     let namespaces = list(rego.namespaces.iter().map(|name| &**name));
@@ -216,9 +215,7 @@ pub(super) fn rules(input: &VapInput<'_>) -> Vec<Value> {
         variable(
             "isGuarded",
             format!(
-                r#"request.kind.kind == "ConfigMap" ? (variables.name == {} && request.namespace == {} || variables.isPolicy) : request.kind.kind == "Namespace" ? variables.name in {namespaces} : true"#,
-                quote(PARAMETERS),
-                quote(input.namespace)
+                r#"request.kind.kind == "ConfigMap" ? variables.isPolicy : request.kind.kind == "Namespace" ? variables.name in {namespaces} : true"#
             ),
         ),
         variable(

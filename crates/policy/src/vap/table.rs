@@ -1,10 +1,14 @@
-//! The parameter object: all grants as one ConfigMap, each as rows of fields that CEL can split.
+//! The parameter object: all grants as one `RoleGrantTable`, each as rows of fields that CEL can
+//! split.
 //!
-//! One object, since several are judged one by one and joined by AND. A ConfigMap, since it needs no
-//! custom resource, and its keys are an index: `any` and `ns.NAMESPACE` list the numbers of the
-//! rows that may count in a namespace, `row.N` holds a row. A row is one subject of a grant with
-//! the role patterns of one closeness, names completed and globs compiled to regular expressions,
-//! so that at admission nothing is left but to compare.
+//! One object, since several are judged one by one and joined by AND. Its keys are an index: `any`
+//! and `ns.NAMESPACE` list the numbers of the rows that may count in a namespace, `row.N` holds a
+//! row. A row is one subject of a grant with the role patterns of one closeness, names completed
+//! and globs compiled to regular expressions, so that at admission nothing is left but to compare.
+//!
+//! A custom resource and no ConfigMap: the API server stops its watch of a built-in kind for good
+//! when the last policy with such parameters goes, and serves what it saw last to those that come
+//! later, so that a grant that was taken back would count until its restart (seen with 1.36).
 
 use std::collections::BTreeMap;
 
@@ -17,9 +21,13 @@ use serde_json::{Value, json};
 use super::VapError;
 use super::cel::{expand, globs, literal_start, longest_part};
 
-/// The name of the ConfigMap.
+/// The name of the object that holds the grants.
 pub const PARAMETERS: &str = "rolegate-grants";
-/// Most bytes of its data; Kubernetes takes 1 MiB with the rest of the object.
+/// Its kind, and the plural.
+pub(super) const KIND: (&str, &str) = ("RoleGrantTable", "rolegranttables");
+/// The API group and version of its kind.
+pub(super) const API: (&str, &str) = ("rolegate.dev", "v1alpha1");
+/// Most bytes of its data; etcd takes 1.5 MiB with the rest of the object.
 const MOST_BYTES: usize = 1_000_000;
 /// Most rows that may have to be looked at for one namespace.
 pub(super) const MOST_ROWS: usize = 2000;
@@ -109,18 +117,48 @@ impl Table {
         table
     }
 
-    /// The ConfigMap.
+    /// The object, and before it the definition of its kind.
     ///
     /// # Errors
     /// [`VapError::TooLarge`] or [`VapError::TooMany`].
-    pub(super) fn config_map(&self, namespace: &str) -> Result<Value, VapError> {
-        Ok(json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
+    pub(super) fn documents(&self, namespace: &str) -> Result<[Value; 2], VapError> {
+        let table = json!({
+            "apiVersion": format!("{}/{}", API.0, API.1),
+            "kind": KIND.0,
             "metadata": { "name": PARAMETERS, "namespace": namespace },
             "data": self.rows.data()?,
-        }))
+        });
+        Ok([definition(), table])
     }
+}
+
+fn definition() -> Value {
+    let data = json!({
+        "type": "object",
+        "description": "Rows of grants, and lists of the rows that count in a namespace.",
+        "additionalProperties": { "type": "string" },
+    });
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": { "name": format!("{}.{}", KIND.1, API.0) },
+        "spec": {
+            "group": API.0,
+            "scope": "Namespaced",
+            "names": { "kind": KIND.0, "plural": KIND.1 },
+            "versions": [{
+                "name": API.1,
+                "served": true,
+                "storage": true,
+                "schema": { "openAPIV3Schema": {
+                    "type": "object",
+                    "description": "All grants, as ValidatingAdmissionPolicies read them; written by `rolegate policy export`.",
+                    "required": ["data"],
+                    "properties": { "data": data },
+                }},
+            }],
+        },
+    })
 }
 
 /// Rows, and where they count.

@@ -90,12 +90,20 @@ impl<'a> Wishes<'a> {
                 "shapesBefore",
                 format!("variables.isPod ? variables.before.map(t, {shape}) : []"),
             ),
-            variable("owners", self.owners()),
-            // Mirrors of static pods that name no role are let be: a kubelet makes them anyway.
-            variable(
-                "pods",
-                r#"(variables.isPod ? variables.shapes.filter(p, !(p in variables.shapesBefore) && !("mirror" in p && p[?"role"].orValue("") == "" && p.variables.size() == 0 && p.unreadable == "no")) : variables.shapes) + variables.owners"#,
-            ),
+        ]);
+        // Mirrors of static pods that name no role are let be: a kubelet makes them anyway.
+        let shapes = r#"(variables.isPod ? variables.shapes.filter(p, !(p in variables.shapesBefore) && !("mirror" in p && p[?"role"].orValue("") == "" && p.variables.size() == 0 && p.unreadable == "no")) : variables.shapes)"#;
+        // Without owners nothing is added: an empty list would take the type from the items, and API
+        // servers (1.36 for one) fail at maps with optional entries of no known type.
+        let pods = match self.owners() {
+            None => shapes.to_owned(),
+            Some(owners) => {
+                variables.push(variable("owners", owners));
+                format!("{shapes} + variables.owners")
+            }
+        };
+        variables.extend([
+            variable("pods", pods),
             variable("asks", self.asks()),
             variable(
                 "judged",
@@ -155,26 +163,24 @@ impl<'a> Wishes<'a> {
     }
 
     /// Objects whose metadata their pods take over, as shapes, if that is new or changed.
-    fn owners(&self) -> String {
+    fn owners(&self) -> Option<String> {
         let kinds = self.input.config.templates.iter();
         let owners = kinds.filter(|kind| kind.paths.iter().any(|path| **path == *"."));
         let is_owner: Vec<_> = owners
             .map(|kind| format!("({})", is_kind(&kind.group, &kind.kind)))
             .collect();
         if is_owner.is_empty() {
-            // A variable needs the type of its items: without one, API servers up to 1.36 at least
-            // fail on the whole policy.
-            return "[dyn(object)].filter(t, false)".to_owned();
+            return None;
         }
         let account = r#"t.?spec.?serviceAccountName.orValue(t.?spec.?taskRunTemplate.?serviceAccountName.orValue(""))"#;
         // Which account its pods run as may be told elsewhere: what depends on it is judged when
         // they are made.
         let known = format!(r#"{account} == "" ? "no" : "yes""#);
-        format!(
+        Some(format!(
             "({is_owner}) && !variables.isGoing ? [object].map(t, {shape}).filter(p, oldObject == null || [oldObject].map(t, {shape})[0] != p) : []",
             is_owner = is_owner.join(" || "),
             shape = self.shape(account, &known, false),
-        )
+        ))
     }
 
     fn asks(&self) -> String {

@@ -1,0 +1,292 @@
+//! The gate in front of a cluster: `rolegate admission` and `rolegate controller` as processes, each
+//! with the rights that the shipped manifest gives it, and the shipped registration, whose webhooks
+//! are reached by URL for lack of a Service's network.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::cases::User;
+use crate::request::Requests;
+use crate::{Cluster, Rolegate, eventually, repository};
+
+/// The namespace of the shipped manifest.
+pub const HOME: &str = "rolegate-system";
+/// The registration's name.
+pub const REGISTRATION: &str =
+    "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/rolegate";
+/// For what happens elsewhere, on a machine that has other things to do too.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Where a webhook's certificate comes from.
+#[derive(Debug, Clone, Default)]
+pub enum Certificate {
+    /// The controller, which also tells the API server whom to trust.
+    #[default]
+    Controller,
+    /// Files: chain and key.
+    Files(PathBuf, PathBuf),
+}
+
+/// The processes. Dropping them kills them.
+#[derive(Debug)]
+pub struct Gate {
+    /// The webhook.
+    pub admission: Rolegate,
+    /// Keeps its certificate and registration, and the state of rules; ended where the certificate
+    /// is somebody else's.
+    pub controller: Option<Rolegate>,
+    addresses: Addresses,
+    certificate: Certificate,
+    kubeconfig: PathBuf,
+}
+
+/// Where the webhook listens.
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    webhook: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Cluster {
+    /// Lets everybody do everything, so that only admission refuses.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn open_to_everybody(&self) -> anyhow::Result<()> {
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": { "name": "everybody" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+                "name": "cluster-admin" },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "Group",
+                "name": "system:authenticated" }],
+        });
+        self.apply_manifest(&binding.to_string()).await?;
+        let somebody = self.requests()?.as_user(&User::default());
+        // Bindings take effect a moment after they are made.
+        eventually(DEADLINE, async || {
+            somebody.get("/api/v1/pods").await?.object().map(drop)
+        })
+        .await
+    }
+
+    /// Applies the shipped custom resources and the gate's manifest, without its registration,
+    /// which this gives.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn install_gate(&self) -> anyhow::Result<Value> {
+        self.apply_file(&repository().join("deploy/crds.yaml"))
+            .await?;
+        let admin = self.requests()?;
+        for kind in ["rolegrants", "rolegateconfigs"] {
+            let path = format!("/apis/rolegate.dev/v1alpha1/{kind}");
+            eventually(DEADLINE, async || admin.get(&path).await?.object().map(drop)).await?;
+        }
+        let manifest = std::fs::read_to_string(repository().join("deploy/rolegate-admission.yaml"))?;
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&manifest)?;
+        let mut registration = None;
+        for document in documents {
+            if document["kind"] == "ValidatingWebhookConfiguration" {
+                registration = Some(document);
+            } else {
+                self.apply_manifest(&document.to_string()).await?;
+            }
+        }
+        registration.context("the manifest has no registration")
+    }
+}
+
+impl Gate {
+    /// Installs the gate, applies the rules (YAML), and starts it; returns when the API server
+    /// asks it.
+    ///
+    /// # Errors
+    /// When something of it does not work; with the end of its output.
+    pub async fn start(cluster: &Cluster, rules: &str) -> anyhow::Result<Self> {
+        let mut registration = cluster.install_gate().await?;
+        cluster.open_to_everybody().await?;
+        cluster.apply_manifest(rules).await?;
+        let mut gate = Self::bare(cluster, Certificate::Controller).await?;
+        gate.start_controller(cluster).await?;
+        gate.register(cluster, &mut registration, None).await?;
+        gate.ready().await?;
+        gate.until_asked(cluster).await?;
+        Ok(gate)
+    }
+
+    /// The webhook alone, for a cluster where the gate is installed. It listens, and may not be
+    /// ready yet.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn bare(cluster: &Cluster, certificate: Certificate) -> anyhow::Result<Self> {
+        let token = cluster
+            .service_account_token(HOME, "rolegate-admission")
+            .await?;
+        let kubeconfig = cluster.kubeconfig_for_token("admission", &token)?;
+        let anywhere = Addresses {
+            webhook: "127.0.0.1:0".parse()?,
+            admin: "127.0.0.1:0".parse()?,
+        };
+        let mut admission = spawn(anywhere, &certificate, &kubeconfig)?;
+        let line = admission.wait_for_line("webhook=", DEADLINE).await?;
+        let address = |name: &str| -> anyhow::Result<SocketAddr> {
+            let mut words = line.split_whitespace();
+            let address = words.find_map(|word| word.strip_prefix(name));
+            Ok(address.with_context(|| line.clone())?.parse()?)
+        };
+        Ok(Self {
+            addresses: Addresses {
+                webhook: address("webhook=")?,
+                admin: address("admin=")?,
+            },
+            admission,
+            controller: None,
+            certificate,
+            kubeconfig,
+        })
+    }
+
+    /// The URL by which the webhook is reached.
+    pub fn url(&self) -> String {
+        format!("https://{}/validate", self.addresses.webhook)
+    }
+
+    /// Starts the controller of the gate.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn start_controller(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+        let token = cluster
+            .service_account_token(HOME, "rolegate-controller")
+            .await?;
+        let kubeconfig = cluster.kubeconfig_for_token("controller", &token)?;
+        let flags = [
+            "controller",
+            &format!("--namespace={HOME}"),
+            "--tls-extra-names=127.0.0.1",
+            "--metrics-address=127.0.0.1:0",
+        ];
+        let environment = [("ROLEGATE_KUBECONFIG", kubeconfig)];
+        self.controller = Some(Rolegate::spawn(&flags, environment)?);
+        Ok(())
+    }
+
+    /// Registers the webhooks of a registration at this gate's URL, with an authority unless the
+    /// controller fills it in.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn register(
+        &self,
+        cluster: &Cluster,
+        registration: &mut Value,
+        authority: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let webhooks = registration["webhooks"].as_array_mut();
+        for webhook in webhooks.context("a registration without webhooks")? {
+            webhook["clientConfig"] = json!({ "url": self.url() });
+            if let Some(authority) = authority {
+                webhook["clientConfig"]["caBundle"] = authority.into();
+            }
+        }
+        cluster.apply_manifest(&registration.to_string()).await?;
+        Ok(())
+    }
+
+    /// Waits until the webhook is ready.
+    ///
+    /// # Errors
+    /// When it is not; with what it waits for and the end of its output.
+    pub async fn ready(&mut self) -> anyhow::Result<()> {
+        let admin = self.addresses.admin;
+        self.admission
+            .until(DEADLINE, async || {
+                let answer = get(admin, "/readyz").await?;
+                ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                Ok(())
+            })
+            .await
+    }
+
+    /// Waits until the API server asks the webhook: a binding that gives a role is refused whatever
+    /// the rules.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn until_asked(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+        let somebody = cluster.requests()?.as_user(&User::default());
+        self.admission
+            .until(DEADLINE, async || is_asked(&somebody).await)
+            .await
+    }
+
+    /// Kills the webhook.
+    pub fn kill_admission(&mut self) {
+        self.admission.kill();
+    }
+
+    /// Starts the webhook again where it was, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not start or get ready.
+    pub async fn restart_admission(&mut self) -> anyhow::Result<()> {
+        self.admission.kill();
+        self.admission = spawn(self.addresses, &self.certificate, &self.kubeconfig)?;
+        self.ready().await
+    }
+}
+
+/// GET by HTTP, to the end of the connection.
+async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+async fn is_asked(somebody: &Requests) -> anyhow::Result<()> {
+    let binding = json!({
+        "apiVersion": "v1", "kind": "Binding",
+        "metadata": { "name": "probe", "annotations": { "iam.amazonaws.com/role": "probe" } },
+        "target": { "kind": "Node", "name": "none" },
+    });
+    let path = "/api/v1/namespaces/default/pods/probe/binding?dryRun=All";
+    let answer = somebody.post(path, &binding).await?;
+    ensure!(
+        answer.is_refused_by_webhook(),
+        "the API server does not ask the webhook yet: {} {}",
+        answer.status,
+        answer.message()
+    );
+    Ok(())
+}
+
+fn spawn(
+    addresses: Addresses,
+    certificate: &Certificate,
+    kubeconfig: &std::path::Path,
+) -> anyhow::Result<Rolegate> {
+    let mut flags = vec![
+        "admission".to_owned(),
+        format!("--namespace={HOME}"),
+        format!("--listen-address={}", addresses.webhook),
+        format!("--metrics-address={}", addresses.admin),
+    ];
+    if let Certificate::Files(chain, key) = certificate {
+        flags.push("--certificate=files".into());
+        flags.push(format!("--tls-cert={}", chain.display()));
+        flags.push(format!("--tls-key={}", key.display()));
+    }
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    Rolegate::spawn(&flags, [("ROLEGATE_KUBECONFIG", kubeconfig)])
+}

@@ -1,0 +1,176 @@
+//! Requests as `kubectl` sends them: any path, by anybody, and everything that the API server
+//! answers, its warnings too.
+
+use anyhow::Context;
+use http::{Method, Request, StatusCode};
+use kube::Client;
+use kube::client::Body;
+use serde_json::Value;
+
+use crate::Cluster;
+use crate::cases::User;
+
+/// How the body of a PATCH is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchKind {
+    /// JSON merge patch, as `kubectl annotate` and `kubectl patch --type merge` send it.
+    Merge,
+    /// Server-side apply, as `kubectl apply --server-side` sends it.
+    Apply,
+}
+
+impl PatchKind {
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Merge => "application/merge-patch+json",
+            Self::Apply => "application/apply-patch+yaml",
+        }
+    }
+}
+
+/// What the API server answered.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status of HTTP.
+    pub status: StatusCode,
+    /// An object, or a `Status` that says what is wrong.
+    pub body: Value,
+    /// The texts of the `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+impl Answer {
+    /// What a `Status` says; empty for an object.
+    pub fn message(&self) -> &str {
+        self.body["message"].as_str().unwrap_or_default()
+    }
+
+    /// The object.
+    ///
+    /// # Errors
+    /// Why there is none, with the server's message.
+    pub fn object(self) -> anyhow::Result<Value> {
+        anyhow::ensure!(
+            self.status.is_success(),
+            "{}: {}",
+            self.status,
+            self.message()
+        );
+        Ok(self.body)
+    }
+
+    /// Whether a webhook of ours refused it, not the API server for another reason nor because the
+    /// webhook could not be asked.
+    pub fn is_refused_by_webhook(&self) -> bool {
+        let message = self.message();
+        message.starts_with("admission webhook \"") && message.contains(".rolegate.dev\" denied")
+    }
+}
+
+/// Sends requests as one user.
+#[derive(Clone)]
+pub struct Requests {
+    client: Client,
+    user: Option<User>,
+}
+
+impl Cluster {
+    /// Requests with all rights.
+    ///
+    /// # Errors
+    /// As [`Cluster::admin`].
+    pub fn requests(&self) -> anyhow::Result<Requests> {
+        Ok(Requests {
+            client: self.admin()?,
+            user: None,
+        })
+    }
+}
+
+impl Requests {
+    /// The same as somebody else, impersonated.
+    #[must_use]
+    pub fn as_user(&self, user: &User) -> Self {
+        Self {
+            client: self.client.clone(),
+            user: Some(user.clone()),
+        }
+    }
+
+    /// GET.
+    ///
+    /// # Errors
+    /// When the API server can't be reached.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        self.send(Method::GET, path, None, "application/json").await
+    }
+
+    /// POST: a creation.
+    ///
+    /// # Errors
+    /// When the API server can't be reached.
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
+        let json = "application/json";
+        self.send(Method::POST, path, Some(body), json).await
+    }
+
+    /// PUT: a replacement.
+    ///
+    /// # Errors
+    /// When the API server can't be reached.
+    pub async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
+        let json = "application/json";
+        self.send(Method::PUT, path, Some(body), json).await
+    }
+
+    /// PATCH.
+    ///
+    /// # Errors
+    /// When the API server can't be reached.
+    pub async fn patch(&self, path: &str, kind: PatchKind, body: &Value) -> anyhow::Result<Answer> {
+        let content_type = kind.content_type();
+        self.send(Method::PATCH, path, Some(body), content_type)
+            .await
+    }
+
+    /// DELETE.
+    ///
+    /// # Errors
+    /// When the API server can't be reached.
+    pub async fn delete(&self, path: &str) -> anyhow::Result<Answer> {
+        let json = "application/json";
+        self.send(Method::DELETE, path, None, json).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        content_type: &str,
+    ) -> anyhow::Result<Answer> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content_type);
+        if let Some(user) = &self.user {
+            request = request.header("impersonate-user", &user.name);
+            for group in &user.groups {
+                request = request.header("impersonate-group", group);
+            }
+        }
+        let body = body.map(serde_json::to_vec).transpose()?;
+        let request = request.body(Body::from(body.unwrap_or_default()))?;
+        let response = self.client.send(request).await;
+        let (parts, body) = response.with_context(|| path.to_owned())?.into_parts();
+        let warnings = parts.headers.get_all("warning").iter();
+        let warnings = warnings
+            .map(|text| Ok(text.to_str()?.to_owned()))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Answer {
+            status: parts.status,
+            warnings,
+            body: serde_json::from_slice(&body.collect_bytes().await?).unwrap_or_default(),
+        })
+    }
+}
