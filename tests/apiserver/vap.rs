@@ -38,9 +38,10 @@ const BUILTIN: &[&str] = &[
 ];
 /// Cases that a real API server never brings to admission, for it refuses such objects itself.
 const IMPOSSIBLE: &[&str] = &[
-    // Link-local addresses are refused by validation.
+    // Link-local addresses, and changes of a Job's template.
     "a Service that is there already loses a finalizer",
     "a Service is deleted",
+    "a Job is changed to a role that is not granted",
 ];
 
 /// What the API server answered.
@@ -91,6 +92,10 @@ impl Server {
         })
         .await
         .unwrap();
+        // The kind of the grants' table, for probes where grants are off.
+        let grants = exported_grants(&[]);
+        let definition = grants.documents.first().unwrap();
+        server.apply_all(&definition.to_string()).await;
         server
     }
 
@@ -178,6 +183,16 @@ impl Server {
         }
     }
 
+    /// Applies a manifest, again while it has a kind that the API server does not know yet.
+    async fn apply_all(&self, manifest: &str) {
+        eventually(DEADLINE, async || {
+            self.cluster.apply_manifest(manifest).await?;
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
     /// Enforces an export instead of the one before, and waits until it counts.
     async fn enforce(&self, name: &str, export: &Export, before: &mut BTreeSet<String>) {
         let base = "/apis/admissionregistration.k8s.io/v1";
@@ -190,10 +205,7 @@ impl Server {
                     .await;
             }
         }
-        self.cluster
-            .apply_manifest(&export.yaml().unwrap())
-            .await
-            .unwrap();
+        self.apply_all(&export.yaml().unwrap()).await;
         for document in &export.documents {
             let binding = document["metadata"]["name"].as_str().unwrap();
             if document["kind"] == "ValidatingAdmissionPolicyBinding" {
@@ -205,11 +217,11 @@ impl Server {
                 assert!(answer.status.is_success(), "{}", answer.message());
             }
         }
-        // The last of each kind: whoever sees it has seen those before. It reads a ConfigMap too.
+        // The last of each kind: whoever sees it has seen those before. It reads a table too.
         let probe = format!(
             r#"
-apiVersion: v1
-kind: ConfigMap
+apiVersion: rolegate.dev/v1alpha1
+kind: RoleGrantTable
 metadata: {{ name: probe, namespace: {HOME} }}
 data: {{ world: "{name}" }}
 ---
@@ -217,7 +229,7 @@ apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
 metadata: {{ name: probe }}
 spec:
-  paramKind: {{ apiVersion: v1, kind: ConfigMap }}
+  paramKind: {{ apiVersion: rolegate.dev/v1alpha1, kind: RoleGrantTable }}
   matchConstraints:
     resourceRules: [{{ apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps] }}]
   validations: [{{ expression: "object.metadata.name != 'probe-{name}'", messageExpression: "'world ' + params.data.world" }}]
@@ -232,7 +244,7 @@ spec:
 "#
         );
         before.insert("probe".into());
-        self.cluster.apply_manifest(&probe).await.unwrap();
+        self.apply_all(&probe).await;
         let path = format!("/api/v1/namespaces/{HOME}/configmaps?dryRun=All");
         let object = json!({ "metadata": { "name": format!("probe-{name}") } });
         eventually(DEADLINE, async || {
@@ -264,9 +276,7 @@ spec:
                     user,
                 )
                 .await;
-            return (answer.status != StatusCode::UNPROCESSABLE_ENTITY
-                || answer.is_refused_by_policy())
-            .then_some(answer);
+            return possible(answer);
         }
         let old = valid(case.old_object.clone().unwrap());
         let path = format!(
@@ -286,6 +296,10 @@ spec:
             .remove("deletionTimestamp")
             .is_some();
         seed["metadata"]["labels"][SEED] = "x".into();
+        if existed {
+            let label = json!({ "metadata": { "labels": { SEED: "x" } } });
+            self.admin(Method::PATCH, &path, Some(&label)).await;
+        }
         let (method, at) = if existed {
             (Method::PATCH, path.clone())
         } else {
@@ -313,30 +327,32 @@ spec:
             "" => format!("{path}?dryRun=All"),
             subresource => format!("{path}/{subresource}?dryRun=All"),
         };
+        // That changes nothing of what is judged, so it passes.
         let unseed = json!({ "metadata": { "labels": { SEED: null } } });
-        let answer = if case.operation == "DELETE" {
-            let unseeded = self.admin(Method::PATCH, &path, Some(&unseed)).await;
-            assert!(
-                unseeded.status.is_success(),
-                "{}: {}",
-                case.name,
-                unseeded.message()
-            );
-            self.ask(Method::DELETE, &dry, None, user).await
-        } else {
-            let mut patch = difference(&old, &object.unwrap());
-            merge(&mut patch, &unseed);
-            if case.subresource == "finalize" {
-                let mut whole = seeded.body.clone();
-                apply(&mut whole, &patch);
+        let unseeded = self.admin(Method::PATCH, &path, Some(&unseed)).await;
+        let message = unseeded.message();
+        assert!(unseeded.status.is_success(), "{}: {message}", case.name);
+        let answer = match (object, &*case.subresource) {
+            (None, _) => self.ask(Method::DELETE, &dry, None, user).await,
+            (Some(object), "finalize") => {
+                let mut whole = unseeded.body.clone();
+                apply(&mut whole, &difference(&old, &object));
                 self.ask(Method::PUT, &dry, Some(&whole), user).await
-            } else {
+            }
+            (Some(object), _) => {
+                let patch = difference(&old, &object);
                 self.ask(Method::PATCH, &dry, Some(&patch), user).await
             }
         };
+        self.clean(case, &path, existed).await;
+        possible(answer)
+    }
+
+    /// Takes away what a case needed.
+    async fn clean(&self, case: &Case, path: &str, existed: bool) {
         let bare =
             json!({ "metadata": { "finalizers": null, "annotations": null, "labels": null } });
-        self.admin(Method::PATCH, &path, Some(&bare)).await;
+        self.admin(Method::PATCH, path, Some(&bare)).await;
         if !existed {
             self.admin(
                 Method::DELETE,
@@ -346,14 +362,19 @@ spec:
             .await;
             if case.kind() == "Namespace" {
                 // No controller empties it here.
-                let mut gone = self.admin(Method::GET, &path, None).await.body;
+                let mut gone = self.admin(Method::GET, path, None).await.body;
                 gone["spec"]["finalizers"] = json!([]);
                 self.admin(Method::PUT, &format!("{path}/finalize"), Some(&gone))
                     .await;
             }
         }
-        Some(answer)
     }
+}
+
+/// An answer, unless the API server's own validation refused what it is about.
+fn possible(answer: Answer) -> Option<Answer> {
+    let is_invalid = answer.status == StatusCode::UNPROCESSABLE_ENTITY;
+    (!is_invalid || answer.is_refused_by_policy()).then_some(answer)
 }
 
 /// What the API server's own validation asks for beyond what a case is about.
@@ -396,8 +417,14 @@ fn difference(old: &Value, new: &Value) -> Value {
     let (Value::Object(old), Value::Object(new)) = (old, new) else {
         return new.clone();
     };
-    let gone = old.keys().filter(|key| !new.contains_key(*key));
-    let mut patch: serde_json::Map<_, _> = gone.map(|key| (key.clone(), Value::Null)).collect();
+    let mut patch = serde_json::Map::new();
+    for (key, value) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
+        let nothing = match value {
+            Value::Object(_) => difference(value, &json!({})),
+            _ => Value::Null,
+        };
+        patch.insert(key.clone(), nothing);
+    }
     for (key, value) in new {
         match old.get(key) {
             Some(known) if known == value => {}
@@ -406,21 +433,6 @@ fn difference(old: &Value, new: &Value) -> Value {
         }
     }
     Value::Object(patch)
-}
-
-/// Merges patches: nulls stay.
-fn merge(target: &mut Value, more: &Value) {
-    match more {
-        Value::Object(fields) => {
-            if !target.is_object() {
-                *target = json!({});
-            }
-            for (key, value) in fields {
-                merge(&mut target[key], value);
-            }
-        }
-        other => *target = other.clone(),
-    }
 }
 
 /// Applies a merge patch.
@@ -584,8 +596,9 @@ async fn try_pod(server: &Server, namespace: &str, role: &str) -> Answer {
         .await
 }
 
-fn grants_alone() -> RuleConfig {
-    RuleConfig {
+/// Grants alone, exported.
+fn exported_grants(grants: &[Grant]) -> Export {
+    let config = RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
         modes: Modes {
             namespace: Mode::Off,
@@ -593,7 +606,19 @@ fn grants_alone() -> RuleConfig {
             rego: Mode::Off,
         },
         ..RuleConfig::default()
-    }
+    };
+    let own_roles = [OwnRole {
+        account: None,
+        name: "TEAM-a-0500-b-reader".into(),
+    }];
+    export(&VapInput {
+        config: &config,
+        keys: &AnnotationKeys::default(),
+        grants,
+        own_roles: &own_roles,
+        namespace: HOME,
+    })
+    .unwrap()
 }
 
 fn grant(name: &str, role: &str, subject: Subject) -> Grant {
@@ -602,6 +627,13 @@ fn grant(name: &str, role: &str, subject: Subject) -> Grant {
         roles: vec![role.into()],
         subjects: vec![subject],
         ..Grant::default()
+    }
+}
+
+fn everyone() -> Subject {
+    Subject {
+        namespaces: vec!["*".into()],
+        ..Subject::default()
     }
 }
 
@@ -620,7 +652,6 @@ fn shop() -> World {
 async fn a_thousand_globs_that_all_count_in_one_namespace_stay_within_the_budget() {
     let server = Server::start().await;
     make_namespaces(&server, &shop()).await;
-    let config = grants_alone();
     let grants: Vec<_> = (0..1000)
         .map(|number| {
             let subject = Subject {
@@ -633,27 +664,14 @@ async fn a_thousand_globs_that_all_count_in_one_namespace_stay_within_the_budget
                 ..Subject::default()
             };
             // What each starts with and its longest part are the same, so that all are matched.
-            grant(
-                &format!("grant-{number}"),
-                &format!("team-*-{number:04}-*-reader"),
-                subject,
-            )
+            let role = format!("team-*-{number:04}-*-reader");
+            grant(&format!("grant-{number}"), &role, subject)
         })
         .collect();
-    let own_roles = [OwnRole {
-        account: None,
-        name: "Node".into(),
-    }];
-    let export = export(&VapInput {
-        config: &config,
-        keys: &AnnotationKeys::default(),
-        grants: &grants,
-        own_roles: &own_roles,
-        namespace: HOME,
-    })
-    .unwrap();
     let mut names = BTreeSet::new();
-    server.enforce("thousand", &export, &mut names).await;
+    server
+        .enforce("thousand", &exported_grants(&grants), &mut names)
+        .await;
     for role in ["team-a-0000-b-reader", "team-a-0999-b-reader"] {
         let answer = try_pod(&server, "shop", role).await;
         assert!(answer.status.is_success(), "{role}: {}", answer.message());
@@ -663,40 +681,27 @@ async fn a_thousand_globs_that_all_count_in_one_namespace_stay_within_the_budget
             "team-a-1000-b-reader",
             "no RoleGrant covers it for service account api of namespace shop",
         ),
-        ("path/nODE", "of the node or of rolegate itself"),
+        ("team-a-0500-b-reader", "of the node or of rolegate itself"),
     ] {
         let answer = try_pod(&server, "shop", role).await;
-        assert!(
-            answer.message().contains(says),
-            "{role}: {}",
-            answer.message()
-        );
+        let message = answer.message();
+        assert!(message.contains(says), "{role}: {message}");
     }
 }
 
 #[tokio::test]
-async fn rule_07_without_the_parameter_object_everything_is_refused() {
+async fn rule_07_without_the_table_everything_is_refused_and_no_old_one_comes_back() {
     let server = Server::start().await;
     make_namespaces(&server, &shop()).await;
-    let config = grants_alone();
-    let everyone = Subject {
-        namespaces: vec!["*".into()],
-        ..Subject::default()
-    };
-    let export = export(&VapInput {
-        config: &config,
-        keys: &AnnotationKeys::default(),
-        grants: &[grant("all", "*", everyone)],
-        own_roles: &[],
-        namespace: HOME,
-    })
-    .unwrap();
+    let of = |role| exported_grants(&[grant("all", role, everyone())]);
     let mut names = BTreeSet::new();
-    server.enforce("parameters", &export, &mut names).await;
+    server.enforce("first", &of("*"), &mut names).await;
     let answer = try_pod(&server, "shop", "reader").await;
     assert!(answer.status.is_success(), "{}", answer.message());
-    let path = format!("/api/v1/namespaces/{HOME}/configmaps/{PARAMETERS}");
-    server.admin(Method::DELETE, &path, None).await;
+
+    let table =
+        format!("/apis/rolegate.dev/v1alpha1/namespaces/{HOME}/rolegranttables/{PARAMETERS}");
+    server.admin(Method::DELETE, &table, None).await;
     eventually(DEADLINE, async || {
         let answer = try_pod(&server, "shop", "reader").await;
         anyhow::ensure!(answer.is_refused_by_policy(), "{}", answer.status);
@@ -704,4 +709,36 @@ async fn rule_07_without_the_parameter_object_everything_is_refused() {
     })
     .await
     .unwrap();
+
+    // All policies that read tables are gone for a while, and come back with other grants.
+    server
+        .enforce(
+            "none",
+            &Export {
+                documents: Vec::new(),
+                unsaid: Vec::new(),
+            },
+            &mut names,
+        )
+        .await;
+    for name in std::mem::take(&mut names) {
+        let base = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+        server
+            .admin(Method::DELETE, &format!("{base}/{name}"), None)
+            .await;
+    }
+    eventually(DEADLINE, async || {
+        let path = format!("/api/v1/namespaces/{HOME}/configmaps?dryRun=All");
+        let object = json!({ "metadata": { "name": "probe-none" } });
+        let answer = server.admin(Method::POST, &path, Some(&object)).await;
+        anyhow::ensure!(answer.status.is_success(), "{}", answer.message());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    server.enforce("second", &of("writer"), &mut names).await;
+    let answer = try_pod(&server, "shop", "reader").await;
+    assert!(answer.is_refused_by_policy(), "{}", answer.status);
+    let answer = try_pod(&server, "shop", "writer").await;
+    assert!(answer.status.is_success(), "{}", answer.message());
 }

@@ -35,7 +35,10 @@ async fn agent_survives_api_server_restart_and_slow_start() -> anyhow::Result<()
         })
         .await?;
     assert_eq!(reasons.status, 503, "{}", reasons.body);
-    for waiting in ["workloads are not loaded", "namespaces are not loaded"] {
+    for waiting in [
+        "workloads are not loaded",
+        "namespaces: the API server cannot be reached",
+    ] {
         assert!(reasons.body.contains(waiting), "{}", reasons.body);
     }
     // A node's pods need more of the metadata service than roles: that works already.

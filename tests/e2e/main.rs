@@ -4,6 +4,7 @@
 
 #![cfg(test)]
 
+mod admission;
 mod ask;
 mod changes;
 mod events;

@@ -4,7 +4,7 @@
 //! it needs is leased at that moment, before the pod asks. A change of the rules only makes a new
 //! generation of them; what it touches is decided again in small portions, or when it asks.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -58,8 +58,9 @@ pub struct Director {
     keeper: Keeper,
     /// By UID.
     pods: HashMap<Arc<str>, Arc<Resident>>,
-    /// UIDs of those that the rules' last changes touched.
-    touched: VecDeque<Arc<str>>,
+    /// UIDs of those that the rules' last changes touched, each once, and whether what STS refused
+    /// them is worth another try.
+    touched: BTreeMap<Arc<str>, bool>,
     /// The live pods that claim an address, by UID.
     claims: HashMap<IpAddr, Vec<Arc<str>>>,
     disputed: HashSet<IpAddr>,
@@ -78,7 +79,7 @@ impl Director {
             guard: parts.guard,
             keeper: parts.keeper,
             pods: HashMap::new(),
-            touched: VecDeque::new(),
+            touched: BTreeMap::new(),
             claims: HashMap::new(),
             disputed: HashSet::new(),
             missing: Missing {
@@ -117,8 +118,10 @@ impl Director {
 
     /// Takes what a source says of the rules.
     pub fn report(&mut self, report: Report) {
+        // Policies' data changes with every namespace of the cluster: no reason to ask STS again.
+        let retry = matches!(report, Report::Rules(_));
         let touched = self.keeper.apply(report);
-        self.rules_changed(&touched);
+        self.rules_changed(&touched, retry);
     }
 
     /// Takes one report of a source.
@@ -168,15 +171,16 @@ impl Director {
             "our AWS identity is known"
         );
         self.keeper.learn(facts);
-        self.rules_changed(&Touched::All);
+        self.rules_changed(&Touched::All, true);
     }
 
-    fn rules_changed(&mut self, touched: &Touched) {
-        let pods = self.pods.values();
-        self.touched.extend(
-            pods.filter(|pod| touched.includes(&pod.workload.namespace))
-                .map(|pod| pod.workload.uid.clone()),
-        );
+    fn rules_changed(&mut self, touched: &Touched, retry: bool) {
+        for pod in self.pods.values() {
+            if touched.includes(&pod.workload.namespace) {
+                let again = self.touched.entry(pod.workload.uid.clone());
+                *again.or_default() |= retry;
+            }
+        }
         self.settle();
         if *touched != Touched::Nothing {
             self.picture.touch();
@@ -197,14 +201,15 @@ impl Director {
     /// Brings some of the pods up to date that the rules' changes touched: sessions that are no
     /// longer anybody's right end, and those that are now are fetched before they are asked for.
     fn catch_up(&mut self) {
-        let portion = self.touched.len().min(PORTION);
-        for uid in self.touched.drain(..portion) {
+        for _ in 0..PORTION {
+            let Some((uid, retry)) = self.touched.pop_first() else {
+                return;
+            };
             let Some(resident) = self.pods.get(&uid) else {
                 continue;
             };
             let decided = self.decider.standing(resident, self.decider.now());
-            if let Standing::Allowed(allowed) = &decided.standing {
-                // What STS refused before is worth another try by other rules.
+            if let (true, Standing::Allowed(allowed)) = (retry, &decided.standing) {
                 allowed.lease.retry();
             }
         }

@@ -413,7 +413,7 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
     );
     say(
         config.modes.grants == Mode::Enforce && config.rule_writers.is_none(),
-        "no writers of rules are configured, so RBAC alone says who may change the parameter object",
+        "no writers of rules are configured, so RBAC alone says who may change the table of grants",
     );
     say(
         true,
@@ -447,6 +447,16 @@ impl Export {
             "Written by `rolegate policy export --format vap`. Apply it with `kubectl apply \
              --server-side`, for the grants may be too large for an annotation.",
         );
+        if self
+            .documents
+            .iter()
+            .any(|document| document["kind"] == table::KIND.0)
+        {
+            text.push_str(&comment_line(
+                "The first time apply it twice: until the API server knows the kind of the grants' \
+                 table it can't take the table, and without it everything is refused.",
+            ));
+        }
         for sentence in &self.unsaid {
             text.push_str(&comment_line(&format!("Not said here: {sentence}.")));
         }

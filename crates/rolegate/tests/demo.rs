@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Names of the steps, in their order.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 12] = [
     "without-rolegate",
     "allowed-role",
     "refused-role",
@@ -18,6 +18,7 @@ const STEPS: [&str; 11] = [
     "node-role-wished",
     "node-credentials",
     "metadata-tokens",
+    "role-shopping",
     "right-taken-away",
     "rotation",
     "sts-down",
@@ -114,7 +115,7 @@ fn people_see_every_step_go_well() {
     let output = Demo::run(&["--once", "--loopback"]);
     let shown = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{shown}");
-    assert!(shown.contains("All 11 steps went as promised."), "{shown}");
+    assert!(shown.contains("All 12 steps went as promised."), "{shown}");
     assert_eq!(shown.matches("    ✓ ").count(), STEPS.len(), "{shown}");
     assert!(shown.contains("curl --interface 127.1.0.1 "), "{shown}");
     // No terminal, no colour; nor a secret, nor a log line.

@@ -54,18 +54,20 @@ struct Addresses {
 }
 
 impl Cluster {
-    /// Lets everybody do everything, so that only admission refuses.
+    /// Lets these groups do everything, so that only admission refuses them something. `developers`
+    /// must be among them.
     ///
     /// # Errors
     /// When the API server refuses it.
-    pub async fn open_to_everybody(&self) -> anyhow::Result<()> {
+    pub async fn open_to(&self, groups: &[&str]) -> anyhow::Result<()> {
+        let subject = |group| json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group });
+        let subjects: Vec<_> = groups.iter().map(subject).collect();
         let binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": { "name": "everybody" },
+            "metadata": { "name": "everything" },
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
                 "name": "cluster-admin" },
-            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "Group",
-                "name": "system:authenticated" }],
+            "subjects": subjects,
         });
         self.apply_manifest(&binding.to_string()).await?;
         let somebody = self.requests()?.as_user(&User::default());
@@ -87,9 +89,13 @@ impl Cluster {
         let admin = self.requests()?;
         for kind in ["rolegrants", "rolegateconfigs"] {
             let path = format!("/apis/rolegate.dev/v1alpha1/{kind}");
-            eventually(DEADLINE, async || admin.get(&path).await?.object().map(drop)).await?;
+            eventually(DEADLINE, async || {
+                admin.get(&path).await?.object().map(drop)
+            })
+            .await?;
         }
-        let manifest = std::fs::read_to_string(repository().join("deploy/rolegate-admission.yaml"))?;
+        let manifest =
+            std::fs::read_to_string(repository().join("deploy/rolegate-admission.yaml"))?;
         let documents: Vec<Value> = serde_saphyr::from_multiple(&manifest)?;
         let mut registration = None;
         for document in documents {
@@ -111,10 +117,11 @@ impl Gate {
     /// When something of it does not work; with the end of its output.
     pub async fn start(cluster: &Cluster, rules: &str) -> anyhow::Result<Self> {
         let mut registration = cluster.install_gate().await?;
-        cluster.open_to_everybody().await?;
+        // Not to service accounts: the gate has the rights of its manifest and no others.
+        cluster.open_to(&["developers", "platform"]).await?;
         cluster.apply_manifest(rules).await?;
         let mut gate = Self::bare(cluster, Certificate::Controller).await?;
-        gate.start_controller(cluster).await?;
+        gate.start_controller(cluster, "localhost").await?;
         gate.register(cluster, &mut registration, None).await?;
         gate.ready().await?;
         gate.until_asked(cluster).await?;
@@ -159,11 +166,8 @@ impl Gate {
         format!("https://{}/validate", self.addresses.webhook)
     }
 
-    /// Starts the controller of the gate.
-    ///
-    /// # Errors
-    /// When it can't be started.
-    pub async fn start_controller(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+    /// Starts the controller of the gate, whose certificate is also for this name.
+    async fn start_controller(&mut self, cluster: &Cluster, name: &str) -> anyhow::Result<()> {
         let token = cluster
             .service_account_token(HOME, "rolegate-controller")
             .await?;
@@ -171,12 +175,35 @@ impl Gate {
         let flags = [
             "controller",
             &format!("--namespace={HOME}"),
-            "--tls-extra-names=127.0.0.1",
+            &format!("--tls-extra-names=127.0.0.1,{name}"),
             "--metrics-address=127.0.0.1:0",
         ];
         let environment = [("ROLEGATE_KUBECONFIG", kubeconfig)];
         self.controller = Some(Rolegate::spawn(&flags, environment)?);
         Ok(())
+    }
+
+    /// Ends the controller and starts it for a certificate with another name.
+    ///
+    /// # Errors
+    /// When it does not end or start.
+    pub async fn restart_controller(
+        &mut self,
+        cluster: &Cluster,
+        name: &str,
+    ) -> anyhow::Result<()> {
+        if let Some(mut before) = self.controller.take() {
+            before.stop().await?;
+        }
+        self.start_controller(cluster, name).await
+    }
+
+    /// All that the controller has told so far.
+    pub fn told(&self) -> String {
+        self.controller
+            .as_ref()
+            .map(|controller| controller.log())
+            .unwrap_or_default()
     }
 
     /// Registers the webhooks of a registration at this gate's URL, with an authority unless the

@@ -290,3 +290,25 @@ fn a_snapshot_removes_what_is_not_in_it() {
     assert_eq!(stage.seen(), "nobody");
     assert!(stage.director.claims.is_empty() && stage.director.pods.is_empty());
 }
+
+#[test]
+fn a_rule_change_counts_before_any_pod_is_decided_again_and_each_is_touched_once() {
+    let mut stage = settled();
+    stage.apply(pod("a", "reader"));
+    assert_eq!(stage.seen(), "a reader");
+    for _ in 0..3 {
+        stage.director.update(namespaces("[]"));
+        stage.director.update(namespaces("[\"reader\"]"));
+    }
+    stage.director.update(namespaces("[]"));
+    assert_eq!(stage.director.touched.len(), 1);
+    let decided = |stage: &Stage| match stage.picture.owner(ADDRESS) {
+        Some(Owner::Pod(resident)) => resident.decided.load().generation,
+        other => panic!("{other:?}"),
+    };
+    let before = decided(&stage);
+    assert_eq!(stage.seen(), "a denied");
+    assert!(decided(&stage) > before, "it was decided when it asked");
+    stage.director.catch_up();
+    assert!(stage.director.touched.is_empty());
+}

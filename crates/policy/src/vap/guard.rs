@@ -159,7 +159,7 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
     ]
 }
 
-/// Grants, the configuration, the table of grants, ConfigMaps of policies.
+/// Grants and the table made of them, the configuration, ConfigMaps of policies.
 pub(super) fn rules(input: &VapInput<'_>) -> Vec<Value> {
     let rego = &input.config.rego;
     let namespaces = list(rego.namespaces.iter().map(|name| &**name));

@@ -42,13 +42,18 @@ fn exported(config: &RuleConfig, grants: &[Grant]) -> Result<Export, VapError> {
 
 fn row(grant: &Grant) -> Vec<String> {
     let export = exported(&config(), std::slice::from_ref(grant)).unwrap();
-    let text = export.documents[0]["data"]["row.0"].as_str().unwrap();
+    let text = data(&export)["row.0"].as_str().unwrap();
     text.split('\n').map(str::to_owned).collect()
 }
 
 fn find<'a>(export: &'a Export, kind: &str, name: &str) -> Option<&'a Value> {
     let mut documents = export.documents.iter();
     documents.find(|document| document["kind"] == kind && document["metadata"]["name"] == name)
+}
+
+/// The data of the table of grants.
+fn data(export: &Export) -> &Value {
+    &find(export, table::KIND.0, PARAMETERS).unwrap()["data"]
 }
 
 const POLICY: &str = "ValidatingAdmissionPolicy";
@@ -58,15 +63,12 @@ const BINDING: &str = "ValidatingAdmissionPolicyBinding";
 fn all_grants_are_in_one_object_and_found_by_namespace() {
     let grants = [grant("b", "reader", "shop"), grant("a", "all-*", "*")];
     let export = exported(&config(), &grants).unwrap();
-    let maps = export
-        .documents
-        .iter()
-        .filter(|document| document["kind"] == "ConfigMap");
-    assert_eq!(maps.count(), 1);
-    let data = &export.documents[0]["data"];
+    let tables = export.documents.iter();
+    let tables = tables.filter(|document| document["kind"] == table::KIND.0);
+    assert_eq!(tables.count(), 1);
+    let data = data(&export);
     assert_eq!((&data["any"], &data["ns.shop"]), (&json!("0"), &json!("1")));
-    let [_, binding] = ["rolegate-layer-grants"; 2];
-    let reference = &find(&export, BINDING, binding).unwrap()["spec"]["paramRef"];
+    let reference = &find(&export, BINDING, "rolegate-layer-grants").unwrap()["spec"]["paramRef"];
     assert_eq!(reference["name"], PARAMETERS);
     assert_eq!(reference["parameterNotFoundAction"], "Deny");
 }
@@ -128,7 +130,7 @@ fn what_nobody_can_meet_grants_nothing() {
     let mut impossible = grant("a", "reader", "shop");
     impossible.subjects[0].service_accounts = vec!["Not A Name".into()];
     let export = exported(&config(), &[impossible]).unwrap();
-    assert!(export.documents[0]["data"]["row.0"].is_null());
+    assert!(data(&export)["row.0"].is_null());
     let invalid = Grant::default();
     let export = exported(&config(), &[invalid]).unwrap();
     assert!(
@@ -161,7 +163,7 @@ fn layers_keep_their_modes_apart() {
     let export = exported(&config, &[]).unwrap();
     assert!(find(&export, POLICY, namespace).is_none());
     assert!(find(&export, POLICY, grants).is_none());
-    assert!(find(&export, "ConfigMap", PARAMETERS).is_none());
+    assert!(find(&export, table::KIND.0, PARAMETERS).is_none());
     assert!(find(&export, POLICY, "rolegate-request").is_some());
     assert!(export.unsaid.iter().any(|text| text.starts_with("Rego")));
 }

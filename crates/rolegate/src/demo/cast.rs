@@ -121,12 +121,12 @@ pub(super) fn rules() -> [(&'static str, Value); 2] {
     ]
 }
 
-/// A Deployment of namespace `tools`, whose owner lets it have every role, that names this one.
-pub(super) fn deployment(role: &str) -> Value {
+/// A Deployment whose pods wish for a role.
+pub(super) fn deployment(namespace: &str, role: &str) -> Value {
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": "shopper", "namespace": "tools"},
+        "metadata": {"name": "shopper", "namespace": namespace},
         "spec": {
             "selector": {"matchLabels": {"app": "shopper"}},
             "template": {

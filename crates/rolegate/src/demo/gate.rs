@@ -1,7 +1,7 @@
 //! The admission webhook of the demo, registered with the stand-in for Kubernetes, and what a
 //! developer sees of it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, ensure};
 use http::Request;
@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use super::stage::{ANY_PORT, READY};
 
 /// Where webhooks are registered.
-const WEBHOOKS: &str = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+pub(super) const WEBHOOKS: &str = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 
 /// A running webhook.
 #[derive(Debug)]
@@ -37,11 +37,11 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Starts the webhook and registers it.
+    /// Starts the webhook for the API server at `kube`; its registration comes with it.
     ///
     /// # Errors
     /// When it doesn't start, or doesn't get ready.
-    pub(super) async fn open(kube: &rolegate_devkit::KubeApi) -> anyhow::Result<Self> {
+    pub(super) async fn open(kube: String) -> anyhow::Result<(Self, Value)> {
         let folder = tempfile::tempdir().context("there is no place for a certificate")?;
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
         let files = TlsFiles {
@@ -55,7 +55,7 @@ impl Gate {
             listen: ANY_PORT,
             admin_listen: ANY_PORT,
             client: ClientOptions {
-                api_server: Some(kube.url()),
+                api_server: Some(kube),
                 ..ClientOptions::default()
             },
             annotations: AnnotationKeys::default(),
@@ -88,11 +88,11 @@ impl Gate {
             ca_bundle: bundle.as_bytes(),
             own_namespace: "rolegate",
         });
-        kube.put(WEBHOOKS, registration);
-        Ok(Self {
+        let gate = Self {
             admission,
             _folder: folder,
-        })
+        };
+        Ok((gate, registration))
     }
 
     /// Ends it.
@@ -102,11 +102,8 @@ impl Gate {
 }
 
 /// What `kubectl create -f -` prints, and whether the object was taken.
-pub(super) async fn create(
-    kube: &rolegate_devkit::KubeApi,
-    object: &Value,
-) -> anyhow::Result<(bool, String)> {
-    let stream = tokio::net::TcpStream::connect(kube.addr()).await?;
+pub(super) async fn create(kube: SocketAddr, object: Value) -> anyhow::Result<(bool, String)> {
+    let stream = tokio::net::TcpStream::connect(kube).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let namespace = object
         .pointer("/metadata/namespace")

@@ -11,11 +11,12 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use rolegate_agent::app::{Agent, Ended};
 use rolegate_core::redirect::METADATA_V4;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
+use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::ask::{Ask, Reply, host};
 use super::cast::{self, Pod};
-use super::gate::Gate;
+use super::gate::{self, Gate};
 use super::netns;
 use super::network::{AGENT_PORT, Network, Node};
 use crate::agent::{AgentFlags, options};
@@ -167,9 +168,20 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// When it doesn't start, or doesn't get ready.
     pub(super) async fn start_gate(&mut self) -> anyhow::Result<()> {
-        // Not on the node: it runs beside the API server.
-        self.gate = Some(Gate::open(&self.kube).await?);
+        let opened = self.handle.spawn(Gate::open(self.kube.url()));
+        let (gate, registration) = opened.await??;
+        self.kube.put(gate::WEBHOOKS, registration);
+        self.gate = Some(gate);
         Ok(())
+    }
+
+    /// What `kubectl create` prints for an object, and whether it was taken.
+    ///
+    /// # Errors
+    /// When the API server doesn't answer.
+    pub(super) async fn create(&self, object: Value) -> anyhow::Result<(bool, String)> {
+        let address = self.kube.addr();
+        self.handle.spawn(gate::create(address, object)).await?
     }
 
     /// Where requests of pods to the metadata address arrive.
@@ -213,7 +225,7 @@ impl<'a> Stage<'a> {
     /// Ends everything in order.
     pub(super) async fn close(mut self) {
         if let Some(gate) = self.gate.take() {
-            gate.close().await;
+            let _ = self.handle.spawn(gate.close()).await;
         }
         if let Some(agent) = self.agent.take() {
             // On the node, as all that the agent does.

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::ask::{Ask, TOKEN};
 use super::cast::{self, CHECKOUT, FRONTEND, NODE_ROLE, Pod, REPORTS, RETURNS, SHELL};
-use super::gate;
 use super::report::{Step, Suggestion};
 use super::screen::Screen;
 use super::stage::Stage;
@@ -254,9 +253,8 @@ const SHOPPING: Plot = Plot {
 async fn shopping(take: &mut Take<'_>) -> anyhow::Result<()> {
     let stage = take.stage;
     let mut create = async |namespace: &str, role: &str| {
-        let mut deployment = cast::deployment(role);
-        deployment["metadata"]["namespace"] = namespace.into();
-        let (created, said) = gate::create(&stage.kube, &deployment).await?;
+        let deployment = cast::deployment(namespace, role);
+        let (created, said) = stage.create(deployment).await?;
         take.note(format!(
             "kubectl create -f deployment.yaml   (namespace {namespace}, role {role})"
         ));

@@ -1,0 +1,101 @@
+//! What somebody writes into the rules counts with the next request, not with the next start.
+
+use anyhow::ensure;
+use rolegate_testkit::request::PatchKind;
+use rolegate_testkit::{Cluster, eventually};
+use serde_json::json;
+
+use super::stage::{DEADLINE, GRANTS, Stage, alone, refused, taken};
+
+const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
+    let _alone = alone().await?;
+    let stage = Stage::start(Cluster::start().await?, GRANTS).await?;
+    let namespace = "shop";
+    stage.cluster.create_namespace(namespace, &[]).await?;
+    let (admin, ann) = (stage.cluster.requests()?, stage.member("platform")?);
+    stage.until_refused(namespace, "reader").await?;
+
+    // A grant is made, changed, and taken away.
+    stage.grant(namespace, &["reader"]).await?;
+    stage.until_allowed(namespace, "reader").await?;
+    stage.grant(namespace, &["writer"]).await?;
+    stage.until_refused(namespace, "reader").await?;
+    stage.until_allowed(namespace, "writer").await?;
+    let grant = format!("/apis/rolegate.dev/v1alpha1/rolegrants/{namespace}");
+    taken("the grant's deletion", ann.delete(&grant).await?)?;
+    stage.until_refused(namespace, "writer").await?;
+
+    // The layer is only to tell, and then off, and then the namespace decides.
+    let layers = async |layers: serde_json::Value| {
+        let change = json!({ "spec": { "layers": layers } });
+        let answer = ann.patch(CONFIG, PatchKind::Merge, &change).await?;
+        taken("other layers", answer)
+    };
+    layers(json!({ "grants": "audit" })).await?;
+    eventually(DEADLINE, async || {
+        let answer = stage.try_pod(namespace, "writer").await?;
+        let warned = answer.warnings.join("\n");
+        taken("a pod that is only told about", answer)?;
+        ensure!(
+            warned.contains("rolegate would refuse") && warned.contains("role/writer"),
+            "no warning of what would be refused: {warned:?}"
+        );
+        Ok(())
+    })
+    .await?;
+    layers(json!({ "grants": "off" })).await?;
+    eventually(DEADLINE, async || {
+        let answer = stage.try_pod(namespace, "writer").await?;
+        ensure!(answer.warnings.is_empty(), "{:?}", answer.warnings);
+        taken("a pod that nobody judges", answer)
+    })
+    .await?;
+    layers(json!({ "namespace": "enforce" })).await?;
+    let answer = stage.until_refused(namespace, "writer").await?;
+    refused(
+        "a role that no namespace allows",
+        &answer,
+        &["layer namespace"],
+    )?;
+    let allowed = [("iam.amazonaws.com/allowed-roles", Some(r#"["writer"]"#))];
+    stage
+        .cluster
+        .annotate_namespace(namespace, &allowed)
+        .await?;
+    stage.until_allowed(namespace, "writer").await?;
+
+    // A role that nobody names: the registration follows, so that such pods are judged too.
+    let plain = super::stage::pod("plain", None);
+    let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
+    taken(
+        "a pod without a role",
+        stage.jane()?.post(&pods, &plain).await?,
+    )?;
+    let default = [("iam.amazonaws.com/default-role", Some("admin"))];
+    stage
+        .cluster
+        .annotate_namespace(namespace, &default)
+        .await?;
+    eventually(DEADLINE, async || {
+        let answer = stage.jane()?.post(&pods, &plain).await?;
+        refused(
+            "a pod with a default role that is refused",
+            &answer,
+            &["the default"],
+        )
+    })
+    .await?;
+
+    // Without its configuration it refuses, and with it again it doesn't.
+    let mut config = taken("the configuration", admin.get(CONFIG).await?)?;
+    taken("its deletion", ann.delete(CONFIG).await?)?;
+    let answer = stage.until_refused(namespace, "writer").await?;
+    refused("a pod without configuration", &answer, &["RolegateConfig"])?;
+    config["metadata"] = json!({ "name": "cluster" });
+    let all = "/apis/rolegate.dev/v1alpha1/rolegateconfigs";
+    taken("the configuration again", ann.post(all, &config).await?)?;
+    stage.until_allowed(namespace, "writer").await
+}

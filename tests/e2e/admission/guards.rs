@@ -1,0 +1,158 @@
+//! The ways around a pod's own endpoint, and around the rules: each is closed for whoever is no
+//! writer of the rules.
+
+use anyhow::ensure;
+use rolegate_testkit::TestPod;
+use rolegate_testkit::request::PatchKind;
+use serde_json::json;
+
+use super::stage::{ROLE, Stage, refused, taken};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_role_is_not_set_through_its_status_or_its_binding() -> anyhow::Result<()> {
+    let stage = Stage::shared().await?;
+    let namespace = "beside";
+    stage.shop(namespace).await?;
+    let jane = stage.jane()?;
+    let live = TestPod::new(namespace, "live", "node");
+    stage.cluster.run_pod(&live).await?;
+    let pods = format!("/api/v1/namespaces/{namespace}/pods");
+    taken(
+        "the pod to be bound",
+        jane.post(&pods, &super::stage::pod("new", None)).await?,
+    )?;
+
+    // Not even a role that a grant covers: it would not be judged by whom it is for.
+    for role in ["admin", "shop-reader"] {
+        let annotated = json!({ "metadata": { "annotations": { ROLE: role } } });
+        let status = format!("{pods}/live/status");
+        let answer = jane.patch(&status, PatchKind::Merge, &annotated).await?;
+        let says = [
+            "metadata.annotations[iam.amazonaws.com/role]",
+            "(layer guard, rule pod status)",
+        ];
+        refused("a role through the status", &answer, &says)?;
+
+        let mut binding = json!({
+            "apiVersion": "v1", "kind": "Binding",
+            "metadata": { "name": "new", "annotations": { ROLE: role } },
+            "target": { "kind": "Node", "name": "node" },
+        });
+        let says = [
+            "metadata.annotations[iam.amazonaws.com/role]",
+            "(layer guard, rule binding)",
+        ];
+        for path in [
+            format!("{pods}/new/binding"),
+            format!("/api/v1/namespaces/{namespace}/bindings"),
+        ] {
+            let answer = jane.post(&path, &binding).await?;
+            refused(&format!("a role through {path}"), &answer, &says)?;
+        }
+        binding["metadata"]["annotations"] = json!({ "other": "x" });
+        let path = format!("{pods}/new/binding?dryRun=All");
+        taken(
+            "a binding without a role",
+            jane.post(&path, &binding).await?,
+        )?;
+    }
+    for name in ["live", "new"] {
+        let pod = taken(name, jane.get(&format!("{pods}/{name}")).await?)?;
+        let role = &pod["metadata"]["annotations"][ROLE];
+        ensure!(role.is_null(), "pod {name} has got role {role}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespaces_role_annotations_are_for_namespace_writers() -> anyhow::Result<()> {
+    let stage = Stage::shared().await?;
+    let name = "guarded";
+    stage.cluster.create_namespace(name, &[]).await?;
+    let grant = json!({
+        "apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+        "metadata": { "name": name },
+        "spec": { "roles": ["blue-*"], "subjects": [
+            { "namespaceSelector": { "matchLabels": { "guarded-team": "blue" } } }] },
+    });
+    stage.cluster.apply_manifest(&grant.to_string()).await?;
+    let (jane, ann) = (stage.jane()?, stage.member("platform")?);
+    let path = format!("/api/v1/namespaces/{name}");
+    let says = [
+        "(layer guard, rule namespace writers)",
+        "ask your cluster's administrator",
+    ];
+
+    for (key, value) in [
+        ("iam.amazonaws.com/allowed-roles", r#"["*"]"#),
+        ("iam.amazonaws.com/permitted", ".*"),
+        ("iam.amazonaws.com/default-role", "admin"),
+    ] {
+        let change = json!({ "metadata": { "annotations": { key: value } } });
+        for path in [path.clone(), format!("{path}/status")] {
+            let answer = jane.patch(&path, PatchKind::Merge, &change).await?;
+            refused(&format!("{key} at {path}"), &answer, &says)?;
+        }
+        let new = json!({ "apiVersion": "v1", "kind": "Namespace",
+            "metadata": { "name": "guarded-new", "annotations": { key: value } } });
+        let answer = jane.post("/api/v1/namespaces", &new).await?;
+        refused(&format!("a namespace with {key}"), &answer, &says)?;
+        let dry = format!("{path}?dryRun=All");
+        let answer = ann.patch(&dry, PatchKind::Merge, &change).await?;
+        taken(&format!("{key} by a namespace writer"), answer)?;
+    }
+    // The grant may be known a moment later than it is made.
+    let blue = json!({ "metadata": { "labels": { "guarded-team": "blue" } } });
+    let dry = format!("{path}?dryRun=All");
+    rolegate_testkit::eventually(super::stage::DEADLINE, async || {
+        let answer = jane.patch(&dry, PatchKind::Merge, &blue).await?;
+        refused("a label that a grant looks at", &answer, &says)
+    })
+    .await?;
+    for (what, change) in [
+        (
+            "another label",
+            json!({ "metadata": { "labels": { "other": "x" } } }),
+        ),
+        (
+            "another annotation",
+            json!({ "metadata": { "annotations": { "other": "x" } } }),
+        ),
+    ] {
+        taken(what, jane.patch(&path, PatchKind::Merge, &change).await?)?;
+    }
+    stage.until_refused(name, "blue-reader").await?;
+    let answer = ann.patch(&path, PatchKind::Merge, &blue).await?;
+    taken("the label by a namespace writer", answer)?;
+    stage.until_allowed(name, "blue-reader").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_aws_would_take_is_not_for_everybody() -> anyhow::Result<()> {
+    let stage = Stage::shared().await?;
+    let namespace = "tokens";
+    stage.shop(namespace).await?;
+    let jane = stage.jane()?;
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/default/token");
+    let request = |audiences: &[&str]| {
+        json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": { "audiences": audiences } })
+    };
+    for audience in [
+        "sts.amazonaws.com",
+        "STS.amazonaws.com.cn",
+        "pods.eks.amazonaws.com",
+    ] {
+        let answer = jane.post(&path, &request(&["vault", audience])).await?;
+        let says = ["spec.audiences[1]", "(layer grants, rule web identity)"];
+        refused(&format!("a token for {audience}"), &answer, &says)?;
+    }
+    for audiences in [&["vault"][..], &[]] {
+        let answer = jane.post(&path, &request(audiences)).await?;
+        taken(&format!("a token for {audiences:?}"), answer)?;
+    }
+    let writer = stage.member("platform")?;
+    let answer = writer.post(&path, &request(&["sts.amazonaws.com"])).await?;
+    taken("a token for STS, by a writer of the rules", answer)?;
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Rego policies as OPA's users have them: ConfigMaps, refusals in their words, their state where
+//! kube-mgmt wrote it.
+
+use anyhow::{Context, ensure};
+use rolegate_testkit::request::PatchKind;
+use rolegate_testkit::{Cluster, eventually};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use super::stage::{DEADLINE, Stage, deployment, refused, taken};
+
+const RULES: &str = r#"
+apiVersion: rolegate.dev/v1alpha1
+kind: RolegateConfig
+metadata: { name: cluster }
+spec:
+  baseRoleArn: "arn:aws:iam::123456789012:role/"
+  layers: { namespace: "off", grants: "off", rego: enforce }
+  sparedNamespaces: [kube-system, rolegate-system]
+  ruleWriters: { groups: [platform] }
+"#;
+const ARTICLE: &str =
+    include_str!("../../../crates/rego/tests/fixtures/deployment-create-whitelist-role-ns.rego");
+/// No policy by a long way.
+const BROKEN: &str = "package kubernetes.admission\n\ndeny[msg] {\n";
+const MAPS: &str = "/api/v1/namespaces/opa/configmaps";
+const STATUS: &str = "openpolicyagent.org/kube-mgmt-status";
+
+async fn stage() -> anyhow::Result<&'static Stage> {
+    static SHARED: OnceCell<Stage> = OnceCell::const_new();
+    SHARED
+        .get_or_try_init(|| async {
+            let stage = Stage::start(Cluster::start().await?, RULES).await?;
+            for namespace in ["payments", "search"] {
+                stage.cluster.create_namespace(namespace, &[]).await?;
+            }
+            Ok(stage)
+        })
+        .await
+}
+
+/// Writes a policy, as somebody who may.
+async fn write(stage: &Stage, name: &str, text: &str) -> anyhow::Result<()> {
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": name, "labels": { "openpolicyagent.org/policy": "rego" } },
+        "data": { "main": text },
+    });
+    let path = format!("{MAPS}/{name}?fieldManager=ann&force=true");
+    let ann = stage.member("platform")?;
+    let answer = ann.patch(&path, PatchKind::Apply, &map).await?;
+    taken(&format!("policy {name}"), answer).map(drop)
+}
+
+/// Tries a Deployment of a namespace.
+async fn try_deployment(
+    stage: &Stage,
+    namespace: &str,
+    role: Option<&str>,
+) -> anyhow::Result<rolegate_testkit::request::Answer> {
+    let path = format!("/apis/apps/v1/namespaces/{namespace}/deployments?dryRun=All");
+    stage.jane()?.post(&path, &deployment("web", 1, role)).await
+}
+
+/// Fails unless the policy decides as it is written.
+async fn decides(stage: &Stage) -> anyhow::Result<()> {
+    let answer = try_deployment(stage, "search", Some("payments-reader")).await?;
+    let says = [
+        "role payments-reader is not on the list of namespace search",
+        "(layer rego, rule opa/deployment-create-whitelist-role-ns)",
+    ];
+    refused(
+        "a Deployment with a role of another namespace",
+        &answer,
+        &says,
+    )?;
+    for (namespace, role) in [
+        ("payments", Some("payments-reader")),
+        ("search", Some("search-reader")),
+        ("search", None),
+    ] {
+        let answer = try_deployment(stage, namespace, role).await?;
+        taken(
+            &format!("a Deployment of {namespace} with {role:?}"),
+            answer,
+        )?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_article_s_policy_refuses_in_its_own_words() -> anyhow::Result<()> {
+    let stage = stage().await?;
+    let name = "deployment-create-whitelist-role-ns";
+    write(stage, name, ARTICLE).await?;
+    eventually(DEADLINE, async || decides(stage).await).await?;
+
+    // Broken: the last good one counts. Another policy shows that the gate has seen so much.
+    write(stage, name, BROKEN).await?;
+    let marker = ARTICLE
+        .replace("not allowed(namespace, role)", "role == \"marker\"")
+        .replace("role %v is not on the list of namespace %v", "marker %v %v");
+    write(stage, "marker", &marker).await?;
+    eventually(DEADLINE, async || {
+        let answer = try_deployment(stage, "search", Some("marker")).await?;
+        refused(
+            "what another policy refuses",
+            &answer,
+            &["marker marker search"],
+        )
+    })
+    .await?;
+    decides(stage)
+        .await
+        .context("a policy that is broken takes its last good state away")?;
+
+    let mended = ARTICLE.replace(
+        "{\"search-reader\"}",
+        "{\"search-reader\", \"payments-reader\"}",
+    );
+    write(stage, name, &mended).await?;
+    eventually(DEADLINE, async || {
+        let answer = try_deployment(stage, "search", Some("payments-reader")).await?;
+        taken("a Deployment that the mended policy allows", answer)
+    })
+    .await?;
+    let answer = try_deployment(stage, "search", Some("admin")).await?;
+    refused(
+        "a Deployment",
+        &answer,
+        &["role admin is not on the list of namespace search"],
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_a_policy_is_written_back() -> anyhow::Result<()> {
+    let stage = stage().await?;
+    let name = "told";
+    let harmless =
+        "package kubernetes.told\n\ndeny[msg] {\n    input.never\n    msg := \"never\"\n}\n";
+    let admin = stage.cluster.requests()?;
+    let path = format!("{MAPS}/{name}");
+    for (text, wanted) in [(harmless, "ok"), (BROKEN, "error"), (harmless, "ok")] {
+        write(stage, name, text).await?;
+        eventually(DEADLINE, async || {
+            let map = taken("the ConfigMap", admin.get(&path).await?)?;
+            let annotation = map["metadata"]["annotations"][STATUS].as_str();
+            let status: Value = serde_json::from_str(annotation.context("no status is written")?)?;
+            ensure!(status["status"] == wanted, "{status} instead of {wanted}");
+            ensure!(
+                wanted == "ok" || status["error"].is_object(),
+                "no word about why: {status}"
+            );
+            Ok(())
+        })
+        .await
+        .with_context(|| format!("the status of a policy that is {wanted}"))?;
+    }
+    Ok(())
+}
