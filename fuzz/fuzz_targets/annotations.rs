@@ -5,10 +5,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::decision::{Decision, OwnRole, RuleSet};
+use rolegate_core::key_values::KeyValues;
 use rolegate_core::layer::namespace::NamespaceLayer;
+use rolegate_core::layer::{ActiveLayer, Mode};
 use rolegate_core::namespace::{Namespace, NamespaceRules};
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::workload::{Phase, Wish, Workload};
@@ -22,15 +25,19 @@ fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
         allowed_roles: given(allowed),
         permitted: given(permitted),
         default_role: given(default_role),
+        ..Namespace::default()
     };
     let format = if regexp { PatternFormat::Regexp } else { PatternFormat::Glob };
-    let compiled = NamespaceRules::compile(&namespace, Some(&base), format);
+    let compiled = NamespaceRules::new(&namespace, Some(&base), format);
     let rules = RuleSet {
         base: Some(base),
         session_seconds: 3600,
         own_roles: vec![OwnRole { account: None, name: "node".into() }],
-        layers: vec![Arc::new(NamespaceLayer)],
-        namespaces: HashMap::from([("default".into(), Arc::new(compiled))]),
+        layers: vec![ActiveLayer {
+            layer: Arc::new(NamespaceLayer::default()),
+            mode: Mode::Enforce,
+        }],
+        namespaces: Arc::new(HashMap::from([("default".into(), Arc::new(compiled))])),
         ..RuleSet::default()
     };
     let pod = Workload {
@@ -48,8 +55,10 @@ fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
             external_id: given(external_id),
             session_name: given(session_name),
         },
+        labels: KeyValues::default(),
+        annotations: KeyValues::default(),
     };
-    match rules.decide(&pod) {
+    match rules.decide(&pod, Timestamp::UNIX_EPOCH) {
         Decision::Allow { key, .. } => {
             assert!(!key.role.name().eq_ignore_ascii_case("node"));
             assert!(namespace.allowed_roles.is_some() || namespace.permitted.is_some());

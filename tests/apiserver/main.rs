@@ -8,3 +8,4 @@ mod deploy;
 mod lease;
 mod vap;
 mod watch;
+mod webhook;

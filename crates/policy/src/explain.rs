@@ -27,6 +27,8 @@ pub struct Question<'a> {
     pub policies: &'a [AskedPolicy],
     /// Who wishes for what.
     pub workload: &'a Workload,
+    /// What refuses at the gate alone, where somebody asked it.
+    pub gate: Option<&'a Refusal>,
     /// The time to decide at.
     pub now: Timestamp,
 }
@@ -47,6 +49,8 @@ pub struct Explained {
     pub denial: Option<Refusal>,
     /// What layers in audit mode would refuse.
     pub audited: Vec<Refusal>,
+    /// What refuses the creation of such a pod, though doors are not asked about it.
+    pub gate: Option<Refusal>,
     /// The session that would be asked of STS, if allowed.
     pub session: Option<Session>,
     /// The Rego policies, and where they are asked.
@@ -156,6 +160,7 @@ pub fn explain(question: &Question<'_>) -> Explained {
         grants,
         policies,
         workload,
+        gate,
         now,
     } = *question;
     let explanation = rules.explain(workload, now);
@@ -195,6 +200,7 @@ pub fn explain(question: &Question<'_>) -> Explained {
             .collect(),
         denial,
         audited,
+        gate: gate.cloned(),
         session,
         policies: policies.to_vec(),
         grant: missing

@@ -222,7 +222,7 @@ fn syntax(error: &serde_saphyr::Error) -> ManifestError {
     let message = error.to_string();
     let message = message.lines().next().unwrap_or_default();
     ManifestError::Syntax {
-        line: error.location().map_or(0, |place| u64::from(place.line())),
+        line: error.location().map_or(0, |place| place.line()),
         message: crate::text::plain(message),
     }
 }
@@ -266,7 +266,7 @@ impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Parts>::deserialize(deserializer)?;
         let Parts { value, parts } = spanned.value;
-        let line = u64::from(spanned.referenced.line());
+        let line = spanned.referenced.line();
         Ok(Self {
             value,
             lines: Lines { line, parts },

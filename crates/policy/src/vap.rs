@@ -24,7 +24,7 @@ use rolegate_core::decision::OwnRole;
 use rolegate_core::grant::Grant;
 use rolegate_core::layer::Mode;
 use rolegate_core::pattern::PatternFormat;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::document::comment_line;
 pub use table::PARAMETERS;
@@ -310,48 +310,61 @@ fn rule_objects() -> Vec<Value> {
 impl Policy {
     fn documents(self, input: &VapInput<'_>) -> [Value; 2] {
         let is_audit = self.mode == Mode::Audit;
-        let mut policy = json!({
-            "apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": "ValidatingAdmissionPolicy",
-            "metadata": { "name": self.name },
-            "spec": {
-                // A trial refuses nothing, not even where it can't be evaluated.
-                "failurePolicy": if is_audit { "Ignore" } else { "Fail" },
-                "matchConstraints": { "matchPolicy": "Equivalent", "resourceRules": self.rules },
-                "variables": self.variables,
-                "validations": [{
-                    "expression": "variables.refusals.size() == 0",
-                    "messageExpression": "variables.refusals[0]",
-                    "message": "the rules about AWS roles refuse it: ask your cluster's administrator",
-                    "reason": "Forbidden",
-                }],
-            },
-        });
-        let mut binding = json!({
-            "apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": "ValidatingAdmissionPolicyBinding",
-            "metadata": { "name": self.name },
-            "spec": {
-                "policyName": self.name,
-                "validationActions": if is_audit { json!(["Warn", "Audit"]) } else { json!(["Deny"]) },
-            },
-        });
+        let mut spec = Map::new();
+        // A trial refuses nothing, not even where it can't be evaluated.
+        let on_failure = if is_audit { "Ignore" } else { "Fail" };
+        spec.insert("failurePolicy".into(), on_failure.into());
         if self.reads_grants {
-            policy["spec"]["paramKind"] = json!({
+            let kind = json!({
                 "apiVersion": format!("{}/{}", table::API.0, table::API.1),
                 "kind": table::KIND.0,
             });
-            binding["spec"]["paramRef"] = json!({
+            spec.insert("paramKind".into(), kind);
+        }
+        let constraints = json!({ "matchPolicy": "Equivalent", "resourceRules": self.rules });
+        spec.insert("matchConstraints".into(), constraints);
+        spec.insert("variables".into(), self.variables.into());
+        let validation = json!({
+            "expression": "variables.refusals.size() == 0",
+            "messageExpression": "variables.refusals[0]",
+            "message": "the rules about AWS roles refuse it: ask your cluster's administrator",
+            "reason": "Forbidden",
+        });
+        spec.insert("validations".into(), json!([validation]));
+
+        let mut binding = Map::new();
+        binding.insert("policyName".into(), self.name.into());
+        let actions = if is_audit {
+            json!(["Warn", "Audit"])
+        } else {
+            json!(["Deny"])
+        };
+        binding.insert("validationActions".into(), actions);
+        if self.reads_grants {
+            let reference = json!({
                 "name": PARAMETERS,
                 "namespace": input.namespace,
                 "parameterNotFoundAction": if is_audit { "Allow" } else { "Deny" },
             });
+            binding.insert("paramRef".into(), reference);
         }
-        if self.spares && !input.config.spared_namespaces.is_empty() {
-            let spared = input.config.spared_namespaces.iter().map(|name| &**name);
-            binding["spec"]["matchResources"] = outside_of(spared);
+        let spared = &input.config.spared_namespaces;
+        if self.spares && !spared.is_empty() {
+            let others = outside_of(spared.iter().map(|name| &**name));
+            binding.insert("matchResources".into(), others);
         }
-        [policy, binding]
+        [
+            ("ValidatingAdmissionPolicy", spec),
+            ("ValidatingAdmissionPolicyBinding", binding),
+        ]
+        .map(|(kind, spec)| {
+            json!({
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": kind,
+                "metadata": { "name": self.name },
+                "spec": spec,
+            })
+        })
     }
 }
 

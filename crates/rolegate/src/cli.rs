@@ -56,6 +56,7 @@ pub(crate) enum Command {
     /// Show, apply, remove or check the rules that lead pods to the agent
     Redirect(RedirectArguments),
     /// Explain decisions, check manifests, simulate and suggest rules
+    #[command(long_about = crate::policy::LONG_ABOUT)]
     Policy(PolicyArguments),
     /// Show the whole system at work on this machine, without AWS and without a cluster
     Demo(DemoArguments),
@@ -66,7 +67,11 @@ pub(crate) enum Command {
 
 /// The definition that the documentation and the parser share.
 pub(crate) fn definition() -> clap::Command {
-    Cli::command().mut_subcommands(|command| command.mut_args(switch))
+    Cli::command().mut_subcommands(with_switches)
+}
+
+fn with_switches(command: clap::Command) -> clap::Command {
+    command.mut_args(switch).mut_subcommands(with_switches)
 }
 
 /// Lets a switch be written as Go's flags are, `--debug` or `--debug=false`.

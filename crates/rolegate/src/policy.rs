@@ -21,13 +21,14 @@ use clap::{Args, Subcommand};
 /// The exit code where somebody is refused or cut off.
 const REFUSED: u8 = 3;
 
+/// What `--help` says first.
+pub(crate) const LONG_ABOUT: &str = "Ask what the rules say, before anybody is refused.\n\n\
+Every answer comes from the same decision as the agents' and the webhook's. Rules and pods are read \
+from the cluster of the kubeconfig, or from manifests; nothing is written anywhere.";
+
 /// Arguments of `rolegate policy`.
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Ask what the rules say, before anybody is refused.\n\n\
-Every answer comes from the same decision as the agents' and the webhook's. Rules and pods are read \
-from the cluster of the kubeconfig, or from manifests; nothing is written anywhere.",
-    after_help = "\
+#[command(after_help = "\
 Examples:
   Why does a pod get no credentials?
     rolegate policy explain pod/api-0 -n shop
@@ -38,8 +39,7 @@ Examples:
   From open namespaces to default deny:
     rolegate policy suggest > grants.yaml
 
-Exit codes: 0 allowed or nothing cut off, 1 failed, 3 refused or cut off, 64 wrong usage."
-)]
+Exit codes: 0 allowed or nothing cut off, 1 failed, 3 refused or cut off, 64 wrong usage.")]
 pub(crate) struct PolicyArguments {
     #[command(subcommand)]
     action: Action,
@@ -48,16 +48,22 @@ pub(crate) struct PolicyArguments {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Tell why a pod may have its role, or may not, and what would change that
+    #[command(long_about = explain::LONG_ABOUT)]
     Explain(Box<explain::ExplainArguments>),
     /// Judge manifests as the webhook would judge their creation
+    #[command(long_about = check::LONG_ABOUT)]
     Check(Box<check::CheckArguments>),
     /// Tell which running pods a change of the rules cuts off, lets in or gives another session
+    #[command(long_about = simulate::LONG_ABOUT)]
     Simulate(Box<simulate::SimulateArguments>),
     /// Write the tightest grants that cover what runs today
+    #[command(long_about = suggest::LONG_ABOUT)]
     Suggest(Box<suggest::SuggestArguments>),
     /// Turn the namespaces' annotations of kube2iam and kiam into grants
+    #[command(long_about = convert::LONG_ABOUT)]
     Convert(Box<convert::ConvertArguments>),
     /// Write the rules as objects that the API server enforces or needs
+    #[command(long_about = export::LONG_ABOUT)]
     Export(Box<export::ExportArguments>),
 }
 

@@ -165,6 +165,41 @@ fn a_pod_is_explained_with_its_session_or_with_what_it_lacks() {
 }
 
 #[test]
+fn a_policy_of_the_gate_refuses_a_pod_that_is_only_thought_of() {
+    let policy = "\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: labels, namespace: opa, labels: {openpolicyagent.org/policy: rego}}
+data:
+  labels.rego: |
+    package kubernetes.admission
+    deny[msg] {
+      input.request.object.metadata.labels.tier == \"bad\"
+      msg := \"no such tier\"
+    }
+";
+    let files = [("rules/a.yaml", RULES), ("rules/policy.yaml", policy)];
+    let explain = |label| {
+        let arguments = [
+            "explain",
+            "--role=reader",
+            "-n=shop",
+            "--rules=rules",
+            BASE,
+            label,
+            "-o=json",
+        ];
+        run(&files, &arguments, "")
+    };
+    let fine = explain("--label=tier=good");
+    assert_eq!(fine.code, 0, "{}{}", fine.out, fine.err);
+    assert_eq!(json(&fine)["policies"][0]["name"], "opa/labels");
+    let refused = explain("--label=tier=bad");
+    assert_eq!(refused.code, 3, "{}{}", refused.out, refused.err);
+    assert_eq!(json(&refused)["gate"]["reason"], "no such tier");
+}
+
+#[test]
 fn manifests_are_checked_with_their_lines() {
     let manifest = "\
 # Source: shop/templates/api.yaml
@@ -418,6 +453,10 @@ fn help_teaches_by_examples() {
         let ran = run(&[], &[command, "--help"], "");
         assert_eq!(ran.code, 0);
         assert!(ran.out.contains("Examples:"), "{command}");
+        assert!(
+            ran.out.lines().next().unwrap().ends_with('.'),
+            "{command} lacks its long text"
+        );
         assert!(
             ran.out.contains(&format!("rolegate policy {command}")),
             "{command}"

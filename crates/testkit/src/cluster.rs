@@ -150,6 +150,16 @@ impl Cluster {
         self.authority.pem()
     }
 
+    /// A certificate for these names and addresses by the authority of [`Self::ca_pem`], and its
+    /// key: files in PEM.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn serving_pair(&self, name: &str, hosts: &[&str]) -> anyhow::Result<(PathBuf, PathBuf)> {
+        let pair = self.authority.server(name, hosts)?;
+        Ok((pair.certificate, pair.key))
+    }
+
     /// The folder of this cluster's files and logs, removed with it.
     pub fn dir(&self) -> &Path {
         self.scratch.path()

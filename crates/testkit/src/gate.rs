@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -99,7 +99,7 @@ impl Cluster {
         let documents: Vec<Value> = serde_saphyr::from_multiple(&manifest)?;
         let mut registration = None;
         for document in documents {
-            if document["kind"] == "ValidatingWebhookConfiguration" {
+            if document.get("kind") == Some(&json!("ValidatingWebhookConfiguration")) {
                 registration = Some(document);
             } else {
                 self.apply_manifest(&document.to_string()).await?;
@@ -217,12 +217,15 @@ impl Gate {
         registration: &mut Value,
         authority: Option<&str>,
     ) -> anyhow::Result<()> {
-        let webhooks = registration["webhooks"].as_array_mut();
+        let webhooks = registration.get_mut("webhooks").and_then(Value::as_array_mut);
         for webhook in webhooks.context("a registration without webhooks")? {
-            webhook["clientConfig"] = json!({ "url": self.url() });
+            let mut client = Map::from_iter([("url".to_owned(), self.url().into())]);
             if let Some(authority) = authority {
-                webhook["clientConfig"]["caBundle"] = authority.into();
+                client.insert("caBundle".into(), authority.into());
             }
+            let webhook = webhook.as_object_mut();
+            let webhook = webhook.context("a webhook that is no object")?;
+            webhook.insert("clientConfig".into(), client.into());
         }
         cluster.apply_manifest(&registration.to_string()).await?;
         Ok(())

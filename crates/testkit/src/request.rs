@@ -42,7 +42,8 @@ pub struct Answer {
 impl Answer {
     /// What a `Status` says; empty for an object.
     pub fn message(&self) -> &str {
-        self.body["message"].as_str().unwrap_or_default()
+        let message = self.body.get("message");
+        message.and_then(Value::as_str).unwrap_or_default()
     }
 
     /// The object.
@@ -164,12 +165,11 @@ impl Requests {
         let response = self.client.send(request).await;
         let (parts, body) = response.with_context(|| path.to_owned())?.into_parts();
         let warnings = parts.headers.get_all("warning").iter();
-        let warnings = warnings
-            .map(|text| Ok(text.to_str()?.to_owned()))
-            .collect::<anyhow::Result<_>>()?;
+        // They are cut with a sign that is no ASCII.
+        let warnings = warnings.map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned());
         Ok(Answer {
             status: parts.status,
-            warnings,
+            warnings: warnings.collect(),
             body: serde_json::from_slice(&body.collect_bytes().await?).unwrap_or_default(),
         })
     }

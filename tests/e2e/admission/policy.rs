@@ -97,7 +97,8 @@ async fn the_article_s_policy_refuses_in_its_own_words() -> anyhow::Result<()> {
 
     // Broken: the last good one counts. Another policy shows that the gate has seen so much.
     write(stage, name, BROKEN).await?;
-    let marker = ARTICLE
+    let (deny, _helper) = ARTICLE.split_once("allowed(namespace, role) {").unwrap();
+    let marker = deny
         .replace("not allowed(namespace, role)", "role == \"marker\"")
         .replace("role %v is not on the list of namespace %v", "marker %v %v");
     write(stage, "marker", &marker).await?;

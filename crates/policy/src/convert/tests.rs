@@ -194,10 +194,10 @@ fn never_more(
     let converted = converted(std::slice::from_ref(&namespace), format);
     let grants: Vec<_> = converted.grants().cloned().collect();
     let base = base();
-    let mut before = rules_of(&[namespace.clone()], &[], Mode::Off).rules;
+    let mut before = rules_of(std::slice::from_ref(&namespace), &[], Mode::Off).rules;
     let compiled = NamespaceRules::new(&namespace, Some(&base), format);
     std::sync::Arc::make_mut(&mut before.namespaces).insert("shop".into(), compiled.into());
-    let mut after = rules_of(&[namespace.clone()], &grants, Mode::Enforce);
+    let mut after = rules_of(std::slice::from_ref(&namespace), &grants, Mode::Enforce);
     prop_assert!(
         after.grants.invalid().is_empty(),
         "{:?}",

@@ -63,6 +63,11 @@ impl Explained {
                 format_args!("{WARN}{layer} would refuse{WARN:#}: {reason}"),
             )?;
         }
+        if let Some(gate) = &self.gate {
+            let (layer, rule, reason) = (&gate.layer, plain(&gate.rule), plain(&gate.reason));
+            let said = format_args!("{BAD}refuses a new pod{BAD:#} by {layer}, {rule}: {reason}");
+            row(out, "gate", said)?;
+        }
         if let Some(advice) = &self.advice {
             row(out, "to do", plain(advice))?;
         }

@@ -15,6 +15,7 @@ fn ask(stage: &Stage, workload: &Workload) -> Explained {
             denials: vec!["no".into()],
         }],
         workload,
+        gate: None,
         now: NOW,
     })
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use rolegate_admission::GateRules;
 use rolegate_policy::check::{Creator, Manifest, check};
-use rolegate_policy::overlay::{is_core, overlay};
+use rolegate_policy::overlay::is_core;
 use serde_json::{Value, json};
 
 use super::files::{self, Manifests};
@@ -29,22 +29,22 @@ enum ReportFormat {
     Github,
 }
 
-/// Arguments of `rolegate policy check`.
-#[derive(Debug, Args)]
-#[command(
-    long_about = "Judge manifests as the webhook would judge their creation.\n\n\
+/// What `--help` says first.
+pub(super) const LONG_ABOUT: &str = "Judge manifests as the webhook would judge their creation.\n\n\
 Takes streams of YAML, JSON, lists and what Helm prints. Rules are those of the cluster, or of \
 manifests with --rules. Namespaces among the checked manifests count as they are written there; other \
 rules among them don't, so that nobody allows himself what he asks for. The objects are judged for an \
-ordinary user unless --as and --as-group name who applies them.",
-    after_help = "\
+ordinary user unless --as and --as-group name who applies them.";
+
+/// Arguments of `rolegate policy check`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Examples:
   rolegate policy check -f deploy/ --rules platform/rules/
   helm template shop ./chart | rolegate policy check --rules rules/ -f -
   rolegate policy check -f app.yaml -o sarif > rolegate.sarif
 
-Exit codes: 0 nothing would be refused, 1 failed, 3 something would be refused, 64 wrong usage."
-)]
+Exit codes: 0 nothing would be refused, 1 failed, 3 something would be refused, 64 wrong usage.")]
 pub(super) struct CheckArguments {
     /// Manifest, folder (with all below it) or - for standard input; may be repeated
     #[arg(short, long, value_name = "PATH", required = true)]
@@ -78,10 +78,10 @@ pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     let manifests = files::read(&arguments.filename)?;
     let client = arguments.read.client();
     let rules = Objects::from(&arguments.from.rules, &client, &reading, false).await?;
-    let (namespaces, assumed) = namespaces(&rules.values, &manifests, &arguments.namespace);
-    let loaded = rules
-        .with(overlay(&rules.values, &namespaces, false))
-        .load(&reading)?;
+    // A mistake in the rules is told with its line.
+    rules.load(&reading)?;
+    let (namespaces, assumed) = namespaces(rules.values(), &manifests, &arguments.namespace);
+    let loaded = rules.overlaid(&namespaces, false).load(&reading)?;
     for note in loaded.assumed.iter().chain(&assumed) {
         output::note(note);
     }

@@ -63,12 +63,14 @@ impl Cluster {
         Ok(objects)
     }
 
-    /// All pods.
+    /// All pods, with only what decisions depend on: there may be very many.
     ///
     /// # Errors
     /// What may not be read, or cannot.
     pub(super) async fn pods(&self) -> anyhow::Result<Vec<Value>> {
-        self.list(&core("Pod", "pods"), None).await
+        let resource = core("Pod", "pods");
+        let pages = self.pages(&resource, None, trimmed_pod).await;
+        pages.map_err(|error| self.told(&resource, None, error))
     }
 
     /// One pod.
@@ -89,7 +91,7 @@ impl Cluster {
 
     /// Objects of ours, none where their kind is not installed.
     async fn optional(&self, resource: &ApiResource) -> anyhow::Result<Vec<Value>> {
-        match self.pages(resource, None).await {
+        match self.pages(resource, None, whole).await {
             Err(Listing::Failed(kube::Error::Api(status))) if status.code == 404 => Ok(Vec::new()),
             other => other.map_err(|error| self.told(resource, None, error)),
         }
@@ -100,7 +102,7 @@ impl Cluster {
         resource: &ApiResource,
         namespace: Option<&str>,
     ) -> anyhow::Result<Vec<Value>> {
-        let pages = self.pages(resource, namespace).await;
+        let pages = self.pages(resource, namespace, whole).await;
         pages.map_err(|error| self.told(resource, namespace, error))
     }
 
@@ -108,6 +110,7 @@ impl Cluster {
         &self,
         resource: &ApiResource,
         namespace: Option<&str>,
+        trim: fn(Value) -> Value,
     ) -> Result<Vec<Value>, Listing> {
         let client = self.connection.client();
         let api: Api<DynamicObject> = match namespace {
@@ -125,7 +128,7 @@ impl Cluster {
                 resource.kind = kind.to_owned();
             }
             for object in list.items {
-                found.push(named(object, &resource).map_err(Listing::Unreadable)?);
+                found.push(trim(named(object, &resource).map_err(Listing::Unreadable)?));
             }
             if found.len() > MOST {
                 return Err(Listing::TooMany);
@@ -232,6 +235,29 @@ fn named(object: DynamicObject, resource: &ApiResource) -> anyhow::Result<Value>
         metadata.remove("managedFields");
     }
     Ok(value)
+}
+
+fn whole(object: Value) -> Value {
+    object
+}
+
+/// A pod without containers and conditions, which are most of it.
+fn trimmed_pod(mut pod: Value) -> Value {
+    for (part, fields) in [
+        (
+            "spec",
+            &["nodeName", "serviceAccountName", "hostNetwork"][..],
+        ),
+        ("status", &["phase", "podIP", "podIPs"][..]),
+    ] {
+        if let Some(Value::Object(part)) = pod.get_mut(part) {
+            part.retain(|field, _| fields.contains(&field.as_str()));
+        }
+    }
+    if let Some(Value::Object(annotations)) = pod.pointer_mut("/metadata/annotations") {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    pod
 }
 
 fn core(kind: &str, plural: &str) -> ApiResource {

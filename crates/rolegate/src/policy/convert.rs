@@ -11,19 +11,19 @@ use super::flags::ReadFlags;
 use super::load::Objects;
 use super::output::{self, ObjectFormat};
 
-/// Arguments of `rolegate policy convert`.
-#[derive(Debug, Args)]
-#[command(
-    long_about = "Turn the namespaces' annotations of kube2iam (allowed-roles) and kiam (permitted) \
+/// What `--help` says first.
+pub(super) const LONG_ABOUT: &str = "Turn the namespaces' annotations of kube2iam (allowed-roles) and kiam (permitted) \
 into grants.\n\n\
 A grant never allows what the annotations did not. Regular expressions become grants where they are \
 plain text, alternatives and `.*`; what can't be said so is left out and told, as a comment and on \
-standard error. External IDs, which annotations don't name, are those of pods.",
-    after_help = "\
+standard error. External IDs, which annotations don't name, are those of pods.";
+
+/// Arguments of `rolegate policy convert`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Examples:
   rolegate policy convert > grants.yaml
-  rolegate policy convert -f namespaces.yaml --base-role-arn arn:aws:iam::123456789012:role/"
-)]
+  rolegate policy convert -f namespaces.yaml --base-role-arn arn:aws:iam::123456789012:role/")]
 pub(super) struct ConvertArguments {
     /// Namespaces and pods from this manifest or folder instead of the cluster; may be repeated
     #[arg(short, long, value_name = "PATH")]

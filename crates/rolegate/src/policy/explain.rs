@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rolegate_core::layer::Mode;
 use rolegate_core::workload::Workload;
 use rolegate_policy::check::{Creator, creation_of};
-use rolegate_policy::explain::{AskedPolicy, Outcome, Question, explain};
+use rolegate_policy::explain::{AskedPolicy, Outcome, Question, Refusal, explain};
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
@@ -22,21 +22,21 @@ use crate::flags::invalid;
 /// The name of a pod that is only thought of.
 const IMAGINED: &str = "imagined";
 
-/// Arguments of `rolegate policy explain`.
-#[derive(Debug, Args)]
-#[command(
-    long_about = "Tell why a pod may have its role, or may not, and what would change that.\n\n\
+/// What `--help` says first.
+pub(super) const LONG_ABOUT: &str = "Tell why a pod may have its role, or may not, and what would change that.\n\n\
 Shows what each layer said with the rule that decided, the session that would be asked of STS, which \
 Rego policies are asked, and for a refusal by grants the smallest grant that is missing, ready to \
-apply. Without a pod, the flags describe one that is only thought of.",
-    after_help = "\
+apply. Without a pod, the flags describe one that is only thought of.";
+
+/// Arguments of `rolegate policy explain`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Examples:
   rolegate policy explain pod/api-0 -n shop
   rolegate policy explain --role reader -n shop --service-account api --label app=api
   rolegate policy explain pod/api-0 -n shop --rules dump.yaml -o json
 
-Exit codes: 0 allowed, 1 failed, 3 no credentials, 64 wrong usage."
-)]
+Exit codes: 0 allowed, 1 failed, 3 no credentials, 64 wrong usage.")]
 pub(super) struct ExplainArguments {
     /// The pod, as pod/NAME
     #[arg(value_name = "pod/NAME", required_unless_present = "role", conflicts_with_all = ["role", "service_account", "label", "external_id", "session_name"])]
@@ -95,7 +95,7 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
         )
     })?;
     let now = Timestamp::now();
-    let (policies, gate_denies) = asked(&loaded, &workload, &object, now)?;
+    let (policies, gate) = asked(&loaded, &workload, &object, now);
     if pod.is_none() {
         // Told as what it is.
         workload.name = "".into();
@@ -105,11 +105,12 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
         grants: &loaded.snapshot.grants,
         policies: &policies,
         workload: &workload,
+        gate: gate.as_ref(),
         now,
     });
     output::answer(arguments.output, &explained, || explained.text())?;
     // A pod that is there is past the gate.
-    let fine = explained.decision == Outcome::Allowed && (pod.is_some() || !gate_denies);
+    let fine = explained.decision == Outcome::Allowed && (pod.is_some() || gate.is_none());
     Ok(if fine {
         ExitCode::SUCCESS
     } else {
@@ -146,16 +147,16 @@ async fn load(
             cluster.pod(namespace, name).await?
         }
         Some(name) => {
-            let place = objects.values.iter().position(|value| {
+            let found = objects.take(|value| {
                 let text = |pointer| value.pointer(pointer).and_then(Value::as_str);
                 text("/kind") == Some("Pod")
                     && text("/metadata/name") == Some(name)
                     && text("/metadata/namespace").unwrap_or("default") == namespace
             });
-            let Some(place) = place else {
+            let Some(found) = found else {
                 bail!("there is no pod {name} of namespace {namespace} in --rules");
             };
-            objects.values.remove(place)
+            found
         }
     };
     objects.push(with_uid(object.clone(), namespace));
@@ -203,16 +204,16 @@ fn imagined(arguments: &ExplainArguments, reading: &Reading) -> Value {
     })
 }
 
-/// What Rego policies say at the gate and at doors, and whether one refuses at the gate.
+/// What Rego policies say at the gate and at doors, and what refuses at the gate.
 fn asked(
     loaded: &Loaded,
     workload: &Workload,
     object: &Value,
     now: Timestamp,
-) -> anyhow::Result<(Vec<AskedPolicy>, bool)> {
+) -> (Vec<AskedPolicy>, Option<Refusal>) {
     let mode = loaded.snapshot.config.modes.rego;
     if mode == Mode::Off {
-        return Ok((Vec::new(), false));
+        return (Vec::new(), None);
     }
     let policies = &loaded.snapshot.policies;
     let creator = Creator {
@@ -246,6 +247,11 @@ fn asked(
             }
         }
     }
-    let refuses = mode == Mode::Enforce && !gate.denials.is_empty();
-    Ok((all.into_values().collect(), refuses))
+    let refuses = mode == Mode::Enforce && !gate.is_allowed();
+    let refusal = refuses.then(|| Refusal {
+        layer: "rego".into(),
+        rule: gate.rule(),
+        reason: gate.reason(),
+    });
+    (all.into_values().collect(), refusal)
 }

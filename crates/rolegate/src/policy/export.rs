@@ -28,17 +28,17 @@ enum Exported {
     Crds,
 }
 
+/// What `--help` says first.
+pub(super) const LONG_ABOUT: &str = "Write the rules as objects that the API server enforces or needs.\n\n\
+What cannot be said in the format is told in comments and on standard error, and never left open \
+where a refusal is possible.";
+
 /// Arguments of `rolegate policy export`.
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Write the rules as objects that the API server enforces or needs.\n\n\
-What cannot be said in the format is told in comments and on standard error, and never left open \
-where a refusal is possible.",
-    after_help = "\
+#[command(after_help = "\
 Examples:
   rolegate policy export --format vap --rules rules/ | kubectl apply --server-side -f -
-  rolegate policy export --format crds | kubectl apply -f -"
-)]
+  rolegate policy export --format crds | kubectl apply -f -")]
 pub(super) struct ExportArguments {
     /// What is written
     #[arg(long, value_name = "FORMAT")]

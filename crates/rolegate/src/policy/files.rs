@@ -83,9 +83,9 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Manifests>> {
 }
 
 /// The objects of all files.
-pub(super) fn objects(manifests: &[Manifests]) -> Vec<Value> {
-    let documents = manifests.iter().flat_map(|one| &one.documents);
-    documents.map(|document| document.value.clone()).collect()
+pub(super) fn objects(manifests: Vec<Manifests>) -> Vec<Value> {
+    let documents = manifests.into_iter().flat_map(|one| one.documents);
+    documents.map(|document| document.value).collect()
 }
 
 fn collect(folder: &Path, depth: usize, files: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use rolegate_core::annotation::{self, AnnotationKeys};
+use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::{BaseArn, resolve};
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::pattern::PatternFormat;
 use rolegate_kube::client::ClientOptions;
 use rolegate_policy::document::is_plain_name;
 
+use crate::annotation_flags::AnnotationFlags;
 use crate::flags::invalid;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::rule_flags::RuleFlags;
@@ -41,15 +42,8 @@ pub(super) struct ReadFlags {
     /// How the patterns in --namespace-key are written
     #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", ignore_case = true, help_heading = RULES)]
     namespace_restriction_format: RestrictionFormat,
-    /// Annotation of namespaces: JSON list of allowed roles
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_NAMESPACE_KEY", default_value = annotation::ALLOWED_ROLES, help_heading = RULES)]
-    namespace_key: String,
-    /// Annotation of pods: the role
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_ROLE_KEY", default_value = annotation::ROLE, help_heading = RULES)]
-    iam_role_key: String,
-    /// Annotation of pods: the external ID
-    #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_EXTERNAL_ID", default_value = annotation::EXTERNAL_ID, help_heading = RULES)]
-    iam_external_id: String,
+    #[command(flatten)]
+    annotations: AnnotationFlags,
 }
 
 /// The flags, validated.
@@ -92,15 +86,6 @@ impl ReadFlags {
             resolve(role, base.as_ref())
                 .map_err(|error| invalid(format!("--default-role: {error}")))?;
         }
-        for (flag, key) in [
-            ("--iam-role-key", &self.iam_role_key),
-            ("--iam-external-id", &self.iam_external_id),
-            ("--namespace-key", &self.namespace_key),
-        ] {
-            if key.is_empty() || key.len() > 317 || key.contains(char::is_whitespace) {
-                return Err(invalid(format!("{flag}: give the key of an annotation")));
-            }
-        }
         Ok(Reading {
             flags: RuleConfig {
                 base,
@@ -117,11 +102,7 @@ impl ReadFlags {
                 self.rules.cluster_config,
                 crate::flags::ClusterConfigUse::Off
             ),
-            keys: AnnotationKeys {
-                role: self.iam_role_key.clone(),
-                external_id: self.iam_external_id.clone(),
-                allowed_roles: self.namespace_key.clone(),
-            },
+            keys: self.annotations.keys()?,
         })
     }
 }

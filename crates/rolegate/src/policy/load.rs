@@ -10,6 +10,7 @@ use rolegate_core::rulebook::Facts;
 use rolegate_core::workload::Workload;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::crd::{GROUP, RoleGrant};
+use rolegate_policy::overlay::overlay;
 use rolegate_policy::text::plain;
 use rolegate_rules::offline::{self, OfflineOptions};
 use rolegate_rules::snapshot::Snapshot;
@@ -17,15 +18,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
-use super::files::{self, Manifests};
+use super::files;
 use super::flags::Reading;
 
 /// Objects, and where each is from.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
-    /// The objects.
-    pub(super) values: Vec<Value>,
-    /// File and line of those of files.
+    values: Vec<Value>,
+    /// File and line of each that is from a file.
     places: Vec<Option<String>>,
     /// Whether a cluster was asked: then nothing is guessed.
     is_cluster: bool,
@@ -34,21 +34,17 @@ pub(super) struct Objects {
 impl Objects {
     /// The objects of files.
     pub(super) fn of_files(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        Ok(Self::of_manifests(&files::read(paths)?))
-    }
-
-    /// Objects that were read.
-    pub(super) fn of_manifests(manifests: &[Manifests]) -> Self {
+        let manifests = files::read(paths)?;
         let places = manifests.iter().flat_map(|one| {
             let file = plain(&one.file);
             let documents = one.documents.iter();
             documents.map(move |document| Some(format!("{file}:{}", document.line())))
         });
-        Self {
-            values: files::objects(manifests),
+        Ok(Self {
             places: places.collect(),
+            values: files::objects(manifests),
             is_cluster: false,
-        }
+        })
     }
 
     /// The rules of a cluster, with its pods where they are wanted.
@@ -63,8 +59,8 @@ impl Objects {
             values.extend(cluster.pods().await?);
         }
         Ok(Self {
+            places: vec![None; values.len()],
             values,
-            places: Vec::new(),
             is_cluster: true,
         })
     }
@@ -83,18 +79,30 @@ impl Objects {
         }
     }
 
+    /// The objects.
+    pub(super) fn values(&self) -> &[Value] {
+        &self.values
+    }
+
     /// One more object, of nobody's file.
     pub(super) fn push(&mut self, value: Value) {
-        self.places.resize(self.values.len(), None);
         self.values.push(value);
         self.places.push(None);
     }
 
-    /// The same source with other objects.
-    pub(super) fn with(&self, values: Vec<Value>) -> Self {
+    /// Takes the first object out that is wanted.
+    pub(super) fn take(&mut self, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        let place = self.values.iter().position(wanted)?;
+        self.places.remove(place);
+        Some(self.values.remove(place))
+    }
+
+    /// These objects with those of a change laid over them, see [`overlay`].
+    pub(super) fn overlaid(&self, change: &[Value], replace: bool) -> Self {
+        let values = overlay(&self.values, change, replace);
         Self {
+            places: vec![None; values.len()],
             values,
-            places: Vec::new(),
             is_cluster: self.is_cluster,
         }
     }
@@ -104,26 +112,26 @@ impl Objects {
     /// # Errors
     /// An object that is malformed, with its place.
     pub(super) fn load(&self, reading: &Reading) -> anyhow::Result<Loaded> {
-        let values: Vec<Value> = if reading.uses_config {
-            self.values.clone()
-        } else {
-            let counts = |value: &&Value| !is_ours(value, "RolegateConfig");
-            self.values.iter().filter(counts).cloned().collect()
-        };
-        let has_config = values.iter().any(|value| is_ours(value, "RolegateConfig"));
+        let is_config = |value: &Value| is_ours(value, "RolegateConfig");
+        let mut values = self.values.clone();
+        let mut places = self.places.clone();
+        if !reading.uses_config {
+            let mut kept = self.values.iter().map(|value| !is_config(value));
+            places.retain(|_| kept.next().unwrap_or(true));
+            values.retain(|value| !is_config(value));
+        }
+        // What a cluster has without a configuration counts as flags say, whatever there is.
+        let is_told = self.is_cluster || reading.flags.modes != Modes::default();
+        if is_told && !values.iter().any(is_config) {
+            values.push(as_config(&reading.flags));
+        }
         let options = OfflineOptions {
             flags: reading.flags.clone(),
             keys: reading.keys.clone(),
             ..OfflineOptions::default()
         };
-        let mut values = values;
-        // What a cluster has without a configuration counts as flags say, whatever there is.
-        let is_told = self.is_cluster || reading.flags.modes != Modes::default();
-        if is_told && !has_config {
-            values.push(as_config(&reading.flags));
-        }
         let mut offline = offline::load(&values, options).map_err(|error| {
-            let place = self.places.get(error.place).cloned().flatten();
+            let place = places.get(error.place).cloned().flatten();
             match place {
                 Some(place) => anyhow!("{place}: {error}"),
                 None => anyhow!("{error}"),

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::Args;
 use jiff::Timestamp;
-use rolegate_policy::overlay::overlay;
 use rolegate_policy::simulate::simulate;
 
 use super::flags::ReadFlags;
@@ -13,22 +12,22 @@ use super::load::Objects;
 use super::output::{self, Format};
 use super::{REFUSED, files};
 
-/// Arguments of `rolegate policy simulate`.
-#[derive(Debug, Args)]
-#[command(
-    long_about = "Tell which running pods a change of the rules cuts off, lets in or gives another \
+/// What `--help` says first.
+pub(super) const LONG_ABOUT: &str = "Tell which running pods a change of the rules cuts off, lets in or gives another \
 session, before it is applied.\n\n\
 The objects of --rules (grants, configuration, namespaces, ConfigMaps of policies) are laid over those \
 that are there: one of the same name is replaced, others stay. Pods and current rules are those of the \
-cluster, or of manifests with -f, such as `kubectl get pods,namespaces,rolegrants -A -o yaml`.",
-    after_help = "\
+cluster, or of manifests with -f, such as `kubectl get pods,namespaces,rolegrants -A -o yaml`.";
+
+/// Arguments of `rolegate policy simulate`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Examples:
   rolegate policy simulate --rules grants.yaml
   rolegate policy simulate --rules rules/ --replace -o json
   rolegate policy simulate --rules grants.yaml -f dump.yaml
 
-Exit codes: 0 nobody is cut off, 1 failed, 3 somebody is cut off, 64 wrong usage."
-)]
+Exit codes: 0 nobody is cut off, 1 failed, 3 somebody is cut off, 64 wrong usage.")]
 pub(super) struct SimulateArguments {
     /// Manifest, folder or - with the rules as they would be; may be repeated
     #[arg(long, value_name = "PATH", required = true)]
@@ -56,8 +55,8 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     let client = arguments.read.client();
     let current = Objects::from(&arguments.filename, &client, &reading, true).await?;
     let before = current.load(&reading)?;
-    let after = overlay(&current.values, &change.values, arguments.replace);
-    let after = current.with(after).load(&reading)?;
+    let after = current.overlaid(change.values(), arguments.replace);
+    let after = after.load(&reading)?;
     for (when, assumed) in [("now", &before.assumed), ("then", &after.assumed)] {
         for note in assumed {
             output::note(&format!("{when}: {note}"));

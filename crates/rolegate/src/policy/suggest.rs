@@ -12,20 +12,20 @@ use super::flags::ReadFlags;
 use super::load::Objects;
 use super::output::{self, ObjectFormat};
 
-/// Arguments of `rolegate policy suggest`.
-#[derive(Debug, Args)]
-#[command(
-    long_about = "Write the tightest grants that cover what runs today.\n\n\
+/// What `--help` says first.
+pub(super) const LONG_ABOUT: &str = "Write the tightest grants that cover what runs today.\n\n\
 For each service account that has pods with a role now, the roles and external IDs that they use, \
 exactly, unless grants cover them already. With these applied, layer grants can be switched on \
 (spec.layers.grants of the RolegateConfig) and nothing that runs is cut off. Jobs that don't run at the \
-moment are seen with --include-finished only as far as their pods are still there.",
-    after_help = "\
+moment are seen with --include-finished only as far as their pods are still there.";
+
+/// Arguments of `rolegate policy suggest`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Examples:
   rolegate policy suggest > grants.yaml
   rolegate policy simulate --rules grants.yaml
-  kubectl get namespaces,pods -A -o yaml | rolegate policy suggest -f -"
-)]
+  kubectl get namespaces,pods -A -o yaml | rolegate policy suggest -f -")]
 pub(super) struct SuggestArguments {
     /// Rules and pods from this manifest or folder instead of the cluster; may be repeated
     #[arg(short, long, value_name = "PATH")]

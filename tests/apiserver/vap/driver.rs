@@ -1,0 +1,432 @@
+//! A real API server that exported policies are put into, and the cases of the table sent to it as
+//! the requests that they stand for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use kube::Client;
+use kube::client::Body;
+use rolegate_policy::vap::Export;
+use rolegate_testkit::cases::{Case, User};
+use rolegate_testkit::{Cluster, eventually};
+use serde_json::{Value, json};
+
+pub(super) const DEADLINE: Duration = Duration::from_secs(120);
+/// The namespace of the parameter object.
+pub(super) const HOME: &str = "rolegate-system";
+/// A label that lets the driver make objects as they are before a change.
+const SEED: &str = "seed";
+/// Groups of the API server's own kinds.
+const BUILTIN: &[&str] = &[
+    "",
+    "apps",
+    "batch",
+    "policy",
+    "autoscaling",
+    "authentication.k8s.io",
+];
+/// What the API server answered.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    body: Value,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Answer {
+    pub(super) fn message(&self) -> &str {
+        self.body["message"].as_str().unwrap_or_default()
+    }
+
+    pub(super) fn is_refused_by_policy(&self) -> bool {
+        self.message()
+            .contains("ValidatingAdmissionPolicy 'rolegate-")
+    }
+}
+
+/// The API server, asked by whoever a case names.
+pub(super) struct Server {
+    pub(super) cluster: Cluster,
+    client: Client,
+}
+
+impl Server {
+    pub(super) async fn start() -> Self {
+        let cluster = Cluster::start().await.unwrap();
+        let client = cluster.admin().unwrap();
+        // Everybody may do everything, so that only policies refuse.
+        let manifest = format!(
+            "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\n\
+             metadata: {{ name: everybody }}\n\
+             roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin }}\n\
+             subjects: [{{ apiGroup: rbac.authorization.k8s.io, kind: Group, name: system:authenticated }}]\n\
+             ---\napiVersion: v1\nkind: Namespace\nmetadata: {{ name: {HOME} }}\n"
+        );
+        cluster.apply_manifest(&manifest).await.unwrap();
+        let server = Self { cluster, client };
+        let somebody = User::default();
+        eventually(DEADLINE, async || {
+            let answer = server
+                .ask(Method::GET, "/api/v1/pods", None, Some(&somebody))
+                .await;
+            anyhow::ensure!(answer.status.is_success(), "{}", answer.message());
+            Ok(())
+        })
+        .await
+        .unwrap();
+        server
+    }
+
+    /// One request; as the administrator or as `user`.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        user: Option<&User>,
+    ) -> Answer {
+        let content = match method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content);
+        if let Some(user) = user {
+            // A real node may do so little that another plugin would refuse it before.
+            let name = user.name.replace("system:node:", "kubelet-");
+            request = request.header("impersonate-user", name);
+            for group in &user.groups {
+                request = request.header("impersonate-group", group);
+            }
+        }
+        let body = body.map_or_else(Vec::new, |body| serde_json::to_vec(body).unwrap());
+        let request = request.body(Body::from(body)).unwrap();
+        let response = self.client.send(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let warnings = parts.headers.get_all("warning").iter();
+        Answer {
+            status: parts.status,
+            warnings: warnings
+                .map(|text| text.to_str().unwrap().to_owned())
+                .collect(),
+            body: serde_json::from_slice(&body).unwrap_or_default(),
+        }
+    }
+
+    pub(super) async fn admin(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        self.ask(method, path, body, None).await
+    }
+
+    /// Custom resources of the table that the API server does not know.
+    pub(super) async fn define_kinds(&self, cases: &[Case]) {
+        let mut kinds = BTreeMap::new();
+        for case in cases {
+            let (group, version) = group_version(case.subject());
+            if !BUILTIN.contains(&group) {
+                let scoped = !case.namespace().is_empty();
+                kinds.insert((group, version, case.kind()), (case.resource(), scoped));
+            }
+        }
+        let mut paths = Vec::new();
+        for ((group, version, kind), (plural, scoped)) in kinds {
+            let definition = json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": { "name": format!("{plural}.{group}") },
+                "spec": {
+                    "group": group,
+                    "scope": if scoped { "Namespaced" } else { "Cluster" },
+                    "names": { "plural": plural, "kind": kind },
+                    "versions": [{ "name": version, "served": true, "storage": true,
+                        "subresources": { "status": {} },
+                        "schema": { "openAPIV3Schema": {
+                            "type": "object", "x-kubernetes-preserve-unknown-fields": true }}}],
+                },
+            });
+            let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+            let answer = self.admin(Method::POST, path, Some(&definition)).await;
+            assert!(answer.status.is_success(), "{}", answer.message());
+            paths.push(format!("/apis/{group}/{version}/{plural}"));
+        }
+        for path in paths {
+            eventually(DEADLINE, async || {
+                let answer = self.admin(Method::GET, &path, None).await;
+                anyhow::ensure!(answer.status.is_success(), "{path}: {}", answer.message());
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+    }
+
+    /// Applies a manifest, again while it has a kind that the API server does not know yet.
+    pub(super) async fn apply_all(&self, manifest: &str) {
+        eventually(DEADLINE, async || {
+            self.cluster.apply_manifest(manifest).await?;
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Enforces an export instead of the one before, and waits until it counts.
+    pub(super) async fn enforce(&self, name: &str, export: &Export, before: &mut BTreeSet<String>) {
+        let base = "/apis/admissionregistration.k8s.io/v1";
+        for name in std::mem::take(before) {
+            for kind in [
+                "validatingadmissionpolicybindings",
+                "validatingadmissionpolicies",
+            ] {
+                self.admin(Method::DELETE, &format!("{base}/{kind}/{name}"), None)
+                    .await;
+            }
+        }
+        self.apply_all(&export.yaml().unwrap()).await;
+        for document in &export.documents {
+            let binding = document["metadata"]["name"].as_str().unwrap();
+            if document["kind"] == "ValidatingAdmissionPolicyBinding" {
+                before.insert(binding.to_owned());
+                let patch = json!({ "spec": { "matchResources": { "objectSelector": {
+                    "matchExpressions": [{ "key": SEED, "operator": "DoesNotExist" }]}}}});
+                let path = format!("{base}/validatingadmissionpolicybindings/{binding}");
+                let answer = self.admin(Method::PATCH, &path, Some(&patch)).await;
+                assert!(answer.status.is_success(), "{}", answer.message());
+            }
+        }
+        // The last of each kind: whoever sees it has seen those before. It reads a table too.
+        let probe = format!(
+            r#"
+apiVersion: rolegate.dev/v1alpha1
+kind: RoleGrantTable
+metadata: {{ name: probe, namespace: {HOME} }}
+data: {{ world: "{name}" }}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {{ name: probe }}
+spec:
+  paramKind: {{ apiVersion: rolegate.dev/v1alpha1, kind: RoleGrantTable }}
+  matchConstraints:
+    resourceRules: [{{ apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps] }}]
+  validations: [{{ expression: "object.metadata.name != 'probe-{name}'", messageExpression: "'world ' + params.data.world" }}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {{ name: probe }}
+spec:
+  policyName: probe
+  validationActions: [Deny]
+  paramRef: {{ name: probe, namespace: {HOME}, parameterNotFoundAction: Deny }}
+"#
+        );
+        before.insert("probe".into());
+        self.apply_all(&probe).await;
+        let path = format!("/api/v1/namespaces/{HOME}/configmaps?dryRun=All");
+        let object = json!({ "metadata": { "name": format!("probe-{name}") } });
+        eventually(DEADLINE, async || {
+            let answer = self.admin(Method::POST, &path, Some(&object)).await;
+            let wanted = format!("world {name}");
+            anyhow::ensure!(answer.message().contains(&wanted), "{}", answer.message());
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Sends what a case is about; `None` where it can't come about on a real API server.
+    pub(super) async fn run(&self, case: &Case) -> Option<Answer> {
+        let object = case.object.clone().map(valid);
+        let user = Some(&case.user);
+        if case.operation == "CREATE" {
+            let object = object.unwrap();
+            let name = object["metadata"]["name"].as_str();
+            let path = match &*case.subresource {
+                "" => collection(case),
+                subresource => format!("{}/{}/{subresource}", collection(case), name.unwrap()),
+            };
+            let answer = self
+                .ask(
+                    Method::POST,
+                    &format!("{path}?dryRun=All"),
+                    Some(&object),
+                    user,
+                )
+                .await;
+            return possible(answer);
+        }
+        let old = valid(case.old_object.clone().unwrap());
+        let path = format!(
+            "{}/{}",
+            collection(case),
+            old["metadata"]["name"].as_str().unwrap()
+        );
+        let existed = self
+            .admin(Method::GET, &path, None)
+            .await
+            .status
+            .is_success();
+        let mut seed = old.clone();
+        let going = seed["metadata"]
+            .as_object_mut()
+            .unwrap()
+            .remove("deletionTimestamp")
+            .is_some();
+        seed["metadata"]["labels"][SEED] = "x".into();
+        if existed {
+            let label = json!({ "metadata": { "labels": { SEED: "x" } } });
+            self.admin(Method::PATCH, &path, Some(&label)).await;
+        }
+        let (method, at) = if existed {
+            (Method::PATCH, path.clone())
+        } else {
+            (Method::POST, collection(case))
+        };
+        let seeded = self.admin(method, &at, Some(&seed)).await;
+        if seeded.status == StatusCode::UNPROCESSABLE_ENTITY {
+            return None;
+        }
+        assert!(
+            seeded.status.is_success(),
+            "{}: {}",
+            case.name,
+            seeded.message()
+        );
+        if going {
+            self.admin(
+                Method::DELETE,
+                &format!("{path}?gracePeriodSeconds=0&propagationPolicy=Background"),
+                None,
+            )
+            .await;
+        }
+        let dry = match &*case.subresource {
+            "" => format!("{path}?dryRun=All"),
+            subresource => format!("{path}/{subresource}?dryRun=All"),
+        };
+        // That changes nothing of what is judged, so it passes.
+        let unseed = json!({ "metadata": { "labels": { SEED: null } } });
+        let unseeded = self.admin(Method::PATCH, &path, Some(&unseed)).await;
+        let message = unseeded.message();
+        assert!(unseeded.status.is_success(), "{}: {message}", case.name);
+        let answer = match (object, &*case.subresource) {
+            (None, _) => self.ask(Method::DELETE, &dry, None, user).await,
+            (Some(object), "finalize") => {
+                let mut whole = unseeded.body.clone();
+                apply(&mut whole, &difference(&old, &object));
+                self.ask(Method::PUT, &dry, Some(&whole), user).await
+            }
+            (Some(object), _) => {
+                let patch = difference(&old, &object);
+                self.ask(Method::PATCH, &dry, Some(&patch), user).await
+            }
+        };
+        self.clean(case, &path, existed).await;
+        possible(answer)
+    }
+
+    /// Takes away what a case needed.
+    async fn clean(&self, case: &Case, path: &str, existed: bool) {
+        let bare =
+            json!({ "metadata": { "finalizers": null, "annotations": null, "labels": null } });
+        self.admin(Method::PATCH, path, Some(&bare)).await;
+        if !existed {
+            self.admin(
+                Method::DELETE,
+                &format!("{path}?gracePeriodSeconds=0&propagationPolicy=Background"),
+                None,
+            )
+            .await;
+            if case.kind() == "Namespace" {
+                // No controller empties it here.
+                let mut gone = self.admin(Method::GET, path, None).await.body;
+                gone["spec"]["finalizers"] = json!([]);
+                self.admin(Method::PUT, &format!("{path}/finalize"), Some(&gone))
+                    .await;
+            }
+        }
+    }
+}
+
+/// An answer, unless the API server's own validation refused what it is about.
+fn possible(answer: Answer) -> Option<Answer> {
+    let is_invalid = answer.status == StatusCode::UNPROCESSABLE_ENTITY;
+    (!is_invalid || answer.is_refused_by_policy()).then_some(answer)
+}
+
+/// What the API server's own validation asks for beyond what a case is about.
+fn valid(mut object: Value) -> Value {
+    let mirror = "kubernetes.io/config.mirror";
+    if object["kind"] == "Pod" && object["metadata"]["annotations"][mirror].is_string() {
+        object["spec"]["nodeName"] = "a".into();
+    }
+    object
+}
+
+fn group_version(object: &Value) -> (&str, &str) {
+    let text = object["apiVersion"].as_str().unwrap_or_default();
+    text.split_once('/').unwrap_or(("", text))
+}
+
+/// The URL of all objects of a case's kind.
+fn collection(case: &Case) -> String {
+    let subject = case.subject();
+    let (group, version) = match &*case.subresource {
+        "token" | "binding" => ("", "v1"),
+        _ => group_version(subject),
+    };
+    let root = if group.is_empty() {
+        "/api".to_owned()
+    } else {
+        format!("/apis/{group}")
+    };
+    match case.namespace() {
+        "" => format!("{root}/{version}/{}", case.resource()),
+        namespace => format!(
+            "{root}/{version}/namespaces/{namespace}/{}",
+            case.resource()
+        ),
+    }
+}
+
+/// The merge patch that makes `new` of `old`.
+fn difference(old: &Value, new: &Value) -> Value {
+    let (Value::Object(old), Value::Object(new)) = (old, new) else {
+        return new.clone();
+    };
+    let mut patch = serde_json::Map::new();
+    for (key, value) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
+        let nothing = match value {
+            Value::Object(_) => difference(value, &json!({})),
+            _ => Value::Null,
+        };
+        patch.insert(key.clone(), nothing);
+    }
+    for (key, value) in new {
+        match old.get(key) {
+            Some(known) if known == value => {}
+            Some(known) => drop(patch.insert(key.clone(), difference(known, value))),
+            None => drop(patch.insert(key.clone(), value.clone())),
+        }
+    }
+    Value::Object(patch)
+}
+
+/// Applies a merge patch.
+fn apply(target: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    for (key, value) in fields {
+        if value.is_null() {
+            if let Value::Object(target) = target {
+                target.remove(key);
+            }
+        } else {
+            apply(&mut target[key], value);
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The table of cases through a real API server: it asks `rolegate admission` by the registration
+//! that is made from each world's configuration, so what the conditions of that registration keep
+//! from the webhook must be what the webhook has nothing to say to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use http::StatusCode;
+use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
+use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE};
+use rolegate_core::config::RuleConfig;
+use rolegate_kube::crd::RolegateConfig;
+use rolegate_testkit::cases::{Case, Verdict, World, load_all};
+use rolegate_testkit::gate::{Certificate, HOME, REGISTRATION};
+use rolegate_testkit::request::{Answer, PatchKind, Requests};
+use rolegate_testkit::{Cluster, Gate, eventually};
+use serde_json::{Map, Value, json};
+
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Groups whose kinds an API server knows, or the gate's manifest brings.
+const KNOWN: &[&str] = &[
+    "",
+    "apps",
+    "batch",
+    "policy",
+    "autoscaling",
+    "authentication.k8s.io",
+    "rolegate.dev",
+];
+
+/// Cases that can't come about at an API server, and why. The gate is asked about them offline.
+const IMPOSSIBLE: &[(&str, &str)] = &[];
+
+/// An API server, the gate in front of it, and who makes objects as they are before a change.
+struct Stage {
+    cluster: Cluster,
+    driver: Requests,
+    gate: Option<Gate>,
+    certificate: Certificate,
+}
+
+impl Stage {
+    async fn start(cases: &[Case]) -> anyhow::Result<Self> {
+        let cluster = Cluster::start().await?;
+        cluster.install_gate().await?;
+        cluster.open_to(&["system:authenticated"]).await?;
+        let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
+        let stage = Self {
+            driver: cluster.requests()?,
+            cluster,
+            gate: None,
+            certificate: Certificate::Files(chain, key),
+        };
+        stage.define_kinds(cases).await?;
+        Ok(stage)
+    }
+
+    /// Custom resources of the table that the API server does not know.
+    async fn define_kinds(&self, cases: &[Case]) -> anyhow::Result<()> {
+        let mut kinds = BTreeMap::new();
+        for case in cases {
+            let (group, version) = group_version(case.subject());
+            if !KNOWN.contains(&group) {
+                kinds.insert((group, version, case.kind()), case.resource());
+            }
+        }
+        for ((group, version, kind), plural) in kinds {
+            let definition = json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": { "name": format!("{plural}.{group}") },
+                "spec": {
+                    "group": group, "scope": "Namespaced",
+                    "names": { "plural": plural, "kind": kind },
+                    "versions": [{ "name": version, "served": true, "storage": true,
+                        "schema": { "openAPIV3Schema": {
+                            "type": "object", "x-kubernetes-preserve-unknown-fields": true }}}],
+                },
+            });
+            self.cluster.apply_manifest(&definition.to_string()).await?;
+            let path = format!("/apis/{group}/{version}/{plural}");
+            eventually(DEADLINE, async || {
+                self.driver.get(&path).await?.object().map(drop)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Puts one world in the place of the one before.
+    async fn enter(&mut self, world: &World) -> anyhow::Result<()> {
+        self.driver.delete(REGISTRATION).await?;
+        self.gate = None;
+        for kind in ["rolegrants", "rolegateconfigs"] {
+            let path = format!("/apis/rolegate.dev/v1alpha1/{kind}");
+            self.driver.delete(&path).await?.object()?;
+        }
+        for document in &world.documents {
+            self.cluster.apply_manifest(&document.to_string()).await?;
+            if document["kind"] == "Namespace" {
+                let name = document["metadata"]["name"].as_str().unwrap_or_default();
+                for account in ["default", "api", "web"] {
+                    self.cluster.create_service_account(name, account).await?;
+                }
+            }
+        }
+        let mut gate = Gate::bare(&self.cluster, self.certificate.clone()).await?;
+        gate.ready().await?;
+        self.register(&gate, world).await?;
+        self.gate = Some(gate);
+        Ok(())
+    }
+
+    /// Registers the gate for a world, and waits until that counts.
+    async fn register(&self, gate: &Gate, world: &World) -> anyhow::Result<()> {
+        let mut documents = world.documents.iter();
+        let config = documents.find(|document| document["kind"] == "RolegateConfig");
+        let config: RolegateConfig = serde_json::from_value(config.context("no config")?.clone())?;
+        let config = RuleConfig::try_from(&config)?;
+        let has_default = |document: &Value| {
+            let default = &document["metadata"]["annotations"][DEFAULT_ROLE];
+            document["kind"] == "Namespace" && default.is_string()
+        };
+        let ca = self.cluster.ca_pem();
+        let mut registration = webhook_configuration(&Registration {
+            config: &config,
+            keys: &AnnotationKeys::default(),
+            has_default_role: config.default_role.is_some()
+                || world.documents.iter().any(has_default),
+            has_rego: false,
+            endpoint: Endpoint::Url(&gate.url()),
+            ca_bundle: ca.as_bytes(),
+            own_namespace: HOME,
+        });
+        let webhooks = registration["webhooks"].as_array_mut();
+        let webhooks = webhooks.context("no webhooks")?;
+        for webhook in webhooks.iter_mut() {
+            let mine = json!({ "name": "not-the-driver",
+                "expression": "request.userInfo.username != 'admin'" });
+            match webhook["matchConditions"].as_array_mut() {
+                Some(conditions) => conditions.push(mine),
+                None => webhook["matchConditions"] = json!([mine]),
+            }
+        }
+        // All webhooks are read at once: who sees this one sees the others.
+        let mut probe = webhooks.first().context("no webhook")?.clone();
+        let name = format!("probe-{}", world.name);
+        probe["name"] = format!("{name}.rolegate.dev").into();
+        probe["rules"] = json!([{ "apiGroups": [""], "apiVersions": ["v1"],
+            "operations": ["CREATE"], "resources": ["configmaps"] }]);
+        probe["matchConditions"] = json!([{ "name": "probe",
+            "expression": format!("object.metadata.name == '{name}'") }]);
+        probe["clientConfig"] = json!({ "url": "https://127.0.0.1:1/" });
+        webhooks.push(probe);
+        self.cluster
+            .apply_manifest(&registration.to_string())
+            .await?;
+        let object = json!({ "metadata": { "name": name } });
+        eventually(DEADLINE, async || {
+            let path = "/api/v1/namespaces/default/configmaps?dryRun=All";
+            let answer = self.driver.post(path, &object).await?;
+            ensure!(answer.message().contains(&name), "{}", answer.body);
+            Ok(())
+        })
+        .await
+        .context("the API server does not read the registration")
+    }
+
+    /// Sends what a case is about; `None` where the API server takes it for no request at all.
+    async fn run(&self, case: &Case) -> anyhow::Result<Option<Answer>> {
+        let mut user = case.user.clone();
+        // A real node may do so little that another plugin would refuse it before.
+        user.name = user.name.replace("system:node:", "kubelet-");
+        let user = self.cluster.requests()?.as_user(&user);
+        let object = case.object.clone().map(valid);
+        let beside = |path: &str| match &*case.subresource {
+            "" => format!("{path}?dryRun=All"),
+            subresource => format!("{path}/{subresource}?dryRun=All"),
+        };
+        if case.operation == "CREATE" {
+            let object = object.context("a creation of nothing")?;
+            let mut path = collection(case);
+            if !case.subresource.is_empty() {
+                let name = object["metadata"]["name"].as_str().unwrap_or_default();
+                path = format!("{path}/{name}");
+            }
+            return Ok(heard(user.post(&beside(&path), &object).await?));
+        }
+        let Some(old) = case.old_object.clone().map(valid) else {
+            return Ok(None);
+        };
+        let name = old["metadata"]["name"].as_str().unwrap_or_default();
+        let path = format!("{}/{name}", collection(case));
+        let existed = self.driver.get(&path).await?.status.is_success();
+        let Some(before) = self.make(&old, &path, &collection(case), existed).await? else {
+            return Ok(None);
+        };
+        let answer = if case.operation == "DELETE" {
+            user.delete(&beside(&path)).await?
+        } else {
+            let patch = difference(&old, &object.context("an update to nothing")?);
+            if case.subresource == "finalize" {
+                let mut whole = before;
+                apply(&mut whole, &patch);
+                user.put(&beside(&path), &whole).await?
+            } else {
+                user.patch(&beside(&path), PatchKind::Merge, &patch).await?
+            }
+        };
+        self.clear(case, &path, existed).await?;
+        Ok(heard(answer))
+    }
+
+    /// Makes an object as it is before a change.
+    async fn make(
+        &self,
+        old: &Value,
+        path: &str,
+        collection: &str,
+        existed: bool,
+    ) -> anyhow::Result<Option<Value>> {
+        let mut seed = old.clone();
+        let metadata = seed["metadata"].as_object_mut();
+        let going = metadata.is_some_and(|all| all.remove("deletionTimestamp").is_some());
+        let made = match existed {
+            true => self.driver.patch(path, PatchKind::Merge, &seed).await?,
+            false => self.driver.post(collection, &seed).await?,
+        };
+        if matches!(made.status.as_u16(), 400 | 404 | 422) {
+            return Ok(None);
+        }
+        let made = made.object().context("what was there before a change")?;
+        if going {
+            let now = format!("{path}?gracePeriodSeconds=0");
+            self.driver.delete(&now).await?.object()?;
+        }
+        Ok(Some(made))
+    }
+
+    /// Takes away what a case has left.
+    async fn clear(&self, case: &Case, path: &str, existed: bool) -> anyhow::Result<()> {
+        let bare =
+            json!({ "metadata": { "finalizers": null, "annotations": null, "labels": null } });
+        self.driver.patch(path, PatchKind::Merge, &bare).await?;
+        if existed {
+            return Ok(());
+        }
+        let now = format!("{path}?gracePeriodSeconds=0");
+        self.driver.delete(&now).await?;
+        if case.kind() == "Namespace" {
+            // No controller empties it here.
+            let mut gone = self.driver.get(path).await?.body;
+            gone["spec"]["finalizers"] = json!([]);
+            self.driver.put(&format!("{path}/finalize"), &gone).await?;
+        }
+        Ok(())
+    }
+}
+
+/// An answer to a request that came as far as admission.
+fn heard(answer: Answer) -> Option<Answer> {
+    let is_none = matches!(answer.status.as_u16(), 400 | 422);
+    (answer.is_refused_by_webhook() || !is_none).then_some(answer)
+}
+
+/// What the API server's own validation asks for beyond what a case is about.
+fn valid(mut object: Value) -> Value {
+    let mirror = "kubernetes.io/config.mirror";
+    if object["kind"] == "Pod" && object["metadata"]["annotations"][mirror].is_string() {
+        object["spec"]["nodeName"] = "a".into();
+    }
+    object
+}
+
+fn group_version(object: &Value) -> (&str, &str) {
+    let text = object["apiVersion"].as_str().unwrap_or_default();
+    text.split_once('/').unwrap_or(("", text))
+}
+
+/// The path of all objects of a case's kind.
+fn collection(case: &Case) -> String {
+    let (group, version) = match &*case.subresource {
+        "token" | "binding" | "eviction" => ("", "v1"),
+        _ => group_version(case.subject()),
+    };
+    let plural = match &*case.subresource {
+        "eviction" => "pods".into(),
+        _ => case.resource(),
+    };
+    let root = match group {
+        "" => "/api".to_owned(),
+        group => format!("/apis/{group}"),
+    };
+    match case.namespace() {
+        "" => format!("{root}/{version}/{plural}"),
+        namespace => format!("{root}/{version}/namespaces/{namespace}/{plural}"),
+    }
+}
+
+/// The merge patch that makes `new` of `old`.
+fn difference(old: &Value, new: &Value) -> Value {
+    let (Value::Object(old), Value::Object(new)) = (old, new) else {
+        return new.clone();
+    };
+    let gone = old.keys().filter(|key| !new.contains_key(*key));
+    let mut patch: Map<_, _> = gone.map(|key| (key.clone(), Value::Null)).collect();
+    for (key, value) in new {
+        match old.get(key) {
+            Some(known) if known == value => {}
+            Some(known) => drop(patch.insert(key.clone(), difference(known, value))),
+            None => drop(patch.insert(key.clone(), value.clone())),
+        }
+    }
+    Value::Object(patch)
+}
+
+/// Applies a merge patch.
+fn apply(target: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    for (key, value) in fields {
+        match (value.is_null(), target.as_object_mut()) {
+            (true, Some(target)) => drop(target.remove(key)),
+            (true, None) => {}
+            (false, _) => apply(&mut target[key], value),
+        }
+    }
+}
+
+/// What is wrong with an answer.
+fn faults(case: &Case, answer: &Answer) -> Vec<String> {
+    let message = answer.message();
+    // What comes after admission in a trial run.
+    let is_late = matches!(answer.status, StatusCode::CONFLICT | StatusCode::NOT_FOUND);
+    let is_allowed = answer.status.is_success() || is_late;
+    let mut faults = Vec::new();
+    match case.expect.gate {
+        Verdict::Allow if !is_allowed => faults.push(format!("refused: {message}")),
+        Verdict::Deny if !answer.is_refused_by_webhook() => {
+            faults.push(format!("not refused: {} {message}", answer.status));
+        }
+        _ => {}
+    }
+    let warnings = answer.warnings.join("\n");
+    let ours = warnings.contains("rolegate would refuse");
+    for text in &case.expect.says {
+        if !message.contains(text) {
+            faults.push(format!("{text:?} is not said: {message}"));
+        }
+    }
+    for text in &case.expect.warns {
+        if !warnings.contains(text) {
+            faults.push(format!("{text:?} is not warned about: {warnings:?}"));
+        }
+    }
+    if case.expect.warns.is_empty() && ours {
+        faults.push(format!("nobody wants to be warned: {warnings}"));
+    }
+    faults
+}
+
+#[tokio::test]
+async fn threat_23_the_table_of_cases_holds_at_the_api_server() -> anyhow::Result<()> {
+    let cases = load_all()?;
+    let mut stage = Stage::start(&cases).await?;
+    let worlds: BTreeMap<_, _> = cases
+        .iter()
+        .map(|case| (&case.world.name, &case.world))
+        .collect();
+    let (mut wrong, mut impossible) = (Vec::new(), BTreeSet::new());
+    for (name, world) in worlds {
+        stage
+            .enter(world)
+            .await
+            .with_context(|| format!("world {name}"))?;
+        for case in cases.iter().filter(|case| case.world.name == *name) {
+            let answer = stage.run(case).await;
+            match answer.with_context(|| format!("{}: {}", case.file, case.name))? {
+                None => drop(impossible.insert(&*case.name)),
+                Some(answer) => {
+                    let faults = faults(case, &answer).into_iter();
+                    wrong.extend(
+                        faults.map(|fault| format!("{}: {}: {fault}", case.file, case.name)),
+                    );
+                }
+            }
+        }
+    }
+    let known: BTreeSet<_> = IMPOSSIBLE.iter().map(|(name, _)| *name).collect();
+    ensure!(
+        wrong.is_empty(),
+        "{} wrong:\n{}\nimpossible: {impossible:#?}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    ensure!(
+        impossible == known,
+        "what can't come about is {impossible:#?}, not {known:#?}"
+    );
+    Ok(())
+}
