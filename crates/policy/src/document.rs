@@ -362,7 +362,7 @@ spec:
             let mut seen = std::collections::HashSet::new();
             for wish in wishes {
                 let name = names.next(&wish);
-                prop_assert!(name.split('.').all(|label| is_plain_name(label)), "{name}");
+                prop_assert!(name.split('.').all(is_plain_name), "{name}");
                 prop_assert!(seen.insert(name));
             }
         }

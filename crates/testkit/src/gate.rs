@@ -217,7 +217,9 @@ impl Gate {
         registration: &mut Value,
         authority: Option<&str>,
     ) -> anyhow::Result<()> {
-        let webhooks = registration.get_mut("webhooks").and_then(Value::as_array_mut);
+        let webhooks = registration
+            .get_mut("webhooks")
+            .and_then(Value::as_array_mut);
         for webhook in webhooks.context("a registration without webhooks")? {
             let mut client = Map::from_iter([("url".to_owned(), self.url().into())]);
             if let Some(authority) = authority {
