@@ -163,3 +163,27 @@ pub(crate) fn named_namespace(name: &str, mut labels: Value) -> Value {
         "status": {"phase": "Active"},
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_are_written_as_they_are_decided() {
+        let written = |shape| grant_object(&grant(7, shape))["spec"].clone();
+        assert_eq!(
+            written(Shape::Account),
+            json!({
+                "roles": ["team-7-reader", "team-7-writer"],
+                "subjects": [{"namespaces": ["team-7"], "serviceAccounts": ["app"]}],
+            })
+        );
+        assert_eq!(
+            written(Shape::Selector),
+            json!({
+                "roles": ["team-7-*"],
+                "subjects": [{"namespaceSelector": {"matchLabels": {"team": "t7"}}}],
+            })
+        );
+    }
+}

@@ -104,3 +104,57 @@ impl AsFd for Transport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use rcgen::generate_simple_self_signed;
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+    use super::*;
+
+    const MESSAGE: [u8; 5_000] = [7; 5_000];
+
+    #[test]
+    fn messages_go_and_come_whole_through_tls() {
+        let pair = generate_simple_self_signed(["bench.test".to_owned()]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tls.crt");
+        std::fs::write(&file, pair.cert.pem()).unwrap();
+        let key = PrivatePkcs8KeyDer::from(pair.signing_key.serialize_der());
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![pair.cert.der().clone()], PrivateKeyDer::from(key))
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let connection = ServerConnection::new(Arc::new(config)).unwrap();
+            let mut stream = StreamOwned::new(connection, listener.accept().unwrap().0);
+            let mut message = [0; MESSAGE.len()];
+            stream.read_exact(&mut message).unwrap();
+            for part in [&b"who "[..], b"asks?"] {
+                stream.write_all(part).unwrap();
+                stream.flush().unwrap();
+            }
+            message
+        });
+        let connect = || TcpStream::connect(address).unwrap();
+        let tls = Tls::trusting(&file, "bench.test").unwrap();
+        let mut transport = Transport::new(connect(), Some(&tls)).unwrap();
+        transport.send(&MESSAGE).unwrap();
+        let (mut answer, mut filled) = ([0; 64], 0);
+        while filled < 9 {
+            match transport.receive(&mut answer[filled..]) {
+                Ok(count) => filled += count,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+        assert_eq!(&answer[..filled], b"who asks?");
+        assert_eq!(server.join().unwrap(), MESSAGE);
+    }
+}

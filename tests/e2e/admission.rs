@@ -1,6 +1,7 @@
 //! The gate from end to end: `rolegate admission` and `rolegate controller` as they are shipped, a
-//! real API server that asks them by the shipped registration, and controllers that make pods.
-//! Everybody may do everything here by RBAC, so whatever is refused is refused by the gate.
+//! real API server that asks them by the shipped registration, and controllers that make pods. By
+//! RBAC users may do everything here, so whatever they are refused is refused by the gate, and the
+//! gate has the rights of its manifest and no others.
 
 mod availability;
 mod changes;

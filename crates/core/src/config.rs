@@ -52,7 +52,7 @@ impl Default for RuleConfig {
             modes: Modes::default(),
             restriction_format: PatternFormat::Glob,
             allow_unannotated: false,
-            spared_namespaces: ["kube-system", "rolegate"].map(Into::into).into(),
+            spared_namespaces: ["kube-system", "rolegate-system"].map(Into::into).into(),
             namespace_writers: Subjects::default(),
             rule_writers: None,
             rego: RegoConfig::default(),

@@ -167,9 +167,9 @@ impl RuleBook {
             Some("our own AWS identity is not known")
         } else if !self.namespaces_loaded {
             Some("namespaces are not loaded")
-        } else if modes.grants != Mode::Off && !self.grants_loaded {
+        } else if modes.grants == Mode::Enforce && !self.grants_loaded {
             Some("grants are not loaded")
-        } else if modes.rego != Mode::Off && self.rego.is_none() {
+        } else if modes.rego == Mode::Enforce && self.rego.is_none() {
             Some("policies are not loaded")
         } else {
             None

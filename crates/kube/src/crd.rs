@@ -39,7 +39,7 @@ pub(crate) const INSTALL: &str = "install deploy/crds.yaml";
 pub fn crds_yaml() -> Result<String, String> {
     let mut text = String::from(
         "# The kinds that rolegate adds to a cluster: `kubectl apply -f crds.yaml`.\n\
-         # Written by `rolegate reference crds`; changes are made in the types, not here.\n",
+         # Written by `rolegate policy export --format crds`; changes are made in the types, not here.\n",
     );
     for (place, definition) in [RoleGrant::crd(), RolegateConfig::crd()].iter().enumerate() {
         if place > 0 {

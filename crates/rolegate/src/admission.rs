@@ -62,7 +62,7 @@ pub(crate) struct AdmissionFlags {
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     certificate: CertificateFrom,
     /// Namespace of the Secret that holds the certificate
-    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate-system", help_heading = CERTIFICATE)]
     namespace: String,
     /// Name of the Secret that holds the certificate
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", default_value = "rolegate-admission-tls", help_heading = CERTIFICATE)]

@@ -49,7 +49,7 @@ pub(crate) struct ControllerFlags {
     keys: AnnotationFlags,
 
     /// Namespace of the Lease, the Secret and the webhook's Service
-    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate-system", help_heading = CERTIFICATE)]
     namespace: String,
     /// Who makes the webhook's certificate
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]

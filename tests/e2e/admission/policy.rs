@@ -157,5 +157,13 @@ async fn the_status_of_a_policy_is_written_back() -> anyhow::Result<()> {
         .await
         .with_context(|| format!("the status of a policy that is {wanted}"))?;
     }
+    // All of it with the rights of the manifest.
+    for log in [stage.gate.told(), stage.gate.admission.log()] {
+        let denied = log.lines().find(|line| line.contains("orbidden"));
+        ensure!(
+            denied.is_none(),
+            "the manifest's rights don't suffice: {denied:?}"
+        );
+    }
     Ok(())
 }

@@ -130,6 +130,28 @@ fn threat_10_what_was_never_loaded_refuses_everything() {
 }
 
 #[test]
+fn a_layer_in_audit_mode_keeps_nobody_waiting() {
+    let modes = Modes {
+        namespace: Mode::Off,
+        grants: Mode::Audit,
+        rego: Mode::Audit,
+    };
+    let config = RuleConfig {
+        modes,
+        ..config(Mode::Off, Mode::Off)
+    };
+    let mut book = RuleBook::new(config, SessionScope::Workload, 3600);
+    book.learn(Facts::default());
+    let default = Namespace {
+        name: "default".into(),
+        ..Namespace::default()
+    };
+    book.update(RuleUpdate::Namespaces(Change::Snapshot(vec![default])));
+    assert_eq!(book.unseen(), None);
+    assert!(allows(&book, "reader"));
+}
+
+#[test]
 fn each_change_is_a_new_generation_and_no_change_is_none() {
     let mut book = book();
     let before = book.rule_set().generation;

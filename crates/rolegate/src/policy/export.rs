@@ -46,7 +46,7 @@ pub(super) struct ExportArguments {
     #[command(flatten)]
     from: RulesFrom,
     /// Namespace that rolegate runs in, for the Service of the webhook and the parameters of policies
-    #[arg(short, long, value_name = "NAME", default_value = "rolegate", value_parser = name)]
+    #[arg(short, long, value_name = "NAME", default_value = "rolegate-system", value_parser = name)]
     namespace: String,
     /// Service of the webhook
     #[arg(long, value_name = "NAME", default_value = "rolegate-admission", value_parser = name)]
