@@ -142,6 +142,7 @@ async fn agent_may_nothing_beyond_that() {
         "create events.k8s.io/events",
         "get,list /nodes",
         "get,list,watch /namespaces,pods",
+        "get,list,watch rolegate.dev/rolegateconfigs,rolegrants",
     ]
     .map(str::to_owned)
     .into();
