@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::document::{self, Names, is_plain_name};
 use crate::text::count;
-use globs::{contains, intersection, rooted};
+use globs::{contains, intersection, rooted, rooted_arn};
 
 /// What is converted, and how it is read.
 #[derive(Debug, Clone, Copy)]
@@ -216,11 +216,6 @@ fn named_regexp(pattern: &str, base: Option<&BaseArn>, roles: &mut Roles) {
         }
         Err(why) => roles.notes.push(format!("{pattern:?}: {why}")),
     }
-}
-
-/// A glob on whole ARNs as one that starts as an ARN; `None` where no ARN starts so.
-fn rooted_arn(glob: &str) -> Option<String> {
-    rooted(glob, None)
 }
 
 fn matches_nothing(pattern: &str, base: Option<&BaseArn>) -> String {

@@ -12,14 +12,17 @@ pub(super) fn rooted(pattern: &str, base: Option<&BaseArn>) -> Option<String> {
     let is_arn = pattern
         .get(..ARN.len())
         .is_some_and(|start| start.eq_ignore_ascii_case(ARN));
-    let whole = if is_arn {
-        pattern.to_owned()
-    } else {
-        let relative = pattern.strip_prefix('/').unwrap_or(pattern);
-        format!("{}{relative}", base.map_or("", BaseArn::as_str))
-    };
+    if is_arn {
+        return rooted_arn(pattern);
+    }
+    let relative = pattern.strip_prefix('/').unwrap_or(pattern);
+    rooted_arn(&format!("{}{relative}", base.map_or("", BaseArn::as_str)))
+}
+
+/// A glob on whole ARNs as one that starts as an ARN; `None` where no ARN starts so.
+pub(super) fn rooted_arn(whole: &str) -> Option<String> {
     if whole.starts_with(ARN) {
-        return Some(whole);
+        return Some(whole.to_owned());
     }
     // `*x` and `a*x` match ARNs as well, of any account.
     let (start, rest) = whole.split_once('*')?;

@@ -46,6 +46,8 @@ fn table_of_annotations() {
         ),
         (Some(r#"["a*", "ab"]"#), None, &["a*"]),
         (None, Some("team-a"), &["team-a"]),
+        // No ARN starts with a slash, so these are names after the base alone.
+        (None, Some("/.*"), &["*"]),
         (
             None,
             Some("arn:aws:iam::123456789012:role/(a|b-.*)"),
