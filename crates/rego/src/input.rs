@@ -161,13 +161,14 @@ fn review(namespace: &str, name: Option<&str>, metadata: Value, spec: Value) -> 
 }
 
 /// Whether a review is one of a Pod that is made or changed.
-pub(crate) fn asks_for_pod(review: &Value) -> bool {
-    let at = |path: &str| review.pointer(path).and_then(Value::as_str);
-    at("/request/kind/kind") == Some("Pod")
-        && at("/request/kind/group").unwrap_or("").is_empty()
-        && matches!(at("/request/operation"), Some("CREATE" | "UPDATE"))
+pub(crate) fn asks_for_pod(review: &regorus::Value) -> bool {
+    let request = &review["request"];
+    let text = |value: &regorus::Value| value.as_string().cloned().unwrap_or_default();
+    *text(&request["kind"]["kind"]) == *"Pod"
+        && text(&request["kind"]["group"]).is_empty()
+        && matches!(&*text(&request["operation"]), "CREATE" | "UPDATE")
         // A subresource, such as pods/exec, is something else.
-        && at("/request/subResource").unwrap_or("").is_empty()
+        && text(&request["subResource"]).is_empty()
 }
 
 /// Whether a value is nested so deep that turning it over would take the stack. Iterative.

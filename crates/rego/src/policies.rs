@@ -1,5 +1,7 @@
 //! Policies as they are at one moment: immutable, shared, asked from any thread.
 
+use std::borrow::Cow;
+use std::cell::LazyCell;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -122,8 +124,8 @@ impl Policies {
     /// both say the same; of other kinds it is shown the whole review. What can't be asked to the
     /// end denies, and so does each policy that never ran.
     pub fn judge_review(&self, review: &serde_json::Value, now: Timestamp) -> Findings {
-        let mut findings = self.lack(|_| true);
         if input::is_too_deep(review) {
+            let mut findings = self.lack(|_| true);
             for policy in self.policies.iter().filter(|policy| policy.points.gate) {
                 deny(
                     &mut findings,
@@ -133,40 +135,58 @@ impl Policies {
             }
             return findings;
         }
-        let is_pod = input::asks_for_pod(review);
-        let mut whole = None;
-        let mut documented = None;
-        for policy in self.policies.iter().filter(|policy| policy.points.gate) {
-            if is_pod && policy.points.door {
-                let documented = documented.get_or_insert_with(|| input::of_review(review));
-                self.ask(policy, documented, None, now, &mut findings);
-            } else {
-                let whole = &*whole.get_or_insert_with(|| Value::deserialize(review).ok());
-                self.ask(policy, review, Some(whole), now, &mut findings);
-            }
-        }
-        findings
+        let whole = converted(review);
+        self.judge_whole(whole.as_ref(), &|| Some(Cow::Borrowed(review)), now)
     }
 
     /// Judges a review at the gate from its bytes.
     ///
     /// # Errors
-    /// [`ReviewError`] where they are not JSON; that must deny.
+    /// [`ReviewError`] where they are not JSON, or nested deeper than serde_json's 128 levels; that
+    /// must deny.
     pub fn judge_review_json(
         &self,
         review: &[u8],
         now: Timestamp,
     ) -> Result<Findings, ReviewError> {
-        Ok(self.judge_review(&serde_json::from_slice(review)?, now))
+        let whole: Value = serde_json::from_slice(review)?;
+        let json = || serde_json::from_slice(review).ok().map(Cow::Owned);
+        Ok(self.judge_whole(Some(&whole), &json, now))
+    }
+
+    /// Judges a review that is given as policies are asked about it. `json` is the same, for what
+    /// is asked beside it about Pods.
+    fn judge_whole<'a>(
+        &self,
+        whole: Option<&Value>,
+        json: &dyn Fn() -> Option<Cow<'a, serde_json::Value>>,
+        now: Timestamp,
+    ) -> Findings {
+        let mut findings = self.lack(|_| true);
+        let is_pod = whole.is_none_or(input::asks_for_pod);
+        let json = LazyCell::new(json);
+        let documented = LazyCell::new(|| json.as_deref().map(input::of_review));
+        let documented_input = LazyCell::new(|| converted(documented.as_ref()?));
+        for policy in self.policies.iter().filter(|policy| policy.points.gate) {
+            if is_pod && policy.points.door {
+                let input = documented_input.as_ref();
+                self.ask(policy, input, || documented.as_ref(), now, &mut findings);
+            } else {
+                let unwrapped = || json.as_deref().filter(|_| is_pod);
+                self.ask(policy, whole, unwrapped, now, &mut findings);
+            }
+        }
+        findings
     }
 
     /// Judges a pod at a door, for policies that are asked there.
     pub fn judge_pod(&self, pod: &Workload, now: Timestamp) -> Findings {
         let mut findings = self.lack(|points| points.door);
-        let mut documented = None;
+        let documented = LazyCell::new(|| input::of_workload(pod));
+        let input = LazyCell::new(|| converted(&documented));
         for policy in self.policies.iter().filter(|policy| policy.points.door) {
-            let documented = documented.get_or_insert_with(|| input::of_workload(pod));
-            self.ask(policy, documented, None, now, &mut findings);
+            let input = input.as_ref();
+            self.ask(policy, input, || Some(&documented), now, &mut findings);
         }
         findings
     }
@@ -183,11 +203,13 @@ impl Policies {
         findings
     }
 
-    fn ask(
+    /// Asks a policy about an input, and where that is a Pod, which `pod` gives then, about the
+    /// workloads that could have made it.
+    fn ask<'a>(
         &self,
         policy: &Policy,
-        review: &serde_json::Value,
-        converted: Option<&Option<Value>>,
+        input: Option<&Value>,
+        pod: impl FnOnce() -> Option<&'a serde_json::Value>,
         now: Timestamp,
         findings: &mut Findings,
     ) {
@@ -196,30 +218,24 @@ impl Policies {
             deny(findings, &policy.id, fault.clone());
             return;
         }
-        let own;
-        let input = match converted {
-            Some(input) => input.as_ref(),
-            None => {
-                own = Value::deserialize(review).ok();
-                own.as_ref()
-            }
-        };
         let mut told = Vec::new();
         one(policy, input, now, &mut told);
-        if self.wrap_pods && !policy.program.kinds.is_empty() && input::asks_for_pod(review) {
-            for wrapped in wrap::wrapped(review, &policy.program.kinds) {
-                one(
-                    policy,
-                    Value::deserialize(&wrapped).ok().as_ref(),
-                    now,
-                    &mut told,
-                );
+        if self.wrap_pods
+            && !policy.program.kinds.is_empty()
+            && let Some(pod) = pod()
+        {
+            for wrapped in wrap::wrapped(pod, &policy.program.kinds) {
+                one(policy, converted(&wrapped).as_ref(), now, &mut told);
             }
         }
         for message in told {
             deny(findings, &policy.id, message);
         }
     }
+}
+
+fn converted(input: &serde_json::Value) -> Option<Value> {
+    Value::deserialize(input).ok()
 }
 
 /// Asks a policy once; what it said before about the same pod is not told twice.
