@@ -15,12 +15,12 @@ use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::RuleSet;
 use rolegate_core::layer::Mode;
 use rolegate_core::layer::grants::GrantsLayer;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::json::{self, Malformed};
+use crate::json::{self, Node};
 use crate::kinds::Subject;
 use crate::outcome::{Fault, Outcome};
+use crate::place::Malformed;
 use crate::policies::ReviewPolicies;
 use crate::review::{Operation, Review};
 
@@ -77,9 +77,9 @@ struct Judge<'a> {
 }
 
 /// The object as it would be and as it is.
-struct Change {
-    new: Value,
-    old: Option<Value>,
+struct Change<'a> {
+    new: Node<'a>,
+    old: Option<Node<'a>>,
 }
 
 impl<'a> Judge<'a> {
@@ -111,7 +111,7 @@ impl<'a> Judge<'a> {
 
     /// Reads the objects. An old one that cannot be read counts as none, so that everything of the
     /// new one is judged.
-    fn change(&self) -> Result<Change, Malformed> {
+    fn change(&self) -> Result<Change<'a>, Malformed> {
         let missing = Malformed {
             path: String::new(),
             wanted: "an object",
@@ -187,15 +187,15 @@ impl<'a> Judge<'a> {
 }
 
 /// Reads an object that must be one.
-fn read(raw: &RawValue) -> Result<Value, Malformed> {
+fn read(raw: &RawValue) -> Result<Node<'_>, Malformed> {
     let malformed = |wanted| Malformed {
         path: String::new(),
         wanted,
     };
     let value = json::parse(raw)
         .map_err(|_| malformed("JSON of at most 128 levels, with each key once"))?;
-    value
-        .is_object()
-        .then_some(value)
-        .ok_or_else(|| malformed("an object"))
+    match value {
+        Node::Map(_) => Ok(value),
+        _ => Err(malformed("an object")),
+    }
 }

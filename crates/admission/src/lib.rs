@@ -13,6 +13,7 @@ mod kinds;
 #[cfg(feature = "server")]
 pub mod metrics;
 pub mod outcome;
+mod place;
 pub mod policies;
 pub mod registration;
 pub mod review;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use crate::review::Review;
+use crate::review::{API_VERSION, KIND, Review};
 use crate::text::{cut, shown};
 
 /// Most faults that are kept of one review.
@@ -125,9 +125,9 @@ impl Outcome {
         let status = (!allowed).then(|| {
             // Who has to wait may try again, who is refused need not.
             if self.faults.is_empty() {
-                status(503, "ServiceUnavailable", &self.message())
+                status(503, "ServiceUnavailable", self.message())
             } else {
-                status(403, "Forbidden", &self.message())
+                status(403, "Forbidden", self.message())
             }
         });
         answer(review.uid(), allowed, status, self.warning_texts())
@@ -143,28 +143,57 @@ fn keep(all: &mut Vec<Fault>, fault: Fault) {
 /// A denial of the request `uid` by a sentence, for what could not be judged.
 pub fn refusal(uid: &str, sentence: &str) -> Vec<u8> {
     let message = shown(sentence, MAX_REASON);
-    let status = status(403, "Forbidden", &message);
+    let status = status(403, "Forbidden", message);
     answer(uid, false, Some(status), Vec::new())
 }
 
-fn status(code: u16, reason: &str, message: &str) -> Value {
-    json!({"status": "Failure", "code": code, "reason": reason, "message": message})
+fn status(code: u16, reason: &'static str, message: String) -> Status {
+    Status {
+        status: "Failure",
+        code,
+        reason,
+        message,
+    }
 }
 
-fn answer(uid: &str, allowed: bool, status: Option<Value>, warnings: Vec<String>) -> Vec<u8> {
-    let mut response = json!({"uid": uid, "allowed": allowed});
-    if let Value::Object(fields) = &mut response {
-        if let Some(status) = status {
-            fields.insert("status".into(), status);
-        }
-        if !warnings.is_empty() {
-            fields.insert("warnings".into(), warnings.into());
-        }
-    }
-    let review = json!({
-        "apiVersion": "admission.k8s.io/v1",
-        "kind": "AdmissionReview",
-        "response": response,
-    });
-    review.to_string().into_bytes()
+fn answer(uid: &str, allowed: bool, status: Option<Status>, warnings: Vec<String>) -> Vec<u8> {
+    let answer = Answer {
+        api_version: API_VERSION,
+        kind: KIND,
+        response: Response {
+            uid,
+            allowed,
+            status,
+            warnings,
+        },
+    };
+    // Structures of texts and numbers can always be written.
+    serde_json::to_vec(&answer).unwrap_or_default()
+}
+
+/// An AdmissionReview that answers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response<'a>,
+}
+
+#[derive(Serialize)]
+struct Response<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    status: &'static str,
+    code: u16,
+    reason: &'static str,
+    message: String,
 }

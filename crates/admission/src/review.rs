@@ -3,7 +3,11 @@
 //! The objects in them stay raw text until somebody has to look at them.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -16,8 +20,8 @@ const MAX_UID: usize = 128;
 /// Most characters of a parser's complaint, which may repeat what it read.
 const SHOWN: usize = 200;
 
-const API_VERSION: &str = "admission.k8s.io/v1";
-const KIND: &str = "AdmissionReview";
+pub(crate) const API_VERSION: &str = "admission.k8s.io/v1";
+pub(crate) const KIND: &str = "AdmissionReview";
 
 /// Why a body is no review that can be judged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -147,13 +151,37 @@ struct Request<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
+struct Envelope<'a, R> {
     #[serde(borrow, default)]
     api_version: Cow<'a, str>,
     #[serde(borrow, default)]
     kind: Cow<'a, str>,
-    #[serde(borrow, default)]
-    request: Option<&'a RawValue>,
+    #[serde(default = "Option::default")]
+    request: Option<R>,
+}
+
+/// A structure that is written as an object. A list, which would be taken for its fields in their
+/// order, is refused.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
+    }
 }
 
 #[derive(Deserialize)]
@@ -172,35 +200,55 @@ impl<'a> Review<'a> {
         if body.len() > MAX_REVIEW {
             return Err(ReviewError::TooLarge(body.len()));
         }
-        let not_json = |why: &dyn std::fmt::Display| ReviewError::NotJson(complaint(why));
+        let not_json = |why: &dyn fmt::Display| ReviewError::NotJson(complaint(why));
         let body = std::str::from_utf8(body).map_err(|error| not_json(&error))?;
         // Where a list would be taken for a structure's fields in order.
         if !body.trim_ascii_start().starts_with('{') {
             return Err(not_json(&"it is no object"));
         }
-        let envelope: Envelope<'a> =
-            serde_json::from_str(body).map_err(|error| not_json(&error))?;
-        if envelope.api_version != API_VERSION || envelope.kind != KIND {
-            let what = format!("{:?} of {:?}", envelope.kind, envelope.api_version);
-            return Err(ReviewError::NotAReview(shown(&what, SHOWN)));
-        }
-        let request = present(envelope.request).ok_or(ReviewError::NoRequest)?;
-        if !request.get().starts_with('{') {
-            return Err(ReviewError::NoRequest);
-        }
-        let only: OnlyUid<'_> =
-            serde_json::from_str(request.get()).map_err(|error| not_json(&error))?;
-        if only.uid.is_empty() || only.uid.len() > MAX_UID {
-            return Err(ReviewError::NoUid);
-        }
-        let mut request: Request<'a> =
-            serde_json::from_str(request.get()).map_err(|error| ReviewError::Request {
-                uid: only.uid.into_owned(),
-                why: complaint(&error),
-            })?;
-        request.object = present(request.object);
-        request.old_object = present(request.old_object);
-        Ok(Self { body, request })
+        let Ok(Envelope {
+            api_version,
+            kind,
+            request: Some(Object(request)),
+        }) = serde_json::from_str::<Envelope<'a, Object<Request<'a>>>>(body)
+        else {
+            return Err(Self::fault(body));
+        };
+        check_version(&api_version, &kind)?;
+        check_uid(&request.uid)?;
+        Ok(Self {
+            body,
+            request: Request {
+                object: present(request.object),
+                old_object: present(request.old_object),
+                ..request
+            },
+        })
+    }
+
+    /// What is wrong with a body that cannot be read, found by reading it part by part.
+    fn fault(body: &str) -> ReviewError {
+        let not_json = |error| ReviewError::NotJson(complaint(&error));
+        let find = || {
+            let envelope: Envelope<'_, &RawValue> = serde_json::from_str(body).map_err(not_json)?;
+            check_version(&envelope.api_version, &envelope.kind)?;
+            let request = present(envelope.request).ok_or(ReviewError::NoRequest)?;
+            if !request.get().starts_with('{') {
+                return Err(ReviewError::NoRequest);
+            }
+            let only: OnlyUid<'_> = serde_json::from_str(request.get()).map_err(not_json)?;
+            check_uid(&only.uid)?;
+            match serde_json::from_str::<Request<'_>>(request.get()) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(ReviewError::Request {
+                    uid: only.uid.into_owned(),
+                    why: complaint(&error),
+                }),
+            }
+        };
+        // Its parts can be read, so its whole can't: too deep by the level of the request alone.
+        let unknown = || ReviewError::NotJson("it cannot be read as a whole".into());
+        find().err().unwrap_or_else(unknown)
     }
 
     /// The UID, which the answer repeats.
@@ -254,11 +302,26 @@ impl<'a> Review<'a> {
     }
 }
 
+fn check_version(api_version: &str, kind: &str) -> Result<(), ReviewError> {
+    if api_version == API_VERSION && kind == KIND {
+        return Ok(());
+    }
+    let what = format!("{kind:?} of {api_version:?}");
+    Err(ReviewError::NotAReview(shown(&what, SHOWN)))
+}
+
+fn check_uid(uid: &str) -> Result<(), ReviewError> {
+    if uid.is_empty() || uid.len() > MAX_UID {
+        return Err(ReviewError::NoUid);
+    }
+    Ok(())
+}
+
 fn present(raw: Option<&RawValue>) -> Option<&RawValue> {
     raw.filter(|raw| raw.get() != "null")
 }
 
-fn complaint(error: &dyn std::fmt::Display) -> String {
+fn complaint(error: &dyn fmt::Display) -> String {
     shown(&error.to_string(), SHOWN)
 }
 

@@ -163,29 +163,31 @@ impl Webhook {
     /// Judges, once more with each change of the rules while something was not seen yet: a
     /// namespace and what is in it are often made in one go.
     async fn judge(&self, review: &Review<'_>) -> Outcome {
+        let mut outcome = self.judge_now(review);
+        if outcome.undecided.is_none() {
+            return outcome;
+        }
         let deadline = Instant::now() + WAIT;
         let mut changes = self.rules.changes();
-        loop {
-            changes.mark_unchanged();
-            let outcome = {
-                let snapshot = self.rules.load();
-                let rules = GateRules {
-                    rules: &snapshot.gate,
-                    config: &snapshot.config,
-                    grants: &snapshot.grants,
-                    keys: &self.keys,
-                    policies: Some(&*snapshot.policies),
-                };
-                judge(&rules, review, self.clock.now())
-            };
-            if outcome.undecided.is_none() {
-                return outcome;
-            }
-            match timeout_at(deadline, changes.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return outcome,
-            }
+        changes.mark_changed();
+        while outcome.undecided.is_some()
+            && matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(())))
+        {
+            outcome = self.judge_now(review);
         }
+        outcome
+    }
+
+    fn judge_now(&self, review: &Review<'_>) -> Outcome {
+        let snapshot = self.rules.load();
+        let rules = GateRules {
+            rules: &snapshot.gate,
+            config: &snapshot.config,
+            grants: &snapshot.grants,
+            keys: &self.keys,
+            policies: Some(&*snapshot.policies),
+        };
+        judge(&rules, review, self.clock.now())
     }
 
     fn tell(&self, outcome: &Outcome, review: &Review<'_>) {

@@ -6,7 +6,7 @@ use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, is_kept};
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Wish, Workload};
 
-use crate::json::{Malformed, Place, Texts};
+use crate::place::{Malformed, Place, Texts};
 
 /// The variable by which SDKs are told the role of web identity.
 pub(crate) const ROLE_VARIABLE: &str = "AWS_ROLE_ARN";
@@ -56,7 +56,7 @@ impl<'a> PodShape<'a> {
         for toleration in spec.list("tolerations")? {
             let keyless = toleration.text("key")?.is_none();
             if keyless && toleration.text("operator")? == Some("Exists") {
-                shape.tolerates_all.push(toleration.path);
+                shape.tolerates_all.push(toleration.path());
             }
         }
         for containers in ["initContainers", "containers", "ephemeralContainers"] {
@@ -68,7 +68,7 @@ impl<'a> PodShape<'a> {
                                 Some(_) => None,
                                 None => Some(variable.text("value")?.unwrap_or_default()),
                             },
-                            path: variable.path,
+                            path: variable.path(),
                         });
                     }
                 }
@@ -82,7 +82,7 @@ impl<'a> PodShape<'a> {
                 if let Some(token) = source.field("serviceAccountToken")?
                     && token.text("audience")?.is_some_and(is_aws_audience)
                 {
-                    shape.tokens.push(token.path);
+                    shape.tokens.push(token.path());
                 }
             }
         }
@@ -108,7 +108,7 @@ impl<'a> PodShape<'a> {
             None => Default::default(),
         };
         Ok(Self {
-            path: place.path.clone(),
+            path: place.path(),
             annotations,
             labels,
             service_account: None,
@@ -195,6 +195,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::json::parse;
+    use crate::json::tests::raw;
 
     #[test]
     fn threat_14_audiences_of_aws_in_every_partition() {
@@ -234,6 +236,8 @@ mod tests {
                     {"serviceAccountToken": {"audience": "sts.amazonaws.com"}}]}}],
             },
         }});
+        let object = raw(&object);
+        let object = parse(&object).unwrap();
         let place = Place::root(&object).field("t").unwrap().unwrap();
         let shape = PodShape::read(&place).unwrap();
         assert_eq!(shape.service_account, Some("old"));
@@ -285,7 +289,9 @@ mod tests {
                 "spec.containers[0].env[0]",
             ),
         ] {
-            let malformed = PodShape::read(&Place::root(&object)).unwrap_err();
+            let text = raw(&object);
+            let read = parse(&text).unwrap();
+            let malformed = PodShape::read(&Place::root(&read)).unwrap_err();
             assert_eq!(malformed.path, path, "{object}");
         }
     }

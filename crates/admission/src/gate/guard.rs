@@ -3,11 +3,11 @@
 
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, Subjects};
-use serde_json::{Map, Value};
 
 use super::{Change, Judge, read};
-use crate::json::{Malformed, Place, Texts};
+use crate::json::{Map, Node};
 use crate::kinds::Subject;
+use crate::place::{Malformed, Place, Texts};
 use crate::review::Operation;
 
 /// Set by the API server on every namespace, and not to be changed.
@@ -52,12 +52,12 @@ impl Judge<'_> {
     }
 
     /// Grants and the configuration.
-    pub(super) fn rule_object(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn rule_object(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         self.rule_change(change, "a grant or the configuration")
     }
 
     /// ConfigMaps that hold policies or their data, or did.
-    pub(super) fn config_map(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn config_map(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let publisher =
             self.review.user().name == ROOT_CA.1 && self.object_name(&change.new)? == ROOT_CA.0;
         let is_policy =
@@ -68,7 +68,7 @@ impl Judge<'_> {
         self.rule_change(change, "a ConfigMap of policies or their data")
     }
 
-    fn rule_change(&mut self, change: &Change, what: &str) -> Result<(), Malformed> {
+    fn rule_change(&mut self, change: &Change<'_>, what: &str) -> Result<(), Malformed> {
         if self.rules.config.rule_writers.is_none() || self.is_rule_writer() {
             return Ok(());
         }
@@ -102,7 +102,7 @@ impl Judge<'_> {
         namespaces.contains(self.review.namespace())
     }
 
-    fn object_name(&self, object: &Value) -> Result<String, Malformed> {
+    fn object_name(&self, object: &Node<'_>) -> Result<String, Malformed> {
         if !self.review.name().is_empty() {
             return Ok(self.review.name().to_owned());
         }
@@ -111,7 +111,7 @@ impl Judge<'_> {
         Ok(name.flatten().unwrap_or_default().to_owned())
     }
 
-    fn is_policy(&self, object: Option<&Value>) -> Result<bool, Malformed> {
+    fn is_policy(&self, object: Option<&Node<'_>>) -> Result<bool, Malformed> {
         let Some(object) = object.filter(|_| self.in_policy_namespace()) else {
             return Ok(false);
         };
@@ -134,7 +134,7 @@ impl Judge<'_> {
     }
 
     /// Who may say what a namespace's pods may have.
-    pub(super) fn namespace(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn namespace(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         if self.is_among(&self.rules.config.namespace_writers) {
             return Ok(());
         }
@@ -178,7 +178,7 @@ impl Judge<'_> {
 
     /// A kubelet may write metadata of its pods through their status, and so may whoever has the
     /// right to it: nothing that decides about roles.
-    pub(super) fn pod_status(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn pod_status(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let metadata = |object| -> Result<(Texts<'_>, Texts<'_>), Malformed> {
             match Place::root(object).field("metadata")? {
                 Some(place) => Ok((place.texts("annotations")?, place.texts("labels")?)),
@@ -206,7 +206,7 @@ impl Judge<'_> {
     }
 
     /// A binding's metadata is copied onto its pod.
-    pub(super) fn binding(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn binding(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let metadata = Place::root(&change.new).field("metadata")?;
         let (annotations, labels) = match &metadata {
             Some(place) => (place.texts("annotations")?, place.texts("labels")?),
@@ -249,25 +249,23 @@ fn guarded_labels(grants: &[rolegate_core::grant::CompiledGrant]) -> impl Iterat
 }
 
 /// What an object that holds rules says: not its status, nor the records kept of it.
-fn content(object: &Value) -> Map<String, Value> {
-    let mut content = object.as_object().cloned().unwrap_or_default();
-    content.remove("status");
-    if let Some(Value::Object(metadata)) = content.get_mut("metadata") {
-        metadata.retain(|key, _| {
-            matches!(
-                key.as_str(),
-                "name" | "labels" | "annotations" | "ownerReferences"
-            )
-        });
+fn content<'a>(object: &Node<'a>) -> Node<'a> {
+    let mut content = object.clone();
+    let Node::Map(fields) = &mut content else {
+        return content;
+    };
+    fields.retain(|key| key != "status");
+    if let Some(Node::Map(metadata)) = fields.get_mut("metadata") {
+        metadata.retain(|key| matches!(key, "name" | "labels" | "annotations" | "ownerReferences"));
         let nothing_left = match metadata.get_mut("annotations") {
-            Some(Value::Object(annotations)) => {
-                annotations.remove(STATUS_ANNOTATION);
-                annotations.is_empty()
+            Some(Node::Map(annotations)) => {
+                annotations.retain(|key| key != STATUS_ANNOTATION);
+                *annotations == Map::default()
             }
             _ => false,
         };
         if nothing_left {
-            metadata.remove("annotations");
+            metadata.retain(|key| key != "annotations");
         }
     }
     content

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Change, Judge};
-use crate::json::{Malformed, Place};
+use crate::place::{Malformed, Place};
 
 /// The addresses by which pods fetch credentials: instance metadata, container credentials, EKS
 /// Pod Identity.
@@ -17,15 +17,15 @@ const METADATA: &[IpAddr] = &[
 
 impl Judge<'_> {
     /// Every address that the service proxies of nodes would take traffic for.
-    pub(super) fn service(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn service(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let old = change.old.as_ref();
         let old = old.and_then(|old| addresses(&Place::root(old)).ok());
         let old: Vec<_> = old.unwrap_or_default();
         for place in addresses(&Place::root(&change.new))? {
             let known = old.iter().any(|old| old.value == place.value);
-            if !known && place.value.as_str().is_some_and(is_metadata) {
+            if !known && place.value.as_text().is_some_and(is_metadata) {
                 self.guard(
-                    &place.path,
+                    &place.path(),
                     "metadata address",
                     "pods fetch their credentials at this address, and a Service there would hand \
                      them out instead; use another address",

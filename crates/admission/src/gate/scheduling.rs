@@ -1,10 +1,8 @@
 //! Pods that start where, or before, the agent can't cover them: on a node that was chosen by
 //! hand, or past every taint, on nodes that are not ready.
 
-use serde_json::Value;
-
 use super::{Change, Judge};
-use crate::json::{Malformed, Place};
+use crate::place::{Malformed, Place};
 use crate::shape::PodShape;
 
 const RULE: &str = "scheduling";
@@ -44,10 +42,9 @@ impl Judge<'_> {
     }
 
     /// Whoever binds a pod by hand chooses its node.
-    pub(super) fn chosen_node(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn chosen_node(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let target = Place::root(&change.new).at(&["target", "name"])?;
-        let names_node = target
-            .is_some_and(|target| !matches!(target.value, Value::String(name) if name.is_empty()));
+        let names_node = target.is_some_and(|target| target.value.as_text() != Some(""));
         if self.rules.config.guard_scheduling
             && self.is_creation()
             && names_node

@@ -1,15 +1,15 @@
 //! Roles that pods, templates, service accounts and credentials as Secrets name.
 
-use rolegate_core::annotation::{SESSION_NAME, WEB_IDENTITY_ROLE};
+use rolegate_core::annotation::{AnnotationKeys, SESSION_NAME, WEB_IDENTITY_ROLE};
 use rolegate_core::config::TemplateKind;
 use rolegate_core::decision::{Decision, Denial};
 use rolegate_core::layer::{Mode, Verdict};
 use rolegate_core::workload::{Wish, Workload};
-use serde_json::Value;
 
 use super::{Change, Judge};
-use crate::json::{Malformed, Place, Texts};
+use crate::json::{Map, Node};
 use crate::outcome::Fault;
+use crate::place::{Malformed, Place, Texts};
 use crate::shape::{PodShape, ROLE_VARIABLE, is_aws_audience};
 
 /// Stands for the service account of what all accounts of a namespace can use, such as a Secret;
@@ -20,14 +20,30 @@ const GRANTS: &str = "grants";
 const WEB_IDENTITY: &str = "web identity";
 
 /// Where the parts of a wish were written, for faults.
-struct Sources {
-    role: String,
-    external_id: String,
-    session_name: String,
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// In annotations of a pod or template.
+    Annotations(&'a PodShape<'a>),
+    /// The role alone, at this path.
+    Path(&'a str),
+}
+
+impl Source<'_> {
+    /// The path of what `rule` refuses.
+    fn path(self, rule: &str, keys: &AnnotationKeys) -> String {
+        match (self, rule) {
+            (Self::Path(path), _) => path.to_owned(),
+            (Self::Annotations(shape), "external ID annotation") => {
+                shape.annotation(&keys.external_id)
+            }
+            (Self::Annotations(shape), "session name annotation") => shape.annotation(SESSION_NAME),
+            (Self::Annotations(shape), _) => shape.annotation(&keys.role),
+        }
+    }
 }
 
 impl Judge<'_> {
-    pub(super) fn pod(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn pod(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let shape = PodShape::read(&Place::root(&change.new))?;
         let old = change.old.as_ref();
         let old = old.and_then(|old| PodShape::read(&Place::root(old)).ok());
@@ -50,7 +66,7 @@ impl Judge<'_> {
     }
 
     /// A kind with one template.
-    pub(super) fn template(&mut self, change: &Change, path: &[&str]) -> Result<(), Malformed> {
+    pub(super) fn template(&mut self, change: &Change<'_>, path: &[&str]) -> Result<(), Malformed> {
         let Some(template) = Place::root(&change.new).at(path)? else {
             return Ok(());
         };
@@ -60,7 +76,11 @@ impl Judge<'_> {
     }
 
     /// A custom resource.
-    pub(super) fn custom(&mut self, change: &Change, kind: &TemplateKind) -> Result<(), Malformed> {
+    pub(super) fn custom(
+        &mut self,
+        change: &Change<'_>,
+        kind: &TemplateKind,
+    ) -> Result<(), Malformed> {
         let root = Place::root(&change.new);
         let old = change.old.as_ref();
         let old_root = old.map(Place::root);
@@ -72,7 +92,7 @@ impl Judge<'_> {
             let olds = old_root.as_ref().and_then(|old| old.walk(path).ok());
             for template in root.walk(path)? {
                 let olds = olds.iter().flatten();
-                let old_place = olds.clone().find(|place| place.path == template.path);
+                let old_place = olds.clone().find(|place| place.is_beside(&template));
                 self.one_template(&template, old_place, old)?;
             }
         }
@@ -83,7 +103,7 @@ impl Judge<'_> {
         &mut self,
         template: &Place<'_>,
         old_template: Option<&Place<'_>>,
-        old: Option<&Value>,
+        old: Option<&Node<'_>>,
     ) -> Result<(), Malformed> {
         if old_template.is_some_and(|old| old.value == template.value)
             || old.is_some_and(is_being_deleted)
@@ -142,12 +162,7 @@ impl Judge<'_> {
         let wish = shape.wish(keys);
         let asks = wish.role.as_ref().is_some_and(|role| !role.is_empty());
         let workload = shape.workload(namespace, self.review.name(), wish);
-        let sources = Sources {
-            role: shape.annotation(&keys.role),
-            external_id: shape.annotation(&keys.external_id),
-            session_name: shape.annotation(SESSION_NAME),
-        };
-        self.ask(&workload, &sources, account_is_known);
+        self.ask(&workload, Source::Annotations(shape), account_is_known);
         self.web_identity(shape, &workload, asks);
         Ok(())
     }
@@ -197,16 +212,11 @@ impl Judge<'_> {
             },
             ..workload.clone()
         };
-        let sources = Sources {
-            role: path.to_owned(),
-            external_id: String::new(),
-            session_name: String::new(),
-        };
-        self.ask(&workload, &sources, true);
+        self.ask(&workload, Source::Path(path), true);
     }
 
     /// A service account names the role of its pods' web identity.
-    pub(super) fn service_account(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn service_account(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let annotations = |object| -> Result<Texts<'_>, Malformed> {
             match Place::root(object).field("metadata")? {
                 Some(metadata) => metadata.texts("annotations"),
@@ -227,7 +237,7 @@ impl Judge<'_> {
     }
 
     /// Credentials as a Secret, which every account of the namespace may be let to read.
-    pub(super) fn aws_iam_role(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn aws_iam_role(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let reference = |object| match Place::root(object).field("spec")? {
             Some(spec) => spec.text("roleReference"),
             None => Ok(None),
@@ -245,7 +255,7 @@ impl Judge<'_> {
 
     fn role_of_account(
         &mut self,
-        object: &Value,
+        object: &Node<'_>,
         mut account: String,
         role: &str,
         path: &str,
@@ -257,7 +267,7 @@ impl Judge<'_> {
         {
             account = metadata.text("name")?.unwrap_or_default().to_owned();
         }
-        let empty = Value::Object(serde_json::Map::new());
+        let empty = Node::Map(Map::default());
         let mut shape = PodShape::read(&Place::root(&empty))?;
         shape.service_account = Some(&account);
         let workload = shape.workload(self.namespace_name()?, "", Wish::default());
@@ -267,16 +277,16 @@ impl Judge<'_> {
 
     /// A token for AWS names no role, so where grants count only kubelets get one, for pods that
     /// were let through.
-    pub(super) fn token_request(&mut self, change: &Change) -> Result<(), Malformed> {
+    pub(super) fn token_request(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let Some(spec) = Place::root(&change.new).field("spec")? else {
             return Ok(());
         };
         let mut found = None;
         for audience in spec.list("audiences")? {
-            let text = audience.value.as_str();
+            let text = audience.value.as_text();
             let text = text.ok_or_else(|| audience.malformed("a string"))?;
             if is_aws_audience(text) {
-                found = Some(audience.path);
+                found = Some(audience.path());
             }
         }
         let Some(path) = found else {
@@ -301,21 +311,23 @@ impl Judge<'_> {
     }
 
     /// Asks the rules, as the doors do.
-    fn ask(&mut self, workload: &Workload, sources: &Sources, account_is_known: bool) {
+    fn ask(&mut self, workload: &Workload, source: Source<'_>, account_is_known: bool) {
         let explanation = self.rules.rules.explain(workload, self.now);
         let counts = |layer| account_is_known || layer != GRANTS;
+        let keys = self.rules.keys;
         let is_default = workload.wish.role.is_none();
+        let fault = |denial: &Denial| fault(denial, is_default, source, keys);
         match explanation.decision {
             Decision::NoRole => {}
             Decision::Undecided => self.outcome.undecided = Some(workload.namespace.clone()),
             Decision::Allow { audited, .. } => {
                 for denial in audited.iter().filter(|denial| counts(denial.layer)) {
-                    self.outcome.warning(fault(denial, is_default, sources));
+                    self.outcome.warning(fault(denial));
                 }
             }
             Decision::Deny(denial) => {
                 if counts(denial.layer) {
-                    self.outcome.fault(fault(&denial, is_default, sources));
+                    self.outcome.fault(fault(&denial));
                 }
                 // What comes before the layers would drown in what they say beside it.
                 if matches!(denial.layer, "own-role" | "rules") || workload.mirror {
@@ -335,24 +347,20 @@ impl Judge<'_> {
                         reason,
                     };
                     let mode: Mode = judgement.mode;
-                    self.by_mode(mode, fault(&other, is_default, sources));
+                    self.by_mode(mode, fault(&other));
                 }
             }
         }
     }
 }
 
-fn is_being_deleted(object: &Value) -> bool {
+fn is_being_deleted(object: &Node<'_>) -> bool {
     let place = Place::root(object).at(&["metadata", "deletionTimestamp"]);
     matches!(place, Ok(Some(_)))
 }
 
-fn fault(denial: &Denial, is_default: bool, sources: &Sources) -> Fault {
-    let path = match &*denial.rule {
-        "external ID annotation" => &sources.external_id,
-        "session name annotation" => &sources.session_name,
-        _ => &sources.role,
-    };
+fn fault(denial: &Denial, is_default: bool, source: Source<'_>, keys: &AnnotationKeys) -> Fault {
+    let path = source.path(&denial.rule, keys);
     let default = if is_default { ", the default," } else { "" };
     let whom = match denial.layer {
         "namespace" => "; ask whoever administers the namespace's annotations",
@@ -362,5 +370,5 @@ fn fault(denial: &Denial, is_default: bool, sources: &Sources) -> Fault {
         "role {}{default} is refused: {}{whom}",
         denial.role, denial.reason
     );
-    Fault::new(path, denial.layer, &denial.rule, &reason)
+    Fault::new(&path, denial.layer, &denial.rule, &reason)
 }
