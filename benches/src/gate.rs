@@ -24,6 +24,14 @@ const GRANTS_AND_REGO: &str = "namespace=off,grants=enforce,rego=enforce";
 /// The role allow-list that was published for OPA, and what it allows.
 const POLICY: &str =
     include_str!("../../crates/rego/tests/fixtures/deployment-create-whitelist-role-ns.rego");
+/// A policy that looks into the namespaces.
+const READS_NAMESPACES: &str = r#"package kubernetes.admission
+
+deny[msg] {
+    data.kubernetes.namespaces[input.request.namespace].metadata.labels.frozen == "true"
+    msg := "this namespace is frozen"
+}
+"#;
 const POLICY_NAME: &str = "deployment-create-whitelist-role-ns";
 const ON_THE_LIST: (&str, &str) = ("payments", "payments-reader");
 /// Namespaces that the policy can read when memory is measured.
@@ -102,6 +110,12 @@ fn memory(bench: &Bench) -> anyhow::Result<Row> {
     };
     let grants = (1..TEAMS).map(|team| cluster::grant(team, Shape::mixed(team)));
     let mut orders = published(REPLICATED);
+    // The published policy imports namespaces and does not use them; what nothing reads is not
+    // kept.
+    orders.push(policies([
+        (POLICY_NAME, POLICY),
+        ("frozen-namespaces", READS_NAMESPACES),
+    ]));
     orders.push(cluster::put_grants(grants.chain([theirs])));
     let webhook = Webhook::start(bench, &orders, GRANTS_AND_REGO)?;
     webhook.refuses(review::deployment(
@@ -131,22 +145,29 @@ fn allowed() -> Value {
 /// The published policy as kube-mgmt loads it, and so many namespaces: those that it lists, and
 /// teams'.
 fn published(namespaces: usize) -> Vec<Order> {
-    let policy = json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {
-            "namespace": "opa",
-            "name": POLICY_NAME,
-            "labels": {"openpolicyagent.org/policy": "rego"},
-        },
-        "data": {"main": POLICY},
-    });
     let listed = ["payments", "search"].map(|name| cluster::named_namespace(name, json!({})));
     let teams = (listed.len()..namespaces).map(cluster::namespace_object);
     vec![
-        cluster::put(cluster::CONFIG_MAPS, [policy]),
+        policies([(POLICY_NAME, POLICY)]),
         cluster::put(cluster::NAMESPACES, listed.into_iter().chain(teams)),
     ]
+}
+
+/// Policies as kube-mgmt loads them.
+fn policies<const COUNT: usize>(all: [(&str, &str); COUNT]) -> Order {
+    let maps = all.map(|(name, text)| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "namespace": "opa",
+                "name": name,
+                "labels": {"openpolicyagent.org/policy": "rego"},
+            },
+            "data": {"main": text},
+        })
+    });
+    cluster::put(cluster::CONFIG_MAPS, maps)
 }
 
 /// What loads of one kind came to, medians of rounds.

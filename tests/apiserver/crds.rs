@@ -289,8 +289,9 @@ spec: { ports: [{ port: 80 }] }
     .await;
     let (map, service) = (map.unwrap(), service.unwrap());
     assert_eq!(map.data["main.rego"], "package a");
-    assert_eq!(service.object["kind"], "Service");
-    assert_eq!(service.object["metadata"].get("managedFields"), None);
+    let object: Value = serde_json::from_str(&service.object).unwrap();
+    assert_eq!(object["kind"], "Service");
+    assert_eq!(object["metadata"].get("managedFields"), None);
     let client = connection.client();
     let ok = json!({"status": "ok"});
     let written = write_policy_status(&client, &map, &ok).await;

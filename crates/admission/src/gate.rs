@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 
 use crate::json::{self, Node};
 use crate::kinds::Subject;
-use crate::outcome::{Fault, Outcome};
+use crate::outcome::{Fault, Outcome, Unseen};
 use crate::place::Malformed;
 use crate::policies::ReviewPolicies;
 use crate::review::{Operation, Review};
@@ -44,8 +44,8 @@ pub struct GateRules<'a> {
     pub policies: Option<&'a dyn ReviewPolicies>,
 }
 
-/// Judges a review; pure. Where [`Outcome::undecided`] names a namespace, it is to be judged again
-/// when that namespace is known.
+/// Judges a review; pure. Where [`Outcome::undecided`] names something, it is to be judged again
+/// when that is known.
 pub fn judge(rules: &GateRules<'_>, review: &Review<'_>, now: Timestamp) -> Outcome {
     let mut judge = Judge {
         rules: *rules,
@@ -175,6 +175,11 @@ impl<'a> Judge<'a> {
             return;
         };
         if mode == Mode::Off || !asked_about || self.outcome.undecided.is_some() {
+            return;
+        }
+        // What they read may not be there yet.
+        if let (Mode::Enforce, Some(sentence)) = (mode, self.rules.rules.unseen) {
+            self.outcome.undecided = Some(Unseen::Rules(sentence));
             return;
         }
         let findings = policies.judge_review(review.body(), self.now);

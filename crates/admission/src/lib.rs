@@ -23,6 +23,6 @@ mod shape;
 mod text;
 
 pub use gate::{GateRules, judge};
-pub use outcome::{Fault, Outcome};
+pub use outcome::{Fault, Outcome, Unseen};
 pub use policies::{Finding, Findings, ReviewPolicies};
 pub use review::{Review, ReviewError};

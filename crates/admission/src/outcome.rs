@@ -1,5 +1,6 @@
 //! What comes out of the gate, and the answer that the API server is given.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -48,8 +49,8 @@ impl Fault {
     }
 }
 
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
         }
@@ -61,6 +62,27 @@ impl std::fmt::Display for Fault {
     }
 }
 
+/// What has not been seen yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unseen {
+    /// A namespace.
+    Namespace(Arc<str>),
+    /// Rules, as a sentence says.
+    Rules(&'static str),
+}
+
+impl fmt::Display for Unseen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace(name) => {
+                let name = shown(name, MAX_NAME);
+                write!(f, "namespace {name} is not known to rolegate yet")
+            }
+            Self::Rules(sentence) => f.write_str(sentence),
+        }
+    }
+}
+
 /// What was made of a review.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outcome {
@@ -68,9 +90,8 @@ pub struct Outcome {
     pub faults: Vec<Fault>,
     /// What layers in audit mode would have refused.
     pub warnings: Vec<Fault>,
-    /// The namespace that has not been seen yet, without which there is no verdict: judge again
-    /// when it is there.
-    pub undecided: Option<Arc<str>>,
+    /// What has not been seen yet, without which there is no verdict: judge again when it is there.
+    pub undecided: Option<Unseen>,
     /// How many policies were asked.
     pub asked: usize,
 }
@@ -102,11 +123,8 @@ impl Outcome {
                 format!("{} faults: {}", many.len(), numbered.join("; "))
             }
         };
-        if let (true, Some(namespace)) = (faults.is_empty(), &self.undecided) {
-            message = format!(
-                "namespace {} is not known to rolegate yet: try again in a moment",
-                shown(namespace, MAX_NAME)
-            );
+        if let (true, Some(unseen)) = (faults.is_empty(), &self.undecided) {
+            message = format!("{unseen}: try again in a moment");
         }
         cut(message, MAX_MESSAGE)
     }

@@ -248,6 +248,14 @@ impl RuleBook {
         Touched::All
     }
 
+    /// Grants are no longer followed, so those that are known may be out of date.
+    pub fn forget_grants(&mut self) -> Touched {
+        self.grants.clear();
+        self.grants_loaded = false;
+        self.compile_grants();
+        Touched::All
+    }
+
     fn change_grants(&mut self, change: Change<Grant>) -> Touched {
         let first = !self.grants_loaded;
         match change {

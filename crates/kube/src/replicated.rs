@@ -6,7 +6,6 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client};
 use rolegate_core::config::ResourceKind;
 use rolegate_core::workload::Change;
-use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
@@ -29,8 +28,9 @@ pub struct Replicated {
     pub namespace: Option<Arc<str>>,
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// All of it, apart from the records of who set which field.
-    pub object: Value,
+    /// All of it as JSON, apart from the records of who set which field. Text, because a cluster
+    /// has thousands that wait together to be taken in, and trees would take many times as much.
+    pub object: Box<str>,
 }
 
 /// Watches all objects of a kind and sends what they are: a snapshot first and after each gap,
@@ -112,6 +112,6 @@ fn replicated(
         resource: kind.clone(),
         namespace: object.metadata.namespace.as_deref().map(Into::into),
         name: object.metadata.name.as_deref()?.into(),
-        object: serde_json::to_value(&object).ok()?,
+        object: serde_json::to_string(&object).ok()?.into(),
     })
 }

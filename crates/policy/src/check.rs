@@ -4,7 +4,7 @@ mod render;
 mod request;
 
 use jiff::Timestamp;
-use rolegate_admission::{Fault, GateRules, Review, judge};
+use rolegate_admission::{Fault, GateRules, Review, Unseen, judge};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -151,11 +151,14 @@ fn check_one(
         .iter()
         .map(|fault| finding(Level::Error, fault))
         .collect();
-    if let Some(unknown) = &outcome.undecided {
-        let reason = format!(
-            "namespace {unknown} is in neither the rules nor the manifests, so nothing can be said: \
-             add it to one of them"
-        );
+    if let Some(unseen) = &outcome.undecided {
+        let reason = match unseen {
+            Unseen::Namespace(name) => format!(
+                "namespace {name} is in neither the rules nor the manifests, so nothing can be said: \
+                 add it to one of them"
+            ),
+            Unseen::Rules(sentence) => (*sentence).to_owned(),
+        };
         let fault = Fault::new("metadata.namespace", "rules", "unknown namespace", &reason);
         found.push(finding(Level::Error, &fault));
     }

@@ -248,6 +248,7 @@ impl PolicyBook {
                         engine,
                         limit: self.settings.limits.eval_time,
                         reads_time: built.reads_time,
+                        reads: built.reads.clone(),
                         kinds: built.kinds.clone(),
                     }));
                 }

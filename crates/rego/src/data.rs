@@ -105,16 +105,14 @@ impl DataTree {
             replicated.namespace.as_deref(),
             &replicated.name,
         );
-        if input::is_too_deep(&replicated.object) {
+        // What is nested too deep cannot be read.
+        let Ok(value) = serde_json::from_str(&replicated.object) else {
             self.remove(&path);
             self.refused.insert(path);
             return;
-        }
+        };
         self.refused.remove(&path);
-        let bytes = size(&replicated.object);
-        if let Ok(value) = serde::Deserialize::deserialize(&replicated.object) {
-            self.set(path, value, bytes);
-        }
+        self.set(path, value, replicated.object.len());
     }
 
     pub(crate) fn forget(&mut self, resource: &str, namespace: Option<&str>, name: &str) {
@@ -127,7 +125,7 @@ impl DataTree {
         resource: &str,
         objects: impl IntoIterator<Item = &'a Replicated>,
     ) {
-        let start = [REPLICATED.to_owned(), resource.to_owned()];
+        let start = of_resource(resource);
         let mut bytes = self.bytes;
         self.sizes.retain(|path, size| {
             let goes = path.starts_with(&start);
@@ -136,7 +134,7 @@ impl DataTree {
         });
         self.bytes = bytes;
         self.refused.retain(|path| !path.starts_with(&start));
-        self.changed.insert(start.to_vec());
+        self.changed.insert(start.clone());
         unset(&mut self.root, &start);
         for object in objects {
             self.replicate(object);
@@ -243,30 +241,20 @@ fn parse(text: &str) -> Result<Value, String> {
     }
 }
 
-/// About as many bytes as it has as JSON.
-fn size(value: &serde_json::Value) -> usize {
-    let (mut bytes, mut open) = (0, vec![value]);
-    while let Some(value) = open.pop() {
-        bytes += 8;
-        match value {
-            serde_json::Value::String(text) => bytes += text.len(),
-            serde_json::Value::Array(items) => open.extend(items),
-            serde_json::Value::Object(fields) => {
-                bytes += fields.keys().map(|key| key.len() + 4).sum::<usize>();
-                open.extend(fields.values());
-            }
-            _ => {}
-        }
-    }
-    bytes
-}
-
 /// Whether a change at one path shows at another.
 pub(crate) fn touches(changed: &BTreeSet<Path>, read: &BTreeSet<Path>) -> bool {
-    changed.iter().any(|changed| {
-        read.iter()
-            .any(|read| changed.starts_with(read) || read.starts_with(changed))
-    })
+    changed.iter().any(|changed| are_related(changed, read))
+}
+
+/// Whether a path leads through, or on from, one of others.
+pub(crate) fn are_related(path: &[String], others: &BTreeSet<Path>) -> bool {
+    let mut others = others.iter();
+    others.any(|other| path.starts_with(other) || other.starts_with(path))
+}
+
+/// Where the objects of a resource are.
+pub(crate) fn of_resource(resource: &str) -> Path {
+    [REPLICATED, resource].map(str::to_owned).into()
 }
 
 /// The id of a ConfigMap by its namespace and name.

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use regorus::utils::limits::monotonic_now;
 use regorus::{Engine, LimitError, Value};
 
+use crate::analysis::Path;
 use crate::builtins;
 use crate::error::{LoadError, one_line};
 use crate::limits::Limits;
@@ -82,6 +83,8 @@ pub(crate) struct Program {
     pub(crate) engine: Engine,
     pub(crate) limit: Duration,
     pub(crate) reads_time: bool,
+    /// Paths below `data` that are read.
+    pub(crate) reads: BTreeSet<Path>,
     /// Kinds with a pod template that the policy names.
     pub(crate) kinds: BTreeSet<&'static str>,
 }

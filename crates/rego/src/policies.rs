@@ -12,7 +12,7 @@ use rolegate_core::workload::Workload;
 
 use crate::evaluate::Program;
 use crate::source::Points;
-use crate::{input, text, wrap};
+use crate::{data, input, text, wrap};
 
 /// A policy that was asked, or could not be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +103,16 @@ impl Policies {
         !self.lacking.is_empty()
             || self.fault.is_some()
             || self.policies.iter().any(|policy| policy.points.gate)
+    }
+
+    /// Whether a policy that is asked at points that count reads replicated objects of a resource
+    /// (its plural).
+    pub fn read_replicated(&self, resource: &str, counts: impl Fn(Points) -> bool) -> bool {
+        let path = data::of_resource(resource);
+        self.policies
+            .iter()
+            .filter(|policy| counts(policy.points))
+            .any(|policy| data::are_related(&path, &policy.program.reads))
     }
 
     /// Whether a request at a door needs an answer from here.

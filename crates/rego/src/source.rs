@@ -90,8 +90,8 @@ pub struct Replicated {
     pub namespace: Option<String>,
     /// `metadata.name`.
     pub name: String,
-    /// The object.
-    pub object: serde_json::Value,
+    /// The object as JSON.
+    pub object: Box<str>,
 }
 
 /// A required policy: namespace and name of its ConfigMap.

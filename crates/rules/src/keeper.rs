@@ -16,7 +16,7 @@ use rolegate_rego::{
 };
 
 use crate::rules::Rules;
-use crate::snapshot::{Needs, Snapshot};
+use crate::snapshot::{Needs, Snapshot, Watch};
 
 /// What a source says.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub enum Report {
     ConfigMaps(Arc<str>, Change<ConfigMap>),
     /// About the objects of one kind.
     Replicated(ResourceKind, Change<Replicated>),
+    /// That something is no longer followed: what was said about it may be out of date.
+    Unfollowed(Watch),
 }
 
 /// Where policies are asked by this process.
@@ -53,7 +55,6 @@ pub struct Keeper {
     misplaced: BTreeMap<MapName, String>,
     loaded_namespaces: HashSet<Arc<str>>,
     loaded_kinds: BTreeSet<ResourceKind>,
-    needs: Needs,
     rules: Rules,
 }
 
@@ -70,7 +71,6 @@ impl Keeper {
             misplaced: BTreeMap::new(),
             loaded_namespaces: HashSet::new(),
             loaded_kinds: BTreeSet::new(),
-            needs: Needs::default(),
             rules: Rules::default(),
         };
         keeper.publish();
@@ -141,6 +141,7 @@ impl Keeper {
             }
             Report::ConfigMaps(namespace, change) => self.change_config_maps(namespace, change),
             Report::Replicated(kind, change) => self.change_replicated(kind, change),
+            Report::Unfollowed(watch) => self.forget(watch),
         };
         if touched != Touched::Nothing {
             self.publish();
@@ -245,6 +246,25 @@ impl Keeper {
         Touched::All
     }
 
+    /// Forgets what is no longer followed, so that it counts as not seen if it is needed again.
+    fn forget(&mut self, watch: Watch) -> Touched {
+        match watch {
+            Watch::Config => Touched::Nothing,
+            Watch::Grants => self.book.forget_grants(),
+            Watch::ConfigMaps(namespace) => {
+                self.loaded_namespaces.remove(&namespace);
+                self.config_maps.retain(|name, _| name.0 != namespace);
+                self.read_all();
+                Touched::All
+            }
+            Watch::Replicated(kind) => {
+                self.policies.replicate_all(&kind.resource, []);
+                self.loaded_kinds.remove(&kind);
+                Touched::All
+            }
+        }
+    }
+
     /// What must be followed for the rules as they are now.
     fn find_needs(&self, policies: &Policies) -> Needs {
         let config = self.book.config();
@@ -256,23 +276,24 @@ impl Keeper {
             return needs;
         }
         needs.config_maps = config.rego.namespaces.clone();
-        let asked = match self.point {
-            Point::Gate => policies.asks_at_gate(),
-            Point::Door => policies.asks_at_door(),
-        };
-        if asked {
-            needs.replicated = config.rego.replicate.iter().cloned().collect();
-            needs.replicated.insert(ResourceKind::namespaces());
-        }
+        let namespaces = ResourceKind::namespaces();
+        let kinds = config.rego.replicate.iter().chain([&namespaces]);
+        let are_read = kinds.filter(|kind| {
+            policies.read_replicated(&kind.resource, |points| match self.point {
+                Point::Gate => points.gate,
+                Point::Door => points.door,
+            })
+        });
+        needs.replicated = are_read.cloned().collect();
         needs
     }
 
     fn publish(&mut self) {
         let policies = self.policies.snapshot();
-        self.needs = self.find_needs(&policies);
-        let namespaces = &mut self.needs.config_maps.iter();
+        let needs = self.find_needs(&policies);
+        let namespaces = &mut needs.config_maps.iter();
         let loaded = namespaces.all(|namespace| self.loaded_namespaces.contains(namespace))
-            && self.needs.replicated.is_subset(&self.loaded_kinds);
+            && needs.replicated.is_subset(&self.loaded_kinds);
         self.book
             .set_rego(loaded.then(|| Arc::new(RegoLayer::new(policies.clone())) as Arc<dyn Layer>));
         let rules = self.book.rule_set();
@@ -282,7 +303,7 @@ impl Keeper {
             config: self.book.config().clone(),
             grants: self.book.grants().clone(),
             policies,
-            needs: self.needs.clone(),
+            needs,
         });
     }
 }

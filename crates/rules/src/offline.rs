@@ -298,7 +298,7 @@ fn replicated(document: &Value, kind: &ResourceKind) -> Option<Replicated> {
         resource: kind.clone(),
         namespace: text("/metadata/namespace").map(Into::into),
         name: text("/metadata/name")?.into(),
-        object: document.clone(),
+        object: document.to_string().into(),
     })
 }
 

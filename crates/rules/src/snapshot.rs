@@ -25,6 +25,19 @@ pub struct Snapshot {
     pub needs: Needs,
 }
 
+/// Something that is followed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Watch {
+    /// The cluster's configuration.
+    Config,
+    /// Grants.
+    Grants,
+    /// ConfigMaps of a namespace.
+    ConfigMaps(Arc<str>),
+    /// Objects of a kind.
+    Replicated(ResourceKind),
+}
+
 /// What must be followed, beside the configuration and namespaces' annotations.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needs {
@@ -32,6 +45,6 @@ pub struct Needs {
     pub grants: bool,
     /// Namespaces of policies' ConfigMaps.
     pub config_maps: BTreeSet<Arc<str>>,
-    /// Kinds whose objects policies may read.
+    /// Kinds whose objects policies read.
     pub replicated: BTreeSet<ResourceKind>,
 }

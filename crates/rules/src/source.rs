@@ -2,9 +2,7 @@
 //! replicated objects as the configuration and the policies ask for them.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
-use rolegate_core::config::ResourceKind;
 use rolegate_core::rulebook::RuleUpdate;
 use rolegate_kube::client::Connection;
 use rolegate_kube::cluster_config::{ConfigUse, watch_cluster_config};
@@ -14,19 +12,18 @@ use rolegate_kube::replicated::watch_replicated;
 use rolegate_kube::watch::{Reporting, WatchMetrics};
 use rolegate_runtime::readiness::{Condition, Readiness};
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::keeper::Report;
 use crate::rules::Rules;
-use crate::snapshot::Needs;
+use crate::snapshot::{Needs, Watch};
 
+const CONFIG: &str = "cluster configuration";
+const GRANTS: &str = "grants";
+const POLICIES: &str = "policies";
+const REPLICATED: &str = "replicated objects";
 /// The names of the readiness conditions of all watches.
-pub const CONDITIONS: [&str; 4] = [
-    "cluster configuration",
-    "grants",
-    "policies",
-    "replicated objects",
-];
+pub const CONDITIONS: [&str; 4] = [CONFIG, GRANTS, POLICIES, REPLICATED];
 
 /// What is followed.
 #[derive(Debug)]
@@ -43,25 +40,13 @@ pub struct RuleSources {
     pub reports: mpsc::Sender<Report>,
 }
 
-/// One watch.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Watch {
-    Config,
-    Grants,
-    ConfigMaps(Arc<str>),
-    Replicated(ResourceKind),
-}
-
-impl Watch {
-    /// The name of its condition. Watches of one kind share one.
-    fn condition(&self) -> &'static str {
-        let [config, grants, policies, replicated] = CONDITIONS;
-        match self {
-            Self::Config => config,
-            Self::Grants => grants,
-            Self::ConfigMaps(_) => policies,
-            Self::Replicated(_) => replicated,
-        }
+/// The name of a watch's condition. Watches of one kind share one.
+fn condition(watch: &Watch) -> &'static str {
+    match watch {
+        Watch::Config => CONFIG,
+        Watch::Grants => GRANTS,
+        Watch::ConfigMaps(_) => POLICIES,
+        Watch::Replicated(_) => REPLICATED,
     }
 }
 
@@ -69,31 +54,32 @@ impl RuleSources {
     /// Follows what `rules` need, as it changes, until nobody listens to the reports.
     pub async fn run(self, rules: Rules) {
         let mut changes = rules.changes();
-        let mut tasks = JoinSet::new();
-        let mut running: HashMap<Watch, AbortHandle> = HashMap::new();
+        let mut running: HashMap<Watch, AbortOnDropHandle<()>> = HashMap::new();
         let mut conditions: HashMap<&'static str, Condition> = HashMap::new();
         loop {
             changes.mark_unchanged();
             let wanted = wanted(&rules.load().needs);
-            running.retain(|watch, task| {
-                let keep = wanted.contains(watch);
-                if !keep {
-                    task.abort();
-                    if let Some(condition) = conditions.get(watch.condition()) {
-                        condition.ok();
-                    }
+            for (watch, task) in running.extract_if(|watch, _| !wanted.contains(watch)) {
+                // Nothing that it still says may come after the report that it is over.
+                task.abort();
+                let _ = task.await;
+                if let Some(condition) = conditions.get(condition(&watch)) {
+                    condition.ok();
                 }
-                keep
-            });
+                if self.reports.send(Report::Unfollowed(watch)).await.is_err() {
+                    return;
+                }
+            }
             for watch in wanted {
                 if running.contains_key(&watch) {
                     continue;
                 }
+                let name = condition(&watch);
                 let condition = conditions
-                    .entry(watch.condition())
-                    .or_insert_with(|| self.readiness.condition(watch.condition()));
-                let task = self.watch(watch.clone(), condition.clone());
-                running.insert(watch, tasks.spawn(task));
+                    .entry(name)
+                    .or_insert_with(|| self.readiness.condition(name));
+                let task = tokio::spawn(self.watch(watch.clone(), condition.clone()));
+                running.insert(watch, AbortOnDropHandle::new(task));
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },

@@ -8,7 +8,7 @@ use rolegate_core::workload::{Wish, Workload};
 
 use super::{Change, Judge};
 use crate::json::{Map, Node};
-use crate::outcome::Fault;
+use crate::outcome::{Fault, Unseen};
 use crate::place::{Malformed, Place, Texts};
 use crate::shape::{PodShape, ROLE_VARIABLE, is_aws_audience};
 
@@ -319,7 +319,12 @@ impl Judge<'_> {
         let fault = |denial: &Denial| fault(denial, is_default, source, keys);
         match explanation.decision {
             Decision::NoRole => {}
-            Decision::Undecided => self.outcome.undecided = Some(workload.namespace.clone()),
+            Decision::Undecided => {
+                self.outcome.undecided = Some(match self.rules.rules.unseen {
+                    Some(sentence) => Unseen::Rules(sentence),
+                    None => Unseen::Namespace(workload.namespace.clone()),
+                });
+            }
             Decision::Allow { audited, .. } => {
                 for denial in audited.iter().filter(|denial| counts(denial.layer)) {
                     self.outcome.warning(fault(denial));

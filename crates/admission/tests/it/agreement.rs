@@ -184,7 +184,7 @@ proptest! {
                 prop_assert_eq!(first.map(|fault| fault.layer), Some(denial.layer));
             }
             Decision::Undecided => {
-                prop_assert_eq!(outcome.undecided.as_deref(), Some(pod.namespace));
+                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_admission::Unseen::Namespace(pod.namespace.into())));
                 prop_assert!(!outcome.is_allowed());
             }
         }

@@ -1,7 +1,7 @@
 //! What is answered where the rules themselves are not there.
 
 use rolegate_admission::outcome::refusal;
-use rolegate_admission::{Fault, Outcome, Review, judge};
+use rolegate_admission::{Fault, Outcome, Review, Unseen, judge};
 use rolegate_core::layer::Mode;
 use serde_json::{Value, json};
 
@@ -54,7 +54,10 @@ fn threat_10_rules_that_are_missing_refuse_what_names_a_role_and_nothing_else() 
 fn a_namespace_that_was_not_seen_yet_is_waited_for() {
     let rules = Rules::of("annotations");
     let outcome = rules.judge(&pod("unheard-of", Some("shop-reader")));
-    assert_eq!(outcome.undecided.as_deref(), Some("unheard-of"));
+    assert_eq!(
+        outcome.undecided,
+        Some(Unseen::Namespace("unheard-of".into()))
+    );
     let answer = answer(&rules, &pod("unheard-of", Some("shop-reader")));
     assert_eq!(answer["response"]["allowed"], false);
     assert_eq!(answer["response"]["status"]["code"], 503);

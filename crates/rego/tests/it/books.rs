@@ -317,7 +317,7 @@ fn more_data_than_there_may_be_denies() {
     ));
     assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
     book.replicate(&Replicated {
-        object: json!("x".repeat(2000)),
+        object: json!("x".repeat(2000)).to_string().into(),
         ..namespace("big", json!({}))
     });
     assert!(

@@ -47,7 +47,7 @@ fn run(case: &Case) -> Result<Vec<String>, String> {
                 resource: resource.clone(),
                 namespace: namespace.cloned(),
                 name: name.clone(),
-                object: object.clone(),
+                object: object.to_string().into(),
             };
             if resource == "namespaces" {
                 book.replicate(&of(None, name, object));

@@ -54,7 +54,9 @@ pub(crate) fn namespace(name: &str, annotations: Value) -> Replicated {
         resource: "namespaces".into(),
         namespace: None,
         name: name.into(),
-        object: json!({"metadata": {"name": name, "annotations": annotations}}),
+        object: json!({"metadata": {"name": name, "annotations": annotations}})
+            .to_string()
+            .into(),
     }
 }
 

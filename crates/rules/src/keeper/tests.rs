@@ -10,6 +10,8 @@ use serde_json::json;
 use super::*;
 
 const DENY_ALL: &str = "package kubernetes.admission\ndeny[msg] { msg := \"nobody\" }\n";
+const NEEDS_A_TEAM: &str = "package kubernetes.admission\nimport data.kubernetes.namespaces\n\
+    deny[msg] { not namespaces[input.request.namespace].metadata.labels.team; msg := \"no team\" }\n";
 const DENY_NONE: &str = "package kubernetes.admission\ndeny[msg] { false; msg := \"\" }\n";
 
 fn config(rego: RegoConfig) -> RuleConfig {
@@ -89,18 +91,48 @@ fn allows(keeper: &Keeper) -> bool {
     matches!(decide(keeper), Decision::Allow { .. })
 }
 
+fn namespace(labels: serde_json::Value) -> Replicated {
+    let object = json!({"metadata": {"name": "default", "labels": labels}});
+    Replicated {
+        resource: ResourceKind::namespaces(),
+        namespace: None,
+        name: "default".into(),
+        object: object.to_string().into(),
+    }
+}
+
 #[test]
 fn nothing_is_decided_before_all_that_policies_need_is_there() {
     let mut keeper = keeper(RegoConfig::default());
     assert_eq!(keeper.unseen(), Some("policies are not loaded"));
     assert_eq!(decide(&keeper), Decision::Undecided);
-    keeper.apply(maps(vec![map("open", "door", DENY_NONE)]));
-    // A door's policy may read namespaces, so they are needed too.
+    keeper.apply(maps(vec![map("teams", "door", NEEDS_A_TEAM)]));
+    // A door's policy reads namespaces, so they are needed too.
     let needs = keeper.rules().load().needs.clone();
     assert_eq!(needs.replicated, [ResourceKind::namespaces()].into());
     assert_eq!(decide(&keeper), Decision::Undecided);
-    keeper.apply(namespaces(Vec::new()));
+    keeper.apply(namespaces(vec![namespace(json!({"team": "a"}))]));
     assert!(allows(&keeper));
+}
+
+#[test]
+fn what_no_policy_reads_is_not_followed_and_what_is_not_followed_is_forgotten() {
+    let mut keeper = keeper(RegoConfig::default());
+    let watch = Watch::Replicated(ResourceKind::namespaces());
+    keeper.apply(maps(vec![map("teams", "door", NEEDS_A_TEAM)]));
+    keeper.apply(namespaces(vec![namespace(json!({"team": "a"}))]));
+    assert!(allows(&keeper));
+    keeper.apply(maps(vec![map("open", "door", DENY_NONE)]));
+    assert!(keeper.rules().load().needs.replicated.is_empty());
+    keeper.apply(Report::Unfollowed(watch));
+    assert!(allows(&keeper));
+    // Whoever reads them again waits for what they are by now.
+    keeper.apply(maps(vec![map("teams", "door", NEEDS_A_TEAM)]));
+    assert_eq!(decide(&keeper), Decision::Undecided);
+    keeper.apply(namespaces(vec![namespace(json!({}))]));
+    assert!(!allows(&keeper));
+    keeper.apply(Report::Unfollowed(Watch::ConfigMaps("opa".into())));
+    assert_eq!(decide(&keeper), Decision::Undecided);
 }
 
 #[test]
@@ -159,16 +191,8 @@ fn a_broken_policy_keeps_its_last_good_one_and_a_status_is_no_change() {
 
 #[test]
 fn policies_read_replicated_objects_as_they_change() {
-    let text = "package kubernetes.admission\nimport data.kubernetes.namespaces\n\
-                deny[msg] { not namespaces[input.request.namespace].metadata.labels.team; msg := \"no team\" }\n";
-    let namespace = |labels: serde_json::Value| Replicated {
-        resource: ResourceKind::namespaces(),
-        namespace: None,
-        name: "default".into(),
-        object: json!({"metadata": {"name": "default", "labels": labels}}),
-    };
     let mut keeper = keeper(RegoConfig::default());
-    keeper.apply(maps(vec![map("teams", "door", text)]));
+    keeper.apply(maps(vec![map("teams", "door", NEEDS_A_TEAM)]));
     keeper.apply(namespaces(vec![namespace(json!({}))]));
     assert!(!allows(&keeper));
     let labelled = Change::Apply(namespace(json!({"team": "a"})));
