@@ -39,7 +39,7 @@ pub struct NamespaceRules {
     base: Option<BaseArn>,
     format: PatternFormat,
     /// Owners of namespaces can make these costly, so those that no pod needs are left alone.
-    compiled: OnceLock<Compiled>,
+    compiled: OnceLock<Box<Compiled>>,
 }
 
 /// A namespace's annotations, compiled.
@@ -74,12 +74,17 @@ impl NamespaceRules {
         Self::new(&namespace, None, PatternFormat::default())
     }
 
+    /// The namespace as it was reported.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     /// The annotations, compiled.
     pub fn annotations(&self) -> &Compiled {
         self.compiled.get_or_init(|| {
             let base = self.base.as_ref();
             let namespace = &self.namespace;
-            Compiled {
+            Box::new(Compiled {
                 allowed: namespace
                     .allowed_roles
                     .as_deref()
@@ -93,7 +98,7 @@ impl NamespaceRules {
                     .as_deref()
                     .filter(|wish| !wish.is_empty())
                     .map(|wish| resolve(wish, base).map_err(|error| error.to_string())),
-            }
+            })
         })
     }
 }

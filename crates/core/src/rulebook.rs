@@ -86,7 +86,6 @@ pub struct RuleBook {
     /// The last configuration that could be used.
     good: Option<Arc<RuleConfig>>,
     facts: Option<Facts>,
-    raw_namespaces: HashMap<Arc<str>, Namespace>,
     namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
     namespaces_loaded: bool,
     grants: HashMap<Arc<str>, Grant>,
@@ -106,7 +105,6 @@ impl RuleBook {
             config: ClusterConfig::NotUsed,
             good: None,
             facts: None,
-            raw_namespaces: HashMap::new(),
             namespaces: Arc::default(),
             namespaces_loaded: false,
             grants: HashMap::new(),
@@ -134,7 +132,7 @@ impl RuleBook {
 
     /// The namespaces as they were reported.
     pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
-        self.raw_namespaces.values()
+        self.namespaces.values().map(|rules| rules.namespace())
     }
 
     /// Takes what was found out about where we run.
@@ -290,27 +288,22 @@ impl RuleBook {
         match change {
             Change::Snapshot(all) => {
                 self.namespaces_loaded = true;
-                self.raw_namespaces = all
-                    .into_iter()
-                    .map(|namespace| (namespace.name.clone(), namespace))
-                    .collect();
-                self.compile_namespaces();
+                self.compile_namespaces(&all);
                 Touched::All
             }
             Change::Apply(namespace) => {
                 let name = namespace.name.clone();
-                if self.raw_namespaces.get(&name) == Some(&namespace) {
+                let before = self.namespaces.get(&name);
+                if before.is_some_and(|before| *before.namespace() == namespace) {
                     return Touched::Nothing;
                 }
                 let rules = Arc::new(self.compile_namespace(&namespace));
                 Arc::make_mut(&mut self.namespaces).insert(name.clone(), rules);
-                self.raw_namespaces.insert(name.clone(), namespace);
                 self.generation += 1;
                 Touched::Namespace(name)
             }
             Change::Delete(namespace) => {
                 Arc::make_mut(&mut self.namespaces).remove(&namespace.name);
-                self.raw_namespaces.remove(&namespace.name);
                 self.generation += 1;
                 Touched::Namespace(namespace.name)
             }
@@ -324,7 +317,8 @@ impl RuleBook {
 
     fn compile_all(&mut self) {
         self.compile_grants();
-        self.compile_namespaces();
+        let before = self.namespaces.clone();
+        self.compile_namespaces(before.values().map(|rules| rules.namespace()));
     }
 
     fn compile_grants(&mut self) {
@@ -332,11 +326,10 @@ impl RuleBook {
         self.generation += 1;
     }
 
-    fn compile_namespaces(&mut self) {
-        let all = self.raw_namespaces.iter();
-        let compiled = all.map(|(name, namespace)| {
+    fn compile_namespaces<'a>(&mut self, all: impl IntoIterator<Item = &'a Namespace>) {
+        let compiled = all.into_iter().map(|namespace| {
             let rules = self.compile_namespace(namespace);
-            (name.clone(), Arc::new(rules))
+            (namespace.name.clone(), Arc::new(rules))
         });
         self.namespaces = Arc::new(compiled.collect());
         self.generation += 1;

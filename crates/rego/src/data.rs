@@ -1,7 +1,7 @@
 //! The tree below `data`: data ConfigMaps at `data.<namespace>.<name>.<key>` and replicated objects
 //! at `data.kubernetes.<resource>[.<namespace>].<name>`, as kube-mgmt lays it out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use regorus::Value;
@@ -18,8 +18,9 @@ const REPLICATED: &str = "kubernetes";
 #[derive(Debug)]
 pub(crate) struct DataTree {
     root: Value,
-    /// Bytes at each path that was set, as JSON.
-    sizes: BTreeMap<Path, usize>,
+    /// Bytes at each path that was set, as JSON. A path's parts are joined by slashes, which no name
+    /// has.
+    sizes: HashMap<Box<str>, u32>,
     bytes: usize,
     most: usize,
     /// Objects that could not be taken in: what policies would read is not what there is.
@@ -31,7 +32,7 @@ impl DataTree {
     pub(crate) fn new(most: usize) -> Self {
         Self {
             root: Value::new_object(),
-            sizes: BTreeMap::new(),
+            sizes: HashMap::new(),
             bytes: 0,
             most,
             refused: BTreeSet::new(),
@@ -88,10 +89,7 @@ impl DataTree {
 
     /// Whether there is data of a ConfigMap, `namespace/name`.
     pub(crate) fn has(&self, id: &str) -> bool {
-        id.split_once('/').is_some_and(|(namespace, name)| {
-            self.sizes
-                .contains_key(&[namespace.to_owned(), name.to_owned()][..])
-        })
+        self.sizes.contains_key(id)
     }
 
     pub(crate) fn delete(&mut self, namespace: &str, name: &str) {
@@ -100,6 +98,10 @@ impl DataTree {
 
     /// Takes in a replicated object.
     pub(crate) fn replicate(&mut self, replicated: &Replicated) {
+        self.replicate_with(replicated, &mut Texts::default());
+    }
+
+    fn replicate_with(&mut self, replicated: &Replicated, texts: &mut Texts) {
         let path = path_of(
             &replicated.resource,
             replicated.namespace.as_deref(),
@@ -112,7 +114,7 @@ impl DataTree {
             return;
         };
         self.refused.remove(&path);
-        self.set(path, value, replicated.object.len());
+        self.set(path, texts.shared(value), replicated.object.len());
     }
 
     pub(crate) fn forget(&mut self, resource: &str, namespace: Option<&str>, name: &str) {
@@ -126,18 +128,15 @@ impl DataTree {
         objects: impl IntoIterator<Item = &'a Replicated>,
     ) {
         let start = of_resource(resource);
-        let mut bytes = self.bytes;
-        self.sizes.retain(|path, size| {
-            let goes = path.starts_with(&start);
-            bytes -= if goes { *size } else { 0 };
-            !goes
-        });
-        self.bytes = bytes;
+        let below = format!("{}/", joined(&start));
+        let gone = self.sizes.extract_if(|path, _| path.starts_with(&below));
+        self.bytes -= gone.map(|(_, size)| size as usize).sum::<usize>();
         self.refused.retain(|path| !path.starts_with(&start));
         self.changed.insert(start.clone());
         unset(&mut self.root, &start);
+        let mut texts = Texts::default();
         for object in objects {
-            self.replicate(object);
+            self.replicate_with(object, &mut texts);
         }
     }
 
@@ -154,17 +153,27 @@ impl DataTree {
             at = object.get_or_insert_with(key, Value::new_object);
         }
         *at = value;
-        let before = self.sizes.insert(path.clone(), bytes).unwrap_or(0);
-        self.bytes = self.bytes + bytes - before;
-        self.changed.insert(path);
+        // The API server takes nothing that comes near to 4 GiB.
+        let size = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let before = self.sizes.insert(joined(&path).into(), size).unwrap_or(0);
+        self.bytes = self.bytes + size as usize - before as usize;
+        self.note_change(path);
+    }
+
+    /// Keeps in mind that something changed at a path, unless it is known of a path above it.
+    fn note_change(&mut self, path: Path) {
+        let mut starts = (1..path.len()).filter_map(|length| path.get(..length));
+        if !starts.any(|start| self.changed.contains(start)) {
+            self.changed.insert(path);
+        }
     }
 
     fn remove(&mut self, path: &[String]) {
         self.refused.remove(path);
-        if let Some(bytes) = self.sizes.remove(path) {
-            self.bytes -= bytes;
+        if let Some(size) = self.sizes.remove(&*joined(path)) {
+            self.bytes -= size as usize;
             unset(&mut self.root, path);
-            self.changed.insert(path.to_vec());
+            self.note_change(path.to_vec());
         }
     }
 
@@ -216,6 +225,10 @@ fn unset(root: &mut Value, path: &[String]) {
     }
 }
 
+fn joined(path: &[String]) -> String {
+    path.join("/")
+}
+
 fn path_of(resource: &str, namespace: Option<&str>, name: &str) -> Path {
     [REPLICATED, resource]
         .into_iter()
@@ -223,6 +236,50 @@ fn path_of(resource: &str, namespace: Option<&str>, name: &str) -> Path {
         .chain([name])
         .map(str::to_owned)
         .collect()
+}
+
+/// Texts that are in many objects of one kind, such as the names of fields: each is kept once.
+#[derive(Default)]
+struct Texts(HashSet<Arc<str>>);
+
+impl Texts {
+    /// Longer texts are each in one object.
+    const LONGEST: usize = 64;
+
+    /// The same value, with texts that are known.
+    fn shared(&mut self, value: Value) -> Value {
+        match value {
+            Value::String(text) if text.len() <= Self::LONGEST => Value::String(self.known(text)),
+            Value::Array(items) => {
+                let items = items.iter().cloned().map(|item| self.shared(item));
+                Value::from(items.collect::<Vec<_>>())
+            }
+            Value::Object(fields) => {
+                let fields = fields.iter().map(|(key, value)| {
+                    let (key, value) = (key.clone(), value.clone());
+                    (self.shared(key), self.shared(value))
+                });
+                compact(fields.collect())
+            }
+            other => other,
+        }
+    }
+
+    fn known(&mut self, text: Arc<str>) -> Arc<str> {
+        if let Some(known) = self.0.get(&text) {
+            return known.clone();
+        }
+        self.0.insert(text.clone());
+        text
+    }
+}
+
+/// An object in the form that takes the least memory.
+fn compact(fields: BTreeMap<Value, Value>) -> Value {
+    match Value::from(fields) {
+        Value::Object(object) => Arc::unwrap_or_clone(object).into_value(),
+        other => other,
+    }
 }
 
 /// JSON, as kube-mgmt reads it, or else YAML.
