@@ -17,6 +17,7 @@
 //! | `print`, `trace` | written to the log | nothing is written |
 //! | an extra argument for the result, `f(x, y)` for `y := f(x)` | all built-ins | not for deprecated ones and `net.*`, `crypto.*`, `glob.*`, `yaml.*` |
 //! | a comprehension with a variable of the same name as the one it is assigned to | another variable | refused at load |
+//! | bodies of one function in several modules | one function | refused at load |
 //! | built-ins | all | without [`missing_builtins`] |
 //!
 //! Errors of built-ins make their expression undefined, as in OPA without `strict-builtin-errors`.

@@ -69,6 +69,7 @@ impl<'a> Graph<'a> {
             }
         }
         self.shapes(&mut faults);
+        self.scattered_functions(&mut faults);
         self.circles(&mut faults);
         faults
     }
@@ -125,6 +126,27 @@ impl<'a> Graph<'a> {
                     faults.entry(one.module.policy.clone()).or_insert_with(|| {
                         LoadError::Compile(format!(
                             "{}, line {}: data.{} is something else in {}: one name is one set, value or function",
+                            one.module.place, one.rule.line, path.join("."), another.module.place
+                        ))
+                    });
+                }
+            }
+        }
+    }
+
+    /// The interpreter runs every body of a function as if it were in the module of the first.
+    fn scattered_functions(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        for (path, definitions) in &self.rules {
+            let Some(first) = definitions.first() else {
+                continue;
+            };
+            let is_function = matches!(first.rule.shape, Shape::Function(_));
+            let elsewhere = |other: &&Definition<'_>| other.module.place != first.module.place;
+            for other in definitions.iter().filter(|_| is_function).filter(elsewhere) {
+                for (one, another) in [(first, other), (other, first)] {
+                    faults.entry(one.module.policy.clone()).or_insert_with(|| {
+                        LoadError::Compile(format!(
+                            "{}, line {}: function data.{} is in {} too: write all of its bodies into one module",
                             one.module.place, one.rule.line, path.join("."), another.module.place
                         ))
                     });

@@ -381,3 +381,38 @@ fn policies_that_read_the_time_say_so() {
     ));
     assert!(!book.snapshot().reads_time_at_door());
 }
+
+/// The interpreter runs all bodies of a function as if they were in the module of the first, with
+/// wrong results.
+#[test]
+fn a_function_is_in_one_module_and_other_rules_may_be_in_several() {
+    let [one, other] = [("1", "one"), ("2", "two")].map(|(number, name)| {
+        format!(
+            "package lib\nnames[y] {{ input.request.number == {number}; y := \"{name}\" }}\n\
+             name = y {{ input.request.number == {number}; y := \"{name}\" }}\n"
+        )
+    });
+    let asks = "package kubernetes.admission\nimport data.lib\n\
+                deny[msg] { lib.names[x]; msg := concat(\" \", [x, lib.name]) }\n";
+    let mut book = book([
+        policy("a", GATE, &one),
+        policy("b", GATE, &other),
+        policy("c", GATE, asks),
+    ]);
+    for (number, said) in [(1, "one one"), (2, "two two")] {
+        let findings = judge(&book.snapshot(), &json!({"request": {"number": number}}));
+        assert_eq!(findings.reason(), said, "{findings:?}");
+    }
+    let function = |number| format!("package lib\nf(x) = y {{ x == {number}; y := x }}\n");
+    book.apply(policy("d", GATE, &function(1)));
+    book.apply(policy("e", GATE, &function(2)));
+    assert!(matches!(
+        book.statuses().get("opa/d"),
+        Some(PolicyStatus::Ok { .. })
+    ));
+    let told = error(&book, "e");
+    assert!(
+        told.contains("one module") && told.contains("data.lib.f"),
+        "{told}"
+    );
+}
