@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rolegate_admission::app::{Admission, AdmissionOptions, StartError};
-use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
@@ -16,7 +15,7 @@ use rolegate_runtime::signals;
 use rolegate_runtime::tls::TlsFiles;
 
 use crate::annotation_flags::AnnotationFlags;
-use crate::flags::{duration, invalid};
+use crate::flags::{base_arn, duration, invalid};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
@@ -36,16 +35,16 @@ enum CertificateFrom {
     Files,
 }
 
-/// Flags of `rolegate admission`.
-#[derive(Debug, Args)]
-#[command(
-    long_about = "Judge objects at the API server, before a pod exists.\n\n\
+/// What its help begins with.
+pub(crate) const LONG_ABOUT: &str = "Judge objects at the API server, before a pod exists.\n\n\
 Serves a validating webhook: whatever makes pods (Pods, Deployments, Jobs, custom resources that are \
 configured, ...) may name an AWS role only if the rules give it that role. The same decision is made by the \
 agents for the pods that exist. Guards the rules themselves: role annotations and granting labels of \
 namespaces are for those whom the RolegateConfig lists.\n\n\
-Every flag can also be set by an environment variable (shown beside it)."
-)]
+Every flag can also be set by an environment variable (shown beside it).";
+
+/// Flags of `rolegate admission`.
+#[derive(Debug, Args)]
 pub(crate) struct AdmissionFlags {
     #[command(flatten)]
     kubernetes: KubernetesFlags,
@@ -122,7 +121,6 @@ pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
 }
 
 fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
-    let base = flags.base_role_arn.as_deref().map(BaseArn::parse);
     let certificate = match (flags.certificate, flags.tls_cert, flags.tls_key) {
         (CertificateFrom::Files, Some(certificate), Some(key)) => {
             CertificateSource::Files(TlsFiles { certificate, key })
@@ -140,9 +138,7 @@ fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
         listen: flags.listen_address,
         admin_listen: flags.metrics_address,
         rules: RuleConfig {
-            base: base
-                .transpose()
-                .map_err(|error| invalid(format!("--base-role-arn: {error}")))?,
+            base: base_arn(flags.base_role_arn.as_deref())?,
             modes: flags.rules.modes(Modes::default()),
             rego: flags.rules.rego()?,
             ..RuleConfig::default()

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use rolegate_agent::app::{self, Ended};
 use rolegate_runtime::signals;
 
-pub(crate) use flags::AgentFlags;
+pub(crate) use flags::{AgentFlags, LONG_ABOUT};
 
 use crate::flags::invalid;
 pub(crate) use options::options;

@@ -48,10 +48,13 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Answer the pods of this node on the metadata address
+    #[command(long_about = crate::agent::LONG_ABOUT)]
     Agent(Box<AgentFlags>),
     /// Judge objects at the API server, before a pod exists
+    #[command(long_about = crate::admission::LONG_ABOUT)]
     Admission(Box<AdmissionFlags>),
     /// Keep the webhook's certificate, and the status of rules
+    #[command(long_about = crate::controller::LONG_ABOUT)]
     Controller(Box<ControllerFlags>),
     /// Show, apply, remove or check the rules that lead pods to the agent
     Redirect(RedirectArguments),

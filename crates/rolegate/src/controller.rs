@@ -33,12 +33,14 @@ enum CertificateFrom {
     CertManager,
 }
 
-/// Flags of `rolegate controller`.
-#[derive(Debug, Args)]
-#[command(long_about = "Do what one replica does for the cluster.\n\n\
+/// What its help begins with.
+pub(crate) const LONG_ABOUT: &str = "Do what one replica does for the cluster.\n\n\
 Replicas elect a leader by a Lease. The leader makes the certificate of the admission webhook, renews it, \
 tells the API server whom to trust, and writes into the status of rules how they fare.\n\n\
-Every flag can also be set by an environment variable (shown beside it).")]
+Every flag can also be set by an environment variable (shown beside it).";
+
+/// Flags of `rolegate controller`.
+#[derive(Debug, Args)]
 pub(crate) struct ControllerFlags {
     #[command(flatten)]
     kubernetes: KubernetesFlags,

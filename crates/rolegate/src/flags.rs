@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use jiff::SignedDuration;
+use rolegate_core::arn::BaseArn;
+use rolegate_core::pattern::PatternFormat;
 use rolegate_kube::cluster_config::ConfigUse;
 
 /// Flags that parse and make no sense, alone or together.
@@ -32,6 +34,33 @@ impl From<ClusterConfigUse> for ConfigUse {
             ClusterConfigUse::Off => Self::Off,
         }
     }
+}
+
+/// How patterns of allowed roles are written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RestrictionFormat {
+    /// `*` stands for any text
+    Glob,
+    /// Regular expressions, matched against the whole ARN
+    Regexp,
+}
+
+impl From<RestrictionFormat> for PatternFormat {
+    fn from(given: RestrictionFormat) -> Self {
+        match given {
+            RestrictionFormat::Glob => Self::Glob,
+            RestrictionFormat::Regexp => Self::Regexp,
+        }
+    }
+}
+
+/// The base ARN of `--base-role-arn`.
+///
+/// # Errors
+/// A text that is none, as wrong usage.
+pub(crate) fn base_arn(given: Option<&str>) -> anyhow::Result<Option<BaseArn>> {
+    let base = given.map(BaseArn::parse).transpose();
+    base.map_err(|error| invalid(format!("--base-role-arn: {error}")))
 }
 
 /// A value that makes no sense, as the error that ends the process with the code for wrong usage.

@@ -28,6 +28,9 @@ const LONGEST: usize = 80;
 pub struct OfflineOptions {
     /// What counts where there is no `RolegateConfig` among the documents.
     pub flags: RuleConfig,
+    /// Whether, where there is no `RolegateConfig`, the modes of layers are guessed by what rules
+    /// there are, and not those of the flags.
+    pub guess_modes: bool,
     /// The annotations' keys.
     pub keys: AnnotationKeys,
     /// Which policies count.
@@ -42,6 +45,7 @@ impl Default for OfflineOptions {
     fn default() -> Self {
         Self {
             flags: RuleConfig::default(),
+            guess_modes: true,
             keys: AnnotationKeys::default(),
             point: Point::Gate,
             scope: SessionScope::Workload,
@@ -88,7 +92,7 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     }
     let mut assumed = Vec::new();
     let mut flags = options.flags;
-    if read.config.is_none() {
+    if read.config.is_none() && options.guess_modes {
         flags.modes = read.modes(&flags);
         assumed.push(format!(
             "there is no RolegateConfig: layer namespace is {}, grants {}, rego {}",

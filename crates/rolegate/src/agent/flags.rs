@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::annotation_flags::AnnotationFlags;
-use crate::flags::{duration, path};
+use crate::flags::{RestrictionFormat, duration, path};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
@@ -20,15 +20,6 @@ const DOOR: &str = "Metadata door";
 const REDIRECT: &str = "Redirect";
 const PROCESS: &str = "Process";
 const NO_EFFECT: &str = "Flags of kube2iam without effect here";
-
-/// How patterns of allowed roles are written.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum RestrictionFormat {
-    /// `*` stands for any text
-    Glob,
-    /// Regular expressions, matched against the whole ARN
-    Regexp,
-}
 
 /// What a namespace without annotations allows.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -59,17 +50,17 @@ pub(crate) enum Scope {
     Role,
 }
 
-/// Flags of `rolegate agent`.
-#[derive(Debug, Args)]
-#[command(
-    args_override_self = true,
-    long_about = "Answer the pods of this node on the metadata address.\n\n\
+/// What its help begins with.
+pub(crate) const LONG_ABOUT: &str = "Answer the pods of this node on the metadata address.\n\n\
 Runs on each node with the host's network. Pods that ask 169.254.169.254 for credentials get those \
 of the role they are annotated with (iam.amazonaws.com/role), if the rules allow it, and never the \
 node's own. The flags of kube2iam are understood, with their names and meaning.\n\n\
 Every flag can also be set by an environment variable (shown beside it) or in a YAML file \
-(--config) whose keys are the flags' names; the command line goes first, then the environment."
-)]
+(--config) whose keys are the flags' names; the command line goes first, then the environment.";
+
+/// Flags of `rolegate agent`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub(crate) struct AgentFlags {
     /// YAML file with flags
     #[arg(long, value_name = "FILE", env = "ROLEGATE_CONFIG", help_heading = PROCESS)]

@@ -17,13 +17,12 @@ use rolegate_core::decision::OwnRole;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::layer::Mode;
 use rolegate_core::metadata::AllowList;
-use rolegate_core::pattern::PatternFormat;
 use rolegate_core::redirect::InterfacePattern;
 use rolegate_core::session_name::SessionScope;
 use rolegate_runtime::clock::Clock;
 
-use super::flags::{AgentFlags, ImdsV2, RestrictionDefault, RestrictionFormat, Scope};
-use crate::flags::invalid;
+use super::flags::{AgentFlags, ImdsV2, RestrictionDefault, Scope};
+use crate::flags::{base_arn, invalid};
 use crate::redirect::{choice, spec};
 
 /// Where metrics are by default: not where pods reach them.
@@ -83,12 +82,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             "--max-connections-per-pod, --max-forwards-per-pod and --max-forwards: give 1 or more",
         ));
     }
-    let base = flags
-        .base_role_arn
-        .as_deref()
-        .map(BaseArn::parse)
-        .transpose()
-        .map_err(|error| invalid(format!("--base-role-arn: {error}")))?;
+    let base = base_arn(flags.base_role_arn.as_deref())?;
     // A name may have to wait for the base ARN; that it is one can be said now.
     if let Some(role) = flags
         .default_role
@@ -161,10 +155,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             base,
             modes,
             rego: flags.rules.rego()?,
-            restriction_format: match flags.namespace_restriction_format {
-                RestrictionFormat::Glob => PatternFormat::Glob,
-                RestrictionFormat::Regexp => PatternFormat::Regexp,
-            },
+            restriction_format: flags.namespace_restriction_format.into(),
             allow_unannotated: matches!(
                 flags.namespace_restrictions_default,
                 RestrictionDefault::Allow

@@ -2,29 +2,19 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::arn::{BaseArn, resolve};
+use rolegate_core::arn::resolve;
 use rolegate_core::config::{Modes, RuleConfig};
-use rolegate_core::pattern::PatternFormat;
 use rolegate_kube::client::ClientOptions;
 use rolegate_policy::document::is_plain_name;
 
 use crate::annotation_flags::AnnotationFlags;
-use crate::flags::invalid;
+use crate::flags::{RestrictionFormat, base_arn, invalid};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::rule_flags::RuleFlags;
 
 const RULES: &str = "Roles and rules";
-
-/// How patterns of allowed roles are written.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum RestrictionFormat {
-    /// `*` stands for any text
-    Glob,
-    /// Regular expressions, matched against the whole ARN
-    Regexp,
-}
 
 /// The rules' own flags, for where there is no RolegateConfig, and the cluster.
 #[derive(Debug, Args)]
@@ -60,14 +50,7 @@ pub(super) struct Reading {
 impl ReadFlags {
     /// How the cluster is reached.
     pub(super) fn client(&self) -> ClientOptions {
-        let flags = &self.kubernetes;
-        ClientOptions {
-            api_server: flags.api_server.clone(),
-            api_token: flags.api_token.clone().map(Into::into),
-            insecure: flags.insecure,
-            kubeconfig: flags.kubeconfig.clone(),
-            context: flags.context.clone(),
-        }
+        self.kubernetes.client()
     }
 
     /// Validates the flags.
@@ -75,12 +58,7 @@ impl ReadFlags {
     /// # Errors
     /// One that makes no sense, as wrong usage.
     pub(super) fn reading(&self) -> anyhow::Result<Reading> {
-        let base = self
-            .base_role_arn
-            .as_deref()
-            .map(BaseArn::parse)
-            .transpose();
-        let base = base.map_err(|error| invalid(format!("--base-role-arn: {error}")))?;
+        let base = base_arn(self.base_role_arn.as_deref())?;
         let default_role = self.default_role.as_deref().filter(|role| !role.is_empty());
         if let Some(role) = default_role {
             resolve(role, base.as_ref())
@@ -92,10 +70,7 @@ impl ReadFlags {
                 default_role: default_role.map(Into::into),
                 modes: self.rules.modes(Modes::default()),
                 rego: self.rules.rego()?,
-                restriction_format: match self.namespace_restriction_format {
-                    RestrictionFormat::Glob => PatternFormat::Glob,
-                    RestrictionFormat::Regexp => PatternFormat::Regexp,
-                },
+                restriction_format: self.namespace_restriction_format.into(),
                 ..RuleConfig::default()
             },
             uses_config: !matches!(

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
-use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_core::config::Modes;
 use rolegate_core::grant::Grant;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rulebook::Facts;
@@ -15,7 +15,7 @@ use rolegate_policy::text::plain;
 use rolegate_rules::offline::{self, OfflineOptions};
 use rolegate_rules::snapshot::Snapshot;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::cluster::Cluster;
 use super::files;
@@ -120,13 +120,10 @@ impl Objects {
             places.retain(|_| kept.next().unwrap_or(true));
             values.retain(|value| !is_config(value));
         }
-        // What a cluster has without a configuration counts as flags say, whatever there is.
-        let is_told = self.is_cluster || reading.flags.modes != Modes::default();
-        if is_told && !values.iter().any(is_config) {
-            values.push(as_config(&reading.flags));
-        }
         let options = OfflineOptions {
             flags: reading.flags.clone(),
+            // What a cluster has without a configuration counts as flags say, whatever there is.
+            guess_modes: !self.is_cluster && reading.flags.modes == Modes::default(),
             keys: reading.keys.clone(),
             ..OfflineOptions::default()
         };
@@ -181,48 +178,4 @@ fn grants(values: &[Value]) -> anyhow::Result<Vec<Grant>> {
             Ok(Grant::from(&grant))
         })
         .collect()
-}
-
-/// The flags as the configuration that they stand for.
-fn as_config(flags: &RuleConfig) -> Value {
-    let rego = &flags.rego;
-    let label = rego.label.as_ref();
-    let kinds = rego.replicate.iter();
-    let kinds = kinds.map(|kind| {
-        let group = match &*kind.group {
-            "" => String::new(),
-            group => format!("{group}/"),
-        };
-        format!("{group}{}/{}", kind.version, kind.resource)
-    });
-    let mut spec = json!({
-        "layers": {
-            "namespace": flags.modes.namespace.as_str(),
-            "grants": flags.modes.grants.as_str(),
-            "rego": flags.modes.rego.as_str(),
-        },
-        "namespaceRestrictionFormat": match flags.restriction_format {
-            rolegate_core::pattern::PatternFormat::Glob => "glob",
-            rolegate_core::pattern::PatternFormat::Regexp => "regexp",
-        },
-        "rego": {
-            "namespaces": rego.namespaces.iter().map(|name| &**name).collect::<Vec<_>>(),
-            "label": label.map_or(String::new(), |(key, value)| format!("{key}={value}")),
-            "replicate": kinds.collect::<Vec<_>>(),
-        },
-    });
-    if let Value::Object(fields) = &mut spec {
-        if let Some(base) = &flags.base {
-            fields.insert("baseRoleArn".into(), base.as_str().into());
-        }
-        if let Some(role) = &flags.default_role {
-            fields.insert("defaultRole".into(), (**role).into());
-        }
-    }
-    json!({
-        "apiVersion": format!("{GROUP}/{}", rolegate_kube::crd::VERSION),
-        "kind": "RolegateConfig",
-        "metadata": {"name": rolegate_kube::crd::CONFIG_NAME},
-        "spec": spec,
-    })
 }
