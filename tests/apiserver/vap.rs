@@ -66,7 +66,6 @@ fn exported(world: &World) -> Export {
         config: &config,
         keys: &AnnotationKeys::default(),
         grants: &grants,
-        own_roles: &[],
         namespace: HOME,
     })
     .unwrap()
@@ -202,17 +201,16 @@ fn exported_grants(grants: &[Grant]) -> Export {
             grants: Mode::Enforce,
             rego: Mode::Off,
         },
+        own_roles: vec![OwnRole {
+            account: None,
+            name: "TEAM-a-0500-b-reader".into(),
+        }],
         ..RuleConfig::default()
     };
-    let own_roles = [OwnRole {
-        account: None,
-        name: "TEAM-a-0500-b-reader".into(),
-    }];
     export(&VapInput {
         config: &config,
         keys: &AnnotationKeys::default(),
         grants,
-        own_roles: &own_roles,
         namespace: HOME,
     })
     .unwrap()
@@ -396,7 +394,6 @@ async fn patterns_of_namespaces_mean_the_same_to_the_api_server_or_are_refused()
             config: &config,
             keys: &AnnotationKeys::default(),
             grants: &[],
-            own_roles: &[],
             namespace: HOME,
         })
         .unwrap();

@@ -5,7 +5,9 @@
 
 mod availability;
 mod changes;
+mod flags;
 mod guards;
+mod missing;
 mod policy;
 mod shopping;
 mod stage;

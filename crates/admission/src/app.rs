@@ -135,12 +135,13 @@ impl Admission {
             SessionScope::Workload,
             SESSION_SECONDS,
         );
-        // Own roles are the doors' to refuse: they know which node they are on.
+        // Roles of the node are not found out here: those that the configuration names are known.
         keeper.learn(Facts::default());
         if options.cluster_config != ConfigUse::Off {
             keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
         }
         let rules = keeper.rules();
+        rolegate_rules::metrics::register(metrics.ours(), rules.clone());
         let (reporter, reports) = mpsc::channel(REPORTS);
         let (sender, namespaces) = mpsc::channel(REPORTS);
         let sources = RuleSources {
@@ -223,7 +224,8 @@ async fn keep(
     loop {
         match (keeper.unseen(), keeper.missing()) {
             (Some(unseen), _) => ready.fail(unseen),
-            // It answers, and refuses: that is what is meant to happen.
+            // It answers, and refuses with this sentence: without it in the Service's endpoints
+            // users would hear that a webhook cannot be called.
             (None, Some(missing)) => ready.note(&*missing),
             (None, None) => ready.ok(),
         }

@@ -36,7 +36,7 @@ use tracing::{info, warn};
 use crate::attachment::{AttachmentError, Attachments};
 use crate::decider::Decider;
 use crate::director::{Director, DirectorParts};
-use crate::discovery::{Discovery, DiscoveryOptions};
+use crate::discovery::Discovery;
 use crate::door::{Door, DoorOptions, DoorParts, NodeHealth};
 use crate::guard::Guard;
 use crate::handover::{Estate, Place, Receipt};
@@ -101,8 +101,8 @@ pub struct AgentOptions {
     pub metadata_addr: String,
     /// How STS is reached.
     pub sts: StsOptions,
-    /// What is found out at start.
-    pub discovery: DiscoveryOptions,
+    /// Whether decisions wait until a base ARN is found, or given.
+    pub base_required: bool,
     /// The rules as far as flags fix them: they count where the cluster has no configuration.
     pub rules: RuleConfig,
     /// Whether the cluster's configuration is demanded.
@@ -217,7 +217,7 @@ impl Agent {
         tasks.spawn(vital("the session driver", driver.run()));
 
         let mut keeper = Keeper::new(
-            options.rules,
+            options.rules.clone(),
             Point::Door,
             options.scope,
             options.session_seconds,
@@ -227,6 +227,7 @@ impl Agent {
             // Flags must not count for the moment until the configuration is seen.
             keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
         }
+        rolegate_rules::metrics::register(metrics.ours(), keeper.rules());
         let decider = Decider::new(keeper.rules(), sessions.clone(), clock.clone());
         let source = source::start(
             options.source,
@@ -264,7 +265,8 @@ impl Agent {
         tasks.spawn(vital("the director", director));
         let health = NodeHealth::new(options.host_ip);
         let discovery = Discovery {
-            options: options.discovery,
+            flags: options.rules,
+            base_required: options.base_required,
             sts,
             imds: imds.clone(),
             health: health.clone(),

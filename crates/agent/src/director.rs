@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rolegate_core::arn::{BaseArn, RoleArn};
+use rolegate_core::arn::BaseArn;
 use rolegate_core::rulebook::{Facts, RuleUpdate, Touched};
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_rules::keeper::{Keeper, Report};
@@ -166,7 +166,6 @@ impl Director {
     pub fn learn(&mut self, facts: Facts) {
         info!(
             base = facts.base.as_ref().map(BaseArn::as_str),
-            default_role = facts.default_role.as_ref().map(RoleArn::as_str),
             own_roles = ?facts.own_roles.iter().map(|own| &own.name).collect::<Vec<_>>(),
             "our AWS identity is known"
         );

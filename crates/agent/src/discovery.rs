@@ -5,8 +5,8 @@ use std::time::Duration;
 use rolegate_aws::identity::{Discovered, discover};
 use rolegate_aws::imds::Imds;
 use rolegate_aws::sts::Sts;
-use rolegate_core::arn::{ArnError, BaseArn, resolve};
-use rolegate_core::decision::OwnRole;
+use rolegate_core::arn::{ArnError, resolve};
+use rolegate_core::config::RuleConfig;
 use rolegate_core::rulebook::Facts;
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -17,19 +17,6 @@ use crate::door::NodeHealth;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What the configuration says, which goes before what is found.
-#[derive(Debug, Clone, Default)]
-pub struct DiscoveryOptions {
-    /// `--base-role-arn`.
-    pub base: Option<BaseArn>,
-    /// `--auto-discover-base-arn`: decisions wait until one is found.
-    pub base_required: bool,
-    /// `--default-role`, a name or an ARN.
-    pub default_role: Option<String>,
-    /// `--own-role`: further roles that no pod may have.
-    pub own_roles: Vec<OwnRole>,
-}
-
 /// Tries after which a metadata service that does not answer is taken for absent, as on nodes
 /// outside of EC2.
 const TRIES: u32 = 3;
@@ -38,8 +25,10 @@ const AGAIN: Duration = Duration::from_secs(600);
 
 /// Finds out, and looks again now and then.
 pub struct Discovery {
-    /// What the configuration says.
-    pub options: DiscoveryOptions,
+    /// What flags say, which goes before what is found.
+    pub flags: RuleConfig,
+    /// Whether decisions wait until a base ARN is found.
+    pub base_required: bool,
     /// Who we are at AWS.
     pub sts: Sts,
     /// The node's metadata service.
@@ -98,29 +87,27 @@ impl Discovery {
     fn facts(&self, found: &Discovered) -> Result<Facts, String> {
         let caller = found.caller.as_ref();
         caller.map_err(|failure| format!("STS does not say who we are: {failure}"))?;
-        let base = self.options.base.clone().or_else(|| found.base_arn());
-        if base.is_none() && self.options.base_required {
+        let base = self.flags.base.clone().or_else(|| found.base_arn());
+        if base.is_none() && self.base_required {
             return Err("no base ARN is found: set --base-role-arn".into());
         }
-        let mut own_roles = found.own_roles();
-        own_roles.extend(self.options.own_roles.iter().cloned());
+        let own_roles = found.own_roles();
         let default_role = self
-            .options
+            .flags
             .default_role
             .as_deref()
             .map(|role| resolve(role, base.as_ref()))
             .transpose()
             .map_err(|error: ArnError| format!("--default-role: {error}"))?;
         if let Some(role) = &default_role
-            && own_roles.iter().any(|own| own.is(role))
+            && own_roles
+                .iter()
+                .chain(&self.flags.own_roles)
+                .any(|own| own.is(role))
         {
             error!(%role, "the default role is the node's or rolegate's own: it is refused to every pod; name another with --default-role");
         }
-        Ok(Facts {
-            base,
-            default_role,
-            own_roles,
-        })
+        Ok(Facts { base, own_roles })
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::arn::BaseArn;
+use crate::decision::OwnRole;
 use crate::layer::Mode;
 use crate::pattern::PatternFormat;
 
@@ -17,6 +18,9 @@ pub struct RuleConfig {
     pub base: Option<BaseArn>,
     /// The role of pods that name none, in namespaces that name none: a name or an ARN.
     pub default_role: Option<Arc<str>>,
+    /// Roles of the nodes and of rolegate itself, which no pod may have, beside those that a
+    /// process finds out.
+    pub own_roles: Vec<OwnRole>,
     /// The layers' modes.
     pub modes: Modes,
     /// How allowed roles are written in namespaces' annotations.
@@ -44,11 +48,12 @@ pub struct RuleConfig {
 }
 
 impl Default for RuleConfig {
-    /// Only layer `namespace` is on, as without any configuration.
+    /// Only layer `namespace` is on, as in a cluster's configuration that says nothing of layers.
     fn default() -> Self {
         Self {
             base: None,
             default_role: None,
+            own_roles: Vec::new(),
             modes: Modes::default(),
             restriction_format: PatternFormat::Glob,
             allow_unannotated: false,
@@ -59,6 +64,26 @@ impl Default for RuleConfig {
             cluster: None,
             templates: Vec::new(),
             guard_scheduling: false,
+        }
+    }
+}
+
+impl RuleConfig {
+    /// The cluster's configuration with what it leaves open filled in by a process's `flags`: the
+    /// base ARN, the default role, and further roles of our own.
+    #[must_use]
+    pub fn completed_by(&self, flags: &Self) -> Self {
+        let mut own_roles = self.own_roles.clone();
+        own_roles.extend(flags.own_roles.iter().cloned());
+        Self {
+            base: self.base.as_ref().or(flags.base.as_ref()).cloned(),
+            default_role: self
+                .default_role
+                .as_ref()
+                .or(flags.default_role.as_ref())
+                .cloned(),
+            own_roles,
+            ..self.clone()
         }
     }
 }

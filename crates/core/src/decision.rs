@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::arn::{BaseArn, RoleArn, listed_name, resolve};
+use crate::arn::{ArnError, BaseArn, RoleArn, listed_name, resolve};
 use crate::grant::{CLUSTER_TAG, GrantSession};
 use crate::layer::{ActiveLayer, Ask, Judgement, Mode, Verdict};
 use crate::namespace::NamespaceRules;
@@ -28,6 +28,25 @@ pub struct OwnRole {
 }
 
 impl OwnRole {
+    /// Reads an ARN, which is one account's role, or a name, which is any account's.
+    ///
+    /// # Errors
+    /// A text that is neither.
+    pub fn parse(text: &str) -> Result<Self, ArnError> {
+        let is_arn = text.starts_with("arn:");
+        let role = if is_arn {
+            RoleArn::parse(text)?
+        } else {
+            // Any account's will do to check the name.
+            let any = BaseArn::of_account("aws", "000000000000")?;
+            resolve(text, Some(&any))?
+        };
+        Ok(Self {
+            account: is_arn.then(|| role.account().to_owned()),
+            name: role.name().to_owned(),
+        })
+    }
+
     /// Whether `role` is this one.
     pub fn is(&self, role: &RoleArn) -> bool {
         // IAM tells role names apart without regard to case.
@@ -136,7 +155,14 @@ impl RuleSet {
         let (role, is_default) = match self.wished(workload, namespace) {
             Ok(Some(wished)) => wished,
             Ok(None) => return undecided(Decision::NoRole),
-            Err(denial) => return undecided(Decision::Deny(denial)),
+            Err(denial) => {
+                // A name may lack only the base ARN of the configuration that is missing.
+                let denial = match &self.missing {
+                    Some(missing) => missing_rules(denial.role, missing),
+                    None => denial,
+                };
+                return undecided(Decision::Deny(denial));
+            }
         };
         let ask = Ask {
             workload,
@@ -234,7 +260,7 @@ impl RuleSet {
             ));
         }
         if let Some(missing) = &self.missing {
-            return Err(deny("rules", "rules are missing", missing.to_string()));
+            return Err(missing_rules(role.to_string(), missing));
         }
         let external_id = workload.wish.external_id.clone();
         if let Some(id) = &external_id
@@ -307,6 +333,15 @@ impl RuleSet {
         let tags = limits.tags.iter().chain([(CLUSTER_TAG, &**cluster)]);
         limits.tags = tags.collect();
         Some(Arc::new(limits))
+    }
+}
+
+fn missing_rules(role: String, missing: &str) -> Denial {
+    Denial {
+        role,
+        layer: "rules",
+        rule: "rules are missing".into(),
+        reason: missing.into(),
     }
 }
 
@@ -426,6 +461,29 @@ mod tests {
     }
 
     #[test]
+    fn an_own_role_is_one_accounts_or_any_accounts() {
+        let own = |text: &str| {
+            let own = OwnRole::parse(text).unwrap();
+            (own.account, own.name)
+        };
+        assert_eq!(own("node"), (None, "node".into()));
+        assert_eq!(own("/path/node"), (None, "node".into()));
+        let account = Some("123456789012".to_owned());
+        let arn = "arn:aws:iam::123456789012:role/path/node";
+        assert_eq!(own(arn), (account, "node".into()));
+        for wrong in [
+            "",
+            "a b",
+            "../x",
+            "arn:aws:iam::1:role/node",
+            "ARN:x",
+            "path/",
+        ] {
+            assert!(OwnRole::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn default_roles_in_their_order() {
         let mut namespace = annotated(Some(r#"["team"]"#), None);
         let mut with = rules(namespace.clone(), PatternFormat::Glob);
@@ -492,6 +550,20 @@ mod tests {
             };
             assert!(denial.to_string().len() < 500, "{denial}");
         }
+    }
+
+    #[test]
+    fn missing_rules_are_told_rather_than_what_they_would_have_said() {
+        let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+        rules.missing = Some("gone".into());
+        for base in [rules.base.clone(), None] {
+            rules.base = base;
+            let Decision::Deny(denial) = rules.decide(&pod(Some("reader")), NOW) else {
+                panic!("allowed");
+            };
+            assert_eq!((denial.layer, &*denial.reason), ("rules", "gone"));
+        }
+        assert_eq!(rules.decide(&pod(None), NOW), Decision::NoRole);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::arn::{BaseArn, RoleArn, resolve};
+use crate::arn::{BaseArn, resolve};
 use crate::config::RuleConfig;
 use crate::decision::{OwnRole, RuleSet};
 use crate::grant::Grant;
@@ -20,11 +20,9 @@ use crate::workload::Change;
 /// What was found out about where we run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// What completes bare role names, where the configuration says nothing.
+    /// What completes bare role names, where neither configuration nor flags say it.
     pub base: Option<BaseArn>,
-    /// The role of pods that name none.
-    pub default_role: Option<RoleArn>,
-    /// The node's and our own roles, refused to everyone.
+    /// The node's and our own roles, refused to everyone beside those of the configuration.
     pub own_roles: Vec<OwnRole>,
 }
 
@@ -83,7 +81,7 @@ pub struct RuleBook {
     scope: SessionScope,
     session_seconds: u32,
     config: ClusterConfig,
-    /// The last configuration that could be used.
+    /// The last configuration that could be used, completed by the flags.
     good: Option<Arc<RuleConfig>>,
     facts: Option<Facts>,
     namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
@@ -96,7 +94,8 @@ pub struct RuleBook {
 }
 
 impl RuleBook {
-    /// An empty book. `flags` count where the cluster has no configuration.
+    /// An empty book. `flags` count where the cluster has no configuration, and complete one that
+    /// leaves something open.
     pub fn new(flags: RuleConfig, scope: SessionScope, session_seconds: u32) -> Self {
         Self {
             flags: Arc::new(flags),
@@ -115,7 +114,7 @@ impl RuleBook {
         }
     }
 
-    /// The configuration that counts.
+    /// The configuration that counts, completed by the flags.
     pub fn config(&self) -> &Arc<RuleConfig> {
         self.good.as_ref().unwrap_or(&self.flags)
     }
@@ -195,7 +194,8 @@ impl RuleBook {
         let config = self.config();
         let facts = self.facts.clone().unwrap_or_default();
         let base = config.base.clone().or(facts.base);
-        let named_default = config.default_role.as_deref();
+        let mut own_roles = config.own_roles.clone();
+        own_roles.extend(facts.own_roles);
         let namespace = NamespaceLayer {
             allow_unannotated: config.allow_unannotated,
         };
@@ -205,12 +205,12 @@ impl RuleBook {
             (config.modes.rego, self.rego.clone()),
         ];
         RuleSet {
-            default_role: match named_default {
-                Some(name) => resolve(name, base.as_ref()).ok(),
-                None => facts.default_role,
-            },
+            default_role: config
+                .default_role
+                .as_deref()
+                .and_then(|name| resolve(name, base.as_ref()).ok()),
             base,
-            own_roles: facts.own_roles,
+            own_roles,
             scope: self.scope,
             session_seconds: self.session_seconds,
             layers: layers
@@ -236,7 +236,9 @@ impl RuleBook {
             return Touched::Nothing;
         }
         match &config {
-            ClusterConfig::Is(good) => self.good = Some(good.clone()),
+            ClusterConfig::Is(good) => {
+                self.good = Some(Arc::new(good.completed_by(&self.flags)));
+            }
             ClusterConfig::NotUsed => self.good = None,
             // What it said last still shapes the rules, though nothing is allowed by them.
             ClusterConfig::Unseen | ClusterConfig::Missing | ClusterConfig::Broken(_) => {}

@@ -20,7 +20,6 @@ use std::sync::Arc;
 
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::decision::OwnRole;
 use rolegate_core::grant::Grant;
 use rolegate_core::layer::Mode;
 use rolegate_core::pattern::PatternFormat;
@@ -41,8 +40,6 @@ pub struct VapInput<'a> {
     pub keys: &'a AnnotationKeys,
     /// All grants.
     pub grants: &'a [Grant],
-    /// Roles refused to everyone.
-    pub own_roles: &'a [OwnRole],
     /// The namespace of the parameter object.
     pub namespace: &'a str,
 }
@@ -393,8 +390,8 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         "no base ARN is known, so every role that is named without one is refused: export with one",
     );
     say(
-        input.own_roles.is_empty(),
-        "the node's and rolegate's own roles are not known here, so they are refused only at the doors",
+        config.own_roles.is_empty(),
+        "no own roles are named (spec.ownRoles of the RolegateConfig), so the nodes' and rolegate's are refused only at the doors",
     );
     say(
         config.modes.namespace != Mode::Off,

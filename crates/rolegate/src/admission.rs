@@ -8,19 +8,17 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rolegate_admission::app::{Admission, AdmissionOptions, StartError};
-use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
 use rolegate_runtime::tls::TlsFiles;
 
 use crate::annotation_flags::AnnotationFlags;
-use crate::flags::{base_arn, duration, invalid};
+use crate::flags::{duration, invalid};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
 
-const ROLES: &str = "Roles and rules";
 const CERTIFICATE: &str = "Certificate";
 const PROCESS: &str = "Process";
 
@@ -50,10 +48,7 @@ pub(crate) struct AdmissionFlags {
     kubernetes: KubernetesFlags,
 
     #[command(flatten)]
-    rules: RuleFlags,
-    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/
-    #[arg(long, value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = ROLES)]
-    base_role_arn: Option<String>,
+    pub(crate) rules: RuleFlags,
     #[command(flatten)]
     keys: AnnotationFlags,
 
@@ -137,12 +132,7 @@ fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
     Ok(AdmissionOptions {
         listen: flags.listen_address,
         admin_listen: flags.metrics_address,
-        rules: RuleConfig {
-            base: base_arn(flags.base_role_arn.as_deref())?,
-            modes: flags.rules.modes(Modes::default()),
-            rego: flags.rules.rego()?,
-            ..RuleConfig::default()
-        },
+        rules: flags.rules.config()?,
         cluster_config: flags.rules.cluster_config.into(),
         client: flags.kubernetes.client(),
         annotations: flags.keys.keys()?,

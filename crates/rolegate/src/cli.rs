@@ -114,6 +114,47 @@ mod tests {
     }
 
     #[test]
+    fn the_same_flags_are_the_same_rules_to_every_command() {
+        let flags = [
+            "--base-role-arn=arn:aws:iam::123456789012:role/",
+            "--default-role=basic",
+            "--own-role=node",
+            "--namespace-restrictions",
+            "--namespace-restrictions-default=allow",
+            "--layer=grants=audit",
+            "--policy-namespaces=rules",
+        ];
+        for given in [&[][..], &flags] {
+            let parse = |command: &[&str]| {
+                let arguments = ["rolegate"].iter().chain(command).chain(given);
+                Cli::parse_from(arguments).command
+            };
+            let configs = [
+                match parse(&["agent"]) {
+                    Command::Agent(flags) => flags.rules.config(),
+                    other => panic!("{other:?}"),
+                },
+                match parse(&["admission"]) {
+                    Command::Admission(flags) => flags.rules.config(),
+                    other => panic!("{other:?}"),
+                },
+                match parse(&["controller"]) {
+                    Command::Controller(flags) => flags.rules.config(),
+                    other => panic!("{other:?}"),
+                },
+                match parse(&["policy", "explain", "--role=x"]) {
+                    Command::Policy(arguments) => arguments.rules_of_explain().unwrap(),
+                    other => panic!("{other:?}"),
+                },
+            ];
+            let [agent, others @ ..] = configs.map(Result::unwrap);
+            for other in others {
+                assert_eq!(other, agent);
+            }
+        }
+    }
+
+    #[test]
     fn flags_alone_mean_the_agent() {
         let implied = |arguments: &[&str]| {
             let arguments = std::iter::once("rolegate").chain(arguments.iter().copied());

@@ -10,7 +10,6 @@ use rolegate_controller::app::{Controller, ControllerOptions};
 use rolegate_controller::certificates::SelfMade;
 use rolegate_controller::lease::LeaseTiming;
 use rolegate_controller::rules::RuleOptions;
-use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
@@ -46,7 +45,7 @@ pub(crate) struct ControllerFlags {
     kubernetes: KubernetesFlags,
 
     #[command(flatten)]
-    rules: RuleFlags,
+    pub(crate) rules: RuleFlags,
     #[command(flatten)]
     keys: AnnotationFlags,
 
@@ -126,11 +125,7 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
         fastrand::u32(..)
     );
     let rules = RuleOptions {
-        flags: RuleConfig {
-            modes: flags.rules.modes(Modes::default()),
-            rego: flags.rules.rego()?,
-            ..RuleConfig::default()
-        },
+        flags: flags.rules.config()?,
         cluster_config: flags.rules.cluster_config.into(),
         keys: flags.keys.keys()?,
         namespace: flags.namespace.clone(),

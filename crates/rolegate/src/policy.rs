@@ -67,6 +67,19 @@ enum Action {
     Export(Box<export::ExportArguments>),
 }
 
+#[cfg(test)]
+impl PolicyArguments {
+    /// The rules as the flags of `explain` say them.
+    pub(crate) fn rules_of_explain(
+        &self,
+    ) -> Option<anyhow::Result<rolegate_core::config::RuleConfig>> {
+        match &self.action {
+            Action::Explain(arguments) => Some(arguments.rules()),
+            _ => None,
+        }
+    }
+}
+
 /// Runs one of the actions.
 pub(crate) fn run(arguments: PolicyArguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()

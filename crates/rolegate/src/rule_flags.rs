@@ -1,15 +1,26 @@
-//! Flags about rules, shared by every command that decides. They count where the cluster has no
-//! `RolegateConfig`.
+//! Flags about rules, the same for every command that decides, so that the same flags give the same
+//! decision. They count where the cluster has no `RolegateConfig`.
 
 use std::str::FromStr;
 
-use clap::Args;
-use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind};
+use clap::{Args, ValueEnum};
+use rolegate_core::arn::{BaseArn, resolve};
+use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind, RuleConfig};
+use rolegate_core::decision::OwnRole;
 use rolegate_core::layer::Mode;
 
-use crate::flags::{ClusterConfigUse, invalid};
+use crate::flags::{ClusterConfigUse, RestrictionFormat, base_arn, invalid};
 
 const RULES: &str = "Roles and rules";
+
+/// What a namespace without annotations allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RestrictionDefault {
+    /// No role
+    Deny,
+    /// Every role, as without restrictions: for moving over
+    Allow,
+}
 
 /// Flags about rules.
 #[derive(Debug, Args)]
@@ -17,7 +28,25 @@ pub(crate) struct RuleFlags {
     /// Whether the cluster's RolegateConfig counts, which goes before the flags about roles and rules: auto where its custom resource is installed
     #[arg(long, value_name = "USE", env = "ROLEGATE_CLUSTER_CONFIG", default_value = "auto", help_heading = RULES)]
     pub(crate) cluster_config: ClusterConfigUse,
-    /// A layer of rules and its mode, such as grants=audit: layers are namespace, grants and rego, modes enforce, audit and off
+    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/
+    #[arg(long, value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = RULES)]
+    base_role_arn: Option<String>,
+    /// Role of pods that name none, in namespaces that name none
+    #[arg(long, value_name = "ROLE", env = "ROLEGATE_DEFAULT_ROLE", help_heading = RULES)]
+    default_role: Option<String>,
+    /// Role that no pod may have, name or ARN, such as the nodes'; counts beside those of the RolegateConfig
+    #[arg(long, value_name = "ROLE", env = "ROLEGATE_OWN_ROLE", value_delimiter = ',', help_heading = RULES)]
+    own_role: Vec<String>,
+    /// Allow only roles that the pod's namespace allows by its annotations: the same as --layer=namespace=enforce
+    #[arg(long, env = "ROLEGATE_NAMESPACE_RESTRICTIONS", help_heading = RULES)]
+    pub(crate) namespace_restrictions: bool,
+    /// How the patterns in --namespace-key are written
+    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", ignore_case = true, help_heading = RULES)]
+    namespace_restriction_format: RestrictionFormat,
+    /// What a namespace without annotations allows
+    #[arg(long, value_name = "VERDICT", env = "ROLEGATE_NAMESPACE_RESTRICTIONS_DEFAULT", default_value = "deny", help_heading = RULES)]
+    namespace_restrictions_default: RestrictionDefault,
+    /// A layer of rules and its mode, such as grants=audit: layers are namespace, grants and rego, modes enforce, audit and off. A layer that no flag names is off
     #[arg(long, value_name = "NAME=MODE", env = "ROLEGATE_LAYER", value_delimiter = ',', help_heading = RULES)]
     layer: Vec<LayerMode>,
     /// Namespaces whose ConfigMaps hold Rego policies and data
@@ -72,9 +101,48 @@ impl FromStr for LayerMode {
 }
 
 impl RuleFlags {
-    /// The modes, where `start` counts for layers that are not named.
-    pub(crate) fn modes(&self, start: Modes) -> Modes {
-        let mut modes = start;
+    /// The rules as far as flags say them.
+    ///
+    /// # Errors
+    /// A flag that makes no sense, as wrong usage.
+    pub(crate) fn config(&self) -> anyhow::Result<RuleConfig> {
+        let default_role = self.default_role.as_deref().filter(|role| !role.is_empty());
+        if let Some(role) = default_role {
+            // A name may have to wait for the base ARN; that it is one can be said now.
+            let any = BaseArn::of_account("aws", "000000000000").ok();
+            resolve(role, any.as_ref())
+                .map_err(|error| invalid(format!("--default-role: {error}")))?;
+        }
+        let own_roles = self.own_role.iter().map(|role| {
+            OwnRole::parse(role).map_err(|error| invalid(format!("--own-role: {error}")))
+        });
+        Ok(RuleConfig {
+            base: base_arn(self.base_role_arn.as_deref())?,
+            default_role: default_role.map(Into::into),
+            own_roles: own_roles.collect::<anyhow::Result<_>>()?,
+            modes: self.modes(),
+            rego: self.rego()?,
+            restriction_format: self.namespace_restriction_format.into(),
+            allow_unannotated: self.namespace_restrictions_default == RestrictionDefault::Allow,
+            ..RuleConfig::default()
+        })
+    }
+
+    /// Whether flags say which layers are on.
+    pub(crate) fn say_modes(&self) -> bool {
+        self.namespace_restrictions || !self.layer.is_empty()
+    }
+
+    /// The modes. Without flags no layer is on, as in kube2iam.
+    fn modes(&self) -> Modes {
+        let mut modes = Modes {
+            namespace: match self.namespace_restrictions {
+                true => Mode::Enforce,
+                false => Mode::Off,
+            },
+            grants: Mode::Off,
+            rego: Mode::Off,
+        };
         for LayerMode { layer, mode } in &self.layer {
             match layer {
                 LayerName::Namespace => modes.namespace = *mode,
@@ -85,11 +153,7 @@ impl RuleFlags {
         modes
     }
 
-    /// Where Rego policies come from.
-    ///
-    /// # Errors
-    /// A flag that makes no sense, as wrong usage.
-    pub(crate) fn rego(&self) -> anyhow::Result<RegoConfig> {
+    fn rego(&self) -> anyhow::Result<RegoConfig> {
         let label = match self.policy_label.as_str() {
             "" => None,
             text => {
@@ -148,12 +212,13 @@ mod tests {
             "--replicate=v1/services",
         ]);
         let flags = flags.unwrap();
-        let modes = flags.modes(Modes::default());
+        assert!(flags.say_modes());
+        let config = flags.config().unwrap();
+        let (modes, rego) = (config.modes, config.rego);
         assert_eq!(
             (modes.namespace, modes.grants, modes.rego),
-            (Mode::Enforce, Mode::Audit, Mode::Enforce)
+            (Mode::Off, Mode::Audit, Mode::Enforce)
         );
-        let rego = flags.rego().unwrap();
         assert_eq!(
             (rego.namespaces.len(), rego.label, rego.replicate.len()),
             (2, None, 1)
@@ -161,14 +226,50 @@ mod tests {
         for wrong in ["--layer=grants", "--layer=x=off", "--layer=grants=on"] {
             assert!(parse(&[wrong]).is_err(), "{wrong}");
         }
-        for wrong in ["--policy-label=x", "--replicate=services"] {
-            assert!(parse(&[wrong]).unwrap().rego().is_err(), "{wrong}");
+        for wrong in [
+            "--policy-label=x",
+            "--replicate=services",
+            "--base-role-arn=x",
+            "--default-role=../x",
+            "--own-role=a b",
+        ] {
+            assert!(parse(&[wrong]).unwrap().config().is_err(), "{wrong}");
         }
     }
 
     #[test]
-    fn the_default_is_kube_mgmts() {
-        let rego = parse(&[]).unwrap().rego().unwrap();
-        assert_eq!(rego, RegoConfig::default());
+    fn the_default_is_kube2iams_and_kube_mgmts() {
+        let flags = parse(&[]).unwrap();
+        assert!(!flags.say_modes());
+        let config = flags.config().unwrap();
+        let off = (Mode::Off, Mode::Off, Mode::Off);
+        let modes = config.modes;
+        assert_eq!((modes.namespace, modes.grants, modes.rego), off);
+        assert_eq!(config.rego, RegoConfig::default());
+    }
+
+    #[test]
+    fn roles_and_restrictions_by_flags() {
+        let flags = parse(&[
+            "--base-role-arn=arn:aws:iam::123456789012:role",
+            "--default-role=basic",
+            "--own-role=node,arn:aws:iam::123456789012:role/path/rolegate",
+            "--namespace-restrictions",
+            "--namespace-restriction-format=regexp",
+            "--namespace-restrictions-default=allow",
+        ]);
+        let config = flags.unwrap().config().unwrap();
+        let own: Vec<_> = config
+            .own_roles
+            .iter()
+            .map(|own| (own.account.as_deref(), own.name.as_str()))
+            .collect();
+        assert_eq!(own, [(None, "node"), (Some("123456789012"), "rolegate")]);
+        assert_eq!(config.default_role.as_deref(), Some("basic"));
+        assert!(config.base.is_some() && config.allow_unannotated);
+        assert_eq!(config.modes.namespace, Mode::Enforce);
+        // The layer's own flag goes first.
+        let flags = parse(&["--namespace-restrictions", "--layer=namespace=audit"]);
+        assert_eq!(flags.unwrap().modes().namespace, Mode::Audit);
     }
 }

@@ -26,10 +26,12 @@ const LONGEST: usize = 80;
 /// What shapes rules beside the documents.
 #[derive(Debug, Clone)]
 pub struct OfflineOptions {
-    /// What counts where there is no `RolegateConfig` among the documents.
+    /// What counts where there is no `RolegateConfig` among the documents, and completes one.
     pub flags: RuleConfig,
-    /// Whether, where there is no `RolegateConfig`, the modes of layers are guessed by what rules
-    /// there are, and not those of the flags.
+    /// What it means that there is none.
+    pub without_config: ClusterConfig,
+    /// Whether, where none is used, the modes of layers are guessed by what rules there are, and
+    /// not those of the flags.
     pub guess_modes: bool,
     /// The annotations' keys.
     pub keys: AnnotationKeys,
@@ -45,6 +47,7 @@ impl Default for OfflineOptions {
     fn default() -> Self {
         Self {
             flags: RuleConfig::default(),
+            without_config: ClusterConfig::NotUsed,
             guess_modes: true,
             keys: AnnotationKeys::default(),
             point: Point::Gate,
@@ -92,7 +95,11 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     }
     let mut assumed = Vec::new();
     let mut flags = options.flags;
-    if read.config.is_none() && options.guess_modes {
+    let config = match read.config.take() {
+        Some(config) => ClusterConfig::Is(config.into()),
+        None => options.without_config,
+    };
+    if config == ClusterConfig::NotUsed && options.guess_modes {
         flags.modes = read.modes(&flags);
         assumed.push(format!(
             "there is no RolegateConfig: layer namespace is {}, grants {}, rego {}",
@@ -105,15 +112,11 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     let mut keeper = Keeper::new(flags, options.point, options.scope, options.session_seconds);
     keeper.learn(Facts::default());
     let namespaces = read.namespaces.into_values().collect();
-    let mut reports = vec![
+    for report in [
+        Report::Rules(RuleUpdate::Config(config)),
         Report::Rules(RuleUpdate::Namespaces(Change::Snapshot(namespaces))),
         Report::Rules(RuleUpdate::Grants(Change::Snapshot(read.grants))),
-    ];
-    if let Some(config) = read.config {
-        let config = ClusterConfig::Is(config.into());
-        reports.insert(0, Report::Rules(RuleUpdate::Config(config)));
-    }
-    for report in reports {
+    ] {
         keeper.apply(report);
     }
     let policies = keeper.book().config().rego.clone();

@@ -43,6 +43,7 @@ pub struct Gate {
     pub controller: Option<Rolegate>,
     addresses: Addresses,
     certificate: Certificate,
+    flags: Vec<String>,
     kubeconfig: PathBuf,
 }
 
@@ -84,6 +85,15 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses it.
     pub async fn install_gate(&self) -> anyhow::Result<Value> {
+        self.install_kinds().await?;
+        self.install_gate_alone().await
+    }
+
+    /// Applies the shipped custom resources; returns when they are served.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn install_kinds(&self) -> anyhow::Result<()> {
         self.apply_file(&repository().join("deploy/crds.yaml"))
             .await?;
         let admin = self.requests()?;
@@ -94,6 +104,14 @@ impl Cluster {
             })
             .await?;
         }
+        Ok(())
+    }
+
+    /// As [`Self::install_gate`], without the custom resources.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn install_gate_alone(&self) -> anyhow::Result<Value> {
         let manifest =
             std::fs::read_to_string(repository().join("deploy/rolegate-admission.yaml"))?;
         let documents: Vec<Value> = serde_saphyr::from_multiple(&manifest)?;
@@ -134,6 +152,19 @@ impl Gate {
     /// # Errors
     /// When it does not start.
     pub async fn bare(cluster: &Cluster, certificate: Certificate) -> anyhow::Result<Self> {
+        Self::with_flags(cluster, certificate, &[]).await
+    }
+
+    /// As [`Self::bare`], with these flags too.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn with_flags(
+        cluster: &Cluster,
+        certificate: Certificate,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
+        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let token = cluster
             .service_account_token(HOME, "rolegate-admission")
             .await?;
@@ -142,7 +173,7 @@ impl Gate {
             webhook: "127.0.0.1:0".parse()?,
             admin: "127.0.0.1:0".parse()?,
         };
-        let mut admission = spawn(anywhere, &certificate, &kubeconfig)?;
+        let mut admission = spawn(anywhere, &certificate, &flags, &kubeconfig)?;
         let line = admission.wait_for_line("webhook=", DEADLINE).await?;
         let address = |name: &str| -> anyhow::Result<SocketAddr> {
             let mut words = line.split_whitespace();
@@ -157,6 +188,7 @@ impl Gate {
             admission,
             controller: None,
             certificate,
+            flags,
             kubeconfig,
         })
     }
@@ -260,6 +292,14 @@ impl Gate {
             .await
     }
 
+    /// What the webhook's port for operators says to `GET path`, the head included.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn operators(&self, path: &str) -> anyhow::Result<String> {
+        get(self.addresses.admin, path).await
+    }
+
     /// Kills the webhook.
     pub fn kill_admission(&mut self) {
         self.admission.kill();
@@ -271,7 +311,12 @@ impl Gate {
     /// When it does not start or get ready.
     pub async fn restart_admission(&mut self) -> anyhow::Result<()> {
         self.admission.kill();
-        self.admission = spawn(self.addresses, &self.certificate, &self.kubeconfig)?;
+        self.admission = spawn(
+            self.addresses,
+            &self.certificate,
+            &self.flags,
+            &self.kubeconfig,
+        )?;
         self.ready().await
     }
 }
@@ -306,6 +351,7 @@ async fn is_asked(somebody: &Requests) -> anyhow::Result<()> {
 fn spawn(
     addresses: Addresses,
     certificate: &Certificate,
+    more: &[String],
     kubeconfig: &std::path::Path,
 ) -> anyhow::Result<Rolegate> {
     let mut flags = vec![
@@ -319,6 +365,6 @@ fn spawn(
         flags.push(format!("--tls-cert={}", chain.display()));
         flags.push(format!("--tls-key={}", key.display()));
     }
-    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let flags: Vec<_> = flags.iter().chain(more).map(String::as_str).collect();
     Rolegate::spawn(&flags, [("ROLEGATE_KUBECONFIG", kubeconfig)])
 }

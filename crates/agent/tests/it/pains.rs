@@ -211,11 +211,7 @@ async fn pain_14_session_names_name_the_pod() {
 #[tokio::test]
 async fn pain_15_other_partitions() {
     let base = BaseArn::parse("arn:aws-cn:iam::123456789012:role/").unwrap();
-    let stage = Stage::with(|options| {
-        options.discovery.base = Some(base.clone());
-        options.rules.base = Some(base);
-    })
-    .await;
+    let stage = Stage::with(|options| options.rules.base = Some(base)).await;
     stage.kube.put_namespace(
         Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),
     );
@@ -233,8 +229,7 @@ async fn pain_15_other_partitions() {
 #[tokio::test]
 async fn pain_15_the_base_arn_is_found_in_its_partition() {
     let stage = Stage::with(|options| {
-        options.discovery.base = None;
-        options.discovery.base_required = true;
+        options.base_required = true;
         options.rules.base = None;
     })
     .await;

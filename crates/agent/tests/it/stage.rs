@@ -6,7 +6,6 @@ use std::time::Duration;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use rolegate_agent::app::{Agent, AgentOptions, SourceOptions};
-use rolegate_agent::discovery::DiscoveryOptions;
 use rolegate_agent::door::{DoorOptions, ImdsV2};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_aws::sts::StsOptions;
@@ -124,10 +123,7 @@ impl Stage {
                 credentials: Some(SharedCredentialsProvider::new(credentials)),
                 ..StsOptions::default()
             },
-            discovery: DiscoveryOptions {
-                base: Some(base.clone()),
-                ..DiscoveryOptions::default()
-            },
+            base_required: false,
             rules: RuleConfig {
                 base: Some(base),
                 ..RuleConfig::default()

@@ -57,7 +57,7 @@ async fn threat_06_our_own_roles_are_refused_under_any_rule() {
 
 #[tokio::test]
 async fn threat_06_not_even_as_the_default() {
-    let stage = Stage::with(|options| options.discovery.default_role = Some("node".into())).await;
+    let stage = Stage::with(|options| options.rules.default_role = Some("node".into())).await;
     assert_eq!(stage.get(3, CREDENTIALS).await.status, 403);
 }
 

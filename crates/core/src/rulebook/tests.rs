@@ -189,3 +189,64 @@ fn the_cluster_is_a_tag_of_every_session() {
     let limits = key.limits.unwrap();
     assert_eq!(limits.tags.get("rolegate.dev/cluster"), Some("prod-1"));
 }
+
+#[test]
+fn flags_complete_what_the_configuration_leaves_open() {
+    let own = |name: &str| OwnRole::parse(name).unwrap();
+    let flags = RuleConfig {
+        base: BaseArn::parse("arn:aws:iam::210987654321:role/").ok(),
+        default_role: Some("flagged".into()),
+        own_roles: vec![own("flagged-node")],
+        ..config(Mode::Off, Mode::Off)
+    };
+    let mut book = RuleBook::new(flags, SessionScope::Workload, 3600);
+    book.learn(Facts {
+        base: BaseArn::parse("arn:aws:iam::999999999999:role/").ok(),
+        own_roles: vec![own("found-node")],
+    });
+    let said = |book: &RuleBook| {
+        let rules = book.rule_set();
+        let own: Vec<_> = rules.own_roles.into_iter().map(|own| own.name).collect();
+        let default = rules.default_role.map(|role| role.to_string());
+        (default.unwrap_or_default(), own.join(" "))
+    };
+    let of = |account: &str, name: &str| format!("arn:aws:iam::{account}:role/{name}");
+    let flagged = of("210987654321", "flagged");
+    assert_eq!(
+        said(&book),
+        (flagged.clone(), "flagged-node found-node".into())
+    );
+    // Layers are the configuration's alone, whatever flags say of them.
+    let silent = RuleConfig {
+        base: None,
+        own_roles: vec![own("node")],
+        ..config(Mode::Enforce, Mode::Enforce)
+    };
+    book.update(is(silent.clone()));
+    assert_eq!(
+        said(&book),
+        (flagged, "node flagged-node found-node".into())
+    );
+    assert_eq!(book.config().modes.grants, Mode::Enforce);
+    book.update(is(RuleConfig {
+        base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
+        default_role: Some("written".into()),
+        ..silent
+    }));
+    assert_eq!(said(&book).0, of("123456789012", "written"));
+}
+
+#[test]
+fn threat_06_own_roles_of_the_configuration_are_refused_whatever_allows_them() {
+    let mut book = book();
+    book.update(is(RuleConfig {
+        own_roles: vec![OwnRole::parse("reader").unwrap()],
+        ..config(Mode::Off, Mode::Enforce)
+    }));
+    let Decision::Deny(denial) = decide(&book, "reader") else {
+        panic!("allowed");
+    };
+    assert_eq!(denial.layer, "own-role");
+    book.update(is(config(Mode::Off, Mode::Enforce)));
+    assert!(allows(&book, "reader"));
+}

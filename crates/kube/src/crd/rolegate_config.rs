@@ -42,6 +42,12 @@ pub struct RolegateConfigSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub default_role: Option<String>,
+    /// Roles of the nodes and of rolegate itself, which no pod may have whatever the rules say: an
+    /// ARN, or a name, which stands for that role of any account. Agents find out their own node's
+    /// beside them; nobody else knows it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 2048)))]
+    pub own_roles: Vec<String>,
     /// Which sources of rules are on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
@@ -53,8 +59,8 @@ pub struct RolegateConfigSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "NamespaceDefault")]
     pub namespace_restrictions_default: Option<NamespaceDefault>,
-    /// Names of namespaces whose objects the gate lets through: `kube-system` and `rolegate` unless
-    /// given.
+    /// Names of namespaces whose objects the gate lets through: `kube-system` and `rolegate-system`
+    /// unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
     pub spared_namespaces: Option<Vec<String>>,

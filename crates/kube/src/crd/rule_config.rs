@@ -8,6 +8,7 @@ use rolegate_core::arn::{BaseArn, resolve};
 use rolegate_core::config::{
     Modes, RegoConfig, ResourceKind, RuleConfig, Subjects, TemplateKind, presets,
 };
+use rolegate_core::decision::OwnRole;
 use rolegate_core::layer::Mode;
 use rolegate_core::pattern::PatternFormat;
 
@@ -60,6 +61,7 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
         Ok(Self {
             default_role: default_role(spec, base.as_ref())?,
             base,
+            own_roles: own_roles(&spec.own_roles)?,
             modes: modes(spec.layers.as_ref()),
             restriction_format: match spec.namespace_restriction_format {
                 Some(RestrictionFormat::Regexp) => PatternFormat::Regexp,
@@ -133,6 +135,14 @@ fn default_role(
     let any = BaseArn::of_account("aws", "000000000000").map_err(wrong)?;
     resolve(role, Some(base.unwrap_or(&any))).map_err(wrong)?;
     Ok(Some(role.into()))
+}
+
+fn own_roles(roles: &[String]) -> Result<Vec<OwnRole>, ConfigError> {
+    let roles = roles.iter().enumerate().map(|(place, role)| {
+        OwnRole::parse(role)
+            .map_err(|error| ConfigError::new(format!("spec.ownRoles[{place}]"), error.to_string()))
+    });
+    roles.collect()
 }
 
 /// STS takes it as the value of a session tag.

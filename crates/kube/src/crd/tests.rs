@@ -215,6 +215,7 @@ fn a_configuration_becomes_what_it_says() {
     let all = config(json!({
         "baseRoleArn": "arn:aws-cn:iam::123456789012:role/team",
         "defaultRole": "basic",
+        "ownRoles": ["path/node", "arn:aws:iam::210987654321:role/rolegate"],
         "layers": {"namespace": "off", "grants": "enforce", "rego": "audit"},
         "namespaceRestrictionFormat": "regexp",
         "namespaceRestrictionsDefault": "allow",
@@ -231,6 +232,12 @@ fn a_configuration_becomes_what_it_says() {
     let base = all.base.as_ref().unwrap().as_str();
     assert_eq!(base, "arn:aws-cn:iam::123456789012:role/team/");
     assert_eq!(all.default_role.as_deref(), Some("basic"));
+    let own = all
+        .own_roles
+        .iter()
+        .map(|own| (own.account.as_deref(), own.name.as_str()));
+    let expected = [(None, "node"), (Some("210987654321"), "rolegate")];
+    assert_eq!(own.collect::<Vec<_>>(), expected);
     let modes = (all.modes.namespace, all.modes.grants, all.modes.rego);
     assert_eq!(modes, (Mode::Off, Mode::Enforce, Mode::Audit));
     assert_eq!(all.restriction_format, PatternFormat::Regexp);
@@ -255,6 +262,7 @@ fn mistakes_in_a_configuration_are_told_with_their_place() {
         ),
         (json!({"defaultRole": "a b"}), "spec.defaultRole"),
         (json!({"defaultRole": "arn:aws:s3:::x"}), "spec.defaultRole"),
+        (json!({"ownRoles": ["node", "a b"]}), "spec.ownRoles[1]"),
         (json!({"clusterName": "a;b"}), "spec.clusterName"),
         (json!({"clusterName": ""}), "spec.clusterName"),
         (json!({"rego": {"label": "policy"}}), "spec.rego.label"),

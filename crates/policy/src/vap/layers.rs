@@ -35,7 +35,7 @@ fn refusals(asks: &str, layer: &str, sentence: &str, more: &str) -> Value {
 /// What is refused whatever the layers say: malformed roles, mirror pods, our own roles, external
 /// IDs that STS does not take, session names that pass for another namespace's.
 pub(super) fn request(input: &VapInput<'_>) -> Vec<Value> {
-    let own: Vec<_> = input.own_roles.iter().map(is_own).collect();
+    let own: Vec<_> = input.config.own_roles.iter().map(is_own).collect();
     let own = if own.is_empty() {
         "false".to_owned()
     } else {

@@ -35,7 +35,6 @@ fn exported(config: &RuleConfig, grants: &[Grant]) -> Result<Export, VapError> {
         config,
         keys: &AnnotationKeys::default(),
         grants,
-        own_roles: &[],
         namespace: "rolegate-system",
     })
 }

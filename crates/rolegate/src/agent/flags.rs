@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::annotation_flags::AnnotationFlags;
-use crate::flags::{RestrictionFormat, duration, path};
+use crate::flags::{duration, path};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
@@ -20,15 +20,6 @@ const DOOR: &str = "Metadata door";
 const REDIRECT: &str = "Redirect";
 const PROCESS: &str = "Process";
 const NO_EFFECT: &str = "Flags of kube2iam without effect here";
-
-/// What a namespace without annotations allows.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum RestrictionDefault {
-    /// No role
-    Deny,
-    /// Every role, as without restrictions: for moving over
-    Allow,
-}
 
 /// Whether metadata tokens are demanded.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -79,30 +70,12 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_PICTURE_AGE", default_value = "1h", value_parser = duration, help_heading = KUBERNETES)]
     pub(crate) max_picture_age: Duration,
 
-    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/
-    #[arg(long, value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = ROLES)]
-    pub(crate) base_role_arn: Option<String>,
     /// Demand that the base ARN is found out from the node; without it, a found one is used all the same
     #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
     pub(crate) auto_discover_base_arn: bool,
-    /// Role of pods that name none, in namespaces that name none
-    #[arg(long, value_name = "ROLE", env = "ROLEGATE_DEFAULT_ROLE", help_heading = ROLES)]
-    pub(crate) default_role: Option<String>,
     /// Taken and not followed: it would give the node's role to every pod. Name a role with --default-role
     #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_DEFAULT_ROLE", help_heading = NO_EFFECT)]
     pub(crate) auto_discover_default_role: bool,
-    /// Further role that no pod may have, name or ARN; the node's and this process's are always refused
-    #[arg(long, value_name = "ROLE", env = "ROLEGATE_OWN_ROLE", value_delimiter = ',', help_heading = ROLES)]
-    pub(crate) own_role: Vec<String>,
-    /// Allow only roles that the pod's namespace allows by its annotations
-    #[arg(long, env = "ROLEGATE_NAMESPACE_RESTRICTIONS", help_heading = ROLES)]
-    pub(crate) namespace_restrictions: bool,
-    /// How the patterns in --namespace-key are written
-    #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", ignore_case = true, help_heading = ROLES)]
-    pub(crate) namespace_restriction_format: RestrictionFormat,
-    /// What a namespace without annotations allows
-    #[arg(long, value_name = "VERDICT", env = "ROLEGATE_NAMESPACE_RESTRICTIONS_DEFAULT", default_value = "deny", help_heading = ROLES)]
-    pub(crate) namespace_restrictions_default: RestrictionDefault,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     #[command(flatten)]

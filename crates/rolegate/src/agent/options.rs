@@ -6,23 +6,18 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use rolegate_agent::app::{AgentOptions, RedirectOptions, SourceOptions};
-use rolegate_agent::discovery::DiscoveryOptions;
 use rolegate_agent::door::{self, DoorOptions};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_aws::sts::StsOptions;
-use rolegate_core::arn::{BaseArn, RoleArn, resolve};
-use rolegate_core::config::{Modes, RuleConfig};
-use rolegate_core::decision::OwnRole;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::layer::Mode;
 use rolegate_core::metadata::AllowList;
 use rolegate_core::redirect::InterfacePattern;
 use rolegate_core::session_name::SessionScope;
 use rolegate_runtime::clock::Clock;
 
-use super::flags::{AgentFlags, ImdsV2, RestrictionDefault, Scope};
-use crate::flags::{base_arn, invalid};
+use super::flags::{AgentFlags, ImdsV2, Scope};
+use crate::flags::invalid;
 use crate::redirect::{choice, spec};
 
 /// Where metrics are by default: not where pods reach them.
@@ -82,23 +77,9 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             "--max-connections-per-pod, --max-forwards-per-pod and --max-forwards: give 1 or more",
         ));
     }
-    let base = base_arn(flags.base_role_arn.as_deref())?;
-    // A name may have to wait for the base ARN; that it is one can be said now.
-    if let Some(role) = flags
-        .default_role
-        .as_deref()
-        .filter(|role| !role.is_empty())
-    {
-        let any = BaseArn::of_account("aws", "000000000000").ok();
-        resolve(role, any.as_ref()).map_err(|error| invalid(format!("--default-role: {error}")))?;
-    }
+    let rules = flags.rules.config()?;
     let allow = AllowList::new(&flags.metadata_allow)
         .map_err(|error| invalid(format!("--metadata-allow: {error}")))?;
-    let own_roles = flags
-        .own_role
-        .iter()
-        .map(|role| own_role(role))
-        .collect::<anyhow::Result<Vec<_>>>()?;
     let mut engine = EngineOptions {
         in_flight: flags.sts_concurrency.get(),
         ..EngineOptions::default()
@@ -107,18 +88,11 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);
     }
-    let modes = flags.rules.modes(Modes {
-        namespace: match flags.namespace_restrictions {
-            true => Mode::Enforce,
-            false => Mode::Off,
-        },
-        ..Modes::default()
-    });
     let endpoints = std::env::var("AWS_STS_REGIONAL_ENDPOINTS");
     let regional = flags
         .use_regional_sts_endpoint
         .unwrap_or(endpoints.as_deref() != Ok("legacy"));
-    if flags.auto_discover_base_arn && base.is_some() {
+    if flags.auto_discover_base_arn && rules.base.is_some() {
         return Err(invalid(
             "--auto-discover-base-arn and --base-role-arn: give one of both",
         ));
@@ -145,23 +119,8 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             clock: clock.clone(),
             ..StsOptions::default()
         },
-        discovery: DiscoveryOptions {
-            base_required: flags.auto_discover_base_arn,
-            base: base.clone(),
-            default_role: flags.default_role.filter(|role| !role.is_empty()),
-            own_roles,
-        },
-        rules: RuleConfig {
-            base,
-            modes,
-            rego: flags.rules.rego()?,
-            restriction_format: flags.namespace_restriction_format.into(),
-            allow_unannotated: matches!(
-                flags.namespace_restrictions_default,
-                RestrictionDefault::Allow
-            ),
-            ..RuleConfig::default()
-        },
+        base_required: flags.auto_discover_base_arn,
+        rules,
         cluster_config: flags.rules.cluster_config.into(),
         scope: match flags.session_scope {
             Scope::Workload => SessionScope::Workload,
@@ -235,22 +194,6 @@ fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
         )));
     }
     Ok(u32::try_from(seconds).unwrap_or(3600))
-}
-
-fn own_role(text: &str) -> anyhow::Result<OwnRole> {
-    let role = if text.starts_with("arn:") {
-        RoleArn::parse(text).map(|role| OwnRole {
-            account: Some(role.account().to_owned()),
-            name: role.name().to_owned(),
-        })
-    } else {
-        // Any account's will do to check the name.
-        RoleArn::parse(&format!("arn:aws:iam::000000000000:role/{text}")).map(|role| OwnRole {
-            account: None,
-            name: role.name().to_owned(),
-        })
-    };
-    role.map_err(|error| invalid(format!("--own-role: {error}")))
 }
 
 async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>> {

@@ -112,7 +112,7 @@ impl<'a> Stage<'a> {
         flags.kubernetes.kubeconfig = None;
         flags.workloads = None;
         flags.node = Some(cast::NODE.into());
-        flags.namespace_restrictions = true;
+        flags.rules.namespace_restrictions = true;
         flags.metadata_addr = self.imds.addr().to_string();
         flags.metrics_port = None;
         flags.metrics_address = Some(ANY_PORT);

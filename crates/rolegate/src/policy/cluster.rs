@@ -35,20 +35,24 @@ impl Cluster {
     }
 
     /// Everything that decisions depend on, pods aside: namespaces, grants, the configuration, and
-    /// the ConfigMaps and objects of policies. `flags` count where there is no configuration.
+    /// the ConfigMaps and objects of policies; and whether the kind of the configuration is
+    /// installed. `flags` count where there is no configuration.
     ///
     /// # Errors
     /// What may not be read, or cannot.
-    pub(super) async fn rules(&self, flags: &RuleConfig) -> anyhow::Result<Vec<Value>> {
+    pub(super) async fn rules(&self, flags: &RuleConfig) -> anyhow::Result<(Vec<Value>, bool)> {
         let mut objects = self.list(&core("Namespace", "namespaces"), None).await?;
-        objects.extend(self.optional(&ours("RoleGrant", "rolegrants")).await?);
+        let grants = self.optional(&ours("RoleGrant", "rolegrants")).await?;
+        objects.extend(grants.into_iter().flatten());
         let configs = self
             .optional(&ours("RolegateConfig", "rolegateconfigs"))
             .await?;
+        let has_kind = configs.is_some();
+        let configs = configs.unwrap_or_default();
         let rego = Rego::of(&configs, flags);
         objects.extend(configs);
         if rego.is_off {
-            return Ok(objects);
+            return Ok((objects, has_kind));
         }
         for namespace in &rego.namespaces {
             let config_maps = core("ConfigMap", "configmaps");
@@ -60,7 +64,7 @@ impl Cluster {
             let resource = ApiResource::from_gvk_with_plural(&gvk, &kind.resource);
             objects.extend(self.list(&resource, None).await?);
         }
-        Ok(objects)
+        Ok((objects, has_kind))
     }
 
     /// All pods, with only what decisions depend on: there may be very many.
@@ -89,11 +93,12 @@ impl Cluster {
         named(pod, &resource)
     }
 
-    /// Objects of ours, none where their kind is not installed.
-    async fn optional(&self, resource: &ApiResource) -> anyhow::Result<Vec<Value>> {
+    /// Objects of ours; `None` where their kind is not installed.
+    async fn optional(&self, resource: &ApiResource) -> anyhow::Result<Option<Vec<Value>>> {
         match self.pages(resource, None, whole).await {
-            Err(Listing::Failed(kube::Error::Api(status))) if status.code == 404 => Ok(Vec::new()),
-            other => other.map_err(|error| self.told(resource, None, error)),
+            Err(Listing::Failed(kube::Error::Api(status))) if status.code == 404 => Ok(None),
+            Err(error) => Err(self.told(resource, None, error)),
+            Ok(found) => Ok(Some(found)),
         }
     }
 

@@ -68,6 +68,13 @@ pub(super) struct ExplainArguments {
     read: ReadFlags,
 }
 
+#[cfg(test)]
+impl ExplainArguments {
+    pub(super) fn rules(&self) -> anyhow::Result<rolegate_core::config::RuleConfig> {
+        self.read.reading().map(|reading| reading.flags)
+    }
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
     if key.is_empty() {

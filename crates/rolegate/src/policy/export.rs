@@ -90,7 +90,6 @@ fn vap(arguments: &ExportArguments, reading: &Reading, loaded: &Loaded) -> anyho
         config: &config,
         keys: &reading.keys,
         grants: &loaded.grants,
-        own_roles: &rules.own_roles,
         namespace: &arguments.namespace,
     })?;
     for unsaid in &exported.unsaid {

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
-use rolegate_core::config::Modes;
 use rolegate_core::grant::Grant;
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rulebook::Facts;
+use rolegate_core::rulebook::ClusterConfig;
 use rolegate_core::workload::Workload;
 use rolegate_kube::client::ClientOptions;
+use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::crd::{GROUP, RoleGrant};
 use rolegate_policy::overlay::overlay;
 use rolegate_policy::text::plain;
@@ -29,6 +29,8 @@ pub(super) struct Objects {
     places: Vec<Option<String>>,
     /// Whether a cluster was asked: then nothing is guessed.
     is_cluster: bool,
+    /// Whether there has to be a configuration: its kind is installed, or it was there before.
+    needs_config: bool,
 }
 
 impl Objects {
@@ -44,6 +46,7 @@ impl Objects {
             places: places.collect(),
             values: files::objects(manifests),
             is_cluster: false,
+            needs_config: false,
         })
     }
 
@@ -54,7 +57,7 @@ impl Objects {
         pods: bool,
     ) -> anyhow::Result<Self> {
         let cluster = Cluster::connect(options).await?;
-        let mut values = cluster.rules(&reading.flags).await?;
+        let (mut values, needs_config) = cluster.rules(&reading.flags).await?;
         if pods {
             values.extend(cluster.pods().await?);
         }
@@ -62,6 +65,7 @@ impl Objects {
             places: vec![None; values.len()],
             values,
             is_cluster: true,
+            needs_config,
         })
     }
 
@@ -104,6 +108,7 @@ impl Objects {
             places: vec![None; values.len()],
             values,
             is_cluster: self.is_cluster,
+            needs_config: self.needs_config || self.values.iter().any(is_config),
         }
     }
 
@@ -112,32 +117,32 @@ impl Objects {
     /// # Errors
     /// An object that is malformed, with its place.
     pub(super) fn load(&self, reading: &Reading) -> anyhow::Result<Loaded> {
-        let is_config = |value: &Value| is_ours(value, "RolegateConfig");
         let mut values = self.values.clone();
         let mut places = self.places.clone();
-        if !reading.uses_config {
+        if reading.cluster_config == ConfigUse::Off {
             let mut kept = self.values.iter().map(|value| !is_config(value));
             places.retain(|_| kept.next().unwrap_or(true));
             values.retain(|value| !is_config(value));
         }
         let options = OfflineOptions {
             flags: reading.flags.clone(),
+            without_config: match reading.cluster_config {
+                ConfigUse::Auto if self.needs_config => ClusterConfig::Missing,
+                ConfigUse::Required => ClusterConfig::Missing,
+                ConfigUse::Auto | ConfigUse::Off => ClusterConfig::NotUsed,
+            },
             // What a cluster has without a configuration counts as flags say, whatever there is.
-            guess_modes: !self.is_cluster && reading.flags.modes == Modes::default(),
+            guess_modes: !self.is_cluster && !reading.say_modes,
             keys: reading.keys.clone(),
             ..OfflineOptions::default()
         };
-        let mut offline = offline::load(&values, options).map_err(|error| {
+        let offline = offline::load(&values, options).map_err(|error| {
             let place = places.get(error.place).cloned().flatten();
             match place {
                 Some(place) => anyhow!("{place}: {error}"),
                 None => anyhow!("{error}"),
             }
         })?;
-        offline.keeper.learn(Facts {
-            base: reading.flags.base.clone(),
-            ..Facts::default()
-        });
         let snapshot = Snapshot::clone(&offline.keeper.rules().load());
         let namespaces = offline.keeper.book().namespaces().cloned().collect();
         Ok(Loaded {
@@ -163,6 +168,10 @@ pub(super) struct Loaded {
     pub(super) grants: Vec<Grant>,
     /// What was taken for granted, in sentences.
     pub(super) assumed: Vec<String>,
+}
+
+fn is_config(value: &Value) -> bool {
+    is_ours(value, "RolegateConfig")
 }
 
 fn is_ours(value: &Value, kind: &str) -> bool {

@@ -1,0 +1,186 @@
+//! A cluster without our kinds, as those are that come from kube2iam: gate, door and command line
+//! have nothing but their flags, and the same flags are the same decision.
+
+use anyhow::{Context, ensure};
+use k8s_openapi::ByteString;
+use rolegate_testkit::gate::Certificate;
+use rolegate_testkit::{Cluster, Gate, Rolegate, eventually};
+use serde_json::Value;
+
+use super::stage::{DEADLINE, Stage, alone, pod};
+use crate::ask::{self, CREDENTIALS};
+use crate::site::{Pod, Site};
+
+/// Pods: the name, the role that is named, and the address.
+const PODS: [(&str, Option<&str>, &str); 4] = [
+    ("reader", Some("reader"), "10.1.0.5"),
+    ("admin", Some("admin"), "10.1.0.6"),
+    ("own", Some("my-node"), "10.1.0.7"),
+    ("plain", None, "10.1.0.8"),
+];
+/// What pods that name no role are given in one of the trials.
+const DEFAULT: &str = "basic";
+
+/// What the gate says of a pod like each of [`PODS`].
+async fn at_gate(
+    stage: &mut Stage,
+    namespace: &str,
+    flags: &[&str],
+    certificate: Certificate,
+) -> anyhow::Result<Vec<bool>> {
+    let kubeconfig = stage.cluster.admin_kubeconfig()?;
+    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+    let export = ["policy", "export", "--format=webhook", &kubeconfig];
+    let exported: Vec<_> = export.iter().chain(flags).copied().collect();
+    let exported = Rolegate::output(&exported).await?;
+    let mut registration: Value = serde_saphyr::from_slice(&exported.stdout)?;
+    stage.gate = Gate::with_flags(&stage.cluster, certificate, flags).await?;
+    let authority = serde_json::to_value(ByteString(stage.cluster.ca_pem().into()))?;
+    let registered = stage
+        .gate
+        .register(&stage.cluster, &mut registration, authority.as_str());
+    registered.await?;
+    stage.gate.ready().await?;
+    stage.gate.until_asked(&stage.cluster).await?;
+    let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
+    let jane = stage.jane()?;
+    let mut allowed = Vec::new();
+    for (name, role, _) in PODS {
+        let answer = jane.post(&pods, &pod(&format!("new-{name}"), role)).await?;
+        ensure!(
+            answer.status.is_success() || answer.is_refused_by_webhook(),
+            "{} {}",
+            answer.status,
+            answer.message()
+        );
+        allowed.push(answer.status.is_success());
+    }
+    Ok(allowed)
+}
+
+/// The status that each of [`PODS`] gets at its door.
+async fn at_door(site: &Site, pods: &[Pod], flags: &[&str]) -> anyhow::Result<Vec<u16>> {
+    let node = format!("--node={}", site.node);
+    let agent = [
+        "agent",
+        "--redirect=nftables",
+        "--host-interface=eni+",
+        "--host-ip=10.0.0.1",
+        "--host-ipv6=fd10::1",
+        &node,
+    ];
+    let mut agent = site.spawn(agent.iter().chain(flags))?;
+    site.ready(&mut agent).await?;
+    let mut found = Vec::new();
+    for ((_, role, _), pod) in PODS.iter().zip(pods) {
+        let path = format!("{CREDENTIALS}{}", role.unwrap_or(DEFAULT));
+        let reply = eventually(DEADLINE, async || {
+            let reply = ask::get(pod, &path)?;
+            ensure!(matches!(reply.status, 200 | 403 | 404), "{reply:?}");
+            Ok(reply)
+        });
+        found.push(reply.await?.status);
+    }
+    agent.stop().await?;
+    Ok(found)
+}
+
+/// The decision about each of [`PODS`] that the command line tells.
+async fn told(stage: &Stage, namespace: &str, flags: &[&str]) -> anyhow::Result<Vec<String>> {
+    let kubeconfig = stage.cluster.admin_kubeconfig()?;
+    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+    let mut found = Vec::new();
+    for (name, ..) in PODS {
+        let named = format!("pod/{name}");
+        let explain = [
+            "policy",
+            "explain",
+            &named,
+            "-n",
+            namespace,
+            "-ojson",
+            &kubeconfig,
+        ];
+        let explain: Vec<_> = explain.iter().chain(flags).copied().collect();
+        let output = Rolegate::output(&explain).await?;
+        let answer: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        let decision = answer["decision"].as_str().context("no decision")?;
+        let code = output.status.code();
+        ensure!(
+            (code == Some(0)) == (decision == "allowed"),
+            "{code:?} {answer}"
+        );
+        found.push(decision.to_owned());
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere()
+-> anyhow::Result<()> {
+    let _alone = alone().await?;
+    let cluster = Cluster::start().await?;
+    cluster.install_gate_alone().await?;
+    cluster.open_to(&["developers"]).await?;
+    let site = Site::new("flags", &cluster).await?;
+    let namespace = site.namespace("shop");
+    let allowed = r#"["reader", "my-node"]"#;
+    let annotation = [("iam.amazonaws.com/allowed-roles", allowed)];
+    cluster.create_namespace(&namespace, &annotation).await?;
+    let mut pods = Vec::new();
+    for (name, role, address) in PODS {
+        let pod = site.pod(address)?;
+        let object = site.object("shop", name, &pod);
+        let object = match role {
+            Some(role) => object.role(role),
+            None => object,
+        };
+        cluster.run_pod(&object).await?;
+        pods.push(pod);
+    }
+    let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
+    let certificate = Certificate::Files(chain, key);
+    let gate = Gate::bare(&cluster, certificate.clone()).await?;
+    let mut stage = Stage { cluster, gate };
+
+    let base = "--base-role-arn=arn:aws:iam::123456789012:role/";
+    let default = format!("--default-role={DEFAULT}");
+    for (flags, wanted) in [
+        // As kube2iam: whatever is named.
+        (&[base][..], ["allowed", "allowed", "allowed", "noRole"]),
+        (
+            &[
+                base,
+                "--namespace-restrictions",
+                "--own-role=my-node",
+                &default,
+            ],
+            ["allowed", "denied", "denied", "allowed"],
+        ),
+        (
+            &[
+                base,
+                "--layer=namespace=enforce",
+                "--namespace-key=example.com/roles",
+                "--namespace-restrictions-default=allow",
+                "--own-role=arn:aws:iam::123456789012:role/path/admin",
+            ],
+            ["allowed", "denied", "allowed", "noRole"],
+        ),
+    ] {
+        let told = told(&stage, &namespace, flags).await?;
+        assert_eq!(told, wanted, "rolegate policy explain {flags:?}");
+        let statuses = wanted.map(|decision| match decision {
+            "allowed" => 200,
+            "denied" => 403,
+            _ => 404,
+        });
+        let doors = at_door(&site, &pods, flags).await?;
+        assert_eq!(doors, statuses, "the doors with {flags:?}");
+        let allowed = wanted.map(|decision| decision != "denied");
+        let gate = at_gate(&mut stage, &namespace, flags, certificate.clone()).await?;
+        assert_eq!(gate, allowed, "the gate with {flags:?}");
+    }
+    Ok(())
+}
