@@ -14,7 +14,7 @@ use crate::client::Connection;
 use crate::crd::{CONFIG_NAME, INSTALL, RolegateConfig};
 use crate::failure::Kind;
 use crate::watch::{Reporting, Source};
-use crate::watchdog::{Said, Trouble, Watchdog};
+use crate::watchdog::{Trouble, Watchdog};
 
 /// How often it is looked whether the kind is there by now, or may be read.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -99,7 +99,7 @@ pub async fn watch_cluster_config<M: Send + 'static>(
                 let sentence = health.sentence(&failure);
                 let why =
                     format!("the RolegateConfig is missing, everything is refused: {sentence}");
-                trouble.set(Some(Said::Fails(why)));
+                trouble.set(Some(why));
                 health.settle();
                 if messages.send(wrap(ClusterConfig::Missing)).await.is_err() {
                     return;
@@ -140,17 +140,16 @@ fn found(change: Change<Result<Arc<RuleConfig>, Arc<str>>>) -> ClusterConfig {
     }
 }
 
-/// What the condition says to it. Whether a broken one is a reason not to be ready depends on what
-/// was there before, which whoever keeps the rules knows.
+/// What the condition says to it. The watch is well; whether a configuration that is missing or
+/// broken is a reason not to be ready is for whoever keeps the rules: a gate has to answer, with
+/// what is missing, and a door has nothing to give.
 fn say(trouble: &Trouble, found: &ClusterConfig) {
     trouble.set(match found {
-        ClusterConfig::Missing => Some(Said::Fails(format!(
+        ClusterConfig::Missing => Some(format!(
             "there is no RolegateConfig named {CONFIG_NAME}: create it, or delete its kind \
              and restart to let flags count"
-        ))),
-        ClusterConfig::Broken(why) => Some(Said::Notes(format!(
-            "the RolegateConfig cannot be used: {why}"
-        ))),
+        )),
+        ClusterConfig::Broken(why) => Some(format!("the RolegateConfig cannot be used: {why}")),
         ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Is(_) => None,
     });
 }

@@ -17,26 +17,17 @@ const ABSENT: u32 = 6;
 /// Something that is wrong with what a watch brings, while the watch itself is well. Cheap to
 /// clone; all clones are one.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Trouble(Arc<Mutex<Option<Said>>>);
-
-/// What a condition says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Said {
-    /// Not ready, for this reason.
-    Fails(String),
-    /// Ready, with this remark.
-    Notes(String),
-}
+pub(crate) struct Trouble(Arc<Mutex<Option<String>>>);
 
 impl Trouble {
-    /// What is wrong from now on.
-    pub(crate) fn set(&self, said: Option<Said>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = said;
+    /// What is wrong from now on, in a sentence.
+    pub(crate) fn set(&self, note: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = note;
     }
 
-    fn get(&self) -> Option<Said> {
-        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        said.clone()
+    fn get(&self) -> Option<String> {
+        let note = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        note.clone()
     }
 }
 
@@ -126,10 +117,9 @@ impl Watchdog {
                 }
             }
         }
-        match self.trouble.get() {
-            Some(Said::Fails(_)) if self.loaded => {}
-            _ if self.loaded => self.reporting.condition.note(sentence),
-            _ => self.reporting.condition.fail(sentence),
+        match self.loaded {
+            true => self.reporting.condition.note(sentence),
+            false => self.reporting.condition.fail(sentence),
         }
         let wait = self.waits.next().unwrap_or(Duration::from_secs(5));
         match failure.kind {
@@ -189,8 +179,7 @@ impl Watchdog {
     pub(crate) fn settle(&self) {
         match self.trouble.get() {
             None => self.reporting.condition.ok(),
-            Some(Said::Fails(why)) => self.reporting.condition.fail(why),
-            Some(Said::Notes(note)) => self.reporting.condition.note(note),
+            Some(note) => self.reporting.condition.note(note),
         }
     }
 }

@@ -303,6 +303,10 @@ impl Keeper {
             config: self.book.config().clone(),
             grants: self.book.grants().clone(),
             policies,
+            missing: match self.unseen() {
+                Some(_) => None,
+                None => self.missing(),
+            },
             needs,
         });
     }

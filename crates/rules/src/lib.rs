@@ -2,10 +2,11 @@
 //!
 //! [`keeper::Keeper`] is the one writer: it takes what sources report about the configuration,
 //! grants, namespaces and policies. [`rules::Rules`] are the many readers' handle: each change is
-//! a new immutable [`snapshot::Snapshot`], published at once. [`source`] follows a cluster, and
-//! [`offline`] reads the same objects from manifests.
+//! a new immutable [`snapshot::Snapshot`], published at once. [`source`] follows a cluster, [`offline`]
+//! reads the same objects from manifests, and [`metrics`] tell whether the rules count.
 
 pub mod keeper;
+pub mod metrics;
 pub mod offline;
 pub mod rules;
 pub mod snapshot;

@@ -21,6 +21,9 @@ pub struct Snapshot {
     pub grants: Arc<GrantsLayer>,
     /// The policies.
     pub policies: Arc<Policies>,
+    /// What keeps the rules from counting, in a sentence: while there is something, what it is
+    /// about is refused.
+    pub missing: Option<Arc<str>>,
     /// What must be followed for these rules.
     pub needs: Needs,
 }

@@ -169,7 +169,6 @@ impl Judge<'_> {
 
     /// Roles named by variables, and tokens for AWS.
     fn web_identity(&mut self, shape: &PodShape<'_>, workload: &Workload, mut asks: bool) {
-        let grants = self.rules.config.modes.grants;
         let mut judged: Vec<&str> = Vec::new();
         for variable in &shape.variables {
             match variable.value.map(str::trim) {
@@ -187,8 +186,7 @@ impl Judge<'_> {
                         "{ROLE_VARIABLE} comes from elsewhere, so the role cannot be judged; write \
                          its ARN as the variable's value"
                     );
-                    let fault = Fault::new(&variable.path, GRANTS, WEB_IDENTITY, &reason);
-                    self.by_mode(grants, fault);
+                    self.unnamed(&variable.path, &reason);
                 }
             }
         }
@@ -199,8 +197,19 @@ impl Judge<'_> {
                  service account {} of namespace {}, or ask your cluster's administrator for one",
                 workload.service_account, workload.namespace
             );
-            self.by_mode(grants, Fault::new(token, GRANTS, WEB_IDENTITY, &reason));
+            self.unnamed(token, &reason);
         }
+    }
+
+    /// Refuses what would give a role that is not named so that it could be judged, where grants
+    /// count.
+    fn unnamed(&mut self, path: &str, reason: &str) {
+        if let Some(missing) = self.rules.rules.missing.clone() {
+            let fault = Fault::new(path, "rules", "rules are missing", &missing);
+            return self.outcome.fault(fault);
+        }
+        let mode = self.rules.config.modes.grants;
+        self.by_mode(mode, Fault::new(path, GRANTS, WEB_IDENTITY, reason));
     }
 
     /// Judges a role that is named by something else than a pod's annotation.
@@ -305,8 +314,7 @@ impl Judge<'_> {
              whose {ROLE_VARIABLE} or role annotation names one that a RoleGrant covers, or ask \
              your cluster's administrator"
         );
-        let mode = self.rules.config.modes.grants;
-        self.by_mode(mode, Fault::new(&path, GRANTS, WEB_IDENTITY, &reason));
+        self.unnamed(&path, &reason);
         Ok(())
     }
 

@@ -48,6 +48,14 @@ fn threat_10_rules_that_are_missing_refuse_what_names_a_role_and_nothing_else() 
     let mut none_by_default = Rules::of("annotations");
     none_by_default.set.missing = Some("the configuration is gone".into());
     assert!(none_by_default.judge(&pod("shop", None)).is_allowed());
+    // A token that needs no role named is a role too, whatever the layers were.
+    let mut token = pod("shop", None);
+    token["request"]["object"]["spec"]["volumes"] = serde_json::json!([{ "name": "t", "projected": {
+        "sources": [{ "serviceAccountToken": { "audience": "sts.amazonaws.com" } }] } }]);
+    let refused = none_by_default.judge(&token);
+    assert_eq!(refused.faults[0].layer, "rules", "{refused:?}");
+    none_by_default.set.missing = None;
+    assert!(none_by_default.judge(&token).is_allowed());
 }
 
 #[test]

@@ -1,0 +1,86 @@
+//! Rules that are missing: the gate stays where the API server finds it, and says what is missing.
+
+use anyhow::ensure;
+use rolegate_testkit::request::PatchKind;
+use rolegate_testkit::{Cluster, eventually};
+use serde_json::{Value, json};
+
+use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, refused, taken};
+
+const ALL: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs";
+const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
+
+/// Waits until the gate is ready, with this remark about its rules, and the alarm is as it should
+/// be.
+async fn until_told(stage: &Stage, missing: Option<&str>) -> anyhow::Result<()> {
+    eventually(DEADLINE, async || {
+        let ready = stage.gate.operators("/readyz").await?;
+        // Out of the Service's endpoints nobody would hear what is missing.
+        ensure!(ready.starts_with("HTTP/1.1 200"), "not ready: {ready}");
+        let note = ready.lines().find(|line| line.starts_with("[!] rules: "));
+        ensure!(note.is_some() == missing.is_some(), "{ready}");
+        ensure!(
+            missing.is_none_or(|part| note.is_some_and(|note| note.contains(part))),
+            "{ready}"
+        );
+        let metrics = stage.gate.operators("/metrics").await?;
+        let alarm = format!("\nrolegate_rules_missing {}\n", u8::from(missing.is_some()));
+        ensure!(metrics.contains(&alarm), "no {alarm:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Fails unless the gate refuses a pod's role with a sentence about what is missing, and lets a pod
+/// without a role pass.
+async fn refuses(stage: &Stage, namespace: &str, missing: &str) -> anyhow::Result<()> {
+    let answer = stage.until_refused(namespace, "shop-reader").await?;
+    refused("a pod with a role", &answer, &[missing])?;
+    let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
+    let plain = stage.jane()?.post(&pods, &pod("plain", None)).await?;
+    taken("a pod without a role", plain).map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_missing()
+-> anyhow::Result<()> {
+    let _alone = alone().await?;
+    let mut stage = Stage::start(Cluster::start().await?, GRANTS).await?;
+    let namespace = "shop";
+    stage.shop(namespace).await?;
+    until_told(&stage, None).await?;
+    let admin = stage.cluster.requests()?;
+    let mut config: Value = taken("the configuration", admin.get(CONFIG).await?)?;
+    config["metadata"] = json!({ "name": "cluster" });
+
+    // The configuration is deleted, and the gate started again without it.
+    taken("its deletion", admin.delete(CONFIG).await?)?;
+    let missing = "the cluster's RolegateConfig named cluster is missing";
+    refuses(&stage, namespace, missing).await?;
+    until_told(&stage, Some(missing)).await?;
+    stage.gate.restart_admission().await?;
+    refuses(&stage, namespace, missing).await?;
+    until_told(&stage, Some(missing)).await?;
+    taken("the configuration", admin.post(ALL, &config).await?)?;
+    stage.until_allowed(namespace, "shop-reader").await?;
+    until_told(&stage, None).await?;
+
+    // A policy that is demanded is not there.
+    let rego = json!({ "spec": { "layers": { "rego": "enforce" },
+        "rego": { "required": [{ "namespace": "opa", "name": "must" }] } } });
+    taken(
+        "a required policy",
+        admin.patch(CONFIG, PatchKind::Merge, &rego).await?,
+    )?;
+    refuses(&stage, namespace, "opa/must").await?;
+    until_told(&stage, Some("opa/must")).await?;
+    let policy = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "must", "namespace": "opa",
+            "labels": { "openpolicyagent.org/policy": "rego" } },
+        "data": { "main": "package kubernetes.admission\n\ndeny[msg] {\n    input.never\n    msg := \"never\"\n}\n" },
+    });
+    stage.cluster.apply_manifest(&policy.to_string()).await?;
+    stage.until_allowed(namespace, "shop-reader").await?;
+    until_told(&stage, None).await
+}
