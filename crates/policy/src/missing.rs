@@ -95,21 +95,16 @@ pub fn missing_grant(
     Some(MissingGrant { grant, then })
 }
 
-/// What sessions of the new grant are like: as by the grants that cover the role but do not list
-/// the external ID, so that none of their limits is shed. `None` where these disagree, or where
-/// some list it.
+/// What sessions of the new grant are like: as by the closest of the grants that cover the role
+/// but do not list the external ID, so that none of its limits is shed. `None` where these disagree.
 fn session_beside(grants: &GrantsLayer, ask: &Ask<'_>) -> Option<SessionRules> {
     let covering = grants.covering(ask);
     let Some(((closest, first), others)) = covering.split_first() else {
         return Some(SessionRules::default());
     };
-    let id = ask.workload.wish.external_id.as_deref();
-    let lists_it = covering
-        .iter()
-        .any(|(_, grant)| grant.takes_external_id(id));
     let mut equals = others.iter().take_while(|(other, _)| other == closest);
     let disagree = equals.any(|(_, other)| other.session != first.session);
-    (!lists_it && !disagree).then(|| session_rules(&first.session))
+    (!disagree).then(|| session_rules(&first.session))
 }
 
 #[cfg(test)]

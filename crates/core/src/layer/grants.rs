@@ -3,7 +3,8 @@
 //! Any grant that covers a request allows it. The session comes from the one that names the role
 //! most closely; pod labels, which tenants choose, make none closer. Where equally close ones
 //! would make different sessions the answer is a denial that names them, since STS cannot
-//! intersect them and either choice could shed the other's limits.
+//! intersect them and either choice could shed the other's limits. External IDs, which tenants
+//! choose too, choose no grant: the one that counts without an ID counts with it.
 
 mod index;
 
@@ -113,24 +114,14 @@ impl Layer for GrantsLayer {
     }
 
     fn judge(&self, ask: &Ask<'_>) -> Verdict {
-        let mut covering = self.covering(ask);
-        if covering.is_empty() {
+        let covering = self.covering(ask);
+        let Some(((closest, first), others)) = covering.split_first() else {
             // What the administrator gives to every pod needs no grant beside it.
             return if ask.is_default {
                 Verdict::allow("default role")
             } else {
                 self.uncovered(ask)
             };
-        }
-        let id = ask.workload.wish.external_id.as_deref();
-        let without_id = covering.first().map(|(_, grant)| grant.name.clone());
-        covering.retain(|(_, grant)| grant.takes_external_id(id));
-        let Some(((closest, first), others)) = covering.split_first() else {
-            let name = without_id.unwrap_or_default();
-            return Verdict::deny(
-                &*name,
-                format!("grant {name} covers the role, but lists no such external ID"),
-            );
         };
         let mut equals = others
             .iter()
@@ -145,9 +136,21 @@ impl Layer for GrantsLayer {
                 ),
             );
         }
+        // Another grant may list the ID, if the session it makes is the same.
+        let id = ask.workload.wish.external_id.as_deref();
+        let mut same = covering
+            .iter()
+            .filter(|(_, grant)| grant.session == first.session);
+        let Some((_, grant)) = same.find(|(_, grant)| grant.takes_external_id(id)) else {
+            let name = &first.name;
+            return Verdict::deny(
+                &**name,
+                format!("grant {name} covers the role, but lists no such external ID"),
+            );
+        };
         Verdict::Allow {
-            rule: first.name.to_string(),
-            session: Some(first.session.clone()),
+            rule: grant.name.to_string(),
+            session: Some(grant.session.clone()),
         }
     }
 }

@@ -222,20 +222,21 @@ pub(super) fn grants() -> Vec<Value> {
         demands(POD_LABELS, "a"),
     );
     let closest = format!(
-        r#"[["3", "2", "1"].filter(n, i.exists(f, f[{CLOSENESS}] == n))[0]].map(n, i.filter(f, f[{CLOSENESS}] == n))"#
+        r#"[["3", "2", "1"].filter(n, c.exists(f, f[{CLOSENESS}] == n))[0]].map(n, c.filter(f, f[{CLOSENESS}] == n))"#
+    );
+    // Any grant that makes the same session may list the ID.
+    let id_listed = format!(
+        r#"!("externalId" in a) || c.exists(f, f[{SESSION}] == b[0][{SESSION}] && a.externalId in f[{EXTERNAL_IDS}].split(" "))"#
     );
     // A name that rolegate changes gets a hash, which can't be known here.
     let name_allowed = format!(
         r#"b[0][{NAMES}] == "" || !("sessionName" in a) || (a.sessionName.size() <= 64 && a.sessionName.matches("^[A-Za-z0-9_+=,.@-]*$") && (a.sessionName + (a.sessionName.size() == 0 ? "--" : a.sessionName.size() == 1 ? "-" : "")).matches(b[0][{NAMES}]))"#
     );
     let among_closest = format!(
-        r#"[b.filter(f, f[{SESSION}] != b[0][{SESSION}])].map(o, o.size() > 0 ? "grants " + b[0][{GRANT}] + " and " + o[0][{GRANT}] + " name the role equally closely and make different sessions, so which one counts is ambiguous" : {name_allowed} ? "" : "grant " + b[0][{GRANT}] + " does not allow the session name")[0]"#
-    );
-    let with_id = format!(
-        r#"[c.filter(f, !("externalId" in a) || a.externalId in f[{EXTERNAL_IDS}].split(" "))].map(i, i.size() == 0 ? "grant " + c[0][{GRANT}] + " covers the role, but lists no such external ID" : {closest}.map(b, {among_closest})[0])[0]"#
+        r#"[b.filter(f, f[{SESSION}] != b[0][{SESSION}])].map(o, o.size() > 0 ? "grants " + b[0][{GRANT}] + " and " + o[0][{GRANT}] + " name the role equally closely and make different sessions, so which one counts is ambiguous" : !({id_listed}) ? "grant " + b[0][{GRANT}] + " covers the role, but lists no such external ID" : {name_allowed} ? "" : "grant " + b[0][{GRANT}] + " does not allow the session name")[0]"#
     );
     let sentence = format!(
-        r#"a.known == "no" ? "" : [variables.rows.filter(f, {covers})].map(c, c.size() == 0 ? (a["default"] == "yes" ? "" : "no RoleGrant covers it for service account " + a.account + " of namespace " + request.namespace + "; ask your cluster's administrator for a grant") : {with_id})[0]"#
+        r#"a.known == "no" ? "" : [variables.rows.filter(f, {covers})].map(c, c.size() == 0 ? (a["default"] == "yes" ? "" : "no RoleGrant covers it for service account " + a.account + " of namespace " + request.namespace + "; ask your cluster's administrator for a grant") : {closest}.map(b, {among_closest})[0])[0]"#
     );
     vec![
         variable(

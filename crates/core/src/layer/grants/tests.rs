@@ -200,6 +200,34 @@ fn an_external_id_must_be_listed() {
 }
 
 #[test]
+fn threat_13_an_external_id_sheds_no_limits() {
+    let pod = |id: &str| {
+        let mut pod = workload("shop", "web");
+        pod.wish.external_id = Some(id.into());
+        pod
+    };
+    let narrow = with_policy(grant("narrow", &["reader"], "*"), r#"{"narrow":1}"#);
+    let mut broad = grant("broad", &["rea*"], "*");
+    broad.external_ids = vec!["customer-a".into()];
+    let verdict = judge(&[narrow.clone(), broad.clone()], &pod("customer-a"), "reader");
+    assert!(!allows(&verdict), "the closest grant does not list the ID");
+    assert_eq!(rule(&verdict), "narrow");
+    // Nor does it settle what is ambiguous without it.
+    let mut equal = Grant {
+        name: "equal".into(),
+        ..broad.clone()
+    };
+    equal.roles = vec!["reader".into()];
+    let verdict = judge(&[narrow.clone(), equal], &pod("customer-a"), "reader");
+    assert_eq!(rule(&verdict), "equal, narrow");
+    // Where the session is the same there is nothing to shed.
+    let listing = with_policy(broad, r#"{"narrow":1}"#);
+    let grants = [narrow, listing];
+    assert_eq!(rule(&judge(&grants, &pod("customer-a"), "reader")), "broad");
+    assert!(!allows(&judge(&grants, &pod("customer-b"), "reader")));
+}
+
+#[test]
 fn an_invalid_grant_grants_nothing_and_is_named() {
     let mut broken = grant("broken", &["*"], "*");
     broken.subjects.push(Subject::default());
