@@ -117,10 +117,13 @@ impl Layer for GrantsLayer {
         let covering = self.covering(ask);
         let Some(((closest, first), others)) = covering.split_first() else {
             // What the administrator gives to every pod needs no grant beside it.
-            return if ask.is_default {
-                Verdict::allow("default role")
-            } else {
-                self.uncovered(ask)
+            return match (ask.is_default, &ask.workload.wish.external_id) {
+                (true, None) => Verdict::allow("default role"),
+                (true, Some(_)) => Verdict::deny(
+                    "default role",
+                    "no RoleGrant covers the default role, and without one it takes no external ID",
+                ),
+                (false, _) => self.uncovered(ask),
             };
         };
         let mut equals = others

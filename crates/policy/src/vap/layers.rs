@@ -236,7 +236,7 @@ pub(super) fn grants() -> Vec<Value> {
         r#"[b.filter(f, f[{SESSION}] != b[0][{SESSION}])].map(o, o.size() > 0 ? "grants " + b[0][{GRANT}] + " and " + o[0][{GRANT}] + " name the role equally closely and make different sessions, so which one counts is ambiguous" : !({id_listed}) ? "grant " + b[0][{GRANT}] + " covers the role, but lists no such external ID" : {name_allowed} ? "" : "grant " + b[0][{GRANT}] + " does not allow the session name")[0]"#
     );
     let sentence = format!(
-        r#"a.known == "no" ? "" : [variables.rows.filter(f, {covers})].map(c, c.size() == 0 ? (a["default"] == "yes" ? "" : "no RoleGrant covers it for service account " + a.account + " of namespace " + request.namespace + "; ask your cluster's administrator for a grant") : {closest}.map(b, {among_closest})[0])[0]"#
+        r#"a.known == "no" ? "" : [variables.rows.filter(f, {covers})].map(c, c.size() == 0 ? (a["default"] == "yes" ? ("externalId" in a ? "no RoleGrant covers the default role, and without one it takes no external ID" : "") : "no RoleGrant covers it for service account " + a.account + " of namespace " + request.namespace + "; ask your cluster's administrator for a grant") : {closest}.map(b, {among_closest})[0])[0]"#
     );
     vec![
         variable(

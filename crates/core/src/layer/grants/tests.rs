@@ -228,6 +228,26 @@ fn threat_13_an_external_id_sheds_no_limits() {
 }
 
 #[test]
+fn the_default_role_needs_no_grant_and_takes_no_external_id() {
+    let judge = |grants: &[Grant], pod: &Workload| {
+        GrantsLayer::new(grants, Some(&base())).judge(&Ask {
+            workload: pod,
+            role: &resolve("reader", Some(&base())).unwrap(),
+            is_default: true,
+            namespace: &NamespaceRules::of_labels(KeyValues::default()),
+            now: Timestamp::UNIX_EPOCH,
+        })
+    };
+    let mut pod = workload("shop", "web");
+    assert!(allows(&judge(&[], &pod)));
+    pod.wish.external_id = Some("customer-a".into());
+    assert!(!allows(&judge(&[], &pod)));
+    let mut listing = grant("listing", &["reader"], "*");
+    listing.external_ids = vec!["customer-a".into()];
+    assert!(allows(&judge(&[listing], &pod)));
+}
+
+#[test]
 fn an_invalid_grant_grants_nothing_and_is_named() {
     let mut broken = grant("broken", &["*"], "*");
     broken.subjects.push(Subject::default());
