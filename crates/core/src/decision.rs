@@ -262,6 +262,18 @@ impl RuleSet {
         if let Some(missing) = &self.missing {
             return Err(missing_rules(role.to_string(), missing));
         }
+        let texts = [
+            (&workload.labels, "the pod's labels"),
+            (&workload.annotations, "the pod's annotations for AWS roles"),
+            (&ask.namespace.labels, "the namespace's labels"),
+        ];
+        if let Some((_, what)) = texts.iter().find(|(values, _)| values.is_too_large()) {
+            return Err(deny(
+                "request",
+                "labels and annotations",
+                format!("{what} are larger than 32 KiB in all, so no rule can be asked about them"),
+            ));
+        }
         let external_id = workload.wish.external_id.clone();
         if let Some(id) = &external_id
             && !is_external_id(id)
@@ -356,6 +368,7 @@ pub fn is_external_id(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key_values::KeyValues;
     use crate::layer::namespace::NamespaceLayer;
     use crate::namespace::Namespace;
     use crate::pattern::PatternFormat;
@@ -564,6 +577,31 @@ mod tests {
             assert_eq!((denial.layer, &*denial.reason), ("rules", "gone"));
         }
         assert_eq!(rules.decide(&pod(None), NOW), Decision::NoRole);
+    }
+
+    #[test]
+    fn rule_09_labels_beyond_all_bounds_allow_nothing() {
+        let huge: KeyValues = (0..10_000).map(|n| (format!("{n:06}"), "x")).collect();
+        let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+        for change in [
+            (|pod, huge| pod.labels = huge) as fn(&mut Workload, KeyValues),
+            |pod, huge| pod.annotations = huge,
+        ] {
+            let mut pod = pod(Some("reader"));
+            change(&mut pod, huge.clone());
+            let Decision::Deny(denial) = rules.decide(&pod, NOW) else {
+                panic!("{pod:?} was not refused");
+            };
+            assert!(denial.reason.contains("larger than 32 KiB"), "{denial}");
+        }
+        assert!(is_allowed(&rules, "reader"));
+        let namespace = Namespace {
+            labels: huge,
+            ..annotated(None, Some(".*"))
+        };
+        let compiled = NamespaceRules::new(&namespace, rules.base.as_ref(), PatternFormat::Glob);
+        rules.namespaces = Arc::new([("default".into(), Arc::new(compiled))].into());
+        assert!(!is_allowed(&rules, "reader"));
     }
 
     #[test]

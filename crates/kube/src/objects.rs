@@ -156,7 +156,7 @@ pub(crate) fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a 
     (!value.is_empty()).then_some(value)
 }
 
-/// All labels. The API server bounds them.
+/// All labels, as far as [`KeyValues`] keeps them.
 pub(crate) fn labels(metadata: &ObjectMeta) -> KeyValues {
     metadata.labels.iter().flatten().collect()
 }
