@@ -16,13 +16,13 @@ use crate::failure::Kind;
 use crate::watch::{Reporting, Source};
 use crate::watchdog::{Trouble, Watchdog};
 
-/// How often it is looked whether the kind is there by now, or may be read.
+/// How often it is looked whether the kind is there by now.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Whether the cluster's configuration counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfigUse {
-    /// It does where its kind is installed and may be read; else flags count.
+    /// It does where its kind is installed; else flags count.
     Auto,
     /// It does, and without it everything is refused.
     Required,
@@ -34,7 +34,8 @@ pub enum ConfigUse {
 ///
 /// | what the API server says | [`ConfigUse::Auto`] | [`ConfigUse::Required`] |
 /// | --- | --- | --- |
-/// | no such kind, or it may not be read | [`ClusterConfig::NotUsed`], looked at again each minute | [`ClusterConfig::Missing`] |
+/// | no such kind | [`ClusterConfig::NotUsed`], looked at again each minute | [`ClusterConfig::Missing`] |
+/// | it may not be read | nothing: there may be one that says otherwise than flags | `Missing` |
 /// | no such kind any more, after it was seen | `Missing` | `Missing` |
 /// | it may not be read any more, after it was seen | nothing: what it said holds | nothing |
 /// | no object | `Missing` | `Missing` |
@@ -80,15 +81,14 @@ pub async fn watch_cluster_config<M: Send + 'static>(
         let wait = match (used, health.is_loaded()) {
             // What it said holds, as long as the picture isn't too old.
             (_, true) if failure.kind == Kind::Forbidden => health.failed(&failure),
+            // A right that is taken away, or not there yet, doesn't open what the object closes.
+            (ConfigUse::Auto, false) if failure.kind == Kind::Forbidden => health.failed(&failure),
             (ConfigUse::Auto, false) => {
                 let sentence = health.count(&failure);
                 if !std::mem::replace(&mut told, true) {
                     tracing::info!("no RolegateConfig is used, flags count: {sentence}");
                 }
-                match failure.kind {
-                    Kind::NotFound => condition.ok(),
-                    _ => condition.note(format!("no RolegateConfig is used: {sentence}")),
-                }
+                condition.ok();
                 if messages.send(wrap(ClusterConfig::NotUsed)).await.is_err() {
                     return;
                 }

@@ -18,7 +18,7 @@ pub(crate) struct Invalid(pub(crate) String);
 /// Whether the cluster's `RolegateConfig` counts.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum ClusterConfigUse {
-    /// Where its custom resource is installed and can be read
+    /// Where its custom resource is installed
     Auto,
     /// Always: without it everything is refused
     Required,

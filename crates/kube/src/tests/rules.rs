@@ -156,20 +156,38 @@ async fn a_missing_kind_is_told_with_what_to_do_and_waited_for() {
 }
 
 #[tokio::test]
-async fn without_its_kind_or_rights_flags_count_unless_it_is_required() {
+async fn without_its_kind_flags_count_unless_it_is_required() {
+    let api = api(KubeApiOptions::default()).await;
+    with_configs(&api);
+    api.fail_resource("rolegateconfigs", Some(404));
+    let mut told = config(&api, ConfigUse::Auto).await;
+    assert_eq!(told.next().await, ClusterConfig::NotUsed);
+    assert!(told.readiness.is_ready());
+    // It is looked at again in a minute, not before.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(api.count("watch", "rolegateconfigs"), 1);
+}
+
+#[tokio::test]
+async fn a_configuration_that_may_not_be_read_never_lets_flags_count() {
+    let api = api(KubeApiOptions::default()).await;
+    with_configs(&api);
+    api.fail_resource("rolegateconfigs", Some(403));
+    let mut told = config(&api, ConfigUse::Auto).await;
+    told.until_failing("grant the ClusterRole").await;
+    api.put(CONFIGS, configuration(json!({})));
+    api.fail_resource("rolegateconfigs", None);
+    let first = told.next().await;
+    assert!(matches!(first, ClusterConfig::Is(_)), "{first:?}");
+    until(|| told.readiness.is_ready()).await;
+}
+
+#[tokio::test]
+async fn a_required_configuration_is_missing_without_its_kind_or_rights() {
     for refused in [404, 403] {
         let api = api(KubeApiOptions::default()).await;
         with_configs(&api);
         api.fail_resource("rolegateconfigs", Some(refused));
-        let mut told = config(&api, ConfigUse::Auto).await;
-        assert_eq!(told.next().await, ClusterConfig::NotUsed);
-        assert!(told.readiness.is_ready());
-        let noted = told.readiness.report().noted;
-        assert_eq!(noted.contains_key("rules"), refused == 403, "{noted:?}");
-        // It is looked at again in a minute, not before.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(api.count("watch", "rolegateconfigs"), 1);
-
         let mut told = config(&api, ConfigUse::Required).await;
         assert_eq!(told.next().await, ClusterConfig::Missing);
         told.until_noted("everything is refused").await;
