@@ -223,14 +223,14 @@ impl PolicyBook {
             .collect()
     }
 
-    /// Required policies that are not there or have no version that runs. While there are any, gate
-    /// and doors deny.
+    /// Required policies and data that are not there or have no version that can be used. While there
+    /// are any, gate and doors deny.
     pub fn missing(&self) -> Vec<Arc<str>> {
         self.settings
             .required
             .iter()
             .map(|required| data::id(&required.namespace, &required.name))
-            .filter(|id| !self.running.contains_key(id))
+            .filter(|id| !self.running.contains_key(id) && !self.data.has(id))
             .collect()
     }
 
@@ -259,14 +259,18 @@ impl PolicyBook {
                 }
             }
         }
+        let faults = self.data_faults();
         let policies = self
             .running
             .iter()
             .filter_map(|(id, version)| {
                 let program = self.built.get(id)?.program.clone()?;
+                let mut faults = faults.iter();
+                let fault = faults.find(|(path, _)| data::are_related(path, &program.reads));
                 Some(Policy {
                     id: id.clone(),
                     points: version.points,
+                    fault: fault.map(|(_, why)| why.clone()),
                     program,
                 })
             })
@@ -274,9 +278,24 @@ impl PolicyBook {
         Arc::new(Policies {
             policies,
             lacking: self.lacking(unusable),
-            fault: self.data.fault(),
             wrap_pods: self.settings.wrap_pods,
         })
+    }
+
+    /// Where the data is not whole, with the reason: objects that could not be taken in, and data
+    /// ConfigMaps of which no version could be read.
+    fn data_faults(&self) -> BTreeMap<Path, String> {
+        let mut faults = self.data.faults();
+        for (id, result) in &self.data_maps {
+            if let (Err(error), Some((namespace, name)), false) =
+                (result, id.split_once('/'), self.data.has(id))
+                && namespace != data::REPLICATED
+            {
+                let why = format!("its data cannot be read, so nothing is allowed: {error}");
+                faults.insert(vec![namespace.into(), name.into()], why);
+            }
+        }
+        faults
     }
 
     fn lacking(&self, unusable: BTreeMap<Arc<str>, String>) -> Vec<Lacking> {

@@ -12,7 +12,7 @@ use crate::input;
 use crate::source::{PolicySource, Replicated};
 
 /// Where replicated objects are; no namespace's ConfigMaps can be there.
-const REPLICATED: &str = "kubernetes";
+pub(crate) const REPLICATED: &str = "kubernetes";
 
 /// The tree, and how much of it there is.
 #[derive(Debug)]
@@ -40,19 +40,23 @@ impl DataTree {
         }
     }
 
-    /// Why policies can't be asked, where their data is not whole.
-    pub(crate) fn fault(&self) -> Option<String> {
-        if self.bytes > self.most {
-            return Some(format!(
+    /// Where the data is not whole, with the reason: policies that read from there can't be asked.
+    pub(crate) fn faults(&self) -> BTreeMap<Path, String> {
+        let refused = self.refused.iter().map(|path| {
+            let why = format!(
+                "data.{} could not be replicated: nested too deep",
+                path.join(".")
+            );
+            (path.clone(), why)
+        });
+        let all = (self.bytes > self.most).then(|| {
+            let why = format!(
                 "replicated objects and data take {} bytes, more than {}: replicate fewer resources",
                 self.bytes, self.most
-            ));
-        }
-        let first = self.refused.first()?;
-        Some(format!(
-            "data.{} could not be replicated: nested too deep",
-            first.join(".")
-        ))
+            );
+            (Path::new(), why)
+        });
+        refused.chain(all).collect()
     }
 
     /// Paths that changed since the last time this was asked.

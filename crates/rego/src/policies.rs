@@ -71,6 +71,8 @@ pub(crate) struct Policy {
     pub(crate) id: Arc<str>,
     pub(crate) points: Points,
     pub(crate) program: Arc<Program>,
+    /// Why it can't be asked: what it reads is not whole.
+    pub(crate) fault: Option<String>,
 }
 
 /// A policy that should be asked and can't be.
@@ -87,22 +89,18 @@ pub struct Policies {
     pub(crate) policies: Vec<Policy>,
     /// Policies without a version that runs, and required ones that aren't there.
     pub(crate) lacking: Vec<Lacking>,
-    /// Why nothing can be asked at all.
-    pub(crate) fault: Option<String>,
     pub(crate) wrap_pods: bool,
 }
 
 impl Policies {
     /// Whether there is nothing to ask and nothing that denies by being absent.
     pub fn is_empty(&self) -> bool {
-        self.policies.is_empty() && self.lacking.is_empty() && self.fault.is_none()
+        self.policies.is_empty() && self.lacking.is_empty()
     }
 
     /// Whether a review at the gate needs an answer from here.
     pub fn asks_at_gate(&self) -> bool {
-        !self.lacking.is_empty()
-            || self.fault.is_some()
-            || self.policies.iter().any(|policy| policy.points.gate)
+        !self.lacking.is_empty() || self.policies.iter().any(|policy| policy.points.gate)
     }
 
     /// Whether a policy that is asked at points that count reads replicated objects of a resource
@@ -224,7 +222,7 @@ impl Policies {
         findings: &mut Findings,
     ) {
         findings.asked.push(policy.id.clone());
-        if let Some(fault) = &self.fault {
+        if let Some(fault) = &policy.fault {
             deny(findings, &policy.id, fault.clone());
             return;
         }

@@ -302,7 +302,7 @@ fn replicated_objects_come_change_and_go() {
 }
 
 #[test]
-fn more_data_than_there_may_be_denies() {
+fn more_data_than_there_may_be_denies_what_reads_any() {
     let mut book = PolicyBook::new(Settings {
         limits: Limits {
             data_bytes: 1000,
@@ -313,20 +313,28 @@ fn more_data_than_there_may_be_denies() {
     book.apply(policy(
         "one",
         GATE,
-        "package kubernetes.admission\n\ndeny[msg] { false; msg := 1 }\n",
+        "package kubernetes.admission\n\ndeny[msg] { data.kubernetes.namespaces.bad; msg := 1 }\n",
     ));
-    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+    book.apply(policy("other", GATE, &denies_all("reads none")));
+    assert_eq!(
+        messages(&judge(&book.snapshot(), &any_pod())),
+        ["reads none"]
+    );
     book.replicate(&Replicated {
         object: json!("x".repeat(2000)).to_string().into(),
         ..namespace("big", json!({}))
     });
-    assert!(
-        judge(&book.snapshot(), &any_pod())
-            .reason()
-            .contains("replicate fewer resources")
-    );
+    let findings = judge(&book.snapshot(), &any_pod());
+    let [first, second] = messages(&findings)[..] else {
+        panic!("{findings:?}");
+    };
+    assert!(first.contains("replicate fewer resources"), "{first}");
+    assert_eq!(second, "reads none");
     book.forget("namespaces", None, "big");
-    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert_eq!(
+        messages(&judge(&book.snapshot(), &any_pod())),
+        ["reads none"]
+    );
 }
 
 #[test]
@@ -415,4 +423,82 @@ fn a_function_is_in_one_module_and_other_rules_may_be_in_several() {
         told.contains("one module") && told.contains("data.lib.f"),
         "{told}"
     );
+}
+
+#[test]
+fn threat_10_data_that_never_could_be_read_deny_what_reads_them() {
+    let reads = policy(
+        "reads",
+        GATE,
+        "package kubernetes.admission\n\nimport data.opa.roles\n\n\
+         deny[msg] { roles.list.banned[_] == input.request.namespace; msg := \"banned\" }\n",
+    );
+    let mut book = book([reads, policy("other", GATE, &denies_all("other"))]);
+    // As after a restart: there is no good version from before.
+    book.apply(data("opa", "roles", "list", "{\"banned\": [\"team"));
+    let findings = judge(&book.snapshot(), &any_pod());
+    let of = |name: &str| {
+        let mut denials = findings.denials.iter();
+        let found = denials.find(|finding| &*finding.policy == name);
+        found.map(|finding| finding.message.clone()).unwrap()
+    };
+    assert!(
+        of("opa/reads").contains("its data cannot be read"),
+        "{findings:?}"
+    );
+    assert_eq!(of("opa/other"), "other", "what does not read them goes on");
+    book.apply(data("opa", "roles", "list", "{\"banned\": [\"team-b\"]}"));
+    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["other"]);
+    // A good version from before is kept.
+    book.apply(data("opa", "roles", "list", "{"));
+    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["other"]);
+}
+
+#[test]
+fn data_can_be_required_too() {
+    let mut book = PolicyBook::new(Settings {
+        required: vec![Required {
+            namespace: "opa".into(),
+            name: "roles".into(),
+        }],
+        ..Settings::default()
+    });
+    book.apply(data("opa", "roles", "list", "{"));
+    assert_eq!(book.missing().len(), 1);
+    book.apply(data("opa", "roles", "list", "{}"));
+    assert!(book.missing().is_empty());
+    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+}
+
+#[test]
+fn rule_09_what_cannot_be_replicated_denies_what_reads_it_and_nothing_else() {
+    let mut book = book([
+        policy(
+            "widgets",
+            GATE,
+            "package kubernetes.admission\n\ndeny[msg] { data.kubernetes.widgets[_][_].spec.bad; msg := \"bad\" }\n",
+        ),
+        policy(
+            "namespaces",
+            GATE,
+            "package kubernetes.admission\n\ndeny[msg] { data.kubernetes.namespaces.closed; msg := \"closed\" }\n",
+        ),
+    ]);
+    book.replicate(&namespace("closed", json!({})));
+    book.replicate(&Replicated {
+        resource: "widgets".into(),
+        namespace: Some("tenant".into()),
+        name: "deep".into(),
+        object: format!("{}{}", "[".repeat(200), "]".repeat(200)).into(),
+    });
+    let findings = judge(&book.snapshot(), &any_pod());
+    assert_eq!(
+        messages(&findings),
+        [
+            "closed",
+            "data.kubernetes.widgets.tenant.deep could not be replicated: nested too deep"
+        ]
+    );
+    book.forget("widgets", Some("tenant"), "deep");
+    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["closed"]);
 }

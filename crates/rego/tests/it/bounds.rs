@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rolegate_rego::{Limits, PolicyBook, PolicySource, Settings};
+use rolegate_rego::{Kind, Limits, PolicyBook, PolicySource, Settings};
 use serde_json::{Value, json};
 
 use crate::stage::{GATE, book, data, error, judge, messages, pod_review, policy};
@@ -181,8 +181,11 @@ fn data_and_questions_may_not_be_nested_without_end() {
     );
     let mut book = book([policy("p", GATE, &rego), data("a", "b", "c", &deep)]);
     assert_eq!(book.statuses()["a/b"].to_json()["status"], "error");
+    let question = json!({"request": {"text": deep}});
+    assert!(!judge(&book.snapshot(), &question).is_allowed());
+    book.delete(Kind::Data, "a", "b");
     let policies = book.snapshot();
-    assert!(judge(&policies, &json!({"request": {"text": deep}})).is_allowed());
+    assert!(judge(&policies, &question).is_allowed());
     assert!(
         policies
             .judge_review_json(deep.as_bytes(), crate::stage::now())
