@@ -52,6 +52,7 @@ pub fn judge(rules: &GateRules<'_>, review: &Review<'_>, now: Timestamp) -> Outc
         review,
         now,
         outcome: Outcome::default(),
+        asked: 0,
     };
     let subject = Subject::of(review, rules.config);
     let spared = |namespace: &str| rules.config.spared_namespaces.contains(namespace);
@@ -74,6 +75,8 @@ struct Judge<'a> {
     review: &'a Review<'a>,
     now: Timestamp,
     outcome: Outcome,
+    /// How often the rules were asked.
+    asked: usize,
 }
 
 /// The object as it would be and as it is.

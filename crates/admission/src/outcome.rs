@@ -102,6 +102,11 @@ impl Outcome {
         self.faults.is_empty() && self.undecided.is_none()
     }
 
+    /// Whether as much is refused as is told: what else there is changes nothing.
+    pub(crate) fn is_full(&self) -> bool {
+        self.faults.len() == MAX_FAULTS
+    }
+
     pub(crate) fn fault(&mut self, fault: Fault) {
         keep(&mut self.faults, fault);
     }

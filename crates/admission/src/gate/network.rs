@@ -1,5 +1,6 @@
 //! Services that would divert what pods ask of the metadata address.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Change, Judge};
@@ -20,10 +21,11 @@ impl Judge<'_> {
     pub(super) fn service(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let old = change.old.as_ref();
         let old = old.and_then(|old| addresses(&Place::root(old)).ok());
-        let old: Vec<_> = old.unwrap_or_default();
+        let old = old.iter().flatten().filter_map(|old| old.value.as_text());
+        let old: HashSet<_> = old.filter(|text| is_metadata(text)).collect();
         for place in addresses(&Place::root(&change.new))? {
-            let known = old.iter().any(|old| old.value == place.value);
-            if !known && place.value.as_text().is_some_and(is_metadata) {
+            let text = place.value.as_text();
+            if text.is_some_and(|text| is_metadata(text) && !old.contains(text)) {
                 self.guard(
                     &place.path(),
                     "metadata address",

@@ -1,5 +1,7 @@
 //! Roles that pods, templates, service accounts and credentials as Secrets name.
 
+use std::collections::HashSet;
+
 use rolegate_core::annotation::{AnnotationKeys, SESSION_NAME, WEB_IDENTITY_ROLE};
 use rolegate_core::config::TemplateKind;
 use rolegate_core::decision::{Decision, Denial};
@@ -18,6 +20,9 @@ const ANY_ACCOUNT: &str = "(any)";
 /// The layer of grants, in faults.
 const GRANTS: &str = "grants";
 const WEB_IDENTITY: &str = "web identity";
+/// How often the rules are asked for one review: each of 256 templates may name two roles. An object
+/// that names thousands would keep the gate from everybody else's.
+const MAX_ASKED: usize = 512;
 
 /// Where the parts of a wish were written, for faults.
 #[derive(Clone, Copy)]
@@ -162,24 +167,30 @@ impl Judge<'_> {
         let wish = shape.wish(keys);
         let asks = wish.role.as_ref().is_some_and(|role| !role.is_empty());
         let workload = shape.workload(namespace, self.review.name(), wish);
-        self.ask(&workload, Source::Annotations(shape), account_is_known);
-        self.web_identity(shape, &workload, asks);
-        Ok(())
+        self.ask(&workload, Source::Annotations(shape), account_is_known)?;
+        self.web_identity(shape, &workload, asks)
     }
 
     /// Roles named by variables, and tokens for AWS.
-    fn web_identity(&mut self, shape: &PodShape<'_>, workload: &Workload, mut asks: bool) {
-        let mut judged: Vec<&str> = Vec::new();
+    fn web_identity(
+        &mut self,
+        shape: &PodShape<'_>,
+        workload: &Workload,
+        mut asks: bool,
+    ) -> Result<(), Malformed> {
+        let mut judged = HashSet::new();
         for variable in &shape.variables {
+            if self.outcome.is_full() {
+                return Ok(());
+            }
             match variable.value.map(str::trim) {
                 Some("") => {}
                 // The EKS webhook gives it to every container.
-                Some(role) if judged.contains(&role) => {}
+                Some(role) if !judged.insert(role) => {}
                 Some(role) => {
                     asks = true;
-                    judged.push(role);
                     let path = format!("{}.value", variable.path);
-                    self.named_by(workload, role, &path);
+                    self.named_by(workload, role, &path)?;
                 }
                 None => {
                     let reason = format!(
@@ -199,6 +210,7 @@ impl Judge<'_> {
             );
             self.unnamed(token, &reason);
         }
+        Ok(())
     }
 
     /// Refuses what would give a role that is not named so that it could be judged, where grants
@@ -213,7 +225,7 @@ impl Judge<'_> {
     }
 
     /// Judges a role that is named by something else than a pod's annotation.
-    fn named_by(&mut self, workload: &Workload, role: &str, path: &str) {
+    fn named_by(&mut self, workload: &Workload, role: &str, path: &str) -> Result<(), Malformed> {
         let workload = Workload {
             wish: Wish {
                 role: Some(role.into()),
@@ -221,7 +233,7 @@ impl Judge<'_> {
             },
             ..workload.clone()
         };
-        self.ask(&workload, Source::Path(path), true);
+        self.ask(&workload, Source::Path(path), true)
     }
 
     /// A service account names the role of its pods' web identity.
@@ -280,8 +292,7 @@ impl Judge<'_> {
         let mut shape = PodShape::read(&Place::root(&empty))?;
         shape.service_account = Some(&account);
         let workload = shape.workload(self.namespace_name()?, "", Wish::default());
-        self.named_by(&workload, role, path);
-        Ok(())
+        self.named_by(&workload, role, path)
     }
 
     /// A token for AWS names no role, so where grants count only kubelets get one, for pods that
@@ -319,7 +330,19 @@ impl Judge<'_> {
     }
 
     /// Asks the rules, as the doors do.
-    fn ask(&mut self, workload: &Workload, source: Source<'_>, account_is_known: bool) {
+    fn ask(
+        &mut self,
+        workload: &Workload,
+        source: Source<'_>,
+        account_is_known: bool,
+    ) -> Result<(), Malformed> {
+        self.asked += 1;
+        if self.asked > MAX_ASKED {
+            return Err(Malformed {
+                path: String::new(),
+                wanted: "an object that names at most 512 roles",
+            });
+        }
         let explanation = self.rules.rules.explain(workload, self.now);
         let counts = |layer| account_is_known || layer != GRANTS;
         let keys = self.rules.keys;
@@ -344,7 +367,7 @@ impl Judge<'_> {
                 }
                 // What comes before the layers would drown in what they say beside it.
                 if matches!(denial.layer, "own-role" | "rules") || workload.mirror {
-                    return;
+                    return Ok(());
                 }
                 for judgement in explanation.judgements {
                     let Verdict::Deny { rule, reason } = judgement.verdict else {
@@ -364,6 +387,7 @@ impl Judge<'_> {
                 }
             }
         }
+        Ok(())
     }
 }
 

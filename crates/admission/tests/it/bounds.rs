@@ -2,7 +2,8 @@
 
 use rolegate_admission::review::MAX_REVIEW;
 use rolegate_admission::{Review, ReviewError, judge};
-use serde_json::{Value, json};
+use rolegate_core::config::presets;
+use serde_json::{Map, Value, json};
 
 use crate::world::{NOW, Rules};
 
@@ -234,4 +235,59 @@ fn a_key_that_is_there_twice_is_refused() {
         "{}",
         outcome.message()
     );
+}
+
+/// Each of them may have a verdict of its own: a Pod of 3 MiB has room for 68,000.
+#[test]
+fn an_object_that_names_thousands_of_roles_is_refused_before_they_are_judged() {
+    let rules = Rules::of("annotations");
+    let pod = |roles: u32| {
+        let variables = (0..roles).map(|n| {
+            json!({"name": "AWS_ROLE_ARN",
+                "value": format!("arn:aws:iam::123456789012:role/shop-{n}")})
+        });
+        let variables: Vec<_> = variables.collect();
+        json!({"metadata": {"namespace": "shop"},
+            "spec": {"containers": [{"name": "app", "env": variables}]}})
+    };
+    assert!(rules.judge(&review(request("Pod", pod(500)))).is_allowed());
+    let outcome = rules.judge(&review(request("Pod", pod(20_000))));
+    let message = outcome.message();
+    assert!(message.contains("at most 512 roles"), "{message}");
+    // The same over the templates of one object.
+    let template = json!({"spec": {"containers": [
+        {"env": [{"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::123456789012:role/shop-a"},
+            {"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::123456789012:role/shop-b"}]}]}});
+    let specs: Map<String, Value> = (0..250)
+        .map(|n| (n.to_string(), json!({"template": template})))
+        .collect();
+    let mut job = request(
+        "PyTorchJob",
+        json!({"metadata": {"namespace": "shop"}, "spec": {"pytorchReplicaSpecs": specs}}),
+    );
+    job["kind"]["group"] = "kubeflow.org".into();
+    let mut rules = rules;
+    let mut config = (*rules.config).clone();
+    config.templates = presets::preset("kubeflow").unwrap();
+    rules.config = config.into();
+    let message = rules.judge(&review(job)).message();
+    assert!(message.contains("at most 512 roles"), "{message}");
+}
+
+/// Compared with each other they would take minutes.
+#[test]
+fn a_service_of_very_many_addresses_is_judged_once_for_each() {
+    let rules = Rules::of("annotations");
+    let service = |last: &str| {
+        let mut all: Vec<_> = (0..150_000).map(|n| format!("10.{n}")).collect();
+        all.push("169.254.169.254".into());
+        all.push(last.into());
+        json!({"metadata": {"namespace": "shop"}, "spec": {"externalIPs": all}})
+    };
+    let mut update = request("Service", service("169.254.170.2"));
+    update["operation"] = "UPDATE".into();
+    update["oldObject"] = service("10.0.0.1");
+    let outcome = rules.judge(&review(update));
+    assert_eq!(outcome.faults.len(), 1, "{}", outcome.message());
+    assert_eq!(outcome.faults[0].path, "spec.externalIPs[150001]");
 }
