@@ -1,15 +1,20 @@
 //! The webhook's port: an AdmissionReview in, an AdmissionReview out.
 
+mod room;
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::body::{Body, Incoming};
+use hyper::service::{Service, service_fn};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_rules::rules::Rules;
 use rolegate_runtime::clock::Clock;
@@ -17,7 +22,7 @@ use rolegate_runtime::drain::Drain;
 use rolegate_runtime::serve::{self, serve_tls};
 use rolegate_runtime::tls::ServerTls;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
@@ -25,6 +30,7 @@ use crate::metrics::{AdmissionMetrics, Ending};
 use crate::outcome::{Outcome, refusal};
 use crate::review::{MAX_REVIEW, Review};
 use crate::{GateRules, judge};
+use room::{Guest, Held, Room};
 
 /// Where the API server sends reviews.
 pub const PATH: &str = "/validate";
@@ -35,15 +41,14 @@ const BODY: usize = MAX_REVIEW;
 const BODY_TIME: Duration = Duration::from_secs(5);
 /// How long a review waits for a namespace that was made a moment ago, or for rules.
 const WAIT: Duration = Duration::from_secs(1);
-/// Bodies that are held at once, each up to [`BODY`]: memory is bounded by their product, and in
-/// practice by what API servers send.
-const AT_ONCE: usize = 64;
-/// Longest head of a request, bytes.
-const HEADER_BYTES: usize = 16 * 1024;
-/// API servers keep a few connections for long.
-const CONNECTIONS: usize = 512;
-const IDLE: Duration = Duration::from_secs(120);
-const LIFETIME: Duration = Duration::from_secs(3600);
+/// API servers keep a few connections for long, and open one only to send something at once.
+const LIMITS: serve::Limits = serve::Limits {
+    connections: room::CONNECTIONS,
+    first_request: Duration::from_secs(10),
+    header_time: Duration::from_secs(120),
+    header_bytes: 16 * 1024,
+    lifetime: Duration::from_secs(3600),
+};
 
 /// What answers reviews. Shared by all connections.
 #[derive(Debug)]
@@ -52,7 +57,7 @@ pub struct Webhook {
     keys: AnnotationKeys,
     clock: Clock,
     metrics: AdmissionMetrics,
-    places: Semaphore,
+    room: Arc<Room>,
 }
 
 impl Webhook {
@@ -68,32 +73,42 @@ impl Webhook {
             keys,
             clock,
             metrics,
-            places: Semaphore::new(AT_ONCE),
+            room: Room::new(),
         })
     }
 
     /// Answers on `listener` until the drain has begun.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: ServerTls, drain: Drain) {
-        let limits = serve::Limits {
-            connections: CONNECTIONS,
-            header_time: IDLE,
-            header_bytes: HEADER_BYTES,
-            lifetime: LIFETIME,
-        };
-        serve_tls(listener, limits, drain, tls, move |_, _| {
-            let webhook = self.clone();
-            Some(service_fn(move |request| {
-                let webhook = webhook.clone();
-                async move { Ok::<_, Infallible>(webhook.answer(request).await) }
-            }))
+        serve_tls(listener, LIMITS, drain, tls, move |peer, _| {
+            self.clone().connect(peer)
         })
         .await;
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// What answers on a connection of `peer`, if that has room for it.
+    fn connect(
+        self: Arc<Self>,
+        peer: SocketAddr,
+    ) -> Option<
+        impl Service<
+            Request<Incoming>,
+            Response = Response<Full<Bytes>>,
+            Error = Infallible,
+            Future: Send,
+        > + Send
+        + 'static,
+    > {
+        let guest = Arc::new(self.room.enter(peer.ip())?);
+        Some(service_fn(move |request| {
+            let (webhook, guest) = (self.clone(), guest.clone());
+            async move { Ok::<_, Infallible>(webhook.answer(request, &guest).await) }
+        }))
+    }
+
+    async fn answer(&self, request: Request<Incoming>, guest: &Guest) -> Response<Full<Bytes>> {
         let begin = std::time::Instant::now();
-        let (ending, response) = match self.body(request).await {
-            Ok((body, _place)) => self.review(&body).await,
+        let (ending, response) = match body(request, guest).await {
+            Ok((body, _room)) => self.review(&body).await,
             Err((status, sentence)) => {
                 warn!(%status, "a request is no review: {sentence}");
                 (Ending::Malformed, text(status, sentence))
@@ -126,40 +141,6 @@ impl Webhook {
         (ending, json(outcome.answer(&review)))
     }
 
-    async fn body(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<(Bytes, SemaphorePermit<'_>), (StatusCode, String)> {
-        let refuse = |status, sentence: &str| Err((status, sentence.to_owned()));
-        if request.uri().path() != PATH {
-            return refuse(StatusCode::NOT_FOUND, "reviews go to /validate");
-        }
-        if request.method() != Method::POST {
-            return refuse(StatusCode::METHOD_NOT_ALLOWED, "reviews are sent by POST");
-        }
-        let kind = request.headers().get(CONTENT_TYPE);
-        if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
-            let sentence = "reviews are application/json";
-            return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence);
-        }
-        let Ok(place) = self.places.acquire().await else {
-            return refuse(StatusCode::SERVICE_UNAVAILABLE, "this webhook is ending");
-        };
-        let body = Limited::new(request.into_body(), BODY);
-        match timeout(BODY_TIME, body.collect()).await {
-            Err(_) => refuse(
-                StatusCode::REQUEST_TIMEOUT,
-                "the review took too long to arrive",
-            ),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                let sentence = format!("the review has more than {BODY} bytes");
-                Err((StatusCode::PAYLOAD_TOO_LARGE, sentence))
-            }
-            Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "the review broke off"),
-            Ok(Ok(body)) => Ok((body.to_bytes(), place)),
-        }
-    }
-
     /// Judges, once more with each change of the rules while something was not seen yet: a
     /// namespace and what is in it are often made in one go.
     async fn judge(&self, review: &Review<'_>) -> Outcome {
@@ -179,6 +160,18 @@ impl Webhook {
     }
 
     fn judge_now(&self, review: &Review<'_>) -> Outcome {
+        let judge = || self.judge_by_rules(review);
+        // What takes long leaves its thread's other reviews to another thread.
+        if review.body().len() > room::SMALL
+            && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread
+        {
+            tokio::task::block_in_place(judge)
+        } else {
+            judge()
+        }
+    }
+
+    fn judge_by_rules(&self, review: &Review<'_>) -> Outcome {
         let snapshot = self.rules.load();
         let rules = GateRules {
             rules: &snapshot.gate,
@@ -220,6 +213,48 @@ impl Webhook {
     }
 }
 
+/// Reads the body of a request that may be a review, once there is room for it.
+async fn body(
+    request: Request<Incoming>,
+    guest: &Guest,
+) -> Result<(Bytes, Held<'_>), (StatusCode, String)> {
+    let refuse = |status, sentence: &str| Err((status, sentence.to_owned()));
+    if request.uri().path() != PATH {
+        return refuse(StatusCode::NOT_FOUND, "reviews go to /validate");
+    }
+    if request.method() != Method::POST {
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, "reviews are sent by POST");
+    }
+    let kind = request.headers().get(CONTENT_TYPE);
+    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+        let sentence = "reviews are application/json";
+        return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence);
+    }
+    let too_large = || {
+        let sentence = format!("the review has more than {BODY} bytes");
+        Err((StatusCode::PAYLOAD_TOO_LARGE, sentence))
+    };
+    let told = request.body().size_hint().upper();
+    let length = told.map_or(BODY, |told| usize::try_from(told).unwrap_or(usize::MAX));
+    if length > BODY {
+        return too_large();
+    }
+    let Ok(Ok(room)) = timeout(BODY_TIME, guest.hold(length)).await else {
+        let sentence = "there is no room for large reviews at the moment";
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, sentence);
+    };
+    let body = Limited::new(request.into_body(), BODY);
+    match timeout(BODY_TIME, body.collect()).await {
+        Err(_) => refuse(
+            StatusCode::REQUEST_TIMEOUT,
+            "the review took too long to arrive",
+        ),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => too_large(),
+        Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "the review broke off"),
+        Ok(Ok(body)) => Ok((body.to_bytes(), room)),
+    }
+}
+
 fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     response
@@ -231,5 +266,8 @@ fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
 fn text(status: StatusCode, sentence: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(format!("{sentence}\n")));
     *response.status_mut() = status;
+    // API servers send reviews: nobody else needs the connection.
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
     response
 }

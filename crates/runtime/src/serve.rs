@@ -97,6 +97,9 @@ fn lacks_ipv6(error: &io::Error) -> bool {
 pub struct Limits {
     /// Connections at once; more wait in the kernel's queue.
     pub connections: usize,
+    /// How long a connection may take for its first request, where that is less than what comes
+    /// next.
+    pub first_request: Duration,
     /// How long a client may stay without a request at the least, idle or sending one slowly; twice
     /// of it at the most.
     pub header_time: Duration,
@@ -110,6 +113,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 64,
+            first_request: Duration::from_secs(10),
             header_time: Duration::from_secs(10),
             header_bytes: 16 * 1024,
             lifetime: Duration::from_secs(300),
@@ -259,8 +263,8 @@ where
     // Polled only when one of them is woken, and not with each request.
     let mut control: FuturesUnordered<Pin<Box<dyn Future<Output = Control> + Send>>> =
         FuturesUnordered::new();
-    let idle = || Box::pin(after(limits.header_time, Control::Idle));
-    control.push(idle());
+    let idle = |time| Box::pin(after(time, Control::Idle));
+    control.push(idle(limits.first_request.min(limits.header_time)));
     control.push(Box::pin(after(limits.lifetime, Control::Drain)));
     let grace = limits.lifetime + limits.header_time;
     control.push(Box::pin(after(grace, Control::Over)));
@@ -282,7 +286,7 @@ where
                 if std::mem::replace(&mut seen, now) == now {
                     break None;
                 }
-                control.push(idle());
+                control.push(idle(limits.header_time));
             }
             // A connection that nothing was read from yet would be closed at once, though its
             // request may be waiting in the kernel: that one is let in.
@@ -424,6 +428,14 @@ mod tests {
         let mut slow = server.connect().await;
         slow.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
         assert!(!rest(slow).await.contains("hello"));
+
+        let silent = Limits {
+            first_request: Duration::from_millis(50),
+            header_time: Duration::from_secs(3600),
+            ..limits
+        };
+        let silent = start(silent, 9).connect().await;
+        assert_eq!(rest(silent).await, "");
 
         let mut huge = server.connect().await;
         let head = format!(
