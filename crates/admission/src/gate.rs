@@ -165,6 +165,22 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Whether an update leaves what policies are about as it was: a policy that came later blocks no
+    /// finalizer, and no controller that scales what is there. Others' replicas are judged, for
+    /// policies may be about them; `scale` is a subresource of its own, and is not.
+    fn is_unchanged(&self) -> bool {
+        if self.review.operation() != Operation::Update {
+            return false;
+        }
+        let substance = |object: Option<&'a RawValue>| {
+            let mut object = read(object?).ok()?;
+            keep_substance(&mut object, self.is_controller());
+            Some(object)
+        };
+        let new = substance(self.review.object());
+        new.is_some() && new == substance(self.review.old_object())
+    }
+
     /// Asks the policies. They are not asked about what rules consist of, so that a policy that
     /// refuses everything can be put right, nor about subresources that they were not written for.
     fn policies(&mut self, subject: Subject<'_>) {
@@ -180,6 +196,9 @@ impl<'a> Judge<'a> {
         if mode == Mode::Off || !asked_about || self.outcome.undecided.is_some() {
             return;
         }
+        if self.is_unchanged() {
+            return;
+        }
         // What they read may not be there yet.
         if let (Mode::Enforce, Some(sentence)) = (mode, self.rules.rules.unseen) {
             self.outcome.undecided = Some(Unseen::Rules(sentence));
@@ -191,6 +210,24 @@ impl<'a> Judge<'a> {
             let fault = Fault::new("", REGO, &finding.policy, &finding.message);
             self.by_mode(mode, fault);
         }
+    }
+}
+
+/// Leaves what policies are about: not the status, nor what the API server keeps of an object, nor
+/// who waits for its end. `controller`: nor what the control plane's controllers do with it.
+fn keep_substance(object: &mut Node<'_>, controller: bool) {
+    let Node::Map(fields) = object else { return };
+    fields.retain(|key| key != "status");
+    if let Some(Node::Map(metadata)) = fields.get_mut("metadata") {
+        metadata.retain(|key| match key {
+            "finalizers" | "resourceVersion" | "generation" => false,
+            "deletionTimestamp" | "deletionGracePeriodSeconds" => false,
+            "ownerReferences" => !controller,
+            _ => true,
+        });
+    }
+    if let (true, Some(Node::Map(spec))) = (controller, fields.get_mut("spec")) {
+        spec.retain(|key| key != "replicas");
     }
 }
 

@@ -22,6 +22,19 @@ const ROOT_CA: (&str, &str) = (
 /// Who empties namespaces that are deleted.
 const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-controller";
 
+/// The control plane's controllers that make, scale and release what others wrote. Whatever else runs
+/// in `kube-system` is nobody special.
+const CONTROLLERS: &[&str] = &[
+    "cronjob-controller",
+    "daemon-set-controller",
+    "deployment-controller",
+    "generic-garbage-collector",
+    "job-controller",
+    "replicaset-controller",
+    "replication-controller",
+    "statefulset-controller",
+];
+
 const ASK: &str = "ask your cluster's administrator";
 
 impl Judge<'_> {
@@ -95,6 +108,14 @@ impl Judge<'_> {
     pub(super) fn is_among(&self, subjects: &Subjects) -> bool {
         let user = self.review.user();
         subjects.contains(&user.name, user.groups.iter().map(String::as_str))
+    }
+
+    /// Whether it is one of the control plane's own controllers, whichever account they use.
+    pub(super) fn is_controller(&self) -> bool {
+        let name = &*self.review.user().name;
+        let account = name.strip_prefix("system:serviceaccount:kube-system:");
+        name == "system:kube-controller-manager"
+            || account.is_some_and(|account| CONTROLLERS.contains(&account))
     }
 
     pub(super) fn in_policy_namespace(&self) -> bool {

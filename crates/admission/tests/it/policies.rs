@@ -42,7 +42,7 @@ fn review(kind: (&str, &str), operation: &str, namespace: &str, subresource: &st
             "uid": "u", "operation": operation, "name": "app", "namespace": namespace,
             "subResource": subresource,
             "kind": {"group": kind.0, "version": "v1", "kind": kind.1},
-            "object": {"metadata": {}}, "oldObject": {"metadata": {}},
+            "object": {"metadata": {}}, "oldObject": {"metadata": {"labels": {"a": "b"}}},
             "userInfo": {"username": "root", "groups": ["system:masters"]},
         },
     })
@@ -114,5 +114,63 @@ fn a_policy_that_refuses_everything_can_be_put_right() {
     for kind in [("", "ConfigMap"), ("rolegate.dev", "RolegateConfig")] {
         let (outcome, asked) = ask(&rules, &review(kind, "UPDATE", "opa", ""));
         assert!(outcome.is_allowed() && asked == 0, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_policy_that_came_later_blocks_no_finalizer_and_no_controller() {
+    let rules = with_mode("annotations", Mode::Enforce);
+    let object = json!({
+        "metadata": {"name": "app", "finalizers": ["a/b"], "resourceVersion": "1", "generation": 1,
+            "managedFields": [{"manager": "a"}], "ownerReferences": [{"uid": "u"}]},
+        "spec": {"replicas": 1, "template": {"spec": {"containers": []}}},
+        "status": {"replicas": 1},
+    });
+    let asked = |user: &str, change: Value| {
+        let mut update = review(("apps", "ReplicaSet"), "UPDATE", "shop", "");
+        let mut new = object.clone();
+        json_patch::merge(&mut new, &change);
+        update["request"]["oldObject"] = object.clone();
+        update["request"]["object"] = new;
+        update["request"]["userInfo"] = json!({"username": user});
+        ask(&rules, &update).1
+    };
+    let controller = "system:serviceaccount:kube-system:deployment-controller";
+    for (change, jane, by_controller) in [
+        (json!({}), 0, 0),
+        (json!({"metadata": {"finalizers": null}}), 0, 0),
+        (
+            json!({"metadata": {"finalizers": [], "deletionTimestamp": "t",
+                "deletionGracePeriodSeconds": 0, "resourceVersion": "2", "generation": 2,
+                "managedFields": []}, "status": {"replicas": 2}}),
+            0,
+            0,
+        ),
+        (json!({"spec": {"replicas": 2}}), 1, 0),
+        (json!({"metadata": {"ownerReferences": null}}), 1, 0),
+        // What lives on until its finalizers are gone is not free of policies.
+        (
+            json!({"metadata": {"deletionTimestamp": "t", "labels": {"a": "b"}}}),
+            1,
+            1,
+        ),
+        (
+            json!({"spec": {"template": {"spec": {"hostNetwork": true}}}}),
+            1,
+            1,
+        ),
+        (json!({"metadata": {"annotations": {"a": "b"}}}), 1, 1),
+        (json!({"data": {"a": "b"}}), 1, 1),
+    ] {
+        assert_eq!(asked("jane", change.clone()), jane, "{change}");
+        assert_eq!(asked(controller, change.clone()), by_controller, "{change}");
+        let other = "system:serviceaccount:kube-system:other";
+        assert_eq!(asked(other, change.clone()), jane, "{change}");
+    }
+    let mut odd = review(("apps", "ReplicaSet"), "UPDATE", "shop", "");
+    for object in [json!(null), json!([])] {
+        odd["request"]["oldObject"] = object.clone();
+        odd["request"]["object"] = object;
+        assert_eq!(ask(&rules, &odd).1, 1);
     }
 }
