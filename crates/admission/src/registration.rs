@@ -326,10 +326,14 @@ impl Registration<'_> {
             });
         }
         // Finding a template's old self among several is the gate's work.
-        let changed = format!(
-            "{} || object.spec != oldObject.spec",
-            self.pod_metadata_differs()
-        );
+        let mut begins: Vec<_> = kind.paths.iter().map(|path| begin(path)).collect();
+        begins.sort_unstable();
+        begins.dedup();
+        let changed = begins
+            .iter()
+            .fold(self.pod_metadata_differs(), |changed, field| {
+                format!("{changed} || {}", cel::field_differs(field))
+            });
         let names: Vec<_> = names.iter().map(|name| format!("({name})")).collect();
         Webhook {
             name: format!("{}.{}", kind.resource, kind.group),
@@ -470,6 +474,13 @@ impl Registration<'_> {
             conditions: Vec::new(),
         })
     }
+}
+
+/// The field that a path of templates begins with. In the object itself it is where the service
+/// account stands.
+fn begin(path: &str) -> &str {
+    let mut steps = path.split('.').filter(|step| !step.is_empty());
+    steps.next().unwrap_or("spec")
 }
 
 /// Those of `system:masters` may write whatever is guarded, also while the gate is out of order: so

@@ -45,6 +45,16 @@ pub(super) fn all_differ(field: &str) -> String {
     format!("{} != {}", of("object"), of("oldObject"))
 }
 
+/// That a field differs between the objects, or is in one of them alone. `*` stands for any field.
+pub(super) fn field_differs(field: &str) -> String {
+    if field == "*" {
+        return "object != oldObject".into();
+    }
+    let field = text(field);
+    let of = |object: &str| format!("({field} in {object} ? [{object}[{field}]] : [])");
+    format!("{} != {}", of("object"), of("oldObject"))
+}
+
 /// That there is another key than `known` in the metadata's map `field` of `object`.
 pub(super) fn has_others(object: &str, field: &str, known: &str) -> String {
     format!(
