@@ -21,8 +21,11 @@ pub mod review;
 pub mod server;
 mod shape;
 mod text;
+mod web_identity;
 
 pub use gate::{GateRules, judge};
 pub use outcome::{Fault, Outcome, Unseen};
 pub use policies::{Finding, Findings, ReviewPolicies};
 pub use review::{Review, ReviewError};
+pub use shape::ROLE_VARIABLE;
+pub use web_identity::{Unnamed, WebIdentity};

@@ -9,7 +9,7 @@ use rolegate_core::workload::{Phase, Wish, Workload};
 use crate::place::{Malformed, Place, Texts};
 
 /// The variable by which SDKs are told the role of web identity.
-pub(crate) const ROLE_VARIABLE: &str = "AWS_ROLE_ARN";
+pub const ROLE_VARIABLE: &str = "AWS_ROLE_ARN";
 /// Most bytes that are read of what an annotation asks for, as the doors read it: longer than
 /// anything that AWS takes.
 const LONGEST_WISH: usize = 2048;

@@ -5,6 +5,7 @@ mod show;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use rolegate_admission::WebIdentity;
 use rolegate_core::decision::{Decision, Denial, RuleSet};
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{Judgement, Verdict};
@@ -27,6 +28,8 @@ pub struct Question<'a> {
     pub policies: &'a [AskedPolicy],
     /// Who wishes for what.
     pub workload: &'a Workload,
+    /// What it asks of AWS itself, where the gate judges that.
+    pub web_identity: Option<&'a WebIdentity>,
     /// What refuses at the gate alone, where somebody asked it.
     pub gate: Option<&'a Refusal>,
     /// The time to decide at.
@@ -51,6 +54,8 @@ pub struct Explained {
     pub audited: Vec<Refusal>,
     /// What refuses the creation of such a pod, though doors are not asked about it.
     pub gate: Option<Refusal>,
+    /// Roles that the pod asks AWS for itself, which the gate judges and doors never see.
+    pub web_identity: Vec<TokenRole>,
     /// The session that would be asked of STS, if allowed.
     pub session: Option<Session>,
     /// The Rego policies, and where they are asked.
@@ -119,6 +124,18 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// A role for which a pod has a token of its own.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRole {
+    /// The role as written; none where the pod does not name it.
+    pub role: Option<String>,
+    /// What refuses it at the gate, or would in audit mode.
+    pub refusal: Option<Refusal>,
+    /// The smallest grant that layer `grants` lacks for it, ready to apply.
+    pub grant: Option<Value>,
+}
+
 /// What would be asked of STS.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -160,6 +177,7 @@ pub fn explain(question: &Question<'_>) -> Explained {
         grants,
         policies,
         workload,
+        web_identity,
         gate,
         now,
     } = *question;
@@ -201,6 +219,8 @@ pub fn explain(question: &Question<'_>) -> Explained {
         denial,
         audited,
         gate: gate.cloned(),
+        web_identity: web_identity
+            .map_or_else(Vec::new, |asked| token_roles(rules, grants, asked, now)),
         session,
         policies: policies.to_vec(),
         grant: missing
@@ -209,6 +229,40 @@ pub fn explain(question: &Question<'_>) -> Explained {
         refused_with_grant: missing.and_then(|missing| missing.then.as_ref().map(Refusal::from)),
         advice,
     }
+}
+
+fn token_roles(
+    rules: &RuleSet,
+    grants: &GrantsLayer,
+    asked: &WebIdentity,
+    now: Timestamp,
+) -> Vec<TokenRole> {
+    let named = asked.asking.iter().map(|asking| {
+        let refusal = match rules.decide(asking, now) {
+            Decision::Deny(denial) => Some(Refusal::from(&denial)),
+            Decision::Allow { audited, .. } => audited.first().map(Refusal::from),
+            Decision::NoRole | Decision::Undecided => None,
+        };
+        let missing = missing_grant(rules, grants, asking, now);
+        TokenRole {
+            role: asking.wish.role.as_deref().map(str::to_owned),
+            refusal,
+            grant: missing.map(|missing| document::object(&missing.grant)),
+        }
+    });
+    let unnamed = asked.unnamed.iter().map(|unnamed| TokenRole {
+        role: None,
+        refusal: Some(Refusal {
+            layer: "grants".into(),
+            rule: "web identity".into(),
+            reason: format!(
+                "{} asks AWS for a role that the pod does not name; set AWS_ROLE_ARN to it",
+                unnamed.path
+            ),
+        }),
+        grant: None,
+    });
+    named.chain(unnamed).collect()
 }
 
 fn advice(

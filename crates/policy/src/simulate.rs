@@ -1,5 +1,6 @@
 //! Whom a change of the rules cuts off or lets in, and whose session it changes, before it is made.
 
+mod again;
 mod show;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,9 @@ pub struct Simulation {
     pub unchanged: usize,
     /// Have a role now, and would have none.
     pub cut_off: Vec<Affected>,
+    /// Go on, and the gate would refuse them when they are made again, which it does not now; see
+    /// [`add_made_again`](Self::add_made_again).
+    pub refused_when_made_again: Vec<Affected>,
     /// Have no role now, and would have one.
     pub let_in: Vec<Affected>,
     /// Would have another session.

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
+use rolegate_admission::{Unnamed, WebIdentity};
 use rolegate_core::arn::RoleArn;
-use rolegate_core::decision::{Decision, RuleSet};
+use rolegate_core::decision::{Decision, Explanation, RuleSet};
 use rolegate_core::grant::{Grant, MAX_LIST, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{Ask, Layer, Verdict};
 use rolegate_core::workload::{Phase, Workload};
-use serde::Serialize;
 
 use crate::document::{self, Names, is_plain_name, role_text};
 use crate::text::count;
@@ -23,7 +25,7 @@ pub struct Suggestion {
     pub covered: usize,
     /// Pods that have no role now, for whatever reason.
     pub without_role: usize,
-    /// Pods with a role for which there is no grant to suggest, with the reason.
+    /// Who uses a role for which there is no grant to suggest, with the reason.
     pub left_out: Vec<LeftOut>,
 }
 
@@ -36,74 +38,108 @@ pub struct Suggested {
     pub pods: usize,
 }
 
-/// A pod for which there is no grant to suggest.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// A pod or service account for which there is no grant to suggest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeftOut {
-    /// The namespace.
-    pub namespace: String,
-    /// The pod.
-    pub pod: String,
-    /// The role's ARN.
-    pub role: String,
+    /// Who: `pod NAMESPACE/NAME` or `service account NAMESPACE/NAME`.
+    pub who: String,
+    /// The role, where one is named.
+    pub role: Option<String>,
     /// Why.
     pub reason: String,
+}
+
+/// What uses roles.
+#[derive(Debug, Clone, Copy)]
+pub struct Users<'a> {
+    /// Pods, by what their annotations ask for.
+    pub pods: &'a [Workload],
+    /// What pods and service accounts ask of AWS itself.
+    pub web_identity: &'a [WebIdentity],
 }
 
 /// Roles of one service account, each with the external IDs that it runs with.
 type Roles = BTreeMap<String, Running>;
 
+/// Names of pods with their namespaces.
+type Pods = BTreeSet<(Arc<str>, Arc<str>)>;
+
 #[derive(Default)]
 struct Running {
     external_ids: BTreeSet<String>,
-    pods: usize,
+    pods: Pods,
 }
 
-/// The tightest grants for pods that have a role now and that `grants` do not cover. Roles, service
-/// accounts and external IDs are named exactly; a pod may always leave its external ID out, as with
-/// every grant. Finished pods count with `finished` only. The order is that of names.
+/// The tightest grants for pods that have a role now and that `grants` do not cover, and for the
+/// roles of web identity, which the gate judges by grants too. Roles, service accounts and external
+/// IDs are named exactly; a pod may always leave its external ID out, as with every grant. Finished
+/// pods count with `finished` only. The order is that of names.
 pub fn suggest(
     rules: &RuleSet,
     grants: &GrantsLayer,
-    workloads: &[Workload],
+    users: Users<'_>,
     finished: bool,
     now: Timestamp,
 ) -> Suggestion {
     let mut found = Suggestion::default();
     let mut accounts: BTreeMap<(String, String), Roles> = BTreeMap::new();
-    for workload in workloads {
-        let is_finished = matches!(workload.phase, Phase::Succeeded | Phase::Failed);
-        if is_finished && !finished {
-            continue;
-        }
+    let (mut covered, mut with_role, mut all) = (Pods::new(), Pods::new(), Pods::new());
+    let counts = |workload: &&Workload| {
+        finished || !matches!(workload.phase, Phase::Succeeded | Phase::Failed)
+    };
+    let asking = users.web_identity.iter().flat_map(|one| &one.asking);
+    let tokens = asking.filter(counts).map(|workload| (workload, true));
+    let pods = users.pods.iter().filter(counts);
+    for (workload, by_token) in pods.map(|pod| (pod, false)).chain(tokens) {
+        // A service account has no pod.
+        let pod = (!workload.name.is_empty())
+            .then(|| (workload.namespace.clone(), workload.name.clone()));
+        all.extend(pod.clone());
         let explanation = rules.explain(workload, now);
-        let (Decision::Allow { .. }, Some(role)) = (explanation.decision, explanation.role) else {
-            found.without_role += 1;
-            continue;
+        let need = match (&explanation.decision, &explanation.role) {
+            (Decision::Allow { .. }, Some(role)) => need(rules, grants, workload, role, now),
+            // AWS gives the role whatever rules say, until the gate sees the pod again.
+            _ if by_token => Need::Impossible(refused_now(&explanation)),
+            _ => continue,
         };
-        match need(rules, grants, workload, &role, now) {
-            Need::None => found.covered += 1,
-            Need::Impossible(reason) => found.left_out.push(LeftOut {
-                namespace: workload.namespace.to_string(),
-                pod: workload.name.to_string(),
-                role: role.to_string(),
-                reason,
-            }),
-            Need::Grant => {
+        with_role.extend(pod.clone());
+        match (need, &explanation.role) {
+            (Need::None, _) => covered.extend(pod),
+            (Need::Grant, Some(role)) => {
                 let account = (
                     workload.namespace.to_string(),
                     workload.service_account.to_string(),
                 );
                 let roles = accounts.entry(account).or_default();
                 let running = roles
-                    .entry(role_text(&role, rules.base.as_ref()))
+                    .entry(role_text(role, rules.base.as_ref()))
                     .or_default();
-                running.pods += 1;
+                running.pods.extend(pod);
                 let id = workload.wish.external_id.as_deref().map(str::to_owned);
                 running.external_ids.extend(id);
             }
+            (Need::Grant, None) => {}
+            (Need::Impossible(reason), role) => found.left_out.push(LeftOut {
+                who: who(workload),
+                role: role.as_ref().map(ToString::to_string),
+                reason,
+            }),
         }
     }
+    let unnamed = users.web_identity.iter().flat_map(|one| &one.unnamed);
+    for Unnamed { pod, path } in unnamed.filter(|one| counts(&&one.pod)) {
+        with_role.insert((pod.namespace.clone(), pod.name.clone()));
+        found.left_out.push(LeftOut {
+            who: who(pod),
+            role: None,
+            reason: format!(
+                "{path} asks AWS for a role that the pod does not name, which the gate refuses once \
+                 grants are enforced: set AWS_ROLE_ARN to it"
+            ),
+        });
+    }
+    found.covered = covered.len();
+    found.without_role = all.difference(&with_role).count();
     found.left_out.sort();
     let names = grants.grants().iter().map(|grant| &*grant.name);
     let names = names.chain(grants.invalid().iter().map(|(name, _)| &**name));
@@ -114,6 +150,22 @@ pub fn suggest(
             .extend(grants_of(&namespace, &account, roles, &mut names));
     }
     found
+}
+
+fn who(workload: &Workload) -> String {
+    let (namespace, name) = (&workload.namespace, &workload.name);
+    if name.is_empty() {
+        format!("service account {namespace}/{}", workload.service_account)
+    } else {
+        format!("pod {namespace}/{name}")
+    }
+}
+
+fn refused_now(explanation: &Explanation) -> String {
+    match &explanation.decision {
+        Decision::Deny(denial) => format!("{} refuses it already: {}", denial.layer, denial.reason),
+        _ => "its namespace is not among the rules".into(),
+    }
 }
 
 enum Need {
@@ -156,7 +208,7 @@ fn need(
 
 /// Roles that run with the same external IDs share a grant, so that none gets another's.
 fn grants_of(namespace: &str, account: &str, roles: Roles, names: &mut Names) -> Vec<Suggested> {
-    let mut by_ids: BTreeMap<BTreeSet<String>, Vec<(String, usize)>> = BTreeMap::new();
+    let mut by_ids: BTreeMap<BTreeSet<String>, Vec<(String, Pods)>> = BTreeMap::new();
     for (role, running) in roles {
         let alike = by_ids.entry(running.external_ids).or_default();
         alike.push((role, running.pods));
@@ -173,7 +225,11 @@ fn grants_of(namespace: &str, account: &str, roles: Roles, names: &mut Names) ->
         for ids in lists {
             for roles in roles.chunks(MAX_LIST) {
                 made.push(Suggested {
-                    pods: roles.iter().map(|(_, pods)| pods).sum(),
+                    pods: roles
+                        .iter()
+                        .flat_map(|(_, pods)| pods)
+                        .collect::<BTreeSet<_>>()
+                        .len(),
                     grant: Grant {
                         name: names.next(&format!("{namespace}.{account}")).into(),
                         roles: roles.iter().map(|(role, _)| role.clone()).collect(),
@@ -199,8 +255,11 @@ impl Suggestion {
     /// As [`document::yaml`].
     pub fn yaml(&self) -> Result<String, serde_saphyr::SerializeError> {
         document::yaml_stream(self.grants.iter().map(|suggested| {
-            let pods = count(suggested.pods, "pod runs", "pods run");
-            (&suggested.grant, vec![format!("{pods} with this now")])
+            let comment = match suggested.pods {
+                0 => "a service account names this".to_owned(),
+                pods => format!("{} with this now", count(pods, "pod runs", "pods run")),
+            };
+            (&suggested.grant, vec![comment])
         }))
     }
 
@@ -219,10 +278,9 @@ impl Suggestion {
             count(self.without_role, "pod is", "pods are"),
         )];
         notes.extend(self.left_out.iter().map(|left| {
-            format!(
-                "no grant for pod {}/{} with role {}: {}",
-                left.namespace, left.pod, left.role, left.reason
-            )
+            let role = left.role.as_ref();
+            let role = role.map_or_else(String::new, |role| format!(" with role {role}"));
+            format!("no grant for {}{role}: {}", left.who, left.reason)
         }));
         notes
     }
@@ -267,7 +325,14 @@ mod tests {
 
     fn suggested(running: &[Workload]) -> Suggestion {
         let open = rules(&[], Mode::Off);
-        suggest(&open.rules, &open.grants, running, false, NOW)
+        suggest(&open.rules, &open.grants, pods_only(running), false, NOW)
+    }
+
+    fn pods_only(pods: &[Workload]) -> Users<'_> {
+        Users {
+            pods,
+            web_identity: &[],
+        }
     }
 
     #[test]
@@ -280,6 +345,13 @@ mod tests {
             pod("shop", "api", ""),
             pod("closed", "api", "reader"),
         ];
+        let running = running.into_iter().enumerate();
+        let running: Vec<_> = running
+            .map(|(n, pod)| Workload {
+                name: format!("api-{n}").into(),
+                ..pod
+            })
+            .collect();
         let suggestion = suggested(&running);
         assert_eq!(
             suggestion.yaml().unwrap(),
@@ -321,6 +393,72 @@ spec:
     }
 
     #[test]
+    fn roles_of_web_identity_are_covered_or_told() {
+        let finished = Workload {
+            phase: Phase::Failed,
+            ..pod("shop", "job", "job")
+        };
+        let account = Workload {
+            name: "".into(),
+            ..pod("web", "front", "reader")
+        };
+        let asking = |asking| WebIdentity {
+            asking: vec![asking],
+            unnamed: None,
+        };
+        let token = WebIdentity {
+            asking: Vec::new(),
+            unnamed: Some(Unnamed {
+                pod: pod("shop", "mystery", ""),
+                path: "spec.volumes[0]".into(),
+            }),
+        };
+        let web_identity = [
+            asking(pod("shop", "api", "reader")),
+            asking(pod("closed", "api", "reader")),
+            asking(finished),
+            asking(account),
+            token,
+        ];
+        let users = Users {
+            pods: &[pod("shop", "api", ""), pod("shop", "other", "")],
+            web_identity: &web_identity,
+        };
+        let open = rules(&[], Mode::Off);
+        let suggestion = suggest(&open.rules, &open.grants, users, false, NOW);
+        let grants = suggestion.grants.iter();
+        let grants: Vec<_> = grants
+            .map(|one| (&*one.grant.name, one.grant.roles.join(","), one.pods))
+            .collect();
+        assert_eq!(
+            grants,
+            [
+                ("shop.api", "reader".to_owned(), 1),
+                ("web.front", "reader".to_owned(), 0)
+            ]
+        );
+        let told = suggestion.notes().join("\n");
+        assert!(told.contains("1 pod is without a role now"), "{told}");
+        assert!(told.contains("pod closed/api-0 with role"), "{told}");
+        assert!(told.contains("namespace refuses it already"), "{told}");
+        assert!(
+            told.contains("pod shop/mystery-0: spec.volumes[0]"),
+            "{told}"
+        );
+        assert!(
+            suggestion
+                .yaml()
+                .unwrap()
+                .contains("# a service account names this")
+        );
+        // With them, the gate takes what runs.
+        let grants: Vec<_> = suggestion.grants.into_iter().map(|one| one.grant).collect();
+        let after = rules(&grants, Mode::Enforce);
+        let decision = after.rules.decide(&web_identity[0].asking[0], NOW);
+        assert!(matches!(decision, Decision::Allow { .. }), "{decision:?}");
+    }
+
+    #[test]
     fn what_is_covered_finished_or_everyones_needs_nothing() {
         let mut stage = rules(
             &[grant("shop.api", &["reader"], "shop", "api")],
@@ -337,7 +475,15 @@ spec:
             pod("shop", "other", "all"),
             finished,
         ];
-        let suggest = |finished| suggest(&stage.rules, &stage.grants, &running, finished, NOW);
+        let suggest = |finished| {
+            suggest(
+                &stage.rules,
+                &stage.grants,
+                pods_only(&running),
+                finished,
+                NOW,
+            )
+        };
         assert_eq!(
             (suggest(false).grants.len(), suggest(false).covered),
             (0, 3)
@@ -348,7 +494,7 @@ spec:
     #[test]
     fn limits_of_grants_are_not_shed_and_names_with_stars_grant_nothing() {
         let mut stage = rules(&[grant("shop.api", &["reader"], "shop", "api")], Mode::Off);
-        let namespaces = std::sync::Arc::make_mut(&mut stage.rules.namespaces);
+        let namespaces = Arc::make_mut(&mut stage.rules.namespaces);
         let open = namespaces["shop"].clone();
         namespaces.insert("*".into(), open);
         let running = [
@@ -356,7 +502,7 @@ spec:
             pod("*", "api", "reader"),
             pod("shop", "*", "reader"),
         ];
-        let suggestion = suggest(&stage.rules, &stage.grants, &running, false, NOW);
+        let suggestion = suggest(&stage.rules, &stage.grants, pods_only(&running), false, NOW);
         assert!(suggestion.grants.is_empty());
         assert_eq!(suggestion.left_out.len(), 3);
         assert_eq!(suggestion.notes().len(), 4);

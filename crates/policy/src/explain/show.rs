@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::{Explained, Outcome, Session};
+use super::{Explained, Outcome, Refusal, Session};
 use crate::document;
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, plain};
 
@@ -29,6 +29,7 @@ impl Explained {
         }
         self.decision(out)?;
         self.layers(out)?;
+        self.web_identity(out)?;
         if let Some(session) = &self.session {
             writeln!(out, "\n{TITLE}session{TITLE:#}")?;
             session.write(out)?;
@@ -98,6 +99,25 @@ impl Explained {
         Ok(())
     }
 
+    fn web_identity(&self, out: &mut String) -> fmt::Result {
+        if self.web_identity.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "\n{TITLE}web identity{TITLE:#}, which the gate judges")?;
+        for one in &self.web_identity {
+            let role = one.role.as_deref().map_or("no role".into(), plain);
+            match &one.refusal {
+                None => row(out, &role, format_args!("{GOOD}allowed{GOOD:#}"))?,
+                Some(Refusal { layer, reason, .. }) => {
+                    let reason = plain(reason);
+                    let said = format_args!("{BAD}refused{BAD:#} by {layer}: {reason}");
+                    row(out, &role, said)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn policies(&self, out: &mut String) -> fmt::Result {
         if self.policies.is_empty() {
             return Ok(());
@@ -120,9 +140,14 @@ impl Explained {
     }
 
     fn grant(&self, out: &mut String) -> fmt::Result {
-        let Some(grant) = &self.grant else {
+        let of_tokens = self
+            .web_identity
+            .iter()
+            .filter_map(|one| one.grant.as_ref());
+        let grants: Vec<_> = self.grant.iter().chain(of_tokens).collect();
+        if grants.is_empty() {
             return Ok(());
-        };
+        }
         writeln!(out, "\n{TITLE}the smallest grant that is missing{TITLE:#}")?;
         if let Some(then) = &self.refused_with_grant {
             let (layer, reason) = (&then.layer, plain(&then.reason));
@@ -131,8 +156,11 @@ impl Explained {
                 "  {WARN}even then refused by {layer}{WARN:#}: {reason}"
             )?;
         }
-        let yaml = document::yaml(grant).map_err(|_| fmt::Error)?;
-        writeln!(out, "---\n{}", yaml.trim_end())
+        for grant in grants {
+            let yaml = document::yaml(grant).map_err(|_| fmt::Error)?;
+            writeln!(out, "---\n{}", yaml.trim_end())?;
+        }
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ fn ask(stage: &Stage, workload: &Workload) -> Explained {
             denials: vec!["no".into()],
         }],
         workload,
+        web_identity: None,
         gate: None,
         now: NOW,
     })
@@ -152,4 +153,33 @@ fn each_outcome_has_its_advice() {
 fn threat_25_what_pods_write_does_not_move_the_terminal() {
     let explained = ask(&rules(&[], Mode::Off), &pod("shop", "api", "\x1b[2Jx"));
     assert!(!explained.text().contains("\x1b[2J"));
+}
+
+#[test]
+fn roles_of_web_identity_are_told_with_the_grant_that_they_lack() {
+    let stage = rules(&[grant("a", &["writer"], "shop", "api")], Mode::Enforce);
+    let asked = WebIdentity {
+        asking: vec![pod("shop", "api", "reader"), pod("shop", "api", "writer")],
+        unnamed: None,
+    };
+    let workload = pod("shop", "api", "");
+    let explained = explain(&Question {
+        rules: &stage.rules,
+        grants: &stage.grants,
+        policies: &[],
+        workload: &workload,
+        web_identity: Some(&asked),
+        gate: None,
+        now: NOW,
+    });
+    let text = bare(&explained.text());
+    assert!(
+        text.contains("  reader      refused by grants: no RoleGrant covers"),
+        "{text}"
+    );
+    assert!(text.contains("  writer      allowed\n"), "{text}");
+    assert!(
+        text.contains("  name: shop.api\nspec:\n  roles:\n  - reader\n"),
+        "{text}"
+    );
 }

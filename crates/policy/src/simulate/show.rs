@@ -22,6 +22,11 @@ impl Simulation {
     fn write(&self, out: &mut String) -> fmt::Result {
         let groups = [
             (BAD, "cut off", &self.cut_off),
+            (
+                BAD,
+                "would be refused at the gate when made again",
+                &self.refused_when_made_again,
+            ),
             (WARN, "let in", &self.let_in),
             (WARN, "get another session", &self.session_changed),
             (

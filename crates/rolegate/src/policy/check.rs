@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use rolegate_admission::GateRules;
 use rolegate_policy::check::{Creator, Manifest, check};
 use rolegate_policy::overlay::is_core;
 use serde_json::{Value, json};
@@ -77,7 +76,7 @@ pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     files::validate(arguments.filename.iter().chain(&arguments.from.rules))?;
     let manifests = files::read(&arguments.filename)?;
     let client = arguments.read.client();
-    let rules = Objects::from(&arguments.from.rules, &client, &reading, false).await?;
+    let rules = Objects::from(&arguments.from.rules, &client, &reading).await?;
     // A mistake in the rules is told with its line.
     rules.load(&reading)?;
     let (namespaces, assumed) = namespaces(rules.values(), &manifests, &arguments.namespace);
@@ -85,13 +84,7 @@ pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     for note in loaded.assumed.iter().chain(&assumed) {
         output::note(note);
     }
-    let gate = GateRules {
-        rules: &loaded.snapshot.gate,
-        config: &loaded.snapshot.config,
-        grants: &loaded.snapshot.grants,
-        keys: &reading.keys,
-        policies: Some(&*loaded.snapshot.policies),
-    };
+    let gate = loaded.gate(&reading);
     let creator = Creator {
         user: arguments.user,
         groups: arguments.group,

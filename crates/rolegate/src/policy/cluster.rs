@@ -7,10 +7,13 @@ use anyhow::{Context, anyhow, bail};
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
+use rolegate_admission::ROLE_VARIABLE;
+use rolegate_core::annotation::WEB_IDENTITY_ROLE;
 use rolegate_core::config::{ResourceKind, RuleConfig};
 use rolegate_core::layer::Mode;
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::crd::{CONFIG_NAME, GROUP, VERSION};
+use rolegate_policy::overlay::is_core;
 use serde_json::Value;
 
 /// Objects asked for at once.
@@ -67,14 +70,31 @@ impl Cluster {
         Ok((objects, has_kind))
     }
 
-    /// All pods, with only what decisions depend on: there may be very many.
+    /// What uses roles: all pods, and the service accounts that name one. Of each only what
+    /// decisions depend on, for there may be very many; of pods nearly everything where policies
+    /// may ask about it (`whole_pods`).
     ///
     /// # Errors
     /// What may not be read, or cannot.
-    pub(super) async fn pods(&self) -> anyhow::Result<Vec<Value>> {
-        let resource = core("Pod", "pods");
-        let pages = self.pages(&resource, None, trimmed_pod).await;
-        pages.map_err(|error| self.told(&resource, None, error))
+    pub(super) async fn users(&self, whole_pods: bool) -> anyhow::Result<Vec<Value>> {
+        let trim = if whole_pods {
+            without_history
+        } else {
+            trimmed_pod
+        };
+        let mut found = Vec::new();
+        for (resource, trim) in [
+            (core("Pod", "pods"), trim as fn(Value) -> Value),
+            (core("ServiceAccount", "serviceaccounts"), trimmed_account),
+        ] {
+            let pages = self.pages(&resource, None, trim).await;
+            found.extend(pages.map_err(|error| self.told(&resource, None, error))?);
+        }
+        // Most accounts are left with nothing.
+        found.retain(|object| {
+            !is_core(object, "ServiceAccount") || object.pointer("/metadata/annotations").is_some()
+        });
+        Ok(found)
     }
 
     /// One pod.
@@ -246,23 +266,71 @@ fn whole(object: Value) -> Value {
     object
 }
 
-/// A pod without containers and conditions, which are most of it.
-fn trimmed_pod(mut pod: Value) -> Value {
-    for (part, fields) in [
-        (
-            "spec",
-            &["nodeName", "serviceAccountName", "hostNetwork"][..],
-        ),
-        ("status", &["phase", "podIP", "podIPs"][..]),
-    ] {
-        if let Some(Value::Object(part)) = pod.get_mut(part) {
-            part.retain(|field, _| fields.contains(&field.as_str()));
+/// A pod without what is most of it: of containers and volumes only what asks AWS for a role is
+/// left, see [`rolegate_admission::WebIdentity`].
+fn trimmed_pod(pod: Value) -> Value {
+    let mut pod = without_history(pod);
+    keep(
+        pod.get_mut("spec"),
+        &[
+            "nodeName",
+            "serviceAccountName",
+            "hostNetwork",
+            "initContainers",
+            "containers",
+            "ephemeralContainers",
+            "volumes",
+        ],
+    );
+    for kind in ["initContainers", "containers", "ephemeralContainers"] {
+        let containers = pod.pointer_mut(&format!("/spec/{kind}"));
+        for container in containers
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            keep(Some(&mut *container), &["env"]);
+            if let Some(Value::Array(variables)) = container.get_mut("env") {
+                variables.retain(|one| one.get("name").is_some_and(|name| name == ROLE_VARIABLE));
+            }
         }
     }
+    if let Some(Value::Array(volumes)) = pod.pointer_mut("/spec/volumes") {
+        volumes.retain(|volume| volume.get("projected").is_some());
+    }
+    pod
+}
+
+/// A pod as it is made, with what of its status decisions depend on.
+fn without_history(mut pod: Value) -> Value {
+    keep(pod.get_mut("status"), &["phase", "podIP", "podIPs"]);
     if let Some(Value::Object(annotations)) = pod.pointer_mut("/metadata/annotations") {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
     pod
+}
+
+/// A service account's role alone.
+fn trimmed_account(mut account: Value) -> Value {
+    keep(Some(&mut account), &["apiVersion", "kind", "metadata"]);
+    keep(
+        account.get_mut("metadata"),
+        &["name", "namespace", "annotations"],
+    );
+    keep(
+        account.pointer_mut("/metadata/annotations"),
+        &[WEB_IDENTITY_ROLE],
+    );
+    if let Some(Value::Object(metadata)) = account.get_mut("metadata") {
+        metadata.retain(|_, value| value.as_object().is_none_or(|fields| !fields.is_empty()));
+    }
+    account
+}
+
+fn keep(part: Option<&mut Value>, fields: &[&str]) {
+    if let Some(Value::Object(part)) = part {
+        part.retain(|field, _| fields.contains(&field.as_str()));
+    }
 }
 
 fn core(kind: &str, plural: &str) -> ApiResource {
@@ -303,5 +371,60 @@ impl Drop for Progress<'_> {
         if self.is_shown {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_admission::WebIdentity;
+    use rolegate_core::annotation::AnnotationKeys;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_asks_aws_for_a_role_is_left_of_a_pod() {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "api-0", "namespace": "shop", "labels": {"app": "api"}},
+            "spec": {
+                "serviceAccountName": "api", "restartPolicy": "Always",
+                "containers": [{"name": "app", "image": "app", "env": [
+                    {"name": "HOME", "value": "/"}, {"name": "AWS_ROLE_ARN", "value": "reader"}]}],
+                "volumes": [{"name": "x", "emptyDir": {}}],
+            },
+            "status": {"phase": "Running", "conditions": []},
+        });
+        let trimmed = trimmed_pod(pod.clone());
+        assert_eq!(
+            trimmed["spec"],
+            json!({
+                "serviceAccountName": "api", "volumes": [],
+                "containers": [{"env": [{"name": "AWS_ROLE_ARN", "value": "reader"}]}],
+            })
+        );
+        assert_eq!(trimmed["status"], json!({"phase": "Running"}));
+        let keys = AnnotationKeys::default();
+        let asks = WebIdentity::of(&trimmed, &keys);
+        assert_eq!((asks.is_some(), asks), (true, WebIdentity::of(&pod, &keys)));
+        let mut token = pod;
+        token["spec"]["containers"] = json!([]);
+        token["spec"]["volumes"] = json!([{"projected": {"sources": [
+            {"serviceAccountToken": {"audience": "pods.eks.amazonaws.com"}}]}}]);
+        let asks = WebIdentity::of(&trimmed_pod(token), &keys).unwrap();
+        assert!(asks.unnamed.is_some());
+    }
+
+    #[test]
+    fn accounts_are_left_with_their_role() {
+        let account = |annotations: Value| {
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "secrets": [],
+                "metadata": {"name": "api", "namespace": "shop", "annotations": annotations}})
+        };
+        let role = json!({"eks.amazonaws.com/role-arn": "reader"});
+        let trimmed = trimmed_account(account(role.clone()));
+        assert_eq!(trimmed["metadata"]["annotations"], role);
+        let trimmed = trimmed_account(account(json!({"x": "y"})));
+        assert!(trimmed.pointer("/metadata/annotations").is_none());
     }
 }

@@ -40,8 +40,12 @@ pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode>
     let reading = arguments.read.reading()?;
     files::validate(&arguments.filename)?;
     let client = arguments.read.client();
-    let objects = Objects::from(&arguments.filename, &client, &reading, true).await?;
+    let objects = Objects::from(&arguments.filename, &client, &reading).await?;
+    let objects = objects.with_users(&client, false).await?;
     let loaded = objects.load(&reading)?;
+    for note in &loaded.assumed {
+        output::note(note);
+    }
     let taken: Vec<_> = loaded.grants.iter().map(|grant| &*grant.name).collect();
     let converted = convert(&Conversion {
         namespaces: &loaded.namespaces,

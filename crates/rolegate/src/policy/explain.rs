@@ -102,6 +102,11 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
         )
     })?;
     let now = Timestamp::now();
+    let web_identity = loaded.web_identity.iter().find(|one| {
+        let unnamed = one.unnamed.iter().map(|unnamed| &unnamed.pod);
+        let pod = one.asking.iter().chain(unnamed).next();
+        pod.is_some_and(|pod| pod.name == workload.name && pod.namespace == workload.namespace)
+    });
     let (policies, gate) = asked(&loaded, &workload, &object, now);
     if pod.is_none() {
         // Told as what it is.
@@ -112,12 +117,18 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
         grants: &loaded.snapshot.grants,
         policies: &policies,
         workload: &workload,
+        web_identity,
         gate: gate.as_ref(),
         now,
     });
     output::answer(arguments.output, &explained, || explained.text())?;
+    let by_token = || {
+        let mut roles = explained.web_identity.iter();
+        explained.decision == Outcome::NoRole && roles.any(|one| one.role.is_some())
+    };
+    let has_role = explained.decision == Outcome::Allowed || by_token();
     // A pod that is there is past the gate.
-    let fine = explained.decision == Outcome::Allowed && (pod.is_some() || gate.is_none());
+    let fine = has_role && (pod.is_some() || gate.is_none());
     Ok(if fine {
         ExitCode::SUCCESS
     } else {
@@ -146,7 +157,7 @@ async fn load(
 ) -> anyhow::Result<(Loaded, Value)> {
     let client = arguments.read.client();
     let namespace = &arguments.namespace;
-    let mut objects = Objects::from(&arguments.from.rules, &client, reading, false).await?;
+    let mut objects = Objects::from(&arguments.from.rules, &client, reading).await?;
     let object = match pod {
         None => imagined(arguments, reading),
         Some(name) if arguments.from.rules.is_empty() => {

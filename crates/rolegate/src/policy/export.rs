@@ -67,7 +67,7 @@ pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> 
         return Ok(ExitCode::SUCCESS);
     }
     let client = arguments.read.client();
-    let objects = Objects::from(&arguments.from.rules, &client, &reading, false).await?;
+    let objects = Objects::from(&arguments.from.rules, &client, &reading).await?;
     let loaded = objects.load(&reading)?;
     for assumed in &loaded.assumed {
         output::note(assumed);

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
+use rolegate_admission::{GateRules, WebIdentity};
 use rolegate_core::grant::Grant;
+use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rulebook::ClusterConfig;
 use rolegate_core::workload::Workload;
@@ -12,6 +14,8 @@ use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::crd::{GROUP, RoleGrant};
 use rolegate_policy::overlay::overlay;
 use rolegate_policy::text::plain;
+use rolegate_rego::PolicyStatus;
+use rolegate_rules::keeper::Keeper;
 use rolegate_rules::offline::{self, OfflineOptions};
 use rolegate_rules::snapshot::Snapshot;
 use serde::Deserialize;
@@ -50,17 +54,17 @@ impl Objects {
         })
     }
 
-    /// The rules of a cluster, with its pods where they are wanted.
-    pub(super) async fn of_cluster(
+    /// From files where there are paths, and otherwise the rules of the cluster.
+    pub(super) async fn from(
+        paths: &[PathBuf],
         options: &ClientOptions,
         reading: &Reading,
-        pods: bool,
     ) -> anyhow::Result<Self> {
-        let cluster = Cluster::connect(options).await?;
-        let (mut values, needs_config) = cluster.rules(&reading.flags).await?;
-        if pods {
-            values.extend(cluster.pods().await?);
+        if !paths.is_empty() {
+            return Self::of_files(paths);
         }
+        let cluster = Cluster::connect(options).await?;
+        let (values, needs_config) = cluster.rules(&reading.flags).await?;
         Ok(Self {
             places: vec![None; values.len()],
             values,
@@ -69,18 +73,19 @@ impl Objects {
         })
     }
 
-    /// From files where there are paths, and otherwise from the cluster.
-    pub(super) async fn from(
-        paths: &[PathBuf],
+    /// Adds what uses roles, where these are the rules of a cluster: files have it already. With
+    /// `whole_pods` little is left out of pods.
+    pub(super) async fn with_users(
+        mut self,
         options: &ClientOptions,
-        reading: &Reading,
-        pods: bool,
+        whole_pods: bool,
     ) -> anyhow::Result<Self> {
-        if paths.is_empty() {
-            Self::of_cluster(options, reading, pods).await
-        } else {
-            Self::of_files(paths)
+        if self.is_cluster {
+            let users = Cluster::connect(options).await?.users(whole_pods).await?;
+            self.places.extend(vec![None; users.len()]);
+            self.values.extend(users);
         }
+        Ok(self)
     }
 
     /// The objects.
@@ -144,13 +149,17 @@ impl Objects {
             }
         })?;
         let snapshot = Snapshot::clone(&offline.keeper.rules().load());
+        let mut assumed = offline.assumed;
+        assumed.extend(broken(&offline.keeper, &snapshot));
         let namespaces = offline.keeper.book().namespaces().cloned().collect();
+        let web_identity = web_identity(&values, reading, &snapshot);
         Ok(Loaded {
+            web_identity,
             snapshot,
             workloads: offline.workloads,
             namespaces,
             grants: grants(&values)?,
-            assumed: offline.assumed,
+            assumed,
         })
     }
 }
@@ -162,12 +171,32 @@ pub(super) struct Loaded {
     pub(super) snapshot: Snapshot,
     /// The pods.
     pub(super) workloads: Vec<Workload>,
+    /// What pods and service accounts ask of AWS itself, where the gate judges it.
+    pub(super) web_identity: Vec<WebIdentity>,
     /// The namespaces, raw.
     pub(super) namespaces: Vec<Namespace>,
     /// The grants, raw.
     pub(super) grants: Vec<Grant>,
-    /// What was taken for granted, in sentences.
+    /// What was taken for granted, and which rules count for nothing, in sentences.
     pub(super) assumed: Vec<String>,
+}
+
+impl Loaded {
+    /// What a gate judges by.
+    pub(super) fn gate<'a>(&'a self, reading: &'a Reading) -> GateRules<'a> {
+        GateRules {
+            rules: &self.snapshot.gate,
+            config: &self.snapshot.config,
+            grants: &self.snapshot.grants,
+            keys: &reading.keys,
+            policies: Some(&*self.snapshot.policies),
+        }
+    }
+
+    /// Whether policies are asked at a gate.
+    pub(super) fn asks_at_gate(&self) -> bool {
+        self.snapshot.config.modes.rego != Mode::Off && self.snapshot.policies.asks_at_gate()
+    }
 }
 
 fn is_config(value: &Value) -> bool {
@@ -177,6 +206,39 @@ fn is_config(value: &Value) -> bool {
 fn is_ours(value: &Value, kind: &str) -> bool {
     let text = |field| value.get(field).and_then(Value::as_str).unwrap_or_default();
     text("kind") == kind && text("apiVersion").split('/').next() == Some(GROUP)
+}
+
+/// Rules that count for nothing or not as they are written, in sentences.
+fn broken(keeper: &Keeper, snapshot: &Snapshot) -> Vec<String> {
+    let grants = snapshot.grants.invalid().iter();
+    let grants = grants.map(|(name, error)| format!("RoleGrant {name} grants nothing: {error}"));
+    let mut told: Vec<_> = grants.collect();
+    if snapshot.config.modes.rego == Mode::Off {
+        return told;
+    }
+    for (name, status) in keeper.policy_statuses() {
+        if let PolicyStatus::Error { error, .. } = status {
+            told.push(format!("ConfigMap {name} cannot be used: {error}"));
+        }
+    }
+    for ((namespace, name), error) in keeper.misplaced() {
+        told.push(format!(
+            "ConfigMap {namespace}/{name} is asked everywhere: {error}"
+        ));
+    }
+    told.extend(keeper.missing().map(|missing| missing.to_string()));
+    told
+}
+
+fn web_identity(values: &[Value], reading: &Reading, snapshot: &Snapshot) -> Vec<WebIdentity> {
+    let spared = &snapshot.config.spared_namespaces;
+    let judged = values.iter().filter(|value| {
+        let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
+        namespace.is_none_or(|namespace| !spared.contains(namespace))
+    });
+    judged
+        .filter_map(|value| WebIdentity::of(value, &reading.keys))
+        .collect()
 }
 
 fn grants(values: &[Value]) -> anyhow::Result<Vec<Grant>> {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use jiff::Timestamp;
-use rolegate_policy::suggest::suggest;
+use rolegate_policy::suggest::{Users, suggest};
 
 use super::files;
 use super::flags::ReadFlags;
@@ -15,7 +15,8 @@ use super::output::{self, ObjectFormat};
 /// What `--help` says first.
 pub(super) const LONG_ABOUT: &str = "Write the tightest grants that cover what runs today.\n\n\
 For each service account that has pods with a role now, the roles and external IDs that they use, \
-exactly, unless grants cover them already. With these applied, layer grants can be switched on \
+exactly, unless grants cover them already. Roles of web identity count too (AWS_ROLE_ARN of containers, \
+eks.amazonaws.com/role-arn of service accounts), since the webhook judges them. With these applied, layer grants can be switched on \
 (spec.layers.grants of the RolegateConfig) and nothing that runs is cut off. Jobs that don't run at the \
 moment are seen with --include-finished only as far as their pods are still there.";
 
@@ -25,7 +26,7 @@ moment are seen with --include-finished only as far as their pods are still ther
 Examples:
   rolegate policy suggest > grants.yaml
   rolegate policy simulate --rules grants.yaml
-  kubectl get namespaces,pods -A -o yaml | rolegate policy suggest -f -")]
+  kubectl get namespaces,pods,serviceaccounts -A -o yaml | rolegate policy suggest -f -")]
 pub(super) struct SuggestArguments {
     /// Rules and pods from this manifest or folder instead of the cluster; may be repeated
     #[arg(short, long, value_name = "PATH")]
@@ -45,12 +46,16 @@ pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode>
     let reading = arguments.read.reading()?;
     files::validate(&arguments.filename)?;
     let client = arguments.read.client();
-    let objects = Objects::from(&arguments.filename, &client, &reading, true).await?;
+    let objects = Objects::from(&arguments.filename, &client, &reading).await?;
+    let objects = objects.with_users(&client, false).await?;
     let loaded = objects.load(&reading)?;
     let suggestion = suggest(
         &loaded.snapshot.rules,
         &loaded.snapshot.grants,
-        &loaded.workloads,
+        Users {
+            pods: &loaded.workloads,
+            web_identity: &loaded.web_identity,
+        },
         arguments.include_finished,
         Timestamp::now(),
     );

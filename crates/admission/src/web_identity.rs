@@ -1,0 +1,181 @@
+//! What pods and service accounts ask of AWS itself, by a token and not at a door: web identity and
+//! EKS Pod Identity. The gate judges it, doors never see it.
+
+use rolegate_core::annotation::{AnnotationKeys, WEB_IDENTITY_ROLE};
+use rolegate_core::workload::{Phase, Wish, Workload};
+use serde_json::Value;
+use serde_json::value::to_raw_value;
+
+use crate::json::{self, Map, Node};
+use crate::place::Place;
+use crate::shape::PodShape;
+
+/// What one pod or service account asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WebIdentity {
+    /// Who asks, once for each role, which is the wish. The name is empty for a service account.
+    pub asking: Vec<Workload>,
+    /// What asks for a role that the pod does not name.
+    pub unnamed: Option<Unnamed>,
+}
+
+/// A pod that asks for a role without naming it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unnamed {
+    /// The pod, without a wish.
+    pub pod: Workload,
+    /// The path of what asks: a variable whose value is elsewhere, or a token.
+    pub path: String,
+}
+
+impl WebIdentity {
+    /// That of a Pod or ServiceAccount; `None` for one that asks for nothing, that cannot be read,
+    /// or that is neither.
+    pub fn of(object: &Value, keys: &AnnotationKeys) -> Option<Self> {
+        let text = |path: &str| object.pointer(path).and_then(Value::as_str);
+        let namespace = text("/metadata/namespace")?;
+        let name = text("/metadata/name").unwrap_or_default();
+        let found = match (text("/apiVersion"), text("/kind")) {
+            (Some("v1"), Some("Pod")) => Self::of_pod(object, namespace, name, keys)?,
+            (Some("v1"), Some("ServiceAccount")) => Self::of_account(object, namespace, name)?,
+            _ => return None,
+        };
+        (found != Self::default()).then_some(found)
+    }
+
+    fn of_pod(pod: &Value, namespace: &str, name: &str, keys: &AnnotationKeys) -> Option<Self> {
+        let raw = to_raw_value(pod).ok()?;
+        let node = json::parse(&raw).ok()?;
+        let shape = PodShape::read(&Place::root(&node)).ok()?;
+        let phase = match pod.pointer("/status/phase").and_then(Value::as_str) {
+            Some("Succeeded") => Phase::Succeeded,
+            Some("Failed") => Phase::Failed,
+            _ => Phase::Running,
+        };
+        let asker = |wish| Workload {
+            phase,
+            ..shape.workload(namespace, name, wish)
+        };
+        let unnamed = |path: &str| Unnamed {
+            pod: asker(Wish::default()),
+            path: path.to_owned(),
+        };
+        let mut found = Self::default();
+        for variable in &shape.variables {
+            match variable.value.map(str::trim) {
+                Some("") => {}
+                Some(role) => {
+                    let asking = asker(named(role));
+                    // The EKS webhook gives it to every container.
+                    if !found.asking.contains(&asking) {
+                        found.asking.push(asking);
+                    }
+                }
+                None => found.unnamed = Some(unnamed(&variable.path)),
+            }
+        }
+        let names_one = shape.wish(keys).role.is_some_and(|role| !role.is_empty());
+        if !names_one && found == Self::default() {
+            found.unnamed = shape.tokens.first().map(|path| unnamed(path));
+        }
+        Some(found)
+    }
+
+    fn of_account(account: &Value, namespace: &str, name: &str) -> Option<Self> {
+        let annotations = account.pointer("/metadata/annotations")?;
+        let role = annotations.get(WEB_IDENTITY_ROLE)?.as_str()?.trim();
+        if role.is_empty() {
+            return None;
+        }
+        let nothing = Node::Map(Map::default());
+        let mut shape = PodShape::read(&Place::root(&nothing)).ok()?;
+        shape.service_account = Some(name);
+        Some(Self {
+            asking: vec![shape.workload(namespace, "", named(role))],
+            unnamed: None,
+        })
+    }
+}
+
+fn named(role: &str) -> Wish {
+    Wish {
+        role: Some(role.into()),
+        ..Wish::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(kind: &str, annotations: Value, spec: Value) -> Option<(Vec<String>, Option<String>)> {
+        let object = json!({
+            "apiVersion": "v1", "kind": kind, "spec": spec,
+            "metadata": {"name": "api", "namespace": "shop", "annotations": annotations},
+        });
+        let found = WebIdentity::of(&object, &AnnotationKeys::default())?;
+        let asking = found.asking.iter().map(|asking| {
+            let (name, account) = (&asking.name, &asking.service_account);
+            format!("{name}/{account}/{}", asking.wish.role.as_deref().unwrap())
+        });
+        Some((asking.collect(), found.unnamed.map(|unnamed| unnamed.path)))
+    }
+
+    #[test]
+    fn roles_come_from_variables_and_service_accounts() {
+        let variable = |value: &str| json!({"env": [{"name": "AWS_ROLE_ARN", "value": value}]});
+        let token = json!([{"projected": {"sources": [
+            {"serviceAccountToken": {"audience": "pods.eks.amazonaws.com"}}]}}]);
+        let path = "spec.volumes[0].projected.sources[0].serviceAccountToken".to_owned();
+        let none = || json!({});
+        for (kind, annotations, spec, expected) in [
+            (
+                "Pod",
+                none(),
+                json!({"serviceAccountName": "a", "volumes": token,
+                    "containers": [variable("x"), variable(" x"), variable("y"), variable("")]}),
+                Some((vec!["api/a/x".to_owned(), "api/a/y".to_owned()], None)),
+            ),
+            (
+                "Pod",
+                none(),
+                json!({"volumes": token}),
+                Some((vec![], Some(path))),
+            ),
+            (
+                "Pod",
+                json!({"iam.amazonaws.com/role": "r"}),
+                json!({"volumes": token}),
+                None,
+            ),
+            (
+                "Pod",
+                none(),
+                json!({"containers": [{"env": [{"name": "AWS_ROLE_ARN", "valueFrom": {}}]}]}),
+                Some((vec![], Some("spec.containers[0].env[0]".to_owned()))),
+            ),
+            ("Pod", none(), json!({"containers": [{}]}), None),
+            (
+                "ServiceAccount",
+                json!({"eks.amazonaws.com/role-arn": "z"}),
+                none(),
+                Some((vec!["/api/z".to_owned()], None)),
+            ),
+            ("ServiceAccount", none(), none(), None),
+            (
+                "ConfigMap",
+                json!({"eks.amazonaws.com/role-arn": "z"}),
+                none(),
+                None,
+            ),
+        ] {
+            assert_eq!(
+                of(kind, annotations, spec.clone()),
+                expected,
+                "{kind} {spec}"
+            );
+        }
+    }
+}
