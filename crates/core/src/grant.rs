@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::arn::{BaseArn, RoleArn, is_arn, resolve, shorten};
+use crate::arn::{ArnError, BaseArn, RoleArn, is_arn, resolve, shorten};
 use crate::key_values::KeyValues;
 use crate::pattern::{MAX_COMPILED, Pattern, PatternError, PatternFormat};
 use crate::selector::Selector;
@@ -102,6 +102,9 @@ pub enum GrantError {
     /// A list is too long.
     #[error("{0} has more than {MAX_LIST} entries: split the grant")]
     TooMany(&'static str),
+    /// A role is named that only a base ARN completes, and none is known here. Elsewhere one may be.
+    #[error("spec.roles: {0:?} is a name, and no base ARN is known to complete it")]
+    NoBase(String),
     /// A role pattern is malformed.
     #[error("spec.roles: {0}")]
     Role(String),
@@ -362,10 +365,7 @@ fn role_pattern(text: &str, base: Option<&BaseArn>) -> Result<RolePattern, Grant
     if closeness == Closeness::Glob {
         // A glob that isn't rooted at a base would match names of any account.
         if !is_arn(text) && base.is_none() {
-            return Err(refused(format!(
-                "{:?} is a name, and no base ARN is known to complete it",
-                shorten(text)
-            )));
+            return Err(GrantError::NoBase(shorten(text)));
         }
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@-/:*".contains(&b);
         if !text.bytes().all(allowed) {
@@ -375,7 +375,10 @@ fn role_pattern(text: &str, base: Option<&BaseArn>) -> Result<RolePattern, Grant
             )));
         }
     } else {
-        resolve(text, base).map_err(|error| refused(error.to_string()))?;
+        resolve(text, base).map_err(|error| match error {
+            ArnError::NoBase(name) => GrantError::NoBase(name),
+            error => refused(error.to_string()),
+        })?;
     }
     let pattern = Pattern::for_roles(text, PatternFormat::Glob, base, MAX_COMPILED)
         .map_err(|error| refused(error.to_string()))?;

@@ -8,7 +8,11 @@ use clap::ValueEnum;
 use jiff::SignedDuration;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::pattern::PatternFormat;
+use rolegate_core::session_name::SessionScope;
 use rolegate_kube::cluster_config::ConfigUse;
+
+/// STS's limits of a session's life, seconds.
+const LIFE: std::ops::RangeInclusive<u32> = 900..=43_200;
 
 /// Flags that parse and make no sense, alone or together.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,41 @@ impl From<RestrictionFormat> for PatternFormat {
             RestrictionFormat::Regexp => Self::Regexp,
         }
     }
+}
+
+/// Which pods share a session.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum SessionScopeFlag {
+    /// Those of one service account: session NAMESPACE.SERVICEACCOUNT
+    Workload,
+    /// None: session NAMESPACE.POD
+    Pod,
+    /// Those of one role: session rolegate
+    Role,
+}
+
+impl From<SessionScopeFlag> for SessionScope {
+    fn from(given: SessionScopeFlag) -> Self {
+        match given {
+            SessionScopeFlag::Workload => Self::Workload,
+            SessionScopeFlag::Pod => Self::Pod,
+            SessionScopeFlag::Role => Self::Role,
+        }
+    }
+}
+
+/// The life asked of STS, as `flag` gives it, in seconds.
+///
+/// # Errors
+/// A life that STS does not give, as wrong usage.
+pub(crate) fn session_life(flag: &str, life: Duration) -> anyhow::Result<u32> {
+    let seconds = u32::try_from(life.as_secs()).ok();
+    let seconds = seconds.filter(|seconds| LIFE.contains(seconds));
+    seconds.ok_or_else(|| {
+        invalid(format!(
+            "{flag}: STS gives sessions of 15m to 12h, not {life:?}"
+        ))
+    })
 }
 
 /// The base ARN of `--base-role-arn`.

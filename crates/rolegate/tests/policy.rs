@@ -326,6 +326,24 @@ fn the_suggestion_is_the_step_to_default_deny() {
 }
 
 #[test]
+fn the_session_told_is_that_of_agents_with_the_same_flags() {
+    let now = format!("{RULES}{PODS}");
+    let files = [("now.yaml", now.as_str())];
+    let explain = |flags: &[&str]| {
+        let mut arguments = vec!["explain", "pod/api-0", "-n=shop", "--rules=now.yaml", BASE];
+        arguments.extend(["-ojson"].iter().chain(flags));
+        let ran = run(&files, &arguments, "");
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let session = json(&ran)["session"].clone();
+        format!("{} {}", session["sessionName"], session["durationSeconds"])
+    };
+    assert_eq!(explain(&[]), r#""shop.api" 3600"#);
+    let flags = ["--session-scope=pod", "--session-duration=2h"];
+    assert_eq!(explain(&flags), r#""shop.api-0" 7200"#);
+    assert_eq!(explain(&["--session-scope=role"]), r#""rolegate" 3600"#);
+}
+
+#[test]
 fn web_identity_is_suggested_and_simulated_as_the_gate_judges_it() {
     let users = "\
 ---

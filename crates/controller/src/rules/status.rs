@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::Client;
+use rolegate_core::grant::GrantError;
 use rolegate_core::layer::{Mode, Verdict};
 use rolegate_core::rulebook::ClusterConfig;
 use rolegate_core::workload::{Phase, Workload};
@@ -65,10 +66,10 @@ impl Statuses {
             });
             (grant.name.clone(), status)
         });
-        let invalid = layer.invalid().iter().map(|(name, error)| {
-            let status = not_ready(format!("it grants nothing: {error}"));
-            (name.clone(), status)
-        });
+        let invalid = layer
+            .invalid()
+            .iter()
+            .map(|(name, error)| (name.clone(), not_granting(error)));
         let mut known = HashMap::new();
         for (name, status) in valid.chain(invalid) {
             let workloads = uses.get(&*name).copied().unwrap_or_default();
@@ -160,6 +161,21 @@ fn not_ready(message: String) -> Status {
         reason: "Invalid",
         message,
         generation: None,
+    }
+}
+
+/// Agents may find out a base ARN that is not known here, so what a grant that lacks one does at
+/// doors is another matter than what it does at the gate.
+fn not_granting(error: &GrantError) -> Status {
+    match error {
+        GrantError::NoBase(_) => Status {
+            reason: "NoBaseArn",
+            ..not_ready(format!(
+                "it grants nothing where no base ARN is known, as here and at the gate: {error}; set \
+                 baseRoleArn of the RolegateConfig"
+            ))
+        },
+        error => not_ready(format!("it grants nothing: {error}")),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::annotation_flags::AnnotationFlags;
-use crate::flags::{duration, path};
+use crate::flags::{SessionScopeFlag, duration, path};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
@@ -28,17 +28,6 @@ pub(crate) enum ImdsV2 {
     Optional,
     /// Requests without a token are refused
     Required,
-}
-
-/// Which pods share a session.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Scope {
-    /// Those of one service account: session NAMESPACE.SERVICEACCOUNT
-    Workload,
-    /// None: session NAMESPACE.POD
-    Pod,
-    /// Those of one role: session rolegate
-    Role,
 }
 
 /// What its help begins with.
@@ -83,7 +72,7 @@ pub(crate) struct AgentFlags {
 
     /// Which pods share a session of a role
     #[arg(long, value_name = "SCOPE", env = "ROLEGATE_SESSION_SCOPE", default_value = "workload", help_heading = SESSIONS)]
-    pub(crate) session_scope: Scope,
+    pub(crate) session_scope: SessionScopeFlag,
     /// Life asked of STS, 15m to 12h; more than 1h only for roles that allow it, and never from a node's role [default: 1h]
     #[arg(long, value_name = "TIME", env = "ROLEGATE_SESSION_DURATION", value_parser = duration, conflicts_with = "iam_role_session_ttl", help_heading = SESSIONS)]
     pub(crate) session_duration: Option<Duration>,

@@ -13,17 +13,14 @@ use rolegate_aws::sts::StsOptions;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
 use rolegate_core::redirect::InterfacePattern;
-use rolegate_core::session_name::SessionScope;
 use rolegate_runtime::clock::Clock;
 
-use super::flags::{AgentFlags, ImdsV2, Scope};
-use crate::flags::invalid;
+use super::flags::{AgentFlags, ImdsV2};
+use crate::flags::{invalid, session_life};
 use crate::redirect::{choice, spec};
 
 /// Where metrics are by default: not where pods reach them.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
-/// STS's limits of a session's life, seconds.
-const LIFE: std::ops::RangeInclusive<u64> = 900..=43_200;
 /// Longest wait of a request: SDKs are gone by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Shorter ones would end service on a watch that works.
@@ -122,11 +119,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         base_required: flags.auto_discover_base_arn,
         rules,
         cluster_config: flags.rules.cluster_config.into(),
-        scope: match flags.session_scope {
-            Scope::Workload => SessionScope::Workload,
-            Scope::Pod => SessionScope::Pod,
-            Scope::Role => SessionScope::Role,
-        },
+        scope: flags.session_scope.into(),
         session_seconds: seconds,
         engine,
         door: DoorOptions {
@@ -187,13 +180,7 @@ fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
         ),
         (None, None) => return Ok(3600),
     };
-    let seconds = life.as_secs();
-    if !LIFE.contains(&seconds) {
-        return Err(invalid(format!(
-            "{flag}: STS gives sessions of 15m to 12h, not {life:?}"
-        )));
-    }
-    Ok(u32::try_from(seconds).unwrap_or(3600))
+    session_life(flag, life)
 }
 
 async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>> {

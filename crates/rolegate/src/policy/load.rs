@@ -139,6 +139,8 @@ impl Objects {
             // What a cluster has without a configuration counts as flags say, whatever there is.
             guess_modes: !self.is_cluster && !reading.say_modes,
             keys: reading.keys.clone(),
+            scope: reading.scope,
+            session_seconds: reading.session_seconds,
             ..OfflineOptions::default()
         };
         let offline = offline::load(&values, options).map_err(|error| {
