@@ -7,6 +7,7 @@ mod availability;
 mod changes;
 mod flags;
 mod guards;
+mod kubectl;
 mod missing;
 mod policy;
 mod shopping;
