@@ -12,3 +12,4 @@ mod missing;
 mod policy;
 mod shopping;
 mod stage;
+mod status;

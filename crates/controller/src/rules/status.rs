@@ -189,3 +189,21 @@ fn is_written(written: Result<Written, StatusError>) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_arn_that_is_missing_here_is_told_from_a_grant_that_is_wrong() {
+        let missing = not_granting(&GrantError::NoBase("reader".into()));
+        assert_eq!((missing.ready, missing.reason), (false, "NoBaseArn"));
+        assert!(
+            missing.message.contains("set baseRoleArn"),
+            "{}",
+            missing.message
+        );
+        let wrong = not_granting(&GrantError::NoRoles);
+        assert_eq!((wrong.ready, wrong.reason), (false, "Invalid"));
+    }
+}

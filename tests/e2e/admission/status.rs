@@ -1,0 +1,132 @@
+//! How rules fare, told where their authors look: by the objects' status and by Events.
+
+use anyhow::{Context, ensure};
+use rolegate_testkit::request::PatchKind;
+use rolegate_testkit::{Cluster, eventually};
+use serde_json::{Value, json};
+
+use super::stage::{DEADLINE, Stage, alone, pod, taken};
+
+const KINDS: &str = "/apis/rolegate.dev/v1alpha1";
+/// Without a base ARN.
+const RULES: &str = r#"
+apiVersion: rolegate.dev/v1alpha1
+kind: RolegateConfig
+metadata: { name: cluster }
+spec:
+  layers: { namespace: "off", grants: enforce, rego: enforce }
+"#;
+
+/// Waits until the object says this of itself: `Ready`, the reason, a part of the message.
+async fn says(stage: &Stage, path: &str, wanted: (&str, &str, &str)) -> anyhow::Result<Value> {
+    let admin = stage.cluster.requests()?;
+    let path = format!("{KINDS}/{path}");
+    eventually(DEADLINE, async || {
+        let object = taken("the object", admin.get(&path).await?)?;
+        let condition = &object["status"]["conditions"][0];
+        let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+        let fits = text("type") == "Ready"
+            && (&*text("status"), &*text("reason")) == (wanted.0, wanted.1)
+            && text("message").contains(wanted.2);
+        ensure!(fits, "{condition} is not {wanted:?}");
+        Ok(object)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
+    let _alone = alone().await?;
+    let stage = Stage::start(Cluster::start().await?, RULES).await?;
+    let admin = stage.cluster.requests()?;
+    stage.cluster.create_namespace("shop", &[]).await?;
+
+    // A name that nothing completes here, which is not the grant's mistake.
+    stage.grant("shop", &["reader"]).await?;
+    let base = "no base ARN is known";
+    says(&stage, "rolegrants/shop", ("False", "NoBaseArn", base)).await?;
+    says(
+        &stage,
+        "rolegateconfigs/cluster",
+        ("True", "Valid", "counts"),
+    )
+    .await?;
+    let change = async |spec: Value| {
+        let path = format!("{KINDS}/rolegateconfigs/cluster");
+        let change = json!({ "spec": spec });
+        taken(
+            "a change",
+            admin.patch(&path, PatchKind::Merge, &change).await?,
+        )
+    };
+    change(json!({ "baseRoleArn": "arn:aws:iam::123456789012:role/" })).await?;
+    says(&stage, "rolegrants/shop", ("True", "Valid", "it counts")).await?;
+    change(json!({ "layers": { "grants": "audit" } })).await?;
+    says(
+        &stage,
+        "rolegrants/shop",
+        ("True", "Valid", "grants is audit"),
+    )
+    .await?;
+
+    // Live pods are counted while they are there, finished ones are not.
+    let pods = "/api/v1/namespaces/shop/pods";
+    for (name, role) in [("api", Some("reader")), ("other", None)] {
+        taken(name, admin.post(pods, &pod(name, role)).await?)?;
+    }
+    let counted = async |wanted: i64| {
+        eventually(DEADLINE, async || {
+            let grant = taken("it", admin.get(&format!("{KINDS}/rolegrants/shop")).await?)?;
+            let workloads = grant["status"]["workloads"].as_i64();
+            ensure!(workloads == Some(wanted), "{workloads:?} and not {wanted}");
+            Ok(())
+        })
+        .await
+    };
+    counted(1).await?;
+    stage
+        .cluster
+        .set_pod_status("shop", "api", "Succeeded", &[])
+        .await?;
+    counted(0).await?;
+
+    // What keeps the rules from counting is told by the configuration.
+    let required = json!([{ "namespace": "opa", "name": "must" }]);
+    change(json!({ "rego": { "required": required } })).await?;
+    let missing = ("False", "Invalid", "opa/must");
+    says(&stage, "rolegateconfigs/cluster", missing).await?;
+    change(json!({ "rego": { "required": [] } })).await?;
+    says(
+        &stage,
+        "rolegateconfigs/cluster",
+        ("True", "Valid", "counts"),
+    )
+    .await?;
+
+    // A policy that cannot be read is told by an Event too.
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "broken", "labels": { "openpolicyagent.org/policy": "rego" } },
+        "data": { "main": "package kubernetes.admission\n\ndeny[msg] {\n" },
+    });
+    let maps = "/api/v1/namespaces/opa/configmaps";
+    taken("a policy", admin.post(maps, &map).await?)?;
+    eventually(DEADLINE, async || {
+        let events = "/apis/events.k8s.io/v1/namespaces/opa/events";
+        let events = taken("the Events", admin.get(events).await?)?;
+        let events = events["items"].as_array().context("no list")?;
+        let told = events
+            .iter()
+            .find(|event| event["reason"] == "PolicyInvalid");
+        let told = told.with_context(|| format!("no Event among {}", events.len()))?;
+        ensure!(told["regarding"]["name"] == "broken", "{told}");
+        ensure!(
+            told["note"]
+                .as_str()
+                .is_some_and(|note| note.contains("main")),
+            "{told}"
+        );
+        Ok(())
+    })
+    .await
+}
