@@ -291,10 +291,11 @@ impl<C: AssumeRole> Driver<C> {
                 },
                 () = wake => Event::Tick,
             };
-            for action in self.engine.handle(event, self.clock.now()) {
+            let now = self.clock.now();
+            for action in self.engine.handle(event, now) {
                 self.act(action);
             }
-            self.metrics.set_counts(self.engine.counts());
+            self.metrics.set_counts(&self.engine.counts(now));
         }
     }
 

@@ -4,52 +4,34 @@
 //! ended, and makes the calls that the engine asks for. Secrets never come here: the engine
 //! knows when a session lives, not what is in it.
 //!
-//! - One call in flight for each key, whoever waits; a bounded number of calls in flight in all.
+//! - One call in flight for each key, whoever waits; bounded in all, in flight and a second.
+//! - What can't be fetched yet waits in line and is never dropped: pods that ask go before
+//!   prefetches, and namespaces take turns.
+//! - Where STS throttles, calls slow down by half, and recover little by little.
 //! - A session is fetched again at 40 to 48 % of its life, by a jitter that depends on the key.
 //! - A final error is tried again after 30 s, doubling to 5 min; throttling and time-outs back
 //!   off from 1 s to 1 min. [`Event::Changed`] tries a final error at once.
 //! - First fetches are charged to the namespace that caused them, so that whoever flips
 //!   annotations uses up its own allowance and not the account's.
+//!
+//! An event costs O(log n) of the sessions there are, and the fetches that it starts.
 
 mod allowance;
 mod backoff;
+mod line;
+mod options;
+mod pace;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::session::{FailureKind, Life, SessionKey};
 use allowance::Allowances;
-
-/// Limits of an engine.
-#[derive(Debug, Clone, Copy)]
-pub struct EngineOptions {
-    /// Most calls in flight at once; those ahead of need take a quarter of it at the most, so that
-    /// a pod that is waiting finds room.
-    pub in_flight: usize,
-    /// First fetches for new pods that a namespace may cause at once; a change of a pod costs as
-    /// much as ten of them.
-    pub namespace_burst: u32,
-    /// The same, a second, in the long run.
-    pub namespace_rate: f64,
-    /// Sessions of a namespace that are kept though no pod needs them at the moment.
-    pub namespace_idle: usize,
-    /// The first wait after a final error; doubled up to 5 min, or itself if that is longer.
-    pub final_retry: SignedDuration,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        Self {
-            in_flight: 64,
-            namespace_burst: 600,
-            namespace_rate: 5.0,
-            namespace_idle: 8,
-            final_retry: seconds(30),
-        }
-    }
-}
+use line::{Line, Ticket};
+pub use options::{Counts, EngineOptions};
+use pace::Pace;
 
 /// Why a session is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,16 +40,6 @@ pub enum Cause {
     New,
     /// A pod, or a rule on it, changed: whoever owns the pod can do this as often as he likes.
     Change,
-}
-
-impl Cause {
-    /// What a first fetch costs the namespace.
-    fn cost(self) -> f64 {
-        match self {
-            Self::New => 1.0,
-            Self::Change => 10.0,
-        }
-    }
 }
 
 /// What happened.
@@ -108,14 +80,21 @@ pub enum Action {
 /// Where the next call for a key stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// At this time, which is in [`Engine::timers`].
-    At(Timestamp),
+    /// At this time, under this number in [`Engine::timers`].
+    At(Timestamp, u64),
     /// In line.
     Queued {
         /// In the line of pods that are waiting.
         urgent: bool,
+        ticket: Ticket,
     },
-    /// Being made.
+    /// Held until the namespace's allowance is enough.
+    Held {
+        /// To join the line of pods that are waiting.
+        urgent: bool,
+        ticket: Ticket,
+    },
+    /// Being made, or about to be decided.
     InFlight,
 }
 
@@ -124,6 +103,8 @@ struct Entry {
     users: usize,
     namespace: Arc<str>,
     next: Next,
+    /// Since when it is in line or held.
+    since: Timestamp,
     life: Option<Life>,
     /// Failures in a row, and the last one's kind.
     failures: u32,
@@ -137,15 +118,18 @@ struct Entry {
 pub struct Engine {
     options: EngineOptions,
     entries: HashMap<Arc<SessionKey>, Entry>,
-    /// Times of all entries that are [`Next::At`], soonest first; the number tells equal times
+    /// The keys of all entries that are [`Next::At`], soonest first; the number tells equal times
     /// apart.
-    timers: BTreeSet<(Timestamp, u64)>,
-    timer_keys: HashMap<u64, Arc<SessionKey>>,
+    timers: BTreeMap<(Timestamp, u64), Arc<SessionKey>>,
+    /// The last number of timers and tickets.
     serial: u64,
-    urgent: VecDeque<Arc<SessionKey>>,
-    prefetch: VecDeque<Arc<SessionKey>>,
+    urgent: Line,
+    prefetch: Line,
     in_flight: usize,
     allowances: Allowances,
+    pace: Pace,
+    /// When there may be another call, where one is in line and only its time has not come.
+    paced: Option<Timestamp>,
     /// Sessions that lost their last user, oldest first, by namespace.
     idle: HashMap<Arc<str>, VecDeque<Arc<SessionKey>>>,
 }
@@ -155,14 +139,15 @@ impl Engine {
     pub fn new(options: EngineOptions) -> Self {
         Self {
             allowances: Allowances::new(options.namespace_burst, options.namespace_rate),
+            pace: Pace::new(options.calls_per_second),
             options,
             entries: HashMap::new(),
-            timers: BTreeSet::new(),
-            timer_keys: HashMap::new(),
+            timers: BTreeMap::new(),
             serial: 0,
-            urgent: VecDeque::new(),
-            prefetch: VecDeque::new(),
+            urgent: Line::default(),
+            prefetch: Line::default(),
             in_flight: 0,
+            paced: None,
             idle: HashMap::new(),
         }
     }
@@ -177,54 +162,75 @@ impl Engine {
                 cause,
             } => self.wanted(key, namespace, cause, now),
             Event::Released(key) => self.released(&key, &mut actions),
-            Event::Asked(key) => self.hurry(&key),
-            Event::Changed(key) => self.changed(&key),
+            Event::Asked(key) => self.hurry(&key, now),
+            Event::Changed(key) => self.changed(&key, now),
             Event::Fetched(key, life) => self.fetched(&key, life, now, &mut actions),
             Event::Failed(key, kind) => self.failed(&key, kind, now, &mut actions),
             Event::Tick => self.allowances.trim(now),
         }
         self.run_timers(now, &mut actions);
+        self.admit(now);
         self.dispatch(now, &mut actions);
         actions
     }
 
     /// When [`Event::Tick`] is due next.
     pub fn wake_at(&self) -> Option<Timestamp> {
-        self.timers.first().map(|(time, _)| *time)
+        let timer = self.timers.first_key_value().map(|((time, _), _)| *time);
+        let recovered = self.pace.recovered_at();
+        let times = [timer, self.allowances.due(), self.paced, recovered];
+        times.into_iter().flatten().min()
     }
 
-    /// Sessions known, calls in line and calls in flight, for metrics.
-    pub fn counts(&self) -> (usize, usize, usize) {
-        let queued = self
-            .entries
-            .values()
-            .filter(|entry| matches!(entry.next, Next::Queued { .. }))
-            .count();
-        (self.entries.len(), queued, self.in_flight)
+    /// How it fares.
+    pub fn counts(&self, now: Timestamp) -> Counts {
+        let lines = [self.urgent.oldest(), self.prefetch.oldest()];
+        let oldest = lines.into_iter().flatten().min();
+        Counts {
+            sessions: self.entries.len(),
+            urgent: self.urgent.len(),
+            prefetch: self.prefetch.len(),
+            held: self.allowances.held(),
+            in_flight: self.in_flight,
+            oldest_wait: oldest.map_or(SignedDuration::ZERO, |since| {
+                since.duration_until(now).max(SignedDuration::ZERO)
+            }),
+            rate: self.pace.rate(),
+        }
+    }
+
+    /// What a first fetch costs the namespace.
+    fn cost(&self, cause: Cause) -> f64 {
+        match cause {
+            Cause::New => 1.0,
+            Cause::Change => f64::from(self.options.change_cost),
+        }
     }
 
     fn wanted(&mut self, key: Arc<SessionKey>, namespace: Arc<str>, cause: Cause, now: Timestamp) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.users += 1;
             let over = entry.life.is_some_and(|life| !life.is_valid(now));
-            if over && entry.failures == 0 && matches!(entry.next, Next::At(_)) {
-                self.enqueue(&key, false);
+            if over && entry.failures == 0 && matches!(entry.next, Next::At(..)) {
+                self.enqueue(&key, now);
             }
             return;
         }
+        let debt = self.cost(cause);
         self.entries.insert(
             key.clone(),
             Entry {
                 users: 1,
                 namespace,
                 next: Next::InFlight,
+                since: now,
                 life: None,
                 failures: 0,
                 last: None,
-                debt: cause.cost(),
+                debt,
             },
         );
-        self.enqueue(&key, false);
+        self.enqueue(&key, now);
     }
 
     fn released(&mut self, key: &Arc<SessionKey>, actions: &mut Vec<Action>) {
@@ -274,24 +280,34 @@ impl Engine {
         }
     }
 
-    fn hurry(&mut self, key: &Arc<SessionKey>) {
-        if let Some(entry) = self.entries.get_mut(key)
-            && entry.next == (Next::Queued { urgent: false })
-        {
-            entry.next = Next::Queued { urgent: true };
-            // It stays in the other line too, and is passed over there.
-            self.urgent.push_back(key.clone());
+    fn hurry(&mut self, key: &Arc<SessionKey>, now: Timestamp) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        match &mut entry.next {
+            Next::Queued { urgent, ticket } if !*urgent => {
+                *urgent = true;
+                self.prefetch.leave(&entry.namespace, *ticket);
+                self.urgent
+                    .join(&entry.namespace, *ticket, key.clone(), entry.since);
+            }
+            Next::Held { urgent, ticket } if !*urgent => {
+                *urgent = true;
+                self.allowances.hurry(&entry.namespace, *ticket, now);
+            }
+            Next::Queued { .. } | Next::Held { .. } | Next::At(..) | Next::InFlight => {}
         }
     }
 
-    fn changed(&mut self, key: &Arc<SessionKey>) {
+    fn changed(&mut self, key: &Arc<SessionKey>, now: Timestamp) {
+        let debt = self.cost(Cause::Change);
         if let Some(entry) = self.entries.get_mut(key)
             && entry.last == Some(FailureKind::Final)
-            && matches!(entry.next, Next::At(_))
+            && matches!(entry.next, Next::At(..))
         {
             // Charged again, or changes could be used to make calls without end.
-            entry.debt = Cause::Change.cost();
-            self.enqueue(key, false);
+            entry.debt = debt;
+            self.enqueue(key, now);
         }
     }
 
@@ -329,6 +345,9 @@ impl Engine {
         actions: &mut Vec<Action>,
     ) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if kind == FailureKind::Throttled {
+            self.pace.throttled(now);
+        }
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
@@ -347,49 +366,55 @@ impl Engine {
         self.schedule(key, now + wait);
     }
 
-    /// Puts a key in line, whatever it was doing.
-    fn enqueue(&mut self, key: &Arc<SessionKey>, urgent: bool) {
-        self.unschedule(key);
+    /// Puts a key at the end of the line of prefetches, whatever it was doing.
+    fn enqueue(&mut self, key: &Arc<SessionKey>, now: Timestamp) {
+        self.step_out(key);
+        self.serial += 1;
+        let ticket = self.serial;
         if let Some(entry) = self.entries.get_mut(key) {
-            entry.next = Next::Queued { urgent };
-            let line = if urgent {
-                &mut self.urgent
-            } else {
-                &mut self.prefetch
-            };
-            line.push_back(key.clone());
+            let urgent = false;
+            entry.next = Next::Queued { urgent, ticket };
+            entry.since = now;
+            self.prefetch
+                .join(&entry.namespace, ticket, key.clone(), now);
         }
     }
 
     fn schedule(&mut self, key: &Arc<SessionKey>, at: Timestamp) {
-        self.unschedule(key);
+        self.step_out(key);
+        self.serial += 1;
         if let Some(entry) = self.entries.get_mut(key) {
-            entry.next = Next::At(at);
-            self.serial += 1;
-            self.timers.insert((at, self.serial));
-            self.timer_keys.insert(self.serial, key.clone());
+            entry.next = Next::At(at, self.serial);
+            self.timers.insert((at, self.serial), key.clone());
         }
     }
 
-    fn unschedule(&mut self, key: &Arc<SessionKey>) {
-        let Some(Next::At(at)) = self.entries.get(key).map(|entry| entry.next) else {
+    /// Takes a key out of timers and lines.
+    fn step_out(&mut self, key: &Arc<SessionKey>) {
+        let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        let from = (at, 0);
-        let to = (at, u64::MAX);
-        let found = self
-            .timers
-            .range(from..=to)
-            .find(|(_, serial)| self.timer_keys.get(serial) == Some(key))
-            .copied();
-        if let Some(timer) = found {
-            self.timers.remove(&timer);
-            self.timer_keys.remove(&timer.1);
+        match std::mem::replace(&mut entry.next, Next::InFlight) {
+            Next::At(at, serial) => {
+                self.timers.remove(&(at, serial));
+            }
+            Next::Queued { urgent, ticket } => {
+                let line = if urgent {
+                    &mut self.urgent
+                } else {
+                    &mut self.prefetch
+                };
+                line.leave(&entry.namespace, ticket);
+            }
+            Next::Held { urgent, ticket } => {
+                self.allowances.leave(&entry.namespace, (urgent, ticket));
+            }
+            Next::InFlight => {}
         }
     }
 
     fn forget(&mut self, key: &Arc<SessionKey>, actions: &mut Vec<Action>) {
-        self.unschedule(key);
+        self.step_out(key);
         if let Some(entry) = self.entries.remove(key) {
             if let Some(idle) = self.idle.get_mut(&entry.namespace) {
                 idle.retain(|other| other != key);
@@ -402,63 +427,88 @@ impl Engine {
     }
 
     fn run_timers(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        while let Some(&(at, serial)) = self.timers.first()
-            && at <= now
+        while let Some(timer) = self.timers.first_entry()
+            && timer.key().0 <= now
         {
-            self.timers.pop_first();
-            let Some(key) = self.timer_keys.remove(&serial) else {
-                continue;
-            };
-            let Some(entry) = self.entries.get_mut(&key) else {
-                continue;
-            };
-            // No timer is left to take off.
-            entry.next = Next::InFlight;
-            if entry.users == 0 {
-                self.forget(&key, actions);
-            } else {
-                self.enqueue(&key, false);
+            let key = timer.remove();
+            match self.entries.get(&key).map(|entry| entry.users) {
+                Some(0) => self.forget(&key, actions),
+                Some(_) => self.enqueue(&key, now),
+                None => {}
             }
         }
     }
 
-    /// Starts calls while there is room, waiting pods first.
+    /// Puts in line what its namespace can pay for by now.
+    fn admit(&mut self, now: Timestamp) {
+        while let Some(key) = self.allowances.next_paid(now) {
+            if let Some(entry) = self.entries.get_mut(&key)
+                && let Next::Held { urgent, ticket } = entry.next
+            {
+                entry.debt = 0.0;
+                entry.next = Next::Queued { urgent, ticket };
+                let line = if urgent {
+                    &mut self.urgent
+                } else {
+                    &mut self.prefetch
+                };
+                line.join(&entry.namespace, ticket, key, entry.since);
+            }
+        }
+    }
+
+    /// Starts calls while there is room and time for them, waiting pods first.
     fn dispatch(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        let ahead_of_need = (self.options.in_flight / 4).max(1);
-        while self.in_flight < self.options.in_flight {
-            let urgent = !self.urgent.is_empty();
-            let line = if urgent {
-                &mut self.urgent
-            } else if self.in_flight < ahead_of_need {
-                &mut self.prefetch
-            } else {
+        self.paced = None;
+        self.pace.refill(now);
+        while self.has_room() {
+            if let Err(wait) = self.pace.ready(now) {
+                self.paced = Some(now + wait);
                 return;
-            };
-            let Some(key) = line.pop_front() else {
+            }
+            let taken = self.urgent.take().or_else(|| self.prefetch.take());
+            let Some(key) = taken else {
                 return;
             };
             let Some(entry) = self.entries.get_mut(&key) else {
                 continue;
             };
-            // Also passes over what was hurried into the other line or left it since.
-            if entry.next != (Next::Queued { urgent }) {
+            let Next::Queued { urgent, ticket } =
+                std::mem::replace(&mut entry.next, Next::InFlight)
+            else {
                 continue;
-            }
+            };
             if entry.users == 0 {
                 self.forget(&key, actions);
                 continue;
             }
             if entry.debt > 0.0 {
-                if let Err(wait) = self.allowances.take(&entry.namespace, entry.debt, now) {
-                    self.schedule(&key, now + wait);
+                let place = (urgent, ticket);
+                if !self
+                    .allowances
+                    .pay(&entry.namespace, &key, entry.debt, place, now)
+                {
+                    entry.next = Next::Held { urgent, ticket };
                     continue;
                 }
                 entry.debt = 0.0;
             }
-            entry.next = Next::InFlight;
             self.in_flight += 1;
+            self.pace.spend(now);
             actions.push(Action::Fetch(key));
         }
+    }
+
+    /// Whether what is first in line may be in flight too.
+    fn has_room(&self) -> bool {
+        let most = if !self.urgent.is_empty() {
+            self.options.in_flight
+        } else if !self.prefetch.is_empty() {
+            self.options.in_flight.min(self.options.ahead)
+        } else {
+            return false;
+        };
+        self.options.in_flight == 0 || self.in_flight < most
     }
 }
 

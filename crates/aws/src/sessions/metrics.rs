@@ -1,16 +1,18 @@
 //! Metrics of sessions and of the calls that bring them.
 
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use rolegate_core::engine::Counts;
 use rolegate_core::session::{Failure, SessionKey};
 use rolegate_runtime::histogram::AtomicHistogram;
 
 use super::kube2iam::Kube2iamCalls;
 
+type Line = [(&'static str, &'static str); 1];
 type Outcome = [(&'static str, &'static str); 1];
 type Histograms = Family<Outcome, AtomicHistogram, fn() -> AtomicHistogram>;
 
@@ -19,7 +21,9 @@ type Histograms = Family<Outcome, AtomicHistogram, fn() -> AtomicHistogram>;
 pub struct SessionMetrics {
     calls: Histograms,
     known: Gauge<i64, AtomicI64>,
-    queued: Gauge<i64, AtomicI64>,
+    queued: Family<Line, Gauge<i64, AtomicI64>>,
+    oldest_wait: Gauge<f64, AtomicU64>,
+    rate: Gauge<f64, AtomicU64>,
     in_flight: Gauge<i64, AtomicI64>,
     kube2iam: Option<Kube2iamCalls>,
 }
@@ -32,7 +36,9 @@ impl SessionMetrics {
                 AtomicHistogram::new(AtomicHistogram::LATENCIES)
             }),
             known: Gauge::default(),
-            queued: Gauge::default(),
+            queued: Family::default(),
+            oldest_wait: Gauge::default(),
+            rate: Gauge::default(),
             in_flight: Gauge::default(),
             kube2iam: None,
         };
@@ -44,8 +50,18 @@ impl SessionMetrics {
         registry.register("sessions", "Sessions kept", metrics.known.clone());
         registry.register(
             "sts_queue_length",
-            "Sessions in line for a call",
+            "Sessions in line for a call, by why they wait",
             metrics.queued.clone(),
+        );
+        registry.register(
+            "sts_queue_oldest_wait_seconds",
+            "How long the session that is longest in line for a call has been there",
+            metrics.oldest_wait.clone(),
+        );
+        registry.register(
+            "sts_calls_per_second_limit",
+            "Calls of AssumeRole that may be made in a second now, 0 for no limit",
+            metrics.rate.clone(),
         );
         registry.register(
             "sts_in_flight",
@@ -72,10 +88,19 @@ impl SessionMetrics {
         }
     }
 
-    pub(super) fn set_counts(&self, (known, queued, in_flight): (usize, usize, usize)) {
+    pub(super) fn set_counts(&self, counts: &Counts) {
         let as_gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.known.set(as_gauge(known));
-        self.queued.set(as_gauge(queued));
-        self.in_flight.set(as_gauge(in_flight));
+        self.known.set(as_gauge(counts.sessions));
+        for (line, length) in [
+            ("urgent", counts.urgent),
+            ("prefetch", counts.prefetch),
+            ("allowance", counts.held),
+        ] {
+            let gauge = self.queued.get_or_create(&[("line", line)]);
+            gauge.set(as_gauge(length));
+        }
+        self.oldest_wait.set(counts.oldest_wait.as_secs_f64());
+        self.rate.set(counts.rate.unwrap_or_default());
+        self.in_flight.set(as_gauge(counts.in_flight));
     }
 }

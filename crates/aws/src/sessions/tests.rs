@@ -53,6 +53,10 @@ struct Bench {
 }
 
 fn bench() -> Bench {
+    bench_with(EngineOptions::default())
+}
+
+fn bench_with(options: EngineOptions) -> Bench {
     let clock = Clock::tokio(START.parse().unwrap());
     let sts = Slow {
         clock: clock.clone(),
@@ -62,12 +66,7 @@ fn bench() -> Bench {
         life: Duration::from_secs(3600),
     };
     let metrics = SessionMetrics::register(&mut prometheus_client::registry::Registry::default());
-    let (sessions, driver) = Sessions::new(
-        sts.clone(),
-        EngineOptions::default(),
-        clock.clone(),
-        metrics,
-    );
+    let (sessions, driver) = Sessions::new(sts.clone(), options, clock.clone(), metrics);
     let mut task = JoinSet::new();
     task.spawn(driver.run());
     Bench {
@@ -80,8 +79,12 @@ fn bench() -> Bench {
 
 impl Bench {
     fn lease(&self) -> Lease {
+        self.lease_of("reader")
+    }
+
+    fn lease_of(&self, role: &str) -> Lease {
         let key = SessionKey {
-            role: RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap(),
+            role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{role}")).unwrap(),
             name: "default.default".into(),
             external_id: None,
             duration_seconds: 3600,
@@ -142,6 +145,21 @@ async fn pain_09_a_first_caller_who_leaves_fails_nobody() {
     drop(first);
     assert_eq!(served(&second, &bench.clock).await.access_key_id, "ASIA0");
     assert_eq!(bench.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_09_none_of_five_thousand_is_dropped() {
+    let bench = bench_with(EngineOptions::of_cluster(64).without_pace());
+    let began = bench.clock.now();
+    let leases: Vec<_> = (0..5000)
+        .map(|number| bench.lease_of(&format!("r{number}")))
+        .collect();
+    for lease in &leases {
+        served(lease, &bench.clock).await;
+    }
+    assert_eq!(bench.calls(), 5000);
+    let took = began.duration_until(bench.clock.now());
+    assert!(took.as_secs() < 6, "{took}");
 }
 
 #[tokio::test(start_paused = true)]

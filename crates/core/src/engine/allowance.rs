@@ -1,10 +1,13 @@
-//! A bucket of first fetches for each namespace. It outlives the sessions, so deleting and
-//! creating pods or flipping annotations does not fill it.
+//! A bucket of first fetches for each namespace, and the sessions that wait for it. It outlives
+//! the sessions, so deleting and creating pods or flipping annotations does not fill it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+
+use super::line::Ticket;
+use crate::session::SessionKey;
 
 #[derive(Debug)]
 struct Bucket {
@@ -12,13 +15,31 @@ struct Bucket {
     at: Timestamp,
 }
 
+/// The sessions of a namespace that wait, those that a pod waits for first.
+#[derive(Debug)]
+struct Waiting {
+    keys: BTreeMap<(Prefetch, Ticket), (Arc<SessionKey>, f64)>,
+    /// When the first can be paid for.
+    due: Timestamp,
+}
+
+/// Whether no pod waits for a session: those sort last.
+type Prefetch = bool;
+
 #[derive(Debug)]
 pub(super) struct Allowances {
     burst: f64,
     /// A second.
     rate: f64,
     buckets: HashMap<Arc<str>, Bucket>,
+    waiting: HashMap<Arc<str>, Waiting>,
+    dues: BTreeSet<(Timestamp, Arc<str>)>,
+    held: usize,
+    trimmed: Timestamp,
 }
+
+/// How often full buckets are looked for, seconds.
+const TRIM: f64 = 60.0;
 
 impl Allowances {
     pub(super) fn new(burst: u32, rate: f64) -> Self {
@@ -26,16 +47,127 @@ impl Allowances {
             burst: f64::from(burst.max(1)),
             rate: rate.max(0.01),
             buckets: HashMap::new(),
+            waiting: HashMap::new(),
+            dues: BTreeSet::new(),
+            held: 0,
+            trimmed: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// Pays what a fetch costs; where that is too much, or others of the namespace wait already,
+    /// the key is held until [`Self::next_paid`] returns it.
+    pub(super) fn pay(
+        &mut self,
+        namespace: &Arc<str>,
+        key: &Arc<SessionKey>,
+        cost: f64,
+        (urgent, ticket): (bool, Ticket),
+        now: Timestamp,
+    ) -> bool {
+        if !self.waiting.contains_key(namespace) && self.take(namespace, cost, now).is_ok() {
+            return true;
+        }
+        let waiting = self.waiting.entry(namespace.clone());
+        let waiting = waiting.or_insert_with(|| Waiting {
+            keys: BTreeMap::new(),
+            due: now,
+        });
+        waiting.keys.insert((!urgent, ticket), (key.clone(), cost));
+        self.held += 1;
+        self.plan(namespace, now);
+        false
+    }
+
+    /// Takes a key away that is held.
+    pub(super) fn leave(&mut self, namespace: &Arc<str>, (urgent, ticket): (bool, Ticket)) {
+        if let Some(waiting) = self.waiting.get_mut(namespace)
+            && waiting.keys.remove(&(!urgent, ticket)).is_some()
+        {
+            self.held -= 1;
+            if waiting.keys.is_empty() {
+                self.dues.remove(&(waiting.due, namespace.clone()));
+                self.waiting.remove(namespace);
+            }
+        }
+    }
+
+    /// Puts a key that is held before those that no pod waits for.
+    pub(super) fn hurry(&mut self, namespace: &Arc<str>, ticket: Ticket, now: Timestamp) {
+        if let Some(waiting) = self.waiting.get_mut(namespace)
+            && let Some(held) = waiting.keys.remove(&(true, ticket))
+        {
+            waiting.keys.insert((false, ticket), held);
+            self.plan(namespace, now);
+        }
+    }
+
+    /// Takes the next key that its namespace can pay for by now, and pays.
+    pub(super) fn next_paid(&mut self, now: Timestamp) -> Option<Arc<SessionKey>> {
+        while let Some((due, namespace)) = self.dues.first()
+            && *due <= now
+        {
+            let namespace = namespace.clone();
+            let first = self.waiting.get(&namespace)?.keys.first_key_value()?;
+            let cost = first.1.1;
+            if self.take(&namespace, cost, now).is_ok()
+                && let Some((_, (key, _))) = self.waiting.get_mut(&namespace)?.keys.pop_first()
+            {
+                self.held -= 1;
+                self.plan(&namespace, now);
+                return Some(key);
+            }
+            self.plan(&namespace, now);
+        }
+        None
+    }
+
+    /// When [`Self::next_paid`] has something.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        self.dues.first().map(|(due, _)| *due)
+    }
+
+    /// How many keys are held.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Says anew when the first that waits can be paid for.
+    fn plan(&mut self, namespace: &Arc<str>, now: Timestamp) {
+        let Some(waiting) = self.waiting.get(namespace) else {
+            return;
+        };
+        self.dues.remove(&(waiting.due, namespace.clone()));
+        let Some(cost) = waiting.keys.first_key_value().map(|(_, (_, cost))| *cost) else {
+            self.waiting.remove(namespace);
+            return;
+        };
+        let due = now + self.wait(namespace, cost, now);
+        self.dues.insert((due, namespace.clone()));
+        if let Some(waiting) = self.waiting.get_mut(namespace) {
+            waiting.due = due;
         }
     }
 
     /// Takes what something costs, or tells how long to wait for it.
-    pub(super) fn take(
+    fn take(
         &mut self,
         namespace: &Arc<str>,
         cost: f64,
         now: Timestamp,
     ) -> Result<(), SignedDuration> {
+        let wait = self.wait(namespace, cost, now);
+        if wait > SignedDuration::ZERO {
+            return Err(wait);
+        }
+        let cost = cost.min(self.burst);
+        if let Some(bucket) = self.buckets.get_mut(namespace) {
+            bucket.left -= cost;
+        }
+        Ok(())
+    }
+
+    /// How long until the namespace can pay.
+    fn wait(&mut self, namespace: &Arc<str>, cost: f64, now: Timestamp) -> SignedDuration {
         let (burst, rate) = (self.burst, self.rate);
         let bucket = self.buckets.entry(namespace.clone()).or_insert(Bucket {
             left: burst,
@@ -45,15 +177,18 @@ impl Allowances {
         // What costs more than a bucket holds takes a whole one.
         let cost = cost.min(burst);
         if bucket.left >= cost {
-            bucket.left -= cost;
-            return Ok(());
+            return SignedDuration::ZERO;
         }
-        Err(SignedDuration::from_secs_f64((cost - bucket.left) / rate))
+        // A little longer than none, whatever is lost in rounding.
+        SignedDuration::from_secs_f64((cost - bucket.left) / rate)
+            .max(SignedDuration::from_millis(1))
     }
 
     /// Drops buckets that are full again, which are the same as none.
     pub(super) fn trim(&mut self, now: Timestamp) {
-        if self.buckets.len() > 64 {
+        let since = self.trimmed.duration_until(now).as_secs_f64();
+        if self.buckets.len() > 64 && !(0.0..TRIM).contains(&since) {
+            self.trimmed = now;
             let (burst, rate) = (self.burst, self.rate);
             self.buckets.retain(|_, bucket| {
                 bucket.refill(burst, rate, now);

@@ -1,6 +1,8 @@
 use super::*;
 use crate::arn::RoleArn;
-use proptest::prelude::*;
+
+mod invariants;
+mod lines;
 
 fn key(name: &str) -> Arc<SessionKey> {
     Arc::new(SessionKey {
@@ -171,7 +173,7 @@ fn what_nobody_needs_is_not_refreshed() {
     assert_eq!(engine.handle(Event::Released(key("a")), at(30)), []);
     let due = engine.wake_at().unwrap();
     assert_eq!(engine.handle(Event::Tick, due), [Action::Forget(key("a"))]);
-    assert_eq!(engine.counts(), (0, 0, 0));
+    assert_eq!(engine.counts(at(0)).sessions, 0);
 }
 
 #[test]
@@ -190,6 +192,7 @@ fn what_fails_and_is_not_needed_is_forgotten_at_once() {
 fn calls_in_flight_are_bounded_and_waiting_pods_go_first() {
     let mut engine = Engine::new(EngineOptions {
         in_flight: 4,
+        ahead: 1,
         ..EngineOptions::default()
     });
     let done = |name| Event::Fetched(key(name), hour(0));
@@ -210,7 +213,9 @@ fn calls_in_flight_are_bounded_and_waiting_pods_go_first() {
     assert_eq!(engine.handle(temporary, at(0)), fetch("b"));
     assert_eq!(engine.handle(done("b"), at(0)), fetch("c"));
     assert_eq!(engine.handle(done("c"), at(0)), []);
-    assert_eq!(engine.counts(), (7, 0, 0));
+    let counts = engine.counts(at(0));
+    assert_eq!((counts.sessions, counts.in_flight), (7, 0));
+    assert_eq!((counts.urgent, counts.prefetch, counts.held), (0, 0, 0));
 }
 
 #[test]
@@ -241,7 +246,8 @@ fn flipping_annotations_uses_up_the_namespaces_own_allowance() {
     }
     assert!((20..=31).contains(&calls), "{calls}");
     // And what it got is not hoarded.
-    assert!(engine.counts().0 <= 8 + 1, "{:?}", engine.counts());
+    let kept = engine.counts(now).sessions;
+    assert!(kept <= 8 + 1, "{kept}");
     // Another namespace is not touched by it.
     let other = Event::Wanted {
         key: key("other"),
@@ -266,98 +272,4 @@ fn an_expiry_in_the_past_does_not_make_a_storm() {
         at(0),
     );
     assert_eq!(engine.wake_at(), Some(at(5)));
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Want(u8),
-    Release(u8),
-    Ask(u8),
-    Change(u8),
-    Finish(u8),
-    Fail(u8, FailureKind),
-    Wait(i64),
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let kind = prop_oneof![
-        Just(FailureKind::Final),
-        Just(FailureKind::Throttled),
-        Just(FailureKind::Temporary)
-    ];
-    let step = prop_oneof![
-        (0..6u8).prop_map(Step::Want),
-        (0..6u8).prop_map(Step::Release),
-        (0..6u8).prop_map(Step::Ask),
-        (0..6u8).prop_map(Step::Change),
-        (0..6u8).prop_map(Step::Finish),
-        (0..6u8, kind).prop_map(|(key, kind)| Step::Fail(key, kind)),
-        (0..4000i64).prop_map(Step::Wait),
-    ];
-    prop::collection::vec(step, 0..200)
-}
-
-proptest! {
-    /// Whatever happens: one call for each key, no more in all than allowed, none for what
-    /// nobody wants, nothing wanted forgotten, and nothing left behind in the end.
-    #[test]
-    fn invariants(steps in steps()) {
-        let mut engine = Engine::new(EngineOptions { in_flight: 3, ..EngineOptions::default() });
-        let mut now = at(0);
-        let mut users: HashMap<u8, usize> = HashMap::new();
-        let mut flying: Vec<Arc<SessionKey>> = Vec::new();
-        let name = |n: u8| key(&format!("r{n}"));
-        for step in steps {
-            let event = match step {
-                Step::Want(n) => {
-                    *users.entry(n).or_default() += 1;
-                    Event::Wanted { key: name(n), namespace: "default".into(), cause: Cause::New }
-                }
-                Step::Release(n) => match users.get_mut(&n) {
-                    Some(count) if *count > 0 => { *count -= 1; Event::Released(name(n)) }
-                    _ => continue,
-                },
-                Step::Ask(n) => Event::Asked(name(n)),
-                Step::Change(n) => Event::Changed(name(n)),
-                Step::Finish(n) | Step::Fail(n, _) => {
-                    let Some(place) = flying.iter().position(|key| *key == name(n)) else { continue };
-                    flying.remove(place);
-                    match step {
-                        Step::Fail(_, kind) => Event::Failed(name(n), kind),
-                        _ => Event::Fetched(name(n), Life { from: now, until: now + seconds(3600) }),
-                    }
-                }
-                Step::Wait(wait) => { now += seconds(wait); Event::Tick }
-            };
-            for action in engine.handle(event, now) {
-                match action {
-                    Action::Fetch(key) => {
-                        prop_assert!(!flying.contains(&key), "two calls for {key:?}");
-                        flying.push(key);
-                    }
-                    Action::Forget(key) => {
-                        let n = (0..6).find(|n| name(*n) == key).unwrap();
-                        prop_assert_eq!(users.get(&n).copied().unwrap_or_default(), 0);
-                        prop_assert!(!flying.contains(&key));
-                    }
-                }
-            }
-            prop_assert!(flying.len() <= 3);
-            prop_assert_eq!(engine.in_flight, flying.len());
-            prop_assert_eq!(engine.timers.len(), engine.timer_keys.len());
-        }
-        for (n, count) in users {
-            for _ in 0..count { engine.handle(Event::Released(name(n)), now); }
-        }
-        for key in flying { engine.handle(Event::Failed(key, FailureKind::Temporary), now); }
-        // Each round may start what was still in line; then all timers run out.
-        for _ in 0..20 {
-            now += seconds(4000);
-            for action in engine.handle(Event::Tick, now) {
-                prop_assert!(matches!(action, Action::Forget(_)), "{:?}", action);
-            }
-        }
-        prop_assert_eq!(engine.counts(), (0, 0, 0));
-        prop_assert!(engine.timers.is_empty());
-    }
 }

@@ -1,0 +1,150 @@
+//! What holds whatever happens.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Want(u8),
+    Release(u8),
+    Ask(u8),
+    Change(u8),
+    Finish(u8),
+    Fail(u8, FailureKind),
+    Wait(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let kind = prop_oneof![
+        Just(FailureKind::Final),
+        Just(FailureKind::Throttled),
+        Just(FailureKind::Temporary)
+    ];
+    let step = prop_oneof![
+        (0..6u8).prop_map(Step::Want),
+        (0..6u8).prop_map(Step::Release),
+        (0..6u8).prop_map(Step::Ask),
+        (0..6u8).prop_map(Step::Change),
+        (0..6u8).prop_map(Step::Finish),
+        (0..6u8, kind).prop_map(|(key, kind)| Step::Fail(key, kind)),
+        (0..4000i64).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 0..200)
+}
+
+proptest! {
+    /// Whatever happens: one call for each key, no more in all than allowed, none for what
+    /// nobody wants, nothing wanted forgotten or dropped, and nothing left behind in the end.
+    #[test]
+    fn invariants(steps in steps()) {
+        let mut engine = Engine::new(EngineOptions {
+            in_flight: 3,
+            ahead: 2,
+            calls_per_second: 5,
+            namespace_burst: 2,
+            namespace_rate: 0.5,
+            change_cost: 3,
+            ..EngineOptions::default()
+        });
+        let mut now = at(0);
+        let mut users: HashMap<u8, usize> = HashMap::new();
+        let mut flying: Vec<Arc<SessionKey>> = Vec::new();
+        let namespace = |n: u8| Arc::<str>::from(format!("ns-{}", n % 2));
+        let name = |n: u8| key(&format!("r{n}"));
+        for step in steps {
+            let event = match step {
+                Step::Want(n) => {
+                    *users.entry(n).or_default() += 1;
+                    Event::Wanted { key: name(n), namespace: namespace(n), cause: Cause::New }
+                }
+                Step::Release(n) => match users.get_mut(&n) {
+                    Some(count) if *count > 0 => { *count -= 1; Event::Released(name(n)) }
+                    _ => continue,
+                },
+                Step::Ask(n) => Event::Asked(name(n)),
+                Step::Change(n) => Event::Changed(name(n)),
+                Step::Finish(n) | Step::Fail(n, _) => {
+                    let Some(place) = flying.iter().position(|key| *key == name(n)) else { continue };
+                    flying.remove(place);
+                    match step {
+                        Step::Fail(_, kind) => Event::Failed(name(n), kind),
+                        _ => Event::Fetched(name(n), Life { from: now, until: now + seconds(3600) }),
+                    }
+                }
+                Step::Wait(wait) => { now += seconds(wait); Event::Tick }
+            };
+            for action in engine.handle(event, now) {
+                match action {
+                    Action::Fetch(key) => {
+                        prop_assert!(!flying.contains(&key), "two calls for {key:?}");
+                        flying.push(key);
+                    }
+                    Action::Forget(key) => {
+                        let n = (0..6).find(|n| name(*n) == key).unwrap();
+                        prop_assert_eq!(users.get(&n).copied().unwrap_or_default(), 0);
+                        prop_assert!(!flying.contains(&key));
+                    }
+                }
+            }
+            prop_assert!(flying.len() <= 3);
+            prop_assert_eq!(engine.in_flight, flying.len());
+            check(&engine, now)?;
+        }
+        // Once STS answers, whoever is wanted gets a session, however late.
+        for round in 0..2000 {
+            for key in std::mem::take(&mut flying) {
+                let life = Life { from: now, until: now + seconds(3600) };
+                for action in engine.handle(Event::Fetched(key, life), now) {
+                    if let Action::Fetch(key) = action { flying.push(key); }
+                }
+            }
+            let wanted = engine.entries.values().filter(|entry| entry.users > 0);
+            let served = |entry: &Entry| entry.life.is_some_and(|life| life.is_valid(now));
+            if wanted.into_iter().all(served) { break; }
+            prop_assert!(round < 1999, "somebody never gets a session");
+            now = engine.wake_at().unwrap_or(now).max(now);
+            for action in engine.handle(Event::Tick, now) {
+                if let Action::Fetch(key) = action { flying.push(key); }
+            }
+        }
+        for (n, count) in users {
+            for _ in 0..count { engine.handle(Event::Released(name(n)), now); }
+        }
+        for key in flying { engine.handle(Event::Failed(key, FailureKind::Temporary), now); }
+        // Each round may start what was still in line; then all timers run out.
+        for _ in 0..40 {
+            now += seconds(4000);
+            for action in engine.handle(Event::Tick, now) {
+                prop_assert!(matches!(action, Action::Forget(_)), "{:?}", action);
+            }
+        }
+        prop_assert_eq!(engine.counts(now).sessions, 0);
+        prop_assert!(engine.timers.is_empty());
+    }
+}
+
+/// Each entry is where it says that it is, and the counters say how many there are.
+fn check(engine: &Engine, now: Timestamp) -> Result<(), TestCaseError> {
+    let count = |is: fn(&Next) -> bool| {
+        let entries = engine.entries.values();
+        entries.filter(|entry| is(&entry.next)).count()
+    };
+    let counts = engine.counts(now);
+    prop_assert_eq!(
+        count(|next| matches!(next, Next::At(..))),
+        engine.timers.len()
+    );
+    prop_assert_eq!(
+        count(|next| matches!(next, Next::Queued { urgent: true, .. })),
+        counts.urgent
+    );
+    prop_assert_eq!(
+        count(|next| matches!(next, Next::Queued { urgent: false, .. })),
+        counts.prefetch
+    );
+    prop_assert_eq!(count(|next| matches!(next, Next::Held { .. })), counts.held);
+    Ok(())
+}
