@@ -107,7 +107,11 @@ impl Discovery {
         {
             error!(%role, "the default role is the node's or rolegate's own: it is refused to every pod; name another with --default-role");
         }
-        Ok(Facts { base, own_roles })
+        Ok(Facts {
+            base,
+            own_roles,
+            longest_session: found.longest_session(),
+        })
     }
 }
 

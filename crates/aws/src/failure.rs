@@ -9,9 +9,13 @@ use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
-use rolegate_core::session::{Failure, FailureKind, SessionKey};
+use rolegate_core::session::{Failure, FailureKind, SessionKey, SessionLimits};
+
+use crate::chain::ChainError;
 
 const MAX_MESSAGE: usize = 300;
+/// A role of ours that can't be assumed is named before the reason, which may be so long.
+const MAX_CHAIN: usize = 2 * MAX_MESSAGE;
 const MAX_CODE: usize = 64;
 
 /// A failure of our own making.
@@ -43,6 +47,17 @@ where
         let status = answer.raw().status().as_u16();
         let refusal = answer.err();
         return refused(refusal.code(), refusal.message(), status, key);
+    }
+    if let Some(cause) = find::<ChainError>(error) {
+        // Nothing that a pod's owner can change; throttling is throttling all the same.
+        return Failure {
+            kind: match cause.failure.kind {
+                FailureKind::Throttled => FailureKind::Throttled,
+                FailureKind::Final | FailureKind::Temporary => FailureKind::Temporary,
+            },
+            code: "IntermediateRole".into(),
+            message: bounded(&cause.to_string(), MAX_CHAIN),
+        };
     }
     // Of the SDK's own texts none is shown: some hold the request, external ID included.
     if let Some(cause) = find::<CredentialsError>(error) {
@@ -157,10 +172,69 @@ fn advice(code: Option<&str>, message: &str, key: Option<&SessionKey>) -> Option
             key.role.name()
         ));
     }
-    code?.starts_with("AccessDenied").then(|| {
-        "check that the role exists, that its trust policy names this caller, and its external ID"
-            .to_owned()
-    })
+    let limits = key.limits.as_deref();
+    if code?.starts_with("PackedPolicyTooLarge") {
+        return Some(too_large(message, limits));
+    }
+    if message.contains("transitive tag") {
+        return Some(
+            "rolegate's own session has transitive tags with the same keys, as EKS Pod Identity \
+             sets them: switch them off there, or give rolegate other credentials"
+                .to_owned(),
+        );
+    }
+    code?
+        .starts_with("AccessDenied")
+        .then(|| denied(message, key, limits))
+}
+
+/// What a trust policy must allow, as far as STS tells what it does not.
+fn denied(message: &str, key: &SessionKey, limits: Option<&SessionLimits>) -> String {
+    let role = key.role.name();
+    for (action, what) in [
+        ("sts:TagSession", "the session has tags"),
+        ("sts:SetSourceIdentity", "the session has a source identity"),
+    ] {
+        if message.contains(action) {
+            return format!(
+                "{what}, so the trust policy of role {role} must allow {action} to this caller \
+                 beside sts:AssumeRole"
+            );
+        }
+    }
+    let mut actions = String::new();
+    if limits.is_some_and(|limits| !limits.tags.is_empty()) {
+        actions += " with sts:TagSession, as the session has tags";
+    }
+    if limits.is_some_and(|limits| limits.source_identity.is_some()) {
+        actions += if actions.is_empty() { " with" } else { " and" };
+        actions += " sts:SetSourceIdentity, as it has a source identity";
+    }
+    format!(
+        "check that the role exists, that its trust policy names this caller{actions}, and its \
+         external ID"
+    )
+}
+
+/// What takes the room of a session, of which only STS knows how much there is.
+fn too_large(message: &str, limits: Option<&SessionLimits>) -> String {
+    let percent = message.split('%').next().and_then(|text| {
+        let digits = text.trim_end().rsplit(|c: char| !c.is_ascii_digit()).next();
+        digits.filter(|digits| (1..=6).contains(&digits.len()))
+    });
+    let percent = percent
+        .filter(|_| message.contains('%'))
+        .map(|percent| format!("{percent} % of "))
+        .unwrap_or_else(|| "more than ".to_owned());
+    let tags = limits.map_or(0, |limits| limits.tags.len());
+    let policies = limits.map_or(0, |limits| limits.policy_arns.len());
+    let policy = limits.and_then(|limits| limits.policy.as_ref());
+    let policy = policy.map_or(0, |policy| policy.chars().count());
+    format!(
+        "the session's {tags} tags, {policies} policy ARNs and policy of {policy} characters, with \
+         transitive tags of rolegate's own session, take {percent}the room that STS has for them: \
+         shorten the grant"
+    )
 }
 
 /// The `Display` texts of an error and its sources, without repetitions. (`Debug` could hold
@@ -279,6 +353,31 @@ mod tests {
     }
 
     #[test]
+    fn too_large_sessions_say_by_how_much() {
+        for (message, told) in [
+            (
+                "Packed size of session tags consumes 112% of allotted space.",
+                "take 112 % of",
+            ),
+            (
+                "Packed policy consumes 104% of allotted space, please use smaller policy.",
+                "104 %",
+            ),
+            ("It is too large.", "take more than the room"),
+            ("%", "take more than the room"),
+        ] {
+            let failure = refused(
+                Some("PackedPolicyTooLarge"),
+                Some(message),
+                400,
+                Some(&key()),
+            );
+            assert_eq!(failure.kind, FailureKind::Final);
+            assert!(failure.message.contains(told), "{failure}");
+        }
+    }
+
+    #[test]
     fn messages_are_bounded_and_on_one_line() {
         let long = format!("a\nb\u{1b}[31m{}", "é".repeat(1000));
         for code in ["AccessDenied", "InternalFailure"] {
@@ -288,6 +387,20 @@ mod tests {
         }
         let failure = refused(Some("AccessDenied"), Some(&long), 403, Some(&key()));
         assert!(failure.message.ends_with("external ID"), "{failure}");
+        let marked = SessionLimits {
+            tags: [("team", "payments")].into_iter().collect(),
+            source_identity: Some("default.api".into()),
+            ..SessionLimits::default()
+        };
+        let marked = SessionKey {
+            limits: Some(marked.into()),
+            ..key()
+        };
+        for code in ["AccessDenied", "PackedPolicyTooLarge"] {
+            let failure = refused(Some(code), Some(&long), 403, Some(&marked));
+            assert!(failure.message.chars().count() <= MAX_MESSAGE);
+            assert!(!failure.message.ends_with('…'), "{failure}");
+        }
         let failure = refused(Some(&"x".repeat(1000)), None, 403, None);
         assert!(failure.code.chars().count() <= MAX_CODE);
     }

@@ -17,6 +17,9 @@ use crate::sts::{CallerIdentity, Sts};
 /// The longest that finding out takes, whoever doesn't answer.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// What STS gives to a role that is assumed by another's session, seconds.
+const CHAINED: u32 = 3600;
+
 const ROLE: &str = "/latest/meta-data/iam/security-credentials/";
 const INFO: &str = "/latest/meta-data/iam/info";
 const DOCUMENT: &str = "/latest/dynamic/instance-identity/document";
@@ -55,28 +58,45 @@ pub struct Discovered {
     pub partition: Result<String, ImdsError>,
     /// Whose credentials we call AWS with.
     pub caller: Result<CallerIdentity, Failure>,
+    /// Whose the process's own are, where roles are assumed between.
+    pub source: Option<CallerIdentity>,
+    /// The roles that are assumed between.
+    pub chain: Vec<RoleArn>,
 }
 
 /// Asks STS and the metadata service, everything at once and 2 s at most.
 pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
-    let caller = async {
-        timeout(LIMIT, sts.caller_identity())
+    let callers = async {
+        let source = async {
+            match sts.source() {
+                Some(source) => source.caller_identity().await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let callers = async { tokio::try_join!(sts.caller_identity(), source) };
+        timeout(LIMIT, callers)
             .await
             .unwrap_or_else(|_| Err(failure::timed_out(LIMIT)))
     };
-    let (role, info, document, partition, caller) = tokio::join!(
+    let (role, info, document, partition, callers) = tokio::join!(
         text(imds, ROLE),
         text(imds, INFO),
         text(imds, DOCUMENT),
         text(imds, PARTITION),
-        caller
+        callers
     );
+    let (caller, source) = match callers {
+        Ok((caller, source)) => (Ok(caller), source),
+        Err(failure) => (Err(failure), None),
+    };
     Discovered {
         node_role: present(role).and_then(|text| text.map(|text| parse_role(&text)).transpose()),
         profile: present(info).and_then(|text| text.map(|text| parse_info(&text)).transpose()),
         instance: document.and_then(|text| parse_document(&text)),
         partition: partition.and_then(|text| parse_partition(&text)),
         caller,
+        source,
+        chain: sts.chain().iter().map(|link| link.role.clone()).collect(),
     }
 }
 
@@ -121,7 +141,15 @@ impl Discovered {
             .map(|instance| instance.region.as_str())
     }
 
-    /// The roles that no pod may have: the node's, and the one we call AWS with.
+    /// The longest life that STS gives to a session of ours, seconds: an hour where our own
+    /// credentials are a role's session. `None` where it is each role's own.
+    pub fn longest_session(&self) -> Option<u32> {
+        let caller = self.caller.as_ref().ok()?;
+        caller.role_name().map(|_| CHAINED)
+    }
+
+    /// The roles that no pod may have: the node's, the one we call AWS with, and those on the way
+    /// to it.
     pub fn own_roles(&self) -> Vec<OwnRole> {
         let node = self
             .node_role
@@ -136,14 +164,23 @@ impl Discovered {
                 },
                 name: name.clone(),
             });
-        let caller = self.caller.as_ref().ok().and_then(|caller| {
+        let callers = self.caller.iter().chain(&self.source);
+        let callers = callers.filter_map(|caller| {
             Some(OwnRole {
                 account: Some(caller.account.clone()),
                 name: caller.role_name()?.to_owned(),
             })
         });
-        let mut roles: Vec<OwnRole> = node.into_iter().chain(caller).collect();
-        roles.dedup();
+        let between = self.chain.iter().map(|role| OwnRole {
+            account: Some(role.account().to_owned()),
+            name: role.name().to_owned(),
+        });
+        let mut roles: Vec<OwnRole> = Vec::new();
+        for role in node.into_iter().chain(callers).chain(between) {
+            if !roles.contains(&role) {
+                roles.push(role);
+            }
+        }
         roles
     }
 }
@@ -240,6 +277,8 @@ mod tests {
             instance: Err(ImdsError::TimedOut),
             partition: Err(ImdsError::TimedOut),
             caller: Err(failure::timed_out(LIMIT)),
+            source: None,
+            chain: Vec::new(),
         }
     }
 

@@ -6,6 +6,7 @@
 //! who and where we are. When a call is made, and what is kept, is decided in `rolegate-core`;
 //! this crate retries nothing by itself but an expired metadata token.
 
+pub mod chain;
 mod failure;
 mod http_client;
 pub mod identity;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_config::identity::IdentityCache;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -20,6 +21,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use crate::chain::{AssumedRole, IntermediateRole};
 use crate::failure;
 use crate::http_client::SplitClient;
 
@@ -40,6 +42,9 @@ pub struct StsOptions {
     pub endpoint_url: Option<String>,
     /// Other credentials than those of the SDKs' default chain.
     pub credentials: Option<SharedCredentialsProvider>,
+    /// Roles that are assumed first, each with the credentials of the one before; all other calls
+    /// are made with those of the last.
+    pub chain: Vec<IntermediateRole>,
     /// Tells when sessions begin, and whether they are over.
     pub clock: Clock,
 }
@@ -53,6 +58,7 @@ impl Default for StsOptions {
             connect_timeout: Duration::from_secs(2),
             endpoint_url: None,
             credentials: None,
+            chain: Vec::new(),
             clock: Clock::system(),
         }
     }
@@ -66,6 +72,7 @@ impl fmt::Debug for StsOptions {
             .field("timeout", &self.timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("endpoint_url", &self.endpoint_url)
+            .field("chain", &self.chain)
             .finish_non_exhaustive()
     }
 }
@@ -109,6 +116,8 @@ pub struct Sts {
 
 struct Inner {
     options: StsOptions,
+    /// Who calls with the process's own credentials, where a chain of roles is between.
+    source: Option<Sts>,
     client: OnceCell<Client>,
 }
 
@@ -124,12 +133,32 @@ impl Sts {
     /// Does no I/O: Region and credentials are looked for with the first call, and again with the
     /// next where that fails, for a node's metadata may come up after us.
     pub fn new(options: StsOptions) -> Self {
-        Self {
+        let direct = |credentials, source| Self {
             inner: Arc::new(Inner {
-                options,
+                options: StsOptions {
+                    credentials,
+                    ..options.clone()
+                },
+                source,
                 client: OnceCell::new(),
             }),
-        }
+        };
+        let source = direct(options.credentials.clone(), None);
+        options.chain.iter().fold(source.clone(), |before, role| {
+            let role = AssumedRole::new(before, role, options.clock.clone());
+            let credentials = SharedCredentialsProvider::new(role);
+            direct(Some(credentials), Some(source.clone()))
+        })
+    }
+
+    /// A client with the process's own credentials, where this one has an intermediate role's.
+    pub fn source(&self) -> Option<&Self> {
+        self.inner.source.as_ref()
+    }
+
+    /// The roles that are assumed before any other.
+    pub fn chain(&self) -> &[IntermediateRole] {
+        &self.inner.options.chain
     }
 
     /// `AssumeRole`, made from the key and nothing else.
@@ -171,6 +200,11 @@ fn tags(limits: &SessionLimits) -> Result<Option<Vec<Tag>>, Failure> {
     Ok((!tags.is_empty()).then_some(tags))
 }
 
+fn transitive_tag_keys(limits: &SessionLimits) -> Option<Vec<String>> {
+    let keys = limits.tags.iter().map(|(key, _)| key.to_owned());
+    limits.transitive.then(|| keys.collect())
+}
+
 fn policy_arns(limits: &SessionLimits) -> Option<Vec<PolicyDescriptorType>> {
     let arns = limits.policy_arns.iter();
     let arns: Vec<_> = arns
@@ -192,6 +226,10 @@ impl Inner {
             .set_external_id(key.external_id.as_deref().map(str::to_owned))
             .duration_seconds(seconds)
             .set_tags(limits.map(tags).transpose()?.flatten())
+            .set_transitive_tag_keys(limits.and_then(transitive_tag_keys))
+            .set_source_identity(
+                limits.and_then(|limits| limits.source_identity.as_deref().map(str::to_owned)),
+            )
             .set_policy_arns(limits.and_then(policy_arns))
             .set_policy(limits.and_then(|limits| limits.policy.as_deref().map(str::to_owned)))
             .send()
@@ -254,6 +292,10 @@ impl Inner {
         }
         if let Some(credentials) = &options.credentials {
             loader = loader.credentials_provider(credentials.clone());
+        }
+        if self.source.is_some() {
+            // The chain keeps its sessions, and knows better when to fetch them again.
+            loader = loader.identity_cache(IdentityCache::no_cache());
         }
         loader.load().await
     }

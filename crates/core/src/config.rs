@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::arn::BaseArn;
+use crate::attribution::Attribution;
 use crate::decision::OwnRole;
 use crate::layer::Mode;
 use crate::pattern::PatternFormat;
@@ -40,6 +41,8 @@ pub struct RuleConfig {
     pub rego: RegoConfig,
     /// A name for the cluster, sent to STS as a tag of every session.
     pub cluster: Option<Arc<str>>,
+    /// How sessions say whose they are, where no grant says otherwise.
+    pub attribution: Attribution,
     /// Custom resources that hold pod templates.
     pub templates: Vec<TemplateKind>,
     /// Whether pods of ordinary users may choose their node or tolerate everything, by which they
@@ -62,6 +65,7 @@ impl Default for RuleConfig {
             rule_writers: None,
             rego: RegoConfig::default(),
             cluster: None,
+            attribution: Attribution::default(),
             templates: Vec::new(),
             guard_scheduling: false,
         }

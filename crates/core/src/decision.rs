@@ -8,7 +8,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::arn::{ArnError, BaseArn, RoleArn, listed_name, resolve};
-use crate::grant::{CLUSTER_TAG, GrantSession};
+use crate::attribution::{self, Attribution};
+use crate::grant::GrantSession;
 use crate::layer::{ActiveLayer, Ask, Judgement, Mode, Verdict};
 use crate::namespace::NamespaceRules;
 use crate::session::{SessionKey, SessionLimits};
@@ -75,8 +76,12 @@ pub struct RuleSet {
     pub layers: Vec<ActiveLayer>,
     /// The namespaces that are known.
     pub namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
+    /// The longest life that STS gives us, seconds: what is longer is asked for as this.
+    pub longest_session: Option<u32>,
     /// The name of the cluster, as a tag of every session, where trust policies check it.
     pub cluster: Option<Arc<str>>,
+    /// How sessions say whose they are, where no grant says otherwise.
+    pub attribution: Attribution,
     /// What is missing for the rules to count, such as a configuration that is gone: while there
     /// is something, everything is refused.
     pub missing: Option<Arc<str>>,
@@ -307,7 +312,13 @@ impl RuleSet {
                 }
             }
         }
-        let name = session_name(workload, self.scope)
+        let attribution = granted.map_or(self.attribution, |granted| {
+            self.attribution.with(granted.attribution)
+        });
+        let limits = self
+            .limits(workload, granted, attribution)
+            .map_err(|reason| deny("request", "session tags", reason))?;
+        let name = session_name(workload, attribution.scope(self.scope))
             .map_err(|error| deny("request", "session name annotation", error.to_string()))?;
         if let (Some(granted), Some(_)) = (granted, &workload.wish.session_name)
             && !granted.names.is_empty()
@@ -329,22 +340,54 @@ impl RuleSet {
                 external_id,
                 duration_seconds: granted
                     .and_then(|session| session.duration_seconds)
-                    .unwrap_or(self.session_seconds),
-                limits: self.limits(granted),
+                    .unwrap_or(self.session_seconds)
+                    .min(self.longest_session.unwrap_or(u32::MAX)),
+                limits,
             },
         })
     }
 
-    /// What the grant makes of the session, and the tag of the cluster.
-    fn limits(&self, granted: Option<&GrantSession>) -> Option<Arc<SessionLimits>> {
+    /// What the grant makes of the session, and what says whose it is, or why STS won't take that.
+    fn limits(
+        &self,
+        workload: &Workload,
+        granted: Option<&GrantSession>,
+        attribution: Attribution,
+    ) -> Result<Option<Arc<SessionLimits>>, String> {
         let granted = granted.and_then(|session| session.limits.as_ref());
-        let Some(cluster) = &self.cluster else {
-            return granted.cloned();
+        let tags = attribution.session_tags(workload, self.cluster.as_ref());
+        let source_identity = attribution.source_identity(workload);
+        if tags.is_empty() && source_identity.is_none() && !attribution.transitive {
+            return Ok(granted.cloned());
+        }
+        if let Some((key, _)) = tags
+            .iter()
+            .find(|(key, value)| !attribution::is_tag(key, value))
+        {
+            return Err(format!(
+                "STS would refuse the value of session tag {key}: it takes up to 256 letters,                  digits, blanks and _.:/=+-@"
+            ));
+        }
+        let ours = tags.len();
+        let granted = granted.map(|limits| &**limits);
+        let all = granted
+            .map(|limits| limits.tags.clone())
+            .unwrap_or_default()
+            .with(tags);
+        if all.len() > attribution::MAX_TAGS {
+            return Err(format!(
+                "its grant has {} session tags and rolegate adds {ours}, and STS takes {} in all:                  ask your cluster's administrator to shorten the grant",
+                all.len() - ours,
+                attribution::MAX_TAGS
+            ));
+        }
+        let limits = SessionLimits {
+            transitive: attribution.transitive && !all.is_empty(),
+            tags: all,
+            source_identity,
+            ..granted.cloned().unwrap_or_default()
         };
-        let mut limits = granted.map_or_else(SessionLimits::default, |limits| (**limits).clone());
-        let tags = limits.tags.iter().chain([(CLUSTER_TAG, &**cluster)]);
-        limits.tags = tags.collect();
-        Some(Arc::new(limits))
+        Ok((limits != SessionLimits::default()).then(|| Arc::new(limits)))
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::arn::{ArnError, BaseArn, RoleArn, is_arn, resolve, shorten};
+use crate::attribution::{self, AttributionRules};
 use crate::key_values::KeyValues;
 use crate::pattern::{MAX_COMPILED, Pattern, PatternError, PatternFormat};
 use crate::selector::Selector;
@@ -18,14 +19,12 @@ use crate::workload::Workload;
 pub const MAX_LIST: usize = 64;
 /// STS's limits of a session's life, seconds.
 pub const DURATION: std::ops::RangeInclusive<u32> = 900..=43_200;
-/// Most session tags that STS takes. One is left for the tag of the cluster.
-pub const MAX_TAGS: usize = 49;
+/// Most session tags of a grant. One is left for the tag of the cluster.
+pub const MAX_TAGS: usize = attribution::MAX_TAGS - 1;
 /// Most managed policies that STS takes for a session.
 pub const MAX_POLICY_ARNS: usize = 10;
 /// Most characters of a session policy that STS takes.
 pub const MAX_POLICY: usize = 2048;
-/// The session tag that names the cluster.
-pub const CLUSTER_TAG: &str = "rolegate.dev/cluster";
 /// Tags that a grant may not set: ours, AWS's own, and those that EKS sets for attribution.
 const RESERVED_TAGS: &[&str] = &["rolegate.dev/", "aws:", "eks-", "kubernetes-"];
 
@@ -67,6 +66,8 @@ pub struct SessionRules {
     pub duration_seconds: Option<u32>,
     /// Session tags.
     pub tags: BTreeMap<String, String>,
+    /// How sessions say whose they are, where it is not as the configuration says.
+    pub attribution: AttributionRules,
     /// ARNs of managed policies that narrow the session.
     pub policy_arns: Vec<String>,
     /// A policy document (JSON) that narrows the session; empty for none.
@@ -129,6 +130,8 @@ pub struct GrantSession {
     pub duration_seconds: Option<u32>,
     /// Tags and policies.
     pub limits: Option<Arc<SessionLimits>>,
+    /// How it says whose it is, where it is not as the configuration says.
+    pub attribution: AttributionRules,
     /// Patterns of the names that pods may choose; empty for the usual rule.
     pub names: Vec<Pattern>,
 }
@@ -143,6 +146,7 @@ impl PartialEq for GrantSession {
         };
         self.duration_seconds == other.duration_seconds
             && self.limits == other.limits
+            && self.attribution == other.attribution
             && names(self) == names(other)
     }
 }
@@ -431,10 +435,12 @@ fn session(rules: &SessionRules) -> Result<GrantSession, GrantError> {
         tags: rules.tags.iter().collect(),
         policy_arns,
         policy: (!rules.policy.is_empty()).then(|| rules.policy.as_str().into()),
+        ..SessionLimits::default()
     };
     Ok(GrantSession {
         duration_seconds: rules.duration_seconds,
         limits: (limits != SessionLimits::default()).then(|| Arc::new(limits)),
+        attribution: rules.attribution,
         names: names
             .collect::<Result<_, _>>()
             .map_err(|error| GrantError::Pattern("spec.session.names", error))?,
@@ -446,10 +452,6 @@ fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), GrantError> {
     if tags.len() > MAX_TAGS {
         return wrong(format!("more than {MAX_TAGS}, which STS refuses"));
     }
-    let fine = |text: &str| {
-        text.chars()
-            .all(|c| c.is_alphanumeric() || " _.:/=+-@".contains(c))
-    };
     let mut seen = std::collections::BTreeSet::new();
     for (key, value) in tags {
         let lower = key.to_lowercase();
@@ -459,12 +461,7 @@ fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), GrantError> {
         {
             return wrong(format!("{:?} is reserved", shorten(key)));
         }
-        if key.is_empty()
-            || key.chars().count() > 128
-            || value.chars().count() > 256
-            || !fine(key)
-            || !fine(value)
-        {
+        if !attribution::is_tag(key, value) {
             return wrong(format!(
                 "{:?}: STS takes keys of 1 to 128 and values of up to 256 letters, digits, blanks and _.:/=+-@",
                 shorten(key)

@@ -33,6 +33,22 @@ impl KeyValues {
         self.too_large
     }
 
+    /// These pairs with `others`, whose texts are shared; of pairs with one key the other's stays.
+    #[must_use]
+    pub fn with(&self, others: impl IntoIterator<Item = (Arc<str>, Arc<str>)>) -> Self {
+        let mut sorted: std::collections::BTreeMap<_, _> = self.pairs.iter().cloned().collect();
+        sorted.extend(others);
+        Self {
+            pairs: sorted.into_iter().collect(),
+            too_large: self.too_large,
+        }
+    }
+
+    /// How many pairs there are.
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
     /// Whether there is no pair.
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
@@ -78,6 +94,11 @@ mod tests {
         assert_eq!(values.get("b"), Some("3"));
         assert_eq!(values.get("c"), None);
         assert_eq!(values.iter().collect::<Vec<_>>(), [("a", "2"), ("b", "3")]);
+        let more = values.with([("b".into(), "4".into()), ("c".into(), "5".into())]);
+        assert_eq!(
+            more.iter().collect::<Vec<_>>(),
+            [("a", "2"), ("b", "4"), ("c", "5")]
+        );
     }
 
     #[test]

@@ -111,6 +111,8 @@ pub trait Layer: Send + Sync + std::fmt::Debug {
 pub struct Reads {
     /// Labels.
     pub labels: bool,
+    /// Name and UID.
+    pub pod: bool,
     /// Annotations beyond the wish, name, UID, node, host network.
     pub identity: bool,
 }

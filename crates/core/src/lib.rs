@@ -7,6 +7,7 @@
 
 pub mod annotation;
 pub mod arn;
+pub mod attribution;
 pub mod config;
 pub mod decision;
 pub mod document;

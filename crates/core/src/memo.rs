@@ -22,15 +22,14 @@ struct Look {
     service_account: Arc<str>,
     wish: Wish,
     mirror: bool,
-    /// Where the session is named after the pod, or a layer looks at it.
-    name: Option<Arc<str>>,
+    /// Name and UID, where the session is the pod's own or a layer looks at them.
+    pod: Option<(Arc<str>, Arc<str>)>,
     labels: Option<KeyValues>,
     identity: Option<Identity>,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Identity {
-    uid: Arc<str>,
     node: Option<Arc<str>>,
     host_network: bool,
     annotations: KeyValues,
@@ -78,18 +77,19 @@ fn look(rules: &RuleSet, workload: &Workload) -> Look {
     for active in &rules.layers {
         let layer = active.layer.reads();
         reads.labels |= layer.labels;
+        reads.pod |= layer.pod;
         reads.identity |= layer.identity;
     }
-    let named = reads.identity || rules.scope == SessionScope::Pod;
+    let scope = rules.attribution.scope(rules.scope);
+    let own = reads.pod || reads.identity || scope == SessionScope::Pod;
     Look {
         namespace: workload.namespace.clone(),
         service_account: workload.service_account.clone(),
         wish: workload.wish.clone(),
         mirror: workload.mirror,
-        name: named.then(|| workload.name.clone()),
+        pod: own.then(|| (workload.name.clone(), workload.uid.clone())),
         labels: reads.labels.then(|| workload.labels.clone()),
         identity: reads.identity.then(|| Identity {
-            uid: workload.uid.clone(),
             node: workload.node.clone(),
             host_network: workload.host_network,
             annotations: workload.annotations.clone(),
@@ -165,13 +165,17 @@ mod tests {
         assert_eq!(asked(Counting::default(), SessionScope::Pod), 10);
         let labels = Reads {
             labels: true,
-            identity: false,
+            ..Reads::default()
         };
         let identity = Reads {
-            labels: false,
             identity: true,
+            ..Reads::default()
         };
-        for reads in [labels, identity] {
+        let pod = Reads {
+            pod: true,
+            ..Reads::default()
+        };
+        for reads in [labels, identity, pod] {
             let layer = Counting {
                 reads,
                 ..Counting::default()

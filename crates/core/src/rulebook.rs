@@ -24,6 +24,9 @@ pub struct Facts {
     pub base: Option<BaseArn>,
     /// The node's and our own roles, refused to everyone beside those of the configuration.
     pub own_roles: Vec<OwnRole>,
+    /// The longest life that STS gives to a session of ours, seconds: an hour where we call it with
+    /// a role's session. `None` where it is each role's own.
+    pub longest_session: Option<u32>,
 }
 
 /// The cluster's configuration object, as far as it is known.
@@ -224,7 +227,9 @@ impl RuleBook {
                 })
                 .collect(),
             namespaces: self.namespaces.clone(),
+            longest_session: facts.longest_session,
             cluster: config.cluster.clone(),
+            attribution: config.attribution,
             missing: self.missing(),
             unseen: self.unseen(),
             generation: self.generation,

@@ -25,11 +25,15 @@ pub struct SessionKey {
     pub limits: Option<Arc<SessionLimits>>,
 }
 
-/// Session tags and policies, as they are sent to STS.
+/// Session tags, source identity and policies, as they are sent to STS.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct SessionLimits {
     /// Session tags (`Tags`).
     pub tags: KeyValues,
+    /// Whether all tags are transitive (`TransitiveTagKeys`).
+    pub transitive: bool,
+    /// `SourceIdentity`, 2 to 64 characters.
+    pub source_identity: Option<Arc<str>>,
     /// ARNs of managed policies (`PolicyArns`), sorted.
     pub policy_arns: Vec<Arc<str>>,
     /// A policy document (`Policy`), JSON.

@@ -66,8 +66,8 @@ fn looks_cut(text: &str) -> bool {
         })
 }
 
-/// Makes a text a valid `RoleSessionName` (`[\w+=,.@-]{2,64}`).
-fn fit(text: &str) -> String {
+/// Makes a text a valid `RoleSessionName` or `SourceIdentity` (`[\w+=,.@-]{2,64}`).
+pub(crate) fn fit(text: &str) -> String {
     let mut name: String = text
         .chars()
         .map(|c| {

@@ -3,6 +3,7 @@
 
 mod keys;
 mod request;
+mod role;
 mod signature;
 mod xml;
 
@@ -23,6 +24,7 @@ use crate::recent::{Recent, lock};
 pub use keys::AccessKey;
 use keys::{Caller, Keys};
 pub use request::StsCall;
+use role::Role;
 use xml::Element;
 
 const MAX_BODY: usize = 256 * 1024;
@@ -84,16 +86,6 @@ impl StsFailure {
     }
 }
 
-/// What a role's trust policy and settings say; by default everybody may have it.
-#[derive(Debug, Default)]
-struct Role {
-    denied: bool,
-    tagging_denied: bool,
-    external_id: Option<String>,
-    max_duration: Option<u32>,
-    failure: Option<StsFailure>,
-}
-
 /// A running STS; it ends when dropped.
 #[derive(Debug)]
 pub struct Sts {
@@ -112,6 +104,9 @@ struct Inner {
     latency: Duration,
     lifetime: Option<Duration>,
     failure: Option<StsFailure>,
+    quota: Option<u32>,
+    /// The second that runs, and the calls that were let through in it.
+    second: (i64, u32),
     roles: HashMap<String, Role>,
     calls: Recent<StsCall>,
     count: u64,
@@ -131,6 +126,8 @@ impl Sts {
                 keys: Keys::new(options.keys, options.caller_arn),
                 lifetime: None,
                 failure: None,
+                quota: None,
+                second: (0, 0),
                 roles: HashMap::new(),
                 calls: Recent::default(),
                 count: 0,
@@ -182,6 +179,11 @@ impl Sts {
         self.role(role_arn, |role| role.failure = failure);
     }
 
+    /// Throttles all calls but so many in each second; `None` ends that.
+    pub fn set_quota(&self, calls_per_second: Option<u32>) {
+        lock(&self.state.inner).quota = calls_per_second;
+    }
+
     /// Makes the role's trust policy refuse everybody (`AccessDenied`).
     pub fn deny_role(&self, role_arn: &str) {
         self.role(role_arn, |role| role.denied = true);
@@ -190,6 +192,19 @@ impl Sts {
     /// Takes [`deny_role`](Self::deny_role) back.
     pub fn allow_role(&self, role_arn: &str) {
         self.role(role_arn, |role| role.denied = false);
+    }
+
+    /// Makes the role's trust policy name these alone, by ARNs of users and roles (roles without
+    /// path); empty for everybody.
+    pub fn trust_only(&self, role_arn: &str, principals: &[&str]) {
+        self.role(role_arn, |role| {
+            role.trusted = principals.iter().map(|arn| (*arn).to_owned()).collect();
+        });
+    }
+
+    /// Makes the role's trust policy refuse a source identity, or take one again.
+    pub fn deny_source_identity(&self, role_arn: &str, denied: bool) {
+        self.role(role_arn, |role| role.source_identity_denied = denied);
     }
 
     /// Makes the role's trust policy refuse session tags, or take them again.
@@ -332,6 +347,7 @@ impl State {
             return Err(failure.into());
         }
         let now = Timestamp::now();
+        inner.throttle(now)?;
         let caller = inner.keys.authenticate(parts, body, now)?;
         match (call.action.as_str(), call.version.as_str()) {
             ("AssumeRole", request::VERSION) => {
@@ -366,6 +382,20 @@ impl State {
 }
 
 impl Inner {
+    fn throttle(&mut self, now: Timestamp) -> Result<(), Refusal> {
+        let Some(quota) = self.quota else {
+            return Ok(());
+        };
+        if self.second.0 != now.as_second() {
+            self.second = (now.as_second(), 0);
+        }
+        if self.second.1 >= quota {
+            return Err(Refusal::new(400, "Throttling", "Rate exceeded"));
+        }
+        self.second.1 += 1;
+        Ok(())
+    }
+
     fn assume_role(
         &mut self,
         call: &StsCall,
@@ -374,33 +404,15 @@ impl Inner {
     ) -> Result<Vec<Element>, Refusal> {
         call.validate()?;
         let duration = call.duration_seconds.unwrap_or(DEFAULT_DURATION);
-        if caller.is_role() && duration > MAX_CHAINED_DURATION {
-            let message = "The requested DurationSeconds exceeds the 1 hour session limit for \
-                           roles assumed by role chaining.";
-            return Err(Refusal::new(400, "ValidationError", message));
-        }
+        role::check_chaining(call, caller, duration)?;
         if let Some(role) = self.roles.get_mut(&call.role_arn) {
-            if let Some(failure) = take(&mut role.failure) {
-                return Err(failure.into());
-            }
-            let wrong_id = role.external_id.is_some() && role.external_id != call.external_id;
-            if role.denied || wrong_id {
-                return Err(Refusal::access_denied(caller, "AssumeRole", &call.role_arn));
-            }
-            if role.tagging_denied && !call.tags.is_empty() {
-                return Err(Refusal::access_denied(caller, "TagSession", &call.role_arn));
-            }
-            if duration > role.max_duration.unwrap_or(MAX_DURATION) {
-                let message = "The requested DurationSeconds exceeds the MaxSessionDuration set \
-                               for this role.";
-                return Err(Refusal::new(400, "ValidationError", message));
-            }
+            role.check(call, caller, duration)?;
         }
         let life = match self.lifetime {
             Some(lifetime) => SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX),
             None => SignedDuration::from_secs(duration.into()),
         };
         let expiration = now.saturating_add(life).unwrap_or(Timestamp::MAX);
-        Ok(self.keys.issue(call, expiration))
+        Ok(self.keys.issue(call, caller, expiration))
     }
 }

@@ -5,12 +5,14 @@
 //! misspelt would grant more than it says. The API server refuses most mistakes at once, by bounds
 //! and by rules in CEL; what it can't see is found when an object is turned into what decides.
 
+mod attribution;
 mod condition;
 mod role_grant;
 mod rolegate_config;
 mod rule_config;
 mod selector;
 
+pub use attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
 pub use condition::{Condition, NOT_READY, READY, Status};
 pub use role_grant::{RoleGrant, RoleGrantSpec, RoleGrantStatus, Session, Subject};
 pub use rolegate_config::{

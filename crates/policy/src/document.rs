@@ -95,6 +95,16 @@ fn session(session: &SessionRules) -> Map<String, Value> {
     if !session.tags.is_empty() {
         fields.insert("tags".into(), json!(session.tags));
     }
+    let attribution = &session.attribution;
+    if let Some(tags) = attribution.tags {
+        fields.insert("workloadTags".into(), tags.as_str().into());
+    }
+    if let Some(transitive) = attribution.transitive {
+        fields.insert("transitiveTags".into(), transitive.into());
+    }
+    if let Some(source) = attribution.source {
+        fields.insert("sourceIdentity".into(), source.as_str().into());
+    }
     if !session.policy_arns.is_empty() {
         fields.insert("policyArns".into(), json!(session.policy_arns));
     }
@@ -117,6 +127,7 @@ pub fn session_rules(session: &GrantSession) -> SessionRules {
             .flat_map(|limits| limits.tags.iter())
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect(),
+        attribution: session.attribution,
         policy_arns: limits
             .into_iter()
             .flat_map(|limits| &limits.policy_arns)

@@ -150,6 +150,10 @@ pub struct Session {
     pub external_id: Option<String>,
     /// `Tags`.
     pub tags: BTreeMap<String, String>,
+    /// Whether all tags are transitive (`TransitiveTagKeys`).
+    pub transitive_tags: bool,
+    /// `SourceIdentity`.
+    pub source_identity: Option<String>,
     /// `PolicyArns`.
     pub policy_arns: Vec<String>,
     /// `Policy`.
@@ -335,6 +339,10 @@ impl From<&SessionKey> for Session {
             tags: tags
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
+            transitive_tags: limits.is_some_and(|limits| limits.transitive),
+            source_identity: limits
+                .and_then(|limits| limits.source_identity.as_deref())
+                .map(str::to_owned),
             policy_arns: policies.map(ToString::to_string).collect(),
             policy: limits
                 .and_then(|limits| limits.policy.as_deref())

@@ -140,6 +140,7 @@ mod tests {
         let mut narrow = grant("shop.api", &["reader"], "shop", "api");
         narrow.session.duration_seconds = Some(900);
         narrow.session.policy = "{}".into();
+        narrow.session.attribution.transitive = Some(false);
         let stage = rules(&[narrow.clone()], Mode::Enforce);
         let mut pod = pod("shop", "api", "reader");
         pod.wish.external_id = Some("customer".into());

@@ -217,7 +217,7 @@ fn differences(old: &SessionKey, new: &SessionKey) -> Vec<FieldChange> {
         .collect()
 }
 
-fn fields(key: &SessionKey) -> [(&'static str, String); 7] {
+fn fields(key: &SessionKey) -> [(&'static str, String); 9] {
     let session = Session::from(key);
     let tags = session.tags.iter();
     let tags: Vec<_> = tags.map(|(key, value)| format!("{key}={value}")).collect();
@@ -227,6 +227,14 @@ fn fields(key: &SessionKey) -> [(&'static str, String); 7] {
         ("DurationSeconds", session.duration_seconds.to_string()),
         ("ExternalId", session.external_id.unwrap_or_default()),
         ("Tags", tags.join(", ")),
+        (
+            "TransitiveTagKeys",
+            if session.transitive_tags { "all" } else { "" }.to_owned(),
+        ),
+        (
+            "SourceIdentity",
+            session.source_identity.unwrap_or_default(),
+        ),
         ("PolicyArns", session.policy_arns.join(", ")),
         ("Policy", session.policy.unwrap_or_default()),
     ]

@@ -38,6 +38,7 @@ impl Layer for RegoLayer {
         Reads {
             labels: asked,
             identity: asked,
+            pod: asked,
         }
     }
 

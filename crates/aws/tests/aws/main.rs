@@ -4,12 +4,15 @@
     reason = "a test stops at the first surprise, its helpers too"
 )]
 
+mod attribution;
+mod chain;
 mod default_chain;
 mod discovery;
 mod imds;
 mod raw;
 mod secrecy;
 mod sts;
+mod throttling;
 
 use std::net::{Ipv4Addr, SocketAddr};
 

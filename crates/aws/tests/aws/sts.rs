@@ -1,7 +1,6 @@
 //! Sessions from STS, and each way in which there is none.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
@@ -9,7 +8,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{SharedCredentialsProvider, future};
 use rolegate_aws::sts::{Sts, StsOptions};
 use rolegate_core::arn::RoleArn;
-use rolegate_core::session::{Failure, FailureKind, SessionKey, SessionLimits};
+use rolegate_core::session::{Failure, FailureKind, SessionKey};
 use rolegate_devkit as devkit;
 use rolegate_runtime::clock::Clock;
 use tokio::io::AsyncReadExt;
@@ -18,7 +17,7 @@ use tokio::net::TcpListener;
 use super::ANY;
 use super::raw::{Raw, answer};
 
-const ROLE: &str = "arn:aws:iam::123456789012:role/team/reader";
+pub(crate) const ROLE: &str = "arn:aws:iam::123456789012:role/team/reader";
 pub(crate) const SECRET: &str = "our-own-secret-access-key";
 pub(crate) const TOKEN: &str = "our-own-session-token";
 
@@ -56,8 +55,8 @@ pub(crate) async fn service(caller: &str) -> devkit::Sts {
     devkit::Sts::start(ANY, options).await.unwrap()
 }
 
-const USER: &str = "arn:aws:iam::123456789012:user/rolegate";
-const NODE: &str = "arn:aws:sts::123456789012:assumed-role/node/i-0";
+pub(crate) const USER: &str = "arn:aws:iam::123456789012:user/rolegate";
+pub(crate) const NODE: &str = "arn:aws:sts::123456789012:assumed-role/node/i-0";
 
 async fn failure(options: StsOptions) -> Failure {
     Sts::new(options).assume_role(&key()).await.unwrap_err()
@@ -93,34 +92,6 @@ async fn the_call_is_signed_and_made_from_the_key() {
         .duration_until(session.life.until)
         .as_secs();
     assert!((1790..=1810).contains(&seconds), "{seconds}");
-}
-
-#[tokio::test]
-async fn what_a_grant_makes_of_a_session_is_sent() {
-    let service = service(USER).await;
-    let arn = "arn:aws:iam::aws:policy/ReadOnlyAccess";
-    let limits = SessionLimits {
-        tags: [("team", "payments"), ("rolegate.dev/cluster", "prod-1")]
-            .into_iter()
-            .collect(),
-        policy_arns: vec![arn.into()],
-        policy: Some(r#"{"Version":"2012-10-17","Statement":[]}"#.into()),
-    };
-    let key = SessionKey {
-        limits: Some(Arc::new(limits)),
-        ..key()
-    };
-    let sts = Sts::new(options(&service.url()));
-    sts.assume_role(&key).await.unwrap();
-    let calls = service.calls();
-    let tag = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-    let tags = [
-        tag("rolegate.dev/cluster", "prod-1"),
-        tag("team", "payments"),
-    ];
-    assert_eq!(calls[0].tags, tags);
-    assert_eq!(calls[0].policy_arns, [arn]);
-    assert!(calls[0].policy.as_deref().unwrap().contains("2012-10-17"));
 }
 
 #[tokio::test]

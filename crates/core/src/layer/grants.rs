@@ -11,6 +11,7 @@ mod index;
 use std::sync::Arc;
 
 use crate::arn::BaseArn;
+use crate::attribution::WorkloadTags;
 use crate::grant::{Closeness, CompiledGrant, Grant, GrantError};
 use crate::layer::{Ask, Layer, Reads, Verdict};
 use index::Index;
@@ -25,7 +26,7 @@ pub struct GrantsLayer {
     grants: Vec<CompiledGrant>,
     invalid: Vec<(Arc<str>, GrantError)>,
     index: Index,
-    reads_labels: bool,
+    reads: Reads,
 }
 
 impl GrantsLayer {
@@ -41,7 +42,10 @@ impl GrantsLayer {
         layer.grants.sort_by(|a, b| a.name.cmp(&b.name));
         layer.index = Index::new(&layer.grants);
         let mut grants = layer.grants.iter();
-        layer.reads_labels = grants.any(|grant| grant.pod_label_keys().next().is_some());
+        layer.reads.labels = grants.any(|grant| grant.pod_label_keys().next().is_some());
+        let mut grants = layer.grants.iter();
+        layer.reads.pod =
+            grants.any(|grant| grant.session.attribution.tags == Some(WorkloadTags::Pod));
         layer
     }
 
@@ -107,10 +111,7 @@ impl Layer for GrantsLayer {
     }
 
     fn reads(&self) -> Reads {
-        Reads {
-            labels: self.reads_labels,
-            identity: false,
-        }
+        self.reads
     }
 
     fn judge(&self, ask: &Ask<'_>) -> Verdict {

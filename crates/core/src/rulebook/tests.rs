@@ -1,9 +1,13 @@
 use jiff::Timestamp;
 
 use super::*;
+use crate::attribution::{Attribution, SourceIdentity, WorkloadTags};
 use crate::config::Modes;
 use crate::decision::Decision;
 use crate::grant::tests::grant;
+use crate::memo::Memo;
+use crate::session::SessionKey;
+use crate::workload::Workload;
 use crate::workload::tests::pod;
 
 fn config(namespace: Mode, grants: Mode) -> RuleConfig {
@@ -187,7 +191,145 @@ fn the_cluster_is_a_tag_of_every_session() {
         panic!("refused");
     };
     let limits = key.limits.unwrap();
-    assert_eq!(limits.tags.get("rolegate.dev/cluster"), Some("prod-1"));
+    assert_eq!(limits.tags.get("eks-cluster-name"), Some("prod-1"));
+}
+
+/// The sessions of pods by a configuration, and by a grant of their role.
+fn sessions(
+    given: RuleConfig,
+    change: impl Fn(&mut Grant),
+    pods: &[&Workload],
+) -> Vec<Result<SessionKey, String>> {
+    let mut book = book();
+    book.update(is(RuleConfig {
+        attribution: given.attribution,
+        cluster: given.cluster,
+        ..config(Mode::Off, Mode::Enforce)
+    }));
+    let mut granted = grant("one", &["reader"], "default");
+    change(&mut granted);
+    book.update(RuleUpdate::Grants(Change::Snapshot(vec![granted])));
+    let rules = book.rule_set();
+    let mut memo = Memo::default();
+    let mut session = |pod: &&Workload| match memo.decide(&rules, pod, Timestamp::UNIX_EPOCH) {
+        Decision::Allow { key, .. } => Ok(key),
+        Decision::Deny(denial) => Err(denial.to_string()),
+        other => panic!("{other:?}"),
+    };
+    pods.iter().map(|pod| session(pod)).collect()
+}
+
+fn session(
+    given: RuleConfig,
+    change: impl Fn(&mut Grant),
+    pod: &Workload,
+) -> Result<SessionKey, String> {
+    sessions(given, change, &[pod]).remove(0)
+}
+
+#[test]
+fn a_session_says_whose_it_is_as_the_configuration_and_its_grant_say() {
+    let all = Attribution {
+        tags: WorkloadTags::Pod,
+        transitive: true,
+        source: SourceIdentity::ServiceAccount,
+    };
+    let config = |attribution| RuleConfig {
+        attribution,
+        ..RuleConfig::default()
+    };
+    let pod = pod(Some("reader"));
+    let nothing = session(config(Attribution::default()), |_| (), &pod).unwrap();
+    assert_eq!(nothing.limits, None);
+
+    let key = session(config(all), |_| (), &pod).unwrap();
+    assert_eq!(
+        &*key.name, "default.app",
+        "a pod's own session is named after it"
+    );
+    let limits = key.limits.unwrap();
+    assert_eq!(limits.tags.get("kubernetes-pod-uid"), Some("uid-1"));
+    assert!(limits.transitive);
+    assert_eq!(limits.source_identity.as_deref(), Some("default.default"));
+
+    // A grant goes before the configuration, in each of the three on its own.
+    let key = session(
+        config(all),
+        |grant| {
+            grant.session.tags = [("team".into(), "payments".into())].into();
+            grant.session.attribution.tags = Some(WorkloadTags::Workload);
+            grant.session.attribution.source = Some(SourceIdentity::None);
+        },
+        &pod,
+    );
+    let limits = key.unwrap().limits.unwrap();
+    let keys: Vec<_> = limits.tags.iter().map(|(key, _)| key).collect();
+    let expected = ["kubernetes-namespace", "kubernetes-service-account", "team"];
+    assert_eq!(keys, expected);
+    assert!(limits.transitive && limits.source_identity.is_none());
+}
+
+#[test]
+fn pods_share_a_session_unless_it_is_tagged_with_the_pod() {
+    let (one, mut two) = (pod(Some("reader")), pod(Some("reader")));
+    // Of the same name, as a StatefulSet's pod and the one after it.
+    two.uid = "uid-2".into();
+    let shared = |tags| {
+        let change = |grant: &mut Grant| grant.session.attribution.tags = Some(tags);
+        let keys = sessions(RuleConfig::default(), change, &[&one, &two]);
+        keys[0].as_ref().unwrap() == keys[1].as_ref().unwrap()
+    };
+    assert!(shared(WorkloadTags::Workload));
+    assert!(!shared(WorkloadTags::Pod));
+}
+
+#[test]
+fn what_sts_would_refuse_is_denied_with_the_reason() {
+    let config = RuleConfig {
+        cluster: Some("prod-1".into()),
+        attribution: Attribution {
+            tags: WorkloadTags::Workload,
+            ..Attribution::default()
+        },
+        ..RuleConfig::default()
+    };
+    let tags = |count: usize| {
+        move |grant: &mut Grant| {
+            let tags = (0..count).map(|number| (format!("tag-{number}"), "x".into()));
+            grant.session.tags = tags.collect();
+        }
+    };
+    assert!(session(config.clone(), tags(47), &pod(Some("reader"))).is_ok());
+    let denied = session(config.clone(), tags(48), &pod(Some("reader"))).unwrap_err();
+    assert!(
+        denied.contains("has 48 session tags and rolegate adds 3, and STS takes 50"),
+        "{denied}"
+    );
+    // Names from a file are bound by nothing.
+    let mut odd = pod(Some("reader"));
+    odd.service_account = "a;b".into();
+    let denied = session(config, |_| (), &odd).unwrap_err();
+    assert!(denied.contains("kubernetes-service-account"), "{denied}");
+}
+
+#[test]
+fn no_longer_life_is_asked_for_than_sts_gives_us() {
+    let mut book = book();
+    book.learn(Facts {
+        base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
+        longest_session: Some(3600),
+        ..Facts::default()
+    });
+    book.update(is(config(Mode::Off, Mode::Enforce)));
+    let mut long = grant("one", &["reader"], "default");
+    for (asked, given) in [(43_200, 3600), (900, 900)] {
+        long.session.duration_seconds = Some(asked);
+        book.update(RuleUpdate::Grants(Change::Snapshot(vec![long.clone()])));
+        let Decision::Allow { key, .. } = decide(&book, "reader") else {
+            panic!("refused");
+        };
+        assert_eq!(key.duration_seconds, given);
+    }
 }
 
 #[test]
@@ -203,6 +345,7 @@ fn flags_complete_what_the_configuration_leaves_open() {
     book.learn(Facts {
         base: BaseArn::parse("arn:aws:iam::999999999999:role/").ok(),
         own_roles: vec![own("found-node")],
+        ..Facts::default()
     });
     let said = |book: &RuleBook| {
         let rules = book.rule_set();

@@ -39,12 +39,33 @@ impl fmt::Debug for AccessKey {
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) arn: String,
+    /// Session tags that stay with sessions that this one asks for.
+    pub(super) transitive_tags: Vec<(String, String)>,
 }
 
 impl Caller {
     /// Whether the caller has a role's session itself, so that this is role chaining.
     pub(super) fn is_role(&self) -> bool {
         self.arn.contains(":assumed-role/")
+    }
+
+    fn named(arn: String) -> Self {
+        Self {
+            arn,
+            transitive_tags: Vec::new(),
+        }
+    }
+
+    /// Whom a trust policy names: the user, or the role (without path, which its session's ARN
+    /// doesn't tell).
+    pub(super) fn principal(&self) -> String {
+        match self.arn.split(':').collect::<Vec<_>>()[..] {
+            ["arn", partition, "sts", region, account, session] => {
+                let role = session.split('/').nth(1).unwrap_or_default();
+                format!("arn:{partition}:iam:{region}:{account}:role/{role}")
+            }
+            _ => self.arn.clone(),
+        }
     }
 
     /// The answer to `GetCallerIdentity`.
@@ -73,7 +94,17 @@ fn assumed_role_id(account: &str, role: &str, session: &str) -> String {
 #[derive(Clone)]
 struct Known {
     key: AccessKey,
+    transitive_tags: Vec<(String, String)>,
     expiration: Option<Timestamp>,
+}
+
+impl Known {
+    fn caller(&self) -> Caller {
+        Caller {
+            arn: self.key.caller_arn.clone(),
+            transitive_tags: self.transitive_tags.clone(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -97,15 +128,14 @@ impl Keys {
         let known = keys.unwrap_or_default().into_iter();
         Self {
             checked,
-            default_caller: Caller {
-                arn: default_caller,
-            },
+            default_caller: Caller::named(default_caller),
             known: known
                 .map(|(id, key)| {
                     (
                         id,
                         Known {
                             key,
+                            transitive_tags: Vec::new(),
                             expiration: None,
                         },
                     )
@@ -130,10 +160,9 @@ impl Keys {
             let known = header
                 .and_then(|header| Authorization::parse(header).ok())
                 .and_then(|authorization| self.known.get(authorization.access_key_id));
-            let caller = known.map(|known| Caller {
-                arn: known.key.caller_arn.clone(),
-            });
-            return Ok(caller.unwrap_or_else(|| self.default_caller.clone()));
+            return Ok(known
+                .map(Known::caller)
+                .unwrap_or_else(|| self.default_caller.clone()));
         }
         let header = header.ok_or_else(|| {
             let message = "Request is missing Authentication Token";
@@ -160,13 +189,16 @@ impl Keys {
             let message = "The security token included in the request is expired";
             return Err(Refusal::new(403, "ExpiredToken", message));
         }
-        Ok(Caller {
-            arn: known.key.caller_arn.clone(),
-        })
+        Ok(known.caller())
     }
 
     /// Gives out a session, and the answer to `AssumeRole` that tells of it.
-    pub(super) fn issue(&mut self, call: &StsCall, expiration: Timestamp) -> Vec<Element> {
+    pub(super) fn issue(
+        &mut self,
+        call: &StsCall,
+        caller: &Caller,
+        expiration: Timestamp,
+    ) -> Vec<Element> {
         let mut arn = call.role_arn.split(':').skip(1);
         let partition = arn.next().unwrap_or_default();
         let account = arn.nth(2).unwrap_or_default();
@@ -194,7 +226,7 @@ impl Keys {
                 ],
             ),
         ];
-        if let Some(percent) = call.packed_policy_size() {
+        if let Some(percent) = call.packed_policy_size(&caller.transitive_tags) {
             answer.push(Element::text("PackedPolicySize", percent.to_string()));
         }
         if let Some(source) = &call.source_identity {
@@ -205,10 +237,14 @@ impl Keys {
             session_token: Some(token),
             caller_arn,
         };
+        let stays = |key: &String| call.transitive_tag_keys.contains(key);
+        let transitive_tags = call.tags.iter().filter(|(key, _)| stays(key));
+        let inherited = caller.transitive_tags.iter();
         self.known.insert(
             id.clone(),
             Known {
                 key,
+                transitive_tags: inherited.chain(transitive_tags).cloned().collect(),
                 expiration: Some(expiration),
             },
         );

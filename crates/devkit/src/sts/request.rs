@@ -14,6 +14,8 @@ pub(super) const VERSION: &str = "2011-06-15";
 const MAX_TAGS: usize = 50;
 const MAX_POLICY_ARNS: usize = 10;
 const MAX_POLICY: usize = 2048;
+/// Policy, policy ARNs and tags together.
+const MAX_PACKED: usize = 4096;
 const MIN_DURATION: u32 = 900;
 /// More members of a list than any rule allows aren't read.
 const MAX_MEMBERS: usize = 100;
@@ -172,17 +174,19 @@ impl StsCall {
         Ok(())
     }
 
-    /// Per cent of the allowed size that policy and tags take up, as STS would tell;
-    /// `None` where there are none.
-    pub(super) fn packed_policy_size(&self) -> Option<usize> {
+    /// Per cent of the allowed size that policy, tags and those of the caller's session that stay
+    /// with it take up, as STS would tell; `None` where there are none. How STS packs is its own
+    /// secret.
+    pub(super) fn packed_policy_size(&self, inherited: &[(String, String)]) -> Option<usize> {
         let tags: usize = self
             .tags
             .iter()
+            .chain(inherited)
             .map(|(key, value)| key.len() + value.len())
             .sum();
         let policy = self.policy.as_ref().map_or(0, String::len);
         let packed = tags + policy + self.policy_arns.iter().map(String::len).sum::<usize>();
-        (packed > 0).then(|| (packed * 100 / MAX_POLICY).clamp(1, 100))
+        (packed > 0).then(|| (packed * 100 / MAX_PACKED).max(1))
     }
 }
 

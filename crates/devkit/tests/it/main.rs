@@ -13,6 +13,7 @@ mod imds;
 mod kube_api;
 mod kube_client;
 mod sts;
+mod sts_chain;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -17,16 +17,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{ANY, Reply, call, send, until};
 
-const ROLE: &str = "arn:aws:iam::123456789012:role/team/reader";
+pub(crate) const ROLE: &str = "arn:aws:iam::123456789012:role/team/reader";
 const CALLER: &str = "arn:aws:iam::123456789012:user/agent";
 const NODE: &str = "arn:aws:sts::123456789012:assumed-role/node/i-0";
 
-async fn unchecked() -> Sts {
+pub(crate) async fn unchecked() -> Sts {
     Sts::start(ANY, StsOptions::default()).await.unwrap()
 }
 
 /// Knows the access keys `AKIAUSER` and, with a token, `ASIANODE`.
-async fn checked() -> Sts {
+pub(crate) async fn checked() -> Sts {
     let key = |token: Option<&str>, caller: &str| AccessKey {
         secret_access_key: "secret".into(),
         session_token: token.map(Into::into),
@@ -56,7 +56,7 @@ fn form(parameters: &[(&str, &str)]) -> String {
 }
 
 /// `AssumeRole` of [`ROLE`], with some parameters changed; `"-"` leaves one out.
-fn assume(changes: &[(&str, &str)]) -> String {
+pub(crate) fn assume(changes: &[(&str, &str)]) -> String {
     let mut parameters = vec![
         ("Action", "AssumeRole"),
         ("RoleArn", ROLE),
@@ -67,12 +67,12 @@ fn assume(changes: &[(&str, &str)]) -> String {
     form(&parameters)
 }
 
-async fn post(sts: &Sts, body: &str) -> Reply {
+pub(crate) async fn post(sts: &Sts, body: &str) -> Reply {
     call("POST", &sts.url(), &[], body).await
 }
 
 /// The text of the first element of this name.
-fn element<'a>(xml: &'a str, name: &str) -> &'a str {
+pub(crate) fn element<'a>(xml: &'a str, name: &str) -> &'a str {
     let start = xml
         .find(&format!("<{name}>"))
         .unwrap_or_else(|| panic!("no {name} in {xml}"));
@@ -80,14 +80,14 @@ fn element<'a>(xml: &'a str, name: &str) -> &'a str {
     &rest[..rest.find(&format!("</{name}>")).unwrap()]
 }
 
-struct Signed<'a> {
+pub(crate) struct Signed<'a> {
     key: (&'a str, &'a str, Option<&'a str>),
     service: &'a str,
     at: SystemTime,
 }
 
 impl<'a> Signed<'a> {
-    fn by(id: &'a str, secret: &'a str, token: Option<&'a str>) -> Self {
+    pub(crate) fn by(id: &'a str, secret: &'a str, token: Option<&'a str>) -> Self {
         Self {
             key: (id, secret, token),
             service: "sts",
@@ -125,7 +125,7 @@ impl<'a> Signed<'a> {
         request
     }
 
-    async fn post(&self, sts: &Sts, body: &str) -> Reply {
+    pub(crate) async fn post(&self, sts: &Sts, body: &str) -> Reply {
         send(self.request(sts, body)).await
     }
 }

@@ -8,6 +8,7 @@ use rolegate_core::grant::{self, Grant};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
 use super::condition::Condition;
 use super::demand;
 use super::selector::LabelSelector;
@@ -93,6 +94,19 @@ pub struct Session {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "tags")]
     pub tags: BTreeMap<String, String>,
+    /// Session tags that say who the workload is; as the configuration says unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "WorkloadTags")]
+    pub workload_tags: Option<WorkloadTags>,
+    /// Whether all tags stay with the session through a chain of roles; as the configuration says
+    /// unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool")]
+    pub transitive_tags: Option<bool>,
+    /// The source identity; as the configuration says unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SourceIdentity")]
+    pub source_identity: Option<SourceIdentity>,
     /// ARNs of managed policies that narrow the session.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), inner(length(min = 20, max = 2048)))]
@@ -176,6 +190,12 @@ impl From<&Session> for grant::SessionRules {
                 .duration_seconds
                 .map(|seconds| u32::try_from(seconds).unwrap_or(0)),
             tags: session.tags.clone(),
+            attribution: SessionDefaults {
+                workload_tags: session.workload_tags,
+                transitive_tags: session.transitive_tags,
+                source_identity: session.source_identity,
+            }
+            .into(),
             policy_arns: session.policy_arns.clone(),
             policy: session.policy.clone(),
             names: session.names.clone(),

@@ -4,6 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::attribution::SessionDefaults;
 use super::condition::Condition;
 use super::demand;
 
@@ -79,6 +80,9 @@ pub struct RolegateConfigSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub cluster_name: Option<String>,
+    /// How sessions say whose they are, where no grant says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionDefaults>,
     /// Custom resources that hold pod templates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

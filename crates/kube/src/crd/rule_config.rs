@@ -79,6 +79,9 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
                 .as_ref()
                 .map_or_else(|| Ok(RegoConfig::default()), rego)?,
             cluster: spec.cluster_name.as_deref().map(Into::into),
+            attribution: unless_given
+                .attribution
+                .with(spec.session.unwrap_or_default().into()),
             templates: templates(&spec.workload_kinds)?,
             guard_scheduling: spec.guard_scheduling,
         })

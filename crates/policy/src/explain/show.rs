@@ -175,6 +175,12 @@ impl Session {
         for (key, value) in &self.tags {
             row(out, "tag", format_args!("{}={}", plain(key), plain(value)))?;
         }
+        if self.transitive_tags {
+            row(out, "transitive", "all tags")?;
+        }
+        if let Some(source) = &self.source_identity {
+            row(out, "source", plain(source))?;
+        }
         for arn in &self.policy_arns {
             row(out, "policy ARN", plain(arn))?;
         }

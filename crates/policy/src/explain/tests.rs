@@ -1,3 +1,4 @@
+use rolegate_core::attribution::{AttributionRules, SourceIdentity, WorkloadTags};
 use rolegate_core::decision::OwnRole;
 use rolegate_core::layer::Mode;
 
@@ -37,6 +38,11 @@ fn an_allowed_pod_is_told_its_session() {
     let mut reader = grant("shop", &["reader"], "shop", "api");
     reader.session.duration_seconds = Some(900);
     reader.session.tags = [("team".to_owned(), "shop".to_owned())].into();
+    reader.session.attribution = AttributionRules {
+        tags: Some(WorkloadTags::Workload),
+        transitive: Some(true),
+        source: Some(SourceIdentity::ServiceAccount),
+    };
     let explained = ask(
         &rules(&[reader], Mode::Enforce),
         &pod("shop", "api", "reader"),
@@ -56,7 +62,11 @@ session
   role ARN    arn:aws:iam::123456789012:role/reader
   name        shop.api
   duration    900 s
+  tag         kubernetes-namespace=shop
+  tag         kubernetes-service-account=api
   tag         team=shop
+  transitive  all tags
+  source      shop.api
 
 Rego policies
   opa/roles  asked at the gate

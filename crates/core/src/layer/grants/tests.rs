@@ -209,7 +209,11 @@ fn threat_13_an_external_id_sheds_no_limits() {
     let narrow = with_policy(grant("narrow", &["reader"], "*"), r#"{"narrow":1}"#);
     let mut broad = grant("broad", &["rea*"], "*");
     broad.external_ids = vec!["customer-a".into()];
-    let verdict = judge(&[narrow.clone(), broad.clone()], &pod("customer-a"), "reader");
+    let verdict = judge(
+        &[narrow.clone(), broad.clone()],
+        &pod("customer-a"),
+        "reader",
+    );
     assert!(!allows(&verdict), "the closest grant does not list the ID");
     assert_eq!(rule(&verdict), "narrow");
     // Nor does it settle what is ambiguous without it.

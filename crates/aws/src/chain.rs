@@ -1,0 +1,188 @@
+//! Intermediate roles: roles of rolegate's own that it assumes before it calls STS for pods, each
+//! with the credentials of the one before.
+//!
+//! `AssumeRoleProvider` of `aws-config` isn't used: it logs what STS says, which may quote the
+//! signed request, it tells nobody how STS refused, and a session that is still valid ends with the
+//! first refresh that fails.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{self, ProvideCredentials, future};
+use jiff::Timestamp;
+use rolegate_core::arn::RoleArn;
+use rolegate_core::session::{self, Failure, Life, SessionKey};
+use rolegate_runtime::clock::Clock;
+
+use crate::sessions::AssumeRole;
+
+/// The life asked for, seconds: the most that STS gives where a role assumes another, and what
+/// every role allows.
+const LIFE: u32 = 3600;
+/// `RoleSessionName` of our own sessions.
+const NAME: &str = "rolegate";
+/// The least time between two tries that fail.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// A role of rolegate's own, on the way to those of pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntermediateRole {
+    /// The role.
+    pub role: RoleArn,
+    /// `ExternalId`, where its trust policy asks for one.
+    pub external_id: Option<Arc<str>>,
+}
+
+impl IntermediateRole {
+    fn key(&self) -> SessionKey {
+        SessionKey {
+            role: self.role.clone(),
+            name: NAME.into(),
+            external_id: self.external_id.clone(),
+            duration_seconds: LIFE,
+            limits: None,
+        }
+    }
+}
+
+/// A role of the chain that can't be assumed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("rolegate can't assume its own role {role}: {failure}")]
+pub(crate) struct ChainError {
+    /// The role's name.
+    pub(crate) role: String,
+    /// What STS, or the way to it, said.
+    pub(crate) failure: Failure,
+}
+
+/// The session of an intermediate role, fetched when first needed and again at half its life. While
+/// it can't be, what is there is used as long as it lives.
+pub(crate) struct AssumedRole<C> {
+    caller: C,
+    key: SessionKey,
+    clock: Clock,
+    state: Mutex<State>,
+    renewing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    session: Option<(Credentials, Life)>,
+    failed: Option<(Timestamp, ChainError)>,
+}
+
+impl<C> AssumedRole<C> {
+    pub(crate) fn new(caller: C, role: &IntermediateRole, clock: Clock) -> Self {
+        Self {
+            caller,
+            key: role.key(),
+            clock,
+            state: Mutex::default(),
+            renewing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is there, and whether it should be fetched again; an error where there is nothing and
+    /// it was tried just now.
+    fn look(&self) -> Result<Option<(Credentials, bool)>, ChainError> {
+        let now = self.clock.now();
+        let state = self.state();
+        let failed = state.failed.as_ref();
+        let failed = failed.filter(|(at, _)| {
+            Duration::try_from(at.duration_until(now)).is_ok_and(|since| since < PAUSE)
+        });
+        match &state.session {
+            Some((credentials, life)) if life.is_valid(now) => {
+                let due = life.from.duration_until(now) > life.left(now);
+                Ok(Some((credentials.clone(), due && failed.is_none())))
+            }
+            _ => match failed {
+                Some((_, error)) => Err(error.clone()),
+                None => Ok(None),
+            },
+        }
+    }
+}
+
+impl<C: AssumeRole> AssumedRole<C> {
+    async fn credentials(&self) -> Result<Credentials, ChainError> {
+        match self.look()? {
+            Some((credentials, false)) => Ok(credentials),
+            Some((credentials, true)) => match self.renewing.try_lock() {
+                Ok(_renewing) => Ok(self.renew().await.unwrap_or(credentials)),
+                Err(_) => Ok(credentials),
+            },
+            None => {
+                let _renewing = self.renewing.lock().await;
+                // Somebody else may have tried meanwhile.
+                match self.look()? {
+                    Some((credentials, _)) => Ok(credentials),
+                    None => self.renew().await,
+                }
+            }
+        }
+    }
+
+    async fn renew(&self) -> Result<Credentials, ChainError> {
+        let result = self.caller.assume_role(&self.key).await;
+        let now = self.clock.now();
+        let mut state = self.state();
+        match result {
+            Ok(session) => {
+                let credentials = of_session(&session);
+                state.session = Some((credentials.clone(), session.life));
+                state.failed = None;
+                Ok(credentials)
+            }
+            Err(failure) => {
+                let role = self.key.role.name().to_owned();
+                let error = ChainError { role, failure };
+                state.failed = Some((now, error.clone()));
+                Err(error)
+            }
+        }
+    }
+}
+
+fn of_session(session: &session::Credentials) -> Credentials {
+    Credentials::new(
+        session.access_key_id.as_str(),
+        session.secret_access_key.as_str(),
+        Some(session.session_token.to_string()),
+        Some(SystemTime::from(session.life.until)),
+        NAME,
+    )
+}
+
+impl<C> fmt::Debug for AssumedRole<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AssumedRole")
+            .field("role", &self.key.role)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: AssumeRole> ProvideCredentials for AssumedRole<C> {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let credentials: provider::Result = self
+                .credentials()
+                .await
+                .map_err(CredentialsError::provider_error);
+            credentials
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! Intermediate roles: all calls are made with the last one's session, and no pod gets any of them.
+
+use rolegate_aws::chain::IntermediateRole;
+use rolegate_aws::identity::discover;
+use rolegate_aws::imds::Imds;
+use rolegate_aws::sts::{Sts, StsOptions};
+use rolegate_core::arn::RoleArn;
+use rolegate_core::session::{FailureKind, SessionKey, SessionLimits};
+use rolegate_devkit as devkit;
+
+use super::ANY;
+use super::sts::{NODE, ROLE, SECRET, TOKEN, USER, key, options, service};
+
+const FIRST: &str = "arn:aws:iam::123456789012:role/rolegate/broker";
+const SECOND: &str = "arn:aws:iam::210987654321:role/hub";
+/// How trust policies name them: STS doesn't tell the path of a session's role.
+const FIRST_PRINCIPAL: &str = "arn:aws:iam::123456789012:role/broker";
+
+fn link(role: &str, external_id: Option<&str>) -> IntermediateRole {
+    IntermediateRole {
+        role: RoleArn::parse(role).unwrap(),
+        external_id: external_id.map(Into::into),
+    }
+}
+
+fn chained(service: &devkit::Sts) -> Sts {
+    Sts::new(StsOptions {
+        chain: vec![link(FIRST, None), link(SECOND, Some("hub-id"))],
+        ..options(&service.url())
+    })
+}
+
+/// Each role trusts the one before it in the chain alone.
+async fn stage() -> devkit::Sts {
+    let service = service(NODE).await;
+    service.trust_only(FIRST, &["arn:aws:iam::123456789012:role/node"]);
+    service.trust_only(SECOND, &[FIRST_PRINCIPAL]);
+    service.require_external_id(SECOND, Some("hub-id"));
+    service.trust_only(ROLE, &[SECOND]);
+    service
+}
+
+#[tokio::test]
+async fn pods_roles_are_assumed_by_the_last_of_the_chain() {
+    let service = stage().await;
+    let direct = Sts::new(options(&service.url()));
+    direct.assume_role(&key()).await.unwrap_err();
+
+    let sts = chained(&service);
+    let before = service.count();
+    let session = sts.assume_role(&key()).await.unwrap();
+    assert!(session.access_key_id.starts_with("ASIA"));
+    sts.assume_role(&key()).await.unwrap();
+    let calls = service.calls().split_off(usize::try_from(before).unwrap());
+    let roles: Vec<_> = calls.iter().map(|call| call.role_arn.as_str()).collect();
+    assert_eq!(roles, [FIRST, SECOND, ROLE, ROLE], "each link is kept");
+    let ids: Vec<_> = calls
+        .iter()
+        .map(|call| call.external_id.as_deref())
+        .collect();
+    assert_eq!(ids[..2], [None, Some("hub-id")]);
+    assert!(calls.iter().all(|call| call.duration_seconds <= Some(3600)));
+    // A role of another account, with an ID of its own, the same way.
+    let customer = "arn:aws:iam::310987654321:role/customer";
+    service.trust_only(customer, &[SECOND]);
+    service.require_external_id(customer, Some("customer-a"));
+    let theirs = |id: Option<&str>| SessionKey {
+        role: RoleArn::parse(customer).unwrap(),
+        external_id: id.map(Into::into),
+        ..key()
+    };
+    sts.assume_role(&theirs(Some("customer-a"))).await.unwrap();
+    let failure = sts.assume_role(&theirs(None)).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Final, "{failure}");
+    assert!(failure.message.contains("external ID"), "{failure}");
+}
+
+#[tokio::test]
+async fn no_pod_may_have_a_role_of_the_chain() {
+    let service = stage().await;
+    let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default());
+    let metadata = metadata.await.unwrap();
+    metadata.fail_with(Some(404));
+    let imds = Imds::new(&metadata.url()).unwrap();
+    let found = discover(&chained(&service), &imds).await;
+    assert_eq!(found.caller.as_ref().unwrap().role_name(), Some("hub"));
+    assert_eq!(found.longest_session(), Some(3600));
+    let own = found.own_roles();
+    for role in [FIRST, SECOND, "arn:aws:iam::123456789012:role/node"] {
+        let role = RoleArn::parse(role).unwrap();
+        assert!(own.iter().any(|own| own.is(&role)), "{role} in {own:?}");
+    }
+    let pods = RoleArn::parse(ROLE).unwrap();
+    assert!(!own.iter().any(|own| own.is(&pods)));
+    // A user's own calls may ask for as long as each role allows.
+    let user = super::sts::service(USER).await;
+    let found = discover(&Sts::new(options(&user.url())), &imds).await;
+    assert_eq!(found.longest_session(), None);
+}
+
+#[tokio::test]
+async fn a_chain_that_breaks_is_ours_to_mend() {
+    let service = stage().await;
+    service.deny_role(SECOND);
+    let sts = chained(&service);
+    let before = service.count();
+    for _ in 0..10 {
+        let failure = sts.assume_role(&key()).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Temporary, "{failure}");
+        assert_eq!(failure.code, "IntermediateRole");
+        let told = "rolegate can't assume its own role hub: AccessDenied";
+        assert!(failure.message.contains(told), "{failure}");
+        let shown = format!("{failure:?} {failure} {sts:?}");
+        assert!(!shown.contains(SECRET) && !shown.contains(TOKEN), "{shown}");
+    }
+    assert_eq!(service.count(), before + 2, "one try, however many ask");
+
+    service.allow_role(SECOND);
+    let throttled = devkit::StsFailure::new(400, "Throttling", "Rate exceeded");
+    service.fail_role(FIRST, Some(throttled));
+    let failure = chained(&service).assume_role(&key()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Throttled, "{failure}");
+}
+
+#[tokio::test]
+async fn tags_that_our_own_session_has_are_told_apart() {
+    let service = service(USER).await;
+    let tags = SessionLimits {
+        tags: [("kubernetes-namespace", "rolegate")].into_iter().collect(),
+        transitive: true,
+        ..SessionLimits::default()
+    };
+    let tags = SessionKey {
+        limits: Some(tags.into()),
+        ..key()
+    };
+    // As EKS Pod Identity gives it.
+    let own = Sts::new(options(&service.url()));
+    let own = own.assume_role(&tags).await.unwrap();
+    let own = aws_credential_types::Credentials::new(
+        own.access_key_id,
+        own.secret_access_key.as_str(),
+        Some(own.session_token.to_string()),
+        None,
+        "test",
+    );
+    let sts = Sts::new(StsOptions {
+        credentials: Some(aws_credential_types::provider::SharedCredentialsProvider::new(own)),
+        ..options(&service.url())
+    });
+    let failure = sts.assume_role(&tags).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Final, "{failure}");
+    assert!(failure.message.contains("EKS Pod Identity"), "{failure}");
+}
