@@ -150,6 +150,10 @@ async fn mistakes_are_refused_with_what_to_do() {
             "are reserved",
         ),
         (session(json!({"policy": "x".repeat(2049)})), "Too long"),
+        (
+            session(json!({"workloadTags": "node"})),
+            "Unsupported value",
+        ),
         (with("sesion", json!({})), "sesion"),
     ] {
         let wrong = object("RoleGrant", "wrong", spec);
@@ -162,6 +166,11 @@ async fn mistakes_are_refused_with_what_to_do() {
         (
             "cluster",
             json!({"layers": {"grants": "on"}}),
+            "Unsupported value",
+        ),
+        (
+            "cluster",
+            json!({"session": {"sourceIdentity": "pod"}}),
             "Unsupported value",
         ),
         (

@@ -56,7 +56,12 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
             &["--iam-role-session-ttl=1h", "--session-duration=1h"],
             "--session-duration",
         ),
-        (&["--sts-concurrency=0"], "--sts-concurrency"),
+        (&["--sts-calls-in-flight=-1"], "--sts-calls-in-flight"),
+        (&["--assume-role=reader"], "--assume-role"),
+        (
+            &["--assume-role-external-id=hub"],
+            "--assume-role-external-id",
+        ),
         (&["--wait=1m"], "--wait"),
         (&["--wait=fast"], "15m, 1h30m"),
         (&["--drain-time=1h"], "--drain-time"),

@@ -16,6 +16,7 @@ mod policy;
 mod redirect;
 mod reference;
 mod rule_flags;
+mod sts_flags;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rolegate_core::arn::{BaseArn, resolve};
+use rolegate_core::attribution::is_tag;
 use rolegate_core::config::{
     Modes, RegoConfig, ResourceKind, RuleConfig, Subjects, TemplateKind, presets,
 };
@@ -150,8 +151,7 @@ fn own_roles(roles: &[String]) -> Result<Vec<OwnRole>, ConfigError> {
 
 /// STS takes it as the value of a session tag.
 fn check_cluster_name(name: &str) -> Result<(), ConfigError> {
-    let fine = |c: char| c.is_alphanumeric() || " _.:/=+-@".contains(c);
-    if name.is_empty() || name.chars().count() > 256 || !name.chars().all(fine) {
+    if name.is_empty() || !is_tag("eks-cluster-name", name) {
         return Err(ConfigError::new(
             "spec.clusterName",
             "it goes to STS as a session tag, which takes 1 to 256 letters, digits, blanks and \

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use rolegate_core::arn::BaseArn;
+use rolegate_core::attribution::{Attribution, AttributionRules, SourceIdentity, WorkloadTags};
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::grant::{CompiledGrant, Grant, GrantError};
 use rolegate_core::layer::Mode;
@@ -175,6 +176,27 @@ fn a_grant_becomes_what_it_says() {
 }
 
 #[test]
+fn a_grant_says_as_much_about_whose_a_session_is_as_it_wants() {
+    let attribution = |session: Value| {
+        let spec = json!({"roles": ["a"], "subjects": [], "session": session});
+        grant(spec).unwrap().session.attribution
+    };
+    assert_eq!(attribution(json!({})), AttributionRules::default());
+    let all = json!({"workloadTags": "none", "transitiveTags": false, "sourceIdentity": "none"});
+    let nothing = AttributionRules {
+        tags: Some(WorkloadTags::None),
+        transitive: Some(false),
+        source: Some(SourceIdentity::None),
+    };
+    assert_eq!(attribution(all), nothing);
+    let some = attribution(json!({"workloadTags": "workload"}));
+    assert_eq!(
+        (some.tags, some.source),
+        (Some(WorkloadTags::Workload), None)
+    );
+}
+
+#[test]
 fn misspelt_fields_are_told() {
     for (spec, word) in [
         (
@@ -206,7 +228,7 @@ fn misspelt_fields_are_told() {
 #[test]
 fn an_empty_configuration_is_the_default() {
     assert_eq!(config(json!({})).unwrap(), RuleConfig::default());
-    let empty = json!({"layers": {}, "rego": {}, "workloadKinds": []});
+    let empty = json!({"layers": {}, "rego": {}, "session": {}, "workloadKinds": []});
     assert_eq!(config(empty).unwrap(), RuleConfig::default());
 }
 
@@ -226,6 +248,7 @@ fn a_configuration_becomes_what_it_says() {
             "resources": ["a.b/v1/cs"], "required": [{"namespace": "p", "name": "m"}],
             "wrapPods": true},
         "clusterName": "c",
+        "session": {"workloadTags": "pod", "transitiveTags": true, "sourceIdentity": "serviceAccount"},
         "guardScheduling": true,
     }))
     .unwrap();
@@ -251,6 +274,12 @@ fn a_configuration_becomes_what_it_says() {
     assert_eq!(&*all.rego.resources[0].group, "a.b");
     assert!(all.rego.required.contains(&("p".into(), "m".into())));
     assert_eq!(all.cluster.as_deref(), Some("c"));
+    let attribution = Attribution {
+        tags: WorkloadTags::Pod,
+        transitive: true,
+        source: SourceIdentity::ServiceAccount,
+    };
+    assert_eq!(all.attribution, attribution);
 }
 
 #[test]

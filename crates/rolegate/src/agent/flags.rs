@@ -5,13 +5,14 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{Args, ValueEnum};
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{SessionScopeFlag, duration, path};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
+use crate::sts_flags::StsFlags;
 
 const KUBERNETES: &str = "Kubernetes";
 const ROLES: &str = "Roles and rules";
@@ -82,12 +83,8 @@ pub(crate) struct AgentFlags {
     /// Least time before STS is asked again for a role it refused; 30s at least
     #[arg(long, value_name = "TIME", env = "ROLEGATE_IAM_ROLE_ERROR_TTL", value_parser = duration, help_heading = SESSIONS)]
     pub(crate) iam_role_error_ttl: Option<Duration>,
-    /// Call STS at the Region's endpoint; false: the global one where the partition has it [default: true]
-    #[arg(long, env = "ROLEGATE_USE_REGIONAL_STS_ENDPOINT", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true, help_heading = SESSIONS)]
-    pub(crate) use_regional_sts_endpoint: Option<bool>,
-    /// Most calls to STS at once
-    #[arg(long, value_name = "N", env = "ROLEGATE_STS_CONCURRENCY", default_value = "64", help_heading = SESSIONS)]
-    pub(crate) sts_concurrency: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) sts: StsFlags,
 
     /// Port that pods are redirected to
     #[arg(long, value_name = "PORT", env = "ROLEGATE_APP_PORT", default_value = "8181", help_heading = DOOR)]

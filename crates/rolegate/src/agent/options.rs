@@ -9,7 +9,6 @@ use rolegate_agent::app::{AgentOptions, RedirectOptions, SourceOptions};
 use rolegate_agent::door::{self, DoorOptions};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::redirect::{Backend, Choice};
-use rolegate_aws::sts::StsOptions;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
 use rolegate_core::redirect::InterfacePattern;
@@ -78,17 +77,13 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let allow = AllowList::new(&flags.metadata_allow)
         .map_err(|error| invalid(format!("--metadata-allow: {error}")))?;
     let mut engine = EngineOptions {
-        in_flight: flags.sts_concurrency.get(),
-        ..EngineOptions::default()
+        calls_per_second: flags.sts.sts_calls_per_second,
+        ..EngineOptions::of_node(flags.sts.sts_calls_in_flight)
     };
     if let Some(ttl) = flags.iam_role_error_ttl {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);
     }
-    let endpoints = std::env::var("AWS_STS_REGIONAL_ENDPOINTS");
-    let regional = flags
-        .use_regional_sts_endpoint
-        .unwrap_or(endpoints.as_deref() != Ok("legacy"));
     if flags.auto_discover_base_arn && rules.base.is_some() {
         return Err(invalid(
             "--auto-discover-base-arn and --base-role-arn: give one of both",
@@ -111,11 +106,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         },
         annotations: keys,
         metadata_addr: flags.metadata_addr,
-        sts: StsOptions {
-            regional,
-            clock: clock.clone(),
-            ..StsOptions::default()
-        },
+        sts: flags.sts.options(clock.clone())?,
         base_required: flags.auto_discover_base_arn,
         rules,
         cluster_config: flags.rules.cluster_config.into(),
