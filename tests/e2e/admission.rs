@@ -4,12 +4,15 @@
 //! gate has the rights of its manifest and no others.
 
 mod availability;
+mod cert_manager;
 mod changes;
 mod flags;
 mod guards;
 mod kubectl;
 mod missing;
+mod network;
 mod policy;
+mod registration;
 mod shopping;
 mod stage;
 mod status;

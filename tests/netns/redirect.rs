@@ -1,6 +1,6 @@
 //! Each promise of the rules, for each backend.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use rolegate_agent::redirect::{Backend, Choice, State};
 use rolegate_testkit::lab::PodLink;
@@ -15,6 +15,7 @@ for_each_backend!(
     pain_03_a_connection_from_before_the_rules_is_cut,
     pain_03_without_an_agent_pods_are_refused,
     threat_21_a_service_with_a_metadata_address_gets_nothing,
+    threat_21_a_service_that_leads_to_the_metadata_address_is_refused,
     threat_16_untracked_packets_are_refused,
     threat_03_a_borrowed_source_address_gets_nowhere,
     threat_15_the_agent_s_port_is_no_service,
@@ -167,6 +168,38 @@ fn threat_21_a_service_with_a_metadata_address_gets_nothing(
     for line in foreign.lines() {
         assert!(left.contains(line), "{line} is gone");
     }
+    Ok(())
+}
+
+/// A Service of its own address, whose endpoint is the metadata service.
+fn threat_21_a_service_that_leads_to_the_metadata_address_is_refused(
+    backend: Backend,
+) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let pod = scene.pod()?;
+    let services = [
+        SocketAddr::new([10, 96, 0, 9].into(), 80),
+        SocketAddr::new([0xfd96_u16, 0, 0, 0, 0, 0, 0, 9].into(), 80),
+    ];
+    scene.nft(
+        "table inet kube-proxy {
+           chain nat-prerouting {
+             type nat hook prerouting priority dstnat
+             ip daddr 10.96.0.9 tcp dport 80 dnat ip to 169.254.169.254:80
+             ip6 daddr fd96::9 tcp dport 80 dnat ip6 to [fd00:ec2::254]:80
+           }
+         }
+",
+    )?;
+    for service in services {
+        assert_eq!(fetch(&pod, service)?, IMDS, "the way is real");
+    }
+    scene.apply("eni+")?;
+    let before = scene.imds.hits();
+    for service in services {
+        fetch(&pod, service).unwrap_err();
+    }
+    assert_eq!(scene.imds.hits(), before);
     Ok(())
 }
 

@@ -8,7 +8,6 @@ mod network;
 mod scheduling;
 mod wish;
 
-pub(crate) use guard::NAME_LABEL;
 use jiff::Timestamp;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
@@ -26,6 +25,8 @@ use crate::review::{Operation, Review};
 
 /// The layer of what the gate itself protects, in faults.
 const GUARD: &str = "guard";
+/// The layer of grants, in faults.
+const GRANTS: &str = "grants";
 /// The layer of policies, in faults.
 const REGO: &str = "rego";
 

@@ -13,9 +13,9 @@ use rolegate_core::annotation::{
 };
 use rolegate_core::config::{ResourceKind, RuleConfig, TemplateKind};
 use rolegate_core::layer::Mode;
+use rolegate_core::namespace::NAME_LABEL;
 use serde_json::{Map, Value, json};
 
-use crate::gate::NAME_LABEL;
 use crate::kinds::{OURS, RULES, TEMPLATES, ZALANDO};
 
 /// The name of the configuration.
@@ -411,17 +411,21 @@ impl Registration<'_> {
         let mut annotations = vec![allowed, ALLOWED_ROLES, PERMITTED, DEFAULT_ROLE];
         annotations.sort_unstable();
         annotations.dedup();
-        let created = format!(
-            "{} || {}",
-            cel::has_any("object", "annotations", &annotations),
-            cel::has_others("object", "labels", NAME_LABEL)
-        );
+        // Where grants count, the name itself may be one that they wait for.
+        let created = match self.config.modes.grants {
+            Mode::Off => format!(
+                "({} || {})",
+                cel::has_any("object", "annotations", &annotations),
+                cel::has_others("object", "labels", NAME_LABEL)
+            ),
+            Mode::Enforce | Mode::Audit => "true".to_owned(),
+        };
         let changed = format!(
             "{} || {}",
             cel::differs("annotations", &annotations),
             cel::all_differ("labels")
         );
-        let mut guarded = format!("oldObject == null ? ({created}) : ({changed})");
+        let mut guarded = format!("oldObject == null ? {created} : ({changed})");
         let resources = ["namespaces", "namespaces/status", "namespaces/finalize"];
         let mut rules = vec![rule("", &resources, WRITES, CLUSTER)];
         if self.config.rule_writers.is_some() {

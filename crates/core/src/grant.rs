@@ -3,6 +3,8 @@
 //! A grant says which roles which workloads may have. What is broken or empty grants nothing: a
 //! subject that says nothing is a mistake, and never everyone.
 
+mod subject;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use crate::pattern::{MAX_COMPILED, Pattern, PatternError, PatternFormat};
 use crate::selector::Selector;
 use crate::session::SessionLimits;
 use crate::workload::Workload;
+pub use subject::CompiledSubject;
 
 /// Most role patterns, subjects, and values in one list of a grant.
 pub const MAX_LIST: usize = 64;
@@ -174,17 +177,6 @@ pub struct RolePattern {
     pub pattern: Pattern,
 }
 
-/// A subject, compiled.
-#[derive(Debug, Clone)]
-pub struct CompiledSubject {
-    /// Names without a star, which an index can find.
-    pub exact_namespaces: Vec<Arc<str>>,
-    namespaces: Vec<Pattern>,
-    namespace_selector: Option<Selector>,
-    service_accounts: Vec<Pattern>,
-    pod_selector: Option<Selector>,
-}
-
 /// A grant, compiled.
 #[derive(Clone)]
 pub struct CompiledGrant {
@@ -259,6 +251,15 @@ impl CompiledGrant {
             .any(|subject| subject.covers(workload, namespace_labels))
     }
 
+    /// Whether it looks at the name of a namespace and finds this one, with these labels, among those
+    /// that it gives something to: whoever makes a namespace of that name is given it. A grant to
+    /// namespaces of any name looks at none.
+    pub fn looks_for(&self, namespace: &str, labels: &KeyValues) -> bool {
+        self.subjects
+            .iter()
+            .any(|subject| subject.looks_for(namespace, labels))
+    }
+
     /// Whether pods may pass `id` to STS. None at all they always may.
     pub fn takes_external_id(&self, id: Option<&str>) -> bool {
         id.is_none_or(|id| self.external_ids.iter().any(|known| **known == *id))
@@ -280,73 +281,6 @@ impl CompiledGrant {
             .iter()
             .filter_map(|subject| subject.pod_selector.as_ref());
         selectors.flat_map(Selector::keys)
-    }
-}
-
-impl CompiledSubject {
-    fn compile(place: usize, subject: &Subject) -> Result<Self, GrantError> {
-        let says_something = |selector: &Option<Selector>| {
-            selector
-                .as_ref()
-                .is_some_and(|selector| !selector.is_empty())
-        };
-        for (name, selector) in [
-            ("namespaceSelector", &subject.namespace_selector),
-            ("podSelector", &subject.pod_selector),
-        ] {
-            if selector.is_some() && !says_something(selector) {
-                return Err(GrantError::Empty(place, name));
-            }
-        }
-        if subject.namespaces.is_empty() && subject.namespace_selector.is_none() {
-            return Err(GrantError::NoNamespace(place));
-        }
-        check_count("spec.subjects[].namespaces", &subject.namespaces)?;
-        check_count("spec.subjects[].serviceAccounts", &subject.service_accounts)?;
-        let mut exact_namespaces = Vec::new();
-        for name in &subject.namespaces {
-            if name.is_empty() {
-                return Err(GrantError::Empty(place, "namespaces[]"));
-            }
-            if !name.contains('*') {
-                exact_namespaces.push(name.as_str().into());
-            }
-        }
-        if subject.service_accounts.iter().any(String::is_empty) {
-            return Err(GrantError::Empty(place, "serviceAccounts[]"));
-        }
-        let globs = |field, all: &[String]| {
-            let all = all.iter().map(|text| Pattern::glob_of_names(text));
-            all.collect::<Result<Vec<_>, _>>()
-                .map_err(|error| GrantError::Pattern(field, error))
-        };
-        Ok(Self {
-            // An index by name finds the subject only if every name is one.
-            exact_namespaces: if exact_namespaces.len() == subject.namespaces.len() {
-                exact_namespaces
-            } else {
-                Vec::new()
-            },
-            namespaces: globs("spec.subjects[].namespaces", &subject.namespaces)?,
-            namespace_selector: subject.namespace_selector.clone(),
-            service_accounts: globs("spec.subjects[].serviceAccounts", &subject.service_accounts)?,
-            pod_selector: subject.pod_selector.clone(),
-        })
-    }
-
-    fn covers(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
-        let named = |patterns: &[Pattern], name: &str| {
-            patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name))
-        };
-        let selected = |selector: &Option<Selector>, labels: &KeyValues| {
-            selector
-                .as_ref()
-                .is_none_or(|selector| selector.matches(labels))
-        };
-        named(&self.namespaces, &workload.namespace)
-            && named(&self.service_accounts, &workload.service_account)
-            && selected(&self.namespace_selector, namespace_labels)
-            && selected(&self.pod_selector, &workload.labels)
     }
 }
 
@@ -514,6 +448,59 @@ pub(crate) mod tests {
 
     fn base() -> BaseArn {
         BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()
+    }
+
+    #[test]
+    fn threat_07_a_grant_looks_for_names_unless_any_will_do() {
+        let looks = |subject: Subject, name: &str, labels: &[(&str, &str)]| {
+            let grant = Grant {
+                subjects: vec![subject],
+                ..grant("names", &["reader"], "none")
+            };
+            let compiled = CompiledGrant::compile(&grant, Some(&base())).unwrap();
+            compiled.looks_for(name, &labels.iter().copied().collect())
+        };
+        let named = |names: &[&str]| Subject {
+            namespaces: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Subject::default()
+        };
+        for (names, is_looked_for) in [
+            (&["shop"][..], true),
+            (&["s*p"], true),
+            (&["other", "sh*"], true),
+            (&["other"], false),
+            // Nobody has to choose a name for these.
+            (&["*"], false),
+            (&["**", "shop"], false),
+        ] {
+            assert_eq!(looks(named(names), "shop", &[]), is_looked_for, "{names:?}");
+        }
+        let selector = |key: &str, value: &str| {
+            Some(Selector {
+                labels: [(key, value)].into_iter().collect(),
+                ..Selector::default()
+            })
+        };
+        let both = || Subject {
+            namespace_selector: selector("team", "blue"),
+            ..named(&["shop"])
+        };
+        assert!(
+            !looks(both(), "shop", &[]),
+            "the label is guarded by itself"
+        );
+        assert!(looks(both(), "shop", &[("team", "blue")]));
+        let by_label = |key| Subject {
+            namespace_selector: selector(key, "shop"),
+            ..Subject::default()
+        };
+        let labels = [(crate::namespace::NAME_LABEL, "shop"), ("team", "shop")];
+        assert!(looks(
+            by_label(crate::namespace::NAME_LABEL),
+            "shop",
+            &labels
+        ));
+        assert!(!looks(by_label("team"), "shop", &labels));
     }
 
     #[test]

@@ -6,6 +6,9 @@ use crate::arn::{BaseArn, RoleArn, resolve};
 use crate::key_values::KeyValues;
 use crate::pattern::{MAX_COMPILED, Pattern, PatternFormat};
 
+/// The label that the API server sets on every namespace to its name; not to be changed.
+pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
 /// A namespace as its source reports it; the annotations are raw.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Namespace {

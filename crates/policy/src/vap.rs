@@ -413,6 +413,11 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         },
     );
     say(
+        config.modes.grants != Mode::Off,
+        "whoever may make namespaces may choose a name that grants give roles to: the webhook alone \
+         keeps them from it",
+    );
+    say(
         config.modes.grants != Mode::Off
             && input
                 .grants

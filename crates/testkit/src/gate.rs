@@ -29,6 +29,8 @@ pub enum Certificate {
     /// The controller, which also tells the API server whom to trust.
     #[default]
     Controller,
+    /// cert-manager, in whose stead the test writes the Secret and tells the API server.
+    CertManager,
     /// Files: chain and key.
     Files(PathBuf, PathBuf),
 }
@@ -204,8 +206,13 @@ impl Gate {
             .service_account_token(HOME, "rolegate-controller")
             .await?;
         let kubeconfig = cluster.kubeconfig_for_token("controller", &token)?;
+        let source = match self.certificate {
+            Certificate::CertManager => "--certificate=cert-manager",
+            Certificate::Controller | Certificate::Files(..) => "--certificate=controller",
+        };
         let flags = [
             "controller",
+            source,
             &format!("--namespace={HOME}"),
             &format!("--tls-extra-names=127.0.0.1,{name}"),
             "--metrics-address=127.0.0.1:0",
@@ -360,10 +367,14 @@ fn spawn(
         format!("--listen-address={}", addresses.webhook),
         format!("--metrics-address={}", addresses.admin),
     ];
-    if let Certificate::Files(chain, key) = certificate {
-        flags.push("--certificate=files".into());
-        flags.push(format!("--tls-cert={}", chain.display()));
-        flags.push(format!("--tls-key={}", key.display()));
+    match certificate {
+        Certificate::Controller => {}
+        Certificate::CertManager => flags.push("--certificate=cert-manager".into()),
+        Certificate::Files(chain, key) => {
+            flags.push("--certificate=files".into());
+            flags.push(format!("--tls-cert={}", chain.display()));
+            flags.push(format!("--tls-key={}", key.display()));
+        }
     }
     let flags: Vec<_> = flags.iter().chain(more).map(String::as_str).collect();
     Rolegate::spawn(&flags, [("ROLEGATE_KUBECONFIG", kubeconfig)])

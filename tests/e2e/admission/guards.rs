@@ -128,6 +128,63 @@ async fn a_namespaces_role_annotations_are_for_namespace_writers() -> anyhow::Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow::Result<()> {
+    let stage = Stage::shared().await?;
+    let grant = json!({
+        "apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+        "metadata": { "name": "waiting" },
+        "spec": { "roles": ["waiting-*"], "subjects": [
+            { "namespaces": ["awaited", "sandbox-*", "*-lab"] },
+            { "namespaces": ["by-label-*"],
+              "namespaceSelector": { "matchLabels": { "guarded-team": "red" } } },
+        ] },
+    });
+    stage.cluster.apply_manifest(&grant.to_string()).await?;
+    let (jane, ann) = (stage.jane()?, stage.member("platform")?);
+    let path = "/api/v1/namespaces?dryRun=All";
+    let named = |field: &str, name: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { field: name } });
+    let says = ["metadata.name", "(layer grants, rule namespace writers)"];
+    // The grant may be known a moment later than it is made.
+    rolegate_testkit::eventually(super::stage::DEADLINE, async || {
+        let answer = jane.post(path, &named("name", "awaited")).await?;
+        refused("a name that a grant names", &answer, &says)
+    })
+    .await?;
+    for (field, name) in [
+        ("name", "sandbox-evil"),
+        ("name", "evil-lab"),
+        // The API server chooses the end.
+        ("generateName", "sandbox-"),
+    ] {
+        let namespace = named(field, name);
+        let answer = jane.post(path, &namespace).await?;
+        refused(&format!("a namespace by {field} {name}"), &answer, &says)?;
+        let answer = ann.post(path, &namespace).await?;
+        taken(&format!("{name} by a namespace writer"), answer)?;
+    }
+    for (field, name) in [
+        ("name", "unrelated"),
+        ("name", "my-sandbox"),
+        ("name", "by-label-without-it"),
+        ("generateName", "unrelated-"),
+    ] {
+        let answer = jane.post(path, &named(field, name)).await?;
+        taken(&format!("a namespace by {field} {name}"), answer)?;
+    }
+    // Who makes it first is not enough: what a writer made is changed by others as before.
+    taken(
+        "the namespace",
+        ann.post("/api/v1/namespaces", &named("name", "sandbox-fine"))
+            .await?,
+    )?;
+    let label = json!({ "metadata": { "labels": { "other": "x" } } });
+    let mine = "/api/v1/namespaces/sandbox-fine";
+    let answer = jane.patch(mine, PatchKind::Merge, &label).await?;
+    taken("another label", answer)?;
+    stage.until_allowed("sandbox-fine", "waiting-reader").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_aws_would_take_is_not_for_everybody() -> anyhow::Result<()> {
     let stage = Stage::shared().await?;
     let namespace = "tokens";

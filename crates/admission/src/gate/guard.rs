@@ -3,15 +3,15 @@
 
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, Subjects};
+use rolegate_core::namespace::NAME_LABEL;
 
-use super::{Change, Judge, read};
+use super::{Change, GRANTS, Judge, read};
 use crate::json::{Map, Node};
 use crate::kinds::Subject;
+use crate::outcome::Fault;
 use crate::place::{Malformed, Place, Texts};
 use crate::review::Operation;
 
-/// Set by the API server on every namespace, and not to be changed.
-pub(crate) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Where the state of a policy is told, which is no part of it.
 const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
 /// The ConfigMap that the control plane keeps in every namespace, and who does.
@@ -184,6 +184,9 @@ impl Judge<'_> {
             .into_iter()
             .filter(|key| labels.get(key) != old_labels.get(key))
             .map(|key| (format!("metadata.labels[{key}]"), "labels that grants use"));
+        if self.is_creation() {
+            self.namespace_name_is_free(&change.new)?;
+        }
         for (path, what) in annotations.chain(labels).collect::<Vec<_>>() {
             self.guard(
                 &path,
@@ -194,6 +197,34 @@ impl Judge<'_> {
                 ),
             );
         }
+        Ok(())
+    }
+
+    /// Whoever chooses the name of a namespace must not choose one that grants wait for.
+    fn namespace_name_is_free(&mut self, namespace: &Node<'_>) -> Result<(), Malformed> {
+        let Some(metadata) = Place::root(namespace).field("metadata")? else {
+            return Ok(());
+        };
+        let mut name = self.object_name(namespace)?;
+        if name.is_empty()
+            && let Some(start) = metadata.text("generateName")?
+        {
+            // What the API server appends.
+            name = format!("{start}xxxxx");
+        }
+        let labels = metadata.texts("labels")?;
+        let labels = labels.iter().chain([(NAME_LABEL, name.as_str())]).collect();
+        let mut grants = self.rules.grants.grants().iter();
+        if !grants.any(|grant| grant.looks_for(&name, &labels)) {
+            return Ok(());
+        }
+        let reason = format!(
+            "a RoleGrant gives roles to a namespace of this name, so only the configuration's \
+             namespaceWriters may make it; choose another name, or {ASK}"
+        );
+        let mode = self.rules.config.modes.grants;
+        let fault = Fault::new("metadata.name", GRANTS, "namespace writers", &reason);
+        self.by_mode(mode, fault);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use rolegate_core::decision::{Decision, Denial};
 use rolegate_core::layer::{Mode, Verdict};
 use rolegate_core::workload::{Wish, Workload};
 
-use super::{Change, Judge};
+use super::{Change, GRANTS, Judge};
 use crate::json::{Map, Node};
 use crate::outcome::{Fault, Unseen};
 use crate::place::{Malformed, Place, Texts};
@@ -17,8 +17,6 @@ use crate::shape::{PodShape, ROLE_VARIABLE, is_aws_audience};
 /// Stands for the service account of what all accounts of a namespace can use, such as a Secret;
 /// no account can be called so.
 const ANY_ACCOUNT: &str = "(any)";
-/// The layer of grants, in faults.
-const GRANTS: &str = "grants";
 const WEB_IDENTITY: &str = "web identity";
 /// How often the rules are asked for one review: each of 256 templates may name two roles. An object
 /// that names thousands would keep the gate from everybody else's.

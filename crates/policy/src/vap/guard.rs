@@ -4,14 +4,13 @@
 
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, RuleConfig, Subjects};
+use rolegate_core::namespace::NAME_LABEL;
 use serde_json::Value;
 
 use super::VapInput;
 use super::cel::{list, quote};
 use super::wish::{is_aws_audience, variable};
 
-/// The label that the API server itself sets on namespaces.
-const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Where the state of a policy is told, which is no part of it.
 const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
 /// Where pods ask for metadata and credentials: EC2's and EKS's link-local and IPv6 addresses.
