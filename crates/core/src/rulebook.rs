@@ -38,7 +38,8 @@ pub enum ClusterConfig {
     Unseen,
     /// It was deleted, or is demanded and not there: everything is refused.
     Missing,
-    /// It cannot be used: the one before stays, or everything is refused where there was none.
+    /// It cannot be used: the one before stays, or everything is refused where there was none, or where
+    /// that was deleted.
     Broken(Arc<str>),
     /// It is there.
     Is(Arc<RuleConfig>),
@@ -86,6 +87,8 @@ pub struct RuleBook {
     config: ClusterConfig,
     /// The last configuration that could be used, completed by the flags.
     good: Option<Arc<RuleConfig>>,
+    /// Whether it was deleted since: what is broken then has nothing to go back to.
+    gone: bool,
     facts: Option<Facts>,
     namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
     namespaces_loaded: bool,
@@ -106,6 +109,7 @@ impl RuleBook {
             session_seconds,
             config: ClusterConfig::NotUsed,
             good: None,
+            gone: false,
             facts: None,
             namespaces: Arc::default(),
             namespaces_loaded: false,
@@ -184,7 +188,7 @@ impl RuleBook {
                  an administrator restores it"
                     .into(),
             ),
-            ClusterConfig::Broken(why) if self.good.is_none() => Some(
+            ClusterConfig::Broken(why) if self.good.is_none() || self.gone => Some(
                 format!("the cluster's RolegateConfig cannot be used ({why}): everything is refused")
                     .into(),
             ),
@@ -239,6 +243,11 @@ impl RuleBook {
     fn set_config(&mut self, config: ClusterConfig) -> Touched {
         if self.config == config {
             return Touched::Nothing;
+        }
+        match &config {
+            ClusterConfig::Is(_) | ClusterConfig::NotUsed => self.gone = false,
+            ClusterConfig::Missing => self.gone = true,
+            ClusterConfig::Unseen | ClusterConfig::Broken(_) => {}
         }
         match &config {
             ClusterConfig::Is(good) => {

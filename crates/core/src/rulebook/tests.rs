@@ -96,6 +96,11 @@ fn threat_10_a_configuration_that_is_gone_refuses_everything() {
     assert!(allows(&book, "reader"), "the last good one stays");
     book.update(RuleUpdate::Config(ClusterConfig::Missing));
     assert!(!allows(&book, "reader") && book.missing().is_some());
+    book.update(RuleUpdate::Config(ClusterConfig::Broken("bad".into())));
+    assert!(
+        !allows(&book, "reader"),
+        "what was deleted does not come back"
+    );
     book.update(is(config(Mode::Off, Mode::Enforce)));
     assert!(allows(&book, "reader"));
 }
