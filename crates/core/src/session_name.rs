@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use crate::workload::Workload;
 
 /// STS's limit, in characters.
 const MAX: usize = 64;
 /// STS's least length, in characters.
 const MIN: usize = 2;
+/// Hexadecimal digits of the hash that a cut name ends in: 80 bits.
+const HASH: usize = 20;
 
 /// Which workloads share one session of a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,20 +33,27 @@ pub enum SessionNameError {
         "the session name {0:?} would pass for a pod of another namespace: names with a dot start with the pod's own namespace"
     )]
     Forged(String),
+    /// STS would not take it.
+    #[error("a session name has up to 64 letters, digits and _+=,.@- characters")]
+    Malformed,
 }
 
-/// The session name of a workload. What STS does not take is replaced by `-`; what is too long
-/// is cut and ends in a hash of the whole, so that two long names stay two.
+/// The session name of a workload: what its annotation says, or else one made of its names, which is
+/// cut where it is too long and ends in a hash of the whole, so that two long names stay two.
 ///
 /// # Errors
-/// [`SessionNameError::Forged`] when the pod's annotation names it after another namespace.
+/// [`SessionNameError`] when the pod's annotation names it after another namespace, or as STS would
+/// not take it: what was changed to fit could be anybody's name.
 pub fn session_name(
     workload: &Workload,
     scope: SessionScope,
 ) -> Result<Arc<str>, SessionNameError> {
     let own_prefix = format!("{}.", workload.namespace);
     if let Some(wish) = &workload.wish.session_name {
-        let name = fit(wish);
+        let name = pad((**wish).to_owned());
+        if name.len() > MAX || !name.chars().all(is_taken) {
+            return Err(SessionNameError::Malformed);
+        }
         let forged = name.contains('.') && !name.starts_with(&own_prefix);
         return if forged || looks_cut(wish) {
             Err(SessionNameError::Forged(name))
@@ -62,7 +73,7 @@ pub fn session_name(
 fn looks_cut(text: &str) -> bool {
     text.len() == MAX
         && text.rsplit_once('-').is_some_and(|(_, hash)| {
-            hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit())
+            hash.len() == HASH && hash.bytes().all(|b| b.is_ascii_hexdigit())
         })
 }
 
@@ -70,19 +81,23 @@ fn looks_cut(text: &str) -> bool {
 pub(crate) fn fit(text: &str) -> String {
     let mut name: String = text
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) {
-                c
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if is_taken(c) { c } else { '-' })
         .collect();
     if name.len() > MAX || name != text {
-        let hash = format!("-{:012x}", fnv1a(text) & 0xffff_ffff_ffff);
-        name.truncate(MAX - hash.len());
-        name.push_str(&hash);
+        // Whoever may choose names of service accounts must not find another's.
+        let hash = Sha256::digest(text);
+        name.truncate(MAX - HASH - 1);
+        name.push('-');
+        name.extend(hash.iter().take(HASH / 2).map(|byte| format!("{byte:02x}")));
     }
+    pad(name)
+}
+
+fn is_taken(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_+=,.@-".contains(c)
+}
+
+fn pad(mut name: String) -> String {
     while name.len() < MIN {
         name.push('-');
     }
@@ -122,9 +137,32 @@ mod tests {
         assert_eq!(chosen("default.blue").unwrap(), "default.blue");
         assert!(chosen("payments.api").is_err());
         assert!(chosen("payments\u{202e}.api").is_err());
+        assert_eq!(chosen("x").unwrap(), "x-");
+    }
+
+    #[test]
+    fn threat_12_nothing_is_changed_to_pass_for_a_cut_name() {
         // A cut name has no dot where the namespace's is long.
-        assert!(chosen(&format!("{}-0123456789ab", "x".repeat(51))).is_err());
-        assert_ne!(chosen("x").unwrap(), "x");
+        let mut victim = pod(None);
+        victim.namespace = "x".repeat(60).into();
+        let cut = session_name(&victim, SessionScope::Workload).unwrap();
+        assert!(!cut.contains('.') && cut.len() == MAX);
+        let mut pod = pod(None);
+        let mut chosen = |name: &str| {
+            pod.wish.session_name = Some(name.into());
+            session_name(&pod, SessionScope::Workload)
+        };
+        assert!(matches!(chosen(&cut), Err(SessionNameError::Forged(_))));
+        // Whatever its hash may come to.
+        for name in [
+            "x".repeat(65),
+            "x".repeat(60) + " ",
+            "a b".into(),
+            "\u{e9}".into(),
+        ] {
+            assert_eq!(chosen(&name), Err(SessionNameError::Malformed), "{name}");
+        }
+        assert_eq!(&*chosen(&"x".repeat(64)).unwrap(), "x".repeat(64));
     }
 
     #[test]

@@ -41,10 +41,11 @@ pub(super) fn request(input: &VapInput<'_>) -> Vec<Value> {
     } else {
         own.join(" || ")
     };
-    // Too long or odd names end in a hash of their own after 51 characters.
-    let forged = r#"[a.sessionName].map(n, n.size() <= 64 && n.matches("^[A-Za-z0-9_+=,.@-]*$") ? n : n.size() > 51 ? n.substring(0, 51) : n).exists(n, n.contains(".") && !n.startsWith(request.namespace + ".")) || (a.sessionName.size() == 64 && bytes(a.sessionName).size() == 64 && a.sessionName.matches("-[0-9a-fA-F]{12}$"))"#;
+    let odd = r#"a.sessionName.size() > 64 || !a.sessionName.matches("^[A-Za-z0-9_+=,.@-]*$")"#;
+    // What is made of names that are too long ends in a hash of 20 digits.
+    let forged = r#"a.sessionName.contains(".") && !a.sessionName.startsWith(request.namespace + ".") || (a.sessionName.size() == 64 && a.sessionName.matches("-[0-9a-fA-F]{20}$"))"#;
     let sentence = format!(
-        r#"!{is_role} ? {malformed} : "mirror" in a ? "mirror pods of static pods get no role" : {own} ? "it is the role of the node or of rolegate itself, which no pod may have" : "externalId" in a && !a.externalId.matches("^[A-Za-z0-9_+=,.@:/-]*$") || "externalId" in a && (a.externalId.size() < 2 || a.externalId.size() > 1224) ? "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters" : "sessionName" in a && ({forged}) ? "the session name would pass for a pod of another namespace: names with a dot start with the pod's own namespace" : """#,
+        r#"!{is_role} ? {malformed} : "mirror" in a ? "mirror pods of static pods get no role" : {own} ? "it is the role of the node or of rolegate itself, which no pod may have" : "externalId" in a && !a.externalId.matches("^[A-Za-z0-9_+=,.@:/-]*$") || "externalId" in a && (a.externalId.size() < 2 || a.externalId.size() > 1224) ? "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters" : "sessionName" in a && ({odd}) ? "a session name has up to 64 letters, digits and _+=,.@- characters" : "sessionName" in a && ({forged}) ? "the session name would pass for a pod of another namespace: names with a dot start with the pod's own namespace" : """#,
         is_role = is_role("a.role"),
         malformed = quote(
             "it is not a role ARN (arn:PARTITION:iam::ACCOUNT:role/NAME) and not a role name \
@@ -228,9 +229,8 @@ pub(super) fn grants() -> Vec<Value> {
     let id_listed = format!(
         r#"!("externalId" in a) || c.exists(f, f[{SESSION}] == b[0][{SESSION}] && a.externalId in f[{EXTERNAL_IDS}].split(" "))"#
     );
-    // A name that rolegate changes gets a hash, which can't be known here.
     let name_allowed = format!(
-        r#"b[0][{NAMES}] == "" || !("sessionName" in a) || (a.sessionName.size() <= 64 && a.sessionName.matches("^[A-Za-z0-9_+=,.@-]*$") && (a.sessionName + (a.sessionName.size() == 0 ? "--" : a.sessionName.size() == 1 ? "-" : "")).matches(b[0][{NAMES}]))"#
+        r#"b[0][{NAMES}] == "" || !("sessionName" in a) || (a.sessionName + (a.sessionName.size() == 0 ? "--" : a.sessionName.size() == 1 ? "-" : "")).matches(b[0][{NAMES}])"#
     );
     let among_closest = format!(
         r#"[b.filter(f, f[{SESSION}] != b[0][{SESSION}])].map(o, o.size() > 0 ? "grants " + b[0][{GRANT}] + " and " + o[0][{GRANT}] + " name the role equally closely and make different sessions, so which one counts is ambiguous" : !({id_listed}) ? "grant " + b[0][{GRANT}] + " covers the role, but lists no such external ID" : {name_allowed} ? "" : "grant " + b[0][{GRANT}] + " does not allow the session name")[0]"#
