@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, is_kept};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, cut, is_kept};
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Wish, Workload};
 
@@ -10,9 +10,6 @@ use crate::place::{Malformed, Place, Texts};
 
 /// The variable by which SDKs are told the role of web identity.
 pub const ROLE_VARIABLE: &str = "AWS_ROLE_ARN";
-/// Most bytes that are read of what an annotation asks for, as the doors read it: longer than
-/// anything that AWS takes.
-const LONGEST_WISH: usize = 2048;
 
 /// A pod or a template of pods.
 #[derive(Debug, Clone)]
@@ -174,11 +171,6 @@ impl<'a> PodShape<'a> {
             annotations: kept.map(|(key, value)| (key, cut(value))).collect(),
         }
     }
-}
-
-fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(LONGEST_WISH))
-        .unwrap_or(text)
 }
 
 /// Whether a token for this audience is one that AWS takes for credentials: STS's names in all

@@ -28,6 +28,16 @@ pub fn is_kept(key: &str) -> bool {
         .any(|prefix| key.starts_with(prefix))
 }
 
+/// The most bytes kept of a pod's annotation: longer than anything that AWS takes, so that what was
+/// cut is refused and not mistaken for something else.
+const LONGEST: usize = 2048;
+
+/// As much of a pod's annotation as is kept, the same at gate and doors.
+pub fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(LONGEST))
+        .unwrap_or(text)
+}
+
 /// The annotation keys in use: kube2iam lets its users rename three of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnotationKeys {

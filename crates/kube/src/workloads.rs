@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use kube::Api;
 use kube::core::ObjectMeta;
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, is_kept};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, cut, is_kept};
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Update, Wish, Workload};
 use serde::Deserialize;
@@ -15,10 +15,6 @@ use crate::client::Connection;
 use crate::objects::{Pod, annotation, labels};
 use crate::watch::{Reporting, Source, never, usual};
 use crate::watchdog::Watchdog;
-
-/// The most bytes kept of what a pod's annotation asks for: longer than anything that AWS takes,
-/// so that what was cut is refused and not mistaken for something else.
-const LONGEST_WISH: usize = 2048;
 
 /// Whose pods are watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,11 +163,6 @@ fn skipped(pod: &Pod, address: &str) {
     );
 }
 
-fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(LONGEST_WISH))
-        .unwrap_or(text)
-}
-
 #[cfg(test)]
 mod tests {
     use rolegate_core::annotation::ROLE;
@@ -256,7 +247,7 @@ mod tests {
             Some(" raw\n")
         );
         let cut = workload.annotations.get("rolegate.dev/x").unwrap();
-        assert_eq!(cut.len(), LONGEST_WISH);
+        assert_eq!(cut.len(), 2048);
     }
 
     #[test]
@@ -322,6 +313,6 @@ mod tests {
         let object = pod(json!({"example.com/role": long, ROLE: "other"}), json!({}));
         let workload = workload(serde_json::from_value(object).unwrap(), &keys).unwrap();
         let role = workload.wish.role.unwrap();
-        assert!(role.starts_with('é') && role.len() <= LONGEST_WISH && role.len() > 2000);
+        assert!(role.starts_with('é') && role.len() <= 2048 && role.len() > 2000);
     }
 }

@@ -128,7 +128,7 @@ pub(crate) fn of_review(asked: &Value) -> Value {
             .filter(|(key, value)| {
                 value.is_string() && (field == "labels" || annotation::is_kept(key))
             })
-            .map(|(key, value)| (key.clone(), value.clone()))
+            .map(|(key, value)| (key.clone(), cut(field, value)))
             .collect();
         if !kept.is_empty() {
             metadata.insert(field.into(), kept.into());
@@ -145,6 +145,14 @@ pub(crate) fn of_review(asked: &Value) -> Value {
         }
     }
     review(&namespace, name.as_deref(), metadata.into(), spec)
+}
+
+/// A label or annotation as doors know it: of annotations they keep the beginning.
+fn cut(field: &str, value: &Value) -> Value {
+    match value {
+        Value::String(text) if field == "annotations" => annotation::cut(text).into(),
+        other => other.clone(),
+    }
 }
 
 fn review(namespace: &str, name: Option<&str>, metadata: Value, spec: Value) -> Value {
