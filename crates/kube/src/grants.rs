@@ -2,12 +2,14 @@
 
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
-use rolegate_core::grant::Grant;
+use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::workload::Change;
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::crd::{INSTALL, RoleGrant};
+use crate::crd::{INSTALL, LabelSelector, RoleGrant};
 use crate::watch::{Reporting, Source};
 use crate::watchdog::Watchdog;
 
@@ -31,7 +33,7 @@ pub async fn watch_grants<M: Send + 'static>(
 /// said before would go on.
 fn grant(object: DynamicObject) -> Option<Grant> {
     let name = object.metadata.name.clone()?;
-    match object.try_parse::<RoleGrant>() {
+    match object.clone().try_parse::<RoleGrant>() {
         Ok(object) => Some(Grant::from(&object)),
         Err(error) => {
             let error = crate::chain(&error);
@@ -41,9 +43,24 @@ fn grant(object: DynamicObject) -> Option<Grant> {
             );
             Some(Grant {
                 name: name.into(),
+                subjects: selecting(&object),
                 unreadable: Some(error),
                 ..Grant::default()
             })
         }
     }
+}
+
+/// The namespaces that a grant which cannot be read would select, as far as they can be: their labels
+/// are guarded meanwhile, or they would count once it is mended.
+fn selecting(object: &DynamicObject) -> Vec<Subject> {
+    let subjects = object.data.pointer("/spec/subjects");
+    let subjects = subjects.and_then(Value::as_array).into_iter().flatten();
+    subjects
+        .filter_map(|subject| LabelSelector::deserialize(subject.get("namespaceSelector")?).ok())
+        .map(|selector| Subject {
+            namespace_selector: Some((&selector).into()),
+            ..Subject::default()
+        })
+        .collect()
 }

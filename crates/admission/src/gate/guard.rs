@@ -177,11 +177,9 @@ impl Judge<'_> {
             .into_iter()
             .filter(|key| annotations.get(key) != old_annotations.get(key))
             .map(|key| (format!("metadata.annotations[{key}]"), "role annotations"));
-        let mut keys: Vec<_> = guarded_labels(self.rules.grants.grants()).collect();
-        keys.sort_unstable();
-        keys.dedup();
+        let keys = self.rules.grants.namespace_label_keys();
         let labels = keys
-            .into_iter()
+            .filter(|key| *key != NAME_LABEL)
             .filter(|key| labels.get(key) != old_labels.get(key))
             .map(|key| (format!("metadata.labels[{key}]"), "labels that grants use"));
         if self.is_creation() {
@@ -292,12 +290,6 @@ impl Judge<'_> {
     pub(super) fn is_creation(&self) -> bool {
         self.review.operation() == Operation::Create
     }
-}
-
-/// Keys of namespace labels by which grants are given, and which therefore not everybody may set.
-fn guarded_labels(grants: &[rolegate_core::grant::CompiledGrant]) -> impl Iterator<Item = &str> {
-    let keys = grants.iter().flat_map(|grant| grant.namespace_label_keys());
-    keys.filter(|key| *key != NAME_LABEL)
 }
 
 /// What an object that holds rules says: not its status, nor the records kept of it.

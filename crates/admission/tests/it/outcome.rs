@@ -2,7 +2,10 @@
 
 use rolegate_admission::outcome::refusal;
 use rolegate_admission::{Fault, Outcome, Review, Unseen, judge};
+use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::Mode;
+use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_core::selector::Selector;
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
@@ -152,4 +155,29 @@ fn a_refusal_without_a_verdict_has_the_same_shape() {
     assert_eq!(answer["response"]["uid"], "u-1");
     assert_eq!(answer["response"]["allowed"], false);
     assert_eq!(answer["response"]["status"]["message"], "no\\u{a}way");
+}
+
+#[test]
+fn threat_07_a_label_cannot_be_planted_while_its_grant_is_broken() {
+    let mut rules = Rules::of("grants");
+    let selector = Selector {
+        labels: [("tier", "gold")].into_iter().collect(),
+        ..Selector::default()
+    };
+    let broken = Grant {
+        name: "gold".into(),
+        roles: vec!["arn:aws:iam::123456789012:role/gold".into()],
+        subjects: vec![Subject {
+            namespace_selector: Some(selector),
+            ..Subject::default()
+        }],
+        unreadable: Some("a field of a later version".into()),
+        ..Grant::default()
+    };
+    rules.grants = GrantsLayer::new([&broken], None).into();
+    let mut namespace = pod("", None);
+    namespace["request"]["kind"]["kind"] = "Namespace".into();
+    namespace["request"]["object"] = json!({"metadata": {"labels": {"tier": "gold"}}});
+    let outcome = rules.judge(&namespace);
+    assert_eq!(outcome.faults[0].path, "metadata.labels[tier]");
 }

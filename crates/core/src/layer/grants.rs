@@ -8,6 +8,7 @@
 
 mod index;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::arn::BaseArn;
@@ -25,6 +26,8 @@ pub struct GrantsLayer {
     /// Sorted by name.
     grants: Vec<CompiledGrant>,
     invalid: Vec<(Arc<str>, GrantError)>,
+    /// Of all grants, the invalid ones too.
+    namespace_label_keys: BTreeSet<Arc<str>>,
     index: Index,
     reads: Reads,
 }
@@ -34,6 +37,10 @@ impl GrantsLayer {
     pub fn new<'a>(grants: impl IntoIterator<Item = &'a Grant>, base: Option<&BaseArn>) -> Self {
         let mut layer = Self::default();
         for grant in grants {
+            let subjects = grant.subjects.iter();
+            let selectors = subjects.filter_map(|subject| subject.namespace_selector.as_ref());
+            let keys = selectors.flat_map(|selector| selector.keys());
+            layer.namespace_label_keys.extend(keys.map(Into::into));
             match CompiledGrant::compile(grant, base) {
                 Ok(compiled) => layer.grants.push(compiled),
                 Err(error) => layer.invalid.push((grant.name.clone(), error)),
@@ -57,6 +64,13 @@ impl GrantsLayer {
     /// The grants that are not, with the first fault of each.
     pub fn invalid(&self) -> &[(Arc<str>, GrantError)] {
         &self.invalid
+    }
+
+    /// The keys of namespace labels that grants look at, sorted: whoever sets them grants. Those of
+    /// invalid grants too, or a label could be set while a grant is broken and count once it is
+    /// mended.
+    pub fn namespace_label_keys(&self) -> impl Iterator<Item = &str> {
+        self.namespace_label_keys.iter().map(|key| &**key)
     }
 
     /// The grants that cover `ask`, closest first, external IDs aside.

@@ -136,12 +136,17 @@ async fn a_grant_that_cannot_be_read_takes_the_place_of_what_it_said_before() {
     // As of a later version, whose limits this one doesn't know.
     let mut later = good_grant("one");
     later["spec"]["onlyOnSundays"] = json!(true);
+    later["spec"]["subjects"] = json!([{"namespaceSelector": {"matchLabels": {"tier": "gold"}},
+        "onlyOnSundays": true}, {"namespaceSelector": 7}]);
     api.put(GRANTS, later);
     let Change::Apply(one) = told.next().await else {
         panic!("not applied")
     };
     assert!(one.unreadable.unwrap().contains("onlyOnSundays"));
-    assert!(one.roles.is_empty() && one.subjects.is_empty());
+    assert!(one.roles.is_empty());
+    // What it would look at is guarded all the same.
+    let selector = one.subjects[0].namespace_selector.as_ref().unwrap();
+    assert!(selector.keys().eq(["tier"]) && one.subjects.len() == 1);
     assert!(told.readiness.is_ready(), "the others go on");
 }
 

@@ -87,6 +87,11 @@ impl Table {
         sorted.sort_by(|a, b| a.name.cmp(&b.name));
         let mut sessions = Vec::new();
         for grant in sorted {
+            // Of invalid ones too: their labels would count once they are mended.
+            let selectors = grant.subjects.iter();
+            let selectors = selectors.filter_map(|subject| subject.namespace_selector.as_ref());
+            let keys = selectors.flat_map(|selector| selector.keys());
+            table.namespace_labels.extend(keys.map(str::to_owned));
             match CompiledGrant::compile(grant, base) {
                 Ok(compiled) => {
                     let session = sessions.iter().position(|known| *known == compiled.session);
@@ -97,8 +102,6 @@ impl Table {
                     let owned = |keys: &mut dyn Iterator<Item = &str>| -> Vec<String> {
                         keys.map(str::to_owned).collect()
                     };
-                    let keys = owned(&mut compiled.namespace_label_keys());
-                    table.namespace_labels.extend(keys);
                     table
                         .pod_labels
                         .extend(owned(&mut compiled.pod_label_keys()));

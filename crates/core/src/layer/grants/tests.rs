@@ -305,3 +305,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn threat_07_labels_that_an_invalid_grant_looks_at_are_known_too() {
+    let with_label = |name: &str, key: &str, roles: &[&str]| Grant {
+        subjects: vec![Subject {
+            namespace_selector: Some(Selector {
+                labels: [(key, "x")].into_iter().collect(),
+                ..Selector::default()
+            }),
+            ..Subject::default()
+        }],
+        ..grant(name, roles, "unused")
+    };
+    let [good, mut broken, bare] = [
+        with_label("good", "team", &["a"]),
+        with_label("broken", "tier", &["a"]),
+        with_label("bare", "zone", &["no-base*"]),
+    ];
+    broken.unreadable = Some("a field of a later version".into());
+    let layer = GrantsLayer::new([&good, &broken, &bare], None);
+    assert_eq!(layer.invalid().len(), 3, "names need a base");
+    let keys: Vec<_> = layer.namespace_label_keys().collect();
+    assert_eq!(keys, ["team", "tier", "zone"]);
+}
