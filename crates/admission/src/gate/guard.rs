@@ -8,7 +8,7 @@ use rolegate_core::namespace::NAME_LABEL;
 use super::{Change, GRANTS, Judge, read};
 use crate::json::{Map, Node};
 use crate::kinds::Subject;
-use crate::outcome::Fault;
+use crate::outcome::{Fault, Unseen};
 use crate::place::{Malformed, Place, Texts};
 use crate::review::Operation;
 
@@ -40,6 +40,13 @@ const ASK: &str = "ask your cluster's administrator";
 impl Judge<'_> {
     /// A deletion takes nothing that pods have been given, but may take rules away.
     pub(super) fn deletion(&mut self, subject: Subject<'_>) -> Result<(), Malformed> {
+        let guarded = matches!(
+            subject,
+            Subject::Rules | Subject::ConfigMap | Subject::Namespace
+        );
+        if guarded && self.waits_for_rules() {
+            return Ok(());
+        }
         let writers = self.rules.config.rule_writers.is_some();
         let guarded = match subject {
             Subject::Rules => true,
@@ -66,11 +73,17 @@ impl Judge<'_> {
 
     /// Grants and the configuration.
     pub(super) fn rule_object(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
+        if self.waits_for_rules() {
+            return Ok(());
+        }
         self.rule_change(change, "a grant or the configuration")
     }
 
     /// ConfigMaps that hold policies or their data, or did.
     pub(super) fn config_map(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
+        if self.waits_for_rules() {
+            return Ok(());
+        }
         let publisher =
             self.review.user().name == ROOT_CA.1 && self.object_name(&change.new)? == ROOT_CA.0;
         let is_policy =
@@ -97,6 +110,17 @@ impl Judge<'_> {
             );
         }
         Ok(())
+    }
+
+    /// Who may write, and which labels count, is said by rules that may not have been seen yet. Those
+    /// of `system:masters` may in any case.
+    fn waits_for_rules(&mut self) -> bool {
+        let master = self.review.user().is_in("system:masters");
+        let unseen = self.rules.rules.unseen.filter(|_| !master);
+        if let Some(sentence) = unseen {
+            self.outcome.undecided = Some(Unseen::Rules(sentence));
+        }
+        unseen.is_some()
     }
 
     pub(super) fn is_rule_writer(&self) -> bool {
@@ -156,7 +180,7 @@ impl Judge<'_> {
 
     /// Who may say what a namespace's pods may have.
     pub(super) fn namespace(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
-        if self.is_among(&self.rules.config.namespace_writers) {
+        if self.waits_for_rules() || self.is_among(&self.rules.config.namespace_writers) {
             return Ok(());
         }
         let metadata = |object| -> Result<(Texts<'_>, Texts<'_>), Malformed> {

@@ -2,6 +2,7 @@
 
 use rolegate_admission::outcome::refusal;
 use rolegate_admission::{Fault, Outcome, Review, Unseen, judge};
+use rolegate_core::config::RuleConfig;
 use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::Mode;
 use rolegate_core::layer::grants::GrantsLayer;
@@ -180,4 +181,31 @@ fn threat_07_a_label_cannot_be_planted_while_its_grant_is_broken() {
     namespace["request"]["object"] = json!({"metadata": {"labels": {"tier": "gold"}}});
     let outcome = rules.judge(&namespace);
     assert_eq!(outcome.faults[0].path, "metadata.labels[tier]");
+}
+
+/// Before the configuration is seen flags count, by which whoever has the right of RBAC writes.
+#[test]
+fn threat_10_what_is_guarded_waits_until_the_rules_were_seen() {
+    let mut rules = Rules::of("annotations");
+    rules.config = RuleConfig::default().into();
+    rules.set.unseen = Some("the cluster's configuration has not been seen");
+    for (group, kind, namespace) in [
+        ("", "Namespace", ""),
+        ("rolegate.dev", "RoleGrant", ""),
+        ("rolegate.dev", "RolegateConfig", ""),
+        ("", "ConfigMap", "opa"),
+    ] {
+        for operation in ["CREATE", "UPDATE", "DELETE"] {
+            let mut review = pod(namespace, None);
+            review["request"]["kind"] = json!({"group": group, "version": "v1", "kind": kind});
+            review["request"]["operation"] = operation.into();
+            let object = json!({"metadata": {"labels": {"team": "blue"}}});
+            review["request"]["object"] = object.clone();
+            review["request"]["oldObject"] = json!({"metadata": {}});
+            let outcome = rules.judge(&review);
+            assert!(outcome.undecided.is_some(), "{kind} {operation}");
+            review["request"]["userInfo"]["groups"] = json!(["system:masters"]);
+            assert!(rules.judge(&review).is_allowed(), "{kind} {operation}");
+        }
+    }
 }
