@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rolegate_core::config::{ResourceKind, RuleConfig};
 use rolegate_core::decision::RuleSet;
+use rolegate_core::layer::Mode;
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_rego::Policies;
 
@@ -26,6 +27,14 @@ pub struct Snapshot {
     pub missing: Option<Arc<str>>,
     /// What must be followed for these rules.
     pub needs: Needs,
+}
+
+impl Snapshot {
+    /// Whether policies are asked about reviews, so that the gate has to see everything that they may
+    /// be about.
+    pub fn asks_policies_at_gate(&self) -> bool {
+        self.config.modes.rego != Mode::Off && self.policies.asks_at_gate()
+    }
 }
 
 /// Something that is followed.

@@ -4,6 +4,7 @@ use rolegate_admission::registration::{Endpoint, Registration, webhook_configura
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::{RuleConfig, Subjects};
 use rolegate_core::layer::Mode;
+use rolegate_rules::offline::{OfflineOptions, load};
 use serde_json::{Value, json};
 
 use crate::world::Rules;
@@ -252,4 +253,15 @@ fn the_manifest_holds_what_is_made() {
         "deploy/rolegate-admission.yaml must end with:\n{}",
         serde_saphyr::to_string(&made).unwrap()
     );
+}
+
+/// This world demands a policy that is not there, and has the layer off.
+#[test]
+fn policies_that_are_off_want_to_see_nothing() {
+    let world = rolegate_testkit::cases::world("guarded").unwrap();
+    let offline = load(&world.documents, OfflineOptions::default()).unwrap();
+    let snapshot = offline.keeper.rules().load().clone();
+    assert_eq!(snapshot.config.modes.rego, Mode::Off);
+    assert!(snapshot.policies.asks_at_gate());
+    assert!(!snapshot.asks_policies_at_gate());
 }

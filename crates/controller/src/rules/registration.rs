@@ -91,7 +91,7 @@ impl Registrar {
             keys: &self.keys,
             has_default_role: config.default_role.is_some()
                 || namespaces.any(|namespace| namespace.default_role.is_some()),
-            has_rego: keeper.rules().load().policies.asks_at_gate(),
+            has_rego: keeper.rules().load().asks_policies_at_gate(),
             endpoint,
             ca_bundle: &[],
             own_namespace: &self.namespace,

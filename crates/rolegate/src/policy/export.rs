@@ -7,7 +7,6 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
 use rolegate_core::config::RuleConfig;
-use rolegate_core::layer::Mode;
 use rolegate_kube::crd::crds_yaml;
 use rolegate_policy::document;
 use rolegate_policy::vap::{VapInput, export};
@@ -116,7 +115,7 @@ fn webhook(
         config: &snapshot.config,
         keys: &reading.keys,
         has_default_role: snapshot.rules.default_role.is_some() || has_default,
-        has_rego: snapshot.config.modes.rego != Mode::Off && snapshot.policies.asks_at_gate(),
+        has_rego: snapshot.asks_policies_at_gate(),
         endpoint: Endpoint::Service {
             namespace: &arguments.namespace,
             name: &arguments.service,
