@@ -8,12 +8,14 @@ mod network;
 mod scheduling;
 mod wish;
 
+pub use guard::CONTROLLERS;
 use jiff::Timestamp;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::RuleSet;
 use rolegate_core::layer::Mode;
 use rolegate_core::layer::grants::GrantsLayer;
+pub use scheduling::STARTUP_TAINTS;
 use serde_json::value::RawValue;
 
 use crate::json::{self, Node};

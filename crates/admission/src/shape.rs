@@ -6,6 +6,7 @@ use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, cut, is_ke
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Wish, Workload};
 
+use crate::gate::STARTUP_TAINTS;
 use crate::place::{Malformed, Place, Texts};
 
 /// The variable by which SDKs are told the role of web identity.
@@ -27,6 +28,8 @@ pub(crate) struct PodShape<'a> {
     pub(crate) node_name: Option<&'a str>,
     /// Paths of tolerations that tolerate everything.
     pub(crate) tolerates_all: Vec<String>,
+    /// Paths of tolerations of taints that keep pods from nodes that are not ready.
+    pub(crate) tolerates_startup: Vec<String>,
 }
 
 /// An environment variable that names a role.
@@ -51,9 +54,15 @@ impl<'a> PodShape<'a> {
         };
         shape.node_name = spec.text("nodeName")?;
         for toleration in spec.list("tolerations")? {
-            let keyless = toleration.text("key")?.is_none();
-            if keyless && toleration.text("operator")? == Some("Exists") {
-                shape.tolerates_all.push(toleration.path());
+            let lets_start = matches!(toleration.text("effect")?, None | Some("NoSchedule"));
+            match toleration.text("key")? {
+                None if toleration.text("operator")? == Some("Exists") => {
+                    shape.tolerates_all.push(toleration.path());
+                }
+                Some(key) if lets_start && STARTUP_TAINTS.contains(&key) => {
+                    shape.tolerates_startup.push(toleration.path());
+                }
+                _ => {}
             }
         }
         for containers in ["initContainers", "containers", "ephemeralContainers"] {
@@ -113,6 +122,7 @@ impl<'a> PodShape<'a> {
             tokens: Vec::new(),
             node_name: None,
             tolerates_all: Vec::new(),
+            tolerates_startup: Vec::new(),
         })
     }
 

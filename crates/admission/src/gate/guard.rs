@@ -22,9 +22,9 @@ const ROOT_CA: (&str, &str) = (
 /// Who empties namespaces that are deleted.
 const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-controller";
 
-/// The control plane's controllers that make, scale and release what others wrote. Whatever else runs
-/// in `kube-system` is nobody special.
-const CONTROLLERS: &[&str] = &[
+/// The control plane's controllers that make, scale and release what others wrote, by their service
+/// accounts in `kube-system`. Whatever else runs there is nobody special.
+pub const CONTROLLERS: &[&str] = &[
     "cronjob-controller",
     "daemon-set-controller",
     "deployment-controller",

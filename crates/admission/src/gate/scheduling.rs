@@ -5,6 +5,13 @@ use super::{Change, Judge};
 use crate::place::{Malformed, Place};
 use crate::shape::PodShape;
 
+/// Taints that keep pods from a node until it is ready, by their keys. Kubernetes itself lets each pod
+/// tolerate the first for a while, with effect `NoExecute`, which lets none onto a node.
+pub const STARTUP_TAINTS: [&str; 2] = [
+    "node.kubernetes.io/not-ready",
+    "node.cloudprovider.kubernetes.io/uninitialized",
+];
+
 const RULE: &str = "scheduling";
 const ASK: &str = "leave it out, or ask your cluster's administrator";
 
@@ -29,6 +36,17 @@ impl Judge<'_> {
             );
         }
         let tolerated = old.is_some_and(|old| !old.tolerates_all.is_empty());
+        let early = old.is_some_and(|old| !old.tolerates_startup.is_empty());
+        for path in new.tolerates_startup.iter().filter(|_| !early) {
+            self.guard(
+                path,
+                RULE,
+                &format!(
+                    "a pod that tolerates a taint of nodes that are not ready may start before rolegate \
+                     covers it; {ASK}"
+                ),
+            );
+        }
         for path in new.tolerates_all.iter().filter(|_| !tolerated) {
             self.guard(
                 path,
@@ -63,15 +81,11 @@ impl Judge<'_> {
     }
 
     /// The control plane makes pods of templates that were judged before, binds them, and mirrors
-    /// static ones; whoever writes the rules may do as much.
+    /// static ones, by accounts that are known by name; whoever writes the rules may do as much.
     fn may_schedule(&self) -> bool {
         let user = self.review.user();
-        let control_plane = matches!(
-            &*user.name,
-            "system:kube-controller-manager" | "system:kube-scheduler" | "system:apiserver"
-        );
-        control_plane
-            || user.is_in("system:serviceaccounts:kube-system")
+        matches!(&*user.name, "system:kube-scheduler" | "system:apiserver")
+            || self.is_controller()
             || user.is_in("system:nodes")
             || self.is_rule_writer()
     }

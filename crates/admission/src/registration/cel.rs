@@ -3,6 +3,7 @@
 //! They are written without what only newer API servers know, and without field accesses that fail
 //! where a field is absent: an error would refuse the request. `[X].exists(v, …)` gives X a name.
 
+use crate::gate::STARTUP_TAINTS;
 use crate::shape::ROLE_VARIABLE;
 
 /// A string literal. CEL reads JSON's.
@@ -119,12 +120,14 @@ pub(super) fn names_role(object: &str, key: &str) -> String {
     )
 }
 
-/// That a pod or template chooses its node or tolerates everything.
+/// That a pod or template chooses its node, or tolerates everything or nodes that are not ready.
 pub(super) fn chooses_node(object: &str) -> String {
     format!(
         "has({object}.spec) && [{object}.spec].exists(s, has(s.nodeName) && s.nodeName != \"\" || \
          has(s.tolerations) && s.tolerations.exists(t, has(t.operator) && t.operator == \"Exists\" && \
-         (!has(t.key) || t.key == \"\")))"
+         (!has(t.key) || t.key == \"\") || has(t.key) && t.key in {} && (!has(t.effect) || t.effect in \
+         [\"\", \"NoSchedule\"])))",
+        texts(STARTUP_TAINTS)
     )
 }
 

@@ -2,6 +2,7 @@
 //! labels of namespaces, what bindings and status updates put onto pods, Services that would
 //! divert the metadata address, tokens for AWS, where pods run, and the rules themselves.
 
+use rolegate_admission::gate::{CONTROLLERS, STARTUP_TAINTS};
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, RuleConfig, Subjects};
 use rolegate_core::namespace::NAME_LABEL;
@@ -126,23 +127,37 @@ pub(super) fn tokens(input: &VapInput<'_>) -> Vec<Value> {
 
 /// Pods that start where, or before, the agent can't cover them.
 pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
-    let control_plane = [
+    let controllers = CONTROLLERS
+        .iter()
+        .map(|name| format!("system:serviceaccount:kube-system:{name}"));
+    let control_plane: Vec<_> = [
         "system:kube-controller-manager",
         "system:kube-scheduler",
         "system:apiserver",
-    ];
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain(controllers)
+    .collect();
     let tolerates = |at: &str| {
         format!(
             r#"{at}.?spec.?tolerations.orValue([]).exists(x, !has(x.key) && x.?operator.orValue("") == "Exists")"#
         )
     };
+    let early = |at: &str| {
+        format!(
+            r#"{at}.?spec.?tolerations.orValue([]).exists(x, x.?key.orValue("") in {} && x.?effect.orValue("") in ["", "NoSchedule"])"#,
+            list(STARTUP_TAINTS)
+        )
+    };
+    let not_ready = r#""a pod that tolerates a taint of nodes that are not ready may start before rolegate covers it: leave it out, or ask your cluster's administrator""#;
     let node = r#""a pod that chooses its node may start there before rolegate covers it: leave it out, or ask your cluster's administrator""#;
     let tolerant = r#""a pod that tolerates everything may start on a node before rolegate covers it: name the taints that it tolerates, or ask your cluster's administrator""#;
     vec![
         variable(
             "maySchedule",
             format!(
-                r#"request.userInfo.username in {} || request.userInfo.?groups.orValue([]).exists(g, g in ["system:serviceaccounts:kube-system", "system:nodes"]) || {}"#,
+                r#"request.userInfo.username in {} || request.userInfo.?groups.orValue([]).exists(g, g == "system:nodes") || {}"#,
                 list(control_plane),
                 is_rule_writer(input.config)
             ),
@@ -150,9 +165,11 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
         variable(
             "refusals",
             format!(
-                r#"variables.maySchedule ? [] : (request.kind.kind == "Binding" ? (object.?target.?name.orValue("") != "" ? [{node}] : []) : variables.isPod && oldObject != null ? [] : variables.changed.filter(t, has(t.spec.nodeName) && !variables.before.exists(b, b.?spec.?nodeName == t.?spec.?nodeName)).map(t, {node})) + (variables.before.exists(b, {}) ? [] : variables.changed.filter(t, {}).map(t, {tolerant}))"#,
+                r#"variables.maySchedule ? [] : (request.kind.kind == "Binding" ? (object.?target.?name.orValue("") != "" ? [{node}] : []) : variables.isPod && oldObject != null ? [] : variables.changed.filter(t, has(t.spec.nodeName) && !variables.before.exists(b, b.?spec.?nodeName == t.?spec.?nodeName)).map(t, {node})) + (variables.before.exists(b, {}) ? [] : variables.changed.filter(t, {}).map(t, {tolerant})) + (variables.before.exists(b, {}) ? [] : variables.changed.filter(t, {}).map(t, {not_ready}))"#,
                 tolerates("b"),
                 tolerates("t"),
+                early("b"),
+                early("t"),
             ),
         ),
     ]
