@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::lab::Namespace;
-use rolegate_testkit::{Cluster, eventually};
+use rolegate_testkit::request::PatchKind;
+use rolegate_testkit::{Cluster, eventually, repository};
+use serde_json::{Value, json};
 
 use crate::ask::{self, CREDENTIALS, Reply};
 use crate::site::{DEADLINE, Site, served};
@@ -114,5 +116,124 @@ async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() 
     // Deleted, and its namespace still there: nothing.
     cluster.delete_pod(&namespace, "new").await?;
     answers(&new, "new", 404).await?;
+    Ok(())
+}
+
+const RULES: &str = "/apis/rolegate.dev/v1alpha1";
+/// What lets the agent of the shipped manifest read policies, as it says.
+const POLICIES: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: { name: agent, namespace: opa }
+rules: [{ apiGroups: [""], resources: [configmaps], verbs: [get, list, watch] }]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: { name: agent, namespace: opa }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: Role, name: agent }
+subjects: [{ kind: ServiceAccount, name: rolegate-agent, namespace: rolegate-system }]
+"#;
+const DOOR: &str = r#"
+package kubernetes.admission
+
+deny[msg] {
+    input.request.object.metadata.annotations["iam.amazonaws.com/role"] == "reader"
+    msg := "readers are not wanted"
+}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once()
+-> anyhow::Result<()> {
+    // The cluster's configuration would count for the other tests too.
+    let cluster = &Cluster::start().await?;
+    let crds = repository().join("deploy/crds.yaml");
+    cluster.apply_file(&crds).await?;
+    let admin = cluster.requests()?;
+    let config = json!({
+        "apiVersion": "rolegate.dev/v1alpha1", "kind": "RolegateConfig",
+        "metadata": { "name": "cluster" },
+        "spec": { "layers": { "namespace": "off", "grants": "enforce", "rego": "off" } },
+    });
+    eventually(DEADLINE, async || {
+        let path = format!("{RULES}/rolegateconfigs");
+        admin.post(&path, &config).await?.object().map(drop)
+    })
+    .await?;
+    let site = Site::new("rules", cluster).await?;
+    let namespace = site.namespace("a");
+    for name in [&namespace, "opa"] {
+        cluster.create_namespace(name, &[]).await?;
+    }
+    cluster.apply_manifest(POLICIES).await?;
+    let grant = json!({
+        "apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+        "metadata": { "name": "reader" },
+        "spec": { "roles": ["reader"], "subjects": [{ "namespaces": [namespace] }] },
+    });
+    let give = async || cluster.apply_manifest(&grant.to_string()).await;
+    give().await?;
+    let pod = site.pod("10.1.0.5")?;
+    cluster
+        .run_pod(&site.object("a", "app", &pod).role("reader"))
+        .await?;
+    let mut agent = site.ready_agent(&[]).await?;
+    let arn = "arn:aws:iam::123456789012:role/reader";
+    assert_eq!(served(&site, &pod, "reader").await?, arn);
+
+    // The grant is taken away, with credentials that would be good for an hour, and given back.
+    let path = format!("{RULES}/rolegrants/reader");
+    admin.delete(&path).await?.object()?;
+    let denied = answers(&pod, "reader", 403).await?;
+    assert!(denied.body.contains("no RoleGrant covers it"), "{denied:?}");
+    give().await?;
+    served(&site, &pod, "reader").await?;
+
+    // A layer is only to tell: it is served, and told by a metric and the log.
+    admin.delete(&path).await?.object()?;
+    answers(&pod, "reader", 403).await?;
+    let layers = async |layers: Value| {
+        let path = format!("{RULES}/rolegateconfigs/cluster");
+        let change = json!({ "spec": { "layers": layers } });
+        admin
+            .patch(&path, PatchKind::Merge, &change)
+            .await?
+            .object()
+    };
+    layers(json!({ "grants": "audit" })).await?;
+    served(&site, &pod, "reader").await?;
+    // What a pod was told is not told again for a while, so this is about another one.
+    let other = site.pod("10.1.0.6")?;
+    cluster
+        .run_pod(&site.object("a", "other", &other).role("reader"))
+        .await?;
+    served(&site, &other, "reader").await?;
+    let metrics = site.admin("/metrics")?.body;
+    let counted = |line: &str| {
+        let count = line.strip_prefix("rolegate_audited_denials_total{layer=\"grants\"} ");
+        count.is_some_and(|count| count != "0")
+    };
+    assert!(metrics.lines().any(counted), "{metrics}");
+    agent
+        .wait_for_line("would be denied (audit): no RoleGrant covers it", DEADLINE)
+        .await?;
+
+    // A policy that is asked at doors comes and goes.
+    layers(json!({ "grants": "off", "rego": "enforce" })).await?;
+    served(&site, &pod, "reader").await?;
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {
+            "name": "door", "labels": { "openpolicyagent.org/policy": "rego" },
+            "annotations": { "rolegate.dev/points": "gate,door" },
+        },
+        "data": { "main": DOOR },
+    });
+    let maps = "/api/v1/namespaces/opa/configmaps";
+    admin.post(maps, &map).await?.object()?;
+    let denied = answers(&pod, "reader", 403).await?;
+    assert!(denied.body.contains("readers are not wanted"), "{denied:?}");
+    admin.delete(&format!("{maps}/door")).await?.object()?;
+    assert_eq!(served(&site, &pod, "reader").await?, arn);
     Ok(())
 }

@@ -287,6 +287,14 @@ impl Gate {
             .await
     }
 
+    /// The webhook's metrics.
+    ///
+    /// # Errors
+    /// When its port does not answer.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        get(self.addresses.admin, "/metrics").await
+    }
+
     /// Waits until the API server asks the webhook: a binding that gives a role is refused whatever
     /// the rules.
     ///

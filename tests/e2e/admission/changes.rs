@@ -46,6 +46,15 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
+    let told = stage.gate.admission.log();
+    ensure!(told.contains("would be denied (audit): "), "{told}");
+    let metrics = stage.gate.metrics().await?;
+    let counted = |line: &str| {
+        let count =
+            line.strip_prefix("rolegate_admission_audited_denials_total{layer=\"grants\"} ");
+        count.is_some_and(|count| count != "0")
+    };
+    ensure!(metrics.lines().any(counted), "not counted: {metrics}");
     layers(json!({ "grants": "off" })).await?;
     eventually(DEADLINE, async || {
         let answer = stage.try_pod(namespace, "writer").await?;
