@@ -10,6 +10,7 @@ use http::StatusCode;
 use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE};
 use rolegate_core::config::RuleConfig;
+use rolegate_core::layer::Mode;
 use rolegate_kube::crd::RolegateConfig;
 use rolegate_testkit::cases::{Case, Verdict, World, load_all};
 use rolegate_testkit::gate::{Certificate, HOME, REGISTRATION};
@@ -172,7 +173,7 @@ impl Stage {
             keys: &AnnotationKeys::default(),
             has_default_role: config.default_role.is_some()
                 || world.documents.iter().any(has_default),
-            has_rego: false,
+            has_rego: config.modes.rego != Mode::Off,
             endpoint: Endpoint::Url(&gate.url()),
             ca_bundle: ca.as_bytes(),
             own_namespace: HOME,

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::annotation::{AnnotationKeys, EXTERNAL_ID, MIRROR, ROLE};
 use rolegate_core::decision::{Decision, OwnRole};
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Wish, Workload};
@@ -13,15 +13,17 @@ use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
 
-const NAMES: &[&str] = &["annotations", "grants", "layers", "audit"];
+const NAMES: &[&str] = &["annotations", "grants", "layers", "audit", "rego"];
 
 static WORLDS: LazyLock<HashMap<&str, Rules>> = LazyLock::new(|| {
     let worlds = NAMES.iter().map(|name| {
         let mut rules = Rules::of(name);
-        rules.set.own_roles = vec![OwnRole {
-            account: None,
-            name: "node".into(),
-        }];
+        for set in [&mut rules.set, &mut rules.door] {
+            set.own_roles = vec![OwnRole {
+                account: None,
+                name: "node".into(),
+            }];
+        }
         (*name, rules)
     });
     worlds.collect()
@@ -36,6 +38,7 @@ struct Pod {
     external_id: Option<String>,
     session_name: Option<String>,
     labels: Vec<(&'static str, &'static str)>,
+    mirror: bool,
 }
 
 fn text(known: &'static [&'static str]) -> impl Strategy<Value = Option<String>> {
@@ -89,9 +92,10 @@ fn pods() -> impl Strategy<Value = Pod> {
             select(&[("tier", "front"), ("tier", "back"), ("a", "b")][..]),
             0..3,
         ),
+        proptest::bool::weighted(0.1),
     )
         .prop_map(
-            |(world, namespace, account, role, external_id, session_name, labels)| Pod {
+            |(world, namespace, account, role, external_id, session_name, labels, mirror)| Pod {
                 world,
                 namespace,
                 account,
@@ -99,6 +103,7 @@ fn pods() -> impl Strategy<Value = Pod> {
                 external_id,
                 session_name,
                 labels,
+                mirror,
             },
         )
 }
@@ -116,6 +121,9 @@ impl Pod {
                 annotations[key] = json!(value);
             }
         }
+        if self.mirror {
+            annotations[MIRROR] = json!("hash");
+        }
         let labels: std::collections::BTreeMap<_, _> = self.labels.iter().copied().collect();
         json!({
             "apiVersion": "v1",
@@ -123,6 +131,14 @@ impl Pod {
             "metadata": {"name": "app", "annotations": annotations, "labels": labels},
             "spec": {"serviceAccountName": self.account, "containers": [{"name": "app"}]},
         })
+    }
+
+    /// Those that rules may read.
+    fn annotations(&self) -> KeyValues {
+        let all = [(ROLE, &self.role), (EXTERNAL_ID, &self.external_id)];
+        let all = all.into_iter();
+        all.filter_map(|(key, value)| Some((key, value.as_deref()?)))
+            .collect()
     }
 
     /// As an agent knows it.
@@ -140,14 +156,14 @@ impl Pod {
             addresses: vec![[10, 0, 0, 1].into()],
             phase: Phase::Running,
             host_network: false,
-            mirror: false,
+            mirror: self.mirror,
             wish: Wish {
                 role: self.role.as_deref().map(|role| role.trim().into()),
                 external_id: given(&self.external_id),
                 session_name: given(&self.session_name),
             },
             labels: self.labels.iter().copied().collect(),
-            annotations: KeyValues::default(),
+            annotations: self.annotations(),
         }
     }
 }
@@ -171,7 +187,14 @@ proptest! {
     fn what_the_gate_says_of_a_pod_is_what_its_door_says(pod in pods()) {
         let rules = &WORLDS[pod.world];
         let outcome = rules.judge(&review(pod.namespace, &pod.object()));
-        match rules.set.decide(&pod.workload(), NOW) {
+        let decision = rules.door.decide(&pod.workload(), NOW);
+        let names_none = pod.role.as_deref().is_none_or(|role| role.trim().is_empty());
+        if pod.mirror && names_none {
+            // A kubelet mirrors static pods whatever the gate says; doors give them nothing.
+            prop_assert!(!matches!(decision, Decision::Allow { .. }), "{decision:?}");
+            return Ok(());
+        }
+        match decision {
             Decision::NoRole => {
                 prop_assert!(outcome.is_allowed() && outcome.warnings.is_empty(), "{outcome:?}");
             }
@@ -180,8 +203,13 @@ proptest! {
                 prop_assert_eq!(outcome.warnings.len(), audited.len());
             }
             Decision::Deny(denial) => {
-                let first = outcome.faults.first();
-                prop_assert_eq!(first.map(|fault| fault.layer), Some(denial.layer));
+                let mut layers = outcome.faults.iter().map(|fault| fault.layer);
+                if denial.layer == "rego" {
+                    // The gate asks policies last, and tells what it finds beside them.
+                    prop_assert!(layers.any(|layer| layer == "rego"), "{outcome:?}");
+                } else {
+                    prop_assert_eq!(layers.next(), Some(denial.layer));
+                }
             }
             Decision::Undecided => {
                 prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_admission::Unseen::Namespace(pod.namespace.into())));

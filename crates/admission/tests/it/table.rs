@@ -97,7 +97,10 @@ fn workload(pod: &Value) -> Workload {
         labels: labels
             .map(|(key, value)| (key, value.as_str().unwrap()))
             .collect(),
-        annotations: [("", ""); 0].into_iter().collect(),
+        annotations: [ROLE, EXTERNAL_ID]
+            .into_iter()
+            .filter_map(|key| Some((key, metadata["annotations"][key].as_str()?)))
+            .collect(),
     }
 }
 
@@ -112,7 +115,7 @@ fn the_doors_judge_every_pod_as_the_table_says() {
         };
         asked += 1;
         let decision = rules[&case.world.name]
-            .set
+            .door
             .decide(&workload(case.subject()), NOW);
         let got = match &decision {
             Decision::Allow { .. } => Door::Allow,
@@ -132,7 +135,8 @@ fn every_answer_is_one_that_the_api_server_takes() {
     for case in &cases {
         let body = case.review().to_string();
         let review = rolegate_admission::Review::parse(body.as_bytes()).unwrap();
-        let gate = rules[&case.world.name].gate(None);
+        let rules = &rules[&case.world.name];
+        let gate = rules.gate(Some(&*rules.policies));
         let answer = rolegate_admission::judge(&gate, &review, NOW).answer(&review);
         let answer: Value = serde_json::from_slice(&answer).unwrap();
         assert_eq!(answer["apiVersion"], "admission.k8s.io/v1");

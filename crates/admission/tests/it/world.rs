@@ -8,6 +8,7 @@ use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::RuleSet;
 use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_rego::Policies;
 use rolegate_rules::offline::{OfflineOptions, load};
 use serde_json::Value;
 
@@ -15,7 +16,12 @@ pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 /// Everything that reviews are judged by.
 pub(crate) struct Rules {
+    /// The gate's: without layer `rego`.
     pub(crate) set: RuleSet,
+    /// Of doors: all layers.
+    pub(crate) door: RuleSet,
+    /// What the gate asks about whole reviews.
+    pub(crate) policies: Arc<Policies>,
     pub(crate) config: Arc<RuleConfig>,
     pub(crate) grants: Arc<GrantsLayer>,
     pub(crate) keys: AnnotationKeys,
@@ -29,6 +35,8 @@ impl Rules {
         let snapshot = offline.keeper.rules().load().clone();
         let rules = Self {
             set: snapshot.gate.clone(),
+            door: snapshot.rules.clone(),
+            policies: snapshot.policies.clone(),
             config: snapshot.config.clone(),
             grants: snapshot.grants.clone(),
             keys: AnnotationKeys::default(),
@@ -51,6 +59,6 @@ impl Rules {
     pub(crate) fn judge(&self, review: &Value) -> Outcome {
         let body = review.to_string();
         let review = Review::parse(body.as_bytes()).unwrap();
-        judge(&self.gate(None), &review, NOW)
+        judge(&self.gate(Some(&*self.policies)), &review, NOW)
     }
 }
