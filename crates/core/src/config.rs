@@ -189,6 +189,17 @@ impl ResourceKind {
         }
     }
 
+    /// The first of some kinds that would share its place in `data.kubernetes`, which the plural alone
+    /// names, with one before it or with namespaces.
+    pub fn in_ones_place(kinds: &[Self]) -> Option<usize> {
+        let namespaces = Self::namespaces();
+        kinds.iter().enumerate().find_map(|(place, kind)| {
+            let before = kinds.iter().take(place).chain([&namespaces]);
+            let mut same = before.filter(|other| other.resource == kind.resource);
+            same.any(|other| other != kind).then_some(place)
+        })
+    }
+
     /// Reads `[group/]version/resource`, as kube-mgmt writes it.
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<_> = text.split('/').collect();
@@ -253,6 +264,18 @@ mod tests {
         ] {
             assert_eq!(parts(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn kinds_of_one_plural_have_one_place() {
+        let of = |texts: &[&str]| {
+            let kinds = texts.iter().filter_map(|text| ResourceKind::parse(text));
+            ResourceKind::in_ones_place(&kinds.collect::<Vec<_>>())
+        };
+        assert_eq!(of(&["v1/services", "v1/namespaces", "v1/services"]), None);
+        assert_eq!(of(&["v1/services", "a.b/v1/services"]), Some(1));
+        assert_eq!(of(&["apps/v1/x", "apps/v2/x"]), Some(1));
+        assert_eq!(of(&["a.b/v1/namespaces"]), Some(0));
     }
 
     #[test]

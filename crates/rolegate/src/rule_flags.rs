@@ -173,6 +173,13 @@ impl RuleFlags {
                 ))
             })
         });
+        let replicate = replicate.collect::<anyhow::Result<Vec<_>>>()?;
+        if let Some(place) = ResourceKind::in_ones_place(&replicate) {
+            let text = self.replicate.get(place).map_or("", |text| text);
+            return Err(invalid(format!(
+                "--replicate: {text:?}: another kind has this plural, which is all that names it in data.kubernetes"
+            )));
+        }
         Ok(RegoConfig {
             namespaces: self
                 .policy_namespaces
@@ -180,7 +187,7 @@ impl RuleFlags {
                 .map(|name| name.as_str().into())
                 .collect(),
             label,
-            replicate: replicate.collect::<anyhow::Result<_>>()?,
+            replicate,
             ..RegoConfig::default()
         })
     }
@@ -229,6 +236,7 @@ mod tests {
         for wrong in [
             "--policy-label=x",
             "--replicate=services",
+            "--replicate=v1/a,b/v1/a",
             "--base-role-arn=x",
             "--default-role=../x",
             "--own-role=a b",

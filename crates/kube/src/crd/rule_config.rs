@@ -174,7 +174,7 @@ fn rego(rego: &Rego) -> Result<RegoConfig, ConfigError> {
             None => unless_given.namespaces,
         },
         label,
-        replicate: kinds("spec.rego.replicate", &rego.replicate)?,
+        replicate: replicate(&rego.replicate)?,
         resources: kinds("spec.rego.resources", &rego.resources)?,
         required: rego
             .required
@@ -211,6 +211,18 @@ fn kinds(field: &str, texts: &[String]) -> Result<Vec<ResourceKind>, ConfigError
         })
     });
     kinds.collect()
+}
+
+fn replicate(texts: &[String]) -> Result<Vec<ResourceKind>, ConfigError> {
+    const FIELD: &str = "spec.rego.replicate";
+    let kinds = kinds(FIELD, texts)?;
+    match ResourceKind::in_ones_place(&kinds) {
+        None => Ok(kinds),
+        Some(place) => Err(ConfigError::new(
+            format!("{FIELD}[{place}]"),
+            "another kind has this plural, which is all that names it in data.kubernetes: leave one out",
+        )),
+    }
 }
 
 fn templates(kinds: &[WorkloadKind]) -> Result<Vec<TemplateKind>, ConfigError> {

@@ -301,6 +301,10 @@ fn mistakes_in_a_configuration_are_told_with_their_place() {
             "spec.rego.replicate[1]",
         ),
         (
+            json!({"rego": {"replicate": ["v1/services", "a.b/v1/services"]}}),
+            "spec.rego.replicate[1]",
+        ),
+        (
             json!({"rego": {"resources": ["v1/Pods"]}}),
             "spec.rego.resources[0]",
         ),
