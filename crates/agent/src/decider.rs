@@ -4,7 +4,7 @@
 //! until it asks, or until the director gets to it. So a change counts at once, however many pods
 //! there are.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::Guard;
@@ -23,6 +23,8 @@ use crate::picture::{Allowed, Decided, Resident, Standing};
 
 /// How long a verdict counts that depends on the time.
 const TIMELY: Duration = Duration::from_secs(30);
+/// How long a denial counts that is of the moment: a policy was not done in time.
+const PASSING: Duration = Duration::from_secs(5);
 
 /// What decides. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -30,7 +32,7 @@ pub struct Decider {
     rules: Rules,
     sessions: Sessions,
     clock: Clock,
-    memo: Arc<Mutex<Memo>>,
+    memo: Arc<Memo>,
 }
 
 impl Decider {
@@ -54,9 +56,20 @@ impl Decider {
         if decided.counts(self.rules.generation(), now) {
             return decided;
         }
-        let new = self.decide(&resident.workload, Some(&decided));
-        resident.decided.store(Arc::new(new));
-        resident.decided.load()
+        let new = Arc::new(self.decide(&resident.workload, Some(&decided)));
+        // Another thread may have decided by newer rules meanwhile: that stays, and counts.
+        let replaced = resident.decided.rcu(|other| {
+            let newest = if other.generation > new.generation {
+                other
+            } else {
+                &new
+            };
+            newest.clone()
+        });
+        if replaced.generation > new.generation {
+            return Guard::from_inner(replaced);
+        }
+        Guard::from_inner(new)
     }
 
     /// Decides for a pod. The lease of the decision before it lives on where the session stays
@@ -66,14 +79,13 @@ impl Decider {
         let rules = &snapshot.rules;
         let now = self.clock.now();
         let finished = matches!(workload.phase, Phase::Succeeded | Phase::Failed);
+        let mut is_passing = false;
         let standing = if finished || workload.host_network {
             // It owns no address, so nothing would ever be served.
             Standing::NoRole
         } else {
-            let decision = {
-                let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
-                memo.decide(rules, workload, now)
-            };
+            let decision = self.memo.decide(rules, workload, now);
+            is_passing = decision.is_passing();
             match decision {
                 Decision::Undecided => Standing::Undecided,
                 Decision::NoRole => Standing::NoRole,
@@ -98,7 +110,10 @@ impl Decider {
         };
         Decided {
             generation: rules.generation,
-            until: rules.reads_time().then(|| now + TIMELY),
+            until: match is_passing {
+                true => Some(now + PASSING),
+                false => rules.reads_time().then(|| now + TIMELY),
+            },
             standing,
         }
     }

@@ -125,6 +125,8 @@ pub struct Denial {
     pub rule: String,
     /// One sentence.
     pub reason: String,
+    /// Whether it is of this moment and not of the rules, see [`Verdict::Deny`].
+    pub passing: bool,
 }
 
 /// A decision with everything that led to it.
@@ -136,6 +138,18 @@ pub struct Explanation {
     pub role: Option<RoleArn>,
     /// What each layer that is on said, in order.
     pub judgements: Vec<Judgement>,
+}
+
+impl Decision {
+    /// Whether something in it is of this moment and not of the rules, so that it must be made again
+    /// soon, and for nobody else.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Allow { audited, .. } => audited.iter().any(|denial| denial.passing),
+            Self::Deny(denial) => denial.passing,
+            Self::NoRole | Self::Undecided => false,
+        }
+    }
 }
 
 impl RuleSet {
@@ -218,6 +232,7 @@ impl RuleSet {
             layer: "request",
             rule: rule.into(),
             reason,
+            passing: false,
         };
         if let Some(wish) = &workload.wish.role {
             if wish.is_empty() {
@@ -249,6 +264,7 @@ impl RuleSet {
             layer,
             rule: rule.into(),
             reason,
+            passing: false,
         };
         if workload.mirror {
             return Err(deny(
@@ -304,11 +320,22 @@ impl RuleSet {
                     rules.push(rule.clone());
                     granted = session.as_deref().or(granted);
                 }
-                (Mode::Enforce, Verdict::Deny { rule, reason }) => {
-                    return Err(deny(layer, rule, reason.clone()));
-                }
-                (Mode::Audit, Verdict::Deny { rule, reason }) => {
-                    audited.push(deny(layer, rule, reason.clone()));
+                (
+                    _,
+                    Verdict::Deny {
+                        rule,
+                        reason,
+                        passing,
+                    },
+                ) => {
+                    let denial = Denial {
+                        passing: *passing,
+                        ..deny(layer, rule, reason.clone())
+                    };
+                    if *mode == Mode::Enforce {
+                        return Err(denial);
+                    }
+                    audited.push(denial);
                 }
             }
         }

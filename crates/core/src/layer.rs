@@ -65,6 +65,9 @@ pub enum Verdict {
         rule: String,
         /// One sentence for the pod's owner.
         reason: String,
+        /// Whether it is of this moment, such as a policy that was not done in time, and not of the
+        /// rules: it is to be asked again soon.
+        passing: bool,
     },
 }
 
@@ -82,6 +85,7 @@ impl Verdict {
         Self::Deny {
             rule: rule.into(),
             reason: reason.into(),
+            passing: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 //! one, whatever they are called.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
@@ -12,8 +12,10 @@ use crate::layer::Reads;
 use crate::session_name::SessionScope;
 use crate::workload::{Wish, Workload};
 
-/// Most decisions kept; beyond it all are forgotten and made again.
-const MOST: usize = 65_536;
+/// Most bytes of decisions kept, about; beyond it all are forgotten and made again.
+const MOST: usize = 16 * 1024 * 1024;
+/// What a decision takes beside the texts of the workload, bytes, about.
+const EACH: usize = 1024;
 
 /// What of a workload the rules can see.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -35,40 +37,86 @@ struct Identity {
     annotations: KeyValues,
 }
 
-/// Decisions by one state of the rules.
+impl Look {
+    /// What it takes with its decision, which repeats what was wished, bytes, about.
+    fn bytes(&self) -> usize {
+        let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+        let pairs = |values: &KeyValues| -> usize {
+            let each = values.iter().map(|(key, value)| key.len() + value.len());
+            each.sum()
+        };
+        let wish = &self.wish;
+        let wished = text(&wish.role) + text(&wish.external_id) + text(&wish.session_name);
+        let labels = self.labels.as_ref().map_or(0, pairs);
+        let annotations = self.identity.as_ref();
+        let annotations = annotations.map_or(0, |identity| pairs(&identity.annotations));
+        EACH + 2 * wished + labels + annotations
+    }
+}
+
+/// Decisions by one state of the rules, for all threads.
 #[derive(Debug, Default)]
-pub struct Memo {
+pub struct Memo(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
     generation: u64,
+    bytes: usize,
     decisions: HashMap<Look, Decision>,
 }
 
 impl Memo {
-    /// As [`RuleSet::decide`], which is asked once for each look.
-    pub fn decide(&mut self, rules: &RuleSet, workload: &Workload, now: Timestamp) -> Decision {
+    /// As [`RuleSet::decide`], which is asked once for each look, or by several threads at once:
+    /// whoever looks up waits for none that decides.
+    pub fn decide(&self, rules: &RuleSet, workload: &Workload, now: Timestamp) -> Decision {
         if rules.reads_time() {
             return rules.decide(workload, now);
         }
-        if self.generation != rules.generation || self.decisions.len() >= MOST {
-            self.decisions.clear();
-            self.generation = rules.generation;
-        }
         let look = look(rules, workload);
-        if let Some(decision) = self.decisions.get(&look) {
-            return decision.clone();
+        {
+            let kept = self.lock();
+            let known = kept.decisions.get(&look);
+            if let Some(decision) = known.filter(|_| kept.generation == rules.generation) {
+                return decision.clone();
+            }
         }
         let decision = rules.decide(workload, now);
-        self.decisions.insert(look, decision.clone());
+        if !decision.is_passing() {
+            self.lock().keep(rules.generation, look, &decision);
+        }
         decision
     }
 
     /// How many decisions are kept.
     pub fn len(&self) -> usize {
-        self.decisions.len()
+        self.lock().decisions.len()
     }
 
     /// Whether none is kept.
     pub fn is_empty(&self) -> bool {
-        self.decisions.is_empty()
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, generation: u64, look: Look, decision: &Decision) {
+        // Who decided by rules of before has nothing to add.
+        if generation < self.generation {
+            return;
+        }
+        let bytes = look.bytes();
+        if generation > self.generation || self.bytes + bytes > MOST {
+            self.decisions.clear();
+            self.bytes = 0;
+            self.generation = generation;
+        }
+        if self.decisions.insert(look, decision.clone()).is_none() {
+            self.bytes += bytes;
+        }
     }
 }
 
@@ -111,6 +159,7 @@ mod tests {
         asked: AtomicUsize,
         reads: Reads,
         reads_time: bool,
+        passing: bool,
     }
 
     impl Layer for Counting {
@@ -120,7 +169,14 @@ mod tests {
 
         fn judge(&self, _: &Ask<'_>) -> Verdict {
             self.asked.fetch_add(1, Relaxed);
-            Verdict::allow("counted")
+            match self.passing {
+                true => Verdict::Deny {
+                    rule: "slow".into(),
+                    reason: "not done in time".into(),
+                    passing: true,
+                },
+                false => Verdict::allow("counted"),
+            }
         }
 
         fn reads(&self) -> Reads {
@@ -145,7 +201,7 @@ mod tests {
             scope,
             ..RuleSet::default()
         };
-        let mut memo = Memo::default();
+        let memo = Memo::default();
         for number in 0..10 {
             let pod = Workload {
                 name: format!("pod-{number}").into(),
@@ -187,5 +243,51 @@ mod tests {
             ..Counting::default()
         };
         assert_eq!(asked(timed, SessionScope::Workload), 10);
+    }
+
+    #[test]
+    fn what_is_of_the_moment_is_not_kept() {
+        let slow = Counting {
+            passing: true,
+            ..Counting::default()
+        };
+        assert_eq!(asked(slow, SessionScope::Workload), 10);
+    }
+
+    #[test]
+    fn rule_09_wishes_of_any_number_and_length_take_bounded_memory() {
+        let rules = RuleSet {
+            namespaces: Arc::new(
+                [(
+                    "default".into(),
+                    Arc::new(NamespaceRules::of_labels(KeyValues::default())),
+                )]
+                .into(),
+            ),
+            ..RuleSet::default()
+        };
+        let memo = Memo::default();
+        for number in 0..10_000 {
+            let mut pod = pod(Some("x"));
+            pod.wish.role = Some(format!("{number}{}", "x".repeat(2000)).into());
+            memo.decide(&rules, &pod, Timestamp::UNIX_EPOCH);
+        }
+        let kept = memo.lock();
+        let bytes: usize = kept.decisions.keys().map(Look::bytes).sum();
+        assert_eq!(bytes, kept.bytes);
+        assert!(bytes <= MOST && kept.decisions.len() < 5_000);
+    }
+
+    #[test]
+    fn rules_of_before_do_not_come_back() {
+        let rules = |generation| RuleSet {
+            generation,
+            ..RuleSet::default()
+        };
+        let memo = Memo::default();
+        memo.decide(&rules(2), &pod(None), Timestamp::UNIX_EPOCH);
+        memo.decide(&rules(1), &pod(Some("x")), Timestamp::UNIX_EPOCH);
+        let kept = memo.lock();
+        assert_eq!((kept.generation, kept.decisions.len()), (2, 1));
     }
 }

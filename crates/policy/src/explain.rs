@@ -314,7 +314,7 @@ impl From<&Judgement> for LayerVerdict {
     fn from(judgement: &Judgement) -> Self {
         let (allows, rule, reason) = match &judgement.verdict {
             Verdict::Allow { rule, .. } => (true, rule, None),
-            Verdict::Deny { rule, reason } => (false, rule, Some(reason.clone())),
+            Verdict::Deny { rule, reason, .. } => (false, rule, Some(reason.clone())),
         };
         Self {
             layer: judgement.layer.to_owned(),

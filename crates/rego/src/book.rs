@@ -173,6 +173,11 @@ impl PolicyBook {
         }
     }
 
+    /// Whether there is a ConfigMap of policies, good or broken.
+    pub fn has_policy(&self, namespace: &str, name: &str) -> bool {
+        self.slots.contains_key(&data::id(namespace, name))
+    }
+
     /// What became of each ConfigMap, by `namespace/name`.
     pub fn statuses(&self) -> BTreeMap<Arc<str>, PolicyStatus> {
         let mut statuses = BTreeMap::new();
@@ -279,6 +284,7 @@ impl PolicyBook {
             policies,
             lacking: self.lacking(unusable),
             wrap_pods: self.settings.wrap_pods,
+            question_time: self.settings.limits.question_time,
         })
     }
 

@@ -89,12 +89,21 @@ pub(crate) struct Program {
     pub(crate) kinds: BTreeSet<&'static str>,
 }
 
+/// Why a policy could not be asked to the end.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    /// One clause.
+    pub(crate) why: String,
+    /// Whether it was not done in time, which another time it may be.
+    pub(crate) passing: bool,
+}
+
 impl Program {
     /// The messages of `deny` about an input.
     ///
     /// # Errors
-    /// Why it could not be asked to the end, in one clause; that must deny.
-    pub(crate) fn ask(&self, input: &Value, now: Timestamp) -> Result<Vec<String>, String> {
+    /// [`Unanswered`], which must deny.
+    pub(crate) fn ask(&self, input: &Value, now: Timestamp) -> Result<Vec<String>, Unanswered> {
         let start = monotonic_now();
         // Whatever the interpreter stumbles on, the question ends in a denial, not in our end.
         let asked = catch_unwind(AssertUnwindSafe(|| {
@@ -110,16 +119,23 @@ impl Program {
             engine.set_input(input.clone());
             engine.eval_rule(DENY.into())
         }));
-        let too_long = || format!("took longer than {} ms", self.limit.as_millis());
+        let too_long = || Unanswered {
+            why: format!("took longer than {} ms", self.limit.as_millis()),
+            passing: true,
+        };
+        let failed = |why| Unanswered {
+            why,
+            passing: false,
+        };
         let value = match asked {
             Ok(Ok(value)) => value,
             Ok(Err(error)) => {
                 return Err(match error.downcast_ref::<LimitError>() {
                     Some(LimitError::TimeLimitExceeded { .. }) => too_long(),
-                    _ => format!("failed: {}", one_line("evaluation", &error)),
+                    _ => failed(format!("failed: {}", one_line("evaluation", &error))),
                 });
             }
-            Err(_) => return Err("failed: the interpreter gave up".into()),
+            Err(_) => return Err(failed("failed: the interpreter gave up".into())),
         };
         // The interpreter drops errors of functions with several bodies, its timer's too.
         let spent = monotonic_now()

@@ -29,7 +29,11 @@ impl Layer for RegoLayer {
         if findings.is_allowed() {
             Verdict::allow("no policy denies")
         } else {
-            Verdict::deny(findings.rule(), findings.reason())
+            Verdict::Deny {
+                rule: findings.rule(),
+                reason: findings.reason(),
+                passing: findings.passing,
+            }
         }
     }
 

@@ -12,6 +12,9 @@ use regorus::utils::limits::{ExecutionTimerConfig, TimeSource, set_time_source};
 pub struct Limits {
     /// Wall time that one policy may take for one question, 50 ms by default.
     pub eval_time: Duration,
+    /// Wall time that all policies may take for one question, 1 s by default; those that are left
+    /// then deny.
+    pub question_time: Duration,
     /// Bytes of one module's text, 256 KiB by default.
     pub module_bytes: usize,
     /// Modules of all ConfigMaps together, 1,000 by default.
@@ -24,6 +27,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             eval_time: Duration::from_millis(50),
+            question_time: Duration::from_secs(1),
             module_bytes: 256 * 1024,
             modules: 1000,
             data_bytes: 64 * 1024 * 1024,

@@ -3,14 +3,16 @@
 use std::borrow::Cow;
 use std::cell::LazyCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use regorus::Value;
+use regorus::utils::limits::monotonic_now;
 use serde::Deserialize as _;
 
 use rolegate_core::workload::Workload;
 
-use crate::evaluate::Program;
+use crate::evaluate::{Program, Unanswered};
 use crate::source::Points;
 use crate::{data, input, text, wrap};
 
@@ -30,6 +32,8 @@ pub struct Findings {
     pub denials: Vec<Finding>,
     /// Policies that were asked, `namespace/name`.
     pub asked: Vec<Arc<str>>,
+    /// Whether a policy was not done in time, which another time it may be.
+    pub passing: bool,
 }
 
 impl Findings {
@@ -90,6 +94,8 @@ pub struct Policies {
     /// Policies without a version that runs, and required ones that aren't there.
     pub(crate) lacking: Vec<Lacking>,
     pub(crate) wrap_pods: bool,
+    /// What all together may take for one question.
+    pub(crate) question_time: Duration,
 }
 
 impl Policies {
@@ -170,6 +176,7 @@ impl Policies {
         json: &dyn Fn() -> Option<Cow<'a, serde_json::Value>>,
         now: Timestamp,
     ) -> Findings {
+        let start = monotonic_now();
         let mut findings = self.lack(|_| true);
         let is_pod = whole.is_none_or(input::asks_for_pod);
         let json = LazyCell::new(json);
@@ -178,10 +185,17 @@ impl Policies {
         for policy in self.policies.iter().filter(|policy| policy.points.gate) {
             if is_pod && policy.points.door {
                 let input = documented_input.as_ref();
-                self.ask(policy, input, || documented.as_ref(), now, &mut findings);
+                self.ask(
+                    policy,
+                    input,
+                    || documented.as_ref(),
+                    now,
+                    start,
+                    &mut findings,
+                );
             } else {
                 let unwrapped = || json.as_deref().filter(|_| is_pod);
-                self.ask(policy, whole, unwrapped, now, &mut findings);
+                self.ask(policy, whole, unwrapped, now, start, &mut findings);
             }
         }
         findings
@@ -189,12 +203,20 @@ impl Policies {
 
     /// Judges a pod at a door, for policies that are asked there.
     pub fn judge_pod(&self, pod: &Workload, now: Timestamp) -> Findings {
+        let start = monotonic_now();
         let mut findings = self.lack(|points| points.door);
         let documented = LazyCell::new(|| input::of_workload(pod));
         let input = LazyCell::new(|| converted(&documented));
         for policy in self.policies.iter().filter(|policy| policy.points.door) {
             let input = input.as_ref();
-            self.ask(policy, input, || Some(&documented), now, &mut findings);
+            self.ask(
+                policy,
+                input,
+                || Some(&documented),
+                now,
+                start,
+                &mut findings,
+            );
         }
         findings
     }
@@ -219,21 +241,40 @@ impl Policies {
         input: Option<&Value>,
         pod: impl FnOnce() -> Option<&'a serde_json::Value>,
         now: Timestamp,
+        start: Option<Duration>,
         findings: &mut Findings,
     ) {
+        let spent = monotonic_now().zip(start);
+        let spent = spent.and_then(|(now, start)| now.checked_sub(start));
+        if spent.is_none_or(|spent| spent > self.question_time) {
+            let most = self.question_time.as_millis();
+            let why = format!(
+                "policy {} was not asked, since those before it took longer than {most} ms",
+                policy.id
+            );
+            findings.passing = true;
+            deny(findings, &policy.id, why);
+            return;
+        }
         findings.asked.push(policy.id.clone());
         if let Some(fault) = &policy.fault {
             deny(findings, &policy.id, fault.clone());
             return;
         }
         let mut told = Vec::new();
-        one(policy, input, now, &mut told);
+        one(policy, input, now, &mut told, findings);
         if self.wrap_pods
             && !policy.program.kinds.is_empty()
             && let Some(pod) = pod()
         {
             for wrapped in wrap::wrapped(pod, &policy.program.kinds) {
-                one(policy, converted(&wrapped).as_ref(), now, &mut told);
+                one(
+                    policy,
+                    converted(&wrapped).as_ref(),
+                    now,
+                    &mut told,
+                    findings,
+                );
             }
         }
         for message in told {
@@ -247,12 +288,18 @@ fn converted(input: &serde_json::Value) -> Option<Value> {
 }
 
 /// Asks a policy once; what it said before about the same pod is not told twice.
-fn one(policy: &Policy, input: Option<&Value>, now: Timestamp, told: &mut Vec<String>) {
-    let said = match input {
-        Some(input) => policy.program.ask(input, now),
-        None => Err("can't read the object".into()),
+fn one(
+    policy: &Policy,
+    input: Option<&Value>,
+    now: Timestamp,
+    told: &mut Vec<String>,
+    findings: &mut Findings,
+) {
+    let Some(input) = input else {
+        told.push(format!("policy {} can't read the object", policy.id));
+        return;
     };
-    match said {
+    match policy.program.ask(input, now) {
         Ok(messages) => {
             for message in messages {
                 if !told.contains(&message) {
@@ -260,7 +307,10 @@ fn one(policy: &Policy, input: Option<&Value>, now: Timestamp, told: &mut Vec<St
                 }
             }
         }
-        Err(why) => told.push(format!("policy {} {why}", policy.id)),
+        Err(Unanswered { why, passing }) => {
+            findings.passing |= passing;
+            told.push(format!("policy {} {why}", policy.id));
+        }
     }
 }
 

@@ -368,7 +368,12 @@ impl Judge<'_> {
                     return Ok(());
                 }
                 for judgement in explanation.judgements {
-                    let Verdict::Deny { rule, reason } = judgement.verdict else {
+                    let Verdict::Deny {
+                        rule,
+                        reason,
+                        passing,
+                    } = judgement.verdict
+                    else {
                         continue;
                     };
                     if judgement.layer == denial.layer || !counts(judgement.layer) {
@@ -379,6 +384,7 @@ impl Judge<'_> {
                         layer: judgement.layer,
                         rule,
                         reason,
+                        passing,
                     };
                     let mode: Mode = judgement.mode;
                     self.by_mode(mode, fault(&other));

@@ -1,6 +1,7 @@
 //! What a policy, its data or a question may cost; and what happens beyond.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rolegate_rego::{Kind, Limits, PolicyBook, PolicySource, Settings};
 use serde_json::{Value, json};
@@ -33,6 +34,32 @@ fn a_policy_that_does_not_end_is_stopped_and_denies() {
     assert_eq!(
         messages(&findings),
         ["policy opa/endless took longer than 50 ms", "other"]
+    );
+}
+
+#[test]
+fn a_time_out_is_of_the_moment_and_all_policies_together_have_an_end() {
+    let endless = with(
+        "deny[msg] { r := numbers.range(1, 2000); x := r[_]; y := r[_]; z := r[_]; x + y + z < 0; msg := 1 }",
+    );
+    let mut book = PolicyBook::new(Settings {
+        limits: Limits {
+            question_time: Duration::from_millis(60),
+            ..Limits::default()
+        },
+        ..Settings::default()
+    });
+    book.apply(policy("a", GATE, &with("deny[\"a\"] { true }")));
+    assert!(!judge(&book.snapshot(), &any_pod()).passing);
+    book.apply(policy("b", GATE, &endless));
+    book.apply(policy("c", GATE, &endless));
+    book.apply(policy("d", GATE, &with("deny[\"d\"] { true }")));
+    let findings = judge(&book.snapshot(), &any_pod());
+    assert!(findings.passing);
+    assert_eq!(findings.denials.len(), 4);
+    assert_eq!(
+        messages(&findings).last(),
+        Some(&"policy opa/d was not asked, since those before it took longer than 60 ms")
     );
 }
 

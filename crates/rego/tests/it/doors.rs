@@ -248,7 +248,9 @@ deny[msg] {
 
 #[test]
 fn the_gate_shows_as_much_of_an_annotation_as_doors_keep() {
-    let rego = door("deny[msg] { value := input.request.object.metadata.annotations[\"rolegate.dev/x\"]; msg := sprintf(\"%d\", [count(value)]) }");
+    let rego = door(
+        "deny[msg] { value := input.request.object.metadata.annotations[\"rolegate.dev/x\"]; msg := sprintf(\"%d\", [count(value)]) }",
+    );
     let mut book = book([policy("p", BOTH, &rego)]);
     let review = pod_review(json!({"rolegate.dev/x": "x".repeat(5000)}), json!({}));
     assert_eq!(messages(&judge(&book.snapshot(), &review)), ["2048"]);

@@ -1,7 +1,9 @@
 //! What holds for any policies and any questions.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
-use rolegate_rego::{Kind, Policies, PolicyBook, PolicySource, Settings};
+use rolegate_rego::{Kind, Limits, Policies, PolicyBook, PolicySource, Settings};
 use serde_json::{Value, json};
 
 use crate::stage::{BOTH, GATE, data, judge, now, policy};
@@ -144,7 +146,15 @@ const TOKENS: [&str; 40] = [
 
 #[test]
 fn policies_are_asked_from_many_threads_at_once() {
-    let mut book = PolicyBook::new(Settings::default());
+    let mut book = PolicyBook::new(Settings {
+        limits: Limits {
+            // A thread may have to wait for a core.
+            eval_time: Duration::from_secs(60),
+            question_time: Duration::from_secs(60),
+            ..Limits::default()
+        },
+        ..Settings::default()
+    });
     book.apply(source(
         "p",
         &[true, true, true, true, false, true, false, true],

@@ -208,8 +208,8 @@ fn a_policy_that_looks_at_names_is_asked_for_each_pod() {
     keeper.apply(maps(vec![map("names", "door", text)]));
     keeper.apply(namespaces(Vec::new()));
     let snapshot = keeper.rules().load().clone();
-    let mut memo = rolegate_core::memo::Memo::default();
-    let mut allowed = |name: &str| {
+    let memo = rolegate_core::memo::Memo::default();
+    let allowed = |name: &str| {
         let pod = Workload {
             name: name.into(),
             ..pod()
