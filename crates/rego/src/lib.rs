@@ -47,6 +47,8 @@ pub use input::DOCUMENTED_INPUT;
 pub use layer::RegoLayer;
 pub use limits::Limits;
 pub use policies::{Finding, Findings, Policies, ReviewError};
-pub use source::{Kind, Points, PointsError, PolicySource, Replicated, Required, Settings};
+pub use source::{
+    Kind, Points, PointsError, PolicySource, Replicated, Required, Settings, looks_like_rego,
+};
 pub use status::{PolicyStatus, STATUS_ANNOTATION};
 pub use syntax::Syntax;

@@ -59,6 +59,14 @@ pub enum Kind {
     Data,
 }
 
+/// Whether an entry of a ConfigMap is Rego by its name or by how it begins, comments aside.
+pub fn looks_like_rego(entry: &str, text: &str) -> bool {
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+    let begins = first.and_then(|line| line.strip_prefix("package"));
+    entry.ends_with(".rego") || begins.is_some_and(|rest| rest.starts_with([' ', '\t']))
+}
+
 /// A ConfigMap of policies or data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicySource {
@@ -117,6 +125,26 @@ pub struct Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rego_begins_with_its_package_or_has_its_name() {
+        for text in [
+            "package a",
+            "# of team b\n\n  package\ta.b\n",
+            "\r\npackage a\r\n",
+        ] {
+            assert!(looks_like_rego("main", text), "{text:?}");
+        }
+        assert!(looks_like_rego("main.rego", "pakage a"));
+        for text in [
+            "",
+            "# package a",
+            "-----BEGIN CERTIFICATE-----",
+            "packages: [a]",
+        ] {
+            assert!(!looks_like_rego("ca.crt", text), "{text:?}");
+        }
+    }
 
     #[test]
     fn points_are_a_list_of_known_words() {

@@ -20,6 +20,8 @@ pub enum PolicyStatus {
         /// Whether verdicts may change by the passing of time.
         reads_time: bool,
     },
+    /// It is taken for neither policies nor data, where every ConfigMap may be policies.
+    Ignored,
     /// It is not in use as it is.
     Error {
         /// What is wrong, with entry and line.
@@ -44,6 +46,10 @@ impl PolicyStatus {
                     json!({"status": "ok", "syntax": syntax, "readsTime": reads_time})
                 }
             }
+            Self::Ignored => json!({
+                "status": "ignored",
+                "reason": "no entry is named *.rego or begins with package",
+            }),
             Self::Error {
                 error,
                 keeps_last_good,

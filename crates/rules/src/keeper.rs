@@ -12,7 +12,7 @@ use rolegate_kube::config_maps::ConfigMap;
 use rolegate_kube::replicated::Replicated;
 use rolegate_rego::{
     Kind, Limits, Points, Policies, PolicyBook, PolicySource, PolicyStatus, RegoLayer, Required,
-    Settings,
+    Settings, looks_like_rego,
 };
 
 use crate::rules::Rules;
@@ -102,7 +102,18 @@ impl Keeper {
 
     /// How each ConfigMap of policies or data fares, by `namespace/name`.
     pub fn policy_statuses(&self) -> BTreeMap<Arc<str>, PolicyStatus> {
-        self.policies.statuses()
+        let mut statuses = self.policies.statuses();
+        if self.rego.label.is_none() {
+            let maps = self.config_maps.values();
+            let ignored = maps.filter(|map| {
+                self.rego.namespaces.contains(&map.namespace) && &*map.name != ROOT_CA
+            });
+            for map in ignored {
+                let id = format!("{}/{}", map.namespace, map.name);
+                statuses.entry(id.into()).or_insert(PolicyStatus::Ignored);
+            }
+        }
+        statuses
     }
 
     /// The ConfigMap of a name.
@@ -199,7 +210,8 @@ impl Keeper {
 
     /// A ConfigMap as policies or data; `None` where it is neither.
     fn source(&mut self, map: &ConfigMap) -> Option<PolicySource> {
-        let kind = kind(map, &self.rego)?;
+        let known = self.policies.has_policy(&map.namespace, &map.name);
+        let kind = kind(map, &self.rego, known)?;
         let points = map.annotations.get(rolegate_core::annotation::POINTS);
         let points = match points.map(Points::parse).transpose() {
             Ok(points) => {
@@ -330,8 +342,11 @@ fn settings(config: &RegoConfig) -> Settings {
     }
 }
 
-/// What a ConfigMap holds, if it is one of policies or data.
-fn kind(map: &ConfigMap, config: &RegoConfig) -> Option<Kind> {
+/// Every namespace has one of these, which is nobody's policy.
+const ROOT_CA: &str = "kube-root-ca.crt";
+
+/// What a ConfigMap holds, if it is one of policies or data. `known`: it was one of policies before.
+fn kind(map: &ConfigMap, config: &RegoConfig, known: bool) -> Option<Kind> {
     if !config.namespaces.contains(&map.namespace) {
         return None;
     }
@@ -341,9 +356,13 @@ fn kind(map: &ConfigMap, config: &RegoConfig) -> Option<Kind> {
     }
     match &config.label {
         Some((key, value)) => has(key, value).then_some(Kind::Policy),
-        // Every namespace has one of these, which is nobody's policy.
-        None if &*map.name == "kube-root-ca.crt" => None,
-        None => Some(Kind::Policy),
+        // What isn't Rego is no policy that is broken, or anybody's ConfigMap would refuse everything;
+        // one that was a policy before is.
+        None => {
+            let mut entries = map.data.iter();
+            let is_rego = known || entries.any(|(name, text)| looks_like_rego(name, text));
+            is_rego.then_some(Kind::Policy)
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::Client;
+use rolegate_core::annotation;
 use rolegate_core::grant::GrantError;
 use rolegate_core::layer::{Mode, Verdict};
 use rolegate_core::rulebook::ClusterConfig;
@@ -111,12 +112,28 @@ impl Statuses {
             let Some(map) = keeper.config_map(namespace, name) else {
                 continue;
             };
+            let misplaced = keeper.misplaced().get(&(namespace.into(), name.into()));
+            let misplaced = misplaced.map(|why| {
+                format!(
+                    "{}: {why}; it is asked at gate and doors",
+                    annotation::POINTS
+                )
+            });
+            let mut json = status.to_json();
+            if let (Some(fields), Some(why)) = (json.as_object_mut(), &misplaced) {
+                fields.insert("points".into(), why.as_str().into());
+            }
             // It is compared with what the ConfigMap says now, so that it is put back too.
-            is_written(write_policy_status(&self.client, map, &status.to_json()).await);
-            if let PolicyStatus::Error { error, .. } = &status {
-                let sentence = error.to_string();
+            is_written(write_policy_status(&self.client, map, &json).await);
+            let error = match &status {
+                PolicyStatus::Error { error, .. } => Some(error.to_string()),
+                PolicyStatus::Ok { .. } | PolicyStatus::Ignored => None,
+            };
+            let faults: Vec<_> = error.into_iter().chain(misplaced).collect();
+            if !faults.is_empty() {
+                let sentence = faults.join("; ");
                 if self.told.get(&id) != Some(&sentence) {
-                    tracing::warn!(policy = %id, "a policy cannot be used: {sentence}");
+                    tracing::warn!(policy = %id, "a policy cannot be used as it is: {sentence}");
                     self.events.tell_policy(map, &sentence);
                 }
                 told.insert(id, sentence);

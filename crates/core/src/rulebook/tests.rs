@@ -215,8 +215,8 @@ fn sessions(
     change(&mut granted);
     book.update(RuleUpdate::Grants(Change::Snapshot(vec![granted])));
     let rules = book.rule_set();
-    let mut memo = Memo::default();
-    let mut session = |pod: &&Workload| match memo.decide(&rules, pod, Timestamp::UNIX_EPOCH) {
+    let memo = Memo::default();
+    let session = |pod: &&Workload| match memo.decide(&rules, pod, Timestamp::UNIX_EPOCH) {
         Decision::Allow { key, .. } => Ok(key),
         Decision::Deny(denial) => Err(denial.to_string()),
         other => panic!("{other:?}"),

@@ -221,6 +221,36 @@ fn a_policy_that_looks_at_names_is_asked_for_each_pod() {
 }
 
 #[test]
+fn without_a_label_what_is_no_rego_is_told_and_refuses_nothing() {
+    let mut keeper = keeper(RegoConfig {
+        label: None,
+        ..RegoConfig::default()
+    });
+    keeper.apply(namespaces(Vec::new()));
+    let other = |text: &str| ConfigMap {
+        data: [("settings".to_owned(), text.to_owned())].into(),
+        ..map("other", "gate,door", "")
+    };
+    keeper.apply(maps(vec![
+        other("level: debug"),
+        map("open", "door", DENY_NONE),
+    ]));
+    assert!(allows(&keeper));
+    let status =
+        |keeper: &Keeper| keeper.policy_statuses()["opa/other"].to_json()["status"].clone();
+    assert_eq!(status(&keeper), "ignored");
+    // It becomes one, and stays one whatever it says.
+    for text in [DENY_ALL, "level: debug"] {
+        keeper.apply(Report::ConfigMaps("opa".into(), Change::Apply(other(text))));
+        assert!(!allows(&keeper), "{text}");
+    }
+    assert_eq!(status(&keeper), "error");
+    // A broken one that looks like Rego refuses.
+    keeper.apply(maps(vec![other("package kubernetes.admission\ndeny[")]));
+    assert!(!allows(&keeper));
+}
+
+#[test]
 fn another_label_reads_the_config_maps_anew() {
     let mut keeper = keeper(RegoConfig::default());
     keeper.apply(namespaces(Vec::new()));
