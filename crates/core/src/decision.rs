@@ -424,6 +424,7 @@ fn missing_rules(role: String, missing: &str) -> Denial {
         layer: "rules",
         rule: "rules are missing".into(),
         reason: missing.into(),
+        passing: false,
     }
 }
 
