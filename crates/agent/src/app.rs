@@ -27,6 +27,9 @@ use rolegate_runtime::drain::Drain;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
+use rolegate_standing::decider::Decider;
+use rolegate_standing::ledger::Ledger;
+use rolegate_standing::tell::Tell;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -34,16 +37,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
-use crate::decider::Decider;
 use crate::director::{Director, DirectorParts};
 use crate::discovery::Discovery;
 use crate::door::{Door, DoorOptions, DoorParts, NodeHealth};
 use crate::guard::Guard;
 use crate::handover::{Estate, Place, Receipt};
+use crate::judge::Judge;
 use crate::metrics::AgentMetrics;
 use crate::picture::Picture;
 use crate::redirect::Backend;
-use crate::tell::Tell;
 use crate::token::{NoRandomness, TokenKey};
 
 /// How often a new agent that is not ready yet looks whether the one before is still there.
@@ -305,15 +307,16 @@ impl Agent {
             admin: sockets.admin.local_addr()?,
         };
 
+        let judge = Judge::Here(decider);
         let parts = DoorParts {
             picture: picture.clone(),
-            decider: decider.clone(),
+            judge: judge.clone(),
             guard,
             tokens: sockets.tokens,
             imds,
             clock,
             metrics: agent_metrics,
-            tell: Tell::new(source.events),
+            tell: Tell::new(source.events, Ledger::default()),
             health,
         };
         let door = Door::new(options.door, parts);
@@ -326,7 +329,7 @@ impl Agent {
         }
         let mut admin = Admin::new(Arc::new(metrics), readiness.clone());
         if options.debug {
-            admin = admin.with_debug("store", move || crate::debug::store(&picture, &decider));
+            admin = admin.with_debug("store", move || crate::debug::store(&picture, &judge));
         }
         tasks.spawn(passing(admin.serve(sockets.admin, drain.clone())));
         tasks.spawn(passing(door.serve(sockets.pods, drain.clone())));

@@ -2,11 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::decider::Decider;
-use crate::picture::{Owner, Picture, Standing};
+use rolegate_standing::resident::Standing;
+
+use crate::judge::Judge;
+use crate::picture::{Owner, Picture};
 
 /// kube2iam's `/debug/store`, with what was decided beside it.
-pub(crate) fn store(picture: &Picture, decider: &Decider) -> Value {
+pub(crate) fn store(picture: &Picture, judge: &Judge) -> Value {
     let mut namespaces = Map::new();
     let mut roles = Map::new();
     let mut by_namespace = Map::new();
@@ -19,7 +21,7 @@ pub(crate) fn store(picture: &Picture, decider: &Decider) -> Value {
         };
         let pod = &resident.workload;
         namespaces.insert(address.clone(), (*pod.namespace).into());
-        let decided = decider.standing(&resident, decider.now());
+        let decided = judge.standing(&resident, judge.now());
         let decision = match &decided.standing {
             Standing::Allowed(allowed) => {
                 roles.insert(address.clone(), allowed.role.as_str().into());

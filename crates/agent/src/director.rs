@@ -4,24 +4,24 @@
 //! it needs is leased at that moment, before the pod asks. A change of the rules only makes a new
 //! generation of them; what it touches is decided again in small portions, or when it asks.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::rulebook::{Facts, RuleUpdate, Touched};
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_rules::keeper::{Keeper, Report};
 use rolegate_runtime::readiness::{Block, Condition, Readiness};
+use rolegate_standing::decider::Decider;
+use rolegate_standing::resident::{Resident, Standing};
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::decider::Decider;
 use crate::guard::Guard;
 use crate::metrics::AgentMetrics;
-use crate::pace::Pace;
-use crate::picture::{Owner, Picture, Resident, Standing};
+use crate::picture::Picture;
+use crate::roster::Roster;
 
 /// Pods that are decided again in one go, between which reports are taken.
 const PORTION: usize = 128;
@@ -53,17 +53,11 @@ struct Missing {
 pub struct Director {
     picture: Arc<Picture>,
     decider: Decider,
-    metrics: AgentMetrics,
-    guard: Guard,
     keeper: Keeper,
-    /// By UID.
-    pods: HashMap<Arc<str>, Arc<Resident>>,
+    roster: Roster,
     /// UIDs of those that the rules' last changes touched, each once, and whether what STS refused
     /// them is worth another try.
     touched: BTreeMap<Arc<str>, bool>,
-    /// The live pods that claim an address, by UID.
-    claims: HashMap<IpAddr, Vec<Arc<str>>>,
-    disputed: HashSet<IpAddr>,
     missing: Missing,
 }
 
@@ -73,15 +67,11 @@ impl Director {
         let rules = readiness.condition("rules");
         rules.fail("rules are not loaded");
         Self {
-            picture: parts.picture,
+            picture: parts.picture.clone(),
             decider: parts.decider,
-            metrics: parts.metrics,
-            guard: parts.guard,
             keeper: parts.keeper,
-            pods: HashMap::new(),
+            roster: Roster::new(parts.picture, parts.guard, parts.metrics),
             touched: BTreeMap::new(),
-            claims: HashMap::new(),
-            disputed: HashSet::new(),
             missing: Missing {
                 workloads: Some(readiness.block("workloads are not loaded")),
                 rules,
@@ -129,31 +119,23 @@ impl Director {
         match update {
             Update::Workloads(Change::Snapshot(all)) => {
                 let kept: HashSet<_> = all.iter().map(|pod| pod.uid.clone()).collect();
-                let gone: Vec<_> = self
-                    .pods
-                    .keys()
-                    .filter(|uid| !kept.contains(*uid))
-                    .cloned()
-                    .collect();
                 let mut touched = HashSet::new();
-                for uid in gone {
-                    self.remove(&uid, &mut touched);
-                }
+                self.roster.keep(|uid| kept.contains(uid), &mut touched);
                 for pod in all {
                     self.apply(pod, &mut touched);
                 }
-                self.publish(touched);
+                self.roster.publish(touched);
                 self.missing.workloads = None;
             }
             Update::Workloads(Change::Apply(pod)) => {
                 let mut touched = HashSet::new();
                 self.apply(pod, &mut touched);
-                self.publish(touched);
+                self.roster.publish(touched);
             }
             Update::Workloads(Change::Delete(pod)) => {
                 let mut touched = HashSet::new();
-                self.remove(&pod.uid, &mut touched);
-                self.publish(touched);
+                self.roster.remove(&pod.uid, &mut touched);
+                self.roster.publish(touched);
             }
             Update::Namespaces(change) => {
                 self.report(Report::Rules(RuleUpdate::Namespaces(change)));
@@ -174,7 +156,7 @@ impl Director {
     }
 
     fn rules_changed(&mut self, touched: &Touched, retry: bool) {
-        for pod in self.pods.values() {
+        for pod in self.roster.residents() {
             if touched.includes(&pod.workload.namespace) {
                 let again = self.touched.entry(pod.workload.uid.clone());
                 *again.or_default() |= retry;
@@ -204,7 +186,7 @@ impl Director {
             let Some((uid, retry)) = self.touched.pop_first() else {
                 return;
             };
-            let Some(resident) = self.pods.get(&uid) else {
+            let Some(resident) = self.roster.get(&uid) else {
                 continue;
             };
             let decided = self.decider.standing(resident, self.decider.now());
@@ -215,43 +197,12 @@ impl Director {
     }
 
     fn apply(&mut self, pod: Workload, touched: &mut HashSet<IpAddr>) {
-        let before = self.pods.get(&pod.uid).cloned();
+        let before = self.roster.get(&pod.uid).cloned();
         if before.as_ref().is_some_and(|known| *known.workload == pod) {
             return;
         }
-        if let Some(before) = &before {
-            self.unclaim(before, touched);
-        }
         let resident = self.resident(pod, before.as_deref());
-        let own = resident.workload.own_addresses();
-        if before.is_none_or(|before| before.workload.own_addresses() != own) {
-            self.guard.seen(&resident.workload.uid, own);
-        }
-        for address in own {
-            let claims = self.claims.entry(*address).or_default();
-            claims.push(resident.workload.uid.clone());
-            touched.insert(*address);
-        }
-        self.pods.insert(resident.workload.uid.clone(), resident);
-    }
-
-    fn remove(&mut self, uid: &Arc<str>, touched: &mut HashSet<IpAddr>) {
-        if let Some(resident) = self.pods.remove(uid) {
-            self.guard.forget(uid);
-            self.unclaim(&resident, touched);
-        }
-    }
-
-    fn unclaim(&mut self, resident: &Resident, touched: &mut HashSet<IpAddr>) {
-        for address in resident.workload.own_addresses() {
-            if let Some(claims) = self.claims.get_mut(address) {
-                claims.retain(|uid| *uid != resident.workload.uid);
-                if claims.is_empty() {
-                    self.claims.remove(address);
-                }
-            }
-            touched.insert(*address);
-        }
+        self.roster.put(resident, touched);
     }
 
     fn resident(&self, workload: Workload, before: Option<&Resident>) -> Arc<Resident> {
@@ -263,37 +214,7 @@ impl Director {
             // The pod changed, which is why we decide: what STS refused is worth another try.
             allowed.lease.retry();
         }
-        Arc::new(Resident {
-            workload: Arc::new(workload),
-            decided: ArcSwap::from_pointee(decided),
-            told: Pace::default(),
-        })
-    }
-
-    fn publish(&mut self, touched: HashSet<IpAddr>) {
-        let mut changes = Vec::with_capacity(touched.len());
-        for address in touched {
-            let claims = self.claims.get(&address).map_or(&[][..], Vec::as_slice);
-            let owner = match claims {
-                [] => None,
-                [uid] => self.pods.get(uid).cloned().map(Owner::Pod),
-                _ => Some(Owner::Disputed),
-            };
-            if matches!(owner, Some(Owner::Disputed)) {
-                if self.disputed.insert(address) {
-                    let pods = claims.iter().filter_map(|uid| self.pods.get(uid));
-                    let names: Vec<_> = pods
-                        .map(|pod| format!("{}/{}", pod.workload.namespace, pod.workload.name))
-                        .collect();
-                    warn!(%address, pods = ?names, "several live pods have one address: none of them gets credentials");
-                }
-            } else {
-                self.disputed.remove(&address);
-            }
-            changes.push((address, owner));
-        }
-        self.picture.publish(changes);
-        self.metrics.set_pods(self.pods.len(), self.disputed.len());
+        Arc::new(Resident::new(Arc::new(workload), decided))
     }
 }
 

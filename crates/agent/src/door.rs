@@ -18,14 +18,14 @@ use rolegate_core::metadata::AllowList;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::serve;
+use rolegate_standing::tell::Tell;
 use tokio::net::TcpListener;
 
-use crate::decider::Decider;
 use crate::guard::Guard;
+use crate::judge::Judge;
 use crate::limits::{LimitOptions, Limits};
 use crate::metrics::AgentMetrics;
 use crate::picture::Picture;
-use crate::tell::Tell;
 use crate::token::TokenKey;
 
 pub use health::NodeHealth;
@@ -65,7 +65,7 @@ pub struct DoorOptions {
 pub struct Door {
     options: DoorOptions,
     picture: Arc<Picture>,
-    decider: Decider,
+    judge: Judge,
     guard: Guard,
     tokens: TokenKey,
     imds: Imds,
@@ -83,7 +83,7 @@ pub struct DoorParts {
     /// Who has which address.
     pub picture: Arc<Picture>,
     /// What pods may have.
-    pub decider: Decider,
+    pub judge: Judge,
     /// Whether addresses are where they were first seen.
     pub guard: Guard,
     /// Makes and checks tokens.
@@ -108,7 +108,7 @@ impl Door {
             limits: Limits::new(options.limits),
             options,
             picture: parts.picture,
-            decider: parts.decider,
+            judge: parts.judge,
             guard: parts.guard,
             tokens: parts.tokens,
             imds: parts.imds,

@@ -9,80 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
-use bytes::Bytes;
-use jiff::Timestamp;
-use rolegate_aws::sessions::Lease;
-use rolegate_core::arn::RoleArn;
-use rolegate_core::decision::Denial;
-use rolegate_core::workload::Workload;
+use rolegate_standing::resident::Resident;
 use tokio::sync::watch;
 
-use crate::pace::Pace;
-
 const SHARDS: usize = 64;
-
-/// A pod with what was decided for it last. A change of the pod makes a new one.
-#[derive(Debug)]
-pub struct Resident {
-    /// The pod.
-    pub workload: Arc<Workload>,
-    /// What was decided last, which [`crate::decider::Decider::standing`] brings up to date.
-    pub(crate) decided: ArcSwap<Decided>,
-    /// Keeps what its owner is told of denials to a bearable rate.
-    pub told: Pace,
-}
-
-/// A decision, and how long it counts.
-#[derive(Debug)]
-pub struct Decided {
-    /// The generation of the rules it was made by.
-    pub(crate) generation: u64,
-    /// When it must be made again though nothing changed, where rules read the time.
-    pub(crate) until: Option<Timestamp>,
-    /// What the pod may have.
-    pub standing: Standing,
-}
-
-impl Decided {
-    pub(crate) fn counts(&self, generation: u64, now: Timestamp) -> bool {
-        self.generation == generation && self.until.is_none_or(|until| now < until)
-    }
-}
-
-/// What was decided for a pod.
-#[derive(Debug)]
-pub enum Standing {
-    /// It may have this role.
-    Allowed(Allowed),
-    /// It wishes for none, and there is no default.
-    NoRole,
-    /// It is refused.
-    Denied {
-        /// By which rule.
-        denial: Denial,
-        /// The sentence for its owner, ready to send.
-        body: Bytes,
-    },
-    /// Something that the decision needs has not been seen yet.
-    Undecided,
-}
-
-/// A role and its session, ready to serve.
-#[derive(Debug)]
-pub struct Allowed {
-    /// The role.
-    pub role: RoleArn,
-    /// The name by which the pod is told of it.
-    pub listed: Bytes,
-    /// The document of `iam/info`.
-    pub info: Bytes,
-    /// The rules that allowed it.
-    pub rules: Vec<String>,
-    /// What layers in audit mode would have refused.
-    pub audited: Vec<Denial>,
-    /// The need of its session, shared by the successive residents of one pod.
-    pub lease: Arc<Lease>,
-}
 
 /// Who has an address.
 #[derive(Debug, Clone)]

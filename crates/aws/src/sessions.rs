@@ -103,6 +103,11 @@ impl SessionCell {
         &self.key
     }
 
+    /// The same, to keep.
+    pub fn shared_key(&self) -> Arc<SessionKey> {
+        self.key.clone()
+    }
+
     /// What the session is now. A session that is over is never returned.
     pub fn current(&self, now: Timestamp) -> Current {
         let state = self.state.load();

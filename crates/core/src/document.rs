@@ -52,6 +52,11 @@ pub fn credentials(credentials: &Credentials) -> Bytes {
     Bytes::from_owner(Wiped(document))
 }
 
+/// A document that was made elsewhere, wiped like ours when the last answer that holds it is gone.
+pub fn received(document: Zeroizing<Vec<u8>>) -> Bytes {
+    Bytes::from_owner(Wiped(document))
+}
+
 /// The document of `iam/info` for a role: what the instance profile of that name would show.
 pub fn info(role: &RoleArn, updated: Timestamp) -> Bytes {
     format!(

@@ -13,14 +13,15 @@ use rolegate_rules::keeper::Point;
 use rolegate_rules::offline::{OfflineOptions, load};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
+use rolegate_standing::decider::Decider;
+use rolegate_standing::resident::Standing;
 use rolegate_testkit::cases::{self, Case, Door};
 use serde_json::{Value, json};
 
 use super::{Director, DirectorParts};
-use crate::decider::Decider;
 use crate::guard::Guard;
 use crate::metrics::AgentMetrics;
-use crate::picture::{Owner, Picture, Standing};
+use crate::picture::{Owner, Picture};
 
 /// Nobody is asked: the driver is not run.
 struct Nobody;

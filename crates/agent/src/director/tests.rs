@@ -16,7 +16,8 @@ use rolegate_rules::keeper::Point;
 use rolegate_runtime::clock::Clock;
 
 use super::*;
-use crate::picture::Decided;
+use crate::picture::Owner;
+use rolegate_standing::resident::Decided;
 
 /// Nobody is asked in these tests: the driver is not run.
 struct Nobody;
@@ -288,7 +289,7 @@ fn a_snapshot_removes_what_is_not_in_it() {
         .director
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
     assert_eq!(stage.seen(), "nobody");
-    assert!(stage.director.claims.is_empty() && stage.director.pods.is_empty());
+    assert!(stage.director.roster.is_empty());
 }
 
 #[test]

@@ -12,13 +12,14 @@ use rolegate_aws::sessions::{Current, Lease};
 use rolegate_core::arn::RoleArn;
 use rolegate_core::metadata::{CanonicalPath, Route};
 use rolegate_core::session::FailureKind;
+use rolegate_standing::resident::{Allowed, Resident, Standing};
 
 use super::answer::{Answer, AnswerBody};
 use super::{Door, ImdsV2, forward};
 use crate::guard::LastLook;
 use crate::limits::Connection;
 use crate::metrics::{Handler, Outcome};
-use crate::picture::{Allowed, Owner, Resident, Standing};
+use crate::picture::Owner;
 use crate::token::MAX_TTL_SECONDS;
 
 const TOKEN: &str = "x-aws-ec2-metadata-token";
@@ -418,7 +419,7 @@ impl Visit {
         now: Timestamp,
         look: impl FnOnce(&Allowed) -> Look<Answer>,
     ) -> Look<Answer> {
-        match &self.door.decider.standing(resident, now).standing {
+        match &self.door.judge.standing(resident, now).standing {
             Standing::Allowed(allowed) => look(allowed),
             Standing::Undecided => Look::Wait(Answer::refuse(
                 Outcome::UnknownPod,
@@ -452,7 +453,10 @@ impl Visit {
             self.door.tell.audited(resident, denial, now);
         }
         match allowed.lease.cell().current(now) {
-            Current::Live(session) => Look::Done(Answer::ok(session.document.bytes())),
+            Current::Live(session) => {
+                self.door.tell.served(resident, allowed, &session, now);
+                Look::Done(Answer::ok(session.document.bytes()))
+            }
             Current::Failed(failure) => {
                 self.door
                     .tell

@@ -19,7 +19,7 @@ use rolegate_core::workload::{Phase, Workload};
 use rolegate_rules::rules::Rules;
 use rolegate_runtime::clock::Clock;
 
-use crate::picture::{Allowed, Decided, Resident, Standing};
+use crate::resident::{Allowed, Decided, Resident, Standing};
 
 /// How long a verdict counts that depends on the time.
 const TIMELY: Duration = Duration::from_secs(30);
@@ -46,7 +46,8 @@ impl Decider {
         }
     }
 
-    pub(crate) fn now(&self) -> Timestamp {
+    /// What time it is.
+    pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
@@ -74,7 +75,7 @@ impl Decider {
 
     /// Decides for a pod. The lease of the decision before it lives on where the session stays
     /// the same, so that nothing is fetched twice.
-    pub(crate) fn decide(&self, workload: &Workload, before: Option<&Decided>) -> Decided {
+    pub fn decide(&self, workload: &Workload, before: Option<&Decided>) -> Decided {
         let snapshot = self.rules.load();
         let rules = &snapshot.rules;
         let now = self.clock.now();

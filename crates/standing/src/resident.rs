@@ -1,0 +1,100 @@
+//! A pod with what was decided for it last.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use jiff::Timestamp;
+use rolegate_aws::sessions::{Lease, Session};
+use rolegate_core::arn::RoleArn;
+use rolegate_core::decision::Denial;
+use rolegate_core::workload::Workload;
+
+use crate::pace::Pace;
+
+/// A pod with what was decided for it last. A change of the pod makes a new one.
+#[derive(Debug)]
+pub struct Resident {
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// What was decided last, which [`crate::decider::Decider::standing`] brings up to date.
+    pub decided: ArcSwap<Decided>,
+    /// Keeps what its owner is told of denials to a bearable rate.
+    pub told: Pace,
+    /// Which session it was last handed: where that lies in memory, zero for none.
+    served: AtomicUsize,
+}
+
+impl Resident {
+    /// A pod of which this was decided.
+    pub fn new(workload: Arc<Workload>, decided: Decided) -> Self {
+        Self {
+            workload,
+            decided: ArcSwap::from_pointee(decided),
+            told: Pace::default(),
+            served: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether it is handed `session` for the first time since it was handed another one; that
+    /// one call says yes.
+    pub fn is_first(&self, session: &Arc<Session>) -> bool {
+        let place = Arc::as_ptr(session).addr();
+        // Looked at first, so that the line of memory stays shared between threads.
+        self.served.load(Ordering::Relaxed) != place
+            && self.served.swap(place, Ordering::Relaxed) != place
+    }
+}
+
+/// A decision, and how long it counts.
+#[derive(Debug)]
+pub struct Decided {
+    /// The generation of the rules it was made by.
+    pub generation: u64,
+    /// When it must be made again though nothing changed, where rules read the time.
+    pub until: Option<Timestamp>,
+    /// What the pod may have.
+    pub standing: Standing,
+}
+
+impl Decided {
+    pub(crate) fn counts(&self, generation: u64, now: Timestamp) -> bool {
+        self.generation == generation && self.until.is_none_or(|until| now < until)
+    }
+}
+
+/// What was decided for a pod.
+#[derive(Debug)]
+pub enum Standing {
+    /// It may have this role.
+    Allowed(Allowed),
+    /// It wishes for none, and there is no default.
+    NoRole,
+    /// It is refused.
+    Denied {
+        /// By which rule.
+        denial: Denial,
+        /// The sentence for its owner, ready to send.
+        body: Bytes,
+    },
+    /// Something that the decision needs has not been seen yet.
+    Undecided,
+}
+
+/// A role and its session, ready to serve.
+#[derive(Debug)]
+pub struct Allowed {
+    /// The role.
+    pub role: RoleArn,
+    /// The name by which the pod is told of it.
+    pub listed: Bytes,
+    /// The document of `iam/info`.
+    pub info: Bytes,
+    /// The rules that allowed it.
+    pub rules: Vec<String>,
+    /// What layers in audit mode would have refused.
+    pub audited: Vec<Denial>,
+    /// The need of its session, shared by the successive residents of one pod.
+    pub lease: Arc<Lease>,
+}
