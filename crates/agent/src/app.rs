@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rolegate_aws::discovery::Discovery;
 use rolegate_aws::imds::{Imds, ImdsError};
 use rolegate_aws::sessions::{SessionMetrics, Sessions};
 use rolegate_aws::sts::{Sts, StsOptions};
@@ -38,7 +39,6 @@ use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
 use crate::director::{Director, DirectorParts};
-use crate::discovery::Discovery;
 use crate::door::{Door, DoorOptions, DoorParts, NodeHealth};
 use crate::guard::Guard;
 use crate::handover::{Estate, Place, Receipt};
@@ -271,7 +271,10 @@ impl Agent {
             base_required: options.base_required,
             sts,
             imds: imds.clone(),
-            health: health.clone(),
+            instance: {
+                let health = health.clone();
+                Box::new(move |instance| health.set_instance(instance))
+            },
             facts,
         };
         tasks.spawn(passing(discovery.run()));

@@ -8,7 +8,6 @@ pub mod app;
 pub mod attachment;
 mod debug;
 pub mod director;
-pub mod discovery;
 pub mod door;
 pub mod guard;
 pub mod handover;

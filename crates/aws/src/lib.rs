@@ -7,6 +7,7 @@
 //! this crate retries nothing by itself but an expired metadata token.
 
 pub mod chain;
+pub mod discovery;
 mod failure;
 mod http_client;
 pub mod identity;

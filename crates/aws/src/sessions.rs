@@ -4,6 +4,7 @@
 //! A [`Lease`] says that a workload needs a session; dropping it says that it does not any more.
 //! What the session is right now stands in the lease's [`SessionCell`], lock-free to read.
 
+mod fed;
 mod kube2iam;
 mod metrics;
 
@@ -23,6 +24,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinSet};
 use tracing::{debug, info, warn};
 
+pub use fed::Fed;
 pub use metrics::SessionMetrics;
 
 /// Whoever can turn a key into credentials: STS.
@@ -56,6 +58,12 @@ pub struct Session {
 pub struct Document(Bytes);
 
 impl Document {
+    /// A document that is wiped when the last of its bytes is dropped, which is whoever made it to
+    /// see to.
+    pub fn new(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes, shared and not copied.
     pub fn bytes(&self) -> Bytes {
         self.0.clone()
@@ -118,6 +126,12 @@ impl SessionCell {
         }
     }
 
+    /// The session, valid or over, and the last call's failure: whatever there is, to pass on.
+    pub fn state(&self) -> (Option<Arc<Session>>, Option<Failure>) {
+        let state = self.state.load();
+        (state.session.clone(), state.failure.clone())
+    }
+
     /// The next change after this call. To miss none: make the future, look, then await it.
     pub fn changed(&self) -> impl Future<Output = ()> + '_ {
         self.changed.notified()
@@ -161,6 +175,7 @@ impl Sessions {
             events: receiver,
             calls: JoinSet::new(),
             flying: HashMap::new(),
+            changed: None,
         };
         let sessions = Self {
             cells,
@@ -272,9 +287,17 @@ pub struct Driver<C> {
     events: mpsc::UnboundedReceiver<Event>,
     calls: JoinSet<Result<Credentials, Failure>>,
     flying: HashMap<Id, (Arc<SessionKey>, Timestamp)>,
+    /// Told of each session that changed.
+    changed: Option<mpsc::UnboundedSender<Arc<SessionKey>>>,
 }
 
 impl<C: AssumeRole> Driver<C> {
+    /// Tells `changed` of each session that was fetched or could not be.
+    pub fn telling(mut self, changed: mpsc::UnboundedSender<Arc<SessionKey>>) -> Self {
+        self.changed = Some(changed);
+        self
+    }
+
     /// Runs until all handles and leases are gone.
     pub async fn run(mut self) {
         loop {
@@ -296,6 +319,14 @@ impl<C: AssumeRole> Driver<C> {
                 },
                 () = wake => Event::Tick,
             };
+            let ended = match &event {
+                Event::Fetched(key, _) | Event::Failed(key, _) => Some(key.clone()),
+                _ => None,
+            };
+            if let (Some(key), Some(changed)) = (ended, &self.changed) {
+                // A send fails only where nobody listens any more.
+                let _ = changed.send(key);
+            }
             let now = self.clock.now();
             for action in self.engine.handle(event, now) {
                 self.act(action);

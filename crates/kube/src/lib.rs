@@ -21,6 +21,7 @@ pub mod policy_status;
 pub mod replicated;
 pub mod status;
 pub mod tls_secret;
+pub mod token_review;
 pub mod watch;
 pub mod workloads;
 

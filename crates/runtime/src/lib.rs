@@ -8,6 +8,7 @@ pub mod admin;
 pub mod clock;
 pub mod drain;
 pub mod histogram;
+pub mod http2;
 pub mod logging;
 pub mod metrics;
 pub mod process;

@@ -28,7 +28,7 @@ use crate::tls::ServerTls;
 const BACKLOG: i32 = 1024;
 /// How long to wait after the kernel refused to hand out a connection, as when all file
 /// descriptors are in use.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a new connection may take for its first request while everything ends.
 pub(crate) const FIRST_REQUEST: Duration = Duration::from_millis(500);
@@ -235,7 +235,7 @@ async fn accept<C, T, S, B>(
     }
 }
 
-fn prepare(stream: &TcpStream) {
+pub(crate) fn prepare(stream: &TcpStream) {
     // Answers are small and whole: waiting to fill a packet only costs time.
     let _ = stream.set_nodelay(true);
     // What a client does not acknowledge is not sent for long: its address may be another's soon.

@@ -7,6 +7,7 @@
 
 mod ages;
 mod files;
+mod mutual;
 mod pair;
 mod store;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 
 pub use ages::CertificateAges;
 pub use files::TlsFiles;
+pub use mutual::{ClientAuthorities, ClientNames, ClientTls, ClientTlsError, MutualTls};
 pub use pair::{MAX_PEM, PairError, check_pair};
 pub use store::CertificateStore;
 

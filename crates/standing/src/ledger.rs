@@ -6,7 +6,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use rolegate_aws::sessions::Session;
 use rolegate_core::session::{Life, SessionKey};
 use rolegate_core::workload::Workload;
 use serde::{Deserialize, Serialize};
@@ -98,17 +97,17 @@ impl Ledger {
         }
     }
 
-    /// Writes that `pod` was handed `session`, here and in the log.
+    /// Writes that `pod` was handed the session of `access_key_id`, here and in the log.
     pub fn served(
         &self,
         pod: &Arc<Workload>,
         allowed: &Allowed,
-        session: &Session,
+        (access_key_id, life): (&str, Life),
         now: Timestamp,
     ) {
         let key = allowed.lease.cell().shared_key();
         tracing::info!(
-            access_key_id = session.access_key_id,
+            access_key_id,
             role = %key.role,
             session = %key.name,
             namespace = %pod.namespace,
@@ -116,8 +115,8 @@ impl Ledger {
             pod_uid = %pod.uid,
             service_account = %pod.service_account,
             node = pod.node.as_deref(),
-            issued = %session.life.from,
-            expires = %session.life.until,
+            issued = %life.from,
+            expires = %life.until,
             rules = ?allowed.rules,
             "session handed out"
         );
@@ -125,8 +124,8 @@ impl Ledger {
             at: now,
             pod: pod.clone(),
             key,
-            access_key_id: session.access_key_id.as_str().into(),
-            life: session.life,
+            access_key_id: access_key_id.into(),
+            life,
             rules: allowed.rules.as_slice().into(),
         };
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);

@@ -64,6 +64,27 @@ impl Decided {
     }
 }
 
+impl Decided {
+    /// Whether a pod is answered the same by both.
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        match (&self.standing, &other.standing) {
+            (Standing::NoRole, Standing::NoRole) | (Standing::Undecided, Standing::Undecided) => {
+                true
+            }
+            (Standing::Denied { denial, .. }, Standing::Denied { denial: other, .. }) => {
+                denial == other
+            }
+            (Standing::Allowed(allowed), Standing::Allowed(other)) => {
+                allowed.lease.cell().key() == other.lease.cell().key()
+                    && allowed.listed == other.listed
+                    && allowed.rules == other.rules
+                    && allowed.audited == other.audited
+            }
+            _ => false,
+        }
+    }
+}
+
 /// What was decided for a pod.
 #[derive(Debug)]
 pub enum Standing {

@@ -150,9 +150,14 @@ impl Tell {
             let access_key_id = session.access_key_id.as_str().into();
             self.notice(resident, NoticeOutcome::Served { access_key_id });
         } else {
-            self.ledger
-                .served(&resident.workload, allowed, session, now);
+            let named = (&*session.access_key_id, session.life);
+            self.ledger.served(&resident.workload, allowed, named, now);
         }
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     fn notice(&self, resident: &Resident, outcome: NoticeOutcome) {

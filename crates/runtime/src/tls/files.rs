@@ -44,7 +44,7 @@ impl TlsFiles {
     }
 
     /// Both files, of one moment as far as can be told.
-    async fn read(&self) -> Result<(Vec<u8>, Zeroizing<Vec<u8>>), String> {
+    pub(super) async fn read(&self) -> Result<(Vec<u8>, Zeroizing<Vec<u8>>), String> {
         let mut certificate = bounded(&self.certificate).await?;
         let mut key = bounded(&self.key).await?;
         for _ in 1..ATTEMPTS {
@@ -59,7 +59,7 @@ impl TlsFiles {
     }
 }
 
-async fn bounded(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(super) async fn bounded(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let read = async {
         // Room for all of it from the start: growing would leave copies behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_PEM + 1));

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use rolegate_aws::identity::{Discovered, discover};
-use rolegate_aws::imds::Imds;
-use rolegate_aws::sts::Sts;
 use rolegate_core::arn::{ArnError, resolve};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::rulebook::Facts;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use crate::door::NodeHealth;
+use crate::identity::{Discovered, discover};
+use crate::imds::Imds;
+use crate::sts::Sts;
 
 /// The first pause after a try that did not bring all; doubled up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -33,8 +32,8 @@ pub struct Discovery {
     pub sts: Sts,
     /// The node's metadata service.
     pub imds: Imds,
-    /// Told the instance's ID.
-    pub health: NodeHealth,
+    /// Told the instance's ID, or why it is not known.
+    pub instance: Box<dyn Fn(Result<String, String>) + Send + Sync>,
     /// Told what is found.
     pub facts: watch::Sender<Option<Facts>>,
 }
@@ -48,7 +47,7 @@ impl Discovery {
         loop {
             let found = discover(&self.sts, &self.imds).await;
             tries += 1;
-            self.health.set_instance(match &found.instance {
+            (self.instance)(match &found.instance {
                 Ok(instance) => Ok(instance.id.clone()),
                 Err(error) => Err(error.to_string()),
             });

@@ -1,0 +1,424 @@
+//! The desk: the one task that knows all pods and writes what each stream's agent should know.
+//!
+//! It decides for the pods of nodes that a stream serves, and for no others; so sessions are held
+//! for those alone. A change of the rules is worked off in portions, between which reports are
+//! taken.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rolegate_core::rulebook::{Facts, RuleUpdate, Touched};
+use rolegate_core::session::SessionKey;
+use rolegate_core::workload::{Change, Update, Workload};
+use rolegate_rules::keeper::{Keeper, Report};
+use rolegate_runtime::readiness::{Block, Condition, Readiness};
+use rolegate_standing::decider::Decider;
+use rolegate_standing::resident::Standing;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::agents::Agents;
+use crate::feed::{Feed, Put};
+use crate::metrics::BrokerMetrics;
+
+/// Pods that are decided again in one go.
+const PORTION: usize = 128;
+/// How often verdicts that read the time are made again.
+const TIMELY: Duration = Duration::from_secs(15);
+
+/// What streams ask of the desk.
+#[derive(Debug)]
+pub enum Order {
+    /// A stream was proven: it is to end with its agent's pod.
+    Join(Arc<Feed>),
+    /// Its agent serves pods by it from now on.
+    Begin(Arc<Feed>),
+    /// It ended.
+    Leave(Arc<Feed>),
+}
+
+/// What a desk works with.
+#[derive(Debug)]
+pub struct DeskParts {
+    /// The rules.
+    pub keeper: Keeper,
+    /// What decides by them.
+    pub decider: Decider,
+    /// The agents' pods.
+    pub agents: Agents,
+    /// Counts.
+    pub metrics: BrokerMetrics,
+}
+
+/// What a desk hears.
+#[derive(Debug)]
+pub struct Sources {
+    /// About pods and namespaces.
+    pub updates: mpsc::Receiver<Update>,
+    /// About rules.
+    pub reports: mpsc::Receiver<Report>,
+    /// About where we run.
+    pub facts: watch::Receiver<Option<Facts>>,
+    /// From streams.
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    /// Sessions that changed.
+    pub sessions: mpsc::UnboundedReceiver<Arc<SessionKey>>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    pods: HashSet<Arc<str>>,
+    /// Streams by which pods are served. There are two for a moment when one agent follows another.
+    feeds: Vec<Arc<Feed>>,
+}
+
+/// Writes the feeds.
+#[derive(Debug)]
+pub struct Desk {
+    keeper: Keeper,
+    decider: Decider,
+    agents: Agents,
+    metrics: BrokerMetrics,
+    /// By UID.
+    pods: HashMap<Arc<str>, Arc<Workload>>,
+    nodes: HashMap<Arc<str>, Node>,
+    /// All streams that were proven.
+    joined: Vec<Arc<Feed>>,
+    /// Who first claimed an address, by UID: two pods of one node are the agent's to judge, pods of
+    /// two nodes are an alarm.
+    claims: HashMap<IpAddr, Arc<str>>,
+    /// Which streams use a session.
+    users: HashMap<Arc<SessionKey>, Vec<Weak<Feed>>>,
+    /// UIDs to decide again for, and whether what STS refused them is worth another try.
+    touched: BTreeMap<Arc<str>, bool>,
+    workloads: Option<Block>,
+    rules: Condition,
+}
+
+impl Desk {
+    /// A desk that knows nothing.
+    pub fn new(parts: DeskParts, readiness: &Readiness) -> Self {
+        let rules = readiness.condition("rules");
+        rules.fail("rules are not loaded");
+        Self {
+            keeper: parts.keeper,
+            decider: parts.decider,
+            agents: parts.agents,
+            metrics: parts.metrics,
+            pods: HashMap::new(),
+            nodes: HashMap::new(),
+            joined: Vec::new(),
+            claims: HashMap::new(),
+            users: HashMap::new(),
+            touched: BTreeMap::new(),
+            workloads: Some(readiness.block("workloads are not loaded")),
+            rules,
+        }
+    }
+
+    /// Follows the sources until they end.
+    pub async fn run(mut self, mut sources: Sources) {
+        let mut timely = tokio::time::interval(TIMELY);
+        loop {
+            tokio::select! {
+                // What sources say goes before what only waits to be brought up to date.
+                biased;
+                Ok(()) = sources.facts.changed() => {
+                    let learned = sources.facts.borrow_and_update().clone();
+                    if let Some(learned) = learned {
+                        self.learn(learned);
+                    }
+                }
+                Some(report) = sources.reports.recv() => self.report(report),
+                Some(order) = sources.orders.recv() => self.order(order),
+                Some(key) = sources.sessions.recv() => self.session_changed(&key),
+                update = sources.updates.recv() => match update {
+                    Some(update) => self.update(update),
+                    None => return,
+                },
+                _ = timely.tick() => self.time_went_by(),
+                () = tokio::task::yield_now(), if !self.touched.is_empty() => self.catch_up(),
+            }
+        }
+    }
+
+    /// Takes what a source says of the rules.
+    pub fn report(&mut self, report: Report) {
+        // Policies' data changes with every namespace of the cluster: no reason to ask STS again.
+        let retry = matches!(report, Report::Rules(_));
+        let touched = self.keeper.apply(report);
+        self.rules_changed(&touched, retry);
+    }
+
+    /// Takes what was found out about where we run.
+    pub fn learn(&mut self, facts: Facts) {
+        info!(?facts.base, ?facts.own_roles, "our AWS identity is known");
+        self.keeper.learn(facts);
+        self.rules_changed(&Touched::All, true);
+    }
+
+    /// Takes one report of a source.
+    pub fn update(&mut self, update: Update) {
+        match update {
+            Update::Workloads(Change::Snapshot(all)) => {
+                let kept: HashSet<_> = all.iter().map(|pod| pod.uid.clone()).collect();
+                let gone: Vec<_> = self
+                    .pods
+                    .keys()
+                    .filter(|uid| !kept.contains(*uid))
+                    .cloned()
+                    .collect();
+                for uid in gone {
+                    self.remove(&uid);
+                }
+                for pod in all {
+                    self.apply(pod);
+                }
+                self.workloads = None;
+            }
+            Update::Workloads(Change::Apply(pod)) => self.apply(pod),
+            Update::Workloads(Change::Delete(pod)) => self.remove(&pod.uid),
+            Update::Namespaces(change) => {
+                self.report(Report::Rules(RuleUpdate::Namespaces(change)));
+            }
+        }
+        self.settle();
+    }
+
+    /// Takes what a stream asks.
+    pub fn order(&mut self, order: Order) {
+        match order {
+            Order::Join(feed) => {
+                // Its pod may have gone between the proof and this.
+                let gone = |uid: &Arc<str>| self.agents.get(uid).is_none();
+                if feed.pod_uid.as_ref().is_some_and(gone) {
+                    feed.closed.cancel();
+                    return;
+                }
+                self.joined.push(feed);
+            }
+            Order::Begin(feed) => {
+                let node = self.nodes.entry(feed.node.clone()).or_default();
+                let pods: Vec<_> = node.pods.iter().cloned().collect();
+                node.feeds.push(feed.clone());
+                for uid in pods {
+                    if let Some(pod) = self.pods.get(&uid).cloned() {
+                        self.decide(&feed, pod, false);
+                    }
+                }
+                if self.is_settled() {
+                    feed.complete();
+                }
+            }
+            Order::Leave(feed) => {
+                self.joined.retain(|other| !Arc::ptr_eq(other, &feed));
+                if let Some(node) = self.nodes.get_mut(&feed.node) {
+                    node.feeds.retain(|other| !Arc::ptr_eq(other, &feed));
+                    if node.feeds.is_empty() && node.pods.is_empty() {
+                        self.nodes.remove(&feed.node);
+                    }
+                }
+                for key in feed.sessions() {
+                    self.leave_session(&key, &feed);
+                }
+            }
+        }
+        let serving = self.nodes.values().map(|node| node.feeds.len()).sum();
+        self.metrics.set_streams(serving, self.joined.len());
+    }
+
+    fn rules_changed(&mut self, touched: &Touched, retry: bool) {
+        if *touched != Touched::Nothing {
+            for pod in self.pods.values() {
+                if touched.includes(&pod.namespace) && is_served(&self.nodes, pod) {
+                    *self.touched.entry(pod.uid.clone()).or_default() |= retry;
+                }
+            }
+        }
+        self.settle();
+    }
+
+    fn time_went_by(&mut self) {
+        if self.keeper.rules().load().rules.reads_time() {
+            self.rules_changed(&Touched::All, false);
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.workloads.is_none() && self.keeper.unseen().is_none()
+    }
+
+    fn settle(&mut self) {
+        match (self.keeper.unseen(), self.keeper.missing()) {
+            (Some(unseen), _) => self.rules.fail(unseen),
+            // It answers, and refuses: that is what is meant to happen.
+            (None, Some(missing)) => self.rules.note(&*missing),
+            (None, None) => self.rules.ok(),
+        }
+        if self.is_settled() {
+            for feed in self.nodes.values().flat_map(|node| &node.feeds) {
+                feed.complete();
+            }
+        }
+    }
+
+    /// Brings some of the pods up to date that the rules' changes touched.
+    fn catch_up(&mut self) {
+        for _ in 0..PORTION {
+            let Some((uid, retry)) = self.touched.pop_first() else {
+                return;
+            };
+            if let Some(pod) = self.pods.get(&uid).cloned() {
+                for feed in self.feeds(&pod) {
+                    self.decide(&feed, pod.clone(), retry);
+                }
+            }
+        }
+    }
+
+    fn feeds(&self, pod: &Workload) -> Vec<Arc<Feed>> {
+        let node = pod.node.as_ref().and_then(|node| self.nodes.get(node));
+        node.map(|node| node.feeds.clone()).unwrap_or_default()
+    }
+
+    /// Decides for a pod, and puts that into a feed.
+    fn decide(&mut self, feed: &Arc<Feed>, pod: Arc<Workload>, retry: bool) {
+        let before = feed.resident(&pod.uid);
+        let before = before.as_ref().map(|resident| resident.decided.load());
+        let decided = self.decider.decide(&pod, before.as_ref().map(|it| &***it));
+        if let (true, Standing::Allowed(allowed)) = (retry, &decided.standing) {
+            allowed.lease.retry();
+        }
+        let Put { begun, ended } = feed.put(pod, decided);
+        if let Some(key) = begun {
+            let users = self.users.entry(key).or_default();
+            let known = |user: &Weak<Feed>| std::ptr::eq(user.as_ptr(), Arc::as_ptr(feed));
+            if !users.iter().any(known) {
+                users.push(Arc::downgrade(feed));
+            }
+        }
+        if let Some(key) = ended {
+            self.leave_session(&key, feed);
+        }
+    }
+
+    fn leave_session(&mut self, key: &Arc<SessionKey>, feed: &Arc<Feed>) {
+        if let Some(users) = self.users.get_mut(key) {
+            users.retain(|user| !std::ptr::eq(user.as_ptr(), Arc::as_ptr(feed)));
+            if users.is_empty() {
+                self.users.remove(key);
+            }
+        }
+    }
+
+    fn session_changed(&mut self, key: &Arc<SessionKey>) {
+        let users = self.users.get(key).into_iter().flatten();
+        for feed in users.filter_map(Weak::upgrade) {
+            feed.session_changed(key);
+        }
+    }
+
+    fn apply(&mut self, pod: Workload) {
+        if self.pods.get(&pod.uid).is_some_and(|known| **known == pod) {
+            return;
+        }
+        let pod = Arc::new(pod);
+        let before = self.pods.insert(pod.uid.clone(), pod.clone());
+        self.agents.put(&pod);
+        if let Some(before) = &before {
+            self.unclaim(before);
+            if before.node != pod.node {
+                self.leave_node(before);
+            }
+        }
+        self.close_stale_streams(&pod.uid);
+        self.claim(&pod);
+        if let Some(node) = &pod.node {
+            let node = self.nodes.entry(node.clone()).or_default();
+            node.pods.insert(pod.uid.clone());
+            for feed in node.feeds.clone() {
+                // The pod changed, which is why we decide: what STS refused is worth another try.
+                self.decide(&feed, pod.clone(), before.is_some());
+            }
+        }
+        self.metrics.set_pods(self.pods.len());
+    }
+
+    fn remove(&mut self, uid: &Arc<str>) {
+        let Some(pod) = self.pods.remove(uid) else {
+            return;
+        };
+        self.agents.remove(uid);
+        self.close_stale_streams(uid);
+        self.unclaim(&pod);
+        self.leave_node(&pod);
+        self.metrics.set_pods(self.pods.len());
+    }
+
+    fn leave_node(&mut self, pod: &Workload) {
+        let Some(name) = &pod.node else { return };
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        node.pods.remove(&pod.uid);
+        let feeds = node.feeds.clone();
+        if node.pods.is_empty() && feeds.is_empty() {
+            self.nodes.remove(name);
+        }
+        for feed in feeds {
+            if let Some(key) = feed.remove(&pod.uid) {
+                self.leave_session(&key, &feed);
+            }
+        }
+    }
+
+    /// Ends the streams whose agent's pod is over, gone, or on another node.
+    fn close_stale_streams(&self, uid: &Arc<str>) {
+        let streams = self.joined.iter();
+        for feed in streams.filter(|feed| feed.pod_uid.as_ref() == Some(uid)) {
+            let agent = self.agents.get(uid);
+            let stays = agent.is_some_and(|pod| pod.node.as_ref() == Some(&feed.node));
+            if !stays {
+                feed.closed.cancel();
+            }
+        }
+    }
+
+    fn claim(&mut self, pod: &Arc<Workload>) {
+        for address in pod.own_addresses() {
+            let first = self
+                .claims
+                .entry(*address)
+                .or_insert_with(|| pod.uid.clone());
+            let other = self.pods.get(first).filter(|other| other.node != pod.node);
+            if let Some(other) = other {
+                self.metrics.address_claimed_twice();
+                warn!(
+                    %address,
+                    namespace = %pod.namespace,
+                    pod = %pod.name,
+                    node = pod.node.as_deref(),
+                    other_namespace = %other.namespace,
+                    other_pod = %other.name,
+                    other_node = other.node.as_deref(),
+                    "pods of two nodes claim one address: each node judges for itself; a kubelet may have lied"
+                );
+            }
+        }
+    }
+
+    fn unclaim(&mut self, pod: &Workload) {
+        for address in pod.own_addresses() {
+            if self.claims.get(address) == Some(&pod.uid) {
+                self.claims.remove(address);
+            }
+        }
+    }
+}
+
+fn is_served(nodes: &HashMap<Arc<str>, Node>, pod: &Workload) -> bool {
+    let node = pod.node.as_ref().and_then(|node| nodes.get(node));
+    node.is_some_and(|node| !node.feeds.is_empty())
+}

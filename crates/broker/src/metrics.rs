@@ -1,0 +1,67 @@
+//! Metrics of the broker.
+
+use std::sync::atomic::AtomicI64;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+type Label = [(&'static str, &'static str); 1];
+
+/// What the broker counts. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct BrokerMetrics {
+    streams: Family<Label, Gauge<i64, AtomicI64>>,
+    refused: Family<Label, Counter>,
+    pods: Gauge<i64, AtomicI64>,
+    claimed_twice: Counter,
+}
+
+impl BrokerMetrics {
+    /// Registers `broker_streams` by `use` (`serving`, `warm`), `broker_refused_total` by `reason`,
+    /// `broker_pods` and `broker_address_claimed_twice_total`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "broker_streams",
+            "Streams of agents: serving pods, or kept warm",
+            metrics.streams.clone(),
+        );
+        registry.register(
+            "broker_refused",
+            "Streams refused or ended since the agent could not prove which node it is on",
+            metrics.refused.clone(),
+        );
+        registry.register("broker_pods", "Pods known", metrics.pods.clone());
+        registry.register(
+            "broker_address_claimed_twice",
+            "Times that pods of two nodes claimed one address",
+            metrics.claimed_twice.clone(),
+        );
+        metrics.set_streams(0, 0);
+        metrics
+    }
+
+    pub(crate) fn set_streams(&self, serving: usize, joined: usize) {
+        let gauge = |which| self.streams.get_or_create(&[("use", which)]);
+        gauge("serving").set(count(serving));
+        gauge("warm").set(count(joined.saturating_sub(serving)));
+    }
+
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    pub(crate) fn set_pods(&self, pods: usize) {
+        self.pods.set(count(pods));
+    }
+
+    pub(crate) fn address_claimed_twice(&self) {
+        self.claimed_twice.inc();
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

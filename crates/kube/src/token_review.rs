@@ -1,0 +1,71 @@
+//! Whose a service account's token is, asked of the API server (TokenReview).
+
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+
+use crate::failure::Failure;
+
+/// How long the API server may take.
+const LIMIT: Duration = Duration::from_secs(5);
+
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+
+/// What the API server says of a token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reviewed {
+    /// Whether it is one of the cluster's, and good now.
+    pub authenticated: bool,
+    /// `system:serviceaccount:NAMESPACE:NAME` for a service account's.
+    pub username: String,
+    /// Those of the audiences that were asked for which it is meant for. An API server that looks
+    /// at no audience names none.
+    pub audiences: Vec<String>,
+    /// The name of the pod that it is bound to.
+    pub pod_name: Option<String>,
+    /// The UID of the pod that it is bound to.
+    pub pod_uid: Option<String>,
+    /// The node of that pod; API servers before 1.30 don't say it.
+    pub node_name: Option<String>,
+}
+
+/// Asks whose `token` is, for `audience`.
+///
+/// # Errors
+/// A sentence, where the API server doesn't answer or may not be asked.
+pub async fn review(client: Client, token: &str, audience: &str) -> Result<Reviewed, String> {
+    let api = Api::<TokenReview>::all(client);
+    let review = TokenReview {
+        spec: TokenReviewSpec {
+            audiences: Some(vec![audience.into()]),
+            token: Some(token.into()),
+        },
+        ..TokenReview::default()
+    };
+    let params = PostParams::default();
+    let answer = tokio::time::timeout(LIMIT, api.create(&params, &review)).await;
+    let failed = |failure: Failure| failure.sentence("tokenreviews");
+    let review = answer
+        .map_err(|_| failed(Failure::no_answer(LIMIT)))?
+        .map_err(|error| failed(Failure::of_call(&error)))?;
+    let status = review.status.unwrap_or_default();
+    let user = status.user.unwrap_or_default();
+    let mut extra = user.extra.unwrap_or_default();
+    // One value each; several would be of something that we don't know.
+    let mut single = |key: &str| match extra.remove(key)?.as_slice() {
+        [value] => Some(value.clone()),
+        _ => None,
+    };
+    Ok(Reviewed {
+        authenticated: status.authenticated.unwrap_or(false),
+        username: user.username.unwrap_or_default(),
+        audiences: status.audiences.unwrap_or_default(),
+        pod_name: single(POD_NAME),
+        pod_uid: single(POD_UID),
+        node_name: single(NODE_NAME),
+    })
+}

@@ -1,0 +1,319 @@
+//! TLS 1.3 between processes of ours, both ends: the server shows what its [`CertificateStore`]
+//! holds and may ask for a client certificate; the client trusts the authorities of a file that is
+//! read for each connection, so that a rotated authority is followed by itself.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::HANDSHAKE;
+use super::files::{TlsFiles, bounded};
+use super::store::CertificateStore;
+use crate::clock::Clock;
+
+const ALPN: &[u8] = b"h2";
+
+/// The clock, as certificates are checked by it.
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.now().as_second()).ok()?;
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            seconds,
+        )))
+    }
+}
+
+/// The authorities of client certificates, which may change. Without any no certificate is asked
+/// for.
+#[derive(Default)]
+pub struct ClientAuthorities(ArcSwapOption<Verifier>);
+
+/// [`ArcSwapOption`] takes no unsized type.
+struct Verifier(Arc<dyn ClientCertVerifier>);
+
+impl fmt::Debug for ClientAuthorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClientAuthorities")
+            .field(&self.0.load().is_some())
+            .finish()
+    }
+}
+
+impl ClientAuthorities {
+    /// Asks for certificates of these authorities from the next handshake on, PEM.
+    ///
+    /// # Errors
+    /// A sentence, where there is none in it; the ones before stay.
+    pub fn set(&self, pem: &[u8]) -> Result<(), String> {
+        let roots = Arc::new(roots(pem)?);
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| error.to_string())?;
+        self.0.store(Some(Arc::new(Verifier(verifier))));
+        Ok(())
+    }
+}
+
+/// Asks whatever authorities there are at the moment.
+#[derive(Debug)]
+struct Current {
+    authorities: Arc<ClientAuthorities>,
+    schemes: Vec<SignatureScheme>,
+}
+
+impl Current {
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+        let verifier = self.authorities.0.load_full();
+        verifier
+            .map(|verifier| verifier.0.clone())
+            .ok_or_else(|| rustls::Error::General("no client certificates are taken".into()))
+    }
+}
+
+impl ClientCertVerifier for Current {
+    fn offer_client_auth(&self) -> bool {
+        self.authorities.0.load().is_some()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.verifier()?
+            .verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("only TLS 1.3 is spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier()?
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.schemes.clone()
+    }
+}
+
+/// What a client's certificate says, which its authority vouches for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientNames {
+    /// The URIs among its alternative names.
+    pub uris: Vec<String>,
+    /// When it ends.
+    pub until: Option<Timestamp>,
+}
+
+/// The server's end. Cheap to clone.
+#[derive(Clone)]
+pub struct MutualTls(TlsAcceptor);
+
+impl fmt::Debug for MutualTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MutualTls").finish_non_exhaustive()
+    }
+}
+
+impl MutualTls {
+    /// TLS 1.3 for HTTP/2 with what `store` holds at each handshake.
+    ///
+    /// # Errors
+    /// When the cryptography provider lacks what this needs.
+    pub fn new(
+        store: Arc<CertificateStore>,
+        authorities: Arc<ClientAuthorities>,
+        clock: Clock,
+    ) -> Result<Self, rustls::Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = Current {
+            authorities,
+            schemes: provider
+                .signature_verification_algorithms
+                .supported_schemes(),
+        };
+        let mut config = ServerConfig::builder_with_details(provider, Arc::new(clock))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(store);
+        config.alpn_protocols = vec![ALPN.into()];
+        // A resumed session would go on with the certificates of its first handshake.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    /// Makes the handshake; `None` where it fails or takes too long.
+    pub async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> Option<(server::TlsStream<TcpStream>, ClientNames)> {
+        match tokio::time::timeout(HANDSHAKE, self.0.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let certificates = stream.get_ref().1.peer_certificates();
+                let names = certificates.and_then(<[_]>::first).and_then(|it| names(it));
+                Some((stream, names.unwrap_or_default()))
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "TLS handshake failed");
+                None
+            }
+            Err(_) => {
+                tracing::debug!("TLS handshake took too long");
+                None
+            }
+        }
+    }
+}
+
+fn names(certificate: &[u8]) -> Option<ClientNames> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let alternatives = certificate.subject_alternative_name().ok()?;
+    let alternatives = alternatives.map(|names| names.value.general_names.as_slice());
+    let uris = alternatives.unwrap_or_default().iter().filter_map(|name| {
+        let GeneralName::URI(uri) = name else {
+            return None;
+        };
+        Some((*uri).to_owned())
+    });
+    let until = certificate.validity().not_after.timestamp();
+    Some(ClientNames {
+        uris: uris.collect(),
+        until: Timestamp::from_second(until).ok(),
+    })
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientTlsError {
+    /// A file cannot be used.
+    #[error("{0}")]
+    File(String),
+    /// The name is none that a certificate could have.
+    #[error("{0:?} is neither a host name nor an address")]
+    Name(String),
+    /// The handshake failed.
+    #[error("TLS handshake failed: {0}")]
+    Handshake(#[from] std::io::Error),
+    /// TLS itself refuses the configuration.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The server did not answer in time.
+    #[error("the TLS handshake took too long")]
+    Slow,
+}
+
+/// The client's end.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    /// The authorities that are trusted, PEM; read for each connection.
+    pub ca: PathBuf,
+    /// The certificate that is shown, if one is; read for each connection.
+    pub pair: Option<TlsFiles>,
+    /// The time that certificates are checked by.
+    pub clock: Clock,
+}
+
+impl ClientTls {
+    /// Makes the handshake with the server `name`, a host name or an address.
+    ///
+    /// # Errors
+    /// [`ClientTlsError`].
+    pub async fn connect(
+        &self,
+        stream: TcpStream,
+        name: &str,
+    ) -> Result<client::TlsStream<TcpStream>, ClientTlsError> {
+        let server =
+            ServerName::try_from(name.to_owned()).map_err(|_| ClientTlsError::Name(name.into()))?;
+        let config = Arc::new(self.config().await?);
+        let handshake = TlsConnector::from(config).connect(server, stream);
+        match tokio::time::timeout(HANDSHAKE, handshake).await {
+            Ok(stream) => Ok(stream?),
+            Err(_) => Err(ClientTlsError::Slow),
+        }
+    }
+
+    async fn config(&self) -> Result<ClientConfig, ClientTlsError> {
+        let pem = bounded(&self.ca).await.map_err(ClientTlsError::File)?;
+        let named = |error| ClientTlsError::File(format!("{}: {error}", self.ca.display()));
+        let roots = roots(&pem).map_err(named)?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_details(provider, Arc::new(self.clock.clone()))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots);
+        let mut config = match &self.pair {
+            None => builder.with_no_client_auth(),
+            Some(files) => {
+                let (certificate, key) = files.read().await.map_err(ClientTlsError::File)?;
+                let chain = CertificateDer::pem_slice_iter(&certificate)
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|_| {
+                        let path = files.certificate.display();
+                        ClientTlsError::File(format!("{path} is no certificate in PEM"))
+                    })?;
+                // What the parser says may quote the key.
+                let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| {
+                    let path = files.key.display();
+                    ClientTlsError::File(format!("{path} is no private key in PEM"))
+                })?;
+                builder.with_client_auth_cert(chain, key)?
+            }
+        };
+        config.alpn_protocols = vec![ALPN.into()];
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(config)
+    }
+}
+
+fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|_| "a certificate in it cannot be read")?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    if roots.is_empty() {
+        return Err("there is no certificate in it: PEM with BEGIN CERTIFICATE is expected".into());
+    }
+    Ok(roots)
+}
