@@ -1,6 +1,7 @@
 //! The agent as a whole: options in, bound addresses out, and an owner for every task.
 
 mod background;
+mod mind;
 mod source;
 
 use std::net::{IpAddr, SocketAddr};
@@ -9,40 +10,31 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rolegate_aws::discovery::Discovery;
 use rolegate_aws::imds::{Imds, ImdsError};
-use rolegate_aws::sessions::{SessionMetrics, Sessions};
-use rolegate_aws::sts::{Sts, StsOptions};
+use rolegate_aws::sessions::SessionMetrics;
+use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::redirect::Spec;
-use rolegate_core::rulebook::{ClusterConfig, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigUse;
-use rolegate_rules::keeper::{Keeper, Point, Report};
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
-use rolegate_standing::decider::Decider;
-use rolegate_standing::ledger::Ledger;
-use rolegate_standing::tell::Tell;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
-use crate::director::{Director, DirectorParts};
+use crate::broker::BrokerOptions;
 use crate::door::{Door, DoorOptions, DoorParts, NodeHealth};
-use crate::guard::Guard;
 use crate::handover::{Estate, Place, Receipt};
-use crate::judge::Judge;
 use crate::metrics::AgentMetrics;
 use crate::picture::Picture;
 use crate::redirect::Backend;
@@ -63,6 +55,9 @@ pub enum SourceOptions {
     },
     /// A YAML file.
     File(PathBuf),
+    /// A broker, which decides and holds the sessions: options about rules, sessions and STS have
+    /// no meaning here then.
+    Broker(BrokerOptions),
 }
 
 /// How pods are led to the agent.
@@ -213,38 +208,6 @@ impl Agent {
         let clock = options.clock;
 
         let imds = Imds::new(&options.metadata_addr)?;
-        let sts = Sts::new(options.sts);
-        let (sessions, driver) =
-            Sessions::new(sts.clone(), options.engine, clock.clone(), session_metrics);
-        tasks.spawn(vital("the session driver", driver.run()));
-
-        let mut keeper = Keeper::new(
-            options.rules.clone(),
-            Point::Door,
-            options.scope,
-            options.session_seconds,
-        );
-        let in_cluster = matches!(options.source, SourceOptions::Kubernetes { .. });
-        if in_cluster && options.cluster_config != ConfigUse::Off {
-            // Flags must not count for the moment until the configuration is seen.
-            keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
-        }
-        rolegate_rules::metrics::register(metrics.ours(), keeper.rules());
-        let decider = Decider::new(keeper.rules(), sessions.clone(), clock.clone());
-        let source = source::start(
-            options.source,
-            source::Demands {
-                keys: options.annotations,
-                host_ip: options.host_ip,
-                cluster_config: options.cluster_config,
-                rules: keeper.rules(),
-            },
-            &readiness,
-            &mut metrics,
-            &mut tasks,
-        )
-        .await?;
-
         // Addresses are tied to interfaces where pods come by the host's own redirect; a door
         // that others lead pods to sees other interfaces than the pods'.
         let attachments = options
@@ -252,32 +215,43 @@ impl Agent {
             .as_ref()
             .map(|redirect| Attachments::open(Some(redirect.spec.interface().clone())))
             .transpose()?;
-        let guard = Guard::new(source.pictures, attachments);
-        let picture = Arc::new(Picture::default());
-        let parts = DirectorParts {
-            picture: picture.clone(),
-            decider: decider.clone(),
-            metrics: agent_metrics.clone(),
-            guard: guard.clone(),
-            keeper,
-        };
-        let (facts, learned) = watch::channel(None);
-        let director =
-            Director::new(parts, &readiness).run(source.updates, source.reports, learned);
-        tasks.spawn(vital("the director", director));
         let health = NodeHealth::new(options.host_ip);
-        let discovery = Discovery {
-            flags: options.rules,
-            base_required: options.base_required,
-            sts,
+        let picture = Arc::new(Picture::default());
+        let ground = mind::Ground {
+            picture: picture.clone(),
+            attachments,
+            agent_metrics: agent_metrics.clone(),
+            session_metrics,
             imds: imds.clone(),
-            instance: {
-                let health = health.clone();
-                Box::new(move |instance| health.set_instance(instance))
-            },
-            facts,
+            health: health.clone(),
+            host_ip: options.host_ip,
+            clock: clock.clone(),
+            readiness: &readiness,
+            metrics: &mut metrics,
+            tasks: &mut tasks,
         };
-        tasks.spawn(passing(discovery.run()));
+        let mind::Mind {
+            guard,
+            judge,
+            sessions,
+            tell,
+        } = match options.source {
+            SourceOptions::Broker(broker) => mind::brokered(broker, ground),
+            source => {
+                let alone = mind::Alone {
+                    source,
+                    annotations: options.annotations,
+                    sts: options.sts,
+                    base_required: options.base_required,
+                    rules: options.rules,
+                    cluster_config: options.cluster_config,
+                    scope: options.scope,
+                    session_seconds: options.session_seconds,
+                    engine: options.engine,
+                };
+                mind::alone(alone, ground).await?
+            }
+        };
         tasks.spawn(passing(background::guard(guard.clone(), stop.clone())));
         tasks.spawn(passing(background::picture_age(
             guard.clone(),
@@ -310,7 +284,6 @@ impl Agent {
             admin: sockets.admin.local_addr()?,
         };
 
-        let judge = Judge::Here(decider);
         let parts = DoorParts {
             picture: picture.clone(),
             judge: judge.clone(),
@@ -319,7 +292,7 @@ impl Agent {
             imds,
             clock,
             metrics: agent_metrics,
-            tell: Tell::new(source.events, Ledger::default()),
+            tell,
             health,
         };
         let door = Door::new(options.door, parts);

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::attachment::{AttachmentError, Attachments, Verdict};
+use crate::broker::BrokerAge;
 
 /// Looks at the kernel and at the age of the picture. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +21,7 @@ pub struct Guard(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     /// When the cluster was last heard of; `None` where the source has no age.
-    pictures: Option<Pictures>,
+    age: Option<Age>,
     /// `None` where addresses are not tied to interfaces.
     attachments: Option<Attachments>,
     /// Grows with each change that makes earlier looks at the kernel worthless.
@@ -31,6 +32,15 @@ struct Inner {
     young: AtomicI64,
 }
 
+/// What tells how old the picture is.
+#[derive(Debug)]
+pub(crate) enum Age {
+    /// The watches of the API server.
+    Cluster(Pictures),
+    /// The broker.
+    Broker(BrokerAge),
+}
+
 /// A connection's memory of the last look at the kernel, so that it is one for each connection
 /// and change, not for each request.
 #[derive(Debug, Default)]
@@ -38,9 +48,9 @@ pub struct LastLook(AtomicU64);
 
 impl Guard {
     /// A guard of these two; either may be absent.
-    pub fn new(pictures: Option<Pictures>, attachments: Option<Attachments>) -> Self {
+    pub(crate) fn new(age: Option<Age>, attachments: Option<Attachments>) -> Self {
         Self(Arc::new(Inner {
-            pictures,
+            age,
             attachments,
             // A last look of 0 is none.
             generation: AtomicU64::new(1),
@@ -51,8 +61,11 @@ impl Guard {
 
     /// How long ago the cluster was last heard of; zero where the source has no age.
     pub fn picture_age(&self) -> Duration {
-        let pictures = self.0.pictures.as_ref();
-        pictures.and_then(Pictures::age).unwrap_or_default()
+        match &self.0.age {
+            Some(Age::Cluster(pictures)) => pictures.age().unwrap_or_default(),
+            Some(Age::Broker(age)) => age.age(),
+            None => Duration::ZERO,
+        }
     }
 
     /// Whether the cluster was heard of within `most`; looked at once a second.

@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod attachment;
+pub mod broker;
 mod debug;
 pub mod director;
 pub mod door;

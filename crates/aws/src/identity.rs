@@ -100,6 +100,23 @@ pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
     }
 }
 
+/// Tells which instance this is, or why that is not known, and looks again now and then. Never
+/// returns.
+pub async fn follow_instance(imds: &Imds, tell: impl Fn(Result<String, String>)) {
+    const AGAIN: Duration = Duration::from_secs(600);
+    const SOON: Duration = Duration::from_secs(10);
+    loop {
+        let document = text(imds, DOCUMENT).await;
+        let instance = document.and_then(|text| parse_document(&text));
+        let pause = if instance.is_ok() { AGAIN } else { SOON };
+        tell(match instance {
+            Ok(instance) => Ok(instance.id),
+            Err(error) => Err(error.to_string()),
+        });
+        tokio::time::sleep(pause).await;
+    }
+}
+
 async fn text(imds: &Imds, path: &str) -> Result<String, ImdsError> {
     timeout(LIMIT, imds.get_text(path))
         .await

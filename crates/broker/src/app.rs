@@ -187,6 +187,7 @@ impl Broker {
             keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
         }
         let rules = keeper.rules();
+        rolegate_rules::metrics::register(metrics.ours(), rules.clone());
         let decider = Decider::new(rules.clone(), sessions, clock.clone());
         let (reporter, reports) = mpsc::channel(REPORTS);
         let (sender, updates) = mpsc::channel(REPORTS);

@@ -8,7 +8,6 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use rolegate_agent::app::{Agent, AgentOptions, SourceOptions};
 use rolegate_agent::door::{DoorOptions, ImdsV2};
 use rolegate_agent::limits::LimitOptions;
-use rolegate_aws::discovery::DiscoveryOptions;
 use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;

@@ -1,0 +1,264 @@
+//! One stream to a broker.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use http::Uri;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, to_agent};
+use rolegate_proto::wire::MAX_MESSAGE;
+use rolegate_runtime::http2;
+use rolegate_runtime::tls::ClientTls;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::Status;
+use tonic::body::Body;
+use zeroize::Zeroizing;
+
+use super::{BrokerOptions, Proof};
+
+/// For a connection to be made.
+const CONNECT: Duration = Duration::from_secs(3);
+/// For the broker to believe us: it may have to wait for its own watch.
+const WELCOME: Duration = Duration::from_secs(15);
+/// Longest token, bytes.
+const MAX_TOKEN: u64 = 16 << 10;
+
+/// What happens on a link.
+#[derive(Debug)]
+pub(super) enum LinkEvent {
+    /// The broker believes us.
+    Up {
+        /// Its name.
+        broker: String,
+        /// Where it is.
+        address: SocketAddr,
+    },
+    /// Something is new.
+    Update(v1::Update),
+    /// The broker is alive, and its picture is so old, in milliseconds.
+    Pulse(u64),
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("the broker's name {host} cannot be resolved: {why}")]
+    Name { host: String, why: String },
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("{address} does not answer")]
+    Slow { address: SocketAddr },
+    #[error(transparent)]
+    Tls(#[from] rolegate_runtime::tls::ClientTlsError),
+    #[error("HTTP/2: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("cannot read the token {path}: {why}")]
+    Token { path: String, why: String },
+    /// The broker doesn't believe us.
+    #[error("the broker refuses this agent: {0}")]
+    Refused(String),
+    #[error("the stream ended: {0}")]
+    Ended(String),
+    #[error("the broker was not heard of for too long")]
+    Silent,
+}
+
+impl From<Status> for LinkError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
+                Self::Refused(status.message().escape_debug().to_string())
+            }
+            _ => Self::Ended(status.message().escape_debug().to_string()),
+        }
+    }
+}
+
+/// A number that tells links apart.
+pub(super) type LinkId = u64;
+
+/// Runs one link until it ends, to another address than those `taken` if there is one. What is to be sent comes by `orders`, what happens goes to
+/// `events`, which is waited for: a broker's stream flows no faster than it is taken.
+pub(super) async fn run(
+    id: LinkId,
+    taken: &[SocketAddr],
+    options: &BrokerOptions,
+    orders: (mpsc::Sender<v1::FromAgent>, mpsc::Receiver<v1::FromAgent>),
+    events: &mpsc::Sender<(LinkId, LinkEvent)>,
+) -> LinkError {
+    let talk = async {
+        let address = resolve(options, taken).await?;
+        converse(id, address, options, orders, events).await
+    };
+    match talk.await {
+        Ok(()) => LinkError::Ended("the broker closed it".into()),
+        Err(error) => error,
+    }
+}
+
+/// An address of the broker's.
+async fn resolve(options: &BrokerOptions, taken: &[SocketAddr]) -> Result<SocketAddr, LinkError> {
+    let failed = |why: String| LinkError::Name {
+        host: options.host.clone(),
+        why,
+    };
+    let host = (options.host.as_str(), options.port);
+    let found = timeout(CONNECT, tokio::net::lookup_host(host)).await;
+    let found = found.map_err(|_| failed("no answer".into()))?;
+    let addresses: Vec<_> = found.map_err(|error| failed(error.to_string()))?.collect();
+    let free: Vec<_> = addresses.iter().filter(|it| !taken.contains(it)).collect();
+    // One address may stand for several brokers.
+    let chosen = fastrand::choice(free).or_else(|| addresses.first());
+    chosen
+        .copied()
+        .ok_or_else(|| failed("it has no address".into()))
+}
+
+async fn converse(
+    id: LinkId,
+    address: SocketAddr,
+    options: &BrokerOptions,
+    (sender, mut receiver): (mpsc::Sender<v1::FromAgent>, mpsc::Receiver<v1::FromAgent>),
+    events: &mpsc::Sender<(LinkId, LinkEvent)>,
+) -> Result<(), LinkError> {
+    let stream = timeout(CONNECT, TcpStream::connect(address))
+        .await
+        .map_err(|_| LinkError::Slow { address })?
+        .map_err(|source| LinkError::Connect { address, source })?;
+    let _ = stream.set_nodelay(true);
+    let (token, pair) = match &options.proof {
+        Proof::Token(path) => (Some(path.as_path()), None),
+        Proof::Certificate(files) => (None, Some(files.clone())),
+    };
+    let tls = ClientTls {
+        ca: options.ca.clone(),
+        pair,
+        clock: options.clock.clone(),
+    };
+    let stream = tls.connect(stream, &options.host).await?;
+    let (requests, connection) = http2::connect(stream).await?;
+
+    let hello = from_agent::Body::Hello(v1::Hello {
+        node: options.node.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        token: match token {
+            Some(path) => read(path).await?,
+            None => String::new(),
+        },
+    });
+    let mut hello = Some(message(hello));
+    let outgoing = futures::stream::poll_fn(move |context| match hello.take() {
+        Some(hello) => Poll::Ready(Some(hello)),
+        None => receiver.poll_recv(context),
+    });
+    let origin = Uri::from_static("https://broker");
+    let mut client = BrokerClient::with_origin(Requests(requests), origin)
+        .max_decoding_message_size(2 * MAX_MESSAGE);
+
+    let talk = async {
+        let answer = timeout(WELCOME, client.serve(outgoing)).await;
+        let mut incoming = answer
+            .map_err(|_| LinkError::Slow { address })??
+            .into_inner();
+        let first = timeout(WELCOME, incoming.message()).await;
+        let first = first.map_err(|_| LinkError::Slow { address })??;
+        let Some(to_agent::Body::Welcome(welcome)) = first.and_then(|it| it.body) else {
+            return Err(LinkError::Ended("it did not begin with Welcome".into()));
+        };
+        // Three pulses may get lost in a busy moment.
+        let silence = Duration::from_secs(u64::from(welcome.pulse_seconds.clamp(1, 60)) * 4);
+        let again = Duration::from_secs(u64::from(welcome.proof_seconds.clamp(20, 3600)) / 2);
+        let broker = welcome.broker;
+        let up = LinkEvent::Up { broker, address };
+        if events.send((id, up)).await.is_err() {
+            return Ok(());
+        }
+        let mut proofs = tokio::time::interval(again);
+        proofs.reset();
+        loop {
+            let body = tokio::select! {
+                message = timeout(silence, incoming.message()) => {
+                    match message.map_err(|_| LinkError::Silent)?? {
+                        Some(message) => message.body,
+                        None => return Ok(()),
+                    }
+                }
+                _ = proofs.tick(), if token.is_some() => {
+                    if let Some(path) = token {
+                        let token = read(path).await?;
+                        let proof = from_agent::Body::Proof(v1::Proof { token });
+                        let _ = sender.send(message(proof)).await;
+                    }
+                    continue;
+                }
+            };
+            let event = match body {
+                Some(to_agent::Body::Update(update)) => LinkEvent::Update(update),
+                Some(to_agent::Body::Pulse(pulse)) => LinkEvent::Pulse(pulse.picture_age_ms),
+                // Of a later version.
+                _ => continue,
+            };
+            if events.send((id, event)).await.is_err() {
+                return Ok(());
+            }
+        }
+    };
+    tokio::select! {
+        ended = talk => ended,
+        ended = connection => match ended {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// A message of the agent's.
+pub(super) fn message(body: from_agent::Body) -> v1::FromAgent {
+    v1::FromAgent { body: Some(body) }
+}
+
+async fn read(path: &Path) -> Result<String, LinkError> {
+    let failed = |why: String| LinkError::Token {
+        path: path.display().to_string(),
+        why,
+    };
+    let read = async {
+        let mut token = Zeroizing::new(String::new());
+        let file = tokio::fs::File::open(path).await?;
+        file.take(MAX_TOKEN).read_to_string(&mut token).await?;
+        Ok::<_, std::io::Error>(token)
+    };
+    let token = read.await.map_err(|error| failed(error.to_string()))?;
+    match token.trim() {
+        "" => Err(failed("it is empty".into())),
+        token => Ok(token.into()),
+    }
+}
+
+/// Sends requests on one connection.
+#[derive(Clone)]
+struct Requests(SendRequest<Body>);
+
+impl tonic::codegen::Service<http::Request<Body>> for Requests {
+    type Response = http::Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}

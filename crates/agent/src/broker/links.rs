@@ -1,0 +1,229 @@
+//! Two streams to brokers: one that the node is served by, and a warm one that takes its place in a
+//! moment when the first ends.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rolegate_proto::v1::{self, from_agent};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::BrokerOptions;
+use super::link::{LinkError, LinkEvent, LinkId, message, run};
+
+/// Events that may wait; a stream's flow control does the rest.
+const EVENTS: usize = 4;
+/// Messages to the broker that may wait.
+const ORDERS: usize = 256;
+/// The first wait after a try that failed, doubled up to the last, with jitter.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LAST_WAIT: Duration = Duration::from_secs(5);
+/// How often a second stream that leads to the same broker as the first tries for another one.
+const SPREAD: Duration = Duration::from_secs(20);
+
+/// What the follower hears.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// The node is served by another stream from now on; what comes is all there is, from the
+    /// start.
+    Begun,
+    /// Of the stream that the node is served by.
+    Update(v1::Update),
+    /// Of the stream that the node is served by.
+    Pulse(u64),
+    /// No stream is there to be served by.
+    Lost(String),
+}
+
+#[derive(Debug)]
+struct Link {
+    /// Where it leads, once the broker believes us.
+    address: Option<SocketAddr>,
+    /// The broker's name, once it believes us.
+    broker: Option<String>,
+    orders: mpsc::Sender<v1::FromAgent>,
+    task: AbortHandle,
+}
+
+/// Keeps the streams.
+#[derive(Debug)]
+pub(super) struct Links {
+    options: Arc<BrokerOptions>,
+    links: HashMap<LinkId, Link>,
+    serving: Option<LinkId>,
+    tasks: JoinSet<(LinkId, LinkError)>,
+    sender: mpsc::Sender<(LinkId, LinkEvent)>,
+    events: mpsc::Receiver<(LinkId, LinkEvent)>,
+    next: LinkId,
+    wait: Duration,
+    dial_at: Instant,
+    spread_at: Instant,
+    /// What was complained of last, so that it is said once.
+    complaint: Option<String>,
+}
+
+impl Links {
+    pub(super) fn new(options: BrokerOptions) -> Self {
+        let (sender, events) = mpsc::channel(EVENTS);
+        let now = Instant::now();
+        Self {
+            options: Arc::new(options),
+            links: HashMap::new(),
+            serving: None,
+            tasks: JoinSet::new(),
+            sender,
+            events,
+            next: 0,
+            wait: FIRST_WAIT,
+            dial_at: now,
+            spread_at: now + SPREAD,
+            complaint: None,
+        }
+    }
+
+    /// The next thing that the follower has to know.
+    pub(super) async fn next(&mut self) -> Heard {
+        loop {
+            // One after the other, so that the second knows where the first leads.
+            let wanting =
+                self.links.len() < 2 && self.links.values().all(|link| link.broker.is_some());
+            let dial_at = sleep_until(self.dial_at);
+            let spread_at = sleep_until(self.spread_at);
+            tokio::select! {
+                Some((id, event)) = self.events.recv() => {
+                    if let Some(heard) = self.heard(id, event) {
+                        return heard;
+                    }
+                }
+                Some(ended) = self.tasks.join_next() => {
+                    let Ok((id, error)) = ended else { continue };
+                    if let Some(heard) = self.ended(id, &error) {
+                        return heard;
+                    }
+                }
+                () = dial_at, if wanting => self.dial(),
+                () = spread_at => self.spread(),
+            }
+        }
+    }
+
+    /// Sends on the stream that the node is served by; `false` where that can't be done now.
+    pub(super) fn send(&self, body: from_agent::Body) -> bool {
+        let serving = self.serving.and_then(|id| self.links.get(&id));
+        serving.is_some_and(|link| link.orders.try_send(message(body)).is_ok())
+    }
+
+    /// Ends the stream that the node is served by, since its broker doesn't keep to the protocol.
+    pub(super) fn reject(&mut self, why: String) -> Option<Heard> {
+        let id = self.serving?;
+        self.links.get(&id)?.task.abort();
+        self.ended(id, &LinkError::Ended(why))
+    }
+
+    fn heard(&mut self, id: LinkId, event: LinkEvent) -> Option<Heard> {
+        let serves = self.serving == Some(id);
+        match event {
+            LinkEvent::Up { broker, address } => {
+                self.wait = FIRST_WAIT;
+                self.dial_at = Instant::now();
+                if self.complaint.take().is_some() {
+                    info!(broker, "a broker serves this node again");
+                }
+                debug!(broker, "a stream is up");
+                let link = self.links.get_mut(&id)?;
+                (link.broker, link.address) = (Some(broker), Some(address));
+                match self.serving {
+                    None => self.begin(id),
+                    Some(_) => None,
+                }
+            }
+            LinkEvent::Update(update) if serves => Some(Heard::Update(update)),
+            LinkEvent::Pulse(age) if serves => Some(Heard::Pulse(age)),
+            LinkEvent::Update(_) | LinkEvent::Pulse(_) => None,
+        }
+    }
+
+    fn begin(&mut self, id: LinkId) -> Option<Heard> {
+        let link = self.links.get(&id)?;
+        let begin = message(from_agent::Body::Begin(v1::Begin {}));
+        // There is room: nothing was sent on it before.
+        link.orders.try_send(begin).ok()?;
+        self.serving = Some(id);
+        info!(broker = link.broker, address = ?link.address, "this node is served by a broker");
+        Some(Heard::Begun)
+    }
+
+    fn ended(&mut self, id: LinkId, error: &LinkError) -> Option<Heard> {
+        let link = self.links.remove(&id)?;
+        let served = self.serving == Some(id);
+        let complaint = error.to_string();
+        if link.broker.is_none() {
+            self.dial_at = Instant::now() + self.jitter();
+            self.wait = (self.wait * 2).min(LAST_WAIT);
+        } else {
+            self.dial_at = Instant::now();
+        }
+        if self.complaint.as_ref() != Some(&complaint) && (served || link.broker.is_none()) {
+            warn!(broker = link.broker, "{complaint}");
+            self.complaint = Some(complaint.clone());
+        }
+        if served {
+            self.serving = None;
+            let warm = self.links.iter().find(|(_, link)| link.broker.is_some());
+            if let Some(id) = warm.map(|(id, _)| *id)
+                && let Some(heard) = self.begin(id)
+            {
+                return Some(heard);
+            }
+        }
+        self.serving.is_none().then_some(Heard::Lost(complaint))
+    }
+
+    fn jitter(&self) -> Duration {
+        self.wait.mul_f64(0.5 + fastrand::f64())
+    }
+
+    fn dial(&mut self) {
+        let taken: Vec<_> = self
+            .links
+            .values()
+            .filter_map(|link| link.address)
+            .collect();
+        let id = self.next;
+        self.next += 1;
+        let (orders, receiver) = mpsc::channel(ORDERS);
+        let (options, events) = (self.options.clone(), self.sender.clone());
+        let sender = orders.clone();
+        let task = self.tasks.spawn(async move {
+            let error = run(id, &taken, &options, (sender, receiver), &events).await;
+            (id, error)
+        });
+        let link = Link {
+            address: None,
+            broker: None,
+            orders,
+            task,
+        };
+        self.links.insert(id, link);
+    }
+
+    /// Gives up a warm stream that leads to the broker that serves already: the next may lead to
+    /// another one.
+    fn spread(&mut self) {
+        self.spread_at = Instant::now() + SPREAD + self.jitter();
+        let Some(serving) = self.serving.and_then(|id| self.links.get(&id)) else {
+            return;
+        };
+        let twin = |(id, link): (&LinkId, &Link)| {
+            (Some(*id) != self.serving && link.broker == serving.broker).then_some(*id)
+        };
+        if let Some(id) = self.links.iter().find_map(twin) {
+            self.links.remove(&id).inspect(|link| link.task.abort());
+            self.dial_at = Instant::now();
+        }
+    }
+}
