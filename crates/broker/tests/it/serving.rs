@@ -1,0 +1,86 @@
+//! Agents without any right serve their nodes.
+
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+
+use crate::stage::{CREDENTIALS, Stage, address, ask, get, pod, until};
+
+fn key_id(answer: &(u16, String)) -> String {
+    assert_eq!(answer.0, 200, "{answer:?}");
+    let document: Value = serde_json::from_str(&answer.1).unwrap();
+    document["AccessKeyId"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn an_agent_serves_what_its_broker_sends() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let agent = stage.agent(&broker, "node-1").await;
+    let one = address(1, 1);
+    let answer = get(&agent, one, CREDENTIALS).await;
+    assert_eq!(answer, (200, "reader".into()));
+    let path = format!("{CREDENTIALS}reader");
+    let first = key_id(&get(&agent, one, &path).await);
+
+    // A pod of another node is nobody here.
+    let (status, _) = get(&agent, address(2, 1), CREDENTIALS).await;
+    assert_eq!(status, 404);
+
+    // A role that the namespace does not allow, and one that it does.
+    stage.kube.put_pod(pod("one", 1, 1, "admin"));
+    let (_, body) = until(&agent, one, CREDENTIALS, |(status, _)| *status == 403).await;
+    assert!(body.contains("is refused by namespace"), "{body}");
+    stage.kube.put_pod(pod("one", 1, 1, "reader-2"));
+    let second = until(&agent, one, &format!("{CREDENTIALS}reader-2"), |it| {
+        it.0 == 200
+    })
+    .await;
+    assert_ne!(key_id(&second), first);
+
+    // A new pod, and one that goes.
+    stage.kube.put_pod(pod("three", 1, 3, "writer"));
+    until(&agent, address(1, 3), CREDENTIALS, |it| it.0 == 200).await;
+    stage.kube.delete_pod("default", "one");
+    until(&agent, one, CREDENTIALS, |it| it.0 == 404).await;
+}
+
+#[tokio::test]
+async fn the_ledger_tells_whose_key_it_is() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let agent = stage.agent(&broker, "node-1").await;
+    let key = key_id(&get(&agent, address(1, 1), &format!("{CREDENTIALS}reader")).await);
+    let request = format!("GET /ledger?key={key} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let page = loop {
+        let to = broker.addresses().ledger;
+        let (status, body) = ask(Ipv4Addr::LOCALHOST, to, &request).await;
+        assert_eq!(status, 200);
+        if body != "[]" {
+            break body;
+        }
+        tokio::task::yield_now().await;
+    };
+    let page: Value = serde_json::from_str(&page).unwrap();
+    assert_eq!(page[0]["pod"], "one");
+    assert_eq!(page[0]["node"], "node-1");
+    assert_eq!(page[0]["role"], "arn:aws:iam::123456789012:role/reader");
+    assert_eq!(page.as_array().unwrap().len(), 1);
+    assert!(!page.to_string().contains("Secret"), "{page}");
+}
+
+#[tokio::test]
+async fn pods_are_served_on_while_the_broker_is_away_and_a_new_one_takes_over() {
+    let stage = Stage::new().await;
+    let first = stage.broker("broker-a").await;
+    let agent = stage.agent(&first, "node-1").await;
+    let one = address(1, 1);
+    let path = format!("{CREDENTIALS}reader");
+    let before = key_id(&get(&agent, one, &path).await);
+    drop(first);
+    for _ in 0..20 {
+        let answer = get(&agent, one, &path).await;
+        assert_eq!(key_id(&answer), before);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}

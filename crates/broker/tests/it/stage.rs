@@ -1,0 +1,296 @@
+//! The stage: stand-ins for STS, metadata and the API server, brokers over them, agents of nodes
+//! with nothing but a broker, and pods that ask.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
+use rolegate_agent::app::{Agent, AgentOptions, SourceOptions};
+use rolegate_agent::broker::{BrokerOptions as AgentBroker, Proof};
+use rolegate_agent::door::{DoorOptions, ImdsV2};
+use rolegate_agent::limits::LimitOptions;
+use rolegate_aws::discovery::DiscoveryOptions;
+use rolegate_aws::sts::StsOptions;
+use rolegate_broker::app::{Broker, BrokerOptions};
+use rolegate_broker::identity::AgentAccount;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::engine::EngineOptions;
+use rolegate_core::metadata::AllowList;
+use rolegate_core::session_name::SessionScope;
+use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod, Sts};
+use rolegate_kube::client::ClientOptions;
+use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::tls::TlsFiles;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+
+pub(crate) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+/// Longer than anything that a test waits for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Stand-ins, and who may prove what.
+pub(crate) struct Stage {
+    pub(crate) sts: Sts,
+    pub(crate) imds: Imds,
+    pub(crate) kube: KubeApi,
+    folder: TempDir,
+    authority: Authority,
+}
+
+struct Authority {
+    params: CertificateParams,
+    key: KeyPair,
+}
+
+/// The address of pod `n` of node `node`.
+pub(crate) fn address(node: u8, n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, node, 0, n)
+}
+
+/// A running pod of namespace `default` on node `node-N`, with a role.
+pub(crate) fn pod(name: &str, node: u8, n: u8, role: &str) -> Pod {
+    Pod::new("default", name)
+        .node(&format!("node-{node}"))
+        .ip(&address(node, n).to_string())
+        .annotation("iam.amazonaws.com/role", role)
+}
+
+impl Stage {
+    /// Pods `one` (node 1, role reader) and `two` (node 2, role writer).
+    pub(crate) async fn new() -> Self {
+        let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default())
+            .await
+            .unwrap();
+        let options = ImdsOptions {
+            account: "123456789012".into(),
+            ..ImdsOptions::default()
+        };
+        let imds = Imds::start(LOOPBACK, options).await.unwrap();
+        let (id, key) = imds.node_key();
+        let options = rolegate_devkit::StsOptions {
+            keys: Some([(id, key)].into()),
+            ..rolegate_devkit::StsOptions::default()
+        };
+        let sts = Sts::start(LOOPBACK, options).await.unwrap();
+        kube.put_namespace(Namespace::new("default").annotation(
+            "iam.amazonaws.com/allowed-roles",
+            r#"["reader*", "writer*"]"#,
+        ));
+        kube.put_pod(pod("one", 1, 1, "reader"));
+        kube.put_pod(pod("two", 2, 1, "writer"));
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let folder = TempDir::new().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        std::fs::write(folder.path().join("ca.pem"), certificate).unwrap();
+        Self {
+            sts,
+            imds,
+            kube,
+            folder,
+            authority: Authority { params, key },
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A pair of the stage's authority.
+    fn pair(&self, name: &str, params: CertificateParams) -> TlsFiles {
+        let issuer = Issuer::from_params(&self.authority.params, &self.authority.key);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        let files = TlsFiles {
+            certificate: self.path(&format!("{name}.pem")),
+            key: self.path(&format!("{name}.key")),
+        };
+        std::fs::write(&files.certificate, certificate.pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+
+    /// The certificate of a node's agent.
+    pub(crate) fn node_pair(&self, node: &str) -> TlsFiles {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let uri = format!("{}{node}", rolegate_broker::service::NODE_URI);
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        self.pair(node, params)
+    }
+
+    /// A broker.
+    pub(crate) async fn broker(&self, name: &str) -> Broker {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let pair = self.pair(name, params);
+        let (id, key) = self.imds.node_key();
+        let credentials =
+            Credentials::new(id, key.secret_access_key, key.session_token, None, "devkit");
+        let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
+        let options = BrokerOptions {
+            listen: LOOPBACK,
+            admin_listen: LOOPBACK,
+            ledger_listen: LOOPBACK,
+            ledger_entries: 100,
+            name: name.into(),
+            client: ClientOptions {
+                api_server: Some(self.kube.url()),
+                ..ClientOptions::default()
+            },
+            annotations: AnnotationKeys::default(),
+            rules: RuleConfig {
+                base: Some(base.clone()),
+                ..RuleConfig::default()
+            },
+            cluster_config: ConfigUse::Off,
+            agents: AgentAccount {
+                namespace: "rolegate-system".into(),
+                name: "rolegate-agent".into(),
+                audience: "rolegate".into(),
+                check_address: true,
+            },
+            certificate: CertificateSource::Files(pair),
+            secret: ("rolegate-system".into(), "rolegate-broker-tls".into()),
+            client_ca: Some(self.path("ca.pem")),
+            metadata_addr: self.imds.addr().to_string(),
+            sts: StsOptions {
+                region: Some("eu-west-1".into()),
+                endpoint_url: Some(self.sts.url()),
+                credentials: Some(SharedCredentialsProvider::new(credentials)),
+                ..StsOptions::default()
+            },
+            discovery: DiscoveryOptions {
+                base: Some(base),
+                ..DiscoveryOptions::default()
+            },
+            scope: SessionScope::Workload,
+            session_seconds: 3600,
+            engine: EngineOptions::default(),
+            connections: 100,
+            clock: Clock::system(),
+        };
+        let broker = Broker::start(options).await.unwrap();
+        let ready = broker.readiness().ready();
+        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+            panic!("{}", broker.readiness().report().to_text(true));
+        }
+        broker
+    }
+
+    /// What an agent of `node` needs to reach the broker, with this pair.
+    pub(crate) fn reach(&self, broker: &Broker, node: &str, pair: TlsFiles) -> AgentBroker {
+        AgentBroker {
+            host: "localhost".into(),
+            port: broker.addresses().agents.port(),
+            ca: self.path("ca.pem"),
+            proof: Proof::Certificate(pair),
+            node: node.into(),
+            clock: Clock::system(),
+        }
+    }
+
+    /// The agent of `node`, which has nothing but the broker.
+    pub(crate) async fn agent(&self, broker: &Broker, node: &str) -> Agent {
+        let broker = self.reach(broker, node, self.node_pair(node));
+        let agent = self.unready_agent(broker).await;
+        let ready = agent.readiness().ready();
+        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+            panic!("{}", agent.readiness().report().to_text(true));
+        }
+        agent
+    }
+
+    /// An agent that may never get ready.
+    pub(crate) async fn unready_agent(&self, broker: AgentBroker) -> Agent {
+        let options = AgentOptions {
+            listen: LOOPBACK,
+            admin_listen: LOOPBACK,
+            runtime_dir: None,
+            host_ip: Some(Ipv4Addr::LOCALHOST.into()),
+            debug: true,
+            kube2iam_metrics: false,
+            source: SourceOptions::Broker(broker),
+            annotations: AnnotationKeys::default(),
+            metadata_addr: self.imds.addr().to_string(),
+            sts: StsOptions::default(),
+            discovery: DiscoveryOptions::default(),
+            rules: RuleConfig::default(),
+            cluster_config: ConfigUse::Off,
+            scope: SessionScope::Workload,
+            session_seconds: 3600,
+            engine: EngineOptions::default(),
+            door: DoorOptions {
+                imds_v2: ImdsV2::Optional,
+                allow: AllowList::new(&[]).unwrap(),
+                wait: Duration::from_millis(800),
+                max_picture_age: Duration::from_secs(3600),
+                limits: LimitOptions::default(),
+                header_time: Duration::from_secs(10),
+            },
+            redirect: None,
+            clock: Clock::system(),
+        };
+        Agent::start(options).await.unwrap()
+    }
+}
+
+/// A GET of a pod at an agent: status and body.
+pub(crate) async fn get(agent: &Agent, from: Ipv4Addr, path: &str) -> (u16, String) {
+    let port = agent.addresses().pods.port();
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n");
+    ask(from, (Ipv4Addr::LOCALHOST, port).into(), &request).await
+}
+
+/// A request, to the end of the answer: status and body.
+pub(crate) async fn ask(from: Ipv4Addr, to: SocketAddr, request: &str) -> (u16, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let mut stream = socket.connect(to).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let status = answer.get(9..12).and_then(|code| code.parse().ok());
+    let body = answer
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned());
+    (status.unwrap_or(0), body.unwrap_or_default())
+}
+
+/// Asks until the answer is as expected.
+pub(crate) async fn until(
+    agent: &Agent,
+    from: Ipv4Addr,
+    path: &str,
+    expected: impl Fn(&(u16, String)) -> bool,
+) -> (u16, String) {
+    let mut last = None;
+    let asking = async {
+        loop {
+            let answer = get(agent, from, path).await;
+            if expected(&answer) {
+                return answer;
+            }
+            last = Some(answer);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, asking).await {
+        Ok(answer) => answer,
+        Err(_) => panic!("the answer never came: {last:?}"),
+    }
+}
+

@@ -1,0 +1,28 @@
+//! A stolen node gets what its own pods may have, and nothing of another node.
+
+use std::time::Duration;
+
+use crate::stage::{CREDENTIALS, Stage, address, get};
+
+#[tokio::test]
+async fn rule_08_a_certificate_of_one_node_opens_no_stream_of_another() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let pair = stage.node_pair("node-1");
+    let thief = stage
+        .unready_agent(stage.reach(&broker, "node-2", pair))
+        .await;
+    let ready = thief.readiness().ready();
+    let never = tokio::time::timeout(Duration::from_secs(2), ready).await;
+    assert!(never.is_err());
+    let report = thief.readiness().report().to_text(true);
+    assert!(report.contains("refuses this agent"), "{report}");
+    let (status, _) = get(&thief, address(2, 1), CREDENTIALS).await;
+    assert_ne!(status, 200);
+    // Nothing was fetched for anybody.
+    let calls = stage.sts.calls();
+    assert!(
+        calls.iter().all(|call| call.action != "AssumeRole"),
+        "{calls:?}"
+    );
+}
