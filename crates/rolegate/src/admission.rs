@@ -1,37 +1,23 @@
 //! `rolegate admission`: flags → options → run.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use rolegate_admission::app::{Admission, AdmissionOptions, StartError};
-use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
-use rolegate_runtime::tls::TlsFiles;
 
 use crate::annotation_flags::AnnotationFlags;
+use crate::certificate_flags::CertificateFlags;
 use crate::flags::{duration, invalid};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
 
-const CERTIFICATE: &str = "Certificate";
 const PROCESS: &str = "Process";
-
-/// Who makes the certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CertificateFrom {
-    /// `rolegate controller` makes it, keeps it in the Secret and renews it
-    Controller,
-    /// cert-manager keeps it in the Secret
-    CertManager,
-    /// --tls-cert and --tls-key
-    Files,
-}
 
 /// What its help begins with.
 pub(crate) const LONG_ABOUT: &str = "Judge objects at the API server, before a pod exists.\n\n\
@@ -52,21 +38,8 @@ pub(crate) struct AdmissionFlags {
     #[command(flatten)]
     keys: AnnotationFlags,
 
-    /// Who makes the certificate that the API server checks
-    #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
-    certificate: CertificateFrom,
-    /// Namespace of the Secret that holds the certificate
-    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate-system", help_heading = CERTIFICATE)]
-    namespace: String,
-    /// Name of the Secret that holds the certificate
-    #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", default_value = "rolegate-admission-tls", help_heading = CERTIFICATE)]
-    tls_secret: String,
-    /// Certificate chain (PEM), read again when it changes
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_TLS_CERT", requires = "tls_key", help_heading = CERTIFICATE)]
-    tls_cert: Option<PathBuf>,
-    /// Private key (PEM) of the certificate
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_TLS_KEY", requires = "tls_cert", help_heading = CERTIFICATE)]
-    tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    certificate: CertificateFlags,
 
     /// Address that the API server calls
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_ADMISSION_ADDRESS", default_value = "[::]:8443", help_heading = PROCESS)]
@@ -116,19 +89,7 @@ pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
 }
 
 fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
-    let certificate = match (flags.certificate, flags.tls_cert, flags.tls_key) {
-        (CertificateFrom::Files, Some(certificate), Some(key)) => {
-            CertificateSource::Files(TlsFiles { certificate, key })
-        }
-        (CertificateFrom::Files, _, _) => {
-            return Err(invalid(
-                "--certificate=files: give --tls-cert and --tls-key",
-            ));
-        }
-        (_, Some(_), _) => return Err(invalid("--tls-cert: give --certificate=files too")),
-        (CertificateFrom::Controller, None, _) => CertificateSource::SelfMade,
-        (CertificateFrom::CertManager, None, _) => CertificateSource::CertManager,
-    };
+    let (certificate, secret) = flags.certificate.source("rolegate-admission-tls")?;
     Ok(AdmissionOptions {
         listen: flags.listen_address,
         admin_listen: flags.metrics_address,
@@ -137,7 +98,7 @@ fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
         client: flags.kubernetes.client(),
         annotations: flags.keys.keys()?,
         certificate,
-        secret: (flags.namespace, flags.tls_secret),
+        secret,
         clock: Clock::system(),
     })
 }

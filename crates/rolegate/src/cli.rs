@@ -6,8 +6,10 @@ use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::admission::AdmissionFlags;
 use crate::agent::AgentFlags;
+use crate::broker::BrokerFlags;
 use crate::controller::ControllerFlags;
 use crate::demo::DemoArguments;
+use crate::ledger::LedgerArguments;
 use crate::policy::PolicyArguments;
 use crate::redirect::RedirectArguments;
 use crate::reference::ReferenceArguments;
@@ -53,6 +55,12 @@ pub(crate) enum Command {
     /// Judge objects at the API server, before a pod exists
     #[command(long_about = crate::admission::LONG_ABOUT)]
     Admission(Box<AdmissionFlags>),
+    /// Decide and hold sessions for the agents of all nodes
+    #[command(long_about = crate::broker::LONG_ABOUT)]
+    Broker(Box<BrokerFlags>),
+    /// Tell which pod was handed which session
+    #[command(long_about = crate::ledger::LONG_ABOUT)]
+    Ledger(LedgerArguments),
     /// Keep the webhook's certificate, and the status of rules
     #[command(long_about = crate::controller::LONG_ABOUT)]
     Controller(Box<ControllerFlags>),

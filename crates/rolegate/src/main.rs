@@ -5,12 +5,15 @@
 mod admission;
 mod agent;
 mod annotation_flags;
+mod broker;
+mod certificate_flags;
 mod cli;
 mod config_file;
 mod controller;
 mod demo;
 mod flags;
 mod kubernetes_flags;
+mod ledger;
 mod log_flags;
 mod policy;
 mod redirect;
@@ -42,6 +45,8 @@ fn main() -> ExitCode {
     let ended = match command {
         Command::Agent(flags) => agent::run(*flags),
         Command::Admission(flags) => admission::run(*flags),
+        Command::Broker(flags) => broker::run(*flags),
+        Command::Ledger(arguments) => ledger::run(&arguments),
         Command::Controller(flags) => controller::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
         Command::Policy(arguments) => policy::run(arguments),

@@ -14,7 +14,6 @@ use rolegate_agent::app::{Agent, AgentOptions, SourceOptions};
 use rolegate_agent::broker::{BrokerOptions as AgentBroker, Proof};
 use rolegate_agent::door::{DoorOptions, ImdsV2};
 use rolegate_agent::limits::LimitOptions;
-use rolegate_aws::discovery::DiscoveryOptions;
 use rolegate_aws::sts::StsOptions;
 use rolegate_broker::app::{Broker, BrokerOptions};
 use rolegate_broker::identity::AgentAccount;
@@ -152,7 +151,7 @@ impl Stage {
             },
             annotations: AnnotationKeys::default(),
             rules: RuleConfig {
-                base: Some(base.clone()),
+                base: Some(base),
                 ..RuleConfig::default()
             },
             cluster_config: ConfigUse::Off,
@@ -172,10 +171,7 @@ impl Stage {
                 credentials: Some(SharedCredentialsProvider::new(credentials)),
                 ..StsOptions::default()
             },
-            discovery: DiscoveryOptions {
-                base: Some(base),
-                ..DiscoveryOptions::default()
-            },
+            base_required: false,
             scope: SessionScope::Workload,
             session_seconds: 3600,
             engine: EngineOptions::default(),
@@ -226,7 +222,7 @@ impl Stage {
             annotations: AnnotationKeys::default(),
             metadata_addr: self.imds.addr().to_string(),
             sts: StsOptions::default(),
-            discovery: DiscoveryOptions::default(),
+            base_required: false,
             rules: RuleConfig::default(),
             cluster_config: ConfigUse::Off,
             scope: SessionScope::Workload,
@@ -293,4 +289,3 @@ pub(crate) async fn until(
         Err(_) => panic!("the answer never came: {last:?}"),
     }
 }
-

@@ -15,6 +15,7 @@ use crate::rule_flags::RuleFlags;
 use crate::sts_flags::StsFlags;
 
 const KUBERNETES: &str = "Kubernetes";
+const BROKER: &str = "Broker";
 const ROLES: &str = "Roles and rules";
 const SESSIONS: &str = "Sessions";
 const DOOR: &str = "Metadata door";
@@ -52,6 +53,23 @@ pub(crate) struct AgentFlags {
     /// Name of this node; by default the Node that has this host's address
     #[arg(long, value_name = "NAME", env = "NODE_NAME", help_heading = KUBERNETES)]
     pub(crate) node: Option<String>,
+    /// Have a broker decide and hold the sessions, at https://HOST:PORT: this agent then needs no rights, and flags about rules, sessions and STS have no effect
+    #[arg(long, value_name = "URL", env = "ROLEGATE_BROKER", help_heading = BROKER,
+        conflicts_with_all = ["api_server", "api_token", "kubeconfig", "workloads"])]
+    pub(crate) broker: Option<String>,
+    /// Authorities (PEM) of the broker's certificate, read again for each connection
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_CA", default_value = "/run/secrets/rolegate-broker/ca.crt", help_heading = BROKER)]
+    pub(crate) broker_ca: PathBuf,
+    /// Token of this agent's service account for the broker, which the kubelet keeps new
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_TOKEN", default_value = "/run/secrets/rolegate-token/token", help_heading = BROKER)]
+    pub(crate) broker_token: PathBuf,
+    /// Client certificate (PEM) to show instead of a token; it names the node as the URI rolegate://node/NAME
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_CERT", requires = "broker_key", help_heading = BROKER)]
+    pub(crate) broker_cert: Option<PathBuf>,
+    /// Private key (PEM) of the client certificate
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_KEY", requires = "broker_cert", help_heading = BROKER)]
+    pub(crate) broker_key: Option<PathBuf>,
+
     /// Pods and namespaces from a YAML file instead of Kubernetes, read again when it changes
     #[arg(long, value_name = "FILE", env = "ROLEGATE_WORKLOADS", help_heading = KUBERNETES,
         conflicts_with_all = ["api_server", "api_token", "kubeconfig"])]
@@ -78,7 +96,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "TIME", env = "ROLEGATE_SESSION_DURATION", value_parser = duration, conflicts_with = "iam_role_session_ttl", help_heading = SESSIONS)]
     pub(crate) session_duration: Option<Duration>,
     /// kube2iam's way to say --session-duration: half of the life asked of STS
-    #[arg(long, value_name = "TIME", env = "ROLEGATE_IAM_ROLE_SESSION_TTL", value_parser = duration, help_heading = SESSIONS)]
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_IAM_ROLE_SESSION_TTL", value_parser = duration, conflicts_with = "session_duration", help_heading = SESSIONS)]
     pub(crate) iam_role_session_ttl: Option<Duration>,
     /// Least time before STS is asked again for a role it refused; 30s at least
     #[arg(long, value_name = "TIME", env = "ROLEGATE_IAM_ROLE_ERROR_TTL", value_parser = duration, help_heading = SESSIONS)]

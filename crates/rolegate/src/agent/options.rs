@@ -4,8 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use http::Uri;
 use jiff::SignedDuration;
 use rolegate_agent::app::{AgentOptions, RedirectOptions, SourceOptions};
+use rolegate_agent::broker::{BrokerOptions, Proof};
 use rolegate_agent::door::{self, DoorOptions};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::redirect::{Backend, Choice};
@@ -13,6 +15,7 @@ use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
 use rolegate_core::redirect::InterfacePattern;
 use rolegate_runtime::clock::Clock;
+use rolegate_runtime::tls::TlsFiles;
 
 use super::flags::{AgentFlags, ImdsV2};
 use crate::flags::{invalid, session_life};
@@ -50,6 +53,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let redirect = redirect(&flags).await?;
     let admin_listen = admin(&flags)?;
     let keys = flags.keys.keys()?;
+    let broker = broker(&flags, &clock)?;
     let seconds = session_seconds(&flags)?;
     let wait = bounded(
         "--wait",
@@ -97,9 +101,10 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         host_ip: flags.host_ip,
         debug: flags.debug,
         kube2iam_metrics: flags.kube2iam_metrics,
-        source: match flags.workloads {
-            Some(path) => SourceOptions::File(path),
-            None => SourceOptions::Kubernetes {
+        source: match (broker, flags.workloads) {
+            (Some(broker), _) => SourceOptions::Broker(broker),
+            (None, Some(path)) => SourceOptions::File(path),
+            (None, None) => SourceOptions::Kubernetes {
                 client: flags.kubernetes.client(),
                 node: flags.node.filter(|node| !node.is_empty()),
             },
@@ -133,6 +138,43 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         redirect,
         clock,
     })
+}
+
+/// The broker and how it is reached, if there is one.
+fn broker(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<Option<BrokerOptions>> {
+    let Some(url) = &flags.broker else {
+        return Ok(None);
+    };
+    let shape = || {
+        invalid(
+            "--broker: write https://HOST:PORT, such as https://rolegate-broker.rolegate-system.svc:9443",
+        )
+    };
+    let uri: Uri = url.parse().map_err(|_| shape())?;
+    let bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
+    let (Some("https"), true, Some(host), Some(port)) =
+        (uri.scheme_str(), bare, uri.host(), uri.port_u16())
+    else {
+        return Err(shape());
+    };
+    let node = flags.node.clone().filter(|node| !node.is_empty());
+    let node = node.ok_or_else(|| invalid("--broker: give --node or NODE_NAME too"))?;
+    let proof = match (&flags.broker_cert, &flags.broker_key) {
+        (Some(certificate), Some(key)) => Proof::Certificate(TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        }),
+        _ => Proof::Token(flags.broker_token.clone()),
+    };
+    Ok(Some(BrokerOptions {
+        // An IPv6 address stands in brackets in URLs alone.
+        host: host.trim_matches(['[', ']']).to_owned(),
+        port,
+        ca: flags.broker_ca.clone(),
+        proof,
+        node,
+        clock: clock.clone(),
+    }))
 }
 
 fn bounded(flag: &str, given: Duration, most: Duration) -> anyhow::Result<Duration> {

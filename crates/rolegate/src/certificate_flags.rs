@@ -1,0 +1,69 @@
+//! Flags about the certificate that a port serves, shared by the commands that serve TLS.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_runtime::tls::TlsFiles;
+
+use crate::flags::invalid;
+
+const CERTIFICATE: &str = "Certificate";
+
+/// Who makes the certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CertificateFrom {
+    /// `rolegate controller` makes it, keeps it in the Secret and renews it
+    Controller,
+    /// cert-manager keeps it in the Secret
+    CertManager,
+    /// --tls-cert and --tls-key
+    Files,
+}
+
+/// Where the certificate comes from.
+#[derive(Debug, Args)]
+pub(crate) struct CertificateFlags {
+    /// Who makes the certificate that clients check
+    #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
+    certificate: CertificateFrom,
+    /// Namespace of the Secret that holds the certificate
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate-system", help_heading = CERTIFICATE)]
+    pub(crate) namespace: String,
+    /// Name of the Secret that holds the certificate [default: rolegate-COMMAND-tls]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", help_heading = CERTIFICATE)]
+    tls_secret: Option<String>,
+    /// Certificate chain (PEM), read again when it changes
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_TLS_CERT", requires = "tls_key", help_heading = CERTIFICATE)]
+    tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of the certificate
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_TLS_KEY", requires = "tls_cert", help_heading = CERTIFICATE)]
+    tls_key: Option<PathBuf>,
+}
+
+impl CertificateFlags {
+    /// Where it comes from, and the Secret's namespace and name.
+    ///
+    /// # Errors
+    /// Flags that make no sense together, as wrong usage.
+    pub(crate) fn source(
+        self,
+        secret: &str,
+    ) -> anyhow::Result<(CertificateSource, (String, String))> {
+        let source = match (self.certificate, self.tls_cert, self.tls_key) {
+            (CertificateFrom::Files, Some(certificate), Some(key)) => {
+                CertificateSource::Files(TlsFiles { certificate, key })
+            }
+            (CertificateFrom::Files, _, _) => {
+                return Err(invalid(
+                    "--certificate=files: give --tls-cert and --tls-key",
+                ));
+            }
+            (_, Some(_), _) => return Err(invalid("--tls-cert: give --certificate=files too")),
+            (CertificateFrom::Controller, None, _) => CertificateSource::SelfMade,
+            (CertificateFrom::CertManager, None, _) => CertificateSource::CertManager,
+        };
+        let secret = self.tls_secret.unwrap_or_else(|| secret.into());
+        Ok((source, (self.namespace, secret)))
+    }
+}
