@@ -7,7 +7,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use rolegate_controller::app::{Controller, ControllerOptions};
-use rolegate_controller::certificates::SelfMade;
+use rolegate_controller::certificates::{SelfMade, Trust};
 use rolegate_controller::lease::LeaseTiming;
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::tls_secret::CertificateSource;
@@ -47,7 +47,7 @@ impl Site {
     /// What the certificate is made by: names of this namespace, and quick.
     pub(crate) fn self_made(&self) -> SelfMade {
         SelfMade {
-            webhook: self.namespace.into(),
+            trust: Trust::Webhook(self.namespace.into()),
             extra_names: vec!["127.0.0.1".into()],
             settle: Duration::from_secs(3),
             ..SelfMade::new(self.namespace)
@@ -55,7 +55,26 @@ impl Site {
     }
 
     pub(crate) async fn controller(&self, identity: &str, self_made: SelfMade) -> Controller {
+        let options = self.options(identity, self_made);
+        Controller::start(options).await.unwrap()
+    }
+
+    /// One that makes the brokers' certificate and none of a webhook.
+    pub(crate) async fn controller_of_broker(
+        &self,
+        identity: &str,
+        broker: SelfMade,
+    ) -> Controller {
         let options = ControllerOptions {
+            certificates: CertificateSource::CertManager,
+            broker: Some(broker),
+            ..self.options(identity, self.self_made())
+        };
+        Controller::start(options).await.unwrap()
+    }
+
+    fn options(&self, identity: &str, self_made: SelfMade) -> ControllerOptions {
+        ControllerOptions {
             rules: None,
             client: self.client.clone(),
             namespace: self.namespace.into(),
@@ -63,10 +82,10 @@ impl Site {
             admin_listen: "127.0.0.1:0".parse().unwrap(),
             lease: quick(),
             certificates: CertificateSource::SelfMade,
+            broker: None,
             self_made,
             clock: Clock::system(),
-        };
-        Controller::start(options).await.unwrap()
+        }
     }
 
     pub(crate) fn secrets(&self) -> Api<Secret> {

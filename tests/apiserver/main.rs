@@ -1,6 +1,7 @@
 //! Tests against a real Kubernetes API server.
 #![cfg(test)]
 
+mod broker_certificate;
 mod certificates;
 mod controller;
 mod crds;

@@ -44,6 +44,8 @@ pub struct ControllerOptions {
     pub certificates: CertificateSource,
     /// How it is made, if it is.
     pub self_made: SelfMade,
+    /// How the brokers' certificate is made, where this is who makes it.
+    pub broker: Option<SelfMade>,
     /// What is done about rules; `None`: nothing.
     pub rules: Option<RuleOptions>,
     /// The time.
@@ -112,13 +114,17 @@ impl Controller {
 
         // What the leader does: whatever else one replica has to do is added here.
         let mut duties: Vec<Arc<dyn Duty>> = Vec::new();
-        if matches!(options.certificates, CertificateSource::SelfMade) {
+        let certificate_metrics = CertificateMetrics::register(metrics.ours());
+        let webhook = matches!(options.certificates, CertificateSource::SelfMade);
+        let webhook = webhook.then_some(("certificates", options.self_made));
+        let broker = options.broker.map(|broker| ("broker certificates", broker));
+        for (condition, options_of_it) in webhook.into_iter().chain(broker) {
             duties.push(Arc::new(Certificates::new(
-                options.self_made,
+                options_of_it,
                 connection.client(),
                 options.clock.clone(),
-                readiness.condition("certificates"),
-                CertificateMetrics::register(metrics.ours()),
+                readiness.condition(condition),
+                certificate_metrics.clone(),
             )));
         }
 

@@ -21,7 +21,7 @@ use futures::future::BoxFuture;
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::api::{ObjectMeta, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -40,7 +40,7 @@ use zeroize::Zeroize;
 use crate::duty::Duty;
 use issue::{Issued, issue};
 use plan::{Action, Authorities, Found, Why, plan};
-use publish::{Published, publish};
+use publish::{Published, to_config_map, to_webhook};
 
 /// Who we are in `managedFields`, and the mark of what is ours.
 const MANAGER: &str = "rolegate-controller";
@@ -66,8 +66,8 @@ pub struct SelfMade {
     pub service: String,
     /// The Secret of the pair.
     pub secret: String,
-    /// The ValidatingWebhookConfiguration that has to trust it, with all its webhooks.
-    pub webhook: String,
+    /// Who has to trust it.
+    pub trust: Trust,
     /// Names and addresses beside the Service's.
     pub extra_names: Vec<String>,
     /// How long a certificate lasts; at two thirds of it the next is made.
@@ -84,10 +84,22 @@ impl SelfMade {
             namespace: namespace.into(),
             service: "rolegate-admission".into(),
             secret: "rolegate-admission-tls".into(),
-            webhook: "rolegate".into(),
+            trust: Trust::Webhook("rolegate".into()),
             extra_names: Vec::new(),
             life: Duration::from_secs(90 * 86_400),
             settle: Duration::from_secs(60),
+        }
+    }
+
+    /// Of the broker, with the usual names, for 90 days.
+    pub fn of_broker(namespace: impl Into<String>) -> Self {
+        Self {
+            service: "rolegate-broker".into(),
+            secret: "rolegate-broker-tls".into(),
+            trust: Trust::ConfigMap("rolegate-broker-ca".into()),
+            // A kubelet may take two minutes until agents see a ConfigMap's new state.
+            settle: Duration::from_secs(300),
+            ..Self::new(namespace)
         }
     }
 
@@ -97,6 +109,25 @@ impl SelfMade {
         let mut names = vec![format!("{service}.cluster.local"), service];
         names.extend(self.extra_names.iter().cloned());
         names
+    }
+}
+
+/// Who is told which authorities to trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// The API server, by the `caBundle` of all webhooks of this ValidatingWebhookConfiguration.
+    Webhook(String),
+    /// Whoever mounts this ConfigMap, by its key `ca.crt`; as long as the Service exists.
+    ConfigMap(String),
+}
+
+impl Trust {
+    /// What it is about, for logs.
+    fn whose(&self) -> &'static str {
+        match self {
+            Self::Webhook(_) => "rolegate admission",
+            Self::ConfigMap(_) => "rolegate broker",
+        }
     }
 }
 
@@ -112,7 +143,7 @@ impl CertificateMetrics {
         let metrics = Self::default();
         registry.register(
             "certificates_issued",
-            "Serving certificates made for the admission webhook",
+            "Serving certificates made for the admission webhook and the broker",
             metrics.issued.clone(),
         );
         metrics
@@ -210,20 +241,38 @@ impl Certificates {
         Api::namespaced(self.client.clone(), &self.options.namespace)
     }
 
-    fn webhooks(&self) -> Api<ValidatingWebhookConfiguration> {
-        Api::all(self.client.clone())
+    /// Whether somebody serves it. A broker need not be there.
+    async fn is_wanted(&self) -> Result<bool, CertificateError> {
+        let Trust::ConfigMap(_) = &self.options.trust else {
+            return Ok(true);
+        };
+        let services = Api::<Service>::namespaced(self.client.clone(), &self.options.namespace);
+        match services.get_opt(&self.options.service).await {
+            Ok(service) => Ok(service.is_some()),
+            // The right to look comes with the brokers.
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
+            Err(error) => Err(CertificateError::kube("read the Service")(error)),
+        }
     }
 
     async fn keep(&self, leading: CancellationToken) {
         let client = || self.client.clone();
         let secrets =
             Api::<PartialObjectMeta<Secret>>::namespaced(client(), &self.options.namespace);
-        let webhooks = Api::<PartialObjectMeta<ValidatingWebhookConfiguration>>::all(client());
-        let changes = stream::select(
-            changes(secrets, &self.options.secret),
-            changes(webhooks, &self.options.webhook),
-        );
+        let trust = match &self.options.trust {
+            Trust::Webhook(name) => {
+                let api = Api::<PartialObjectMeta<ValidatingWebhookConfiguration>>::all(client());
+                changes(api, name).boxed()
+            }
+            Trust::ConfigMap(name) => {
+                let namespace = &self.options.namespace;
+                let api = Api::<PartialObjectMeta<ConfigMap>>::namespaced(client(), namespace);
+                changes(api, name).boxed()
+            }
+        };
+        let changes = stream::select(changes(secrets, &self.options.secret), trust);
         let mut changes = pin!(changes);
+        let whose = self.options.trust.whose();
         let mut pending = None;
         let mut trouble: Option<String> = None;
         let mut succeeded = false;
@@ -236,7 +285,7 @@ impl Certificates {
                 Ok(wait) => {
                     succeeded = true;
                     if trouble.take().is_some() {
-                        tracing::info!("the webhook's certificate is kept again");
+                        tracing::info!("the certificate of {whose} is kept again");
                     }
                     self.condition.ok();
                     wait
@@ -244,7 +293,7 @@ impl Certificates {
                 Err(error) => {
                     let sentence = error.to_string();
                     if trouble.as_ref() != Some(&sentence) {
-                        tracing::warn!("the webhook's certificate: {sentence}; trying on");
+                        tracing::warn!("the certificate of {whose}: {sentence}; trying on");
                     }
                     match succeeded {
                         true => self.condition.note(sentence.clone()),
@@ -271,6 +320,10 @@ impl Certificates {
 
     /// Looks at everything and does the next step; how long nothing has to be done at the most.
     async fn look(&self, pending: &mut Option<Pending>) -> Result<Duration, CertificateError> {
+        if !self.is_wanted().await? {
+            *pending = None;
+            return Ok(LOOK);
+        }
         let secret = self
             .secrets()
             .get_opt(&self.options.secret)
@@ -296,7 +349,10 @@ impl Certificates {
         let mut next = match pending.take() {
             Some(pending) if pending.replaces == replaces => pending,
             _ => Pending {
-                issued: issue(now, self.options.life, &self.options.names())?,
+                issued: {
+                    let whose = self.options.trust.whose();
+                    issue(now, self.options.life, whose, &self.options.names())?
+                },
                 replaces,
                 known: None,
             },
@@ -368,14 +424,23 @@ impl Certificates {
     }
 
     async fn publish(&self, authorities: &Authorities) -> Result<Published, CertificateError> {
-        let published = publish(&self.webhooks(), &self.options.webhook, authorities)
-            .await
-            .map_err(CertificateError::kube("set the webhook's caBundle"))?;
+        let client = self.client.clone();
+        let published = match &self.options.trust {
+            Trust::Webhook(name) => to_webhook(&Api::all(client), name, authorities)
+                .await
+                .map_err(CertificateError::kube("set the webhook's caBundle")),
+            Trust::ConfigMap(name) => {
+                let api = Api::namespaced(client, &self.options.namespace);
+                to_config_map(&api, name, authorities)
+                    .await
+                    .map_err(CertificateError::kube("write the ConfigMap of authorities"))
+            }
+        }?;
         if published == Published::Changed {
             tracing::info!(
-                webhook = self.options.webhook,
+                trust = ?self.options.trust,
                 authorities = authorities.len(),
-                "the API server is told whom to trust"
+                "it is told whom to trust"
             );
         }
         Ok(published)

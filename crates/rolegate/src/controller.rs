@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rolegate_controller::app::{Controller, ControllerOptions};
-use rolegate_controller::certificates::SelfMade;
+use rolegate_controller::certificates::{SelfMade, Trust};
 use rolegate_controller::lease::LeaseTiming;
 use rolegate_controller::rules::RuleOptions;
 use rolegate_kube::tls_secret::CertificateSource;
@@ -23,7 +23,7 @@ use crate::rule_flags::RuleFlags;
 const CERTIFICATE: &str = "Certificate";
 const PROCESS: &str = "Process";
 
-/// Who makes the webhook's certificate.
+/// Who makes a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum CertificateFrom {
     /// This controller
@@ -64,6 +64,9 @@ pub(crate) struct ControllerFlags {
     /// Name of the ValidatingWebhookConfiguration
     #[arg(long, value_name = "NAME", env = "ROLEGATE_WEBHOOK", default_value = "rolegate", help_heading = CERTIFICATE)]
     webhook: String,
+    /// Who makes the brokers' certificate, where there is a Service rolegate-broker
+    #[arg(long, value_name = "SOURCE", env = "ROLEGATE_BROKER_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
+    broker_certificate: CertificateFrom,
     /// Further names or addresses that the certificate is for
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_EXTRA_NAMES", value_delimiter = ',', help_heading = CERTIFICATE)]
     tls_extra_names: Vec<String>,
@@ -144,9 +147,13 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
         self_made: SelfMade {
             service: flags.service,
             secret: flags.tls_secret,
-            webhook: flags.webhook,
+            trust: Trust::Webhook(flags.webhook),
             extra_names: flags.tls_extra_names,
             ..SelfMade::new(flags.namespace.clone())
+        },
+        broker: match flags.broker_certificate {
+            CertificateFrom::Controller => Some(SelfMade::of_broker(flags.namespace.clone())),
+            CertificateFrom::CertManager => None,
         },
         namespace: flags.namespace,
         clock: Clock::system(),

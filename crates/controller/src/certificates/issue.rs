@@ -32,7 +32,12 @@ impl fmt::Debug for Issued {
 
 /// Makes a serving certificate for `names`, hosts and addresses, with ECDSA on P-256. It and its
 /// authority end after `life`.
-pub(super) fn issue(now: Timestamp, life: Duration, names: &[String]) -> Result<Issued, Error> {
+pub(super) fn issue(
+    now: Timestamp,
+    life: Duration,
+    whose: &str,
+    names: &[String],
+) -> Result<Issued, Error> {
     let not_after = now.checked_add(life).unwrap_or(Timestamp::MAX);
     let not_before = now
         .checked_sub(SKEW.min(life / 10))
@@ -51,7 +56,7 @@ pub(super) fn issue(now: Timestamp, life: Duration, names: &[String]) -> Result<
     };
 
     // Another name for each authority: with equal ones verifiers would have to try which signed.
-    let name = format!("rolegate admission {}", now.as_microsecond());
+    let name = format!("{whose} {}", now.as_microsecond());
     let mut authority = params(&[], name)?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -59,7 +64,7 @@ pub(super) fn issue(now: Timestamp, life: Duration, names: &[String]) -> Result<
     let certificate = authority.self_signed(&*authority_key)?;
     let issuer = Issuer::from_params(&authority, &*authority_key);
 
-    let mut leaf = params(names, "rolegate admission".to_owned())?;
+    let mut leaf = params(names, whose.to_owned())?;
     leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     leaf.use_authority_key_identifier_extension = true;

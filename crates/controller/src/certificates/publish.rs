@@ -1,13 +1,16 @@
-//! Whom the API server trusts when it calls the webhook: `caBundle` of all its webhooks.
+//! Telling whom to trust: the API server, by `caBundle` of all webhooks, or the agents, by a
+//! ConfigMap.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ObjectMeta, Patch, PatchParams};
+use rolegate_kube::tls_secret::CA_CRT;
 use serde_json::{Value, json};
 
-use super::MANAGER;
 use super::plan::Authorities;
+use super::{MANAGED_BY, MANAGER};
 
 /// How often a write is tried that others were faster than.
 const ATTEMPTS: usize = 3;
@@ -24,7 +27,7 @@ pub(super) enum Published {
 }
 
 /// Makes all webhooks of the configuration trust these and nobody else.
-pub(super) async fn publish(
+pub(super) async fn to_webhook(
     api: &Api<ValidatingWebhookConfiguration>,
     name: &str,
     authorities: &Authorities,
@@ -48,6 +51,32 @@ pub(super) async fn publish(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Has the ConfigMap name these authorities and nobody else; makes it where it is not there.
+pub(super) async fn to_config_map(
+    api: &Api<ConfigMap>,
+    name: &str,
+    authorities: &Authorities,
+) -> kube::Result<Published> {
+    let pem = authorities.to_pem();
+    let known = api.get_opt(name).await?;
+    let known = known.as_ref().and_then(|map| map.data.as_ref());
+    if known.is_some_and(|data| data.len() == 1 && data.get(CA_CRT) == Some(&pem)) {
+        return Ok(Published::Already);
+    }
+    let map = ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            labels: Some([(MANAGED_BY.into(), MANAGER.into())].into()),
+            ..ObjectMeta::default()
+        },
+        data: Some([(CA_CRT.into(), pem)].into()),
+        ..ConfigMap::default()
+    };
+    let params = PatchParams::apply(MANAGER).force();
+    api.patch(name, &params, &Patch::Apply(map)).await?;
+    Ok(Published::Changed)
 }
 
 /// A patch that leaves everything else as it is, fields that we don't know too; `None` if there is

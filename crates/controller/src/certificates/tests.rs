@@ -19,7 +19,7 @@ fn names() -> Vec<String> {
 }
 
 fn made(now: Timestamp) -> (Issued, Found) {
-    let issued = issue(now, 90 * DAY, &names()).unwrap();
+    let issued = issue(now, 90 * DAY, "test", &names()).unwrap();
     let found = found(&issued, &issued.authority, now);
     (issued, found)
 }
@@ -135,7 +135,7 @@ fn authorities_are_trusted_until_they_end_and_are_not_too_many() {
 #[test]
 fn a_short_life_is_not_due_at_once() {
     let life = Duration::from_secs(30);
-    let issued = issue(start(), life, &names()).unwrap();
+    let issued = issue(start(), life, "test", &names()).unwrap();
     let new = found(&issued, &issued.authority, start());
     let Action::Keep { until } = plan(start(), &new, &names()) else {
         panic!("it is kept")
@@ -145,5 +145,5 @@ fn a_short_life_is_not_due_at_once() {
 
 #[test]
 fn a_name_that_is_none_is_an_error() {
-    assert!(issue(start(), DAY, &["é".into()]).is_err());
+    assert!(issue(start(), DAY, "test", &["é".into()]).is_err());
 }
