@@ -14,5 +14,5 @@ mod network;
 mod policy;
 mod registration;
 mod shopping;
-mod stage;
+pub(crate) mod stage;
 mod status;

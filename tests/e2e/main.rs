@@ -7,6 +7,7 @@
 mod admission;
 mod ask;
 mod changes;
+mod commands;
 mod events;
 mod kube2iam;
 mod lifecycle;

@@ -24,7 +24,7 @@ pub struct MissingGrant {
 
 /// The smallest grant that makes layer `grants` allow what it refuses to `workload`, in enforce or
 /// audit mode. `None` where it refuses nothing, and where no grant beside those that are there
-/// helps, such as between two that would make different sessions.
+/// helps, such as between two that would make different sessions, or for a role of our own.
 pub fn missing_grant(
     rules: &RuleSet,
     grants: &GrantsLayer,
@@ -33,6 +33,10 @@ pub fn missing_grant(
 ) -> Option<MissingGrant> {
     let explanation = rules.explain(workload, now);
     let role = explanation.role?;
+    // No grant gives a role of our own to anybody.
+    if rules.own_roles.iter().any(|own| own.is(&role)) {
+        return None;
+    }
     let judged = explanation.judgements.iter();
     judged
         .filter(|judgement| judgement.layer == GRANTS && judgement.mode != Mode::Off)
@@ -163,6 +167,15 @@ mod tests {
         );
         let star = pod("shop", "*", "reader");
         assert_eq!(missing_grant(&stage.rules, &stage.grants, &star, NOW), None);
+    }
+
+    #[test]
+    fn a_role_of_our_own_gets_no_grant() {
+        let mut stage = rules(&[], Mode::Enforce);
+        let own = pod("shop", "api", "path/NODE");
+        assert!(missing_grant(&stage.rules, &stage.grants, &own, NOW).is_some());
+        stage.rules.own_roles = vec![rolegate_core::decision::OwnRole::parse("node").unwrap()];
+        assert_eq!(missing_grant(&stage.rules, &stage.grants, &own, NOW), None);
     }
 
     #[test]

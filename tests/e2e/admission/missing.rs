@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use rolegate_testkit::request::PatchKind;
-use rolegate_testkit::{Cluster, eventually};
+use rolegate_testkit::{Cluster, Rolegate, eventually};
 use serde_json::{Value, json};
 
 use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, refused, taken};
@@ -61,6 +61,23 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
     stage.gate.restart_admission().await?;
     refuses(&stage, namespace, missing).await?;
     until_told(&stage, Some(missing)).await?;
+    // The command line says the same.
+    let kubeconfig = stage.cluster.admin_kubeconfig()?;
+    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+    let explain = [
+        "policy",
+        "explain",
+        "--role=shop-reader",
+        "-n",
+        namespace,
+        &kubeconfig,
+    ];
+    let told = Rolegate::output(&explain).await?;
+    let text = String::from_utf8_lossy(&told.stdout);
+    ensure!(
+        told.status.code() == Some(3) && text.contains(missing),
+        "{told:?}"
+    );
     taken("the configuration", admin.post(ALL, &config).await?)?;
     stage.until_allowed(namespace, "shop-reader").await?;
     until_told(&stage, None).await?;
