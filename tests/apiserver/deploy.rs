@@ -78,8 +78,8 @@ async fn agent_may_do_this_and_not_that() {
         ("watch", "", "pods", true),
         ("watch", "", "namespaces", true),
         ("get", "", "namespaces", true),
-        ("get", "", "nodes", true),
-        ("list", "", "nodes", true),
+        ("get", "", "nodes", false),
+        ("list", "", "nodes", false),
         ("create", "events.k8s.io", "events", true),
         ("patch", "events.k8s.io", "events", false),
         ("watch", "", "nodes", false),
@@ -140,7 +140,6 @@ async fn agent_may_nothing_beyond_that() {
     let agent = agent(cluster).await;
     let expected: BTreeSet<String> = [
         "create events.k8s.io/events",
-        "get,list /nodes",
         "get,list,watch /namespaces,pods",
         "get,list,watch rolegate.dev/rolegateconfigs,rolegrants",
     ]

@@ -41,6 +41,33 @@ async fn connect_as(kubeconfig: PathBuf) -> Connection {
     Connection::new(&options).await.unwrap()
 }
 
+/// A connection with the right that an agent needs where it isn't told its node, which the manifest's
+/// is.
+async fn finder(cluster: &Cluster, namespace: &str) -> Connection {
+    cluster
+        .create_service_account(namespace, "finder")
+        .await
+        .unwrap();
+    let rights = format!(
+        r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {{ name: {namespace}-finder }}
+rules: [{{ apiGroups: [""], resources: [nodes], verbs: [get, list] }}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {{ name: {namespace}-finder }}
+roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {namespace}-finder }}
+subjects: [{{ kind: ServiceAccount, name: finder, namespace: {namespace} }}]
+"#
+    );
+    cluster.apply_manifest(&rights).await.unwrap();
+    let token = cluster.service_account_token(namespace, "finder").await;
+    let kubeconfig = cluster.kubeconfig_for_token("finder", &token.unwrap());
+    connect_as(kubeconfig.unwrap()).await
+}
+
 /// Both watches of one node's agent.
 struct Agent {
     updates: mpsc::Receiver<Update>,
@@ -210,11 +237,18 @@ async fn the_node_is_found_and_events_reach_the_pod() {
         .create_node("watch-node", ip("192.0.2.77"))
         .await
         .unwrap();
-    let connection = connect(cluster).await;
-    let found = find_node(&connection, &[ip("127.0.0.1"), ip("192.0.2.77")]).await;
-    assert_eq!(found.as_deref(), Ok("watch-node"));
-
     cluster.create_namespace("watch-events", &[]).await.unwrap();
+    let connection = connect(cluster).await;
+    let finder = finder(cluster, "watch-events").await;
+    // A binding takes effect a moment after it is made.
+    eventually(DEADLINE, async || {
+        let found = find_node(&finder, &[ip("127.0.0.1"), ip("192.0.2.77")]).await?;
+        anyhow::ensure!(found == "watch-node", "{found}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+
     let pod = TestPod::new("watch-events", "app", "watch-node").address(ip("10.0.0.3"));
     cluster.run_pod(&pod).await.unwrap();
     let mut agent = Agent::start(&connection, "watch-node");
