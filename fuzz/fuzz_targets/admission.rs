@@ -18,7 +18,7 @@ use rolegate_core::namespace::Namespace;
 use rolegate_core::rulebook::{Facts, RuleBook, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
-use rolegate_rego::{RegoLayer, Kind, Points, Policies, PolicyBook, PolicySource, Settings};
+use rolegate_rego::{Kind, Points, Policies, PolicyBook, PolicySource, RegoLayer, Settings};
 use serde_json::Value;
 
 static BOOK: LazyLock<RuleBook> = LazyLock::new(|| {
