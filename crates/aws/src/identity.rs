@@ -73,7 +73,7 @@ pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
                 None => Ok(None),
             }
         };
-        let callers = async { tokio::try_join!(sts.caller_identity(), source) };
+        let callers = async { tokio::try_join!(Box::pin(sts.caller_identity()), Box::pin(source)) };
         timeout(LIMIT, callers)
             .await
             .unwrap_or_else(|_| Err(failure::timed_out(LIMIT)))

@@ -221,7 +221,7 @@ fn sessions(
         Decision::Deny(denial) => Err(denial.to_string()),
         other => panic!("{other:?}"),
     };
-    pods.iter().map(|pod| session(pod)).collect()
+    pods.iter().map(session).collect()
 }
 
 fn session(
