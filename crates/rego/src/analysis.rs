@@ -47,6 +47,8 @@ pub(crate) struct RuleFacts {
     pub(crate) inputs: Vec<InputRead>,
     /// Kinds with a pod template that its text names.
     pub(crate) kinds: BTreeSet<&'static str>,
+    /// Most levels by which what it makes may be deeper than what it makes it of.
+    pub(crate) levels: usize,
 }
 
 /// A reference to data or to a rule.
@@ -91,6 +93,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             calls: Vec::new(),
             inputs: Vec::new(),
             kinds: BTreeSet::new(),
+            levels: 0,
             locals: BTreeSet::new(),
         };
         let (path, shape) = walk.rule(rule)?;
@@ -99,6 +102,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             calls,
             inputs,
             kinds,
+            levels,
             locals,
             ..
         } = walk;
@@ -116,6 +120,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             calls,
             inputs,
             kinds,
+            levels,
         });
     }
     Ok(ModuleFacts { package, rules })
@@ -202,6 +207,31 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
     }
 }
 
+/// Whether what an expression makes holds what other expressions made.
+fn may_nest(expr: &Ref<Expr>) -> bool {
+    match expr.as_ref() {
+        Expr::ArrayCompr { .. } | Expr::SetCompr { .. } | Expr::ObjectCompr { .. } => true,
+        Expr::Array { .. } | Expr::Set { .. } | Expr::Object { .. } => !is_constant(expr),
+        _ => false,
+    }
+}
+
+fn is_constant(expr: &Ref<Expr>) -> bool {
+    match expr.as_ref() {
+        Expr::String { .. }
+        | Expr::RawString { .. }
+        | Expr::Number { .. }
+        | Expr::Bool { .. }
+        | Expr::Null { .. } => true,
+        Expr::Array { items, .. } | Expr::Set { items, .. } => items.iter().all(is_constant),
+        Expr::Object { fields, .. } => {
+            let mut fields = fields.iter();
+            fields.all(|(_, key, value)| is_constant(key) && is_constant(value))
+        }
+        _ => false,
+    }
+}
+
 struct Walk<'a> {
     package: &'a Path,
     imports: &'a BTreeMap<String, Path>,
@@ -210,6 +240,7 @@ struct Walk<'a> {
     calls: Vec<Call>,
     inputs: Vec<InputRead>,
     kinds: BTreeSet<&'static str>,
+    levels: usize,
     locals: BTreeSet<String>,
 }
 
@@ -349,6 +380,7 @@ impl Walk<'_> {
     }
 
     fn expr(&mut self, expr: &Ref<Expr>) -> Result<(), LoadError> {
+        self.levels += usize::from(may_nest(expr));
         match expr.as_ref() {
             Expr::String { value, .. } | Expr::RawString { value, .. } => {
                 if let Value::String(text) = value {

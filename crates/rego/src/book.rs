@@ -251,7 +251,7 @@ impl PolicyBook {
                 Ok(engine) => {
                     built.program = Some(Arc::new(Program {
                         engine,
-                        limit: self.settings.limits.eval_time,
+                        limits: self.settings.limits.clone(),
                         reads_time: built.reads_time,
                         reads: built.reads.clone(),
                         kinds: built.kinds.clone(),

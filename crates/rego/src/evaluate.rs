@@ -4,16 +4,16 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use regorus::utils::limits::monotonic_now;
-use regorus::{Engine, LimitError, Value};
+use regorus::{Engine, Value};
 
 use crate::analysis::Path;
 use crate::builtins;
 use crate::error::{LoadError, one_line};
 use crate::limits::Limits;
+use crate::meter::Meter;
 use crate::syntax::{ParsedModule, Syntax};
 use crate::text;
 
@@ -81,7 +81,7 @@ pub(crate) fn with_data(engine: &Engine, data: Value) -> anyhow::Result<Engine> 
 #[derive(Debug)]
 pub(crate) struct Program {
     pub(crate) engine: Engine,
-    pub(crate) limit: Duration,
+    pub(crate) limits: Limits,
     pub(crate) reads_time: bool,
     /// Paths below `data` that are read.
     pub(crate) reads: BTreeSet<Path>,
@@ -105,6 +105,7 @@ impl Program {
     /// [`Unanswered`], which must deny.
     pub(crate) fn ask(&self, input: &Value, now: Timestamp) -> Result<Vec<String>, Unanswered> {
         let start = monotonic_now();
+        let meter = Meter::start(self.limits.eval_bytes);
         // Whatever the interpreter stumbles on, the question ends in a denial, not in our end.
         let asked = catch_unwind(AssertUnwindSafe(|| {
             let mut engine = self.engine.clone();
@@ -119,31 +120,40 @@ impl Program {
             engine.set_input(input.clone());
             engine.eval_rule(DENY.into())
         }));
-        let too_long = || Unanswered {
-            why: format!("took longer than {} ms", self.limit.as_millis()),
-            passing: true,
-        };
+        let took_much = meter.was_over();
+        drop(meter);
+        // Looked at here and not in the error: the interpreter drops errors of functions with
+        // several bodies or writes them into others, and for it too much memory is too long too.
+        let spent = monotonic_now()
+            .zip(start)
+            .and_then(|(end, start)| end.checked_sub(start));
+        let Limits {
+            eval_time,
+            eval_bytes,
+            ..
+        } = self.limits;
+        if spent.is_none_or(|spent| spent > eval_time) {
+            return Err(Unanswered {
+                why: format!("took longer than {} ms", eval_time.as_millis()),
+                passing: true,
+            });
+        }
         let failed = |why| Unanswered {
             why,
             passing: false,
         };
+        if took_much {
+            let most = eval_bytes / (1024 * 1024);
+            return Err(failed(format!("took more than {most} MiB of memory")));
+        }
         let value = match asked {
             Ok(Ok(value)) => value,
             Ok(Err(error)) => {
-                return Err(match error.downcast_ref::<LimitError>() {
-                    Some(LimitError::TimeLimitExceeded { .. }) => too_long(),
-                    _ => failed(format!("failed: {}", one_line("evaluation", &error))),
-                });
+                let why = format!("failed: {}", one_line("evaluation", &error));
+                return Err(failed(why));
             }
             Err(_) => return Err(failed("failed: the interpreter gave up".into())),
         };
-        // The interpreter drops errors of functions with several bodies, its timer's too.
-        let spent = monotonic_now()
-            .zip(start)
-            .and_then(|(end, start)| end.checked_sub(start));
-        if spent.is_none_or(|spent| spent > self.limit) {
-            return Err(too_long());
-        }
         Ok(messages(&value))
     }
 }

@@ -32,6 +32,7 @@ mod input;
 mod layer;
 mod limits;
 mod link;
+mod meter;
 mod policies;
 mod scan;
 mod source;

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use regorus::PolicyLengthConfig;
 use regorus::utils::limits::{ExecutionTimerConfig, TimeSource, set_time_source};
 
+use crate::meter;
+
 /// Bounds on policies and data. What is beyond them is refused at load, or denies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -15,6 +17,8 @@ pub struct Limits {
     /// Wall time that all policies may take for one question, 1 s by default; those that are left
     /// then deny.
     pub question_time: Duration,
+    /// Bytes that one policy may hold while it is asked one question, 16 MiB by default.
+    pub eval_bytes: usize,
     /// Bytes of one module's text, 256 KiB by default.
     pub module_bytes: usize,
     /// Modules of all ConfigMaps together, 1,000 by default.
@@ -28,6 +32,7 @@ impl Default for Limits {
         Self {
             eval_time: Duration::from_millis(50),
             question_time: Duration::from_secs(1),
+            eval_bytes: 16 * 1024 * 1024,
             module_bytes: 256 * 1024,
             modules: 1000,
             data_bytes: 64 * 1024 * 1024,
@@ -35,8 +40,9 @@ impl Default for Limits {
     }
 }
 
-/// How many steps are between two looks at the clock.
-const STEPS: NonZeroU32 = NonZeroU32::new(32).unwrap();
+/// How many steps are between two looks at clock and memory. One step may make as much as one
+/// built-in.
+const STEPS: NonZeroU32 = NonZeroU32::new(8).unwrap();
 /// Longest line of a module.
 const COLUMNS: NonZeroU32 = NonZeroU32::new(8192).unwrap();
 /// Most lines of a module.
@@ -59,12 +65,16 @@ impl Limits {
     }
 }
 
-/// The monotonic clock that the interpreter's timer reads: it brings none without `std`.
+/// The monotonic clock that the interpreter's timer reads: it brings none without `std`. For a
+/// question that holds too much memory time is up too, since there is no other way to stop it.
 #[derive(Debug)]
 struct Monotonic;
 
 impl TimeSource for Monotonic {
     fn now(&self) -> Option<Duration> {
+        if meter::is_over() {
+            return Some(Duration::MAX);
+        }
         static START: OnceLock<Instant> = OnceLock::new();
         Some(START.get_or_init(Instant::now).elapsed())
     }

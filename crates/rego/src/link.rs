@@ -11,6 +11,9 @@ use crate::syntax::ParsedModule;
 
 /// Longest chain of rules that need each other: each is a level of recursion.
 const MAX_CHAIN: usize = 32;
+/// Most levels of a value that rules make: comparing one, writing it and giving it back go down by
+/// recursion.
+const MAX_LEVELS: usize = 1024;
 
 /// All rules by their path.
 pub(crate) struct Graph<'a> {
@@ -71,6 +74,9 @@ impl<'a> Graph<'a> {
         self.shapes(&mut faults);
         self.scattered_functions(&mut faults);
         self.circles(&mut faults);
+        if faults.is_empty() {
+            self.towers(&mut faults);
+        }
         faults
     }
 
@@ -248,6 +254,53 @@ impl<'a> Graph<'a> {
         chain.pop();
         known.insert(path, depth + 1);
         Ok(depth + 1)
+    }
+
+    /// Values are nested as deep as rules put them into each other, text by text: `y := [x]`,
+    /// `z := [y]`, and so on through the functions that are called.
+    fn towers(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        let mut known = BTreeMap::new();
+        for (path, definitions) in &self.rules {
+            if self.levels(path, &mut known) <= MAX_LEVELS {
+                continue;
+            }
+            for Definition { module, rule } in definitions {
+                faults.entry(module.policy.clone()).or_insert_with(|| {
+                    LoadError::Compile(format!(
+                        "{}, line {}: values of data.{} may be nested more than {MAX_LEVELS} levels deep",
+                        module.place, rule.line, path.join(".")
+                    ))
+                });
+            }
+        }
+    }
+
+    /// How many levels deep a rule may nest what there is.
+    fn levels(&self, path: &'a [String], known: &mut BTreeMap<&'a [String], usize>) -> usize {
+        if let Some(levels) = known.get(path) {
+            return *levels;
+        }
+        // Met again below itself, it is a variable of the same name: there are no circles.
+        known.insert(path, 0);
+        let mut most = 0;
+        for Definition { rule, .. } in self.rules.get(path).into_iter().flatten() {
+            // A document of rules has the levels of their paths too.
+            let read = rule
+                .refs
+                .iter()
+                .flat_map(|reference| self.meant(&reference.path))
+                .map(|(read, _)| self.levels(read, known) + read.len());
+            let read = read.max().unwrap_or(0);
+            let called = rule
+                .calls
+                .iter()
+                .filter_map(|call| self.rules.get_key_value(call.path.as_slice()))
+                .map(|(function, _)| self.levels(function, known));
+            let called = called.fold(0usize, usize::saturating_add);
+            most = most.max(rule.levels.saturating_add(read).saturating_add(called));
+        }
+        known.insert(path, most);
+        most
     }
 
     /// What the `deny` of one ConfigMap reaches.

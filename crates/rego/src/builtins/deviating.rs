@@ -1,13 +1,13 @@
-//! Built-ins that the interpreter has, or nearly: bounded, since nothing stops one while it runs,
-//! and as OPA has them.
+//! Built-ins that the interpreter has, or nearly, as OPA has them. Bounded, since nothing stops one
+//! while it runs.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use regorus::unstable::{BUILTINS, Expr, Ref, Span};
+use regorus::Value;
 use regorus::value::Array;
-use regorus::{Source, Value};
 
+use super::bounded::original;
 use super::{MAX_ELEMENTS, MAX_TEXT, bounded, elements, text};
 
 /// Highest number of bits that `bits.lsh` moves.
@@ -246,32 +246,6 @@ fn later(start: i64, years: i64, months: i64, days: i64) -> Option<i64> {
         .ok()?;
     let later = date.to_datetime(time.time()).to_zoned(TimeZone::UTC).ok()?;
     i64::try_from(later.timestamp().as_nanosecond()).ok()
-}
-
-/// The interpreter's own built-in of that name. What it refuses is undefined.
-fn original(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
-    let Some((function, _)) = BUILTINS.get(name) else {
-        return Ok(Value::Undefined);
-    };
-    let source = Source::from_contents(name.to_owned(), String::new())?;
-    let span = Span {
-        source,
-        line: 1,
-        col: 1,
-        start: 0,
-        end: 0,
-    };
-    let places: Vec<Ref<Expr>> = arguments
-        .iter()
-        .map(|_| {
-            Ref::new(Expr::Null {
-                span: span.clone(),
-                value: Value::Null,
-                eidx: 0,
-            })
-        })
-        .collect();
-    Ok(function(&span, &places, arguments, false).unwrap_or(Value::Undefined))
 }
 
 fn yaml(text: &str) -> Option<Value> {

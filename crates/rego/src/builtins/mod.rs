@@ -1,6 +1,7 @@
 //! Built-in functions: what the interpreter lacks or does differently from OPA, written here; and
 //! the names of those that stay missing.
 
+mod bounded;
 mod casts;
 mod deviating;
 mod format;
@@ -61,6 +62,17 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("all", 1, Supplied::Plain(casts::all)),
     ("any", 1, Supplied::Plain(casts::any)),
     ("array.concat", 2, Supplied::Plain(deviating::array_concat)),
+    ("base64.encode", 1, Supplied::Plain(bounded::base64_encode)),
+    (
+        "base64url.encode",
+        1,
+        Supplied::Plain(bounded::base64url_encode),
+    ),
+    (
+        "base64url.encode_no_pad",
+        1,
+        Supplied::Plain(bounded::base64url_encode_no_pad),
+    ),
     ("bits.lsh", 2, Supplied::Plain(deviating::shift_left)),
     ("cast_array", 1, Supplied::Plain(casts::array)),
     ("cast_boolean", 1, Supplied::Plain(casts::boolean)),
@@ -85,7 +97,23 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("crypto.sha256", 1, Supplied::Plain(hashes::sha256)),
     ("glob.match", 3, Supplied::Pattern(glob::matches)),
     ("glob.quote_meta", 1, Supplied::Plain(glob::quote_meta)),
+    (
+        "graph.reachable_paths",
+        2,
+        Supplied::Plain(bounded::reachable_paths),
+    ),
+    ("hex.encode", 1, Supplied::Plain(bounded::hex_encode)),
     ("json.marshal", 1, Supplied::Plain(deviating::json_marshal)),
+    (
+        "json.marshal_with_options",
+        2,
+        Supplied::Plain(bounded::json_marshal_with_options),
+    ),
+    (
+        "json.unmarshal",
+        1,
+        Supplied::Plain(bounded::json_unmarshal),
+    ),
     ("net.cidr_contains", 2, Supplied::Plain(networks::contains)),
     ("net.cidr_expand", 1, Supplied::Plain(networks::expand)),
     (
@@ -115,6 +143,7 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("regex.split", 2, Supplied::Pattern(regexes::split)),
     ("replace", 3, Supplied::Plain(deviating::replace)),
     ("set_diff", 2, Supplied::Plain(casts::set_diff)),
+    ("split", 2, Supplied::Plain(bounded::split)),
     ("sprintf", 2, Supplied::Plain(format::sprintf)),
     (
         "strings.replace_n",
@@ -122,6 +151,17 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         Supplied::Plain(deviating::replace_n),
     ),
     ("time.add_date", 4, Supplied::Plain(deviating::add_date)),
+    (
+        "urlquery.encode",
+        1,
+        Supplied::Plain(bounded::urlquery_encode),
+    ),
+    (
+        "urlquery.encode_object",
+        1,
+        Supplied::Plain(bounded::urlquery_encode_object),
+    ),
+    ("walk", 1, Supplied::Plain(bounded::walk)),
     (
         "yaml.is_valid",
         1,

@@ -298,3 +298,138 @@ fn errors_of_built_ins_are_undefined_and_others_deny() {
             .contains("policy opa/p failed")
     );
 }
+
+/// A book with no bound on time, which slow machines would meet before the others.
+fn patient() -> PolicyBook {
+    PolicyBook::new(Settings {
+        limits: Limits {
+            eval_time: Duration::from_secs(600),
+            eval_bytes: 4 * 1024 * 1024,
+            ..Limits::default()
+        },
+        ..Settings::default()
+    })
+}
+
+/// Bodies that would take all memory there is.
+fn greedy() -> Vec<String> {
+    let numbers = "r := numbers.range(1, 60000)";
+    let doubled = |first: &str, step: &dyn Fn(String) -> String| {
+        let steps: String = (1..60)
+            .map(|n| format!("x{n} := {}; ", step(format!("x{}", n - 1))))
+            .collect();
+        format!("x0 := {first}; {steps}")
+    };
+    let long = "s := concat(\"\", [c | c := \"x\"; numbers.range(1, 60000)[_]])";
+    [
+        format!("{numbers}; x := [y | a := r[_]; y := [z | b := r[_]; z := a + b]]; count(x) == 1"),
+        format!("{numbers}; x := {{[a, b] | a := r[_]; b := r[_]}}; count(x) == 1"),
+        format!("{numbers}; x := {{a: b | a := r[_]; b := numbers.range(a, 60000)}}; count(x) == 1"),
+        format!("{numbers}; x := [sprintf(\"%065536d\", [a]) | a := r[_]]; count(x) == 1"),
+        format!("{numbers}; {long}; x := [t | t := concat(s, [\"a\", sprintf(\"%d\", [r[_]])])]; count(x) == 1"),
+        format!("{numbers}; x := [json.marshal([a, r]) | a := r[_]]; count(x) == 1"),
+        format!("{numbers}; {long}; x := [split(t, \"\") | t := concat(s, [sprintf(\"%d\", [r[_]]), \"\"])]; count(x) == 1"),
+        format!("{numbers}; t := json.marshal(r); x := [[a, json.unmarshal(t)] | a := r[_]]; count(x) == 1"),
+        doubled("\"x\"", &|x| format!("concat(\"\", [{x}, {x}])")),
+        doubled("\"x\"", &|x| format!("hex.encode({x})")),
+        doubled("\"%\"", &|x| format!("urlquery.encode({x})")),
+        doubled("\"x\"", &|x| format!("replace({x}, \"x\", \"xx\")")),
+        doubled("[1]", &|x| format!("array.concat({x}, {x})")),
+        format!("{}walk(x59, [p, v]); v == 2", doubled("[1]", &|x| format!("[{x}, {x}]"))),
+        format!("{}json.marshal(x59) == \"\"", doubled("[1]", &|x| format!("[{x}, {x}]"))),
+        format!(
+            "{}json.marshal_with_options(x59, {{\"pretty\": true}}) == \"\"",
+            doubled("[1]", &|x| format!("[{x}, {x}]"))
+        ),
+        format!("{}sprintf(\"%v\", [x59]) == \"\"", doubled("[1]", &|x| format!("[{x}, {x}]"))),
+        "r := numbers.range(1, 40); g := {a: r | a := r[_]}; count(graph.reachable_paths(g, [1])) == 1".into(),
+    ]
+    .into()
+}
+
+#[test]
+fn a_policy_that_takes_too_much_memory_is_stopped_and_denies() {
+    let mut book = patient();
+    for body in greedy() {
+        book.apply(policy(
+            "greedy",
+            GATE,
+            &with(&format!("deny[msg] {{ {body}; msg := \"x\" }}")),
+        ));
+        book.apply(policy("other", GATE, &with("deny[\"other\"] { true }")));
+        let findings = judge(&book.snapshot(), &any_pod());
+        let told = messages(&findings);
+        let named = told.len() == 2
+            && told[1] == "other"
+            && [
+                "took more than 4 MiB of memory",
+                "more than 65536 elements",
+                "more than 1048576 bytes",
+            ]
+            .iter()
+            .any(|bound| told[0].contains(bound));
+        assert!(named, "{body}: {told:?}");
+    }
+}
+
+/// Bodies whose value is nested as deep as this.
+fn tower(levels: usize, end: &str) -> String {
+    let steps: String = (0..levels)
+        .map(|n| format!("x{} := [x{n}]\n", n + 1))
+        .collect();
+    with(&format!(
+        "deny[msg] {{ x0 := 1\n{steps}x := x{levels}; {end}; msg := \"end\" }}"
+    ))
+}
+
+#[test]
+fn values_nested_as_deep_as_may_be_fit_a_small_stack() {
+    for end in [
+        "count(x) == 1",
+        "not json.marshal(x) == 1",
+        "x != [1]",
+        "y := {x: x}; y[_] == x",
+        "sprintf(\"%v\", [x]) != \"\"",
+    ] {
+        let told = std::thread::Builder::new()
+            .stack_size(2 * 1024 * 1024)
+            .spawn(move || {
+                let mut book = patient();
+                book.apply(policy("p", GATE, &tower(1000, end)));
+                messages(&judge(&book.snapshot(), &any_pod())).join("")
+            })
+            .unwrap()
+            .join()
+            .unwrap();
+        assert_eq!(told, "end", "{end}");
+    }
+}
+
+#[test]
+fn values_nested_deeper_are_refused_at_load() {
+    let told = refused(&tower(1100, "true"));
+    assert!(told.contains("line 3: values of data.kubernetes.admission.deny may be nested more than 1024 levels deep"), "{told}");
+    let calls = |times: usize| {
+        let f = |name: &str| format!("{}x{}", format!("{name}(").repeat(times), ")".repeat(times));
+        with(&format!(
+            "deny[msg] {{ f3(1) != 1; msg := \"end\" }}\nf3(x) = {}\nf2(x) = {}\nf1(x) = [[[[[x]]]]]",
+            f("f2"),
+            f("f1")
+        ))
+    };
+    assert!(refused(&calls(15)).contains("values of data.kubernetes.admission.deny may be"));
+    let mut allowed = patient();
+    allowed.apply(policy("p", GATE, &calls(14)));
+    assert_eq!(messages(&judge(&allowed.snapshot(), &any_pod())), ["end"]);
+    let constants: String = (0..2000)
+        .map(|n| format!("\"ns-{n}\": {{\"a\", \"b\"}},\n"))
+        .collect();
+    let list =
+        format!("deny[msg] {{ not roles[\"x\"]; msg := \"not listed\" }}\nroles = {{{constants}}}");
+    let mut book = patient();
+    book.apply(policy("p", GATE, &with(&list)));
+    assert_eq!(
+        messages(&judge(&book.snapshot(), &any_pod())),
+        ["not listed"]
+    );
+}

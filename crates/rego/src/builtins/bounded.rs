@@ -1,0 +1,233 @@
+//! Built-ins of the interpreter that may make much of little, asked only about what is small.
+//!
+//! Nothing stops a built-in while it runs, and values share their parts: an array of twice the same
+//! array takes no memory, and written down or walked through it is as long as it looks.
+
+use std::collections::BTreeSet;
+
+use regorus::unstable::{BUILTINS, Expr, Ref, Span};
+use regorus::value::Object;
+use regorus::{Source, Value};
+
+use super::{MAX_ELEMENTS, MAX_TEXT, elements};
+
+/// Most levels of a value: built-ins go down by recursion.
+const MAX_DEPTH: usize = 128;
+
+/// Most elements of all paths in a value together.
+const MAX_PATHS: usize = 16 * MAX_ELEMENTS;
+
+/// A built-in of the interpreter that is asked about small values only, and whose answer is one.
+macro_rules! bounded {
+    ($function:ident, $name:literal) => {
+        pub(super) fn $function(arguments: &[Value]) -> anyhow::Result<Value> {
+            small($name, arguments)?;
+            let made = original($name, arguments)?;
+            small($name, std::slice::from_ref(&made))?;
+            Ok(made)
+        }
+    };
+}
+
+bounded!(base64_encode, "base64.encode");
+bounded!(base64url_encode, "base64url.encode");
+bounded!(base64url_encode_no_pad, "base64url.encode_no_pad");
+bounded!(hex_encode, "hex.encode");
+bounded!(json_unmarshal, "json.unmarshal");
+bounded!(urlquery_encode, "urlquery.encode");
+bounded!(urlquery_encode_object, "urlquery.encode_object");
+
+/// The interpreter's own built-in of that name. What it refuses is undefined.
+pub(super) fn original(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
+    let Some((function, _)) = BUILTINS.get(name) else {
+        return Ok(Value::Undefined);
+    };
+    let source = Source::from_contents(name.to_owned(), String::new())?;
+    let span = Span {
+        source,
+        line: 1,
+        col: 1,
+        start: 0,
+        end: 0,
+    };
+    let places: Vec<Ref<Expr>> = arguments
+        .iter()
+        .map(|_| {
+            Ref::new(Expr::Null {
+                span: span.clone(),
+                value: Value::Null,
+                eidx: 0,
+            })
+        })
+        .collect();
+    Ok(function(&span, &places, arguments, false).unwrap_or(Value::Undefined))
+}
+
+/// What a value comes to where it is looked at part by part.
+#[derive(Debug, Default)]
+struct Size {
+    /// Parts, itself included.
+    parts: usize,
+    /// The sum of how deep each of them is.
+    depths: usize,
+}
+
+/// How big values are.
+///
+/// # Errors
+/// They have more parts, text or depth than a built-in is asked about.
+fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
+    let (mut size, mut bytes) = (Size::default(), 0usize);
+    let mut open: Vec<(&Value, usize)> = values.iter().map(|value| (value, 1)).collect();
+    while let Some((value, depth)) = open.pop() {
+        size.parts += 1;
+        size.depths += depth;
+        if let Value::String(text) = value {
+            bytes = bytes.saturating_add(text.len());
+        }
+        anyhow::ensure!(
+            bytes <= MAX_TEXT,
+            "{name}: more than {MAX_TEXT} bytes of text"
+        );
+        anyhow::ensure!(depth <= MAX_DEPTH, "{name}: more than {MAX_DEPTH} levels");
+        let room = MAX_ELEMENTS.saturating_sub(size.parts + open.len());
+        let inside = match value {
+            Value::Array(array) => array.len(),
+            Value::Set(set) => set.len(),
+            Value::Object(object) => object.len(),
+            _ => 0,
+        };
+        anyhow::ensure!(inside <= room, "{name}: more than {MAX_ELEMENTS} elements");
+        let depth = depth + 1;
+        match value {
+            Value::Array(array) => open.extend(array.iter().map(|part| (part, depth))),
+            Value::Set(set) => open.extend(set.iter().map(|part| (part, depth))),
+            Value::Object(object) => {
+                for (key, value) in object.iter() {
+                    match key {
+                        Value::String(text) => bytes = bytes.saturating_add(text.len()),
+                        key => open.push((key, depth)),
+                    }
+                    open.push((value, depth));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(size)
+}
+
+/// All paths in a value with what is there. Each path is as long as it is deep.
+pub(super) fn walk(arguments: &[Value]) -> anyhow::Result<Value> {
+    let size = small("walk", arguments)?;
+    anyhow::ensure!(
+        size.depths <= MAX_PATHS,
+        "walk: more than {MAX_PATHS} elements in all paths together"
+    );
+    original("walk", arguments)
+}
+
+pub(super) fn json_marshal_with_options(arguments: &[Value]) -> anyhow::Result<Value> {
+    const NAME: &str = "json.marshal_with_options";
+    let size = small(NAME, arguments)?;
+    let length = |option| match arguments.get(1) {
+        Some(Value::Object(options)) => match options.get(&Value::from(option)) {
+            Some(Value::String(text)) => text.len(),
+            _ => 1,
+        },
+        _ => 1,
+    };
+    let indents = size.depths.saturating_mul(length("indent"));
+    let prefixes = size.parts.saturating_mul(length("prefix"));
+    anyhow::ensure!(
+        indents.saturating_add(prefixes) <= MAX_TEXT,
+        "{NAME}: more than {MAX_TEXT} bytes of text"
+    );
+    original(NAME, arguments)
+}
+
+pub(super) fn split(arguments: &[Value]) -> anyhow::Result<Value> {
+    if let [Value::String(text), Value::String(delimiter)] = arguments {
+        let parts = text.matches(&**delimiter).take(MAX_ELEMENTS).count();
+        anyhow::ensure!(
+            parts < MAX_ELEMENTS,
+            "split: more than {MAX_ELEMENTS} elements"
+        );
+    }
+    original("split", arguments)
+}
+
+/// All paths from some nodes of a graph: each as far as it goes without a node twice.
+pub(super) fn reachable_paths(arguments: &[Value]) -> anyhow::Result<Value> {
+    let (Some(Value::Object(graph)), Some(starts)) =
+        (arguments.first(), elements(arguments.get(1)))
+    else {
+        return Ok(Value::Undefined);
+    };
+    let mut paths = Paths {
+        graph,
+        path: Vec::new(),
+        found: BTreeSet::new(),
+        length: 0,
+    };
+    for start in starts {
+        if !paths.visit(start)? {
+            return Ok(Value::Undefined);
+        }
+    }
+    Ok(super::set_of(paths.found.into_iter().map(Value::from)))
+}
+
+struct Paths<'a> {
+    graph: &'a Object,
+    path: Vec<Value>,
+    found: BTreeSet<Vec<Value>>,
+    /// Of all that were found, together.
+    length: usize,
+}
+
+impl Paths<'_> {
+    /// Whether the graph is one from here on.
+    fn visit(&mut self, node: &Value) -> anyhow::Result<bool> {
+        const NAME: &str = "graph.reachable_paths";
+        let is_end = matches!(node, Value::String(name) if name.is_empty());
+        let neighbours = match self.graph.get(node) {
+            Some(neighbours) if !is_end && !self.path.contains(node) => neighbours,
+            _ => return self.end(),
+        };
+        anyhow::ensure!(
+            self.path.len() < MAX_DEPTH,
+            "{NAME}: more than {MAX_DEPTH} levels"
+        );
+        let neighbours = match neighbours {
+            Value::Null => Vec::new(),
+            other => match elements(Some(other)) {
+                Some(neighbours) => neighbours,
+                None => return Ok(false),
+            },
+        };
+        self.path.push(node.clone());
+        if neighbours.is_empty() {
+            self.end()?;
+        }
+        for neighbour in neighbours {
+            if !self.visit(neighbour)? {
+                return Ok(false);
+            }
+        }
+        self.path.pop();
+        Ok(true)
+    }
+
+    fn end(&mut self) -> anyhow::Result<bool> {
+        if !self.path.is_empty() {
+            self.length += self.path.len();
+            anyhow::ensure!(
+                self.length <= MAX_ELEMENTS,
+                "graph.reachable_paths: more than {MAX_ELEMENTS} elements in all paths together"
+            );
+            self.found.insert(self.path.clone());
+        }
+        Ok(true)
+    }
+}
