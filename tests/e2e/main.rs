@@ -6,6 +6,8 @@
 
 mod admission;
 mod ask;
+mod asking;
+mod broker;
 mod changes;
 mod commands;
 mod events;

@@ -8,6 +8,7 @@ use rolegate_testkit::{Cluster, python};
 use serde_json::Value;
 
 use crate::ask::{self, CREDENTIALS, METADATA, METADATA_6};
+use crate::shim::Sts;
 use crate::site::{Pod, Site, clean, no_secrets, served};
 
 /// Says who STS takes us for, or that there are no credentials.
@@ -62,8 +63,8 @@ mod iptables {
 }
 
 /// Runs a program of the Python environment in a pod, which knows nothing but where STS is.
-fn run(
-    site: &Site,
+pub(crate) fn run(
+    sts: &Sts,
     pod: &Pod,
     program: &str,
     arguments: &[&str],
@@ -73,7 +74,7 @@ fn run(
         .args(arguments)
         .env("HOME", home.path())
         .env("AWS_DEFAULT_REGION", "eu-west-1")
-        .env("AWS_ENDPOINT_URL_STS", site.sts.url())
+        .env("AWS_ENDPOINT_URL_STS", sts.url())
         .output()?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let all = text(&output.stdout) + &text(&output.stderr);
@@ -82,8 +83,8 @@ fn run(
 }
 
 /// Who boto3 in the pod is; `None`: it found no credentials.
-fn boto3(site: &Site, pod: &Pod) -> anyhow::Result<Option<String>> {
-    let (done, output) = run(site, pod, "python", &["-c", WHO_AM_I])?;
+pub(crate) fn boto3(sts: &Sts, pod: &Pod) -> anyhow::Result<Option<String>> {
+    let (done, output) = run(sts, pod, "python", &["-c", WHO_AM_I])?;
     ensure!(done, "boto3: {output}");
     let answer: Value = serde_json::from_str(&output).context(output)?;
     let arn = answer["arn"].as_str().map(str::to_owned);
@@ -130,9 +131,9 @@ async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
         format!("arn:aws:sts::123456789012:assumed-role/{role}/{namespace}.{account}")
     };
     served(&site, reader, "reader").await?;
-    assert_eq!(boto3(&site, reader)?, Some(session("reader", "api")));
+    assert_eq!(boto3(&site.sts, reader)?, Some(session("reader", "api")));
     let (done, output) = run(
-        &site,
+        &site.sts,
         reader,
         "aws",
         &["sts", "get-caller-identity", "--output", "json"],
@@ -141,11 +142,14 @@ async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
         done && output.contains(&session("reader", "api")),
         "{output}"
     );
-    assert_eq!(boto3(&site, external)?, Some(session("partner", "default")));
+    assert_eq!(
+        boto3(&site.sts, external)?,
+        Some(session("partner", "default"))
+    );
     for pod in [denied, bare, greedy] {
-        assert_eq!(boto3(&site, pod)?, None);
+        assert_eq!(boto3(&site.sts, pod)?, None);
     }
-    let (done, output) = run(&site, denied, "aws", &["sts", "get-caller-identity"])?;
+    let (done, output) = run(&site.sts, denied, "aws", &["sts", "get-caller-identity"])?;
     assert!(
         !done && output.contains("Unable to locate credentials"),
         "{output}"
@@ -246,7 +250,7 @@ async fn sdk_refreshes_across_an_expiry() -> anyhow::Result<()> {
     let _agent = site.ready_agent(&[]).await?;
     served(&site, &pod, "worker").await?;
 
-    let (done, output) = run(&site, &pod, "python", &["-c", WORK_ON])?;
+    let (done, output) = run(&site.sts, &pod, "python", &["-c", WORK_ON])?;
     ensure!(done, "boto3: {output}");
     let report: Value = serde_json::from_str(&output).context(output)?;
     assert_eq!(report["first"], "ExpiredToken", "{report}");

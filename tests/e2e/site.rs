@@ -38,6 +38,18 @@ pub(crate) struct Pod {
     _sts: Forward,
 }
 
+impl Pod {
+    /// A pod of the lab's node, whose runtime has its files in `dir`.
+    pub(crate) fn new(lab: &Lab, address: &str, sts: &Sts, dir: &Path) -> anyhow::Result<Self> {
+        let pod = lab.pod(address, PodLink::Veth)?;
+        symlink(pod.path(), dir.join("netns").join(pod.name()))?;
+        Ok(Self {
+            _sts: Forward::new(&pod, sts.port())?,
+            pod,
+        })
+    }
+}
+
 impl Deref for Pod {
     type Target = lab::Pod;
 
@@ -48,9 +60,14 @@ impl Deref for Pod {
 
 /// The node's metadata service in the lab, where packets arrive that weren't redirected.
 pub(crate) async fn start_imds(lab: &Lab) -> anyhow::Result<Imds> {
+    start_imds_with(lab, ImdsOptions::default()).await
+}
+
+/// The same, which knows what `options` say.
+pub(crate) async fn start_imds_with(lab: &Lab, options: ImdsOptions) -> anyhow::Result<Imds> {
     let runtime = Handle::current();
     let address = "[::]:80".parse()?;
-    let start = || runtime.block_on(Imds::start(address, ImdsOptions::default()));
+    let start = || runtime.block_on(Imds::start(address, options));
     Ok(lab.imds().run(start)??)
 }
 
@@ -100,12 +117,7 @@ impl Site {
 
     /// A pod's network namespace.
     pub(crate) fn pod(&self, address: &str) -> anyhow::Result<Pod> {
-        let pod = self.lab.pod(address, PodLink::Veth)?;
-        symlink(pod.path(), self.dir.path().join("netns").join(pod.name()))?;
-        Ok(Pod {
-            _sts: Forward::new(&pod, self.sts.port())?,
-            pod,
-        })
+        Pod::new(&self.lab, address, &self.sts, self.dir.path())
     }
 
     /// The object that makes a pod of one of this site's namespaces known.

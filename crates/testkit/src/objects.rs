@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Context;
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use kube::api::{DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt, discovery};
@@ -232,7 +232,7 @@ impl Cluster {
             .await?)
     }
 
-    /// A token of a service account, for the API server, as a pod of it would be given.
+    /// A token of a service account, for the API server, as whoever may ask for tokens gets it.
     ///
     /// # Errors
     /// When there is no such service account.
@@ -241,11 +241,43 @@ impl Cluster {
         namespace: &str,
         name: &str,
     ) -> anyhow::Result<String> {
+        self.request_token(namespace, name, &self.url(), None).await
+    }
+
+    /// A token of a pod's service account, bound to the pod, as its kubelet projects it.
+    ///
+    /// # Errors
+    /// When the pod is gone.
+    pub async fn pod_token(&self, pod: &Pod, audience: &str) -> anyhow::Result<String> {
+        let spec = pod.spec.as_ref().context("a pod without spec")?;
+        let account = spec.service_account_name.as_deref().unwrap_or("default");
+        let namespace = pod.namespace().context("a pod without namespace")?;
+        let bound = BoundObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: Some(pod.name_any()),
+            uid: pod.uid(),
+        };
+        self.request_token(&namespace, account, audience, Some(bound))
+            .await
+    }
+
+    /// A token of a service account for an audience, bound to an object or to nothing.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn request_token(
+        &self,
+        namespace: &str,
+        name: &str,
+        audience: &str,
+        bound: Option<BoundObjectReference>,
+    ) -> anyhow::Result<String> {
         let request = TokenRequest {
             spec: TokenRequestSpec {
-                audiences: vec![self.url()],
+                audiences: vec![audience.to_owned()],
                 expiration_seconds: Some(3600),
-                bound_object_ref: None,
+                bound_object_ref: bound,
             },
             ..TokenRequest::default()
         };

@@ -1,6 +1,7 @@
 //! One network namespace: made, entered, removed.
 
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,6 +15,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub(super) const PREFIX: &str = "rolegate-lab-";
 /// Where `ip netns` keeps them.
 const DIR: &str = "/run/netns";
+/// Where `ip netns exec` finds files that stand in for those of /etc.
+const ETC: &str = "/etc/netns";
 /// How long an interface may take to come up.
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -85,6 +88,21 @@ impl Namespace {
         command
     }
 
+    /// Lets commands of [`Namespace::command`] that start from now on find `host` at these addresses,
+    /// as if the cluster's DNS said so.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn set_host(&self, host: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
+        let dir = Path::new(ETC).join(&self.name);
+        fs::create_dir_all(&dir)?;
+        let lines = addresses
+            .iter()
+            .map(|address| format!("{address} {host}\n"));
+        let lines = std::iter::once("127.0.0.1 localhost\n".to_owned()).chain(lines);
+        Ok(fs::write(dir.join("hosts"), lines.collect::<String>())?)
+    }
+
     /// Sets a kernel parameter, a path under `/proc/sys`.
     ///
     /// # Errors
@@ -128,8 +146,13 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = ip(&["netns", "del", &self.name]);
+        remove(&self.name);
     }
+}
+
+fn remove(name: &str) {
+    let _ = ip(&["netns", "del", name]);
+    let _ = fs::remove_dir_all(Path::new(ETC).join(name));
 }
 
 /// Runs a closure in the network namespace at `path`, on a thread of its own: sockets it makes,
@@ -167,7 +190,7 @@ pub(super) fn sweep() {
         if let Some(pid) = process
             && !Path::new("/proc").join(pid.to_string()).exists()
         {
-            let _ = ip(&["netns", "del", &name]);
+            remove(&name);
         }
     }
 }

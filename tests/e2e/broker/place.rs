@@ -1,0 +1,317 @@
+//! A place for brokers: a lab whose node they run on, and other labs as the nodes that they serve.
+//!
+//! ```text
+//!  node 1 ── 10.9.1.1 ──┐ brokers' node ── 169.254.169.254 (its role: node)
+//!  node 2 ── 10.9.2.1 ──┴── broker 1: 10.9.0.1, broker 2: 10.9.0.2
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::Output;
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::Pod as PodObject;
+use rolegate_devkit::{Imds, ImdsOptions};
+use rolegate_testkit::cases::User;
+use rolegate_testkit::lab::{self, Lab};
+use rolegate_testkit::request::Requests;
+use rolegate_testkit::{Cluster, Forward, Rolegate, TestPod, eventually, repository};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::ask::{self, ADMIN, Reply};
+use crate::shim::Sts;
+use crate::site::{self, DEADLINE, Pod, start_imds, start_imds_with};
+
+/// Where brokers and agents are in the cluster.
+pub(super) const HOME: &str = "rolegate-system";
+/// What agents call their brokers.
+pub(super) const HOST: &str = "rolegate-broker.rolegate-system.svc";
+/// The brokers' port.
+pub(super) const PORT: u16 = 9443;
+/// What agents' tokens are for.
+pub(super) const AUDIENCE: &str = "rolegate";
+
+/// A cluster with brokers' manifests and no others, so that agents have no rights by them.
+pub(super) async fn cluster() -> anyhow::Result<&'static Cluster> {
+    static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
+    CLUSTER
+        .get_or_try_init(async || {
+            let cluster = Cluster::start().await?;
+            for manifest in ["crds", "rolegate-broker", "rolegate-agent-broker"] {
+                let path = repository().join(format!("deploy/{manifest}.yaml"));
+                cluster.apply_file(&path).await?;
+            }
+            Ok(cluster)
+        })
+        .await
+}
+
+/// Where brokers run. Places of one cluster keep apart by their name, with which their nodes and
+/// namespaces begin, and by their own `third` octet in pods' addresses.
+pub(super) struct Place {
+    pub(super) cluster: &'static Cluster,
+    pub(super) sts: Sts,
+    pub(super) lab: Lab,
+    name: &'static str,
+    third: u8,
+    kubeconfig: PathBuf,
+    pair: (PathBuf, PathBuf),
+    dir: TempDir,
+    _imds: Imds,
+    _forwards: [Forward; 2],
+}
+
+/// A node that has no rights: its metadata service knows no role, and neither the API server nor STS
+/// can be reached from it.
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) lab: Lab,
+    pub(super) imds: Imds,
+    /// Its agent's pod, and the token that is projected into it.
+    pub(super) agent: PodObject,
+    pub(super) token: String,
+    /// A listener where the API server and STS would be: nobody calls.
+    tripwire: TcpListener,
+    dir: TempDir,
+}
+
+impl Place {
+    pub(super) async fn new(name: &'static str, third: u8) -> anyhow::Result<Self> {
+        let cluster = cluster().await?;
+        let token = cluster
+            .service_account_token(HOME, "rolegate-broker")
+            .await?;
+        let lab = Lab::new()?;
+        let sts = Sts::start().await?;
+        let dir = tempfile::tempdir()?;
+        std::fs::write(dir.path().join("ca.crt"), cluster.ca_pem())?;
+        for address in ["10.9.0.1/32", "10.9.0.2/32"] {
+            lab.node().exec(&format!("ip addr add {address} dev lo"))?;
+        }
+        Ok(Self {
+            kubeconfig: cluster.kubeconfig_for_token(&format!("broker-{name}"), &token)?,
+            pair: cluster.serving_pair(&format!("broker-{name}"), &[HOST])?,
+            _imds: start_imds(&lab).await?,
+            _forwards: [
+                Forward::new(lab.node(), cluster.port())?,
+                Forward::new(lab.node(), sts.port())?,
+            ],
+            cluster,
+            sts,
+            lab,
+            name,
+            third,
+            dir,
+        })
+    }
+
+    /// The full name of one of this place's namespaces or nodes.
+    pub(super) fn named(&self, name: &str) -> String {
+        format!("{}-{name}", self.name)
+    }
+
+    /// The authorities of brokers' certificates.
+    pub(super) fn ca(&self) -> PathBuf {
+        self.dir.path().join("ca.crt")
+    }
+
+    /// Starts broker 1 or 2 with the flags of the shipped manifest, and these, and waits until it is
+    /// ready.
+    pub(super) async fn broker(&self, number: u8, flags: &[&str]) -> anyhow::Result<Rolegate> {
+        let node = self.lab.node();
+        let mut command = node.command(&Rolegate::path()?.display().to_string());
+        let (certificate, key) = &self.pair;
+        command
+            .args(["broker", "--auto-discover-base-arn"])
+            // Each place has rules of its own.
+            .arg("--cluster-config=off")
+            .arg(format!("--listen-address=10.9.0.{number}:{PORT}"))
+            .arg(format!("--metrics-address=10.9.0.{number}:9092"))
+            .arg(format!("--ledger-address=127.0.0.{number}:9091"))
+            .arg(format!("--name=broker-{number}"))
+            .arg("--certificate=files")
+            .arg(format!("--tls-cert={}", certificate.display()))
+            .arg(format!("--tls-key={}", key.display()))
+            .args(flags)
+            .env("AWS_ENDPOINT_URL", self.sts.url())
+            .env("ROLEGATE_KUBECONFIG", &self.kubeconfig)
+            .envs([("POD_IP", "10.0.0.1"), ("HOST_IP", "10.0.0.1")]);
+        let mut broker = Rolegate::spawn_command(&command)?;
+        broker
+            .until(DEADLINE, async || {
+                let reply = self.admin(number, "/readyz")?;
+                ensure!(reply.status == 200, "{}", reply.body);
+                Ok(())
+            })
+            .await?;
+        Ok(broker)
+    }
+
+    /// Asks a broker's port for operators.
+    pub(super) fn admin(&self, number: u8, path: &str) -> anyhow::Result<Reply> {
+        let address = SocketAddr::from(([10, 9, 0, number], 9092));
+        ask::get_at(self.lab.node(), address, path)
+    }
+
+    /// A number of a broker's metrics; 0 where the series is not there yet.
+    pub(super) fn metric(&self, number: u8, series: &str) -> anyhow::Result<u64> {
+        let metrics = self.admin(number, "/metrics")?.body;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(series));
+        Ok(value.map_or(Ok(0), |value| value.trim().parse())?)
+    }
+
+    /// What `rolegate ledger` answers for a broker.
+    pub(super) fn ledger(&self, number: u8, arguments: &[&str]) -> anyhow::Result<Output> {
+        let address = format!("--address=127.0.0.{number}:9091");
+        let ledger: Vec<&str> = ["ledger", &address]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
+        site::rolegate(self.lab.node(), &ledger)
+    }
+
+    /// Node `number`, on which its agent's pod is placed.
+    pub(super) async fn node(&self, number: u8) -> anyhow::Result<Node> {
+        let name = self.named(&format!("node-{number}"));
+        let address = Ipv4Addr::new(10, 9, number, 1);
+        let lab = Lab::new()?;
+        self.join(&lab, number, address)?;
+        let brokers = [1, 2].map(|number| IpAddr::from([10, 9, 0, number]));
+        lab.node().set_host(HOST, &brokers)?;
+        let object = self.cluster.create_node(&name, address.into()).await?;
+        let agent = TestPod::new(HOME, &format!("agent-{name}"), &name)
+            .service_account("rolegate-agent")
+            .host_network()
+            .address(address);
+        let agent = self.cluster.run_pod(&agent).await?;
+        let nowhere = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let tripwire = lab.node().run(nowhere)??;
+        tripwire.set_nonblocking(true)?;
+        let dir = tempfile::tempdir()?;
+        for folder in ["netns", "runtime"] {
+            std::fs::create_dir(dir.path().join(folder))?;
+        }
+        let token = self.cluster.pod_token(&agent, AUDIENCE).await?;
+        std::fs::write(dir.path().join("token"), &token)?;
+        let roleless = ImdsOptions {
+            node_role: None,
+            ..ImdsOptions::default()
+        };
+        Ok(Node {
+            imds: start_imds_with(&lab, roleless).await?,
+            uid: object.metadata.uid.context("a node without UID")?,
+            name,
+            lab,
+            agent,
+            token,
+            tripwire,
+            dir,
+        })
+    }
+
+    /// Joins a node to that of the brokers.
+    fn join(&self, lab: &Lab, number: u8, address: Ipv4Addr) -> anyhow::Result<()> {
+        let (brokers, node) = (self.lab.node(), lab.node());
+        brokers.exec(&format!(
+            "ip link add node{number} type veth peer name wan0 netns {}",
+            node.name()
+        ))?;
+        brokers.exec(&format!("ip link set node{number} up"))?;
+        node.exec("ip link set wan0 up")?;
+        node.exec(&format!("ip addr add {address}/32 dev wan0"))?;
+        node.exec(&format!("ip route add 10.9.0.0/24 dev wan0 src {address}"))?;
+        brokers.exec(&format!(
+            "ip route add {address}/32 dev node{number} src 10.9.0.1"
+        ))?;
+        Ok(())
+    }
+
+    /// A pod's network namespace on a node.
+    pub(super) fn pod(&self, node: &Node, last: u8) -> anyhow::Result<Pod> {
+        let address = format!("10.1.{}.{last}", self.third);
+        Pod::new(&node.lab, &address, &self.sts, node.dir.path())
+    }
+
+    /// The object that makes a pod of one of this place's namespaces known.
+    pub(super) fn object(
+        &self,
+        node: &Node,
+        namespace: &str,
+        name: &str,
+        pod: &lab::Pod,
+    ) -> TestPod {
+        TestPod::new(&self.named(namespace), name, &node.name)
+            .address(pod.v4)
+            .address(pod.v6)
+    }
+
+    /// Starts an agent on the node with the flags of the shipped manifest, and waits until it is
+    /// ready.
+    pub(super) async fn agent(&self, node: &Node) -> anyhow::Result<Rolegate> {
+        let mut agent = self.unready_agent(node)?;
+        agent
+            .until(DEADLINE, async || {
+                let reply = node.admin("/readyz")?;
+                ensure!(reply.status == 200, "{}", reply.body);
+                Ok(())
+            })
+            .await?;
+        Ok(agent)
+    }
+
+    /// Starts an agent that may never get ready.
+    pub(super) fn unready_agent(&self, node: &Node) -> anyhow::Result<Rolegate> {
+        let path = |name: &str| node.dir.path().join(name).display().to_string();
+        let nowhere = node.tripwire.local_addr()?.port();
+        let program = Rolegate::path()?.display().to_string();
+        let mut command = node.lab.node().command(&program);
+        command
+            .args(["agent", "--redirect=nftables", "--host-interface=eni+"])
+            .args(["--host-ip=10.0.0.1", "--host-ipv6=fd10::1"])
+            .arg(format!("--broker=https://{HOST}:{PORT}"))
+            .arg(format!("--node={}", node.name))
+            .env("ROLEGATE_BROKER_CA", self.ca())
+            .env("ROLEGATE_BROKER_TOKEN", path("token"))
+            .env("ROLEGATE_RUNTIME_DIR", path("runtime"))
+            .env("ROLEGATE_REDIRECT_CHECK_DIR", path("netns"))
+            // As in every pod of a cluster, and where AWS would be asked.
+            .env("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+            .env("KUBERNETES_SERVICE_PORT", nowhere.to_string())
+            .env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{nowhere}"));
+        Rolegate::spawn_command(&command)
+    }
+
+    /// Waits until a pod gets a role's credentials; gives the access key, which STS gave for that
+    /// role.
+    pub(super) async fn served(&self, pod: &Pod, role: &str) -> anyhow::Result<String> {
+        let document = eventually(DEADLINE, async || site::credentials(pod, role)).await?;
+        let key = document["AccessKeyId"].as_str().context("no access key")?;
+        let arn = self.sts.role_of(key)?;
+        ensure!(arn.ends_with(&format!(":role/{role}")), "{arn}");
+        Ok(key.to_owned())
+    }
+}
+
+impl Node {
+    /// Asks its agent's port for operators.
+    pub(super) fn admin(&self, path: &str) -> anyhow::Result<Reply> {
+        ask::get_at(self.lab.node(), ADMIN, path)
+    }
+
+    /// Requests as the node's kubelet makes them.
+    pub(super) fn kubelet(&self, cluster: &Cluster) -> anyhow::Result<Requests> {
+        let user = User {
+            name: format!("system:node:{}", self.name),
+            groups: vec!["system:nodes".into(), "system:authenticated".into()],
+        };
+        Ok(cluster.requests()?.as_user(&user))
+    }
+
+    /// Whether anybody on the node called the API server or STS.
+    pub(super) fn called_out(&self) -> bool {
+        self.tripwire.accept().is_ok()
+    }
+}

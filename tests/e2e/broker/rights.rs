@@ -1,0 +1,108 @@
+//! An agent that has no right whatsoever.
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::ListParams;
+use rolegate_testkit::eventually;
+use serde_json::Value;
+
+use super::place::Place;
+use crate::ask::{self, CREDENTIALS};
+use crate::sdk::boto3;
+use crate::site::{DEADLINE, no_secrets};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
+    let place = Place::new("rights", 1).await?;
+    let cluster = place.cluster;
+    let namespace = place.named("a");
+    let allowed = |roles| ("iam.amazonaws.com/allowed-roles", roles);
+    cluster
+        .create_namespace(&namespace, &[allowed(r#"["reader", "writer"]"#)])
+        .await?;
+    let node = place.node(1).await?;
+    let [reader, writer, greedy] = [5, 6, 7].map(|last| place.pod(&node, last).unwrap());
+    for (name, role, pod) in [
+        ("reader", "reader", &reader),
+        ("writer", "writer", &writer),
+        ("greedy", "admin", &greedy),
+    ] {
+        let object = place.object(&node, "a", name, pod).role(role);
+        cluster.run_pod(&object).await?;
+    }
+    let restrictions = ["--layer=namespace=enforce"];
+    let broker = place.broker(1, &restrictions).await?;
+    let agent = place.agent(&node).await?;
+
+    // Unmodified SDKs get their pods' roles, and nothing else.
+    let session = |role: &str| {
+        Some(format!(
+            "arn:aws:sts::123456789012:assumed-role/{role}/{namespace}.default"
+        ))
+    };
+    let key = place.served(&reader, "reader").await?;
+    place.served(&writer, "writer").await?;
+    assert_eq!(boto3(&place.sts, &reader)?, session("reader"));
+    assert_eq!(boto3(&place.sts, &writer)?, session("writer"));
+    assert_eq!(boto3(&place.sts, &greedy)?, None);
+    let denied = ask::get(&greedy, CREDENTIALS)?;
+    assert_eq!(denied.status, 403, "{denied:?}");
+    let other = ask::get(&reader, &format!("{CREDENTIALS}writer"))?;
+    assert_eq!(other.status, 403, "{other:?}");
+
+    // The denial is told on the pod, by the broker.
+    let events = Api::<Event>::namespaced(cluster.admin()?, &namespace);
+    let event = eventually(DEADLINE, async || {
+        let all = events.list(&ListParams::default()).await?.items;
+        all.into_iter().next().context("no event yet")
+    })
+    .await?;
+    let regarding = event.regarding.clone().unwrap_or_default();
+    assert_eq!(regarding.name.as_deref(), Some("greedy"));
+    assert_eq!(event.reason.as_deref(), Some("RoleForbidden"));
+    let told = (event.reporting_controller, event.reporting_instance);
+    let teller = |name: &str| Some(name.to_owned());
+    assert_eq!(told, (teller("rolegate-broker"), teller("broker-1")));
+
+    // Whose key is this?
+    let record = eventually(DEADLINE, async || {
+        let answer = place.ledger(1, &["--key", &key, "--output=json"])?;
+        ensure!(answer.status.success(), "{answer:?}");
+        Ok(serde_json::from_slice::<Value>(&answer.stdout)?)
+    })
+    .await?;
+    let record = &record[0];
+    assert_eq!(record["pod"], "reader", "{record}");
+    assert_eq!(record["namespace"], *namespace, "{record}");
+    assert_eq!(record["node"], *node.name, "{record}");
+    assert_eq!(record["role"], "arn:aws:iam::123456789012:role/reader");
+    let unknown = place.ledger(1, &["--key", "ASIANOBODYS"])?;
+    assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
+
+    // What is taken away is gone, whatever the agent holds.
+    cluster
+        .annotate_namespace(&namespace, &[(allowed("").0, Some(r#"["admin"]"#))])
+        .await?;
+    eventually(DEADLINE, async || {
+        let reply = ask::get(&reader, &format!("{CREDENTIALS}reader"))?;
+        ensure!(reply.status == 403, "{reply:?}");
+        Ok(())
+    })
+    .await?;
+    place.served(&greedy, "admin").await?;
+    cluster.delete_pod(&namespace, "greedy").await?;
+    eventually(DEADLINE, async || {
+        let reply = ask::get(&greedy, &format!("{CREDENTIALS}admin"))?;
+        ensure!(reply.status == 404, "{reply:?}");
+        Ok(())
+    })
+    .await?;
+
+    // It called nobody but the broker, and did not even look for a role of its node.
+    assert!(!node.called_out(), "{}", agent.log());
+    let asked = node.imds.requests();
+    let paths: Vec<&str> = asked.iter().map(|request| &*request.path).collect();
+    assert!(!paths.iter().any(|it| it.contains("iam")), "{paths:?}");
+    no_secrets(&(agent.log() + &broker.log()))
+}

@@ -1,0 +1,418 @@
+//! A stolen node: somebody has all that node 1 has, its agent's token and its kubelet's rights too,
+//! and gets what node 1's own pods may have. Nothing of node 2 comes out.
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::authentication::v1::BoundObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use rolegate_proto::v1::{self, from_agent, notice, resident, to_agent};
+use rolegate_proto::wire;
+use rolegate_testkit::request::PatchKind;
+use rolegate_testkit::{Rolegate, TestPod, eventually};
+use serde_json::{Value, json};
+
+use super::place::{AUDIENCE, HOME, Node, Place};
+use super::stream::{Stream, refused};
+use crate::sdk::boto3;
+use crate::site::{DEADLINE, Pod};
+
+const ROLE: &str = "iam.amazonaws.com/role";
+
+/// Two nodes with a pod each: `web` may have the role reader, `job` the role writer.
+struct Scene {
+    place: Place,
+    namespace: String,
+    nodes: [Node; 2],
+    /// The network namespaces of `web` and `job`.
+    pods: [Pod; 2],
+    _broker: Rolegate,
+}
+
+impl Scene {
+    async fn new(name: &'static str, third: u8) -> anyhow::Result<Self> {
+        let place = Place::new(name, third).await?;
+        let cluster = place.cluster;
+        let namespace = place.named("a");
+        cluster.create_namespace(&namespace, &[]).await?;
+        let nodes = [place.node(1).await?, place.node(2).await?];
+        let pods = [place.pod(&nodes[0], 5)?, place.pod(&nodes[1], 6)?];
+        for (((pod, name), role), node) in pods
+            .iter()
+            .zip(["web", "job"])
+            .zip(["reader", "writer"])
+            .zip(&nodes)
+        {
+            cluster.create_service_account(&namespace, name).await?;
+            let grant = json!({
+                "apiVersion": "rolegate.dev/v1alpha1",
+                "kind": "RoleGrant",
+                "metadata": { "name": format!("{namespace}-{name}") },
+                "spec": {
+                    "roles": [role],
+                    "subjects": [{ "namespaces": [namespace], "serviceAccounts": [name] }],
+                },
+            });
+            cluster.apply_manifest(&grant.to_string()).await?;
+            let object = place.object(node, "a", name, pod);
+            let object = object.role(role).service_account(name);
+            cluster.run_pod(&object).await?;
+        }
+        let layers = "--layer=namespace=off,grants=enforce";
+        Ok(Self {
+            _broker: place.broker(1, &[layers]).await?,
+            place,
+            namespace,
+            nodes,
+            pods,
+        })
+    }
+
+    /// A stream as node 1's agent opens it, with the node's pods.
+    async fn stream(&self) -> anyhow::Result<Stream> {
+        let node = &self.nodes[0];
+        let mut stream =
+            Stream::open(&self.place, node.lab.node(), &node.name, &node.token).await?;
+        stream
+            .until("welcome", |body| matches!(body, to_agent::Body::Welcome(_)))
+            .await?;
+        stream.send(from_agent::Body::Begin(v1::Begin {}))?;
+        let complete =
+            |body: &to_agent::Body| matches!(body, to_agent::Body::Update(it) if it.complete);
+        stream.until("the whole picture", complete).await?;
+        Ok(stream)
+    }
+
+    /// Writes a pod's status, and annotations beside it, as the kubelet of node 1.
+    async fn rewrite(&self, pod: &str, patch: &Value) -> anyhow::Result<Value> {
+        let kubelet = self.nodes[0].kubelet(self.place.cluster)?;
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}/status", self.namespace);
+        kubelet
+            .patch(&path, PatchKind::Merge, patch)
+            .await?
+            .object()
+    }
+
+    /// Waits until the stream tells of a pod as wanted.
+    async fn told(
+        &self,
+        stream: &mut Stream,
+        pod: &str,
+        wanted: impl Fn(&v1::Resident) -> bool,
+    ) -> anyhow::Result<()> {
+        let is = |body: &to_agent::Body| match body {
+            to_agent::Body::Update(update) => update
+                .residents
+                .iter()
+                .any(|it| it.name == pod && wanted(it)),
+            _ => false,
+        };
+        stream.until(pod, is).await
+    }
+}
+
+fn is_allowed(resident: &v1::Resident) -> bool {
+    matches!(resident.standing, Some(resident::Standing::Allowed(_)))
+}
+
+fn is_denied(resident: &v1::Resident) -> bool {
+    matches!(resident.standing, Some(resident::Standing::Denied(_)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
+    let scene = Scene::new("tokens", 3).await?;
+    let (place, cluster) = (&scene.place, scene.place.cluster);
+    let [own, other] = &scene.nodes;
+    let gone = TestPod::new(HOME, "agent-gone", &own.name).service_account("rolegate-agent");
+    let gone = cluster.create_pod(&gone).await?;
+    let of_gone = cluster.pod_token(&gone, AUDIENCE).await?;
+    cluster.delete_pod(HOME, "agent-gone").await?;
+    let over = TestPod::new(HOME, "agent-over", &own.name).service_account("rolegate-agent");
+    let over = cluster.run_pod(&over).await?;
+    let of_over = cluster.pod_token(&over, AUDIENCE).await?;
+    cluster
+        .set_pod_status(HOME, "agent-over", "Failed", &[])
+        .await?;
+    let pods =
+        Api::<k8s_openapi::api::core::v1::Pod>::namespaced(cluster.admin()?, &scene.namespace);
+    let of_web = cluster.pod_token(&pods.get("web").await?, AUDIENCE).await?;
+    let minted = async |bound| {
+        cluster
+            .request_token(HOME, "rolegate-agent", AUDIENCE, bound)
+            .await
+    };
+    let to_node = BoundObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(other.name.clone()),
+        uid: Some(other.uid.clone()),
+    };
+    let (head, _) = own.token.rsplit_once('.').context("no JWT")?;
+    let forged = format!("{head}.{}", "A".repeat(342));
+    let elsewhere = cluster.pod_token(&own.agent, "somebody-else").await?;
+    let for_the_api_server = cluster.pod_token(&own.agent, &cluster.url()).await?;
+    // Whoever may ask for tokens in our namespace gets one of the other node's agent.
+    let stolen = cluster.pod_token(&other.agent, AUDIENCE).await?;
+    let here = own.lab.node();
+    let table = [
+        (
+            "its own, for another node",
+            here,
+            &*other.name,
+            &*own.token,
+            "node",
+        ),
+        ("forged", here, &own.name, &forged, "unknown"),
+        ("of a deleted pod", here, &own.name, &of_gone, "unknown"),
+        ("of a pod that is over", here, &own.name, &of_over, "gone"),
+        (
+            "for another audience",
+            here,
+            &own.name,
+            &elsewhere,
+            "unknown",
+        ),
+        (
+            "for the API server",
+            here,
+            &own.name,
+            &for_the_api_server,
+            "unknown",
+        ),
+        (
+            "of another service account",
+            here,
+            &own.name,
+            &of_web,
+            "account",
+        ),
+        (
+            "bound to nothing",
+            here,
+            &other.name,
+            &minted(None).await?,
+            "unbound",
+        ),
+        (
+            "bound to a node",
+            here,
+            &other.name,
+            &minted(Some(to_node)).await?,
+            "unbound",
+        ),
+        (
+            "of another node's agent",
+            here,
+            &other.name,
+            &stolen,
+            "address",
+        ),
+        (
+            "of another node's agent, for its own",
+            here,
+            &own.name,
+            &stolen,
+            "node",
+        ),
+        (
+            "its own, on another node",
+            other.lab.node(),
+            &own.name,
+            &own.token,
+            "address",
+        ),
+        ("none", here, &own.name, "", "nothing"),
+    ];
+    for (what, from, node, token, reason) in table {
+        let series = format!(r#"rolegate_broker_refused_total{{reason="{reason}"}}"#);
+        let before = place.metric(1, &series)?;
+        let why = refused(place, from, node, token).await;
+        let why = why.with_context(|| format!("a token {what}"))?;
+        let after = place.metric(1, &series)?;
+        ensure!(after == before + 1, "a token {what}: {reason}, not {why}");
+    }
+    // For nobody was a session fetched: no stream ever began.
+    assert!(place.sts.assumed().is_empty());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
+    let scene = Scene::new("stolen", 4).await?;
+    let (place, cluster) = (&scene.place, scene.place.cluster);
+    let [web, job] = &scene.pods;
+    let _agent = place.agent(&scene.nodes[1]).await?;
+    let key = place.served(job, "writer").await?;
+    let pods =
+        Api::<k8s_openapi::api::core::v1::Pod>::namespaced(cluster.admin()?, &scene.namespace);
+    let uid = |pod: k8s_openapi::api::core::v1::Pod| pod.uid().context("a pod without UID");
+    let (own_uid, other_uid) = (uid(pods.get("web").await?)?, uid(pods.get("job").await?)?);
+
+    // All that an honest agent gets, and then whatever else may be asked.
+    let mut stream = scene.stream().await?;
+    let residents = stream.residents();
+    let names: Vec<_> = residents.keys().map(String::as_str).collect();
+    assert_eq!(names, [&*scene.nodes[0].agent.name_any(), "web"]);
+    assert!(is_allowed(&residents["web"]));
+    for session in 0..50 {
+        stream.send(from_agent::Body::Asked(v1::Asked { session }))?;
+    }
+    lie(&stream, [&own_uid, &other_uid], &key)?;
+
+    // What its kubelet may write: annotations of its own pods, which the grants answer.
+    scene
+        .rewrite(
+            "web",
+            &json!({ "metadata": { "annotations": { ROLE: "writer" } } }),
+        )
+        .await?;
+    scene.told(&mut stream, "web", is_denied).await?;
+    scene
+        .rewrite(
+            "web",
+            &json!({ "metadata": { "annotations": { ROLE: "reader" } } }),
+        )
+        .await?;
+    scene.told(&mut stream, "web", is_allowed).await?;
+    mirror(&scene, &mut stream).await?;
+
+    // The other pod's address: an alarm, and no harm to the other node.
+    let alarm = "rolegate_broker_address_claimed_twice_total";
+    let before = place.metric(1, alarm)?;
+    let address = json!({ "podIP": job.v4, "podIPs": [{ "ip": job.v4 }] });
+    scene.rewrite("web", &json!({ "status": address })).await?;
+    let claims = wire::address_bytes(job.v4.into());
+    scene
+        .told(&mut stream, "web", |it| it.addresses == [&claims[..]])
+        .await?;
+    assert!(place.metric(1, alarm)? > before);
+    let arn = format!(
+        "arn:aws:sts::123456789012:assumed-role/writer/{}.job",
+        scene.namespace
+    );
+    assert_eq!(boto3(&place.sts, job)?, Some(arn));
+
+    // Things happen on the other node, then one on its own: all before that would have been told.
+    cluster
+        .annotate_pod(&scene.namespace, "job", &[(ROLE, None)])
+        .await?;
+    eventually(DEADLINE, async || {
+        let reply = crate::ask::get(job, crate::ask::CREDENTIALS)?;
+        ensure!(reply.status == 404, "{reply:?}");
+        Ok(())
+    })
+    .await?;
+    let own = json!({ "podIP": web.v4, "podIPs": [{ "ip": web.v4 }] });
+    scene.rewrite("web", &json!({ "status": own })).await?;
+    let own = wire::address_bytes(web.v4.into());
+    scene
+        .told(&mut stream, "web", |it| it.addresses == [&own[..]])
+        .await?;
+    let heard = stream.text();
+    let other = &scene.nodes[1];
+    for secret in [&key, &other_uid, &other.name, &other.uid, ":role/writer\\"] {
+        ensure!(!heard.contains(secret), "{secret} in {heard}");
+    }
+    assert!(heard.contains("SecretAccessKey"), "{heard}");
+    assert!(!stream.residents().contains_key("job"));
+
+    // What it said of others is written nowhere.
+    let records = place.ledger(1, &["--key", &key, "--output=json"])?;
+    let records: Value = serde_json::from_slice(&records.stdout)?;
+    let records = records.as_array().context("no list")?;
+    let of_job = |record: &Value| record["pod"] == "job" && record["node"] == *other.name;
+    assert!(
+        records.len() == 1 && records.iter().all(of_job),
+        "{records:?}"
+    );
+    let events = Api::<Event>::namespaced(cluster.admin()?, &scene.namespace);
+    let events = events.list(&ListParams::default()).await?.items;
+    let named = |event: &Event| event.regarding.as_ref().and_then(|it| it.name.clone());
+    assert!(events.iter().all(|it| named(it).as_deref() != Some("job")));
+    ends(&scene, stream).await
+}
+
+/// Tells of sessions and pods that are none of the node's.
+fn lie(stream: &Stream, uids: [&str; 2], key: &str) -> anyhow::Result<()> {
+    let outcomes = [
+        notice::Outcome::Served(key.into()),
+        notice::Outcome::Denied(v1::Nothing {}),
+        notice::Outcome::Failing(v1::Nothing {}),
+        notice::Outcome::Served("ASIAINVENTED".into()),
+    ];
+    let notices = uids.into_iter().flat_map(|uid| {
+        outcomes.clone().map(|outcome| v1::Notice {
+            pod_uid: uid.into(),
+            outcome: Some(outcome),
+        })
+    });
+    let notices = notices.collect();
+    stream.send(from_agent::Body::Notices(v1::Notices { notices }))
+}
+
+/// A mirror pod with a role and somebody else's address gets nothing, nor does it become another
+/// kind of pod.
+async fn mirror(scene: &Scene, stream: &mut Stream) -> anyhow::Result<()> {
+    const MIRROR: &str = "kubernetes.io/config.mirror";
+    let node = &scene.nodes[0];
+    let kubelet = node.kubelet(scene.place.cluster)?;
+    let path = format!("/api/v1/namespaces/{}/pods", scene.namespace);
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "mirror",
+            "annotations": { MIRROR: "abc", ROLE: "reader" },
+            "ownerReferences": [{
+                "apiVersion": "v1", "kind": "Node", "controller": true,
+                "name": node.name, "uid": node.uid,
+            }],
+        },
+        "spec": {
+            "nodeName": node.name,
+            "containers": [{ "name": "main", "image": "none" }],
+        },
+    });
+    kubelet.post(&path, &pod).await?.object()?;
+    scene.told(stream, "mirror", is_denied).await?;
+    let address = scene.pods[1].v4;
+    let status = json!({
+        "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
+    });
+    let changes = [
+        json!({ "status": status }),
+        json!({ "metadata": { "annotations": { ROLE: "writer" } } }),
+    ];
+    for change in &changes {
+        scene.rewrite("mirror", change).await?;
+    }
+    let unmasked = json!({ "metadata": { "annotations": { MIRROR: null } } });
+    let unmasked = scene.rewrite("mirror", &unmasked).await;
+    ensure!(unmasked.is_err(), "it is no mirror any more: {unmasked:?}");
+    scene
+        .told(stream, "mirror", |it| {
+            format!("{it:?}").contains("role/writer") && is_denied(it) && it.addresses.is_empty()
+        })
+        .await
+}
+
+/// A stream ends where it is proven by another agent's token, and with its agent's pod.
+async fn ends(scene: &Scene, mut stream: Stream) -> anyhow::Result<()> {
+    let [own, other] = &scene.nodes;
+    let mut second = scene.stream().await?;
+    let token = other.token.clone();
+    second.send(from_agent::Body::Proof(v1::Proof { token }))?;
+    let status = second.end().await?;
+    ensure!(status.code() == tonic::Code::Unauthenticated, "{status:?}");
+
+    let name = own.agent.name_any();
+    scene.place.cluster.delete_pod(HOME, &name).await?;
+    let status = stream.end().await?;
+    ensure!(
+        status.message().contains("not there any more"),
+        "{status:?}"
+    );
+    let why = refused(&scene.place, own.lab.node(), &own.name, &own.token).await?;
+    ensure!(why.contains("none of this cluster's"), "{why}");
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! The protocol by hand, as somebody speaks it who has a node's token and wants more.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
+use std::task::{Context, Poll};
+
+use anyhow::{Context as _, bail, ensure};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use rolegate_proto::v1::{
+    self, FromAgent, ToAgent, broker_client::BrokerClient, from_agent, to_agent,
+};
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::http2;
+use rolegate_runtime::tls::ClientTls;
+use rolegate_testkit::lab::Namespace;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::body::Body;
+use tonic::{Code, Status, Streaming};
+
+use super::place::{HOST, PORT, Place};
+use crate::site::DEADLINE;
+
+/// A stream to broker 1, and everything that came on it.
+pub(super) struct Stream {
+    sender: mpsc::UnboundedSender<FromAgent>,
+    incoming: Streaming<ToAgent>,
+    pub(super) heard: Vec<ToAgent>,
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl Stream {
+    /// Opens a stream from the network `from`, claiming to be the agent of `node`.
+    pub(super) async fn open(
+        place: &Place,
+        from: &Namespace,
+        node: &str,
+        token: &str,
+    ) -> anyhow::Result<Self> {
+        let address = SocketAddr::from(([10, 9, 0, 1], PORT));
+        let stream = from.run(|| TcpStream::connect(address))??;
+        stream.set_nonblocking(true)?;
+        let tls = ClientTls {
+            ca: place.ca(),
+            pair: None,
+            clock: Clock::system(),
+        };
+        let stream = tokio::net::TcpStream::from_std(stream)?;
+        let (requests, connection) = http2::connect(tls.connect(stream, HOST).await?).await?;
+        let connection = tokio::spawn(connection.map(|_| ()));
+        let (sender, mut outgoing) = mpsc::unbounded_channel();
+        let hello = v1::Hello {
+            node: node.into(),
+            version: "0".into(),
+            token: token.into(),
+        };
+        sender.send(message(from_agent::Body::Hello(hello)))?;
+        let outgoing = futures::stream::poll_fn(move |context| outgoing.poll_recv(context));
+        let origin = http::Uri::from_static("https://broker");
+        let mut client = BrokerClient::with_origin(Requests(requests), origin);
+        let incoming = client.serve(outgoing.fuse()).await?.into_inner();
+        Ok(Self {
+            sender,
+            incoming,
+            heard: Vec::new(),
+            _connection: AbortOnDropHandle::new(connection),
+        })
+    }
+
+    pub(super) fn send(&self, body: from_agent::Body) -> anyhow::Result<()> {
+        Ok(self.sender.send(message(body))?)
+    }
+
+    /// Takes messages until one is as wanted.
+    pub(super) async fn until(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&to_agent::Body) -> bool,
+    ) -> anyhow::Result<()> {
+        let end = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            let next = tokio::time::timeout_at(end, self.incoming.message()).await;
+            let next = next.with_context(|| format!("no {what}: {:?}", self.heard))?;
+            let next = next?.with_context(|| format!("the stream ended before {what}"))?;
+            let found = next.body.as_ref().is_some_and(&wanted);
+            self.heard.push(next);
+            if found {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes messages until the stream ends, which is an error that it gives.
+    pub(super) async fn end(&mut self) -> anyhow::Result<Status> {
+        let end = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            match tokio::time::timeout_at(end, self.incoming.message()).await? {
+                Ok(Some(next)) => self.heard.push(next),
+                Ok(None) => bail!("the stream ended without a reason"),
+                Err(status) => return Ok(status),
+            }
+        }
+    }
+
+    /// All pods that it was told of, by name, as it was told last.
+    pub(super) fn residents(&self) -> BTreeMap<String, v1::Resident> {
+        let updates = self.updates();
+        let residents = updates.flat_map(|update| update.residents.iter());
+        residents.map(|it| (it.name.clone(), it.clone())).collect()
+    }
+
+    /// All updates.
+    pub(super) fn updates(&self) -> impl Iterator<Item = &v1::Update> {
+        self.heard.iter().filter_map(|message| match &message.body {
+            Some(to_agent::Body::Update(update)) => Some(update),
+            _ => None,
+        })
+    }
+
+    /// Everything that came, secrets too, as text to search in.
+    pub(super) fn text(&self) -> String {
+        let sessions = self.updates().flat_map(|update| &update.sessions);
+        let documents = sessions.filter_map(|session| session.credentials.as_ref());
+        let documents: String = documents
+            .map(|it| String::from_utf8_lossy(&it.document).into_owned())
+            .collect();
+        format!("{:?} {documents}", self.heard)
+    }
+}
+
+/// Opens a stream that is refused: nothing comes but the reason.
+pub(super) async fn refused(
+    place: &Place,
+    from: &Namespace,
+    node: &str,
+    token: &str,
+) -> anyhow::Result<String> {
+    let mut stream = Stream::open(place, from, node, token).await?;
+    stream.send(from_agent::Body::Begin(v1::Begin {}))?;
+    let status = stream.end().await?;
+    ensure!(status.code() == Code::Unauthenticated, "{status:?}");
+    ensure!(stream.heard.is_empty(), "{:?}", stream.heard);
+    Ok(status.message().to_owned())
+}
+
+fn message(body: from_agent::Body) -> FromAgent {
+    FromAgent { body: Some(body) }
+}
+
+/// Sends requests on one connection.
+#[derive(Clone)]
+struct Requests(SendRequest<Body>);
+
+impl tonic::codegen::Service<http::Request<Body>> for Requests {
+    type Response = http::Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
