@@ -9,6 +9,7 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, ResourceRule, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
     SelfSubjectRulesReview, SelfSubjectRulesReviewSpec,
 };
+use k8s_openapi::api::core::v1::PodSpec;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use rolegate_testkit::{Cluster, Rolegate, eventually, repository};
@@ -55,18 +56,22 @@ async fn manifest_is_accepted_and_can_surge() {
 
 #[tokio::test]
 async fn manifest_uses_flags_the_binary_has() {
-    let help = Rolegate::output(&["agent", "--help"]).await.unwrap();
+    let pod = daemon_set(installed().await).await.spec.unwrap().template;
+    has_flags("agent", &pod.spec.unwrap()).await;
+}
+
+/// Fails where the pod's container has arguments that the command doesn't know.
+pub(crate) async fn has_flags(command: &str, pod: &PodSpec) {
+    let help = Rolegate::output(&[command, "--help"]).await.unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let known: BTreeSet<&str> = help
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
         .collect();
-    let pod = daemon_set(installed().await).await.spec.unwrap().template;
-    let containers = pod.spec.unwrap().containers;
-    let args = containers[0].args.as_ref().unwrap();
-    assert_eq!(args[0], "agent");
+    let args = pod.containers[0].args.as_ref().unwrap();
+    assert_eq!(args[0], command);
     for flag in &args[1..] {
         let name = flag.split('=').next().unwrap();
-        assert!(known.contains(name), "rolegate agent has no {name}");
+        assert!(known.contains(name), "rolegate {command} has no {name}");
     }
 }
 
@@ -131,35 +136,48 @@ async fn may(client: &Client, verb: &str, group: &str, resource: &str) -> anyhow
 #[tokio::test]
 async fn agent_may_nothing_beyond_that() {
     let cluster = installed().await;
+    let expected = [
+        "create events.k8s.io/events",
+        "get,list,watch /namespaces,pods",
+        "get,list,watch rolegate.dev/rolegateconfigs,rolegrants",
+    ];
+    may_exactly(cluster, ACCOUNT, "default", &expected).await;
+}
+
+/// Fails unless one of our service accounts may do this in a namespace beyond what everybody may.
+pub(crate) async fn may_exactly(
+    cluster: &Cluster,
+    account: &str,
+    namespace: &str,
+    expected: &[&str],
+) {
     cluster
         .create_service_account(NAMESPACE, "bystander")
         .await
         .unwrap();
-    let token = cluster.service_account_token(NAMESPACE, "bystander").await;
-    let everyone = rights(&cluster.client_as_token(&token.unwrap()).unwrap()).await;
-    let agent = agent(cluster).await;
-    let expected: BTreeSet<String> = [
-        "create events.k8s.io/events",
-        "get,list,watch /namespaces,pods",
-        "get,list,watch rolegate.dev/rolegateconfigs,rolegrants",
-    ]
-    .map(str::to_owned)
-    .into();
+    let client = async |account: &str| {
+        let token = cluster.service_account_token(NAMESPACE, account).await;
+        cluster.client_as_token(&token.unwrap()).unwrap()
+    };
+    let everyone = rights(&client("bystander").await, namespace).await;
+    let client = client(account).await;
+    let expected: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
+    // Bindings take effect a moment after they are made.
     eventually(DEADLINE, async || {
-        let all = rights(&agent).await;
+        let all = rights(&client, namespace).await;
         let own: BTreeSet<_> = all.difference(&everyone).cloned().collect();
-        anyhow::ensure!(own == expected, "{own:?}");
+        anyhow::ensure!(own == expected, "{account}: {own:?}");
         Ok(())
     })
     .await
     .unwrap();
 }
 
-/// Every rule that holds for this client, as text, in some order of its parts.
-async fn rights(client: &Client) -> BTreeSet<String> {
+/// Every rule that holds for this client in a namespace, as text, in some order of its parts.
+async fn rights(client: &Client, namespace: &str) -> BTreeSet<String> {
     let review = SelfSubjectRulesReview {
         spec: SelfSubjectRulesReviewSpec {
-            namespace: Some("default".to_owned()),
+            namespace: Some(namespace.to_owned()),
         },
         ..SelfSubjectRulesReview::default()
     };
@@ -175,9 +193,11 @@ fn one_line(rule: &ResourceRule) -> String {
         let set: BTreeSet<&str> = list.iter().map(String::as_str).collect();
         Vec::from_iter(set).join(",")
     };
-    let names = rule.resource_names.as_deref().unwrap_or_default();
-    assert!(names.is_empty(), "unexpected resource names {names:?}");
     let groups = sorted(rule.api_groups.as_deref().unwrap_or_default());
     let resources = sorted(rule.resources.as_deref().unwrap_or_default());
-    format!("{} {groups}/{resources}", sorted(&rule.verbs))
+    let names = match rule.resource_names.as_deref().unwrap_or_default() {
+        [] => String::new(),
+        names => format!(" {}", sorted(names)),
+    };
+    format!("{} {groups}/{resources}{names}", sorted(&rule.verbs))
 }

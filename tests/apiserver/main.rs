@@ -6,6 +6,7 @@ mod certificates;
 mod controller;
 mod crds;
 mod deploy;
+mod deploy_broker;
 mod lease;
 mod vap;
 mod watch;

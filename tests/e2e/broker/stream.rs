@@ -139,7 +139,8 @@ pub(super) async fn refused(
     token: &str,
 ) -> anyhow::Result<String> {
     let mut stream = Stream::open(place, from, node, token).await?;
-    stream.send(from_agent::Body::Begin(v1::Begin {}))?;
+    // It may have been refused by now.
+    let _ = stream.send(from_agent::Body::Begin(v1::Begin {}));
     let status = stream.end().await?;
     ensure!(status.code() == Code::Unauthenticated, "{status:?}");
     ensure!(stream.heard.is_empty(), "{:?}", stream.heard);
