@@ -26,3 +26,24 @@ async fn rule_08_a_certificate_of_one_node_opens_no_stream_of_another() {
         "{calls:?}"
     );
 }
+
+#[tokio::test]
+async fn rule_08_a_certificate_of_another_authority_opens_no_stream() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    // As the cluster's own authority signs for whoever is approved.
+    let pair = Stage::new().await.node_pair("node-1");
+    let thief = stage
+        .unready_agent(stage.reach(&broker, "node-1", pair))
+        .await;
+    let ready = thief.readiness().ready();
+    let never = tokio::time::timeout(Duration::from_secs(2), ready).await;
+    assert!(never.is_err());
+    let (status, _) = get(&thief, address(1, 1), CREDENTIALS).await;
+    assert_ne!(status, 200);
+    let calls = stage.sts.calls();
+    assert!(
+        calls.iter().all(|call| call.action != "AssumeRole"),
+        "{calls:?}"
+    );
+}
