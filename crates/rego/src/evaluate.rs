@@ -6,14 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use regorus::utils::limits::monotonic_now;
 use regorus::{Engine, Value};
 
 use crate::analysis::Path;
 use crate::builtins;
 use crate::error::{LoadError, one_line};
 use crate::limits::Limits;
-use crate::meter::Meter;
+use crate::meter::{Exceeded, Meter};
 use crate::syntax::{ParsedModule, Syntax};
 use crate::text;
 
@@ -104,8 +103,7 @@ impl Program {
     /// # Errors
     /// [`Unanswered`], which must deny.
     pub(crate) fn ask(&self, input: &Value, now: Timestamp) -> Result<Vec<String>, Unanswered> {
-        let start = monotonic_now();
-        let meter = Meter::start(self.limits.eval_bytes);
+        let meter = Meter::start(&self.limits);
         // Whatever the interpreter stumbles on, the question ends in a denial, not in our end.
         let asked = catch_unwind(AssertUnwindSafe(|| {
             let mut engine = self.engine.clone();
@@ -120,31 +118,17 @@ impl Program {
             engine.set_input(input.clone());
             engine.eval_rule(DENY.into())
         }));
-        let took_much = meter.was_over();
-        drop(meter);
         // Looked at here and not in the error: the interpreter drops errors of functions with
-        // several bodies or writes them into others, and for it too much memory is too long too.
-        let spent = monotonic_now()
-            .zip(start)
-            .and_then(|(end, start)| end.checked_sub(start));
-        let Limits {
-            eval_time,
-            eval_bytes,
-            ..
-        } = self.limits;
-        if spent.is_none_or(|spent| spent > eval_time) {
-            return Err(Unanswered {
-                why: format!("took longer than {} ms", eval_time.as_millis()),
-                passing: true,
-            });
-        }
+        // several bodies or writes them into others, and calls all that is too much too long.
         let failed = |why| Unanswered {
             why,
             passing: false,
         };
-        if took_much {
-            let most = eval_bytes / (1024 * 1024);
-            return Err(failed(format!("took more than {most} MiB of memory")));
+        if let Some(exceeded) = meter.exceeded() {
+            return Err(Unanswered {
+                why: exceeded.to_string(),
+                passing: !matches!(exceeded, Exceeded::Memory(_)),
+            });
         }
         let value = match asked {
             Ok(Ok(value)) => value,

@@ -3,7 +3,7 @@
 //! A [`PolicyBook`] takes in ConfigMaps and replicated objects and hands out [`Policies`]: an
 //! immutable snapshot that is asked from any thread. [`Policies::judge_review`] is for the gate,
 //! [`RegoLayer`] for doors. There is no I/O here, and the time is an argument; the one clock is
-//! the monotonic one that stops a policy which takes too long.
+//! the one that stops a policy which takes too long.
 //!
 //! # Where this differs from OPA
 //! | what | OPA | here |

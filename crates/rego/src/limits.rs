@@ -1,18 +1,16 @@
-//! Bounds on what policies may cost, and the clock of the evaluation timer.
+//! Bounds on what policies may cost.
 
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use regorus::PolicyLengthConfig;
-use regorus::utils::limits::{ExecutionTimerConfig, TimeSource, set_time_source};
-
-use crate::meter;
+use regorus::utils::limits::ExecutionTimerConfig;
 
 /// Bounds on policies and data. What is beyond them is refused at load, or denies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Wall time that one policy may take for one question, 50 ms by default.
+    /// Time of its thread that one policy may take for one question, 50 ms by default; by the
+    /// clock it may be twenty times as much.
     pub eval_time: Duration,
     /// Wall time that all policies may take for one question, 1 s by default; those that are left
     /// then deny.
@@ -63,26 +61,4 @@ impl Limits {
             max_lines: LINES,
         }
     }
-}
-
-/// The monotonic clock that the interpreter's timer reads: it brings none without `std`. For a
-/// question that holds too much memory time is up too, since there is no other way to stop it.
-#[derive(Debug)]
-struct Monotonic;
-
-impl TimeSource for Monotonic {
-    fn now(&self) -> Option<Duration> {
-        if meter::is_over() {
-            return Some(Duration::MAX);
-        }
-        static START: OnceLock<Instant> = OnceLock::new();
-        Some(START.get_or_init(Instant::now).elapsed())
-    }
-}
-
-/// Hands the interpreter its clock. Without one its timer would stop nothing, so every book does
-/// this first; the second time changes nothing.
-pub(crate) fn start_clock() {
-    // The only error is that there is one already, and nobody but us sets it.
-    let _ = set_time_source(&Monotonic);
 }

@@ -1,4 +1,5 @@
 //! Brokers and agents over the stand-ins: the whole protocol, in one process.
+#![cfg(test)]
 
 mod serving;
 mod stage;
