@@ -121,7 +121,7 @@ fn is_denied(resident: &v1::Resident) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
-    let scene = Scene::new("tokens", 3).await?;
+    let scene = Box::pin(Scene::new("tokens", 3)).await?;
     let (place, cluster) = (&scene.place, scene.place.cluster);
     let [own, other] = &scene.nodes;
     let gone = TestPod::new(HOME, "agent-gone", &own.name).service_account("rolegate-agent");
@@ -239,7 +239,7 @@ async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
-    let scene = Scene::new("stolen", 4).await?;
+    let scene = Box::pin(Scene::new("stolen", 4)).await?;
     let (place, cluster) = (&scene.place, scene.place.cluster);
     let [web, job] = &scene.pods;
     let _agent = place.agent(&scene.nodes[1]).await?;
@@ -311,9 +311,17 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
         .await?;
     let heard = stream.text();
     let other = &scene.nodes[1];
-    for secret in [&key, &other_uid, &other.name, &other.uid, ":role/writer\\"] {
+    let session = format!("{}.job", scene.namespace);
+    for secret in [&key, &other_uid, &other.name, &other.uid, &session] {
         ensure!(!heard.contains(secret), "{secret} in {heard}");
     }
+    let address = wire::address_bytes(job.v6.into());
+    let told = |it: &v1::Update| {
+        it.residents
+            .iter()
+            .any(|it| it.addresses.contains(&address))
+    };
+    assert!(!stream.updates().any(told));
     assert!(heard.contains("SecretAccessKey"), "{heard}");
     assert!(!stream.residents().contains_key("job"));
 

@@ -41,8 +41,7 @@ pub mod to_agent {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Hello {
-    /// metadata.name of the agent's node. The broker believes the token or certificate, and closes the
-    /// stream where this is another one.
+    /// metadata.name of the node. The stream is closed where the proof is of another one.
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
     /// The agent's version, for logs.
@@ -59,8 +58,7 @@ pub struct Proof {
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
 }
-/// From now on the stream is the one that the agent serves its pods by. Until then it is kept warm:
-/// proven, and without pods.
+/// From now on the agent serves its pods by this stream. Until then it is kept warm, without pods.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Begin {}
 /// A pod is waiting for this session's first credentials.
@@ -115,7 +113,7 @@ pub struct Welcome {
     #[prost(uint32, tag = "3")]
     pub pulse_seconds: u32,
 }
-/// What is new. Sessions come before the pods that use them; what is gone is named last.
+/// What is new. Sessions come before the pods that use them.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Update {
     #[prost(message, repeated, tag = "1")]
@@ -128,8 +126,7 @@ pub struct Update {
     /// Numbers of sessions that no pod of the node uses any more.
     #[prost(uint64, repeated, tag = "4")]
     pub ended: ::prost::alloc::vec::Vec<u64>,
-    /// With this, all there was at the beginning of the stream has been sent: what the agent knows
-    /// beyond it is gone.
+    /// All there was at the beginning of the stream has been sent: what the agent knows beyond it is gone.
     #[prost(bool, tag = "5")]
     pub complete: bool,
 }
@@ -144,8 +141,7 @@ pub struct Resident {
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub service_account: ::prost::alloc::string::String,
-    /// The addresses that identify it: 4 or 16 bytes each. None for finished pods, for pods of the
-    /// host's network and for mirrors of static pods.
+    /// The addresses that identify it, 4 or 16 bytes each. Finished, host-network and mirror pods have none.
     #[prost(bytes = "vec", repeated, tag = "5")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(oneof = "resident::Standing", tags = "6, 7, 8, 9")]
@@ -210,8 +206,7 @@ pub struct Session {
     #[prost(message, optional, tag = "4")]
     pub failure: ::core::option::Option<Failure>,
 }
-/// What shaped the session: AssumeRole's request. The same for every broker, so that credentials of
-/// one live on under the next.
+/// What shaped the session, AssumeRole's request: credentials of one broker live on under the next.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionKey {
     #[prost(string, tag = "1")]
