@@ -43,6 +43,11 @@ impl Roster {
         self.pods.get(uid)
     }
 
+    /// How many pods there are.
+    pub(crate) fn len(&self) -> usize {
+        self.pods.len()
+    }
+
     /// All pods.
     pub(crate) fn residents(&self) -> impl Iterator<Item = &Arc<Resident>> {
         self.pods.values()

@@ -422,3 +422,6 @@ fn is_served(nodes: &HashMap<Arc<str>, Node>, pod: &Workload) -> bool {
     let node = pod.node.as_ref().and_then(|node| nodes.get(node));
     node.is_some_and(|node| !node.feeds.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ struct State {
     /// UIDs of pods to be sent.
     new_pods: BTreeSet<Arc<str>>,
     /// UIDs of pods that the agent knows and that are gone.
-    gone: Vec<Arc<str>>,
+    gone: BTreeSet<Arc<str>>,
     slots: HashMap<Arc<SessionKey>, Slot>,
     keys: HashMap<u64, Arc<SessionKey>>,
     /// Numbers of sessions to be sent, of those that the agent knows.
@@ -138,7 +138,8 @@ impl Feed {
         let resident = Arc::new(Resident::new(workload, decided));
         let (sent, served, old) = match state.pods.remove(&uid) {
             Some(before) => (before.sent, before.served, before.session),
-            None => (false, Vec::new(), None),
+            // One that comes back before its end was told never went, as far as the agent knows.
+            None => (state.gone.remove(&uid), Vec::new(), None),
         };
         let pod = Pod {
             resident,
@@ -161,7 +162,7 @@ impl Feed {
         let (uid, pod) = state.pods.remove_entry(uid)?;
         state.new_pods.remove(&uid);
         if pod.sent {
-            state.gone.push(uid);
+            state.gone.insert(uid);
         }
         let ended = pod.session.and_then(|number| state.leave_session(number));
         drop(state);
@@ -356,8 +357,8 @@ impl State {
         }
         // What is gone comes last, when nothing refers to it any more.
         if self.new_pods.is_empty() && self.new_sessions.is_empty() {
-            let gone = self.gone.len().min(GONE);
-            update.gone = self.gone.drain(..gone).map(|uid| uid.to_string()).collect();
+            let gone = std::iter::from_fn(|| self.gone.pop_first());
+            update.gone = gone.take(GONE).map(|uid| uid.to_string()).collect();
             let ended = self.ended.len().min(GONE);
             update.ended = self.ended.drain(..ended).collect();
             if self.gone.is_empty() && self.ended.is_empty() && self.complete == Completeness::Due {
@@ -432,3 +433,6 @@ fn message(pod: &Pod) -> v1::Resident {
         standing: Some(standing),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,7 +166,11 @@ impl Follower {
         }
         self.roster.publish(touched);
         for number in update.ended {
-            if let Some(lease) = self.table.remove(&number) {
+            let Some(lease) = self.table.remove(&number) else {
+                continue;
+            };
+            // The session may be in use again by now, under another number.
+            if self.numbers.get(lease.cell().key()) == Some(&number) {
                 self.numbers.remove(lease.cell().key());
             }
         }
@@ -236,9 +240,11 @@ impl Follower {
         };
         if let Some(shown) = &mut self.shown {
             shown.insert(uid.clone());
-            if shown.len() > MOST {
-                return Err(Malformed("more pods than a node has"));
-            }
+        }
+        // A stream may show others than the one before it: those count until it is complete.
+        let known = self.shown.as_ref().map_or(self.roster.len(), HashSet::len);
+        if known > MOST {
+            return Err(Malformed("more pods than a node has"));
         }
         let resident = Resident::new(Arc::new(workload), decided);
         self.roster.put(Arc::new(resident), touched);
@@ -287,3 +293,6 @@ fn notice_message(notice: Notice) -> v1::Notice {
         outcome: Some(outcome),
     }
 }
+
+#[cfg(test)]
+mod tests;

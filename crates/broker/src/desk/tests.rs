@@ -1,0 +1,301 @@
+//! The desk on its own: what sources and streams say in, feeds out.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use rolegate_aws::sessions::{Fed, Sessions};
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::key_values::KeyValues;
+use rolegate_core::namespace::Namespace;
+use rolegate_core::session_name::SessionScope;
+use rolegate_core::workload::{Phase, Wish};
+use rolegate_rules::keeper::Point;
+use rolegate_runtime::clock::Clock;
+
+use super::*;
+use crate::identity::AgentAccount;
+
+struct Bench {
+    desk: Desk,
+    registry: Registry,
+    readiness: Readiness,
+    _fed: Fed,
+}
+
+/// Nothing is known.
+fn empty() -> Bench {
+    let (sessions, fed) = Sessions::fed();
+    let config = RuleConfig::default();
+    let keeper = Keeper::new(config, Point::Door, SessionScope::Workload, 3600);
+    let mut registry = Registry::default();
+    let readiness = Readiness::new();
+    let parts = DeskParts {
+        decider: Decider::new(keeper.rules(), sessions, Clock::system()),
+        keeper,
+        agents: Agents::new(AgentAccount {
+            namespace: "rolegate".into(),
+            name: "agent".into(),
+            audience: "rolegate".into(),
+            check_address: true,
+        }),
+        metrics: BrokerMetrics::register(&mut registry),
+    };
+    Bench {
+        desk: Desk::new(parts, &readiness),
+        registry,
+        readiness,
+        _fed: fed,
+    }
+}
+
+/// No pods; namespace `default` allows `reader`.
+fn settled() -> Bench {
+    let mut bench = empty();
+    bench
+        .desk
+        .update(Update::Workloads(Change::Snapshot(Vec::new())));
+    bench.allow(r#"["reader"]"#);
+    bench.learn();
+    bench
+}
+
+fn pod(uid: &str, node: &str) -> Workload {
+    Workload {
+        namespace: "default".into(),
+        name: format!("pod-{uid}").into(),
+        uid: uid.into(),
+        node: Some(node.into()),
+        service_account: "default".into(),
+        addresses: vec![[10, 0, 0, 1].into()],
+        phase: Phase::Running,
+        host_network: false,
+        mirror: false,
+        wish: Wish {
+            role: Some("reader".into()),
+            ..Wish::default()
+        },
+        labels: KeyValues::default(),
+        annotations: KeyValues::default(),
+    }
+}
+
+fn agent(node: &str) -> Workload {
+    Workload {
+        namespace: "rolegate".into(),
+        service_account: "agent".into(),
+        host_network: true,
+        wish: Wish::default(),
+        ..pod("uid-agent", node)
+    }
+}
+
+impl Bench {
+    fn apply(&mut self, pod: Workload) {
+        self.desk.update(Update::Workloads(Change::Apply(pod)));
+    }
+
+    fn allow(&mut self, roles: &str) {
+        self.desk
+            .update(Update::Namespaces(Change::Snapshot(vec![Namespace {
+                name: "default".into(),
+                allowed_roles: Some(roles.into()),
+                ..Namespace::default()
+            }])));
+        self.desk.catch_up();
+    }
+
+    fn learn(&mut self) {
+        self.desk.learn(Facts {
+            base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
+            ..Facts::default()
+        });
+        self.desk.catch_up();
+    }
+
+    /// A stream of `node` that serves.
+    fn serving(&mut self, node: &str, pod_uid: Option<&str>) -> Arc<Feed> {
+        let feed = Arc::new(Feed::new(node.into(), pod_uid.map(Into::into)));
+        self.desk.order(Order::Join(feed.clone()));
+        self.desk.order(Order::Begin(feed.clone()));
+        feed
+    }
+
+    fn metric(&self, line: &str) -> bool {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        text.lines().any(|it| it == line)
+    }
+
+    fn leased(&self) -> usize {
+        self.desk.users.len()
+    }
+}
+
+fn standing(feed: &Feed, uid: &str) -> &'static str {
+    let resident = feed.resident(uid);
+    match resident.map(|it| it.decided.load_full()).as_deref() {
+        None => "unknown",
+        Some(decided) => match &decided.standing {
+            Standing::Allowed(_) => "allowed",
+            Standing::NoRole => "no role",
+            Standing::Denied { .. } => "denied",
+            Standing::Undecided => "undecided",
+        },
+    }
+}
+
+/// All that is sent from here on.
+fn sent(feed: &Feed) -> (Vec<String>, Vec<String>, bool) {
+    let updates: Vec<_> = std::iter::from_fn(|| feed.take()).collect();
+    let residents = updates.iter().flat_map(|it| &it.residents);
+    (
+        residents.map(|it| it.uid.clone()).collect(),
+        updates.iter().flat_map(|it| it.gone.clone()).collect(),
+        updates.iter().any(|it| it.complete),
+    )
+}
+
+#[test]
+fn sessions_are_held_for_pods_of_served_nodes_alone() {
+    let mut bench = settled();
+    bench.apply(pod("uid-1", "node-1"));
+    bench.apply(pod("uid-2", "node-2"));
+    assert_eq!(bench.leased(), 0);
+    // A stream that is kept warm gets nothing, and nothing is held for it.
+    let warm = Arc::new(Feed::new("node-2".into(), None));
+    bench.desk.order(Order::Join(warm.clone()));
+    assert!(!warm.has_news() && bench.leased() == 0);
+    let feed = bench.serving("node-1", None);
+    assert_eq!(bench.leased(), 1);
+    assert_eq!(sent(&feed), (vec!["uid-1".into()], vec![], true));
+    assert!(bench.metric("broker_streams{use=\"serving\"} 1"));
+    assert!(bench.metric("broker_streams{use=\"warm\"} 1"));
+
+    bench.desk.order(Order::Leave(feed.clone()));
+    assert_eq!(bench.leased(), 0);
+    drop(feed);
+    bench.desk.order(Order::Leave(warm));
+    assert!(bench.metric("broker_streams{use=\"warm\"} 0"));
+}
+
+#[test]
+fn nothing_is_complete_before_pods_and_rules_are_known() {
+    let mut bench = empty();
+    bench
+        .desk
+        .update(Update::Workloads(Change::Snapshot(vec![pod(
+            "uid-1", "node-1",
+        )])));
+    let feed = bench.serving("node-1", None);
+    let (_, _, complete) = sent(&feed);
+    assert!(!complete && standing(&feed, "uid-1") == "undecided");
+    assert!(!bench.readiness.is_ready());
+    bench.allow(r#"["reader"]"#);
+    bench.learn();
+    assert!(bench.readiness.is_ready());
+    assert_eq!(sent(&feed), (vec!["uid-1".into()], vec![], true));
+    assert_eq!(standing(&feed, "uid-1"), "allowed");
+}
+
+#[test]
+fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
+    let mut bench = settled();
+    for number in 0..300 {
+        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+    }
+    let feed = bench.serving("node-1", None);
+    assert_eq!(sent(&feed).0.len(), 300);
+    bench.allow(r#"["writer"]"#);
+    // Not all at once, so that sources are listened to between.
+    assert!(!bench.desk.touched.is_empty());
+    while !bench.desk.touched.is_empty() {
+        bench.desk.catch_up();
+    }
+    assert_eq!(sent(&feed).0.len(), 300);
+    assert_eq!(standing(&feed, "uid-299"), "denied");
+    assert_eq!(bench.leased(), 0);
+}
+
+#[test]
+fn a_pod_belongs_to_the_node_that_it_is_on() {
+    let mut bench = settled();
+    let (one, two) = (bench.serving("node-1", None), bench.serving("node-2", None));
+    bench.apply(pod("uid-1", "node-1"));
+    sent(&one);
+    sent(&two);
+    bench.apply(pod("uid-1", "node-2"));
+    assert_eq!(sent(&one), (vec![], vec!["uid-1".into()], false));
+    assert_eq!(sent(&two), (vec!["uid-1".into()], vec![], false));
+    bench
+        .desk
+        .update(Update::Workloads(Change::Snapshot(Vec::new())));
+    assert_eq!(sent(&two), (vec![], vec!["uid-1".into()], false));
+    assert_eq!(bench.leased(), 0);
+}
+
+#[test]
+fn threat_09_a_stream_ends_with_its_agents_pod() {
+    type Fate = fn(&mut Bench);
+    let fates: [(&str, Fate); 4] = [
+        ("is deleted", |bench| {
+            let agent = agent("node-1");
+            bench.desk.update(Update::Workloads(Change::Delete(agent)));
+        }),
+        ("is over", |bench| {
+            bench.apply(Workload {
+                phase: Phase::Failed,
+                ..agent("node-1")
+            });
+        }),
+        ("is on another node", |bench| bench.apply(agent("node-2"))),
+        ("is missing in a snapshot", |bench| {
+            let none = Change::Snapshot(Vec::new());
+            bench.desk.update(Update::Workloads(none));
+        }),
+    ];
+    for (what, happens) in fates {
+        let mut bench = settled();
+        bench.apply(agent("node-1"));
+        let feed = bench.serving("node-1", Some("uid-agent"));
+        let by_certificate = bench.serving("node-1", None);
+        // Something else about it changes.
+        bench.apply(Workload {
+            labels: [("a", "b")].into_iter().collect(),
+            ..agent("node-1")
+        });
+        assert!(!feed.closed.is_cancelled(), "{what}");
+        happens(&mut bench);
+        assert!(feed.closed.is_cancelled(), "{what}");
+        assert!(!by_certificate.closed.is_cancelled(), "{what}");
+    }
+    // It went between the proof and the stream's beginning.
+    let mut bench = settled();
+    let feed = bench.serving("node-1", Some("uid-agent"));
+    assert!(feed.closed.is_cancelled());
+}
+
+#[test]
+fn threat_01_an_address_that_pods_of_two_nodes_claim_is_an_alarm_and_no_denial() {
+    let mut bench = settled();
+    let (one, two) = (bench.serving("node-1", None), bench.serving("node-2", None));
+    bench.apply(pod("victim", "node-1"));
+    // Those own no address: a kubelet writes into a mirror what it likes.
+    bench.apply(Workload {
+        mirror: true,
+        ..pod("mirror", "node-2")
+    });
+    bench.apply(Workload {
+        host_network: true,
+        ..pod("host", "node-2")
+    });
+    assert!(bench.metric("broker_address_claimed_twice_total 0"));
+    // Two of one node are that node's agent's to judge.
+    bench.apply(pod("neighbour", "node-1"));
+    assert!(bench.metric("broker_address_claimed_twice_total 0"));
+    bench.apply(pod("thief", "node-2"));
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    assert_eq!(standing(&one, "victim"), "allowed");
+    assert_eq!(standing(&two, "thief"), "allowed");
+    assert_eq!(standing(&one, "thief"), "unknown");
+    assert_eq!(standing(&two, "victim"), "unknown");
+}

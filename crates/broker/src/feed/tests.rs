@@ -1,0 +1,325 @@
+//! A feed on its own: what the desk says in, messages out.
+
+use std::collections::HashSet;
+
+use rolegate_aws::sessions::{Document, Fed, Session, Sessions};
+use rolegate_core::arn::RoleArn;
+use rolegate_core::decision::Denial;
+use rolegate_core::engine::Cause;
+use rolegate_core::key_values::KeyValues;
+use rolegate_core::workload::{Phase, Wish};
+use rolegate_standing::ledger::Ledger;
+use rolegate_standing::resident::Allowed;
+
+use super::*;
+
+struct Bench {
+    feed: Feed,
+    sessions: Sessions,
+    fed: Fed,
+}
+
+fn bench() -> Bench {
+    let (sessions, fed) = Sessions::fed();
+    Bench {
+        feed: Feed::new("node-1".into(), None),
+        sessions,
+        fed,
+    }
+}
+
+fn pod(uid: &str) -> Arc<Workload> {
+    Arc::new(Workload {
+        namespace: "default".into(),
+        name: format!("pod-{uid}").into(),
+        uid: uid.into(),
+        node: Some("node-1".into()),
+        service_account: "default".into(),
+        addresses: vec![[10, 0, 0, 1].into()],
+        phase: Phase::Running,
+        host_network: false,
+        mirror: false,
+        wish: Wish::default(),
+        labels: KeyValues::default(),
+        annotations: KeyValues::default(),
+    })
+}
+
+fn key(role: &str) -> SessionKey {
+    SessionKey {
+        role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{role}")).unwrap(),
+        name: "default.default".into(),
+        external_id: None,
+        duration_seconds: 3600,
+        limits: None,
+    }
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+fn decided(standing: Standing) -> Decided {
+    Decided {
+        generation: 1,
+        until: None,
+        standing,
+    }
+}
+
+fn denied() -> Decided {
+    decided(Standing::Denied {
+        denial: Denial {
+            role: "reader".into(),
+            layer: "namespace",
+            rule: "annotation".into(),
+            reason: "it does not allow it".into(),
+        },
+        body: "no\n".into(),
+    })
+}
+
+impl Bench {
+    fn allowed(&self, role: &str) -> Decided {
+        let key = key(role);
+        decided(Standing::Allowed(Allowed {
+            role: key.role.clone(),
+            listed: role.to_owned().into(),
+            info: "{}".into(),
+            rules: vec!["a-rule".into()],
+            audited: Vec::new(),
+            lease: Arc::new(self.sessions.lease(key, "default".into(), Cause::New)),
+        }))
+    }
+
+    /// STS gave this session.
+    fn fetched(&self, role: &str, access_key_id: &str) {
+        let session = Session {
+            access_key_id: access_key_id.into(),
+            life: Life {
+                from: at(0),
+                until: at(3600),
+            },
+            document: Document::new("{}".into()),
+        };
+        self.fed.bring(&key(role), Some(session), None);
+        self.feed.session_changed(&key(role));
+    }
+
+    fn put(&self, uid: &str, role: &str) -> Put {
+        self.feed.put(pod(uid), self.allowed(role))
+    }
+
+    /// All that is to be sent.
+    fn drain(&self) -> Vec<v1::Update> {
+        std::iter::from_fn(|| self.feed.take()).collect()
+    }
+}
+
+fn uids(updates: &[v1::Update]) -> Vec<&str> {
+    let residents = updates.iter().flat_map(|update| &update.residents);
+    residents.map(|resident| &*resident.uid).collect()
+}
+
+fn gone(updates: &[v1::Update]) -> Vec<&str> {
+    let gone = updates.iter().flat_map(|update| &update.gone);
+    gone.map(String::as_str).collect()
+}
+
+fn session(resident: &v1::Resident) -> u64 {
+    match &resident.standing {
+        Some(v1::resident::Standing::Allowed(allowed)) => allowed.session,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn sessions_are_sent_before_the_pods_that_use_them_in_messages_of_bounded_size() {
+    let bench = bench();
+    for number in 0..300 {
+        // Each session is shared by two.
+        bench.put(&format!("uid-{number}"), &format!("role-{}", number / 2));
+    }
+    bench.feed.complete();
+    let updates = bench.drain();
+    assert!(updates.len() >= 300 / PORTION);
+    let mut introduced = HashSet::new();
+    for update in &updates {
+        assert!(update.residents.len() <= PORTION && update.sessions.len() <= PORTION);
+        for session in &update.sessions {
+            assert!(session.key.is_some() && introduced.insert(session.number));
+        }
+        let mut used = update.residents.iter().map(session);
+        assert!(used.all(|number| introduced.contains(&number)));
+    }
+    assert_eq!((introduced.len(), uids(&updates).len()), (150, 300));
+    // Only the last says that this is all, and it is said once.
+    let complete: Vec<_> = updates.iter().map(|update| update.complete).collect();
+    assert_eq!(complete.iter().filter(|it| **it).count(), 1);
+    assert_eq!(complete.last(), Some(&true));
+    bench.feed.complete();
+    assert!(!bench.feed.has_news());
+}
+
+#[test]
+fn what_changes_often_is_sent_once_as_it_is_then() {
+    let bench = bench();
+    for role in ["a", "b", "a", "c"] {
+        bench.put("uid-1", role);
+    }
+    for key in ["ASIA1", "ASIA2", "ASIA3"] {
+        bench.fetched("c", key);
+    }
+    let updates = bench.drain();
+    assert_eq!((updates.len(), uids(&updates)), (1, vec!["uid-1"]));
+    let [only] = &*updates[0].sessions else {
+        panic!("{updates:?}")
+    };
+    assert_eq!(only.key.as_ref().unwrap().role, key("c").role.as_str());
+    assert_eq!(only.credentials.as_ref().unwrap().access_key_id, "ASIA3");
+    // The sessions that nobody heard of aren't ended either.
+    assert!(updates[0].ended.is_empty());
+
+    bench.fetched("c", "ASIA4");
+    bench.fetched("c", "ASIA5");
+    let updates = bench.drain();
+    assert_eq!((updates.len(), updates[0].sessions.len()), (1, 1));
+    assert!(updates[0].sessions[0].key.is_none());
+    // The same once more is no news.
+    bench.put("uid-1", "c");
+    assert!(bench.feed.take().is_none());
+}
+
+#[test]
+fn a_stream_that_is_not_read_costs_what_its_pods_cost() {
+    let bench = bench();
+    bench.put("stays", "stays");
+    bench.put("known", "known");
+    bench.drain();
+    for number in 0..5000 {
+        let uid = format!("uid-{number}");
+        bench.put(&uid, &format!("role-{number}"));
+        bench.fetched(&format!("role-{number}"), "ASIA");
+        bench.feed.remove(&uid);
+        bench.feed.remove("known");
+        bench.put("known", "known");
+    }
+    let state = bench.feed.state();
+    assert_eq!((state.pods.len(), state.new_pods.len()), (2, 1));
+    assert_eq!((state.slots.len(), state.keys.len()), (2, 2));
+    assert_eq!((state.gone.len(), state.new_sessions.len()), (0, 0));
+    // One number for the one session that the agent was told of.
+    assert_eq!(state.ended.len(), 1);
+    drop(state);
+    let updates = bench.drain();
+    assert_eq!((updates.len(), uids(&updates)), (1, vec!["known"]));
+}
+
+#[test]
+fn only_what_was_sent_is_told_to_be_gone() {
+    let bench = bench();
+    bench.put("sent", "a");
+    bench.drain();
+    bench.put("unsent", "b");
+    bench.feed.remove("unsent");
+    bench.feed.remove("sent");
+    let updates = bench.drain();
+    assert_eq!(gone(&updates), ["sent"]);
+    assert_eq!(updates[0].ended.len(), 1);
+    assert!(bench.feed.remove("sent").is_none());
+}
+
+#[test]
+fn a_pod_that_comes_back_is_not_gone() {
+    let bench = bench();
+    bench.put("uid-1", "a");
+    let first = session(&bench.drain()[0].residents[0]);
+    bench.feed.remove("uid-1");
+    bench.put("uid-1", "a");
+    let updates = bench.drain();
+    assert_eq!(
+        (uids(&updates), gone(&updates)),
+        (vec!["uid-1"], Vec::<&str>::new())
+    );
+    let [update] = &*updates else {
+        panic!("{updates:?}")
+    };
+    // The session was let go between, so it is a new one on the stream.
+    assert_ne!(session(&update.residents[0]), first);
+    assert_eq!(update.ended, [first]);
+    bench.feed.remove("uid-1");
+    assert_eq!(gone(&bench.drain()), ["uid-1"]);
+}
+
+#[test]
+fn a_session_that_pods_share_has_one_number_until_the_last_leaves() {
+    let bench = bench();
+    assert_eq!(bench.put("uid-1", "a").begun.as_deref(), Some(&key("a")));
+    assert!(bench.put("uid-2", "a").begun.is_none());
+    let updates = bench.drain();
+    let numbers: HashSet<_> = updates[0].residents.iter().map(session).collect();
+    assert_eq!((numbers.len(), updates[0].sessions.len()), (1, 1));
+
+    assert!(bench.feed.remove("uid-1").is_none());
+    assert_eq!(bench.feed.sessions().len(), 1);
+    let put = bench.feed.put(pod("uid-2"), denied());
+    assert_eq!(put.ended.as_deref(), Some(&key("a")));
+    let updates = bench.drain();
+    assert_eq!(updates[0].ended, numbers.into_iter().collect::<Vec<_>>());
+    assert!(bench.feed.sessions().is_empty());
+}
+
+#[test]
+fn nobody_needs_a_session_when_its_pods_and_the_feed_are_gone() {
+    let bench = bench();
+    let Standing::Allowed(allowed) = bench.allowed("a").standing else {
+        panic!("not allowed");
+    };
+    let lease = Arc::downgrade(&allowed.lease);
+    bench
+        .feed
+        .put(pod("uid-1"), decided(Standing::Allowed(allowed)));
+    assert!(lease.upgrade().is_some());
+    drop(bench.feed);
+    assert!(lease.upgrade().is_none());
+}
+
+#[test]
+fn threat_20_what_an_agent_says_counts_only_for_pods_and_keys_that_it_was_sent() {
+    let bench = bench();
+    let ledger = Ledger::new(10);
+    let tell = Tell::new(None, ledger.clone());
+    let served = |uid: &str, key: &str| {
+        let access_key_id = key.into();
+        let outcome = NoticeOutcome::Served { access_key_id };
+        bench.feed.notice(uid, &outcome, &tell, at(1));
+        ledger.records(None).len()
+    };
+    bench.put("uid-1", "a");
+    bench.put("uid-2", "b");
+    bench.fetched("a", "ASIA1");
+    bench.fetched("b", "ASIAB");
+    assert_eq!(served("uid-1", "ASIA1"), 0, "it was not sent yet");
+    bench.drain();
+    assert_eq!(served("uid-of-others", "ASIA1"), 0);
+    assert_eq!(served("uid-1", "ASIAOTHER"), 0);
+    assert_eq!(served("uid-1", "ASIAB"), 0, "that is the other pod's");
+    assert_eq!(served("uid-1", "ASIA1"), 1);
+    assert_eq!(served("uid-1", "ASIA1"), 1, "once for each pod and key");
+    // One refresh later the key before may still be reported; two later not.
+    bench.fetched("a", "ASIA2");
+    assert_eq!(served("uid-1", "ASIA2"), 1, "it was not sent yet");
+    bench.drain();
+    bench.fetched("a", "ASIA3");
+    bench.drain();
+    assert_eq!(served("uid-1", "ASIA2"), 2);
+    assert_eq!(served("uid-1", "ASIA1"), 2);
+    let record = &ledger.records(Some("ASIA1"))[0];
+    assert_eq!(
+        (&*record.pod, &*record.role),
+        ("pod-uid-1", key("a").role.as_str())
+    );
+    // A pod that went is nobody's to speak of.
+    bench.feed.remove("uid-1");
+    assert_eq!(served("uid-1", "ASIA3"), 2);
+}
