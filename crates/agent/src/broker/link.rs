@@ -25,6 +25,8 @@ use super::{BrokerOptions, Proof};
 
 /// For a connection to be made.
 const CONNECT: Duration = Duration::from_secs(3);
+/// Addresses that are tried before the next wait.
+const TRIES: usize = 3;
 /// For the broker to believe us: it may have to wait for its own watch.
 const WELCOME: Duration = Duration::from_secs(15);
 /// Longest token, bytes.
@@ -97,8 +99,8 @@ pub(super) async fn run(
     events: &mpsc::Sender<(LinkId, LinkEvent)>,
 ) -> LinkError {
     let talk = async {
-        let address = resolve(options, taken).await?;
-        converse(id, address, options, orders, events).await
+        let (stream, address) = reach(options, taken).await?;
+        converse(id, (stream, address), options, orders, events).await
     };
     match talk.await {
         Ok(()) => LinkError::Ended("the broker closed it".into()),
@@ -106,8 +108,12 @@ pub(super) async fn run(
     }
 }
 
-/// An address of the broker's.
-async fn resolve(options: &BrokerOptions, taken: &[SocketAddr]) -> Result<SocketAddr, LinkError> {
+/// A connection to one of the broker's addresses: if possible to none of those `taken`, since one
+/// address is often one broker, but rather to those than to none.
+async fn reach(
+    options: &BrokerOptions,
+    taken: &[SocketAddr],
+) -> Result<(TcpStream, SocketAddr), LinkError> {
     let failed = |why: String| LinkError::Name {
         host: options.host.clone(),
         why,
@@ -115,26 +121,27 @@ async fn resolve(options: &BrokerOptions, taken: &[SocketAddr]) -> Result<Socket
     let host = (options.host.as_str(), options.port);
     let found = timeout(CONNECT, tokio::net::lookup_host(host)).await;
     let found = found.map_err(|_| failed("no answer".into()))?;
-    let addresses: Vec<_> = found.map_err(|error| failed(error.to_string()))?.collect();
-    let free: Vec<_> = addresses.iter().filter(|it| !taken.contains(it)).collect();
-    // One address may stand for several brokers.
-    let chosen = fastrand::choice(free).or_else(|| addresses.first());
-    chosen
-        .copied()
-        .ok_or_else(|| failed("it has no address".into()))
+    let mut addresses: Vec<_> = found.map_err(|error| failed(error.to_string()))?.collect();
+    fastrand::shuffle(&mut addresses);
+    addresses.sort_by_key(|address| taken.contains(address));
+    let mut last = failed("it has no address".into());
+    for address in addresses.into_iter().take(TRIES) {
+        match timeout(CONNECT, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok((stream, address)),
+            Ok(Err(source)) => last = LinkError::Connect { address, source },
+            Err(_) => last = LinkError::Slow { address },
+        }
+    }
+    Err(last)
 }
 
 async fn converse(
     id: LinkId,
-    address: SocketAddr,
+    (stream, address): (TcpStream, SocketAddr),
     options: &BrokerOptions,
     (sender, mut receiver): (mpsc::Sender<v1::FromAgent>, mpsc::Receiver<v1::FromAgent>),
     events: &mpsc::Sender<(LinkId, LinkEvent)>,
 ) -> Result<(), LinkError> {
-    let stream = timeout(CONNECT, TcpStream::connect(address))
-        .await
-        .map_err(|_| LinkError::Slow { address })?
-        .map_err(|source| LinkError::Connect { address, source })?;
     let _ = stream.set_nodelay(true);
     let (token, pair) = match &options.proof {
         Proof::Token(path) => (Some(path.as_path()), None),
