@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// The longest single sleep on the system's clock. Timers count monotonic time, so a sleep towards
@@ -17,6 +18,7 @@ pub struct Clock(Source);
 enum Source {
     System,
     Tokio { start: Timestamp, origin: Instant },
+    Ahead(watch::Receiver<Duration>),
 }
 
 impl Clock {
@@ -33,12 +35,21 @@ impl Clock {
         })
     }
 
+    /// A clock that is as far ahead of the system's as its hand says.
+    pub fn ahead() -> (Self, watch::Sender<Duration>) {
+        let (hand, by) = watch::channel(Duration::ZERO);
+        (Self(Source::Ahead(by)), hand)
+    }
+
     /// What time it is.
     pub fn now(&self) -> Timestamp {
-        match self.0 {
+        match &self.0 {
             Source::System => Timestamp::now(),
             Source::Tokio { start, origin } => start
                 .checked_add(origin.elapsed())
+                .unwrap_or(Timestamp::MAX),
+            Source::Ahead(by) => Timestamp::now()
+                .checked_add(*by.borrow())
                 .unwrap_or(Timestamp::MAX),
         }
     }
@@ -48,12 +59,23 @@ impl Clock {
         while let Ok(left) = Duration::try_from(self.now().duration_until(when))
             && !left.is_zero()
         {
-            let step = match self.0 {
-                Source::System => left.min(LONGEST_SLEEP),
+            match &self.0 {
+                Source::System => tokio::time::sleep(left.min(LONGEST_SLEEP)).await,
                 // Timers have a resolution of a millisecond: never wake just before the time.
-                Source::Tokio { .. } => left,
-            };
-            tokio::time::sleep(step).await;
+                Source::Tokio { .. } => tokio::time::sleep(left).await,
+                Source::Ahead(by) => {
+                    let mut by = by.clone();
+                    by.mark_unchanged();
+                    // Moved between the look and this: then what is left is less.
+                    let left = Duration::try_from(self.now().duration_until(when));
+                    let moved = async {
+                        if by.changed().await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                    };
+                    let _ = tokio::time::timeout(left.unwrap_or_default(), moved).await;
+                }
+            }
         }
     }
 }
@@ -82,6 +104,21 @@ mod tests {
         let after = clock.now();
         clock.sleep_until(then).await;
         assert_eq!(clock.now(), after);
+    }
+
+    #[tokio::test]
+    async fn sleepers_wake_when_the_hand_is_moved() {
+        let (clock, hand) = Clock::ahead();
+        let then = clock.now() + Duration::from_secs(86_400);
+        let sleeper = clock.clone();
+        let sleeping = tokio::spawn(async move { sleeper.sleep_until(then).await });
+        tokio::task::yield_now().await;
+        hand.send_replace(Duration::from_secs(3600));
+        tokio::task::yield_now().await;
+        assert!(!sleeping.is_finished() && clock.now() < then);
+        hand.send_replace(Duration::from_secs(90_000));
+        sleeping.await.unwrap();
+        assert!(clock.now() > then);
     }
 
     #[tokio::test(start_paused = true)]

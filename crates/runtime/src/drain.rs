@@ -69,6 +69,12 @@ impl Drain {
         self.forced.clone().cancelled_owned()
     }
 
+    /// Ends everything now.
+    pub fn force(&self) {
+        self.begun.cancel();
+        self.forced.cancel();
+    }
+
     /// Begins the end, waits up to `deadline` for the work, then forces it.
     pub async fn drain(&self, deadline: Duration) -> Outcome {
         self.begun.cancel();

@@ -1,17 +1,20 @@
 //! HTTP/2 over TLS between processes of ours, for streams that stay open: bounded in connections
 //! and buffers, kept alive, and ended by a [`Drain`].
 
+mod places;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http2 as client;
 use hyper::server::conn::http2 as server;
-use hyper::service::Service;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -20,6 +23,7 @@ use tokio::sync::Semaphore;
 use crate::drain::Drain;
 use crate::serve::{ACCEPT_PAUSE, prepare};
 use crate::tls::{ClientNames, MutualTls};
+use places::Places;
 
 /// How often a side that hears nothing asks whether the other is there, and how long it waits for
 /// the answer. The client's is the shorter: it is the one that can go elsewhere.
@@ -29,34 +33,47 @@ const CLIENT_PING: (Duration, Duration) = (Duration::from_secs(5), Duration::fro
 const WINDOW: u32 = 64 << 10;
 /// Bytes of a stream that wait to be sent.
 const SEND_BUFFER: usize = 64 << 10;
-/// Streams of one connection.
-const STREAMS: u32 = 8;
+/// How often it is looked whether a connection is used; one that isn't for three looks ends, so that
+/// whoever can connect cannot keep the room of those who have something to say.
+const LOOK: Duration = Duration::from_secs(15);
 /// Bytes of headers.
 const HEADERS: u32 = 16 << 10;
 
+/// How much may be open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections that come from one address.
+    pub per_address: usize,
+    /// Streams of one connection.
+    pub streams: u32,
+}
+
 /// Answers connections on `listener` until the drain begins; what is open is then asked to end, and
 /// cut off when it is forced. `connect` is asked for the service of each connection, with the
-/// peer's address and what its certificate says.
+/// peer's address and what its certificate says; without one the connection is closed.
 pub async fn serve<C, S, B>(
     listener: TcpListener,
     tls: MutualTls,
-    connections: usize,
+    limits: Limits,
     drain: Drain,
     connect: C,
 ) where
-    C: Fn(SocketAddr, ClientNames) -> S + Clone + Send + 'static,
+    C: Fn(SocketAddr, ClientNames) -> Option<S> + Clone + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send,
-    B: Body + Send + 'static,
+    B: Body + Unpin + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let places = Arc::new(Semaphore::new(connections));
+    let room = Arc::new(Semaphore::new(limits.connections));
+    let places = Places::new(limits.per_address);
     let mut begun = pin!(drain.begun());
     loop {
         let accepted = async {
             // The semaphore is never closed.
-            let place = Arc::clone(&places).acquire_owned().await.ok();
+            let place = Arc::clone(&room).acquire_owned().await.ok();
             (place, listener.accept().await)
         };
         let (place, accepted) = tokio::select! {
@@ -65,14 +82,19 @@ pub async fn serve<C, S, B>(
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(own) = places.take(peer.ip()) else {
+                    tracing::debug!(%peer, "too many connections of one address, closing");
+                    continue;
+                };
                 let (tls, ending, connect) = (tls.clone(), drain.clone(), connect.clone());
                 drain.spawn(async move {
                     prepare(&stream);
-                    if let Some((stream, names)) = tls.accept(stream).await {
-                        let service = connect(peer, names);
-                        converse(stream, ending, service).await;
+                    if let Some((stream, names)) = tls.accept(stream).await
+                        && let Some(service) = connect(peer, names)
+                    {
+                        converse(stream, limits.streams, ending, service).await;
                     }
-                    drop(place);
+                    drop((place, own));
                 });
             }
             Err(error) => {
@@ -83,15 +105,25 @@ pub async fn serve<C, S, B>(
     }
 }
 
-async fn converse<T, S, B>(stream: T, drain: Drain, service: S)
+async fn converse<T, S, B>(stream: T, streams: u32, drain: Drain, service: S)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send,
-    B: Body + Send + 'static,
+    B: Body + Unpin + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    // One is the service's own, each request and each answer has another.
+    let held = Arc::new(());
+    let users = Arc::downgrade(&held);
+    let service = service_fn(move |request| {
+        let (held, answer) = (held.clone(), service.call(request));
+        async move {
+            let answer = answer.await?;
+            Ok::<_, Infallible>(answer.map(|body| Held { body, _held: held }))
+        }
+    });
     let (interval, patience) = SERVER_PING;
     let mut connection = pin!(
         server::Builder::new(TokioExecutor::new())
@@ -101,11 +133,14 @@ where
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .max_send_buf_size(SEND_BUFFER)
-            .max_concurrent_streams(STREAMS)
+            .max_concurrent_streams(streams)
             .max_header_list_size(HEADERS)
             .serve_connection(TokioIo::new(stream), service)
     );
     let mut asked = false;
+    let mut unused = 0;
+    let mut looks = tokio::time::interval(LOOK);
+    looks.reset();
     let mut begun = pin!(drain.begun());
     let mut forced = pin!(drain.forced());
     let outcome = loop {
@@ -116,10 +151,45 @@ where
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut forced => return,
+            _ = looks.tick() => {
+                unused = if users.strong_count() > 1 { 0 } else { unused + 1 };
+                match unused {
+                    0..3 => {}
+                    3 => connection.as_mut().graceful_shutdown(),
+                    // It doesn't even answer that, or never began.
+                    _ => return,
+                }
+            }
         }
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// A body that says that its connection is used.
+struct Held<B> {
+    body: B,
+    _held: Arc<()>,
+}
+
+impl<B: Body + Unpin> Body for Held<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -156,3 +226,6 @@ where
         .handshake(TokioIo::new(stream))
         .await
 }
+
+#[cfg(test)]
+mod tests;

@@ -317,3 +317,6 @@ fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     }
     Ok(roots)
 }
+
+#[cfg(test)]
+mod tests;

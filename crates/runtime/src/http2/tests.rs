@@ -1,0 +1,132 @@
+//! Connections over pipes, with time wound by hand.
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use tokio::io::{DuplexStream, duplex};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::drain::Outcome;
+
+/// Answers with a body that never ends at `/open`, and with an empty one elsewhere.
+async fn answer(
+    request: Request<Incoming>,
+) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
+    let body = match request.uri().path() {
+        "/open" => {
+            StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>()).boxed()
+        }
+        _ => Empty::new().boxed(),
+    };
+    Ok(Response::new(body))
+}
+
+/// A connection's end, and the other end being served.
+fn serving(drain: &Drain) -> (DuplexStream, JoinHandle<()>) {
+    let (theirs, ours) = duplex(64 << 10);
+    let served = drain.spawn(converse(ours, 8, drain.clone(), service_fn(answer)));
+    (theirs, served)
+}
+
+async fn client(
+    stream: DuplexStream,
+) -> (
+    client::SendRequest<Empty<Bytes>>,
+    JoinHandle<Result<(), hyper::Error>>,
+) {
+    let (requests, connection) = connect(stream).await.unwrap();
+    (requests, tokio::spawn(connection))
+}
+
+fn get(path: &str) -> Request<Empty<Bytes>> {
+    Request::get(format!("https://broker{path}"))
+        .body(Empty::new())
+        .unwrap()
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_let_go() {
+    let (stream, served) = serving(&Drain::new());
+    served.await.unwrap();
+    drop(stream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_falls_silent_is_let_go() {
+    let (mut near, served) = serving(&Drain::new());
+    let (stream, mut far) = duplex(64 << 10);
+    let cut = Arc::new(tokio::sync::Notify::new());
+    let network = tokio::spawn({
+        let cut = cut.clone();
+        async move {
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut far, &mut near) => {}
+                () = cut.notified() => std::future::pending().await,
+            }
+        }
+    });
+    let (mut requests, connection) = client(stream).await;
+    let _open = requests.send_request(get("/open")).await.unwrap();
+    cut.notify_one();
+    // Both ends find out, whatever is open.
+    served.await.unwrap();
+    assert!(connection.await.unwrap().is_err());
+    network.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_falls_silent_is_given_up() {
+    let (theirs, ours) = duplex(64 << 10);
+    let (_requests, connection) = client(theirs).await;
+    let ended = tokio::time::timeout(LONG, connection)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(ended.is_err());
+    drop(ours);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_nothing_is_asked_on_ends_and_one_in_use_stays() {
+    let drain = Drain::new();
+    let (unused, served_unused) = serving(&drain);
+    let (mut idle, _unused) = client(unused).await;
+    idle.send_request(get("/")).await.unwrap();
+    let (used, served_used) = serving(&drain);
+    let (mut requests, _used) = client(used).await;
+    let open = requests.send_request(get("/open")).await.unwrap();
+    served_unused.await.unwrap();
+    tokio::time::sleep(LONG).await;
+    assert!(!served_used.is_finished());
+    drop(open);
+    served_used.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_lets_what_is_open_finish_and_cuts_the_rest_off() {
+    let drain = Drain::new();
+    let (stream, served) = serving(&drain);
+    let (mut requests, _connection) = client(stream).await;
+    let open = requests.send_request(get("/open")).await.unwrap();
+    let ending = tokio::spawn({
+        let drain = drain.clone();
+        async move { drain.drain(LONG).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Nothing new on it, and what is open stays.
+    assert!(requests.send_request(get("/")).await.is_err());
+    assert!(!served.is_finished());
+    drop(open);
+    assert_eq!(ending.await.unwrap(), Outcome::Graceful);
+
+    let drain = Drain::new();
+    let (stream, served) = serving(&drain);
+    let (mut requests, _connection) = client(stream).await;
+    let _open = requests.send_request(get("/open")).await.unwrap();
+    let outcome = drain.drain(Duration::from_secs(5)).await;
+    assert_eq!(outcome, Outcome::Forced(1));
+    served.await.unwrap();
+}
