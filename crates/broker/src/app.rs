@@ -29,7 +29,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::http2;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::readiness::{Condition, Readiness};
 use rolegate_runtime::serve::{ListenError, listen};
 use rolegate_runtime::tls::{CertificateAges, CertificateStore, ClientAuthorities, MutualTls};
 use rolegate_standing::decider::Decider;
@@ -41,13 +41,19 @@ use tracing::info;
 
 use crate::agents::Agents;
 use crate::desk::{Desk, DeskParts, Sources};
+use crate::hosts::Hosts;
 use crate::identity::AgentAccount;
+use crate::kiam::{self, KiamConnection, KiamParts};
 use crate::metrics::BrokerMetrics;
 use crate::reviewer::Reviewer;
 use crate::service::{Service, ServiceParts, server};
 
 /// Reports that may wait to be taken.
 const REPORTS: usize = 256;
+/// Streams of one connection: an agent opens one.
+const STREAMS: u32 = 8;
+/// Requests of a kiam agent that may be open: one for each pod that asks.
+const KIAM_REQUESTS: u32 = 100;
 /// How often the file of clients' authorities is read.
 const AUTHORITIES: Duration = Duration::from_secs(10);
 
@@ -94,8 +100,21 @@ pub struct BrokerOptions {
     pub engine: EngineOptions,
     /// Most connections of agents.
     pub connections: usize,
+    /// Most of them that come from one address.
+    pub connections_per_address: usize,
+    /// Whether kiam's agents are served, and how.
+    pub kiam: Option<KiamOptions>,
     /// The time.
     pub clock: Clock,
+}
+
+/// How kiam's agents are served.
+#[derive(Debug, Clone)]
+pub struct KiamOptions {
+    /// Their port.
+    pub listen: SocketAddr,
+    /// The authorities of their certificates, PEM.
+    pub client_ca: PathBuf,
 }
 
 /// Why a broker cannot start.
@@ -127,6 +146,8 @@ pub struct Addresses {
     pub admin: SocketAddr,
     /// The ledger's.
     pub ledger: SocketAddr,
+    /// kiam's agents' port, if they are served.
+    pub kiam: Option<SocketAddr>,
 }
 
 /// A task's end: one that the broker cannot do without names itself.
@@ -230,10 +251,12 @@ impl Broker {
         let agents = Agents::new(options.agents);
         // Not bounded, but what is in it is: three for each stream, drained without waiting.
         let (orders, ordered) = mpsc::unbounded_channel();
+        let hosts = options.kiam.is_some().then(Hosts::default);
         let parts = DeskParts {
             keeper,
             decider,
             agents: agents.clone(),
+            hosts: hosts.clone(),
             metrics: broker_metrics.clone(),
         };
         let desk = Desk::new(parts, &readiness).run(Sources {
@@ -252,39 +275,61 @@ impl Broker {
         ));
         CertificateAges::register(metrics.ours(), vec![store.clone()]);
         let authorities = Arc::new(ClientAuthorities::default());
-        let tls = MutualTls::new(store.clone(), authorities.clone(), clock.clone())
-            .map_err(|error| StartError::Tls(error.to_string()))?;
-        let client = connection.client();
+        let tls = mutual(&store, &authorities, &clock)?;
+        let limits = move |streams| http2::Limits {
+            connections: options.connections,
+            per_address: options.connections_per_address,
+            streams,
+        };
+        let (client, shown) = (connection.client(), store.clone());
         let (source, (namespace, name)) = (options.certificate, options.secret);
         let ready = readiness.clone();
         tasks.spawn(vital("the certificate's source", async move {
             source
-                .follow(client, &namespace, &name, &store, &ready)
+                .follow(client, &namespace, &name, &shown, &ready)
                 .await;
         }));
         if let Some(path) = options.client_ca {
             let condition = readiness.condition("client authorities");
-            tasks.spawn(vital("the authorities of agents", async move {
-                loop {
-                    let read = tokio::fs::read(&path)
-                        .await
-                        .map_err(|error| error.to_string());
-                    match read.and_then(|pem| authorities.set(&pem)) {
-                        Ok(()) => condition.ok(),
-                        Err(why) => condition.fail(format!("{}: {why}", path.display())),
-                    }
-                    tokio::time::sleep(AUTHORITIES).await;
-                }
-            }));
+            let following = follow_authorities(path, authorities, condition);
+            tasks.spawn(vital("the authorities of agents", following));
         }
 
         let ledger = Ledger::new(options.ledger_entries);
+        let tell = Tell::new(Some(events), ledger.clone());
+        let mut kiam = None;
+        if let (Some(options), Some(hosts)) = (options.kiam, hosts) {
+            let listener = listen(options.listen)?;
+            kiam = Some(listener.local_addr()?);
+            let authorities = Arc::new(ClientAuthorities::default());
+            let tls = mutual(&store, &authorities, &clock)?;
+            let condition = readiness.condition("kiam client authorities");
+            let following = follow_authorities(options.client_ca, authorities, condition);
+            tasks.spawn(vital("the authorities of kiam's agents", following));
+            let parts = Arc::new(KiamParts {
+                hosts,
+                orders: orders.clone(),
+                tell: tell.clone(),
+                metrics: broker_metrics.clone(),
+                clock: clock.clone(),
+            });
+            tasks.spawn(passing(http2::serve(
+                listener,
+                tls,
+                limits(KIAM_REQUESTS),
+                drain.clone(),
+                move |peer: SocketAddr, names| {
+                    let connection = KiamConnection::new(parts.clone(), peer.ip(), &names)?;
+                    Some(TowerToHyperService::new(kiam::server(connection)))
+                },
+            )));
+        }
         let service = Service::new(ServiceParts {
             name: options.name,
             reviewer: Reviewer::new(connection.client()),
             agents,
             orders,
-            tell: Tell::new(Some(events), ledger.clone()),
+            tell,
             pictures,
             metrics: broker_metrics,
             clock,
@@ -297,6 +342,7 @@ impl Broker {
             agents: listener.local_addr()?,
             admin: admin.local_addr()?,
             ledger: ledger_listener.local_addr()?,
+            kiam,
         };
         let serving = Admin::new(Arc::new(metrics), readiness.clone());
         tasks.spawn(passing(serving.serve(admin, drain.clone())));
@@ -308,10 +354,11 @@ impl Broker {
         tasks.spawn(passing(http2::serve(
             listener,
             tls,
-            options.connections,
+            limits(STREAMS),
             drain.clone(),
             move |peer: SocketAddr, names| {
-                TowerToHyperService::new(server(service.connection(peer.ip(), names)))
+                let connection = service.connection(peer.ip(), names);
+                Some(TowerToHyperService::new(server(connection)))
             },
         )));
         Ok(Self {
@@ -348,6 +395,40 @@ impl Broker {
     pub async fn stop(mut self, deadline: Duration) {
         self.drain.drain(deadline).await;
         self.tasks.shutdown().await;
+    }
+}
+
+/// TLS that shows what `store` holds.
+fn mutual(
+    store: &Arc<CertificateStore>,
+    authorities: &Arc<ClientAuthorities>,
+    clock: &Clock,
+) -> Result<MutualTls, StartError> {
+    MutualTls::new(store.clone(), authorities.clone(), clock.clone())
+        .map_err(|error| StartError::Tls(error.to_string()))
+}
+
+/// Reads a file of authorities again and again.
+async fn follow_authorities(
+    path: PathBuf,
+    authorities: Arc<ClientAuthorities>,
+    condition: Condition,
+) {
+    loop {
+        let read = tokio::fs::read(&path).await;
+        let read = read.map_err(|error| error.to_string());
+        match read.and_then(|pem| authorities.set(&pem)) {
+            Ok(()) => condition.ok(),
+            Err(why) => condition.fail(format!("{}: {why}", path.display())),
+        }
+        tokio::time::sleep(AUTHORITIES).await;
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // Connections are tasks of the drain.
+        self.drain.force();
     }
 }
 

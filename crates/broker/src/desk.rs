@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::agents::Agents;
 use crate::feed::{Feed, Put};
+use crate::hosts::Hosts;
 use crate::metrics::BrokerMetrics;
 
 /// Pods that are decided again in one go.
@@ -48,6 +49,8 @@ pub struct DeskParts {
     pub decider: Decider,
     /// The agents' pods.
     pub agents: Agents,
+    /// The nodes' addresses, where kiam's agents are served.
+    pub hosts: Option<Hosts>,
     /// Counts.
     pub metrics: BrokerMetrics,
 }
@@ -80,6 +83,7 @@ pub struct Desk {
     keeper: Keeper,
     decider: Decider,
     agents: Agents,
+    hosts: Option<Hosts>,
     metrics: BrokerMetrics,
     /// By UID.
     pods: HashMap<Arc<str>, Arc<Workload>>,
@@ -106,6 +110,7 @@ impl Desk {
             keeper: parts.keeper,
             decider: parts.decider,
             agents: parts.agents,
+            hosts: parts.hosts,
             metrics: parts.metrics,
             pods: HashMap::new(),
             nodes: HashMap::new(),
@@ -327,6 +332,9 @@ impl Desk {
         let pod = Arc::new(pod);
         let before = self.pods.insert(pod.uid.clone(), pod.clone());
         self.agents.put(&pod);
+        if let Some(hosts) = &self.hosts {
+            hosts.put(before.as_deref(), &pod);
+        }
         if let Some(before) = &before {
             self.unclaim(before);
             if before.node != pod.node {
@@ -351,6 +359,9 @@ impl Desk {
             return;
         };
         self.agents.remove(uid);
+        if let Some(hosts) = &self.hosts {
+            hosts.remove(&pod);
+        }
         self.close_stale_streams(uid);
         self.unclaim(&pod);
         self.leave_node(&pod);

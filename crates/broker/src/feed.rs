@@ -192,6 +192,21 @@ impl Feed {
         }
     }
 
+    /// Whether all that there is is in the feed.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.state().complete != Completeness::Unknown
+    }
+
+    /// The one pod that owns an address.
+    pub(crate) fn at(&self, address: IpAddr) -> Option<Arc<Resident>> {
+        let state = self.state();
+        let owns = |pod: &&Pod| pod.resident.workload.own_addresses().contains(&address);
+        let mut owners = state.pods.values().filter(owns);
+        let owner = owners.next()?;
+        // Of two nobody knows which one asks.
+        owners.next().is_none().then(|| owner.resident.clone())
+    }
+
     /// Keys of the sessions in use.
     pub(crate) fn sessions(&self) -> Vec<Arc<SessionKey>> {
         self.state().slots.keys().cloned().collect()

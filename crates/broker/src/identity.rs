@@ -55,6 +55,9 @@ pub enum Refused {
     /// The connection comes from elsewhere.
     #[error("the connection does not come from the address of the token's pod")]
     Address,
+    /// What was proven once counts no longer.
+    #[error("the certificate has ended, or the agent did not prove again in time who it is")]
+    Ended,
     /// There is neither a token nor a certificate.
     #[error("there is neither a token nor a client certificate that names a node")]
     Nothing,
@@ -71,6 +74,7 @@ impl Refused {
             Self::Gone => "gone",
             Self::Node => "node",
             Self::Address => "address",
+            Self::Ended => "ended",
             Self::Nothing => "nothing",
         }
     }

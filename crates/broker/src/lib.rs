@@ -4,12 +4,15 @@
 //! An agent opens a stream and proves its node ([`identity`], [`service`]). The [`desk`] knows all
 //! pods and writes the stream's [`feed`], from which is sent what is news. Which pod may have what
 //! is decided by `rolegate-core`, through `rolegate-standing` like in an agent that works alone.
+//! [`kiam`] answers kiam's agents while a cluster moves over.
 
 pub mod agents;
 pub mod app;
 pub mod desk;
 pub mod feed;
+pub mod hosts;
 pub mod identity;
+pub mod kiam;
 pub mod ledger_page;
 pub mod metrics;
 pub mod reviewer;

@@ -16,11 +16,24 @@ pub struct BrokerMetrics {
     refused: Family<Label, Counter>,
     pods: Gauge<i64, AtomicI64>,
     claimed_twice: Counter,
+    kiam_users: Gauge<i64, AtomicI64>,
+    kiam: Family<Label, Counter>,
+}
+
+/// A connection of a kiam agent, counted until dropped.
+#[derive(Debug)]
+pub(crate) struct KiamUser(Gauge<i64, AtomicI64>);
+
+impl Drop for KiamUser {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl BrokerMetrics {
     /// Registers `broker_streams` by `use` (`serving`, `warm`), `broker_refused_total` by `reason`,
-    /// `broker_pods` and `broker_address_claimed_twice_total`.
+    /// `broker_pods`, `broker_address_claimed_twice_total`, `broker_kiam_connections` and
+    /// `broker_kiam_requests_total` by `outcome`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
@@ -38,6 +51,16 @@ impl BrokerMetrics {
             "broker_address_claimed_twice",
             "Times that pods of two nodes claimed one address",
             metrics.claimed_twice.clone(),
+        );
+        registry.register(
+            "broker_kiam_connections",
+            "Connections of kiam's agents, which prove nothing but their address",
+            metrics.kiam_users.clone(),
+        );
+        registry.register(
+            "broker_kiam_requests",
+            "Requests of kiam's agents that were not answered with a role's name",
+            metrics.kiam.clone(),
         );
         metrics.set_streams(0, 0);
         metrics
@@ -59,6 +82,15 @@ impl BrokerMetrics {
 
     pub(crate) fn address_claimed_twice(&self) {
         self.claimed_twice.inc();
+    }
+
+    pub(crate) fn kiam_user(&self) -> KiamUser {
+        self.kiam_users.inc();
+        KiamUser(self.kiam_users.clone())
+    }
+
+    pub(crate) fn kiam(&self, outcome: &'static str) {
+        self.kiam.get_or_create(&[("outcome", outcome)]).inc();
     }
 }
 

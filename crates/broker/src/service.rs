@@ -171,16 +171,12 @@ impl Connection {
     }
 
     /// When the agent must have proven again.
-    fn deadline(&self, by_token: bool) -> Instant {
-        let clock = &self.service.parts.clock;
-        let left = match (by_token, self.until) {
-            (false, Some(until)) => {
-                let left = clock.now().duration_until(until);
-                Duration::try_from(left).unwrap_or_default()
-            }
-            _ => PROOF,
-        };
-        Instant::now() + left
+    fn due(&self, by_token: bool) -> Due {
+        match (by_token, self.until) {
+            // It lives by the time of day, which goes on while a machine sleeps.
+            (false, Some(until)) => Due::Ends(until),
+            _ => Due::At(Instant::now() + PROOF),
+        }
     }
 
     /// Serves one stream until it ends.
@@ -213,7 +209,7 @@ impl Connection {
         info!(node = %feed.node, peer = %self.peer, version = hello.version.escape_debug().to_string(), "an agent is served");
 
         let mut begun = false;
-        let mut due = self.deadline(by_token);
+        let mut due = self.due(by_token);
         let mut proving: Option<BoxFuture<'_, Result<Proven, Status>>> = None;
         let mut pulse = tokio::time::interval(PULSE);
         let mut pulses = false;
@@ -227,8 +223,8 @@ impl Connection {
                 () = &mut ending => {
                     return Err(Status::unavailable("this broker is stopping"));
                 }
-                () = sleep_until(due) => {
-                    return Err(self.refuse(Refused::Unknown));
+                () = due.passed(&parts.clock) => {
+                    return Err(self.refuse(Refused::Ended));
                 }
                 Some(again) = OptionFuture::from(proving.as_mut()) => {
                     proving = None;
@@ -240,7 +236,7 @@ impl Connection {
                     if again.pod_uid != feed.pod_uid {
                         return Err(self.refuse(Refused::Gone));
                     }
-                    due = self.deadline(by_token);
+                    due = self.due(by_token);
                 }
                 message = incoming.message() => {
                     let Some(body) = message?.map(|it| it.body) else {
@@ -313,6 +309,24 @@ impl Connection {
     }
 }
 
+/// Until when a proof counts.
+#[derive(Debug, Clone, Copy)]
+enum Due {
+    /// A token's.
+    At(Instant),
+    /// The certificate's end.
+    Ends(Timestamp),
+}
+
+impl Due {
+    async fn passed(self, clock: &Clock) {
+        match self {
+            Self::At(when) => sleep_until(when).await,
+            Self::Ends(when) => clock.sleep_until(when).await,
+        }
+    }
+}
+
 fn malformed(error: wire::Malformed) -> Status {
     Status::invalid_argument(error.to_string())
 }
@@ -322,20 +336,21 @@ fn message(body: to_agent::Body) -> v1::ToAgent {
 }
 
 /// A stream's seat at the desk, left when dropped.
-struct Seat {
-    feed: Arc<Feed>,
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) feed: Arc<Feed>,
     orders: mpsc::UnboundedSender<Order>,
 }
 
 impl Seat {
-    fn take(feed: Feed, orders: mpsc::UnboundedSender<Order>) -> Self {
+    pub(crate) fn take(feed: Feed, orders: mpsc::UnboundedSender<Order>) -> Self {
         let feed = Arc::new(feed);
         // A send fails only where the desk has ended, and then the process ends.
         let _ = orders.send(Order::Join(feed.clone()));
         Self { feed, orders }
     }
 
-    fn begin(&self) {
+    pub(crate) fn begin(&self) {
         let _ = self.orders.send(Order::Begin(self.feed.clone()));
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
-use rolegate_broker::app::{Broker, BrokerOptions, StartError};
+use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions, StartError};
 use rolegate_broker::identity::AgentAccount;
 use rolegate_core::engine::EngineOptions;
 use rolegate_runtime::clock::Clock;
@@ -60,6 +60,15 @@ pub(crate) struct BrokerFlags {
     /// Most connections of agents, two for each
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_AGENT_CONNECTIONS", default_value = "10000", help_heading = AGENTS)]
     max_agent_connections: NonZeroUsize,
+    /// Most of them that come from one address; more where something between rewrites addresses
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_ADDRESS", default_value = "16", help_heading = AGENTS)]
+    max_connections_per_address: NonZeroUsize,
+    /// Address for agents of kiam, while a cluster moves over; off unless given
+    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_KIAM_ADDRESS", requires = "kiam_client_ca", help_heading = AGENTS)]
+    kiam_address: Option<SocketAddr>,
+    /// Authorities (PEM) of the certificates of kiam's agents
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_KIAM_CLIENT_CA", requires = "kiam_address", help_heading = AGENTS)]
+    kiam_client_ca: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
@@ -187,6 +196,11 @@ fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
             ..EngineOptions::of_cluster(flags.sts.sts_calls_in_flight)
         },
         connections: flags.max_agent_connections.get(),
+        connections_per_address: flags.max_connections_per_address.get(),
+        kiam: flags
+            .kiam_address
+            .zip(flags.kiam_client_ca)
+            .map(|(listen, client_ca)| KiamOptions { listen, client_ca }),
         clock,
     })
 }

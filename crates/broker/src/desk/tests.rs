@@ -38,6 +38,7 @@ fn empty() -> Bench {
             audience: "rolegate".into(),
             check_address: true,
         }),
+        hosts: None,
         metrics: BrokerMetrics::register(&mut registry),
     };
     Bench {

@@ -1,8 +1,8 @@
 //! Brokers and agents over the stand-ins: the whole protocol, in one process.
 #![cfg(test)]
 
-#![cfg(test)]
-
+mod kiam;
+mod raw;
 mod serving;
 mod stage;
 mod stolen;

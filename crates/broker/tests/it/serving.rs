@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::stage::{CREDENTIALS, Stage, address, ask, get, pod, until};
 
-fn key_id(answer: &(u16, String)) -> String {
+pub(crate) fn key_id(answer: &(u16, String)) -> String {
     assert_eq!(answer.0, 200, "{answer:?}");
     let document: Value = serde_json::from_str(&answer.1).unwrap();
     document["AccessKeyId"].as_str().unwrap().to_owned()

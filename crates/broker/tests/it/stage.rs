@@ -28,13 +28,13 @@ use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::tls::TlsFiles;
+use rolegate_runtime::tls::{ClientTls, TlsFiles};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
 pub(crate) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
-const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Longer than anything that a test waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -43,6 +43,7 @@ pub(crate) struct Stage {
     pub(crate) sts: Sts,
     pub(crate) imds: Imds,
     pub(crate) kube: KubeApi,
+    clock: Clock,
     folder: TempDir,
     authority: Authority,
 }
@@ -65,9 +66,25 @@ pub(crate) fn pod(name: &str, node: u8, n: u8, role: &str) -> Pod {
         .annotation("iam.amazonaws.com/role", role)
 }
 
+fn client_params() -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+fn node_uri(node: &str) -> SanType {
+    let uri = format!("{}{node}", rolegate_broker::service::NODE_URI);
+    SanType::URI(uri.try_into().unwrap())
+}
+
 impl Stage {
     /// Pods `one` (node 1, role reader) and `two` (node 2, role writer).
     pub(crate) async fn new() -> Self {
+        Self::with_clock(Clock::system()).await
+    }
+
+    /// The same, where brokers and agents have this clock.
+    pub(crate) async fn with_clock(clock: Clock) -> Self {
         let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default())
             .await
             .unwrap();
@@ -98,12 +115,13 @@ impl Stage {
             sts,
             imds,
             kube,
+            clock,
             folder,
             authority: Authority { params, key },
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -123,15 +141,52 @@ impl Stage {
 
     /// The certificate of a node's agent.
     pub(crate) fn node_pair(&self, node: &str) -> TlsFiles {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let uri = format!("{}{node}", rolegate_broker::service::NODE_URI);
-        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        let mut params = client_params();
+        params.subject_alt_names = vec![node_uri(node)];
         self.pair(node, params)
+    }
+
+    /// The same, which ends after this time.
+    pub(crate) fn node_pair_for(&self, node: &str, time: Duration) -> TlsFiles {
+        let mut params = client_params();
+        params.subject_alt_names = vec![node_uri(node)];
+        let now = self.clock.now().as_second();
+        let now = Duration::from_secs(u64::try_from(now).unwrap());
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + time;
+        self.pair(node, params)
+    }
+
+    /// The certificate of a client that is no node.
+    pub(crate) fn client_pair(&self, name: &str) -> TlsFiles {
+        self.pair(name, client_params())
+    }
+
+    /// A client's end of a connection.
+    pub(crate) fn tls(&self, pair: Option<TlsFiles>) -> ClientTls {
+        ClientTls {
+            ca: self.path("ca.pem"),
+            pair,
+            // It shows what it has, whatever time it is.
+            clock: Clock::system(),
+        }
     }
 
     /// A broker.
     pub(crate) async fn broker(&self, name: &str) -> Broker {
+        self.start(self.broker_options(name)).await
+    }
+
+    /// A broker, once it is ready.
+    pub(crate) async fn start(&self, options: BrokerOptions) -> Broker {
+        let broker = Broker::start(options).await.unwrap();
+        let ready = broker.readiness().ready();
+        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+            panic!("{}", broker.readiness().report().to_text(true));
+        }
+        broker
+    }
+
+    pub(crate) fn broker_options(&self, name: &str) -> BrokerOptions {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let pair = self.pair(name, params);
@@ -139,7 +194,7 @@ impl Stage {
         let credentials =
             Credentials::new(id, key.secret_access_key, key.session_token, None, "devkit");
         let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
-        let options = BrokerOptions {
+        BrokerOptions {
             listen: LOOPBACK,
             admin_listen: LOOPBACK,
             ledger_listen: LOOPBACK,
@@ -176,32 +231,38 @@ impl Stage {
             session_seconds: 3600,
             engine: EngineOptions::default(),
             connections: 100,
-            clock: Clock::system(),
-        };
-        let broker = Broker::start(options).await.unwrap();
-        let ready = broker.readiness().ready();
-        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
-            panic!("{}", broker.readiness().report().to_text(true));
+            connections_per_address: 16,
+            kiam: None,
+            clock: self.clock.clone(),
         }
-        broker
     }
 
-    /// What an agent of `node` needs to reach the broker, with this pair.
-    pub(crate) fn reach(&self, broker: &Broker, node: &str, pair: TlsFiles) -> AgentBroker {
+    /// What an agent of `node` needs to reach a broker, with this pair.
+    pub(crate) fn reach(&self, broker: SocketAddr, node: &str, pair: TlsFiles) -> AgentBroker {
         AgentBroker {
             host: "localhost".into(),
-            port: broker.addresses().agents.port(),
+            port: broker.port(),
             ca: self.path("ca.pem"),
             proof: Proof::Certificate(pair),
             node: node.into(),
-            clock: Clock::system(),
+            clock: self.clock.clone(),
         }
     }
 
     /// The agent of `node`, which has nothing but the broker.
     pub(crate) async fn agent(&self, broker: &Broker, node: &str) -> Agent {
-        let broker = self.reach(broker, node, self.node_pair(node));
-        let agent = self.unready_agent(broker).await;
+        self.agent_at(broker.addresses().agents, node).await
+    }
+
+    /// The same, by a broker's address.
+    pub(crate) async fn agent_at(&self, broker: SocketAddr, node: &str) -> Agent {
+        let reach = self.reach(broker, node, self.node_pair(node));
+        self.agent_of(reach, self.clock.clone()).await
+    }
+
+    /// The same, with a clock of its own.
+    pub(crate) async fn agent_of(&self, reach: AgentBroker, clock: Clock) -> Agent {
+        let agent = self.start_agent(reach, clock).await;
         let ready = agent.readiness().ready();
         if tokio::time::timeout(PATIENCE, ready).await.is_err() {
             panic!("{}", agent.readiness().report().to_text(true));
@@ -211,6 +272,11 @@ impl Stage {
 
     /// An agent that may never get ready.
     pub(crate) async fn unready_agent(&self, broker: AgentBroker) -> Agent {
+        self.start_agent(broker, self.clock.clone()).await
+    }
+
+    async fn start_agent(&self, mut broker: AgentBroker, clock: Clock) -> Agent {
+        broker.clock = clock.clone();
         let options = AgentOptions {
             listen: LOOPBACK,
             admin_listen: LOOPBACK,
@@ -237,7 +303,7 @@ impl Stage {
                 header_time: Duration::from_secs(10),
             },
             redirect: None,
-            clock: Clock::system(),
+            clock,
         };
         Agent::start(options).await.unwrap()
     }
@@ -245,7 +311,11 @@ impl Stage {
 
 /// A GET of a pod at an agent: status and body.
 pub(crate) async fn get(agent: &Agent, from: Ipv4Addr, path: &str) -> (u16, String) {
-    let port = agent.addresses().pods.port();
+    get_at(agent.addresses().pods.port(), from, path).await
+}
+
+/// The same, by the agent's port.
+pub(crate) async fn get_at(port: u16, from: Ipv4Addr, path: &str) -> (u16, String) {
     let request =
         format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n");
     ask(from, (Ipv4Addr::LOCALHOST, port).into(), &request).await
@@ -288,4 +358,23 @@ pub(crate) async fn until(
         Ok(answer) => answer,
         Err(_) => panic!("the answer never came: {last:?}"),
     }
+}
+
+fn page(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+}
+
+/// A metric of a broker by its name and labels as they are written; `None` where there is none.
+pub(crate) async fn metric(broker: &Broker, name: &str) -> Option<u64> {
+    let to = broker.addresses().admin;
+    let (_, text) = ask(Ipv4Addr::LOCALHOST, to, &page("/metrics")).await;
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.and_then(|value| value.trim().parse().ok())
+}
+
+/// A broker's ledger, newest first.
+pub(crate) async fn ledger(broker: &Broker) -> Vec<serde_json::Value> {
+    let to = broker.addresses().ledger;
+    let (_, text) = ask(Ipv4Addr::LOCALHOST, to, &page("/ledger")).await;
+    serde_json::from_str(&text).unwrap()
 }

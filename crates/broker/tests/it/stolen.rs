@@ -10,7 +10,7 @@ async fn rule_08_a_certificate_of_one_node_opens_no_stream_of_another() {
     let broker = stage.broker("broker-a").await;
     let pair = stage.node_pair("node-1");
     let thief = stage
-        .unready_agent(stage.reach(&broker, "node-2", pair))
+        .unready_agent(stage.reach(broker.addresses().agents, "node-2", pair))
         .await;
     let ready = thief.readiness().ready();
     let never = tokio::time::timeout(Duration::from_secs(2), ready).await;

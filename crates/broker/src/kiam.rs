@@ -1,0 +1,261 @@
+//! kiam's interface, for kiam's agents while a cluster moves over one node at a time.
+//!
+//! kiam's agents share one certificate, so nothing but the address of a connection tells which node
+//! it comes from. Pods of another node are not found, as if they weren't there.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rolegate_aws::sessions::{Current, Session};
+use rolegate_core::workload::Workload;
+use rolegate_proto::kiam::{
+    Credentials, GetHealthRequest, GetPodCredentialsRequest, GetPodRoleRequest, HealthStatus, Role,
+    kiam_service_server,
+};
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::tls::ClientNames;
+use rolegate_standing::resident::{Allowed, Resident, Standing};
+use rolegate_standing::tell::Tell;
+use serde::Deserialize;
+use tokio::sync::{OnceCell, mpsc};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use crate::desk::Order;
+use crate::feed::Feed;
+use crate::hosts::Hosts;
+use crate::metrics::{BrokerMetrics, KiamUser};
+use crate::service::Seat;
+
+/// For the node's pods to be decided for when its first agent connects.
+const BEGIN: Duration = Duration::from_secs(3);
+/// For a session's first credentials; kiam's agents ask again for five seconds.
+const WAIT: Duration = Duration::from_secs(3);
+/// Longest request, bytes: an address and a role.
+const MAX_REQUEST: usize = 8 << 10;
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct KiamParts {
+    /// Which node an address is of.
+    pub hosts: Hosts,
+    /// Where seats are taken.
+    pub orders: mpsc::UnboundedSender<Order>,
+    /// Tells owners of pods, and the ledger.
+    pub tell: Tell,
+    /// Counts.
+    pub metrics: BrokerMetrics,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// One connection. It holds its node's sessions as long as it is open.
+#[derive(Debug)]
+pub struct KiamConnection {
+    parts: Arc<KiamParts>,
+    peer: IpAddr,
+    seat: OnceCell<(Seat, KiamUser)>,
+}
+
+impl KiamConnection {
+    /// What answers a connection; `None` where it showed no certificate.
+    pub fn new(parts: Arc<KiamParts>, peer: IpAddr, names: &ClientNames) -> Option<Self> {
+        names.until?;
+        Some(Self {
+            parts,
+            peer: peer.to_canonical(),
+            seat: OnceCell::new(),
+        })
+    }
+
+    /// What the node of the connection's address may have.
+    async fn feed(&self) -> Result<&Feed, Status> {
+        let node = self.parts.hosts.node_of(self.peer).ok_or_else(|| {
+            self.parts.metrics.kiam("refused");
+            warn!(peer = %self.peer, "a kiam agent's address is of no node, or of several: it is refused");
+            Status::permission_denied("this address is of no node")
+        })?;
+        let seated = self.seat.get_or_try_init(|| self.begin(node.clone()));
+        let (seat, _) = seated.await?;
+        if seat.feed.node != node {
+            self.parts.metrics.kiam("refused");
+            return Err(Status::permission_denied("this address was another node's"));
+        }
+        Ok(&seat.feed)
+    }
+
+    async fn begin(&self, node: Arc<str>) -> Result<(Seat, KiamUser), Status> {
+        let seat = Seat::take(Feed::new(node, None), self.parts.orders.clone());
+        seat.begin();
+        let complete = async {
+            while !seat.feed.is_complete() {
+                seat.feed.news().await;
+            }
+        };
+        if timeout(BEGIN, complete).await.is_err() {
+            return Err(Status::unavailable("not all pods and rules are known yet"));
+        }
+        info!(node = %seat.feed.node, peer = %self.peer, "a kiam agent is served");
+        Ok((seat, self.parts.metrics.kiam_user()))
+    }
+
+    /// The pod of the node that has the address `ip`.
+    async fn pod(&self, ip: &str) -> Result<Arc<Resident>, Status> {
+        let feed = self.feed().await?;
+        let address: Option<IpAddr> = ip.parse().ok();
+        let pod = address.and_then(|address| feed.at(address.to_canonical()));
+        pod.ok_or_else(|| {
+            self.parts.metrics.kiam("unknown");
+            Status::unknown("pod not found")
+        })
+    }
+
+    async fn credentials(&self, ip: &str, role: &str) -> Result<Credentials, Status> {
+        let parts = &self.parts;
+        let resident = self.pod(ip).await?;
+        let decided = resident.decided.load_full();
+        let allowed = match &decided.standing {
+            Standing::Allowed(allowed) if names(allowed, role) => allowed,
+            Standing::Denied { denial, .. } => {
+                parts.tell.denied(&resident, denial, parts.clock.now());
+                return Err(self.forbidden());
+            }
+            Standing::Allowed(_) | Standing::NoRole => return Err(self.forbidden()),
+            Standing::Undecided => return Err(self.unavailable("the pod is not decided for yet")),
+        };
+        let cell = allowed.lease.cell();
+        let session = async {
+            loop {
+                let changed = cell.changed();
+                match cell.current(parts.clock.now()) {
+                    Current::Live(session) => return Ok(session),
+                    Current::Failed(failure) => return Err(failure),
+                    Current::Fetching => {
+                        allowed.lease.ask();
+                        changed.await;
+                    }
+                }
+            }
+        };
+        let now = parts.clock.now();
+        match timeout(WAIT, session).await {
+            Err(_) => Err(self.unavailable("STS has not answered yet")),
+            Ok(Err(failure)) => {
+                parts.tell.failing(&resident, &allowed.role, &failure, now);
+                parts.metrics.kiam("failed");
+                // AWS's message names the broker's role, which is for its own log.
+                Err(Status::unknown(format!(
+                    "STS gives no session: {}",
+                    failure.code
+                )))
+            }
+            Ok(Ok(session)) => {
+                for denial in &allowed.audited {
+                    parts.tell.audited(&resident, denial, now);
+                }
+                parts.tell.served(&resident, allowed, &session, now);
+                parts.metrics.kiam("served");
+                message(&session)
+            }
+        }
+    }
+
+    fn forbidden(&self) -> Status {
+        self.parts.metrics.kiam("denied");
+        Status::unknown("forbidden by policy")
+    }
+
+    fn unavailable(&self, why: &'static str) -> Status {
+        self.parts.metrics.kiam("unavailable");
+        Status::unavailable(why)
+    }
+}
+
+/// Whether a pod that asks for `role` asks for the one that it may have.
+fn names(allowed: &Allowed, role: &str) -> bool {
+    allowed.listed == role.as_bytes() || allowed.role.as_str() == role
+}
+
+/// The role as the pod names it, as kiam tells it: what comes of it is told with the credentials.
+fn named(pod: &Workload, standing: &Standing) -> String {
+    match standing {
+        Standing::Allowed(allowed) => String::from_utf8_lossy(&allowed.listed).into_owned(),
+        Standing::Denied { denial, .. } => match &pod.wish.role {
+            Some(role) => role.to_string(),
+            None => denial.role.clone(),
+        },
+        Standing::NoRole | Standing::Undecided => String::new(),
+    }
+}
+
+/// The document of a session, read again.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Document<'d> {
+    #[serde(borrow)]
+    secret_access_key: Cow<'d, str>,
+    #[serde(borrow)]
+    token: Cow<'d, str>,
+    #[serde(borrow)]
+    last_updated: Cow<'d, str>,
+    #[serde(borrow)]
+    expiration: Cow<'d, str>,
+}
+
+fn message(session: &Session) -> Result<Credentials, Status> {
+    let document = session.document.bytes();
+    let document: Document<'_> = serde_json::from_slice(&document)
+        .map_err(|_| Status::internal("the credentials cannot be read"))?;
+    Ok(Credentials {
+        code: "Success".into(),
+        r#type: "AWS-HMAC".into(),
+        access_key_id: session.access_key_id.clone(),
+        secret_access_key: document.secret_access_key.into(),
+        token: document.token.into(),
+        expiration: document.expiration.into(),
+        last_updated: document.last_updated.into(),
+    })
+}
+
+#[tonic::async_trait]
+impl kiam_service_server::KiamService for KiamConnection {
+    async fn get_pod_role(
+        &self,
+        request: Request<GetPodRoleRequest>,
+    ) -> Result<Response<Role>, Status> {
+        let pod = self.pod(&request.get_ref().ip).await?;
+        let decided = pod.decided.load();
+        if matches!(decided.standing, Standing::Undecided) {
+            return Err(self.unavailable("the pod is not decided for yet"));
+        }
+        let name = named(&pod.workload, &decided.standing);
+        Ok(Response::new(Role { name }))
+    }
+
+    async fn get_pod_credentials(
+        &self,
+        request: Request<GetPodCredentialsRequest>,
+    ) -> Result<Response<Credentials>, Status> {
+        let request = request.get_ref();
+        let credentials = self.credentials(&request.ip, &request.role).await?;
+        Ok(Response::new(credentials))
+    }
+
+    async fn get_health(
+        &self,
+        _: Request<GetHealthRequest>,
+    ) -> Result<Response<HealthStatus>, Status> {
+        let message = "ok".into();
+        Ok(Response::new(HealthStatus { message }))
+    }
+}
+
+/// What answers the requests of a connection.
+pub fn server(
+    connection: KiamConnection,
+) -> kiam_service_server::KiamServiceServer<KiamConnection> {
+    kiam_service_server::KiamServiceServer::new(connection).max_decoding_message_size(MAX_REQUEST)
+}

@@ -1,0 +1,202 @@
+//! kiam's agents at the broker, by kiam's interface.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use rolegate_broker::app::{Broker, KiamOptions};
+use rolegate_devkit::Pod;
+use rolegate_proto::kiam::kiam_service_client::KiamServiceClient;
+use rolegate_proto::kiam::{
+    Credentials, GetHealthRequest, GetPodCredentialsRequest, GetPodRoleRequest,
+};
+use tonic::{Code, Status};
+
+use crate::raw::{Requests, connect, eventually, origin};
+use crate::stage::{LOOPBACK, Stage, ledger, metric, pod};
+
+/// The addresses of nodes 1 and 2.
+const NODE_1: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
+const NODE_2: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 2);
+
+fn agent(node: u8, address: Ipv4Addr) -> Pod {
+    Pod::new("kube-system", &format!("kiam-agent-{node}"))
+        .node(&format!("node-{node}"))
+        .ip(&address.to_string())
+        .host_network()
+}
+
+struct Kiam {
+    client: KiamServiceClient<Requests>,
+    _connection: tokio::task::AbortHandle,
+}
+
+impl Kiam {
+    async fn connect(stage: &Stage, to: SocketAddr, from: Ipv4Addr) -> Self {
+        // One certificate for all of them, which names no node.
+        let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
+        let (requests, connection) = connect(&tls, from, to).await.unwrap();
+        Self {
+            client: KiamServiceClient::with_origin(requests, origin()),
+            _connection: connection,
+        }
+    }
+
+    async fn role(&mut self, ip: &str) -> Result<String, Status> {
+        let request = GetPodRoleRequest { ip: ip.into() };
+        let role = self.client.get_pod_role(request).await?;
+        Ok(role.into_inner().name)
+    }
+
+    async fn credentials(&mut self, ip: &str, role: &str) -> Result<Credentials, Status> {
+        let request = GetPodCredentialsRequest {
+            ip: ip.into(),
+            role: role.into(),
+        };
+        Ok(self.client.get_pod_credentials(request).await?.into_inner())
+    }
+}
+
+async fn stage() -> (Stage, Broker, SocketAddr) {
+    let stage = Stage::new().await;
+    stage.kube.put_pod(agent(1, NODE_1));
+    stage.kube.put_pod(agent(2, NODE_2));
+    stage.kube.put_pod(pod("denied", 1, 2, "admin"));
+    stage
+        .kube
+        .put_pod(Pod::new("default", "plain").node("node-1").ip("127.1.0.3"));
+    let mut options = stage.broker_options("broker-a");
+    options.kiam = Some(KiamOptions {
+        listen: LOOPBACK,
+        client_ca: stage.path("ca.pem"),
+    });
+    let broker = stage.start(options).await;
+    let to = broker.addresses().kiam.unwrap();
+    (stage, broker, to)
+}
+
+#[tokio::test]
+async fn kiams_agents_get_what_their_own_nodes_pods_may_have() {
+    let (stage, broker, to) = stage().await;
+    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let health = one.client.get_health(GetHealthRequest {}).await.unwrap();
+    assert_eq!(health.into_inner().message, "ok");
+    // Nothing is held for a node before its agent asks for a pod.
+    assert!(stage.sts.calls().iter().all(|it| it.action != "AssumeRole"));
+    assert_eq!(one.role("127.1.0.1").await.unwrap(), "reader");
+    let credentials = one.credentials("127.1.0.1", "reader").await.unwrap();
+    assert_eq!(
+        (&*credentials.code, &*credentials.r#type),
+        ("Success", "AWS-HMAC")
+    );
+    assert!(
+        credentials.access_key_id.starts_with("ASIA"),
+        "{credentials:?}"
+    );
+    assert!(!credentials.secret_access_key.is_empty() && !credentials.token.is_empty());
+    for time in [&credentials.expiration, &credentials.last_updated] {
+        assert!(time.len() == 20 && time.ends_with('Z'), "{time}");
+    }
+    // The same until it is refreshed; a whole ARN is the same role.
+    let arn = "arn:aws:iam::123456789012:role/reader";
+    let again = one.credentials("127.1.0.1", arn).await.unwrap();
+    assert_eq!(again.access_key_id, credentials.access_key_id);
+    let entries = ledger(&broker).await;
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0]["accessKeyId"], *credentials.access_key_id);
+    assert_eq!(entries[0]["pod"], "one");
+
+    // Refusals are kiam's.
+    assert_eq!(one.role("127.1.0.3").await.unwrap(), "");
+    assert_eq!(one.role("127.1.0.2").await.unwrap(), "admin");
+    for (ip, role) in [
+        ("127.1.0.2", "admin"),
+        ("127.1.0.1", "writer"),
+        ("127.1.0.3", "reader"),
+    ] {
+        let refused = one.credentials(ip, role).await.unwrap_err();
+        assert_eq!(refused.message(), "forbidden by policy", "{ip} {role}");
+    }
+    eventually("the Event", || async { !stage.kube.events().is_empty() }).await;
+    let events = stage.kube.events();
+    assert_eq!(
+        (events.len(), &events[0]["reason"]),
+        (1, &"RoleForbidden".into())
+    );
+
+    // Who uses it is seen.
+    assert_eq!(
+        metric(&broker, "rolegate_broker_kiam_connections").await,
+        Some(1)
+    );
+    one._connection.abort();
+    eventually("its end", || async {
+        metric(&broker, "rolegate_broker_kiam_connections").await == Some(0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
+    let (stage, broker, to) = stage().await;
+    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let mut two = Kiam::connect(&stage, to, NODE_2).await;
+    assert_eq!(
+        two.credentials("127.2.0.1", "writer").await.unwrap().code,
+        "Success"
+    );
+    // Not even that it is there.
+    let theirs = one.credentials("127.2.0.1", "writer").await.unwrap_err();
+    let nobodys = one.credentials("127.9.9.9", "writer").await.unwrap_err();
+    assert_eq!(
+        (theirs.code(), theirs.message()),
+        (nobodys.code(), nobodys.message())
+    );
+    assert_eq!(
+        one.role("127.2.0.1").await.unwrap_err().message(),
+        "pod not found"
+    );
+    assert_eq!(
+        one.role("no address").await.unwrap_err().message(),
+        "pod not found"
+    );
+
+    // Pods on a node are not the node.
+    let mut pod = Kiam::connect(&stage, to, Ipv4Addr::new(127, 1, 0, 1)).await;
+    let refused = pod.role("127.1.0.1").await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    // A kubelet that claims the address of another node silences it, and gets nothing.
+    stage.kube.put_pod(agent(1, NODE_2));
+    eventually("the clash", || {
+        let mut client = two.client.clone();
+        async move {
+            let request = GetPodRoleRequest {
+                ip: "127.2.0.1".into(),
+            };
+            let refused = client.get_pod_role(request).await.err();
+            refused.is_some_and(|it| it.code() == Code::PermissionDenied)
+        }
+    })
+    .await;
+    assert_eq!(
+        metric(&broker, "rolegate_broker_kiam_connections").await,
+        Some(2)
+    );
+}
+
+#[tokio::test]
+async fn kiams_port_wants_a_certificate_of_kiams_authority() {
+    let (stage, broker, to) = stage().await;
+    let opened = connect(&stage.tls(None), NODE_1, to).await;
+    let (requests, _connection) = opened.unwrap();
+    let mut client = KiamServiceClient::with_origin(requests, origin());
+    assert!(client.get_health(GetHealthRequest {}).await.is_err());
+    // The agents' own port doesn't speak it, and there is none unless it is asked for.
+    let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
+    let (requests, _connection) = connect(&tls, NODE_1, broker.addresses().agents)
+        .await
+        .unwrap();
+    let mut client = KiamServiceClient::with_origin(requests, origin());
+    let refused = client.get_health(GetHealthRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    let other = stage.broker("broker-b").await;
+    assert!(other.addresses().kiam.is_none());
+}
