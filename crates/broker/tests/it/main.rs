@@ -1,7 +1,10 @@
 //! Brokers and agents over the stand-ins: the whole protocol, in one process.
 #![cfg(test)]
 
+mod faults;
+mod hostile;
 mod kiam;
+mod net;
 mod raw;
 mod serving;
 mod stage;

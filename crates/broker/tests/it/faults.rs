@@ -1,0 +1,224 @@
+//! What goes wrong while pods ask, each with what is promised then.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rolegate_broker::app::Broker;
+use rolegate_devkit::StsFailure;
+use rolegate_runtime::clock::Clock;
+
+use crate::net::{Load, Network};
+use crate::raw::eventually;
+use crate::serving::key_id;
+use crate::stage::{CREDENTIALS, Stage, address, get, metric, pod, until};
+
+const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
+const SERVING: &str = "rolegate_broker_streams{use=\"serving\"}";
+const WARM: &str = "rolegate_broker_streams{use=\"warm\"}";
+
+/// Both brokers behind one address, with the one that serves first.
+async fn two_brokers(stage: &Stage) -> (Network, [Broker; 2]) {
+    let brokers = [
+        stage.broker("broker-a").await,
+        stage.broker("broker-b").await,
+    ];
+    let addresses: Vec<SocketAddr> = brokers.iter().map(|it| it.addresses().agents).collect();
+    (Network::to(&addresses).await, brokers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_brokers_agents_move_to_another_and_no_request_fails() {
+    let stage = Stage::new().await;
+    let (network, brokers) = two_brokers(&stage).await;
+    let agent = stage.agent_at(network.address, "node-1").await;
+    assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
+    let load = Load::start(&agent, address(1, 1), READER);
+    let [first, second] = &brokers;
+    let is = async |broker: &Broker, name: &str| metric(broker, name).await == Some(1);
+    eventually("a stream to each broker", || async {
+        (is(first, SERVING).await && is(second, WARM).await)
+            || (is(second, SERVING).await && is(first, WARM).await)
+    })
+    .await;
+    let [first, second] = brokers;
+    let (killed, left) = match is(&first, SERVING).await {
+        true => (first, second),
+        false => (second, first),
+    };
+    network.lose(killed.addresses().agents);
+    drop(killed);
+    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
+    assert_eq!(metric(&left, SERVING).await, Some(1));
+    load.succeeded().await;
+
+    // A broker that is told to stop says so, and the agent finds the next one.
+    let third = stage.broker("broker-c").await;
+    let load = Load::start(&agent, address(1, 1), READER);
+    network.lead_to(&[third.addresses().agents]);
+    left.stop(Duration::from_secs(5)).await;
+    eventually("the third serves", || async {
+        metric(&third, SERVING).await == Some(1)
+    })
+    .await;
+    stage.kube.put_pod(pod("newer", 1, 3, "writer"));
+    until(&agent, address(1, 3), CREDENTIALS, |it| it.0 == 200).await;
+    load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_keep_their_sessions_while_sts_is_away_for_long() {
+    let (clock, hand) = Clock::ahead();
+    let stage = Stage::with_clock(clock).await;
+    let broker = stage.broker("broker-a").await;
+    let agent = stage.agent(&broker, "node-1").await;
+    let before = key_id(&get(&agent, address(1, 1), READER).await);
+    let load = Load::start(&agent, address(1, 1), READER);
+    let calls = stage.sts.count();
+    let away = StsFailure::new(503, "ServiceUnavailable", "away");
+    stage.sts.fail_with(Some(away));
+    // Past the time of the refresh.
+    hand.send_replace(Duration::from_secs(35 * 60));
+    eventually("a refresh that fails", || async {
+        stage.sts.count() > calls
+    })
+    .await;
+    // Who has none yet is told that it is STS.
+    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    let path = format!("{CREDENTIALS}writer");
+    until(&agent, address(1, 2), &path, |it| {
+        it.0 == 503 && it.1.contains("STS gives no session")
+    })
+    .await;
+    hand.send_replace(Duration::from_secs(45 * 60));
+    assert_eq!(key_id(&get(&agent, address(1, 1), READER).await), before);
+
+    stage.sts.fail_with(None);
+    eventually("a new session", || async {
+        hand.send_modify(|by| *by += Duration::from_secs(1));
+        key_id(&get(&agent, address(1, 1), READER).await) != before
+    })
+    .await;
+    until(&agent, address(1, 2), &path, |it| it.0 == 200).await;
+    load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_come_and_go_while_the_api_server_is_away() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let agent = stage.agent(&broker, "node-1").await;
+    assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
+    let load = Load::start(&agent, address(1, 1), READER);
+    stage.kube.fail_with(Some(503));
+    stage.kube.drop_watches();
+    eventually("the broker notices", || async {
+        let report = broker.readiness().report().to_text(true);
+        report.contains("503")
+    })
+    .await;
+    // What the broker knows is served on, to agents that start now too.
+    let other = stage.agent(&broker, "node-2").await;
+    let writer = format!("{CREDENTIALS}writer");
+    assert_eq!(get(&other, address(2, 1), &writer).await.0, 200);
+    stage.kube.fail_with(None);
+    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    until(&agent, address(1, 2), &writer, |it| it.0 == 200).await;
+    load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_network_is_noticed_and_pods_are_served_on() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let network = Network::to(&[broker.addresses().agents]).await;
+    let agent = stage.agent_at(network.address, "node-1").await;
+    assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
+    let load = Load::start(&agent, address(1, 1), READER);
+    let told = || {
+        let report = agent.readiness().report().to_text(true);
+        let broker = report.lines().find(|line| line.contains("broker"));
+        broker.map(str::to_owned)
+    };
+    let before = told();
+    network.stall(true);
+    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    // Nobody closes anything: the agent has to find out.
+    eventually("the agent notices", || async { told() != before }).await;
+    assert!(agent.readiness().is_ready());
+    assert_eq!(get(&agent, address(1, 2), CREDENTIALS).await.0, 404);
+    network.stall(false);
+    until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
+    load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn throttling_slows_new_sessions_down_and_loses_none() {
+    let (clock, hand) = Clock::ahead();
+    let stage = Stage::with_clock(clock).await;
+    let broker = stage.broker("broker-a").await;
+    let agent = stage.agent(&broker, "node-1").await;
+    assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
+    let load = Load::start(&agent, address(1, 1), READER);
+    let throttled = StsFailure::new(400, "Throttling", "Rate exceeded").times(20);
+    stage.sts.fail_with(Some(throttled));
+    for n in 2..32 {
+        stage
+            .kube
+            .put_pod(pod(&format!("pod-{n}"), 1, n, &format!("reader-{n}")));
+    }
+    eventually("all sessions", || async {
+        hand.send_modify(|by| *by += Duration::from_secs(1));
+        let mut served = 0;
+        for n in 2..32 {
+            let path = format!("{CREDENTIALS}reader-{n}");
+            served += u32::from(get(&agent, address(1, n), &path).await.0 == 200);
+        }
+        served == 30
+    })
+    .await;
+    load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_that_differ_do_no_harm() {
+    let (clock, hand) = Clock::ahead();
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    hand.send_replace(Duration::from_secs(600));
+    let reach = stage.reach(
+        broker.addresses().agents,
+        "node-1",
+        stage.node_pair("node-1"),
+    );
+    let agent = stage.agent_of(reach, clock).await;
+    assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
+    let load = Load::start(&agent, address(1, 1), READER);
+    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
+    load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_ends_is_no_outage_where_its_file_is_renewed() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let pair = stage.node_pair_for("node-1", Duration::from_secs(6));
+    let reach = stage.reach(broker.addresses().agents, "node-1", pair);
+    let agent = stage.agent_of(reach, Clock::system()).await;
+    assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
+    let load = Load::start(&agent, address(1, 1), READER);
+    eventually("both streams", || async {
+        metric(&broker, WARM).await == Some(1)
+    })
+    .await;
+    stage.node_pair("node-1");
+    let ended = "rolegate_broker_refused_total{reason=\"ended\"}";
+    eventually("the end of both streams", || async {
+        metric(&broker, ended).await == Some(2)
+    })
+    .await;
+    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
+    load.succeeded().await;
+}

@@ -1,0 +1,268 @@
+//! Agents, and others, that mean harm: nobody else notices.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use rolegate_broker::app::Broker;
+use rolegate_proto::v1::{self, from_agent, notice};
+use rolegate_runtime::clock::Clock;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::Code;
+
+use crate::net::Load;
+use crate::raw::{Raw, connect, dial, eventually};
+use crate::stage::{CREDENTIALS, Stage, address, get, ledger, metric, pod, until};
+
+const WRITER: &str = "/latest/meta-data/iam/security-credentials/writer";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_reads_nothing_delays_nobody_and_hears_how_things_are_when_it_does() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let other = stage.agent(&broker, "node-2").await;
+    assert_eq!(get(&other, address(2, 1), WRITER).await.0, 200);
+    let load = Load::start(&other, address(2, 1), WRITER);
+    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let mut raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
+    for round in 0..50 {
+        for n in 0..100 {
+            stage
+                .kube
+                .put_pod(pod(&format!("churn-{n}"), 1, n + 2, "reader"));
+        }
+        for n in 0..100 {
+            stage.kube.delete_pod("default", &format!("churn-{n}"));
+        }
+        // The others' pods come through between.
+        let name = format!("other-{}", round % 5);
+        stage.kube.put_pod(pod(&name, 2, 10 + round, "reader-2"));
+        until(&other, address(2, 10 + round), CREDENTIALS, |it| {
+            it.0 == 200
+        })
+        .await;
+    }
+    load.succeeded().await;
+    stage.kube.put_pod(pod("last", 1, 250, "reader"));
+    let mut known = HashSet::new();
+    let (mut messages, mut residents) = (0, 0);
+    loop {
+        let update = raw.update().await;
+        messages += 1;
+        residents += update.residents.len();
+        let mut named = update.residents.iter();
+        let last = named.any(|it| it.name == "last");
+        known.extend(update.residents.into_iter().map(|it| it.uid));
+        for uid in update.gone {
+            assert!(known.remove(&uid));
+        }
+        if last {
+            break;
+        }
+    }
+    // Far from all that happened: the rest was never in a message.
+    assert!(residents < 4000, "{residents} pods in {messages} messages");
+    // What is left to hear is what is gone.
+    while known.len() > 2 {
+        for uid in raw.update().await.gone {
+            assert!(known.remove(&uid));
+        }
+    }
+}
+
+#[tokio::test]
+async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let victim = stage.agent(&broker, "node-2").await;
+    assert_eq!(get(&victim, address(2, 1), WRITER).await.0, 200);
+    eventually("the victim's entry", || async {
+        ledger(&broker).await.len() == 1
+    })
+    .await;
+    let victims = ledger(&broker).await.remove(0);
+    stage.kube.put_pod(pod("denied", 2, 2, "admin"));
+    until(&victim, address(2, 2), CREDENTIALS, |it| it.0 == 403).await;
+    eventually("the victim's Event", || async {
+        stage.kube.events().len() == 1
+    })
+    .await;
+
+    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let mut raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
+    let (mut own, mut key) = (None, None);
+    while key.is_none() {
+        let update = raw.update().await;
+        // Nothing of the other node is ever on the stream.
+        for resident in update.residents {
+            assert_eq!(resident.name, "one");
+            own = Some(resident.uid);
+        }
+        let credentials = update.sessions.into_iter().filter_map(|it| it.credentials);
+        key = credentials.map(|it| it.access_key_id).next_back().or(key);
+    }
+    let (own, key) = (own.unwrap(), key.unwrap());
+    let notice = |uid: &str, outcome| v1::Notice {
+        pod_uid: uid.into(),
+        outcome: Some(outcome),
+    };
+    let theirs = victims["podUid"].as_str().unwrap();
+    let their_key = victims["accessKeyId"].as_str().unwrap();
+    let served = |key: &str| notice::Outcome::Served(key.into());
+    let notices = vec![
+        notice(theirs, served(their_key)),
+        notice(theirs, served(&key)),
+        notice(theirs, notice::Outcome::Denied(v1::Nothing {})),
+        notice(theirs, notice::Outcome::Failing(v1::Nothing {})),
+        notice(&own, served(their_key)),
+        notice(&own, served("ASIAMADEUP")),
+        notice(&own, notice::Outcome::Denied(v1::Nothing {})),
+        notice(&own, notice::Outcome::Failing(v1::Nothing {})),
+        notice("no pod at all", served(&key)),
+        // The only thing that is true.
+        notice(&own, served(&key)),
+        notice(&own, served(&key)),
+    ];
+    raw.say(from_agent::Body::Notices(v1::Notices { notices }))
+        .await;
+    eventually("the true entry", || async {
+        ledger(&broker).await.len() > 1
+    })
+    .await;
+    let entries = ledger(&broker).await;
+    assert_eq!(entries.len(), 2, "{entries:?}");
+    assert_eq!(
+        (&entries[0]["pod"], &entries[0]["accessKeyId"]),
+        (&"one".into(), &key.into())
+    );
+    assert_eq!(entries[1], victims);
+    assert_eq!(stage.kube.events().len(), 1);
+
+    let many = vec![notice(&own, notice::Outcome::Denied(v1::Nothing {})); 257];
+    raw.say(from_agent::Body::Notices(v1::Notices { notices: many }))
+        .await;
+    assert_eq!(raw.end().await.code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threat_09_a_stream_does_not_outlive_its_certificate() {
+    let (clock, hand) = Clock::ahead();
+    let stage = Stage::with_clock(clock).await;
+    let broker = stage.broker("broker-a").await;
+    let pair = stage.node_pair_for("node-1", Duration::from_secs(86_400));
+    let tls = stage.tls(Some(pair));
+    let raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
+    hand.send_replace(Duration::from_secs(86_300));
+    let again = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
+    hand.send_replace(Duration::from_secs(86_500));
+    for stream in [raw, again] {
+        assert_eq!(stream.end().await.code(), Code::Unauthenticated);
+    }
+    assert!(
+        connect(&tls, Ipv4Addr::LOCALHOST, broker.addresses().agents)
+            .await
+            .is_err()
+            || {
+                // TLS 1.3 tells a client that it was refused when it reads.
+                let opened = connect(&tls, Ipv4Addr::LOCALHOST, broker.addresses().agents).await;
+                let (requests, connection) = opened.unwrap();
+                Raw::on(requests, connection).await.is_err()
+            }
+    );
+}
+
+/// Sends this on a TCP connection, and waits until the broker closes it.
+async fn bytes(broker: &Broker, bytes: &[u8]) {
+    let mut stream = dial(Ipv4Addr::new(127, 0, 0, 66), broker.addresses().agents).await;
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let closed = stream.read_to_end(&mut answer);
+    let closed = tokio::time::timeout(crate::stage::PATIENCE, closed).await;
+    assert!(closed.is_ok(), "the broker keeps a connection of garbage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_bytes_and_streams_cost_nobody_anything() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let to = broker.addresses().agents;
+    let agent = stage.agent(&broker, "node-2").await;
+    assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
+    let load = Load::start(&agent, address(2, 1), WRITER);
+
+    bytes(&broker, b"GET / HTTP/1.1\r\nHost: broker\r\n\r\n").await;
+    bytes(&broker, &[0xff; 100_000]).await;
+    // Half a handshake, and silence.
+    bytes(&broker, &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await;
+    let tls = stage.tls(None);
+    let stream = dial(Ipv4Addr::LOCALHOST, to).await;
+    let mut stream = tls.connect(stream, "localhost").await.unwrap();
+    stream.write_all(&[0xff; 1000]).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+
+    // Messages that have no place where they come.
+    let begin = || from_agent::Body::Begin(v1::Begin {});
+    let stranger = Raw::open(&tls, to).await;
+    stranger.say(begin()).await;
+    assert_eq!(stranger.end().await.code(), Code::InvalidArgument);
+    for node in ["", "node-1\n", "node-1"] {
+        let stranger = Raw::open(&tls, to).await;
+        stranger.hello(node).await;
+        let code = stranger.end().await.code();
+        assert!(
+            matches!(code, Code::InvalidArgument | Code::Unauthenticated),
+            "{code}"
+        );
+    }
+    let known = stage.tls(Some(stage.node_pair("node-1")));
+    let twice = Raw::serving(&known, to, "node-1").await;
+    twice.say(begin()).await;
+    assert_eq!(twice.end().await.code(), Code::InvalidArgument);
+    let twice = Raw::serving(&known, to, "node-1").await;
+    twice.hello("node-1").await;
+    assert_eq!(twice.end().await.code(), Code::InvalidArgument);
+    let huge = Raw::serving(&known, to, "node-1").await;
+    let token = "x".repeat(2 << 20);
+    huge.say(from_agent::Body::Proof(v1::Proof { token })).await;
+    let code = huge.end().await.code();
+    assert!(
+        matches!(code, Code::OutOfRange | Code::ResourceExhausted),
+        "{code}"
+    );
+
+    // A thousand streams on one connection, and none that says who it is.
+    let (requests, connection) = connect(&tls, Ipv4Addr::LOCALHOST, to).await.unwrap();
+    let opening = (0..1000).map(|_| Raw::on(requests.clone(), connection.clone()));
+    let opening = tokio::spawn(futures::future::join_all(opening.collect::<Vec<_>>()));
+    stage.kube.put_pod(pod("new", 2, 2, "reader"));
+    until(&agent, address(2, 2), CREDENTIALS, |it| it.0 == 200).await;
+    assert_eq!(
+        metric(&broker, "rolegate_broker_streams{use=\"serving\"}").await,
+        Some(1)
+    );
+    opening.abort();
+    connection.abort();
+    load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_has_room_for_so_many_connections() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let to = broker.addresses().agents;
+    let tls = stage.tls(None);
+    let thief = Ipv4Addr::new(127, 0, 0, 66);
+    let mut held = Vec::new();
+    for _ in 0..16 {
+        held.push(connect(&tls, thief, to).await.unwrap());
+    }
+    assert!(connect(&tls, thief, to).await.is_err());
+    // Nobody else has less for it, and it has as many again when they are closed.
+    let agent = stage.agent(&broker, "node-2").await;
+    assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
+    for (_, connection) in held.drain(..) {
+        connection.abort();
+    }
+    eventually("room", || async { connect(&tls, thief, to).await.is_ok() }).await;
+}
