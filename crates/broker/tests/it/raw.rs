@@ -139,13 +139,17 @@ impl Raw {
 
     /// How the stream ends.
     pub(crate) async fn end(mut self) -> Status {
-        loop {
-            match self.hear().await {
-                Ok(Some(_)) => {}
-                Ok(None) => return Status::ok(""),
-                Err(status) => return status,
+        let ending = async {
+            loop {
+                match self.hear().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Status::ok(""),
+                    Err(status) => return status,
+                }
             }
-        }
+        };
+        let ended = tokio::time::timeout(PATIENCE, ending).await;
+        ended.expect("the stream goes on")
     }
 }
 

@@ -47,10 +47,15 @@ fn get(path: &str) -> Request<Empty<Bytes>> {
 
 const LONG: Duration = Duration::from_secs(3600);
 
+async fn ended(task: JoinHandle<()>) {
+    let ended = tokio::time::timeout(LONG, task).await;
+    ended.expect("it goes on for ever").unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_says_nothing_is_let_go() {
     let (stream, served) = serving(&Drain::new());
-    served.await.unwrap();
+    ended(served).await;
     drop(stream);
 }
 
@@ -72,7 +77,7 @@ async fn a_peer_that_falls_silent_is_let_go() {
     let _open = requests.send_request(get("/open")).await.unwrap();
     cut.notify_one();
     // Both ends find out, whatever is open.
-    served.await.unwrap();
+    ended(served).await;
     assert!(connection.await.unwrap().is_err());
     network.abort();
 }
@@ -98,11 +103,11 @@ async fn a_connection_that_nothing_is_asked_on_ends_and_one_in_use_stays() {
     let (used, served_used) = serving(&drain);
     let (mut requests, _used) = client(used).await;
     let open = requests.send_request(get("/open")).await.unwrap();
-    served_unused.await.unwrap();
+    ended(served_unused).await;
     tokio::time::sleep(LONG).await;
     assert!(!served_used.is_finished());
     drop(open);
-    served_used.await.unwrap();
+    ended(served_used).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,5 +133,5 @@ async fn a_drain_lets_what_is_open_finish_and_cuts_the_rest_off() {
     let _open = requests.send_request(get("/open")).await.unwrap();
     let outcome = drain.drain(Duration::from_secs(5)).await;
     assert_eq!(outcome, Outcome::Forced(1));
-    served.await.unwrap();
+    ended(served).await;
 }
