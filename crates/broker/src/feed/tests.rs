@@ -74,6 +74,7 @@ fn denied() -> Decided {
             layer: "namespace",
             rule: "annotation".into(),
             reason: "it does not allow it".into(),
+            passing: false,
         },
         body: "no\n".into(),
     })

@@ -34,7 +34,7 @@ async fn rule_08_a_certificate_of_another_authority_opens_no_stream() {
     // As the cluster's own authority signs for whoever is approved.
     let pair = Stage::new().await.node_pair("node-1");
     let thief = stage
-        .unready_agent(stage.reach(&broker, "node-1", pair))
+        .unready_agent(stage.reach(broker.addresses().agents, "node-1", pair))
         .await;
     let ready = thief.readiness().ready();
     let never = tokio::time::timeout(Duration::from_secs(2), ready).await;

@@ -44,7 +44,6 @@ pub struct Hello {
     /// metadata.name of the node. The stream is closed where the proof is of another one.
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
-    /// The agent's version, for logs.
     #[prost(string, tag = "2")]
     pub version: ::prost::alloc::string::String,
     /// The service account's token; empty where the client certificate is the proof.
@@ -67,7 +66,6 @@ pub struct Asked {
     #[prost(uint64, tag = "1")]
     pub session: u64,
 }
-/// What came of pods' requests.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Notices {
     #[prost(message, repeated, tag = "1")]
@@ -100,7 +98,6 @@ pub mod notice {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Nothing {}
-/// The agent is believed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {
     /// Which replica this is, so that an agent's second stream can go to another one.
@@ -163,7 +160,6 @@ pub mod resident {
         Undecided(super::Nothing),
     }
 }
-/// It may have this role.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Allowed {
     /// The number of the session on this stream.
@@ -261,7 +257,6 @@ pub struct Credentials {
 pub struct Failure {
     #[prost(enumeration = "failure::Kind", tag = "1")]
     pub kind: i32,
-    /// AWS's error code.
     #[prost(string, tag = "2")]
     pub code: ::prost::alloc::string::String,
 }
@@ -307,7 +302,6 @@ pub mod failure {
         }
     }
 }
-/// The broker is alive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pulse {
     /// How long ago the broker last heard of the cluster, in milliseconds.

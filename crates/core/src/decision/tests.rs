@@ -1,0 +1,246 @@
+//! The decision, layer by layer and before all layers.
+
+use super::*;
+use crate::key_values::KeyValues;
+use crate::layer::namespace::NamespaceLayer;
+use crate::namespace::Namespace;
+use crate::pattern::PatternFormat;
+use crate::workload::tests::pod;
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn rules(namespace: Namespace, format: PatternFormat) -> RuleSet {
+    let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
+    let compiled = NamespaceRules::new(&namespace, Some(&base), format);
+    RuleSet {
+        base: Some(base),
+        session_seconds: 3600,
+        layers: vec![ActiveLayer {
+            layer: Arc::new(NamespaceLayer::default()),
+            mode: Mode::Enforce,
+        }],
+        namespaces: Arc::new(HashMap::from([("default".into(), Arc::new(compiled))])),
+        ..RuleSet::default()
+    }
+}
+
+fn annotated(allowed: Option<&str>, permitted: Option<&str>) -> Namespace {
+    Namespace {
+        name: "default".into(),
+        allowed_roles: allowed.map(Into::into),
+        permitted: permitted.map(Into::into),
+        ..Namespace::default()
+    }
+}
+
+fn is_allowed(rules: &RuleSet, role: &str) -> bool {
+    matches!(rules.decide(&pod(Some(role)), NOW), Decision::Allow { .. })
+}
+
+#[test]
+fn the_namespace_layer_reads_both_dialects() {
+    use PatternFormat::{Glob, Regexp};
+    // allowed-roles, permitted, format, role, allowed
+    type Case<'a> = (
+        Option<&'a str>,
+        Option<&'a str>,
+        PatternFormat,
+        &'a str,
+        bool,
+    );
+    let cases: &[Case<'_>] = &[
+        (None, None, Glob, "reader", false),
+        (Some(r#"["reader"]"#), None, Glob, "reader", true),
+        (Some(r#"["reader"]"#), None, Glob, "reader-admin", false),
+        (Some("[]"), None, Glob, "reader", false),
+        (Some("reader"), None, Glob, "reader", false),
+        (Some(r#"["reader", 7]"#), None, Glob, "reader", false),
+        (Some(r#"["team-[ab]"]"#), None, Regexp, "team-a", true),
+        (Some(r#"["team-["]"#), None, Regexp, "team-[", false),
+        (None, Some(".*"), Glob, "reader", true),
+        (None, Some("reader"), Glob, "reader", true),
+        (None, Some("reader"), Glob, "reader-admin", false),
+        (None, Some(".*reader"), Glob, "team/reader", true),
+        (
+            None,
+            Some("arn:aws:iam::123456789012:role/reader"),
+            Glob,
+            "reader",
+            true,
+        ),
+        (None, Some(""), Glob, "reader", false),
+        (None, Some("("), Glob, "reader", false),
+        (Some(r#"["*"]"#), Some("writer"), Glob, "reader", false),
+        (Some(r#"["*"]"#), Some("reader"), Glob, "reader", true),
+        (
+            Some(r#"["*"]"#),
+            None,
+            Glob,
+            "arn:aws:iam::210987654321:role/reader",
+            false,
+        ),
+    ];
+    for (allowed, permitted, format, role, expected) in cases {
+        let rules = rules(annotated(*allowed, *permitted), *format);
+        assert_eq!(
+            is_allowed(&rules, role),
+            *expected,
+            "{allowed:?} {permitted:?} {format:?} {role}"
+        );
+    }
+}
+
+#[test]
+fn own_roles_are_refused_even_where_everything_is_allowed() {
+    let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+    rules.own_roles = vec![OwnRole {
+        account: Some("123456789012".into()),
+        name: "node".into(),
+    }];
+    for wish in ["node", "NODE", "some/path/node", "/node"] {
+        assert!(!is_allowed(&rules, wish), "{wish}");
+    }
+    assert!(is_allowed(&rules, "node-2"));
+    assert!(is_allowed(&rules, "arn:aws:iam::210987654321:role/node"));
+    rules.own_roles[0].account = None;
+    assert!(!is_allowed(&rules, "arn:aws:iam::210987654321:role/node"));
+}
+
+#[test]
+fn an_own_role_is_one_accounts_or_any_accounts() {
+    let own = |text: &str| {
+        let own = OwnRole::parse(text).unwrap();
+        (own.account, own.name)
+    };
+    assert_eq!(own("node"), (None, "node".into()));
+    assert_eq!(own("/path/node"), (None, "node".into()));
+    let account = Some("123456789012".to_owned());
+    let arn = "arn:aws:iam::123456789012:role/path/node";
+    assert_eq!(own(arn), (account, "node".into()));
+    for wrong in [
+        "",
+        "a b",
+        "../x",
+        "arn:aws:iam::1:role/node",
+        "ARN:x",
+        "path/",
+    ] {
+        assert!(OwnRole::parse(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn default_roles_in_their_order() {
+    let mut namespace = annotated(Some(r#"["team"]"#), None);
+    let mut with = rules(namespace.clone(), PatternFormat::Glob);
+    assert_eq!(with.decide(&pod(None), NOW), Decision::NoRole);
+    with.default_role = Some(resolve("basic", with.base.as_ref()).unwrap());
+    let listed = |rules: &RuleSet, wish| match rules.decide(&pod(wish), NOW) {
+        Decision::Allow { listed, .. } => listed,
+        other => format!("{other:?}"),
+    };
+    assert_eq!(listed(&with, None), "basic");
+    // As in kube2iam: what every pod gets may be named, and an empty annotation declines it.
+    assert_eq!(listed(&with, Some("basic")), "basic");
+    assert_eq!(with.decide(&pod(Some("")), NOW), Decision::NoRole);
+    namespace.default_role = Some("team".into());
+    let mut both = rules(namespace.clone(), PatternFormat::Glob);
+    both.default_role = with.default_role;
+    assert_eq!(listed(&both, None), "team");
+    assert_eq!(listed(&both, Some("team")), "team");
+    // A namespace cannot give itself by default what it may not have by name.
+    namespace.default_role = Some("admin".into());
+    let greedy = rules(namespace, PatternFormat::Glob);
+    assert!(matches!(greedy.decide(&pod(None), NOW), Decision::Deny(_)));
+}
+
+#[test]
+fn what_shapes_a_session_is_in_its_key() {
+    let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+    let key = |change: fn(&mut Workload)| {
+        let mut pod = pod(Some("reader"));
+        change(&mut pod);
+        match rules.decide(&pod, NOW) {
+            Decision::Allow { key, .. } => key,
+            other => panic!("{other:?}"),
+        }
+    };
+    let plain = key(|_| ());
+    assert_eq!(&*plain.name, "default.default");
+    assert_eq!(plain, key(|pod| pod.name = "other".into()));
+    for change in [
+        (|pod| pod.wish.external_id = Some("id-b".into())) as fn(&mut Workload),
+        |pod| pod.service_account = "api".into(),
+        |pod| pod.wish.session_name = Some("blue".into()),
+        |pod| pod.wish.role = Some("writer".into()),
+    ] {
+        assert_ne!(plain, key(change));
+    }
+}
+
+#[test]
+fn malformed_wishes_and_mirror_pods_are_refused() {
+    let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+    for change in [
+        (|pod| pod.wish.role = Some("../x".into())) as fn(&mut Workload),
+        |pod| pod.wish.role = Some("x".repeat(4000).into()),
+        |pod| pod.wish.external_id = Some("x".into()),
+        |pod| pod.wish.external_id = Some("a b".into()),
+        |pod| pod.wish.session_name = Some("other.app".into()),
+        |pod| pod.mirror = true,
+    ] {
+        let mut pod = pod(Some("reader"));
+        change(&mut pod);
+        let Decision::Deny(denial) = rules.decide(&pod, NOW) else {
+            panic!("{pod:?} was not refused");
+        };
+        assert!(denial.to_string().len() < 500, "{denial}");
+    }
+}
+
+#[test]
+fn missing_rules_are_told_rather_than_what_they_would_have_said() {
+    let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+    rules.missing = Some("gone".into());
+    for base in [rules.base.clone(), None] {
+        rules.base = base;
+        let Decision::Deny(denial) = rules.decide(&pod(Some("reader")), NOW) else {
+            panic!("allowed");
+        };
+        assert_eq!((denial.layer, &*denial.reason), ("rules", "gone"));
+    }
+    assert_eq!(rules.decide(&pod(None), NOW), Decision::NoRole);
+}
+
+#[test]
+fn rule_09_labels_beyond_all_bounds_allow_nothing() {
+    let huge: KeyValues = (0..10_000).map(|n| (format!("{n:06}"), "x")).collect();
+    let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+    for change in [
+        (|pod, huge| pod.labels = huge) as fn(&mut Workload, KeyValues),
+        |pod, huge| pod.annotations = huge,
+    ] {
+        let mut pod = pod(Some("reader"));
+        change(&mut pod, huge.clone());
+        let Decision::Deny(denial) = rules.decide(&pod, NOW) else {
+            panic!("{pod:?} was not refused");
+        };
+        assert!(denial.reason.contains("larger than 32 KiB"), "{denial}");
+    }
+    assert!(is_allowed(&rules, "reader"));
+    let namespace = Namespace {
+        labels: huge,
+        ..annotated(None, Some(".*"))
+    };
+    let compiled = NamespaceRules::new(&namespace, rules.base.as_ref(), PatternFormat::Glob);
+    rules.namespaces = Arc::new([("default".into(), Arc::new(compiled))].into());
+    assert!(!is_allowed(&rules, "reader"));
+}
+
+#[test]
+fn an_unseen_namespace_is_not_decided() {
+    let mut pod = pod(Some("reader"));
+    pod.namespace = "new".into();
+    let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+    assert_eq!(rules.decide(&pod, NOW), Decision::Undecided);
+}
