@@ -4,7 +4,15 @@
 use std::process::Command;
 
 /// Commands with a page of their own in `docs/reference`.
-const PAGES: [&str; 5] = ["agent", "redirect", "admission", "controller", "policy"];
+const PAGES: [&str; 7] = [
+    "agent",
+    "broker",
+    "redirect",
+    "admission",
+    "controller",
+    "policy",
+    "ledger",
+];
 
 #[test]
 fn reference_pages_are_up_to_date() {
