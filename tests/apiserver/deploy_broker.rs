@@ -16,7 +16,7 @@ async fn installed() -> &'static Cluster {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     let start = async || {
         let cluster = Cluster::start().await.unwrap();
-        for (manifest, objects) in [("rolegate-broker", 9), ("rolegate-agent-broker", 3)] {
+        for (manifest, objects) in [("rolegate-broker", 11), ("rolegate-agent-broker", 3)] {
             let path = repository().join(format!("deploy/{manifest}.yaml"));
             assert_eq!(cluster.apply_file(&path).await.unwrap().len(), objects);
         }
@@ -66,6 +66,23 @@ async fn a_broker_may_exactly_this() {
     let mut at_home = everywhere.to_vec();
     at_home.push("get,list,watch /secrets rolegate-broker-tls");
     may_exactly(cluster, "rolegate-broker", NAMESPACE, &at_home).await;
+}
+
+#[tokio::test]
+async fn the_controller_may_make_the_brokers_certificate_and_no_other() {
+    let cluster = installed().await;
+    cluster
+        .create_service_account(NAMESPACE, "rolegate-controller")
+        .await
+        .unwrap();
+    let at_home = [
+        "create /configmaps,secrets",
+        "get /services rolegate-broker",
+        "get,list,patch,watch /configmaps rolegate-broker-ca",
+        "get,list,update,watch /secrets rolegate-broker-tls",
+    ];
+    may_exactly(cluster, "rolegate-controller", NAMESPACE, &at_home).await;
+    may_exactly(cluster, "rolegate-controller", "default", &[]).await;
 }
 
 #[tokio::test]
