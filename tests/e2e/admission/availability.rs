@@ -88,6 +88,12 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
             "/api/v1/namespaces".into(),
             annotated,
         ),
+        // Its name may be one that a grant gives roles to.
+        (
+            "a namespace",
+            "/api/v1/namespaces".into(),
+            json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "plain" } }),
+        ),
         ("a grant", grants.into(), grant.clone()),
     ] {
         unanswered(what, &jane.post(&path, &object).await?)?;
@@ -116,11 +122,6 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
             "a service account",
             of(namespace, "serviceaccounts"),
             simple("ServiceAccount"),
-        ),
-        (
-            "a namespace",
-            "/api/v1/namespaces".into(),
-            simple("Namespace"),
         ),
         (
             "a pod of kube-system",
@@ -174,6 +175,10 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
         "a grant of a cluster's master",
         admin.post(&dry, &grant).await?,
     )?;
+    let plain = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "plain" } });
+    let dry = "/api/v1/namespaces?dryRun=All";
+    let answer = admin.post(dry, &plain).await?;
+    taken("a namespace of a cluster's master", answer)?;
 
     stage.gate.restart_admission().await?;
     stage.until_allowed(namespace, "shop-reader").await?;
