@@ -50,7 +50,7 @@ pub enum Refused {
     #[error("the token's pod is not there any more, or not seen yet")]
     Gone,
     /// The pod is on another node than the token or the agent says.
-    #[error("the token's pod is not on this node")]
+    #[error("the token or certificate is of another node")]
     Node,
     /// The connection comes from elsewhere.
     #[error("the connection does not come from the address of the token's pod")]

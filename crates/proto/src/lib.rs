@@ -5,6 +5,7 @@
 //! [`wire`] turns messages into what the rest of rolegate works with, and back: whatever comes in
 //! is bounded and checked there, for a broker believes no agent and an agent not everything.
 
+pub mod client;
 pub mod wire;
 
 /// `rolegate.v1`: agents and brokers.

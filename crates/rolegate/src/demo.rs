@@ -9,6 +9,7 @@ mod report;
 mod screen;
 mod stage;
 mod steps;
+mod stolen;
 mod take;
 
 use std::ffi::OsString;

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Names of the steps, in their order.
-const STEPS: [&str; 12] = [
+const STEPS: [&str; 13] = [
     "without-rolegate",
     "allowed-role",
     "refused-role",
@@ -19,6 +19,7 @@ const STEPS: [&str; 12] = [
     "node-credentials",
     "metadata-tokens",
     "role-shopping",
+    "stolen-node",
     "right-taken-away",
     "rotation",
     "sts-down",

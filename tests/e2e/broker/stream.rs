@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
-use std::task::{Context, Poll};
 
 use anyhow::{Context as _, bail, ensure};
-use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
+use rolegate_proto::client::Requests;
 use rolegate_proto::v1::{
     self, FromAgent, ToAgent, broker_client::BrokerClient, from_agent, to_agent,
 };
@@ -18,7 +15,6 @@ use rolegate_runtime::tls::ClientTls;
 use rolegate_testkit::lab::Namespace;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::body::Body;
 use tonic::{Code, Status, Streaming};
 
 use super::place::{HOST, PORT, Place};
@@ -149,22 +145,4 @@ pub(super) async fn refused(
 
 fn message(body: from_agent::Body) -> FromAgent {
     FromAgent { body: Some(body) }
-}
-
-/// Sends requests on one connection.
-#[derive(Clone)]
-struct Requests(SendRequest<Body>);
-
-impl tonic::codegen::Service<http::Request<Body>> for Requests {
-    type Response = http::Response<Incoming>;
-    type Error = hyper::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
-    }
 }

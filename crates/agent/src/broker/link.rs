@@ -2,13 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use http::Uri;
-use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
+use rolegate_proto::client::Requests;
 use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, to_agent};
 use rolegate_proto::wire::MAX_MESSAGE;
 use rolegate_runtime::http2;
@@ -18,7 +16,6 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
-use tonic::body::Body;
 use zeroize::Zeroizing;
 
 use super::{BrokerOptions, Proof};
@@ -249,23 +246,5 @@ async fn read(path: &Path) -> Result<String, LinkError> {
     match token.trim() {
         "" => Err(failed("it is empty".into())),
         token => Ok(token.into()),
-    }
-}
-
-/// Sends requests on one connection.
-#[derive(Clone)]
-struct Requests(SendRequest<Body>);
-
-impl tonic::codegen::Service<http::Request<Body>> for Requests {
-    type Response = http::Response<Incoming>;
-    type Error = hyper::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
     }
 }

@@ -5,38 +5,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use http::Uri;
-use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
+pub(crate) use rolegate_proto::client::Requests;
 use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, to_agent};
 use rolegate_runtime::http2;
 use rolegate_runtime::tls::{ClientTls, ClientTlsError};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tonic::body::Body;
 use tonic::{Status, Streaming};
 
 use crate::stage::PATIENCE;
-
-/// Sends requests on one connection.
-#[derive(Clone)]
-pub(crate) struct Requests(SendRequest<Body>);
-
-impl tonic::codegen::Service<http::Request<Body>> for Requests {
-    type Response = http::Response<Incoming>;
-    type Error = hyper::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
-    }
-}
 
 /// Where requests are for.
 pub(crate) fn origin() -> Uri {

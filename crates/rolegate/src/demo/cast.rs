@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 /// The node's name in Kubernetes.
 pub(super) const NODE: &str = "demo-node";
+/// Another node of the cluster, on which nothing runs here.
+pub(super) const OTHER_NODE: &str = "other-node";
 /// The node's role, which no pod may get.
 pub(super) const NODE_ROLE: &str = "node";
 /// The annotation of a pod that names its role.
@@ -84,6 +86,15 @@ impl Pod {
             None => pod,
         }
     }
+}
+
+/// A pod of the other node, with a role that its namespace may have.
+pub(super) fn elsewhere() -> devkit::Pod {
+    devkit::Pod::new("shop", "ledger")
+        .node(OTHER_NODE)
+        .ip("10.99.0.1")
+        .service_account("ledger")
+        .annotation(ROLE, "reports-ledger")
 }
 
 /// A namespace as Kubernetes has it.

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use rolegate_agent::app::{Agent, Ended};
+use rolegate_aws::sts;
 use rolegate_core::redirect::METADATA_V4;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
 use serde_json::Value;
@@ -19,6 +20,7 @@ use super::cast::{self, Pod};
 use super::gate::{self, Gate};
 use super::netns;
 use super::network::{AGENT_PORT, Network, Node};
+use super::stolen::{self, Loot, Place};
 use crate::agent::{AgentFlags, options};
 
 /// How long the agent may take to get ready.
@@ -130,16 +132,14 @@ impl<'a> Stage<'a> {
             flags.host_interface = netns::POD_INTERFACES.into();
             flags.redirect = Some("auto".into());
         }
-        let endpoint = self.sts.url();
-        let (id, key) = self.imds.node_key();
-        let credentials =
-            Credentials::new(id, key.secret_access_key, key.session_token, None, "demo");
+        let to_sts = self.to_sts();
         let started = self.handle.spawn(async move {
             let mut options = options(flags).await?;
             options.runtime_dir = None;
-            options.sts.region = Some("eu-west-1".into());
-            options.sts.endpoint_url = Some(endpoint);
-            options.sts.credentials = Some(SharedCredentialsProvider::new(credentials));
+            options.sts = sts::StsOptions {
+                chain: options.sts.chain,
+                ..to_sts
+            };
             if loopback {
                 options.listen = ANY_PORT;
             }
@@ -161,6 +161,33 @@ impl<'a> Stage<'a> {
             );
         }
         Ok(())
+    }
+
+    /// STS's stand-in, with the credentials of the node's role.
+    fn to_sts(&self) -> sts::StsOptions {
+        let (id, key) = self.imds.node_key();
+        let credentials =
+            Credentials::new(id, key.secret_access_key, key.session_token, None, "demo");
+        sts::StsOptions {
+            region: Some("eu-west-1".into()),
+            endpoint_url: Some(self.sts.url()),
+            credentials: Some(SharedCredentialsProvider::new(credentials)),
+            ..sts::StsOptions::default()
+        }
+    }
+
+    /// Has this node stolen, in a cluster with a broker, see [`stolen`].
+    ///
+    /// # Errors
+    /// When the broker doesn't start, or doesn't answer as it should.
+    pub(super) async fn steal(&self) -> anyhow::Result<Loot> {
+        self.kube.put_pod(cast::elsewhere());
+        let place = Place {
+            kube: self.kube.url(),
+            metadata: self.imds.addr().to_string(),
+            sts: self.to_sts(),
+        };
+        self.handle.spawn(stolen::steal(place)).await?
     }
 
     /// Starts the admission webhook and registers it with Kubernetes.

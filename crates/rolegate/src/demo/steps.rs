@@ -45,6 +45,7 @@ pub(super) async fn play(
         NODE_CREDENTIALS: node_credentials,
         TOKENS: tokens,
         SHOPPING: shopping,
+        STOLEN: stolen,
         RIGHT_GONE: right_gone,
         ROTATION: rotation,
         STS_DOWN: sts_down,
@@ -269,6 +270,36 @@ async fn shopping(take: &mut Take<'_>) -> anyhow::Result<()> {
     );
     let (created, _) = create("shop", "checkout").await?;
     ensure!(created, "a role that is granted was refused");
+    Ok(())
+}
+
+const STOLEN: Plot = Plot {
+    name: "stolen-node",
+    title: "A stolen node gets its own pods' roles from the broker, and nothing of another node",
+    why: "With a broker nodes have no AWS rights; what a thief can have is what was on the node anyway.",
+};
+
+async fn stolen(take: &mut Take<'_>) -> anyhow::Result<()> {
+    let loot = take.stage.steal().await?;
+    take.note(format!(
+        "with the certificate of {} the thief claims {}:",
+        cast::NODE,
+        cast::NODE
+    ));
+    for pod in &loot.own {
+        take.note(format!("  {pod}"));
+    }
+    take.note(format!("and claims {}: {}", cast::OTHER_NODE, loot.other));
+    let theirs = |pod: &String| pod.starts_with("shop/checkout: role checkout");
+    ensure!(
+        loot.own.iter().any(theirs),
+        "the node's own pods are missing"
+    );
+    let others = |pod: &String| pod.starts_with("shop/ledger");
+    ensure!(
+        !loot.own.iter().any(others),
+        "a pod of another node was told"
+    );
     Ok(())
 }
 
