@@ -16,7 +16,7 @@ use rolegate_rego::{
 };
 
 use crate::rules::Rules;
-use crate::snapshot::{Needs, Snapshot, Watch};
+use crate::snapshot::{Needs, PolicyCounts, Snapshot, Watch};
 
 /// What a source says.
 #[derive(Debug, Clone)]
@@ -53,6 +53,7 @@ pub struct Keeper {
     config_maps: HashMap<MapName, ConfigMap>,
     /// ConfigMaps whose points cannot be read.
     misplaced: BTreeMap<MapName, String>,
+    policy_counts: PolicyCounts,
     loaded_namespaces: HashSet<Arc<str>>,
     loaded_kinds: BTreeSet<ResourceKind>,
     rules: Rules,
@@ -69,6 +70,7 @@ impl Keeper {
             rego,
             config_maps: HashMap::new(),
             misplaced: BTreeMap::new(),
+            policy_counts: PolicyCounts::default(),
             loaded_namespaces: HashSet::new(),
             loaded_kinds: BTreeSet::new(),
             rules: Rules::default(),
@@ -194,7 +196,24 @@ impl Keeper {
                 }
             }
         }
+        self.count();
         Touched::All
+    }
+
+    fn count(&mut self) {
+        let mut counts = PolicyCounts::default();
+        for status in self.policies.statuses().values() {
+            match status {
+                PolicyStatus::Ok { .. } => counts.ok += 1,
+                PolicyStatus::Ignored => {}
+                PolicyStatus::Error {
+                    keeps_last_good: true,
+                    ..
+                } => counts.outdated += 1,
+                PolicyStatus::Error { .. } => counts.unusable += 1,
+            }
+        }
+        self.policy_counts = counts;
     }
 
     /// Gives all ConfigMaps to the policies anew.
@@ -206,6 +225,7 @@ impl Keeper {
             let of_kind = sources.iter().filter(|source| source.kind == kind);
             self.policies.replace_all(kind, of_kind.cloned());
         }
+        self.count();
     }
 
     /// A ConfigMap as policies or data; `None` where it is neither.
@@ -319,6 +339,7 @@ impl Keeper {
                 Some(_) => None,
                 None => self.missing(),
             },
+            policy_counts: self.policy_counts,
             needs,
         });
     }

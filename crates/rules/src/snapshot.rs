@@ -25,8 +25,21 @@ pub struct Snapshot {
     /// What keeps the rules from counting, in a sentence: while there is something, what it is
     /// about is refused.
     pub missing: Option<Arc<str>>,
+    /// How ConfigMaps of policies and data fare.
+    pub policy_counts: PolicyCounts,
     /// What must be followed for these rules.
     pub needs: Needs,
+}
+
+/// How many ConfigMaps of policies and data fare how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PolicyCounts {
+    /// In use as they are written.
+    pub ok: usize,
+    /// They can't be used as they are; the version before is.
+    pub outdated: usize,
+    /// They never could be used.
+    pub unusable: usize,
 }
 
 impl Snapshot {
