@@ -16,7 +16,7 @@ BINARIES := build --workspace --bins --examples
 FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test e2e lint fmt bench fuzz
+.PHONY: help setup build demo test e2e lint fmt bench scale fuzz
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ bench: ## Measure against the numbers promised in docs/benchmarks.md; JSON in RO
 	@hack/setup build
 	cargo build --release -p rolegate -p rolegate-bench
 	$(CARGO_TARGET_DIR)/release/rolegate-bench --json $(ROLEGATE_CACHE)/bench.json
+
+scale: ## Run 1,000 agents, 50,000 pods and 3 brokers, one of which is killed; JSON in ROLEGATE_CACHE/scale.json
+	@hack/setup build
+	cargo build --release -p rolegate -p rolegate-bench
+	$(CARGO_TARGET_DIR)/release/rolegate-bench --json $(ROLEGATE_CACHE)/scale.json scale
 
 fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	@hack/setup build fuzz

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::broker::authority::{Authority, HOST};
 use crate::rolegate::{Rolegate, free_address};
 use crate::stand_ins::{Addresses, BASE_ROLE_ARN, NODE, REGION};
 
@@ -21,34 +22,66 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Starts it and waits until it is ready.
+    /// Starts it, with Kubernetes and AWS, and waits until it is ready.
     pub(crate) fn start(
         binary: &Path,
         addresses: Addresses,
         further: &[&str],
+    ) -> anyhow::Result<Self> {
+        Self::started(binary, addresses, |command| {
+            command
+                .arg(format!("--api-server=http://{}", addresses.api))
+                .args(["--api-token=x", "--insecure"])
+                .arg(format!("--base-role-arn={BASE_ROLE_ARN}"))
+                .args(further)
+                .env("AWS_REGION", REGION)
+                .env("AWS_ENDPOINT_URL", format!("http://{}", addresses.sts))
+                .env(
+                    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+                    format!("http://{}", addresses.imds),
+                );
+        })
+    }
+
+    /// Starts it with a broker and nothing else, and waits until it is ready.
+    pub(crate) fn with_broker(
+        binary: &Path,
+        addresses: Addresses,
+        broker: SocketAddr,
+        authority: &Authority,
+    ) -> anyhow::Result<Self> {
+        let pair = authority.node(NODE)?;
+        Self::started(binary, addresses, |command| {
+            command
+                .arg(format!("--broker=https://{HOST}:{}", broker.port()))
+                .arg("--broker-ca")
+                .arg(authority.ca())
+                .arg("--broker-cert")
+                .arg(&pair.certificate)
+                .arg("--broker-key")
+                .arg(&pair.key);
+        })
+    }
+
+    fn started(
+        binary: &Path,
+        addresses: Addresses,
+        source: impl FnOnce(&mut Command),
     ) -> anyhow::Result<Self> {
         let (pods, admin) = (free_address()?, free_address()?);
         let folder = tempfile::tempdir()?;
         let mut command = Command::new(binary);
         command
             .arg("agent")
-            .arg(format!("--api-server=http://{}", addresses.api))
-            .args(["--api-token=x", "--insecure", "--host-ip=127.0.0.1"])
+            .arg("--host-ip=127.0.0.1")
             .arg(format!("--node={NODE}"))
             .arg(format!("--app-port={}", pods.port()))
             .arg(format!("--metrics-address={admin}"))
-            .arg(format!("--base-role-arn={BASE_ROLE_ARN}"))
             .arg(format!("--metadata-addr={}", addresses.imds))
             .arg("--runtime-dir")
             .arg(folder.path())
-            .args(further)
-            .env_clear()
-            .env("AWS_REGION", REGION)
-            .env("AWS_ENDPOINT_URL", format!("http://{}", addresses.sts))
-            .env(
-                "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-                format!("http://{}", addresses.imds),
-            );
+            .env_clear();
+        source(&mut command);
         Ok(Self {
             process: Rolegate::start(&mut command, admin)?,
             _folder: folder,

@@ -1,12 +1,13 @@
 //! Measures the release binary against the numbers that docs/benchmarks.md promises.
 //!
-//! Everything runs on loopback: stand-ins for AWS and Kubernetes in one process, the agent or the
-//! admission webhook in another, the load generator in this one. Absolute times depend on the machine; the ratios to a
+//! Everything runs on loopback: stand-ins for AWS and Kubernetes in one process, the agent, the
+//! broker or the admission webhook in another, the load generator in this one. Absolute times depend on the machine; the ratios to a
 //! bare hyper server that sends the same bytes in the same minute don't, or little. A missed number
 //! is shown; a wrong answer makes the run fail.
 
 mod agent;
 mod bare;
+mod broker;
 mod change;
 mod child;
 mod client;
@@ -64,11 +65,15 @@ enum Process {
     StandIns,
     #[command(hide = true)]
     Bare { threads: usize },
+    /// Run a cluster of 1,000 nodes with three brokers, of which one is killed
+    Scale,
 }
 
 type Part = (&'static str, fn(&Bench) -> anyhow::Result<Vec<Row>>);
 
-const PARTS: [Part; 10] = [
+const SCALE: [Part; 1] = [("scale", broker::scale::run)];
+
+const PARTS: [Part; 14] = [
     ("warm", warm::run),
     ("through", through::run),
     ("cold", cold::run),
@@ -79,6 +84,10 @@ const PARTS: [Part; 10] = [
     ("rego", gate::rego),
     ("change", change::run),
     ("decision", decision::run),
+    ("broker-pods", broker::pods::run),
+    ("broker-memory", broker::idle::run),
+    ("broker-agent", broker::agent::run),
+    ("broker-calls", broker::calls::run),
 ];
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -86,11 +95,12 @@ fn main() -> anyhow::Result<ExitCode> {
     match arguments.command {
         Some(Process::StandIns) => stand_ins::run().map(|()| ExitCode::SUCCESS),
         Some(Process::Bare { threads }) => bare::run(threads).map(|()| ExitCode::SUCCESS),
-        None => measure(&arguments),
+        Some(Process::Scale) => measure(&arguments, &SCALE),
+        None => measure(&arguments, &PARTS),
     }
 }
 
-fn measure(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+fn measure(arguments: &Arguments, parts: &[Part]) -> anyhow::Result<ExitCode> {
     let processors = std::thread::available_parallelism()?.get();
     let bench = Bench {
         rolegate: match &arguments.rolegate {
@@ -105,8 +115,8 @@ fn measure(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         rows: Vec::new(),
         failed: Vec::new(),
     };
-    for (name, run) in PARTS {
-        if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == name) {
+    for (name, run) in parts {
+        if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == *name) {
             continue;
         }
         writeln!(std::io::stderr(), "measuring: {name}")?;

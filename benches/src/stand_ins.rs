@@ -45,6 +45,15 @@ pub(crate) fn role(pod: u32) -> String {
     format!("role-{pod}")
 }
 
+/// The name of the role that a pod is annotated with.
+pub(crate) fn role_of(pod: u32, roles: &Roles) -> String {
+    match roles {
+        Roles::OneEach => role(pod),
+        Roles::Same(role) => role.clone(),
+        Roles::Among(count) => role(pod % count),
+    }
+}
+
 /// What the process does when told so.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
@@ -55,6 +64,20 @@ pub(crate) enum Order {
         first: u32,
         count: u32,
         roles: Roles,
+    },
+    /// Creates pods of these numbers, number `n` on `node-` and `n % nodes`.
+    Spread {
+        namespace: String,
+        nodes: u32,
+        first: u32,
+        count: u32,
+        roles: Roles,
+    },
+    /// Deletes pods of these numbers.
+    Gone {
+        namespace: String,
+        first: u32,
+        count: u32,
     },
     /// Creates a namespace.
     Namespace(String),
@@ -76,6 +99,8 @@ pub(crate) enum Order {
 pub(crate) struct Report {
     /// Calls of `AssumeRole` until now.
     pub(crate) calls: usize,
+    /// Calls of all kinds until now, of which [`Report::calls`] counts the last thousands only.
+    pub(crate) total: u64,
     /// Calls that are being answered.
     pub(crate) in_flight: usize,
     /// Different roles asked for until now.
@@ -151,6 +176,27 @@ pub(crate) fn run() -> anyhow::Result<()> {
                     api.put_pod(pod(&namespace, &node, number, &roles));
                 }
             }
+            Order::Spread {
+                namespace,
+                nodes,
+                first,
+                count,
+                roles,
+            } => {
+                for number in first..first + count {
+                    let node = format!("node-{}", number % nodes);
+                    api.put_pod(pod(&namespace, &node, number, &roles));
+                }
+            }
+            Order::Gone {
+                namespace,
+                first,
+                count,
+            } => {
+                for number in first..first + count {
+                    api.delete_pod(&namespace, &format!("pod-{number}"));
+                }
+            }
             Order::Namespace(name) => drop(api.put_namespace(Namespace::new(&name))),
             Order::Put { resource, objects } => {
                 for object in objects {
@@ -191,10 +237,11 @@ async fn start() -> std::io::Result<(KubeApi, Sts, Imds)> {
 
 fn pod(namespace: &str, node: &str, number: u32, roles: &Roles) -> Pod {
     let name = format!("pod-{number}");
-    let (account, role) = match roles {
-        Roles::OneEach => (name.clone(), role(number)),
-        Roles::Same(role) => ("default".to_owned(), role.clone()),
-        Roles::Among(count) => (role(number % count), role(number % count)),
+    let role = role_of(number, roles);
+    let account = match roles {
+        Roles::OneEach => name.clone(),
+        Roles::Same(_) => "default".to_owned(),
+        Roles::Among(_) => role.clone(),
     };
     Pod::new(namespace, &name)
         .node(node)
@@ -208,6 +255,7 @@ fn report(sts: &Sts) -> Report {
     let assumed = || calls.iter().filter(|call| call.action == "AssumeRole");
     Report {
         calls: assumed().count(),
+        total: sts.count(),
         in_flight: sts.in_flight(),
         roles: assumed()
             .map(|call| call.role_arn.as_str())

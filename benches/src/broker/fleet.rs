@@ -1,0 +1,214 @@
+//! Agents by the hundred: each keeps two streams as the real one does, and notes what comes.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures::future::{BoxFuture, FutureExt, OptionFuture};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, to_agent};
+use rolegate_runtime::http2;
+use rolegate_runtime::tls::ClientTls;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tonic::Streaming;
+use tonic::body::Body;
+
+use super::authority::{Authority, HOST};
+use super::board::Board;
+
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Running agents; dropping it ends them.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    runtime: Runtime,
+    pub(crate) board: Arc<Board>,
+}
+
+impl Fleet {
+    pub(crate) fn new(board: Board) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            runtime,
+            board: Arc::new(board),
+        })
+    }
+
+    /// Starts the agents of these nodes, spread over the brokers.
+    pub(crate) fn start(
+        &self,
+        nodes: Range<u32>,
+        authority: &Authority,
+        brokers: &[SocketAddr],
+    ) -> anyhow::Result<()> {
+        let brokers: Arc<[SocketAddr]> = brokers.into();
+        for node in nodes {
+            let name = format!("node-{node}");
+            let agent = Agent {
+                tls: authority.client(&name)?,
+                node: name,
+                brokers: brokers.clone(),
+            };
+            self.runtime.spawn(agent.run(node, self.board.clone()));
+        }
+        Ok(())
+    }
+
+    /// For what else runs beside the agents.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Agent {
+    node: String,
+    tls: ClientTls,
+    brokers: Arc<[SocketAddr]>,
+}
+
+/// A stream whose broker believes the agent.
+struct Link {
+    orders: mpsc::Sender<v1::FromAgent>,
+    incoming: Streaming<v1::ToAgent>,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Agent {
+    async fn run(self, number: u32, board: Arc<Board>) {
+        let mut next = usize::try_from(number).unwrap_or_default();
+        let mut serving = self.dial(next).await;
+        next += 1;
+        serving.begin();
+        let mut warm: Option<Link> = None;
+        let mut dialing: Option<BoxFuture<'_, Link>> = None;
+        loop {
+            if warm.is_none() && dialing.is_none() && self.brokers.len() > 1 {
+                dialing = Some(self.dial(next).boxed());
+                next += 1;
+            }
+            let beside = warm.as_mut().map(|link| link.incoming.message());
+            tokio::select! {
+                message = serving.incoming.message() => match message {
+                    Ok(Some(message)) => if let Some(to_agent::Body::Update(update)) = message.body {
+                        board.update(number, update);
+                    },
+                    ended => {
+                        if let Err(status) = ended && status.code() == tonic::Code::Unauthenticated {
+                            board.wrong(format!("{} is refused: {status}", self.node));
+                        }
+                        serving = match (warm.take(), dialing.take()) {
+                            (Some(link), _) => link,
+                            (None, Some(dialing)) => dialing.await,
+                            (None, None) => self.dial(next).await,
+                        };
+                        board.begun(number);
+                        serving.begin();
+                    }
+                },
+                Some(message) = OptionFuture::from(beside) => match message {
+                    Ok(Some(message)) => if let Some(to_agent::Body::Update(_)) = message.body {
+                        board.wrong(format!("{} was sent pods on its warm stream", self.node));
+                    },
+                    _ => warm = None,
+                },
+                Some(link) = OptionFuture::from(dialing.as_mut()) => {
+                    dialing = None;
+                    warm = Some(link);
+                }
+            }
+        }
+    }
+
+    /// Tries one broker after the other until one believes it.
+    async fn dial(&self, first: usize) -> Link {
+        let mut place = first;
+        loop {
+            if let Some(broker) = self.brokers.get(place % self.brokers.len())
+                && let Ok(link) = self.open(*broker).await
+            {
+                return link;
+            }
+            place += 1;
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn open(&self, broker: SocketAddr) -> anyhow::Result<Link> {
+        let stream = TcpStream::connect(broker).await?;
+        stream.set_nodelay(true)?;
+        let stream = self.tls.connect(stream, HOST).await?;
+        let (requests, connection) = http2::connect(stream).await?;
+        let connection = tokio::spawn(async move {
+            // How it ends, its stream tells.
+            let _ = connection.await;
+        });
+        let (orders, mut receiver) = mpsc::channel(4);
+        let hello = from_agent::Body::Hello(v1::Hello {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            token: String::new(),
+        });
+        orders.try_send(message(hello))?;
+        let outgoing = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+        let origin = http::Uri::from_static("https://broker");
+        let mut client = BrokerClient::with_origin(Requests(requests), origin);
+        let mut incoming = client.serve(outgoing).await?.into_inner();
+        let welcome = incoming.message().await?.context("no message came")?;
+        let Some(to_agent::Body::Welcome(_)) = welcome.body else {
+            bail!("the stream did not begin with Welcome");
+        };
+        Ok(Link {
+            orders,
+            incoming,
+            connection,
+        })
+    }
+}
+
+impl Link {
+    fn begin(&self) {
+        // It fails only where the stream has ended, which is noticed by reading.
+        let _ = self
+            .orders
+            .try_send(message(from_agent::Body::Begin(v1::Begin {})));
+    }
+}
+
+fn message(body: from_agent::Body) -> v1::FromAgent {
+    v1::FromAgent { body: Some(body) }
+}
+
+/// Sends requests on one connection.
+#[derive(Clone)]
+struct Requests(SendRequest<Body>);
+
+impl tonic::codegen::Service<http::Request<Body>> for Requests {
+    type Response = http::Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
