@@ -42,8 +42,8 @@ impl Agents {
         self.changes.subscribe()
     }
 
-    /// A pod is new or changed.
-    pub(crate) fn put(&self, pod: &Arc<Workload>) {
+    /// A pod is new or changed. Returns whether it is an agent's, or was.
+    pub(crate) fn put(&self, pod: &Arc<Workload>) -> bool {
         let live = is_live_agent(pod, &self.account);
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = match live {
@@ -57,11 +57,12 @@ impl Agents {
         if changed {
             self.changes.send_modify(|version| *version += 1);
         }
+        changed
     }
 
-    /// A pod is gone.
-    pub(crate) fn remove(&self, uid: &str) {
+    /// A pod is gone. Returns whether it was an agent's.
+    pub(crate) fn remove(&self, uid: &str) -> bool {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        pods.remove(uid);
+        pods.remove(uid).is_some()
     }
 }

@@ -98,6 +98,8 @@ pub struct Desk {
     /// UIDs to decide again for, and whether what STS refused them is worth another try.
     touched: BTreeMap<Arc<str>, bool>,
     workloads: Option<Block>,
+    /// Whether all that feeds must have to be complete was known at the last change.
+    settled: bool,
     rules: Condition,
 }
 
@@ -119,6 +121,7 @@ impl Desk {
             users: HashMap::new(),
             touched: BTreeMap::new(),
             workloads: Some(readiness.block("workloads are not loaded")),
+            settled: false,
             rules,
         }
     }
@@ -262,7 +265,10 @@ impl Desk {
             (None, Some(missing)) => self.rules.note(&*missing),
             (None, None) => self.rules.ok(),
         }
-        if self.is_settled() {
+        // Feeds that begin while it is so are completed then.
+        let settled = self.is_settled();
+        let was_settled = std::mem::replace(&mut self.settled, settled);
+        if self.settled && !was_settled {
             for feed in self.nodes.values().flat_map(|node| &node.feeds) {
                 feed.complete();
             }
@@ -331,7 +337,7 @@ impl Desk {
         }
         let pod = Arc::new(pod);
         let before = self.pods.insert(pod.uid.clone(), pod.clone());
-        self.agents.put(&pod);
+        let is_agent = self.agents.put(&pod);
         if let Some(hosts) = &self.hosts {
             hosts.put(before.as_deref(), &pod);
         }
@@ -341,7 +347,9 @@ impl Desk {
                 self.leave_node(before);
             }
         }
-        self.close_stale_streams(&pod.uid);
+        if is_agent {
+            self.close_stale_streams(&pod.uid);
+        }
         self.claim(&pod);
         if let Some(node) = &pod.node {
             let node = self.nodes.entry(node.clone()).or_default();
@@ -358,11 +366,12 @@ impl Desk {
         let Some(pod) = self.pods.remove(uid) else {
             return;
         };
-        self.agents.remove(uid);
         if let Some(hosts) = &self.hosts {
             hosts.remove(&pod);
         }
-        self.close_stale_streams(uid);
+        if self.agents.remove(uid) {
+            self.close_stale_streams(uid);
+        }
         self.unclaim(&pod);
         self.leave_node(&pod);
         self.metrics.set_pods(self.pods.len());
