@@ -130,7 +130,8 @@ fn own_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-fn clock() -> Duration {
+/// The real clock: the time since somebody first asked.
+pub(crate) fn clock() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
 }

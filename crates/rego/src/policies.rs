@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use regorus::Value;
-use regorus::utils::limits::monotonic_now;
 use serde::Deserialize as _;
 
 use rolegate_core::workload::Workload;
 
 use crate::evaluate::{Program, Unanswered};
+use crate::meter::clock;
 use crate::source::Points;
 use crate::{data, input, text, wrap};
 
@@ -176,7 +176,7 @@ impl Policies {
         json: &dyn Fn() -> Option<Cow<'a, serde_json::Value>>,
         now: Timestamp,
     ) -> Findings {
-        let start = monotonic_now();
+        let start = clock();
         let mut findings = self.lack(|_| true);
         let is_pod = whole.is_none_or(input::asks_for_pod);
         let json = LazyCell::new(json);
@@ -203,7 +203,7 @@ impl Policies {
 
     /// Judges a pod at a door, for policies that are asked there.
     pub fn judge_pod(&self, pod: &Workload, now: Timestamp) -> Findings {
-        let start = monotonic_now();
+        let start = clock();
         let mut findings = self.lack(|points| points.door);
         let documented = LazyCell::new(|| input::of_workload(pod));
         let input = LazyCell::new(|| converted(&documented));
@@ -241,12 +241,11 @@ impl Policies {
         input: Option<&Value>,
         pod: impl FnOnce() -> Option<&'a serde_json::Value>,
         now: Timestamp,
-        start: Option<Duration>,
+        start: Duration,
         findings: &mut Findings,
     ) {
-        let spent = monotonic_now().zip(start);
-        let spent = spent.and_then(|(now, start)| now.checked_sub(start));
-        if spent.is_none_or(|spent| spent > self.question_time) {
+        // By the clock, whatever a policy's own time is: whoever asks has no more.
+        if clock().saturating_sub(start) > self.question_time {
             let most = self.question_time.as_millis();
             let why = format!(
                 "policy {} was not asked, since those before it took longer than {most} ms",

@@ -304,6 +304,7 @@ fn patient() -> PolicyBook {
     PolicyBook::new(Settings {
         limits: Limits {
             eval_time: Duration::from_secs(600),
+            question_time: Duration::from_secs(600),
             eval_bytes: 4 * 1024 * 1024,
             ..Limits::default()
         },
