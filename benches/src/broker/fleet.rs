@@ -1,6 +1,6 @@
 //! Agents by the hundred: each keeps two streams as the real one does, and notes what comes.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,7 +13,7 @@ use hyper::client::conn::http2::SendRequest;
 use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, to_agent};
 use rolegate_runtime::http2;
 use rolegate_runtime::tls::ClientTls;
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -23,6 +23,8 @@ use tonic::body::Body;
 use super::authority::{Authority, HOST};
 use super::board::Board;
 
+/// The first agent's address; the others have the next ones.
+const ADDRESSES: Ipv4Addr = Ipv4Addr::new(127, 200, 0, 1);
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Running agents; dropping it ends them.
@@ -57,6 +59,7 @@ impl Fleet {
             let agent = Agent {
                 tls: authority.client(&name)?,
                 node: name,
+                address: Ipv4Addr::from_bits(ADDRESSES.to_bits() + node),
                 brokers: brokers.clone(),
             };
             self.runtime.spawn(agent.run(node, self.board.clone()));
@@ -73,6 +76,7 @@ impl Fleet {
 #[derive(Debug, Clone)]
 struct Agent {
     node: String,
+    address: Ipv4Addr,
     tls: ClientTls,
     brokers: Arc<[SocketAddr]>,
 }
@@ -151,7 +155,10 @@ impl Agent {
     }
 
     async fn open(&self, broker: SocketAddr) -> anyhow::Result<Link> {
-        let stream = TcpStream::connect(broker).await?;
+        // From an address of its own, as nodes have: brokers bound what one address may open.
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((self.address, 0).into())?;
+        let stream = socket.connect(broker).await?;
         stream.set_nodelay(true)?;
         let stream = self.tls.connect(stream, HOST).await?;
         let (requests, connection) = http2::connect(stream).await?;

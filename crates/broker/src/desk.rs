@@ -268,7 +268,7 @@ impl Desk {
         // Feeds that begin while it is so are completed then.
         let settled = self.is_settled();
         let was_settled = std::mem::replace(&mut self.settled, settled);
-        if self.settled && !was_settled {
+        if settled && !was_settled {
             for feed in self.nodes.values().flat_map(|node| &node.feeds) {
                 feed.complete();
             }
