@@ -58,7 +58,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: { name: policy-reader }
 rules:
-- { apiGroups: [""], resources: [namespaces, pods, configmaps, services], verbs: [get, list] }
+- { apiGroups: [""], resources: [namespaces, pods, serviceaccounts, configmaps, services], verbs: [get, list] }
 - { apiGroups: [rolegate.dev], resources: [rolegrants, rolegateconfigs], verbs: [get, list] }
 ---
 apiVersion: rbac.authorization.k8s.io/v1
