@@ -18,10 +18,8 @@ use rolegate_standing::tell::{NoticeOutcome, Tell};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Pods, and sessions, in one message. Each stream keeps a buffer as large as its largest message was:
-/// with a kilobyte and a half for each session, eight times as many would cost 80 MiB for 1,000
-/// agents.
-const PORTION: usize = 8;
+/// Pods, and sessions, in one message.
+const PORTION: usize = 64;
 /// Names of what is gone in one message.
 const GONE: usize = 1024;
 
@@ -408,12 +406,10 @@ impl Slot {
         let credentials = session.map(|session| {
             let id: Arc<str> = session.access_key_id.as_str().into();
             if self.pushed.last().is_none_or(|(last, _)| *last != id) {
-                if self.pushed.len() == 2 {
+                self.pushed.push((id, session.life));
+                if self.pushed.len() > 2 {
                     self.pushed.remove(0);
                 }
-                // There are as many of these as pods of the cluster: no room beyond what is needed.
-                self.pushed.reserve_exact(1);
-                self.pushed.push((id, session.life));
             }
             let document = session.document.bytes();
             v1::Credentials::new(&session.access_key_id, &document, session.life)
