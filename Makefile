@@ -36,7 +36,7 @@ test: ## Run all tests: short fuzzing, units, a real API server, network namespa
 	@hack/setup fuzz
 	@hack/fuzz 10
 	cargo $(BINARIES)
-	cargo test --workspace --all-targets
+	cargo test --workspace --all-targets --no-fail-fast
 
 e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_its_role
 	@hack/setup build test
