@@ -2,26 +2,17 @@
 
 mod background;
 mod mind;
+mod options;
 mod source;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_aws::imds::{Imds, ImdsError};
 use rolegate_aws::sessions::SessionMetrics;
-use rolegate_aws::sts::StsOptions;
-use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::config::RuleConfig;
-use rolegate_core::engine::EngineOptions;
-use rolegate_core::redirect::Spec;
-use rolegate_core::session_name::SessionScope;
-use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_runtime::admin::Admin;
-use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
@@ -32,91 +23,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
-use crate::broker::BrokerOptions;
-use crate::door::{Door, DoorOptions, DoorParts, NodeHealth};
+use crate::door::{Door, DoorParts, NodeHealth};
 use crate::handover::{Estate, Place, Receipt};
 use crate::metrics::AgentMetrics;
 use crate::picture::Picture;
 use crate::redirect::Backend;
 use crate::token::{NoRandomness, TokenKey};
 
+pub use options::{AgentOptions, AloneOptions, MindOptions, RedirectOptions, SourceOptions};
+
 /// How often a new agent that is not ready yet looks whether the one before is still there.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// Where workloads come from.
-#[derive(Debug)]
-pub enum SourceOptions {
-    /// The API server.
-    Kubernetes {
-        /// How it is reached.
-        client: ClientOptions,
-        /// This node's name; `None`: found by the host's address.
-        node: Option<String>,
-    },
-    /// A YAML file.
-    File(PathBuf),
-    /// A broker, which decides and holds the sessions: options about rules, sessions and STS have
-    /// no meaning here then.
-    Broker(BrokerOptions),
-}
-
-/// How pods are led to the agent.
-#[derive(Debug)]
-pub struct RedirectOptions {
-    /// With which program.
-    pub backend: Backend,
-    /// The rules.
-    pub spec: Spec,
-    /// How often they are looked at.
-    pub interval: Duration,
-    /// Whether they are taken away at the end.
-    pub remove_at_exit: bool,
-    /// Folder of pods' network namespaces, from which the redirect is tried.
-    pub check_dir: Option<PathBuf>,
-}
-
-/// Everything that shapes an agent, validated.
-#[derive(Debug)]
-pub struct AgentOptions {
-    /// The pods' port.
-    pub listen: SocketAddr,
-    /// The operators' port.
-    pub admin_listen: SocketAddr,
-    /// Folder for handing over; `None`: no handing over.
-    pub runtime_dir: Option<PathBuf>,
-    /// This host's address.
-    pub host_ip: Option<IpAddr>,
-    /// Whether `/debug/*` is served.
-    pub debug: bool,
-    /// Whether metrics are also shown under kube2iam's names.
-    pub kube2iam_metrics: bool,
-    /// Where workloads come from.
-    pub source: SourceOptions,
-    /// The annotations' keys.
-    pub annotations: AnnotationKeys,
-    /// The node's metadata service.
-    pub metadata_addr: String,
-    /// How STS is reached.
-    pub sts: StsOptions,
-    /// Whether decisions wait until a base ARN is found, or given.
-    pub base_required: bool,
-    /// The rules as far as flags fix them: they count where the cluster has no configuration.
-    pub rules: RuleConfig,
-    /// Whether the cluster's configuration is demanded.
-    pub cluster_config: ConfigUse,
-    /// Which workloads share a session.
-    pub scope: SessionScope,
-    /// The life asked of STS, seconds.
-    pub session_seconds: u32,
-    /// Limits of the session engine.
-    pub engine: EngineOptions,
-    /// How the door behaves.
-    pub door: DoorOptions,
-    /// How pods are led here; `None`: somebody else does.
-    pub redirect: Option<RedirectOptions>,
-    /// The time.
-    pub clock: Clock,
-}
 
 /// Why an agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -235,22 +152,9 @@ impl Agent {
             judge,
             sessions,
             tell,
-        } = match options.source {
-            SourceOptions::Broker(broker) => mind::brokered(broker, ground),
-            source => {
-                let alone = mind::Alone {
-                    source,
-                    annotations: options.annotations,
-                    sts: options.sts,
-                    base_required: options.base_required,
-                    rules: options.rules,
-                    cluster_config: options.cluster_config,
-                    scope: options.scope,
-                    session_seconds: options.session_seconds,
-                    engine: options.engine,
-                };
-                mind::alone(alone, ground).await?
-            }
+        } = match options.mind {
+            MindOptions::Alone(alone) => mind::alone(*alone, ground).await?,
+            MindOptions::Brokered(broker) => mind::brokered(broker, ground),
         };
         tasks.spawn(passing(background::guard(guard.clone(), stop.clone())));
         tasks.spawn(passing(background::picture_age(

@@ -7,12 +7,8 @@ use rolegate_aws::discovery::Discovery;
 use rolegate_aws::identity;
 use rolegate_aws::imds::Imds;
 use rolegate_aws::sessions::{SessionMetrics, Sessions};
-use rolegate_aws::sts::{Sts, StsOptions};
-use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::config::RuleConfig;
-use rolegate_core::engine::EngineOptions;
+use rolegate_aws::sts::Sts;
 use rolegate_core::rulebook::{ClusterConfig, RuleUpdate};
-use rolegate_core::session_name::SessionScope;
 use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_rules::keeper::{Keeper, Point, Report};
 use rolegate_runtime::clock::Clock;
@@ -24,7 +20,7 @@ use rolegate_standing::tell::Tell;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::{SourceOptions, StartError, TaskEnd, passing, source, vital};
+use super::{AloneOptions, SourceOptions, StartError, TaskEnd, passing, source, vital};
 use crate::attachment::Attachments;
 use crate::broker::{BrokerAge, BrokerOptions, Follower, FollowerParts};
 use crate::director::{Director, DirectorParts};
@@ -61,21 +57,8 @@ pub(super) struct Mind {
     pub(super) tell: Tell,
 }
 
-/// What an agent is given that decides by itself.
-pub(super) struct Alone {
-    pub(super) source: SourceOptions,
-    pub(super) annotations: AnnotationKeys,
-    pub(super) sts: StsOptions,
-    pub(super) base_required: bool,
-    pub(super) rules: RuleConfig,
-    pub(super) cluster_config: ConfigUse,
-    pub(super) scope: SessionScope,
-    pub(super) session_seconds: u32,
-    pub(super) engine: EngineOptions,
-}
-
 /// An agent that follows the cluster, decides and calls STS.
-pub(super) async fn alone(options: Alone, ground: Ground<'_>) -> Result<Mind, StartError> {
+pub(super) async fn alone(options: AloneOptions, ground: Ground<'_>) -> Result<Mind, StartError> {
     let Ground {
         clock,
         readiness,

@@ -63,13 +63,6 @@ pub(super) async fn start(
         rules,
     } = demands;
     match options {
-        // It brings no changes of pods, but what was decided for them.
-        SourceOptions::Broker(_) => Ok(Source {
-            updates,
-            reports,
-            pictures: None,
-            events: None,
-        }),
         SourceOptions::File(path) => {
             let file = WorkloadsFile::open(path).await?;
             let condition = readiness.condition("workloads file");

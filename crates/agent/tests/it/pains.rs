@@ -4,11 +4,12 @@
 
 use std::time::Duration;
 
+use rolegate_agent::app::SourceOptions;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, Namespace, Pod, StsFailure};
 
-use crate::stage::{CREDENTIALS, NODE, Stage, address, arn, pod, pod_with_role};
+use crate::stage::{CREDENTIALS, NODE, Stage, address, alone, arn, pod, pod_with_role};
 
 #[tokio::test]
 async fn pain_01_a_pod_that_asks_before_the_watch_shows_it_waits_for_the_event() {
@@ -186,7 +187,7 @@ async fn pain_12_patterns_are_anchored() {
 
 #[tokio::test]
 async fn pain_14_session_names_name_the_pod() {
-    let stage = Stage::with(|options| options.scope = SessionScope::Pod).await;
+    let stage = Stage::with(|options| alone(options).scope = SessionScope::Pod).await;
     stage.key_id(1, "reader").await;
     assert_eq!(stage.assumed()[0].session_name, "default.reader");
     let stage = Stage::new().await;
@@ -211,7 +212,7 @@ async fn pain_14_session_names_name_the_pod() {
 #[tokio::test]
 async fn pain_15_other_partitions() {
     let base = BaseArn::parse("arn:aws-cn:iam::123456789012:role/").unwrap();
-    let stage = Stage::with(|options| options.rules.base = Some(base)).await;
+    let stage = Stage::with(|options| alone(options).rules.base = Some(base)).await;
     stage.kube.put_namespace(
         Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),
     );
@@ -229,8 +230,9 @@ async fn pain_15_other_partitions() {
 #[tokio::test]
 async fn pain_15_the_base_arn_is_found_in_its_partition() {
     let stage = Stage::with(|options| {
-        options.base_required = true;
-        options.rules.base = None;
+        let alone = alone(options);
+        alone.base_required = true;
+        alone.rules.base = None;
     })
     .await;
     stage.key_id(1, "reader").await;
@@ -263,7 +265,7 @@ async fn pain_16_only_this_nodes_pods_are_watched() {
 #[tokio::test]
 async fn pain_16_without_a_node_name_pods_of_other_hosts_are_dropped() {
     let stage = Stage::unready(|options| {
-        if let rolegate_agent::app::SourceOptions::Kubernetes { node, .. } = &mut options.source {
+        if let SourceOptions::Kubernetes { node, .. } = &mut alone(options).source {
             *node = None;
         }
     })
@@ -296,7 +298,7 @@ async fn pain_17_without_the_api_server_it_listens_and_says_so() {
     let nowhere = closed.url();
     closed.stop().await;
     let stage = Stage::unready(|options| {
-        if let rolegate_agent::app::SourceOptions::Kubernetes { client, .. } = &mut options.source {
+        if let SourceOptions::Kubernetes { client, .. } = &mut alone(options).source {
             client.api_server = Some(nowhere);
         }
     })

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use rolegate_agent::app::{Agent, AgentOptions, SourceOptions};
+use rolegate_agent::app::{Agent, AgentOptions, AloneOptions, MindOptions, SourceOptions};
 use rolegate_agent::door::{DoorOptions, ImdsV2};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_aws::sts::StsOptions;
@@ -101,13 +101,7 @@ impl Stage {
         let credentials =
             Credentials::new(id, key.secret_access_key, key.session_token, None, "devkit");
         let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
-        let mut options = AgentOptions {
-            listen: LOOPBACK,
-            admin_listen: LOOPBACK,
-            runtime_dir: None,
-            host_ip: Some(Ipv4Addr::LOCALHOST.into()),
-            debug: false,
-            kube2iam_metrics: false,
+        let alone = AloneOptions {
             source: SourceOptions::Kubernetes {
                 client: ClientOptions {
                     api_server: Some(kube.url()),
@@ -116,7 +110,6 @@ impl Stage {
                 node: Some(NODE.into()),
             },
             annotations: AnnotationKeys::default(),
-            metadata_addr: imds.addr().to_string(),
             sts: StsOptions {
                 region: Some("eu-west-1".into()),
                 endpoint_url: Some(sts.url()),
@@ -132,6 +125,16 @@ impl Stage {
             scope: SessionScope::Workload,
             session_seconds: 3600,
             engine: EngineOptions::default(),
+        };
+        let mut options = AgentOptions {
+            listen: LOOPBACK,
+            admin_listen: LOOPBACK,
+            runtime_dir: None,
+            host_ip: Some(Ipv4Addr::LOCALHOST.into()),
+            debug: false,
+            kube2iam_metrics: false,
+            mind: MindOptions::Alone(Box::new(alone)),
+            metadata_addr: imds.addr().to_string(),
             door: DoorOptions {
                 imds_v2: ImdsV2::Optional,
                 allow: AllowList::new(&[]).unwrap(),
@@ -293,4 +296,12 @@ pub(crate) async fn reply(stream: &mut TcpStream) -> Reply {
     tokio::time::timeout(PATIENCE, reading)
         .await
         .expect("no answer")
+}
+
+/// What an agent of these options decides by.
+pub(crate) fn alone(options: &mut AgentOptions) -> &mut AloneOptions {
+    match &mut options.mind {
+        MindOptions::Alone(alone) => alone,
+        MindOptions::Brokered(_) => panic!("the stage's agents decide by themselves"),
+    }
 }

@@ -7,7 +7,7 @@ use rolegate_agent::limits::LimitOptions;
 use rolegate_core::engine::EngineOptions;
 use rolegate_devkit::Namespace;
 
-use crate::stage::{CREDENTIALS, Stage, arn, pod_with_role, reply};
+use crate::stage::{CREDENTIALS, Stage, alone, arn, pod_with_role, reply};
 
 #[tokio::test]
 async fn threat_02_an_old_picture_serves_nobody() {
@@ -57,7 +57,8 @@ async fn threat_06_our_own_roles_are_refused_under_any_rule() {
 
 #[tokio::test]
 async fn threat_06_not_even_as_the_default() {
-    let stage = Stage::with(|options| options.rules.default_role = Some("node".into())).await;
+    let stage =
+        Stage::with(|options| alone(options).rules.default_role = Some("node".into())).await;
     assert_eq!(stage.get(3, CREDENTIALS).await.status, 403);
 }
 
@@ -129,7 +130,7 @@ async fn threat_17_a_browser_that_dns_pointed_here_is_refused() {
 #[tokio::test]
 async fn threat_18_flipping_annotations_burns_no_quota_but_its_own() {
     let stage = Stage::with(|options| {
-        options.engine = EngineOptions {
+        alone(options).engine = EngineOptions {
             namespace_burst: 10,
             namespace_rate: 0.1,
             ..EngineOptions::default()

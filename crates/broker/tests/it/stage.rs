@@ -10,7 +10,7 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
-use rolegate_agent::app::{Agent, AgentOptions, SourceOptions};
+use rolegate_agent::app::{Agent, AgentOptions, MindOptions};
 use rolegate_agent::broker::{BrokerOptions as AgentBroker, Proof};
 use rolegate_agent::door::{DoorOptions, ImdsV2};
 use rolegate_agent::limits::LimitOptions;
@@ -284,16 +284,8 @@ impl Stage {
             host_ip: Some(Ipv4Addr::LOCALHOST.into()),
             debug: true,
             kube2iam_metrics: false,
-            source: SourceOptions::Broker(broker),
-            annotations: AnnotationKeys::default(),
+            mind: MindOptions::Brokered(broker),
             metadata_addr: self.imds.addr().to_string(),
-            sts: StsOptions::default(),
-            base_required: false,
-            rules: RuleConfig::default(),
-            cluster_config: ConfigUse::Off,
-            scope: SessionScope::Workload,
-            session_seconds: 3600,
-            engine: EngineOptions::default(),
             door: DoorOptions {
                 imds_v2: ImdsV2::Optional,
                 allow: AllowList::new(&[]).unwrap(),

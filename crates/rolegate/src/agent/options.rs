@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use http::Uri;
 use jiff::SignedDuration;
-use rolegate_agent::app::{AgentOptions, RedirectOptions, SourceOptions};
+use rolegate_agent::app::{
+    AgentOptions, AloneOptions, MindOptions, RedirectOptions, SourceOptions,
+};
 use rolegate_agent::broker::{BrokerOptions, Proof};
 use rolegate_agent::door::{self, DoorOptions};
 use rolegate_agent::limits::LimitOptions;
@@ -52,9 +54,12 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let clock = Clock::system();
     let redirect = redirect(&flags).await?;
     let admin_listen = admin(&flags)?;
-    let keys = flags.keys.keys()?;
-    let broker = broker(&flags, &clock)?;
-    let seconds = session_seconds(&flags)?;
+    // Validated with a broker too: a wrong flag is wrong wherever it is given.
+    let alone = alone(&flags, &clock)?;
+    let mind = match broker(&flags, &clock)? {
+        Some(broker) => MindOptions::Brokered(broker),
+        None => MindOptions::Alone(Box::new(alone)),
+    };
     let wait = bounded(
         "--wait",
         flags.backoff_max_elapsed_time.unwrap_or(flags.wait),
@@ -77,23 +82,8 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             "--max-connections-per-pod, --max-forwards-per-pod and --max-forwards: give 1 or more",
         ));
     }
-    let rules = flags.rules.config()?;
     let allow = AllowList::new(&flags.metadata_allow)
         .map_err(|error| invalid(format!("--metadata-allow: {error}")))?;
-    let mut engine = EngineOptions {
-        calls_per_second: flags.sts.sts_calls_per_second,
-        ..EngineOptions::of_node(flags.sts.sts_calls_in_flight)
-    };
-    if let Some(ttl) = flags.iam_role_error_ttl {
-        let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
-        engine.final_retry = engine.final_retry.max(ttl);
-    }
-    if flags.auto_discover_base_arn && rules.base.is_some() {
-        return Err(invalid(
-            "--auto-discover-base-arn and --base-role-arn: give one of both",
-        ));
-    }
-
     Ok(AgentOptions {
         listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), flags.app_port),
         admin_listen,
@@ -101,23 +91,8 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         host_ip: flags.host_ip,
         debug: flags.debug,
         kube2iam_metrics: flags.kube2iam_metrics,
-        source: match (broker, flags.workloads) {
-            (Some(broker), _) => SourceOptions::Broker(broker),
-            (None, Some(path)) => SourceOptions::File(path),
-            (None, None) => SourceOptions::Kubernetes {
-                client: flags.kubernetes.client(),
-                node: flags.node.filter(|node| !node.is_empty()),
-            },
-        },
-        annotations: keys,
+        mind,
         metadata_addr: flags.metadata_addr,
-        sts: flags.sts.options(clock.clone())?,
-        base_required: flags.auto_discover_base_arn,
-        rules,
-        cluster_config: flags.rules.cluster_config.into(),
-        scope: flags.session_scope.into(),
-        session_seconds: seconds,
-        engine,
         door: DoorOptions {
             imds_v2: match flags.imds_v2 {
                 ImdsV2::Optional => door::ImdsV2::Optional,
@@ -137,6 +112,41 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         },
         redirect,
         clock,
+    })
+}
+
+/// What an agent needs that decides by itself.
+fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<AloneOptions> {
+    let rules = flags.rules.config()?;
+    if flags.auto_discover_base_arn && rules.base.is_some() {
+        return Err(invalid(
+            "--auto-discover-base-arn and --base-role-arn: give one of both",
+        ));
+    }
+    let mut engine = EngineOptions {
+        calls_per_second: flags.sts.sts_calls_per_second,
+        ..EngineOptions::of_node(flags.sts.sts_calls_in_flight)
+    };
+    if let Some(ttl) = flags.iam_role_error_ttl {
+        let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
+        engine.final_retry = engine.final_retry.max(ttl);
+    }
+    Ok(AloneOptions {
+        source: match &flags.workloads {
+            Some(path) => SourceOptions::File(path.clone()),
+            None => SourceOptions::Kubernetes {
+                client: flags.kubernetes.client(),
+                node: flags.node.clone().filter(|node| !node.is_empty()),
+            },
+        },
+        annotations: flags.keys.keys()?,
+        sts: flags.sts.options(clock.clone())?,
+        base_required: flags.auto_discover_base_arn,
+        rules,
+        cluster_config: flags.rules.cluster_config.into(),
+        scope: flags.session_scope.into(),
+        session_seconds: session_seconds(flags)?,
+        engine,
     })
 }
 

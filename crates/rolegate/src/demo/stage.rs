@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use rolegate_agent::app::{Agent, Ended};
+use rolegate_agent::app::{Agent, Ended, MindOptions};
 use rolegate_aws::sts;
 use rolegate_core::redirect::METADATA_V4;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
@@ -22,6 +22,7 @@ use super::netns;
 use super::network::{AGENT_PORT, Network, Node};
 use super::stolen::{self, Loot, Place};
 use crate::agent::{AgentFlags, options};
+use crate::flags::invalid;
 
 /// How long the agent may take to get ready.
 pub(super) const READY: Duration = Duration::from_secs(15);
@@ -136,8 +137,11 @@ impl<'a> Stage<'a> {
         let started = self.handle.spawn(async move {
             let mut options = options(flags).await?;
             options.runtime_dir = None;
-            options.sts = sts::StsOptions {
-                chain: options.sts.chain,
+            let MindOptions::Alone(alone) = &mut options.mind else {
+                return Err(invalid("--broker: the demo's agent decides by itself"));
+            };
+            alone.sts = sts::StsOptions {
+                chain: std::mem::take(&mut alone.sts.chain),
                 ..to_sts
             };
             if loopback {
