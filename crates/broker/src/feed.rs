@@ -13,6 +13,7 @@ use rolegate_aws::sessions::Lease;
 use rolegate_core::session::{Life, SessionKey};
 use rolegate_core::workload::Workload;
 use rolegate_proto::{v1, wire};
+use rolegate_standing::ledger::{Handed, Ledger};
 use rolegate_standing::resident::{Decided, Resident, Standing};
 use rolegate_standing::tell::{NoticeOutcome, Tell};
 use tokio::sync::Notify;
@@ -71,8 +72,6 @@ struct Pod {
     session: Option<u64>,
     /// Whether the agent knows it.
     sent: bool,
-    /// Access keys that it was noted to have got.
-    served: Vec<Arc<str>>,
 }
 
 /// A session on this stream.
@@ -84,8 +83,11 @@ struct Slot {
     /// Whether the agent knows it.
     sent: bool,
     /// The last two that were sent, newest last: the one before may be reported a moment later.
-    pushed: Vec<(Arc<str>, Life)>,
+    pushed: Vec<Pushed>,
 }
+
+/// `AccessKeyId` and life of a session that was sent.
+type Pushed = (Arc<str>, Life);
 
 impl Feed {
     /// Nothing to send yet.
@@ -136,16 +138,15 @@ impl Feed {
         // Taken before the old one is let go, so that a session that stays keeps its number.
         let session = lease.map(|lease| state.take_session(lease));
         let resident = Arc::new(Resident::new(workload, decided));
-        let (sent, served, old) = match state.pods.remove(&uid) {
-            Some(before) => (before.sent, before.served, before.session),
+        let (sent, old) = match state.pods.remove(&uid) {
+            Some(before) => (before.sent, before.session),
             // One that comes back before its end was told never went, as far as the agent knows.
-            None => (state.gone.remove(&uid), Vec::new(), None),
+            None => (state.gone.remove(&uid), None),
         };
         let pod = Pod {
             resident,
             session,
             sent,
-            served,
         };
         state.pods.insert(uid.clone(), pod);
         state.new_pods.insert(uid);
@@ -217,10 +218,29 @@ impl Feed {
         self.state().has_news()
     }
 
-    /// The next message, made of how things are now.
-    pub fn take(&self) -> Option<v1::Update> {
+    /// The next message, made of how things are now. Which sessions are in it for which pods is
+    /// written into the ledger.
+    pub fn take(&self, ledger: &Ledger, now: Timestamp) -> Option<v1::Update> {
         let mut state = self.state();
-        state.has_news().then(|| state.take())
+        if !state.has_news() {
+            return None;
+        }
+        let mut handed = Vec::new();
+        let update = state.take(&mut handed);
+        drop(state);
+        for (resident, (access_key_id, life)) in &handed {
+            let decided = resident.decided.load();
+            if let Standing::Allowed(allowed) = &decided.standing {
+                let handed = Handed {
+                    pod: &resident.workload,
+                    allowed,
+                    access_key_id,
+                    life: *life,
+                };
+                ledger.sent(handed, now);
+            }
+        }
+        Some(update)
     }
 
     /// A pod of the node is waiting for the session `number`.
@@ -235,9 +255,8 @@ impl Feed {
     /// What the agent says came of a request of one of the node's pods, told as this broker knows
     /// it. What it says of a pod or a session that it was not sent is nothing.
     pub fn notice(&self, uid: &str, outcome: &NoticeOutcome, tell: &Tell, now: Timestamp) {
-        let mut state = self.state();
-        let state = &mut *state;
-        let Some(pod) = state.pods.get_mut(uid).filter(|pod| pod.sent) else {
+        let state = self.state();
+        let Some(pod) = state.pods.get(uid).filter(|pod| pod.sent) else {
             return;
         };
         let resident = pod.resident.clone();
@@ -261,16 +280,10 @@ impl Feed {
                     return;
                 };
                 let pushed = slot.pushed.iter().find(|(id, _)| id == access_key_id);
-                let Some((id, life)) = pushed else { return };
-                if pod.served.contains(id) {
-                    return;
+                if let Some((id, _)) = pushed {
+                    let uid = resident.workload.uid.clone();
+                    tell.ledger().confirm(uid, id.clone(), now);
                 }
-                pod.served
-                    .retain(|served| slot.pushed.iter().any(|(id, _)| id == served));
-                pod.served.push(id.clone());
-                let named = (&**id, *life);
-                tell.ledger()
-                    .served(&resident.workload, allowed, named, now);
             }
             _ => {}
         }
@@ -346,7 +359,8 @@ impl State {
             || self.complete == Completeness::Due
     }
 
-    fn take(&mut self) -> v1::Update {
+    /// The next message. What goes to which pods with it is added to `handed`.
+    fn take(&mut self, handed: &mut Vec<(Arc<Resident>, Pushed)>) -> v1::Update {
         let mut update = v1::Update::default();
         while update.residents.len() < PORTION
             && let Some(uid) = self.new_pods.pop_first()
@@ -356,10 +370,13 @@ impl State {
             };
             pod.sent = true;
             update.residents.push(message(pod));
-            if let Some(number) = pod.session
-                && let Some(session) = self.introduce(number)
-            {
-                update.sessions.push(session);
+            let resident = pod.resident.clone();
+            let Some(number) = pod.session else { continue };
+            update.sessions.extend(self.introduce(number));
+            let key = self.keys.get(&number);
+            let slot = key.and_then(|key| self.slots.get(key));
+            if let Some(pushed) = slot.and_then(|slot| slot.pushed.last()) {
+                handed.push((resident, pushed.clone()));
             }
         }
         while update.sessions.len() < PORTION
@@ -368,6 +385,12 @@ impl State {
             let key = self.keys.get(&number);
             if let Some(slot) = key.and_then(|key| self.slots.get_mut(key)) {
                 update.sessions.push(slot.message());
+                let Some(pushed) = slot.pushed.last() else {
+                    continue;
+                };
+                let users = self.pods.values().filter(|pod| pod.session == Some(number));
+                let users = users.filter(|pod| pod.sent);
+                handed.extend(users.map(|pod| (pod.resident.clone(), pushed.clone())));
             }
         }
         // What is gone comes last, when nothing refers to it any more.
@@ -431,7 +454,7 @@ fn message(pod: &Pod) -> v1::Resident {
         Standing::Allowed(allowed) => Said::Allowed(v1::Allowed {
             session: pod.session.unwrap_or_default(),
             listed: String::from_utf8_lossy(&allowed.listed).into_owned(),
-            rules: allowed.rules.clone(),
+            rules: allowed.rules.to_vec(),
             audited: allowed.audited.iter().map(Into::into).collect(),
         }),
         Standing::Denied { denial, .. } => Said::Denied(denial.into()),

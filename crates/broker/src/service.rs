@@ -270,7 +270,7 @@ impl Connection {
                     let Ok(permit) = permit else { return Ok(()) };
                     if std::mem::take(&mut pulses) {
                         permit.send(Ok(message(to_agent::Body::Pulse(self.pulse()))));
-                    } else if let Some(update) = feed.take() {
+                    } else if let Some(update) = feed.take(parts.tell.ledger(), parts.clock.now()) {
                         permit.send(Ok(message(to_agent::Body::Update(update))));
                     }
                 }

@@ -105,7 +105,7 @@ pub(crate) struct BrokerFlags {
     /// Address of metrics and health
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
     metrics_address: SocketAddr,
-    /// Address of the ledger, for `rolegate ledger`: on loopback, who may exec or forward a port may read it
+    /// Address of the ledger, for `rolegate ledger`: on loopback, so that who may exec or forward a port may read it, and what else is on the host's network
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_LEDGER_ADDRESS", default_value = "127.0.0.1:9091", help_heading = PROCESS)]
     ledger_address: SocketAddr,
     /// Entries that the ledger keeps

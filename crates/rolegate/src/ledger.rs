@@ -24,12 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAGE: usize = 64 << 20;
 
 /// What its help begins with.
-pub(crate) const LONG_ABOUT: &str = "Tell which pod was handed which session.\n\n\
-Asks one broker for its ledger, newest entry first: the access key's ID, role, session name, times and the \
-pod. It holds no secret. With --key, answers whose key it is that stands in a CloudTrail record. A broker's \
+pub(crate) const LONG_ABOUT: &str = "Tell which session went to which pod.\n\n\
+Asks one broker for its ledger, newest entry first: the access key's ID, role, session name, times, the pod and \
+the rules that allowed it. SENT is when it went to the pod's node, SERVED when the pod got it, as its agent \
+says. It holds no secret. With --key, answers whose key it is that stands in a CloudTrail record. A broker's \
 ledger is on its loopback, and each replica has its own: ask each, as in\n\n\
   kubectl -n rolegate-system exec POD -- rolegate ledger --key ASIA...\n\n\
 The log has the same entries and lives longer. Exit code 1 where the key is in no entry.";
+
+/// Of the table.
+const COLUMNS: usize = 11;
 
 /// How the answer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -127,16 +131,19 @@ async fn ask(arguments: &LedgerArguments) -> anyhow::Result<Bytes> {
 
 /// One line for each entry. All of it is escaped: names are chosen by tenants.
 fn table(records: &[Record]) -> String {
-    let mut rows = vec![
+    let mut rows: Vec<[String; COLUMNS]> = vec![
         [
-            "HANDED OUT",
+            "SENT",
+            "SERVED",
             "ACCESS KEY",
             "POD",
             "SERVICE ACCOUNT",
             "NODE",
             "ROLE",
             "SESSION",
+            "ISSUED",
             "EXPIRES",
+            "ALLOWED BY",
         ]
         .map(String::from),
     ];
@@ -144,18 +151,23 @@ fn table(records: &[Record]) -> String {
         rows.push(
             [
                 record.at.to_string(),
+                record
+                    .served
+                    .map_or_else(|| "-".into(), |at| at.to_string()),
                 record.access_key_id.clone(),
                 format!("{}/{}", record.namespace, record.pod),
                 record.service_account.clone(),
                 record.node.clone().unwrap_or_default(),
                 record.role.clone(),
                 record.session_name.clone(),
+                record.issued.to_string(),
                 record.expires.to_string(),
+                record.rules.join(", "),
             ]
             .map(|text| text.escape_debug().to_string()),
         );
     }
-    let mut widths = [0; 8];
+    let mut widths = [0; COLUMNS];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());

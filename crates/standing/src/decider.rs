@@ -103,7 +103,7 @@ impl Decider {
                     role: key.role.clone(),
                     listed: listed.into(),
                     info: document::info(&key.role, now),
-                    rules,
+                    rules: rules.into(),
                     audited,
                     lease: self.lease(key, workload, before),
                 }),

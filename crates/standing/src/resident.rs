@@ -1,7 +1,8 @@
 //! A pod with what was decided for it last.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -22,8 +23,8 @@ pub struct Resident {
     pub decided: ArcSwap<Decided>,
     /// Keeps what its owner is told of denials to a bearable rate.
     pub told: Pace,
-    /// Which session it was last handed: where that lies in memory, zero for none.
-    served: AtomicUsize,
+    /// Which session it was last handed: a hash of its `AccessKeyId`, zero for none.
+    served: AtomicU64,
 }
 
 impl Resident {
@@ -33,17 +34,19 @@ impl Resident {
             workload,
             decided: ArcSwap::from_pointee(decided),
             told: Pace::default(),
-            served: AtomicUsize::new(0),
+            served: AtomicU64::new(0),
         }
     }
 
     /// Whether it is handed `session` for the first time since it was handed another one; that
     /// one call says yes.
-    pub fn is_first(&self, session: &Arc<Session>) -> bool {
-        let place = Arc::as_ptr(session).addr();
+    pub fn is_first(&self, session: &Session) -> bool {
+        let mut hasher = DefaultHasher::new();
+        session.access_key_id.hash(&mut hasher);
+        let hash = hasher.finish();
         // Looked at first, so that the line of memory stays shared between threads.
-        self.served.load(Ordering::Relaxed) != place
-            && self.served.swap(place, Ordering::Relaxed) != place
+        self.served.load(Ordering::Relaxed) != hash
+            && self.served.swap(hash, Ordering::Relaxed) != hash
     }
 }
 
@@ -113,7 +116,7 @@ pub struct Allowed {
     /// The document of `iam/info`.
     pub info: Bytes,
     /// The rules that allowed it.
-    pub rules: Vec<String>,
+    pub rules: Arc<[String]>,
     /// What layers in audit mode would have refused.
     pub audited: Vec<Denial>,
     /// The need of its session, shared by the successive residents of one pod.

@@ -13,7 +13,7 @@ use rolegate_kube::events::{EventReason, Eventer};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::ledger::Ledger;
+use crate::ledger::{Handed, Ledger};
 use crate::resident::{Allowed, Resident};
 
 /// How often the same denial of the same pod is told: SDKs try again and again.
@@ -140,7 +140,7 @@ impl Tell {
         &self,
         resident: &Resident,
         allowed: &Allowed,
-        session: &Arc<Session>,
+        session: &Session,
         now: Timestamp,
     ) {
         if !resident.is_first(session) {
@@ -150,8 +150,13 @@ impl Tell {
             let access_key_id = session.access_key_id.as_str().into();
             self.notice(resident, NoticeOutcome::Served { access_key_id });
         } else {
-            let named = (&*session.access_key_id, session.life);
-            self.ledger.served(&resident.workload, allowed, named, now);
+            let handed = Handed {
+                pod: &resident.workload,
+                allowed,
+                access_key_id: &session.access_key_id.as_str().into(),
+                life: session.life,
+            };
+            self.ledger.served(handed, now);
         }
     }
 

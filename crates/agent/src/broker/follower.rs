@@ -270,7 +270,7 @@ impl Follower {
                     info: document::info(&role, self.clock.now()),
                     role,
                     listed: allowed.listed.into(),
-                    rules: allowed.rules,
+                    rules: allowed.rules.into(),
                     audited: allowed.audited.into_iter().map(Denial::from).collect(),
                     lease: lease.clone(),
                 })

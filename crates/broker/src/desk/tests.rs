@@ -11,6 +11,7 @@ use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Phase, Wish};
 use rolegate_rules::keeper::Point;
 use rolegate_runtime::clock::Clock;
+use rolegate_standing::ledger::Ledger;
 
 use super::*;
 use crate::identity::AgentAccount;
@@ -147,7 +148,8 @@ fn standing(feed: &Feed, uid: &str) -> &'static str {
 
 /// All that is sent from here on.
 fn sent(feed: &Feed) -> (Vec<String>, Vec<String>, bool) {
-    let updates: Vec<_> = std::iter::from_fn(|| feed.take()).collect();
+    let updates: Vec<_> =
+        std::iter::from_fn(|| feed.take(&Ledger::default(), jiff::Timestamp::UNIX_EPOCH)).collect();
     let residents = updates.iter().flat_map(|it| &it.residents);
     (
         residents.map(|it| it.uid.clone()).collect(),

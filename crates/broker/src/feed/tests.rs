@@ -14,6 +14,7 @@ use rolegate_standing::resident::Allowed;
 use super::*;
 
 struct Bench {
+    ledger: Ledger,
     feed: Feed,
     sessions: Sessions,
     fed: Fed,
@@ -23,6 +24,7 @@ fn bench() -> Bench {
     let (sessions, fed) = Sessions::fed();
     Bench {
         feed: Feed::new("node-1".into(), None),
+        ledger: Ledger::new(10),
         sessions,
         fed,
     }
@@ -87,7 +89,7 @@ impl Bench {
             role: key.role.clone(),
             listed: role.to_owned().into(),
             info: "{}".into(),
-            rules: vec!["a-rule".into()],
+            rules: ["a-rule".into()].into(),
             audited: Vec::new(),
             lease: Arc::new(self.sessions.lease(key, "default".into(), Cause::New)),
         }))
@@ -113,7 +115,7 @@ impl Bench {
 
     /// All that is to be sent.
     fn drain(&self) -> Vec<v1::Update> {
-        std::iter::from_fn(|| self.feed.take()).collect()
+        std::iter::from_fn(|| self.feed.take(&self.ledger, at(0))).collect()
     }
 }
 
@@ -188,7 +190,7 @@ fn what_changes_often_is_sent_once_as_it_is_then() {
     assert!(updates[0].sessions[0].key.is_none());
     // The same once more is no news.
     bench.put("uid-1", "c");
-    assert!(bench.feed.take().is_none());
+    assert!(bench.feed.take(&bench.ledger, at(0)).is_none());
 }
 
 #[test]
@@ -288,39 +290,81 @@ fn nobody_needs_a_session_when_its_pods_and_the_feed_are_gone() {
 #[test]
 fn threat_20_what_an_agent_says_counts_only_for_pods_and_keys_that_it_was_sent() {
     let bench = bench();
-    let ledger = Ledger::new(10);
-    let tell = Tell::new(None, ledger.clone());
+    let tell = Tell::new(None, bench.ledger.clone());
+    // Pods that have got what they were sent, and how many entries there are.
     let served = |uid: &str, key: &str| {
         let access_key_id = key.into();
         let outcome = NoticeOutcome::Served { access_key_id };
         bench.feed.notice(uid, &outcome, &tell, at(1));
-        ledger.records(None).len()
+        let records = bench.ledger.records(None);
+        let served = records.iter().filter(|record| record.served.is_some());
+        (served.count(), records.len())
     };
     bench.put("uid-1", "a");
     bench.put("uid-2", "b");
     bench.fetched("a", "ASIA1");
     bench.fetched("b", "ASIAB");
-    assert_eq!(served("uid-1", "ASIA1"), 0, "it was not sent yet");
+    assert_eq!(served("uid-1", "ASIA1"), (0, 0), "it was not sent yet");
     bench.drain();
-    assert_eq!(served("uid-of-others", "ASIA1"), 0);
-    assert_eq!(served("uid-1", "ASIAOTHER"), 0);
-    assert_eq!(served("uid-1", "ASIAB"), 0, "that is the other pod's");
-    assert_eq!(served("uid-1", "ASIA1"), 1);
-    assert_eq!(served("uid-1", "ASIA1"), 1, "once for each pod and key");
+    assert_eq!(served("uid-of-others", "ASIA1"), (0, 2));
+    assert_eq!(served("uid-1", "ASIAOTHER"), (0, 2));
+    assert_eq!(served("uid-1", "ASIAB"), (0, 2), "that is the other pod's");
+    assert_eq!(served("uid-1", "ASIA1"), (1, 2));
+    assert_eq!(
+        served("uid-1", "ASIA1"),
+        (1, 2),
+        "once for each pod and key"
+    );
     // One refresh later the key before may still be reported; two later not.
     bench.fetched("a", "ASIA2");
-    assert_eq!(served("uid-1", "ASIA2"), 1, "it was not sent yet");
+    assert_eq!(served("uid-1", "ASIA2"), (1, 2), "it was not sent yet");
     bench.drain();
     bench.fetched("a", "ASIA3");
     bench.drain();
-    assert_eq!(served("uid-1", "ASIA2"), 2);
-    assert_eq!(served("uid-1", "ASIA1"), 2);
-    let record = &ledger.records(Some("ASIA1"))[0];
+    assert_eq!(served("uid-1", "ASIA2"), (2, 4));
+    assert_eq!(served("uid-1", "ASIA1"), (2, 4));
+    let record = &bench.ledger.records(Some("ASIA1"))[0];
     assert_eq!(
         (&*record.pod, &*record.role),
         ("pod-uid-1", key("a").role.as_str())
     );
     // A pod that went is nobody's to speak of.
     bench.feed.remove("uid-1");
-    assert_eq!(served("uid-1", "ASIA3"), 2);
+    assert_eq!(served("uid-1", "ASIA3"), (2, 4));
+}
+
+#[test]
+fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
+    let bench = bench();
+    let written = || {
+        let records = bench.ledger.records(None);
+        let named = records.iter().rev();
+        let named = named.map(|record| format!("{} {}", record.pod_uid, record.access_key_id));
+        named.collect::<Vec<_>>()
+    };
+    // One session for two pods, which is there after the first and before the second.
+    bench.put("uid-1", "a");
+    bench.drain();
+    assert!(written().is_empty());
+    bench.fetched("a", "ASIA1");
+    assert!(written().is_empty(), "not before it is sent");
+    bench.drain();
+    bench.put("uid-2", "a");
+    bench.drain();
+    let both = ["uid-1 ASIA1", "uid-2 ASIA1"];
+    assert_eq!(written(), both);
+    bench.fetched("a", "ASIA2");
+    bench.drain();
+    let all = [both, ["uid-1 ASIA2", "uid-2 ASIA2"]].concat();
+    let mut sorted = written();
+    sorted.sort_by_key(|entry| entry.split(' ').next_back().map(str::to_owned));
+    sorted[2..].sort();
+    assert_eq!(sorted, all);
+    // A stream that is opened again and again writes nothing twice.
+    for _ in 0..3 {
+        let again = Feed::new("node-1".into(), None);
+        again.put(pod("uid-1"), bench.allowed("a"));
+        again.take(&bench.ledger, at(2));
+    }
+    assert_eq!(written().len(), 4);
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rolegate_broker::app::Broker;
 use rolegate_proto::v1::{self, from_agent, notice};
 use rolegate_runtime::clock::Clock;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
@@ -76,11 +77,14 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
     let broker = stage.broker("broker-a").await;
     let victim = stage.agent(&broker, "node-2").await;
     assert_eq!(get(&victim, address(2, 1), WRITER).await.0, 200);
-    eventually("the victim's entry", || async {
-        ledger(&broker).await.len() == 1
-    })
-    .await;
-    let victims = ledger(&broker).await.remove(0);
+    let served = async || {
+        let entries = ledger(&broker).await;
+        entries
+            .into_iter()
+            .find(|entry| entry["served"] != Value::Null)
+    };
+    eventually("the victim's entry", async || served().await.is_some()).await;
+    let victims = served().await.unwrap();
     stage.kube.put_pod(pod("denied", 2, 2, "admin"));
     until(&victim, address(2, 2), CREDENTIALS, |it| it.0 == 403).await;
     eventually("the victim's Event", || async {
@@ -123,19 +127,27 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
         notice(&own, served(&key)),
         notice(&own, served(&key)),
     ];
+    // What was sent is written before the agent says anything.
+    let ours = async || {
+        let entries = ledger(&broker).await;
+        let ours = |entry: &&Value| entry["podUid"] == *own;
+        let entry = entries.iter().find(ours).cloned();
+        (entry.unwrap(), entries)
+    };
+    let (entry, before) = ours().await;
+    assert_eq!(
+        (&entry["pod"], &entry["accessKeyId"], &entry["served"]),
+        (&"one".into(), &key.as_str().into(), &Value::Null)
+    );
     raw.say(from_agent::Body::Notices(v1::Notices { notices }))
         .await;
-    eventually("the true entry", || async {
-        ledger(&broker).await.len() > 1
+    eventually("the true entry", async || {
+        ours().await.0["served"] != Value::Null
     })
     .await;
-    let entries = ledger(&broker).await;
-    assert_eq!(entries.len(), 2, "{entries:?}");
-    assert_eq!(
-        (&entries[0]["pod"], &entries[0]["accessKeyId"]),
-        (&"one".into(), &key.into())
-    );
-    assert_eq!(entries[1], victims);
+    let (_, entries) = ours().await;
+    assert_eq!(entries.len(), before.len(), "{entries:?}");
+    assert!(entries.contains(&victims), "{entries:?}");
     assert_eq!(stage.kube.events().len(), 1);
 
     let many = vec![notice(&own, notice::Outcome::Denied(v1::Nothing {})); 257];

@@ -81,7 +81,7 @@ fn pod(n: u8, session: u64) -> v1::Resident {
         standing: Some(resident::Standing::Allowed(v1::Allowed {
             session,
             listed: "reader".into(),
-            rules: Vec::new(),
+            rules: [].into(),
             audited: Vec::new(),
         })),
     }
