@@ -1,5 +1,6 @@
 //! The service that agents call: who asks is proven, then its stream is fed.
 
+use std::future::pending;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -116,7 +117,8 @@ impl Connection {
     async fn prove(&self, claimed: &str, token: &str) -> Result<Proven, Status> {
         let parts = &self.service.parts;
         let proven = match token.is_empty() {
-            true => by_certificate(&self.nodes, claimed).map_err(|refused| self.refuse(refused)),
+            true => by_certificate(&self.nodes, self.until, claimed)
+                .map_err(|refused| self.refuse(refused)),
             false => self.prove_by_token(claimed, token).await,
         }?;
         debug!(node = %proven.node, peer = %self.peer, broker = parts.name, "agent proven");
@@ -170,15 +172,6 @@ impl Connection {
         Status::unauthenticated(refused.to_string())
     }
 
-    /// When the agent must have proven again.
-    fn due(&self, by_token: bool) -> Due {
-        match (by_token, self.until) {
-            // It lives by the time of day, which goes on while a machine sleeps.
-            (false, Some(until)) => Due::Ends(until),
-            _ => Due::At(Instant::now() + PROOF),
-        }
-    }
-
     /// Serves one stream until it ends.
     async fn attend(
         self,
@@ -204,12 +197,12 @@ impl Connection {
         if sender.send(Ok(message(welcome))).await.is_err() {
             return Ok(());
         }
+        let mut due = Due::of(&proven);
         let desk = Seat::take(Feed::new(proven.node, proven.pod_uid), parts.orders.clone());
         let feed = &desk.feed;
         info!(node = %feed.node, peer = %self.peer, version = hello.version.escape_debug().to_string(), "an agent is served");
 
         let mut begun = false;
-        let mut due = self.due(by_token);
         let mut proving: Option<BoxFuture<'_, Result<Proven, Status>>> = None;
         let mut pulse = tokio::time::interval(PULSE);
         let mut pulses = false;
@@ -236,7 +229,7 @@ impl Connection {
                     if again.pod_uid != feed.pod_uid {
                         return Err(self.refuse(Refused::Gone));
                     }
-                    due = self.due(by_token);
+                    due = Due::of(&again);
                 }
                 message = incoming.message() => {
                     let Some(body) = message?.map(|it| it.body) else {
@@ -311,18 +304,30 @@ impl Connection {
 
 /// Until when a proof counts.
 #[derive(Debug, Clone, Copy)]
-enum Due {
-    /// A token's.
-    At(Instant),
-    /// The certificate's end.
-    Ends(Timestamp),
+struct Due {
+    /// A token's: it must be shown again by then, for it may have been taken back.
+    again: Option<Instant>,
+    /// The end of token or certificate, by the time of day, which goes on while a machine sleeps.
+    until: Option<Timestamp>,
 }
 
 impl Due {
+    fn of(proven: &Proven) -> Self {
+        let again = Instant::now() + PROOF;
+        let lasts = proven.pod_uid.is_none() && proven.until.is_some();
+        Self {
+            again: (!lasts).then_some(again),
+            until: proven.until,
+        }
+    }
+
     async fn passed(self, clock: &Clock) {
-        match self {
-            Self::At(when) => sleep_until(when).await,
-            Self::Ends(when) => clock.sleep_until(when).await,
+        let again = OptionFuture::from(self.again.map(sleep_until));
+        let until = OptionFuture::from(self.until.map(|until| clock.sleep_until(until)));
+        tokio::select! {
+            Some(()) = again => {}
+            Some(()) = until => {}
+            else => pending().await,
         }
     }
 }
