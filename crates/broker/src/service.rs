@@ -17,7 +17,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::tell::{NoticeOutcome, Tell};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
@@ -29,7 +29,7 @@ use crate::desk::Order;
 use crate::feed::Feed;
 use crate::identity::{Proven, Refused, by_certificate, by_token};
 use crate::metrics::BrokerMetrics;
-use crate::reviewer::Reviewer;
+use crate::reviewer::{ReviewError, Reviewer};
 
 /// What a client certificate names its node by.
 pub const NODE_URI: &str = "rolegate://node/";
@@ -43,15 +43,11 @@ const PROVING: Duration = Duration::from_secs(5);
 const PULSE: Duration = Duration::from_secs(5);
 /// Longest token, bytes.
 const MAX_TOKEN: usize = 16 << 10;
-/// Proofs that are looked at at once: whoever can reach the port can make the broker ask the API
-/// server.
-const PROOFS_AT_ONCE: usize = 32;
 
 /// What all streams share.
 #[derive(Debug)]
 pub struct Service {
     parts: ServiceParts,
-    proofs: Semaphore,
 }
 
 /// What a service works with.
@@ -91,10 +87,7 @@ pub struct Connection {
 impl Service {
     /// A service without streams.
     pub fn new(parts: ServiceParts) -> Arc<Self> {
-        Arc::new(Self {
-            parts,
-            proofs: Semaphore::new(PROOFS_AT_ONCE),
-        })
+        Arc::new(Self { parts })
     }
 
     /// What answers one connection.
@@ -131,14 +124,15 @@ impl Connection {
             return Err(self.refuse(Refused::Unknown));
         }
         let account = parts.agents.account();
-        let review = async {
-            // The semaphore is never closed.
-            let _place = self.service.proofs.acquire().await.ok();
-            parts.reviewer.review(token, &account.audience).await
-        };
-        let reviewed = review.await.map_err(|why| {
+        let reviewed = parts.reviewer.review(token, &account.audience).await;
+        let reviewed = reviewed.map_err(|why| {
             warn!(peer = %self.peer, "an agent's token cannot be looked at: {why}");
-            Status::unavailable("the broker cannot ask the API server about the token, try again")
+            Status::unavailable(match why {
+                ReviewError::Busy => "the broker looks at too many tokens, try again",
+                ReviewError::Api(_) => {
+                    "the broker cannot ask the API server about the token, try again"
+                }
+            })
         })?;
         let mut changes = parts.agents.changes();
         let look = || {
