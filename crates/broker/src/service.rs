@@ -1,6 +1,7 @@
 //! The service that agents call: who asks is proven, then its stream is fed.
 
 use std::future::pending;
+use std::mem::take;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -175,11 +176,11 @@ impl Connection {
         let parts = &self.service.parts;
         let hello = timeout(HELLO, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no first message"))??;
-        let Some(from_agent::Body::Hello(hello)) = hello.and_then(|it| it.body) else {
+        let Some(from_agent::Body::Hello(mut hello)) = hello.and_then(|it| it.body) else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
+        let token = Zeroizing::new(take(&mut hello.token));
         let claimed = wire::name(&hello.node, "a node's name").map_err(malformed)?;
-        let token = Zeroizing::new(hello.token);
         let by_token = !token.is_empty();
         let proven = self.prove(claimed, &token).await?;
         drop(token);
@@ -230,8 +231,8 @@ impl Connection {
                         return Ok(());
                     };
                     match body {
-                        Some(from_agent::Body::Proof(proof)) if by_token && proving.is_none() => {
-                            let token = Zeroizing::new(proof.token);
+                        Some(from_agent::Body::Proof(mut proof)) if by_token && proving.is_none() => {
+                            let token = Zeroizing::new(take(&mut proof.token));
                             let this = &self;
                             let node = feed.node.clone();
                             proving = Some(async move { this.prove(&node, &token).await }.boxed());
@@ -255,7 +256,7 @@ impl Connection {
                 () = feed.news(), if begun => {}
                 permit = sender.reserve(), if news || pulses => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    if std::mem::take(&mut pulses) {
+                    if take(&mut pulses) {
                         permit.send(Ok(message(to_agent::Body::Pulse(self.pulse()))));
                     } else if let Some(update) = feed.take() {
                         permit.send(Ok(message(to_agent::Body::Update(update))));

@@ -9,6 +9,7 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde::Deserialize;
+use zeroize::Zeroize;
 
 use crate::failure::Failure;
 
@@ -45,7 +46,7 @@ pub struct Reviewed {
 /// A sentence, where the API server doesn't answer or may not be asked.
 pub async fn review(client: Client, token: &str, audience: &str) -> Result<Reviewed, String> {
     let api = Api::<TokenReview>::all(client);
-    let review = TokenReview {
+    let mut review = TokenReview {
         spec: TokenReviewSpec {
             audiences: Some(vec![audience.into()]),
             token: Some(token.into()),
@@ -54,10 +55,13 @@ pub async fn review(client: Client, token: &str, audience: &str) -> Result<Revie
     };
     let params = PostParams::default();
     let answer = tokio::time::timeout(LIMIT, api.create(&params, &review)).await;
+    review.spec.token.zeroize();
     let failed = |failure: Failure| failure.sentence("tokenreviews");
-    let review = answer
+    let mut review = answer
         .map_err(|_| failed(Failure::no_answer(LIMIT)))?
         .map_err(|error| failed(Failure::of_call(&error)))?;
+    // The API server says it back.
+    review.spec.token.zeroize();
     let status = review.status.unwrap_or_default();
     let user = status.user.unwrap_or_default();
     let mut extra = user.extra.unwrap_or_default();

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 /// Longest token, bytes.
-const MAX_TOKEN: u64 = 16 << 10;
+const MAX_TOKEN: usize = 16 << 10;
 /// How often it is looked whether there is another token: longer than a broker takes for one, which
 /// looks at one at a time, and far less than the 2 minutes that the kubelet leaves the old one.
 const LOOK: Duration = Duration::from_secs(20);
@@ -72,9 +72,12 @@ async fn read(path: &Path) -> Result<Zeroizing<String>, TokenError> {
         why,
     };
     let read = async {
-        let mut token = Zeroizing::new(String::new());
+        // Room for all of it from the start: growing would leave copies behind.
+        let mut token = Zeroizing::new(String::with_capacity(MAX_TOKEN + 1));
         let file = tokio::fs::File::open(path).await?;
-        file.take(MAX_TOKEN).read_to_string(&mut token).await?;
+        file.take(MAX_TOKEN as u64)
+            .read_to_string(&mut token)
+            .await?;
         Ok::<_, std::io::Error>(token)
     };
     let token = read.await.map_err(|error| failed(error.to_string()))?;

@@ -83,7 +83,8 @@ impl Raw {
     pub(crate) async fn hello(&self, node: &str) {
         let hello = v1::Hello {
             node: node.into(),
-            ..v1::Hello::default()
+            version: "0".into(),
+            token: String::new(),
         };
         self.say(from_agent::Body::Hello(hello)).await;
     }
@@ -104,7 +105,7 @@ impl Raw {
         let hello = v1::Hello {
             node: node.into(),
             token: token.into(),
-            ..v1::Hello::default()
+            version: "0".into(),
         };
         raw.say(from_agent::Body::Hello(hello)).await;
         let welcome = raw.hear().await.unwrap();
