@@ -8,6 +8,7 @@ mod crds;
 mod deploy;
 mod deploy_broker;
 mod lease;
+mod token;
 mod vap;
 mod watch;
 mod webhook;

@@ -3,6 +3,7 @@
 //! network namespaces as nodes that reach the brokers by addresses of their own.
 
 mod failover;
+mod moving;
 mod place;
 mod rights;
 mod stolen;

@@ -1,12 +1,13 @@
 //! The agent's end of the broker's protocol: with a broker, an agent has no rights of its own.
 //!
-//! [`link`] is one stream, [`links`] keeps two of them, one to serve by and a warm one beside it,
-//! and [`follower`] writes what the broker says into the picture that doors read.
+//! [`link`] is one stream and shows the [`token`], [`links`] keeps two of them, one to serve by and a
+//! warm one beside it, and [`follower`] writes what the broker says into the picture that doors read.
 
 mod age;
 mod follower;
 mod link;
 mod links;
+mod token;
 
 use std::path::PathBuf;
 

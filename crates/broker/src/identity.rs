@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rolegate_core::workload::{Phase, Workload};
 use rolegate_kube::token_review::Reviewed;
 
@@ -28,6 +29,8 @@ pub struct Proven {
     pub node: Arc<str>,
     /// The agent's pod, where a token named it: the stream ends with it.
     pub pod_uid: Option<Arc<str>>,
+    /// When the token or the certificate ends, as far as it says so.
+    pub until: Option<Timestamp>,
 }
 
 /// Why somebody is not taken for the agent of the node. It is told to whoever showed the token or
@@ -56,7 +59,9 @@ pub enum Refused {
     #[error("the connection does not come from the address of the token's pod")]
     Address,
     /// What was proven once counts no longer.
-    #[error("the certificate has ended, or the agent did not prove again in time who it is")]
+    #[error(
+        "the token or certificate has ended, or the agent did not prove again in time who it is"
+    )]
     Ended,
     /// There is neither a token nor a certificate.
     #[error("there is neither a token nor a client certificate that names a node")]
@@ -125,18 +130,25 @@ pub fn by_token(
     Ok(Proven {
         node,
         pod_uid: Some(pod.uid.clone()),
+        until: reviewed.until,
     })
 }
 
-/// Whether the nodes that a client certificate names are the one that is `claimed`.
+/// Whether the nodes that a client certificate, good `until` then, names are the one that is
+/// `claimed`.
 ///
 /// # Errors
 /// [`Refused`].
-pub fn by_certificate(named: &[String], claimed: &str) -> Result<Proven, Refused> {
+pub fn by_certificate(
+    named: &[String],
+    until: Option<Timestamp>,
+    claimed: &str,
+) -> Result<Proven, Refused> {
     match named {
         [node] if node == claimed => Ok(Proven {
             node: claimed.into(),
             pod_uid: None,
+            until,
         }),
         [] => Err(Refused::Nothing),
         // One certificate is one node's.
@@ -200,6 +212,7 @@ mod tests {
             pod_name: Some("rolegate-agent-x".into()),
             pod_uid: Some("uid-agent".into()),
             node_name: Some(NODE.into()),
+            until: None,
         }
     }
 
@@ -288,7 +301,7 @@ mod tests {
     fn rule_08_a_certificate_is_good_for_the_one_node_that_it_names() {
         let named = |nodes: &[&str]| {
             let nodes: Vec<_> = nodes.iter().map(ToString::to_string).collect();
-            by_certificate(&nodes, NODE)
+            by_certificate(&nodes, None, NODE)
         };
         assert!(named(&[NODE]).is_ok());
         assert_eq!(named(&[]), Err(Refused::Nothing));

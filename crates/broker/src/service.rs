@@ -1,5 +1,7 @@
 //! The service that agents call: who asks is proven, then its stream is fed.
 
+use std::future::pending;
+use std::mem::take;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::tell::{NoticeOutcome, Tell};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
@@ -28,7 +30,7 @@ use crate::desk::Order;
 use crate::feed::Feed;
 use crate::identity::{Proven, Refused, by_certificate, by_token};
 use crate::metrics::BrokerMetrics;
-use crate::reviewer::Reviewer;
+use crate::reviewer::{ReviewError, Reviewer};
 
 /// What a client certificate names its node by.
 pub const NODE_URI: &str = "rolegate://node/";
@@ -42,15 +44,11 @@ const PROVING: Duration = Duration::from_secs(5);
 const PULSE: Duration = Duration::from_secs(5);
 /// Longest token, bytes.
 const MAX_TOKEN: usize = 16 << 10;
-/// Proofs that are looked at at once: whoever can reach the port can make the broker ask the API
-/// server.
-const PROOFS_AT_ONCE: usize = 32;
 
 /// What all streams share.
 #[derive(Debug)]
 pub struct Service {
     parts: ServiceParts,
-    proofs: Semaphore,
 }
 
 /// What a service works with.
@@ -90,10 +88,7 @@ pub struct Connection {
 impl Service {
     /// A service without streams.
     pub fn new(parts: ServiceParts) -> Arc<Self> {
-        Arc::new(Self {
-            parts,
-            proofs: Semaphore::new(PROOFS_AT_ONCE),
-        })
+        Arc::new(Self { parts })
     }
 
     /// What answers one connection.
@@ -116,7 +111,8 @@ impl Connection {
     async fn prove(&self, claimed: &str, token: &str) -> Result<Proven, Status> {
         let parts = &self.service.parts;
         let proven = match token.is_empty() {
-            true => by_certificate(&self.nodes, claimed).map_err(|refused| self.refuse(refused)),
+            true => by_certificate(&self.nodes, self.until, claimed)
+                .map_err(|refused| self.refuse(refused)),
             false => self.prove_by_token(claimed, token).await,
         }?;
         debug!(node = %proven.node, peer = %self.peer, broker = parts.name, "agent proven");
@@ -129,14 +125,15 @@ impl Connection {
             return Err(self.refuse(Refused::Unknown));
         }
         let account = parts.agents.account();
-        let review = async {
-            // The semaphore is never closed.
-            let _place = self.service.proofs.acquire().await.ok();
-            parts.reviewer.review(token, &account.audience).await
-        };
-        let reviewed = review.await.map_err(|why| {
+        let reviewed = parts.reviewer.review(token, &account.audience).await;
+        let reviewed = reviewed.map_err(|why| {
             warn!(peer = %self.peer, "an agent's token cannot be looked at: {why}");
-            Status::unavailable("the broker cannot ask the API server about the token, try again")
+            Status::unavailable(match why {
+                ReviewError::Busy => "the broker looks at too many tokens, try again",
+                ReviewError::Api(_) => {
+                    "the broker cannot ask the API server about the token, try again"
+                }
+            })
         })?;
         let mut changes = parts.agents.changes();
         let look = || {
@@ -170,15 +167,6 @@ impl Connection {
         Status::unauthenticated(refused.to_string())
     }
 
-    /// When the agent must have proven again.
-    fn due(&self, by_token: bool) -> Due {
-        match (by_token, self.until) {
-            // It lives by the time of day, which goes on while a machine sleeps.
-            (false, Some(until)) => Due::Ends(until),
-            _ => Due::At(Instant::now() + PROOF),
-        }
-    }
-
     /// Serves one stream until it ends.
     async fn attend(
         self,
@@ -188,11 +176,11 @@ impl Connection {
         let parts = &self.service.parts;
         let hello = timeout(HELLO, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no first message"))??;
-        let Some(from_agent::Body::Hello(hello)) = hello.and_then(|it| it.body) else {
+        let Some(from_agent::Body::Hello(mut hello)) = hello.and_then(|it| it.body) else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
+        let token = Zeroizing::new(take(&mut hello.token));
         let claimed = wire::name(&hello.node, "a node's name").map_err(malformed)?;
-        let token = Zeroizing::new(hello.token);
         let by_token = !token.is_empty();
         let proven = self.prove(claimed, &token).await?;
         drop(token);
@@ -204,12 +192,12 @@ impl Connection {
         if sender.send(Ok(message(welcome))).await.is_err() {
             return Ok(());
         }
+        let mut due = Due::of(&proven);
         let desk = Seat::take(Feed::new(proven.node, proven.pod_uid), parts.orders.clone());
         let feed = &desk.feed;
         info!(node = %feed.node, peer = %self.peer, version = hello.version.escape_debug().to_string(), "an agent is served");
 
         let mut begun = false;
-        let mut due = self.due(by_token);
         let mut proving: Option<BoxFuture<'_, Result<Proven, Status>>> = None;
         let mut pulse = tokio::time::interval(PULSE);
         let mut pulses = false;
@@ -236,15 +224,15 @@ impl Connection {
                     if again.pod_uid != feed.pod_uid {
                         return Err(self.refuse(Refused::Gone));
                     }
-                    due = self.due(by_token);
+                    due = Due::of(&again);
                 }
                 message = incoming.message() => {
                     let Some(body) = message?.map(|it| it.body) else {
                         return Ok(());
                     };
                     match body {
-                        Some(from_agent::Body::Proof(proof)) if by_token && proving.is_none() => {
-                            let token = Zeroizing::new(proof.token);
+                        Some(from_agent::Body::Proof(mut proof)) if by_token && proving.is_none() => {
+                            let token = Zeroizing::new(take(&mut proof.token));
                             let this = &self;
                             let node = feed.node.clone();
                             proving = Some(async move { this.prove(&node, &token).await }.boxed());
@@ -268,7 +256,7 @@ impl Connection {
                 () = feed.news(), if begun => {}
                 permit = sender.reserve(), if news || pulses => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    if std::mem::take(&mut pulses) {
+                    if take(&mut pulses) {
                         permit.send(Ok(message(to_agent::Body::Pulse(self.pulse()))));
                     } else if let Some(update) = feed.take(parts.tell.ledger(), parts.clock.now()) {
                         permit.send(Ok(message(to_agent::Body::Update(update))));
@@ -311,18 +299,30 @@ impl Connection {
 
 /// Until when a proof counts.
 #[derive(Debug, Clone, Copy)]
-enum Due {
-    /// A token's.
-    At(Instant),
-    /// The certificate's end.
-    Ends(Timestamp),
+struct Due {
+    /// A token's: it must be shown again by then, for it may have been taken back.
+    again: Option<Instant>,
+    /// The end of token or certificate, by the time of day, which goes on while a machine sleeps.
+    until: Option<Timestamp>,
 }
 
 impl Due {
+    fn of(proven: &Proven) -> Self {
+        let again = Instant::now() + PROOF;
+        let lasts = proven.pod_uid.is_none() && proven.until.is_some();
+        Self {
+            again: (!lasts).then_some(again),
+            until: proven.until,
+        }
+    }
+
     async fn passed(self, clock: &Clock) {
-        match self {
-            Self::At(when) => sleep_until(when).await,
-            Self::Ends(when) => clock.sleep_until(when).await,
+        let again = OptionFuture::from(self.again.map(sleep_until));
+        let until = OptionFuture::from(self.until.map(|until| clock.sleep_until(until)));
+        tokio::select! {
+            Some(()) = again => {}
+            Some(()) = until => {}
+            else => pending().await,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A stand-in for the Kubernetes API server: pods, namespaces, nodes, ConfigMaps and
 //! whatever else it is told of to get, list, watch, patch and create, registered webhooks asked,
-//! and Events to create. No authentication and no TLS.
+//! Events to create, and tokens to review. No authentication and no TLS.
 
 mod admission;
 mod events;
@@ -8,6 +8,7 @@ mod patch;
 mod select;
 mod store;
 mod target;
+mod tokens;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +30,7 @@ use events::Events;
 use select::Selector;
 use store::{NAMESPACES, NODES, PODS, Store};
 use target::{Target, table_of};
+use tokens::Tokens;
 use watch::Watch;
 
 const MAX_BODY: usize = 1024 * 1024;
@@ -94,6 +96,7 @@ struct Inner {
     /// The same for single resources, by their plural.
     failing_resources: BTreeMap<String, u16>,
     events: Events,
+    tokens: Tokens,
     requests: Recent<ApiRequest>,
     counts: HashMap<(String, String), u64>,
 }
@@ -365,6 +368,10 @@ impl State {
         if target.resource == "events" {
             let body = whole(body).await?;
             return lock(&self.inner).events.answer(&parts, target, &body);
+        }
+        if target.resource == "tokenreviews" {
+            let body = whole(body).await?;
+            return lock(&self.inner).tokens.review(&body);
         }
         let metadata_only = parts
             .headers

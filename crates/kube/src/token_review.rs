@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use serde::Deserialize;
+use zeroize::Zeroize;
 
 use crate::failure::Failure;
 
@@ -31,6 +36,8 @@ pub struct Reviewed {
     pub pod_uid: Option<String>,
     /// The node of that pod; API servers before 1.30 don't say it.
     pub node_name: Option<String>,
+    /// When it ends, as it says itself; `None`: it is of a kind that doesn't.
+    pub until: Option<Timestamp>,
 }
 
 /// Asks whose `token` is, for `audience`.
@@ -39,7 +46,7 @@ pub struct Reviewed {
 /// A sentence, where the API server doesn't answer or may not be asked.
 pub async fn review(client: Client, token: &str, audience: &str) -> Result<Reviewed, String> {
     let api = Api::<TokenReview>::all(client);
-    let review = TokenReview {
+    let mut review = TokenReview {
         spec: TokenReviewSpec {
             audiences: Some(vec![audience.into()]),
             token: Some(token.into()),
@@ -48,10 +55,13 @@ pub async fn review(client: Client, token: &str, audience: &str) -> Result<Revie
     };
     let params = PostParams::default();
     let answer = tokio::time::timeout(LIMIT, api.create(&params, &review)).await;
+    review.spec.token.zeroize();
     let failed = |failure: Failure| failure.sentence("tokenreviews");
-    let review = answer
+    let mut review = answer
         .map_err(|_| failed(Failure::no_answer(LIMIT)))?
         .map_err(|error| failed(Failure::of_call(&error)))?;
+    // The API server says it back.
+    review.spec.token.zeroize();
     let status = review.status.unwrap_or_default();
     let user = status.user.unwrap_or_default();
     let mut extra = user.extra.unwrap_or_default();
@@ -67,5 +77,39 @@ pub async fn review(client: Client, token: &str, audience: &str) -> Result<Revie
         pod_name: single(POD_NAME),
         pod_uid: single(POD_UID),
         node_name: single(NODE_NAME),
+        until: until(token),
     })
+}
+
+/// The end of a token: the API server, which checked it, doesn't say it.
+fn until(token: &str) -> Option<Timestamp> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: i64,
+    }
+    let claims = token.split('.').nth(1)?;
+    let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
+    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    Timestamp::from_second(claims.exp).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_says_when_it_ends() {
+        let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        let then = "2026-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(until(&token(r#"{"exp":1767225600,"iss":"x"}"#)), Some(then));
+        for odd in [
+            &*token("{}"),
+            &token(r#"{"exp":9e99}"#),
+            "opaque",
+            "a.b.c",
+            "",
+        ] {
+            assert_eq!(until(odd), None, "{odd}");
+        }
+    }
 }

@@ -1,8 +1,28 @@
-//! `Debug` of messages that hold secrets: it shows everything else.
+//! Messages that hold secrets: `Debug` shows everything else, and what they hold is wiped when they
+//! are dropped.
 
 use std::fmt;
 
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
 use crate::{kiam, v1};
+
+macro_rules! wiped {
+    ($message:ty: $($secret:ident),+) => {
+        impl Drop for $message {
+            fn drop(&mut self) {
+                $(self.$secret.zeroize();)+
+            }
+        }
+
+        impl ZeroizeOnDrop for $message {}
+    };
+}
+
+wiped!(v1::Hello: token);
+wiped!(v1::Proof: token);
+wiped!(v1::Credentials: document);
+wiped!(kiam::Credentials: secret_access_key, token);
 
 impl fmt::Debug for v1::Hello {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,15 +59,24 @@ impl fmt::Debug for kiam::Credentials {
 
 #[cfg(test)]
 mod tests {
+    use zeroize::ZeroizeOnDrop;
+
     use crate::{kiam, v1};
+
+    #[test]
+    fn rule_06_messages_are_wiped() {
+        fn wiped<T: ZeroizeOnDrop>() {}
+        wiped::<v1::Hello>();
+        wiped::<v1::Proof>();
+        wiped::<v1::Credentials>();
+        wiped::<kiam::Credentials>();
+    }
 
     #[test]
     fn rule_06_messages_do_not_show_their_secrets() {
         let secret = || "very-secret".to_owned();
-        let credentials = v1::Credentials {
-            document: secret().into(),
-            ..v1::Credentials::default()
-        };
+        let mut credentials = v1::Credentials::default();
+        credentials.document = secret().into();
         let session = v1::Session {
             credentials: Some(credentials),
             ..v1::Session::default()
@@ -58,16 +87,12 @@ mod tests {
                 ..v1::Update::default()
             })),
         };
-        let hello = v1::Hello {
-            token: secret(),
-            ..v1::Hello::default()
-        };
+        let mut hello = v1::Hello::default();
+        hello.token = secret();
         let proof = v1::Proof { token: secret() };
-        let theirs = kiam::Credentials {
-            secret_access_key: secret(),
-            token: secret(),
-            ..kiam::Credentials::default()
-        };
+        let mut theirs = kiam::Credentials::default();
+        theirs.secret_access_key = secret();
+        theirs.token = secret();
         for text in [
             format!("{update:?}"),
             format!("{hello:?}"),

@@ -3,6 +3,7 @@
 //! What is received is checked here, once: sizes, numbers, texts. What is not as it must be is an
 //! error that ends the stream, since whoever sends it is broken or lies.
 
+use std::mem::take;
 use std::net::IpAddr;
 
 use bytes::Bytes;
@@ -123,8 +124,8 @@ impl v1::Credentials {
     ///
     /// # Errors
     /// [`Malformed`].
-    pub fn open(self) -> Result<(String, Bytes, Life), Malformed> {
-        let document = Zeroizing::new(self.document);
+    pub fn open(mut self) -> Result<(String, Bytes, Life), Malformed> {
+        let document = Zeroizing::new(take(&mut self.document));
         if document.is_empty() || document.len() > MAX_DOCUMENT {
             return Err(Malformed("a document of credentials"));
         }
@@ -134,7 +135,8 @@ impl v1::Credentials {
             from: time(self.from_ms)?,
             until: time(self.until_ms)?,
         };
-        Ok((self.access_key_id, document::received(document), life))
+        let key = take(&mut self.access_key_id);
+        Ok((key, document::received(document), life))
     }
 }
 

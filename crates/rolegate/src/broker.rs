@@ -215,7 +215,9 @@ fn check_credentials(pod_ip: Option<IpAddr>, host_ip: Option<IpAddr>) -> anyhow:
         "AWS_SHARED_CREDENTIALS_FILE",
         "AWS_PROFILE",
     ];
-    let has_own = own.iter().any(|name| std::env::var_os(name).is_some());
+    // As the SDK has it: what is set to nothing is not set.
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let has_own = own.into_iter().any(set);
     match (pod_ip, host_ip) {
         (Some(pod), Some(host)) if pod != host && !has_own => Err(invalid(
             "this broker is not on its host's network and has no credentials of its own: its calls to the \

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod as PodObject;
@@ -79,7 +79,15 @@ pub(super) struct Node {
 
 impl Place {
     pub(super) async fn new(name: &'static str, third: u8) -> anyhow::Result<Self> {
-        let cluster = cluster().await?;
+        Self::within(cluster().await?, name, third).await
+    }
+
+    /// A place of another cluster, to which the brokers' manifest was applied.
+    pub(super) async fn within(
+        cluster: &'static Cluster,
+        name: &'static str,
+        third: u8,
+    ) -> anyhow::Result<Self> {
         let token = cluster
             .service_account_token(HOME, "rolegate-broker")
             .await?;
@@ -175,6 +183,15 @@ impl Place {
 
     /// Node `number`, on which its agent's pod is placed.
     pub(super) async fn node(&self, number: u8) -> anyhow::Result<Node> {
+        let roleless = ImdsOptions {
+            node_role: None,
+            ..ImdsOptions::default()
+        };
+        self.node_with(number, roleless).await
+    }
+
+    /// The same, with a metadata service that knows what `options` say.
+    pub(super) async fn node_with(&self, number: u8, options: ImdsOptions) -> anyhow::Result<Node> {
         let name = self.named(&format!("node-{number}"));
         let address = Ipv4Addr::new(10, 9, number, 1);
         let lab = Lab::new()?;
@@ -196,12 +213,8 @@ impl Place {
         }
         let token = self.cluster.pod_token(&agent, AUDIENCE).await?;
         std::fs::write(dir.path().join("token"), &token)?;
-        let roleless = ImdsOptions {
-            node_role: None,
-            ..ImdsOptions::default()
-        };
         Ok(Node {
-            imds: start_imds_with(&lab, roleless).await?,
+            imds: start_imds_with(&lab, options).await?,
             uid: object.metadata.uid.context("a node without UID")?,
             name,
             lab,
@@ -251,37 +264,54 @@ impl Place {
     /// Starts an agent on the node with the flags of the shipped manifest, and waits until it is
     /// ready.
     pub(super) async fn agent(&self, node: &Node) -> anyhow::Result<Rolegate> {
-        let mut agent = self.unready_agent(node)?;
-        agent
-            .until(DEADLINE, async || {
-                let reply = node.admin("/readyz")?;
-                ensure!(reply.status == 200, "{}", reply.body);
-                Ok(())
-            })
-            .await?;
+        let mut agent = self.unready_agent(node, &[])?;
+        node.ready(&mut agent).await?;
         Ok(agent)
     }
 
-    /// Starts an agent that may never get ready.
-    pub(super) fn unready_agent(&self, node: &Node) -> anyhow::Result<Rolegate> {
-        let path = |name: &str| node.dir.path().join(name).display().to_string();
+    /// Starts an agent with these flags too, that may never get ready.
+    pub(super) fn unready_agent(&self, node: &Node, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let nowhere = node.tripwire.local_addr()?.port();
-        let program = Rolegate::path()?.display().to_string();
-        let mut command = node.lab.node().command(&program);
+        let mut command = node.agent()?;
         command
-            .args(["agent", "--redirect=nftables", "--host-interface=eni+"])
-            .args(["--host-ip=10.0.0.1", "--host-ipv6=fd10::1"])
             .arg(format!("--broker=https://{HOST}:{PORT}"))
-            .arg(format!("--node={}", node.name))
+            .args(flags)
             .env("ROLEGATE_BROKER_CA", self.ca())
-            .env("ROLEGATE_BROKER_TOKEN", path("token"))
-            .env("ROLEGATE_RUNTIME_DIR", path("runtime"))
-            .env("ROLEGATE_REDIRECT_CHECK_DIR", path("netns"))
+            .env("ROLEGATE_BROKER_TOKEN", node.dir.path().join("token"))
             // As in every pod of a cluster, and where AWS would be asked.
             .env("KUBERNETES_SERVICE_HOST", "127.0.0.1")
             .env("KUBERNETES_SERVICE_PORT", nowhere.to_string())
             .env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{nowhere}"));
         Rolegate::spawn_command(&command)
+    }
+
+    /// What an agent without a broker reaches from its node: the API server and STS.
+    pub(super) fn way_out(&self, node: &Node) -> anyhow::Result<[Forward; 2]> {
+        let node = node.lab.node();
+        Ok([
+            Forward::new(node, self.cluster.port())?,
+            Forward::new(node, self.sts.port())?,
+        ])
+    }
+
+    /// Starts an agent without a broker, as it is shipped, which shows `token` to the API server,
+    /// and waits until it is ready.
+    pub(super) async fn agent_alone(
+        &self,
+        node: &Node,
+        token: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Rolegate> {
+        let kubeconfig = self.cluster.kubeconfig_for_token(&node.name, token)?;
+        let mut command = node.agent()?;
+        command
+            .args(["--auto-discover-base-arn", "--cluster-config=off"])
+            .args(flags)
+            .env("ROLEGATE_KUBECONFIG", kubeconfig)
+            .env("AWS_ENDPOINT_URL", self.sts.url());
+        let mut agent = Rolegate::spawn_command(&command)?;
+        node.ready(&mut agent).await?;
+        Ok(agent)
     }
 
     /// Waits until a pod gets a role's credentials; gives the access key, which STS gave for that
@@ -296,6 +326,30 @@ impl Place {
 }
 
 impl Node {
+    /// What agents with a broker and without one are started with.
+    fn agent(&self) -> anyhow::Result<Command> {
+        let program = Rolegate::path()?.display().to_string();
+        let mut command = self.lab.node().command(&program);
+        command
+            .args(["agent", "--redirect=nftables", "--host-interface=eni+"])
+            .args(["--host-ip=10.0.0.1", "--host-ipv6=fd10::1"])
+            .arg(format!("--node={}", self.name))
+            .env("ROLEGATE_RUNTIME_DIR", self.dir.path().join("runtime"))
+            .env("ROLEGATE_REDIRECT_CHECK_DIR", self.dir.path().join("netns"));
+        Ok(command)
+    }
+
+    /// Waits until its agent is ready.
+    pub(super) async fn ready(&self, agent: &mut Rolegate) -> anyhow::Result<()> {
+        agent
+            .until(DEADLINE, async || {
+                let reply = self.admin("/readyz")?;
+                ensure!(reply.status == 200, "{}", reply.body);
+                Ok(())
+            })
+            .await
+    }
+
     /// Asks its agent's port for operators.
     pub(super) fn admin(&self, path: &str) -> anyhow::Result<Reply> {
         ask::get_at(self.lab.node(), ADMIN, path)

@@ -1,7 +1,7 @@
 //! One stream to a broker.
 
+use std::future::pending;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -11,13 +11,12 @@ use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, to_agent
 use rolegate_proto::wire::MAX_MESSAGE;
 use rolegate_runtime::http2;
 use rolegate_runtime::tls::ClientTls;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
-use zeroize::Zeroizing;
 
+use super::token::{TokenError, TokenFile};
 use super::{BrokerOptions, Proof};
 
 /// For a connection to be made.
@@ -26,8 +25,6 @@ const CONNECT: Duration = Duration::from_secs(3);
 const TRIES: usize = 3;
 /// For the broker to believe us: it may have to wait for its own watch.
 const WELCOME: Duration = Duration::from_secs(15);
-/// Longest token, bytes.
-const MAX_TOKEN: u64 = 16 << 10;
 
 /// What happens on a link.
 #[derive(Debug)]
@@ -61,8 +58,8 @@ pub(super) enum LinkError {
     Tls(#[from] rolegate_runtime::tls::ClientTlsError),
     #[error("HTTP/2: {0}")]
     Http(#[from] hyper::Error),
-    #[error("cannot read the token {path}: {why}")]
-    Token { path: String, why: String },
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The broker doesn't believe us.
     #[error("the broker refuses this agent: {0}")]
     Refused(String),
@@ -140,8 +137,8 @@ async fn converse(
     events: &mpsc::Sender<(LinkId, LinkEvent)>,
 ) -> Result<(), LinkError> {
     let _ = stream.set_nodelay(true);
-    let (token, pair) = match &options.proof {
-        Proof::Token(path) => (Some(path.as_path()), None),
+    let (mut token, pair) = match &options.proof {
+        Proof::Token(path) => (Some(TokenFile::new(path)), None),
         Proof::Certificate(files) => (None, Some(files.clone())),
     };
     let tls = ClientTls {
@@ -155,8 +152,8 @@ async fn converse(
     let hello = from_agent::Body::Hello(v1::Hello {
         node: options.node.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
-        token: match token {
-            Some(path) => read(path).await?,
+        token: match &mut token {
+            Some(file) => file.show().await?.to_owned(),
             None => String::new(),
         },
     });
@@ -187,34 +184,36 @@ async fn converse(
         if events.send((id, up)).await.is_err() {
             return Ok(());
         }
-        let mut proofs = tokio::time::interval(again);
-        proofs.reset();
-        loop {
-            let body = tokio::select! {
-                message = timeout(silence, incoming.message()) => {
-                    match message.map_err(|_| LinkError::Silent)?? {
-                        Some(message) => message.body,
-                        None => return Ok(()),
-                    }
-                }
-                _ = proofs.tick(), if token.is_some() => {
-                    if let Some(path) = token {
-                        let token = read(path).await?;
-                        let proof = from_agent::Body::Proof(v1::Proof { token });
-                        let _ = sender.send(message(proof)).await;
-                    }
-                    continue;
-                }
+        let proving = async {
+            let Some(mut file) = token else {
+                return pending().await;
             };
-            let event = match body {
-                Some(to_agent::Body::Update(update)) => LinkEvent::Update(update),
-                Some(to_agent::Body::Pulse(pulse)) => LinkEvent::Pulse(pulse.picture_age_ms),
-                // Of a later version.
-                _ => continue,
-            };
-            if events.send((id, event)).await.is_err() {
-                return Ok(());
+            loop {
+                let token = file.renewed(again).await?.to_owned();
+                let proof = from_agent::Body::Proof(v1::Proof { token });
+                let _ = sender.send(message(proof)).await;
             }
+        };
+        let hearing = async {
+            loop {
+                let message = timeout(silence, incoming.message()).await;
+                let Some(message) = message.map_err(|_| LinkError::Silent)?? else {
+                    return Ok(());
+                };
+                let event = match message.body {
+                    Some(to_agent::Body::Update(update)) => LinkEvent::Update(update),
+                    Some(to_agent::Body::Pulse(pulse)) => LinkEvent::Pulse(pulse.picture_age_ms),
+                    // Of a later version.
+                    _ => continue,
+                };
+                if events.send((id, event)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::select! {
+            ended = hearing => ended,
+            ended = proving => ended,
         }
     };
     tokio::select! {
@@ -229,22 +228,4 @@ async fn converse(
 /// A message of the agent's.
 pub(super) fn message(body: from_agent::Body) -> v1::FromAgent {
     v1::FromAgent { body: Some(body) }
-}
-
-async fn read(path: &Path) -> Result<String, LinkError> {
-    let failed = |why: String| LinkError::Token {
-        path: path.display().to_string(),
-        why,
-    };
-    let read = async {
-        let mut token = Zeroizing::new(String::new());
-        let file = tokio::fs::File::open(path).await?;
-        file.take(MAX_TOKEN).read_to_string(&mut token).await?;
-        Ok::<_, std::io::Error>(token)
-    };
-    let token = read.await.map_err(|error| failed(error.to_string()))?;
-    match token.trim() {
-        "" => Err(failed("it is empty".into())),
-        token => Ok(token.into()),
-    }
 }

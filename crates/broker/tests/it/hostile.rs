@@ -103,7 +103,10 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
             own = Some(resident.uid);
         }
         let credentials = update.sessions.into_iter().filter_map(|it| it.credentials);
-        key = credentials.map(|it| it.access_key_id).next_back().or(key);
+        key = credentials
+            .map(|it| it.access_key_id.clone())
+            .next_back()
+            .or(key);
     }
     let (own, key) = (own.unwrap(), key.unwrap());
     let notice = |uid: &str, outcome| v1::Notice {

@@ -9,3 +9,4 @@ mod raw;
 mod serving;
 mod stage;
 mod stolen;
+mod tokens;

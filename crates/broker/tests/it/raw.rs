@@ -83,15 +83,31 @@ impl Raw {
     pub(crate) async fn hello(&self, node: &str) {
         let hello = v1::Hello {
             node: node.into(),
-            ..v1::Hello::default()
+            version: "0".into(),
+            token: String::new(),
         };
         self.say(from_agent::Body::Hello(hello)).await;
     }
 
     /// A stream of `node` that serves.
     pub(crate) async fn serving(tls: &ClientTls, to: SocketAddr, node: &str) -> Self {
+        Self::serving_by(tls, to, node, "").await
+    }
+
+    /// The same, proven by a token.
+    pub(crate) async fn serving_by(
+        tls: &ClientTls,
+        to: SocketAddr,
+        node: &str,
+        token: &str,
+    ) -> Self {
         let mut raw = Self::open(tls, to).await;
-        raw.hello(node).await;
+        let hello = v1::Hello {
+            node: node.into(),
+            token: token.into(),
+            version: "0".into(),
+        };
+        raw.say(from_agent::Body::Hello(hello)).await;
         let welcome = raw.hear().await.unwrap();
         assert!(matches!(welcome, Some(to_agent::Body::Welcome(_))));
         raw.say(from_agent::Body::Begin(v1::Begin {})).await;

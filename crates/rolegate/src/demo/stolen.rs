@@ -98,7 +98,8 @@ async fn stream(
     let send = |body| sender.try_send(v1::FromAgent { body: Some(body) });
     send(from_agent::Body::Hello(v1::Hello {
         node: node.into(),
-        ..v1::Hello::default()
+        version: "0".into(),
+        token: String::new(),
     }))?;
     send(from_agent::Body::Begin(v1::Begin {}))?;
     let outgoing = futures::stream::poll_fn(move |context| receiver.poll_recv(context));

@@ -1,0 +1,132 @@
+//! The token that the agent shows, from a file that the kubelet keeps new.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::time::{Instant, sleep};
+use zeroize::Zeroizing;
+
+/// Longest token, bytes.
+const MAX_TOKEN: usize = 16 << 10;
+/// How often it is looked whether there is another token: longer than a broker takes for one, which
+/// looks at one at a time, and far less than the 2 minutes that the kubelet leaves the old one.
+const LOOK: Duration = Duration::from_secs(20);
+
+/// Why there is no token to show.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the token {path}: {why}")]
+pub(super) struct TokenError {
+    path: String,
+    why: String,
+}
+
+/// A file with a token, and what of it was shown.
+#[derive(Debug)]
+pub(super) struct TokenFile {
+    path: PathBuf,
+    shown: Zeroizing<String>,
+    at: Instant,
+}
+
+impl TokenFile {
+    /// A file of which nothing was shown yet.
+    pub(super) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            shown: Zeroizing::default(),
+            at: Instant::now(),
+        }
+    }
+
+    /// The token, to be shown now.
+    pub(super) async fn show(&mut self) -> Result<&str, TokenError> {
+        self.shown = read(&self.path).await?;
+        self.at = Instant::now();
+        Ok(&self.shown)
+    }
+
+    /// Waits until the token has to be shown again: when there is another one, since the one that
+    /// was shown ends soon then, and at the latest after `again`.
+    pub(super) async fn renewed(&mut self, again: Duration) -> Result<&str, TokenError> {
+        loop {
+            sleep(LOOK.min(again)).await;
+            if self.at.elapsed() >= again {
+                return self.show().await;
+            }
+            // One that can't be read just now may be there when it has to be.
+            if let Ok(token) = read(&self.path).await
+                && *token != *self.shown
+            {
+                self.shown = token;
+                self.at = Instant::now();
+                return Ok(&self.shown);
+            }
+        }
+    }
+}
+
+async fn read(path: &Path) -> Result<Zeroizing<String>, TokenError> {
+    let failed = |why: String| TokenError {
+        path: path.display().to_string(),
+        why,
+    };
+    let read = async {
+        // Room for all of it from the start: growing would leave copies behind.
+        let mut token = Zeroizing::new(String::with_capacity(MAX_TOKEN + 1));
+        let file = tokio::fs::File::open(path).await?;
+        file.take(MAX_TOKEN as u64)
+            .read_to_string(&mut token)
+            .await?;
+        Ok::<_, std::io::Error>(token)
+    };
+    let token = read.await.map_err(|error| failed(error.to_string()))?;
+    match token.trim() {
+        "" => Err(failed("it is empty".into())),
+        token => Ok(Zeroizing::new(token.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGAIN: Duration = Duration::from_secs(300);
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_08_a_new_token_is_shown_before_the_old_one_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "first\n").unwrap();
+        let mut file = TokenFile::new(&path);
+        let start = Instant::now();
+        assert_eq!(file.show().await.unwrap(), "first");
+
+        // The kubelet leaves 2 minutes of the shortest token.
+        std::fs::write(&path, "second\n").unwrap();
+        assert_eq!(file.renewed(AGAIN).await.unwrap(), "second");
+        assert!(start.elapsed() < Duration::from_secs(60));
+        // The same one too, when it is time.
+        let shown = Instant::now();
+        assert_eq!(file.renewed(AGAIN).await.unwrap(), "second");
+        assert!(shown.elapsed() >= AGAIN && shown.elapsed() < AGAIN + LOOK * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_cannot_be_read_matters_when_it_is_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let mut file = TokenFile::new(&path);
+        assert!(file.show().await.is_err());
+        std::fs::write(&path, "first").unwrap();
+        file.show().await.unwrap();
+        std::fs::write(&path, " \n").unwrap();
+        let shown = Instant::now();
+        let error = file.renewed(AGAIN).await.unwrap_err();
+        assert!(shown.elapsed() >= AGAIN);
+        assert!(
+            error.to_string().ends_with("/token: it is empty"),
+            "{error}"
+        );
+    }
+}
