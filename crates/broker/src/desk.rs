@@ -26,6 +26,8 @@ use crate::metrics::BrokerMetrics;
 
 /// Pods that are decided again in one go.
 const PORTION: usize = 128;
+/// The same with each order of a stream.
+const BESIDE: usize = 8;
 /// How often verdicts that read the time are made again.
 const TIMELY: Duration = Duration::from_secs(15);
 
@@ -90,6 +92,8 @@ pub struct Desk {
     nodes: HashMap<Arc<str>, Node>,
     /// All streams that were proven.
     joined: Vec<Arc<Feed>>,
+    /// How many of them serve.
+    serving: usize,
     /// Who first claimed an address, by UID: two pods of one node are the agent's to judge, pods of
     /// two nodes are an alarm.
     claims: HashMap<IpAddr, Arc<str>>,
@@ -117,6 +121,7 @@ impl Desk {
             pods: HashMap::new(),
             nodes: HashMap::new(),
             joined: Vec::new(),
+            serving: 0,
             claims: HashMap::new(),
             users: HashMap::new(),
             touched: BTreeMap::new(),
@@ -131,7 +136,8 @@ impl Desk {
         let mut timely = tokio::time::interval(TIMELY);
         loop {
             tokio::select! {
-                // What sources say goes before what only waits to be brought up to date.
+                // What sources say goes before what streams ask, which any node can do at any rate,
+                // and before what only waits to be brought up to date.
                 biased;
                 Ok(()) = sources.facts.changed() => {
                     let learned = sources.facts.borrow_and_update().clone();
@@ -140,14 +146,20 @@ impl Desk {
                     }
                 }
                 Some(report) = sources.reports.recv() => self.report(report),
-                Some(order) = sources.orders.recv() => self.order(order),
                 Some(key) = sources.sessions.recv() => self.session_changed(&key),
                 update = sources.updates.recv() => match update {
                     Some(update) => self.update(update),
                     None => return,
                 },
                 _ = timely.tick() => self.time_went_by(),
-                () = tokio::task::yield_now(), if !self.touched.is_empty() => self.catch_up(),
+                Some(order) = sources.orders.recv() => {
+                    self.order(order);
+                    // A node whose streams come and go without end holds up no withdrawal.
+                    self.catch_up(BESIDE);
+                }
+                () = tokio::task::yield_now(), if !self.touched.is_empty() => {
+                    self.catch_up(PORTION);
+                }
             }
         }
     }
@@ -211,6 +223,7 @@ impl Desk {
                 let node = self.nodes.entry(feed.node.clone()).or_default();
                 let pods: Vec<_> = node.pods.iter().cloned().collect();
                 node.feeds.push(feed.clone());
+                self.serving += 1;
                 for uid in pods {
                     if let Some(pod) = self.pods.get(&uid).cloned() {
                         self.decide(&feed, pod, false);
@@ -223,7 +236,9 @@ impl Desk {
             Order::Leave(feed) => {
                 self.joined.retain(|other| !Arc::ptr_eq(other, &feed));
                 if let Some(node) = self.nodes.get_mut(&feed.node) {
+                    let before = node.feeds.len();
                     node.feeds.retain(|other| !Arc::ptr_eq(other, &feed));
+                    self.serving -= before - node.feeds.len();
                     if node.feeds.is_empty() && node.pods.is_empty() {
                         self.nodes.remove(&feed.node);
                     }
@@ -233,8 +248,7 @@ impl Desk {
                 }
             }
         }
-        let serving = self.nodes.values().map(|node| node.feeds.len()).sum();
-        self.metrics.set_streams(serving, self.joined.len());
+        self.metrics.set_streams(self.serving, self.joined.len());
     }
 
     fn rules_changed(&mut self, touched: &Touched, retry: bool) {
@@ -276,8 +290,8 @@ impl Desk {
     }
 
     /// Brings some of the pods up to date that the rules' changes touched.
-    fn catch_up(&mut self) {
-        for _ in 0..PORTION {
+    fn catch_up(&mut self, most: usize) {
+        for _ in 0..most {
             let Some((uid, retry)) = self.touched.pop_first() else {
                 return;
             };

@@ -14,6 +14,7 @@ use rolegate_proto::v1::{self, from_agent, notice, to_agent};
 use rolegate_proto::wire::{self, MAX_MESSAGE, MAX_NOTICES};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
+use rolegate_runtime::places::{Place, Places};
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::tell::{NoticeOutcome, Tell};
 use tokio::sync::{Semaphore, mpsc};
@@ -25,7 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::agents::Agents;
 use crate::desk::Order;
-use crate::feed::Feed;
+use crate::feed::{Feed, PER_NODE};
 use crate::identity::{Proven, Refused, by_certificate, by_token};
 use crate::metrics::BrokerMetrics;
 use crate::reviewer::Reviewer;
@@ -51,6 +52,7 @@ const PROOFS_AT_ONCE: usize = 32;
 pub struct Service {
     parts: ServiceParts,
     proofs: Semaphore,
+    places: Places<Arc<str>>,
 }
 
 /// What a service works with.
@@ -93,6 +95,7 @@ impl Service {
         Arc::new(Self {
             parts,
             proofs: Semaphore::new(PROOFS_AT_ONCE),
+            places: Places::new(PER_NODE),
         })
     }
 
@@ -170,6 +173,14 @@ impl Connection {
         Status::unauthenticated(refused.to_string())
     }
 
+    /// A place for one more stream of the node, which was proven.
+    fn place(&self, node: Arc<str>) -> Result<Place<Arc<str>>, Status> {
+        self.service.places.take(node).ok_or_else(|| {
+            self.service.parts.metrics.refused("crowded");
+            Status::resource_exhausted("this node has as many streams as it may have")
+        })
+    }
+
     /// When the agent must have proven again.
     fn due(&self, by_token: bool) -> Due {
         match (by_token, self.until) {
@@ -196,6 +207,7 @@ impl Connection {
         let by_token = !token.is_empty();
         let proven = self.prove(claimed, &token).await?;
         drop(token);
+        let place = self.place(proven.node)?;
         let welcome = to_agent::Body::Welcome(v1::Welcome {
             broker: parts.name.clone(),
             proof_seconds: u32::try_from(PROOF.as_secs()).unwrap_or(u32::MAX),
@@ -204,7 +216,7 @@ impl Connection {
         if sender.send(Ok(message(welcome))).await.is_err() {
             return Ok(());
         }
-        let desk = Seat::take(Feed::new(proven.node, proven.pod_uid), parts.orders.clone());
+        let desk = Seat::take(Feed::new(place, proven.pod_uid), parts.orders.clone());
         let feed = &desk.feed;
         info!(node = %feed.node, peer = %self.peer, version = hello.version.escape_debug().to_string(), "an agent is served");
 

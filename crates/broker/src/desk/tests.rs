@@ -11,6 +11,7 @@ use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Phase, Wish};
 use rolegate_rules::keeper::Point;
 use rolegate_runtime::clock::Clock;
+use rolegate_runtime::places::Places;
 
 use super::*;
 use crate::identity::AgentAccount;
@@ -90,19 +91,27 @@ fn agent(node: &str) -> Workload {
     }
 }
 
+fn feed(node: &str, pod_uid: Option<&str>) -> Arc<Feed> {
+    let place = Places::new(1).take(node.into()).unwrap();
+    Arc::new(Feed::new(place, pod_uid.map(Into::into)))
+}
+
+fn namespace(roles: &str) -> Update {
+    Update::Namespaces(Change::Snapshot(vec![Namespace {
+        name: "default".into(),
+        allowed_roles: Some(roles.into()),
+        ..Namespace::default()
+    }]))
+}
+
 impl Bench {
     fn apply(&mut self, pod: Workload) {
         self.desk.update(Update::Workloads(Change::Apply(pod)));
     }
 
     fn allow(&mut self, roles: &str) {
-        self.desk
-            .update(Update::Namespaces(Change::Snapshot(vec![Namespace {
-                name: "default".into(),
-                allowed_roles: Some(roles.into()),
-                ..Namespace::default()
-            }])));
-        self.desk.catch_up();
+        self.desk.update(namespace(roles));
+        self.desk.catch_up(PORTION);
     }
 
     fn learn(&mut self) {
@@ -110,12 +119,12 @@ impl Bench {
             base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
             ..Facts::default()
         });
-        self.desk.catch_up();
+        self.desk.catch_up(PORTION);
     }
 
     /// A stream of `node` that serves.
     fn serving(&mut self, node: &str, pod_uid: Option<&str>) -> Arc<Feed> {
-        let feed = Arc::new(Feed::new(node.into(), pod_uid.map(Into::into)));
+        let feed = feed(node, pod_uid);
         self.desk.order(Order::Join(feed.clone()));
         self.desk.order(Order::Begin(feed.clone()));
         feed
@@ -163,7 +172,7 @@ fn sessions_are_held_for_pods_of_served_nodes_alone() {
     bench.apply(pod("uid-2", "node-2"));
     assert_eq!(bench.leased(), 0);
     // A stream that is kept warm gets nothing, and nothing is held for it.
-    let warm = Arc::new(Feed::new("node-2".into(), None));
+    let warm = feed("node-2", None);
     bench.desk.order(Order::Join(warm.clone()));
     assert!(!warm.has_news() && bench.leased() == 0);
     let feed = bench.serving("node-1", None);
@@ -210,7 +219,7 @@ fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
     // Not all at once, so that sources are listened to between.
     assert!(!bench.desk.touched.is_empty());
     while !bench.desk.touched.is_empty() {
-        bench.desk.catch_up();
+        bench.desk.catch_up(PORTION);
     }
     assert_eq!(sent(&feed).0.len(), 300);
     assert_eq!(standing(&feed, "uid-299"), "denied");
@@ -299,4 +308,42 @@ fn threat_01_an_address_that_pods_of_two_nodes_claim_is_an_alarm_and_no_denial()
     assert_eq!(standing(&two, "thief"), "allowed");
     assert_eq!(standing(&one, "thief"), "unknown");
     assert_eq!(standing(&two, "victim"), "unknown");
+}
+
+#[tokio::test]
+async fn streams_that_come_and_go_hold_up_neither_pods_nor_rules() {
+    let mut bench = settled();
+    bench.apply(pod("gone", "node-1"));
+    bench.apply(pod("denied", "node-1"));
+    bench.apply(pod("thiefs", "node-2"));
+    let served = bench.serving("node-1", None);
+    assert_eq!(standing(&served, "denied"), "allowed");
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let thief = feed("node-2", None);
+    for _ in 0..10_000 {
+        orders.send(Order::Join(thief.clone())).unwrap();
+        orders.send(Order::Begin(thief.clone())).unwrap();
+        orders.send(Order::Leave(thief.clone())).unwrap();
+    }
+    let (updates, updated) = mpsc::channel(2);
+    let gone = pod("gone", "node-1");
+    let gone = Update::Workloads(Change::Delete(gone));
+    updates.try_send(gone).unwrap();
+    updates.try_send(namespace(r#"["writer"]"#)).unwrap();
+    let (_reporter, reports) = mpsc::channel(1);
+    let (_learner, facts) = watch::channel(None);
+    let (_changer, sessions) = mpsc::unbounded_channel();
+    tokio::spawn(bench.desk.run(Sources {
+        updates: updated,
+        reports,
+        facts,
+        orders: ordered,
+        sessions,
+    }));
+    // One turn of the desk.
+    tokio::task::yield_now().await;
+    assert_eq!(standing(&served, "gone"), "unknown");
+    assert_eq!(standing(&served, "denied"), "denied");
+    // It has not got to all that streams ask.
+    assert!(Arc::strong_count(&thief) > 10_000);
 }

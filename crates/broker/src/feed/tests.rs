@@ -8,6 +8,7 @@ use rolegate_core::decision::Denial;
 use rolegate_core::engine::Cause;
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Wish};
+use rolegate_runtime::places::Places;
 use rolegate_standing::ledger::Ledger;
 use rolegate_standing::resident::Allowed;
 
@@ -22,7 +23,7 @@ struct Bench {
 fn bench() -> Bench {
     let (sessions, fed) = Sessions::fed();
     Bench {
-        feed: Feed::new("node-1".into(), None),
+        feed: Feed::new(Places::new(PER_NODE).take("node-1".into()).unwrap(), None),
         sessions,
         fed,
     }
