@@ -4,7 +4,9 @@
 //! for those alone. A change of the rules is worked off in portions, between which reports are
 //! taken.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod pending;
+
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -23,6 +25,7 @@ use crate::agents::Agents;
 use crate::feed::{Feed, Put};
 use crate::hosts::Hosts;
 use crate::metrics::BrokerMetrics;
+use pending::Pending;
 
 /// Pods that are decided again in one go.
 const PORTION: usize = 128;
@@ -99,8 +102,7 @@ pub struct Desk {
     claims: HashMap<IpAddr, Arc<str>>,
     /// Which streams use a session.
     users: HashMap<Arc<SessionKey>, Vec<Weak<Feed>>>,
-    /// UIDs to decide again for, and whether what STS refused them is worth another try.
-    touched: BTreeMap<Arc<str>, bool>,
+    pending: Pending,
     workloads: Option<Block>,
     /// Whether all that feeds must have to be complete was known at the last change.
     settled: bool,
@@ -124,7 +126,7 @@ impl Desk {
             serving: 0,
             claims: HashMap::new(),
             users: HashMap::new(),
-            touched: BTreeMap::new(),
+            pending: Pending::default(),
             workloads: Some(readiness.block("workloads are not loaded")),
             settled: false,
             rules,
@@ -157,7 +159,7 @@ impl Desk {
                     // A node whose streams come and go without end holds up no withdrawal.
                     self.catch_up(BESIDE);
                 }
-                () = tokio::task::yield_now(), if !self.touched.is_empty() => {
+                () = tokio::task::yield_now(), if !self.pending.is_empty() => {
                     self.catch_up(PORTION);
                 }
             }
@@ -255,7 +257,7 @@ impl Desk {
         if *touched != Touched::Nothing {
             for pod in self.pods.values() {
                 if touched.includes(&pod.namespace) && is_served(&self.nodes, pod) {
-                    *self.touched.entry(pod.uid.clone()).or_default() |= retry;
+                    self.pending.touch(pod.uid.clone(), retry);
                 }
             }
         }
@@ -292,7 +294,7 @@ impl Desk {
     /// Brings some of the pods up to date that the rules' changes touched.
     fn catch_up(&mut self, most: usize) {
         for _ in 0..most {
-            let Some((uid, retry)) = self.touched.pop_first() else {
+            let Some((uid, retry)) = self.pending.take() else {
                 return;
             };
             if let Some(pod) = self.pods.get(&uid).cloned() {

@@ -217,13 +217,30 @@ fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
     assert_eq!(sent(&feed).0.len(), 300);
     bench.allow(r#"["writer"]"#);
     // Not all at once, so that sources are listened to between.
-    assert!(!bench.desk.touched.is_empty());
-    while !bench.desk.touched.is_empty() {
+    assert!(!bench.desk.pending.is_empty());
+    while !bench.desk.pending.is_empty() {
         bench.desk.catch_up(PORTION);
     }
     assert_eq!(sent(&feed).0.len(), 300);
     assert_eq!(standing(&feed, "uid-299"), "denied");
     assert_eq!(bench.leased(), 0);
+}
+
+#[test]
+fn every_pod_is_decided_again_though_rules_change_faster_than_all_of_them_can_be() {
+    let mut bench = settled();
+    for number in 0..300 {
+        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+    }
+    let feed = bench.serving("node-1", None);
+    let mut denied = HashSet::new();
+    for round in 0..3 {
+        // Each time all are touched, and there is time for a portion.
+        bench.allow(&format!(r#"["writer-{round}"]"#));
+        let pods = (0..300).map(|number| format!("uid-{number}"));
+        denied.extend(pods.filter(|uid| standing(&feed, uid) == "denied"));
+        assert_eq!(denied.len(), 300.min((round + 1) * PORTION));
+    }
 }
 
 #[test]
