@@ -4,10 +4,10 @@
 //! for those alone. A change of the rules is worked off in portions, between which reports are
 //! taken.
 
+mod claims;
 mod pending;
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use crate::agents::Agents;
 use crate::feed::{Feed, Put};
 use crate::hosts::Hosts;
 use crate::metrics::BrokerMetrics;
+use claims::Claims;
 use pending::Pending;
 
 /// Pods that are decided again in one go.
@@ -97,9 +98,7 @@ pub struct Desk {
     joined: Vec<Arc<Feed>>,
     /// How many of them serve.
     serving: usize,
-    /// Who first claimed an address, by UID: two pods of one node are the agent's to judge, pods of
-    /// two nodes are an alarm.
-    claims: HashMap<IpAddr, Arc<str>>,
+    claims: Claims,
     /// Which streams use a session.
     users: HashMap<Arc<SessionKey>, Vec<Weak<Feed>>>,
     pending: Pending,
@@ -124,7 +123,7 @@ impl Desk {
             nodes: HashMap::new(),
             joined: Vec::new(),
             serving: 0,
-            claims: HashMap::new(),
+            claims: Claims::default(),
             users: HashMap::new(),
             pending: Pending::default(),
             workloads: Some(readiness.block("workloads are not loaded")),
@@ -357,16 +356,13 @@ impl Desk {
         if let Some(hosts) = &self.hosts {
             hosts.put(before.as_deref(), &pod);
         }
-        if let Some(before) = &before {
-            self.unclaim(before);
-            if before.node != pod.node {
-                self.leave_node(before);
-            }
+        if let Some(before) = before.as_deref().filter(|it| it.node != pod.node) {
+            self.leave_node(before);
         }
         if is_agent {
             self.close_stale_streams(&pod.uid);
         }
-        self.claim(&pod);
+        self.claim(before.as_deref(), &pod);
         if let Some(node) = &pod.node {
             let node = self.nodes.entry(node.clone()).or_default();
             node.pods.insert(pod.uid.clone());
@@ -388,7 +384,7 @@ impl Desk {
         if self.agents.remove(uid) {
             self.close_stale_streams(uid);
         }
-        self.unclaim(&pod);
+        self.claims.remove(&pod);
         self.leave_node(&pod);
         self.metrics.set_pods(self.pods.len());
     }
@@ -422,34 +418,30 @@ impl Desk {
         }
     }
 
-    fn claim(&mut self, pod: &Arc<Workload>) {
-        for address in pod.own_addresses() {
-            let first = self
-                .claims
-                .entry(*address)
-                .or_insert_with(|| pod.uid.clone());
-            let other = self.pods.get(first).filter(|other| other.node != pod.node);
-            if let Some(other) = other {
-                self.metrics.address_claimed_twice();
-                warn!(
-                    %address,
-                    namespace = %pod.namespace,
-                    pod = %pod.name,
-                    node = pod.node.as_deref(),
-                    other_namespace = %other.namespace,
-                    other_pod = %other.name,
-                    other_node = other.node.as_deref(),
-                    "pods of two nodes claim one address: each node judges for itself; a kubelet may have lied"
-                );
-            }
+    fn claim(&mut self, before: Option<&Workload>, pod: &Arc<Workload>) {
+        if let Some(before) = before {
+            self.claims.remove(before);
         }
-    }
-
-    fn unclaim(&mut self, pod: &Workload) {
-        for address in pod.own_addresses() {
-            if self.claims.get(address) == Some(&pod.uid) {
-                self.claims.remove(address);
-            }
+        let clashes = self.claims.put(pod);
+        let same = |before: &Workload| {
+            before.node == pod.node && before.own_addresses() == pod.own_addresses()
+        };
+        if before.is_some_and(same) {
+            // Something else about it changed, and this was told.
+            return;
+        }
+        for (address, other) in clashes {
+            self.metrics.address_claimed_twice();
+            warn!(
+                %address,
+                namespace = %pod.namespace,
+                pod = %pod.name,
+                node = pod.node.as_deref(),
+                other_namespace = %other.namespace,
+                other_pod = %other.name,
+                other_node = other.node.as_deref(),
+                "pods of two nodes claim one address: each node judges for itself; a kubelet may have lied"
+            );
         }
     }
 }

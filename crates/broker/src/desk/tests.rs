@@ -325,6 +325,28 @@ fn threat_01_an_address_that_pods_of_two_nodes_claim_is_an_alarm_and_no_denial()
     assert_eq!(standing(&two, "thief"), "allowed");
     assert_eq!(standing(&one, "thief"), "unknown");
     assert_eq!(standing(&two, "victim"), "unknown");
+    // It is told once, whatever else about them changes.
+    for (uid, node) in [("victim", "node-1"), ("thief", "node-2")] {
+        bench.apply(Workload {
+            labels: [("a", "b")].into_iter().collect(),
+            ..pod(uid, node)
+        });
+    }
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    // Whoever claimed it first goes, and the address is the next one's.
+    for uid in ["victim", "neighbour"] {
+        let gone = Change::Delete(pod(uid, "node-1"));
+        bench.desk.update(Update::Workloads(gone));
+    }
+    bench.apply(pod("next", "node-1"));
+    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+    // Nobody claims it any more.
+    for (uid, node) in [("next", "node-1"), ("thief", "node-2")] {
+        let gone = Change::Delete(pod(uid, node));
+        bench.desk.update(Update::Workloads(gone));
+    }
+    bench.apply(pod("new", "node-1"));
+    assert!(bench.metric("broker_address_claimed_twice_total 2"));
 }
 
 #[tokio::test]
