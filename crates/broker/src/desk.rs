@@ -9,7 +9,7 @@ mod pending;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rolegate_core::rulebook::{Facts, RuleUpdate, Touched};
 use rolegate_core::session::SessionKey;
@@ -32,7 +32,9 @@ use pending::Pending;
 const PORTION: usize = 128;
 /// The same with each order of a stream.
 const BESIDE: usize = 8;
-/// How often verdicts that read the time are made again.
+/// How long one go may take, but for the last pod of it: policies may take their time.
+const LONGEST: Duration = Duration::from_millis(50);
+/// How often verdicts are made again that count for a time only.
 const TIMELY: Duration = Duration::from_secs(15);
 
 /// What streams ask of the desk.
@@ -102,6 +104,8 @@ pub struct Desk {
     /// Which streams use a session.
     users: HashMap<Arc<SessionKey>, Vec<Weak<Feed>>>,
     pending: Pending,
+    /// Pods whose verdict counts for a time only: it reads the time, or a policy was not done.
+    timely: HashSet<Arc<str>>,
     workloads: Option<Block>,
     /// Whether all that feeds must have to be complete was known at the last change.
     settled: bool,
@@ -126,6 +130,7 @@ impl Desk {
             claims: Claims::default(),
             users: HashMap::new(),
             pending: Pending::default(),
+            timely: HashSet::new(),
             workloads: Some(readiness.block("workloads are not loaded")),
             settled: false,
             rules,
@@ -264,8 +269,8 @@ impl Desk {
     }
 
     fn time_went_by(&mut self) {
-        if self.keeper.rules().load().rules.reads_time() {
-            self.rules_changed(&Touched::All, false);
+        for uid in self.timely.drain() {
+            self.pending.touch(uid, false);
         }
     }
 
@@ -292,6 +297,7 @@ impl Desk {
 
     /// Brings some of the pods up to date that the rules' changes touched.
     fn catch_up(&mut self, most: usize) {
+        let began = Instant::now();
         for _ in 0..most {
             let Some((uid, retry)) = self.pending.take() else {
                 return;
@@ -300,6 +306,9 @@ impl Desk {
                 for feed in self.feeds(&pod) {
                     self.decide(&feed, pod.clone(), retry);
                 }
+            }
+            if began.elapsed() >= LONGEST {
+                return;
             }
         }
     }
@@ -314,6 +323,9 @@ impl Desk {
         let before = feed.resident(&pod.uid);
         let before = before.as_ref().map(|resident| resident.decided.load());
         let decided = self.decider.decide(&pod, before.as_ref().map(|it| &***it));
+        if decided.until.is_some() {
+            self.timely.insert(pod.uid.clone());
+        }
         if let (true, Standing::Allowed(allowed)) = (retry, &decided.standing) {
             allowed.lease.retry();
         }

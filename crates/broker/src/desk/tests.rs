@@ -3,12 +3,15 @@
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rolegate_aws::sessions::{Fed, Sessions};
+use rolegate_core::annotation::POINTS;
 use rolegate_core::arn::BaseArn;
-use rolegate_core::config::RuleConfig;
+use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
 use rolegate_core::key_values::KeyValues;
+use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Phase, Wish};
+use rolegate_kube::config_maps::ConfigMap;
 use rolegate_rules::keeper::Point;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::places::Places;
@@ -25,8 +28,11 @@ struct Bench {
 
 /// Nothing is known.
 fn empty() -> Bench {
+    empty_by(RuleConfig::default())
+}
+
+fn empty_by(config: RuleConfig) -> Bench {
     let (sessions, fed) = Sessions::fed();
-    let config = RuleConfig::default();
     let keeper = Keeper::new(config, Point::Door, SessionScope::Workload, 3600);
     let mut registry = Registry::default();
     let readiness = Readiness::new();
@@ -52,7 +58,10 @@ fn empty() -> Bench {
 
 /// No pods; namespace `default` allows `reader`.
 fn settled() -> Bench {
-    let mut bench = empty();
+    settle(empty())
+}
+
+fn settle(mut bench: Bench) -> Bench {
     bench
         .desk
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
@@ -241,6 +250,61 @@ fn every_pod_is_decided_again_though_rules_change_faster_than_all_of_them_can_be
         denied.extend(pods.filter(|uid| standing(&feed, uid) == "denied"));
         assert_eq!(denied.len(), 300.min((round + 1) * PORTION));
     }
+}
+
+/// The only policy there is.
+fn policy(text: &str) -> Report {
+    let map = ConfigMap {
+        namespace: "opa".into(),
+        name: "policy".into(),
+        labels: [POLICY_LABEL].into_iter().collect(),
+        annotations: [(POINTS, "door")].into_iter().collect(),
+        data: [("main.rego".to_owned(), text.to_owned())].into(),
+        ..ConfigMap::default()
+    };
+    Report::ConfigMaps("opa".into(), Change::Snapshot(vec![map]))
+}
+
+#[test]
+fn a_policy_that_was_not_done_in_time_is_asked_again_and_holds_up_nobody() {
+    let mut bench = empty_by(RuleConfig {
+        modes: Modes {
+            rego: Mode::Enforce,
+            ..Modes::default()
+        },
+        ..RuleConfig::default()
+    });
+    let endless = "package kubernetes.admission\ndeny[msg] { r := numbers.range(1, 2000); x := r[_]; y := r[_]; \
+                   z := r[_]; x + y + z < 0; msg := 1 }";
+    bench.desk.report(policy(endless));
+    let mut bench = settle(bench);
+    for number in 0..3 {
+        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+    }
+    let feed = bench.serving("node-1", None);
+    assert_eq!(standing(&feed, "uid-0"), "denied");
+    assert!(bench.desk.pending.is_empty());
+    bench.desk.time_went_by();
+    assert!(!bench.desk.pending.is_empty());
+    // One question takes as long as one go may, so sources are listened to after each.
+    bench.desk.catch_up(PORTION);
+    assert!(!bench.desk.pending.is_empty());
+    while !bench.desk.pending.is_empty() {
+        bench.desk.catch_up(PORTION);
+    }
+    assert_eq!(standing(&feed, "uid-0"), "denied");
+    // The next time it is done, though nothing was said to have changed.
+    bench.desk.keeper.apply(policy(
+        "package kubernetes.admission\ndeny[msg] { false; msg := 1 }",
+    ));
+    bench.desk.time_went_by();
+    bench.desk.catch_up(PORTION);
+    for number in 0..3 {
+        assert_eq!(standing(&feed, &format!("uid-{number}")), "allowed");
+    }
+    // Which counts until something changes.
+    bench.desk.time_went_by();
+    assert!(bench.desk.pending.is_empty());
 }
 
 #[test]
