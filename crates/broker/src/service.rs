@@ -16,6 +16,7 @@ use rolegate_proto::v1::{self, from_agent, notice, to_agent};
 use rolegate_proto::wire::{self, MAX_MESSAGE, MAX_NOTICES};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
+use rolegate_runtime::places::{Place, Places};
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::tell::{NoticeOutcome, Tell};
 use tokio::sync::mpsc;
@@ -27,7 +28,7 @@ use zeroize::Zeroizing;
 
 use crate::agents::Agents;
 use crate::desk::Order;
-use crate::feed::Feed;
+use crate::feed::{Feed, PER_NODE};
 use crate::identity::{Proven, Refused, by_certificate, by_token};
 use crate::metrics::BrokerMetrics;
 use crate::reviewer::{ReviewError, Reviewer};
@@ -49,6 +50,7 @@ const MAX_TOKEN: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Service {
     parts: ServiceParts,
+    places: Places<Arc<str>>,
 }
 
 /// What a service works with.
@@ -88,7 +90,10 @@ pub struct Connection {
 impl Service {
     /// A service without streams.
     pub fn new(parts: ServiceParts) -> Arc<Self> {
-        Arc::new(Self { parts })
+        Arc::new(Self {
+            parts,
+            places: Places::new(PER_NODE),
+        })
     }
 
     /// What answers one connection.
@@ -167,6 +172,14 @@ impl Connection {
         Status::unauthenticated(refused.to_string())
     }
 
+    /// A place for one more stream of the node, which was proven.
+    fn place(&self, node: Arc<str>) -> Result<Place<Arc<str>>, Status> {
+        self.service.places.take(node).ok_or_else(|| {
+            self.service.parts.metrics.refused("crowded");
+            Status::resource_exhausted("this node has as many streams as it may have")
+        })
+    }
+
     /// Serves one stream until it ends.
     async fn attend(
         self,
@@ -184,6 +197,7 @@ impl Connection {
         let by_token = !token.is_empty();
         let proven = self.prove(claimed, &token).await?;
         drop(token);
+        let place = self.place(proven.node.clone())?;
         let welcome = to_agent::Body::Welcome(v1::Welcome {
             broker: parts.name.clone(),
             proof_seconds: u32::try_from(PROOF.as_secs()).unwrap_or(u32::MAX),
@@ -193,7 +207,7 @@ impl Connection {
             return Ok(());
         }
         let mut due = Due::of(&proven);
-        let desk = Seat::take(Feed::new(proven.node, proven.pod_uid), parts.orders.clone());
+        let desk = Seat::take(Feed::new(place, proven.pod_uid), parts.orders.clone());
         let feed = &desk.feed;
         info!(node = %feed.node, peer = %self.peer, version = hello.version.escape_debug().to_string(), "an agent is served");
 
