@@ -132,7 +132,11 @@ impl Follower {
             }
             Heard::Update(update) => self.update(update, fed),
             Heard::Pulse(age) => {
-                self.age.heard(age);
+                // Until a stream is complete, pods are served from the picture of the one before,
+                // which grows older whatever this broker knows.
+                if self.shown.is_none() {
+                    self.age.heard(age);
+                }
                 Ok(())
             }
             Heard::Lost(why) => {
@@ -147,24 +151,21 @@ impl Follower {
     }
 
     fn update(&mut self, update: v1::Update, fed: &Fed) -> Result<(), Malformed> {
-        for session in update.sessions {
-            self.session(session, fed)?;
-        }
         let mut touched = HashSet::new();
-        for resident in update.residents {
-            self.resident(resident, &mut touched)?;
-        }
         for uid in &update.gone {
             self.roster.remove(uid, &mut touched);
         }
-        if update.complete {
+        let news = self.news(update.sessions, update.residents, fed, &mut touched);
+        if news.is_ok() && update.complete {
             if let Some(shown) = self.shown.take() {
                 self.roster.keep(|uid| shown.contains(uid), &mut touched);
             }
             self.workloads = None;
             self.condition.ok();
         }
+        // What came before the fault counts: it may be a right that was taken away.
         self.roster.publish(touched);
+        news?;
         for number in update.ended {
             let Some(lease) = self.table.remove(&number) else {
                 continue;
@@ -176,6 +177,22 @@ impl Follower {
         }
         if self.workloads.is_none() {
             self.picture.settle(true);
+        }
+        Ok(())
+    }
+
+    fn news(
+        &mut self,
+        sessions: Vec<v1::Session>,
+        residents: Vec<v1::Resident>,
+        fed: &Fed,
+        touched: &mut HashSet<IpAddr>,
+    ) -> Result<(), Malformed> {
+        for session in sessions {
+            self.session(session, fed)?;
+        }
+        for resident in residents {
+            self.resident(resident, touched)?;
         }
         Ok(())
     }

@@ -95,6 +95,13 @@ fn update(sessions: Vec<v1::Session>, residents: Vec<v1::Resident>) -> v1::Updat
     }
 }
 
+fn complete() -> v1::Update {
+    v1::Update {
+        complete: true,
+        ..v1::Update::default()
+    }
+}
+
 impl Bench {
     fn hear(&mut self, heard: Heard) -> Result<(), Malformed> {
         self.follower.take(heard, &self.fed)
@@ -128,12 +135,7 @@ fn the_picture_is_what_the_broker_says() {
         .update(update(sessions, vec![pod(1, 1), pod(2, 2)]))
         .unwrap();
     assert!(!bench.picture.is_settled() && !bench.readiness.is_ready());
-    bench
-        .update(v1::Update {
-            complete: true,
-            ..v1::Update::default()
-        })
-        .unwrap();
+    bench.update(complete()).unwrap();
     assert!(bench.picture.is_settled() && bench.readiness.is_ready());
     assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
     // A refresh, and one that failed: what there was is served on.
@@ -186,14 +188,48 @@ fn what_a_new_stream_does_not_show_is_gone_once_it_is_complete() {
         .unwrap();
     assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
     assert_eq!(bench.key(2).as_deref(), Some("ASIA2"));
-    bench
-        .update(v1::Update {
-            complete: true,
-            ..v1::Update::default()
-        })
-        .unwrap();
+    bench.update(complete()).unwrap();
     assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
     assert_eq!(bench.key(2), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_picture_is_as_old_as_it_is_until_the_next_stream_is_complete() {
+    let mut bench = bench();
+    let minutes = |n: u64| std::time::Duration::from_secs(60 * n);
+    bench.update(complete()).unwrap();
+    tokio::time::advance(minutes(5)).await;
+    assert_eq!(bench.follower.age.age(), minutes(5));
+    bench.hear(Heard::Pulse(1000)).unwrap();
+    assert_eq!(bench.follower.age.age().as_secs(), 1);
+
+    bench.hear(Heard::Begun).unwrap();
+    tokio::time::advance(minutes(10)).await;
+    for said in [0, u64::MAX] {
+        // The broker has not heard of any pod yet, or it never sends one.
+        bench.hear(Heard::Pulse(said)).unwrap();
+        assert_eq!(bench.follower.age.age().as_secs(), 601, "{said}");
+    }
+    bench.update(complete()).unwrap();
+    bench.hear(Heard::Pulse(0)).unwrap();
+    assert_eq!(bench.follower.age.age(), minutes(0));
+}
+
+#[test]
+fn a_right_that_is_taken_away_counts_though_the_rest_makes_no_sense() {
+    let mut bench = bench();
+    let sessions = vec![session(1, "a", "ASIA1"), session(2, "b", "ASIA2")];
+    let pods = vec![pod(1, 1), pod(2, 2), pod(3, 2)];
+    bench.update(update(sessions, pods)).unwrap();
+    let denied = v1::Resident {
+        standing: Some(resident::Standing::Denied(v1::Denial::default())),
+        ..pod(1, 0)
+    };
+    let mut malformed = update(Vec::new(), vec![denied, pod(3, 77)]);
+    malformed.gone = vec!["uid-2".into()];
+    assert!(bench.update(malformed).is_err());
+    assert_eq!([bench.key(1), bench.key(2)], [None, None]);
+    assert_eq!(bench.key(3).as_deref(), Some("ASIA2"));
 }
 
 #[test]
