@@ -255,8 +255,15 @@ impl Follower {
             until: None,
             standing: self.standing(standing)?,
         };
+        let undecided = matches!(decided.standing, Standing::Undecided);
         if let Some(shown) = &mut self.shown {
             shown.insert(uid.clone());
+            // A broker that has just started knows pods before it knows the rules. Until it does,
+            // what the one before decided counts, and its sessions stay.
+            let known = self.roster.get(&uid).map(|known| &known.workload);
+            if undecided && known.is_some_and(|known| known.addresses == workload.addresses) {
+                return Ok(());
+            }
         }
         // A stream may show others than the one before it: those count until it is complete.
         let known = self.shown.as_ref().map_or(self.roster.len(), HashSet::len);

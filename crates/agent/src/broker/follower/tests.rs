@@ -233,6 +233,37 @@ fn a_right_that_is_taken_away_counts_though_the_rest_makes_no_sense() {
 }
 
 #[test]
+fn a_broker_that_has_not_decided_yet_takes_nothing_away() {
+    let undecided = |n| v1::Resident {
+        standing: Some(resident::Standing::Undecided(v1::Nothing {})),
+        ..pod(n, 0)
+    };
+    let mut bench = bench();
+    let pods = vec![pod(1, 1), pod(2, 1), pod(3, 1)];
+    let mut first = update(vec![session(1, "a", "ASIA1")], pods);
+    first.complete = true;
+    bench.update(first).unwrap();
+
+    bench.hear(Heard::Begun).unwrap();
+    // One of them has moved: what was decided for it counts for the address that it had.
+    let moved = v1::Resident {
+        addresses: vec![wire::address_bytes(address(9))],
+        ..undecided(2)
+    };
+    let pods = vec![undecided(1), moved, undecided(4)];
+    bench.update(update(Vec::new(), pods)).unwrap();
+    bench.update(complete()).unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    assert!([2, 3, 4, 9].iter().all(|n| bench.key(*n).is_none()));
+    assert!(bench.picture.owner(address(9)).is_some() && bench.picture.owner(address(2)).is_none());
+    // A broker that knew the rules, and waits for new ones, has its reasons.
+    bench
+        .update(update(Vec::new(), vec![undecided(1)]))
+        .unwrap();
+    assert_eq!(bench.key(1), None);
+}
+
+#[test]
 fn a_session_that_came_back_under_another_number_can_be_asked_for() {
     let mut bench = bench();
     let first = update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]);
