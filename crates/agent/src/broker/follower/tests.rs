@@ -57,9 +57,19 @@ fn key(role: &str) -> v1::SessionKey {
 }
 
 fn credentials(access_key_id: &str) -> v1::Credentials {
-    let from = jiff::Timestamp::now();
+    credentials_since(access_key_id, jiff::Timestamp::now())
+}
+
+fn credentials_since(access_key_id: &str, from: jiff::Timestamp) -> v1::Credentials {
     let until = from + std::time::Duration::from_secs(3600);
     v1::Credentials::new(access_key_id, b"{}", Life { from, until })
+}
+
+fn failure() -> v1::Failure {
+    v1::Failure {
+        kind: v1::failure::Kind::Temporary.into(),
+        code: "NoAnswer".into(),
+    }
 }
 
 fn session(number: u64, role: &str, access_key_id: &str) -> v1::Session {
@@ -146,10 +156,7 @@ fn the_picture_is_what_the_broker_says() {
     bench.update(update(vec![refreshed], Vec::new())).unwrap();
     let failed = v1::Session {
         number: 1,
-        failure: Some(v1::Failure {
-            kind: v1::failure::Kind::Temporary.into(),
-            code: "NoAnswer".into(),
-        }),
+        failure: Some(failure()),
         ..v1::Session::default()
     };
     bench.update(update(vec![failed], Vec::new())).unwrap();
@@ -261,6 +268,30 @@ fn a_broker_that_has_not_decided_yet_takes_nothing_away() {
         .update(update(Vec::new(), vec![undecided(1)]))
         .unwrap();
     assert_eq!(bench.key(1), None);
+}
+
+#[test]
+fn the_session_that_lives_longest_is_served_whoever_brings_it() {
+    let hours_ago = |hours| jiff::Timestamp::now() - std::time::Duration::from_secs(3600 * hours);
+    let mut bench = bench();
+    bench
+        .update(update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]))
+        .unwrap();
+    bench.hear(Heard::Begun).unwrap();
+    // A broker that has not reached STS for long still holds what it had.
+    let old = v1::Session {
+        credentials: Some(credentials_since("ASIA0", hours_ago(2))),
+        failure: Some(failure()),
+        ..session(1, "a", "")
+    };
+    bench.update(update(vec![old], vec![pod(1, 1)])).unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    let new = v1::Session {
+        key: None,
+        ..session(1, "a", "ASIA2")
+    };
+    bench.update(update(vec![new], Vec::new())).unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA2"));
 }
 
 #[test]
