@@ -9,6 +9,7 @@ mod link;
 mod links;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
@@ -29,6 +30,8 @@ pub struct BrokerOptions {
     pub proof: Proof,
     /// `metadata.name` of this node.
     pub node: String,
+    /// For how long the broker may hear nothing of the cluster while another one does.
+    pub stale: Duration,
     /// The time that certificates are checked by.
     pub clock: Clock,
 }

@@ -77,6 +77,16 @@ fn node_uri(node: &str) -> SanType {
     SanType::URI(uri.try_into().unwrap())
 }
 
+/// Pods `one` (node 1, role reader) and `two` (node 2, role writer), put into a cluster.
+pub(crate) fn furnish(kube: &KubeApi) {
+    kube.put_namespace(Namespace::new("default").annotation(
+        "iam.amazonaws.com/allowed-roles",
+        r#"["reader*", "writer*"]"#,
+    ));
+    kube.put_pod(pod("one", 1, 1, "reader"));
+    kube.put_pod(pod("two", 2, 1, "writer"));
+}
+
 impl Stage {
     /// Pods `one` (node 1, role reader) and `two` (node 2, role writer).
     pub(crate) async fn new() -> Self {
@@ -99,12 +109,7 @@ impl Stage {
             ..rolegate_devkit::StsOptions::default()
         };
         let sts = Sts::start(LOOPBACK, options).await.unwrap();
-        kube.put_namespace(Namespace::new("default").annotation(
-            "iam.amazonaws.com/allowed-roles",
-            r#"["reader*", "writer*"]"#,
-        ));
-        kube.put_pod(pod("one", 1, 1, "reader"));
-        kube.put_pod(pod("two", 2, 1, "writer"));
+        furnish(&kube);
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -245,6 +250,7 @@ impl Stage {
             ca: self.path("ca.pem"),
             proof: Proof::Certificate(pair),
             node: node.into(),
+            stale: Duration::from_secs(180),
             clock: self.clock.clone(),
         }
     }

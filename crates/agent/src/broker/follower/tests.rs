@@ -272,7 +272,8 @@ fn a_broker_that_has_not_decided_yet_takes_nothing_away() {
 
 #[test]
 fn the_session_that_lives_longest_is_served_whoever_brings_it() {
-    let hours_ago = |hours| jiff::Timestamp::now() - std::time::Duration::from_secs(3600 * hours);
+    let hours_ago =
+        |hours: u64| jiff::Timestamp::now() - std::time::Duration::from_secs(3600 * hours);
     let mut bench = bench();
     bench
         .update(update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]))
