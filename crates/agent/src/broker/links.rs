@@ -22,6 +22,9 @@ const ORDERS: usize = 256;
 /// The first wait after a try that failed, doubled up to the last, with jitter.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LAST_WAIT: Duration = Duration::from_secs(5);
+/// A stream that lived for so long is dialled anew at once when it ends. One that is ended as soon as
+/// it is up is no better than one that can't be opened.
+const STEADY: Duration = Duration::from_secs(10);
 /// How often a second stream that leads to the same broker as the first tries for another one.
 const SPREAD: Duration = Duration::from_secs(20);
 
@@ -54,6 +57,7 @@ struct Link {
 struct Up {
     broker: String,
     address: SocketAddr,
+    since: Instant,
 }
 
 /// Keeps the streams.
@@ -142,13 +146,16 @@ impl Links {
         let serves = self.serving == Some(id);
         match event {
             LinkEvent::Up { broker, address } => {
-                self.wait = FIRST_WAIT;
-                self.dial_at = Instant::now();
                 if self.complaint.take().is_some() {
                     info!(broker, "a broker serves this node again");
                 }
                 debug!(broker, "a stream is up");
-                self.links.get_mut(&id)?.up = Some(Up { broker, address });
+                let since = Instant::now();
+                self.links.get_mut(&id)?.up = Some(Up {
+                    broker,
+                    address,
+                    since,
+                });
                 match self.serving {
                     None => self.begin(id),
                     Some(_) => None,
@@ -194,11 +201,12 @@ impl Links {
         let served = self.serving == Some(id);
         let complaint = error.to_string();
         let up = link.up.as_ref();
-        if up.is_none() {
+        if up.is_some_and(|up| up.since.elapsed() >= STEADY) {
+            self.wait = FIRST_WAIT;
+            self.dial_at = Instant::now();
+        } else {
             self.dial_at = Instant::now() + self.jitter();
             self.wait = (self.wait * 2).min(LAST_WAIT);
-        } else {
-            self.dial_at = Instant::now();
         }
         if self.complaint.as_ref() != Some(&complaint) && (served || up.is_none()) {
             warn!(broker = up.map(|up| &up.broker), "{complaint}");

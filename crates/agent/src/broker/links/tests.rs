@@ -48,6 +48,57 @@ impl Links {
     }
 }
 
+/// Whether a pause is `wait` with its jitter.
+fn is_about(pause: Duration, wait: Duration) -> bool {
+    // A timer is late by up to a millisecond.
+    (wait.mul_f64(0.5)..=wait.mul_f64(1.5) + Duration::from_millis(1)).contains(&pause)
+}
+
+fn waits() -> impl Iterator<Item = Duration> {
+    let doubled = |wait: &Duration| Some((*wait * 2).min(LAST_WAIT));
+    std::iter::successors(Some(FIRST_WAIT), doubled)
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_wait_longer_each_time_and_never_in_step() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = closed.local_addr().unwrap().port();
+    drop(closed);
+    let mut pauses = [Vec::new(), Vec::new()];
+    for pauses in &mut pauses {
+        let mut links = links(port);
+        assert!(matches!(links.next().await, Heard::Lost(_)));
+        for wait in waits().take(10) {
+            let before = Instant::now();
+            assert!(matches!(links.next().await, Heard::Lost(_)));
+            let pause = before.elapsed();
+            assert!(is_about(pause, wait), "{pause:?} {wait:?}");
+            pauses.push(pause);
+        }
+        assert_eq!(links.wait, LAST_WAIT);
+    }
+    let [one, other] = pauses;
+    assert_ne!(one, other);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_makes_no_sense_is_dialled_with_growing_pauses() {
+    let mut links = links(1);
+    for wait in waits().take(10) {
+        let _orders = links.up("a");
+        let lost = links.reject("it makes no sense".into());
+        assert!(matches!(lost, Some(Heard::Lost(_))));
+        let pause = links.dial_at - Instant::now();
+        assert!(is_about(pause, wait), "{pause:?} {wait:?}");
+    }
+    // One that was good for a while is dialled at once.
+    let _orders = links.up("a");
+    assert!(links.dial_at > Instant::now(), "what is up ends no wait");
+    advance(STEADY).await;
+    links.reject("it was good until now".into());
+    assert_eq!((links.dial_at, links.wait), (Instant::now(), FIRST_WAIT));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_hears_nothing_is_left_for_one_that_does() {
     let mut links = links(1);
