@@ -221,6 +221,9 @@ impl Follower {
         });
         if session.is_some() || failure.is_some() {
             fed.bring(lease.cell().key(), session, failure);
+        } else {
+            // The broker of another stream was told, if any.
+            lease.ask_again();
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The follower on its own: a broker's messages in, the picture out.
 
+use futures::FutureExt;
 use prometheus_client::registry::Registry;
 use rolegate_aws::sessions::Current;
 use rolegate_core::session::Life;
@@ -268,6 +269,37 @@ fn a_broker_that_has_not_decided_yet_takes_nothing_away() {
         .update(update(Vec::new(), vec![undecided(1)]))
         .unwrap();
     assert_eq!(bench.key(1), None);
+}
+
+#[test]
+fn what_a_pod_waits_for_is_asked_of_the_next_broker_too() {
+    let mut bench = bench();
+    let unfetched = |number| v1::Session {
+        credentials: None,
+        ..session(number, "a", "")
+    };
+    let mut first = update(vec![unfetched(1)], vec![pod(1, 1)]);
+    first.complete = true;
+    bench.update(first).unwrap();
+    assert_eq!(bench.fed.asked().now_or_never(), None, "nobody waits");
+    bench.follower.table.get(&1).unwrap().ask();
+    let asked = |bench: &mut Bench| {
+        let key = bench.fed.asked().now_or_never()??;
+        bench.follower.numbers.get(&key).copied()
+    };
+    assert_eq!(asked(&mut bench), Some(1));
+
+    bench.hear(Heard::Begun).unwrap();
+    bench
+        .update(update(vec![unfetched(5)], vec![pod(1, 5)]))
+        .unwrap();
+    assert_eq!(asked(&mut bench), Some(5));
+    bench.hear(Heard::Begun).unwrap();
+    let fetched = session(6, "a", "ASIA1");
+    bench
+        .update(update(vec![fetched], vec![pod(1, 6)]))
+        .unwrap();
+    assert_eq!(asked(&mut bench), None, "there it is");
 }
 
 #[test]
