@@ -1,10 +1,11 @@
 //! What goes wrong while pods ask, each with what is promised then.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rolegate_broker::app::Broker;
-use rolegate_devkit::{KubeApi, KubeApiOptions, StsFailure};
+use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Pod, StsFailure};
 use rolegate_runtime::clock::Clock;
 
 use crate::net::{Load, Network};
@@ -139,11 +140,12 @@ async fn a_broker_that_is_cut_off_from_the_cluster_is_left_for_one_that_is_not()
     let mut options = stage.broker_options("broker-b");
     options.client.api_server = Some(kube.url());
     let second = stage.start(options).await;
-    let network = Network::to(&[first.addresses().agents]).await;
+    // By turns, and the first connection leads to the last of them.
+    let turns = [second.addresses().agents, first.addresses().agents];
+    let network = Network::to(&turns).await;
     let mut reach = stage.reach(network.address, "node-1", stage.node_pair("node-1"));
     reach.stale = Duration::from_secs(3);
     let agent = stage.agent_of(reach, Clock::system()).await;
-    network.lead_to(&[second.addresses().agents]);
     eventually("a stream to each broker", || async {
         metric(&first, SERVING).await == Some(1) && metric(&second, WARM).await == Some(1)
     })
@@ -153,8 +155,12 @@ async fn a_broker_that_is_cut_off_from_the_cluster_is_left_for_one_that_is_not()
     stage.kube.drop_watches();
     // Only the second hears of this: a new pod, and later a right that is taken away.
     kube.put_pod(pod("three", 1, 3, "writer"));
+    let count = AtomicU32::new(0);
     eventually("the second broker serves", || async {
-        furnish(&kube);
+        // And of others, so that its picture is young.
+        let n = count.fetch_add(1, Ordering::Relaxed);
+        kube.put_namespace(Namespace::new(&format!("other-{n}")));
+        kube.put_pod(Pod::new(&format!("other-{n}"), "other").node("node-9"));
         metric(&second, SERVING).await == Some(1)
     })
     .await;
