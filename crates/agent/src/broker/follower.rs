@@ -110,7 +110,10 @@ impl Follower {
                     }
                     None => return,
                 },
-                count = notices.recv_many(&mut batch, MAX_NOTICES), if batch.is_empty() => {
+                // Until then they wait in their channel: a broker knows the pods that it has sent.
+                count = notices.recv_many(&mut batch, MAX_NOTICES),
+                    if follower.shown.is_none() && links.has_room() =>
+                {
                     if count == 0 {
                         return;
                     }

@@ -131,6 +131,12 @@ impl Links {
         serving.is_some_and(|link| link.orders.try_send(message(body)).is_ok())
     }
 
+    /// Whether there is a stream to send on what can wait. Half of its room is for what can't.
+    pub(super) fn has_room(&self) -> bool {
+        let serving = self.serving();
+        serving.is_some_and(|link| link.orders.capacity() > ORDERS / 2)
+    }
+
     /// Ends the stream that the node is served by, since its broker doesn't keep to the protocol.
     pub(super) fn reject(&mut self, why: String) -> Option<Heard> {
         self.leave(&LinkError::Ended(why))
