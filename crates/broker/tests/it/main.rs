@@ -1,6 +1,7 @@
 //! Brokers and agents over the stand-ins: the whole protocol, in one process.
 #![cfg(test)]
 
+mod away;
 mod faults;
 mod hostile;
 mod kiam;

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
@@ -281,9 +282,15 @@ impl Stage {
         self.start_agent(broker, self.clock.clone()).await
     }
 
-    async fn start_agent(&self, mut broker: AgentBroker, clock: Clock) -> Agent {
+    async fn start_agent(&self, broker: AgentBroker, clock: Clock) -> Agent {
+        Agent::start(self.agent_options(broker, clock))
+            .await
+            .unwrap()
+    }
+
+    pub(crate) fn agent_options(&self, mut broker: AgentBroker, clock: Clock) -> AgentOptions {
         broker.clock = clock.clone();
-        let options = AgentOptions {
+        AgentOptions {
             listen: LOOPBACK,
             admin_listen: LOOPBACK,
             runtime_dir: None,
@@ -302,8 +309,7 @@ impl Stage {
             },
             redirect: None,
             clock,
-        };
-        Agent::start(options).await.unwrap()
+        }
     }
 }
 
@@ -364,8 +370,12 @@ fn page(path: &str) -> String {
 
 /// A metric of a broker by its name and labels as they are written; `None` where there is none.
 pub(crate) async fn metric(broker: &Broker, name: &str) -> Option<u64> {
-    let to = broker.addresses().admin;
-    let (_, text) = ask(Ipv4Addr::LOCALHOST, to, &page("/metrics")).await;
+    metric_at(broker.addresses().admin, name).await
+}
+
+/// The same of whoever shows metrics there.
+pub(crate) async fn metric_at<N: FromStr>(admin: SocketAddr, name: &str) -> Option<N> {
+    let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
     let value = text.lines().find_map(|line| line.strip_prefix(name));
     value.and_then(|value| value.trim().parse().ok())
 }
