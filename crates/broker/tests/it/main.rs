@@ -5,6 +5,7 @@ mod away;
 mod faults;
 mod hostile;
 mod kiam;
+mod mute;
 mod net;
 mod raw;
 mod serving;
