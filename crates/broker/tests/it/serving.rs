@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use rolegate_devkit::Pod;
 use rolegate_proto::v1;
@@ -50,6 +51,29 @@ async fn an_agent_serves_what_its_broker_sends() {
 }
 
 #[tokio::test]
+async fn a_pod_that_asks_goes_before_those_that_do_not() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    options.engine.in_flight = 1;
+    options.engine.ahead = 1;
+    let broker = stage.start(options).await;
+    let agent = stage.agent(&broker, "node-1").await;
+    until(&agent, address(1, 1), CREDENTIALS, |it| it.0 == 200).await;
+    stage.sts.set_latency(Duration::from_millis(300));
+    for n in 10..30 {
+        let role = format!("reader-{n}");
+        stage.kube.put_pod(pod(&format!("pod-{n}"), 1, n, &role));
+    }
+    // The last in line.
+    let path = format!("{CREDENTIALS}reader-29");
+    until(&agent, address(1, 29), &path, |it| it.0 == 200).await;
+    let mut fetched = stage.sts.calls();
+    fetched.retain(|call| call.role_arn.contains("role/reader-"));
+    let asked = fetched.iter().position(|it| it.role_arn.ends_with("-29"));
+    assert!(asked < Some(10), "{asked:?} of {}", fetched.len());
+}
+
+#[tokio::test]
 async fn the_ledger_tells_whose_key_it_is() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
@@ -85,7 +109,7 @@ async fn pods_are_served_on_while_the_broker_is_away_and_a_new_one_takes_over() 
     for _ in 0..20 {
         let answer = get(&agent, one, &path).await;
         assert_eq!(key_id(&answer), before);
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -185,6 +185,7 @@ fn broker(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<Option<BrokerOpti
         ca: flags.broker_ca.clone(),
         proof,
         node,
+        stale: LEAST_AGE,
         clock: clock.clone(),
     }))
 }
