@@ -254,7 +254,7 @@ impl Broker {
         let hosts = options.kiam.is_some().then(Hosts::default);
         let parts = DeskParts {
             keeper,
-            decider,
+            decider: decider.clone(),
             agents: agents.clone(),
             hosts: hosts.clone(),
             metrics: broker_metrics.clone(),
@@ -309,6 +309,7 @@ impl Broker {
             let parts = Arc::new(KiamParts {
                 hosts,
                 orders: orders.clone(),
+                decider,
                 tell: tell.clone(),
                 metrics: broker_metrics.clone(),
                 clock: clock.clone(),
