@@ -54,6 +54,11 @@ const REPORTS: usize = 256;
 const STREAMS: u32 = 8;
 /// Requests of a kiam agent that may be open: one for each pod that asks.
 const KIAM_REQUESTS: u32 = 100;
+/// How long an agent's connection may be open without a stream.
+const UNUSED: Duration = Duration::from_secs(45);
+/// How long a kiam agent's may be without a request. Its node's pods ask about twice an hour, and
+/// their sessions are held as long as it is open.
+const KIAM_UNUSED: Duration = Duration::from_secs(2 * 3600);
 /// How often the file of clients' authorities is read.
 const AUTHORITIES: Duration = Duration::from_secs(10);
 
@@ -276,10 +281,11 @@ impl Broker {
         CertificateAges::register(metrics.ours(), vec![store.clone()]);
         let authorities = Arc::new(ClientAuthorities::default());
         let tls = mutual(&store, &authorities, &clock)?;
-        let limits = move |streams| http2::Limits {
+        let limits = move |streams, unused| http2::Limits {
             connections: options.connections,
             per_address: options.connections_per_address,
             streams,
+            unused,
         };
         let (client, shown) = (connection.client(), store.clone());
         let (source, (namespace, name)) = (options.certificate, options.secret);
@@ -317,7 +323,7 @@ impl Broker {
             tasks.spawn(passing(http2::serve(
                 listener,
                 tls,
-                limits(KIAM_REQUESTS),
+                limits(KIAM_REQUESTS, KIAM_UNUSED),
                 drain.clone(),
                 move |peer: SocketAddr, names| {
                     let connection = KiamConnection::new(parts.clone(), peer.ip(), &names)?;
@@ -355,7 +361,7 @@ impl Broker {
         tasks.spawn(passing(http2::serve(
             listener,
             tls,
-            limits(STREAMS),
+            limits(STREAMS, UNUSED),
             drain.clone(),
             move |peer: SocketAddr, names| {
                 let connection = service.connection(peer.ip(), names);
