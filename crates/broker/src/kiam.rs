@@ -166,7 +166,7 @@ impl KiamConnection {
                 // AWS's message names the broker's role, which is for its own log.
                 Err(Status::unknown(format!(
                     "STS gives no session: {}",
-                    failure.code
+                    failure.to_owner(&allowed.role)
                 )))
             }
             Some(Ok(session)) => {

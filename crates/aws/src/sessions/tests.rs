@@ -31,6 +31,7 @@ impl AssumeRole for Slow {
                 kind,
                 code: "Told".into(),
                 message: "told to fail".into(),
+                missing: None,
             });
         }
         Ok(Credentials {

@@ -194,6 +194,27 @@ async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
 }
 
 #[tokio::test]
+async fn kiams_agents_hear_what_is_to_be_changed_and_not_what_sts_said() {
+    let stage = Stage::new().await;
+    stage.kube.put_pod(agent(1, NODE_1));
+    let mut options = stage.broker_options("broker-a");
+    options.rules.cluster = Some("prod-1".into());
+    options.kiam = Some(KiamOptions {
+        listen: LOOPBACK,
+        client_ca: stage.path("ca.pem"),
+    });
+    let role = "arn:aws:iam::123456789012:role/reader";
+    stage.sts.deny_tagging(role, true);
+    let broker = stage.start(options).await;
+    let to = broker.addresses().kiam.unwrap();
+    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let refused = one.credentials("127.1.0.1", "reader").await.unwrap_err();
+    let told = "STS gives no session: AccessDenied: the session has tags, so the trust policy of \
+                role reader must allow sts:TagSession to rolegate beside sts:AssumeRole";
+    assert_eq!(refused.message(), told);
+}
+
+#[tokio::test]
 async fn kiams_port_wants_a_certificate_of_kiams_authority() {
     let (stage, broker, to) = stage().await;
     let opened = connect(&stage.tls(None), NODE_1, to).await;

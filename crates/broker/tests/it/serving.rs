@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
+use crate::raw::eventually;
 use crate::stage::{CREDENTIALS, Stage, address, ask, get, pod, until};
 
 pub(crate) fn key_id(answer: &(u16, String)) -> String {
@@ -83,4 +84,30 @@ async fn pods_are_served_on_while_the_broker_is_away_and_a_new_one_takes_over() 
         assert_eq!(key_id(&answer), before);
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test]
+async fn what_sts_says_is_missing_reaches_the_pods_owner() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    // So that sessions have a tag.
+    options.rules.cluster = Some("prod-1".into());
+    stage
+        .sts
+        .deny_tagging("arn:aws:iam::123456789012:role/reader", true);
+    let broker = stage.start(options).await;
+    let agent = stage.agent(&broker, "node-1").await;
+    let (status, body) = get(&agent, address(1, 1), &format!("{CREDENTIALS}reader")).await;
+    let told = "(AccessDenied): the session has tags, so the trust policy of role reader must \
+                allow sts:TagSession to rolegate beside sts:AssumeRole\n";
+    assert_eq!(status, 403);
+    assert!(body.ends_with(told), "{body}");
+    // STS's own text is for the broker's log.
+    assert!(!body.contains("assumed-role"), "{body}");
+    eventually("the Event", || async { !stage.kube.events().is_empty() }).await;
+    let events = stage.kube.events();
+    assert_eq!(events[0]["reason"], "CredentialError");
+    let note = events[0]["note"].as_str().unwrap();
+    assert!(note.contains("must allow sts:TagSession"), "{note}");
+    assert!(!note.contains("assumed-role"), "{note}");
 }

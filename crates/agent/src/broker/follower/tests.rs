@@ -147,6 +147,7 @@ fn the_picture_is_what_the_broker_says() {
         failure: Some(v1::Failure {
             kind: v1::failure::Kind::Temporary.into(),
             code: "NoAnswer".into(),
+            ..v1::Failure::default()
         }),
         ..v1::Session::default()
     };
