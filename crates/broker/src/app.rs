@@ -31,7 +31,9 @@ use rolegate_runtime::http2;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::{Condition, Readiness};
 use rolegate_runtime::serve::{ListenError, listen};
-use rolegate_runtime::tls::{CertificateAges, CertificateStore, ClientAuthorities, MutualTls};
+use rolegate_runtime::tls::{
+    CertificateAges, CertificateFile, CertificateStore, ClientAuthorities, Lasting, MutualTls,
+};
 use rolegate_standing::decider::Decider;
 use rolegate_standing::ledger::Ledger;
 use rolegate_standing::tell::Tell;
@@ -278,7 +280,20 @@ impl Broker {
             clock.clone(),
             readiness.condition("certificate"),
         ));
-        CertificateAges::register(metrics.ours(), vec![store.clone()]);
+        let mut lasting: Vec<Arc<dyn Lasting>> = vec![store.clone()];
+        let kiam_ca = options.kiam.as_ref().map(|kiam| kiam.client_ca.clone());
+        for (name, path) in [
+            ("client-ca", options.client_ca.clone()),
+            ("kiam-client-ca", kiam_ca),
+        ] {
+            if let Some(path) = path {
+                let file = CertificateFile::of_authorities(name, path, clock.clone());
+                let file = Arc::new(file);
+                lasting.push(file.clone());
+                tasks.spawn(passing(async move { file.follow().await }));
+            }
+        }
+        CertificateAges::register(metrics.ours(), lasting);
         let authorities = Arc::new(ClientAuthorities::default());
         let tls = mutual(&store, &authorities, &clock)?;
         let limits = move |streams, unused| http2::Limits {

@@ -1,11 +1,13 @@
 //! Agents without any right serve their nodes.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use rolegate_broker::app::KiamOptions;
 use serde_json::Value;
 
 use crate::raw::eventually;
-use crate::stage::{CREDENTIALS, Stage, address, ask, get, pod, until};
+use crate::stage::{CREDENTIALS, LOOPBACK, Stage, address, ask, get, left, pod, until};
 
 pub(crate) fn key_id(answer: &(u16, String)) -> String {
     assert_eq!(answer.0, 200, "{answer:?}");
@@ -82,7 +84,7 @@ async fn pods_are_served_on_while_the_broker_is_away_and_a_new_one_takes_over() 
     for _ in 0..20 {
         let answer = get(&agent, one, &path).await;
         assert_eq!(key_id(&answer), before);
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -110,4 +112,41 @@ async fn what_sts_says_is_missing_reaches_the_pods_owner() {
     let note = events[0]["note"].as_str().unwrap();
     assert!(note.contains("must allow sts:TagSession"), "{note}");
     assert!(!note.contains("assumed-role"), "{note}");
+}
+
+#[tokio::test]
+async fn what_is_left_of_each_certificate_is_a_metric() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    options.kiam = Some(KiamOptions {
+        listen: LOOPBACK,
+        client_ca: stage.path("ca.pem"),
+    });
+    let broker = stage.start(options).await;
+    for certificate in ["broker", "client-ca", "kiam-client-ca"] {
+        eventually(certificate, || async {
+            let left = left(broker.addresses().admin, certificate).await;
+            left.is_some_and(|left| left > 86_400.0)
+        })
+        .await;
+    }
+    let day = Duration::from_secs(86_400);
+    let reach = stage.reach(
+        broker.addresses().agents,
+        "node-1",
+        stage.node_pair_for("node-1", day),
+    );
+    let agent = stage.unready_agent(reach).await;
+    let admin = agent.addresses().admin;
+    eventually("the client's certificate", || async {
+        let left = left(admin, "agent").await;
+        left.is_some_and(|left| left > 0.0 && left <= 86_400.0)
+    })
+    .await;
+    eventually("the authorities", || async {
+        left(admin, "broker-ca")
+            .await
+            .is_some_and(|left| left > 86_400.0)
+    })
+    .await;
 }

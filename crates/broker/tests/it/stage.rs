@@ -373,6 +373,14 @@ pub(crate) async fn metric(broker: &Broker, name: &str) -> Option<u64> {
     value.and_then(|value| value.trim().parse().ok())
 }
 
+/// How long a certificate lasts, seconds, by the metrics of the broker or agent with this port.
+pub(crate) async fn left(admin: SocketAddr, certificate: &str) -> Option<f64> {
+    let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
+    let name = format!("rolegate_certificate_left_seconds{{certificate=\"{certificate}\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&name))?;
+    value.parse().ok()
+}
+
 /// A broker's ledger, newest first.
 pub(crate) async fn ledger(broker: &Broker) -> Vec<serde_json::Value> {
     let to = broker.addresses().ledger;
