@@ -373,12 +373,17 @@ pub(crate) async fn metric(broker: &Broker, name: &str) -> Option<u64> {
     value.and_then(|value| value.trim().parse().ok())
 }
 
-/// How long a certificate lasts, seconds, by the metrics of the broker or agent with this port.
-pub(crate) async fn left(admin: SocketAddr, certificate: &str) -> Option<f64> {
+/// A metric of the broker or agent with this port that is no whole number.
+pub(crate) async fn measure(admin: SocketAddr, name: &str) -> Option<f64> {
     let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
-    let name = format!("rolegate_certificate_left_seconds{{certificate=\"{certificate}\"}} ");
-    let value = text.lines().find_map(|line| line.strip_prefix(&name))?;
-    value.parse().ok()
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.and_then(|value| value.trim().parse().ok())
+}
+
+/// How long a certificate lasts, seconds.
+pub(crate) async fn left(admin: SocketAddr, certificate: &str) -> Option<f64> {
+    let name = format!("rolegate_certificate_left_seconds{{certificate=\"{certificate}\"}}");
+    measure(admin, &name).await
 }
 
 /// A broker's ledger, newest first.
