@@ -248,6 +248,7 @@ impl Broker {
         let discovery = Discovery {
             flags: options.rules,
             base_required: options.base_required,
+            session_seconds: options.session_seconds,
             sts,
             imds,
             instance: Box::new(|_| ()),

@@ -111,6 +111,7 @@ pub(super) async fn alone(options: AloneOptions, ground: Ground<'_>) -> Result<M
     let discovery = Discovery {
         flags: options.rules,
         base_required: options.base_required,
+        session_seconds: options.session_seconds,
         sts,
         imds: ground.imds,
         instance: Box::new(move |instance| health.set_instance(instance)),
