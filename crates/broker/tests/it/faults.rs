@@ -11,7 +11,9 @@ use rolegate_runtime::clock::Clock;
 use crate::net::{Load, Network};
 use crate::raw::eventually;
 use crate::serving::key_id;
-use crate::stage::{CREDENTIALS, LOOPBACK, Stage, address, furnish, get, metric, pod, until};
+use crate::stage::{
+    CREDENTIALS, LOOPBACK, Stage, address, furnish, get, measure, metric, pod, until,
+};
 
 const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
 const SERVING: &str = "rolegate_broker_streams{use=\"serving\"}";
@@ -203,6 +205,9 @@ async fn throttling_slows_new_sessions_down_and_loses_none() {
     let agent = stage.agent(&broker, "node-1").await;
     assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
     let load = Load::start(&agent, address(1, 1), READER);
+    let admin = broker.addresses().admin;
+    let limit = || measure(admin, "rolegate_sts_calls_per_second_limit");
+    assert_eq!(limit().await, Some(200.0));
     let throttled = StsFailure::new(400, "Throttling", "Rate exceeded").times(20);
     stage.sts.fail_with(Some(throttled));
     for n in 2..32 {
@@ -210,6 +215,11 @@ async fn throttling_slows_new_sessions_down_and_loses_none() {
             .kube
             .put_pod(pod(&format!("pod-{n}"), 1, n, &format!("reader-{n}")));
     }
+    // No more than what was being made goes on, or 5 a second.
+    eventually("calls slow down", || async {
+        limit().await.is_some_and(|limit| limit < 100.0)
+    })
+    .await;
     eventually("all sessions", || async {
         hand.send_modify(|by| *by += Duration::from_secs(1));
         let mut served = 0;
