@@ -138,7 +138,7 @@ async fn converse(
 ) -> Result<(), LinkError> {
     let _ = stream.set_nodelay(true);
     let (mut token, pair) = match &options.proof {
-        Proof::Token(path) => (Some(TokenFile::new(path)), None),
+        Proof::Token(path) => (Some(TokenFile::new(path, options.clock.clone())), None),
         Proof::Certificate(files) => (None, Some(files.clone())),
     };
     let tls = ClientTls {
