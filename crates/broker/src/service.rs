@@ -13,7 +13,7 @@ use futures::Stream;
 use jiff::Timestamp;
 use rolegate_kube::picture::Pictures;
 use rolegate_proto::v1::{self, from_agent, notice, to_agent};
-use rolegate_proto::wire::{self, MAX_MESSAGE, MAX_NOTICES};
+use rolegate_proto::wire::{self, MAX_NOTICES, MAX_TO_BROKER};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::tls::ClientNames;
@@ -290,5 +290,5 @@ impl v1::broker_server::Broker for Connection {
 
 /// What answers the requests of a connection.
 pub fn server(connection: Connection) -> v1::broker_server::BrokerServer<Connection> {
-    v1::broker_server::BrokerServer::new(connection).max_decoding_message_size(MAX_MESSAGE)
+    v1::broker_server::BrokerServer::new(connection).max_decoding_message_size(MAX_TO_BROKER)
 }
