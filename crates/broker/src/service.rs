@@ -140,6 +140,8 @@ impl Connection {
         loop {
             let news = begun && feed.has_news();
             tokio::select! {
+                // What ends it goes before what the agent says.
+                biased;
                 () = feed.closed.cancelled() => {
                     return Err(self.refuse(Refused::Gone));
                 }
@@ -147,6 +149,15 @@ impl Connection {
                     return Err(Status::unavailable("this broker is stopping"));
                 }
                 why = proofs.end() => return Err(self.unproven(why)),
+                _ = pulse.tick() => pulses = true,
+                permit = sender.reserve(), if news || pulses => {
+                    let Ok(permit) = permit else { return Ok(()) };
+                    if take(&mut pulses) {
+                        permit.send(Ok(message(to_agent::Body::Pulse(self.pulse()))));
+                    } else if let Some(update) = feed.take(parts.tell.ledger(), parts.clock.now()) {
+                        permit.send(Ok(message(to_agent::Body::Update(update))));
+                    }
+                }
                 message = incoming.message() => {
                     let Some(body) = message?.map(|it| it.body) else {
                         return Ok(());
@@ -170,16 +181,7 @@ impl Connection {
                         }
                     }
                 }
-                _ = pulse.tick() => pulses = true,
                 () = feed.news(), if begun => {}
-                permit = sender.reserve(), if news || pulses => {
-                    let Ok(permit) = permit else { return Ok(()) };
-                    if take(&mut pulses) {
-                        permit.send(Ok(message(to_agent::Body::Pulse(self.pulse()))));
-                    } else if let Some(update) = feed.take(parts.tell.ledger(), parts.clock.now()) {
-                        permit.send(Ok(message(to_agent::Body::Update(update))));
-                    }
-                }
             }
         }
     }

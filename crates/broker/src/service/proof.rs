@@ -40,6 +40,11 @@ impl Connection {
             true => by_certificate(&self.nodes, self.until, claimed)?,
             false => self.prove_by_token(claimed, token).await?,
         };
+        // A certificate was good when its connection was made, which may be long ago.
+        let now = parts.clock.now();
+        if proven.until.is_some_and(|until| until <= now) {
+            return Err(Refused::Ended.into());
+        }
         debug!(node = %proven.node, peer = %self.peer, broker = parts.name, "agent proven");
         Ok(proven)
     }

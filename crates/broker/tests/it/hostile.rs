@@ -169,10 +169,16 @@ async fn threat_09_a_stream_does_not_outlive_its_certificate() {
     let raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
     hand.send_replace(Duration::from_secs(86_300));
     let again = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
+    let connected = connect(&tls, Ipv4Addr::LOCALHOST, broker.addresses().agents).await;
+    let (requests, connection) = connected.unwrap();
     hand.send_replace(Duration::from_secs(86_500));
     for stream in [raw, again] {
         assert_eq!(stream.end().await.code(), Code::Unauthenticated);
     }
+    // Nor is there a new one on a connection that was made before.
+    let mut late = Raw::on(requests, connection).await.unwrap();
+    late.hello("node-1").await;
+    assert_eq!(late.hear().await.unwrap_err().code(), Code::Unauthenticated);
     assert!(
         connect(&tls, Ipv4Addr::LOCALHOST, broker.addresses().agents)
             .await
