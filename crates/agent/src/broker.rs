@@ -10,6 +10,7 @@ mod links;
 mod token;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
@@ -30,6 +31,8 @@ pub struct BrokerOptions {
     pub proof: Proof,
     /// `metadata.name` of this node.
     pub node: String,
+    /// For how long the broker may hear nothing of the cluster while another one does.
+    pub stale: Duration,
     /// The time that certificates are checked by.
     pub clock: Clock,
 }

@@ -264,6 +264,13 @@ impl Lease {
         }
     }
 
+    /// Says it again, if a pod is still waiting: whoever was told may not be there any more.
+    pub fn ask_again(&self) {
+        if self.cell.asked.load(Ordering::Relaxed) {
+            let _ = self.events.send(Event::Asked(self.cell.key.clone()));
+        }
+    }
+
     /// Says that something changed which may make a refused call succeed.
     pub fn retry(&self) {
         let _ = self.events.send(Event::Changed(self.cell.key.clone()));

@@ -29,6 +29,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::http2;
 use rolegate_runtime::metrics::Metrics;
+use rolegate_runtime::places::Places;
 use rolegate_runtime::readiness::{Condition, Readiness};
 use rolegate_runtime::serve::{ListenError, listen};
 use rolegate_runtime::tls::{CertificateAges, CertificateStore, ClientAuthorities, MutualTls};
@@ -41,6 +42,7 @@ use tracing::info;
 
 use crate::agents::Agents;
 use crate::desk::{Desk, DeskParts, Sources};
+use crate::feed::PER_NODE;
 use crate::hosts::Hosts;
 use crate::identity::AgentAccount;
 use crate::kiam::{self, KiamConnection, KiamParts};
@@ -249,7 +251,8 @@ impl Broker {
         tasks.spawn(passing(discovery.run()));
 
         let agents = Agents::new(options.agents);
-        // Not bounded, but what is in it is: three for each stream, drained without waiting.
+        // Not bounded, but what is in it is: three for each stream, and a node's place is free when
+        // the desk has taken the last of them.
         let (orders, ordered) = mpsc::unbounded_channel();
         let hosts = options.kiam.is_some().then(Hosts::default);
         let parts = DeskParts {
@@ -308,6 +311,7 @@ impl Broker {
             tasks.spawn(vital("the authorities of kiam's agents", following));
             let parts = Arc::new(KiamParts {
                 hosts,
+                places: Places::new(PER_NODE),
                 orders: orders.clone(),
                 tell: tell.clone(),
                 metrics: broker_metrics.clone(),

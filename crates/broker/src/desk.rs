@@ -4,10 +4,12 @@
 //! for those alone. A change of the rules is worked off in portions, between which reports are
 //! taken.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
+mod claims;
+mod pending;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rolegate_core::rulebook::{Facts, RuleUpdate, Touched};
 use rolegate_core::session::SessionKey;
@@ -23,10 +25,16 @@ use crate::agents::Agents;
 use crate::feed::{Feed, Put};
 use crate::hosts::Hosts;
 use crate::metrics::BrokerMetrics;
+use claims::Claims;
+use pending::Pending;
 
 /// Pods that are decided again in one go.
 const PORTION: usize = 128;
-/// How often verdicts that read the time are made again.
+/// The same with each order of a stream.
+const BESIDE: usize = 8;
+/// How long one go may take, but for the last pod of it: policies may take their time.
+const LONGEST: Duration = Duration::from_millis(50);
+/// How often verdicts are made again that count for a time only.
 const TIMELY: Duration = Duration::from_secs(15);
 
 /// What streams ask of the desk.
@@ -90,13 +98,14 @@ pub struct Desk {
     nodes: HashMap<Arc<str>, Node>,
     /// All streams that were proven.
     joined: Vec<Arc<Feed>>,
-    /// Who first claimed an address, by UID: two pods of one node are the agent's to judge, pods of
-    /// two nodes are an alarm.
-    claims: HashMap<IpAddr, Arc<str>>,
+    /// How many of them serve.
+    serving: usize,
+    claims: Claims,
     /// Which streams use a session.
     users: HashMap<Arc<SessionKey>, Vec<Weak<Feed>>>,
-    /// UIDs to decide again for, and whether what STS refused them is worth another try.
-    touched: BTreeMap<Arc<str>, bool>,
+    pending: Pending,
+    /// Pods whose verdict counts for a time only: it reads the time, or a policy was not done.
+    timely: HashSet<Arc<str>>,
     workloads: Option<Block>,
     /// Whether all that feeds must have to be complete was known at the last change.
     settled: bool,
@@ -117,9 +126,11 @@ impl Desk {
             pods: HashMap::new(),
             nodes: HashMap::new(),
             joined: Vec::new(),
-            claims: HashMap::new(),
+            serving: 0,
+            claims: Claims::default(),
             users: HashMap::new(),
-            touched: BTreeMap::new(),
+            pending: Pending::default(),
+            timely: HashSet::new(),
             workloads: Some(readiness.block("workloads are not loaded")),
             settled: false,
             rules,
@@ -131,7 +142,8 @@ impl Desk {
         let mut timely = tokio::time::interval(TIMELY);
         loop {
             tokio::select! {
-                // What sources say goes before what only waits to be brought up to date.
+                // What sources say goes before what streams ask, which any node can do at any rate,
+                // and before what only waits to be brought up to date.
                 biased;
                 Ok(()) = sources.facts.changed() => {
                     let learned = sources.facts.borrow_and_update().clone();
@@ -140,14 +152,20 @@ impl Desk {
                     }
                 }
                 Some(report) = sources.reports.recv() => self.report(report),
-                Some(order) = sources.orders.recv() => self.order(order),
                 Some(key) = sources.sessions.recv() => self.session_changed(&key),
                 update = sources.updates.recv() => match update {
                     Some(update) => self.update(update),
                     None => return,
                 },
                 _ = timely.tick() => self.time_went_by(),
-                () = tokio::task::yield_now(), if !self.touched.is_empty() => self.catch_up(),
+                Some(order) = sources.orders.recv() => {
+                    self.order(order);
+                    // A node whose streams come and go without end holds up no withdrawal.
+                    self.catch_up(BESIDE);
+                }
+                () = tokio::task::yield_now(), if !self.pending.is_empty() => {
+                    self.catch_up(PORTION);
+                }
             }
         }
     }
@@ -211,6 +229,7 @@ impl Desk {
                 let node = self.nodes.entry(feed.node.clone()).or_default();
                 let pods: Vec<_> = node.pods.iter().cloned().collect();
                 node.feeds.push(feed.clone());
+                self.serving += 1;
                 for uid in pods {
                     if let Some(pod) = self.pods.get(&uid).cloned() {
                         self.decide(&feed, pod, false);
@@ -223,7 +242,9 @@ impl Desk {
             Order::Leave(feed) => {
                 self.joined.retain(|other| !Arc::ptr_eq(other, &feed));
                 if let Some(node) = self.nodes.get_mut(&feed.node) {
+                    let before = node.feeds.len();
                     node.feeds.retain(|other| !Arc::ptr_eq(other, &feed));
+                    self.serving -= before - node.feeds.len();
                     if node.feeds.is_empty() && node.pods.is_empty() {
                         self.nodes.remove(&feed.node);
                     }
@@ -233,15 +254,14 @@ impl Desk {
                 }
             }
         }
-        let serving = self.nodes.values().map(|node| node.feeds.len()).sum();
-        self.metrics.set_streams(serving, self.joined.len());
+        self.metrics.set_streams(self.serving, self.joined.len());
     }
 
     fn rules_changed(&mut self, touched: &Touched, retry: bool) {
         if *touched != Touched::Nothing {
             for pod in self.pods.values() {
                 if touched.includes(&pod.namespace) && is_served(&self.nodes, pod) {
-                    *self.touched.entry(pod.uid.clone()).or_default() |= retry;
+                    self.pending.touch(pod.uid.clone(), retry);
                 }
             }
         }
@@ -249,8 +269,8 @@ impl Desk {
     }
 
     fn time_went_by(&mut self) {
-        if self.keeper.rules().load().rules.reads_time() {
-            self.rules_changed(&Touched::All, false);
+        for uid in self.timely.drain() {
+            self.pending.touch(uid, false);
         }
     }
 
@@ -276,15 +296,19 @@ impl Desk {
     }
 
     /// Brings some of the pods up to date that the rules' changes touched.
-    fn catch_up(&mut self) {
-        for _ in 0..PORTION {
-            let Some((uid, retry)) = self.touched.pop_first() else {
+    fn catch_up(&mut self, most: usize) {
+        let began = Instant::now();
+        for _ in 0..most {
+            let Some((uid, retry)) = self.pending.take() else {
                 return;
             };
             if let Some(pod) = self.pods.get(&uid).cloned() {
                 for feed in self.feeds(&pod) {
                     self.decide(&feed, pod.clone(), retry);
                 }
+            }
+            if began.elapsed() >= LONGEST {
+                return;
             }
         }
     }
@@ -299,6 +323,9 @@ impl Desk {
         let before = feed.resident(&pod.uid);
         let before = before.as_ref().map(|resident| resident.decided.load());
         let decided = self.decider.decide(&pod, before.as_ref().map(|it| &***it));
+        if decided.until.is_some() {
+            self.timely.insert(pod.uid.clone());
+        }
         if let (true, Standing::Allowed(allowed)) = (retry, &decided.standing) {
             allowed.lease.retry();
         }
@@ -341,16 +368,13 @@ impl Desk {
         if let Some(hosts) = &self.hosts {
             hosts.put(before.as_deref(), &pod);
         }
-        if let Some(before) = &before {
-            self.unclaim(before);
-            if before.node != pod.node {
-                self.leave_node(before);
-            }
+        if let Some(before) = before.as_deref().filter(|it| it.node != pod.node) {
+            self.leave_node(before);
         }
         if is_agent {
             self.close_stale_streams(&pod.uid);
         }
-        self.claim(&pod);
+        self.claim(before.as_deref(), &pod);
         if let Some(node) = &pod.node {
             let node = self.nodes.entry(node.clone()).or_default();
             node.pods.insert(pod.uid.clone());
@@ -372,7 +396,7 @@ impl Desk {
         if self.agents.remove(uid) {
             self.close_stale_streams(uid);
         }
-        self.unclaim(&pod);
+        self.claims.remove(&pod);
         self.leave_node(&pod);
         self.metrics.set_pods(self.pods.len());
     }
@@ -406,34 +430,30 @@ impl Desk {
         }
     }
 
-    fn claim(&mut self, pod: &Arc<Workload>) {
-        for address in pod.own_addresses() {
-            let first = self
-                .claims
-                .entry(*address)
-                .or_insert_with(|| pod.uid.clone());
-            let other = self.pods.get(first).filter(|other| other.node != pod.node);
-            if let Some(other) = other {
-                self.metrics.address_claimed_twice();
-                warn!(
-                    %address,
-                    namespace = %pod.namespace,
-                    pod = %pod.name,
-                    node = pod.node.as_deref(),
-                    other_namespace = %other.namespace,
-                    other_pod = %other.name,
-                    other_node = other.node.as_deref(),
-                    "pods of two nodes claim one address: each node judges for itself; a kubelet may have lied"
-                );
-            }
+    fn claim(&mut self, before: Option<&Workload>, pod: &Arc<Workload>) {
+        if let Some(before) = before {
+            self.claims.remove(before);
         }
-    }
-
-    fn unclaim(&mut self, pod: &Workload) {
-        for address in pod.own_addresses() {
-            if self.claims.get(address) == Some(&pod.uid) {
-                self.claims.remove(address);
-            }
+        let clashes = self.claims.put(pod);
+        let same = |before: &Workload| {
+            before.node == pod.node && before.own_addresses() == pod.own_addresses()
+        };
+        if before.is_some_and(same) {
+            // Something else about it changed, and this was told.
+            return;
+        }
+        for (address, other) in clashes {
+            self.metrics.address_claimed_twice();
+            warn!(
+                %address,
+                namespace = %pod.namespace,
+                pod = %pod.name,
+                node = pod.node.as_deref(),
+                other_namespace = %other.namespace,
+                other_pod = %other.name,
+                other_node = other.node.as_deref(),
+                "pods of two nodes claim one address: each node judges for itself; a kubelet may have lied"
+            );
         }
     }
 }

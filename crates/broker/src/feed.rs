@@ -13,12 +13,17 @@ use rolegate_aws::sessions::Lease;
 use rolegate_core::session::{Life, SessionKey};
 use rolegate_core::workload::Workload;
 use rolegate_proto::{v1, wire};
+use rolegate_runtime::places::Place;
 use rolegate_standing::ledger::{Handed, Ledger};
 use rolegate_standing::resident::{Decided, Resident, Standing};
 use rolegate_standing::tell::{NoticeOutcome, Tell};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+/// Feeds of one node: its agent has two streams, that one and its successor four, and those that
+/// broke count until it is noticed. Each costs the desk a look at all of the node's pods, and its
+/// certificate may be shown from anywhere.
+pub const PER_NODE: usize = 8;
 /// Pods, and sessions, in one message.
 const PORTION: usize = 64;
 /// Names of what is gone in one message.
@@ -33,6 +38,8 @@ pub struct Feed {
     pub pod_uid: Option<Arc<str>>,
     /// Ends the stream.
     pub closed: CancellationToken,
+    /// Free when the desk too has let the feed go: so what may wait for the desk is bounded.
+    _place: Place<Arc<str>>,
     news: Notify,
     state: Mutex<State>,
 }
@@ -91,11 +98,12 @@ type Pushed = (Arc<str>, Life);
 
 impl Feed {
     /// Nothing to send yet.
-    pub fn new(node: Arc<str>, pod_uid: Option<Arc<str>>) -> Self {
+    pub fn new(place: Place<Arc<str>>, pod_uid: Option<Arc<str>>) -> Self {
         Self {
-            node,
+            node: place.whose().clone(),
             pod_uid,
             closed: CancellationToken::new(),
+            _place: place,
             news: Notify::new(),
             state: Mutex::default(),
         }

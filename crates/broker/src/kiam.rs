@@ -15,6 +15,7 @@ use rolegate_proto::kiam::{
     kiam_service_server,
 };
 use rolegate_runtime::clock::Clock;
+use rolegate_runtime::places::Places;
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::resident::{Allowed, Resident, Standing};
 use rolegate_standing::tell::Tell;
@@ -42,6 +43,8 @@ const MAX_REQUEST: usize = 8 << 10;
 pub struct KiamParts {
     /// Which node an address is of.
     pub hosts: Hosts,
+    /// Seats that nodes have by kiam's agents.
+    pub places: Places<Arc<str>>,
     /// Where seats are taken.
     pub orders: mpsc::UnboundedSender<Order>,
     /// Tells owners of pods, and the ledger.
@@ -88,7 +91,11 @@ impl KiamConnection {
     }
 
     async fn begin(&self, node: Arc<str>) -> Result<(Seat, KiamUser), Status> {
-        let seat = Seat::take(Feed::new(node, None), self.parts.orders.clone());
+        let place = self.parts.places.take(node).ok_or_else(|| {
+            self.parts.metrics.kiam("refused");
+            Status::resource_exhausted("this node has as many connections as it may have")
+        })?;
+        let seat = Seat::take(Feed::new(place, None), self.parts.orders.clone());
         seat.begin();
         let complete = async {
             while !seat.feed.is_complete() {

@@ -16,6 +16,7 @@ use rolegate_proto::v1::{self, from_agent, notice, to_agent};
 use rolegate_proto::wire::{self, MAX_NOTICES, MAX_TO_BROKER};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
+use rolegate_runtime::places::{Place, Places};
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::tell::{NoticeOutcome, Tell};
 use tokio::sync::mpsc;
@@ -27,7 +28,7 @@ use zeroize::Zeroizing;
 
 use crate::agents::Agents;
 use crate::desk::Order;
-use crate::feed::Feed;
+use crate::feed::{Feed, PER_NODE};
 use crate::identity::Refused;
 use crate::metrics::BrokerMetrics;
 use crate::reviewer::Reviewer;
@@ -44,6 +45,7 @@ const PULSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Service {
     parts: ServiceParts,
+    places: Places<Arc<str>>,
 }
 
 /// What a service works with.
@@ -83,7 +85,10 @@ pub struct Connection {
 impl Service {
     /// A service without streams.
     pub fn new(parts: ServiceParts) -> Arc<Self> {
-        Arc::new(Self { parts })
+        Arc::new(Self {
+            parts,
+            places: Places::new(PER_NODE),
+        })
     }
 
     /// What answers one connection.
@@ -102,6 +107,14 @@ impl Service {
 }
 
 impl Connection {
+    /// A place for one more stream of the node, which was proven.
+    fn place(&self, node: Arc<str>) -> Result<Place<Arc<str>>, Status> {
+        self.service.places.take(node).ok_or_else(|| {
+            self.service.parts.metrics.refused("crowded");
+            Status::resource_exhausted("this node has as many streams as it may have")
+        })
+    }
+
     /// Serves one stream until it ends.
     async fn attend(
         self,
@@ -120,6 +133,7 @@ impl Connection {
         let proven = self.prove(claimed, &token).await;
         let proven = proven.map_err(|why| self.unproven(why))?;
         drop(token);
+        let place = self.place(proven.node.clone())?;
         let welcome = to_agent::Body::Welcome(v1::Welcome {
             broker: parts.name.clone(),
             proof_seconds: u32::try_from(PROOF.as_secs()).unwrap_or(u32::MAX),
@@ -129,7 +143,7 @@ impl Connection {
             return Ok(());
         }
         let mut proofs = Proofs::new(&self, &proven);
-        let desk = Seat::take(Feed::new(proven.node, proven.pod_uid), parts.orders.clone());
+        let desk = Seat::take(Feed::new(place, proven.pod_uid), parts.orders.clone());
         let feed = &desk.feed;
         info!(node = %feed.node, peer = %self.peer, version = hello.version.escape_debug().to_string(), "an agent is served");
 

@@ -130,8 +130,8 @@ fn check_length(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// kiam matches against the ARN wherever it is found; anchored, a bare role name would never
-/// match, so it is also read as what follows the base ARN.
+/// kiam matches the ARN from start to end (from v4 on), or the role as written, anywhere in it
+/// (before). A bare name would never be a whole ARN, so it is also read as what follows the base.
 fn permitted(text: &str, base: Option<&BaseArn>) -> Result<Vec<Pattern>, String> {
     check_length(text)?;
     let whole = Pattern::whole(text).map_err(|error| error.to_string())?;

@@ -169,12 +169,16 @@ async fn watch(
 ) -> Result<Response<MapFrame<Body, Notice>>, kube::Error> {
     picture.wait_for_start().await;
     let response = client.send(request).await?;
-    if response.status().is_success() {
+    // An API server that answers with an error says nothing of the cluster, however often.
+    let is_watch = response.status().is_success();
+    if is_watch {
         picture.touch();
     }
     Ok(response.map(|body| {
         body.map_frame(Box::new(move |frame| {
-            picture.touch();
+            if is_watch {
+                picture.touch();
+            }
             frame
         }) as Notice)
     }))
@@ -238,6 +242,23 @@ mod tests {
         );
         drop((heard, unheard));
         assert_eq!(pictures.age(), Some(Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn an_error_is_no_news_of_the_cluster() {
+        for (status, counts) in [(200, true), (403, false), (503, false)] {
+            let answers = service_fn(move |_: Request<Body>| async move {
+                let body = Body::from(b"{}".to_vec());
+                let response = Response::builder().status(status).body(body);
+                response.map_err(|error| -> tower::BoxError { error.into() })
+            });
+            let picture = PictureAge::default();
+            let client = noticing(Client::new(answers, "default"), picture.clone());
+            let watch = Request::get("/api/v1/pods?watch=true").body(Body::empty());
+            let response = client.send(watch.unwrap()).await.unwrap();
+            response.into_body().collect().await.unwrap();
+            assert_eq!(picture.age().is_some(), counts, "{status}");
+        }
     }
 
     #[test]

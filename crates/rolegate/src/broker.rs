@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
+use rolegate_aws::sts::StsOptions;
 use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions, StartError};
 use rolegate_broker::identity::AgentAccount;
 use rolegate_core::engine::EngineOptions;
@@ -17,6 +18,7 @@ use rolegate_runtime::signals;
 use crate::annotation_flags::AnnotationFlags;
 use crate::certificate_flags::CertificateFlags;
 use crate::flags::{SessionScopeFlag, duration, invalid, session_life};
+use crate::kiam_flags::KiamServerFlags;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
@@ -64,16 +66,16 @@ pub(crate) struct BrokerFlags {
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_ADDRESS", default_value = "16", help_heading = AGENTS)]
     max_connections_per_address: NonZeroUsize,
     /// Address for agents of kiam, while a cluster moves over; off unless given
-    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_KIAM_ADDRESS", requires = "kiam_client_ca", help_heading = AGENTS)]
+    #[arg(long, alias = "bind", value_name = "ADDRESS", env = "ROLEGATE_KIAM_ADDRESS", requires = "kiam_client_ca", help_heading = AGENTS)]
     kiam_address: Option<SocketAddr>,
     /// Authorities (PEM) of the certificates of kiam's agents
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_KIAM_CLIENT_CA", requires = "kiam_address", help_heading = AGENTS)]
+    #[arg(long, alias = "ca", value_name = "FILE", env = "ROLEGATE_KIAM_CLIENT_CA", requires = "kiam_address", help_heading = AGENTS)]
     kiam_client_ca: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     /// Demand that the base ARN is found out from where this runs; without it, a found one is used all the same
-    #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
+    #[arg(long, alias = "role-base-arn-autodetect", env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
     auto_discover_base_arn: bool,
     #[command(flatten)]
     keys: AnnotationFlags,
@@ -103,7 +105,7 @@ pub(crate) struct BrokerFlags {
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_BROKER_ADDRESS", default_value = "[::]:9443", help_heading = PROCESS)]
     listen_address: SocketAddr,
     /// Address of metrics and health
-    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
+    #[arg(long, value_name = "ADDRESS", alias = "prometheus-listen-addr", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
     metrics_address: SocketAddr,
     /// Address of the ledger, for `rolegate ledger`: on loopback, so that who may exec or forward a port may read it, and what else is on the host's network
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_LEDGER_ADDRESS", default_value = "127.0.0.1:9091", help_heading = PROCESS)]
@@ -119,11 +121,16 @@ pub(crate) struct BrokerFlags {
     /// How long open streams may take at the end
     #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]
     drain_time: Duration,
+    #[command(flatten)]
+    kiam: KiamServerFlags,
 }
 
 /// Runs the broker until it is told to stop.
 pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
+    for note in flags.kiam.notes() {
+        tracing::warn!("{note}");
+    }
     let drain_time = flags.drain_time;
     let options = options(flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -153,7 +160,7 @@ pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
+pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
     let clock = Clock::system();
     check_credentials(flags.pod_ip, flags.host_ip)?;
     let rules = flags.rules.config()?;
@@ -186,7 +193,10 @@ fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         secret,
         client_ca: flags.client_ca,
         metadata_addr: flags.metadata_addr,
-        sts: flags.sts.options(clock.clone())?,
+        sts: StsOptions {
+            region: flags.kiam.region,
+            ..flags.sts.options(clock.clone())?
+        },
         base_required: flags.auto_discover_base_arn,
         rules,
         scope: flags.session_scope.into(),

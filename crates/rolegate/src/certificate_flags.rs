@@ -34,10 +34,10 @@ pub(crate) struct CertificateFlags {
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", help_heading = CERTIFICATE)]
     tls_secret: Option<String>,
     /// Certificate chain (PEM), read again when it changes
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_TLS_CERT", requires = "tls_key", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "FILE", alias = "cert", env = "ROLEGATE_TLS_CERT", requires = "tls_key", help_heading = CERTIFICATE)]
     tls_cert: Option<PathBuf>,
     /// Private key (PEM) of the certificate
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_TLS_KEY", requires = "tls_cert", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "FILE", alias = "key", env = "ROLEGATE_TLS_KEY", requires = "tls_cert", help_heading = CERTIFICATE)]
     tls_key: Option<PathBuf>,
 }
 

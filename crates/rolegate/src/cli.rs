@@ -173,4 +173,62 @@ mod tests {
             assert_eq!(implied(same).len(), same.len() + 1);
         }
     }
+
+    #[test]
+    fn flags_of_kiams_manifests_are_understood() {
+        // As in the manifests and the chart of kiam.
+        let agent = "rolegate agent --iptables --host-interface=cali+ --json-log --level=debug --port=8282 --host=10.0.0.1 \
+            --no-iptables-remove --prometheus-listen-addr=0.0.0.0:9620 --prometheus-sync-interval=5s \
+            --allow-route-regexp=^/latest/dynamic --gateway-timeout-creation=1s \
+            --grpc-keepalive-time-duration=10s --grpc-keepalive-permit-without-stream";
+        let Command::Agent(flags) = Cli::parse_from(agent.split_whitespace()).command else {
+            panic!("{agent}");
+        };
+        assert_eq!(
+            (
+                flags.app_port,
+                flags.iptables,
+                flags.redirect_remove_at_exit
+            ),
+            (8282, true, false)
+        );
+        assert_eq!(flags.host_ip, Some([10, 0, 0, 1].into()));
+        assert_eq!(flags.metrics_address, Some(([0, 0, 0, 0], 9620).into()),);
+        let [note] = flags.kiam.notes()[..] else {
+            panic!("{:?}", flags.kiam.notes());
+        };
+        assert!(note.contains("--metadata-allow"), "{note}");
+        assert!(flags.kiam.check().is_ok());
+
+        let Command::Agent(flags) =
+            Cli::parse_from(["rolegate", "agent", "--server-address=kiam-server:443"]).command
+        else {
+            panic!("no agent");
+        };
+        let error = flags.kiam.check().unwrap_err().to_string();
+        assert!(error.contains("--broker=https://"), "{error}");
+
+        let server = "rolegate broker --bind=0.0.0.0:9610 --cert=/tls/s.pem --key=/tls/s-key.pem --ca=/tls/ca.pem \
+            --certificate=files --role-base-arn=arn:aws:iam::123456789012:role/ --sync=1m --session=kiam \
+            --session-duration=15m --session-refresh=5m --region=eu-west-1 --fetchers=16 \
+            --assume-role-arn=arn:aws:iam::123456789012:role/server --prefetch-buffer-size=1000 --json-log --level=warn \
+            --prometheus-listen-addr=0.0.0.0:9620 --disable-strict-namespace-regexp";
+        let Command::Broker(flags) = Cli::parse_from(server.split_whitespace()).command else {
+            panic!("{server}");
+        };
+        assert_eq!(
+            flags.rules.config().unwrap().base.unwrap().as_str(),
+            "arn:aws:iam::123456789012:role/"
+        );
+        let options = crate::broker::options(*flags).unwrap();
+        let kiam = options.kiam.unwrap();
+        assert_eq!(kiam.listen, ([0, 0, 0, 0], 9610).into());
+        assert_eq!(kiam.client_ca, std::path::Path::new("/tls/ca.pem"));
+        assert_eq!(options.sts.region.as_deref(), Some("eu-west-1"));
+        assert_eq!(options.sts.chain.len(), 1);
+        assert_eq!(
+            (options.session_seconds, options.engine.in_flight),
+            (900, 16)
+        );
+    }
 }

@@ -23,11 +23,14 @@ pub(crate) struct LogFlags {
     #[arg(long, value_name = "FORMAT", env = "ROLEGATE_LOG_FORMAT", default_value = "text", ignore_case = true, help_heading = PROCESS)]
     log_format: LogFormat,
     /// error, warn, info, debug or trace, or a filter such as info,rolegate_agent=debug
-    #[arg(long, value_name = "LEVEL", env = "ROLEGATE_LOG_LEVEL", default_value = "info", help_heading = PROCESS)]
+    #[arg(long, alias = "level", value_name = "LEVEL", env = "ROLEGATE_LOG_LEVEL", default_value = "info", help_heading = PROCESS)]
     log_level: String,
     /// The same as --log-level=debug
     #[arg(long, env = "ROLEGATE_VERBOSE", help_heading = PROCESS)]
     verbose: bool,
+    /// kiam's way to say --log-format=json
+    #[arg(long, hide = true)]
+    json_log: bool,
 }
 
 impl LogFlags {
@@ -37,6 +40,7 @@ impl LogFlags {
     /// A level that is none, as wrong usage.
     pub(crate) fn start(&self) -> anyhow::Result<()> {
         let format = match self.log_format {
+            _ if self.json_log => logging::LogFormat::Json,
             LogFormat::Text => logging::LogFormat::Text,
             LogFormat::Json => logging::LogFormat::Json,
         };

@@ -12,6 +12,7 @@ mod config_file;
 mod controller;
 mod demo;
 mod flags;
+mod kiam_flags;
 mod kubernetes_flags;
 mod ledger;
 mod log_flags;

@@ -20,13 +20,13 @@ pub(crate) struct StsFlags {
     #[arg(long, env = "ROLEGATE_USE_REGIONAL_STS_ENDPOINT", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true, help_heading = SESSIONS)]
     use_regional_sts_endpoint: Option<bool>,
     /// Most calls to STS at once; 0: no limit
-    #[arg(long, value_name = "N", env = "ROLEGATE_STS_CALLS_IN_FLIGHT", default_value = "64", help_heading = SESSIONS)]
+    #[arg(long, alias = "fetchers", value_name = "N", env = "ROLEGATE_STS_CALLS_IN_FLIGHT", default_value = "64", help_heading = SESSIONS)]
     pub(crate) sts_calls_in_flight: usize,
     /// Most calls to STS in a second, of an account's quota of 600; 0: no limit
     #[arg(long, value_name = "N", env = "ROLEGATE_STS_CALLS_PER_SECOND", default_value = "200", help_heading = SESSIONS)]
     pub(crate) sts_calls_per_second: u32,
     /// ARN of a role to assume first and make all further calls with; given again: the next of a chain
-    #[arg(long, value_name = "ARN", env = "ROLEGATE_ASSUME_ROLE", value_delimiter = ',', help_heading = SESSIONS)]
+    #[arg(long, alias = "assume-role-arn", value_name = "ARN", env = "ROLEGATE_ASSUME_ROLE", value_delimiter = ',', help_heading = SESSIONS)]
     assume_role: Vec<String>,
     /// External ID for --assume-role; given again, for each of a chain in order, empty for none
     #[arg(long, value_name = "ID", env = "ROLEGATE_ASSUME_ROLE_EXTERNAL_ID", help_heading = SESSIONS)]

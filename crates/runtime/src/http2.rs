@@ -1,8 +1,6 @@
 //! HTTP/2 over TLS between processes of ours, for streams that stay open: bounded in connections
 //! and buffers, kept alive, and ended by a [`Drain`].
 
-mod places;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -21,9 +19,9 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::drain::Drain;
+use crate::places::Places;
 use crate::serve::{ACCEPT_PAUSE, prepare};
 use crate::tls::{ClientNames, MutualTls};
-use places::Places;
 
 /// How often a side that hears nothing asks whether the other is there, and how long it waits for
 /// the answer. The client's is the shorter: it is the one that can go elsewhere.
@@ -82,7 +80,7 @@ pub async fn serve<C, S, B>(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(own) = places.take(peer.ip()) else {
+                let Some(own) = places.take(peer.ip().to_canonical()) else {
                     tracing::debug!(%peer, "too many connections of one address, closing");
                     continue;
                 };

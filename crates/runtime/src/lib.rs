@@ -11,6 +11,7 @@ pub mod histogram;
 pub mod http2;
 pub mod logging;
 pub mod metrics;
+pub mod places;
 pub mod process;
 pub mod readiness;
 pub mod serve;

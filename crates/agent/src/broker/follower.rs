@@ -110,7 +110,10 @@ impl Follower {
                     }
                     None => return,
                 },
-                count = notices.recv_many(&mut batch, MAX_NOTICES), if batch.is_empty() => {
+                // Until then they wait in their channel: a broker knows the pods that it has sent.
+                count = notices.recv_many(&mut batch, MAX_NOTICES),
+                    if follower.shown.is_none() && links.has_room() =>
+                {
                     if count == 0 {
                         return;
                     }
@@ -132,7 +135,11 @@ impl Follower {
             }
             Heard::Update(update) => self.update(update, fed),
             Heard::Pulse(age) => {
-                self.age.heard(age);
+                // Until a stream is complete, pods are served from the picture of the one before,
+                // which grows older whatever this broker knows.
+                if self.shown.is_none() {
+                    self.age.heard(age);
+                }
                 Ok(())
             }
             Heard::Lost(why) => {
@@ -147,24 +154,21 @@ impl Follower {
     }
 
     fn update(&mut self, update: v1::Update, fed: &Fed) -> Result<(), Malformed> {
-        for session in update.sessions {
-            self.session(session, fed)?;
-        }
         let mut touched = HashSet::new();
-        for resident in update.residents {
-            self.resident(resident, &mut touched)?;
-        }
         for uid in &update.gone {
             self.roster.remove(uid, &mut touched);
         }
-        if update.complete {
+        let news = self.news(update.sessions, update.residents, fed, &mut touched);
+        if news.is_ok() && update.complete {
             if let Some(shown) = self.shown.take() {
                 self.roster.keep(|uid| shown.contains(uid), &mut touched);
             }
             self.workloads = None;
             self.condition.ok();
         }
+        // What came before the fault counts: it may be a right that was taken away.
         self.roster.publish(touched);
+        news?;
         for number in update.ended {
             let Some(lease) = self.table.remove(&number) else {
                 continue;
@@ -176,6 +180,22 @@ impl Follower {
         }
         if self.workloads.is_none() {
             self.picture.settle(true);
+        }
+        Ok(())
+    }
+
+    fn news(
+        &mut self,
+        sessions: Vec<v1::Session>,
+        residents: Vec<v1::Resident>,
+        fed: &Fed,
+        touched: &mut HashSet<IpAddr>,
+    ) -> Result<(), Malformed> {
+        for session in sessions {
+            self.session(session, fed)?;
+        }
+        for resident in residents {
+            self.resident(resident, touched)?;
         }
         Ok(())
     }
@@ -204,6 +224,9 @@ impl Follower {
         });
         if session.is_some() || failure.is_some() {
             fed.bring(lease.cell().key(), session, failure);
+        } else {
+            // The broker of another stream was told, if any.
+            lease.ask_again();
         }
         Ok(())
     }
@@ -238,8 +261,15 @@ impl Follower {
             until: None,
             standing: self.standing(standing)?,
         };
+        let undecided = matches!(decided.standing, Standing::Undecided);
         if let Some(shown) = &mut self.shown {
             shown.insert(uid.clone());
+            // A broker that has just started knows pods before it knows the rules. Until it does,
+            // what the one before decided counts, and its sessions stay.
+            let known = self.roster.get(&uid).map(|known| &known.workload);
+            if undecided && known.is_some_and(|known| known.addresses == workload.addresses) {
+                return Ok(());
+            }
         }
         // A stream may show others than the one before it: those count until it is complete.
         let known = self.shown.as_ref().map_or(self.roster.len(), HashSet::len);

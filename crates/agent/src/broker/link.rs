@@ -67,6 +67,9 @@ pub(super) enum LinkError {
     Ended(String),
     #[error("the broker was not heard of for too long")]
     Silent,
+    /// The other stream's broker does.
+    #[error("the broker has not heard of the cluster for {0:.0?}, and another one has")]
+    Stale(Duration),
 }
 
 impl From<Status> for LinkError {

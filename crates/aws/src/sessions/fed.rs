@@ -44,7 +44,9 @@ impl Fed {
     }
 
     /// Brings what a session is now. A session that was brought before stays where only a failure
-    /// is; what nobody has leased is dropped.
+    /// is, and where it lives longer: brokers that share nothing fetch the same session at other
+    /// times, and one that cannot reach STS may still have an old one. What nobody has leased is
+    /// dropped.
     pub fn bring(&self, key: &SessionKey, session: Option<Session>, failure: Option<Failure>) {
         let cell = {
             let cells = self
@@ -54,7 +56,12 @@ impl Fed {
             cells.get(key).cloned()
         };
         if let Some(cell) = cell {
-            let session = session.map(Arc::new).or_else(|| cell.state().0);
+            let held = cell.state().0;
+            let lives_longer = |held: &Arc<Session>| {
+                let brought = session.as_ref().map(|session| session.life.until);
+                brought.is_none_or(|until| until < held.life.until)
+            };
+            let session = held.filter(lives_longer).or(session.map(Arc::new));
             cell.publish(State { session, failure });
         }
     }

@@ -3,14 +3,18 @@
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rolegate_aws::sessions::{Fed, Sessions};
+use rolegate_core::annotation::POINTS;
 use rolegate_core::arn::BaseArn;
-use rolegate_core::config::RuleConfig;
+use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
 use rolegate_core::key_values::KeyValues;
+use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Phase, Wish};
+use rolegate_kube::config_maps::ConfigMap;
 use rolegate_rules::keeper::Point;
 use rolegate_runtime::clock::Clock;
+use rolegate_runtime::places::Places;
 use rolegate_standing::ledger::Ledger;
 
 use super::*;
@@ -25,8 +29,11 @@ struct Bench {
 
 /// Nothing is known.
 fn empty() -> Bench {
+    empty_by(RuleConfig::default())
+}
+
+fn empty_by(config: RuleConfig) -> Bench {
     let (sessions, fed) = Sessions::fed();
-    let config = RuleConfig::default();
     let keeper = Keeper::new(config, Point::Door, SessionScope::Workload, 3600);
     let mut registry = Registry::default();
     let readiness = Readiness::new();
@@ -52,7 +59,10 @@ fn empty() -> Bench {
 
 /// No pods; namespace `default` allows `reader`.
 fn settled() -> Bench {
-    let mut bench = empty();
+    settle(empty())
+}
+
+fn settle(mut bench: Bench) -> Bench {
     bench
         .desk
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
@@ -91,19 +101,27 @@ fn agent(node: &str) -> Workload {
     }
 }
 
+fn feed(node: &str, pod_uid: Option<&str>) -> Arc<Feed> {
+    let place = Places::new(1).take(node.into()).unwrap();
+    Arc::new(Feed::new(place, pod_uid.map(Into::into)))
+}
+
+fn namespace(roles: &str) -> Update {
+    Update::Namespaces(Change::Snapshot(vec![Namespace {
+        name: "default".into(),
+        allowed_roles: Some(roles.into()),
+        ..Namespace::default()
+    }]))
+}
+
 impl Bench {
     fn apply(&mut self, pod: Workload) {
         self.desk.update(Update::Workloads(Change::Apply(pod)));
     }
 
     fn allow(&mut self, roles: &str) {
-        self.desk
-            .update(Update::Namespaces(Change::Snapshot(vec![Namespace {
-                name: "default".into(),
-                allowed_roles: Some(roles.into()),
-                ..Namespace::default()
-            }])));
-        self.desk.catch_up();
+        self.desk.update(namespace(roles));
+        self.desk.catch_up(PORTION);
     }
 
     fn learn(&mut self) {
@@ -111,12 +129,12 @@ impl Bench {
             base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
             ..Facts::default()
         });
-        self.desk.catch_up();
+        self.desk.catch_up(PORTION);
     }
 
     /// A stream of `node` that serves.
     fn serving(&mut self, node: &str, pod_uid: Option<&str>) -> Arc<Feed> {
-        let feed = Arc::new(Feed::new(node.into(), pod_uid.map(Into::into)));
+        let feed = feed(node, pod_uid);
         self.desk.order(Order::Join(feed.clone()));
         self.desk.order(Order::Begin(feed.clone()));
         feed
@@ -165,7 +183,7 @@ fn sessions_are_held_for_pods_of_served_nodes_alone() {
     bench.apply(pod("uid-2", "node-2"));
     assert_eq!(bench.leased(), 0);
     // A stream that is kept warm gets nothing, and nothing is held for it.
-    let warm = Arc::new(Feed::new("node-2".into(), None));
+    let warm = feed("node-2", None);
     bench.desk.order(Order::Join(warm.clone()));
     assert!(!warm.has_news() && bench.leased() == 0);
     let feed = bench.serving("node-1", None);
@@ -210,13 +228,85 @@ fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
     assert_eq!(sent(&feed).0.len(), 300);
     bench.allow(r#"["writer"]"#);
     // Not all at once, so that sources are listened to between.
-    assert!(!bench.desk.touched.is_empty());
-    while !bench.desk.touched.is_empty() {
-        bench.desk.catch_up();
+    assert!(!bench.desk.pending.is_empty());
+    while !bench.desk.pending.is_empty() {
+        bench.desk.catch_up(PORTION);
     }
     assert_eq!(sent(&feed).0.len(), 300);
     assert_eq!(standing(&feed, "uid-299"), "denied");
     assert_eq!(bench.leased(), 0);
+}
+
+#[test]
+fn every_pod_is_decided_again_though_rules_change_faster_than_all_of_them_can_be() {
+    let mut bench = settled();
+    for number in 0..300 {
+        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+    }
+    let feed = bench.serving("node-1", None);
+    let mut denied = HashSet::new();
+    for round in 0..3 {
+        // Each time all are touched, and there is time for a portion.
+        bench.allow(&format!(r#"["writer-{round}"]"#));
+        let pods = (0..300).map(|number| format!("uid-{number}"));
+        denied.extend(pods.filter(|uid| standing(&feed, uid) == "denied"));
+        assert_eq!(denied.len(), 300.min((round + 1) * PORTION));
+    }
+}
+
+/// The only policy there is.
+fn policy(text: &str) -> Report {
+    let map = ConfigMap {
+        namespace: "opa".into(),
+        name: "policy".into(),
+        labels: [POLICY_LABEL].into_iter().collect(),
+        annotations: [(POINTS, "door")].into_iter().collect(),
+        data: [("main.rego".to_owned(), text.to_owned())].into(),
+        ..ConfigMap::default()
+    };
+    Report::ConfigMaps("opa".into(), Change::Snapshot(vec![map]))
+}
+
+#[test]
+fn a_policy_that_was_not_done_in_time_is_asked_again_and_holds_up_nobody() {
+    let mut bench = empty_by(RuleConfig {
+        modes: Modes {
+            rego: Mode::Enforce,
+            ..Modes::default()
+        },
+        ..RuleConfig::default()
+    });
+    let endless = "package kubernetes.admission\ndeny[msg] { r := numbers.range(1, 2000); x := r[_]; y := r[_]; \
+                   z := r[_]; x + y + z < 0; msg := 1 }";
+    bench.desk.report(policy(endless));
+    let mut bench = settle(bench);
+    for number in 0..3 {
+        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+    }
+    let feed = bench.serving("node-1", None);
+    assert_eq!(standing(&feed, "uid-0"), "denied");
+    assert!(bench.desk.pending.is_empty());
+    bench.desk.time_went_by();
+    assert!(!bench.desk.pending.is_empty());
+    // One question takes as long as one go may, so sources are listened to after each.
+    bench.desk.catch_up(PORTION);
+    assert!(!bench.desk.pending.is_empty());
+    while !bench.desk.pending.is_empty() {
+        bench.desk.catch_up(PORTION);
+    }
+    assert_eq!(standing(&feed, "uid-0"), "denied");
+    // The next time it is done, though nothing was said to have changed.
+    bench.desk.keeper.apply(policy(
+        "package kubernetes.admission\ndeny[msg] { false; msg := 1 }",
+    ));
+    bench.desk.time_went_by();
+    bench.desk.catch_up(PORTION);
+    for number in 0..3 {
+        assert_eq!(standing(&feed, &format!("uid-{number}")), "allowed");
+    }
+    // Which counts until something changes.
+    bench.desk.time_went_by();
+    assert!(bench.desk.pending.is_empty());
 }
 
 #[test]
@@ -301,4 +391,64 @@ fn threat_01_an_address_that_pods_of_two_nodes_claim_is_an_alarm_and_no_denial()
     assert_eq!(standing(&two, "thief"), "allowed");
     assert_eq!(standing(&one, "thief"), "unknown");
     assert_eq!(standing(&two, "victim"), "unknown");
+    // It is told once, whatever else about them changes.
+    for (uid, node) in [("victim", "node-1"), ("thief", "node-2")] {
+        bench.apply(Workload {
+            labels: [("a", "b")].into_iter().collect(),
+            ..pod(uid, node)
+        });
+    }
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    // Whoever claimed it first goes, and the address is the next one's.
+    for uid in ["victim", "neighbour"] {
+        let gone = Change::Delete(pod(uid, "node-1"));
+        bench.desk.update(Update::Workloads(gone));
+    }
+    bench.apply(pod("next", "node-1"));
+    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+    // Nobody claims it any more.
+    for (uid, node) in [("next", "node-1"), ("thief", "node-2")] {
+        let gone = Change::Delete(pod(uid, node));
+        bench.desk.update(Update::Workloads(gone));
+    }
+    bench.apply(pod("new", "node-1"));
+    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+}
+
+#[tokio::test]
+async fn streams_that_come_and_go_hold_up_neither_pods_nor_rules() {
+    let mut bench = settled();
+    bench.apply(pod("gone", "node-1"));
+    bench.apply(pod("denied", "node-1"));
+    bench.apply(pod("thiefs", "node-2"));
+    let served = bench.serving("node-1", None);
+    assert_eq!(standing(&served, "denied"), "allowed");
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let thief = feed("node-2", None);
+    for _ in 0..10_000 {
+        orders.send(Order::Join(thief.clone())).unwrap();
+        orders.send(Order::Begin(thief.clone())).unwrap();
+        orders.send(Order::Leave(thief.clone())).unwrap();
+    }
+    let (updates, updated) = mpsc::channel(2);
+    let gone = pod("gone", "node-1");
+    let gone = Update::Workloads(Change::Delete(gone));
+    updates.try_send(gone).unwrap();
+    updates.try_send(namespace(r#"["writer"]"#)).unwrap();
+    let (_reporter, reports) = mpsc::channel(1);
+    let (_learner, facts) = watch::channel(None);
+    let (_changer, sessions) = mpsc::unbounded_channel();
+    tokio::spawn(bench.desk.run(Sources {
+        updates: updated,
+        reports,
+        facts,
+        orders: ordered,
+        sessions,
+    }));
+    // One turn of the desk.
+    tokio::task::yield_now().await;
+    assert_eq!(standing(&served, "gone"), "unknown");
+    assert_eq!(standing(&served, "denied"), "denied");
+    // It has not got to all that streams ask.
+    assert!(Arc::strong_count(&thief) > 10_000);
 }

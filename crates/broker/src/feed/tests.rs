@@ -8,6 +8,7 @@ use rolegate_core::decision::Denial;
 use rolegate_core::engine::Cause;
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Wish};
+use rolegate_runtime::places::Places;
 use rolegate_standing::ledger::Ledger;
 use rolegate_standing::resident::Allowed;
 
@@ -23,11 +24,15 @@ struct Bench {
 fn bench() -> Bench {
     let (sessions, fed) = Sessions::fed();
     Bench {
-        feed: Feed::new("node-1".into(), None),
+        feed: feed(),
         ledger: Ledger::new(10),
         sessions,
         fed,
     }
+}
+
+fn feed() -> Feed {
+    Feed::new(Places::new(PER_NODE).take("node-1".into()).unwrap(), None)
 }
 
 fn pod(uid: &str) -> Arc<Workload> {
@@ -362,7 +367,7 @@ fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
     assert_eq!(sorted, all);
     // A stream that is opened again and again writes nothing twice.
     for _ in 0..3 {
-        let again = Feed::new("node-1".into(), None);
+        let again = feed();
         again.put(pod("uid-1"), bench.allowed("a"));
         again.take(&bench.ledger, at(2));
     }

@@ -1,17 +1,18 @@
 //! What goes wrong while pods ask, each with what is promised then.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rolegate_agent::broker::Proof;
 use rolegate_broker::app::Broker;
-use rolegate_devkit::StsFailure;
+use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Pod, StsFailure};
 use rolegate_runtime::clock::Clock;
 
 use crate::net::{Load, Network};
 use crate::raw::eventually;
 use crate::serving::key_id;
-use crate::stage::{CREDENTIALS, Stage, address, get, metric, pod, until};
+use crate::stage::{CREDENTIALS, LOOPBACK, Stage, address, furnish, get, metric, pod, until};
 use crate::tokens::{AgentPod, asked_again, minutes, reviews};
 
 const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
@@ -174,6 +175,48 @@ async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_
     assert!(is(SERVING, 1).await && is(WARM, 1).await);
     assert_eq!(metric(&broker, ENDED).await, None);
     load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_cut_off_from_the_cluster_is_left_for_one_that_is_not() {
+    let stage = Stage::new().await;
+    // The second broker's way to the cluster is another one.
+    let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default())
+        .await
+        .unwrap();
+    furnish(&kube);
+    let first = stage.broker("broker-a").await;
+    let mut options = stage.broker_options("broker-b");
+    options.client.api_server = Some(kube.url());
+    let second = stage.start(options).await;
+    // By turns, and the first connection leads to the last of them.
+    let turns = [second.addresses().agents, first.addresses().agents];
+    let network = Network::to(&turns).await;
+    let mut reach = stage.reach(network.address, "node-1", stage.node_pair("node-1"));
+    reach.stale = Duration::from_secs(3);
+    let agent = stage.agent_of(reach, Clock::system()).await;
+    eventually("a stream to each broker", || async {
+        metric(&first, SERVING).await == Some(1) && metric(&second, WARM).await == Some(1)
+    })
+    .await;
+    let load = Load::start(&agent, address(1, 1), READER);
+    stage.kube.fail_with(Some(503));
+    stage.kube.drop_watches();
+    // Only the second hears of this: a new pod, and later a right that is taken away.
+    kube.put_pod(pod("three", 1, 3, "writer"));
+    let count = AtomicU32::new(0);
+    eventually("the second broker serves", || async {
+        // And of others, so that its picture is young.
+        let n = count.fetch_add(1, Ordering::Relaxed);
+        kube.put_namespace(Namespace::new(&format!("other-{n}")));
+        kube.put_pod(Pod::new(&format!("other-{n}"), "other").node("node-9"));
+        metric(&second, SERVING).await == Some(1)
+    })
+    .await;
+    until(&agent, address(1, 3), CREDENTIALS, |it| it.0 == 200).await;
+    load.succeeded().await;
+    kube.put_pod(pod("one", 1, 1, "admin"));
+    until(&agent, address(1, 1), CREDENTIALS, |it| it.0 == 403).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rolegate_broker::app::Broker;
+use rolegate_broker::feed::PER_NODE;
 use rolegate_proto::v1::{self, from_agent, notice};
 use rolegate_runtime::clock::Clock;
 use serde_json::Value;
@@ -299,4 +300,33 @@ async fn one_address_has_room_for_so_many_connections() {
         connection.abort();
     }
     eventually("room", || async { connect(&tls, thief, to).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_room_for_so_many_streams() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let to = broker.addresses().agents;
+    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let mut held = Vec::new();
+    for _ in 0..PER_NODE {
+        held.push(Raw::serving(&tls, to, "node-1").await);
+    }
+    let crowded = Raw::open(&tls, to).await;
+    crowded.hello("node-1").await;
+    assert_eq!(crowded.end().await.code(), Code::ResourceExhausted);
+    assert_eq!(
+        metric(&broker, "rolegate_broker_refused_total{reason=\"crowded\"}").await,
+        Some(1)
+    );
+    // Nobody else has less for it, and it has room again when they end.
+    let agent = stage.agent(&broker, "node-2").await;
+    assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
+    held.clear();
+    eventually("room", || async {
+        let mut raw = Raw::open(&tls, to).await;
+        raw.hello("node-1").await;
+        raw.hear().await.is_ok()
+    })
+    .await;
 }

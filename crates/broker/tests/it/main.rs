@@ -1,9 +1,11 @@
 //! Brokers and agents over the stand-ins: the whole protocol, in one process.
 #![cfg(test)]
 
+mod away;
 mod faults;
 mod hostile;
 mod kiam;
+mod mute;
 mod net;
 mod raw;
 mod serving;

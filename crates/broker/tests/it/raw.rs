@@ -123,13 +123,17 @@ impl Raw {
 
     /// The next update.
     pub(crate) async fn update(&mut self) -> v1::Update {
-        loop {
-            match self.hear().await.unwrap() {
-                Some(to_agent::Body::Update(update)) => return update,
-                Some(_) => {}
-                None => panic!("the stream ended"),
+        let updating = async {
+            loop {
+                match self.hear().await.unwrap() {
+                    Some(to_agent::Body::Update(update)) => return update,
+                    Some(_) => {}
+                    None => panic!("the stream ended"),
+                }
             }
-        }
+        };
+        let update = tokio::time::timeout(PATIENCE, updating).await;
+        update.expect("no update comes")
     }
 
     /// How the stream ends.

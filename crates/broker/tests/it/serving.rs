@@ -1,9 +1,14 @@
 //! Agents without any right serve their nodes.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use rolegate_devkit::Pod;
+use rolegate_proto::v1;
 use serde_json::Value;
 
+use crate::raw::Raw;
 use crate::stage::{CREDENTIALS, Stage, address, ask, get, pod, until};
 
 pub(crate) fn key_id(answer: &(u16, String)) -> String {
@@ -46,6 +51,29 @@ async fn an_agent_serves_what_its_broker_sends() {
 }
 
 #[tokio::test]
+async fn a_pod_that_asks_goes_before_those_that_do_not() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    options.engine.in_flight = 1;
+    options.engine.ahead = 1;
+    let broker = stage.start(options).await;
+    let agent = stage.agent(&broker, "node-1").await;
+    until(&agent, address(1, 1), CREDENTIALS, |it| it.0 == 200).await;
+    stage.sts.set_latency(Duration::from_millis(300));
+    for n in 10..30 {
+        let role = format!("reader-{n}");
+        stage.kube.put_pod(pod(&format!("pod-{n}"), 1, n, &role));
+    }
+    // The last in line.
+    let path = format!("{CREDENTIALS}reader-29");
+    until(&agent, address(1, 29), &path, |it| it.0 == 200).await;
+    let mut fetched = stage.sts.calls();
+    fetched.retain(|call| call.role_arn.contains("role/reader-"));
+    let asked = fetched.iter().position(|it| it.role_arn.ends_with("-29"));
+    assert!(asked < Some(10), "{asked:?} of {}", fetched.len());
+}
+
+#[tokio::test]
 async fn the_ledger_tells_whose_key_it_is() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
@@ -81,6 +109,62 @@ async fn pods_are_served_on_while_the_broker_is_away_and_a_new_one_takes_over() 
     for _ in 0..20 {
         let answer = get(&agent, one, &path).await;
         assert_eq!(key_id(&answer), before);
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn credentials_are_on_the_node_before_its_pods_first_container_runs() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let mut raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
+    // Bound to the node: its image is being pulled, and it has no address.
+    let new = Pod::new("default", "new")
+        .node("node-1")
+        .phase("Pending")
+        .annotation("iam.amazonaws.com/role", "writer-new");
+    stage.kube.put_pod(new);
+    let (mut number, mut sessions) = (None, HashMap::new());
+    // Nobody asks for anything.
+    let key = loop {
+        let update = raw.update().await;
+        for resident in update.residents.iter().filter(|it| it.name == "new") {
+            assert!(resident.addresses.is_empty());
+            number = session(resident);
+        }
+        let fetched = update.sessions.into_iter();
+        sessions.extend(fetched.filter_map(|it| Some((it.number, it.credentials?))));
+        if let Some(key) = number.and_then(|number| sessions.get(&number)) {
+            break key.access_key_id.clone();
+        }
+    };
+    let calls = || {
+        let calls = stage.sts.calls().into_iter();
+        calls
+            .filter(|call| call.role_arn.ends_with("/writer-new"))
+            .count()
+    };
+    assert_eq!(calls(), 1);
+    // Its container starts, with an address, and the session is the one that is there.
+    stage.kube.put_pod(pod("new", 1, 9, "writer-new"));
+    let started = loop {
+        let update = raw.update().await;
+        let mut residents = update.residents.into_iter();
+        if let Some(resident) = residents.find(|it| !it.addresses.is_empty() && it.name == "new") {
+            break resident;
+        }
+    };
+    assert_eq!(session(&started), number);
+    let agent = stage.agent(&broker, "node-1").await;
+    let answer = get(&agent, address(1, 9), &format!("{CREDENTIALS}writer-new")).await;
+    assert_eq!((key_id(&answer), calls()), (key, 1));
+}
+
+/// The number of a pod's session.
+fn session(resident: &v1::Resident) -> Option<u64> {
+    match &resident.standing {
+        Some(v1::resident::Standing::Allowed(allowed)) => Some(allowed.session),
+        _ => None,
     }
 }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
@@ -77,6 +78,16 @@ fn node_uri(node: &str) -> SanType {
     SanType::URI(uri.try_into().unwrap())
 }
 
+/// Pods `one` (node 1, role reader) and `two` (node 2, role writer), put into a cluster.
+pub(crate) fn furnish(kube: &KubeApi) {
+    kube.put_namespace(Namespace::new("default").annotation(
+        "iam.amazonaws.com/allowed-roles",
+        r#"["reader*", "writer*"]"#,
+    ));
+    kube.put_pod(pod("one", 1, 1, "reader"));
+    kube.put_pod(pod("two", 2, 1, "writer"));
+}
+
 impl Stage {
     /// Pods `one` (node 1, role reader) and `two` (node 2, role writer).
     pub(crate) async fn new() -> Self {
@@ -99,12 +110,7 @@ impl Stage {
             ..rolegate_devkit::StsOptions::default()
         };
         let sts = Sts::start(LOOPBACK, options).await.unwrap();
-        kube.put_namespace(Namespace::new("default").annotation(
-            "iam.amazonaws.com/allowed-roles",
-            r#"["reader*", "writer*"]"#,
-        ));
-        kube.put_pod(pod("one", 1, 1, "reader"));
-        kube.put_pod(pod("two", 2, 1, "writer"));
+        furnish(&kube);
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -245,6 +251,7 @@ impl Stage {
             ca: self.path("ca.pem"),
             proof: Proof::Certificate(pair),
             node: node.into(),
+            stale: Duration::from_secs(180),
             clock: self.clock.clone(),
         }
     }
@@ -275,9 +282,15 @@ impl Stage {
         self.start_agent(broker, self.clock.clone()).await
     }
 
-    async fn start_agent(&self, mut broker: AgentBroker, clock: Clock) -> Agent {
+    async fn start_agent(&self, broker: AgentBroker, clock: Clock) -> Agent {
+        Agent::start(self.agent_options(broker, clock))
+            .await
+            .unwrap()
+    }
+
+    pub(crate) fn agent_options(&self, mut broker: AgentBroker, clock: Clock) -> AgentOptions {
         broker.clock = clock.clone();
-        let options = AgentOptions {
+        AgentOptions {
             listen: LOOPBACK,
             admin_listen: LOOPBACK,
             runtime_dir: None,
@@ -296,8 +309,7 @@ impl Stage {
             },
             redirect: None,
             clock,
-        };
-        Agent::start(options).await.unwrap()
+        }
     }
 }
 
@@ -358,8 +370,12 @@ fn page(path: &str) -> String {
 
 /// A metric of a broker by its name and labels as they are written; `None` where there is none.
 pub(crate) async fn metric(broker: &Broker, name: &str) -> Option<u64> {
-    let to = broker.addresses().admin;
-    let (_, text) = ask(Ipv4Addr::LOCALHOST, to, &page("/metrics")).await;
+    metric_at(broker.addresses().admin, name).await
+}
+
+/// The same of whoever shows metrics there.
+pub(crate) async fn metric_at<N: FromStr>(admin: SocketAddr, name: &str) -> Option<N> {
+    let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
     let value = text.lines().find_map(|line| line.strip_prefix(name));
     value.and_then(|value| value.trim().parse().ok())
 }

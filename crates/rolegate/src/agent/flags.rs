@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{SessionScopeFlag, duration, path};
+use crate::kiam_flags::KiamAgentFlags;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
@@ -105,7 +106,7 @@ pub(crate) struct AgentFlags {
     pub(crate) sts: StsFlags,
 
     /// Port that pods are redirected to
-    #[arg(long, value_name = "PORT", env = "ROLEGATE_APP_PORT", default_value = "8181", help_heading = DOOR)]
+    #[arg(long, value_name = "PORT", alias = "port", env = "ROLEGATE_APP_PORT", default_value = "8181", help_heading = DOOR)]
     pub(crate) app_port: u16,
     /// The node's real metadata service
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METADATA_ADDR", default_value = "169.254.169.254:80", help_heading = DOOR)]
@@ -145,7 +146,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "PATTERN", env = "ROLEGATE_HOST_INTERFACE", default_value = "docker0", help_heading = REDIRECT)]
     pub(crate) host_interface: String,
     /// This host's address, which pods are redirected to
-    #[arg(long, value_name = "IP", env = "HOST_IP", help_heading = REDIRECT)]
+    #[arg(long, alias = "host", value_name = "IP", env = "HOST_IP", help_heading = REDIRECT)]
     pub(crate) host_ip: Option<IpAddr>,
     /// This host's IPv6 address, if pods have one too; without it the IPv6 metadata address is closed
     #[arg(long, value_name = "IP", env = "HOST_IPV6", help_heading = REDIRECT)]
@@ -154,7 +155,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "TIME", env = "ROLEGATE_REDIRECT_INTERVAL", default_value = "5s", value_parser = duration, help_heading = REDIRECT)]
     pub(crate) redirect_interval: Duration,
     /// Take the rules away at the end; pods then reach the node's role
-    #[arg(long, env = "ROLEGATE_REDIRECT_REMOVE_AT_EXIT", help_heading = REDIRECT)]
+    #[arg(long, alias = "iptables-remove", env = "ROLEGATE_REDIRECT_REMOVE_AT_EXIT", help_heading = REDIRECT)]
     pub(crate) redirect_remove_at_exit: bool,
     /// Folder of pods' network namespaces, from which the redirect is tried now and again; empty: not tried
     #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", value_parser = path, help_heading = REDIRECT)]
@@ -164,7 +165,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "PORT", env = "ROLEGATE_METRICS_PORT", conflicts_with = "metrics_address", help_heading = PROCESS)]
     pub(crate) metrics_port: Option<u16>,
     /// Address of metrics and health [default: 127.0.0.1:9090]
-    #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METRICS_ADDRESS", help_heading = PROCESS)]
+    #[arg(long, value_name = "ADDRESS", alias = "prometheus-listen-addr", env = "ROLEGATE_METRICS_ADDRESS", help_heading = PROCESS)]
     pub(crate) metrics_address: Option<SocketAddr>,
     /// Also show metrics under kube2iam's names
     #[arg(long, env = "ROLEGATE_KUBE2IAM_METRICS", help_heading = PROCESS)]
@@ -193,6 +194,8 @@ pub(crate) struct AgentFlags {
     /// Pods are told apart by their UID, always
     #[arg(long, help_heading = NO_EFFECT)]
     pub(crate) resolve_duplicate_cache_ips: bool,
+    #[command(flatten)]
+    pub(crate) kiam: KiamAgentFlags,
 }
 
 impl AgentFlags {

@@ -46,12 +46,14 @@ pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
     if flags.redirect_remove_at_exit {
         notes.push("--redirect-remove-at-exit: pods will reach the node's role when this ends");
     }
+    notes.extend(flags.kiam.notes());
     notes
 }
 
 /// Validates all flags, alone and together.
 pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let clock = Clock::system();
+    flags.kiam.check()?;
     let redirect = redirect(&flags).await?;
     let admin_listen = admin(&flags)?;
     // Validated with a broker too: a wrong flag is wrong wherever it is given.
@@ -183,6 +185,7 @@ fn broker(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<Option<BrokerOpti
         ca: flags.broker_ca.clone(),
         proof,
         node,
+        stale: LEAST_AGE,
         clock: clock.clone(),
     }))
 }

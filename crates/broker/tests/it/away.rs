@@ -1,0 +1,109 @@
+//! What an agent serves while no broker is there, and for how long.
+
+use std::time::Duration;
+
+use rolegate_agent::app::Agent;
+use rolegate_runtime::clock::Clock;
+
+use crate::net::Network;
+use crate::raw::eventually;
+use crate::serving::key_id;
+use crate::stage::{CREDENTIALS, Stage, address, get, metric_at, pod, until};
+
+const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
+
+fn report(agent: &Agent) -> String {
+    agent.readiness().report().to_text(true)
+}
+
+#[tokio::test]
+async fn pods_are_served_on_as_long_as_their_credentials_live() {
+    let (clock, hand) = Clock::ahead();
+    let stage = Stage::with_clock(clock).await;
+    let first = stage.broker("broker-a").await;
+    let network = Network::to(&[first.addresses().agents]).await;
+    let agent = stage.agent_at(network.address, "node-1").await;
+    let before = key_id(&get(&agent, address(1, 1), READER).await);
+    network.lose(first.addresses().agents);
+    drop(first);
+    hand.send_replace(Duration::from_secs(50 * 60));
+    let answer = get(&agent, address(1, 1), READER).await;
+    assert_eq!(key_id(&answer), before);
+    hand.send_replace(Duration::from_secs(61 * 60));
+    let (status, _) = get(&agent, address(1, 1), READER).await;
+    assert_eq!(status, 503);
+    // It is still known whose role it is.
+    assert_eq!(get(&agent, address(1, 1), CREDENTIALS).await.0, 200);
+
+    // STS doesn't know that its clock is behind.
+    stage.sts.set_lifetime(Some(Duration::from_secs(3 * 3600)));
+    let second = stage.broker("broker-b").await;
+    network.lead_to(&[second.addresses().agents]);
+    let answer = until(&agent, address(1, 1), READER, |it| it.0 == 200).await;
+    assert_ne!(key_id(&answer), before);
+}
+
+#[tokio::test]
+async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let network = Network::to(&[broker.addresses().agents]).await;
+    let reach = stage.reach(network.address, "node-1", stage.node_pair("node-1"));
+    let mut options = stage.agent_options(reach, Clock::system());
+    // A pulse comes every 5 s.
+    let most = 8.0;
+    options.door.max_picture_age = Duration::from_secs_f64(most);
+    let agent = Agent::start(options).await.unwrap();
+    let admin = agent.addresses().admin;
+    let age = async || {
+        let age = metric_at::<f64>(admin, "rolegate_picture_age_seconds").await;
+        age.unwrap()
+    };
+    until(&agent, address(1, 1), READER, |it| it.0 == 200).await;
+    network.stall(true);
+    // Of this the agent hears nothing.
+    stage.kube.delete_pod("default", "one");
+    stage.kube.put_pod(pod("next", 1, 1, "writer"));
+    let (_, body) = until(&agent, address(1, 1), READER, |it| it.0 == 503).await;
+    assert!(body.contains("not heard of the cluster"), "{body}");
+    assert!(age().await > most);
+    eventually("the agent says that it is not ready", || async {
+        report(&agent).contains("[-] picture: the cluster was last heard of")
+    })
+    .await;
+
+    network.stall(false);
+    let answer = until(&agent, address(1, 1), CREDENTIALS, |it| it.0 == 200).await;
+    assert_eq!(answer.1, "writer");
+    assert!(age().await < most);
+    eventually("the agent is ready", || async {
+        agent.readiness().is_ready()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_refused_while_no_broker_was_there_is_told_to_the_next() {
+    let stage = Stage::new().await;
+    stage.kube.put_pod(pod("one", 1, 1, "admin"));
+    let first = stage.broker("broker-a").await;
+    let network = Network::to(&[first.addresses().agents]).await;
+    let agent = stage.agent_at(network.address, "node-1").await;
+    network.lose(first.addresses().agents);
+    drop(first);
+    eventually("the agent notices", || async {
+        report(&agent).contains("[!] broker: ")
+    })
+    .await;
+    // Once: the same is not told again soon.
+    let (status, _) = get(&agent, address(1, 1), CREDENTIALS).await;
+    assert_eq!(status, 403);
+    assert_eq!(stage.kube.events().len(), 0);
+    let second = stage.broker("broker-b").await;
+    network.lead_to(&[second.addresses().agents]);
+    eventually("the pod's Event", || async {
+        let events = stage.kube.events();
+        events.iter().any(|it| it["reason"] == "RoleForbidden")
+    })
+    .await;
+}

@@ -1,0 +1,88 @@
+//! A broker that welcomes an agent and then says nothing, though its connection is well.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::stream::{self, Stream, StreamExt};
+use hyper_util::service::TowerToHyperService;
+use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_proto::v1::broker_server::{Broker, BrokerServer};
+use rolegate_proto::v1::{self, to_agent};
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::drain::Drain;
+use rolegate_runtime::http2::{Limits, serve};
+use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::tls::{CertificateStore, ClientAuthorities, MutualTls};
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::raw::eventually;
+use crate::stage::{LOOPBACK, Stage};
+
+type Messages = Pin<Box<dyn Stream<Item = Result<v1::ToAgent, Status>> + Send>>;
+
+/// Welcomes the first stream.
+#[derive(Clone, Default)]
+struct Mute(Arc<AtomicBool>);
+
+#[tonic::async_trait]
+impl Broker for Mute {
+    type ServeStream = Messages;
+
+    async fn serve(
+        &self,
+        _: Request<Streaming<v1::FromAgent>>,
+    ) -> Result<Response<Messages>, Status> {
+        let is_first = !self.0.swap(true, Ordering::Relaxed);
+        let welcome = v1::Welcome {
+            broker: "mute".into(),
+            proof_seconds: 600,
+            pulse_seconds: 1,
+        };
+        let welcome = v1::ToAgent {
+            body: Some(to_agent::Body::Welcome(welcome)),
+        };
+        let said = stream::iter(is_first.then_some(Ok(welcome)));
+        Ok(Response::new(Box::pin(said.chain(stream::pending()))))
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_says_nothing_is_left() {
+    let stage = Stage::new().await;
+    let CertificateSource::Files(pair) = stage.broker_options("mute").certificate else {
+        panic!("a stage has files");
+    };
+    let read = |path| std::fs::read(path).unwrap();
+    let condition = Readiness::new().condition("certificate");
+    let store = Arc::new(CertificateStore::new("mute", Clock::system(), condition));
+    store.set(&read(pair.certificate), &read(pair.key)).unwrap();
+    let authorities = Arc::new(ClientAuthorities::default());
+    authorities.set(&read(stage.path("ca.pem"))).unwrap();
+    let tls = MutualTls::new(store, authorities, Clock::system()).unwrap();
+    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits = Limits {
+        connections: 10,
+        per_address: 10,
+        streams: 8,
+    };
+    let (drain, mute) = (Drain::new(), Mute::default());
+    let connect = move |_: SocketAddr, _| {
+        let service = BrokerServer::new(mute.clone());
+        Some(TowerToHyperService::new(service))
+    };
+    let serving = tokio::spawn(serve(listener, tls, limits, drain.clone(), connect));
+
+    let reach = stage.reach(address, "node-1", stage.node_pair("node-1"));
+    let agent = stage.unready_agent(reach).await;
+    eventually("the agent gives it up", || async {
+        let report = agent.readiness().report().to_text(true);
+        report.contains("the broker was not heard of for too long")
+    })
+    .await;
+    drain.force();
+    serving.abort();
+}
