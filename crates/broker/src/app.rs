@@ -54,8 +54,8 @@ use crate::service::{Service, ServiceParts, server};
 
 /// Reports that may wait to be taken.
 const REPORTS: usize = 256;
-/// Streams of one connection: an agent opens one.
-const STREAMS: u32 = 8;
+/// Streams of one connection: an agent opens one, and another may be ending.
+const STREAMS: u32 = 2;
 /// Requests of a kiam agent that may be open: one for each pod that asks.
 const KIAM_REQUESTS: u32 = 100;
 /// How long an agent's connection may be open without a stream.

@@ -1,14 +1,21 @@
 //! Whoever says whose tokens are: the API server.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rolegate_kube::token_review::{Reviewed, review};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tracing::{info, warn};
 
 /// Tokens that are looked at at once: whoever can reach the port can make the broker ask the API
 /// server.
 const PLACES: usize = 32;
+/// Those that one address has shown.
+const PER_ADDRESS: usize = 2;
 /// How long a token may wait for that: as long as the API server may take for the one before.
 const ROOM: Duration = Duration::from_secs(5);
 
@@ -16,7 +23,10 @@ const ROOM: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
     /// Others are looked at, and none was done in time.
-    #[error("{PLACES} others are looked at, and none was done within {} s", ROOM.as_secs())]
+    #[error(
+        "{PLACES} others are looked at, or {PER_ADDRESS} of the same address, and none was done \
+         within {} s", ROOM.as_secs()
+    )]
     Busy,
     /// The API server doesn't answer, or may not be asked.
     #[error("{0}")]
@@ -27,6 +37,10 @@ pub enum ReviewError {
 pub struct Reviewer {
     client: kube::Client,
     places: Semaphore,
+    /// The places of addresses that have any taken.
+    own: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
+    /// Whether the API server didn't answer the last time, so that it is said once.
+    failing: AtomicBool,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -38,20 +52,47 @@ impl std::fmt::Debug for Reviewer {
 impl Reviewer {
     /// Asks by this client, which needs `create` on `tokenreviews`.
     pub fn new(client: kube::Client) -> Self {
-        let places = Semaphore::new(PLACES);
-        Self { client, places }
+        Self {
+            client,
+            places: Semaphore::new(PLACES),
+            own: Mutex::default(),
+            failing: AtomicBool::new(false),
+        }
     }
 
-    /// Asks whose `token` is, for `audience`.
+    /// Asks whose `token` is, which was shown from `peer`, for `audience`.
     ///
     /// # Errors
     /// [`ReviewError`], where there is no answer.
-    pub async fn review(&self, token: &str, audience: &str) -> Result<Reviewed, ReviewError> {
-        let place = timeout(ROOM, self.places.acquire()).await;
-        // The semaphore is never closed.
-        let _place = place.map_err(|_| ReviewError::Busy)?;
+    pub async fn review(
+        &self,
+        peer: IpAddr,
+        token: &str,
+        audience: &str,
+    ) -> Result<Reviewed, ReviewError> {
+        let own = self.own(peer);
+        // No semaphore is ever closed.
+        let places = async { (own.acquire().await, self.places.acquire().await) };
+        let _places = timeout(ROOM, places).await.map_err(|_| ReviewError::Busy)?;
         let reviewed = review(self.client.clone(), token, audience).await;
+        let failed = self.failing.swap(reviewed.is_err(), Ordering::Relaxed);
+        match &reviewed {
+            Err(why) if !failed => {
+                warn!("agents' tokens cannot be looked at: {why}");
+            }
+            Ok(_) if failed => info!("agents' tokens are looked at again"),
+            _ => {}
+        }
         reviewed.map_err(ReviewError::Api)
+    }
+
+    fn own(&self, peer: IpAddr) -> Arc<Semaphore> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|_, places| Arc::strong_count(places) > 1);
+        let places = own.entry(peer);
+        places
+            .or_insert_with(|| Arc::new(Semaphore::new(PER_ADDRESS)))
+            .clone()
     }
 }
 
@@ -65,28 +106,49 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_token_does_not_wait_for_ever_for_its_turn() {
-        // An API server that never answers.
+    /// One whose API server never answers.
+    fn reviewer() -> Reviewer {
         let service = service_fn(async |_: http::Request<kube::client::Body>| {
             pending::<Result<http::Response<kube::client::Body>, BoxError>>().await
         });
-        let reviewer = Reviewer::new(kube::Client::new(service, "default"));
+        Reviewer::new(kube::Client::new(service, "default"))
+    }
+
+    fn busy(reviewed: &Result<Reviewed, ReviewError>) -> bool {
+        matches!(reviewed, Err(ReviewError::Busy))
+    }
+
+    fn asked(reviewed: &Result<Reviewed, ReviewError>) -> bool {
+        matches!(reviewed, Err(ReviewError::Api(_)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_does_not_wait_for_ever_for_its_turn() {
+        let reviewer = reviewer();
         let start = Instant::now();
-        let all = join_all((0..10 * PLACES).map(|_| reviewer.review("token", "rolegate"))).await;
-        let count = |wanted: fn(&ReviewError) -> bool| {
-            let errors = all.iter().map(|it| it.as_ref().unwrap_err());
-            errors.filter(|error| wanted(error)).count()
+        let peer = |n: usize| IpAddr::from([10, 0, 0, u8::try_from(n % 256).unwrap()]);
+        let all =
+            join_all((0..5 * PLACES).map(|n| reviewer.review(peer(n), "token", "rolegate"))).await;
+        let count = |wanted: fn(&Result<Reviewed, ReviewError>) -> bool| {
+            all.iter().filter(|it| wanted(it)).count()
         };
-        let busy = count(|error| matches!(error, ReviewError::Busy));
-        assert!(busy >= 8 * PLACES, "{busy}");
-        assert_eq!(
-            busy + count(|it| matches!(it, ReviewError::Api(_))),
-            all.len()
-        );
+        assert!(count(busy) >= 3 * PLACES, "{}", count(busy));
+        assert_eq!(count(busy) + count(asked), all.len());
         assert!(start.elapsed() <= ROOM * 2 + Duration::from_secs(1));
         // Whoever comes later has its turn again.
-        let later = reviewer.review("token", "rolegate").await;
-        assert!(matches!(later, Err(ReviewError::Api(_))), "{later:?}");
+        assert!(asked(&reviewer.review(peer(0), "token", "rolegate").await));
+        assert_eq!(reviewer.own.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_tokens_of_one_address_leave_room_for_others() {
+        let reviewer = reviewer();
+        let thief = [192, 0, 2, 66].into();
+        let flood =
+            join_all((0..10 * PLACES).map(|_| reviewer.review(thief, "made up", "rolegate")));
+        let agent = reviewer.review([192, 0, 2, 1].into(), "token", "rolegate");
+        let (flood, agent) = tokio::join!(flood, agent);
+        assert!(asked(&agent), "{agent:?}");
+        assert!(flood.iter().filter(|it| asked(it)).count() <= 2 * PER_ADDRESS);
     }
 }

@@ -18,8 +18,11 @@ use zeroize::Zeroizing;
 
 use crate::v1;
 
-/// The most bytes of one message, either way.
-pub const MAX_MESSAGE: usize = 1 << 20;
+/// The most bytes of a message to a broker, which takes the first before anything is proven: a
+/// token, or [`MAX_NOTICES`] notices.
+pub const MAX_TO_BROKER: usize = 64 << 10;
+/// The most bytes of a message to an agent.
+pub const MAX_TO_AGENT: usize = 2 << 20;
 /// The most notices in a message; an agent puts fewer into one.
 pub const MAX_NOTICES: usize = 256;
 /// The longest text that names something: a UID, a node, an access key, a code.
@@ -304,6 +307,21 @@ mod tests {
             address(&address_bytes(mapped)),
             Ok("10.0.0.1".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn the_most_that_an_agent_says_fits_into_a_message() {
+        let key = "x".repeat(128);
+        let notice = v1::Notice {
+            pod_uid: "x".repeat(36),
+            outcome: Some(v1::notice::Outcome::Served(key)),
+        };
+        let notices = v1::Notices {
+            notices: vec![notice; MAX_NOTICES],
+        };
+        let body = Some(v1::from_agent::Body::Notices(notices));
+        let message = v1::FromAgent { body };
+        assert!(prost::Message::encoded_len(&message) <= MAX_TO_BROKER);
     }
 
     #[test]

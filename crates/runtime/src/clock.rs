@@ -54,6 +54,13 @@ impl Clock {
         }
     }
 
+    /// Returns when `time` has passed, by this clock or in fact: setting the clock back makes it no
+    /// longer.
+    pub async fn sleep(&self, time: Duration) {
+        let until = self.now().checked_add(time).unwrap_or(Timestamp::MAX);
+        let _ = tokio::time::timeout(time, self.sleep_until(until)).await;
+    }
+
     /// Returns once [`Clock::now`] is at or after `when`; at once if it is already.
     pub async fn sleep_until(&self, when: Timestamp) {
         while let Ok(left) = Duration::try_from(self.now().duration_until(when))
@@ -119,6 +126,19 @@ mod tests {
         hand.send_replace(Duration::from_secs(90_000));
         sleeping.await.unwrap();
         assert!(clock.now() > then);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_back_makes_no_sleep_longer() {
+        let (clock, hand) = Clock::ahead();
+        hand.send_replace(Duration::from_secs(3600));
+        let sleeper = clock.clone();
+        let start = Instant::now();
+        let sleeping = tokio::spawn(async move { sleeper.sleep(Duration::from_secs(60)).await });
+        tokio::task::yield_now().await;
+        hand.send_replace(Duration::ZERO);
+        sleeping.await.unwrap();
+        assert!(start.elapsed() <= Duration::from_secs(61));
     }
 
     #[tokio::test(start_paused = true)]

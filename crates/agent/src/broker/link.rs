@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::Uri;
 use rolegate_proto::client::Requests;
 use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, to_agent};
-use rolegate_proto::wire::MAX_MESSAGE;
+use rolegate_proto::wire::MAX_TO_AGENT;
 use rolegate_runtime::http2;
 use rolegate_runtime::tls::ClientTls;
 use tokio::net::TcpStream;
@@ -141,7 +141,7 @@ async fn converse(
 ) -> Result<(), LinkError> {
     let _ = stream.set_nodelay(true);
     let (mut token, pair) = match &options.proof {
-        Proof::Token(path) => (Some(TokenFile::new(path)), None),
+        Proof::Token(path) => (Some(TokenFile::new(path, options.clock.clone())), None),
         Proof::Certificate(files) => (None, Some(files.clone())),
     };
     let tls = ClientTls {
@@ -167,7 +167,7 @@ async fn converse(
     });
     let origin = Uri::from_static("https://broker");
     let mut client = BrokerClient::with_origin(Requests(requests), origin)
-        .max_decoding_message_size(2 * MAX_MESSAGE);
+        .max_decoding_message_size(MAX_TO_AGENT);
 
     let talk = async {
         let answer = timeout(WELCOME, client.serve(outgoing)).await;

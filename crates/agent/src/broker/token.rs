@@ -1,10 +1,11 @@
 //! The token that the agent shows, from a file that the kubelet keeps new.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
+use rolegate_runtime::clock::Clock;
 use tokio::io::AsyncReadExt;
-use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 /// Longest token, bytes.
@@ -25,41 +26,42 @@ pub(super) struct TokenError {
 #[derive(Debug)]
 pub(super) struct TokenFile {
     path: PathBuf,
+    clock: Clock,
     shown: Zeroizing<String>,
-    at: Instant,
 }
 
 impl TokenFile {
     /// A file of which nothing was shown yet.
-    pub(super) fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path, clock: Clock) -> Self {
         Self {
             path: path.to_owned(),
+            clock,
             shown: Zeroizing::default(),
-            at: Instant::now(),
         }
     }
 
     /// The token, to be shown now.
     pub(super) async fn show(&mut self) -> Result<&str, TokenError> {
         self.shown = read(&self.path).await?;
-        self.at = Instant::now();
         Ok(&self.shown)
     }
 
     /// Waits until the token has to be shown again: when there is another one, since the one that
     /// was shown ends soon then, and at the latest after `again`.
     pub(super) async fn renewed(&mut self, again: Duration) -> Result<&str, TokenError> {
+        let clock = self.clock.clone();
+        let mut due = pin!(clock.sleep(again));
         loop {
-            sleep(LOOK.min(again)).await;
-            if self.at.elapsed() >= again {
-                return self.show().await;
+            tokio::select! {
+                biased;
+                () = &mut due => return self.show().await,
+                () = clock.sleep(LOOK) => {}
             }
             // One that can't be read just now may be there when it has to be.
             if let Ok(token) = read(&self.path).await
                 && *token != *self.shown
             {
                 self.shown = token;
-                self.at = Instant::now();
                 return Ok(&self.shown);
             }
         }
@@ -89,6 +91,9 @@ async fn read(path: &Path) -> Result<Zeroizing<String>, TokenError> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use tokio::time::Instant;
+
     use super::*;
 
     const AGAIN: Duration = Duration::from_secs(300);
@@ -98,7 +103,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         std::fs::write(&path, "first\n").unwrap();
-        let mut file = TokenFile::new(&path);
+        let mut file = TokenFile::new(&path, Clock::tokio(Timestamp::UNIX_EPOCH));
         let start = Instant::now();
         assert_eq!(file.show().await.unwrap(), "first");
 
@@ -116,7 +121,7 @@ mod tests {
     async fn a_token_that_cannot_be_read_matters_when_it_is_due() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
-        let mut file = TokenFile::new(&path);
+        let mut file = TokenFile::new(&path, Clock::tokio(Timestamp::UNIX_EPOCH));
         assert!(file.show().await.is_err());
         std::fs::write(&path, "first").unwrap();
         file.show().await.unwrap();

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rolegate_agent::broker::Proof;
 use rolegate_broker::app::Broker;
 use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Pod, StsFailure};
 use rolegate_runtime::clock::Clock;
@@ -14,9 +15,11 @@ use crate::serving::key_id;
 use crate::stage::{
     CREDENTIALS, LOOPBACK, Stage, address, furnish, get, measure, metric, pod, until,
 };
+use crate::tokens::{AgentPod, asked_again, minutes, reviews};
 
 const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
 const SERVING: &str = "rolegate_broker_streams{use=\"serving\"}";
+const ENDED: &str = "rolegate_broker_refused_total{reason=\"ended\"}";
 const WARM: &str = "rolegate_broker_streams{use=\"warm\"}";
 
 /// Both brokers behind one address, with the one that serves first.
@@ -127,6 +130,54 @@ async fn agents_come_and_go_while_the_api_server_is_away() {
     stage.kube.fail_with(None);
     stage.kube.put_pod(pod("new", 1, 2, "writer"));
     until(&agent, address(1, 2), &writer, |it| it.0 == 200).await;
+    load.succeeded().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_long() {
+    let (clock, hand) = Clock::ahead();
+    let stage = Stage::with_clock(clock.clone()).await;
+    let broker = stage.broker("broker-a").await;
+    let agents = AgentPod::new(&stage);
+    let file = stage.path("token");
+    std::fs::write(&file, agents.token(clock.now() + minutes(60))).unwrap();
+    let mut reach = stage.reach(broker.addresses().agents, "node-1", stage.node_pair("none"));
+    reach.proof = Proof::Token(file);
+    let agent = stage.agent_of(reach, clock).await;
+    let before = key_id(&get(&agent, address(1, 1), READER).await);
+    let load = Load::start(&agent, address(1, 1), READER);
+    let is = async |name: &str, number| metric(&broker, name).await == Some(number);
+    eventually("both streams", || is(WARM, 1)).await;
+
+    stage.kube.fail_with(Some(503));
+    stage.kube.drop_watches();
+    // Both streams are due to be proven again.
+    let asked = reviews(&stage);
+    hand.send_replace(minutes(6));
+    asked_again(&stage, asked + 1).await;
+    // Past the time for that, and to where the session is refreshed: by a broker that can ask
+    // nobody, for agents that it can't prove again.
+    for minute in [12, 18, 24, 30, 36] {
+        let asked = reviews(&stage);
+        hand.send_replace(minutes(minute));
+        asked_again(&stage, asked + 1).await;
+    }
+    eventually("a new session", || async {
+        key_id(&get(&agent, address(1, 1), READER).await) != before
+    })
+    .await;
+    let both = async || is(SERVING, 1).await && is(WARM, 1).await;
+    eventually("both streams", both).await;
+    assert_eq!(metric(&broker, ENDED).await, None);
+
+    stage.kube.fail_with(None);
+    let asked = reviews(&stage);
+    hand.send_replace(minutes(37));
+    asked_again(&stage, asked + 1).await;
+    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
+    eventually("both streams", both).await;
+    assert_eq!(metric(&broker, ENDED).await, None);
     load.succeeded().await;
 }
 
@@ -266,9 +317,8 @@ async fn a_certificate_that_ends_is_no_outage_where_its_file_is_renewed() {
     })
     .await;
     stage.node_pair("node-1");
-    let ended = "rolegate_broker_refused_total{reason=\"ended\"}";
     eventually("the end of both streams", || async {
-        metric(&broker, ended).await == Some(2)
+        metric(&broker, ENDED).await == Some(2)
     })
     .await;
     stage.kube.put_pod(pod("new", 1, 2, "writer"));

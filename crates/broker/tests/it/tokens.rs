@@ -11,17 +11,17 @@ use rolegate_runtime::clock::Clock;
 use serde_json::json;
 use tonic::Code;
 
-use crate::raw::Raw;
+use crate::raw::{Raw, eventually};
 use crate::stage::{Stage, pod};
 
 /// The agent of node 1 as a pod, which has tokens.
-struct AgentPod<'a> {
+pub(crate) struct AgentPod<'a> {
     stage: &'a Stage,
     uid: String,
 }
 
 impl<'a> AgentPod<'a> {
-    fn new(stage: &'a Stage) -> Self {
+    pub(crate) fn new(stage: &'a Stage) -> Self {
         let agent = Pod::new("rolegate-system", "agent")
             .node("node-1")
             .ip("127.0.0.1")
@@ -32,7 +32,7 @@ impl<'a> AgentPod<'a> {
     }
 
     /// A token that ends at this time.
-    fn token(&self, until: Timestamp) -> String {
+    pub(crate) fn token(&self, until: Timestamp) -> String {
         let claims = json!({ "exp": until.as_second() }).to_string();
         let token = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
         let user = json!({
@@ -46,6 +46,28 @@ impl<'a> AgentPod<'a> {
         self.stage.kube.put_token(&token, "rolegate", user);
         token
     }
+}
+
+pub(crate) fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(60 * minutes)
+}
+
+/// Shows a token on a stream.
+async fn show(raw: &Raw, token: String) {
+    raw.say(from_agent::Body::Proof(v1::Proof { token })).await;
+}
+
+/// Waits until the API server was asked about a token once more than `before`.
+pub(crate) async fn asked_again(stage: &Stage, before: u64) {
+    eventually("a question about a token", || async {
+        reviews(stage) > before
+    })
+    .await;
+}
+
+/// How often the API server was asked about a token.
+pub(crate) fn reviews(stage: &Stage) -> u64 {
+    stage.kube.count("create", "tokenreviews")
 }
 
 /// Waits until a stream hears of a pod of its node.
@@ -66,7 +88,6 @@ async fn threat_09_a_stream_does_not_outlive_its_token() {
     let broker = stage.broker("broker-a").await;
     let (tls, to) = (stage.tls(None), broker.addresses().agents);
     let agent = AgentPod::new(&stage);
-    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
     let start = clock.now();
 
     let token = agent.token(start + minutes(5));
@@ -87,9 +108,89 @@ async fn threat_09_a_stream_does_not_outlive_its_token() {
     stage.kube.put_pod(pod("later", 1, 3, "reader"));
     hears_of(&mut renewed, "later").await;
     let token = agent.token(start + minutes(20));
-    renewed
-        .say(from_agent::Body::Proof(v1::Proof { token }))
-        .await;
+    show(&renewed, token).await;
     hand.send_replace(minutes(30));
     assert_eq!(renewed.end().await.code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threat_09_a_token_that_is_not_shown_again_ends_its_stream() {
+    let (clock, hand) = Clock::ahead();
+    let stage = Stage::with_clock(clock.clone()).await;
+    let broker = stage.broker("broker-a").await;
+    let (tls, to) = (stage.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&stage);
+    let token = agent.token(clock.now() + minutes(60));
+    let mut raw = Raw::serving_by(&tls, to, "node-1", &token).await;
+    hand.send_replace(minutes(9));
+    stage.kube.put_pod(pod("late", 1, 2, "reader"));
+    hears_of(&mut raw, "late").await;
+    // Whether the API server could be asked or not.
+    stage.kube.fail_with(Some(503));
+    hand.send_replace(minutes(11));
+    assert_eq!(raw.end().await.code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_nobody_can_be_asked_about_ends_no_stream_and_proves_nothing() {
+    let (clock, hand) = Clock::ahead();
+    let stage = Stage::with_clock(clock.clone()).await;
+    let broker = stage.broker("broker-a").await;
+    let (tls, to) = (stage.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&stage);
+    let start = clock.now();
+    let token = agent.token(start + minutes(30));
+    let mut honest = Raw::serving_by(&tls, to, "node-1", &token).await;
+    let ending = Raw::serving_by(&tls, to, "node-1", &token).await;
+    let lying = Raw::serving_by(&tls, to, "node-1", &token).await;
+    hears_of(&mut honest, "one").await;
+
+    stage.kube.fail_resource("tokenreviews", Some(503));
+    let before = reviews(&stage);
+    show(&honest, agent.token(start + minutes(90))).await;
+    show(&ending, agent.token(start + minutes(91))).await;
+    show(&lying, "made up".into()).await;
+    asked_again(&stage, before + 2).await;
+    // Past the time to prove again, and the same node is served.
+    hand.send_replace(minutes(15));
+    stage.kube.put_pod(pod("late", 1, 2, "reader"));
+    hears_of(&mut honest, "late").await;
+    // Nobody is believed who comes only now.
+    let stranger = Raw::open(&tls, to).await;
+    let hello = v1::Hello {
+        node: "node-1".into(),
+        token: token.clone(),
+        version: "0".into(),
+    };
+    stranger.say(from_agent::Body::Hello(hello)).await;
+    assert_eq!(stranger.end().await.code(), Code::Unavailable);
+
+    // What was shown meanwhile is looked at when it can be, without being shown again.
+    stage.kube.fail_resource("tokenreviews", None);
+    let before = reviews(&stage);
+    hand.send_replace(minutes(20));
+    let refused = lying.end().await;
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(
+        refused.message().contains("none of this cluster"),
+        "{refused:?}"
+    );
+    asked_again(&stage, before + 2).await;
+    show(&honest, agent.token(start + minutes(90))).await;
+    asked_again(&stage, before + 3).await;
+
+    // The longest that a token counts is to its own end.
+    stage.kube.fail_resource("tokenreviews", Some(503));
+    hand.send_replace(minutes(25));
+    let before = reviews(&stage);
+    show(&honest, agent.token(start + minutes(200))).await;
+    show(&ending, agent.token(start + minutes(200))).await;
+    asked_again(&stage, before + 1).await;
+    hand.send_replace(minutes(35));
+    stage.kube.put_pod(pod("later", 1, 3, "reader"));
+    hears_of(&mut honest, "later").await;
+    hand.send_replace(minutes(92));
+    for raw in [honest, ending] {
+        assert_eq!(raw.end().await.code(), Code::Unauthenticated);
+    }
 }

@@ -141,7 +141,8 @@ impl ClientCertVerifier for Current {
 pub struct ClientNames {
     /// The URIs among its alternative names.
     pub uris: Vec<String>,
-    /// When it ends.
+    /// When it ends; `None`: none was shown. An end later than any time that can be written is the
+    /// last of these.
     pub until: Option<Timestamp>,
 }
 
@@ -219,7 +220,8 @@ fn names(certificate: &[u8]) -> Option<ClientNames> {
     let until = certificate.validity().not_after.timestamp();
     Some(ClientNames {
         uris: uris.collect(),
-        until: Timestamp::from_second(until).ok(),
+        // An authority's "never", the last second of 9999, is later than that.
+        until: Some(Timestamp::from_second(until).unwrap_or(Timestamp::MAX)),
     })
 }
 

@@ -166,6 +166,20 @@ async fn a_rotated_authority_is_followed_by_both_ends() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_never_ends_has_an_end() {
+    let bench = Bench::new(Clock::system()).await;
+    let authority = authority();
+    bench.write("ca.pem", &authority.pem);
+    bench.authorities.set(authority.pem.as_bytes()).unwrap();
+    bench.serve(&authority.issue("broker", 0, 30));
+    // The last day that a certificate can have, which is later than any `Timestamp`.
+    let now = u64::try_from(Timestamp::now().as_second()).unwrap();
+    bench.show(&authority.issue("node-1", 0, (253_402_300_799 - now) / DAY));
+    let names = bench.meet(&bench.client(true)).await.unwrap();
+    assert_eq!(names.until, Some(Timestamp::MAX));
+}
+
+#[tokio::test]
 async fn rule_08_certificates_of_others_or_of_another_time_are_refused() {
     let bench = Bench::new(Clock::system()).await;
     let ours = authority();

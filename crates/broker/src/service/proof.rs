@@ -1,0 +1,208 @@
+//! Who is at the other end of a connection, and until when that counts.
+
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, OptionFuture};
+use jiff::Timestamp;
+use tokio::time::timeout;
+use tonic::Status;
+use tracing::{debug, info};
+use zeroize::Zeroizing;
+
+use super::Connection;
+use crate::identity::{Proven, Refused, by_certificate, by_token};
+use crate::reviewer::ReviewError;
+
+/// Within which an agent shows its token again.
+pub(super) const PROOF: Duration = Duration::from_secs(600);
+/// How long it may take until the watch shows the agent's pod.
+const PROVING: Duration = Duration::from_secs(5);
+/// When a token is looked at again that nobody could be asked about.
+const AGAIN: Duration = Duration::from_secs(20);
+/// Longest token, bytes.
+const MAX_TOKEN: usize = 16 << 10;
+
+/// Why nothing is proven.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unproven {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Nothing is known of the token.
+    #[error(transparent)]
+    Unasked(#[from] ReviewError),
+}
+
+impl Connection {
+    /// Whether this connection's other end is the agent of node `claimed`.
+    pub(super) async fn prove(&self, claimed: &str, token: &str) -> Result<Proven, Unproven> {
+        let parts = &self.service.parts;
+        let proven = match token.is_empty() {
+            true => by_certificate(&self.nodes, self.until, claimed)?,
+            false => self.prove_by_token(claimed, token).await?,
+        };
+        // A certificate was good when its connection was made, which may be long ago.
+        let now = parts.clock.now();
+        if proven.until.is_some_and(|until| until <= now) {
+            return Err(Refused::Ended.into());
+        }
+        debug!(node = %proven.node, peer = %self.peer, broker = parts.name, "agent proven");
+        Ok(proven)
+    }
+
+    async fn prove_by_token(&self, claimed: &str, token: &str) -> Result<Proven, Unproven> {
+        let parts = &self.service.parts;
+        if token.len() > MAX_TOKEN {
+            return Err(Refused::Unknown.into());
+        }
+        let account = parts.agents.account();
+        let reviewed = parts.reviewer.review(self.peer, token, &account.audience);
+        let reviewed = reviewed.await?;
+        let mut changes = parts.agents.changes();
+        let look = || {
+            let uid = reviewed.pod_uid.as_deref();
+            let pod = uid.and_then(|uid| parts.agents.get(uid));
+            by_token(&reviewed, account, claimed, self.peer, pod.as_deref())
+        };
+        // The broker's watch may lag behind an agent that has just started.
+        let waiting = async {
+            loop {
+                match look() {
+                    Err(refused) if refused.may_pass() => {
+                        if changes.changed().await.is_err() {
+                            return Err(refused);
+                        }
+                    }
+                    settled => return settled,
+                }
+            }
+        };
+        let proven = match timeout(PROVING, waiting).await {
+            Ok(settled) => settled,
+            Err(_) => look(),
+        };
+        Ok(proven?)
+    }
+
+    /// What somebody is told who has proven nothing.
+    pub(super) fn unproven(&self, why: Unproven) -> Status {
+        match why {
+            Unproven::Refused(refused) => self.refuse(refused),
+            Unproven::Unasked(why) => {
+                debug!(peer = %self.peer, "an agent's token cannot be looked at: {why}");
+                Status::unavailable(match why {
+                    ReviewError::Busy => "the broker looks at too many tokens, try again",
+                    ReviewError::Api(_) => {
+                        "the broker cannot ask the API server about the token, try again"
+                    }
+                })
+            }
+        }
+    }
+
+    pub(super) fn refuse(&self, refused: Refused) -> Status {
+        self.service.parts.metrics.refused(refused.reason());
+        info!(peer = %self.peer, "an agent is refused: {refused}");
+        Status::unauthenticated(refused.to_string())
+    }
+}
+
+/// A token, and what came of looking at it.
+type Look = (Zeroizing<String>, Result<Proven, Unproven>);
+
+/// The proofs of a stream.
+///
+/// What was proven counts until its own end. A token must be shown again before that, for it may
+/// have been taken back; where nobody can be asked about one that was shown, it is looked at again
+/// and again, and what was proven before goes on counting.
+pub(super) struct Proofs<'c> {
+    connection: &'c Connection,
+    /// Everything is bound to the node and pod that were proven first.
+    first: Proven,
+    /// When it ends unless a token is shown again.
+    again: Timestamp,
+    /// When it ends at the latest.
+    until: Timestamp,
+    looking: Option<BoxFuture<'c, Look>>,
+    /// What was shown since.
+    newer: Option<Zeroizing<String>>,
+}
+
+impl<'c> Proofs<'c> {
+    pub(super) fn new(connection: &'c Connection, first: &Proven) -> Self {
+        let mut proofs = Self {
+            connection,
+            first: first.clone(),
+            again: Timestamp::MIN,
+            until: Timestamp::MIN,
+            looking: None,
+            newer: None,
+        };
+        proofs.count(first);
+        proofs
+    }
+
+    fn count(&mut self, proven: &Proven) {
+        let now = self.connection.service.parts.clock.now();
+        let again = now.checked_add(PROOF).unwrap_or(Timestamp::MAX);
+        (self.again, self.until) = match (&proven.pod_uid, proven.until) {
+            // Of a certificate.
+            (None, Some(until)) => (until, until),
+            (Some(_), Some(until)) => (again.min(until), until),
+            (_, None) => (again, again),
+        };
+    }
+
+    /// The agent shows its token again.
+    pub(super) fn show(&mut self, token: Zeroizing<String>) {
+        match self.looking {
+            Some(_) => self.newer = Some(token),
+            None => self.look(token, Duration::ZERO),
+        }
+    }
+
+    fn look(&mut self, token: Zeroizing<String>, after: Duration) {
+        let (connection, node) = (self.connection, self.first.node.clone());
+        let look = async move {
+            if !after.is_zero() {
+                connection.service.parts.clock.sleep(after).await;
+            }
+            let proven = connection.prove(&node, &token).await;
+            (token, proven)
+        };
+        self.looking = Some(look.boxed());
+    }
+
+    /// Waits until they count no longer, and says why. Nothing is lost where that is given up.
+    pub(super) async fn end(&mut self) -> Unproven {
+        loop {
+            let due = match self.looking {
+                Some(_) => self.until,
+                None => self.again,
+            };
+            tokio::select! {
+                biased;
+                () = self.connection.service.parts.clock.sleep_until(due) => {
+                    return Refused::Ended.into();
+                }
+                Some((token, proven)) = OptionFuture::from(self.looking.as_mut()) => {
+                    self.looking = None;
+                    let newer = self.newer.take();
+                    match proven {
+                        Ok(proven) if proven.node != self.first.node => return Refused::Node.into(),
+                        Ok(proven) if proven.pod_uid != self.first.pod_uid => {
+                            return Refused::Gone.into();
+                        }
+                        Ok(proven) => {
+                            self.count(&proven);
+                            if let Some(newer) = newer {
+                                self.look(newer, Duration::ZERO);
+                            }
+                        }
+                        Err(Unproven::Unasked(_)) => self.look(newer.unwrap_or(token), AGAIN),
+                        Err(refused) => return refused,
+                    }
+                }
+            }
+        }
+    }
+}
