@@ -6,6 +6,7 @@
 //! is bounded and checked there, for a broker believes no agent and an agent not everything.
 
 pub mod client;
+mod codec;
 pub mod wire;
 
 /// `rolegate.v1`: agents and brokers.

@@ -11,7 +11,6 @@ use arc_swap::Guard;
 use jiff::Timestamp;
 use rolegate_aws::sessions::{Lease, Sessions};
 use rolegate_core::decision::Decision;
-use rolegate_core::document;
 use rolegate_core::engine::Cause;
 use rolegate_core::memo::Memo;
 use rolegate_core::session::SessionKey;
@@ -112,7 +111,7 @@ impl Decider {
                 } => Standing::Allowed(Allowed {
                     role: key.role.clone(),
                     listed: listed.into(),
-                    info: document::info(&key.role, now),
+                    since: now,
                     rules: rules.into(),
                     audited,
                     lease: self.lease(key, workload, before),

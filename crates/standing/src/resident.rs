@@ -113,8 +113,8 @@ pub struct Allowed {
     pub role: RoleArn,
     /// The name by which the pod is told of it.
     pub listed: Bytes,
-    /// The document of `iam/info`.
-    pub info: Bytes,
+    /// When it was decided, which the document of `iam/info` tells.
+    pub since: Timestamp,
     /// The rules that allowed it.
     pub rules: Arc<[String]>,
     /// What layers in audit mode would have refused.

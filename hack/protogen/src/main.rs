@@ -23,6 +23,7 @@ fn main() -> anyhow::Result<()> {
     let made = tempfile::tempdir()?;
     tonic_prost_build::configure()
         .skip_debug(SECRET)
+        .codec_path("crate::codec::SmallBuffers")
         // Connections are the runtime's, with its TLS.
         .build_transport(false)
         .emit_rerun_if_changed(false)

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use rolegate_aws::sessions::{Document, Fed, Lease, Session, Sessions};
 use rolegate_core::decision::Denial;
-use rolegate_core::document;
 use rolegate_core::engine::Cause;
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::session::{Failure, SessionKey};
@@ -297,7 +296,7 @@ impl Follower {
                 let lease = lease.ok_or(Malformed("a session that was not introduced"))?;
                 let role = lease.cell().key().role.clone();
                 Standing::Allowed(Allowed {
-                    info: document::info(&role, self.clock.now()),
+                    since: self.clock.now(),
                     role,
                     listed: allowed.listed.into(),
                     rules: allowed.rules.into(),

@@ -10,6 +10,7 @@ use http::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use rolegate_aws::sessions::{Current, Lease};
 use rolegate_core::arn::RoleArn;
+use rolegate_core::document;
 use rolegate_core::metadata::{CanonicalPath, Route};
 use rolegate_core::session::{Failure, FailureKind};
 use rolegate_standing::resident::{Allowed, Resident, Standing};
@@ -195,7 +196,7 @@ impl Visit {
             Route::Info => {
                 self.settled(headers, |resident, now| {
                     self.allowed(resident, now, |allowed| {
-                        Look::Done(Answer::ok(allowed.info.clone()))
+                        Look::Done(Answer::ok(document::info(&allowed.role, allowed.since)))
                     })
                 })
                 .await

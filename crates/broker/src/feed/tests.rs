@@ -93,7 +93,7 @@ impl Bench {
         decided(Standing::Allowed(Allowed {
             role: key.role.clone(),
             listed: role.to_owned().into(),
-            info: "{}".into(),
+            since: at(0),
             rules: ["a-rule".into()].into(),
             audited: Vec::new(),
             lease: Arc::new(self.sessions.lease(key, "default".into(), Cause::New)),
