@@ -322,8 +322,9 @@ impl Broker {
                 tls,
                 limits(KIAM_REQUESTS),
                 drain.clone(),
-                move |peer: SocketAddr, names| {
+                move |peer: SocketAddr, names, trust| {
                     let connection = KiamConnection::new(parts.clone(), peer.ip(), &names)?;
+                    trust.earn();
                     Some(TowerToHyperService::new(kiam::server(connection)))
                 },
             )));
@@ -360,8 +361,8 @@ impl Broker {
             tls,
             limits(STREAMS),
             drain.clone(),
-            move |peer: SocketAddr, names| {
-                let connection = service.connection(peer.ip(), names);
+            move |peer: SocketAddr, names, trust| {
+                let connection = service.connection(peer.ip(), names, trust);
                 Some(TowerToHyperService::new(server(connection)))
             },
         )));

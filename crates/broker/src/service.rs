@@ -16,6 +16,7 @@ use rolegate_proto::v1::{self, from_agent, notice, to_agent};
 use rolegate_proto::wire::{self, MAX_NOTICES, MAX_TO_BROKER};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
+use rolegate_runtime::http2::Trust;
 use rolegate_runtime::places::{Place, Places};
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::tell::{NoticeOutcome, Tell};
@@ -80,6 +81,7 @@ pub struct Connection {
     nodes: Arc<[String]>,
     /// When that certificate ends.
     until: Option<Timestamp>,
+    trust: Trust,
 }
 
 impl Service {
@@ -92,7 +94,12 @@ impl Service {
     }
 
     /// What answers one connection.
-    pub fn connection(self: &Arc<Self>, peer: IpAddr, names: ClientNames) -> Connection {
+    pub fn connection(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        names: ClientNames,
+        trust: Trust,
+    ) -> Connection {
         let nodes = names
             .uris
             .iter()
@@ -102,6 +109,7 @@ impl Service {
             peer: peer.to_canonical(),
             nodes: nodes.map(Into::into).collect(),
             until: names.until,
+            trust,
         }
     }
 }

@@ -45,6 +45,7 @@ impl Connection {
         if proven.until.is_some_and(|until| until <= now) {
             return Err(Refused::Ended.into());
         }
+        self.trust.earn();
         debug!(node = %proven.node, peer = %self.peer, broker = parts.name, "agent proven");
         Ok(proven)
     }

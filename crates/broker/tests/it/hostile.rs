@@ -172,6 +172,10 @@ async fn threat_09_a_stream_does_not_outlive_its_certificate() {
     let again = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
     let connected = connect(&tls, Ipv4Addr::LOCALHOST, broker.addresses().agents).await;
     let (requests, connection) = connected.unwrap();
+    let early = Raw::on(requests.clone(), connection.clone()).await;
+    let mut early = early.unwrap();
+    early.hello("node-1").await;
+    early.hear().await.unwrap();
     hand.send_replace(Duration::from_secs(86_500));
     for stream in [raw, again] {
         assert_eq!(stream.end().await.code(), Code::Unauthenticated);
@@ -279,6 +283,35 @@ async fn whoever_has_proven_nothing_sends_no_large_message() {
         .say(from_agent::Body::Notices(v1::Notices { notices }))
         .await;
     assert_eq!(stranger.end().await.code(), Code::OutOfRange);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_have_an_eighth_of_the_room_and_agents_the_rest() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    options.connections = 16;
+    let broker = stage.start(options).await;
+    let to = broker.addresses().agents;
+    // More than there may be guests.
+    let pairs = ["node-1", "node-2", "node-3"].map(|node| (node, stage.node_pair(node)));
+    let mut held = Vec::new();
+    for (node, pair) in pairs {
+        held.push(Raw::serving(&stage.tls(Some(pair)), to, node).await);
+    }
+    let tls = stage.tls(None);
+    let stranger = async |n| connect(&tls, Ipv4Addr::new(127, 0, 0, n), to).await;
+    let opened = futures::future::join_all((66..70).map(&stranger));
+    let opened = tokio::time::timeout(Duration::from_secs(2), opened).await;
+    assert!(opened.is_err(), "strangers have more than an eighth");
+    // Who is there is served on.
+    stage.kube.put_pod(pod("new", 1, 2, "reader"));
+    while held[0]
+        .update()
+        .await
+        .residents
+        .iter()
+        .all(|it| it.name != "new")
+    {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
