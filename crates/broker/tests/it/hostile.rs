@@ -242,6 +242,16 @@ async fn hostile_bytes_and_streams_cost_nobody_anything() {
         );
     }
     let known = stage.tls(Some(stage.node_pair("node-1")));
+    for version in ["1\n2".to_owned(), "1".repeat(300)] {
+        let odd = Raw::open(&known, to).await;
+        let hello = v1::Hello {
+            node: "node-1".into(),
+            version,
+            token: String::new(),
+        };
+        odd.say(from_agent::Body::Hello(hello)).await;
+        assert_eq!(odd.end().await.code(), Code::InvalidArgument);
+    }
     let twice = Raw::serving(&known, to, "node-1").await;
     twice.say(begin()).await;
     assert_eq!(twice.end().await.code(), Code::InvalidArgument);
