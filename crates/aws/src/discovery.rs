@@ -6,7 +6,7 @@ use rolegate_core::arn::{ArnError, resolve};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::rulebook::Facts;
 use tokio::sync::watch;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::identity::{Discovered, discover};
 use crate::imds::Imds;
@@ -28,6 +28,8 @@ pub struct Discovery {
     pub flags: RuleConfig,
     /// Whether decisions wait until a base ARN is found.
     pub base_required: bool,
+    /// The life asked of STS where no grant says another, seconds.
+    pub session_seconds: u32,
     /// Who we are at AWS.
     pub sts: Sts,
     /// The node's metadata service.
@@ -43,6 +45,7 @@ impl Discovery {
     pub async fn run(self) {
         let mut pause = FIRST_PAUSE;
         let mut said = String::new();
+        let mut longest = None;
         let mut tries = 0;
         loop {
             let found = discover(&self.sts, &self.imds).await;
@@ -56,6 +59,10 @@ impl Discovery {
                 // The node's role may be somebody else's to assume: better to wait for its name.
                 Ok(_) if !complete && tries < TRIES => {}
                 Ok(facts) => {
+                    if longest != facts.longest_session {
+                        longest = facts.longest_session;
+                        tell_longest(longest, self.session_seconds);
+                    }
                     self.facts.send_if_modified(|known| {
                         let new = known.as_ref() != Some(&facts);
                         // What is known is not unlearned by a service that is away for a while.
@@ -111,6 +118,19 @@ impl Discovery {
             own_roles,
             longest_session: found.longest_session(),
         })
+    }
+}
+
+/// Says that sessions are shorter than flags or grants may ask for.
+fn tell_longest(longest: Option<u32>, asked: u32) {
+    const WHY: &str = "rolegate's own credentials are a role's session, as they always are with \
+                       --assume-role, so STS gives no more";
+    match longest {
+        Some(longest) if asked > longest => warn!(
+            "sessions live {longest} s at most, not the {asked} s of --session-duration: {WHY}"
+        ),
+        Some(longest) => info!("sessions live {longest} s at most, also by grants: {WHY}"),
+        None => {}
     }
 }
 

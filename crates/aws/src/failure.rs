@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
-use rolegate_core::session::{Failure, FailureKind, SessionKey, SessionLimits};
+use rolegate_core::session::{Failure, FailureKind, MissingAction, SessionKey, SessionLimits};
 
 use crate::chain::ChainError;
 
@@ -24,6 +24,7 @@ pub(crate) fn temporary(code: &str, message: &str) -> Failure {
         kind: FailureKind::Temporary,
         code: code.to_owned(),
         message: bounded(message, MAX_MESSAGE),
+        missing: None,
     }
 }
 
@@ -57,6 +58,7 @@ where
             },
             code: "IntermediateRole".into(),
             message: bounded(&cause.to_string(), MAX_CHAIN),
+            missing: None,
         };
     }
     // Of the SDK's own texts none is shown: some hold the request, external ID included.
@@ -96,9 +98,10 @@ fn refused(
 ) -> Failure {
     let kind = classify(code, status);
     let message = message.unwrap_or("STS gave no reason");
+    let missing = key.and_then(|_| missing(code, message));
     let text = match code.and_then(own_credentials) {
         Some(advice) => format!("STS refused rolegate's own credentials: {advice}"),
-        None => match advice(code, message, key) {
+        None => match advice(code, message, missing, key) {
             Some(advice) => {
                 // The advice must survive the cut.
                 let room = MAX_MESSAGE.saturating_sub(advice.chars().count() + 2);
@@ -112,6 +115,7 @@ fn refused(
         kind,
         code: code.map_or_else(|| format!("HTTP{status}"), |code| bounded(code, MAX_CODE)),
         message: bounded(&text, MAX_MESSAGE),
+        missing,
     }
 }
 
@@ -158,8 +162,16 @@ fn own_credentials(code: &str) -> Option<&'static str> {
 }
 
 /// What to change so that STS agrees, where its message doesn't say.
-fn advice(code: Option<&str>, message: &str, key: Option<&SessionKey>) -> Option<String> {
+fn advice(
+    code: Option<&str>,
+    message: &str,
+    missing: Option<MissingAction>,
+    key: Option<&SessionKey>,
+) -> Option<String> {
     let key = key?;
+    if let Some(missing) = missing {
+        return Some(missing.advice(&key.role));
+    }
     let asked = key.duration_seconds;
     if message.contains("role chaining") {
         return Some(format!(
@@ -183,25 +195,18 @@ fn advice(code: Option<&str>, message: &str, key: Option<&SessionKey>) -> Option
                 .to_owned(),
         );
     }
-    code?
-        .starts_with("AccessDenied")
-        .then(|| denied(message, key, limits))
+    code?.starts_with("AccessDenied").then(|| denied(limits))
 }
 
-/// What a trust policy must allow, as far as STS tells what it does not.
-fn denied(message: &str, key: &SessionKey, limits: Option<&SessionLimits>) -> String {
-    let role = key.role.name();
-    for (action, what) in [
-        ("sts:TagSession", "the session has tags"),
-        ("sts:SetSourceIdentity", "the session has a source identity"),
-    ] {
-        if message.contains(action) {
-            return format!(
-                "{what}, so the trust policy of role {role} must allow {action} to this caller \
-                 beside sts:AssumeRole"
-            );
-        }
-    }
+/// The action that STS says is not allowed, beside `sts:AssumeRole`.
+fn missing(code: Option<&str>, message: &str) -> Option<MissingAction> {
+    let mut all = MissingAction::ALL.into_iter();
+    code.filter(|code| code.starts_with("AccessDenied"))?;
+    all.find(|action| message.contains(action.as_str()))
+}
+
+/// What a trust policy must allow, where STS doesn't tell what it does not.
+fn denied(limits: Option<&SessionLimits>) -> String {
     let mut actions = String::new();
     if limits.is_some_and(|limits| !limits.tags.is_empty()) {
         actions += " with sts:TagSession, as the session has tags";

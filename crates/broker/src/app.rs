@@ -32,7 +32,9 @@ use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::places::Places;
 use rolegate_runtime::readiness::{Condition, Readiness};
 use rolegate_runtime::serve::{ListenError, listen};
-use rolegate_runtime::tls::{CertificateAges, CertificateStore, ClientAuthorities, MutualTls};
+use rolegate_runtime::tls::{
+    CertificateAges, CertificateFile, CertificateStore, ClientAuthorities, Lasting, MutualTls,
+};
 use rolegate_standing::decider::Decider;
 use rolegate_standing::ledger::Ledger;
 use rolegate_standing::tell::Tell;
@@ -56,6 +58,11 @@ const REPORTS: usize = 256;
 const STREAMS: u32 = 2;
 /// Requests of a kiam agent that may be open: one for each pod that asks.
 const KIAM_REQUESTS: u32 = 100;
+/// How long an agent's connection may be open without a stream.
+const UNUSED: Duration = Duration::from_secs(45);
+/// How long a kiam agent's may be without a request. Its node's pods ask about twice an hour, and
+/// their sessions are held as long as it is open.
+const KIAM_UNUSED: Duration = Duration::from_secs(2 * 3600);
 /// How often the file of clients' authorities is read.
 const AUTHORITIES: Duration = Duration::from_secs(10);
 
@@ -243,6 +250,7 @@ impl Broker {
         let discovery = Discovery {
             flags: options.rules,
             base_required: options.base_required,
+            session_seconds: options.session_seconds,
             sts,
             imds,
             instance: Box::new(|_| ()),
@@ -257,7 +265,7 @@ impl Broker {
         let hosts = options.kiam.is_some().then(Hosts::default);
         let parts = DeskParts {
             keeper,
-            decider,
+            decider: decider.clone(),
             agents: agents.clone(),
             hosts: hosts.clone(),
             metrics: broker_metrics.clone(),
@@ -276,13 +284,27 @@ impl Broker {
             clock.clone(),
             readiness.condition("certificate"),
         ));
-        CertificateAges::register(metrics.ours(), vec![store.clone()]);
+        let mut lasting: Vec<Arc<dyn Lasting>> = vec![store.clone()];
+        let kiam_ca = options.kiam.as_ref().map(|kiam| kiam.client_ca.clone());
+        for (name, path) in [
+            ("client-ca", options.client_ca.clone()),
+            ("kiam-client-ca", kiam_ca),
+        ] {
+            if let Some(path) = path {
+                let file = CertificateFile::of_authorities(name, path, clock.clone());
+                let file = Arc::new(file);
+                lasting.push(file.clone());
+                tasks.spawn(passing(async move { file.follow().await }));
+            }
+        }
+        CertificateAges::register(metrics.ours(), lasting);
         let authorities = Arc::new(ClientAuthorities::default());
         let tls = mutual(&store, &authorities, &clock)?;
-        let limits = move |streams| http2::Limits {
+        let limits = move |streams, unused| http2::Limits {
             connections: options.connections,
             per_address: options.connections_per_address,
             streams,
+            unused,
         };
         let (client, shown) = (connection.client(), store.clone());
         let (source, (namespace, name)) = (options.certificate, options.secret);
@@ -313,6 +335,7 @@ impl Broker {
                 hosts,
                 places: Places::new(PER_NODE),
                 orders: orders.clone(),
+                decider,
                 tell: tell.clone(),
                 metrics: broker_metrics.clone(),
                 clock: clock.clone(),
@@ -320,7 +343,7 @@ impl Broker {
             tasks.spawn(passing(http2::serve(
                 listener,
                 tls,
-                limits(KIAM_REQUESTS),
+                limits(KIAM_REQUESTS, KIAM_UNUSED),
                 drain.clone(),
                 move |peer: SocketAddr, names, trust| {
                     let connection = KiamConnection::new(parts.clone(), peer.ip(), &names)?;
@@ -359,7 +382,7 @@ impl Broker {
         tasks.spawn(passing(http2::serve(
             listener,
             tls,
-            limits(STREAMS),
+            limits(STREAMS, UNUSED),
             drain.clone(),
             move |peer: SocketAddr, names, trust| {
                 let connection = service.connection(peer.ip(), names, trust);

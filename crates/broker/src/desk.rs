@@ -379,8 +379,9 @@ impl Desk {
             let node = self.nodes.entry(node.clone()).or_default();
             node.pods.insert(pod.uid.clone());
             for feed in node.feeds.clone() {
-                // The pod changed, which is why we decide: what STS refused is worth another try.
-                self.decide(&feed, pod.clone(), before.is_some());
+                // The pod is new or changed, and not only its stream: what STS refused is worth
+                // another try.
+                self.decide(&feed, pod.clone(), true);
             }
         }
         self.metrics.set_pods(self.pods.len());

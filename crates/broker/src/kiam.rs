@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rolegate_aws::sessions::{Current, Session};
+use rolegate_core::session::Failure;
 use rolegate_core::workload::Workload;
 use rolegate_proto::kiam::{
     Credentials, GetHealthRequest, GetPodCredentialsRequest, GetPodRoleRequest, HealthStatus, Role,
@@ -17,7 +19,8 @@ use rolegate_proto::kiam::{
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::places::Places;
 use rolegate_runtime::tls::ClientNames;
-use rolegate_standing::resident::{Allowed, Resident, Standing};
+use rolegate_standing::decider::Decider;
+use rolegate_standing::resident::{Allowed, Decided, Resident, Standing};
 use rolegate_standing::tell::Tell;
 use serde::Deserialize;
 use tokio::sync::{OnceCell, mpsc};
@@ -47,6 +50,8 @@ pub struct KiamParts {
     pub places: Places<Arc<str>>,
     /// Where seats are taken.
     pub orders: mpsc::UnboundedSender<Order>,
+    /// Decides where the desk has not got to a pod since the rules changed.
+    pub decider: Decider,
     /// Tells owners of pods, and the ledger.
     pub tell: Tell,
     /// Counts.
@@ -60,22 +65,30 @@ pub struct KiamParts {
 pub struct KiamConnection {
     parts: Arc<KiamParts>,
     peer: IpAddr,
+    /// The end of its certificate.
+    until: Timestamp,
     seat: OnceCell<(Seat, KiamUser)>,
 }
 
 impl KiamConnection {
     /// What answers a connection; `None` where it showed no certificate.
     pub fn new(parts: Arc<KiamParts>, peer: IpAddr, names: &ClientNames) -> Option<Self> {
-        names.until?;
         Some(Self {
             parts,
             peer: peer.to_canonical(),
+            until: names.until?,
             seat: OnceCell::new(),
         })
     }
 
     /// What the node of the connection's address may have.
     async fn feed(&self) -> Result<&Feed, Status> {
+        if self.until <= self.parts.clock.now() {
+            self.parts.metrics.kiam("refused");
+            return Err(Status::unauthenticated(
+                "the client's certificate has ended",
+            ));
+        }
         let node = self.parts.hosts.node_of(self.peer).ok_or_else(|| {
             self.parts.metrics.kiam("refused");
             warn!(peer = %self.peer, "a kiam agent's address is of no node, or of several: it is refused");
@@ -109,35 +122,78 @@ impl KiamConnection {
         Ok((seat, self.parts.metrics.kiam_user()))
     }
 
-    /// The pod of the node that has the address `ip`.
-    async fn pod(&self, ip: &str) -> Result<Arc<Resident>, Status> {
+    /// The pod of the node that has the address `ip`, and what counts for it now.
+    async fn pod(&self, ip: &str) -> Result<Pod, Status> {
         let feed = self.feed().await?;
         let address: Option<IpAddr> = ip.parse().ok();
-        let pod = address.and_then(|address| feed.at(address.to_canonical()));
-        pod.ok_or_else(|| {
+        let resident = address.and_then(|address| feed.at(address.to_canonical()));
+        let resident = resident.ok_or_else(|| {
             self.parts.metrics.kiam("unknown");
             Status::unknown("pod not found")
-        })
+        })?;
+        let decided = self.parts.decider.look(&resident);
+        if matches!(decided.standing, Standing::Undecided) {
+            return Err(self.unavailable("the pod is not decided for yet"));
+        }
+        Ok(Pod { resident, decided })
+    }
+
+    /// What the pod may have, if that is `role`.
+    fn allowed<'p>(&self, pod: &'p Pod, role: &str) -> Result<&'p Allowed, Status> {
+        match &pod.decided.standing {
+            Standing::Allowed(allowed) if names(allowed, role) => Ok(allowed),
+            Standing::Denied { denial, .. } => {
+                let parts = &self.parts;
+                parts.tell.denied(&pod.resident, denial, parts.clock.now());
+                Err(self.forbidden())
+            }
+            _ => Err(self.forbidden()),
+        }
     }
 
     async fn credentials(&self, ip: &str, role: &str) -> Result<Credentials, Status> {
         let parts = &self.parts;
-        let resident = self.pod(ip).await?;
-        let decided = resident.decided.load_full();
-        let allowed = match &decided.standing {
-            Standing::Allowed(allowed) if names(allowed, role) => allowed,
-            Standing::Denied { denial, .. } => {
-                parts.tell.denied(&resident, denial, parts.clock.now());
-                return Err(self.forbidden());
+        let asked = self.pod(ip).await?;
+        let wanted = self.allowed(&asked, role)?;
+        let session = self.session(wanted).await;
+        // Meanwhile the pod may have gone, or its right.
+        let pod = self.pod(ip).await?;
+        let allowed = self.allowed(&pod, role)?;
+        if pod.resident.workload.uid != asked.resident.workload.uid
+            || allowed.lease.cell().key() != wanted.lease.cell().key()
+        {
+            return Err(self.unavailable("the pod changed while it waited"));
+        }
+        let (resident, now) = (&pod.resident, parts.clock.now());
+        match session {
+            None => Err(self.unavailable("STS has not answered yet")),
+            Some(Err(failure)) => {
+                parts.tell.failing(resident, &allowed.role, &failure, now);
+                parts.metrics.kiam("failed");
+                // AWS's message names the broker's role, which is for its own log.
+                Err(Status::unknown(format!(
+                    "STS gives no session: {}",
+                    failure.to_owner(&allowed.role)
+                )))
             }
-            Standing::Allowed(_) | Standing::NoRole => return Err(self.forbidden()),
-            Standing::Undecided => return Err(self.unavailable("the pod is not decided for yet")),
-        };
+            Some(Ok(session)) => {
+                for denial in &allowed.audited {
+                    parts.tell.audited(resident, denial, now);
+                }
+                parts.tell.served(resident, allowed, &session, now);
+                parts.metrics.kiam("served");
+                message(&session)
+            }
+        }
+    }
+
+    /// The session, or why there is none; `None` where STS takes too long.
+    async fn session(&self, allowed: &Allowed) -> Option<Result<Arc<Session>, Failure>> {
         let cell = allowed.lease.cell();
         let session = async {
             loop {
                 let changed = cell.changed();
-                match cell.current(parts.clock.now()) {
+                match cell.current(self.parts.clock.now()) {
                     Current::Live(session) => return Ok(session),
                     Current::Failed(failure) => return Err(failure),
                     Current::Fetching => {
@@ -147,27 +203,7 @@ impl KiamConnection {
                 }
             }
         };
-        let now = parts.clock.now();
-        match timeout(WAIT, session).await {
-            Err(_) => Err(self.unavailable("STS has not answered yet")),
-            Ok(Err(failure)) => {
-                parts.tell.failing(&resident, &allowed.role, &failure, now);
-                parts.metrics.kiam("failed");
-                // AWS's message names the broker's role, which is for its own log.
-                Err(Status::unknown(format!(
-                    "STS gives no session: {}",
-                    failure.code
-                )))
-            }
-            Ok(Ok(session)) => {
-                for denial in &allowed.audited {
-                    parts.tell.audited(&resident, denial, now);
-                }
-                parts.tell.served(&resident, allowed, &session, now);
-                parts.metrics.kiam("served");
-                message(&session)
-            }
-        }
+        timeout(WAIT, session).await.ok()
     }
 
     fn forbidden(&self) -> Status {
@@ -179,6 +215,12 @@ impl KiamConnection {
         self.parts.metrics.kiam("unavailable");
         Status::unavailable(why)
     }
+}
+
+/// A pod, and what counts for it at the moment.
+struct Pod {
+    resident: Arc<Resident>,
+    decided: Arc<Decided>,
 }
 
 /// Whether a pod that asks for `role` asks for the one that it may have.
@@ -234,11 +276,7 @@ impl kiam_service_server::KiamService for KiamConnection {
         request: Request<GetPodRoleRequest>,
     ) -> Result<Response<Role>, Status> {
         let pod = self.pod(&request.get_ref().ip).await?;
-        let decided = pod.decided.load();
-        if matches!(decided.standing, Standing::Undecided) {
-            return Err(self.unavailable("the pod is not decided for yet"));
-        }
-        let name = named(&pod.workload, &decided.standing);
+        let name = named(&pod.resident.workload, &pod.decided.standing);
         Ok(Response::new(Role { name }))
     }
 

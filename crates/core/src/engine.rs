@@ -130,7 +130,7 @@ pub struct Engine {
     pace: Pace,
     /// When there may be another call, where one is in line and only its time has not come.
     paced: Option<Timestamp>,
-    /// Sessions that lost their last user, oldest first, by namespace.
+    /// Sessions and failures that lost their last user, oldest first, by namespace.
     idle: HashMap<Arc<str>, VecDeque<Arc<SessionKey>>>,
 }
 
@@ -238,9 +238,10 @@ impl Engine {
             return;
         };
         entry.users = entry.users.saturating_sub(1);
-        // A valid session stays until it would be fetched again: the next pod of the same
-        // workload (a rollout, a CronJob) finds it. All else goes at once.
-        let keep = entry.life.is_some() && entry.failures == 0;
+        // What STS answered stays until it would be asked again: the next pod of the same workload
+        // (a rollout, a CronJob) finds the session, and whoever comes and goes, as a broker's
+        // stream may, gets no call ahead of its time after a failure. All else goes at once.
+        let keep = entry.life.is_some() || entry.failures > 0;
         if entry.users > 0 || entry.next == Next::InFlight {
             return;
         }
@@ -351,10 +352,6 @@ impl Engine {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        if entry.users == 0 {
-            self.forget(key, actions);
-            return;
-        }
         // Another kind of failure is another trouble, and starts its own row.
         entry.failures = if entry.last == Some(kind) {
             entry.failures.saturating_add(1)
@@ -363,7 +360,11 @@ impl Engine {
         };
         entry.last = Some(kind);
         let wait = backoff::after_failure(key, kind, entry.failures, self.options.final_retry);
+        let unused = (entry.users == 0).then(|| entry.namespace.clone());
         self.schedule(key, now + wait);
+        if let Some(namespace) = unused {
+            self.bound_idle(key, &namespace, actions);
+        }
     }
 
     /// Puts a key at the end of the line of prefetches, whatever it was doing.

@@ -112,8 +112,57 @@ pub struct Failure {
     pub kind: FailureKind,
     /// AWS's error code, `AccessDenied` for one, or our own word where there was no answer.
     pub code: String,
-    /// AWS's message, bounded and without control characters.
+    /// AWS's message, bounded and without control characters. It names rolegate's own role, and is
+    /// for the log alone.
     pub message: String,
+    /// What STS says that the role's trust policy does not allow.
+    pub missing: Option<MissingAction>,
+}
+
+impl Failure {
+    /// What the pod's owner is told: the code, and what is to be changed where STS says it.
+    pub fn to_owner(&self, role: &RoleArn) -> String {
+        match self.missing {
+            Some(missing) => format!("{}: {}", self.code, missing.advice(role)),
+            None => self.code.clone(),
+        }
+    }
+}
+
+/// An action that a trust policy must allow beside `sts:AssumeRole` for what a session has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MissingAction {
+    /// `sts:TagSession`, for session tags.
+    TagSession,
+    /// `sts:SetSourceIdentity`, for a source identity.
+    SetSourceIdentity,
+}
+
+impl MissingAction {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::TagSession, Self::SetSourceIdentity];
+
+    /// As policies name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TagSession => "sts:TagSession",
+            Self::SetSourceIdentity => "sts:SetSourceIdentity",
+        }
+    }
+
+    /// What to change so that STS agrees.
+    pub fn advice(self, role: &RoleArn) -> String {
+        let has = match self {
+            Self::TagSession => "tags",
+            Self::SetSourceIdentity => "a source identity",
+        };
+        format!(
+            "the session has {has}, so the trust policy of role {} must allow {} to rolegate \
+             beside sts:AssumeRole",
+            role.name(),
+            self.as_str()
+        )
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::Denial;
 use rolegate_core::document;
-use rolegate_core::session::{Failure, FailureKind, Life, SessionKey, SessionLimits};
+use rolegate_core::session::{
+    Failure, FailureKind, Life, MissingAction, SessionKey, SessionLimits,
+};
 use zeroize::Zeroizing;
 
 use crate::v1;
@@ -145,7 +147,7 @@ impl v1::Credentials {
 
 impl From<&Failure> for v1::Failure {
     fn from(failure: &Failure) -> Self {
-        use v1::failure::Kind;
+        use v1::failure::{Action, Kind};
         let kind = match failure.kind {
             FailureKind::Final => Kind::Final,
             FailureKind::Throttled => Kind::Throttled,
@@ -155,6 +157,12 @@ impl From<&Failure> for v1::Failure {
         Self {
             kind: kind.into(),
             code: failure.code.clone(),
+            missing: match failure.missing {
+                None => Action::None,
+                Some(MissingAction::TagSession) => Action::TagSession,
+                Some(MissingAction::SetSourceIdentity) => Action::SetSourceIdentity,
+            }
+            .into(),
         }
     }
 }
@@ -163,7 +171,12 @@ impl TryFrom<v1::Failure> for Failure {
     type Error = Malformed;
 
     fn try_from(failure: v1::Failure) -> Result<Self, Malformed> {
-        use v1::failure::Kind;
+        use v1::failure::{Action, Kind};
+        let missing = match failure.missing() {
+            Action::None => None,
+            Action::TagSession => Some(MissingAction::TagSession),
+            Action::SetSourceIdentity => Some(MissingAction::SetSourceIdentity),
+        };
         let kind = match failure.kind() {
             Kind::Final => FailureKind::Final,
             Kind::Throttled => FailureKind::Throttled,
@@ -173,6 +186,7 @@ impl TryFrom<v1::Failure> for Failure {
             kind,
             code: name(&failure.code, "a failure's code")?.into(),
             message: "the broker's log has the message of AWS".into(),
+            missing,
         })
     }
 }
@@ -237,6 +251,22 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn failures_come_back_with_what_is_to_be_changed_and_without_the_text_of_aws() {
+        let all = MissingAction::ALL.into_iter().map(Some);
+        for missing in all.chain([None]) {
+            let failure = Failure {
+                kind: FailureKind::Final,
+                code: "AccessDenied".into(),
+                message: "User: arn:aws:sts::1:assumed-role/broker/x is not authorized".into(),
+                missing,
+            };
+            let back = Failure::try_from(v1::Failure::from(&failure)).unwrap();
+            assert_eq!((back.kind, back.missing), (failure.kind, missing));
+            assert!(!back.message.contains("assumed-role"), "{back}");
+        }
+    }
 
     #[test]
     fn keys_come_back_as_they_were() {

@@ -72,6 +72,7 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
             "--log-level",
             filter,
             "--api-token=hidden-api-token",
+            "--session-duration=2h",
         ])
         .arg(format!("--api-server={}", kube.url()))
         .arg(format!("--metadata-addr={}", imds.addr()))
@@ -109,6 +110,9 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
     for secret in [NODE_SECRET_MARKER, NODE_ACCESS_KEY_ID, "hidden-api-token"] {
         assert!(!text.contains(secret), "the log has {secret}");
     }
+    // What is not as it was asked for is told.
+    let capped = "sessions live 3600 s at most, not the 7200 s of --session-duration";
+    assert!(text.contains(capped), "{text}");
     // The test would see it: the session's name stands there.
     assert!(
         text.contains(document["AccessKeyId"].as_str().unwrap()),

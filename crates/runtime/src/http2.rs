@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,8 +33,7 @@ const CLIENT_PING: (Duration, Duration) = (Duration::from_secs(5), Duration::fro
 const WINDOW: u32 = 64 << 10;
 /// Bytes of a stream that wait to be sent.
 const SEND_BUFFER: usize = 64 << 10;
-/// How often it is looked whether a connection is used; one that isn't for three looks ends, so that
-/// whoever can connect cannot keep the room of those who have something to say.
+/// How often it is looked whether a connection is used.
 const LOOK: Duration = Duration::from_secs(15);
 /// The part of all connections that may be of those who have proven nothing: whoever can connect is
 /// one of them, and an agent only for a moment.
@@ -53,6 +53,9 @@ pub struct Limits {
     pub per_address: usize,
     /// Streams of one connection.
     pub streams: u32,
+    /// How long a connection may be open and nothing asked on it, to a quarter of a minute: whoever can
+    /// connect is not to keep the room of those who have something to say.
+    pub unused: Duration,
 }
 
 /// Whether a connection's other end has proven who it is. Until then it may be open for 30 s only,
@@ -115,7 +118,7 @@ pub async fn serve<C, S, B>(
                         if let Some((stream, names)) = tls.accept(stream).await
                             && let Some(service) = connect(peer, names, earned)
                         {
-                            converse(stream, limits.streams, ending, service).await;
+                            converse(stream, limits, ending, service).await;
                         }
                     };
                     host(talk, &trust, guest).await;
@@ -144,7 +147,7 @@ async fn host(talk: impl Future<Output = ()>, trust: &Trust, guest: Option<Owned
     talk.await;
 }
 
-async fn converse<T, S, B>(stream: T, streams: u32, drain: Drain, service: S)
+async fn converse<T, S, B>(stream: T, limits: Limits, drain: Drain, service: S)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -153,10 +156,12 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // One is the service's own, each request and each answer has another.
-    let held = Arc::new(());
-    let users = Arc::downgrade(&held);
+    // One is the service's own, each request and each answer has another. It says whether there was
+    // a request since the last look.
+    let held = Arc::new(AtomicBool::new(false));
+    let users = held.clone();
     let service = service_fn(move |request| {
+        held.store(true, Ordering::Relaxed);
         let (held, answer) = (held.clone(), service.call(request));
         async move {
             let answer = answer.await?;
@@ -172,12 +177,12 @@ where
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .max_send_buf_size(SEND_BUFFER)
-            .max_concurrent_streams(streams)
+            .max_concurrent_streams(limits.streams)
             .max_header_list_size(HEADERS)
             .serve_connection(TokioIo::new(stream), service)
     );
     let mut asked = false;
-    let mut unused = 0;
+    let mut unused = Duration::ZERO;
     let mut looks = tokio::time::interval(LOOK);
     looks.reset();
     let mut begun = pin!(drain.begun());
@@ -191,12 +196,19 @@ where
             }
             () = &mut forced => return,
             _ = looks.tick() => {
-                unused = if users.strong_count() > 1 { 0 } else { unused + 1 };
-                match unused {
-                    0..3 => {}
-                    3 => connection.as_mut().graceful_shutdown(),
+                let asked = users.swap(false, Ordering::Relaxed);
+                // The service's own, and this one.
+                unused = if asked || Arc::strong_count(&users) > 2 {
+                    Duration::ZERO
+                } else {
+                    unused + LOOK
+                };
+                if unused >= limits.unused + LOOK {
                     // It doesn't even answer that, or never began.
-                    _ => return,
+                    return;
+                }
+                if unused >= limits.unused {
+                    connection.as_mut().graceful_shutdown();
                 }
             }
         }
@@ -209,7 +221,7 @@ where
 /// A body that says that its connection is used.
 struct Held<B> {
     body: B,
-    _held: Arc<()>,
+    _held: Arc<AtomicBool>,
 }
 
 impl<B: Body + Unpin> Body for Held<B> {

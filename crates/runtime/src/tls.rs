@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-pub use ages::CertificateAges;
+pub use ages::{CertificateAges, CertificateFile, Lasting};
 pub use files::TlsFiles;
 pub use mutual::{ClientAuthorities, ClientNames, ClientTls, ClientTlsError, MutualTls};
 pub use pair::{MAX_PEM, PairError, check_pair};

@@ -73,6 +73,16 @@ impl Decider {
         Guard::from_inner(new)
     }
 
+    /// What counts for `resident` now, which is not put in the place of what was decided: for
+    /// whoever only looks at a pod that another task keeps up to date.
+    pub fn look(&self, resident: &Resident) -> Arc<Decided> {
+        let decided = resident.decided.load_full();
+        if decided.counts(self.rules.generation(), self.clock.now()) {
+            return decided;
+        }
+        Arc::new(self.decide(&resident.workload, Some(&decided)))
+    }
+
     /// Decides for a pod. The lease of the decision before it lives on where the session stays
     /// the same, so that nothing is fetched twice.
     pub fn decide(&self, workload: &Workload, before: Option<&Decided>) -> Decided {
@@ -132,5 +142,68 @@ impl Decider {
                 Arc::new(self.sessions.lease(key, workload.namespace.clone(), cause))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_core::arn::BaseArn;
+    use rolegate_core::config::RuleConfig;
+    use rolegate_core::key_values::KeyValues;
+    use rolegate_core::namespace::Namespace;
+    use rolegate_core::rulebook::{Facts, RuleUpdate};
+    use rolegate_core::session_name::SessionScope;
+    use rolegate_core::workload::{Change, Wish};
+    use rolegate_rules::keeper::{Keeper, Point, Report};
+
+    use super::*;
+
+    fn allow(keeper: &mut Keeper, roles: &str) {
+        let namespace = Namespace {
+            name: "default".into(),
+            allowed_roles: Some(roles.into()),
+            ..Namespace::default()
+        };
+        let namespaces = RuleUpdate::Namespaces(Change::Snapshot(vec![namespace]));
+        keeper.apply(Report::Rules(namespaces));
+    }
+
+    #[test]
+    fn rule_04_who_only_looks_sees_what_counts_and_changes_nothing() {
+        let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
+        let config = RuleConfig {
+            base: Some(base),
+            ..RuleConfig::default()
+        };
+        let mut keeper = Keeper::new(config, Point::Door, SessionScope::Workload, 3600);
+        keeper.learn(Facts::default());
+        allow(&mut keeper, r#"["reader"]"#);
+        let (sessions, _fed) = Sessions::fed();
+        let decider = Decider::new(keeper.rules(), sessions, Clock::system());
+        let workload = Workload {
+            namespace: "default".into(),
+            name: "api".into(),
+            uid: "uid-1".into(),
+            node: Some("node-1".into()),
+            service_account: "default".into(),
+            addresses: vec![[10, 0, 0, 1].into()],
+            phase: Phase::Running,
+            host_network: false,
+            mirror: false,
+            wish: Wish {
+                role: Some("reader".into()),
+                ..Wish::default()
+            },
+            labels: KeyValues::default(),
+            annotations: KeyValues::default(),
+        };
+        let decided = decider.decide(&workload, None);
+        let pod = Resident::new(Arc::new(workload), decided);
+        let is_allowed = |decided: &Decided| matches!(decided.standing, Standing::Allowed(_));
+        assert!(is_allowed(&decider.look(&pod)));
+        allow(&mut keeper, r#"["writer"]"#);
+        assert!(!is_allowed(&decider.look(&pod)));
+        // Whoever keeps the pod up to date has still to see it as a change.
+        assert!(is_allowed(&pod.decided.load()));
     }
 }

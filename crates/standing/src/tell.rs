@@ -130,7 +130,10 @@ impl Tell {
         );
         self.notice(resident, NoticeOutcome::Failing);
         if let Some(events) = &self.events {
-            let note = format!("STS gives no session of role {role}: {}", failure.code);
+            let note = format!(
+                "STS gives no session of role {role}: {}",
+                failure.to_owner(role)
+            );
             events.tell(pod, EventReason::CredentialError, &note);
         }
     }

@@ -14,6 +14,7 @@ use rolegate_rules::keeper::{Keeper, Point, Report};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::tls::{CertificateAges, CertificateFile, Lasting};
 use rolegate_standing::decider::Decider;
 use rolegate_standing::ledger::Ledger;
 use rolegate_standing::tell::Tell;
@@ -22,7 +23,7 @@ use tokio::task::JoinSet;
 
 use super::{AloneOptions, SourceOptions, StartError, TaskEnd, passing, source, vital};
 use crate::attachment::Attachments;
-use crate::broker::{BrokerAge, BrokerOptions, Follower, FollowerParts};
+use crate::broker::{BrokerAge, BrokerOptions, Follower, FollowerParts, Proof};
 use crate::director::{Director, DirectorParts};
 use crate::door::NodeHealth;
 use crate::guard::{Age, Guard};
@@ -110,6 +111,7 @@ pub(super) async fn alone(options: AloneOptions, ground: Ground<'_>) -> Result<M
     let discovery = Discovery {
         flags: options.rules,
         base_required: options.base_required,
+        session_seconds: options.session_seconds,
         sts,
         imds: ground.imds,
         instance: Box::new(move |instance| health.set_instance(instance)),
@@ -140,6 +142,20 @@ pub(super) fn brokered(options: BrokerOptions, ground: Ground<'_>) -> Mind {
         age,
         clock: ground.clock.clone(),
     };
+    let clock = || options.clock.clone();
+    let ca = CertificateFile::of_authorities("broker-ca", options.ca.clone(), clock());
+    let pair = match &options.proof {
+        Proof::Certificate(pair) => Some(CertificateFile::of_pair("agent", pair, clock())),
+        Proof::Token(_) => None,
+    };
+    let mut lasting: Vec<Arc<dyn Lasting>> = Vec::new();
+    for file in std::iter::once(ca).chain(pair).map(Arc::new) {
+        lasting.push(file.clone());
+        ground
+            .tasks
+            .spawn(passing(async move { file.follow().await }));
+    }
+    CertificateAges::register(ground.metrics.ours(), lasting);
     let readiness = ground.readiness.clone();
     let follower = Follower::run(options, parts, readiness);
     ground

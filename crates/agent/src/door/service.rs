@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use rolegate_aws::sessions::{Current, Lease};
 use rolegate_core::arn::RoleArn;
 use rolegate_core::metadata::{CanonicalPath, Route};
-use rolegate_core::session::FailureKind;
+use rolegate_core::session::{Failure, FailureKind};
 use rolegate_standing::resident::{Allowed, Resident, Standing};
 
 use super::answer::{Answer, AnswerBody};
@@ -461,7 +461,7 @@ impl Visit {
                 self.door
                     .tell
                     .failing(resident, &allowed.role, &failure, now);
-                Look::Done(failed(&allowed.role, failure.kind, &failure.code))
+                Look::Done(failed(&allowed.role, &failure))
             }
             Current::Fetching => {
                 allowed.lease.ask();
@@ -475,15 +475,19 @@ impl Visit {
 
 /// The sentence about a failing role. AWS's own message names the node's role, which is for the
 /// log and not for the pod.
-fn failed(role: &RoleArn, kind: FailureKind, code: &str) -> Answer {
-    match kind {
-        FailureKind::Final => Answer::refuse(
-            Outcome::StsRefused,
-            format!(
-                "STS refuses role {role} ({code}): the role must exist, and its trust policy must \
-                 allow rolegate's role to assume it with this pod's external ID\n"
-            ),
-        ),
+fn failed(role: &RoleArn, failure: &Failure) -> Answer {
+    let code = &failure.code;
+    match failure.kind {
+        FailureKind::Final => {
+            let advice = match failure.missing {
+                Some(missing) => missing.advice(role),
+                None => "the role must exist, and its trust policy must allow rolegate's role to \
+                         assume it with this pod's external ID"
+                    .to_owned(),
+            };
+            let sentence = format!("STS refuses role {role} ({code}): {advice}\n");
+            Answer::refuse(Outcome::StsRefused, sentence)
+        }
         FailureKind::Throttled | FailureKind::Temporary => Answer::refuse(
             Outcome::StsUnavailable,
             format!("STS gives no session of role {role} for now ({code}), try again\n"),

@@ -4,7 +4,7 @@ use rolegate_agent::door::ImdsV2;
 use rolegate_core::metadata::AllowList;
 use rolegate_devkit::StsFailure;
 
-use crate::stage::{CREDENTIALS, Stage, arn, pod_with_role};
+use crate::stage::{CREDENTIALS, Stage, alone, arn, pod_with_role};
 
 const TOKEN: &str = "/latest/api/token";
 
@@ -84,6 +84,20 @@ async fn each_refusal_has_its_status_and_a_sentence() {
         // AWS's own message names the node's role.
         assert!(!reply.body.contains("assumed-role"), "{}", reply.body);
     }
+}
+
+#[tokio::test]
+async fn what_sts_says_is_missing_reaches_the_pods_owner() {
+    let stage = Stage::with(|options| alone(options).rules.cluster = Some("prod-1".into())).await;
+    stage.sts.deny_tagging(&arn("reader-tagged"), true);
+    stage
+        .kube
+        .put_pod(pod_with_role("tagged", 4, "reader-tagged"));
+    let path = format!("{CREDENTIALS}reader-tagged");
+    let reply = stage.until(4, &path, |reply| reply.status == 403).await;
+    let told = "(AccessDenied): the session has tags, so the trust policy of role reader-tagged \
+                must allow sts:TagSession to rolegate beside sts:AssumeRole\n";
+    assert!(reply.body.ends_with(told), "{}", reply.body);
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ impl AssumeRole for Counting {
                 kind: FailureKind::Final,
                 code: "AccessDenied".into(),
                 message: "told to fail".into(),
+                missing: None,
             });
         }
         Ok(session::Credentials {

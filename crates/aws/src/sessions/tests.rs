@@ -4,6 +4,7 @@
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use rolegate_core::arn::RoleArn;
 use zeroize::Zeroizing;
 
@@ -31,6 +32,7 @@ impl AssumeRole for Slow {
                 kind,
                 code: "Told".into(),
                 message: "told to fail".into(),
+                missing: None,
             });
         }
         Ok(Credentials {
@@ -49,6 +51,7 @@ struct Bench {
     sts: Slow,
     sessions: Sessions,
     clock: Clock,
+    registry: Registry,
     _driver: JoinSet<()>,
 }
 
@@ -65,7 +68,8 @@ fn bench_with(options: EngineOptions) -> Bench {
         fails: Arc::default(),
         life: Duration::from_secs(3600),
     };
-    let metrics = SessionMetrics::register(&mut prometheus_client::registry::Registry::default());
+    let mut registry = Registry::default();
+    let metrics = SessionMetrics::register(&mut registry);
     let (sessions, driver) = Sessions::new(sts.clone(), options, clock.clone(), metrics);
     let mut task = JoinSet::new();
     task.spawn(driver.run());
@@ -73,6 +77,7 @@ fn bench_with(options: EngineOptions) -> Bench {
         sts,
         sessions,
         clock,
+        registry,
         _driver: task,
     }
 }
@@ -91,6 +96,14 @@ impl Bench {
             limits: None,
         };
         self.sessions.lease(key, "default".into(), Cause::New)
+    }
+
+    fn oldest_wait(&self) -> f64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix("sts_queue_oldest_wait_seconds "));
+        value.unwrap().parse().unwrap()
     }
 
     fn calls(&self) -> u32 {
@@ -113,6 +126,20 @@ async fn served(lease: &Lease, clock: &Clock) -> Arc<Session> {
             return session;
         }
         changed.await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_long_the_longest_has_waited_is_a_metric() {
+    let bench = bench_with(EngineOptions::of_node(1));
+    let _leases = ["a", "b", "c", "d"].map(|role| bench.lease_of(role));
+    assert_eq!(bench.oldest_wait(), 0.0);
+    // A call takes 50 ms, and one is made after the other.
+    for waited in [0.0, 0.05, 0.1, 0.0, 0.0] {
+        pass(Duration::from_millis(25)).await;
+        let metric = bench.oldest_wait();
+        assert!((metric - waited).abs() < 1e-9, "{metric} and not {waited}");
+        pass(Duration::from_millis(25)).await;
     }
 }
 

@@ -12,7 +12,9 @@ use rolegate_runtime::clock::Clock;
 use crate::net::{Load, Network};
 use crate::raw::eventually;
 use crate::serving::key_id;
-use crate::stage::{CREDENTIALS, LOOPBACK, Stage, address, furnish, get, metric, pod, until};
+use crate::stage::{
+    CREDENTIALS, LOOPBACK, Stage, address, furnish, get, measure, metric, pod, until,
+};
 use crate::tokens::{AgentPod, asked_again, minutes, reviews};
 
 const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
@@ -164,7 +166,9 @@ async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_
         key_id(&get(&agent, address(1, 1), READER).await) != before
     })
     .await;
-    assert!(is(SERVING, 1).await && is(WARM, 1).await);
+    let both = async || is(SERVING, 1).await && is(WARM, 1).await;
+    eventually("both streams", both).await;
+    assert_eq!(metric(&broker, ENDED).await, None);
 
     stage.kube.fail_with(None);
     let asked = reviews(&stage);
@@ -172,7 +176,7 @@ async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_
     asked_again(&stage, asked + 1).await;
     stage.kube.put_pod(pod("new", 1, 2, "writer"));
     until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
-    assert!(is(SERVING, 1).await && is(WARM, 1).await);
+    eventually("both streams", both).await;
     assert_eq!(metric(&broker, ENDED).await, None);
     load.succeeded().await;
 }
@@ -252,6 +256,9 @@ async fn throttling_slows_new_sessions_down_and_loses_none() {
     let agent = stage.agent(&broker, "node-1").await;
     assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
     let load = Load::start(&agent, address(1, 1), READER);
+    let admin = broker.addresses().admin;
+    let limit = || measure(admin, "rolegate_sts_calls_per_second_limit");
+    assert_eq!(limit().await, Some(200.0));
     let throttled = StsFailure::new(400, "Throttling", "Rate exceeded").times(20);
     stage.sts.fail_with(Some(throttled));
     for n in 2..32 {
@@ -259,6 +266,11 @@ async fn throttling_slows_new_sessions_down_and_loses_none() {
             .kube
             .put_pod(pod(&format!("pod-{n}"), 1, n, &format!("reader-{n}")));
     }
+    // No more than what was being made goes on, or 5 a second.
+    eventually("calls slow down", || async {
+        limit().await.is_some_and(|limit| limit < 100.0)
+    })
+    .await;
     eventually("all sessions", || async {
         hand.send_modify(|by| *by += Duration::from_secs(1));
         let mut served = 0;

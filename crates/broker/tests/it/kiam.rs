@@ -1,13 +1,16 @@
 //! kiam's agents at the broker, by kiam's interface.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use rolegate_broker::app::{Broker, KiamOptions};
-use rolegate_devkit::Pod;
+use rolegate_devkit::{Namespace, Pod};
 use rolegate_proto::kiam::kiam_service_client::KiamServiceClient;
 use rolegate_proto::kiam::{
     Credentials, GetHealthRequest, GetPodCredentialsRequest, GetPodRoleRequest,
 };
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::tls::ClientTls;
 use tonic::{Code, Status};
 
 use crate::raw::{Requests, connect, eventually, origin};
@@ -33,7 +36,11 @@ impl Kiam {
     async fn connect(stage: &Stage, to: SocketAddr, from: Ipv4Addr) -> Self {
         // One certificate for all of them, which names no node.
         let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
-        let (requests, connection) = connect(&tls, from, to).await.unwrap();
+        Self::with(&tls, to, from).await
+    }
+
+    async fn with(tls: &ClientTls, to: SocketAddr, from: Ipv4Addr) -> Self {
+        let (requests, connection) = connect(tls, from, to).await.unwrap();
         Self {
             client: KiamServiceClient::with_origin(requests, origin()),
             _connection: connection,
@@ -56,7 +63,11 @@ impl Kiam {
 }
 
 async fn stage() -> (Stage, Broker, SocketAddr) {
-    let stage = Stage::new().await;
+    stage_with(Clock::system()).await
+}
+
+async fn stage_with(clock: Clock) -> (Stage, Broker, SocketAddr) {
+    let stage = Stage::with_clock(clock).await;
     stage.kube.put_pod(agent(1, NODE_1));
     stage.kube.put_pod(agent(2, NODE_2));
     stage.kube.put_pod(pod("denied", 1, 2, "admin"));
@@ -183,6 +194,27 @@ async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
 }
 
 #[tokio::test]
+async fn kiams_agents_hear_what_is_to_be_changed_and_not_what_sts_said() {
+    let stage = Stage::new().await;
+    stage.kube.put_pod(agent(1, NODE_1));
+    let mut options = stage.broker_options("broker-a");
+    options.rules.cluster = Some("prod-1".into());
+    options.kiam = Some(KiamOptions {
+        listen: LOOPBACK,
+        client_ca: stage.path("ca.pem"),
+    });
+    let role = "arn:aws:iam::123456789012:role/reader";
+    stage.sts.deny_tagging(role, true);
+    let broker = stage.start(options).await;
+    let to = broker.addresses().kiam.unwrap();
+    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let refused = one.credentials("127.1.0.1", "reader").await.unwrap_err();
+    let told = "STS gives no session: AccessDenied: the session has tags, so the trust policy of \
+                role reader must allow sts:TagSession to rolegate beside sts:AssumeRole";
+    assert_eq!(refused.message(), told);
+}
+
+#[tokio::test]
 async fn kiams_port_wants_a_certificate_of_kiams_authority() {
     let (stage, broker, to) = stage().await;
     let opened = connect(&stage.tls(None), NODE_1, to).await;
@@ -199,4 +231,46 @@ async fn kiams_port_wants_a_certificate_of_kiams_authority() {
     assert_eq!(refused.code(), Code::Unimplemented);
     let other = stage.broker("broker-b").await;
     assert!(other.addresses().kiam.is_none());
+}
+
+#[tokio::test]
+async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
+    let (stage, _broker, to) = stage().await;
+    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    // The node is served; what comes next has no session yet.
+    one.credentials("127.1.0.1", "reader").await.unwrap();
+    stage.sts.set_latency(Duration::from_secs(2));
+    stage.kube.put_pod(pod("slow", 1, 4, "writer"));
+    eventually("the call", || async { stage.sts.in_flight() > 0 }).await;
+    let mut waiting = one.client.clone();
+    let waiting = tokio::spawn(async move {
+        let request = GetPodCredentialsRequest {
+            ip: "127.1.0.4".into(),
+            role: "writer".into(),
+        };
+        waiting.get_pod_credentials(request).await
+    });
+    // Of the same connection, so the one before it is there.
+    assert_eq!(one.role("127.1.0.4").await.unwrap(), "writer");
+    stage.kube.put_namespace(
+        Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),
+    );
+    let refused = waiting.await.unwrap().unwrap_err();
+    assert_eq!(refused.message(), "forbidden by policy");
+}
+
+#[tokio::test]
+async fn threat_09_a_kiam_connection_does_not_outlive_its_certificate() {
+    let (clock, hand) = Clock::ahead();
+    let (stage, broker, to) = stage_with(clock).await;
+    let pair = stage.client_pair_for("kiam-agent", Duration::from_secs(86_400));
+    let mut one = Kiam::with(&stage.tls(Some(pair)), to, NODE_1).await;
+    assert_eq!(one.role("127.1.0.1").await.unwrap(), "reader");
+    hand.send_replace(Duration::from_secs(86_500));
+    let refused = one.role("127.1.0.1").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let refused = one.credentials("127.1.0.1", "reader").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let counted = r#"rolegate_broker_kiam_requests_total{outcome="refused"}"#;
+    assert_eq!(metric(&broker, counted).await, Some(2));
 }

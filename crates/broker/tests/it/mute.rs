@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::stream::{self, Stream, StreamExt};
 use hyper_util::service::TowerToHyperService;
@@ -68,6 +69,7 @@ async fn a_broker_that_says_nothing_is_left() {
         connections: 10,
         per_address: 10,
         streams: 8,
+        unused: Duration::from_secs(30),
     };
     let (drain, mute) = (Drain::new(), Mute::default());
     let connect = move |_: SocketAddr, _, trust: Trust| {

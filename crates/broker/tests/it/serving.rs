@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use rolegate_broker::app::KiamOptions;
 use rolegate_devkit::Pod;
 use rolegate_proto::v1;
 use serde_json::Value;
 
-use crate::raw::Raw;
-use crate::stage::{CREDENTIALS, Stage, address, ask, get, pod, until};
+use crate::raw::{Raw, eventually};
+use crate::stage::{CREDENTIALS, LOOPBACK, Stage, address, ask, get, left, pod, until};
 
 pub(crate) fn key_id(answer: &(u16, String)) -> String {
     assert_eq!(answer.0, 200, "{answer:?}");
@@ -167,4 +168,67 @@ fn session(resident: &v1::Resident) -> Option<u64> {
         Some(v1::resident::Standing::Allowed(allowed)) => Some(allowed.session),
         _ => None,
     }
+}
+
+#[tokio::test]
+async fn what_sts_says_is_missing_reaches_the_pods_owner() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    // So that sessions have a tag.
+    options.rules.cluster = Some("prod-1".into());
+    stage
+        .sts
+        .deny_tagging("arn:aws:iam::123456789012:role/reader", true);
+    let broker = stage.start(options).await;
+    let agent = stage.agent(&broker, "node-1").await;
+    let (status, body) = get(&agent, address(1, 1), &format!("{CREDENTIALS}reader")).await;
+    let told = "(AccessDenied): the session has tags, so the trust policy of role reader must \
+                allow sts:TagSession to rolegate beside sts:AssumeRole\n";
+    assert_eq!(status, 403);
+    assert!(body.ends_with(told), "{body}");
+    // STS's own text is for the broker's log.
+    assert!(!body.contains("assumed-role"), "{body}");
+    eventually("the Event", || async { !stage.kube.events().is_empty() }).await;
+    let events = stage.kube.events();
+    assert_eq!(events[0]["reason"], "CredentialError");
+    let note = events[0]["note"].as_str().unwrap();
+    assert!(note.contains("must allow sts:TagSession"), "{note}");
+    assert!(!note.contains("assumed-role"), "{note}");
+}
+
+#[tokio::test]
+async fn what_is_left_of_each_certificate_is_a_metric() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    options.kiam = Some(KiamOptions {
+        listen: LOOPBACK,
+        client_ca: stage.path("ca.pem"),
+    });
+    let broker = stage.start(options).await;
+    for certificate in ["broker", "client-ca", "kiam-client-ca"] {
+        eventually(certificate, || async {
+            let left = left(broker.addresses().admin, certificate).await;
+            left.is_some_and(|left| left > 86_400.0)
+        })
+        .await;
+    }
+    let day = Duration::from_secs(86_400);
+    let reach = stage.reach(
+        broker.addresses().agents,
+        "node-1",
+        stage.node_pair_for("node-1", day),
+    );
+    let agent = stage.unready_agent(reach).await;
+    let admin = agent.addresses().admin;
+    eventually("the client's certificate", || async {
+        let left = left(admin, "agent").await;
+        left.is_some_and(|left| left > 0.0 && left <= 86_400.0)
+    })
+    .await;
+    eventually("the authorities", || async {
+        left(admin, "broker-ca")
+            .await
+            .is_some_and(|left| left > 86_400.0)
+    })
+    .await;
 }

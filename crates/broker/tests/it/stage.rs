@@ -156,10 +156,19 @@ impl Stage {
     pub(crate) fn node_pair_for(&self, node: &str, time: Duration) -> TlsFiles {
         let mut params = client_params();
         params.subject_alt_names = vec![node_uri(node)];
+        self.pair_for(node, params, time)
+    }
+
+    /// The certificate of a client that is no node, which ends after this time.
+    pub(crate) fn client_pair_for(&self, name: &str, time: Duration) -> TlsFiles {
+        self.pair_for(name, client_params(), time)
+    }
+
+    fn pair_for(&self, name: &str, mut params: CertificateParams, time: Duration) -> TlsFiles {
         let now = self.clock.now().as_second();
         let now = Duration::from_secs(u64::try_from(now).unwrap());
         params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + time;
-        self.pair(node, params)
+        self.pair(name, params)
     }
 
     /// The certificate of a client that is no node.
@@ -379,6 +388,19 @@ pub(crate) async fn metric_at<N: FromStr>(admin: SocketAddr, name: &str) -> Opti
     let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
     let value = text.lines().find_map(|line| line.strip_prefix(name));
     value.and_then(|value| value.trim().parse().ok())
+}
+
+/// A metric of the broker or agent with this port that is no whole number.
+pub(crate) async fn measure(admin: SocketAddr, name: &str) -> Option<f64> {
+    let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.and_then(|value| value.trim().parse().ok())
+}
+
+/// How long a certificate lasts, seconds.
+pub(crate) async fn left(admin: SocketAddr, certificate: &str) -> Option<f64> {
+    let name = format!("rolegate_certificate_left_seconds{{certificate=\"{certificate}\"}}");
+    measure(admin, &name).await
 }
 
 /// A broker's ledger, newest first.

@@ -23,7 +23,8 @@ pub struct EngineOptions {
     pub namespace_rate: f64,
     /// How many new pods a change of a pod costs as much as.
     pub change_cost: u32,
-    /// Sessions of a namespace that are kept though no pod needs them at the moment.
+    /// Sessions of a namespace that are kept, or remembered to fail, though no pod needs them at
+    /// the moment.
     pub namespace_idle: usize,
     /// The first wait after a final error; doubled up to 5 min, or itself if that is longer.
     pub final_retry: SignedDuration,

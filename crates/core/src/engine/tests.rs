@@ -177,14 +177,51 @@ fn what_nobody_needs_is_not_refreshed() {
 }
 
 #[test]
-fn what_fails_and_is_not_needed_is_forgotten_at_once() {
+fn coming_and_going_makes_no_call_ahead_of_its_time_after_a_failure() {
+    for kind in [
+        FailureKind::Final,
+        FailureKind::Temporary,
+        FailureKind::Throttled,
+    ] {
+        for while_it_is_asked in [false, true] {
+            let mut engine = Engine::new(EngineOptions::default());
+            assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
+            if while_it_is_asked {
+                assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
+            }
+            engine.handle(Event::Failed(key("a"), kind), at(0));
+            let due = engine.wake_at().unwrap();
+            if !while_it_is_asked {
+                assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
+            }
+            for _ in 0..100 {
+                assert_eq!(engine.handle(wanted("a"), at(0)), []);
+                assert_eq!(engine.handle(Event::Asked(key("a")), at(0)), []);
+                assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
+            }
+            engine.handle(wanted("a"), at(0));
+            assert_eq!(engine.handle(Event::Tick, due), fetch("a"));
+            // And the row of failures goes on.
+            engine.handle(Event::Failed(key("a"), kind), due);
+            let again = engine.wake_at().unwrap();
+            assert!(due.duration_until(again) > at(0).duration_until(due));
+        }
+    }
+}
+
+#[test]
+fn failures_that_nobody_needs_are_few_and_go_when_their_time_comes() {
     let mut engine = Engine::new(EngineOptions::default());
-    engine.handle(wanted("a"), at(0));
-    assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
-    assert_eq!(
-        engine.handle(Event::Failed(key("a"), FailureKind::Final), at(1)),
-        [Action::Forget(key("a"))]
-    );
+    let mut forgotten = 0;
+    for n in 0..20 {
+        let name = format!("r{n}");
+        engine.handle(wanted(&name), at(0));
+        engine.handle(Event::Failed(key(&name), FailureKind::Final), at(0));
+        forgotten += engine.handle(Event::Released(key(&name)), at(0)).len();
+    }
+    assert_eq!((forgotten, engine.counts(at(0)).sessions), (12, 8));
+    assert_eq!(engine.handle(Event::Tick, at(60)).len(), 8);
+    assert_eq!(engine.counts(at(60)).sessions, 0);
     assert_eq!(engine.wake_at(), None);
 }
 

@@ -6,6 +6,9 @@ use super::{Explained, Outcome, Refusal, Session};
 use crate::document;
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, plain};
 
+/// What STS gives to a role that is assumed by another's session, seconds.
+const CHAINED: u32 = 3600;
+
 impl Explained {
     /// The explanation for people, with ANSI colours.
     pub fn text(&self) -> String {
@@ -169,6 +172,11 @@ impl Session {
         row(out, "role ARN", plain(&self.role_arn))?;
         row(out, "name", plain(&self.session_name))?;
         row(out, "duration", format_args!("{} s", self.duration_seconds))?;
+        if self.duration_seconds > CHAINED {
+            let why =
+                "where rolegate's own credentials are a role's session, as with --assume-role";
+            row(out, "", format_args!("{CHAINED} s {why}"))?;
+        }
         if let Some(id) = &self.external_id {
             row(out, "external ID", plain(id))?;
         }

@@ -120,6 +120,18 @@ fn json_has_every_field_always() {
 }
 
 #[test]
+fn a_session_that_sts_may_not_give_for_so_long_has_a_note() {
+    let mut stage = rules(&[], Mode::Off);
+    let note = "3600 s where rolegate's own credentials are a role's session";
+    for (seconds, noted) in [(3600, false), (7200, true)] {
+        stage.rules.session_seconds = seconds;
+        let text = ask(&stage, &pod("shop", "api", "reader")).text();
+        assert!(text.contains(&format!("{seconds} s\n")), "{text}");
+        assert_eq!(text.contains(note), noted, "{text}");
+    }
+}
+
+#[test]
 fn each_outcome_has_its_advice() {
     let mut stage = rules(&[], Mode::Off);
     stage.rules.own_roles = vec![OwnRole {

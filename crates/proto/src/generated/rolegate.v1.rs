@@ -259,6 +259,8 @@ pub struct Failure {
     pub kind: i32,
     #[prost(string, tag = "2")]
     pub code: ::prost::alloc::string::String,
+    #[prost(enumeration = "failure::Action", tag = "3")]
+    pub missing: i32,
 }
 /// Nested message and enum types in `Failure`.
 pub mod failure {
@@ -297,6 +299,46 @@ pub mod failure {
                 "TEMPORARY" => Some(Self::Temporary),
                 "FINAL" => Some(Self::Final),
                 "THROTTLED" => Some(Self::Throttled),
+                _ => None,
+            }
+        }
+    }
+    /// An action that the role's trust policy must allow beside sts:AssumeRole, where STS says so.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Action {
+        None = 0,
+        TagSession = 1,
+        SetSourceIdentity = 2,
+    }
+    impl Action {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::None => "NONE",
+                Self::TagSession => "TAG_SESSION",
+                Self::SetSourceIdentity => "SET_SOURCE_IDENTITY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "NONE" => Some(Self::None),
+                "TAG_SESSION" => Some(Self::TagSession),
+                "SET_SOURCE_IDENTITY" => Some(Self::SetSourceIdentity),
                 _ => None,
             }
         }

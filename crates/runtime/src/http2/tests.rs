@@ -22,10 +22,21 @@ async fn answer(
     Ok(Response::new(body))
 }
 
+const LIMITS: Limits = Limits {
+    connections: 1,
+    per_address: 1,
+    streams: 8,
+    unused: Duration::from_secs(45),
+};
+
 /// A connection's end, and the other end being served.
 fn serving(drain: &Drain) -> (DuplexStream, JoinHandle<()>) {
+    serving_within(LIMITS, drain)
+}
+
+fn serving_within(limits: Limits, drain: &Drain) -> (DuplexStream, JoinHandle<()>) {
     let (theirs, ours) = duplex(64 << 10);
-    let served = drain.spawn(converse(ours, 8, drain.clone(), service_fn(answer)));
+    let served = drain.spawn(converse(ours, limits, drain.clone(), service_fn(answer)));
     (theirs, served)
 }
 
@@ -118,7 +129,7 @@ async fn where_nothing_is_proven_a_connection_ends_whatever_is_asked_on_it() {
         let place = hall.clone().try_acquire_owned().ok();
         assert!(place.is_some());
         let served = tokio::spawn(async move {
-            let talk = converse(ours, 8, Drain::new(), service_fn(answer));
+            let talk = converse(ours, LIMITS, Drain::new(), service_fn(answer));
             host(talk, &trust, place).await;
         });
         (theirs, served)
@@ -147,6 +158,23 @@ async fn where_nothing_is_proven_a_connection_ends_whatever_is_asked_on_it() {
     assert!(!served.is_finished());
     // Nobody who has proven it has a guest's place.
     assert_eq!(hall.available_permits(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_asked_now_and_then_stays_where_that_is_how_it_is_used() {
+    let unused = Duration::from_secs(10_000);
+    let limits = Limits { unused, ..LIMITS };
+    let (stream, served) = serving_within(limits, &Drain::new());
+    let (mut requests, _connection) = client(stream).await;
+    for _ in 0..10 {
+        requests.ready().await.unwrap();
+        requests.send_request(get("/")).await.unwrap();
+        tokio::time::sleep(LONG).await;
+    }
+    assert!(!served.is_finished());
+    // Within its bounds.
+    let ended = tokio::time::timeout(unused + LONG, served).await;
+    ended.expect("it goes on for ever").unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -129,7 +129,15 @@ fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairError> {
     Ok(chain)
 }
 
+/// When each certificate of a PEM ends, as far as they can be read.
+pub(super) fn ends(pem: &[u8]) -> impl Iterator<Item = Timestamp> {
+    let certificates = CertificateDer::pem_slice_iter(pem).map_while(Result::ok);
+    certificates.filter_map(|certificate| end(&certificate))
+}
+
 fn end(certificate: &[u8]) -> Option<Timestamp> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+    let end = certificate.validity().not_after.timestamp();
+    // "Never", the last second of the year 9999, is later than there are timestamps.
+    Some(Timestamp::from_second(end).unwrap_or(Timestamp::MAX))
 }

@@ -291,7 +291,7 @@ async fn rule_11_what_is_left_of_a_certificate_is_a_metric_and_its_end_is_told()
     let store = CertificateStore::new("webhook", Clock::tokio(start), condition);
     let store = Arc::new(store);
     let mut metrics = Metrics::new("1.2.3");
-    CertificateAges::register(metrics.ours(), [store.clone()]);
+    CertificateAges::register(metrics.ours(), vec![store.clone()]);
     let left = || {
         let text = metrics.encode().unwrap();
         let line = "rolegate_certificate_left_seconds{certificate=\"webhook\"} ";
@@ -313,6 +313,39 @@ async fn rule_11_what_is_left_of_a_certificate_is_a_metric_and_its_end_is_told()
     assert!(left().unwrap() < 0.0);
     let why = &readiness.report().failing["certificate"];
     assert!(why.contains("ended at 2999-01-01"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_certificates_in_files_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let start: Timestamp = "2998-12-31T00:00:00Z".parse().unwrap();
+    let files = TlsFiles {
+        certificate: path("chain.pem"),
+        key: path("none.key"),
+    };
+    let pair = CertificateFile::of_pair("agent", &files, Clock::tokio(start));
+    let ca = CertificateFile::of_authorities("ca", path("chain.pem"), Clock::tokio(start));
+    let look = async || {
+        pair.look().await;
+        ca.look().await;
+        [pair.left(), ca.left()].map(|left| left.map(|left| left.as_hours() / 24))
+    };
+    assert_eq!(look().await, [None, None]);
+    // The leaf is the first; of authorities one that lasts is enough.
+    let both = make(2999).certificate + &make(3000).certificate;
+    std::fs::write(&files.certificate, both).unwrap();
+    assert_eq!(look().await, [Some(1), Some(366)]);
+    tokio::time::advance(Duration::from_secs(3 * 86_400)).await;
+    assert_eq!(look().await, [Some(-2), Some(363)]);
+    // One that never ends, by RFC 5280.
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(9999, 12, 31);
+    let never = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    std::fs::write(&files.certificate, never.pem()).unwrap();
+    assert!(look().await[0].unwrap() > 7000 * 365);
+    std::fs::write(&files.certificate, "no certificate").unwrap();
+    assert_eq!(look().await, [None, None]);
 }
 
 #[tokio::test]

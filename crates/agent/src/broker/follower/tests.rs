@@ -70,6 +70,7 @@ fn failure() -> v1::Failure {
     v1::Failure {
         kind: v1::failure::Kind::Temporary.into(),
         code: "NoAnswer".into(),
+        ..v1::Failure::default()
     }
 }
 

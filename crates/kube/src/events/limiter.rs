@@ -1,0 +1,227 @@
+//! How many Events an API server is bothered with: an object is told the same once in a while, and
+//! all objects together, and those of one namespace, are bounded.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::EventReason;
+
+/// How long an object isn't told the same again.
+const QUIET: Duration = Duration::from_secs(300);
+
+/// What the limiter says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Allowed,
+    /// The object was told a short while ago.
+    Repeat,
+    /// Too many from all objects, or from those of the namespace.
+    TooMany,
+}
+
+/// So many at once, then one in each period.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    burst: u32,
+    period: Duration,
+}
+
+/// What is left of a [`Rate`].
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    tokens: u32,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn full(rate: Rate, now: Instant) -> Self {
+        Self {
+            tokens: rate.burst,
+            filled: now,
+        }
+    }
+
+    fn fill(&mut self, rate: Rate, now: Instant) {
+        while self.tokens < rate.burst && now.duration_since(self.filled) >= rate.period {
+            self.tokens += 1;
+            self.filled += rate.period;
+        }
+        if self.tokens == rate.burst {
+            self.filled = now;
+        }
+    }
+}
+
+/// One in [`QUIET`] for an object and reason, within the rates of its namespace and of all. It
+/// keeps only what it allowed, so its size is bounded by the rate.
+pub(super) struct Limiter {
+    told: HashMap<(Arc<str>, EventReason), Instant>,
+    rate: Rate,
+    all: Bucket,
+    /// `None` where all are one.
+    namespace_rate: Option<Rate>,
+    /// Of namespaces that have not all of it left.
+    namespaces: HashMap<Arc<str>, Bucket>,
+}
+
+impl Limiter {
+    /// For the pods of a node.
+    pub(super) fn of_node() -> Self {
+        let rate = Rate {
+            burst: 20,
+            period: Duration::from_secs(1),
+        };
+        Self::new(rate, None)
+    }
+
+    /// For a whole cluster, of which one namespace has a small part.
+    pub(super) fn of_cluster() -> Self {
+        let all = Rate {
+            burst: 60,
+            period: Duration::from_millis(200),
+        };
+        let namespace = Rate {
+            burst: 20,
+            period: Duration::from_secs(5),
+        };
+        Self::new(all, Some(namespace))
+    }
+
+    fn new(rate: Rate, namespace_rate: Option<Rate>) -> Self {
+        Self {
+            told: HashMap::new(),
+            rate,
+            all: Bucket::full(rate, Instant::now()),
+            namespace_rate,
+            namespaces: HashMap::new(),
+        }
+    }
+
+    /// Whether an object of `namespace` may be told, which is then counted.
+    pub(super) fn ask(
+        &mut self,
+        uid: &Arc<str>,
+        namespace: &Arc<str>,
+        reason: EventReason,
+        now: Instant,
+    ) -> Verdict {
+        let key = (Arc::clone(uid), reason);
+        if self
+            .told
+            .get(&key)
+            .is_some_and(|&told| now.duration_since(told) < QUIET)
+        {
+            return Verdict::Repeat;
+        }
+        self.all.fill(self.rate, now);
+        let Some(left) = self.all.tokens.checked_sub(1) else {
+            return Verdict::TooMany;
+        };
+        if let Some(rate) = self.namespace_rate {
+            self.namespaces.retain(|_, bucket| {
+                bucket.fill(rate, now);
+                bucket.tokens < rate.burst
+            });
+            let kept = self.namespaces.get(namespace).copied();
+            let mut bucket = kept.unwrap_or_else(|| Bucket::full(rate, now));
+            let Some(left) = bucket.tokens.checked_sub(1) else {
+                return Verdict::TooMany;
+            };
+            bucket.tokens = left;
+            self.namespaces.insert(Arc::clone(namespace), bucket);
+        }
+        self.all.tokens = left;
+        self.told
+            .retain(|_, &mut told| now.duration_since(told) < QUIET);
+        self.told.insert(key, now);
+        Verdict::Allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DENIED: EventReason = EventReason::RoleForbidden;
+
+    fn text(number: u32) -> Arc<str> {
+        number.to_string().into()
+    }
+
+    /// How many of `pods` of a namespace are told.
+    fn told(
+        limiter: &mut Limiter,
+        pods: std::ops::Range<u32>,
+        namespace: u32,
+        now: Instant,
+    ) -> u32 {
+        let verdicts = pods.map(|pod| limiter.ask(&text(pod), &text(namespace), DENIED, now));
+        let allowed = verdicts.filter(|verdict| *verdict == Verdict::Allowed);
+        u32::try_from(allowed.count()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_told_once_in_five_minutes_for_each_reason() {
+        let mut limiter = Limiter::of_node();
+        let start = Instant::now();
+        let mut ask = |reason, after| limiter.ask(&text(1), &text(0), reason, start + after);
+        let minute = Duration::from_secs(60);
+        assert_eq!(ask(DENIED, Duration::ZERO), Verdict::Allowed);
+        assert_eq!(ask(DENIED, minute), Verdict::Repeat);
+        assert_eq!(ask(EventReason::CredentialError, minute), Verdict::Allowed);
+        assert_eq!(ask(DENIED, minute * 4), Verdict::Repeat);
+        assert_eq!(ask(DENIED, minute * 5), Verdict::Allowed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_pods_together_are_bounded_and_so_is_what_is_kept() {
+        let second = Duration::from_secs(1);
+        for mut limiter in [Limiter::of_node(), Limiter::of_cluster()] {
+            let Rate { burst, period } = limiter.rate;
+            let a_second = u32::try_from(second.as_millis() / period.as_millis()).unwrap();
+            let mut now = Instant::now();
+            let mut allowed = 0;
+            for tenth in 0..10_000 {
+                now += second / 10;
+                // Each of a namespace of its own.
+                allowed += told(&mut limiter, tenth..tenth + 1, tenth, now);
+            }
+            let most = 1000 * a_second;
+            assert!((most..=most + burst).contains(&allowed), "{allowed}");
+            let kept = limiter.told.len();
+            assert!(kept <= (300 * a_second + burst) as usize, "{kept}");
+            let kept = limiter.namespaces.len();
+            assert!(kept <= (5 * a_second + burst) as usize, "{kept}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_time_saves_up_no_more_than_a_burst() {
+        let mut limiter = Limiter::of_node();
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(told(&mut limiter, 0..1000, 0, later), limiter.rate.burst);
+        let next = later + limiter.rate.period;
+        assert_eq!(told(&mut limiter, 5000..5001, 0, next), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_whose_pods_are_all_refused_leaves_room_for_another() {
+        let mut limiter = Limiter::of_cluster();
+        let mut now = Instant::now();
+        assert_eq!(told(&mut limiter, 0..100, 1, now), 20);
+        assert_eq!(told(&mut limiter, 100..101, 2, now), 1);
+        // However long it goes on, and what is left to all is not used up by what is refused.
+        for second in 1..1000 {
+            now += Duration::from_secs(1);
+            let first = second * 1000;
+            assert!(told(&mut limiter, first..first + 100, 1, now) <= 1);
+            assert_eq!(
+                told(&mut limiter, first + 100..first + 101, 1000 + second, now),
+                1
+            );
+        }
+    }
+}
