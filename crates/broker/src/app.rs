@@ -345,8 +345,9 @@ impl Broker {
                 tls,
                 limits(KIAM_REQUESTS, KIAM_UNUSED),
                 drain.clone(),
-                move |peer: SocketAddr, names| {
+                move |peer: SocketAddr, names, trust| {
                     let connection = KiamConnection::new(parts.clone(), peer.ip(), &names)?;
+                    trust.earn();
                     Some(TowerToHyperService::new(kiam::server(connection)))
                 },
             )));
@@ -383,8 +384,8 @@ impl Broker {
             tls,
             limits(STREAMS, UNUSED),
             drain.clone(),
-            move |peer: SocketAddr, names| {
-                let connection = service.connection(peer.ip(), names);
+            move |peer: SocketAddr, names, trust| {
+                let connection = service.connection(peer.ip(), names, trust);
                 Some(TowerToHyperService::new(server(connection)))
             },
         )));

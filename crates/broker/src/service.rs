@@ -16,6 +16,7 @@ use rolegate_proto::v1::{self, from_agent, notice, to_agent};
 use rolegate_proto::wire::{self, MAX_NOTICES, MAX_TO_BROKER};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
+use rolegate_runtime::http2::Trust;
 use rolegate_runtime::places::{Place, Places};
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::tell::{NoticeOutcome, Tell};
@@ -32,7 +33,7 @@ use crate::feed::{Feed, PER_NODE};
 use crate::identity::Refused;
 use crate::metrics::BrokerMetrics;
 use crate::reviewer::Reviewer;
-use proof::{PROOF, Proofs};
+use proof::{PROOF, Proofs, Unproven};
 
 /// What a client certificate names its node by.
 pub const NODE_URI: &str = "rolegate://node/";
@@ -80,6 +81,7 @@ pub struct Connection {
     nodes: Arc<[String]>,
     /// When that certificate ends.
     until: Option<Timestamp>,
+    trust: Trust,
 }
 
 impl Service {
@@ -92,7 +94,12 @@ impl Service {
     }
 
     /// What answers one connection.
-    pub fn connection(self: &Arc<Self>, peer: IpAddr, names: ClientNames) -> Connection {
+    pub fn connection(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        names: ClientNames,
+        trust: Trust,
+    ) -> Connection {
         let nodes = names
             .uris
             .iter()
@@ -102,6 +109,7 @@ impl Service {
             peer: peer.to_canonical(),
             nodes: nodes.map(Into::into).collect(),
             until: names.until,
+            trust,
         }
     }
 }
@@ -129,9 +137,10 @@ impl Connection {
         };
         let token = Zeroizing::new(take(&mut hello.token));
         let claimed = wire::name(&hello.node, "a node's name").map_err(malformed)?;
+        let version = wire::name(&hello.version, "an agent's version").map_err(malformed)?;
         let by_token = !token.is_empty();
         let proven = self.prove(claimed, &token).await;
-        let proven = proven.map_err(|why| self.unproven(why))?;
+        let proven = proven.map_err(|why| self.unproven(&why))?;
         drop(token);
         let place = self.place(proven.node.clone())?;
         let welcome = to_agent::Body::Welcome(v1::Welcome {
@@ -145,7 +154,11 @@ impl Connection {
         let mut proofs = Proofs::new(&self, &proven);
         let desk = Seat::take(Feed::new(place, proven.pod_uid), parts.orders.clone());
         let feed = &desk.feed;
-        info!(node = %feed.node, peer = %self.peer, version = hello.version.escape_debug().to_string(), "an agent is served");
+        info!(node = %feed.node, peer = %self.peer, version, "an agent is served");
+        let over = |why: Unproven| {
+            info!(node = %feed.node, peer = %self.peer, "an agent's stream ends: {why}");
+            self.unproven(&why)
+        };
 
         let mut begun = false;
         let mut pulse = tokio::time::interval(PULSE);
@@ -156,13 +169,11 @@ impl Connection {
             tokio::select! {
                 // What ends it goes before what the agent says.
                 biased;
-                () = feed.closed.cancelled() => {
-                    return Err(self.refuse(Refused::Gone));
-                }
+                () = feed.closed.cancelled() => return Err(over(Refused::Gone.into())),
                 () = &mut ending => {
                     return Err(Status::unavailable("this broker is stopping"));
                 }
-                why = proofs.end() => return Err(self.unproven(why)),
+                why = proofs.end() => return Err(over(why)),
                 _ = pulse.tick() => pulses = true,
                 permit = sender.reserve(), if news || pulses => {
                     let Ok(permit) = permit else { return Ok(()) };

@@ -17,7 +17,8 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::drain::Drain;
 use crate::places::Places;
@@ -34,6 +35,12 @@ const WINDOW: u32 = 64 << 10;
 const SEND_BUFFER: usize = 64 << 10;
 /// How often it is looked whether a connection is used.
 const LOOK: Duration = Duration::from_secs(15);
+/// The part of all connections that may be of those who have proven nothing: whoever can connect is
+/// one of them, and an agent only for a moment.
+const UNPROVEN: usize = 8;
+/// How long a connection may be open without a proof: a handshake, a first message and a look at what
+/// it shows, and some more.
+const PROOF: Duration = Duration::from_secs(30);
 /// Bytes of headers.
 const HEADERS: u32 = 16 << 10;
 
@@ -51,9 +58,22 @@ pub struct Limits {
     pub unused: Duration,
 }
 
+/// Whether a connection's other end has proven who it is. Until then it may be open for 30 s only,
+/// and has its place among an eighth of all. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Trust(CancellationToken);
+
+impl Trust {
+    /// It has, now.
+    pub fn earn(&self) {
+        self.0.cancel();
+    }
+}
+
 /// Answers connections on `listener` until the drain begins; what is open is then asked to end, and
 /// cut off when it is forced. `connect` is asked for the service of each connection, with the
-/// peer's address and what its certificate says; without one the connection is closed.
+/// peer's address and what its certificate says, and is told where to say that more is proven;
+/// without one the connection is closed.
 pub async fn serve<C, S, B>(
     listener: TcpListener,
     tls: MutualTls,
@@ -61,7 +81,7 @@ pub async fn serve<C, S, B>(
     drain: Drain,
     connect: C,
 ) where
-    C: Fn(SocketAddr, ClientNames) -> Option<S> + Clone + Send + 'static,
+    C: Fn(SocketAddr, ClientNames, Trust) -> Option<S> + Clone + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send,
     B: Body + Unpin + Send + 'static,
@@ -69,15 +89,17 @@ pub async fn serve<C, S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let room = Arc::new(Semaphore::new(limits.connections));
+    let hall = Arc::new(Semaphore::new((limits.connections / UNPROVEN).max(1)));
     let places = Places::new(limits.per_address);
     let mut begun = pin!(drain.begun());
     loop {
         let accepted = async {
-            // The semaphore is never closed.
+            // No semaphore is ever closed.
+            let guest = Arc::clone(&hall).acquire_owned().await.ok();
             let place = Arc::clone(&room).acquire_owned().await.ok();
-            (place, listener.accept().await)
+            (guest, place, listener.accept().await)
         };
-        let (place, accepted) = tokio::select! {
+        let (guest, place, accepted) = tokio::select! {
             () = &mut begun => return,
             accepted = accepted => accepted,
         };
@@ -90,11 +112,16 @@ pub async fn serve<C, S, B>(
                 let (tls, ending, connect) = (tls.clone(), drain.clone(), connect.clone());
                 drain.spawn(async move {
                     prepare(&stream);
-                    if let Some((stream, names)) = tls.accept(stream).await
-                        && let Some(service) = connect(peer, names)
-                    {
-                        converse(stream, limits, ending, service).await;
-                    }
+                    let trust = Trust::default();
+                    let earned = trust.clone();
+                    let talk = async move {
+                        if let Some((stream, names)) = tls.accept(stream).await
+                            && let Some(service) = connect(peer, names, earned)
+                        {
+                            converse(stream, limits, ending, service).await;
+                        }
+                    };
+                    host(talk, &trust, guest).await;
                     drop((place, own));
                 });
             }
@@ -104,6 +131,20 @@ pub async fn serve<C, S, B>(
             }
         }
     }
+}
+
+/// Has somebody as a guest, for so long, and then as one of ours if that is proven meanwhile.
+async fn host(talk: impl Future<Output = ()>, trust: &Trust, guest: Option<OwnedSemaphorePermit>) {
+    let mut talk = pin!(talk);
+    tokio::select! {
+        () = &mut talk => return,
+        earned = tokio::time::timeout(PROOF, trust.0.cancelled()) => if earned.is_err() {
+            tracing::debug!("nothing was proven on a connection, closing");
+            return;
+        }
+    }
+    drop(guest);
+    talk.await;
 }
 
 async fn converse<T, S, B>(stream: T, limits: Limits, drain: Drain, service: S)

@@ -6,7 +6,7 @@ use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use jiff::Timestamp;
 use tokio::time::timeout;
 use tonic::Status;
-use tracing::{debug, info};
+use tracing::debug;
 use zeroize::Zeroizing;
 
 use super::Connection;
@@ -45,6 +45,7 @@ impl Connection {
         if proven.until.is_some_and(|until| until <= now) {
             return Err(Refused::Ended.into());
         }
+        self.trust.earn();
         debug!(node = %proven.node, peer = %self.peer, broker = parts.name, "agent proven");
         Ok(proven)
     }
@@ -83,26 +84,22 @@ impl Connection {
         Ok(proven?)
     }
 
-    /// What somebody is told who has proven nothing.
-    pub(super) fn unproven(&self, why: Unproven) -> Status {
+    /// What somebody is told who has proven nothing, or whose proof counts no longer. Anybody can
+    /// have this said, so it is no line of the log.
+    pub(super) fn unproven(&self, why: &Unproven) -> Status {
+        debug!(peer = %self.peer, "an agent is refused: {why}");
         match why {
-            Unproven::Refused(refused) => self.refuse(refused),
-            Unproven::Unasked(why) => {
-                debug!(peer = %self.peer, "an agent's token cannot be looked at: {why}");
-                Status::unavailable(match why {
-                    ReviewError::Busy => "the broker looks at too many tokens, try again",
-                    ReviewError::Api(_) => {
-                        "the broker cannot ask the API server about the token, try again"
-                    }
-                })
+            Unproven::Refused(refused) => {
+                self.service.parts.metrics.refused(refused.reason());
+                Status::unauthenticated(refused.to_string())
             }
+            Unproven::Unasked(ReviewError::Busy) => {
+                Status::unavailable("the broker looks at too many tokens, try again")
+            }
+            Unproven::Unasked(ReviewError::Api(_)) => Status::unavailable(
+                "the broker cannot ask the API server about the token, try again",
+            ),
         }
-    }
-
-    pub(super) fn refuse(&self, refused: Refused) -> Status {
-        self.service.parts.metrics.refused(refused.reason());
-        info!(peer = %self.peer, "an agent is refused: {refused}");
-        Status::unauthenticated(refused.to_string())
     }
 }
 

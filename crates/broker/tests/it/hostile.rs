@@ -241,6 +241,16 @@ async fn hostile_bytes_and_streams_cost_nobody_anything() {
         );
     }
     let known = stage.tls(Some(stage.node_pair("node-1")));
+    for version in ["1\n2".to_owned(), "1".repeat(300)] {
+        let odd = Raw::open(&known, to).await;
+        let hello = v1::Hello {
+            node: "node-1".into(),
+            version,
+            token: String::new(),
+        };
+        odd.say(from_agent::Body::Hello(hello)).await;
+        assert_eq!(odd.end().await.code(), Code::InvalidArgument);
+    }
     let twice = Raw::serving(&known, to, "node-1").await;
     twice.say(begin()).await;
     assert_eq!(twice.end().await.code(), Code::InvalidArgument);
@@ -282,6 +292,35 @@ async fn whoever_has_proven_nothing_sends_no_large_message() {
         .say(from_agent::Body::Notices(v1::Notices { notices }))
         .await;
     assert_eq!(stranger.end().await.code(), Code::OutOfRange);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_have_an_eighth_of_the_room_and_agents_the_rest() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    options.connections = 16;
+    let broker = stage.start(options).await;
+    let to = broker.addresses().agents;
+    // More than there may be guests.
+    let pairs = ["node-1", "node-2", "node-3"].map(|node| (node, stage.node_pair(node)));
+    let mut held = Vec::new();
+    for (node, pair) in pairs {
+        held.push(Raw::serving(&stage.tls(Some(pair)), to, node).await);
+    }
+    let tls = stage.tls(None);
+    let stranger = async |n| connect(&tls, Ipv4Addr::new(127, 0, 0, n), to).await;
+    let opened = futures::future::join_all((66..70).map(&stranger));
+    let opened = tokio::time::timeout(Duration::from_secs(2), opened).await;
+    assert!(opened.is_err(), "strangers have more than an eighth");
+    // Who is there is served on.
+    stage.kube.put_pod(pod("new", 1, 2, "reader"));
+    while held[0]
+        .update()
+        .await
+        .residents
+        .iter()
+        .all(|it| it.name != "new")
+    {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

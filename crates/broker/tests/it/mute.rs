@@ -13,7 +13,7 @@ use rolegate_proto::v1::broker_server::{Broker, BrokerServer};
 use rolegate_proto::v1::{self, to_agent};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
-use rolegate_runtime::http2::{Limits, serve};
+use rolegate_runtime::http2::{Limits, Trust, serve};
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::tls::{CertificateStore, ClientAuthorities, MutualTls};
 use tokio::net::TcpListener;
@@ -72,7 +72,8 @@ async fn a_broker_that_says_nothing_is_left() {
         unused: Duration::from_secs(30),
     };
     let (drain, mute) = (Drain::new(), Mute::default());
-    let connect = move |_: SocketAddr, _| {
+    let connect = move |_: SocketAddr, _, trust: Trust| {
+        trust.earn();
         let service = BrokerServer::new(mute.clone());
         Some(TowerToHyperService::new(service))
     };

@@ -245,7 +245,8 @@ impl Stage {
             scope: SessionScope::Workload,
             session_seconds: 3600,
             engine: EngineOptions::default(),
-            connections: 100,
+            // An eighth is for those who have proven nothing: more than one address may have.
+            connections: 200,
             connections_per_address: 16,
             kiam: None,
             clock: self.clock.clone(),

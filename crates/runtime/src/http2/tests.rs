@@ -122,6 +122,45 @@ async fn a_connection_that_nothing_is_asked_on_ends_and_one_in_use_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_nothing_is_proven_a_connection_ends_whatever_is_asked_on_it() {
+    let hall = Arc::new(Semaphore::new(2));
+    let guest = |trust: Trust| {
+        let (theirs, ours) = duplex(64 << 10);
+        let place = hall.clone().try_acquire_owned().ok();
+        assert!(place.is_some());
+        let served = tokio::spawn(async move {
+            let talk = converse(ours, LIMITS, Drain::new(), service_fn(answer));
+            host(talk, &trust, place).await;
+        });
+        (theirs, served)
+    };
+    let trust = Trust::default();
+    let (stream, served) = guest(trust.clone());
+    let (mut requests, _connection) = client(stream).await;
+    let _open = requests.send_request(get("/open")).await.unwrap();
+    let (stream, stranger) = guest(Trust::default());
+    let (mut busy, _busy) = client(stream).await;
+    assert_eq!(hall.available_permits(), 0);
+    trust.earn();
+    // One stream after the other, and never none.
+    let start = tokio::time::Instant::now();
+    let mut open = Vec::new();
+    while let Ok(answer) = busy.send_request(get("/open")).await {
+        assert!(start.elapsed() < LONG);
+        open.push(answer);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        if open.len() > 1 {
+            open.remove(0);
+        }
+    }
+    ended(stranger).await;
+    tokio::time::sleep(LONG).await;
+    assert!(!served.is_finished());
+    // Nobody who has proven it has a guest's place.
+    assert_eq!(hall.available_permits(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_is_asked_now_and_then_stays_where_that_is_how_it_is_used() {
     let unused = Duration::from_secs(10_000);
     let limits = Limits { unused, ..LIMITS };
