@@ -1,6 +1,8 @@
 //! Brokers and agents over the stand-ins: the whole protocol, in one process.
 #![cfg(test)]
 
+mod certificates;
+mod clocks;
 mod faults;
 mod hostile;
 mod kiam;
