@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod broker_certificate;
+mod broker_served;
 mod certificates;
 mod controller;
 mod crds;

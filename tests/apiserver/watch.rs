@@ -276,7 +276,7 @@ async fn the_node_is_found_and_events_reach_the_pod() {
 
 #[tokio::test]
 async fn starts_before_the_api_server_and_survives_its_restart() {
-    let mut cluster = Cluster::start().await.unwrap();
+    let cluster = Cluster::start().await.unwrap();
     let connection = connect(&cluster).await;
     cluster.create_namespace("shop", &[]).await.unwrap();
     let pod = |name| TestPod::new("shop", name, "node").address(ip("10.0.0.1"));

@@ -15,16 +15,19 @@ use crate::site::DEADLINE;
 /// Those who ask at once.
 const ASKERS: usize = 4;
 
-/// A pod that asks for its role's credentials on and on, over a new connection each time.
-#[derive(Default)]
+/// A pod, and the role that it asks for.
+pub(crate) type Asker<'a> = (&'a Namespace, &'a str);
+
+/// Pods that ask for their roles' credentials on and on, over a new connection each time.
 pub(crate) struct Asking {
     stop: AtomicBool,
-    answered: AtomicUsize,
+    /// By pod.
+    answered: Vec<AtomicUsize>,
     failed: Mutex<Vec<String>>,
 }
 
 impl Asking {
-    /// Asks for `role` with these headers as long as `work` goes on.
+    /// One pod asks for `role` with these headers as long as `work` goes on.
     ///
     /// # Errors
     /// That of the work, or the first request that failed. Needs a runtime of several threads.
@@ -34,15 +37,34 @@ impl Asking {
         headers: &[(&str, &str)],
         work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let asking = Self::default();
+        Self::all_during(&[(pod, role)], headers, work)
+    }
+
+    /// The same, of several pods.
+    ///
+    /// # Errors
+    /// As [`Self::during`].
+    pub(crate) fn all_during<T>(
+        pods: &[Asker<'_>],
+        headers: &[(&str, &str)],
+        work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let asking = Self {
+            stop: AtomicBool::default(),
+            answered: pods.iter().map(|_| AtomicUsize::default()).collect(),
+            failed: Mutex::default(),
+        };
         let runtime = Handle::current();
         let done = tokio::task::block_in_place(|| {
             thread::scope(|scope| {
                 let _stop = Stop(&asking.stop);
-                for _ in 0..ASKERS {
-                    scope.spawn(|| asking.on(pod, role, headers));
+                let asking = &asking;
+                for (&pod, answered) in pods.iter().zip(&asking.answered) {
+                    for _ in 0..ASKERS.div_ceil(pods.len()) {
+                        scope.spawn(move || asking.on(pod, headers, answered));
+                    }
                 }
-                runtime.block_on(work(&asking))
+                runtime.block_on(work(asking))
             })
         });
         let done = done?;
@@ -52,12 +74,12 @@ impl Asking {
         Ok(done)
     }
 
-    fn on(&self, pod: &Namespace, role: &str, headers: &[(&str, &str)]) {
+    fn on(&self, (pod, role): Asker<'_>, headers: &[(&str, &str)], answered: &AtomicUsize) {
         let path = format!("{CREDENTIALS}{role}");
         while !self.stop.load(Ordering::Relaxed) {
             match ask::request(pod, METADATA, "GET", &path, headers) {
                 Ok(reply) if reply.status == 200 && reply.body.contains("AccessKeyId") => {
-                    self.answered.fetch_add(1, Ordering::SeqCst);
+                    answered.fetch_add(1, Ordering::SeqCst);
                 }
                 Ok(reply) => self.failed.lock().unwrap().push(format!("{reply:?}")),
                 Err(error) => self.failed.lock().unwrap().push(format!("{error:#}")),
@@ -65,19 +87,27 @@ impl Asking {
         }
     }
 
-    /// Waits until as many more requests were answered; the first that fails ends the wait.
+    /// Waits until as many more requests of each pod were answered; the first that fails ends the
+    /// wait.
     pub(crate) async fn more(&self, count: usize) -> anyhow::Result<()> {
-        let enough = self.answered.load(Ordering::SeqCst) + count;
+        let before = self.answered();
         eventually(DEADLINE, async || {
             let failed = !self.failed.lock().unwrap().is_empty();
-            let answered = self.answered.load(Ordering::SeqCst);
-            ensure!(failed || answered >= enough, "{answered} of {enough}");
+            let answered = self.answered();
+            let mut each = answered.iter().zip(&before);
+            let enough = each.all(|(now, before)| *now >= before + count);
+            ensure!(failed || enough, "{answered:?} after {before:?}");
             Ok(())
         })
         .await?;
         let failed = self.failed.lock().unwrap();
         ensure!(failed.is_empty(), "a request failed: {failed:?}");
         Ok(())
+    }
+
+    fn answered(&self) -> Vec<usize> {
+        let answered = self.answered.iter();
+        answered.map(|it| it.load(Ordering::SeqCst)).collect()
     }
 }
 

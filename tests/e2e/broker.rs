@@ -4,6 +4,7 @@
 
 mod failover;
 mod moving;
+mod outages;
 mod place;
 mod rights;
 mod stolen;

@@ -8,7 +8,7 @@ use crate::site::{DEADLINE, Site, credentials, served};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_survives_api_server_restart_and_slow_start() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start().await?;
+    let cluster = Cluster::start().await?;
     let site = Site::new("slow", &cluster).await?;
     cluster.create_namespace(&site.namespace("a"), &[]).await?;
     let pod = site.pod("10.1.0.5")?;

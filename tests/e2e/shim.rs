@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ pub(crate) struct Sts {
 }
 
 struct State {
-    moto: u16,
+    moto: AtomicU16,
     client: Client<HttpConnector, Full<Bytes>>,
     life: Mutex<Option<Duration>>,
     assumed: Mutex<Vec<Assumed>>,
@@ -57,8 +58,13 @@ async fn moto() -> anyhow::Result<&'static Moto> {
 
 impl Sts {
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::before(moto().await?).await
+    }
+
+    /// Before a moto of the test's own, which may end.
+    pub(crate) async fn before(moto: &Moto) -> anyhow::Result<Self> {
         let state = Arc::new(State {
-            moto: moto().await?.port(),
+            moto: moto.port().into(),
             client: Client::builder(TokioExecutor::new()).build_http(),
             life: Mutex::default(),
             assumed: Mutex::default(),
@@ -79,6 +85,11 @@ impl Sts {
     /// Its URL, in whatever namespace the port is forwarded to.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Passes requests on to this moto from now on.
+    pub(crate) fn lead_to(&self, moto: &Moto) {
+        self.state.moto.store(moto.port(), Ordering::SeqCst);
     }
 
     /// Makes sessions end this far from now.
@@ -139,7 +150,7 @@ impl State {
         }
         let body = body.collect().await?.to_bytes();
         let asked: BTreeMap<_, _> = form_urlencoded::parse(&body).into_owned().collect();
-        parts.uri = format!("http://127.0.0.1:{}/", self.moto).parse()?;
+        parts.uri = format!("http://127.0.0.1:{}/", self.moto.load(Ordering::SeqCst)).parse()?;
         let answer = self
             .client
             .request(Request::from_parts(parts, Full::from(body)))

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::config::Kubeconfig;
 use kube::{Api, Client};
 use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::OnceCell;
@@ -36,7 +37,7 @@ const CONTROLLERS: &str = "serviceaccount-controller,root-ca-certificate-publish
 /// A running API server with its etcd. Fields are dropped from the top: processes, then files.
 pub struct Cluster {
     controllers: Option<Process>,
-    apiserver: Option<Process>,
+    apiserver: Mutex<Option<Process>>,
     _etcd: Process,
     binary: PathBuf,
     port: ReservedPort,
@@ -74,9 +75,9 @@ impl Cluster {
 
         let binary = binary()?;
         let etcd_port = ReservedPort::new()?;
-        let mut cluster = Self {
+        let cluster = Self {
             controllers: None,
-            apiserver: None,
+            apiserver: Mutex::default(),
             _etcd: etcd(&binary, dir, &etcd_port)?,
             binary,
             port: ReservedPort::new()?,
@@ -198,16 +199,43 @@ impl Cluster {
     }
 
     /// Kills the API server, as a fault; etcd stays.
-    pub fn stop_apiserver(&mut self) {
-        self.apiserver = None;
+    pub fn stop_apiserver(&self) {
+        self.running().take();
+    }
+
+    /// Freezes the API server, as a fault: whoever asks it, or watches, hears nothing more and isn't
+    /// told.
+    ///
+    /// # Errors
+    /// When it doesn't run.
+    pub fn freeze_apiserver(&self) -> anyhow::Result<()> {
+        self.signal_apiserver(Signal::STOP)
+    }
+
+    /// Lets it go on from where it was frozen.
+    ///
+    /// # Errors
+    /// When it doesn't run.
+    pub fn thaw_apiserver(&self) -> anyhow::Result<()> {
+        self.signal_apiserver(Signal::CONT)
+    }
+
+    fn signal_apiserver(&self, signal: Signal) -> anyhow::Result<()> {
+        let running = self.running();
+        let process = running.as_ref().context("the API server doesn't run")?;
+        process.signal(signal)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Process>> {
+        self.apiserver.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Starts the API server, on the same port and with the same keys as before.
     ///
     /// # Errors
     /// When it does not get ready; with the end of its log.
-    pub async fn start_apiserver(&mut self) -> anyhow::Result<()> {
-        ensure!(self.apiserver.is_none(), "the API server runs already");
+    pub async fn start_apiserver(&self) -> anyhow::Result<()> {
+        ensure!(self.running().is_none(), "the API server runs already");
         let url = self.url();
         let mut command = Command::new(&self.binary);
         command
@@ -243,7 +271,7 @@ impl Cluster {
                 Ok(admin.request_text(ready).await?)
             })
             .await?;
-        self.apiserver = Some(process);
+        *self.running() = Some(process);
         Ok(())
     }
 
@@ -251,7 +279,7 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Self::start_apiserver`].
-    pub async fn restart_apiserver(&mut self) -> anyhow::Result<()> {
+    pub async fn restart_apiserver(&self) -> anyhow::Result<()> {
         self.stop_apiserver();
         self.start_apiserver().await
     }
@@ -360,7 +388,7 @@ mod tests {
 
     #[tokio::test]
     async fn pods_survive_the_restart_of_the_api_server_and_processes_end_with_the_cluster() {
-        let mut cluster = Cluster::start().await.unwrap();
+        let cluster = Cluster::start().await.unwrap();
         cluster
             .create_namespace("shop", &[("iam.amazonaws.com/allowed-roles", "[]")])
             .await
@@ -382,7 +410,7 @@ mod tests {
         assert!(left.items.is_empty());
 
         let dir = cluster.dir().to_owned();
-        let pid = cluster.apiserver.as_ref().unwrap().pid();
+        let pid = cluster.running().as_ref().unwrap().pid();
         drop(cluster);
         assert!(!dir.exists());
         assert!(!Path::new(&format!("/proc/{pid}")).exists());

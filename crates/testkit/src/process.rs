@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::eventually;
 
@@ -138,6 +138,20 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         kill_process(Pid::from_child(&self.child), signal)
             .with_context(|| format!("{} can't be signalled", self.name))
+    }
+
+    /// Lets it take no memory beyond what it has, as a fault.
+    ///
+    /// # Errors
+    /// When it has left already, or the limit can't be set.
+    pub fn starve(&self) -> anyhow::Result<()> {
+        let limit = Rlimit {
+            current: Some(0),
+            maximum: None,
+        };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::As, limit)
+            .with_context(|| format!("{} can't be limited", self.name))?;
+        Ok(())
     }
 
     /// Sends SIGTERM and waits until it has left.

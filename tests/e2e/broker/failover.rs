@@ -1,103 +1,172 @@
-//! Two brokers, of which one goes away: no pod notices.
+//! Two brokers, of which one goes away: no pod notices, neither one that was there nor one that has
+//! just started.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::{Rolegate, eventually};
 
 use super::place::{Node, Place};
-use crate::asking::Asking;
-use crate::site::DEADLINE;
+use crate::ask::{self, CREDENTIALS};
+use crate::asking::{Asker, Asking};
+use crate::site::{DEADLINE, credentials};
 
 const FLAGS: [&str; 1] = ["--layer=namespace=off"];
+/// Longer than a busy machine takes for a failover: what a pod's first request waits for.
+const PATIENCE: &str = "--wait=10s";
 
 const STREAMS: [&str; 2] = [
     r#"rolegate_broker_streams{use="serving"}"#,
     r#"rolegate_broker_streams{use="warm"}"#,
 ];
 
-/// Streams of agents to a broker: serving, and warm.
-fn streams(place: &Place, broker: u8) -> anyhow::Result<(u64, u64)> {
-    let [serving, warm] = STREAMS.map(|series| place.metric(broker, series));
-    Ok((serving?, warm?))
+/// Two nodes and where they are.
+struct Scene {
+    place: Place,
+    nodes: [Node; 2],
+    /// The last octet of the pod that was made last.
+    last: Cell<u8>,
 }
 
-/// Waits until the node's agent has one stream to each broker; gives the one that serves.
-async fn settled(place: &Place) -> anyhow::Result<u8> {
-    eventually(DEADLINE, async || {
-        let both = (streams(place, 1)?, streams(place, 2)?);
-        match both {
-            ((1, 0), (0, 1)) => Ok(1),
-            ((0, 1), (1, 0)) => Ok(2),
-            other => anyhow::bail!("streams are {other:?}"),
-        }
-    })
-    .await
-}
+impl Scene {
+    /// Streams of agents to a broker: serving, and warm.
+    fn streams(&self, broker: u8) -> anyhow::Result<(u64, u64)> {
+        let [serving, warm] = STREAMS.map(|series| self.place.metric(broker, series));
+        Ok((serving?, warm?))
+    }
 
-/// A pod that appears gets its role.
-async fn appears(place: &Place, node: &Node, last: u8) -> anyhow::Result<()> {
-    let pod = place.pod(node, last)?;
-    let object = place.object(node, "a", &format!("new-{last}"), &pod);
-    place.cluster.run_pod(&object.role("fresh")).await?;
-    place.served(&pod, "fresh").await?;
-    Ok(())
+    /// Waits until each agent has a stream to each broker; gives a broker that serves one.
+    async fn settled(&self) -> anyhow::Result<u8> {
+        let nodes = u64::try_from(self.nodes.len())?;
+        eventually(DEADLINE, async || {
+            let ((first, warm), other) = (self.streams(1)?, self.streams(2)?);
+            let whole = first + warm == nodes && other == (warm, first);
+            ensure!(whole, "streams are {first} and {warm}, {other:?}");
+            Ok(if first > 0 { 1 } else { 2 })
+        })
+        .await
+    }
+
+    /// A pod starts on a node, with a role that nobody had, and asks once.
+    async fn starts(&self, node: &Node) -> anyhow::Result<()> {
+        let last = self.last.get() + 1;
+        self.last.set(last);
+        let (place, pod) = (&self.place, Arc::new(self.place.pod(node, last)?));
+        let role = format!("role-{last}");
+        let object = place.object(node, "a", &format!("pod-{last}"), &pod);
+        place.cluster.run_pod(&object.role(&role)).await?;
+        let path = format!("{CREDENTIALS}{role}");
+        let first = tokio::task::spawn_blocking(move || ask::get(&pod, &path));
+        let reply = first.await??;
+        ensure!(reply.status == 200, "the first request of a pod: {reply:?}");
+        Ok(())
+    }
+
+    /// Pods start on both nodes as long as `work` goes on, and once more.
+    async fn starting<T>(
+        &self,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        let done = Cell::new(false);
+        let work = async {
+            let result = work.await;
+            done.set(true);
+            result
+        };
+        let pods = async {
+            while !done.get() {
+                for node in &self.nodes {
+                    self.starts(node).await?;
+                }
+            }
+            Ok(())
+        };
+        Ok(tokio::try_join!(work, pods)?.0)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_while_brokers_go_and_come() -> anyhow::Result<()> {
     let place = Place::new("failover", 2).await?;
-    place
-        .cluster
-        .create_namespace(&place.named("a"), &[])
-        .await?;
-    let node = place.node(1).await?;
-    let pod = place.pod(&node, 5)?;
-    let object = place.object(&node, "a", "asking", &pod).role("reader");
-    place.cluster.run_pod(&object).await?;
+    let namespace = place.named("a");
+    place.cluster.create_namespace(&namespace, &[]).await?;
+    let nodes = [place.node(1).await?, place.node(2).await?];
+    let pods = [place.pod(&nodes[0], 5)?, place.pod(&nodes[1], 6)?];
+    for ((node, pod), role) in nodes.iter().zip(&pods).zip(["reader", "writer"]) {
+        let object = place.object(node, "a", role, pod).role(role);
+        place.cluster.run_pod(&object).await?;
+    }
     let first = place.broker(1, &FLAGS).await?;
     let second = place.broker(2, &FLAGS).await?;
-    let agent = place.agent(&node).await?;
-    place.served(&pod, "reader").await?;
+    let mut agents = Vec::new();
+    for node in &nodes {
+        let mut agent = place.unready_agent(node, &[PATIENCE])?;
+        node.ready(&mut agent).await?;
+        agents.push(agent);
+    }
+    place.served(&pods[0], "reader").await?;
+    place.served(&pods[1], "writer").await?;
 
-    let brokers = [first, second];
-    Asking::during(&pod, "reader", &[], async |asking| {
-        fail_over(&place, &node, asking, brokers).await
+    let (mut brokers, last) = ([first, second], Cell::new(10));
+    let scene = Scene { place, nodes, last };
+    let askers: [Asker<'_>; 2] = [(&pods[0], "reader"), (&pods[1], "writer")];
+    Asking::all_during(&askers, &[], async |asking| {
+        fail_over(&scene, asking, &mut brokers).await?;
+        // Refreshed once more with no broker that comes or goes.
+        let before = credentials(askers[0].0, "reader")?;
+        eventually(DEADLINE, async || {
+            let now = credentials(askers[0].0, "reader")?;
+            ensure!(now != before, "the session of before");
+            Ok(())
+        })
+        .await?;
+        asking.more(20).await
     })?;
-    let log = agent.log();
-    ensure!(!log.contains("ERROR"), "{log}");
+    for agent in &agents {
+        let log = agent.log();
+        ensure!(!log.contains("ERROR"), "{log}");
+    }
     Ok(())
 }
 
 async fn fail_over(
-    place: &Place,
-    node: &Node,
+    scene: &Scene,
     asking: &Asking,
-    mut brokers: [Rolegate; 2],
+    brokers: &mut [Rolegate; 2],
 ) -> anyhow::Result<()> {
     // Killed: its agents go over to the other at once.
-    let serving = settled(place).await?;
-    asking.more(50).await?;
+    let serving = scene.settled().await?;
     let killed = brokers.get_mut(usize::from(serving) - 1);
-    killed.context("a broker")?.kill();
-    let other = 3 - serving;
-    appears(place, node, 6).await?;
-    assert_eq!(streams(place, other)?.0, 1);
-    asking.more(50).await?;
+    let killed = killed.context("a broker")?;
+    scene
+        .starting(async {
+            asking.more(20).await?;
+            killed.kill();
+            asking.more(50).await
+        })
+        .await?;
+    assert_eq!(scene.streams(3 - serving)?.0, 2);
     // All of them: what is there is served on.
     brokers.iter_mut().for_each(|broker| broker.kill());
     asking.more(50).await?;
-    for (number, broker) in (1..).zip(&mut brokers) {
-        *broker = place.broker(number, &FLAGS).await?;
-    }
-    appears(place, node, 7).await?;
+    // From now on a session is renewed after 8 s, or a little more.
+    let place = &scene.place;
+    place.sts.set_life(Duration::from_secs(20));
+    *brokers = tokio::try_join!(place.broker(1, &FLAGS), place.broker(2, &FLAGS))?.into();
 
-    // A rolling restart: one after the other, when there is a stream to the one before.
-    for (number, broker) in (1..).zip(&mut brokers) {
-        settled(place).await?;
-        ensure!(broker.stop().await?.success(), "{}", broker.log());
-        asking.more(50).await?;
-        *broker = place.broker(number, &FLAGS).await?;
-        appears(place, node, 10 + number).await?;
+    // A rolling update: one after the other, when there is a stream to the one before.
+    for (number, broker) in (1..).zip(brokers.iter_mut()) {
+        scene.settled().await?;
+        scene
+            .starting(async {
+                ensure!(broker.stop().await?.success(), "{}", broker.log());
+                asking.more(50).await?;
+                *broker = place.broker(number, &FLAGS).await?;
+                Ok(())
+            })
+            .await?;
     }
-    settled(place).await?;
     asking.more(50).await
 }

@@ -38,13 +38,19 @@ pub(super) async fn cluster() -> anyhow::Result<&'static Cluster> {
     CLUSTER
         .get_or_try_init(async || {
             let cluster = Cluster::start().await?;
-            for manifest in ["crds", "rolegate-broker", "rolegate-agent-broker"] {
-                let path = repository().join(format!("deploy/{manifest}.yaml"));
-                cluster.apply_file(&path).await?;
-            }
+            install(&cluster).await?;
             Ok(cluster)
         })
         .await
+}
+
+/// Applies brokers' manifests to a cluster.
+pub(super) async fn install(cluster: &Cluster) -> anyhow::Result<()> {
+    for manifest in ["crds", "rolegate-broker", "rolegate-agent-broker"] {
+        let path = repository().join(format!("deploy/{manifest}.yaml"));
+        cluster.apply_file(&path).await?;
+    }
+    Ok(())
 }
 
 /// Where brokers run. Places of one cluster keep apart by their name, with which their nodes and
@@ -66,6 +72,8 @@ pub(super) struct Place {
 /// can be reached from it.
 pub(super) struct Node {
     pub(super) name: String,
+    /// The brokers' end of the link to it.
+    link: String,
     pub(super) uid: String,
     pub(super) lab: Lab,
     pub(super) imds: Imds,
@@ -88,11 +96,20 @@ impl Place {
         name: &'static str,
         third: u8,
     ) -> anyhow::Result<Self> {
+        Self::with_sts(cluster, name, third, Sts::start().await?).await
+    }
+
+    /// The same, with this STS.
+    pub(super) async fn with_sts(
+        cluster: &'static Cluster,
+        name: &'static str,
+        third: u8,
+        sts: Sts,
+    ) -> anyhow::Result<Self> {
         let token = cluster
             .service_account_token(HOME, "rolegate-broker")
             .await?;
         let lab = Lab::new()?;
-        let sts = Sts::start().await?;
         let dir = tempfile::tempdir()?;
         std::fs::write(dir.path().join("ca.crt"), cluster.ca_pem())?;
         for address in ["10.9.0.1/32", "10.9.0.2/32"] {
@@ -216,6 +233,7 @@ impl Place {
         Ok(Node {
             imds: start_imds_with(&lab, options).await?,
             uid: object.metadata.uid.context("a node without UID")?,
+            link: link(number),
             name,
             lab,
             agent,
@@ -227,18 +245,36 @@ impl Place {
 
     /// Joins a node to that of the brokers.
     fn join(&self, lab: &Lab, number: u8, address: Ipv4Addr) -> anyhow::Result<()> {
-        let (brokers, node) = (self.lab.node(), lab.node());
+        let (brokers, node, link) = (self.lab.node(), lab.node(), link(number));
         brokers.exec(&format!(
-            "ip link add node{number} type veth peer name wan0 netns {}",
+            "ip link add {link} type veth peer name wan0 netns {}",
             node.name()
         ))?;
-        brokers.exec(&format!("ip link set node{number} up"))?;
+        brokers.exec(&format!("ip link set {link} up"))?;
         node.exec("ip link set wan0 up")?;
         node.exec(&format!("ip addr add {address}/32 dev wan0"))?;
         node.exec(&format!("ip route add 10.9.0.0/24 dev wan0 src {address}"))?;
         brokers.exec(&format!(
-            "ip route add {address}/32 dev node{number} src 10.9.0.1"
+            "ip route add {address}/32 dev {link} src 10.9.0.1"
         ))?;
+        Ok(())
+    }
+
+    /// Cuts a node off: nothing passes between it and the brokers, and nobody is told.
+    pub(super) fn cut(&self, node: &Node) -> anyhow::Result<()> {
+        let link = &node.link;
+        self.lab.node().exec(&format!(
+            "nft add table inet cut-{link} {{ \
+             chain in {{ type filter hook prerouting priority -300; iifname {link} drop; }}; \
+             chain out {{ type filter hook postrouting priority 300; oifname {link} drop; }}; }}"
+        ))?;
+        Ok(())
+    }
+
+    /// The link is there again.
+    pub(super) fn mend(&self, node: &Node) -> anyhow::Result<()> {
+        let brokers = self.lab.node();
+        brokers.exec(&format!("nft delete table inet cut-{}", node.link))?;
         Ok(())
     }
 
@@ -323,6 +359,11 @@ impl Place {
         ensure!(arn.ends_with(&format!(":role/{role}")), "{arn}");
         Ok(key.to_owned())
     }
+}
+
+/// What the brokers' end of the link to a node is called.
+fn link(number: u8) -> String {
+    format!("node{number}")
 }
 
 impl Node {

@@ -17,10 +17,10 @@ use crate::stage::{
 };
 use crate::tokens::{AgentPod, asked_again, minutes, reviews};
 
-const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
-const SERVING: &str = "rolegate_broker_streams{use=\"serving\"}";
-const ENDED: &str = "rolegate_broker_refused_total{reason=\"ended\"}";
-const WARM: &str = "rolegate_broker_streams{use=\"warm\"}";
+pub(crate) const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
+pub(crate) const SERVING: &str = "rolegate_broker_streams{use=\"serving\"}";
+pub(crate) const ENDED: &str = "rolegate_broker_refused_total{reason=\"ended\"}";
+pub(crate) const WARM: &str = "rolegate_broker_streams{use=\"warm\"}";
 
 /// Both brokers behind one address, with the one that serves first.
 async fn two_brokers(stage: &Stage) -> (Network, [Broker; 2]) {
@@ -281,47 +281,5 @@ async fn throttling_slows_new_sessions_down_and_loses_none() {
         served == 30
     })
     .await;
-    load.succeeded().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn clocks_that_differ_do_no_harm() {
-    let (clock, hand) = Clock::ahead();
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    hand.send_replace(Duration::from_secs(600));
-    let reach = stage.reach(
-        broker.addresses().agents,
-        "node-1",
-        stage.node_pair("node-1"),
-    );
-    let agent = stage.agent_of(reach, clock).await;
-    assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
-    let load = Load::start(&agent, address(1, 1), READER);
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
-    until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
-    load.succeeded().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_ends_is_no_outage_where_its_file_is_renewed() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let pair = stage.node_pair_for("node-1", Duration::from_secs(6));
-    let reach = stage.reach(broker.addresses().agents, "node-1", pair);
-    let agent = stage.agent_of(reach, Clock::system()).await;
-    assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
-    let load = Load::start(&agent, address(1, 1), READER);
-    eventually("both streams", || async {
-        metric(&broker, WARM).await == Some(1)
-    })
-    .await;
-    stage.node_pair("node-1");
-    eventually("the end of both streams", || async {
-        metric(&broker, ENDED).await == Some(2)
-    })
-    .await;
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
-    until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
     load.succeeded().await;
 }

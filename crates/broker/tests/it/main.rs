@@ -2,6 +2,8 @@
 #![cfg(test)]
 
 mod away;
+mod certificates;
+mod clocks;
 mod faults;
 mod hostile;
 mod kiam;

@@ -49,9 +49,23 @@ pub(crate) struct Stage {
     authority: Authority,
 }
 
-struct Authority {
+/// Who signs certificates.
+pub(crate) struct Authority {
     params: CertificateParams,
     key: KeyPair,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        Self { params, key }
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.params.self_signed(&self.key).unwrap().pem()
+    }
 }
 
 /// The address of pod `n` of node `node`.
@@ -70,6 +84,12 @@ pub(crate) fn pod(name: &str, node: u8, n: u8, role: &str) -> Pod {
 fn client_params() -> CertificateParams {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+fn broker_params() -> CertificateParams {
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params
 }
 
@@ -111,20 +131,27 @@ impl Stage {
         };
         let sts = Sts::start(LOOPBACK, options).await.unwrap();
         furnish(&kube);
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let folder = TempDir::new().unwrap();
-        let certificate = params.self_signed(&key).unwrap().pem();
-        std::fs::write(folder.path().join("ca.pem"), certificate).unwrap();
-        Self {
+        let stage = Self {
             sts,
             imds,
             kube,
             clock,
-            folder,
-            authority: Authority { params, key },
-        }
+            folder: TempDir::new().unwrap(),
+            authority: Authority::new(),
+        };
+        stage.trust(&[&stage.authority]);
+        stage
+    }
+
+    /// Agents and brokers trust these authorities from now on.
+    pub(crate) fn trust(&self, authorities: &[&Authority]) {
+        let pem: String = authorities.iter().map(|it| it.pem()).collect();
+        std::fs::write(self.path("ca.pem"), pem).unwrap();
+    }
+
+    /// The authority that signs where no other is named.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -133,7 +160,12 @@ impl Stage {
 
     /// A pair of the stage's authority.
     fn pair(&self, name: &str, params: CertificateParams) -> TlsFiles {
-        let issuer = Issuer::from_params(&self.authority.params, &self.authority.key);
+        self.pair_of(&self.authority, name, params)
+    }
+
+    /// A pair of an authority, in the files of this name.
+    fn pair_of(&self, authority: &Authority, name: &str, params: CertificateParams) -> TlsFiles {
+        let issuer = Issuer::from_params(&authority.params, &authority.key);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap();
         let files = TlsFiles {
@@ -154,21 +186,55 @@ impl Stage {
 
     /// The same, which ends after this time.
     pub(crate) fn node_pair_for(&self, node: &str, time: Duration) -> TlsFiles {
+        self.node_pair_of(&self.authority, node, time)
+    }
+
+    /// The same, of this authority.
+    pub(crate) fn node_pair_of(
+        &self,
+        authority: &Authority,
+        node: &str,
+        time: Duration,
+    ) -> TlsFiles {
         let mut params = client_params();
         params.subject_alt_names = vec![node_uri(node)];
-        self.pair_for(node, params, time)
+        self.pair_for(authority, node, params, time)
     }
 
     /// The certificate of a client that is no node, which ends after this time.
     pub(crate) fn client_pair_for(&self, name: &str, time: Duration) -> TlsFiles {
-        self.pair_for(name, client_params(), time)
+        self.pair_for(&self.authority, name, client_params(), time)
     }
 
-    fn pair_for(&self, name: &str, mut params: CertificateParams, time: Duration) -> TlsFiles {
+    fn pair_for(
+        &self,
+        authority: &Authority,
+        name: &str,
+        mut params: CertificateParams,
+        time: Duration,
+    ) -> TlsFiles {
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + self.now() + time;
+        self.pair_of(authority, name, params)
+    }
+
+    /// The certificate of the broker `name`, which is good from one time to the other, both from
+    /// now.
+    pub(crate) fn broker_pair_of(
+        &self,
+        authority: &Authority,
+        name: &str,
+        (from, until): (Duration, Duration),
+    ) -> TlsFiles {
+        let mut params = broker_params();
+        params.not_before = rcgen::date_time_ymd(1970, 1, 1) + self.now() + from;
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + self.now() + until;
+        self.pair_of(authority, name, params)
+    }
+
+    /// The time since 1970.
+    fn now(&self) -> Duration {
         let now = self.clock.now().as_second();
-        let now = Duration::from_secs(u64::try_from(now).unwrap());
-        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + time;
-        self.pair(name, params)
+        Duration::from_secs(u64::try_from(now).unwrap())
     }
 
     /// The certificate of a client that is no node.
@@ -202,9 +268,7 @@ impl Stage {
     }
 
     pub(crate) fn broker_options(&self, name: &str) -> BrokerOptions {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let pair = self.pair(name, params);
+        let pair = self.pair(name, broker_params());
         let (id, key) = self.imds.node_key();
         let credentials =
             Credentials::new(id, key.secret_access_key, key.session_token, None, "devkit");
@@ -290,6 +354,11 @@ impl Stage {
     /// An agent that may never get ready.
     pub(crate) async fn unready_agent(&self, broker: AgentBroker) -> Agent {
         self.start_agent(broker, self.clock.clone()).await
+    }
+
+    /// The same, with a clock of its own.
+    pub(crate) async fn unready_agent_with(&self, broker: AgentBroker, clock: Clock) -> Agent {
+        self.start_agent(broker, clock).await
     }
 
     async fn start_agent(&self, broker: AgentBroker, clock: Clock) -> Agent {
@@ -378,7 +447,8 @@ fn page(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 }
 
-/// A metric of a broker by its name and labels as they are written; `None` where there is none.
+/// The whole part of a broker's metric by its name and labels as they are written; `None` where
+/// there is none.
 pub(crate) async fn metric(broker: &Broker, name: &str) -> Option<u64> {
     metric_at(broker.addresses().admin, name).await
 }
@@ -387,7 +457,7 @@ pub(crate) async fn metric(broker: &Broker, name: &str) -> Option<u64> {
 pub(crate) async fn metric_at<N: FromStr>(admin: SocketAddr, name: &str) -> Option<N> {
     let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
     let value = text.lines().find_map(|line| line.strip_prefix(name));
-    value.and_then(|value| value.trim().parse().ok())
+    value.and_then(|value| value.trim().split('.').next()?.parse().ok())
 }
 
 /// A metric of the broker or agent with this port that is no whole number.

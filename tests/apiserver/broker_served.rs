@@ -1,0 +1,315 @@
+//! A broker that shows what the controller makes, as it is shipped, and agents that know of it what
+//! the controller tells them: both in this process, with stand-ins for AWS.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Api;
+use rolegate_agent::app::{Agent, AgentOptions, MindOptions};
+use rolegate_agent::broker::{BrokerOptions as Reach, Proof};
+use rolegate_agent::door::{DoorOptions, ImdsV2};
+use rolegate_agent::limits::LimitOptions;
+use rolegate_aws::sts::StsOptions;
+use rolegate_broker::app::{Broker, BrokerOptions};
+use rolegate_broker::identity::AgentAccount;
+use rolegate_controller::certificates::SelfMade;
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::engine::EngineOptions;
+use rolegate_core::metadata::AllowList;
+use rolegate_core::session_name::SessionScope;
+use rolegate_devkit::{Imds, ImdsOptions, Sts};
+use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::readiness::Readiness;
+use rolegate_testkit::{TestPod, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+use tokio::time::Instant;
+
+use super::controller::{DEADLINE, Site};
+
+const NAMESPACE: &str = "broker-served";
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+/// How long a certificate lasts; the next is made at two thirds.
+const LIFE: Duration = Duration::from_secs(18);
+const SERVING: &str = r#"rolegate_broker_streams{use="serving"}"#;
+const ENDED: &str = r#"rolegate_broker_refused_total{reason="ended"}"#;
+
+/// AWS.
+struct Aws {
+    imds: Imds,
+    sts: Sts,
+}
+
+impl Aws {
+    async fn start() -> anyhow::Result<Self> {
+        let imds = Imds::start(LOOPBACK, ImdsOptions::default()).await?;
+        let (id, key) = imds.node_key();
+        let options = rolegate_devkit::StsOptions {
+            keys: Some([(id, key)].into()),
+            ..rolegate_devkit::StsOptions::default()
+        };
+        let sts = Sts::start(LOOPBACK, options).await?;
+        Ok(Self { imds, sts })
+    }
+
+    fn sts_options(&self) -> StsOptions {
+        let (id, key) = self.imds.node_key();
+        let secret = key.secret_access_key;
+        let credentials = Credentials::new(id, secret, key.session_token, None, "devkit");
+        StsOptions {
+            region: Some("eu-west-1".into()),
+            endpoint_url: Some(self.sts.url()),
+            credentials: Some(SharedCredentialsProvider::new(credentials)),
+            ..StsOptions::default()
+        }
+    }
+}
+
+async fn broker(site: &Site, aws: &Aws) -> anyhow::Result<Broker> {
+    let options = BrokerOptions {
+        listen: LOOPBACK,
+        admin_listen: LOOPBACK,
+        ledger_listen: LOOPBACK,
+        ledger_entries: 100,
+        name: "broker".into(),
+        client: rolegate_kube::client::ClientOptions {
+            kubeconfig: Some(site.cluster.admin_kubeconfig()?),
+            ..rolegate_kube::client::ClientOptions::default()
+        },
+        annotations: AnnotationKeys::default(),
+        rules: RuleConfig {
+            base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/")?),
+            ..RuleConfig::default()
+        },
+        cluster_config: ConfigUse::Off,
+        agents: AgentAccount {
+            namespace: NAMESPACE.into(),
+            name: "rolegate-agent".into(),
+            audience: "rolegate".into(),
+            check_address: true,
+        },
+        certificate: CertificateSource::SelfMade,
+        secret: (NAMESPACE.into(), "rolegate-broker-tls".into()),
+        client_ca: None,
+        metadata_addr: aws.imds.addr().to_string(),
+        sts: aws.sts_options(),
+        base_required: false,
+        scope: SessionScope::Workload,
+        session_seconds: 3600,
+        engine: EngineOptions::default(),
+        connections: 100,
+        connections_per_address: 16,
+        kiam: None,
+        clock: Clock::system(),
+    };
+    let broker = Broker::start(options).await?;
+    ready(broker.readiness()).await?;
+    Ok(broker)
+}
+
+/// The agent of a node, which is a pod with a token.
+async fn agent(
+    site: &Site,
+    aws: &Aws,
+    broker: &Broker,
+    node: &str,
+    dir: &Path,
+) -> anyhow::Result<Agent> {
+    let pod = TestPod::new(NAMESPACE, &format!("agent-{node}"), node)
+        .service_account("rolegate-agent")
+        .host_network()
+        .address(Ipv4Addr::LOCALHOST);
+    let pod = site.cluster.run_pod(&pod).await?;
+    let token = dir.join(node);
+    std::fs::write(&token, site.cluster.pod_token(&pod, "rolegate").await?)?;
+    let reach = Reach {
+        host: "localhost".into(),
+        port: broker.addresses().agents.port(),
+        ca: dir.join("ca.crt"),
+        proof: Proof::Token(token),
+        node: node.into(),
+        clock: Clock::system(),
+        stale: Duration::from_secs(180),
+    };
+    let options = AgentOptions {
+        listen: LOOPBACK,
+        admin_listen: LOOPBACK,
+        runtime_dir: None,
+        host_ip: Some(Ipv4Addr::LOCALHOST.into()),
+        debug: false,
+        kube2iam_metrics: false,
+        mind: MindOptions::Brokered(reach),
+        metadata_addr: aws.imds.addr().to_string(),
+        door: DoorOptions {
+            imds_v2: ImdsV2::Optional,
+            allow: AllowList::new(&[])?,
+            wait: Duration::from_secs(5),
+            max_picture_age: Duration::from_secs(3600),
+            limits: LimitOptions::default(),
+            header_time: Duration::from_secs(10),
+        },
+        redirect: None,
+        clock: Clock::system(),
+    };
+    let agent = Agent::start(options).await?;
+    ready(agent.readiness()).await?;
+    Ok(agent)
+}
+
+async fn ready(readiness: &Readiness) -> anyhow::Result<()> {
+    let waiting = tokio::time::timeout(DEADLINE, readiness.ready()).await;
+    waiting.with_context(|| readiness.report().to_text(true))
+}
+
+/// A GET: the status and all of the answer.
+async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    let mut stream = socket.connect(to).await?;
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let status = answer.get(9..12).context("no answer")?.parse()?;
+    Ok((status, answer))
+}
+
+/// A pod of node `node`, which asks once.
+async fn starts(site: &Site, agent: &Agent, node: u8, last: u8) -> anyhow::Result<Ipv4Addr> {
+    let address = Ipv4Addr::new(127, node, 0, last);
+    let pod = TestPod::new(NAMESPACE, &format!("pod-{node}-{last}"), &name(node))
+        .role("reader")
+        .address(address);
+    site.cluster.run_pod(&pod).await?;
+    asks(agent, address).await?;
+    Ok(address)
+}
+
+async fn asks(agent: &Agent, pod: Ipv4Addr) -> anyhow::Result<()> {
+    let port = agent.addresses().pods.port();
+    let path = "/latest/meta-data/iam/security-credentials/reader";
+    let (status, answer) = get(pod, (Ipv4Addr::LOCALHOST, port).into(), path).await?;
+    ensure!(status == 200 && answer.contains("AccessKeyId"), "{answer}");
+    Ok(())
+}
+
+fn name(node: u8) -> String {
+    format!("{NAMESPACE}-{node}")
+}
+
+async fn metric(broker: &Broker, series: &str) -> anyhow::Result<u64> {
+    let (_, text) = get(Ipv4Addr::LOCALHOST, broker.addresses().admin, "/metrics").await?;
+    let value = text.lines().find_map(|line| line.strip_prefix(series));
+    Ok(value.map_or(Ok(0), |value| value.trim().parse())?)
+}
+
+/// Writes into the agents' file what the ConfigMap says, as a kubelet does.
+async fn project(maps: Api<ConfigMap>, file: &Path) -> anyhow::Result<()> {
+    loop {
+        let map = maps.get("rolegate-broker-ca").await?;
+        let data = map.data.context("an empty ConfigMap")?;
+        std::fs::write(file, data.get("ca.crt").context("no ca.crt")?)?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controller_makes()
+-> anyhow::Result<()> {
+    let site = Site::new(NAMESPACE).await;
+    let accounts = ["default", "rolegate-agent"];
+    for account in accounts {
+        let made = site.cluster.create_service_account(NAMESPACE, account);
+        made.await?;
+    }
+    let allowed = [("iam.amazonaws.com/allowed-roles", Some(r#"["reader"]"#))];
+    let annotated = site.cluster.annotate_namespace(NAMESPACE, &allowed);
+    annotated.await?;
+    let manifest = include_str!("broker_certificate.yaml").replace("broker-certificate", NAMESPACE);
+    site.cluster.apply_manifest(&manifest).await?;
+    for node in 1..=2 {
+        let address = Ipv4Addr::new(10, 0, 0, node).into();
+        site.cluster.create_node(&name(node), address).await?;
+    }
+    let made = SelfMade {
+        life: LIFE,
+        settle: Duration::from_secs(1),
+        extra_names: vec!["localhost".into()],
+        ..SelfMade::of_broker(NAMESPACE)
+    };
+    let controller = site.controller_of_broker("only", made).await;
+    let admin = || site.cluster.admin();
+    let (secrets, maps) = (
+        Api::<Secret>::namespaced(admin()?, NAMESPACE),
+        Api::<ConfigMap>::namespaced(admin()?, NAMESPACE),
+    );
+    let certificate = async || {
+        let secret = secrets.get("rolegate-broker-tls").await?;
+        let mut data = secret.data.context("an empty Secret")?;
+        data.remove("tls.crt").context("no certificate")
+    };
+    let first = eventually(DEADLINE, certificate).await?;
+    let since = Instant::now();
+    eventually(DEADLINE, async || {
+        Ok(maps.get("rolegate-broker-ca").await?)
+    })
+    .await?;
+
+    let aws = Aws::start().await?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("ca.crt");
+    let broker = broker(&site, &aws).await?;
+    let served = async {
+        while !file.exists() {
+            tokio::task::yield_now().await;
+        }
+        let one = agent(&site, &aws, &broker, &name(1), dir.path()).await?;
+        let pod = starts(&site, &one, 1, 1).await?;
+        let answered = AtomicUsize::new(0);
+        let load = async {
+            loop {
+                asks(&one, pod).await?;
+                answered.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let ends = async {
+            eventually(DEADLINE, async || {
+                ensure!(certificate().await? != first, "the first certificate");
+                ensure!(since.elapsed() > LIFE, "the first has not ended");
+                Ok(())
+            })
+            .await?;
+            ensure!(metric(&broker, SERVING).await? == 1, "no stream");
+            ensure!(metric(&broker, ENDED).await? == 0, "a stream ended");
+            starts(&site, &one, 1, 2).await?;
+            // Who begins now trusts what is shown now.
+            let two = agent(&site, &aws, &broker, &name(2), dir.path()).await?;
+            starts(&site, &two, 2, 1).await?;
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            failed = load => failed,
+            ended = ends => ended,
+        }?;
+        ensure!(answered.load(Ordering::Relaxed) > 10, "nobody asked");
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        failed = project(maps, &file) => failed,
+        served = served => served,
+    }?;
+    controller.stop(Duration::from_secs(10)).await;
+    Ok(())
+}

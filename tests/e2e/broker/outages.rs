@@ -1,0 +1,257 @@
+//! What brokers need goes away and comes back: pods of both nodes ask all the time, and no request
+//! fails. What happens meanwhile is there afterwards.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures::future::LocalBoxFuture;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::tls::ClientTls;
+use rolegate_testkit::{Cluster, Moto, Rolegate, eventually};
+use tokio::net::TcpSocket;
+use tokio::sync::OnceCell;
+
+use super::place::{HOST, Node, PORT, Place, install};
+use crate::ask::{self, CREDENTIALS};
+use crate::asking::Asking;
+use crate::shim::Sts;
+use crate::site::{DEADLINE, Pod, credentials};
+
+const FLAGS: [&str; 1] = ["--layer=namespace=off"];
+/// Calls of STS that had no answer.
+const UNANSWERED: &str = r#"rolegate_sts_request_duration_seconds_count{outcome="temporary"}"#;
+
+const SERVING: &str = r#"rolegate_broker_streams{use="serving"}"#;
+const WARM: &str = r#"rolegate_broker_streams{use="warm"}"#;
+
+/// Two nodes, each with an agent and a pod that has its role, and their brokers.
+struct Scene {
+    place: Place,
+    nodes: [Node; 2],
+    pods: [Pod; 2],
+    brokers: Vec<Rolegate>,
+    _agents: [Rolegate; 2],
+}
+
+impl Scene {
+    /// With one broker, or two. It is large, so that it is made on the heap.
+    fn new(place: Place, brokers: u8) -> LocalBoxFuture<'static, anyhow::Result<Self>> {
+        Box::pin(Self::start(place, brokers))
+    }
+
+    async fn start(place: Place, count: u8) -> anyhow::Result<Self> {
+        let namespace = place.named("a");
+        place.cluster.create_namespace(&namespace, &[]).await?;
+        let nodes = [place.node(1).await?, place.node(2).await?];
+        let pods = [place.pod(&nodes[0], 5)?, place.pod(&nodes[1], 6)?];
+        for ((node, pod), name) in nodes.iter().zip(&pods).zip(["reader", "writer"]) {
+            let object = place.object(node, "a", name, pod).role(name);
+            place.cluster.run_pod(&object).await?;
+        }
+        let mut brokers = Vec::new();
+        for number in 1..=count {
+            brokers.push(place.broker(number, &FLAGS).await?);
+        }
+        let agents = [place.agent(&nodes[0]).await?, place.agent(&nodes[1]).await?];
+        place.served(&pods[0], "reader").await?;
+        place.served(&pods[1], "writer").await?;
+        Ok(Self {
+            place,
+            nodes,
+            pods,
+            brokers,
+            _agents: agents,
+        })
+    }
+
+    /// Does this while the pods ask.
+    fn asking<T>(&self, work: impl AsyncFnOnce(&Asking) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let [first, second] = &self.pods;
+        Asking::all_during(&[(first, "reader"), (second, "writer")], &[], work)
+    }
+
+    /// A pod appears on a node.
+    async fn appears(&self, node: &Node, last: u8) -> anyhow::Result<Pod> {
+        let pod = self.place.pod(node, last)?;
+        let name = format!("new-{last}");
+        let object = self.place.object(node, "a", &name, &pod).role("fresh");
+        self.place.cluster.run_pod(&object).await?;
+        Ok(pod)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_served_while_sts_is_away() -> anyhow::Result<()> {
+    let (moto, next) = tokio::try_join!(Moto::start(), Moto::start())?;
+    let sts = Sts::before(&moto).await?;
+    // Refreshed after 12 s, or a little more.
+    sts.set_life(Duration::from_secs(30));
+    let cluster = super::place::cluster().await?;
+    let scene = Scene::new(Place::with_sts(cluster, "sts-away", 10, sts).await?, 1).await?;
+    let place = &scene.place;
+    let before = credentials(&scene.pods[0], "reader")?;
+    scene.asking(async |asking| {
+        assert_eq!(place.metric(1, UNANSWERED)?, 0);
+        drop(moto);
+        eventually(DEADLINE, async || {
+            ensure!(place.metric(1, UNANSWERED)? > 0, "nothing is refreshed");
+            Ok(())
+        })
+        .await?;
+        let new = scene.appears(&scene.nodes[1], 7).await?;
+        eventually(DEADLINE, async || {
+            let reply = ask::get(&new, &format!("{CREDENTIALS}fresh"))?;
+            ensure!(
+                reply.status == 503 && reply.body.contains("STS"),
+                "{reply:?}"
+            );
+            Ok(())
+        })
+        .await?;
+        asking.more(20).await?;
+        assert_eq!(credentials(&scene.pods[0], "reader")?, before);
+
+        place.sts.lead_to(&next);
+        place.served(&new, "fresh").await?;
+        eventually(DEADLINE, async || {
+            let now = credentials(&scene.pods[0], "reader")?;
+            ensure!(now != before, "the session of before");
+            Ok(())
+        })
+        .await?;
+        asking.more(20).await
+    })
+}
+
+/// A cluster of its own, whose API server is stopped.
+async fn cluster() -> anyhow::Result<&'static Cluster> {
+    static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
+    CLUSTER
+        .get_or_try_init(async || {
+            let cluster = Cluster::start().await?;
+            install(&cluster).await?;
+            Ok(cluster)
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_served_while_the_api_server_is_away() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let scene = Scene::new(Place::within(cluster, "api-away", 11).await?, 1).await?;
+    let place = &scene.place;
+    scene.asking(async |asking| {
+        // It hangs, and nobody is told.
+        cluster.freeze_apiserver()?;
+        asking.more(50).await?;
+        cluster.thaw_apiserver()?;
+        let new = scene.appears(&scene.nodes[0], 7).await?;
+        place.served(&new, "fresh").await?;
+
+        cluster.stop_apiserver();
+        eventually(DEADLINE, async || {
+            let report = place.admin(1, "/readyz?verbose")?;
+            ensure!(report.status == 200, "{}", report.body);
+            ensure!(report.body.contains("cannot be reached"), "{}", report.body);
+            Ok(())
+        })
+        .await?;
+        asking.more(50).await?;
+        cluster.start_apiserver().await?;
+        for (node, last) in scene.nodes.iter().zip([8, 9]) {
+            let new = scene.appears(node, last).await?;
+            place.served(&new, "fresh").await?;
+        }
+        asking.more(20).await
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_served_while_their_node_is_cut_off_from_the_brokers() -> anyhow::Result<()> {
+    let scene = Scene::new(Place::new("cut-off", 12).await?, 1).await?;
+    let (place, [cut, other]) = (&scene.place, &scene.nodes);
+    let tells = || {
+        let report = cut.admin("/readyz?verbose")?;
+        ensure!(report.status == 200, "{}", report.body);
+        let mut lines = report.body.lines();
+        Ok(lines
+            .find(|line| line.contains("broker:"))
+            .map(str::to_owned))
+    };
+    scene.asking(async |asking| {
+        assert_eq!(tells()?, None);
+        place.cut(cut)?;
+        let missed = scene.appears(cut, 7).await?;
+        let new = scene.appears(other, 8).await?;
+        place.served(&new, "fresh").await?;
+        // Nobody closes anything: the agent finds out.
+        eventually(DEADLINE, async || {
+            tells()?.context("it tells of no trouble")
+        })
+        .await?;
+        asking.more(50).await?;
+        assert_eq!(ask::get(&missed, CREDENTIALS)?.status, 404);
+        place.mend(cut)?;
+        place.served(&missed, "fresh").await?;
+        asking.more(20).await
+    })
+}
+
+/// Takes connections of a broker until it takes no more, and waits until it has died.
+async fn crowd(place: &Place, number: u8, broker: &mut Rolegate) -> anyhow::Result<()> {
+    let target = SocketAddr::from(([10, 9, 0, number], PORT));
+    let tls = ClientTls {
+        ca: place.ca(),
+        pair: None,
+        clock: Clock::system(),
+    };
+    let mut held = Vec::new();
+    // Of one address it takes a few only.
+    let mut addresses = (Ipv4Addr::new(127, 1, 0, 1).to_bits()..).map(Ipv4Addr::from_bits);
+    eventually(DEADLINE, async || {
+        for address in addresses.by_ref() {
+            let socket = place.lab.node().run(TcpSocket::new_v4)??;
+            socket.bind((address, 0).into())?;
+            let Ok(stream) = socket.connect(target).await else {
+                break;
+            };
+            let Ok(stream) = tls.connect(stream, HOST).await else {
+                break;
+            };
+            held.push(stream);
+        }
+        let exited = broker.exited()?;
+        exited.with_context(|| format!("it lives, with {} connections", held.len()))
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_served_while_a_broker_runs_out_of_memory() -> anyhow::Result<()> {
+    let place = Place::new("starving", 13).await?;
+    let mut scene = Scene::new(place, 2).await?;
+    let mut brokers = std::mem::take(&mut scene.brokers);
+    let place = &scene.place;
+    scene.asking(async |asking| {
+        let serving = |number| place.metric(number, SERVING);
+        let (number, other) = if serving(1)? > 0 { (1, 2) } else { (2, 1) };
+        eventually(DEADLINE, async || {
+            let streams = [serving(other)?, place.metric(other, WARM)?];
+            ensure!(streams.iter().sum::<u64>() == 2, "{streams:?}");
+            Ok(())
+        })
+        .await?;
+        let starving = brokers.get_mut(usize::from(number) - 1);
+        let starving = starving.context("a broker")?;
+        starving.starve()?;
+        crowd(place, number, starving).await?;
+        for (node, last) in scene.nodes.iter().zip([7, 8]) {
+            let new = scene.appears(node, last).await?;
+            place.served(&new, "fresh").await?;
+        }
+        assert_eq!(serving(other)?, 2);
+        asking.more(50).await
+    })
+}
