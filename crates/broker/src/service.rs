@@ -127,7 +127,7 @@ impl Connection {
     async fn attend(
         self,
         mut incoming: Streaming<v1::FromAgent>,
-        sender: mpsc::Sender<Result<v1::ToAgent, Status>>,
+        sender: mpsc::Sender<Result<Box<v1::ToAgent>, Status>>,
     ) -> Result<(), Status> {
         let parts = &self.service.parts;
         let hello = timeout(HELLO, incoming.message()).await;
@@ -246,8 +246,9 @@ fn malformed(error: wire::Malformed) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-fn message(body: to_agent::Body) -> v1::ToAgent {
-    v1::ToAgent { body: Some(body) }
+/// In a box: a channel has room for 32 of them at once, however few may wait in it.
+fn message(body: to_agent::Body) -> Box<v1::ToAgent> {
+    Box::new(v1::ToAgent { body: Some(body) })
 }
 
 /// A stream's seat at the desk, left when dropped.
@@ -279,7 +280,7 @@ impl Drop for Seat {
 /// What is sent on a stream, and the task that sends it: dropped with the connection.
 #[derive(Debug)]
 pub struct Outgoing {
-    messages: mpsc::Receiver<Result<v1::ToAgent, Status>>,
+    messages: mpsc::Receiver<Result<Box<v1::ToAgent>, Status>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -287,7 +288,8 @@ impl Stream for Outgoing {
     type Item = Result<v1::ToAgent, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.messages.poll_recv(context)
+        let next = self.messages.poll_recv(context);
+        next.map(|next| next.map(|message| message.map(|message| *message)))
     }
 }
 
