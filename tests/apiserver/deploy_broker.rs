@@ -103,6 +103,19 @@ async fn broker_and_agent_fit_together() {
     assert_eq!(ports[0].container_port, port);
     assert_eq!(agent.dns_policy.as_deref(), Some("ClusterFirstWithHostNet"));
 
+    // Agents are on all nodes, those of brokers too, whatever keeps other pods away.
+    let tolerations = agent.tolerations.clone().unwrap();
+    let all = tolerations.iter().any(|it| {
+        (
+            it.key.as_deref(),
+            it.effect.as_deref(),
+            it.operator.as_deref(),
+        ) == (None, None, Some("Exists"))
+    });
+    assert!(all, "{tolerations:?}");
+    let selector = agent.node_selector.clone().unwrap();
+    assert_eq!(selector.keys().collect::<Vec<_>>(), ["kubernetes.io/os"]);
+
     // They are on one node, in one network.
     assert_eq!(
         (broker.host_network, agent.host_network),

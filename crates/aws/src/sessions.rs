@@ -36,12 +36,6 @@ pub trait AssumeRole: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Credentials, Failure>> + Send;
 }
 
-impl AssumeRole for crate::sts::Sts {
-    async fn assume_role(&self, key: &SessionKey) -> Result<Credentials, Failure> {
-        Self::assume_role(self, key).await
-    }
-}
-
 /// A session, as doors serve it.
 #[derive(Debug)]
 pub struct Session {

@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use crate::chain::{AssumedRole, IntermediateRole};
 use crate::failure;
 use crate::http_client::SplitClient;
+use crate::sessions::AssumeRole;
 
 /// How STS is reached. What is `None` is looked for where all AWS SDKs look for it: in the
 /// environment, the profile, and the node's metadata.
@@ -211,6 +212,12 @@ fn policy_arns(limits: &SessionLimits) -> Option<Vec<PolicyDescriptorType>> {
         .map(|arn| PolicyDescriptorType::builder().arn(&**arn).build())
         .collect();
     (!arns.is_empty()).then_some(arns)
+}
+
+impl AssumeRole for Sts {
+    async fn assume_role(&self, key: &SessionKey) -> Result<Credentials, Failure> {
+        Self::assume_role(self, key).await
+    }
 }
 
 impl Inner {
