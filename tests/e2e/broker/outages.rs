@@ -185,9 +185,11 @@ async fn pods_are_served_while_their_node_is_cut_off_from_the_brokers() -> anyho
         let missed = scene.appears(cut, 7).await?;
         let new = scene.appears(other, 8).await?;
         place.served(&new, "fresh").await?;
-        // Nobody closes anything: the agent finds out.
+        // Nobody closes anything: the agent finds out, and tries in vain.
         eventually(DEADLINE, async || {
-            tells()?.context("it tells of no trouble")
+            let told = tells()?.context("it tells of no trouble")?;
+            ensure!(told.contains("does not answer"), "{told}");
+            Ok(())
         })
         .await?;
         asking.more(50).await?;
