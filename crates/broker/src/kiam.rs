@@ -225,6 +225,8 @@ struct Pod {
 
 /// Whether a pod that asks for `role` asks for the one that it may have.
 fn names(allowed: &Allowed, role: &str) -> bool {
+    // kiam reads a name with a slash before it as the name.
+    let role = role.strip_prefix('/').unwrap_or(role);
     allowed.listed == role.as_bytes() || allowed.role.as_str() == role
 }
 

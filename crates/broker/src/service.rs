@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{FutureExt, Stream};
 use jiff::Timestamp;
 use rolegate_kube::picture::Pictures;
 use rolegate_proto::v1::{self, from_agent, notice, to_agent};
@@ -139,7 +139,8 @@ impl Connection {
         let claimed = wire::name(&hello.node, "a node's name").map_err(malformed)?;
         let version = wire::name(&hello.version, "an agent's version").map_err(malformed)?;
         let by_token = !token.is_empty();
-        let proven = self.prove(claimed, &token).await;
+        // In a box, which goes with the proof: the stream's own task stays small.
+        let proven = self.prove(claimed, &token).boxed().await;
         let proven = proven.map_err(|why| self.unproven(&why))?;
         drop(token);
         let place = self.place(proven.node.clone())?;

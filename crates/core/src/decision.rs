@@ -101,7 +101,7 @@ pub enum Decision {
         /// The role's name as the pod is told it.
         listed: String,
         /// The rules that allowed it, one for each layer that is enforced.
-        rules: Vec<String>,
+        rules: Arc<[String]>,
         /// What layers in audit mode would have refused.
         audited: Vec<Denial>,
     },
@@ -359,7 +359,7 @@ impl RuleSet {
         }
         Ok(Decision::Allow {
             listed: listed_name(role, self.base.as_ref()).to_owned(),
-            rules,
+            rules: rules.into(),
             audited,
             key: SessionKey {
                 role: role.clone(),

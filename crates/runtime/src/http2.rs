@@ -115,7 +115,8 @@ pub async fn serve<C, S, B>(
                     let trust = Trust::default();
                     let earned = trust.clone();
                     let talk = async move {
-                        if let Some((stream, names)) = tls.accept(stream).await
+                        // In a box, which goes with the handshake.
+                        if let Some((stream, names)) = Box::pin(tls.accept(stream)).await
                             && let Some(service) = connect(peer, names, earned)
                         {
                             converse(stream, limits, ending, service).await;

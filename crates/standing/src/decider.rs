@@ -112,7 +112,7 @@ impl Decider {
                     role: key.role.clone(),
                     listed: listed.into(),
                     since: now,
-                    rules: rules.into(),
+                    rules,
                     audited,
                     lease: self.lease(key, workload, before),
                 }),

@@ -11,7 +11,7 @@ use rolegate_testkit::{Rolegate, eventually};
 use super::place::{Node, Place};
 use crate::ask::{self, CREDENTIALS};
 use crate::asking::{Asker, Asking};
-use crate::site::{DEADLINE, credentials};
+use crate::site::{DEADLINE, Pod, credentials};
 
 const FLAGS: [&str; 1] = ["--layer=namespace=off"];
 /// Longer than a busy machine takes for a failover: what a pod's first request waits for.
@@ -50,18 +50,18 @@ impl Scene {
     }
 
     /// A pod starts on a node, with a role that nobody had, and asks once.
-    async fn starts(&self, node: &Node) -> anyhow::Result<()> {
+    async fn starts(&self, node: &Node) -> anyhow::Result<(Arc<Pod>, String)> {
         let last = self.last.get() + 1;
         self.last.set(last);
         let (place, pod) = (&self.place, Arc::new(self.place.pod(node, last)?));
         let role = format!("role-{last}");
         let object = place.object(node, "a", &format!("pod-{last}"), &pod);
         place.cluster.run_pod(&object.role(&role)).await?;
-        let path = format!("{CREDENTIALS}{role}");
-        let first = tokio::task::spawn_blocking(move || ask::get(&pod, &path));
+        let (path, asking) = (format!("{CREDENTIALS}{role}"), pod.clone());
+        let first = tokio::task::spawn_blocking(move || ask::get(&asking, &path));
         let reply = first.await??;
         ensure!(reply.status == 200, "the first request of a pod: {reply:?}");
-        Ok(())
+        Ok((pod, role))
     }
 
     /// Pods start on both nodes as long as `work` goes on, and once more.
@@ -114,10 +114,12 @@ async fn no_request_fails_while_brokers_go_and_come() -> anyhow::Result<()> {
     let askers: [Asker<'_>; 2] = [(&pods[0], "reader"), (&pods[1], "writer")];
     Asking::all_during(&askers, &[], async |asking| {
         fail_over(&scene, asking, &mut brokers).await?;
-        // Refreshed once more with no broker that comes or goes.
-        let before = credentials(askers[0].0, "reader")?;
+        // Refreshed once more with no broker that comes or goes: a session of the short life, since
+        // what was there at first lives longer and is served on.
+        let (pod, role) = scene.starts(&scene.nodes[0]).await?;
+        let before = credentials(&pod, &role)?;
         eventually(DEADLINE, async || {
-            let now = credentials(askers[0].0, "reader")?;
+            let now = credentials(&pod, &role)?;
             ensure!(now != before, "the session of before");
             Ok(())
         })
@@ -151,7 +153,7 @@ async fn fail_over(
     // All of them: what is there is served on.
     brokers.iter_mut().for_each(|broker| broker.kill());
     asking.more(50).await?;
-    // From now on a session is renewed after 8 s, or a little more.
+    // From now on a new session is renewed after 8 s, or a little more.
     let place = &scene.place;
     place.sts.set_life(Duration::from_secs(20));
     *brokers = tokio::try_join!(place.broker(1, &FLAGS), place.broker(2, &FLAGS))?.into();

@@ -66,7 +66,7 @@ async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() 
     stage.kube.put_pod(pod("next", 1, 1, "writer"));
     let (_, body) = until(&agent, address(1, 1), READER, |it| it.0 == 503).await;
     assert!(body.contains("not heard of the cluster"), "{body}");
-    assert!(age().await > most);
+    eventually("the age as a metric", async || age().await > most).await;
     eventually("the agent says that it is not ready", || async {
         report(&agent).contains("[-] picture: the cluster was last heard of")
     })
