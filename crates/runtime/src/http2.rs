@@ -114,14 +114,15 @@ pub async fn serve<C, S, B>(
                     prepare(&stream);
                     let trust = Trust::default();
                     let earned = trust.clone();
-                    let talk = async move {
-                        // In a box, which goes with the handshake.
+                    // In boxes: one goes with the handshake, and the other is there once, wherever
+                    // it is moved to.
+                    let talk = Box::pin(async move {
                         if let Some((stream, names)) = Box::pin(tls.accept(stream)).await
                             && let Some(service) = connect(peer, names, earned)
                         {
                             converse(stream, limits, ending, service).await;
                         }
-                    };
+                    });
                     host(talk, &trust, guest).await;
                     drop((place, own));
                 });

@@ -147,8 +147,13 @@ impl Default for Ledger {
 impl Ledger {
     /// An empty one that keeps the last `most` entries.
     pub fn new(most: usize) -> Self {
+        // Room for all at once: it is not used before it is needed, and never more than that.
+        let book = Book {
+            entries: VecDeque::with_capacity(most),
+            ..Book::default()
+        };
         Self {
-            book: Arc::default(),
+            book: Arc::new(Mutex::new(book)),
             most,
         }
     }
