@@ -147,9 +147,9 @@ impl Default for Ledger {
 impl Ledger {
     /// An empty one that keeps the last `most` entries.
     pub fn new(most: usize) -> Self {
-        // Room for all at once: it is not used before it is needed, and never more than that.
+        // Room for all at once is not used before it is needed; growing would take twice of it.
         let book = Book {
-            entries: VecDeque::with_capacity(most),
+            entries: VecDeque::with_capacity(most.min(ENTRIES)),
             ..Book::default()
         };
         Self {
