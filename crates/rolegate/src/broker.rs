@@ -201,10 +201,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         rules,
         scope: flags.session_scope.into(),
         session_seconds: session_life("--session-duration", flags.session_duration)?,
-        engine: EngineOptions {
-            calls_per_second: flags.sts.sts_calls_per_second,
-            ..EngineOptions::of_cluster(flags.sts.sts_calls_in_flight)
-        },
+        engine: flags.sts.engine(EngineOptions::of_cluster),
         connections: flags.max_agent_connections.get(),
         connections_per_address: flags.max_connections_per_address.get(),
         kiam: flags

@@ -5,6 +5,7 @@ use rolegate_aws::chain::IntermediateRole;
 use rolegate_aws::sts::StsOptions;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::is_external_id;
+use rolegate_core::engine::EngineOptions;
 use rolegate_runtime::clock::Clock;
 
 use crate::flags::invalid;
@@ -21,10 +22,10 @@ pub(crate) struct StsFlags {
     use_regional_sts_endpoint: Option<bool>,
     /// Most calls to STS at once; 0: no limit
     #[arg(long, alias = "fetchers", value_name = "N", env = "ROLEGATE_STS_CALLS_IN_FLIGHT", default_value = "64", help_heading = SESSIONS)]
-    pub(crate) sts_calls_in_flight: usize,
-    /// Most calls to STS in a second, of an account's quota of 600; 0: no limit
-    #[arg(long, value_name = "N", env = "ROLEGATE_STS_CALLS_PER_SECOND", default_value = "200", help_heading = SESSIONS)]
-    pub(crate) sts_calls_per_second: u32,
+    sts_calls_in_flight: usize,
+    /// Most calls to STS in a second, of an account's quota of 600; 0: no limit but what STS throttles [default: 200 for a broker, 0 for an agent]
+    #[arg(long, value_name = "N", env = "ROLEGATE_STS_CALLS_PER_SECOND", help_heading = SESSIONS)]
+    sts_calls_per_second: Option<u32>,
     /// ARN of a role to assume first and make all further calls with; given again: the next of a chain
     #[arg(long, alias = "assume-role-arn", value_name = "ARN", env = "ROLEGATE_ASSUME_ROLE", value_delimiter = ',', help_heading = SESSIONS)]
     assume_role: Vec<String>,
@@ -34,6 +35,17 @@ pub(crate) struct StsFlags {
 }
 
 impl StsFlags {
+    /// The options of an engine with these flags' limits.
+    pub(crate) fn engine(&self, of: fn(usize) -> EngineOptions) -> EngineOptions {
+        let options = of(self.sts_calls_in_flight);
+        EngineOptions {
+            calls_per_second: self
+                .sts_calls_per_second
+                .unwrap_or(options.calls_per_second),
+            ..options
+        }
+    }
+
     /// How STS is reached.
     ///
     /// # Errors

@@ -175,6 +175,21 @@ async fn pain_09_a_first_caller_who_leaves_fails_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pods_of_a_node_wait_for_the_calls_in_flight_alone() {
+    let bench = bench_with(EngineOptions::of_node(64));
+    let began = bench.clock.now();
+    let leases: Vec<_> = (0..500)
+        .map(|number| bench.lease_of(&format!("r{number}")))
+        .collect();
+    leases.iter().for_each(Lease::ask);
+    for lease in &leases {
+        served(lease, &bench.clock).await;
+    }
+    let took = began.duration_until(bench.clock.now());
+    assert!(took.as_millis() < 800, "{took}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn pain_09_none_of_five_thousand_is_dropped() {
     let bench = bench_with(EngineOptions::of_cluster(64).without_pace());
     let began = bench.clock.now();

@@ -125,10 +125,7 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<AloneOptions> {
             "--auto-discover-base-arn and --base-role-arn: give one of both",
         ));
     }
-    let mut engine = EngineOptions {
-        calls_per_second: flags.sts.sts_calls_per_second,
-        ..EngineOptions::of_node(flags.sts.sts_calls_in_flight)
-    };
+    let mut engine = flags.sts.engine(EngineOptions::of_node);
     if let Some(ttl) = flags.iam_role_error_ttl {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);
