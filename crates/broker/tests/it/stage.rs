@@ -308,7 +308,7 @@ impl Stage {
             base_required: false,
             scope: SessionScope::Workload,
             session_seconds: 3600,
-            engine: EngineOptions::default(),
+            engine: EngineOptions::of_cluster(64),
             // An eighth is for those who have proven nothing: more than one address may have.
             connections: 200,
             connections_per_address: 16,
