@@ -254,8 +254,7 @@ impl Feed {
     /// A pod of the node is waiting for the session `number`.
     pub fn asked(&self, number: u64) {
         let state = self.state();
-        let slot = state.keys.get(&number).and_then(|key| state.slots.get(key));
-        if let Some(slot) = slot {
+        if let Some(slot) = state.slot(number) {
             slot.lease.ask();
         }
     }
@@ -335,11 +334,15 @@ impl State {
         number
     }
 
+    /// The session of this number, if the stream uses it.
+    fn slot(&self, number: u64) -> Option<&Slot> {
+        self.slots.get(self.keys.get(&number)?)
+    }
+
     /// The key, if the session has just come into use.
     fn began(&self, number: u64) -> Option<Arc<SessionKey>> {
-        let key = self.keys.get(&number)?;
-        let slot = self.slots.get(key)?;
-        (slot.users == 1 && !slot.sent).then(|| key.clone())
+        let slot = self.slot(number)?;
+        (slot.users == 1 && !slot.sent).then(|| slot.lease.cell().shared_key())
     }
 
     /// One pod uses it less; returns the key if that was the last.
@@ -378,12 +381,10 @@ impl State {
             };
             pod.sent = true;
             update.residents.push(message(pod));
-            let resident = pod.resident.clone();
             let Some(number) = pod.session else { continue };
+            let resident = pod.resident.clone();
             update.sessions.extend(self.introduce(number));
-            let key = self.keys.get(&number);
-            let slot = key.and_then(|key| self.slots.get(key));
-            if let Some(pushed) = slot.and_then(|slot| slot.pushed.last()) {
+            if let Some(pushed) = self.slot(number).and_then(|slot| slot.pushed.last()) {
                 handed.push((resident, pushed.clone()));
             }
         }

@@ -100,9 +100,9 @@ struct ObjectEvent {
     message: String,
 }
 
-/// Both ends, for the agent and the pods of its node. `instance` names who reports, as in the name of the node. Registers
-/// `kube_events_total` by `outcome`: `written`, `failed`, `dropped` (limits or a full queue; an
-/// object's repeats are not counted).
+/// Both ends, for the agent and the pods of its node. `instance` names who reports, as in the name
+/// of the node. Registers `kube_events_total` by `outcome`: `written`, `failed`, `dropped` (limits
+/// or a full queue; an object's repeats are not counted).
 pub fn eventer(
     client: Client,
     instance: String,
@@ -168,55 +168,63 @@ fn ends(
     )
 }
 
+/// The object, of the core group's v1, that an Event is about.
+#[derive(Clone, Copy)]
+struct About<'a> {
+    kind: &'static str,
+    namespace: &'a Arc<str>,
+    name: &'a str,
+    uid: &'a Arc<str>,
+}
+
+impl From<About<'_>> for ObjectReference {
+    fn from(about: About<'_>) -> Self {
+        Self {
+            api_version: Some("v1".into()),
+            kind: Some(about.kind.into()),
+            namespace: Some(about.namespace.to_string()),
+            name: Some(about.name.into()),
+            uid: Some(about.uid.to_string()),
+            ..Self::default()
+        }
+    }
+}
+
 impl Eventer {
     /// Tells the owner of `pod`. Returns at once, and may drop it.
     pub fn tell(&self, pod: &Workload, reason: EventReason, message: &str) {
-        self.offer(&pod.uid, &pod.namespace, reason, message, || {
-            ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("Pod".into()),
-                namespace: Some(pod.namespace.to_string()),
-                name: Some(pod.name.to_string()),
-                uid: Some(pod.uid.to_string()),
-                ..ObjectReference::default()
-            }
-        });
+        let about = About {
+            kind: "Pod",
+            namespace: &pod.namespace,
+            name: &pod.name,
+            uid: &pod.uid,
+        };
+        self.offer(about, reason, message);
     }
 
     /// Tells whoever wrote `map`. Returns at once, and may drop it.
     pub fn tell_policy(&self, map: &ConfigMap, message: &str) {
-        let reason = EventReason::PolicyInvalid;
-        self.offer(&map.uid, &map.namespace, reason, message, || {
-            ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("ConfigMap".into()),
-                namespace: Some(map.namespace.to_string()),
-                name: Some(map.name.to_string()),
-                uid: Some(map.uid.to_string()),
-                ..ObjectReference::default()
-            }
-        });
+        let about = About {
+            kind: "ConfigMap",
+            namespace: &map.namespace,
+            name: &map.name,
+            uid: &map.uid,
+        };
+        self.offer(about, EventReason::PolicyInvalid, message);
     }
 
-    fn offer(
-        &self,
-        uid: &Arc<str>,
-        namespace: &Arc<str>,
-        reason: EventReason,
-        message: &str,
-        about: impl FnOnce() -> ObjectReference,
-    ) {
+    fn offer(&self, about: About<'_>, reason: EventReason, message: &str) {
         let verdict = self
             .limiter
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .ask(uid, namespace, reason, Instant::now());
+            .ask(about.uid, about.namespace, reason, Instant::now());
         let sent = match verdict {
             Verdict::Repeat => return,
             Verdict::TooMany => false,
             Verdict::Allowed => {
                 let event = ObjectEvent {
-                    about: about(),
+                    about: about.into(),
                     reason,
                     message: bounded(message),
                 };

@@ -25,6 +25,8 @@ pub const MAX_TO_BROKER: usize = 64 << 10;
 pub const MAX_TO_AGENT: usize = 2 << 20;
 /// The most notices in a message; an agent puts fewer into one.
 pub const MAX_NOTICES: usize = 256;
+/// The longest token that an agent shows, bytes.
+pub const MAX_TOKEN: usize = 16 << 10;
 /// The longest text that names something: a UID, a node, an access key, a code.
 const MAX_NAME: usize = 256;
 /// The longest document of credentials.

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
+use rolegate_proto::wire::MAX_TOKEN;
 use rolegate_runtime::clock::Clock;
 use tokio::io::AsyncReadExt;
 use zeroize::Zeroizing;
 
-/// Longest token, bytes.
-const MAX_TOKEN: usize = 16 << 10;
 /// How often it is looked whether there is another token: longer than a broker takes for one, which
 /// looks at one at a time, and far less than the 2 minutes that the kubelet leaves the old one.
 const LOOK: Duration = Duration::from_secs(20);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use jiff::Timestamp;
+use rolegate_proto::wire::MAX_TOKEN;
 use tokio::time::timeout;
 use tonic::Status;
 use tracing::debug;
@@ -19,8 +20,6 @@ pub(super) const PROOF: Duration = Duration::from_secs(600);
 const PROVING: Duration = Duration::from_secs(5);
 /// When a token is looked at again that nobody could be asked about.
 const AGAIN: Duration = Duration::from_secs(20);
-/// Longest token, bytes.
-const MAX_TOKEN: usize = 16 << 10;
 
 /// Why nothing is proven.
 #[derive(Debug, thiserror::Error)]

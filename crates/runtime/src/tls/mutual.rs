@@ -25,6 +25,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::HANDSHAKE;
 use super::files::{TlsFiles, bounded};
+use super::pair::end_of;
 use super::store::CertificateStore;
 use crate::clock::Clock;
 
@@ -217,11 +218,9 @@ fn names(certificate: &[u8]) -> Option<ClientNames> {
         };
         Some((*uri).to_owned())
     });
-    let until = certificate.validity().not_after.timestamp();
     Some(ClientNames {
         uris: uris.collect(),
-        // An authority's "never", the last second of 9999, is later than that.
-        until: Some(Timestamp::from_second(until).unwrap_or(Timestamp::MAX)),
+        until: Some(end_of(&certificate)),
     })
 }
 

@@ -137,7 +137,12 @@ pub(super) fn ends(pem: &[u8]) -> impl Iterator<Item = Timestamp> {
 
 fn end(certificate: &[u8]) -> Option<Timestamp> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(end_of(&certificate))
+}
+
+/// When a certificate ends. "Never", the last second of the year 9999, is later than there are
+/// timestamps.
+pub(super) fn end_of(certificate: &X509Certificate<'_>) -> Timestamp {
     let end = certificate.validity().not_after.timestamp();
-    // "Never", the last second of the year 9999, is later than there are timestamps.
-    Some(Timestamp::from_second(end).unwrap_or(Timestamp::MAX))
+    Timestamp::from_second(end).unwrap_or(Timestamp::MAX)
 }
