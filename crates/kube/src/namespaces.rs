@@ -1,16 +1,15 @@
 //! Namespaces and what their annotations allow.
 
 use kube::Api;
-use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED};
-use rolegate_core::namespace::MAX_RULES;
-use rolegate_core::namespace::Namespace;
+use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED, given};
+use rolegate_core::namespace::{Namespace, rule_text};
 use rolegate_core::workload::Update;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::objects::{self, annotation, labels};
+use crate::objects::{self, labels};
 use crate::watch::{Reporting, Source, never, usual};
 use crate::watchdog::Watchdog;
 
@@ -48,16 +47,11 @@ pub fn read(document: &Value, keys: &AnnotationKeys) -> Result<Namespace, String
 /// what it means is not decided here.
 fn namespace(object: objects::Namespace, keys: &AnnotationKeys) -> Option<Namespace> {
     let metadata = object.metadata;
-    let raw = |key: &str| {
-        let value = metadata.annotations.as_ref()?.get(key)?;
-        // One byte too many is refused by whoever reads it, which a cut rule must be.
-        let kept = value.get(..value.floor_char_boundary(MAX_RULES + 4));
-        Some(kept.unwrap_or(value).into())
-    };
+    let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
     Some(Namespace {
-        allowed_roles: raw(&keys.allowed_roles),
-        permitted: raw(PERMITTED),
-        default_role: annotation(&metadata, DEFAULT_ROLE).map(Into::into),
+        allowed_roles: raw(&keys.allowed_roles).map(rule_text),
+        permitted: raw(PERMITTED).map(rule_text),
+        default_role: raw(DEFAULT_ROLE).and_then(given).map(Into::into),
         labels: labels(&metadata),
         name: metadata.name?.into(),
     })
@@ -70,12 +64,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn annotations_and_labels_are_taken_as_they_are() {
+    fn annotations_are_normalized_and_labels_taken_as_they_are() {
         let object = serde_json::from_value(
             json!({"metadata": {"name": "shop", "labels": {"team": "shop"}, "annotations": {
-                "iam.amazonaws.com/allowed-roles": "[\"shop-*\"]",
-                "iam.amazonaws.com/permitted": "",
-                "iam.amazonaws.com/default-role": "shop-default",
+                "iam.amazonaws.com/allowed-roles": " [\"shop-*\"]\n",
+                "iam.amazonaws.com/permitted": "\n",
+                "iam.amazonaws.com/default-role": "\u{a0}shop-default\n",
                 "unrelated": "x",
             }}}),
         );
@@ -95,6 +89,19 @@ mod tests {
             ..Namespace::default()
         };
         assert_eq!(namespace(bare, &keys), Some(expected));
+    }
+
+    /// The API server reads a null as an empty text, so manifests with one are read alike.
+    #[test]
+    fn nulls_are_empty_texts() {
+        let object = json!({"metadata": {"name": "n", "labels": {"team": null}, "annotations": {
+            "iam.amazonaws.com/permitted": null, "iam.amazonaws.com/default-role": null}}});
+        let read = read(&object, &AnnotationKeys::default()).unwrap();
+        assert_eq!(read.permitted.as_deref(), Some(""));
+        assert_eq!(read.default_role, None);
+        assert_eq!(read.labels.get("team"), Some(""));
+        let nothing = json!({"metadata": {"name": "n", "labels": null, "annotations": null}});
+        assert!(super::read(&nothing, &AnnotationKeys::default()).is_ok());
     }
 
     #[test]
