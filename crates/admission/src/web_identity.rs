@@ -183,4 +183,37 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_pod_that_is_over_is_told_from_one_that_runs() {
+        for (phase, expected) in [
+            (json!(null), Phase::Running),
+            (json!("Pending"), Phase::Running),
+            (json!("Running"), Phase::Running),
+            (json!("Succeeded"), Phase::Succeeded),
+            (json!("Failed"), Phase::Failed),
+        ] {
+            let pod = json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "api", "namespace": "shop"}, "status": {"phase": phase},
+                "spec": {"containers": [{"env": [{"name": "AWS_ROLE_ARN", "value": "x"}]}]}});
+            let found = WebIdentity::of(&pod, &AnnotationKeys::default(), &BTreeSet::new());
+            assert_eq!(found.unwrap().asking[0].phase, expected, "{phase}");
+        }
+    }
+
+    #[test]
+    fn threat_31_tokens_for_ones_own_audiences_ask_for_a_role() {
+        let token = |audience: &str| {
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "api", "namespace": "shop"},
+                "spec": {"volumes": [{"projected": {"sources": [
+                    {"serviceAccountToken": {"audience": audience}}]}}]}})
+        };
+        let asks = |audience: &str, others: &[&str]| {
+            let others = others.iter().map(|other| Audience::new(other)).collect();
+            let found = WebIdentity::of(&token(audience), &AnnotationKeys::default(), &others);
+            found.is_some_and(|found| found.unnamed.is_some())
+        };
+        assert!(asks("openshift", &[]) && asks("mine", &["Mine"]) && asks("", &[""]));
+        assert!(!asks("mine", &[]) && !asks("", &["mine"]));
+    }
 }
