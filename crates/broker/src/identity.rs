@@ -166,7 +166,7 @@ pub fn is_live_agent(pod: &Workload, account: &AgentAccount) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rolegate_core::key_values::KeyValues;
     use rolegate_core::workload::Wish;
 
@@ -174,7 +174,7 @@ mod tests {
 
     const NODE: &str = "node-a";
 
-    fn account() -> AgentAccount {
+    pub(crate) fn account() -> AgentAccount {
         AgentAccount {
             namespace: "rolegate".into(),
             name: "rolegate-agent".into(),
@@ -183,11 +183,11 @@ mod tests {
         }
     }
 
-    fn peer() -> IpAddr {
+    pub(crate) fn peer() -> IpAddr {
         [192, 0, 2, 1].into()
     }
 
-    fn agent() -> Workload {
+    pub(crate) fn agent() -> Workload {
         Workload {
             namespace: "rolegate".into(),
             name: "rolegate-agent-x".into(),

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use jiff::Timestamp;
+use rolegate_kube::token_review::{Reviewed, claimed};
 use rolegate_proto::wire::MAX_TOKEN;
+use rolegate_runtime::peer::PeerKey;
 use tokio::time::timeout;
 use tonic::Status;
 use tracing::debug;
@@ -44,26 +46,41 @@ impl Connection {
         if proven.until.is_some_and(|until| until <= now) {
             return Err(Refused::Ended.into());
         }
-        self.trust.earn();
         debug!(node = %proven.node, peer = %self.peer, broker = parts.name, "agent proven");
         Ok(proven)
     }
 
-    async fn prove_by_token(&self, claimed: &str, token: &str) -> Result<Proven, Unproven> {
+    async fn prove_by_token(&self, node: &str, token: &str) -> Result<Proven, Unproven> {
         let parts = &self.service.parts;
         if token.len() > MAX_TOKEN {
             return Err(Refused::Unknown.into());
         }
-        let account = parts.agents.account();
-        let reviewed = parts.reviewer.review(self.peer, token, &account.audience);
-        let reviewed = reviewed.await?;
-        let mut changes = parts.agents.changes();
-        let look = || {
-            let uid = reviewed.pod_uid.as_deref();
-            let pod = uid.and_then(|uid| parts.agents.get(uid));
-            by_token(&reviewed, account, claimed, self.peer, pod.as_deref())
+        // What it says of itself proves nothing. But where that would not be enough if it were so, there
+        // is nothing to ask the API server, which anybody could make the broker do.
+        let said = claimed(token).ok_or(Refused::Unknown)?;
+        let unchecked = self.compare(&said, node).await?;
+        if unchecked.until.is_some_and(|until| until <= parts.clock.now()) {
+            return Err(Refused::Ended.into());
+        }
+        let peer = match parts.agents.has_address(self.peer) {
+            true => PeerKey::exactly(self.peer),
+            false => PeerKey::of(self.peer),
         };
-        // The broker's watch may lag behind an agent that has just started.
+        let audience = &parts.agents.account().audience;
+        let reviewed = parts.reviewer.review(peer, token, audience).await?;
+        Ok(self.compare(&reviewed, node).await?)
+    }
+
+    /// Whether a token of which this is known is of the agent of `node`; waits for a moment where the
+    /// broker's watch may lag behind an agent that has just started.
+    async fn compare(&self, known: &Reviewed, node: &str) -> Result<Proven, Refused> {
+        let agents = &self.service.parts.agents;
+        let mut changes = agents.changes();
+        let look = || {
+            let uid = known.pod_uid.as_deref();
+            let pod = uid.and_then(|uid| agents.get(uid));
+            by_token(known, agents.account(), node, self.peer, pod.as_deref())
+        };
         let waiting = async {
             loop {
                 match look() {
@@ -76,11 +93,10 @@ impl Connection {
                 }
             }
         };
-        let proven = match timeout(PROVING, waiting).await {
+        match timeout(PROVING, waiting).await {
             Ok(settled) => settled,
             Err(_) => look(),
-        };
-        Ok(proven?)
+        }
     }
 
     /// What somebody is told who has proven nothing, or whose proof counts no longer. Anybody can

@@ -311,7 +311,7 @@ impl Stage {
             engine: EngineOptions::of_cluster(64),
             // An eighth is for those who have proven nothing: more than one address may have.
             connections: 200,
-            connections_per_address: 16,
+            connections_per_peer: 4,
             kiam: None,
             clock: self.clock.clone(),
         }
