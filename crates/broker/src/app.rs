@@ -234,17 +234,21 @@ impl Broker {
             readiness: readiness.clone(),
             reports: reporter,
         };
+        let needs = rules.needs();
         tasks.spawn(vital("the watches of rules", sources.run(rules)));
         let watch = {
             let (connection, keys) = (connection.clone(), options.annotations.clone());
             let (reporting, sender) = (reporting("namespaces"), sender.clone());
-            async move { watch_namespaces(&connection, keys, reporting, sender).await }
+            let needs = needs.clone();
+            async move { watch_namespaces(&connection, keys, needs, reporting, sender).await }
         };
         tasks.spawn(vital("the watch of namespaces", watch));
         let watch = {
             let (connection, keys) = (connection.clone(), options.annotations);
             let reporting = reporting("pods");
-            async move { watch_pods(&connection, &Scope::Cluster, keys, reporting, sender).await }
+            async move {
+                watch_pods(&connection, &Scope::Cluster, keys, needs, reporting, sender).await;
+            }
         };
         tasks.spawn(vital("the watch of pods", watch));
 

@@ -329,8 +329,13 @@ impl Keeper {
         self.book
             .set_rego(loaded.then(|| Arc::new(RegoLayer::new(policies.clone())) as Arc<dyn Layer>));
         let rules = self.book.rule_set();
-        self.rules.publish(Snapshot {
-            gate: rules.without("rego"),
+        let gate = rules.without("rego");
+        let known = self.book.needs(match self.point {
+            Point::Gate => &gate,
+            Point::Door => &rules,
+        });
+        let snapshot = Snapshot {
+            gate,
             rules,
             config: self.book.config().clone(),
             grants: self.book.grants().clone(),
@@ -341,7 +346,8 @@ impl Keeper {
             },
             policy_counts: self.policy_counts,
             needs,
-        });
+        };
+        self.rules.publish(snapshot, known);
     }
 }
 

@@ -150,6 +150,10 @@ impl Stage {
     }
 
     /// The authority that signs where no other is named.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     pub(crate) fn authority(&self) -> &Authority {
         &self.authority
     }
