@@ -375,7 +375,7 @@ impl Broker {
         let check_address = agents.account().check_address;
         let service = Service::new(ServiceParts {
             name: options.name,
-            reviewer: Reviewer::new(connection.client(), check_address),
+            reviewer: Reviewer::new(connection.client(), check_address, clock.clone()),
             agents,
             orders,
             tell,

@@ -308,4 +308,22 @@ pub(crate) mod tests {
         assert_eq!(named(&["node-b"]), Err(Refused::Node));
         assert_eq!(named(&[NODE, "node-b"]), Err(Refused::Node));
     }
+
+    #[test]
+    fn what_the_watch_may_bring_in_a_moment_is_waited_for_and_nothing_else() {
+        for refused in [Refused::Gone, Refused::Address] {
+            assert!(refused.may_pass(), "{refused:?}");
+        }
+        for refused in [
+            Refused::Unknown,
+            Refused::Audience,
+            Refused::Account,
+            Refused::Unbound,
+            Refused::Node,
+            Refused::Ended,
+            Refused::Nothing,
+        ] {
+            assert!(!refused.may_pass(), "{refused:?}");
+        }
+    }
 }

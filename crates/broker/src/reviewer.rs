@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rolegate_kube::token_review::{Reviewed, review};
+use rolegate_runtime::clock::Clock;
 use rolegate_runtime::peer::PeerKey;
 use rolegate_runtime::rate::{KeyedRate, Rate};
 use tokio::sync::Semaphore;
@@ -48,6 +49,7 @@ pub enum ReviewError {
 /// Asks the API server.
 pub struct Reviewer {
     client: kube::Client,
+    clock: Clock,
     places: Semaphore,
     /// The places of addresses that have any taken.
     own: Mutex<HashMap<PeerKey, Arc<Semaphore>>>,
@@ -65,9 +67,10 @@ impl std::fmt::Debug for Reviewer {
 impl Reviewer {
     /// Asks by this client, which needs `create` on `tokenreviews`. `check_address`: each agent comes
     /// from an address of its own.
-    pub fn new(client: kube::Client, check_address: bool) -> Self {
+    pub fn new(client: kube::Client, check_address: bool, clock: Clock) -> Self {
         Self {
             client,
+            clock,
             places: Semaphore::new(PLACES),
             own: Mutex::default(),
             rates: KeyedRate::new(if check_address { RATE } else { SHARED_RATE }),
@@ -85,7 +88,8 @@ impl Reviewer {
         token: &str,
         audience: &str,
     ) -> Result<Reviewed, ReviewError> {
-        if !self.rates.take(&peer) {
+        let now = Duration::try_from(self.clock.now().as_duration()).unwrap_or_default();
+        if !self.rates.take_at(&peer, now) {
             return Err(ReviewError::Busy);
         }
         let own = self.own(peer);
@@ -125,12 +129,16 @@ mod tests {
 
     use super::*;
 
+    fn clock() -> Clock {
+        Clock::tokio(jiff::Timestamp::UNIX_EPOCH)
+    }
+
     /// One whose API server never answers.
     fn reviewer() -> Reviewer {
         let service = service_fn(async |_: http::Request<kube::client::Body>| {
             pending::<Result<http::Response<kube::client::Body>, BoxError>>().await
         });
-        Reviewer::new(kube::Client::new(service, "default"), true)
+        Reviewer::new(kube::Client::new(service, "default"), true, clock())
     }
 
     fn busy(reviewed: &Result<Reviewed, ReviewError>) -> bool {
@@ -179,7 +187,7 @@ mod tests {
             count.fetch_add(1, Ordering::Relaxed);
             async { Err::<http::Response<kube::client::Body>, BoxError>("no answer".into()) }
         });
-        let reviewer = Reviewer::new(kube::Client::new(service, "default"), true);
+        let reviewer = Reviewer::new(kube::Client::new(service, "default"), true, clock());
         let thief = PeerKey::of([192, 0, 2, 66].into());
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(60) {

@@ -24,13 +24,15 @@ pub struct Rate {
 #[derive(Debug)]
 pub struct KeyedRate<K> {
     rate: Rate,
+    origin: Instant,
     buckets: Mutex<HashMap<K, Bucket>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     left: f64,
-    at: Instant,
+    /// Since any moment, the same for all.
+    at: Duration,
 }
 
 impl<K: Eq + Hash + Clone> KeyedRate<K> {
@@ -38,13 +40,19 @@ impl<K: Eq + Hash + Clone> KeyedRate<K> {
     pub fn new(rate: Rate) -> Self {
         Self {
             rate,
+            origin: Instant::now(),
             buckets: Mutex::default(),
         }
     }
 
     /// Takes one unit of `key`; `false` where it has none left.
     pub fn take(&self, key: &K) -> bool {
-        self.change(key, |left| {
+        self.take_at(key, self.origin.elapsed())
+    }
+
+    /// The same by another clock, which says how long ago any moment is that is always the same.
+    pub fn take_at(&self, key: &K, now: Duration) -> bool {
+        self.change(key, now, |left| {
             let enough = *left >= 1.0;
             if enough {
                 *left -= 1.0;
@@ -57,14 +65,13 @@ impl<K: Eq + Hash + Clone> KeyedRate<K> {
     /// more is taken.
     pub fn charge(&self, key: &K, units: u32) -> Duration {
         let per_second = self.rate.per_second;
-        self.change(key, |left| {
+        self.change(key, self.origin.elapsed(), |left| {
             *left -= f64::from(units);
             Duration::try_from_secs_f64(-*left / per_second).unwrap_or(Duration::ZERO)
         })
     }
 
-    fn change<R>(&self, key: &K, change: impl FnOnce(&mut f64) -> R) -> R {
-        let now = Instant::now();
+    fn change<R>(&self, key: &K, now: Duration, change: impl FnOnce(&mut f64) -> R) -> R {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bucket) = buckets.get_mut(key) {
             bucket.fill(self.rate, now);
@@ -92,8 +99,9 @@ impl<K: Eq + Hash + Clone> KeyedRate<K> {
 }
 
 impl Bucket {
-    fn fill(&mut self, rate: Rate, now: Instant) {
-        let gained = now.duration_since(self.at).as_secs_f64() * rate.per_second;
+    fn fill(&mut self, rate: Rate, now: Duration) {
+        // A clock that is set back gives nothing.
+        let gained = now.saturating_sub(self.at).as_secs_f64() * rate.per_second;
         self.left = (self.left + gained).min(rate.burst);
         self.at = now;
     }

@@ -20,7 +20,7 @@ use crate::reviewer::ReviewError;
 pub(super) const PROOF: Duration = Duration::from_secs(600);
 /// How long it may take until the watch shows the agent's pod.
 const PROVING: Duration = Duration::from_secs(5);
-/// When a token is looked at again that nobody could be asked about.
+/// How long after it was looked at a token is looked at again that nobody could be asked about.
 const AGAIN: Duration = Duration::from_secs(20);
 
 /// Why nothing is proven.
@@ -118,8 +118,8 @@ impl Connection {
     }
 }
 
-/// A token, and what came of looking at it.
-type Look = (Zeroizing<String>, Result<Proven, Unproven>);
+/// A token, when it was looked at, and what came of it.
+type Look = (Zeroizing<String>, Timestamp, Result<Proven, Unproven>);
 
 /// The proofs of a stream.
 ///
@@ -168,18 +168,18 @@ impl<'c> Proofs<'c> {
     pub(super) fn show(&mut self, token: Zeroizing<String>) {
         match self.looking {
             Some(_) => self.newer = Some(token),
-            None => self.look(token, Duration::ZERO),
+            None => self.look(token, Timestamp::MIN),
         }
     }
 
-    fn look(&mut self, token: Zeroizing<String>, after: Duration) {
+    fn look(&mut self, token: Zeroizing<String>, when: Timestamp) {
         let (connection, node) = (self.connection, self.first.node.clone());
         let look = async move {
-            if !after.is_zero() {
-                connection.service.parts.clock.sleep(after).await;
-            }
+            let clock = &connection.service.parts.clock;
+            clock.sleep_until(when).await;
+            let looked = clock.now();
             let proven = connection.prove(&node, &token).await;
-            (token, proven)
+            (token, looked, proven)
         };
         self.looking = Some(look.boxed());
     }
@@ -196,7 +196,7 @@ impl<'c> Proofs<'c> {
                 () = self.connection.service.parts.clock.sleep_until(due) => {
                     return Refused::Ended.into();
                 }
-                Some((token, proven)) = OptionFuture::from(self.looking.as_mut()) => {
+                Some((token, looked, proven)) = OptionFuture::from(self.looking.as_mut()) => {
                     self.looking = None;
                     let newer = self.newer.take();
                     match proven {
@@ -207,10 +207,13 @@ impl<'c> Proofs<'c> {
                         Ok(proven) => {
                             self.count(&proven);
                             if let Some(newer) = newer {
-                                self.look(newer, Duration::ZERO);
+                                self.look(newer, Timestamp::MIN);
                             }
                         }
-                        Err(Unproven::Unasked(_)) => self.look(newer.unwrap_or(token), AGAIN),
+                        Err(Unproven::Unasked(_)) => {
+                            let again = looked.checked_add(AGAIN).unwrap_or(Timestamp::MAX);
+                            self.look(newer.unwrap_or(token), again);
+                        }
                         Err(refused) => return refused,
                     }
                 }

@@ -37,7 +37,7 @@ use tokio::net::TcpSocket;
 pub(crate) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Longer than anything that a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Stand-ins, and who may prove what.
 pub(crate) struct Stage {
