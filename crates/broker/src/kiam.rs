@@ -123,7 +123,7 @@ impl KiamConnection {
         }
         let node = self.parts.hosts.node_of(self.peer).ok_or_else(|| {
             self.parts.metrics.kiam("refused");
-            self.shown.close();
+            self.shown.close_unauthenticated();
             warn!(peer = %self.peer, "a kiam agent's address is of no node, or of several: it is refused");
             Status::permission_denied("this address is of no node")
         })?;
