@@ -71,7 +71,12 @@ fn large(name: &str) -> Pod {
     })
 }
 
-fn command(process: Process, api: &KubeApi, imds: &Imds, folder: &Path) -> anyhow::Result<(Command, u16)> {
+fn command(
+    process: Process,
+    api: &KubeApi,
+    imds: &Imds,
+    folder: &Path,
+) -> anyhow::Result<(Command, u16)> {
     let admin = free_port()?;
     let mut command = Rolegate::command()?;
     match process {
@@ -107,7 +112,10 @@ fn command(process: Process, api: &KubeApi, imds: &Imds, folder: &Path) -> anyho
         .arg(format!("--metadata-addr={}", imds.addr()))
         .env("AWS_REGION", "eu-west-1")
         .env("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", imds.addr()));
+        .env(
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+            format!("http://{}", imds.addr()),
+        );
     Ok((command, admin))
 }
 
@@ -137,12 +145,13 @@ async fn beside(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::Re
     let has = |name: &str, number: u32| {
         let line = format!("{name} {number}");
         let metrics = page(admin, "/metrics")?;
-        ensure!(metrics.lines().any(|it| it == line), "not {line}: {metrics}");
+        ensure!(
+            metrics.lines().any(|it| it == line),
+            "not {line}: {metrics}"
+        );
         Ok(())
     };
-    rolegate
-        .until(DEADLINE, async || has(series, 10))
-        .await?;
+    rolegate.until(DEADLINE, async || has(series, 10)).await?;
     eventually(DEADLINE, async || {
         ensure!(api.watches() > 0, "nothing is watched");
         Ok(())
@@ -163,11 +172,7 @@ async fn beside(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::Re
 }
 
 /// How much more memory a process has beside large pods than without them, and how much may be.
-async fn costs(
-    process: Process,
-    pods: impl Fn() -> Vec<Pod>,
-    most: u64,
-) -> anyhow::Result<()> {
+async fn costs(process: Process, pods: impl Fn() -> Vec<Pod>, most: u64) -> anyhow::Result<()> {
     for streaming in [true, false] {
         let without = beside(process, Vec::new(), streaming).await?;
         let with = beside(process, pods(), streaming).await?;

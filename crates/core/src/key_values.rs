@@ -185,7 +185,10 @@ mod tests {
         let long = "x".repeat(MOST_OF_OBJECT);
         for unread in [("app", &*long), ("a", &long[1..])] {
             let kept = KeyValues::of_object([unread], &keys);
-            assert_eq!(kept.is_too_large(), unread.0.len() + unread.1.len() > MOST_OF_OBJECT);
+            assert_eq!(
+                kept.is_too_large(),
+                unread.0.len() + unread.1.len() > MOST_OF_OBJECT
+            );
             assert!(kept.is_empty());
         }
     }

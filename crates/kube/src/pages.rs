@@ -65,7 +65,9 @@ pub(crate) async fn send(
         {
             parts.uri = uri;
         }
-        let response = client.send(Request::from_parts(parts, Body::empty())).await?;
+        let response = client
+            .send(Request::from_parts(parts, Body::empty()))
+            .await?;
         if !response.status().is_success() {
             return Ok(response);
         }

@@ -91,7 +91,8 @@ pub async fn watch_pods(
 /// A sentence that says what is malformed.
 pub fn read(document: &Value, keys: &AnnotationKeys) -> Result<Workload, String> {
     let pod = Pod::deserialize(document).map_err(|error| error.to_string())?;
-    workload(pod, keys, &Needs::everything()).ok_or_else(|| "it has no metadata.name, namespace or uid".into())
+    workload(pod, keys, &Needs::everything())
+        .ok_or_else(|| "it has no metadata.name, namespace or uid".into())
 }
 
 /// A pod, trimmed; `None` for one without name or UID, which no API server sends.

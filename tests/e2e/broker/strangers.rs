@@ -108,10 +108,8 @@ async fn steal(
     };
     let outgoing = futures::stream::once(async { hello });
     let outgoing = futures::StreamExt::chain(outgoing, futures::stream::pending());
-    let mut client = BrokerClient::with_origin(
-        Requests(requests),
-        http::Uri::from_static("https://broker"),
-    );
+    let mut client =
+        BrokerClient::with_origin(Requests(requests), http::Uri::from_static("https://broker"));
     let talk = async {
         let mut incoming = client.serve(outgoing).await?.into_inner();
         if incoming.message().await?.is_some() {
@@ -166,7 +164,11 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     let place = Place::new("strangers", 27).await?;
     let namespace = place.named("a");
     place.cluster.create_namespace(&namespace, &[]).await?;
-    let nodes = [place.node(1).await?, place.node(2).await?, place.node(3).await?];
+    let nodes = [
+        place.node(1).await?,
+        place.node(2).await?,
+        place.node(3).await?,
+    ];
     let mut pods = Vec::new();
     for ((node, role), last) in nodes.iter().zip(["reader", "writer", "fresh"]).zip(5..) {
         let pod = place.pod(node, last)?;
@@ -177,7 +179,11 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let (pair, authority) = certificate(folder.path(), &nodes[0].name)?;
     let authority = format!("--client-ca={}", authority.display());
-    let flags = ["--layer=namespace=off", "--max-agent-connections=4000", &authority];
+    let flags = [
+        "--layer=namespace=off",
+        "--max-agent-connections=4000",
+        &authority,
+    ];
     let _broker = place.broker(1, &flags).await?;
     let (_first, quiet) = starts(&place, &nodes[0], &pods[0], "reader").await?;
 
@@ -202,7 +208,10 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
         let held = place.metric(1, UNAUTHENTICATED)?;
         let closed = place.metric(1, CLOSED)?;
-        ensure!(held >= SHARE && closed > 0, "{held} are held, {closed} were closed");
+        ensure!(
+            held >= SHARE && closed > 0,
+            "{held} are held, {closed} were closed"
+        );
         Ok(())
     })
     .await?;
@@ -210,7 +219,11 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     let ready = place.admin(1, "/readyz?verbose")?;
     ensure!(ready.status == 200, "{}", ready.body);
     ensure!(ready.body.contains("agent connections"), "{}", ready.body);
-    ensure!(ready.body.contains("did not authenticate"), "{}", ready.body);
+    ensure!(
+        ready.body.contains("did not authenticate"),
+        "{}",
+        ready.body
+    );
     let (_second, held) = starts(&place, &nodes[1], &pods[1], "writer").await?;
     strangers.shutdown().await;
 
@@ -236,7 +249,10 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     let (_third, stolen) = starts(&place, &nodes[2], &pods[2], "fresh").await?;
     // All of node 1's together, and two for each of the other agents.
     let authenticated = usize::try_from(place.metric(1, AUTHENTICATED)?)?;
-    ensure!(authenticated <= PER_NODE + 4, "{authenticated} are authenticated");
+    ensure!(
+        authenticated <= PER_NODE + 4,
+        "{authenticated} are authenticated"
+    );
     ensure!(welcome.load(Ordering::Relaxed) <= PER_NODE);
     for (pod, role) in pods.iter().zip(["reader", "writer", "fresh"]) {
         place.served(pod, role).await.context(role)?;

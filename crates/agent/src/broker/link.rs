@@ -150,7 +150,10 @@ async fn reach(
 
 async fn converse(
     id: LinkId,
-    (stream, address): (impl AsyncRead + AsyncWrite + Unpin + Send + 'static, SocketAddr),
+    (stream, address): (
+        impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        SocketAddr,
+    ),
     options: &BrokerOptions,
     (sender, mut receiver): (mpsc::Sender<v1::FromAgent>, mpsc::Receiver<v1::FromAgent>),
     events: &mpsc::Sender<(LinkId, LinkEvent)>,

@@ -406,7 +406,10 @@ fn nothing_is_complete_before_all_that_is_gone_was_told() {
     }
     bench.feed.complete();
     let updates = bench.drain();
-    let told: Vec<_> = updates.iter().map(|it| (it.gone.len(), it.complete)).collect();
+    let told: Vec<_> = updates
+        .iter()
+        .map(|it| (it.gone.len(), it.complete))
+        .collect();
     assert_eq!(told, [(GONE, false), (GONE, false), (1, true)]);
 
     // So it is with sessions, each of which was its pod's own.
@@ -441,13 +444,19 @@ fn what_layers_in_audit_mode_would_refuse_is_told_when_the_agent_says_so() {
         audited: vec![denial],
         ..allowed
     };
-    bench.feed.put(pod("uid-1"), decided(Standing::Allowed(audited)));
+    bench
+        .feed
+        .put(pod("uid-1"), decided(Standing::Allowed(audited)));
     bench.drain();
     let told = || {
         let resident = bench.feed.resident("uid-1").unwrap();
         // One that was told a moment ago is not told again.
-        !resident.told.allows(at(2), std::time::Duration::from_secs(3600))
+        !resident
+            .told
+            .allows(at(2), std::time::Duration::from_secs(3600))
     };
-    bench.feed.notice("uid-1", &NoticeOutcome::Audited, &tell, at(1));
+    bench
+        .feed
+        .notice("uid-1", &NoticeOutcome::Audited, &tell, at(1));
     assert!(told(), "nothing was told");
 }

@@ -59,7 +59,10 @@ impl Connection {
         // is nothing to ask the API server, which anybody could make the broker do.
         let said = claimed(token).ok_or(Refused::Unknown)?;
         let unchecked = self.compare(&said, node).await?;
-        if unchecked.until.is_some_and(|until| until <= parts.clock.now()) {
+        if unchecked
+            .until
+            .is_some_and(|until| until <= parts.clock.now())
+        {
             return Err(Refused::Ended.into());
         }
         let peer = match parts.agents.has_address(self.peer) {

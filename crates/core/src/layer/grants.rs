@@ -143,7 +143,9 @@ impl Layer for GrantsLayer {
             return false;
         }
         let places = self.index.candidates(&ask.workload.namespace, ask.role);
-        let mut candidates = places.into_iter().filter_map(|place| self.grants.get(place));
+        let mut candidates = places
+            .into_iter()
+            .filter_map(|place| self.grants.get(place));
         candidates.any(|grant| {
             grant.closeness(ask.role).is_some() && grant.lacks(ask.workload, &ask.namespace.labels)
         })

@@ -402,11 +402,7 @@ fn threat_06_own_roles_of_the_configuration_are_refused_whatever_allows_them() {
 #[test]
 fn threat_28_what_rules_read_is_known_once_they_are_loaded() {
     let needs = |book: &RuleBook| book.needs(&book.rule_set());
-    let mut book = RuleBook::new(
-        config(Mode::Off, Mode::Audit),
-        SessionScope::Workload,
-        3600,
-    );
+    let mut book = RuleBook::new(config(Mode::Off, Mode::Audit), SessionScope::Workload, 3600);
     assert_eq!(needs(&book), None, "grants are not loaded");
     let mut labelled = grant("one", &["reader"], "default");
     labelled.subjects[0].pod_selector = Some(crate::selector::Selector {
@@ -419,7 +415,10 @@ fn threat_28_what_rules_read_is_known_once_they_are_loaded() {
     assert!(!read.namespace_roles, "the layer that reads them is off");
     book.update(is(config(Mode::Enforce, Mode::Off)));
     let read = needs(&book).unwrap();
-    assert_eq!((read.pod_labels, read.namespace_roles), (Default::default(), true));
+    assert_eq!(
+        (read.pod_labels, read.namespace_roles),
+        (Default::default(), true)
+    );
     book.update(RuleUpdate::Config(ClusterConfig::Unseen));
     assert_eq!(needs(&book), None);
 }

@@ -102,7 +102,14 @@ async fn threat_28_of_a_namespace_what_no_rule_reads_is_not_kept() {
     };
     let (rules, needs) = watch::channel(reading(&["team"]));
     tokio::spawn(async move {
-        watch_namespaces(&connection, AnnotationKeys::default(), needs, reporting, sender).await;
+        watch_namespaces(
+            &connection,
+            AnnotationKeys::default(),
+            needs,
+            reporting,
+            sender,
+        )
+        .await;
     });
     let Some(Update::Namespaces(Change::Snapshot(all))) = updates.recv().await else {
         panic!("no snapshot");
@@ -147,7 +154,10 @@ async fn a_pod_of_the_hosts_network_keeps_no_address_on_its_own_node() {
             panic!("no snapshot")
         };
         let host = &pods[0];
-        assert_eq!((&*host.namespace, &*host.service_account), ("shop", "proxy"));
+        assert_eq!(
+            (&*host.namespace, &*host.service_account),
+            ("shop", "proxy")
+        );
         assert_eq!(labels(host), [("team", "net")]);
         assert_eq!(host.addresses.len(), addresses);
     }

@@ -96,10 +96,16 @@ mod tests {
         };
         // What each read finds: the pair is swapped after the first one, or never.
         for (found, expected) in [
-            (&["crt 1", "key 2", "crt 2", "key 2", "crt 2"][..], ("crt 2", "key 2")),
+            (
+                &["crt 1", "key 2", "crt 2", "key 2", "crt 2"][..],
+                ("crt 2", "key 2"),
+            ),
             (&["crt 1", "key 1", "crt 1"], ("crt 1", "key 1")),
             // It does not go on for ever.
-            (&["crt 1", "key 1", "crt 2", "key 2", "crt 3", "key 3"], ("crt 3", "key 3")),
+            (
+                &["crt 1", "key 1", "crt 2", "key 2", "crt 3", "key 3"],
+                ("crt 3", "key 3"),
+            ),
         ] {
             let mut contents = found.iter();
             let next = RefCell::new(move || contents.next().unwrap().as_bytes().to_vec());

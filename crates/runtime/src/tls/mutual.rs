@@ -39,9 +39,7 @@ const ACCEPT: Duration = Duration::from_secs(20);
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
         let seconds = u64::try_from(self.now().as_second()).ok()?;
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(
-            seconds,
-        )))
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }
 

@@ -452,7 +452,10 @@ fn a_pair_is_checked_as_it_would_be_served() {
         check_pair(certificate.as_bytes(), key.as_bytes(), Timestamp::now())
     };
     assert_eq!(check(&one.certificate, &one.key), Ok(()));
-    assert_eq!(check(&one.certificate, &other.key), Err(PairError::Mismatch));
+    assert_eq!(
+        check(&one.certificate, &other.key),
+        Err(PairError::Mismatch)
+    );
     assert_eq!(check("", &one.key), Err(PairError::NoCertificate));
     let over = check(&ended.certificate, &ended.key);
     assert!(matches!(over, Err(PairError::Ended(_))), "{over:?}");
@@ -488,7 +491,8 @@ async fn rule_11_files_are_read_again_and_again() {
     let following = async { tokio::join!(files.follow(&store), age.follow()) };
     let renewed = async {
         // The clock moves on when nothing else is to be done.
-        let end_of = |year: i32| -> Timestamp { format!("{year}-01-01T00:00:00Z").parse().unwrap() };
+        let end_of =
+            |year: i32| -> Timestamp { format!("{year}-01-01T00:00:00Z").parse().unwrap() };
         for (year, next) in [(2030, Some(make(2040))), (2040, None)] {
             let left = end_of(year).duration_since(Timestamp::now());
             let is = |it: Option<jiff::SignedDuration>| {

@@ -368,7 +368,11 @@ fn threat_28_a_grant_whose_labels_were_not_kept_is_not_asked() {
     assert!(lacks(&pod("shop", whole()), "writer", unknown.clone()));
     // What no grant reads that may cover the pod is of no consequence.
     assert!(!lacks(&pod("shop", unknown.clone()), "other", whole()));
-    assert!(!lacks(&pod("else", unknown.clone()), "reader", unknown.clone()));
+    assert!(!lacks(
+        &pod("else", unknown.clone()),
+        "reader",
+        unknown.clone()
+    ));
     assert!(!lacks(&pod("shop", whole()), "reader", unknown));
     let known = KeyValues::of_object([("app", "x")], &needs.pod_labels);
     assert!(!lacks(&pod("shop", known), "reader", whole()));
