@@ -185,7 +185,10 @@ async fn this_nodes_pods_come_change_and_go() {
             _ => None,
         })
         .await;
-    assert_eq!((&finished.uid, finished.phase), (&running.uid, Phase::Succeeded));
+    assert_eq!(
+        (&finished.uid, finished.phase),
+        (&running.uid, Phase::Succeeded)
+    );
 
     cluster.delete_pod("watch-pods", "here").await.unwrap();
     let gone = agent

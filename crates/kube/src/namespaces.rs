@@ -40,6 +40,7 @@ pub async fn watch_namespaces(
             is_told: |_| true,
             retain: Update::RetainNamespaces,
         }),
+        most: None,
         kept: Some(kept),
     };
     let mut health = Watchdog::new("namespaces", "namespaces", "", reporting);

@@ -123,6 +123,8 @@ pub(crate) struct Source<K, P, W, T, M> {
     pub(crate) ends_on: fn(Kind) -> bool,
     /// How a list is told that comes after a gap; `None`: as the first one, as a whole.
     pub(crate) relist: Option<Relist<T, M>>,
+    /// How much is kept of a list that is told as a whole.
+    pub(crate) most: Option<Most<T>>,
     /// What of the objects is kept, for those of which that depends on the rules.
     pub(crate) kept: Option<Kept>,
 }
@@ -136,6 +138,16 @@ pub(crate) struct Relist<T, M> {
     pub(crate) is_told: fn(&T) -> bool,
     /// Makes a message of all there are.
     pub(crate) retain: fn(HashSet<Arc<str>>) -> M,
+}
+
+/// A bound on the bytes of a list that is told as a whole.
+pub(crate) struct Most<T> {
+    /// So many bytes of all objects.
+    pub(crate) bytes: usize,
+    /// The bytes of an object.
+    pub(crate) of: fn(&T) -> usize,
+    /// Leaves out what takes them, where there is no room.
+    pub(crate) leave_out: fn(&mut T),
 }
 
 /// What rules read of objects, so that it is kept of them.
@@ -208,8 +220,8 @@ pub(crate) fn usual() -> watcher::Config {
 
 /// A list that has begun.
 enum Listing<T> {
-    /// All of it, to be told as one.
-    Whole(Vec<T>),
+    /// All of it, to be told as one, and its bytes where these are bounded.
+    Whole(Vec<T>, usize),
     /// What was told of it as it came.
     Told(HashSet<Arc<str>>),
 }
@@ -237,6 +249,7 @@ where
             picture,
             ends_on: never,
             relist: None,
+            most: None,
             kept: None,
         }
     }
@@ -304,7 +317,14 @@ where
                 let message = (self.wrap)(Change::Apply(object));
                 messages.send(message).await.is_ok()
             }
-            (Listing::Whole(all), _) => {
+            (Listing::Whole(all, bytes), _) => {
+                let mut object = object;
+                if let Some(most) = &self.most {
+                    *bytes += (most.of)(&object);
+                    if *bytes > most.bytes {
+                        (most.leave_out)(&mut object);
+                    }
+                }
                 all.push(object);
                 true
             }
@@ -340,7 +360,7 @@ where
                 Some(Ok(Event::Init)) => {
                     listing = Some(match *loaded && self.relist.is_some() {
                         true => Listing::Told(HashSet::new()),
-                        false => Listing::Whole(Vec::new()),
+                        false => Listing::Whole(Vec::new(), 0),
                     });
                     continue;
                 }
@@ -361,7 +381,7 @@ where
                     let all = match (all, &self.relist) {
                         (Listing::Told(told), Some(relist)) => (relist.retain)(told),
                         (Listing::Told(_), None) => return End::Again,
-                        (Listing::Whole(all), _) => (self.wrap)(Change::Snapshot(all)),
+                        (Listing::Whole(all, _), _) => (self.wrap)(Change::Snapshot(all)),
                     };
                     if messages.send(all).await.is_err() {
                         return End::Closed;

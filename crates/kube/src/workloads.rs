@@ -79,6 +79,7 @@ pub async fn watch_pods(
             is_told: Workload::may_run,
             retain: Update::RetainWorkloads,
         }),
+        most: None,
         kept: Some(kept),
     };
     let mut health = Watchdog::new("pods", "pods", "", reporting);
