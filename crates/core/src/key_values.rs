@@ -1,6 +1,7 @@
 //! Labels and annotations: small sorted maps that are made once and shared.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 
 use crate::needs::Keys;
@@ -14,15 +15,26 @@ const MOST_OF_OBJECT: usize = 8 * 1024;
 
 /// An immutable map from text to text. Cheap to clone. Of more than 32 KiB, or 8 KiB of an object,
 /// nothing is kept but that it was too much, see [`KeyValues::is_too_large`].
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct KeyValues {
-    pairs: Arc<[(Arc<str>, Arc<str>)]>,
+    pairs: Pairs,
     too_large: bool,
     /// The keys that are here if they were there.
     known: Keys,
 }
 
-static NO_PAIRS: LazyLock<Arc<[(Arc<str>, Arc<str>)]>> = LazyLock::new(Arc::default);
+/// Keys with their values.
+type Pairs = Arc<[(Arc<str>, Arc<str>)]>;
+
+static NO_PAIRS: LazyLock<Pairs> = LazyLock::new(Arc::default);
+
+impl Hash for KeyValues {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The known keys are nearly always the same, and many.
+        self.pairs.hash(state);
+        self.too_large.hash(state);
+    }
+}
 
 impl Default for KeyValues {
     /// No pair, and no other was there.

@@ -54,6 +54,10 @@ impl Keys {
         if self.cover(others) {
             return;
         }
+        if others.cover(self) {
+            *self = others.clone();
+            return;
+        }
         *self = match (&*self, others) {
             (Self::Only(own), Self::Only(others)) => own.union(others).collect(),
             _ => Self::All,
