@@ -9,12 +9,13 @@ use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
 
-/// Most bytes of a page, unless it is of one object.
-const MAX_PAGE: usize = 2 * 1024 * 1024;
+/// Most bytes of a page, unless it is of one object. What is read of it takes some times as much for a
+/// moment.
+const MAX_PAGE: usize = 512 * 1024;
 /// How much less is asked for after a page that was too large.
 const LESS: u32 = 4;
 /// A page of less than this part of the most may have twice as many objects the next time.
-const SMALL: usize = 8;
+const SMALL: usize = 4;
 
 /// How many objects a page has at the most, of those that are asked for.
 #[derive(Debug)]
@@ -141,7 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_page_that_is_too_large_is_asked_for_again_with_fewer_objects() {
-        let (client, asked) = server(vec![64 * 1024; 500]);
+        let (client, asked) = server(vec![16 * 1024; 500]);
         let size = PageSize::default();
         let query = "&limit=500&resourceVersion=0&fieldSelector=spec.nodeName%3Da";
         assert!(get(&client, &size, query).await <= MAX_PAGE);
