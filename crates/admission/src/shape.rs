@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
 use rolegate_core::config::Audience;
 use rolegate_core::key_values::KeyValues;
+use rolegate_core::needs::Keys;
 use rolegate_core::workload::{Phase, Wish, Workload};
 
 use crate::audience::is_for_aws;
@@ -241,8 +242,11 @@ impl<'a> PodShape<'a> {
             host_network: false,
             mirror: self.is_mirror(),
             wish,
-            labels: self.labels.iter().collect::<KeyValues>(),
-            annotations: kept.map(|(key, value)| (key, cut(value))).collect(),
+            labels: KeyValues::of_object(self.labels.iter(), &Keys::All),
+            annotations: KeyValues::of_object(
+                kept.map(|(key, value)| (key, cut(value))),
+                &Keys::All,
+            ),
         }
     }
 }

@@ -285,6 +285,7 @@ impl From<NamespaceEntry> for Namespace {
                 .and_then(given)
                 .map(Into::into),
             labels: namespace.labels.iter().collect(),
+            without_roles: false,
         }
     }
 }
