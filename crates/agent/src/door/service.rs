@@ -17,6 +17,7 @@ use rolegate_standing::resident::{Allowed, Resident, Standing};
 
 use super::answer::{Answer, AnswerBody};
 use super::{Door, ImdsV2, forward};
+use crate::attachment::Verdict;
 use crate::guard::LastLook;
 use crate::limits::Connection;
 use crate::metrics::{Handler, Outcome};
@@ -397,12 +398,14 @@ impl Visit {
             Some(Owner::Disputed) => return unknown(": several live pods claim it"),
             None => return unknown(""),
         };
-        if !self
-            .door
-            .guard
-            .is_at_home(&resident.workload.uid, self.peer, &self.last_look)
-        {
-            return unknown(": it has moved to another interface than its pod's");
+        let guard = &self.door.guard;
+        match guard.check(&resident.workload.uid, self.peer, &self.last_look) {
+            Verdict::Same => {}
+            Verdict::Changed => return unknown(": it is, or was a moment ago, elsewhere than its pod"),
+            Verdict::Unrecorded => {
+                return unknown(": the container runtime has not recorded that its pod has it");
+            }
+            Verdict::Unknown => return unknown(": the kernel does not know where it is"),
         }
         let uid = &resident.workload.uid;
         if self.uid.get_or_init(|| uid.clone()) != uid {
