@@ -309,13 +309,12 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
             "no theft to be kept from, IPv6 {v6}: {theft:?}"
         );
     }
-    ensure!(
-        bridge
-            .site
-            .admin("/readyz?verbose")?
-            .body
-            .contains("unrecorded-addresses=learn")
-    );
+    eventually(DEADLINE, async || {
+        let ready = bridge.site.admin("/readyz?verbose")?.body;
+        ensure!(ready.contains("unrecorded-addresses=learn"), "{ready}");
+        Ok(())
+    })
+    .await?;
     open.stop().await?;
 
     let pending = bridge.pod("pending", "10.2.0.6", "Pending").await?;
@@ -329,9 +328,11 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     talk(bridge, &reachable)?;
     bridge.gets_nothing("reachable", &thief, &reachable)?;
     dual.ask(METADATA)?;
-    bridge.gets_nothing_by("dual stack", &thief, &dual, true)?;
+    let theft = bridge.steal(&thief, &dual, true, Way::Address)?;
+    ensure!(theft.connected() && !theft.succeeded(), "{theft:?}");
     dual.ask(METADATA)
         .context("its other address is not touched")?;
+    bridge.gets_nothing_by("dual stack", &thief, &dual, true)?;
 
     known.ask(METADATA)?;
     known.ask(METADATA_6)?;

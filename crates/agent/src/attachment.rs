@@ -279,7 +279,8 @@ impl Attachments {
                  runtime {place}: a neighbour can take them (--unrecorded-addresses=learn)"
             )),
             _ if self.forgeable.load(Ordering::Relaxed) => Some(
-                "pods share an interface on which a neighbour can take another's address".to_owned(),
+                "pods share an interface on which a neighbour can take another's address"
+                    .to_owned(),
             ),
             _ => None,
         }
@@ -294,7 +295,9 @@ impl Attachments {
             Some(Ok(records)) => records,
             Some(Err(error)) => {
                 if !lock(&self.bindings).claims().is_empty() {
-                    self.warn(|| tracing::warn!(%error, "no address on a bridge can be bound to its pod"));
+                    self.warn(
+                        || tracing::warn!(%error, "no address on a bridge can be bound to its pod"),
+                    );
                 }
                 Records::default()
             }
@@ -348,9 +351,7 @@ impl Attachments {
         let records = lock(&self.records).clone();
         let exists = |netns: &str| matches!(self.namespace(netns), Ok(Some(_)));
         let recorded = match records.assigned(pod, addr, exists) {
-            Assigned::To(record)
-                if lock(&self.bindings).is_bound_by(&pod.uid, addr, &record) =>
-            {
+            Assigned::To(record) if lock(&self.bindings).is_bound_by(&pod.uid, addr, &record) => {
                 return Ok(false);
             }
             Assigned::To(record) => self.home(place, &record)?.map(|home| (home, record)),

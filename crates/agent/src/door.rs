@@ -150,3 +150,6 @@ impl Door {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,8 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -73,13 +73,15 @@ pub(crate) enum Age {
     Broker(BrokerAge),
 }
 
-/// A connection's memory of the last look at the kernel, so that it is one for each connection
-/// and change, not for each request: the generation that was good; 0 before the first look.
+/// A connection's memory of its looks at the kernel, so that there is one for each connection
+/// and change, not for each request.
 #[derive(Debug, Default)]
-pub struct LastLook(AtomicU64);
-
-/// A last look that found the address elsewhere.
-const TAKEN: u64 = u64::MAX;
+pub struct LastLook {
+    /// The generation that was last found good; 0 before the first look.
+    good: AtomicU64,
+    /// The UID of the pod that the address was found elsewhere than.
+    taken: OnceLock<Arc<str>>,
+}
 
 impl Guard {
     /// A guard of these two; either may be absent.
@@ -133,24 +135,29 @@ impl Guard {
     }
 
     /// Compares where `address` is with the place of the pod `uid`. Only [`Verdict::Same`] is good
-    /// for credentials. A connection on which the address was elsewhere once is never good again:
-    /// it may be the one that a neighbour opened.
+    /// for credentials. A connection on which the address was elsewhere once is never good for that
+    /// pod again: it may be the one that a neighbour opened.
     pub fn check(&self, uid: &str, address: IpAddr, last: &LastLook) -> Verdict {
         let Some(places) = &self.0.places else {
             return Verdict::Same;
         };
         // Read before the look: a change in between makes the next request look again.
         let generation = places.generation();
-        match last.0.load(Ordering::Relaxed) {
-            looked if looked == generation => return Verdict::Same,
-            TAKEN => return Verdict::Changed,
-            _ => {}
+        if last.good.load(Ordering::Relaxed) == generation {
+            return Verdict::Same;
+        }
+        if last.taken.get().is_some_and(|taken| **taken == *uid) {
+            return Verdict::Changed;
         }
         // What the kernel cannot tell counts as no.
         let verdict = places.check(uid, address).unwrap_or(Verdict::Unknown);
         match verdict {
-            Verdict::Same => last.0.store(generation, Ordering::Relaxed),
-            Verdict::Changed => last.0.store(TAKEN, Ordering::Relaxed),
+            Verdict::Same => last.good.store(generation, Ordering::Relaxed),
+            Verdict::Changed => {
+                // The address's next pod, which the watch may not have brought yet, is not
+                // concerned.
+                let _ = last.taken.set(uid.into());
+            }
             Verdict::Unrecorded | Verdict::Unknown => {}
         }
         verdict
@@ -158,4 +165,4 @@ impl Guard {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -223,7 +223,10 @@ impl Bindings {
                     consider(addr, claims);
                 }
             }
-            _ => self.claims.iter_mut().for_each(|(addr, c)| consider(addr, c)),
+            _ => self
+                .claims
+                .iter_mut()
+                .for_each(|(addr, c)| consider(addr, c)),
         }
         changed
     }

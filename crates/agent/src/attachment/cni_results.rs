@@ -217,7 +217,9 @@ fn mac(text: &str) -> Option<Mac> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
-        let part = parts.next().filter(|part| part.len() == 2)?;
+        let part = parts
+            .next()
+            .filter(|part| part.len() == 2 && !part.starts_with('+'))?;
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     parts.next().is_none().then_some(Mac(bytes))

@@ -93,7 +93,10 @@ fn watch(folder: &Path) -> Option<AsyncFd<OwnedFd>> {
 }
 
 /// Waits for what can be read from `fd`.
-#[expect(deprecated, reason = "unsound for types that don't own what they name; this one does")]
+#[expect(
+    deprecated,
+    reason = "unsound for types that don't own what they name; this one does"
+)]
 fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }

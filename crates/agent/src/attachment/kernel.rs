@@ -143,12 +143,13 @@ impl Kernel {
         let fd = u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX);
         message.attributes = vec![NsidAttribute::Fd(fd)];
         match self.ask(RouteNetlinkMessage::GetNsId(message)) {
-            Ok(Some(RouteNetlinkMessage::NewNsId(message))) => {
-                Ok(message.attributes.iter().find_map(|attribute| match attribute {
+            Ok(Some(RouteNetlinkMessage::NewNsId(message))) => Ok(message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
                     NsidAttribute::Id(id) => Some(*id),
                     _ => None,
-                }))
-            }
+                })),
             Err(AttachmentError::Socket(error)) if is(&error, &[Errno::INVAL, Errno::BADF]) => {
                 Ok(None)
             }

@@ -13,9 +13,9 @@ use rustix::fs::{Mode, OFlags};
 use super::{Recorded, Records, parse};
 
 /// Bytes of a file that are read; a result with its configuration has a few thousand.
-const MAX_FILE: u64 = 128 * 1024;
+pub(super) const MAX_FILE: u64 = 128 * 1024;
 /// Most files that are read: many times the pods of a large node, each in several networks.
-const MAX_FILES: usize = 4096;
+pub(super) const MAX_FILES: usize = 4096;
 
 /// Why the results can't be read.
 #[derive(Debug, thiserror::Error)]
