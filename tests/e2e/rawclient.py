@@ -8,8 +8,10 @@ import argparse
 import ipaddress
 import json
 import random
+import select
 import socket
 import struct
+import sys
 import time
 
 SYN, ACK, PSH, RST = 0x02, 0x10, 0x08, 0x04
@@ -153,17 +155,24 @@ class Neighbour:
             yield None
 
 
+def ended():
+    return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
 def main():
     parser = argparse.ArgumentParser()
     for flag in ("interface", "claim", "target", "node", "node-mac", "source-mac", "announce-mac", "path"):
         parser.add_argument("--" + flag, required=True)
     parser.add_argument("--silent", action="store_true", help="announce nothing but when asked")
-    parser.add_argument("--tries", type=int, default=3)
+    parser.add_argument("--until-eof", action="store_true", help="go on until standard input ends")
     args = parser.parse_args()
     with open("/proc/self/status", encoding="ascii") as status:
         effective = next(line.split()[1] for line in status if line.startswith("CapEff"))
     neighbour = Neighbour(args)
-    tries = [neighbour.ask(3.0) for _ in range(args.tries)]
+    tries = []
+    # One answer is enough, and each try is a request of its own.
+    while len(tries) < 3 and not any(it["answer"] for it in tries) or args.until_eof and not ended():
+        tries.append(neighbour.ask(3.0))
     print(json.dumps({"capabilities": int(effective, 16), "tries": tries}))
 
 

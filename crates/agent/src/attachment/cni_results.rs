@@ -2,8 +2,9 @@
 //! the result of each network that it joined a pod to in a folder that only root can write.
 //!
 //! A file holds the pod's UID, the addresses, the MAC address, the network namespace and the names
-//! of the host's interfaces. Nothing in it comes from the pod's traffic. Reading is bounded all the
-//! same: in size, in number, and to files that nobody but root can have written.
+//! of the host's interfaces. Nothing of it comes from the pod's traffic; its annotations stand in it
+//! too, and are passed over. Reading is bounded: in size, in number, and to files that nobody but
+//! root can have written.
 
 mod folder;
 
@@ -183,6 +184,7 @@ pub fn parse(file: &[u8]) -> Vec<Recorded> {
             .iter()
             .filter(|ip| ip.interface.or(only) == Some(index))
             .filter_map(|ip| address(&ip.address))
+            .filter(|address| !address.is_loopback())
             .collect();
         let netns = interface.sandbox.rsplit('/').next().unwrap_or_default();
         (!addresses.is_empty() && is_file_name(netns)).then(|| Recorded {

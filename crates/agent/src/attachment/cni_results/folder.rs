@@ -12,8 +12,10 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Recorded, Records, parse};
 
-/// Bytes of a file that are read; a result with its configuration has a few thousand.
-pub(super) const MAX_FILE: u64 = 128 * 1024;
+/// Bytes of a file that are read. A result has one or two thousand, but containerd hands the pod's
+/// annotations to the plugins, so they are in it too: 256 KiB at most, where each byte may be
+/// written as six.
+pub(super) const MAX_FILE: u64 = 2 * 1024 * 1024;
 /// Most files that are read: many times the pods of a large node, each in several networks.
 pub(super) const MAX_FILES: usize = 4096;
 

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use super::*;
 
-/// A result as containerd and the bridge plugin leave it: two families on one interface.
+/// A result as containerd 1.6 and the bridge plugin 1.1 leave it: two families on one interface.
 const DUAL: &str = r#"{
   "kind":"cniCacheV1","containerId":"0f1e","config":"eyJjbmlWZXJzaW9uIjoiMS4wLjAifQ==","ifName":"eth0","networkName":"pods",
   "cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","shop"],["K8S_POD_NAME","web"],["K8S_POD_INFRA_CONTAINER_ID","0f1e"],["K8S_POD_UID","u1"]],
-  "capabilityArgs":{"dns":{"Servers":["10.96.0.10"]}},"netns":"/var/run/netns/cni-1",
+  "capabilityArgs":{"io.kubernetes.cri.pod-annotations":{"K8S_POD_UID":"u2","result":"{\"ips\":[]}"}},
   "result":{"cniVersion":"1.0.0","dns":{},
     "interfaces":[{"mac":"36:5b:10:2e:05:d6","name":"cni0"},{"mac":"0a:0a:0a:0a:0a:0a","name":"veth1"},{"mac":"02:00:00:00:00:05","name":"eth0","sandbox":"/var/run/netns/cni-1"}],
     "ips":[{"address":"10.2.0.5/16","gateway":"10.2.0.1","interface":2},{"address":"fd02::5/64","interface":2}],
@@ -164,6 +164,14 @@ fn what_is_no_record_of_a_pod_says_nothing() {
         let text = DUAL.replace("02:00:00:00:00:05", mac);
         assert_eq!(one(&text).mac.is_some(), known, "{mac}");
     }
+}
+
+#[test]
+fn the_record_of_the_loopback_interface_binds_nothing() {
+    let loopback = DUAL
+        .replace("10.2.0.5/16", "127.0.0.1/8")
+        .replace("fd02::5/64", "::1/128");
+    assert_eq!(parse(loopback.as_bytes()), []);
 }
 
 #[test]
