@@ -256,6 +256,8 @@ fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Re
     std::fs::remove_file(file)?;
     place.read_records();
     assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    // The pod is ending: nothing that an operator should look at.
+    assert_eq!(place.concern(), None);
     Ok(())
 }
 

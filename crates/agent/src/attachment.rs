@@ -309,7 +309,7 @@ impl Attachments {
         let claims = lock(&self.bindings).claims();
         for (pod, addr) in claims {
             changed |= self.try_bind(&pod, addr);
-            if self.needs_record(addr) && !lock(&self.bindings).is_recorded(&pod.uid, addr) {
+            if self.needs_record(addr) && !lock(&self.bindings).was_recorded(&pod.uid, addr) {
                 missing += 1;
                 if lock(&self.bindings).report(&pod.uid, addr) {
                     tracing::warn!(

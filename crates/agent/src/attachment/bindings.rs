@@ -69,6 +69,8 @@ struct Binding {
     /// The record that the place was taken from.
     record: Option<Arc<Recorded>>,
     elsewhere: Option<Instant>,
+    /// Whether there ever was a record: a runtime removes it before its pod's object goes.
+    was_recorded: bool,
     reported: bool,
 }
 
@@ -102,6 +104,7 @@ impl Bindings {
                     home: None,
                     record: None,
                     elsewhere: None,
+                    was_recorded: false,
                     reported: false,
                 });
             }
@@ -136,6 +139,7 @@ impl Bindings {
             return false;
         }
         binding.elsewhere = None;
+        binding.was_recorded |= record.is_some();
         (binding.home, binding.record) = (home, record);
         true
     }
@@ -175,11 +179,11 @@ impl Bindings {
         own.any(|binding| binding.home.is_some())
     }
 
-    /// Whether a record of the container runtime says where a pod's address is.
-    pub fn is_recorded(&self, uid: &str, addr: IpAddr) -> bool {
+    /// Whether a record of the container runtime says, or said, where a pod's address is.
+    pub fn was_recorded(&self, uid: &str, addr: IpAddr) -> bool {
         let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
         let mut own = claims.iter().filter(|binding| &*binding.pod.uid == uid);
-        own.any(|binding| binding.record.is_some())
+        own.any(|binding| binding.was_recorded)
     }
 
     /// Compares where an address is now with its pod's place. A place that only this pod can have

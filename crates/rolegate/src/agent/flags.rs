@@ -173,7 +173,7 @@ pub(crate) struct AgentFlags {
     /// Take the rules away at the end; pods then reach the node's role
     #[arg(long, alias = "iptables-remove", env = "ROLEGATE_REDIRECT_REMOVE_AT_EXIT", help_heading = REDIRECT)]
     pub(crate) redirect_remove_at_exit: bool,
-    /// Folder of pods' network namespaces, from which the redirect is tried now and again; empty: not tried
+    /// Folder of pods' network namespaces: the redirect is tried from them now and again, and the runtime's records of pods on bridges are confirmed by them; empty: not tried, and confirmed by /run/netns
     #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", value_parser = path, help_heading = REDIRECT)]
     pub(crate) redirect_check_dir: PathBuf,
 

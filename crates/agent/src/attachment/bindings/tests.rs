@@ -117,7 +117,7 @@ fn a_shared_network_s_address_without_a_record_is_never_learnt_from_traffic() {
         for _ in 0..2 {
             assert_eq!(bindings.check("a", ADDR, &seen, now), Verdict::Unrecorded);
         }
-        assert!(!bindings.is_bound("a", ADDR) && !bindings.is_recorded("a", ADDR));
+        assert!(!bindings.is_bound("a", ADDR) && !bindings.was_recorded("a", ADDR));
         // Who chooses so has the old way.
         let mut learning = Bindings::learning();
         learning.claim(&pod("a"), &[ADDR]);
@@ -145,7 +145,7 @@ fn a_record_binds_replaces_and_takes_away() {
     let mut bindings = bound(at_home());
     let record = recorded();
     let moved = bridge(Some(PODS), Some(9));
-    assert!(bindings.is_recorded("a", ADDR) && !bindings.is_bound_by("a", ADDR, &record));
+    assert!(bindings.was_recorded("a", ADDR) && !bindings.is_bound_by("a", ADDR, &record));
     assert_eq!(bindings.check("a", ADDR, &moved, now), Verdict::Changed);
     // The pod's sandbox was made anew: what was held against the old place is over.
     assert!(bindings.record("a", ADDR, Some((moved.clone(), record.clone()))));
@@ -155,6 +155,7 @@ fn a_record_binds_replaces_and_takes_away() {
     assert_eq!(bindings.check("a", ADDR, &at_home(), now), Verdict::Changed);
     assert!(bindings.record("a", ADDR, None));
     assert_eq!(bindings.check("a", ADDR, &moved, now), Verdict::Unrecorded);
+    assert!(bindings.was_recorded("a", ADDR));
     assert!(!bindings.record("b", ADDR, Some((moved, record))));
 }
 
