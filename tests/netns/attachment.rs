@@ -239,7 +239,12 @@ fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Re
         assert_eq!(verdicts, [Verdict::Unrecorded; 2], "{pointer} {value}");
     }
     write_record(&file, &record)?;
+    let port = pod.port.as_deref().unwrap();
+    node.exec(&format!("ip link set {port} nomaster"))?;
+    assert!(!place.read_records(), "no port of the bridge");
+    node.exec(&format!("ip link set {port} master cni0"))?;
     assert!(place.read_records());
+    talk(&pod)?;
     assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
     assert_eq!(place.concern(), None);
 
@@ -266,36 +271,41 @@ fn a_new_record_is_followed_without_being_asked() -> anyhow::Result<()> {
     let scene = Scene::new(Backend::None)?;
     let place = open(&scene, None)?;
     let pod = scene.lab.pod("10.2.0.7", PodLink::Bridge)?;
+    let file = place.record(&scene, &pod, "pod")?;
     place.seen(pod_id("pod"), &addresses(&pod));
     talk(&pod)?;
-    let bound = mpsc::channel();
-    following(
-        &scene,
-        &place,
-        move || {
-            let _ = bound.0.send(());
-        },
-        || {
-            let of = PodName {
-                namespace: "shop",
-                name: "pod",
-                uid: "pod",
-            };
-            // Not there yet, and made after it has been looked for.
-            let folder = place.results.path();
-            std::fs::remove_dir(folder)?;
-            assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
-            std::fs::create_dir(folder)?;
-            assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
-            let file = pod.record(scene.lab.node(), folder, of)?;
-            bound.1.recv_timeout(DEADLINE)?;
-            assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
-            std::fs::remove_file(file)?;
-            bound.1.recv_timeout(DEADLINE)?;
-            assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
-            Ok(())
-        },
-    )
+    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+    let (bound, changes) = mpsc::channel();
+    let on_bound = move || {
+        let _ = bound.send(());
+    };
+    following(&scene, &place, on_bound, || {
+        std::fs::remove_file(&file)?;
+        changes.recv_timeout(DEADLINE)?;
+        let of = PodName {
+            namespace: "shop",
+            name: "pod",
+            uid: "pod",
+        };
+        let record = pod.cni_result(scene.lab.node(), of)?;
+        write_record(&file, &record)?;
+        changes.recv_timeout(DEADLINE)?;
+        assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+
+        // The folder goes, and comes again when nobody looks: the pod's next request does.
+        std::fs::remove_file(&file)?;
+        changes.recv_timeout(DEADLINE)?;
+        std::fs::remove_dir(place.results.path())?;
+        std::fs::create_dir(place.results.path())?;
+        write_record(&file, &record)?;
+        eventually(|| {
+            matches!(
+                place.verdicts("pod", &pod),
+                Ok([Verdict::Same, Verdict::Same])
+            )
+        });
+        Ok(())
+    })
 }
 
 /// The neighbour takes the victim's addresses: it answers for them, and sends from them.
