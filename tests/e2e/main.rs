@@ -14,6 +14,7 @@ mod commands;
 mod events;
 mod kube2iam;
 mod lifecycle;
+mod memory;
 mod redirect;
 mod sdk;
 mod shim;
