@@ -84,7 +84,7 @@ pub struct DoorParts {
     pub picture: Arc<Picture>,
     /// What pods may have.
     pub judge: Judge,
-    /// Whether addresses are where they were first seen.
+    /// Whether addresses are at their pods' places.
     pub guard: Guard,
     /// Makes and checks tokens.
     pub tokens: TokenKey,
@@ -150,3 +150,6 @@ impl Door {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests;
