@@ -15,5 +15,6 @@ pub mod places;
 pub mod process;
 pub mod readiness;
 pub mod serve;
+pub mod shares;
 pub mod signals;
 pub mod tls;

@@ -1,5 +1,4 @@
-//! A small HTTP/1 server for ports that are not on the path of pods' requests: bounded in
-//! connections, header sizes and time, and ended by a [`Drain`].
+//! A small HTTP/1 server: bounded in connections, header sizes and time, and ended by a [`Drain`].
 
 use std::convert::Infallible;
 use std::io;
@@ -22,16 +21,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::drain::Drain;
+use crate::shares::{Evicted, Eviction};
 use crate::tls::ServerTls;
 
-/// How many connections may wait to be accepted.
-const BACKLOG: i32 = 1024;
+/// How many connections may wait to be accepted: more than a port takes at once, so that those who
+/// come together with many others need not try again. The kernel lowers it to its own limit.
+const BACKLOG: i32 = 4096;
 /// How long to wait after the kernel refused to hand out a connection, as when all file
 /// descriptors are in use.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a new connection may take for its first request while everything ends.
 pub(crate) const FIRST_REQUEST: Duration = Duration::from_millis(500);
+/// How long an evicted connection may take for the request that it has.
+const EVICTED_REQUEST: Duration = Duration::from_secs(2);
 /// How long sent bytes may stay unacknowledged.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
@@ -133,6 +136,24 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let connect = |peer, own| connect(peer, own).map(|service| (service, Eviction::never()));
+    accept(listener, limits, drain, Plain, connect).await;
+}
+
+/// As [`serve`], for connections that others evict, as those of [`crate::shares`] are.
+pub async fn serve_evictable<C, S, B>(
+    listener: TcpListener,
+    limits: Limits,
+    drain: Drain,
+    connect: C,
+) where
+    C: Fn(SocketAddr, SocketAddr) -> Option<(S, Eviction)>,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     accept(listener, limits, drain, Plain, connect).await;
 }
 
@@ -152,6 +173,7 @@ pub async fn serve_tls<C, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let connect = |peer, own| connect(peer, own).map(|service| (service, Eviction::never()));
     accept(listener, limits, drain, tls, connect).await;
 }
 
@@ -187,7 +209,7 @@ async fn accept<C, T, S, B>(
     transport: T,
     connect: C,
 ) where
-    C: Fn(SocketAddr, SocketAddr) -> Option<S>,
+    C: Fn(SocketAddr, SocketAddr) -> Option<(S, Eviction)>,
     T: Transport,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send,
@@ -212,15 +234,15 @@ async fn accept<C, T, S, B>(
             Ok((stream, peer)) => {
                 accepts = true;
                 // Without its own address the connection is over already.
-                let Some(service) = stream.local_addr().ok().and_then(|own| connect(peer, own))
-                else {
+                let connected = stream.local_addr().ok().and_then(|own| connect(peer, own));
+                let Some((service, eviction)) = connected else {
                     continue;
                 };
                 let (transport, ending) = (transport.clone(), drain.clone());
                 drain.spawn(async move {
                     prepare(&stream);
                     if let Some(stream) = transport.open(stream, &ending).await {
-                        converse(stream, limits, ending, service).await;
+                        converse(stream, limits, ending, service, eviction).await;
                     }
                     drop(place);
                 });
@@ -242,8 +264,13 @@ pub(crate) fn prepare(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
 }
 
-async fn converse<T, S, B>(stream: T, limits: Limits, drain: Drain, service: S)
-where
+async fn converse<T, S, B>(
+    stream: T,
+    limits: Limits,
+    drain: Drain,
+    service: S,
+    eviction: Eviction,
+) where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     B: Body + 'static,
@@ -258,6 +285,8 @@ where
     let mut connection = pin!(
         http1::Builder::new()
             .max_buf_size(limits.header_bytes)
+            // A client that has sent all that it wants to send still waits for its answer.
+            .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
     );
     // Polled only when one of them is woken, and not with each request.
@@ -270,14 +299,27 @@ where
     control.push(Box::pin(after(grace, Control::Over)));
     control.push(Box::pin(drain.forced().map(|()| Control::Over)));
     control.push(Box::pin(drain.begun().map(|()| Control::Drain)));
+    let evict = |mut eviction: Eviction| {
+        Box::pin(async move { Control::Evicted(eviction.next().await, eviction) })
+    };
+    if eviction.can_come() {
+        control.push(evict(eviction));
+    }
     let mut seen = 0;
     let outcome = loop {
         let next = tokio::select! {
+            // First what has come in: a connection is not ended over a request that is here.
+            biased;
             outcome = connection.as_mut() => break Some(outcome),
             Some(next) = control.next() => next,
         };
         match next {
-            Control::Over => break None,
+            Control::Over | Control::Evicted(Evicted::Cut, _) => break None,
+            Control::Evicted(Evicted::Finish, eviction) => {
+                connection.as_mut().graceful_shutdown();
+                control.push(Box::pin(after(EVICTED_REQUEST, Control::Over)));
+                control.push(evict(eviction));
+            }
             // No request has come in a whole period: the client is idle, or sends slowly, or does
             // not read. One timer for each connection, since one for each request costs more than
             // the request.
@@ -311,6 +353,8 @@ enum Control {
     Drain,
     /// It has to end with what is open.
     Finish,
+    /// Another connection takes its place.
+    Evicted(Evicted, Eviction),
 }
 
 async fn after(time: Duration, control: Control) -> Control {
