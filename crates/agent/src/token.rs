@@ -196,7 +196,11 @@ impl TokenKeys {
     ///
     /// # Errors
     /// [`NoRandomness`].
-    pub fn rotate(&self, now: Timestamp, store: impl FnOnce(&KeyRing)) -> Result<bool, NoRandomness> {
+    pub fn rotate(
+        &self,
+        now: Timestamp,
+        store: impl FnOnce(&KeyRing),
+    ) -> Result<bool, NoRandomness> {
         if self.handed_over.load(Ordering::Acquire) {
             return Ok(false);
         }
@@ -335,7 +339,8 @@ mod tests {
         assert!(rotate(&keys, KEY_LIFE) && !rotate(&keys, KEY_LIFE + 1));
         let next = issue(KEY_LIFE + longest);
         for keys in [&keys, &heir(&keys)] {
-            let good = |token: &str, second| keys.verify(token.as_bytes(), "uid", address, at(second));
+            let good =
+                |token: &str, second| keys.verify(token.as_bytes(), "uid", address, at(second));
             assert!(good(&last, KEY_LIFE + longest - 2));
             assert!(!good(&last, KEY_LIFE + longest));
             assert!(good(&next, KEY_LIFE + 2 * longest - 1));
@@ -367,7 +372,13 @@ mod tests {
     fn what_could_be_a_token_is_told_from_what_cannot() {
         let token = keys().issue("uid", [10, 0, 0, 1].into(), 60, at(0));
         assert!(TokenKeys::is_shaped(token.as_bytes()));
-        for junk in ["", "INVALID", &token[1..], &format!("{token}A"), &format!("{token}=")] {
+        for junk in [
+            "",
+            "INVALID",
+            &token[1..],
+            &format!("{token}A"),
+            &format!("{token}="),
+        ] {
             assert!(!TokenKeys::is_shaped(junk.as_bytes()), "{junk}");
         }
     }

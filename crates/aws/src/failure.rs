@@ -104,7 +104,10 @@ fn refused(
     let cause = cause.and_then(|(key, code)| cause_of(code, message, key));
     let text = match code.and_then(own_credentials) {
         Some(advice) => format!("STS refused rolegate's own credentials: {advice}"),
-        None => match cause.zip(key).map(|(cause, key)| advice(cause, message, key)) {
+        None => match cause
+            .zip(key)
+            .map(|(cause, key)| advice(cause, message, key))
+        {
             Some(advice) => {
                 // The advice must survive the cut.
                 let room = MAX_MESSAGE.saturating_sub(advice.chars().count() + 2);
@@ -193,8 +196,15 @@ fn cause_of(code: &str, message: &str, key: &SessionKey) -> Option<RefusalCause>
     if says("explicit deny") {
         return Some(RefusalCause::ExplicitDeny);
     }
-    let own = ["identity-based policy", "permissions boundary", "session policy"];
-    if own.into_iter().any(|policy| says(&format!("no {policy} allows"))) {
+    let own = [
+        "identity-based policy",
+        "permissions boundary",
+        "session policy",
+    ];
+    if own
+        .into_iter()
+        .any(|policy| says(&format!("no {policy} allows")))
+    {
         return Some(RefusalCause::IdentityPolicy);
     }
     let mut actions = MissingAction::ALL.into_iter();
@@ -223,7 +233,11 @@ fn actions(limits: Option<&SessionLimits>) -> String {
         actions += ", with sts:TagSession, as the session has tags";
     }
     if limits.is_some_and(|limits| limits.source_identity.is_some()) {
-        actions += if actions.is_empty() { ", with" } else { ", and" };
+        actions += if actions.is_empty() {
+            ", with"
+        } else {
+            ", and"
+        };
         actions += " sts:SetSourceIdentity, as it has a source identity";
     }
     actions
@@ -453,10 +467,16 @@ mod tests {
         };
         let failure = refused(Some("AccessDenied"), Some(&assume), 403, Some(&with_id));
         let told = failure.to_owner(&with_id.role);
-        assert!(told.ends_with("to assume it with this pod's external ID"), "{told}");
+        assert!(
+            told.ends_with("to assume it with this pod's external ID"),
+            "{told}"
+        );
         assert!(!told.contains("customer-a"), "{told}");
         // A refusal of our own identity is no refusal of a session.
-        assert_eq!(refused(Some("AccessDenied"), Some(&assume), 403, None).cause, None);
+        assert_eq!(
+            refused(Some("AccessDenied"), Some(&assume), 403, None).cause,
+            None
+        );
     }
 
     #[test]

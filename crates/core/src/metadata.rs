@@ -335,7 +335,10 @@ mod tests {
         for (encoded, role) in [
             ("team%2Freader", "team/reader"),
             ("team%2freader", "team/reader"),
-            ("arn%3Aaws%3Aiam%3A%3A123456789012%3Arole%2Fx", "arn:aws:iam::123456789012:role/x"),
+            (
+                "arn%3Aaws%3Aiam%3A%3A123456789012%3Arole%2Fx",
+                "arn:aws:iam::123456789012:role/x",
+            ),
             ("a%2Bb%3D%2C%40", "a+b=,@"),
             ("%72eader", "reader"),
             ("reader", "reader"),
@@ -346,7 +349,10 @@ mod tests {
                 panic!("{target}: {:?}", route(&target));
             };
             assert!(requested.is(role.as_bytes()), "{encoded}");
-            assert!(!requested.is(&role.as_bytes()[1..]) && !requested.is(b"writer"), "{encoded}");
+            assert!(
+                !requested.is(&role.as_bytes()[1..]) && !requested.is(b"writer"),
+                "{encoded}"
+            );
             assert_eq!(requested.to_string(), role);
         }
         for target in [

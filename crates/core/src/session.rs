@@ -201,10 +201,12 @@ impl RefusalCause {
             Self::MalformedPolicy => {
                 "the policy of the session's grant is not one that AWS takes".to_owned()
             }
-            Self::TransitiveTag => "rolegate's own session has transitive tags with the same keys, \
+            Self::TransitiveTag => {
+                "rolegate's own session has transitive tags with the same keys, \
                                     as EKS Pod Identity sets them: switch them off there, or give \
                                     rolegate other credentials"
-                .to_owned(),
+                    .to_owned()
+            }
             Self::RegionDisabled => {
                 "STS is not enabled in this Region for the account of the role".to_owned()
             }

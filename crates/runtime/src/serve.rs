@@ -60,6 +60,13 @@ fn hint(source: &io::Error) -> &'static str {
 /// Opens a listening port. `[::]` takes IPv4 too, and becomes `0.0.0.0` on a host without IPv6.
 /// Port 0 lets the kernel choose: `local_addr()` tells. Needs a Tokio runtime.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    listen_by(address, open)
+}
+
+fn listen_by<T>(
+    address: SocketAddr,
+    open: impl Fn(SocketAddr) -> io::Result<T>,
+) -> Result<T, ListenError> {
     let listener = match open(address) {
         Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && lacks_ipv6(&error) => {
             open((Ipv4Addr::UNSPECIFIED, address.port()).into())
@@ -264,13 +271,8 @@ pub(crate) fn prepare(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
 }
 
-async fn converse<T, S, B>(
-    stream: T,
-    limits: Limits,
-    drain: Drain,
-    service: S,
-    eviction: Eviction,
-) where
+async fn converse<T, S, B>(stream: T, limits: Limits, drain: Drain, service: S, eviction: Eviction)
+where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     B: Body + 'static,
@@ -363,166 +365,4 @@ async fn after(time: Duration, control: Control) -> Control {
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use http_body_util::Full;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-    use crate::drain::Outcome;
-
-    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
-
-    /// A server that answers each request once the gate lets it.
-    struct Gated {
-        address: SocketAddr,
-        drain: Drain,
-        arrived: Arc<Semaphore>,
-        gate: Arc<Semaphore>,
-    }
-
-    fn start(limits: Limits, open: usize) -> Gated {
-        let listener = listen("[::]:0".parse().unwrap()).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let gated = Gated {
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-            drain: Drain::new(),
-            arrived: Arc::new(Semaphore::new(0)),
-            gate: Arc::new(Semaphore::new(open)),
-        };
-        let (arrived, gate) = (Arc::clone(&gated.arrived), Arc::clone(&gated.gate));
-        tokio::spawn(serve(listener, limits, gated.drain.clone(), move |_, _| {
-            let (arrived, gate) = (Arc::clone(&arrived), Arc::clone(&gate));
-            Some(service_fn(move |_| {
-                arrived.add_permits(1);
-                let gate = Arc::clone(&gate);
-                async move {
-                    gate.acquire_owned().await.unwrap().forget();
-                    Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
-                }
-            }))
-        }));
-        gated
-    }
-
-    impl Gated {
-        async fn connect(&self) -> TcpStream {
-            TcpStream::connect(self.address).await.unwrap()
-        }
-
-        /// A connection with a request that the server works on.
-        async fn request(&self) -> TcpStream {
-            let mut stream = self.connect().await;
-            stream.write_all(REQUEST).await.unwrap();
-            self.arrived.acquire().await.unwrap().forget();
-            stream
-        }
-    }
-
-    async fn read_some(stream: &mut TcpStream) -> String {
-        let mut bytes = [0; 1024];
-        let count = stream.read(&mut bytes).await.unwrap_or(0);
-        String::from_utf8_lossy(&bytes[..count]).into_owned()
-    }
-
-    /// What comes until the server closes the connection, which it must.
-    async fn rest(mut stream: TcpStream) -> String {
-        let mut text = String::new();
-        let end = stream.read_to_string(&mut text);
-        let end = tokio::time::timeout(Duration::from_secs(20), end).await;
-        let _ = end.expect("the connection stays open");
-        text
-    }
-
-    #[tokio::test]
-    async fn the_unspecified_address_takes_ipv4_and_the_end_is_orderly() {
-        let limits = Limits {
-            header_time: Duration::from_secs(3600),
-            ..Limits::default()
-        };
-        let server = start(limits, 0);
-        let open = server.request().await;
-        let drain = server.drain.clone();
-        let ending = tokio::spawn(async move { drain.drain(Duration::from_secs(60)).await });
-        server.drain.begun().await;
-        server.gate.add_permits(1);
-        let answer = rest(open).await;
-        assert!(answer.ends_with("hello"), "{answer}");
-        assert_eq!(ending.await.unwrap(), Outcome::Graceful);
-        let refused = TcpStream::connect(server.address).await;
-        assert!(refused.is_err(), "still listens");
-    }
-
-    #[tokio::test]
-    async fn what_does_not_finish_is_cut_off() {
-        let server = start(Limits::default(), 0);
-        let open = server.request().await;
-        let outcome = server.drain.drain(Duration::from_millis(20)).await;
-        assert_eq!(outcome, Outcome::Forced(1));
-        assert_eq!(rest(open).await, "");
-    }
-
-    #[tokio::test]
-    async fn slow_senders_and_huge_heads_are_cut_off() {
-        let limits = Limits {
-            header_time: Duration::from_millis(50),
-            ..Limits::default()
-        };
-        let server = start(limits, 9);
-        let mut slow = server.connect().await;
-        slow.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
-        assert!(!rest(slow).await.contains("hello"));
-
-        let silent = Limits {
-            first_request: Duration::from_millis(50),
-            header_time: Duration::from_secs(3600),
-            ..limits
-        };
-        let silent = start(silent, 9).connect().await;
-        assert_eq!(rest(silent).await, "");
-
-        let mut huge = server.connect().await;
-        let head = format!(
-            "GET / HTTP/1.1\r\nx: {}\r\n\r\n",
-            "a".repeat(limits.header_bytes)
-        );
-        let _ = huge.write_all(head.as_bytes()).await;
-        assert!(!rest(huge).await.contains("hello"));
-    }
-
-    #[tokio::test]
-    async fn a_client_that_does_not_read_on_is_cut_off() {
-        let limits = Limits {
-            lifetime: Duration::from_millis(50),
-            ..Limits::default()
-        };
-        let open = start(limits, 0).request().await;
-        assert_eq!(rest(open).await, "");
-    }
-
-    #[tokio::test]
-    async fn connections_are_bounded() {
-        let limits = Limits {
-            connections: 1,
-            ..Limits::default()
-        };
-        let server = start(limits, 9);
-        let mut first = server.request().await;
-        assert!(read_some(&mut first).await.contains("hello"));
-        let mut second = server.connect().await;
-        second.write_all(REQUEST).await.unwrap();
-        let waited = tokio::time::timeout(Duration::from_millis(100), read_some(&mut second)).await;
-        assert!(waited.is_err(), "served beyond the limit");
-        drop(first);
-        assert!(read_some(&mut second).await.contains("hello"));
-    }
-
-    #[tokio::test]
-    async fn an_address_in_use_is_told() {
-        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let error = listen(listener.local_addr().unwrap())
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("another process has this port"), "{error}");
-    }
-}
+mod tests;

@@ -400,3 +400,6 @@ impl Eviction {
         Evicted::Cut
     }
 }
+
+#[cfg(test)]
+mod tests;

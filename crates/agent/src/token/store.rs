@@ -195,14 +195,7 @@ mod tests {
             }),
             ("pipe", |file| {
                 std::fs::remove_file(file).unwrap();
-                rustix::fs::mknodat(
-                    rustix::fs::CWD,
-                    file,
-                    FileType::Fifo,
-                    PRIVATE,
-                    0,
-                )
-                .unwrap();
+                rustix::fs::mknodat(rustix::fs::CWD, file, FileType::Fifo, PRIVATE, 0).unwrap();
             }),
         ];
         for (name, spoil) in spoils {

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use rolegate_aws::sts::Sts;
-use rolegate_core::session::{Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits};
+use rolegate_core::session::{
+    Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
+};
 use rolegate_devkit as devkit;
 
 use super::sts::{ROLE, USER, key, options, service};
@@ -75,7 +77,10 @@ async fn a_trust_policy_without_tag_session_is_named() {
     let told = "the session has tags, so the trust policy of role reader must allow \
                 sts:TagSession to rolegate";
     assert!(failure.message.contains(told), "{failure}");
-    assert_eq!(failure.cause, Some(RefusalCause::Missing(MissingAction::TagSession)));
+    assert_eq!(
+        failure.cause,
+        Some(RefusalCause::Missing(MissingAction::TagSession))
+    );
     // Where STS doesn't say what is missing, it is among what to look at, and only if sent.
     service.deny_role(ROLE);
     let failure = refused(&service, tagged()).await;
@@ -97,7 +102,10 @@ async fn a_trust_policy_without_set_source_identity_is_named() {
     let failure = refused(&service, marked).await;
     let told = "role reader must allow sts:SetSourceIdentity";
     assert!(failure.message.contains(told), "{failure}");
-    assert_eq!(failure.cause, Some(RefusalCause::Missing(MissingAction::SetSourceIdentity)));
+    assert_eq!(
+        failure.cause,
+        Some(RefusalCause::Missing(MissingAction::SetSourceIdentity))
+    );
 }
 
 #[tokio::test]

@@ -107,7 +107,10 @@ fn trimmed(pattern: &str) -> &str {
 /// before it, and without a slash at its end.
 fn meant(pattern: &str) -> Option<String> {
     let trees = ["meta-data", "dynamic", "user-data"];
-    let start = trees.into_iter().filter_map(|tree| pattern.find(tree)).min();
+    let start = trees
+        .into_iter()
+        .filter_map(|tree| pattern.find(tree))
+        .min();
     let from_tree = pattern.get(start?..)?;
     let bare = from_tree.trim_end_matches('$').trim_end_matches('/');
     [from_tree, bare]
@@ -146,7 +149,10 @@ mod tests {
             ("user.data", None),
             ("", None),
             ("meta-data/ami-id|/meta-data/mac", Some("meta-data/mac")),
-            ("(meta-data/ami-id|latest/meta-data/mac)", Some("meta-data/mac")),
+            (
+                "(meta-data/ami-id|latest/meta-data/mac)",
+                Some("meta-data/mac"),
+            ),
         ] {
             match AllowList::new(&[pattern.into()]) {
                 Err(AllowError::Never { instead, .. }) => {

@@ -173,7 +173,9 @@ impl Place {
     fn step(self, byte: u8) -> Option<Self> {
         match self {
             Self::Start => {
-                let tree = TREES.iter().position(|tree| tree.as_bytes().first() == Some(&byte))?;
+                let tree = TREES
+                    .iter()
+                    .position(|tree| tree.as_bytes().first() == Some(&byte))?;
                 Some(Self::Tree { tree, at: 1 })
             }
             Self::Tree { tree, at } => {
@@ -190,12 +192,14 @@ impl Place {
                     _ => None,
                 }
             }
-            Self::Segment { tree, .. } if byte == b'/' => self.is_whole().then_some(Self::Segment {
-                tree,
-                length: 0,
-                dots: true,
-                closed: None,
-            }),
+            Self::Segment { tree, .. } if byte == b'/' => {
+                self.is_whole().then_some(Self::Segment {
+                    tree,
+                    length: 0,
+                    dots: true,
+                    closed: None,
+                })
+            }
             Self::Segment { .. } if !is_plain_character(byte) => None,
             Self::Segment {
                 tree,
