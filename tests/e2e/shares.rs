@@ -254,7 +254,7 @@ fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()>
         of_region.count() <= 2,
         "the region was pushed out of what is kept"
     );
-    ensure!(agent.metric("rolegate_limit_reached_total{limit=\"pod_forwards\"} ")? > 0.0);
+    ensure!(agent.metric("rolegate_limit_reached_total{limit=\"forwards\"} ")? > 0.0);
     Ok(())
 }
 
