@@ -85,7 +85,7 @@ async fn a_trust_policy_without_tag_session_is_named() {
     service.deny_role(ROLE);
     let failure = refused(&service, tagged()).await;
     assert!(failure.message.contains("with sts:TagSession"), "{failure}");
-    let untrusted = RefusalCause::Untrusted { external_id: false };
+    let untrusted = RefusalCause::Untrusted { external_id: true };
     assert_eq!(failure.cause, Some(untrusted));
     let failure = refused(&service, SessionLimits::default()).await;
     assert!(!failure.message.contains("TagSession"), "{failure}");
