@@ -14,6 +14,7 @@ mod events;
 mod kube2iam;
 mod lifecycle;
 mod loopback;
+mod memory;
 mod redirect;
 mod sdk;
 mod shares;

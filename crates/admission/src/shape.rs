@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, cut, is_kept};
 use rolegate_core::key_values::KeyValues;
+use rolegate_core::needs::Keys;
 use rolegate_core::workload::{Phase, Wish, Workload};
 
 use crate::gate::STARTUP_TAINTS;
@@ -177,8 +178,11 @@ impl<'a> PodShape<'a> {
             host_network: false,
             mirror: self.is_mirror(),
             wish,
-            labels: self.labels.iter().collect::<KeyValues>(),
-            annotations: kept.map(|(key, value)| (key, cut(value))).collect(),
+            labels: KeyValues::of_object(self.labels.iter(), &Keys::All),
+            annotations: KeyValues::of_object(
+                kept.map(|(key, value)| (key, cut(value))),
+                &Keys::All,
+            ),
         }
     }
 }

@@ -251,6 +251,13 @@ impl CompiledGrant {
             .any(|subject| subject.covers(workload, namespace_labels))
     }
 
+    /// Returns whether it depends on labels that were not kept whether it covers a workload.
+    pub fn lacks(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+        self.subjects
+            .iter()
+            .any(|subject| subject.lacks(workload, namespace_labels))
+    }
+
     /// Whether it looks at the name of a namespace and finds this one, with these labels, among those
     /// that it gives something to: whoever makes a namespace of that name is given it. A grant to
     /// namespaces of any name looks at none.

@@ -20,8 +20,10 @@ pub struct Namespace {
     pub permitted: Option<Arc<str>>,
     /// The role of pods that name none, see [`crate::annotation::DEFAULT_ROLE`].
     pub default_role: Option<Arc<str>>,
-    /// `metadata.labels`.
+    /// Those of `metadata.labels` that rules read.
     pub labels: KeyValues,
+    /// Whether `allowed_roles` and `permitted` were left out, since no rule read them.
+    pub without_roles: bool,
 }
 
 /// Longest annotation of rules that is read, bytes. Sources keep one byte more of what is longer,
@@ -36,7 +38,7 @@ const MAX_MEMORY: usize = 512 * 1024;
 /// looked at. What is broken stays as the sentence that says so, and allows nothing.
 #[derive(Debug, Clone)]
 pub struct NamespaceRules {
-    /// `metadata.labels`.
+    /// Those of `metadata.labels` that rules read.
     pub labels: KeyValues,
     namespace: Namespace,
     base: Option<BaseArn>,

@@ -282,6 +282,7 @@ impl From<NamespaceEntry> for Namespace {
             permitted: namespace.permitted.map(Into::into),
             default_role: namespace.default_role.map(Into::into),
             labels: namespace.labels.iter().collect(),
+            without_roles: false,
         }
     }
 }

@@ -9,6 +9,7 @@ use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::Resource;
 use kube::core::ObjectMeta;
 use rolegate_core::key_values::KeyValues;
+use rolegate_core::needs::Keys;
 use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Clone, Deserialize)]
@@ -156,7 +157,7 @@ pub(crate) fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a 
     (!value.is_empty()).then_some(value)
 }
 
-/// All labels, as far as [`KeyValues`] keeps them.
-pub(crate) fn labels(metadata: &ObjectMeta) -> KeyValues {
-    metadata.labels.iter().flatten().collect()
+/// The labels of `keys`.
+pub(crate) fn labels(metadata: &ObjectMeta, keys: &Keys) -> KeyValues {
+    KeyValues::of_object(metadata.labels.iter().flatten(), keys)
 }

@@ -387,6 +387,18 @@ mod tests {
     }
 
     #[test]
+    fn denials_come_back_as_they_were() {
+        let denial = Denial {
+            role: "reader".into(),
+            layer: "grants",
+            rule: "default deny".into(),
+            reason: "no RoleGrant covers it".into(),
+            passing: false,
+        };
+        assert_eq!(Denial::from(v1::Denial::from(&denial)), denial);
+    }
+
+    #[test]
     fn a_layer_is_one_of_those_there_are() {
         let denial = |layer: &str| {
             Denial::from(v1::Denial {

@@ -225,7 +225,7 @@ fn rule_09_labels_beyond_all_bounds_allow_nothing() {
         let Decision::Deny(denial) = rules.decide(&pod, NOW) else {
             panic!("{pod:?} was not refused");
         };
-        assert!(denial.reason.contains("larger than 32 KiB"), "{denial}");
+        assert!(denial.reason.contains("larger than 8 KiB"), "{denial}");
     }
     assert!(is_allowed(&rules, "reader"));
     let namespace = Namespace {
