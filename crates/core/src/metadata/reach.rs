@@ -236,9 +236,10 @@ impl Place {
                 closed,
                 ..
             } => {
+                let is_made_of_dots = dots && length < 3;
                 let is_closed = closed
                     .is_some_and(|(name, at)| CLOSED.get(name).is_some_and(|it| it.len() == at));
-                !is_closed && !(dots && length < 3)
+                !is_closed && !is_made_of_dots
             }
         }
     }
