@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 use super::{RedirectOptions, TaskEnd, passing};
 use crate::attachment::Attachments;
 use crate::guard::Guard;
+use crate::limits::{AgentLimit, Limits};
 use crate::picture::Picture;
 use crate::redirect::check::SelfCheck;
 use crate::redirect::{Keeper, Redirect, Status};
@@ -30,6 +31,10 @@ use crate::redirect::{Keeper, Redirect, Status};
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the age of the picture is looked at.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often limits are looked at.
+const LIMITS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a limit that was reached is told of.
+const WORTH_TELLING: Duration = Duration::from_secs(60);
 /// An age that a watch which works does not reach.
 const WORTH_A_NOTE: Duration = Duration::from_secs(180);
 
@@ -60,6 +65,24 @@ pub(super) async fn picture_age(guard: Guard, most: Duration, ready: Condition) 
         } else {
             ready.ok();
         }
+    }
+}
+
+/// Says in the readiness which limits were reached of late.
+pub(super) async fn limits(limits: Arc<Limits>, clock: Clock, ready: Condition) {
+    let mut ticks = tokio::time::interval(LIMITS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let reached = limits.reached_within(WORTH_TELLING, clock.now());
+        if reached.is_empty() {
+            ready.ok();
+            continue;
+        }
+        let names: Vec<_> = reached.into_iter().map(AgentLimit::as_str).collect();
+        ready.note(format!(
+            "reached in the last minute: {}; see rolegate_limit_reached_total",
+            names.join(", ")
+        ));
     }
 }
 

@@ -133,16 +133,16 @@ pub(crate) struct AgentFlags {
     /// kube2iam's way to say --wait
     #[arg(long, value_name = "TIME", env = "ROLEGATE_BACKOFF_MAX_ELAPSED_TIME", value_parser = duration, conflicts_with = "wait", hide = true, help_heading = DOOR)]
     pub(crate) backoff_max_elapsed_time: Option<Duration>,
-    /// Most connections of all pods
+    /// Most connections of all pods; at the limit the longest idle one of the pod with the most is closed for a new one
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS", default_value = "2048", help_heading = DOOR)]
     pub(crate) max_connections: NonZeroUsize,
-    /// Most connections of one pod
-    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_POD", default_value = "64", help_heading = DOOR)]
+    /// Most connections of one pod; at the limit its longest idle one is closed for a new one
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_POD", default_value = "256", help_heading = DOOR)]
     pub(crate) max_connections_per_pod: u32,
     /// Most requests a second that one pod may have passed on to the node's metadata service
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS_PER_POD", default_value = "50", help_heading = DOOR)]
     pub(crate) max_forwards_per_pod: u32,
-    /// The same for all pods together
+    /// The same for all pods together; each pod can have an equal share of them
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS", default_value = "200", help_heading = DOOR)]
     pub(crate) max_forwards: u32,
 
@@ -191,7 +191,7 @@ pub(crate) struct AgentFlags {
     pub(crate) debug: bool,
     #[command(flatten)]
     pub(crate) log: LogFlags,
-    /// Folder for handing over to the next agent; only root may enter it. Empty: no handing over
+    /// Folder for handing over to the next agent and, where it is in memory, for the keys of metadata tokens; only root may enter it. Empty: neither
     #[arg(long, value_name = "DIR", env = "ROLEGATE_RUNTIME_DIR", default_value = "/run/rolegate", value_parser = path, help_heading = PROCESS)]
     pub(crate) runtime_dir: PathBuf,
     /// How long open requests may take at the end
