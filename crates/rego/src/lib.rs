@@ -25,6 +25,8 @@
 mod analysis;
 mod book;
 mod builtins;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod data;
 mod error;
 mod evaluate;
