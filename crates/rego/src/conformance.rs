@@ -127,3 +127,10 @@ fn answers(results: regorus::QueryResults) -> Vec<Bindings> {
         })
         .collect()
 }
+
+/// A module's text as it is evaluated.
+pub fn lowered(text: &str) -> Result<String, LoadError> {
+    let policy: Arc<str> = "suite".into();
+    let module = ParsedModule::read(&policy, "test-0.rego", text, &Limits::default())?;
+    Ok(module.text)
+}

@@ -35,7 +35,7 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
     let place = parts.first().map_or("", |part| &part.module.place);
     let compiled = catch_unwind(AssertUnwindSafe(|| {
         let mut engine = Engine::new();
-        engine.set_policy_length_config(limits.lengths());
+        engine.set_policy_length_config(limits.lowered_lengths());
         engine.set_execution_timer_config(limits.timer());
         engine.set_strict_builtin_errors(false);
         // Nobody reads what `print` says; kept by each clone, and gone with it.
