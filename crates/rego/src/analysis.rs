@@ -467,20 +467,29 @@ impl Walk<'_> {
             ));
         }
         let root = root.text();
-        let name = std::iter::once(root)
-            .chain(fields.iter().map(String::as_str))
-            .collect::<Vec<_>>()
-            .join(".");
-        let path = match self.imports.get(root) {
-            Some(import) => import.iter().skip(1).cloned().chain(fields).collect(),
-            None if root == "data" => fields,
+        let path: Path = match self.imports.get(root) {
+            Some(import) => import
+                .iter()
+                .skip(1)
+                .cloned()
+                .chain(fields.clone())
+                .collect(),
+            None if root == "data" => fields.clone(),
             None => self
                 .package
                 .iter()
                 .cloned()
                 .chain([root.to_owned()])
-                .chain(fields)
+                .chain(fields.clone())
                 .collect(),
+        };
+        // A function of the package itself is named as its author writes it.
+        let name = match path.strip_prefix(self.package.as_slice()) {
+            Some(own) if root == "data" => own.join("."),
+            _ => std::iter::once(root)
+                .chain(fields.iter().map(String::as_str))
+                .collect::<Vec<_>>()
+                .join("."),
         };
         self.calls.push(Call {
             path,

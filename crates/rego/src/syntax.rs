@@ -137,7 +137,7 @@ fn facts(
 ) -> Result<ModuleFacts, LoadError> {
     let lengths = limits.lowered_lengths();
     let source = source_of(place, lowered.to_owned(), &lengths)?;
-    scan::scan(&source)?;
+    scan::scan_lowered(&source)?;
     let module = parse(&source, syntax, lengths.max_col)?;
     analysis::facts(&module, place)
 }

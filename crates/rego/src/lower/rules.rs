@@ -85,7 +85,7 @@ impl Lower<'_> {
     fn check_head(&self, line: u32, head: &Head<'_>, has_no_body: bool) -> Result<(), LoadError> {
         let path = head_path(head.refr);
         let name = path.first().map_or("", String::as_str);
-        if matches!(name, "if" | "contains" | "in" | "every" | "and" | "or") {
+        if path.len() == 1 && matches!(name, "if" | "contains" | "in" | "every") {
             let what = format!(
                 "{name} is a keyword: import future.keywords.{name} or rego.v1 to use it, or rename the rule"
             );
