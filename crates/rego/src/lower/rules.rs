@@ -53,9 +53,9 @@ impl Lower<'_> {
                 out.push(line, "default");
                 out.append(self.path(refr)?);
                 if !args.is_empty() {
-                    let list =
-                        self.list(line, ("(", ")"), args, &mut |lower, arg| lower.path(arg))?;
-                    out.append_glued(list);
+                    let names: Vec<String> =
+                        args.iter().map(|_| self.names.fresh("argument")).collect();
+                    out.glue(line, format!("({})", names.join(", ")));
                 }
                 out.push(line, ":=");
                 out.append(self.expression(value)?);
