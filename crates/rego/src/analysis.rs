@@ -96,6 +96,9 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             levels: 0,
         };
         let (path, shape) = walk.rule(rule)?;
+        let is_general = is_general(rule);
+        // What has a variable in the middle of its path is an object.
+        let shape = if is_general { Shape::Set } else { shape };
         let Walk {
             refs,
             calls,
@@ -107,7 +110,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
         rules.push(RuleFacts {
             path: package.iter().cloned().chain(path).collect(),
             shape,
-            is_general: is_general(rule),
+            is_general,
             line: rule.span().line,
             refs,
             calls,

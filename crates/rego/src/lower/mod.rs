@@ -56,6 +56,7 @@ pub(crate) fn lower(
         bound: BTreeSet::new(),
         assumed: BTreeMap::new(),
         helpers: BTreeMap::new(),
+        prefixes: BTreeSet::new(),
         helper_prefix: format!("{}0_{:x}", names::RESERVED, checksum(place)),
         is_v1: module.rego_v1,
         has_not_bodies: false,
@@ -140,6 +141,9 @@ struct Lower<'a> {
     helpers: BTreeMap<String, (String, usize)>,
     /// How the names of helpers begin: no other module has such.
     helper_prefix: String,
+    /// Paths below which rules with a variable in the middle of their path put values: `p` of
+    /// `p[x].q`.
+    prefixes: BTreeSet<String>,
     is_v1: bool,
     /// `import future.keywords.not` is there: a negated expression is looked up inside its `not`.
     has_not_bodies: bool,
@@ -180,6 +184,15 @@ impl Lower<'_> {
     }
 
     fn write_helpers(&self, out: &mut Tokens) {
+        // Without any value such a path is an empty object in OPA, and undefined to the interpreter.
+        for prefix in &self.prefixes {
+            let name = format!("{}0_key", names::RESERVED);
+            let (assign, body) = if self.is_v1 { (":=", "if ") } else { ("=", "") };
+            out.push(
+                0,
+                format!("{prefix}[{name}] {assign} 1 {body}{{ {name} := \"\"; false }}"),
+            );
+        }
         for (builtin, (name, count)) in &self.helpers {
             let arguments: Vec<String> = (0..*count).map(|number| format!("a{number}")).collect();
             let arguments = arguments.join(", ");

@@ -64,6 +64,7 @@ impl Lower<'_> {
             Rule::Spec { head, bodies, .. } => {
                 let head = parts(head, !self.is_v1 && bodies.is_empty());
                 self.check_head(line, &head, bodies.is_empty())?;
+                self.note_prefix(&head)?;
                 // Each body without `else` is a rule of its own, with its own head.
                 let mut rest = bodies.as_slice();
                 loop {
@@ -95,6 +96,29 @@ impl Lower<'_> {
             let what =
                 format!("{name} has neither a value nor a body: write {name} = true, or its body");
             return Err(self.refuse(line, what));
+        }
+        Ok(())
+    }
+
+    /// Notes what stands before the first variable in a path that goes on behind it.
+    fn note_prefix(&mut self, head: &Head<'_>) -> Result<(), LoadError> {
+        let (mut at, mut links, mut prefix) = (head.refr, 0, None);
+        while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = at.as_ref() {
+            let is_fixed = match at.as_ref() {
+                Expr::RefBrack { index, .. } => {
+                    matches!(index.as_ref(), Expr::String { .. } | Expr::RawString { .. })
+                }
+                _ => true,
+            };
+            if !is_fixed {
+                prefix = (links > 0 || head.is_set).then_some(refr);
+            }
+            links += 1;
+            at = refr;
+        }
+        if let Some(prefix) = prefix {
+            let prefix = self.path(prefix)?.print();
+            self.prefixes.insert(prefix.trim().to_owned());
         }
         Ok(())
     }
