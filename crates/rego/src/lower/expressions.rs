@@ -6,7 +6,23 @@ use super::text::Tokens;
 use super::{Lower, called, is_builtin, joined, token, walked};
 use crate::error::LoadError;
 
+/// Where the parts of an expression are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Where they stand.
+    Here,
+    /// Before the statement, so that it is undefined if they are.
+    Before,
+}
+
 impl Lower<'_> {
+    fn read(&mut self, expr: &Ref<Expr>, reading: Reading) -> Result<Tokens, LoadError> {
+        match reading {
+            Reading::Here => self.operand(expr),
+            Reading::Before => self.looked_up(expr),
+        }
+    }
+
     /// An expression as an operand: what has operators of its own is put in parentheses.
     pub(super) fn operand(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let written = self.expression(expr)?;
@@ -28,23 +44,13 @@ impl Lower<'_> {
                 Ok(token(span.line, span.text()))
             }
             Expr::Var { span, .. } => self.name(span),
-            Expr::RefDot { .. } | Expr::RefBrack { .. } => {
-                self.reference(expr, &mut |lower, index| lower.operand(index))
-            }
+            Expr::RefDot { .. } | Expr::RefBrack { .. } => self.reference(expr, Reading::Here),
             Expr::Array { span, items, .. } => {
-                self.list(span.line, ("[", "]"), items, &mut |lower, item| {
-                    lower.operand(item)
-                })
+                self.list(span.line, ("[", "]"), items, Reading::Here)
             }
             Expr::Set { span, items, .. } if items.is_empty() => Ok(token(span.line, "set()")),
-            Expr::Set { span, items, .. } => {
-                self.list(span.line, ("{", "}"), items, &mut |lower, item| {
-                    lower.operand(item)
-                })
-            }
-            Expr::Object { span, fields, .. } => {
-                self.object(span.line, fields, &mut |lower, part| lower.operand(part))
-            }
+            Expr::Set { span, items, .. } => self.list(span.line, ("{", "}"), items, Reading::Here),
+            Expr::Object { span, fields, .. } => self.object(span.line, fields, Reading::Here),
             Expr::ArrayCompr {
                 span, term, query, ..
             } => self.comprehension(span.line, ("[", "]"), &[term], query),
@@ -64,7 +70,7 @@ impl Lower<'_> {
                 if let Some((node, line)) = walked(expr) {
                     return self.walk_before(node, line);
                 }
-                self.call(span, fcn, params, &mut |lower, param| lower.operand(param))
+                self.call(span, fcn, params, Reading::Here)
             }
             Expr::UnaryExpr { span, expr, .. } => match expr.as_ref() {
                 Expr::Number { span: number, .. } if !number.text().starts_with('-') => {
@@ -78,7 +84,7 @@ impl Lower<'_> {
             Expr::BinExpr { .. }
             | Expr::BoolExpr { .. }
             | Expr::ArithExpr { .. }
-            | Expr::Membership { .. } => self.infix(expr, false),
+            | Expr::Membership { .. } => self.infix(expr, Reading::Here),
             Expr::AssignExpr { span, .. } => {
                 Err(self.refuse(span.line, "an assignment is a statement of its own"))
             }
@@ -98,11 +104,11 @@ impl Lower<'_> {
         Ok(token(span.line, written))
     }
 
-    /// A reference; `index` writes what stands in its brackets.
+    /// A reference. `reading` is about what stands in its brackets.
     pub(super) fn reference(
         &mut self,
         expr: &Ref<Expr>,
-        index: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
         // Outermost first; a chain may be long.
         let (mut links, mut at) = (Vec::new(), expr);
@@ -124,7 +130,7 @@ impl Lower<'_> {
                     span, index: inner, ..
                 } => {
                     out.glue(span.line, "[");
-                    out.append(index(self, inner)?);
+                    out.append(self.read(inner, reading)?);
                     out.glue(span.line, "]");
                 }
                 _ => {}
@@ -162,14 +168,14 @@ impl Lower<'_> {
         line: u32,
         (open, close): (&str, &str),
         items: &[Ref<Expr>],
-        item: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
         let mut out = token(line, open);
         for (number, each) in items.iter().enumerate() {
             if number > 0 {
                 out.glue(line, ",");
             }
-            out.append(item(self, each)?);
+            out.append(self.read(each, reading)?);
         }
         out.glue(line, close);
         Ok(out)
@@ -179,16 +185,16 @@ impl Lower<'_> {
         &mut self,
         line: u32,
         fields: &[(Span, Ref<Expr>, Ref<Expr>)],
-        part: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
         let mut out = token(line, "{");
         for (number, (_, key, value)) in fields.iter().enumerate() {
             if number > 0 {
                 out.glue(line, ",");
             }
-            out.append(part(self, key)?);
+            out.append(self.read(key, reading)?);
             out.glue(line, ":");
-            out.append(part(self, value)?);
+            out.append(self.read(value, reading)?);
         }
         out.glue(line, "}");
         Ok(out)
@@ -230,7 +236,7 @@ impl Lower<'_> {
         span: &Span,
         function: &Ref<Expr>,
         params: &[Ref<Expr>],
-        param: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
         let name = called(function);
         if params.is_empty() && !is_builtin(&name) {
@@ -242,7 +248,7 @@ impl Lower<'_> {
             if number > 0 {
                 out.glue(span.line, ",");
             }
-            out.append(param(self, each)?);
+            out.append(self.read(each, reading)?);
         }
         out.glue(span.line, ")");
         Ok(out)
@@ -257,8 +263,13 @@ impl Lower<'_> {
         Ok(token(line, name))
     }
 
-    /// An expression with an operator. What its sides read is looked up before it if `looks_up`.
-    pub(super) fn infix(&mut self, expr: &Ref<Expr>, looks_up: bool) -> Result<Tokens, LoadError> {
+    /// An expression with an operator.
+    pub(super) fn infix(
+        &mut self,
+        expr: &Ref<Expr>,
+        reading: Reading,
+    ) -> Result<Tokens, LoadError> {
+        let looks_up = matches!(reading, Reading::Before);
         let strength = strength(expr);
         let side = |lower: &mut Self, side: &Ref<Expr>, least: u8| {
             if looks_up {
