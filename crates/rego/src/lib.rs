@@ -18,7 +18,7 @@
 //! | an extra argument for the result, `f(x, y)` for `y := f(x)` | all built-ins | not for deprecated ones and `net.*`, `crypto.*`, `glob.*`, `yaml.*` |
 //! | the order of a set and an object | objects first | sets first |
 //! | `and`, `or`, `$"… {x}"` | newer keywords | refused at load |
-//! | a rule `p.b.q` beside `p[x].q` | both | refused at load |
+//! | a rule `p.b.q` in one module and `p[x].q` in another | both | refused at load |
 //! | bodies of one function in several modules | one function | refused at load |
 //! | built-ins | all | without [`missing_builtins`] |
 //!
