@@ -146,17 +146,6 @@ pub(super) fn json_marshal_with_options(arguments: &[Value]) -> anyhow::Result<V
     original(NAME, arguments)
 }
 
-pub(super) fn split(arguments: &[Value]) -> anyhow::Result<Value> {
-    if let [Value::String(text), Value::String(delimiter)] = arguments {
-        let parts = text.matches(&**delimiter).take(MAX_ELEMENTS).count();
-        anyhow::ensure!(
-            parts < MAX_ELEMENTS,
-            "split: more than {MAX_ELEMENTS} elements"
-        );
-    }
-    original("split", arguments)
-}
-
 /// All paths from some nodes of a graph: each as far as it goes without a node twice.
 pub(super) fn reachable_paths(arguments: &[Value]) -> anyhow::Result<Value> {
     let (Some(Value::Object(graph)), Some(starts)) =

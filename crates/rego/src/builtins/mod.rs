@@ -3,14 +3,21 @@
 
 mod bounded;
 mod casts;
+mod cidr_merge;
 mod deviating;
 mod format;
 mod glob;
+mod go_class;
+mod go_float;
+mod go_fmt;
+mod go_quote;
 mod go_regex;
+mod go_template;
 mod hashes;
 mod missing;
 mod networks;
 mod regexes;
+mod strings;
 
 use std::sync::Arc;
 
@@ -61,6 +68,7 @@ enum Supplied {
 const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("all", 1, Supplied::Plain(casts::all)),
     ("any", 1, Supplied::Plain(casts::any)),
+    ("array.flatten", 1, Supplied::Plain(strings::flatten)),
     ("array.concat", 2, Supplied::Plain(deviating::array_concat)),
     ("base64.encode", 1, Supplied::Plain(bounded::base64_encode)),
     (
@@ -80,7 +88,7 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("cast_object", 1, Supplied::Plain(casts::object)),
     ("cast_set", 1, Supplied::Plain(casts::set)),
     ("cast_string", 1, Supplied::Plain(casts::string)),
-    ("concat", 2, Supplied::Plain(deviating::concat)),
+    ("concat", 2, Supplied::Plain(strings::concat)),
     ("crypto.hmac.equal", 2, Supplied::Plain(hashes::equal)),
     ("crypto.hmac.sha1", 2, Supplied::Plain(hashes::hmac_sha1)),
     (
@@ -103,6 +111,8 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         Supplied::Plain(bounded::reachable_paths),
     ),
     ("hex.encode", 1, Supplied::Plain(bounded::hex_encode)),
+    ("indexof", 2, Supplied::Plain(strings::index_of)),
+    ("indexof_n", 2, Supplied::Plain(strings::index_of_n)),
     ("json.marshal", 1, Supplied::Plain(deviating::json_marshal)),
     (
         "json.marshal_with_options",
@@ -114,7 +124,13 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         1,
         Supplied::Plain(bounded::json_unmarshal),
     ),
+    ("lower", 1, Supplied::Plain(strings::lower)),
     ("net.cidr_contains", 2, Supplied::Plain(networks::contains)),
+    (
+        "net.cidr_contains_matches",
+        2,
+        Supplied::Plain(networks::contains_matches),
+    ),
     ("net.cidr_expand", 1, Supplied::Plain(networks::expand)),
     (
         "net.cidr_intersects",
@@ -141,15 +157,23 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("regex.match", 2, Supplied::Pattern(regexes::matches)),
     ("regex.replace", 3, Supplied::Pattern(regexes::replace)),
     ("regex.split", 2, Supplied::Pattern(regexes::split)),
-    ("replace", 3, Supplied::Plain(deviating::replace)),
+    (
+        "regex.template_match",
+        4,
+        Supplied::Pattern(regexes::template_match),
+    ),
+    ("replace", 3, Supplied::Plain(strings::replace)),
     ("set_diff", 2, Supplied::Plain(casts::set_diff)),
-    ("split", 2, Supplied::Plain(bounded::split)),
+    ("split", 2, Supplied::Plain(strings::split)),
     ("sprintf", 2, Supplied::Plain(format::sprintf)),
+    ("strings.count", 2, Supplied::Plain(strings::count)),
     (
         "strings.replace_n",
         2,
-        Supplied::Plain(deviating::replace_n),
+        Supplied::Plain(strings::replace_n),
     ),
+    ("strings.split_n", 3, Supplied::Plain(strings::split_n)),
+    ("substring", 3, Supplied::Plain(strings::substring)),
     ("time.add_date", 4, Supplied::Plain(deviating::add_date)),
     (
         "urlquery.encode",
@@ -161,6 +185,7 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         1,
         Supplied::Plain(bounded::urlquery_encode_object),
     ),
+    ("upper", 1, Supplied::Plain(strings::upper)),
     ("walk", 1, Supplied::Plain(bounded::walk)),
     (
         "yaml.is_valid",
@@ -245,4 +270,34 @@ fn bounded(text: String) -> anyhow::Result<Value> {
 /// A set of values.
 fn set_of(values: impl IntoIterator<Item = Value>) -> Value {
     regorus::value::Set::from_iter(values).into_value()
+}
+
+#[cfg(test)]
+mod ask {
+    //! scratch runner
+    use std::io::Write as _;
+    use super::*;
+    #[test]
+    #[ignore]
+    fn ask() {
+        let text = std::fs::read_to_string(std::env::var("ASK_IN").unwrap()).unwrap();
+        let mut out = std::fs::File::create(std::env::var("ASK_OUT").unwrap()).unwrap();
+        for line in text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with("##")) {
+            let r = std::panic::catch_unwind(|| -> Result<Value, (String, String)> {
+                let mut engine = Engine::new();
+                engine.set_rego_v0(true);
+                engine.set_strict_builtin_errors(false);
+                supply(&mut engine, |_| true).unwrap();
+                engine.add_policy("t.rego".into(), format!("package t\nimport future.keywords\nr = x {{ x := {line} }}\n")).map_err(|e| ("load".to_string(), e.to_string()))?;
+                engine.eval_rule("data.t.r".into()).map_err(|e| ("error".to_string(), e.to_string()))
+            });
+            let (kind, value, why) = match r {
+                Ok(Ok(Value::Undefined)) => ("undefined".to_string(), String::new(), String::new()),
+                Ok(Ok(v)) => ("value".into(), v.to_json_str().unwrap_or("?".into()), String::new()),
+                Ok(Err((k, w))) => (k, String::new(), w),
+                Err(_) => ("panic".into(), String::new(), String::new()),
+            };
+            writeln!(out, "{}", serde_json::json!({"expr": line, "kind": kind, "value": value, "why": why})).unwrap();
+        }
+    }
 }
