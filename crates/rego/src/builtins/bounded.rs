@@ -33,9 +33,6 @@ bounded!(base64_encode, "base64.encode");
 bounded!(base64url_encode, "base64url.encode");
 bounded!(base64url_encode_no_pad, "base64url.encode_no_pad");
 bounded!(hex_encode, "hex.encode");
-bounded!(json_unmarshal, "json.unmarshal");
-bounded!(urlquery_encode, "urlquery.encode");
-bounded!(urlquery_encode_object, "urlquery.encode_object");
 
 /// The interpreter's own built-in of that name. What it refuses is undefined.
 pub(super) fn original(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
@@ -65,18 +62,18 @@ pub(super) fn original(name: &str, arguments: &[Value]) -> anyhow::Result<Value>
 
 /// What a value comes to where it is looked at part by part.
 #[derive(Debug, Default)]
-struct Size {
+pub(super) struct Size {
     /// Parts, itself included.
-    parts: usize,
+    pub(super) parts: usize,
     /// The sum of how deep each of them is.
-    depths: usize,
+    pub(super) depths: usize,
 }
 
 /// How big values are.
 ///
 /// # Errors
 /// They have more parts, text or depth than a built-in is asked about.
-fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
+pub(super) fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
     let (mut size, mut bytes) = (Size::default(), 0usize);
     let mut open: Vec<(&Value, usize)> = values.iter().map(|value| (value, 1)).collect();
     while let Some((value, depth)) = open.pop() {
@@ -117,6 +114,15 @@ fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
     Ok(size)
 }
 
+/// Whether a text that grows is still within what a built-in makes.
+pub(super) fn bounded_text(name: &str, text: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        text.len() <= MAX_TEXT,
+        "{name}: more than {MAX_TEXT} bytes of text"
+    );
+    Ok(())
+}
+
 /// All paths in a value with what is there. Each path is as long as it is deep.
 pub(super) fn walk(arguments: &[Value]) -> anyhow::Result<Value> {
     let size = small("walk", arguments)?;
@@ -125,25 +131,6 @@ pub(super) fn walk(arguments: &[Value]) -> anyhow::Result<Value> {
         "walk: more than {MAX_PATHS} elements in all paths together"
     );
     original("walk", arguments)
-}
-
-pub(super) fn json_marshal_with_options(arguments: &[Value]) -> anyhow::Result<Value> {
-    const NAME: &str = "json.marshal_with_options";
-    let size = small(NAME, arguments)?;
-    let length = |option| match arguments.get(1) {
-        Some(Value::Object(options)) => match options.get(&Value::from(option)) {
-            Some(Value::String(text)) => text.len(),
-            _ => 1,
-        },
-        _ => 1,
-    };
-    let indents = size.depths.saturating_mul(length("indent"));
-    let prefixes = size.parts.saturating_mul(length("prefix"));
-    anyhow::ensure!(
-        indents.saturating_add(prefixes) <= MAX_TEXT,
-        "{NAME}: more than {MAX_TEXT} bytes of text"
-    );
-    original(NAME, arguments)
 }
 
 /// All paths from some nodes of a graph: each as far as it goes without a node twice.
@@ -192,7 +179,7 @@ impl Paths<'_> {
             Value::Null => Vec::new(),
             other => match elements(Some(other)) {
                 Some(neighbours) => neighbours,
-                None => return Ok(false),
+                None => Vec::new(),
             },
         };
         self.path.push(node.clone());

@@ -259,7 +259,7 @@ pub(super) fn term(value: &Value, out: &mut String) -> anyhow::Result<()> {
             out.push('}');
         }
         Value::String(text) => out.push_str(&go_quote::text(text, false)),
-        other => out.push_str(&other.to_json_str()?),
+        other => out.push_str(&super::json::scalar(other)?),
     }
     Ok(())
 }

@@ -92,7 +92,9 @@ fn translate(pattern: &str, delimiters: &str) -> Result<String, PatternError> {
             }
             '?' => out.push_str(&one),
             '\\' => {
-                let quoted = chars.next().ok_or_else(|| invalid("a backslash at the end"))?;
+                let quoted = chars
+                    .next()
+                    .ok_or_else(|| invalid("a backslash at the end"))?;
                 out.push_str(&literal(quoted));
             }
             '{' => {

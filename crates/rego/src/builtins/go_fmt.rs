@@ -95,10 +95,7 @@ impl Spec {
 
     /// Writes a text with as much beside it as the width asks for.
     fn pad(&self, text: &str, zero: bool, out: &mut String) {
-        let missing = self
-            .width
-            .unwrap_or(0)
-            .saturating_sub(text.chars().count());
+        let missing = self.width.unwrap_or(0).saturating_sub(text.chars().count());
         if self.minus {
             out.push_str(text);
             out.extend(std::iter::repeat_n(' ', missing));

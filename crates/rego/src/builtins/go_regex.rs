@@ -17,12 +17,7 @@ const MAX_DEPTH: usize = 64;
 const MAX_REPEAT: u32 = 1000;
 /// Memory that compiled patterns may take, in bytes: the first that is enough is taken, so that what
 /// is kept can be counted.
-const SIZES: [usize; 4] = [
-    64 * 1024,
-    512 * 1024,
-    2 * 1024 * 1024,
-    MAX_COMPILED,
-];
+const SIZES: [usize; 4] = [64 * 1024, 512 * 1024, 2 * 1024 * 1024, MAX_COMPILED];
 /// Memory that one compiled pattern may take, in bytes.
 const MAX_COMPILED: usize = 8 * 1024 * 1024;
 /// Memory that a pattern may take while it matches, in bytes.
@@ -33,7 +28,9 @@ const MAX_CACHE: usize = 256 * 1024;
 pub(super) enum PatternError {
     #[error("the pattern {0:?} is not one: {1}")]
     Invalid(String, &'static str),
-    #[error("the pattern {0:?} is too large: more than {MAX_COMPILED} bytes of memory: use smaller repetitions")]
+    #[error(
+        "the pattern {0:?} is too large: more than {MAX_COMPILED} bytes of memory: use smaller repetitions"
+    )]
     TooLarge(String),
     #[error("a pattern of {0} bytes is too long: more than {MAX_PATTERN}: split it")]
     TooLong(usize),
@@ -338,7 +335,13 @@ impl<'a> Parser<'a> {
         if was_repeated {
             return fault("a repetition of a repetition");
         }
-        let Some(atom) = self.group.atoms.iter_mut().rev().find(|atom| !atom.is_flags) else {
+        let Some(atom) = self
+            .group
+            .atoms
+            .iter_mut()
+            .rev()
+            .find(|atom| !atom.is_flags)
+        else {
             return fault("there is nothing to repeat");
         };
         atom.weight = atom.weight.saturating_mul(weight);

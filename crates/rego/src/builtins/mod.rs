@@ -1,30 +1,42 @@
 //! Built-in functions: what the interpreter lacks or does differently from OPA, written here; and
 //! the names of those that stay missing.
 
+mod arithmetic;
 mod bounded;
 mod casts;
 mod cidr_merge;
 mod deviating;
+mod encodings;
 mod format;
 mod glob;
 mod go_class;
+mod go_duration;
 mod go_float;
 mod go_fmt;
+mod go_layout;
 mod go_quote;
 mod go_regex;
 mod go_template;
+mod go_time;
 mod hashes;
+mod json;
 mod missing;
 mod networks;
 mod regexes;
+mod semver;
 mod strings;
+mod subset;
+mod times;
+mod units;
+mod uri;
+mod yaml;
 
 use std::sync::Arc;
 
 use regorus::unstable::BUILTINS;
 use regorus::{Engine, Value};
 
-pub(crate) use deviating::marshal;
+pub(crate) use json::marshal;
 pub(crate) use missing::missing;
 pub use missing::{MissingBuiltin, missing_builtins};
 use regexes::Regexes;
@@ -67,10 +79,26 @@ enum Supplied {
 /// All functions of ours: name, number of arguments, function.
 const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("all", 1, Supplied::Plain(casts::all)),
+    ("and", 2, Supplied::Plain(arithmetic::and)),
     ("any", 1, Supplied::Plain(casts::any)),
-    ("array.flatten", 1, Supplied::Plain(strings::flatten)),
     ("array.concat", 2, Supplied::Plain(deviating::array_concat)),
+    ("array.flatten", 1, Supplied::Plain(strings::flatten)),
+    (
+        "base64.decode",
+        1,
+        Supplied::Plain(encodings::base64_decode),
+    ),
     ("base64.encode", 1, Supplied::Plain(bounded::base64_encode)),
+    (
+        "base64.is_valid",
+        1,
+        Supplied::Plain(encodings::base64_is_valid),
+    ),
+    (
+        "base64url.decode",
+        1,
+        Supplied::Plain(encodings::base64url_decode),
+    ),
     (
         "base64url.encode",
         1,
@@ -81,7 +109,12 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         1,
         Supplied::Plain(bounded::base64url_encode_no_pad),
     ),
+    ("bits.and", 2, Supplied::Plain(arithmetic::bits_and)),
     ("bits.lsh", 2, Supplied::Plain(deviating::shift_left)),
+    ("bits.negate", 1, Supplied::Plain(arithmetic::bits_negate)),
+    ("bits.or", 2, Supplied::Plain(arithmetic::bits_or)),
+    ("bits.rsh", 2, Supplied::Plain(arithmetic::shift_right)),
+    ("bits.xor", 2, Supplied::Plain(arithmetic::bits_xor)),
     ("cast_array", 1, Supplied::Plain(casts::array)),
     ("cast_boolean", 1, Supplied::Plain(casts::boolean)),
     ("cast_null", 1, Supplied::Plain(casts::null)),
@@ -89,6 +122,7 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("cast_set", 1, Supplied::Plain(casts::set)),
     ("cast_string", 1, Supplied::Plain(casts::string)),
     ("concat", 2, Supplied::Plain(strings::concat)),
+    ("count", 1, Supplied::Plain(arithmetic::count)),
     ("crypto.hmac.equal", 2, Supplied::Plain(hashes::equal)),
     ("crypto.hmac.sha1", 2, Supplied::Plain(hashes::hmac_sha1)),
     (
@@ -103,6 +137,7 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ),
     ("crypto.sha1", 1, Supplied::Plain(hashes::sha1)),
     ("crypto.sha256", 1, Supplied::Plain(hashes::sha256)),
+    ("div", 2, Supplied::Plain(arithmetic::divide)),
     ("glob.match", 3, Supplied::Pattern(glob::matches)),
     ("glob.quote_meta", 1, Supplied::Plain(glob::quote_meta)),
     (
@@ -110,21 +145,21 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         2,
         Supplied::Plain(bounded::reachable_paths),
     ),
+    ("hex.decode", 1, Supplied::Plain(encodings::hex_decode)),
     ("hex.encode", 1, Supplied::Plain(bounded::hex_encode)),
     ("indexof", 2, Supplied::Plain(strings::index_of)),
     ("indexof_n", 2, Supplied::Plain(strings::index_of_n)),
-    ("json.marshal", 1, Supplied::Plain(deviating::json_marshal)),
+    ("json.is_valid", 1, Supplied::Plain(json::is_valid)),
+    ("json.marshal", 1, Supplied::Plain(json::marshal_argument)),
     (
         "json.marshal_with_options",
         2,
-        Supplied::Plain(bounded::json_marshal_with_options),
+        Supplied::Plain(json::marshal_with_options),
     ),
-    (
-        "json.unmarshal",
-        1,
-        Supplied::Plain(bounded::json_unmarshal),
-    ),
+    ("json.unmarshal", 1, Supplied::Plain(json::unmarshal)),
     ("lower", 1, Supplied::Plain(strings::lower)),
+    ("minus", 2, Supplied::Plain(arithmetic::minus)),
+    ("mul", 2, Supplied::Plain(arithmetic::times)),
     ("net.cidr_contains", 2, Supplied::Plain(networks::contains)),
     (
         "net.cidr_contains_matches",
@@ -146,6 +181,9 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         3,
         Supplied::Plain(deviating::range_step),
     ),
+    ("object.subset", 2, Supplied::Plain(subset::subset)),
+    ("or", 2, Supplied::Plain(arithmetic::or)),
+    ("plus", 2, Supplied::Plain(arithmetic::plus)),
     ("re_match", 2, Supplied::Pattern(regexes::matches)),
     (
         "regex.find_all_string_submatch_n",
@@ -162,41 +200,63 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         4,
         Supplied::Pattern(regexes::template_match),
     ),
+    ("rem", 2, Supplied::Plain(arithmetic::remainder)),
     ("replace", 3, Supplied::Plain(strings::replace)),
+    ("semver.compare", 2, Supplied::Plain(semver::compare)),
+    ("semver.is_valid", 1, Supplied::Plain(semver::is_valid)),
     ("set_diff", 2, Supplied::Plain(casts::set_diff)),
     ("split", 2, Supplied::Plain(strings::split)),
     ("sprintf", 2, Supplied::Plain(format::sprintf)),
     ("strings.count", 2, Supplied::Plain(strings::count)),
-    (
-        "strings.replace_n",
-        2,
-        Supplied::Plain(strings::replace_n),
-    ),
+    ("strings.replace_n", 2, Supplied::Plain(strings::replace_n)),
     ("strings.split_n", 3, Supplied::Plain(strings::split_n)),
     ("substring", 3, Supplied::Plain(strings::substring)),
-    ("time.add_date", 4, Supplied::Plain(deviating::add_date)),
+    ("time.add_date", 4, Supplied::Plain(times::add_date)),
+    ("time.clock", 1, Supplied::Plain(times::clock)),
+    ("time.date", 1, Supplied::Plain(times::date)),
+    ("time.diff", 2, Supplied::Plain(times::diff)),
+    ("time.format", 1, Supplied::Plain(times::format)),
+    (
+        "time.parse_duration_ns",
+        1,
+        Supplied::Plain(times::parse_duration),
+    ),
+    ("time.parse_ns", 2, Supplied::Plain(times::parse)),
+    (
+        "time.parse_rfc3339_ns",
+        1,
+        Supplied::Plain(times::parse_rfc3339),
+    ),
+    ("time.weekday", 1, Supplied::Plain(times::weekday)),
+    ("to_number", 1, Supplied::Plain(units::to_number)),
+    ("units.parse", 1, Supplied::Plain(units::parse)),
+    ("units.parse_bytes", 1, Supplied::Plain(units::parse_bytes)),
+    ("upper", 1, Supplied::Plain(strings::upper)),
+    ("uri.is_valid", 1, Supplied::Plain(uri::is_valid)),
+    ("uri.parse", 1, Supplied::Plain(uri::parse)),
+    (
+        "urlquery.decode",
+        1,
+        Supplied::Plain(encodings::query_decode),
+    ),
+    (
+        "urlquery.decode_object",
+        1,
+        Supplied::Plain(encodings::query_decode_object),
+    ),
     (
         "urlquery.encode",
         1,
-        Supplied::Plain(bounded::urlquery_encode),
+        Supplied::Plain(encodings::query_encode),
     ),
     (
         "urlquery.encode_object",
         1,
-        Supplied::Plain(bounded::urlquery_encode_object),
+        Supplied::Plain(encodings::query_encode_object),
     ),
-    ("upper", 1, Supplied::Plain(strings::upper)),
     ("walk", 1, Supplied::Plain(bounded::walk)),
-    (
-        "yaml.is_valid",
-        1,
-        Supplied::Plain(deviating::yaml_is_valid),
-    ),
-    (
-        "yaml.unmarshal",
-        1,
-        Supplied::Plain(deviating::yaml_unmarshal),
-    ),
+    ("yaml.is_valid", 1, Supplied::Plain(yaml::is_valid)),
+    ("yaml.unmarshal", 1, Supplied::Plain(yaml::unmarshal)),
 ];
 
 /// How many arguments a built-in takes; `None` where there is none of that name.
@@ -275,29 +335,48 @@ fn set_of(values: impl IntoIterator<Item = Value>) -> Value {
 #[cfg(test)]
 mod ask {
     //! scratch runner
-    use std::io::Write as _;
     use super::*;
+    use std::io::Write as _;
     #[test]
     #[ignore]
     fn ask() {
         let text = std::fs::read_to_string(std::env::var("ASK_IN").unwrap()).unwrap();
         let mut out = std::fs::File::create(std::env::var("ASK_OUT").unwrap()).unwrap();
-        for line in text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with("##")) {
+        for line in text
+            .lines()
+            .filter(|l| !l.trim().is_empty() && !l.starts_with("##"))
+        {
             let r = std::panic::catch_unwind(|| -> Result<Value, (String, String)> {
                 let mut engine = Engine::new();
                 engine.set_rego_v0(true);
                 engine.set_strict_builtin_errors(false);
                 supply(&mut engine, |_| true).unwrap();
-                engine.add_policy("t.rego".into(), format!("package t\nimport future.keywords\nr = x {{ x := {line} }}\n")).map_err(|e| ("load".to_string(), e.to_string()))?;
-                engine.eval_rule("data.t.r".into()).map_err(|e| ("error".to_string(), e.to_string()))
+                engine
+                    .add_policy(
+                        "t.rego".into(),
+                        format!("package t\nimport future.keywords\nr = x {{ x := {line} }}\n"),
+                    )
+                    .map_err(|e| ("load".to_string(), e.to_string()))?;
+                engine
+                    .eval_rule("data.t.r".into())
+                    .map_err(|e| ("error".to_string(), e.to_string()))
             });
             let (kind, value, why) = match r {
                 Ok(Ok(Value::Undefined)) => ("undefined".to_string(), String::new(), String::new()),
-                Ok(Ok(v)) => ("value".into(), v.to_json_str().unwrap_or("?".into()), String::new()),
+                Ok(Ok(v)) => (
+                    "value".into(),
+                    v.to_json_str().unwrap_or("?".into()),
+                    String::new(),
+                ),
                 Ok(Err((k, w))) => (k, String::new(), w),
                 Err(_) => ("panic".into(), String::new(), String::new()),
             };
-            writeln!(out, "{}", serde_json::json!({"expr": line, "kind": kind, "value": value, "why": why})).unwrap();
+            writeln!(
+                out,
+                "{}",
+                serde_json::json!({"expr": line, "kind": kind, "value": value, "why": why})
+            )
+            .unwrap();
         }
     }
 }

@@ -48,10 +48,14 @@ impl Network {
             return None;
         }
         // Go takes leading zeros.
-        let prefix: u32 = prefix.trim_start_matches('0').parse().or_else(|_| {
-            let is_zero = prefix.bytes().all(|digit| digit == b'0');
-            is_zero.then_some(0).ok_or(())
-        }).ok()?;
+        let prefix: u32 = prefix
+            .trim_start_matches('0')
+            .parse()
+            .or_else(|_| {
+                let is_zero = prefix.bytes().all(|digit| digit == b'0');
+                is_zero.then_some(0).ok_or(())
+            })
+            .ok()?;
         let prefix = u8::try_from(prefix).ok()?;
         let (_, bits) = number(written);
         if prefix > bits {

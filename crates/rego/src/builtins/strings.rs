@@ -24,9 +24,10 @@ fn texts(values: impl Iterator<Item = impl AsRef<str>>) -> anyhow::Result<Value>
 /// Parts of a text between delimiters; its characters without one.
 fn parts<'a>(text: &'a str, delimiter: &'a str) -> Box<dyn Iterator<Item = &'a str> + 'a> {
     if delimiter.is_empty() {
-        Box::new(text.char_indices().filter_map(|(start, c)| {
-            text.get(start..start + c.len_utf8())
-        }))
+        Box::new(
+            text.char_indices()
+                .filter_map(|(start, c)| text.get(start..start + c.len_utf8())),
+        )
     } else {
         Box::new(text.split(delimiter))
     }
@@ -41,7 +42,11 @@ pub(super) fn split(arguments: &[Value]) -> anyhow::Result<Value> {
 
 /// The first so many parts, or the last where the number is negative.
 pub(super) fn split_n(arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = (text(arguments, 0), text(arguments, 1), integer(arguments, 2));
+    let asked = (
+        text(arguments, 0),
+        text(arguments, 1),
+        integer(arguments, 2),
+    );
     let (Some(text), Some(delimiter), Some(number)) = asked else {
         return Ok(Value::Undefined);
     };
@@ -186,10 +191,7 @@ fn replaced(name: &str, text: &str, pairs: &[(&str, &str)]) -> anyhow::Result<Va
             }
             (None, None) => return bounded(out),
         }
-        anyhow::ensure!(
-            out.len() <= MAX_TEXT,
-            "{name}: more than {MAX_TEXT} bytes"
-        );
+        anyhow::ensure!(out.len() <= MAX_TEXT, "{name}: more than {MAX_TEXT} bytes");
     }
 }
 

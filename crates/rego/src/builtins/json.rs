@@ -1,0 +1,183 @@
+//! `json.*` texts, as Go writes and OPA reads them.
+
+use regorus::Value;
+use serde::de::IgnoredAny;
+
+use super::bounded::{bounded_text, original, small};
+use super::{MAX_TEXT, bounded, text};
+
+/// How a text is laid out on lines; without, it is on one.
+#[derive(Clone, Copy)]
+struct Layout<'a> {
+    prefix: &'a str,
+    indent: &'a str,
+}
+
+/// JSON without spaces, keys sorted, sets as arrays.
+pub(super) fn marshal_argument(arguments: &[Value]) -> anyhow::Result<Value> {
+    let Some(value) = arguments.first() else {
+        return Ok(Value::Undefined);
+    };
+    let mut out = String::new();
+    marshal(value, &mut out)?;
+    bounded(out)
+}
+
+/// Writes a value as JSON. Values share their parts, so a small one may be long when written.
+pub(crate) fn marshal(value: &Value, out: &mut String) -> anyhow::Result<()> {
+    write(value, None, 0, out)
+}
+
+/// The text that a key is in JSON.
+pub(super) fn key(key: &Value) -> anyhow::Result<String> {
+    match key {
+        Value::String(text) => Ok(text.to_string()),
+        other => {
+            let mut written = String::new();
+            marshal(other, &mut written)?;
+            Ok(written)
+        }
+    }
+}
+
+/// A scalar as JSON.
+pub(super) fn scalar(value: &Value) -> anyhow::Result<String> {
+    match value {
+        // A large one would be written as a fraction.
+        Value::Number(number) if number.is_integer() => Ok(number.format_decimal()),
+        other => other.to_json_str(),
+    }
+}
+
+fn write(
+    value: &Value,
+    layout: Option<Layout<'_>>,
+    depth: usize,
+    out: &mut String,
+) -> anyhow::Result<()> {
+    bounded_text("json.marshal", out)?;
+    match value {
+        Value::Array(array) => list(&mut array.iter(), layout, depth, out),
+        Value::Set(set) => list(&mut set.iter_sorted(), layout, depth, out),
+        Value::Object(object) => {
+            let mut fields = Vec::with_capacity(object.len());
+            for (name, value) in object.iter() {
+                fields.push((key(name)?, value));
+            }
+            fields.sort_by(|one, other| one.0.cmp(&other.0));
+            out.push('{');
+            for (place, (name, value)) in fields.iter().enumerate() {
+                separate(place, layout, depth + 1, out);
+                out.push_str(&Value::from(name.as_str()).to_json_str()?);
+                out.push_str(if layout.is_some() { ": " } else { ":" });
+                write(value, layout, depth + 1, out)?;
+            }
+            end(fields.is_empty(), layout, depth, out);
+            out.push('}');
+            Ok(())
+        }
+        other => {
+            out.push_str(&scalar(other)?);
+            Ok(())
+        }
+    }
+}
+
+fn list(
+    values: &mut dyn Iterator<Item = &Value>,
+    layout: Option<Layout<'_>>,
+    depth: usize,
+    out: &mut String,
+) -> anyhow::Result<()> {
+    out.push('[');
+    let mut is_empty = true;
+    for (place, value) in values.enumerate() {
+        is_empty = false;
+        separate(place, layout, depth + 1, out);
+        write(value, layout, depth + 1, out)?;
+    }
+    end(is_empty, layout, depth, out);
+    out.push(']');
+    Ok(())
+}
+
+fn separate(place: usize, layout: Option<Layout<'_>>, depth: usize, out: &mut String) {
+    if place > 0 {
+        out.push(',');
+    }
+    new_line(layout, depth, out);
+}
+
+fn end(is_empty: bool, layout: Option<Layout<'_>>, depth: usize, out: &mut String) {
+    if !is_empty {
+        new_line(layout, depth, out);
+    }
+}
+
+fn new_line(layout: Option<Layout<'_>>, depth: usize, out: &mut String) {
+    if let Some(Layout { prefix, indent }) = layout {
+        out.push('\n');
+        out.push_str(prefix);
+        out.extend(std::iter::repeat_n(indent, depth));
+    }
+}
+
+pub(super) fn marshal_with_options(arguments: &[Value]) -> anyhow::Result<Value> {
+    const NAME: &str = "json.marshal_with_options";
+    let size = small(NAME, arguments)?;
+    let [value, Value::Object(options)] = arguments else {
+        return Ok(Value::Undefined);
+    };
+    let (mut prefix, mut indent, mut pretty, mut implied) = ("", "\t", None, false);
+    for (option, value) in options.iter() {
+        let Value::String(option) = option else {
+            return Ok(Value::Undefined);
+        };
+        match (&**option, value) {
+            ("prefix", Value::String(text)) => (prefix, implied) = (text, true),
+            ("indent", Value::String(text)) => (indent, implied) = (text, true),
+            ("pretty", Value::Bool(asked)) => pretty = Some(*asked),
+            _ => return Ok(Value::Undefined),
+        }
+    }
+    let mut out = String::new();
+    if !pretty.unwrap_or(implied) {
+        marshal(value, &mut out)?;
+        return bounded(out);
+    }
+    let indents = size.depths.saturating_mul(indent.len());
+    let prefixes = size
+        .parts
+        .saturating_mul(prefix.len() + 1)
+        .saturating_mul(2);
+    anyhow::ensure!(
+        indents.saturating_add(prefixes) <= MAX_TEXT,
+        "{NAME}: more than {MAX_TEXT} bytes of text"
+    );
+    out.push_str(prefix);
+    write(value, Some(Layout { prefix, indent }), 0, &mut out)?;
+    bounded(out)
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+pub(super) fn is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
+    Ok(Value::from(text(arguments, 0).is_some_and(is_json)))
+}
+
+pub(super) fn unmarshal(arguments: &[Value]) -> anyhow::Result<Value> {
+    const NAME: &str = "json.unmarshal";
+    small(NAME, arguments)?;
+    let read = original(NAME, arguments)?;
+    if read == Value::Undefined {
+        anyhow::ensure!(
+            !text(arguments, 0).is_some_and(is_json),
+            "{NAME}: a number or a character in this JSON is beyond what there is here"
+        );
+        return Ok(read);
+    }
+    small(NAME, std::slice::from_ref(&read))?;
+    Ok(read)
+}

@@ -1,0 +1,46 @@
+//! `yaml.*`: documents as OPA reads them. `yes` and `on` are texts, `0123` is octal, and of several
+//! documents the first counts.
+
+use regorus::Value;
+use serde_saphyr::{DuplicateKeyPolicy, Options};
+
+use super::bounded::small;
+use super::{MAX_TEXT, text};
+
+fn read(text: &str) -> anyhow::Result<Option<Value>> {
+    anyhow::ensure!(
+        text.len() <= MAX_TEXT,
+        "yaml.unmarshal: more than {MAX_TEXT} bytes of text"
+    );
+    let mut options = Options::default();
+    options.strict_booleans = true;
+    options.legacy_octal_numbers = true;
+    options.duplicate_keys = DuplicateKeyPolicy::LastWins;
+    let documents = serde_saphyr::from_multiple_with_options::<serde_json::Value>(text, options);
+    Ok(documents.ok().map(|documents| {
+        documents
+            .into_iter()
+            .next()
+            .map_or(Value::Null, Value::from)
+    }))
+}
+
+pub(super) fn unmarshal(arguments: &[Value]) -> anyhow::Result<Value> {
+    let Some(text) = text(arguments, 0) else {
+        return Ok(Value::Undefined);
+    };
+    match read(text)? {
+        Some(value) => {
+            small("yaml.unmarshal", std::slice::from_ref(&value))?;
+            Ok(value)
+        }
+        None => Ok(Value::Undefined),
+    }
+}
+
+pub(super) fn is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
+    let Some(text) = text(arguments, 0) else {
+        return Ok(Value::from(false));
+    };
+    Ok(Value::from(read(text)?.is_some()))
+}
