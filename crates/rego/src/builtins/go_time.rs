@@ -389,7 +389,9 @@ impl<'a> Reader<'a> {
         }
         if self.rest.starts_with(b"GMT") {
             self.take(3)?;
-            return Some(self.signed_hours().unwrap_or(0));
+            // Go notes the hours behind it, and leaves the time as it is.
+            let _ = self.signed_hours();
+            return Some(0);
         }
         if matches!(self.rest.first(), Some(b'+' | b'-')) {
             self.signed_hours()?;
@@ -407,17 +409,14 @@ impl<'a> Reader<'a> {
         Some(0)
     }
 
-    /// `+3`: hours, in seconds.
-    fn signed_hours(&mut self) -> Option<i64> {
-        let sign = match self.rest.first()? {
-            b'+' => 1,
-            b'-' => -1,
-            _ => return None,
-        };
+    /// Skips `+3`.
+    fn signed_hours(&mut self) -> Option<()> {
+        if !matches!(self.rest.first()?, b'+' | b'-') {
+            return None;
+        }
         let count = self.digits(1);
         let digits = std::str::from_utf8(self.rest.get(1..1 + count)?).ok()?;
-        let hours: i64 = digits.parse().ok().filter(|hours| *hours <= 23)?;
-        self.take(1 + count)?;
-        Some(sign * hours * 3600)
+        digits.parse::<i64>().ok().filter(|hours| *hours <= 23)?;
+        self.take(1 + count).map(|_| ())
     }
 }

@@ -149,6 +149,7 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("hex.encode", 1, Supplied::Plain(bounded::hex_encode)),
     ("indexof", 2, Supplied::Plain(strings::index_of)),
     ("indexof_n", 2, Supplied::Plain(strings::index_of_n)),
+    ("json.filter", 2, Supplied::Plain(subset::filter)),
     ("json.is_valid", 1, Supplied::Plain(json::is_valid)),
     ("json.marshal", 1, Supplied::Plain(json::marshal_argument)),
     (
@@ -156,6 +157,7 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
         2,
         Supplied::Plain(json::marshal_with_options),
     ),
+    ("json.remove", 2, Supplied::Plain(subset::remove)),
     ("json.unmarshal", 1, Supplied::Plain(json::unmarshal)),
     ("lower", 1, Supplied::Plain(strings::lower)),
     ("minus", 2, Supplied::Plain(arithmetic::minus)),
@@ -365,7 +367,7 @@ mod ask {
                 Ok(Ok(Value::Undefined)) => ("undefined".to_string(), String::new(), String::new()),
                 Ok(Ok(v)) => (
                     "value".into(),
-                    v.to_json_str().unwrap_or("?".into()),
+                    { let mut o = String::new(); marshal(&v, &mut o).unwrap(); o },
                     String::new(),
                 ),
                 Ok(Err((k, w))) => (k, String::new(), w),

@@ -1,10 +1,10 @@
-//! `object.subset`: of objects, sets and arrays.
+//! `object.subset` of objects, sets and arrays, and what `json.filter` and `json.remove` leave.
 
 use regorus::Value;
 use regorus::value::{Array, Object, Set};
 
 use super::MAX_ELEMENTS;
-use super::bounded::small;
+use super::bounded::{original, small};
 
 pub(super) fn subset(arguments: &[Value]) -> anyhow::Result<Value> {
     small("object.subset", arguments)?;
@@ -56,4 +56,27 @@ fn arrays(whole: &Array, part: &Array) -> anyhow::Result<bool> {
             row.into_iter().all(|(one, other)| one == other)
         })
     }))
+}
+
+/// Paths without the slash in front, which the interpreter takes for a part of them.
+fn with_bare_paths(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
+    let bare = |path: &Value| match path {
+        Value::String(path) => Value::from(path.trim_start_matches('/')),
+        other => other.clone(),
+    };
+    let paths = match arguments.get(1) {
+        Some(Value::Array(paths)) => Value::from(paths.iter().map(bare).collect::<Vec<_>>()),
+        Some(Value::Set(paths)) => super::set_of(paths.iter().map(bare)),
+        _ => return original(name, arguments),
+    };
+    let of = arguments.first().cloned().unwrap_or(Value::Undefined);
+    original(name, &[of, paths])
+}
+
+pub(super) fn filter(arguments: &[Value]) -> anyhow::Result<Value> {
+    with_bare_paths("json.filter", arguments)
+}
+
+pub(super) fn remove(arguments: &[Value]) -> anyhow::Result<Value> {
+    with_bare_paths("json.remove", arguments)
 }

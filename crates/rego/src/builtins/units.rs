@@ -199,18 +199,18 @@ pub(super) fn to_number(arguments: &[Value]) -> anyhow::Result<Value> {
         && !(whole.is_empty() && fraction.is_empty())
         && bare.is_none_or(|digits| !digits.is_empty() && are_digits(digits));
     if !is_decimal {
-        let odd = unsigned.contains('_')
-            || unsigned.get(..2).is_some_and(|start| {
-                matches!(start.to_ascii_lowercase().as_str(), "0x" | "0b" | "0o")
-            });
-        anyhow::ensure!(!odd, "to_number: only decimal numbers are supported");
+        anyhow::ensure!(
+            !unsigned.contains('_'),
+            "to_number: a number with underscores is not supported"
+        );
         return Ok(Value::Undefined);
     }
     let exponent_digits = bare.map_or(0, |digits| digits.trim_start_matches('0').len());
-    anyhow::ensure!(
-        exponent_digits <= MAX_EXPONENT_DIGITS && mantissa.len() <= 1000,
-        "to_number: the number is too large"
-    );
+    if exponent_digits > MAX_EXPONENT_DIGITS || mantissa.len() > 1000 {
+        let small = exponent.is_some_and(|exponent| exponent.starts_with('-'));
+        anyhow::ensure!(!small, "to_number: the number is too small");
+        return Ok(Value::Undefined);
+    }
     let sign = if text.starts_with('-') { "-" } else { "" };
     let whole = whole.trim_start_matches('0');
     let whole = if whole.is_empty() { "0" } else { whole };
@@ -220,7 +220,11 @@ pub(super) fn to_number(arguments: &[Value]) -> anyhow::Result<Value> {
         format!(".{fraction}")
     };
     let exponent = exponent.map_or_else(String::new, |exponent| format!("e{exponent}"));
-    // Beyond what fits, it is refused with the reason.
-    Value::from_json_str(&format!("{sign}{whole}{fraction}{exponent}"))
-        .map_err(|_| anyhow::anyhow!("to_number: the number is too large"))
+    let text = format!("{sign}{whole}{fraction}{exponent}");
+    let is_finite = text.parse::<f64>().is_ok_and(f64::is_finite);
+    // Beyond floating point there is no number, in OPA neither.
+    if !is_finite {
+        return Ok(Value::Undefined);
+    }
+    Value::from_json_str(&text).map_err(|_| anyhow::anyhow!("to_number: the number is too large"))
 }

@@ -12,6 +12,12 @@ fn read(text: &str) -> anyhow::Result<Option<Value>> {
         text.len() <= MAX_TEXT,
         "yaml.unmarshal: more than {MAX_TEXT} bytes of text"
     );
+    // OPA's reader takes neither, and ours does.
+    let version = text.strip_prefix("%YAML").map(str::trim_start);
+    let other_version = version.is_some_and(|version| !version.starts_with("1.1"));
+    if other_version || text.trim_start_matches(['\r', '\n']).starts_with('\t') {
+        return Ok(None);
+    }
     let mut options = Options::default();
     options.strict_booleans = true;
     options.legacy_octal_numbers = true;
