@@ -18,9 +18,8 @@ use crate::text;
 
 /// The rule that is asked.
 const DENY: &str = "data.kubernetes.admission.deny";
-/// A rule of ours in every engine: asking it prepares the engine and does nothing else.
-const READY_MODULE: &str = "package rolegate_engine\n\nready = true\n";
-const READY: &str = "data.rolegate_engine.ready";
+/// A query that prepares the engine and reads nothing.
+const READY: &str = "true";
 /// Most messages of one policy that are told.
 const MAX_MESSAGES: usize = 16;
 
@@ -36,7 +35,7 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
     let place = parts.first().map_or("", |part| &part.module.place);
     let compiled = catch_unwind(AssertUnwindSafe(|| {
         let mut engine = Engine::new();
-        engine.set_policy_length_config(limits.lengths());
+        engine.set_policy_length_config(limits.lowered_lengths());
         engine.set_execution_timer_config(limits.timer());
         engine.set_strict_builtin_errors(false);
         // Nobody reads what `print` says; kept by each clone, and gone with it.
@@ -56,9 +55,7 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
             };
             engine.add_policy(module.place.clone(), text.clone())?;
         }
-        engine.set_rego_v0(true);
-        engine.add_policy("rolegate".into(), READY_MODULE.into())?;
-        engine.eval_rule(READY.into())?;
+        engine.eval_query(READY.into(), false)?;
         anyhow::Ok(engine)
     }));
     match compiled {
@@ -72,7 +69,7 @@ pub(crate) fn with_data(engine: &Engine, data: Value) -> anyhow::Result<Engine> 
     let mut engine = engine.clone();
     engine.clear_data();
     engine.add_data(data)?;
-    engine.eval_rule(READY.into())?;
+    engine.eval_query(READY.into(), false)?;
     Ok(engine)
 }
 

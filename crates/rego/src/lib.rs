@@ -25,6 +25,8 @@
 mod analysis;
 mod book;
 mod builtins;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod data;
 mod error;
 mod evaluate;
@@ -32,8 +34,10 @@ mod input;
 mod layer;
 mod limits;
 mod link;
+mod lower;
 mod meter;
 mod policies;
+mod prepare;
 mod scan;
 mod source;
 mod status;

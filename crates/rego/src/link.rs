@@ -71,6 +71,7 @@ impl<'a> Graph<'a> {
                 }
             }
         }
+        self.assumed_variables(&mut faults);
         self.shapes(&mut faults);
         self.scattered_functions(&mut faults);
         self.circles(&mut faults);
@@ -115,6 +116,29 @@ impl<'a> Graph<'a> {
                 "{name} takes {wanted} arguments, not {}",
                 call.arguments
             ))
+        }
+    }
+
+    /// A negated expression reads a rule of another module as one only if it can be seen here that
+    /// the name is no variable.
+    fn assumed_variables(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        for module in &self.modules {
+            for (name, line) in &module.assumed {
+                let path: Path = module.facts.package.iter().chain([name]).cloned().collect();
+                let Some(other) = self
+                    .rules
+                    .get(path.as_slice())
+                    .and_then(|rules| rules.first())
+                else {
+                    continue;
+                };
+                faults.entry(module.policy.clone()).or_insert_with(|| {
+                    LoadError::Compile(format!(
+                        "{}, line {line}: {name} may be a variable or the rule of {}: write data.{} for the rule, or declare the variable by some",
+                        module.place, other.module.place, path.join(".")
+                    ))
+                });
+            }
         }
     }
 

@@ -28,7 +28,7 @@ pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
     let mut lexer = Lexer::new(source);
     lexer.set_max_col(std::num::NonZeroU32::MAX);
     // `if` and `contains` are v1's, unless the module imports them into v0.
-    let (mut names_v1, mut has_keywords, mut imports_keywords) = (false, false, false);
+    let mut keywords = Keywords::default();
     // Operators met since the last separator, for each open bracket.
     let mut open: Vec<usize> = vec![0];
     let mut weight = 0usize;
@@ -87,17 +87,53 @@ pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
                 "too many nested literals up to here: move them into a data ConfigMap, or split the module".into(),
             ));
         }
-        names_v1 |= previous == "." && before == "rego" && text == "v1";
-        imports_keywords |= previous == "." && before == "future" && text == "keywords";
-        has_keywords |= (text == "if" && previous != ".")
-            || (previous == "contains" && !matches!(text, "(" | "" | ":=" | "=") && at == line);
+        keywords.read(&before, &previous, text, at == line);
         after_operator = operator;
         line = at;
         before = std::mem::replace(&mut previous, text.to_owned());
     }
     Ok(Hints {
-        looks_like_v1: names_v1 || (has_keywords && !imports_keywords),
+        looks_like_v1: keywords.are_v1s(),
     })
+}
+
+/// Which of v1's keywords a module uses, and which it imports into v0.
+#[derive(Default)]
+struct Keywords {
+    names_v1: bool,
+    uses_if: bool,
+    uses_contains: bool,
+    /// The last import is one of `future.keywords`, which may go on with a dot.
+    imports_all: bool,
+    imports_if: bool,
+    imports_contains: bool,
+}
+
+impl Keywords {
+    /// Takes in a token and the two before it.
+    fn read(&mut self, before: &str, previous: &str, text: &str, same_line: bool) {
+        self.names_v1 |= previous == "." && before == "rego" && text == "v1";
+        if before == "future" && previous == "." && text == "keywords" {
+            self.imports_all = true;
+        } else if before == "keywords" && previous == "." && self.imports_all {
+            // It was one keyword that was imported.
+            self.imports_all = false;
+            self.imports_if |= text == "if";
+            self.imports_contains |= text == "contains";
+        }
+        self.uses_if |= text == "if" && previous != ".";
+        self.uses_contains |= previous == "contains"
+            && before != "."
+            && !matches!(text, "(" | "" | ":=" | "=")
+            && same_line;
+    }
+
+    fn are_v1s(&self) -> bool {
+        let imports = |one: bool| one || self.imports_all;
+        self.names_v1
+            || (self.uses_if && !imports(self.imports_if))
+            || (self.uses_contains && !imports(self.imports_contains))
+    }
 }
 
 fn count(open: &mut [usize], weight: &mut usize) {

@@ -1,0 +1,342 @@
+//! Expressions: names, references, literals, comprehensions, calls and operators.
+
+use regorus::unstable::{ArithOp, BinOp, BoolOp, Expr, Query, Ref, Span};
+
+use super::text::Tokens;
+use super::{Lower, called, is_builtin, joined, token, walked};
+use crate::error::LoadError;
+
+impl Lower<'_> {
+    /// An expression as an operand: what has operators of its own is put in parentheses.
+    pub(super) fn operand(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+        let written = self.expression(expr)?;
+        Ok(match expr.as_ref() {
+            Expr::BinExpr { span, .. }
+            | Expr::BoolExpr { span, .. }
+            | Expr::ArithExpr { span, .. }
+            | Expr::Membership { span, .. } => parenthesised(span.line, written),
+            _ => written,
+        })
+    }
+
+    /// An expression as it stands alone.
+    pub(super) fn expression(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+        match expr.as_ref() {
+            Expr::String { span, .. } => Ok(token(span.line, format!("\"{}\"", span.text()))),
+            Expr::RawString { span, .. } => Ok(token(span.line, format!("`{}`", span.text()))),
+            Expr::Number { span, .. } | Expr::Bool { span, .. } | Expr::Null { span, .. } => {
+                Ok(token(span.line, span.text()))
+            }
+            Expr::Var { span, .. } => self.name(span),
+            Expr::RefDot { .. } | Expr::RefBrack { .. } => {
+                self.reference(expr, &mut |lower, index| lower.operand(index))
+            }
+            Expr::Array { span, items, .. } => {
+                self.list(span.line, ("[", "]"), items, &mut |lower, item| {
+                    lower.operand(item)
+                })
+            }
+            Expr::Set { span, items, .. } if items.is_empty() => Ok(token(span.line, "set()")),
+            Expr::Set { span, items, .. } => {
+                self.list(span.line, ("{", "}"), items, &mut |lower, item| {
+                    lower.operand(item)
+                })
+            }
+            Expr::Object { span, fields, .. } => {
+                self.object(span.line, fields, &mut |lower, part| lower.operand(part))
+            }
+            Expr::ArrayCompr {
+                span, term, query, ..
+            } => self.comprehension(span.line, ("[", "]"), &[term], query),
+            Expr::SetCompr {
+                span, term, query, ..
+            } => self.comprehension(span.line, ("{", "}"), &[term], query),
+            Expr::ObjectCompr {
+                span,
+                key,
+                value,
+                query,
+                ..
+            } => self.comprehension(span.line, ("{", "}"), &[key, value], query),
+            Expr::Call {
+                span, fcn, params, ..
+            } => {
+                if let Some((node, line)) = walked(expr) {
+                    return self.walk_before(node, line);
+                }
+                self.call(span, fcn, params, &mut |lower, param| lower.operand(param))
+            }
+            Expr::UnaryExpr { span, expr, .. } => match expr.as_ref() {
+                Expr::Number { span: number, .. } if !number.text().starts_with('-') => {
+                    Ok(token(span.line, format!("-{}", number.text())))
+                }
+                _ => Err(self.refuse(
+                    span.line,
+                    "a minus sign belongs before a number: write 0 - x",
+                )),
+            },
+            Expr::BinExpr { .. }
+            | Expr::BoolExpr { .. }
+            | Expr::ArithExpr { .. }
+            | Expr::Membership { .. } => self.infix(expr, &mut |lower, side| lower.operand(side)),
+            Expr::AssignExpr { span, .. } => {
+                Err(self.refuse(span.line, "an assignment is a statement of its own"))
+            }
+        }
+    }
+
+    /// A name as it is now.
+    pub(super) fn name(&mut self, span: &Span) -> Result<Tokens, LoadError> {
+        let name = span.text();
+        self.check_name(span)?;
+        let resolved = match name {
+            "_" => None,
+            _ => self.names.resolve(name),
+        };
+        Ok(token(span.line, resolved.as_deref().unwrap_or(name)))
+    }
+
+    /// A reference; `index` writes what stands in its brackets.
+    pub(super) fn reference(
+        &mut self,
+        expr: &Ref<Expr>,
+        index: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+    ) -> Result<Tokens, LoadError> {
+        // Outermost first; a chain may be long.
+        let (mut links, mut at) = (Vec::new(), expr);
+        while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = at.as_ref() {
+            links.push(at);
+            at = refr;
+        }
+        let mut out = match at.as_ref() {
+            Expr::Var { .. } => self.expression(at)?,
+            // OPA looks up a subject of its own first; so does the interpreter.
+            _ => self.operand(at)?,
+        };
+        for link in links.into_iter().rev() {
+            match link.as_ref() {
+                Expr::RefDot { field, .. } => {
+                    out.glue(field.0.line, format!(".{}", field.0.text()));
+                }
+                Expr::RefBrack {
+                    span, index: inner, ..
+                } => {
+                    out.glue(span.line, "[");
+                    out.append(index(self, inner)?);
+                    out.glue(span.line, "]");
+                }
+                _ => {}
+            }
+        }
+        Ok(out)
+    }
+
+    /// A path: names and texts only, none of them a variable.
+    pub(super) fn path(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+        match expr.as_ref() {
+            Expr::Var { span, .. } => {
+                self.check_name(span)?;
+                Ok(token(span.line, span.text()))
+            }
+            Expr::RefDot { refr, field, .. } => {
+                let mut out = self.path(refr)?;
+                out.glue(field.0.line, format!(".{}", field.0.text()));
+                Ok(out)
+            }
+            Expr::RefBrack { refr, index, .. } => {
+                let mut out = self.path(refr)?;
+                let line = index.span().line;
+                out.glue(line, "[");
+                out.append_glued(self.operand(index)?);
+                out.glue(line, "]");
+                Ok(out)
+            }
+            other => Err(self.refuse(other.span().line, "a path of names is needed here")),
+        }
+    }
+
+    pub(super) fn list(
+        &mut self,
+        line: u32,
+        (open, close): (&str, &str),
+        items: &[Ref<Expr>],
+        item: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+    ) -> Result<Tokens, LoadError> {
+        let mut out = token(line, open);
+        for (number, each) in items.iter().enumerate() {
+            if number > 0 {
+                out.glue(line, ",");
+            }
+            out.append(item(self, each)?);
+        }
+        out.glue(line, close);
+        Ok(out)
+    }
+
+    pub(super) fn object(
+        &mut self,
+        line: u32,
+        fields: &[(Span, Ref<Expr>, Ref<Expr>)],
+        part: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+    ) -> Result<Tokens, LoadError> {
+        let mut out = token(line, "{");
+        for (number, (_, key, value)) in fields.iter().enumerate() {
+            if number > 0 {
+                out.glue(line, ",");
+            }
+            out.append(part(self, key)?);
+            out.glue(line, ":");
+            out.append(part(self, value)?);
+        }
+        out.glue(line, "}");
+        Ok(out)
+    }
+
+    /// A comprehension, which is a scope of its own. What its term needs is looked up at the end of
+    /// its body.
+    fn comprehension(
+        &mut self,
+        line: u32,
+        (open, close): (&str, &str),
+        terms: &[&Ref<Expr>],
+        query: &Ref<Query>,
+    ) -> Result<Tokens, LoadError> {
+        let outer = (
+            std::mem::take(&mut self.before),
+            std::mem::take(&mut self.with),
+        );
+        self.names.open();
+        let mut statements = self.statements(query)?;
+        let mut out = token(line, open);
+        for (number, term) in terms.iter().enumerate() {
+            if number > 0 {
+                out.glue(line, ":");
+            }
+            out.append(self.operand(term)?);
+        }
+        statements.append(&mut self.before);
+        self.names.close();
+        (self.before, self.with) = outer;
+        out.push(line, "|");
+        out.append(joined(query.span.line, statements));
+        out.push(line, close);
+        Ok(out)
+    }
+
+    pub(super) fn call(
+        &mut self,
+        span: &Span,
+        function: &Ref<Expr>,
+        params: &[Ref<Expr>],
+        param: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+    ) -> Result<Tokens, LoadError> {
+        let mut out = self.path(function)?;
+        if params.is_empty() && !is_builtin(&called(function)) {
+            return Ok(out);
+        }
+        out.glue(span.line, "(");
+        for (number, each) in params.iter().enumerate() {
+            if number > 0 {
+                out.glue(span.line, ",");
+            }
+            out.append(param(self, each)?);
+        }
+        out.glue(span.line, ")");
+        Ok(out)
+    }
+
+    /// `walk(node)` inside an expression: each node that it gives in its turn.
+    fn walk_before(&mut self, node: &Ref<Expr>, line: u32) -> Result<Tokens, LoadError> {
+        let node = self.operand(node)?;
+        let name = self.names.fresh("node");
+        let statement = walk(line, node, token(line, &name));
+        self.put_before(statement);
+        Ok(token(line, name))
+    }
+
+    pub(super) fn infix(
+        &mut self,
+        expr: &Ref<Expr>,
+        side: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+    ) -> Result<Tokens, LoadError> {
+        let (span, operator, lhs, rhs) = match expr.as_ref() {
+            Expr::BinExpr {
+                span, op, lhs, rhs, ..
+            } => (span, binary(op), lhs, rhs),
+            Expr::BoolExpr {
+                span, op, lhs, rhs, ..
+            } => (span, comparison(op), lhs, rhs),
+            Expr::ArithExpr {
+                span, op, lhs, rhs, ..
+            } => (span, arithmetic(op), lhs, rhs),
+            Expr::Membership {
+                span,
+                key,
+                value,
+                collection,
+                ..
+            } => {
+                let mut out = Tokens::default();
+                if let Some(key) = key {
+                    out.append(side(self, key)?);
+                    out.glue(span.line, ",");
+                }
+                out.append(side(self, value)?);
+                out.push(span.line, "in");
+                out.append(side(self, collection)?);
+                return Ok(out);
+            }
+            other => return Err(self.refuse(other.span().line, "an operator is needed here")),
+        };
+        let mut out = side(self, lhs)?;
+        out.push(span.line, operator);
+        out.append(side(self, rhs)?);
+        Ok(out)
+    }
+}
+
+/// `walk(node, result)`, which gives one result after the other.
+pub(super) fn walk(line: u32, node: Tokens, result: Tokens) -> Tokens {
+    let mut out = token(line, "walk");
+    out.glue(line, "(");
+    out.append(node);
+    out.glue(line, ",");
+    out.append(result);
+    out.glue(line, ")");
+    out
+}
+
+pub(super) fn parenthesised(line: u32, inner: Tokens) -> Tokens {
+    let mut out = token(line, "(");
+    out.append(inner);
+    out.glue(line, ")");
+    out
+}
+
+fn binary(op: &BinOp) -> &'static str {
+    match op {
+        BinOp::Intersection => "&",
+        BinOp::Union => "|",
+    }
+}
+
+fn comparison(op: &BoolOp) -> &'static str {
+    match op {
+        BoolOp::Lt => "<",
+        BoolOp::Le => "<=",
+        BoolOp::Eq => "==",
+        BoolOp::Ge => ">=",
+        BoolOp::Gt => ">",
+        BoolOp::Ne => "!=",
+    }
+}
+
+fn arithmetic(op: &ArithOp) -> &'static str {
+    match op {
+        ArithOp::Add => "+",
+        ArithOp::Sub => "-",
+        ArithOp::Mul => "*",
+        ArithOp::Div => "/",
+        ArithOp::Mod => "%",
+    }
+}
