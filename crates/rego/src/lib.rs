@@ -36,6 +36,7 @@ mod limits;
 mod link;
 mod lower;
 mod meter;
+mod panics;
 mod policies;
 mod prepare;
 mod scan;

@@ -46,6 +46,17 @@ pub(super) fn compile(
     })
 }
 
+/// Looks at a pattern.
+///
+/// # Errors
+/// [`PatternError`] where OPA takes it for none, or it is beyond a bound.
+pub(super) fn check(pattern: &str) -> Result<(), PatternError> {
+    let translated = translate(pattern, ".")?;
+    build(&translated)
+        .map(|_| ())
+        .ok_or_else(|| PatternError::TooLarge(shown(pattern)))
+}
+
 /// The delimiters that are asked for; `None` where the argument is none of them.
 pub(super) fn delimiters(argument: Option<&Value>) -> Option<String> {
     let all = match argument? {

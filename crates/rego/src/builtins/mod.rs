@@ -7,6 +7,7 @@ mod casts;
 mod cidr_merge;
 mod deviating;
 mod encodings;
+pub(crate) mod failures;
 mod format;
 mod glob;
 mod go_class;
@@ -54,13 +55,8 @@ const MAX_ELEMENTS: usize = 65_536;
 pub(crate) enum Arguments {
     /// Any number.
     Any,
-    /// So many, and one more for its result where the interpreter knows the name.
-    Fixed {
-        /// How many.
-        count: usize,
-        /// `f(a, result)` may be written for `result = f(a)`.
-        with_result: bool,
-    },
+    /// So many, and one more where the result is the last of them.
+    Fixed(usize),
 }
 
 /// A function of ours. An error ends the evaluation, and so denies; what OPA leaves undefined is
@@ -266,6 +262,9 @@ pub(crate) fn arguments(name: &str) -> Option<Arguments> {
     if name == "print" {
         return Some(Arguments::Any);
     }
+    if is_operator(name) {
+        return Some(Arguments::Fixed(2));
+    }
     if missing(name).is_some() {
         return None;
     }
@@ -274,33 +273,93 @@ pub(crate) fn arguments(name: &str) -> Option<Arguments> {
         .iter()
         .find(|(ours, ..)| *ours == name)
         .map(|(_, count, _)| *count);
-    ours.or(known).map(|count| Arguments::Fixed {
-        count: usize::from(count),
-        with_result: known.is_some(),
-    })
+    ours.or(known)
+        .map(|count| Arguments::Fixed(usize::from(count)))
 }
 
-/// Adds those functions of ours that are called to an engine.
-pub(crate) fn supply(engine: &mut Engine, is_called: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+/// Which argument of a built-in is a pattern.
+pub(crate) fn pattern_place(name: &str) -> Option<usize> {
+    match name {
+        "regex.replace" => Some(1),
+        "glob.match"
+        | "re_match"
+        | "regex.find_all_string_submatch_n"
+        | "regex.find_n"
+        | "regex.match"
+        | "regex.split" => Some(0),
+        _ => None,
+    }
+}
+
+/// Looks at a pattern that is written into a policy.
+///
+/// # Errors
+/// It is none, or is beyond a bound.
+pub(crate) fn check_pattern(name: &str, pattern: &str) -> Result<(), String> {
+    let checked = match name {
+        "glob.match" => glob::check(pattern),
+        _ => go_regex::compile(pattern).map(|_| ()),
+    };
+    checked.map_err(|error| error.to_string())
+}
+
+/// Operators under the names that lowered modules have for them, which no policy can call.
+const OPERATORS: [(&str, Function); 7] = [
+    ("rolegate_and", arithmetic::and),
+    ("rolegate_div", arithmetic::divide),
+    ("rolegate_minus", arithmetic::minus),
+    ("rolegate_mul", arithmetic::times),
+    ("rolegate_or", arithmetic::or),
+    ("rolegate_plus", arithmetic::plus),
+    ("rolegate_rem", arithmetic::remainder),
+];
+
+/// Whether a name is that of an operator.
+pub(crate) fn is_operator(name: &str) -> bool {
+    OPERATORS.iter().any(|(operator, _)| *operator == name)
+}
+
+/// Adds those functions of ours that are called to an engine. `patterns` are compiled at once:
+/// built-ins and the patterns that they are given in the text.
+pub(crate) fn supply<'a>(
+    engine: &mut Engine,
+    is_called: impl Fn(&str) -> bool,
+    patterns: impl Iterator<Item = (&'a str, &'a str)>,
+) -> anyhow::Result<()> {
     let regexes = Arc::new(Regexes::default());
+    for (name, pattern) in patterns.filter(|(name, _)| *name != "glob.match") {
+        // What is wrong with it is told when it is asked, or was when it was loaded.
+        let _ = (name, regexes.regex(pattern));
+    }
+    for (name, function) in OPERATORS {
+        add(engine, name, 2, function)?;
+    }
     for (name, count, function) in SUPPLIED.iter().filter(|(name, ..)| is_called(name)) {
         match *function {
-            Supplied::Plain(function) => engine.add_extension(
-                (*name).to_owned(),
-                *count,
-                Box::new(move |arguments: Vec<Value>| function(&arguments)),
-            )?,
+            Supplied::Plain(function) => add(engine, name, *count, function)?,
             Supplied::Pattern(function) => {
                 let regexes = regexes.clone();
-                engine.add_extension(
-                    (*name).to_owned(),
-                    *count,
-                    Box::new(move |arguments: Vec<Value>| function(&regexes, &arguments)),
-                )?;
+                add(engine, name, *count, move |arguments| {
+                    function(&regexes, arguments)
+                })?;
             }
         }
     }
     Ok(())
+}
+
+/// Adds a function to an engine. Its errors are noted, since the interpreter drops those of
+/// functions with several bodies.
+fn add(
+    engine: &mut Engine,
+    name: &str,
+    count: u8,
+    function: impl Fn(&[Value]) -> anyhow::Result<Value> + Clone + Send + Sync + 'static,
+) -> anyhow::Result<()> {
+    let called = move |arguments: Vec<Value>| {
+        function(&arguments).inspect_err(|error| failures::note(error))
+    };
+    engine.add_extension(name.to_owned(), count, Box::new(called))
 }
 
 /// The text of an argument, where it is one.
@@ -352,7 +411,7 @@ mod ask {
                 let mut engine = Engine::new();
                 engine.set_rego_v0(true);
                 engine.set_strict_builtin_errors(false);
-                supply(&mut engine, |_| true).unwrap();
+                supply(&mut engine, |_| true, std::iter::empty()).unwrap();
                 engine
                     .add_policy(
                         "t.rego".into(),
@@ -367,7 +426,11 @@ mod ask {
                 Ok(Ok(Value::Undefined)) => ("undefined".to_string(), String::new(), String::new()),
                 Ok(Ok(v)) => (
                     "value".into(),
-                    { let mut o = String::new(); marshal(&v, &mut o).unwrap(); o },
+                    {
+                        let mut o = String::new();
+                        marshal(&v, &mut o).unwrap();
+                        o
+                    },
                     String::new(),
                 ),
                 Ok(Err((k, w))) => (k, String::new(), w),

@@ -127,6 +127,11 @@ fn contained(network: &Network, other: &str) -> Option<bool> {
         return Some(network.contains(address));
     }
     let other = Network::parse(other)?;
+    if network.address.is_ipv6() && other.address.is_ipv6() {
+        // The last address of a network of IPv6 may look like one of IPv4.
+        let start = mask(other.address, network.prefix);
+        return Some(network.prefix <= other.prefix && start == network.first());
+    }
     Some(network.contains(other.first()) && network.contains(other.last()))
 }
 

@@ -9,6 +9,9 @@ const MAX_DIGITS: usize = 30;
 /// Most digits of an exponent, so that no number is too long to be written.
 const MAX_EXPONENT_DIGITS: usize = 3;
 
+/// Most digits of an exponent that OPA reads.
+const OPAS_EXPONENT_DIGITS: usize = 6;
+
 /// A decimal number without its unit: sign, digits and how many of them are behind the point.
 struct Decimal {
     negative: bool,
@@ -39,6 +42,10 @@ impl Decimal {
         let significant = digits.trim_start_matches('0');
         let too_long = bare.trim_start_matches('0').len() > MAX_EXPONENT_DIGITS
             || significant.len() > MAX_DIGITS;
+        // OPA takes no exponent of more digits, and here fewer are enough.
+        if bare.len() > OPAS_EXPONENT_DIGITS {
+            return Ok(None);
+        }
         anyhow::ensure!(!too_long, "{name}: the number is too long");
         let behind = i32::try_from(fraction.len()).unwrap_or(i32::MAX);
         Ok(Some(Self {

@@ -4,6 +4,7 @@ use regorus::unstable::{ArithOp, BinOp, BoolOp, Expr, Query, Ref, Span};
 
 use super::text::Tokens;
 use super::{Lower, called, is_builtin, joined, token, walked};
+use crate::analysis::head_path;
 use crate::error::LoadError;
 
 impl Lower<'_> {
@@ -231,8 +232,18 @@ impl Lower<'_> {
         param: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
     ) -> Result<Tokens, LoadError> {
         let mut out = self.path(function)?;
-        if params.is_empty() && !is_builtin(&called(function)) {
+        let name = called(function);
+        if params.is_empty() && !is_builtin(&name) {
             return Ok(out);
+        }
+        let is_ours = head_path(function)
+            .first()
+            .is_some_and(|root| self.known.contains(root));
+        if !is_ours && super::argument_count(&name).is_some_and(|count| count + 1 == params.len()) {
+            let what = format!(
+                "the result of {name} can't be its last argument inside an expression: write a statement of its own, or y := {name}(…)"
+            );
+            return Err(self.refuse(span.line, what));
         }
         out.glue(span.line, "(");
         for (number, each) in params.iter().enumerate() {
@@ -259,6 +270,19 @@ impl Lower<'_> {
         expr: &Ref<Expr>,
         side: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
     ) -> Result<Tokens, LoadError> {
+        // A function of ours is undefined where OPA's operator is. A long chain of operators stays
+        // one: each function is a level of recursion.
+        if let Some((line, function, lhs, rhs)) =
+            operator(expr).filter(|_| depth(expr) <= MAX_CALLS)
+        {
+            let mut out = token(line, function);
+            out.glue(line, "(");
+            out.append_glued(side(self, lhs)?);
+            out.glue(line, ",");
+            out.append(side(self, rhs)?);
+            out.glue(line, ")");
+            return Ok(out);
+        }
         let (span, operator, lhs, rhs) = match expr.as_ref() {
             Expr::BinExpr {
                 span, op, lhs, rhs, ..
@@ -311,6 +335,51 @@ pub(super) fn parenthesised(line: u32, inner: Tokens) -> Tokens {
     out.append(inner);
     out.glue(line, ")");
     out
+}
+
+/// Most operators inside each other that are written as functions.
+const MAX_CALLS: usize = 8;
+
+/// An operator of numbers or sets as a function: its name and its sides.
+fn operator(expr: &Ref<Expr>) -> Option<(u32, &'static str, &Ref<Expr>, &Ref<Expr>)> {
+    let (span, name, lhs, rhs) = match expr.as_ref() {
+        Expr::ArithExpr {
+            span, op, lhs, rhs, ..
+        } => {
+            let name = match op {
+                ArithOp::Add => "rolegate_plus",
+                ArithOp::Sub => "rolegate_minus",
+                ArithOp::Mul => "rolegate_mul",
+                ArithOp::Div => "rolegate_div",
+                ArithOp::Mod => "rolegate_rem",
+            };
+            (span, name, lhs, rhs)
+        }
+        Expr::BinExpr {
+            span, op, lhs, rhs, ..
+        } => {
+            let name = match op {
+                BinOp::Intersection => "rolegate_and",
+                BinOp::Union => "rolegate_or",
+            };
+            (span, name, lhs, rhs)
+        }
+        _ => return None,
+    };
+    Some((span.line, name, lhs, rhs))
+}
+
+/// How many operators are inside each other. No more are looked at than may be.
+fn depth(expr: &Ref<Expr>) -> usize {
+    fn below(expr: &Ref<Expr>, left: usize) -> usize {
+        match operator(expr) {
+            Some((_, _, lhs, rhs)) if left > 0 => {
+                1 + below(lhs, left - 1).max(below(rhs, left - 1))
+            }
+            _ => 0,
+        }
+    }
+    below(expr, MAX_CALLS + 1)
 }
 
 fn binary(op: &BinOp) -> &'static str {

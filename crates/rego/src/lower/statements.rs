@@ -44,11 +44,18 @@ impl Lower<'_> {
                 collection,
                 ..
             } => self.some_in(line, key.as_ref(), value, collection)?,
-            Literal::Expr { expr, .. } => match expr.as_ref() {
-                Expr::AssignExpr { op, lhs, rhs, .. } => self.assignment(line, op, lhs, rhs)?,
-                _ => vec![self.expression(expr)?],
-            },
-            Literal::NotExpr { expr, .. } => vec![self.negation(line, expr)?],
+            Literal::Expr { expr, .. } => {
+                let with_result = super::with_result(expr, &self.known);
+                let expr = with_result.as_ref().unwrap_or(expr);
+                match expr.as_ref() {
+                    Expr::AssignExpr { op, lhs, rhs, .. } => self.assignment(line, op, lhs, rhs)?,
+                    _ => vec![self.expression(expr)?],
+                }
+            }
+            Literal::NotExpr { expr, .. } => {
+                let with_result = super::with_result(expr, &self.known);
+                vec![self.negation(line, with_result.as_ref().unwrap_or(expr))?]
+            }
             Literal::Every {
                 key,
                 value,
