@@ -5,7 +5,7 @@ use regorus::Value;
 use super::bounded::original;
 
 /// A whole number as one: `1.0` as 1.
-fn whole(value: &Value) -> Option<Value> {
+pub(super) fn whole(value: &Value) -> Option<Value> {
     match value.as_i64() {
         Ok(number) => Some(Value::from(number)),
         Err(_) => match value {
@@ -90,6 +90,24 @@ pub(super) fn or(arguments: &[Value]) -> anyhow::Result<Value> {
         [Value::Set(one), Value::Set(other)] => one.union(other).into_value(),
         _ => Value::Undefined,
     })
+}
+
+/// `key, value in collection`. In a set each element is its own key.
+pub(super) fn member(arguments: &[Value]) -> anyhow::Result<Value> {
+    let [key, value, collection] = arguments else {
+        return Ok(Value::Undefined);
+    };
+    let found = match collection {
+        Value::Array(array) => key
+            .as_i64()
+            .ok()
+            .and_then(|place| usize::try_from(place).ok())
+            .and_then(|place| array.get(place)),
+        Value::Set(set) => set.get(value).filter(|_| key == value),
+        Value::Object(object) => object.get(key),
+        _ => None,
+    };
+    Ok(Value::from(found == Some(value)))
 }
 
 /// How many elements, keys or characters there are.

@@ -1,5 +1,4 @@
-//! Built-ins that the interpreter has, or nearly, as OPA has them. Bounded, since nothing stops one
-//! while it runs.
+//! Arrays, shifts and ranges, bounded, since nothing stops a built-in while it runs.
 
 use regorus::Value;
 use regorus::value::Array;
@@ -41,28 +40,42 @@ pub(super) fn shift_left(arguments: &[Value]) -> anyhow::Result<Value> {
 }
 
 pub(super) fn range(arguments: &[Value]) -> anyhow::Result<Value> {
-    steps(arguments, 1)
+    steps(arguments, &Value::from(1u64))
 }
 
 pub(super) fn range_step(arguments: &[Value]) -> anyhow::Result<Value> {
-    match arguments.get(2).and_then(|step| step.as_i64().ok()) {
-        Some(step) if step > 0 => steps(arguments, step),
+    match arguments.get(2) {
+        Some(step @ Value::Number(_)) if *step > Value::from(0u64) => steps(arguments, step),
         _ => Ok(Value::Undefined),
     }
 }
 
-fn steps(arguments: &[Value], step: i64) -> anyhow::Result<Value> {
-    let ends = arguments.first().zip(arguments.get(1));
-    let Some((Ok(from), Ok(to))) = ends.map(|(from, to)| (from.as_i64(), to.as_i64())) else {
+/// Whole numbers from one to another, up or down.
+fn steps(arguments: &[Value], step: &Value) -> anyhow::Result<Value> {
+    let whole = |value: Option<&Value>| value.and_then(super::arithmetic::whole);
+    let ends = (
+        whole(arguments.first()),
+        whole(arguments.get(1)),
+        whole(Some(step)),
+    );
+    let (Some(from), Some(to), Some(step)) = ends else {
         return Ok(Value::Undefined);
     };
-    let count = from.abs_diff(to) / step.unsigned_abs() + 1;
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
-    anyhow::ensure!(
-        count <= MAX_ELEMENTS,
-        "numbers.range: more than {MAX_ELEMENTS} elements"
-    );
-    let step = if to < from { -step } else { step };
-    let numbers = std::iter::successors(Some(from), |at| at.checked_add(step)).take(count);
-    Ok(Array::from_iter(numbers.map(Value::from)).into_value())
+    let (mut at, step) = (from.as_number()?.clone(), step.as_number()?.clone());
+    let goes_down = to < from;
+    let end = to.as_number()?;
+    let mut numbers = Vec::new();
+    while if goes_down { at >= *end } else { at <= *end } {
+        anyhow::ensure!(
+            numbers.len() < MAX_ELEMENTS,
+            "numbers.range: more than {MAX_ELEMENTS} elements"
+        );
+        numbers.push(Value::from(at.clone()));
+        at = if goes_down {
+            at.sub(&step)?
+        } else {
+            at.add(&step)?
+        };
+    }
+    Ok(Array::from_iter(numbers).into_value())
 }

@@ -131,6 +131,10 @@ pub(super) fn write(
             anyhow::bail!("sprintf: %p of a large number is an address in memory")
         }
         ('w' | 'p', value) => bad(verb, value, spec, out),
+        // OPA tells 3 from 3.0, and there is no such difference here.
+        ('e' | 'E' | 'f' | 'F' | 'g' | 'G', Argument::Int(_) | Argument::Big(_)) => {
+            anyhow::bail!("sprintf: %{verb} of a whole number: write %d or %v")
+        }
         (_, Argument::Int(number)) => int(verb, *number, value, spec, out),
         (_, Argument::Big(big)) => {
             large(verb, big, &spec, out);

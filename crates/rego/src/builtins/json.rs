@@ -167,11 +167,44 @@ pub(super) fn is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(Value::from(text(arguments, 0).is_some_and(is_json)))
 }
 
+/// Whether a number in this JSON has an exponent that OPA reads no number with.
+fn has_absurd_exponent(text: &str) -> bool {
+    /// A quarter of OPA's bound on binary exponents.
+    const MOST: usize = 25_000;
+    let (mut in_text, mut is_escaped, mut in_number) = (false, false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if in_text => is_escaped = true,
+            '"' => in_text = !in_text,
+            'e' | 'E' if in_number && !in_text => {
+                let rest = text.get(at + 1..).unwrap_or("");
+                let rest = rest.strip_prefix(['+', '-']).unwrap_or(rest);
+                let end = rest.find(|c: char| !c.is_ascii_digit());
+                let digits = rest.get(..end.unwrap_or(rest.len())).unwrap_or("");
+                let exponent = digits.trim_start_matches('0');
+                if exponent
+                    .parse()
+                    .map_or(!exponent.is_empty(), |exponent: usize| exponent > MOST)
+                {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+        in_number = c.is_ascii_digit();
+    }
+    false
+}
+
 pub(super) fn unmarshal(arguments: &[Value]) -> anyhow::Result<Value> {
     const NAME: &str = "json.unmarshal";
     small(NAME, arguments)?;
     let read = original(NAME, arguments)?;
     if read == Value::Undefined {
+        if text(arguments, 0).is_some_and(has_absurd_exponent) {
+            return Ok(read);
+        }
         anyhow::ensure!(
             !text(arguments, 0).is_some_and(is_json),
             "{NAME}: a number or a character in this JSON is beyond what there is here"

@@ -262,8 +262,9 @@ pub(crate) fn arguments(name: &str) -> Option<Arguments> {
     if name == "print" {
         return Some(Arguments::Any);
     }
-    if is_operator(name) {
-        return Some(Arguments::Fixed(2));
+    let operator = OPERATORS.iter().find(|(operator, ..)| *operator == name);
+    if let Some((_, count, _)) = operator {
+        return Some(Arguments::Fixed(usize::from(*count)));
     }
     if missing(name).is_some() {
         return None;
@@ -304,19 +305,20 @@ pub(crate) fn check_pattern(name: &str, pattern: &str) -> Result<(), String> {
 }
 
 /// Operators under the names that lowered modules have for them, which no policy can call.
-const OPERATORS: [(&str, Function); 7] = [
-    ("rolegate_and", arithmetic::and),
-    ("rolegate_div", arithmetic::divide),
-    ("rolegate_minus", arithmetic::minus),
-    ("rolegate_mul", arithmetic::times),
-    ("rolegate_or", arithmetic::or),
-    ("rolegate_plus", arithmetic::plus),
-    ("rolegate_rem", arithmetic::remainder),
+const OPERATORS: [(&str, u8, Function); 8] = [
+    ("rolegate_and", 2, arithmetic::and),
+    ("rolegate_div", 2, arithmetic::divide),
+    ("rolegate_member", 3, arithmetic::member),
+    ("rolegate_minus", 2, arithmetic::minus),
+    ("rolegate_mul", 2, arithmetic::times),
+    ("rolegate_or", 2, arithmetic::or),
+    ("rolegate_plus", 2, arithmetic::plus),
+    ("rolegate_rem", 2, arithmetic::remainder),
 ];
 
 /// Whether a name is that of an operator.
 pub(crate) fn is_operator(name: &str) -> bool {
-    OPERATORS.iter().any(|(operator, _)| *operator == name)
+    OPERATORS.iter().any(|(operator, ..)| *operator == name)
 }
 
 /// Adds those functions of ours that are called to an engine. `patterns` are compiled at once:
@@ -331,8 +333,8 @@ pub(crate) fn supply<'a>(
         // What is wrong with it is told when it is asked, or was when it was loaded.
         let _ = (name, regexes.regex(pattern));
     }
-    for (name, function) in OPERATORS {
-        add(engine, name, 2, function)?;
+    for (name, count, function) in OPERATORS {
+        add(engine, name, count, function)?;
     }
     for (name, count, function) in SUPPLIED.iter().filter(|(name, ..)| is_called(name)) {
         match *function {

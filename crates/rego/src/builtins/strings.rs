@@ -165,33 +165,37 @@ pub(super) fn replace_n(arguments: &[Value]) -> anyhow::Result<Value> {
     })
 }
 
-/// At each place the first pattern that is there is replaced, as Go's `Replacer` does. One of no
-/// text is there at every place, but not twice in a row.
+/// At each byte the first pattern that is there is replaced, as Go's `Replacer` does. One of no text
+/// is there at every byte, but not twice in a row.
 fn replaced(name: &str, text: &str, pairs: &[(&str, &str)]) -> anyhow::Result<Value> {
-    let nothing = pairs.iter().any(|(old, _)| old.is_empty());
-    anyhow::ensure!(
-        !nothing || text.is_ascii(),
-        "{name}: a pattern of no text in a text that is not ASCII: OPA makes no text of that"
-    );
-    let (mut out, mut rest, mut was_nothing) = (String::new(), text, false);
+    let (mut out, mut rest, mut was_nothing) = (Vec::new(), text.as_bytes(), false);
     loop {
         let found = pairs
             .iter()
             .filter(|(old, _)| !(was_nothing && old.is_empty()))
-            .find_map(|(old, new)| Some((rest.strip_prefix(old)?, old.is_empty(), new)));
+            .find_map(|(old, new)| {
+                let behind = rest.strip_prefix(old.as_bytes())?;
+                Some((behind, old.is_empty(), new))
+            });
         was_nothing = false;
-        match (found, rest.chars().next()) {
+        match (found, rest.split_first()) {
             (Some((behind, is_nothing, new)), _) => {
-                out.push_str(new);
+                out.extend_from_slice(new.as_bytes());
                 (rest, was_nothing) = (behind, is_nothing);
             }
-            (None, Some(c)) => {
-                out.push(c);
-                rest = rest.get(c.len_utf8()..).unwrap_or("");
+            (None, Some((byte, behind))) => {
+                out.push(*byte);
+                rest = behind;
             }
-            (None, None) => return bounded(out),
+            (None, None) => break,
         }
         anyhow::ensure!(out.len() <= MAX_TEXT, "{name}: more than {MAX_TEXT} bytes");
+    }
+    match String::from_utf8(out) {
+        Ok(out) => bounded(out),
+        Err(_) => anyhow::bail!(
+            "{name}: a pattern of no text goes between the bytes of a character, and makes no text"
+        ),
     }
 }
 

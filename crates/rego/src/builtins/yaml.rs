@@ -7,6 +7,16 @@ use serde_saphyr::{DuplicateKeyPolicy, Options};
 use super::bounded::small;
 use super::{MAX_TEXT, text};
 
+/// Whether a document's first line is indented by a tab.
+fn begins_with_tab(text: &str) -> bool {
+    let mut at_start = true;
+    text.lines().any(|line| {
+        let is_first = at_start && !line.trim_end_matches('\r').is_empty();
+        at_start = line.trim_end() == "---" || (at_start && !is_first);
+        is_first && line.starts_with('\t')
+    })
+}
+
 fn read(text: &str) -> anyhow::Result<Option<Value>> {
     anyhow::ensure!(
         text.len() <= MAX_TEXT,
@@ -15,7 +25,7 @@ fn read(text: &str) -> anyhow::Result<Option<Value>> {
     // OPA's reader takes neither, and ours does.
     let version = text.strip_prefix("%YAML").map(str::trim_start);
     let other_version = version.is_some_and(|version| !version.starts_with("1.1"));
-    if other_version || text.trim_start_matches(['\r', '\n']).starts_with('\t') {
+    if other_version || begins_with_tab(text) {
         return Ok(None);
     }
     let mut options = Options::default();

@@ -300,11 +300,18 @@ impl Lower<'_> {
                 collection,
                 ..
             } => {
-                let mut out = Tokens::default();
                 if let Some(key) = key {
-                    out.append(side(self, key)?);
+                    // The interpreter knows no keys of sets.
+                    let mut out = token(span.line, "rolegate_member(");
+                    out.append_glued(side(self, key)?);
                     out.glue(span.line, ",");
+                    out.append(side(self, value)?);
+                    out.glue(span.line, ",");
+                    out.append(side(self, collection)?);
+                    out.glue(span.line, ")");
+                    return Ok(out);
                 }
+                let mut out = Tokens::default();
                 out.append(side(self, value)?);
                 out.push(span.line, "in");
                 out.append(side(self, collection)?);
