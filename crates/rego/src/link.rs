@@ -73,6 +73,7 @@ impl<'a> Graph<'a> {
         }
         self.assumed_variables(&mut faults);
         self.shapes(&mut faults);
+        self.general_heads(&mut faults);
         self.scattered_functions(&mut faults);
         self.circles(&mut faults);
         if faults.is_empty() {
@@ -169,6 +170,33 @@ impl<'a> Graph<'a> {
         }
     }
 
+    /// Where `p.b.q` is a rule, the interpreter doesn't ask `p[x].q` for it.
+    fn general_heads(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        for (path, definitions) in &self.rules {
+            let Some(general) = definitions.iter().find(|one| one.rule.is_general) else {
+                continue;
+            };
+            let mut below = self
+                .meant(path)
+                .filter(|(other, _)| other.len() > path.len());
+            let Some(other) = below.find_map(|(_, definitions)| definitions.first()) else {
+                continue;
+            };
+            for (one, another) in [(general, other), (other, general)] {
+                faults.entry(one.module.policy.clone()).or_insert_with(|| {
+                    LoadError::Compile(format!(
+                        "{}, line {}: data.{} has a variable in its path, and data.{} is in {} too: give the rules other names",
+                        one.module.place,
+                        one.rule.line,
+                        path.join("."),
+                        another.rule.path.join("."),
+                        another.module.place
+                    ))
+                });
+            }
+        }
+    }
+
     /// The interpreter runs every body of a function as if it were in the module of the first.
     fn scattered_functions(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for (path, definitions) in &self.rules {
@@ -207,12 +235,11 @@ impl<'a> Graph<'a> {
             .map(|(path, definitions)| (*path, definitions.as_slice()))
     }
 
-    /// The rules that a rule needs. Names that may be local variables' count only if `all`.
-    fn needs(&self, rule: &'a RuleFacts, all: bool) -> Vec<&'a [String]> {
+    /// The rules that a rule needs.
+    fn needs(&self, rule: &'a RuleFacts) -> Vec<&'a [String]> {
         let mut needs: Vec<&[String]> = rule
             .refs
             .iter()
-            .filter(|reference| all || !reference.maybe_local)
             .flat_map(|reference| self.meant(&reference.path).map(|(path, _)| path))
             .collect();
         needs.extend(
@@ -272,7 +299,7 @@ impl<'a> Graph<'a> {
         }
         let mut depth = 0;
         for definition in self.rules.get(path).into_iter().flatten() {
-            for need in self.needs(definition.rule, false) {
+            for need in self.needs(definition.rule) {
                 depth = depth.max(self.depth(need, chain, known)?);
             }
         }
@@ -309,7 +336,7 @@ impl<'a> Graph<'a> {
         if let Some(levels) = known.get(path) {
             return *levels;
         }
-        // Met again below itself, it is a variable of the same name: there are no circles.
+        // There are no circles.
         known.insert(path, 0);
         let mut most = 0;
         for Definition { rule, .. } in self.rules.get(path).into_iter().flatten() {
@@ -369,7 +396,7 @@ impl<'a> Graph<'a> {
                     closure.data.insert(reference.path.clone());
                 }
             }
-            for need in self.needs(rule, true) {
+            for need in self.needs(rule) {
                 if seen.insert(need) && !is_deny(need) {
                     queue.extend(self.rules.get(need).into_iter().flatten());
                 }

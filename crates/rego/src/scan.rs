@@ -8,6 +8,8 @@ use crate::error::LoadError;
 
 /// Most brackets inside each other. The parser reads each level of a literal twice.
 const MAX_BRACKETS: usize = 16;
+/// How many brackets lowering may put around what there is: a body, a call, a comprehension.
+const LOWERED: usize = 3;
 /// Most token reads that going back and forth may cost, summed over a module.
 const MAX_READS: u64 = 2_000_000;
 /// Most operators and brackets that may wrap one expression: each is a level of recursion.
@@ -25,6 +27,15 @@ pub(crate) struct Hints {
 /// # Errors
 /// [`LoadError::Parse`] where the text has no tokens or is nested too deep.
 pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
+    scan_within(source, MAX_BRACKETS, MAX_READS)
+}
+
+/// Scans a lowered module, which may have some brackets more.
+pub(crate) fn scan_lowered(source: &Source) -> Result<(), LoadError> {
+    scan_within(source, MAX_BRACKETS + LOWERED, MAX_READS * 4).map(|_| ())
+}
+
+fn scan_within(source: &Source, brackets: usize, most_reads: u64) -> Result<Hints, LoadError> {
     let mut lexer = Lexer::new(source);
     lexer.set_max_col(std::num::NonZeroU32::MAX);
     // `if` and `contains` are v1's, unless the module imports them into v0.
@@ -65,11 +76,11 @@ pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
             _ if operator => count(&mut open, &mut weight),
             _ => {}
         }
-        if open.len() > MAX_BRACKETS {
+        if open.len() > brackets {
             return Err(LoadError::at(
                 source,
                 at,
-                format!("more than {MAX_BRACKETS} brackets inside each other"),
+                format!("more than {brackets} brackets inside each other"),
             ));
         }
         if weight > MAX_WEIGHT {
@@ -80,7 +91,7 @@ pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
             ));
         }
         reads = reads.saturating_add(1u64 << open.len().min(63));
-        if reads > MAX_READS {
+        if reads > most_reads {
             return Err(LoadError::at(
                 source,
                 at,

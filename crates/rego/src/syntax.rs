@@ -89,16 +89,19 @@ impl ParsedModule {
         } else {
             Syntax::V1
         };
-        let (syntax, module) = match parse(&source, likely, columns) {
-            Ok(module) => (likely, module),
+        let lowered = |module: Module| {
+            let lowered = lower::lower(&module, &place, |_| true)?;
+            Ok::<_, LoadError>((module, lowered))
+        };
+        let (syntax, (module, lowered)) = match parse(&source, likely, columns) {
+            Ok(module) => (likely, lowered(module)?),
             // The error that counts is that of the syntax it seems to be written in.
-            Err(error) => match parse(&source, other, columns) {
-                Ok(module) => (other, module),
+            Err(error) => match parse(&source, other, columns).and_then(lowered) {
+                Ok(read) => (other, read),
                 Err(_) => return Err(error),
             },
         };
         let syntax = if module.rego_v1 { Syntax::V1 } else { syntax };
-        let lowered = lower::lower(&module, &place, |_| true)?;
         let facts = facts(&place, &lowered.text, syntax, limits)?;
         let as_library =
             if facts.package == analysis::ADMISSION && module.policy.iter().any(is_deny) {
@@ -137,7 +140,7 @@ fn facts(
 ) -> Result<ModuleFacts, LoadError> {
     let lengths = limits.lowered_lengths();
     let source = source_of(place, lowered.to_owned(), &lengths)?;
-    scan::scan(&source)?;
+    scan::scan_lowered(&source)?;
     let module = parse(&source, syntax, lengths.max_col)?;
     analysis::facts(&module, place)
 }

@@ -92,24 +92,6 @@ pub(super) fn or(arguments: &[Value]) -> anyhow::Result<Value> {
     })
 }
 
-/// `key, value in collection`. In a set each element is its own key.
-pub(super) fn member(arguments: &[Value]) -> anyhow::Result<Value> {
-    let [key, value, collection] = arguments else {
-        return Ok(Value::Undefined);
-    };
-    let found = match collection {
-        Value::Array(array) => key
-            .as_i64()
-            .ok()
-            .and_then(|place| usize::try_from(place).ok())
-            .and_then(|place| array.get(place)),
-        Value::Set(set) => set.get(value).filter(|_| key == value),
-        Value::Object(object) => object.get(key),
-        _ => None,
-    };
-    Ok(Value::from(found == Some(value)))
-}
-
 /// How many elements, keys or characters there are.
 pub(super) fn count(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match arguments.first() {

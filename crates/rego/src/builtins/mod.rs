@@ -305,10 +305,9 @@ pub(crate) fn check_pattern(name: &str, pattern: &str) -> Result<(), String> {
 }
 
 /// Operators under the names that lowered modules have for them, which no policy can call.
-const OPERATORS: [(&str, u8, Function); 8] = [
+const OPERATORS: [(&str, u8, Function); 7] = [
     ("rolegate_and", 2, arithmetic::and),
     ("rolegate_div", 2, arithmetic::divide),
-    ("rolegate_member", 3, arithmetic::member),
     ("rolegate_minus", 2, arithmetic::minus),
     ("rolegate_mul", 2, arithmetic::times),
     ("rolegate_or", 2, arithmetic::or),

@@ -79,7 +79,7 @@ impl Lower<'_> {
             Expr::BinExpr { .. }
             | Expr::BoolExpr { .. }
             | Expr::ArithExpr { .. }
-            | Expr::Membership { .. } => self.infix(expr, &mut |lower, side| lower.operand(side)),
+            | Expr::Membership { .. } => self.infix(expr, false),
             Expr::AssignExpr { span, .. } => {
                 Err(self.refuse(span.line, "an assignment is a statement of its own"))
             }
@@ -231,20 +231,20 @@ impl Lower<'_> {
         params: &[Ref<Expr>],
         param: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
     ) -> Result<Tokens, LoadError> {
-        let mut out = self.path(function)?;
         let name = called(function);
         if params.is_empty() && !is_builtin(&name) {
-            return Ok(out);
+            return self.path(function);
         }
         let is_ours = head_path(function)
             .first()
-            .is_some_and(|root| self.known.contains(root));
+            .is_some_and(|root| self.is_known(root));
         if !is_ours && super::argument_count(&name).is_some_and(|count| count + 1 == params.len()) {
             let what = format!(
                 "the result of {name} can't be its last argument inside an expression: write a statement of its own, or y := {name}(…)"
             );
             return Err(self.refuse(span.line, what));
         }
+        let mut out = self.function(function)?;
         out.glue(span.line, "(");
         for (number, each) in params.iter().enumerate() {
             if number > 0 {
@@ -265,16 +265,20 @@ impl Lower<'_> {
         Ok(token(line, name))
     }
 
-    pub(super) fn infix(
-        &mut self,
-        expr: &Ref<Expr>,
-        side: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
-    ) -> Result<Tokens, LoadError> {
+    /// An expression with an operator. What its sides read is looked up before it if `looks_up`.
+    pub(super) fn infix(&mut self, expr: &Ref<Expr>, looks_up: bool) -> Result<Tokens, LoadError> {
         // A function of ours is undefined where OPA's operator is. A long chain of operators stays
         // one: each function is a level of recursion.
         if let Some((line, function, lhs, rhs)) =
             operator(expr).filter(|_| depth(expr) <= MAX_CALLS)
         {
+            let side = |lower: &mut Self, side: &Ref<Expr>| {
+                if looks_up {
+                    lower.looked_up(side)
+                } else {
+                    lower.operand(side)
+                }
+            };
             let mut out = token(line, function);
             out.glue(line, "(");
             out.append_glued(side(self, lhs)?);
@@ -283,6 +287,16 @@ impl Lower<'_> {
             out.glue(line, ")");
             return Ok(out);
         }
+        let strength = strength(expr);
+        let side = |lower: &mut Self, side: &Ref<Expr>, least: u8| {
+            if looks_up {
+                lower.looked_up(side)
+            } else if self::strength(side) >= least {
+                lower.expression(side)
+            } else {
+                lower.operand(side)
+            }
+        };
         let (span, operator, lhs, rhs) = match expr.as_ref() {
             Expr::BinExpr {
                 span, op, lhs, rhs, ..
@@ -295,34 +309,79 @@ impl Lower<'_> {
             } => (span, arithmetic(op), lhs, rhs),
             Expr::Membership {
                 span,
-                key,
+                key: Some(key),
                 value,
                 collection,
                 ..
             } => {
-                if let Some(key) = key {
-                    // The interpreter knows no keys of sets.
-                    let mut out = token(span.line, "rolegate_member(");
-                    out.append_glued(side(self, key)?);
-                    out.glue(span.line, ",");
-                    out.append(side(self, value)?);
-                    out.glue(span.line, ",");
-                    out.append(side(self, collection)?);
-                    out.glue(span.line, ")");
-                    return Ok(out);
+                let line = span.line;
+                let key = side(self, key, strength + 1)?;
+                let value = side(self, value, strength + 1)?;
+                let mut read = side(self, collection, strength + 1)?;
+                if !is_reference(collection) && !looks_up {
+                    read = self.hoist(line, read);
                 }
-                let mut out = Tokens::default();
-                out.append(side(self, value)?);
+                return Ok(entry(line, key, value, read));
+            }
+            Expr::Membership {
+                span,
+                value,
+                collection,
+                ..
+            } => {
+                let mut out = side(self, value, strength + 1)?;
                 out.push(span.line, "in");
-                out.append(side(self, collection)?);
+                out.append(side(self, collection, strength + 1)?);
                 return Ok(out);
             }
             other => return Err(self.refuse(other.span().line, "an operator is needed here")),
         };
-        let mut out = side(self, lhs)?;
+        // Operators of one strength are read from the left.
+        let mut out = side(self, lhs, strength)?;
         out.push(span.line, operator);
-        out.append(side(self, rhs)?);
+        out.append(side(self, rhs, strength + 1)?);
         Ok(out)
+    }
+}
+
+/// `key, value in collection`: whether there is such an entry. The interpreter finds none in a set.
+fn entry(line: u32, key: Tokens, value: Tokens, collection: Tokens) -> Tokens {
+    let mut out = token(line, "[1 |");
+    out.append(collection);
+    out.glue(line, "[");
+    out.append_glued(key);
+    out.glue(line, "] ==");
+    out.append(value);
+    out.glue(line, "] != []");
+    out
+}
+
+/// Whether an expression is a name or a reference, which an index may follow.
+pub(super) fn is_reference(expr: &Ref<Expr>) -> bool {
+    matches!(
+        expr.as_ref(),
+        Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. }
+    )
+}
+
+/// How strongly an expression holds together: what has no operator does most.
+fn strength(expr: &Ref<Expr>) -> u8 {
+    match expr.as_ref() {
+        Expr::Membership { .. } => 1,
+        Expr::BoolExpr { .. } => 2,
+        Expr::BinExpr {
+            op: BinOp::Union, ..
+        } => 3,
+        Expr::BinExpr {
+            op: BinOp::Intersection,
+            ..
+        } => 4,
+        Expr::ArithExpr {
+            op: ArithOp::Add | ArithOp::Sub,
+            ..
+        } => 5,
+        Expr::ArithExpr { .. } => 6,
+        _ => 7,
     }
 }
 

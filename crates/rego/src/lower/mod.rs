@@ -50,9 +50,14 @@ pub(crate) fn lower(
 ) -> Result<Lowered, LoadError> {
     let mut lower = Lower {
         place,
-        known: known(module),
+        rules: rules(module),
+        imports: imports(module),
+        package: absolute(module),
         bound: BTreeSet::new(),
         assumed: BTreeMap::new(),
+        helpers: BTreeMap::new(),
+        prefixes: BTreeSet::new(),
+        helper_prefix: format!("{}0_{:x}", names::RESERVED, checksum(place)),
         is_v1: module.rego_v1,
         has_not_bodies: false,
         names: Names::default(),
@@ -70,15 +75,15 @@ pub(crate) fn lower(
         lower.bound = bindings::bound(rule);
         lower.rule(rule, &mut out)?;
     }
+    lower.write_helpers(&mut out);
     Ok(Lowered {
         text: out.print(),
         assumed: lower.assumed,
     })
 }
 
-/// Names that stand for rules of the module, imports or documents.
-fn known(module: &Module) -> BTreeSet<String> {
-    let rules = module.policy.iter().map(|rule| {
+fn rules(module: &Module) -> BTreeSet<String> {
+    let names = module.policy.iter().filter_map(|rule| {
         let refr = match rule.as_ref() {
             Rule::Default { refr, .. } => refr,
             Rule::Spec { head, .. } => match head {
@@ -89,22 +94,56 @@ fn known(module: &Module) -> BTreeSet<String> {
         };
         head_path(refr).into_iter().next()
     });
-    let imports = module.imports.iter().map(|import| match &import.r#as {
-        Some(alias) => Some(alias.text().to_owned()),
-        None => head_path(&import.refr).pop(),
-    });
-    let documents = ["input", "data"].map(|name| Some(name.to_owned()));
-    rules.chain(imports).chain(documents).flatten().collect()
+    names.collect()
+}
+
+fn imports(module: &Module) -> BTreeSet<String> {
+    let names = module
+        .imports
+        .iter()
+        .filter_map(|import| match &import.r#as {
+            Some(alias) => Some(alias.text().to_owned()),
+            None => head_path(&import.refr).pop(),
+        });
+    names.collect()
+}
+
+/// The module's package as a reference from `data`.
+fn absolute(module: &Module) -> String {
+    let mut out = "data".to_owned();
+    for part in head_path(&module.package.refr) {
+        let is_name = part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if is_name {
+            out.push('.');
+            out.push_str(&part);
+        } else {
+            out.push_str(&format!("[{}]", serde_json::Value::from(part)));
+        }
+    }
+    out
 }
 
 /// The state of the lowering.
 struct Lower<'a> {
     place: &'a str,
-    /// Names that stand for rules of the module, imports or documents.
-    known: BTreeSet<String>,
+    /// The first names of the module's rules.
+    rules: BTreeSet<String>,
+    /// The names of its imports.
+    imports: BTreeSet<String>,
+    /// Its package, as a reference from `data`.
+    package: String,
     /// Names of the rule that something in it may give a value.
     bound: BTreeSet<String>,
     assumed: BTreeMap<String, u32>,
+    /// Functions that call a built-in, by its name: their own names, and how many arguments they
+    /// take.
+    helpers: BTreeMap<String, (String, usize)>,
+    /// How the names of helpers begin: no other module has such.
+    helper_prefix: String,
+    /// Paths below which rules with a variable in the middle of their path put values: `p` of
+    /// `p[x].q`.
+    prefixes: BTreeSet<String>,
     is_v1: bool,
     /// `import future.keywords.not` is there: a negated expression is looked up inside its `not`.
     has_not_bodies: bool,
@@ -118,6 +157,83 @@ struct Lower<'a> {
 impl Lower<'_> {
     fn refuse(&self, line: u32, what: impl std::fmt::Display) -> LoadError {
         LoadError::Compile(format!("{}, line {line}: {what}", self.place))
+    }
+
+    /// Whether a name stands for a document, a rule of the module or an import.
+    fn is_known(&self, name: &str) -> bool {
+        matches!(name, "input" | "data") || self.rules.contains(name) || self.imports.contains(name)
+    }
+
+    /// What is called, or replaced by `with`. Functions of the package are written with it, since
+    /// the interpreter takes two ways of writing one for two functions.
+    fn function(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+        let path = head_path(expr);
+        let root = path.first().map_or("", String::as_str);
+        let is_written = matches!(root, "input" | "data")
+            || self.imports.contains(root)
+            || (!self.rules.contains(root) && is_builtin(&path.join(".")));
+        let written = self.path(expr)?;
+        if is_written {
+            return Ok(written);
+        }
+        let line = expr.span().line;
+        let mut out = token(line, &self.package);
+        out.glue(line, ".");
+        out.append_glued(written);
+        Ok(out)
+    }
+
+    fn write_helpers(&self, out: &mut Tokens) {
+        // Without any value such a path is an empty object in OPA, and undefined to the interpreter.
+        for prefix in &self.prefixes {
+            let name = format!("{}0_key", names::RESERVED);
+            let (assign, body) = if self.is_v1 { (":=", "if ") } else { ("=", "") };
+            out.push(
+                0,
+                format!("{prefix}[{name}] {assign} 1 {body}{{ {name} := \"\"; false }}"),
+            );
+        }
+        for (builtin, (name, count)) in &self.helpers {
+            let arguments: Vec<String> = (0..*count).map(|number| format!("a{number}")).collect();
+            let arguments = arguments.join(", ");
+            let (assign, body) = if self.is_v1 { (":=", "if ") } else { ("=", "") };
+            out.push(
+                0,
+                format!("{name}({arguments}) {assign} r {body}{{ r := {builtin}({arguments}) }}"),
+            );
+        }
+    }
+
+    /// `f(a, result)` of a built-in as `result = f(a)`, which is what OPA takes it for.
+    fn with_result(&self, expr: &Ref<Expr>) -> Option<Ref<Expr>> {
+        let Expr::Call {
+            span,
+            fcn,
+            params,
+            eidx,
+        } = expr.as_ref()
+        else {
+            return None;
+        };
+        let name = head_path(fcn);
+        let count = argument_count(&name.join("."))?;
+        let (result, arguments) = params.split_last()?;
+        if arguments.len() != count || self.is_known(name.first()?) {
+            return None;
+        }
+        let call = Expr::Call {
+            span: span.clone(),
+            fcn: fcn.clone(),
+            params: arguments.to_vec(),
+            eidx: *eidx,
+        };
+        Some(Ref::new(Expr::AssignExpr {
+            span: span.clone(),
+            op: AssignOp::Eq,
+            lhs: result.clone(),
+            rhs: Ref::new(call),
+            eidx: *eidx,
+        }))
     }
 
     /// A statement `fresh := value` before the one that is being written. Returns the name.
@@ -173,6 +289,13 @@ impl Lower<'_> {
     }
 }
 
+/// A number made of a module's place, FNV-1a.
+fn checksum(place: &str) -> u64 {
+    place.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// One token.
 fn token(line: u32, text: impl Into<String>) -> Tokens {
     let mut tokens = Tokens::default();
@@ -211,38 +334,6 @@ fn argument_count(name: &str) -> Option<usize> {
         builtins::Arguments::Fixed(count) if name != "walk" => Some(count),
         _ => None,
     }
-}
-
-/// `f(a, result)` of a built-in as `result = f(a)`, which is what OPA takes it for.
-fn with_result(expr: &Ref<Expr>, known: &BTreeSet<String>) -> Option<Ref<Expr>> {
-    let Expr::Call {
-        span,
-        fcn,
-        params,
-        eidx,
-    } = expr.as_ref()
-    else {
-        return None;
-    };
-    let name = head_path(fcn);
-    let count = argument_count(&name.join("."))?;
-    let (result, arguments) = params.split_last()?;
-    if arguments.len() != count || known.contains(name.first()?) {
-        return None;
-    }
-    let call = Expr::Call {
-        span: span.clone(),
-        fcn: fcn.clone(),
-        params: arguments.to_vec(),
-        eidx: *eidx,
-    };
-    Some(Ref::new(Expr::AssignExpr {
-        span: span.clone(),
-        op: AssignOp::Eq,
-        lhs: result.clone(),
-        rhs: Ref::new(call),
-        eidx: *eidx,
-    }))
 }
 
 /// The argument of `walk(x)`, if an expression is such a call.

@@ -53,9 +53,9 @@ impl Lower<'_> {
                 out.push(line, "default");
                 out.append(self.path(refr)?);
                 if !args.is_empty() {
-                    let list =
-                        self.list(line, ("(", ")"), args, &mut |lower, arg| lower.path(arg))?;
-                    out.append_glued(list);
+                    let names: Vec<String> =
+                        args.iter().map(|_| self.names.fresh("argument")).collect();
+                    out.glue(line, format!("({})", names.join(", ")));
                 }
                 out.push(line, ":=");
                 out.append(self.expression(value)?);
@@ -64,6 +64,7 @@ impl Lower<'_> {
             Rule::Spec { head, bodies, .. } => {
                 let head = parts(head, !self.is_v1 && bodies.is_empty());
                 self.check_head(line, &head, bodies.is_empty())?;
+                self.note_prefix(&head)?;
                 // Each body without `else` is a rule of its own, with its own head.
                 let mut rest = bodies.as_slice();
                 loop {
@@ -85,7 +86,7 @@ impl Lower<'_> {
     fn check_head(&self, line: u32, head: &Head<'_>, has_no_body: bool) -> Result<(), LoadError> {
         let path = head_path(head.refr);
         let name = path.first().map_or("", String::as_str);
-        if matches!(name, "if" | "contains" | "in" | "every" | "and" | "or") {
+        if path.len() == 1 && matches!(name, "if" | "contains" | "in" | "every") {
             let what = format!(
                 "{name} is a keyword: import future.keywords.{name} or rego.v1 to use it, or rename the rule"
             );
@@ -95,6 +96,29 @@ impl Lower<'_> {
             let what =
                 format!("{name} has neither a value nor a body: write {name} = true, or its body");
             return Err(self.refuse(line, what));
+        }
+        Ok(())
+    }
+
+    /// Notes what stands before the first variable in a path that goes on behind it.
+    fn note_prefix(&mut self, head: &Head<'_>) -> Result<(), LoadError> {
+        let (mut at, mut links, mut prefix) = (head.refr, 0, None);
+        while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = at.as_ref() {
+            let is_fixed = match at.as_ref() {
+                Expr::RefBrack { index, .. } => {
+                    matches!(index.as_ref(), Expr::String { .. } | Expr::RawString { .. })
+                }
+                _ => true,
+            };
+            if !is_fixed {
+                prefix = (links > 0 || head.is_set).then_some(refr);
+            }
+            links += 1;
+            at = refr;
+        }
+        if let Some(prefix) = prefix {
+            let prefix = self.path(prefix)?.print();
+            self.prefixes.insert(prefix.trim().to_owned());
         }
         Ok(())
     }

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use regorus::unstable::{BoolOp, Expr, Literal, LiteralStmt, Query, Ref, Span, WithModifier};
 
-use super::expressions::parenthesised;
+use super::expressions::{is_reference, parenthesised};
 use super::patterns::Matched;
 use super::text::Tokens;
 use super::{Lower, bindings, joined, token};
 use crate::analysis::head_path;
+use crate::builtins;
 use crate::error::LoadError;
 
 impl Lower<'_> {
@@ -45,7 +46,7 @@ impl Lower<'_> {
                 ..
             } => self.some_in(line, key.as_ref(), value, collection)?,
             Literal::Expr { expr, .. } => {
-                let with_result = super::with_result(expr, &self.known);
+                let with_result = self.with_result(expr);
                 let expr = with_result.as_ref().unwrap_or(expr);
                 match expr.as_ref() {
                     Expr::AssignExpr { op, lhs, rhs, .. } => self.assignment(line, op, lhs, rhs)?,
@@ -53,7 +54,7 @@ impl Lower<'_> {
                 }
             }
             Literal::NotExpr { expr, .. } => {
-                let with_result = super::with_result(expr, &self.known);
+                let with_result = self.with_result(expr);
                 vec![self.negation(line, with_result.as_ref().unwrap_or(expr))?]
             }
             Literal::Every {
@@ -80,20 +81,60 @@ impl Lower<'_> {
         for modifier in modifiers {
             let line = modifier.span.line;
             if !replaced.insert(head_path(&modifier.refr)) {
-                return Err(
-                    self.refuse(line, "with replaces the same path twice: leave one of them")
-                );
+                let what = "with replaces the same path twice: leave one of them";
+                return Err(self.refuse(line, what));
             }
-            let mut value = self.operand(&modifier.r#as)?;
-            if is_looked_up(&modifier.r#as) {
-                value = self.hoist(line, value);
-            }
+            let target = head_path(&modifier.refr);
+            let replaces_input = target.first().is_some_and(|root| root == "input");
+            let value = &modifier.r#as;
+            let value = if let Some((name, count)) = self.builtin(value) {
+                self.function_of(line, &name, count)
+            } else if !replaces_input && self.names_a_rule(value) {
+                self.function(value)?
+            } else {
+                let written = self.operand(value)?;
+                if is_looked_up(value, replaces_input) {
+                    self.hoist(line, written)
+                } else {
+                    written
+                }
+            };
             out.push(line, "with");
-            out.append(self.path(&modifier.refr)?);
+            out.append(self.function(&modifier.refr)?);
             out.push(line, "as");
             out.append(value);
         }
         Ok(out)
+    }
+
+    /// Whether an expression is the name of a rule of the module, which may be a function.
+    fn names_a_rule(&self, expr: &Ref<Expr>) -> bool {
+        matches!(expr.as_ref(), Expr::Var { span, .. }
+            if !self.names.is_declared(span.text()) && self.rules.contains(span.text()))
+    }
+
+    /// The built-in that a path names, and how many arguments it takes.
+    fn builtin(&self, expr: &Ref<Expr>) -> Option<(String, usize)> {
+        let path = head_path(expr);
+        let root = path.first()?;
+        if self.names.is_declared(root) || self.is_known(root) {
+            return None;
+        }
+        let name = path.join(".");
+        match builtins::arguments(&name)? {
+            builtins::Arguments::Fixed(count) if count > 0 => Some((name, count)),
+            _ => None,
+        }
+    }
+
+    /// A function of the module that calls a built-in: the interpreter replaces a function by such
+    /// a one only.
+    fn function_of(&mut self, line: u32, builtin: &str, count: usize) -> Tokens {
+        let name = self.helpers.entry(builtin.to_owned()).or_insert_with(|| {
+            let words = builtin.replace('.', "_");
+            (format!("{}_{words}", self.helper_prefix), count)
+        });
+        token(line, &name.0)
     }
 
     /// `some key, value in collection` is `value = collection[key]` with names of its own.
@@ -105,10 +146,7 @@ impl Lower<'_> {
         collection: &Ref<Expr>,
     ) -> Result<Vec<Tokens>, LoadError> {
         let mut read = self.operand(collection)?;
-        if !matches!(
-            collection.as_ref(),
-            Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. }
-        ) {
+        if !is_reference(collection) {
             read = self.hoist(line, read);
         }
         let mut then = Vec::new();
@@ -220,9 +258,7 @@ impl Lower<'_> {
             Expr::BoolExpr { .. }
             | Expr::ArithExpr { .. }
             | Expr::BinExpr { .. }
-            | Expr::Membership { .. } => {
-                self.infix(expr, &mut |lower, side| lower.looked_up(side))?
-            }
+            | Expr::Membership { .. } => self.infix(expr, true)?,
             _ => self.looked_into(expr)?,
         });
         Ok(out)
@@ -252,7 +288,7 @@ impl Lower<'_> {
     }
 
     /// An operand that is looked up before a negated call.
-    fn looked_up(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+    pub(super) fn looked_up(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let line = expr.span().line;
         match expr.as_ref() {
             Expr::Var { span, .. } => {
@@ -280,7 +316,7 @@ impl Lower<'_> {
             | Expr::BoolExpr { .. }
             | Expr::ArithExpr { .. }
             | Expr::Membership { .. } => {
-                let made = self.infix(expr, &mut |lower, side| lower.looked_up(side))?;
+                let made = self.infix(expr, true)?;
                 Ok(self.hoist(line, parenthesised(line, made)))
             }
             Expr::Array { span, items, .. } => {
@@ -307,7 +343,7 @@ impl Lower<'_> {
         if name == "_" || self.names.is_declared(name) {
             return false;
         }
-        if !self.known.contains(name) && self.bound.contains(name) {
+        if !self.is_known(name) && self.bound.contains(name) {
             self.assumed.entry(name.to_owned()).or_insert(span.line);
             return false;
         }
@@ -335,18 +371,19 @@ impl Lower<'_> {
     }
 }
 
-/// Whether the value of a `with` may be undefined: then the statement is, in OPA. A name alone may
-/// be a function's, which can't be looked up.
-fn is_looked_up(expr: &Ref<Expr>) -> bool {
+/// Whether the value of a `with` may be undefined: then the statement is, in OPA. A name alone, or a
+/// path from `data`, may be a function's, which can't be looked up, unless the input is replaced.
+fn is_looked_up(expr: &Ref<Expr>, replaces_input: bool) -> bool {
     match expr.as_ref() {
         Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } => {
             let mut root = refr;
             while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = root.as_ref() {
                 root = refr;
             }
-            matches!(root.as_ref(), Expr::Var { span, .. } if span.text() == "input")
+            replaces_input
+                || matches!(root.as_ref(), Expr::Var { span, .. } if span.text() == "input")
         }
-        Expr::Var { span, .. } => span.text() == "input",
+        Expr::Var { span, .. } => replaces_input || span.text() == "input",
         Expr::Array { .. }
         | Expr::Object { .. }
         | Expr::Call { .. }

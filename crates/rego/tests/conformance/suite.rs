@@ -112,7 +112,9 @@ pub(crate) fn cases(version: Syntax) -> Vec<Case> {
         let text = std::fs::read_to_string(&path).unwrap();
         let inner = path.strip_prefix(&root).unwrap();
         let folder = inner.iter().next().unwrap().to_string_lossy().into_owned();
-        let file: File = match serde_saphyr::from_str(&text) {
+        // `on` is a text for OPA's reader.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        let file: File = match serde_saphyr::from_str_with_options(&text, options) {
             Ok(file) => file,
             Err(error) => panic!("{}: {error}", path.display()),
         };
