@@ -32,6 +32,9 @@ mod units;
 mod uri;
 mod yaml;
 
+#[cfg(test)]
+mod rows;
+
 use std::sync::Arc;
 
 use regorus::unstable::BUILTINS;
@@ -392,57 +395,4 @@ fn bounded(text: String) -> anyhow::Result<Value> {
 /// A set of values.
 fn set_of(values: impl IntoIterator<Item = Value>) -> Value {
     regorus::value::Set::from_iter(values).into_value()
-}
-
-#[cfg(test)]
-mod ask {
-    //! scratch runner
-    use super::*;
-    use std::io::Write as _;
-    #[test]
-    #[ignore]
-    fn ask() {
-        let text = std::fs::read_to_string(std::env::var("ASK_IN").unwrap()).unwrap();
-        let mut out = std::fs::File::create(std::env::var("ASK_OUT").unwrap()).unwrap();
-        for line in text
-            .lines()
-            .filter(|l| !l.trim().is_empty() && !l.starts_with("##"))
-        {
-            let r = std::panic::catch_unwind(|| -> Result<Value, (String, String)> {
-                let mut engine = Engine::new();
-                engine.set_rego_v0(true);
-                engine.set_strict_builtin_errors(false);
-                supply(&mut engine, |_| true, std::iter::empty()).unwrap();
-                engine
-                    .add_policy(
-                        "t.rego".into(),
-                        format!("package t\nimport future.keywords\nr = x {{ x := {line} }}\n"),
-                    )
-                    .map_err(|e| ("load".to_string(), e.to_string()))?;
-                engine
-                    .eval_rule("data.t.r".into())
-                    .map_err(|e| ("error".to_string(), e.to_string()))
-            });
-            let (kind, value, why) = match r {
-                Ok(Ok(Value::Undefined)) => ("undefined".to_string(), String::new(), String::new()),
-                Ok(Ok(v)) => (
-                    "value".into(),
-                    {
-                        let mut o = String::new();
-                        marshal(&v, &mut o).unwrap();
-                        o
-                    },
-                    String::new(),
-                ),
-                Ok(Err((k, w))) => (k, String::new(), w),
-                Err(_) => ("panic".into(), String::new(), String::new()),
-            };
-            writeln!(
-                out,
-                "{}",
-                serde_json::json!({"expr": line, "kind": kind, "value": value, "why": why})
-            )
-            .unwrap();
-        }
-    }
 }
