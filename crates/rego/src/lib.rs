@@ -16,9 +16,14 @@
 //! | brackets inside each other | no bound | 16 |
 //! | `print`, `trace` | written to the log | nothing is written |
 //! | an extra argument for the result, `f(x, y)` for `y := f(x)` | all built-ins | not for deprecated ones and `net.*`, `crypto.*`, `glob.*`, `yaml.*` |
-//! | a comprehension with a variable of the same name as the one it is assigned to | another variable | refused at load |
+//! | the order of a set and an object | objects first | sets first |
+//! | `and`, `or`, `$"… {x}"` | newer keywords | refused at load |
+//! | a rule `p.b.q` beside `p[x].q` | both | refused at load |
 //! | bodies of one function in several modules | one function | refused at load |
 //! | built-ins | all | without [`missing_builtins`] |
+//!
+//! Before a module runs it is lowered: written anew as OPA's compiler leaves it, since the interpreter reads some
+//! constructs another way.
 //!
 //! Errors of built-ins make their expression undefined, as in OPA without `strict-builtin-errors`.
 
