@@ -8,6 +8,7 @@
 use regex::{Regex, RegexBuilder};
 
 use super::go_class;
+use crate::meter::weighed;
 
 /// Longest pattern, in bytes: a list of some hundred registries.
 pub(super) const MAX_PATTERN: usize = 64 * 1024;
@@ -15,9 +16,6 @@ pub(super) const MAX_PATTERN: usize = 64 * 1024;
 const MAX_DEPTH: usize = 64;
 /// Most repetitions that a counted repetition makes, together with those inside it; Go's bound.
 const MAX_REPEAT: u32 = 1000;
-/// Memory that compiled patterns may take, in bytes: the first that is enough is taken, so that what
-/// is kept can be counted.
-const SIZES: [usize; 4] = [64 * 1024, 512 * 1024, 2 * 1024 * 1024, MAX_COMPILED];
 /// Memory that one compiled pattern may take, in bytes.
 const MAX_COMPILED: usize = 8 * 1024 * 1024;
 /// Memory that a pattern may take while it matches, in bytes.
@@ -68,15 +66,15 @@ pub(super) fn compile(pattern: &str) -> Result<GoRegex, PatternError> {
     Ok(GoRegex { regex, names, size })
 }
 
-/// Compiles a pattern of Rust's in as little memory as it needs; `None` where that is too much.
+/// Compiles a pattern of Rust's, with the memory that it takes at most; `None` where that is too much.
 pub(super) fn build(text: &str) -> Option<(Regex, usize)> {
-    SIZES.into_iter().find_map(|size| {
-        let built = RegexBuilder::new(text)
-            .size_limit(size)
+    let (built, size) = weighed(|| {
+        RegexBuilder::new(text)
+            .size_limit(MAX_COMPILED)
             .dfa_size_limit(MAX_CACHE)
-            .build();
-        Some((built.ok()?, size + MAX_CACHE))
-    })
+            .build()
+    });
+    Some((built.ok()?, size + MAX_CACHE))
 }
 
 /// A pattern in Rust's syntax.

@@ -308,7 +308,15 @@ fn errors_of_built_ins_are_undefined_and_others_deny() {
 #[test]
 fn patterns_that_cannot_be_asked_deny_and_constants_are_refused_at_load() {
     let said = |body: &str, pattern: &str| {
-        let mut book = book([policy("p", GATE, &with(body))]);
+        let mut book = PolicyBook::new(Settings {
+            limits: Limits {
+                eval_time: Duration::from_secs(600),
+                question_time: Duration::from_secs(600),
+                ..Limits::default()
+            },
+            ..Settings::default()
+        });
+        book.apply(policy("p", GATE, &with(body)));
         let question = json!({"request": {"pattern": pattern}});
         judge(&book.snapshot(), &question).reason()
     };
