@@ -177,10 +177,7 @@ impl Paths<'_> {
         );
         let neighbours = match neighbours {
             Value::Null => Vec::new(),
-            other => match elements(Some(other)) {
-                Some(neighbours) => neighbours,
-                None => Vec::new(),
-            },
+            other => elements(Some(other)).unwrap_or_default(),
         };
         self.path.push(node.clone());
         if neighbours.is_empty() {
@@ -205,5 +202,74 @@ impl Paths<'_> {
             self.found.insert(self.path.clone());
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::set_of;
+    use super::*;
+
+    fn fits(value: Value) -> bool {
+        small("test", &[value]).is_ok()
+    }
+
+    /// A value inside so many others.
+    fn nested(levels: usize, inside: Value, around: impl Fn(Value) -> Value) -> Value {
+        (1..levels).fold(inside, |value, _| around(value))
+    }
+
+    #[test]
+    fn depth_is_counted_in_arrays_sets_objects_and_keys() {
+        let object = |value: Value| Object::from_iter([(Value::from("k"), value)]).into_value();
+        let key = |value: Value| Object::from_iter([(value, Value::from(1u64))]).into_value();
+        let around: [(&str, &dyn Fn(Value) -> Value); 4] = [
+            ("arrays", &|value| Value::from(vec![value])),
+            ("sets", &|value| set_of([value])),
+            ("objects", &object),
+            ("keys", &key),
+        ];
+        for (name, around) in around {
+            let one = Value::from(1u64);
+            assert!(fits(nested(MAX_DEPTH, one.clone(), around)), "{name}");
+            assert!(!fits(nested(MAX_DEPTH + 1, one, around)), "{name}");
+        }
+    }
+
+    #[test]
+    fn elements_are_counted_wherever_they_are() {
+        let numbers = |count: usize| (0..count).map(Value::from);
+        let array = |count| Value::from(numbers(count).collect::<Vec<_>>());
+        let object = |count| {
+            let pairs = numbers(count).map(|number| (number.clone(), number));
+            Object::from_iter(pairs).into_value()
+        };
+        // With the collection itself.
+        assert!(fits(array(MAX_ELEMENTS - 1)));
+        assert!(!fits(array(MAX_ELEMENTS + 1)));
+        assert!(!fits(set_of(numbers(MAX_ELEMENTS + 1))));
+        assert!(!fits(object(MAX_ELEMENTS + 1)));
+        let half = array(MAX_ELEMENTS / 2 + 1);
+        assert!(fits(Value::from(vec![half.clone()])));
+        assert!(!fits(Value::from(vec![half.clone(), half.clone()])));
+        let pair = [(Value::from("a"), half.clone()), (Value::from("b"), half)];
+        assert!(!fits(Object::from_iter(pair).into_value()));
+    }
+
+    #[test]
+    fn text_is_counted_in_values_and_in_keys() {
+        let long = "x".repeat(MAX_TEXT / 2 + 1);
+        assert!(fits(Value::from(json!([long]))));
+        assert!(!fits(Value::from(json!([long, long]))));
+        assert!(!fits(Value::from(json!({ long.as_str(): long }))));
+    }
+
+    #[test]
+    fn size_is_parts_and_how_deep_they_are() {
+        let size = small("test", &[Value::from(json!({"a": [1, [2]]}))]).unwrap();
+        // The object, the array, its two elements, and one in the second.
+        assert_eq!((size.parts, size.depths), (5, 1 + 2 + 3 + 3 + 4));
     }
 }

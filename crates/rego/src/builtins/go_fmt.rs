@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use regorus::Value;
+use regorus::value::Set;
 
 use super::{MAX_TEXT, go_float, go_quote};
 
@@ -42,6 +43,12 @@ impl Argument {
                 }
             },
             Value::String(text) => Self::Text(text.to_string()),
+            Value::Set(set) if let Some(text) = written_fraction(set) => {
+                match text.parse::<f64>() {
+                    Ok(number) if number.is_finite() => Self::Float(number),
+                    _ => Self::Text(text.to_owned()),
+                }
+            }
             other => {
                 let mut out = String::new();
                 super::format::term(other, &mut out)?;
@@ -58,6 +65,20 @@ impl Argument {
             Self::Float(_) => "float64",
             Self::Text(_) => "string",
         }
+    }
+}
+
+/// What begins the value that stands for a fraction as it is written, such as `100.0`.
+pub(crate) const FRACTION: &str = "rolegate_fraction";
+
+/// The text of a fraction that the policy's text holds: only that of a policy can have a set here.
+fn written_fraction(set: &Set) -> Option<&str> {
+    match (set.len(), set.first()?) {
+        (1, Value::Array(parts)) => match (parts.len(), parts.get(0)?, parts.get(1)?) {
+            (2, Value::String(mark), Value::String(text)) if &**mark == FRACTION => Some(text),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

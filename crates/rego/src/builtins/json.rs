@@ -214,3 +214,38 @@ pub(super) fn unmarshal(arguments: &[Value]) -> anyhow::Result<Value> {
     small(NAME, std::slice::from_ref(&read))?;
     Ok(read)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_indent_and_no_prefix_makes_unbounded_text() {
+        for option in ["indent", "prefix"] {
+            let with = |length: usize| {
+                let text = "x".repeat(length);
+                let options = Value::from(json!({ option: text }));
+                marshal_with_options(&[Value::from(json!([[1, 2], {"a": 3}])), options])
+            };
+            assert!(with(1000).is_ok(), "{option}");
+            assert!(with(1_000_000).is_err(), "{option}");
+        }
+    }
+
+    #[test]
+    fn exponents_are_looked_for_in_numbers_only() {
+        for (text, expected) in [
+            ("1e25001", true),
+            ("[1, -2.5E-99999]", true),
+            ("1e0000001", false),
+            ("1e400", false),
+            (r#"{"1e99999": "2e99999"}"#, false),
+            (r#"["\"1e99999"]"#, false),
+            ("true", false),
+        ] {
+            assert_eq!(has_absurd_exponent(text), expected, "{text}");
+        }
+    }
+}

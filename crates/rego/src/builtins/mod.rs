@@ -40,6 +40,7 @@ use std::sync::Arc;
 use regorus::unstable::BUILTINS;
 use regorus::{Engine, Value};
 
+pub(crate) use go_fmt::FRACTION;
 pub(crate) use json::marshal;
 pub(crate) use missing::missing;
 pub use missing::{MissingBuiltin, missing_builtins};
@@ -360,9 +361,7 @@ fn add(
     count: u8,
     function: impl Fn(&[Value]) -> anyhow::Result<Value> + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
-    let called = move |arguments: Vec<Value>| {
-        function(&arguments).inspect_err(|error| failures::note(error))
-    };
+    let called = move |arguments: Vec<Value>| function(&arguments).inspect_err(failures::note);
     engine.add_extension(name.to_owned(), count, Box::new(called))
 }
 

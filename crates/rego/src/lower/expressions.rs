@@ -5,6 +5,7 @@ use regorus::unstable::{ArithOp, BinOp, BoolOp, Expr, Query, Ref, Span};
 use super::text::Tokens;
 use super::{Lower, called, is_builtin, joined, token, walked};
 use crate::analysis::head_path;
+use crate::builtins::FRACTION;
 use crate::error::LoadError;
 
 impl Lower<'_> {
@@ -250,10 +251,40 @@ impl Lower<'_> {
             if number > 0 {
                 out.glue(span.line, ",");
             }
-            out.append(param(self, each)?);
+            match each.as_ref() {
+                Expr::Array { span, items, .. } if name == "sprintf" && !is_ours => {
+                    out.append(self.formatted(span.line, items, param)?);
+                }
+                _ => out.append(param(self, each)?),
+            }
         }
         out.glue(span.line, ")");
         Ok(out)
+    }
+
+    /// The values of a `sprintf`. What is written as a fraction is told to be one, since the
+    /// interpreter takes `100.0` for 100, and they are written differently.
+    fn formatted(
+        &mut self,
+        line: u32,
+        items: &[Ref<Expr>],
+        param: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+    ) -> Result<Tokens, LoadError> {
+        self.list(
+            line,
+            ("[", "]"),
+            items,
+            &mut |lower, item| match item.as_ref() {
+                Expr::Number { span, .. } if span.text().contains(['.', 'e', 'E']) => {
+                    let text = span.text();
+                    Ok(token(
+                        span.line,
+                        format!("{{[\"{FRACTION}\", \"{text}\"]}}"),
+                    ))
+                }
+                _ => param(lower, item),
+            },
+        )
     }
 
     /// `walk(node)` inside an expression: each node that it gives in its turn.
