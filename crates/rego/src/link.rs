@@ -170,22 +170,27 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// Where `p.b.q` is a rule, the interpreter doesn't ask `p[x].q` for it.
+    /// Where `p.b.q` is a rule, the interpreter doesn't ask `p[x].q` for it, and where `p.b[y]` is
+    /// one, `p[x]` has `b` though it has no values.
     fn general_heads(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for (path, definitions) in &self.rules {
-            let Some(general) = definitions.iter().find(|one| one.rule.is_general) else {
+            let by_key = |one: &&Definition<'_>| one.rule.shape == Shape::Set;
+            let Some(general) = definitions.iter().find(by_key) else {
                 continue;
             };
+            let is_general = definitions.iter().any(|one| one.rule.is_general);
+            // Below `p[x]` only single values are safe: another set or object would be there empty.
             let mut below = self
                 .meant(path)
-                .filter(|(other, _)| other.len() > path.len());
-            let Some(other) = below.find_map(|(_, definitions)| definitions.first()) else {
+                .filter(|(other, _)| other.len() > path.len())
+                .flat_map(|(_, definitions)| definitions);
+            let Some(other) = below.find(|other| is_general || by_key(other)) else {
                 continue;
             };
             for (one, another) in [(general, other), (other, general)] {
                 faults.entry(one.module.policy.clone()).or_insert_with(|| {
                     LoadError::Compile(format!(
-                        "{}, line {}: data.{} has a variable in its path, and data.{} is in {} too: give the rules other names",
+                        "{}, line {}: data.{} has a variable as its key, and data.{} is in {} too: give the rules other names",
                         one.module.place,
                         one.rule.line,
                         path.join("."),

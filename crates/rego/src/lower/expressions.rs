@@ -95,7 +95,9 @@ impl Lower<'_> {
             "_" => None,
             _ => self.names.resolve(name),
         };
-        Ok(token(span.line, resolved.as_deref().unwrap_or(name)))
+        let import = || self.imports.get(name).map(String::as_str);
+        let written = resolved.as_deref().or_else(import).unwrap_or(name);
+        Ok(token(span.line, written))
     }
 
     /// A reference; `index` writes what stands in its brackets.

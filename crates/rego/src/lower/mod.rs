@@ -1,6 +1,8 @@
 //! Lowering: a module is written anew, as OPA's compiler would leave it, before the interpreter
 //! reads it. What the interpreter reads another way than OPA does not stand in the lowered text:
 //!
+//! - What is imported is written as a path from `data` or `input`: the interpreter does not find the
+//!   imports of all modules of a package.
 //! - Each declared name (`some`, `:=`, arguments, `every`) has a name of its own, so that no rule,
 //!   import or other scope of the same name is taken for it.
 //! - What a negated expression calls and reads is looked up before it, unless the module imports
@@ -52,7 +54,7 @@ pub(crate) fn lower(
         place,
         rules: rules(module),
         imports: imports(module),
-        package: absolute(module),
+        package: reference("data", &head_path(&module.package.refr)),
         bound: BTreeSet::new(),
         assumed: BTreeMap::new(),
         helpers: BTreeMap::new(),
@@ -97,28 +99,32 @@ fn rules(module: &Module) -> BTreeSet<String> {
     names.collect()
 }
 
-fn imports(module: &Module) -> BTreeSet<String> {
-    let names = module
-        .imports
-        .iter()
-        .filter_map(|import| match &import.r#as {
-            Some(alias) => Some(alias.text().to_owned()),
-            None => head_path(&import.refr).pop(),
-        });
-    names.collect()
+/// Names of imports, and what they stand for. Of two with one name the last counts.
+fn imports(module: &Module) -> BTreeMap<String, String> {
+    let imports = module.imports.iter().filter_map(|import| {
+        let path = head_path(&import.refr);
+        let alias = match &import.r#as {
+            Some(alias) => alias.text().to_owned(),
+            None => path.last()?.clone(),
+        };
+        let (root, rest) = path.split_first()?;
+        let is_document = matches!(root.as_str(), "data" | "input");
+        is_document.then(|| (alias, reference(root, rest)))
+    });
+    imports.collect()
 }
 
-/// The module's package as a reference from `data`.
-fn absolute(module: &Module) -> String {
-    let mut out = "data".to_owned();
-    for part in head_path(&module.package.refr) {
+/// A path as a reference.
+fn reference(root: &str, path: &[String]) -> String {
+    let mut out = root.to_owned();
+    for part in path {
         let is_name = part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if is_name {
             out.push('.');
-            out.push_str(&part);
+            out.push_str(part);
         } else {
-            out.push_str(&format!("[{}]", serde_json::Value::from(part)));
+            out.push_str(&format!("[{}]", serde_json::Value::from(part.as_str())));
         }
     }
     out
@@ -129,8 +135,8 @@ struct Lower<'a> {
     place: &'a str,
     /// The first names of the module's rules.
     rules: BTreeSet<String>,
-    /// The names of its imports.
-    imports: BTreeSet<String>,
+    /// The names of its imports, and what they stand for.
+    imports: BTreeMap<String, String>,
     /// Its package, as a reference from `data`.
     package: String,
     /// Names of the rule that something in it may give a value.
@@ -161,7 +167,9 @@ impl Lower<'_> {
 
     /// Whether a name stands for a document, a rule of the module or an import.
     fn is_known(&self, name: &str) -> bool {
-        matches!(name, "input" | "data") || self.rules.contains(name) || self.imports.contains(name)
+        matches!(name, "input" | "data")
+            || self.rules.contains(name)
+            || self.imports.contains_key(name)
     }
 
     /// What is called, or replaced by `with`. Functions of the package are written with it, since
@@ -169,14 +177,16 @@ impl Lower<'_> {
     fn function(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let path = head_path(expr);
         let root = path.first().map_or("", String::as_str);
+        let line = expr.span().line;
+        if let (Some(import), Some((_, rest))) = (self.imports.get(root), path.split_first()) {
+            return Ok(token(line, reference(import, rest)));
+        }
         let is_written = matches!(root, "input" | "data")
-            || self.imports.contains(root)
             || (!self.rules.contains(root) && is_builtin(&path.join(".")));
         let written = self.path(expr)?;
         if is_written {
             return Ok(written);
         }
-        let line = expr.span().line;
         let mut out = token(line, &self.package);
         out.glue(line, ".");
         out.append_glued(written);

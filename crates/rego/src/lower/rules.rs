@@ -34,12 +34,13 @@ impl Lower<'_> {
             }
             _ => {}
         }
-        out.push(line, "import");
-        out.append(self.path(&import.refr)?);
         if let Some(alias) = &import.r#as {
             self.check_name(alias)?;
-            out.push(line, "as");
-            out.push(line, alias.text());
+        }
+        // Others are written out where they are used.
+        if matches!(words.first(), Some(&("future" | "rego"))) {
+            out.push(line, "import");
+            out.append(self.path(&import.refr)?);
         }
         Ok(())
     }
@@ -110,6 +111,17 @@ impl Lower<'_> {
                 }
                 _ => true,
             };
+            if let Expr::RefBrack { index, .. } = at.as_ref()
+                && links > 0
+                && matches!(
+                    index.as_ref(),
+                    Expr::Number { .. } | Expr::Bool { .. } | Expr::Null { .. }
+                )
+            {
+                let line = index.span().line;
+                let what = "a constant in the middle of a rule's path must be a text";
+                return Err(self.refuse(line, what));
+            }
             if !is_fixed {
                 prefix = (links > 0 || head.is_set).then_some(refr);
             }

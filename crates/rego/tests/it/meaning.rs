@@ -213,6 +213,25 @@ fn rules_are_read_as_opa_reads_them() {
 }
 
 #[test]
+fn an_import_is_found_in_every_module_of_a_package() {
+    let module = |name: &str, text: &str| policy(name, GATE, text);
+    let mut book = book([
+        module(
+            "asks",
+            "package kubernetes.admission\ndeny[msg] { data.lib[_][msg] }\n",
+        ),
+        module("first", "package lib\nfirst[\"a\"] { true }\n"),
+        module(
+            "second",
+            "package lib\nimport data.words\nimport input.request as asked\nsecond[x] { words.list[x]; asked.name }\n",
+        ),
+        module("words", "package words\nlist[\"b\"] { true }\n"),
+    ]);
+    let findings = judge(&book.snapshot(), &review());
+    assert_eq!(messages(&findings), ["a", "b"]);
+}
+
+#[test]
 fn with_replaces_functions_however_they_are_named() {
     for replaced in [
         "f([1, 2]) with f as g",
@@ -267,7 +286,7 @@ fn what_cannot_be_read_as_opa_reads_it_is_refused_with_its_line() {
         ),
         (
             "import future.keywords.in\np if { true }\ndeny[msg] { msg := \"x\" }",
-            "line 3",
+            "line 4: `if` keyword is required",
         ),
         (
             "deny[msg] {\n  count(input) with input as 1 with input as 2\n  msg := \"x\" }",
@@ -275,7 +294,7 @@ fn what_cannot_be_read_as_opa_reads_it_is_refused_with_its_line() {
         ),
         (
             "p[x].q { x := \"a\" }\np.b.q { true }\ndeny[msg] { msg := \"x\" }",
-            "has a variable in its path",
+            "data.kubernetes.admission.p has a variable as its key, and data.kubernetes.admission.p.b.q is in",
         ),
         (
             "f(input.x) = 1\ndeny[msg] { msg := \"x\" }",
