@@ -35,6 +35,7 @@ pub mod conformance;
 mod data;
 mod error;
 mod evaluate;
+mod fractions;
 mod input;
 mod layer;
 mod limits;

@@ -9,6 +9,7 @@ use regorus::{PolicyLengthConfig, Source};
 
 use crate::analysis::{self, ModuleFacts};
 use crate::error::LoadError;
+use crate::fractions;
 use crate::limits::Limits;
 use crate::lower;
 use crate::panics;
@@ -68,6 +69,7 @@ impl ParsedModule {
             )));
         }
         let lengths = limits.lengths();
+        let text = &*fractions::with_whole_parts(text);
         let source = source_of(&place, text.to_owned(), &lengths)?;
         let hints = scan::scan(&source)?;
         let source = match prepare::prepared(&source, text) {
