@@ -4,6 +4,9 @@ use regorus::Value;
 
 use super::bounded::original;
 
+/// Most bits of the two sides of a product.
+const MAX_BITS: u64 = 1 << 20;
+
 /// A whole number as one: `1.0` as 1.
 pub(super) fn whole(value: &Value) -> Option<Value> {
     match value.as_i64() {
@@ -54,7 +57,20 @@ pub(super) fn minus(arguments: &[Value]) -> anyhow::Result<Value> {
 
 pub(super) fn times(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match arguments {
-        [Value::Number(one), Value::Number(other)] => Value::from(one.mul(other)?),
+        [Value::Number(one), Value::Number(other)] => {
+            // Nothing stops a product while it is made.
+            let bits = |number: &Value| match number {
+                Value::Number(number) if number.as_f64().is_none() => {
+                    number.as_big().map_or(0, |number| number.bits())
+                }
+                _ => 0,
+            };
+            anyhow::ensure!(
+                arguments.iter().map(bits).sum::<u64>() <= MAX_BITS,
+                "a product of more than {MAX_BITS} bits"
+            );
+            Value::from(one.mul(other)?)
+        }
         _ => Value::Undefined,
     })
 }

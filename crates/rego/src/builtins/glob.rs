@@ -7,7 +7,7 @@ use std::str::Chars;
 use regorus::Value;
 
 use super::go_class::literal;
-use super::go_regex::{GoRegex, MAX_PATTERN, PatternError, build, shown};
+use super::go_regex::{GoRegex, MAX_PATTERN, PatternError, compile_as_it_is, shown};
 use super::regexes::Regexes;
 use super::text;
 
@@ -22,7 +22,7 @@ pub(super) fn matches(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<
         return Ok(Value::Undefined);
     };
     let go = compile(regexes, pattern, &delimiters)?;
-    Ok(Value::from(go.regex.is_match(text)))
+    Ok(Value::from(go.looks_at(text)?.is_match(text)))
 }
 
 /// Compiles a pattern, once for a policy.
@@ -35,14 +35,8 @@ pub(super) fn compile(
     delimiters: &str,
 ) -> Result<std::sync::Arc<GoRegex>, PatternError> {
     regexes.get(&format!("glob\0{delimiters}\0{pattern}"), || {
-        let translated = translate(pattern, delimiters)?;
-        let (regex, size) =
-            build(&translated).ok_or_else(|| PatternError::TooLarge(shown(pattern)))?;
-        Ok(GoRegex {
-            regex,
-            names: Vec::new(),
-            size,
-        })
+        compile_as_it_is(&translate(pattern, delimiters)?)
+            .ok_or_else(|| PatternError::TooLarge(shown(pattern)))
     })
 }
 
@@ -52,7 +46,7 @@ pub(super) fn compile(
 /// [`PatternError`] where OPA takes it for none, or it is beyond a bound.
 pub(super) fn check(pattern: &str) -> Result<(), PatternError> {
     let translated = translate(pattern, ".")?;
-    build(&translated)
+    compile_as_it_is(&translated)
         .map(|_| ())
         .ok_or_else(|| PatternError::TooLarge(shown(pattern)))
 }

@@ -1,6 +1,8 @@
 //! Single characters and classes of Go's regular expressions.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
 
 use super::go_regex::Fault;
 
@@ -62,8 +64,24 @@ fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
     let class = kinds
         .iter()
         .map(|kind| format!(r"\{p}{{{kind}={canonical}}}"))
-        .find(|class| regex::Regex::new(class).is_ok());
+        .find(|class| is_class(class));
     Ok((class.ok_or(UNKNOWN)?, rest))
+}
+
+/// Whether Rust knows a class. What was asked is kept, since a pattern may name one often.
+fn is_class(class: &str) -> bool {
+    static KNOWN: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
+    const KEPT: usize = 1024;
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = known.get(class) {
+        return *known;
+    }
+    if known.len() >= KEPT {
+        known.clear();
+    }
+    let is_class = regex::Regex::new(class).is_ok();
+    known.insert(class.to_owned(), is_class);
+    is_class
 }
 
 /// A single character behind a backslash, by its number.

@@ -21,6 +21,9 @@ const MAX_COMPILED: usize = 8 * 1024 * 1024;
 /// Memory that a pattern may take while it matches, in bytes.
 const MAX_CACHE: usize = 256 * 1024;
 
+/// Most bytes of a compiled pattern times those of a text.
+const MAX_WORK: usize = 1 << 35;
+
 /// Why a text can't be used as a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PatternError {
@@ -49,11 +52,30 @@ pub(super) fn shown(pattern: &str) -> String {
 /// A compiled pattern.
 #[derive(Debug)]
 pub(super) struct GoRegex {
-    pub(super) regex: Regex,
+    regex: Regex,
     /// Names of its groups by their numbers; the whole match is number 0. Empty where a group has none.
     pub(super) names: Vec<String>,
-    /// Memory that it takes at most, in bytes.
-    pub(super) size: usize,
+    /// Memory that it takes, in bytes.
+    size: usize,
+}
+
+impl GoRegex {
+    /// Whether a text is short enough to be looked at: nothing stops a pattern while it matches, and
+    /// in the worst case each of its states is looked at for each character.
+    pub(super) fn looks_at(&self, text: &str) -> anyhow::Result<&Regex> {
+        anyhow::ensure!(
+            self.size.saturating_mul(text.len()) <= MAX_WORK,
+            "a pattern of {} bytes of memory is not asked about {} bytes of text: use smaller repetitions",
+            self.size,
+            text.len()
+        );
+        Ok(&self.regex)
+    }
+
+    /// Memory that it takes at most while it is kept, in bytes.
+    pub(super) fn kept_size(&self) -> usize {
+        self.size + MAX_CACHE
+    }
 }
 
 /// Compiles a pattern of Go's.
@@ -66,15 +88,25 @@ pub(super) fn compile(pattern: &str) -> Result<GoRegex, PatternError> {
     Ok(GoRegex { regex, names, size })
 }
 
-/// Compiles a pattern of Rust's, with the memory that it takes at most; `None` where that is too much.
-pub(super) fn build(text: &str) -> Option<(Regex, usize)> {
+/// Compiles a pattern of Rust's without groups of its own; `None` where it takes too much memory.
+pub(super) fn compile_as_it_is(text: &str) -> Option<GoRegex> {
+    let (regex, size) = build(text)?;
+    Some(GoRegex {
+        regex,
+        names: Vec::new(),
+        size,
+    })
+}
+
+/// Compiles a pattern of Rust's, with the memory that it takes; `None` where that is too much.
+fn build(text: &str) -> Option<(Regex, usize)> {
     let (built, size) = weighed(|| {
         RegexBuilder::new(text)
             .size_limit(MAX_COMPILED)
             .dfa_size_limit(MAX_CACHE)
             .build()
     });
-    Some((built.ok()?, size + MAX_CACHE))
+    Some((built.ok()?, size))
 }
 
 /// A pattern in Rust's syntax.

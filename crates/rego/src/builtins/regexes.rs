@@ -41,7 +41,7 @@ impl Regexes {
             return found.clone();
         }
         let made = make().map(Arc::new);
-        let size = key.len() + made.as_ref().map_or(0, |regex| regex.size);
+        let size = key.len() + made.as_ref().map_or(0, |regex| regex.kept_size());
         let mut kept = self.lock();
         if kept.compiled.len() >= KEPT || kept.size.saturating_add(size) > KEPT_BYTES {
             *kept = Kept::default();
@@ -87,7 +87,7 @@ fn list(values: impl Iterator<Item = Value>, limit: usize) -> anyhow::Result<Val
 
 pub(super) fn matches(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match (text(arguments, 1), regexes.of(arguments, 0)?) {
-        (Some(text), Some(go)) => Value::from(go.regex.is_match(text)),
+        (Some(text), Some(go)) => Value::from(go.looks_at(text)?.is_match(text)),
         _ => Value::Undefined,
     })
 }
@@ -108,12 +108,13 @@ pub(super) fn split(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Va
     let (Some(go), Some(text)) = (regexes.of(arguments, 0)?, text(arguments, 1)) else {
         return Ok(Value::Undefined);
     };
-    if text.is_empty() && !go.regex.as_str().is_empty() {
+    let regex = go.looks_at(text)?;
+    if text.is_empty() && !regex.as_str().is_empty() {
         return Ok(Value::from(vec![Value::from("")]));
     }
     // Go splits nowhere before the start and behind the end, where a pattern matches nothing.
     let (mut parts, mut start, mut end) = (Vec::new(), 0, 0);
-    for found in go.regex.find_iter(text) {
+    for found in regex.find_iter(text) {
         end = found.start();
         if found.end() != 0 {
             parts.push(Value::from(text.get(start..end).unwrap_or("")));
@@ -139,7 +140,7 @@ pub(super) fn find(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Val
     let (Some(go), Some(text), Some(limit)) = asked else {
         return Ok(Value::Undefined);
     };
-    let found = go.regex.find_iter(text);
+    let found = go.looks_at(text)?.find_iter(text);
     list(found.map(|found| Value::from(found.as_str())), limit)
 }
 
@@ -160,7 +161,8 @@ pub(super) fn find_submatches(regexes: &Regexes, arguments: &[Value]) -> anyhow:
     };
     // Each match is as long as there are groups.
     let most = MAX_ELEMENTS / go.names.len().max(1);
-    let found = go.regex.captures_iter(text).take(most + 1).map(groups);
+    let found = go.looks_at(text)?.captures_iter(text);
+    let found = found.take(most + 1).map(groups);
     let found = list(found, limit)?;
     anyhow::ensure!(
         found.as_array().is_ok_and(|found| found.len() <= most),
@@ -179,7 +181,7 @@ pub(super) fn replace(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<
         return Ok(Value::Undefined);
     };
     let (mut out, mut end) = (String::new(), 0);
-    for found in go.regex.captures_iter(text) {
+    for found in go.looks_at(text)?.captures_iter(text) {
         let Some(whole) = found.get(0) else { continue };
         out.push_str(text.get(end..whole.start()).unwrap_or(""));
         go_template::expand(with, &found, &go.names, &mut out)?;
@@ -209,5 +211,5 @@ pub(super) fn template_match(regexes: &Regexes, arguments: &[Value]) -> anyhow::
     );
     let pattern = go_template::pattern(template, open, close)?;
     let go = regexes.regex(&pattern)?;
-    Ok(Value::from(go.regex.is_match(text)))
+    Ok(Value::from(go.looks_at(text)?.is_match(text)))
 }

@@ -4,6 +4,10 @@ use regorus::Value;
 
 use super::{MAX_ELEMENTS, MAX_TEXT, bounded, elements, text};
 
+/// Most bytes of a text times those of what is looked for in it: nothing stops a built-in while it
+/// runs.
+const MAX_WORK: usize = 1 << 30;
+
 /// An integer argument; `None` where it is another value, or beyond 64 bits.
 fn integer(arguments: &[Value], place: usize) -> Option<i64> {
     arguments.get(place)?.as_i64().ok()
@@ -81,38 +85,39 @@ pub(super) fn concat(arguments: &[Value]) -> anyhow::Result<Value> {
     bounded(joined)
 }
 
-/// Characters before each place where a text is found.
-fn places<'a>(text: &'a str, wanted: &'a str) -> impl Iterator<Item = usize> + 'a {
-    text.char_indices()
-        .enumerate()
-        .filter(move |(_, (at, _))| text.get(*at..).is_some_and(|rest| rest.starts_with(wanted)))
-        .map(|(place, _)| place)
-}
-
 pub(super) fn index_of(arguments: &[Value]) -> anyhow::Result<Value> {
-    Ok(match (text(arguments, 0), text(arguments, 1)) {
-        (Some(text), Some(wanted)) if !wanted.is_empty() => places(text, wanted)
-            .next()
-            .map_or(Value::from(-1i64), Value::from),
-        _ => Value::Undefined,
-    })
-}
-
-pub(super) fn index_of_n(arguments: &[Value]) -> anyhow::Result<Value> {
     let (Some(text), Some(wanted)) = (text(arguments, 0), text(arguments, 1)) else {
         return Ok(Value::Undefined);
     };
     if wanted.is_empty() {
         return Ok(Value::Undefined);
     }
-    let found: Vec<Value> = places(text, wanted)
-        .take(MAX_ELEMENTS + 1)
-        .map(Value::from)
-        .collect();
-    anyhow::ensure!(
-        found.len() <= MAX_ELEMENTS,
-        "indexof_n: more than {MAX_ELEMENTS} places"
-    );
+    let before = text.find(wanted).and_then(|at| text.get(..at));
+    Ok(before.map_or(Value::from(-1i64), |before| {
+        Value::from(before.chars().count())
+    }))
+}
+
+/// All places where a text is found, overlapping ones too, in characters.
+pub(super) fn index_of_n(arguments: &[Value]) -> anyhow::Result<Value> {
+    let (Some(text), Some(wanted)) = (text(arguments, 0), text(arguments, 1)) else {
+        return Ok(Value::Undefined);
+    };
+    let Some(first) = wanted.chars().next() else {
+        return Ok(Value::Undefined);
+    };
+    let (mut found, mut rest, mut place) = (Vec::new(), text, 0);
+    while let Some(at) = rest.find(wanted) {
+        place += rest.get(..at).unwrap_or("").chars().count();
+        found.push(Value::from(place));
+        // The next may begin one character behind.
+        rest = rest.get(at + first.len_utf8()..).unwrap_or("");
+        place += 1;
+        anyhow::ensure!(
+            found.len() <= MAX_ELEMENTS && found.len().saturating_mul(wanted.len()) <= MAX_WORK,
+            "indexof_n: more than {MAX_ELEMENTS} places, or places of too long a text"
+        );
+    }
     Ok(Value::from(found))
 }
 
@@ -168,6 +173,11 @@ pub(super) fn replace_n(arguments: &[Value]) -> anyhow::Result<Value> {
 /// At each byte the first pattern that is there is replaced, as Go's `Replacer` does. One of no text
 /// is there at every byte, but not twice in a row.
 fn replaced(name: &str, text: &str, pairs: &[(&str, &str)]) -> anyhow::Result<Value> {
+    let patterns: usize = pairs.iter().map(|(old, _)| old.len() + 1).sum();
+    anyhow::ensure!(
+        text.len().saturating_mul(patterns) <= MAX_WORK,
+        "{name}: too many patterns for so long a text"
+    );
     let (mut out, mut rest, mut was_nothing) = (Vec::new(), text.as_bytes(), false);
     loop {
         let found = pairs

@@ -342,6 +342,13 @@ fn patterns_that_cannot_be_asked_deny_and_constants_are_refused_at_load() {
             assert!(told.contains(why), "{body}: {told}");
         }
     }
+    let much = "deny[msg] { regex.match(`(\\p{L}{10}){10}`, input.request.pattern); msg := \"x\" }";
+    assert!(
+        said(much, &long).contains("is not asked about"),
+        "{}",
+        said(much, &long)
+    );
+    assert_eq!(said(much, "a"), "");
     let glob = "f(x) { glob.match(x, [], \"a\") }\nf(x) { x != \"b\" }\ndeny[msg] { not f(input.request.pattern); msg := \"x\" }";
     assert!(said(glob, "[a-z0-9]").contains("a range stands alone"));
     for (call, why) in [
