@@ -483,3 +483,74 @@ fn count(text: &str) -> Option<(u32, &str)> {
     }
     Some((digits.parse().unwrap_or(u32::MAX), rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, text: &str) -> bool {
+        let go = compile(pattern).unwrap();
+        go.looks_at(text).unwrap().is_match(text)
+    }
+
+    #[test]
+    fn patterns_that_policies_have_are_compiled() {
+        let registries: Vec<String> = (0..160)
+            .map(|number| format!(r"registry-{number:03}\.eu-west-1\.example\.com"))
+            .collect();
+        let registries = format!("^({})/", registries.join("|"));
+        assert!(registries.len() > 4096);
+        let long = "x".repeat(253);
+        for (pattern, yes, no) in [
+            ("^.{1,253}$", long.as_str(), ""),
+            ("^.{0,500}$", &long, "a\nb"),
+            ("^[^/]{1,512}$", &long, "a/b"),
+            (r"^[\p{L}]{1,100}$", "é", "1"),
+            ("{{.*}}", "{{ x }}", "{ x }"),
+            ("x{", "x{", "x"),
+            ("a{,3}", "a{,3}", "aaa"),
+            (r"\101", "A", "1"),
+            (
+                &registries,
+                "registry-159.eu-west-1.example.com/a",
+                "registry-160.eu-west-1.example.com/a",
+            ),
+        ] {
+            assert!(matches(pattern, yes), "{pattern}");
+            assert!(!matches(pattern, no), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn bounds_hold_at_the_bound_and_not_beyond() {
+        let nested = |levels: usize| format!("{}a{}", "(".repeat(levels), ")".repeat(levels));
+        assert!(compile(&nested(MAX_DEPTH)).is_ok());
+        let deep = compile(&nested(MAX_DEPTH + 1)).unwrap_err();
+        assert!(matches!(deep, PatternError::TooDeep(_)), "{deep}");
+        assert!(translate(&"a".repeat(MAX_PATTERN)).is_ok());
+        let long = translate(&"a".repeat(MAX_PATTERN + 1)).unwrap_err();
+        assert!(matches!(long, PatternError::TooLong(_)), "{long}");
+        let large = compile(r"(\p{L}{30}){30}").unwrap_err();
+        assert!(matches!(large, PatternError::TooLarge(_)), "{large}");
+        for (pattern, is_valid) in [
+            ("a{1000}", true),
+            ("a{1001}", false),
+            ("((a{10}){10}){10}", true),
+            ("((a{10}){10}){11}", false),
+            ("(a{0}){1000}", true),
+            ("(a{2,}){500}", true),
+            ("(a{2,}){501}", false),
+        ] {
+            assert_eq!(translate(pattern).is_ok(), is_valid, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_text_is_looked_at_as_long_as_the_pattern_is_small() {
+        let small = compile("a").unwrap();
+        assert!(small.looks_at(&"x".repeat(1024 * 1024)).is_ok());
+        let large = compile(r"(\p{L}{10}){10}").unwrap();
+        assert!(large.looks_at("x").is_ok());
+        assert!(large.looks_at(&"x".repeat(1024 * 1024)).is_err());
+    }
+}

@@ -213,3 +213,40 @@ pub(super) fn template_match(regexes: &Regexes, arguments: &[Value]) -> anyhow::
     let go = regexes.regex(&pattern)?;
     Ok(Value::from(go.looks_at(text)?.is_match(text)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_patterns_are_bounded_in_number_and_in_memory() {
+        let regexes = Regexes::default();
+        for number in 0..2 * KEPT {
+            assert!(regexes.regex(&format!("a{number}")).is_ok());
+            let kept = regexes.lock();
+            assert!(kept.compiled.len() <= KEPT);
+            assert!(kept.size <= KEPT_BYTES);
+            let sum: usize = kept
+                .compiled
+                .iter()
+                .map(|(key, regex)| key.len() + regex.as_ref().unwrap().kept_size())
+                .sum();
+            assert_eq!(kept.size, sum);
+        }
+        // What is there is not made again, an error neither.
+        assert!(regexes.regex("(").is_err());
+        let made = regexes.get("(", || go_regex::compile("a"));
+        assert!(made.is_err());
+    }
+
+    #[test]
+    fn large_patterns_drive_out_others() {
+        let regexes = Regexes::default();
+        for number in 0..12 {
+            let pattern = format!(r"(\p{{L}}{{10}}){{12}}{number}");
+            assert!(regexes.regex(&pattern).is_ok());
+            assert!(regexes.lock().size <= KEPT_BYTES);
+        }
+        assert!(regexes.lock().compiled.len() < 12);
+    }
+}

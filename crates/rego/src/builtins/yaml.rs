@@ -60,3 +60,29 @@ pub(super) fn is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
     };
     Ok(Value::from(read(text)?.is_some()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_text_is_read_than_may_be() {
+        let of_length = |length: usize| format!("{}# ", "#".repeat(length - 2));
+        assert!(read(&of_length(MAX_TEXT)).is_ok());
+        assert!(read(&of_length(MAX_TEXT + 1)).is_err());
+    }
+
+    #[test]
+    fn tabs_indent_no_first_line() {
+        for (text, expected) in [
+            ("\ta: 1", true),
+            ("\n\ta: 1", true),
+            ("a: 1\n---\n\tb: 2\n", true),
+            ("a: 1\n---\nb: 2\n", false),
+            ("a:\n  - |\n\tb\n", false),
+            ("", false),
+        ] {
+            assert_eq!(begins_with_tab(text), expected, "{text:?}");
+        }
+    }
+}
