@@ -18,7 +18,7 @@
 //! | numbers | as they were written | whole ones of any size, fractions of 64 bits |
 //! | the order of a set and an object | objects first | sets first |
 //! | `and`, `or`, `$"… {x}"` | newer keywords | refused at load |
-//! | a rule `p.b.q` beside `p[x].q` | both | refused at load |
+//! | a rule `p.b.q` in one module and `p[x].q` in another | both | refused at load |
 //! | bodies of one function in several modules | one function | refused at load |
 //! | built-ins | all | without [`missing_builtins`] |
 //!

@@ -47,7 +47,8 @@ pub(super) fn order(query: &Query) -> Vec<usize> {
         mentioned(expr, &mut read);
         let later = bound.iter().enumerate().skip(number + 1);
         let binding = later.filter(|(_, bound)| !bound.is_disjoint(&read));
-        binding.map(|(other, _)| other).last().unwrap_or(number)
+        let mut binding = binding.map(|(other, _)| other);
+        binding.next_back().unwrap_or(number)
     };
     let behind: Vec<usize> = query
         .stmts

@@ -8,7 +8,23 @@ use crate::analysis::head_path;
 use crate::builtins::FRACTION;
 use crate::error::LoadError;
 
+/// Where the parts of an expression are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Where they stand.
+    Here,
+    /// Before the statement, so that it is undefined if they are.
+    Before,
+}
+
 impl Lower<'_> {
+    fn read(&mut self, expr: &Ref<Expr>, reading: Reading) -> Result<Tokens, LoadError> {
+        match reading {
+            Reading::Here => self.operand(expr),
+            Reading::Before => self.looked_up(expr),
+        }
+    }
+
     /// An expression as an operand: what has operators of its own is put in parentheses.
     pub(super) fn operand(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let written = self.expression(expr)?;
@@ -30,23 +46,13 @@ impl Lower<'_> {
                 Ok(token(span.line, span.text()))
             }
             Expr::Var { span, .. } => self.name(span),
-            Expr::RefDot { .. } | Expr::RefBrack { .. } => {
-                self.reference(expr, &mut |lower, index| lower.operand(index))
-            }
+            Expr::RefDot { .. } | Expr::RefBrack { .. } => self.reference(expr, Reading::Here),
             Expr::Array { span, items, .. } => {
-                self.list(span.line, ("[", "]"), items, &mut |lower, item| {
-                    lower.operand(item)
-                })
+                self.list(span.line, ("[", "]"), items, Reading::Here)
             }
             Expr::Set { span, items, .. } if items.is_empty() => Ok(token(span.line, "set()")),
-            Expr::Set { span, items, .. } => {
-                self.list(span.line, ("{", "}"), items, &mut |lower, item| {
-                    lower.operand(item)
-                })
-            }
-            Expr::Object { span, fields, .. } => {
-                self.object(span.line, fields, &mut |lower, part| lower.operand(part))
-            }
+            Expr::Set { span, items, .. } => self.list(span.line, ("{", "}"), items, Reading::Here),
+            Expr::Object { span, fields, .. } => self.object(span.line, fields, Reading::Here),
             Expr::ArrayCompr {
                 span, term, query, ..
             } => self.comprehension(span.line, ("[", "]"), &[term], query),
@@ -66,7 +72,7 @@ impl Lower<'_> {
                 if let Some((node, line)) = walked(expr) {
                     return self.walk_before(node, line);
                 }
-                self.call(span, fcn, params, &mut |lower, param| lower.operand(param))
+                self.call(span, fcn, params, Reading::Here)
             }
             Expr::UnaryExpr { span, expr, .. } => match expr.as_ref() {
                 Expr::Number { span: number, .. } if !number.text().starts_with('-') => {
@@ -80,7 +86,7 @@ impl Lower<'_> {
             Expr::BinExpr { .. }
             | Expr::BoolExpr { .. }
             | Expr::ArithExpr { .. }
-            | Expr::Membership { .. } => self.infix(expr, false),
+            | Expr::Membership { .. } => self.infix(expr, Reading::Here),
             Expr::AssignExpr { span, .. } => {
                 Err(self.refuse(span.line, "an assignment is a statement of its own"))
             }
@@ -100,11 +106,11 @@ impl Lower<'_> {
         Ok(token(span.line, written))
     }
 
-    /// A reference; `index` writes what stands in its brackets.
+    /// A reference. `reading` is about what stands in its brackets.
     pub(super) fn reference(
         &mut self,
         expr: &Ref<Expr>,
-        index: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
         // Outermost first; a chain may be long.
         let (mut links, mut at) = (Vec::new(), expr);
@@ -126,7 +132,7 @@ impl Lower<'_> {
                     span, index: inner, ..
                 } => {
                     out.glue(span.line, "[");
-                    out.append(index(self, inner)?);
+                    out.append(self.read(inner, reading)?);
                     out.glue(span.line, "]");
                 }
                 _ => {}
@@ -164,14 +170,14 @@ impl Lower<'_> {
         line: u32,
         (open, close): (&str, &str),
         items: &[Ref<Expr>],
-        item: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
         let mut out = token(line, open);
         for (number, each) in items.iter().enumerate() {
             if number > 0 {
                 out.glue(line, ",");
             }
-            out.append(item(self, each)?);
+            out.append(self.read(each, reading)?);
         }
         out.glue(line, close);
         Ok(out)
@@ -181,16 +187,16 @@ impl Lower<'_> {
         &mut self,
         line: u32,
         fields: &[(Span, Ref<Expr>, Ref<Expr>)],
-        part: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
         let mut out = token(line, "{");
         for (number, (_, key, value)) in fields.iter().enumerate() {
             if number > 0 {
                 out.glue(line, ",");
             }
-            out.append(part(self, key)?);
+            out.append(self.read(key, reading)?);
             out.glue(line, ":");
-            out.append(part(self, value)?);
+            out.append(self.read(value, reading)?);
         }
         out.glue(line, "}");
         Ok(out)
@@ -232,7 +238,7 @@ impl Lower<'_> {
         span: &Span,
         function: &Ref<Expr>,
         params: &[Ref<Expr>],
-        param: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
         let name = called(function);
         if params.is_empty() && !is_builtin(&name) {
@@ -255,9 +261,9 @@ impl Lower<'_> {
             }
             match each.as_ref() {
                 Expr::Array { span, items, .. } if name == "sprintf" && !is_ours => {
-                    out.append(self.formatted(span.line, items, param)?);
+                    out.append(self.formatted(span.line, items, reading)?);
                 }
-                _ => out.append(param(self, each)?),
+                _ => out.append(self.read(each, reading)?),
             }
         }
         out.glue(span.line, ")");
@@ -270,23 +276,23 @@ impl Lower<'_> {
         &mut self,
         line: u32,
         items: &[Ref<Expr>],
-        param: &mut dyn FnMut(&mut Self, &Ref<Expr>) -> Result<Tokens, LoadError>,
+        reading: Reading,
     ) -> Result<Tokens, LoadError> {
-        self.list(
-            line,
-            ("[", "]"),
-            items,
-            &mut |lower, item| match item.as_ref() {
+        let mut out = token(line, "[");
+        for (number, item) in items.iter().enumerate() {
+            if number > 0 {
+                out.glue(line, ",");
+            }
+            match item.as_ref() {
                 Expr::Number { span, .. } if span.text().contains(['.', 'e', 'E']) => {
                     let text = span.text();
-                    Ok(token(
-                        span.line,
-                        format!("{{[\"{FRACTION}\", \"{text}\"]}}"),
-                    ))
+                    out.push(span.line, format!("{{[\"{FRACTION}\", \"{text}\"]}}"));
                 }
-                _ => param(lower, item),
-            },
-        )
+                _ => out.append(self.read(item, reading)?),
+            }
+        }
+        out.glue(line, "]");
+        Ok(out)
     }
 
     /// `walk(node)` inside an expression: each node that it gives in its turn.
@@ -298,28 +304,26 @@ impl Lower<'_> {
         Ok(token(line, name))
     }
 
-    /// An expression with an operator. What its sides read is looked up before it if `looks_up`.
-    pub(super) fn infix(&mut self, expr: &Ref<Expr>, looks_up: bool) -> Result<Tokens, LoadError> {
+    /// An expression with an operator.
+    pub(super) fn infix(
+        &mut self,
+        expr: &Ref<Expr>,
+        reading: Reading,
+    ) -> Result<Tokens, LoadError> {
         // A function of ours is undefined where OPA's operator is. A long chain of operators stays
         // one: each function is a level of recursion.
         if let Some((line, function, lhs, rhs)) =
             operator(expr).filter(|_| depth(expr) <= MAX_CALLS)
         {
-            let side = |lower: &mut Self, side: &Ref<Expr>| {
-                if looks_up {
-                    lower.looked_up(side)
-                } else {
-                    lower.operand(side)
-                }
-            };
             let mut out = token(line, function);
             out.glue(line, "(");
-            out.append_glued(side(self, lhs)?);
+            out.append_glued(self.read(lhs, reading)?);
             out.glue(line, ",");
-            out.append(side(self, rhs)?);
+            out.append(self.read(rhs, reading)?);
             out.glue(line, ")");
             return Ok(out);
         }
+        let looks_up = matches!(reading, Reading::Before);
         let strength = strength(expr);
         let side = |lower: &mut Self, side: &Ref<Expr>, least: u8| {
             if looks_up {

@@ -17,6 +17,7 @@
 
 mod bindings;
 mod expressions;
+mod heads;
 mod names;
 mod patterns;
 mod rules;
@@ -27,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use regorus::unstable::{AssignOp, Expr, Module, Ref, Rule, RuleHead, Span};
 
-use crate::analysis::head_path;
+use crate::analysis::{Path, head_path};
 use crate::builtins;
 use crate::error::LoadError;
 
@@ -59,6 +60,8 @@ pub(crate) fn lower(
         assumed: BTreeMap::new(),
         helpers: BTreeMap::new(),
         prefixes: BTreeSet::new(),
+        open_paths: heads::open_paths(module),
+        opened: BTreeSet::new(),
         helper_prefix: format!("{}0_{:x}", names::RESERVED, checksum(place)),
         is_v1: module.rego_v1,
         has_not_bodies: false,
@@ -150,6 +153,10 @@ struct Lower<'a> {
     /// Paths below which rules with a variable in the middle of their path put values: `p` of
     /// `p[x].q`.
     prefixes: BTreeSet<String>,
+    /// The beginnings of heads' paths that go on with a variable, and whether one goes on behind it.
+    open_paths: BTreeMap<Path, bool>,
+    /// Lengths of the beginnings of the rule's path behind which a name is written as a variable.
+    opened: BTreeSet<usize>,
     is_v1: bool,
     /// `import future.keywords.not` is there: a negated expression is looked up inside its `not`.
     has_not_bodies: bool,

@@ -3,19 +3,19 @@
 use regorus::unstable::{Expr, Import, Ref, Rule, RuleAssign, RuleBody, RuleHead};
 
 use super::text::Tokens;
-use super::{Lower, joined, token};
+use super::{Lower, heads, joined, token};
 use crate::analysis::head_path;
 use crate::error::LoadError;
 
 /// A head's parts.
-struct Head<'a> {
-    refr: &'a Ref<Expr>,
+pub(super) struct Head<'a> {
+    pub(super) refr: &'a Ref<Expr>,
     /// `None`: no function.
-    arguments: Option<&'a [Ref<Expr>]>,
+    pub(super) arguments: Option<&'a [Ref<Expr>]>,
     /// The key of a set.
-    key: Option<&'a Ref<Expr>>,
+    pub(super) key: Option<&'a Ref<Expr>>,
     /// `deny[msg] { … }` or `deny contains msg`, not `p.q { … }`.
-    is_set: bool,
+    pub(super) is_set: bool,
     value: Option<&'a RuleAssign>,
 }
 
@@ -66,6 +66,7 @@ impl Lower<'_> {
                 let head = parts(head, !self.is_v1 && bodies.is_empty());
                 self.check_head(line, &head, bodies.is_empty())?;
                 self.note_prefix(&head)?;
+                self.opened = heads::opened(&self.open_paths, &head);
                 // Each body without `else` is a rule of its own, with its own head.
                 let mut rest = bodies.as_slice();
                 loop {
@@ -296,13 +297,26 @@ impl Lower<'_> {
             }
             Expr::RefDot { refr, field, .. } => {
                 let mut out = self.head_path(refr)?;
-                out.glue(field.0.line, format!(".{}", field.0.text()));
+                let (line, name) = (field.0.line, field.0.text());
+                if self.opened.contains(&heads::length(refr)) {
+                    let name = self.hoist(line, token(line, format!("\"{name}\"")));
+                    out.glue(line, "[");
+                    out.append_glued(name);
+                    out.glue(line, "]");
+                } else {
+                    out.glue(line, format!(".{name}"));
+                }
                 Ok(out)
             }
             Expr::RefBrack { refr, index, .. } => {
                 let mut out = self.head_path(refr)?;
                 let line = index.span().line;
-                let index = self.value(index)?;
+                let index = if self.opened.contains(&heads::length(refr)) && is_constant(index) {
+                    let index = self.expression(index)?;
+                    self.hoist(line, index)
+                } else {
+                    self.value(index)?
+                };
                 out.glue(line, "[");
                 out.append_glued(index);
                 out.glue(line, "]");

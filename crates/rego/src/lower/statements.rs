@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use regorus::unstable::{BoolOp, Expr, Literal, LiteralStmt, Query, Ref, Span, WithModifier};
 
-use super::expressions::{is_reference, parenthesised};
+use super::expressions::{Reading, is_reference, parenthesised};
 use super::patterns::Matched;
 use super::text::Tokens;
 use super::{Lower, bindings, joined, token};
@@ -236,11 +236,7 @@ impl Lower<'_> {
         out.append(match expr.as_ref() {
             Expr::Call {
                 span, fcn, params, ..
-            } if super::walked(expr).is_none() => {
-                self.call(span, fcn, params, &mut |lower, param| {
-                    lower.looked_up(param)
-                })?
-            }
+            } if super::walked(expr).is_none() => self.call(span, fcn, params, Reading::Before)?,
             Expr::AssignExpr { span, lhs, rhs, .. }
             | Expr::BoolExpr {
                 span,
@@ -258,7 +254,7 @@ impl Lower<'_> {
             Expr::BoolExpr { .. }
             | Expr::ArithExpr { .. }
             | Expr::BinExpr { .. }
-            | Expr::Membership { .. } => self.infix(expr, true)?,
+            | Expr::Membership { .. } => self.infix(expr, Reading::Before)?,
             _ => self.looked_into(expr)?,
         });
         Ok(out)
@@ -301,37 +297,29 @@ impl Lower<'_> {
                 })
             }
             Expr::RefDot { .. } | Expr::RefBrack { .. } => {
-                let read = self.reference(expr, &mut |lower, index| lower.looked_up(index))?;
+                let read = self.reference(expr, Reading::Before)?;
                 Ok(self.hoist(line, read))
             }
             Expr::Call {
                 span, fcn, params, ..
             } if super::walked(expr).is_none() => {
-                let called = self.call(span, fcn, params, &mut |lower, param| {
-                    lower.looked_up(param)
-                })?;
+                let called = self.call(span, fcn, params, Reading::Before)?;
                 Ok(self.hoist(line, called))
             }
             Expr::BinExpr { .. }
             | Expr::BoolExpr { .. }
             | Expr::ArithExpr { .. }
             | Expr::Membership { .. } => {
-                let made = self.infix(expr, true)?;
+                let made = self.infix(expr, Reading::Before)?;
                 Ok(self.hoist(line, parenthesised(line, made)))
             }
             Expr::Array { span, items, .. } => {
-                self.list(span.line, ("[", "]"), items, &mut |lower, item| {
-                    lower.looked_up(item)
-                })
+                self.list(span.line, ("[", "]"), items, Reading::Before)
             }
             Expr::Set { span, items, .. } if !items.is_empty() => {
-                self.list(span.line, ("{", "}"), items, &mut |lower, item| {
-                    lower.looked_up(item)
-                })
+                self.list(span.line, ("{", "}"), items, Reading::Before)
             }
-            Expr::Object { span, fields, .. } => {
-                self.object(span.line, fields, &mut |lower, part| lower.looked_up(part))
-            }
+            Expr::Object { span, fields, .. } => self.object(span.line, fields, Reading::Before),
             _ => self.operand(expr),
         }
     }
@@ -355,9 +343,7 @@ impl Lower<'_> {
     fn looked_into(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match expr.as_ref() {
             Expr::Var { span, .. } => self.name(span),
-            Expr::RefDot { .. } | Expr::RefBrack { .. } => {
-                self.reference(expr, &mut |lower, index| lower.looked_up(index))
-            }
+            Expr::RefDot { .. } | Expr::RefBrack { .. } => self.reference(expr, Reading::Before),
             _ => self.looked_up(expr),
         }
     }

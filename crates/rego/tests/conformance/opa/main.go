@@ -1,5 +1,6 @@
 // Asks OPA's own engine.
 //
+//	export GOMODCACHE=$(go env GOMODCACHE)
 //	go run . unstrict > ../unstrict.json   what OPA answers to the cases that want a strict error,
 //	                                       where errors of built-ins leave an expression undefined
 //	go run . ask < questions.jsonl         what OPA answers to each question, one JSON object a line
