@@ -8,6 +8,7 @@ use regorus::unstable::{
     Expr, Import, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead, Span,
 };
 
+use crate::builtins;
 use crate::error::LoadError;
 use crate::wrap;
 
@@ -67,6 +68,8 @@ pub(crate) struct Call {
     pub(crate) path: Path,
     pub(crate) name: String,
     pub(crate) arguments: usize,
+    /// The pattern that a built-in is given, where it is written into the text.
+    pub(crate) pattern: Option<String>,
     pub(crate) line: u32,
 }
 
@@ -218,6 +221,21 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
                 return (root, fixed, dynamic);
             }
         }
+    }
+}
+
+/// A text that is written out.
+fn literal_text(expr: &Ref<Expr>) -> Option<String> {
+    match expr.as_ref() {
+        Expr::String {
+            value: Value::String(text),
+            ..
+        }
+        | Expr::RawString {
+            value: Value::String(text),
+            ..
+        } => Some(text.to_string()),
+        _ => None,
     }
 }
 
@@ -396,7 +414,7 @@ impl Walk<'_> {
             Expr::Call {
                 span, fcn, params, ..
             } => {
-                self.call(span, fcn, params.len())?;
+                self.call(span, fcn, params)?;
                 params.iter().try_for_each(|param| self.expr(param))?;
             }
             Expr::UnaryExpr { expr, .. } => self.expr(expr)?,
@@ -425,7 +443,7 @@ impl Walk<'_> {
         &mut self,
         span: &Span,
         function: &Ref<Expr>,
-        arguments: usize,
+        params: &[Ref<Expr>],
     ) -> Result<(), LoadError> {
         let (Some(root), fields, dynamic) = flatten(function) else {
             return Err(self.refuse(span, "only functions can be called"));
@@ -461,10 +479,14 @@ impl Walk<'_> {
                 .collect::<Vec<_>>()
                 .join("."),
         };
+        let pattern = builtins::pattern_place(&name)
+            .and_then(|place| params.get(place))
+            .and_then(literal_text);
         self.calls.push(Call {
             path,
             name,
-            arguments,
+            arguments: params.len(),
+            pattern,
             line: span.line,
         });
         Ok(())

@@ -99,7 +99,7 @@ impl<'a> Graph<'a> {
             Some(wanted) => (wanted, true),
             None => match builtins::arguments(name) {
                 Some(builtins::Arguments::Any) => return Ok(()),
-                Some(builtins::Arguments::Fixed { count, with_result }) => (count, with_result),
+                Some(builtins::Arguments::Fixed(count)) => (count, true),
                 None => {
                     return Err(match builtins::missing(name) {
                         Some(why) => format!("the built-in {name} is not supported: {why}"),
@@ -110,6 +110,11 @@ impl<'a> Graph<'a> {
                 }
             },
         };
+        if let Some(pattern) = &call.pattern
+            && self.is_function(call).is_none()
+        {
+            builtins::check_pattern(name, pattern)?;
+        }
         if call.arguments == wanted || (with_result && call.arguments == wanted + 1) {
             Ok(())
         } else {
