@@ -17,5 +17,6 @@ pub mod process;
 pub mod rate;
 pub mod readiness;
 pub mod serve;
+pub mod shares;
 pub mod signals;
 pub mod tls;

@@ -405,7 +405,7 @@ mod tests {
         );
         assert_eq!(trimmed["status"], json!({"phase": "Running"}));
         let keys = AnnotationKeys::default();
-        let none = std::collections::BTreeSet::new();
+        let none = BTreeSet::new();
         let asks = WebIdentity::of(&trimmed, &keys, &none);
         assert_eq!(
             (asks.is_some(), asks),
