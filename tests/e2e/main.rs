@@ -7,6 +7,7 @@
 mod admission;
 mod ask;
 mod asking;
+mod bridge;
 mod broker;
 mod changes;
 mod commands;

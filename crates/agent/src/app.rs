@@ -132,13 +132,13 @@ impl Agent {
         let attachments = options
             .redirect
             .as_ref()
-            .map(|redirect| Attachments::open(Some(redirect.spec.interface().clone())))
+            .map(|redirect| Attachments::open(redirect.attachments.clone()).map(Arc::new))
             .transpose()?;
         let health = NodeHealth::new(options.host_ip);
         let picture = Arc::new(Picture::default());
         let ground = mind::Ground {
             picture: picture.clone(),
-            attachments,
+            places: attachments.clone().map(|attachments| attachments as _),
             agent_metrics: agent_metrics.clone(),
             session_metrics,
             imds: imds.clone(),
@@ -158,7 +158,10 @@ impl Agent {
             MindOptions::Alone(alone) => mind::alone(*alone, ground).await?,
             MindOptions::Brokered(broker) => mind::brokered(broker, ground),
         };
-        tasks.spawn(passing(background::guard(guard.clone(), stop.clone())));
+        if let Some(attachments) = attachments {
+            let follow = background::attachments(attachments, picture.clone(), stop.clone());
+            tasks.spawn(passing(follow));
+        }
         tasks.spawn(passing(background::picture_age(
             guard.clone(),
             options.door.max_picture_age,

@@ -85,7 +85,7 @@ pub struct DoorParts {
     pub picture: Arc<Picture>,
     /// What pods may have.
     pub judge: Judge,
-    /// Whether addresses are where they were first seen.
+    /// Whether addresses are at their pods' places.
     pub guard: Guard,
     /// Makes and checks tokens.
     pub tokens: Arc<TokenKeys>,
@@ -155,3 +155,6 @@ impl Door {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests;

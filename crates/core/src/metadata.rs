@@ -281,6 +281,27 @@ mod tests {
     }
 
     #[test]
+    fn only_safe_paths_stay_the_same_while_the_instance_runs() {
+        let list = AllowList::new(&["meta-data/tags/.*".into(), "meta-data/.*".into()]).unwrap();
+        for (target, is_static) in [
+            ("/latest/meta-data/instance-id", true),
+            ("/latest/meta-data/placement/region", true),
+            ("/latest/dynamic/instance-identity/document", true),
+            // Of these only what an operator added is true.
+            ("/latest/meta-data/tags/instance", false),
+            ("/latest/meta-data/ami-id", false),
+            ("/latest/user-data", false),
+        ] {
+            let path = CanonicalPath::parse(target).unwrap();
+            assert_eq!(path.as_str(), target);
+            assert_eq!(list.is_static(&path), is_static, "{target}");
+        }
+        let none = AllowList::new(&[]).unwrap();
+        let first = CanonicalPath::parse("/latest/meta-data/placement/region").unwrap();
+        assert!(none.is_static(&first));
+    }
+
+    #[test]
     fn what_paths_mean() {
         let iam = "/latest/meta-data/iam";
         assert_eq!(route("/latest/api/token"), Ok(Route::Token));

@@ -255,6 +255,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_session_ends_when_sts_says_so() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let life = Life {
+            from: at(100),
+            until: at(200),
+        };
+        for (now, is_valid, left) in [
+            (100, true, 100),
+            (199, true, 1),
+            (200, false, 0),
+            (201, false, 0),
+        ] {
+            assert_eq!(life.is_valid(at(now)), is_valid, "{now}");
+            assert_eq!(life.left(at(now)), SignedDuration::from_secs(left), "{now}");
+        }
+    }
+
+    #[test]
     fn secrets_are_not_formatted() {
         let credentials = Credentials {
             access_key_id: "ASIAEXAMPLE".into(),

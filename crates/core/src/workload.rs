@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::annotation::given;
 use crate::key_values::KeyValues;
 
 /// A pod's phase, as in `status.phase`.
@@ -32,6 +33,23 @@ pub struct Wish {
     pub external_id: Option<Arc<str>>,
     /// The session name.
     pub session_name: Option<Arc<str>>,
+}
+
+impl Wish {
+    /// The wish of a pod whose annotations hold these raw texts. An empty role declines the default
+    /// one; an empty external ID or session name is as none.
+    pub fn new(role: Option<&str>, external_id: Option<&str>, session_name: Option<&str>) -> Self {
+        Self {
+            role: role.map(|role| given(role).unwrap_or_default().into()),
+            external_id: external_id.and_then(given).map(Into::into),
+            session_name: session_name.and_then(given).map(Into::into),
+        }
+    }
+
+    /// A wish for a role alone.
+    pub fn for_role(role: &str) -> Self {
+        Self::new(Some(role), None, None)
+    }
 }
 
 /// A pod, trimmed.

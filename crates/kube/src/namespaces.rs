@@ -1,9 +1,8 @@
 //! Namespaces and what their annotations allow.
 
 use kube::Api;
-use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED, cut};
-use rolegate_core::namespace::MAX_RULES;
-use rolegate_core::namespace::Namespace;
+use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED, given};
+use rolegate_core::namespace::{Namespace, rule_text};
 use rolegate_core::needs::Needs;
 use rolegate_core::workload::Update;
 use serde::Deserialize;
@@ -11,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
-use crate::objects::{self, annotation, labels};
+use crate::objects::{self, labels};
 use crate::watch::{Kept, Relist, Reporting, Source, never, usual};
 use crate::watchdog::Watchdog;
 
@@ -64,19 +63,12 @@ fn namespace(
     needs: &Needs,
 ) -> Option<Namespace> {
     let metadata = object.metadata;
-    let raw = |key: &str| {
-        if !needs.namespace_roles {
-            return None;
-        }
-        let value = metadata.annotations.as_ref()?.get(key)?;
-        // One byte too many is refused by whoever reads it, which a cut rule must be.
-        let kept = value.get(..value.floor_char_boundary(MAX_RULES + 4));
-        Some(kept.unwrap_or(value).into())
-    };
+    let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
+    let rules = |key: &str| raw(key).filter(|_| needs.namespace_roles).map(rule_text);
     Some(Namespace {
-        allowed_roles: raw(&keys.allowed_roles),
-        permitted: raw(PERMITTED),
-        default_role: annotation(&metadata, DEFAULT_ROLE).map(|role| cut(role).into()),
+        allowed_roles: rules(&keys.allowed_roles),
+        permitted: rules(PERMITTED),
+        default_role: raw(DEFAULT_ROLE).and_then(given).map(Into::into),
         labels: labels(&metadata, &needs.namespace_labels),
         without_roles: !needs.namespace_roles,
         name: metadata.name?.into(),
@@ -90,12 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn annotations_and_labels_are_taken_as_they_are() {
+    fn annotations_are_normalized_and_labels_taken_as_they_are() {
         let object = serde_json::from_value(
             json!({"metadata": {"name": "shop", "labels": {"team": "shop"}, "annotations": {
-                "iam.amazonaws.com/allowed-roles": "[\"shop-*\"]",
-                "iam.amazonaws.com/permitted": "",
-                "iam.amazonaws.com/default-role": "shop-default",
+                "iam.amazonaws.com/allowed-roles": " [\"shop-*\"]\n",
+                "iam.amazonaws.com/permitted": "\n",
+                "iam.amazonaws.com/default-role": "\u{a0}shop-default\n",
                 "unrelated": "x",
             }}}),
         );
@@ -117,6 +109,19 @@ mod tests {
             ..Namespace::default()
         };
         assert_eq!(namespace(bare, &keys, &all), Some(expected));
+    }
+
+    /// The API server reads a null as an empty text, so manifests with one are read alike.
+    #[test]
+    fn nulls_are_empty_texts() {
+        let object = json!({"metadata": {"name": "n", "labels": {"team": null}, "annotations": {
+            "iam.amazonaws.com/permitted": null, "iam.amazonaws.com/default-role": null}}});
+        let read = read(&object, &AnnotationKeys::default()).unwrap();
+        assert_eq!(read.permitted.as_deref(), Some(""));
+        assert_eq!(read.default_role, None);
+        assert_eq!(read.labels.get("team"), Some(""));
+        let nothing = json!({"metadata": {"name": "n", "labels": null, "annotations": null}});
+        assert!(super::read(&nothing, &AnnotationKeys::default()).is_ok());
     }
 
     #[test]

@@ -4,16 +4,16 @@ use std::net::IpAddr;
 
 use kube::Api;
 use kube::core::ObjectMeta;
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, cut, is_kept};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::needs::{Keys, Needs};
-use rolegate_core::workload::{Phase, Update, Wish, Workload};
+use rolegate_core::workload::{Phase, Update, Workload};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
-use crate::objects::{Pod, annotation, labels};
+use crate::objects::{Pod, labels};
 use crate::watch::{Kept, Relist, Reporting, Source, never, usual};
 use crate::watchdog::Watchdog;
 
@@ -106,18 +106,9 @@ fn workload(pod: Pod, keys: &AnnotationKeys, needs: &Needs) -> Option<Workload> 
         spec,
         status,
     } = pod;
-    let wish = |key| annotation(&metadata, key).map(|text| cut(text).into());
-    // Empty is an answer here: the pod declines the default role.
-    let declined = || {
-        let annotations = metadata.annotations.as_ref()?;
-        annotations.get(&keys.role).map(|_| "".into())
-    };
+    let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
     Some(Workload {
-        wish: Wish {
-            role: wish(&keys.role).or_else(declined),
-            external_id: wish(&keys.external_id),
-            session_name: wish(SESSION_NAME),
-        },
+        wish: wish(keys, raw),
         mirror: metadata
             .annotations
             .as_ref()
@@ -189,6 +180,7 @@ fn skipped(pod: &Pod, address: &str) {
 #[cfg(test)]
 mod tests {
     use rolegate_core::annotation::ROLE;
+    use rolegate_core::workload::Wish;
     use serde_json::json;
 
     use super::*;

@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{RedirectOptions, TaskEnd, passing};
+use crate::attachment::Attachments;
 use crate::guard::Guard;
 use crate::limits::{AgentLimit, Limits};
+use crate::picture::Picture;
 use crate::redirect::check::SelfCheck;
 use crate::redirect::{Keeper, Redirect, Status};
 
@@ -36,9 +38,14 @@ const WORTH_TELLING: Duration = Duration::from_secs(60);
 /// An age that a watch which works does not reach.
 const WORTH_A_NOTE: Duration = Duration::from_secs(180);
 
-/// Follows the kernel's events about pods' interfaces.
-pub(super) async fn guard(guard: Guard, stop: CancellationToken) {
-    if let Err(error) = guard.run(stop).await {
+/// Follows the kernel's events about pods' interfaces, and the container runtime's records.
+pub(super) async fn attachments(
+    attachments: Arc<Attachments>,
+    picture: Arc<Picture>,
+    stop: CancellationToken,
+) {
+    // A request may wait for its pod's record.
+    if let Err(error) = attachments.run(|| picture.touch(), stop).await {
         warn!(%error, "the kernel's events cannot be followed: each new connection is looked at instead");
     }
 }
@@ -53,8 +60,8 @@ pub(super) async fn picture_age(guard: Guard, most: Duration, ready: Condition) 
             ready.fail(format!("the cluster was last heard of {age:.0?} ago"));
         } else if age > WORTH_A_NOTE {
             ready.note(format!("the cluster was last heard of {age:.0?} ago"));
-        } else if guard.has_forgeable() {
-            ready.note("pods share an interface on which a neighbour can take another's address");
+        } else if let Some(concern) = guard.concern() {
+            ready.note(concern);
         } else {
             ready.ok();
         }

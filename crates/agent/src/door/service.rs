@@ -18,6 +18,7 @@ use rolegate_standing::resident::{Allowed, Resident, Standing};
 use super::answer::{Answer, AnswerBody};
 use super::screen::{Screened, screen};
 use super::{Door, ImdsV2, forward};
+use crate::attachment::Verdict;
 use crate::guard::LastLook;
 use crate::limits::Connection;
 use crate::metrics::{Handler, Outcome};
@@ -69,12 +70,18 @@ impl Visit {
         peer: IpAddr,
         own: IpAddr,
     ) -> Arc<Self> {
+        let last_look = LastLook::default();
+        // Looked at as it opens: a neighbour that opened it while it held the address must not be
+        // able to wait until the address is back at its pod.
+        if let Some(Owner::Pod(resident)) = door.picture.owner(peer) {
+            let _ = door.guard.check(&resident.workload.uid, peer, &last_look);
+        }
         Arc::new(Self {
             door,
             connection,
             peer,
             own,
-            last_look: LastLook::default(),
+            last_look,
             uid: OnceLock::new(),
         })
     }
@@ -356,24 +363,30 @@ impl Visit {
         {
             return not_ready("rolegate has not heard of the cluster for too long\n");
         }
-        let unknown = |why: &str| {
+        let refusal = |why: &str| {
             let sentence = format!(
                 "no pod of this node is known by the address {}{why}\n",
                 self.peer
             );
-            Err(Look::Wait(Answer::refuse(Outcome::UnknownPod, sentence)))
+            Answer::refuse(Outcome::UnknownPod, sentence)
         };
+        let unknown = |why: &str| Err(Look::Wait(refusal(why)));
         let resident = match self.door.picture.owner(self.peer) {
             Some(Owner::Pod(resident)) => resident,
             Some(Owner::Disputed) => return unknown(": several live pods claim it"),
             None => return unknown(""),
         };
-        if !self
-            .door
-            .guard
-            .is_at_home(&resident.workload.uid, self.peer, &self.last_look)
-        {
-            return unknown(": it has moved to another interface than its pod's");
+        let guard = &self.door.guard;
+        match guard.check(&resident.workload.uid, self.peer, &self.last_look) {
+            Verdict::Same => {}
+            Verdict::Changed => {
+                let why = ": it is, or was a moment ago, elsewhere than its pod";
+                return Err(Look::Wait(refusal(why).and_close()));
+            }
+            Verdict::Unrecorded => {
+                return unknown(": the container runtime has not recorded that its pod has it");
+            }
+            Verdict::Unknown => return unknown(": the kernel does not know where it is"),
         }
         let uid = &resident.workload.uid;
         if self.uid.get_or_init(|| uid.clone()) != uid {

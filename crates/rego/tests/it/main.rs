@@ -6,5 +6,7 @@ mod books;
 mod bounds;
 mod corpus;
 mod doors;
+mod meaning;
 mod properties;
+mod references;
 mod stage;

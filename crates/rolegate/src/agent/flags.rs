@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use rolegate_agent::attachment::cni_results::CNI_RESULTS_DIR;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{SessionScopeFlag, duration, path};
@@ -31,6 +32,15 @@ pub(crate) enum ImdsV2 {
     Optional,
     /// Requests without a token are refused
     Required,
+}
+
+/// What becomes of addresses on shared networks that no record names.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum UnrecordedAddresses {
+    /// They belong to no pod
+    Refuse,
+    /// They belong where their first packet comes from, which any neighbour on the bridge can send
+    Learn,
 }
 
 /// What its help begins with.
@@ -151,13 +161,19 @@ pub(crate) struct AgentFlags {
     /// This host's IPv6 address, if pods have one too; without it the IPv6 metadata address is closed
     #[arg(long, value_name = "IP", env = "HOST_IPV6", help_heading = REDIRECT)]
     pub(crate) host_ipv6: Option<Ipv6Addr>,
+    /// Folder where the container runtime (libcni) records which pod it gave which address; on bridges nothing else tells pods apart. Empty: no records
+    #[arg(long, value_name = "DIR", env = "ROLEGATE_CNI_RESULTS_DIR", default_value = CNI_RESULTS_DIR, value_parser = path, help_heading = REDIRECT)]
+    pub(crate) cni_results_dir: PathBuf,
+    /// What becomes of a pod's address on a bridge that the container runtime has not recorded
+    #[arg(long, value_name = "CHOICE", env = "ROLEGATE_UNRECORDED_ADDRESSES", default_value = "refuse", help_heading = REDIRECT)]
+    pub(crate) unrecorded_addresses: UnrecordedAddresses,
     /// How often the rules are looked at and put back
     #[arg(long, value_name = "TIME", env = "ROLEGATE_REDIRECT_INTERVAL", default_value = "5s", value_parser = duration, help_heading = REDIRECT)]
     pub(crate) redirect_interval: Duration,
     /// Take the rules away at the end; pods then reach the node's role
     #[arg(long, alias = "iptables-remove", env = "ROLEGATE_REDIRECT_REMOVE_AT_EXIT", help_heading = REDIRECT)]
     pub(crate) redirect_remove_at_exit: bool,
-    /// Folder of pods' network namespaces, from which the redirect is tried now and again; empty: not tried
+    /// Folder of pods' network namespaces: the redirect is tried from them now and again, and the runtime's records of pods on bridges are confirmed by them; empty: not tried, and confirmed by /run/netns
     #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", value_parser = path, help_heading = REDIRECT)]
     pub(crate) redirect_check_dir: PathBuf,
 
