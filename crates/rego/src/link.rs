@@ -190,11 +190,11 @@ impl<'a> Graph<'a> {
             for (one, another) in [(general, other), (other, general)] {
                 faults.entry(one.module.policy.clone()).or_insert_with(|| {
                     LoadError::Compile(format!(
-                        "{}, line {}: data.{} has a variable as its key, and data.{} is in {} too: give the rules other names",
+                        "{}, line {}: data.{} has a variable as its key, and data.{} is a rule too ({}): give them other names, or write both into one module",
                         one.module.place,
                         one.rule.line,
                         path.join("."),
-                        another.rule.path.join("."),
+                        other.rule.path.join("."),
                         another.module.place
                     ))
                 });

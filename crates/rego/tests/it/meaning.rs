@@ -226,7 +226,7 @@ fn rules_whose_paths_meet_are_all_asked() {
     let other = "package kubernetes.admission\np.b.q = 1\n";
     let book = book([policy("a", GATE, &one), policy("b", GATE, other)]);
     let why = error(&book, "b");
-    assert!(why.contains("data.kubernetes.admission.p has a variable as its key, and data.kubernetes.admission.p.b.q is in opa/b: main.rego too"), "{why}");
+    assert!(why.contains("data.kubernetes.admission.p has a variable as its key, and data.kubernetes.admission.p.b.q is a rule too (opa/a: main.rego)"), "{why}");
 }
 
 #[test]
