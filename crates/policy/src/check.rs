@@ -234,7 +234,7 @@ fn check_one(
     let hints = if is_review(&document.value) {
         Vec::new()
     } else {
-        hints::hints(&document.value, rules.config, rules.keys)
+        hints::hints(&document.value, &request.namespace, rules.config, rules.keys)
     };
     for hint in hints {
         let path = written(&hint.steps);

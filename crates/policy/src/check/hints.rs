@@ -90,8 +90,13 @@ pub fn foreign(object: &Value) -> Option<&'static str> {
     known.find(|(known, _)| *known == group).map(|(_, why)| *why)
 }
 
-/// What is worth knowing of an object, beside the gate's verdict.
-pub(super) fn hints(object: &Value, config: &RuleConfig, keys: &AnnotationKeys) -> Vec<Hint> {
+/// What is worth knowing of an object in `namespace`, beside the gate's verdict.
+pub(super) fn hints(
+    object: &Value,
+    namespace: &str,
+    config: &RuleConfig,
+    keys: &AnnotationKeys,
+) -> Vec<Hint> {
     if let Some(why) = foreign(object) {
         return vec![hint(Level::Note, &[], NOT_JUDGED, why.to_owned())];
     }
@@ -104,7 +109,13 @@ pub(super) fn hints(object: &Value, config: &RuleConfig, keys: &AnnotationKeys) 
     {
         return vec![found];
     }
-    annotations(object, &place, keys)
+    let mut found = annotations(object, &place, keys);
+    let makes_pods = matches!(place, Places::Itself | Places::Templates(_));
+    if makes_pods && config.spared_namespaces.contains(namespace) {
+        let message = format!("namespace {namespace} is spared: the gate judges nothing in it");
+        found.push(hint(Level::Note, &["metadata", "namespace"], NOT_JUDGED, message));
+    }
+    found
 }
 
 fn hint(level: Level, steps: &[&str], rule: &'static str, message: String) -> Hint {

@@ -8,7 +8,7 @@ fn told(object: &Value) -> Vec<String> {
 }
 
 fn told_with(object: &Value, config: &RuleConfig) -> Vec<String> {
-    let hints = hints(object, config, &AnnotationKeys::default());
+    let hints = hints(object, "shop", config, &AnnotationKeys::default());
     let told = hints.iter();
     told.map(|hint| format!("{} at {}: {}", hint.rule, hint.steps.join("/"), hint.message))
         .collect()
@@ -186,4 +186,15 @@ fn what_is_rules_for_another_program_is_told() {
         let object = json!({"apiVersion": version, "kind": kind});
         assert!(one(&object).contains(part), "{kind}");
     }
+}
+
+#[test]
+fn pods_in_a_spared_namespace_are_said_to_be_spared() {
+    let config = RuleConfig::default();
+    let keys = AnnotationKeys::default();
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": containers()});
+    let found = hints(&pod, "kube-system", &config, &keys);
+    assert_eq!((found.len(), found[0].level), (1, Level::Note));
+    let service = json!({"apiVersion": "v1", "kind": "Service"});
+    assert!(hints(&service, "kube-system", &config, &keys).is_empty());
 }
