@@ -6,6 +6,8 @@ mod render;
 mod request;
 mod values;
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 pub use rolegate_admission::review::Operation;
 use rolegate_admission::{Fault, GateRules, Outcome, Review, Unseen, judge};
@@ -130,6 +132,44 @@ impl Level {
 /// The AdmissionReview of the creation of `object`, in `namespace` where it names none.
 pub fn creation_of(object: &Value, creator: &Creator, namespace: &str) -> Value {
     review_of(object, None, Operation::Create, creator, namespace).body
+}
+
+/// An object as the API server would keep it: in its namespace, null in maps of texts as an empty
+/// text, and the most common defaults filled in.
+pub fn completed(object: &Value, namespace: &str) -> Value {
+    let creator = Creator {
+        user: String::new(),
+        groups: Vec::new(),
+    };
+    let mut review = creation_of(object, &creator, namespace);
+    let completed = review.pointer_mut("/request/object").map(Value::take);
+    completed.unwrap_or_default()
+}
+
+/// Objects as they are, found by those that change them.
+#[derive(Debug, Default)]
+pub struct Existing<'a>(HashMap<Key, &'a Value>);
+
+/// Group, kind, namespace and name.
+type Key = [String; 4];
+
+impl<'a> Existing<'a> {
+    /// Of objects; those that name no namespace are in `namespace`.
+    pub fn of(objects: impl IntoIterator<Item = &'a Value>, namespace: &str) -> Self {
+        let objects = objects.into_iter();
+        Self(objects.map(|object| (key(object, namespace), object)).collect())
+    }
+
+    /// The object that is there where `object` would be.
+    pub fn beside(&self, object: &Value, namespace: &str) -> Option<&'a Value> {
+        self.0.get(&key(object, namespace)).copied()
+    }
+}
+
+fn key(object: &Value, namespace: &str) -> Key {
+    let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let group = text("/apiVersion").split_once('/').map_or("", |(group, _)| group);
+    [group, text("/kind"), namespace_of(object, namespace), text("/metadata/name")].map(str::to_owned)
 }
 
 /// Judges each object as if `creator` did with it what is done. Objects without a namespace are in

@@ -96,6 +96,8 @@ pub struct Parsed {
     /// The lines, from 1, of documents that are no objects and are not meant as ones, such as
     /// the values of a chart.
     pub others: Vec<u64>,
+    /// How many lists there are, with items or without.
+    pub lists: usize,
 }
 
 impl Document {
@@ -130,23 +132,23 @@ struct Lines {
     parts: Vec<(String, Lines)>,
 }
 
-/// Reads all objects of a text, and nothing else may be in it. An object with `items` is taken
-/// apart whatever its kind is, as kubectl does; empty documents are left out.
+/// Reads all objects of a text, as [`read`], and nothing else may be in it.
 ///
 /// # Errors
 /// [`ManifestError`], with the line where there is one.
-pub fn documents(text: &str) -> Result<Vec<Document>, ManifestError> {
+pub fn documents(text: &str) -> Result<Parsed, ManifestError> {
     let parsed = read(text)?;
     match parsed.others.first() {
         Some(line) => Err(ManifestError::NoObject {
             line: *line,
-            missing: "apiVersion and kind",
+            missing: "apiVersion and no kind",
         }),
-        None => Ok(parsed.documents),
+        None => Ok(parsed),
     }
 }
 
-/// Reads all objects of a text, as [`documents`]. A document with neither `kind` nor `metadata` is
+/// Reads all objects of a text. An object with `items` is taken apart whatever its kind is, as kubectl
+/// does; empty documents are left out. A document with neither `kind` nor `metadata` is
 /// not meant as an object: its line is told.
 ///
 /// # Errors
@@ -171,7 +173,7 @@ pub fn read(text: &str) -> Result<Parsed, ManifestError> {
             source: source.and_then(|(_, source)| source.as_deref()),
             repeats_key,
         };
-        take(value, lines, origin, &mut parsed.documents)?;
+        take(value, lines, origin, &mut parsed)?;
     }
     Ok(parsed)
 }
@@ -187,7 +189,7 @@ fn take(
     value: Value,
     lines: Lines,
     origin: Origin<'_>,
-    found: &mut Vec<Document>,
+    found: &mut Parsed,
 ) -> Result<(), ManifestError> {
     let text = |field| value.get(field).and_then(Value::as_str).unwrap_or_default();
     for missing in ["apiVersion", "kind"] {
@@ -198,10 +200,10 @@ fn take(
     }
     let (kind, version) = (text("kind").to_owned(), text("apiVersion").to_owned());
     if value.get("items").is_none() {
-        if found.len() >= MOST_OBJECTS {
+        if found.documents.len() >= MOST_OBJECTS {
             return Err(ManifestError::TooMany);
         }
-        found.push(Document {
+        found.documents.push(Document {
             value,
             source: origin.source.map(str::to_owned),
             repeats_key: origin.repeats_key,
@@ -209,6 +211,7 @@ fn take(
         });
         return Ok(());
     }
+    found.lists += 1;
     let item_kind = kind.strip_suffix("List").unwrap_or(&kind);
     let (items, mut item_lines) = items(value, lines)?;
     for (place, mut item) in items.into_iter().enumerate() {

@@ -8,7 +8,10 @@ mod explain;
 mod export;
 mod files;
 mod flags;
+mod ignore;
+mod kinds;
 mod load;
+mod names;
 mod output;
 mod simulate;
 mod suggest;
@@ -50,7 +53,7 @@ enum Action {
     /// Tell why a pod may have its role, or may not, and what would change that
     #[command(long_about = explain::LONG_ABOUT)]
     Explain(Box<explain::ExplainArguments>),
-    /// Judge manifests as the webhook would judge their creation
+    /// Judge manifests as the webhook would judge what is done with them
     #[command(long_about = check::LONG_ABOUT)]
     Check(Box<check::CheckArguments>),
     /// Tell which running pods a change of the rules cuts off, lets in or gives another session

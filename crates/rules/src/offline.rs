@@ -3,6 +3,7 @@
 
 mod unused;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, PERMITTED};
@@ -137,7 +138,7 @@ pub struct Offline {
 pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, OfflineError> {
     let mut read = Documents::default();
     for (place, document) in documents.iter().enumerate() {
-        read.take(place, document, &options.keys)?;
+        read.take(place, &settled(document), &options.keys)?;
     }
     let mut assumed = Vec::new();
     let mut flags = options.flags;
@@ -366,6 +367,23 @@ impl Documents {
     }
 }
 
+/// A document with an empty text where a map of texts has null, as the API server reads it.
+fn settled(document: &Value) -> Cow<'_, Value> {
+    let mut settled = Cow::Borrowed(document);
+    for map in ["/metadata/annotations", "/metadata/labels", "/data"] {
+        let texts = document.pointer(map).and_then(Value::as_object);
+        if texts.is_none_or(|texts| !texts.values().any(Value::is_null)) {
+            continue;
+        }
+        if let Some(Value::Object(texts)) = settled.to_mut().pointer_mut(map) {
+            for text in texts.values_mut().filter(|text| text.is_null()) {
+                *text = "".into();
+            }
+        }
+    }
+    settled
+}
+
 fn group(document: &Value) -> &str {
     let version = document.get("apiVersion").and_then(Value::as_str);
     version
@@ -464,6 +482,19 @@ mod tests {
             "spec": {"layers": {"namespace": "off", "grants": "audit"}},
         });
         assert_eq!(allowed(&[config, grant(), pod("admin")]), [true]);
+    }
+
+    #[test]
+    fn null_is_an_empty_text_in_annotations_labels_and_data() {
+        let mut pod = pod("reader");
+        pod["metadata"]["annotations"]["iam.amazonaws.com/role"] = Value::Null;
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata":
+            {"name": "payments", "annotations": {"iam.amazonaws.com/allowed-roles": null}}});
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": null},
+            "metadata": {"name": "x", "namespace": "opa", "labels": {"a": null}}});
+        let documents = [pod, namespace, map];
+        let offline = load(&documents, OfflineOptions::default()).unwrap();
+        assert_eq!(offline.workloads[0].wish.role.as_deref(), Some(""));
     }
 
     #[test]

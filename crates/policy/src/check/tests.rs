@@ -53,7 +53,7 @@ fn checked(stage: &Stage, text: &str) -> Report {
         user: "ann".into(),
         groups: vec!["system:authenticated".into()],
     };
-    let documents = documents(text).unwrap();
+    let documents = documents(text).unwrap().documents;
     let manifests = documents.iter().map(|document| Manifest {
         file: "all.yaml",
         document,

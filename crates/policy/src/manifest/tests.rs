@@ -1,5 +1,9 @@
 use super::*;
 
+fn documents(text: &str) -> Result<Vec<Document>, ManifestError> {
+    super::documents(text).map(|parsed| parsed.documents)
+}
+
 const HELM: &str = "\
 ---
 # Source: shop/templates/api.yaml
