@@ -119,6 +119,29 @@ impl Document {
         here.line
     }
 
+    /// Objects that stand in this one at `path`, with their lines, and nothing else may be there.
+    ///
+    /// # Errors
+    /// [`ManifestError`] where it is no object.
+    pub fn part<'a>(
+        &self,
+        value: Value,
+        path: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Vec<Self>, ManifestError> {
+        let mut lines = &self.lines;
+        for step in path {
+            let part = lines.parts.iter().find(|(name, _)| name == step);
+            lines = part.map_or(lines, |(_, part)| part);
+        }
+        let origin = Origin {
+            source: None,
+            repeats_key: false,
+        };
+        let mut parsed = Parsed::default();
+        take(value, lines.clone(), origin, &mut parsed)?;
+        Ok(parsed.documents)
+    }
+
     /// A text field, such as `/metadata/name`.
     pub fn text(&self, pointer: &str) -> Option<&str> {
         self.value.pointer(pointer).and_then(Value::as_str)

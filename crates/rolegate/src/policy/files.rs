@@ -25,7 +25,7 @@ const MANIFESTS: &[&str] = &["yaml", "yml", "json"];
 /// The ending of modules.
 const REGO: &str = "rego";
 /// The ending of names of modules that hold tests.
-const TESTS: &str = "_test.rego";
+pub(super) const TESTS: &str = "_test.rego";
 /// The path that means standard input.
 const STDIN: &str = "-";
 

@@ -45,6 +45,14 @@ impl Names {
         }
     }
 
+    /// A module of a policy as people know it: its file, or its ConfigMap and entry.
+    pub(super) fn module(&self, policy: &str, entry: &str) -> String {
+        match self.0.get(policy) {
+            Some(Place::File(file, _)) => file.clone(),
+            _ => format!("{policy}: {entry}"),
+        }
+    }
+
     /// A sentence in which policies are named as people know them.
     pub(super) fn in_sentence(&self, sentence: &str) -> String {
         let files = self.0.iter().filter_map(|(name, place)| match place {
