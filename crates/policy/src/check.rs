@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use crate::manifest::Document;
 pub use hints::foreign;
-pub use request::{is_review, namespace_of};
 use request::{Request, path_steps, review_of};
+pub use request::{is_review, namespace_of};
 
 /// The layer of what is not judged or counts for nothing, in findings.
 const CHECK: &str = "check";
@@ -157,7 +157,11 @@ impl<'a> Existing<'a> {
     /// Of objects; those that name no namespace are in `namespace`.
     pub fn of(objects: impl IntoIterator<Item = &'a Value>, namespace: &str) -> Self {
         let objects = objects.into_iter();
-        Self(objects.map(|object| (key(object, namespace), object)).collect())
+        Self(
+            objects
+                .map(|object| (key(object, namespace), object))
+                .collect(),
+        )
     }
 
     /// The object that is there where `object` would be.
@@ -167,9 +171,22 @@ impl<'a> Existing<'a> {
 }
 
 fn key(object: &Value, namespace: &str) -> Key {
-    let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let group = text("/apiVersion").split_once('/').map_or("", |(group, _)| group);
-    [group, text("/kind"), namespace_of(object, namespace), text("/metadata/name")].map(str::to_owned)
+    let text = |pointer| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let group = text("/apiVersion")
+        .split_once('/')
+        .map_or("", |(group, _)| group);
+    [
+        group,
+        text("/kind"),
+        namespace_of(object, namespace),
+        text("/metadata/name"),
+    ]
+    .map(str::to_owned)
 }
 
 /// Judges each object as if `creator` did with it what is done. Objects without a namespace are in
@@ -274,7 +291,12 @@ fn check_one(
     let hints = if is_review(&document.value) {
         Vec::new()
     } else {
-        hints::hints(&document.value, &request.namespace, rules.config, rules.keys)
+        hints::hints(
+            &document.value,
+            &request.namespace,
+            rules.config,
+            rules.keys,
+        )
     };
     for hint in hints {
         let path = written(&hint.steps);

@@ -42,7 +42,9 @@ pub fn overlay<'a, P: Clone + 'a>(
         }
     }
     let after = after.into_iter();
-    after.map(|(object, place)| (object.clone(), place.clone())).unzip()
+    after
+        .map(|(object, place)| (object.clone(), place.clone()))
+        .unzip()
 }
 
 /// Whether an object is one that rules are made of, namespaces aside.

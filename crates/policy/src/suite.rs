@@ -10,9 +10,7 @@ use std::fmt::Write;
 use jiff::Timestamp;
 use rolegate_admission::{Fault, GateRules, Outcome};
 
-pub use format::{
-    Expect, FormatError, Objects, PolicyTest, Refuser, Select, TestCase, Verdict,
-};
+pub use format::{Expect, FormatError, Objects, PolicyTest, Refuser, Select, TestCase, Verdict};
 pub use observe::Observer;
 pub use report::{Covered, TestReport};
 
@@ -66,14 +64,14 @@ impl TestCase {
             };
             match check::judged(rules, manifest, &creator, &self.namespace, now) {
                 Err(why) => return CaseResult::Errored(format!("{name} can't be judged: {why}")),
-                Ok(outcome) => complaints.extend(
-                    self.expect
-                        .complaint(&outcome, &shown)
-                        .map(|what| Complaint {
+                Ok(outcome) => {
+                    complaints.extend(self.expect.complaint(&outcome, &shown).map(|what| {
+                        Complaint {
                             kind: "verdict".into(),
                             message: format!("{name}: {what}"),
-                        }),
-                ),
+                        }
+                    }))
+                }
             }
         }
         match (judged, complaints.is_empty()) {

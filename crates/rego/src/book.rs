@@ -249,7 +249,11 @@ impl PolicyBook {
 
     /// Whether the `deny` of another ConfigMap uses rules of this one.
     pub(crate) fn is_library(&self, id: &Arc<str>) -> bool {
-        let mut parts = self.built.values().filter(|built| built.denies).flat_map(|built| &built.parts);
+        let mut parts = self
+            .built
+            .values()
+            .filter(|built| built.denies)
+            .flat_map(|built| &built.parts);
         parts.any(|part| part.is_library && part.module.policy == *id)
     }
 

@@ -94,7 +94,9 @@ impl Coverage {
             let lines = modules.entry(file.path).or_default();
             lines.covered.extend(file.covered);
             lines.not_covered.extend(file.not_covered);
-            lines.not_covered.retain(|line| !lines.covered.contains(line));
+            lines
+                .not_covered
+                .retain(|line| !lines.covered.contains(line));
         }
     }
 
@@ -131,7 +133,11 @@ impl PolicyBook {
         for (id, modules) in self.modules_in_use() {
             let is_library = || self.is_library(id);
             let mut rules = modules.iter().flat_map(|module| &module.facts.rules);
-            if rules.clone().any(|rule| is_deny(&rule.path) || is_test(rule)) || is_library() {
+            if rules
+                .clone()
+                .any(|rule| is_deny(&rule.path) || is_test(rule))
+                || is_library()
+            {
                 continue;
             }
             let packages = modules.iter().map(|module| module.facts.package.join("."));

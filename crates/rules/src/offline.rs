@@ -192,7 +192,13 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     let files = from_files.iter().enumerate();
     let files = files.map(|(place, map)| (named(map), Origin::Module(place)));
     Ok(Offline {
-        unused: unused::find(documents, &read.config_maps, &from_files, &options.modules, &keeper),
+        unused: unused::find(
+            documents,
+            &read.config_maps,
+            &from_files,
+            &options.modules,
+            &keeper,
+        ),
         policies: maps.chain(files).collect(),
         keeper,
         workloads: read.workloads,
@@ -314,14 +320,15 @@ impl Documents {
             false => flag,
         };
         let maps = self.config_maps.iter().map(|(_, map)| map);
-        let policies = has_modules || maps.into_iter().any(|map| {
-            let labelled = match &flags.rego.label {
-                Some((key, value)) => map.labels.get(key) == Some(value),
-                None => true,
-            };
-            let is_data = map.labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1);
-            flags.rego.namespaces.contains(&map.namespace) && labelled && !is_data
-        });
+        let policies = has_modules
+            || maps.into_iter().any(|map| {
+                let labelled = match &flags.rego.label {
+                    Some((key, value)) => map.labels.get(key) == Some(value),
+                    None => true,
+                };
+                let is_data = map.labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1);
+                flags.rego.namespaces.contains(&map.namespace) && labelled && !is_data
+            });
         let annotated = self
             .namespaces
             .values()

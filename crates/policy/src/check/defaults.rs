@@ -25,7 +25,9 @@ pub(super) fn fill(object: &mut Value, group: &str, kind: &str) {
                 set(spec, "suspend", json!(false));
                 set(spec, "successfulJobsHistoryLimit", json!(3));
                 set(spec, "failedJobsHistoryLimit", json!(1));
-                job(spec.get_mut("jobTemplate").and_then(|job| job.get_mut("spec")));
+                job(spec
+                    .get_mut("jobTemplate")
+                    .and_then(|job| job.get_mut("spec")));
             }
         }
         _ => {}
@@ -96,7 +98,10 @@ fn account(spec: Option<&mut Value>) {
     if let Some(Value::Object(spec)) = spec {
         // The older of the two fields' names still counts where the other is absent.
         let old = spec.get("serviceAccount").and_then(Value::as_str);
-        let name = old.filter(|name| !name.is_empty()).unwrap_or("default").to_owned();
+        let name = old
+            .filter(|name| !name.is_empty())
+            .unwrap_or("default")
+            .to_owned();
         set(spec, "serviceAccountName", name.into());
         let name = spec.get("serviceAccountName").cloned().unwrap_or_default();
         set(spec, "serviceAccount", name);
@@ -133,10 +138,21 @@ fn container(container: &mut Value) {
     let Value::Object(container) = container else {
         return;
     };
-    let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
-    let pull = if is_latest(image) { "Always" } else { "IfNotPresent" };
+    let image = container
+        .get("image")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let pull = if is_latest(image) {
+        "Always"
+    } else {
+        "IfNotPresent"
+    };
     set(container, "imagePullPolicy", json!(pull));
-    set(container, "terminationMessagePath", json!("/dev/termination-log"));
+    set(
+        container,
+        "terminationMessagePath",
+        json!("/dev/termination-log"),
+    );
     set(container, "terminationMessagePolicy", json!("File"));
     set(container, "resources", json!({}));
     ports(container);
@@ -146,7 +162,9 @@ fn container(container: &mut Value) {
     {
         set(resources, "requests", json!({}));
         if let Some(Value::Object(requests)) = resources.get_mut("requests") {
-            limits.into_iter().for_each(|(name, limit)| set(requests, &name, limit));
+            limits
+                .into_iter()
+                .for_each(|(name, limit)| set(requests, &name, limit));
         }
     }
 }
@@ -222,7 +240,11 @@ mod tests {
         assert_eq!(container["imagePullPolicy"], "Always");
         assert_eq!(container["ports"][0]["protocol"], "TCP");
         assert_eq!(container["resources"]["requests"]["cpu"], "1");
-        let empty = filled("", "Pod", json!({"containers": [{}], "serviceAccountName": null}));
+        let empty = filled(
+            "",
+            "Pod",
+            json!({"containers": [{}], "serviceAccountName": null}),
+        );
         assert_eq!(empty["serviceAccountName"], "default");
     }
 
@@ -239,10 +261,17 @@ mod tests {
         ] {
             let spec = filled(group, kind, template.clone());
             let pod = &spec["template"]["spec"];
-            assert_eq!(pod["containers"][0]["imagePullPolicy"], "IfNotPresent", "{kind}");
+            assert_eq!(
+                pod["containers"][0]["imagePullPolicy"], "IfNotPresent",
+                "{kind}"
+            );
             assert!(pod.get("serviceAccountName").is_none(), "{kind}");
         }
-        let spec = filled("batch", "CronJob", json!({"jobTemplate": {"spec": template}}));
+        let spec = filled(
+            "batch",
+            "CronJob",
+            json!({"jobTemplate": {"spec": template}}),
+        );
         let pod = &spec["jobTemplate"]["spec"]["template"]["spec"];
         assert_eq!(pod["dnsPolicy"], "ClusterFirst");
         assert_eq!(filled("apps", "Deployment", json!({}))["replicas"], 1);
@@ -254,6 +283,9 @@ mod tests {
     fn a_service_has_its_type_and_ports() {
         let spec = filled("", "Service", json!({"ports": [{"port": 80}]}));
         assert_eq!(spec["type"], "ClusterIP");
-        assert_eq!(spec["ports"][0], json!({"port": 80, "targetPort": 80, "protocol": "TCP"}));
+        assert_eq!(
+            spec["ports"][0],
+            json!({"port": 80, "targetPort": 80, "protocol": "TCP"})
+        );
     }
 }

@@ -28,7 +28,12 @@ const KINDS: &[(&str, &str, &str, &[&str])] = &[
     ("apps", "apps/v1", "Deployment", &["spec", "template"]),
     ("apps", "apps/v1", "ReplicaSet", &["spec", "template"]),
     ("apps", "apps/v1", "StatefulSet", &["spec", "template"]),
-    ("batch", "batch/v1", "CronJob", &["spec", "jobTemplate", "spec", "template"]),
+    (
+        "batch",
+        "batch/v1",
+        "CronJob",
+        &["spec", "jobTemplate", "spec", "template"],
+    ),
     ("batch", "batch/v1", "Job", &["spec", "template"]),
     ("", "v1", "Namespace", &[]),
     ("", "v1", "ServiceAccount", &[]),
@@ -87,7 +92,9 @@ const NO_EFFECT: &str = "no effect";
 pub fn foreign(object: &Value) -> Option<&'static str> {
     let group = group(object);
     let mut known = FOREIGN.iter();
-    known.find(|(known, _)| *known == group).map(|(_, why)| *why)
+    known
+        .find(|(known, _)| *known == group)
+        .map(|(_, why)| *why)
 }
 
 /// What is worth knowing of an object in `namespace`, beside the gate's verdict.
@@ -113,7 +120,12 @@ pub(super) fn hints(
     let makes_pods = matches!(place, Places::Itself | Places::Templates(_));
     if makes_pods && config.spared_namespaces.contains(namespace) {
         let message = format!("namespace {namespace} is spared: the gate judges nothing in it");
-        found.push(hint(Level::Note, &["metadata", "namespace"], NOT_JUDGED, message));
+        found.push(hint(
+            Level::Note,
+            &["metadata", "namespace"],
+            NOT_JUDGED,
+            message,
+        ));
     }
     found
 }
@@ -128,7 +140,10 @@ fn hint(level: Level, steps: &[&str], rule: &'static str, message: String) -> Hi
 }
 
 fn text<'a>(object: &'a Value, field: &str) -> &'a str {
-    object.get(field).and_then(Value::as_str).unwrap_or_default()
+    object
+        .get(field)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 fn group(object: &Value) -> &str {
@@ -209,7 +224,9 @@ impl<'a> Places<'a> {
         let is_at = |place: &[&str]| {
             let full = place.iter().chain(&["metadata", "annotations"]);
             full.clone().count() == steps.len()
-                && full.zip(steps).all(|(one, step)| *one == "*" || one == step)
+                && full
+                    .zip(steps)
+                    .all(|(one, step)| *one == "*" || one == step)
         };
         match self {
             Self::Itself => is_at(&[]),
@@ -257,7 +274,9 @@ fn unknown_pods(object: &Value, keys: &AnnotationKeys) -> Option<Hint> {
     let steps = found?;
     let preset = presets::names().find(|name| {
         let kinds = presets::preset(name).unwrap_or_default();
-        kinds.iter().any(|known| *known.group == *group && *known.kind == *kind)
+        kinds
+            .iter()
+            .any(|known| *known.group == *group && *known.kind == *kind)
     });
     let what = match preset {
         Some(preset) => format!("write {preset} into workloadPresets"),
@@ -284,7 +303,11 @@ fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
             .iter()
             .any(|one| image(one) || one.get("name").is_some_and(Value::is_string)),
         (
-            "podTemplate" | "podSpec" | "podMetadata" | "podTemplateSpec" | "podTemplateOverrides"
+            "podTemplate"
+            | "podSpec"
+            | "podMetadata"
+            | "podTemplateSpec"
+            | "podTemplateOverrides"
             | "podSpecOverrides",
             value,
         ) => value.is_object() || value.is_array(),
@@ -368,7 +391,10 @@ fn annotations(object: &Value, place: &Places<'_>, keys: &AnnotationKeys) -> Vec
         }
         for key in namespace_keys {
             if fields.contains_key(key) && !(is("Namespace") && own(steps)) {
-                add(key, "it belongs into metadata.annotations of a Namespace".into());
+                add(
+                    key,
+                    "it belongs into metadata.annotations of a Namespace".into(),
+                );
             }
         }
         if fields.contains_key(WEB_IDENTITY_ROLE) && !(is("ServiceAccount") && own(steps)) {

@@ -90,7 +90,10 @@ impl Report {
     }
 
     fn case(&self, object: &Checked, fail_on_warning: bool) -> Case {
-        let findings = self.findings.get(object.findings.clone()).unwrap_or_default();
+        let findings = self
+            .findings
+            .get(object.findings.clone())
+            .unwrap_or_default();
         let fails = |finding: &&Finding| match finding.level {
             Level::Error => true,
             Level::Warning => fail_on_warning,
@@ -333,7 +336,10 @@ mod tests {
         let text = report.text();
         assert!(text.contains("layer grants in audit mode"), "{text}");
         let last = text.lines().last().unwrap();
-        assert!(last.contains("none would be refused") && last.contains("1 warning"), "{text}");
+        assert!(
+            last.contains("none would be refused") && last.contains("1 warning"),
+            "{text}"
+        );
         assert!(!text.lines().next().unwrap().contains("refused"), "{text}");
     }
 

@@ -52,7 +52,12 @@ pub(super) struct Request {
 
 /// Whether an object is an AdmissionReview.
 pub fn is_review(object: &Value) -> bool {
-    let text = |field| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let text = |field| {
+        object
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     let group = text("apiVersion").split('/').next();
     text("kind") == "AdmissionReview" && group == Some(REVIEW_GROUP)
 }
@@ -299,7 +304,10 @@ mod tests {
         }
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": null});
         let request = created(&object);
-        assert_eq!(request.body["request"]["object"]["metadata"]["namespace"], "default");
+        assert_eq!(
+            request.body["request"]["object"]["metadata"]["namespace"],
+            "default"
+        );
     }
 
     #[test]
@@ -333,7 +341,10 @@ mod tests {
             },
         });
         let request = created(&review);
-        assert_eq!((&*request.kind, &*request.namespace, &*request.name), ("Pod", "shop", "x"));
+        assert_eq!(
+            (&*request.kind, &*request.namespace, &*request.name),
+            ("Pod", "shop", "x")
+        );
         assert_eq!(request.body["request"]["userInfo"]["username"], "bob");
         assert_eq!(request.body["request"]["operation"], "UPDATE");
         let body = request.body.to_string();

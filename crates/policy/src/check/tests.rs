@@ -155,7 +155,10 @@ metadata: {name: p, namespace: shop}
         report.findings[0].path,
         "metadata.annotations[iam.amazonaws.com/role]"
     );
-    assert_eq!(report.findings[1].path, "spec.headGroupSpec.template.spec.containers");
+    assert_eq!(
+        report.findings[1].path,
+        "spec.headGroupSpec.template.spec.containers"
+    );
     let suites = report.suites(false);
     assert!(suites[0].cases.iter().all(|case| case.remarks.len() == 1));
     let failed = |suites: &[crate::case_report::Suite]| {
@@ -203,7 +206,8 @@ request:
 ";
     let report = checked(&rules(&[], Mode::Off), text);
     assert_eq!(told(&report), ["error all.yaml:12 x namespace"]);
-    let answer = "apiVersion: admission.k8s.io/v1\nkind: AdmissionReview\nresponse: {allowed: true}\n";
+    let answer =
+        "apiVersion: admission.k8s.io/v1\nkind: AdmissionReview\nresponse: {allowed: true}\n";
     let report = checked(&rules(&[], Mode::Off), answer);
     assert_eq!(report.refused, 1);
 }

@@ -12,7 +12,9 @@ pub(super) fn settle(object: &mut Value, group: &str) {
     if !group.contains('.') {
         settle_all(object);
     } else if let Some(metadata) = object.get_mut("metadata") {
-        TEXT_MAPS.iter().for_each(|field| settle_texts(metadata, field));
+        TEXT_MAPS
+            .iter()
+            .for_each(|field| settle_texts(metadata, field));
     }
 }
 
@@ -22,7 +24,9 @@ fn settle_all(value: &mut Value) {
         Value::Object(fields) => {
             for (name, value) in fields {
                 if name == "metadata" {
-                    TEXT_MAPS.iter().for_each(|field| settle_texts(value, field));
+                    TEXT_MAPS
+                        .iter()
+                        .for_each(|field| settle_texts(value, field));
                 }
                 settle_all(value);
             }

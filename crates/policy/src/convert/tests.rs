@@ -119,7 +119,10 @@ spec:
         ),
         "{yaml}"
     );
-    assert_eq!(crate::manifest::documents(&yaml).unwrap().documents.len(), 1);
+    assert_eq!(
+        crate::manifest::documents(&yaml).unwrap().documents.len(),
+        1
+    );
     assert_eq!(converted.notes().len(), 3);
 }
 

@@ -6,9 +6,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use serde_json::{Map, Number, Value};
 use serde_saphyr::{Error, Spanned};
 
-use super::{
-    Lines, MOST_DEPTH, MOST_EVENTS, MOST_OBJECTS, MOST_REPLAYED, ManifestError,
-};
+use super::{Lines, MOST_DEPTH, MOST_EVENTS, MOST_OBJECTS, MOST_REPLAYED, ManifestError};
 use crate::text::plain;
 
 /// All documents of a text with their lines, and whether it is JSON that repeats a key.
@@ -20,7 +18,10 @@ pub(super) fn nodes(text: &str) -> Result<(Vec<(Value, Lines)>, bool), ManifestE
         }
         // Some of JSON is no YAML, such as surrogate pairs in escapes and keys that are there twice.
         Err(error) => match from_json(text) {
-            Some(values) => Ok((values, matches!(inner(&error), Error::DuplicateMappingKey { .. }))),
+            Some(values) => Ok((
+                values,
+                matches!(inner(&error), Error::DuplicateMappingKey { .. }),
+            )),
             None => Err(fault(text, &error)),
         },
     }
@@ -83,7 +84,9 @@ fn clause(error: &Error) -> &'static str {
         Error::Unexpected { .. } | Error::SerdeInvalidValue { .. } => "a key must be a text",
         Error::NonFiniteFloat { .. } => "it has a number that JSON has not",
         Error::UnknownAnchor { .. } => "an alias names an anchor that is not there before it",
-        Error::RecursiveReferencesRequireWeakTypes { .. } => "an alias stands in what it stands for",
+        Error::RecursiveReferencesRequireWeakTypes { .. } => {
+            "an alias stands in what it stands for"
+        }
         Error::AliasReplayCounterOverflow { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
@@ -237,4 +240,3 @@ impl<'de> Visitor<'de> for PartsVisitor {
         })
     }
 }
-

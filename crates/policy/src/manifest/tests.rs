@@ -95,9 +95,7 @@ fn what_is_wrong_is_told_with_its_line() {
     let told = broken("apiVersion: v1\nkind: Pod\nkind: Pod\n");
     assert!(told.contains("key kind is there twice"), "{told}");
     assert!(broken("just text\n").contains("apiVersion"));
-    assert!(
-        broken("apiVersion: v1\nkind: List\nitems: [1]\n").contains("no Kubernetes object")
-    );
+    assert!(broken("apiVersion: v1\nkind: List\nitems: [1]\n").contains("no Kubernetes object"));
 }
 
 #[test]
@@ -128,7 +126,8 @@ fn aliases_cannot_make_much_of_little() {
 
 #[test]
 fn numbers_and_words_are_read_as_kubernetes_reads_them() {
-    let text = "apiVersion: v1\nkind: X\nmode: 0644\nyes: 'on'\n1: one\nanchor: &a {b: c}\nalias: *a\n";
+    let text =
+        "apiVersion: v1\nkind: X\nmode: 0644\nyes: 'on'\n1: one\nanchor: &a {b: c}\nalias: *a\n";
     let value = documents(text).unwrap().remove(0).value;
     assert_eq!(value["mode"], 420);
     assert_eq!(value["1"], "one");
@@ -174,7 +173,11 @@ fn what_is_no_object_is_passed_over_and_what_is_half_a_one_is_an_error() {
     ] {
         let text = format!("{other}---\napiVersion: v1\nkind: Pod\n");
         let parsed = read(&text).unwrap();
-        assert_eq!((parsed.documents.len(), parsed.others), (1, vec![1]), "{other}");
+        assert_eq!(
+            (parsed.documents.len(), parsed.others),
+            (1, vec![1]),
+            "{other}"
+        );
     }
     for half in [
         "kind: Pod\nmetadata: {name: x}\n",

@@ -189,7 +189,12 @@ enum RawOperation {
 impl PolicyTest {
     /// Whether an object is a file of tests, of whatever version.
     pub fn is_one(object: &Value) -> bool {
-        let text = |field| object.get(field).and_then(Value::as_str).unwrap_or_default();
+        let text = |field| {
+            object
+                .get(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
         text("kind") == KIND && text("apiVersion").split('/').next() == Some(GROUP)
     }
 
@@ -217,7 +222,10 @@ impl PolicyTest {
             let steps = ["spec", "cases", &place];
             let case = read_case(case, &raw.spec, document, steps)?;
             if cases.iter().any(|other| other.name == case.name) {
-                let why = format!("there is a case {:?} already: give each its own name", case.name);
+                let why = format!(
+                    "there is a case {:?} already: give each its own name",
+                    case.name
+                );
                 return Err(FormatError {
                     line: case.line,
                     why,
@@ -259,7 +267,10 @@ fn read_case(
     let objects = |object: Option<Value>, file: Option<String>, fields: [&str; 2]| {
         let [inline, of_file] = fields;
         match (object, file) {
-            (Some(_), Some(_)) => Err(wrong(of_file, format!("write {inline} or {of_file}, not both"))),
+            (Some(_), Some(_)) => Err(wrong(
+                of_file,
+                format!("write {inline} or {of_file}, not both"),
+            )),
             (None, None) => Ok(None),
             (None, Some(file)) => Ok(Some(Objects::File(file))),
             (Some(object), None) => document
@@ -324,7 +335,9 @@ fn check_expect(expect: &Expect) -> Result<(), String> {
             path,
             message,
         } = refuser;
-        [layer, rule, path, message].iter().all(|field| field.is_none())
+        [layer, rule, path, message]
+            .iter()
+            .all(|field| field.is_none())
     };
     if expect.by.iter().any(says_nothing) {
         return Err("each entry of by needs layer, rule, path or message".into());
@@ -392,21 +405,53 @@ spec:
     fn what_is_not_understood_is_refused_with_its_line() {
         for (from, to, part) in [
             ("v1alpha1", "v1", "1: only PolicyTest of"),
-            ("  namespace: shop\n", "  namespce: shop\n", "1: unknown field `namespce`"),
+            (
+                "  namespace: shop\n",
+                "  namespce: shop\n",
+                "1: unknown field `namespce`",
+            ),
             ("{name: shop}", "{}", "1: missing field `name`"),
-            ("    user: ann\n", "    usr: ann\n", "14: unknown field `usr`"),
+            (
+                "    user: ann\n",
+                "    usr: ann\n",
+                "14: unknown field `usr`",
+            ),
             ("allowed}", "allow}", "13: unknown variant `allow`"),
-            ("{layer: grants}", "{layr: grants}", "21: unknown field `layr`"),
+            (
+                "{layer: grants}",
+                "{layr: grants}",
+                "21: unknown field `layr`",
+            ),
             ("{layer: grants}", "{}", "21: each entry of by needs"),
-            ("denied\n", "allowed\n", "21: what is allowed is refused by nothing"),
+            (
+                "denied\n",
+                "allowed\n",
+                "21: what is allowed is refused by nothing",
+            ),
             ("{kind: Pod}", "{kin: Pod}", "16: unknown field `kin`"),
             ("    file: pods.yaml\n", "", "14: a case needs the object"),
-            ("    file: pods.yaml\n", "    file: a\n    object: {}\n", "15: write object or file"),
+            (
+                "    file: pods.yaml\n",
+                "    file: a\n    object: {}\n",
+                "15: write object or file",
+            ),
             ("    oldFile: old.yaml\n", "", "17: operation: update needs"),
-            ("operation: update", "operation: delete", "17: oldObject and oldFile are for"),
-            ("operation: update", "operation: patch", "14: unknown variant `patch`"),
+            (
+                "operation: update",
+                "operation: delete",
+                "17: oldObject and oldFile are for",
+            ),
+            (
+                "operation: update",
+                "operation: patch",
+                "14: unknown variant `patch`",
+            ),
             ("nobody is admin", "the API may read", "14: there is a case"),
-            ("      apiVersion: v1\n", "", "10: object: the document is no Kubernetes object"),
+            (
+                "      apiVersion: v1\n",
+                "",
+                "10: object: the document is no Kubernetes object",
+            ),
         ] {
             assert!(FILE.contains(from), "{from}");
             let told = read(&FILE.replace(from, to)).unwrap_err();

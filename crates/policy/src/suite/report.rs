@@ -34,7 +34,9 @@ impl Covered {
         let known = self.modules.entry(name.to_owned()).or_default();
         known.covered.extend(&lines.covered);
         known.not_covered.extend(&lines.not_covered);
-        known.not_covered.retain(|line| !known.covered.contains(line));
+        known
+            .not_covered
+            .retain(|line| !known.covered.contains(line));
     }
 
     /// Adds a grant, which other rules may have used too.
@@ -87,7 +89,10 @@ impl TestReport {
             let place = plain(&format!("{}:{}", case.file, case.line));
             let name = plain(&case.name);
             let mut line = |style: anstyle::Style, word: &str| {
-                writeln!(out, "{TITLE}{place}{TITLE:#}: {style}{word}{style:#} {name}")
+                writeln!(
+                    out,
+                    "{TITLE}{place}{TITLE:#}: {style}{word}{style:#} {name}"
+                )
             };
             match &case.result {
                 CaseResult::Passed => {
@@ -121,7 +126,10 @@ impl TestReport {
             0 => String::new(),
             number => format!(", {number} skipped"),
         };
-        writeln!(out, "{style}{tests}: {passed} passed, {failed} failed{skipped}{style:#}")?;
+        writeln!(
+            out,
+            "{style}{tests}: {passed} passed, {failed} failed{skipped}{style:#}"
+        )?;
         if with_coverage {
             self.covered.write(out)?;
         }
@@ -277,7 +285,10 @@ mod tests {
         assert!(!report.text(false, false).contains("one"));
         assert!(!report.has_passed());
         let json = report.json();
-        assert_eq!((&json["failed"], &json["coverage"]["percent"]), (&json!(1), &json!(57)));
+        assert_eq!(
+            (&json["failed"], &json["coverage"]["percent"]),
+            (&json!(1), &json!(57))
+        );
         assert_eq!(json["tests"][1]["messages"][0], "expected denied");
     }
 }

@@ -83,13 +83,19 @@ fn a_case_passes_with_the_verdict_that_is_expected_and_fails_with_another() {
         }
     }
     let told = failure(run(enforce, &of("admin", "allowed"), ""));
-    assert!(told.contains("by layer grants, rule default deny: role "), "{told}");
+    assert!(
+        told.contains("by layer grants, rule default deny: role "),
+        "{told}"
+    );
 }
 
 #[test]
 fn every_object_that_is_selected_must_be_as_expected() {
     let told = failure(run(Mode::Enforce, "    expect: {verdict: denied}\n", ""));
-    assert!(told.starts_with("Pod shop/fine: expected denied") && !told.contains("admin:"), "{told}");
+    assert!(
+        told.starts_with("Pod shop/fine: expected denied") && !told.contains("admin:"),
+        "{told}"
+    );
     let none = "    select: {name: gone}\n    expect: {verdict: allowed}\n";
     assert!(failure(run(Mode::Enforce, none, "")).starts_with("error: no object is selected"));
 }

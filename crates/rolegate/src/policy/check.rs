@@ -128,7 +128,9 @@ impl CheckArguments {
     fn validate(&self) -> anyhow::Result<()> {
         if let Some(path) = self.misplaced.first() {
             let path = path.display();
-            return Err(invalid(format!("manifests are named by -f: write -f {path}")));
+            return Err(invalid(format!(
+                "manifests are named by -f: write -f {path}"
+            )));
         }
         match (self.operation, self.old.is_empty()) {
             (Action::Update, true) => {
@@ -141,7 +143,11 @@ impl CheckArguments {
             }
             _ => {}
         }
-        let paths = self.filename.iter().chain(&self.from.rules).chain(&self.old);
+        let paths = self
+            .filename
+            .iter()
+            .chain(&self.from.rules)
+            .chain(&self.old);
         files::validate(paths)
     }
 }

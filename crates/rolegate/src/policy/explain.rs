@@ -148,7 +148,9 @@ impl<'a> Asked<'a> {
         let (kind, name) = text.split_once('/').unwrap_or(("pod", text));
         let kind = Kind::named(kind).ok_or_else(|| {
             let names = Kind::names();
-            invalid(format!("{kind} makes no pods that could be explained: name one of {names}"))
+            invalid(format!(
+                "{kind} makes no pods that could be explained: name one of {names}"
+            ))
         })?;
         super::flags::name(name).map_err(|error| invalid(format!("KIND/NAME: {error}")))?;
         Ok(Self { kind, name })

@@ -117,7 +117,9 @@ pub(super) fn objects(manifests: Vec<Manifests>) -> Vec<Value> {
 /// # Errors
 /// A file that cannot be read.
 pub(super) fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
-    File::open(path).and_then(bounded).with_context(|| shown(path))
+    File::open(path)
+        .and_then(bounded)
+        .with_context(|| shown(path))
 }
 
 struct Reader<'a> {

@@ -66,7 +66,9 @@ mod tests {
 
     fn ignored(given: &str, root: &str, file: &str) -> bool {
         let patterns = vec![pattern(given).unwrap()];
-        Ignore::of(patterns).unwrap().matches(Path::new(root), Path::new(file))
+        Ignore::of(patterns)
+            .unwrap()
+            .matches(Path::new(root), Path::new(file))
     }
 
     #[test]
@@ -78,7 +80,11 @@ mod tests {
             ("templates", "deploy/chart/templates/a.yaml", true),
             ("templates/", "deploy/chart/templates/a.yaml", true),
             ("chart/templates", "deploy/chart/templates/a.yaml", true),
-            ("deploy/chart/templates", "deploy/chart/templates/a.yaml", true),
+            (
+                "deploy/chart/templates",
+                "deploy/chart/templates/a.yaml",
+                true,
+            ),
             ("chart/*.yaml", "deploy/chart/templates/a.yaml", false),
             ("chart/**", "deploy/chart/templates/a.yaml", true),
             ("**/templates/*.yaml", "deploy/chart/templates/a.yaml", true),

@@ -39,13 +39,37 @@ const fn kind(
 /// All of them.
 const KINDS: &[Kind] = &[
     kind("", "Pod", "pods", "po", ""),
-    kind("apps", "Deployment", "deployments", "deploy", "/spec/template"),
-    kind("apps", "StatefulSet", "statefulsets", "sts", "/spec/template"),
+    kind(
+        "apps",
+        "Deployment",
+        "deployments",
+        "deploy",
+        "/spec/template",
+    ),
+    kind(
+        "apps",
+        "StatefulSet",
+        "statefulsets",
+        "sts",
+        "/spec/template",
+    ),
     kind("apps", "DaemonSet", "daemonsets", "ds", "/spec/template"),
     kind("apps", "ReplicaSet", "replicasets", "rs", "/spec/template"),
-    kind("", "ReplicationController", "replicationcontrollers", "rc", "/spec/template"),
+    kind(
+        "",
+        "ReplicationController",
+        "replicationcontrollers",
+        "rc",
+        "/spec/template",
+    ),
     kind("batch", "Job", "jobs", "job", "/spec/template"),
-    kind("batch", "CronJob", "cronjobs", "cj", "/spec/jobTemplate/spec/template"),
+    kind(
+        "batch",
+        "CronJob",
+        "cronjobs",
+        "cj",
+        "/spec/jobTemplate/spec/template",
+    ),
 ];
 
 impl Kind {
@@ -76,7 +100,12 @@ impl Kind {
 
     /// Whether an object is of this kind.
     pub(super) fn is_of(&self, object: &Value) -> bool {
-        let text = |field| object.get(field).and_then(Value::as_str).unwrap_or_default();
+        let text = |field| {
+            object
+                .get(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
         let version = text("apiVersion");
         let group = version.split_once('/').map_or("", |(group, _)| group);
         text("kind") == self.kind && group == self.group

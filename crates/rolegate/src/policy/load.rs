@@ -109,7 +109,10 @@ impl Objects {
     /// The namespace that is meant where none is `given`: that of the kubeconfig's context where a
     /// cluster was asked, as for kubectl.
     pub(super) fn namespace(&self, given: Option<&str>) -> String {
-        given.or(self.namespace.as_deref()).unwrap_or("default").to_owned()
+        given
+            .or(self.namespace.as_deref())
+            .unwrap_or("default")
+            .to_owned()
     }
 
     /// More objects, of no file.

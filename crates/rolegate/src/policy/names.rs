@@ -59,29 +59,44 @@ impl Names {
             Place::File(file, _) => Some((name, file)),
             Place::ConfigMap(_) => None,
         });
-        files.fold(sentence.to_owned(), |sentence, (name, file)| sentence.replace(name, file))
+        files.fold(sentence.to_owned(), |sentence, (name, file)| {
+            sentence.replace(name, file)
+        })
     }
 
-    /// What is wrong with a policy, after the file and line that it is about.
-    pub(super) fn placed(&self, policy: &str, error: &str) -> String {
+    /// That a policy can't be used, after the file and line that it is about.
+    fn unusable_for(&self, policy: &str, error: &str) -> String {
+        let what = error
+            .strip_prefix(policy)
+            .and_then(|rest| rest.strip_prefix(": "));
+        let what = what.unwrap_or(error);
         match self.0.get(policy) {
             Some(Place::File(file, entry)) => {
-                let rest = error.strip_prefix(&format!("{policy}: {entry}, line "));
-                let rest = rest.and_then(|rest| rest.split_once(": "));
-                match rest {
-                    Some((line, what)) => format!("{file}:{line}: {what}"),
-                    None => format!("{file}: {}", self.in_sentence(error)),
+                let rest = what.strip_prefix(&format!("{entry}, line "));
+                match rest.and_then(|rest| rest.split_once(": ")) {
+                    Some((line, what)) => {
+                        format!("{file}:{line}: the policy cannot be used: {what}")
+                    }
+                    None => {
+                        let what = self.in_sentence(what);
+                        format!("{file}: the policy cannot be used: {what}")
+                    }
                 }
             }
-            Some(Place::ConfigMap(Some(place))) => format!("{place}: ConfigMap {error}"),
-            Some(Place::ConfigMap(None)) | None => format!("ConfigMap {error}"),
+            Some(Place::ConfigMap(Some(place))) => {
+                format!("{place}: ConfigMap {policy} cannot be used: {what}")
+            }
+            Some(Place::ConfigMap(None)) | None => {
+                format!("ConfigMap {policy} cannot be used: {what}")
+            }
         }
     }
 
     /// Rules that count for nothing or not as they are written, in sentences.
     pub(super) fn broken(&self, keeper: &Keeper, snapshot: &Snapshot) -> Vec<String> {
         let grants = snapshot.grants.invalid().iter();
-        let grants = grants.map(|(name, error)| format!("RoleGrant {name} grants nothing: {error}"));
+        let grants =
+            grants.map(|(name, error)| format!("RoleGrant {name} grants nothing: {error}"));
         let mut told: Vec<_> = grants.collect();
         if snapshot.config.modes.rego == Mode::Off {
             return told;
@@ -104,10 +119,7 @@ impl Names {
             _ => None,
         });
         errors
-            .map(|(name, error)| {
-                let error = self.placed(name, &error.to_string());
-                format!("{error}; policy {} cannot be used", self.shown(name))
-            })
+            .map(|(name, error)| self.unusable_for(name, &error.to_string()))
             .collect()
     }
 

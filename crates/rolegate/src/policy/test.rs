@@ -1,7 +1,7 @@
 //! `rolegate policy test`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
@@ -138,7 +138,10 @@ impl<'a> Tester<'a> {
         )?;
         let mut tests = Vec::new();
         for one in &contents.manifests {
-            let found = one.documents.iter().filter(|one| PolicyTest::is_one(&one.value));
+            let found = one
+                .documents
+                .iter()
+                .filter(|one| PolicyTest::is_one(&one.value));
             for document in found {
                 let file = one.file.clone();
                 let test = PolicyTest::read(document)
@@ -153,7 +156,8 @@ impl<'a> Tester<'a> {
         });
         for one in &mut contents.manifests {
             let makes_rules = |value: &Value| is_rule(value) || is_core(value, "Namespace");
-            one.documents.retain(|document| makes_rules(&document.value));
+            one.documents
+                .retain(|document| makes_rules(&document.value));
         }
         Ok(Self {
             arguments,
@@ -202,7 +206,10 @@ impl<'a> Tester<'a> {
         }
         let mut read: BTreeMap<&str, Vec<Document>> = BTreeMap::new();
         for case in &wanted {
-            for subject in [Some(&case.objects), case.old.as_ref()].into_iter().flatten() {
+            for subject in [Some(&case.objects), case.old.as_ref()]
+                .into_iter()
+                .flatten()
+            {
                 if let Subject::File(path) = subject {
                     let place = || format!("{}:{}", plain(&file.file), case.line);
                     let selection = Selection {
@@ -220,9 +227,7 @@ impl<'a> Tester<'a> {
             match subject {
                 None => Vec::new(),
                 Some(Subject::Here(documents)) => documents.clone(),
-                Some(Subject::File(path)) => {
-                    read.get(path.as_str()).cloned().unwrap_or_default()
-                }
+                Some(Subject::File(path)) => read.get(path.as_str()).cloned().unwrap_or_default(),
             }
         };
         let cases = wanted.iter().map(|case| {
@@ -291,7 +296,9 @@ impl<'a> Tester<'a> {
             suites.entry(file).or_default().push(case);
         }
         let is_rego = !suites.is_empty();
-        let suites = suites.into_iter().map(|(name, cases)| Suite { name, cases });
+        let suites = suites
+            .into_iter()
+            .map(|(name, cases)| Suite { name, cases });
         self.report.suites.extend(suites);
         if is_rego {
             self.note(&loaded);
@@ -317,7 +324,13 @@ impl TestFile {
     /// A path that the file names, which is from its own folder.
     fn beside(&self, path: &str) -> PathBuf {
         let folder = Path::new(&self.file).parent().unwrap_or(Path::new(""));
-        folder.join(path)
+        let whole = folder.join(path);
+        let short = without_detours(&whole);
+        // A link on the way leads elsewhere.
+        match (whole.canonicalize(), short.canonicalize()) {
+            (Ok(one), Ok(other)) if one == other => short,
+            _ => whole,
+        }
     }
 
     /// The files of objects that its cases name.
@@ -328,6 +341,25 @@ impl TestFile {
             Subject::File(path) => self.beside(path).canonicalize().ok(),
             Subject::Here(_) => None,
         })
+    }
+}
+
+/// A path without `.`, and without folders that `..` leaves again.
+fn without_detours(path: &Path) -> PathBuf {
+    let mut short = PathBuf::new();
+    for part in path.components() {
+        let leaves = matches!(short.components().next_back(), Some(Component::Normal(_)));
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if leaves => {
+                short.pop();
+            }
+            part => short.push(part),
+        }
+    }
+    match short.as_os_str().is_empty() {
+        true => ".".into(),
+        false => short,
     }
 }
 
@@ -343,7 +375,10 @@ fn refuse_unusable(loaded: &Loaded) -> anyhow::Result<()> {
 
 /// The namespaces that objects are in and that rules don't describe, without annotations.
 fn missing_namespaces<'a>(rules: &Objects, mentioned: impl Iterator<Item = &'a str>) -> Objects {
-    let described = rules.values().iter().filter(|value| is_core(value, "Namespace"));
+    let described = rules
+        .values()
+        .iter()
+        .filter(|value| is_core(value, "Namespace"));
     let described: BTreeSet<_> = described
         .filter_map(|value| value.pointer("/metadata/name")?.as_str())
         .collect();
@@ -406,7 +441,8 @@ impl Contents {
         let known: BTreeSet<_> = manifests.chain(modules).collect();
         let is_new = |file: &str| !known.contains(&path(file));
         let manifests = more.manifests.into_iter();
-        self.manifests.extend(manifests.filter(|one| is_new(&one.file)));
+        self.manifests
+            .extend(manifests.filter(|one| is_new(&one.file)));
         let modules = more.modules.into_iter();
         self.modules.extend(modules.filter(|one| is_new(&one.file)));
     }

@@ -25,7 +25,9 @@ pub(super) fn find(
         unasked.find(|one| *one.policy == *id).map(no_deny)
     };
     let maps = maps.iter().filter_map(|(place, map)| {
-        let binary = documents.get(*place).and_then(|document| document.get("binaryData"));
+        let binary = documents
+            .get(*place)
+            .and_then(|document| document.get("binaryData"));
         let why = misplaced(map, binary, config).or_else(|| nothing_denies(map))?;
         Some(Unused {
             place: Origin::Document(*place),
@@ -146,7 +148,8 @@ mod tests {
         };
         let unused = load(documents, options).unwrap().unused;
         let told = unused.iter();
-        told.map(|one| format!("{:?} {}: {}", one.place, one.name, one.why)).collect()
+        told.map(|one| format!("{:?} {}: {}", one.place, one.name, one.why))
+            .collect()
     }
 
     fn on() -> RuleConfig {
@@ -159,20 +162,48 @@ mod tests {
     fn each_reason_is_told_with_the_place() {
         let rego = |text: &str| json!({"data": {"images.rego": text}});
         for (change, part) in [
-            (json!({"metadata": {"namespace": "shop"}}), "read from namespaces opa"),
-            (json!({"metadata": {"namespace": null}}), "it is in namespace default"),
-            (json!({"metadata": {"labels": null}}), "no label openpolicyagent.org/policy=rego"),
-            (json!({"metadata": {"labels": {"openpolicyagent.org/data": "opa"}}}), "as data"),
-            (json!({"data": null, "binaryData": {"a.rego": "eA=="}}), "write a.rego under data"),
-            (rego("package k8srequired\nviolation[msg] { msg := \"no\" }\n"), "are Gatekeeper's"),
-            (rego("package main\ndeny[msg] { msg := \"no\" }\n"), "its package is main"),
+            (
+                json!({"metadata": {"namespace": "shop"}}),
+                "read from namespaces opa",
+            ),
+            (
+                json!({"metadata": {"namespace": null}}),
+                "it is in namespace default",
+            ),
+            (
+                json!({"metadata": {"labels": null}}),
+                "no label openpolicyagent.org/policy=rego",
+            ),
+            (
+                json!({"metadata": {"labels": {"openpolicyagent.org/data": "opa"}}}),
+                "as data",
+            ),
+            (
+                json!({"data": null, "binaryData": {"a.rego": "eA=="}}),
+                "write a.rego under data",
+            ),
+            (
+                rego("package k8srequired\nviolation[msg] { msg := \"no\" }\n"),
+                "are Gatekeeper's",
+            ),
+            (
+                rego("package main\ndeny[msg] { msg := \"no\" }\n"),
+                "its package is main",
+            ),
         ] {
             let told = why(&[json!({"kind": "X"}), map(change)], &[], on());
             assert_eq!(told.len(), 1, "{part}: {told:?}");
-            assert!(told[0].starts_with("Document(1)") && told[0].contains(part), "{told:?}");
+            assert!(
+                told[0].starts_with("Document(1)") && told[0].contains(part),
+                "{told:?}"
+            );
         }
         assert!(why(&[map(json!({}))], &[], on())[..].is_empty());
-        let off = why(&[map(json!({}))], &[("a.rego", "package a")], RuleConfig::default());
+        let off = why(
+            &[map(json!({}))],
+            &[("a.rego", "package a")],
+            RuleConfig::default(),
+        );
         assert_eq!(off.len(), 2);
         assert!(off.iter().all(|why| why.contains("layer rego is off")));
     }
@@ -180,9 +211,14 @@ mod tests {
     #[test]
     fn libraries_tests_and_other_config_maps_are_not_told() {
         let library = "package lib\nbad { input.request.x }\n";
-        let user = "package kubernetes.admission\nimport data.lib\ndeny[msg] { lib.bad; msg := \"x\" }\n";
+        let user =
+            "package kubernetes.admission\nimport data.lib\ndeny[msg] { lib.bad; msg := \"x\" }\n";
         let tests = "package lib_test\ntest_bad { true }\n";
-        let files = [("lib.rego", library), ("user.rego", user), ("x_test.rego", tests)];
+        let files = [
+            ("lib.rego", library),
+            ("user.rego", user),
+            ("x_test.rego", tests),
+        ];
         let settings = json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": "settings", "namespace": "shop"}, "data": {"a": "b"}});
         assert_eq!(why(&[settings], &files, on())[..], [""; 0]);

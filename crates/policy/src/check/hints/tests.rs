@@ -10,8 +10,15 @@ fn told(object: &Value) -> Vec<String> {
 fn told_with(object: &Value, config: &RuleConfig) -> Vec<String> {
     let hints = hints(object, "shop", config, &AnnotationKeys::default());
     let told = hints.iter();
-    told.map(|hint| format!("{} at {}: {}", hint.rule, hint.steps.join("/"), hint.message))
-        .collect()
+    told.map(|hint| {
+        format!(
+            "{} at {}: {}",
+            hint.rule,
+            hint.steps.join("/"),
+            hint.message
+        )
+    })
+    .collect()
 }
 
 fn one(object: &Value) -> String {
@@ -40,7 +47,10 @@ fn kinds_that_no_api_server_knows_are_told_with_their_right_name() {
     ] {
         let object = json!({"apiVersion": version, "kind": kind, "spec": containers()});
         let told = one(&object);
-        assert!(told.starts_with("not judged") && told.contains(part), "{told}");
+        assert!(
+            told.starts_with("not judged") && told.contains(part),
+            "{told}"
+        );
     }
     for (version, kind) in [
         ("v1", "Pod"),
@@ -58,27 +68,72 @@ fn kinds_that_no_api_server_knows_are_told_with_their_right_name() {
 fn custom_resources_that_make_pods_are_told() {
     let template = json!({"spec": containers()});
     for (version, kind, spec) in [
-        ("apps.openshift.io/v1", "DeploymentConfig", json!({"template": template})),
-        ("apps.kruise.io/v1alpha1", "CloneSet", json!({"template": template})),
-        ("ray.io/v1", "RayCluster", json!({"headGroupSpec": {"template": template}})),
-        ("jobset.x-k8s.io/v1alpha2", "JobSet",
-            json!({"replicatedJobs": [{"template": {"spec": {"template": template}}}]})),
-        ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet",
-            json!({"leaderWorkerTemplate": {"workerTemplate": template}})),
+        (
+            "apps.openshift.io/v1",
+            "DeploymentConfig",
+            json!({"template": template}),
+        ),
+        (
+            "apps.kruise.io/v1alpha1",
+            "CloneSet",
+            json!({"template": template}),
+        ),
+        (
+            "ray.io/v1",
+            "RayCluster",
+            json!({"headGroupSpec": {"template": template}}),
+        ),
+        (
+            "jobset.x-k8s.io/v1alpha2",
+            "JobSet",
+            json!({"replicatedJobs": [{"template": {"spec": {"template": template}}}]}),
+        ),
+        (
+            "leaderworkerset.x-k8s.io/v1",
+            "LeaderWorkerSet",
+            json!({"leaderWorkerTemplate": {"workerTemplate": template}}),
+        ),
         ("kubeflow.org/v1", "Notebook", json!({"template": template})),
-        ("argoproj.io/v1alpha1", "Workflow",
-            json!({"templates": [{"name": "a", "container": {"image": "app"}}]})),
-        ("argoproj.io/v1alpha1", "Workflow", json!({"podMetadata": {"annotations": {}}})),
-        ("sparkoperator.k8s.io/v1beta2", "SparkApplication",
-            json!({"image": "spark", "mainApplicationFile": "x", "driver": {}})),
-        ("sparkoperator.k8s.io/v1beta2", "SparkApplication",
-            json!({"driver": {"serviceAccount": "spark"}})),
-        ("sparkoperator.k8s.io/v1beta2", "SparkApplication",
-            json!({"driver": {"annotations": {"iam.amazonaws.com/role": "x"}}})),
-        ("trainer.kubeflow.org/v1alpha1", "TrainJob",
-            json!({"trainer": {"image": "train", "numNodes": 2}})),
-        ("trainer.kubeflow.org/v1alpha1", "TrainJob", json!({"podTemplateOverrides": [{}]})),
-        ("example.com/v1", "Unheard", json!({"a": [{"b": {"initContainers": [{"image": "x"}]}}]})),
+        (
+            "argoproj.io/v1alpha1",
+            "Workflow",
+            json!({"templates": [{"name": "a", "container": {"image": "app"}}]}),
+        ),
+        (
+            "argoproj.io/v1alpha1",
+            "Workflow",
+            json!({"podMetadata": {"annotations": {}}}),
+        ),
+        (
+            "sparkoperator.k8s.io/v1beta2",
+            "SparkApplication",
+            json!({"image": "spark", "mainApplicationFile": "x", "driver": {}}),
+        ),
+        (
+            "sparkoperator.k8s.io/v1beta2",
+            "SparkApplication",
+            json!({"driver": {"serviceAccount": "spark"}}),
+        ),
+        (
+            "sparkoperator.k8s.io/v1beta2",
+            "SparkApplication",
+            json!({"driver": {"annotations": {"iam.amazonaws.com/role": "x"}}}),
+        ),
+        (
+            "trainer.kubeflow.org/v1alpha1",
+            "TrainJob",
+            json!({"trainer": {"image": "train", "numNodes": 2}}),
+        ),
+        (
+            "trainer.kubeflow.org/v1alpha1",
+            "TrainJob",
+            json!({"podTemplateOverrides": [{}]}),
+        ),
+        (
+            "example.com/v1",
+            "Unheard",
+            json!({"a": [{"b": {"initContainers": [{"image": "x"}]}}]}),
+        ),
     ] {
         let object = json!({"apiVersion": version, "kind": kind, "metadata": {}, "spec": spec});
         let told = one(&object);
@@ -94,9 +149,16 @@ fn custom_resources_that_make_pods_are_told() {
 fn kinds_that_make_no_pods_or_that_the_gate_knows_are_not() {
     for (version, kind, spec) in [
         ("example.com/v1", "Bucket", json!({"image": "logo.png"})),
-        ("example.com/v1", "Bucket", json!({"containers": 3, "container": "blobs"})),
-        ("apiextensions.k8s.io/v1", "CustomResourceDefinition",
-            json!({"versions": [{"schema": {"properties": {"containers": {"items": {}}}}}]})),
+        (
+            "example.com/v1",
+            "Bucket",
+            json!({"containers": 3, "container": "blobs"}),
+        ),
+        (
+            "apiextensions.k8s.io/v1",
+            "CustomResourceDefinition",
+            json!({"versions": [{"schema": {"properties": {"containers": {"items": {}}}}}]}),
+        ),
         ("networking.k8s.io/v1", "Ingress", json!({"rules": []})),
         ("rbac.authorization.k8s.io/v1", "RoleBinding", json!({})),
     ] {
@@ -172,16 +234,31 @@ fn annotations_of_custom_resources_count_where_the_configuration_says() {
     assert!(told_with(&job(json!({})), &config).is_empty());
     let other = json!({"iam.amazonaws.com/external-id": "x"});
     let told = told_with(&job(other), &config);
-    assert!(told[0].contains("spec.pytorchReplicaSpecs.*.template.metadata"), "{told:?}");
+    assert!(
+        told[0].contains("spec.pytorchReplicaSpecs.*.template.metadata"),
+        "{told:?}"
+    );
 }
 
 #[test]
 fn what_is_rules_for_another_program_is_told() {
     for (version, kind, part) in [
-        ("templates.gatekeeper.sh/v1", "ConstraintTemplate", "kubernetes.admission"),
-        ("constraints.gatekeeper.sh/v1beta1", "K8sRequiredLabels", "kubernetes.admission"),
+        (
+            "templates.gatekeeper.sh/v1",
+            "ConstraintTemplate",
+            "kubernetes.admission",
+        ),
+        (
+            "constraints.gatekeeper.sh/v1beta1",
+            "K8sRequiredLabels",
+            "kubernetes.admission",
+        ),
         ("kyverno.io/v1", "ClusterPolicy", "Kyverno"),
-        ("kustomize.config.k8s.io/v1beta1", "Kustomization", "kubectl kustomize"),
+        (
+            "kustomize.config.k8s.io/v1beta1",
+            "Kustomization",
+            "kubectl kustomize",
+        ),
     ] {
         let object = json!({"apiVersion": version, "kind": kind});
         assert!(one(&object).contains(part), "{kind}");
