@@ -303,6 +303,30 @@ contexts:
     }
 
     #[tokio::test]
+    async fn the_namespace_is_that_of_the_context() {
+        let (dir, options) = kubeconfig();
+        let namespace = |options| async move {
+            Connection::new(&options)
+                .await
+                .unwrap()
+                .namespace()
+                .to_owned()
+        };
+        assert_eq!(namespace(options.clone()).await, "default");
+        let shop = KUBECONFIG.replace(
+            "user: user } }\n- { name: two",
+            "user: user, namespace: shop } }\n- { name: two",
+        );
+        std::fs::write(dir.path().join("config"), shop).unwrap();
+        assert_eq!(namespace(options.clone()).await, "shop");
+        let context = Some("two".into());
+        assert_eq!(
+            namespace(ClientOptions { context, ..options }).await,
+            "default"
+        );
+    }
+
+    #[tokio::test]
     async fn wrong_options_are_told() {
         let (_dir, mut options) = kubeconfig();
         options.context = Some("none".into());

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 pub use rolegate_admission::review::Operation;
 use rolegate_admission::{Fault, GateRules, Outcome, Review, Unseen, judge};
+use rolegate_core::layer::Mode;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -303,12 +304,31 @@ fn check_one(
         let fault = Fault::new(&path, CHECK, hint.rule, &hint.message);
         found.push(finding(hint.level, &fault));
     }
+    if let Some(why) = not_asked(rules, request) {
+        let fault = Fault::new("", CHECK, "not judged", why);
+        found.push(finding(Level::Note, &fault));
+    }
     if document.repeats_key {
         let message = "an object in this JSON has a key twice: the last one counts, as for kubectl";
         let fault = Fault::new("", CHECK, "repeated key", message);
         found.push(finding(Level::Warning, &fault));
     }
     found
+}
+
+/// Why no policy is asked about a request, where policies are on.
+fn not_asked(rules: &GateRules<'_>, request: &Request) -> Option<&'static str> {
+    if rules.config.modes.rego == Mode::Off {
+        return None;
+    }
+    let text = |pointer| request.body.pointer(pointer).and_then(Value::as_str);
+    match (text("/request/operation"), text("/request/subResource")) {
+        (Some("DELETE" | "CONNECT"), _) => {
+            Some("policies are not asked about deletions and CONNECT")
+        }
+        (_, None | Some("" | "ephemeralcontainers")) => None,
+        _ => Some("policies are not asked about subresources but ephemeralcontainers"),
+    }
 }
 
 fn undecided(unseen: &Unseen) -> Fault {

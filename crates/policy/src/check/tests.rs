@@ -211,3 +211,41 @@ request:
     let report = checked(&rules(&[], Mode::Off), answer);
     assert_eq!(report.refused, 1);
 }
+
+#[test]
+fn what_policies_are_not_asked_about_is_told() {
+    let stage = rules(&[], Mode::Off);
+    let (mut config, keys) = (RuleConfig::default(), AnnotationKeys::default());
+    let creator = Creator {
+        user: "ann".into(),
+        groups: Vec::new(),
+    };
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop}\n";
+    let documents = documents(text).unwrap().documents;
+    let mut notes = |mode, operation| {
+        config.modes.rego = mode;
+        let rules = GateRules {
+            rules: &stage.rules,
+            config: &config,
+            grants: &stage.grants,
+            keys: &keys,
+            policies: None,
+        };
+        let manifest = Manifest {
+            file: "all.yaml",
+            document: &documents[0],
+            old: None,
+            operation,
+        };
+        let report = check(&rules, [manifest], &creator, "shop", NOW);
+        let findings = report.findings.into_iter();
+        findings.map(|one| one.message).collect::<Vec<_>>()
+    };
+    let deleted = notes(Mode::Enforce, Operation::Delete);
+    assert_eq!(
+        deleted,
+        ["policies are not asked about deletions and CONNECT"]
+    );
+    assert!(notes(Mode::Off, Operation::Delete).is_empty());
+    assert!(notes(Mode::Enforce, Operation::Create).is_empty());
+}

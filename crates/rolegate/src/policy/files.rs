@@ -258,7 +258,7 @@ impl Reader<'_> {
         let text = std::str::from_utf8(&bytes)
             .map_err(|_| anyhow::anyhow!("{name}: it is not text (UTF-8)"))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let file = path.display().to_string();
+        let file = path.strip_prefix(".").unwrap_or(path).display().to_string();
         if is_rego(path) {
             if self.selection.modules == Modules::None {
                 bail!("{name}: modules of Rego are policies: give them by --rules");
@@ -302,7 +302,7 @@ fn shown(path: &Path) -> String {
 fn named(path: &Path) -> String {
     match path.as_os_str() == STDIN {
         true => "standard input".to_owned(),
-        false => shown(path),
+        false => shown(path.strip_prefix("./").unwrap_or(path)),
     }
 }
 

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod check;
+mod context;
 mod running;
 mod suites;
 
