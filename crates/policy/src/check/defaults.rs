@@ -81,10 +81,8 @@ fn job(spec: Option<&mut Value>) {
     set(spec, "backoffLimit", json!(6));
     set(spec, "completionMode", json!("NonIndexed"));
     set(spec, "suspend", json!(false));
-    if spec.get("completions").is_none_or(Value::is_null) {
-        if spec.get("parallelism").is_none_or(Value::is_null) {
-            set(spec, "completions", json!(1));
-        }
+    if spec.get("parallelism").is_none_or(Value::is_null) {
+        set(spec, "completions", json!(1));
     }
     set(spec, "parallelism", json!(1));
     template(spec.get_mut("template"));

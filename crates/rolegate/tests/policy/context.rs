@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use rolegate_devkit::kube_api::{KubeApi, KubeApiOptions};
+use rolegate_devkit::{KubeApi, KubeApiOptions};
 use serde_json::json;
 
 use crate::{BASE, Ran, json, run};

@@ -342,7 +342,11 @@ fn the_example_of_the_documentation_passes() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples");
     let ran = run_in(&examples, &["test", "policy-test", "--coverage"], "");
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    for part in ["5 passed, 0 failed, 1 skipped", "100 % of 4 lines", "1 of 1 grant"] {
+    for part in [
+        "5 passed, 0 failed, 1 skipped",
+        "100 % of 4 lines",
+        "1 of 1 grant",
+    ] {
         assert!(ran.out.contains(part), "{part}: {}", ran.out);
     }
 }
