@@ -8,3 +8,4 @@ mod corpus;
 mod doors;
 mod properties;
 mod stage;
+mod testing;
