@@ -154,7 +154,7 @@ impl Site {
             "spec": { "ports": [{ "port": 80 }] } });
         cluster.apply_manifest(&service.to_string()).await?;
         let owner = json!({ "apiVersion": "apps/v1", "kind": "Deployment",
-            "metadata": { "name": "web", "namespace": "shop" },
+            "metadata": { "name": "owner", "namespace": "shop" },
             "spec": { "selector": { "matchLabels": { "app": "web" } }, "template": {
                 "metadata": { "labels": { "app": "web" },
                     "annotations": { "iam.amazonaws.com/role": "shop-reader" } },
@@ -255,9 +255,9 @@ async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<
         nobody.err
     );
     let absent = site.run(&["explain", "deployment/x"]).await?.ended(1);
-    let told = "there is no Deployment x in namespace default";
+    let told = "there is no deployment x in namespace default";
     assert!(absent.err.contains(told), "{}", absent.err);
-    let owner = ["explain", "deployment/web", "-n", "shop", "-o", "json"];
+    let owner = ["explain", "deployment/owner", "-n", "shop", "-o", "json"];
     let owner = site.run(&owner).await?.ended(0).json()?;
     assert_eq!(owner["session"]["sessionName"], "shop.default");
     site.run(&["explain", "service/x"]).await?.ended(64);

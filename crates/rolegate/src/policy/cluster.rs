@@ -122,7 +122,7 @@ impl Cluster {
             .get_opt(name)
             .await
             .map_err(|error| self.failed(kind.plural, Some(namespace), &error))?;
-        let kind = kind.kind;
+        let kind = kind.kind.to_lowercase();
         let object =
             object.ok_or_else(|| anyhow!("there is no {kind} {name} in namespace {namespace}"))?;
         named(object, &resource)
