@@ -108,7 +108,7 @@ async fn broker(site: &Site, aws: &Aws) -> anyhow::Result<Broker> {
         session_seconds: 3600,
         engine: EngineOptions::default(),
         connections: 100,
-        connections_per_address: 16,
+        connections_per_peer: 4,
         kiam: None,
         clock: Clock::system(),
     };

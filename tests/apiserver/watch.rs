@@ -1,7 +1,7 @@
 //! The agent's watches against a real API server, with no more rights than the shipped manifest
 //! grants.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys};
+use rolegate_core::needs::Needs;
 use rolegate_core::workload::{Change, Phase, Update, Workload};
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::events::{EventReason, eventer};
@@ -19,7 +20,7 @@ use rolegate_kube::workloads::{Scope, watch_pods};
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_testkit::{Cluster, TestPod, eventually, repository};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -87,9 +88,11 @@ impl Agent {
         let scope = Scope::Node(node.into());
         tokio::spawn(async move {
             let keys = AnnotationKeys::default();
+            let (_rules, needs) = watch::channel(Some(Needs::everything()));
+            let to_namespaces = needs.clone();
             tokio::join!(
-                watch_pods(&connection, &scope, keys.clone(), pods, to_pods),
-                watch_namespaces(&connection, keys, namespaces, sender),
+                watch_pods(&connection, &scope, keys.clone(), needs, pods, to_pods),
+                watch_namespaces(&connection, keys, to_namespaces, namespaces, sender),
             );
         });
         Self { updates, readiness }
@@ -99,7 +102,7 @@ impl Agent {
     async fn pods<T>(&mut self, mut wanted: impl FnMut(Change<Workload>) -> Option<T>) -> T {
         self.find(|update| match update {
             Update::Workloads(change) => wanted(change),
-            Update::Namespaces(_) => None,
+            _ => None,
         })
         .await
     }
@@ -117,14 +120,6 @@ impl Agent {
         found.unwrap_or_else(|_| panic!("never came: {:?}", self.readiness.report()))
     }
 
-    async fn snapshot(&mut self) -> BTreeSet<String> {
-        self.pods(|change| match change {
-            Change::Snapshot(pods) => Some(pods.iter().map(|pod| pod.name.to_string()).collect()),
-            _ => None,
-        })
-        .await
-    }
-
     async fn applied(&mut self, name: &str, phase: Phase) -> Workload {
         self.pods(|change| match change {
             Change::Apply(pod) if &*pod.name == name && pod.phase == phase => Some(pod),
@@ -132,10 +127,6 @@ impl Agent {
         })
         .await
     }
-}
-
-fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
-    names.map(Into::into).into()
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -187,8 +178,17 @@ async fn this_nodes_pods_come_change_and_go() {
     let status = ("Succeeded", [ip("10.0.0.2")]);
     let finished = cluster.set_pod_status("watch-pods", "new", status.0, &status.1);
     finished.await.unwrap();
-    let finished = agent.applied("new", Phase::Succeeded).await;
-    assert!(finished.own_addresses().is_empty());
+    // One that is finished is as good as gone.
+    let finished = agent
+        .pods(|change| match change {
+            Change::Delete(pod) => Some(pod),
+            _ => None,
+        })
+        .await;
+    assert_eq!(
+        (&finished.uid, finished.phase),
+        (&running.uid, Phase::Succeeded)
+    );
 
     cluster.delete_pod("watch-pods", "here").await.unwrap();
     let gone = agent
@@ -296,7 +296,12 @@ async fn starts_before_the_api_server_and_survives_its_restart() {
     .await
     .unwrap();
     cluster.start_apiserver().await.unwrap();
-    assert_eq!(agent.snapshot().await, names(["first"]));
+    let pods = agent.pods(|change| match change {
+        Change::Snapshot(pods) => Some(pods),
+        _ => None,
+    });
+    let [first] = pods.await.try_into().expect("one pod");
+    let first = first.uid;
 
     // While it is away what is known stays, and what happens right after it's back isn't missed.
     cluster.stop_apiserver();
@@ -310,16 +315,18 @@ async fn starts_before_the_api_server_and_survives_its_restart() {
     cluster.start_apiserver().await.unwrap();
     cluster.delete_pod("shop", "first").await.unwrap();
     cluster.run_pod(&pod("second")).await.unwrap();
-    let mut known = names(["first"]);
-    let end = agent.pods(|change| {
-        match change {
-            Change::Snapshot(pods) => {
-                known = pods.iter().map(|pod| pod.name.to_string()).collect();
+    let mut known: BTreeMap<_, _> = [(first, "first".to_owned())].into();
+    let end = agent.find(|update| {
+        match update {
+            Update::Workloads(Change::Apply(pod)) => {
+                known.insert(pod.uid, pod.name.to_string());
             }
-            Change::Apply(pod) => drop(known.insert(pod.name.to_string())),
-            Change::Delete(pod) => drop(known.remove(&*pod.name)),
+            Update::Workloads(Change::Delete(pod)) => drop(known.remove(&pod.uid)),
+            Update::RetainWorkloads(uids) => known.retain(|uid, _| uids.contains(uid)),
+            Update::Workloads(Change::Snapshot(pods)) => panic!("a second first list: {pods:?}"),
+            Update::Namespaces(_) | Update::RetainNamespaces(_) => {}
         }
-        (known == names(["second"])).then_some(())
+        known.values().eq(["second"]).then_some(())
     });
     end.await;
     eventually(DEADLINE, async || {

@@ -8,4 +8,5 @@ mod outages;
 mod place;
 mod rights;
 mod stolen;
+mod strangers;
 mod stream;

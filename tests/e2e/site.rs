@@ -93,7 +93,7 @@ impl Site {
         cluster.create_node(node, lab::NODE_V4.into()).await?;
         let sts = Sts::start().await?;
         let dir = tempfile::tempdir()?;
-        for folder in ["netns", "runtime"] {
+        for folder in ["netns", "runtime", "results"] {
             std::fs::create_dir(dir.path().join(folder))?;
         }
         Ok(Self {
@@ -120,6 +120,18 @@ impl Site {
         Pod::new(&self.lab, address, &self.sts, self.dir.path())
     }
 
+    /// A pod on the node's bridge, whose runtime has the file of its namespace but no record yet.
+    pub(crate) fn bridged(&self, address: &str) -> anyhow::Result<lab::Pod> {
+        let pod = self.lab.pod(address, PodLink::Bridge)?;
+        symlink(pod.path(), self.dir.path().join("netns").join(pod.name()))?;
+        Ok(pod)
+    }
+
+    /// The folder of the container runtime's records.
+    pub(crate) fn results(&self) -> PathBuf {
+        self.dir.path().join("results")
+    }
+
     /// The object that makes a pod of one of this site's namespaces known.
     pub(crate) fn object(&self, namespace: &str, name: &str, pod: &lab::Pod) -> TestPod {
         TestPod::new(&self.namespace(namespace), name, &self.node)
@@ -136,6 +148,7 @@ impl Site {
             ("ROLEGATE_KUBECONFIG", self.kubeconfig.display().to_string()),
             ("ROLEGATE_RUNTIME_DIR", folder("runtime")),
             ("ROLEGATE_REDIRECT_CHECK_DIR", folder("netns")),
+            ("ROLEGATE_CNI_RESULTS_DIR", folder("results")),
         ]
     }
 

@@ -41,6 +41,9 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
         (&["--default-role=arn:aws:iam::1:role/x"], "--default-role"),
         (&["--own-role=a b"], "--own-role"),
         (&["--metadata-allow=("], "--metadata-allow"),
+        (&["--metadata-allow=/latest/meta-data"], "write meta-data"),
+        (&["--metadata-allow=/meta-data/.*/"], "write meta-data/.*"),
+        (&["--metadata-allow=meta-data/iam/.*"], "matches no path"),
         (&["--metadata-addr=http://x/y"], "--metadata-addr"),
         (&["--iam-role-key="], "--iam-role-key"),
         (

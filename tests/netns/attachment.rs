@@ -1,19 +1,90 @@
-//! An address belongs to the interface, port and MAC address its pod was first seen on.
+//! An address belongs to its pod's place: on a network that pods share, where the container runtime
+//! recorded it; elsewhere where the routing table says.
 
 use std::net::IpAddr;
+use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rolegate_agent::attachment::{Attachments, Kind, Verdict};
+use rolegate_agent::attachment::{
+    AttachmentOptions, Attachments, Kind, PodId, Unrecorded, Verdict,
+};
 use rolegate_agent::redirect::Backend;
-use rolegate_testkit::lab::{NODE_V4, Pod, PodLink};
+use rolegate_testkit::lab::{Pod, PodLink, PodName, write_record};
+use serde_json::json;
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::scene::{DIRECT, Scene, fetch, on};
+use crate::scene::{Client, DIRECT, Scene, fetch, on};
 
-fn open(scene: &Scene, pattern: Option<&str>) -> anyhow::Result<Attachments> {
-    let pattern = pattern.map(str::parse).transpose()?;
-    Ok(scene.lab.node().run(|| Attachments::open(pattern))??)
+/// For what happens elsewhere, on a machine that has other things to do too.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The node's addresses, with a folder for the container runtime's records.
+struct Place {
+    attachments: Attachments,
+    results: TempDir,
+}
+
+fn open(scene: &Scene, pattern: Option<&str>) -> anyhow::Result<Place> {
+    let results = tempfile::tempdir()?;
+    let options = AttachmentOptions {
+        interface: pattern.map(str::parse).transpose()?,
+        results_dir: Some(results.path().to_owned()),
+        results_owner: 0,
+        netns_dir: "/run/netns".into(),
+        unrecorded: Unrecorded::Refuse,
+    };
+    let attachments = scene.lab.node().run(|| Attachments::open(options))??;
+    Ok(Place {
+        attachments,
+        results,
+    })
+}
+
+impl Deref for Place {
+    type Target = Attachments;
+
+    fn deref(&self) -> &Attachments {
+        &self.attachments
+    }
+}
+
+impl Place {
+    /// The runtime recorded the pod by this UID.
+    fn record(&self, scene: &Scene, pod: &Pod, uid: &str) -> anyhow::Result<PathBuf> {
+        let of = PodName {
+            namespace: "shop",
+            name: uid,
+            uid,
+        };
+        let file = pod.record(scene.lab.node(), self.results.path(), of)?;
+        self.read_records();
+        Ok(file)
+    }
+
+    /// What is said of each of the pod's addresses.
+    fn verdicts(&self, uid: &str, pod: &Pod) -> anyhow::Result<[Verdict; 2]> {
+        let [v4, v6] = addresses(pod);
+        Ok([self.check(uid, v4)?, self.check(uid, v6)?])
+    }
+}
+
+fn pod_id(uid: &str) -> PodId {
+    PodId {
+        uid: uid.into(),
+        namespace: "shop".into(),
+        name: uid.into(),
+    }
+}
+
+/// The pod's answers come from where its requests do: the node knows its MAC address and port.
+fn talk(pod: &Pod) -> anyhow::Result<()> {
+    for direct in DIRECT {
+        fetch(pod, direct)?;
+    }
+    Ok(())
 }
 
 fn addresses(pod: &Pod) -> [IpAddr; 2] {
@@ -26,11 +97,11 @@ fn threat_01_an_address_is_found_on_its_interface_and_others_are_not_pods() -> a
     let veth = scene.pod()?;
     let bridged = scene.lab.pod("10.2.0.7", PodLink::Bridge)?;
     let macvlan = scene.lab.pod("10.3.0.7", PodLink::Macvlan)?;
-    let attachments = open(&scene, None)?;
+    let place = open(&scene, None)?;
     for pod in [&veth, &bridged, &macvlan] {
         for (addr, direct) in addresses(pod).into_iter().zip(DIRECT) {
             fetch(pod, direct)?;
-            let found = attachments.resolve(addr)?.unwrap();
+            let found = place.resolve(addr)?.unwrap();
             assert_eq!(found.name, pod.interface);
             assert_eq!(found.can_be_forged(), pod.interface == "mac0");
             match found.kind {
@@ -65,7 +136,7 @@ fn threat_01_an_address_is_found_on_its_interface_and_others_are_not_pods() -> a
         "fd10::fe",
         "2001:db8::1",
     ] {
-        assert_eq!(attachments.resolve(other.parse()?)?, None, "{other}");
+        assert_eq!(place.resolve(other.parse()?)?, None, "{other}");
     }
     let only = open(&scene, Some("cni0"))?;
     assert_eq!(only.resolve(veth.v4.into())?, None);
@@ -76,24 +147,165 @@ fn threat_01_an_address_is_found_on_its_interface_and_others_are_not_pods() -> a
 #[test]
 fn threat_02_an_address_that_moves_is_nobody_s_until_its_new_pod_is_known() -> anyhow::Result<()> {
     let scene = Scene::new(Backend::None)?;
-    let attachments = open(&scene, Some("eni+"))?;
+    let place = open(&scene, Some("eni+"))?;
     let old = scene.pod()?;
-    for addr in addresses(&old) {
-        assert_eq!(attachments.check("old", addr)?, Verdict::Unknown);
-        attachments.seen("old", addr)?;
-        assert_eq!(attachments.check("old", addr)?, Verdict::Same);
-    }
+    assert_eq!(place.verdicts("old", &old)?, [Verdict::Unknown; 2]);
+    place.seen(pod_id("old"), &addresses(&old));
+    assert_eq!(place.verdicts("old", &old)?, [Verdict::Same; 2]);
     drop(old);
     let new = scene.pod()?;
-    for addr in addresses(&new) {
-        assert_eq!(attachments.check("old", addr)?, Verdict::Changed);
-        attachments.seen("old", addr)?;
-        assert_eq!(attachments.check("old", addr)?, Verdict::Changed);
-        attachments.seen("new", addr)?;
-        assert_eq!(attachments.check("new", addr)?, Verdict::Same);
-        assert_eq!(attachments.check("old", addr)?, Verdict::Unknown);
+    assert_eq!(place.verdicts("old", &new)?, [Verdict::Changed; 2]);
+    place.seen(pod_id("old"), &addresses(&new));
+    assert_eq!(place.verdicts("old", &new)?, [Verdict::Changed; 2]);
+    place.seen(pod_id("new"), &addresses(&new));
+    assert_eq!(place.verdicts("new", &new)?, [Verdict::Same; 2]);
+    assert_eq!(place.verdicts("old", &new)?, [Verdict::Changed; 2]);
+    place.forget("old");
+    assert_eq!(place.verdicts("old", &new)?, [Verdict::Unknown; 2]);
+    assert_eq!(place.verdicts("new", &new)?, [Verdict::Same; 2]);
+    Ok(())
+}
+
+#[test]
+fn of_two_pods_with_one_address_the_one_that_is_left_keeps_its_place() -> anyhow::Result<()> {
+    let scene = Scene::new(Backend::None)?;
+    let place = open(&scene, None)?;
+    let (veth, bridged) = (scene.pod()?, scene.lab.pod("10.2.0.7", PodLink::Bridge)?);
+    place.record(&scene, &bridged, "alive")?;
+    for pod in [&veth, &bridged] {
+        talk(pod)?;
+        for first in ["alive", "ending"] {
+            let second = if first == "alive" { "ending" } else { "alive" };
+            place.seen(pod_id(first), &addresses(pod));
+            place.seen(pod_id(second), &addresses(pod));
+            place.forget("ending");
+            assert_eq!(place.verdicts("alive", pod)?, [Verdict::Same; 2], "{first}");
+            place.forget("alive");
+        }
     }
     Ok(())
+}
+
+#[test]
+fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Result<()> {
+    let scene = Scene::new(Backend::None)?;
+    let place = open(&scene, None)?;
+    let pod = scene.lab.pod("10.2.0.7", PodLink::Bridge)?;
+    let other = scene.lab.pod("10.2.0.8", PodLink::Bridge)?;
+    place.seen(pod_id("pod"), &addresses(&pod));
+    talk(&pod)?;
+    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    place.read_records();
+    let concern = place.concern().unwrap();
+    assert!(concern.starts_with("2 addresses"), "{concern}");
+
+    // Another life of the same pod, and a record whose interface is another pod's.
+    place.record(&scene, &pod, "before")?;
+    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    let of = |uid| PodName {
+        namespace: "shop",
+        name: uid,
+        uid,
+    };
+    let file = place.results.path().join("lab-pod-eth0");
+    let node = scene.lab.node();
+    let record = pod.cni_result(node, of("pod"))?;
+    std::fs::remove_file(
+        place
+            .results
+            .path()
+            .join(format!("lab-{}-eth0", pod.name())),
+    )?;
+    for (pointer, value) in [
+        (
+            "/result/interfaces/2/sandbox",
+            json!(format!("/var/run/netns/{}", other.name())),
+        ),
+        ("/result/interfaces/2/sandbox", json!("/var/run/netns/gone")),
+        ("/result/interfaces/1/name", json!(other.port)),
+        ("/result/interfaces/1/name", json!("no-such")),
+        (
+            "/result/interfaces/1/name",
+            json!("a-name-that-is-longer-than-any"),
+        ),
+        ("/result/interfaces/2/mac", json!("")),
+        ("/cniArgs/4/1", json!("other")),
+    ] {
+        let mut wrong = record.clone();
+        *wrong.pointer_mut(pointer).unwrap() = value.clone();
+        write_record(&file, &wrong)?;
+        place.read_records();
+        let verdicts = place.verdicts("pod", &pod)?;
+        assert_eq!(verdicts, [Verdict::Unrecorded; 2], "{pointer} {value}");
+    }
+    write_record(&file, &record)?;
+    let port = pod.port.as_deref().unwrap();
+    node.exec(&format!("ip link set {port} nomaster"))?;
+    assert!(!place.read_records(), "no port of the bridge");
+    node.exec(&format!("ip link set {port} master cni0"))?;
+    assert!(place.read_records());
+    talk(&pod)?;
+    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+    assert_eq!(place.concern(), None);
+
+    // An address of two namespaces that exist is neither's.
+    let mut second = other.cni_result(node, of("other"))?;
+    second["result"]["ips"] = record["result"]["ips"].clone();
+    let doubled = place.results.path().join("lab-other-eth0");
+    write_record(&doubled, &second)?;
+    assert!(place.read_records());
+    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    std::fs::remove_file(doubled)?;
+    place.read_records();
+    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+    std::fs::remove_file(file)?;
+    place.read_records();
+    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    // The pod is ending: nothing that an operator should look at.
+    assert_eq!(place.concern(), None);
+    Ok(())
+}
+
+#[test]
+fn a_new_record_is_followed_without_being_asked() -> anyhow::Result<()> {
+    let scene = Scene::new(Backend::None)?;
+    let place = open(&scene, None)?;
+    let pod = scene.lab.pod("10.2.0.7", PodLink::Bridge)?;
+    let file = place.record(&scene, &pod, "pod")?;
+    place.seen(pod_id("pod"), &addresses(&pod));
+    talk(&pod)?;
+    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+    let (bound, changes) = mpsc::channel();
+    let on_bound = move || {
+        let _ = bound.send(());
+    };
+    following(&scene, &place, on_bound, || {
+        std::fs::remove_file(&file)?;
+        changes.recv_timeout(DEADLINE)?;
+        let of = PodName {
+            namespace: "shop",
+            name: "pod",
+            uid: "pod",
+        };
+        let record = pod.cni_result(scene.lab.node(), of)?;
+        write_record(&file, &record)?;
+        changes.recv_timeout(DEADLINE)?;
+        assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+
+        // The folder goes, and comes again when nobody looks: the pod's next request does.
+        std::fs::remove_file(&file)?;
+        changes.recv_timeout(DEADLINE)?;
+        std::fs::remove_dir(place.results.path())?;
+        std::fs::create_dir(place.results.path())?;
+        write_record(&file, &record)?;
+        eventually(|| {
+            matches!(
+                place.verdicts("pod", &pod),
+                Ok([Verdict::Same, Verdict::Same])
+            )
+        });
+        Ok(())
+    })
 }
 
 /// The neighbour takes the victim's addresses: it answers for them, and sends from them.
@@ -110,29 +322,53 @@ fn threat_03_a_forged_arp_reply_does_not_move_an_address() -> anyhow::Result<()>
         let net = if link == PodLink::Bridge { 2 } else { 3 };
         let victim = scene.lab.pod(&format!("10.{net}.0.5"), link)?;
         let thief = scene.lab.pod(&format!("10.{net}.0.66"), link)?;
-        let attachments = open(&scene, None)?;
-        for (addr, direct) in addresses(&victim).into_iter().zip(DIRECT) {
-            fetch(&victim, direct)?;
-            attachments.seen("victim", addr)?;
-            assert_eq!(attachments.check("victim", addr)?, Verdict::Same);
+        let place = open(&scene, None)?;
+        place.record(&scene, &victim, "victim")?;
+        place.seen(pod_id("victim"), &addresses(&victim));
+        talk(&victim)?;
+        assert_eq!(place.verdicts("victim", &victim)?, [Verdict::Same; 2]);
+        following(
+            &scene,
+            &place,
+            || (),
+            || {
+                forge(&thief, &victim)?;
+                // The node asks who has the address; the victim is kept from answering first.
+                for (addr, direct) in addresses(&victim).into_iter().zip(DIRECT) {
+                    let before = place.generation();
+                    let neighbours = format!("ip neigh del {addr} dev {}", victim.interface);
+                    scene.lab.node().exec(&neighbours)?;
+                    victim.exec("ip link set eth0 down")?;
+                    let taken = Client::connect(&thief, Some(addr), direct);
+                    assert!(taken.is_ok(), "the theft is real");
+                    eventually(|| place.generation() > before);
+                    victim.exec("ip link set eth0 up")?;
+                    assert_eq!(place.check("victim", addr)?, Verdict::Changed);
+                }
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn threat_03_what_a_neighbour_undid_before_the_look_is_seen_by_it() -> anyhow::Result<()> {
+    let scene = Scene::new(Backend::None)?;
+    let victim = scene.lab.pod("10.2.0.5", PodLink::Bridge)?;
+    let place = open(&scene, None)?;
+    place.record(&scene, &victim, "victim")?;
+    place.seen(pod_id("victim"), &addresses(&victim));
+    talk(&victim)?;
+    let mac = victim.mac("eth0")?;
+    for addr in addresses(&victim) {
+        assert_eq!(place.check("victim", addr)?, Verdict::Same);
+        // No task follows the kernel's events here.
+        for now in ["02:00:00:00:00:66", &mac] {
+            let neighbour = format!("ip neigh replace {addr} lladdr {now} dev cni0");
+            scene.lab.node().exec(&neighbour)?;
         }
-        let changes = following(&scene, &attachments, || {
-            forge(&thief, &victim)?;
-            // The node asks who has the address; the victim is kept from answering first.
-            for (addr, direct) in addresses(&victim).into_iter().zip(DIRECT) {
-                let neighbours = format!("ip neigh del {addr} dev {}", victim.interface);
-                scene.lab.node().exec(&neighbours)?;
-                victim.exec("ip link set eth0 down")?;
-                let taken = crate::scene::Client::connect(&thief, Some(addr), direct);
-                assert!(taken.is_ok(), "the theft is real");
-                victim.exec("ip link set eth0 up")?;
-                assert_eq!(attachments.check("victim", addr)?, Verdict::Changed);
-            }
-            Ok(())
-        })?;
-        for addr in addresses(&victim) {
-            assert!(changes.contains(&addr), "{addr} in {changes:?}");
-        }
+        assert_eq!(place.check("victim", addr)?, Verdict::Changed);
     }
     Ok(())
 }
@@ -140,68 +376,60 @@ fn threat_03_a_forged_arp_reply_does_not_move_an_address() -> anyhow::Result<()>
 #[test]
 fn an_interface_that_goes_is_told_at_once() -> anyhow::Result<()> {
     let scene = Scene::new(Backend::None)?;
-    let attachments = open(&scene, None)?;
+    let place = open(&scene, None)?;
     let (veth, bridged) = (scene.pod()?, scene.lab.pod("10.2.0.7", PodLink::Bridge)?);
-    let mut gone = Vec::new();
-    for pod in [&veth, &bridged] {
-        for (addr, direct) in addresses(pod).into_iter().zip(DIRECT) {
-            fetch(pod, direct)?;
-            attachments.seen("pod", addr)?;
-            gone.push(addr);
-        }
+    place.record(&scene, &bridged, "bridged")?;
+    for (uid, pod) in [("veth", &veth), ("bridged", &bridged)] {
+        place.seen(pod_id(uid), &addresses(pod));
+        talk(pod)?;
+        assert_eq!(place.verdicts(uid, pod)?, [Verdict::Same; 2]);
     }
-    let changes = following(&scene, &attachments, || {
-        for pod in [&veth, &bridged] {
-            let port = pod.port.as_deref().unwrap();
-            scene.lab.node().exec(&format!("ip link del {port}"))?;
-        }
-        Ok(())
-    })?;
-    for addr in gone {
-        assert!(changes.contains(&addr), "{addr} in {changes:?}");
-        assert_ne!(attachments.check("pod", addr)?, Verdict::Same);
-    }
-    assert!(!changes.contains(&NODE_V4.into()));
-    Ok(())
+    following(
+        &scene,
+        &place,
+        || (),
+        || {
+            for (uid, pod) in [("veth", &veth), ("bridged", &bridged)] {
+                let before = place.generation();
+                let port = pod.port.as_deref().unwrap();
+                scene.lab.node().exec(&format!("ip link del {port}"))?;
+                eventually(|| place.generation() > before);
+                for addr in addresses(pod) {
+                    assert_ne!(place.check(uid, addr)?, Verdict::Same);
+                }
+            }
+            Ok(())
+        },
+    )
 }
 
-/// What the event stream names while something is done: read until nothing new has come for a
-/// while after the first.
+/// Asks until it is so.
+fn eventually(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never came to be");
+        std::thread::yield_now();
+    }
+}
+
+/// Does something while the kernel's events and the records are followed.
 fn following(
     scene: &Scene,
     attachments: &Attachments,
-    work: impl FnOnce() -> anyhow::Result<()> + Send,
-) -> anyhow::Result<Vec<IpAddr>> {
-    let (names, changes) = mpsc::channel();
+    on_bound: impl Fn() + Send + Sync,
+    work: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
     std::thread::scope(|scope| {
-        let (ready, opened) = mpsc::channel();
         let run = cancel.clone();
-        scope.spawn(move || {
-            on(scene.lab.node(), || async {
-                let follow = attachments.run(
-                    |addr| {
-                        let _ = names.send(addr);
-                    },
-                    run,
-                );
-                tokio::pin!(follow);
-                // Subscribed once it has been polled for the first time.
-                let first = tokio::time::timeout(Duration::from_millis(1), &mut follow).await;
-                let _ = ready.send(());
-                match first {
-                    Ok(ended) => ended,
-                    Err(_) => follow.await,
-                }
-            })
-        });
-        opened.recv()?;
+        let follow = scope.spawn(move || on(scene.lab.node(), || attachments.run(on_bound, run)));
+        let _end = cancel.drop_guard();
         let done = work();
-        let mut seen = Vec::new();
-        while let Ok(addr) = changes.recv_timeout(Duration::from_secs(1)) {
-            seen.push(addr);
-        }
-        cancel.cancel();
-        done.map(|()| seen)
+        drop(_end);
+        let followed = follow
+            .join()
+            .map_err(|_| anyhow::anyhow!("the follower panicked"))?;
+        followed?;
+        done
     })
 }

@@ -156,9 +156,9 @@ impl Admission {
             metrics: watch_metrics,
             condition: readiness.condition("namespaces"),
         };
-        let keys = options.annotations.clone();
+        let (keys, needs) = (options.annotations.clone(), rules.needs());
         tasks.spawn(vital("the watch of namespaces", async move {
-            watch_namespaces(&connection, keys, reporting, sender).await;
+            watch_namespaces(&connection, keys, needs, reporting, sender).await;
         }));
         tasks.spawn(vital(
             "the keeper of the rules",
@@ -235,7 +235,10 @@ async fn keep(
                 Some(Update::Namespaces(change)) => {
                     Some(Report::Rules(RuleUpdate::Namespaces(change)))
                 }
-                Some(Update::Workloads(_)) => continue,
+                Some(Update::RetainNamespaces(names)) => {
+                    Some(Report::Rules(RuleUpdate::RetainNamespaces(names)))
+                }
+                Some(Update::Workloads(_) | Update::RetainWorkloads(_)) => continue,
                 None => None,
             },
         };

@@ -1,7 +1,8 @@
 //! Objects as they are judged: JSON read once, strictly.
 //!
 //! A key that is there twice is refused: two readers may each take another of them. The record of
-//! who manages which field, often the largest part of an object, is skipped. Texts are borrowed
+//! who manages which field, often the largest part of an object, is skipped, where it is one: a
+//! label or annotation may be called so too. Texts are borrowed
 //! from the review, and fields are sorted lists: reading an object takes little memory and finding
 //! a field in it none.
 
@@ -17,7 +18,8 @@ use crate::text::shown;
 
 /// Most characters of a key or of a parser's complaint in a message.
 pub(crate) const SHOWN: usize = 120;
-/// The record of who manages which field.
+/// The field of an object that holds the record of who manages which field, and that record.
+const METADATA: &str = "metadata";
 const MANAGED_FIELDS: &str = "managedFields";
 
 /// A JSON value. Two are equal if they hold the same, in whatever order fields were written.
@@ -82,12 +84,28 @@ impl<'a> Map<'a> {
 /// A sentence: not JSON, nested deeper than serde_json's 128 levels, or a key twice.
 pub(crate) fn parse(raw: &RawValue) -> Result<Node<'_>, String> {
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
-    Strict
+    Strict::Object
         .deserialize(&mut deserializer)
         .map_err(|error| shown(&error.to_string(), SHOWN))
 }
 
-struct Strict;
+/// Reads a value, knowing where in the object it is.
+#[derive(Clone, Copy)]
+enum Strict {
+    Object,
+    Metadata,
+    Elsewhere,
+}
+
+impl Strict {
+    /// Reads the value of a field of this.
+    fn field(self, key: &str) -> Self {
+        match self {
+            Self::Object if key == METADATA => Self::Metadata,
+            _ => Self::Elsewhere,
+        }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Strict {
     type Value = Node<'de>;
@@ -134,7 +152,7 @@ impl<'de> Visitor<'de> for Strict {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Node<'de>, A::Error> {
         let mut list = Vec::new();
-        while let Some(entry) = entries.next_element_seed(Strict)? {
+        while let Some(entry) = entries.next_element_seed(Self::Elsewhere)? {
             list.push(entry);
         }
         Ok(Node::List(list))
@@ -143,11 +161,11 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node<'de>, A::Error> {
         let mut fields = Vec::new();
         while let Some(Key(key)) = entries.next_key()? {
-            let value = if key == MANAGED_FIELDS {
+            let value = if matches!(self, Self::Metadata) && key == MANAGED_FIELDS {
                 entries.next_value::<IgnoredAny>()?;
                 Node::Null
             } else {
-                entries.next_value_seed(Strict)?
+                entries.next_value_seed(self.field(&key))?
             };
             fields.push((key, value));
         }
@@ -180,8 +198,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_read_is_what_was_written() {
-        let raw =
-            raw(&r#"{"b":[1,-2,2.5,true,null,"x\n",{"c":{}}],"a":"y","managedFields":{"f:x":{}}}"#);
+        let raw = raw(&r#"{"b":[1,-2,2.5,true,null,"x\n",{"c":{}}],"a":"y","managedFields":{}}"#);
         let text = |text: &'static str| Node::Text(text.into());
         let inner = Map {
             fields: vec![("c".into(), Node::Map(Map::default()))],
@@ -200,10 +217,38 @@ pub(crate) mod tests {
         };
         assert_eq!(map.get("a"), Some(&text("y")));
         assert_eq!(map.get("b"), Some(&Node::List(list)));
-        assert_eq!(map.get("managedFields"), Some(&Node::Null));
+        assert_eq!(map.get("managedFields"), Some(&Node::Map(Map::default())));
         assert_eq!(map.get("c"), None);
         let keys: Vec<_> = map.iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["a", "b", "managedFields"]);
+    }
+
+    #[test]
+    fn the_record_of_managers_is_skipped_and_nothing_else_of_its_name() {
+        let raw = raw(
+            &r#"{"metadata":{"managedFields":[{"x":1}],"annotations":{"managedFields":"a"},
+            "metadata":{"managedFields":"b"}},"spec":{"metadata":{"managedFields":"c"}},"managedFields":"d"}"#,
+        );
+        let object = parse(&raw).unwrap();
+        let text = |path: &[&str]| {
+            let mut here = &object;
+            for name in path {
+                let Node::Map(map) = here else {
+                    panic!("{path:?}")
+                };
+                here = map.get(name).unwrap();
+            }
+            here.clone()
+        };
+        assert_eq!(text(&["metadata", "managedFields"]), Node::Null);
+        for (path, value) in [
+            (&["metadata", "annotations", "managedFields"][..], "a"),
+            (&["metadata", "metadata", "managedFields"], "b"),
+            (&["spec", "metadata", "managedFields"], "c"),
+            (&["managedFields"], "d"),
+        ] {
+            assert_eq!(text(path).as_text(), Some(value), "{path:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 #[cfg(feature = "server")]
 pub mod app;
+pub mod audience;
 pub mod gate;
 mod json;
 mod kinds;
@@ -27,5 +28,5 @@ pub use gate::{GateRules, judge};
 pub use outcome::{Fault, Outcome, Unseen};
 pub use policies::{Finding, Findings, ReviewPolicies};
 pub use review::{Review, ReviewError};
-pub use shape::ROLE_VARIABLE;
+pub use shape::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE};
 pub use web_identity::{Unnamed, WebIdentity};

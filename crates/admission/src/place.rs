@@ -82,10 +82,12 @@ impl<'a> Place<'a> {
         }))
     }
 
-    /// What a field holds; `None` where it is absent or null.
+    /// What a field holds; `None` where it is absent or null. A null has no fields, as to those who
+    /// make pods of it.
     fn value_of(&self, name: &str) -> Result<Option<&'a Node<'a>>, Malformed> {
         match self.value {
             Node::Map(map) => Ok(map.get(name).filter(|value| **value != Node::Null)),
+            Node::Null => Ok(None),
             _ => Err(self.malformed("an object")),
         }
     }
@@ -130,7 +132,7 @@ impl<'a> Place<'a> {
         let Node::Map(map) = place.value else {
             return Err(place.malformed("a map of strings"));
         };
-        if let Some((key, _)) = map.iter().find(|(_, value)| value.as_text().is_none()) {
+        if let Some((key, _)) = map.iter().find(|(_, value)| text_of(value).is_none()) {
             return Err(Malformed {
                 path: format!("{}[{}]", place.path(), shown(key, SHOWN)),
                 wanted: "a string",
@@ -170,6 +172,7 @@ impl<'a> Place<'a> {
                     way: self.way.to(Step::Field(key)),
                 })
                 .collect()),
+            Node::Null => Ok(Vec::new()),
             _ => Err(self.malformed("a list or map")),
         }
     }
@@ -205,13 +208,21 @@ pub(crate) struct Texts<'a>(Option<&'a Map<'a>>);
 impl<'a> Texts<'a> {
     /// The value of `key`, as it is.
     pub(crate) fn get(self, key: &str) -> Option<&'a str> {
-        self.0?.get(key)?.as_text()
+        text_of(self.0?.get(key)?)
     }
 
     /// All pairs.
     pub(crate) fn iter(self) -> impl Iterator<Item = (&'a str, &'a str)> {
         let all = self.0.into_iter().flat_map(Map::iter);
-        all.filter_map(|(key, value)| Some((key, value.as_text()?)))
+        all.filter_map(|(key, value)| Some((key, text_of(value)?)))
+    }
+}
+
+/// A text of a map of texts. The API server reads a null there as an empty one.
+fn text_of<'a>(value: &'a Node<'_>) -> Option<&'a str> {
+    match value {
+        Node::Null => Some(""),
+        value => value.as_text(),
     }
 }
 
@@ -260,7 +271,7 @@ mod tests {
 
     #[test]
     fn maps_of_texts_hold_texts_only() {
-        for wrong in [json!([]), json!("x"), json!({"a": 1}), json!({"a": null})] {
+        for wrong in [json!([]), json!("x"), json!({"a": 1}), json!({"a": [null]})] {
             let object = raw(&json!({"annotations": wrong}));
             let object = parse(&object).unwrap();
             assert!(
@@ -268,10 +279,15 @@ mod tests {
                 "{wrong}"
             );
         }
-        let object = raw(&json!({"annotations": null, "labels": {"a": "b"}}));
+        let object = raw(&json!({"annotations": null, "labels": {"a": "b", "c": null}}));
         let object = parse(&object).unwrap();
         let root = Place::root(&object);
         assert_eq!(root.texts("annotations").unwrap().iter().count(), 0);
-        assert_eq!(root.texts("labels").unwrap().get("a"), Some("b"));
+        let labels = root.texts("labels").unwrap();
+        assert_eq!(
+            (labels.get("a"), labels.get("c"), labels.get("d")),
+            (Some("b"), Some(""), None)
+        );
+        assert_eq!(labels.iter().collect::<Vec<_>>(), [("a", "b"), ("c", "")]);
     }
 }

@@ -16,6 +16,7 @@ use rolegate_core::layer::Mode;
 use rolegate_core::namespace::NAME_LABEL;
 use serde_json::{Map, Value, json};
 
+use crate::audience;
 use crate::kinds::{OURS, RULES, TEMPLATES, ZALANDO};
 
 /// The name of the configuration.
@@ -213,7 +214,8 @@ impl Registration<'_> {
     }
 
     fn names_role(&self, object: &str) -> String {
-        let names_role = cel::names_role(object, &self.keys.role);
+        let audiences = &self.config.web_identity_audiences;
+        let names_role = cel::names_role(object, &self.keys.role, audiences);
         if self.config.guard_scheduling {
             format!("{names_role} || {}", cel::chooses_node(object))
         } else {
@@ -325,8 +327,15 @@ impl Registration<'_> {
                 cel::any("object", steps, |template| self.names_role(template))
             });
         }
+        for path in &kind.metadata {
+            let steps = path.split('.').filter(|step| !step.is_empty());
+            names.push(cel::any("object", steps, |metadata| {
+                cel::holds_any(metadata, "annotations", &[&self.keys.role])
+            }));
+        }
         // Finding a template's old self among several is the gate's work.
-        let mut begins: Vec<_> = kind.paths.iter().map(|path| begin(path)).collect();
+        let paths = kind.paths.iter().chain(&kind.metadata);
+        let mut begins: Vec<_> = paths.map(|path| begin(path)).collect();
         begins.sort_unstable();
         begins.dedup();
         let changed = begins
@@ -364,8 +373,16 @@ impl Registration<'_> {
     }
 
     fn token_requests(&self) -> Webhook {
-        let aws = "has(object.spec.audiences) && object.spec.audiences.exists(a, \
-                   a.lowerAscii().contains(\"amazonaws\"))";
+        let audiences = &self.config.web_identity_audiences;
+        let named = format!(
+            "has(object.spec.audiences) && object.spec.audiences.exists(a, {})",
+            audience::cel("a", audiences)
+        );
+        let aws = if audience::is_default_for_aws(audiences) {
+            format!("!has(object.spec.audiences) || object.spec.audiences.size() == 0 || {named}")
+        } else {
+            named
+        };
         let kubelet = "has(request.userInfo.groups) && \"system:nodes\" in request.userInfo.groups \
                        && has(object.spec.boundObjectRef) && has(object.spec.boundObjectRef.kind) \
                        && object.spec.boundObjectRef.kind == \"Pod\"";
@@ -378,10 +395,7 @@ impl Registration<'_> {
                 NAMESPACED,
             )],
             place: Where::NotSpared,
-            conditions: vec![
-                ("for-aws", aws.into()),
-                ("not-a-kubelet", format!("!({kubelet})")),
-            ],
+            conditions: vec![("for-aws", aws), ("not-a-kubelet", format!("!({kubelet})"))],
         }
     }
 

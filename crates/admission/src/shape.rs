@@ -1,22 +1,41 @@
 //! What matters of a pod or a pod template: who it runs as, what it asks for, where it may run.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, cut, is_kept};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
+use rolegate_core::config::Audience;
 use rolegate_core::key_values::KeyValues;
+use rolegate_core::needs::Keys;
 use rolegate_core::workload::{Phase, Wish, Workload};
 
+use crate::audience::is_for_aws;
 use crate::gate::STARTUP_TAINTS;
 use crate::place::{Malformed, Place, Texts};
 
 /// The variable by which SDKs are told the role of web identity.
 pub const ROLE_VARIABLE: &str = "AWS_ROLE_ARN";
 
+/// The fields in which an object whose metadata its pods take over may name their service account.
+pub const ACCOUNTS_OF_OWNERS: [&[&str]; 3] = [
+    &["spec"],
+    &["spec", "taskRunTemplate"],
+    &["spec", "template", "spec"],
+];
+
+/// The fields of a pod's spec that lead to what its node must be like.
+const NODE_AFFINITY: &[&str] = &[
+    "affinity",
+    "nodeAffinity",
+    "requiredDuringSchedulingIgnoredDuringExecution",
+];
+
 /// A pod or a template of pods.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct PodShape<'a> {
     /// The path of the template; empty for a pod.
     pub(crate) path: String,
+    metadata: Metadata,
     pub(crate) annotations: Texts<'a>,
     pub(crate) labels: Texts<'a>,
     /// The service account it names.
@@ -30,6 +49,25 @@ pub(crate) struct PodShape<'a> {
     pub(crate) tolerates_all: Vec<String>,
     /// Paths of tolerations of taints that keep pods from nodes that are not ready.
     pub(crate) tolerates_startup: Vec<String>,
+    /// Nodes that its node affinity names.
+    pub(crate) picked_nodes: Vec<PickedNodes<'a>>,
+}
+
+/// The place of annotations and labels.
+#[derive(Debug, Clone, Copy, Default)]
+enum Metadata {
+    /// In the field `metadata`.
+    #[default]
+    Field,
+    /// In the object itself.
+    Itself,
+}
+
+/// Nodes that a pod picks by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PickedNodes<'a> {
+    pub(crate) path: String,
+    pub(crate) names: Vec<&'a str>,
 }
 
 /// An environment variable that names a role.
@@ -41,9 +79,13 @@ pub(crate) struct RoleVariable<'a> {
 }
 
 impl<'a> PodShape<'a> {
-    /// Reads a pod or a template.
-    pub(crate) fn read(place: &Place<'a>) -> Result<Self, Malformed> {
-        let mut shape = Self::of_metadata(place)?;
+    /// Reads a pod or a template. AWS takes tokens for `audiences` for credentials, beside those that
+    /// are known.
+    pub(crate) fn read(
+        place: &Place<'a>,
+        audiences: &BTreeSet<Audience>,
+    ) -> Result<Self, Malformed> {
+        let mut shape = Self::of_metadata(place, place.field("metadata")?)?;
         let Some(spec) = place.field("spec")? else {
             return Ok(shape);
         };
@@ -52,19 +94,7 @@ impl<'a> PodShape<'a> {
             Some(name) => Some(name),
             None => spec.text("serviceAccount")?,
         };
-        shape.node_name = spec.text("nodeName")?;
-        for toleration in spec.list("tolerations")? {
-            let lets_start = matches!(toleration.text("effect")?, None | Some("NoSchedule"));
-            match toleration.text("key")? {
-                None if toleration.text("operator")? == Some("Exists") => {
-                    shape.tolerates_all.push(toleration.path());
-                }
-                Some(key) if lets_start && STARTUP_TAINTS.contains(&key) => {
-                    shape.tolerates_startup.push(toleration.path());
-                }
-                _ => {}
-            }
-        }
+        shape.read_scheduling(&spec)?;
         for containers in ["initContainers", "containers", "ephemeralContainers"] {
             for container in spec.list(containers)? {
                 for variable in container.list("env")? {
@@ -86,7 +116,7 @@ impl<'a> PodShape<'a> {
             };
             for source in projected.list("sources")? {
                 if let Some(token) = source.field("serviceAccountToken")?
-                    && token.text("audience")?.is_some_and(is_aws_audience)
+                    && is_for_aws(token.text("audience")?.unwrap_or_default(), audiences)
                 {
                     shape.tokens.push(token.path());
                 }
@@ -95,10 +125,45 @@ impl<'a> PodShape<'a> {
         Ok(shape)
     }
 
+    /// Reads what says where a pod may run.
+    fn read_scheduling(&mut self, spec: &Place<'a>) -> Result<(), Malformed> {
+        self.node_name = spec.text("nodeName")?;
+        for toleration in spec.list("tolerations")? {
+            let lets_start = matches!(toleration.text("effect")?, None | Some("NoSchedule"));
+            match toleration.text("key")? {
+                None if toleration.text("operator")? == Some("Exists") => {
+                    self.tolerates_all.push(toleration.path());
+                }
+                Some(key) if lets_start && STARTUP_TAINTS.contains(&key) => {
+                    self.tolerates_startup.push(toleration.path());
+                }
+                _ => {}
+            }
+        }
+        let Some(required) = spec.at(NODE_AFFINITY)? else {
+            return Ok(());
+        };
+        for term in required.list("nodeSelectorTerms")? {
+            for field in term.list("matchFields")? {
+                if field.text("operator")? == Some("In") {
+                    let nodes = field.list("values")?;
+                    self.picked_nodes.push(PickedNodes {
+                        path: field.path(),
+                        names: nodes
+                            .iter()
+                            .filter_map(|node| node.value.as_text())
+                            .collect(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Reads an object whose metadata its pods take over, such as Tekton's.
     pub(crate) fn read_owner(place: &Place<'a>) -> Result<Self, Malformed> {
-        let mut shape = Self::of_metadata(place)?;
-        for fields in [&["spec"][..], &["spec", "taskRunTemplate"]] {
+        let mut shape = Self::of_metadata(place, place.field("metadata")?)?;
+        for fields in ACCOUNTS_OF_OWNERS {
             if let Some(place) = place.at(fields)?
                 && shape.service_account.is_none()
             {
@@ -108,8 +173,23 @@ impl<'a> PodShape<'a> {
         Ok(shape)
     }
 
-    fn of_metadata(place: &Place<'a>) -> Result<Self, Malformed> {
-        let (annotations, labels) = match place.field("metadata")? {
+    /// Reads metadata alone, which pods take over.
+    pub(crate) fn read_metadata(place: &Place<'a>) -> Result<Self, Malformed> {
+        let mut shape = Self::of_metadata(place, Some(place.clone()))?;
+        shape.metadata = Metadata::Itself;
+        Ok(shape)
+    }
+
+    /// A pod that says nothing, of this service account.
+    pub(crate) fn of_account(account: &'a str) -> Self {
+        Self {
+            service_account: Some(account),
+            ..Self::default()
+        }
+    }
+
+    fn of_metadata(place: &Place<'a>, metadata: Option<Place<'a>>) -> Result<Self, Malformed> {
+        let (annotations, labels) = match metadata {
             Some(metadata) => (metadata.texts("annotations")?, metadata.texts("labels")?),
             None => Default::default(),
         };
@@ -117,12 +197,7 @@ impl<'a> PodShape<'a> {
             path: place.path(),
             annotations,
             labels,
-            service_account: None,
-            variables: Vec::new(),
-            tokens: Vec::new(),
-            node_name: None,
-            tolerates_all: Vec::new(),
-            tolerates_startup: Vec::new(),
+            ..Self::default()
         })
     }
 
@@ -137,7 +212,10 @@ impl<'a> PodShape<'a> {
 
     /// The path of an annotation.
     pub(crate) fn annotation(&self, key: &str) -> String {
-        self.at(&format!("metadata.annotations[{key}]"))
+        match self.metadata {
+            Metadata::Field => self.at(&format!("metadata.annotations[{key}]")),
+            Metadata::Itself => self.at(&format!("annotations[{key}]")),
+        }
     }
 
     /// Whether it is the mirror of a static pod.
@@ -147,20 +225,7 @@ impl<'a> PodShape<'a> {
 
     /// What its annotations ask for, read as the doors read it.
     pub(crate) fn wish(&self, keys: &AnnotationKeys) -> Wish {
-        let given = |key| {
-            let value = self.annotations.get(key)?;
-            Some(cut(value.trim()))
-        };
-        Wish {
-            // Empty is an answer here: the pod declines the default role.
-            role: given(&keys.role).map(Into::into),
-            external_id: given(&keys.external_id)
-                .filter(|id| !id.is_empty())
-                .map(Into::into),
-            session_name: given(SESSION_NAME)
-                .filter(|name| !name.is_empty())
-                .map(Into::into),
-        }
+        wish(keys, |key| self.annotations.get(key))
     }
 
     /// The workload that its pods would be.
@@ -177,19 +242,13 @@ impl<'a> PodShape<'a> {
             host_network: false,
             mirror: self.is_mirror(),
             wish,
-            labels: self.labels.iter().collect::<KeyValues>(),
-            annotations: kept.map(|(key, value)| (key, cut(value))).collect(),
+            labels: KeyValues::of_object(self.labels.iter(), &Keys::All),
+            annotations: KeyValues::of_object(
+                kept.map(|(key, value)| (key, cut(value))),
+                &Keys::All,
+            ),
         }
     }
-}
-
-/// Whether a token for this audience is one that AWS takes for credentials: STS's names in all
-/// partitions, and that of EKS Pod Identity.
-pub(crate) fn is_aws_audience(audience: &str) -> bool {
-    let lower = audience.to_ascii_lowercase();
-    let host = lower.split_once("://").map_or(&*lower, |(_, host)| host);
-    let sts = host.starts_with("sts.") || host.starts_with("sts-fips.");
-    sts && host.contains("amazonaws.") || host.starts_with("pods.eks.amazonaws.")
 }
 
 #[cfg(test)]
@@ -199,31 +258,6 @@ mod tests {
     use super::*;
     use crate::json::parse;
     use crate::json::tests::raw;
-
-    #[test]
-    fn threat_14_audiences_of_aws_in_every_partition() {
-        for audience in [
-            "sts.amazonaws.com",
-            "STS.amazonaws.com",
-            "https://sts.amazonaws.com/",
-            "sts.eu-west-1.amazonaws.com",
-            "sts.cn-north-1.amazonaws.com.cn",
-            "sts-fips.us-east-1.amazonaws.com",
-            "sts.eusc-de-east-1.amazonaws.eu",
-            "pods.eks.amazonaws.com",
-        ] {
-            assert!(is_aws_audience(audience), "{audience}");
-        }
-        for audience in [
-            "",
-            "vault",
-            "amazonaws.com",
-            "s3.amazonaws.com",
-            "sts.example.com",
-        ] {
-            assert!(!is_aws_audience(audience), "{audience}");
-        }
-    }
 
     #[test]
     fn everything_that_matters_of_a_template() {
@@ -241,7 +275,7 @@ mod tests {
         let object = raw(&object);
         let object = parse(&object).unwrap();
         let place = Place::root(&object).field("t").unwrap().unwrap();
-        let shape = PodShape::read(&place).unwrap();
+        let shape = PodShape::read(&place, &BTreeSet::new()).unwrap();
         assert_eq!(shape.service_account, Some("old"));
         assert_eq!(shape.node_name, Some("n"));
         assert_eq!(shape.tolerates_all, ["t.spec.tolerations[1]"]);
@@ -293,7 +327,7 @@ mod tests {
         ] {
             let text = raw(&object);
             let read = parse(&text).unwrap();
-            let malformed = PodShape::read(&Place::root(&read)).unwrap_err();
+            let malformed = PodShape::read(&Place::root(&read), &BTreeSet::new()).unwrap_err();
             assert_eq!(malformed.path, path, "{object}");
         }
     }

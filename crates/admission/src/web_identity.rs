@@ -1,12 +1,15 @@
 //! What pods and service accounts ask of AWS itself, by a token and not at a door: web identity and
 //! EKS Pod Identity. The gate judges it, doors never see it.
 
-use rolegate_core::annotation::{AnnotationKeys, WEB_IDENTITY_ROLE};
+use std::collections::BTreeSet;
+
+use rolegate_core::annotation::{AnnotationKeys, WEB_IDENTITY_ROLE, normalized};
+use rolegate_core::config::Audience;
 use rolegate_core::workload::{Phase, Wish, Workload};
 use serde_json::Value;
 use serde_json::value::to_raw_value;
 
-use crate::json::{self, Map, Node};
+use crate::json;
 use crate::place::Place;
 use crate::shape::PodShape;
 
@@ -30,23 +33,33 @@ pub struct Unnamed {
 
 impl WebIdentity {
     /// That of a Pod or ServiceAccount; `None` for one that asks for nothing, that cannot be read,
-    /// or that is neither.
-    pub fn of(object: &Value, keys: &AnnotationKeys) -> Option<Self> {
+    /// or that is neither. AWS takes tokens for `audiences` for credentials, beside those that are
+    /// known.
+    pub fn of(
+        object: &Value,
+        keys: &AnnotationKeys,
+        audiences: &BTreeSet<Audience>,
+    ) -> Option<Self> {
         let text = |path: &str| object.pointer(path).and_then(Value::as_str);
         let namespace = text("/metadata/namespace")?;
         let name = text("/metadata/name").unwrap_or_default();
         let found = match (text("/apiVersion"), text("/kind")) {
-            (Some("v1"), Some("Pod")) => Self::of_pod(object, namespace, name, keys)?,
+            (Some("v1"), Some("Pod")) => Self::of_pod(object, (namespace, name), keys, audiences)?,
             (Some("v1"), Some("ServiceAccount")) => Self::of_account(object, namespace, name)?,
             _ => return None,
         };
         (found != Self::default()).then_some(found)
     }
 
-    fn of_pod(pod: &Value, namespace: &str, name: &str, keys: &AnnotationKeys) -> Option<Self> {
+    fn of_pod(
+        pod: &Value,
+        (namespace, name): (&str, &str),
+        keys: &AnnotationKeys,
+        audiences: &BTreeSet<Audience>,
+    ) -> Option<Self> {
         let raw = to_raw_value(pod).ok()?;
         let node = json::parse(&raw).ok()?;
-        let shape = PodShape::read(&Place::root(&node)).ok()?;
+        let shape = PodShape::read(&Place::root(&node), audiences).ok()?;
         let phase = match pod.pointer("/status/phase").and_then(Value::as_str) {
             Some("Succeeded") => Phase::Succeeded,
             Some("Failed") => Phase::Failed,
@@ -62,10 +75,10 @@ impl WebIdentity {
         };
         let mut found = Self::default();
         for variable in &shape.variables {
-            match variable.value.map(str::trim) {
+            match variable.value.map(normalized) {
                 Some("") => {}
                 Some(role) => {
-                    let asking = asker(named(role));
+                    let asking = asker(Wish::for_role(role));
                     // The EKS webhook gives it to every container.
                     if !found.asking.contains(&asking) {
                         found.asking.push(asking);
@@ -83,24 +96,16 @@ impl WebIdentity {
 
     fn of_account(account: &Value, namespace: &str, name: &str) -> Option<Self> {
         let annotations = account.pointer("/metadata/annotations")?;
-        let role = annotations.get(WEB_IDENTITY_ROLE)?.as_str()?.trim();
+        let role = annotations.get(WEB_IDENTITY_ROLE)?.as_str()?;
+        let role = normalized(role);
         if role.is_empty() {
             return None;
         }
-        let nothing = Node::Map(Map::default());
-        let mut shape = PodShape::read(&Place::root(&nothing)).ok()?;
-        shape.service_account = Some(name);
+        let shape = PodShape::of_account(name);
         Some(Self {
-            asking: vec![shape.workload(namespace, "", named(role))],
+            asking: vec![shape.workload(namespace, "", Wish::for_role(role))],
             unnamed: None,
         })
-    }
-}
-
-fn named(role: &str) -> Wish {
-    Wish {
-        role: Some(role.into()),
-        ..Wish::default()
     }
 }
 
@@ -115,7 +120,7 @@ mod tests {
             "apiVersion": "v1", "kind": kind, "spec": spec,
             "metadata": {"name": "api", "namespace": "shop", "annotations": annotations},
         });
-        let found = WebIdentity::of(&object, &AnnotationKeys::default())?;
+        let found = WebIdentity::of(&object, &AnnotationKeys::default(), &BTreeSet::new())?;
         let asking = found.asking.iter().map(|asking| {
             let (name, account) = (&asking.name, &asking.service_account);
             format!("{name}/{account}/{}", asking.wish.role.as_deref().unwrap())
@@ -177,5 +182,38 @@ mod tests {
                 "{kind} {spec}"
             );
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_over_is_told_from_one_that_runs() {
+        for (phase, expected) in [
+            (json!(null), Phase::Running),
+            (json!("Pending"), Phase::Running),
+            (json!("Running"), Phase::Running),
+            (json!("Succeeded"), Phase::Succeeded),
+            (json!("Failed"), Phase::Failed),
+        ] {
+            let pod = json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "api", "namespace": "shop"}, "status": {"phase": phase},
+                "spec": {"containers": [{"env": [{"name": "AWS_ROLE_ARN", "value": "x"}]}]}});
+            let found = WebIdentity::of(&pod, &AnnotationKeys::default(), &BTreeSet::new());
+            assert_eq!(found.unwrap().asking[0].phase, expected, "{phase}");
+        }
+    }
+
+    #[test]
+    fn threat_31_tokens_for_ones_own_audiences_ask_for_a_role() {
+        let token = |audience: &str| {
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "api", "namespace": "shop"},
+                "spec": {"volumes": [{"projected": {"sources": [
+                    {"serviceAccountToken": {"audience": audience}}]}}]}})
+        };
+        let asks = |audience: &str, others: &[&str]| {
+            let others = others.iter().map(|other| Audience::new(other)).collect();
+            let found = WebIdentity::of(&token(audience), &AnnotationKeys::default(), &others);
+            found.is_some_and(|found| found.unnamed.is_some())
+        };
+        assert!(asks("openshift", &[]) && asks("mine", &["Mine"]) && asks("", &[""]));
+        assert!(!asks("mine", &[]) && !asks("", &["mine"]));
     }
 }

@@ -1,6 +1,7 @@
 //! The agent as a whole: options in, bound addresses out, and an owner for every task.
 
 mod background;
+mod keys;
 mod mind;
 mod options;
 mod source;
@@ -28,7 +29,8 @@ use crate::handover::{Estate, Place, Receipt};
 use crate::metrics::AgentMetrics;
 use crate::picture::Picture;
 use crate::redirect::Backend;
-use crate::token::{NoRandomness, TokenKey};
+use crate::runtime_folder::RuntimeFolder;
+use crate::token::{KeyRing, NoRandomness, TokenKeys};
 
 pub use options::{AgentOptions, AloneOptions, MindOptions, RedirectOptions, SourceOptions};
 
@@ -130,13 +132,13 @@ impl Agent {
         let attachments = options
             .redirect
             .as_ref()
-            .map(|redirect| Attachments::open(Some(redirect.spec.interface().clone())))
+            .map(|redirect| Attachments::open(redirect.attachments.clone()).map(Arc::new))
             .transpose()?;
         let health = NodeHealth::new(options.host_ip);
         let picture = Arc::new(Picture::default());
         let ground = mind::Ground {
             picture: picture.clone(),
-            attachments,
+            places: attachments.clone().map(|attachments| attachments as _),
             agent_metrics: agent_metrics.clone(),
             session_metrics,
             imds: imds.clone(),
@@ -156,7 +158,10 @@ impl Agent {
             MindOptions::Alone(alone) => mind::alone(*alone, ground).await?,
             MindOptions::Brokered(broker) => mind::brokered(broker, ground),
         };
-        tasks.spawn(passing(background::guard(guard.clone(), stop.clone())));
+        if let Some(attachments) = attachments {
+            let follow = background::attachments(attachments, picture.clone(), stop.clone());
+            tasks.spawn(passing(follow));
+        }
         tasks.spawn(passing(background::picture_age(
             guard.clone(),
             options.door.max_picture_age,
@@ -173,16 +178,20 @@ impl Agent {
             background::redirect(redirect, &stop, &readiness, metrics.ours(), &mut tasks);
         }
 
-        let place = options
-            .runtime_dir
-            .and_then(|folder| place(&folder, options.listen.port()));
-        let sockets = Sockets::open(
+        let folder = options.runtime_dir.and_then(|path| folder(&path));
+        let place = folder
+            .as_ref()
+            .map(|folder| Place::new(folder, options.listen.port()));
+        let (sockets, inherited) = Sockets::open(
             options.listen,
             options.admin_listen,
             place.as_ref(),
             &readiness,
         )
         .await?;
+        let kept = keys::KeptKeys::new(folder, options.listen.port(), &readiness);
+        let tokens = Arc::new(TokenKeys::new(kept.ring(inherited, clock.now())?));
+        tasks.spawn(passing(kept.keep(tokens.clone(), clock.clone())));
         let addresses = Addresses {
             pods: sockets.pods.local_addr()?,
             admin: sockets.admin.local_addr()?,
@@ -192,9 +201,9 @@ impl Agent {
             picture: picture.clone(),
             judge: judge.clone(),
             guard,
-            tokens: sockets.tokens,
+            tokens: tokens.clone(),
             imds,
-            clock,
+            clock: clock.clone(),
             metrics: agent_metrics,
             tell,
             health,
@@ -205,8 +214,13 @@ impl Agent {
                 sockets.pods.as_fd().try_clone_to_owned()?,
                 sockets.admin.as_fd().try_clone_to_owned()?,
             );
-            tasks.spawn(hand_over(place, spare, door.clone()));
+            tasks.spawn(hand_over(place, spare, tokens));
         }
+        tasks.spawn(passing(background::limits(
+            door.limits().clone(),
+            clock,
+            readiness.condition("limits"),
+        )));
         let mut admin = Admin::new(Arc::new(metrics), readiness.clone());
         if options.debug {
             admin = admin.with_debug("store", move || crate::debug::store(&picture, &judge));
@@ -268,11 +282,10 @@ impl Agent {
     }
 }
 
-/// The listening sockets and the key of tokens: new, or of the agent before.
+/// The listening sockets: new, or of the agent before.
 struct Sockets {
     pods: TcpListener,
     admin: TcpListener,
-    tokens: TokenKey,
     receipt: Option<Receipt>,
 }
 
@@ -282,24 +295,28 @@ impl Sockets {
         admin: SocketAddr,
         place: Option<&Place>,
         readiness: &Readiness,
-    ) -> Result<Self, StartError> {
+    ) -> Result<(Self, Option<KeyRing>), StartError> {
         let estate = match place {
             Some(place) => inherit(place, readiness).await,
             None => None,
         };
         Ok(match estate {
-            Some(estate) => Self {
-                pods: listener(estate.pods)?,
-                admin: listener(estate.admin)?,
-                tokens: estate.tokens,
-                receipt: Some(estate.receipt),
-            },
-            None => Self {
-                pods: listen(pods)?,
-                admin: listen(admin)?,
-                tokens: TokenKey::generate()?,
-                receipt: None,
-            },
+            Some(estate) => {
+                let sockets = Self {
+                    pods: listener(estate.pods)?,
+                    admin: listener(estate.admin)?,
+                    receipt: Some(estate.receipt),
+                };
+                (sockets, Some(estate.keys))
+            }
+            None => {
+                let sockets = Self {
+                    pods: listen(pods)?,
+                    admin: listen(admin)?,
+                    receipt: None,
+                };
+                (sockets, None)
+            }
         })
     }
 }
@@ -332,9 +349,9 @@ fn listener(socket: std::os::fd::OwnedFd) -> std::io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-fn place(folder: &std::path::Path, port: u16) -> Option<Place> {
-    match Place::new(folder, port) {
-        Ok(place) => Some(place),
+fn folder(path: &std::path::Path) -> Option<Arc<RuntimeFolder>> {
+    match RuntimeFolder::open(path) {
+        Ok(folder) => Some(Arc::new(folder)),
         Err(error) => {
             warn!(%error, "upgrades will have a gap");
             None
@@ -344,11 +361,8 @@ fn place(folder: &std::path::Path, port: u16) -> Option<Place> {
 
 type Spare = (std::os::fd::OwnedFd, std::os::fd::OwnedFd);
 
-async fn hand_over(place: Place, (pods, admin): Spare, door: Arc<Door>) -> TaskEnd {
-    match place
-        .offer(pods.as_fd(), admin.as_fd(), door.tokens())
-        .await
-    {
+async fn hand_over(place: Place, (pods, admin): Spare, tokens: Arc<TokenKeys>) -> TaskEnd {
+    match place.offer(pods.as_fd(), admin.as_fd(), &tokens).await {
         Ok(()) => Some(Ended::HandedOver),
         Err(error) => {
             warn!(%error, "upgrades will have a gap");

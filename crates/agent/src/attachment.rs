@@ -1,32 +1,47 @@
-//! Ties a pod's address to the host's interface that it was first seen on.
+//! Ties a pod's address to its place on this host.
 //!
 //! An address alone proves little: once a pod is gone its address goes to another one, and a
 //! picture of the cluster that is seconds old gives that one the first one's role; a neighbour on
-//! a bridge takes an address by one forged ARP reply. The kernel knows better. A pod has an
-//! interface, interfaces don't come back, and on a bridge there is a port and a MAC address for
-//! each pod. What doesn't match what was first seen is nobody's, until a new pod owns it.
+//! a bridge takes an address by one forged ARP reply. So an address counts only at its pod's place.
+//!
+//! Where a pod has an interface of its own, the host's routing table tells the place, and packets
+//! from elsewhere are dropped. On a bridge nothing that the traffic shows tells pods apart, so the
+//! place is what the container runtime recorded as root ([`cni_results`]): the MAC address, and the
+//! port, which is the host's end of the pair whose other end is in the recorded namespace. What
+//! isn't recorded belongs to no pod.
 //!
 //! [`Kernel`] asks, [`Bindings`] remembers and compares, [`Attachments`] is both, kept up to date
-//! by the kernel's events.
+//! by the kernel's events and by changes of the records.
 
 mod bindings;
+pub mod cni_results;
+mod follow;
 mod kernel;
 mod monitor;
 
 use std::fmt;
+use std::fs::File;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rolegate_core::redirect::InterfacePattern;
-use tokio_util::sync::CancellationToken;
+use rolegate_core::workload::Workload;
+use tokio::sync::Notify;
+
+use cni_results::{Assigned, Folder, Recorded, Records};
 
 pub use bindings::{Bindings, Event, HOLD_DOWN, Verdict};
-pub use kernel::Kernel;
+pub use kernel::{HostLink, Kernel};
 pub use monitor::Monitor;
 
-/// How often all is looked at again, and changes are told, when there is no end of them.
+/// The least time between two warnings of one kind.
 const PACE: Duration = Duration::from_secs(1);
+/// Reads of the kernel's events in one go: as many as its buffer can hold.
+const MAX_READS: usize = 64;
 
 /// Why the kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +71,27 @@ impl fmt::Debug for Mac {
     }
 }
 
+/// One life of a pod, as the API server and the container runtime name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodId {
+    /// Its UID.
+    pub uid: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl From<&Workload> for PodId {
+    fn from(workload: &Workload) -> Self {
+        Self {
+            uid: workload.uid.clone(),
+            namespace: workload.namespace.clone(),
+            name: workload.name.clone(),
+        }
+    }
+}
+
 /// Where an address is joined to this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
@@ -72,11 +108,11 @@ pub struct Attachment {
 pub enum Kind {
     /// A route for this address alone: the interface is one pod's.
     PointToPoint,
-    /// A bridge, where each pod has a port. What isn't known yet is nothing.
+    /// A bridge, where each pod has a port. What isn't known is nothing.
     Bridge {
         /// The pod's MAC address.
         mac: Option<Mac>,
-        /// The index of the bridge's port that it was last heard on.
+        /// The index of the bridge's port.
         port: Option<u32>,
     },
     /// Another network that pods share, macvlan for one: the MAC address is all there is, and
@@ -94,24 +130,84 @@ impl Attachment {
     }
 }
 
+/// What becomes of an address on a shared network that the container runtime has not recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unrecorded {
+    /// It belongs to no pod.
+    #[default]
+    Refuse,
+    /// It belongs where its first packet comes from. Any neighbour can send that packet.
+    Learn,
+}
+
+/// How the places of addresses are found.
+#[derive(Debug, Clone)]
+pub struct AttachmentOptions {
+    /// The interfaces that pods are behind; all but the uplink without it.
+    pub interface: Option<InterfacePattern>,
+    /// The folder of the container runtime's records; `None`: there are none.
+    pub results_dir: Option<PathBuf>,
+    /// The user that writes them: root, 0.
+    pub results_owner: u32,
+    /// The folder of pods' network namespaces.
+    pub netns_dir: PathBuf,
+    /// What becomes of addresses without a record.
+    pub unrecorded: Unrecorded,
+}
+
 /// The host's attachments of this node's pods.
 #[derive(Debug)]
 pub struct Attachments {
     kernel: Kernel,
+    events: Mutex<Monitor>,
     bindings: Mutex<Bindings>,
+    folder: Mutex<Option<Folder>>,
+    results_dir: Option<PathBuf>,
+    records: Mutex<Arc<Records>>,
+    netns_dir: PathBuf,
+    unrecorded: Unrecorded,
+    /// Grows with each change that makes earlier looks worthless.
+    generation: AtomicU64,
+    /// A pod needs a record that isn't there.
+    wanted: Notify,
+    /// The kernel dropped events.
+    lost: Notify,
+    /// Addresses without a record, when they were last counted.
+    missing: AtomicUsize,
+    /// A pod's address that a neighbour could take was seen.
+    forgeable: AtomicBool,
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Attachments {
-    /// Attachments to the interfaces that `interface` matches; to all but the uplink without it.
-    /// They are those of the calling thread's network namespace.
+    /// Attachments of the calling thread's network namespace. The kernel's events are collected
+    /// from here on, and the records are read.
     ///
     /// # Errors
     /// When there is no netlink socket to be had.
-    pub fn open(interface: Option<InterfacePattern>) -> Result<Self, AttachmentError> {
-        Ok(Self {
-            kernel: Kernel::open(interface)?,
-            bindings: Mutex::default(),
-        })
+    pub fn open(options: AttachmentOptions) -> Result<Self, AttachmentError> {
+        let folder = |path| Folder::new(path, options.results_owner);
+        let attachments = Self {
+            kernel: Kernel::open(options.interface)?,
+            events: Mutex::new(Monitor::open()?),
+            bindings: Mutex::new(match options.unrecorded {
+                Unrecorded::Refuse => Bindings::default(),
+                Unrecorded::Learn => Bindings::learning(),
+            }),
+            folder: Mutex::new(options.results_dir.clone().map(folder)),
+            results_dir: options.results_dir,
+            records: Mutex::default(),
+            netns_dir: options.netns_dir,
+            unrecorded: options.unrecorded,
+            generation: AtomicU64::new(1),
+            wanted: Notify::new(),
+            lost: Notify::new(),
+            missing: AtomicUsize::new(0),
+            forgeable: AtomicBool::new(false),
+            warned: Mutex::default(),
+        };
+        attachments.read_records();
+        Ok(attachments)
     }
 
     /// Where an address is attached now.
@@ -122,92 +218,261 @@ impl Attachments {
         self.kernel.resolve(addr)
     }
 
-    /// A pod was seen with an address: ties them to where the address is attached now, unless
-    /// they are tied already. A new pod takes the address over. `uid` names one life of a pod.
-    /// Call it for each address of each pod, as soon as it is known: where the kernel has no route
-    /// yet, the pod's first connection is what ties it.
-    ///
-    /// # Errors
-    /// When the kernel can't be asked; the pod owns the address nevertheless.
-    pub fn seen(&self, uid: &str, addr: IpAddr) -> Result<(), AttachmentError> {
-        let attachment = self.kernel.resolve(addr);
-        let known = attachment.as_ref().ok().cloned().flatten();
-        self.bindings().bind(uid, addr, known);
-        attachment.map(|_| ())
+    /// A pod has these addresses and no others: binds all of them to their place, as far as the
+    /// routing table or the records tell it by now. What was known of them stays.
+    pub fn seen(&self, pod: PodId, addresses: &[IpAddr]) {
+        let pod = Arc::new(pod);
+        lock(&self.bindings).claim(&pod, addresses);
+        for address in addresses {
+            self.try_bind(&pod, *address);
+            if !lock(&self.bindings).is_bound(&pod.uid, *address) {
+                self.wanted.notify_one();
+            }
+        }
+        self.moved();
     }
 
-    /// Whether an address still is where the pod that was [`seen`](Self::seen) with it was first
-    /// attached; asks the kernel each time, some microseconds. Only [`Verdict::Same`] is good for
-    /// credentials.
+    /// Compares where an address is with its pod's place; asks the kernel each time, some
+    /// microseconds. Only [`Verdict::Same`] is good for credentials.
     ///
     /// # Errors
     /// When the kernel can't be asked.
     pub fn check(&self, uid: &str, addr: IpAddr) -> Result<Verdict, AttachmentError> {
+        // What a neighbour did before its request came counts, though it has undone it by now.
+        self.catch_up()?;
         let Some(current) = self.kernel.resolve(addr)? else {
             return Ok(Verdict::Unknown);
         };
-        Ok(self.bindings().check(uid, addr, &current, Instant::now()))
+        let verdict = lock(&self.bindings).check(uid, addr, &current, Instant::now());
+        if verdict == Verdict::Unrecorded {
+            self.wanted.notify_one();
+        }
+        Ok(verdict)
     }
 
     /// A pod is gone.
     pub fn forget(&self, uid: &str) {
-        self.bindings().forget(uid);
+        lock(&self.bindings).forget(uid);
+        self.moved();
     }
 
-    /// Follows the kernel's events until `cancel`, and names each address whose attachment has
-    /// changed: its open connections are to be closed. When events were lost, every address is
-    /// looked at again. Nothing else depends on this task: [`check`](Self::check) asks for itself.
-    ///
-    /// # Errors
-    /// When there is no netlink socket to be had, or it ends.
-    pub async fn run(
-        &self,
-        mut on_change: impl FnMut(IpAddr) + Send,
-        cancel: CancellationToken,
-    ) -> Result<(), AttachmentError> {
-        let mut monitor = Monitor::open()?;
-        let mut told: Option<Instant> = None;
-        while let Some(event) = cancel.run_until_cancelled(monitor.next()).await {
-            let event = event?;
-            if let Event::LinkGone(ifindex) = event {
-                self.kernel.forget_link(ifindex);
-            }
-            let changed = if event == Event::Lost {
-                self.look_again()?
-            } else {
-                self.bindings().on_event(&event, Instant::now())
-            };
-            for addr in changed {
-                // Neighbours can cause these as quickly as they like.
-                if told.is_none_or(|told| told.elapsed() >= PACE) {
-                    told = Some(Instant::now());
-                    tracing::warn!(%addr, ?event, "an address is no longer where its pod was first seen: it gets no credentials");
+    /// A number that changes with each change that may make an earlier [`check`](Self::check)
+    /// wrong; never 0.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// What an operator should know of the addresses here.
+    pub fn concern(&self) -> Option<String> {
+        let missing = self.missing.load(Ordering::Relaxed);
+        let place = match &self.results_dir {
+            Some(path) => format!("in {}", path.display()),
+            None => "(--cni-results-dir is empty)".to_owned(),
+        };
+        match self.unrecorded {
+            Unrecorded::Refuse if missing > 0 => Some(format!(
+                "{missing} addresses of pods on a shared network have no record of the container \
+                 runtime {place}: they get no credentials"
+            )),
+            Unrecorded::Learn if missing > 0 => Some(format!(
+                "{missing} addresses of pods on a shared network have no record of the container \
+                 runtime {place}: a neighbour can take them (--unrecorded-addresses=learn)"
+            )),
+            _ if self.forgeable.load(Ordering::Relaxed) => Some(
+                "pods share an interface on which a neighbour can take another's address"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+
+    /// Reads the records again and binds all addresses by them. Tells whether any address has
+    /// another place now. Reads files: not for the path of requests.
+    pub fn read_records(&self) -> bool {
+        let mut folder = lock(&self.folder);
+        let records = match folder.as_mut().map(Folder::read) {
+            None => Records::default(),
+            Some(Ok(records)) => records,
+            Some(Err(error)) => {
+                if !lock(&self.bindings).claims().is_empty() {
+                    self.warn(
+                        || tracing::warn!(%error, "no address on a bridge can be bound to its pod"),
+                    );
                 }
-                on_change(addr);
+                Records::default()
             }
-            if event == Event::Lost {
-                tokio::time::sleep(PACE).await;
+        };
+        *lock(&self.records) = Arc::new(records);
+        drop(folder);
+        let mut changed = false;
+        let mut missing = 0;
+        let claims = lock(&self.bindings).claims();
+        for (pod, addr) in claims {
+            changed |= self.try_bind(&pod, addr);
+            if self.needs_record(addr) && !lock(&self.bindings).was_recorded(&pod.uid, addr) {
+                missing += 1;
+                if lock(&self.bindings).report(&pod.uid, addr) {
+                    tracing::warn!(
+                        namespace = &*pod.namespace, pod = &*pod.name, address = %addr,
+                        "the container runtime has no record of this pod's address: on a shared network nothing else tells it from its neighbours"
+                    );
+                }
             }
         }
+        self.missing.store(missing, Ordering::Relaxed);
+        if changed {
+            self.moved();
+        }
+        changed
+    }
+
+    /// Binds an address to its place; tells whether that is another one than before.
+    fn try_bind(&self, pod: &PodId, addr: IpAddr) -> bool {
+        self.bind(pod, addr).unwrap_or_else(|error| {
+            self.warn(|| tracing::warn!(address = %addr, %error, "cannot ask the kernel where a pod's address is"));
+            false
+        })
+    }
+
+    fn bind(&self, pod: &PodId, addr: IpAddr) -> Result<bool, AttachmentError> {
+        let Some(place) = self.kernel.place(addr)? else {
+            return Ok(false);
+        };
+        if place.kind == Kind::PointToPoint {
+            lock(&self.bindings).learn(&pod.uid, addr, place);
+            return Ok(false);
+        }
+        if place.can_be_forged() && !self.forgeable.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                interface = place.name,
+                "pods share an interface on which a neighbour can take another's address, unless the network plugin prevents it"
+            );
+        }
+        let records = lock(&self.records).clone();
+        let exists = |netns: &str| matches!(self.namespace(netns), Ok(Some(_)));
+        let recorded = match records.assigned(pod, addr, exists) {
+            Assigned::To(record) if lock(&self.bindings).is_bound_by(&pod.uid, addr, &record) => {
+                return Ok(false);
+            }
+            Assigned::To(record) => self.home(place, &record)?.map(|home| (home, record)),
+            Assigned::Unrecorded => None,
+            Assigned::Twice => {
+                self.warn(|| tracing::warn!(address = %addr, "the container runtime recorded an address for two network namespaces: it belongs to no pod"));
+                None
+            }
+        };
+        Ok(lock(&self.bindings).record(&pod.uid, addr, recorded))
+    }
+
+    /// The place that a record names on this network: on a bridge the port whose other end is in
+    /// the recorded namespace.
+    fn home(
+        &self,
+        mut place: Attachment,
+        record: &Recorded,
+    ) -> Result<Option<Attachment>, AttachmentError> {
+        // Without a MAC address there would be no telling when a neighbour claims the address.
+        let Some(recorded) = record.mac else {
+            return Ok(None);
+        };
+        match &mut place.kind {
+            Kind::PointToPoint => {}
+            Kind::Shared { mac } => *mac = Some(recorded),
+            Kind::Bridge { mac, port } => {
+                let Some(namespace) = self.namespace(&record.netns)?.filter(|id| *id >= 0) else {
+                    return Ok(None);
+                };
+                let mut ports = Vec::new();
+                for name in &*record.host_links {
+                    if let Some(link) = self.kernel.host_link(name)?
+                        && link.peer == Some(namespace)
+                        && link.bridge == Some(place.ifindex)
+                    {
+                        ports.push(link.ifindex);
+                    }
+                }
+                let [only] = ports.as_slice() else {
+                    return Ok(None);
+                };
+                (*mac, *port) = (Some(recorded), Some(*only));
+            }
+        }
+        Ok(Some(place))
+    }
+
+    /// The number of the network namespace of that name, as [`Kernel::namespace`].
+    fn namespace(&self, name: &str) -> Result<Option<i32>, AttachmentError> {
+        match File::open(self.netns_dir.join(name)) {
+            Ok(file) => self.kernel.namespace(file.as_fd()),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn needs_record(&self, addr: IpAddr) -> bool {
+        let place = self.kernel.place(addr);
+        place.is_ok_and(|place| place.is_some_and(|place| place.kind != Kind::PointToPoint))
+    }
+
+    /// Takes in the events that the kernel has reported by now, as many as it can hold; tells
+    /// whether these were all.
+    fn catch_up(&self) -> Result<bool, AttachmentError> {
+        let mut events = lock(&self.events);
+        for _ in 0..MAX_READS {
+            let Some(some) = events.read()? else {
+                return Ok(true);
+            };
+            for event in some {
+                self.take_in(&event);
+            }
+        }
+        Ok(false)
+    }
+
+    fn take_in(&self, event: &Event) {
+        match event {
+            Event::LinkGone(ifindex) => self.kernel.forget_link(*ifindex),
+            Event::Lost => self.lost.notify_one(),
+            _ => {}
+        }
+        let changed = lock(&self.bindings).on_event(event, Instant::now());
+        if changed.is_empty() {
+            return;
+        }
+        self.moved();
+        for addr in changed {
+            // Neighbours can cause these as quickly as they like.
+            self.warn(|| tracing::warn!(%addr, ?event, "an address is no longer at its pod's place: it gets no credentials"));
+        }
+    }
+
+    /// Looks at every address again.
+    fn look_again(&self) -> Result<(), AttachmentError> {
+        let claims = lock(&self.bindings).claims();
+        for (pod, addr) in claims {
+            if let Some(current) = self.kernel.resolve(addr)? {
+                lock(&self.bindings).check(&pod.uid, addr, &current, Instant::now());
+            }
+        }
+        self.moved();
         Ok(())
     }
 
-    fn look_again(&self) -> Result<Vec<IpAddr>, AttachmentError> {
-        let bound = self.bindings().bound();
-        let mut changed = Vec::new();
-        for (uid, addr) in bound {
-            let same = match self.kernel.resolve(addr)? {
-                Some(current) => self.bindings().check(&uid, addr, &current, Instant::now()),
-                None => Verdict::Changed,
-            };
-            if same == Verdict::Changed {
-                changed.push(addr);
-            }
-        }
-        Ok(changed)
+    fn moved(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn bindings(&self) -> MutexGuard<'_, Bindings> {
-        self.bindings.lock().unwrap_or_else(|e| e.into_inner())
+    fn warn(&self, warn: impl FnOnce()) {
+        let mut warned = lock(&self.warned);
+        if warned.is_none_or(|warned| warned.elapsed() >= PACE) {
+            *warned = Some(Instant::now());
+            warn();
+        }
     }
 }
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -137,8 +137,16 @@ impl Director {
                 self.roster.remove(&pod.uid, &mut touched);
                 self.roster.publish(touched);
             }
+            Update::RetainWorkloads(uids) => {
+                let mut touched = HashSet::new();
+                self.roster.keep(|uid| uids.contains(uid), &mut touched);
+                self.roster.publish(touched);
+            }
             Update::Namespaces(change) => {
                 self.report(Report::Rules(RuleUpdate::Namespaces(change)));
+            }
+            Update::RetainNamespaces(names) => {
+                self.report(Report::Rules(RuleUpdate::RetainNamespaces(names)));
             }
         }
         self.settle();

@@ -7,6 +7,7 @@
 mod answer;
 mod forward;
 mod health;
+mod screen;
 mod service;
 
 use std::sync::Arc;
@@ -23,10 +24,10 @@ use tokio::net::TcpListener;
 
 use crate::guard::Guard;
 use crate::judge::Judge;
-use crate::limits::{LimitOptions, Limits};
+use crate::limits::{LimitOptions, Limits, Peer};
 use crate::metrics::AgentMetrics;
-use crate::picture::Picture;
-use crate::token::TokenKey;
+use crate::picture::{Owner, Picture};
+use crate::token::TokenKeys;
 
 pub use health::NodeHealth;
 
@@ -67,7 +68,7 @@ pub struct Door {
     picture: Arc<Picture>,
     judge: Judge,
     guard: Guard,
-    tokens: TokenKey,
+    tokens: Arc<TokenKeys>,
     imds: Imds,
     cache: forward::Cache,
     limits: Arc<Limits>,
@@ -84,10 +85,10 @@ pub struct DoorParts {
     pub picture: Arc<Picture>,
     /// What pods may have.
     pub judge: Judge,
-    /// Whether addresses are where they were first seen.
+    /// Whether addresses are at their pods' places.
     pub guard: Guard,
     /// Makes and checks tokens.
-    pub tokens: TokenKey,
+    pub tokens: Arc<TokenKeys>,
     /// The node's own metadata service.
     pub imds: Imds,
     /// The time.
@@ -105,7 +106,7 @@ impl Door {
     pub fn new(options: DoorOptions, parts: DoorParts) -> Arc<Self> {
         Arc::new(Self {
             cache: forward::Cache::default(),
-            limits: Limits::new(options.limits),
+            limits: Limits::new(options.limits, parts.metrics.clone()),
             options,
             picture: parts.picture,
             judge: parts.judge,
@@ -119,34 +120,41 @@ impl Door {
         })
     }
 
-    /// The key of its tokens, for handing over.
-    pub fn tokens(&self) -> &TokenKey {
-        &self.tokens
+    /// Its limits, and which of them were reached.
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
     }
 
     /// Answers on `listener` until the drain has begun.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, drain: Drain) {
         let limits = serve::Limits {
-            connections: self.options.limits.connections,
+            // The limits of the door evict others and are never waited for.
+            connections: self.limits.most_connections(),
             header_time: self.options.header_time,
             header_bytes: HEADER_BYTES,
             ..serve::Limits::default()
         };
-        serve::serve(listener, limits, drain, move |peer, own| {
+        serve::serve_evictable(listener, limits, drain, move |peer, own| {
             let address = peer.ip().to_canonical();
-            // Before pods are known, everybody may be one.
-            let known = !self.picture.is_settled() || self.picture.owner(address).is_some();
-            let Some(connection) = self.limits.connect(address, known) else {
-                self.metrics.rejected();
-                return None;
+            let (peer, known) = match self.picture.owner(address) {
+                Some(Owner::Pod(resident)) => (Peer::Pod(resident.workload.uid.clone()), true),
+                // Before pods are known, each address may be one's.
+                Some(Owner::Disputed) | None => {
+                    (Peer::Address(address), !self.picture.is_settled())
+                }
             };
+            let (connection, eviction) = self.limits.connect(peer, known, self.clock.now());
             let own = own.ip().to_canonical();
             let visit = service::Visit::new(self.clone(), connection, address, own);
-            Some(service_fn(move |request| {
+            let service = service_fn(move |request| {
                 let answer = visit.clone().answer(request);
                 async { Ok(answer.await) }
-            }))
+            });
+            Some((service, eviction))
         })
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests;

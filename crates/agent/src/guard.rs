@@ -1,18 +1,54 @@
 //! Whether what the picture says can be relied on: that it is not too old, and that an address
-//! still is on the interface where its pod was first seen.
+//! still is at its pod's place.
 
+use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rolegate_core::workload::Workload;
 use rolegate_kube::picture::Pictures;
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
-use crate::attachment::{AttachmentError, Attachments, Verdict};
+use crate::attachment::{AttachmentError, Attachments, PodId, Verdict};
 use crate::broker::BrokerAge;
+
+/// The places of addresses on this host, as far as a guard needs them.
+pub(crate) trait Places: fmt::Debug + Send + Sync {
+    /// See [`Attachments::seen`].
+    fn seen(&self, pod: PodId, addresses: &[IpAddr]);
+    /// See [`Attachments::check`].
+    fn check(&self, uid: &str, address: IpAddr) -> Result<Verdict, AttachmentError>;
+    /// See [`Attachments::forget`].
+    fn forget(&self, uid: &str);
+    /// See [`Attachments::generation`].
+    fn generation(&self) -> u64;
+    /// See [`Attachments::concern`].
+    fn concern(&self) -> Option<String>;
+}
+
+impl Places for Attachments {
+    fn seen(&self, pod: PodId, addresses: &[IpAddr]) {
+        Self::seen(self, pod, addresses);
+    }
+
+    fn check(&self, uid: &str, address: IpAddr) -> Result<Verdict, AttachmentError> {
+        Self::check(self, uid, address)
+    }
+
+    fn forget(&self, uid: &str) {
+        Self::forget(self, uid);
+    }
+
+    fn generation(&self) -> u64 {
+        Self::generation(self)
+    }
+
+    fn concern(&self) -> Option<String> {
+        Self::concern(self)
+    }
+}
 
 /// Looks at the kernel and at the age of the picture. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
@@ -22,12 +58,8 @@ pub struct Guard(Arc<Inner>);
 struct Inner {
     /// When the cluster was last heard of; `None` where the source has no age.
     age: Option<Age>,
-    /// `None` where addresses are not tied to interfaces.
-    attachments: Option<Attachments>,
-    /// Grows with each change that makes earlier looks at the kernel worthless.
-    generation: AtomicU64,
-    /// A pod's address that a neighbour could take was seen.
-    forgeable: AtomicBool,
+    /// `None` where addresses are not tied to places.
+    places: Option<Arc<dyn Places>>,
     /// The second in which the picture was last found to be young enough.
     young: AtomicI64,
 }
@@ -41,20 +73,22 @@ pub(crate) enum Age {
     Broker(BrokerAge),
 }
 
-/// A connection's memory of the last look at the kernel, so that it is one for each connection
+/// A connection's memory of its looks at the kernel, so that there is one for each connection
 /// and change, not for each request.
 #[derive(Debug, Default)]
-pub struct LastLook(AtomicU64);
+pub struct LastLook {
+    /// The generation that was last found good; 0 before the first look.
+    good: AtomicU64,
+    /// The UID of the pod that the address was found elsewhere than.
+    taken: OnceLock<Arc<str>>,
+}
 
 impl Guard {
     /// A guard of these two; either may be absent.
-    pub(crate) fn new(age: Option<Age>, attachments: Option<Attachments>) -> Self {
+    pub(crate) fn new(age: Option<Age>, places: Option<Arc<dyn Places>>) -> Self {
         Self(Arc::new(Inner {
             age,
-            attachments,
-            // A last look of 0 is none.
-            generation: AtomicU64::new(1),
-            forgeable: AtomicBool::new(false),
+            places,
             young: AtomicI64::new(i64::MIN),
         }))
     }
@@ -81,71 +115,54 @@ impl Guard {
         young
     }
 
-    /// Whether only a MAC address tells some pod from its neighbours.
-    pub fn has_forgeable(&self) -> bool {
-        self.0.forgeable.load(Ordering::Relaxed)
+    /// What an operator should know of the pods' addresses.
+    pub fn concern(&self) -> Option<String> {
+        self.0.places.as_ref()?.concern()
     }
 
-    /// A pod was seen with these addresses; to be called before the picture shows it.
-    pub(crate) fn seen(&self, uid: &str, addresses: &[IpAddr]) {
-        let Some(attachments) = &self.0.attachments else {
-            return;
-        };
-        for address in addresses {
-            if let Err(error) = attachments.seen(uid, *address) {
-                warn!(%address, %error, "cannot ask the kernel where a pod's address is");
-            }
-            if let Ok(Some(attachment)) = attachments.resolve(*address)
-                && attachment.can_be_forged()
-                && !self.0.forgeable.swap(true, Ordering::Relaxed)
-            {
-                warn!(
-                    interface = attachment.name,
-                    "pods share an interface on which a neighbour can take another's address, unless the network plugin prevents it"
-                );
-            }
+    /// A pod has these addresses and no others; to be called before the picture shows it.
+    pub(crate) fn seen(&self, pod: &Workload, addresses: &[IpAddr]) {
+        if let Some(places) = &self.0.places {
+            places.seen(pod.into(), addresses);
         }
-        self.0.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A pod is gone.
     pub(crate) fn forget(&self, uid: &str) {
-        if let Some(attachments) = &self.0.attachments {
-            attachments.forget(uid);
-            self.0.generation.fetch_add(1, Ordering::AcqRel);
+        if let Some(places) = &self.0.places {
+            places.forget(uid);
         }
     }
 
-    /// Whether `address` is where the pod `uid` was first seen. What the kernel cannot tell
-    /// counts as no.
-    pub fn is_at_home(&self, uid: &str, address: IpAddr, last: &LastLook) -> bool {
-        let Some(attachments) = &self.0.attachments else {
-            return true;
+    /// Compares where `address` is with the place of the pod `uid`. Only [`Verdict::Same`] is good
+    /// for credentials. A connection on which the address was elsewhere once is never good for that
+    /// pod again: it may be the one that a neighbour opened.
+    pub fn check(&self, uid: &str, address: IpAddr, last: &LastLook) -> Verdict {
+        let Some(places) = &self.0.places else {
+            return Verdict::Same;
         };
         // Read before the look: a change in between makes the next request look again.
-        let generation = self.0.generation.load(Ordering::Acquire);
-        if last.0.load(Ordering::Relaxed) == generation {
-            return true;
+        let generation = places.generation();
+        if last.good.load(Ordering::Relaxed) == generation {
+            return Verdict::Same;
         }
-        let same = matches!(attachments.check(uid, address), Ok(Verdict::Same));
-        if same {
-            last.0.store(generation, Ordering::Relaxed);
+        if last.taken.get().is_some_and(|taken| **taken == *uid) {
+            return Verdict::Changed;
         }
-        same
-    }
-
-    /// Follows the kernel's events until `cancel`.
-    ///
-    /// # Errors
-    /// When the kernel gives no events; [`Self::is_at_home`] then still looks at each new
-    /// connection.
-    pub async fn run(&self, cancel: CancellationToken) -> Result<(), AttachmentError> {
-        let Some(attachments) = &self.0.attachments else {
-            return Ok(());
-        };
-        let changed = |_| {
-            self.0.generation.fetch_add(1, Ordering::AcqRel);
-        };
-        attachments.run(changed, cancel).await
+        // What the kernel cannot tell counts as no.
+        let verdict = places.check(uid, address).unwrap_or(Verdict::Unknown);
+        match verdict {
+            Verdict::Same => last.good.store(generation, Ordering::Relaxed),
+            Verdict::Changed => {
+                // The address's next pod, which the watch may not have brought yet, is not
+                // concerned.
+                let _ = last.taken.set(uid.into());
+            }
+            Verdict::Unrecorded | Verdict::Unknown => {}
+        }
+        verdict
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

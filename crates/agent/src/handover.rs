@@ -2,21 +2,21 @@
 //! tokens from the old one over a Unix socket, then the old one drains.
 //!
 //! Sharing a port (`SO_REUSEPORT`) would reset what waits in the old socket's queue; a socket
-//! that is handed on keeps its queue. The Unix socket lies in a folder that only root enters,
-//! both ends check that the other runs as the same user, and its name holds the port and the
-//! network namespace, so that agents which are not each other's successors never meet.
+//! that is handed on keeps its queue. The Unix socket lies in the runtime folder, and both ends
+//! check that the other runs as the same user.
 //!
-//! Message of the old agent: one byte of version, 32 bytes of key, and with it the descriptors of
-//! the pods' and the operators' listening sockets. The new agent answers one byte when it listens;
-//! if it does not, the old one goes on.
+//! Message of the old agent: one byte of version, 32 bytes of key, the whole ring of keys, and with
+//! it the descriptors of the pods' and the operators' listening sockets. Agents of before the ring
+//! send it without, and read no further than the key. The new agent answers one byte when it
+//! listens; if it does not, the old one goes on.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -25,28 +25,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use zeroize::Zeroizing;
 
-use crate::token::{KEY_LENGTH, TokenKey};
+use crate::runtime_folder::RuntimeFolder;
+use crate::token::{KEY_LENGTH, KeyRing, RING_LENGTH, TokenKeys};
 
 const VERSION: u8 = 1;
 const TAKEN: u8 = 1;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A version byte and a key.
-const MESSAGE: usize = 1 + KEY_LENGTH;
+const SHORT_MESSAGE: usize = 1 + KEY_LENGTH;
+/// The same and the ring.
+const MESSAGE: usize = SHORT_MESSAGE + RING_LENGTH;
 /// The pods' and the operators' listening sockets.
 const SOCKETS: usize = 2;
 
 /// Why sockets could not be handed over.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// The folder cannot be made, or others may enter it.
-    #[error("the runtime folder {path} cannot be used: {why}; give another with --runtime-dir")]
-    Folder {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
     /// The other side broke off or runs as somebody else.
     #[error("handing over failed: {0}")]
     Io(#[from] io::Error),
@@ -62,8 +57,8 @@ pub struct Estate {
     pub pods: OwnedFd,
     /// The operators' listening socket.
     pub admin: OwnedFd,
-    /// The key of metadata tokens, so that tokens stay good.
-    pub tokens: TokenKey,
+    /// The keys of metadata tokens, so that tokens stay good.
+    pub keys: KeyRing,
     /// To be confirmed when the sockets are listened on.
     pub receipt: Receipt,
 }
@@ -87,34 +82,9 @@ impl Receipt {
 pub struct Place(PathBuf);
 
 impl Place {
-    /// The socket of agents on `port` of this network namespace, in `folder`, which is made and
-    /// closed to others.
-    ///
-    /// # Errors
-    /// [`HandoverError::Folder`].
-    pub fn new(folder: &Path, port: u16) -> Result<Self, HandoverError> {
-        let unusable = |why: String| HandoverError::Folder {
-            path: folder.to_owned(),
-            why,
-        };
-        let failed = |error: io::Error| unusable(error.to_string());
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(failed)?;
-        let found = std::fs::symlink_metadata(folder).map_err(failed)?;
-        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
-            return Err(unusable("it is not a folder of our own".into()));
-        }
-        if found.mode() & 0o077 != 0 {
-            let closed = std::fs::Permissions::from_mode(0o700);
-            std::fs::set_permissions(folder, closed).map_err(failed)?;
-        }
-        let namespace = std::fs::metadata("/proc/self/ns/net")
-            .map_err(failed)?
-            .ino();
-        Ok(Self(folder.join(format!("agent-{port}-{namespace}.sock"))))
+    /// The socket of agents on `port`.
+    pub fn new(folder: &RuntimeFolder, port: u16) -> Self {
+        Self(folder.join(&folder.name(port, "sock")))
     }
 
     /// Whether an agent listens here.
@@ -141,7 +111,7 @@ impl Place {
         };
         check_peer(&stream)?;
         let received = stream.async_io(Interest::READABLE, || receive(stream.as_fd()));
-        let (key, sockets) = within(received).await???;
+        let (keys, sockets) = within(received).await???;
         let mut sockets = sockets.into_iter();
         let (Some(pods), Some(admin)) = (sockets.next(), sockets.next()) else {
             return Err(HandoverError::Unknown);
@@ -149,7 +119,7 @@ impl Place {
         Ok(Some(Estate {
             pods,
             admin,
-            tokens: TokenKey::from_bytes(key),
+            keys,
             receipt: Receipt(stream),
         }))
     }
@@ -162,7 +132,7 @@ impl Place {
         &self,
         pods: BorrowedFd<'_>,
         admin: BorrowedFd<'_>,
-        tokens: &TokenKey,
+        tokens: &TokenKeys,
     ) -> Result<(), HandoverError> {
         // What lies there is left over: a living agent would have handed over.
         match std::fs::remove_file(&self.0) {
@@ -174,15 +144,22 @@ impl Place {
             let (mut stream, _) = listener.accept().await?;
             let handed = async {
                 check_peer(&stream)?;
+                // What the other has is not changed here any more.
+                tokens.set_handed_over(true);
+                let keys = tokens.ring();
                 stream
                     .async_io(Interest::WRITABLE, || {
-                        send(stream.as_fd(), &[pods, admin], tokens)
+                        send(stream.as_fd(), &[pods, admin], &keys)
                     })
                     .await?;
                 within(stream.read_u8()).await?
             };
-            match handed.await {
-                Ok(TAKEN) => return Ok(()),
+            let handed = handed.await;
+            if let Ok(TAKEN) = handed {
+                return Ok(());
+            }
+            tokens.set_handed_over(false);
+            match handed {
                 Ok(_) => {
                     tracing::warn!("another agent asked for our sockets and did not take them")
                 }
@@ -208,15 +185,19 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], tokens: &TokenKey) -> io::Result<()> {
+fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], keys: &KeyRing) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    let ring = keys.to_bytes();
+    // The ring begins with the key.
+    let (key, _) = ring.split_at(KEY_LENGTH);
     let parts = [
         IoSlice::new(&[VERSION]),
-        IoSlice::new(tokens.bytes().as_ref()),
+        IoSlice::new(key),
+        IoSlice::new(ring.as_ref()),
     ];
     let sent = rustix::net::sendmsg(stream, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
     // Far below any socket buffer, it goes at once or not at all.
@@ -227,16 +208,21 @@ fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], tokens: &TokenKey) -
     }
 }
 
-type Received = Result<(Zeroizing<[u8; KEY_LENGTH]>, Vec<OwnedFd>), HandoverError>;
+type Received = Result<(KeyRing, Vec<OwnedFd>), HandoverError>;
 
 fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
     let mut version = [0];
     let mut key = Zeroizing::new([0; KEY_LENGTH]);
+    let mut ring = Zeroizing::new([0; RING_LENGTH]);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::net::recvmsg(
         stream,
-        &mut [IoSliceMut::new(&mut version), IoSliceMut::new(key.as_mut())],
+        &mut [
+            IoSliceMut::new(&mut version),
+            IoSliceMut::new(key.as_mut()),
+            IoSliceMut::new(ring.as_mut()),
+        ],
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )?;
@@ -248,10 +234,16 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
         })
         .flatten()
         .collect();
-    if got.bytes != MESSAGE || version != [VERSION] || sockets.len() != SOCKETS {
-        return Ok(Err(HandoverError::Unknown));
+    let keys = match got.bytes {
+        MESSAGE => KeyRing::from_bytes(&ring),
+        // As old as can be, so that it is changed soon: when it was made is not known.
+        SHORT_MESSAGE => Some(KeyRing::of_key(key, Timestamp::UNIX_EPOCH)),
+        _ => None,
+    };
+    match keys {
+        Some(keys) if version == [VERSION] && sockets.len() == SOCKETS => Ok(Ok((keys, sockets))),
+        _ => Ok(Err(HandoverError::Unknown)),
     }
-    Ok(Ok((key, sockets)))
 }
 
 #[cfg(test)]
@@ -260,6 +252,18 @@ mod tests {
 
     use super::*;
 
+    fn place(folder: &tempfile::TempDir) -> Place {
+        Place::new(&RuntimeFolder::open(folder.path()).unwrap(), 8181)
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    fn keys() -> TokenKeys {
+        TokenKeys::new(KeyRing::generate(now()).unwrap())
+    }
+
     fn listener() -> TcpListener {
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
     }
@@ -267,15 +271,14 @@ mod tests {
     #[tokio::test]
     async fn what_waits_in_the_queue_is_handed_on() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place::new(folder.path(), 8181).unwrap();
+        let place = place(&folder);
         assert!(place.take().await.unwrap().is_none());
 
         let (pods, admin) = (listener(), listener());
         let address: SocketAddr = pods.local_addr().unwrap();
         let waiting = TcpStream::connect(address).unwrap();
-        let tokens = TokenKey::generate().unwrap();
-        let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let token = tokens.issue("uid", address.ip(), 60, now);
+        let tokens = keys();
+        let token = tokens.issue("uid", address.ip(), 60, now());
         let old = {
             let place = place.clone();
             tokio::spawn(async move {
@@ -299,19 +302,48 @@ mod tests {
         let (accepted, peer) = taken.accept().unwrap();
         assert_eq!(peer, waiting.local_addr().unwrap());
         drop(accepted);
-        assert!(
-            estate
-                .tokens
-                .verify(token.as_bytes(), "uid", address.ip(), now)
-        );
+        let tokens = TokenKeys::new(estate.keys);
+        assert!(tokens.verify(token.as_bytes(), "uid", address.ip(), now()));
+        // A key that came with its age is not changed at once.
+        assert!(!tokens.rotate(now(), |_| ()).unwrap());
+    }
+
+    /// A message of an agent of before the ring, and what such an agent reads of ours.
+    #[tokio::test]
+    async fn agents_of_before_the_ring_are_understood_and_understand() {
+        let (old, new) = UnixStream::pair().unwrap();
+        let sockets = [listener(), listener()];
+        let sockets = [sockets[0].as_fd(), sockets[1].as_fd()];
+        let tokens = keys();
+        let address = [10, 0, 0, 1].into();
+        let token = tokens.issue("uid", address, 60, now());
+        let ring = tokens.ring().to_bytes();
+        let short: Vec<u8> = [&[VERSION], &ring[..KEY_LENGTH]].concat();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets)));
+        let parts = [IoSlice::new(&short)];
+        rustix::net::sendmsg(&old, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        let (received, taken) = receive(new.as_fd()).unwrap().unwrap();
+        assert_eq!(taken.len(), SOCKETS);
+        let received = TokenKeys::new(received);
+        assert!(received.verify(token.as_bytes(), "uid", address, now()));
+        assert!(received.rotate(now(), |_| ()).unwrap());
+        assert!(received.verify(token.as_bytes(), "uid", address, now()));
+
+        send(new.as_fd(), &sockets, &tokens.ring()).unwrap();
+        let mut read = vec![0; short.len()];
+        old.readable().await.unwrap();
+        old.try_read(&mut read).unwrap();
+        assert_eq!(read, short);
     }
 
     #[tokio::test]
     async fn an_agent_that_only_asks_does_not_stop_the_old_one() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place::new(folder.path(), 8181).unwrap();
+        let place = place(&folder);
         let (pods, admin) = (listener(), listener());
-        let tokens = TokenKey::generate().unwrap();
+        let tokens = keys();
         let offer = place.offer(pods.as_fd(), admin.as_fd(), &tokens);
         let asks = async {
             for _ in 0..3 {
@@ -324,21 +356,5 @@ mod tests {
             _ = offer => panic!("the old agent gave up"),
             () = asks => {}
         }
-    }
-
-    #[test]
-    fn the_folder_is_closed_to_others() {
-        let folder = tempfile::tempdir().unwrap();
-        let inner = folder.path().join("run/rolegate");
-        Place::new(&inner, 1).unwrap();
-        let open = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&inner, open).unwrap();
-        Place::new(&inner, 1).unwrap();
-        assert_eq!(std::fs::metadata(&inner).unwrap().mode() & 0o777, 0o700);
-        let link = folder.path().join("link");
-        std::os::unix::fs::symlink(&inner, &link).unwrap();
-        assert!(Place::new(&link, 1).is_err());
-        std::fs::write(folder.path().join("file"), "").unwrap();
-        assert!(Place::new(&folder.path().join("file"), 1).is_err());
     }
 }

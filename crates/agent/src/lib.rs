@@ -19,4 +19,5 @@ pub mod metrics;
 pub mod picture;
 pub mod redirect;
 mod roster;
+pub mod runtime_folder;
 pub mod token;

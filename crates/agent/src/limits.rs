@@ -1,17 +1,22 @@
-//! Limits on connections, waiters and forwarded requests, for each pod and in all, so that one
-//! noisy pod costs its neighbours nothing.
+//! Limits on connections, waiting requests and forwarded requests, for each pod and in all, so that
+//! a pod that takes much costs its neighbours nothing. Pods count by their UID, so that one with
+//! several addresses counts once.
 
-use std::collections::HashMap;
+mod forwards;
+
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rolegate_runtime::shares::{Admitted, Eviction, Holder, Limit, ShareLimits, Shares, Slot};
+
+use self::forwards::{Exhausted, Forwards};
+use crate::metrics::AgentMetrics;
 
 /// Which part of all connections may be those of addresses that are no known pod's.
-const STRANGERS_PART: usize = 2;
-/// Addresses that are remembered without a connection: more than a node has pods.
-const KEPT_PEERS: usize = 2048;
+const STRANGERS_PART: usize = 4;
 
 /// How much each pod, and all of them, may take.
 #[derive(Debug, Clone, Copy)]
@@ -33,248 +38,308 @@ impl Default for LimitOptions {
     fn default() -> Self {
         Self {
             connections: 2048,
-            connections_per_pod: 64,
-            waiters_per_pod: 64,
+            // A large machine's worker processes, each with a connection of its own.
+            connections_per_pod: 256,
+            // One for each connection.
+            waiters_per_pod: 256,
             forwards_per_second: 50,
             forwards_in_all: 200,
         }
     }
 }
 
+/// A limit of the agent; a fixed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AgentLimit {
+    /// Connections of all pods.
+    Connections,
+    /// Connections of one pod.
+    PodConnections,
+    /// Connections of addresses that are no known pod's.
+    StrangerConnections,
+    /// Requests of one pod that wait.
+    PodWaiters,
+    /// Requests of one pod that are forwarded.
+    PodForwards,
+    /// Requests of all pods that are forwarded.
+    Forwards,
+}
+
+impl AgentLimit {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Connections,
+        Self::PodConnections,
+        Self::StrangerConnections,
+        Self::PodWaiters,
+        Self::PodForwards,
+        Self::Forwards,
+    ];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::PodConnections => "pod_connections",
+            Self::StrangerConnections => "stranger_connections",
+            Self::PodWaiters => "pod_waiters",
+            Self::PodForwards => "pod_forwards",
+            Self::Forwards => "forwards",
+        }
+    }
+}
+
+impl From<Limit> for AgentLimit {
+    fn from(limit: Limit) -> Self {
+        match limit {
+            Limit::Total => Self::Connections,
+            Limit::Each => Self::PodConnections,
+            Limit::Strangers => Self::StrangerConnections,
+        }
+    }
+}
+
+/// The one whose requests are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// The pod of this UID.
+    Pod(Arc<str>),
+    /// An address that is no known pod's.
+    Address(IpAddr),
+}
+
 /// Counts what is in use.
 #[derive(Debug)]
 pub struct Limits {
     options: LimitOptions,
-    connections: AtomicUsize,
-    /// Those of addresses that are no known pod's.
-    strangers: AtomicUsize,
-    forwards: Bucket,
-    /// Touched when a connection opens and closes, not for each request.
-    peers: Mutex<HashMap<IpAddr, Arc<Peer>>>,
+    shares: Shares<Peer, Waiters>,
+    forwards: Forwards,
+    metrics: AgentMetrics,
+    /// The second in which each limit was last reached.
+    reached: [AtomicI64; AgentLimit::ALL.len()],
 }
 
-/// What one address has in use.
-#[derive(Debug)]
-struct Peer {
-    connections: AtomicU32,
-    waiters: AtomicU32,
-    forwards: Bucket,
-}
-
-/// A bucket that is full again each second.
+/// Requests of one pod that wait.
 #[derive(Debug, Default)]
-struct Bucket {
-    /// The second it was last filled in.
-    second: AtomicU64,
-    used: AtomicU32,
-}
-
-impl Bucket {
-    fn take(&self, most: u32, now: Timestamp) -> bool {
-        let second = u64::try_from(now.as_second()).unwrap_or_default();
-        if self.second.swap(second, Relaxed) != second {
-            self.used.store(0, Relaxed);
-        }
-        self.used.fetch_add(1, Relaxed) < most
-    }
-}
+struct Waiters(AtomicU32);
 
 impl Limits {
     /// Nothing in use.
-    pub fn new(options: LimitOptions) -> Arc<Self> {
+    pub fn new(options: LimitOptions, metrics: AgentMetrics) -> Arc<Self> {
+        let each = usize::try_from(options.connections_per_pod).unwrap_or(usize::MAX);
         Arc::new(Self {
+            shares: Shares::new(ShareLimits {
+                total: options.connections,
+                each,
+                strangers: (options.connections / STRANGERS_PART).max(1),
+            }),
+            forwards: Forwards::new(options.forwards_per_second, options.forwards_in_all),
             options,
-            connections: AtomicUsize::new(0),
-            strangers: AtomicUsize::new(0),
-            forwards: Bucket::default(),
-            peers: Mutex::default(),
+            metrics,
+            reached: std::array::from_fn(|_| AtomicI64::new(i64::MIN)),
         })
     }
 
     /// Connections open now.
     pub fn connections(&self) -> usize {
-        self.connections.load(Relaxed)
+        self.shares.open()
     }
 
-    /// Takes room for a connection of `address`, given back when dropped. `None`: there is none.
-    /// Addresses that are no `known` pod's share half of the room, or whoever can make up
-    /// addresses could take it all.
-    pub fn connect(self: &Arc<Self>, address: IpAddr, known: bool) -> Option<Connection> {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let strangers = (self.options.connections / STRANGERS_PART).max(1);
-        if self.connections.load(Relaxed) >= self.options.connections
-            || (!known && self.strangers.load(Relaxed) >= strangers)
-        {
-            return None;
+    /// The most connections that exist at a time, with those that were evicted and finish.
+    pub fn most_connections(&self) -> usize {
+        self.shares.most()
+    }
+
+    /// Takes a place for a connection of `peer`, given back when dropped. Where there is none,
+    /// another connection loses its own. Peers that are not `known` share a part of all places,
+    /// or whoever can make up addresses could take them all.
+    pub fn connect(
+        self: &Arc<Self>,
+        peer: Peer,
+        known: bool,
+        now: Timestamp,
+    ) -> (Connection, Eviction) {
+        let Admitted {
+            slot,
+            eviction,
+            evicted,
+        } = self.shares.admit(Holder { key: peer, known });
+        if let Some(limit) = evicted {
+            self.reach(limit.into(), now);
         }
-        let peer = peers.entry(address).or_insert_with(|| {
-            Arc::new(Peer {
-                connections: AtomicU32::new(0),
-                waiters: AtomicU32::new(0),
-                forwards: Bucket::default(),
-            })
-        });
-        if peer.connections.load(Relaxed) >= self.options.connections_per_pod {
-            return None;
+        let limits = self.clone();
+        (Connection { slot, limits }, eviction)
+    }
+
+    /// The limits that were reached within `period`.
+    pub fn reached_within(&self, period: Duration, now: Timestamp) -> Vec<AgentLimit> {
+        let period = i64::try_from(period.as_secs()).unwrap_or(i64::MAX);
+        let since = now.as_second().saturating_sub(period);
+        let all = AgentLimit::ALL.into_iter().zip(&self.reached);
+        all.filter(|(_, last)| last.load(Relaxed) >= since)
+            .map(|(limit, _)| limit)
+            .collect()
+    }
+
+    fn reach(&self, limit: AgentLimit, now: Timestamp) {
+        self.metrics.limit_reached(limit);
+        if let Some(last) = self.reached.get(limit as usize) {
+            last.store(now.as_second(), Relaxed);
         }
-        peer.connections.fetch_add(1, Relaxed);
-        self.connections.fetch_add(1, Relaxed);
-        self.strangers.fetch_add(usize::from(!known), Relaxed);
-        Some(Connection {
-            known,
-            peer: peer.clone(),
-            limits: self.clone(),
-        })
     }
 }
 
-/// Room for one connection.
+/// A connection's place.
 #[derive(Debug)]
 pub struct Connection {
-    known: bool,
-    peer: Arc<Peer>,
+    slot: Slot<Peer, Waiters>,
     limits: Arc<Limits>,
 }
 
 impl Connection {
+    /// Notes that a request has begun.
+    pub fn begin(&self, now: Instant) {
+        self.slot.begin(now);
+    }
+
+    /// Notes that it was answered; true where the answer should be the connection's last, since
+    /// the pod is near a limit.
+    pub fn end(&self, now: Instant) -> bool {
+        self.slot.end(now);
+        self.slot.should_close()
+    }
+
     /// Takes room for a waiter; `None`: too many of this pod's requests wait already.
-    pub fn wait(&self) -> Option<Waiter<'_>> {
+    pub fn wait(&self, now: Timestamp) -> Option<Waiter<'_>> {
         let most = self.limits.options.waiters_per_pod;
-        self.peer
-            .waiters
-            .fetch_update(Relaxed, Relaxed, |count| {
-                (count < most).then_some(count + 1)
-            })
-            .ok()
-            .map(|_| Waiter(&self.peer))
-    }
-
-    /// Whether one more request of this pod may be forwarded in this second.
-    pub fn forward(&self, now: Timestamp) -> bool {
-        let limits = &self.limits;
-        let own = self
-            .peer
-            .forwards
-            .take(limits.options.forwards_per_second, now);
-        own && limits.forwards.take(limits.options.forwards_in_all, now)
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        let mut peers = self
-            .limits
-            .peers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.limits.connections.fetch_sub(1, Relaxed);
-        let strangers = &self.limits.strangers;
-        strangers.fetch_sub(usize::from(!self.known), Relaxed);
-        self.peer.connections.fetch_sub(1, Relaxed);
-        // Kept for a while, or a new connection for each request would be a new bucket each.
-        if peers.len() > KEPT_PEERS {
-            peers.retain(|_, peer| peer.connections.load(Relaxed) > 0);
+        let waiters = self.slot.data();
+        let more = |count| (count < most).then_some(count + 1);
+        if waiters.0.fetch_update(Relaxed, Relaxed, more).is_err() {
+            self.limits.reach(AgentLimit::PodWaiters, now);
+            return None;
         }
+        Some(Waiter(waiters))
+    }
+
+    /// Whether one more request may be forwarded now, for the pod `uid` where it is known.
+    pub fn forward(&self, uid: Option<&Arc<str>>, now: Timestamp) -> bool {
+        let peer = match uid {
+            Some(uid) => &Peer::Pod(uid.clone()),
+            None => self.slot.holder(),
+        };
+        let limit = match self.limits.forwards.take(peer, now) {
+            Ok(()) => return true,
+            Err(Exhausted::Own) => AgentLimit::PodForwards,
+            Err(Exhausted::All) => AgentLimit::Forwards,
+        };
+        self.limits.reach(limit, now);
+        false
     }
 }
 
 /// Room for one waiting request.
 #[derive(Debug)]
-pub struct Waiter<'a>(&'a Peer);
+pub struct Waiter<'a>(&'a Waiters);
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, Relaxed);
+        self.0.0.fetch_sub(1, Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+
     use super::*;
 
-    fn limits() -> Arc<Limits> {
-        Limits::new(LimitOptions {
+    fn limits(options: LimitOptions) -> Arc<Limits> {
+        Limits::new(options, AgentMetrics::register(&mut Registry::default()))
+    }
+
+    fn pod(uid: &str) -> Peer {
+        Peer::Pod(uid.into())
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn each_limit_is_told_by_its_name_for_as_long_as_is_asked() {
+        let limits = limits(LimitOptions {
             connections: 3,
             connections_per_pod: 2,
             waiters_per_pod: 1,
-            forwards_per_second: 2,
-            forwards_in_all: 3,
-        })
-    }
-
-    #[test]
-    fn connections_for_each_pod_and_in_all() {
-        let limits = limits();
-        let [one, two]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
-        let first = limits.connect(one, true).unwrap();
-        let _second = limits.connect(one, true).unwrap();
-        assert!(limits.connect(one, true).is_none());
-        let _third = limits.connect(two, true).unwrap();
-        assert!(limits.connect(two, true).is_none());
-        drop(first);
-        assert!(limits.connect(two, true).is_some());
-        assert_eq!(limits.connections(), 2);
-    }
-
-    #[test]
-    fn what_is_kept_of_pods_that_left_is_bounded() {
-        let limits = limits();
-        for n in 0..2 * u32::try_from(KEPT_PEERS).unwrap() {
-            drop(limits.connect(std::net::Ipv4Addr::from_bits(n).into(), true));
+            forwards_per_second: 1,
+            forwards_in_all: 2,
+        });
+        assert_eq!(limits.reached_within(Duration::from_secs(60), at(100)), []);
+        let first = limits.connect(pod("a"), true, at(100)).0;
+        let second = limits.connect(pod("a"), true, at(100)).0;
+        let _third = limits.connect(pod("a"), true, at(100)).0;
+        let minute = Duration::from_secs(60);
+        assert_eq!(
+            limits.reached_within(minute, at(100)),
+            [AgentLimit::PodConnections]
+        );
+        let other = limits.connect(pod("b"), true, at(100)).0;
+        let third_pod = limits.connect(pod("c"), true, at(100)).0;
+        assert!(
+            limits
+                .reached_within(minute, at(100))
+                .contains(&AgentLimit::Connections)
+        );
+        let _waiter = other.wait(at(100)).unwrap();
+        assert!(other.wait(at(100)).is_none());
+        assert!(first.forward(None, at(100)) && !second.forward(None, at(100)));
+        assert!(third_pod.forward(None, at(100)));
+        let fourth = limits.connect(pod("d"), true, at(100)).0;
+        assert!(!fourth.forward(None, at(100)));
+        let _stranger = limits.connect(Peer::Address([10, 0, 0, 1].into()), false, at(100));
+        let _stranger = limits.connect(Peer::Address([10, 0, 0, 2].into()), false, at(100));
+        assert_eq!(limits.reached_within(minute, at(160)), AgentLimit::ALL);
+        assert_eq!(limits.reached_within(minute, at(161)), []);
+        for (number, limit) in AgentLimit::ALL.into_iter().enumerate() {
+            assert_eq!(limit as usize, number, "{}", limit.as_str());
         }
-        assert!(limits.peers.lock().unwrap().len() <= KEPT_PEERS + 1);
     }
 
     #[test]
-    fn a_new_connection_is_no_new_bucket() {
-        let limits = limits();
-        let now = Timestamp::from_second(10).unwrap();
-        let forwarded = (0..5)
-            .filter(|_| {
-                limits
-                    .connect([10, 0, 0, 1].into(), true)
-                    .unwrap()
-                    .forward(now)
-            })
-            .count();
-        assert_eq!(forwarded, 2);
-    }
-
-    #[test]
-    fn waiters_and_forwards() {
-        let limits = limits();
-        let connection = limits.connect([10, 0, 0, 1].into(), true).unwrap();
-        let other = limits.connect([10, 0, 0, 1].into(), true).unwrap();
-        let waiter = connection.wait().unwrap();
-        assert!(other.wait().is_none());
-        drop(waiter);
-        assert!(other.wait().is_some());
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let forwarded = |second| (0..5).filter(|_| connection.forward(at(second))).count();
-        assert_eq!(forwarded(10), 2);
-        assert_eq!(forwarded(10), 0);
-        assert_eq!(forwarded(11), 2);
-    }
-
-    #[test]
-    fn strangers_and_noise_leave_room_for_pods() {
-        let limits = Limits::new(LimitOptions {
-            connections: 32,
+    fn waiters_count_for_the_pod_and_not_for_the_connection() {
+        let limits = limits(LimitOptions {
+            waiters_per_pod: 1,
             ..LimitOptions::default()
         });
-        let stranger = |n: u8| limits.connect([10, 0, 1, n].into(), false);
-        let held: Vec<_> = (0..32).filter_map(stranger).collect();
-        assert_eq!(held.len(), 16);
-        assert!(limits.connect([10, 0, 0, 1].into(), true).is_some());
-        drop(held);
-        assert!(stranger(1).is_some());
+        let connection = limits.connect(pod("a"), true, at(10)).0;
+        let other = limits.connect(pod("a"), true, at(10)).0;
+        let neighbour = limits.connect(pod("b"), true, at(10)).0;
+        let waiter = connection.wait(at(10)).unwrap();
+        assert!(other.wait(at(10)).is_none());
+        assert!(neighbour.wait(at(10)).is_some());
+        // Any number of addresses that come and go forgets nothing of a pod that is connected.
+        for n in 0..5000 {
+            let address = std::net::Ipv4Addr::from_bits(n).into();
+            drop(limits.connect(Peer::Address(address), false, at(10)));
+        }
+        assert!(other.wait(at(10)).is_none());
+        drop(waiter);
+        assert!(other.wait(at(10)).is_some());
+    }
 
-        let limits = self::limits();
-        let now = Timestamp::from_second(10).unwrap();
-        let pods: Vec<_> = (1..4)
-            .filter_map(|n| limits.connect([10, 0, 0, n].into(), true))
-            .collect();
-        let forwarded = pods.iter().cycle().take(30).filter(|pod| pod.forward(now));
-        assert_eq!(forwarded.count(), 3);
+    #[test]
+    fn a_new_connection_brings_no_further_forwards() {
+        let limits = limits(LimitOptions {
+            forwards_per_second: 2,
+            ..LimitOptions::default()
+        });
+        let uid = "a".into();
+        let forwarded = |n: u8| {
+            // Another address, before and after the pod is known by it.
+            let peer = Peer::Address([10, 0, 0, n].into());
+            let connection = limits.connect(peer, false, at(10)).0;
+            connection.forward(Some(&uid), at(10))
+        };
+        assert_eq!((0..5).filter(|n| forwarded(*n)).count(), 2);
     }
 }

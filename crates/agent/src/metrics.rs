@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use rolegate_runtime::histogram::AtomicHistogram;
 
 use crate::kube2iam::Kube2iamRequests;
+use crate::limits::AgentLimit;
 
 /// What a request asked for; a fixed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +29,8 @@ pub enum Handler {
     Forward,
     /// kube2iam's health page.
     Health,
+    /// The list of versions, or of what is below one.
+    Root,
     /// Nothing that is served.
     Other,
 }
@@ -63,7 +66,7 @@ pub enum Outcome {
     Upstream,
 }
 
-const HANDLERS: usize = 7;
+const HANDLERS: usize = 8;
 const OUTCOMES: usize = 13;
 
 impl Handler {
@@ -76,6 +79,7 @@ impl Handler {
             Self::Info => "info",
             Self::Forward => "forward",
             Self::Health => "health",
+            Self::Root => "root",
             Self::Other => "other",
         }
     }
@@ -134,7 +138,7 @@ struct Inner {
     slots: [[OnceLock<AtomicHistogram>; OUTCOMES]; HANDLERS],
     denials: Family<[(&'static str, &'static str); 1], Counter>,
     audited: Family<[(&'static str, &'static str); 1], Counter>,
-    rejected: Counter,
+    limits: [Counter; AgentLimit::ALL.len()],
     pods: SmallGauge,
     disputed: SmallGauge,
     kube2iam: Option<Kube2iamRequests>,
@@ -152,6 +156,7 @@ impl AgentMetrics {
     }
 
     fn new(registry: &mut Registry, kube2iam: Option<Kube2iamRequests>) -> Self {
+        let limits = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let inner = Inner {
             requests: Family::new_with_constructor(|| {
                 AtomicHistogram::new(AtomicHistogram::LATENCIES)
@@ -159,7 +164,10 @@ impl AgentMetrics {
             slots: Default::default(),
             denials: Family::default(),
             audited: Family::default(),
-            rejected: Counter::default(),
+            limits: AgentLimit::ALL.map(|limit| {
+                let labels = [("limit", limit.as_str())];
+                limits.get_or_create(&labels).clone()
+            }),
             pods: SmallGauge::default(),
             disputed: SmallGauge::default(),
             kube2iam,
@@ -180,9 +188,9 @@ impl AgentMetrics {
             inner.audited.clone(),
         );
         registry.register(
-            "connections_rejected",
-            "Connections closed at once because a limit was reached",
-            inner.rejected.clone(),
+            "limit_reached",
+            "Connections that another one took the place of, and requests that were refused, by the limit that was reached",
+            limits,
         );
         registry.register("workloads", "Pods known", inner.pods.clone());
         registry.register(
@@ -224,9 +232,11 @@ impl AgentMetrics {
         self.0.kube2iam.as_ref()
     }
 
-    /// Counts a connection that was closed at once.
-    pub fn rejected(&self) {
-        self.0.rejected.inc();
+    /// Counts what was refused or evicted for a limit.
+    pub(crate) fn limit_reached(&self, limit: AgentLimit) {
+        if let Some(counter) = self.0.limits.get(limit as usize) {
+            counter.inc();
+        }
     }
 
     pub(crate) fn set_pods(&self, pods: usize, disputed: usize) {

@@ -143,3 +143,37 @@ impl Changes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_waiter_is_woken_by_each_change_and_by_nothing_else() {
+        let picture = Picture::default();
+        let mut changes = picture.changes();
+        let mut woken = || changes.next().now_or_never().is_some();
+        assert!(!woken());
+        picture.touch();
+        assert!(woken() && !woken());
+        picture.settle(false);
+        assert!(!woken());
+        for settled in [true, false] {
+            picture.settle(settled);
+            assert_eq!(picture.is_settled(), settled);
+            assert!(woken());
+            picture.settle(settled);
+            assert!(!woken());
+        }
+        picture.publish(Vec::new());
+        assert!(!woken());
+        let address = IpAddr::from([10, 0, 0, 1]);
+        picture.publish(vec![(address, Some(Owner::Disputed))]);
+        assert!(woken());
+        assert!(matches!(picture.owner(address), Some(Owner::Disputed)));
+        picture.publish(vec![(address, None)]);
+        assert!(woken() && picture.owner(address).is_none());
+    }
+}

@@ -67,7 +67,7 @@ impl Roster {
         }
         let own = resident.workload.own_addresses();
         if before.is_none_or(|before| before.workload.own_addresses() != own) {
-            self.guard.seen(&resident.workload.uid, own);
+            self.guard.seen(&resident.workload, own);
         }
         for address in own {
             let claims = self.claims.entry(*address).or_default();

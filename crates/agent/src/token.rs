@@ -3,9 +3,18 @@
 //!
 //! `base64url(expiry, 8 bytes · HMAC-SHA256(key, expiry · pod UID · address))`. A token is thus
 //! worth nothing to another pod, also to one that gets the address later.
+//!
+//! Clients keep a token for as long as it was promised to be good. So a key is changed once a day,
+//! and the one before it counts until the last of its tokens has ended; both outlive the process
+//! ([`store`]).
+
+pub mod store;
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::{hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -18,6 +27,16 @@ pub const MAX_TTL_SECONDS: u32 = 21_600;
 /// Bytes of a key.
 pub const KEY_LENGTH: usize = 32;
 
+/// Bytes of a [`KeyRing`]: two keys, each with a time.
+pub const RING_LENGTH: usize = 2 * (KEY_LENGTH + TIME);
+
+/// How long a key makes tokens, seconds. It must be longer than [`MAX_TTL_SECONDS`], so that no
+/// more than one earlier key counts.
+const KEY_LIFE: i64 = 24 * 3600;
+/// How far the clock may go back, seconds, before a key that seems to be of the future is changed.
+const CLOCK_STEP: i64 = 3600;
+
+const TIME: usize = 8;
 const EXPIRY: usize = 8;
 const TAG: usize = 32;
 
@@ -26,45 +45,180 @@ const TAG: usize = 32;
 #[error("the system gives no random bytes for the key of metadata tokens")]
 pub struct NoRandomness;
 
-/// The key that makes and checks tokens. Never formatted; wiped when dropped.
-pub struct TokenKey {
+/// A key that makes and checks tokens. Never formatted; wiped when dropped.
+#[derive(Clone)]
+struct Key {
     bytes: Zeroizing<[u8; KEY_LENGTH]>,
-    key: hmac::Key,
+    hmac: hmac::Key,
 }
 
-impl std::fmt::Debug for TokenKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TokenKey(…)")
-    }
-}
-
-impl TokenKey {
-    /// A new key.
-    ///
-    /// # Errors
-    /// [`NoRandomness`].
-    pub fn generate() -> Result<Self, NoRandomness> {
+impl Key {
+    fn generate() -> Result<Self, NoRandomness> {
         let mut bytes = Zeroizing::new([0; KEY_LENGTH]);
         rand::fill(bytes.as_mut()).map_err(|_| NoRandomness)?;
         Ok(Self::from_bytes(bytes))
     }
 
-    /// The key of an agent that hands over.
-    pub fn from_bytes(bytes: Zeroizing<[u8; KEY_LENGTH]>) -> Self {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, bytes.as_ref());
-        Self { bytes, key }
+    fn from_bytes(bytes: Zeroizing<[u8; KEY_LENGTH]>) -> Self {
+        let hmac = hmac::Key::new(hmac::HMAC_SHA256, bytes.as_ref());
+        Self { bytes, hmac }
+    }
+}
+
+/// The key that makes tokens, and the one before it while its tokens may still be good. Never
+/// formatted; wiped when dropped.
+#[derive(Clone)]
+pub struct KeyRing {
+    current: Key,
+    /// When `current` was made, seconds.
+    made: i64,
+    previous: Option<Previous>,
+}
+
+#[derive(Clone)]
+struct Previous {
+    key: Key,
+    /// When the last of its tokens has ended, seconds.
+    until: i64,
+}
+
+impl std::fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyRing(…)")
+    }
+}
+
+impl KeyRing {
+    /// A ring with one new key.
+    ///
+    /// # Errors
+    /// [`NoRandomness`].
+    pub fn generate(now: Timestamp) -> Result<Self, NoRandomness> {
+        Ok(Self {
+            current: Key::generate()?,
+            made: now.as_second(),
+            previous: None,
+        })
     }
 
-    /// The key, for handing over.
-    pub fn bytes(&self) -> &Zeroizing<[u8; KEY_LENGTH]> {
-        &self.bytes
+    /// The ring of an agent that hands over its current key alone.
+    pub fn of_key(bytes: Zeroizing<[u8; KEY_LENGTH]>, now: Timestamp) -> Self {
+        Self {
+            current: Key::from_bytes(bytes),
+            made: now.as_second(),
+            previous: None,
+        }
     }
 
-    /// A token for the pod `uid` at `address`, good for `ttl_seconds`.
+    /// The ring as [`Self::to_bytes`] wrote it.
+    pub fn from_bytes(bytes: &[u8; RING_LENGTH]) -> Option<Self> {
+        let (current, rest) = bytes.split_first_chunk::<KEY_LENGTH>()?;
+        let (made, rest) = rest.split_first_chunk::<TIME>()?;
+        let (previous, rest) = rest.split_first_chunk::<KEY_LENGTH>()?;
+        let (until, _) = rest.split_first_chunk::<TIME>()?;
+        let until = i64::from_be_bytes(*until);
+        Some(Self {
+            current: Key::from_bytes(Zeroizing::new(*current)),
+            made: i64::from_be_bytes(*made),
+            previous: (until != 0).then(|| Previous {
+                key: Key::from_bytes(Zeroizing::new(*previous)),
+                until,
+            }),
+        })
+    }
+
+    /// The current key, when it was made, the previous key and when it ends; the latter two are
+    /// zero where there is none.
+    pub fn to_bytes(&self) -> Zeroizing<[u8; RING_LENGTH]> {
+        let mut bytes = Zeroizing::new([0; RING_LENGTH]);
+        let made = self.made.to_be_bytes();
+        let previous = self.previous.as_ref();
+        let until = previous.map_or(0, |previous| previous.until).to_be_bytes();
+        let none = [0; KEY_LENGTH];
+        let previous = previous.map_or(&none, |previous| &previous.key.bytes);
+        let parts: [&[u8]; 4] = [self.current.bytes.as_ref(), &made, previous, &until];
+        for (place, byte) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+            *place = *byte;
+        }
+        bytes
+    }
+
+    /// The ring that follows, where this one's key has made tokens for long enough.
+    ///
+    /// # Errors
+    /// [`NoRandomness`].
+    pub fn rotated(&self, now: Timestamp) -> Result<Option<Self>, NoRandomness> {
+        let now = now.as_second();
+        if (self.made.saturating_sub(CLOCK_STEP)..self.made.saturating_add(KEY_LIFE)).contains(&now)
+        {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            current: Key::generate()?,
+            made: now,
+            previous: Some(Previous {
+                key: self.current.clone(),
+                // A token's end is rounded up to the second.
+                until: now.saturating_add(i64::from(MAX_TTL_SECONDS) + 1),
+            }),
+        }))
+    }
+}
+
+/// Makes and checks tokens.
+#[derive(Debug)]
+pub struct TokenKeys {
+    ring: ArcSwap<KeyRing>,
+    /// Another agent has these keys too, and changes them from now on.
+    handed_over: AtomicBool,
+}
+
+impl TokenKeys {
+    /// Tokens of this ring.
+    pub fn new(ring: KeyRing) -> Self {
+        Self {
+            ring: ArcSwap::from_pointee(ring),
+            handed_over: AtomicBool::new(false),
+        }
+    }
+
+    /// The keys, for handing over and for the store.
+    pub fn ring(&self) -> Arc<KeyRing> {
+        self.ring.load_full()
+    }
+
+    /// Whether another agent may have taken the keys over: they are then left as they are.
+    pub fn set_handed_over(&self, handed_over: bool) {
+        self.handed_over.store(handed_over, Ordering::Release);
+    }
+
+    /// Changes the key where it is due, after `store` has had the new ring; true if it did.
+    ///
+    /// # Errors
+    /// [`NoRandomness`].
+    pub fn rotate(
+        &self,
+        now: Timestamp,
+        store: impl FnOnce(&KeyRing),
+    ) -> Result<bool, NoRandomness> {
+        if self.handed_over.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        let Some(ring) = self.ring.load().rotated(now)? else {
+            return Ok(false);
+        };
+        // Before any token is made by it, or a crash would leave tokens that nobody knows.
+        store(&ring);
+        self.ring.store(Arc::new(ring));
+        Ok(true)
+    }
+
+    /// A token for the pod `uid` at `address`, good for `ttl_seconds` at the least.
     pub fn issue(&self, uid: &str, address: IpAddr, ttl_seconds: u32, now: Timestamp) -> String {
-        let expiry = now.as_second().saturating_add(i64::from(ttl_seconds));
-        let expiry = expiry.to_be_bytes();
-        let tag = self.tag(expiry, uid, address);
+        let begun = now.as_second() + i64::from(now.subsec_nanosecond() > 0);
+        let expiry = begun.saturating_add(i64::from(ttl_seconds)).to_be_bytes();
+        let message = message(expiry, uid, address);
+        let tag = hmac::sign(&self.ring.load().current.hmac, &message);
         let mut token = [0; EXPIRY + TAG];
         let (head, tail) = token.split_at_mut(EXPIRY);
         head.copy_from_slice(&expiry);
@@ -75,21 +229,34 @@ impl TokenKey {
     /// Whether `token` was issued to the pod `uid` at `address` and is not over. Takes the same
     /// time whatever is wrong with the tag.
     pub fn verify(&self, token: &[u8], uid: &str, address: IpAddr, now: Timestamp) -> bool {
-        let mut decoded = [0; EXPIRY + TAG];
-        if URL_SAFE_NO_PAD.decode_slice(token, &mut decoded) != Ok(EXPIRY + TAG) {
-            return false;
-        }
-        let Some((expiry, tag)) = decoded.split_first_chunk::<EXPIRY>() else {
+        let Some((expiry, tag)) = decode(token) else {
             return false;
         };
-        let message = message(*expiry, uid, address);
-        hmac::verify(&self.key, &message, tag).is_ok()
-            && now.as_second() < i64::from_be_bytes(*expiry)
+        let now = now.as_second();
+        if now >= i64::from_be_bytes(expiry) {
+            return false;
+        }
+        let message = message(expiry, uid, address);
+        let ring = self.ring.load();
+        hmac::verify(&ring.current.hmac, &message, &tag).is_ok()
+            || ring.previous.as_ref().is_some_and(|previous| {
+                now < previous.until && hmac::verify(&previous.key.hmac, &message, &tag).is_ok()
+            })
     }
 
-    fn tag(&self, expiry: [u8; EXPIRY], uid: &str, address: IpAddr) -> hmac::Tag {
-        hmac::sign(&self.key, &message(expiry, uid, address))
+    /// Whether `token` could be one at all, to whichever pod and by whichever key.
+    pub fn is_shaped(token: &[u8]) -> bool {
+        decode(token).is_some()
     }
+}
+
+fn decode(token: &[u8]) -> Option<([u8; EXPIRY], [u8; TAG])> {
+    let mut decoded = [0; EXPIRY + TAG];
+    if URL_SAFE_NO_PAD.decode_slice(token, &mut decoded) != Ok(EXPIRY + TAG) {
+        return None;
+    }
+    let (expiry, tag) = decoded.split_first_chunk::<EXPIRY>()?;
+    Some((*expiry, *tag.first_chunk::<TAG>()?))
 }
 
 fn message(expiry: [u8; EXPIRY], uid: &str, address: IpAddr) -> Vec<u8> {
@@ -114,9 +281,18 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
+    fn keys() -> TokenKeys {
+        TokenKeys::new(KeyRing::generate(at(0)).unwrap())
+    }
+
+    /// The keys of another process that got them as bytes.
+    fn heir(keys: &TokenKeys) -> TokenKeys {
+        TokenKeys::new(KeyRing::from_bytes(&keys.ring().to_bytes()).unwrap())
+    }
+
     #[test]
     fn a_token_is_good_for_one_pod_one_address_and_its_time() {
-        let key = TokenKey::generate().unwrap();
+        let key = keys();
         let address: IpAddr = [10, 0, 0, 1].into();
         let token = key.issue("uid-1", address, 60, at(0));
         let good = |token: &str, uid, address, now| key.verify(token.as_bytes(), uid, address, now);
@@ -126,15 +302,90 @@ mod tests {
         assert!(!good(&token, "uid-2", address, at(0)));
         assert!(!good(&token, "uid-1", [10, 0, 0, 2].into(), at(0)));
         assert!(!good(&token, "uid-1", "fd00::1".parse().unwrap(), at(0)));
-        let other = TokenKey::generate().unwrap();
+        let other = keys();
         assert!(!other.verify(token.as_bytes(), "uid-1", address, at(0)));
-        let heir = TokenKey::from_bytes(key.bytes().clone());
-        assert!(heir.verify(token.as_bytes(), "uid-1", address, at(0)));
+        assert!(heir(&key).verify(token.as_bytes(), "uid-1", address, at(0)));
+    }
+
+    #[test]
+    fn a_token_is_never_good_for_less_than_was_promised() {
+        let key = keys();
+        let address: IpAddr = [10, 0, 0, 1].into();
+        for nanoseconds in [0, 1, 500_000_000, 999_999_999] {
+            let issued = at(0) + jiff::SignedDuration::new(0, nanoseconds);
+            for ttl in [1, 2, MAX_TTL_SECONDS] {
+                let token = key.issue("uid-1", address, ttl, issued);
+                let good = |after| key.verify(token.as_bytes(), "uid-1", address, issued + after);
+                let ttl = jiff::SignedDuration::from_secs(ttl.into());
+                assert!(good(ttl - jiff::SignedDuration::from_nanos(1)));
+                assert!(!good(ttl + jiff::SignedDuration::from_secs(1)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_changed_counts_until_the_last_of_its_tokens_has_ended() {
+        let keys = keys();
+        let address: IpAddr = [10, 0, 0, 1].into();
+        let longest = i64::from(MAX_TTL_SECONDS);
+        let issue = |second| keys.issue("uid", address, MAX_TTL_SECONDS, at(second));
+        let mut stored = None;
+        let mut rotate = |keys: &TokenKeys, second| {
+            let store = |ring: &KeyRing| stored = Some(ring.to_bytes());
+            keys.rotate(at(second), store).unwrap()
+        };
+        assert!(!rotate(&keys, KEY_LIFE - 1));
+        let last = issue(KEY_LIFE - 1);
+        assert!(rotate(&keys, KEY_LIFE) && !rotate(&keys, KEY_LIFE + 1));
+        let next = issue(KEY_LIFE + longest);
+        for keys in [&keys, &heir(&keys)] {
+            let good =
+                |token: &str, second| keys.verify(token.as_bytes(), "uid", address, at(second));
+            assert!(good(&last, KEY_LIFE + longest - 2));
+            assert!(!good(&last, KEY_LIFE + longest));
+            assert!(good(&next, KEY_LIFE + 2 * longest - 1));
+        }
+        // Not one that somebody made by the old key afterwards.
+        let old = TokenKeys::new(KeyRing::of_key(
+            keys.ring().previous.as_ref().unwrap().key.bytes.clone(),
+            at(0),
+        ));
+        let late = old.issue("uid", address, MAX_TTL_SECONDS, at(KEY_LIFE + longest));
+        assert!(!keys.verify(late.as_bytes(), "uid", address, at(KEY_LIFE + longest + 1)));
+        assert_eq!(stored, Some(keys.ring().to_bytes()));
+    }
+
+    #[test]
+    fn keys_that_another_agent_has_are_left_as_they_are() {
+        let keys = keys();
+        keys.set_handed_over(true);
+        let stored = |_: &KeyRing| panic!("stored");
+        assert!(!keys.rotate(at(2 * KEY_LIFE), stored).unwrap());
+        keys.set_handed_over(false);
+        assert!(keys.rotate(at(2 * KEY_LIFE), |_| ()).unwrap());
+        // A clock that goes back a little changes nothing, one that is far off makes a new key.
+        assert!(!keys.rotate(at(2 * KEY_LIFE - 60), |_| ()).unwrap());
+        assert!(keys.rotate(at(0), |_| ()).unwrap());
+    }
+
+    #[test]
+    fn what_could_be_a_token_is_told_from_what_cannot() {
+        let token = keys().issue("uid", [10, 0, 0, 1].into(), 60, at(0));
+        assert!(TokenKeys::is_shaped(token.as_bytes()));
+        for junk in [
+            "",
+            "INVALID",
+            &token[1..],
+            &format!("{token}A"),
+            &format!("{token}="),
+        ] {
+            assert!(!TokenKeys::is_shaped(junk.as_bytes()), "{junk}");
+        }
     }
 
     #[test]
     fn no_bit_of_a_token_can_be_changed() {
-        let key = TokenKey::generate().unwrap();
+        let key = keys();
         let address: IpAddr = [10, 0, 0, 1].into();
         let token = key.issue("uid-1", address, 60, at(0));
         for place in 0..token.len() {
@@ -152,14 +403,16 @@ mod tests {
     proptest! {
         #[test]
         fn junk_is_no_token(junk in prop::collection::vec(any::<u8>(), 0..200)) {
-            let key = TokenKey::generate().unwrap();
+            let key = keys();
             prop_assert!(!key.verify(&junk, "uid-1", [10, 0, 0, 1].into(), at(0)));
         }
     }
 
     #[test]
     fn the_key_is_not_formatted() {
-        let key = TokenKey::from_bytes(Zeroizing::new([65; KEY_LENGTH]));
-        assert_eq!(format!("{key:?}"), "TokenKey(…)");
+        let ring = KeyRing::of_key(Zeroizing::new([65; KEY_LENGTH]), at(0));
+        assert_eq!(format!("{ring:?}"), "KeyRing(…)");
+        let keys = format!("{:?}", TokenKeys::new(ring));
+        assert!(!keys.contains("65") && !keys.contains("AAAA"), "{keys}");
     }
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
-use rolegate_core::session::{Failure, FailureKind, MissingAction, SessionKey, SessionLimits};
+use rolegate_core::session::{
+    Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
+};
 
 use crate::chain::ChainError;
 
@@ -24,7 +26,7 @@ pub(crate) fn temporary(code: &str, message: &str) -> Failure {
         kind: FailureKind::Temporary,
         code: code.to_owned(),
         message: bounded(message, MAX_MESSAGE),
-        missing: None,
+        cause: None,
     }
 }
 
@@ -58,7 +60,7 @@ where
             },
             code: "IntermediateRole".into(),
             message: bounded(&cause.to_string(), MAX_CHAIN),
-            missing: None,
+            cause: None,
         };
     }
     // Of the SDK's own texts none is shown: some hold the request, external ID included.
@@ -98,10 +100,14 @@ fn refused(
 ) -> Failure {
     let kind = classify(code, status);
     let message = message.unwrap_or("STS gave no reason");
-    let missing = key.and_then(|_| missing(code, message));
+    let cause = key.zip(code);
+    let cause = cause.and_then(|(key, code)| cause_of(code, message, key));
     let text = match code.and_then(own_credentials) {
         Some(advice) => format!("STS refused rolegate's own credentials: {advice}"),
-        None => match advice(code, message, missing, key) {
+        None => match cause
+            .zip(key)
+            .map(|(cause, key)| advice(cause, message, key))
+        {
             Some(advice) => {
                 // The advice must survive the cut.
                 let room = MAX_MESSAGE.saturating_sub(advice.chars().count() + 2);
@@ -115,7 +121,7 @@ fn refused(
         kind,
         code: code.map_or_else(|| format!("HTTP{status}"), |code| bounded(code, MAX_CODE)),
         message: bounded(&text, MAX_MESSAGE),
-        missing,
+        cause,
     }
 }
 
@@ -161,64 +167,80 @@ fn own_credentials(code: &str) -> Option<&'static str> {
     })
 }
 
-/// What to change so that STS agrees, where its message doesn't say.
-fn advice(
-    code: Option<&str>,
-    message: &str,
-    missing: Option<MissingAction>,
-    key: Option<&SessionKey>,
-) -> Option<String> {
-    let key = key?;
-    if let Some(missing) = missing {
-        return Some(missing.advice(&key.role));
-    }
+/// The cause of a refusal, by its code and its sentence.
+fn cause_of(code: &str, message: &str, key: &SessionKey) -> Option<RefusalCause> {
     let asked = key.duration_seconds;
-    if message.contains("role chaining") {
-        return Some(format!(
-            "{asked} s were asked for; set the session's duration to 3600 s or less"
-        ));
+    let says = |words: &str| message.contains(words);
+    if says("role chaining") {
+        return Some(RefusalCause::RoleChaining { asked });
     }
-    if message.contains("MaxSessionDuration") {
-        return Some(format!(
-            "{asked} s were asked for; lower the session's duration, or raise MaxSessionDuration of role {}",
-            key.role.name()
-        ));
+    if says("MaxSessionDuration") {
+        return Some(RefusalCause::MaxSessionDuration { asked });
     }
+    if code.starts_with("PackedPolicyTooLarge") {
+        return Some(RefusalCause::TooLarge);
+    }
+    if code.starts_with("MalformedPolicyDocument") {
+        return Some(RefusalCause::MalformedPolicy);
+    }
+    if code.starts_with("RegionDisabled") {
+        return Some(RefusalCause::RegionDisabled);
+    }
+    if says("transitive tag") {
+        return Some(RefusalCause::TransitiveTag);
+    }
+    if !code.starts_with("AccessDenied") {
+        return None;
+    }
+    // Before the action: a policy of rolegate's own may lack or deny that one too.
+    if says("explicit deny") {
+        return Some(RefusalCause::ExplicitDeny);
+    }
+    let own = [
+        "identity-based policy",
+        "permissions boundary",
+        "session policy",
+    ];
+    if own
+        .into_iter()
+        .any(|policy| says(&format!("no {policy} allows")))
+    {
+        return Some(RefusalCause::IdentityPolicy);
+    }
+    let mut actions = MissingAction::ALL.into_iter();
+    if let Some(action) = actions.find(|action| says(action.as_str())) {
+        return Some(RefusalCause::Missing(action));
+    }
+    let external_id = key.external_id.is_some();
+    Some(RefusalCause::Untrusted { external_id })
+}
+
+/// What to change so that STS agrees, with what only the log needs.
+fn advice(cause: RefusalCause, message: &str, key: &SessionKey) -> String {
     let limits = key.limits.as_deref();
-    if code?.starts_with("PackedPolicyTooLarge") {
-        return Some(too_large(message, limits));
+    let advice = cause.advice(&key.role);
+    match cause {
+        RefusalCause::TooLarge => too_large(message, limits),
+        RefusalCause::Untrusted { .. } => advice + &actions(limits),
+        _ => advice,
     }
-    if message.contains("transitive tag") {
-        return Some(
-            "rolegate's own session has transitive tags with the same keys, as EKS Pod Identity \
-             sets them: switch them off there, or give rolegate other credentials"
-                .to_owned(),
-        );
-    }
-    code?.starts_with("AccessDenied").then(|| denied(limits))
 }
 
-/// The action that STS says is not allowed, beside `sts:AssumeRole`.
-fn missing(code: Option<&str>, message: &str) -> Option<MissingAction> {
-    let mut all = MissingAction::ALL.into_iter();
-    code.filter(|code| code.starts_with("AccessDenied"))?;
-    all.find(|action| message.contains(action.as_str()))
-}
-
-/// What a trust policy must allow, where STS doesn't tell what it does not.
-fn denied(limits: Option<&SessionLimits>) -> String {
+/// What a trust policy must allow beside `sts:AssumeRole`, where STS doesn't tell what it does not.
+fn actions(limits: Option<&SessionLimits>) -> String {
     let mut actions = String::new();
     if limits.is_some_and(|limits| !limits.tags.is_empty()) {
-        actions += " with sts:TagSession, as the session has tags";
+        actions += ", with sts:TagSession, as the session has tags";
     }
     if limits.is_some_and(|limits| limits.source_identity.is_some()) {
-        actions += if actions.is_empty() { " with" } else { " and" };
+        actions += if actions.is_empty() {
+            ", with"
+        } else {
+            ", and"
+        };
         actions += " sts:SetSourceIdentity, as it has a source identity";
     }
-    format!(
-        "check that the role exists, that its trust policy names this caller{actions}, and its \
-         external ID"
-    )
+    actions
 }
 
 /// What takes the room of a session, of which only STS knows how much there is.
@@ -357,6 +379,106 @@ mod tests {
         );
     }
 
+    /// STS's sentences, and what they mean.
+    #[test]
+    fn each_refusal_has_its_cause() {
+        use RefusalCause::*;
+        let user = "User: arn:aws:sts::111122223333:assumed-role/node/i-0abc is not authorized to perform:";
+        let on = "on resource: arn:aws:iam::123456789012:role/team/reader";
+        let assume = format!("{user} sts:AssumeRole {on}");
+        for (code, message, cause) in [
+            ("AccessDenied", assume.clone(), Some(Untrusted { external_id: false })),
+            (
+                "AccessDenied",
+                format!("{assume} because no resource-based policy allows the sts:AssumeRole action"),
+                Some(Untrusted { external_id: false }),
+            ),
+            (
+                "AccessDenied",
+                format!("{assume} because no identity-based policy allows the sts:AssumeRole action"),
+                Some(IdentityPolicy),
+            ),
+            (
+                "AccessDenied",
+                format!("{assume} because no permissions boundary allows the sts:AssumeRole action"),
+                Some(IdentityPolicy),
+            ),
+            (
+                "AccessDenied",
+                format!("{user} sts:TagSession {on} because no identity-based policy allows the sts:TagSession action"),
+                Some(IdentityPolicy),
+            ),
+            (
+                "AccessDenied",
+                format!("{assume} with an explicit deny in a service control policy"),
+                Some(ExplicitDeny),
+            ),
+            (
+                "AccessDenied",
+                format!("{user} sts:TagSession {on}"),
+                Some(Missing(MissingAction::TagSession)),
+            ),
+            (
+                "AccessDenied",
+                format!("{user} sts:SetSourceIdentity {on}"),
+                Some(Missing(MissingAction::SetSourceIdentity)),
+            ),
+            (
+                "ValidationError",
+                "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.".into(),
+                Some(MaxSessionDuration { asked: 7200 }),
+            ),
+            (
+                "ValidationError",
+                "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining".into(),
+                Some(RoleChaining { asked: 7200 }),
+            ),
+            (
+                "PackedPolicyTooLarge",
+                "Packed size of session tags consumes 112% of allotted space.".into(),
+                Some(TooLarge),
+            ),
+            ("MalformedPolicyDocument", "Syntax errors in policy.".into(), Some(MalformedPolicy)),
+            (
+                "InvalidParameterValue",
+                "One of the specified transitive tag keys can't be set because it conflicts with a transitive tag key from the calling session.".into(),
+                Some(TransitiveTag),
+            ),
+            (
+                "RegionDisabledException",
+                "STS is not activated in this region for account: 123456789012.".into(),
+                Some(RegionDisabled),
+            ),
+            ("ValidationError", "1 validation error detected".into(), None),
+            ("InternalFailure", "sts:TagSession".into(), None),
+        ] {
+            let failure = refused(Some(code), Some(&message), 400, Some(&key()));
+            assert_eq!(failure.cause, cause, "{message}");
+            // The owner learns nothing of rolegate's own session, nor of an ID that is not there.
+            let told = failure.to_owner(&key().role);
+            for word in ["111122223333", "assumed-role", "external ID"] {
+                assert!(!told.contains(word), "{told}");
+            }
+            assert!(told.starts_with(code) && told.contains(": ") == cause.is_some(), "{told}");
+        }
+        let with_id = SessionKey {
+            external_id: Some("customer-a".into()),
+            ..key()
+        };
+        let failure = refused(Some("AccessDenied"), Some(&assume), 403, Some(&with_id));
+        let told = failure.to_owner(&with_id.role);
+        assert!(
+            told.ends_with("to assume it with this pod's external ID"),
+            "{told}"
+        );
+        assert!(!told.contains("customer-a"), "{told}");
+        // A refusal of our own identity is no refusal of a session.
+        assert_eq!(
+            refused(Some("AccessDenied"), Some(&assume), 403, None).cause,
+            None
+        );
+    }
+
     #[test]
     fn too_large_sessions_say_by_how_much() {
         for (message, told) in [
@@ -391,7 +513,7 @@ mod tests {
             assert!(!failure.message.chars().any(char::is_control));
         }
         let failure = refused(Some("AccessDenied"), Some(&long), 403, Some(&key()));
-        assert!(failure.message.ends_with("external ID"), "{failure}");
+        assert!(failure.message.ends_with("to assume it"), "{failure}");
         let marked = SessionLimits {
             tags: [("team", "payments")].into_iter().collect(),
             source_identity: Some("default.api".into()),

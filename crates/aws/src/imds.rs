@@ -38,7 +38,12 @@ const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 /// What concerns the connection to the service and not the answer, or is the service's with us
 /// alone.
-const NOT_FORWARDED: [HeaderName; 11] = [
+const NOT_FORWARDED: [HeaderName; 15] = [
+    // They may name the address at which we ask.
+    http::header::CONTENT_LOCATION,
+    http::header::LINK,
+    http::header::REFRESH,
+    http::header::ALT_SVC,
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -148,6 +153,13 @@ impl Imds {
                 tokens: Tokens::default(),
             }),
         })
+    }
+
+    /// Whether this is where the service is asked.
+    pub fn is_at(&self, authority: &Authority) -> bool {
+        let own = &self.inner.authority;
+        let port = |authority: &Authority| authority.port_u16().unwrap_or(80);
+        own.host() == authority.host() && port(own) == port(authority)
     }
 
     /// The text at `path`, at most 64 KiB of UTF-8.

@@ -369,7 +369,7 @@ impl<C: AssumeRole> Driver<C> {
                     kind: FailureKind::Temporary,
                     code: "Internal".into(),
                     message: "the call ended in a fault of rolegate, see its log".into(),
-                    missing: None,
+                    cause: None,
                 };
                 (error.id(), Err(failure))
             }

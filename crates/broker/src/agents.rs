@@ -1,7 +1,8 @@
 //! The agents' own pods, by which a token is checked that names one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rolegate_core::workload::Workload;
 use tokio::sync::watch;
@@ -12,8 +13,41 @@ use crate::identity::{AgentAccount, is_live_agent};
 #[derive(Debug, Clone)]
 pub struct Agents {
     account: Arc<AgentAccount>,
-    pods: Arc<Mutex<HashMap<Arc<str>, Arc<Workload>>>>,
+    pods: Arc<Mutex<Pods>>,
     changes: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Pods {
+    by_uid: HashMap<Arc<str>, Arc<Workload>>,
+    /// How many of them have an address.
+    addresses: HashMap<IpAddr, usize>,
+}
+
+impl Pods {
+    fn insert(&mut self, pod: &Arc<Workload>) {
+        self.remove(&pod.uid);
+        for address in &pod.addresses {
+            *self.addresses.entry(address.to_canonical()).or_default() += 1;
+        }
+        self.by_uid.insert(pod.uid.clone(), pod.clone());
+    }
+
+    fn remove(&mut self, uid: &str) -> bool {
+        let Some(gone) = self.by_uid.remove(uid) else {
+            return false;
+        };
+        for address in &gone.addresses {
+            let address = address.to_canonical();
+            if let Some(pods) = self.addresses.get_mut(&address) {
+                *pods -= 1;
+                if *pods == 0 {
+                    self.addresses.remove(&address);
+                }
+            }
+        }
+        true
+    }
 }
 
 impl Agents {
@@ -33,8 +67,17 @@ impl Agents {
 
     /// The agent's pod of this UID.
     pub fn get(&self, uid: &str) -> Option<Arc<Workload>> {
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        pods.get(uid).cloned()
+        self.pods().by_uid.get(uid).cloned()
+    }
+
+    /// Returns whether an agent's pod has this address.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        let pods = self.pods();
+        pods.addresses.contains_key(&address.to_canonical())
+    }
+
+    fn pods(&self) -> MutexGuard<'_, Pods> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows changes.
@@ -45,15 +88,13 @@ impl Agents {
     /// A pod is new or changed. Returns whether it is an agent's, or was.
     pub(crate) fn put(&self, pod: &Arc<Workload>) -> bool {
         let live = is_live_agent(pod, &self.account);
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = match live {
             true => {
-                pods.insert(pod.uid.clone(), pod.clone());
+                self.pods().insert(pod);
                 true
             }
-            false => pods.remove(&pod.uid).is_some(),
+            false => self.pods().remove(&pod.uid),
         };
-        drop(pods);
         if changed {
             self.changes.send_modify(|version| *version += 1);
         }
@@ -62,7 +103,36 @@ impl Agents {
 
     /// A pod is gone. Returns whether it was an agent's.
     pub(crate) fn remove(&self, uid: &str) -> bool {
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        pods.remove(uid).is_some()
+        self.pods().remove(uid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::tests::{account, agent, peer};
+
+    #[test]
+    fn addresses_are_those_of_the_agents_pods_that_live() {
+        let agents = Agents::new(account());
+        assert!(!agents.has_address(peer()));
+        let one = Arc::new(agent());
+        let other = Arc::new(Workload {
+            uid: "uid-other".into(),
+            ..agent()
+        });
+        assert!(agents.put(&one) && agents.put(&other) && agents.put(&one));
+        assert!(agents.has_address(peer()) && !agents.has_address([192, 0, 2, 9].into()));
+        assert!(agents.has_address("::ffff:192.0.2.1".parse().unwrap()));
+        assert!(agents.remove(&one.uid));
+        assert!(agents.has_address(peer()), "another agent's pod has it too");
+        let moved = Arc::new(Workload {
+            addresses: vec![[192, 0, 2, 9].into()],
+            ..(*other).clone()
+        });
+        agents.put(&moved);
+        assert!(!agents.has_address(peer()) && agents.has_address([192, 0, 2, 9].into()));
+        assert!(agents.remove(&other.uid) && !agents.remove(&other.uid));
+        assert!(agents.pods().addresses.is_empty());
     }
 }

@@ -30,6 +30,7 @@ use rolegate_runtime::drain::Drain;
 use rolegate_runtime::http2;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::places::Places;
+use rolegate_runtime::rate::KeyedRate;
 use rolegate_runtime::readiness::{Condition, Readiness};
 use rolegate_runtime::serve::{ListenError, listen};
 use rolegate_runtime::tls::{
@@ -48,7 +49,8 @@ use crate::feed::PER_NODE;
 use crate::hosts::Hosts;
 use crate::identity::AgentAccount;
 use crate::kiam::{self, KiamConnection, KiamParts};
-use crate::metrics::BrokerMetrics;
+use crate::metrics::{BrokerMetrics, Port};
+use crate::peers::{Expected, PortPeers};
 use crate::reviewer::Reviewer;
 use crate::service::{Service, ServiceParts, server};
 
@@ -109,8 +111,8 @@ pub struct BrokerOptions {
     pub engine: EngineOptions,
     /// Most connections of agents.
     pub connections: usize,
-    /// Most of them that come from one address.
-    pub connections_per_address: usize,
+    /// Most unauthenticated ones of one address, or of an IPv6 /64.
+    pub connections_per_peer: usize,
     /// Whether kiam's agents are served, and how.
     pub kiam: Option<KiamOptions>,
     /// The time.
@@ -232,17 +234,21 @@ impl Broker {
             readiness: readiness.clone(),
             reports: reporter,
         };
+        let needs = rules.needs();
         tasks.spawn(vital("the watches of rules", sources.run(rules)));
         let watch = {
             let (connection, keys) = (connection.clone(), options.annotations.clone());
             let (reporting, sender) = (reporting("namespaces"), sender.clone());
-            async move { watch_namespaces(&connection, keys, reporting, sender).await }
+            let needs = needs.clone();
+            async move { watch_namespaces(&connection, keys, needs, reporting, sender).await }
         };
         tasks.spawn(vital("the watch of namespaces", watch));
         let watch = {
             let (connection, keys) = (connection.clone(), options.annotations);
             let reporting = reporting("pods");
-            async move { watch_pods(&connection, &Scope::Cluster, keys, reporting, sender).await }
+            async move {
+                watch_pods(&connection, &Scope::Cluster, keys, needs, reporting, sender).await;
+            }
         };
         tasks.spawn(vital("the watch of pods", watch));
 
@@ -302,7 +308,7 @@ impl Broker {
         let tls = mutual(&store, &authorities, &clock)?;
         let limits = move |streams, unused| http2::Limits {
             connections: options.connections,
-            per_address: options.connections_per_address,
+            per_peer: options.connections_per_peer,
             streams,
             unused,
         };
@@ -331,9 +337,16 @@ impl Broker {
             let condition = readiness.condition("kiam client authorities");
             let following = follow_authorities(options.client_ca, authorities, condition);
             tasks.spawn(vital("the authorities of kiam's agents", following));
+            let peers = Arc::new(PortPeers {
+                expected: Expected::Nodes(hosts.clone()),
+                port: Port::Kiam,
+                metrics: broker_metrics.clone(),
+                condition: readiness.condition("kiam connections"),
+            });
             let parts = Arc::new(KiamParts {
                 hosts,
                 places: Places::new(PER_NODE),
+                rates: KeyedRate::new(kiam::REQUESTS),
                 orders: orders.clone(),
                 decider,
                 tell: tell.clone(),
@@ -345,16 +358,24 @@ impl Broker {
                 tls,
                 limits(KIAM_REQUESTS, KIAM_UNUSED),
                 drain.clone(),
-                move |peer: SocketAddr, names, trust| {
-                    let connection = KiamConnection::new(parts.clone(), peer.ip(), &names)?;
-                    trust.earn();
+                peers,
+                move |peer: SocketAddr, names, shown| {
+                    let parts = parts.clone();
+                    let connection = KiamConnection::new(parts, peer.ip(), &names, shown)?;
                     Some(TowerToHyperService::new(kiam::server(connection)))
                 },
             )));
         }
+        let peers = Arc::new(PortPeers {
+            expected: Expected::Agents(agents.clone()),
+            port: Port::Agents,
+            metrics: broker_metrics.clone(),
+            condition: readiness.condition("agent connections"),
+        });
+        let check_address = agents.account().check_address;
         let service = Service::new(ServiceParts {
             name: options.name,
-            reviewer: Reviewer::new(connection.client()),
+            reviewer: Reviewer::new(connection.client(), check_address, clock.clone()),
             agents,
             orders,
             tell,
@@ -384,8 +405,9 @@ impl Broker {
             tls,
             limits(STREAMS, UNUSED),
             drain.clone(),
-            move |peer: SocketAddr, names, trust| {
-                let connection = service.connection(peer.ip(), names, trust);
+            peers,
+            move |peer: SocketAddr, names, shown| {
+                let connection = service.connection(peer.ip(), names, shown);
                 Some(TowerToHyperService::new(server(connection)))
             },
         )));

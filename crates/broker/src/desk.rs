@@ -189,16 +189,8 @@ impl Desk {
     pub fn update(&mut self, update: Update) {
         match update {
             Update::Workloads(Change::Snapshot(all)) => {
-                let kept: HashSet<_> = all.iter().map(|pod| pod.uid.clone()).collect();
-                let gone: Vec<_> = self
-                    .pods
-                    .keys()
-                    .filter(|uid| !kept.contains(*uid))
-                    .cloned()
-                    .collect();
-                for uid in gone {
-                    self.remove(&uid);
-                }
+                let uids = all.iter().map(|pod| pod.uid.clone()).collect();
+                self.retain(&uids);
                 for pod in all {
                     self.apply(pod);
                 }
@@ -206,11 +198,23 @@ impl Desk {
             }
             Update::Workloads(Change::Apply(pod)) => self.apply(pod),
             Update::Workloads(Change::Delete(pod)) => self.remove(&pod.uid),
+            Update::RetainWorkloads(uids) => self.retain(&uids),
             Update::Namespaces(change) => {
                 self.report(Report::Rules(RuleUpdate::Namespaces(change)));
             }
+            Update::RetainNamespaces(names) => {
+                self.report(Report::Rules(RuleUpdate::RetainNamespaces(names)));
+            }
         }
         self.settle();
+    }
+
+    /// All pods but these are gone.
+    fn retain(&mut self, uids: &HashSet<Arc<str>>) {
+        let gone = self.pods.keys().filter(|uid| !uids.contains(*uid));
+        for uid in gone.cloned().collect::<Vec<_>>() {
+            self.remove(&uid);
+        }
     }
 
     /// Takes what a stream asks.

@@ -127,14 +127,21 @@ impl Feed {
     /// A pod is new or changed, or was decided again. Returns whether the agent has to hear of it.
     pub(crate) fn put(&self, workload: Arc<Workload>, decided: Decided) -> Put {
         let mut state = self.state();
-        let before = state.pods.get(&workload.uid);
+        let before = state.pods.get_mut(&workload.uid);
         if let Some(before) = before {
             let last = before.resident.decided.load();
             let same = looks_the_same(&before.resident.workload, &workload)
                 && last.says_the_same_as(&decided);
             if same {
                 // The same pod goes on, by the rules of now.
-                before.resident.decided.store(Arc::new(decided));
+                drop(last);
+                if before.resident.workload == workload {
+                    before.resident.decided.store(Arc::new(decided));
+                } else {
+                    // Labels, say, which the next rule may read.
+                    let changed = before.resident.changed(workload, decided);
+                    before.resident = Arc::new(changed);
+                }
                 return Put::default();
             }
         }

@@ -166,7 +166,7 @@ pub fn is_live_agent(pod: &Workload, account: &AgentAccount) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rolegate_core::key_values::KeyValues;
     use rolegate_core::workload::Wish;
 
@@ -174,7 +174,7 @@ mod tests {
 
     const NODE: &str = "node-a";
 
-    fn account() -> AgentAccount {
+    pub(crate) fn account() -> AgentAccount {
         AgentAccount {
             namespace: "rolegate".into(),
             name: "rolegate-agent".into(),
@@ -183,11 +183,11 @@ mod tests {
         }
     }
 
-    fn peer() -> IpAddr {
+    pub(crate) fn peer() -> IpAddr {
         [192, 0, 2, 1].into()
     }
 
-    fn agent() -> Workload {
+    pub(crate) fn agent() -> Workload {
         Workload {
             namespace: "rolegate".into(),
             name: "rolegate-agent-x".into(),
@@ -307,5 +307,23 @@ mod tests {
         assert_eq!(named(&[]), Err(Refused::Nothing));
         assert_eq!(named(&["node-b"]), Err(Refused::Node));
         assert_eq!(named(&[NODE, "node-b"]), Err(Refused::Node));
+    }
+
+    #[test]
+    fn what_the_watch_may_bring_in_a_moment_is_waited_for_and_nothing_else() {
+        for refused in [Refused::Gone, Refused::Address] {
+            assert!(refused.may_pass(), "{refused:?}");
+        }
+        for refused in [
+            Refused::Unknown,
+            Refused::Audience,
+            Refused::Account,
+            Refused::Unbound,
+            Refused::Node,
+            Refused::Ended,
+            Refused::Nothing,
+        ] {
+            assert!(!refused.may_pass(), "{refused:?}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,7 +17,9 @@ use rolegate_proto::kiam::{
     kiam_service_server,
 };
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::places::Places;
+use rolegate_runtime::http2::Authentication;
+use rolegate_runtime::places::{Place, Places};
+use rolegate_runtime::rate::{KeyedRate, Rate};
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::decider::Decider;
 use rolegate_standing::resident::{Allowed, Decided, Resident, Standing};
@@ -38,6 +40,11 @@ use crate::service::Seat;
 const BEGIN: Duration = Duration::from_secs(3);
 /// For a session's first credentials; kiam's agents ask again for five seconds.
 const WAIT: Duration = Duration::from_secs(3);
+/// Requests of one node's agents in a time: more of them wait.
+pub const REQUESTS: Rate = Rate {
+    burst: 1000.0,
+    per_second: 200.0,
+};
 /// Longest request, bytes: an address and a role.
 const MAX_REQUEST: usize = 8 << 10;
 
@@ -48,6 +55,8 @@ pub struct KiamParts {
     pub hosts: Hosts,
     /// Seats that nodes have by kiam's agents.
     pub places: Places<Arc<str>>,
+    /// Requests of each node.
+    pub rates: KeyedRate<Arc<str>>,
     /// Where seats are taken.
     pub orders: mpsc::UnboundedSender<Order>,
     /// Decides where the desk has not got to a pod since the rules changed.
@@ -67,16 +76,39 @@ pub struct KiamConnection {
     peer: IpAddr,
     /// The end of its certificate.
     until: Timestamp,
+    shown: Authentication,
+    /// Its place among its node's, until it has a seat.
+    place: Mutex<Option<Place<Arc<str>>>>,
     seat: OnceCell<(Seat, KiamUser)>,
 }
 
 impl KiamConnection {
-    /// What answers a connection; `None` where it showed no certificate.
-    pub fn new(parts: Arc<KiamParts>, peer: IpAddr, names: &ClientNames) -> Option<Self> {
+    /// What answers a connection; `None` where it showed no certificate, or where its node has as many
+    /// as it may have. All agents of kiam show the same one, so it is authenticated by its address
+    /// too: now, or once that is known to be a node's.
+    pub fn new(
+        parts: Arc<KiamParts>,
+        peer: IpAddr,
+        names: &ClientNames,
+        shown: Authentication,
+    ) -> Option<Self> {
+        let until = names.until?;
+        let place = match parts.hosts.node_of(peer) {
+            None => None,
+            Some(node) => {
+                let Some(place) = parts.places.take(node).filter(|_| shown.succeed()) else {
+                    parts.metrics.kiam("refused");
+                    return None;
+                };
+                Some(place)
+            }
+        };
         Some(Self {
             parts,
             peer: peer.to_canonical(),
-            until: names.until?,
+            until,
+            shown,
+            place: Mutex::new(place),
             seat: OnceCell::new(),
         })
     }
@@ -91,9 +123,15 @@ impl KiamConnection {
         }
         let node = self.parts.hosts.node_of(self.peer).ok_or_else(|| {
             self.parts.metrics.kiam("refused");
+            self.shown.close_unauthenticated();
             warn!(peer = %self.peer, "a kiam agent's address is of no node, or of several: it is refused");
             Status::permission_denied("this address is of no node")
         })?;
+        let wait = self.parts.rates.charge(&node, 1);
+        if wait > WAIT {
+            return Err(Status::resource_exhausted("this node asks too often"));
+        }
+        tokio::time::sleep(wait).await;
         let seated = self.seat.get_or_try_init(|| self.begin(node.clone()));
         let (seat, _) = seated.await?;
         if seat.feed.node != node {
@@ -104,8 +142,9 @@ impl KiamConnection {
     }
 
     async fn begin(&self, node: Arc<str>) -> Result<(Seat, KiamUser), Status> {
-        let place = self.parts.places.take(node).ok_or_else(|| {
+        let place = self.place(node).ok_or_else(|| {
             self.parts.metrics.kiam("refused");
+            self.shown.close();
             Status::resource_exhausted("this node has as many connections as it may have")
         })?;
         let seat = Seat::take(Feed::new(place, None), self.parts.orders.clone());
@@ -120,6 +159,14 @@ impl KiamConnection {
         }
         info!(node = %seat.feed.node, peer = %self.peer, "a kiam agent is served");
         Ok((seat, self.parts.metrics.kiam_user()))
+    }
+
+    /// The connection's place among those of `node`.
+    fn place(&self, node: Arc<str>) -> Option<Place<Arc<str>>> {
+        let mut own = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = own.take().filter(|own| *own.whose() == node);
+        let place = own.or_else(|| self.parts.places.take(node))?;
+        self.shown.succeed().then_some(place)
     }
 
     /// The pod of the node that has the address `ip`, and what counts for it now.

@@ -15,5 +15,6 @@ pub mod identity;
 pub mod kiam;
 pub mod ledger_page;
 pub mod metrics;
+mod peers;
 pub mod reviewer;
 pub mod service;

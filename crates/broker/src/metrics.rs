@@ -6,8 +6,28 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use rolegate_runtime::http2::{Limit, Usage};
 
 type Label = [(&'static str, &'static str); 1];
+type TwoLabels = [(&'static str, &'static str); 2];
+
+/// A port for agents.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Port {
+    /// That of rolegate's agents.
+    Agents,
+    /// That of kiam's.
+    Kiam,
+}
+
+impl Port {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Agents => "agents",
+            Self::Kiam => "kiam",
+        }
+    }
+}
 
 /// What the broker counts. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +38,8 @@ pub struct BrokerMetrics {
     claimed_twice: Counter,
     kiam_users: Gauge<i64, AtomicI64>,
     kiam: Family<Label, Counter>,
+    connections: Family<TwoLabels, Gauge<i64, AtomicI64>>,
+    closed: Family<TwoLabels, Counter>,
 }
 
 /// A connection of a kiam agent, counted until dropped.
@@ -32,8 +54,10 @@ impl Drop for KiamUser {
 
 impl BrokerMetrics {
     /// Registers `broker_streams` by `use` (`serving`, `warm`), `broker_refused_total` by `reason`,
-    /// `broker_pods`, `broker_address_claimed_twice_total`, `broker_kiam_connections` and
-    /// `broker_kiam_requests_total` by `outcome`.
+    /// `broker_pods`, `broker_address_claimed_twice_total`, `broker_kiam_connections`,
+    /// `broker_kiam_requests_total` by `outcome`, `broker_connections` by `port` and `state`
+    /// (`authenticated`, `unauthenticated`) and `broker_connections_closed_total` by `port` and
+    /// `limit`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
@@ -62,6 +86,16 @@ impl BrokerMetrics {
             "Requests of kiam's agents that were not answered with a role's name",
             metrics.kiam.clone(),
         );
+        registry.register(
+            "broker_connections",
+            "Connections of agents, and of whoever else can reach the port",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "broker_connections_closed",
+            "Connections closed since a limit of them was reached",
+            metrics.closed.clone(),
+        );
         metrics.set_streams(0, 0);
         metrics
     }
@@ -74,6 +108,20 @@ impl BrokerMetrics {
 
     pub(crate) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    pub(crate) fn set_connections(&self, port: Port, usage: Usage) {
+        let gauge = |state| {
+            let labels = [("port", port.as_str()), ("state", state)];
+            self.connections.get_or_create(&labels)
+        };
+        gauge("authenticated").set(count(usage.authenticated));
+        gauge("unauthenticated").set(count(usage.unauthenticated));
+    }
+
+    pub(crate) fn connection_closed(&self, port: Port, limit: Limit) {
+        let labels = [("port", port.as_str()), ("limit", limit.as_str())];
+        self.closed.get_or_create(&labels).inc();
     }
 
     pub(crate) fn set_pods(&self, pods: usize) {

@@ -1,12 +1,14 @@
 //! Whoever says whose tokens are: the API server.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rolegate_kube::token_review::{Reviewed, review};
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::peer::PeerKey;
+use rolegate_runtime::rate::{KeyedRate, Rate};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -18,14 +20,25 @@ const PLACES: usize = 32;
 const PER_ADDRESS: usize = 2;
 /// How long a token may wait for that: as long as the API server may take for the one before.
 const ROOM: Duration = Duration::from_secs(5);
+/// Tokens of one address in a time: an agent shows one for each stream that it opens, and again each
+/// few minutes.
+const RATE: Rate = Rate {
+    burst: 8.0,
+    per_second: 1.0,
+};
+/// The same where agents may share an address, since something between rewrites addresses.
+const SHARED_RATE: Rate = Rate {
+    burst: 128.0,
+    per_second: 16.0,
+};
 
 /// Why nobody says whose a token is.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
-    /// Others are looked at, and none was done in time.
+    /// Others are looked at, and none was done in time, or the same address has shown too many.
     #[error(
         "{PLACES} others are looked at, or {PER_ADDRESS} of the same address, and none was done \
-         within {} s", ROOM.as_secs()
+         within {} s; or the address has shown too many in a short time", ROOM.as_secs()
     )]
     Busy,
     /// The API server doesn't answer, or may not be asked.
@@ -36,9 +49,11 @@ pub enum ReviewError {
 /// Asks the API server.
 pub struct Reviewer {
     client: kube::Client,
+    clock: Clock,
     places: Semaphore,
     /// The places of addresses that have any taken.
-    own: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
+    own: Mutex<HashMap<PeerKey, Arc<Semaphore>>>,
+    rates: KeyedRate<PeerKey>,
     /// Whether the API server didn't answer the last time, so that it is said once.
     failing: AtomicBool,
 }
@@ -50,12 +65,15 @@ impl std::fmt::Debug for Reviewer {
 }
 
 impl Reviewer {
-    /// Asks by this client, which needs `create` on `tokenreviews`.
-    pub fn new(client: kube::Client) -> Self {
+    /// Asks by this client, which needs `create` on `tokenreviews`. `check_address`: each agent comes
+    /// from an address of its own.
+    pub fn new(client: kube::Client, check_address: bool, clock: Clock) -> Self {
         Self {
             client,
+            clock,
             places: Semaphore::new(PLACES),
             own: Mutex::default(),
+            rates: KeyedRate::new(if check_address { RATE } else { SHARED_RATE }),
             failing: AtomicBool::new(false),
         }
     }
@@ -66,10 +84,14 @@ impl Reviewer {
     /// [`ReviewError`], where there is no answer.
     pub async fn review(
         &self,
-        peer: IpAddr,
+        peer: PeerKey,
         token: &str,
         audience: &str,
     ) -> Result<Reviewed, ReviewError> {
+        let now = Duration::try_from(self.clock.now().as_duration()).unwrap_or_default();
+        if !self.rates.take_at(&peer, now) {
+            return Err(ReviewError::Busy);
+        }
         let own = self.own(peer);
         // No semaphore is ever closed.
         let places = async { (own.acquire().await, self.places.acquire().await) };
@@ -86,7 +108,7 @@ impl Reviewer {
         reviewed.map_err(ReviewError::Api)
     }
 
-    fn own(&self, peer: IpAddr) -> Arc<Semaphore> {
+    fn own(&self, peer: PeerKey) -> Arc<Semaphore> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         own.retain(|_, places| Arc::strong_count(places) > 1);
         let places = own.entry(peer);
@@ -99,6 +121,7 @@ impl Reviewer {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::sync::atomic::AtomicUsize;
 
     use futures::future::join_all;
     use tokio::time::Instant;
@@ -106,12 +129,16 @@ mod tests {
 
     use super::*;
 
+    fn clock() -> Clock {
+        Clock::tokio(jiff::Timestamp::UNIX_EPOCH)
+    }
+
     /// One whose API server never answers.
     fn reviewer() -> Reviewer {
         let service = service_fn(async |_: http::Request<kube::client::Body>| {
             pending::<Result<http::Response<kube::client::Body>, BoxError>>().await
         });
-        Reviewer::new(kube::Client::new(service, "default"))
+        Reviewer::new(kube::Client::new(service, "default"), true, clock())
     }
 
     fn busy(reviewed: &Result<Reviewed, ReviewError>) -> bool {
@@ -126,7 +153,7 @@ mod tests {
     async fn a_token_does_not_wait_for_ever_for_its_turn() {
         let reviewer = reviewer();
         let start = Instant::now();
-        let peer = |n: usize| IpAddr::from([10, 0, 0, u8::try_from(n % 256).unwrap()]);
+        let peer = |n: usize| PeerKey::of([10, 0, 0, u8::try_from(n % 256).unwrap()].into());
         let all =
             join_all((0..5 * PLACES).map(|n| reviewer.review(peer(n), "token", "rolegate"))).await;
         let count = |wanted: fn(&Result<Reviewed, ReviewError>) -> bool| {
@@ -143,12 +170,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_tokens_of_one_address_leave_room_for_others() {
         let reviewer = reviewer();
-        let thief = [192, 0, 2, 66].into();
+        let thief = PeerKey::of([192, 0, 2, 66].into());
         let flood =
             join_all((0..10 * PLACES).map(|_| reviewer.review(thief, "made up", "rolegate")));
-        let agent = reviewer.review([192, 0, 2, 1].into(), "token", "rolegate");
+        let agent = reviewer.review(PeerKey::of([192, 0, 2, 1].into()), "token", "rolegate");
         let (flood, agent) = tokio::join!(flood, agent);
         assert!(asked(&agent), "{agent:?}");
         assert!(flood.iter().filter(|it| asked(it)).count() <= 2 * PER_ADDRESS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_08_an_address_has_so_many_tokens_looked_at_in_a_time() {
+        let asked_of = Arc::new(AtomicUsize::new(0));
+        let count = asked_of.clone();
+        let service = service_fn(move |_: http::Request<kube::client::Body>| {
+            count.fetch_add(1, Ordering::Relaxed);
+            async { Err::<http::Response<kube::client::Body>, BoxError>("no answer".into()) }
+        });
+        let reviewer = Reviewer::new(kube::Client::new(service, "default"), true, clock());
+        let thief = PeerKey::of([192, 0, 2, 66].into());
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(60) {
+            let _ = reviewer.review(thief, "made up", "rolegate").await;
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        // The burst, and one a second.
+        assert!(asked_of.load(Ordering::Relaxed) <= 68 + 1);
+        let other = PeerKey::of([192, 0, 2, 1].into());
+        assert!(asked(&reviewer.review(other, "token", "rolegate").await));
     }
 }

@@ -5,7 +5,7 @@ mod proof;
 use std::mem::take;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,12 +16,13 @@ use rolegate_proto::v1::{self, from_agent, notice, to_agent};
 use rolegate_proto::wire::{self, MAX_NOTICES, MAX_TO_BROKER};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
-use rolegate_runtime::http2::Trust;
+use rolegate_runtime::http2::Authentication;
 use rolegate_runtime::places::{Place, Places};
+use rolegate_runtime::rate::{KeyedRate, Rate};
 use rolegate_runtime::tls::ClientNames;
 use rolegate_standing::tell::{NoticeOutcome, Tell};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
@@ -42,11 +43,21 @@ const HELLO: Duration = Duration::from_secs(10);
 /// How often a stream tells that the broker is alive.
 const PULSE: Duration = Duration::from_secs(5);
 
+/// What the agents of one node say, in messages and notices: more of it is read later.
+const MESSAGES: Rate = Rate {
+    burst: 4096.0,
+    per_second: 512.0,
+};
+
 /// What all streams share.
 #[derive(Debug)]
 pub struct Service {
     parts: ServiceParts,
+    /// Streams of each node.
     places: Places<Arc<str>>,
+    /// Connections of each node, whatever addresses they come from.
+    connections: Places<Arc<str>>,
+    messages: KeyedRate<Arc<str>>,
 }
 
 /// What a service works with.
@@ -81,7 +92,9 @@ pub struct Connection {
     nodes: Arc<[String]>,
     /// When that certificate ends.
     until: Option<Timestamp>,
-    trust: Trust,
+    shown: Authentication,
+    /// Its place among its node's, once a stream was proven.
+    place: Arc<Mutex<Option<Place<Arc<str>>>>>,
 }
 
 impl Service {
@@ -90,6 +103,8 @@ impl Service {
         Arc::new(Self {
             parts,
             places: Places::new(PER_NODE),
+            connections: Places::new(PER_NODE),
+            messages: KeyedRate::new(MESSAGES),
         })
     }
 
@@ -98,7 +113,7 @@ impl Service {
         self: &Arc<Self>,
         peer: IpAddr,
         names: ClientNames,
-        trust: Trust,
+        shown: Authentication,
     ) -> Connection {
         let nodes = names
             .uris
@@ -109,18 +124,39 @@ impl Service {
             peer: peer.to_canonical(),
             nodes: nodes.map(Into::into).collect(),
             until: names.until,
-            trust,
+            shown,
+            place: Arc::default(),
         }
     }
 }
 
 impl Connection {
-    /// A place for one more stream of the node, which was proven.
-    fn place(&self, node: Arc<str>) -> Result<Place<Arc<str>>, Status> {
-        self.service.places.take(node).ok_or_else(|| {
+    /// A place for one more stream of the node, which was proven. A connection is of one node, and is
+    /// closed where that has as many streams or connections as it may have.
+    fn place(&self, node: &Arc<str>) -> Result<Place<Arc<str>>, Status> {
+        let crowded = |of: &str| {
             self.service.parts.metrics.refused("crowded");
-            Status::resource_exhausted("this node has as many streams as it may have")
-        })
+            self.shown.close();
+            Status::resource_exhausted(format!("{of} as many as there may be"))
+        };
+        let mut own = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.as_ref().is_some_and(|own| own.whose() != node) {
+            self.shown.close();
+            return Err(self.unproven(&Refused::Node.into()));
+        }
+        if own.is_none() {
+            *own = self.service.connections.take(node.clone());
+        }
+        if own.is_none() {
+            return Err(crowded("connections of this node are"));
+        }
+        drop(own);
+        let stream = self.service.places.take(node.clone());
+        let stream = stream.ok_or_else(|| crowded("streams of this node are"))?;
+        if !self.shown.succeed() {
+            return Err(crowded("connections of agents are"));
+        }
+        Ok(stream)
     }
 
     /// Serves one stream until it ends.
@@ -141,9 +177,13 @@ impl Connection {
         let by_token = !token.is_empty();
         // In a box, which goes with the proof: the stream's own task stays small.
         let proven = self.prove(claimed, &token).boxed().await;
-        let proven = proven.map_err(|why| self.unproven(&why))?;
+        let proven = proven.map_err(|why| {
+            // The next try is another connection's.
+            self.shown.close_unauthenticated();
+            self.unproven(&why)
+        })?;
         drop(token);
-        let place = self.place(proven.node.clone())?;
+        let place = self.place(&proven.node)?;
         let welcome = to_agent::Body::Welcome(v1::Welcome {
             broker: parts.name.clone(),
             proof_seconds: u32::try_from(PROOF.as_secs()).unwrap_or(u32::MAX),
@@ -164,6 +204,8 @@ impl Connection {
         let mut begun = false;
         let mut pulse = tokio::time::interval(PULSE);
         let mut pulses = false;
+        // When the node may say more.
+        let mut quiet: Option<Instant> = None;
         let mut ending = std::pin::pin!(parts.drain.begun());
         loop {
             let news = begun && feed.has_news();
@@ -184,10 +226,15 @@ impl Connection {
                         permit.send(Ok(message(to_agent::Body::Update(update))));
                     }
                 }
-                message = incoming.message() => {
+                () = sleep_until(quiet.unwrap_or_else(Instant::now)), if quiet.is_some() => {
+                    quiet = None;
+                }
+                message = incoming.message(), if quiet.is_none() => {
                     let Some(body) = message?.map(|it| it.body) else {
                         return Ok(());
                     };
+                    let wait = self.service.messages.charge(&feed.node, cost(body.as_ref()));
+                    quiet = (!wait.is_zero()).then(|| Instant::now() + wait);
                     match body {
                         Some(from_agent::Body::Proof(mut proof)) if by_token => {
                             proofs.show(Zeroizing::new(take(&mut proof.token)));
@@ -240,6 +287,16 @@ impl Connection {
             feed.notice(&notice.pod_uid, &outcome, &parts.tell, now);
         }
         Ok(())
+    }
+}
+
+/// What a message counts for in the rate of its node's.
+fn cost(body: Option<&from_agent::Body>) -> u32 {
+    match body {
+        Some(from_agent::Body::Notices(notices)) => {
+            u32::try_from(notices.notices.len()).map_or(u32::MAX, |all| all.max(1))
+        }
+        _ => 1,
     }
 }
 

@@ -125,6 +125,10 @@ impl RuleDuty {
                 Some(update) = updates.recv() => {
                     match update {
                         Update::Workloads(change) => pods.change(change),
+                        Update::RetainWorkloads(uids) => pods.0.retain(|uid, _| uids.contains(uid)),
+                        Update::RetainNamespaces(names) => {
+                            keeper.apply(Report::Rules(RuleUpdate::RetainNamespaces(names)));
+                        }
                         Update::Namespaces(change) => {
                             keeper.apply(Report::Rules(RuleUpdate::Namespaces(change)));
                         }
@@ -156,18 +160,22 @@ impl RuleDuty {
             readiness: self.readiness.clone(),
             reports,
         };
-        watches.spawn(sources.run(keeper.rules()));
+        let rules = keeper.rules();
+        watches.spawn(sources.run(rules.clone()));
         let reporting = |name| Reporting {
             metrics: self.metrics.clone(),
             condition: self.readiness.condition(name),
         };
         let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
         let (report, sender) = (reporting("namespaces"), updates.clone());
-        watches.spawn(async move { watch_namespaces(&connection, keys, report, sender).await });
-        let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
-        let report = reporting("pods");
+        let needs = rules.needs();
         watches.spawn(async move {
-            watch_pods(&connection, &Scope::Cluster, keys, report, updates).await;
+            watch_namespaces(&connection, keys, needs, report, sender).await;
+        });
+        let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
+        let (report, needs) = (reporting("pods"), rules.needs());
+        watches.spawn(async move {
+            watch_pods(&connection, &Scope::Cluster, keys, needs, report, updates).await;
         });
     }
 

@@ -279,6 +279,38 @@ mod tests {
     }
 
     #[test]
+    fn arns_are_taken_up_to_the_longest_that_iam_makes() {
+        let start = "arn:aws:iam::123456789012:role/";
+        let is_role = |resource: &str| RoleArn::parse(&format!("{start}{resource}")).is_ok();
+        let name = "n".repeat(64);
+        // IAM's 512 characters of a path have a slash at both ends; here they have 511 before the name.
+        let path = |length: usize| format!("{}/", "p".repeat(length - 1));
+        assert!(is_role(&format!("{}{name}", path(512))));
+        assert!(!is_role(&format!("{}{name}", path(513))));
+        assert!(!is_role(&format!("{}n", path(576))));
+        assert!(is_role(&format!("{}n", path(575))));
+        let long = |length: usize| {
+            let text = format!("{start}{}", "p/".repeat(length));
+            text.get(..length).unwrap().to_owned()
+        };
+        // What is longer is no shape of ours, whatever it holds.
+        for (length, is_shape) in [(1024, true), (1025, false), (4000, false)] {
+            let text = long(length);
+            assert_eq!(
+                !matches!(RoleArn::parse(&text), Err(ArnError::NotARole(_))),
+                is_shape,
+                "{length}"
+            );
+        }
+        // A base is completed by names, so it is bounded alike.
+        let base = |length: usize| {
+            let text = format!("{start}{}", "p".repeat(length - start.len()));
+            BaseArn::parse(&text).is_ok()
+        };
+        assert!(base(start.len() + 64) && !base(1025) && !base(4000));
+    }
+
+    #[test]
     fn names_are_completed_by_the_base() {
         let base = BaseArn::parse("arn:aws-cn:iam::123456789012:role").unwrap();
         let resolved = |wish| resolve(wish, Some(&base)).map(|role| role.to_string());

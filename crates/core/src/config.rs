@@ -6,6 +6,7 @@ pub mod presets;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::annotation::normalized;
 use crate::arn::BaseArn;
 use crate::attribution::Attribution;
 use crate::decision::OwnRole;
@@ -48,6 +49,26 @@ pub struct RuleConfig {
     /// Whether pods of ordinary users may choose their node or tolerate everything, by which they
     /// start before the agent does.
     pub guard_scheduling: bool,
+    /// Client IDs of one's own OIDC providers in IAM: the gate takes tokens for these audiences for
+    /// credentials, beside those that it knows.
+    pub web_identity_audiences: BTreeSet<Audience>,
+}
+
+/// The audience of a token, without regard to case and to blanks around it. An empty one stands for
+/// the API server's own, which tokens have that name none.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Audience(Arc<str>);
+
+impl Audience {
+    /// The audience that `text` names.
+    pub fn new(text: &str) -> Self {
+        Self(normalized(text).to_ascii_lowercase().into())
+    }
+
+    /// The text, in lower case.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl Default for RuleConfig {
@@ -68,6 +89,7 @@ impl Default for RuleConfig {
             attribution: Attribution::default(),
             templates: Vec::new(),
             guard_scheduling: false,
+            web_identity_audiences: BTreeSet::new(),
         }
     }
 }
@@ -236,6 +258,8 @@ pub struct TemplateKind {
     /// entry of a list or map, such as `spec.replicaSpecs.*.template`, and `.` for the object
     /// itself, whose metadata its pods take over.
     pub paths: Vec<Arc<str>>,
+    /// Dotted paths of metadata alone (objects with `annotations` and `labels`) that pods take over.
+    pub metadata: Vec<Arc<str>>,
 }
 
 #[cfg(test)]

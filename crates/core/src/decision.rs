@@ -12,6 +12,7 @@ use crate::attribution::{self, Attribution};
 use crate::grant::GrantSession;
 use crate::layer::{ActiveLayer, Ask, Judgement, Mode, Verdict};
 use crate::namespace::NamespaceRules;
+use crate::needs::Needs;
 use crate::session::{SessionKey, SessionLimits};
 use crate::session_name::{SessionScope, session_name};
 use crate::workload::Workload;
@@ -109,7 +110,7 @@ pub enum Decision {
     NoRole,
     /// Refused.
     Deny(Denial),
-    /// The workload's namespace, or rules, have not been seen yet.
+    /// The workload's namespace, or rules, or labels that a new rule reads, have not been seen yet.
     Undecided,
 }
 
@@ -190,6 +191,9 @@ impl RuleSet {
             namespace,
             now,
         };
+        if self.layers.iter().any(|active| active.layer.lacks(&ask)) {
+            return undecided(Decision::Undecided);
+        }
         let judgements: Vec<_> = self
             .layers
             .iter()
@@ -207,6 +211,15 @@ impl RuleSet {
             role: Some(role),
             judgements,
         }
+    }
+
+    /// What the layers that are on read of pods and namespaces.
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::default();
+        for active in &self.layers {
+            needs.extend(&active.layer.needs());
+        }
+        needs
     }
 
     /// The same rules without one layer, for who asks that layer in another way.
@@ -292,7 +305,7 @@ impl RuleSet {
             return Err(deny(
                 "request",
                 "labels and annotations",
-                format!("{what} are larger than 32 KiB in all, so no rule can be asked about them"),
+                format!("{what} are larger than 8 KiB in all, so no rule can be asked about them"),
             ));
         }
         let external_id = workload.wish.external_id.clone();

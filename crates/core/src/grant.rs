@@ -251,6 +251,13 @@ impl CompiledGrant {
             .any(|subject| subject.covers(workload, namespace_labels))
     }
 
+    /// Returns whether it depends on labels that were not kept whether it covers a workload.
+    pub fn lacks(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+        self.subjects
+            .iter()
+            .any(|subject| subject.lacks(workload, namespace_labels))
+    }
+
     /// Whether it looks at the name of a namespace and finds this one, with these labels, among those
     /// that it gives something to: whoever makes a namespace of that name is given it. A grant to
     /// namespaces of any name looks at none.
@@ -430,150 +437,4 @@ fn is_policy_arn(text: &str) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A grant of `roles` to all of `namespace`.
-    pub(crate) fn grant(name: &str, roles: &[&str], namespace: &str) -> Grant {
-        Grant {
-            name: name.into(),
-            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
-            subjects: vec![Subject {
-                namespaces: vec![namespace.into()],
-                ..Subject::default()
-            }],
-            ..Grant::default()
-        }
-    }
-
-    fn base() -> BaseArn {
-        BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()
-    }
-
-    #[test]
-    fn threat_07_a_grant_looks_for_names_unless_any_will_do() {
-        let looks = |subject: Subject, name: &str, labels: &[(&str, &str)]| {
-            let grant = Grant {
-                subjects: vec![subject],
-                ..grant("names", &["reader"], "none")
-            };
-            let compiled = CompiledGrant::compile(&grant, Some(&base())).unwrap();
-            compiled.looks_for(name, &labels.iter().copied().collect())
-        };
-        let named = |names: &[&str]| Subject {
-            namespaces: names.iter().map(|name| (*name).to_owned()).collect(),
-            ..Subject::default()
-        };
-        for (names, is_looked_for) in [
-            (&["shop"][..], true),
-            (&["s*p"], true),
-            (&["other", "sh*"], true),
-            (&["other"], false),
-            // Nobody has to choose a name for these.
-            (&["*"], false),
-            (&["**", "shop"], false),
-        ] {
-            assert_eq!(looks(named(names), "shop", &[]), is_looked_for, "{names:?}");
-        }
-        let selector = |key: &str, value: &str| {
-            Some(Selector {
-                labels: [(key, value)].into_iter().collect(),
-                ..Selector::default()
-            })
-        };
-        let both = || Subject {
-            namespace_selector: selector("team", "blue"),
-            ..named(&["shop"])
-        };
-        assert!(
-            !looks(both(), "shop", &[]),
-            "the label is guarded by itself"
-        );
-        assert!(looks(both(), "shop", &[("team", "blue")]));
-        let by_label = |key| Subject {
-            namespace_selector: selector(key, "shop"),
-            ..Subject::default()
-        };
-        let labels = [(crate::namespace::NAME_LABEL, "shop"), ("team", "shop")];
-        assert!(looks(
-            by_label(crate::namespace::NAME_LABEL),
-            "shop",
-            &labels
-        ));
-        assert!(!looks(by_label("team"), "shop", &labels));
-    }
-
-    #[test]
-    fn an_empty_grant_is_invalid_and_never_everyone() {
-        let good = grant("good", &["reader"], "payments");
-        assert!(CompiledGrant::compile(&good, Some(&base())).is_ok());
-        let broken: &[fn(&mut Grant)] = &[
-            |grant| grant.roles.clear(),
-            |grant| grant.unreadable = Some("unknown field".into()),
-            |grant| grant.roles = vec![String::new()],
-            |grant| grant.roles = vec!["a b".into()],
-            |grant| grant.roles = vec!["a b*".into()],
-            |grant| grant.roles = vec!["arn:aws:iam::1:role/x".into()],
-            |grant| grant.subjects.clear(),
-            |grant| grant.subjects = vec![Subject::default()],
-            |grant| grant.subjects.push(Subject::default()),
-            |grant| {
-                grant.subjects = vec![Subject {
-                    service_accounts: vec!["api".into()],
-                    ..Subject::default()
-                }]
-            },
-            |grant| {
-                grant.subjects = vec![Subject {
-                    namespace_selector: Some(Selector::default()),
-                    ..Subject::default()
-                }]
-            },
-            |grant| grant.subjects[0].namespace_selector = Some(Selector::default()),
-            |grant| grant.subjects[0].pod_selector = Some(Selector::default()),
-            |grant| grant.subjects[0].namespaces = vec![String::new()],
-            |grant| grant.subjects[0].service_accounts = vec![String::new()],
-            |grant| grant.session.duration_seconds = Some(899),
-            |grant| grant.session.policy = "[]".into(),
-            |grant| grant.session.policy = "x".repeat(3000),
-            |grant| grant.session.policy_arns = vec!["arn:aws:iam::aws:role/x".into()],
-            |grant| grant.session.tags = [("kubernetes-namespace".into(), "x".into())].into(),
-            |grant| grant.session.tags = [("Rolegate.dev/cluster".into(), "x".into())].into(),
-            |grant| {
-                grant.session.tags = [("a".into(), "x".into()), ("A".into(), "x".into())].into()
-            },
-            |grant| grant.session.tags = [("a;".into(), "x".into())].into(),
-            |grant| grant.roles = vec!["r".into(); MAX_LIST + 1],
-        ];
-        for (place, change) in broken.iter().enumerate() {
-            let mut grant = good.clone();
-            change(&mut grant);
-            let error = CompiledGrant::compile(&grant, Some(&base()));
-            assert!(error.is_err(), "{place}: {grant:?}");
-        }
-        assert!(CompiledGrant::compile(&grant("names", &["reader-*"], "x"), None).is_err());
-    }
-
-    #[test]
-    fn patterns_know_how_closely_they_name_a_role() {
-        let closeness = |pattern: &str| {
-            let grant = grant("one", &[pattern, "zz*"], "x");
-            let role = RoleArn::parse("arn:aws:iam::123456789012:role/team/reader").unwrap();
-            CompiledGrant::compile(&grant, Some(&base()))
-                .unwrap()
-                .closeness(&role)
-        };
-        assert_eq!(
-            closeness("arn:aws:iam::123456789012:role/team/reader"),
-            Some(Closeness::Arn)
-        );
-        assert_eq!(closeness("team/reader"), Some(Closeness::Name));
-        assert_eq!(closeness("team*"), Some(Closeness::Glob));
-        assert_eq!(
-            closeness("arn:aws:iam::*:role/team/reader"),
-            Some(Closeness::Glob)
-        );
-        assert_eq!(closeness("reader"), None);
-        assert_eq!(closeness("*reader-*"), None);
-    }
-}
+pub(crate) mod tests;

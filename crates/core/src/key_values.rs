@@ -1,21 +1,104 @@
 //! Labels and annotations: small sorted maps that are made once and shared.
 
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, LazyLock};
 
-/// Most bytes of all keys and values. The API server has no bound of its own but that of the whole
-/// object, and each process keeps the labels of thousands.
+use crate::needs::Keys;
+
+/// Most bytes of all keys and values of what administrators write.
 const MOST: usize = 32 * 1024;
+/// Most bytes of all labels of an object, or of all its annotations that rules may read. The API
+/// server has no bound of its own but that of the whole object, and each process keeps what
+/// thousands have.
+const MOST_OF_OBJECT: usize = 8 * 1024;
 
-/// An immutable map from text to text. Cheap to clone. Of more than 32 KiB nothing is kept but that
-/// it was too much, see [`KeyValues::is_too_large`].
-#[derive(Clone, Default, PartialEq, Eq, Hash)]
+/// An immutable map from text to text. Cheap to clone. Of more than 32 KiB, or 8 KiB of an object,
+/// nothing is kept but that it was too much, see [`KeyValues::is_too_large`].
+#[derive(Clone, PartialEq, Eq)]
 pub struct KeyValues {
-    pairs: Arc<[(Arc<str>, Arc<str>)]>,
+    pairs: Pairs,
     too_large: bool,
+    /// The keys that are here if they were there.
+    known: Keys,
+}
+
+/// Keys with their values.
+type Pairs = Arc<[(Arc<str>, Arc<str>)]>;
+
+static NO_PAIRS: LazyLock<Pairs> = LazyLock::new(Arc::default);
+
+impl Hash for KeyValues {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The known keys are nearly always the same, and many.
+        self.pairs.hash(state);
+        self.too_large.hash(state);
+    }
+}
+
+impl Default for KeyValues {
+    /// No pair, and no other was there.
+    fn default() -> Self {
+        Self {
+            pairs: NO_PAIRS.clone(),
+            too_large: false,
+            known: Keys::All,
+        }
+    }
 }
 
 impl KeyValues {
+    /// The labels or annotations of an object, of which those of `keys` are kept. All of them count
+    /// for the bound.
+    pub fn of_object<K, V>(pairs: impl IntoIterator<Item = (K, V)>, keys: &Keys) -> Self
+    where
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        Self::bounded(pairs, keys, MOST_OF_OBJECT)
+    }
+
+    fn bounded<K, V>(pairs: impl IntoIterator<Item = (K, V)>, keys: &Keys, most: usize) -> Self
+    where
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let mut sorted = std::collections::BTreeMap::new();
+        let mut bytes = 0;
+        for (key, value) in pairs {
+            let (key, value) = (key.as_ref(), value.as_ref());
+            bytes += key.len() + value.len();
+            if bytes > most {
+                return Self {
+                    too_large: true,
+                    ..Self::default()
+                };
+            }
+            if keys.contains(key) {
+                sorted.insert(Arc::<str>::from(key), value.into());
+            }
+        }
+        Self {
+            pairs: match sorted.is_empty() {
+                true => NO_PAIRS.clone(),
+                false => sorted.into_iter().collect(),
+            },
+            too_large: false,
+            known: keys.clone(),
+        }
+    }
+
+    /// Returns whether what is here says of all `keys` whether they were there, and with which value:
+    /// no rule may be asked that reads another one.
+    pub fn know(&self, keys: &Keys) -> bool {
+        self.known.cover(keys)
+    }
+
+    /// Returns whether what is here says whether `key` was there.
+    pub fn knows(&self, key: &str) -> bool {
+        self.known.contains(key)
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&str> {
         let place = self.pairs.binary_search_by(|(known, _)| (**known).cmp(key));
@@ -41,6 +124,7 @@ impl KeyValues {
         Self {
             pairs: sorted.into_iter().collect(),
             too_large: self.too_large,
+            known: self.known.clone(),
         }
     }
 
@@ -58,23 +142,7 @@ impl KeyValues {
 impl<K: AsRef<str>, V: AsRef<str>> FromIterator<(K, V)> for KeyValues {
     /// Of pairs with one key the last stays.
     fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
-        let mut sorted = std::collections::BTreeMap::new();
-        let mut bytes = 0;
-        for (key, value) in pairs {
-            let (key, value) = (key.as_ref(), value.as_ref());
-            bytes += key.len() + value.len();
-            if bytes > MOST {
-                return Self {
-                    pairs: Arc::default(),
-                    too_large: true,
-                };
-            }
-            sorted.insert(Arc::<str>::from(key), value.into());
-        }
-        Self {
-            pairs: sorted.into_iter().collect(),
-            too_large: false,
-        }
+        Self::bounded(pairs, &Keys::All, MOST)
     }
 }
 
@@ -113,5 +181,27 @@ mod tests {
         let more = labels(MOST / 6 + 1);
         assert!(more.is_too_large() && more.is_empty());
         assert_ne!(more, KeyValues::default());
+    }
+    #[test]
+    fn of_an_object_what_is_read_is_kept_and_all_counts_for_the_bound() {
+        let keys: Keys = ["team", "tier"].into_iter().collect();
+        let labels = [("team", "shop"), ("app", "api"), ("x", "y")];
+        let kept = KeyValues::of_object(labels, &keys);
+        assert_eq!(kept.iter().collect::<Vec<_>>(), [("team", "shop")]);
+        assert!(kept.know(&keys) && !kept.know(&Keys::All));
+        assert!(kept.knows("tier") && !kept.knows("app"));
+        // Not the same, though the same is here: another rule may be asked about it.
+        let all = KeyValues::of_object([("team", "shop")], &Keys::All);
+        assert!(kept != all && all.know(&keys) && all.know(&Keys::All));
+
+        let long = "x".repeat(MOST_OF_OBJECT);
+        for unread in [("app", &*long), ("a", &long[1..])] {
+            let kept = KeyValues::of_object([unread], &keys);
+            assert_eq!(
+                kept.is_too_large(),
+                unread.0.len() + unread.1.len() > MOST_OF_OBJECT
+            );
+            assert!(kept.is_empty());
+        }
     }
 }

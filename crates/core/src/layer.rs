@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::arn::RoleArn;
 use crate::grant::GrantSession;
 use crate::namespace::NamespaceRules;
+use crate::needs::Needs;
 use crate::workload::Workload;
 
 /// How much a layer's refusal counts.
@@ -102,6 +103,17 @@ pub trait Layer: Send + Sync + std::fmt::Debug {
     /// workloads that are the same in these get the same verdict.
     fn reads(&self) -> Reads {
         Reads::default()
+    }
+
+    /// What it reads of pods and namespaces, beside what is always kept of them.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// Returns whether the verdict depends on labels or annotations that were not kept, as they are not
+    /// while a rule that reads them is new: then it must not be asked.
+    fn lacks(&self, _: &Ask<'_>) -> bool {
+        false
     }
 
     /// Whether a verdict may change by the passing of time alone, so that it must be made again.

@@ -18,6 +18,7 @@ pub mod layer;
 pub mod memo;
 pub mod metadata;
 pub mod namespace;
+pub mod needs;
 pub mod pattern;
 pub mod redirect;
 pub mod rulebook;

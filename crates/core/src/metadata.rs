@@ -2,36 +2,108 @@
 //!
 //! A path is either canonical or refused; it is never repaired. Only the canonical text is
 //! matched and forwarded, so a spelling that we read one way and the real service another way
-//! cannot exist.
+//! cannot exist. The name of a role may be percent-encoded: it is compared and never forwarded.
 
-use regex::{RegexSet, RegexSetBuilder};
+mod allow;
+mod reach;
 
-/// Longest path taken, bytes: a role ARN and its prefix fit.
+use std::fmt;
+
+pub use allow::{AllowError, AllowList};
+
+/// Longest path taken, bytes: a role ARN and its prefix fit, percent-encoded too.
 const MAX_PATH: usize = 1536;
 
-/// What pods may ask of the real service by default, below the version.
-const SAFE: &[&str] = &[
-    "meta-data/placement(/.*)?",
-    "meta-data/services(/.*)?",
-    "meta-data/(instance-id|instance-type|local-ipv4|local-hostname|hostname|mac)",
-    "dynamic/instance-identity/document",
-];
+/// The path below the version under which roles are asked for.
+const ROLES: &str = "meta-data/iam/security-credentials";
+
+/// The versions, as the real service lists them at its root.
+pub const VERSIONS: &str = "1.0
+2007-01-19
+2007-03-01
+2007-08-29
+2007-10-10
+2007-12-15
+2008-02-01
+2008-09-01
+2009-04-04
+2011-01-01
+2011-05-01
+2012-01-12
+2014-02-25
+2014-11-05
+2015-10-20
+2016-04-19
+2016-06-30
+2016-09-02
+2018-03-28
+2018-08-17
+2018-09-24
+2019-10-01
+2020-10-27
+2021-01-03
+2021-03-23
+2021-07-15
+2022-07-09
+2022-09-24
+2024-04-11
+latest";
+
+/// What the real service lists below each version, without the user-data of an instance.
+pub const TREES: &str = "dynamic\nmeta-data";
 
 /// A request's meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route<'a> {
+    /// `/`: the list of [`VERSIONS`].
+    Versions,
+    /// A version alone: the list of [`TREES`].
+    Trees,
     /// `api/token`: a token of version 2.
     Token,
     /// `meta-data/iam/security-credentials`: the name of the pod's role.
     RoleName,
     /// `meta-data/iam/security-credentials/ROLE`: its credentials.
-    Credentials(&'a str),
+    Credentials(RequestedRole<'a>),
     /// `meta-data/iam/info`.
     Info,
     /// Everything else: for the real service, if the allow-list has it.
     Other,
     /// Never forwarded, whatever the allow-list says.
     Closed,
+}
+
+/// The name of a role as a request has it, which may be percent-encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestedRole<'a>(&'a str);
+
+impl RequestedRole<'_> {
+    /// Whether it is `name`, once decoded.
+    pub fn is(&self, name: &[u8]) -> bool {
+        self.0.as_bytes() == name || decoded(self.0).eq(name.iter().copied().map(Some))
+    }
+}
+
+impl fmt::Display for RequestedRole<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        decoded(self.0)
+            .flatten()
+            .try_for_each(|byte| fmt::Write::write_char(f, char::from(byte)))
+    }
+}
+
+/// The bytes of a percent-encoded text; `None` for an escape that is none.
+fn decoded(text: &str) -> impl Iterator<Item = Option<u8>> {
+    let mut bytes = text.bytes();
+    std::iter::from_fn(move || {
+        let byte = bytes.next()?;
+        if byte != b'%' {
+            return Some(Some(byte));
+        }
+        let mut digit = || char::from(bytes.next()?).to_digit(16);
+        let value = digit().zip(digit()).map(|(high, low)| high * 16 + low);
+        Some(value.and_then(|value| u8::try_from(value).ok()))
+    })
 }
 
 /// Why a path is refused.
@@ -45,21 +117,23 @@ pub enum PathError {
         "the path is not in canonical form: write it plainly, without //, dot segments, percent-encoding or a query"
     )]
     NotCanonical,
-    /// The first segment is no version.
+    /// The first segment is no version: a path of another cloud's service, or of none.
     #[error("the path does not start with a version: write /latest/…")]
     NoVersion,
 }
 
-/// A canonical path: `/VERSION/…` without a slash at the end.
+/// A canonical path: `/`, or `/VERSION` and what is below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CanonicalPath<'a> {
     whole: &'a str,
+    /// What follows the version, without a slash at the end.
     below: &'a str,
 }
 
 impl<'a> CanonicalPath<'a> {
-    /// Checks the target of a request. One slash at the end is accepted, as by the real service;
-    /// nothing percent-encoded is: every character of a path that means something is plain.
+    /// Checks the target of a request. One slash at the end is accepted, as by the real service.
+    /// Nothing percent-encoded is, but for the name of a role: every character of a path that
+    /// means something is plain.
     ///
     /// # Errors
     /// [`PathError`].
@@ -67,25 +141,55 @@ impl<'a> CanonicalPath<'a> {
         if target.len() > MAX_PATH {
             return Err(PathError::TooLong);
         }
-        let whole = target.strip_suffix('/').unwrap_or(target);
-        let segments = whole.strip_prefix('/').ok_or(PathError::NotCanonical)?;
-        if !is_plain(segments.as_bytes()) {
+        let segments = target.strip_prefix('/').ok_or(PathError::NotCanonical)?;
+        if segments.is_empty() {
+            return Ok(Self {
+                whole: target,
+                below: "",
+            });
+        }
+        let end = segments.find(['/', '?']).unwrap_or(segments.len());
+        let (version, rest) = segments.split_at(end);
+        if !is_plain(version.bytes().map(Some)) {
             return Err(PathError::NotCanonical);
         }
-        let (version, below) = segments.split_once('/').ok_or(PathError::NoVersion)?;
+        // Whatever follows: what asks another cloud's service is to learn that it is not here.
         if !is_version(version) {
             return Err(PathError::NoVersion);
         }
-        Ok(Self { whole, below })
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.is_empty() {
+            return Ok(Self {
+                whole: target,
+                below: "",
+            });
+        }
+        let below = rest.strip_prefix('/').ok_or(PathError::NotCanonical)?;
+        if is_plain(below.bytes().map(Some)) || is_encoded_role(below) {
+            Ok(Self {
+                whole: target,
+                below,
+            })
+        } else {
+            Err(PathError::NotCanonical)
+        }
     }
 
-    /// The path, as it may be forwarded: without a slash at the end.
+    /// The path, as it may be forwarded: with a slash at the end where the request has one, since
+    /// the real service may tell a folder from what is not there by it.
     pub fn as_str(&self) -> &'a str {
         self.whole
     }
 
     /// What the path means.
     pub fn route(&self) -> Route<'a> {
+        if self.below.is_empty() {
+            return if self.whole == "/" {
+                Route::Versions
+            } else {
+                Route::Trees
+            };
+        }
         if self.below == "api/token" {
             return Route::Token;
         }
@@ -94,7 +198,7 @@ impl<'a> CanonicalPath<'a> {
                 "security-credentials" => Route::RoleName,
                 "info" => Route::Info,
                 _ => match child(iam, "security-credentials") {
-                    Some(role) if !role.is_empty() => Route::Credentials(role),
+                    Some(role) if !role.is_empty() => Route::Credentials(RequestedRole(role)),
                     _ => Route::Closed,
                 },
             };
@@ -103,6 +207,13 @@ impl<'a> CanonicalPath<'a> {
             || child(self.below, "api").is_some();
         if closed { Route::Closed } else { Route::Other }
     }
+}
+
+/// Whether `below` asks for a role whose name is percent-encoded, and plain once that is decoded.
+fn is_encoded_role(below: &str) -> bool {
+    let role = below.strip_prefix(ROLES);
+    let role = role.and_then(|role| role.strip_prefix('/'));
+    role.is_some_and(|role| is_plain(decoded(role)))
 }
 
 /// Whether a character is one of paths that mean something.
@@ -114,12 +225,15 @@ fn is_plain_character(byte: u8) -> bool {
     )
 }
 
-/// Whether all segments are of plain characters, and none is empty or made of dots alone. One
-/// pass: this is done for each request.
-fn is_plain(segments: &[u8]) -> bool {
+/// Whether all segments are of plain characters, and none is empty or made of one or two dots
+/// alone. One pass: this is done for each request.
+fn is_plain(segments: impl Iterator<Item = Option<u8>>) -> bool {
     let mut length = 0usize;
     let mut dots = 0usize;
-    for &byte in segments {
+    for byte in segments {
+        let Some(byte) = byte else {
+            return false;
+        };
         if byte == b'/' {
             if length == dots && length < 3 {
                 return false;
@@ -157,58 +271,6 @@ fn is_version(text: &str) -> bool {
     text == "latest" || text == "1.0" || (shape == [4, 2, 2] && digits(b'-'))
 }
 
-/// The paths that pods may read from the real service.
-#[derive(Debug, Clone)]
-pub struct AllowList {
-    paths: RegexSet,
-    user_data: bool,
-}
-
-impl AllowList {
-    /// The safe paths and those that `more` matches: regular expressions on the path below the
-    /// version (`meta-data/ami-id`), anchored at both ends. `user-data` opens only for an
-    /// expression that has the word in it, since node bootstrap secrets are kept there.
-    ///
-    /// # Errors
-    /// The expression that does not compile, with the reason.
-    pub fn new(more: &[String]) -> Result<Self, regex::Error> {
-        let extra = more
-            .iter()
-            .map(|pattern| pattern.trim_start_matches(['^', '/']));
-        for pattern in extra.clone() {
-            regex::Regex::new(pattern)?;
-        }
-        let patterns = SAFE
-            .iter()
-            .copied()
-            .chain(extra)
-            .map(|pattern| format!(r"\A(?:{pattern})\z"));
-        Ok(Self {
-            paths: RegexSetBuilder::new(patterns)
-                .size_limit(1024 * 1024)
-                .build()?,
-            user_data: more.iter().any(|pattern| pattern.contains("user-data")),
-        })
-    }
-
-    /// Whether the real service may be asked for `path`.
-    pub fn allows(&self, path: &CanonicalPath<'_>) -> bool {
-        if path.route() != Route::Other {
-            return false;
-        }
-        if child(path.below, "user-data").is_some() && !self.user_data {
-            return false;
-        }
-        self.paths.is_match(path.below)
-    }
-
-    /// Whether what `path` says stays the same while the instance runs.
-    pub fn is_static(&self, path: &CanonicalPath<'_>) -> bool {
-        let first = self.paths.matches(path.below).iter().next();
-        first.is_some_and(|index| index < SAFE.len())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,6 +278,27 @@ mod tests {
 
     fn route(target: &str) -> Result<Route<'_>, PathError> {
         CanonicalPath::parse(target).map(|path| path.route())
+    }
+
+    #[test]
+    fn only_safe_paths_stay_the_same_while_the_instance_runs() {
+        let list = AllowList::new(&["meta-data/tags/.*".into(), "meta-data/.*".into()]).unwrap();
+        for (target, is_static) in [
+            ("/latest/meta-data/instance-id", true),
+            ("/latest/meta-data/placement/region", true),
+            ("/latest/dynamic/instance-identity/document", true),
+            // Of these only what an operator added is true.
+            ("/latest/meta-data/tags/instance", false),
+            ("/latest/meta-data/ami-id", false),
+            ("/latest/user-data", false),
+        ] {
+            let path = CanonicalPath::parse(target).unwrap();
+            assert_eq!(path.as_str(), target);
+            assert_eq!(list.is_static(&path), is_static, "{target}");
+        }
+        let none = AllowList::new(&[]).unwrap();
+        let first = CanonicalPath::parse("/latest/meta-data/placement/region").unwrap();
+        assert!(none.is_static(&first));
     }
 
     #[test]
@@ -230,13 +313,15 @@ mod tests {
         }
         assert_eq!(
             route(&format!("{iam}/security-credentials/team/reader")),
-            Ok(Route::Credentials("team/reader"))
+            Ok(Route::Credentials(RequestedRole("team/reader")))
         );
         assert_eq!(
             route(&format!(
                 "{iam}/security-credentials/arn:aws:iam::123456789012:role/x"
             )),
-            Ok(Route::Credentials("arn:aws:iam::123456789012:role/x"))
+            Ok(Route::Credentials(RequestedRole(
+                "arn:aws:iam::123456789012:role/x"
+            )))
         );
         assert_eq!(route(&format!("{iam}/info/")), Ok(Route::Info));
         assert_eq!(route("/latest/meta-data/instance-id"), Ok(Route::Other));
@@ -255,6 +340,74 @@ mod tests {
     }
 
     #[test]
+    fn the_root_and_a_version_alone_are_listed() {
+        assert_eq!(route("/"), Ok(Route::Versions));
+        for target in ["/latest", "/latest/", "/2021-07-15", "/1.0/"] {
+            assert_eq!(route(target), Ok(Route::Trees), "{target}");
+        }
+        let mut versions = VERSIONS.lines();
+        assert!(versions.clone().all(is_version));
+        assert!(versions.next() == Some("1.0") && versions.next_back() == Some("latest"));
+    }
+
+    #[test]
+    fn the_name_of_a_role_alone_may_be_percent_encoded() {
+        let roles = "/latest/meta-data/iam/security-credentials";
+        for (encoded, role) in [
+            ("team%2Freader", "team/reader"),
+            ("team%2freader", "team/reader"),
+            (
+                "arn%3Aaws%3Aiam%3A%3A123456789012%3Arole%2Fx",
+                "arn:aws:iam::123456789012:role/x",
+            ),
+            ("a%2Bb%3D%2C%40", "a+b=,@"),
+            ("%72eader", "reader"),
+            ("reader", "reader"),
+            ("reader/", "reader"),
+        ] {
+            let target = format!("{roles}/{encoded}");
+            let Ok(Route::Credentials(requested)) = route(&target) else {
+                panic!("{target}: {:?}", route(&target));
+            };
+            assert!(requested.is(role.as_bytes()), "{encoded}");
+            assert!(
+                !requested.is(&role.as_bytes()[1..]) && !requested.is(b"writer"),
+                "{encoded}"
+            );
+            assert_eq!(requested.to_string(), role);
+        }
+        for target in [
+            // Decoded once: what is left is plain, or refused.
+            "/latest/meta-data/iam/security-credentials/team%252Freader",
+            "/latest/meta-data/iam/security-credentials/%2e%2e/info",
+            "/latest/meta-data/iam/security-credentials/%2e%2e%2finfo",
+            "/latest/meta-data/iam/security-credentials/team%2F%2e%2Freader",
+            "/latest/meta-data/iam/security-credentials/team%2F%2Freader",
+            "/latest/meta-data/iam/security-credentials/%2Freader",
+            "/latest/meta-data/iam/security-credentials/reader%2F",
+            "/latest/meta-data/iam/security-credentials/reader%00",
+            "/latest/meta-data/iam/security-credentials/reader%0d%0a",
+            "/latest/meta-data/iam/security-credentials/reader%20",
+            "/latest/meta-data/iam/security-credentials/reader%3Fx",
+            "/latest/meta-data/iam/security-credentials/reader%C3%A9",
+            "/latest/meta-data/iam/security-credentials/reader%",
+            "/latest/meta-data/iam/security-credentials/reader%2",
+            "/latest/meta-data/iam/security-credentials/reader%zz",
+            "/latest/meta-data/iam/security-credentials/reader%+2",
+            "/latest/meta-data/iam/security-credentials/reader%2F?x",
+            // Nowhere else, in no spelling.
+            "/latest/meta-data/iam/security-credentials%2Freader",
+            "/latest/meta-data/iam%2Fsecurity-credentials/reader",
+            "/latest/meta-data/iam/Security-Credentials/a%2Fb",
+            "/lat%65st/meta-data/iam/security-credentials/reader",
+            "/latest/meta-data/placement%2Fregion",
+            "/latest/dynamic/%2e%2e/meta-data",
+        ] {
+            assert_eq!(route(target), Err(PathError::NotCanonical), "{target}");
+        }
+    }
+
+    #[test]
     fn what_is_not_canonical_is_refused() {
         for target in [
             "",
@@ -267,6 +420,12 @@ mod tests {
             "/latest/meta-data/%69am/info",
             "/latest/meta-data/iam%2Finfo",
             "/latest/meta-data/iam/info?x=1",
+            "/latest?x=1",
+            "/?x=1",
+            "/./latest",
+            "/../latest/meta-data",
+            "/latest//",
+            "//",
             "/latest/meta-data/iam/info#x",
             "/latest/meta-data/iam/info;x",
             "/latest\\meta-data",
@@ -276,13 +435,19 @@ mod tests {
         ] {
             assert_eq!(route(target), Err(PathError::NotCanonical), "{target}");
         }
+        // Other clouds' services are looked for by these, and by spellings of their own.
         for target in [
             "/Latest/x",
             "/2.0/x",
             "/2021-7-15/x",
-            "/latest",
-            "/latest/",
             "/x/y",
+            "/x",
+            "/computeMetadata/v1/",
+            "/metadata/instance?api-version=2021-02-01",
+            "/metadata/v1.json",
+            "/openstack/latest/meta_data.json",
+            "/opc/v2/instance/",
+            "/hetzner/v1/metadata/instance-id",
         ] {
             assert_eq!(route(target), Err(PathError::NoVersion), "{target}");
         }
@@ -337,13 +502,32 @@ mod tests {
         assert!(AllowList::new(&["a)|(.*".into()]).is_err());
     }
 
+    #[test]
+    fn a_slash_at_the_end_is_forwarded_and_opens_nothing_more() {
+        let list = AllowList::new(&[]).unwrap();
+        for (target, allowed) in [
+            ("/latest/meta-data/placement/", true),
+            ("/latest/meta-data/placement", true),
+            ("/latest/meta-data/instance-id/", true),
+            ("/latest/meta-data/", false),
+            ("/latest/user-data/", false),
+            ("/", false),
+            ("/latest/", false),
+        ] {
+            let path = CanonicalPath::parse(target).unwrap();
+            assert_eq!(path.as_str(), target);
+            assert_eq!(list.allows(&path), allowed, "{target}");
+            assert_eq!(list.is_static(&path), allowed, "{target}");
+        }
+    }
+
     proptest! {
         #[test]
         fn canonical_paths_are_their_own_canonical_form(target in "(/[a-zA-Z0-9._~:%-]{0,6}){1,6}/?") {
             if let Ok(path) = CanonicalPath::parse(&target) {
                 prop_assert_eq!(CanonicalPath::parse(path.as_str()), Ok(path));
                 prop_assert!(!path.as_str().contains("//"));
-                prop_assert!(!path.as_str().contains('%'));
+                prop_assert!(!path.as_str().contains('%') || path.route() != Route::Other);
             }
         }
 

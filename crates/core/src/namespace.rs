@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::annotation::normalized;
 use crate::arn::{BaseArn, RoleArn, resolve};
 use crate::key_values::KeyValues;
 use crate::pattern::{MAX_COMPILED, Pattern, PatternFormat};
@@ -9,7 +10,8 @@ use crate::pattern::{MAX_COMPILED, Pattern, PatternFormat};
 /// The label that the API server sets on every namespace to its name; not to be changed.
 pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
-/// A namespace as its source reports it; the annotations are raw.
+/// A namespace as its source reports it. The annotations are normalized (see [`rule_text`] and
+/// [`crate::annotation::given`]) and not yet compiled.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Namespace {
     /// `metadata.name`.
@@ -20,13 +22,15 @@ pub struct Namespace {
     pub permitted: Option<Arc<str>>,
     /// The role of pods that name none, see [`crate::annotation::DEFAULT_ROLE`].
     pub default_role: Option<Arc<str>>,
-    /// `metadata.labels`.
+    /// Those of `metadata.labels` that rules read.
     pub labels: KeyValues,
+    /// Whether `allowed_roles` and `permitted` were left out, since no rule read them.
+    pub without_roles: bool,
 }
 
-/// Longest annotation of rules that is read, bytes. Sources keep one byte more of what is longer,
-/// so that it is refused and not read as something else.
-pub const MAX_RULES: usize = 8 * 1024;
+/// Longest annotation of rules that is read, bytes. Sources keep more of what is longer, so that it
+/// is refused and not read as something else.
+const MAX_RULES: usize = 8 * 1024;
 /// Most patterns taken from one namespace's list of allowed roles.
 const MAX_PATTERNS: usize = 256;
 /// Memory of all compiled patterns of one annotation, bytes.
@@ -36,7 +40,7 @@ const MAX_MEMORY: usize = 512 * 1024;
 /// looked at. What is broken stays as the sentence that says so, and allows nothing.
 #[derive(Debug, Clone)]
 pub struct NamespaceRules {
-    /// `metadata.labels`.
+    /// Those of `metadata.labels` that rules read.
     pub labels: KeyValues,
     namespace: Namespace,
     base: Option<BaseArn>,
@@ -106,17 +110,38 @@ impl NamespaceRules {
     }
 }
 
+/// The text of an annotation of rules, normalized and as much of it as sources keep. An empty one
+/// stays, for it may mean "nothing".
+pub fn rule_text(text: &str) -> Arc<str> {
+    let text = normalized(text);
+    // One character too many is refused when it is compiled, which a rule that was cut must be.
+    let kept = text.get(..text.floor_char_boundary(MAX_RULES + 4));
+    kept.unwrap_or(text).into()
+}
+
+/// The patterns of kube2iam's list of allowed roles, normalized.
+///
+/// # Errors
+/// A sentence that says why it can't be read.
+pub fn allowed_patterns(text: &str) -> Result<Vec<String>, String> {
+    check_length(text)?;
+    let mut list: Vec<String> = serde_json::from_str(text)
+        .map_err(|_| "it is not a JSON list of strings, such as [\"team-*\"]".to_owned())?;
+    if list.len() > MAX_PATTERNS {
+        return Err(format!("it has more than {MAX_PATTERNS} patterns"));
+    }
+    for pattern in &mut list {
+        *pattern = normalized(pattern).to_owned();
+    }
+    Ok(list)
+}
+
 fn allowed(
     text: &str,
     base: Option<&BaseArn>,
     format: PatternFormat,
 ) -> Result<Vec<Pattern>, String> {
-    check_length(text)?;
-    let list: Vec<String> = serde_json::from_str(text)
-        .map_err(|_| "it is not a JSON list of strings, such as [\"team-*\"]".to_owned())?;
-    if list.len() > MAX_PATTERNS {
-        return Err(format!("it has more than {MAX_PATTERNS} patterns"));
-    }
+    let list = allowed_patterns(text)?;
     let memory = MAX_MEMORY / list.len().max(1);
     list.iter()
         .map(|pattern| Pattern::for_roles(pattern, format, base, memory).map_err(|e| e.to_string()))

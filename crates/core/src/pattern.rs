@@ -57,7 +57,46 @@ pub struct Pattern {
 enum Matcher {
     /// The literal pieces between the stars; one piece alone means equality.
     Glob(Vec<String>),
-    Regexp(Regex),
+    /// A literal start, and an expression for all that follows it.
+    Regexp { start: String, rest: Regex },
+}
+
+/// A regular expression for roles, read once for everybody: for layer `namespace`, for what turns
+/// it into grants, and for the export to CEL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoleExpression<'a> {
+    /// The literal text before what the expression is about: the base ARN where it is about names.
+    pub start: &'a str,
+    /// The expression, which must match all that follows the start. So its own anchors, also those
+    /// within alternatives, are at the start and end of the name.
+    pub rest: &'a str,
+}
+
+impl<'a> RoleExpression<'a> {
+    /// Reads an expression as kube2iam does: one that does not start as an ARN is about what follows
+    /// the base ARN. A slash at its start is left out, as at the start of a name.
+    pub fn read(expression: &'a str, base: Option<&'a BaseArn>) -> Self {
+        let bare = expression.strip_prefix('^').unwrap_or(expression);
+        let rest = match bare.strip_prefix('/') {
+            // A slash that is counted is part of the expression.
+            Some(rest) if !rest.starts_with(['?', '*', '+', '{']) => rest,
+            Some(_) => expression,
+            None => bare,
+        };
+        let base = base.filter(|_| !is_arn(bare));
+        Self {
+            start: base.map_or("", BaseArn::as_str),
+            rest,
+        }
+    }
+
+    /// An expression about whole ARNs.
+    pub fn whole(expression: &'a str) -> Self {
+        Self {
+            start: "",
+            rest: expression,
+        }
+    }
 }
 
 impl Pattern {
@@ -83,9 +122,7 @@ impl Pattern {
                 &format!("{}{}", base.map_or("", BaseArn::as_str), relative(pattern)),
             ),
             PatternFormat::Regexp => {
-                let bare = pattern.strip_prefix('^').unwrap_or(pattern);
-                let base = base.filter(|_| !is_arn(bare)).map_or("", BaseArn::as_str);
-                Self::regexp(pattern, base, relative(bare), memory)
+                Self::regexp(pattern, RoleExpression::read(pattern, base), memory)
             }
         }
     }
@@ -98,7 +135,7 @@ impl Pattern {
         if pattern.len() > MAX_PATTERN {
             return Err(PatternError::TooLong);
         }
-        Self::regexp(pattern, "", pattern, MAX_COMPILED)
+        Self::regexp(pattern, RoleExpression::whole(pattern), MAX_COMPILED)
     }
 
     /// Compiles a glob of plain names, such as those of namespaces.
@@ -116,7 +153,7 @@ impl Pattern {
     /// Regular expressions have none that is known.
     pub(crate) fn literal_start(&self) -> (&str, bool) {
         match &self.matcher {
-            Matcher::Regexp(_) => ("", false),
+            Matcher::Regexp { start, .. } => (start, false),
             Matcher::Glob(pieces) => (pieces.first().map_or("", String::as_str), pieces.len() == 1),
         }
     }
@@ -139,11 +176,10 @@ impl Pattern {
         })
     }
 
-    /// Compiles `expression` after the literal text `prefix`; `text` is how it was written.
+    /// Compiles an expression; `text` is how it was written.
     fn regexp(
         text: &str,
-        prefix: &str,
-        expression: &str,
+        expression: RoleExpression<'_>,
         memory: usize,
     ) -> Result<Self, PatternError> {
         let build = |expression: &str| {
@@ -165,18 +201,22 @@ impl Pattern {
                 })
         };
         // Compiled alone first: an expression such as `a)|(b` must not break out of the anchors.
-        build(expression)?;
-        let prefix = regex::escape(prefix);
+        build(expression.rest)?;
         Ok(Self {
             text: text.into(),
-            matcher: Matcher::Regexp(build(&format!(r"\A{prefix}(?:{expression})\z"))?),
+            matcher: Matcher::Regexp {
+                start: expression.start.into(),
+                rest: build(&format!(r"\A(?:{})\z", expression.rest))?,
+            },
         })
     }
 
     /// Whether the pattern matches the whole of `text`.
     pub fn matches(&self, text: &str) -> bool {
         match &self.matcher {
-            Matcher::Regexp(regexp) => regexp.is_match(text.as_bytes()),
+            Matcher::Regexp { start, rest } => text
+                .strip_prefix(start.as_str())
+                .is_some_and(|text| rest.is_match(text.as_bytes())),
             Matcher::Glob(pieces) => glob_matches(pieces, text),
         }
     }
@@ -264,6 +304,22 @@ mod tests {
                 false,
             ),
             (Regexp, "", "x", false),
+            // Anchors within alternatives are at the start and end of the name.
+            (Regexp, "^a$|^b$", "a", true),
+            (Regexp, "^a$|^b$", "b", true),
+            (Regexp, "^a$|^b$", "ab", false),
+            (Regexp, "^a|b$", "ax", false),
+            (Regexp, "^a|b$", "xb", false),
+            (Regexp, "(^team-.*$)|(?:^x$)", "team-x", true),
+            (Regexp, "(^team-.*$)|(?:^x$)", "x", true),
+            (Regexp, r"\Aa\z", "a", true),
+            (Regexp, "a$b|c", "ab", false),
+            (Regexp, "^/a$", "a", true),
+            (Regexp, "/?a", "a", true),
+            (Regexp, "^/*a$", "a", true),
+            (Regexp, "^/+a$", "a", false),
+            (Regexp, "/x|[^a].*", "ab", false),
+            (Regexp, "^arn:.*/a$|^arn:.*/b$", "b", true),
         ];
         for (format, pattern, name, expected) in cases {
             let compiled =
@@ -300,6 +356,18 @@ mod tests {
         ));
         assert!(Pattern::whole("(((x{1000}){1000}){1000})").is_err());
         let glob = |text: &str| Pattern::for_roles(text, PatternFormat::Glob, None, MAX_COMPILED);
+        // `a*` over and over has too many stars, and an expression of it too much memory.
+        let long = |length: usize| "x".repeat(length);
+        for (length, is_taken) in [(MAX_PATTERN, true), (MAX_PATTERN + 1, false), (9000, false)] {
+            let text = long(length);
+            assert_eq!(glob(&text).is_ok(), is_taken, "{length}");
+            assert_eq!(Pattern::glob_of_names(&text).is_ok(), is_taken, "{length}");
+            assert_eq!(
+                matches!(Pattern::whole(&text), Err(PatternError::TooLong)),
+                !is_taken,
+                "{length}"
+            );
+        }
         assert_eq!(
             glob(&"a*".repeat(33)).unwrap_err(),
             PatternError::TooManyStars
@@ -307,6 +375,42 @@ mod tests {
         let stars = glob(&"*".repeat(2000)).unwrap();
         assert!(matches!(&stars.matcher, Matcher::Glob(pieces) if pieces.len() == 2));
         assert!(stars.matches("anything"));
+    }
+
+    /// Expressions of what people write, with anchors and slashes anywhere.
+    fn expression() -> impl Strategy<Value = String> {
+        let leaf = proptest::sample::select(
+            &[
+                "a", "b", "/", "^", "$", ".", ".*", "[^a]", "arn:", "role/", r"\A", r"\z", "?", "*",
+            ][..],
+        );
+        let leaf = leaf.prop_map(str::to_owned);
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            let parts = proptest::collection::vec(inner, 1..4);
+            prop_oneof![
+                parts.clone().prop_map(|parts| parts.concat()),
+                parts.clone().prop_map(|parts| parts.join("|")),
+                parts.prop_map(|parts| format!("({})", parts.join("|"))),
+            ]
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// kiam looks for the expression anywhere in the ARN, or in the role as a pod writes it.
+        #[test]
+        fn expressions_allow_no_more_than_to_kiam(text in expression(), name in "[ab]{1,2}(/[ab])?") {
+            let arn = role(&name);
+            let named = Pattern::for_roles(&text, PatternFormat::Regexp, Some(&base()), MAX_COMPILED);
+            let allowed = [named, Pattern::whole(&text)].into_iter();
+            let is_allowed = allowed.flatten().any(|pattern| pattern.matches(&arn));
+            if is_allowed {
+                let kiam = RegexBuilder::new(&text).unicode(false).build().unwrap();
+                let written = [arn.clone(), name.clone(), format!("/{name}")];
+                prop_assert!(written.iter().any(|role| kiam.is_match(role.as_bytes())));
+            }
+        }
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 //! One owner writes it and hands out immutable rule sets. Each change makes a new generation, by
 //! which decisions of an earlier one are known; nothing is decided here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::arn::{BaseArn, resolve};
@@ -14,6 +14,7 @@ use crate::layer::grants::GrantsLayer;
 use crate::layer::namespace::NamespaceLayer;
 use crate::layer::{ActiveLayer, Layer, Mode};
 use crate::namespace::{Namespace, NamespaceRules};
+use crate::needs::Needs;
 use crate::session_name::SessionScope;
 use crate::workload::Change;
 
@@ -54,6 +55,8 @@ pub enum RuleUpdate {
     Grants(Change<Grant>),
     /// Namespaces.
     Namespaces(Change<Namespace>),
+    /// The names of all namespaces there are: every other one is gone.
+    RetainNamespaces(HashSet<Arc<str>>),
 }
 
 /// How much of the rules a change touched.
@@ -159,6 +162,7 @@ impl RuleBook {
             RuleUpdate::Config(config) => self.set_config(config),
             RuleUpdate::Grants(change) => self.change_grants(change),
             RuleUpdate::Namespaces(change) => self.change_namespaces(change),
+            RuleUpdate::RetainNamespaces(names) => self.retain_namespaces(&names),
         }
     }
 
@@ -178,6 +182,16 @@ impl RuleBook {
         } else {
             None
         }
+    }
+
+    /// What the rules read of pods and namespaces; `None` while rules that are on are not loaded, in
+    /// whichever mode.
+    pub fn needs(&self, rules: &RuleSet) -> Option<Needs> {
+        let modes = self.config().modes;
+        let is_known = self.config != ClusterConfig::Unseen
+            && (modes.grants == Mode::Off || self.grants_loaded)
+            && (modes.rego == Mode::Off || self.rego.is_some());
+        is_known.then(|| rules.needs())
     }
 
     /// What keeps the rules from counting, in a sentence for whoever is refused for it.
@@ -324,6 +338,15 @@ impl RuleBook {
                 Touched::Namespace(namespace.name)
             }
         }
+    }
+
+    fn retain_namespaces(&mut self, names: &HashSet<Arc<str>>) -> Touched {
+        if self.namespaces.keys().all(|name| names.contains(name)) {
+            return Touched::Nothing;
+        }
+        Arc::make_mut(&mut self.namespaces).retain(|name, _| names.contains(name));
+        self.generation += 1;
+        Touched::All
     }
 
     fn base(&self) -> Option<&BaseArn> {

@@ -115,16 +115,101 @@ pub struct Failure {
     /// AWS's message, bounded and without control characters. It names rolegate's own role, and is
     /// for the log alone.
     pub message: String,
-    /// What STS says that the role's trust policy does not allow.
-    pub missing: Option<MissingAction>,
+    /// What STS says is to be changed.
+    pub cause: Option<RefusalCause>,
 }
 
 impl Failure {
     /// What the pod's owner is told: the code, and what is to be changed where STS says it.
     pub fn to_owner(&self, role: &RoleArn) -> String {
-        match self.missing {
-            Some(missing) => format!("{}: {}", self.code, missing.advice(role)),
+        match self.cause {
+            Some(cause) => format!("{}: {}", self.code, cause.advice(role)),
             None => self.code.clone(),
+        }
+    }
+}
+
+/// Why STS refuses a session for good, as far as its answer and the session asked for tell. It
+/// holds nothing of AWS's own text, so that it can be told to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RefusalCause {
+    /// The trust policy does not allow an action beside `sts:AssumeRole`.
+    Missing(MissingAction),
+    /// The role does not exist, or its trust policy does not allow what was asked for.
+    Untrusted {
+        /// The session asked for has an external ID.
+        external_id: bool,
+    },
+    /// A policy of rolegate's own role does not allow `sts:AssumeRole`.
+    IdentityPolicy,
+    /// Some policy denies it outright.
+    ExplicitDeny,
+    /// More seconds were asked for than the role's `MaxSessionDuration`.
+    MaxSessionDuration {
+        /// `DurationSeconds`.
+        asked: u32,
+    },
+    /// More seconds were asked for than there are for roles that a role assumes.
+    RoleChaining {
+        /// `DurationSeconds`.
+        asked: u32,
+    },
+    /// Tags and policies take more room than STS has for them.
+    TooLarge,
+    /// The session's policy is none.
+    MalformedPolicy,
+    /// A tag of the session is a transitive one of rolegate's own session.
+    TransitiveTag,
+    /// STS is not enabled in the Region.
+    RegionDisabled,
+}
+
+impl RefusalCause {
+    /// What to change so that STS agrees.
+    pub fn advice(self, role: &RoleArn) -> String {
+        let name = role.name();
+        match self {
+            Self::Missing(action) => action.advice(role),
+            Self::Untrusted { external_id } => {
+                let id = if external_id {
+                    " with this pod's external ID"
+                } else {
+                    ""
+                };
+                format!(
+                    "the role must exist, and its trust policy must allow rolegate's role to assume it{id}"
+                )
+            }
+            Self::IdentityPolicy => {
+                format!("a policy of rolegate's own role must allow sts:AssumeRole on role {name}")
+            }
+            Self::ExplicitDeny => format!(
+                "a policy denies it outright: look in the trust policy of role {name}, the \
+                 policies of rolegate's own role and those of the organization"
+            ),
+            Self::MaxSessionDuration { asked } => format!(
+                "{asked} s were asked for; lower the session's duration, or raise \
+                 MaxSessionDuration of role {name}"
+            ),
+            Self::RoleChaining { asked } => format!(
+                "{asked} s were asked for, and a role that a role assumes has an hour at the most; \
+                 set the session's duration to 3600 s or less"
+            ),
+            Self::TooLarge => "the session's tags and policies take more room than STS has for \
+                               them: shorten those of its grant"
+                .to_owned(),
+            Self::MalformedPolicy => {
+                "the policy of the session's grant is not one that AWS takes".to_owned()
+            }
+            Self::TransitiveTag => {
+                "rolegate's own session has transitive tags with the same keys, \
+                                    as EKS Pod Identity sets them: switch them off there, or give \
+                                    rolegate other credentials"
+                    .to_owned()
+            }
+            Self::RegionDisabled => {
+                "STS is not enabled in this Region for the account of the role".to_owned()
+            }
         }
     }
 }
@@ -168,6 +253,24 @@ impl MissingAction {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_ends_when_sts_says_so() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let life = Life {
+            from: at(100),
+            until: at(200),
+        };
+        for (now, is_valid, left) in [
+            (100, true, 100),
+            (199, true, 1),
+            (200, false, 0),
+            (201, false, 0),
+        ] {
+            assert_eq!(life.is_valid(at(now)), is_valid, "{now}");
+            assert_eq!(life.left(at(now)), SignedDuration::from_secs(left), "{now}");
+        }
+    }
 
     #[test]
     fn secrets_are_not_formatted() {

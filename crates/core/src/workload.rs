@@ -1,8 +1,10 @@
 //! Workloads: pods as rolegate knows them, trimmed to what a decision needs.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::annotation::given;
 use crate::key_values::KeyValues;
 
 /// A pod's phase, as in `status.phase`.
@@ -33,6 +35,23 @@ pub struct Wish {
     pub session_name: Option<Arc<str>>,
 }
 
+impl Wish {
+    /// The wish of a pod whose annotations hold these raw texts. An empty role declines the default
+    /// one; an empty external ID or session name is as none.
+    pub fn new(role: Option<&str>, external_id: Option<&str>, session_name: Option<&str>) -> Self {
+        Self {
+            role: role.map(|role| given(role).unwrap_or_default().into()),
+            external_id: external_id.and_then(given).map(Into::into),
+            session_name: session_name.and_then(given).map(Into::into),
+        }
+    }
+
+    /// A wish for a role alone.
+    pub fn for_role(role: &str) -> Self {
+        Self::new(Some(role), None, None)
+    }
+}
+
 /// A pod, trimmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
@@ -56,20 +75,30 @@ pub struct Workload {
     pub mirror: bool,
     /// What the annotations ask for.
     pub wish: Wish,
-    /// `metadata.labels`.
+    /// Those of `metadata.labels` that rules read.
     pub labels: KeyValues,
-    /// Those of `metadata.annotations` that rules may read, see
+    /// Those of `metadata.annotations` that rules read, of those that they may read, see
     /// [`crate::annotation::is_kept`]; values are bounded.
     pub annotations: KeyValues,
 }
 
 impl Workload {
+    /// Returns whether all of its containers ended, for good.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Succeeded | Phase::Failed)
+    }
+
+    /// Returns whether it may run: it has a node, and is not finished. Others can ask for nothing, and
+    /// there may be any number of them.
+    pub fn may_run(&self) -> bool {
+        self.node.is_some() && !self.is_finished()
+    }
+
     /// The addresses that identify this pod and nothing else: none for a finished pod (the
     /// network plugin may have handed them on), for a pod of the host's network (they are the
     /// node's) and for a mirror pod (a kubelet writes what it likes there).
     pub fn own_addresses(&self) -> &[IpAddr] {
-        let finished = matches!(self.phase, Phase::Succeeded | Phase::Failed);
-        if finished || self.host_network || self.mirror {
+        if self.is_finished() || self.host_network || self.mirror {
             &[]
         } else {
             &self.addresses
@@ -88,13 +117,19 @@ pub enum Change<T> {
     Delete(T),
 }
 
-/// What a source of workloads (Kubernetes or a file) reports, in order.
+/// What a source of workloads (Kubernetes or a file) reports, in order. A list that comes after a
+/// gap is reported as its objects come, and then which of all there are: two copies of all would
+/// take twice the memory.
 #[derive(Debug, Clone)]
 pub enum Update {
     /// About pods.
     Workloads(Change<Workload>),
+    /// These are the UIDs of all pods there are: every other pod is gone.
+    RetainWorkloads(HashSet<Arc<str>>),
     /// About namespaces.
     Namespaces(Change<crate::namespace::Namespace>),
+    /// These are the names of all namespaces there are: every other one is gone.
+    RetainNamespaces(HashSet<Arc<str>>),
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::objects::{self, labels};
+use crate::objects;
 use crate::policy_status::STATUS;
 use crate::watch::{Reporting, Source};
 use crate::watchdog::Watchdog;
@@ -88,7 +88,7 @@ fn config_map(object: objects::ConfigMap) -> Option<ConfigMap> {
     let annotations = metadata.annotations.iter().flatten();
     Some(ConfigMap {
         annotations: annotations.filter(|(key, _)| kept(key)).collect(),
-        labels: labels(&metadata),
+        labels: metadata.labels.iter().flatten().collect(),
         namespace: metadata.namespace?.into(),
         name: metadata.name?.into(),
         uid: metadata.uid.unwrap_or_default().into(),

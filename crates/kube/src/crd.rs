@@ -23,6 +23,7 @@ pub use rule_config::ConfigError;
 pub use selector::{LabelSelector, LabelSelectorRequirement, SelectorOperator};
 
 use kube::CustomResourceExt;
+use rolegate_core::annotation::normalized;
 use serde_json::{Value, json};
 
 /// The API group of all of them.
@@ -75,6 +76,15 @@ fn tidy(value: &mut Value) {
 /// A rule in CEL that the API server holds a value to, and what it says where it isn't met.
 fn demand(rule: &str, message: &str) -> Value {
     json!([{"rule": rule, "message": message}])
+}
+
+/// A text of an object, normalized as texts of annotations are.
+fn text(text: &str) -> String {
+    normalized(text).to_owned()
+}
+
+fn texts(all: &[String]) -> Vec<String> {
+    all.iter().map(|one| text(one)).collect()
 }
 
 #[cfg(test)]

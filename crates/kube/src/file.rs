@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rolegate_core::namespace::Namespace;
+use rolegate_core::annotation::given;
+use rolegate_core::namespace::{Namespace, rule_text};
 use rolegate_core::workload::{Change, Phase, Update, Wish, Workload};
 use rolegate_runtime::readiness::Condition;
 use serde::Deserialize;
@@ -242,7 +243,6 @@ fn parse(text: &str) -> Result<Content, String> {
 
 impl From<PodEntry> for Workload {
     fn from(pod: PodEntry) -> Self {
-        let given = |text: Option<String>| text.filter(|text| !text.is_empty()).map(Into::into);
         Self {
             uid: pod
                 .uid
@@ -259,12 +259,11 @@ impl From<PodEntry> for Workload {
             phase: Phase::Running,
             host_network: false,
             mirror: false,
-            wish: Wish {
-                // Empty declines the default role, as the annotation does.
-                role: pod.role.map(Into::into),
-                external_id: given(pod.external_id),
-                session_name: given(pod.session_name),
-            },
+            wish: Wish::new(
+                pod.role.as_deref(),
+                pod.external_id.as_deref(),
+                pod.session_name.as_deref(),
+            ),
             labels: pod.labels.iter().collect(),
             annotations: pod.annotations.iter().collect(),
         }
@@ -278,17 +277,27 @@ impl From<NamespaceEntry> for Namespace {
             // As the annotation has it.
             allowed_roles: namespace
                 .allowed_roles
-                .map(|roles| serde_json::Value::from(roles).to_string().into()),
-            permitted: namespace.permitted.map(Into::into),
-            default_role: namespace.default_role.map(Into::into),
+                .map(|roles| rule_text(&serde_json::Value::from(roles).to_string())),
+            permitted: namespace.permitted.as_deref().map(rule_text),
+            default_role: namespace
+                .default_role
+                .as_deref()
+                .and_then(given)
+                .map(Into::into),
             labels: namespace.labels.iter().collect(),
+            without_roles: false,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rolegate_core::annotation::AnnotationKeys;
+    use rolegate_core::arn::BaseArn;
+    use rolegate_core::namespace::NamespaceRules;
+    use rolegate_core::pattern::PatternFormat;
     use rolegate_runtime::readiness::Readiness;
+    use serde_json::json;
 
     use super::*;
 
@@ -337,6 +346,75 @@ namespaces:
         assert_eq!(shop.permitted.as_deref(), Some(""));
         assert_eq!(shop.default_role.as_deref(), Some("shop-default"));
         assert_eq!(shop.labels.get("team"), Some("shop"));
+    }
+
+    /// A pod of the API server with the same texts is the same, and so is its namespace.
+    #[test]
+    fn blanks_around_texts_count_as_little_as_from_the_api_server() {
+        let text = "
+pods:
+- namespace: shop
+  name: api-0
+  uid: u
+  ips: []
+  role: |
+    reader
+  externalId: \"\\tcustomer\\n\"
+  sessionName: \"\\u00a0me \"
+- { namespace: shop, name: job, uid: u, ips: [], role: \"\\n\", externalId: \" \", sessionName: \" \" }
+namespaces:
+- name: shop
+  allowedRoles: [\"reader\\n\", \" shop-*\"]
+  permitted: |
+    reader|shop-.*
+  defaultRole: |
+    shop-default
+- { name: none, defaultRole: \"\\n\" }
+";
+        let content = parse(text).unwrap();
+        let keys = AnnotationKeys::default();
+        let pod = |name: &str, role: &str, id: &str, session: &str| {
+            let pod = json!({"metadata": {"namespace": "shop", "name": name, "uid": "u", "annotations": {
+                "iam.amazonaws.com/role": role, "iam.amazonaws.com/external-id": id,
+                "iam.amazonaws.com/session-name": session}}});
+            crate::workloads::read(&pod, &keys).unwrap().wish
+        };
+        let [api, job] = &content.workloads[..] else {
+            panic!("{:?}", content.workloads);
+        };
+        assert_eq!(
+            api.wish,
+            pod("api-0", "reader\n", "\tcustomer\n", "\u{a0}me ")
+        );
+        assert_eq!(api.wish, pod("api-0", "reader", "customer", "me"));
+        assert_eq!(job.wish, pod("job", "\n", " ", " "));
+        assert_eq!(
+            (job.wish.role.as_deref(), &job.wish.external_id),
+            (Some(""), &None)
+        );
+        let namespace = json!({"metadata": {"name": "shop", "annotations": {
+            "iam.amazonaws.com/allowed-roles": "[\"reader\\n\",\" shop-*\"]\n",
+            "iam.amazonaws.com/permitted": "reader|shop-.*\n",
+            "iam.amazonaws.com/default-role": "shop-default\n"}}});
+        let [shop, none] = &content.namespaces[..] else {
+            panic!("{:?}", content.namespaces);
+        };
+        assert_eq!(*shop, crate::namespaces::read(&namespace, &keys).unwrap());
+        assert_eq!(shop.default_role.as_deref(), Some("shop-default"));
+        assert_eq!(none.default_role, None);
+        let base = BaseArn::parse("arn:aws:iam::123456789012:role/").ok();
+        let rules = NamespaceRules::new(shop, base.as_ref(), PatternFormat::Glob);
+        let compiled = rules.annotations();
+        for patterns in [&compiled.allowed, &compiled.permitted] {
+            let patterns = patterns.as_ref().unwrap().as_ref().unwrap();
+            for role in ["reader", "shop-x"] {
+                let arn = format!("arn:aws:iam::123456789012:role/{role}");
+                assert!(
+                    patterns.iter().any(|pattern| pattern.matches(&arn)),
+                    "{role}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod workloads;
 
 mod failure;
 mod objects;
+mod pages;
 #[cfg(test)]
 mod tests;
 mod watchdog;

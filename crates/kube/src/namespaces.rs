@@ -1,35 +1,46 @@
 //! Namespaces and what their annotations allow.
 
 use kube::Api;
-use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED};
-use rolegate_core::namespace::MAX_RULES;
-use rolegate_core::namespace::Namespace;
+use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED, given};
+use rolegate_core::namespace::{Namespace, rule_text};
+use rolegate_core::needs::Needs;
 use rolegate_core::workload::Update;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
-use crate::objects::{self, annotation, labels};
-use crate::watch::{Reporting, Source, never, usual};
+use crate::objects::{self, labels};
+use crate::watch::{Kept, Relist, Reporting, Source, never, usual};
 use crate::watchdog::Watchdog;
 
-/// Watches namespaces and sends what they are as [`Update::Namespaces`]: a snapshot first and
-/// after each gap, changes between. Returns only when `updates` is closed.
+/// Watches namespaces and sends what they are as [`Update::Namespaces`]: a snapshot first, then
+/// changes, and after each gap what there is. What rules read of them is kept, which is `needs`;
+/// where they read more, all are listed anew. Returns only when `updates` is closed.
 pub async fn watch_namespaces(
     connection: &Connection,
     keys: AnnotationKeys,
+    needs: watch::Receiver<Option<Needs>>,
     reporting: Reporting,
     updates: mpsc::Sender<Update>,
 ) {
+    let kept = Kept::new(needs);
+    let now = kept.clone();
     let picture = connection.pictures().namespaces.clone();
     let source = Source {
         api: Api::<objects::Namespace>::all(connection.watching(&picture)),
         config: usual(),
-        parse: move |object| namespace(object, &keys),
+        parse: move |object| namespace(object, &keys, &now.now()),
         wrap: Update::Namespaces,
         picture,
         ends_on: never,
+        relist: Some(Relist {
+            identity: |namespace: &Namespace| &namespace.name,
+            is_told: |_| true,
+            retain: Update::RetainNamespaces,
+        }),
+        most: None,
+        kept: Some(kept),
     };
     let mut health = Watchdog::new("namespaces", "namespaces", "", reporting);
     source.run(&mut health, &updates).await;
@@ -41,24 +52,25 @@ pub async fn watch_namespaces(
 /// A sentence that says what is malformed.
 pub fn read(document: &Value, keys: &AnnotationKeys) -> Result<Namespace, String> {
     let object = objects::Namespace::deserialize(document).map_err(|error| error.to_string())?;
-    namespace(object, keys).ok_or_else(|| "it has no metadata.name".into())
+    namespace(object, keys, &Needs::everything()).ok_or_else(|| "it has no metadata.name".into())
 }
 
 /// A namespace, trimmed. An annotation that is there but empty stays: it may mean "nothing", and
 /// what it means is not decided here.
-fn namespace(object: objects::Namespace, keys: &AnnotationKeys) -> Option<Namespace> {
+fn namespace(
+    object: objects::Namespace,
+    keys: &AnnotationKeys,
+    needs: &Needs,
+) -> Option<Namespace> {
     let metadata = object.metadata;
-    let raw = |key: &str| {
-        let value = metadata.annotations.as_ref()?.get(key)?;
-        // One byte too many is refused by whoever reads it, which a cut rule must be.
-        let kept = value.get(..value.floor_char_boundary(MAX_RULES + 4));
-        Some(kept.unwrap_or(value).into())
-    };
+    let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
+    let rule = |key: &str| raw(key).filter(|_| needs.namespace_roles).map(rule_text);
     Some(Namespace {
-        allowed_roles: raw(&keys.allowed_roles),
-        permitted: raw(PERMITTED),
-        default_role: annotation(&metadata, DEFAULT_ROLE).map(Into::into),
-        labels: labels(&metadata),
+        allowed_roles: rule(&keys.allowed_roles),
+        permitted: rule(PERMITTED),
+        default_role: raw(DEFAULT_ROLE).and_then(given).map(Into::into),
+        labels: labels(&metadata, &needs.namespace_labels),
+        without_roles: !needs.namespace_roles,
         name: metadata.name?.into(),
     })
 }
@@ -70,23 +82,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn annotations_and_labels_are_taken_as_they_are() {
+    fn annotations_are_normalized_and_labels_taken_as_they_are() {
         let object = serde_json::from_value(
             json!({"metadata": {"name": "shop", "labels": {"team": "shop"}, "annotations": {
-                "iam.amazonaws.com/allowed-roles": "[\"shop-*\"]",
-                "iam.amazonaws.com/permitted": "",
-                "iam.amazonaws.com/default-role": "shop-default",
+                "iam.amazonaws.com/allowed-roles": " [\"shop-*\"]\n",
+                "iam.amazonaws.com/permitted": "\n",
+                "iam.amazonaws.com/default-role": "\u{a0}shop-default\n",
                 "unrelated": "x",
             }}}),
         );
         let keys = AnnotationKeys::default();
-        let shop = namespace(object.unwrap(), &keys).unwrap();
+        let all = Needs::everything();
+        let shop = namespace(object.unwrap(), &keys, &all).unwrap();
         let expected = Namespace {
             name: "shop".into(),
             allowed_roles: Some("[\"shop-*\"]".into()),
             permitted: Some("".into()),
             default_role: Some("shop-default".into()),
             labels: [("team", "shop")].into_iter().collect(),
+            without_roles: false,
         };
         assert_eq!(shop, expected);
         let bare = serde_json::from_value(json!({"metadata": {"name": "bare"}})).unwrap();
@@ -94,7 +108,20 @@ mod tests {
             name: "bare".into(),
             ..Namespace::default()
         };
-        assert_eq!(namespace(bare, &keys), Some(expected));
+        assert_eq!(namespace(bare, &keys, &all), Some(expected));
+    }
+
+    /// The API server reads a null as an empty text, so manifests with one are read alike.
+    #[test]
+    fn nulls_are_empty_texts() {
+        let object = json!({"metadata": {"name": "n", "labels": {"team": null}, "annotations": {
+            "iam.amazonaws.com/permitted": null, "iam.amazonaws.com/default-role": null}}});
+        let read = read(&object, &AnnotationKeys::default()).unwrap();
+        assert_eq!(read.permitted.as_deref(), Some(""));
+        assert_eq!(read.default_role, None);
+        assert_eq!(read.labels.get("team"), Some(""));
+        let nothing = json!({"metadata": {"name": "n", "labels": null, "annotations": null}});
+        assert!(super::read(&nothing, &AnnotationKeys::default()).is_ok());
     }
 
     #[test]
@@ -104,7 +131,8 @@ mod tests {
             ..AnnotationKeys::default()
         };
         let object = json!({"metadata": {"name": "n", "annotations": {"a/b": "[]"}}});
-        let renamed = namespace(serde_json::from_value(object).unwrap(), &keys).unwrap();
+        let object = serde_json::from_value(object).unwrap();
+        let renamed = namespace(object, &keys, &Needs::everything()).unwrap();
         assert_eq!(renamed.allowed_roles.as_deref(), Some("[]"));
     }
 }

@@ -9,6 +9,7 @@ use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::Resource;
 use kube::core::ObjectMeta;
 use rolegate_core::key_values::KeyValues;
+use rolegate_core::needs::Keys;
 use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Clone, Deserialize)]
@@ -97,19 +98,32 @@ fn trimmed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::
         namespace: Option<String>,
         uid: Option<String>,
         resource_version: Option<String>,
-        labels: Option<BTreeMap<String, String>>,
-        annotations: Option<BTreeMap<String, String>>,
+        labels: Option<BTreeMap<String, Text>>,
+        annotations: Option<BTreeMap<String, Text>>,
     }
+    let texts = |all: Option<BTreeMap<String, Text>>| {
+        let texts = all?.into_iter().map(|(key, text)| (key, text.0));
+        Some(texts.collect::<BTreeMap<_, _>>())
+    };
     let metadata = Metadata::deserialize(deserializer)?;
     Ok(ObjectMeta {
         name: metadata.name,
         namespace: metadata.namespace,
         uid: metadata.uid,
         resource_version: metadata.resource_version,
-        labels: metadata.labels,
-        annotations: metadata.annotations,
+        labels: texts(metadata.labels),
+        annotations: texts(metadata.annotations),
         ..ObjectMeta::default()
     })
+}
+
+/// A text of a map, where the API server reads null as an empty one.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Option::deserialize(deserializer).map(|text| Self(text.unwrap_or_default()))
+    }
 }
 
 macro_rules! resource {
@@ -150,13 +164,7 @@ resource!(ConfigMap, "configmaps", NamespaceResourceScope);
 resource!(Namespace, "namespaces", ClusterResourceScope);
 resource!(Node, "nodes", ClusterResourceScope);
 
-/// The value of an annotation, without surrounding blanks; `None` when nothing is left.
-pub(crate) fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
-    let value = metadata.annotations.as_ref()?.get(key)?.trim();
-    (!value.is_empty()).then_some(value)
-}
-
-/// All labels, as far as [`KeyValues`] keeps them.
-pub(crate) fn labels(metadata: &ObjectMeta) -> KeyValues {
-    metadata.labels.iter().flatten().collect()
+/// The labels of `keys`.
+pub(crate) fn labels(metadata: &ObjectMeta, keys: &Keys) -> KeyValues {
+    KeyValues::of_object(metadata.labels.iter().flatten(), keys)
 }

@@ -19,6 +19,8 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use tower::service_fn;
 
+use crate::pages::{self, PageSize};
+
 /// Watches of one resource start no closer together than this, however quickly a server or a proxy
 /// ends them.
 const START_SPACING: Duration = Duration::from_millis(200);
@@ -145,15 +147,17 @@ impl Pictures {
 /// What sees each frame of a body pass.
 type Notice = Box<dyn FnMut(Frame<Bytes>) -> Frame<Bytes> + Send>;
 
-/// A client that notices in `picture` what arrives on its watches.
+/// A client that notices in `picture` what arrives on its watches. Its lists come in pages of bounded
+/// size.
 pub(crate) fn noticing(client: Client, picture: PictureAge) -> Client {
+    let size = Arc::new(PageSize::default());
     let service = service_fn(move |request: Request<Body>| {
-        let (client, picture) = (client.clone(), picture.clone());
+        let (client, picture, size) = (client.clone(), picture.clone(), size.clone());
         async move {
             if is_watch(&request) {
                 watch(&client, picture, request).await
             } else {
-                let response = client.send(request).await?;
+                let response = pages::send(&client, &size, request).await?;
                 Ok(response.map(|body| body.map_frame(Box::new(|frame| frame) as Notice)))
             }
         }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::client::Connection;
 use crate::failure::{Failure, Kind};
-use crate::watch::{Reporting, Source};
+use crate::watch::{Most, Reporting, Source};
 use crate::watchdog::Watchdog;
 
 /// The annotation in which `kubectl apply` keeps the whole object once more.
@@ -31,7 +31,13 @@ pub struct Replicated {
     /// All of it as JSON, apart from the records of who set which field. Text, because a cluster
     /// has thousands that wait together to be taken in, and trees would take many times as much.
     pub object: Box<str>,
+    /// The bytes of that text where it was left out, since a list had too much of it; zero where it
+    /// is here.
+    pub left_out: usize,
 }
+
+/// Most bytes of the objects of a list: policies can't be asked about more.
+const MOST: usize = 64 * 1024 * 1024;
 
 /// Watches all objects of a kind and sends what they are: a snapshot first and after each gap,
 /// changes between. Returns only when `messages` is closed.
@@ -49,7 +55,12 @@ pub async fn watch_replicated<M: Send + 'static>(
     };
     let api = |client| Api::all_with(client, &resource);
     let parse = |object| replicated(object, kind, &resource);
-    let source = Source::another("replicated", connection, api, parse, wrap);
+    let mut source = Source::another("replicated", connection, api, parse, wrap);
+    source.most = Some(Most {
+        bytes: MOST,
+        of: |object: &Replicated| object.object.len(),
+        leave_out: |object| object.left_out = std::mem::take(&mut object.object).len(),
+    });
     source.run(&mut health, &messages).await;
 }
 
@@ -113,5 +124,6 @@ fn replicated(
         namespace: object.metadata.namespace.as_deref().map(Into::into),
         name: object.metadata.name.as_deref()?.into(),
         object: serde_json::to_string(&object).ok()?.into(),
+        left_out: 0,
     })
 }

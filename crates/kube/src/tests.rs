@@ -1,6 +1,7 @@
 //! Watches, node lookup and Events against the stand-in of the API server, which can do what a
 //! real one does only now and then.
 
+mod kept;
 mod rules;
 mod scripted;
 
@@ -8,11 +9,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::needs::Needs;
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Node, Pod};
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::client::{ClientOptions, Connection};
@@ -49,6 +51,16 @@ fn pod(name: &str, node: &str, ip: &str) -> Pod {
         .annotation("iam.amazonaws.com/role", name)
 }
 
+/// What rules read.
+type Reading = watch::Receiver<Option<Needs>>;
+
+fn reading_everything() -> Reading {
+    let (sender, needs) = watch::channel(Some(Needs::everything()));
+    // It stays as it is.
+    drop(sender);
+    needs
+}
+
 /// A watch of the pods of `node-a` that runs.
 struct Watching {
     connection: Connection,
@@ -63,6 +75,10 @@ impl Watching {
     }
 
     fn over(connection: Connection, scope: Scope) -> Self {
+        Self::reading(connection, scope, reading_everything())
+    }
+
+    fn reading(connection: Connection, scope: Scope, needs: Reading) -> Self {
         let (sender, updates) = mpsc::channel(16);
         let (readiness, mut metrics) = (Readiness::new(), Metrics::new("test"));
         let reporting = Reporting {
@@ -75,6 +91,7 @@ impl Watching {
                 &watched,
                 &scope,
                 AnnotationKeys::default(),
+                needs,
                 reporting,
                 sender,
             )
@@ -99,7 +116,24 @@ impl Watching {
             .expect("ended")
         {
             Update::Workloads(change) => change,
-            Update::Namespaces(_) => panic!("a namespace from the watch of pods"),
+            other => panic!("no change of a pod: {other:?}"),
+        }
+    }
+
+    /// The names in a list that comes after a gap: each pod as it comes, and then their UIDs.
+    async fn relisted(&mut self) -> Vec<String> {
+        let mut pods = Vec::new();
+        loop {
+            let update = timeout(LONG, self.updates.recv()).await;
+            match update.expect("no update").expect("ended") {
+                Update::Workloads(Change::Apply(pod)) => pods.push(pod),
+                Update::RetainWorkloads(uids) => {
+                    assert_eq!(uids, pods.iter().map(|pod| pod.uid.clone()).collect());
+                    let names = pods.iter().map(|pod| pod.name.to_string());
+                    return names.collect();
+                }
+                other => panic!("nothing of a list: {other:?}"),
+            }
         }
     }
 
@@ -203,7 +237,7 @@ async fn a_dropped_watch_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn an_expired_watch_begins_again_with_a_snapshot() {
+async fn an_expired_watch_begins_again_and_tells_what_there_is() {
     for streaming_lists in [true, false] {
         let api = api(KubeApiOptions {
             streaming_lists,
@@ -219,7 +253,7 @@ async fn an_expired_watch_begins_again_with_a_snapshot() {
         api.put_pod(pod("new", "node-a", "10.0.0.1"));
         api.expire_watches();
         assert_eq!(
-            watching.snapshot().await,
+            watching.relisted().await,
             ["new"],
             "what was missed is gone"
         );
@@ -261,7 +295,7 @@ async fn starts_without_the_api_server_and_survives_its_restart() {
         .await
         .unwrap();
     assert!(
-        watching.snapshot().await.is_empty(),
+        watching.relisted().await.is_empty(),
         "the new server has other pods"
     );
     until(|| watching.readiness.report().noted.is_empty()).await;
@@ -371,7 +405,8 @@ async fn namespaces_and_their_annotations() {
         condition: readiness.condition("namespaces"),
     };
     tokio::spawn(async move {
-        watch_namespaces(&connection, AnnotationKeys::default(), reporting, sender).await;
+        let keys = AnnotationKeys::default();
+        watch_namespaces(&connection, keys, reading_everything(), reporting, sender).await;
     });
     let Some(Update::Namespaces(Change::Snapshot(all))) = updates.recv().await else {
         panic!("no snapshot");

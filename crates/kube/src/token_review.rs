@@ -9,6 +9,7 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use zeroize::Zeroize;
 
 use crate::failure::Failure;
@@ -81,15 +82,76 @@ pub async fn review(client: Client, token: &str, audience: &str) -> Result<Revie
     })
 }
 
+/// What a service account's token says of itself, which nobody has checked: what the API server can
+/// say of it at the best. `None` for what is no such token.
+pub fn claimed(token: &str) -> Option<Reviewed> {
+    let claims: Claims = claims(token)?;
+    let bound = claims.kubernetes;
+    Some(Reviewed {
+        authenticated: true,
+        username: claims.sub,
+        audiences: match claims.aud {
+            Audiences::One(one) => vec![one],
+            Audiences::All(all) => all,
+        },
+        pod_name: bound.pod.as_ref().map(|pod| pod.name.clone()),
+        pod_uid: bound.pod.map(|pod| pod.uid),
+        node_name: bound.node.map(|node| node.name),
+        until: until(token),
+    })
+}
+
+/// The claims of a service account's token, see the API server's `pkg/serviceaccount/claims.go`.
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    #[serde(default)]
+    aud: Audiences,
+    #[serde(rename = "kubernetes.io", default)]
+    kubernetes: Bound,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    All(Vec<String>),
+}
+
+impl Default for Audiences {
+    fn default() -> Self {
+        Self::All(Vec::new())
+    }
+}
+
+/// What the token is bound to.
+#[derive(Default, Deserialize)]
+struct Bound {
+    pod: Option<Reference>,
+    node: Option<Reference>,
+}
+
+#[derive(Deserialize)]
+struct Reference {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    uid: String,
+}
+
+fn claims<C: DeserializeOwned>(token: &str) -> Option<C> {
+    let claims = token.split('.').nth(1)?;
+    let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
+    serde_json::from_slice(&claims).ok()
+}
+
 /// The end of a token: the API server, which checked it, doesn't say it.
 fn until(token: &str) -> Option<Timestamp> {
     #[derive(Deserialize)]
     struct Claims {
         exp: i64,
     }
-    let claims = token.split('.').nth(1)?;
-    let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
-    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    let claims: Claims = claims(token)?;
     Timestamp::from_second(claims.exp).ok()
 }
 
@@ -110,6 +172,31 @@ mod tests {
             "",
         ] {
             assert_eq!(until(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_token_says_whose_it_is() {
+        let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        // As kube-apiserver 1.36 makes them.
+        let whole = r#"{"aud":["rolegate"],"exp":1767225600,"iat":1767222000,"iss":"https://kubernetes.default.svc",
+            "jti":"x","kubernetes.io":{"namespace":"rolegate-system","node":{"name":"node-1","uid":"n"},
+            "pod":{"name":"agent","uid":"u"},"serviceaccount":{"name":"rolegate-agent","uid":"s"}},
+            "nbf":1767222000,"sub":"system:serviceaccount:rolegate-system:rolegate-agent"}"#;
+        let expected = Reviewed {
+            authenticated: true,
+            username: "system:serviceaccount:rolegate-system:rolegate-agent".into(),
+            audiences: vec!["rolegate".into()],
+            pod_name: Some("agent".into()),
+            pod_uid: Some("u".into()),
+            node_name: Some("node-1".into()),
+            until: "2026-01-01T00:00:00Z".parse().ok(),
+        };
+        assert_eq!(claimed(&token(whole)), Some(expected));
+        let least = claimed(&token(r#"{"sub":"x","aud":"one"}"#)).unwrap();
+        assert_eq!((least.audiences, least.pod_uid), (vec!["one".into()], None));
+        for odd in ["", "opaque", "a.b.c", &*token("{}"), &token("[]")] {
+            assert_eq!(claimed(odd), None, "{odd}");
         }
     }
 }

@@ -2,10 +2,13 @@
 //! again. The state machine is kube's; here its events become messages, and its errors are counted,
 //! told once each time something changes, and waited out.
 
+use std::collections::HashSet;
 use std::fmt::{self, Debug};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, InitialListStrategy, watcher};
 use kube::{Api, Client, Resource};
@@ -16,10 +19,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+use rolegate_core::needs::Needs;
 use rolegate_core::workload::Change;
 use rolegate_runtime::readiness::Condition;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
 use crate::failure::{Failure, Kind};
@@ -29,6 +33,9 @@ use crate::watchdog::Watchdog;
 /// How long a streamed list may say nothing before it is taken for a server that ignored the
 /// request for one.
 const STALL: Duration = Duration::from_secs(30);
+
+/// How long the first list waits for rules, which say what is to be kept of it.
+const RULES: Duration = Duration::from_secs(5);
 
 /// How long a watch lasts before the API server ends it, seconds, and it is taken up where it was.
 /// This bounds how long a connection that died is not noticed, and how old a picture gets that is
@@ -104,7 +111,7 @@ pub struct Reporting {
 }
 
 /// One resource to be watched, and what becomes of its objects.
-pub(crate) struct Source<K, P, W> {
+pub(crate) struct Source<K, P, W, T, M> {
     pub(crate) api: Api<K>,
     pub(crate) config: watcher::Config,
     /// Turns an object into what is sent, or drops it.
@@ -114,6 +121,77 @@ pub(crate) struct Source<K, P, W> {
     pub(crate) picture: PictureAge,
     /// Failures that aren't waited out but end the watch.
     pub(crate) ends_on: fn(Kind) -> bool,
+    /// How a list is told that comes after a gap; `None`: as the first one, as a whole.
+    pub(crate) relist: Option<Relist<T, M>>,
+    /// How much is kept of a list that is told as a whole.
+    pub(crate) most: Option<Most<T>>,
+    /// What of the objects is kept, for those of which that depends on the rules.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// How a list that comes after a gap is told without holding all of it: each object as it comes,
+/// and then which of all there are.
+pub(crate) struct Relist<T, M> {
+    /// What tells an object from others.
+    pub(crate) identity: fn(&T) -> &Arc<str>,
+    /// Whether an object is told at all, or is as good as gone.
+    pub(crate) is_told: fn(&T) -> bool,
+    /// Makes a message of all there are.
+    pub(crate) retain: fn(HashSet<Arc<str>>) -> M,
+}
+
+/// A bound on the bytes of a list that is told as a whole.
+pub(crate) struct Most<T> {
+    /// So many bytes of all objects.
+    pub(crate) bytes: usize,
+    /// The bytes of an object.
+    pub(crate) of: fn(&T) -> usize,
+    /// Leaves out what takes them, where there is no room.
+    pub(crate) leave_out: fn(&mut T),
+}
+
+/// What rules read of objects, so that it is kept of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    wanted: watch::Receiver<Option<Needs>>,
+    now: Arc<ArcSwap<Needs>>,
+}
+
+impl Kept {
+    pub(crate) fn new(wanted: watch::Receiver<Option<Needs>>) -> Self {
+        Self {
+            wanted,
+            now: Arc::default(),
+        }
+    }
+
+    /// What is kept of the objects that are read now.
+    pub(crate) fn now(&self) -> Arc<Needs> {
+        self.now.load_full()
+    }
+
+    /// Takes what rules read now for what is kept from here on. The first time it waits a moment for
+    /// rules, or everything would be read twice.
+    async fn begin(&self) {
+        let mut wanted = self.wanted.clone();
+        let known = wanted.wait_for(Option::is_some);
+        if let Ok(Ok(needs)) = tokio::time::timeout(RULES, known).await
+            && let Some(needs) = &*needs
+        {
+            self.now.store(Arc::new(needs.clone()));
+        }
+    }
+
+    /// Returns when rules read more than is kept: all objects have to be read again.
+    async fn outgrown(&self) {
+        let more = |needs: &Option<Needs>| {
+            let now = self.now.load();
+            needs.as_ref().is_some_and(|needs| !now.cover(needs))
+        };
+        if self.wanted.clone().wait_for(more).await.is_err() {
+            std::future::pending().await
+        }
+    }
 }
 
 /// What ends a watch.
@@ -140,9 +218,19 @@ pub(crate) fn usual() -> watcher::Config {
         .timeout(WATCH_SECONDS)
 }
 
-impl<K, P, W> Source<K, P, W>
+/// A list that has begun.
+enum Listing<T> {
+    /// All of it, to be told as one, and its bytes where these are bounded.
+    Whole(Vec<T>, usize),
+    /// What was told of it as it came.
+    Told(HashSet<Arc<str>>),
+}
+
+impl<K, P, W, T, M> Source<K, P, W, T, M>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    P: Fn(K) -> Option<T>,
+    W: Fn(Change<T>) -> M,
 {
     /// A watch of all objects that `api` makes of a client, in a picture of its own.
     pub(crate) fn another(
@@ -160,25 +248,39 @@ where
             wrap,
             picture,
             ends_on: never,
+            relist: None,
+            most: None,
+            kept: None,
         }
     }
 
     /// Watches until nobody listens to `messages`, or until a failure that ends the watch, which is
     /// returned and not told.
-    pub(crate) async fn run<T, M>(
+    pub(crate) async fn run(
         &self,
         health: &mut Watchdog,
         messages: &mpsc::Sender<M>,
-    ) -> Option<Failure>
-    where
-        T: Send + 'static,
-        P: Fn(K) -> Option<T>,
-        W: Fn(Change<T>) -> M,
-    {
+    ) -> Option<Failure> {
         let mut config = self.config.clone().streaming_lists();
+        let mut loaded = false;
         loop {
+            let outgrown = async {
+                match &self.kept {
+                    Some(kept) => kept.outgrown().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let watching = async {
+                if let Some(kept) = &self.kept {
+                    kept.begin().await;
+                }
+                tokio::select! {
+                    end = self.watch(&config, &mut loaded, health, messages) => end,
+                    () = outgrown => End::Again,
+                }
+            };
             let end = tokio::select! {
-                end = self.watch(&config, health, messages) => end,
+                end = watching => end,
                 () = messages.closed() => End::Closed,
             };
             match end {
@@ -194,19 +296,52 @@ where
         }
     }
 
-    async fn watch<T, M>(
+    /// What an object's change is told as; `None`: not at all.
+    fn change(&self, object: K) -> Option<Change<T>> {
+        let object = (self.parse)(object)?;
+        let is_told = self.relist.as_ref().map(|relist| relist.is_told);
+        Some(match is_told.is_none_or(|is_told| is_told(&object)) {
+            true => Change::Apply(object),
+            false => Change::Delete(object),
+        })
+    }
+
+    /// Takes one more object into a list; returns whether anybody listens.
+    async fn list(&self, listing: &mut Listing<T>, object: K, messages: &mpsc::Sender<M>) -> bool {
+        let Some(Change::Apply(object)) = self.change(object) else {
+            return true;
+        };
+        match (listing, &self.relist) {
+            (Listing::Told(told), Some(relist)) => {
+                told.insert((relist.identity)(&object).clone());
+                let message = (self.wrap)(Change::Apply(object));
+                messages.send(message).await.is_ok()
+            }
+            (Listing::Whole(all, bytes), _) => {
+                let mut object = object;
+                if let Some(most) = &self.most {
+                    *bytes += (most.of)(&object);
+                    if *bytes > most.bytes {
+                        (most.leave_out)(&mut object);
+                    }
+                }
+                all.push(object);
+                true
+            }
+            (Listing::Told(_), None) => true,
+        }
+    }
+
+    async fn watch(
         &self,
         config: &watcher::Config,
+        loaded: &mut bool,
         health: &mut Watchdog,
         messages: &mpsc::Sender<M>,
-    ) -> End
-    where
-        P: Fn(K) -> Option<T>,
-        W: Fn(Change<T>) -> M,
-    {
+    ) -> End {
         let streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
         let mut events = pin!(watcher(self.api.clone(), config.clone()));
-        let mut listing: Option<Vec<T>> = None;
+        let mut listing: Option<Listing<T>> = None;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -223,12 +358,17 @@ where
             let change = match event {
                 None => return End::Again,
                 Some(Ok(Event::Init)) => {
-                    listing = Some(Vec::new());
+                    listing = Some(match *loaded && self.relist.is_some() {
+                        true => Listing::Told(HashSet::new()),
+                        false => Listing::Whole(Vec::new(), 0),
+                    });
                     continue;
                 }
                 Some(Ok(Event::InitApply(object))) => {
-                    if let Some(listing) = &mut listing {
-                        listing.extend((self.parse)(object));
+                    if let Some(listing) = &mut listing
+                        && !self.list(listing, object, messages).await
+                    {
+                        return End::Closed;
                     }
                     continue;
                 }
@@ -238,10 +378,15 @@ where
                     };
                     // A list says as much as a watch.
                     self.picture.touch();
-                    let snapshot = (self.wrap)(Change::Snapshot(all));
-                    if messages.send(snapshot).await.is_err() {
+                    let all = match (all, &self.relist) {
+                        (Listing::Told(told), Some(relist)) => (relist.retain)(told),
+                        (Listing::Told(_), None) => return End::Again,
+                        (Listing::Whole(all, _), _) => (self.wrap)(Change::Snapshot(all)),
+                    };
+                    if messages.send(all).await.is_err() {
                         return End::Closed;
                     }
+                    *loaded = true;
                     health.loaded();
                     // After a list by itself the watch has yet to work.
                     if streaming {
@@ -249,7 +394,7 @@ where
                     }
                     continue;
                 }
-                Some(Ok(Event::Apply(object))) => (self.parse)(object).map(Change::Apply),
+                Some(Ok(Event::Apply(object))) => self.change(object),
                 Some(Ok(Event::Delete(object))) => (self.parse)(object).map(Change::Delete),
                 Some(Err(error)) => {
                     let failure = Failure::of_watch(&error);

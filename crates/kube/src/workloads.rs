@@ -4,16 +4,17 @@ use std::net::IpAddr;
 
 use kube::Api;
 use kube::core::ObjectMeta;
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, SESSION_NAME, cut, is_kept};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
 use rolegate_core::key_values::KeyValues;
-use rolegate_core::workload::{Phase, Update, Wish, Workload};
+use rolegate_core::needs::{Keys, Needs};
+use rolegate_core::workload::{Phase, Update, Workload};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
-use crate::objects::{Pod, annotation, labels};
-use crate::watch::{Reporting, Source, never, usual};
+use crate::objects::{Pod, labels};
+use crate::watch::{Kept, Relist, Reporting, Source, never, usual};
 use crate::watchdog::Watchdog;
 
 /// Whose pods are watched.
@@ -27,12 +28,15 @@ pub enum Scope {
     Cluster,
 }
 
-/// Watches pods and sends what they are as [`Update::Workloads`]: a snapshot first and after each
-/// gap, changes between. Returns only when `updates` is closed.
+/// Watches pods and sends what they are as [`Update::Workloads`]: a snapshot first, then changes, and
+/// after each gap what there is. Pods that are finished, or have no node, are as good as gone. Of
+/// labels and annotations is kept what rules read, which is `needs`; where they read more, all pods
+/// are listed anew. Returns only when `updates` is closed.
 pub async fn watch_pods(
     connection: &Connection,
     scope: &Scope,
     keys: AnnotationKeys,
+    needs: watch::Receiver<Option<Needs>>,
     reporting: Reporting,
     updates: mpsc::Sender<Update>,
 ) {
@@ -48,17 +52,35 @@ pub async fn watch_pods(
         Scope::Host(address) => Some(address.to_canonical()),
         Scope::Node(_) | Scope::Cluster => None,
     };
+    // Of the cluster's, addresses of nodes are looked at too.
+    let of_cluster = *scope == Scope::Cluster;
+    let kept = Kept::new(needs);
+    let now = kept.clone();
     let picture = connection.pictures().pods.clone();
     let source = Source {
         api: Api::<Pod>::all(connection.watching(&picture)),
         config,
         parse: move |pod: Pod| {
             let elsewhere = host.is_some_and(|host| pod.status.host() != Some(host));
-            (!elsewhere).then(|| workload(pod, &keys)).flatten()
+            if elsewhere {
+                return None;
+            }
+            let mut pod = workload(pod, &keys, &now.now())?;
+            if pod.host_network && !of_cluster {
+                pod.addresses = Vec::new();
+            }
+            Some(pod)
         },
         wrap: Update::Workloads,
         picture,
         ends_on: never,
+        relist: Some(Relist {
+            identity: |pod: &Workload| &pod.uid,
+            is_told: Workload::may_run,
+            retain: Update::RetainWorkloads,
+        }),
+        most: None,
+        kept: Some(kept),
     };
     let mut health = Watchdog::new("pods", "pods", "", reporting);
     source.run(&mut health, &updates).await;
@@ -70,31 +92,23 @@ pub async fn watch_pods(
 /// A sentence that says what is malformed.
 pub fn read(document: &Value, keys: &AnnotationKeys) -> Result<Workload, String> {
     let pod = Pod::deserialize(document).map_err(|error| error.to_string())?;
-    workload(pod, keys).ok_or_else(|| "it has no metadata.name, namespace or uid".into())
+    workload(pod, keys, &Needs::everything())
+        .ok_or_else(|| "it has no metadata.name, namespace or uid".into())
 }
 
 /// A pod, trimmed; `None` for one without name or UID, which no API server sends.
-fn workload(pod: Pod, keys: &AnnotationKeys) -> Option<Workload> {
+fn workload(pod: Pod, keys: &AnnotationKeys, needs: &Needs) -> Option<Workload> {
     let addresses = addresses(&pod);
-    let labels = labels(&pod.metadata);
-    let annotations = annotations(&pod.metadata, keys);
+    let labels = labels(&pod.metadata, &needs.pod_labels);
+    let annotations = annotations(&pod.metadata, keys, &needs.pod_annotations);
     let Pod {
         metadata,
         spec,
         status,
     } = pod;
-    let wish = |key| annotation(&metadata, key).map(|text| cut(text).into());
-    // Empty is an answer here: the pod declines the default role.
-    let declined = || {
-        let annotations = metadata.annotations.as_ref()?;
-        annotations.get(&keys.role).map(|_| "".into())
-    };
+    let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
     Some(Workload {
-        wish: Wish {
-            role: wish(&keys.role).or_else(declined),
-            external_id: wish(&keys.external_id),
-            session_name: wish(SESSION_NAME),
-        },
+        wish: wish(keys, raw),
         mirror: metadata
             .annotations
             .as_ref()
@@ -124,14 +138,14 @@ fn workload(pod: Pod, keys: &AnnotationKeys) -> Option<Workload> {
     })
 }
 
-/// The annotations that rules may read; of the others, of which some are long, nothing is kept.
-fn annotations(metadata: &ObjectMeta, keys: &AnnotationKeys) -> KeyValues {
+/// The annotations that rules may read, as far as they do; of the others, of which some are long,
+/// nothing is kept, nor do they count.
+fn annotations(metadata: &ObjectMeta, keys: &AnnotationKeys, needed: &Keys) -> KeyValues {
     let kept =
         |key: &str| is_kept(key) || [&keys.role, &keys.external_id].iter().any(|k| *k == key);
     let all = metadata.annotations.iter().flatten();
-    all.filter(|(key, _)| kept(key))
-        .map(|(key, value)| (key, cut(value)))
-        .collect()
+    let all = all.filter(|(key, _)| kept(key));
+    KeyValues::of_object(all.map(|(key, value)| (key, cut(value))), needed)
 }
 
 /// All addresses of both fields, each once. A kubelet writes these, and not only what is one.
@@ -166,13 +180,14 @@ fn skipped(pod: &Pod, address: &str) {
 #[cfg(test)]
 mod tests {
     use rolegate_core::annotation::ROLE;
+    use rolegate_core::workload::Wish;
     use serde_json::json;
 
     use super::*;
 
     fn parse(object: Value) -> Workload {
         let pod = serde_json::from_value(object).unwrap();
-        workload(pod, &AnnotationKeys::default()).unwrap()
+        workload(pod, &AnnotationKeys::default(), &Needs::everything()).unwrap()
     }
 
     fn pod(annotations: Value, status: Value) -> Value {
@@ -212,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_kept_whole_and_annotations_that_rules_may_read() {
+    fn labels_are_kept_whole_and_annotations_that_rules_may_read_where_they_read_all() {
         let keys = AnnotationKeys {
             role: "example.com/role".into(),
             ..AnnotationKeys::default()
@@ -229,7 +244,8 @@ mod tests {
             json!({}),
         );
         object["metadata"]["labels"] = json!({"app": "api", "empty": ""});
-        let workload = workload(serde_json::from_value(object).unwrap(), &keys).unwrap();
+        let pod = serde_json::from_value(object).unwrap();
+        let workload = workload(pod, &keys, &Needs::everything()).unwrap();
         let labels: Vec<_> = workload.labels.iter().collect();
         assert_eq!(labels, [("app", "api"), ("empty", "")]);
         let kept: Vec<_> = workload.annotations.iter().map(|(key, _)| key).collect();
@@ -311,7 +327,8 @@ mod tests {
         };
         let long = "é".repeat(100_000);
         let object = pod(json!({"example.com/role": long, ROLE: "other"}), json!({}));
-        let workload = workload(serde_json::from_value(object).unwrap(), &keys).unwrap();
+        let pod = serde_json::from_value(object).unwrap();
+        let workload = workload(pod, &keys, &Needs::everything()).unwrap();
         let role = workload.wish.role.unwrap();
         assert!(role.starts_with('é') && role.len() <= 2048 && role.len() > 2000);
     }

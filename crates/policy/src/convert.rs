@@ -12,8 +12,8 @@ use rolegate_core::annotation::{ALLOWED_ROLES, PERMITTED};
 use rolegate_core::arn::BaseArn;
 use rolegate_core::decision::is_external_id;
 use rolegate_core::grant::{CompiledGrant, Grant, MAX_LIST, Subject};
-use rolegate_core::namespace::{Namespace, NamespaceRules};
-use rolegate_core::pattern::PatternFormat;
+use rolegate_core::namespace::{Namespace, NamespaceRules, allowed_patterns};
+use rolegate_core::pattern::{PatternFormat, RoleExpression};
 use rolegate_core::workload::Workload;
 use serde_json::Value;
 
@@ -153,10 +153,10 @@ type ReadRoles = fn(&Namespace, &Conversion<'_>) -> Roles;
 /// kube2iam's list.
 fn allowed(namespace: &Namespace, conversion: &Conversion<'_>) -> Roles {
     let mut roles = Roles::default();
-    let list: Vec<String> = namespace
+    let list = namespace
         .allowed_roles
         .as_deref()
-        .and_then(|text| serde_json::from_str(text).ok())
+        .and_then(|text| allowed_patterns(text).ok())
         .unwrap_or_default();
     for pattern in list {
         match conversion.format {
@@ -198,21 +198,12 @@ fn permitted(namespace: &Namespace, conversion: &Conversion<'_>) -> Roles {
 
 /// An expression as kube2iam reads it: one that does not start as an ARN follows the base.
 fn named_regexp(pattern: &str, base: Option<&BaseArn>, roles: &mut Roles) {
-    let bare = pattern.strip_prefix('^').unwrap_or(pattern);
-    let is_arn = bare
-        .get(..4)
-        .is_some_and(|start| start.eq_ignore_ascii_case("arn:"));
-    let relative = bare.strip_prefix('/').unwrap_or(bare);
-    match regexp::globs(relative) {
+    let RoleExpression { start, rest } = RoleExpression::read(pattern, base);
+    match regexp::globs(rest) {
         Ok(globs) => {
-            for glob in globs.into_iter().filter(|glob| !glob.is_empty()) {
-                // After the base the expression's own anchor for the start is not at the start.
-                let whole = match base.filter(|_| !is_arn) {
-                    Some(base) => rooted_arn(&format!("{}{glob}", base.as_str())),
-                    None => rooted_arn(&glob),
-                };
-                roles.globs.extend(whole);
-            }
+            let globs = globs.iter().filter(|glob| !glob.is_empty());
+            let whole = globs.filter_map(|glob| rooted_arn(&format!("{start}{glob}")));
+            roles.globs.extend(whole);
         }
         Err(why) => roles.notes.push(format!("{pattern:?}: {why}")),
     }

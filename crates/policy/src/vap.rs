@@ -436,10 +436,9 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
     );
     for kind in &config.templates {
         let unfollowed = |path: &&Arc<str>| ***path != *"." && wish::at("object", path).is_none();
-        for path in kind.paths.iter().filter(unfollowed) {
+        for path in kind.paths.iter().chain(&kind.metadata).filter(unfollowed) {
             unsaid.push(format!(
-                "pod templates of {} at {path} are not judged: CEL follows one star in a path; \
-                 their pods are",
+                "what {} has at {path} is not judged: CEL follows one star in a path; its pods are",
                 kind.kind
             ));
         }

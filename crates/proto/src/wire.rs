@@ -12,7 +12,7 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::Denial;
 use rolegate_core::document;
 use rolegate_core::session::{
-    Failure, FailureKind, Life, MissingAction, SessionKey, SessionLimits,
+    Failure, FailureKind, Life, MissingAction, RefusalCause, SessionKey, SessionLimits,
 };
 use zeroize::Zeroizing;
 
@@ -149,7 +149,7 @@ impl v1::Credentials {
 
 impl From<&Failure> for v1::Failure {
     fn from(failure: &Failure) -> Self {
-        use v1::failure::{Action, Kind};
+        use v1::failure::{Cause, Kind};
         let kind = match failure.kind {
             FailureKind::Final => Kind::Final,
             FailureKind::Throttled => Kind::Throttled,
@@ -159,12 +159,31 @@ impl From<&Failure> for v1::Failure {
         Self {
             kind: kind.into(),
             code: failure.code.clone(),
-            missing: match failure.missing {
-                None => Action::None,
-                Some(MissingAction::TagSession) => Action::TagSession,
-                Some(MissingAction::SetSourceIdentity) => Action::SetSourceIdentity,
+            cause: match failure.cause {
+                None => Cause::None,
+                Some(RefusalCause::Missing(MissingAction::TagSession)) => Cause::TagSession,
+                Some(RefusalCause::Missing(MissingAction::SetSourceIdentity)) => {
+                    Cause::SetSourceIdentity
+                }
+                Some(RefusalCause::Untrusted { external_id: false }) => Cause::Untrusted,
+                Some(RefusalCause::Untrusted { external_id: true }) => Cause::UntrustedExternalId,
+                Some(RefusalCause::IdentityPolicy) => Cause::IdentityPolicy,
+                Some(RefusalCause::ExplicitDeny) => Cause::ExplicitDeny,
+                Some(RefusalCause::MaxSessionDuration { .. }) => Cause::MaxSessionDuration,
+                Some(RefusalCause::RoleChaining { .. }) => Cause::RoleChaining,
+                Some(RefusalCause::TooLarge) => Cause::TooLarge,
+                Some(RefusalCause::MalformedPolicy) => Cause::MalformedPolicy,
+                Some(RefusalCause::TransitiveTag) => Cause::TransitiveTag,
+                Some(RefusalCause::RegionDisabled) => Cause::RegionDisabled,
             }
             .into(),
+            asked_seconds: match failure.cause {
+                Some(
+                    RefusalCause::MaxSessionDuration { asked }
+                    | RefusalCause::RoleChaining { asked },
+                ) => asked,
+                _ => 0,
+            },
         }
     }
 }
@@ -173,11 +192,24 @@ impl TryFrom<v1::Failure> for Failure {
     type Error = Malformed;
 
     fn try_from(failure: v1::Failure) -> Result<Self, Malformed> {
-        use v1::failure::{Action, Kind};
-        let missing = match failure.missing() {
-            Action::None => None,
-            Action::TagSession => Some(MissingAction::TagSession),
-            Action::SetSourceIdentity => Some(MissingAction::SetSourceIdentity),
+        use v1::failure::{Cause, Kind};
+        let asked = failure.asked_seconds;
+        let cause = match failure.cause() {
+            Cause::None => None,
+            Cause::TagSession => Some(RefusalCause::Missing(MissingAction::TagSession)),
+            Cause::SetSourceIdentity => {
+                Some(RefusalCause::Missing(MissingAction::SetSourceIdentity))
+            }
+            Cause::Untrusted => Some(RefusalCause::Untrusted { external_id: false }),
+            Cause::UntrustedExternalId => Some(RefusalCause::Untrusted { external_id: true }),
+            Cause::IdentityPolicy => Some(RefusalCause::IdentityPolicy),
+            Cause::ExplicitDeny => Some(RefusalCause::ExplicitDeny),
+            Cause::MaxSessionDuration => Some(RefusalCause::MaxSessionDuration { asked }),
+            Cause::RoleChaining => Some(RefusalCause::RoleChaining { asked }),
+            Cause::TooLarge => Some(RefusalCause::TooLarge),
+            Cause::MalformedPolicy => Some(RefusalCause::MalformedPolicy),
+            Cause::TransitiveTag => Some(RefusalCause::TransitiveTag),
+            Cause::RegionDisabled => Some(RefusalCause::RegionDisabled),
         };
         let kind = match failure.kind() {
             Kind::Final => FailureKind::Final,
@@ -188,7 +220,7 @@ impl TryFrom<v1::Failure> for Failure {
             kind,
             code: name(&failure.code, "a failure's code")?.into(),
             message: "the broker's log has the message of AWS".into(),
-            missing,
+            cause,
         })
     }
 }
@@ -256,16 +288,29 @@ mod tests {
 
     #[test]
     fn failures_come_back_with_what_is_to_be_changed_and_without_the_text_of_aws() {
-        let all = MissingAction::ALL.into_iter().map(Some);
-        for missing in all.chain([None]) {
+        for cause in [
+            None,
+            Some(RefusalCause::Missing(MissingAction::TagSession)),
+            Some(RefusalCause::Missing(MissingAction::SetSourceIdentity)),
+            Some(RefusalCause::Untrusted { external_id: false }),
+            Some(RefusalCause::Untrusted { external_id: true }),
+            Some(RefusalCause::IdentityPolicy),
+            Some(RefusalCause::ExplicitDeny),
+            Some(RefusalCause::MaxSessionDuration { asked: 7200 }),
+            Some(RefusalCause::RoleChaining { asked: 3601 }),
+            Some(RefusalCause::TooLarge),
+            Some(RefusalCause::MalformedPolicy),
+            Some(RefusalCause::TransitiveTag),
+            Some(RefusalCause::RegionDisabled),
+        ] {
             let failure = Failure {
                 kind: FailureKind::Final,
                 code: "AccessDenied".into(),
                 message: "User: arn:aws:sts::1:assumed-role/broker/x is not authorized".into(),
-                missing,
+                cause,
             };
             let back = Failure::try_from(v1::Failure::from(&failure)).unwrap();
-            assert_eq!((back.kind, back.missing), (failure.kind, missing));
+            assert_eq!((back.kind, back.cause), (failure.kind, cause));
             assert!(!back.message.contains("assumed-role"), "{back}");
         }
     }
@@ -339,6 +384,18 @@ mod tests {
         assert!(v1::Credentials::new("ASIA", &long, life).open().is_err());
         let (key, document, _) = v1::Credentials::new("ASIA", b"{}", life).open().unwrap();
         assert_eq!((key.as_str(), &document[..]), ("ASIA", &b"{}"[..]));
+    }
+
+    #[test]
+    fn denials_come_back_as_they_were() {
+        let denial = Denial {
+            role: "reader".into(),
+            layer: "grants",
+            rule: "default deny".into(),
+            reason: "no RoleGrant covers it".into(),
+            passing: false,
+        };
+        assert_eq!(Denial::from(v1::Denial::from(&denial)), denial);
     }
 
     #[test]

@@ -150,6 +150,17 @@ impl PolicyBook {
         self.data.replicate(object);
     }
 
+    /// There is no room for a replicated object of so many bytes.
+    pub fn leave_out(&mut self, resource: &str, namespace: Option<&str>, name: &str, bytes: usize) {
+        self.data.leave_out(resource, namespace, name, bytes);
+    }
+
+    /// The resources of which objects were left out, where there is room for all by now: they must be
+    /// replicated anew.
+    pub fn fit_again(&self) -> BTreeSet<String> {
+        self.data.fit_again()
+    }
+
     /// A replicated object is gone.
     pub fn forget(&mut self, resource: &str, namespace: Option<&str>, name: &str) {
         self.data.forget(resource, namespace, name);

@@ -25,6 +25,9 @@ pub(crate) struct DataTree {
     most: usize,
     /// Objects that could not be taken in: what policies would read is not what there is.
     refused: BTreeSet<Path>,
+    /// Objects for which there was no room, and their bytes as JSON: what policies would read is not
+    /// what there is.
+    left_out: BTreeMap<Path, usize>,
     changed: BTreeSet<Path>,
 }
 
@@ -36,6 +39,7 @@ impl DataTree {
             bytes: 0,
             most,
             refused: BTreeSet::new(),
+            left_out: BTreeMap::new(),
             changed: BTreeSet::new(),
         }
     }
@@ -49,14 +53,42 @@ impl DataTree {
             );
             (path.clone(), why)
         });
-        let all = (self.bytes > self.most).then(|| {
+        let wanted = self.wanted();
+        let all = (wanted > self.most || !self.left_out.is_empty()).then(|| {
             let why = format!(
-                "replicated objects and data take {} bytes, more than {}: replicate fewer resources",
-                self.bytes, self.most
+                "replicated objects and data take {wanted} bytes, more than {}: replicate fewer resources",
+                self.most
             );
             (Path::new(), why)
         });
         refused.chain(all).collect()
+    }
+
+    /// Bytes of all there is, what was left out too.
+    fn wanted(&self) -> usize {
+        self.bytes + self.left_out.values().sum::<usize>()
+    }
+
+    /// The resources of which objects were left out, where there is room for all by now: they must be
+    /// replicated anew.
+    pub(crate) fn fit_again(&self) -> BTreeSet<String> {
+        let fits = self.wanted() <= self.most;
+        let resources = self.left_out.keys().filter_map(|path| path.get(1));
+        resources.filter(|_| fits).cloned().collect()
+    }
+
+    /// Keeps of an object that there is no room for it.
+    pub(crate) fn leave_out(
+        &mut self,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+        bytes: usize,
+    ) {
+        let path = path_of(resource, namespace, name);
+        self.remove(&path);
+        self.note_change(path.clone());
+        self.left_out.insert(path, bytes);
     }
 
     /// Paths that changed since the last time this was asked.
@@ -111,6 +143,18 @@ impl DataTree {
             replicated.namespace.as_deref(),
             &replicated.name,
         );
+        let bytes = replicated.object.len();
+        let before = self.sizes.get(&*joined(&path)).copied().unwrap_or(0);
+        if self.bytes + bytes > self.most + before as usize {
+            self.leave_out(
+                &replicated.resource,
+                replicated.namespace.as_deref(),
+                &replicated.name,
+                bytes,
+            );
+            return;
+        }
+        self.left_out.remove(&path);
         // What is nested too deep cannot be read.
         let Ok(value) = serde_json::from_str(&replicated.object) else {
             self.remove(&path);
@@ -118,7 +162,7 @@ impl DataTree {
             return;
         };
         self.refused.remove(&path);
-        self.set(path, texts.shared(value), replicated.object.len());
+        self.set(path, texts.shared(value), bytes);
     }
 
     pub(crate) fn forget(&mut self, resource: &str, namespace: Option<&str>, name: &str) {
@@ -136,6 +180,7 @@ impl DataTree {
         let gone = self.sizes.extract_if(|path, _| path.starts_with(&below));
         self.bytes -= gone.map(|(_, size)| size as usize).sum::<usize>();
         self.refused.retain(|path| !path.starts_with(&start));
+        self.left_out.retain(|path, _| !path.starts_with(&start));
         self.changed.insert(start.clone());
         unset(&mut self.root, &start);
         let mut texts = Texts::default();
@@ -174,6 +219,7 @@ impl DataTree {
 
     fn remove(&mut self, path: &[String]) {
         self.refused.remove(path);
+        self.left_out.remove(path);
         if let Some(size) = self.sizes.remove(&*joined(path)) {
             self.bytes -= size as usize;
             unset(&mut self.root, path);

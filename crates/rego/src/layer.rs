@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rolegate_core::layer::{Ask, Layer, Reads, Verdict};
+use rolegate_core::needs::{Keys, Needs};
 
 use crate::policies::Policies;
 
@@ -44,6 +45,24 @@ impl Layer for RegoLayer {
             identity: asked,
             pod: asked,
         }
+    }
+
+    fn needs(&self) -> Needs {
+        let keys = match self.policies.asks_at_door() {
+            true => Keys::All,
+            false => Keys::default(),
+        };
+        Needs {
+            pod_labels: keys.clone(),
+            pod_annotations: keys,
+            ..Needs::default()
+        }
+    }
+
+    fn lacks(&self, ask: &Ask<'_>) -> bool {
+        let needs = self.needs();
+        let pod = ask.workload;
+        !pod.labels.know(&needs.pod_labels) || !pod.annotations.know(&needs.pod_annotations)
     }
 
     fn reads_time(&self) -> bool {

@@ -16,12 +16,13 @@ const KINDS: [(&str, &str, &str); 7] = [
     ("CronJob", "batch", "v1"),
 ];
 
-/// The kind with a pod template that a text of a policy is.
+/// The kind with a pod template that a text of a policy is, in any case: a policy may compare it with
+/// `lower(kind)`.
 pub(crate) fn kind_named(text: &str) -> Option<&'static str> {
     KINDS
         .iter()
         .map(|(kind, ..)| *kind)
-        .find(|kind| *kind == text)
+        .find(|kind| kind.eq_ignore_ascii_case(text))
 }
 
 /// The review of a Pod as reviews of the kinds that a policy names.
@@ -82,6 +83,16 @@ pub(crate) const TEMPLATES: [&[&str]; 2] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threat_11_kinds_are_named_in_any_case() {
+        for text in ["Deployment", "deployment", "DEPLOYMENT"] {
+            assert_eq!(kind_named(text), Some("Deployment"), "{text}");
+        }
+        for text in ["", "Pod", "deployments", "Deploy"] {
+            assert_eq!(kind_named(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn threat_11_a_pod_becomes_each_kind_that_is_named() {

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use rolegate_agent::app::{self, Ended};
-use rolegate_runtime::signals;
+use rolegate_agent::limits::LimitOptions;
+use rolegate_runtime::{process, signals};
 
 pub(crate) use flags::{AgentFlags, LONG_ABOUT};
 
@@ -27,7 +28,8 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
         .build()
         .context("no threads can be started")?;
     runtime.block_on(async {
-        let options = options(flags).await?;
+        let mut options = options(flags).await?;
+        options.door.limits = within_files(options.door.limits, process::raise_open_files());
         let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
         let mut agent = app::Agent::start(options).await.map_err(|error| {
             if error.is_usage() {
@@ -58,4 +60,41 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Files that an agent opens beside connections of pods.
+const OTHER_FILES: u64 = 256;
+
+/// The same limits, with no more connections than files that may be open: one that can't be
+/// accepted keeps everybody waiting.
+fn within_files(limits: LimitOptions, files: u64) -> LimitOptions {
+    let room = files.saturating_sub(OTHER_FILES);
+    // Those that were evicted and finish are an eighth more.
+    let most = usize::try_from(room / 9 * 8).unwrap_or(usize::MAX).max(1);
+    if limits.connections <= most {
+        return limits;
+    }
+    tracing::warn!(
+        files,
+        "--max-connections={} is lowered to {most}: the limit of open files allows no more",
+        limits.connections
+    );
+    LimitOptions {
+        connections: most,
+        ..limits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_connections_than_open_files() {
+        let within = |files| within_files(LimitOptions::default(), files).connections;
+        assert_eq!(within(u64::MAX), 2048);
+        assert_eq!(within(20_000), 2048);
+        assert_eq!(within(1024), 680);
+        assert_eq!(within(10), 1);
+    }
 }

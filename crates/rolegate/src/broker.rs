@@ -62,8 +62,8 @@ pub(crate) struct BrokerFlags {
     /// Most connections of agents, two for each
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_AGENT_CONNECTIONS", default_value = "10000", help_heading = AGENTS)]
     max_agent_connections: NonZeroUsize,
-    /// Most of them that come from one address; more where something between rewrites addresses
-    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_ADDRESS", default_value = "16", help_heading = AGENTS)]
+    /// Most connections of one IPv4 address or IPv6 /64 that have not authenticated yet; more where something between rewrites addresses
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_ADDRESS", default_value = "4", help_heading = AGENTS)]
     max_connections_per_address: NonZeroUsize,
     /// Address for agents of kiam, while a cluster moves over; off unless given
     #[arg(long, alias = "bind", value_name = "ADDRESS", env = "ROLEGATE_KIAM_ADDRESS", requires = "kiam_client_ca", help_heading = AGENTS)]
@@ -203,7 +203,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         session_seconds: session_life("--session-duration", flags.session_duration)?,
         engine: flags.sts.engine(EngineOptions::of_cluster),
         connections: flags.max_agent_connections.get(),
-        connections_per_address: flags.max_connections_per_address.get(),
+        connections_per_peer: flags.max_connections_per_address.get(),
         kiam: flags
             .kiam_address
             .zip(flags.kiam_client_ca)

@@ -43,6 +43,7 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    rolegate_runtime::process::raise_open_files();
     let ended = match command {
         Command::Agent(flags) => agent::run(*flags),
         Command::Admission(flags) => admission::run(*flags),

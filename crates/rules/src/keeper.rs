@@ -270,8 +270,16 @@ impl Keeper {
         };
         match change {
             Change::Snapshot(all) => {
+                let (left_out, all): (Vec<_>, Vec<_>) =
+                    all.into_iter().partition(|one| one.left_out > 0);
                 let all: Vec<_> = all.into_iter().map(object).collect();
                 self.policies.replicate_all(&kind.resource, &all);
+                for one in left_out {
+                    let namespace = one.namespace.as_deref();
+                    let resource = &kind.resource;
+                    self.policies
+                        .leave_out(resource, namespace, &one.name, one.left_out);
+                }
                 self.loaded_kinds.insert(kind);
             }
             Change::Apply(changed) => self.policies.replicate(&object(changed)),
@@ -321,6 +329,9 @@ impl Keeper {
                 Point::Door => points.door,
             })
         });
+        // What is to be replicated anew is let go of first.
+        let anew = self.policies.fit_again();
+        let are_read = are_read.filter(|kind| !anew.contains(&*kind.resource));
         needs.replicated = are_read.cloned().collect();
         needs
     }
@@ -334,8 +345,13 @@ impl Keeper {
         self.book
             .set_rego(loaded.then(|| Arc::new(RegoLayer::new(policies.clone())) as Arc<dyn Layer>));
         let rules = self.book.rule_set();
-        self.rules.publish(Snapshot {
-            gate: rules.without("rego"),
+        let gate = rules.without("rego");
+        let known = self.book.needs(match self.point {
+            Point::Gate => &gate,
+            Point::Door => &rules,
+        });
+        let snapshot = Snapshot {
+            gate,
             rules,
             config: self.book.config().clone(),
             grants: self.book.grants().clone(),
@@ -346,7 +362,8 @@ impl Keeper {
             },
             policy_counts: self.policy_counts,
             needs,
-        });
+        };
+        self.rules.publish(snapshot, known);
     }
 }
 

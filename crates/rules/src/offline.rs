@@ -426,6 +426,7 @@ fn replicated(document: &Value, kind: &ResourceKind) -> Option<Replicated> {
         namespace: text("/metadata/namespace").map(Into::into),
         name: text("/metadata/name")?.into(),
         object: document.to_string().into(),
+        left_out: 0,
     })
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
+use rolegate_core::needs::Needs;
 use tokio::sync::watch;
 
 use crate::snapshot::Snapshot;
@@ -18,6 +19,7 @@ struct Shared {
     /// The snapshot's generation, beside it so that asking for it alone costs one load.
     generation: AtomicU64,
     changes: watch::Sender<u64>,
+    needs: watch::Sender<Option<Needs>>,
 }
 
 impl Default for Rules {
@@ -26,6 +28,7 @@ impl Default for Rules {
             snapshot: ArcSwap::default(),
             generation: AtomicU64::new(0),
             changes: watch::Sender::new(0),
+            needs: watch::Sender::new(None),
         }))
     }
 }
@@ -47,7 +50,21 @@ impl Rules {
         self.0.changes.subscribe()
     }
 
-    pub(crate) fn publish(&self, snapshot: Snapshot) {
+    /// Follows what the rules read of pods and namespaces; `None` while rules that are on are not
+    /// loaded.
+    pub fn needs(&self) -> watch::Receiver<Option<Needs>> {
+        self.0.needs.subscribe()
+    }
+
+    pub(crate) fn publish(&self, snapshot: Snapshot, needs: Option<Needs>) {
+        self.0.needs.send_if_modified(|known| {
+            // What is known once stays so, while rules are loaded anew.
+            let changed = needs.is_some() && *known != needs;
+            if changed {
+                *known = needs;
+            }
+            changed
+        });
         let generation = snapshot.rules.generation;
         self.0.snapshot.store(Arc::new(snapshot));
         self.0.generation.store(generation, Ordering::Release);

@@ -1,6 +1,8 @@
 //! HTTP/2 over TLS between processes of ours, for streams that stay open: bounded in connections
 //! and buffers, kept alive, and ended by a [`Drain`].
 
+mod connections;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -17,13 +19,13 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::drain::Drain;
-use crate::places::Places;
 use crate::serve::{ACCEPT_PAUSE, prepare};
 use crate::tls::{ClientNames, MutualTls};
+use connections::{Accepted, Connections};
+pub use connections::{Authentication, Limit, Peers, Usage};
 
 /// How often a side that hears nothing asks whether the other is there, and how long it waits for
 /// the answer. The client's is the shorter: it is the one that can go elsewhere.
@@ -35,22 +37,25 @@ const WINDOW: u32 = 64 << 10;
 const SEND_BUFFER: usize = 64 << 10;
 /// How often it is looked whether a connection is used.
 const LOOK: Duration = Duration::from_secs(15);
-/// The part of all connections that may be of those who have proven nothing: whoever can connect is
-/// one of them, and an agent only for a moment.
-const UNPROVEN: usize = 8;
-/// How long a connection may be open without a proof: a handshake, a first message and a look at what
+/// How long a connection may be open unauthenticated: a handshake, a first message and a look at what
 /// it shows, and some more.
-const PROOF: Duration = Duration::from_secs(30);
+const AUTHENTICATION: Duration = Duration::from_secs(30);
+/// How long a connection that is to be closed may take to answer what is under way on it.
+const CLOSING: Duration = Duration::from_secs(2);
+/// How often it is said how many connections there are, though none came or went.
+const USAGE: Duration = Duration::from_secs(15);
 /// Bytes of headers.
 const HEADERS: u32 = 16 << 10;
 
 /// How much may be open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections in all.
+    /// Connections in all. An eighth of them may be unauthenticated, and another eighth those of
+    /// peers that are expected.
     pub connections: usize,
-    /// Connections that come from one address.
-    pub per_address: usize,
+    /// Unauthenticated connections of one peer: an IPv4 address, the /64 of an IPv6 address, or the
+    /// address of an expected peer.
+    pub per_peer: usize,
     /// Streams of one connection.
     pub streams: u32,
     /// How long a connection may be open and nothing asked on it, to a quarter of a minute: whoever can
@@ -58,73 +63,60 @@ pub struct Limits {
     pub unused: Duration,
 }
 
-/// Whether a connection's other end has proven who it is. Until then it may be open for 30 s only,
-/// and has its place among an eighth of all. Cheap to clone; all clones are one.
-#[derive(Debug, Clone, Default)]
-pub struct Trust(CancellationToken);
-
-impl Trust {
-    /// It has, now.
-    pub fn earn(&self) {
-        self.0.cancel();
-    }
-}
-
 /// Answers connections on `listener` until the drain begins; what is open is then asked to end, and
-/// cut off when it is forced. `connect` is asked for the service of each connection, with the
-/// peer's address and what its certificate says, and is told where to say that more is proven;
-/// without one the connection is closed.
+/// cut off when it is forced. Every connection is accepted, and an unauthenticated one goes where
+/// there are too many. `connect` is asked for the service of each connection, with the peer's
+/// address, what its certificate says, and where to say that it has authenticated; without a
+/// service the connection is closed.
 pub async fn serve<C, S, B>(
     listener: TcpListener,
     tls: MutualTls,
     limits: Limits,
     drain: Drain,
+    peers: Arc<dyn Peers>,
     connect: C,
 ) where
-    C: Fn(SocketAddr, ClientNames, Trust) -> Option<S> + Clone + Send + 'static,
+    C: Fn(SocketAddr, ClientNames, Authentication) -> Option<S> + Clone + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send,
     B: Body + Unpin + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let room = Arc::new(Semaphore::new(limits.connections));
-    let hall = Arc::new(Semaphore::new((limits.connections / UNPROVEN).max(1)));
-    let places = Places::new(limits.per_address);
+    let connections = Connections::new(limits, peers);
     let mut begun = pin!(drain.begun());
+    let mut usage = tokio::time::interval(USAGE);
     loop {
-        let accepted = async {
-            // No semaphore is ever closed.
-            let guest = Arc::clone(&hall).acquire_owned().await.ok();
-            let place = Arc::clone(&room).acquire_owned().await.ok();
-            (guest, place, listener.accept().await)
-        };
-        let (guest, place, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             () = &mut begun => return,
-            accepted = accepted => accepted,
+            accepted = listener.accept() => accepted,
+            _ = usage.tick() => {
+                connections.tell();
+                continue;
+            }
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(own) = places.take(peer.ip().to_canonical()) else {
-                    tracing::debug!(%peer, "too many connections of one address, closing");
+                let Some(accepted) = connections.accept(peer.ip()) else {
+                    tracing::debug!(%peer, "too many new connections of one peer, closing");
                     continue;
                 };
+                let accepted = Arc::new(accepted);
                 let (tls, ending, connect) = (tls.clone(), drain.clone(), connect.clone());
                 drain.spawn(async move {
                     prepare(&stream);
-                    let trust = Trust::default();
-                    let earned = trust.clone();
+                    let shown = Authentication::of(&accepted);
+                    let closing = accepted.closing().clone();
                     // In boxes: one goes with the handshake, and the other is there once, wherever
                     // it is moved to.
                     let talk = Box::pin(async move {
                         if let Some((stream, names)) = Box::pin(tls.accept(stream)).await
-                            && let Some(service) = connect(peer, names, earned)
+                            && let Some(service) = connect(peer, names, shown)
                         {
-                            converse(stream, limits, ending, service).await;
+                            converse(stream, limits, ending, closing, service).await;
                         }
                     });
-                    host(talk, &trust, guest).await;
-                    drop((place, own));
+                    hold(talk, &accepted).await;
                 });
             }
             Err(error) => {
@@ -135,22 +127,21 @@ pub async fn serve<C, S, B>(
     }
 }
 
-/// Has somebody as a guest, for so long, and then as one of ours if that is proven meanwhile.
-async fn host(talk: impl Future<Output = ()>, trust: &Trust, guest: Option<OwnedSemaphorePermit>) {
-    let mut talk = pin!(talk);
+/// Polls a connection until it ends, or until it is cut.
+async fn hold(talk: impl Future<Output = ()>, accepted: &Accepted) {
     tokio::select! {
-        () = &mut talk => return,
-        earned = tokio::time::timeout(PROOF, trust.0.cancelled()) => if earned.is_err() {
-            tracing::debug!("nothing was proven on a connection, closing");
-            return;
-        }
+        () = talk => {}
+        why = accepted.cut(AUTHENTICATION) => tracing::debug!("a connection is cut: {why}"),
     }
-    drop(guest);
-    talk.await;
 }
 
-async fn converse<T, S, B>(stream: T, limits: Limits, drain: Drain, service: S)
-where
+async fn converse<T, S, B>(
+    stream: T,
+    limits: Limits,
+    drain: Drain,
+    closing: CancellationToken,
+    service: S,
+) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send,
@@ -189,9 +180,20 @@ where
     looks.reset();
     let mut begun = pin!(drain.begun());
     let mut forced = pin!(drain.forced());
+    let mut refused = pin!(closing.cancelled());
+    let mut cut = pin!(async {
+        closing.cancelled().await;
+        tokio::time::sleep(CLOSING).await;
+    });
+    let mut closes = false;
     let outcome = loop {
         tokio::select! {
             outcome = connection.as_mut() => break outcome,
+            () = &mut refused, if !closes => {
+                closes = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = &mut cut => return,
             () = &mut begun, if !asked => {
                 asked = true;
                 connection.as_mut().graceful_shutdown();

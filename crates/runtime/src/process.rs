@@ -1,5 +1,5 @@
 //! What the kernel says of this process, read from `/proc/self` at each scrape, under the names
-//! that all Prometheus clients use.
+//! that all Prometheus clients use; and how many files it may open.
 
 use std::fs;
 
@@ -8,9 +8,24 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Clock ticks a second in `/proc`: 100 for user space on every Linux, whatever the kernel's own.
 const TICKS: f64 = 100.0;
+
+/// Raises the number of files that this process may open, sockets too, as far as it may raise it
+/// itself, and returns it. Many systems begin with 1,024, for programs that can't do with more.
+pub fn raise_open_files() -> u64 {
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    // None is unlimited.
+    let now = match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => limit.maximum,
+        Err(_) => before,
+    };
+    now.unwrap_or(u64::MAX)
+}
 
 /// Resident memory, processor time, open files, threads, start. What can't be read is left out.
 #[derive(Debug)]

@@ -9,6 +9,12 @@ use jiff::Timestamp;
 #[derive(Debug, Default)]
 pub struct Pace(AtomicI64);
 
+impl Clone for Pace {
+    fn clone(&self) -> Self {
+        Self(AtomicI64::new(self.0.load(Ordering::Relaxed)))
+    }
+}
+
 impl Pace {
     /// Whether it may be told now, which then counts as told.
     pub fn allows(&self, now: Timestamp, period: Duration) -> bool {

@@ -38,6 +38,17 @@ impl Resident {
         }
     }
 
+    /// The same pod, of which something changed that its owner isn't told of.
+    #[must_use]
+    pub fn changed(&self, workload: Arc<Workload>, decided: Decided) -> Self {
+        Self {
+            workload,
+            decided: ArcSwap::from_pointee(decided),
+            told: self.told.clone(),
+            served: AtomicU64::new(self.served.load(Ordering::Relaxed)),
+        }
+    }
+
     /// Whether it is handed `session` for the first time since it was handed another one; that
     /// one call says yes.
     pub fn is_first(&self, session: &Session) -> bool {

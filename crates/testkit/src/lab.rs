@@ -11,6 +11,7 @@
 //! isn't redirected arrives there. Everything goes when the [`Lab`] is dropped; what a killed run
 //! left behind goes when the next one starts.
 
+mod cni;
 mod netns;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, ensure};
 
+pub use cni::{PodName, write_record};
 pub use netns::{Namespace, in_netns};
 
 /// The node's own IPv4 address.

@@ -6,14 +6,20 @@ use crate::place::{Malformed, Place};
 use crate::shape::PodShape;
 
 /// Taints that keep pods from a node until it is ready, by their keys. Kubernetes itself lets each pod
-/// tolerate the first for a while, with effect `NoExecute`, which lets none onto a node.
-pub const STARTUP_TAINTS: [&str; 2] = [
+/// tolerate the first two for a while, with effect `NoExecute`, which lets none onto a node.
+pub const STARTUP_TAINTS: [&str; 4] = [
     "node.kubernetes.io/not-ready",
+    "node.kubernetes.io/unreachable",
+    "node.kubernetes.io/network-unavailable",
     "node.cloudprovider.kubernetes.io/uninitialized",
 ];
 
 const RULE: &str = "scheduling";
 const ASK: &str = "leave it out, or ask your cluster's administrator";
+
+fn chosen() -> String {
+    format!("a pod that chooses its node may start there before rolegate covers it; {ASK}")
+}
 
 impl Judge<'_> {
     /// Judges where pods want to run, as far as it is not as it was.
@@ -27,13 +33,16 @@ impl Judge<'_> {
             && !is_bound
             && old.and_then(|old| old.node_name) != Some(node)
         {
-            self.guard(
-                &new.at("spec.nodeName"),
-                RULE,
-                &format!(
-                    "a pod that chooses its node may start there before rolegate covers it; {ASK}"
-                ),
-            );
+            self.guard(&new.at("spec.nodeName"), RULE, &chosen());
+        }
+        // A pod that waits for a gate may get it by an update.
+        let picked = |shape: &PodShape<'_>| {
+            let picked = shape.picked_nodes.iter().flat_map(|picked| &picked.names);
+            picked.map(|name| (*name).to_owned()).collect::<Vec<_>>()
+        };
+        let is_picked_anew = old.is_none_or(|old| picked(old) != picked(new));
+        for nodes in new.picked_nodes.iter().filter(|_| is_picked_anew) {
+            self.guard(&nodes.path, RULE, &chosen());
         }
         let tolerated = old.is_some_and(|old| !old.tolerates_all.is_empty());
         let early = old.is_some_and(|old| !old.tolerates_startup.is_empty());

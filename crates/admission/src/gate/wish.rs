@@ -2,17 +2,18 @@
 
 use std::collections::HashSet;
 
-use rolegate_core::annotation::{AnnotationKeys, SESSION_NAME, WEB_IDENTITY_ROLE};
+use rolegate_core::annotation::{AnnotationKeys, SESSION_NAME, WEB_IDENTITY_ROLE, normalized};
 use rolegate_core::config::TemplateKind;
 use rolegate_core::decision::{Decision, Denial};
 use rolegate_core::layer::{Mode, Verdict};
 use rolegate_core::workload::{Wish, Workload};
 
 use super::{Change, GRANTS, Judge};
-use crate::json::{Map, Node};
+use crate::audience::{is_default_for_aws, is_for_aws};
+use crate::json::Node;
 use crate::outcome::{Fault, Unseen};
 use crate::place::{Malformed, Place, Texts};
-use crate::shape::{PodShape, ROLE_VARIABLE, is_aws_audience};
+use crate::shape::{PodShape, ROLE_VARIABLE};
 
 /// Stands for the service account of what all accounts of a namespace can use, such as a Secret;
 /// no account can be called so.
@@ -46,10 +47,14 @@ impl Source<'_> {
 }
 
 impl Judge<'_> {
+    fn shape<'p>(&self, place: &Place<'p>) -> Result<PodShape<'p>, Malformed> {
+        PodShape::read(place, &self.rules.config.web_identity_audiences)
+    }
+
     pub(super) fn pod(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
-        let shape = PodShape::read(&Place::root(&change.new))?;
+        let shape = self.shape(&Place::root(&change.new))?;
         let old = change.old.as_ref();
-        let old = old.and_then(|old| PodShape::read(&Place::root(old)).ok());
+        let old = old.and_then(|old| self.shape(&Place::root(old)).ok());
         self.scheduling(&shape, old.as_ref());
         if old.is_some_and(|old| self.same_wish(&shape, &old)) {
             return Ok(());
@@ -99,6 +104,17 @@ impl Judge<'_> {
                 self.one_template(&template, old_place, old)?;
             }
         }
+        for path in &kind.metadata {
+            let olds = old_root.as_ref().and_then(|old| old.walk(path).ok());
+            for metadata in root.walk(path)? {
+                let mut olds = olds.iter().flatten();
+                let old_place = olds.find(|place| place.is_beside(&metadata));
+                if !old.is_some_and(is_being_deleted) {
+                    let old_shape = old_place.and_then(|old| PodShape::read_metadata(old).ok());
+                    self.taken_over(&PodShape::read_metadata(&metadata)?, old_shape.as_ref())?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -113,25 +129,34 @@ impl Judge<'_> {
         {
             return Ok(());
         }
-        let shape = PodShape::read(template)?;
-        let old_shape = old_template.and_then(|old| PodShape::read(old).ok());
+        let shape = self.shape(template)?;
+        let old_shape = old_template.and_then(|old| self.shape(old).ok());
         self.scheduling(&shape, old_shape.as_ref());
         self.pods(&shape, true)
     }
 
     /// An object whose pods take over its metadata.
     fn owner(&mut self, root: &Place<'_>, old: Option<&Place<'_>>) -> Result<(), Malformed> {
-        let shape = PodShape::read_owner(root)?;
-        let old_shape = old.and_then(|old| PodShape::read_owner(old).ok());
-        if old_shape.is_some_and(|old| self.same_wish(&shape, &old))
-            || old.is_some_and(|old| is_being_deleted(old.value))
-        {
+        if old.is_some_and(|old| is_being_deleted(old.value)) {
             return Ok(());
         }
-        // Which account its pods run as is told by its controller's configuration, or by another
+        let old_shape = old.and_then(|old| PodShape::read_owner(old).ok());
+        self.taken_over(&PodShape::read_owner(root)?, old_shape.as_ref())
+    }
+
+    /// Metadata that pods take over.
+    fn taken_over(
+        &mut self,
+        shape: &PodShape<'_>,
+        old: Option<&PodShape<'_>>,
+    ) -> Result<(), Malformed> {
+        if old.is_some_and(|old| self.same_wish(shape, old)) {
+            return Ok(());
+        }
+        // Which account its pods run as may be told by its controller's configuration, or by another
         // object: what depends on it is judged when they are made.
         let account_is_known = shape.service_account.is_some();
-        self.pods(&shape, account_is_known)
+        self.pods(shape, account_is_known)
     }
 
     /// Whether everything that decides about roles is as it was.
@@ -181,7 +206,7 @@ impl Judge<'_> {
             if self.outcome.is_full() {
                 return Ok(());
             }
-            match variable.value.map(str::trim) {
+            match variable.value.map(normalized) {
                 Some("") => {}
                 // The EKS webhook gives it to every container.
                 Some(role) if !judged.insert(role) => {}
@@ -225,10 +250,7 @@ impl Judge<'_> {
     /// Judges a role that is named by something else than a pod's annotation.
     fn named_by(&mut self, workload: &Workload, role: &str, path: &str) -> Result<(), Malformed> {
         let workload = Workload {
-            wish: Wish {
-                role: Some(role.into()),
-                ..Wish::default()
-            },
+            wish: Wish::for_role(role),
             ..workload.clone()
         };
         self.ask(&workload, Source::Path(path), true)
@@ -245,10 +267,10 @@ impl Judge<'_> {
         let role = annotations(&change.new)?.get(WEB_IDENTITY_ROLE);
         let old = change.old.as_ref();
         let old = old.and_then(|old| annotations(old).ok()?.get(WEB_IDENTITY_ROLE));
-        let Some(role) = role.map(str::trim).filter(|role| !role.is_empty()) else {
+        let Some(role) = role.map(normalized).filter(|role| !role.is_empty()) else {
             return Ok(());
         };
-        if old.map(str::trim) == Some(role) {
+        if old.map(normalized) == Some(role) {
             return Ok(());
         }
         let path = format!("metadata.annotations[{WEB_IDENTITY_ROLE}]");
@@ -263,8 +285,8 @@ impl Judge<'_> {
         };
         let old = change.old.as_ref();
         let old_role = old.and_then(|old| reference(old).ok().flatten());
-        match reference(&change.new)?.map(str::trim) {
-            Some(role) if !role.is_empty() && old_role.map(str::trim) != Some(role) => {
+        match reference(&change.new)?.map(normalized) {
+            Some(role) if !role.is_empty() && old_role.map(normalized) != Some(role) => {
                 let account = ANY_ACCOUNT.to_owned();
                 self.role_of_account(&change.new, account, role, "spec.roleReference")
             }
@@ -286,9 +308,7 @@ impl Judge<'_> {
         {
             account = metadata.text("name")?.unwrap_or_default().to_owned();
         }
-        let empty = Node::Map(Map::default());
-        let mut shape = PodShape::read(&Place::root(&empty))?;
-        shape.service_account = Some(&account);
+        let shape = PodShape::of_account(&account);
         let workload = shape.workload(self.namespace_name()?, "", Wish::default());
         self.named_by(&workload, role, path)
     }
@@ -299,13 +319,18 @@ impl Judge<'_> {
         let Some(spec) = Place::root(&change.new).field("spec")? else {
             return Ok(());
         };
+        let others = &self.rules.config.web_identity_audiences;
+        let audiences = spec.list("audiences")?;
         let mut found = None;
-        for audience in spec.list("audiences")? {
+        for audience in &audiences {
             let text = audience.value.as_text();
             let text = text.ok_or_else(|| audience.malformed("a string"))?;
-            if is_aws_audience(text) {
+            if is_for_aws(text, others) {
                 found = Some(audience.path());
             }
+        }
+        if audiences.is_empty() && is_default_for_aws(others) {
+            found = Some("spec.audiences".to_owned());
         }
         let Some(path) = found else {
             return Ok(());

@@ -1,8 +1,14 @@
 //! Conditions in CEL, by which the API server itself tells what the gate has nothing to say to.
 //!
 //! They are written without what only newer API servers know, and without field accesses that fail
-//! where a field is absent: an error would refuse the request. `[X].exists(v, …)` gives X a name.
+//! where a field is absent or null: an error would refuse the request. `[X].exists(v, …)` gives X a
+//! name.
 
+use std::collections::BTreeSet;
+
+use rolegate_core::config::Audience;
+
+use crate::audience;
 use crate::gate::STARTUP_TAINTS;
 use crate::shape::ROLE_VARIABLE;
 
@@ -67,10 +73,23 @@ pub(super) fn has_others(object: &str, field: &str, known: &str) -> String {
 /// That one of `keys` is in the metadata's map `field` of `object`.
 pub(super) fn has_any(object: &str, field: &str, keys: &[&str]) -> String {
     format!(
-        "(has({object}.metadata) && has({object}.metadata.{field}) && {}.exists(k, k in \
-         {object}.metadata.{field}))",
+        "(has({object}.metadata) && {})",
+        holds_any(&format!("{object}.metadata"), field, keys)
+    )
+}
+
+/// That one of `keys` is in the map `field` of `metadata`.
+pub(super) fn holds_any(metadata: &str, field: &str, keys: &[&str]) -> String {
+    format!(
+        "({} && {}.exists(k, k in {metadata}.{field}))",
+        given(metadata, field),
         texts(keys.iter().copied())
     )
+}
+
+/// That `at` has a field that is not null.
+fn given(at: &str, field: &str) -> String {
+    format!("has({at}.{field}) && {at}.{field} != null")
 }
 
 /// That `leaf` holds of something that `path` leads to from `start`. `*` stands for every entry.
@@ -84,12 +103,12 @@ pub(super) fn any<'a>(
         let next = format!("v{depth}");
         if name == "*" {
             opened.push_str(&format!(
-                "(type({here}) == map ? {here}.map(k, {here}[k]) : {here}).exists({next}, "
+                "(type({here}) == map ? {here}.map(k, {here}[k]) : {here}).exists({next}, {next} != null && "
             ));
         } else {
             let name = text(name);
             opened.push_str(&format!(
-                "{name} in {here} && [{here}[{name}]].exists({next}, "
+                "{name} in {here} && {here}[{name}] != null && [{here}[{name}]].exists({next}, "
             ));
         }
         here = next;
@@ -98,35 +117,54 @@ pub(super) fn any<'a>(
     format!("{opened}{}{}", leaf(&here), ")".repeat(depth))
 }
 
-/// That a pod or template names a role, by its annotation, a variable or a token for AWS.
-pub(super) fn names_role(object: &str, key: &str) -> String {
+/// That a pod or template names a role, by its annotation, a variable or a token for AWS, which takes
+/// those for `audiences` beside those that are known.
+pub(super) fn names_role(object: &str, key: &str, audiences: &BTreeSet<Audience>) -> String {
     let annotated = has_any(object, "annotations", &[key]);
     let containers: Vec<_> = ["containers", "initContainers", "ephemeralContainers"]
         .iter()
         .map(|all| {
             format!(
-                "has(s.{all}) && s.{all}.exists(c, has(c.env) && c.env.exists(e, e.name == {}))",
+                "{} && s.{all}.exists(c, {} && c.env.exists(e, has(e.name) && e.name == {}))",
+                given("s", all),
+                given("c", "env"),
                 text(ROLE_VARIABLE)
             )
         })
         .collect();
-    let token = "has(s.volumes) && s.volumes.exists(v, has(v.projected) && has(v.projected.sources) \
-                 && v.projected.sources.exists(t, has(t.serviceAccountToken) && \
-                 has(t.serviceAccountToken.audience) && \
-                 t.serviceAccountToken.audience.lowerAscii().contains(\"amazonaws\")))";
+    let audience = format!("({} ? t.audience : \"\")", given("t", "audience"));
+    let token = format!(
+        "{} && s.volumes.exists(v, has(v.projected) && {} && v.projected.sources.exists(p, {} && \
+         [p.serviceAccountToken].exists(t, {})))",
+        given("s", "volumes"),
+        given("v.projected", "sources"),
+        given("p", "serviceAccountToken"),
+        audience::cel(&audience, audiences)
+    );
     format!(
-        "{annotated} || has({object}.spec) && [{object}.spec].exists(s, {} || {token})",
+        "{annotated} || {} && [{object}.spec].exists(s, {} || {token})",
+        given(object, "spec"),
         containers.join(" || ")
     )
 }
 
 /// That a pod or template chooses its node, or tolerates everything or nodes that are not ready.
 pub(super) fn chooses_node(object: &str) -> String {
+    let affinity = "a.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution";
+    let picks = format!(
+        "has(s.affinity) && [s.affinity].exists(a, has(a.nodeAffinity) && \
+         has({affinity}) && {} && {affinity}.nodeSelectorTerms.exists(n, {} && \
+         n.matchFields.exists(f, has(f.operator) && f.operator == \"In\")))",
+        given(affinity, "nodeSelectorTerms"),
+        given("n", "matchFields"),
+    );
     format!(
-        "has({object}.spec) && [{object}.spec].exists(s, has(s.nodeName) && s.nodeName != \"\" || \
-         has(s.tolerations) && s.tolerations.exists(t, has(t.operator) && t.operator == \"Exists\" && \
-         (!has(t.key) || t.key == \"\") || has(t.key) && t.key in {} && (!has(t.effect) || t.effect in \
-         [\"\", \"NoSchedule\"])))",
+        "{} && [{object}.spec].exists(s, has(s.nodeName) && s.nodeName != \"\" || {} && \
+         s.tolerations.exists(t, has(t.operator) && t.operator == \"Exists\" && (!has(t.key) || t.key == \
+         null || t.key == \"\") || has(t.key) && t.key in {} && (!has(t.effect) || t.effect == null || \
+         t.effect in [\"\", \"NoSchedule\"])) || {picks})",
+        given(object, "spec"),
+        given("s", "tolerations"),
         texts(STARTUP_TAINTS)
     )
 }
@@ -146,8 +184,9 @@ mod tests {
         let cel = any("object", ["spec", "*", "t"], |t| format!("{t} == 1"));
         assert_eq!(
             cel,
-            "\"spec\" in object && [object[\"spec\"]].exists(v0, (type(v0) == map ? v0.map(k, v0[k]) : \
-             v0).exists(v1, \"t\" in v1 && [v1[\"t\"]].exists(v2, v2 == 1)))"
+            "\"spec\" in object && object[\"spec\"] != null && [object[\"spec\"]].exists(v0, (type(v0) == \
+             map ? v0.map(k, v0[k]) : v0).exists(v1, v1 != null && \"t\" in v1 && v1[\"t\"] != null && \
+             [v1[\"t\"]].exists(v2, v2 == 1)))"
         );
         assert_eq!(any("object", [], str::to_owned), "object");
     }

@@ -32,6 +32,37 @@ fn answer(rules: &Rules, review: &Value) -> Value {
     serde_json::from_slice(&outcome.answer(&review)).unwrap()
 }
 
+/// The API server drops an answer to another request.
+#[test]
+fn the_answer_repeats_the_uid_of_its_review() {
+    let rules = Rules::of("layers");
+    for (uid, role) in [("u-1", "shop-reader"), ("705ab4f5-6393", "admin")] {
+        let mut review = pod("shop", Some(role));
+        review["request"]["uid"] = uid.into();
+        let answer = answer(&rules, &review);
+        assert_eq!(answer["response"]["uid"], uid);
+        assert_eq!(answer["response"]["allowed"], role == "shop-reader");
+    }
+}
+
+/// The account of an owner's pods may be told elsewhere, so what depends on it waits for the pods.
+#[test]
+fn an_owner_without_an_account_is_told_nothing_about_grants() {
+    let mut rules = Rules::of("layers");
+    let tekton = rolegate_core::config::presets::preset("tekton").unwrap();
+    std::sync::Arc::make_mut(&mut rules.config).templates = tekton;
+    let layers = |account: Option<&str>| {
+        let mut task = pod("shop", Some("admin"));
+        let request = &mut task["request"];
+        request["kind"] = json!({"group": "tekton.dev", "version": "v1", "kind": "Task"});
+        request["object"]["spec"] = json!({"serviceAccountName": account});
+        let faults = rules.judge(&task).faults;
+        faults.iter().map(|fault| fault.layer).collect::<Vec<_>>()
+    };
+    assert_eq!(layers(None), ["namespace"]);
+    assert_eq!(layers(Some("api")), ["namespace", "grants"]);
+}
+
 #[test]
 fn threat_10_rules_that_are_missing_refuse_what_names_a_role_and_nothing_else() {
     let mut rules = Rules::of("layers");

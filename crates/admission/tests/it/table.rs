@@ -66,6 +66,34 @@ fn the_gate_judges_every_case_as_the_table_says() {
     );
 }
 
+/// The API server names in a review of a creation what its URL names, and that is nothing: the name
+/// is the object's own.
+#[test]
+fn a_creation_is_judged_alike_where_only_the_object_has_the_name() {
+    let cases = load_all().unwrap();
+    let rules = rules(&cases);
+    let mut asked = 0;
+    for case in &cases {
+        if case.operation != "CREATE" || !case.subresource.is_empty() {
+            continue;
+        }
+        asked += 1;
+        let mut review = case.review();
+        let fields = review["request"].as_object_mut().unwrap();
+        fields.remove("name");
+        let rules = &rules[&case.world.name];
+        let (with, without) = (rules.judge(&case.review()), rules.judge(&review));
+        assert_eq!(
+            (with.is_allowed(), with.message()),
+            (without.is_allowed(), without.message()),
+            "{}: {}",
+            case.file,
+            case.name
+        );
+    }
+    assert!(asked > 100, "only {asked} creations");
+}
+
 /// The pod as an agent would know it, read apart from the gate's reader.
 fn workload(pod: &Value) -> Workload {
     let metadata = &pod["metadata"];

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
@@ -19,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{RedirectOptions, TaskEnd, passing};
+use crate::attachment::Attachments;
 use crate::guard::Guard;
+use crate::limits::{AgentLimit, Limits};
+use crate::picture::Picture;
 use crate::redirect::check::SelfCheck;
 use crate::redirect::{Keeper, Redirect, Status};
 
@@ -27,12 +31,21 @@ use crate::redirect::{Keeper, Redirect, Status};
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the age of the picture is looked at.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often limits are looked at.
+const LIMITS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a limit that was reached is told of.
+const WORTH_TELLING: Duration = Duration::from_secs(60);
 /// An age that a watch which works does not reach.
 const WORTH_A_NOTE: Duration = Duration::from_secs(180);
 
-/// Follows the kernel's events about pods' interfaces.
-pub(super) async fn guard(guard: Guard, stop: CancellationToken) {
-    if let Err(error) = guard.run(stop).await {
+/// Follows the kernel's events about pods' interfaces, and the container runtime's records.
+pub(super) async fn attachments(
+    attachments: Arc<Attachments>,
+    picture: Arc<Picture>,
+    stop: CancellationToken,
+) {
+    // A request may wait for its pod's record.
+    if let Err(error) = attachments.run(|| picture.touch(), stop).await {
         warn!(%error, "the kernel's events cannot be followed: each new connection is looked at instead");
     }
 }
@@ -47,11 +60,29 @@ pub(super) async fn picture_age(guard: Guard, most: Duration, ready: Condition) 
             ready.fail(format!("the cluster was last heard of {age:.0?} ago"));
         } else if age > WORTH_A_NOTE {
             ready.note(format!("the cluster was last heard of {age:.0?} ago"));
-        } else if guard.has_forgeable() {
-            ready.note("pods share an interface on which a neighbour can take another's address");
+        } else if let Some(concern) = guard.concern() {
+            ready.note(concern);
         } else {
             ready.ok();
         }
+    }
+}
+
+/// Says in the readiness which limits were reached of late.
+pub(super) async fn limits(limits: Arc<Limits>, clock: Clock, ready: Condition) {
+    let mut ticks = tokio::time::interval(LIMITS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let reached = limits.reached_within(WORTH_TELLING, clock.now());
+        if reached.is_empty() {
+            ready.ok();
+            continue;
+        }
+        let names: Vec<_> = reached.into_iter().map(AgentLimit::as_str).collect();
+        ready.note(format!(
+            "reached in the last minute: {}; see rolegate_limit_reached_total",
+            names.join(", ")
+        ));
     }
 }
 

@@ -22,11 +22,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::{AloneOptions, SourceOptions, StartError, TaskEnd, passing, source, vital};
-use crate::attachment::Attachments;
 use crate::broker::{BrokerAge, BrokerOptions, Follower, FollowerParts, Proof};
 use crate::director::{Director, DirectorParts};
 use crate::door::NodeHealth;
-use crate::guard::{Age, Guard};
+use crate::guard::{Age, Guard, Places};
 use crate::judge::Judge;
 use crate::metrics::AgentMetrics;
 use crate::picture::Picture;
@@ -38,7 +37,7 @@ const NOTICES: usize = 256;
 /// What both kinds stand on.
 pub(super) struct Ground<'a> {
     pub(super) picture: Arc<Picture>,
-    pub(super) attachments: Option<Attachments>,
+    pub(super) places: Option<Arc<dyn Places>>,
     pub(super) agent_metrics: AgentMetrics,
     pub(super) session_metrics: SessionMetrics,
     pub(super) imds: Imds,
@@ -96,7 +95,7 @@ pub(super) async fn alone(options: AloneOptions, ground: Ground<'_>) -> Result<M
         rules: keeper.rules(),
     };
     let source = source::start(options.source, demands, readiness, metrics, tasks).await?;
-    let guard = Guard::new(source.pictures.map(Age::Cluster), ground.attachments);
+    let guard = Guard::new(source.pictures.map(Age::Cluster), ground.places);
     let parts = DirectorParts {
         picture: ground.picture,
         decider: decider.clone(),
@@ -131,7 +130,7 @@ pub(super) fn brokered(options: BrokerOptions, ground: Ground<'_>) -> Mind {
     let (sessions, fed) = Sessions::fed();
     let (sender, notices) = mpsc::channel(NOTICES);
     let age = BrokerAge::new();
-    let guard = Guard::new(Some(Age::Broker(age.clone())), ground.attachments);
+    let guard = Guard::new(Some(Age::Broker(age.clone())), ground.places);
     let roster = Roster::new(ground.picture.clone(), guard.clone(), ground.agent_metrics);
     let parts = FollowerParts {
         picture: ground.picture,

@@ -14,6 +14,7 @@ use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_runtime::clock::Clock;
 
+use crate::attachment::AttachmentOptions;
 use crate::broker::BrokerOptions;
 use crate::door::DoorOptions;
 use crate::redirect::Backend;
@@ -102,6 +103,8 @@ pub struct RedirectOptions {
     pub interval: Duration,
     /// Whether they are taken away at the end.
     pub remove_at_exit: bool,
+    /// How the places of pods' addresses are found.
+    pub attachments: AttachmentOptions,
     /// Folder of pods' network namespaces, from which the redirect is tried.
     pub check_dir: Option<PathBuf>,
 }

@@ -89,7 +89,8 @@ pub(super) async fn start(
             let watch = {
                 let (connection, keys) = (connection.clone(), keys.clone());
                 let (reporting, updates) = (reporting("namespaces"), sender.clone());
-                async move { watch_namespaces(&connection, keys, reporting, updates).await }
+                let needs = rules.needs();
+                async move { watch_namespaces(&connection, keys, needs, reporting, updates).await }
             };
             tasks.spawn(vital("the watch of namespaces", watch));
             let follow = RuleSources {
@@ -99,11 +100,12 @@ pub(super) async fn start(
                 readiness: readiness.clone(),
                 reports: reporter,
             };
+            let needs = rules.needs();
             tasks.spawn(vital("the watches of rules", follow.run(rules)));
             let reporting = reporting("pods");
             tasks.spawn(vital("the watch of pods", async move {
                 let scope = scope(node, host_ip, &connection).await;
-                watch_pods(&connection, &scope, keys, reporting, sender).await;
+                watch_pods(&connection, &scope, keys, needs, reporting, sender).await;
             }));
             Ok(Source {
                 updates,

@@ -1,27 +1,32 @@
-//! What was first seen of each address, and whether it still is so. No I/O and no clock.
+//! Where each pod's addresses belong, and whether they still are there. No I/O and no clock.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Attachment, Kind, Mac};
+use super::cni_results::Recorded;
+use super::{Attachment, Kind, Mac, PodId};
 
-/// How long an address stays nobody's after it was seen elsewhere, though it is back: a neighbour
+/// The time that an address stays refused after it was seen elsewhere, though it is back: a neighbour
 /// that takes turns with the pod must not win in between.
 pub const HOLD_DOWN: Duration = Duration::from_secs(60);
 
-/// Whether an address is where its pod was first seen.
+/// What a comparison of an address with its pod's place gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is.
+    /// It is at its pod's place.
     Same,
     /// It is elsewhere, or was within the last minute.
     Changed,
-    /// Nobody can say: another pod owns the address, or the kernel doesn't know enough now.
+    /// The container runtime has not recorded that the pod has it, on a network where only that
+    /// would tell the pod from its neighbours.
+    Unrecorded,
+    /// The kernel doesn't know enough now, or no such pod has the address.
     Unknown,
 }
 
-/// What the kernel tells by itself.
+/// A change that the kernel reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// An interface is gone; its index.
@@ -55,52 +60,135 @@ pub enum Event {
     Lost,
 }
 
+/// A pod's claim to one of its addresses.
 #[derive(Debug)]
 struct Binding {
-    uid: String,
-    first: Option<Attachment>,
+    pod: Arc<PodId>,
+    /// The place; unknown until the routing table or the runtime's record tells it.
+    home: Option<Attachment>,
+    /// The record that the place was taken from.
+    record: Option<Arc<Recorded>>,
     elsewhere: Option<Instant>,
+    /// Whether there ever was a record: a runtime removes it before its pod's object goes.
+    was_recorded: bool,
+    reported: bool,
 }
 
-/// The first attachment of each address, by the pod that owns it.
+/// The place of each address, for each pod that claims it. Claims don't touch one another: when one
+/// pod goes, the others keep theirs.
 #[derive(Debug, Default)]
-pub struct Bindings(HashMap<IpAddr, Binding>);
+pub struct Bindings {
+    claims: HashMap<IpAddr, Vec<Binding>>,
+    /// Whether a shared network's first packet may say where an address belongs.
+    learns: bool,
+}
 
 impl Bindings {
-    /// A pod has an address, attached where `attachment` says, if that is known by now. What the
-    /// same pod was first seen on stays; a new pod takes the address over. `uid` names one life
-    /// of a pod.
-    pub fn bind(&mut self, uid: &str, addr: IpAddr, attachment: Option<Attachment>) {
-        match self.0.get_mut(&addr) {
-            Some(binding) if binding.uid == uid => {
-                if binding.first.is_none() {
-                    binding.first = attachment;
-                }
-            }
-            _ => {
-                let binding = Binding {
-                    uid: uid.to_owned(),
-                    first: attachment,
+    /// Bindings that take the place of an unrecorded address on a shared network from its first
+    /// packet. Any neighbour can send that packet.
+    pub fn learning() -> Self {
+        Self {
+            learns: true,
+            ..Self::default()
+        }
+    }
+
+    /// A pod has these addresses and no others. What is known of their places stays.
+    pub fn claim(&mut self, pod: &Arc<PodId>, addresses: &[IpAddr]) {
+        self.retain(|addr, binding| binding.pod.uid != pod.uid || addresses.contains(&addr));
+        for addr in addresses {
+            let claims = self.claims.entry(*addr).or_default();
+            if claims.iter().all(|binding| binding.pod.uid != pod.uid) {
+                claims.push(Binding {
+                    pod: pod.clone(),
+                    home: None,
+                    record: None,
                     elsewhere: None,
-                };
-                self.0.insert(addr, binding);
+                    was_recorded: false,
+                    reported: false,
+                });
             }
         }
     }
 
+    /// The routing table says where an address is, and no other pod can be there. The first such
+    /// place counts for the pod's life.
+    pub fn learn(&mut self, uid: &str, addr: IpAddr, home: Attachment) {
+        if let Some(binding) = self.binding(uid, addr)
+            && binding.home.is_none()
+        {
+            binding.home = Some(home);
+        }
+    }
+
+    /// The record of the container runtime says where an address is, or that it isn't this pod's
+    /// (`None`); this replaces what was known. Tells whether anything changed.
+    pub fn record(
+        &mut self,
+        uid: &str,
+        addr: IpAddr,
+        recorded: Option<(Attachment, Arc<Recorded>)>,
+    ) -> bool {
+        let learns = self.learns;
+        let Some(binding) = self.binding(uid, addr) else {
+            return false;
+        };
+        let learnt = binding.record.is_none() && binding.home.is_some();
+        let (home, record) = recorded.unzip();
+        if binding.home == home || (home.is_none() && learnt && learns) {
+            return false;
+        }
+        binding.elsewhere = None;
+        binding.was_recorded |= record.is_some();
+        (binding.home, binding.record) = (home, record);
+        true
+    }
+
+    /// Whether an address was bound by this very record.
+    pub fn is_bound_by(&mut self, uid: &str, addr: IpAddr, record: &Arc<Recorded>) -> bool {
+        self.binding(uid, addr)
+            .and_then(|binding| binding.record.as_ref())
+            .is_some_and(|known| Arc::ptr_eq(known, record))
+    }
+
+    /// Whether it has not been reported yet that an address is unrecorded; true once.
+    pub fn report(&mut self, uid: &str, addr: IpAddr) -> bool {
+        self.binding(uid, addr)
+            .is_some_and(|binding| !std::mem::replace(&mut binding.reported, true))
+    }
+
     /// Forgets a pod and its addresses.
     pub fn forget(&mut self, uid: &str) {
-        self.0.retain(|_, binding| binding.uid != uid);
+        self.retain(|_, binding| &*binding.pod.uid != uid);
     }
 
-    /// All that is bound.
-    pub fn bound(&self) -> Vec<(String, IpAddr)> {
-        let pair = |(addr, binding): (&IpAddr, &Binding)| (binding.uid.clone(), *addr);
-        self.0.iter().map(pair).collect()
+    /// All claims.
+    pub fn claims(&self) -> Vec<(Arc<PodId>, IpAddr)> {
+        let pods = |(addr, claims): (&IpAddr, &Vec<Binding>)| {
+            let addr = *addr;
+            let pod = move |binding: &Binding| (binding.pod.clone(), addr);
+            claims.iter().map(pod).collect::<Vec<_>>()
+        };
+        self.claims.iter().flat_map(pods).collect()
     }
 
-    /// Compares where an address is now with where its pod was first seen. What wasn't known
-    /// then (a MAC address, a port, or all of it) is learnt now.
+    /// Whether a pod's address has a place.
+    pub fn is_bound(&self, uid: &str, addr: IpAddr) -> bool {
+        let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
+        let mut own = claims.iter().filter(|binding| &*binding.pod.uid == uid);
+        own.any(|binding| binding.home.is_some())
+    }
+
+    /// Whether a record of the container runtime says, or said, where a pod's address is.
+    pub fn was_recorded(&self, uid: &str, addr: IpAddr) -> bool {
+        let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
+        let mut own = claims.iter().filter(|binding| &*binding.pod.uid == uid);
+        own.any(|binding| binding.was_recorded)
+    }
+
+    /// Compares where an address is now with its pod's place. A place that only this pod can have
+    /// is learnt now if it wasn't known; one on a shared network never is, unless these bindings
+    /// are [`learning`](Self::learning).
     pub fn check(
         &mut self,
         uid: &str,
@@ -108,10 +196,11 @@ impl Bindings {
         current: &Attachment,
         now: Instant,
     ) -> Verdict {
-        let Some(binding) = self.0.get_mut(&addr).filter(|binding| binding.uid == uid) else {
+        let learns = self.learns;
+        let Some(binding) = self.binding(uid, addr) else {
             return Verdict::Unknown;
         };
-        let verdict = binding.compare(current);
+        let verdict = binding.compare(current, learns);
         if verdict == Verdict::Changed {
             binding.elsewhere = Some(now);
         }
@@ -124,31 +213,54 @@ impl Bindings {
     /// Takes an event in; gives the addresses that it shows to be elsewhere.
     pub fn on_event(&mut self, event: &Event, now: Instant) -> Vec<IpAddr> {
         let mut changed = Vec::new();
-        let mut consider = |addr: &IpAddr, binding: &mut Binding| {
-            if binding.contradicts(*addr, event) {
-                binding.elsewhere = Some(now);
-                changed.push(*addr);
+        let mut consider = |addr: &IpAddr, claims: &mut Vec<Binding>| {
+            for binding in claims {
+                if binding.contradicts(*addr, event) {
+                    binding.elsewhere = Some(now);
+                    changed.push(*addr);
+                }
             }
         };
         match event {
             Event::Route { addr, .. } | Event::Neighbour { addr, .. } => {
-                if let Some(binding) = self.0.get_mut(addr) {
-                    consider(addr, binding);
+                if let Some(claims) = self.claims.get_mut(addr) {
+                    consider(addr, claims);
                 }
             }
-            _ => self.0.iter_mut().for_each(|(addr, b)| consider(addr, b)),
+            _ => self
+                .claims
+                .iter_mut()
+                .for_each(|(addr, c)| consider(addr, c)),
         }
         changed
+    }
+
+    fn binding(&mut self, uid: &str, addr: IpAddr) -> Option<&mut Binding> {
+        let claims = self.claims.get_mut(&addr)?;
+        claims.iter_mut().find(|binding| &*binding.pod.uid == uid)
+    }
+
+    fn retain(&mut self, kept: impl Fn(IpAddr, &Binding) -> bool) {
+        self.claims.retain(|addr, claims| {
+            claims.retain(|binding| kept(*addr, binding));
+            !claims.is_empty()
+        });
     }
 }
 
 impl Binding {
-    fn compare(&mut self, current: &Attachment) -> Verdict {
-        let first = self.first.get_or_insert_with(|| current.clone());
-        if first.ifindex != current.ifindex {
+    fn compare(&mut self, current: &Attachment, learns: bool) -> Verdict {
+        let home = match &mut self.home {
+            Some(home) => home,
+            None if learns || current.kind == Kind::PointToPoint => {
+                self.home.insert(current.clone())
+            }
+            None => return Verdict::Unrecorded,
+        };
+        if home.ifindex != current.ifindex {
             return Verdict::Changed;
         }
-        match (&mut first.kind, &current.kind) {
+        match (&mut home.kind, &current.kind) {
             (Kind::PointToPoint, Kind::PointToPoint) => Verdict::Same,
             (Kind::Shared { mac }, Kind::Shared { mac: now }) => settle(mac, *now),
             (
@@ -159,9 +271,8 @@ impl Binding {
                 },
             ) => match (settle(mac, *mac_now), settle(port, *port_now)) {
                 (Verdict::Changed, _) | (_, Verdict::Changed) => Verdict::Changed,
-                // A bridge that doesn't learn has no ports to tell.
-                (Verdict::Same, _) if port.is_none() => Verdict::Same,
                 (Verdict::Same, Verdict::Same) => Verdict::Same,
+                // Without a port the bridge would send the answer to all of them.
                 _ => Verdict::Unknown,
             },
             _ => Verdict::Changed,
@@ -169,19 +280,19 @@ impl Binding {
     }
 
     fn contradicts(&self, own: IpAddr, event: &Event) -> bool {
-        let Some(first) = &self.first else {
+        let Some(home) = &self.home else {
             return false;
         };
         match *event {
             Event::LinkGone(ifindex) => {
-                first.ifindex == ifindex
-                    || matches!(first.kind, Kind::Bridge { port: Some(port), .. } if port == ifindex)
+                home.ifindex == ifindex
+                    || matches!(home.kind, Kind::Bridge { port: Some(port), .. } if port == ifindex)
             }
-            Event::Route { addr, ifindex } => addr == own && ifindex != first.ifindex,
+            Event::Route { addr, ifindex } => addr == own && ifindex != home.ifindex,
             Event::Neighbour { addr, ifindex, mac } => {
                 addr == own
-                    && ifindex == first.ifindex
-                    && match first.kind {
+                    && ifindex == home.ifindex
+                    && match home.kind {
                         Kind::Bridge { mac: Some(of), .. } | Kind::Shared { mac: Some(of) } => {
                             of != mac
                         }
@@ -189,9 +300,9 @@ impl Binding {
                     }
             }
             Event::Port { mac, bridge, port } => {
-                first.ifindex == bridge
+                home.ifindex == bridge
                     && matches!(
-                        first.kind,
+                        home.kind,
                         Kind::Bridge { mac: Some(of), port: Some(at) } if of == mac && at != port
                     )
             }
@@ -200,7 +311,7 @@ impl Binding {
     }
 }
 
-/// Compares a fact with what was first known of it, and learns it where it wasn't.
+/// Compares a fact with what is known of it. What a record told is always known; the rest is learnt.
 fn settle<T: PartialEq + Copy>(first: &mut Option<T>, now: Option<T>) -> Verdict {
     match (*first, now) {
         (_, None) => Verdict::Unknown,
@@ -214,157 +325,4 @@ fn settle<T: PartialEq + Copy>(first: &mut Option<T>, now: Option<T>) -> Verdict
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ADDR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 5));
-    const PODS: Mac = Mac([2, 0, 0, 0, 0, 5]);
-    const THIEFS: Mac = Mac([2, 0, 0, 0, 0, 66]);
-
-    fn on(ifindex: u32, kind: Kind) -> Attachment {
-        let name = format!("if{ifindex}");
-        Attachment {
-            ifindex,
-            name,
-            kind,
-        }
-    }
-
-    fn own(ifindex: u32) -> Attachment {
-        on(ifindex, Kind::PointToPoint)
-    }
-
-    fn bridge(mac: Option<Mac>, port: Option<u32>) -> Attachment {
-        on(3, Kind::Bridge { mac, port })
-    }
-
-    fn bound(attachment: Attachment) -> Bindings {
-        let mut bindings = Bindings::default();
-        bindings.bind("a", ADDR, Some(attachment));
-        bindings
-    }
-
-    #[test]
-    fn an_address_stays_with_its_first_interface_until_a_new_pod_owns_it() {
-        let now = Instant::now();
-        let mut bindings = bound(own(5));
-        assert_eq!(bindings.check("a", ADDR, &own(5), now), Verdict::Same);
-        assert_eq!(bindings.check("b", ADDR, &own(5), now), Verdict::Unknown);
-        assert_eq!(bindings.check("a", ADDR, &own(6), now), Verdict::Changed);
-        bindings.bind("a", ADDR, Some(own(6)));
-        let later = now + 2 * HOLD_DOWN;
-        assert_eq!(bindings.check("a", ADDR, &own(6), later), Verdict::Changed);
-        bindings.bind("b", ADDR, Some(own(6)));
-        assert_eq!(bindings.check("b", ADDR, &own(6), later), Verdict::Same);
-        bindings.forget("b");
-        assert_eq!(bindings.check("b", ADDR, &own(6), later), Verdict::Unknown);
-        assert!(bindings.bound().is_empty());
-    }
-
-    #[test]
-    fn a_neighbour_that_takes_turns_with_the_pod_never_wins() {
-        let mut now = Instant::now();
-        let mut bindings = bound(bridge(Some(PODS), Some(7)));
-        for stolen in [
-            bridge(Some(THIEFS), Some(8)),
-            bridge(Some(PODS), Some(8)),
-            on(3, Kind::Shared { mac: Some(PODS) }),
-        ] {
-            assert_eq!(bindings.check("a", ADDR, &stolen, now), Verdict::Changed);
-            let back = bridge(Some(PODS), Some(7));
-            now += HOLD_DOWN / 2;
-            assert_eq!(bindings.check("a", ADDR, &back, now), Verdict::Changed);
-            now += HOLD_DOWN;
-            assert_eq!(bindings.check("a", ADDR, &back, now), Verdict::Same);
-        }
-    }
-
-    #[test]
-    fn what_was_not_known_at_first_is_learnt_once() {
-        let now = Instant::now();
-        let mut bindings = bound(bridge(None, None));
-        let nothing = bridge(None, None);
-        assert_eq!(bindings.check("a", ADDR, &nothing, now), Verdict::Unknown);
-        let known = bridge(Some(PODS), Some(7));
-        assert_eq!(bindings.check("a", ADDR, &known, now), Verdict::Same);
-        let no_port = bridge(Some(PODS), None);
-        assert_eq!(bindings.check("a", ADDR, &no_port, now), Verdict::Unknown);
-        let other = bridge(Some(PODS), Some(8));
-        assert_eq!(bindings.check("a", ADDR, &other, now), Verdict::Changed);
-        let mut unlearning = bound(bridge(Some(PODS), None));
-        assert_eq!(unlearning.check("a", ADDR, &no_port, now), Verdict::Same);
-    }
-
-    #[test]
-    fn a_pod_seen_before_its_interface_is_bound_by_its_first_packet() {
-        let now = Instant::now();
-        let mut bindings = bound(own(5));
-        bindings.bind("b", ADDR, None);
-        assert!(bindings.on_event(&Event::LinkGone(5), now).is_empty());
-        assert_eq!(bindings.check("a", ADDR, &own(5), now), Verdict::Unknown);
-        assert_eq!(bindings.check("b", ADDR, &own(6), now), Verdict::Same);
-        bindings.bind("b", ADDR, Some(own(7)));
-        assert_eq!(bindings.check("b", ADDR, &own(7), now), Verdict::Changed);
-    }
-
-    #[test]
-    fn events_that_contradict_name_the_address_and_others_do_not() {
-        let now = Instant::now();
-        let elsewhere = IpAddr::from([10, 1, 0, 6]);
-        let neighbour = |addr, mac| Event::Neighbour {
-            addr,
-            ifindex: 3,
-            mac,
-        };
-        let port = |mac, port| Event::Port {
-            mac,
-            bridge: 3,
-            port,
-        };
-        let route = |addr, ifindex| Event::Route { addr, ifindex };
-        for (attachment, harmless, telling) in [
-            (
-                own(5),
-                vec![
-                    Event::LinkGone(6),
-                    route(ADDR, 5),
-                    route(elsewhere, 6),
-                    neighbour(ADDR, THIEFS),
-                ],
-                vec![Event::LinkGone(5), route(ADDR, 6)],
-            ),
-            (
-                bridge(Some(PODS), Some(7)),
-                vec![
-                    Event::LinkGone(8),
-                    neighbour(ADDR, PODS),
-                    neighbour(elsewhere, THIEFS),
-                    port(PODS, 7),
-                    port(THIEFS, 8),
-                ],
-                vec![
-                    Event::LinkGone(3),
-                    Event::LinkGone(7),
-                    neighbour(ADDR, THIEFS),
-                    port(PODS, 8),
-                ],
-            ),
-            (
-                on(3, Kind::Shared { mac: Some(PODS) }),
-                vec![neighbour(ADDR, PODS), Event::Lost],
-                vec![neighbour(ADDR, THIEFS)],
-            ),
-        ] {
-            let mut bindings = bound(attachment.clone());
-            for event in &harmless {
-                assert!(bindings.on_event(event, now).is_empty(), "{event:?}");
-            }
-            for event in &telling {
-                let mut bindings = bound(attachment.clone());
-                assert_eq!(bindings.on_event(event, now), [ADDR], "{event:?}");
-                let verdict = bindings.check("a", ADDR, &attachment, now);
-                assert_eq!(verdict, Verdict::Changed, "{event:?}");
-            }
-        }
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
 //! Asks the kernel where an address is attached: its route, and on shared networks its neighbour
-//! and the bridge's port.
+//! and the bridge's port; and how the host's interfaces are paired with namespaces.
 //!
 //! The kernel answers these requests while they are sent, so a round trip is two system calls and
 //! no task has to wait: some microseconds, cheaper than a task switch, and the answer is true now
@@ -8,21 +8,26 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rolegate_core::redirect::InterfacePattern;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
+use rustix::io::Errno;
 
 use super::{Attachment, AttachmentError, Kind, Mac};
 
 /// Bytes of one answer; a link's is the longest, some two thousand.
 const MAX_ANSWER: usize = 32 * 1024;
+/// Bytes of an interface's name.
+const MAX_LINK_NAME: usize = 15;
 /// Answers to earlier requests that are passed over.
 const MAX_STALE: usize = 16;
 /// Addresses far away, to learn which interface leads out. Nothing is sent there.
@@ -37,6 +42,17 @@ pub struct Kernel {
     interface: Option<InterfacePattern>,
     channel: Mutex<Channel>,
     links: Mutex<HashMap<u32, Link>>,
+}
+
+/// A host's interface and its pairing, which the kernel made and no pod can change afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostLink {
+    /// Its index.
+    pub ifindex: u32,
+    /// The number of the network namespace that the other end is in.
+    pub peer: Option<i32>,
+    /// The index of the bridge that it is a port of.
+    pub bridge: Option<u32>,
 }
 
 /// An interface, as far as it matters.
@@ -61,12 +77,34 @@ impl Kernel {
         })
     }
 
-    /// Where an address is attached: the interface of this host's own route to it. Nothing where
-    /// that isn't a pod's: an address of this host, one behind a gateway or the uplink.
+    /// The place of an address: the interface of this host's own route to it, with the MAC address
+    /// and the port that the neighbour table and the bridge know now. Nothing where that isn't a
+    /// pod's: an address of this host, one behind a gateway or the uplink.
     ///
     /// # Errors
     /// When the kernel can't be asked.
     pub fn resolve(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+        let Some(mut place) = self.place(addr)? else {
+            return Ok(None);
+        };
+        match &mut place.kind {
+            Kind::PointToPoint => {}
+            Kind::Bridge { mac, port } => {
+                *mac = self.neighbour(addr, place.ifindex)?;
+                if let Some(mac) = *mac {
+                    *port = self.port(mac, place.ifindex)?;
+                }
+            }
+            Kind::Shared { mac } => *mac = self.neighbour(addr, place.ifindex)?,
+        }
+        Ok(Some(place))
+    }
+
+    /// The same without what pods can write: no MAC address and no port.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked.
+    pub fn place(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
         let Some(route) = self.route(addr)? else {
             return Ok(None);
         };
@@ -79,23 +117,74 @@ impl Kernel {
         let host_route =
             route.header.destination_prefix_length == if addr.is_ipv4() { 32 } else { 128 };
         let kind = if link.bridge {
-            let mac = self.neighbour(addr, ifindex)?;
-            let port = match mac {
-                Some(mac) => self.port(mac, ifindex)?,
-                None => None,
-            };
-            Kind::Bridge { mac, port }
+            Kind::Bridge {
+                mac: None,
+                port: None,
+            }
         } else if host_route {
             Kind::PointToPoint
         } else {
-            let mac = self.neighbour(addr, ifindex)?;
-            Kind::Shared { mac }
+            Kind::Shared { mac: None }
         };
         Ok(Some(Attachment {
             ifindex,
             name: link.name,
             kind,
         }))
+    }
+
+    /// The number by which this network namespace knows the one of an open file: -1 where it has
+    /// none, nothing where the file isn't a network namespace.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked.
+    pub fn namespace(&self, file: BorrowedFd<'_>) -> Result<Option<i32>, AttachmentError> {
+        let mut message = NsidMessage::default();
+        let fd = u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX);
+        message.attributes = vec![NsidAttribute::Fd(fd)];
+        match self.ask(RouteNetlinkMessage::GetNsId(message)) {
+            Ok(Some(RouteNetlinkMessage::NewNsId(message))) => Ok(message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    NsidAttribute::Id(id) => Some(*id),
+                    _ => None,
+                })),
+            Err(AttachmentError::Socket(error)) if is(&error, &[Errno::INVAL, Errno::BADF]) => {
+                Ok(None)
+            }
+            Ok(other) => nothing(other),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The interface of a name, always asked anew: a name can be another interface's tomorrow.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked.
+    pub fn host_link(&self, name: &str) -> Result<Option<HostLink>, AttachmentError> {
+        if !(1..=MAX_LINK_NAME).contains(&name.len()) {
+            return Ok(None);
+        }
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        let message = match self.ask(RouteNetlinkMessage::GetLink(message))? {
+            Some(RouteNetlinkMessage::NewLink(message)) => message,
+            other => return nothing(other),
+        };
+        let mut link = HostLink {
+            ifindex: message.header.index,
+            peer: None,
+            bridge: None,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::LinkNetNsId(id) => link.peer = Some(id),
+                LinkAttribute::Controller(bridge) => link.bridge = Some(bridge),
+                _ => {}
+            }
+        }
+        Ok(Some(link))
     }
 
     /// Forgets what is remembered of an interface that is gone or renamed.
@@ -315,7 +404,8 @@ impl Channel {
                         io::ErrorKind::NotFound
                         | io::ErrorKind::NetworkUnreachable
                         | io::ErrorKind::HostUnreachable => Ok(None),
-                        _ if is_no_device(&error) => Ok(None),
+                        // The interface has gone since its index was learnt.
+                        _ if is(&error, &[Errno::NODEV, Errno::NXIO]) => Ok(None),
                         _ => Err(error.into()),
                     }
                 }
@@ -326,9 +416,7 @@ impl Channel {
     }
 }
 
-/// The interface has gone since its index was learnt.
-fn is_no_device(error: &io::Error) -> bool {
-    [rustix::io::Errno::NODEV, rustix::io::Errno::NXIO]
-        .iter()
+fn is(error: &io::Error, any: &[Errno]) -> bool {
+    any.iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

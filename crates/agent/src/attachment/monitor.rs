@@ -1,16 +1,16 @@
 //! The kernel's own events about interfaces, routes, neighbours and bridge ports.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::MulticastGroup;
+use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 
 use super::kernel::mac;
 use super::{AttachmentError, Event};
@@ -22,61 +22,63 @@ const RECEIVE_BUFFER: i32 = 1024 * 1024;
 /// Bytes of one read: some tens of events.
 const CHUNK: usize = 32 * 1024;
 
-/// A stream of [`Event`]s of the network namespace that it was opened in.
+/// The [`Event`]s of the network namespace that it was opened in, from then on.
 pub struct Monitor {
-    socket: TokioSocket,
+    socket: Socket,
     chunk: Vec<u8>,
-    events: VecDeque<Event>,
 }
 
 impl std::fmt::Debug for Monitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Monitor")
-            .field("events", &self.events)
-            .finish_non_exhaustive()
+        f.debug_struct("Monitor").finish_non_exhaustive()
     }
 }
 
 impl Monitor {
-    /// Subscribes; needs a tokio runtime.
+    /// Subscribes.
     ///
     /// # Errors
     /// When there is no netlink socket to be had.
     pub fn open() -> Result<Self, AttachmentError> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        socket.socket_mut().bind_auto()?;
-        socket.socket_mut().set_rx_buf_sz(RECEIVE_BUFFER)?;
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
         for group in [
             MulticastGroup::Link,
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ] {
-            socket.socket_mut().add_membership(group as u32)?;
+            socket.add_membership(group as u32)?;
         }
         Ok(Self {
             socket,
             chunk: Vec::with_capacity(CHUNK),
-            events: VecDeque::new(),
         })
     }
 
-    /// The next event.
+    /// The events that have come and were not read yet, some at a time; nothing where there are
+    /// none. What the kernel did before this call, it has told by now.
     ///
     /// # Errors
     /// When the socket has ended.
-    pub async fn next(&mut self) -> Result<Event, AttachmentError> {
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                return Ok(event);
-            }
-            self.chunk.clear();
-            match self.socket.recv(&mut self.chunk).await {
-                Ok(_) => self.events.extend(events(&self.chunk)),
-                Err(error) if overrun(&error) => return Ok(Event::Lost),
-                Err(error) => return Err(error.into()),
-            }
+    pub fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError> {
+        self.chunk.clear();
+        match self.socket.recv(&mut self.chunk, 0) {
+            Ok(_) => Ok(Some(events(&self.chunk))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if overrun(&error) => Ok(Some(vec![Event::Lost])),
+            Err(error) => Err(error.into()),
         }
+    }
+
+    /// The socket once more, to wait for events.
+    ///
+    /// # Errors
+    /// When there are no more file descriptors.
+    pub fn socket(&self) -> Result<OwnedFd, AttachmentError> {
+        Ok(self.socket.as_fd().try_clone_to_owned()?)
     }
 }
 
@@ -167,3 +169,6 @@ fn neighbour_event(message: &NeighbourMessage) -> Option<Event> {
             _ => None,
         })
 }
+
+#[cfg(test)]
+mod tests;

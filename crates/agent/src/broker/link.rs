@@ -11,6 +11,7 @@ use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, to_agent
 use rolegate_proto::wire::MAX_TO_AGENT;
 use rolegate_runtime::http2;
 use rolegate_runtime::tls::ClientTls;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -23,6 +24,10 @@ use super::{BrokerOptions, Proof};
 const CONNECT: Duration = Duration::from_secs(3);
 /// Addresses that are tried before the next wait.
 const TRIES: usize = 3;
+/// For the handshake while no broker serves: one that is busy should not be asked anew.
+const PATIENT: Duration = Duration::from_secs(20);
+/// The same while another one serves.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// For the broker to believe us: it may have to wait for its own watch.
 const WELCOME: Duration = Duration::from_secs(15);
 
@@ -96,7 +101,18 @@ pub(super) async fn run(
     events: &mpsc::Sender<(LinkId, LinkEvent)>,
 ) -> LinkError {
     let talk = async {
+        let patience = if taken.is_empty() { PATIENT } else { HANDSHAKE };
         let (stream, address) = reach(options, taken).await?;
+        let _ = stream.set_nodelay(true);
+        let tls = ClientTls {
+            ca: options.ca.clone(),
+            pair: match &options.proof {
+                Proof::Certificate(files) => Some(files.clone()),
+                Proof::Token(_) => None,
+            },
+            clock: options.clock.clone(),
+        };
+        let stream = tls.connect_within(patience, stream, &options.host).await?;
         converse(id, (stream, address), options, orders, events).await
     };
     match talk.await {
@@ -134,22 +150,18 @@ async fn reach(
 
 async fn converse(
     id: LinkId,
-    (stream, address): (TcpStream, SocketAddr),
+    (stream, address): (
+        impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        SocketAddr,
+    ),
     options: &BrokerOptions,
     (sender, mut receiver): (mpsc::Sender<v1::FromAgent>, mpsc::Receiver<v1::FromAgent>),
     events: &mpsc::Sender<(LinkId, LinkEvent)>,
 ) -> Result<(), LinkError> {
-    let _ = stream.set_nodelay(true);
-    let (mut token, pair) = match &options.proof {
-        Proof::Token(path) => (Some(TokenFile::new(path, options.clock.clone())), None),
-        Proof::Certificate(files) => (None, Some(files.clone())),
+    let mut token = match &options.proof {
+        Proof::Token(path) => Some(TokenFile::new(path, options.clock.clone())),
+        Proof::Certificate(_) => None,
     };
-    let tls = ClientTls {
-        ca: options.ca.clone(),
-        pair,
-        clock: options.clock.clone(),
-    };
-    let stream = tls.connect(stream, &options.host).await?;
     let (requests, connection) = http2::connect(stream).await?;
 
     let hello = from_agent::Body::Hello(v1::Hello {

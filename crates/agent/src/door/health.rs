@@ -36,23 +36,26 @@ impl NodeHealth {
         self.0.instance.store(Some(Arc::new(instance)));
     }
 
-    /// kube2iam's page: JSON, or 500 and the reason.
+    /// kube2iam's page. It says that the agent is alive, which is so while it answers: a probe on it
+    /// must not restart an agent that serves credentials, since the node's metadata service is away.
     pub(super) fn page(&self) -> Answer {
         let instance = self.0.instance.load();
-        let answer = match instance.as_deref() {
-            Some(Ok(id)) => {
-                let host = self.0.host_ip.map(|ip| ip.to_string()).unwrap_or_default();
-                let page = serde_json::json!({ "hostIP": host, "instanceId": id });
-                Answer::ok(page.to_string().into())
-            }
-            Some(Err(reason)) => failed(reason),
-            None => failed("the metadata service has not been asked yet"),
+        let (id, reason) = match instance.as_deref() {
+            Some(Ok(id)) => (id.as_str(), None),
+            Some(Err(reason)) => ("", Some(reason.as_str())),
+            None => ("", Some("the metadata service has not been asked yet")),
         };
-        answer.with_header(AGENT_HEADER, HeaderValue::from_static("1"))
+        let host = self.0.host_ip.map(|ip| ip.to_string()).unwrap_or_default();
+        let mut page = serde_json::json!({ "hostIP": host, "instanceId": id });
+        if let (Some(reason), Some(page)) = (reason, page.as_object_mut()) {
+            page.insert("reason".to_owned(), reason.into());
+        }
+        let outcome = match reason {
+            None => Outcome::Ok,
+            Some(_) => Outcome::Upstream,
+        };
+        Answer::refuse(outcome, page.to_string())
+            .with_status(StatusCode::OK)
+            .with_header(AGENT_HEADER, HeaderValue::from_static("1"))
     }
-}
-
-fn failed(reason: &str) -> Answer {
-    Answer::refuse(Outcome::Upstream, format!("{reason}\n"))
-        .with_status(StatusCode::INTERNAL_SERVER_ERROR)
 }

@@ -5,30 +5,29 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, HeaderValue, ORIGIN};
+use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use rolegate_aws::sessions::{Current, Lease};
 use rolegate_core::arn::RoleArn;
 use rolegate_core::document;
-use rolegate_core::metadata::{CanonicalPath, Route};
+use rolegate_core::metadata::{CanonicalPath, RequestedRole, Route, TREES, VERSIONS};
 use rolegate_core::session::{Failure, FailureKind};
 use rolegate_standing::resident::{Allowed, Resident, Standing};
 
 use super::answer::{Answer, AnswerBody};
+use super::screen::{Screened, screen};
 use super::{Door, ImdsV2, forward};
+use crate::attachment::Verdict;
 use crate::guard::LastLook;
 use crate::limits::Connection;
 use crate::metrics::{Handler, Outcome};
 use crate::picture::Owner;
-use crate::token::MAX_TTL_SECONDS;
+use crate::token::{MAX_TTL_SECONDS, TokenKeys};
 
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const FORWARDED_FOR: &str = "x-forwarded-for";
-/// Whose tokens those are that were given before any pod was known: good for the pass-through
-/// until then, and for nothing after.
-const NOBODY: &str = "";
 
 /// One connection of a pod.
 #[derive(Debug)]
@@ -53,6 +52,17 @@ enum Look<T> {
     WaitForSession(Arc<Lease>, Answer),
 }
 
+impl Look<Answer> {
+    /// The same with another answer.
+    fn map(self, change: impl FnOnce(Answer) -> Answer) -> Self {
+        match self {
+            Self::Done(answer) => Self::Done(change(answer)),
+            Self::Wait(answer) => Self::Wait(change(answer)),
+            Self::WaitForSession(lease, answer) => Self::WaitForSession(lease, change(answer)),
+        }
+    }
+}
+
 impl Visit {
     pub(super) fn new(
         door: Arc<Door>,
@@ -60,12 +70,18 @@ impl Visit {
         peer: IpAddr,
         own: IpAddr,
     ) -> Arc<Self> {
+        let last_look = LastLook::default();
+        // Looked at as it opens: a neighbour that opened it while it held the address must not be
+        // able to wait until the address is back at its pod.
+        if let Some(Owner::Pod(resident)) = door.picture.owner(peer) {
+            let _ = door.guard.check(&resident.workload.uid, peer, &last_look);
+        }
         Arc::new(Self {
             door,
             connection,
             peer,
             own,
-            last_look: LastLook::default(),
+            last_look,
             uid: OnceLock::new(),
         })
     }
@@ -73,11 +89,16 @@ impl Visit {
     /// Answers one request, and counts it.
     pub(super) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<AnswerBody> {
         let begun = Instant::now();
-        let (handler, answer) = match self.screen(&request) {
-            Ok(path) => self.route(&request, &path).await,
+        self.connection.begin(begun);
+        let (handler, mut answer) = match screen(&request, self.peer, self.own) {
+            Ok(Screened::Path(path)) => self.route(&request, &path).await,
+            Ok(Screened::Health) => (Handler::Health, self.door.health.page()),
             Err(refused) => refused,
         };
         let took = begun.elapsed();
+        if self.connection.end(begun + took) {
+            answer = answer.and_close();
+        }
         let metrics = &self.door.metrics;
         metrics.request(handler, answer.outcome, took);
         if let Some(kube2iam) = metrics.kube2iam() {
@@ -96,67 +117,6 @@ impl Visit {
         answer.response
     }
 
-    /// Refuses what no SDK sends, before anything else is looked at.
-    fn screen<'r, B>(
-        &self,
-        request: &'r Request<B>,
-    ) -> Result<CanonicalPath<'r>, (Handler, Answer)> {
-        let bad = |sentence: &'static str| {
-            let answer = Answer::refuse(Outcome::BadRequest, sentence);
-            (Handler::Other, answer)
-        };
-        let uri = request.uri();
-        if uri.authority().is_some() || uri.scheme().is_some() {
-            return Err(bad("write the path alone into the request line\n"));
-        }
-        let target = uri.path_and_query().map_or("", |target| target.as_str());
-        let is_health =
-            target == "/healthz" && matches!(*request.method(), Method::GET | Method::HEAD);
-        // A page in a browser that was pointed here by DNS has an origin, and a host name. Who is
-        // on this host itself may ask for its health by any name.
-        let headers = request.headers();
-        let local = is_health && self.peer.is_loopback();
-        if headers.contains_key(ORIGIN) || !(local || self.is_for_us(headers)) {
-            let sentence = "send the metadata address as Host, and no Origin\n";
-            let answer = Answer::refuse(Outcome::BadRequest, sentence);
-            return Err((Handler::Other, answer.with_status(StatusCode::FORBIDDEN)));
-        }
-        if is_health {
-            return Err((Handler::Health, self.door.health.page()));
-        }
-        CanonicalPath::parse(target).map_err(|error| {
-            let answer = Answer::refuse(Outcome::BadRequest, format!("{error}\n"));
-            (Handler::Other, answer)
-        })
-    }
-
-    /// Whether `Host` is a metadata address, or the address that the connection came to: never a
-    /// name, which whoever answers DNS could have pointed here.
-    fn is_for_us(&self, headers: &HeaderMap) -> bool {
-        let mut hosts = headers.get_all(HOST).iter();
-        let (Some(host), None) = (hosts.next(), hosts.next()) else {
-            return false;
-        };
-        match host.as_bytes() {
-            b"169.254.169.254" | b"169.254.169.254:80" => true,
-            b"[fd00:ec2::254]" | b"[fd00:ec2::254]:80" => true,
-            other => std::str::from_utf8(other)
-                .ok()
-                .and_then(|host| {
-                    let bare = host
-                        .strip_prefix('[')
-                        .and_then(|host| host.strip_suffix(']'));
-                    let socket = || {
-                        host.parse()
-                            .ok()
-                            .map(|socket: std::net::SocketAddr| socket.ip())
-                    };
-                    bare.unwrap_or(host).parse().ok().or_else(socket)
-                })
-                .is_some_and(|host: IpAddr| host == self.own),
-        }
-    }
-
     async fn route<B>(&self, request: &Request<B>, path: &CanonicalPath<'_>) -> (Handler, Answer) {
         let route = path.route();
         let handler = match route {
@@ -164,6 +124,7 @@ impl Visit {
             Route::RoleName => Handler::RoleName,
             Route::Credentials(_) => Handler::Credentials,
             Route::Info => Handler::Info,
+            Route::Versions | Route::Trees => Handler::Root,
             Route::Other | Route::Closed => Handler::Forward,
         };
         let method = request.method();
@@ -209,10 +170,22 @@ impl Visit {
                 })
                 .await
             }
+            Route::Versions => self.listed(headers, VERSIONS).await,
+            Route::Trees => self.listed(headers, TREES).await,
             Route::Closed => Answer::refuse(Outcome::ClosedPath, "pods may not read this path\n"),
             Route::Other => self.forwarded(headers, method, path).await,
         };
         (handler, answer)
+    }
+
+    /// Answers a list that is no pod's own. Clients find out by it what is here, and by a wrong
+    /// token whether tokens are checked.
+    async fn listed(&self, headers: &HeaderMap, list: &'static str) -> Answer {
+        let done = || Answer::ok(Bytes::from_static(list.as_bytes()));
+        if headers.contains_key(TOKEN) {
+            return self.settled(headers, |_, _| Look::Done(done())).await;
+        }
+        self.without_token().unwrap_or_else(done)
     }
 
     /// Hands the request on for a pod that is known. Before any pod is known the safe paths are
@@ -223,21 +196,22 @@ impl Visit {
         method: &Method,
         path: &CanonicalPath<'_>,
     ) -> Answer {
-        let identified = if self.door.picture.is_settled() {
+        let refused = if self.door.picture.is_settled() || headers.contains_key(TOKEN) {
             let pass = |_: &Arc<Resident>, _| Look::Done(Answer::ok(Bytes::new()));
-            self.settled(headers, pass).await
+            let identified = self.settled(headers, pass).await;
+            (identified.outcome != Outcome::Ok).then_some(identified)
         } else {
-            let now = self.door.clock.now();
-            self.check_token(headers.get(TOKEN), NOBODY, now)
-                .unwrap_or_else(|| Answer::ok(Bytes::new()))
+            self.without_token()
         };
-        match identified.outcome {
-            Outcome::Ok =>
-            // Boxed, as all that waits: what is answered at once is not to move its memory about.
-            {
-                Box::pin(forward::forward(&self.door, &self.connection, method, path)).await
+        match refused {
+            Some(refused) => refused,
+            None => {
+                let uid = self.uid.get();
+                let forwarded = forward::forward(&self.door, &self.connection, uid, method, path);
+                // Boxed, as all that waits: what is answered at once is not to move its memory
+                // about.
+                Box::pin(forwarded).await
             }
-            _ => identified,
         }
     }
 
@@ -257,38 +231,31 @@ impl Visit {
             let sentence = "send X-aws-ec2-metadata-token-ttl-seconds from 1 to 21600\n";
             return Answer::refuse(Outcome::BadRequest, sentence);
         };
-        let issue = |uid: &str, now| {
-            let token = self.door.tokens.issue(uid, self.peer, ttl, now);
-            Answer::ok(token.into()).with_header(TOKEN_TTL, ttl.into())
-        };
         self.look(|now| match self.identify(now) {
-            Ok(resident) => Look::Done(issue(&resident.workload.uid, now)),
-            Err(_) if !self.door.picture.is_settled() => Look::Wait(issue(NOBODY, now)),
-            Err(wait) => wait,
+            Ok(resident) => {
+                let uid = &resident.workload.uid;
+                let token = self.door.tokens.issue(uid, self.peer, ttl, now);
+                Look::Done(Answer::ok(token.into()).with_header(TOKEN_TTL, ttl.into()))
+            }
+            // Not 404, by which clients learn that there are no tokens here, for all their life.
+            Err(refused) => refused.map(|answer| {
+                if answer.outcome == Outcome::UnknownPod {
+                    answer.with_status(StatusCode::SERVICE_UNAVAILABLE)
+                } else {
+                    answer
+                }
+            }),
         })
         .await
     }
 
-    /// The refusal of a token that is missing where one is demanded, or is not that of the pod
-    /// `uid` at this address.
-    fn check_token(
-        &self,
-        token: Option<&HeaderValue>,
-        uid: &str,
-        now: Timestamp,
-    ) -> Option<Answer> {
-        let sentence = match token {
-            None if self.door.options.imds_v2 == ImdsV2::Optional => return None,
-            None => "a metadata token is demanded: get one by PUT /latest/api/token\n",
-            Some(token) => {
-                let tokens = &self.door.tokens;
-                if tokens.verify(token.as_bytes(), uid, self.peer, now) {
-                    return None;
-                }
-                "the metadata token is not valid, or not this pod's\n"
-            }
-        };
-        Some(Answer::refuse(Outcome::BadToken, sentence))
+    /// The refusal of a request without a token, where one is demanded.
+    fn without_token(&self) -> Option<Answer> {
+        let sentence = "a metadata token is demanded: get one by PUT /latest/api/token\n";
+        match self.door.options.imds_v2 {
+            ImdsV2::Optional => None,
+            ImdsV2::Required => Some(Answer::refuse(Outcome::BadToken, sentence)),
+        }
     }
 
     /// Looks with an identified pod whose token, if any is sent or demanded, is its own.
@@ -297,21 +264,32 @@ impl Visit {
         headers: &HeaderMap,
         mut look: impl FnMut(&Arc<Resident>, Timestamp) -> Look<Answer>,
     ) -> Answer {
-        let token = headers.get(TOKEN);
-        // Without looking at who asks: no wait changes that there is none.
-        if token.is_none()
-            && let Some(refused) = self.check_token(token, NOBODY, self.door.clock.now())
-        {
-            return refused;
+        let wrong = || {
+            let sentence = "the metadata token is not valid, or not this pod's\n";
+            Answer::refuse(Outcome::BadToken, sentence)
+        };
+        let token = headers.get(TOKEN).map(HeaderValue::as_bytes);
+        // Without looking at who asks: no wait changes that there is none, or that it is none.
+        match token {
+            None => {
+                if let Some(refused) = self.without_token() {
+                    return refused;
+                }
+            }
+            Some(token) if !TokenKeys::is_shaped(token) => return wrong(),
+            Some(_) => {}
         }
         self.look(|now| {
             let resident = match self.identify(now) {
                 Ok(resident) => resident,
                 Err(wait) => return wait,
             };
-            match self.check_token(token, &resident.workload.uid, now) {
-                Some(refused) => Look::Done(refused),
-                None => look(&resident, now),
+            let uid = &resident.workload.uid;
+            let is_good = |token| self.door.tokens.verify(token, uid, self.peer, now);
+            if token.is_none_or(is_good) {
+                look(&resident, now)
+            } else {
+                Look::Done(wrong())
             }
         })
         .await
@@ -334,7 +312,7 @@ impl Visit {
         mut last: Answer,
         mut look: impl FnMut(Timestamp) -> Look<Answer>,
     ) -> Answer {
-        let Some(_waiter) = self.connection.wait() else {
+        let Some(_waiter) = self.connection.wait(self.door.clock.now()) else {
             return Answer::refuse(
                 Outcome::Limited,
                 "too many requests of this pod are waiting\n",
@@ -385,24 +363,30 @@ impl Visit {
         {
             return not_ready("rolegate has not heard of the cluster for too long\n");
         }
-        let unknown = |why: &str| {
+        let refusal = |why: &str| {
             let sentence = format!(
                 "no pod of this node is known by the address {}{why}\n",
                 self.peer
             );
-            Err(Look::Wait(Answer::refuse(Outcome::UnknownPod, sentence)))
+            Answer::refuse(Outcome::UnknownPod, sentence)
         };
+        let unknown = |why: &str| Err(Look::Wait(refusal(why)));
         let resident = match self.door.picture.owner(self.peer) {
             Some(Owner::Pod(resident)) => resident,
             Some(Owner::Disputed) => return unknown(": several live pods claim it"),
             None => return unknown(""),
         };
-        if !self
-            .door
-            .guard
-            .is_at_home(&resident.workload.uid, self.peer, &self.last_look)
-        {
-            return unknown(": it has moved to another interface than its pod's");
+        let guard = &self.door.guard;
+        match guard.check(&resident.workload.uid, self.peer, &self.last_look) {
+            Verdict::Same => {}
+            Verdict::Changed => {
+                let why = ": it is, or was a moment ago, elsewhere than its pod";
+                return Err(Look::Wait(refusal(why).and_close()));
+            }
+            Verdict::Unrecorded => {
+                return unknown(": the container runtime has not recorded that its pod has it");
+            }
+            Verdict::Unknown => return unknown(": the kernel does not know where it is"),
         }
         let uid = &resident.workload.uid;
         if self.uid.get_or_init(|| uid.clone()) != uid {
@@ -442,10 +426,10 @@ impl Visit {
         &self,
         resident: &Resident,
         allowed: &Allowed,
-        name: &str,
+        name: RequestedRole<'_>,
         now: Timestamp,
     ) -> Look<Answer> {
-        if name.as_bytes() != allowed.listed && name != allowed.role.as_str() {
+        if !name.is(&allowed.listed) && !name.is(allowed.role.as_str().as_bytes()) {
             let sentence = format!("Invalid role {name}\n");
             return Look::Done(Answer::refuse(Outcome::WrongRole, sentence));
         }
@@ -480,11 +464,9 @@ fn failed(role: &RoleArn, failure: &Failure) -> Answer {
     let code = &failure.code;
     match failure.kind {
         FailureKind::Final => {
-            let advice = match failure.missing {
-                Some(missing) => missing.advice(role),
-                None => "the role must exist, and its trust policy must allow rolegate's role to \
-                         assume it with this pod's external ID"
-                    .to_owned(),
+            let advice = match failure.cause {
+                Some(cause) => cause.advice(role),
+                None => "rolegate's log has STS's reason".to_owned(),
             };
             let sentence = format!("STS refuses role {role} ({code}): {advice}\n");
             Answer::refuse(Outcome::StsRefused, sentence)

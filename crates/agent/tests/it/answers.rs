@@ -240,7 +240,6 @@ async fn rule_10_kube2iams_health_page_and_nothing_more_is_on_the_pods_port() {
         "/debug/",
         "/healthz/",
         "/healthz?x",
-        "/",
     ] {
         let reply = stage.get(1, path).await;
         assert!((400..500).contains(&reply.status), "{path} {reply:?}");

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod answers;
+mod clients;
 mod pains;
 mod rules;
 mod stage;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rolegate_agent::app::SourceOptions;
 use rolegate_agent::limits::LimitOptions;
 use rolegate_core::engine::EngineOptions;
 use rolegate_devkit::Namespace;
@@ -194,6 +195,54 @@ async fn threat_19_a_noisy_pod_takes_nothing_from_its_neighbours() {
     }
     assert!(limited > 0);
     assert_ne!(forwarded(1, 99).await, 429);
+}
+
+#[tokio::test]
+async fn threat_19_a_connection_is_bounded_in_size_and_time() {
+    let stage = Stage::with(|options| options.door.header_time = Duration::from_millis(50)).await;
+    // One that asks nothing, one that asks slowly.
+    for begun in ["", "GET /latest/meta-data/ HTTP/1.1\r\nHost:"] {
+        let mut slow = stage.connect(1).await;
+        tokio::io::AsyncWriteExt::write_all(&mut slow, begun.as_bytes())
+            .await
+            .unwrap();
+        let ended = reply(&mut slow).await;
+        assert!(matches!(ended.status, 0 | 408), "{ended:?}");
+    }
+    let head = |length| {
+        let line = format!("GET {CREDENTIALS}reader HTTP/1.1");
+        format!("{line}\r\nX-Long: {}", "a".repeat(length))
+    };
+    assert_eq!(stage.request(1, &head(7000)).await.status, 200);
+    let long = stage.request(1, &head(9000)).await;
+    assert!(matches!(long.status, 0 | 431), "{long:?}");
+}
+
+#[tokio::test]
+async fn threat_19_before_pods_are_known_each_address_may_be_one() {
+    let limits = LimitOptions {
+        connections: 8,
+        ..LimitOptions::default()
+    };
+    let stage = Stage::unready(|options| {
+        options.door.limits = limits;
+        if let SourceOptions::Kubernetes { client, .. } = &mut alone(options).source {
+            // Nothing answers there.
+            client.api_server = Some("http://127.0.0.1:9".into());
+        }
+    })
+    .await;
+    let mut held = Vec::new();
+    for n in 1..9 {
+        held.push(stage.connect(n).await);
+    }
+    // Served, and so accepted after all of them: no limit of strangers was reached.
+    assert_eq!(stage.get(100, "/").await.status, 200);
+    let metrics = stage.admin("/metrics").await.body;
+    for (limit, reached) in [("stranger_connections", 0), ("connections", 1)] {
+        let line = format!("rolegate_limit_reached_total{{limit=\"{limit}\"}} {reached}\n");
+        assert!(metrics.contains(&line), "{line} not in {metrics}");
+    }
 }
 
 #[tokio::test]

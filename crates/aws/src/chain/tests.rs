@@ -26,7 +26,7 @@ impl AssumeRole for Counting {
                 kind: FailureKind::Final,
                 code: "AccessDenied".into(),
                 message: "told to fail".into(),
-                missing: None,
+                cause: None,
             });
         }
         Ok(session::Credentials {

@@ -32,7 +32,7 @@ impl AssumeRole for Slow {
                 kind,
                 code: "Told".into(),
                 message: "told to fail".into(),
-                missing: None,
+                cause: None,
             });
         }
         Ok(Credentials {

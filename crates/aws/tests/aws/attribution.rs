@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use rolegate_aws::sts::Sts;
-use rolegate_core::session::{Failure, FailureKind, MissingAction, SessionKey, SessionLimits};
+use rolegate_core::session::{
+    Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
+};
 use rolegate_devkit as devkit;
 
 use super::sts::{ROLE, USER, key, options, service};
@@ -75,12 +77,16 @@ async fn a_trust_policy_without_tag_session_is_named() {
     let told = "the session has tags, so the trust policy of role reader must allow \
                 sts:TagSession to rolegate";
     assert!(failure.message.contains(told), "{failure}");
-    assert_eq!(failure.missing, Some(MissingAction::TagSession));
+    assert_eq!(
+        failure.cause,
+        Some(RefusalCause::Missing(MissingAction::TagSession))
+    );
     // Where STS doesn't say what is missing, it is among what to look at, and only if sent.
     service.deny_role(ROLE);
     let failure = refused(&service, tagged()).await;
     assert!(failure.message.contains("with sts:TagSession"), "{failure}");
-    assert_eq!(failure.missing, None);
+    let untrusted = RefusalCause::Untrusted { external_id: true };
+    assert_eq!(failure.cause, Some(untrusted));
     let failure = refused(&service, SessionLimits::default()).await;
     assert!(!failure.message.contains("TagSession"), "{failure}");
 }
@@ -96,7 +102,10 @@ async fn a_trust_policy_without_set_source_identity_is_named() {
     let failure = refused(&service, marked).await;
     let told = "role reader must allow sts:SetSourceIdentity";
     assert!(failure.message.contains(told), "{failure}");
-    assert_eq!(failure.missing, Some(MissingAction::SetSourceIdentity));
+    assert_eq!(
+        failure.cause,
+        Some(RefusalCause::Missing(MissingAction::SetSourceIdentity))
+    );
 }
 
 #[tokio::test]

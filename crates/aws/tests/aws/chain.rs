@@ -72,7 +72,9 @@ async fn pods_roles_are_assumed_by_the_last_of_the_chain() {
     sts.assume_role(&theirs(Some("customer-a"))).await.unwrap();
     let failure = sts.assume_role(&theirs(None)).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Final, "{failure}");
-    assert!(failure.message.contains("external ID"), "{failure}");
+    assert!(failure.message.contains("trust policy"), "{failure}");
+    // No advice about what it does not have.
+    assert!(!failure.message.contains("external ID"), "{failure}");
 }
 
 #[tokio::test]

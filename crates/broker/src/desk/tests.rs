@@ -452,3 +452,134 @@ async fn streams_that_come_and_go_hold_up_neither_pods_nor_rules() {
     // It has not got to all that streams ask.
     assert!(Arc::strong_count(&thief) > 10_000);
 }
+
+#[test]
+fn a_pod_that_comes_after_the_last_one_left_reaches_the_nodes_stream() {
+    let mut bench = settled();
+    let feed = bench.serving("node-1", None);
+    bench.apply(pod("uid-1", "node-1"));
+    let gone = Change::Delete(pod("uid-1", "node-1"));
+    bench.desk.update(Update::Workloads(gone));
+    bench.apply(pod("uid-2", "node-1"));
+    assert_eq!(standing(&feed, "uid-2"), "allowed");
+    // When its streams have gone too, nothing is left of the node.
+    bench.desk.order(Order::Leave(feed));
+    let gone = Change::Delete(pod("uid-2", "node-1"));
+    bench.desk.update(Update::Workloads(gone));
+    assert!(bench.desk.nodes.is_empty());
+}
+
+#[test]
+fn threat_09_a_stream_ends_with_its_agents_pod_though_another_stream_ended_before() {
+    let mut bench = settled();
+    bench.apply(agent("node-1"));
+    let other = bench.serving("node-2", None);
+    let feed = bench.serving("node-1", Some("uid-agent"));
+    bench.desk.order(Order::Leave(other));
+    let gone = Change::Delete(agent("node-1"));
+    bench.desk.update(Update::Workloads(gone));
+    assert!(feed.closed.is_cancelled());
+}
+
+#[test]
+fn a_change_of_the_rules_touches_no_pod_of_a_node_that_is_not_served() {
+    let mut bench = settled();
+    bench.apply(pod("uid-1", "node-1"));
+    bench.apply(pod("uid-2", "node-2"));
+    let _feed = bench.serving("node-1", None);
+    bench.desk.update(namespace(r#"["writer"]"#));
+    let touched: Vec<_> = std::iter::from_fn(|| bench.desk.pending.take()).collect();
+    assert_eq!(touched, [("uid-1".into(), true)]);
+    assert_eq!(bench.leased(), 1);
+    // Rules that touch one namespace touch no pod of another.
+    let elsewhere = Namespace {
+        name: "elsewhere".into(),
+        ..Namespace::default()
+    };
+    let change = Update::Namespaces(Change::Apply(elsewhere));
+    bench.desk.update(change);
+    assert!(bench.desk.pending.is_empty());
+}
+
+#[test]
+fn what_is_worth_another_try_stays_so_until_it_is_tried() {
+    let mut pending = Pending::default();
+    for retry in [false, true, false] {
+        pending.touch("uid-1".into(), retry);
+    }
+    assert_eq!(pending.take(), Some(("uid-1".into(), true)));
+    pending.touch("uid-1".into(), false);
+    assert_eq!(pending.take(), Some(("uid-1".into(), false)));
+    assert_eq!(pending.take(), None);
+}
+
+#[test]
+fn a_feed_is_complete_only_where_both_pods_and_rules_are_known() {
+    // Rules without pods, and pods without rules.
+    let mut bench = empty();
+    let feed = bench.serving("node-1", None);
+    bench.allow(r#"["reader"]"#);
+    bench.learn();
+    assert!(!sent(&feed).2, "pods are not known");
+    let late = bench.serving("node-1", None);
+    assert!(!sent(&late).2);
+    let none = Change::Snapshot(Vec::new());
+    bench.desk.update(Update::Workloads(none));
+    assert!(sent(&feed).2 && sent(&late).2);
+    // It is said once.
+    bench.allow(r#"["writer"]"#);
+    assert!(!sent(&feed).2);
+}
+
+#[test]
+fn threat_01_an_address_or_a_node_that_changes_is_an_alarm_of_its_own() {
+    let mut bench = settled();
+    let address = |last: u8| vec![[10, 0, 0, last].into()];
+    let at = |uid: &str, node: &str, last: u8| Workload {
+        addresses: address(last),
+        ..pod(uid, node)
+    };
+    bench.apply(at("victim", "node-1", 1));
+    bench.apply(at("thief", "node-2", 2));
+    assert!(bench.metric("broker_address_claimed_twice_total 0"));
+    // Only its address changes.
+    bench.apply(at("thief", "node-2", 1));
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    bench.apply(at("thief", "node-1", 1));
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    // Only its node does.
+    bench.apply(at("thief", "node-2", 1));
+    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+}
+
+#[test]
+fn pods_that_a_list_does_not_have_are_gone() {
+    let mut bench = settled();
+    let feed = bench.serving("node-1", None);
+    bench.apply(pod("uid-1", "node-1"));
+    bench.apply(pod("uid-2", "node-1"));
+    sent(&feed);
+    let uids = ["uid-2".into(), "uid-3".into()].into();
+    bench.desk.update(Update::RetainWorkloads(uids));
+    assert_eq!(sent(&feed), (vec![], vec!["uid-1".into()], false));
+    assert!(bench.metric("broker_pods 1"));
+    let update = Update::RetainNamespaces(HashSet::new());
+    bench.desk.update(update);
+    bench.desk.catch_up(PORTION);
+    assert_eq!(standing(&feed, "uid-2"), "undecided");
+}
+
+#[test]
+fn labels_that_change_nothing_are_those_that_the_next_rule_reads() {
+    let mut bench = settled();
+    let feed = bench.serving("node-1", None);
+    bench.apply(pod("uid-1", "node-1"));
+    sent(&feed);
+    bench.apply(Workload {
+        labels: [("team", "shop")].into_iter().collect(),
+        ..pod("uid-1", "node-1")
+    });
+    assert!(!feed.has_news());
+    let resident = feed.resident("uid-1").unwrap();
+    assert_eq!(resident.workload.labels.get("team"), Some("shop"));
+}

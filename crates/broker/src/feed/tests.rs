@@ -373,3 +373,90 @@ fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
     }
     assert_eq!(written().len(), 4);
 }
+
+#[test]
+fn what_is_gone_alone_is_news() {
+    // Its session lives on for the other pod.
+    let bench = bench();
+    bench.put("uid-1", "a");
+    bench.put("uid-2", "a");
+    bench.drain();
+    bench.feed.remove("uid-1");
+    assert!(bench.feed.has_news());
+    let updates = bench.drain();
+    assert_eq!(gone(&updates), ["uid-1"]);
+    assert!(updates[0].ended.is_empty());
+    // A session ends alone where its pod may have nothing now that is told with the pod.
+    bench.feed.put(pod("uid-2"), denied());
+    let update = bench.feed.take(&bench.ledger, at(0)).unwrap();
+    assert_eq!((update.residents.len(), update.ended.len()), (1, 1));
+    assert!(!bench.feed.has_news());
+}
+
+#[test]
+fn nothing_is_complete_before_all_that_is_gone_was_told() {
+    let bench = bench();
+    let many = 2 * GONE + 1;
+    for number in 0..many {
+        bench.feed.put(pod(&format!("uid-{number}")), denied());
+    }
+    bench.drain();
+    for number in 0..many {
+        bench.feed.remove(&format!("uid-{number}"));
+    }
+    bench.feed.complete();
+    let updates = bench.drain();
+    let told: Vec<_> = updates
+        .iter()
+        .map(|it| (it.gone.len(), it.complete))
+        .collect();
+    assert_eq!(told, [(GONE, false), (GONE, false), (1, true)]);
+
+    // So it is with sessions, each of which was its pod's own.
+    let bench = self::bench();
+    for number in 0..GONE + 1 {
+        bench.put(&format!("uid-{number}"), &format!("role-{number}"));
+    }
+    bench.drain();
+    for number in 0..GONE + 1 {
+        bench.feed.put(pod(&format!("uid-{number}")), denied());
+    }
+    bench.feed.complete();
+    let updates = bench.drain();
+    let complete: Vec<_> = updates.iter().filter(|it| it.complete).collect();
+    assert_eq!(complete.len(), 1);
+    assert!(updates.last().unwrap().complete);
+    let ended: usize = updates.iter().map(|it| it.ended.len()).sum();
+    assert_eq!(ended, GONE + 1);
+}
+
+#[test]
+fn what_layers_in_audit_mode_would_refuse_is_told_when_the_agent_says_so() {
+    let bench = bench();
+    let tell = Tell::new(None, bench.ledger.clone());
+    let Standing::Allowed(allowed) = bench.allowed("a").standing else {
+        panic!("not allowed");
+    };
+    let Standing::Denied { denial, .. } = denied().standing else {
+        panic!("not denied");
+    };
+    let audited = Allowed {
+        audited: vec![denial],
+        ..allowed
+    };
+    bench
+        .feed
+        .put(pod("uid-1"), decided(Standing::Allowed(audited)));
+    bench.drain();
+    let told = || {
+        let resident = bench.feed.resident("uid-1").unwrap();
+        // One that was told a moment ago is not told again.
+        !resident
+            .told
+            .allows(at(2), std::time::Duration::from_secs(3600))
+    };
+    bench
+        .feed
+        .notice("uid-1", &NoticeOutcome::Audited, &tell, at(1));
+    assert!(told(), "nothing was told");
+}

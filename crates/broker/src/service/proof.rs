@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use jiff::Timestamp;
+use rolegate_kube::token_review::{Reviewed, claimed};
 use rolegate_proto::wire::MAX_TOKEN;
+use rolegate_runtime::peer::PeerKey;
 use tokio::time::timeout;
 use tonic::Status;
 use tracing::debug;
@@ -18,7 +20,7 @@ use crate::reviewer::ReviewError;
 pub(super) const PROOF: Duration = Duration::from_secs(600);
 /// How long it may take until the watch shows the agent's pod.
 const PROVING: Duration = Duration::from_secs(5);
-/// When a token is looked at again that nobody could be asked about.
+/// How long after it was looked at a token is looked at again that nobody could be asked about.
 const AGAIN: Duration = Duration::from_secs(20);
 
 /// Why nothing is proven.
@@ -44,26 +46,44 @@ impl Connection {
         if proven.until.is_some_and(|until| until <= now) {
             return Err(Refused::Ended.into());
         }
-        self.trust.earn();
         debug!(node = %proven.node, peer = %self.peer, broker = parts.name, "agent proven");
         Ok(proven)
     }
 
-    async fn prove_by_token(&self, claimed: &str, token: &str) -> Result<Proven, Unproven> {
+    async fn prove_by_token(&self, node: &str, token: &str) -> Result<Proven, Unproven> {
         let parts = &self.service.parts;
         if token.len() > MAX_TOKEN {
             return Err(Refused::Unknown.into());
         }
-        let account = parts.agents.account();
-        let reviewed = parts.reviewer.review(self.peer, token, &account.audience);
-        let reviewed = reviewed.await?;
-        let mut changes = parts.agents.changes();
-        let look = || {
-            let uid = reviewed.pod_uid.as_deref();
-            let pod = uid.and_then(|uid| parts.agents.get(uid));
-            by_token(&reviewed, account, claimed, self.peer, pod.as_deref())
+        // What it says of itself proves nothing. But where that would not be enough if it were so, there
+        // is nothing to ask the API server, which anybody could make the broker do.
+        let said = claimed(token).ok_or(Refused::Unknown)?;
+        let unchecked = self.compare(&said, node).await?;
+        if unchecked
+            .until
+            .is_some_and(|until| until <= parts.clock.now())
+        {
+            return Err(Refused::Ended.into());
+        }
+        let peer = match parts.agents.has_address(self.peer) {
+            true => PeerKey::exactly(self.peer),
+            false => PeerKey::of(self.peer),
         };
-        // The broker's watch may lag behind an agent that has just started.
+        let audience = &parts.agents.account().audience;
+        let reviewed = parts.reviewer.review(peer, token, audience).await?;
+        Ok(self.compare(&reviewed, node).await?)
+    }
+
+    /// Whether a token of which this is known is of the agent of `node`; waits for a moment where the
+    /// broker's watch may lag behind an agent that has just started.
+    async fn compare(&self, known: &Reviewed, node: &str) -> Result<Proven, Refused> {
+        let agents = &self.service.parts.agents;
+        let mut changes = agents.changes();
+        let look = || {
+            let uid = known.pod_uid.as_deref();
+            let pod = uid.and_then(|uid| agents.get(uid));
+            by_token(known, agents.account(), node, self.peer, pod.as_deref())
+        };
         let waiting = async {
             loop {
                 match look() {
@@ -76,11 +96,10 @@ impl Connection {
                 }
             }
         };
-        let proven = match timeout(PROVING, waiting).await {
+        match timeout(PROVING, waiting).await {
             Ok(settled) => settled,
             Err(_) => look(),
-        };
-        Ok(proven?)
+        }
     }
 
     /// What somebody is told who has proven nothing, or whose proof counts no longer. Anybody can
@@ -102,8 +121,8 @@ impl Connection {
     }
 }
 
-/// A token, and what came of looking at it.
-type Look = (Zeroizing<String>, Result<Proven, Unproven>);
+/// A token, when it was looked at, and what came of it.
+type Look = (Zeroizing<String>, Timestamp, Result<Proven, Unproven>);
 
 /// The proofs of a stream.
 ///
@@ -152,18 +171,18 @@ impl<'c> Proofs<'c> {
     pub(super) fn show(&mut self, token: Zeroizing<String>) {
         match self.looking {
             Some(_) => self.newer = Some(token),
-            None => self.look(token, Duration::ZERO),
+            None => self.look(token, Timestamp::MIN),
         }
     }
 
-    fn look(&mut self, token: Zeroizing<String>, after: Duration) {
+    fn look(&mut self, token: Zeroizing<String>, when: Timestamp) {
         let (connection, node) = (self.connection, self.first.node.clone());
         let look = async move {
-            if !after.is_zero() {
-                connection.service.parts.clock.sleep(after).await;
-            }
+            let clock = &connection.service.parts.clock;
+            clock.sleep_until(when).await;
+            let looked = clock.now();
             let proven = connection.prove(&node, &token).await;
-            (token, proven)
+            (token, looked, proven)
         };
         self.looking = Some(look.boxed());
     }
@@ -180,7 +199,7 @@ impl<'c> Proofs<'c> {
                 () = self.connection.service.parts.clock.sleep_until(due) => {
                     return Refused::Ended.into();
                 }
-                Some((token, proven)) = OptionFuture::from(self.looking.as_mut()) => {
+                Some((token, looked, proven)) = OptionFuture::from(self.looking.as_mut()) => {
                     self.looking = None;
                     let newer = self.newer.take();
                     match proven {
@@ -191,10 +210,13 @@ impl<'c> Proofs<'c> {
                         Ok(proven) => {
                             self.count(&proven);
                             if let Some(newer) = newer {
-                                self.look(newer, Duration::ZERO);
+                                self.look(newer, Timestamp::MIN);
                             }
                         }
-                        Err(Unproven::Unasked(_)) => self.look(newer.unwrap_or(token), AGAIN),
+                        Err(Unproven::Unasked(_)) => {
+                            let again = looked.checked_add(AGAIN).unwrap_or(Timestamp::MAX);
+                            self.look(newer.unwrap_or(token), again);
+                        }
                         Err(refused) => return refused,
                     }
                 }

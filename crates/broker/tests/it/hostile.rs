@@ -16,6 +16,9 @@ use crate::net::Load;
 use crate::raw::{Raw, connect, dial, eventually};
 use crate::stage::{CREDENTIALS, Stage, address, get, ledger, metric, pod, until};
 
+const UNAUTHENTICATED: &str =
+    r#"rolegate_broker_connections{port="agents",state="unauthenticated"}"#;
+const AUTHENTICATED: &str = r#"rolegate_broker_connections{port="agents",state="authenticated"}"#;
 const WRITER: &str = "/latest/meta-data/iam/security-credentials/writer";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -295,24 +298,32 @@ async fn whoever_has_proven_nothing_sends_no_large_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_have_an_eighth_of_the_room_and_agents_the_rest() {
+async fn strangers_hold_no_more_than_their_share_and_the_oldest_goes() {
     let stage = Stage::new().await;
     let mut options = stage.broker_options("broker-a");
     options.connections = 16;
     let broker = stage.start(options).await;
     let to = broker.addresses().agents;
-    // More than there may be guests.
     let pairs = ["node-1", "node-2", "node-3"].map(|node| (node, stage.node_pair(node)));
     let mut held = Vec::new();
     for (node, pair) in pairs {
         held.push(Raw::serving(&stage.tls(Some(pair)), to, node).await);
     }
+    // None of them waits for a place, whatever the others do.
     let tls = stage.tls(None);
-    let stranger = async |n| connect(&tls, Ipv4Addr::new(127, 0, 0, n), to).await;
-    let opened = futures::future::join_all((66..70).map(&stranger));
-    let opened = tokio::time::timeout(Duration::from_secs(2), opened).await;
-    assert!(opened.is_err(), "strangers have more than an eighth");
-    // Who is there is served on.
+    let mut strangers = Vec::new();
+    for n in 66..90 {
+        let from = Ipv4Addr::new(127, 0, 0, n);
+        strangers.push(connect(&tls, from, to).await.unwrap());
+    }
+    eventually("two strangers", || async {
+        metric(&broker, UNAUTHENTICATED).await == Some(2)
+    })
+    .await;
+    assert_eq!(metric(&broker, AUTHENTICATED).await, Some(3));
+    let report = broker.readiness().report();
+    assert!(report.ready && report.noted.contains_key("agent connections"));
+    // Who is there is served on, and who comes is served.
     stage.kube.put_pod(pod("new", 1, 2, "reader"));
     while held[0]
         .update()
@@ -321,27 +332,67 @@ async fn strangers_have_an_eighth_of_the_room_and_agents_the_rest() {
         .iter()
         .all(|it| it.name != "new")
     {}
+    let agent = stage.agent(&broker, "node-2").await;
+    assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_address_has_room_for_so_many_connections() {
+async fn one_address_has_few_unauthenticated_connections() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
     let to = broker.addresses().agents;
     let tls = stage.tls(None);
     let thief = Ipv4Addr::new(127, 0, 0, 66);
     let mut held = Vec::new();
-    for _ in 0..16 {
+    for _ in 0..10 {
         held.push(connect(&tls, thief, to).await.unwrap());
     }
-    assert!(connect(&tls, thief, to).await.is_err());
-    // Nobody else has less for it, and it has as many again when they are closed.
+    eventually("four connections", || async {
+        metric(&broker, UNAUTHENTICATED).await == Some(4)
+    })
+    .await;
+    // Nobody else has less for it.
     let agent = stage.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
     for (_, connection) in held.drain(..) {
         connection.abort();
     }
-    eventually("room", || async { connect(&tls, thief, to).await.is_ok() }).await;
+    eventually("no connection", || async {
+        metric(&broker, UNAUTHENTICATED).await == Some(0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_certificate_shown_from_many_addresses_takes_no_more_than_one_nodes_connections() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    options.connections = 32;
+    let broker = stage.start(options).await;
+    let to = broker.addresses().agents;
+    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let mut held = Vec::new();
+    for n in 1..60 {
+        let from = Ipv4Addr::new(127, 0, 2, n);
+        let Ok((requests, connection)) = connect(&tls, from, to).await else {
+            continue;
+        };
+        let Ok(mut raw) = Raw::on(requests, connection).await else {
+            continue;
+        };
+        raw.hello("node-1").await;
+        // Those that are refused are closed, and those that are not are kept.
+        if raw.hear().await.is_ok() {
+            held.push(raw);
+        }
+    }
+    assert_eq!(held.len(), PER_NODE);
+    eventually("no more than the node's", || async {
+        metric(&broker, AUTHENTICATED).await == Some(u64::try_from(PER_NODE).unwrap())
+    })
+    .await;
+    let agent = stage.agent(&broker, "node-2").await;
+    assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -354,9 +405,18 @@ async fn a_node_has_room_for_so_many_streams() {
     for _ in 0..PER_NODE {
         held.push(Raw::serving(&tls, to, "node-1").await);
     }
-    let crowded = Raw::open(&tls, to).await;
+    let from = Ipv4Addr::LOCALHOST;
+    let (requests, connection) = connect(&tls, from, to).await.unwrap();
+    let mut crowded = Raw::on(requests, connection.clone()).await.unwrap();
     crowded.hello("node-1").await;
-    assert_eq!(crowded.end().await.code(), Code::ResourceExhausted);
+    let refused = crowded.hear().await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    // Its connection takes no place any longer.
+    eventually("the end of the connection", || async {
+        connection.is_finished()
+    })
+    .await;
+    drop(crowded);
     assert_eq!(
         metric(&broker, "rolegate_broker_refused_total{reason=\"crowded\"}").await,
         Some(1)

@@ -3,7 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use rolegate_broker::app::{Broker, KiamOptions};
+use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions};
+use rolegate_broker::feed::PER_NODE;
 use rolegate_devkit::{Namespace, Pod};
 use rolegate_proto::kiam::kiam_service_client::KiamServiceClient;
 use rolegate_proto::kiam::{
@@ -67,6 +68,13 @@ async fn stage() -> (Stage, Broker, SocketAddr) {
 }
 
 async fn stage_with(clock: Clock) -> (Stage, Broker, SocketAddr) {
+    stage_of(clock, |_| ()).await
+}
+
+async fn stage_of(
+    clock: Clock,
+    change: impl FnOnce(&mut BrokerOptions),
+) -> (Stage, Broker, SocketAddr) {
     let stage = Stage::with_clock(clock).await;
     stage.kube.put_pod(agent(1, NODE_1));
     stage.kube.put_pod(agent(2, NODE_2));
@@ -79,6 +87,7 @@ async fn stage_with(clock: Clock) -> (Stage, Broker, SocketAddr) {
         listen: LOOPBACK,
         client_ca: stage.path("ca.pem"),
     });
+    change(&mut options);
     let broker = stage.start(options).await;
     let to = broker.addresses().kiam.unwrap();
     (stage, broker, to)
@@ -274,4 +283,37 @@ async fn threat_09_a_kiam_connection_does_not_outlive_its_certificate() {
     assert_eq!(refused.code(), Code::Unauthenticated);
     let counted = r#"rolegate_broker_kiam_requests_total{outcome="refused"}"#;
     assert_eq!(metric(&broker, counted).await, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threat_27_kiams_certificate_from_many_addresses_keeps_no_nodes_agent_out() {
+    let (stage, broker, to) = stage_of(Clock::system(), |options| options.connections = 48).await;
+    let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
+    // Addresses of no node, and as many connections of one node as can be had.
+    let mut held = Vec::new();
+    for n in 1..60 {
+        let from = Ipv4Addr::new(127, 0, 3, n);
+        held.push(connect(&tls, from, to).await.unwrap());
+    }
+    for _ in 0..12 {
+        held.extend(connect(&tls, NODE_1, to).await);
+    }
+    let of =
+        |state: &str| format!("rolegate_broker_connections{{port=\"kiam\",state=\"{state}\"}}");
+    let (broker, of) = (&broker, &of);
+    eventually("no more than its node's", || async move {
+        metric(broker, &of("authenticated")).await == Some(u64::try_from(PER_NODE).unwrap())
+            && metric(broker, &of("unauthenticated")).await <= Some(6)
+    })
+    .await;
+    let mut two = Kiam::connect(&stage, to, NODE_2).await;
+    let served = two.credentials("127.2.0.1", "writer").await.unwrap();
+    assert_eq!(served.code, "Success");
+    assert!(
+        broker
+            .readiness()
+            .report()
+            .noted
+            .contains_key("kiam connections")
+    );
 }

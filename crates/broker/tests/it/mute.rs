@@ -13,7 +13,7 @@ use rolegate_proto::v1::broker_server::{Broker, BrokerServer};
 use rolegate_proto::v1::{self, to_agent};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
-use rolegate_runtime::http2::{Limits, Trust, serve};
+use rolegate_runtime::http2::{Authentication, Limit, Limits, Peers, Usage, serve};
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::tls::{CertificateStore, ClientAuthorities, MutualTls};
 use tokio::net::TcpListener;
@@ -50,6 +50,19 @@ impl Broker for Mute {
     }
 }
 
+/// Expects peers from everywhere.
+struct Anybody;
+
+impl Peers for Anybody {
+    fn is_expected(&self, _: std::net::IpAddr) -> bool {
+        true
+    }
+
+    fn closed(&self, _: Limit) {}
+
+    fn usage(&self, _: Usage) {}
+}
+
 #[tokio::test]
 async fn a_broker_that_says_nothing_is_left() {
     let stage = Stage::new().await;
@@ -67,17 +80,19 @@ async fn a_broker_that_says_nothing_is_left() {
     let address = listener.local_addr().unwrap();
     let limits = Limits {
         connections: 10,
-        per_address: 10,
+        per_peer: 10,
         streams: 8,
         unused: Duration::from_secs(30),
     };
     let (drain, mute) = (Drain::new(), Mute::default());
-    let connect = move |_: SocketAddr, _, trust: Trust| {
-        trust.earn();
+    let connect = move |_: SocketAddr, _, shown: Authentication| {
+        assert!(shown.succeed());
         let service = BrokerServer::new(mute.clone());
         Some(TowerToHyperService::new(service))
     };
-    let serving = tokio::spawn(serve(listener, tls, limits, drain.clone(), connect));
+    let peers = Arc::new(Anybody);
+    let serving = serve(listener, tls, limits, drain.clone(), peers, connect);
+    let serving = tokio::spawn(serving);
 
     let reach = stage.reach(address, "node-1", stage.node_pair("node-1"));
     let agent = stage.unready_agent(reach).await;

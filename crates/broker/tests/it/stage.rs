@@ -37,7 +37,7 @@ use tokio::net::TcpSocket;
 pub(crate) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Longer than anything that a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Stand-ins, and who may prove what.
 pub(crate) struct Stage {
@@ -150,6 +150,10 @@ impl Stage {
     }
 
     /// The authority that signs where no other is named.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     pub(crate) fn authority(&self) -> &Authority {
         &self.authority
     }
@@ -311,7 +315,7 @@ impl Stage {
             engine: EngineOptions::of_cluster(64),
             // An eighth is for those who have proven nothing: more than one address may have.
             connections: 200,
-            connections_per_address: 16,
+            connections_per_peer: 4,
             kiam: None,
             clock: self.clock.clone(),
         }

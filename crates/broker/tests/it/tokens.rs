@@ -1,5 +1,6 @@
 //! Agents that prove their node by a token of their pod.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,7 +12,7 @@ use rolegate_runtime::clock::Clock;
 use serde_json::json;
 use tonic::Code;
 
-use crate::raw::{Raw, eventually};
+use crate::raw::{Raw, connect, eventually};
 use crate::stage::{Stage, pod};
 
 /// The agent of node 1 as a pod, which has tokens.
@@ -33,8 +34,7 @@ impl<'a> AgentPod<'a> {
 
     /// A token that ends at this time.
     pub(crate) fn token(&self, until: Timestamp) -> String {
-        let claims = json!({ "exp": until.as_second() }).to_string();
-        let token = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        let token = self.unknown_token(until, "c2ln");
         let user = json!({
             "username": "system:serviceaccount:rolegate-system:rolegate-agent",
             "extra": {
@@ -45,6 +45,22 @@ impl<'a> AgentPod<'a> {
         });
         self.stage.kube.put_token(&token, "rolegate", user);
         token
+    }
+
+    /// The same, with a signature that the API server did not make.
+    pub(crate) fn unknown_token(&self, until: Timestamp, signature: &str) -> String {
+        let claims = json!({
+            "aud": ["rolegate"],
+            "exp": until.as_second(),
+            "kubernetes.io": {
+                "namespace": "rolegate-system",
+                "node": { "name": "node-1" },
+                "pod": { "name": "agent", "uid": self.uid },
+            },
+            "sub": "system:serviceaccount:rolegate-system:rolegate-agent",
+        });
+        let claims = URL_SAFE_NO_PAD.encode(claims.to_string());
+        format!("e30.{claims}.{signature}")
     }
 }
 
@@ -149,7 +165,7 @@ async fn a_token_that_nobody_can_be_asked_about_ends_no_stream_and_proves_nothin
     let before = reviews(&stage);
     show(&honest, agent.token(start + minutes(90))).await;
     show(&ending, agent.token(start + minutes(91))).await;
-    show(&lying, "made up".into()).await;
+    show(&lying, agent.unknown_token(start + minutes(90), "bWFkZQ")).await;
     asked_again(&stage, before + 2).await;
     // Past the time to prove again, and the same node is served.
     hand.send_replace(minutes(15));
@@ -193,4 +209,86 @@ async fn a_token_that_nobody_can_be_asked_about_ends_no_stream_and_proves_nothin
     for raw in [honest, ending] {
         assert_eq!(raw.end().await.code(), Code::Unauthenticated);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_08_a_token_that_names_no_agents_pod_is_refused_without_asking_the_api_server() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let (tls, to) = (stage.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&stage);
+    let good = agent.token(stage.clock().now() + minutes(60));
+    let claims = |uid: &str| {
+        let other = AgentPod {
+            stage: &stage,
+            uid: uid.into(),
+        };
+        other.unknown_token(stage.clock().now() + minutes(60), "c2ln")
+    };
+    let ended = agent.unknown_token(stage.clock().now() - minutes(1), "c2ln");
+    let node_2 = v1::Hello {
+        node: "node-2".into(),
+        token: good.clone(),
+        version: "0".into(),
+    };
+    let hello = |token: &str| v1::Hello {
+        node: "node-1".into(),
+        token: token.into(),
+        version: "0".into(),
+    };
+    let refuse = async |from: Ipv4Addr, hello: v1::Hello| {
+        let (requests, connection) = connect(&tls, from, to).await.unwrap();
+        let raw = Raw::on(requests, connection).await.unwrap();
+        raw.say(from_agent::Body::Hello(hello)).await;
+        assert_eq!(raw.end().await.code(), Code::Unauthenticated);
+    };
+    let here = Ipv4Addr::LOCALHOST;
+    let before = reviews(&stage);
+    tokio::join!(
+        refuse(here, hello("made up")),
+        refuse(here, hello("e30.eyJleHAiOjF9.c2ln")),
+        refuse(Ipv4Addr::new(127, 0, 0, 2), hello(&claims("of no pod"))),
+        refuse(Ipv4Addr::new(127, 0, 0, 3), hello(&ended)),
+        refuse(Ipv4Addr::new(127, 0, 0, 4), node_2),
+        // A good one, from an address that the agent's pod doesn't have.
+        refuse(Ipv4Addr::new(127, 0, 0, 5), hello(&good)),
+    );
+    assert_eq!(reviews(&stage), before, "the API server was asked");
+    let mut raw = Raw::serving_by(&tls, to, "node-1", &good).await;
+    hears_of(&mut raw, "one").await;
+    assert_eq!(reviews(&stage), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_08_made_up_tokens_of_one_address_cost_the_api_server_little() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let (tls, to) = (stage.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&stage);
+    let token = agent.token(stage.clock().now() + minutes(60));
+    let mut raw = Raw::serving_by(&tls, to, "node-1", &token).await;
+    hears_of(&mut raw, "one").await;
+    // Whoever has the stream, and knows the pod, shows made-up ones without end.
+    let before = reviews(&stage);
+    let until = stage.clock().now() + minutes(60);
+    for n in 0..64 {
+        let made_up = agent.unknown_token(until, &format!("bWFkZQ{n}"));
+        let other = Raw::open(&tls, to).await;
+        let hello = v1::Hello {
+            node: "node-1".into(),
+            token: made_up,
+            version: "0".into(),
+        };
+        other.say(from_agent::Body::Hello(hello)).await;
+        let code = other.end().await.code();
+        assert!(
+            matches!(code, Code::Unauthenticated | Code::Unavailable),
+            "{code:?}"
+        );
+        if code == Code::Unavailable {
+            assert!(reviews(&stage) < before + 64);
+            return;
+        }
+    }
+    panic!("64 made-up tokens were asked about");
 }

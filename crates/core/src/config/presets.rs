@@ -3,34 +3,268 @@
 
 use super::TemplateKind;
 
-/// A kind: group, kind, plural, paths.
-type Known = (
-    &'static str,
-    &'static str,
-    &'static str,
-    &'static [&'static str],
-);
+/// A kind that is known.
+struct Known {
+    group: &'static str,
+    kind: &'static str,
+    /// The plural.
+    resource: &'static str,
+    /// Paths of pod templates.
+    paths: &'static [&'static str],
+    /// Paths of metadata alone: where a template says nothing of the service account that its pods
+    /// run as.
+    metadata: &'static [&'static str],
+}
 
-/// Each preset's name, and its kinds. All of these copy the metadata at these paths to pods.
+/// A kind with pod templates.
+const fn templates(
+    group: &'static str,
+    kind: &'static str,
+    resource: &'static str,
+    paths: &'static [&'static str],
+) -> Known {
+    Known {
+        group,
+        kind,
+        resource,
+        paths,
+        metadata: &[],
+    }
+}
+
+/// A kind with metadata that pods take over.
+const fn metadata(
+    group: &'static str,
+    kind: &'static str,
+    resource: &'static str,
+    metadata: &'static [&'static str],
+) -> Known {
+    Known {
+        group,
+        kind,
+        resource,
+        paths: &[],
+        metadata,
+    }
+}
+
+const USUAL: &[&str] = &["spec.template"];
+const ARGO: &str = "argoproj.io";
+const KNATIVE: &str = "serving.knative.dev";
+const KRUISE: &str = "apps.kruise.io";
+const KUBEFLOW: &str = "kubeflow.org";
+const RAY: &str = "ray.io";
+const SPARK: &str = "sparkoperator.k8s.io";
+const TEKTON: &str = "tekton.dev";
+const TRAINER: &str = "trainer.kubeflow.org";
+
+/// Each preset's name, and its kinds.
 const PRESETS: &[(&str, &[Known])] = &[
     (
         "argo-rollouts",
-        &[("argoproj.io", "Rollout", "rollouts", &["spec.template"])],
+        &[templates(ARGO, "Rollout", "rollouts", USUAL)],
+    ),
+    (
+        // A template names its own service account, or none, and its pods have no other metadata.
+        "argo-workflows",
+        &[
+            metadata(ARGO, "Workflow", "workflows", WORKFLOW),
+            metadata(ARGO, "WorkflowTemplate", "workflowtemplates", WORKFLOW),
+            metadata(
+                ARGO,
+                "CronWorkflow",
+                "cronworkflows",
+                &[
+                    "spec.workflowSpec.podMetadata",
+                    "spec.workflowSpec.templateDefaults.metadata",
+                    "spec.workflowSpec.templates.*.metadata",
+                ],
+            ),
+        ],
+    ),
+    (
+        "jobset",
+        &[templates(
+            "jobset.x-k8s.io",
+            "JobSet",
+            "jobsets",
+            &["spec.replicatedJobs.*.template.spec.template"],
+        )],
     ),
     (
         "knative",
         &[
-            (
-                "serving.knative.dev",
-                "Service",
-                "services",
-                &["spec.template"],
+            templates(KNATIVE, "Service", "services", USUAL),
+            templates(KNATIVE, "Configuration", "configurations", USUAL),
+        ],
+    ),
+    (
+        "kruise",
+        &[
+            templates(KRUISE, "CloneSet", "clonesets", USUAL),
+            templates(KRUISE, "StatefulSet", "statefulsets", USUAL),
+            templates(KRUISE, "DaemonSet", "daemonsets", USUAL),
+            templates(KRUISE, "BroadcastJob", "broadcastjobs", USUAL),
+            templates(
+                KRUISE,
+                "AdvancedCronJob",
+                "advancedcronjobs",
+                &[
+                    "spec.template.jobTemplate.spec.template",
+                    "spec.template.broadcastJobTemplate.spec.template",
+                ],
             ),
-            (
-                "serving.knative.dev",
-                "Configuration",
-                "configurations",
-                &["spec.template"],
+            templates(
+                KRUISE,
+                "UnitedDeployment",
+                "uniteddeployments",
+                &[
+                    "spec.template.statefulSetTemplate.spec.template",
+                    "spec.template.advancedStatefulSetTemplate.spec.template",
+                    "spec.template.cloneSetTemplate.spec.template",
+                    "spec.template.deploymentTemplate.spec.template",
+                ],
+            ),
+        ],
+    ),
+    (
+        "kubeflow",
+        &[
+            templates(
+                KUBEFLOW,
+                "TFJob",
+                "tfjobs",
+                &["spec.tfReplicaSpecs.*.template"],
+            ),
+            templates(
+                KUBEFLOW,
+                "PyTorchJob",
+                "pytorchjobs",
+                &["spec.pytorchReplicaSpecs.*.template"],
+            ),
+            templates(
+                KUBEFLOW,
+                "MPIJob",
+                "mpijobs",
+                &["spec.mpiReplicaSpecs.*.template"],
+            ),
+            templates(
+                KUBEFLOW,
+                "XGBoostJob",
+                "xgboostjobs",
+                &["spec.xgbReplicaSpecs.*.template"],
+            ),
+            templates(
+                KUBEFLOW,
+                "PaddleJob",
+                "paddlejobs",
+                &["spec.paddleReplicaSpecs.*.template"],
+            ),
+            templates(
+                KUBEFLOW,
+                "JAXJob",
+                "jaxjobs",
+                &["spec.jaxReplicaSpecs.*.template"],
+            ),
+            // Its pods take over its annotations; its template has none.
+            templates(KUBEFLOW, "Notebook", "notebooks", &[".", "spec.template"]),
+            // What it changes of the templates of its runtime, which names the service account.
+            metadata(
+                TRAINER,
+                "TrainJob",
+                "trainjobs",
+                &[
+                    "spec.podTemplateOverrides.*.metadata",
+                    "spec.runtimePatches.*.trainingRuntimeSpec.template.spec.replicatedJobs.*.template.spec.template.metadata",
+                ],
+            ),
+            templates(
+                TRAINER,
+                "TrainingRuntime",
+                "trainingruntimes",
+                &["spec.template.spec.replicatedJobs.*.template.spec.template"],
+            ),
+        ],
+    ),
+    (
+        "leaderworkerset",
+        &[templates(
+            "leaderworkerset.x-k8s.io",
+            "LeaderWorkerSet",
+            "leaderworkersets",
+            &[
+                "spec.leaderWorkerTemplate.leaderTemplate",
+                "spec.leaderWorkerTemplate.workerTemplate",
+            ],
+        )],
+    ),
+    (
+        "openshift",
+        &[templates(
+            "apps.openshift.io",
+            "DeploymentConfig",
+            "deploymentconfigs",
+            USUAL,
+        )],
+    ),
+    (
+        "ray",
+        &[
+            templates(
+                RAY,
+                "RayCluster",
+                "rayclusters",
+                &[
+                    "spec.headGroupSpec.template",
+                    "spec.workerGroupSpecs.*.template",
+                ],
+            ),
+            templates(
+                RAY,
+                "RayJob",
+                "rayjobs",
+                &[
+                    "spec.rayClusterSpec.headGroupSpec.template",
+                    "spec.rayClusterSpec.workerGroupSpecs.*.template",
+                    "spec.submitterPodTemplate",
+                ],
+            ),
+            templates(
+                RAY,
+                "RayService",
+                "rayservices",
+                &[
+                    "spec.rayClusterConfig.headGroupSpec.template",
+                    "spec.rayClusterConfig.workerGroupSpecs.*.template",
+                ],
+            ),
+        ],
+    ),
+    (
+        // The service account stands beside the template.
+        "spark",
+        &[
+            metadata(
+                SPARK,
+                "SparkApplication",
+                "sparkapplications",
+                &[
+                    "spec.driver",
+                    "spec.driver.template.metadata",
+                    "spec.executor",
+                    "spec.executor.template.metadata",
+                ],
+            ),
+            metadata(
+                SPARK,
+                "ScheduledSparkApplication",
+                "scheduledsparkapplications",
+                &[
+                    "spec.template.driver",
+                    "spec.template.driver.template.metadata",
+                    "spec.template.executor",
+                    "spec.template.executor.template.metadata",
+                ],
             ),
         ],
     ),
@@ -38,53 +272,19 @@ const PRESETS: &[(&str, &[Known])] = &[
         // Annotations of all of these come down to pods.
         "tekton",
         &[
-            ("tekton.dev", "Task", "tasks", &["."]),
-            ("tekton.dev", "TaskRun", "taskruns", &["."]),
-            ("tekton.dev", "Pipeline", "pipelines", &["."]),
-            ("tekton.dev", "PipelineRun", "pipelineruns", &["."]),
+            templates(TEKTON, "Task", "tasks", &["."]),
+            templates(TEKTON, "TaskRun", "taskruns", &["."]),
+            templates(TEKTON, "Pipeline", "pipelines", &["."]),
+            templates(TEKTON, "PipelineRun", "pipelineruns", &["."]),
         ],
     ),
-    (
-        "kubeflow",
-        &[
-            (
-                "kubeflow.org",
-                "TFJob",
-                "tfjobs",
-                &["spec.tfReplicaSpecs.*.template"],
-            ),
-            (
-                "kubeflow.org",
-                "PyTorchJob",
-                "pytorchjobs",
-                &["spec.pytorchReplicaSpecs.*.template"],
-            ),
-            (
-                "kubeflow.org",
-                "MPIJob",
-                "mpijobs",
-                &["spec.mpiReplicaSpecs.*.template"],
-            ),
-            (
-                "kubeflow.org",
-                "XGBoostJob",
-                "xgboostjobs",
-                &["spec.xgbReplicaSpecs.*.template"],
-            ),
-            (
-                "kubeflow.org",
-                "PaddleJob",
-                "paddlejobs",
-                &["spec.paddleReplicaSpecs.*.template"],
-            ),
-            (
-                "kubeflow.org",
-                "JAXJob",
-                "jaxjobs",
-                &["spec.jaxReplicaSpecs.*.template"],
-            ),
-        ],
-    ),
+];
+
+/// Where a Workflow has the metadata of its pods.
+const WORKFLOW: &[&str] = &[
+    "spec.podMetadata",
+    "spec.templateDefaults.metadata",
+    "spec.templates.*.metadata",
 ];
 
 /// The names of all presets.
@@ -95,28 +295,37 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// The kinds of the preset `name`; `None` where there is no such preset.
 pub fn preset(name: &str) -> Option<Vec<TemplateKind>> {
     let (_, kinds) = PRESETS.iter().find(|(known, _)| *known == name)?;
-    let kinds = kinds
-        .iter()
-        .map(|(group, kind, resource, paths)| TemplateKind {
-            group: (*group).into(),
-            kind: (*kind).into(),
-            resource: (*resource).into(),
-            paths: paths.iter().map(|path| (*path).into()).collect(),
-        });
+    let kinds = kinds.iter().map(|known| TemplateKind {
+        group: known.group.into(),
+        kind: known.kind.into(),
+        resource: known.resource.into(),
+        paths: known.paths.iter().map(|path| (*path).into()).collect(),
+        metadata: known.metadata.iter().map(|path| (*path).into()).collect(),
+    });
     Some(kinds.collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn presets_are_found_by_name() {
         let all: Vec<_> = names().collect();
-        assert_eq!(all, ["argo-rollouts", "knative", "tekton", "kubeflow"]);
+        assert!(all.is_sorted(), "{all:?}");
+        let mut kinds = BTreeSet::new();
         for name in all {
-            let kinds = preset(name).unwrap();
-            assert!(kinds.iter().all(|kind| !kind.paths.is_empty()), "{name}");
+            for kind in preset(name).unwrap() {
+                assert!(
+                    !kind.paths.is_empty() || !kind.metadata.is_empty(),
+                    "{name}"
+                );
+                assert_eq!(*kind.resource, *kind.resource.to_lowercase(), "{name}");
+                let new = kinds.insert((kind.group.clone(), kind.kind.clone()));
+                assert!(new, "{} is there twice", kind.kind);
+            }
         }
         assert_eq!(preset("argo"), None);
         let rollouts = preset("argo-rollouts").unwrap();

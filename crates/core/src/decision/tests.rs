@@ -178,6 +178,121 @@ fn what_shapes_a_session_is_in_its_key() {
     }
 }
 
+/// Rules of a grant, with how sessions say whose they are.
+fn granted(session: crate::grant::SessionRules, attribution: Attribution) -> RuleSet {
+    let grant = crate::grant::Grant {
+        session,
+        ..crate::grant::tests::grant("one", &["reader"], "default")
+    };
+    let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+    let layer = crate::layer::grants::GrantsLayer::new(&[grant], rules.base.as_ref());
+    rules.layers = vec![ActiveLayer {
+        layer: Arc::new(layer),
+        mode: Mode::Enforce,
+    }];
+    rules.attribution = attribution;
+    rules
+}
+
+fn limits_of(rules: &RuleSet) -> Option<SessionLimits> {
+    match rules.decide(&pod(Some("reader")), NOW) {
+        Decision::Allow { key, .. } => key.limits.as_deref().cloned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A pod sheds tags that are not transitive by assuming another role, and transitive tags that nobody
+/// asked for are refused by roles further on.
+#[test]
+fn tags_of_a_grant_are_transitive_where_the_configuration_says_so() {
+    use crate::attribution::{SourceIdentity, WorkloadTags};
+    let tags = || crate::grant::SessionRules {
+        tags: [("team".to_owned(), "blue".to_owned())].into(),
+        ..Default::default()
+    };
+    let attribution = |tags, transitive, source| Attribution {
+        tags,
+        transitive,
+        source,
+    };
+    for workload in [
+        WorkloadTags::None,
+        WorkloadTags::Workload,
+        WorkloadTags::Pod,
+    ] {
+        for source in [SourceIdentity::None, SourceIdentity::ServiceAccount] {
+            for transitive in [false, true] {
+                let how = attribution(workload, transitive, source);
+                let limits = limits_of(&granted(tags(), how)).unwrap();
+                assert_eq!(limits.transitive, transitive, "{how:?}");
+                assert_eq!(limits.tags.get("team"), Some("blue"), "{how:?}");
+                let without = limits_of(&granted(Default::default(), how));
+                let has_tags = workload != WorkloadTags::None;
+                assert_eq!(
+                    without.is_some_and(|limits| limits.transitive),
+                    transitive && has_tags,
+                    "{how:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn policies_of_a_grant_are_in_the_sessions_key() {
+    let arn = "arn:aws:iam::aws:policy/ReadOnlyAccess";
+    let limited = crate::grant::SessionRules {
+        policy_arns: vec![arn.into()],
+        ..Default::default()
+    };
+    let expected = SessionLimits {
+        policy_arns: vec![arn.into()],
+        ..SessionLimits::default()
+    };
+    let rules = granted(limited, Attribution::default());
+    assert_eq!(limits_of(&rules), Some(expected));
+}
+
+#[test]
+fn session_names_are_those_that_the_grant_lists() {
+    let named = |name: Option<&str>, names: &[&str]| {
+        let session = crate::grant::SessionRules {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Default::default()
+        };
+        let mut pod = pod(Some("reader"));
+        pod.wish.session_name = name.map(Into::into);
+        let rules = granted(session, Attribution::default());
+        matches!(rules.decide(&pod, NOW), Decision::Allow { .. })
+    };
+    for (name, names, expected) in [
+        (Some("default.batch-1"), &["default.batch-*"][..], true),
+        (Some("default.batch-1"), &["x", "default.batch-*"], true),
+        (Some("default.web"), &["default.batch-*"], false),
+        (Some("default.web"), &[], true),
+        // Only names that pods choose are looked at.
+        (None, &["default.batch-*"], true),
+    ] {
+        assert_eq!(named(name, names), expected, "{name:?} {names:?}");
+    }
+}
+
+#[test]
+fn rules_without_a_layer_have_all_the_others() {
+    let mut rules = granted(Default::default(), Attribution::default());
+    rules.layers.push(ActiveLayer {
+        layer: Arc::new(NamespaceLayer::default()),
+        mode: Mode::Audit,
+    });
+    let names = |rules: &RuleSet| {
+        let layers = rules.layers.iter();
+        layers.map(|active| active.layer.name()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&rules), ["grants", "namespace"]);
+    assert_eq!(names(&rules.without("grants")), ["namespace"]);
+    assert_eq!(names(&rules.without("rego")), ["grants", "namespace"]);
+}
+
 #[test]
 fn malformed_wishes_and_mirror_pods_are_refused() {
     let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
@@ -225,7 +340,7 @@ fn rule_09_labels_beyond_all_bounds_allow_nothing() {
         let Decision::Deny(denial) = rules.decide(&pod, NOW) else {
             panic!("{pod:?} was not refused");
         };
-        assert!(denial.reason.contains("larger than 32 KiB"), "{denial}");
+        assert!(denial.reason.contains("larger than 8 KiB"), "{denial}");
     }
     assert!(is_allowed(&rules, "reader"));
     let namespace = Namespace {

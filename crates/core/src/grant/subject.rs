@@ -78,6 +78,13 @@ impl CompiledSubject {
             && selected(&self.pod_selector, &workload.labels)
     }
 
+    pub(super) fn lacks(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+        named(&self.namespaces, &workload.namespace)
+            && named(&self.service_accounts, &workload.service_account)
+            && (lacks(&self.namespace_selector, namespace_labels)
+                || lacks(&self.pod_selector, &workload.labels))
+    }
+
     pub(super) fn looks_for(&self, namespace: &str, labels: &KeyValues) -> bool {
         let any_name = |glob: &Pattern| glob.as_str().bytes().all(|byte| byte == b'*');
         let selects_names = self.namespace_selector.as_ref();
@@ -89,6 +96,11 @@ impl CompiledSubject {
 
 fn named(patterns: &[Pattern], name: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name))
+}
+
+fn lacks(selector: &Option<Selector>, labels: &KeyValues) -> bool {
+    let keys = selector.iter().flat_map(Selector::keys);
+    keys.into_iter().any(|key| !labels.knows(key))
 }
 
 fn selected(selector: &Option<Selector>, labels: &KeyValues) -> bool {

@@ -15,6 +15,7 @@ use crate::arn::BaseArn;
 use crate::attribution::WorkloadTags;
 use crate::grant::{Closeness, CompiledGrant, Grant, GrantError};
 use crate::layer::{Ask, Layer, Reads, Verdict};
+use crate::needs::Needs;
 use index::Index;
 
 /// How many role patterns a denial lists as allowed.
@@ -30,6 +31,7 @@ pub struct GrantsLayer {
     namespace_label_keys: BTreeSet<Arc<str>>,
     index: Index,
     reads: Reads,
+    needs: Needs,
 }
 
 impl GrantsLayer {
@@ -50,6 +52,9 @@ impl GrantsLayer {
         layer.index = Index::new(&layer.grants);
         let mut grants = layer.grants.iter();
         layer.reads.labels = grants.any(|grant| grant.pod_label_keys().next().is_some());
+        let grants = layer.grants.iter();
+        layer.needs.pod_labels = grants.flat_map(CompiledGrant::pod_label_keys).collect();
+        layer.needs.namespace_labels = layer.namespace_label_keys().collect();
         let mut grants = layer.grants.iter();
         layer.reads.pod =
             grants.any(|grant| grant.session.attribution.tags == Some(WorkloadTags::Pod));
@@ -126,6 +131,24 @@ impl Layer for GrantsLayer {
 
     fn reads(&self) -> Reads {
         self.reads
+    }
+
+    fn needs(&self) -> Needs {
+        self.needs.clone()
+    }
+
+    fn lacks(&self, ask: &Ask<'_>) -> bool {
+        let labels = (&ask.workload.labels, &ask.namespace.labels);
+        if labels.0.know(&self.needs.pod_labels) && labels.1.know(&self.needs.namespace_labels) {
+            return false;
+        }
+        let places = self.index.candidates(&ask.workload.namespace, ask.role);
+        let mut candidates = places
+            .into_iter()
+            .filter_map(|place| self.grants.get(place));
+        candidates.any(|grant| {
+            grant.closeness(ask.role).is_some() && grant.lacks(ask.workload, &ask.namespace.labels)
+        })
     }
 
     fn judge(&self, ask: &Ask<'_>) -> Verdict {

@@ -2,6 +2,7 @@
 
 use crate::annotation;
 use crate::layer::{Ask, Layer, Verdict};
+use crate::needs::Needs;
 use crate::pattern::Pattern;
 
 /// Demands that each annotation that the namespace has allows the role, and that there is one.
@@ -15,6 +16,17 @@ pub struct NamespaceLayer {
 impl Layer for NamespaceLayer {
     fn name(&self) -> &'static str {
         "namespace"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            namespace_roles: true,
+            ..Needs::default()
+        }
+    }
+
+    fn lacks(&self, ask: &Ask<'_>) -> bool {
+        !ask.is_default && ask.namespace.namespace().without_roles
     }
 
     fn judge(&self, ask: &Ask<'_>) -> Verdict {

@@ -398,3 +398,59 @@ fn threat_06_own_roles_of_the_configuration_are_refused_whatever_allows_them() {
     book.update(is(config(Mode::Off, Mode::Enforce)));
     assert!(allows(&book, "reader"));
 }
+
+#[test]
+fn threat_28_what_rules_read_is_known_once_they_are_loaded() {
+    let needs = |book: &RuleBook| book.needs(&book.rule_set());
+    let mut book = RuleBook::new(config(Mode::Off, Mode::Audit), SessionScope::Workload, 3600);
+    assert_eq!(needs(&book), None, "grants are not loaded");
+    let mut labelled = grant("one", &["reader"], "default");
+    labelled.subjects[0].pod_selector = Some(crate::selector::Selector {
+        labels: [("app", "api")].into_iter().collect(),
+        ..Default::default()
+    });
+    book.update(RuleUpdate::Grants(Change::Snapshot(vec![labelled])));
+    let read = needs(&book).unwrap();
+    assert_eq!(read.pod_labels, ["app"].iter().collect());
+    assert!(!read.namespace_roles, "the layer that reads them is off");
+    book.update(is(config(Mode::Enforce, Mode::Off)));
+    let read = needs(&book).unwrap();
+    assert_eq!(
+        (read.pod_labels, read.namespace_roles),
+        (Default::default(), true)
+    );
+    book.update(RuleUpdate::Config(ClusterConfig::Unseen));
+    assert_eq!(needs(&book), None);
+}
+
+#[test]
+fn threat_28_nothing_is_decided_by_what_was_not_kept() {
+    let mut book = book();
+    let unread = |without_roles| Namespace {
+        name: "default".into(),
+        without_roles,
+        ..Namespace::default()
+    };
+    book.update(RuleUpdate::Namespaces(Change::Apply(unread(true))));
+    assert_eq!(decide(&book, "reader"), Decision::Undecided);
+    book.update(is(config(Mode::Off, Mode::Off)));
+    assert!(allows(&book, "reader"), "nothing reads it");
+    book.update(is(config(Mode::Enforce, Mode::Off)));
+    book.update(RuleUpdate::Namespaces(Change::Apply(unread(false))));
+    assert!(matches!(decide(&book, "reader"), Decision::Deny(_)));
+}
+
+#[test]
+fn namespaces_that_a_list_does_not_have_are_gone() {
+    let mut book = book();
+    let retain = |names: &[&str]| {
+        RuleUpdate::RetainNamespaces(names.iter().map(|name| (*name).into()).collect())
+    };
+    book.update(is(config(Mode::Off, Mode::Enforce)));
+    let before = book.rule_set().generation;
+    assert_eq!(book.update(retain(&["default", "new"])), Touched::Nothing);
+    assert_eq!(book.rule_set().generation, before);
+    assert!(allows(&book, "reader"));
+    assert_eq!(book.update(retain(&["new"])), Touched::All);
+    assert_eq!(decide(&book, "reader"), Decision::Undecided);
+}

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
 use super::condition::Condition;
-use super::demand;
 use super::selector::LabelSelector;
+use super::{demand, text, texts};
 
 /// Which workloads may have which roles, and what their sessions are like.
 #[derive(
@@ -162,9 +162,9 @@ impl From<&RoleGrant> for Grant {
         let spec = &object.spec;
         Self {
             name: object.name_any().into(),
-            roles: spec.roles.clone(),
+            roles: texts(&spec.roles),
             subjects: spec.subjects.iter().map(Into::into).collect(),
-            external_ids: spec.external_ids.clone(),
+            external_ids: texts(&spec.external_ids),
             session: spec.session.as_ref().map(Into::into).unwrap_or_default(),
             ..Self::default()
         }
@@ -174,9 +174,9 @@ impl From<&RoleGrant> for Grant {
 impl From<&Subject> for grant::Subject {
     fn from(subject: &Subject) -> Self {
         Self {
-            namespaces: subject.namespaces.clone(),
+            namespaces: texts(&subject.namespaces),
             namespace_selector: subject.namespace_selector.as_ref().map(Into::into),
-            service_accounts: subject.service_accounts.clone(),
+            service_accounts: texts(&subject.service_accounts),
             pod_selector: subject.pod_selector.as_ref().map(Into::into),
         }
     }
@@ -196,9 +196,9 @@ impl From<&Session> for grant::SessionRules {
                 source_identity: session.source_identity,
             }
             .into(),
-            policy_arns: session.policy_arns.clone(),
-            policy: session.policy.clone(),
-            names: session.names.clone(),
+            policy_arns: texts(&session.policy_arns),
+            policy: text(&session.policy),
+            names: texts(&session.names),
         }
     }
 }

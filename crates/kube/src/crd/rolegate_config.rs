@@ -91,6 +91,13 @@ pub struct RolegateConfigSpec {
     /// everything, by which they start before the agent does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guard_scheduling: bool,
+    /// Client IDs of the cluster's OIDC providers in IAM, beside those that are known: AWS's own
+    /// (`sts.amazonaws.com` and the like), `amazonaws.com` of kOps and `openshift` of ROSA. The gate
+    /// judges tokens for these audiences as credentials. An empty one stands for tokens without an
+    /// audience, which have the API server's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 1024)))]
+    pub web_identity_audiences: Vec<String>,
 }
 
 /// The modes of the layers.
@@ -205,11 +212,13 @@ pub struct NameOf {
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = demand(
-    "has(self.preset) ? (!has(self.group) && !has(self.kind) && !has(self.resource) && !has(self.paths)) : \
-     (has(self.group) && has(self.kind) && has(self.resource) && has(self.paths) && size(self.paths) > 0)",
+    "has(self.preset) ? (!has(self.group) && !has(self.kind) && !has(self.resource) && !has(self.paths) && !has(self.metadataPaths)) : \
+     (has(self.group) && has(self.kind) && has(self.resource) && \
+     (has(self.paths) && size(self.paths) > 0 || has(self.metadataPaths) && size(self.metadataPaths) > 0))",
     "a workload kind is either a preset alone, or group, kind, resource and paths")))]
 pub struct WorkloadKind {
-    /// `argo-rollouts`, `knative`, `tekton` or `kubeflow`.
+    /// `argo-rollouts`, `argo-workflows`, `jobset`, `knative`, `kruise`, `kubeflow`,
+    /// `leaderworkerset`, `openshift`, `ray`, `spark` or `tekton`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub preset: Option<String>,
@@ -231,6 +240,12 @@ pub struct WorkloadKind {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
     pub paths: Option<Vec<String>>,
+    /// Dotted paths of objects with `annotations` and `labels` alone that pods take over, such as
+    /// `spec.podMetadata`. Which service account their pods run as is not told there, so grants are
+    /// asked when the pods are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    pub metadata_paths: Option<Vec<String>>,
 }
 
 /// How the configuration fares.

@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use rolegate_core::annotation::normalized;
 use rolegate_core::arn::{BaseArn, resolve};
 use rolegate_core::attribution::is_tag;
 use rolegate_core::config::{
-    Modes, RegoConfig, ResourceKind, RuleConfig, Subjects, TemplateKind, presets,
+    Audience, Modes, RegoConfig, ResourceKind, RuleConfig, Subjects, TemplateKind, presets,
 };
 use rolegate_core::decision::OwnRole;
 use rolegate_core::layer::Mode;
@@ -51,11 +52,13 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
         }
         let spec = &object.spec;
         let unless_given = Self::default();
-        let base = spec.base_role_arn.as_deref().map(BaseArn::parse);
+        let base = spec.base_role_arn.as_deref().map(normalized);
+        let base = base.map(BaseArn::parse);
         let base = base
             .transpose()
             .map_err(|error| ConfigError::new("spec.baseRoleArn", error.to_string()))?;
-        if let Some(cluster) = &spec.cluster_name {
+        let cluster = spec.cluster_name.as_deref().map(normalized);
+        if let Some(cluster) = cluster {
             check_cluster_name(cluster)?;
         }
         let writers = |writers: &Option<Writers>| writers.as_ref().map(Subjects::from);
@@ -79,12 +82,17 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
                 .rego
                 .as_ref()
                 .map_or_else(|| Ok(RegoConfig::default()), rego)?,
-            cluster: spec.cluster_name.as_deref().map(Into::into),
+            cluster: cluster.map(Into::into),
             attribution: unless_given
                 .attribution
                 .with(spec.session.unwrap_or_default().into()),
             templates: templates(&spec.workload_kinds)?,
             guard_scheduling: spec.guard_scheduling,
+            web_identity_audiences: spec
+                .web_identity_audiences
+                .iter()
+                .map(|audience| Audience::new(audience))
+                .collect(),
         })
     }
 }
@@ -109,7 +117,7 @@ impl From<LayerMode> for Mode {
 }
 
 fn shared(names: &[String]) -> BTreeSet<Arc<str>> {
-    names.iter().map(|name| name.as_str().into()).collect()
+    names.iter().map(|name| normalized(name).into()).collect()
 }
 
 fn modes(layers: Option<&Layers>) -> Modes {
@@ -130,7 +138,7 @@ fn default_role(
     spec: &RolegateConfigSpec,
     base: Option<&BaseArn>,
 ) -> Result<Option<Arc<str>>, ConfigError> {
-    let Some(role) = spec.default_role.as_deref() else {
+    let Some(role) = spec.default_role.as_deref().map(normalized) else {
         return Ok(None);
     };
     let wrong = |error: rolegate_core::arn::ArnError| {
@@ -143,7 +151,7 @@ fn default_role(
 
 fn own_roles(roles: &[String]) -> Result<Vec<OwnRole>, ConfigError> {
     let roles = roles.iter().enumerate().map(|(place, role)| {
-        OwnRole::parse(role)
+        OwnRole::parse(normalized(role))
             .map_err(|error| ConfigError::new(format!("spec.ownRoles[{place}]"), error.to_string()))
     });
     roles.collect()
@@ -163,7 +171,7 @@ fn check_cluster_name(name: &str) -> Result<(), ConfigError> {
 
 fn rego(rego: &Rego) -> Result<RegoConfig, ConfigError> {
     let unless_given = RegoConfig::default();
-    let label = match rego.label.as_deref() {
+    let label = match rego.label.as_deref().map(normalized) {
         None => unless_given.label,
         Some("") => None,
         Some(text) => Some(label(text)?),
@@ -179,7 +187,12 @@ fn rego(rego: &Rego) -> Result<RegoConfig, ConfigError> {
         required: rego
             .required
             .iter()
-            .map(|one| (one.namespace.as_str().into(), one.name.as_str().into()))
+            .map(|one| {
+                (
+                    normalized(&one.namespace).into(),
+                    normalized(&one.name).into(),
+                )
+            })
             .collect(),
         wrap_pods: rego.wrap_pods,
     })
@@ -202,7 +215,7 @@ fn label(text: &str) -> Result<(Arc<str>, Arc<str>), ConfigError> {
 
 fn kinds(field: &str, texts: &[String]) -> Result<Vec<ResourceKind>, ConfigError> {
     let kinds = texts.iter().enumerate().map(|(place, text)| {
-        ResourceKind::parse(text).ok_or_else(|| {
+        ResourceKind::parse(normalized(text)).ok_or_else(|| {
             ConfigError::new(
                 format!("{field}[{place}]"),
                 "write it as [GROUP/]VERSION/RESOURCE with the plural in lower case, such as \
@@ -236,37 +249,39 @@ fn templates(kinds: &[WorkloadKind]) -> Result<Vec<TemplateKind>, ConfigError> {
                 kind: None,
                 resource: None,
                 paths: None,
-            } => {
-                let preset = presets::preset(name).ok_or_else(|| {
-                    ConfigError::new(
-                        format!("{field}.preset"),
-                        "there is no such preset: take argo-rollouts, knative, tekton or kubeflow, \
-                         or describe the kind by group, kind, resource and paths",
-                    )
-                })?;
-                all.extend_from_slice(&preset);
-            }
+                metadata_paths: None,
+            } => all.extend(presets::preset(normalized(name)).ok_or_else(|| {
+                let known: Vec<_> = presets::names().collect();
+                ConfigError::new(
+                    format!("{field}.preset"),
+                    format!(
+                        "there is no such preset: take one of {}, or describe the kind by group, \
+                         kind, resource and paths",
+                        known.join(", ")
+                    ),
+                )
+            })?),
             WorkloadKind {
                 preset: None,
                 group: Some(group),
                 kind: Some(kind),
                 resource: Some(resource),
-                paths: Some(paths),
-            } if !paths.is_empty() => {
-                if let Some(wrong) = paths.iter().find(|path| !is_path(path)) {
-                    return Err(ConfigError::new(
-                        format!("{field}.paths"),
-                        format!(
-                            "{wrong:?} is no path: write names of fields with dots between, such as \
-                             spec.template"
-                        ),
-                    ));
-                }
+                paths,
+                metadata_paths,
+            } if paths
+                .iter()
+                .chain(metadata_paths)
+                .any(|paths| !paths.is_empty()) =>
+            {
                 all.push(TemplateKind {
-                    group: group.as_str().into(),
-                    kind: kind.as_str().into(),
-                    resource: resource.as_str().into(),
-                    paths: paths.iter().map(|path| path.as_str().into()).collect(),
+                    group: normalized(group).into(),
+                    kind: normalized(kind).into(),
+                    resource: normalized(resource).into(),
+                    paths: template_paths(&format!("{field}.paths"), paths.as_deref())?,
+                    metadata: template_paths(
+                        &format!("{field}.metadataPaths"),
+                        metadata_paths.as_deref(),
+                    )?,
                 });
             }
             _ => {
@@ -278,6 +293,22 @@ fn templates(kinds: &[WorkloadKind]) -> Result<Vec<TemplateKind>, ConfigError> {
         }
     }
     Ok(all)
+}
+
+fn template_paths(field: &str, paths: Option<&[String]>) -> Result<Vec<Arc<str>>, ConfigError> {
+    let paths = paths.unwrap_or_default().iter().map(|path| {
+        let path = normalized(path);
+        is_path(path).then(|| path.into()).ok_or_else(|| {
+            ConfigError::new(
+                field,
+                format!(
+                    "{path:?} is no path: write names of fields with dots between, such as \
+                     spec.template"
+                ),
+            )
+        })
+    });
+    paths.collect()
 }
 
 fn is_path(text: &str) -> bool {

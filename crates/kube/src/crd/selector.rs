@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rolegate_core::annotation::normalized;
 use rolegate_core::selector::{Operator, Requirement, Selector};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -67,7 +68,11 @@ fn labels(_: &mut SchemaGenerator) -> Schema {
 impl From<&LabelSelector> for Selector {
     fn from(selector: &LabelSelector) -> Self {
         Self {
-            labels: selector.match_labels.iter().collect(),
+            labels: selector
+                .match_labels
+                .iter()
+                .map(|(key, value)| (normalized(key), normalized(value)))
+                .collect(),
             expressions: selector.match_expressions.iter().map(Into::into).collect(),
         }
     }
@@ -75,9 +80,9 @@ impl From<&LabelSelector> for Selector {
 
 impl From<&LabelSelectorRequirement> for Requirement {
     fn from(demand: &LabelSelectorRequirement) -> Self {
-        let values = || demand.values.iter().map(|value| value.as_str().into());
+        let values = || demand.values.iter().map(|value| normalized(value).into());
         Self {
-            key: demand.key.as_str().into(),
+            key: normalized(&demand.key).into(),
             operator: match demand.operator {
                 SelectorOperator::In => Operator::In(values().collect()),
                 SelectorOperator::NotIn => Operator::NotIn(values().collect()),

@@ -282,6 +282,54 @@ fn a_configuration_becomes_what_it_says() {
     assert_eq!(all.attribution, attribution);
 }
 
+/// Blanks around a text count as little in a configuration and in grants as in annotations.
+#[test]
+fn texts_of_a_configuration_and_of_grants_are_normalized() {
+    let all = config(json!({
+        "baseRoleArn": "arn:aws:iam::123456789012:role/\n",
+        "defaultRole": "basic\n",
+        "ownRoles": [" node\n", "arn:aws:iam::210987654321:role/rolegate\n"],
+        "sparedNamespaces": ["kube-system\n"],
+        "ruleWriters": {"users": ["ann\n"], "groups": ["\tops"]},
+        "rego": {"namespaces": ["opa\n"], "label": "a=b\n", "replicate": ["v1/services\n"],
+            "required": [{"namespace": "opa\n", "name": "must\n"}]},
+        "clusterName": "c\n",
+        "workloadKinds": [{"preset": "knative\n"}, {"group": "g\n", "kind": "K\n",
+            "resource": "ks\n", "paths": ["spec.template\n"]}],
+        "webIdentityAudiences": ["\nMine\n", ""],
+    }));
+    let plain = config(json!({
+        "baseRoleArn": "arn:aws:iam::123456789012:role/",
+        "defaultRole": "basic",
+        "ownRoles": ["node", "arn:aws:iam::210987654321:role/rolegate"],
+        "sparedNamespaces": ["kube-system"],
+        "ruleWriters": {"users": ["ann"], "groups": ["ops"]},
+        "rego": {"namespaces": ["opa"], "label": "a=b", "replicate": ["v1/services"],
+            "required": [{"namespace": "opa", "name": "must"}]},
+        "clusterName": "c",
+        "workloadKinds": [{"preset": "knative"}, {"group": "g", "kind": "K",
+            "resource": "ks", "paths": ["spec.template"]}],
+        "webIdentityAudiences": ["", "mine"],
+    }));
+    assert_eq!(all.unwrap(), plain.unwrap());
+    let grant = |end: &str| {
+        let text = |text: &str| format!("{end}{text}{end}");
+        let object = json!({"metadata": {"name": "g"}, "spec": {
+            "roles": [text("reader")],
+            "externalIds": [text("customer")],
+            "subjects": [{"namespaces": [text("shop")], "serviceAccounts": [text("api")],
+                "podSelector": {"matchLabels": {text("tier"): text("front")},
+                    "matchExpressions": [
+                        {"key": text("env"), "operator": "NotIn", "values": [text("prod")]}]}}],
+            "session": {"policyArns": [text("arn:aws:iam::aws:policy/ReadOnlyAccess")],
+                "policy": text("{}"), "names": [text("shop.*")]},
+        }});
+        Grant::from(&serde_json::from_value::<RoleGrant>(object).unwrap())
+    };
+    assert_eq!(grant("\n"), grant(""));
+    assert_eq!(grant("\u{a0}"), grant(""));
+}
+
 #[test]
 fn mistakes_in_a_configuration_are_told_with_their_place() {
     for (spec, field) in [
@@ -328,6 +376,15 @@ fn mistakes_in_a_configuration_are_told_with_their_place() {
             json!({"workloadKinds": [{"group": "g", "kind": "K", "resource": "ks",
                 "paths": ["spec..template"]}]}),
             "spec.workloadKinds[0].paths",
+        ),
+        (
+            json!({"workloadKinds": [{"group": "g", "kind": "K", "resource": "ks",
+                "metadataPaths": ["spec.x y"]}]}),
+            "spec.workloadKinds[0].metadataPaths",
+        ),
+        (
+            json!({"workloadKinds": [{"preset": "knative", "metadataPaths": ["spec"]}]}),
+            "spec.workloadKinds[0]",
         ),
     ] {
         let error = config(spec).unwrap_err();

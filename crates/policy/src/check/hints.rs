@@ -117,7 +117,7 @@ pub(super) fn hints(
         return vec![found];
     }
     let mut found = annotations(object, &place, keys);
-    let makes_pods = matches!(place, Places::Itself | Places::Templates(_));
+    let makes_pods = matches!(place, Places::Itself | Places::Metadata(_));
     if makes_pods && config.spared_namespaces.contains(namespace) {
         let message = format!("namespace {namespace} is spared: the gate judges nothing in it");
         found.push(hint(
@@ -182,8 +182,8 @@ fn misnamed(object: &Value) -> Option<Hint> {
 enum Places<'a> {
     /// The object is a pod, or its metadata is that of its pods.
     Itself,
-    /// Templates at these fields; `*` stands for every entry.
-    Templates(Vec<Vec<&'a str>>),
+    /// Metadata at these fields, of templates or alone; `*` stands for every entry.
+    Metadata(Vec<Vec<&'a str>>),
     /// Nowhere: it makes no pods.
     None,
     /// It is of a kind that nobody told the gate about.
@@ -200,7 +200,7 @@ impl<'a> Places<'a> {
             return match path {
                 [] if *kind == "Pod" => Self::Itself,
                 [] => Self::None,
-                path => Self::Templates(vec![path.to_vec()]),
+                path => Self::Metadata(vec![metadata_of(path.iter().copied())]),
             };
         }
         let mut custom = config.templates.iter();
@@ -215,42 +215,48 @@ impl<'a> Places<'a> {
         if kind.paths.iter().any(|path| &**path == ".") {
             return Self::Itself;
         }
-        let paths = kind.paths.iter();
-        Self::Templates(paths.map(|path| path.split('.').collect()).collect())
+        let templates = kind.paths.iter().map(|path| metadata_of(path.split('.')));
+        let alone = kind.metadata.iter().map(|path| path.split('.').collect());
+        Self::Metadata(templates.chain(alone).collect())
     }
 
     /// Whether annotations at these fields are those of pods.
     fn are_of_pods(&self, steps: &[String]) -> bool {
         let is_at = |place: &[&str]| {
-            let full = place.iter().chain(&["metadata", "annotations"]);
+            let full = place.iter().chain(&["annotations"]);
             full.clone().count() == steps.len()
                 && full
                     .zip(steps)
                     .all(|(one, step)| *one == "*" || one == step)
         };
         match self {
-            Self::Itself => is_at(&[]),
-            Self::Templates(places) => places.iter().any(|place| is_at(place)),
+            Self::Itself => is_at(&["metadata"]),
+            Self::Metadata(places) => places.iter().any(|place| is_at(place)),
             Self::None | Self::Unknown => false,
         }
     }
 
-    /// Where pods' annotations belong, for messages.
+    /// The place where pods' annotations belong, for messages.
     fn advice(&self) -> String {
         match self {
             Self::Itself => "write it into metadata.annotations".into(),
-            Self::Templates(places) => {
-                let places = places.iter().map(|place| place.join("."));
+            Self::Metadata(places) => {
+                let places = places.iter();
+                let places = places.map(|place| format!("{}.annotations", place.join(".")));
                 let places: Vec<_> = places.collect();
                 format!(
-                    "pods have the annotations of their template: write it into \
-                     {}.metadata.annotations",
+                    "pods have the annotations of their template: write it into {}",
                     places.join(" or ")
                 )
             }
             Self::None | Self::Unknown => "it belongs on pods and pod templates".into(),
         }
     }
+}
+
+/// The metadata of a template.
+fn metadata_of<'a>(template: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    template.chain(["metadata"]).collect()
 }
 
 /// Whether a group is one of Kubernetes itself, or ours. Others end in `.k8s.io` too.

@@ -54,6 +54,9 @@ fn table_of_annotations() {
             &["a", "b-*"],
         ),
         (Some(r#"["a", "b", "c*"]"#), Some("a|c-1|d"), &["a", "c-1"]),
+        (None, Some("^a$|^b$"), &["a", "b"]),
+        (None, Some("(^a$)|(?:^team-.*$)"), &["a", "team-*"]),
+        (Some("[\" a\\n\", \"b\"]"), Some("^a$|^b$"), &["a", "b"]),
     ];
     for (allowed, permitted, expected) in exact {
         let (mut found, notes) = roles(of(*allowed, *permitted));
@@ -186,6 +189,9 @@ fn glob() -> impl Strategy<Value = String> {
 fn expression() -> impl Strategy<Value = String> {
     prop_oneof![
         "\\^?(a|b|ab|team|/|\\.\\*|\\.|\\(a\\|b\\)|\\[ab\\]|\\||\\+|-){0,6}\\$?",
+        // Anchors and slashes within alternatives.
+        "(\\^?/?(a|b|team/a|team-.*)\\$?\\|){0,3}\\^?/?(a|b|ab)\\$?",
+        "(\\^|\\$|\\(|\\)|\\||\\?|a|b|/|\\.\\*|\\\\A|\\\\z){0,8}",
         "\\^?arn:aws:iam::(123456789012|210987654321|\\.\\*):role/(a|b|\\.\\*|team/|\\|){0,4}\\$?",
     ]
 }

@@ -109,7 +109,7 @@ fn role(rules: &GateRules<'_>, pod: &Value) -> String {
     let annotations = pod.pointer("/metadata/annotations");
     let annotated = annotations.and_then(|all| all.get(&rules.keys.role)?.as_str());
     let asking = || {
-        let found = WebIdentity::of(pod, rules.keys)?;
+        let found = WebIdentity::of(pod, rules.keys, &rules.config.web_identity_audiences)?;
         found
             .asking
             .first()?

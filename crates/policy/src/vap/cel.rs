@@ -31,6 +31,22 @@ pub(super) fn shortened(expression: &str) -> String {
     format!(r#"({expression}.size() > 80 ? {expression}.substring(0, 80) + "…" : {expression})"#)
 }
 
+/// The text of an optional, empty where it is absent or null.
+pub(super) fn text(optional: &str) -> String {
+    format!(r#"optional.ofNonZeroValue(dyn({optional}.orValue(""))).orValue("")"#)
+}
+
+/// The text of an optional as [`rolegate_core::annotation::normalized`] makes it: CEL's `trim` takes
+/// Unicode's white space too.
+pub(super) fn normalized(optional: &str) -> String {
+    format!("{}.trim()", text(optional))
+}
+
+/// The entries of an optional list, none where it is absent or null.
+pub(super) fn items(optional: &str) -> String {
+    format!("optional.ofNonZeroValue(dyn({optional}.orValue([]))).orValue([])")
+}
+
 /// A string literal. CEL reads what JSON writes.
 pub(super) fn quote(text: &str) -> String {
     serde_json::Value::from(text).to_string()
@@ -108,18 +124,6 @@ fn escape_glob(glob: &str) -> String {
         last = c;
     }
     text
-}
-
-/// A literal text as a regular expression.
-pub(super) fn escape(text: &str) -> String {
-    let escaped = text.chars().map(|c| {
-        if c.is_ascii_alphanumeric() || "_=,@/:-".contains(c) {
-            c.to_string()
-        } else {
-            format!("[{c}]")
-        }
-    });
-    escaped.collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! labels of namespaces, what bindings and status updates put onto pods, Services that would
 //! divert the metadata address, tokens for AWS, where pods run, and the rules themselves.
 
+use rolegate_admission::audience;
 use rolegate_admission::gate::{CONTROLLERS, STARTUP_TAINTS};
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, RuleConfig, Subjects};
@@ -9,8 +10,8 @@ use rolegate_core::namespace::NAME_LABEL;
 use serde_json::Value;
 
 use super::VapInput;
-use super::cel::{list, quote};
-use super::wish::{is_aws_audience, variable};
+use super::cel::{items, list, quote, text};
+use super::wish::variable;
 
 /// Where the state of a policy is told, which is no part of it.
 const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
@@ -118,9 +119,9 @@ pub(super) fn tokens(input: &VapInput<'_>) -> Vec<Value> {
     vec![variable(
         "refusals",
         format!(
-            r#"{} || "system:nodes" in request.userInfo.?groups.orValue([]) && object.?spec.?boundObjectRef.?kind.orValue("") == "Pod" ? [] : object.?spec.?audiences.orValue([]).filter(x, {}).map(x, "a token that AWS takes for credentials names no role that could be judged: run a pod that names one, or ask your cluster's administrator")"#,
+            r#"{} || "system:nodes" in request.userInfo.?groups.orValue([]) && object.?spec.?boundObjectRef.?kind.orValue("") == "Pod" ? [] : [object.?spec.?audiences.orValue([])].map(l, l.size() == 0 ? [""] : l)[0].filter(x, {}).map(x, "a token that AWS takes for credentials names no role that could be judged: run a pod that names one, or ask your cluster's administrator")"#,
             is_rule_writer(input.config),
-            is_aws_audience("x"),
+            audience::cel("x", &input.config.web_identity_audiences),
         ),
     )]
 }
@@ -141,13 +142,31 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
     .collect();
     let tolerates = |at: &str| {
         format!(
-            r#"{at}.?spec.?tolerations.orValue([]).exists(x, !has(x.key) && x.?operator.orValue("") == "Exists")"#
+            r#"{}.exists(x, {} == "" && {} == "Exists")"#,
+            items(&format!("{at}.?spec.?tolerations")),
+            text("x.?key"),
+            text("x.?operator"),
         )
     };
     let early = |at: &str| {
         format!(
-            r#"{at}.?spec.?tolerations.orValue([]).exists(x, x.?key.orValue("") in {} && x.?effect.orValue("") in ["", "NoSchedule"])"#,
-            list(STARTUP_TAINTS)
+            r#"{}.exists(x, {} in {} && {} in ["", "NoSchedule"])"#,
+            items(&format!("{at}.?spec.?tolerations")),
+            text("x.?key"),
+            list(STARTUP_TAINTS),
+            text("x.?effect"),
+        )
+    };
+    let node_name = |at: &str| text(&format!("{at}.?spec.?nodeName"));
+    // What is picked by each term that names nodes.
+    let picked = |at: &str| {
+        format!(
+            r#"{}.map(n, {}.filter(f, {} == "In").map(f, f.?values)).filter(l, l.size() > 0)"#,
+            items(&format!(
+                "{at}.?spec.?affinity.?nodeAffinity.?requiredDuringSchedulingIgnoredDuringExecution.?nodeSelectorTerms"
+            )),
+            items("n.?matchFields"),
+            text("f.?operator"),
         )
     };
     let not_ready = r#""a pod that tolerates a taint of nodes that are not ready may start before rolegate covers it: leave it out, or ask your cluster's administrator""#;
@@ -165,11 +184,15 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
         variable(
             "refusals",
             format!(
-                r#"variables.maySchedule ? [] : (request.kind.kind == "Binding" ? (object.?target.?name.orValue("") != "" ? [{node}] : []) : variables.isPod && oldObject != null ? [] : variables.changed.filter(t, has(t.spec.nodeName) && !variables.before.exists(b, b.?spec.?nodeName == t.?spec.?nodeName)).map(t, {node})) + (variables.before.exists(b, {}) ? [] : variables.changed.filter(t, {}).map(t, {tolerant})) + (variables.before.exists(b, {}) ? [] : variables.changed.filter(t, {}).map(t, {not_ready}))"#,
+                r#"variables.maySchedule ? [] : (request.kind.kind == "Binding" ? (object.?target.?name.orValue("") != "" ? [{node}] : []) : variables.isPod && oldObject != null ? [] : variables.changed.filter(t, {new_name} != "" && !variables.before.exists(b, {old_name} == {new_name})).map(t, {node})) + variables.changed.filter(t, {new_picks}.size() > 0 && !variables.before.exists(b, {old_picks} == {new_picks})).map(t, {node}) + (variables.before.exists(b, {}) ? [] : variables.changed.filter(t, {}).map(t, {tolerant})) + (variables.before.exists(b, {}) ? [] : variables.changed.filter(t, {}).map(t, {not_ready}))"#,
                 tolerates("b"),
                 tolerates("t"),
                 early("b"),
                 early("t"),
+                new_name = node_name("t"),
+                old_name = node_name("b"),
+                new_picks = picked("t"),
+                old_picks = picked("b"),
             ),
         ),
     ]

@@ -9,7 +9,9 @@ use rolegate_core::pattern::PatternFormat;
 use serde_json::Value;
 
 use super::VapInput;
-use super::cel::{ROLE_CHARACTERS, base_text, escape, is_arn, is_role, quote, relative, shortened};
+use super::cel::{
+    ROLE_CHARACTERS, base_text, is_arn, is_role, list, normalized, quote, relative, shortened,
+};
 use super::table::field;
 use super::wish::{unnamed, variable};
 
@@ -20,6 +22,9 @@ const FEW_STARS: &str = r"^[^*]*(?:(?:\*+[^*]+){0,30}\*+[^*]*)?$";
 /// What regular expressions of Rust and of the API server (Go) mean alike: literals, escaped
 /// punctuation, `\d` and `\w`, plain classes, groups and counts of two digits.
 const COMMON_REGEX: &str = r"^(?:[A-Za-z0-9_=,@/: .*+?|()^$-]|\\[.*+?|()\[\]{}^$/_=,@:\\-]|\\[dDwWAz]|\[\^?-?(?:[A-Za-z0-9_=,@/:.*+](?:-[A-Za-z0-9_=,@/:.*+])?|\\[dDwW.*+/_-])+-?\]|\{[0-9]{1,2}(?:,[0-9]{0,2})?\})*$";
+
+/// What an expression starts with that is about ARNs, as a literal of CEL.
+const ARN_EXPRESSION: &str = r#""^\\^?[aA][rR][nN]:""#;
 
 /// Sentences about asks: `sentence` is an expression that is empty for an ask `a` that may pass.
 fn refusals(asks: &str, layer: &str, sentence: &str, more: &str) -> Value {
@@ -69,13 +74,14 @@ fn is_own(own: &OwnRole) -> String {
 
 /// Layer `namespace`.
 pub(super) fn namespace(input: &VapInput<'_>) -> Vec<Value> {
+    let base = base_text(input.config.base.as_ref());
     let annotation = |key: &str| format!("namespaceObject.?metadata.?annotations[?{}]", quote(key));
     let (allowed, permitted) = (annotation(&input.keys.allowed_roles), annotation(PERMITTED));
     let mut variables = vec![
         variable("hasAllowed", format!("{allowed}.hasValue()")),
-        variable("allowed", format!(r#"{allowed}.orValue("")"#)),
+        variable("allowed", normalized(&allowed)),
         variable("hasPermitted", format!("{permitted}.hasValue()")),
-        variable("permitted", format!(r#"{permitted}.orValue("")"#)),
+        variable("permitted", normalized(&permitted)),
         variable(
             "isList",
             format!(
@@ -85,37 +91,40 @@ pub(super) fn namespace(input: &VapInput<'_>) -> Vec<Value> {
         ),
         variable(
             "patterns",
-            r#"variables.isList ? variables.allowed.findAll("\"[^\"]*\"").map(p, p.substring(1, p.size() - 1)) : []"#,
+            r#"variables.isList ? variables.allowed.findAll("\"[^\"]*\"").map(p, p.substring(1, p.size() - 1).trim()) : []"#,
         ),
     ];
     variables.extend(match input.config.restriction_format {
         PatternFormat::Glob => globs(input),
-        PatternFormat::Regexp => expressions(input),
+        PatternFormat::Regexp => expressions(),
     });
     // kiam's way and, for bare names, as what follows the base ARN.
     let is_usable = usable_regex("variables.permitted");
-    let named = completed_regex(input, "variables.permitted");
     variables.push(variable("permittedUsable", is_usable));
     variables.push(variable(
         "permittedExpressions",
         format!(
-            r#"variables.permittedUsable ? ["\\A(?:" + variables.permitted + ")\\z", {named}] : []"#
+            r#"variables.permittedUsable ? [{}] + (variables.permitted.matches({ARN_EXPRESSION}) ? [{}] : []) : []"#,
+            anchored("variables.permitted"),
+            anchored(&bare_relative("variables.permitted")),
         ),
     ));
-    let refused = |key: &str, usable: &str, expressions: &str| {
+    variables.push(variable(
+        "permittedNames",
+        names_of("[variables.permitted]", "permittedUsable"),
+    ));
+    let refused = |key: &str, kind: &str| {
         let start = format!("annotation {key} of the namespace: it ");
         format!(
-            r#"!variables.{usable} ? {unusable} : !variables.{expressions}.exists(x, a.role.matches(x)) ? {not_allowed} : """#,
+            r#"!variables.{kind}Usable ? {unusable} : !variables.{kind}Expressions.exists(x, a.role.matches(x)) && !({is_based} && variables.{kind}Names.exists(x, {name}.matches(x))) ? {not_allowed} : """#,
             unusable = quote(&format!("{start}cannot be read here")),
             not_allowed = quote(&format!("{start}does not allow the role")),
+            is_based = format_args!("a.role.startsWith({})", quote(base)),
+            name = format_args!("a.role.substring({})", base.len()),
         )
     };
-    let by_list = refused(
-        &input.keys.allowed_roles,
-        "allowedUsable",
-        "allowedExpressions",
-    );
-    let by_expression = refused(PERMITTED, "permittedUsable", "permittedExpressions");
+    let by_list = refused(&input.keys.allowed_roles, "allowed");
+    let by_expression = refused(PERMITTED, "permitted");
     let none = if input.config.allow_unannotated {
         String::new()
     } else {
@@ -154,10 +163,11 @@ fn globs(input: &VapInput<'_>) -> Vec<Value> {
                 relative = relative("p"),
             ),
         ),
+        variable("allowedNames", list::<&str>([])),
     ]
 }
 
-fn expressions(input: &VapInput<'_>) -> Vec<Value> {
+fn expressions() -> Vec<Value> {
     vec![
         variable(
             "allowedUsable",
@@ -169,11 +179,29 @@ fn expressions(input: &VapInput<'_>) -> Vec<Value> {
         variable(
             "allowedExpressions",
             format!(
-                "variables.allowedUsable ? variables.patterns.map(p, {}) : []",
-                completed_regex(input, "p")
+                "variables.allowedUsable ? variables.patterns.filter(p, p.matches({ARN_EXPRESSION})).map(p, {}) : []",
+                anchored(&bare_relative("p"))
             ),
         ),
+        variable(
+            "allowedNames",
+            names_of("variables.patterns", "allowedUsable"),
+        ),
     ]
+}
+
+/// Those of some expressions that are about what follows the base ARN, anchored: none of them starts
+/// as an ARN. They are matched with that alone, so that their own anchors are at its ends.
+fn names_of(expressions: &str, usable: &str) -> String {
+    format!(
+        "variables.{usable} ? {expressions}.filter(p, !p.matches({ARN_EXPRESSION})).map(p, {}) : []",
+        anchored(&bare_relative("p"))
+    )
+}
+
+/// An expression for a whole text.
+fn anchored(expression: &str) -> String {
+    format!(r#""\\A(?:" + {expression} + ")\\z""#)
 }
 
 /// Whether a regular expression means the same here as to rolegate. One that does not compile alone
@@ -186,22 +214,12 @@ fn usable_regex(expression: &str) -> String {
     )
 }
 
-/// A regular expression anchored and, where it is no ARN, behind the base ARN.
-fn completed_regex(input: &VapInput<'_>, expression: &str) -> String {
-    let base = escape(base_text(input.config.base.as_ref()));
-    format!(
-        r#""\\A" + ({is_arn} ? "" : {base}) + "(?:" + {relative} + ")\\z""#,
-        is_arn = format_args!(r#"{expression}.matches("^\\^?[aA][rR][nN]:")"#),
-        base = quote(&base),
-        relative = bare_relative(expression),
-    )
-}
-
-/// The text without `^` and then without `/` at its start.
+/// What an expression says of a text, as [`rolegate_core::pattern::RoleExpression`] reads it: without
+/// `^` and then without `/` at its start, where that is not counted.
 fn bare_relative(expression: &str) -> String {
     format!(
-        r#"[{expression}].map(x, x.startsWith("^") ? x.substring(1) : x).map(x, {})[0]"#,
-        relative("x")
+        r#"[{expression}].map(x, x.matches("^\\^?/[?*+{{]") ? x : [x.startsWith("^") ? x.substring(1) : x].map(y, {})[0])[0]"#,
+        relative("y")
     )
 }
 

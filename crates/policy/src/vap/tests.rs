@@ -226,6 +226,7 @@ fn what_cel_cannot_follow_is_told() {
         kind: "Deep".into(),
         resource: "deeps".into(),
         paths: vec!["spec.*.jobs.*.template".into(), "spec.template".into()],
+        metadata: vec!["spec.podMetadata".into(), "spec.*.jobs.*.metadata".into()],
     }];
     let export = exported(&config, &[]).unwrap();
     let told: Vec<_> = export
@@ -233,8 +234,10 @@ fn what_cel_cannot_follow_is_told() {
         .iter()
         .filter(|text| text.contains("Deep"))
         .collect();
-    assert_eq!(told.len(), 1);
-    assert!(told[0].contains("spec.*.jobs.*.template"));
+    assert_eq!(told.len(), 2);
+    assert!(
+        told[0].contains("spec.*.jobs.*.template") && told[1].contains("spec.*.jobs.*.metadata")
+    );
 }
 
 #[test]

@@ -2,19 +2,17 @@
 //! and the roles that they name. What counts as a wish, and as a change of it, is the same as in
 //! the admission webhook.
 
+use std::collections::BTreeSet;
+
+use rolegate_admission::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE, audience};
 use rolegate_core::annotation::{DEFAULT_ROLE, MIRROR, SESSION_NAME, WEB_IDENTITY_ROLE};
 use rolegate_core::arn::resolve;
-use rolegate_core::config::TemplateKind;
+use rolegate_core::config::{Audience, TemplateKind};
 use serde_json::{Value, json};
 
 use super::VapInput;
-use super::cel::{base_text, is_arn, is_role, quote, relative};
+use super::cel::{base_text, is_arn, is_role, items, normalized, quote, relative, text};
 use super::table::LABEL;
-
-/// The environment variable by which SDKs are told the role of web identity.
-const ROLE_VARIABLE: &str = "AWS_ROLE_ARN";
-/// Audiences of tokens that AWS takes for credentials, in lower case and without scheme.
-const AWS_AUDIENCE: &str = r"^(?:sts|sts-fips)[.](?s:.*)amazonaws[.]|^pods[.]eks[.]amazonaws[.]";
 
 /// A variable of a policy.
 pub(super) fn variable(name: &str, expression: impl Into<String>) -> Value {
@@ -32,15 +30,31 @@ fn is_kind(group: &str, kind: &str) -> String {
 
 /// An annotation of `at`, an optional.
 fn annotation(at: &str, key: &str) -> String {
-    format!("{at}.?metadata.?annotations[?{}]", quote(key))
+    held(&format!("{at}.?metadata"), key)
 }
 
-/// An annotation of `at` without the blanks around it, an optional that holds no empty text.
-fn trimmed(at: &str, key: &str) -> String {
+/// An annotation in `metadata`, an optional.
+fn held(metadata: &str, key: &str) -> String {
+    format!("{metadata}.?annotations[?{}]", quote(key))
+}
+
+/// A normalized annotation in `metadata`, an optional that holds no empty text.
+fn given(metadata: &str, key: &str) -> String {
     format!(
-        r#"optional.ofNonZeroValue(dyn({}.orValue("").trim()))"#,
-        annotation(at, key)
+        "optional.ofNonZeroValue(dyn({}))",
+        normalized(&held(metadata, key))
     )
+}
+
+/// What of a template `t` is read.
+#[derive(Clone, Copy)]
+enum Shape {
+    /// A template: metadata and a spec.
+    Template,
+    /// An object whose metadata its pods take over.
+    Owner,
+    /// Metadata alone.
+    Metadata,
 }
 
 /// Writes the expressions for one export.
@@ -73,17 +87,17 @@ impl<'a> Wishes<'a> {
     ///   `sessionName`, `mirror` and labels;
     /// - `judged`: those of `asks` whose role is one. Others are refused before all layers.
     pub(super) fn variables(&self) -> Vec<Value> {
-        let account =
-            r#"t.?spec.?serviceAccountName.orValue(t.?spec.?serviceAccount.orValue("default"))"#;
-        let shape = self.shape(account, r#""yes""#, true);
+        let account = format!(
+            r#"[{}, {}, "default"].filter(a, a != "")[0]"#,
+            text("t.?spec.?serviceAccountName"),
+            text("t.?spec.?serviceAccount")
+        );
+        let shape = self.shape(Shape::Template, &account, r#""yes""#);
         let mut variables = self.templates();
         variables.extend([
             variable(
                 "namespaceDefault",
-                format!(
-                    r#"{}.orValue("")"#,
-                    annotation("namespaceObject", DEFAULT_ROLE)
-                ),
+                normalized(&annotation("namespaceObject", DEFAULT_ROLE)),
             ),
             variable("shapes", format!("variables.changed.map(t, {shape})")),
             variable(
@@ -142,44 +156,90 @@ impl<'a> Wishes<'a> {
     /// written, `variables` (the roles that environment variables name), whether such a role is
     /// `unreadable` and whether there is a `token` for AWS, `externalId`, `sessionName`, `mirror`,
     /// labels.
-    fn shape(&self, account: &str, known: &str, has_containers: bool) -> String {
-        let (variables, unreadable, token) = if has_containers {
-            (variables_of("t"), has_unreadable("t"), has_token("t"))
-        } else {
-            ("[]".to_owned(), "false".to_owned(), "false".to_owned())
+    fn shape(&self, shape: Shape, account: &str, known: &str) -> String {
+        let (variables, unreadable, token) = match shape {
+            Shape::Template => {
+                let audiences = &self.input.config.web_identity_audiences;
+                (
+                    variables_of("t"),
+                    has_unreadable("t"),
+                    has_token("t", audiences),
+                )
+            }
+            Shape::Owner | Shape::Metadata => {
+                ("[]".to_owned(), "false".to_owned(), "false".to_owned())
+            }
         };
+        let metadata = match shape {
+            Shape::Template | Shape::Owner => "t.?metadata",
+            Shape::Metadata => "optional.of(t)",
+        };
+        // A null is an empty text to those who make pods of it.
         let labels = self.pod_labels.iter().map(|key| {
             let name = quote(&format!("{LABEL}{key}"));
-            format!(", ?{name}: t.?metadata.?labels[?{}]", quote(key))
+            let label = format!("{metadata}.?labels[?{}]", quote(key));
+            format!(r#", ?{name}: {label}.optMap(v, dyn(v) == null ? dyn("") : dyn(v))"#)
         });
         format!(
-            r#"{{"account": dyn({account}), "known": dyn({known}), ?"role": {role}.optMap(r, dyn(r.trim())), "variables": dyn({variables}), "unreadable": dyn({unreadable} ? "yes" : "no"), "token": dyn({token} ? "yes" : "no"), ?"externalId": {external_id}, ?"sessionName": {session_name}, ?"mirror": {mirror}{labels}}}"#,
-            role = annotation("t", &self.input.keys.role),
-            external_id = trimmed("t", &self.input.keys.external_id),
-            session_name = trimmed("t", SESSION_NAME),
-            mirror = annotation("t", MIRROR),
+            r#"{{"account": dyn({account}), "known": dyn({known}), ?"role": {role}.optMap(r, dyn(r) == null ? dyn("") : dyn(r.trim())), "variables": dyn({variables}), "unreadable": dyn({unreadable} ? "yes" : "no"), "token": dyn({token} ? "yes" : "no"), ?"externalId": {external_id}, ?"sessionName": {session_name}, ?"mirror": {mirror}{labels}}}"#,
+            role = held(metadata, &self.input.keys.role),
+            external_id = given(metadata, &self.input.keys.external_id),
+            session_name = given(metadata, SESSION_NAME),
+            mirror = held(metadata, MIRROR),
             labels = labels.collect::<String>(),
         )
     }
 
-    /// Objects whose metadata their pods take over, as shapes, if that is new or changed.
+    /// Objects whose metadata their pods take over, and metadata alone, as shapes, where that is new
+    /// or changed.
     fn owners(&self) -> Option<String> {
         let kinds = self.input.config.templates.iter();
-        let owners = kinds.filter(|kind| kind.paths.iter().any(|path| **path == *"."));
-        let is_owner: Vec<_> = owners
-            .map(|kind| format!("({})", is_kind(&kind.group, &kind.kind)))
-            .collect();
-        if is_owner.is_empty() {
-            return None;
-        }
-        let account = r#"t.?spec.?serviceAccountName.orValue(t.?spec.?taskRunTemplate.?serviceAccountName.orValue(""))"#;
+        let found = kinds.flat_map(|kind| {
+            let is_kind = is_kind(&kind.group, &kind.kind);
+            let is_owner = kind.paths.iter().any(|path| **path == *".");
+            let owner = is_owner.then(|| self.owner());
+            let metadata = kind.metadata.iter().filter_map(|path| self.metadata(path));
+            owner
+                .into_iter()
+                .chain(metadata)
+                .map(move |shapes| format!("({is_kind} && !variables.isGoing ? {shapes} : [])"))
+        });
+        let found: Vec<_> = found.collect();
+        (!found.is_empty()).then(|| found.join(" + "))
+    }
+
+    fn owner(&self) -> String {
         // Which account its pods run as may be told elsewhere: what depends on it is judged when
         // they are made.
+        let accounts = ACCOUNTS_OF_OWNERS.map(|fields| {
+            let fields = fields.iter().map(|field| format!(".?{field}"));
+            text(&format!(
+                "t{}.?serviceAccountName",
+                fields.collect::<String>()
+            ))
+        });
+        let account = format!(
+            r#"([{}].filter(a, a != "") + [""])[0]"#,
+            accounts.join(", ")
+        );
         let known = format!(r#"{account} == "" ? "no" : "yes""#);
+        let shape = self.shape(Shape::Owner, &account, &known);
+        format!(
+            "[object].map(t, {shape}).filter(p, oldObject == null || [oldObject].map(t, {shape})[0] != p)"
+        )
+    }
+
+    /// The metadata at a path; `None` for a path that CEL can't follow.
+    fn metadata(&self, path: &str) -> Option<String> {
+        let shape = self.shape(Shape::Metadata, r#""""#, r#""no""#);
+        let shapes = |root: &str| {
+            let found = at(root, path)?;
+            Some(format!("{found}.filter(t, t != null).map(t, {shape})"))
+        };
         Some(format!(
-            "({is_owner}) && !variables.isGoing ? [object].map(t, {shape}).filter(p, oldObject == null || [oldObject].map(t, {shape})[0] != p) : []",
-            is_owner = is_owner.join(" || "),
-            shape = self.shape(account, &known, false),
+            "{new}.filter(p, oldObject == null || !(p in {old}))",
+            new = shapes("object")?,
+            old = shapes("oldObject")?,
         ))
     }
 
@@ -212,16 +272,13 @@ impl<'a> Wishes<'a> {
             "(variables.pods.map(p, [{of_annotation}] + p.variables.map(v, {of_variable})) + {} + {}).map(g, g.filter(a, a.role != \"\"))",
             self.of_account(
                 &is_kind("", "ServiceAccount"),
-                &|at| format!(
-                    r#"{}.orValue("").trim()"#,
-                    annotation(at, WEB_IDENTITY_ROLE)
-                ),
+                &|at| normalized(&annotation(at, WEB_IDENTITY_ROLE)),
                 "object.metadata.name",
             ),
             // A Secret may be read by every account that the namespace lets, and none is called so.
             self.of_account(
                 &is_kind("zalando.org", "AWSIAMRole"),
-                &|at| format!(r#"{at}.?spec.?roleReference.orValue("").trim()"#),
+                &|at| normalized(&format!("{at}.?spec.?roleReference")),
                 r#""(any)""#,
             ),
         )
@@ -272,17 +329,18 @@ pub(super) fn unnamed() -> Value {
     )
 }
 
-/// Whether a token for this audience is one that AWS takes for credentials.
-pub(super) fn is_aws_audience(expression: &str) -> String {
-    format!(
-        r#"[{expression}.lowerAscii()].exists(l, (l.contains("://") ? l.substring(l.indexOf("://") + 3) : l).matches({}))"#,
-        quote(AWS_AUDIENCE)
-    )
+fn containers(at: &str) -> String {
+    let lists = ["initContainers", "containers", "ephemeralContainers"];
+    let lists = lists.map(|list| items(&format!("{at}.?spec.?{list}")));
+    format!("({})", lists.join(" + "))
 }
 
-fn containers(at: &str) -> String {
+/// Whether an entry `e` of a container's environment is about the role, and names it itself.
+fn is_role_variable(names_it: bool) -> String {
+    let operator = if names_it { "==" } else { "!=" };
     format!(
-        "({at}.?spec.?initContainers.orValue([]) + {at}.?spec.?containers.orValue([]) + {at}.?spec.?ephemeralContainers.orValue([]))"
+        r#"{} == "{ROLE_VARIABLE}" && dyn(e.?valueFrom.orValue(null)) {operator} null"#,
+        text("e.?name")
     )
 }
 
@@ -292,31 +350,38 @@ fn containers(at: &str) -> String {
 /// all the same.
 fn variables_of(at: &str) -> String {
     format!(
-        r#"[{containers}.map(c, c.?env.orValue([]).filter(e, e.name == "{ROLE_VARIABLE}" && !has(e.valueFrom)).map(e, e.?value.orValue("").trim().replace("\n", " ")).join("\n")).join("\n").split("\n").filter(n, n != "")].map(l, l.filter(n, n == l[0]).size() > 1 ? [l[0]] + l.filter(n, n != l[0]) : l)[0]"#,
+        r#"[{containers}.map(c, {env}.filter(e, {is_named}).map(e, {value}.replace("\n", " ")).join("\n")).join("\n").split("\n").filter(n, n != "")].map(l, l.filter(n, n == l[0]).size() > 1 ? [l[0]] + l.filter(n, n != l[0]) : l)[0]"#,
         containers = containers(at),
+        env = items("c.?env"),
+        is_named = is_role_variable(true),
+        value = normalized("e.?value"),
     )
 }
 
 /// Whether a role comes from where it can't be read.
 fn has_unreadable(at: &str) -> String {
     format!(
-        r#"{}.exists(c, c.?env.orValue([]).exists(e, e.name == "{ROLE_VARIABLE}" && has(e.valueFrom)))"#,
-        containers(at)
+        "{}.exists(c, {}.exists(e, {}))",
+        containers(at),
+        items("c.?env"),
+        is_role_variable(false)
     )
 }
 
 /// Whether there is a token for AWS.
-fn has_token(at: &str) -> String {
+fn has_token(at: &str, audiences: &BTreeSet<Audience>) -> String {
     format!(
-        "{at}.?spec.?volumes.orValue([]).exists(o, o.?projected.?sources.orValue([]).exists(s, {}))",
-        is_aws_audience(r#"s.?serviceAccountToken.?audience.orValue("")"#)
+        "{volumes}.exists(o, {sources}.exists(s, dyn(s.?serviceAccountToken.orValue(null)) != null && {is_for_aws}))",
+        volumes = items(&format!("{at}.?spec.?volumes")),
+        sources = items("o.?projected.?sources"),
+        is_for_aws = audience::cel(&text("s.?serviceAccountToken.?audience"), audiences),
     )
 }
 
 /// The pod templates in `root`, which is `object` or `oldObject` and not null.
 pub(super) fn templates(root: &str, kinds: &[TemplateKind]) -> String {
     let mut text = format!(
-        "({} ? [{root}] : {} ? [?{root}.?spec.?jobTemplate.?spec.?template] : {} ? [?{root}.?template] : ",
+        "(({} ? [{root}] : {} ? [?{root}.?spec.?jobTemplate.?spec.?template] : {} ? [?{root}.?template] : ",
         is_kind("", "Pod"),
         is_kind("batch", "CronJob"),
         is_kind("", "PodTemplate"),
@@ -344,7 +409,7 @@ pub(super) fn templates(root: &str, kinds: &[TemplateKind]) -> String {
         kind => format!("({})", is_kind(group, kind)),
     });
     text.push_str(&format!(
-        "{} ? [?{root}.?spec.?template] : [])",
+        "{} ? [?{root}.?spec.?template] : []).filter(t, t != null))",
         usual.join(" || ")
     ));
     text
@@ -367,9 +432,9 @@ pub(super) fn at(root: &str, path: &str) -> Option<String> {
             let (before, after) = names.split_at(star);
             let after = walk(after.get(1..).unwrap_or_default());
             // A map is walked by its keys and a list by its items.
+            let list = items(&format!("optional.of({root}){}", walk(before)));
             Some(format!(
-                "[optional.of({root}){}.orValue([])].map(c, c.map(k, type(c) == map ? optional.of(dyn(c))[?k]{after} : optional.of(dyn(k)){after}).filter(o, o.hasValue()).map(o, o.value()))[0]",
-                walk(before),
+                "[{list}].map(c, c.map(k, type(c) == map ? optional.of(dyn(c))[?k]{after} : optional.of(dyn(k)){after}).filter(o, o.hasValue()).map(o, o.value()))[0]",
             ))
         }
     }

@@ -259,8 +259,11 @@ pub struct Failure {
     pub kind: i32,
     #[prost(string, tag = "2")]
     pub code: ::prost::alloc::string::String,
-    #[prost(enumeration = "failure::Action", tag = "3")]
-    pub missing: i32,
+    #[prost(enumeration = "failure::Cause", tag = "3")]
+    pub cause: i32,
+    /// DurationSeconds, where they are the cause.
+    #[prost(uint32, tag = "4")]
+    pub asked_seconds: u32,
 }
 /// Nested message and enum types in `Failure`.
 pub mod failure {
@@ -303,7 +306,7 @@ pub mod failure {
             }
         }
     }
-    /// An action that the role's trust policy must allow beside sts:AssumeRole, where STS says so.
+    /// What is to be changed, where STS says so. An agent of before a cause takes it for none.
     #[derive(
         Clone,
         Copy,
@@ -316,12 +319,25 @@ pub mod failure {
         ::prost::Enumeration
     )]
     #[repr(i32)]
-    pub enum Action {
+    pub enum Cause {
         None = 0,
+        /// The role's trust policy must allow these beside sts:AssumeRole.
         TagSession = 1,
         SetSourceIdentity = 2,
+        /// It does not exist, or its trust policy does not allow what was asked for.
+        Untrusted = 3,
+        /// The same, where an external ID was sent.
+        UntrustedExternalId = 4,
+        IdentityPolicy = 5,
+        ExplicitDeny = 6,
+        MaxSessionDuration = 7,
+        RoleChaining = 8,
+        TooLarge = 9,
+        MalformedPolicy = 10,
+        TransitiveTag = 11,
+        RegionDisabled = 12,
     }
-    impl Action {
+    impl Cause {
         /// String value of the enum field names used in the ProtoBuf definition.
         ///
         /// The values are not transformed in any way and thus are considered stable
@@ -331,6 +347,16 @@ pub mod failure {
                 Self::None => "NONE",
                 Self::TagSession => "TAG_SESSION",
                 Self::SetSourceIdentity => "SET_SOURCE_IDENTITY",
+                Self::Untrusted => "UNTRUSTED",
+                Self::UntrustedExternalId => "UNTRUSTED_EXTERNAL_ID",
+                Self::IdentityPolicy => "IDENTITY_POLICY",
+                Self::ExplicitDeny => "EXPLICIT_DENY",
+                Self::MaxSessionDuration => "MAX_SESSION_DURATION",
+                Self::RoleChaining => "ROLE_CHAINING",
+                Self::TooLarge => "TOO_LARGE",
+                Self::MalformedPolicy => "MALFORMED_POLICY",
+                Self::TransitiveTag => "TRANSITIVE_TAG",
+                Self::RegionDisabled => "REGION_DISABLED",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -339,6 +365,16 @@ pub mod failure {
                 "NONE" => Some(Self::None),
                 "TAG_SESSION" => Some(Self::TagSession),
                 "SET_SOURCE_IDENTITY" => Some(Self::SetSourceIdentity),
+                "UNTRUSTED" => Some(Self::Untrusted),
+                "UNTRUSTED_EXTERNAL_ID" => Some(Self::UntrustedExternalId),
+                "IDENTITY_POLICY" => Some(Self::IdentityPolicy),
+                "EXPLICIT_DENY" => Some(Self::ExplicitDeny),
+                "MAX_SESSION_DURATION" => Some(Self::MaxSessionDuration),
+                "ROLE_CHAINING" => Some(Self::RoleChaining),
+                "TOO_LARGE" => Some(Self::TooLarge),
+                "MALFORMED_POLICY" => Some(Self::MalformedPolicy),
+                "TRANSITIVE_TAG" => Some(Self::TransitiveTag),
+                "REGION_DISABLED" => Some(Self::RegionDisabled),
                 _ => None,
             }
         }

@@ -502,3 +502,44 @@ fn rule_09_what_cannot_be_replicated_denies_what_reads_it_and_nothing_else() {
     book.forget("widgets", Some("tenant"), "deep");
     assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["closed"]);
 }
+
+#[test]
+fn rule_09_objects_beyond_the_bound_are_left_out_until_there_is_room_for_all() {
+    let mut book = PolicyBook::new(Settings {
+        limits: Limits {
+            data_bytes: 4096,
+            ..Limits::default()
+        },
+        ..Settings::default()
+    });
+    book.apply(policy(
+        "namespaces",
+        GATE,
+        "package kubernetes.admission\n\ndeny[msg] { data.kubernetes.namespaces[_].metadata.annotations.bad; msg := \"bad\" }\n",
+    ));
+    let large = |name: &str| namespace(name, json!({"x": "x".repeat(1500)}));
+    for name in ["a", "b"] {
+        book.replicate(&large(name));
+    }
+    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+    for n in 0..100 {
+        book.replicate(&large(&format!("more-{n}")));
+    }
+    book.leave_out("namespaces", None, "unseen", 1 << 20);
+    // It denies, whatever the one that was left out says.
+    assert!(!judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert!(book.fit_again().is_empty());
+    for n in 0..100 {
+        book.forget("namespaces", None, &format!("more-{n}"));
+    }
+    assert!(!judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert!(
+        book.fit_again().is_empty(),
+        "one takes more than there may be"
+    );
+    book.leave_out("namespaces", None, "unseen", 10);
+    assert_eq!(book.fit_again(), ["namespaces".to_owned()].into());
+    book.replicate_all("namespaces", [&large("a"), &large("b")]);
+    assert!(book.fit_again().is_empty());
+    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+}

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use rolegate_agent::attachment::cni_results::CNI_RESULTS_DIR;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{SessionScopeFlag, duration, path};
@@ -31,6 +32,15 @@ pub(crate) enum ImdsV2 {
     Optional,
     /// Requests without a token are refused
     Required,
+}
+
+/// What becomes of addresses on shared networks that no record names.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum UnrecordedAddresses {
+    /// They belong to no pod
+    Refuse,
+    /// They belong where their first packet comes from, which any neighbour on the bridge can send
+    Learn,
 }
 
 /// What its help begins with.
@@ -123,16 +133,16 @@ pub(crate) struct AgentFlags {
     /// kube2iam's way to say --wait
     #[arg(long, value_name = "TIME", env = "ROLEGATE_BACKOFF_MAX_ELAPSED_TIME", value_parser = duration, conflicts_with = "wait", hide = true, help_heading = DOOR)]
     pub(crate) backoff_max_elapsed_time: Option<Duration>,
-    /// Most connections of all pods
+    /// Most connections of all pods; at the limit the longest idle one of the pod with the most is closed for a new one
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS", default_value = "2048", help_heading = DOOR)]
     pub(crate) max_connections: NonZeroUsize,
-    /// Most connections of one pod
-    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_POD", default_value = "64", help_heading = DOOR)]
+    /// Most connections of one pod; at the limit its longest idle one is closed for a new one
+    #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_POD", default_value = "256", help_heading = DOOR)]
     pub(crate) max_connections_per_pod: u32,
     /// Most requests a second that one pod may have passed on to the node's metadata service
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS_PER_POD", default_value = "50", help_heading = DOOR)]
     pub(crate) max_forwards_per_pod: u32,
-    /// The same for all pods together
+    /// The same for all pods together; each pod can have an equal share of them
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS", default_value = "200", help_heading = DOOR)]
     pub(crate) max_forwards: u32,
 
@@ -151,13 +161,19 @@ pub(crate) struct AgentFlags {
     /// This host's IPv6 address, if pods have one too; without it the IPv6 metadata address is closed
     #[arg(long, value_name = "IP", env = "HOST_IPV6", help_heading = REDIRECT)]
     pub(crate) host_ipv6: Option<Ipv6Addr>,
+    /// Folder where the container runtime (libcni) records which pod it gave which address; on bridges nothing else tells pods apart. Empty: no records
+    #[arg(long, value_name = "DIR", env = "ROLEGATE_CNI_RESULTS_DIR", default_value = CNI_RESULTS_DIR, value_parser = path, help_heading = REDIRECT)]
+    pub(crate) cni_results_dir: PathBuf,
+    /// What becomes of a pod's address on a bridge that the container runtime has not recorded
+    #[arg(long, value_name = "CHOICE", env = "ROLEGATE_UNRECORDED_ADDRESSES", default_value = "refuse", help_heading = REDIRECT)]
+    pub(crate) unrecorded_addresses: UnrecordedAddresses,
     /// How often the rules are looked at and put back
     #[arg(long, value_name = "TIME", env = "ROLEGATE_REDIRECT_INTERVAL", default_value = "5s", value_parser = duration, help_heading = REDIRECT)]
     pub(crate) redirect_interval: Duration,
     /// Take the rules away at the end; pods then reach the node's role
     #[arg(long, alias = "iptables-remove", env = "ROLEGATE_REDIRECT_REMOVE_AT_EXIT", help_heading = REDIRECT)]
     pub(crate) redirect_remove_at_exit: bool,
-    /// Folder of pods' network namespaces, from which the redirect is tried now and again; empty: not tried
+    /// Folder of pods' network namespaces: the redirect is tried from them now and again, and the runtime's records of pods on bridges are confirmed by them; empty: not tried, and confirmed by /run/netns
     #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", value_parser = path, help_heading = REDIRECT)]
     pub(crate) redirect_check_dir: PathBuf,
 
@@ -175,7 +191,7 @@ pub(crate) struct AgentFlags {
     pub(crate) debug: bool,
     #[command(flatten)]
     pub(crate) log: LogFlags,
-    /// Folder for handing over to the next agent; only root may enter it. Empty: no handing over
+    /// Folder for handing over to the next agent and, where it is in memory, for the keys of metadata tokens; only root may enter it. Empty: neither
     #[arg(long, value_name = "DIR", env = "ROLEGATE_RUNTIME_DIR", default_value = "/run/rolegate", value_parser = path, help_heading = PROCESS)]
     pub(crate) runtime_dir: PathBuf,
     /// How long open requests may take at the end

@@ -9,9 +9,11 @@ use jiff::SignedDuration;
 use rolegate_agent::app::{
     AgentOptions, AloneOptions, MindOptions, RedirectOptions, SourceOptions,
 };
+use rolegate_agent::attachment::{AttachmentOptions, Unrecorded};
 use rolegate_agent::broker::{BrokerOptions, Proof};
 use rolegate_agent::door::{self, DoorOptions};
 use rolegate_agent::limits::LimitOptions;
+use rolegate_agent::redirect::check::NETNS_DIR;
 use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
@@ -19,7 +21,7 @@ use rolegate_core::redirect::InterfacePattern;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 
-use super::flags::{AgentFlags, ImdsV2};
+use super::flags::{AgentFlags, ImdsV2, UnrecordedAddresses};
 use crate::flags::{invalid, session_life};
 use crate::redirect::{choice, spec};
 
@@ -45,6 +47,12 @@ pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
     }
     if flags.redirect_remove_at_exit {
         notes.push("--redirect-remove-at-exit: pods will reach the node's role when this ends");
+    }
+    if matches!(flags.unrecorded_addresses, UnrecordedAddresses::Learn) {
+        notes.push(
+            "--unrecorded-addresses=learn: on a bridge a pod with NET_RAW can take the role of a \
+             neighbour that the container runtime has not recorded",
+        );
     }
     notes.extend(flags.kiam.notes());
     notes
@@ -245,12 +253,23 @@ async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>>
         .host_interface
         .parse()
         .map_err(|error| invalid(format!("--host-interface: {error}")))?;
+    let attachments = AttachmentOptions {
+        interface: Some(interface.clone()),
+        results_dir: present(&flags.cni_results_dir),
+        results_owner: 0,
+        netns_dir: present(&flags.redirect_check_dir).unwrap_or_else(|| NETNS_DIR.into()),
+        unrecorded: match flags.unrecorded_addresses {
+            UnrecordedAddresses::Refuse => Unrecorded::Refuse,
+            UnrecordedAddresses::Learn => Unrecorded::Learn,
+        },
+    };
     let spec = spec(flags.host_ip, flags.host_ipv6, flags.app_port, interface)?;
     Ok(Some(RedirectOptions {
         backend: choice.resolve(&spec).await?,
         spec,
         interval: flags.redirect_interval,
         remove_at_exit: flags.redirect_remove_at_exit,
+        attachments,
         check_dir: present(&flags.redirect_check_dir),
     }))
 }

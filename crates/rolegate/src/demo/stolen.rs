@@ -194,7 +194,7 @@ fn options(place: Place, certificate: TlsFiles, ca: &Path) -> BrokerOptions {
         session_seconds: 3600,
         engine: EngineOptions::default(),
         connections: CONNECTIONS,
-        connections_per_address: CONNECTIONS,
+        connections_per_peer: CONNECTIONS,
         kiam: None,
         clock: Clock::system(),
     }

@@ -420,13 +420,17 @@ mod tests {
         );
         assert_eq!(trimmed["status"], json!({"phase": "Running"}));
         let keys = AnnotationKeys::default();
-        let asks = WebIdentity::of(&trimmed, &keys);
-        assert_eq!((asks.is_some(), asks), (true, WebIdentity::of(&pod, &keys)));
+        let none = BTreeSet::new();
+        let asks = WebIdentity::of(&trimmed, &keys, &none);
+        assert_eq!(
+            (asks.is_some(), asks),
+            (true, WebIdentity::of(&pod, &keys, &none))
+        );
         let mut token = pod;
         token["spec"]["containers"] = json!([]);
         token["spec"]["volumes"] = json!([{"projected": {"sources": [
             {"serviceAccountToken": {"audience": "pods.eks.amazonaws.com"}}]}}]);
-        let asks = WebIdentity::of(&trimmed_pod(token), &keys).unwrap();
+        let asks = WebIdentity::of(&trimmed_pod(token), &keys, &none).unwrap();
         assert!(asks.unnamed.is_some());
     }
 

@@ -281,7 +281,13 @@ fn web_identity(values: &[Value], reading: &Reading, snapshot: &Snapshot) -> Vec
         namespace.is_none_or(|namespace| !spared.contains(namespace))
     });
     judged
-        .filter_map(|value| WebIdentity::of(value, &reading.keys))
+        .filter_map(|value| {
+            WebIdentity::of(
+                value,
+                &reading.keys,
+                &snapshot.config.web_identity_audiences,
+            )
+        })
         .collect()
 }
 

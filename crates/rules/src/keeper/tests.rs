@@ -3,6 +3,7 @@ use rolegate_core::config::Modes;
 use rolegate_core::decision::Decision;
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::namespace::Namespace;
+use rolegate_core::needs::{Keys, Needs};
 use rolegate_core::rulebook::ClusterConfig;
 use rolegate_core::workload::{Phase, Wish, Workload};
 use serde_json::json;
@@ -98,6 +99,7 @@ fn namespace(labels: serde_json::Value) -> Replicated {
         namespace: None,
         name: "default".into(),
         object: object.to_string().into(),
+        left_out: 0,
     }
 }
 
@@ -267,4 +269,52 @@ fn another_label_reads_the_config_maps_anew() {
     let all = RuleUpdate::Config(ClusterConfig::Is(Arc::new(all)));
     keeper.apply(Report::Rules(all));
     assert!(!allows(&keeper));
+}
+
+#[test]
+fn threat_28_objects_that_were_left_out_deny_and_are_followed_anew_once_there_is_room() {
+    let watch = Watch::Replicated(ResourceKind::namespaces());
+    let mut keeper = keeper(RegoConfig::default());
+    let reads = "package kubernetes.admission\ndeny[msg] { data.kubernetes.namespaces[_].metadata.labels.bad; msg := \"bad\" }";
+    keeper.apply(maps(vec![map("reads", "door", reads)]));
+    let follows = |keeper: &Keeper| {
+        let snapshot = keeper.rules().load().needs.replicated.clone();
+        snapshot.contains(&ResourceKind::namespaces())
+    };
+    assert!(follows(&keeper));
+    keeper.apply(namespaces(vec![namespace(json!({}))]));
+    assert!(allows(&keeper));
+    let huge = |left_out| Replicated {
+        name: "huge".into(),
+        object: Box::default(),
+        left_out,
+        ..namespace(json!({}))
+    };
+    keeper.apply(namespaces(vec![namespace(json!({})), huge(usize::MAX / 2)]));
+    assert!(!allows(&keeper) && follows(&keeper));
+    // It shrinks while others go: everything would fit, and is read anew.
+    keeper.apply(namespaces(vec![namespace(json!({})), huge(10)]));
+    assert!(!allows(&keeper) && !follows(&keeper));
+    keeper.apply(Report::Unfollowed(watch));
+    assert!(follows(&keeper));
+    keeper.apply(namespaces(vec![namespace(json!({}))]));
+    assert!(allows(&keeper));
+}
+
+#[test]
+fn threat_28_what_rules_read_is_told_and_not_taken_back_while_they_are_loaded_anew() {
+    let mut keeper = keeper(RegoConfig::default());
+    let needs = keeper.rules().needs();
+    assert!(needs.borrow().is_none(), "policies are not loaded");
+    keeper.apply(maps(Vec::new()));
+    assert_eq!(*needs.borrow(), Some(Needs::default()));
+    let any = "package kubernetes.admission\ndeny[msg] { false; msg := 1 }";
+    keeper.apply(maps(vec![map("any", "door", any)]));
+    let read = needs.borrow().clone().unwrap();
+    assert_eq!(
+        (read.pod_labels, read.pod_annotations),
+        (Keys::All, Keys::All)
+    );
+    keeper.apply(Report::Unfollowed(Watch::ConfigMaps("opa".into())));
+    assert!(needs.borrow().is_some());
 }

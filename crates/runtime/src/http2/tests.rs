@@ -24,7 +24,7 @@ async fn answer(
 
 const LIMITS: Limits = Limits {
     connections: 1,
-    per_address: 1,
+    per_peer: 1,
     streams: 8,
     unused: Duration::from_secs(45),
 };
@@ -36,7 +36,9 @@ fn serving(drain: &Drain) -> (DuplexStream, JoinHandle<()>) {
 
 fn serving_within(limits: Limits, drain: &Drain) -> (DuplexStream, JoinHandle<()>) {
     let (theirs, ours) = duplex(64 << 10);
-    let served = drain.spawn(converse(ours, limits, drain.clone(), service_fn(answer)));
+    let closing = CancellationToken::new();
+    let talk = converse(ours, limits, drain.clone(), closing, service_fn(answer));
+    let served = drain.spawn(talk);
     (theirs, served)
 }
 
@@ -121,27 +123,46 @@ async fn a_connection_that_nothing_is_asked_on_ends_and_one_in_use_stays() {
     ended(served_used).await;
 }
 
+/// Expects no peer.
+struct Strangers;
+
+impl Peers for Strangers {
+    fn is_expected(&self, _: std::net::IpAddr) -> bool {
+        false
+    }
+
+    fn closed(&self, _: Limit) {}
+
+    fn usage(&self, _: Usage) {}
+}
+
+/// A connection that was accepted, and is served until it is cut.
+fn accepted(connections: &Arc<Connections>) -> (DuplexStream, Authentication, JoinHandle<()>) {
+    let (theirs, ours) = duplex(64 << 10);
+    let accepted = Arc::new(connections.accept([192, 0, 2, 1].into()).unwrap());
+    let shown = Authentication::of(&accepted);
+    let served = tokio::spawn(async move {
+        let closing = accepted.closing().clone();
+        let talk = converse(ours, LIMITS, Drain::new(), closing, service_fn(answer));
+        hold(talk, &accepted).await;
+    });
+    (theirs, shown, served)
+}
+
 #[tokio::test(start_paused = true)]
-async fn where_nothing_is_proven_a_connection_ends_whatever_is_asked_on_it() {
-    let hall = Arc::new(Semaphore::new(2));
-    let guest = |trust: Trust| {
-        let (theirs, ours) = duplex(64 << 10);
-        let place = hall.clone().try_acquire_owned().ok();
-        assert!(place.is_some());
-        let served = tokio::spawn(async move {
-            let talk = converse(ours, LIMITS, Drain::new(), service_fn(answer));
-            host(talk, &trust, place).await;
-        });
-        (theirs, served)
+async fn an_unauthenticated_connection_ends_whatever_is_asked_on_it() {
+    let limits = Limits {
+        connections: 16,
+        per_peer: 2,
+        ..LIMITS
     };
-    let trust = Trust::default();
-    let (stream, served) = guest(trust.clone());
+    let connections = Connections::new(limits, Arc::new(Strangers));
+    let (stream, shown, served) = accepted(&connections);
     let (mut requests, _connection) = client(stream).await;
     let _open = requests.send_request(get("/open")).await.unwrap();
-    let (stream, stranger) = guest(Trust::default());
+    let (stream, _, stranger) = accepted(&connections);
     let (mut busy, _busy) = client(stream).await;
-    assert_eq!(hall.available_permits(), 0);
-    trust.earn();
+    assert!(shown.succeed());
     // One stream after the other, and never none.
     let start = tokio::time::Instant::now();
     let mut open = Vec::new();
@@ -156,8 +177,29 @@ async fn where_nothing_is_proven_a_connection_ends_whatever_is_asked_on_it() {
     ended(stranger).await;
     tokio::time::sleep(LONG).await;
     assert!(!served.is_finished());
-    // Nobody who has proven it has a guest's place.
-    assert_eq!(hall.available_permits(), 2);
+    // One that another needs the place of goes at once.
+    let (stream, _, first) = accepted(&connections);
+    let _rest = [accepted(&connections), accepted(&connections)];
+    ended(first).await;
+    drop(stream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_to_be_closed_answers_what_is_under_way_and_ends() {
+    let limits = Limits {
+        connections: 16,
+        per_peer: 2,
+        ..LIMITS
+    };
+    let connections = Connections::new(limits, Arc::new(Strangers));
+    let (stream, shown, served) = accepted(&connections);
+    let (mut requests, _connection) = client(stream).await;
+    let open = requests.send_request(get("/open")).await.unwrap();
+    assert!(shown.succeed());
+    shown.close();
+    // It is cut though what is open on it never ends.
+    ended(served).await;
+    drop(open);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
@@ -30,14 +31,15 @@ use super::store::CertificateStore;
 use crate::clock::Clock;
 
 const ALPN: &[u8] = b"h2";
+/// How long a handshake may take at the server. One that makes no progress holds up nobody, and a
+/// server that is busy should not be asked for the same once more.
+const ACCEPT: Duration = Duration::from_secs(20);
 
 /// The clock, as certificates are checked by it.
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
         let seconds = u64::try_from(self.now().as_second()).ok()?;
-        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(
-            seconds,
-        )))
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }
 
@@ -190,7 +192,7 @@ impl MutualTls {
         &self,
         stream: TcpStream,
     ) -> Option<(server::TlsStream<TcpStream>, ClientNames)> {
-        match tokio::time::timeout(HANDSHAKE, self.0.accept(stream)).await {
+        match tokio::time::timeout(ACCEPT, self.0.accept(stream)).await {
             Ok(Ok(stream)) => {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let names = certificates.and_then(<[_]>::first).and_then(|it| names(it));
@@ -265,11 +267,24 @@ impl ClientTls {
         stream: TcpStream,
         name: &str,
     ) -> Result<client::TlsStream<TcpStream>, ClientTlsError> {
+        self.connect_within(HANDSHAKE, stream, name).await
+    }
+
+    /// The same, where the server may take so long for it.
+    ///
+    /// # Errors
+    /// [`ClientTlsError`].
+    pub async fn connect_within(
+        &self,
+        time: Duration,
+        stream: TcpStream,
+        name: &str,
+    ) -> Result<client::TlsStream<TcpStream>, ClientTlsError> {
         let server =
             ServerName::try_from(name.to_owned()).map_err(|_| ClientTlsError::Name(name.into()))?;
         let config = Arc::new(self.config().await?);
         let handshake = TlsConnector::from(config).connect(server, stream);
-        match tokio::time::timeout(HANDSHAKE, handshake).await {
+        match tokio::time::timeout(time, handshake).await {
             Ok(stream) => Ok(stream?),
             Err(_) => Err(ClientTlsError::Slow),
         }

@@ -444,3 +444,70 @@ fn usual_kinds_of_keys_are_served() {
         assert_eq!(set, Ok(()), "{algorithm:?}");
     }
 }
+
+#[test]
+fn a_pair_is_checked_as_it_would_be_served() {
+    let (one, other, ended) = (make(2999), make(2999), make(2001));
+    let check = |certificate: &str, key: &str| {
+        check_pair(certificate.as_bytes(), key.as_bytes(), Timestamp::now())
+    };
+    assert_eq!(check(&one.certificate, &one.key), Ok(()));
+    assert_eq!(
+        check(&one.certificate, &other.key),
+        Err(PairError::Mismatch)
+    );
+    assert_eq!(check("", &one.key), Err(PairError::NoCertificate));
+    let over = check(&ended.certificate, &ended.key);
+    assert!(matches!(over, Err(PairError::Ended(_))), "{over:?}");
+    // Text around the PEM is passed over, up to the most that is taken.
+    let padded = |length: usize| format!("{}{}", "\n".repeat(length - one.key.len()), one.key);
+    assert_eq!(check(&one.certificate, &padded(MAX_PEM)), Ok(()));
+    let long = check(&one.certificate, &padded(MAX_PEM + 1));
+    assert_eq!(long, Err(PairError::TooLarge));
+    let padded = |length: usize| {
+        let text = &one.certificate;
+        format!("{}{text}", "\n".repeat(length - text.len()))
+    };
+    assert_eq!(check(&padded(MAX_PEM), &one.key), Ok(()));
+    let long = check(&padded(MAX_PEM + 1), &one.key);
+    assert_eq!(long, Err(PairError::TooLarge));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_11_files_are_read_again_and_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = TlsFiles {
+        certificate: folder.path().join("tls.crt"),
+        key: folder.path().join("tls.key"),
+    };
+    let write = |made: &Made| {
+        std::fs::write(&files.certificate, &made.certificate).unwrap();
+        std::fs::write(&files.key, &made.key).unwrap();
+    };
+    let readiness = Readiness::new();
+    let store = store(&readiness);
+    let age = CertificateFile::of_pair("file", &files, Clock::system());
+    write(&make(2030));
+    let following = async { tokio::join!(files.follow(&store), age.follow()) };
+    let renewed = async {
+        // The clock moves on when nothing else is to be done.
+        let end_of =
+            |year: i32| -> Timestamp { format!("{year}-01-01T00:00:00Z").parse().unwrap() };
+        for (year, next) in [(2030, Some(make(2040))), (2040, None)] {
+            let left = end_of(year).duration_since(Timestamp::now());
+            let is = |it: Option<jiff::SignedDuration>| {
+                it.is_some_and(|it| (it - left).abs() < jiff::SignedDuration::from_hours(24))
+            };
+            while !is(store.left()) || !is(age.left()) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            next.iter().for_each(write);
+        }
+    };
+    tokio::select! {
+        _ = following => {}
+        done = tokio::time::timeout(Duration::from_secs(3600), renewed) => {
+            done.expect("the files are not read again");
+        }
+    }
+}

@@ -329,3 +329,51 @@ fn threat_07_labels_that_an_invalid_grant_looks_at_are_known_too() {
     let keys: Vec<_> = layer.namespace_label_keys().collect();
     assert_eq!(keys, ["team", "tier", "zone"]);
 }
+
+#[test]
+fn threat_28_a_grant_whose_labels_were_not_kept_is_not_asked() {
+    let mut labelled = grant("labelled", &["reader"], "shop");
+    labelled.subjects[0].pod_selector = select(&[("app", "api")]);
+    let mut absent = grant("absent", &["writer"], "*");
+    absent.subjects[0].namespace_selector = Some(Selector {
+        expressions: vec![crate::selector::Requirement {
+            key: "locked".into(),
+            operator: crate::selector::Operator::DoesNotExist,
+        }],
+        ..Selector::default()
+    });
+    let layer = GrantsLayer::new(&[labelled, absent], Some(&base()));
+    let needs = layer.needs();
+    assert_eq!(needs.pod_labels, ["app"].iter().collect());
+    assert_eq!(needs.namespace_labels, ["locked"].iter().collect());
+    let lacks = |pod: &Workload, role: &str, namespace: KeyValues| {
+        let role = resolve(role, Some(&base())).unwrap();
+        layer.lacks(&Ask {
+            workload: pod,
+            role: &role,
+            is_default: false,
+            namespace: &NamespaceRules::of_labels(namespace),
+            now: Timestamp::UNIX_EPOCH,
+        })
+    };
+    let other = ["x"].iter().collect();
+    let unknown = KeyValues::of_object([("app", "api"), ("locked", "")], &other);
+    let whole = KeyValues::default;
+    let pod = |namespace, labels| Workload {
+        labels,
+        ..workload(namespace, "web")
+    };
+    // A label that demands absence must not read as absent, nor one that is there as missing.
+    assert!(lacks(&pod("shop", unknown.clone()), "reader", whole()));
+    assert!(lacks(&pod("shop", whole()), "writer", unknown.clone()));
+    // What no grant reads that may cover the pod is of no consequence.
+    assert!(!lacks(&pod("shop", unknown.clone()), "other", whole()));
+    assert!(!lacks(
+        &pod("else", unknown.clone()),
+        "reader",
+        unknown.clone()
+    ));
+    assert!(!lacks(&pod("shop", whole()), "reader", unknown));
+    let known = KeyValues::of_object([("app", "x")], &needs.pod_labels);
+    assert!(!lacks(&pod("shop", known), "reader", whole()));
+}

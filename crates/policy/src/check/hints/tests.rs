@@ -141,7 +141,8 @@ fn custom_resources_that_make_pods_are_told() {
             told.starts_with("not judged at spec/") || told.starts_with("not judged at spec:"),
             "{told}"
         );
-        assert!(told.contains("workloadKinds"), "{told}");
+        let told_how = ["workloadKinds", "into workloadPresets"];
+        assert!(told_how.iter().any(|part| told.contains(part)), "{told}");
     }
 }
 
@@ -274,4 +275,26 @@ fn pods_in_a_spared_namespace_are_said_to_be_spared() {
     assert_eq!((found.len(), found[0].level), (1, Level::Note));
     let service = json!({"apiVersion": "v1", "kind": "Service"});
     assert!(hints(&service, "kube-system", &config, &keys).is_empty());
+}
+
+#[test]
+fn metadata_without_a_template_is_where_annotations_count_too() {
+    let role = json!({"iam.amazonaws.com/role": "reader"});
+    let config = RuleConfig {
+        templates: ["spark", "argo-workflows"]
+            .iter()
+            .flat_map(|name| preset(name).unwrap())
+            .collect(),
+        ..RuleConfig::default()
+    };
+    let spark = |spec: Value| {
+        json!({"apiVersion": "sparkoperator.k8s.io/v1beta2", "kind": "SparkApplication",
+            "spec": spec})
+    };
+    assert!(told_with(&spark(json!({"driver": {"annotations": role}})), &config).is_empty());
+    let told = told_with(&spark(json!({"annotations": role})), &config);
+    assert!(told[0].contains("spec.driver.annotations or "), "{told:?}");
+    let workflow = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow",
+        "spec": {"templates": [{"metadata": {"annotations": role}}]}});
+    assert!(told_with(&workflow, &config).is_empty());
 }

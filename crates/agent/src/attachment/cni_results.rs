@@ -1,0 +1,231 @@
+//! Which pod the container runtime gave which address, as it recorded that itself: libcni keeps
+//! the result of each network that it joined a pod to in a folder that only root can write.
+//!
+//! A file holds the pod's UID, the addresses, the MAC address, the network namespace and the names
+//! of the host's interfaces. Nothing of it comes from the pod's traffic; its annotations stand in it
+//! too, and are passed over. Reading is bounded: in size, in number, and to files that nobody but
+//! root can have written.
+
+mod folder;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{Mac, PodId};
+
+pub use folder::{Folder, FolderError};
+
+/// Where libcni keeps results unless it is told otherwise.
+pub const CNI_RESULTS_DIR: &str = "/var/lib/cni/results";
+
+/// The kind of file that is read.
+const KIND: &str = "cniCacheV1";
+/// Most interfaces of one result.
+const MAX_INTERFACES: usize = 64;
+/// Most addresses of one result.
+const MAX_ADDRESSES: usize = 64;
+
+/// One interface of a pod, with what the runtime recorded of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// `K8S_POD_UID`; older runtimes leave it out.
+    uid: Option<String>,
+    /// `K8S_POD_NAMESPACE`.
+    namespace: String,
+    /// `K8S_POD_NAME`.
+    name: String,
+    /// The name of the network namespace: the last part of its path.
+    pub netns: String,
+    /// The MAC address, if the plugin tells it.
+    pub mac: Option<Mac>,
+    /// Names of the host's interfaces that the plugin told of: bridges and the host's ends.
+    pub host_links: Arc<[String]>,
+    /// The addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Recorded {
+    /// Whether this is an interface of that pod. A pod of the same name in another life is another
+    /// one, where the runtime tells them apart.
+    fn is_of(&self, pod: &PodId) -> bool {
+        match &self.uid {
+            Some(uid) => **uid == *pod.uid,
+            None => *self.namespace == *pod.namespace && *self.name == *pod.name,
+        }
+    }
+}
+
+/// Who an address was given to.
+#[derive(Debug, Clone)]
+pub enum Assigned {
+    /// To the pod, on this interface.
+    To(Arc<Recorded>),
+    /// Not to the pod, as far as the runtime recorded.
+    Unrecorded,
+    /// To two network namespaces that both are there.
+    Twice,
+}
+
+/// All that was recorded, by address.
+#[derive(Debug, Default, Clone)]
+pub struct Records(HashMap<IpAddr, Vec<Arc<Recorded>>>);
+
+impl Records {
+    /// Records of these interfaces.
+    pub fn new<'a>(interfaces: impl IntoIterator<Item = &'a Arc<Recorded>>) -> Self {
+        let mut all: HashMap<IpAddr, Vec<Arc<Recorded>>> = HashMap::new();
+        for interface in interfaces {
+            for address in &interface.addresses {
+                all.entry(*address).or_default().push(interface.clone());
+            }
+        }
+        Self(all)
+    }
+
+    /// Whether the runtime gave `address` to `pod`. A record outlives its pod where the runtime
+    /// could not clean up, so `exists` is asked for the network namespaces where several records
+    /// name one address.
+    pub fn assigned(
+        &self,
+        pod: &PodId,
+        address: IpAddr,
+        mut exists: impl FnMut(&str) -> bool,
+    ) -> Assigned {
+        let all = self.0.get(&address).map_or(&[][..], Vec::as_slice);
+        let live: Vec<_> = match all {
+            [one] => vec![one],
+            several => several.iter().filter(|of| exists(&of.netns)).collect(),
+        };
+        match live.as_slice() {
+            [] => Assigned::Unrecorded,
+            [one, rest @ ..] if rest.iter().all(|other| other.netns == one.netns) => live
+                .iter()
+                .find(|of| of.is_of(pod))
+                .map_or(Assigned::Unrecorded, |of| Assigned::To(Arc::clone(of))),
+            _ => Assigned::Twice,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Cached {
+    kind: String,
+    #[serde(default)]
+    cni_args: Option<Vec<(String, String)>>,
+    result: CniResult,
+}
+
+#[derive(Deserialize)]
+struct CniResult {
+    #[serde(default)]
+    interfaces: Vec<Interface>,
+    #[serde(default)]
+    ips: Vec<Ip>,
+}
+
+#[derive(Deserialize)]
+struct Interface {
+    name: String,
+    #[serde(default)]
+    mac: String,
+    #[serde(default)]
+    sandbox: String,
+}
+
+#[derive(Deserialize)]
+struct Ip {
+    address: String,
+    #[serde(default)]
+    interface: Option<usize>,
+}
+
+/// The pod's interfaces in one file of libcni's; none where it says nothing about a pod.
+pub fn parse(file: &[u8]) -> Vec<Recorded> {
+    let Ok(cached) = serde_json::from_slice::<Cached>(file) else {
+        return Vec::new();
+    };
+    let CniResult { interfaces, ips } = cached.result;
+    if cached.kind != KIND || interfaces.len() > MAX_INTERFACES || ips.len() > MAX_ADDRESSES {
+        return Vec::new();
+    }
+    let args = cached.cni_args.unwrap_or_default();
+    // A key that is there twice says nothing certain.
+    let arg = |key: &str| {
+        let mut values = args.iter().filter(|(of, _)| of == key);
+        match (values.next(), values.next()) {
+            (Some((_, value)), None) if !value.is_empty() => Some(value.clone()),
+            _ => None,
+        }
+    };
+    let uid = arg("K8S_POD_UID");
+    let (Some(namespace), Some(name)) = (arg("K8S_POD_NAMESPACE"), arg("K8S_POD_NAME")) else {
+        return Vec::new();
+    };
+    let host_links: Arc<[String]> = interfaces
+        .iter()
+        .filter(|interface| interface.sandbox.is_empty())
+        .map(|interface| interface.name.clone())
+        .collect();
+    let mut inside = interfaces
+        .iter()
+        .enumerate()
+        .filter(|(_, interface)| !interface.sandbox.is_empty());
+    // Some plugins don't say which interface an address is on; with one there is no doubt.
+    let only = match (inside.next(), inside.next()) {
+        (Some((index, _)), None) => Some(index),
+        _ => None,
+    };
+    let recorded = |(index, interface): (usize, &Interface)| {
+        let addresses: Vec<IpAddr> = ips
+            .iter()
+            .filter(|ip| ip.interface.or(only) == Some(index))
+            .filter_map(|ip| address(&ip.address))
+            .filter(|address| !address.is_loopback())
+            .collect();
+        let netns = interface.sandbox.rsplit('/').next().unwrap_or_default();
+        (!addresses.is_empty() && is_file_name(netns)).then(|| Recorded {
+            uid: uid.clone(),
+            namespace: namespace.clone(),
+            name: name.clone(),
+            netns: netns.to_owned(),
+            mac: mac(&interface.mac),
+            host_links: host_links.clone(),
+            addresses,
+        })
+    };
+    interfaces
+        .iter()
+        .enumerate()
+        .filter(|(_, interface)| !interface.sandbox.is_empty())
+        .filter_map(recorded)
+        .collect()
+}
+
+/// An address without the length of its network.
+fn address(text: &str) -> Option<IpAddr> {
+    let (address, _) = text.split_once('/').unwrap_or((text, ""));
+    address.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+fn is_file_name(text: &str) -> bool {
+    !matches!(text, "" | "." | "..") && !text.contains('\0')
+}
+
+fn mac(text: &str) -> Option<Mac> {
+    let mut bytes = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        let part = parts
+            .next()
+            .filter(|part| part.len() == 2 && !part.starts_with('+'))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(Mac(bytes))
+}
+
+#[cfg(test)]
+mod tests;

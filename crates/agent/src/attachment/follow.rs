@@ -1,0 +1,102 @@
+//! Follows the kernel's events and the changes of the container runtime's records.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio_util::sync::CancellationToken;
+
+use super::{AttachmentError, Attachments, lock};
+
+/// The least time between two readings of the records: a pod that asks again and again for an
+/// address without a record must not make the agent read all the time.
+const BETWEEN_READINGS: Duration = Duration::from_millis(200);
+/// The least time between two looks at all addresses.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+impl Attachments {
+    /// Follows the kernel's events and the records until `cancel`, and calls `on_bound` when an
+    /// address has another place by the records. [`check`](Self::check) doesn't depend on this
+    /// task: it reads what the kernel has reported itself.
+    ///
+    /// # Errors
+    /// When the kernel's events can't be followed.
+    pub async fn run(
+        &self,
+        on_bound: impl Fn() + Send + Sync,
+        cancel: CancellationToken,
+    ) -> Result<(), AttachmentError> {
+        let events = readable(lock(&self.events).socket()?)?;
+        let all = async {
+            tokio::select! {
+                error = self.follow_events(events) => error,
+                error = self.follow_losses() => error,
+                () = self.follow_records(on_bound) => Ok(()),
+            }
+        };
+        cancel.run_until_cancelled(all).await.unwrap_or(Ok(()))
+    }
+
+    async fn follow_events(&self, events: AsyncFd<OwnedFd>) -> Result<(), AttachmentError> {
+        loop {
+            // Cleared first: what comes during the reading wakes this again.
+            events.readable().await?.clear_ready();
+            while !self.catch_up()? {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn follow_losses(&self) -> Result<(), AttachmentError> {
+        loop {
+            self.lost.notified().await;
+            self.look_again()?;
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+    }
+
+    async fn follow_records(&self, on_bound: impl Fn()) {
+        loop {
+            // Subscribed before the reading, so that no change falls between.
+            let watch = self.results_dir.as_deref().and_then(watch);
+            if self.read_records() {
+                on_bound();
+            }
+            tokio::time::sleep(BETWEEN_READINGS).await;
+            match &watch {
+                Some(watch) => tokio::select! {
+                    _ = watch.readable() => {}
+                    () = self.wanted.notified() => {}
+                },
+                None => self.wanted.notified().await,
+            }
+        }
+    }
+}
+
+/// Wakes with the first change in the folder; nothing where it isn't there.
+fn watch(folder: &Path) -> Option<AsyncFd<OwnedFd>> {
+    let changes = WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ATTRIB;
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
+    inotify::add_watch(&watch, folder, changes).ok()?;
+    readable(watch).ok()
+}
+
+/// Waits for what can be read from `fd`.
+#[expect(
+    deprecated,
+    reason = "unsound for types that don't own what they name; this one does"
+)]
+fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, Interest::READABLE)
+}

@@ -1,0 +1,101 @@
+//! What holds in any network namespace; the rest needs pods, and is in tests/netns.
+
+use super::*;
+
+fn open(unrecorded: Unrecorded, results_dir: Option<PathBuf>) -> Attachments {
+    let options = AttachmentOptions {
+        interface: None,
+        results_dir,
+        results_owner: rustix::process::geteuid().as_raw(),
+        netns_dir: "/no-such-folder".into(),
+        unrecorded,
+    };
+    Attachments::open(options).unwrap()
+}
+
+fn pod(uid: &str) -> PodId {
+    PodId {
+        uid: uid.into(),
+        namespace: "shop".into(),
+        name: "web".into(),
+    }
+}
+
+const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+#[test]
+fn each_pod_that_comes_or_goes_makes_earlier_looks_worthless() {
+    let attachments = open(Unrecorded::Refuse, None);
+    let mut before = attachments.generation();
+    assert_ne!(before, 0);
+    let mut changed = || {
+        let now = attachments.generation();
+        std::mem::replace(&mut before, now) != now
+    };
+    assert!(!changed());
+    attachments.seen(pod("u1"), &[LOOPBACK]);
+    assert!(changed());
+    assert!(!attachments.read_records() && !changed());
+    attachments.forget("u1");
+    assert!(changed());
+}
+
+#[test]
+fn an_address_of_this_host_is_no_pod_s() {
+    let attachments = open(Unrecorded::Learn, None);
+    attachments.seen(pod("u1"), &[LOOPBACK]);
+    assert_eq!(attachments.resolve(LOOPBACK).unwrap(), None);
+    let verdict = attachments.check("u1", LOOPBACK).unwrap();
+    assert_eq!(verdict, Verdict::Unknown);
+}
+
+#[test]
+fn an_operator_is_told_of_addresses_without_a_record() {
+    for (unrecorded, dir, words) in [
+        (
+            Unrecorded::Refuse,
+            Some("/results"),
+            "in /results: they get no credentials",
+        ),
+        (Unrecorded::Refuse, None, "--cni-results-dir is empty"),
+        (
+            Unrecorded::Learn,
+            Some("/results"),
+            "--unrecorded-addresses=learn",
+        ),
+    ] {
+        let attachments = open(unrecorded, dir.map(PathBuf::from));
+        assert_eq!(attachments.concern(), None);
+        attachments.missing.store(3, Ordering::Relaxed);
+        let concern = attachments.concern().unwrap();
+        assert!(
+            concern.starts_with("3 addresses") && concern.contains(words),
+            "{concern}"
+        );
+        attachments.missing.store(0, Ordering::Relaxed);
+        attachments.forgeable.store(true, Ordering::Relaxed);
+        let concern = attachments.concern().unwrap();
+        assert!(concern.contains("a neighbour can take"), "{concern}");
+    }
+}
+
+#[test]
+fn warnings_of_one_kind_keep_a_pace() {
+    let attachments = open(Unrecorded::Refuse, None);
+    let mut warned = 0;
+    for _ in 0..2 {
+        attachments.warn(|| warned += 1);
+    }
+    assert_eq!(warned, 1);
+    *lock(&attachments.warned) = Instant::now().checked_sub(PACE);
+    attachments.warn(|| warned += 1);
+    assert_eq!(warned, 2);
+}
+
+#[test]
+fn a_mac_address_is_shown_as_ip_shows_it() {
+    assert_eq!(
+        Mac([2, 0, 0xab, 0, 0, 0x66]).to_string(),
+        "02:00:ab:00:00:66"
+    );
+}

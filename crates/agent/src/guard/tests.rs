@@ -1,0 +1,169 @@
+use std::sync::Mutex;
+
+use rolegate_core::key_values::KeyValues;
+use rolegate_core::workload::{Phase, Wish};
+
+use super::*;
+
+const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 2, 0, 5));
+
+/// Places that say what a test tells them to, and remember what they were asked.
+#[derive(Debug, Default)]
+pub(crate) struct StandIn {
+    /// What is said of each address; an error without it.
+    pub(crate) verdict: Mutex<Option<Verdict>>,
+    pub(crate) generation: AtomicU64,
+    calls: Mutex<Vec<String>>,
+}
+
+impl StandIn {
+    pub(crate) fn saying(verdict: Verdict) -> Arc<Self> {
+        Arc::new(Self {
+            verdict: Mutex::new(Some(verdict)),
+            generation: AtomicU64::new(1),
+            calls: Mutex::default(),
+        })
+    }
+
+    /// From now on another thing is true.
+    pub(crate) fn say(&self, verdict: Option<Verdict>) {
+        *self.verdict.lock().unwrap() = verdict;
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Calls so far.
+    pub(crate) fn asked(&self) -> usize {
+        self.calls.lock().unwrap().len()
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    fn called(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+    }
+}
+
+impl Places for StandIn {
+    fn seen(&self, pod: PodId, addresses: &[IpAddr]) {
+        self.called(format!(
+            "seen {} {} {} {addresses:?}",
+            pod.uid, pod.namespace, pod.name
+        ));
+    }
+
+    fn check(&self, uid: &str, address: IpAddr) -> Result<Verdict, AttachmentError> {
+        self.called(format!("check {uid} {address}"));
+        let verdict = *self.verdict.lock().unwrap();
+        verdict.ok_or_else(|| AttachmentError::Answer("none".to_owned()))
+    }
+
+    fn forget(&self, uid: &str) {
+        self.called(format!("forget {uid}"));
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn concern(&self) -> Option<String> {
+        Some("a concern".to_owned())
+    }
+}
+
+fn guard(places: &Arc<StandIn>) -> Guard {
+    Guard::new(None, Some(places.clone()))
+}
+
+fn workload() -> Workload {
+    Workload {
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "u1".into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: vec![ADDRESS],
+        phase: Phase::Running,
+        host_network: false,
+        mirror: false,
+        wish: Wish::default(),
+        labels: KeyValues::default(),
+        annotations: KeyValues::default(),
+    }
+}
+
+#[test]
+fn a_connection_is_looked_at_once_and_again_after_each_change() {
+    let places = StandIn::saying(Verdict::Same);
+    let guard = guard(&places);
+    let last = LastLook::default();
+    let check = || guard.check("u1", ADDRESS, &last);
+    assert_eq!((check(), check()), (Verdict::Same, Verdict::Same));
+    assert_eq!(places.calls(), ["check u1 10.2.0.5"]);
+    places.say(Some(Verdict::Same));
+    assert_eq!((check(), check()), (Verdict::Same, Verdict::Same));
+    assert_eq!(places.calls().len(), 1);
+    // Another connection has a look of its own.
+    assert_eq!(
+        guard.check("u1", ADDRESS, &LastLook::default()),
+        Verdict::Same
+    );
+    assert_eq!(places.calls().len(), 1);
+}
+
+#[test]
+fn what_is_not_certain_is_asked_again_and_never_good() {
+    for unsure in [Some(Verdict::Unknown), Some(Verdict::Unrecorded), None] {
+        let places = StandIn::saying(Verdict::Same);
+        places.say(unsure);
+        let guard = guard(&places);
+        let last = LastLook::default();
+        for _ in 0..2 {
+            let verdict = guard.check("u1", ADDRESS, &last);
+            assert_eq!(verdict, unsure.unwrap_or(Verdict::Unknown));
+        }
+        assert_eq!(places.calls().len(), 2);
+        // It waited for its record, no more.
+        *places.verdict.lock().unwrap() = Some(Verdict::Same);
+        assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Same);
+    }
+}
+
+#[test]
+fn an_open_connection_on_which_the_address_moved_is_never_good_again() {
+    let places = StandIn::saying(Verdict::Same);
+    let guard = guard(&places);
+    let last = LastLook::default();
+    assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Same);
+    places.say(Some(Verdict::Changed));
+    assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Changed);
+    places.say(Some(Verdict::Same));
+    assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Changed);
+    assert_eq!(
+        guard.check("u1", ADDRESS, &LastLook::default()),
+        Verdict::Same
+    );
+    // The pod that has the address next may have sent this one.
+    assert_eq!(guard.check("u2", ADDRESS, &last), Verdict::Same);
+}
+
+#[test]
+fn pods_that_come_and_go_reach_the_places() {
+    let places = StandIn::saying(Verdict::Same);
+    let guard = guard(&places);
+    guard.seen(&workload(), &[ADDRESS]);
+    guard.forget("u1");
+    assert_eq!(places.calls(), ["seen u1 shop web [10.2.0.5]", "forget u1"]);
+    assert_eq!(guard.concern().as_deref(), Some("a concern"));
+}
+
+#[test]
+fn without_places_every_address_is_at_home() {
+    let guard = Guard::default();
+    assert_eq!(
+        guard.check("u1", ADDRESS, &LastLook::default()),
+        Verdict::Same
+    );
+    assert_eq!(guard.concern(), None);
+}

@@ -1,0 +1,182 @@
+//! Lists in pages of bounded size. A page is bounded in objects, each of which may be a MiB, and it
+//! is held whole while it is read: one that is too large is asked for again with fewer objects.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response, Uri};
+use http_body_util::BodyExt;
+use kube::Client;
+use kube::client::Body;
+
+/// Most bytes of a page, unless it is of one object. What is read of it takes some times as much for a
+/// moment.
+const MAX_PAGE: usize = 512 * 1024;
+/// How much less is asked for after a page that was too large.
+const LESS: u32 = 4;
+/// A page of less than this part of the most may have twice as many objects the next time.
+const SMALL: usize = 4;
+
+/// How many objects a page has at the most, of those that are asked for.
+#[derive(Debug)]
+pub(crate) struct PageSize(AtomicU32);
+
+impl Default for PageSize {
+    fn default() -> Self {
+        Self(AtomicU32::new(u32::MAX))
+    }
+}
+
+/// The number of objects that a request asks for; `None` where it asks for no page.
+fn limit(uri: &Uri) -> Option<u32> {
+    let mut pairs = uri.query().unwrap_or_default().split('&');
+    pairs.find_map(|pair| pair.strip_prefix("limit=")?.parse().ok())
+}
+
+/// The same request for fewer objects. From a cache in memory, which `resourceVersion=0` allows, API
+/// servers give all there are.
+fn with_limit(uri: &Uri, limit: u32) -> Option<Uri> {
+    let pairs = uri.query().unwrap_or_default().split('&');
+    let kept = pairs.filter(|pair| {
+        let key = pair.split('=').next().unwrap_or_default();
+        !["limit", "resourceVersionMatch"].contains(&key) && *pair != "resourceVersion=0"
+    });
+    let query: Vec<_> = kept.map(str::to_owned).collect();
+    let query = [query, vec![format!("limit={limit}")]].concat().join("&");
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = format!("{}?{query}", uri.path()).parse().ok();
+    Uri::from_parts(parts).ok()
+}
+
+/// Sends a request; a page that is too large is asked for again.
+pub(crate) async fn send(
+    client: &Client,
+    size: &PageSize,
+    request: Request<Body>,
+) -> Result<Response<Body>, kube::Error> {
+    let Some(asked) = limit(request.uri()) else {
+        return client.send(request).await;
+    };
+    let (parts, _) = request.into_parts();
+    loop {
+        let limit = asked.min(size.0.load(Relaxed)).max(1);
+        let mut parts = parts.clone();
+        if limit < asked
+            && let Some(uri) = with_limit(&parts.uri, limit)
+        {
+            parts.uri = uri;
+        }
+        let response = client
+            .send(Request::from_parts(parts, Body::empty()))
+            .await?;
+        if !response.status().is_success() {
+            return Ok(response);
+        }
+        let (head, body) = response.into_parts();
+        let most = if limit > 1 { MAX_PAGE } else { usize::MAX };
+        match read(body, most).await? {
+            Some(body) => {
+                if body.len() < MAX_PAGE / SMALL {
+                    size.0.store(limit.saturating_mul(2), Relaxed);
+                }
+                return Ok(Response::from_parts(head, Body::from(body)));
+            }
+            None => {
+                tracing::debug!(limit, "a page of a list is too large, asking for less");
+                size.0.store(limit / LESS, Relaxed);
+            }
+        }
+    }
+}
+
+/// A whole body; `None` where it is longer than `most`.
+async fn read(mut body: Body, most: usize) -> Result<Option<Bytes>, kube::Error> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
+        if whole.len() + data.len() > most {
+            return Ok(None);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(Some(whole.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tower::service_fn;
+
+    use super::*;
+
+    /// An API server whose objects are of these sizes; what it was asked for is noted.
+    fn server(sizes: Vec<usize>) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let notes = asked.clone();
+        let service = service_fn(move |request: Request<Body>| {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            // Out of its memory it gives everything.
+            let all = query.contains("resourceVersion=0");
+            let limit = limit(request.uri()).filter(|_| !all).unwrap_or(u32::MAX);
+            let sizes = sizes.iter().take(usize::try_from(limit).unwrap());
+            let body = vec![b'x'; sizes.sum()];
+            notes.lock().unwrap().push(query);
+            async move {
+                let response = Response::builder().status(200).body(Body::from(body));
+                response.map_err(|error| -> tower::BoxError { error.into() })
+            }
+        });
+        (Client::new(service, "default"), asked)
+    }
+
+    async fn get(client: &Client, size: &PageSize, query: &str) -> usize {
+        let request = Request::get(format!("/api/v1/pods?{query}"));
+        let request = request.body(Body::empty()).unwrap();
+        let response = send(client, size, request).await.unwrap();
+        let body = response.into_body().collect().await.unwrap();
+        body.to_bytes().len()
+    }
+
+    #[tokio::test]
+    async fn a_page_that_is_too_large_is_asked_for_again_with_fewer_objects() {
+        let (client, asked) = server(vec![16 * 1024; 500]);
+        let size = PageSize::default();
+        let query = "&limit=500&resourceVersion=0&fieldSelector=spec.nodeName%3Da";
+        assert!(get(&client, &size, query).await <= MAX_PAGE);
+        assert_eq!(
+            *asked.lock().unwrap(),
+            [
+                query,
+                "&fieldSelector=spec.nodeName%3Da&limit=125",
+                "&fieldSelector=spec.nodeName%3Da&limit=31"
+            ]
+        );
+        // The next page begins where this one ended.
+        assert!(get(&client, &size, "limit=500&continue=x").await <= MAX_PAGE);
+        assert_eq!(asked.lock().unwrap().len(), 4);
+        assert_eq!(asked.lock().unwrap()[3], "continue=x&limit=31");
+    }
+
+    #[tokio::test]
+    async fn one_object_is_taken_whatever_it_has_and_pages_grow_again() {
+        let (client, _) = server(vec![MAX_PAGE + 1; 3]);
+        let size = PageSize::default();
+        assert_eq!(get(&client, &size, "limit=500").await, MAX_PAGE + 1);
+        let (client, asked) = server(vec![1; 500]);
+        for _ in 0..12 {
+            get(&client, &size, "limit=500").await;
+        }
+        assert_eq!(asked.lock().unwrap().last().unwrap(), "limit=500");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_page_passes_as_it_is() {
+        let (client, asked) = server(vec![MAX_PAGE; 2]);
+        let size = PageSize::default();
+        assert_eq!(get(&client, &size, "watch=true").await, 2 * MAX_PAGE);
+        assert_eq!(*asked.lock().unwrap(), ["watch=true"]);
+    }
+}

@@ -1,0 +1,156 @@
+//! A rate for each of many keys, in bounded memory.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The most keys that are remembered; beyond it those with the whole burst left are forgotten, and then
+/// any.
+const MAX_KEYS: usize = 16 * 1024;
+
+/// So many units at once, and so many a second after that.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// Units that may be taken at once.
+    pub burst: f64,
+    /// Units that come back in a second.
+    pub per_second: f64,
+}
+
+/// What each key has left of a [`Rate`].
+#[derive(Debug)]
+pub struct KeyedRate<K> {
+    rate: Rate,
+    origin: Instant,
+    buckets: Mutex<HashMap<K, Bucket>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    left: f64,
+    /// Since any moment, the same for all.
+    at: Duration,
+}
+
+impl<K: Eq + Hash + Clone> KeyedRate<K> {
+    /// The same rate for each key.
+    pub fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            origin: Instant::now(),
+            buckets: Mutex::default(),
+        }
+    }
+
+    /// Takes one unit of `key`; `false` where it has none left.
+    pub fn take(&self, key: &K) -> bool {
+        self.take_at(key, self.origin.elapsed())
+    }
+
+    /// The same by another clock, which says how long ago any moment is that is always the same.
+    pub fn take_at(&self, key: &K, now: Duration) -> bool {
+        self.change(key, now, |left| {
+            let enough = *left >= 1.0;
+            if enough {
+                *left -= 1.0;
+            }
+            enough
+        })
+    }
+
+    /// Takes `units` of `key`, more than it has left too, and returns for how long to wait before
+    /// more is taken.
+    pub fn charge(&self, key: &K, units: u32) -> Duration {
+        let per_second = self.rate.per_second;
+        self.change(key, self.origin.elapsed(), |left| {
+            *left -= f64::from(units);
+            Duration::try_from_secs_f64(-*left / per_second).unwrap_or(Duration::ZERO)
+        })
+    }
+
+    fn change<R>(&self, key: &K, now: Duration, change: impl FnOnce(&mut f64) -> R) -> R {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = buckets.get_mut(key) {
+            bucket.fill(self.rate, now);
+            return change(&mut bucket.left);
+        }
+        if buckets.len() >= MAX_KEYS {
+            buckets.retain(|_, bucket| {
+                bucket.fill(self.rate, now);
+                bucket.left < self.rate.burst
+            });
+            if buckets.len() >= MAX_KEYS
+                && let Some(any) = buckets.keys().next().cloned()
+            {
+                buckets.remove(&any);
+            }
+        }
+        let mut bucket = Bucket {
+            left: self.rate.burst,
+            at: now,
+        };
+        let result = change(&mut bucket.left);
+        buckets.insert(key.clone(), bucket);
+        result
+    }
+}
+
+impl Bucket {
+    fn fill(&mut self, rate: Rate, now: Duration) {
+        // A clock that is set back gives nothing.
+        let gained = now.saturating_sub(self.at).as_secs_f64() * rate.per_second;
+        self.left = (self.left + gained).min(rate.burst);
+        self.at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate {
+        burst: 3.0,
+        per_second: 2.0,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn each_key_has_its_burst_and_then_its_rate() {
+        let rates = KeyedRate::new(RATE);
+        let taken = |key| (0..10).filter(|_| rates.take(&key)).count();
+        assert_eq!((taken("one"), taken("two")), (3, 3));
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert_eq!(taken("one"), 1);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(taken("one"), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_taken_beyond_the_rate_is_waited_for() {
+        let rates = KeyedRate::new(RATE);
+        assert_eq!(rates.charge(&"one", 3), Duration::ZERO);
+        assert_eq!(rates.charge(&"one", 4), Duration::from_secs(2));
+        assert_eq!(rates.charge(&"two", 1), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(rates.charge(&"one", 1), Duration::from_millis(500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_without_number_take_bounded_memory_and_full_ones_go_first() {
+        let rates = KeyedRate::new(RATE);
+        for key in 0..MAX_KEYS {
+            rates.take(&key);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        rates.charge(&0, 9);
+        rates.take(&MAX_KEYS);
+        assert_eq!(rates.buckets.lock().unwrap().len(), 2);
+        assert!(!rates.take(&0), "a spent key was forgotten");
+        for key in 0..2 * MAX_KEYS {
+            rates.charge(&key, 9);
+        }
+        assert_eq!(rates.buckets.lock().unwrap().len(), MAX_KEYS);
+    }
+}

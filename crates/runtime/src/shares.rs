@@ -1,0 +1,405 @@
+//! Fair shares of a port's connections. A known holder can always open one more: at a limit the
+//! longest idle connection of the holder that has the most makes room for it.
+//!
+//! The table is touched when a connection opens and closes. A request only stores the time on its
+//! own connection, and reads how crowded the table is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::pending;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+/// Evicted connections that may still finish a request, as a part of all connections.
+const FINISHING_PART: usize = 8;
+
+/// The most connections that a table holds.
+#[derive(Debug, Clone, Copy)]
+pub struct ShareLimits {
+    /// Connections of all holders.
+    pub total: usize,
+    /// Connections of one holder.
+    pub each: usize,
+    /// Connections of all strangers together.
+    pub strangers: usize,
+}
+
+/// The one that a connection counts for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Holder<K> {
+    /// The holder's identity.
+    pub key: K,
+    /// Whether the holder is known. All others are strangers, which together count as one holder
+    /// when the table is full.
+    pub known: bool,
+}
+
+/// A limit that was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// [`ShareLimits::total`].
+    Total,
+    /// [`ShareLimits::each`].
+    Each,
+    /// [`ShareLimits::strangers`].
+    Strangers,
+}
+
+/// The connections of a port, by holder, each holder with a `D` that its connections share. Cheap
+/// to clone; all clones are one.
+#[derive(Debug)]
+pub struct Shares<K: Eq + Hash, D>(Arc<Inner<K, D>>);
+
+impl<K: Eq + Hash, D> Clone for Shares<K, D> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+#[derive(Debug)]
+struct Inner<K: Eq + Hash, D> {
+    limits: ShareLimits,
+    origin: Instant,
+    open: AtomicUsize,
+    /// The table is nearly full, and each holder should keep no more than `fair`.
+    crowded: AtomicBool,
+    fair: AtomicUsize,
+    table: Mutex<Table<K, D>>,
+}
+
+#[derive(Debug)]
+struct Table<K, D> {
+    next: u64,
+    open: usize,
+    strangers: usize,
+    holders: HashMap<Holder<K>, Held<D>>,
+    /// Evicted connections that have a request left to finish, the oldest first.
+    finishing: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+#[derive(Debug)]
+struct Held<D> {
+    shared: Arc<Shared<D>>,
+    connections: HashMap<u64, Open>,
+}
+
+/// All that the connections of one holder share.
+#[derive(Debug)]
+struct Shared<D> {
+    count: AtomicUsize,
+    data: D,
+}
+
+#[derive(Debug)]
+struct Open {
+    activity: Arc<Activity>,
+    finish: oneshot::Sender<()>,
+    cut: oneshot::Sender<()>,
+}
+
+/// Milliseconds since the table's origin of the last change, shifted by one; the lowest bit is set
+/// while the connection has a request, or has not had one yet.
+#[derive(Debug)]
+struct Activity(AtomicU64);
+
+impl Activity {
+    /// Orders connections: idle ones before busy ones, then the longest unchanged first.
+    fn rank(&self) -> (bool, u64) {
+        let value = self.0.load(Relaxed);
+        (value & 1 == 1, value >> 1)
+    }
+}
+
+/// A connection that was admitted.
+#[derive(Debug)]
+pub struct Admitted<K: Eq + Hash + Clone, D> {
+    /// The connection's place, given back when dropped.
+    pub slot: Slot<K, D>,
+    /// Ends the connection, for the server.
+    pub eviction: Eviction,
+    /// The limit that another connection was evicted for.
+    pub evicted: Option<Limit>,
+}
+
+impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
+    /// An empty table.
+    pub fn new(limits: ShareLimits) -> Self {
+        Self(Arc::new(Inner {
+            limits,
+            origin: Instant::now(),
+            open: AtomicUsize::new(0),
+            crowded: AtomicBool::new(false),
+            fair: AtomicUsize::new(limits.total),
+            table: Mutex::new(Table {
+                next: 0,
+                open: 0,
+                strangers: 0,
+                holders: HashMap::new(),
+                finishing: BTreeMap::new(),
+            }),
+        }))
+    }
+
+    /// The most connections that exist at a time, with those that were evicted and finish.
+    pub fn most(&self) -> usize {
+        // One more is between its eviction and its end.
+        self.0.limits.total + self.0.finishing() + 1
+    }
+
+    /// Admits a connection, and evicts another where a limit is reached.
+    pub fn admit(&self, holder: Holder<K>) -> Admitted<K, D> {
+        let inner = &self.0;
+        let mut table = inner.lock();
+        let evicted = table.limit(&inner.limits, &holder);
+        if let Some(limit) = evicted {
+            table.evict(limit, &holder, inner.finishing());
+        }
+        let id = table.next;
+        table.next += 1;
+        let activity = Arc::new(Activity(AtomicU64::new(inner.stamp(Instant::now()) | 1)));
+        let (finish, finished) = oneshot::channel();
+        let (cut, cut_off) = oneshot::channel();
+        let held = table.holders.entry(holder.clone()).or_insert_with(|| Held {
+            shared: Arc::new(Shared {
+                count: AtomicUsize::new(0),
+                data: D::default(),
+            }),
+            connections: HashMap::new(),
+        });
+        let open = Open {
+            activity: activity.clone(),
+            finish,
+            cut,
+        };
+        held.connections.insert(id, open);
+        let shared = held.shared.clone();
+        shared.count.store(held.connections.len(), Relaxed);
+        table.open += 1;
+        table.strangers += usize::from(!holder.known);
+        inner.publish(&table);
+        Admitted {
+            slot: Slot {
+                id,
+                holder,
+                activity,
+                shared,
+                inner: inner.clone(),
+            },
+            eviction: Eviction(Some((finished, cut_off))),
+            evicted,
+        }
+    }
+}
+
+impl<K: Eq + Hash, D> Shares<K, D> {
+    /// Connections open now, without those that were evicted.
+    pub fn open(&self) -> usize {
+        self.0.open.load(Relaxed)
+    }
+}
+
+impl<K: Eq + Hash, D> Inner<K, D> {
+    fn lock(&self) -> MutexGuard<'_, Table<K, D>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finishing(&self) -> usize {
+        (self.limits.total / FINISHING_PART).max(1)
+    }
+
+    fn stamp(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.origin);
+        (since.as_secs() * 1000 + u64::from(since.subsec_millis())) << 1
+    }
+
+    /// Tells requests how full the table is.
+    fn publish(&self, table: &Table<K, D>) {
+        self.open.store(table.open, Relaxed);
+        let room = self.limits.total - self.limits.total / 8;
+        self.crowded.store(table.open >= room, Relaxed);
+        let fair = self.limits.total / table.holders.len().max(1);
+        self.fair.store(fair.max(1), Relaxed);
+    }
+}
+
+impl<K: Eq + Hash + Clone, D> Table<K, D> {
+    /// The limit that a further connection of `holder` would exceed.
+    fn limit(&self, limits: &ShareLimits, holder: &Holder<K>) -> Option<Limit> {
+        if self.count(holder) >= limits.each.max(1) {
+            Some(Limit::Each)
+        } else if !holder.known && self.strangers >= limits.strangers.max(1) {
+            Some(Limit::Strangers)
+        } else if self.open >= limits.total.max(1) {
+            Some(Limit::Total)
+        } else {
+            None
+        }
+    }
+
+    fn count(&self, holder: &Holder<K>) -> usize {
+        let held = self.holders.get(holder);
+        held.map_or(0, |held| held.connections.len())
+    }
+
+    /// Ends the connection that makes room for one of `newcomer`.
+    fn evict(&mut self, limit: Limit, newcomer: &Holder<K>, most_finishing: usize) {
+        let loser = match limit {
+            Limit::Each => Some(newcomer.clone()),
+            Limit::Strangers => self.most(newcomer, false),
+            Limit::Total => self.most_of_all(newcomer),
+        };
+        let Some(loser) = loser else { return };
+        let Some(held) = self.holders.get_mut(&loser) else {
+            return;
+        };
+        let ranked = held.connections.iter();
+        let chosen = ranked.min_by_key(|(id, open)| (open.activity.rank(), **id));
+        let Some(open) = chosen
+            .map(|(id, _)| *id)
+            .and_then(|id| Some((id, held.connections.remove(&id)?)))
+        else {
+            return;
+        };
+        held.shared.count.store(held.connections.len(), Relaxed);
+        if held.connections.is_empty() {
+            self.holders.remove(&loser);
+        }
+        self.open -= 1;
+        self.strangers -= usize::from(!loser.known);
+        let (id, open) = open;
+        // The server is waiting for it, or the connection is over.
+        let _ = open.finish.send(());
+        while self.finishing.len() >= most_finishing {
+            // Dropped, and cut off by that.
+            self.finishing.pop_first();
+        }
+        self.finishing.insert(id, open.cut);
+    }
+
+    /// The holder with the most connections, with all strangers as one.
+    fn most_of_all(&self, newcomer: &Holder<K>) -> Option<Holder<K>> {
+        let known = self.most(newcomer, true);
+        let of_known = known.as_ref().map_or(0, |holder| {
+            self.count(holder) + usize::from(holder == newcomer)
+        });
+        let of_strangers = self.strangers + usize::from(!newcomer.known);
+        if self.strangers > 0 && of_strangers >= of_known {
+            return self.most(newcomer, false);
+        }
+        known
+    }
+
+    /// The known or unknown holder with the most connections, the one that wants to open one
+    /// counted as if it had. Of equals it is the newcomer.
+    fn most(&self, newcomer: &Holder<K>, known: bool) -> Option<Holder<K>> {
+        let holders = self.holders.iter().filter(|(it, _)| it.known == known);
+        let most = holders.max_by_key(|(holder, held)| {
+            let own = *holder == newcomer;
+            (held.connections.len() + usize::from(own), own)
+        });
+        most.map(|(holder, _)| holder.clone())
+    }
+}
+
+/// A connection's place in the table.
+#[derive(Debug)]
+pub struct Slot<K: Eq + Hash + Clone, D> {
+    id: u64,
+    holder: Holder<K>,
+    activity: Arc<Activity>,
+    shared: Arc<Shared<D>>,
+    inner: Arc<Inner<K, D>>,
+}
+
+impl<K: Eq + Hash + Clone, D> Slot<K, D> {
+    /// Notes that a request has begun.
+    pub fn begin(&self, now: Instant) {
+        self.activity.0.store(self.inner.stamp(now) | 1, Relaxed);
+    }
+
+    /// Notes that the request was answered.
+    pub fn end(&self, now: Instant) {
+        self.activity.0.store(self.inner.stamp(now), Relaxed);
+    }
+
+    /// Whether the client should be asked to close the connection: its holder is near a limit.
+    pub fn should_close(&self) -> bool {
+        let (limits, count) = (&self.inner.limits, self.shared.count.load(Relaxed));
+        let near = count.saturating_mul(4) > limits.each.saturating_mul(3);
+        near || (self.inner.crowded.load(Relaxed) && count > self.inner.fair.load(Relaxed))
+    }
+
+    /// What all connections of the holder share.
+    pub fn data(&self) -> &D {
+        &self.shared.data
+    }
+
+    /// The holder's identity.
+    pub fn holder(&self) -> &K {
+        &self.holder.key
+    }
+}
+
+impl<K: Eq + Hash + Clone, D> Drop for Slot<K, D> {
+    fn drop(&mut self) {
+        let mut table = self.inner.lock();
+        if let Some(held) = table.holders.get_mut(&self.holder)
+            && held.connections.remove(&self.id).is_some()
+        {
+            held.shared.count.store(held.connections.len(), Relaxed);
+            if held.connections.is_empty() {
+                table.holders.remove(&self.holder);
+            }
+            table.open -= 1;
+            table.strangers -= usize::from(!self.holder.known);
+            self.inner.publish(&table);
+        } else {
+            table.finishing.remove(&self.id);
+        }
+    }
+}
+
+/// The end that another connection's admission brings.
+#[derive(Debug)]
+pub struct Eviction(Option<(oneshot::Receiver<()>, oneshot::Receiver<()>)>);
+
+/// How soon an evicted connection has to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evicted {
+    /// With the request that it has.
+    Finish,
+    /// Now.
+    Cut,
+}
+
+impl Eviction {
+    /// The eviction of a connection that nothing evicts.
+    pub fn never() -> Self {
+        Self(None)
+    }
+
+    /// Whether it can come.
+    pub(crate) fn can_come(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Returns at each step of the eviction; never after the last.
+    pub(crate) async fn next(&mut self) -> Evicted {
+        let Some((finish, cut)) = &mut self.0 else {
+            return pending().await;
+        };
+        if !finish.is_terminated() {
+            let _ = finish.await;
+            return Evicted::Finish;
+        }
+        let _ = cut.await;
+        self.0 = None;
+        Evicted::Cut
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+use std::time::Duration;
+
+use futures::FutureExt;
+
+use super::*;
+
+type Place = Admitted<&'static str, ()>;
+
+fn shares(total: usize, each: usize, strangers: usize) -> Shares<&'static str, ()> {
+    Shares::new(ShareLimits {
+        total,
+        each,
+        strangers,
+    })
+}
+
+fn known(key: &'static str) -> Holder<&'static str> {
+    Holder { key, known: true }
+}
+
+fn stranger(key: &'static str) -> Holder<&'static str> {
+    Holder { key, known: false }
+}
+
+/// The place of a connection that has been idle since the second `since`.
+fn idle(shares: &Shares<&'static str, ()>, holder: Holder<&'static str>, since: u64) -> Place {
+    let place = shares.admit(holder);
+    let since = shares.0.origin + Duration::from_secs(since);
+    place.slot.end(since);
+    place
+}
+
+fn evicted(place: &mut Place) -> Option<Evicted> {
+    place.eviction.next().now_or_never()
+}
+
+#[test]
+fn a_holder_can_always_open_one_more_and_the_one_with_the_most_makes_room() {
+    let shares = shares(8, 8, 8);
+    let mut greedy: Vec<_> = (0..6).map(|n| idle(&shares, known("greedy"), n)).collect();
+    let mut modest: Vec<_> = (0..2).map(|n| idle(&shares, known("modest"), n)).collect();
+    let neighbour = shares.admit(known("neighbour"));
+    assert_eq!(neighbour.evicted, Some(Limit::Total));
+    assert_eq!(shares.open(), 8);
+    // The longest idle one of the holder that has the most.
+    let ended: Vec<_> = greedy.iter_mut().map(evicted).collect();
+    assert_eq!(ended.iter().flatten().count(), 1);
+    assert_eq!(ended[0], Some(Evicted::Finish));
+    assert!(modest.iter_mut().all(|place| evicted(place).is_none()));
+    // It gains nothing by opening another one.
+    let again = shares.admit(known("greedy"));
+    assert_eq!(again.evicted, Some(Limit::Total));
+    assert_eq!(evicted(&mut greedy[1]), Some(Evicted::Finish));
+    assert!(modest.iter_mut().all(|place| evicted(place).is_none()));
+}
+
+#[test]
+fn more_holders_than_places_take_turns() {
+    let shares = shares(4, 4, 4);
+    let names = ["a", "b", "c", "d", "e", "f", "g"];
+    let mut places: Vec<_> = names
+        .into_iter()
+        .enumerate()
+        .map(|(n, name)| idle(&shares, known(name), n as u64))
+        .collect();
+    assert_eq!(shares.open(), 4);
+    let ended: Vec<_> = places
+        .iter_mut()
+        .map(|place| evicted(place).is_some())
+        .collect();
+    assert_eq!(ended.iter().filter(|ended| **ended).count(), 3);
+    assert!(!ended[6], "the newest was admitted");
+}
+
+#[test]
+fn at_its_own_limit_a_holder_replaces_its_longest_idle_connection() {
+    let shares = shares(100, 3, 100);
+    let first = idle(&shares, known("a"), 5);
+    let mut second = idle(&shares, known("a"), 2);
+    let busy = shares.admit(known("a"));
+    busy.slot.begin(shares.0.origin);
+    let fourth = shares.admit(known("a"));
+    assert_eq!(fourth.evicted, Some(Limit::Each));
+    assert_eq!(evicted(&mut second), Some(Evicted::Finish));
+    // A request, or a connection that has not had one yet, goes on while there are idle ones.
+    let mut all = [first, busy, fourth];
+    let fifth = shares.admit(known("a"));
+    assert_eq!(
+        all.each_mut().map(evicted),
+        [Some(Evicted::Finish), None, None]
+    );
+    let sixth = shares.admit(known("a"));
+    assert_eq!(evicted(&mut all[1]), Some(Evicted::Finish));
+    drop((fifth, sixth));
+}
+
+#[test]
+fn strangers_together_count_as_one_holder() {
+    let shares = shares(8, 8, 4);
+    let names = ["s1", "s2", "s3", "s4"];
+    let mut strangers: Vec<_> = names.map(|name| idle(&shares, stranger(name), 1)).into();
+    // Their share is full: one of them makes room.
+    let fifth = shares.admit(stranger("s5"));
+    assert_eq!(fifth.evicted, Some(Limit::Strangers));
+    strangers.push(fifth);
+    let gone = |places: &mut Vec<Place>| {
+        let before = places.len();
+        places.retain_mut(|place| evicted(place).is_none());
+        before - places.len()
+    };
+    assert_eq!(gone(&mut strangers), 1);
+    // One address that opens many loses its own.
+    let more: Vec<_> = (0..3).map(|_| shares.admit(stranger("s5"))).collect();
+    strangers.extend(more);
+    assert_eq!(gone(&mut strangers), 3);
+    assert!(
+        strangers
+            .iter()
+            .filter(|place| place.slot.holder() == &"s5")
+            .count()
+            <= 2
+    );
+    // Known holders push them out as soon as one has as few.
+    let mut pods: Vec<_> = (0..4).map(|n| idle(&shares, known("a"), n)).collect();
+    let others = [idle(&shares, known("b"), 1), idle(&shares, known("b"), 1)];
+    assert_eq!(gone(&mut strangers) + gone(&mut pods), 2);
+    assert!(pods.len() >= 3 && !strangers.is_empty());
+    drop(others);
+}
+
+#[test]
+fn what_finishes_is_bounded_too() {
+    let shares = shares(16, 16, 16);
+    let busy: Vec<_> = (0..16).map(|_| shares.admit(known("a"))).collect();
+    for place in &busy {
+        place.slot.begin(shares.0.origin);
+    }
+    let mut busy = busy;
+    let newcomers: Vec<_> = (0..5).map(|_| shares.admit(known("b"))).collect();
+    assert_eq!(shares.open(), 16);
+    let ended: Vec<_> = busy
+        .iter_mut()
+        .map(|place| {
+            let first = evicted(place);
+            (first, first.and_then(|_| evicted(place)))
+        })
+        .collect();
+    let cut = (Some(Evicted::Finish), Some(Evicted::Cut));
+    assert_eq!(ended.iter().filter(|(first, _)| first.is_some()).count(), 5);
+    // Two are let finish, an eighth.
+    assert_eq!(ended.iter().filter(|ended| **ended == cut).count(), 3);
+    assert_eq!(shares.most(), 19);
+    drop((busy, newcomers));
+    assert!(shares.0.lock().finishing.is_empty());
+}
+
+#[test]
+fn a_holder_near_a_limit_is_asked_to_close() {
+    let one = shares(1000, 8, 1000);
+    let places: Vec<_> = (0..8).map(|_| one.admit(known("a"))).collect();
+    assert!(places[0].slot.should_close());
+    let other = one.admit(known("b"));
+    assert!(!other.slot.should_close());
+    let mut places = places;
+    places.truncate(6);
+    assert!(!places[0].slot.should_close());
+
+    let all = shares(16, 16, 16);
+    let many: Vec<_> = (0..9).map(|_| all.admit(known("a"))).collect();
+    let few: Vec<_> = (0..4).map(|_| all.admit(known("b"))).collect();
+    assert!(!many[0].slot.should_close());
+    let last = all.admit(known("c"));
+    // Nearly full, and more than a third.
+    assert!(many[0].slot.should_close());
+    assert!(!few[0].slot.should_close() && !last.slot.should_close());
+}
+
+#[test]
+fn the_table_is_as_large_as_what_is_open() {
+    let shares = shares(32, 8, 8);
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let mut held: Vec<Place> = Vec::new();
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    for _ in 0..20_000 {
+        match random(3) {
+            0 if !held.is_empty() => drop(held.swap_remove(random(held.len()))),
+            1 if !held.is_empty() => held[random(held.len())].slot.end(Instant::now()),
+            _ => {
+                let key = names[random(names.len())];
+                let known = key < "e";
+                held.push(shares.admit(Holder { key, known }));
+                // The server ends what is evicted, sooner or later.
+                if random(2) == 0 {
+                    held.retain_mut(|place| evicted(place).is_none());
+                }
+            }
+        }
+        let table = shares.0.lock();
+        let open: usize = table
+            .holders
+            .values()
+            .map(|held| held.connections.len())
+            .sum();
+        let of_strangers = table.holders.iter().filter(|(holder, _)| !holder.known);
+        let of_strangers: usize = of_strangers.map(|(_, held)| held.connections.len()).sum();
+        assert_eq!((table.open, table.strangers), (open, of_strangers));
+        assert!(open <= 32 && of_strangers <= 8 && table.finishing.len() <= 4);
+        let counts = table.holders.values().map(|held| {
+            let count = held.shared.count.load(Relaxed);
+            assert_eq!(count, held.connections.len());
+            count
+        });
+        assert!(
+            counts.min().is_none_or(|least| least > 0),
+            "an empty holder is kept"
+        );
+    }
+    held.clear();
+    let table = shares.0.lock();
+    assert!(table.holders.is_empty() && table.finishing.is_empty());
+    assert_eq!((table.open, table.strangers), (0, 0));
+}

@@ -1,0 +1,266 @@
+//! Peers that hold all connections that they can get: first without anything to show, then with the
+//! certificate of one node. Agents of other nodes are served.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    SanType,
+};
+use rolegate_proto::client::Requests;
+use rolegate_proto::v1::{self, FromAgent, broker_client::BrokerClient, from_agent};
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::http2;
+use rolegate_runtime::tls::{ClientTls, TlsFiles};
+use rolegate_testkit::lab::in_netns;
+use rolegate_testkit::{Rolegate, eventually};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+use super::place::{HOST, PORT, Place};
+use crate::site::DEADLINE;
+
+const STRANGERS: u16 = 512;
+/// Addresses that show the certificate of node 1.
+const THIEVES: u16 = 256;
+/// An eighth of the connections of the shipped manifest.
+const SHARE: u64 = 500;
+/// Streams and connections of one node.
+const PER_NODE: usize = 8;
+/// Before one that was closed is opened anew.
+const PAUSE: Duration = Duration::from_millis(200);
+
+const UNAUTHENTICATED: &str =
+    r#"rolegate_broker_connections{port="agents",state="unauthenticated"}"#;
+const AUTHENTICATED: &str = r#"rolegate_broker_connections{port="agents",state="authenticated"}"#;
+const CLOSED: &str =
+    r#"rolegate_broker_connections_closed_total{port="agents",limit="unauthenticated"}"#;
+const CROWDED: &str = r#"rolegate_broker_refused_total{reason="crowded"}"#;
+
+/// How far a connection is taken before it falls silent.
+#[derive(Debug, Clone, Copy)]
+enum Silence {
+    Tcp,
+    Tls,
+    Http2,
+}
+
+fn broker() -> SocketAddr {
+    SocketAddr::from(([10, 9, 0, 1], PORT))
+}
+
+fn stranger(n: u16) -> Ipv4Addr {
+    let [high, low] = n.to_be_bytes();
+    Ipv4Addr::new(127, 66, high, low)
+}
+
+/// A connection to broker 1 from an address of the broker's own node.
+async fn dial(from: &Path, address: Ipv4Addr) -> anyhow::Result<TcpStream> {
+    let socket = in_netns(from, TcpSocket::new_v4)??;
+    socket.bind((address, 0).into())?;
+    Ok(socket.connect(broker()).await?)
+}
+
+/// Holds a silent connection until the other end closes it.
+async fn hold(
+    from: &Path,
+    address: Ipv4Addr,
+    tls: &ClientTls,
+    silence: Silence,
+) -> anyhow::Result<()> {
+    let mut stream = dial(from, address).await?;
+    match silence {
+        Silence::Tcp => drop(stream.read_u8().await),
+        Silence::Tls => drop(tls.connect(stream, HOST).await?.read_u8().await),
+        Silence::Http2 => {
+            let stream = tls.connect(stream, HOST).await?;
+            let (_requests, connection) =
+                http2::connect::<_, http_body_util::Empty<bytes::Bytes>>(stream).await?;
+            connection.await?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a stream as the agent of node 1, and holds it until the other end closes it. Counts those
+/// that are welcome.
+async fn steal(
+    from: &Path,
+    address: Ipv4Addr,
+    tls: &ClientTls,
+    node: &str,
+    welcome: &AtomicUsize,
+) -> anyhow::Result<()> {
+    let stream = tls.connect(dial(from, address).await?, HOST).await?;
+    let (requests, connection) = http2::connect(stream).await?;
+    let hello = FromAgent {
+        body: Some(from_agent::Body::Hello(v1::Hello {
+            node: node.into(),
+            version: "0".into(),
+            token: String::new(),
+        })),
+    };
+    let outgoing = futures::stream::once(async { hello });
+    let outgoing = futures::StreamExt::chain(outgoing, futures::stream::pending());
+    let mut client =
+        BrokerClient::with_origin(Requests(requests), http::Uri::from_static("https://broker"));
+    let talk = async {
+        let mut incoming = client.serve(outgoing).await?.into_inner();
+        if incoming.message().await?.is_some() {
+            welcome.fetch_add(1, Ordering::Relaxed);
+            while incoming.message().await?.is_some() {}
+            welcome.fetch_sub(1, Ordering::Relaxed);
+        }
+        // The connection is kept as long as it can be.
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    tokio::select! {
+        ended = connection => Ok(ended?),
+        refused = talk => refused,
+    }
+}
+
+/// The certificate of a node, and the file of the authority that it is of.
+fn certificate(folder: &Path, node: &str) -> anyhow::Result<(TlsFiles, PathBuf)> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let mut params = CertificateParams::default();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.subject_alt_names = vec![SanType::URI(format!("rolegate://node/{node}").try_into()?)];
+    let key = KeyPair::generate()?;
+    let files = TlsFiles {
+        certificate: folder.join("node.crt"),
+        key: folder.join("node.key"),
+    };
+    let authority = folder.join("nodes.crt");
+    std::fs::write(&files.certificate, params.signed_by(&key, &issuer)?.pem())?;
+    std::fs::write(&files.key, key.serialize_pem())?;
+    std::fs::write(&authority, issuer.pem())?;
+    Ok((files, authority))
+}
+
+/// An agent that starts, and how long it takes until its node's pod is served.
+async fn starts(
+    place: &Place,
+    node: &super::place::Node,
+    pod: &crate::site::Pod,
+    role: &str,
+) -> anyhow::Result<(Rolegate, Duration)> {
+    let begin = Instant::now();
+    let agent = place.agent(node).await?;
+    place.served(pod, role).await?;
+    Ok((agent, begin.elapsed()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
+    let place = Place::new("strangers", 27).await?;
+    let namespace = place.named("a");
+    place.cluster.create_namespace(&namespace, &[]).await?;
+    let nodes = [
+        place.node(1).await?,
+        place.node(2).await?,
+        place.node(3).await?,
+    ];
+    let mut pods = Vec::new();
+    for ((node, role), last) in nodes.iter().zip(["reader", "writer", "fresh"]).zip(5..) {
+        let pod = place.pod(node, last)?;
+        let object = place.object(node, "a", role, &pod).role(role);
+        place.cluster.run_pod(&object).await?;
+        pods.push(pod);
+    }
+    let folder = tempfile::tempdir()?;
+    let (pair, authority) = certificate(folder.path(), &nodes[0].name)?;
+    let authority = format!("--client-ca={}", authority.display());
+    let flags = [
+        "--layer=namespace=off",
+        "--max-agent-connections=4000",
+        &authority,
+    ];
+    let _broker = place.broker(1, &flags).await?;
+    let (_first, quiet) = starts(&place, &nodes[0], &pods[0], "reader").await?;
+
+    let tls = |pair| ClientTls {
+        ca: place.ca(),
+        pair,
+        clock: Clock::system(),
+    };
+    let from = Arc::new(place.lab.node().path());
+    let mut strangers = JoinSet::new();
+    for n in 0..STRANGERS {
+        for silence in [Silence::Tcp, Silence::Tls, Silence::Http2] {
+            let (from, tls) = (from.clone(), tls(None));
+            strangers.spawn(async move {
+                loop {
+                    let _ = hold(&from, stranger(n), &tls, silence).await;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            });
+        }
+    }
+    eventually(DEADLINE, async || {
+        let held = place.metric(1, UNAUTHENTICATED)?;
+        let closed = place.metric(1, CLOSED)?;
+        ensure!(
+            held >= SHARE && closed > 0,
+            "{held} are held, {closed} were closed"
+        );
+        Ok(())
+    })
+    .await?;
+    // The limit is seen by who looks, and the broker is ready.
+    let ready = place.admin(1, "/readyz?verbose")?;
+    ensure!(ready.status == 200, "{}", ready.body);
+    ensure!(ready.body.contains("agent connections"), "{}", ready.body);
+    ensure!(
+        ready.body.contains("did not authenticate"),
+        "{}",
+        ready.body
+    );
+    let (_second, held) = starts(&place, &nodes[1], &pods[1], "writer").await?;
+    strangers.shutdown().await;
+
+    // One certificate, shown from many addresses.
+    let welcome = Arc::new(AtomicUsize::new(0));
+    let mut thieves = JoinSet::new();
+    for n in 0..THIEVES {
+        let (from, tls, welcome) = (from.clone(), tls(Some(pair.clone())), welcome.clone());
+        let node = nodes[0].name.clone();
+        thieves.spawn(async move {
+            loop {
+                let _ = steal(&from, stranger(n), &tls, &node, &welcome).await;
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
+    }
+    eventually(DEADLINE, async || {
+        let crowded = place.metric(1, CROWDED)?;
+        ensure!(crowded >= u64::from(THIEVES), "{crowded} were refused");
+        Ok(())
+    })
+    .await?;
+    let (_third, stolen) = starts(&place, &nodes[2], &pods[2], "fresh").await?;
+    // All of node 1's together, and two for each of the other agents.
+    let authenticated = usize::try_from(place.metric(1, AUTHENTICATED)?)?;
+    ensure!(
+        authenticated <= PER_NODE + 4,
+        "{authenticated} are authenticated"
+    );
+    ensure!(welcome.load(Ordering::Relaxed) <= PER_NODE);
+    for (pod, role) in pods.iter().zip(["reader", "writer", "fresh"]) {
+        place.served(pod, role).await.context(role)?;
+    }
+    thieves.shutdown().await;
+    println!(
+        "served after {quiet:.2?} with nobody else there, {held:.2?} beside {STRANGERS} silent \
+         addresses, {stolen:.2?} beside {THIEVES} with one node's certificate"
+    );
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! Shares of a node's pods in what its agent has for all of them.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rolegate_testkit::eventually;
+
+use crate::loopback::{Agent, Client, Surroundings, connect};
+use crate::site::DEADLINE;
+
+/// Pods that take all they can get.
+const GREEDY: u8 = 32;
+/// Connections that each of them tries to hold: together more than the agent has.
+const EACH: usize = 80;
+/// New connections that each of them opens for those it loses.
+const REOPENED: usize = 1000;
+/// Requests of a neighbour meanwhile.
+const REQUESTS: usize = 100;
+/// Worker processes of one pod.
+const WORKERS: usize = 200;
+/// The connections that an agent has for all pods.
+const ALL: f64 = 2048.0;
+
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
+const WORKER: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 2);
+
+fn greedy(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 1, 0, n)
+}
+
+/// The other address of a pod that has two.
+fn second(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 1, 1, n)
+}
+
+/// A connection on which credentials were served.
+fn served(from: Ipv4Addr, port: u16) -> anyhow::Result<Client> {
+    let mut client = connect(from, port)?;
+    let answer = client.credentials()?;
+    ensure!(answer.status == 200, "{answer:?}");
+    Ok(client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_pod_starves_no_neighbour() -> anyhow::Result<()> {
+    more_files()?;
+    let site = Surroundings::new().await?;
+    site.pod("neighbour", &[NEIGHBOUR]);
+    site.pod("worker", &[WORKER]);
+    for n in 1..=GREEDY {
+        site.pod(&format!("greedy-{n}"), &[greedy(n), second(n)]);
+    }
+    // Fewer files than connections, until it asks for more.
+    let flags = ["--metadata-allow=meta-data/tags/.*"];
+    let mut agent = site.agent(1024, &flags).await?;
+    agent.serves(NEIGHBOUR).await?;
+    agent.serves(second(GREEDY)).await?;
+    all_workers_are_served(&agent)?;
+
+    let before = agent.memory()?;
+    let mut kept = served(NEIGHBOUR, agent.port())?;
+    let held: Vec<Vec<Client>> = (1..=GREEDY)
+        .map(|n| {
+            // Both addresses of a pod count for the pod.
+            let from = [greedy(n), second(n)];
+            let one = |k: usize| served(from[k % 2], agent.port());
+            (0..EACH).map(one).collect()
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let open = held.iter().flatten().map(Client::is_closed);
+    let open = open.collect::<anyhow::Result<Vec<_>>>()?;
+    let open = open.iter().filter(|closed| !**closed).count();
+    println!(
+        "{open} of {} connections are open, {:.1} KiB of the agent's memory each",
+        usize::from(GREEDY) * EACH,
+        (agent.memory()? - before) / 1024.0 / ALL,
+    );
+    ensure!(open as f64 > 0.9 * ALL && open as f64 <= ALL, "{open}");
+    ensure!(agent.metric("rolegate_limit_reached_total{limit=\"connections\"} ")? > 0.0);
+    eventually(DEADLINE, async || {
+        let ready = agent.admin("/readyz")?;
+        ensure!(
+            ready.status == 200 && ready.body.contains("limits: reached"),
+            "{ready:?}"
+        );
+        Ok(())
+    })
+    .await?;
+    neighbours_are_served(&agent, &mut kept, held)?;
+    forwards_are_shared(&site, &agent)?;
+    let stranger = strangers_leave_room(&agent)?;
+    drop(stranger);
+    let rss = agent.memory()? / 1024.0 / 1024.0;
+    println!("{rss:.1} MiB after all");
+    Ok(())
+}
+
+/// All connections of a large machine's worker processes are served, and none is closed before.
+fn all_workers_are_served(agent: &Agent) -> anyhow::Result<()> {
+    let workers = (0..WORKERS).map(|_| agent.connect(WORKER));
+    let mut workers = workers.collect::<anyhow::Result<Vec<_>>>()?;
+    for worker in &mut workers {
+        let answer = worker.credentials().context("a worker's first request")?;
+        ensure!(answer.status == 200, "{answer:?}");
+    }
+    // Those that were asked to close open another; the others go on.
+    for mut worker in workers {
+        if worker.is_closed()? {
+            worker = agent.connect(WORKER)?;
+        }
+        let answer = worker.credentials().context("a worker's second request")?;
+        ensure!(answer.status == 200, "{answer:?}");
+    }
+    let evicted = agent.metric("rolegate_limit_reached_total{limit=\"pod_connections\"} ")?;
+    ensure!(
+        evicted == 0.0,
+        "{evicted} connections of workers were closed"
+    );
+    Ok(())
+}
+
+/// A neighbour is served while greedy pods open anew what they lose.
+fn neighbours_are_served(
+    agent: &Agent,
+    kept: &mut Client,
+    held: Vec<Vec<Client>>,
+) -> anyhow::Result<()> {
+    let port = agent.port();
+    let stop = AtomicBool::new(false);
+    let reopened = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for (n, mut held) in (1..=GREEDY).zip(held) {
+            let (stop, reopened) = (&stop, &reopened);
+            scope.spawn(move || {
+                let closed = |client: &Client| client.is_closed().unwrap_or(true);
+                let mut left = REOPENED;
+                while !stop.load(Ordering::Relaxed) && left > 0 {
+                    for client in &mut held {
+                        if left == 0 || stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        if closed(client)
+                            && let Ok(new) = connect(greedy(n), port)
+                        {
+                            left -= 1;
+                            *client = new;
+                            // Not all of them wait for their answers.
+                            if left % 2 == 0 {
+                                let _ = client.credentials();
+                            }
+                            reopened.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+                held
+            });
+        }
+        let done = (|| {
+            let mut times = Vec::new();
+            for _ in 0..REQUESTS {
+                let begun = Instant::now();
+                served(NEIGHBOUR, port).context("a neighbour of greedy pods")?;
+                times.push(begun.elapsed());
+            }
+            times.sort_unstable();
+            println!(
+                "a neighbour's first byte while {} connections were opened: median {:.1?}, longest {:.1?}",
+                reopened.load(Ordering::Relaxed),
+                times[times.len() / 2],
+                times[times.len() - 1],
+            );
+            // It holds one connection, and keeps it.
+            let answer = kept.credentials().context("the kept connection")?;
+            ensure!(answer.status == 200, "{answer:?}");
+            // A pod of many workers has its share, and each of them is served.
+            let workers = (0..WORKERS).map(|_| served(WORKER, port));
+            let workers = workers.collect::<anyhow::Result<Vec<_>>>();
+            workers.context("a worker beside greedy pods").map(drop)
+        })();
+        stop.store(true, Ordering::Relaxed);
+        done
+    })
+}
+
+/// Four pods that ask for all they can get leave a fifth its share of the pass-through, and what is
+/// kept of it.
+fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()> {
+    let port = agent.port();
+    let region = "/latest/meta-data/placement/region";
+    let mut neighbour = connect(NEIGHBOUR, port)?;
+    ensure!(neighbour.request("GET", region, &[])?.status == 200);
+    let stop = AtomicBool::new(false);
+    let [limited, passed] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let ask = |from: Ipv4Addr, place: usize| {
+        let mut client = connect(from, port)?;
+        for n in 0..200 {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            // Made-up names are remembered too, each in turn.
+            let name = place * 200 + n;
+            let path = format!("/latest/meta-data/placement/made-up-{name}");
+            let answer = client.request("GET", &path, &[])?;
+            let counter = if answer.status == 429 {
+                &limited
+            } else {
+                &passed
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            if answer.closes {
+                break;
+            }
+        }
+        anyhow::Ok(())
+    };
+    thread::scope(|scope| {
+        for n in 1..=4 {
+            for from in [greedy(n), second(n)] {
+                let (ask, stop) = (&ask, &stop);
+                scope.spawn(move || {
+                    for place in (usize::from(n) * 1000..).take(500) {
+                        if stop.load(Ordering::Relaxed) || ask(from, place).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        }
+        let done = (|| {
+            for n in 0..100 {
+                // The pace of the pod: less than a fifth of 200 a second.
+                thread::sleep(Duration::from_millis(30));
+                let path = format!("/latest/meta-data/tags/instance/{n}");
+                let answer = neighbour.request("GET", &path, &[])?;
+                ensure!(answer.status == 404, "request {n}: {answer:?}");
+            }
+            Ok(())
+        })();
+        stop.store(true, Ordering::Relaxed);
+        done
+    })?;
+    let [limited, passed] = [limited, passed].map(AtomicUsize::into_inner);
+    println!("of four greedy pods {passed} requests were passed on and {limited} refused");
+    ensure!(limited > 0 && passed > 0);
+    ensure!(neighbour.request("GET", region, &[])?.status == 200);
+    let requests = site.imds.requests();
+    let of_region = requests
+        .iter()
+        .filter(|it| it.path == region && it.method == "GET");
+    ensure!(
+        of_region.count() <= 2,
+        "the region was pushed out of what is kept"
+    );
+    ensure!(agent.metric("rolegate_limit_reached_total{limit=\"forwards\"} ")? > 0.0);
+    Ok(())
+}
+
+/// Addresses of no pod take no more than their share, and make room.
+fn strangers_leave_room(agent: &Agent) -> anyhow::Result<Vec<Client>> {
+    let stranger = |n: u8| Ipv4Addr::new(127, 3, 0, n);
+    let held = (0..=u8::MAX).flat_map(|n| (0..3).map(move |_| n));
+    let held = held.map(|n| agent.connect(stranger(n)));
+    let held = held.collect::<anyhow::Result<Vec<_>>>()?;
+    served(NEIGHBOUR, agent.port()).context("a pod beside strangers")?;
+    let open = eventually_closed(&held)?;
+    println!("{open} of {} connections of strangers are open", held.len());
+    ensure!(agent.metric("rolegate_limit_reached_total{limit=\"stranger_connections\"} ")? > 0.0);
+    // One that comes later is served in turn, such as a pod that is not known yet.
+    let mut late = agent.connect(Ipv4Addr::new(127, 3, 1, 1))?;
+    ensure!(late.request("GET", "/", &[])?.status == 200);
+    Ok(held)
+}
+
+fn eventually_closed(held: &[Client]) -> anyhow::Result<usize> {
+    let open = held.iter().map(Client::is_closed);
+    let open = open.collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(open.iter().filter(|closed| !**closed).count())
+}
+
+/// Lets this test hold its own ends.
+fn more_files() -> anyhow::Result<()> {
+    let now = rolegate_runtime::process::raise_open_files();
+    ensure!(
+        now > 6000,
+        "the tests may open {now} files only: raise the hard limit (ulimit -Hn)"
+    );
+    Ok(())
+}
