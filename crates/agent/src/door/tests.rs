@@ -16,6 +16,7 @@ use super::*;
 use crate::attachment::Verdict;
 use crate::guard::tests::StandIn;
 use crate::picture::Owner;
+use crate::token::KeyRing;
 
 const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 /// What a pod without a role gets: it was identified.
@@ -60,7 +61,9 @@ async fn stage(verdict: Verdict, wait: Duration) -> Stage {
         picture: picture.clone(),
         judge: Judge::Broker(Clock::system()),
         guard: Guard::new(None, Some(places.clone())),
-        tokens: TokenKey::generate().unwrap(),
+        tokens: Arc::new(TokenKeys::new(
+            KeyRing::generate(Clock::system().now()).unwrap(),
+        )),
         imds: Imds::new("127.0.0.1:9").unwrap(),
         clock: Clock::system(),
         metrics: AgentMetrics::register(&mut Registry::default()),
