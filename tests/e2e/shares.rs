@@ -148,7 +148,7 @@ fn neighbours_are_served(
                             left -= 1;
                             *client = new;
                             // Not all of them wait for their answers.
-                            if left % 2 == 0 {
+                            if left.is_multiple_of(2) {
                                 let _ = client.credentials();
                             }
                             reopened.fetch_add(1, Ordering::Relaxed);
