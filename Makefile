@@ -7,19 +7,25 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # The binary that tests of the whole program run.
 export ROLEGATE_BINARY ?= $(CARGO_TARGET_DIR)/debug/rolegate
 
+# What tests need that isn't part of the product.
+TEST_FEATURES := --features rolegate-rego/conformance
+
 # Cargo unites the features of what it builds in one go. All development builds ask for the whole
 # workspace with its test features, so that demo, tests and e2e share one build of each dependency.
 # There are no examples: naming them is what turns the test features on without building tests.
-BINARIES := build --workspace --bins --examples
+BINARIES := build --workspace $(TEST_FEATURES) --bins --examples
+
+# What `make mutants` compares with: a branch or a commit.
+BASE ?=
 
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test e2e lint fmt bench scale fuzz
+.PHONY: help setup build demo test conformance e2e lint fmt bench scale fuzz mutants
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install and build once what the tests and checks need (others call it)
 	@hack/setup build test lint
@@ -36,7 +42,11 @@ test: ## Run all tests: short fuzzing, units, a real API server, network namespa
 	@hack/setup fuzz
 	@hack/fuzz 10
 	cargo $(BINARIES)
-	cargo test --workspace --all-targets --no-fail-fast
+	cargo test --workspace $(TEST_FEATURES) --all-targets --no-fail-fast
+
+conformance: ## Ask OPA's own cases and compare with OPA's answers (CONFORMANCE=write: accept as it is)
+	@hack/opa-cases >/dev/null
+	ROLEGATE_CONFORMANCE=$(CONFORMANCE) cargo test --workspace $(TEST_FEATURES) --test conformance -- --nocapture
 
 e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_its_role
 	@hack/setup build test
@@ -46,12 +56,12 @@ e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_i
 lint: ## Check format, lints, licences, banned dependencies, shell scripts and the house rules
 	@hack/setup build lint
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace $(TEST_FEATURES) --all-targets -- -D warnings
 	@hack/lint
 
 fmt: ## Format all code
 	cargo fmt --all
-	gofmt -w tests/cluster/*.go
+	gofmt -w tests/cluster/*.go crates/rego/tests/conformance/opa/*.go
 
 bench: ## Measure against the numbers promised in docs/benchmarks.md; JSON in ROLEGATE_CACHE/bench.json
 	@hack/setup build
@@ -66,3 +76,7 @@ scale: ## Run 1,000 agents, 50,000 pods and 3 brokers, one of which is killed; J
 fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	@hack/setup build fuzz
 	@hack/fuzz $(FUZZ_SECONDS)
+
+mutants: ## Break what a change touches, piece by piece, and see that tests notice: make mutants BASE=origin/main
+	@hack/setup build mutants
+	@hack/mutants $(BASE)

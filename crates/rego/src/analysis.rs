@@ -1,13 +1,14 @@
-//! What a module's rules refer to, read from its syntax tree: rules, functions, data and input.
+//! What a module's rules refer to, read from its lowered syntax tree: rules, functions, data and
+//! input. A name that the module declares has a name there that no rule has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use regorus::Value;
 use regorus::unstable::{
-    AssignOp, Expr, Import, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead,
-    Span,
+    Expr, Import, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead, Span,
 };
 
+use crate::builtins;
 use crate::error::LoadError;
 use crate::wrap;
 
@@ -41,6 +42,8 @@ pub(crate) struct RuleFacts {
     /// With its package.
     pub(crate) path: Path,
     pub(crate) shape: Shape,
+    /// A variable stands in the head's path before its end: `p[x].q`.
+    pub(crate) is_general: bool,
     pub(crate) line: u32,
     pub(crate) refs: Vec<Reference>,
     pub(crate) calls: Vec<Call>,
@@ -57,8 +60,6 @@ pub(crate) struct Reference {
     pub(crate) path: Path,
     /// Written as `data…`, or by an import of it: not only a name of the package.
     pub(crate) is_data: bool,
-    /// The name may be a local variable's.
-    pub(crate) maybe_local: bool,
 }
 
 /// A call of a function: the path it would have as a function of ours, and as written.
@@ -67,6 +68,8 @@ pub(crate) struct Call {
     pub(crate) path: Path,
     pub(crate) name: String,
     pub(crate) arguments: usize,
+    /// The pattern that a built-in is given, where it is written into the text.
+    pub(crate) pattern: Option<String>,
     pub(crate) line: u32,
 }
 
@@ -94,29 +97,25 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             inputs: Vec::new(),
             kinds: BTreeSet::new(),
             levels: 0,
-            locals: BTreeSet::new(),
         };
         let (path, shape) = walk.rule(rule)?;
+        let is_general = is_general(rule);
+        // What has a variable in the middle of its path is an object.
+        let shape = if is_general { Shape::Set } else { shape };
         let Walk {
             refs,
             calls,
             inputs,
             kinds,
             levels,
-            locals,
             ..
         } = walk;
         rules.push(RuleFacts {
             path: package.iter().cloned().chain(path).collect(),
             shape,
+            is_general,
             line: rule.span().line,
-            refs: refs
-                .into_iter()
-                .map(|(root, mut reference)| {
-                    reference.maybe_local = locals.contains(&root);
-                    reference
-                })
-                .collect(),
+            refs,
             calls,
             inputs,
             kinds,
@@ -142,6 +141,24 @@ pub(crate) fn rule_path(refr: &Ref<Expr>) -> Path {
         Expr::RefBrack { refr, .. } => head_path(refr),
         _ => head_path(refr),
     }
+}
+
+/// Whether something that is not fixed stands in a head's path before its end.
+fn is_general(rule: &Rule) -> bool {
+    let (refr, is_set) = match rule {
+        Rule::Default { .. } => return false,
+        Rule::Spec { head, .. } => match head {
+            RuleHead::Compr { refr, .. } | RuleHead::Func { refr, .. } => (refr, false),
+            RuleHead::Set { refr, .. } => (refr, true),
+        },
+    };
+    // A set's elements are one level more.
+    let path = match refr.as_ref() {
+        Expr::RefBrack { refr, .. } if !is_set => refr,
+        _ => refr,
+    };
+    let (_, _, dynamic) = flatten(path);
+    !dynamic.is_empty()
 }
 
 /// Names of a module's imports and what they stand for, `data` or `input` first.
@@ -207,6 +224,21 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
     }
 }
 
+/// A text that is written out.
+fn literal_text(expr: &Ref<Expr>) -> Option<String> {
+    match expr.as_ref() {
+        Expr::String {
+            value: Value::String(text),
+            ..
+        }
+        | Expr::RawString {
+            value: Value::String(text),
+            ..
+        } => Some(text.to_string()),
+        _ => None,
+    }
+}
+
 /// Whether what an expression makes holds what other expressions made.
 fn may_nest(expr: &Ref<Expr>) -> bool {
     match expr.as_ref() {
@@ -236,12 +268,11 @@ struct Walk<'a> {
     package: &'a Path,
     imports: &'a BTreeMap<String, Path>,
     place: &'a str,
-    refs: Vec<(String, Reference)>,
+    refs: Vec<Reference>,
     calls: Vec<Call>,
     inputs: Vec<InputRead>,
     kinds: BTreeSet<&'static str>,
     levels: usize,
-    locals: BTreeSet<String>,
 }
 
 impl Walk<'_> {
@@ -305,32 +336,7 @@ impl Walk<'_> {
     }
 
     fn arguments(&mut self, args: &[Ref<Expr>]) -> Result<(), LoadError> {
-        for arg in args {
-            self.declare(arg);
-            self.expr(arg)?;
-        }
-        Ok(())
-    }
-
-    /// The variables of a pattern are the rule's own from here on.
-    fn declare(&mut self, pattern: &Ref<Expr>) {
-        match pattern.as_ref() {
-            Expr::Var { span, .. } => {
-                self.locals.insert(span.text().to_owned());
-            }
-            Expr::Array { items, .. } | Expr::Set { items, .. } => {
-                for item in items {
-                    self.declare(item);
-                }
-            }
-            Expr::Object { fields, .. } => {
-                for (_, key, value) in fields {
-                    self.declare(key);
-                    self.declare(value);
-                }
-            }
-            _ => {}
-        }
+        args.iter().try_for_each(|arg| self.expr(arg))
     }
 
     fn query(&mut self, query: &Ref<Query>) -> Result<(), LoadError> {
@@ -342,10 +348,7 @@ impl Walk<'_> {
 
     fn statement(&mut self, statement: &LiteralStmt) -> Result<(), LoadError> {
         match &statement.literal {
-            Literal::SomeVars { vars, .. } => {
-                self.locals
-                    .extend(vars.iter().map(|name| name.text().to_owned()));
-            }
+            Literal::SomeVars { .. } => {}
             Literal::SomeIn {
                 key,
                 value,
@@ -353,21 +356,12 @@ impl Walk<'_> {
                 ..
             } => {
                 for pattern in key.iter().chain([value]) {
-                    self.declare(pattern);
                     self.expr(pattern)?;
                 }
                 self.expr(collection)?;
             }
             Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => self.expr(expr)?,
-            Literal::Every {
-                key,
-                value,
-                domain,
-                query,
-                ..
-            } => {
-                self.locals
-                    .extend(key.iter().chain([value]).map(|name| name.text().to_owned()));
+            Literal::Every { domain, query, .. } => {
                 self.expr(domain)?;
                 self.query(query)?;
             }
@@ -420,18 +414,12 @@ impl Walk<'_> {
             Expr::Call {
                 span, fcn, params, ..
             } => {
-                self.call(span, fcn, params.len())?;
+                self.call(span, fcn, params)?;
                 params.iter().try_for_each(|param| self.expr(param))?;
             }
             Expr::UnaryExpr { expr, .. } => self.expr(expr)?,
-            Expr::AssignExpr { op, lhs, rhs, .. } => {
-                if matches!(op, AssignOp::ColEq) {
-                    self.declare(lhs);
-                }
-                self.expr(lhs)?;
-                self.expr(rhs)?;
-            }
-            Expr::BinExpr { lhs, rhs, .. }
+            Expr::AssignExpr { lhs, rhs, .. }
+            | Expr::BinExpr { lhs, rhs, .. }
             | Expr::BoolExpr { lhs, rhs, .. }
             | Expr::ArithExpr { lhs, rhs, .. } => {
                 self.expr(lhs)?;
@@ -455,7 +443,7 @@ impl Walk<'_> {
         &mut self,
         span: &Span,
         function: &Ref<Expr>,
-        arguments: usize,
+        params: &[Ref<Expr>],
     ) -> Result<(), LoadError> {
         let (Some(root), fields, dynamic) = flatten(function) else {
             return Err(self.refuse(span, "only functions can be called"));
@@ -467,25 +455,38 @@ impl Walk<'_> {
             ));
         }
         let root = root.text();
-        let name = std::iter::once(root)
-            .chain(fields.iter().map(String::as_str))
-            .collect::<Vec<_>>()
-            .join(".");
-        let path = match self.imports.get(root) {
-            Some(import) => import.iter().skip(1).cloned().chain(fields).collect(),
-            None if root == "data" => fields,
+        let path: Path = match self.imports.get(root) {
+            Some(import) => import
+                .iter()
+                .skip(1)
+                .cloned()
+                .chain(fields.clone())
+                .collect(),
+            None if root == "data" => fields.clone(),
             None => self
                 .package
                 .iter()
                 .cloned()
                 .chain([root.to_owned()])
-                .chain(fields)
+                .chain(fields.clone())
                 .collect(),
         };
+        // A function of the package itself is named as its author writes it.
+        let name = match path.strip_prefix(self.package.as_slice()) {
+            Some(own) if root == "data" => own.join("."),
+            _ => std::iter::once(root)
+                .chain(fields.iter().map(String::as_str))
+                .collect::<Vec<_>>()
+                .join("."),
+        };
+        let pattern = builtins::pattern_place(&name)
+            .and_then(|place| params.get(place))
+            .and_then(literal_text);
         self.calls.push(Call {
             path,
             name,
-            arguments,
+            arguments: params.len(),
+            pattern,
             line: span.line,
         });
         Ok(())
@@ -506,9 +507,8 @@ impl Walk<'_> {
                 let reference = Reference {
                     path: path.collect(),
                     is_data: false,
-                    maybe_local: false,
                 };
-                self.refs.push((name.to_owned(), reference));
+                self.refs.push(reference);
                 return;
             }
         };
@@ -523,10 +523,8 @@ impl Walk<'_> {
             let reference = Reference {
                 path: parts.collect(),
                 is_data: true,
-                maybe_local: false,
             };
-            // `data` can't be a variable's name.
-            self.refs.push((String::new(), reference));
+            self.refs.push(reference);
         }
     }
 

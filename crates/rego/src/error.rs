@@ -2,7 +2,7 @@
 
 use regorus::Source;
 
-use crate::text;
+use crate::{lower, text};
 
 /// Why a ConfigMap of policies or data can't be used. The text names the entry and the line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,5 +61,5 @@ pub(crate) fn one_line(entry: &str, error: &anyhow::Error) -> String {
         Some((file, line)) => format!("{file}, line {line}: {message}"),
         None => format!("{entry}: {message}"),
     };
-    text::clean(&told, text::MAX_MESSAGE)
+    text::clean(&lower::written(&told), text::MAX_MESSAGE)
 }

@@ -2,7 +2,6 @@
 //! shares modules, schedule and data.
 
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -13,15 +12,15 @@ use crate::builtins;
 use crate::error::{LoadError, one_line};
 use crate::limits::Limits;
 use crate::meter::{Exceeded, Meter};
+use crate::panics;
 use crate::syntax::{ParsedModule, Syntax};
 use crate::testing::Coverage;
 use crate::text;
 
 /// The rule that is asked.
 const DENY: &str = "data.kubernetes.admission.deny";
-/// A rule of ours in every engine: asking it prepares the engine and does nothing else.
-const READY_MODULE: &str = "package rolegate_engine\n\nready = true\n";
-const READY: &str = "data.rolegate_engine.ready";
+/// A query that prepares the engine and reads nothing.
+const READY: &str = "true";
 /// Most messages of one policy that are told.
 const MAX_MESSAGES: usize = 16;
 
@@ -35,20 +34,26 @@ pub(crate) struct Part {
 /// Parses and analyses modules together; without data.
 pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadError> {
     let place = parts.first().map_or("", |part| &part.module.place);
-    let compiled = catch_unwind(AssertUnwindSafe(|| {
+    let compiled = panics::caught(|| {
         let mut engine = Engine::new();
-        engine.set_policy_length_config(limits.lengths());
+        engine.set_policy_length_config(limits.lowered_lengths());
         engine.set_execution_timer_config(limits.timer());
         engine.set_strict_builtin_errors(false);
         // Nobody reads what `print` says; kept by each clone, and gone with it.
         engine.set_gather_prints(true);
-        builtins::supply(&mut engine, |name| {
+        let is_called = |name: &str| {
             let calls = |part: &Part| {
                 let mut rules = part.module.facts.rules.iter();
                 rules.any(|rule| rule.calls.iter().any(|call| call.name == name))
             };
             parts.iter().any(calls)
-        })?;
+        };
+        let patterns = parts.iter().flat_map(|part| &part.module.facts.rules);
+        let patterns = patterns.flat_map(|rule| &rule.calls).filter_map(|call| {
+            let pattern = call.pattern.as_deref()?;
+            Some((call.name.as_str(), pattern))
+        });
+        builtins::supply(&mut engine, is_called, patterns)?;
         for Part { module, is_library } in parts {
             engine.set_rego_v0(module.syntax == Syntax::V0);
             let text = match &module.as_library {
@@ -57,14 +62,12 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
             };
             engine.add_policy(module.place.clone(), text.clone())?;
         }
-        engine.set_rego_v0(true);
-        engine.add_policy("rolegate".into(), READY_MODULE.into())?;
-        engine.eval_rule(READY.into())?;
+        engine.eval_query(READY.into(), false)?;
         anyhow::Ok(engine)
-    }));
+    });
     match compiled {
-        Ok(compiled) => compiled.map_err(|error| LoadError::compile(place, &error)),
-        Err(_) => Err(LoadError::Compile(format!("{place}: the compiler gave up"))),
+        Some(compiled) => compiled.map_err(|error| LoadError::compile(place, &error)),
+        None => Err(LoadError::Compile(format!("{place}: the compiler gave up"))),
     }
 }
 
@@ -73,7 +76,7 @@ pub(crate) fn with_data(engine: &Engine, data: Value) -> anyhow::Result<Engine> 
     let mut engine = engine.clone();
     engine.clear_data();
     engine.add_data(data)?;
-    engine.eval_rule(READY.into())?;
+    engine.eval_query(READY.into(), false)?;
     Ok(engine)
 }
 
@@ -121,8 +124,9 @@ impl Program {
     /// [`Unanswered`], which must deny.
     pub(crate) fn ask(&self, input: &Value, now: Timestamp) -> Result<Vec<String>, Unanswered> {
         let meter = Meter::start(&self.limits);
+        builtins::failures::take();
         // Whatever the interpreter stumbles on, the question ends in a denial, not in our end.
-        let asked = catch_unwind(AssertUnwindSafe(|| {
+        let asked = panics::caught(|| {
             let mut engine = self.engine.clone();
             if self.reads_time {
                 let now = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
@@ -138,12 +142,17 @@ impl Program {
                 coverage.add(&engine);
             }
             value
-        }));
+        });
+        let failure = builtins::failures::take();
         // Looked at here and not in the error: the interpreter drops errors of functions with
         // several bodies or writes them into others, and calls all that is too much too long.
         let failed = |why| Unanswered {
             why,
             passing: false,
+        };
+        // What a panic leaves behind says nothing of what the question took.
+        let Some(asked) = asked else {
+            return Err(failed("failed: the interpreter gave up".into()));
         };
         if let Some(exceeded) = meter.exceeded() {
             return Err(Unanswered {
@@ -151,15 +160,14 @@ impl Program {
                 passing: !matches!(exceeded, Exceeded::Memory(_)),
             });
         }
-        let value = match asked {
-            Ok(Ok(value)) => value,
-            Ok(Err(error)) => {
+        match (asked, failure) {
+            (Err(error), _) => {
                 let why = format!("failed: {}", one_line("evaluation", &error));
-                return Err(failed(why));
+                Err(failed(why))
             }
-            Err(_) => return Err(failed("failed: the interpreter gave up".into())),
-        };
-        Ok(messages(&value))
+            (Ok(_), Some(why)) => Err(failed(format!("failed: {why}"))),
+            (Ok(value), None) => Ok(messages(&value)),
+        }
     }
 }
 

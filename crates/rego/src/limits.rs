@@ -41,6 +41,8 @@ impl Default for Limits {
 /// How many steps are between two looks at clock and memory. One step may make as much as one
 /// built-in.
 const STEPS: NonZeroU32 = NonZeroU32::new(8).unwrap();
+/// How many times longer than its module a lowered text may be.
+const LOWERED: usize = 16;
 /// Longest line of a module.
 const COLUMNS: NonZeroU32 = NonZeroU32::new(8192).unwrap();
 /// Most lines of a module.
@@ -51,6 +53,16 @@ impl Limits {
         ExecutionTimerConfig {
             limit: self.eval_time,
             check_interval: STEPS,
+        }
+    }
+
+    /// The same for a lowered module, of which lines and text may be longer.
+    pub(crate) fn lowered_lengths(&self) -> PolicyLengthConfig {
+        PolicyLengthConfig {
+            max_col: NonZeroU32::MAX,
+            max_file_bytes: NonZeroUsize::new(self.module_bytes.saturating_mul(LOWERED))
+                .unwrap_or(NonZeroUsize::MIN),
+            max_lines: LINES,
         }
     }
 

@@ -71,7 +71,9 @@ impl<'a> Graph<'a> {
                 }
             }
         }
+        self.assumed_variables(&mut faults);
         self.shapes(&mut faults);
+        self.general_heads(&mut faults);
         self.scattered_functions(&mut faults);
         self.circles(&mut faults);
         if faults.is_empty() {
@@ -97,7 +99,7 @@ impl<'a> Graph<'a> {
             Some(wanted) => (wanted, true),
             None => match builtins::arguments(name) {
                 Some(builtins::Arguments::Any) => return Ok(()),
-                Some(builtins::Arguments::Fixed { count, with_result }) => (count, with_result),
+                Some(builtins::Arguments::Fixed(count)) => (count, true),
                 None => {
                     return Err(match builtins::missing(name) {
                         Some(why) => format!("the built-in {name} is not supported: {why}"),
@@ -108,6 +110,11 @@ impl<'a> Graph<'a> {
                 }
             },
         };
+        if let Some(pattern) = &call.pattern
+            && self.is_function(call).is_none()
+        {
+            builtins::check_pattern(name, pattern)?;
+        }
         if call.arguments == wanted || (with_result && call.arguments == wanted + 1) {
             Ok(())
         } else {
@@ -115,6 +122,29 @@ impl<'a> Graph<'a> {
                 "{name} takes {wanted} arguments, not {}",
                 call.arguments
             ))
+        }
+    }
+
+    /// A negated expression reads a rule of another module as one only if it can be seen here that
+    /// the name is no variable.
+    fn assumed_variables(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        for module in &self.modules {
+            for (name, line) in &module.assumed {
+                let path: Path = module.facts.package.iter().chain([name]).cloned().collect();
+                let Some(other) = self
+                    .rules
+                    .get(path.as_slice())
+                    .and_then(|rules| rules.first())
+                else {
+                    continue;
+                };
+                faults.entry(module.policy.clone()).or_insert_with(|| {
+                    LoadError::Compile(format!(
+                        "{}, line {line}: {name} may be a variable or the rule of {}: write data.{} for the rule, or declare the variable by some",
+                        module.place, other.module.place, path.join(".")
+                    ))
+                });
+            }
         }
     }
 
@@ -136,6 +166,38 @@ impl<'a> Graph<'a> {
                         ))
                     });
                 }
+            }
+        }
+    }
+
+    /// Where `p.b.q` is a rule, the interpreter doesn't ask `p[x].q` for it, and where `p.b[y]` is
+    /// one, `p[x]` has `b` though it has no values.
+    fn general_heads(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        for (path, definitions) in &self.rules {
+            let by_key = |one: &&Definition<'_>| one.rule.shape == Shape::Set;
+            let Some(general) = definitions.iter().find(by_key) else {
+                continue;
+            };
+            let is_general = definitions.iter().any(|one| one.rule.is_general);
+            // Below `p[x]` only single values are safe: another set or object would be there empty.
+            let mut below = self
+                .meant(path)
+                .filter(|(other, _)| other.len() > path.len())
+                .flat_map(|(_, definitions)| definitions);
+            let Some(other) = below.find(|other| is_general || by_key(other)) else {
+                continue;
+            };
+            for (one, another) in [(general, other), (other, general)] {
+                faults.entry(one.module.policy.clone()).or_insert_with(|| {
+                    LoadError::Compile(format!(
+                        "{}, line {}: data.{} has a variable as its key, and data.{} is a rule too ({}): give them other names, or write both into one module",
+                        one.module.place,
+                        one.rule.line,
+                        path.join("."),
+                        other.rule.path.join("."),
+                        another.module.place
+                    ))
+                });
             }
         }
     }
@@ -178,12 +240,11 @@ impl<'a> Graph<'a> {
             .map(|(path, definitions)| (*path, definitions.as_slice()))
     }
 
-    /// The rules that a rule needs. Names that may be local variables' count only if `all`.
-    fn needs(&self, rule: &'a RuleFacts, all: bool) -> Vec<&'a [String]> {
+    /// The rules that a rule needs.
+    fn needs(&self, rule: &'a RuleFacts) -> Vec<&'a [String]> {
         let mut needs: Vec<&[String]> = rule
             .refs
             .iter()
-            .filter(|reference| all || !reference.maybe_local)
             .flat_map(|reference| self.meant(&reference.path).map(|(path, _)| path))
             .collect();
         needs.extend(
@@ -243,7 +304,7 @@ impl<'a> Graph<'a> {
         }
         let mut depth = 0;
         for definition in self.rules.get(path).into_iter().flatten() {
-            for need in self.needs(definition.rule, false) {
+            for need in self.needs(definition.rule) {
                 depth = depth.max(self.depth(need, chain, known)?);
             }
         }
@@ -280,7 +341,7 @@ impl<'a> Graph<'a> {
         if let Some(levels) = known.get(path) {
             return *levels;
         }
-        // Met again below itself, it is a variable of the same name: there are no circles.
+        // There are no circles.
         known.insert(path, 0);
         let mut most = 0;
         for Definition { rule, .. } in self.rules.get(path).into_iter().flatten() {
@@ -340,7 +401,7 @@ impl<'a> Graph<'a> {
                     closure.data.insert(reference.path.clone());
                 }
             }
-            for need in self.needs(rule, true) {
+            for need in self.needs(rule) {
                 if seen.insert(need) && !is_deny(need) {
                     queue.extend(self.rules.get(need).into_iter().flatten());
                 }

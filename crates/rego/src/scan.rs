@@ -8,6 +8,8 @@ use crate::error::LoadError;
 
 /// Most brackets inside each other. The parser reads each level of a literal twice.
 const MAX_BRACKETS: usize = 16;
+/// How many brackets lowering may put around what there is: a body, a call, a comprehension.
+const LOWERED: usize = 3;
 /// Most token reads that going back and forth may cost, summed over a module.
 const MAX_READS: u64 = 2_000_000;
 /// Most operators and brackets that may wrap one expression: each is a level of recursion.
@@ -25,10 +27,19 @@ pub(crate) struct Hints {
 /// # Errors
 /// [`LoadError::Parse`] where the text has no tokens or is nested too deep.
 pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
+    scan_within(source, MAX_BRACKETS, MAX_READS)
+}
+
+/// Scans a lowered module, which may have some brackets more.
+pub(crate) fn scan_lowered(source: &Source) -> Result<(), LoadError> {
+    scan_within(source, MAX_BRACKETS + LOWERED, MAX_READS * 4).map(|_| ())
+}
+
+fn scan_within(source: &Source, brackets: usize, most_reads: u64) -> Result<Hints, LoadError> {
     let mut lexer = Lexer::new(source);
     lexer.set_max_col(std::num::NonZeroU32::MAX);
     // `if` and `contains` are v1's, unless the module imports them into v0.
-    let (mut names_v1, mut has_keywords, mut imports_keywords) = (false, false, false);
+    let mut keywords = Keywords::default();
     // Operators met since the last separator, for each open bracket.
     let mut open: Vec<usize> = vec![0];
     let mut weight = 0usize;
@@ -65,11 +76,11 @@ pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
             _ if operator => count(&mut open, &mut weight),
             _ => {}
         }
-        if open.len() > MAX_BRACKETS {
+        if open.len() > brackets {
             return Err(LoadError::at(
                 source,
                 at,
-                format!("more than {MAX_BRACKETS} brackets inside each other"),
+                format!("more than {brackets} brackets inside each other"),
             ));
         }
         if weight > MAX_WEIGHT {
@@ -80,24 +91,60 @@ pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
             ));
         }
         reads = reads.saturating_add(1u64 << open.len().min(63));
-        if reads > MAX_READS {
+        if reads > most_reads {
             return Err(LoadError::at(
                 source,
                 at,
                 "too many nested literals up to here: move them into a data ConfigMap, or split the module".into(),
             ));
         }
-        names_v1 |= previous == "." && before == "rego" && text == "v1";
-        imports_keywords |= previous == "." && before == "future" && text == "keywords";
-        has_keywords |= (text == "if" && previous != ".")
-            || (previous == "contains" && !matches!(text, "(" | "" | ":=" | "=") && at == line);
+        keywords.read(&before, &previous, text, at == line);
         after_operator = operator;
         line = at;
         before = std::mem::replace(&mut previous, text.to_owned());
     }
     Ok(Hints {
-        looks_like_v1: names_v1 || (has_keywords && !imports_keywords),
+        looks_like_v1: keywords.are_v1s(),
     })
+}
+
+/// Which of v1's keywords a module uses, and which it imports into v0.
+#[derive(Default)]
+struct Keywords {
+    names_v1: bool,
+    uses_if: bool,
+    uses_contains: bool,
+    /// The last import is one of `future.keywords`, which may go on with a dot.
+    imports_all: bool,
+    imports_if: bool,
+    imports_contains: bool,
+}
+
+impl Keywords {
+    /// Takes in a token and the two before it.
+    fn read(&mut self, before: &str, previous: &str, text: &str, same_line: bool) {
+        self.names_v1 |= previous == "." && before == "rego" && text == "v1";
+        if before == "future" && previous == "." && text == "keywords" {
+            self.imports_all = true;
+        } else if before == "keywords" && previous == "." && self.imports_all {
+            // It was one keyword that was imported.
+            self.imports_all = false;
+            self.imports_if |= text == "if";
+            self.imports_contains |= text == "contains";
+        }
+        self.uses_if |= text == "if" && previous != ".";
+        self.uses_contains |= previous == "contains"
+            && before != "."
+            && !matches!(text, "(" | "" | ":=" | "=")
+            && same_line;
+    }
+
+    fn are_v1s(&self) -> bool {
+        let imports = |one: bool| one || self.imports_all;
+        self.names_v1
+            || (self.uses_if && !imports(self.imports_if))
+            || (self.uses_contains && !imports(self.imports_contains))
+    }
 }
 
 fn count(open: &mut [usize], weight: &mut usize) {

@@ -1,14 +1,19 @@
 //! Reading one module: which of Rego's two syntaxes it is written in, and its syntax tree.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use regorus::Source;
 use regorus::unstable::{Module, Parser, Ref, Rule, RuleHead};
+use regorus::{PolicyLengthConfig, Source};
 
 use crate::analysis::{self, ModuleFacts};
 use crate::error::LoadError;
+use crate::fractions;
 use crate::limits::Limits;
+use crate::lower;
+use crate::panics;
+use crate::prepare;
 use crate::scan;
 
 /// The syntax a module was read as.
@@ -37,9 +42,12 @@ pub(crate) struct ParsedModule {
     pub(crate) policy: Arc<str>,
     /// The ConfigMap and its entry, `namespace/name: entry`, for messages.
     pub(crate) place: String,
+    /// The text that is evaluated: lowered, each token on its line.
     pub(crate) text: String,
-    /// The text with its `deny` rules blanked, where it has some: as other ConfigMaps' library.
+    /// The same without `deny` rules, where it has some: as other ConfigMaps' library.
     pub(crate) as_library: Option<String>,
+    /// Names that were taken for variables, and a line of each.
+    pub(crate) assumed: BTreeMap<String, u32>,
     pub(crate) syntax: Syntax,
     pub(crate) facts: ModuleFacts,
 }
@@ -61,14 +69,18 @@ impl ParsedModule {
             )));
         }
         let lengths = limits.lengths();
-        let source = Source::from_contents_with_limits(
-            place.clone(),
-            text.to_owned(),
-            lengths.max_file_bytes,
-            lengths.max_lines,
-        )
-        .map_err(|error| LoadError::compile(&place, &error))?;
+        let text = &*fractions::with_whole_parts(text);
+        let source = source_of(&place, text.to_owned(), &lengths)?;
         let hints = scan::scan(&source)?;
+        let source = match prepare::prepared(&source, text) {
+            Some(prepared) => source_of(&place, prepared, &limits.lowered_lengths())?,
+            None => source,
+        };
+        let columns = if source.contents() == text {
+            lengths.max_col
+        } else {
+            limits.lowered_lengths().max_col
+        };
         let likely = if hints.looks_like_v1 {
             Syntax::V1
         } else {
@@ -79,21 +91,31 @@ impl ParsedModule {
         } else {
             Syntax::V1
         };
-        let (syntax, module) = match parse(&source, likely, limits) {
-            Ok(module) => (likely, module),
+        let lowered = |module: Module| {
+            let lowered = lower::lower(&module, &place, |_| true)?;
+            Ok::<_, LoadError>((module, lowered))
+        };
+        let (syntax, (module, lowered)) = match parse(&source, likely, columns) {
+            Ok(module) => (likely, lowered(module)?),
             // The error that counts is that of the syntax it seems to be written in.
-            Err(error) => match parse(&source, other, limits) {
-                Ok(module) => (other, module),
+            Err(error) => match parse(&source, other, columns).and_then(lowered) {
+                Ok(read) => (other, read),
                 Err(_) => return Err(error),
             },
         };
         let syntax = if module.rego_v1 { Syntax::V1 } else { syntax };
-        let facts = analysis::facts(&module, &place)?;
-        let as_library = blank_denials(text, &module, &facts);
+        let facts = facts(&place, &lowered.text, syntax, limits)?;
+        let as_library =
+            if facts.package == analysis::ADMISSION && module.policy.iter().any(is_deny) {
+                Some(lower::lower(&module, &place, |rule| !is_deny(rule))?.text)
+            } else {
+                None
+            };
         Ok(Self {
             policy: policy.clone(),
             place,
-            text: text.to_owned(),
+            text: lowered.text,
+            assumed: lowered.assumed,
             as_library,
             syntax,
             facts,
@@ -101,45 +123,44 @@ impl ParsedModule {
     }
 }
 
-fn parse(source: &Source, syntax: Syntax, limits: &Limits) -> Result<Module, LoadError> {
+fn source_of(place: &str, text: String, lengths: &PolicyLengthConfig) -> Result<Source, LoadError> {
+    Source::from_contents_with_limits(
+        place.to_owned(),
+        text,
+        lengths.max_file_bytes,
+        lengths.max_lines,
+    )
+    .map_err(|error| LoadError::compile(place, &error))
+}
+
+/// What the lowered text refers to. Its names are those that are evaluated.
+fn facts(
+    place: &str,
+    lowered: &str,
+    syntax: Syntax,
+    limits: &Limits,
+) -> Result<ModuleFacts, LoadError> {
+    let lengths = limits.lowered_lengths();
+    let source = source_of(place, lowered.to_owned(), &lengths)?;
+    scan::scan_lowered(&source)?;
+    let module = parse(&source, syntax, lengths.max_col)?;
+    analysis::facts(&module, place)
+}
+
+fn parse(source: &Source, syntax: Syntax, columns: NonZeroU32) -> Result<Module, LoadError> {
     // The parser is given whatever somebody writes: a panic in it is a policy that does not parse.
-    let parsed = catch_unwind(AssertUnwindSafe(|| {
+    let parsed = panics::caught(|| {
         let mut parser = Parser::new(source)?;
-        parser.set_max_col(limits.lengths().max_col);
+        parser.set_max_col(columns);
         if syntax == Syntax::V1 {
             parser.enable_rego_v1()?;
         }
         parser.parse()
-    }));
+    });
     match parsed {
-        Ok(parsed) => parsed.map_err(|error| LoadError::parse(source, &error)),
-        Err(_) => Err(LoadError::at(source, 1, "the parser gave up".into())),
+        Some(parsed) => parsed.map_err(|error| LoadError::parse(source, &error)),
+        None => Err(LoadError::at(source, 1, "the parser gave up".into())),
     }
-}
-
-/// The text with the `deny` rules of the admission package turned into blanks, lines kept, so
-/// that the rest can be a library for other ConfigMaps' `deny`. `None` where it has no such rule.
-fn blank_denials(text: &str, module: &Module, facts: &ModuleFacts) -> Option<String> {
-    if facts.package != analysis::ADMISSION {
-        return None;
-    }
-    let mut blanked = text.to_owned();
-    for rule in module.policy.iter().filter(|rule| is_deny(rule)) {
-        let span = rule.span();
-        let (start, end) = (
-            usize::try_from(span.start).ok()?,
-            usize::try_from(span.end).ok()?,
-        );
-        let blanks: String = text
-            .get(start..end)?
-            .chars()
-            .map(|c| if c == '\n' { '\n' } else { ' ' })
-            .collect();
-        // Widths of characters differ, so places behind this one would move: pad to the same.
-        let padding = " ".repeat(end - start - blanks.len());
-        blanked.replace_range(start..end, &format!("{blanks}{padding}"));
-    }
-    (blanked != text).then_some(blanked)
 }
 
 fn is_deny(rule: &Ref<Rule>) -> bool {

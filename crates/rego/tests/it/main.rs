@@ -6,6 +6,8 @@ mod books;
 mod bounds;
 mod corpus;
 mod doors;
+mod meaning;
 mod properties;
+mod references;
 mod stage;
 mod testing;

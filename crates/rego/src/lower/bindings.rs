@@ -1,0 +1,204 @@
+//! Which names of a rule something may give a value: those in brackets, on a side of `=`, and in
+//! the result of `walk`. A name that is declared nowhere is a variable if it is among them; else
+//! only a rule can have it.
+
+use std::collections::BTreeSet;
+
+use regorus::unstable::{Expr, Literal, LiteralStmt, Query, Ref, Rule, RuleHead};
+
+/// The names of a rule that are bound somewhere in it.
+pub(super) fn bound(rule: &Rule) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    match rule {
+        Rule::Default { value, .. } => expression(value, &mut names),
+        Rule::Spec { head, bodies, .. } => {
+            let (refr, parts, assign) = match head {
+                RuleHead::Compr { refr, assign, .. } => (refr, &[][..], assign.as_ref()),
+                RuleHead::Set { refr, key, .. } => (refr, key.as_slice(), None),
+                RuleHead::Func {
+                    refr, args, assign, ..
+                } => (refr, args.as_slice(), assign.as_ref()),
+            };
+            let values = assign.map(|assign| &assign.value);
+            for part in [refr].into_iter().chain(parts).chain(values) {
+                expression(part, &mut names);
+            }
+            for body in bodies {
+                if let Some(assign) = &body.assign {
+                    expression(&assign.value, &mut names);
+                }
+                query(&body.query, &mut names);
+            }
+        }
+    }
+    names
+}
+
+/// For each statement of a body, the one behind which it must be written. A negated expression comes
+/// after what binds its variables: the interpreter would take an index in it for their binding.
+pub(super) fn order(query: &Query) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..query.stmts.len()).collect();
+    let bound: Vec<BTreeSet<String>> = query.stmts.iter().map(binds).collect();
+    let last = |number: usize, statement: &LiteralStmt| {
+        let Literal::NotExpr { expr, .. } = &statement.literal else {
+            return number;
+        };
+        let mut read = BTreeSet::new();
+        mentioned(expr, &mut read);
+        let later = bound.iter().enumerate().skip(number + 1);
+        let binding = later.filter(|(_, bound)| !bound.is_disjoint(&read));
+        let mut binding = binding.map(|(other, _)| other);
+        binding.next_back().unwrap_or(number)
+    };
+    let behind: Vec<usize> = query
+        .stmts
+        .iter()
+        .enumerate()
+        .map(|(number, statement)| last(number, statement))
+        .collect();
+    // A negated expression follows what it waits for; others keep their order.
+    order.sort_by_key(|number| {
+        let behind = behind.get(*number).copied().unwrap_or(*number);
+        (behind, behind != *number)
+    });
+    order
+}
+
+/// The names that a statement may give a value, but for those that it declares.
+fn binds(statement: &LiteralStmt) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    match &statement.literal {
+        Literal::SomeIn { collection, .. } => expression(collection, &mut names),
+        Literal::Expr { expr, .. } => {
+            expression(expr, &mut names);
+            if let Expr::Call { params, .. } = expr.as_ref() {
+                for param in params {
+                    pattern(param, &mut names);
+                }
+            }
+        }
+        Literal::SomeVars { .. } | Literal::NotExpr { .. } | Literal::Every { .. } => {}
+    }
+    names
+}
+
+fn mentioned(expr: &Ref<Expr>, names: &mut BTreeSet<String>) {
+    if let Expr::Var { span, .. } = expr.as_ref() {
+        names.insert(span.text().to_owned());
+    }
+    for part in parts(expr) {
+        mentioned(part, names);
+    }
+}
+
+fn query(query: &Query, names: &mut BTreeSet<String>) {
+    for statement in &query.stmts {
+        for modifier in &statement.with_mods {
+            expression(&modifier.r#as, names);
+        }
+        match &statement.literal {
+            Literal::SomeVars { .. } => {}
+            Literal::SomeIn {
+                key,
+                value,
+                collection,
+                ..
+            } => {
+                for part in key.iter().chain([value, collection]) {
+                    expression(part, names);
+                }
+            }
+            Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => expression(expr, names),
+            Literal::Every {
+                domain,
+                query: inner,
+                ..
+            } => {
+                expression(domain, names);
+                self::query(inner, names);
+            }
+        }
+    }
+}
+
+fn expression(expr: &Ref<Expr>, names: &mut BTreeSet<String>) {
+    match expr.as_ref() {
+        Expr::RefBrack { index, .. } => pattern(index, names),
+        Expr::AssignExpr { lhs, rhs, .. } => {
+            pattern(lhs, names);
+            pattern(rhs, names);
+        }
+        Expr::Call { fcn, params, .. } => {
+            let is_walk = matches!(fcn.as_ref(), Expr::Var { span, .. } if span.text() == "walk");
+            let count = if is_walk {
+                Some(1)
+            } else {
+                super::argument_count(&super::called(fcn))
+            };
+            // The last argument may be the result.
+            if let Some((result, arguments)) = params.split_last()
+                && Some(arguments.len()) == count
+            {
+                pattern(result, names);
+            }
+        }
+        _ => {}
+    }
+    match expr.as_ref() {
+        Expr::ArrayCompr { query: inner, .. }
+        | Expr::SetCompr { query: inner, .. }
+        | Expr::ObjectCompr { query: inner, .. } => query(inner, names),
+        _ => {}
+    }
+    for part in parts(expr) {
+        expression(part, names);
+    }
+}
+
+/// The names that a literal or a name on its own may get.
+fn pattern(expr: &Ref<Expr>, names: &mut BTreeSet<String>) {
+    match expr.as_ref() {
+        Expr::Var { span, .. } => {
+            names.insert(span.text().to_owned());
+        }
+        Expr::Array { .. } | Expr::Set { .. } | Expr::Object { .. } => {
+            for part in parts(expr) {
+                pattern(part, names);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The expressions directly inside an expression, without bodies.
+fn parts(expr: &Ref<Expr>) -> Vec<&Ref<Expr>> {
+    match expr.as_ref() {
+        Expr::String { .. }
+        | Expr::RawString { .. }
+        | Expr::Number { .. }
+        | Expr::Bool { .. }
+        | Expr::Null { .. }
+        | Expr::Var { .. } => Vec::new(),
+        Expr::Array { items, .. } | Expr::Set { items, .. } => items.iter().collect(),
+        Expr::Object { fields, .. } => {
+            let fields = fields.iter();
+            fields.flat_map(|(_, key, value)| [key, value]).collect()
+        }
+        Expr::ArrayCompr { term, .. } | Expr::SetCompr { term, .. } => vec![term],
+        Expr::ObjectCompr { key, value, .. } => vec![key, value],
+        Expr::Call { params, .. } => params.iter().collect(),
+        Expr::UnaryExpr { expr, .. } => vec![expr],
+        Expr::RefDot { refr, .. } => vec![refr],
+        Expr::RefBrack { refr, index, .. } => vec![refr, index],
+        Expr::BinExpr { lhs, rhs, .. }
+        | Expr::BoolExpr { lhs, rhs, .. }
+        | Expr::ArithExpr { lhs, rhs, .. }
+        | Expr::AssignExpr { lhs, rhs, .. } => vec![lhs, rhs],
+        Expr::Membership {
+            key,
+            value,
+            collection,
+            ..
+        } => key.iter().chain([value, collection]).collect(),
+    }
+}

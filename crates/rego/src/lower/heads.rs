@@ -1,0 +1,56 @@
+//! Heads of rules whose paths meet. Where `p[x].q` is a rule, the interpreter doesn't ask it for
+//! what `p.b.q` makes too, so `p.b.q` is written as `p[key].q` with `key := "b"`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regorus::unstable::{Expr, Module, Ref, Rule, RuleHead};
+
+use super::rules::Head;
+use crate::analysis::{Path, head_path};
+
+/// The fixed beginnings of heads' paths that go on with a variable, and whether one goes on behind
+/// it.
+pub(super) fn open_paths(module: &Module) -> BTreeMap<Path, bool> {
+    let mut open = BTreeMap::new();
+    for rule in &module.policy {
+        let Rule::Spec { head, .. } = rule.as_ref() else {
+            continue;
+        };
+        let (refr, is_set) = match head {
+            RuleHead::Compr { refr, .. } => (refr, false),
+            RuleHead::Set { refr, .. } => (refr, true),
+            RuleHead::Func { .. } => continue,
+        };
+        let (fixed, length) = (head_path(refr), length(refr));
+        if fixed.len() < length {
+            let goes_on = is_set || fixed.len() + 1 < length;
+            *open.entry(fixed).or_default() |= goes_on;
+        }
+    }
+    open
+}
+
+/// Lengths of the beginnings of a head's path behind which a name is written as a variable.
+pub(super) fn opened(open: &BTreeMap<Path, bool>, head: &Head<'_>) -> BTreeSet<usize> {
+    let fixed = head_path(head.refr);
+    let is_partial = head.key.is_some() || fixed.len() < length(head.refr);
+    if head.arguments.is_some() || (head.is_set && head.key.is_none()) {
+        return BTreeSet::new();
+    }
+    open.iter()
+        .filter(|(path, goes_on)| {
+            path.len() < fixed.len() && fixed.starts_with(path) && (**goes_on || is_partial)
+        })
+        .map(|(path, _)| path.len())
+        .collect()
+}
+
+/// The names of a path, and its brackets.
+pub(super) fn length(refr: &Ref<Expr>) -> usize {
+    let (mut length, mut at) = (1, refr);
+    while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = at.as_ref() {
+        length += 1;
+        at = refr;
+    }
+    length
+}

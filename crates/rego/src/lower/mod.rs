@@ -1,0 +1,369 @@
+//! Lowering: a module is written anew, as OPA's compiler would leave it, before the interpreter
+//! reads it. What the interpreter reads another way than OPA does not stand in the lowered text:
+//!
+//! - What is imported is written as a path from `data` or `input`: the interpreter does not find the
+//!   imports of all modules of a package.
+//! - Each declared name (`some`, `:=`, arguments, `every`) has a name of its own, so that no rule,
+//!   import or other scope of the same name is taken for it.
+//! - What a negated expression calls and reads is looked up before it, unless the module imports
+//!   `future.keywords.not`.
+//! - `some … in` reads by an index, so that what is no collection has no elements.
+//! - An object pattern matches objects with exactly its keys.
+//! - `walk` is asked by its result argument, so that it gives one node after the other.
+//! - What a rule's head reads is looked up at the end of each body; each body has a head of its own.
+//! - A function without arguments is a rule.
+//!
+//! Lines stay: each token is printed on the line it came from.
+
+mod bindings;
+mod expressions;
+mod heads;
+mod names;
+mod patterns;
+mod rules;
+mod statements;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regorus::unstable::{AssignOp, Expr, Module, Ref, Rule, RuleHead, Span};
+
+use crate::analysis::{Path, head_path};
+use crate::builtins;
+use crate::error::LoadError;
+
+pub(crate) use names::written;
+use names::{Clash, Names};
+use text::Tokens;
+
+/// A module as the interpreter is given it.
+#[derive(Debug, Clone)]
+pub(crate) struct Lowered {
+    pub(crate) text: String,
+    /// Names that were taken for variables, and a line of each. A rule of another module of the
+    /// package must not have such a name.
+    pub(crate) assumed: BTreeMap<String, u32>,
+}
+
+/// Lowers a module, with the rules that are wanted.
+pub(crate) fn lower(
+    module: &Module,
+    place: &str,
+    is_wanted: impl Fn(&Ref<Rule>) -> bool,
+) -> Result<Lowered, LoadError> {
+    let mut lower = Lower {
+        place,
+        rules: rules(module),
+        imports: imports(module),
+        package: reference("data", &head_path(&module.package.refr)),
+        bound: BTreeSet::new(),
+        assumed: BTreeMap::new(),
+        helpers: BTreeMap::new(),
+        prefixes: BTreeSet::new(),
+        open_paths: heads::open_paths(module),
+        opened: BTreeSet::new(),
+        helper_prefix: format!("{}0_{:x}", names::RESERVED, checksum(place)),
+        is_v1: module.rego_v1,
+        has_not_bodies: false,
+        names: Names::default(),
+        before: Vec::new(),
+        with: Tokens::default(),
+    };
+    let mut out = Tokens::default();
+    let package = &module.package;
+    out.push(package.span.line, "package");
+    out.append(lower.path(&package.refr)?);
+    for import in &module.imports {
+        lower.import(import, &mut out)?;
+    }
+    for rule in module.policy.iter().filter(|rule| is_wanted(rule)) {
+        lower.bound = bindings::bound(rule);
+        lower.rule(rule, &mut out)?;
+    }
+    lower.write_helpers(&mut out);
+    Ok(Lowered {
+        text: out.print(),
+        assumed: lower.assumed,
+    })
+}
+
+fn rules(module: &Module) -> BTreeSet<String> {
+    let names = module.policy.iter().filter_map(|rule| {
+        let refr = match rule.as_ref() {
+            Rule::Default { refr, .. } => refr,
+            Rule::Spec { head, .. } => match head {
+                RuleHead::Compr { refr, .. }
+                | RuleHead::Set { refr, .. }
+                | RuleHead::Func { refr, .. } => refr,
+            },
+        };
+        head_path(refr).into_iter().next()
+    });
+    names.collect()
+}
+
+/// Names of imports, and what they stand for. Of two with one name the last counts.
+fn imports(module: &Module) -> BTreeMap<String, String> {
+    let imports = module.imports.iter().filter_map(|import| {
+        let path = head_path(&import.refr);
+        let alias = match &import.r#as {
+            Some(alias) => alias.text().to_owned(),
+            None => path.last()?.clone(),
+        };
+        let (root, rest) = path.split_first()?;
+        let is_document = matches!(root.as_str(), "data" | "input");
+        is_document.then(|| (alias, reference(root, rest)))
+    });
+    imports.collect()
+}
+
+/// A path as a reference.
+fn reference(root: &str, path: &[String]) -> String {
+    let mut out = root.to_owned();
+    for part in path {
+        let is_name = part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if is_name {
+            out.push('.');
+            out.push_str(part);
+        } else {
+            out.push_str(&format!("[{}]", serde_json::Value::from(part.as_str())));
+        }
+    }
+    out
+}
+
+/// The state of the lowering.
+struct Lower<'a> {
+    place: &'a str,
+    /// The first names of the module's rules.
+    rules: BTreeSet<String>,
+    /// The names of its imports, and what they stand for.
+    imports: BTreeMap<String, String>,
+    /// Its package, as a reference from `data`.
+    package: String,
+    /// Names of the rule that something in it may give a value.
+    bound: BTreeSet<String>,
+    assumed: BTreeMap<String, u32>,
+    /// Functions that call a built-in, by its name: their own names, and how many arguments they
+    /// take.
+    helpers: BTreeMap<String, (String, usize)>,
+    /// How the names of helpers begin: no other module has such.
+    helper_prefix: String,
+    /// Paths below which rules with a variable in the middle of their path put values: `p` of
+    /// `p[x].q`.
+    prefixes: BTreeSet<String>,
+    /// The beginnings of heads' paths that go on with a variable, and whether one goes on behind it.
+    open_paths: BTreeMap<Path, bool>,
+    /// Lengths of the beginnings of the rule's path behind which a name is written as a variable.
+    opened: BTreeSet<usize>,
+    is_v1: bool,
+    /// `import future.keywords.not` is there: a negated expression is looked up inside its `not`.
+    has_not_bodies: bool,
+    names: Names,
+    /// Statements that must stand before the one that is being written.
+    before: Vec<Tokens>,
+    /// The `with` modifiers of the statement that is being written.
+    with: Tokens,
+}
+
+impl Lower<'_> {
+    fn refuse(&self, line: u32, what: impl std::fmt::Display) -> LoadError {
+        LoadError::Compile(format!("{}, line {line}: {what}", self.place))
+    }
+
+    /// Whether a name stands for a document, a rule of the module or an import.
+    fn is_known(&self, name: &str) -> bool {
+        matches!(name, "input" | "data")
+            || self.rules.contains(name)
+            || self.imports.contains_key(name)
+    }
+
+    /// What is called, or replaced by `with`. Functions of the package are written with it, since
+    /// the interpreter takes two ways of writing one for two functions.
+    fn function(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+        let path = head_path(expr);
+        let root = path.first().map_or("", String::as_str);
+        let line = expr.span().line;
+        if let (Some(import), Some((_, rest))) = (self.imports.get(root), path.split_first()) {
+            return Ok(token(line, reference(import, rest)));
+        }
+        let is_written = matches!(root, "input" | "data")
+            || (!self.rules.contains(root) && is_builtin(&path.join(".")));
+        let written = self.path(expr)?;
+        if is_written {
+            return Ok(written);
+        }
+        let mut out = token(line, &self.package);
+        out.glue(line, ".");
+        out.append_glued(written);
+        Ok(out)
+    }
+
+    fn write_helpers(&self, out: &mut Tokens) {
+        // Without any value such a path is an empty object in OPA, and undefined to the interpreter.
+        for prefix in &self.prefixes {
+            let name = format!("{}0_key", names::RESERVED);
+            let (assign, body) = if self.is_v1 { (":=", "if ") } else { ("=", "") };
+            out.push(
+                0,
+                format!("{prefix}[{name}] {assign} 1 {body}{{ {name} := \"\"; false }}"),
+            );
+        }
+        for (builtin, (name, count)) in &self.helpers {
+            let arguments: Vec<String> = (0..*count).map(|number| format!("a{number}")).collect();
+            let arguments = arguments.join(", ");
+            let (assign, body) = if self.is_v1 { (":=", "if ") } else { ("=", "") };
+            out.push(
+                0,
+                format!("{name}({arguments}) {assign} r {body}{{ r := {builtin}({arguments}) }}"),
+            );
+        }
+    }
+
+    /// `f(a, result)` of a built-in as `result = f(a)`, which is what OPA takes it for.
+    fn with_result(&self, expr: &Ref<Expr>) -> Option<Ref<Expr>> {
+        let Expr::Call {
+            span,
+            fcn,
+            params,
+            eidx,
+        } = expr.as_ref()
+        else {
+            return None;
+        };
+        let name = head_path(fcn);
+        let count = argument_count(&name.join("."))?;
+        let (result, arguments) = params.split_last()?;
+        if arguments.len() != count || self.is_known(name.first()?) {
+            return None;
+        }
+        let call = Expr::Call {
+            span: span.clone(),
+            fcn: fcn.clone(),
+            params: arguments.to_vec(),
+            eidx: *eidx,
+        };
+        Some(Ref::new(Expr::AssignExpr {
+            span: span.clone(),
+            op: AssignOp::Eq,
+            lhs: result.clone(),
+            rhs: Ref::new(call),
+            eidx: *eidx,
+        }))
+    }
+
+    /// A statement `fresh := value` before the one that is being written. Returns the name.
+    fn hoist(&mut self, line: u32, value: Tokens) -> Tokens {
+        let name = self.names.fresh("value");
+        let mut statement = Tokens::default();
+        statement.push(line, &name);
+        statement.push(line, ":=");
+        statement.append(value);
+        self.put_before(statement);
+        token(line, name)
+    }
+
+    fn put_before(&mut self, mut statement: Tokens) {
+        statement.append(self.with.clone());
+        self.before.push(statement);
+    }
+
+    fn declare(&mut self, span: &Span) -> Result<Tokens, LoadError> {
+        let name = span.text();
+        if name == "_" {
+            return Ok(token(span.line, "_"));
+        }
+        self.check_name(span)?;
+        match self.names.declare(name) {
+            Ok(fresh) => Ok(token(span.line, fresh)),
+            Err(Clash::Twice) => Err(self.refuse(
+                span.line,
+                format!("{name} is declared twice in one body: rename one of them"),
+            )),
+            Err(Clash::ReadBefore) => Err(self.refuse(
+                span.line,
+                format!(
+                    "{name} is read before it is declared: move the declaration up, or rename it"
+                ),
+            )),
+        }
+    }
+
+    fn check_name(&self, span: &Span) -> Result<(), LoadError> {
+        if span.text().starts_with(names::RESERVED) {
+            let what = format!(
+                "names that begin with {} are reserved: rename it",
+                names::RESERVED
+            );
+            return Err(self.refuse(span.line, what));
+        }
+        if builtins::is_operator(span.text()) {
+            let what = format!("the name {} is reserved: rename it", span.text());
+            return Err(self.refuse(span.line, what));
+        }
+        Ok(())
+    }
+}
+
+/// A number made of a module's place, FNV-1a.
+fn checksum(place: &str) -> u64 {
+    place.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// One token.
+fn token(line: u32, text: impl Into<String>) -> Tokens {
+    let mut tokens = Tokens::default();
+    tokens.push(line, text);
+    tokens
+}
+
+/// Statements with semicolons between; `true` where there are none.
+fn joined(line: u32, statements: Vec<Tokens>) -> Tokens {
+    let mut out = Tokens::default();
+    for statement in statements {
+        if !out.is_empty() {
+            out.glue(line, ";");
+        }
+        out.append(statement);
+    }
+    if out.is_empty() {
+        out.push(line, "true");
+    }
+    out
+}
+
+/// The dotted name of what is called.
+fn called(function: &Ref<Expr>) -> String {
+    head_path(function).join(".")
+}
+
+/// Whether a call without arguments is one of a built-in; else it is a rule that is read.
+fn is_builtin(name: &str) -> bool {
+    builtins::arguments(name).is_some() || builtins::missing(name).is_some()
+}
+
+/// How many arguments a built-in takes; `None` where the interpreter has the last word.
+fn argument_count(name: &str) -> Option<usize> {
+    match builtins::arguments(name)? {
+        builtins::Arguments::Fixed(count) if name != "walk" => Some(count),
+        _ => None,
+    }
+}
+
+/// The argument of `walk(x)`, if an expression is such a call.
+fn walked(expr: &Ref<Expr>) -> Option<(&Ref<Expr>, u32)> {
+    match expr.as_ref() {
+        Expr::Call {
+            span, fcn, params, ..
+        } if matches!(fcn.as_ref(), Expr::Var { span, .. } if span.text() == "walk") => {
+            match params.as_slice() {
+                [walked] => Some((walked, span.line)),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}

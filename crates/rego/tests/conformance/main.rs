@@ -1,0 +1,81 @@
+//! OPA's own cases through the engine as the product has it, compared with what OPA says.
+//!
+//! Where the product differs on purpose, the case stands in `deviations.v0.yaml` or
+//! `deviations.v1.yaml` with its reason. A case that differs and is not there fails the test, and
+//! so does one that is there and no longer differs. The figures stand in `docs/reference/rego.md`.
+//!
+//! `ROLEGATE_CONFORMANCE=write` writes both lists and the figures as they are now: new entries
+//! have the engine's words as their reason, which a person then puts right.
+#![cfg(test)]
+
+mod deviations;
+mod families;
+mod figures;
+mod suite;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rolegate_rego::Syntax;
+
+use deviations::{Deviations, Found};
+use figures::Figures;
+use suite::Verdict;
+
+/// Runs all cases of a version on all processors.
+fn run(version: Syntax) -> (Figures, BTreeMap<String, Found>) {
+    let cases = suite::cases(version);
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            // Values of some cases are nested deep, and each level is one of recursion.
+            let worker = std::thread::Builder::new().stack_size(64 << 20);
+            let work = || {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = case.run();
+                    results.lock().unwrap().push((case, result));
+                }
+            };
+            worker.spawn_scoped(scope, work).unwrap();
+        }
+    });
+    let (mut figures, mut found) = (Figures::default(), BTreeMap::new());
+    for (case, (verdict, what)) in results.into_inner().unwrap() {
+        figures.count(families::of(&case.folder), &verdict);
+        if verdict != Verdict::Same {
+            found.insert(case.key.clone(), Found { verdict, what });
+        }
+    }
+    (figures, found)
+}
+
+#[test]
+fn opas_cases_get_opas_answers() {
+    let writes = std::env::var_os("ROLEGATE_CONFORMANCE").is_some_and(|value| value == "write");
+    let (mut problems, mut all) = (Vec::new(), Vec::new());
+    for version in [Syntax::V0, Syntax::V1] {
+        let (figures, found) = run(version);
+        let accepted = Deviations::read(version);
+        if writes {
+            accepted.renewed(&found).write(version);
+        } else {
+            problems.extend(accepted.compare(version, &found));
+        }
+        all.push(figures);
+    }
+    let table = figures::table(&all[0], &all[1]);
+    println!("{table}");
+    if writes {
+        figures::write(&table);
+    } else if !figures::is_written(&table) {
+        problems.push("docs/reference/rego.md has other figures".into());
+    }
+    assert!(
+        problems.is_empty(),
+        "{} problems:\n{}",
+        problems.len(),
+        problems.join("\n")
+    );
+}

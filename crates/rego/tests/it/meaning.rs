@@ -1,0 +1,333 @@
+//! Policies mean what they mean in OPA: constructs that the interpreter reads another way. What is
+//! expected here is what OPA says.
+
+use serde_json::{Value, json};
+
+use crate::stage::{GATE, book, error, judge, messages, policy};
+
+fn review() -> Value {
+    json!({"request": {
+    "uid": "u", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
+    "namespace": "team-a", "name": "p", "userInfo": {"username": "alice"}, "oldObject": null,
+    "object": {"metadata": {"name": "p", "labels": {"app": "x"}}, "spec": {
+        "containers": [
+            {"name": "a", "image": "registry/a", "securityContext": {"privileged": true}},
+            {"name": "b"},
+        ]}}}})
+}
+
+/// What policies of the admission package say together.
+fn told(bodies: &[&str]) -> Vec<String> {
+    let policies = bodies.iter().enumerate().map(|(number, body)| {
+        let text = format!("package kubernetes.admission\n{body}\n");
+        policy(&format!("p{number}"), GATE, &text)
+    });
+    let mut book = book(policies);
+    assert_eq!(book.never_loaded(), std::collections::BTreeMap::new());
+    let findings = judge(&book.snapshot(), &review());
+    messages(&findings).into_iter().map(str::to_owned).collect()
+}
+
+fn refused(body: &str) -> String {
+    let text = format!("package kubernetes.admission\n{body}\n");
+    error(&book([policy("p", GATE, &text)]), "p")
+}
+
+const PRIVILEGED: &str = "deny[msg] { some i; input.request.object.spec.containers[i].securityContext.privileged; msg := \"privileged\" }";
+
+#[test]
+fn some_hides_a_rule_a_function_and_an_import_of_that_name() {
+    for other in [
+        "i = 7 { input.request.kind.kind == \"ConfigMap\" }",
+        "i = 7",
+        "i[1]",
+        "i(x) = x",
+    ] {
+        assert_eq!(told(&[PRIVILEGED, other]), ["privileged"], "{other}");
+        assert_eq!(
+            told(&[&format!("{other}\n{PRIVILEGED}")]),
+            ["privileged"],
+            "{other}"
+        );
+    }
+    assert_eq!(
+        told(&[&format!("import data.lib.i\n{PRIVILEGED}")]),
+        ["privileged"]
+    );
+    let compared = "deny[msg] { names := [name | some name; input.request.object.spec.containers[_].name = name]; msg := concat(\",\", names) }";
+    assert_eq!(told(&[compared, "name = \"z\""]), ["a,b"]);
+    let keyed = "import future.keywords.in\ndeny[msg] { some k, v in input.request.object.metadata.labels; msg := sprintf(\"%v=%v\", [k, v]) }";
+    assert_eq!(told(&[keyed, "k = 1", "v = 2"]), ["app=x"]);
+    let nested = "import future.keywords.in\ndeny[msg] { some c in [[\"m\"]]; x := [c | some c in c]; msg := x[0] }";
+    assert_eq!(told(&[nested]), ["m"]);
+}
+
+#[test]
+fn what_a_negated_call_reads_is_looked_up_before() {
+    let absent = "input.request.object.metadata.annotations[\"acme.example/mode\"]";
+    for silent in [
+        format!("not contains({absent}, \"enforce\")"),
+        format!("not startswith(concat(\"\", [{absent}]), \"a\")"),
+        format!("not {absent} != \"a\""),
+        format!("not {absent} in [\"a\"]"),
+        format!("not \"a\" in {absent}"),
+        format!("not count({absent}) > 1"),
+        format!("not f({absent})"),
+        format!("not [{absent}] == [\"a\"]"),
+        format!("not input.request.object[{absent}]"),
+        format!("count([1 | not startswith({absent}, \"a\")]) == 1"),
+        "not f(absent)".into(),
+        "not f(elsewhere)".into(),
+    ] {
+        let text = format!(
+            "import future.keywords.in\ndeny[msg] {{ {silent}; msg := \"denied\" }}\nf(x) {{ x == 9 }}\nabsent {{ input.absent }}"
+        );
+        let elsewhere = "elsewhere { input.absent }";
+        assert!(told(&[&text, elsewhere]).is_empty(), "{silent}");
+        // With the import the whole of it is inside the negation.
+        let body = text.replace("import future.keywords.in", "import future.keywords");
+        assert_eq!(told(&[&body, elsewhere]), ["denied"], "{silent}");
+    }
+    for denies in [
+        format!("not {absent} == \"a\""),
+        format!("not {absent}"),
+        format!("not {absent} = \"a\""),
+        "not absent".into(),
+        "not startswith(input.request.name, \"a\")".into(),
+    ] {
+        let text =
+            format!("deny[msg] {{ {denies}; msg := \"denied\" }}\nabsent {{ input.absent }}");
+        assert_eq!(told(&[&text]), ["denied"], "{denies}");
+    }
+}
+
+#[test]
+fn a_negation_is_asked_after_what_binds_its_variables() {
+    let body = "allowed = {\"a\"}\ndeny[msg] { not allowed[name]; name = input.request.object.spec.containers[_].name; msg := name }";
+    assert_eq!(told(&[body]), ["b"]);
+    // The same name may be a rule of another module: then it must be said which is meant.
+    let text = format!("package kubernetes.admission\n{body}\n");
+    let mut book = book([
+        policy("a", GATE, &text),
+        policy("b", GATE, "package kubernetes.admission\nname = \"b\"\n"),
+    ]);
+    book.snapshot();
+    assert!(error(&book, "b").contains("name may be a variable or the rule of opa/b: main.rego: write data.kubernetes.admission.name"), "{}", error(&book, "b"));
+}
+
+#[test]
+fn walk_gives_each_node_however_it_is_written() {
+    for written in [
+        "[path, value] := walk(input.request.object); value == true; msg := concat(\"/\", [sprintf(\"%v\", [p]) | p := path[_]])",
+        "[path, value] = walk(input.request.object); value == true; msg := concat(\"/\", [sprintf(\"%v\", [p]) | p := path[_]])",
+        "node := walk(input.request.object); node[1] == true; msg := concat(\"/\", [sprintf(\"%v\", [p]) | p := node[0][_]])",
+        "paths := [path | [path, true] := walk(input.request.object)]; msg := concat(\"/\", [sprintf(\"%v\", [p]) | p := paths[0][_]])",
+        "walk(input.request.object)[1] == true; msg := \"spec/containers/0/securityContext/privileged\"",
+    ] {
+        let told = told(&[&format!("deny[msg] {{ {written} }}")]);
+        assert_eq!(
+            told,
+            ["spec/containers/0/securityContext/privileged"],
+            "{written}"
+        );
+    }
+}
+
+#[test]
+fn what_is_absent_or_no_collection_has_no_elements() {
+    for body in [
+        "volumes[input.request.object.spec.volumes[_]]\ndeny[msg] { volumes[_].hostPath; msg := \"host path\" }",
+        "images[x] = input.request.object.spec.volumes[x].image\ndeny[msg] { images[_]; msg := \"image\" }",
+        "import future.keywords.in\ndeny[msg] { some x in input.request.oldObject; msg := x }",
+        "import future.keywords.in\ndeny[msg] { some x in input.request.name; msg := x }",
+        "import future.keywords.in\ndeny[msg] { some x in 5; msg := x }",
+        "import future.keywords.every\nimport future.keywords.in\ndeny[msg] { every x in input.absent { x }; msg := \"every\" }",
+    ] {
+        assert!(told(&[body]).is_empty(), "{body}");
+    }
+}
+
+#[test]
+fn an_object_pattern_matches_objects_with_its_keys_alone() {
+    for matches in [
+        "some {\"name\": n} in containers",
+        "{\"name\": n} = containers[_]",
+        "containers[_] = {\"name\": n}",
+        "c := containers[_]; c = {\"name\": n}",
+        "{\"name\": n} := containers[_]",
+        "n = f(containers[_])",
+        "[{\"name\": n}, 1] = [containers[_], 1]",
+    ] {
+        let text = format!(
+            "import future.keywords.in\ncontainers = input.request.object.spec.containers\ndeny[n] {{ {matches} }}\nf({{\"name\": n}}) = n"
+        );
+        assert_eq!(told(&[&text]), ["b"], "{matches}");
+    }
+}
+
+#[test]
+fn rules_are_read_as_opa_reads_them() {
+    for (body, expected) in [
+        // Entries before a default.
+        (
+            "trusted[\"bob\"]\ntrusted[\"carol\"]\ndefault allow = false\ndeny[msg] { not trusted[input.request.userInfo.username]; not allow; msg := \"not trusted\" }",
+            &["not trusted"][..],
+        ),
+        // A function without arguments is a rule.
+        (
+            "is_pod() { input.request.kind.kind == \"Pod\" }\nis_pod { input.absent }\ndeny[msg] { is_pod; msg := \"pod\" }",
+            &["pod"],
+        ),
+        // Several bodies, each with names of its own.
+        (
+            "deny[msg] { x := 1; msg := sprintf(\"%v\", [x]) } { x := 2; msg := sprintf(\"%v\", [x]) }",
+            &["1", "2"],
+        ),
+        // A parenthesis at the start of a line.
+        (
+            "deny[msg] {\n  input.request.name\n  (1 + 2) * 2 >= 6\n  msg := \"sum\"\n}",
+            &["sum"],
+        ),
+        // A comprehension's own variable.
+        (
+            "deny[msg] { x := [x | x = input.request.object.spec.containers[_].name]; msg := x[1] }",
+            &["b"],
+        ),
+        (
+            "deny[msg] { x := [x | x := input.request.object.spec.containers[_].name]; msg := x[1] }",
+            &["b"],
+        ),
+        // Keywords as fields.
+        (
+            "deny[msg] { x := {\"default\": {\"if\": \"fields\"}}; msg := x.default.if }",
+            &["fields"],
+        ),
+        // A set's element is its own key.
+        (
+            "import future.keywords.in\ndeny[msg] { \"a\", \"a\" in {\"a\"}; msg := \"member\" }",
+            &["member"],
+        ),
+    ] {
+        assert_eq!(told(&[body]), expected, "{body}");
+    }
+}
+
+#[test]
+fn rules_whose_paths_meet_are_all_asked() {
+    let open = "import future.keywords.contains\nimport future.keywords.if\np[x].q contains \"a\" if { x := \"b\" }";
+    let told_both = told(&[&format!(
+        "{open}\np.b.q contains \"b\"\ndeny[msg] {{ p.b.q[msg] }}"
+    )]);
+    assert_eq!(told_both, ["a", "b"]);
+    let empty = "p[x].q = 1 { x := input.absent }\ndeny[msg] { count(p) == 0; msg := \"empty\" }";
+    assert_eq!(told(&[empty]), ["empty"]);
+    // In two modules they can't be told apart.
+    let one = format!("package kubernetes.admission\n{open}\n");
+    let other = "package kubernetes.admission\np.b.q = 1\n";
+    let book = book([policy("a", GATE, &one), policy("b", GATE, other)]);
+    let why = error(&book, "b");
+    assert!(why.contains("data.kubernetes.admission.p has a variable as its key, and data.kubernetes.admission.p.b.q is a rule too (opa/a: main.rego)"), "{why}");
+}
+
+#[test]
+fn an_import_is_found_in_every_module_of_a_package() {
+    let module = |name: &str, text: &str| policy(name, GATE, text);
+    let mut book = book([
+        module(
+            "asks",
+            "package kubernetes.admission\ndeny[msg] { data.lib[_][msg] }\n",
+        ),
+        module("first", "package lib\nfirst[\"a\"] { true }\n"),
+        module(
+            "second",
+            "package lib\nimport data.words\nimport input.request as asked\nsecond[x] { words.list[x]; asked.name }\n",
+        ),
+        module("words", "package words\nlist[\"b\"] { true }\n"),
+    ]);
+    let findings = judge(&book.snapshot(), &review());
+    assert_eq!(messages(&findings), ["a", "b"]);
+}
+
+#[test]
+fn with_replaces_functions_however_they_are_named() {
+    for replaced in [
+        "f([1, 2]) with f as g",
+        "f([1, 2]) with data.kubernetes.admission.f as g",
+        "data.kubernetes.admission.f([1, 2]) with f as g",
+        "h([1, 2]) with data.kubernetes.admission.f as g",
+        "f([1, 2]) with f as count",
+        "h([1, 2]) with f as count",
+        "count([1]) with count as g",
+        "h([1]) with data.kubernetes.admission.f as 2",
+    ] {
+        let text = format!(
+            "deny[msg] {{ x := {replaced}; msg := sprintf(\"%v\", [x]) }}\nf(x) = 1\ng(x) = 2\nh(x) = f(x)"
+        );
+        assert_eq!(told(&[&text]), ["2"], "{replaced}");
+    }
+    let undefined =
+        "deny[msg] { count(input) == 0 with input as input.absent; msg := \"counted\" }";
+    assert!(told(&[undefined]).is_empty());
+}
+
+#[test]
+fn what_cannot_be_read_as_opa_reads_it_is_refused_with_its_line() {
+    for (body, expected) in [
+        (
+            "deny[msg] {\n  __lowered1_x := 1\n  msg := \"x\" }",
+            "line 3: names that begin with __lowered are reserved",
+        ),
+        (
+            "deny[msg] {\n  x := 1\n  x := 2\n  msg := \"x\" }",
+            "line 4: x is declared twice",
+        ),
+        (
+            "deny[msg] {\n  y := x\n  x := 2\n  msg := \"x\" }",
+            "line 4: x is read before it is declared",
+        ),
+        (
+            "deny[msg] {\n  x := -input.a\n  msg := \"x\" }",
+            "line 3: a minus sign belongs before a number",
+        ),
+        (
+            "deny[msg] {\n  not x := 1\n  msg := \"x\" }",
+            "line 3: not x := y declares",
+        ),
+        (
+            "import future.keywords.and\ndeny[msg] { msg := \"x\" }",
+            "line 2: the keyword and is not supported",
+        ),
+        (
+            "p if { true }\ndeny[msg] { msg := \"x\" }\nq { true }",
+            "line 3: `if` keyword is required",
+        ),
+        (
+            "import future.keywords.in\np if { true }\ndeny[msg] { msg := \"x\" }",
+            "line 4: `if` keyword is required",
+        ),
+        (
+            "deny[msg] {\n  count(input) with input as 1 with input as 2\n  msg := \"x\" }",
+            "line 3: with replaces the same path twice",
+        ),
+        (
+            "f(input.x) = 1\ndeny[msg] { msg := \"x\" }",
+            "line 2: an argument must be a name",
+        ),
+    ] {
+        let why = refused(body);
+        assert!(why.contains(expected), "{body}: {why}");
+    }
+}
+
+#[test]
+fn messages_of_the_interpreter_have_the_authors_names_and_lines() {
+    let mut book = book([policy(
+        "p",
+        GATE,
+        "package kubernetes.admission\n\ndeny[msg] {\n  some x\n  msg := \"a\"\n\n  y := numbers.range(1, 1000000)\n}\n",
+    )]);
+    let findings = judge(&book.snapshot(), &review());
+    let told = messages(&findings);
+    assert!(told[0].contains("main.rego, line 7: "), "{told:?}");
+    assert!(!told[0].contains("__lowered"), "{told:?}");
+}
