@@ -2,7 +2,6 @@
 //! policies was evaluated meanwhile is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::evaluate::{self, Part};
 use crate::limits::Limits;
 use crate::link::is_deny;
 use crate::meter::Meter;
+use crate::panics;
 use crate::policies::{Policies, Policy};
 use crate::syntax::ParsedModule;
 
@@ -245,7 +245,8 @@ fn ask(
     coverage: &Coverage,
 ) -> RegoResult {
     let meter = Meter::start(limits);
-    let asked = catch_unwind(AssertUnwindSafe(|| {
+    builtins::failures::take();
+    let asked = panics::caught(|| {
         let mut engine = engine.clone();
         let now = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
         engine.add_extension(
@@ -257,15 +258,20 @@ fn ask(
         let value = engine.eval_rule(name.to_owned());
         coverage.add(&engine);
         value
-    }));
+    });
+    let failure = builtins::failures::take();
+    // What a panic leaves behind says nothing of what the test took.
+    let Some(asked) = asked else {
+        return RegoResult::Errored("the interpreter gave up".into());
+    };
     if let Some(exceeded) = meter.exceeded() {
         return RegoResult::Errored(exceeded.to_string());
     }
-    match asked {
-        Ok(Ok(value)) if is_true(&value) => RegoResult::Passed,
-        Ok(Ok(_)) => RegoResult::Failed,
-        Ok(Err(error)) => RegoResult::Errored(one_line("evaluation", &error)),
-        Err(_) => RegoResult::Errored("the interpreter gave up".into()),
+    match (asked, failure) {
+        (Err(error), _) => RegoResult::Errored(one_line("evaluation", &error)),
+        (Ok(_), Some(why)) => RegoResult::Errored(why),
+        (Ok(value), None) if is_true(&value) => RegoResult::Passed,
+        (Ok(_), None) => RegoResult::Failed,
     }
 }
 
