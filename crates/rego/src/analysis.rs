@@ -274,18 +274,17 @@ impl Walk<'_> {
             }
             Rule::Spec { head, bodies, .. } => {
                 let (path, shape) = match head {
+                    // What stands in a path's brackets is constant, or a name of the body.
                     RuleHead::Compr { refr, assign, .. } => {
                         let shape = match refr.as_ref() {
                             // v1's `deny[msg] if …` and v0's `deny[msg] = true { … }`: keys.
                             Expr::RefBrack { .. } => Shape::Set,
                             _ => Shape::Complete,
                         };
-                        self.head(refr)?;
                         self.assign(assign.as_ref())?;
                         (rule_path(refr), shape)
                     }
                     RuleHead::Set { refr, key, .. } => {
-                        self.head(refr)?;
                         if let Some(key) = key {
                             self.expr(key)?;
                         }
@@ -306,11 +305,6 @@ impl Walk<'_> {
                 Ok((path, shape))
             }
         }
-    }
-
-    fn head(&mut self, refr: &Ref<Expr>) -> Result<(), LoadError> {
-        let (_, _, dynamic) = flatten(refr);
-        dynamic.into_iter().try_for_each(|index| self.expr(index))
     }
 
     fn assign(&mut self, assign: Option<&RuleAssign>) -> Result<(), LoadError> {
