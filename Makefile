@@ -15,11 +15,14 @@ TEST_FEATURES := --features rolegate-rego/conformance
 # There are no examples: naming them is what turns the test features on without building tests.
 BINARIES := build --workspace $(TEST_FEATURES) --bins --examples
 
+# What `make mutants` compares with: a branch or a commit.
+BASE ?=
+
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test conformance e2e lint fmt bench scale fuzz
+.PHONY: help setup build demo test conformance e2e lint fmt bench scale fuzz mutants
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,3 +76,7 @@ scale: ## Run 1,000 agents, 50,000 pods and 3 brokers, one of which is killed; J
 fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	@hack/setup build fuzz
 	@hack/fuzz $(FUZZ_SECONDS)
+
+mutants: ## Break what a change touches, piece by piece, and see that tests notice: make mutants BASE=origin/main
+	@hack/setup build mutants
+	@hack/mutants $(BASE)

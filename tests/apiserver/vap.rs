@@ -13,7 +13,7 @@ use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::decision::OwnRole;
 use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::Mode;
-use rolegate_core::namespace::{Namespace, NamespaceRules};
+use rolegate_core::namespace::{Namespace, NamespaceRules, rule_text};
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::selector::Selector;
 use rolegate_kube::crd::{RoleGrant, RolegateConfig};
@@ -369,6 +369,24 @@ const PATTERNS: &[(&str, &str, bool)] = &[
     (PERMITTED, "(?:path/)?(x|team-[ab])", false),
     (PERMITTED, r"arn:aws:iam::\d{12}:role/[\w-]+", false),
     (PERMITTED, r"arn:aws:iam::210987654321:role/.*", false),
+    // Anchors within alternatives, slashes, and blanks around a text.
+    (PERMITTED, "^team-a$|^team-b$", false),
+    (PERMITTED, "^team-a|b$", false),
+    (PERMITTED, "(^x$)|(?:^team-b$)", false),
+    (PERMITTED, r"\Ateam-a\z", false),
+    (PERMITTED, "^/team-a$", false),
+    (PERMITTED, "^/?team-a$", false),
+    (PERMITTED, "/team-a|team-b", false),
+    (PERMITTED, "team-a$x|y", false),
+    (PERMITTED, "team-a|arn:aws:iam::123456789012:role/team-b", false),
+    (PERMITTED, "^arn:.*/team-a$|^arn:.*/team-b$", false),
+    (PERMITTED, "team-a\n", false),
+    (PERMITTED, "\u{a0}team-a\t", false),
+    (ALLOWED_ROLES, "\n[\"team-a\"]\n", false),
+    (ALLOWED_ROLES, "[\" team-a \", \"\u{a0}path/x\"]", false),
+    (ALLOWED_ROLES, r#"["^team-a$|^team-b$"]"#, false),
+    (ALLOWED_ROLES, r#"["^/?team-a$", "^path/x$"]"#, false),
+    (ALLOWED_ROLES, "\n", false),
     // Read otherwise by one than by the other, so refused.
     (PERMITTED, r"team-[a-z&&[^a]]", true),
     (PERMITTED, r"(?s:team-.)", true),
@@ -406,7 +424,7 @@ async fn patterns_of_namespaces_mean_the_same_to_the_api_server_or_are_refused()
             created.await.unwrap();
             let api = server.cluster.create_service_account(&namespace, "api");
             api.await.unwrap();
-            let value = |wanted| (*key == wanted).then(|| (*text).into());
+            let value = |wanted| (*key == wanted).then(|| rule_text(text));
             let written = Namespace {
                 name: namespace.as_str().into(),
                 allowed_roles: value(ALLOWED_ROLES),

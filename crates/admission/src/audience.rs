@@ -27,11 +27,6 @@ pub(crate) fn is_for_aws(audience: &str, others: &BTreeSet<Audience>) -> bool {
         || others.contains(&audience)
 }
 
-/// Whether AWS may take a token that names no audience for credentials.
-pub fn is_default_for_aws(others: &BTreeSet<Audience>) -> bool {
-    is_for_aws("", others)
-}
-
 /// CEL that says of `audience`, an expression of a text, what [`is_for_aws`] says.
 pub fn cel(audience: &str, others: &BTreeSet<Audience>) -> String {
     let known = [OPENSHIFT].into_iter();
@@ -106,9 +101,9 @@ mod tests {
 
     #[test]
     fn threat_31_the_default_audience_counts_where_it_is_listed() {
-        assert!(!is_default_for_aws(&BTreeSet::new()));
+        assert!(!is_for_aws("", &BTreeSet::new()));
         let listed = [Audience::new("")].into();
-        assert!(is_default_for_aws(&listed));
+        assert!(is_for_aws("", &listed));
         assert!(!is_for_aws("vault", &listed));
     }
 

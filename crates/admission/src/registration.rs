@@ -374,15 +374,10 @@ impl Registration<'_> {
 
     fn token_requests(&self) -> Webhook {
         let audiences = &self.config.web_identity_audiences;
-        let named = format!(
+        let aws = format!(
             "has(object.spec.audiences) && object.spec.audiences.exists(a, {})",
             audience::cel("a", audiences)
         );
-        let aws = if audience::is_default_for_aws(audiences) {
-            format!("!has(object.spec.audiences) || object.spec.audiences.size() == 0 || {named}")
-        } else {
-            named
-        };
         let kubelet = "has(request.userInfo.groups) && \"system:nodes\" in request.userInfo.groups \
                        && has(object.spec.boundObjectRef) && has(object.spec.boundObjectRef.kind) \
                        && object.spec.boundObjectRef.kind == \"Pod\"";

@@ -54,8 +54,8 @@ pub struct RuleConfig {
     pub web_identity_audiences: BTreeSet<Audience>,
 }
 
-/// The audience of a token, without regard to case and to blanks around it. An empty one stands for
-/// the API server's own, which tokens have that name none.
+/// The audience of a token, without regard to case and to blanks around it. An empty one is that of a
+/// token that a pod mounts without naming one, which is the API server's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Audience(Arc<str>);
 

@@ -64,10 +64,10 @@ fn namespace(
 ) -> Option<Namespace> {
     let metadata = object.metadata;
     let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
-    let rule = |key: &str| raw(key).filter(|_| needs.namespace_roles).map(rule_text);
+    let rules = |key: &str| raw(key).filter(|_| needs.namespace_roles).map(rule_text);
     Some(Namespace {
-        allowed_roles: rule(&keys.allowed_roles),
-        permitted: rule(PERMITTED),
+        allowed_roles: rules(&keys.allowed_roles),
+        permitted: rules(PERMITTED),
         default_role: raw(DEFAULT_ROLE).and_then(given).map(Into::into),
         labels: labels(&metadata, &needs.namespace_labels),
         without_roles: !needs.namespace_roles,

@@ -8,6 +8,7 @@ use regorus::unstable::{
     Expr, Import, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead, Span,
 };
 
+use crate::builtins;
 use crate::error::LoadError;
 use crate::wrap;
 
@@ -22,6 +23,8 @@ pub(crate) type Path = Vec<String>;
 pub(crate) struct ModuleFacts {
     pub(crate) package: Path,
     pub(crate) rules: Vec<RuleFacts>,
+    /// Functions that a `with` replaces.
+    pub(crate) replaced: BTreeSet<String>,
 }
 
 /// What `deny` is defined as.
@@ -67,6 +70,8 @@ pub(crate) struct Call {
     pub(crate) path: Path,
     pub(crate) name: String,
     pub(crate) arguments: usize,
+    /// The pattern that a built-in is given, where it is written into the text.
+    pub(crate) pattern: Option<String>,
     pub(crate) line: u32,
 }
 
@@ -84,6 +89,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
     let package = head_path(&module.package.refr);
     let imports = imports(&module.imports);
     let mut rules = Vec::with_capacity(module.policy.len());
+    let mut replaced = BTreeSet::new();
     for rule in &module.policy {
         let mut walk = Walk {
             package: &package,
@@ -94,6 +100,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             inputs: Vec::new(),
             kinds: BTreeSet::new(),
             levels: 0,
+            replaced: &mut replaced,
         };
         let (path, shape) = walk.rule(rule)?;
         let is_general = is_general(rule);
@@ -119,7 +126,11 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             levels,
         });
     }
-    Ok(ModuleFacts { package, rules })
+    Ok(ModuleFacts {
+        package,
+        rules,
+        replaced,
+    })
 }
 
 /// The fixed part of a rule's head or a package's name.
@@ -198,6 +209,10 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
                     } => {
                         fields.push(Some(text.to_string()));
                     }
+                    // Data's own keys are texts.
+                    Expr::Number { span, .. } if is_data(refr) => {
+                        fields.push(Some(span.text().to_owned()));
+                    }
                     _ => {
                         fields.push(None);
                         dynamic.push(index);
@@ -218,6 +233,25 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
                 return (root, fixed, dynamic);
             }
         }
+    }
+}
+
+fn is_data(expr: &Ref<Expr>) -> bool {
+    matches!(expr.as_ref(), Expr::Var { span, .. } if span.text() == "data")
+}
+
+/// A text that is written out.
+fn literal_text(expr: &Ref<Expr>) -> Option<String> {
+    match expr.as_ref() {
+        Expr::String {
+            value: Value::String(text),
+            ..
+        }
+        | Expr::RawString {
+            value: Value::String(text),
+            ..
+        } => Some(text.to_string()),
+        _ => None,
     }
 }
 
@@ -255,6 +289,7 @@ struct Walk<'a> {
     inputs: Vec<InputRead>,
     kinds: BTreeSet<&'static str>,
     levels: usize,
+    replaced: &'a mut BTreeSet<String>,
 }
 
 impl Walk<'_> {
@@ -343,10 +378,11 @@ impl Walk<'_> {
             }
         }
         // What `with` replaces is not read; what it is replaced with is.
-        statement
-            .with_mods
-            .iter()
-            .try_for_each(|with| self.expr(&with.r#as))
+        for with in &statement.with_mods {
+            self.replaced.insert(head_path(&with.refr).join("."));
+            self.expr(&with.r#as)?;
+        }
+        Ok(())
     }
 
     fn expr(&mut self, expr: &Ref<Expr>) -> Result<(), LoadError> {
@@ -390,7 +426,7 @@ impl Walk<'_> {
             Expr::Call {
                 span, fcn, params, ..
             } => {
-                self.call(span, fcn, params.len())?;
+                self.call(span, fcn, params)?;
                 params.iter().try_for_each(|param| self.expr(param))?;
             }
             Expr::UnaryExpr { expr, .. } => self.expr(expr)?,
@@ -419,7 +455,7 @@ impl Walk<'_> {
         &mut self,
         span: &Span,
         function: &Ref<Expr>,
-        arguments: usize,
+        params: &[Ref<Expr>],
     ) -> Result<(), LoadError> {
         let (Some(root), fields, dynamic) = flatten(function) else {
             return Err(self.refuse(span, "only functions can be called"));
@@ -455,10 +491,14 @@ impl Walk<'_> {
                 .collect::<Vec<_>>()
                 .join("."),
         };
+        let pattern = builtins::pattern_place(&name)
+            .and_then(|place| params.get(place))
+            .and_then(literal_text);
         self.calls.push(Call {
             path,
             name,
-            arguments,
+            arguments: params.len(),
+            pattern,
             line: span.line,
         });
         Ok(())

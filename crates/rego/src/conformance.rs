@@ -2,7 +2,6 @@
 //! any data, any query.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -13,6 +12,7 @@ use crate::error::{LoadError, one_line};
 use crate::evaluate::{self, Part};
 use crate::limits::Limits;
 use crate::link::Graph;
+use crate::panics;
 use crate::syntax::ParsedModule;
 
 /// One case: modules, what they read, and the query.
@@ -67,7 +67,8 @@ pub fn ask(question: &Question<'_>, limits: &Limits) -> Outcome {
         Ok(engine) => engine,
         Err(error) => return Outcome::Refused(error.to_string()),
     };
-    let asked = catch_unwind(AssertUnwindSafe(|| {
+    builtins::failures::take();
+    let asked = panics::caught(|| {
         engine.clear_data();
         if let Some(data) = question.data {
             engine.add_data(data.clone())?;
@@ -83,11 +84,12 @@ pub fn ask(question: &Question<'_>, limits: &Limits) -> Outcome {
         }
         engine.set_input(question.input.cloned().unwrap_or(Value::Undefined));
         engine.eval_query(question.query.to_owned(), false)
-    }));
-    match asked {
-        Ok(Ok(results)) => Outcome::Answers(answers(results)),
-        Ok(Err(error)) => Outcome::Failed(one_line("evaluation", &error)),
-        Err(_) => Outcome::Failed("the interpreter gave up".into()),
+    });
+    match (asked, builtins::failures::take()) {
+        (Some(Err(error)), _) => Outcome::Failed(one_line("evaluation", &error)),
+        (Some(Ok(_)), Some(why)) => Outcome::Failed(why),
+        (Some(Ok(results)), None) => Outcome::Answers(answers(results)),
+        (None, _) => Outcome::Failed("the interpreter gave up".into()),
     }
 }
 

@@ -2,7 +2,6 @@
 //! shares modules, schedule and data.
 
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -13,6 +12,7 @@ use crate::builtins;
 use crate::error::{LoadError, one_line};
 use crate::limits::Limits;
 use crate::meter::{Exceeded, Meter};
+use crate::panics;
 use crate::syntax::{ParsedModule, Syntax};
 use crate::text;
 
@@ -33,20 +33,27 @@ pub(crate) struct Part {
 /// Parses and analyses modules together; without data.
 pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadError> {
     let place = parts.first().map_or("", |part| &part.module.place);
-    let compiled = catch_unwind(AssertUnwindSafe(|| {
+    let compiled = panics::caught(|| {
         let mut engine = Engine::new();
         engine.set_policy_length_config(limits.lowered_lengths());
         engine.set_execution_timer_config(limits.timer());
         engine.set_strict_builtin_errors(false);
         // Nobody reads what `print` says; kept by each clone, and gone with it.
         engine.set_gather_prints(true);
-        builtins::supply(&mut engine, |name| {
+        let is_called = |name: &str| {
             let calls = |part: &Part| {
                 let mut rules = part.module.facts.rules.iter();
                 rules.any(|rule| rule.calls.iter().any(|call| call.name == name))
             };
             parts.iter().any(calls)
-        })?;
+        };
+        let patterns = parts.iter().flat_map(|part| &part.module.facts.rules);
+        let patterns = patterns.flat_map(|rule| &rule.calls).filter_map(|call| {
+            let pattern = call.pattern.as_deref()?;
+            Some((call.name.as_str(), pattern))
+        });
+        builtins::supply(&mut engine, is_called, patterns)?;
+        supply_missing(&mut engine, parts)?;
         for Part { module, is_library } in parts {
             engine.set_rego_v0(module.syntax == Syntax::V0);
             let text = match &module.as_library {
@@ -57,11 +64,25 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
         }
         engine.eval_query(READY.into(), false)?;
         anyhow::Ok(engine)
-    }));
+    });
     match compiled {
-        Ok(compiled) => compiled.map_err(|error| LoadError::compile(place, &error)),
-        Err(_) => Err(LoadError::Compile(format!("{place}: the compiler gave up"))),
+        Some(compiled) => compiled.map_err(|error| LoadError::compile(place, &error)),
+        None => Err(LoadError::Compile(format!("{place}: the compiler gave up"))),
     }
+}
+
+/// Adds the missing built-ins that are called; linking lets those pass that a `with` replaces.
+fn supply_missing(engine: &mut Engine, parts: &[Part]) -> anyhow::Result<()> {
+    let mut supplied = BTreeSet::new();
+    let rules = parts.iter().flat_map(|part| &part.module.facts.rules);
+    for call in rules.flat_map(|rule| &rule.calls) {
+        if let Some(why) = builtins::missing(&call.name)
+            && supplied.insert(&call.name)
+        {
+            builtins::supply_missing(engine, &call.name, why, call.arguments)?;
+        }
+    }
+    Ok(())
 }
 
 /// The engine with data, ready to be cloned.
@@ -101,8 +122,9 @@ impl Program {
     /// [`Unanswered`], which must deny.
     pub(crate) fn ask(&self, input: &Value, now: Timestamp) -> Result<Vec<String>, Unanswered> {
         let meter = Meter::start(&self.limits);
+        builtins::failures::take();
         // Whatever the interpreter stumbles on, the question ends in a denial, not in our end.
-        let asked = catch_unwind(AssertUnwindSafe(|| {
+        let asked = panics::caught(|| {
             let mut engine = self.engine.clone();
             if self.reads_time {
                 let now = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
@@ -114,12 +136,17 @@ impl Program {
             }
             engine.set_input(input.clone());
             engine.eval_rule(DENY.into())
-        }));
+        });
+        let failure = builtins::failures::take();
         // Looked at here and not in the error: the interpreter drops errors of functions with
         // several bodies or writes them into others, and calls all that is too much too long.
         let failed = |why| Unanswered {
             why,
             passing: false,
+        };
+        // What a panic leaves behind says nothing of what the question took.
+        let Some(asked) = asked else {
+            return Err(failed("failed: the interpreter gave up".into()));
         };
         if let Some(exceeded) = meter.exceeded() {
             return Err(Unanswered {
@@ -127,15 +154,14 @@ impl Program {
                 passing: !matches!(exceeded, Exceeded::Memory(_)),
             });
         }
-        let value = match asked {
-            Ok(Ok(value)) => value,
-            Ok(Err(error)) => {
+        match (asked, failure) {
+            (Err(error), _) => {
                 let why = format!("failed: {}", one_line("evaluation", &error));
-                return Err(failed(why));
+                Err(failed(why))
             }
-            Err(_) => return Err(failed("failed: the interpreter gave up".into())),
-        };
-        Ok(messages(&value))
+            (Ok(_), Some(why)) => Err(failed(format!("failed: {why}"))),
+            (Ok(value), None) => Ok(messages(&value)),
+        }
     }
 }
 

@@ -8,14 +8,14 @@
 //! # Where this differs from OPA
 //! | what | OPA | here |
 //! | --- | --- | --- |
-//! | arithmetic on what is no number | undefined | the question is denied, with the reason |
 //! | two values of one rule or function | the query fails | the question is denied, with the reason |
-//! | `sprintf("%t", [true])` | `%!t(string=true)` | `true` |
 //! | `time.now_ns()` | the clock | the time of the question |
 //! | results that have no bound (`numbers.range`, `net.cidr_expand`, `concat`, …) | memory | 65,536 elements, 1 MiB of text |
 //! | brackets inside each other | no bound | 16 |
 //! | `print`, `trace` | written to the log | nothing is written |
-//! | an extra argument for the result, `f(x, y)` for `y := f(x)` | all built-ins | not for deprecated ones and `net.*`, `crypto.*`, `glob.*`, `yaml.*` |
+//! | a text that is no pattern, or too large a one | undefined | the question is denied; refused at load where it is written into the policy |
+//! | decoded bytes that are no UTF-8 | a text | the question is denied |
+//! | numbers | as they were written | whole ones of any size, fractions of 64 bits |
 //! | the order of a set and an object | objects first | sets first |
 //! | `and`, `or`, `$"… {x}"` | newer keywords | refused at load |
 //! | a rule `p.b.q` in one module and `p[x].q` in another | both | refused at load |
@@ -35,12 +35,14 @@ pub mod conformance;
 mod data;
 mod error;
 mod evaluate;
+mod fractions;
 mod input;
 mod layer;
 mod limits;
 mod link;
 mod lower;
 mod meter;
+mod panics;
 mod policies;
 mod prepare;
 mod scan;

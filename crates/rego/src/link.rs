@@ -93,13 +93,23 @@ impl<'a> Graph<'a> {
             })
     }
 
+    /// Whether some `with` replaces a function of that name.
+    fn is_replaced(&self, name: &str) -> bool {
+        let mut modules = self.modules.iter();
+        modules.any(|module| module.facts.replaced.contains(name))
+    }
+
     fn resolve(&self, call: &Call) -> Result<(), String> {
         let name = &call.name;
         let (wanted, with_result) = match self.is_function(call) {
             Some(wanted) => (wanted, true),
             None => match builtins::arguments(name) {
                 Some(builtins::Arguments::Any) => return Ok(()),
-                Some(builtins::Arguments::Fixed { count, with_result }) => (count, with_result),
+                Some(builtins::Arguments::Fixed(count)) => (count, true),
+                // Without the `with` that replaces it, it fails when it is called.
+                None if builtins::missing(name).is_some() && self.is_replaced(name) => {
+                    return Ok(());
+                }
                 None => {
                     return Err(match builtins::missing(name) {
                         Some(why) => format!("the built-in {name} is not supported: {why}"),
@@ -110,6 +120,11 @@ impl<'a> Graph<'a> {
                 }
             },
         };
+        if let Some(pattern) = &call.pattern
+            && self.is_function(call).is_none()
+        {
+            builtins::check_pattern(name, pattern)?;
+        }
         if call.arguments == wanted || (with_result && call.arguments == wanted + 1) {
             Ok(())
         } else {

@@ -124,6 +124,14 @@ fn held() -> isize {
     thread_metrics().allocated_bytes
 }
 
+/// What a closure makes, with the bytes that this thread holds for it afterwards.
+pub(crate) fn weighed<T>(make: impl FnOnce() -> T) -> (T, usize) {
+    let before = held();
+    let made = make();
+    let more = held().saturating_sub(before);
+    (made, usize::try_from(more).unwrap_or(0))
+}
+
 /// How long this thread ran.
 fn own_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);

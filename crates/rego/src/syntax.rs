@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use regorus::unstable::{Module, Parser, Ref, Rule, RuleHead};
@@ -10,8 +9,10 @@ use regorus::{PolicyLengthConfig, Source};
 
 use crate::analysis::{self, ModuleFacts};
 use crate::error::LoadError;
+use crate::fractions;
 use crate::limits::Limits;
 use crate::lower;
+use crate::panics;
 use crate::prepare;
 use crate::scan;
 
@@ -68,6 +69,7 @@ impl ParsedModule {
             )));
         }
         let lengths = limits.lengths();
+        let text = &*fractions::with_whole_parts(text);
         let source = source_of(&place, text.to_owned(), &lengths)?;
         let hints = scan::scan(&source)?;
         let source = match prepare::prepared(&source, text) {
@@ -147,17 +149,17 @@ fn facts(
 
 fn parse(source: &Source, syntax: Syntax, columns: NonZeroU32) -> Result<Module, LoadError> {
     // The parser is given whatever somebody writes: a panic in it is a policy that does not parse.
-    let parsed = catch_unwind(AssertUnwindSafe(|| {
+    let parsed = panics::caught(|| {
         let mut parser = Parser::new(source)?;
         parser.set_max_col(columns);
         if syntax == Syntax::V1 {
             parser.enable_rego_v1()?;
         }
         parser.parse()
-    }));
+    });
     match parsed {
-        Ok(parsed) => parsed.map_err(|error| LoadError::parse(source, &error)),
-        Err(_) => Err(LoadError::at(source, 1, "the parser gave up".into())),
+        Some(parsed) => parsed.map_err(|error| LoadError::parse(source, &error)),
+        None => Err(LoadError::at(source, 1, "the parser gave up".into())),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use jiff::SignedDuration;
+use rolegate_core::annotation::normalized;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::session_name::SessionScope;
@@ -98,7 +99,7 @@ pub(crate) fn session_life(flag: &str, life: Duration) -> anyhow::Result<u32> {
 /// # Errors
 /// A text that is none, as wrong usage.
 pub(crate) fn base_arn(given: Option<&str>) -> anyhow::Result<Option<BaseArn>> {
-    let base = given.map(BaseArn::parse).transpose();
+    let base = given.map(normalized).map(BaseArn::parse).transpose();
     base.map_err(|error| invalid(format!("--base-role-arn: {error}")))
 }
 

@@ -4,6 +4,7 @@
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use rolegate_core::annotation::{given, normalized};
 use rolegate_core::arn::{BaseArn, resolve};
 use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::OwnRole;
@@ -106,7 +107,7 @@ impl RuleFlags {
     /// # Errors
     /// A flag that makes no sense, as wrong usage.
     pub(crate) fn config(&self) -> anyhow::Result<RuleConfig> {
-        let default_role = self.default_role.as_deref().filter(|role| !role.is_empty());
+        let default_role = self.default_role.as_deref().and_then(given);
         if let Some(role) = default_role {
             // A name may have to wait for the base ARN; that it is one can be said now.
             let any = BaseArn::of_account("aws", "000000000000").ok();
@@ -114,7 +115,8 @@ impl RuleFlags {
                 .map_err(|error| invalid(format!("--default-role: {error}")))?;
         }
         let own_roles = self.own_role.iter().map(|role| {
-            OwnRole::parse(role).map_err(|error| invalid(format!("--own-role: {error}")))
+            OwnRole::parse(normalized(role))
+                .map_err(|error| invalid(format!("--own-role: {error}")))
         });
         Ok(RuleConfig {
             base: base_arn(self.base_role_arn.as_deref())?,
@@ -154,7 +156,7 @@ impl RuleFlags {
     }
 
     fn rego(&self) -> anyhow::Result<RegoConfig> {
-        let label = match self.policy_label.as_str() {
+        let label = match normalized(&self.policy_label) {
             "" => None,
             text => {
                 let (key, value) = text.split_once('=').ok_or_else(|| {
@@ -167,7 +169,7 @@ impl RuleFlags {
             }
         };
         let replicate = self.replicate.iter().map(|text| {
-            ResourceKind::parse(text).ok_or_else(|| {
+            ResourceKind::parse(normalized(text)).ok_or_else(|| {
                 invalid(format!(
                     "--replicate: {text:?} is not [GROUP/]VERSION/RESOURCE, such as networking.k8s.io/v1/ingresses"
                 ))
@@ -184,7 +186,7 @@ impl RuleFlags {
             namespaces: self
                 .policy_namespaces
                 .iter()
-                .map(|name| name.as_str().into())
+                .map(|name| normalized(name).into())
                 .collect(),
             label,
             replicate,
@@ -254,6 +256,27 @@ mod tests {
         let modes = config.modes;
         assert_eq!((modes.namespace, modes.grants, modes.rego), off);
         assert_eq!(config.rego, RegoConfig::default());
+    }
+
+    /// An environment variable out of a file often ends in a line feed.
+    #[test]
+    fn blanks_around_values_do_not_count() {
+        let config = |end: &str| {
+            let flags = [
+                format!("--base-role-arn=arn:aws:iam::123456789012:role/{end}"),
+                format!("--default-role=reader{end}"),
+                format!("--own-role={end}node{end}"),
+                format!("--policy-namespaces=opa{end},{end}rules"),
+                format!("--policy-label=a=b{end}"),
+                format!("--replicate=v1/services{end}"),
+            ];
+            let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+            parse(&flags).unwrap().config().unwrap()
+        };
+        assert_eq!(config("\n"), config(""));
+        assert_eq!(config("\u{a0}"), config(""));
+        let blank = parse(&["--default-role=\n"]).unwrap().config().unwrap();
+        assert_eq!(blank.default_role, None);
     }
 
     #[test]

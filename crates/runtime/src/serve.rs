@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -21,7 +21,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::drain::Drain;
-use crate::shares::{Evicted, Eviction};
+use crate::peer::PeerKey;
+use crate::shares::{Evicted, Eviction, Holder, ShareLimits, Shares};
 use crate::tls::ServerTls;
 
 /// How many connections may wait to be accepted: more than a port takes at once, so that those who
@@ -133,7 +134,8 @@ impl Default for Limits {
 
 /// Answers connections on `listener` until the drain begins; open requests are then finished, and
 /// cut off when it is forced. `connect` is asked for the service of each connection, with the
-/// peer's address and ours, and may refuse it with `None`.
+/// peer's address and ours, and may refuse it with `None`. Where there are too many, the longest
+/// idle one of the peer that has the most goes: silence keeps nobody out.
 pub async fn serve<C, S, B>(listener: TcpListener, limits: Limits, drain: Drain, connect: C)
 where
     C: Fn(SocketAddr, SocketAddr) -> Option<S>,
@@ -143,8 +145,59 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let connect = |peer, own| connect(peer, own).map(|service| (service, Eviction::never()));
+    let (limits, peers) = shared_by_peers(limits);
+    let connect = |peer, own| Some(placed(&peers, peer, connect(peer, own)?));
     accept(listener, limits, drain, Plain, connect).await;
+}
+
+/// The connections of a port, by peer.
+type Peers = Shares<PeerKey, ()>;
+
+/// Has the connections of a port shared fairly by peers.
+fn shared_by_peers(limits: Limits) -> (Limits, Peers) {
+    let peers = Peers::new(ShareLimits {
+        total: limits.connections,
+        each: limits.connections,
+        strangers: limits.connections,
+    });
+    let limits = Limits {
+        connections: peers.most(),
+        ..limits
+    };
+    (limits, peers)
+}
+
+/// A service whose connection has its place among those of all peers.
+fn placed<S, B>(
+    peers: &Peers,
+    peer: SocketAddr,
+    service: S,
+) -> (
+    impl Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
+    + Send
+    + 'static,
+    Eviction,
+)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    S::Future: Send,
+    B: Body + 'static,
+{
+    let admitted = peers.admit(Holder {
+        key: PeerKey::of(peer.ip()),
+        known: true,
+    });
+    let slot = Arc::new(admitted.slot);
+    let service = service_fn(move |request| {
+        slot.begin(Instant::now());
+        let (slot, answer) = (slot.clone(), service.call(request));
+        async move {
+            let answer = answer.await;
+            slot.end(Instant::now());
+            answer
+        }
+    });
+    (service, admitted.eviction)
 }
 
 /// As [`serve`], for connections that others evict, as those of [`crate::shares`] are.
@@ -180,7 +233,8 @@ pub async fn serve_tls<C, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let connect = |peer, own| connect(peer, own).map(|service| (service, Eviction::never()));
+    let (limits, peers) = shared_by_peers(limits);
+    let connect = |peer, own| Some(placed(&peers, peer, connect(peer, own)?));
     accept(listener, limits, drain, tls, connect).await;
 }
 
@@ -242,13 +296,17 @@ async fn accept<C, T, S, B>(
                 accepts = true;
                 // Without its own address the connection is over already.
                 let connected = stream.local_addr().ok().and_then(|own| connect(peer, own));
-                let Some((service, eviction)) = connected else {
+                let Some((service, mut eviction)) = connected else {
                     continue;
                 };
                 let (transport, ending) = (transport.clone(), drain.clone());
                 drain.spawn(async move {
                     prepare(&stream);
-                    if let Some(stream) = transport.open(stream, &ending).await {
+                    let opened = tokio::select! {
+                        opened = transport.open(stream, &ending) => opened,
+                        _ = eviction.next() => None,
+                    };
+                    if let Some(stream) = opened {
                         converse(stream, limits, ending, service, eviction).await;
                     }
                     drop(place);

@@ -376,11 +376,6 @@ pub enum Evicted {
 }
 
 impl Eviction {
-    /// The eviction of a connection that nothing evicts.
-    pub fn never() -> Self {
-        Self(None)
-    }
-
     /// Whether it can come.
     pub(crate) fn can_come(&self) -> bool {
         self.0.is_some()

@@ -9,7 +9,7 @@ use rolegate_core::layer::{Mode, Verdict};
 use rolegate_core::workload::{Wish, Workload};
 
 use super::{Change, GRANTS, Judge};
-use crate::audience::{is_default_for_aws, is_for_aws};
+use crate::audience::is_for_aws;
 use crate::json::Node;
 use crate::outcome::{Fault, Unseen};
 use crate::place::{Malformed, Place, Texts};
@@ -320,17 +320,13 @@ impl Judge<'_> {
             return Ok(());
         };
         let others = &self.rules.config.web_identity_audiences;
-        let audiences = spec.list("audiences")?;
         let mut found = None;
-        for audience in &audiences {
+        for audience in spec.list("audiences")? {
             let text = audience.value.as_text();
             let text = text.ok_or_else(|| audience.malformed("a string"))?;
             if is_for_aws(text, others) {
                 found = Some(audience.path());
             }
-        }
-        if audiences.is_empty() && is_default_for_aws(others) {
-            found = Some("spec.audiences".to_owned());
         }
         let Some(path) = found else {
             return Ok(());

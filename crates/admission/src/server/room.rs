@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rolegate_runtime::peer::PeerKey;
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 
 /// Connections in all. An API server has one for each of its requests that is under way, a few
@@ -25,7 +26,7 @@ const PEER_BYTES: usize = 16 * 1024 * 1024;
 pub(super) struct Room {
     bytes: Semaphore,
     /// Touched when a connection opens and closes.
-    peers: Mutex<HashMap<IpAddr, Peer>>,
+    peers: Mutex<HashMap<PeerKey, Peer>>,
 }
 
 /// One peer's.
@@ -38,7 +39,7 @@ struct Peer {
 /// A connection that has its place, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Guest {
-    address: IpAddr,
+    address: PeerKey,
     bytes: Arc<Semaphore>,
     room: Arc<Room>,
 }
@@ -59,7 +60,7 @@ impl Room {
 
     /// A place for a connection from `address`; `None`: that peer has its part.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Guest> {
-        let address = address.to_canonical();
+        let address = PeerKey::of(address);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let peer = peers.entry(address).or_insert_with(|| Peer {
             connections: 0,
@@ -120,6 +121,11 @@ mod tests {
             .collect();
         assert!(room.enter(one).is_none());
         assert!(room.enter("::ffff:10.0.0.1".parse().unwrap()).is_none());
+        // A network of IPv6 is one peer.
+        let v6 = |n: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n]);
+        let network: Vec<_> = (0..300).filter_map(|n| room.enter(v6(n))).collect();
+        assert_eq!(network.len(), PEER_CONNECTIONS);
+        drop(network);
         let other = room.enter([10, 0, 0, 2].into());
         assert!(other.is_some());
         drop(all);

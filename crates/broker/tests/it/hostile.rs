@@ -15,6 +15,7 @@ use tonic::Code;
 use crate::net::Load;
 use crate::raw::{Raw, connect, dial, eventually};
 use crate::stage::{CREDENTIALS, Stage, address, get, ledger, metric, pod, until};
+use crate::tokens::AgentPod;
 
 const UNAUTHENTICATED: &str =
     r#"rolegate_broker_connections{port="agents",state="unauthenticated"}"#;
@@ -334,6 +335,33 @@ async fn strangers_hold_no_more_than_their_share_and_the_oldest_goes() {
     {}
     let agent = stage.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threat_27_an_agent_needs_no_strangers_connection_to_end() {
+    let stage = Stage::new().await;
+    let mut options = stage.broker_options("broker-a");
+    options.connections = 16;
+    let broker = stage.start(options).await;
+    let to = broker.addresses().agents;
+    // The agent's pod has the address that it comes from.
+    let _agent_pod = AgentPod::new(&stage);
+    let tls = stage.tls(None);
+    let mut held = Vec::new();
+    for n in [66, 67] {
+        let from = Ipv4Addr::new(127, 0, 0, n);
+        held.push(connect(&tls, from, to).await.unwrap());
+    }
+    eventually("two strangers", || async {
+        metric(&broker, UNAUTHENTICATED).await == Some(2)
+    })
+    .await;
+    let agent = stage.agent(&broker, "node-1").await;
+    assert_eq!(get(&agent, address(1, 1), CREDENTIALS).await.0, 200);
+    assert!(
+        held.iter().all(|(_, connection)| !connection.is_finished()),
+        "it was served once a stranger had gone"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,8 +93,8 @@ pub struct RolegateConfigSpec {
     pub guard_scheduling: bool,
     /// Client IDs of the cluster's OIDC providers in IAM, beside those that are known: AWS's own
     /// (`sts.amazonaws.com` and the like), `amazonaws.com` of kOps and `openshift` of ROSA. The gate
-    /// judges tokens for these audiences as credentials. An empty one stands for tokens without an
-    /// audience, which have the API server's.
+    /// judges tokens for these audiences as credentials. The API server's own audience stands for
+    /// tokens that are requested without one, and an empty one for those that pods mount so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 1024)))]
     pub web_identity_audiences: Vec<String>,

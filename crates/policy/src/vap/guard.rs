@@ -119,7 +119,7 @@ pub(super) fn tokens(input: &VapInput<'_>) -> Vec<Value> {
     vec![variable(
         "refusals",
         format!(
-            r#"{} || "system:nodes" in request.userInfo.?groups.orValue([]) && object.?spec.?boundObjectRef.?kind.orValue("") == "Pod" ? [] : [object.?spec.?audiences.orValue([])].map(l, l.size() == 0 ? [""] : l)[0].filter(x, {}).map(x, "a token that AWS takes for credentials names no role that could be judged: run a pod that names one, or ask your cluster's administrator")"#,
+            r#"{} || "system:nodes" in request.userInfo.?groups.orValue([]) && object.?spec.?boundObjectRef.?kind.orValue("") == "Pod" ? [] : object.?spec.?audiences.orValue([]).filter(x, {}).map(x, "a token that AWS takes for credentials names no role that could be judged: run a pod that names one, or ask your cluster's administrator")"#,
             is_rule_writer(input.config),
             audience::cel("x", &input.config.web_identity_audiences),
         ),

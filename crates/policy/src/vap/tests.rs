@@ -235,7 +235,9 @@ fn what_cel_cannot_follow_is_told() {
         .filter(|text| text.contains("Deep"))
         .collect();
     assert_eq!(told.len(), 2);
-    assert!(told[0].contains("spec.*.jobs.*.template") && told[1].contains("spec.*.jobs.*.metadata"));
+    assert!(
+        told[0].contains("spec.*.jobs.*.template") && told[1].contains("spec.*.jobs.*.metadata")
+    );
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl<'a> Wishes<'a> {
     /// - `judged`: those of `asks` whose role is one. Others are refused before all layers.
     pub(super) fn variables(&self) -> Vec<Value> {
         let account = format!(
-            r#"[{}, {}, "default"].filter(a, a != "")[0]"#,
+            r#"[{}, {}, dyn("default")].filter(a, a != "")[0]"#,
             text("t.?spec.?serviceAccountName"),
             text("t.?spec.?serviceAccount")
         );
@@ -219,7 +219,7 @@ impl<'a> Wishes<'a> {
             ))
         });
         let account = format!(
-            r#"([{}].filter(a, a != "") + [""])[0]"#,
+            r#"([{}].filter(a, a != "") + [dyn("")])[0]"#,
             accounts.join(", ")
         );
         let known = format!(r#"{account} == "" ? "no" : "yes""#);
@@ -234,7 +234,7 @@ impl<'a> Wishes<'a> {
         let shape = self.shape(Shape::Metadata, r#""""#, r#""no""#);
         let shapes = |root: &str| {
             let found = at(root, path)?;
-            Some(format!("{found}.filter(t, t != null).map(t, {shape})"))
+            Some(format!("{found}.filter(t, dyn(t) != null).map(t, {shape})"))
         };
         Some(format!(
             "{new}.filter(p, oldObject == null || !(p in {old}))",
@@ -409,7 +409,7 @@ pub(super) fn templates(root: &str, kinds: &[TemplateKind]) -> String {
         kind => format!("({})", is_kind(group, kind)),
     });
     text.push_str(&format!(
-        "{} ? [?{root}.?spec.?template] : []).filter(t, t != null))",
+        "{} ? [?{root}.?spec.?template] : []).filter(t, dyn(t) != null))",
         usual.join(" || ")
     ));
     text

@@ -33,9 +33,6 @@ bounded!(base64_encode, "base64.encode");
 bounded!(base64url_encode, "base64url.encode");
 bounded!(base64url_encode_no_pad, "base64url.encode_no_pad");
 bounded!(hex_encode, "hex.encode");
-bounded!(json_unmarshal, "json.unmarshal");
-bounded!(urlquery_encode, "urlquery.encode");
-bounded!(urlquery_encode_object, "urlquery.encode_object");
 
 /// The interpreter's own built-in of that name. What it refuses is undefined.
 pub(super) fn original(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
@@ -65,18 +62,18 @@ pub(super) fn original(name: &str, arguments: &[Value]) -> anyhow::Result<Value>
 
 /// What a value comes to where it is looked at part by part.
 #[derive(Debug, Default)]
-struct Size {
+pub(super) struct Size {
     /// Parts, itself included.
-    parts: usize,
+    pub(super) parts: usize,
     /// The sum of how deep each of them is.
-    depths: usize,
+    pub(super) depths: usize,
 }
 
 /// How big values are.
 ///
 /// # Errors
 /// They have more parts, text or depth than a built-in is asked about.
-fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
+pub(super) fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
     let (mut size, mut bytes) = (Size::default(), 0usize);
     let mut open: Vec<(&Value, usize)> = values.iter().map(|value| (value, 1)).collect();
     while let Some((value, depth)) = open.pop() {
@@ -117,6 +114,15 @@ fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
     Ok(size)
 }
 
+/// Whether a text that grows is still within what a built-in makes.
+pub(super) fn bounded_text(name: &str, text: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        text.len() <= MAX_TEXT,
+        "{name}: more than {MAX_TEXT} bytes of text"
+    );
+    Ok(())
+}
+
 /// All paths in a value with what is there. Each path is as long as it is deep.
 pub(super) fn walk(arguments: &[Value]) -> anyhow::Result<Value> {
     let size = small("walk", arguments)?;
@@ -125,36 +131,6 @@ pub(super) fn walk(arguments: &[Value]) -> anyhow::Result<Value> {
         "walk: more than {MAX_PATHS} elements in all paths together"
     );
     original("walk", arguments)
-}
-
-pub(super) fn json_marshal_with_options(arguments: &[Value]) -> anyhow::Result<Value> {
-    const NAME: &str = "json.marshal_with_options";
-    let size = small(NAME, arguments)?;
-    let length = |option| match arguments.get(1) {
-        Some(Value::Object(options)) => match options.get(&Value::from(option)) {
-            Some(Value::String(text)) => text.len(),
-            _ => 1,
-        },
-        _ => 1,
-    };
-    let indents = size.depths.saturating_mul(length("indent"));
-    let prefixes = size.parts.saturating_mul(length("prefix"));
-    anyhow::ensure!(
-        indents.saturating_add(prefixes) <= MAX_TEXT,
-        "{NAME}: more than {MAX_TEXT} bytes of text"
-    );
-    original(NAME, arguments)
-}
-
-pub(super) fn split(arguments: &[Value]) -> anyhow::Result<Value> {
-    if let [Value::String(text), Value::String(delimiter)] = arguments {
-        let parts = text.matches(&**delimiter).take(MAX_ELEMENTS).count();
-        anyhow::ensure!(
-            parts < MAX_ELEMENTS,
-            "split: more than {MAX_ELEMENTS} elements"
-        );
-    }
-    original("split", arguments)
 }
 
 /// All paths from some nodes of a graph: each as far as it goes without a node twice.
@@ -201,10 +177,7 @@ impl Paths<'_> {
         );
         let neighbours = match neighbours {
             Value::Null => Vec::new(),
-            other => match elements(Some(other)) {
-                Some(neighbours) => neighbours,
-                None => return Ok(false),
-            },
+            other => elements(Some(other)).unwrap_or_default(),
         };
         self.path.push(node.clone());
         if neighbours.is_empty() {
@@ -229,5 +202,74 @@ impl Paths<'_> {
             self.found.insert(self.path.clone());
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::set_of;
+    use super::*;
+
+    fn fits(value: Value) -> bool {
+        small("test", &[value]).is_ok()
+    }
+
+    /// A value inside so many others.
+    fn nested(levels: usize, inside: Value, around: impl Fn(Value) -> Value) -> Value {
+        (1..levels).fold(inside, |value, _| around(value))
+    }
+
+    #[test]
+    fn depth_is_counted_in_arrays_sets_objects_and_keys() {
+        let object = |value: Value| Object::from_iter([(Value::from("k"), value)]).into_value();
+        let key = |value: Value| Object::from_iter([(value, Value::from(1u64))]).into_value();
+        let around: [(&str, &dyn Fn(Value) -> Value); 4] = [
+            ("arrays", &|value| Value::from(vec![value])),
+            ("sets", &|value| set_of([value])),
+            ("objects", &object),
+            ("keys", &key),
+        ];
+        for (name, around) in around {
+            let one = Value::from(1u64);
+            assert!(fits(nested(MAX_DEPTH, one.clone(), around)), "{name}");
+            assert!(!fits(nested(MAX_DEPTH + 1, one, around)), "{name}");
+        }
+    }
+
+    #[test]
+    fn elements_are_counted_wherever_they_are() {
+        let numbers = |count: usize| (0..count).map(Value::from);
+        let array = |count| Value::from(numbers(count).collect::<Vec<_>>());
+        let object = |count| {
+            let pairs = numbers(count).map(|number| (number.clone(), number));
+            Object::from_iter(pairs).into_value()
+        };
+        // With the collection itself.
+        assert!(fits(array(MAX_ELEMENTS - 1)));
+        assert!(!fits(array(MAX_ELEMENTS + 1)));
+        assert!(!fits(set_of(numbers(MAX_ELEMENTS + 1))));
+        assert!(!fits(object(MAX_ELEMENTS + 1)));
+        let half = array(MAX_ELEMENTS / 2 + 1);
+        assert!(fits(Value::from(vec![half.clone()])));
+        assert!(!fits(Value::from(vec![half.clone(), half.clone()])));
+        let pair = [(Value::from("a"), half.clone()), (Value::from("b"), half)];
+        assert!(!fits(Object::from_iter(pair).into_value()));
+    }
+
+    #[test]
+    fn text_is_counted_in_values_and_in_keys() {
+        let long = "x".repeat(MAX_TEXT / 2 + 1);
+        assert!(fits(Value::from(json!([long]))));
+        assert!(!fits(Value::from(json!([long, long]))));
+        assert!(!fits(Value::from(json!({ long.as_str(): long }))));
+    }
+
+    #[test]
+    fn size_is_parts_and_how_deep_they_are() {
+        let size = small("test", &[Value::from(json!({"a": [1, [2]]}))]).unwrap();
+        // The object, the array, its two elements, and one in the second.
+        assert_eq!((size.parts, size.depths), (5, 1 + 2 + 3 + 3 + 4));
     }
 }

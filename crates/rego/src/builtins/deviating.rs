@@ -1,14 +1,9 @@
-//! Built-ins that the interpreter has, or nearly, as OPA has them. Bounded, since nothing stops one
-//! while it runs.
+//! Arrays, shifts and ranges, bounded, since nothing stops a built-in while it runs.
 
-use jiff::Timestamp;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use regorus::Value;
 use regorus::value::Array;
 
-use super::bounded::original;
-use super::{MAX_ELEMENTS, MAX_TEXT, bounded, elements, text};
+use super::MAX_ELEMENTS;
 
 /// Highest number of bits that `bits.lsh` moves.
 const MAX_SHIFT: u64 = 1024;
@@ -44,225 +39,43 @@ pub(super) fn shift_left(arguments: &[Value]) -> anyhow::Result<Value> {
     })
 }
 
-pub(super) fn concat(arguments: &[Value]) -> anyhow::Result<Value> {
-    let (Some(delimiter), Some(parts)) = (text(arguments, 0), elements(arguments.get(1))) else {
-        return Ok(Value::Undefined);
-    };
-    let mut joined = String::new();
-    for (place, part) in parts.into_iter().enumerate() {
-        let Value::String(part) = part else {
-            return Ok(Value::Undefined);
-        };
-        if place > 0 {
-            joined.push_str(delimiter);
-        }
-        joined.push_str(part);
-        anyhow::ensure!(
-            joined.len() <= MAX_TEXT,
-            "concat: more than {MAX_TEXT} bytes"
-        );
-    }
-    bounded(joined)
-}
-
-pub(super) fn replace(arguments: &[Value]) -> anyhow::Result<Value> {
-    let (Some(text), Some(old), Some(new)) =
-        (text(arguments, 0), text(arguments, 1), text(arguments, 2))
-    else {
-        return Ok(Value::Undefined);
-    };
-    bounded_replace(text, old, new).map(Value::from)
-}
-
-fn bounded_replace(text: &str, old: &str, new: &str) -> anyhow::Result<String> {
-    let count = text.matches(old).count();
-    anyhow::ensure!(
-        text.len().saturating_add(count.saturating_mul(new.len())) <= MAX_TEXT,
-        "replace: more than {MAX_TEXT} bytes"
-    );
-    Ok(text.replace(old, new))
-}
-
-/// At each place the first pattern (by key) that is there is replaced, as Go's `Replacer` does.
-pub(super) fn replace_n(arguments: &[Value]) -> anyhow::Result<Value> {
-    let (Some(Value::Object(patterns)), Some(text)) = (arguments.first(), text(arguments, 1))
-    else {
-        return Ok(Value::Undefined);
-    };
-    let mut pairs = Vec::new();
-    for (old, new) in patterns.iter_sorted() {
-        let (Value::String(old), Value::String(new)) = (old, new) else {
-            return Ok(Value::Undefined);
-        };
-        pairs.push((old, new));
-    }
-    let (mut out, mut rest) = (String::new(), text);
-    while let Some(c) = rest.chars().next() {
-        let found = pairs
-            .iter()
-            .filter(|(old, _)| !old.is_empty())
-            .find_map(|(old, new)| Some((rest.strip_prefix(&***old)?, new)));
-        match found {
-            Some((behind, new)) => {
-                out.push_str(new);
-                rest = behind;
-            }
-            None => {
-                out.push(c);
-                rest = rest.get(c.len_utf8()..).unwrap_or("");
-            }
-        }
-        anyhow::ensure!(
-            out.len() <= MAX_TEXT,
-            "strings.replace_n: more than {MAX_TEXT} bytes"
-        );
-    }
-    bounded(out)
-}
-
 pub(super) fn range(arguments: &[Value]) -> anyhow::Result<Value> {
-    steps(arguments, 1)
+    steps(arguments, &Value::from(1u64))
 }
 
 pub(super) fn range_step(arguments: &[Value]) -> anyhow::Result<Value> {
-    match arguments.get(2).and_then(|step| step.as_i64().ok()) {
-        Some(step) if step > 0 => steps(arguments, step),
+    match arguments.get(2) {
+        Some(step @ Value::Number(_)) if *step > Value::from(0u64) => steps(arguments, step),
         _ => Ok(Value::Undefined),
     }
 }
 
-fn steps(arguments: &[Value], step: i64) -> anyhow::Result<Value> {
-    let ends = arguments.first().zip(arguments.get(1));
-    let Some((Ok(from), Ok(to))) = ends.map(|(from, to)| (from.as_i64(), to.as_i64())) else {
-        return Ok(Value::Undefined);
-    };
-    let count = from.abs_diff(to) / step.unsigned_abs() + 1;
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
-    anyhow::ensure!(
-        count <= MAX_ELEMENTS,
-        "numbers.range: more than {MAX_ELEMENTS} elements"
+/// Whole numbers from one to another, up or down.
+fn steps(arguments: &[Value], step: &Value) -> anyhow::Result<Value> {
+    let whole = |value: Option<&Value>| value.and_then(super::arithmetic::whole);
+    let ends = (
+        whole(arguments.first()),
+        whole(arguments.get(1)),
+        whole(Some(step)),
     );
-    let step = if to < from { -step } else { step };
-    let numbers = std::iter::successors(Some(from), |at| at.checked_add(step)).take(count);
-    Ok(Array::from_iter(numbers.map(Value::from)).into_value())
-}
-
-/// JSON without spaces, keys sorted, sets as arrays.
-pub(super) fn json_marshal(arguments: &[Value]) -> anyhow::Result<Value> {
-    let Some(value) = arguments.first() else {
+    let (Some(from), Some(to), Some(step)) = ends else {
         return Ok(Value::Undefined);
     };
-    let mut out = String::new();
-    marshal(value, &mut out)?;
-    bounded(out)
-}
-
-/// Writes a value as JSON. Values share their parts, so a small one may be long when written.
-pub(crate) fn marshal(value: &Value, out: &mut String) -> anyhow::Result<()> {
-    anyhow::ensure!(out.len() <= MAX_TEXT, "more than {MAX_TEXT} bytes of JSON");
-    let list = |values: &mut dyn Iterator<Item = &Value>, out: &mut String| {
-        out.push('[');
-        for (place, value) in values.enumerate() {
-            if place > 0 {
-                out.push(',');
-            }
-            marshal(value, out)?;
-        }
-        out.push(']');
-        anyhow::Ok(())
-    };
-    match value {
-        Value::Array(array) => list(&mut array.iter(), out),
-        Value::Set(set) => list(&mut set.iter_sorted(), out),
-        Value::Object(object) => {
-            out.push('{');
-            for (place, (key, value)) in object.iter_sorted().enumerate() {
-                if place > 0 {
-                    out.push(',');
-                }
-                match key {
-                    Value::String(_) => marshal(key, out)?,
-                    other => {
-                        let mut written = String::new();
-                        marshal(other, &mut written)?;
-                        marshal(&Value::from(written), out)?;
-                    }
-                }
-                out.push(':');
-                marshal(value, out)?;
-            }
-            out.push('}');
-            Ok(())
-        }
-        other => {
-            out.push_str(&other.to_json_str()?);
-            Ok(())
-        }
+    let (mut at, step) = (from.as_number()?.clone(), step.as_number()?.clone());
+    let goes_down = to < from;
+    let end = to.as_number()?;
+    let mut numbers = Vec::new();
+    while if goes_down { at >= *end } else { at <= *end } {
+        anyhow::ensure!(
+            numbers.len() < MAX_ELEMENTS,
+            "numbers.range: more than {MAX_ELEMENTS} elements"
+        );
+        numbers.push(Value::from(at.clone()));
+        at = if goes_down {
+            at.sub(&step)?
+        } else {
+            at.add(&step)?
+        };
     }
-}
-
-/// Years, months and days later, overflowing as Go's `AddDate` does: a year after the 29th of
-/// February is the 1st of March.
-pub(super) fn add_date(arguments: &[Value]) -> anyhow::Result<Value> {
-    let [start, years, months, days] = arguments else {
-        return Ok(Value::Undefined);
-    };
-    // A time with a zone is left to the interpreter, which has the zones.
-    if start.as_array().is_ok() {
-        return original("time.add_date", arguments);
-    }
-    let numbers = (
-        start.as_i64(),
-        years.as_i64(),
-        months.as_i64(),
-        days.as_i64(),
-    );
-    let (Ok(start), Ok(years), Ok(months), Ok(days)) = numbers else {
-        return Ok(Value::Undefined);
-    };
-    Ok(later(start, years, months, days).map_or(Value::Undefined, Value::from))
-}
-
-fn later(start: i64, years: i64, months: i64, days: i64) -> Option<i64> {
-    let time = Timestamp::from_nanosecond(start.into())
-        .ok()?
-        .to_zoned(TimeZone::UTC)
-        .datetime();
-    let month = i64::from(time.month())
-        .checked_add(months)?
-        .checked_sub(1)?;
-    let year = i64::from(time.year())
-        .checked_add(years)?
-        .checked_add(month.div_euclid(12))?;
-    let first = Date::new(
-        i16::try_from(year).ok()?,
-        i8::try_from(month.rem_euclid(12)).ok()? + 1,
-        1,
-    );
-    let days = i64::from(time.day()).checked_sub(1)?.checked_add(days)?;
-    let date = first
-        .ok()?
-        .checked_add(jiff::Span::new().try_days(days).ok()?)
-        .ok()?;
-    let later = date.to_datetime(time.time()).to_zoned(TimeZone::UTC).ok()?;
-    i64::try_from(later.timestamp().as_nanosecond()).ok()
-}
-
-fn yaml(text: &str) -> Option<Value> {
-    if text.len() > MAX_TEXT {
-        return None;
-    }
-    serde_saphyr::from_str::<serde_json::Value>(text)
-        .ok()
-        .map(Value::from)
-}
-
-pub(super) fn yaml_unmarshal(arguments: &[Value]) -> anyhow::Result<Value> {
-    Ok(text(arguments, 0)
-        .and_then(yaml)
-        .unwrap_or(Value::Undefined))
-}
-
-pub(super) fn yaml_is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
-    Ok(Value::from(text(arguments, 0).and_then(yaml).is_some()))
+    Ok(Array::from_iter(numbers).into_value())
 }

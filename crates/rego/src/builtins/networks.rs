@@ -1,89 +1,242 @@
-//! `net.cidr_*`, as Go's `net.ParseCIDR` reads networks.
+//! `net.cidr_*`, as Go's `net` reads addresses and networks: an IPv4 address written as IPv6 is
+//! the IPv4 address.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
 use regorus::Value;
 
+use super::cidr_merge;
 use super::{MAX_ELEMENTS, elements, set_of, text};
 
-/// A network, host bits dropped; a bare address is a network of one.
-fn network(text: &str) -> Option<IpNet> {
-    match text.parse::<IpNet>() {
-        Ok(network) => Some(network.trunc()),
-        Err(_) => text.parse::<IpAddr>().ok().map(IpNet::from),
+/// A network: the family of its addresses, the first of them, and the length of the prefix in that
+/// family's bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Network {
+    /// As it is written; host bits are kept where Go keeps them.
+    pub(super) address: IpAddr,
+    pub(super) prefix: u8,
+}
+
+/// An address as Go compares it: IPv4 in IPv6 is IPv4.
+fn canonical(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+/// An address as a number, with the number of bits of its family.
+fn number(address: IpAddr) -> (u128, u8) {
+    match address {
+        IpAddr::V4(address) => (u128::from(u32::from(address)), 32),
+        IpAddr::V6(address) => (u128::from(address), 128),
     }
 }
 
-fn cidr(text: &str) -> Option<IpNet> {
-    text.parse::<IpNet>().ok().map(|network| network.trunc())
+/// The last bits of an address, as many as are not in the prefix.
+fn host_bits(prefix: u8, bits: u8) -> u128 {
+    match bits.saturating_sub(prefix) {
+        0 => 0,
+        128.. => u128::MAX,
+        bits => (1 << bits) - 1,
+    }
+}
+
+impl Network {
+    /// Reads `10.0.0.0/8`, as `net.ParseCIDR` does: host bits are dropped.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        let written: IpAddr = address.parse().ok()?;
+        if prefix.is_empty() || !prefix.bytes().all(|digit| digit.is_ascii_digit()) {
+            return None;
+        }
+        // Go takes leading zeros.
+        let prefix: u32 = prefix
+            .trim_start_matches('0')
+            .parse()
+            .or_else(|_| {
+                let is_zero = prefix.bytes().all(|digit| digit == b'0');
+                is_zero.then_some(0).ok_or(())
+            })
+            .ok()?;
+        let prefix = u8::try_from(prefix).ok()?;
+        let (_, bits) = number(written);
+        if prefix > bits {
+            return None;
+        }
+        let masked = mask(written, prefix);
+        // Bits of a prefix of IPv6 that stay where the address is IPv4.
+        Some(match canonical(masked) {
+            IpAddr::V4(address) if bits == 128 => Self {
+                address: IpAddr::V4(address),
+                prefix: prefix.saturating_sub(96),
+            },
+            _ => Self {
+                address: masked,
+                prefix,
+            },
+        })
+    }
+
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        let (own, bits) = number(self.address);
+        let (other, others_bits) = number(canonical(address));
+        let host = host_bits(self.prefix, bits);
+        bits == others_bits && own & !host == other & !host
+    }
+
+    pub(super) fn first(&self) -> IpAddr {
+        mask(self.address, self.prefix)
+    }
+
+    pub(super) fn last(&self) -> IpAddr {
+        let (number, bits) = number(self.address);
+        address(number | host_bits(self.prefix, bits), bits)
+    }
+}
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// The address of a number in a family of so many bits.
+pub(super) fn address(number: u128, bits: u8) -> IpAddr {
+    match u32::try_from(number) {
+        Ok(number) if bits == 32 => IpAddr::V4(Ipv4Addr::from(number)),
+        _ => IpAddr::V6(Ipv6Addr::from(number)),
+    }
+}
+
+fn mask(of: IpAddr, prefix: u8) -> IpAddr {
+    let (number, bits) = number(of);
+    address(number & !host_bits(prefix, bits), bits)
+}
+
+fn network(arguments: &[Value], place: usize) -> Option<Network> {
+    text(arguments, place).and_then(Network::parse)
 }
 
 /// Whether the first network contains the second network or address.
 pub(super) fn contains(arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = text(arguments, 0)
-        .and_then(cidr)
-        .zip(text(arguments, 1).and_then(network));
-    Ok(asked.map_or(Value::Undefined, |(one, other)| {
-        Value::from(one.contains(&other))
-    }))
+    let asked = network(arguments, 0).zip(text(arguments, 1));
+    let contains = asked.and_then(|(network, other)| contained(&network, other));
+    Ok(contains.map_or(Value::Undefined, Value::from))
+}
+
+fn contained(network: &Network, other: &str) -> Option<bool> {
+    if let Ok(address) = other.parse::<IpAddr>() {
+        return Some(network.contains(address));
+    }
+    let other = Network::parse(other)?;
+    if network.address.is_ipv6() && other.address.is_ipv6() {
+        // The last address of a network of IPv6 may look like one of IPv4.
+        let start = mask(other.address, network.prefix);
+        return Some(network.prefix <= other.prefix && start == network.first());
+    }
+    Some(network.contains(other.first()) && network.contains(other.last()))
 }
 
 /// Whether two networks have an address in common.
 pub(super) fn intersects(arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = text(arguments, 0)
-        .and_then(cidr)
-        .zip(text(arguments, 1).and_then(cidr));
+    let asked = network(arguments, 0).zip(network(arguments, 1));
     Ok(asked.map_or(Value::Undefined, |(one, other)| {
-        Value::from(one.contains(&other) || other.contains(&one))
+        Value::from(one.contains(other.first()) || other.contains(one.first()))
     }))
 }
 
 /// Whether a text is a network.
 pub(super) fn is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
-    Ok(Value::from(text(arguments, 0).and_then(cidr).is_some()))
+    Ok(Value::from(network(arguments, 0).is_some()))
 }
 
 /// All addresses of a network, its own and the broadcast address too.
 pub(super) fn expand(arguments: &[Value]) -> anyhow::Result<Value> {
-    let Some(network) = text(arguments, 0).and_then(cidr) else {
+    let Some(network) = network(arguments, 0) else {
         return Ok(Value::Undefined);
     };
-    let bits = network.max_prefix_len() - network.prefix_len();
+    let (first, bits) = number(network.first());
+    let count = host_bits(network.prefix, bits).saturating_add(1);
     anyhow::ensure!(
-        bits < 32 && (1usize << bits) <= MAX_ELEMENTS,
+        usize::try_from(count).is_ok_and(|count| count <= MAX_ELEMENTS),
         "net.cidr_expand: {network} has more than {MAX_ELEMENTS} addresses"
     );
-    let addresses: Vec<IpAddr> = match network {
-        IpNet::V4(network) => (0..1u32 << bits)
-            .map(|place| IpAddr::from((u32::from(network.network()) | place).to_be_bytes()))
-            .collect(),
-        IpNet::V6(network) => (0..1u128 << bits)
-            .map(|place| IpAddr::from((u128::from(network.network()) | place).to_be_bytes()))
-            .collect(),
-    };
+    let addresses = (0..count).map(|place| address(first | place, bits));
     Ok(set_of(
-        addresses
-            .into_iter()
-            .map(|address| Value::from(address.to_string())),
+        addresses.map(|address| Value::from(address.to_string())),
     ))
 }
 
 /// The fewest networks that hold the same addresses.
 pub(super) fn merge(arguments: &[Value]) -> anyhow::Result<Value> {
-    let networks: Option<Vec<IpNet>> = elements(arguments.first()).and_then(|all| {
+    let networks: Option<Vec<Network>> = elements(arguments.first()).and_then(|all| {
         all.into_iter()
             .map(|one| match one {
-                Value::String(text) => network(text),
+                Value::String(text) => cidr_merge::member(text),
                 _ => None,
             })
             .collect()
     });
     Ok(networks.map_or(Value::Undefined, |networks| {
-        set_of(
-            IpNet::aggregate(&networks)
-                .into_iter()
-                .map(|one| Value::from(one.to_string())),
-        )
+        let merged = cidr_merge::merged(networks);
+        set_of(merged.into_iter().map(|one| Value::from(one.to_string())))
     }))
+}
+
+/// Which networks of the first collection contain which networks or addresses of the second.
+pub(super) fn contains_matches(arguments: &[Value]) -> anyhow::Result<Value> {
+    let Some((Some(ones), Some(others))) = arguments
+        .first()
+        .map(members)
+        .zip(arguments.get(1).map(members))
+    else {
+        return Ok(Value::Undefined);
+    };
+    anyhow::ensure!(
+        ones.len().saturating_mul(others.len()) <= MAX_ELEMENTS,
+        "net.cidr_contains_matches: more than {MAX_ELEMENTS} pairs"
+    );
+    let mut found = Vec::new();
+    for (one, place) in &ones {
+        for (other, others_place) in &others {
+            let contains = match (one, other) {
+                (Value::String(one), Value::String(other)) => {
+                    Network::parse(one).and_then(|one| contained(&one, other))
+                }
+                _ => None,
+            };
+            match contains {
+                Some(true) => {
+                    found.push(Value::from(vec![place.clone(), others_place.clone()]));
+                }
+                Some(false) => {}
+                None => return Ok(Value::Undefined),
+            }
+        }
+    }
+    Ok(set_of(found))
+}
+
+/// Networks of a collection, each with what stands for it in the answer.
+fn members(collection: &Value) -> Option<Vec<(Value, Value)>> {
+    let network = |value: &Value| match value {
+        Value::String(_) => Some(value.clone()),
+        Value::Array(array) => array.first().cloned(),
+        _ => None,
+    };
+    match collection {
+        Value::String(_) => Some(vec![(collection.clone(), collection.clone())]),
+        Value::Array(array) => array
+            .iter()
+            .enumerate()
+            .map(|(place, value)| Some((network(value)?, Value::from(place))))
+            .collect(),
+        Value::Set(set) => set
+            .iter_sorted()
+            .map(|value| Some((network(value)?, value.clone())))
+            .collect(),
+        Value::Object(object) => object
+            .iter_sorted()
+            .map(|(key, value)| Some((network(value)?, key.clone())))
+            .collect(),
+        _ => Some(Vec::new()),
+    }
 }

@@ -1,136 +1,252 @@
 //! `regex.*` and `re_match`, with patterns compiled once for each policy.
+//!
+//! A text that is no pattern, or one beyond the bounds, is an error and not undefined: a `deny` that
+//! is undefined lets pass.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use regex::Regex;
 use regorus::Value;
 
-use super::{MAX_ELEMENTS, bounded, go_regex, text};
+use super::go_regex::{self, GoRegex, PatternError};
+use super::{MAX_ELEMENTS, MAX_TEXT, go_template, text};
 
 /// Patterns that are kept for a policy. Most policies have some, written into the text; where
 /// they come with the input, old ones must go.
 const KEPT: usize = 128;
+/// Memory that the kept patterns of a policy may take, in bytes.
+const KEPT_BYTES: usize = 32 * 1024 * 1024;
 
-/// A policy's compiled patterns; `None` for those that do not compile.
+/// A policy's compiled patterns, and why others are none.
 #[derive(Debug, Default)]
-pub(super) struct Regexes(Mutex<HashMap<String, Option<Regex>>>);
+pub(crate) struct Regexes(Mutex<Kept>);
+
+type Compiled = Result<Arc<GoRegex>, PatternError>;
+
+#[derive(Debug, Default)]
+struct Kept {
+    compiled: HashMap<String, Compiled>,
+    /// Memory of all, in bytes.
+    size: usize,
+}
 
 impl Regexes {
-    /// The pattern compiled, made from `text` by `make` if it isn't there.
-    pub(super) fn get(&self, key: &str, make: impl FnOnce() -> Option<Regex>) -> Option<Regex> {
-        if let Some(found) = self.lock().get(key) {
+    /// The pattern compiled, made by `make` if it isn't there.
+    pub(super) fn get(
+        &self,
+        key: &str,
+        make: impl FnOnce() -> Result<GoRegex, PatternError>,
+    ) -> Compiled {
+        if let Some(found) = self.lock().compiled.get(key) {
             return found.clone();
         }
-        let made = make();
+        let made = make().map(Arc::new);
+        let size = key.len() + made.as_ref().map_or(0, |regex| regex.kept_size());
         let mut kept = self.lock();
-        if kept.len() >= KEPT {
-            kept.clear();
+        if kept.compiled.len() >= KEPT || kept.size.saturating_add(size) > KEPT_BYTES {
+            *kept = Kept::default();
         }
-        kept.insert(key.to_owned(), made.clone());
+        if kept.compiled.insert(key.to_owned(), made.clone()).is_none() {
+            kept.size += size;
+        }
         made
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Option<Regex>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn of(&self, arguments: &[Value], place: usize) -> Option<Regex> {
-        let pattern = text(arguments, place)?;
+    /// A regular expression.
+    pub(super) fn regex(&self, pattern: &str) -> Compiled {
         self.get(pattern, || go_regex::compile(pattern))
+    }
+
+    /// The regular expression that an argument is; `None` where it is no text.
+    fn of(&self, arguments: &[Value], place: usize) -> Result<Option<Arc<GoRegex>>, PatternError> {
+        text(arguments, place)
+            .map(|pattern| self.regex(pattern))
+            .transpose()
     }
 }
 
 /// How many are asked for: all where the number is negative.
 fn limit(arguments: &[Value], place: usize) -> Option<usize> {
     let number = arguments.get(place)?.as_i64().ok()?;
-    Some(
-        usize::try_from(number)
-            .unwrap_or(MAX_ELEMENTS)
-            .min(MAX_ELEMENTS),
-    )
+    Some(usize::try_from(number).unwrap_or(usize::MAX))
 }
 
-fn list(values: impl Iterator<Item = Value>) -> Value {
-    Value::from(values.collect::<Vec<_>>())
+/// An array of at most so many elements, of which `limit` are asked for.
+fn list(values: impl Iterator<Item = Value>, limit: usize) -> anyhow::Result<Value> {
+    let found: Vec<Value> = values.take(limit.min(MAX_ELEMENTS + 1)).collect();
+    anyhow::ensure!(
+        found.len() <= MAX_ELEMENTS,
+        "regex: more than {MAX_ELEMENTS} matches"
+    );
+    Ok(Value::from(found))
 }
 
 pub(super) fn matches(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
-    Ok(match (regexes.of(arguments, 0), text(arguments, 1)) {
-        (Some(regex), Some(text)) => Value::from(regex.is_match(text)),
+    Ok(match (text(arguments, 1), regexes.of(arguments, 0)?) {
+        (Some(text), Some(go)) => Value::from(go.looks_at(text)?.is_match(text)),
         _ => Value::Undefined,
     })
 }
 
-pub(super) fn is_valid(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
-    Ok(Value::from(regexes.of(arguments, 0).is_some()))
+pub(super) fn is_valid(_: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
+    let Some(pattern) = text(arguments, 0) else {
+        return Ok(Value::from(false));
+    };
+    match go_regex::translate(pattern) {
+        Ok(_) => Ok(Value::from(true)),
+        Err(PatternError::Invalid(..)) => Ok(Value::from(false)),
+        // Go would take it.
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(super) fn split(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
-    let (Some(regex), Some(text)) = (regexes.of(arguments, 0), text(arguments, 1)) else {
+    let (Some(go), Some(text)) = (regexes.of(arguments, 0)?, text(arguments, 1)) else {
         return Ok(Value::Undefined);
     };
-    // Go splits nowhere before the start and behind the end, where a pattern matches nothing.
-    let (mut parts, mut start) = (Vec::new(), 0);
-    for found in regex.find_iter(text).take(MAX_ELEMENTS) {
-        if found.end() == 0 || (found.is_empty() && found.start() == text.len()) {
-            continue;
-        }
-        parts.push(Value::from(text.get(start..found.start()).unwrap_or("")));
-        start = found.end();
+    let regex = go.looks_at(text)?;
+    if text.is_empty() && !regex.as_str().is_empty() {
+        return Ok(Value::from(vec![Value::from("")]));
     }
-    parts.push(Value::from(text.get(start..).unwrap_or("")));
+    // Go splits nowhere before the start and behind the end, where a pattern matches nothing.
+    let (mut parts, mut start, mut end) = (Vec::new(), 0, 0);
+    for found in regex.find_iter(text) {
+        end = found.start();
+        if found.end() != 0 {
+            parts.push(Value::from(text.get(start..end).unwrap_or("")));
+        }
+        start = found.end();
+        anyhow::ensure!(
+            parts.len() < MAX_ELEMENTS,
+            "regex.split: more than {MAX_ELEMENTS} parts"
+        );
+    }
+    if end != text.len() {
+        parts.push(Value::from(text.get(start..).unwrap_or("")));
+    }
     Ok(Value::from(parts))
 }
 
 pub(super) fn find(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
     let asked = (
-        regexes.of(arguments, 0),
+        regexes.of(arguments, 0)?,
         text(arguments, 1),
         limit(arguments, 2),
     );
-    let (Some(regex), Some(text), Some(limit)) = asked else {
+    let (Some(go), Some(text), Some(limit)) = asked else {
         return Ok(Value::Undefined);
     };
-    Ok(list(
-        regex
-            .find_iter(text)
-            .take(limit)
-            .map(|found| Value::from(found.as_str())),
-    ))
+    let found = go.looks_at(text)?.find_iter(text);
+    list(found.map(|found| Value::from(found.as_str())), limit)
 }
 
 pub(super) fn find_submatches(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
     let asked = (
-        regexes.of(arguments, 0),
+        regexes.of(arguments, 0)?,
         text(arguments, 1),
         limit(arguments, 2),
     );
-    let (Some(regex), Some(text), Some(limit)) = asked else {
+    let (Some(go), Some(text), Some(limit)) = asked else {
         return Ok(Value::Undefined);
     };
-    Ok(list(regex.captures_iter(text).take(limit).map(|found| {
-        list(
-            found
-                .iter()
-                .map(|group| Value::from(group.map_or("", |group| group.as_str()))),
-        )
-    })))
+    let groups = |found: regex::Captures<'_>| {
+        let texts = found
+            .iter()
+            .map(|group| Value::from(group.map_or("", |group| group.as_str())));
+        Value::from(texts.collect::<Vec<_>>())
+    };
+    // Each match is as long as there are groups.
+    let most = MAX_ELEMENTS / go.names.len().max(1);
+    let found = go.looks_at(text)?.captures_iter(text);
+    let found = found.take(most + 1).map(groups);
+    let found = list(found, limit)?;
+    anyhow::ensure!(
+        found.as_array().is_ok_and(|found| found.len() <= most),
+        "regex.find_all_string_submatch_n: more than {MAX_ELEMENTS} elements"
+    );
+    Ok(found)
 }
 
 pub(super) fn replace(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
     let asked = (
         text(arguments, 0),
-        regexes.of(arguments, 1),
+        regexes.of(arguments, 1)?,
         text(arguments, 2),
     );
-    let (Some(text), Some(regex), Some(with)) = asked else {
+    let (Some(text), Some(go), Some(with)) = asked else {
+        return Ok(Value::Undefined);
+    };
+    let (mut out, mut end) = (String::new(), 0);
+    for found in go.looks_at(text)?.captures_iter(text) {
+        let Some(whole) = found.get(0) else { continue };
+        out.push_str(text.get(end..whole.start()).unwrap_or(""));
+        go_template::expand(with, &found, &go.names, &mut out)?;
+        end = whole.end();
+    }
+    out.push_str(text.get(end..).unwrap_or(""));
+    super::bounded(out)
+}
+
+/// `regex.template_match`: a text with regular expressions between delimiters.
+pub(super) fn template_match(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
+    let asked = (
+        text(arguments, 0),
+        text(arguments, 1),
+        text(arguments, 2),
+        text(arguments, 3),
+    );
+    let (Some(template), Some(text), Some(open), Some(close)) = asked else {
+        return Ok(Value::Undefined);
+    };
+    let (&[open], &[close]) = (open.as_bytes(), close.as_bytes()) else {
         return Ok(Value::Undefined);
     };
     anyhow::ensure!(
-        (text.len() + 1).saturating_mul(with.len() + 1) <= super::MAX_TEXT,
-        "regex.replace may make more than {} bytes of text",
-        super::MAX_TEXT
+        template.len() <= MAX_TEXT,
+        "regex.template_match: more than {MAX_TEXT} bytes"
     );
-    bounded(regex.replace_all(text, with).into_owned())
+    let pattern = go_template::pattern(template, open, close)?;
+    let go = regexes.regex(&pattern)?;
+    Ok(Value::from(go.looks_at(text)?.is_match(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_patterns_are_bounded_in_number_and_in_memory() {
+        let regexes = Regexes::default();
+        for number in 0..2 * KEPT {
+            assert!(regexes.regex(&format!("a{number}")).is_ok());
+            let kept = regexes.lock();
+            assert!(kept.compiled.len() <= KEPT);
+            assert!(kept.size <= KEPT_BYTES);
+            let sum: usize = kept
+                .compiled
+                .iter()
+                .map(|(key, regex)| key.len() + regex.as_ref().unwrap().kept_size())
+                .sum();
+            assert_eq!(kept.size, sum);
+        }
+        // What is there is not made again, an error neither.
+        assert!(regexes.regex("(").is_err());
+        let made = regexes.get("(", || go_regex::compile("a"));
+        assert!(made.is_err());
+    }
+
+    #[test]
+    fn large_patterns_drive_out_others() {
+        let regexes = Regexes::default();
+        for number in 0..12 {
+            let pattern = format!(r"(\p{{L}}{{10}}){{12}}{number}");
+            assert!(regexes.regex(&pattern).is_ok());
+            assert!(regexes.lock().size <= KEPT_BYTES);
+        }
+        assert!(regexes.lock().compiled.len() < 12);
+    }
 }

@@ -130,7 +130,15 @@ fn expression(expr: &Ref<Expr>, names: &mut BTreeSet<String>) {
         }
         Expr::Call { fcn, params, .. } => {
             let is_walk = matches!(fcn.as_ref(), Expr::Var { span, .. } if span.text() == "walk");
-            if let (true, [_, result]) = (is_walk, params.as_slice()) {
+            let count = if is_walk {
+                Some(1)
+            } else {
+                super::argument_count(&super::called(fcn))
+            };
+            // The last argument may be the result.
+            if let Some((result, arguments)) = params.split_last()
+                && Some(arguments.len()) == count
+            {
                 pattern(result, names);
             }
         }

@@ -4,6 +4,8 @@ use regorus::unstable::{ArithOp, BinOp, BoolOp, Expr, Query, Ref, Span};
 
 use super::text::Tokens;
 use super::{Lower, called, is_builtin, joined, token, walked};
+use crate::analysis::head_path;
+use crate::builtins::FRACTION;
 use crate::error::LoadError;
 
 /// Where the parts of an expression are looked up.
@@ -242,15 +244,54 @@ impl Lower<'_> {
         if params.is_empty() && !is_builtin(&name) {
             return self.path(function);
         }
+        let is_ours = head_path(function)
+            .first()
+            .is_some_and(|root| self.is_known(root));
+        if !is_ours && super::argument_count(&name).is_some_and(|count| count + 1 == params.len()) {
+            let what = format!(
+                "the result of {name} can't be its last argument inside an expression: write a statement of its own, or y := {name}(…)"
+            );
+            return Err(self.refuse(span.line, what));
+        }
         let mut out = self.function(function)?;
         out.glue(span.line, "(");
         for (number, each) in params.iter().enumerate() {
             if number > 0 {
                 out.glue(span.line, ",");
             }
-            out.append(self.read(each, reading)?);
+            match each.as_ref() {
+                Expr::Array { span, items, .. } if name == "sprintf" && !is_ours => {
+                    out.append(self.formatted(span.line, items, reading)?);
+                }
+                _ => out.append(self.read(each, reading)?),
+            }
         }
         out.glue(span.line, ")");
+        Ok(out)
+    }
+
+    /// The values of a `sprintf`. What is written as a fraction is told to be one, since the
+    /// interpreter takes `100.0` for 100, and they are written differently.
+    fn formatted(
+        &mut self,
+        line: u32,
+        items: &[Ref<Expr>],
+        reading: Reading,
+    ) -> Result<Tokens, LoadError> {
+        let mut out = token(line, "[");
+        for (number, item) in items.iter().enumerate() {
+            if number > 0 {
+                out.glue(line, ",");
+            }
+            match item.as_ref() {
+                Expr::Number { span, .. } if span.text().contains(['.', 'e', 'E']) => {
+                    let text = span.text();
+                    out.push(span.line, format!("{{[\"{FRACTION}\", \"{text}\"]}}"));
+                }
+                _ => out.append(self.read(item, reading)?),
+            }
+        }
+        out.glue(line, "]");
         Ok(out)
     }
 
@@ -269,6 +310,19 @@ impl Lower<'_> {
         expr: &Ref<Expr>,
         reading: Reading,
     ) -> Result<Tokens, LoadError> {
+        // A function of ours is undefined where OPA's operator is. A long chain of operators stays
+        // one: each function is a level of recursion.
+        if let Some((line, function, lhs, rhs)) =
+            operator(expr).filter(|_| depth(expr) <= MAX_CALLS)
+        {
+            let mut out = token(line, function);
+            out.glue(line, "(");
+            out.append_glued(self.read(lhs, reading)?);
+            out.glue(line, ",");
+            out.append(self.read(rhs, reading)?);
+            out.glue(line, ")");
+            return Ok(out);
+        }
         let looks_up = matches!(reading, Reading::Before);
         let strength = strength(expr);
         let side = |lower: &mut Self, side: &Ref<Expr>, least: u8| {
@@ -384,6 +438,51 @@ pub(super) fn parenthesised(line: u32, inner: Tokens) -> Tokens {
     out.append(inner);
     out.glue(line, ")");
     out
+}
+
+/// Most operators inside each other that are written as functions.
+const MAX_CALLS: usize = 8;
+
+/// An operator of numbers or sets as a function: its name and its sides.
+fn operator(expr: &Ref<Expr>) -> Option<(u32, &'static str, &Ref<Expr>, &Ref<Expr>)> {
+    let (span, name, lhs, rhs) = match expr.as_ref() {
+        Expr::ArithExpr {
+            span, op, lhs, rhs, ..
+        } => {
+            let name = match op {
+                ArithOp::Add => "rolegate_plus",
+                ArithOp::Sub => "rolegate_minus",
+                ArithOp::Mul => "rolegate_mul",
+                ArithOp::Div => "rolegate_div",
+                ArithOp::Mod => "rolegate_rem",
+            };
+            (span, name, lhs, rhs)
+        }
+        Expr::BinExpr {
+            span, op, lhs, rhs, ..
+        } => {
+            let name = match op {
+                BinOp::Intersection => "rolegate_and",
+                BinOp::Union => "rolegate_or",
+            };
+            (span, name, lhs, rhs)
+        }
+        _ => return None,
+    };
+    Some((span.line, name, lhs, rhs))
+}
+
+/// How many operators are inside each other. No more are looked at than may be.
+fn depth(expr: &Ref<Expr>) -> usize {
+    fn below(expr: &Ref<Expr>, left: usize) -> usize {
+        match operator(expr) {
+            Some((_, _, lhs, rhs)) if left > 0 => {
+                1 + below(lhs, left - 1).max(below(rhs, left - 1))
+            }
+            _ => 0,
+        }
+    }
+    below(expr, MAX_CALLS + 1)
 }
 
 fn binary(op: &BinOp) -> &'static str {

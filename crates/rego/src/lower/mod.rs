@@ -26,7 +26,7 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use regorus::unstable::{Expr, Module, Ref, Rule, RuleHead, Span};
+use regorus::unstable::{AssignOp, Expr, Module, Ref, Rule, RuleHead, Span};
 
 use crate::analysis::{Path, head_path};
 use crate::builtins;
@@ -221,6 +221,38 @@ impl Lower<'_> {
         }
     }
 
+    /// `f(a, result)` of a built-in as `result = f(a)`, which is what OPA takes it for.
+    fn with_result(&self, expr: &Ref<Expr>) -> Option<Ref<Expr>> {
+        let Expr::Call {
+            span,
+            fcn,
+            params,
+            eidx,
+        } = expr.as_ref()
+        else {
+            return None;
+        };
+        let name = head_path(fcn);
+        let count = argument_count(&name.join("."))?;
+        let (result, arguments) = params.split_last()?;
+        if arguments.len() != count || self.is_known(name.first()?) {
+            return None;
+        }
+        let call = Expr::Call {
+            span: span.clone(),
+            fcn: fcn.clone(),
+            params: arguments.to_vec(),
+            eidx: *eidx,
+        };
+        Some(Ref::new(Expr::AssignExpr {
+            span: span.clone(),
+            op: AssignOp::Eq,
+            lhs: result.clone(),
+            rhs: Ref::new(call),
+            eidx: *eidx,
+        }))
+    }
+
     /// A statement `fresh := value` before the one that is being written. Returns the name.
     fn hoist(&mut self, line: u32, value: Tokens) -> Tokens {
         let name = self.names.fresh("value");
@@ -266,6 +298,10 @@ impl Lower<'_> {
             );
             return Err(self.refuse(span.line, what));
         }
+        if builtins::is_operator(span.text()) {
+            let what = format!("the name {} is reserved: rename it", span.text());
+            return Err(self.refuse(span.line, what));
+        }
         Ok(())
     }
 }
@@ -307,6 +343,14 @@ fn called(function: &Ref<Expr>) -> String {
 /// Whether a call without arguments is one of a built-in; else it is a rule that is read.
 fn is_builtin(name: &str) -> bool {
     builtins::arguments(name).is_some() || builtins::missing(name).is_some()
+}
+
+/// How many arguments a built-in takes; `None` where the interpreter has the last word.
+fn argument_count(name: &str) -> Option<usize> {
+    match builtins::arguments(name)? {
+        builtins::Arguments::Fixed(count) if name != "walk" => Some(count),
+        _ => None,
+    }
 }
 
 /// The argument of `walk(x)`, if an expression is such a call.

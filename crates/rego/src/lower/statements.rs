@@ -45,11 +45,18 @@ impl Lower<'_> {
                 collection,
                 ..
             } => self.some_in(line, key.as_ref(), value, collection)?,
-            Literal::Expr { expr, .. } => match expr.as_ref() {
-                Expr::AssignExpr { op, lhs, rhs, .. } => self.assignment(line, op, lhs, rhs)?,
-                _ => vec![self.expression(expr)?],
-            },
-            Literal::NotExpr { expr, .. } => vec![self.negation(line, expr)?],
+            Literal::Expr { expr, .. } => {
+                let with_result = self.with_result(expr);
+                let expr = with_result.as_ref().unwrap_or(expr);
+                match expr.as_ref() {
+                    Expr::AssignExpr { op, lhs, rhs, .. } => self.assignment(line, op, lhs, rhs)?,
+                    _ => vec![self.expression(expr)?],
+                }
+            }
+            Literal::NotExpr { expr, .. } => {
+                let with_result = self.with_result(expr);
+                vec![self.negation(line, with_result.as_ref().unwrap_or(expr))?]
+            }
             Literal::Every {
                 key,
                 value,
@@ -115,7 +122,7 @@ impl Lower<'_> {
         }
         let name = path.join(".");
         match builtins::arguments(&name)? {
-            builtins::Arguments::Fixed { count, .. } if count > 0 => Some((name, count)),
+            builtins::Arguments::Fixed(count) if count > 0 => Some((name, count)),
             _ => None,
         }
     }

@@ -212,7 +212,12 @@ fn data_and_questions_may_not_be_nested_without_end() {
     assert!(!judge(&book.snapshot(), &question).is_allowed());
     book.delete(Kind::Data, "a", "b");
     let policies = book.snapshot();
-    assert!(judge(&policies, &question).is_allowed());
+    // OPA reads it, so it must not be undefined.
+    assert!(
+        judge(&policies, &question)
+            .reason()
+            .contains("json.unmarshal")
+    );
     assert!(
         policies
             .judge_review_json(deep.as_bytes(), crate::stage::now())
@@ -289,14 +294,79 @@ fn errors_of_built_ins_are_undefined_and_others_deny() {
         said("deny[msg] { not to_number(\"x\"); msg := \"undefined\" }"),
         "undefined"
     );
+    assert_eq!(said("deny[msg] { 1 + \"a\" > 1; msg := \"never\" }"), "");
     assert!(
-        said("deny[msg] { 1 + \"a\" > 1; msg := \"never\" }")
+        said("deny[msg] { numbers.range(1, 100000) == 1; msg := \"never\" }")
             .contains("policy opa/p failed: opa/p: main.rego, line 3")
     );
     assert!(
         said("a = 1 { true }\na = 2 { true }\ndeny[msg] { a == 1; msg := \"x\" }")
             .contains("policy opa/p failed")
     );
+}
+
+#[test]
+fn patterns_that_cannot_be_asked_deny_and_constants_are_refused_at_load() {
+    let said = |body: &str, pattern: &str| {
+        let mut book = PolicyBook::new(Settings {
+            limits: Limits {
+                eval_time: Duration::from_secs(600),
+                question_time: Duration::from_secs(600),
+                ..Limits::default()
+            },
+            ..Settings::default()
+        });
+        book.apply(policy("p", GATE, &with(body)));
+        let question = json!({"request": {"pattern": pattern}});
+        judge(&book.snapshot(), &question).reason()
+    };
+    let long = "a".repeat(70_000);
+    let deep = format!("{}a{}", "(".repeat(65), ")".repeat(65));
+    for (pattern, why) in [
+        ("(", "a closing ) is missing"),
+        ("a**", "a repetition of a repetition"),
+        ("(?x)a", "what is behind (? is not known"),
+        ("(\\p{L}{30}){30}", "is too large"),
+        (long.as_str(), "is too long"),
+        (deep.as_str(), "more than 64 groups"),
+    ] {
+        // Alone, in a negation, in a function another body of which holds, in a comprehension.
+        for body in [
+            "deny[msg] { regex.match(input.request.pattern, \"a\"); msg := \"x\" }",
+            "deny[msg] { not regex.match(input.request.pattern, \"a\"); msg := \"x\" }",
+            "f(x) { regex.match(x, \"a\") }\nf(x) { x != \"b\" }\ndeny[msg] { not f(input.request.pattern); msg := \"x\" }",
+            "deny[msg] { count([1 | regex.match(input.request.pattern, \"a\")]) == 1; msg := \"x\" }",
+        ] {
+            let told = said(body, pattern);
+            assert!(told.contains("policy opa/p failed"), "{body}: {told}");
+            assert!(told.contains(why), "{body}: {told}");
+        }
+    }
+    let much = "deny[msg] { regex.match(`(\\p{L}{10}){10}`, input.request.pattern); msg := \"x\" }";
+    assert!(
+        said(much, &long).contains("is not asked about"),
+        "{}",
+        said(much, &long)
+    );
+    assert_eq!(said(much, "a"), "");
+    let glob = "f(x) { glob.match(x, [], \"a\") }\nf(x) { x != \"b\" }\ndeny[msg] { not f(input.request.pattern); msg := \"x\" }";
+    assert!(said(glob, "[a-z0-9]").contains("a range stands alone"));
+    for (call, why) in [
+        (
+            "regex.match(\"(\", x)",
+            "line 3: the pattern \"(\" is not one",
+        ),
+        (
+            "regex.replace(x, `(\\p{L}{30}){30}`, \"\") == \"\"",
+            "is too large",
+        ),
+        ("glob.match(\"{a\", [], x)", "a closing } is missing"),
+    ] {
+        let told = refused(&with(&format!(
+            "deny[msg] {{ x := input.a; {call}; msg := 1 }}"
+        )));
+        assert!(told.contains(why), "{told}");
+    }
 }
 
 /// A book with no bound on time, which slow machines would meet before the others.

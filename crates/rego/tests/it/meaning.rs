@@ -324,7 +324,7 @@ fn messages_of_the_interpreter_have_the_authors_names_and_lines() {
     let mut book = book([policy(
         "p",
         GATE,
-        "package kubernetes.admission\n\ndeny[msg] {\n  some x\n  msg := \"a\"\n\n  y := {1} - input.request.name\n}\n",
+        "package kubernetes.admission\n\ndeny[msg] {\n  some x\n  msg := \"a\"\n\n  y := numbers.range(1, 1000000)\n}\n",
     )]);
     let findings = judge(&book.snapshot(), &review());
     let told = messages(&findings);

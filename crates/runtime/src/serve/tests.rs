@@ -56,7 +56,8 @@ impl Gated {
 
 async fn read_some(stream: &mut TcpStream) -> String {
     let mut bytes = [0; 1024];
-    let count = stream.read(&mut bytes).await.unwrap_or(0);
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut bytes)).await;
+    let count = read.expect("nothing comes").unwrap_or(0);
     String::from_utf8_lossy(&bytes[..count]).into_owned()
 }
 
@@ -144,12 +145,42 @@ async fn connections_are_bounded() {
     let server = start(limits, 9);
     let mut first = server.request().await;
     assert!(read_some(&mut first).await.contains("hello"));
+    // One more has the place of the one that is idle.
     let mut second = server.connect().await;
     second.write_all(REQUEST).await.unwrap();
-    let waited = tokio::time::timeout(Duration::from_millis(100), read_some(&mut second)).await;
-    assert!(waited.is_err(), "served beyond the limit");
-    drop(first);
     assert!(read_some(&mut second).await.contains("hello"));
+    assert_eq!(rest(first).await, "");
+}
+
+#[tokio::test]
+async fn rule_09_silent_connections_keep_nobody_out() {
+    let limits = Limits {
+        connections: 8,
+        first_request: Duration::from_secs(3600),
+        header_time: Duration::from_secs(3600),
+        ..Limits::default()
+    };
+    let server = start(limits, 9);
+    let from = async |last: u8| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+        socket.connect(server.address).await.unwrap()
+    };
+    let mut prober = from(9).await;
+    prober.write_all(REQUEST).await.unwrap();
+    assert!(read_some(&mut prober).await.contains("hello"));
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        for last in 2..5 {
+            silent.push(from(last).await);
+        }
+    }
+    // Who is there stays, and who comes is served.
+    prober.write_all(REQUEST).await.unwrap();
+    assert!(read_some(&mut prober).await.contains("hello"));
+    let mut other = from(10).await;
+    other.write_all(REQUEST).await.unwrap();
+    assert!(read_some(&mut other).await.contains("hello"));
 }
 
 #[tokio::test]
@@ -220,12 +251,12 @@ fn start_evictable(limits: ShareLimits) -> Gated {
         let slot = Arc::new(admitted.slot);
         let (arrived, gate) = (Arc::clone(&arrived), Arc::clone(&gate));
         let service = service_fn(move |_| {
-            slot.begin(std::time::Instant::now());
+            slot.begin(Instant::now());
             arrived.add_permits(1);
             let (gate, slot) = (Arc::clone(&gate), Arc::clone(&slot));
             async move {
                 gate.acquire_owned().await.unwrap().forget();
-                slot.end(std::time::Instant::now());
+                slot.end(Instant::now());
                 Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
             }
         });

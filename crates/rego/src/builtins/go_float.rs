@@ -1,0 +1,109 @@
+//! Fractions as decimal text, as Go's `strconv` writes them.
+
+/// Most digits that a fraction of 64 bits has behind its point; all that follow are zeros.
+const MOST_DIGITS: usize = 1100;
+
+/// A number that is not negative, by the verb `e`, `E`, `f`, `g` or `G`; the shortest text that
+/// reads as the same number without a precision.
+pub(super) fn unsigned(verb: char, number: f64, precision: Option<usize>) -> String {
+    match verb {
+        'f' => match precision {
+            Some(precision) => fixed(number, precision),
+            None => format!("{number}"),
+        },
+        'e' | 'E' => scientific(verb, number, precision),
+        _ => general(if verb == 'G' { 'E' } else { 'e' }, number, precision),
+    }
+}
+
+fn fixed(number: f64, precision: usize) -> String {
+    let exact = precision.min(MOST_DIGITS);
+    let mut text = format!("{number:.exact$}");
+    text.extend(std::iter::repeat_n('0', precision - exact));
+    text
+}
+
+fn scientific(e: char, number: f64, precision: Option<usize>) -> String {
+    let (digits, power) = parts(number, precision.map(|digits| digits.min(MOST_DIGITS)));
+    let zeros = precision.map_or(0, |precision| precision.saturating_sub(MOST_DIGITS));
+    format!("{digits}{}{}", "0".repeat(zeros), exponent(e, power))
+}
+
+/// Digits before and behind the point, and the power of ten.
+fn parts(number: f64, precision: Option<usize>) -> (String, i32) {
+    let text = match precision {
+        Some(precision) => format!("{number:.precision$e}"),
+        None => format!("{number:e}"),
+    };
+    let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+    (digits.to_owned(), power.parse().unwrap_or(0))
+}
+
+/// At least two digits, with a sign.
+fn exponent(e: char, power: i32) -> String {
+    let sign = if power < 0 { '-' } else { '+' };
+    format!("{e}{sign}{:02}", power.unsigned_abs())
+}
+
+/// With an exponent where the number is very small or large for its digits.
+fn general(e: char, number: f64, precision: Option<usize>) -> String {
+    let most = precision.map(|precision| precision.clamp(1, MOST_DIGITS));
+    let (digits, power) = parts(number, most.map(|most| most - 1));
+    let digits: String = digits.chars().filter(|c| *c != '.').collect();
+    let digits = match digits.trim_end_matches('0') {
+        "" => "0",
+        digits => digits,
+    };
+    let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
+    let bound = match most.and_then(|most| i32::try_from(most).ok()) {
+        Some(most) if most > count && count > power => count,
+        Some(most) => most,
+        // The shortest text.
+        None => 6,
+    };
+    let (first, rest) = digits.split_at(1);
+    if power < -4 || power >= bound {
+        let point = if rest.is_empty() { "" } else { "." };
+        return format!("{first}{point}{rest}{}", exponent(e, power));
+    }
+    match usize::try_from(power) {
+        Ok(power) if digits.len() <= power + 1 => {
+            let zeros = "0".repeat(power + 1 - digits.len());
+            format!("{digits}{zeros}")
+        }
+        Ok(power) => {
+            let (whole, fraction) = digits.split_at(power + 1);
+            format!("{whole}.{fraction}")
+        }
+        Err(_) => {
+            let zeros = usize::try_from(power.unsigned_abs()).unwrap_or(1) - 1;
+            format!("0.{}{digits}", "0".repeat(zeros))
+        }
+    }
+}
+
+/// With a point in any case, and with `g` with all the digits that the precision asks for.
+pub(super) fn with_point(verb: char, text: &str, precision: Option<usize>) -> String {
+    let end = text.find(['e', 'E']).unwrap_or(text.len());
+    let (digits, exponent) = text.split_at(end);
+    let mut out = digits.to_owned();
+    let mut missing = match verb {
+        'g' | 'G' => precision.unwrap_or(6),
+        _ => 0,
+    };
+    let counted = digits
+        .chars()
+        .filter(char::is_ascii_digit)
+        .skip_while(|digit| *digit == '0')
+        .count();
+    missing = missing.saturating_sub(counted);
+    if !digits.contains('.') {
+        if digits == "0" {
+            missing = missing.saturating_sub(1);
+        }
+        out.push('.');
+    }
+    out.extend(std::iter::repeat_n('0', missing));
+    out.push_str(exponent);
+    out
+}

@@ -1,0 +1,388 @@
+//! One value in Go's `fmt`: verbs, flags, width and precision.
+
+use std::fmt::Write as _;
+
+use regorus::Value;
+use regorus::value::Set;
+
+use super::{MAX_TEXT, go_float, go_quote};
+
+/// A value as OPA hands it to Go's `fmt`: whole numbers, fractions, and all else as text.
+pub(super) enum Argument {
+    Int(i64),
+    /// A whole number beyond 64 bits, in the bases that there are verbs for.
+    Big(Box<Big>),
+    Float(f64),
+    Text(String),
+}
+
+/// Digits of a whole number without its sign.
+pub(super) struct Big {
+    negative: bool,
+    binary: String,
+    octal: String,
+    decimal: String,
+    hexadecimal: String,
+}
+
+impl Argument {
+    pub(super) fn of(value: &Value) -> anyhow::Result<Self> {
+        Ok(match value {
+            Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+                (Some(number), _) => Self::Int(number),
+                (None, Some(fraction)) if !number.is_integer() => Self::Float(fraction),
+                _ => {
+                    let size = number.abs();
+                    Self::Big(Box::new(Big {
+                        negative: !number.is_positive(),
+                        binary: size.format_bin(),
+                        octal: size.format_octal(),
+                        decimal: size.format_decimal(),
+                        hexadecimal: size.format_hex(),
+                    }))
+                }
+            },
+            Value::String(text) => Self::Text(text.to_string()),
+            Value::Set(set) if let Some(text) = written_fraction(set) => {
+                match text.parse::<f64>() {
+                    Ok(number) if number.is_finite() => Self::Float(number),
+                    _ => Self::Text(text.to_owned()),
+                }
+            }
+            other => {
+                let mut out = String::new();
+                super::format::term(other, &mut out)?;
+                Self::Text(out)
+            }
+        })
+    }
+
+    /// Go's name of the type.
+    fn type_name(&self) -> &'static str {
+        match self {
+            Self::Int(_) => "int64",
+            Self::Big(_) => "*big.Int",
+            Self::Float(_) => "float64",
+            Self::Text(_) => "string",
+        }
+    }
+}
+
+/// What begins the value that stands for a fraction as it is written, such as `100.0`.
+pub(crate) const FRACTION: &str = "rolegate_fraction";
+
+/// The text of a fraction that the policy's text holds: only that of a policy can have a set here.
+fn written_fraction(set: &Set) -> Option<&str> {
+    match (set.len(), set.first()?) {
+        (1, Value::Array(parts)) => match (parts.len(), parts.get(0)?, parts.get(1)?) {
+            (2, Value::String(mark), Value::String(text)) if &**mark == FRACTION => Some(text),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Flags, width and precision between `%` and the verb.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Spec {
+    pub(super) minus: bool,
+    pub(super) plus: bool,
+    pub(super) sharp: bool,
+    pub(super) space: bool,
+    pub(super) zero: bool,
+    /// `%#v` and `%+v`.
+    sharp_v: bool,
+    plus_v: bool,
+    pub(super) width: Option<usize>,
+    pub(super) precision: Option<usize>,
+}
+
+impl Spec {
+    /// `#` and `+` mean something else before `v`.
+    fn of_value(mut self) -> Self {
+        self.sharp_v = std::mem::take(&mut self.sharp);
+        self.plus_v = std::mem::take(&mut self.plus);
+        self
+    }
+
+    fn sign(&self, negative: bool) -> &'static str {
+        match (negative, self.plus || self.plus_v, self.space) {
+            (true, ..) => "-",
+            (false, true, _) => "+",
+            (false, false, true) => " ",
+            _ => "",
+        }
+    }
+
+    /// Writes a text with as much beside it as the width asks for.
+    fn pad(&self, text: &str, zero: bool, out: &mut String) {
+        let missing = self.width.unwrap_or(0).saturating_sub(text.chars().count());
+        if self.minus {
+            out.push_str(text);
+            out.extend(std::iter::repeat_n(' ', missing));
+        } else {
+            let with = if zero && self.zero { '0' } else { ' ' };
+            out.extend(std::iter::repeat_n(with, missing));
+            out.push_str(text);
+        }
+    }
+}
+
+/// Writes one value.
+///
+/// # Errors
+/// A verb that is there in Go and not here.
+pub(super) fn write(
+    verb: char,
+    value: &Argument,
+    spec: Spec,
+    out: &mut String,
+) -> anyhow::Result<()> {
+    let spec = if matches!(verb, 'v' | 'w') {
+        spec.of_value()
+    } else {
+        spec
+    };
+    match (verb, value) {
+        ('T', value) => {
+            spec.pad(truncated(value.type_name(), &spec), true, out);
+            Ok(())
+        }
+        ('p', Argument::Big(_)) => {
+            anyhow::bail!("sprintf: %p of a large number is an address in memory")
+        }
+        ('w' | 'p', value) => bad(verb, value, spec, out),
+        // OPA tells 3 from 3.0, and there is no such difference here.
+        ('e' | 'E' | 'f' | 'F' | 'g' | 'G', Argument::Int(_) | Argument::Big(_)) => {
+            anyhow::bail!("sprintf: %{verb} of a whole number: write %d or %v")
+        }
+        (_, Argument::Int(number)) => int(verb, *number, value, spec, out),
+        (_, Argument::Big(big)) => {
+            large(verb, big, &spec, out);
+            Ok(())
+        }
+        (_, Argument::Float(number)) => float(verb, *number, value, spec, out),
+        (_, Argument::Text(text)) => string(verb, text, value, spec, out),
+    }
+}
+
+/// `name=value` of what no verb asked for.
+pub(super) fn extra(value: &Argument, spec: Spec, out: &mut String) -> anyhow::Result<()> {
+    out.push_str(value.type_name());
+    out.push('=');
+    // `v` without what it makes of flags.
+    match value {
+        Argument::Int(number) => int('v', *number, value, spec, out),
+        Argument::Big(big) => {
+            large('v', big, &spec, out);
+            Ok(())
+        }
+        Argument::Float(number) => float('v', *number, value, spec, out),
+        Argument::Text(text) => string('v', text, value, spec, out),
+    }
+}
+
+fn bad(verb: char, value: &Argument, spec: Spec, out: &mut String) -> anyhow::Result<()> {
+    let _ = write!(out, "%!{verb}(");
+    extra(value, spec, out)?;
+    out.push(')');
+    Ok(())
+}
+
+fn truncated<'a>(text: &'a str, spec: &Spec) -> &'a str {
+    let end = spec
+        .precision
+        .and_then(|most| text.char_indices().nth(most))
+        .map_or(text.len(), |(end, _)| end);
+    text.get(..end).unwrap_or(text)
+}
+
+fn int(
+    verb: char,
+    number: i64,
+    value: &Argument,
+    spec: Spec,
+    out: &mut String,
+) -> anyhow::Result<()> {
+    let size = number.unsigned_abs();
+    let digits = match verb {
+        'v' | 'd' => size.to_string(),
+        'b' => format!("{size:b}"),
+        'o' | 'O' => format!("{size:o}"),
+        'x' => format!("{size:x}"),
+        'X' => format!("{size:X}"),
+        'c' | 'q' | 'U' => {
+            character(verb, number, &spec, out);
+            return Ok(());
+        }
+        _ => return bad(verb, value, spec, out),
+    };
+    // `%+v` has no sign here, though it has one of large numbers.
+    let spec = Spec {
+        plus_v: false,
+        ..spec
+    };
+    let sign = spec.sign(number < 0);
+    let least = match (spec.precision, spec.width) {
+        (Some(0), _) if number == 0 => {
+            spec.pad("", false, out);
+            return Ok(());
+        }
+        (Some(precision), _) => precision,
+        (None, Some(width)) if spec.zero && !spec.minus => width.saturating_sub(sign.len()),
+        _ => 0,
+    };
+    let zeros = "0".repeat(least.saturating_sub(digits.len()));
+    let leads_with_zero = zeros.starts_with('0') || digits.starts_with('0');
+    let prefix = match verb {
+        'b' if spec.sharp => "0b",
+        'o' if spec.sharp && !leads_with_zero => "0",
+        'x' if spec.sharp => "0x",
+        'X' if spec.sharp => "0X",
+        'O' if spec.sharp && !leads_with_zero => "0o0",
+        'O' => "0o",
+        _ => "",
+    };
+    spec.pad(&format!("{sign}{prefix}{zeros}{digits}"), false, out);
+    Ok(())
+}
+
+/// A number as the character that it stands for.
+fn character(verb: char, number: i64, spec: &Spec, out: &mut String) {
+    let valid = u32::try_from(number).ok().and_then(char::from_u32);
+    let shown = valid.unwrap_or('\u{fffd}');
+    match verb {
+        'c' => spec.pad(shown.encode_utf8(&mut [0; 4]), true, out),
+        'q' => spec.pad(&go_quote::character(shown, spec.plus), true, out),
+        _ => {
+            let digits = spec.precision.unwrap_or(4).max(4);
+            // Go takes the bits as they are.
+            let mut text = format!("U+{number:0digits$X}");
+            if let Some(c) = valid.filter(|c| spec.sharp && go_quote::is_print(*c)) {
+                let _ = write!(text, " '{c}'");
+            }
+            spec.pad(&text, false, out);
+        }
+    }
+}
+
+/// A whole number beyond 64 bits, which Go's `big.Int` writes in its own way.
+fn large(verb: char, big: &Big, spec: &Spec, out: &mut String) {
+    let digits = match verb {
+        'b' => big.binary.clone(),
+        'o' | 'O' => big.octal.clone(),
+        'd' | 's' | 'v' => big.decimal.clone(),
+        'x' => big.hexadecimal.to_lowercase(),
+        'X' => big.hexadecimal.to_uppercase(),
+        _ => {
+            let sign = if big.negative { "-" } else { "" };
+            let _ = write!(out, "%!{verb}(big.Int={sign}{})", big.decimal);
+            return;
+        }
+    };
+    let sign = spec.sign(big.negative);
+    let prefix = match verb {
+        'b' if spec.sharp => "0b",
+        'o' if spec.sharp => "0",
+        'x' if spec.sharp => "0x",
+        'X' if spec.sharp => "0X",
+        'O' => "0o",
+        _ => "",
+    };
+    let mut zeros = spec.precision.unwrap_or(0).saturating_sub(digits.len());
+    let length = sign.len() + prefix.len() + zeros + digits.len();
+    if spec.zero && !spec.minus && spec.precision.is_none() {
+        zeros += spec.width.unwrap_or(0).saturating_sub(length);
+    }
+    let zeros = "0".repeat(zeros);
+    spec.pad(&format!("{sign}{prefix}{zeros}{digits}"), false, out);
+}
+
+fn float(
+    verb: char,
+    number: f64,
+    value: &Argument,
+    spec: Spec,
+    out: &mut String,
+) -> anyhow::Result<()> {
+    let (verb, precision) = match verb {
+        'v' | 'g' => ('g', None),
+        'G' => ('G', None),
+        'f' | 'F' => ('f', Some(6)),
+        'e' | 'E' => (verb, Some(6)),
+        'b' | 'x' | 'X' => anyhow::bail!("sprintf: %{verb} of a fraction is not supported"),
+        _ => return bad(verb, value, spec, out),
+    };
+    let precision = spec.precision.or(precision);
+    let mut digits = go_float::unsigned(verb, number.abs(), precision);
+    if spec.sharp {
+        digits = go_float::with_point(verb, &digits, precision);
+    }
+    let spec = Spec {
+        plus_v: false,
+        ..spec
+    };
+    let sign = spec.sign(number.is_sign_negative());
+    let length = sign.len() + digits.len();
+    let zeros = if spec.zero && !spec.minus {
+        "0".repeat(spec.width.unwrap_or(0).saturating_sub(length))
+    } else {
+        String::new()
+    };
+    spec.pad(&format!("{sign}{zeros}{digits}"), false, out);
+    Ok(())
+}
+
+fn string(
+    verb: char,
+    text: &str,
+    value: &Argument,
+    spec: Spec,
+    out: &mut String,
+) -> anyhow::Result<()> {
+    match verb {
+        'v' if spec.sharp_v => quoted(text, &spec, out),
+        's' | 'v' => spec.pad(truncated(text, &spec), true, out),
+        'q' => quoted(text, &spec, out),
+        'x' | 'X' => bytes(verb, text, &spec, out)?,
+        _ => return bad(verb, value, spec, out),
+    }
+    Ok(())
+}
+
+fn quoted(text: &str, spec: &Spec, out: &mut String) {
+    let text = truncated(text, spec);
+    let written = if spec.sharp && go_quote::fits_backquotes(text) {
+        format!("`{text}`")
+    } else {
+        go_quote::text(text, spec.plus)
+    };
+    spec.pad(&written, true, out);
+}
+
+/// The bytes of a text as hexadecimal numbers.
+fn bytes(verb: char, text: &str, spec: &Spec, out: &mut String) -> anyhow::Result<()> {
+    let most = spec.precision.unwrap_or(text.len()).min(text.len());
+    anyhow::ensure!(
+        most <= MAX_TEXT / 8,
+        "sprintf: more than {} bytes of text as %{verb}",
+        MAX_TEXT / 8
+    );
+    let prefix = if spec.sharp { verb } else { ' ' };
+    let mut written = String::new();
+    for (place, byte) in text.bytes().take(most).enumerate() {
+        if spec.space && place > 0 {
+            written.push(' ');
+        }
+        if spec.sharp && (place == 0 || spec.space) {
+            written.extend(['0', prefix]);
+        }
+        let _ = if verb == 'x' {
+            write!(written, "{byte:02x}")
+        } else {
+            write!(written, "{byte:02X}")
+        };
+    }
+    spec.pad(&written, true, out);
+    Ok(())
+}

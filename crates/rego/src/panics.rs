@@ -1,0 +1,44 @@
+//! Panics of the interpreter, caught without a word on standard error: what failed is told where the
+//! question is answered.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
+
+thread_local! {
+    static IS_QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a closure; `None` where it panics.
+pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Option<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = take_hook();
+        set_hook(Box::new(move |panic| {
+            // A thread that is being torn down has nothing to be quiet about.
+            if !IS_QUIET.try_with(Cell::get).unwrap_or(false) {
+                loud(panic);
+            }
+        }));
+    });
+    let was_quiet = IS_QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(run));
+    IS_QUIET.set(was_quiet);
+    result.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::panic, reason = "the panic is what is tested")]
+    fn a_panic_is_caught_and_the_thread_is_loud_again() {
+        assert_eq!(caught(|| 1), Some(1));
+        assert_eq!(
+            caught(|| if IS_QUIET.get() { panic!("quiet") } else { 2 }),
+            None
+        );
+        assert!(!IS_QUIET.get());
+    }
+}
