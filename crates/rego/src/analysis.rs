@@ -23,7 +23,7 @@ pub(crate) type Path = Vec<String>;
 pub(crate) struct ModuleFacts {
     pub(crate) package: Path,
     pub(crate) rules: Vec<RuleFacts>,
-    /// Functions that a `with` replaces.
+    /// Built-ins that a `with` replaces and the interpreter doesn't have.
     pub(crate) replaced: BTreeSet<String>,
 }
 
@@ -89,7 +89,6 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
     let package = head_path(&module.package.refr);
     let imports = imports(&module.imports);
     let mut rules = Vec::with_capacity(module.policy.len());
-    let mut replaced = BTreeSet::new();
     for rule in &module.policy {
         let mut walk = Walk {
             package: &package,
@@ -100,7 +99,6 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             inputs: Vec::new(),
             kinds: BTreeSet::new(),
             levels: 0,
-            replaced: &mut replaced,
         };
         let (path, shape) = walk.rule(rule)?;
         let is_general = is_general(rule);
@@ -129,7 +127,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
     Ok(ModuleFacts {
         package,
         rules,
-        replaced,
+        replaced: BTreeSet::new(),
     })
 }
 
@@ -289,7 +287,6 @@ struct Walk<'a> {
     inputs: Vec<InputRead>,
     kinds: BTreeSet<&'static str>,
     levels: usize,
-    replaced: &'a mut BTreeSet<String>,
 }
 
 impl Walk<'_> {
@@ -378,11 +375,10 @@ impl Walk<'_> {
             }
         }
         // What `with` replaces is not read; what it is replaced with is.
-        for with in &statement.with_mods {
-            self.replaced.insert(head_path(&with.refr).join("."));
-            self.expr(&with.r#as)?;
-        }
-        Ok(())
+        statement
+            .with_mods
+            .iter()
+            .try_for_each(|with| self.expr(&with.r#as))
     }
 
     fn expr(&mut self, expr: &Ref<Expr>) -> Result<(), LoadError> {

@@ -72,6 +72,7 @@ impl<'a> Graph<'a> {
             }
         }
         self.assumed_variables(&mut faults);
+        self.replaced_elsewhere(&mut faults);
         self.shapes(&mut faults);
         self.general_heads(&mut faults);
         self.scattered_functions(&mut faults);
@@ -154,6 +155,29 @@ impl<'a> Graph<'a> {
                         module.place, other.module.place, path.join(".")
                     ))
                 });
+            }
+        }
+    }
+
+    /// A built-in that the interpreter doesn't have is replaced in the module of its `with` only.
+    fn replaced_elsewhere(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        for module in &self.modules {
+            for name in &module.facts.replaced {
+                let others = self
+                    .modules
+                    .iter()
+                    .filter(|other| other.place != module.place);
+                let calls = others
+                    .flat_map(|other| &other.facts.rules)
+                    .flat_map(|rule| &rule.calls);
+                if calls.into_iter().any(|call| call.name == *name) {
+                    faults.entry(module.policy.clone()).or_insert_with(|| {
+                        LoadError::Compile(format!(
+                            "{}: with replaces {name}, and another module calls it too: write both into one module",
+                            module.place
+                        ))
+                    });
+                }
             }
         }
     }

@@ -353,6 +353,11 @@ pub(crate) fn supply<'a>(
     Ok(())
 }
 
+/// Whether the interpreter has a built-in itself, so that a `with` may replace it.
+pub(crate) fn is_native(name: &str) -> bool {
+    name == "print" || BUILTINS.contains_key(name)
+}
+
 /// Adds a missing built-in to an engine, for a `with` to replace. To call it is an error.
 pub(crate) fn supply_missing(
     engine: &mut Engine,
