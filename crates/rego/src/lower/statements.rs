@@ -245,9 +245,9 @@ impl Lower<'_> {
                 rhs,
                 ..
             } => {
-                let is_assignment = matches!(expr.as_ref(), Expr::AssignExpr { .. });
                 let mut out = self.looked_into(lhs)?;
-                out.push(span.line, if is_assignment { "=" } else { "==" });
+                // Nothing is bound in a negation: `=` compares, and must not seem to bind.
+                out.push(span.line, "==");
                 out.append(self.looked_into(rhs)?);
                 out
             }

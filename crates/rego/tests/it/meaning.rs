@@ -93,6 +93,8 @@ fn what_a_negated_call_reads_is_looked_up_before() {
         format!("not {absent}"),
         format!("not {absent} = \"a\""),
         "not absent".into(),
+        "not input.request.object = walk(\"b\")".into(),
+        "not x = input.request.name; x = \"q\"".into(),
         "not startswith(input.request.name, \"a\")".into(),
     ] {
         let text =
