@@ -13,7 +13,8 @@ TEST_FEATURES := --features rolegate-rego/conformance
 # Cargo unites the features of what it builds in one go. All development builds ask for the whole
 # workspace with its test features, so that demo, tests and e2e share one build of each dependency.
 # There are no examples: naming them is what turns the test features on without building tests.
-BINARIES := build --workspace $(TEST_FEATURES) --bins --examples
+# No build may change which versions are used: that is what the lock files are kept for.
+BINARIES := build --locked --workspace $(TEST_FEATURES) --bins --examples
 
 # What `make mutants` compares with: a branch or a commit.
 BASE ?=
@@ -42,11 +43,11 @@ test: ## Run all tests: short fuzzing, units, a real API server, network namespa
 	@hack/setup fuzz
 	@hack/fuzz 10
 	cargo $(BINARIES)
-	cargo test --workspace $(TEST_FEATURES) --all-targets --no-fail-fast
+	cargo test --locked --workspace $(TEST_FEATURES) --all-targets --no-fail-fast
 
 conformance: ## Ask OPA's own cases and compare with OPA's answers (CONFORMANCE=write: accept as it is)
 	@hack/opa-cases >/dev/null
-	ROLEGATE_CONFORMANCE=$(CONFORMANCE) cargo test --workspace $(TEST_FEATURES) --test conformance -- --nocapture
+	ROLEGATE_CONFORMANCE=$(CONFORMANCE) cargo test --locked --workspace $(TEST_FEATURES) --test conformance -- --nocapture
 
 e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_its_role
 	@hack/setup build test
@@ -56,7 +57,7 @@ e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_i
 lint: ## Check format, lints, licences, banned dependencies, shell scripts and the house rules
 	@hack/setup build lint
 	cargo fmt --all --check
-	cargo clippy --workspace $(TEST_FEATURES) --all-targets -- -D warnings
+	cargo clippy --locked --workspace $(TEST_FEATURES) --all-targets -- -D warnings
 	@hack/lint
 
 fmt: ## Format all code
@@ -65,12 +66,12 @@ fmt: ## Format all code
 
 bench: ## Measure against the numbers promised in docs/benchmarks.md; JSON in ROLEGATE_CACHE/bench.json
 	@hack/setup build
-	cargo build --release -p rolegate -p rolegate-bench
+	cargo build --locked --release -p rolegate -p rolegate-bench
 	$(CARGO_TARGET_DIR)/release/rolegate-bench --json $(ROLEGATE_CACHE)/bench.json
 
 scale: ## Run 1,000 agents, 50,000 pods and 3 brokers, one of which is killed; JSON in ROLEGATE_CACHE/scale.json
 	@hack/setup build
-	cargo build --release -p rolegate -p rolegate-bench
+	cargo build --locked --release -p rolegate -p rolegate-bench
 	$(CARGO_TARGET_DIR)/release/rolegate-bench --json $(ROLEGATE_CACHE)/scale.json scale
 
 fuzz: ## Fuzz each target for FUZZ_SECONDS (30)

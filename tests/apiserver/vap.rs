@@ -378,7 +378,11 @@ const PATTERNS: &[(&str, &str, bool)] = &[
     (PERMITTED, "^/?team-a$", false),
     (PERMITTED, "/team-a|team-b", false),
     (PERMITTED, "team-a$x|y", false),
-    (PERMITTED, "team-a|arn:aws:iam::123456789012:role/team-b", false),
+    (
+        PERMITTED,
+        "team-a|arn:aws:iam::123456789012:role/team-b",
+        false,
+    ),
     (PERMITTED, "^arn:.*/team-a$|^arn:.*/team-b$", false),
     (PERMITTED, "team-a\n", false),
     (PERMITTED, "\u{a0}team-a\t", false),

@@ -59,6 +59,7 @@ kind: ClusterRole
 metadata: { name: policy-reader }
 rules:
 - { apiGroups: [""], resources: [namespaces, pods, serviceaccounts, configmaps, services], verbs: [get, list] }
+- { apiGroups: [apps], resources: [deployments], verbs: [get] }
 - { apiGroups: [rolegate.dev], resources: [rolegrants, rolegateconfigs], verbs: [get, list] }
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -152,6 +153,13 @@ impl Site {
             "metadata": { "name": "shop", "namespace": "shop" },
             "spec": { "ports": [{ "port": 80 }] } });
         cluster.apply_manifest(&service.to_string()).await?;
+        let owner = json!({ "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": { "name": "owner", "namespace": "shop" },
+            "spec": { "selector": { "matchLabels": { "app": "web" } }, "template": {
+                "metadata": { "labels": { "app": "web" },
+                    "annotations": { "iam.amazonaws.com/role": "shop-reader" } },
+                "spec": { "containers": [{ "name": "app", "image": "app" }] } } } });
+        cluster.apply_manifest(&owner.to_string()).await?;
         // They are there before the gate is.
         let pods = [
             TestPod::new("shop", "api", "node").role("shop-reader"),
@@ -246,8 +254,13 @@ async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<
         "{}",
         nobody.err
     );
-    let wrong = site.run(&["explain", "deployment/x"]).await?;
-    wrong.ended(64);
+    let absent = site.run(&["explain", "deployment/x"]).await?.ended(1);
+    let told = "there is no deployment x in namespace default";
+    assert!(absent.err.contains(told), "{}", absent.err);
+    let owner = ["explain", "deployment/owner", "-n", "shop", "-o", "json"];
+    let owner = site.run(&owner).await?.ended(0).json()?;
+    assert_eq!(owner["session"]["sessionName"], "shop.default");
+    site.run(&["explain", "service/x"]).await?.ended(64);
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod bridge;
 mod broker;
 mod changes;
 mod commands;
+mod dumps;
 mod events;
 mod kube2iam;
 mod lifecycle;

@@ -1,8 +1,16 @@
 //! What becomes of the redirect when nobody answers behind it, and by hand.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
 use anyhow::ensure;
 use rolegate_devkit::NODE_SECRET_MARKER;
-use rolegate_testkit::lab::{Lab, PodLink};
+use rolegate_testkit::lab::{Lab, PodLink, in_netns};
 use rolegate_testkit::{Cluster, eventually};
 
 use crate::ask::{self, METADATA, METADATA_6, Reply};
@@ -95,12 +103,18 @@ async fn redirect_by_hand() -> anyhow::Result<()> {
             code == Some(0) && shown.contains("169.254.169.254"),
             "{shown}"
         );
+        assert!(
+            shown.contains("2: from all to fd00:ec2::254 prohibit"),
+            "{shown}"
+        );
         let (code, json) = run(&["check", "--netns", &netns, "-o", "json"])?;
         let json: serde_json::Value = serde_json::from_str(&json)?;
         assert!(code == Some(0) && json["open"] == false, "{json}");
+        assert_eq!(json["routingRules"], "in place");
 
         let (code, text) = run(&["remove"])?;
         assert!(code == Some(0) && text.contains("removed ("), "{text}");
+        assert!(text.contains("routing rules)"), "{text}");
     }
     let (code, text) = run(&["remove"])?;
     assert!(
@@ -125,4 +139,154 @@ async fn a_redirect_that_somebody_removes_is_put_back() -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Asks for what the agent never passes on, from several threads and without a pause, until it is
+/// dropped.
+struct Insistent {
+    stop: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+    asking: Vec<JoinHandle<()>>,
+}
+
+impl Insistent {
+    fn start(netns: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let asking = [METADATA, METADATA, METADATA_6, METADATA_6]
+            .into_iter()
+            .map(|target| {
+                let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
+                let netns = netns.to_owned();
+                thread::spawn(move || {
+                    // The thread stays in the pod's namespace, and ends with it.
+                    let _ = in_netns(&netns, || {
+                        while !stop.load(Ordering::Relaxed) {
+                            let _ = knock(target);
+                            asked.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                })
+            })
+            .collect();
+        Self {
+            stop,
+            asked,
+            asking,
+        }
+    }
+
+    /// Waits until it has asked so often again.
+    async fn asks(&self, more: usize) -> anyhow::Result<()> {
+        let until = self.asked.load(Ordering::Relaxed) + more;
+        eventually(DEADLINE, async || {
+            let asked = self.asked.load(Ordering::Relaxed);
+            ensure!(asked >= until, "{asked} of {until}");
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Drop for Insistent {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.asking.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One request over a connection of its own, whose answer is not waited for long.
+fn knock(target: SocketAddr) -> std::io::Result<()> {
+    let patience = Duration::from_millis(200);
+    let mut stream = TcpStream::connect_timeout(&target, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(
+        b"GET /latest/user-data HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n",
+    )?;
+    stream.read(&mut [0; 64]).map(|_| ())
+}
+
+/// What flushes of all kinds do, for each backend: what a host's own programs run.
+fn flushes(backend: &str) -> Vec<Vec<String>> {
+    let words = |commands: &[&str]| commands.iter().map(ToString::to_string).collect();
+    if backend == "nftables" {
+        return vec![
+            words(&["nft flush ruleset"]),
+            words(&["nft delete table inet rolegate"]),
+        ];
+    }
+    let each = |table: &str| {
+        [backend.to_owned(), backend.replace("iptables", "ip6tables")]
+            .map(|program| format!("{program} -w 5 -t {table} -F"))
+    };
+    vec![
+        each("filter").to_vec(),
+        each("nat").to_vec(),
+        ["filter", "nat", "raw"].map(each).concat(),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flush_opens_nothing() -> anyhow::Result<()> {
+    let cluster = Cluster::shared().await?;
+    let site = Site::new("flush", cluster).await?;
+    let pod = site.pod("10.1.0.5")?;
+    let node = site.lab.node();
+    for target in [METADATA, METADATA_6] {
+        let open = ask::get_at(&pod, target, "/latest/user-data")?;
+        assert!(open.body.contains(NODE_SECRET_MARKER), "the lab is real");
+    }
+    let before = site.asked_for("user-data");
+    for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+        let redirect = format!("--redirect={backend}");
+        let mut agent = site.agent(&[&redirect])?;
+        site.ready(&mut agent).await?;
+        let pods = Insistent::start(&pod.path());
+        for commands in flushes(backend) {
+            for _ in 0..3 {
+                for command in &commands {
+                    // What was flushed may not be back yet.
+                    let _ = node.exec(command);
+                }
+                pods.asks(8).await?;
+            }
+            // The node's own way stays open, and the redirect comes back.
+            let own = ask::get_at(node, METADATA, "/latest/meta-data/instance-id")?;
+            assert_eq!(own.status, 200, "{own:?}");
+            eventually(DEADLINE, async || {
+                for target in [METADATA, METADATA_6] {
+                    let reply = ask::get_at(&pod, target, "/latest/user-data")?;
+                    ensure!(is_agent(&reply), "{commands:?}: {reply:?}");
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        let answered = site.asked_for("user-data") - before;
+        assert_eq!(answered, 0, "{backend}: answers of the node's own service");
+        // No agent is left to put anything back: the routing rules hold alone.
+        agent.kill();
+        for command in flushes(backend).concat() {
+            let _ = node.exec(&command);
+        }
+        pods.asks(16).await?;
+        let netns = pod.path().display().to_string();
+        let check = rolegate(node, &["redirect", "check", "--netns", &netns])?;
+        let text = String::from_utf8(check.stdout)?;
+        assert!(check.status.success(), "{text}");
+        assert!(
+            text.contains("routing rules of this host: in place"),
+            "{text}"
+        );
+        drop(pods);
+        let answered = site.asked_for("user-data") - before;
+        assert_eq!(answered, 0, "{backend}: answers of the node's own service");
+        let removed = rolegate(node, &["redirect", "remove"])?;
+        assert!(removed.status.success(), "{removed:?}");
+    }
+    let open = ask::get_at(&pod, METADATA, "/latest/user-data")?;
+    assert!(open.body.contains(NODE_SECRET_MARKER), "removed is removed");
+    Ok(())
 }

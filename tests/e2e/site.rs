@@ -207,10 +207,18 @@ impl Site {
         ask::get_at(self.lab.node(), ADMIN, path)
     }
 
-    /// Paths that somebody asked the node's metadata service for.
+    /// Whether the node's metadata service was asked for such a path.
     pub(crate) fn reached(&self, path: &str) -> bool {
+        self.asked_for(path) > 0
+    }
+
+    /// How often the node's metadata service was asked for such a path.
+    pub(crate) fn asked_for(&self, path: &str) -> usize {
         let requests = self.imds.requests();
-        requests.iter().any(|request| request.path.contains(path))
+        requests
+            .iter()
+            .filter(|request| request.path.contains(path))
+            .count()
     }
 }
 

@@ -1,19 +1,43 @@
 //! The keeper puts back what others remove or alter, and leaves the rules when it ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use rolegate_agent::redirect::{Backend, Keeper, State};
+use anyhow::{Context, ensure};
+use rolegate_agent::redirect::{Backend, Flavour, Keeper, State};
+use rolegate_testkit::eventually;
 use tokio_util::sync::CancellationToken;
 
-use crate::scene::{AGENT, METADATA, Scene, fetch, for_each_backend, on};
+use crate::scene::{AGENT, IMDS, METADATA, Scene, fetch, for_each_backend, on};
 
 for_each_backend!(
     rule_07_what_is_removed_or_altered_is_put_back,
+    what_the_kernel_tells_of_is_put_back_without_waiting_for_a_look,
+    what_is_flushed_while_it_is_put_back_comes_back,
     pain_04_rules_stay_at_the_end_unless_told_otherwise,
 );
 
+/// What others do to routing rules, as commands on the node.
+fn routing_vandals() -> Vec<Vec<String>> {
+    vec![
+        vec!["ip rule del priority 2".into()],
+        vec!["ip -6 rule del priority 2".into()],
+        vec!["ip rule del priority 1".into()],
+        vec![
+            "ip rule flush".into(),
+            "ip rule add priority 32766 lookup main".into(),
+        ],
+    ]
+}
+
 /// What others do to rules, as commands on the node.
 fn vandals(scene: &Scene) -> Vec<Vec<String>> {
+    let mut all = filter_vandals(scene);
+    all.extend(routing_vandals());
+    all
+}
+
+fn filter_vandals(scene: &Scene) -> Vec<Vec<String>> {
     let Some(iptables) = scene.iptables() else {
         return [
             "nft delete table inet rolegate",
@@ -40,27 +64,91 @@ fn vandals(scene: &Scene) -> Vec<Vec<String>> {
 
 fn rule_07_what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
+    let commands = vandals(&scene);
+    is_put_back(&scene, Duration::from_millis(50), &commands)
+}
+
+/// The look in intervals never comes here: it is once an hour. Legacy iptables tells of nothing, so
+/// with it only the routing rules come back at once.
+fn what_the_kernel_tells_of_is_put_back_without_waiting_for_a_look(
+    backend: Backend,
+) -> anyhow::Result<()> {
+    let scene = Scene::new(backend)?;
+    let commands = if backend == Backend::Iptables(Flavour::Legacy) {
+        routing_vandals()
+    } else {
+        vandals(&scene)
+    };
+    is_put_back(&scene, Duration::from_secs(3600), &commands)
+}
+
+fn is_put_back(scene: &Scene, interval: Duration, vandals: &[Vec<String>]) -> anyhow::Result<()> {
     let pod = scene.pod()?;
-    let keeper = Keeper::new(scene.redirect("eni+"), Duration::from_millis(50));
+    let keeper = Keeper::new(scene.redirect("eni+"), interval);
     on(scene.lab.node(), || async {
         let mut status = keeper.status();
         let cancel = CancellationToken::new();
         let vandalise = async {
             let _end = cancel.clone().drop_guard();
             status.wait_for(|status| status.in_place).await?;
-            for (expected, commands) in (1..).zip(vandals(&scene)) {
-                for command in &commands {
+            for commands in vandals {
+                let before = status.borrow().restored;
+                for command in commands {
                     // Part of it may have been put back between two commands.
                     let done = scene.lab.node().exec(command);
                     assert!(commands.len() > 1 || done.is_ok(), "{done:?}");
                 }
-                let wait = status.wait_for(|status| status.restored >= expected);
-                tokio::time::timeout(Duration::from_secs(60), wait).await??;
+                let wait = status.wait_for(|status| status.restored > before);
+                tokio::time::timeout(Duration::from_secs(60), wait)
+                    .await
+                    .with_context(|| format!("{commands:?}"))??;
                 for metadata in METADATA {
-                    assert_eq!(fetch(&pod, metadata)?, AGENT, "{commands:?}");
+                    eventually(Duration::from_secs(60), async || {
+                        ensure!(fetch(&pod, metadata)? == AGENT, "{commands:?}");
+                        Ok(())
+                    })
+                    .await?;
+                    assert_eq!(fetch(scene.lab.node(), metadata)?, IMDS, "the host's own");
                 }
             }
             anyhow::Ok(())
+        };
+        tokio::join!(keeper.run(cancel.clone()), vandalise).1
+    })?;
+    // The host's own requests, and none of the pod's.
+    assert_eq!(scene.imds.hits(), 2 * vandals.len());
+    Ok(())
+}
+
+/// Flushes follow each other without pause, so that some come between putting the rules there and
+/// reading them back: what was read then is not what should be there.
+fn what_is_flushed_while_it_is_put_back_comes_back(backend: Backend) -> anyhow::Result<()> {
+    let scene = Arc::new(Scene::new(backend)?);
+    let pod = scene.pod()?;
+    // Legacy iptables tells of no flush.
+    let interval = match backend {
+        Backend::Iptables(Flavour::Legacy) => Duration::from_millis(50),
+        _ => Duration::from_secs(3600),
+    };
+    let keeper = Keeper::new(scene.redirect("eni+"), interval);
+    on(scene.lab.node(), || async {
+        let mut status = keeper.status();
+        let cancel = CancellationToken::new();
+        let vandalise = async {
+            let _end = cancel.clone().drop_guard();
+            status.wait_for(|status| status.in_place).await?;
+            let flushing = tokio::task::spawn_blocking({
+                let scene = Arc::clone(&scene);
+                move || (0..60).try_for_each(|_| scene.flush())
+            });
+            flushing.await??;
+            eventually(Duration::from_secs(60), async || {
+                for metadata in METADATA {
+                    ensure!(fetch(&pod, metadata)? == AGENT);
+                }
+                Ok(())
+            })
+            .await
         };
         tokio::join!(keeper.run(cancel.clone()), vandalise).1
     })?;

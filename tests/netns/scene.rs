@@ -239,6 +239,20 @@ impl Scene {
         }
     }
 
+    /// Takes away all rules of the backend's program, ours and others'.
+    pub(crate) fn flush(&self) -> anyhow::Result<()> {
+        let node = self.lab.node();
+        let Some(iptables) = self.iptables() else {
+            return node.exec("nft flush ruleset").map(|_| ());
+        };
+        for program in [iptables.clone(), iptables.replace("iptables", "ip6tables")] {
+            for table in ["filter", "nat", "raw"] {
+                node.exec(&format!("{program} -w 5 -t {table} -F"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// All rules of the node, of whatever program.
     pub(crate) fn all_rules(&self) -> anyhow::Result<String> {
         let mut all = String::new();
@@ -246,6 +260,8 @@ impl Scene {
             "nft -s list ruleset",
             "iptables-legacy-save",
             "ip6tables-legacy-save",
+            "ip rule",
+            "ip -6 rule",
         ] {
             all.push_str(&self.lab.node().exec(command)?);
         }

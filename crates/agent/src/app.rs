@@ -28,7 +28,7 @@ use crate::door::{Door, DoorParts, NodeHealth};
 use crate::handover::{Estate, Place, Receipt};
 use crate::metrics::AgentMetrics;
 use crate::picture::Picture;
-use crate::redirect::Backend;
+use crate::redirect::{self, Backend};
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KeyRing, NoRandomness, TokenKeys};
 
@@ -274,8 +274,8 @@ impl Agent {
         if let Some(backend) = self.removes_redirect
             && !next
         {
-            match backend.remove().await {
-                Ok(_) => warn!("the redirect is removed: pods reach the node's role"),
+            match redirect::remove(backend).await {
+                Ok(()) => warn!("the redirect is removed: pods reach the node's role"),
                 Err(error) => tracing::error!(%error, "the redirect cannot be removed"),
             }
         }

@@ -1,20 +1,24 @@
 //! The redirect of pods' metadata traffic in the host's kernel: put there, looked after, shown
-//! and taken away, with nftables or iptables. What the rules say is decided in
-//! [`rolegate_core::redirect`]; here they are carried to the kernel.
+//! and taken away, with nftables or iptables, and the routing rules behind it. What the rules say
+//! is decided in [`rolegate_core::redirect`]; here they are carried to the kernel.
 //!
 //! The programs `nft` and `iptables` are run directly, so an image needs them and their libraries
-//! and no shell. They act on the network namespace of the calling thread.
+//! and no shell. Routing rules are set by netlink. Both act on the network namespace of the calling
+//! thread.
 
 mod backend;
 pub mod check;
 mod command;
 mod keeper;
+mod monitor;
+mod routing;
 
+use std::path::Path;
 use std::sync::Mutex;
 
-use rolegate_core::redirect::Spec;
+use rolegate_core::redirect::{Family, RoutingRule, Spec};
 
-pub use backend::{Backend, Choice, Flavour, UnknownBackend, remove_all};
+pub use backend::{Backend, Choice, Flavour, UnknownBackend};
 pub use keeper::{Keeper, Status};
 
 /// Why the kernel's rules could not be read or changed.
@@ -60,6 +64,17 @@ pub enum RedirectError {
         /// Why not.
         source: std::io::Error,
     },
+    /// What was put there is not there, or not all of it.
+    #[error("something else removes or alters the redirect while it is put there")]
+    Undone,
+    /// No netlink socket, or it ended.
+    #[error("cannot reach the kernel's routing rules: {0}")]
+    Netlink(std::io::Error),
+    /// The kernel refused a routing rule, or has none.
+    #[error(
+        "the kernel refused a routing rule: {0}; the agent needs the capability NET_ADMIN and a kernel with policy routing"
+    )]
+    RoutingRules(Box<rtnetlink::Error>),
     /// Neither backend works.
     #[error(
         "this host takes neither nftables nor iptables rules ({nftables}; {iptables}): the agent needs the host's network, the capability NET_ADMIN and one of both installed, or --redirect=none with rules of your own"
@@ -71,6 +86,9 @@ pub enum RedirectError {
         iptables: Box<RedirectError>,
     },
 }
+
+/// How often a redirect is put there before something that undoes it at once is an error.
+const TRIES: u32 = 3;
 
 /// What is in the kernel, against what was put there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,10 +138,33 @@ impl Redirect {
     /// # Errors
     /// When the program is missing or refuses; what was there before then stays.
     pub async fn apply(&self) -> Result<(), RedirectError> {
+        if self.backend == Backend::None {
+            return Ok(());
+        }
+        // What only closes is put there first. Where the kernel refuses it, the redirect is worth
+        // having without it.
+        let routing = routing::apply().await;
+        let mut tries = 1;
+        let listing = loop {
+            match self.put().await {
+                Ok(listing) => break listing,
+                // Something else changed the rules at the same moment: what was read is not so any
+                // more, or what was put there has gone already.
+                Err(RedirectError::Undone | RedirectError::Failed { .. }) if tries < TRIES => {
+                    tries += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        *self.applied.lock().unwrap_or_else(|e| e.into_inner()) = Some(listing);
+        routing
+    }
+
+    /// Puts the rules into the kernel, and reads back what it made of them.
+    async fn put(&self) -> Result<String, RedirectError> {
         self.backend.apply(&self.spec).await?;
-        let listing = self.backend.listing().await?;
-        *self.applied.lock().unwrap_or_else(|e| e.into_inner()) = listing;
-        Ok(())
+        let listing = self.backend.whole(&self.spec).await?;
+        listing.ok_or(RedirectError::Undone)
     }
 
     /// What is in the kernel, against what [`apply`](Self::apply) put there.
@@ -134,15 +175,21 @@ impl Redirect {
         if self.backend == Backend::None {
             return Ok(State::InPlace);
         }
+        let routing = routing::state().await?;
         let Some(listing) = self.backend.listing().await? else {
-            return Ok(State::Missing);
+            return Ok(match routing {
+                State::Missing => State::Missing,
+                State::InPlace | State::Altered => State::Altered,
+            });
         };
         let applied = self.applied.lock().unwrap_or_else(|e| e.into_inner());
-        Ok(if applied.as_ref() == Some(&listing) {
-            State::InPlace
-        } else {
-            State::Altered
-        })
+        Ok(
+            if applied.as_ref() == Some(&listing) && routing == State::InPlace {
+                State::InPlace
+            } else {
+                State::Altered
+            },
+        )
     }
 
     /// Takes the redirect and the rules that close the metadata address away.
@@ -150,6 +197,70 @@ impl Redirect {
     /// # Errors
     /// When the program is missing or refuses.
     pub async fn remove(&self) -> Result<(), RedirectError> {
-        self.backend.remove().await.map(|_| ())
+        remove(self.backend).await
     }
+}
+
+/// Takes away what a redirect with this backend put there, the routing rules too.
+///
+/// # Errors
+/// When the program or the kernel refuses.
+pub async fn remove(backend: Backend) -> Result<(), RedirectError> {
+    if backend == Backend::None {
+        return Ok(());
+    }
+    backend.remove().await?;
+    routing::remove().await.map(|_| ())
+}
+
+/// What [`remove_all`] took away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// The backends that had rules of ours.
+    pub backends: Vec<Backend>,
+    /// Whether there were routing rules of ours.
+    pub routing_rules: bool,
+}
+
+/// Takes away what is ours in every backend that this host has, and the routing rules.
+///
+/// # Errors
+/// When a program or the kernel refuses.
+pub async fn remove_all() -> Result<Removed, RedirectError> {
+    let mut backends = Vec::new();
+    for backend in Backend::ALL {
+        match backend.remove().await {
+            Ok(true) => backends.push(backend),
+            Ok(false) | Err(RedirectError::Missing { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Removed {
+        backends,
+        routing_rules: routing::remove().await?,
+    })
+}
+
+/// The routing rules of ours that the kernel has.
+///
+/// # Errors
+/// When the kernel can't be asked.
+pub async fn routing_rules() -> Result<Vec<RoutingRule>, RedirectError> {
+    routing::present().await
+}
+
+/// The state of the routing rules that belong to a redirect, whichever process added them.
+///
+/// # Errors
+/// When the kernel can't be asked.
+pub async fn routing_state() -> Result<State, RedirectError> {
+    routing::state().await
+}
+
+/// The families this host's kernel has: one without IPv6 has no rules for it either.
+fn families() -> impl Iterator<Item = Family> {
+    let v6 = Path::new("/proc/thread-self/net/if_inet6").exists();
+    Family::ALL
+        .into_iter()
+        .filter(move |family| *family == Family::V4 || v6)
 }

@@ -198,13 +198,14 @@ impl Sessions {
         cell.leases.fetch_add(1, Ordering::Relaxed);
         let wanted = Event::Wanted {
             key: cell.key.clone(),
-            namespace,
+            namespace: namespace.clone(),
             cause,
         };
         // A send fails only where the driver has ended, and then the process ends.
         let _ = self.events.send(wanted);
         Lease {
             cell,
+            namespace,
             events: self.events.clone(),
         }
     }
@@ -242,6 +243,8 @@ pub struct Lives {
 #[derive(Debug)]
 pub struct Lease {
     cell: Arc<SessionCell>,
+    /// Of the workload: what it causes is charged to this one.
+    namespace: Arc<str>,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -267,7 +270,10 @@ impl Lease {
 
     /// Says that something changed which may make a refused call succeed.
     pub fn retry(&self) {
-        let _ = self.events.send(Event::Changed(self.cell.key.clone()));
+        let _ = self.events.send(Event::Changed {
+            key: self.cell.key.clone(),
+            namespace: self.namespace.clone(),
+        });
     }
 }
 

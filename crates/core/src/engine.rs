@@ -11,8 +11,9 @@
 //! - A session is fetched again at 40 to 48 % of its life, by a jitter that depends on the key.
 //! - A final error is tried again after 30 s, doubling to 5 min; throttling and time-outs back
 //!   off from 1 s to 1 min. [`Event::Changed`] tries a final error at once.
-//! - First fetches are charged to the namespace that caused them, so that whoever flips
-//!   annotations uses up its own allowance and not the account's.
+//! - First fetches are charged to a namespace that wants them, so that a tenant that flips annotations
+//!   uses up its own allowance and not the account's. A session that several namespaces want has a
+//!   place in the line of each, and is fetched as soon as one of them can pay.
 //!
 //! An event costs O(log n) of the sessions there are, and the fetches that it starts.
 
@@ -29,7 +30,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::session::{FailureKind, Life, SessionKey};
 use allowance::Allowances;
-use line::{Line, Ticket};
+use line::{Lines, Ticket};
 pub use options::{Counts, EngineOptions};
 use pace::Pace;
 
@@ -45,7 +46,8 @@ pub enum Cause {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// One more workload needs the session. The fetch is charged to `namespace`.
+    /// One more workload needs the session. The fetch is charged to `namespace`, or to another one
+    /// that wants the same session and can pay earlier.
     Wanted {
         /// The session.
         key: Arc<SessionKey>,
@@ -58,8 +60,14 @@ pub enum Event {
     Released(Arc<SessionKey>),
     /// A pod is waiting for it now: it goes before prefetches.
     Asked(Arc<SessionKey>),
-    /// The pod, a rule or the role changed: a final error is worth another try.
-    Changed(Arc<SessionKey>),
+    /// A pod, a rule or the role changed: a final error is worth another try, which is charged to
+    /// `namespace`.
+    Changed {
+        /// The session.
+        key: Arc<SessionKey>,
+        /// Whose pod causes the call.
+        namespace: Arc<str>,
+    },
     /// A call brought a session.
     Fetched(Arc<SessionKey>, Life),
     /// A call failed.
@@ -82,35 +90,41 @@ pub enum Action {
 enum Next {
     /// At this time, under this number in [`Engine::timers`].
     At(Timestamp, u64),
-    /// In line.
-    Queued {
-        /// In the line of pods that are waiting.
+    /// In line or held, for each of [`Entry::payers`].
+    Waiting {
+        /// Among those that a pod is waiting for.
         urgent: bool,
         ticket: Ticket,
-    },
-    /// Held until the namespace's allowance is enough.
-    Held {
-        /// To join the line of pods that are waiting.
-        urgent: bool,
-        ticket: Ticket,
+        /// One of the payers has paid, for all.
+        paid: bool,
     },
     /// Being made, or about to be decided.
     InFlight,
 }
 
+/// A namespace that wants a session which waits.
+#[derive(Debug)]
+struct Payer {
+    /// What it has to pay for the fetch, if it is the one that pays.
+    debt: f64,
+    /// Whether it waits until its allowance is enough; else it is in line.
+    held: bool,
+}
+
 #[derive(Debug)]
 struct Entry {
     users: usize,
+    /// The namespace for which it was fetched last, or that wanted it first.
     namespace: Arc<str>,
     next: Next,
+    /// Those that want it while it waits.
+    payers: BTreeMap<Arc<str>, Payer>,
     /// Since when it is in line or held.
     since: Timestamp,
     life: Option<Life>,
     /// Failures in a row, and the last one's kind.
     failures: u32,
     last: Option<FailureKind>,
-    /// What the namespace has still to pay for the next fetch.
-    debt: f64,
 }
 
 /// The state of all sessions.
@@ -123,8 +137,9 @@ pub struct Engine {
     timers: BTreeMap<(Timestamp, u64), Arc<SessionKey>>,
     /// The last number of timers and tickets.
     serial: u64,
-    urgent: Line,
-    prefetch: Line,
+    lines: Lines,
+    /// How many entries are [`Next::Waiting`].
+    waiting: usize,
     in_flight: usize,
     allowances: Allowances,
     pace: Pace,
@@ -144,8 +159,8 @@ impl Engine {
             entries: HashMap::new(),
             timers: BTreeMap::new(),
             serial: 0,
-            urgent: Line::default(),
-            prefetch: Line::default(),
+            lines: Lines::default(),
+            waiting: 0,
             in_flight: 0,
             paced: None,
             idle: HashMap::new(),
@@ -163,7 +178,7 @@ impl Engine {
             } => self.wanted(key, namespace, cause, now),
             Event::Released(key) => self.released(&key, &mut actions),
             Event::Asked(key) => self.hurry(&key, now),
-            Event::Changed(key) => self.changed(&key, now),
+            Event::Changed { key, namespace } => self.changed(&key, namespace, now),
             Event::Fetched(key, life) => self.fetched(&key, life, now, &mut actions),
             Event::Failed(key, kind) => self.failed(&key, kind, now, &mut actions),
             Event::Tick => self.allowances.trim(now),
@@ -184,13 +199,13 @@ impl Engine {
 
     /// How it fares.
     pub fn counts(&self, now: Timestamp) -> Counts {
-        let lines = [self.urgent.oldest(), self.prefetch.oldest()];
+        let lines = [self.lines.urgent.oldest(), self.lines.prefetch.oldest()];
         let oldest = lines.into_iter().flatten().min();
         Counts {
             sessions: self.entries.len(),
-            urgent: self.urgent.len(),
-            prefetch: self.prefetch.len(),
-            held: self.allowances.held(),
+            urgent: self.lines.urgent.len(),
+            prefetch: self.lines.prefetch.len(),
+            held: self.waiting.saturating_sub(self.lines.len()),
             in_flight: self.in_flight,
             oldest_wait: oldest.map_or(SignedDuration::ZERO, |since| {
                 since.duration_until(now).max(SignedDuration::ZERO)
@@ -208,29 +223,58 @@ impl Engine {
     }
 
     fn wanted(&mut self, key: Arc<SessionKey>, namespace: Arc<str>, cause: Cause, now: Timestamp) {
-        if let Some(entry) = self.entries.get_mut(&key) {
-            entry.users += 1;
-            let over = entry.life.is_some_and(|life| !life.is_valid(now));
-            if over && entry.failures == 0 && matches!(entry.next, Next::At(..)) {
-                self.enqueue(&key, now);
-            }
-            return;
-        }
         let debt = self.cost(cause);
-        self.entries.insert(
-            key.clone(),
-            Entry {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            let entry = Entry {
                 users: 1,
-                namespace,
+                namespace: namespace.clone(),
                 next: Next::InFlight,
+                payers: BTreeMap::new(),
                 since: now,
                 life: None,
                 failures: 0,
                 last: None,
-                debt,
-            },
-        );
-        self.enqueue(&key, now);
+            };
+            self.entries.insert(key.clone(), entry);
+            return self.enqueue(&key, namespace, debt, now);
+        };
+        entry.users += 1;
+        let over = entry.life.is_some_and(|life| !life.is_valid(now));
+        match entry.next {
+            Next::Waiting { .. } => self.join(&key, namespace, debt),
+            Next::At(..) if over && entry.failures == 0 => self.enqueue(&key, namespace, 0.0, now),
+            Next::At(..) | Next::InFlight => {}
+        }
+    }
+
+    /// One more namespace wants a session that waits: it has a place in its line too. The same
+    /// namespace pays the least of what it was to pay.
+    fn join(&mut self, key: &Arc<SessionKey>, namespace: Arc<str>, cost: f64) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let Next::Waiting {
+            urgent,
+            ticket,
+            paid,
+        } = entry.next
+        else {
+            return;
+        };
+        let debt = if paid { 0.0 } else { cost };
+        if let Some(payer) = entry.payers.get_mut(&namespace) {
+            let less = debt < payer.debt;
+            payer.debt = payer.debt.min(debt);
+            if !less || !std::mem::take(&mut payer.held) {
+                return;
+            }
+            self.allowances.leave(&namespace, (urgent, ticket));
+        } else {
+            let held = false;
+            entry.payers.insert(namespace.clone(), Payer { debt, held });
+        }
+        let line = self.lines.of(urgent);
+        line.join(&namespace, ticket, key.clone(), entry.since);
     }
 
     fn released(&mut self, key: &Arc<SessionKey>, actions: &mut Vec<Action>) {
@@ -269,14 +313,19 @@ impl Engine {
             over.extend(idle.pop_front());
         }
         for key in over {
-            let unused = self.entries.get(&key).is_some_and(|entry| entry.users == 0);
-            if unused
-                && self
-                    .entries
-                    .get(&key)
-                    .is_some_and(|entry| entry.next != Next::InFlight)
-            {
+            let unused = |entry: &Entry| entry.users == 0 && entry.next != Next::InFlight;
+            if self.entries.get(&key).is_some_and(unused) {
                 self.forget(&key, actions);
+            }
+        }
+    }
+
+    /// Removes a session from those that a namespace keeps without a user.
+    fn leave_idle(&mut self, namespace: &Arc<str>, key: &Arc<SessionKey>) {
+        if let Some(idle) = self.idle.get_mut(namespace) {
+            idle.retain(|other| other != key);
+            if idle.is_empty() {
+                self.idle.remove(namespace);
             }
         }
     }
@@ -285,30 +334,35 @@ impl Engine {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        match &mut entry.next {
-            Next::Queued { urgent, ticket } if !*urgent => {
-                *urgent = true;
-                self.prefetch.leave(&entry.namespace, *ticket);
-                self.urgent
-                    .join(&entry.namespace, *ticket, key.clone(), entry.since);
+        let Next::Waiting { urgent, ticket, .. } = &mut entry.next else {
+            return;
+        };
+        if std::mem::replace(urgent, true) {
+            return;
+        }
+        for (namespace, payer) in &entry.payers {
+            if payer.held {
+                self.allowances.hurry(namespace, *ticket, now);
+            } else {
+                self.lines.prefetch.leave(namespace, *ticket);
+                let line = &mut self.lines.urgent;
+                line.join(namespace, *ticket, key.clone(), entry.since);
             }
-            Next::Held { urgent, ticket } if !*urgent => {
-                *urgent = true;
-                self.allowances.hurry(&entry.namespace, *ticket, now);
-            }
-            Next::Queued { .. } | Next::Held { .. } | Next::At(..) | Next::InFlight => {}
         }
     }
 
-    fn changed(&mut self, key: &Arc<SessionKey>, now: Timestamp) {
+    fn changed(&mut self, key: &Arc<SessionKey>, namespace: Arc<str>, now: Timestamp) {
+        // Charged again, or changes could be used to make calls without end.
         let debt = self.cost(Cause::Change);
-        if let Some(entry) = self.entries.get_mut(key)
-            && entry.last == Some(FailureKind::Final)
-            && matches!(entry.next, Next::At(..))
-        {
-            // Charged again, or changes could be used to make calls without end.
-            entry.debt = debt;
-            self.enqueue(key, now);
+        let Some(entry) = self.entries.get(key) else {
+            return;
+        };
+        match entry.next {
+            Next::At(..) if entry.last == Some(FailureKind::Final) => {
+                self.enqueue(key, namespace, debt, now);
+            }
+            Next::Waiting { .. } => self.join(key, namespace, debt),
+            Next::At(..) | Next::InFlight => {}
         }
     }
 
@@ -367,17 +421,23 @@ impl Engine {
         }
     }
 
-    /// Puts a key at the end of the line of prefetches, whatever it was doing.
-    fn enqueue(&mut self, key: &Arc<SessionKey>, now: Timestamp) {
+    /// Puts a key at the end of a namespace's line of prefetches, whatever it was doing.
+    fn enqueue(&mut self, key: &Arc<SessionKey>, namespace: Arc<str>, debt: f64, now: Timestamp) {
         self.step_out(key);
         self.serial += 1;
         let ticket = self.serial;
         if let Some(entry) = self.entries.get_mut(key) {
-            let urgent = false;
-            entry.next = Next::Queued { urgent, ticket };
+            entry.next = Next::Waiting {
+                urgent: false,
+                ticket,
+                paid: debt <= 0.0,
+            };
             entry.since = now;
-            self.prefetch
-                .join(&entry.namespace, ticket, key.clone(), now);
+            let line = &mut self.lines.prefetch;
+            line.join(&namespace, ticket, key.clone(), now);
+            let held = false;
+            entry.payers = BTreeMap::from([(namespace, Payer { debt, held })]);
+            self.waiting += 1;
         }
     }
 
@@ -399,16 +459,15 @@ impl Engine {
             Next::At(at, serial) => {
                 self.timers.remove(&(at, serial));
             }
-            Next::Queued { urgent, ticket } => {
-                let line = if urgent {
-                    &mut self.urgent
-                } else {
-                    &mut self.prefetch
-                };
-                line.leave(&entry.namespace, ticket);
-            }
-            Next::Held { urgent, ticket } => {
-                self.allowances.leave(&entry.namespace, (urgent, ticket));
+            Next::Waiting { urgent, ticket, .. } => {
+                self.waiting -= 1;
+                for (namespace, payer) in std::mem::take(&mut entry.payers) {
+                    if payer.held {
+                        self.allowances.leave(&namespace, (urgent, ticket));
+                    } else {
+                        self.lines.of(urgent).leave(&namespace, ticket);
+                    }
+                }
             }
             Next::InFlight => {}
         }
@@ -417,12 +476,7 @@ impl Engine {
     fn forget(&mut self, key: &Arc<SessionKey>, actions: &mut Vec<Action>) {
         self.step_out(key);
         if let Some(entry) = self.entries.remove(key) {
-            if let Some(idle) = self.idle.get_mut(&entry.namespace) {
-                idle.retain(|other| other != key);
-                if idle.is_empty() {
-                    self.idle.remove(&entry.namespace);
-                }
-            }
+            self.leave_idle(&entry.namespace, key);
             actions.push(Action::Forget(key.clone()));
         }
     }
@@ -432,28 +486,36 @@ impl Engine {
             && timer.key().0 <= now
         {
             let key = timer.remove();
-            match self.entries.get(&key).map(|entry| entry.users) {
-                Some(0) => self.forget(&key, actions),
-                Some(_) => self.enqueue(&key, now),
+            match self.entries.get(&key) {
+                Some(entry) if entry.users == 0 => self.forget(&key, actions),
+                Some(entry) => self.enqueue(&key, entry.namespace.clone(), 0.0, now),
                 None => {}
             }
         }
     }
 
-    /// Puts in line what its namespace can pay for by now.
+    /// Puts in line what a namespace can pay for by now. One pays for all that want it.
     fn admit(&mut self, now: Timestamp) {
         while let Some(key) = self.allowances.next_paid(now) {
-            if let Some(entry) = self.entries.get_mut(&key)
-                && let Next::Held { urgent, ticket } = entry.next
-            {
-                entry.debt = 0.0;
-                entry.next = Next::Queued { urgent, ticket };
-                let line = if urgent {
-                    &mut self.urgent
-                } else {
-                    &mut self.prefetch
-                };
-                line.join(&entry.namespace, ticket, key, entry.since);
+            let Some(entry) = self.entries.get_mut(&key) else {
+                continue;
+            };
+            let Next::Waiting {
+                urgent,
+                ticket,
+                paid,
+            } = &mut entry.next
+            else {
+                continue;
+            };
+            *paid = true;
+            for (namespace, payer) in &mut entry.payers {
+                payer.debt = 0.0;
+                if std::mem::take(&mut payer.held) {
+                    self.allowances.leave(namespace, (*urgent, *ticket));
+                    let line = self.lines.of(*urgent);
+                    line.join(namespace, *ticket, key.clone(), entry.since);
+                }
             }
         }
     }
@@ -467,33 +529,34 @@ impl Engine {
                 self.paced = Some(now + wait);
                 return;
             }
-            let taken = self.urgent.take().or_else(|| self.prefetch.take());
-            let Some(key) = taken else {
+            let Some((namespace, key)) = self.lines.take() else {
                 return;
             };
             let Some(entry) = self.entries.get_mut(&key) else {
                 continue;
             };
-            let Next::Queued { urgent, ticket } =
-                std::mem::replace(&mut entry.next, Next::InFlight)
-            else {
+            let Next::Waiting { urgent, ticket, .. } = entry.next else {
                 continue;
             };
             if entry.users == 0 {
                 self.forget(&key, actions);
                 continue;
             }
-            if entry.debt > 0.0 {
+            if let Some(payer) = entry.payers.get_mut(&namespace)
+                && payer.debt > 0.0
+            {
                 let place = (urgent, ticket);
-                if !self
-                    .allowances
-                    .pay(&entry.namespace, &key, entry.debt, place, now)
-                {
-                    entry.next = Next::Held { urgent, ticket };
+                let allowances = &mut self.allowances;
+                payer.held = !allowances.pay(&namespace, &key, payer.debt, place, now);
+                if payer.held {
                     continue;
                 }
-                entry.debt = 0.0;
             }
+            let before = std::mem::replace(&mut entry.namespace, namespace.clone());
+            if before != namespace {
+                self.leave_idle(&before, &key);
+            }
+            self.step_out(&key);
             self.in_flight += 1;
             self.pace.spend(now);
             actions.push(Action::Fetch(key));
@@ -502,9 +565,9 @@ impl Engine {
 
     /// Whether what is first in line may be in flight too.
     fn has_room(&self) -> bool {
-        let most = if !self.urgent.is_empty() {
+        let most = if !self.lines.urgent.is_empty() {
             self.options.in_flight
-        } else if !self.prefetch.is_empty() {
+        } else if !self.lines.prefetch.is_empty() {
             self.options.in_flight.min(self.options.ahead)
         } else {
             return false;

@@ -26,6 +26,9 @@ struct Look {
     mirror: bool,
     /// Name and UID, where the session is the pod's own or a layer looks at them.
     pod: Option<(Arc<str>, Arc<str>)>,
+    /// Whether there were more labels, or annotations, than are kept: such a pod is refused, whatever
+    /// layers read.
+    too_large: (bool, bool),
     labels: Option<KeyValues>,
     identity: Option<Identity>,
 }
@@ -135,6 +138,10 @@ fn look(rules: &RuleSet, workload: &Workload) -> Look {
         service_account: workload.service_account.clone(),
         wish: workload.wish.clone(),
         mirror: workload.mirror,
+        too_large: (
+            workload.labels.is_too_large(),
+            workload.annotations.is_too_large(),
+        ),
         pod: own.then(|| (workload.name.clone(), workload.uid.clone())),
         labels: reads.labels.then(|| workload.labels.clone()),
         identity: reads.identity.then(|| Identity {
@@ -146,148 +153,4 @@ fn look(rules: &RuleSet, workload: &Workload) -> Look {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-    use super::*;
-    use crate::layer::{ActiveLayer, Ask, Layer, Mode, Verdict};
-    use crate::namespace::NamespaceRules;
-    use crate::workload::tests::pod;
-
-    #[derive(Debug, Default)]
-    struct Counting {
-        asked: AtomicUsize,
-        reads: Reads,
-        reads_time: bool,
-        passing: bool,
-    }
-
-    impl Layer for Counting {
-        fn name(&self) -> &'static str {
-            "counting"
-        }
-
-        fn judge(&self, _: &Ask<'_>) -> Verdict {
-            self.asked.fetch_add(1, Relaxed);
-            match self.passing {
-                true => Verdict::Deny {
-                    rule: "slow".into(),
-                    reason: "not done in time".into(),
-                    passing: true,
-                },
-                false => Verdict::allow("counted"),
-            }
-        }
-
-        fn reads(&self) -> Reads {
-            self.reads
-        }
-
-        fn reads_time(&self) -> bool {
-            self.reads_time
-        }
-    }
-
-    /// How often a layer is asked for pods that differ in everything but the wish.
-    fn asked(layer: Counting, scope: SessionScope) -> usize {
-        let layer = Arc::new(layer);
-        let namespace = Arc::new(NamespaceRules::of_labels(KeyValues::default()));
-        let rules = RuleSet {
-            layers: vec![ActiveLayer {
-                layer: layer.clone(),
-                mode: Mode::Enforce,
-            }],
-            namespaces: Arc::new([("default".into(), namespace)].into()),
-            scope,
-            ..RuleSet::default()
-        };
-        let memo = Memo::default();
-        for number in 0..10 {
-            let pod = Workload {
-                name: format!("pod-{number}").into(),
-                uid: format!("uid-{number}").into(),
-                labels: [("number", number.to_string())].into_iter().collect(),
-                ..pod(Some("arn:aws:iam::123456789012:role/reader"))
-            };
-            let kept = memo.decide(&rules, &pod, Timestamp::UNIX_EPOCH);
-            assert_eq!(kept, rules.decide(&pod, Timestamp::UNIX_EPOCH));
-        }
-        layer.asked.load(Relaxed) - 10
-    }
-
-    #[test]
-    fn workloads_that_look_the_same_to_the_rules_share_a_decision() {
-        assert_eq!(asked(Counting::default(), SessionScope::Workload), 1);
-        assert_eq!(asked(Counting::default(), SessionScope::Pod), 10);
-        let labels = Reads {
-            labels: true,
-            ..Reads::default()
-        };
-        let identity = Reads {
-            identity: true,
-            ..Reads::default()
-        };
-        let pod = Reads {
-            pod: true,
-            ..Reads::default()
-        };
-        for reads in [labels, identity, pod] {
-            let layer = Counting {
-                reads,
-                ..Counting::default()
-            };
-            assert_eq!(asked(layer, SessionScope::Workload), 10, "{reads:?}");
-        }
-        let timed = Counting {
-            reads_time: true,
-            ..Counting::default()
-        };
-        assert_eq!(asked(timed, SessionScope::Workload), 10);
-    }
-
-    #[test]
-    fn what_is_of_the_moment_is_not_kept() {
-        let slow = Counting {
-            passing: true,
-            ..Counting::default()
-        };
-        assert_eq!(asked(slow, SessionScope::Workload), 10);
-    }
-
-    #[test]
-    fn rule_09_wishes_of_any_number_and_length_take_bounded_memory() {
-        let rules = RuleSet {
-            namespaces: Arc::new(
-                [(
-                    "default".into(),
-                    Arc::new(NamespaceRules::of_labels(KeyValues::default())),
-                )]
-                .into(),
-            ),
-            ..RuleSet::default()
-        };
-        let memo = Memo::default();
-        for number in 0..10_000 {
-            let mut pod = pod(Some("x"));
-            pod.wish.role = Some(format!("{number}{}", "x".repeat(2000)).into());
-            memo.decide(&rules, &pod, Timestamp::UNIX_EPOCH);
-        }
-        let kept = memo.lock();
-        let bytes: usize = kept.decisions.keys().map(Look::bytes).sum();
-        assert_eq!(bytes, kept.bytes);
-        assert!(bytes <= MOST && kept.decisions.len() < 5_000);
-    }
-
-    #[test]
-    fn rules_of_before_do_not_come_back() {
-        let rules = |generation| RuleSet {
-            generation,
-            ..RuleSet::default()
-        };
-        let memo = Memo::default();
-        memo.decide(&rules(2), &pod(None), Timestamp::UNIX_EPOCH);
-        memo.decide(&rules(1), &pod(Some("x")), Timestamp::UNIX_EPOCH);
-        let kept = memo.lock();
-        assert_eq!((kept.generation, kept.decisions.len()), (2, 1));
-    }
-}
+mod tests;

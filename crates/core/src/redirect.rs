@@ -14,18 +14,25 @@
 //! 4. **the agent's port is no service**: it answers redirected connections and this host, not
 //!    what pods or the network send straight to it.
 //!
+//! A flush of such a program's rules takes all four away at once. So the second is said again where
+//! no such flush reaches, in the [rules of routing](routing_rules).
+//!
 //! Frames that a bridge passes from port to port without this host routing them, and macvlan
 //! pods on the uplink, never enter the host's IP stack: no rule here can see them.
 
 mod interface;
 mod iptables;
 mod nft;
+mod routing;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use interface::{InterfaceError, InterfacePattern};
-pub use iptables::{iptables_chains, iptables_owned, iptables_remove, iptables_restore};
-pub use nft::{nft_remove_script, nft_script};
+pub use iptables::{
+    iptables_chains, iptables_is_whole, iptables_owned, iptables_remove, iptables_restore,
+};
+pub use nft::{nft_is_whole, nft_remove_script, nft_script};
+pub use routing::{RoutingAction, RoutingRule, routing_rules};
 
 /// Where instances find their metadata, IPv4.
 pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);

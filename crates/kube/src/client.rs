@@ -96,6 +96,7 @@ pub struct Connection {
     client: Client,
     pictures: Pictures,
     url: String,
+    namespace: String,
 }
 
 impl fmt::Debug for Connection {
@@ -127,9 +128,13 @@ impl Connection {
         let agent = HeaderValue::from_static(concat!("rolegate/", env!("CARGO_PKG_VERSION")));
         config.headers.push((USER_AGENT, agent));
         let url = config.cluster_url.to_string();
+        let namespace = config.default_namespace.clone();
         let client =
             ClientBuilder::try_from(config).map_err(|error| ClientError::Setup(Box::new(error)))?;
-        Ok(Self::over(client, url))
+        Ok(Self {
+            namespace,
+            ..Self::over(client, url)
+        })
     }
 
     /// Over any transport.
@@ -144,6 +149,7 @@ impl Connection {
             client: client.build(),
             pictures: Pictures::default(),
             url,
+            namespace: "default".into(),
         }
     }
 
@@ -160,6 +166,12 @@ impl Connection {
     /// How fresh what its watches told is.
     pub fn pictures(&self) -> &Pictures {
         &self.pictures
+    }
+
+    /// The namespace that is meant where none is named: that of the kubeconfig's context, or of the
+    /// pod that this runs in.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Where the API server is.
@@ -287,6 +299,30 @@ contexts:
             })
             .await,
             "https://three.example/"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_namespace_is_that_of_the_context() {
+        let (dir, options) = kubeconfig();
+        let namespace = |options| async move {
+            Connection::new(&options)
+                .await
+                .unwrap()
+                .namespace()
+                .to_owned()
+        };
+        assert_eq!(namespace(options.clone()).await, "default");
+        let shop = KUBECONFIG.replace(
+            "user: user } }\n- { name: two",
+            "user: user, namespace: shop } }\n- { name: two",
+        );
+        std::fs::write(dir.path().join("config"), shop).unwrap();
+        assert_eq!(namespace(options.clone()).await, "shop");
+        let context = Some("two".into());
+        assert_eq!(
+            namespace(ClientOptions { context, ..options }).await,
+            "default"
         );
     }
 

@@ -16,6 +16,8 @@ use crate::failure::Kind;
 use crate::watch::{Reporting, Source};
 use crate::watchdog::{Trouble, Watchdog};
 
+/// The label of what is counted.
+const RESOURCE: &str = "rolegateconfigs";
 /// How often it is looked whether the kind is there by now.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -58,9 +60,11 @@ pub async fn watch_cluster_config<M: Send + 'static>(
         return messages.closed().await;
     }
     let condition = reporting.condition.clone();
-    let mut health = Watchdog::new("rolegateconfigs", "the RolegateConfig", INSTALL, reporting);
+    let mut health = Watchdog::new(RESOURCE, "the RolegateConfig", INSTALL, reporting);
     let trouble = health.trouble();
     let kind = ApiResource::erase::<RolegateConfig>(&());
+    // One for the watch's whole life, or what may not be read any more would never be old.
+    let picture = connection.pictures().another(RESOURCE);
     let mut told = false;
     loop {
         let api = |client| Api::all_with(client, &kind);
@@ -69,7 +73,7 @@ pub async fn watch_cluster_config<M: Send + 'static>(
             say(&trouble, &found);
             wrap(found)
         };
-        let mut source = Source::another("rolegateconfigs", connection, api, config, tell);
+        let mut source = Source::within(picture.clone(), connection, api, config, tell);
         source.config = source
             .config
             .fields(&format!("metadata.name={CONFIG_NAME}"));
@@ -78,6 +82,11 @@ pub async fn watch_cluster_config<M: Send + 'static>(
             return;
         };
         drop(source);
+        if failure.kind == Kind::NotFound {
+            // That there is no such kind is news of the cluster too. When it may not be asked any
+            // more, there may be one by now.
+            picture.touch();
+        }
         let wait = match (used, health.is_loaded()) {
             // What it said holds, as long as the picture isn't too old.
             (_, true) if failure.kind == Kind::Forbidden => health.failed(&failure),

@@ -241,6 +241,18 @@ where
         wrap: W,
     ) -> Self {
         let picture = connection.pictures().another(resource);
+        Self::within(picture, connection, api, parse, wrap)
+    }
+
+    /// A watch of all objects that `api` makes of a client, heard in `picture`. A watch that is begun
+    /// anew keeps its picture: the age is that of what it said last, and not of the last attempt.
+    pub(crate) fn within(
+        picture: PictureAge,
+        connection: &Connection,
+        api: impl FnOnce(Client) -> Api<K>,
+        parse: P,
+        wrap: W,
+    ) -> Self {
         Self {
             api: api(connection.watching(&picture)),
             config: usual(),

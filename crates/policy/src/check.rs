@@ -1,17 +1,29 @@
-//! Manifests judged as the gate would judge them when they are created.
+//! Manifests judged as the gate would judge what is done with them.
 
+mod defaults;
+mod hints;
 mod render;
 mod request;
+mod values;
+
+use std::collections::HashMap;
 
 use jiff::Timestamp;
-use rolegate_admission::{Fault, GateRules, Review, Unseen, judge};
+pub use rolegate_admission::review::Operation;
+use rolegate_admission::{Fault, GateRules, Outcome, Review, Unseen, judge};
+use rolegate_core::layer::Mode;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::manifest::Document;
-use request::{path_steps, review_of};
+pub use hints::foreign;
+use request::{Request, path_steps, review_of};
+pub use request::{is_review, namespace_of};
 
-/// Who creates the objects, as the API server would name them.
+/// The layer of what is not judged or counts for nothing, in findings.
+const CHECK: &str = "check";
+
+/// The user who asks, as the API server would name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Creator {
     /// The user.
@@ -20,13 +32,17 @@ pub struct Creator {
     pub groups: Vec<String>,
 }
 
-/// What is judged, and from where.
+/// An object, and what is done with it.
 #[derive(Debug, Clone, Copy)]
 pub struct Manifest<'a> {
     /// The file, or `-` for standard input.
     pub file: &'a str,
     /// The object.
     pub document: &'a Document,
+    /// The object as it is, which makes a creation an update.
+    pub old: Option<&'a Value>,
+    /// What is done.
+    pub operation: Operation,
 }
 
 /// What was found; as JSON it is what `rolegate policy check -o json` prints.
@@ -37,11 +53,31 @@ pub struct Report {
     pub checked: usize,
     /// How many of them would be refused.
     pub refused: usize,
-    /// Every fault, in the order of the manifests.
+    /// How many warnings there are.
+    pub warnings: usize,
+    /// Every finding, in the order of the manifests.
     pub findings: Vec<Finding>,
+    /// What is worth knowing of the rules and of the run as a whole, a sentence each.
+    pub notes: Vec<String>,
+    /// All objects that were judged.
+    #[serde(skip)]
+    pub objects: Vec<Checked>,
 }
 
-/// One fault of one object.
+/// An object that was judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// The file.
+    pub file: String,
+    /// The line in the file, from 1.
+    pub line: u64,
+    /// The object by its kind, namespace and name.
+    pub name: String,
+    /// Which of the findings are about it.
+    pub findings: std::ops::Range<usize>,
+}
+
+/// One fault of one object, or something worth knowing of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
@@ -59,9 +95,10 @@ pub struct Finding {
     pub namespace: String,
     /// The object's name.
     pub name: String,
-    /// Where in the object; empty for all of it.
+    /// The place in the object; empty for all of it.
     pub path: String,
-    /// Who refuses: a layer of the rules, or `request`, `own-role`, `rules`, `guard`.
+    /// What refuses: a layer of the rules, or `request`, `own-role`, `rules`, `guard`; `check` for
+    /// what is not judged or counts for nothing.
     pub layer: String,
     /// The rule in that layer.
     pub rule: String,
@@ -75,8 +112,11 @@ pub struct Finding {
 pub enum Level {
     /// The object would be refused.
     Error,
-    /// A layer in audit mode would refuse it.
+    /// A layer in audit mode would refuse it, or something of it is not judged or counts for
+    /// nothing.
     Warning,
+    /// It is worth knowing.
+    Note,
 }
 
 impl Level {
@@ -85,16 +125,73 @@ impl Level {
         match self {
             Self::Error => "error",
             Self::Warning => "warning",
+            Self::Note => "note",
         }
     }
 }
 
 /// The AdmissionReview of the creation of `object`, in `namespace` where it names none.
 pub fn creation_of(object: &Value, creator: &Creator, namespace: &str) -> Value {
-    review_of(object, creator, namespace).body
+    review_of(object, None, Operation::Create, creator, namespace).body
 }
 
-/// Judges each object as if `creator` created it. Objects without a namespace go to `namespace`.
+/// An object as the API server would keep it: in its namespace, null in maps of texts as an empty
+/// text, and the most common defaults filled in.
+pub fn completed(object: &Value, namespace: &str) -> Value {
+    let creator = Creator {
+        user: String::new(),
+        groups: Vec::new(),
+    };
+    let mut review = creation_of(object, &creator, namespace);
+    let completed = review.pointer_mut("/request/object").map(Value::take);
+    completed.unwrap_or_default()
+}
+
+/// Objects as they are, found by those that change them.
+#[derive(Debug, Default)]
+pub struct Existing<'a>(HashMap<Key, &'a Value>);
+
+/// Group, kind, namespace and name.
+type Key = [String; 4];
+
+impl<'a> Existing<'a> {
+    /// Of objects; those that name no namespace are in `namespace`.
+    pub fn of(objects: impl IntoIterator<Item = &'a Value>, namespace: &str) -> Self {
+        let objects = objects.into_iter();
+        Self(
+            objects
+                .map(|object| (key(object, namespace), object))
+                .collect(),
+        )
+    }
+
+    /// The object that is there where `object` would be.
+    pub fn beside(&self, object: &Value, namespace: &str) -> Option<&'a Value> {
+        self.0.get(&key(object, namespace)).copied()
+    }
+}
+
+fn key(object: &Value, namespace: &str) -> Key {
+    let text = |pointer| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let group = text("/apiVersion")
+        .split_once('/')
+        .map_or("", |(group, _)| group);
+    [
+        group,
+        text("/kind"),
+        namespace_of(object, namespace),
+        text("/metadata/name"),
+    ]
+    .map(str::to_owned)
+}
+
+/// Judges each object as if `creator` did with it what is done. Objects without a namespace are in
+/// `namespace`.
 pub fn check<'a>(
     rules: &GateRules<'_>,
     manifests: impl IntoIterator<Item = Manifest<'a>>,
@@ -105,66 +202,162 @@ pub fn check<'a>(
     let mut report = Report::default();
     for manifest in manifests {
         report.checked += 1;
-        let found = check_one(rules, manifest, creator, namespace, now);
-        if found.iter().any(|finding| finding.level == Level::Error) {
-            report.refused += 1;
-        }
+        let request = request_of(manifest, creator, namespace);
+        let found = check_one(rules, manifest, &request, now);
+        let is = |level| found.iter().filter(move |finding| finding.level == level);
+        report.refused += usize::from(is(Level::Error).next().is_some());
+        report.warnings += is(Level::Warning).count();
+        let first = report.findings.len();
+        report.objects.push(Checked {
+            file: manifest.file.to_owned(),
+            line: manifest.document.line(),
+            name: render::object(&request.kind, &request.namespace, &request.name),
+            findings: first..first + found.len(),
+        });
         report.findings.extend(found);
     }
     report
 }
 
-fn check_one(
+fn request_of(manifest: Manifest<'_>, creator: &Creator, namespace: &str) -> Request {
+    let object = &manifest.document.value;
+    review_of(object, manifest.old, manifest.operation, creator, namespace)
+}
+
+/// The gate's verdict on an object.
+///
+/// # Errors
+/// Why there is none: the object is no request that can be read.
+pub(crate) fn judged(
     rules: &GateRules<'_>,
     manifest: Manifest<'_>,
     creator: &Creator,
     namespace: &str,
     now: Timestamp,
-) -> Vec<Finding> {
-    let request = review_of(&manifest.document.value, creator, namespace);
-    let finding = |level, fault: &Fault| Finding {
-        level,
-        file: manifest.file.to_owned(),
-        line: manifest
-            .document
-            .line_of(path_steps(&fault.path).iter().map(String::as_str)),
-        template: manifest.document.source.clone(),
-        kind: request.kind.clone(),
-        namespace: request.namespace.clone(),
-        name: request.name.clone(),
-        path: fault.path.clone(),
-        layer: fault.layer.to_owned(),
-        rule: fault.rule.clone(),
-        message: fault.reason.clone(),
-    };
+) -> Result<Outcome, String> {
+    judge_request(rules, &request_of(manifest, creator, namespace), now)
+}
+
+fn judge_request(
+    rules: &GateRules<'_>,
+    request: &Request,
+    now: Timestamp,
+) -> Result<Outcome, String> {
     let body = request.body.to_string();
-    let review = match Review::parse(body.as_bytes()) {
-        Ok(review) => review,
-        Err(error) => {
-            let fault = Fault::new("", "request", "malformed object", &error.to_string());
-            return vec![finding(Level::Error, &fault)];
+    let review = Review::parse(body.as_bytes()).map_err(|error| error.to_string())?;
+    Ok(judge(rules, &review, now))
+}
+
+fn check_one(
+    rules: &GateRules<'_>,
+    manifest: Manifest<'_>,
+    request: &Request,
+    now: Timestamp,
+) -> Vec<Finding> {
+    let Manifest { file, document, .. } = manifest;
+    let finding = |level, fault: &Fault| {
+        let steps = path_steps(&fault.path);
+        let prefix = request.prefix.iter().copied();
+        Finding {
+            level,
+            file: file.to_owned(),
+            line: document.line_of(prefix.chain(steps.iter().map(String::as_str))),
+            template: document.source.clone(),
+            kind: request.kind.clone(),
+            namespace: request.namespace.clone(),
+            name: request.name.clone(),
+            path: fault.path.clone(),
+            layer: fault.layer.to_owned(),
+            rule: fault.rule.clone(),
+            message: fault.reason.clone(),
         }
     };
-    let outcome = judge(rules, &review, now);
-    let mut found: Vec<_> = outcome
-        .faults
-        .iter()
-        .map(|fault| finding(Level::Error, fault))
-        .collect();
-    if let Some(unseen) = &outcome.undecided {
-        let reason = match unseen {
-            Unseen::Namespace(name) => format!(
-                "namespace {name} is in neither the rules nor the manifests, so nothing can be said: \
-                 add it to one of them"
-            ),
-            Unseen::Rules(sentence) => (*sentence).to_owned(),
-        };
-        let fault = Fault::new("metadata.namespace", "rules", "unknown namespace", &reason);
-        found.push(finding(Level::Error, &fault));
+    let mut found: Vec<Finding>;
+    match judge_request(rules, request, now) {
+        Err(why) => {
+            let fault = Fault::new("", "request", "malformed object", &why);
+            found = vec![finding(Level::Error, &fault)];
+        }
+        Ok(outcome) => {
+            let faults = outcome.faults.iter();
+            found = faults.map(|fault| finding(Level::Error, fault)).collect();
+            if let Some(unseen) = &outcome.undecided {
+                let fault = undecided(unseen);
+                found.push(finding(Level::Error, &fault));
+            }
+            let warnings = outcome.warnings.iter();
+            found.extend(warnings.map(|fault| finding(Level::Warning, fault)));
+        }
     }
-    let warnings = outcome.warnings.iter();
-    found.extend(warnings.map(|fault| finding(Level::Warning, fault)));
+    let hints = if is_review(&document.value) {
+        Vec::new()
+    } else {
+        hints::hints(
+            &document.value,
+            &request.namespace,
+            rules.config,
+            rules.keys,
+        )
+    };
+    for hint in hints {
+        let path = written(&hint.steps);
+        let fault = Fault::new(&path, CHECK, hint.rule, &hint.message);
+        found.push(finding(hint.level, &fault));
+    }
+    if let Some(why) = not_asked(rules, request) {
+        let fault = Fault::new("", CHECK, "not judged", why);
+        found.push(finding(Level::Note, &fault));
+    }
+    if document.repeats_key {
+        let message = "an object in this JSON has a key twice: the last one counts, as for kubectl";
+        let fault = Fault::new("", CHECK, "repeated key", message);
+        found.push(finding(Level::Warning, &fault));
+    }
     found
+}
+
+/// Why no policy is asked about a request, where policies are on.
+fn not_asked(rules: &GateRules<'_>, request: &Request) -> Option<&'static str> {
+    if rules.config.modes.rego == Mode::Off {
+        return None;
+    }
+    let text = |pointer| request.body.pointer(pointer).and_then(Value::as_str);
+    match (text("/request/operation"), text("/request/subResource")) {
+        (Some("DELETE" | "CONNECT"), _) => {
+            Some("policies are not asked about deletions and CONNECT")
+        }
+        (_, None | Some("" | "ephemeralcontainers")) => None,
+        _ => Some("policies are not asked about subresources but ephemeralcontainers"),
+    }
+}
+
+fn undecided(unseen: &Unseen) -> Fault {
+    let reason = match unseen {
+        Unseen::Namespace(name) => format!(
+            "namespace {name} is in neither the rules nor the manifests, so nothing can be said: \
+             add it to one of them"
+        ),
+        Unseen::Rules(sentence) => (*sentence).to_owned(),
+    };
+    Fault::new("metadata.namespace", "rules", "unknown namespace", &reason)
+}
+
+/// Steps as the path that messages name: `spec.list[0].annotations[example.com/key]`.
+fn written(steps: &[String]) -> String {
+    let mut path = String::new();
+    for step in steps {
+        let is_plain = step.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let is_number = step.bytes().all(|b| b.is_ascii_digit());
+        if is_number || !is_plain {
+            path.push_str(&format!("[{step}]"));
+        } else {
+            if !path.is_empty() {
+                path.push('.');
+            }
+            path.push_str(step);
+        }
+    }
+    path
 }
 
 #[cfg(test)]

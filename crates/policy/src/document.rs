@@ -364,7 +364,7 @@ spec:
             let text = yaml(&document).unwrap();
             let read = crate::manifest::documents(&text)
                 .map_err(|error| TestCaseError::fail(format!("{error}: {text}")))?;
-            prop_assert_eq!(&read[0].value, &document, "{}", text);
+            prop_assert_eq!(&read.documents[0].value, &document, "{}", text);
         }
 
         #[test]

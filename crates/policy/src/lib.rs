@@ -6,6 +6,7 @@
 //! There is no I/O either; documents come in as text or JSON, and what is found goes out as data
 //! with its renderings.
 
+pub mod case_report;
 pub mod check;
 pub mod convert;
 pub mod document;
@@ -15,6 +16,7 @@ pub mod missing;
 pub mod overlay;
 pub mod simulate;
 pub mod suggest;
+pub mod suite;
 pub mod text;
 pub mod vap;
 

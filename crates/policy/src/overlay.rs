@@ -11,33 +11,40 @@ const GROUP: &str = "rolegate.dev";
 type Name = (String, String, String, String);
 
 /// The objects of `current` with those of `change` in place of the ones of the same name, and the
-/// others of `change` after them. With `replace`, rules of `current` that `change` does not name
-/// are gone: grants, the configuration and ConfigMaps of policies; namespaces and pods stay.
-pub fn overlay(current: &[Value], change: &[Value], replace: bool) -> Vec<Value> {
+/// others of `change` after them, each with what it comes with. With `replace`, rules of `current`
+/// that `change` does not name are gone: grants, the configuration and ConfigMaps of policies;
+/// namespaces and pods stay.
+pub fn overlay<'a, P: Clone + 'a>(
+    current: impl Iterator<Item = (&'a Value, &'a P)>,
+    change: impl Iterator<Item = (&'a Value, &'a P)> + Clone,
+    replace: bool,
+) -> (Vec<Value>, Vec<P>) {
     // Of objects of one name the last counts, as when they are applied in order.
-    let mut changed: HashMap<Name, &Value> = HashMap::new();
-    for object in change {
-        changed.insert(name(object), object);
+    let mut changed: HashMap<Name, (&Value, &P)> = HashMap::new();
+    for (object, place) in change.clone() {
+        changed.insert(name(object), (object, place));
     }
     let mut taken: HashSet<Name> = HashSet::new();
-    let mut after = Vec::with_capacity(current.len() + change.len());
-    for object in current {
+    let mut after = Vec::new();
+    for (object, place) in current {
         let name = name(object);
         match changed.get(&name) {
-            Some(new) => after.push((*new).clone()),
+            Some(new) => after.push(*new),
             None if replace && is_rule(object) => {}
-            None => after.push(object.clone()),
+            None => after.push((object, place)),
         }
         taken.insert(name);
     }
-    for object in change {
+    for (object, place) in change {
         let name = name(object);
         if taken.insert(name.clone()) {
-            let last = changed.get(&name).copied().unwrap_or(object);
-            after.push(last.clone());
+            after.push(changed.get(&name).copied().unwrap_or((object, place)));
         }
     }
+    let after = after.into_iter();
     after
+        .map(|(object, place)| (object.clone(), place.clone()))
+        .unzip()
 }
 
 /// Whether an object is one that rules are made of, namespaces aside.
@@ -97,6 +104,13 @@ mod tests {
         told.collect()
     }
 
+    fn overlaid(current: &[Value], change: &[Value], replace: bool) -> Vec<String> {
+        let beside = |objects: &'_ [Value]| vec![(); objects.len()];
+        let (one, other) = (beside(current), beside(change));
+        let (values, _) = overlay(current.iter().zip(&one), change.iter().zip(&other), replace);
+        told(&values)
+    }
+
     #[test]
     fn objects_of_the_same_name_are_replaced_and_others_added() {
         let current = [
@@ -112,7 +126,7 @@ mod tests {
             object("rolegate.dev/v1alpha1", "RoleGrant", "c", "last"),
         ];
         assert_eq!(
-            told(&overlay(&current, &change, false)),
+            overlaid(&current, &change, false),
             [
                 "Namespace shop old",
                 "RoleGrant a old",
@@ -123,7 +137,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            told(&overlay(&current, &change, true)),
+            overlaid(&current, &change, true),
             [
                 "Namespace shop old",
                 "RoleGrant b new",
@@ -138,6 +152,6 @@ mod tests {
         let mut there = object("v1", "ConfigMap", "x", "old");
         there["metadata"]["namespace"] = "default".into();
         let new = object("v1", "ConfigMap", "x", "new");
-        assert_eq!(told(&overlay(&[there], &[new], false)), ["ConfigMap x new"]);
+        assert_eq!(overlaid(&[there], &[new], false), ["ConfigMap x new"]);
     }
 }

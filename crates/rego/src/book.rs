@@ -250,6 +250,34 @@ impl PolicyBook {
             .collect()
     }
 
+    /// The modules of each ConfigMap in use.
+    pub(crate) fn modules_in_use(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<str>, Vec<&Arc<ParsedModule>>)> {
+        let running = self.running.iter();
+        running.map(|(id, version)| (id, version.parts().collect()))
+    }
+
+    /// Whether the `deny` of another ConfigMap uses rules of this one.
+    pub(crate) fn is_library(&self, id: &Arc<str>) -> bool {
+        let mut parts = self
+            .built
+            .values()
+            .filter(|built| built.denies)
+            .flat_map(|built| &built.parts);
+        parts.any(|part| part.is_library && part.module.policy == *id)
+    }
+
+    /// All data, whatever reads it.
+    pub(crate) fn all_data(&self) -> regorus::Value {
+        self.data.project(&BTreeSet::from([Path::new()]))
+    }
+
+    /// The bounds that count.
+    pub(crate) fn limits(&self) -> &crate::Limits {
+        &self.settings.limits
+    }
+
     /// The policies as they are now.
     pub fn snapshot(&mut self) -> Arc<Policies> {
         let changed = self.data.take_changed();
@@ -266,6 +294,7 @@ impl PolicyBook {
                         reads_time: built.reads_time,
                         reads: built.reads.clone(),
                         kinds: built.kinds.clone(),
+                        coverage: None,
                     }));
                 }
                 // Tried again with the next snapshot; until then it is lacking.

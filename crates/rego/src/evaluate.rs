@@ -14,6 +14,7 @@ use crate::limits::Limits;
 use crate::meter::{Exceeded, Meter};
 use crate::panics;
 use crate::syntax::{ParsedModule, Syntax};
+use crate::testing::Coverage;
 use crate::text;
 
 /// The rule that is asked.
@@ -104,6 +105,8 @@ pub(crate) struct Program {
     pub(crate) reads: BTreeSet<Path>,
     /// Kinds with a pod template that the policy names.
     pub(crate) kinds: BTreeSet<&'static str>,
+    /// Where it is kept which lines are evaluated, in tests.
+    pub(crate) coverage: Option<Arc<Coverage>>,
 }
 
 /// Why a policy could not be asked to the end.
@@ -116,6 +119,20 @@ pub(crate) struct Unanswered {
 }
 
 impl Program {
+    /// The same program; which of its lines are evaluated is kept in `coverage`.
+    pub(crate) fn observed(&self, coverage: &Arc<Coverage>) -> Self {
+        let mut engine = self.engine.clone();
+        engine.set_enable_coverage(true);
+        Self {
+            engine,
+            limits: self.limits.clone(),
+            reads_time: self.reads_time,
+            reads: self.reads.clone(),
+            kinds: self.kinds.clone(),
+            coverage: Some(coverage.clone()),
+        }
+    }
+
     /// The messages of `deny` about an input.
     ///
     /// # Errors
@@ -135,7 +152,11 @@ impl Program {
                 )?;
             }
             engine.set_input(input.clone());
-            engine.eval_rule(DENY.into())
+            let value = engine.eval_rule(DENY.into());
+            if let Some(coverage) = &self.coverage {
+                coverage.add(&engine);
+            }
+            value
         });
         let failure = builtins::failures::take();
         // Looked at here and not in the error: the interpreter drops errors of functions with

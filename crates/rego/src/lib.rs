@@ -49,6 +49,7 @@ mod scan;
 mod source;
 mod status;
 mod syntax;
+mod testing;
 mod text;
 mod wrap;
 
@@ -64,3 +65,4 @@ pub use source::{
 };
 pub use status::{PolicyStatus, STATUS_ANNOTATION};
 pub use syntax::Syntax;
+pub use testing::{Coverage, Lines, RegoResult, RegoTest, Unasked};

@@ -76,6 +76,22 @@ pub(crate) enum Command {
     Reference(ReferenceArguments),
 }
 
+impl Command {
+    /// Whether the process has secrets in its memory: credentials, keys, tokens of the API server or
+    /// what agents tell each other. Those of the demo are made up.
+    pub(crate) fn holds_secrets(&self) -> bool {
+        match self {
+            Self::Agent(_)
+            | Self::Admission(_)
+            | Self::Broker(_)
+            | Self::Ledger(_)
+            | Self::Controller(_)
+            | Self::Policy(_) => true,
+            Self::Redirect(_) | Self::Demo(_) | Self::Reference(_) => false,
+        }
+    }
+}
+
 /// The definition that the documentation and the parser share.
 pub(crate) fn definition() -> clap::Command {
     Cli::command().mut_subcommands(with_switches)

@@ -1,5 +1,5 @@
 //! `--config FILE`: flags from a YAML file. Its keys are the flags' names; what the command line
-//! or the environment says goes before it.
+//! or the environment says goes before it, or is added to it ([`crate::sources`]).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,50 +8,66 @@ use clap::error::ErrorKind;
 use clap::{Arg, Command, Error};
 use serde_json::Value;
 
+use crate::sources::{self, Rule};
+
 /// The flag that names the file.
 const CONFIG: &str = "config";
 /// Largest configuration file, bytes.
 const MOST_BYTES: u64 = 1024 * 1024;
 
-/// The arguments with the file's values before them, where they or the environment name a file.
+/// Looks up a variable of the environment.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The arguments with the values of lower places before them: those of the file, where they or the
+/// environment name one, and of flags whose places are merged those of the environment.
 /// A flag of the file is left out where the command line or the environment gives it, or gives
-/// one that excludes it.
+/// one that excludes it, unless its places are merged.
 ///
 /// # Errors
-/// A file that cannot be read, or a key that is no flag.
-pub(crate) fn with_file(
+/// A file that cannot be read, a key that is no flag, or places that contradict each other.
+pub(crate) fn with_lower_places(
     definition: &mut Command,
     mut arguments: Vec<OsString>,
+    environment: Environment<'_>,
 ) -> Result<Vec<OsString>, Error> {
-    let command = arguments.get(1).and_then(|name| name.to_str());
-    let Some(command) = command
-        .and_then(|name| definition.find_subcommand(name))
-        .cloned()
-    else {
-        return Ok(arguments);
-    };
-    let Some(config) = flag(&command, CONFIG) else {
-        return Ok(arguments);
-    };
-    let Some(path) = value_of(config, &arguments) else {
-        return Ok(arguments);
-    };
-    let values = read(&path).and_then(|values| {
-        let given = command
-            .get_arguments()
-            .filter(|flag| is_given(flag, &arguments));
-        as_arguments(&command, &values, &given.collect::<Vec<_>>())
+    let (command, place) = innermost(definition, &arguments);
+    let rest = arguments.get(place..).unwrap_or_default();
+    let path = flag(&command, CONFIG).and_then(|flag| value_of(flag, rest, environment));
+    let file = path.as_deref().map_or(Ok(Vec::new()), |path| {
+        read(path)
+            .and_then(|values| of_file(&command, values))
+            .map_err(|message| format!("--config {path}: {message}"))
     });
-    match values {
-        Ok(values) => {
-            arguments.splice(2..2, values);
+    let lower = file.and_then(|file| {
+        let given: Vec<_> = command
+            .get_arguments()
+            .filter(|flag| value_of(flag, rest, environment).is_some())
+            .collect();
+        let mut lower = as_arguments(&command, &file, &given);
+        lower.extend(sources::added(&command, rest, environment, &file)?);
+        Ok(lower)
+    });
+    match lower {
+        Ok(lower) => {
+            arguments.splice(place..place, lower);
             Ok(arguments)
         }
-        Err(message) => {
-            let message = format!("--config {path}: {message}");
-            Err(definition.error(ErrorKind::InvalidValue, message))
-        }
+        Err(message) => Err(definition.error(ErrorKind::InvalidValue, message)),
     }
+}
+
+/// The command that the arguments name, and the place of its own arguments.
+fn innermost(definition: &Command, arguments: &[OsString]) -> (Command, usize) {
+    let mut command = definition;
+    let mut place = 1;
+    while let Some(inner) = arguments
+        .get(place)
+        .and_then(|name| command.find_subcommand(name))
+    {
+        command = inner;
+        place += 1;
+    }
+    (command.clone(), place)
 }
 
 fn flag<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
@@ -59,28 +75,45 @@ fn flag<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     flags.find(|flag| flag.get_long() == Some(name))
 }
 
-fn as_arguments(
+/// The values of the file, each of a flag.
+fn of_file(
     command: &Command,
-    values: &BTreeMap<String, Value>,
-    given: &[&Arg],
-) -> Result<Vec<OsString>, String> {
-    let mut arguments = Vec::new();
+    values: BTreeMap<String, Value>,
+) -> Result<Vec<(String, Vec<String>)>, String> {
+    let mut file = Vec::new();
     for (key, value) in values {
-        let Some(flag) = flag(command, key).filter(|_| key != CONFIG) else {
+        if flag(command, &key).is_none() || key == CONFIG {
             let name = command.get_name();
             return Err(format!(
                 "{key} is no flag of `rolegate {name}`; `rolegate {name} --help` lists them"
             ));
+        }
+        let texts = texts(&value).ok_or_else(|| format!("{key}: write one value, or a list"))?;
+        file.push((key, texts));
+    }
+    Ok(file)
+}
+
+/// What the file adds to the `given` flags, where the highest place counts alone.
+fn as_arguments(
+    command: &Command,
+    file: &[(String, Vec<String>)],
+    given: &[&Arg],
+) -> Vec<OsString> {
+    let mut arguments = Vec::new();
+    for (key, texts) in file {
+        let Some(flag) = flag(command, key) else {
+            continue;
         };
-        let texts = texts(value).ok_or_else(|| format!("{key}: write one value, or a list"))?;
-        if !given
+        let merged = sources::rule(flag).is_some_and(|rule| rule != Rule::Highest);
+        let is_given = given
             .iter()
-            .any(|other| other.get_id() == flag.get_id() || exclude(command, flag, other))
-        {
+            .any(|other| other.get_id() == flag.get_id() || exclude(command, flag, other));
+        if !merged && !is_given {
             arguments.extend(texts.iter().map(|text| format!("--{key}={text}").into()));
         }
     }
-    Ok(arguments)
+    arguments
 }
 
 /// Whether two flags may not be given together.
@@ -94,18 +127,13 @@ fn exclude(command: &Command, one: &Arg, other: &Arg) -> bool {
     names(one, other) || names(other, one)
 }
 
-fn is_given(flag: &Arg, arguments: &[OsString]) -> bool {
-    value_of(flag, arguments).is_some()
-}
-
 /// The last value of a flag on the command line, or that of its environment variable. Empty for
 /// a flag without one.
-fn value_of(flag: &Arg, arguments: &[OsString]) -> Option<String> {
+fn value_of(flag: &Arg, arguments: &[OsString], environment: Environment<'_>) -> Option<String> {
     let long = format!("--{}", flag.get_long()?);
     let mut found = None;
     let mut rest = arguments
         .iter()
-        .skip(2)
         .map(|argument| argument.to_string_lossy())
         .peekable();
     while let Some(argument) = rest.next() {
@@ -118,7 +146,7 @@ fn value_of(flag: &Arg, arguments: &[OsString]) -> Option<String> {
             None => {}
         }
     }
-    found.or_else(|| std::env::var(flag.get_env()?).ok())
+    found.or_else(|| environment(flag.get_env()?.to_str()?))
 }
 
 fn read(path: &str) -> Result<BTreeMap<String, Value>, String> {

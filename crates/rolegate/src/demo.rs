@@ -116,10 +116,12 @@ fn agent_flags(given: &[OsString]) -> anyhow::Result<AgentFlags> {
     let agent = definition
         .find_subcommand("agent")
         .context("there is no command agent")?;
+    let environment = |name: &str| std::env::var(name).ok();
+    let lower = crate::sources::added(agent, given, &environment, &[]).map_err(invalid)?;
     let flags = agent
         .clone()
         .no_binary_name(true)
-        .try_get_matches_from(given)
+        .try_get_matches_from(lower.iter().chain(given))
         .and_then(|matches| AgentFlags::from_arg_matches(&matches))
         .map_err(|error| invalid(format!("flags for the agent: {error}")))?;
     if flags.config.is_some() {

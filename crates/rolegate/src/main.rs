@@ -20,6 +20,7 @@ mod policy;
 mod redirect;
 mod reference;
 mod rule_flags;
+mod sources;
 mod sts_flags;
 
 use std::ffi::OsString;
@@ -43,6 +44,14 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    if command.holds_secrets()
+        && let Err(error) = rolegate_runtime::process::hide_memory()
+    {
+        use std::io::Write;
+        let text = "rolegate: this process's memory can't be kept out of dumps";
+        let _ = writeln!(std::io::stderr(), "{text}: {error}");
+        return ExitCode::FAILURE;
+    }
     rolegate_runtime::process::raise_open_files();
     let ended = match command {
         Command::Agent(flags) => agent::run(*flags),
@@ -69,7 +78,8 @@ fn main() -> ExitCode {
 
 fn command(arguments: Vec<OsString>) -> Result<Command, clap::Error> {
     let mut definition = cli::definition();
-    let arguments = config_file::with_file(&mut definition, arguments)?;
+    let environment = |name: &str| std::env::var(name).ok();
+    let arguments = config_file::with_lower_places(&mut definition, arguments, &environment)?;
     let matches = definition.try_get_matches_from(arguments)?;
     Ok(Cli::from_arg_matches(&matches)?.command)
 }

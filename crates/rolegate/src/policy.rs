@@ -8,10 +8,14 @@ mod explain;
 mod export;
 mod files;
 mod flags;
+mod ignore;
+mod kinds;
 mod load;
+mod names;
 mod output;
 mod simulate;
 mod suggest;
+mod test;
 
 use std::process::ExitCode;
 
@@ -34,12 +38,14 @@ Examples:
     rolegate policy explain pod/api-0 -n shop
   Would these manifests be refused? For a pipeline:
     helm template . | rolegate policy check --rules rules/ -f - -o github
+  Do my policies say what I think they say?
+    rolegate policy test policies/
   Whom does a change of the rules cut off?
     rolegate policy simulate --rules rules/
   From open namespaces to default deny:
     rolegate policy suggest > grants.yaml
 
-Exit codes: 0 allowed or nothing cut off, 1 failed, 3 refused or cut off, 64 wrong usage.")]
+Exit codes: 0 allowed or nothing cut off, 1 failed, 3 refused, cut off or a failing test, 64 wrong usage.")]
 pub(crate) struct PolicyArguments {
     #[command(subcommand)]
     action: Action,
@@ -50,9 +56,12 @@ enum Action {
     /// Tell why a pod may have its role, or may not, and what would change that
     #[command(long_about = explain::LONG_ABOUT)]
     Explain(Box<explain::ExplainArguments>),
-    /// Judge manifests as the webhook would judge their creation
+    /// Judge manifests as the webhook would judge what is done with them
     #[command(long_about = check::LONG_ABOUT)]
     Check(Box<check::CheckArguments>),
+    /// Test rules by objects with the verdict that is expected, and by tests in Rego
+    #[command(long_about = test::LONG_ABOUT)]
+    Test(Box<test::TestArguments>),
     /// Tell which running pods a change of the rules cuts off, lets in or gives another session
     #[command(long_about = simulate::LONG_ABOUT)]
     Simulate(Box<simulate::SimulateArguments>),
@@ -90,6 +99,7 @@ pub(crate) fn run(arguments: PolicyArguments) -> anyhow::Result<ExitCode> {
         match arguments.action {
             Action::Explain(arguments) => explain::run(*arguments).await,
             Action::Check(arguments) => check::run(*arguments).await,
+            Action::Test(arguments) => test::run(*arguments).await,
             Action::Simulate(arguments) => simulate::run(*arguments).await,
             Action::Suggest(arguments) => suggest::run(*arguments).await,
             Action::Convert(arguments) => convert::run(*arguments).await,

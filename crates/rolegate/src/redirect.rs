@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use rolegate_agent::redirect::{Backend, Choice, Redirect, check, remove_all};
+use rolegate_agent::redirect::{
+    Backend, Choice, Redirect, State, check, remove_all, routing_rules, routing_state,
+};
 use rolegate_core::redirect::{InterfacePattern, Spec};
 
 use crate::flags::invalid;
@@ -54,8 +56,8 @@ enum Action {
     },
     /// Take the rules away: pods then reach the node's role
     Remove,
-    /// Ask from inside a pod's network namespace where the metadata address leads; exits with 1 if
-    /// the real metadata service answers
+    /// Ask from inside a pod's network namespace where the metadata address leads, and say whether
+    /// this host has the routing rules; exits with 1 if the real metadata service answers
     Check {
         /// The namespace's file, such as /run/netns/cni-… or /proc/PID/ns/net [default: this one]
         #[arg(long, value_name = "FILE")]
@@ -86,6 +88,14 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
                     found = true;
                 }
             }
+            let routing = routing_rules().await?;
+            if !routing.is_empty() {
+                writeln!(out, "# routing rules")?;
+                for rule in routing {
+                    writeln!(out, "{rule}")?;
+                }
+                found = true;
+            }
             if !found {
                 writeln!(out, "no rules of rolegate are in the kernel")?;
             }
@@ -107,7 +117,10 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
         }
         Action::Remove => {
             let removed = remove_all().await?;
-            let names: Vec<_> = removed.iter().map(ToString::to_string).collect();
+            let mut names: Vec<_> = removed.backends.iter().map(ToString::to_string).collect();
+            if removed.routing_rules {
+                names.push("routing rules".into());
+            }
             if names.is_empty() {
                 writeln!(out, "there was nothing to remove")?;
             } else {
@@ -117,15 +130,24 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
         }
         Action::Check { netns, output } => {
             let found = check::probe(netns.as_deref()).await?;
+            // Without a file this is the pod's own namespace, and the rules are in the host's.
+            let routing = match &netns {
+                Some(_) => Some(words(routing_state().await?)),
+                None => None,
+            };
             if output == "json" {
                 let json = serde_json::json!({
                     "v4": found.v4.to_string(),
                     "v6": found.v6.to_string(),
                     "open": found.is_open(),
+                    "routingRules": routing,
                 });
                 writeln!(out, "{json:#}")?;
             } else {
                 writeln!(out, "{found}")?;
+                if let Some(routing) = routing {
+                    writeln!(out, "routing rules of this host: {routing}")?;
+                }
             }
             if found.is_open() {
                 return Ok(ExitCode::FAILURE);
@@ -133,6 +155,14 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn words(state: State) -> &'static str {
+    match state {
+        State::InPlace => "in place",
+        State::Missing => "missing",
+        State::Altered => "missing in part",
+    }
 }
 
 /// The rules for this host, from flags of either command.

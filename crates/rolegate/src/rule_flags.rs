@@ -35,7 +35,7 @@ pub(crate) struct RuleFlags {
     /// Role of pods that name none, in namespaces that name none
     #[arg(long, value_name = "ROLE", env = "ROLEGATE_DEFAULT_ROLE", help_heading = RULES)]
     default_role: Option<String>,
-    /// Role that no pod may have, name or ARN, such as the nodes'; counts beside those of the RolegateConfig
+    /// Role that no pod may have, name or ARN, such as the nodes'; counts beside those of the RolegateConfig; values of several places add up
     #[arg(long, value_name = "ROLE", env = "ROLEGATE_OWN_ROLE", value_delimiter = ',', help_heading = RULES)]
     own_role: Vec<String>,
     /// Allow only roles that the pod's namespace allows by its annotations: the same as --layer=namespace=enforce
@@ -47,16 +47,16 @@ pub(crate) struct RuleFlags {
     /// What a namespace without annotations allows
     #[arg(long, value_name = "VERDICT", env = "ROLEGATE_NAMESPACE_RESTRICTIONS_DEFAULT", default_value = "deny", help_heading = RULES)]
     namespace_restrictions_default: RestrictionDefault,
-    /// A layer of rules and its mode, such as grants=audit: layers are namespace, grants and rego, modes enforce, audit and off. A layer that no flag names is off
+    /// A layer of rules and its mode, such as grants=audit: layers are namespace, grants and rego, modes enforce, audit and off. A layer that no flag names is off; layers of several places add up, and a place that makes one less strict than a lower place is refused
     #[arg(long, value_name = "NAME=MODE", env = "ROLEGATE_LAYER", value_delimiter = ',', help_heading = RULES)]
     layer: Vec<LayerMode>,
-    /// Namespaces whose ConfigMaps hold Rego policies and data
+    /// Namespaces whose ConfigMaps hold Rego policies and data; values of several places add up
     #[arg(long, value_name = "NAMESPACE", env = "ROLEGATE_POLICY_NAMESPACES", value_delimiter = ',', default_value = "opa", help_heading = RULES)]
     policy_namespaces: Vec<String>,
     /// Label of ConfigMaps that hold Rego policies; empty: all ConfigMaps of those namespaces
     #[arg(long, value_name = "KEY=VALUE", env = "ROLEGATE_POLICY_LABEL", default_value = "openpolicyagent.org/policy=rego", help_heading = RULES)]
     policy_label: String,
-    /// Kinds that Rego policies read at data.kubernetes beside namespaces, as [GROUP/]VERSION/RESOURCE
+    /// Kinds that Rego policies read at data.kubernetes beside namespaces, as [GROUP/]VERSION/RESOURCE; values of several places add up
     #[arg(long, value_name = "KIND", env = "ROLEGATE_REPLICATE", value_delimiter = ',', help_heading = RULES)]
     replicate: Vec<String>,
 }

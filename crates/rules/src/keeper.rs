@@ -118,6 +118,11 @@ impl Keeper {
         statuses
     }
 
+    /// The policies, compiled.
+    pub fn policies(&self) -> &PolicyBook {
+        &self.policies
+    }
+
     /// The ConfigMap of a name.
     pub fn config_map(&self, namespace: &str, name: &str) -> Option<&ConfigMap> {
         self.config_maps.get(&(namespace.into(), name.into()))

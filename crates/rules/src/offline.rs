@@ -1,11 +1,15 @@
 //! Rules from documents: manifests of a repository, or what was listed from a cluster. The same
 //! objects become the same rules as when they are watched.
 
+mod unused;
+
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, PERMITTED};
-use rolegate_core::config::{DATA_LABEL, Modes, ResourceKind, RuleConfig};
+use rolegate_core::config::{DATA_LABEL, Modes, RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::grant::Grant;
+use rolegate_core::key_values::KeyValues;
 use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rulebook::{ClusterConfig, Facts, RuleUpdate};
@@ -41,6 +45,44 @@ pub struct OfflineOptions {
     pub scope: SessionScope,
     /// The life asked of STS, seconds.
     pub session_seconds: u32,
+    /// Modules of Rego that are in no ConfigMap: each is a policy, asked at gates.
+    pub modules: Vec<Module>,
+}
+
+/// A module of Rego in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// The file, by which the policy is named.
+    pub file: String,
+    /// The text.
+    pub text: String,
+}
+
+impl Module {
+    /// The entry that the module would be of a ConfigMap: its file without folders.
+    pub fn entry(&self) -> &str {
+        self.file.rsplit('/').next().unwrap_or(&self.file)
+    }
+}
+
+/// Something among the documents that was written as a policy and of which nothing is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unused {
+    /// Its place.
+    pub place: Origin,
+    /// Its name, `namespace/name`, or the file.
+    pub name: String,
+    /// The reason, and what to do.
+    pub why: String,
+}
+
+/// The place that something comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A document, from 0.
+    Document(usize),
+    /// A module, from 0.
+    Module(usize),
 }
 
 impl Default for OfflineOptions {
@@ -53,6 +95,7 @@ impl Default for OfflineOptions {
             point: Point::Gate,
             scope: SessionScope::Workload,
             session_seconds: 3600,
+            modules: Vec::new(),
         }
     }
 }
@@ -80,6 +123,10 @@ pub struct Offline {
     pub workloads: Vec<Workload>,
     /// What was taken for granted, in sentences.
     pub assumed: Vec<String>,
+    /// Policies of which nothing is asked.
+    pub unused: Vec<Unused>,
+    /// The name of each policy, `namespace/name`, and where it comes from.
+    pub policies: Vec<(String, Origin)>,
 }
 
 /// Reads rules from documents. Namespaces that objects are in and that no document describes are
@@ -91,7 +138,7 @@ pub struct Offline {
 pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, OfflineError> {
     let mut read = Documents::default();
     for (place, document) in documents.iter().enumerate() {
-        read.take(place, document, &options.keys)?;
+        read.take(place, &settled(document), &options.keys)?;
     }
     let mut assumed = Vec::new();
     let mut flags = options.flags;
@@ -100,7 +147,7 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
         None => options.without_config,
     };
     if config == ClusterConfig::NotUsed && options.guess_modes {
-        flags.modes = read.modes(&flags);
+        flags.modes = read.modes(&flags, !options.modules.is_empty());
         assumed.push(format!(
             "there is no RolegateConfig: layer namespace is {}, grants {}, rego {}",
             flags.modes.namespace.as_str(),
@@ -120,15 +167,17 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
         keeper.apply(report);
     }
     let policies = keeper.book().config().rego.clone();
-    for namespace in policies.namespaces {
-        let maps = read.config_maps.iter();
-        let maps = maps.filter(|map| map.namespace == namespace).cloned();
+    let from_files = file_policies(&options.modules, &policies);
+    for namespace in &policies.namespaces {
+        let maps = read.config_maps.iter().map(|(_, map)| map);
+        let maps = maps.chain(from_files.iter());
+        let maps = maps.filter(|map| map.namespace == *namespace).cloned();
         keeper.apply(Report::ConfigMaps(
             namespace.clone(),
             Change::Snapshot(maps.collect()),
         ));
     }
-    let kinds = policies.replicate.into_iter();
+    let kinds = policies.replicate.iter().cloned();
     for kind in kinds.chain([ResourceKind::namespaces()]) {
         let objects = read.objects.iter().filter(|object| is_of(object, &kind));
         let objects = objects.filter_map(|object| replicated(object, &kind));
@@ -137,11 +186,42 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
             Change::Snapshot(objects.collect()),
         ));
     }
+    let named = |map: &ConfigMap| format!("{}/{}", map.namespace, map.name);
+    let maps = read.config_maps.iter();
+    let maps = maps.map(|(place, map)| (named(map), Origin::Document(*place)));
+    let files = from_files.iter().enumerate();
+    let files = files.map(|(place, map)| (named(map), Origin::Module(place)));
     Ok(Offline {
+        unused: unused::find(
+            documents,
+            &read.config_maps,
+            &from_files,
+            &options.modules,
+            &keeper,
+        ),
+        policies: maps.chain(files).collect(),
         keeper,
         workloads: read.workloads,
         assumed,
     })
+}
+
+/// Modules in files as the ConfigMaps of policies that they would be.
+fn file_policies(modules: &[Module], config: &RegoConfig) -> Vec<ConfigMap> {
+    let Some(namespace) = config.namespaces.first() else {
+        return Vec::new();
+    };
+    let label = config.label.iter();
+    let label = label.map(|(key, value)| (key.as_ref(), value.as_ref()));
+    let labels: KeyValues = label.collect();
+    let maps = modules.iter().map(|module| ConfigMap {
+        namespace: namespace.clone(),
+        name: module.file.as_str().into(),
+        labels: labels.clone(),
+        data: BTreeMap::from([(module.entry().to_owned(), module.text.clone())]),
+        ..ConfigMap::default()
+    });
+    maps.collect()
 }
 
 #[derive(Default)]
@@ -149,12 +229,15 @@ struct Documents {
     config: Option<RuleConfig>,
     grants: Vec<Grant>,
     namespaces: BTreeMap<String, Namespace>,
-    config_maps: Vec<ConfigMap>,
+    /// With their places among the documents.
+    config_maps: Vec<(usize, ConfigMap)>,
     workloads: Vec<Workload>,
     /// Everything, for replication.
     objects: Vec<Value>,
     /// Namespaces that objects are in.
     mentioned: BTreeSet<String>,
+    /// Namespaces that ConfigMaps are in.
+    of_config_maps: BTreeSet<String>,
 }
 
 impl Documents {
@@ -202,8 +285,19 @@ impl Documents {
                 return Ok(());
             }
             ("", "ConfigMap") => {
-                let map = config_maps::read(document).map_err(wrong)?;
-                self.config_maps.push(map);
+                // As kubectl does with one that names no namespace.
+                let mut object = document.clone();
+                if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+                    let namespace = metadata.entry("namespace").or_insert(Value::Null);
+                    if namespace.as_str().is_none_or(str::is_empty) {
+                        *namespace = "default".into();
+                    }
+                }
+                let map = config_maps::read(&object).map_err(wrong)?;
+                self.of_config_maps.insert(map.namespace.to_string());
+                self.config_maps.push((place, map));
+                self.objects.push(object);
+                return Ok(());
             }
             ("", "Pod") if document.pointer("/metadata/uid").is_some() => {
                 let workload = workloads::read(document, keys).map_err(wrong)?;
@@ -211,7 +305,8 @@ impl Documents {
             }
             _ => {}
         }
-        if let Some(namespace) = text("/metadata/namespace") {
+        let namespace = text("/metadata/namespace").unwrap_or_default();
+        if !namespace.is_empty() {
             self.mentioned.insert(namespace.to_owned());
         }
         self.objects.push(document.clone());
@@ -219,19 +314,21 @@ impl Documents {
     }
 
     /// The modes that the documents speak for.
-    fn modes(&self, flags: &RuleConfig) -> Modes {
+    fn modes(&self, flags: &RuleConfig, has_modules: bool) -> Modes {
         let on = |yes: bool, flag: Mode| match yes {
             true => Mode::Enforce,
             false => flag,
         };
-        let policies = self.config_maps.iter().any(|map| {
-            let labelled = match &flags.rego.label {
-                Some((key, value)) => map.labels.get(key) == Some(value),
-                None => true,
-            };
-            let is_data = map.labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1);
-            flags.rego.namespaces.contains(&map.namespace) && labelled && !is_data
-        });
+        let maps = self.config_maps.iter().map(|(_, map)| map);
+        let policies = has_modules
+            || maps.into_iter().any(|map| {
+                let labelled = match &flags.rego.label {
+                    Some((key, value)) => map.labels.get(key) == Some(value),
+                    None => true,
+                };
+                let is_data = map.labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1);
+                flags.rego.namespaces.contains(&map.namespace) && labelled && !is_data
+            });
         let annotated = self
             .namespaces
             .values()
@@ -248,15 +345,21 @@ impl Documents {
     }
 
     fn assume_namespaces(&mut self, assumed: &mut Vec<String>) {
-        for name in std::mem::take(&mut self.mentioned) {
-            if self.namespaces.contains_key(&name) {
+        let mentioned = std::mem::take(&mut self.mentioned);
+        let of_config_maps = std::mem::take(&mut self.of_config_maps);
+        for name in mentioned.union(&of_config_maps) {
+            if self.namespaces.contains_key(name) {
                 continue;
             }
             let labels = [("kubernetes.io/metadata.name", name.as_str())];
-            assumed.push(format!(
-                "namespace {} is taken to have no labels and neither {ALLOWED_ROLES} nor {PERMITTED}",
-                short(&name)
-            ));
+            // Nobody is decided about where only ConfigMaps are.
+            if mentioned.contains(name) {
+                assumed.push(format!(
+                    "namespace {} is taken to have no labels and neither {ALLOWED_ROLES} nor \
+                     {PERMITTED}",
+                    short(name)
+                ));
+            }
             self.objects.push(json!({
                 "apiVersion": "v1", "kind": "Namespace",
                 "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
@@ -266,9 +369,26 @@ impl Documents {
                 labels: labels.into_iter().collect(),
                 ..Namespace::default()
             };
-            self.namespaces.insert(name, namespace);
+            self.namespaces.insert(name.clone(), namespace);
         }
     }
+}
+
+/// A document with an empty text where a map of texts has null, as the API server reads it.
+fn settled(document: &Value) -> Cow<'_, Value> {
+    let mut settled = Cow::Borrowed(document);
+    for map in ["/metadata/annotations", "/metadata/labels", "/data"] {
+        let texts = document.pointer(map).and_then(Value::as_object);
+        if texts.is_none_or(|texts| !texts.values().any(Value::is_null)) {
+            continue;
+        }
+        if let Some(Value::Object(texts)) = settled.to_mut().pointer_mut(map) {
+            for text in texts.values_mut().filter(|text| text.is_null()) {
+                *text = "".into();
+            }
+        }
+    }
+    settled
 }
 
 fn group(document: &Value) -> &str {
@@ -370,6 +490,19 @@ mod tests {
             "spec": {"layers": {"namespace": "off", "grants": "audit"}},
         });
         assert_eq!(allowed(&[config, grant(), pod("admin")]), [true]);
+    }
+
+    #[test]
+    fn null_is_an_empty_text_in_annotations_labels_and_data() {
+        let mut pod = pod("reader");
+        pod["metadata"]["annotations"]["iam.amazonaws.com/role"] = Value::Null;
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata":
+            {"name": "payments", "annotations": {"iam.amazonaws.com/allowed-roles": null}}});
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": null},
+            "metadata": {"name": "x", "namespace": "opa", "labels": {"a": null}}});
+        let documents = [pod, namespace, map];
+        let offline = load(&documents, OfflineOptions::default()).unwrap();
+        assert_eq!(offline.workloads[0].wish.role.as_deref(), Some(""));
     }
 
     #[test]

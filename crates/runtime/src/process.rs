@@ -1,5 +1,5 @@
 //! What the kernel says of this process, read from `/proc/self` at each scrape, under the names
-//! that all Prometheus clients use; and how many files it may open.
+//! that all Prometheus clients use; how many files it may open, and what others see of its memory.
 
 use std::fs;
 
@@ -8,10 +8,21 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 
 /// Clock ticks a second in `/proc`: 100 for user space on every Linux, whatever the kernel's own.
 const TICKS: f64 = 100.0;
+
+/// Keeps the memory of this process to itself: no core dump is made of it, whatever the limits and
+/// the kernel's pattern for dumps say, and no process of the same user may read it. Root still may.
+/// The files of this process in `/proc` belong to root from now on. Programs that it starts are not
+/// concerned.
+///
+/// # Errors
+/// When the kernel doesn't know of it, which every Linux does.
+pub fn hide_memory() -> std::io::Result<()> {
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
 
 /// Raises the number of files that this process may open, sockets too, as far as it may raise it
 /// itself, and returns it. Many systems begin with 1,024, for programs that can't do with more.

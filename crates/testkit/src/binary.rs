@@ -114,7 +114,8 @@ fn built() -> anyhow::Result<PathBuf> {
         let target = profile.parent().context("no target folder")?;
         let status = Command::new("cargo")
             // As `make build` does, for one set of features of the dependencies.
-            .args(["build", "--quiet", "--workspace", "--bins", "--examples"])
+            .args(["build", "--locked", "--quiet"])
+            .args(["--workspace", "--bins", "--examples"])
             .arg("--target-dir")
             .arg(target)
             .current_dir(repository())

@@ -16,6 +16,7 @@ use super::*;
 use crate::attachment::Verdict;
 use crate::guard::tests::StandIn;
 use crate::picture::Owner;
+use crate::token::KeyRing;
 
 const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 /// What a pod without a role gets: it was identified.
@@ -56,11 +57,12 @@ async fn stage(verdict: Verdict, wait: Duration) -> Stage {
     let resident = Arc::new(Resident::new(Arc::new(workload), decided));
     picture.publish(vec![(POD, Some(Owner::Pod(resident)))]);
     picture.settle(true);
+    let ring = KeyRing::generate(Clock::system().now()).unwrap();
     let parts = DoorParts {
         picture: picture.clone(),
         judge: Judge::Broker(Clock::system()),
         guard: Guard::new(None, Some(places.clone())),
-        tokens: TokenKey::generate().unwrap(),
+        tokens: Arc::new(TokenKeys::new(ring)),
         imds: Imds::new("127.0.0.1:9").unwrap(),
         clock: Clock::system(),
         metrics: AgentMetrics::register(&mut Registry::default()),

@@ -1,16 +1,15 @@
 //! The two ways into the kernel, nftables and iptables, behind the same five verbs.
 
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 
 use rolegate_core::redirect::{
-    Family, NFT_TABLE, Spec, iptables_chains, iptables_owned, iptables_remove, iptables_restore,
-    nft_remove_script, nft_script,
+    Family, NFT_TABLE, Spec, iptables_chains, iptables_is_whole, iptables_owned, iptables_remove,
+    iptables_restore, nft_is_whole, nft_remove_script, nft_script,
 };
 
-use super::RedirectError;
 use super::command::{Done, run};
+use super::{RedirectError, families};
 
 const NFT: &str = "nft";
 const NFT_HINT: &str = "install nftables or use --redirect=iptables";
@@ -134,11 +133,8 @@ impl Backend {
         self.listing().await
     }
 
-    /// Takes away what is ours; says whether there was something.
-    ///
-    /// # Errors
-    /// When the program is missing or refuses.
-    pub async fn remove(self) -> Result<bool, RedirectError> {
+    /// Takes away what is ours in this backend alone; says whether there was something.
+    pub(super) async fn remove(self) -> Result<bool, RedirectError> {
         match self {
             Self::None => Ok(false),
             Self::Nftables => {
@@ -168,15 +164,36 @@ impl Backend {
                 present(NFT, done, nft_absent)
             }
             Self::Iptables(flavour) => {
-                let mut all = String::new();
+                let mut parts = Vec::new();
                 for family in families() {
                     let programs = flavour.programs(family);
                     let owned = iptables_owned(&programs.list().await?);
-                    if !owned.is_empty() {
-                        all.push_str(&format!("# {}\n{owned}", programs.iptables));
-                    }
+                    parts.push((programs.iptables, owned));
                 }
-                Ok((!all.is_empty()).then_some(all))
+                Ok(joined(&parts))
+            }
+        }
+    }
+
+    /// What the kernel has of ours, if it has all of `spec`.
+    pub(super) async fn whole(self, spec: &Spec) -> Result<Option<String>, RedirectError> {
+        match self {
+            Self::None => Ok(None),
+            Self::Nftables => {
+                let listing = self.listing().await?;
+                Ok(listing.filter(|listing| nft_is_whole(spec, listing)))
+            }
+            Self::Iptables(flavour) => {
+                let mut parts = Vec::new();
+                for family in families() {
+                    let programs = flavour.programs(family);
+                    let listing = programs.list().await?;
+                    if !iptables_is_whole(spec, family, &listing) {
+                        return Ok(None);
+                    }
+                    parts.push((programs.iptables, iptables_owned(&listing)));
+                }
+                Ok(joined(&parts))
             }
         }
     }
@@ -204,22 +221,6 @@ impl Backend {
             }
         }
     }
-}
-
-/// Takes away what is ours in every backend that this host has; says which had something.
-///
-/// # Errors
-/// When a program refuses.
-pub async fn remove_all() -> Result<Vec<Backend>, RedirectError> {
-    let mut removed = Vec::new();
-    for backend in Backend::ALL {
-        match backend.remove().await {
-            Ok(true) => removed.push(backend),
-            Ok(false) | Err(RedirectError::Missing { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(removed)
 }
 
 /// The programs of one flavour and family.
@@ -269,16 +270,20 @@ impl Programs {
     }
 }
 
-async fn nft(args: &[&str], input: &str) -> Result<Done, RedirectError> {
-    run(NFT, NFT_HINT, args, input).await
+/// What each program has of ours, in one text; nothing where there is nothing. A program that has
+/// nothing while others have something is named: a kernel that got a family later is unlike one
+/// that has rules for all.
+fn joined(parts: &[(&str, String)]) -> Option<String> {
+    parts.iter().any(|(_, owned)| !owned.is_empty()).then(|| {
+        parts
+            .iter()
+            .map(|(program, owned)| format!("# {program}\n{owned}"))
+            .collect()
+    })
 }
 
-/// The families this host's kernel has: one without IPv6 has no rules for it either.
-fn families() -> impl Iterator<Item = Family> {
-    let v6 = Path::new("/proc/thread-self/net/if_inet6").exists();
-    Family::ALL
-        .into_iter()
-        .filter(move |family| *family == Family::V4 || v6)
+async fn nft(args: &[&str], input: &str) -> Result<Done, RedirectError> {
+    run(NFT, NFT_HINT, args, input).await
 }
 
 /// The output of a program that did what it was told.
@@ -329,6 +334,16 @@ mod tests {
         }
         let error = "ebpf".parse::<Choice>().unwrap_err().to_string();
         assert!(error.contains("use auto, nftables"), "{error}");
+    }
+
+    #[test]
+    fn a_family_that_came_later_and_has_no_rules_is_a_difference() {
+        let v4 = ("iptables", "filter: -A ROLEGATE-FORWARD".to_owned());
+        let none = ("ip6tables", String::new());
+        let before = joined(std::slice::from_ref(&v4));
+        assert!(before.is_some());
+        assert_ne!(joined(&[v4, none.clone()]), before);
+        assert_eq!(joined(&[("iptables", String::new()), none]), None);
     }
 
     #[tokio::test]

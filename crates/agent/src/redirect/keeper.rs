@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::monitor::Changes;
 use super::{Redirect, RedirectError, State};
+
+/// The least time from putting the redirect back, or failing to, to the next look: a program that
+/// takes it away as soon as it is there must not keep this host busy.
+const PACE: Duration = Duration::from_millis(250);
 
 /// What the keeper last saw and did; for metrics and readiness.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +25,8 @@ pub struct Status {
 }
 
 /// Applies a redirect and puts it back when something removes or alters it, the order of rules
-/// included. When it ends the redirect stays, so that pods are refused and not given the node's
+/// included: at once where the kernel tells of it, at the next look where it doesn't (legacy
+/// iptables). When it ends the redirect stays, so that pods are refused and not given the node's
 /// role; taking it away is a choice.
 #[derive(Debug)]
 pub struct Keeper {
@@ -61,37 +67,25 @@ impl Keeper {
     pub async fn run(self, cancel: CancellationToken) {
         let mut ticks = tokio::time::interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // From before the first look, so that nothing is missed in between.
+        let mut changes = match Changes::open(self.redirect.backend()) {
+            Ok(changes) => Some(changes),
+            Err(error) => {
+                unheard(&error);
+                None
+            }
+        };
         let mut applied = false;
-        while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+        while cancel
+            .run_until_cancelled(cause(&mut ticks, &mut changes))
+            .await
+            .is_some()
+        {
             // Not cut short by the end: a change that was begun is finished.
-            match self.look(applied).await {
-                Ok(restored) => {
-                    if restored {
-                        tracing::warn!(
-                            backend = %self.redirect.backend(),
-                            "the metadata redirect was removed or altered by something else; put it back"
-                        );
-                    } else if !applied {
-                        tracing::info!(backend = %self.redirect.backend(), "the metadata redirect is in place");
-                    }
-                    applied = true;
-                    self.status.send_if_modified(|status| {
-                        let before = status.clone();
-                        status.in_place = true;
-                        status.restored += u64::from(restored);
-                        status.error = None;
-                        *status != before
-                    });
-                }
-                Err(error) => {
-                    tracing::error!(%error, "cannot keep the metadata redirect");
-                    self.status.send_if_modified(|status| {
-                        let before = status.clone();
-                        status.in_place = false;
-                        status.error = Some(error.to_string());
-                        *status != before
-                    });
-                }
+            let looked = self.look(applied).await;
+            applied |= looked.is_ok();
+            if self.report(looked) {
+                cancel.run_until_cancelled(tokio::time::sleep(PACE)).await;
             }
         }
         if self.remove_at_exit {
@@ -104,12 +98,76 @@ impl Keeper {
         }
     }
 
-    /// Sees to it that the redirect is there; says whether it had gone.
-    async fn look(&self, applied: bool) -> Result<bool, RedirectError> {
+    /// Reports the result of a look; says whether the redirect was changed by another, or can't be kept.
+    fn report(&self, looked: Result<Look, RedirectError>) -> bool {
+        let backend = self.redirect.backend();
+        match &looked {
+            Ok(Look::InPlace) => {}
+            Ok(Look::Applied) => tracing::info!(%backend, "the metadata redirect is in place"),
+            Ok(Look::Restored) => tracing::warn!(
+                %backend,
+                "the metadata redirect was removed or altered by something else; put it back"
+            ),
+            Err(error) => tracing::error!(%error, "cannot keep the metadata redirect"),
+        }
+        let restored = matches!(looked, Ok(Look::Restored));
+        self.status.send_if_modified(|status| {
+            let now = Status {
+                in_place: looked.is_ok(),
+                restored: status.restored + u64::from(restored),
+                error: looked.as_ref().err().map(ToString::to_string),
+            };
+            std::mem::replace(status, now.clone()) != now
+        });
+        restored || looked.is_err()
+    }
+
+    /// Sees to it that the redirect is there.
+    async fn look(&self, applied: bool) -> Result<Look, RedirectError> {
         if applied && self.redirect.state().await? == State::InPlace {
-            return Ok(false);
+            return Ok(Look::InPlace);
         }
         self.redirect.apply().await?;
-        Ok(applied)
+        Ok(if applied {
+            Look::Restored
+        } else {
+            Look::Applied
+        })
     }
+}
+
+/// What a look found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The redirect was there.
+    InPlace,
+    /// It was put there for the first time.
+    Applied,
+    /// It had gone or was altered, and was put back.
+    Restored,
+}
+
+/// Waits for a reason to look: time, or a notification of the kernel's.
+async fn cause(ticks: &mut Interval, changes: &mut Option<Changes>) {
+    let notified = async {
+        match changes {
+            Some(changes) => changes.next().await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        _ = ticks.tick() => return,
+        notified = notified => notified.err(),
+    };
+    if let Some(error) = ended {
+        unheard(&error);
+        *changes = None;
+    }
+}
+
+fn unheard(error: &std::io::Error) {
+    tracing::warn!(
+        %error,
+        "the kernel doesn't tell of changes of its rules: they are looked at in intervals only"
+    );
 }

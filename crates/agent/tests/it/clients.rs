@@ -446,5 +446,12 @@ async fn the_cause_of_a_refusal_reaches_the_pods_owner() {
         }
         let speaks = refused.body.contains("external ID");
         assert_eq!(speaks, role == "reader-ext", "{}", refused.body);
+        // The Event on the pod says the same, and no more.
+        let note = stage.event_note(&arn(role)).await;
+        assert!(
+            note.contains(told.trim_end()) || role == "reader-odd",
+            "{note}"
+        );
+        assert!(!note.contains("assumed-role"), "{note}");
     }
 }

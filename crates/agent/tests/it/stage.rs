@@ -229,6 +229,23 @@ impl Stage {
             .expect("the answer never came")
     }
 
+    /// What an Event says that speaks of `text`, once there is one.
+    pub(crate) async fn event_note(&self, text: &str) -> String {
+        let looking = async {
+            loop {
+                let events = self.kube.events();
+                let notes = events.iter().filter_map(|event| event["note"].as_str());
+                if let Some(note) = notes.into_iter().find(|note| note.contains(text)) {
+                    return note.to_owned();
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, looking)
+            .await
+            .expect("no Event")
+    }
+
     /// Calls of AssumeRole so far.
     pub(crate) fn assumed(&self) -> Vec<rolegate_devkit::StsCall> {
         let mut calls = self.sts.calls();

@@ -101,7 +101,8 @@ impl Allowances {
         }
     }
 
-    /// Takes the next key that its namespace can pay for by now, and pays.
+    /// Takes the next key that a namespace which holds it can pay for by now, and pays. Others may
+    /// hold it too.
     pub(super) fn next_paid(&mut self, now: Timestamp) -> Option<Arc<SessionKey>> {
         while let Some((due, namespace)) = self.dues.first()
             && *due <= now
@@ -126,7 +127,8 @@ impl Allowances {
         self.dues.first().map(|(due, _)| *due)
     }
 
-    /// How many keys are held.
+    /// How many places of keys there are here: one for each namespace that holds a key.
+    #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.held
     }
@@ -203,5 +205,78 @@ impl Bucket {
         let passed = self.at.duration_until(now).as_secs_f64().max(0.0);
         self.left = (self.left + passed * rate).min(burst);
         self.at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arn::RoleArn;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn key(name: &str) -> Arc<SessionKey> {
+        Arc::new(SessionKey {
+            role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{name}")).unwrap(),
+            name: "default.default".into(),
+            external_id: None,
+            duration_seconds: 3600,
+            limits: None,
+        })
+    }
+
+    #[test]
+    fn a_namespace_waits_for_what_it_lacks_and_no_longer() {
+        for (left, cost, wait) in [
+            (0.0, 1.0, 0.5),
+            (0.0, 6.0, 3.0),
+            (4.0, 6.0, 1.0),
+            // More than a bucket holds takes a whole one.
+            (0.0, 600.0, 5.0),
+            (10.0, 600.0, 0.0),
+        ] {
+            let namespace: Arc<str> = "shop".into();
+            let mut all = Allowances::new(10, 2.0);
+            assert_eq!(all.take(&namespace, 10.0 - left, at(0)), Ok(()));
+            let lacking = all.wait(&namespace, cost, at(0)).as_secs_f64();
+            assert!((lacking - wait).abs() < 1e-6, "{left} {cost}: {lacking}");
+            let paid = all.pay(&namespace, &key("a"), cost, (false, 1), at(0));
+            assert_eq!(paid, wait == 0.0);
+            if !paid {
+                let due = at(0) + SignedDuration::from_secs_f64(wait);
+                let early = due - SignedDuration::from_millis(10);
+                assert_eq!(all.next_paid(early), None);
+                assert_eq!(all.next_paid(due), Some(key("a")));
+            }
+            assert_eq!((all.held(), all.due()), (0, None));
+        }
+    }
+
+    #[test]
+    fn what_was_spent_stays_spent_and_what_is_full_again_is_not_kept() {
+        let mut all = Allowances::new(100, 1.0);
+        let spent: Arc<str> = "spent".into();
+        // A day before, so that the first look is due.
+        let name = |number: i32| Arc::<str>::from(format!("ns-{number}"));
+        for number in 0..64 {
+            assert_eq!(all.take(&name(number), 1.0, at(0)), Ok(()));
+        }
+        all.trim(at(10));
+        assert_eq!(all.buckets.len(), 64, "so few are not worth a look");
+        assert_eq!(all.take(&spent, 100.0, at(10)), Ok(()));
+        all.trim(at(20));
+        assert_eq!(all.buckets.keys().collect::<Vec<_>>(), [&spent]);
+        assert!(all.take(&spent, 11.0, at(20)).is_err(), "it has ten");
+        assert_eq!(all.take(&spent, 10.0, at(20)), Ok(()));
+        // The next look is a minute later, however many there are by then.
+        for number in 0..100 {
+            assert_eq!(all.take(&name(number), 1.0, at(21)), Ok(()));
+        }
+        all.trim(at(79));
+        assert_eq!(all.buckets.len(), 101);
+        all.trim(at(80));
+        assert_eq!(all.buckets.len(), 1);
     }
 }

@@ -48,3 +48,64 @@ pub(super) fn after_failure(
     let wait = doubled.min(most) * (1.0 + 0.25 * jitter(key, failures));
     SignedDuration::from_secs_f64(wait)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arn::RoleArn;
+
+    /// Keys of sessions as a cluster has them: of few roles, named by namespace and account, or
+    /// told apart by an external ID alone.
+    fn keys() -> impl Iterator<Item = SessionKey> {
+        (0..1000).map(|number| SessionKey {
+            role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/r{}", number % 5))
+                .unwrap(),
+            name: format!("ns-{}.default", number / 20).into(),
+            external_id: Some(format!("id-{}", number % 20).into()),
+            duration_seconds: 3600,
+            limits: None,
+        })
+    }
+
+    /// Checks that 1,000 parts of a whole fill each tenth of it about as much as any other.
+    fn are_spread(parts: impl Iterator<Item = f64>) {
+        let mut tenths = [0; 10];
+        for part in parts {
+            assert!((0.0..=1.0).contains(&part), "{part}");
+            tenths[((part * 10.0) as usize).min(9)] += 1;
+        }
+        assert!(
+            tenths.iter().all(|count| (60..=140).contains(count)),
+            "{tenths:?}"
+        );
+    }
+
+    #[test]
+    fn refreshes_of_sessions_that_were_fetched_together_are_spread() {
+        let from = Timestamp::from_second(1_800_000_000).unwrap();
+        let life = Life {
+            from,
+            until: from + seconds(10_000),
+        };
+        are_spread(keys().map(|key| {
+            let due = from.duration_until(refresh_at(&key, life)).as_secs_f64();
+            (due - 4000.0) / 800.0
+        }));
+    }
+
+    #[test]
+    fn tries_after_failures_of_the_same_moment_are_spread_anew_each_time() {
+        let wait = |key: &SessionKey, failures| {
+            let wait = after_failure(key, FailureKind::Temporary, failures, seconds(30));
+            // The third waits 4 s and up to a quarter more.
+            (wait.as_secs_f64() / 2f64.powi(i32::try_from(failures).unwrap() - 1) - 1.0) / 0.25
+        };
+        for failures in 1..=5 {
+            are_spread(keys().map(|key| wait(&key, failures)));
+        }
+        // Those that met once don't meet again.
+        let met: Vec<_> = keys().filter(|key| wait(key, 1) < 0.1).collect();
+        let again = met.iter().filter(|key| wait(key, 2) < 0.1).count();
+        assert!(again * 3 < met.len(), "{again} of {}", met.len());
+    }
+}

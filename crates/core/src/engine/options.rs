@@ -88,7 +88,7 @@ pub struct Counts {
     pub urgent: usize,
     /// The others in line.
     pub prefetch: usize,
-    /// Sessions that wait for the allowance of their namespace.
+    /// Sessions that wait for the allowance of a namespace that wants them.
     pub held: usize,
     /// Calls in flight.
     pub in_flight: usize,

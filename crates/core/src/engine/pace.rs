@@ -229,6 +229,71 @@ mod tests {
     }
 
     #[test]
+    fn the_wait_is_as_long_as_the_next_call_takes_to_come() {
+        let mut pace = Pace::new(10);
+        let _ = pace.ready(at(0));
+        pace.spend(at(0));
+        assert_eq!(pace.ready(at(0)), Err(SignedDuration::from_millis(100)));
+        assert_eq!(pace.ready(at(50)), Err(SignedDuration::from_millis(50)));
+        assert_eq!(pace.ready(at(100)), Ok(()));
+    }
+
+    #[test]
+    fn a_tenth_of_a_second_s_calls_may_be_made_at_once_and_one_at_least() {
+        for (most, at_once) in [(200, 20), (50, 5), (5, 1), (1, 1)] {
+            assert_eq!(calls(&mut Pace::new(most), 0..1), at_once, "{most}");
+        }
+    }
+
+    #[test]
+    fn the_rate_is_whole_again_when_it_says_so_and_not_before() {
+        let mut pace = Pace::new(200);
+        assert_eq!(pace.recovered_at(), None);
+        calls(&mut pace, 0..2000);
+        pace.throttled(at(2000));
+        // Half of it is missing, which takes half of the 30 s.
+        let due = pace.recovered_at().unwrap();
+        assert_eq!(due, at(2000 + 15_000 + 1));
+        pace.refill(at(10_000));
+        let again = pace.recovered_at().unwrap();
+        assert!(due.duration_until(again).abs() < SignedDuration::from_millis(1));
+        pace.refill(due - SignedDuration::from_millis(50));
+        assert!(pace.recovered_at().is_some());
+        pace.refill(due);
+        assert_eq!((pace.rate(), pace.recovered_at()), (Some(200.0), None));
+
+        let mut unlimited = Pace::new(0);
+        assert_eq!(unlimited.recovered_at(), None);
+        calls(&mut unlimited, 0..1);
+        unlimited.throttled(at(500));
+        assert!(unlimited.recovered_at().is_some());
+    }
+
+    #[test]
+    fn half_of_what_was_called_in_this_second_or_the_one_before_counts() {
+        // When it is throttled, and to what of 100 calls in the first second.
+        for (throttled, rate) in [(900, 50.0), (1900, 50.0), (2000, FLOOR), (60_000, FLOOR)] {
+            let mut pace = Pace::new(0);
+            for _ in 0..100 {
+                pace.spend(at(500));
+            }
+            pace.throttled(at(throttled));
+            assert_eq!(pace.rate(), Some(rate), "{throttled}");
+        }
+        // More in this second than in the one before, and the other way round.
+        for (first, second) in [(40, 80), (80, 40)] {
+            let mut pace = Pace::new(0);
+            for (calls, when) in [(first, 0), (second, 1000)] {
+                for _ in 0..calls {
+                    pace.spend(at(when));
+                }
+            }
+            pace.throttled(at(1500));
+            assert_eq!(pace.rate(), Some(40.0));
+        }
+    }
+
+    #[test]
     fn a_clock_that_is_set_back_does_not_stop_calls() {
         let mut pace = Pace::new(10);
         calls(&mut pace, 3_600_000..3_601_000);

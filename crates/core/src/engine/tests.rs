@@ -2,7 +2,9 @@ use super::*;
 use crate::arn::RoleArn;
 
 mod invariants;
+mod kept;
 mod lines;
+mod shared;
 
 fn key(name: &str) -> Arc<SessionKey> {
     Arc::new(SessionKey {
@@ -30,6 +32,13 @@ fn wanted(name: &str) -> Event {
         key: key(name),
         namespace: "default".into(),
         cause: Cause::New,
+    }
+}
+
+fn changed(name: &str) -> Event {
+    Event::Changed {
+        key: key(name),
+        namespace: "default".into(),
     }
 }
 
@@ -93,9 +102,9 @@ fn final_errors_are_tried_slowly_and_at_once_after_a_change() {
         assert!((expected..=expected * 5 / 4).contains(wait), "{waits:?}");
     }
     engine.handle(Event::Failed(key("a"), FailureKind::Final), now);
-    assert_eq!(engine.handle(Event::Changed(key("a")), now), fetch("a"));
+    assert_eq!(engine.handle(changed("a"), now), fetch("a"));
     // While the call is made, a second change asks for no second one.
-    assert_eq!(engine.handle(Event::Changed(key("a")), now), []);
+    assert_eq!(engine.handle(changed("a"), now), []);
 }
 
 #[test]
@@ -103,10 +112,10 @@ fn a_change_does_not_hurry_what_only_waits_for_its_refresh() {
     let mut engine = Engine::new(EngineOptions::default());
     engine.handle(wanted("a"), at(0));
     engine.handle(Event::Fetched(key("a"), hour(0)), at(0));
-    assert_eq!(engine.handle(Event::Changed(key("a")), at(1)), []);
+    assert_eq!(engine.handle(changed("a"), at(1)), []);
     engine.handle(wanted("b"), at(1));
     engine.handle(Event::Failed(key("b"), FailureKind::Throttled), at(1));
-    assert_eq!(engine.handle(Event::Changed(key("b")), at(1)), []);
+    assert_eq!(engine.handle(changed("b"), at(1)), []);
 }
 
 #[test]

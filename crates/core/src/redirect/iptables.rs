@@ -237,6 +237,24 @@ pub fn iptables_owned(listing: &str) -> String {
     out
 }
 
+/// Whether `listing` has all rules of the redirect of one family in their order, and each jump to
+/// them first in its chain. What else rules say is for a comparison of two listings.
+pub fn iptables_is_whole(spec: &Spec, family: Family, listing: &str) -> bool {
+    CHAINS.iter().all(|chain| {
+        let mut builtin =
+            table(listing, chain.table).filter(|line| Chain::rule_of(chain.builtin, line));
+        let own: Vec<_> = table(listing, chain.table)
+            .filter(|line| Chain::rule_of(chain.name, line))
+            .collect();
+        let wanted = (chain.rules)(spec, family);
+        builtin.next().is_some_and(|first| chain.jumped_to(first))
+            && own.len() == wanted.len()
+            && own.iter().zip(&wanted).all(|(line, Rule(_, why, _))| {
+                line.contains(&format!("--comment \"rolegate: {why}\""))
+            })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,5 +324,47 @@ mod tests {
             "",
         );
         assert_ne!(ours, iptables_owned(&first));
+    }
+
+    #[test]
+    fn a_listing_that_lacks_a_rule_is_not_whole() {
+        let spec = spec(None);
+        // As the program lists what it was given.
+        let mut listing = String::new();
+        for Chain {
+            table,
+            builtin,
+            name,
+            rules,
+        } in &CHAINS
+        {
+            let _ = writeln!(listing, "*{table}\n-P {builtin} ACCEPT");
+            let _ = writeln!(
+                listing,
+                "-A {builtin} -m comment --comment \"rolegate: comes first\" -j {name}"
+            );
+            let _ = writeln!(listing, "-A {builtin} -j OTHER\n-N {name}");
+            for Rule(matches, why, target) in rules(&spec, Family::V4) {
+                let _ = writeln!(
+                    listing,
+                    "-A {name} {matches} -m comment --comment \"rolegate: {why}\" -j {target}"
+                );
+            }
+        }
+        let whole = |listing: &str| iptables_is_whole(&spec, Family::V4, listing);
+        assert!(whole(&listing));
+        assert!(!whole("") && !whole(LISTING));
+        let rules = || listing.lines().filter(|line| line.contains("rolegate: "));
+        assert!(rules().count() > 10);
+        for rule in rules() {
+            assert!(
+                !whole(&listing.replacen(&format!("{rule}\n"), "", 1)),
+                "{rule}"
+            );
+        }
+        let jump =
+            "-A FORWARD -m comment --comment \"rolegate: comes first\" -j ROLEGATE-FORWARD\n";
+        let second = listing.replace(jump, &format!("-A FORWARD -j ACCEPT\n{jump}"));
+        assert!(!whole(&second), "another rule comes first");
     }
 }

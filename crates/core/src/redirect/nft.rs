@@ -78,6 +78,18 @@ pub fn nft_remove_script() -> String {
     format!("delete table inet {NFT_TABLE}\n")
 }
 
+/// Whether `listing`, which `nft -s list table` printed, has all rules of the redirect in their
+/// order, and no others of ours. What else rules say is for a comparison of two listings.
+pub fn nft_is_whole(spec: &Spec, listing: &str) -> bool {
+    fn comments(text: &str) -> impl Iterator<Item = &str> {
+        text.lines().filter_map(|line| {
+            line.split_once(" comment ")
+                .map(|(_, comment)| comment.trim())
+        })
+    }
+    comments(&nft_script(spec)).eq(comments(listing))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,5 +126,36 @@ mod tests {
             !forward.contains("iif") && !forward.contains(" ct "),
             "{forward}"
         );
+    }
+
+    #[test]
+    fn a_listing_that_lacks_a_rule_is_not_whole() {
+        let spec = Spec::new(
+            Some([10, 0, 0, 1].into()),
+            None,
+            8181,
+            "eni+".parse().unwrap(),
+        )
+        .unwrap();
+        let script = nft_script(&spec);
+        assert!(nft_is_whole(&spec, &script));
+        let rules = script
+            .lines()
+            .filter(|line| line.contains(" comment "))
+            .count();
+        assert!(rules > 10);
+        for missing in 0..rules {
+            let mut place = 0;
+            let left: Vec<_> = script
+                .lines()
+                .filter(|line| {
+                    let is_rule = line.contains(" comment ");
+                    place += usize::from(is_rule);
+                    !(is_rule && place == missing + 1)
+                })
+                .collect();
+            assert!(!nft_is_whole(&spec, &left.join("\n")), "{missing}");
+        }
+        assert!(!nft_is_whole(&spec, ""));
     }
 }

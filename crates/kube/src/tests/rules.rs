@@ -168,6 +168,11 @@ async fn without_its_kind_flags_count_unless_it_is_required() {
     let mut told = config(&api, ConfigUse::Auto).await;
     assert_eq!(told.next().await, ClusterConfig::NotUsed);
     assert!(told.readiness.is_ready());
+    let ages = told.connection.pictures().by_resource();
+    assert!(
+        ages.contains_key("rolegateconfigs"),
+        "it gets old: {ages:?}"
+    );
     // It is looked at again in a minute, not before.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(api.count("watch", "rolegateconfigs"), 1);
@@ -274,6 +279,50 @@ async fn threat_10_without_the_configuration_everything_is_refused() {
         assert_eq!(told.next().await, ClusterConfig::Missing);
         told.until_noted("install deploy/crds.yaml").await;
     }
+}
+
+/// A right that is taken away while the watch goes on, whatever is watched: what was said before
+/// gets older with each attempt, and service by it ends after `--max-picture-age`.
+#[tokio::test]
+async fn threat_33_what_may_not_be_read_any_more_gets_old() {
+    async fn gets_old<M: Send + 'static>(api: &KubeApi, mut told: Told<M>, resource: &'static str) {
+        told.next().await;
+        let pictures = told.connection.pictures().clone();
+        until(|| told.readiness.is_ready()).await;
+        let label = match resource {
+            "ingresses" => "replicated",
+            resource => resource,
+        };
+        assert!(pictures.by_resource().contains_key(label), "{resource}");
+        api.fail_resource(resource, Some(403));
+        api.expire_watches();
+        until(|| told.readiness.report().noted.contains_key("rules")).await;
+        let refused = tokio::time::Instant::now();
+        // Lists and watches, whichever of them is tried.
+        let attempts = || api.count("watch", resource) + api.count("list", resource);
+        let before = attempts();
+        until(|| attempts() >= before + 2).await;
+        // From the moment that it was last well, however often it was tried since.
+        let least = refused.elapsed();
+        let age = pictures.by_resource().get(label).copied();
+        assert!(age >= Some(least), "{resource}: {age:?} of {least:?}");
+    }
+    let api = api(KubeApiOptions::default()).await;
+    api.put(CONFIGS, configuration(json!({})));
+    api.put(GRANTS, good_grant("one"));
+    api.put(MAPS, map("opa", "one", json!({})));
+    api.enable("networking.k8s.io/v1/ingresses", "Ingress", true);
+    for used in [ConfigUse::Auto, ConfigUse::Required] {
+        gets_old(&api, config(&api, used).await, "rolegateconfigs").await;
+        api.fail_resource("rolegateconfigs", None);
+    }
+    gets_old(&api, grants(&api).await, "rolegrants").await;
+    gets_old(&api, config_maps(&api).await, "configmaps").await;
+    let kind = ResourceKind::parse("networking.k8s.io/v1/ingresses").unwrap();
+    let ingresses = Told::start(&api, |connection, reporting, sender| async move {
+        watch_replicated(&connection, &kind, reporting, |change| change, sender).await;
+    });
+    gets_old::<Change<Replicated>>(&api, ingresses.await, "ingresses").await;
 }
 
 #[tokio::test]

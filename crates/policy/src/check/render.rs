@@ -4,7 +4,8 @@ use std::fmt::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::{Finding, Level, Report};
+use super::{CHECK, Checked, Finding, Level, Report};
+use crate::case_report::{Case, CaseResult, Complaint, Suite};
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
 
 /// Most findings in SARIF: services refuse more.
@@ -23,7 +24,8 @@ impl Report {
         for finding in &self.findings {
             let (style, word) = match finding.level {
                 Level::Error => (BAD, "refused"),
-                Level::Warning => (WARN, "would be refused"),
+                Level::Warning => (WARN, "warning"),
+                Level::Note => (FAINT, "note"),
             };
             let (file, line) = (plain(&finding.file), finding.line);
             writeln!(
@@ -32,30 +34,87 @@ impl Report {
                 finding.object(),
                 plain(&finding.message)
             )?;
-            write!(
-                out,
-                "  {FAINT}layer {}, rule {}",
-                finding.layer,
-                plain(&finding.rule)
-            )?;
+            let mut details = Vec::new();
+            if finding.layer != CHECK {
+                let audited = match finding.level {
+                    Level::Warning => " in audit mode",
+                    _ => "",
+                };
+                details.push(format!("layer {}{audited}", finding.layer));
+                details.push(format!("rule {}", plain(&finding.rule)));
+            }
             if !finding.path.is_empty() {
-                write!(out, ", at {}", plain(&finding.path))?;
+                details.push(format!("at {}", plain(&finding.path)));
             }
             if let Some(template) = &finding.template {
-                write!(out, ", from {}", plain(template))?;
+                details.push(format!("in what Helm made of {}", plain(template)));
             }
-            writeln!(out, "{FAINT:#}")?;
+            if !details.is_empty() {
+                writeln!(out, "  {FAINT}{}{FAINT:#}", details.join(", "))?;
+            }
         }
+        writeln!(out, "{}", self.summary())
+    }
+
+    /// How many objects were judged, and with what outcome.
+    fn summary(&self) -> String {
         let objects = count(self.checked, "object", "objects");
-        match self.refused {
-            0 => writeln!(
-                out,
-                "{GOOD}{objects} checked, none would be refused{GOOD:#}"
-            ),
-            refused => writeln!(
-                out,
-                "{objects} checked, {BAD}{refused} would be refused{BAD:#}"
-            ),
+        let warnings = match self.warnings {
+            0 => String::new(),
+            number => format!(", {WARN}{}{WARN:#}", count(number, "warning", "warnings")),
+        };
+        match (self.refused, self.warnings) {
+            (0, 0) => format!("{GOOD}{objects} checked, none would be refused{GOOD:#}"),
+            (0, _) => format!("{objects} checked, none would be refused{warnings}"),
+            (refused, _) => {
+                format!("{objects} checked, {BAD}{refused} would be refused{BAD:#}{warnings}")
+            }
+        }
+    }
+
+    /// The report case by case: a suite for each file, a case for each object. With
+    /// `fail_on_warning` a warning fails its object.
+    pub fn suites(&self, fail_on_warning: bool) -> Vec<Suite> {
+        let mut suites: Vec<Suite> = Vec::new();
+        for object in &self.objects {
+            let case = self.case(object, fail_on_warning);
+            match suites.last_mut() {
+                Some(suite) if suite.name == object.file => suite.cases.push(case),
+                _ => suites.push(Suite {
+                    name: object.file.clone(),
+                    cases: vec![case],
+                }),
+            }
+        }
+        suites
+    }
+
+    fn case(&self, object: &Checked, fail_on_warning: bool) -> Case {
+        let findings = self
+            .findings
+            .get(object.findings.clone())
+            .unwrap_or_default();
+        let fails = |finding: &&Finding| match finding.level {
+            Level::Error => true,
+            Level::Warning => fail_on_warning,
+            Level::Note => false,
+        };
+        let failed = findings.iter().filter(fails).map(|finding| Complaint {
+            kind: format!("{}: {}", finding.layer, finding.rule),
+            message: finding.message.clone(),
+        });
+        let failed: Vec<_> = failed.collect();
+        let others = findings.iter().filter(|finding| !fails(finding));
+        let remarks = others.map(|one| format!("{}: {}", one.level.as_str(), one.message));
+        Case {
+            name: object.name.clone(),
+            file: object.file.clone(),
+            line: object.line,
+            result: match failed.is_empty() {
+                true => CaseResult::Passed,
+                false => CaseResult::Failed(failed),
+            },
+            remarks: remarks.collect(),
         }
     }
 
@@ -73,7 +132,10 @@ impl Report {
         let rules: Vec<_> = rules
             .into_iter()
             .map(|id| {
-                let text = format!("Refused by {id} of the AWS roles' rules");
+                let text = match id.strip_prefix("rolegate/") {
+                    Some(CHECK) => "Not judged, or without effect".to_owned(),
+                    _ => format!("Refused by {id} of the AWS roles' rules"),
+                };
                 json!({"id": id, "shortDescription": {"text": text}})
             })
             .collect();
@@ -98,9 +160,12 @@ impl Report {
         let mut text = String::new();
         for finding in &self.findings {
             let title = format!("rolegate: {}", finding.object());
+            let level = match finding.level {
+                Level::Note => "notice",
+                level => level.as_str(),
+            };
             text.push_str(&format!(
-                "::{} file={},line={},title={}::{}\n",
-                finding.level.as_str(),
+                "::{level} file={},line={},title={}::{}\n",
                 property(&finding.file),
                 finding.line,
                 property(&title),
@@ -117,12 +182,7 @@ impl Report {
 impl Finding {
     /// The object by its name.
     fn object(&self) -> String {
-        let (kind, name) = (plain(&self.kind), plain(&self.name));
-        if self.namespace.is_empty() || self.kind == "Namespace" {
-            format!("{kind} {name}")
-        } else {
-            format!("{kind} {}/{name}", plain(&self.namespace))
-        }
+        object(&self.kind, &self.namespace, &self.name)
     }
 
     /// The rule as SARIF names it: rules of layers are anybody's words, layers are few.
@@ -131,7 +191,21 @@ impl Finding {
     }
 }
 
+/// An object by its kind, namespace and name.
+pub(super) fn object(kind: &str, namespace: &str, name: &str) -> String {
+    let (shown, name) = (plain(kind), plain(name));
+    if namespace.is_empty() || kind == "Namespace" {
+        format!("{shown} {name}")
+    } else {
+        format!("{shown} {}/{name}", plain(namespace))
+    }
+}
+
 fn result(finding: &Finding) -> Value {
+    let place = match finding.path.as_str() {
+        "" => finding.object(),
+        path => format!("{}.{path}", finding.object()),
+    };
     let message = format!(
         "{}: {} ({})",
         finding.object(),
@@ -148,7 +222,7 @@ fn result(finding: &Finding) -> Value {
                 "region": {"startLine": finding.line.max(1)},
             },
             "logicalLocations": [{
-                "fullyQualifiedName": format!("{}.{}", finding.object(), finding.path),
+                "fullyQualifiedName": place,
                 "kind": "resource",
             }],
         }],
@@ -210,6 +284,7 @@ mod tests {
             checked: 2,
             refused: 1,
             findings: vec![finding()],
+            ..Report::default()
         }
     }
 
@@ -245,7 +320,35 @@ mod tests {
             text.contains("Pod shop/api: no\\u{a}::error::grant"),
             "{text}"
         );
-        assert!(text.contains("from shop/templates/api.yaml"), "{text}");
+        assert!(
+            text.contains("rule default deny, at metadata.annotations[iam.amazonaws.com/role], in what Helm made of shop/templates/api.yaml"),
+            "{text}"
+        );
         assert!(Report::default().text().contains("0 objects checked, none"));
+    }
+
+    #[test]
+    fn the_summary_says_what_the_lines_say() {
+        let mut report = report();
+        report.refused = 0;
+        report.warnings = 1;
+        report.findings[0].level = Level::Warning;
+        let text = report.text();
+        assert!(text.contains("layer grants in audit mode"), "{text}");
+        let last = text.lines().last().unwrap();
+        assert!(
+            last.contains("none would be refused") && last.contains("1 warning"),
+            "{text}"
+        );
+        assert!(!text.lines().next().unwrap().contains("refused"), "{text}");
+    }
+
+    #[test]
+    fn the_name_in_sarif_ends_without_a_dot_where_the_whole_object_is_meant() {
+        let mut report = report();
+        report.findings[0].path.clear();
+        let sarif = report.sarif();
+        let name = &sarif["runs"][0]["results"][0]["locations"][0]["logicalLocations"][0];
+        assert_eq!(name["fullyQualifiedName"], "Pod shop/api");
     }
 }

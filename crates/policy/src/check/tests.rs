@@ -53,10 +53,12 @@ fn checked(stage: &Stage, text: &str) -> Report {
         user: "ann".into(),
         groups: vec!["system:authenticated".into()],
     };
-    let documents = documents(text).unwrap();
+    let documents = documents(text).unwrap().documents;
     let manifests = documents.iter().map(|document| Manifest {
         file: "all.yaml",
         document,
+        old: None,
+        operation: Operation::Create,
     });
     check(&rules, manifests, &creator, "shop", NOW)
 }
@@ -109,4 +111,141 @@ fn a_pod_that_is_malformed_is_refused_and_not_let_through() {
     assert_eq!(checked(&rules(&[], Mode::Off), text).refused, 1);
     let text = "apiVersion: v1\nkind: Pod\nmetadata: 1\n";
     assert_eq!(checked(&rules(&[], Mode::Off), text).refused, 1);
+}
+
+#[test]
+fn what_is_not_judged_or_counts_for_nothing_is_a_warning_at_its_line() {
+    let text = "\
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: api
+  namespace: shop
+  annotations:
+    iam.amazonaws.com/role: reader
+spec:
+  template:
+    spec:
+      containers: [{name: app, image: app}]
+---
+apiVersion: ray.io/v1
+kind: RayCluster
+metadata: {name: ray, namespace: shop}
+spec:
+  headGroupSpec:
+    template:
+      spec:
+        containers: [{name: app, image: app}]
+---
+apiVersion: v1
+kind: pod
+metadata: {name: p, namespace: shop}
+";
+    let report = checked(&rules(&[], Mode::Enforce), text);
+    assert_eq!((report.refused, report.warnings), (0, 3));
+    assert_eq!(
+        told(&report),
+        [
+            "warning all.yaml:7 api check",
+            "warning all.yaml:20 ray check",
+            "warning all.yaml:23 p check",
+        ]
+    );
+    assert_eq!(
+        report.findings[0].path,
+        "metadata.annotations[iam.amazonaws.com/role]"
+    );
+    assert_eq!(
+        report.findings[1].path,
+        "spec.headGroupSpec.template.spec.containers"
+    );
+    let suites = report.suites(false);
+    assert!(suites[0].cases.iter().all(|case| case.remarks.len() == 1));
+    let failed = |suites: &[crate::case_report::Suite]| {
+        let passed = |case: &&crate::case_report::Case| {
+            case.result == crate::case_report::CaseResult::Passed
+        };
+        suites[0].cases.iter().filter(|case| !passed(case)).count()
+    };
+    assert_eq!((failed(&suites), failed(&report.suites(true))), (0, 3));
+}
+
+#[test]
+fn null_and_empty_are_read_as_the_api_server_reads_them() {
+    let text = "\
+apiVersion: v1
+kind: Pod
+metadata:
+  name: x
+  namespace: ''
+  annotations:
+    iam.amazonaws.com/role:
+spec:
+  containers: [{name: app, image: app}]
+";
+    let report = checked(&rules(&[], Mode::Enforce), text);
+    assert_eq!(report.findings, []);
+    assert_eq!(report.objects[0].name, "Pod shop/x");
+}
+
+#[test]
+fn a_review_is_judged_with_lines_of_the_review() {
+    let text = "\
+apiVersion: admission.k8s.io/v1
+kind: AdmissionReview
+request:
+  uid: u
+  kind: {group: '', version: v1, kind: Pod}
+  namespace: closed
+  operation: CREATE
+  object:
+    metadata:
+      name: x
+      annotations:
+        iam.amazonaws.com/role: reader
+";
+    let report = checked(&rules(&[], Mode::Off), text);
+    assert_eq!(told(&report), ["error all.yaml:12 x namespace"]);
+    let answer =
+        "apiVersion: admission.k8s.io/v1\nkind: AdmissionReview\nresponse: {allowed: true}\n";
+    let report = checked(&rules(&[], Mode::Off), answer);
+    assert_eq!(report.refused, 1);
+}
+
+#[test]
+fn what_policies_are_not_asked_about_is_told() {
+    let stage = rules(&[], Mode::Off);
+    let (mut config, keys) = (RuleConfig::default(), AnnotationKeys::default());
+    let creator = Creator {
+        user: "ann".into(),
+        groups: Vec::new(),
+    };
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop}\n";
+    let documents = documents(text).unwrap().documents;
+    let mut notes = |mode, operation| {
+        config.modes.rego = mode;
+        let rules = GateRules {
+            rules: &stage.rules,
+            config: &config,
+            grants: &stage.grants,
+            keys: &keys,
+            policies: None,
+        };
+        let manifest = Manifest {
+            file: "all.yaml",
+            document: &documents[0],
+            old: None,
+            operation,
+        };
+        let report = check(&rules, [manifest], &creator, "shop", NOW);
+        let findings = report.findings.into_iter();
+        findings.map(|one| one.message).collect::<Vec<_>>()
+    };
+    let deleted = notes(Mode::Enforce, Operation::Delete);
+    assert_eq!(
+        deleted,
+        ["policies are not asked about deletions and CONNECT"]
+    );
+    assert!(notes(Mode::Off, Operation::Delete).is_empty());
+    assert!(notes(Mode::Enforce, Operation::Create).is_empty());
 }

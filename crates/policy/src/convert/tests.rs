@@ -122,7 +122,10 @@ spec:
         ),
         "{yaml}"
     );
-    assert_eq!(crate::manifest::documents(&yaml).unwrap().len(), 1);
+    assert_eq!(
+        crate::manifest::documents(&yaml).unwrap().documents.len(),
+        1
+    );
     assert_eq!(converted.notes().len(), 3);
 }
 

@@ -10,3 +10,4 @@ mod meaning;
 mod properties;
 mod references;
 mod stage;
+mod testing;

@@ -121,7 +121,7 @@ pub(crate) struct AgentFlags {
     /// The node's real metadata service
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METADATA_ADDR", default_value = "169.254.169.254:80", help_heading = DOOR)]
     pub(crate) metadata_addr: String,
-    /// Further metadata paths that pods may read: a regular expression on the path below the version, such as meta-data/ami-id
+    /// Further metadata paths that pods may read: a regular expression on the path below the version, such as meta-data/ami-id; given in one place only, or the same in all
     #[arg(long, value_name = "REGEXP", env = "ROLEGATE_METADATA_ALLOW", help_heading = DOOR)]
     pub(crate) metadata_allow: Vec<String>,
     /// Whether metadata tokens (version 2) are demanded

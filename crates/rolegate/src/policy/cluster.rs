@@ -16,6 +16,8 @@ use rolegate_kube::crd::{CONFIG_NAME, GROUP, VERSION};
 use rolegate_policy::overlay::is_core;
 use serde_json::Value;
 
+use super::kinds::Kind;
+
 /// Objects asked for at once.
 const PAGE: u32 = 500;
 /// Most objects of one kind.
@@ -97,20 +99,33 @@ impl Cluster {
         Ok(found)
     }
 
-    /// One pod.
+    /// The namespace that is meant where none is named.
+    pub(super) fn namespace(&self) -> &str {
+        self.connection.namespace()
+    }
+
+    /// One object of a kind of Kubernetes.
     ///
     /// # Errors
     /// Where it is not there, or may not be read.
-    pub(super) async fn pod(&self, namespace: &str, name: &str) -> anyhow::Result<Value> {
-        let resource = core("Pod", "pods");
+    pub(super) async fn object(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+    ) -> anyhow::Result<Value> {
+        let gvk = GroupVersionKind::gvk(kind.group, kind.version, kind.kind);
+        let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural);
         let api =
             Api::<DynamicObject>::namespaced_with(self.connection.client(), namespace, &resource);
-        let pod = api
+        let object = api
             .get_opt(name)
             .await
-            .map_err(|error| self.failed("pods", Some(namespace), &error))?;
-        let pod = pod.ok_or_else(|| anyhow!("there is no pod {name} in namespace {namespace}"))?;
-        named(pod, &resource)
+            .map_err(|error| self.failed(kind.plural, Some(namespace), &error))?;
+        let kind = kind.kind.to_lowercase();
+        let object =
+            object.ok_or_else(|| anyhow!("there is no {kind} {name} in namespace {namespace}"))?;
+        named(object, &resource)
     }
 
     /// Objects of ours; `None` where their kind is not installed.

@@ -43,7 +43,7 @@ pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode>
     let objects = Objects::from(&arguments.filename, &client, &reading).await?;
     let objects = objects.with_users(&client, false).await?;
     let loaded = objects.load(&reading)?;
-    for note in &loaded.assumed {
+    for note in &loaded.notes {
         output::note(note);
     }
     let taken: Vec<_> = loaded.grants.iter().map(|grant| &*grant.name).collect();

@@ -8,12 +8,13 @@ use clap::Args;
 use jiff::Timestamp;
 use rolegate_core::layer::Mode;
 use rolegate_core::workload::Workload;
-use rolegate_policy::check::{Creator, creation_of};
+use rolegate_policy::check::{Creator, completed, creation_of, namespace_of};
 use rolegate_policy::explain::{AskedPolicy, Outcome, Question, Refusal, explain};
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
 use super::flags::{ReadFlags, Reading, RulesFrom, name};
+use super::kinds::Kind;
 use super::load::{Loaded, Objects};
 use super::output::{self, Format};
 use super::{REFUSED, files};
@@ -26,24 +27,26 @@ const IMAGINED: &str = "imagined";
 pub(super) const LONG_ABOUT: &str = "Tell why a pod may have its role, or may not, and what would change that.\n\n\
 Shows what each layer said with the rule that decided, the session that would be asked of STS, which \
 Rego policies are asked, and for a refusal by grants the smallest grant that is missing, ready to \
-apply. Without a pod, the flags describe one that is only thought of.";
+apply. For a Deployment and its like the pods of its template are explained. Without an object, the \
+flags describe a pod that is only thought of.";
 
 /// Arguments of `rolegate policy explain`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   rolegate policy explain pod/api-0 -n shop
+  rolegate policy explain deployment/api
   rolegate policy explain --role reader -n shop --service-account api --label app=api
   rolegate policy explain pod/api-0 -n shop --rules dump.yaml -o json
 
 Exit codes: 0 allowed, 1 failed, 3 no credentials, 64 wrong usage.")]
 pub(super) struct ExplainArguments {
-    /// The pod, as pod/NAME
-    #[arg(value_name = "pod/NAME", required_unless_present = "role", conflicts_with_all = ["role", "service_account", "label", "external_id", "session_name"])]
+    /// The pod, as pod/NAME, or what makes pods, as deployment/NAME
+    #[arg(value_name = "KIND/NAME", required_unless_present = "role", conflicts_with_all = ["role", "service_account", "label", "external_id", "session_name"])]
     pod: Option<String>,
-    /// Namespace of the pod
-    #[arg(short, long, value_name = "NAME", default_value = "default", value_parser = name)]
-    namespace: String,
+    /// Namespace of the pod; by default that of the kubeconfig's context, and default with --rules
+    #[arg(short, long, value_name = "NAME", value_parser = name)]
+    namespace: Option<String>,
     /// Role that the pod would name: a name or an ARN
     #[arg(long, value_name = "ROLE")]
     role: Option<String>,
@@ -86,28 +89,26 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// Explains.
 pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
     let reading = arguments.read.reading()?;
-    let pod = arguments.pod.as_deref().map(pod_name).transpose()?;
+    let asked = arguments.pod.as_deref().map(Asked::parse).transpose()?;
     files::validate(&arguments.from.rules)?;
-    let (loaded, object) = load(&arguments, pod, &reading).await?;
-    for assumed in &loaded.assumed {
-        output::note(assumed);
+    let (loaded, object, namespace) = load(&arguments, asked.as_ref(), &reading).await?;
+    for note in &loaded.notes {
+        output::note(note);
     }
-    let name = pod.unwrap_or(IMAGINED);
+    let pod = asked.as_ref().filter(|asked| asked.kind.is_pod());
+    let name = pod.map_or(IMAGINED, |pod| pod.name);
     let mut workloads = loaded.workloads.iter();
-    let found = workloads.find(|one| *one.name == *name && *one.namespace == *arguments.namespace);
-    let mut workload = found.cloned().ok_or_else(|| {
-        anyhow!(
-            "there is no pod {name} in namespace {}",
-            arguments.namespace
-        )
-    })?;
+    let found = workloads.find(|one| *one.name == *name && *one.namespace == *namespace);
+    let mut workload = found
+        .cloned()
+        .ok_or_else(|| anyhow!("there is no pod {name} in namespace {namespace}"))?;
     let now = Timestamp::now();
     let web_identity = loaded.web_identity.iter().find(|one| {
         let unnamed = one.unnamed.iter().map(|unnamed| &unnamed.pod);
         let pod = one.asking.iter().chain(unnamed).next();
         pod.is_some_and(|pod| pod.name == workload.name && pod.namespace == workload.namespace)
     });
-    let (policies, gate) = asked(&loaded, &workload, &object, now);
+    let (policies, gate) = asked_policies(&loaded, &workload, &object, now);
     if pod.is_none() {
         // Told as what it is.
         workload.name = "".into();
@@ -136,64 +137,75 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
     })
 }
 
-fn pod_name(text: &str) -> anyhow::Result<&str> {
-    let name = match text.split_once('/') {
-        None => text,
-        Some(("pod" | "pods" | "po", name)) => name,
-        Some((kind, _)) => {
-            return Err(invalid(format!(
-                "{kind} is not explained: name a pod, as pod/NAME"
-            )));
-        }
-    };
-    super::flags::name(name).map_err(|error| invalid(format!("pod/NAME: {error}")))?;
-    Ok(name)
+/// An object that is asked about.
+struct Asked<'a> {
+    kind: &'static Kind,
+    name: &'a str,
 }
 
+impl<'a> Asked<'a> {
+    fn parse(text: &'a str) -> anyhow::Result<Self> {
+        let (kind, name) = text.split_once('/').unwrap_or(("pod", text));
+        let kind = Kind::named(kind).ok_or_else(|| {
+            let names = Kind::names();
+            invalid(format!(
+                "{kind} makes no pods that could be explained: name one of {names}"
+            ))
+        })?;
+        super::flags::name(name).map_err(|error| invalid(format!("KIND/NAME: {error}")))?;
+        Ok(Self { kind, name })
+    }
+}
+
+/// The rules, the pod that is asked about as it is or would be, and its namespace.
 async fn load(
     arguments: &ExplainArguments,
-    pod: Option<&str>,
+    asked: Option<&Asked<'_>>,
     reading: &Reading,
-) -> anyhow::Result<(Loaded, Value)> {
+) -> anyhow::Result<(Loaded, Value, String)> {
     let client = arguments.read.client();
-    let namespace = &arguments.namespace;
     let mut objects = Objects::from(&arguments.from.rules, &client, reading).await?;
-    let object = match pod {
-        None => imagined(arguments, reading),
-        Some(name) if arguments.from.rules.is_empty() => {
-            let cluster = Cluster::connect(&client).await?;
-            cluster.pod(namespace, name).await?
-        }
-        Some(name) => {
-            let found = objects.take(|value| {
-                let text = |pointer| value.pointer(pointer).and_then(Value::as_str);
-                text("/kind") == Some("Pod")
-                    && text("/metadata/name") == Some(name)
-                    && text("/metadata/namespace").unwrap_or("default") == namespace
-            });
-            let Some(found) = found else {
-                bail!("there is no pod {name} of namespace {namespace} in --rules");
+    let namespace = objects.namespace(arguments.namespace.as_deref());
+    let object = match asked {
+        None => imagined(arguments, &namespace, reading),
+        Some(asked) => {
+            let Asked { kind, name } = asked;
+            let found = if arguments.from.rules.is_empty() {
+                let cluster = Cluster::connect(&client).await?;
+                cluster.object(kind, &namespace, name).await?
+            } else {
+                let found = objects.take(|value| {
+                    let found = value.pointer("/metadata/name").and_then(Value::as_str);
+                    kind.is_of(value)
+                        && found == Some(*name)
+                        && namespace_of(value, "default") == namespace
+                });
+                let Some(found) = found else {
+                    let kind = kind.kind.to_lowercase();
+                    bail!("there is no {kind} {name} of namespace {namespace} in --rules");
+                };
+                found
             };
-            found
+            match kind.is_pod() {
+                true => completed(&found, &namespace),
+                false => completed(&kind.pod_of(&found, IMAGINED, &namespace), &namespace),
+            }
         }
     };
-    objects.push(with_uid(object.clone(), namespace));
-    Ok((objects.load(reading)?, object))
+    objects.push(with_uid(object.clone()));
+    Ok((objects.load(reading)?, object, namespace))
 }
 
 /// A pod of a manifest has no UID, and pods that exist have.
-fn with_uid(mut object: Value, namespace: &str) -> Value {
+fn with_uid(mut object: Value) -> Value {
     if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
         metadata.entry("uid").or_insert_with(|| IMAGINED.into());
-        metadata
-            .entry("namespace")
-            .or_insert_with(|| namespace.into());
     }
     object
 }
 
 /// The pod that the flags describe.
-fn imagined(arguments: &ExplainArguments, reading: &Reading) -> Value {
+fn imagined(arguments: &ExplainArguments, namespace: &str, reading: &Reading) -> Value {
     let keys = &reading.keys;
     let annotations = [
         (keys.role.as_str(), &arguments.role),
@@ -214,7 +226,7 @@ fn imagined(arguments: &ExplainArguments, reading: &Reading) -> Value {
         "kind": "Pod",
         "metadata": {
             "name": IMAGINED,
-            "namespace": arguments.namespace,
+            "namespace": namespace,
             "labels": labels,
             "annotations": annotations,
         },
@@ -223,7 +235,7 @@ fn imagined(arguments: &ExplainArguments, reading: &Reading) -> Value {
 }
 
 /// What Rego policies say at the gate and at doors, and what refuses at the gate.
-fn asked(
+fn asked_policies(
     loaded: &Loaded,
     workload: &Workload,
     object: &Value,
@@ -246,7 +258,7 @@ fn asked(
         let denying = findings.denials.iter().map(|one| &one.policy);
         for id in findings.asked.iter().chain(denying) {
             let policy = all.entry(id.clone()).or_insert_with(|| AskedPolicy {
-                name: id.to_string(),
+                name: loaded.names.shown(id).to_owned(),
                 gate: false,
                 door: false,
                 denials: Vec::new(),
@@ -268,8 +280,8 @@ fn asked(
     let refuses = mode == Mode::Enforce && !gate.is_allowed();
     let refusal = refuses.then(|| Refusal {
         layer: "rego".into(),
-        rule: gate.rule(),
-        reason: gate.reason(),
+        rule: loaded.names.in_sentence(&gate.rule()),
+        reason: loaded.names.in_sentence(&gate.reason()),
     });
     (all.into_values().collect(), refusal)
 }

@@ -68,8 +68,8 @@ pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> 
     let client = arguments.read.client();
     let objects = Objects::from(&arguments.from.rules, &client, &reading).await?;
     let loaded = objects.load(&reading)?;
-    for assumed in &loaded.assumed {
-        output::note(assumed);
+    for note in &loaded.notes {
+        output::note(note);
     }
     let text = match arguments.format {
         Exported::Vap => vap(&arguments, &reading, &loaded)?,

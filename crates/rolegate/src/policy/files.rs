@@ -1,4 +1,4 @@
-//! Manifests from files, folders and standard input, bounded.
+//! Manifests and modules of Rego from files, folders and standard input, bounded.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -6,10 +6,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rolegate_policy::manifest::{Document, MOST_BYTES, documents};
+use rolegate_policy::manifest::{self, Document, MOST_BYTES};
 use rolegate_policy::text::plain;
+use rolegate_rules::offline::Module;
 use serde_json::Value;
 
+use super::ignore::Ignore;
 use crate::flags::invalid;
 
 /// Most files of one command.
@@ -18,9 +20,13 @@ const MOST_FILES: usize = 10_000;
 const MOST_IN_ALL: usize = 256 * 1024 * 1024;
 /// Deepest folders.
 const MOST_DEPTH: usize = 32;
-/// What manifests in folders are called.
-const ENDINGS: &[&str] = &["yaml", "yml", "json"];
-/// What names standard input.
+/// Endings of manifests in folders.
+const MANIFESTS: &[&str] = &["yaml", "yml", "json"];
+/// The ending of modules.
+const REGO: &str = "rego";
+/// The ending of names of modules that hold tests.
+pub(super) const TESTS: &str = "_test.rego";
+/// The path that means standard input.
 const STDIN: &str = "-";
 
 /// A file with its objects.
@@ -30,6 +36,40 @@ pub(super) struct Manifests {
     pub(super) file: String,
     /// Its objects.
     pub(super) documents: Vec<Document>,
+}
+
+/// Which files are read, and as what.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Selection<'a> {
+    /// Files that are passed over.
+    pub(super) ignore: Option<&'a Ignore>,
+    /// Which modules of Rego are read.
+    pub(super) modules: Modules,
+    /// Whether each path must hold an object, and not only lists without items.
+    pub(super) demands_objects: bool,
+}
+
+/// Which modules of Rego are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Modules {
+    /// None: a file of them is no manifest.
+    #[default]
+    None,
+    /// Policies; files named `*_test.rego` in folders are passed over.
+    Policies,
+    /// All.
+    All,
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// Files of manifests.
+    pub(super) manifests: Vec<Manifests>,
+    /// Modules of Rego.
+    pub(super) modules: Vec<Module>,
+    /// Which documents were passed over, in sentences.
+    pub(super) passed_over: Vec<String>,
 }
 
 /// Refuses paths that make no sense, before anything is read.
@@ -47,39 +87,23 @@ pub(super) fn validate<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyh
     Ok(())
 }
 
-/// Reads everything at `paths`: files, folders with all that is below them, `-`.
+/// Reads everything at `paths`: files, folders with all that is below them, `-`. In folders a
+/// document that is no object is passed over; a file that is named itself must hold objects alone.
 ///
 /// # Errors
-/// What cannot be read, with file, line and what to do.
-pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Manifests>> {
-    let mut found = Vec::new();
-    let mut bytes = 0;
+/// What cannot be read, with file, line and what to do; a path that holds nothing.
+pub(super) fn read(paths: &[PathBuf], selection: Selection<'_>) -> anyhow::Result<Contents> {
+    let mut reader = Reader {
+        selection,
+        contents: Contents::default(),
+        files: 0,
+        bytes: 0,
+        lists: 0,
+    };
     for path in paths {
-        let files = if path.as_os_str() != STDIN && path.is_dir() {
-            let mut files = BTreeSet::new();
-            collect(path, 0, &mut files)?;
-            if files.is_empty() {
-                let path = path.display();
-                bail!("{path}: there is no file that ends in .yaml, .yml or .json");
-            }
-            files.into_iter().collect()
-        } else {
-            vec![path.clone()]
-        };
-        for path in files {
-            if found.len() >= MOST_FILES {
-                bail!("there are more than {MOST_FILES} files: check fewer at once");
-            }
-            let (manifests, size) = one(&path)?;
-            bytes += size;
-            if bytes > MOST_IN_ALL {
-                let most = MOST_IN_ALL / (1024 * 1024);
-                bail!("the files have more than {most} MiB together: check fewer at once");
-            }
-            found.push(manifests);
-        }
+        reader.path(path)?;
     }
-    Ok(found)
+    Ok(reader.contents)
 }
 
 /// The objects of all files.
@@ -88,71 +112,198 @@ pub(super) fn objects(manifests: Vec<Manifests>) -> Vec<Value> {
     documents.map(|document| document.value).collect()
 }
 
-fn collect(folder: &Path, depth: usize, files: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {
-    let shown = || plain(&folder.display().to_string());
-    if depth > MOST_DEPTH {
-        bail!("{}: the folders are nested too deep", shown());
-    }
-    for entry in std::fs::read_dir(folder).with_context(shown)? {
-        let path = entry.with_context(shown)?.path();
-        let name = path.file_name().unwrap_or_default();
-        if name.as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        // Links are followed to files, as in mounted ConfigMaps, and not to folders.
-        if path.is_dir() {
-            if !path.is_symlink() {
-                collect(&path, depth + 1, files)?;
-            }
-        } else if path
-            .extension()
-            .and_then(|ending| ending.to_str())
-            .is_some_and(|ending| ENDINGS.contains(&ending))
-        {
-            files.insert(path);
-        }
-        if files.len() > MOST_FILES {
-            bail!("{}: there are more than {MOST_FILES} files", shown());
-        }
-    }
-    Ok(())
-}
-
-fn one(path: &Path) -> anyhow::Result<(Manifests, usize)> {
-    let is_stdin = path.as_os_str() == STDIN;
-    let file = if is_stdin {
-        STDIN.to_owned()
-    } else {
-        path.display().to_string()
-    };
-    let name = if is_stdin {
-        "standard input".to_owned()
-    } else {
-        plain(&file)
-    };
-    let bytes = if is_stdin {
-        bounded(std::io::stdin().lock())
-    } else {
-        File::open(path).and_then(bounded)
-    };
-    let bytes = bytes.with_context(|| name.clone())?;
-    let text = std::str::from_utf8(&bytes)
-        .map_err(|_| anyhow::anyhow!("{name}: it is not text (UTF-8)"))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let documents = documents(text).map_err(|error| match error.line() {
-        Some(line) => anyhow::anyhow!("{name}:{line}: {error}"),
-        None => anyhow::anyhow!("{name}: {error}"),
-    })?;
-    Ok((Manifests { file, documents }, bytes.len()))
-}
-
 /// The bytes of one file.
 ///
 /// # Errors
 /// A file that cannot be read.
 pub(super) fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let name = || plain(&path.display().to_string());
-    File::open(path).and_then(bounded).with_context(name)
+    File::open(path)
+        .and_then(bounded)
+        .with_context(|| shown(path))
+}
+
+struct Reader<'a> {
+    selection: Selection<'a>,
+    contents: Contents,
+    files: usize,
+    bytes: usize,
+    /// Lists without items, which are something where no object has to be there.
+    lists: usize,
+}
+
+impl Reader<'_> {
+    fn path(&mut self, path: &Path) -> anyhow::Result<()> {
+        let is_folder = path.as_os_str() != STDIN && path.is_dir();
+        let files = if is_folder {
+            let mut files = BTreeSet::new();
+            self.collect(path, path, 0, &mut files)?;
+            files.into_iter().collect()
+        } else {
+            vec![path.to_owned()]
+        };
+        if files.is_empty() {
+            let rego = match self.selection.modules {
+                Modules::None => "",
+                Modules::Policies | Modules::All => ", .rego",
+            };
+            let taken = match self.selection.ignore {
+                Some(_) => " and is not ignored",
+                None => "",
+            };
+            bail!(
+                "{}: there is no file that ends in .yaml, .yml{rego} or .json{taken}",
+                shown(path)
+            );
+        }
+        let before = self.found();
+        for file in files {
+            let is_ignored = |ignore: &Ignore| ignore.matches(path, &file);
+            if self.selection.ignore.is_some_and(is_ignored) {
+                continue;
+            }
+            self.files += 1;
+            if self.files > MOST_FILES {
+                bail!("there are more than {MOST_FILES} files: check fewer at once");
+            }
+            self.file(&file, is_folder)?;
+        }
+        if self.found() == before {
+            bail!(
+                "{}: there is no object in it{}",
+                named(path),
+                match path.as_os_str() == STDIN {
+                    true => ": the command that writes it may have failed",
+                    false => "",
+                }
+            );
+        }
+        Ok(())
+    }
+
+    /// How much there is of what a path must hold.
+    fn found(&self) -> usize {
+        let manifests = self.contents.manifests.iter();
+        let objects: usize = manifests.map(|one| one.documents.len()).sum();
+        let lists = match self.selection.demands_objects {
+            true => 0,
+            false => self.lists,
+        };
+        objects + self.contents.modules.len() + lists
+    }
+
+    fn collect(
+        &self,
+        root: &Path,
+        folder: &Path,
+        depth: usize,
+        files: &mut BTreeSet<PathBuf>,
+    ) -> anyhow::Result<()> {
+        if depth > MOST_DEPTH {
+            bail!("{}: the folders are nested too deep", shown(folder));
+        }
+        for entry in std::fs::read_dir(folder).with_context(|| shown(folder))? {
+            let path = entry.with_context(|| shown(folder))?.path();
+            let name = path.file_name().unwrap_or_default();
+            if name.as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            // Links are followed to files, as in mounted ConfigMaps, and not to folders.
+            if path.is_dir() {
+                if !path.is_symlink() {
+                    self.collect(root, &path, depth + 1, files)?;
+                }
+            } else if self.is_wanted(&path)
+                && !self
+                    .selection
+                    .ignore
+                    .is_some_and(|ignore| ignore.matches(root, &path))
+            {
+                files.insert(path);
+            }
+            if files.len() > MOST_FILES {
+                bail!("{}: there are more than {MOST_FILES} files", shown(folder));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a file of a folder is read.
+    fn is_wanted(&self, path: &Path) -> bool {
+        if is_rego(path) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            return match self.selection.modules {
+                Modules::None => false,
+                Modules::Policies => !name.ends_with(TESTS),
+                Modules::All => true,
+            };
+        }
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        ending.is_some_and(|ending| MANIFESTS.contains(&ending))
+    }
+
+    fn file(&mut self, path: &Path, in_folder: bool) -> anyhow::Result<()> {
+        let is_stdin = path.as_os_str() == STDIN;
+        let name = named(path);
+        let bytes = if is_stdin {
+            bounded(std::io::stdin().lock())
+        } else {
+            File::open(path).and_then(bounded)
+        };
+        let bytes = bytes.with_context(|| name.clone())?;
+        self.bytes += bytes.len();
+        if self.bytes > MOST_IN_ALL {
+            let most = MOST_IN_ALL / (1024 * 1024);
+            bail!("the files have more than {most} MiB together: check fewer at once");
+        }
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|_| anyhow::anyhow!("{name}: it is not text (UTF-8)"))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let file = path.strip_prefix(".").unwrap_or(path).display().to_string();
+        if is_rego(path) {
+            if self.selection.modules == Modules::None {
+                bail!("{name}: modules of Rego are policies: give them by --rules");
+            }
+            let text = text.to_owned();
+            self.contents.modules.push(Module { file, text });
+            return Ok(());
+        }
+        let parsed = match in_folder {
+            true => manifest::read(text),
+            false => manifest::documents(text),
+        };
+        let parsed = parsed.map_err(|error| match error.line() {
+            Some(line) => anyhow::anyhow!("{name}:{line}: {error}"),
+            None => anyhow::anyhow!("{name}: {error}"),
+        })?;
+        let others = parsed.others.iter().map(|line| {
+            format!(
+                "{name}:{line} is no Kubernetes object, for it has neither kind nor metadata: it is \
+                 passed over"
+            )
+        });
+        self.contents.passed_over.extend(others);
+        self.lists += parsed.lists;
+        self.contents.manifests.push(Manifests {
+            file,
+            documents: parsed.documents,
+        });
+        Ok(())
+    }
+}
+
+fn is_rego(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == REGO)
+}
+
+fn shown(path: &Path) -> String {
+    plain(&path.display().to_string())
+}
+
+fn named(path: &Path) -> String {
+    match path.as_os_str() == STDIN {
+        true => "standard input".to_owned(),
+        false => shown(path.strip_prefix("./").unwrap_or(path)),
+    }
 }
 
 /// All bytes, and one more than is taken of what is too large.

@@ -77,7 +77,7 @@ impl ReadFlags {
 /// Where objects come from.
 #[derive(Debug, Args)]
 pub(super) struct RulesFrom {
-    /// Rules (namespaces, grants, configuration, ConfigMaps of policies) from this manifest or folder instead of the cluster; may be repeated
+    /// Rules (namespaces, grants, configuration, ConfigMaps of policies, modules of Rego) from this file or folder instead of the cluster; may be repeated
     #[arg(long, value_name = "PATH")]
     pub(super) rules: Vec<PathBuf>,
 }

@@ -12,18 +12,19 @@ use rolegate_core::workload::Workload;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::crd::{GROUP, RoleGrant};
+use rolegate_policy::check::foreign;
 use rolegate_policy::overlay::overlay;
 use rolegate_policy::text::plain;
-use rolegate_rego::PolicyStatus;
 use rolegate_rules::keeper::Keeper;
-use rolegate_rules::offline::{self, OfflineOptions};
+use rolegate_rules::offline::{self, Module, OfflineOptions};
 use rolegate_rules::snapshot::Snapshot;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::cluster::Cluster;
-use super::files;
+use super::files::{self, Contents, Modules, Selection};
 use super::flags::Reading;
+use super::names::Names;
 
 /// Objects, and where each is from.
 #[derive(Debug, Default)]
@@ -31,27 +32,42 @@ pub(super) struct Objects {
     values: Vec<Value>,
     /// File and line of each that is from a file.
     places: Vec<Option<String>>,
+    /// Modules of Rego in files.
+    modules: Vec<Module>,
+    /// Documents that were passed over, in sentences.
+    passed_over: Vec<String>,
     /// Whether a cluster was asked: then nothing is guessed.
     is_cluster: bool,
+    /// The namespace that is meant where none is named, where a cluster was asked.
+    namespace: Option<String>,
     /// Whether there has to be a configuration: its kind is installed, or it was there before.
     needs_config: bool,
 }
 
 impl Objects {
-    /// The objects of files.
+    /// The rules and objects of files.
     pub(super) fn of_files(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let manifests = files::read(paths)?;
-        let places = manifests.iter().flat_map(|one| {
+        let selection = Selection {
+            modules: Modules::Policies,
+            ..Selection::default()
+        };
+        files::read(paths, selection).map(Self::of_contents)
+    }
+
+    /// The rules and objects of what was read.
+    pub(super) fn of_contents(contents: Contents) -> Self {
+        let places = contents.manifests.iter().flat_map(|one| {
             let file = plain(&one.file);
             let documents = one.documents.iter();
             documents.map(move |document| Some(format!("{file}:{}", document.line())))
         });
-        Ok(Self {
+        Self {
             places: places.collect(),
-            values: files::objects(manifests),
-            is_cluster: false,
-            needs_config: false,
-        })
+            values: files::objects(contents.manifests),
+            modules: contents.modules,
+            passed_over: contents.passed_over,
+            ..Self::default()
+        }
     }
 
     /// From files where there are paths, and otherwise the rules of the cluster.
@@ -69,7 +85,9 @@ impl Objects {
             places: vec![None; values.len()],
             values,
             is_cluster: true,
+            namespace: Some(cluster.namespace().to_owned()),
             needs_config,
+            ..Self::default()
         })
     }
 
@@ -86,6 +104,29 @@ impl Objects {
             self.values.extend(users);
         }
         Ok(self)
+    }
+
+    /// The namespace that is meant where none is `given`: that of the kubeconfig's context where a
+    /// cluster was asked, as for kubectl.
+    pub(super) fn namespace(&self, given: Option<&str>) -> String {
+        given
+            .or(self.namespace.as_deref())
+            .unwrap_or("default")
+            .to_owned()
+    }
+
+    /// More objects, of no file.
+    pub(super) fn of_values(values: Vec<Value>) -> Self {
+        Self {
+            places: vec![None; values.len()],
+            values,
+            ..Self::default()
+        }
+    }
+
+    /// The objects with their places.
+    fn placed(&self) -> impl Iterator<Item = (&Value, &Option<String>)> + Clone {
+        self.values.iter().zip(&self.places)
     }
 
     /// The objects.
@@ -107,12 +148,20 @@ impl Objects {
     }
 
     /// These objects with those of a change laid over them, see [`overlay`].
-    pub(super) fn overlaid(&self, change: &[Value], replace: bool) -> Self {
-        let values = overlay(&self.values, change, replace);
+    pub(super) fn overlaid(&self, change: &Self, replace: bool) -> Self {
+        let (values, places) = overlay(self.placed(), change.placed(), replace);
+        // A module of the change is another version of the one of the same file.
+        let kept = self.modules.iter().filter(|module| {
+            let mut others = change.modules.iter();
+            !replace && others.all(|other| other.file != module.file)
+        });
         Self {
-            places: vec![None; values.len()],
+            modules: kept.chain(&change.modules).cloned().collect(),
+            passed_over: [&*self.passed_over, &*change.passed_over].concat(),
+            places,
             values,
             is_cluster: self.is_cluster,
+            namespace: self.namespace.clone(),
             needs_config: self.needs_config || self.values.iter().any(is_config),
         }
     }
@@ -141,6 +190,7 @@ impl Objects {
             keys: reading.keys.clone(),
             scope: reading.scope,
             session_seconds: reading.session_seconds,
+            modules: self.modules.clone(),
             ..OfflineOptions::default()
         };
         let offline = offline::load(&values, options).map_err(|error| {
@@ -151,8 +201,16 @@ impl Objects {
             }
         })?;
         let snapshot = Snapshot::clone(&offline.keeper.rules().load());
-        let mut assumed = offline.assumed;
-        assumed.extend(broken(&offline.keeper, &snapshot));
+        let names = Names::of(&offline, &places, &self.modules);
+        let mut notes = self.passed_over.clone();
+        notes.extend(offline.assumed.iter().cloned());
+        notes.extend(names.broken(&offline.keeper, &snapshot));
+        notes.extend(names.unused(&offline));
+        let foreign = values.iter().zip(&places).filter_map(|(value, place)| {
+            let place = place.as_deref().unwrap_or("the cluster");
+            foreign(value).map(|why| format!("{place}: {why}"))
+        });
+        notes.extend(foreign);
         let namespaces = offline.keeper.book().namespaces().cloned().collect();
         let web_identity = web_identity(&values, reading, &snapshot);
         Ok(Loaded {
@@ -161,7 +219,9 @@ impl Objects {
             workloads: offline.workloads,
             namespaces,
             grants: grants(&values)?,
-            assumed,
+            notes,
+            names,
+            keeper: offline.keeper,
         })
     }
 }
@@ -180,7 +240,11 @@ pub(super) struct Loaded {
     /// The grants, raw.
     pub(super) grants: Vec<Grant>,
     /// What was taken for granted, and which rules count for nothing, in sentences.
-    pub(super) assumed: Vec<String>,
+    pub(super) notes: Vec<String>,
+    /// The files that policies are from.
+    pub(super) names: Names,
+    /// The owner of the rules.
+    pub(super) keeper: Keeper,
 }
 
 impl Loaded {
@@ -208,28 +272,6 @@ fn is_config(value: &Value) -> bool {
 fn is_ours(value: &Value, kind: &str) -> bool {
     let text = |field| value.get(field).and_then(Value::as_str).unwrap_or_default();
     text("kind") == kind && text("apiVersion").split('/').next() == Some(GROUP)
-}
-
-/// Rules that count for nothing or not as they are written, in sentences.
-fn broken(keeper: &Keeper, snapshot: &Snapshot) -> Vec<String> {
-    let grants = snapshot.grants.invalid().iter();
-    let grants = grants.map(|(name, error)| format!("RoleGrant {name} grants nothing: {error}"));
-    let mut told: Vec<_> = grants.collect();
-    if snapshot.config.modes.rego == Mode::Off {
-        return told;
-    }
-    for (name, status) in keeper.policy_statuses() {
-        if let PolicyStatus::Error { error, .. } = status {
-            told.push(format!("ConfigMap {name} cannot be used: {error}"));
-        }
-    }
-    for ((namespace, name), error) in keeper.misplaced() {
-        told.push(format!(
-            "ConfigMap {namespace}/{name} is asked everywhere: {error}"
-        ));
-    }
-    told.extend(keeper.missing().map(|missing| missing.to_string()));
-    told
 }
 
 fn web_identity(values: &[Value], reading: &Reading, snapshot: &Snapshot) -> Vec<WebIdentity> {

@@ -55,15 +55,15 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     change.load(&reading)?;
     let client = arguments.read.client();
     let current = Objects::from(&arguments.filename, &client, &reading).await?;
-    let overlaid = |current: &Objects| current.overlaid(change.values(), arguments.replace);
+    let overlaid = |current: &Objects| current.overlaid(&change, arguments.replace);
     // Policies may ask about everything of a pod.
     let whole =
         current.load(&reading)?.asks_at_gate() || overlaid(&current).load(&reading)?.asks_at_gate();
     let current = current.with_users(&client, whole).await?;
     let before = current.load(&reading)?;
     let after = overlaid(&current).load(&reading)?;
-    for (when, assumed) in [("now", &before.assumed), ("then", &after.assumed)] {
-        for note in assumed {
+    for (when, notes) in [("now", &before.notes), ("then", &after.notes)] {
+        for note in notes {
             output::note(&format!("{when}: {note}"));
         }
     }

@@ -59,7 +59,7 @@ pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode>
         arguments.include_finished,
         Timestamp::now(),
     );
-    for note in loaded.assumed.iter().chain(&suggestion.notes()) {
+    for note in loaded.notes.iter().chain(&suggestion.notes()) {
         output::note(note);
     }
     match arguments.output {

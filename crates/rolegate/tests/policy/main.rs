@@ -1,7 +1,10 @@
 //! `rolegate policy` on files, by the built binary.
 #![cfg(test)]
 
+mod check;
+mod context;
 mod running;
+mod suites;
 
 use std::io::Write;
 use std::path::Path;
@@ -385,9 +388,14 @@ fn what_is_wrong_is_told_with_file_line_and_what_to_do() {
         ),
         (&["check", "-f", "-", "--rules", "-"], 64, "standard input"),
         (
-            &["explain", "deployment/x", "--rules", "rules.yaml"],
+            &["explain", "service/x", "--rules", "rules.yaml"],
             64,
-            "pod/NAME",
+            "service makes no pods",
+        ),
+        (
+            &["explain", "deployment/x", "--rules", "rules.yaml"],
+            1,
+            "no deployment x",
         ),
         (
             &["explain", "pod/x", "--rules", "rules.yaml"],
@@ -417,7 +425,7 @@ fn what_is_wrong_is_told_with_file_line_and_what_to_do() {
 #[test]
 fn help_teaches_by_examples() {
     for command in [
-        "explain", "check", "simulate", "suggest", "convert", "export",
+        "explain", "check", "test", "simulate", "suggest", "convert", "export",
     ] {
         let ran = run(&[], &[command, "--help"], "");
         assert_eq!(ran.code, 0);

@@ -8,10 +8,10 @@ use super::*;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Want(u8),
+    Want(u8, u8, Cause),
     Release(u8),
     Ask(u8),
-    Change(u8),
+    Change(u8, u8),
     Finish(u8),
     Fail(u8, FailureKind),
     Wait(i64),
@@ -24,10 +24,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(FailureKind::Temporary)
     ];
     let step = prop_oneof![
-        (0..6u8).prop_map(Step::Want),
+        (0..6u8, 0..3u8, any::<bool>()).prop_map(|(key, namespace, new)| {
+            let cause = if new { Cause::New } else { Cause::Change };
+            Step::Want(key, namespace, cause)
+        }),
         (0..6u8).prop_map(Step::Release),
         (0..6u8).prop_map(Step::Ask),
-        (0..6u8).prop_map(Step::Change),
+        (0..6u8, 0..3u8).prop_map(|(key, namespace)| Step::Change(key, namespace)),
         (0..6u8).prop_map(Step::Finish),
         (0..6u8, kind).prop_map(|(key, kind)| Step::Fail(key, kind)),
         (0..4000i64).prop_map(Step::Wait),
@@ -52,20 +55,22 @@ proptest! {
         let mut now = at(0);
         let mut users: HashMap<u8, usize> = HashMap::new();
         let mut flying: Vec<Arc<SessionKey>> = Vec::new();
-        let namespace = |n: u8| Arc::<str>::from(format!("ns-{}", n % 2));
+        let namespace = |n: u8| Arc::<str>::from(format!("ns-{n}"));
         let name = |n: u8| key(&format!("r{n}"));
         for step in steps {
             let event = match step {
-                Step::Want(n) => {
+                Step::Want(n, of, cause) => {
                     *users.entry(n).or_default() += 1;
-                    Event::Wanted { key: name(n), namespace: namespace(n), cause: Cause::New }
+                    Event::Wanted { key: name(n), namespace: namespace(of), cause }
                 }
                 Step::Release(n) => match users.get_mut(&n) {
                     Some(count) if *count > 0 => { *count -= 1; Event::Released(name(n)) }
                     _ => continue,
                 },
                 Step::Ask(n) => Event::Asked(name(n)),
-                Step::Change(n) => Event::Changed(name(n)),
+                Step::Change(n, of) => {
+                    Event::Changed { key: name(n), namespace: namespace(of) }
+                }
                 Step::Finish(n) | Step::Fail(n, _) => {
                     let Some(place) = flying.iter().position(|key| *key == name(n)) else { continue };
                     flying.remove(place);
@@ -123,6 +128,9 @@ proptest! {
         }
         prop_assert_eq!(engine.counts(now).sessions, 0);
         prop_assert!(engine.timers.is_empty());
+        prop_assert!(engine.idle.is_empty());
+        prop_assert_eq!(engine.lines.len(), 0);
+        prop_assert_eq!(engine.allowances.held(), 0);
     }
 }
 
@@ -137,14 +145,37 @@ fn check(engine: &Engine, now: Timestamp) -> Result<(), TestCaseError> {
         count(|next| matches!(next, Next::At(..))),
         engine.timers.len()
     );
-    prop_assert_eq!(
-        count(|next| matches!(next, Next::Queued { urgent: true, .. })),
-        counts.urgent
-    );
-    prop_assert_eq!(
-        count(|next| matches!(next, Next::Queued { urgent: false, .. })),
-        counts.prefetch
-    );
-    prop_assert_eq!(count(|next| matches!(next, Next::Held { .. })), counts.held);
+    let in_line = |of: bool| {
+        let entries = engine.entries.values();
+        let waiting = entries.filter(|entry| match entry.next {
+            Next::Waiting { urgent, .. } => urgent == of,
+            _ => false,
+        });
+        let placed = |entry: &&Entry| entry.payers.values().any(|payer| !payer.held);
+        waiting.filter(placed).count()
+    };
+    prop_assert_eq!(in_line(true), counts.urgent);
+    prop_assert_eq!(in_line(false), counts.prefetch);
+    let waiting = count(|next| matches!(next, Next::Waiting { .. }));
+    prop_assert_eq!(waiting, counts.urgent + counts.prefetch + counts.held);
+    let payers = engine
+        .entries
+        .values()
+        .flat_map(|entry| entry.payers.values());
+    let held = payers.filter(|payer| payer.held).count();
+    prop_assert_eq!(held, engine.allowances.held());
+    for entry in engine.entries.values() {
+        let waits = matches!(entry.next, Next::Waiting { .. });
+        prop_assert_eq!(waits, !entry.payers.is_empty());
+        // What one has paid for is not held by another.
+        if let Next::Waiting { paid: true, .. } = entry.next {
+            prop_assert!(
+                entry
+                    .payers
+                    .values()
+                    .all(|payer| !payer.held && payer.debt <= 0.0)
+            );
+        }
+    }
     Ok(())
 }

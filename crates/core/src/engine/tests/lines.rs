@@ -6,23 +6,23 @@ use proptest::prelude::*;
 
 use super::*;
 
-const MILLISECOND: SignedDuration = SignedDuration::from_millis(1);
+pub(super) const MILLISECOND: SignedDuration = SignedDuration::from_millis(1);
 
 /// An engine, and an STS that answers after a while.
-struct Lab {
-    engine: Engine,
-    now: Timestamp,
+pub(super) struct Lab {
+    pub(super) engine: Engine,
+    pub(super) now: Timestamp,
     latency: SignedDuration,
     /// What STS throttles beyond, calls in a second.
     quota: Option<usize>,
     flying: BTreeMap<(Timestamp, usize), (Arc<SessionKey>, bool)>,
     /// When each call was made, and for which role.
-    calls: Vec<(Timestamp, String)>,
-    served: HashSet<Arc<SessionKey>>,
+    pub(super) calls: Vec<(Timestamp, String)>,
+    pub(super) served: HashSet<Arc<SessionKey>>,
 }
 
 impl Lab {
-    fn new(options: EngineOptions) -> Self {
+    pub(super) fn new(options: EngineOptions) -> Self {
         Self {
             engine: Engine::new(options),
             now: at(0),
@@ -34,7 +34,7 @@ impl Lab {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(super) fn handle(&mut self, event: Event) {
         for action in self.engine.handle(event, self.now) {
             if let Action::Fetch(key) = action {
                 let recent = self.calls_since(self.now - seconds(1));
@@ -46,7 +46,7 @@ impl Lab {
         }
     }
 
-    fn want(&mut self, namespace: &str, role: &str, cause: Cause) {
+    pub(super) fn want(&mut self, namespace: &str, role: &str, cause: Cause) {
         let (key, namespace) = (key(role), namespace.into());
         self.handle(Event::Wanted {
             key,
@@ -56,7 +56,7 @@ impl Lab {
     }
 
     /// Lets time pass until `until`.
-    fn run(&mut self, until: Timestamp) {
+    pub(super) fn run(&mut self, until: Timestamp) {
         loop {
             let ends = self.flying.first_key_value().map(|((end, _), _)| *end);
             let next = ends.into_iter().chain(self.engine.wake_at()).min();
@@ -84,7 +84,7 @@ impl Lab {
     }
 
     /// Runs until `count` sessions are there, and tells the seconds that it took.
-    fn run_until_served(&mut self, count: usize) -> f64 {
+    pub(super) fn run_until_served(&mut self, count: usize) -> f64 {
         let began = self.now;
         while self.served.len() < count && self.now < began + seconds(600) {
             self.run(self.now + MILLISECOND * 10);

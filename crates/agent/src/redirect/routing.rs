@@ -1,0 +1,253 @@
+//! The routing rules behind the redirect in the kernel, by netlink. What they say is decided in
+//! [`rolegate_core::redirect`].
+//!
+//! A rule of ours is known by all that it says: one with a further condition is another rule, and
+//! is neither counted nor removed.
+
+use std::net::IpAddr;
+
+use futures::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use rolegate_core::redirect::{Family, RoutingAction, RoutingRule, routing_rules};
+use rtnetlink::{Handle, IpVersion};
+
+use super::{RedirectError, State, families};
+
+/// The interface that this host's own packets come from.
+const LOOPBACK: &str = "lo";
+
+/// The rules of ours that the kernel has, in the order in which they are added.
+pub(super) async fn present() -> Result<Vec<RoutingRule>, RedirectError> {
+    connected(async |handle| {
+        let mut present = Vec::new();
+        for family in families() {
+            present.extend(listed(&handle, family).await?);
+        }
+        Ok(present)
+    })
+    .await
+}
+
+/// What the kernel has of the rules, against what it should have.
+pub(super) async fn state() -> Result<State, RedirectError> {
+    let wanted: Vec<_> = families().flat_map(routing_rules).collect();
+    let present = present().await?;
+    Ok(if present == wanted {
+        State::InPlace
+    } else if present.is_empty() {
+        State::Missing
+    } else {
+        State::Altered
+    })
+}
+
+/// Adds the rules that are missing.
+pub(super) async fn apply() -> Result<(), RedirectError> {
+    connected(async |handle| {
+        for family in families() {
+            let present = listed(&handle, family).await?;
+            let missing = routing_rules(family)
+                .into_iter()
+                .filter(|rule| !present.contains(rule));
+            for rule in missing {
+                let mut request = handle.rule().add();
+                *request.message_mut() = message(&rule);
+                // Another process may be at the same.
+                unless(rustix::io::Errno::EXIST, request.execute().await)?;
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Removes the rules that are there; says whether there were any.
+pub(super) async fn remove() -> Result<bool, RedirectError> {
+    connected(async |handle| {
+        let mut some = false;
+        for family in families() {
+            for rule in listed(&handle, family).await?.iter().rev() {
+                let done = handle.rule().del(message(rule)).execute().await;
+                unless(rustix::io::Errno::NOENT, done)?;
+                some = true;
+            }
+        }
+        Ok(some)
+    })
+    .await
+}
+
+/// Runs `work` with a connection to the kernel, which ends with it.
+async fn connected<T>(
+    work: impl AsyncFnOnce(Handle) -> Result<T, RedirectError>,
+) -> Result<T, RedirectError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(RedirectError::Netlink)?;
+    tokio::select! {
+        done = work(handle) => done,
+        () = connection => Err(RedirectError::Netlink(std::io::ErrorKind::BrokenPipe.into())),
+    }
+}
+
+async fn listed(handle: &Handle, family: Family) -> Result<Vec<RoutingRule>, RedirectError> {
+    let version = match family {
+        Family::V4 => IpVersion::V4,
+        Family::V6 => IpVersion::V6,
+    };
+    let rules: Vec<_> = handle
+        .rule()
+        .get(version)
+        .execute()
+        .try_collect()
+        .await
+        .map_err(refused)?;
+    let present: Vec<_> = rules.iter().filter_map(read).collect();
+    // In the order of adding, and each once.
+    Ok(routing_rules(family)
+        .into_iter()
+        .filter(|rule| present.contains(rule))
+        .collect())
+}
+
+/// Takes an answer of the kernel that says that there is nothing left to do as success.
+fn unless(
+    done_before: rustix::io::Errno,
+    answer: Result<(), rtnetlink::Error>,
+) -> Result<(), RedirectError> {
+    match answer {
+        Err(rtnetlink::Error::NetlinkError(error))
+            if error.to_io().raw_os_error() == Some(done_before.raw_os_error()) =>
+        {
+            Ok(())
+        }
+        answer => answer.map_err(refused),
+    }
+}
+
+fn refused(error: rtnetlink::Error) -> RedirectError {
+    RedirectError::RoutingRules(Box::new(error))
+}
+
+/// A rule as the kernel wants it.
+pub(super) fn message(rule: &RoutingRule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = match rule.family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    message
+        .attributes
+        .push(RuleAttribute::Priority(rule.priority));
+    if let Some(destination) = rule.destination {
+        message.header.dst_len = whole(destination);
+        message
+            .attributes
+            .push(RuleAttribute::Destination(destination));
+    }
+    if rule.local {
+        message
+            .attributes
+            .push(RuleAttribute::Iifname(LOOPBACK.into()));
+    }
+    message.header.action = match rule.action {
+        RoutingAction::GoTo(priority) => {
+            message.attributes.push(RuleAttribute::Goto(priority));
+            RuleAction::Goto
+        }
+        RoutingAction::Prohibit => RuleAction::Prohibit,
+        RoutingAction::Nothing => RuleAction::Nop,
+    };
+    message
+}
+
+/// A rule of the kernel's, if it is one that could be ours.
+pub(super) fn read(message: &RuleMessage) -> Option<RoutingRule> {
+    let header = &message.header;
+    let family = match header.family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
+    let mut priority = 0;
+    let mut destination = None;
+    let mut local = false;
+    let mut target = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::Destination(address) => destination = Some(*address),
+            RuleAttribute::Iifname(name) if name == LOOPBACK => local = true,
+            RuleAttribute::Goto(value) => target = Some(*value),
+            // Of tables, which these rules ask none of, and of who made the rule.
+            RuleAttribute::Table(_)
+            | RuleAttribute::SuppressPrefixLen(_)
+            | RuleAttribute::SuppressIfGroup(_)
+            | RuleAttribute::Protocol(_) => {}
+            // A condition: the rule doesn't match all that ours matches.
+            _ => return None,
+        }
+    }
+    let prefix = destination.map_or(0, whole);
+    if header.flags.contains(RuleFlags::Invert)
+        || (header.dst_len, header.src_len, header.tos) != (prefix, 0, 0)
+    {
+        return None;
+    }
+    let action = match (header.action, target) {
+        (RuleAction::Goto, Some(priority)) => RoutingAction::GoTo(priority),
+        (RuleAction::Prohibit, None) => RoutingAction::Prohibit,
+        (RuleAction::Nop, None) => RoutingAction::Nothing,
+        _ => return None,
+    };
+    Some(RoutingRule {
+        family,
+        priority,
+        destination,
+        local,
+        action,
+    })
+}
+
+/// Whether a rule is one of ours.
+pub(super) fn is_ours(rule: RoutingRule) -> bool {
+    routing_rules(rule.family).contains(&rule)
+}
+
+/// Bits of an address.
+fn whole(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_read_as_it_was_written() {
+        for rule in Family::ALL.into_iter().flat_map(routing_rules) {
+            assert_eq!(read(&message(&rule)), Some(rule), "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_rule_with_a_further_condition_is_another_s() {
+        let refusing = message(&routing_rules(Family::V4)[2]);
+        assert!(read(&refusing).is_some());
+        for condition in [
+            RuleAttribute::Source([10, 0, 0, 1].into()),
+            RuleAttribute::Iifname("eni1".into()),
+            RuleAttribute::Oifname("eth0".into()),
+            RuleAttribute::FwMark(1),
+        ] {
+            let mut narrower = refusing.clone();
+            narrower.attributes.push(condition.clone());
+            assert_eq!(read(&narrower), None, "{condition:?}");
+        }
+        let mut inverted = refusing.clone();
+        inverted.header.flags = RuleFlags::Invert;
+        assert_eq!(read(&inverted), None);
+        let mut wider = refusing;
+        wider.header.dst_len = 16;
+        assert_eq!(read(&wider), None);
+    }
+}

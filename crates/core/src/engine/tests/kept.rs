@@ -1,0 +1,173 @@
+//! Sessions without a user, held ones, and the times at which the engine is woken.
+
+use super::*;
+
+fn small() -> EngineOptions {
+    EngineOptions {
+        namespace_burst: 2,
+        namespace_rate: 0.5,
+        change_cost: 2,
+        namespace_idle: 2,
+        ..EngineOptions::default()
+    }
+}
+
+#[test]
+fn a_session_that_is_wanted_again_is_not_forgotten_with_those_that_are_not() {
+    let mut engine = Engine::new(EngineOptions {
+        namespace_idle: 2,
+        ..EngineOptions::default()
+    });
+    for name in ["again", "b", "c", "d"] {
+        engine.handle(wanted(name), at(0));
+        engine.handle(Event::Fetched(key(name), hour(0)), at(0));
+    }
+    assert_eq!(engine.handle(Event::Released(key("again")), at(1)), []);
+    engine.handle(wanted("again"), at(1));
+    assert_eq!(engine.handle(Event::Released(key("b")), at(2)), []);
+    assert_eq!(engine.handle(Event::Released(key("c")), at(2)), []);
+    let gone = engine.handle(Event::Released(key("d")), at(2));
+    assert_eq!(gone, [Action::Forget(key("b"))]);
+    // It is refreshed as ever, and the two that are kept go when their time comes.
+    let mut actions = engine.handle(Event::Tick, at(1728));
+    actions.sort_by_key(|action| format!("{action:?}"));
+    let expected = [
+        Action::Fetch(key("again")),
+        Action::Forget(key("c")),
+        Action::Forget(key("d")),
+    ];
+    assert_eq!(actions, expected);
+}
+
+#[test]
+fn a_session_that_arrives_without_a_user_is_kept_if_it_lives() {
+    for (life, kept) in [(hour(0), 1), (hour(-3600), 0)] {
+        let mut engine = Engine::new(EngineOptions::default());
+        engine.handle(wanted("a"), at(0));
+        assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
+        let actions = engine.handle(Event::Fetched(key("a"), life), at(0));
+        assert_eq!(actions.len(), 1 - kept, "{actions:?}");
+        assert_eq!(engine.counts(at(0)).sessions, kept);
+    }
+}
+
+#[test]
+fn sessions_that_are_due_at_the_same_instant_are_all_refreshed() {
+    let mut engine = Engine::new(EngineOptions::default());
+    // A life so short that the least time between two fetches counts, and no jitter.
+    let life = Life {
+        from: at(0),
+        until: at(1),
+    };
+    let names = ["a", "b", "c"];
+    for name in names {
+        engine.handle(wanted(name), at(0));
+    }
+    for name in names {
+        engine.handle(Event::Fetched(key(name), life), at(0));
+    }
+    assert_eq!(engine.wake_at(), Some(at(5)));
+    assert_eq!(engine.handle(Event::Tick, at(5)).len(), 3);
+}
+
+#[test]
+fn the_engine_is_woken_when_a_held_session_can_be_paid_for() {
+    let mut engine = Engine::new(small());
+    for name in ["a", "b"] {
+        assert_eq!(engine.handle(wanted(name), at(0)), fetch(name));
+    }
+    assert_eq!(engine.handle(wanted("c"), at(0)), []);
+    assert_eq!(engine.counts(at(0)).held, 1);
+    // Half a fetch a second, and nothing else is due.
+    assert_eq!(engine.wake_at(), Some(at(2)));
+    assert_eq!(engine.handle(Event::Tick, at(1)), []);
+    assert_eq!(engine.wake_at(), Some(at(2)));
+    assert_eq!(engine.handle(Event::Tick, at(2)), fetch("c"));
+    assert_eq!((engine.wake_at(), engine.counts(at(2)).held), (None, 0));
+}
+
+#[test]
+fn a_held_session_without_a_user_leaves_its_place() {
+    let mut engine = Engine::new(small());
+    for name in ["a", "b", "c", "d"] {
+        engine.handle(wanted(name), at(0));
+    }
+    assert_eq!(engine.counts(at(0)).held, 2);
+    let gone = [Action::Forget(key("c"))];
+    assert_eq!(engine.handle(Event::Released(key("c")), at(0)), gone);
+    assert_eq!(engine.counts(at(0)).held, 1);
+    // The other one is now first.
+    assert_eq!(engine.handle(Event::Tick, at(2)), fetch("d"));
+    // And later sessions don't wait behind one that is gone.
+    engine.handle(wanted("e"), at(2));
+    engine.handle(Event::Released(key("e")), at(2));
+    assert_eq!((engine.wake_at(), engine.counts(at(2)).held), (None, 0));
+    assert_eq!(engine.handle(wanted("f"), at(4)), fetch("f"));
+}
+
+#[test]
+fn asking_twice_is_asking_once() {
+    let mut engine = Engine::new(EngineOptions {
+        in_flight: 1,
+        ..small()
+    });
+    assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
+    // One in line, and one that its namespace can't pay for yet.
+    engine.handle(wanted("b"), at(0));
+    for _ in 0..3 {
+        engine.handle(Event::Asked(key("b")), at(0));
+        let counts = engine.counts(at(0));
+        assert_eq!((counts.urgent, counts.prefetch, counts.held), (1, 0, 0));
+    }
+    let done = Event::Fetched(key("a"), hour(0));
+    assert_eq!(engine.handle(done, at(0)), fetch("b"));
+    engine.handle(wanted("c"), at(0));
+    let done = Event::Fetched(key("b"), hour(0));
+    assert_eq!(engine.handle(done, at(0)), []);
+    for _ in 0..3 {
+        engine.handle(Event::Asked(key("c")), at(0));
+        let counts = engine.counts(at(0));
+        assert_eq!((counts.urgent, counts.prefetch, counts.held), (0, 0, 1));
+    }
+    assert_eq!(engine.handle(Event::Tick, at(2)), fetch("c"));
+    let counts = engine.counts(at(2));
+    assert_eq!((counts.urgent, counts.prefetch, counts.held), (0, 0, 0));
+}
+
+#[test]
+fn the_engine_is_woken_when_the_pace_has_recovered() {
+    let mut engine = Engine::new(EngineOptions {
+        calls_per_second: 200,
+        ..EngineOptions::default()
+    });
+    engine.handle(wanted("a"), at(0));
+    engine.handle(Event::Failed(key("a"), FailureKind::Throttled), at(0));
+    engine.handle(Event::Released(key("a")), at(0));
+    // Of the one call a second that was made, to the floor of five; all in 30 s.
+    assert_eq!(engine.counts(at(0)).rate, Some(5.0));
+    engine.handle(Event::Tick, at(10));
+    let due = engine.wake_at().unwrap();
+    let expected = at(0) + SignedDuration::from_secs_f64(30.0 * 195.0 / 200.0);
+    let late = expected.duration_until(due);
+    assert!((0..=2).contains(&late.as_millis()), "{late}");
+    engine.handle(Event::Tick, due);
+    assert_eq!(engine.counts(due).rate, Some(200.0));
+    assert_eq!(engine.wake_at(), None);
+}
+
+#[test]
+fn calls_ahead_of_need_are_a_quarter_on_a_node_and_nearly_all_in_a_cluster() {
+    let ahead = |options: EngineOptions| (options.in_flight, options.ahead);
+    assert_eq!(ahead(EngineOptions::of_node(64)), (64, 16));
+    assert_eq!(ahead(EngineOptions::of_cluster(64)), (64, 56));
+    assert_eq!(ahead(EngineOptions::of_cluster(256)), (256, 224));
+    for few in [1, 2, 3] {
+        assert_eq!(EngineOptions::of_node(few).ahead, 1, "never none");
+    }
+    assert_eq!(EngineOptions::of_cluster(1).ahead, 1);
+    let cluster = EngineOptions::of_cluster(64);
+    let node = EngineOptions::of_node(64);
+    assert_eq!(cluster.namespace_burst, 10 * node.namespace_burst);
+    assert_eq!(cluster.change_cost, 10 * node.change_cost);
+    assert!((cluster.namespace_rate - 10.0 * node.namespace_rate).abs() < 1e-9);
+}

@@ -1,0 +1,171 @@
+//! Sessions that several namespaces want.
+
+use super::lines::{Lab, MILLISECOND};
+use super::*;
+
+fn options() -> EngineOptions {
+    EngineOptions {
+        namespace_burst: 10,
+        namespace_rate: 1.0,
+        ..EngineOptions::of_node(64)
+    }
+}
+
+/// Uses up all of a namespace's allowance, and has `more` wait for it.
+fn use_up(lab: &mut Lab, namespace: &str, more: usize) {
+    for name in 0..10 + more {
+        lab.want(namespace, &format!("{namespace}-{name}"), Cause::New);
+    }
+    lab.run(lab.now + seconds(1));
+    assert!(lab.engine.counts(lab.now).held >= more.saturating_sub(1));
+}
+
+#[test]
+fn a_session_that_two_namespaces_want_is_fetched_by_the_one_that_has_an_allowance_left() {
+    for cause in [Cause::New, Cause::Change] {
+        let mut lab = Lab::new(options());
+        use_up(&mut lab, "evil", 600);
+        for name in 0..610 {
+            lab.handle(Event::Asked(key(&format!("evil-{name}"))));
+        }
+        lab.want("evil", "billing", cause);
+        lab.run(lab.now + seconds(1));
+        assert!(
+            !lab.served.contains(&key("billing")),
+            "evil has nothing left"
+        );
+        lab.want("shop", "billing", Cause::New);
+        lab.run(lab.now + seconds(1));
+        assert!(lab.served.contains(&key("billing")), "{cause:?}");
+        // Shop has paid for it and for nothing else.
+        for name in 0..9 {
+            lab.want("shop", &format!("shop-{name}"), Cause::New);
+        }
+        lab.run(lab.now + MILLISECOND * 60);
+        assert!(lab.served.contains(&key("shop-8")));
+    }
+}
+
+#[test]
+fn where_no_namespace_has_enough_the_first_that_recovers_fetches_it() {
+    // Whichever wants it first.
+    for namespaces in [["evil", "shop"], ["shop", "evil"]] {
+        let mut lab = Lab::new(options());
+        use_up(&mut lab, "evil", 500);
+        use_up(&mut lab, "shop", 3);
+        for namespace in namespaces {
+            lab.want(namespace, "billing", Cause::New);
+        }
+        lab.run(lab.now + seconds(5));
+        assert!(lab.served.contains(&key("billing")), "{namespaces:?}");
+        assert!(lab.engine.counts(lab.now).held > 400);
+        let calls = lab.calls.iter().filter(|(_, role)| role == "billing");
+        assert_eq!(calls.count(), 1);
+    }
+}
+
+#[test]
+fn a_pod_that_asks_hurries_a_session_in_each_namespace_that_waits_for_it() {
+    let mut lab = Lab::new(options());
+    use_up(&mut lab, "evil", 500);
+    use_up(&mut lab, "shop", 50);
+    lab.want("evil", "billing", Cause::New);
+    lab.want("shop", "billing", Cause::New);
+    lab.handle(Event::Asked(key("billing")));
+    // Asked twice is asked once.
+    lab.handle(Event::Asked(key("billing")));
+    lab.run(lab.now + seconds(3));
+    assert!(lab.served.contains(&key("billing")));
+}
+
+#[test]
+fn a_shared_session_waits_in_the_shortest_of_its_namespaces_lines() {
+    let mut lab = Lab::new(EngineOptions::of_cluster(4));
+    for name in 0..3000 {
+        lab.want("batch", &format!("batch-{name}"), Cause::New);
+    }
+    lab.want("batch", "billing", Cause::New);
+    lab.want("shop", "billing", Cause::New);
+    lab.run(lab.now + seconds(1));
+    assert!(lab.served.contains(&key("billing")));
+    assert!(lab.engine.counts(lab.now).prefetch > 2000);
+    // And in no line twice.
+    lab.run_until_served(3001);
+    assert_eq!(lab.calls.len(), 3001);
+    assert_eq!(lab.engine.counts(lab.now).prefetch, 0);
+}
+
+#[test]
+fn a_new_pod_pays_no_more_because_a_changed_one_wanted_the_session_first() {
+    let mut lab = Lab::new(options());
+    use_up(&mut lab, "shop", 0);
+    // A tenth of a bucket comes back in a second, and a change costs a whole one.
+    lab.want("shop", "billing", Cause::Change);
+    lab.run(lab.now + seconds(1));
+    assert!(!lab.served.contains(&key("billing")));
+    lab.want("shop", "billing", Cause::New);
+    lab.run(lab.now + seconds(2));
+    assert!(lab.served.contains(&key("billing")));
+}
+
+#[test]
+fn another_try_after_a_change_is_charged_to_the_namespace_that_changed_something() {
+    let mut engine = Engine::new(EngineOptions {
+        change_cost: 1,
+        ..options()
+    });
+    let want = |name: &str, namespace: &str| Event::Wanted {
+        key: key(name),
+        namespace: namespace.into(),
+        cause: Cause::New,
+    };
+    assert_eq!(engine.handle(want("a", "shop"), at(0)), fetch("a"));
+    engine.handle(want("a", "evil"), at(0));
+    let change = |namespace: &str| Event::Changed {
+        key: key("a"),
+        namespace: namespace.into(),
+    };
+    for _ in 0..10 {
+        engine.handle(Event::Failed(key("a"), FailureKind::Final), at(0));
+        assert_eq!(engine.handle(change("evil"), at(0)), fetch("a"));
+    }
+    engine.handle(Event::Failed(key("a"), FailureKind::Final), at(0));
+    assert_eq!(engine.handle(change("evil"), at(0)), [], "evil has no more");
+    for name in 0..9 {
+        let name = format!("shop-{name}");
+        assert_eq!(engine.handle(want(&name, "shop"), at(0)), fetch(&name));
+    }
+    // What waits for evil's allowance is tried by another that changes something.
+    assert_eq!(engine.handle(change("payments"), at(0)), fetch("a"));
+}
+
+#[test]
+fn what_one_namespace_has_paid_for_no_other_pays_for() {
+    let mut engine = Engine::new(EngineOptions {
+        in_flight: 1,
+        namespace_burst: 2,
+        ..options()
+    });
+    let want = |name: &str, namespace: &str| Event::Wanted {
+        key: key(name),
+        namespace: namespace.into(),
+        cause: Cause::New,
+    };
+    let done = |name: &str, now: i64| Event::Fetched(key(name), hour(now));
+    for name in ["e1", "e2", "billing"] {
+        engine.handle(want(name, "evil"), at(0));
+    }
+    assert_eq!(engine.handle(done("e1", 0), at(0)), fetch("e2"));
+    assert_eq!(engine.handle(done("e2", 0), at(0)), [], "evil can't pay");
+    assert_eq!(engine.handle(want("busy", "other"), at(0)), fetch("busy"));
+    engine.handle(want("s1", "shop"), at(0));
+    engine.handle(want("s2", "shop"), at(0));
+    // Evil pays, and only the call that is in flight is waited for, when shop wants it too.
+    engine.handle(Event::Tick, at(1));
+    engine.handle(want("billing", "shop"), at(1));
+    assert_eq!(engine.counts(at(1)).held, 0);
+    assert_eq!(engine.handle(done("busy", 1), at(1)), fetch("billing"));
+    // Shop has all of its allowance for its own.
+    assert_eq!(engine.handle(done("billing", 1), at(1)), fetch("s1"));
+    assert_eq!(engine.handle(done("s1", 1), at(1)), fetch("s2"));
+}

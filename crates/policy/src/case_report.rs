@@ -1,0 +1,249 @@
+//! Results case by case as the formats that CI systems read: JUnit's XML and TAP 13.
+
+use std::fmt::Write;
+
+use aws_smithy_xml::encode::{ScopeWriter, XmlWriter};
+
+use crate::text::plain;
+
+/// Cases that belong together, such as those of one file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Suite {
+    /// Its name, such as a file.
+    pub name: String,
+    /// Its cases, in order.
+    pub cases: Vec<Case>,
+}
+
+/// One case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case {
+    /// Its name.
+    pub name: String,
+    /// The file.
+    pub file: String,
+    /// The line in the file, from 1.
+    pub line: u64,
+    /// The result.
+    pub result: CaseResult,
+    /// What is worth knowing beside it, a sentence each.
+    pub remarks: Vec<String>,
+}
+
+/// The result of a case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaseResult {
+    /// As it should be.
+    Passed,
+    /// Not as it should be.
+    Failed(Vec<Complaint>),
+    /// It could not be done, for this reason.
+    Errored(String),
+    /// It was not done, for this reason.
+    Skipped(String),
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// The kind of it, such as the layer that refuses.
+    pub kind: String,
+    /// One sentence.
+    pub message: String,
+}
+
+/// How many cases ended how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Counts {
+    all: usize,
+    failed: usize,
+    errored: usize,
+    skipped: usize,
+}
+
+impl Counts {
+    fn of<'a>(cases: impl Iterator<Item = &'a Case>) -> Self {
+        let mut counts = Self::default();
+        for case in cases {
+            counts.all += 1;
+            match case.result {
+                CaseResult::Passed => {}
+                CaseResult::Failed(_) => counts.failed += 1,
+                CaseResult::Errored(_) => counts.errored += 1,
+                CaseResult::Skipped(_) => counts.skipped += 1,
+            }
+        }
+        counts
+    }
+
+    fn attributes(self) -> [(&'static str, String); 4] {
+        [
+            ("tests", self.all.to_string()),
+            ("failures", self.failed.to_string()),
+            ("errors", self.errored.to_string()),
+            ("skipped", self.skipped.to_string()),
+        ]
+    }
+}
+
+/// The suites as JUnit's XML.
+pub fn junit(name: &str, suites: &[Suite]) -> String {
+    let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+    let mut writer = XmlWriter::new(&mut text);
+    let mut root = writer.start_el("testsuites");
+    root.write_attribute("name", &xml(name));
+    for (key, value) in Counts::of(suites.iter().flat_map(|suite| &suite.cases)).attributes() {
+        root.write_attribute(key, &value);
+    }
+    let mut root = root.finish();
+    for suite in suites {
+        let mut element = root.start_el("testsuite");
+        element.write_attribute("name", &xml(&suite.name));
+        for (key, value) in Counts::of(suite.cases.iter()).attributes() {
+            element.write_attribute(key, &value);
+        }
+        let mut element = element.finish();
+        for case in &suite.cases {
+            write_case(&mut element, suite, case);
+        }
+    }
+    drop(root);
+    text.push('\n');
+    text
+}
+
+fn write_case(suite: &mut ScopeWriter<'_, '_>, of: &Suite, case: &Case) {
+    let mut element = suite.start_el("testcase");
+    element.write_attribute("name", &xml(&case.name));
+    element.write_attribute("classname", &xml(&of.name));
+    element.write_attribute("file", &xml(&case.file));
+    element.write_attribute("line", &case.line.to_string());
+    let mut element = element.finish();
+    match &case.result {
+        CaseResult::Passed => {}
+        CaseResult::Failed(complaints) => {
+            for complaint in complaints {
+                let mut failure = element.start_el("failure");
+                failure.write_attribute("type", &xml(&complaint.kind));
+                failure.write_attribute("message", &xml(&complaint.message));
+                let mut failure = failure.finish();
+                let place = format!("{}:{}: {}", case.file, case.line, complaint.message);
+                failure.data(&xml(&place));
+            }
+        }
+        CaseResult::Errored(why) => {
+            let mut error = element.start_el("error");
+            error.write_attribute("message", &xml(why));
+            error.finish();
+        }
+        CaseResult::Skipped(why) => {
+            let mut skipped = element.start_el("skipped");
+            skipped.write_attribute("message", &xml(why));
+            skipped.finish();
+        }
+    }
+    if !case.remarks.is_empty() {
+        let remarks: Vec<_> = case.remarks.iter().map(|remark| xml(remark)).collect();
+        let mut out = element.start_el("system-out").finish();
+        out.data(&remarks.join("\n"));
+    }
+}
+
+/// A text on one line without the characters that XML 1.0 has not.
+fn xml(text: &str) -> String {
+    plain(text).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
+}
+
+/// The suites as TAP version 13.
+pub fn tap(suites: &[Suite]) -> String {
+    let cases = || suites.iter().flat_map(|suite| &suite.cases);
+    let mut text = format!("TAP version 13\n1..{}\n", cases().count());
+    for (number, case) in (1..).zip(cases()) {
+        // A `#` would begin a directive.
+        let name = plain(&case.name).replace('\\', "\\\\").replace('#', "\\#");
+        let (word, directive) = match &case.result {
+            CaseResult::Passed => ("ok", String::new()),
+            CaseResult::Skipped(why) => ("ok", format!(" # SKIP {}", plain(why))),
+            CaseResult::Failed(_) | CaseResult::Errored(_) => ("not ok", String::new()),
+        };
+        // A String takes whatever is written.
+        let _ = writeln!(text, "{word} {number} - {name}{directive}");
+        let place = plain(&format!("{}:{}", case.file, case.line));
+        let mut remark = |what: &str| {
+            let _ = writeln!(text, "# {place}: {}", plain(what));
+        };
+        match &case.result {
+            CaseResult::Failed(complaints) => {
+                complaints.iter().for_each(|one| remark(&one.message));
+            }
+            CaseResult::Errored(why) => remark(why),
+            CaseResult::Passed | CaseResult::Skipped(_) => {}
+        }
+        case.remarks.iter().for_each(|one| remark(one));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn suites() -> Vec<Suite> {
+        let case = |name: &str, result| Case {
+            name: name.into(),
+            file: "a.yaml".into(),
+            line: 3,
+            result,
+            remarks: Vec::new(),
+        };
+        let complaint = |message: &str| Complaint {
+            kind: "grants".into(),
+            message: message.into(),
+        };
+        let failed = vec![complaint("no <grant> & \"none\"\n]]>"), complaint("b")];
+        let mut passed = case("fine # todo", CaseResult::Passed);
+        passed.remarks.push("worth\u{1}knowing".into());
+        vec![Suite {
+            name: "a.yaml".into(),
+            cases: vec![
+                passed,
+                case("bad\nok 2", CaseResult::Failed(failed)),
+                case("odd", CaseResult::Errored("it failed".into())),
+                case("late", CaseResult::Skipped("to do".into())),
+            ],
+        }]
+    }
+
+    #[test]
+    fn threat_25_junit_is_well_formed_whatever_names_hold() {
+        assert_eq!(
+            junit("rolegate", &suites()),
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+             <testsuites name=\"rolegate\" tests=\"4\" failures=\"1\" errors=\"1\" skipped=\"1\">\
+             <testsuite name=\"a.yaml\" tests=\"4\" failures=\"1\" errors=\"1\" skipped=\"1\">\
+             <testcase name=\"fine # todo\" classname=\"a.yaml\" file=\"a.yaml\" line=\"3\">\
+             <system-out>worth\\u{1}knowing</system-out></testcase>\
+             <testcase name=\"bad\\u{a}ok 2\" classname=\"a.yaml\" file=\"a.yaml\" line=\"3\">\
+             <failure type=\"grants\" message=\"no &lt;grant&gt; &amp; &quot;none&quot;\\u{a}]]&gt;\">\
+             a.yaml:3: no &lt;grant&gt; &amp; &quot;none&quot;\\u{a}]]&gt;</failure>\
+             <failure type=\"grants\" message=\"b\">a.yaml:3: b</failure></testcase>\
+             <testcase name=\"odd\" classname=\"a.yaml\" file=\"a.yaml\" line=\"3\">\
+             <error message=\"it failed\"></error></testcase>\
+             <testcase name=\"late\" classname=\"a.yaml\" file=\"a.yaml\" line=\"3\">\
+             <skipped message=\"to do\"></skipped></testcase></testsuite></testsuites>\n"
+        );
+    }
+
+    #[test]
+    fn threat_25_tap_has_one_line_a_case_and_no_directive_of_a_name() {
+        assert_eq!(
+            tap(&suites()),
+            "TAP version 13\n1..4\n\
+             ok 1 - fine \\# todo\n# a.yaml:3: worth\\u{1}knowing\n\
+             not ok 2 - bad\\\\u{a}ok 2\n\
+             # a.yaml:3: no <grant> & \"none\"\\u{a}]]>\n# a.yaml:3: b\n\
+             not ok 3 - odd\n# a.yaml:3: it failed\n\
+             ok 4 - late # SKIP to do\n"
+        );
+    }
+}

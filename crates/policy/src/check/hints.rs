@@ -1,0 +1,431 @@
+//! What a manifest holds that the gate does not judge, or that counts for nothing where it stands.
+
+use rolegate_core::annotation::{
+    AnnotationKeys, DEFAULT_ROLE, PERMITTED, SESSION_NAME, WEB_IDENTITY_ROLE,
+};
+use rolegate_core::config::{RuleConfig, TemplateKind, presets};
+use serde_json::Value;
+
+use super::Level;
+
+/// Something that is worth knowing of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hint {
+    pub(super) level: Level,
+    /// The fields that lead to it.
+    pub(super) steps: Vec<String>,
+    pub(super) rule: &'static str,
+    pub(super) message: String,
+}
+
+/// Objects that make pods or that roles and rules are written on: group, its version today, kind, and
+/// where the pod template is.
+const KINDS: &[(&str, &str, &str, &[&str])] = &[
+    ("", "v1", "Pod", &[]),
+    ("", "v1", "PodTemplate", &["template"]),
+    ("", "v1", "ReplicationController", &["spec", "template"]),
+    ("apps", "apps/v1", "DaemonSet", &["spec", "template"]),
+    ("apps", "apps/v1", "Deployment", &["spec", "template"]),
+    ("apps", "apps/v1", "ReplicaSet", &["spec", "template"]),
+    ("apps", "apps/v1", "StatefulSet", &["spec", "template"]),
+    (
+        "batch",
+        "batch/v1",
+        "CronJob",
+        &["spec", "jobTemplate", "spec", "template"],
+    ),
+    ("batch", "batch/v1", "Job", &["spec", "template"]),
+    ("", "v1", "Namespace", &[]),
+    ("", "v1", "ServiceAccount", &[]),
+    ("", "v1", "ConfigMap", &[]),
+    ("", "v1", "Service", &[]),
+];
+/// Groups of objects that are rules for somebody else, and what to do with them.
+const FOREIGN: &[(&str, &str)] = &[
+    (
+        "templates.gatekeeper.sh",
+        "Gatekeeper's templates are not judged by: write their Rego as deny of package \
+         kubernetes.admission in a ConfigMap",
+    ),
+    (
+        "constraints.gatekeeper.sh",
+        "Gatekeeper's constraints are not judged by: write the template's Rego as deny of package \
+         kubernetes.admission in a ConfigMap",
+    ),
+    ("kyverno.io", "Kyverno's policies are not judged by"),
+    (
+        "kustomize.config.k8s.io",
+        "a kustomization is no object: check what comes of it, as in kubectl kustomize DIR | \
+         rolegate policy check -f -",
+    ),
+];
+/// Groups with a dot whose objects make no pods: Kubernetes' own, and ours.
+const GROUPS: &[&str] = &[
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "apiregistration.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "certificates.k8s.io",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+    "events.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "metrics.k8s.io",
+    "networking.k8s.io",
+    "node.k8s.io",
+    "rbac.authorization.k8s.io",
+    "resource.k8s.io",
+    "rolegate.dev",
+    "scheduling.k8s.io",
+    "storage.k8s.io",
+    "storagemigration.k8s.io",
+];
+/// Most pieces of an object that are looked at.
+const MOST_PARTS: usize = 200_000;
+/// The rule of what is not judged.
+const NOT_JUDGED: &str = "not judged";
+/// The rule of what counts for nothing.
+const NO_EFFECT: &str = "no effect";
+
+/// Why an object whose group holds rules for another program counts for nothing here.
+pub fn foreign(object: &Value) -> Option<&'static str> {
+    let group = group(object);
+    let mut known = FOREIGN.iter();
+    known
+        .find(|(known, _)| *known == group)
+        .map(|(_, why)| *why)
+}
+
+/// What is worth knowing of an object in `namespace`, beside the gate's verdict.
+pub(super) fn hints(
+    object: &Value,
+    namespace: &str,
+    config: &RuleConfig,
+    keys: &AnnotationKeys,
+) -> Vec<Hint> {
+    if let Some(why) = foreign(object) {
+        return vec![hint(Level::Note, &[], NOT_JUDGED, why.to_owned())];
+    }
+    if let Some(found) = misnamed(object) {
+        return vec![found];
+    }
+    let place = Places::of(object, config);
+    if matches!(place, Places::Unknown)
+        && let Some(found) = unknown_pods(object, keys)
+    {
+        return vec![found];
+    }
+    let mut found = annotations(object, &place, keys);
+    let makes_pods = matches!(place, Places::Itself | Places::Metadata(_));
+    if makes_pods && config.spared_namespaces.contains(namespace) {
+        let message = format!("namespace {namespace} is spared: the gate judges nothing in it");
+        found.push(hint(
+            Level::Note,
+            &["metadata", "namespace"],
+            NOT_JUDGED,
+            message,
+        ));
+    }
+    found
+}
+
+fn hint(level: Level, steps: &[&str], rule: &'static str, message: String) -> Hint {
+    Hint {
+        level,
+        steps: steps.iter().map(|step| (*step).to_owned()).collect(),
+        rule,
+        message,
+    }
+}
+
+fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    object
+        .get(field)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
+fn group(object: &Value) -> &str {
+    let version = text(object, "apiVersion");
+    version.split_once('/').map_or("", |(group, _)| group)
+}
+
+/// A kind of Kubernetes that is written so that no API server knows it.
+fn misnamed(object: &Value) -> Option<Hint> {
+    let (kind, group) = (text(object, "kind"), group(object));
+    // Other groups have kinds of the same names.
+    if group.contains('.') {
+        return None;
+    }
+    let plural = kind.strip_suffix(['s', 'S']).unwrap_or(kind);
+    let (known_group, version, known, _) = KINDS.iter().find(|(_, _, known, _)| {
+        known.eq_ignore_ascii_case(kind) || known.eq_ignore_ascii_case(plural)
+    })?;
+    if *known != kind {
+        let message = format!(
+            "no API server knows the kind {kind}, so nothing of it was judged: write {known}"
+        );
+        return Some(hint(Level::Warning, &["kind"], NOT_JUDGED, message));
+    }
+    (*known_group != group).then(|| {
+        let given = text(object, "apiVersion");
+        let message = format!(
+            "{kind} of {given} was not judged, and clusters of today do not serve it: write \
+             apiVersion: {version}"
+        );
+        hint(Level::Warning, &["apiVersion"], NOT_JUDGED, message)
+    })
+}
+
+/// Where an object's pods have their metadata from.
+enum Places<'a> {
+    /// The object is a pod, or its metadata is that of its pods.
+    Itself,
+    /// Metadata at these fields, of templates or alone; `*` stands for every entry.
+    Metadata(Vec<Vec<&'a str>>),
+    /// Nowhere: it makes no pods.
+    None,
+    /// It is of a kind that nobody told the gate about.
+    Unknown,
+}
+
+impl<'a> Places<'a> {
+    fn of(object: &Value, config: &'a RuleConfig) -> Self {
+        let (kind, group) = (text(object, "kind"), group(object));
+        let mut known = KINDS.iter();
+        if let Some((_, _, kind, path)) =
+            known.find(|(known, _, name, _)| *known == group && *name == kind)
+        {
+            return match path {
+                [] if *kind == "Pod" => Self::Itself,
+                [] => Self::None,
+                path => Self::Metadata(vec![metadata_of(path.iter().copied())]),
+            };
+        }
+        let mut custom = config.templates.iter();
+        match custom.find(|known| *known.group == *group && *known.kind == *kind) {
+            Some(kind) => Self::custom(kind),
+            None if is_kubernetes(group) => Self::None,
+            None => Self::Unknown,
+        }
+    }
+
+    fn custom(kind: &'a TemplateKind) -> Self {
+        if kind.paths.iter().any(|path| &**path == ".") {
+            return Self::Itself;
+        }
+        let templates = kind.paths.iter().map(|path| metadata_of(path.split('.')));
+        let alone = kind.metadata.iter().map(|path| path.split('.').collect());
+        Self::Metadata(templates.chain(alone).collect())
+    }
+
+    /// Whether annotations at these fields are those of pods.
+    fn are_of_pods(&self, steps: &[String]) -> bool {
+        let is_at = |place: &[&str]| {
+            let full = place.iter().chain(&["annotations"]);
+            full.clone().count() == steps.len()
+                && full
+                    .zip(steps)
+                    .all(|(one, step)| *one == "*" || one == step)
+        };
+        match self {
+            Self::Itself => is_at(&["metadata"]),
+            Self::Metadata(places) => places.iter().any(|place| is_at(place)),
+            Self::None | Self::Unknown => false,
+        }
+    }
+
+    /// The place where pods' annotations belong, for messages.
+    fn advice(&self) -> String {
+        match self {
+            Self::Itself => "write it into metadata.annotations".into(),
+            Self::Metadata(places) => {
+                let places = places.iter();
+                let places = places.map(|place| format!("{}.annotations", place.join(".")));
+                let places: Vec<_> = places.collect();
+                format!(
+                    "pods have the annotations of their template: write it into {}",
+                    places.join(" or ")
+                )
+            }
+            Self::None | Self::Unknown => "it belongs on pods and pod templates".into(),
+        }
+    }
+}
+
+/// The metadata of a template.
+fn metadata_of<'a>(template: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    template.chain(["metadata"]).collect()
+}
+
+/// Whether a group is one of Kubernetes itself, or ours. Others end in `.k8s.io` too.
+fn is_kubernetes(group: &str) -> bool {
+    !group.contains('.') || GROUPS.contains(&group)
+}
+
+/// An object of a kind that is not in `workloadKinds` and that seems to make pods.
+fn unknown_pods(object: &Value, keys: &AnnotationKeys) -> Option<Hint> {
+    let mut found = None;
+    let mut parts = 0;
+    let mut at = |steps: &[String], value: &Value| {
+        parts += 1;
+        if found.is_none() && !steps.is_empty() && makes_pods(steps, value, keys) {
+            found = Some(steps.to_vec());
+        }
+        parts < MOST_PARTS && found.is_none()
+    };
+    walk(object, &mut Vec::new(), &mut at);
+    let (kind, group) = (text(object, "kind"), group(object));
+    let steps = found?;
+    let preset = presets::names().find(|name| {
+        let kinds = presets::preset(name).unwrap_or_default();
+        kinds
+            .iter()
+            .any(|known| *known.group == *group && *known.kind == *kind)
+    });
+    let what = match preset {
+        Some(preset) => format!("write {preset} into workloadPresets"),
+        None => "name the kind in workloadKinds".into(),
+    };
+    let message = format!(
+        "{kind} of {group} seems to make pods, and nothing of it was judged: its pods are judged \
+         when they are made; {what} of the RolegateConfig"
+    );
+    Some(Hint {
+        level: Level::Warning,
+        steps,
+        rule: NOT_JUDGED,
+        message,
+    })
+}
+
+/// Whether a part of a custom resource is what pods are made of.
+fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
+    let name = steps.last().map_or("", String::as_str);
+    let image = |value: &Value| value.get("image").is_some_and(Value::is_string);
+    match (name, value) {
+        ("containers" | "initContainers", Value::Array(containers)) => containers
+            .iter()
+            .any(|one| image(one) || one.get("name").is_some_and(Value::is_string)),
+        (
+            "podTemplate"
+            | "podSpec"
+            | "podMetadata"
+            | "podTemplateSpec"
+            | "podTemplateOverrides"
+            | "podSpecOverrides",
+            value,
+        ) => value.is_object() || value.is_array(),
+        ("serviceAccountName" | "serviceAccount", Value::String(_)) => true,
+        ("metadata", _) if steps.len() == 1 => false,
+        (_, Value::Object(fields)) => {
+            let beside = [
+                "command",
+                "args",
+                "env",
+                "envFrom",
+                "imagePullPolicy",
+                "mainApplicationFile",
+                "numNodes",
+                "resources",
+                "resourcesPerNode",
+                "volumeMounts",
+            ];
+            let runs = name == "container" || beside.iter().any(|one| fields.contains_key(*one));
+            let annotated = name == "annotations"
+                && steps.len() > 2
+                && pod_keys(keys).iter().any(|key| fields.contains_key(*key));
+            (image(value) && runs) || annotated
+        }
+        _ => false,
+    }
+}
+
+/// Calls `at` with every part of a value, until it says no.
+fn walk(
+    value: &Value,
+    steps: &mut Vec<String>,
+    at: &mut impl FnMut(&[String], &Value) -> bool,
+) -> bool {
+    if !at(steps, value) {
+        return false;
+    }
+    let mut into = |step: String, part: &Value| {
+        steps.push(step);
+        let goes_on = walk(part, steps, at);
+        steps.pop();
+        goes_on
+    };
+    match value {
+        Value::Object(fields) => fields.iter().all(|(name, part)| into(name.clone(), part)),
+        Value::Array(items) => {
+            let mut items = items.iter().enumerate();
+            items.all(|(place, part)| into(place.to_string(), part))
+        }
+        _ => true,
+    }
+}
+
+fn pod_keys(keys: &AnnotationKeys) -> [&str; 3] {
+    [&keys.role, &keys.external_id, SESSION_NAME]
+}
+
+/// Annotations of ours that count for nothing where they stand.
+fn annotations(object: &Value, place: &Places<'_>, keys: &AnnotationKeys) -> Vec<Hint> {
+    let (kind, group) = (text(object, "kind"), group(object));
+    let is = |known: &str| group.is_empty() && kind == known;
+    let own = |steps: &[String]| steps == ["metadata", "annotations"];
+    let namespace_keys = [&*keys.allowed_roles, PERMITTED, DEFAULT_ROLE];
+    let (mut found, mut of_pods) = (Vec::new(), Vec::new());
+    let mut parts = 0;
+    let mut at = |steps: &[String], value: &Value| {
+        parts += 1;
+        let Value::Object(fields) = value else {
+            return parts < MOST_PARTS;
+        };
+        let mut add = |key: &str, advice: String| {
+            found.push((steps.to_vec(), key.to_owned(), advice));
+        };
+        for key in pod_keys(keys) {
+            if !fields.contains_key(key) {
+            } else if place.are_of_pods(steps) {
+                of_pods.push(key.to_owned());
+            } else {
+                add(key, place.advice());
+            }
+        }
+        for key in namespace_keys {
+            if fields.contains_key(key) && !(is("Namespace") && own(steps)) {
+                add(
+                    key,
+                    "it belongs into metadata.annotations of a Namespace".into(),
+                );
+            }
+        }
+        if fields.contains_key(WEB_IDENTITY_ROLE) && !(is("ServiceAccount") && own(steps)) {
+            let advice = "it belongs into metadata.annotations of a ServiceAccount";
+            add(WEB_IDENTITY_ROLE, advice.into());
+        }
+        parts < MOST_PARTS
+    };
+    walk(object, &mut Vec::new(), &mut at);
+    found
+        .into_iter()
+        // Who writes it on the owner and on the template too has what counts.
+        .filter(|(steps, key, _)| !(own(steps) && of_pods.contains(key)))
+        .map(|(mut steps, key, advice)| {
+            let message = format!("{key} counts for nothing here: {advice}");
+            steps.push(key);
+            Hint {
+                level: Level::Warning,
+                steps,
+                rule: NO_EFFECT,
+                message,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Tests of rules: objects with the verdict that is expected, judged as the gate judges them, and
+//! what of the rules they used.
+
+mod format;
+mod observe;
+mod report;
+
+use std::fmt::Write;
+
+use jiff::Timestamp;
+use rolegate_admission::{Fault, GateRules, Outcome};
+
+pub use format::{Expect, FormatError, Objects, PolicyTest, Refuser, Select, TestCase, Verdict};
+pub use observe::Observer;
+pub use report::{Covered, TestReport};
+
+use crate::case_report::{CaseResult, Complaint};
+use crate::check::{self, Creator, Existing, Manifest, Operation};
+use crate::manifest::Document;
+use crate::text::plain;
+
+/// The objects of a case, read.
+#[derive(Debug, Clone, Copy)]
+pub struct Subjects<'a> {
+    /// The objects that are judged, before any are selected.
+    pub objects: &'a [Document],
+    /// The objects as they are.
+    pub old: &'a [Document],
+}
+
+impl TestCase {
+    /// Judges the case. `shown` names policies as people know them.
+    pub fn run(
+        &self,
+        rules: &GateRules<'_>,
+        subjects: Subjects<'_>,
+        shown: impl Fn(&str) -> String,
+        now: Timestamp,
+    ) -> CaseResult {
+        let existing = Existing::of(
+            subjects.old.iter().map(|document| &document.value),
+            &self.namespace,
+        );
+        let creator = Creator {
+            user: self.user.clone(),
+            groups: self.groups.clone(),
+        };
+        let selected = subjects.objects.iter().filter(|one| self.selects(one));
+        let (mut judged, mut complaints) = (0, Vec::new());
+        for document in selected {
+            judged += 1;
+            let name = self.named(document);
+            let old = existing.beside(&document.value, &self.namespace);
+            if old.is_none() && self.operation == Operation::Update {
+                return CaseResult::Errored(format!(
+                    "{name} is not among the objects as they are, so it can't be updated"
+                ));
+            }
+            let manifest = Manifest {
+                file: "",
+                document,
+                old,
+                operation: self.operation,
+            };
+            match check::judged(rules, manifest, &creator, &self.namespace, now) {
+                Err(why) => return CaseResult::Errored(format!("{name} can't be judged: {why}")),
+                Ok(outcome) => {
+                    complaints.extend(self.expect.complaint(&outcome, &shown).map(|what| {
+                        Complaint {
+                            kind: "verdict".into(),
+                            message: format!("{name}: {what}"),
+                        }
+                    }))
+                }
+            }
+        }
+        match (judged, complaints.is_empty()) {
+            (0, _) => CaseResult::Errored("no object is selected, so nothing was judged".into()),
+            (_, true) => CaseResult::Passed,
+            (_, false) => CaseResult::Failed(complaints),
+        }
+    }
+
+    fn selects(&self, document: &Document) -> bool {
+        let is = |wanted: &Option<String>, found: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| found == Some(wanted))
+        };
+        let namespace = check::namespace_of(&document.value, &self.namespace);
+        is(&self.select.kind, document.text("/kind"))
+            && is(&self.select.name, document.text("/metadata/name"))
+            && is(&self.select.namespace, Some(namespace))
+    }
+
+    fn named(&self, document: &Document) -> String {
+        let text = |pointer| plain(document.text(pointer).unwrap_or_default());
+        let namespace = plain(check::namespace_of(&document.value, &self.namespace));
+        format!("{} {namespace}/{}", text("/kind"), text("/metadata/name"))
+    }
+}
+
+impl Expect {
+    /// What is not as expected.
+    fn complaint(&self, outcome: &Outcome, shown: &impl Fn(&str) -> String) -> Option<String> {
+        let verdict = match (outcome.is_allowed(), outcome.warnings.is_empty()) {
+            (false, _) => Verdict::Denied,
+            (true, false) => Verdict::Warned,
+            (true, true) => Verdict::Allowed,
+        };
+        let said = match verdict {
+            Verdict::Denied => &outcome.faults,
+            Verdict::Warned | Verdict::Allowed => &outcome.warnings,
+        };
+        let listed = || {
+            let mut list = String::new();
+            for fault in said {
+                // A String takes whatever is written.
+                let _ = write!(
+                    list,
+                    "; by layer {}, rule {}: {}",
+                    fault.layer,
+                    shown(&fault.rule),
+                    shown(&fault.reason)
+                );
+            }
+            if let Some(unseen) = outcome.undecided.as_ref().filter(|_| said.is_empty()) {
+                let _ = write!(list, "; {unseen}");
+            }
+            list
+        };
+        if verdict != self.verdict {
+            let (wanted, found) = (self.verdict.as_str(), verdict.as_str());
+            return Some(format!("expected {wanted}, but it is {found}{}", listed()));
+        }
+        let mut missing = self.by.iter().filter(|refuser| {
+            let mut said = said.iter();
+            !said.any(|fault| refuser.is(fault, shown))
+        });
+        let missing = missing.next()?;
+        Some(format!(
+            "it is {} as expected, but not by {}{}",
+            verdict.as_str(),
+            missing.shown(),
+            listed()
+        ))
+    }
+}
+
+impl Refuser {
+    fn is(&self, fault: &Fault, shown: &impl Fn(&str) -> String) -> bool {
+        let is = |wanted: &Option<String>, holds: &dyn Fn(&str) -> bool| {
+            wanted.as_deref().is_none_or(holds)
+        };
+        is(&self.layer, &|layer| layer == fault.layer)
+            && is(&self.path, &|path| path == fault.path)
+            && is(&self.message, &|part| shown(&fault.reason).contains(part))
+            && is(&self.rule, &|rule| {
+                let found = shown(&fault.rule);
+                let end = found.strip_suffix(rule);
+                end.is_some_and(|before| before.is_empty() || before.ends_with('/'))
+            })
+    }
+
+    fn shown(&self) -> String {
+        let parts = [
+            ("layer", &self.layer),
+            ("rule", &self.rule),
+            ("path", &self.path),
+            ("message", &self.message),
+        ];
+        let given = parts.iter().filter_map(|(name, value)| {
+            let value = value.as_deref()?;
+            Some(format!("{name} {:?}", plain(value)))
+        });
+        let given: Vec<_> = given.collect();
+        given.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+//! What tests found, as text and JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+
+use rolegate_rego::Lines;
+use serde_json::{Value, json};
+
+use crate::case_report::{Case, CaseResult, Suite};
+use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
+
+/// What all tests found.
+#[derive(Debug, Clone, Default)]
+pub struct TestReport {
+    /// Suites with their cases: one for each file of tests, and one for each file with tests in
+    /// Rego.
+    pub suites: Vec<Suite>,
+    /// What of the rules was used.
+    pub covered: Covered,
+}
+
+/// What of the rules was used.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Covered {
+    /// Lines of each module of policies, by its file, or by its ConfigMap and entry.
+    pub modules: BTreeMap<String, Lines>,
+    /// Grants, and whether each allowed something.
+    pub grants: BTreeMap<String, bool>,
+}
+
+impl Covered {
+    /// Adds lines of a module, which other rules may have used too.
+    pub fn add_module(&mut self, name: &str, lines: &Lines) {
+        let known = self.modules.entry(name.to_owned()).or_default();
+        known.covered.extend(&lines.covered);
+        known.not_covered.extend(&lines.not_covered);
+        known
+            .not_covered
+            .retain(|line| !known.covered.contains(line));
+    }
+
+    /// Adds a grant, which other rules may have used too.
+    pub fn add_grant(&mut self, name: &str, is_used: bool) {
+        *self.grants.entry(name.to_owned()).or_default() |= is_used;
+    }
+
+    /// Lines that were evaluated, and all lines with something that can be.
+    fn lines(&self) -> (usize, usize) {
+        let of = |lines: &Lines| (lines.covered.len(), lines.not_covered.len());
+        let counts = self.modules.values().map(of);
+        counts.fold((0, 0), |(covered, all), (more, missing)| {
+            (covered + more, all + more + missing)
+        })
+    }
+}
+
+/// How much of it, in whole percent, rounded down; all of nothing.
+fn percent(part: usize, all: usize) -> usize {
+    (part * 100).checked_div(all).unwrap_or(100)
+}
+
+impl TestReport {
+    fn cases(&self) -> impl Iterator<Item = &Case> {
+        self.suites.iter().flat_map(|suite| &suite.cases)
+    }
+
+    /// How many tests there are.
+    pub fn count(&self) -> usize {
+        self.cases().count()
+    }
+
+    /// Whether every test passed or was skipped.
+    pub fn has_passed(&self) -> bool {
+        let fine = |case: &Case| matches!(case.result, CaseResult::Passed | CaseResult::Skipped(_));
+        self.cases().all(fine)
+    }
+
+    /// The report for people, with ANSI colours; with `all` the tests that passed too.
+    pub fn text(&self, all: bool, with_coverage: bool) -> String {
+        let mut text = String::new();
+        // A String takes whatever is written.
+        let _ = self.write(&mut text, all, with_coverage);
+        text
+    }
+
+    fn write(&self, out: &mut String, all: bool, with_coverage: bool) -> fmt::Result {
+        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+        for case in self.cases() {
+            let place = plain(&format!("{}:{}", case.file, case.line));
+            let name = plain(&case.name);
+            let mut line = |style: anstyle::Style, word: &str| {
+                writeln!(
+                    out,
+                    "{TITLE}{place}{TITLE:#}: {style}{word}{style:#} {name}"
+                )
+            };
+            match &case.result {
+                CaseResult::Passed => {
+                    passed += 1;
+                    if all {
+                        line(GOOD, "passed")?;
+                    }
+                }
+                CaseResult::Skipped(why) => {
+                    skipped += 1;
+                    line(WARN, "skipped")?;
+                    writeln!(out, "  {FAINT}{}{FAINT:#}", plain(why))?;
+                }
+                CaseResult::Failed(complaints) => {
+                    failed += 1;
+                    line(BAD, "failed")?;
+                    for complaint in complaints {
+                        writeln!(out, "  {}", plain(&complaint.message))?;
+                    }
+                }
+                CaseResult::Errored(why) => {
+                    failed += 1;
+                    line(BAD, "error")?;
+                    writeln!(out, "  {}", plain(why))?;
+                }
+            }
+        }
+        let tests = count(self.count(), "test", "tests");
+        let style = if failed == 0 { GOOD } else { BAD };
+        let skipped = match skipped {
+            0 => String::new(),
+            number => format!(", {number} skipped"),
+        };
+        writeln!(
+            out,
+            "{style}{tests}: {passed} passed, {failed} failed{skipped}{style:#}"
+        )?;
+        if with_coverage {
+            self.covered.write(out)?;
+        }
+        Ok(())
+    }
+
+    /// The report as one JSON document.
+    pub fn json(&self) -> Value {
+        let counted = |wanted: fn(&CaseResult) -> bool| {
+            self.cases().filter(|case| wanted(&case.result)).count()
+        };
+        let tests = self.suites.iter().flat_map(|suite| {
+            suite.cases.iter().map(|case| {
+                let (result, messages) = match &case.result {
+                    CaseResult::Passed => ("passed", Vec::new()),
+                    CaseResult::Failed(complaints) => {
+                        let messages = complaints.iter().map(|one| one.message.clone());
+                        ("failed", messages.collect())
+                    }
+                    CaseResult::Errored(why) => ("error", vec![why.clone()]),
+                    CaseResult::Skipped(why) => ("skipped", vec![why.clone()]),
+                };
+                json!({
+                    "suite": suite.name, "name": case.name, "file": case.file, "line": case.line,
+                    "result": result, "messages": messages,
+                })
+            })
+        });
+        json!({
+            "tests": tests.collect::<Vec<_>>(),
+            "passed": counted(|result| matches!(result, CaseResult::Passed)),
+            "failed": counted(|result| matches!(result, CaseResult::Failed(_))),
+            "errors": counted(|result| matches!(result, CaseResult::Errored(_))),
+            "skipped": counted(|result| matches!(result, CaseResult::Skipped(_))),
+            "coverage": self.covered.json(),
+        })
+    }
+}
+
+impl Covered {
+    fn write(&self, out: &mut String) -> fmt::Result {
+        let (covered, all) = self.lines();
+        let used = self.grants.values().filter(|used| **used).count();
+        writeln!(
+            out,
+            "coverage: {} % of {} of policies, {used} of {}",
+            percent(covered, all),
+            count(all, "line", "lines"),
+            count(self.grants.len(), "grant", "grants"),
+        )?;
+        for (name, lines) in &self.modules {
+            if !lines.not_covered.is_empty() {
+                let missing = ranges(lines.not_covered.iter().copied());
+                writeln!(out, "  {}: not evaluated: {missing}", plain(name))?;
+            }
+        }
+        for (name, _) in self.grants.iter().filter(|(_, used)| !**used) {
+            writeln!(out, "  RoleGrant {}: allowed nothing", plain(name))?;
+        }
+        Ok(())
+    }
+
+    fn json(&self) -> Value {
+        let (covered, all) = self.lines();
+        let modules = self.modules.iter().map(|(name, lines)| {
+            json!({"name": name, "covered": lines.covered, "notCovered": lines.not_covered})
+        });
+        let grants = self.grants.iter();
+        let grants = grants.map(|(name, used)| json!({"name": name, "used": used}));
+        json!({
+            "percent": percent(covered, all),
+            "lines": all,
+            "coveredLines": covered,
+            "modules": modules.collect::<Vec<_>>(),
+            "grants": grants.collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Numbers as `1, 3-5`.
+fn ranges(numbers: impl Iterator<Item = u32>) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let shown = ranges.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case_report::Complaint;
+
+    #[test]
+    fn failures_are_told_with_their_place_and_passes_where_wanted() {
+        let case = |name: &str, result| Case {
+            name: name.into(),
+            file: "a.yaml".into(),
+            line: 3,
+            result,
+            remarks: Vec::new(),
+        };
+        let failed = vec![Complaint {
+            kind: "verdict".into(),
+            message: "expected denied".into(),
+        }];
+        let lines = Lines {
+            covered: [1, 2, 3].into(),
+            not_covered: [4, 6, 7, 8].into(),
+        };
+        let mut covered = Covered::default();
+        covered.add_module("a.rego", &lines);
+        let more = Lines {
+            covered: [4].into(),
+            not_covered: [3].into(),
+        };
+        covered.add_module("a.rego", &more);
+        covered.add_grant("shop", false);
+        let report = TestReport {
+            suites: vec![Suite {
+                name: "a".into(),
+                cases: vec![
+                    case("one", CaseResult::Passed),
+                    case("two", CaseResult::Failed(failed)),
+                    case("three", CaseResult::Skipped("to do".into())),
+                ],
+            }],
+            covered,
+        };
+        let plain = |text: String| {
+            let mut out = String::new();
+            let mut parts = text.split('\x1b');
+            out.push_str(parts.next().unwrap());
+            for part in parts {
+                out.push_str(part.split_once('m').unwrap().1);
+            }
+            out
+        };
+        assert_eq!(
+            plain(report.text(true, true)),
+            "a.yaml:3: passed one\na.yaml:3: failed two\n  expected denied\n\
+             a.yaml:3: skipped three\n  to do\n3 tests: 1 passed, 1 failed, 1 skipped\n\
+             coverage: 57 % of 7 lines of policies, 0 of 1 grant\n\
+             \u{20} a.rego: not evaluated: 6-8\n\u{20} RoleGrant shop: allowed nothing\n"
+        );
+        assert!(!report.text(false, false).contains("one"));
+        assert!(!report.has_passed());
+        let json = report.json();
+        assert_eq!(
+            (&json["failed"], &json["coverage"]["percent"]),
+            (&json!(1), &json!(57))
+        );
+        assert_eq!(json["tests"][1]["messages"][0], "expected denied");
+    }
+}

@@ -1,0 +1,157 @@
+use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::layer::Mode;
+
+use super::*;
+use crate::fixtures::{NOW, grant, rules};
+use crate::manifest::documents;
+
+const PODS: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: fine, annotations: {iam.amazonaws.com/role: reader}}
+spec: {serviceAccountName: api, containers: [{name: app, image: app}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: admin, annotations: {iam.amazonaws.com/role: admin}}
+spec: {serviceAccountName: api, containers: [{name: app, image: app}]}
+";
+
+/// Runs one case, given by its lines after its name, about `PODS`.
+fn run(mode: Mode, case: &str, old: &str) -> CaseResult {
+    run_observed(&Observer::default(), mode, case, old)
+}
+
+fn run_observed(observer: &Observer, mode: Mode, case: &str, old: &str) -> CaseResult {
+    let text = format!(
+        "apiVersion: cli.rolegate.dev/v1alpha1\nkind: PolicyTest\nmetadata: {{name: x}}\n\
+         spec:\n  namespace: shop\n  cases:\n  - name: one\n    file: pods.yaml\n{case}"
+    );
+    let test = PolicyTest::read(&documents(&text).unwrap().documents[0]).unwrap();
+    let stage = rules(&[grant("shop", &["reader"], "shop", "api")], mode);
+    let observed = observer.observed(&stage.rules);
+    let (config, keys) = (RuleConfig::default(), AnnotationKeys::default());
+    let gate = GateRules {
+        rules: &observed,
+        config: &config,
+        grants: &stage.grants,
+        keys: &keys,
+        policies: None,
+    };
+    let pods = documents(PODS).unwrap().documents;
+    let old = documents(old).unwrap().documents;
+    let subjects = Subjects {
+        objects: &pods,
+        old: &old,
+    };
+    test.cases[0].run(&gate, subjects, str::to_owned, NOW)
+}
+
+fn failure(result: CaseResult) -> String {
+    match result {
+        CaseResult::Failed(complaints) => {
+            let complaints: Vec<_> = complaints.into_iter().map(|one| one.message).collect();
+            complaints.join("\n")
+        }
+        CaseResult::Errored(why) => format!("error: {why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_case_passes_with_the_verdict_that_is_expected_and_fails_with_another() {
+    let of = |name: &str, expect: &str| {
+        format!("    select: {{name: {name}}}\n    expect: {{verdict: {expect}}}\n")
+    };
+    let enforce = Mode::Enforce;
+    for (mode, name, verdict) in [
+        (enforce, "fine", "allowed"),
+        (enforce, "admin", "denied"),
+        (Mode::Audit, "admin", "warned"),
+        (Mode::Off, "admin", "allowed"),
+    ] {
+        for expected in ["allowed", "denied", "warned"] {
+            let result = run(mode, &of(name, expected), "");
+            if expected == verdict {
+                assert_eq!(result, CaseResult::Passed, "{name} {verdict}");
+            } else {
+                let told = failure(result);
+                let part = format!("Pod shop/{name}: expected {expected}, but it is {verdict}");
+                assert!(told.starts_with(&part), "{told}");
+            }
+        }
+    }
+    let told = failure(run(enforce, &of("admin", "allowed"), ""));
+    assert!(
+        told.contains("by layer grants, rule default deny: role "),
+        "{told}"
+    );
+}
+
+#[test]
+fn every_object_that_is_selected_must_be_as_expected() {
+    let told = failure(run(Mode::Enforce, "    expect: {verdict: denied}\n", ""));
+    assert!(
+        told.starts_with("Pod shop/fine: expected denied") && !told.contains("admin:"),
+        "{told}"
+    );
+    let none = "    select: {name: gone}\n    expect: {verdict: allowed}\n";
+    assert!(failure(run(Mode::Enforce, none, "")).starts_with("error: no object is selected"));
+}
+
+#[test]
+fn what_refuses_must_be_what_is_expected_to() {
+    let by = |by: &str| {
+        let case =
+            format!("    select: {{name: admin}}\n    expect: {{verdict: denied, by: [{by}]}}\n");
+        run(Mode::Enforce, &case, "")
+    };
+    for fine in [
+        "{layer: grants}",
+        "{rule: default deny}",
+        "{layer: grants, rule: default deny, message: no RoleGrant}",
+        "{path: 'metadata.annotations[iam.amazonaws.com/role]'}",
+    ] {
+        assert_eq!(by(fine), CaseResult::Passed, "{fine}");
+    }
+    for other in [
+        "{layer: rego}",
+        "{rule: deny}",
+        "{layer: grants}, {layer: namespace}",
+        "{layer: grants, message: something else}",
+        "{path: spec}",
+    ] {
+        let told = failure(by(other));
+        assert!(told.contains("denied as expected, but not by "), "{told}");
+    }
+    let refuser = Refuser {
+        rule: Some("images.rego".into()),
+        ..Refuser::default()
+    };
+    let is = |rule: &str| refuser.is(&Fault::new("", "rego", rule, ""), &str::to_owned);
+    assert!(is("images.rego") && is("policies/images.rego") && !is("other-images.rego"));
+}
+
+#[test]
+fn an_update_needs_its_object_as_it_is() {
+    let case = "    select: {name: admin}\n    operation: update\n    oldFile: old.yaml\n    \
+                expect: {verdict: allowed}\n";
+    // A wish that was there before is not judged again.
+    assert_eq!(run(Mode::Enforce, case, PODS), CaseResult::Passed);
+    let told = failure(run(Mode::Enforce, case, ""));
+    assert!(told.contains("not among the objects as they are"), "{told}");
+    let changed = PODS.replace("admin}", "other}");
+    assert!(failure(run(Mode::Enforce, case, &changed)).contains("it is denied"));
+}
+
+#[test]
+fn grants_that_allow_are_seen() {
+    let observer = Observer::default();
+    let case = "    select: {name: admin}\n    expect: {verdict: denied}\n";
+    run_observed(&observer, Mode::Enforce, case, "");
+    assert!(!observer.has_allowed("shop"));
+    let case = "    select: {name: fine}\n    expect: {verdict: allowed}\n";
+    run_observed(&observer, Mode::Enforce, case, "");
+    assert!(observer.has_allowed("shop") && !observer.has_allowed("other"));
+}

@@ -1,0 +1,104 @@
+//! Patterns of files that are passed over, as `.gitignore` writes them.
+
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+/// A pattern: without a slash it is of names of files and folders, with one of paths.
+#[derive(Debug, Clone)]
+pub(super) struct Pattern {
+    glob: GlobMatcher,
+    is_path: bool,
+}
+
+/// Reads a pattern, for clap.
+///
+/// # Errors
+/// A text that is none.
+pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
+    let trimmed = text.trim_end_matches('/');
+    let trimmed = trimmed.strip_prefix("./").unwrap_or(trimmed);
+    if trimmed.is_empty() {
+        return Err("write a name or a path, such as values.yaml or chart/templates".into());
+    }
+    let glob = GlobBuilder::new(trimmed)
+        .literal_separator(true)
+        .build()
+        .map_err(|error| format!("it is no pattern: {}", error.kind()))?;
+    Ok(Pattern {
+        glob: glob.compile_matcher(),
+        is_path: trimmed.contains('/'),
+    })
+}
+
+/// All patterns of a command.
+#[derive(Debug)]
+pub(super) struct Ignore(Vec<Pattern>);
+
+impl Ignore {
+    /// Of patterns; `None` where there are none.
+    pub(super) fn of(patterns: Vec<Pattern>) -> Option<Self> {
+        (!patterns.is_empty()).then_some(Self(patterns))
+    }
+
+    /// Whether a file is passed over: it or a folder above it matches. Paths are those below `root`,
+    /// the folder that was given, and those as they were given.
+    pub(super) fn matches(&self, root: &Path, file: &Path) -> bool {
+        let given = file.strip_prefix("./").unwrap_or(file);
+        let below = file.strip_prefix(root).ok();
+        self.0.iter().any(|pattern| match pattern.is_path {
+            true => [Some(given), below].into_iter().flatten().any(|path| {
+                let mut above = path.ancestors();
+                above.any(|path| pattern.glob.is_match(path))
+            }),
+            false => below
+                .filter(|below| *below != Path::new(""))
+                .unwrap_or(given)
+                .components()
+                .any(|name| pattern.glob.is_match(Path::new(name.as_os_str()))),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ignored(given: &str, root: &str, file: &str) -> bool {
+        let patterns = vec![pattern(given).unwrap()];
+        Ignore::of(patterns)
+            .unwrap()
+            .matches(Path::new(root), Path::new(file))
+    }
+
+    #[test]
+    fn names_match_anywhere_and_paths_from_the_folder() {
+        for (given, file, expected) in [
+            ("values.yaml", "deploy/values.yaml", true),
+            ("values.yaml", "deploy/a/values.yaml", true),
+            ("values*.yaml", "deploy/values-prod.yaml", true),
+            ("templates", "deploy/chart/templates/a.yaml", true),
+            ("templates/", "deploy/chart/templates/a.yaml", true),
+            ("chart/templates", "deploy/chart/templates/a.yaml", true),
+            (
+                "deploy/chart/templates",
+                "deploy/chart/templates/a.yaml",
+                true,
+            ),
+            ("chart/*.yaml", "deploy/chart/templates/a.yaml", false),
+            ("chart/**", "deploy/chart/templates/a.yaml", true),
+            ("**/templates/*.yaml", "deploy/chart/templates/a.yaml", true),
+            ("templates/a.yaml", "deploy/chart/templates/a.yaml", false),
+            // The folder itself was asked for.
+            ("deploy", "deploy/a.yaml", false),
+            ("*.json", "deploy/a.yaml", false),
+        ] {
+            assert_eq!(ignored(given, "deploy", file), expected, "{given} {file}");
+        }
+        assert!(ignored("a.yaml", "./x/a.yaml", "./x/a.yaml"));
+        assert!(ignored("./x/a.yaml", "./x/a.yaml", "./x/a.yaml"));
+        for wrong in ["", "/", "a[", "{a"] {
+            assert!(pattern(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

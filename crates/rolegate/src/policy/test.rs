@@ -1,0 +1,449 @@
+//! `rolegate policy test`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{anyhow, bail};
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use regex::Regex;
+use rolegate_policy::case_report::{Case, CaseResult, Complaint, Suite, junit, tap};
+use rolegate_policy::check::namespace_of;
+use rolegate_policy::manifest::Document;
+use rolegate_policy::overlay::{is_core, is_rule};
+use rolegate_policy::suite::{Objects as Subject, Observer, PolicyTest, Subjects, TestReport};
+use rolegate_policy::text::plain;
+use rolegate_rego::{RegoResult, RegoTest};
+use serde_json::{Value, json};
+
+use super::files::{self, Contents, Manifests, Modules, Selection};
+use super::flags::{ReadFlags, Reading};
+use super::ignore::{Ignore, Pattern, pattern};
+use super::load::{Loaded, Objects};
+use super::{REFUSED, output};
+
+/// How a report is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TestFormat {
+    /// For people
+    Text,
+    /// One JSON document, its fields stable
+    Json,
+    /// JUnit's XML, for CI systems
+    Junit,
+    /// TAP version 13
+    Tap,
+}
+
+/// What `--help` says first.
+pub(super) const LONG_ABOUT: &str = "Test rules by objects with the verdict that is expected, and by tests in Rego.\n\n\
+Runs every PolicyTest in the files and folders that are named, and every rule named test_… of their \
+Rego as opa test runs it; those named todo_test_… are skipped. A PolicyTest names its rules; where it \
+names none, they are those of --rules, or else all rules in the folders themselves.";
+
+/// Arguments of `rolegate policy test`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rolegate policy test policies/
+  rolegate policy test tests/ --rules platform/rules/ --coverage
+  rolegate policy test policies/ --run 'images' -o junit > junit.xml
+
+Exit codes: 0 every test passed, 1 failed, or there is no test, 3 a test failed, 64 wrong usage.")]
+pub(super) struct TestArguments {
+    /// Files and folders (with all below them) of tests, and of the rules beside them
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Rules from this file or folder, beside those of the folders for tests in Rego; may be repeated
+    #[arg(long, value_name = "PATH")]
+    rules: Vec<PathBuf>,
+    /// File or folder that is passed over, as .gitignore writes it; may be repeated
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    ignore: Vec<Pattern>,
+    /// Run only tests whose names this regular expression matches
+    #[arg(long, value_name = "REGEX")]
+    run: Option<Regex>,
+    /// Tell which lines of policies and which grants no test used
+    #[arg(long)]
+    coverage: bool,
+    /// Tell the tests that passed too
+    #[arg(short, long)]
+    verbose: bool,
+    /// How the report is written
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    output: TestFormat,
+    #[command(flatten)]
+    read: ReadFlags,
+}
+
+/// A file of tests.
+struct TestFile {
+    file: String,
+    test: PolicyTest,
+}
+
+/// Tests.
+pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
+    let reading = arguments.read.reading()?;
+    files::validate(arguments.paths.iter().chain(&arguments.rules))?;
+    let mut tester = Tester::read(&arguments, &reading)?;
+    let files = std::mem::take(&mut tester.tests);
+    for file in &files {
+        tester.run_file(file)?;
+    }
+    tester.run_rego()?;
+    let report = tester.report;
+    if report.count() == 0 {
+        match &arguments.run {
+            Some(run) => bail!("no test has a name that {:?} matches", run.as_str()),
+            None => bail!("there is no test: neither a PolicyTest nor a rule of Rego named test_…"),
+        }
+    }
+    match arguments.output {
+        TestFormat::Text => output::text(&report.text(arguments.verbose, arguments.coverage))?,
+        TestFormat::Json => output::json(&report.json())?,
+        TestFormat::Junit => output::raw(&junit("rolegate policy test", &report.suites))?,
+        TestFormat::Tap => output::raw(&tap(&report.suites))?,
+    }
+    Ok(if report.has_passed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(REFUSED)
+    })
+}
+
+struct Tester<'a> {
+    arguments: &'a TestArguments,
+    reading: &'a Reading,
+    tests: Vec<TestFile>,
+    /// Rules beside the tests, tests in Rego among them.
+    beside: Contents,
+    observer: Observer,
+    report: TestReport,
+    notes: BTreeSet<String>,
+    now: Timestamp,
+}
+
+impl<'a> Tester<'a> {
+    fn read(arguments: &'a TestArguments, reading: &'a Reading) -> anyhow::Result<Self> {
+        let ignore = Ignore::of(arguments.ignore.clone());
+        let mut contents = files::read(
+            &arguments.paths,
+            Selection {
+                ignore: ignore.as_ref(),
+                modules: Modules::All,
+                ..Selection::default()
+            },
+        )?;
+        let mut tests = Vec::new();
+        for one in &contents.manifests {
+            let found = one
+                .documents
+                .iter()
+                .filter(|one| PolicyTest::is_one(&one.value));
+            for document in found {
+                let file = one.file.clone();
+                let test = PolicyTest::read(document)
+                    .map_err(|error| anyhow!("{}:{}: {error}", plain(&file), error.line))?;
+                tests.push(TestFile { file, test });
+            }
+        }
+        let subjects: BTreeSet<PathBuf> = tests.iter().flat_map(TestFile::subjects).collect();
+        contents.manifests.retain(|one| {
+            let path = Path::new(&one.file).canonicalize();
+            path.map_or(true, |path| !subjects.contains(&path))
+        });
+        for one in &mut contents.manifests {
+            let makes_rules = |value: &Value| is_rule(value) || is_core(value, "Namespace");
+            one.documents
+                .retain(|document| makes_rules(&document.value));
+        }
+        Ok(Self {
+            arguments,
+            reading,
+            tests,
+            beside: contents,
+            observer: Observer::default(),
+            report: TestReport::default(),
+            notes: BTreeSet::new(),
+            now: Timestamp::now(),
+        })
+    }
+
+    fn is_wanted(&self, name: &str) -> bool {
+        let run = self.arguments.run.as_ref();
+        run.is_none_or(|run| run.is_match(name))
+    }
+
+    /// Notes once what is worth knowing of rules.
+    fn note(&mut self, loaded: &Loaded) {
+        for note in &loaded.notes {
+            if self.notes.insert(note.clone()) {
+                output::note(note);
+            }
+        }
+    }
+
+    /// The rules of a file of tests.
+    fn rules(&self, file: &TestFile) -> anyhow::Result<Objects> {
+        let of = |paths: &[PathBuf]| Objects::of_files(paths);
+        match &file.test.rules {
+            Some(paths) => {
+                let paths: Vec<_> = paths.iter().map(|path| file.beside(path)).collect();
+                of(&paths)
+            }
+            None if !self.arguments.rules.is_empty() => of(&self.arguments.rules),
+            None => Ok(Objects::of_contents(self.beside.policies())),
+        }
+    }
+
+    fn run_file(&mut self, file: &TestFile) -> anyhow::Result<()> {
+        let cases = file.test.cases.iter();
+        let wanted: Vec<_> = cases.filter(|case| self.is_wanted(&case.name)).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut read: BTreeMap<&str, Vec<Document>> = BTreeMap::new();
+        for case in &wanted {
+            for subject in [Some(&case.objects), case.old.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                if let Subject::File(path) = subject {
+                    let place = || format!("{}:{}", plain(&file.file), case.line);
+                    let selection = Selection {
+                        demands_objects: true,
+                        ..Selection::default()
+                    };
+                    let found = files::read(&[file.beside(path)], selection)
+                        .map_err(|error| error.context(place()))?;
+                    let documents = found.manifests.into_iter();
+                    read.insert(path, documents.flat_map(|one| one.documents).collect());
+                }
+            }
+        }
+        let documents = |subject: Option<&'_ Subject>| -> Vec<Document> {
+            match subject {
+                None => Vec::new(),
+                Some(Subject::Here(documents)) => documents.clone(),
+                Some(Subject::File(path)) => read.get(path.as_str()).cloned().unwrap_or_default(),
+            }
+        };
+        let cases = wanted.iter().map(|case| {
+            let objects = documents(Some(&case.objects));
+            (*case, objects, documents(case.old.as_ref()))
+        });
+        let cases: Vec<_> = cases.collect();
+        let mentioned = cases.iter().flat_map(|(case, objects, _)| {
+            let objects = objects.iter().map(|one| &one.value);
+            objects.map(|value| namespace_of(value, &case.namespace))
+        });
+        let rules = self.rules(file)?;
+        // A mistake in the rules is told with its line.
+        rules.load(self.reading)?;
+        let rules = rules.overlaid(&missing_namespaces(&rules, mentioned), false);
+        let loaded = rules.load(self.reading)?;
+        refuse_unusable(&loaded)?;
+        self.note(&loaded);
+        let observed = self.observer.observed(&loaded.snapshot.gate);
+        let policies = loaded.snapshot.policies.observed(&self.observer.lines);
+        let mut gate = loaded.gate(self.reading);
+        gate.rules = &observed;
+        gate.policies = Some(&policies);
+        let shown = |text: &str| loaded.names.in_sentence(text);
+        let results = cases.iter().map(|(case, objects, old)| {
+            let subjects = Subjects { objects, old };
+            Case {
+                name: case.name.clone(),
+                file: file.file.clone(),
+                line: case.line,
+                result: case.run(&gate, subjects, shown, self.now),
+                remarks: Vec::new(),
+            }
+        });
+        let suite = Suite {
+            name: file.test.name.clone(),
+            cases: results.collect(),
+        };
+        self.report.suites.push(suite);
+        self.cover(&loaded);
+        Ok(())
+    }
+
+    /// Runs the tests in Rego, with all rules there are.
+    fn run_rego(&mut self) -> anyhow::Result<()> {
+        let mut all = self.beside.all();
+        if !self.arguments.rules.is_empty() {
+            let selection = Selection {
+                modules: Modules::All,
+                ..Selection::default()
+            };
+            let more = files::read(&self.arguments.rules, selection)?;
+            all.add(more);
+        }
+        let loaded = Objects::of_contents(all).load(self.reading)?;
+        refuse_unusable(&loaded)?;
+        let tests = loaded
+            .keeper
+            .policies()
+            .run_tests(self.now, &self.observer.lines, |name| self.is_wanted(name))
+            .map_err(|error| anyhow!("{}", loaded.names.in_sentence(&error.to_string())))?;
+        let mut suites: BTreeMap<String, Vec<Case>> = BTreeMap::new();
+        for test in tests {
+            let file = loaded.names.module(&test.policy, &test.entry);
+            let case = rego_case(&test, file.clone());
+            suites.entry(file).or_default().push(case);
+        }
+        let is_rego = !suites.is_empty();
+        let suites = suites
+            .into_iter()
+            .map(|(name, cases)| Suite { name, cases });
+        self.report.suites.extend(suites);
+        if is_rego {
+            self.note(&loaded);
+            self.cover(&loaded);
+        }
+        Ok(())
+    }
+
+    fn cover(&mut self, loaded: &Loaded) {
+        let lines = loaded.keeper.policies().coverage(&self.observer.lines);
+        for (policy, entry, lines) in lines {
+            let name = loaded.names.module(&policy, &entry);
+            self.report.covered.add_module(&name, &lines);
+        }
+        for grant in &loaded.grants {
+            let is_used = self.observer.has_allowed(&grant.name);
+            self.report.covered.add_grant(&grant.name, is_used);
+        }
+    }
+}
+
+impl TestFile {
+    /// A path that the file names, which is from its own folder.
+    fn beside(&self, path: &str) -> PathBuf {
+        let folder = Path::new(&self.file).parent().unwrap_or(Path::new(""));
+        let whole = folder.join(path);
+        let short = without_detours(&whole);
+        // A link on the way leads elsewhere.
+        match (whole.canonicalize(), short.canonicalize()) {
+            (Ok(one), Ok(other)) if one == other => short,
+            _ => whole,
+        }
+    }
+
+    /// The files of objects that its cases name.
+    fn subjects(&self) -> impl Iterator<Item = PathBuf> {
+        let subjects = self.test.cases.iter();
+        let subjects = subjects.flat_map(|case| [Some(&case.objects), case.old.as_ref()]);
+        subjects.flatten().filter_map(|subject| match subject {
+            Subject::File(path) => self.beside(path).canonicalize().ok(),
+            Subject::Here(_) => None,
+        })
+    }
+}
+
+/// A path without `.`, and without folders that `..` leaves again.
+fn without_detours(path: &Path) -> PathBuf {
+    let mut short = PathBuf::new();
+    for part in path.components() {
+        let leaves = matches!(short.components().next_back(), Some(Component::Normal(_)));
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if leaves => {
+                short.pop();
+            }
+            part => short.push(part),
+        }
+    }
+    match short.as_os_str().is_empty() {
+        true => ".".into(),
+        false => short,
+    }
+}
+
+/// Refuses rules with policies that can't be used: tests of those would be missing, and one that
+/// expects a denial would pass by them.
+fn refuse_unusable(loaded: &Loaded) -> anyhow::Result<()> {
+    let unusable = loaded.names.unusable(&loaded.keeper);
+    match unusable.is_empty() {
+        true => Ok(()),
+        false => bail!("{}", unusable.join("\n")),
+    }
+}
+
+/// The namespaces that objects are in and that rules don't describe, without annotations.
+fn missing_namespaces<'a>(rules: &Objects, mentioned: impl Iterator<Item = &'a str>) -> Objects {
+    let described = rules
+        .values()
+        .iter()
+        .filter(|value| is_core(value, "Namespace"));
+    let described: BTreeSet<_> = described
+        .filter_map(|value| value.pointer("/metadata/name")?.as_str())
+        .collect();
+    let missing: BTreeSet<_> = mentioned.filter(|name| !described.contains(name)).collect();
+    let made = missing.into_iter().map(|name| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name},
+        })
+    });
+    Objects::of_values(made.collect())
+}
+
+fn rego_case(test: &RegoTest, file: String) -> Case {
+    Case {
+        name: test.name.clone(),
+        file,
+        line: test.line.into(),
+        result: match &test.result {
+            RegoResult::Passed => CaseResult::Passed,
+            RegoResult::Failed => CaseResult::Failed(vec![Complaint {
+                kind: "rego".into(),
+                message: format!("{} is not true", test.name),
+            }]),
+            RegoResult::Skipped => CaseResult::Skipped("its name begins with todo_".into()),
+            RegoResult::Errored(why) => CaseResult::Errored(why.clone()),
+        },
+        remarks: Vec::new(),
+    }
+}
+
+impl Contents {
+    /// Everything, once more.
+    fn all(&self) -> Self {
+        let manifests = self.manifests.iter().map(|one| Manifests {
+            file: one.file.clone(),
+            documents: one.documents.clone(),
+        });
+        Self {
+            manifests: manifests.collect(),
+            modules: self.modules.clone(),
+            passed_over: Vec::new(),
+        }
+    }
+
+    /// Everything but modules of tests, once more.
+    fn policies(&self) -> Self {
+        let mut policies = self.all();
+        let is_test = |file: &str| file.ends_with(files::TESTS);
+        policies.modules.retain(|module| !is_test(&module.file));
+        policies
+    }
+
+    /// Adds what comes from other files.
+    fn add(&mut self, more: Self) {
+        let path = |file: &str| Path::new(file).canonicalize().unwrap_or(file.into());
+        let manifests = self.manifests.iter().map(|one| path(&one.file));
+        let modules = self.modules.iter().map(|one| path(&one.file));
+        let known: BTreeSet<_> = manifests.chain(modules).collect();
+        let is_new = |file: &str| !known.contains(&path(file));
+        let manifests = more.manifests.into_iter();
+        self.manifests
+            .extend(manifests.filter(|one| is_new(&one.file)));
+        let modules = more.modules.into_iter();
+        self.modules.extend(modules.filter(|one| is_new(&one.file)));
+    }
+}
