@@ -23,6 +23,8 @@ pub(crate) type Path = Vec<String>;
 pub(crate) struct ModuleFacts {
     pub(crate) package: Path,
     pub(crate) rules: Vec<RuleFacts>,
+    /// Built-ins that a `with` replaces and the interpreter doesn't have.
+    pub(crate) replaced: BTreeSet<String>,
 }
 
 /// What `deny` is defined as.
@@ -122,7 +124,11 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
             levels,
         });
     }
-    Ok(ModuleFacts { package, rules })
+    Ok(ModuleFacts {
+        package,
+        rules,
+        replaced: BTreeSet::new(),
+    })
 }
 
 /// The fixed part of a rule's head or a package's name.
@@ -201,6 +207,10 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
                     } => {
                         fields.push(Some(text.to_string()));
                     }
+                    // Data's own keys are texts.
+                    Expr::Number { span, .. } if is_data(refr) => {
+                        fields.push(Some(span.text().to_owned()));
+                    }
                     _ => {
                         fields.push(None);
                         dynamic.push(index);
@@ -222,6 +232,10 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
             }
         }
     }
+}
+
+fn is_data(expr: &Ref<Expr>) -> bool {
+    matches!(expr.as_ref(), Expr::Var { span, .. } if span.text() == "data")
 }
 
 /// A text that is written out.
@@ -292,18 +306,17 @@ impl Walk<'_> {
             }
             Rule::Spec { head, bodies, .. } => {
                 let (path, shape) = match head {
+                    // What stands in a path's brackets is constant, or a name of the body.
                     RuleHead::Compr { refr, assign, .. } => {
                         let shape = match refr.as_ref() {
                             // v1's `deny[msg] if …` and v0's `deny[msg] = true { … }`: keys.
                             Expr::RefBrack { .. } => Shape::Set,
                             _ => Shape::Complete,
                         };
-                        self.head(refr)?;
                         self.assign(assign.as_ref())?;
                         (rule_path(refr), shape)
                     }
                     RuleHead::Set { refr, key, .. } => {
-                        self.head(refr)?;
                         if let Some(key) = key {
                             self.expr(key)?;
                         }
@@ -324,11 +337,6 @@ impl Walk<'_> {
                 Ok((path, shape))
             }
         }
-    }
-
-    fn head(&mut self, refr: &Ref<Expr>) -> Result<(), LoadError> {
-        let (_, _, dynamic) = flatten(refr);
-        dynamic.into_iter().try_for_each(|index| self.expr(index))
     }
 
     fn assign(&mut self, assign: Option<&RuleAssign>) -> Result<(), LoadError> {

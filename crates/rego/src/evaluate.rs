@@ -54,6 +54,7 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
             Some((call.name.as_str(), pattern))
         });
         builtins::supply(&mut engine, is_called, patterns)?;
+        supply_missing(&mut engine, parts)?;
         for Part { module, is_library } in parts {
             engine.set_rego_v0(module.syntax == Syntax::V0);
             let text = match &module.as_library {
@@ -69,6 +70,20 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
         Some(compiled) => compiled.map_err(|error| LoadError::compile(place, &error)),
         None => Err(LoadError::Compile(format!("{place}: the compiler gave up"))),
     }
+}
+
+/// Adds the missing built-ins that are called; linking lets those pass that a `with` replaces.
+fn supply_missing(engine: &mut Engine, parts: &[Part]) -> anyhow::Result<()> {
+    let mut supplied = BTreeSet::new();
+    let rules = parts.iter().flat_map(|part| &part.module.facts.rules);
+    for call in rules.flat_map(|rule| &rule.calls) {
+        if let Some(why) = builtins::missing(&call.name)
+            && supplied.insert(&call.name)
+        {
+            builtins::supply_missing(engine, &call.name, why, call.arguments)?;
+        }
+    }
+    Ok(())
 }
 
 /// The engine with data, ready to be cloned.

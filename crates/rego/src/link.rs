@@ -72,6 +72,7 @@ impl<'a> Graph<'a> {
             }
         }
         self.assumed_variables(&mut faults);
+        self.replaced_elsewhere(&mut faults);
         self.shapes(&mut faults);
         self.general_heads(&mut faults);
         self.scattered_functions(&mut faults);
@@ -93,6 +94,12 @@ impl<'a> Graph<'a> {
             })
     }
 
+    /// Whether some `with` replaces a function of that name.
+    fn is_replaced(&self, name: &str) -> bool {
+        let mut modules = self.modules.iter();
+        modules.any(|module| module.facts.replaced.contains(name))
+    }
+
     fn resolve(&self, call: &Call) -> Result<(), String> {
         let name = &call.name;
         let (wanted, with_result) = match self.is_function(call) {
@@ -100,6 +107,10 @@ impl<'a> Graph<'a> {
             None => match builtins::arguments(name) {
                 Some(builtins::Arguments::Any) => return Ok(()),
                 Some(builtins::Arguments::Fixed(count)) => (count, true),
+                // Without the `with` that replaces it, it fails when it is called.
+                None if builtins::missing(name).is_some() && self.is_replaced(name) => {
+                    return Ok(());
+                }
                 None => {
                     return Err(match builtins::missing(name) {
                         Some(why) => format!("the built-in {name} is not supported: {why}"),
@@ -144,6 +155,29 @@ impl<'a> Graph<'a> {
                         module.place, other.module.place, path.join(".")
                     ))
                 });
+            }
+        }
+    }
+
+    /// A built-in that the interpreter doesn't have is replaced in the module of its `with` only.
+    fn replaced_elsewhere(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+        for module in &self.modules {
+            for name in &module.facts.replaced {
+                let others = self
+                    .modules
+                    .iter()
+                    .filter(|other| other.place != module.place);
+                let calls = others
+                    .flat_map(|other| &other.facts.rules)
+                    .flat_map(|rule| &rule.calls);
+                if calls.into_iter().any(|call| call.name == *name) {
+                    faults.entry(module.policy.clone()).or_insert_with(|| {
+                        LoadError::Compile(format!(
+                            "{}: with replaces {name}, and another module calls it too: write both into one module",
+                            module.place
+                        ))
+                    });
+                }
             }
         }
     }

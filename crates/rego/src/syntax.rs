@@ -104,7 +104,8 @@ impl ParsedModule {
             },
         };
         let syntax = if module.rego_v1 { Syntax::V1 } else { syntax };
-        let facts = facts(&place, &lowered.text, syntax, limits)?;
+        let mut facts = facts(&place, &lowered.text, syntax, limits)?;
+        facts.replaced = lowered.replaced;
         let as_library =
             if facts.package == analysis::ADMISSION && module.policy.iter().any(is_deny) {
                 Some(lower::lower(&module, &place, |rule| !is_deny(rule))?.text)

@@ -353,6 +353,24 @@ pub(crate) fn supply<'a>(
     Ok(())
 }
 
+/// Whether the interpreter has a built-in itself, so that a `with` may replace it.
+pub(crate) fn is_native(name: &str) -> bool {
+    name == "print" || BUILTINS.contains_key(name)
+}
+
+/// Adds a missing built-in to an engine, for a `with` to replace. To call it is an error.
+pub(crate) fn supply_missing(
+    engine: &mut Engine,
+    name: &str,
+    why: &'static str,
+    count: usize,
+) -> anyhow::Result<()> {
+    let called = name.to_owned();
+    add(engine, name, u8::try_from(count)?, move |_| {
+        anyhow::bail!("the built-in {called} is not supported: {why}")
+    })
+}
+
 /// Adds a function to an engine. Its errors are noted, since the interpreter drops those of
 /// functions with several bodies.
 fn add(

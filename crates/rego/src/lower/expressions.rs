@@ -253,7 +253,7 @@ impl Lower<'_> {
             );
             return Err(self.refuse(span.line, what));
         }
-        let mut out = self.function(function)?;
+        let mut out = self.function(function, params.len())?;
         out.glue(span.line, "(");
         for (number, each) in params.iter().enumerate() {
             if number > 0 {

@@ -43,6 +43,8 @@ pub(crate) struct Lowered {
     /// Names that were taken for variables, and a line of each. A rule of another module of the
     /// package must not have such a name.
     pub(crate) assumed: BTreeMap<String, u32>,
+    /// Built-ins that a `with` replaces and the interpreter doesn't have.
+    pub(crate) replaced: BTreeSet<String>,
 }
 
 /// Lowers a module, with the rules that are wanted.
@@ -51,7 +53,22 @@ pub(crate) fn lower(
     place: &str,
     is_wanted: impl Fn(&Ref<Rule>) -> bool,
 ) -> Result<Lowered, LoadError> {
+    let lowered = lower_with(module, place, &is_wanted, BTreeSet::new())?;
+    if lowered.replaced.is_empty() {
+        return Ok(lowered);
+    }
+    // Now that they are known, they are called by functions of the module, which can be replaced.
+    lower_with(module, place, &is_wanted, lowered.replaced)
+}
+
+fn lower_with(
+    module: &Module,
+    place: &str,
+    is_wanted: &dyn Fn(&Ref<Rule>) -> bool,
+    replaced: BTreeSet<String>,
+) -> Result<Lowered, LoadError> {
     let mut lower = Lower {
+        replaced,
         place,
         rules: rules(module),
         imports: imports(module),
@@ -80,10 +97,14 @@ pub(crate) fn lower(
         lower.bound = bindings::bound(rule);
         lower.rule(rule, &mut out)?;
     }
+    for builtin in lower.replaced.clone() {
+        lower.helper(&builtin, 1);
+    }
     lower.write_helpers(&mut out);
     Ok(Lowered {
         text: out.print(),
         assumed: lower.assumed,
+        replaced: lower.replaced,
     })
 }
 
@@ -145,6 +166,8 @@ struct Lower<'a> {
     /// Names of the rule that something in it may give a value.
     bound: BTreeSet<String>,
     assumed: BTreeMap<String, u32>,
+    /// Built-ins that a `with` replaces and the interpreter doesn't have.
+    replaced: BTreeSet<String>,
     /// Functions that call a built-in, by its name: their own names, and how many arguments they
     /// take.
     helpers: BTreeMap<String, (String, usize)>,
@@ -181,15 +204,19 @@ impl Lower<'_> {
 
     /// What is called, or replaced by `with`. Functions of the package are written with it, since
     /// the interpreter takes two ways of writing one for two functions.
-    fn function(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+    fn function(&mut self, expr: &Ref<Expr>, arguments: usize) -> Result<Tokens, LoadError> {
         let path = head_path(expr);
         let root = path.first().map_or("", String::as_str);
         let line = expr.span().line;
         if let (Some(import), Some((_, rest))) = (self.imports.get(root), path.split_first()) {
             return Ok(token(line, reference(import, rest)));
         }
-        let is_written = matches!(root, "input" | "data")
-            || (!self.rules.contains(root) && is_builtin(&path.join(".")));
+        let name = path.join(".");
+        if self.replaced.contains(&name) && !self.rules.contains(root) {
+            return Ok(token(line, self.helper(&name, arguments)));
+        }
+        let is_written =
+            matches!(root, "input" | "data") || (!self.rules.contains(root) && is_builtin(&name));
         let written = self.path(expr)?;
         if is_written {
             return Ok(written);
@@ -198,6 +225,28 @@ impl Lower<'_> {
         out.glue(line, ".");
         out.append_glued(written);
         Ok(out)
+    }
+
+    /// What a `with` replaces. A built-in's function is made by the calls, which come with their
+    /// number of arguments.
+    fn target(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+        let name = head_path(expr).join(".");
+        if self.replaced.contains(&name) {
+            let line = expr.span().line;
+            let words = name.replace('.', "_");
+            let helper = format!("{}.{}_{words}", self.package, self.helper_prefix);
+            return Ok(token(line, helper));
+        }
+        self.function(expr, 1)
+    }
+
+    /// The function of the module that calls a built-in, with its package.
+    fn helper(&mut self, builtin: &str, arguments: usize) -> String {
+        let (name, _) = self.helpers.entry(builtin.to_owned()).or_insert_with(|| {
+            let words = builtin.replace('.', "_");
+            (format!("{}_{words}", self.helper_prefix), arguments)
+        });
+        format!("{}.{name}", self.package)
     }
 
     fn write_helpers(&self, out: &mut Tokens) {

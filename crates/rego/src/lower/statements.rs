@@ -7,7 +7,7 @@ use regorus::unstable::{BoolOp, Expr, Literal, LiteralStmt, Query, Ref, Span, Wi
 use super::expressions::{Reading, is_reference, parenthesised};
 use super::patterns::Matched;
 use super::text::Tokens;
-use super::{Lower, bindings, joined, token};
+use super::{Lower, bindings, is_builtin, joined, token};
 use crate::analysis::head_path;
 use crate::builtins;
 use crate::error::LoadError;
@@ -88,9 +88,10 @@ impl Lower<'_> {
             let replaces_input = target.first().is_some_and(|root| root == "input");
             let value = &modifier.r#as;
             let value = if let Some((name, count)) = self.builtin(value) {
-                self.function_of(line, &name, count)
+                // The interpreter replaces a function by a function of a module only.
+                token(line, self.helper(&name, count))
             } else if !replaces_input && self.names_a_rule(value) {
-                self.function(value)?
+                self.function(value, 1)?
             } else {
                 let written = self.operand(value)?;
                 if is_looked_up(value, replaces_input) {
@@ -99,12 +100,21 @@ impl Lower<'_> {
                     written
                 }
             };
+            let name = target.join(".");
+            if is_builtin(&name) && !builtins::is_native(&name) && !self.is_rule_name(&target) {
+                // A call tells how many arguments it takes; there may be none in the module.
+                self.replaced.insert(name);
+            }
             out.push(line, "with");
-            out.append(self.function(&modifier.refr)?);
+            out.append(self.target(&modifier.refr)?);
             out.push(line, "as");
             out.append(value);
         }
         Ok(out)
+    }
+
+    fn is_rule_name(&self, path: &[String]) -> bool {
+        path.first().is_some_and(|root| self.is_known(root))
     }
 
     /// Whether an expression is the name of a rule of the module, which may be a function.
@@ -125,16 +135,6 @@ impl Lower<'_> {
             builtins::Arguments::Fixed(count) if count > 0 => Some((name, count)),
             _ => None,
         }
-    }
-
-    /// A function of the module that calls a built-in: the interpreter replaces a function by such
-    /// a one only.
-    fn function_of(&mut self, line: u32, builtin: &str, count: usize) -> Tokens {
-        let name = self.helpers.entry(builtin.to_owned()).or_insert_with(|| {
-            let words = builtin.replace('.', "_");
-            (format!("{}_{words}", self.helper_prefix), count)
-        });
-        token(line, &name.0)
     }
 
     /// `some key, value in collection` is `value = collection[key]` with names of its own.
@@ -245,9 +245,9 @@ impl Lower<'_> {
                 rhs,
                 ..
             } => {
-                let is_assignment = matches!(expr.as_ref(), Expr::AssignExpr { .. });
                 let mut out = self.looked_into(lhs)?;
-                out.push(span.line, if is_assignment { "=" } else { "==" });
+                // Nothing is bound in a negation: `=` compares, and must not seem to bind.
+                out.push(span.line, "==");
                 out.append(self.looked_into(rhs)?);
                 out
             }

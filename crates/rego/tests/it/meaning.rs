@@ -93,6 +93,8 @@ fn what_a_negated_call_reads_is_looked_up_before() {
         format!("not {absent}"),
         format!("not {absent} = \"a\""),
         "not absent".into(),
+        "not input.request.object = walk(\"b\")".into(),
+        "not x = input.request.name; x = \"q\"".into(),
         "not startswith(input.request.name, \"a\")".into(),
     ] {
         let text =
@@ -268,6 +270,29 @@ fn with_replaces_functions_however_they_are_named() {
     let undefined =
         "deny[msg] { count(input) == 0 with input as input.absent; msg := \"counted\" }";
     assert!(told(&[undefined]).is_empty());
+}
+
+#[test]
+fn a_missing_built_in_may_be_called_where_a_with_replaces_it() {
+    let mocked = "reachable = http.send({\"url\": \"x\"}).ok\nmock(_) = {\"ok\": \"mocked\"}\ndeny[msg] { msg := reachable with http.send as mock }";
+    assert_eq!(told(&[mocked]), ["mocked"]);
+    // Where none does, the question is denied, in a function with several bodies too.
+    for unmocked in [
+        "deny[msg] { msg := reachable }",
+        "f(x) = http.send({\"url\": x}).ok { x == 1 }\nf(x) = 2 { x == 2 }\ndeny[msg] { f(1); msg := \"m\" }",
+    ] {
+        let told = told(&[&format!("{mocked}\n{unmocked}")]);
+        assert!(
+            told.len() == 1 && told[0].contains("http.send is not supported"),
+            "{unmocked}: {told:?}"
+        );
+    }
+    let hashed = "deny[msg] { msg := hash with crypto.sha256 as mock }\nmock(x) = x\nhash = crypto.sha256(\"text\")";
+    assert_eq!(told(&[hashed]), ["text"]);
+    let one = "package kubernetes.admission\ndeny[msg] { data.lib.reachable with http.send as 1; msg := \"m\" }\n";
+    let lib = "package lib\nreachable { http.send({}) }\n";
+    let book = book([policy("p", GATE, one), policy("lib", GATE, lib)]);
+    assert!(!book.never_loaded().is_empty());
 }
 
 #[test]

@@ -183,6 +183,31 @@ fn the_longest_chain_of_rules_is_32_however_it_is_joined() {
 }
 
 #[test]
+fn a_chain_that_goes_on_in_a_library_is_as_long_as_both() {
+    // The library's rules come first in order, so that their depth is known.
+    let joined = |own: usize, library: usize| {
+        let deny = format!(
+            "package kubernetes.admission\ndeny[msg] {{ g0(1); msg := \"m\" }}\n{}",
+            chain("g", own, "data.a.lib.f0(x)")
+        );
+        let library = format!("package a.lib\n{}", chain("f", library, "x"));
+        book([
+            policy("deny", GATE, &deny),
+            policy("library", GATE, &library),
+        ])
+    };
+    let fits = joined(14, 15);
+    assert_eq!(fits.never_loaded(), std::collections::BTreeMap::new());
+    for too_long in [joined(15, 15), joined(14, 16), joined(1, 29)] {
+        let why = error(&too_long, "deny");
+        assert!(
+            why.contains("more than 32 rules that need each other"),
+            "{why}"
+        );
+    }
+}
+
+#[test]
 fn what_a_library_with_a_long_name_reads_counts() {
     let user = "package kubernetes.admission\n\ndeny[msg] { data.lib.a.b.late; msg := data.lib.a.b.word }\n";
     let library =
