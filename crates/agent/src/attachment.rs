@@ -431,7 +431,11 @@ impl Attachments {
     fn take_in(&self, event: &Event) {
         match event {
             Event::LinkGone(ifindex) => self.kernel.forget_link(*ifindex),
-            Event::Lost => self.lost.notify_one(),
+            Event::Lost => {
+                // What was lost may be a move of any address: no earlier look counts.
+                self.moved();
+                self.lost.notify_one();
+            }
             _ => {}
         }
         let changed = lock(&self.bindings).on_event(event, Instant::now());

@@ -126,6 +126,8 @@ pub struct KiamOptions {
     pub listen: SocketAddr,
     /// The authorities of their certificates, PEM.
     pub client_ca: PathBuf,
+    /// The greatest age of what is known of the cluster at which they are served.
+    pub max_picture_age: Duration,
 }
 
 /// Why a broker cannot start.
@@ -347,6 +349,8 @@ impl Broker {
                 hosts,
                 places: Places::new(PER_NODE),
                 rates: KeyedRate::new(kiam::REQUESTS),
+                pictures: pictures.clone(),
+                max_picture_age: options.max_picture_age,
                 orders: orders.clone(),
                 decider,
                 tell: tell.clone(),

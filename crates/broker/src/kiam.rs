@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use rolegate_aws::sessions::{Current, Session};
 use rolegate_core::session::Failure;
 use rolegate_core::workload::Workload;
+use rolegate_kube::picture::Pictures;
 use rolegate_proto::kiam::{
     Credentials, GetHealthRequest, GetPodCredentialsRequest, GetPodRoleRequest, HealthStatus, Role,
     kiam_service_server,
@@ -57,6 +58,10 @@ pub struct KiamParts {
     pub places: Places<Arc<str>>,
     /// Requests of each node.
     pub rates: KeyedRate<Arc<str>>,
+    /// The age of what is known of the cluster.
+    pub pictures: Pictures,
+    /// The greatest age at which anything is served.
+    pub max_picture_age: Duration,
     /// Where seats are taken.
     pub orders: mpsc::UnboundedSender<Order>,
     /// Decides where the desk has not got to a pod since the rules changed.
@@ -172,6 +177,11 @@ impl KiamConnection {
     /// The pod of the node that has the address `ip`, and what counts for it now.
     async fn pod(&self, ip: &str) -> Result<Pod, Status> {
         let feed = self.feed().await?;
+        // rolegate's agents compare the age that their stream tells them; kiam's know of none.
+        let age = self.parts.pictures.age();
+        if age.is_none_or(|age| age > self.parts.max_picture_age) {
+            return Err(self.unavailable("the API server has sent nothing for too long"));
+        }
         let address: Option<IpAddr> = ip.parse().ok();
         let resident = address.and_then(|address| feed.at(address.to_canonical()));
         let resident = resident.ok_or_else(|| {

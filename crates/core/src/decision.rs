@@ -191,11 +191,12 @@ impl RuleSet {
             namespace,
             now,
         };
-        if self.layers.iter().any(|active| active.layer.lacks(&ask)) {
+        // A kubelet makes as many mirror pods as it likes: no layer is asked about them.
+        let layers: &[ActiveLayer] = if workload.mirror { &[] } else { &self.layers };
+        if layers.iter().any(|active| active.layer.lacks(&ask)) {
             return undecided(Decision::Undecided);
         }
-        let judgements: Vec<_> = self
-            .layers
+        let judgements: Vec<_> = layers
             .iter()
             .map(|active| Judgement {
                 layer: active.layer.name(),

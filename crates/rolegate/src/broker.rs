@@ -17,7 +17,7 @@ use rolegate_runtime::signals;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::certificate_flags::CertificateFlags;
-use crate::flags::{SessionScopeFlag, duration, invalid, session_life};
+use crate::flags::{SessionScopeFlag, check_picture_age, duration, invalid, session_life};
 use crate::kiam_flags::KiamServerFlags;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
@@ -71,6 +71,9 @@ pub(crate) struct BrokerFlags {
     /// Authorities (PEM) of the certificates of kiam's agents
     #[arg(long, alias = "ca", value_name = "FILE", env = "ROLEGATE_KIAM_CLIENT_CA", requires = "kiam_address", help_heading = AGENTS)]
     kiam_client_ca: Option<PathBuf>,
+    /// Stop serving kiam's agents when the API server has sent nothing for this long
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_PICTURE_AGE", default_value = "1h", value_parser = duration, requires = "kiam_address", help_heading = AGENTS)]
+    max_picture_age: Duration,
 
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
@@ -163,6 +166,7 @@ pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
 pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
     let clock = Clock::system();
     check_credentials(flags.pod_ip, flags.host_ip)?;
+    check_picture_age(flags.max_picture_age)?;
     let rules = flags.rules.config()?;
     if flags.auto_discover_base_arn && rules.base.is_some() {
         return Err(invalid(
@@ -207,7 +211,11 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         kiam: flags
             .kiam_address
             .zip(flags.kiam_client_ca)
-            .map(|(listen, client_ca)| KiamOptions { listen, client_ca }),
+            .map(|(listen, client_ca)| KiamOptions {
+                listen,
+                client_ca,
+                max_picture_age: flags.max_picture_age,
+            }),
         clock,
     })
 }

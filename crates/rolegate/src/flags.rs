@@ -108,6 +108,22 @@ pub(crate) fn invalid(message: impl Into<String>) -> anyhow::Error {
     Invalid(message.into()).into()
 }
 
+/// The least `--max-picture-age`: a shorter one ends service on a watch that works.
+pub(crate) const MIN_PICTURE_AGE: Duration = Duration::from_secs(180);
+
+/// Checks `--max-picture-age`.
+///
+/// # Errors
+/// A time below [`MIN_PICTURE_AGE`], as wrong usage.
+pub(crate) fn check_picture_age(age: Duration) -> anyhow::Result<()> {
+    if age < MIN_PICTURE_AGE {
+        return Err(invalid(
+            "--max-picture-age: give 3m or more; a quiet watch is heard of each 150 s",
+        ));
+    }
+    Ok(())
+}
+
 /// A duration as Go writes it: `15m`, `1h30m`, `2s`, `500ms`, `0`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {

@@ -376,7 +376,12 @@ where
         match next {
             Control::Over | Control::Evicted(Evicted::Cut, _) => break None,
             Control::Evicted(Evicted::Finish, eviction) => {
-                connection.as_mut().graceful_shutdown();
+                // As at a drain, a first request that waits in the kernel is let in.
+                if requests.load(Relaxed) == 0 {
+                    control.push(Box::pin(after(FIRST_REQUEST, Control::Finish)));
+                } else {
+                    connection.as_mut().graceful_shutdown();
+                }
                 control.push(Box::pin(after(EVICTED_REQUEST, Control::Over)));
                 control.push(evict(eviction));
             }

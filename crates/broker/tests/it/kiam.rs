@@ -86,6 +86,7 @@ async fn stage_of(
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
         client_ca: stage.path("ca.pem"),
+        max_picture_age: Duration::from_secs(3600),
     });
     change(&mut options);
     let broker = stage.start(options).await;
@@ -204,6 +205,21 @@ async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
 }
 
 #[tokio::test]
+async fn threat_02_kiams_agents_get_nothing_from_an_old_picture() {
+    let (stage, _broker, to) = stage_of(Clock::system(), |options| {
+        let kiam = options.kiam.as_mut().unwrap();
+        kiam.max_picture_age = Duration::ZERO;
+    })
+    .await;
+    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let refused = one.role("127.1.0.1").await.unwrap_err();
+    assert!(
+        refused.message().contains("sent nothing for too long"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
 async fn kiams_agents_hear_what_is_to_be_changed_and_not_what_sts_said() {
     let stage = Stage::new().await;
     stage.kube.put_pod(agent(1, NODE_1));
@@ -212,6 +228,7 @@ async fn kiams_agents_hear_what_is_to_be_changed_and_not_what_sts_said() {
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
         client_ca: stage.path("ca.pem"),
+        max_picture_age: Duration::from_secs(3600),
     });
     let role = "arn:aws:iam::123456789012:role/reader";
     stage.sts.deny_tagging(role, true);

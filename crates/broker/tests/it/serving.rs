@@ -203,6 +203,7 @@ async fn what_is_left_of_each_certificate_is_a_metric() {
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
         client_ca: stage.path("ca.pem"),
+        max_picture_age: Duration::from_secs(3600),
     });
     let broker = stage.start(options).await;
     for certificate in ["broker", "client-ca", "kiam-client-ca"] {

@@ -313,6 +313,18 @@ fn malformed_wishes_and_mirror_pods_are_refused() {
     }
 }
 
+/// A kubelet makes as many mirror pods as it likes, and each may look different to the rules.
+#[test]
+fn no_layer_is_asked_about_a_mirror_pod() {
+    let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
+    let mut pod = pod(Some("reader"));
+    assert_eq!(rules.explain(&pod, NOW).judgements.len(), 1);
+    pod.mirror = true;
+    let explanation = rules.explain(&pod, NOW);
+    assert!(explanation.judgements.is_empty());
+    assert!(matches!(explanation.decision, Decision::Deny(_)));
+}
+
 #[test]
 fn missing_rules_are_told_rather_than_what_they_would_have_said() {
     let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);

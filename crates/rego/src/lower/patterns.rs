@@ -115,7 +115,14 @@ impl Lower<'_> {
         if !declares && let Some(pairs) = pairs(lhs, rhs) {
             let mut out = Vec::new();
             for (lhs, rhs) in pairs {
-                out.extend(self.assignment(line, op, lhs, rhs)?);
+                let mut written = self.assignment(line, op, lhs, rhs)?;
+                // The first statement of all gets the `with` of the whole from the caller.
+                if !out.is_empty()
+                    && let Some(first) = written.first_mut()
+                {
+                    first.append(self.with.clone());
+                }
+                out.append(&mut written);
             }
             return Ok(out);
         }

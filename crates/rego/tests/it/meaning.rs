@@ -356,3 +356,9 @@ fn messages_of_the_interpreter_have_the_authors_names_and_lines() {
     assert!(told[0].contains("main.rego, line 7: "), "{told:?}");
     assert!(!told[0].contains("__lowered"), "{told:?}");
 }
+
+#[test]
+fn with_counts_for_each_part_of_an_equality_of_patterns() {
+    let body = "deny[msg] { [{\"a\": x}, y] = [{\"a\": \"q\"}, input.request.namespace] with input.request.namespace as \"prod\"; y == \"prod\"; msg := x }";
+    assert_eq!(told(&[body]), ["q"]);
+}

@@ -22,15 +22,13 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 
 use super::flags::{AgentFlags, ImdsV2, UnrecordedAddresses};
-use crate::flags::{invalid, session_life};
+use crate::flags::{MIN_PICTURE_AGE, check_picture_age, invalid, session_life};
 use crate::redirect::{choice, spec};
 
 /// Where metrics are by default: not where pods reach them.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// Longest wait of a request: SDKs are gone by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// Shorter ones would end service on a watch that works.
-const LEAST_AGE: Duration = Duration::from_secs(180);
 const LONGEST_DRAIN: Duration = Duration::from_secs(300);
 
 /// What a user of kube2iam should know of the flags given.
@@ -79,11 +77,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     if flags.redirect_interval < Duration::from_millis(100) {
         return Err(invalid("--redirect-interval: give 100ms or more"));
     }
-    if flags.max_picture_age < LEAST_AGE {
-        return Err(invalid(
-            "--max-picture-age: give 3m or more; a quiet watch is heard of each 150 s",
-        ));
-    }
+    check_picture_age(flags.max_picture_age)?;
     if flags.max_connections_per_pod == 0
         || flags.max_forwards_per_pod == 0
         || flags.max_forwards == 0
@@ -190,7 +184,7 @@ fn broker(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<Option<BrokerOpti
         ca: flags.broker_ca.clone(),
         proof,
         node,
-        stale: LEAST_AGE,
+        stale: MIN_PICTURE_AGE,
         clock: clock.clone(),
     }))
 }
