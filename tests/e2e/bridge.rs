@@ -17,7 +17,7 @@ use crate::site::{DEADLINE, Site, credentials};
 /// The node's addresses on the bridge.
 const NODE: [&str; 2] = ["10.2.0.1", "fd02::1"];
 const CAP_NET_RAW: u64 = 1 << 13;
-/// One HTTP request from an address of one's own interface: ADDRESS TARGET PATH.
+/// Sends one HTTP request from an address of its own interface: ADDRESS TARGET PATH.
 const FROM_ADDRESS: &str = r#"
 import socket, sys
 address, target, path = sys.argv[1:]
@@ -30,7 +30,7 @@ except OSError as error:
     print(error)
 "#;
 
-/// How a neighbour makes the node believe it.
+/// Ways in which a neighbour deceives the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// It announces the victim's address at its own MAC address.
@@ -228,7 +228,7 @@ impl<'a> Bridge<'a> {
         Ok(())
     }
 
-    /// What a neighbour with CAP_NET_ADMIN writes in its own namespace: the victim's address, its
+    /// Has a neighbour with CAP_NET_ADMIN write into its own namespace: the victim's address, its
     /// MAC address, and both.
     fn writes_nothing_true(&self, thief: &Bridged, victim: &Bridged) -> anyhow::Result<()> {
         let own = thief.pod.mac("eth0")?;
@@ -384,7 +384,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
 /// The victim has talked to the node, which knows its MAC address then.
 fn talk(bridge: &Bridge<'_>, victim: &Bridged) -> anyhow::Result<()> {
     for (node, addr) in NODE.into_iter().zip(victim.addresses()) {
-        // Nobody listens there; that is an answer too.
+        // A refused connection is an answer too.
         let _ = ask::get_at(&victim.pod, SocketAddr::new(node.parse()?, 9), "/");
         let known = bridge
             .site
@@ -396,7 +396,7 @@ fn talk(bridge: &Bridge<'_>, victim: &Bridged) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A pod with a route of its own needs no record, and nobody borrows its addresses.
+/// A pod with a route of its own needs no record, and its addresses can't be borrowed.
 async fn routed(bridge: &Bridge<'_>, thief: &Bridged) -> anyhow::Result<()> {
     let site = &bridge.site;
     let pod = site.pod("10.1.0.5")?;

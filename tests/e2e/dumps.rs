@@ -1,4 +1,4 @@
-//! What the kernel shows of the memory of the real program.
+//! Tests of how much of the real program's memory the kernel exposes.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -18,10 +18,10 @@ use crate::site::DEADLINE;
 const NODE: &str = "node-a";
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const ROLE: &str = "/latest/meta-data/iam/security-credentials/reader";
-/// How long an answer may take on a busy machine.
+/// The time limit for an answer on a busy machine.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// What an agent needs around it, and the folder that outlives it.
+/// The environment of an agent, and the folder that outlives it.
 pub(crate) struct Surroundings {
     pub(crate) imds: Imds,
     pub(crate) kube: KubeApi,
@@ -106,7 +106,7 @@ impl Agent {
         self.pods
     }
 
-    /// What the operators' port says.
+    /// Asks the operators' port.
     pub(crate) fn admin(&self, path: &str) -> anyhow::Result<Answer> {
         connect(Ipv4Addr::LOCALHOST, self.admin)?.request("GET", path, &[])
     }
@@ -202,7 +202,7 @@ impl Client {
         }
     }
 
-    /// Whether the agent has closed it: in order, and with nothing lost.
+    /// Returns whether the agent has closed it, in order and without losing data.
     pub(crate) fn is_closed(&self) -> anyhow::Result<bool> {
         self.0.set_nonblocking(true)?;
         let peeked = self.0.peek(&mut [0]);

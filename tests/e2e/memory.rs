@@ -1,5 +1,5 @@
-//! What tenants write into pods that never run takes no memory of agents and brokers: the real
-//! binary beside a stand-in for the API server, which can be told to have a watch expire.
+//! Text that tenants write into pods that never run takes no memory of agents and brokers: the real
+//! binary against a fake API server, which can be made to expire a watch.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -18,7 +18,7 @@ const MIB: u64 = 1024 * 1024;
 const NODE: &str = "node-a";
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Whose memory is measured.
+/// The process whose memory is measured.
 #[derive(Debug, Clone, Copy)]
 enum Process {
     Agent,
@@ -157,7 +157,7 @@ async fn beside(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::Re
         Ok(())
     })
     .await?;
-    // What comes last in the list is only in the list.
+    // The end of the list arrives only in the list.
     api.delay_events(DEADLINE);
     api.put_pod(Pod::new("default", "zzz").node(NODE).ip("127.1.0.99"));
     api.expire_watches();
@@ -171,7 +171,7 @@ async fn beside(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::Re
     memory(rolegate.pid())
 }
 
-/// How much more memory a process has beside large pods than without them, and how much may be.
+/// Compares a process's memory with and without large pods, and checks the difference.
 async fn costs(process: Process, pods: impl Fn() -> Vec<Pod>, most: u64) -> anyhow::Result<()> {
     for streaming in [true, false] {
         let without = beside(process, Vec::new(), streaming).await?;

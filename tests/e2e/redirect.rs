@@ -208,7 +208,7 @@ fn knock(target: SocketAddr) -> std::io::Result<()> {
     stream.read(&mut [0; 64]).map(|_| ())
 }
 
-/// What flushes of all kinds do, for each backend: what a host's own programs run.
+/// Flushes of all kinds, for each backend, as a host's own programs run them.
 fn flushes(backend: &str) -> Vec<Vec<String>> {
     let words = |commands: &[&str]| commands.iter().map(ToString::to_string).collect();
     if backend == "nftables" {
@@ -247,7 +247,7 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
         for commands in flushes(backend) {
             for _ in 0..3 {
                 for command in &commands {
-                    // What was flushed may not be back yet.
+                    // The flushed rules may not be back yet.
                     let _ = node.exec(command);
                 }
                 pods.asks(8).await?;

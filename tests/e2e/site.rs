@@ -207,12 +207,12 @@ impl Site {
         ask::get_at(self.lab.node(), ADMIN, path)
     }
 
-    /// Whether the node's metadata service was asked for such a path.
+    /// Returns whether the node's metadata service was asked for such a path.
     pub(crate) fn reached(&self, path: &str) -> bool {
         self.asked_for(path) > 0
     }
 
-    /// How often the node's metadata service was asked for such a path.
+    /// Returns how often the node's metadata service was asked for such a path.
     pub(crate) fn asked_for(&self, path: &str) -> usize {
         let requests = self.imds.requests();
         requests

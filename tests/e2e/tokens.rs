@@ -96,7 +96,8 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
     );
     ensure!(std::fs::metadata(site.runtime.path())?.mode() & 0o7777 == 0o700);
 
-    // What somebody else could have put there is not believed: tokens end, and new ones are given.
+    // A file that another user could have written is not trusted: tokens end, and new ones are
+    // issued.
     ensure!(agent.process.stop().await?.success());
     drop(agent);
     std::os::unix::fs::chown(&keys, Some(65_534), None)?;

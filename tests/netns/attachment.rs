@@ -64,7 +64,7 @@ impl Place {
         Ok(file)
     }
 
-    /// What is said of each of the pod's addresses.
+    /// Returns the verdict on each of the pod's addresses.
     fn verdicts(&self, uid: &str, pod: &Pod) -> anyhow::Result<[Verdict; 2]> {
         let [v4, v6] = addresses(pod);
         Ok([self.check(uid, v4)?, self.check(uid, v6)?])
@@ -292,7 +292,8 @@ fn a_new_record_is_followed_without_being_asked() -> anyhow::Result<()> {
         changes.recv_timeout(DEADLINE)?;
         assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
 
-        // The folder goes, and comes again when nobody looks: the pod's next request does.
+        // The folder is removed and recreated while no check runs; the pod's next request triggers
+        // one.
         std::fs::remove_file(&file)?;
         changes.recv_timeout(DEADLINE)?;
         std::fs::remove_dir(place.results.path())?;

@@ -17,7 +17,7 @@ for_each_backend!(
     pain_04_rules_stay_at_the_end_unless_told_otherwise,
 );
 
-/// What others do to routing rules, as commands on the node.
+/// Damage that other programs do to routing rules, as commands on the node.
 fn routing_vandals() -> Vec<Vec<String>> {
     vec![
         vec!["ip rule del priority 2".into()],
@@ -68,7 +68,7 @@ fn rule_07_what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::R
     is_put_back(&scene, Duration::from_millis(50), &commands)
 }
 
-/// The look in intervals never comes here: it is once an hour. Legacy iptables tells of nothing, so
+/// The periodic check never runs here: its interval is an hour. Legacy iptables reports nothing, so
 /// with it only the routing rules come back at once.
 fn what_the_kernel_tells_of_is_put_back_without_waiting_for_a_look(
     backend: Backend,
@@ -125,7 +125,7 @@ fn is_put_back(scene: &Scene, interval: Duration, vandals: &[Vec<String>]) -> an
 fn what_is_flushed_while_it_is_put_back_comes_back(backend: Backend) -> anyhow::Result<()> {
     let scene = Arc::new(Scene::new(backend)?);
     let pod = scene.pod()?;
-    // Legacy iptables tells of no flush.
+    // Legacy iptables doesn't report a flush.
     let interval = match backend {
         Backend::Iptables(Flavour::Legacy) => Duration::from_millis(50),
         _ => Duration::from_secs(3600),

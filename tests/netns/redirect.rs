@@ -336,8 +336,8 @@ fn applying_twice_is_once_and_removing_leaves_nothing(backend: Backend) -> anyho
     Ok(())
 }
 
-/// What holds when the rules of nftables and iptables are gone, whichever interface a packet comes
-/// in by. What the host itself sends goes its way, by the host's other rules of routing.
+/// The state after the rules of nftables and iptables are gone, whichever interface a packet
+/// arrives on. Packets that the host itself sends follow its other routing rules.
 fn routing_rules_refuse_what_is_forwarded_and_nothing_else(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     let node = scene.lab.node();

@@ -5,17 +5,18 @@ use std::collections::BTreeSet;
 
 use rolegate_core::config::Audience;
 
-/// How the names of STS begin, which hold [`STS_DOMAIN`] too: in every partition and region.
+/// Prefixes of STS host names, all of which contain [`STS_DOMAIN`]: in every partition and region.
 const STS: [&str; 2] = ["sts.", "sts-fips."];
 const STS_DOMAIN: &str = "amazonaws.";
-/// How other audiences of AWS begin: that of EKS Pod Identity, and the default of kOps.
+/// Prefixes of AWS's other audiences: that of EKS Pod Identity, and the default of kOps.
 const BEGINNINGS: [&str; 2] = ["pods.eks.amazonaws.", "amazonaws."];
 /// The default of OpenShift on AWS.
 const OPENSHIFT: &str = "openshift";
 
-/// Whether AWS may take a token for this audience for credentials: one that is known, or one of
-/// `others`, the client IDs of one's own providers. IAM compares client IDs as they are written; that
-/// case, blanks and a scheme count as little here refuses what IAM would refuse as well.
+/// Returns whether AWS may accept a token for this audience in exchange for credentials: it is a
+/// known one, or in `others`, the client IDs of the user's own providers. IAM compares client IDs
+/// verbatim; ignoring case, blanks and a scheme here only refuses tokens that IAM would refuse as
+/// well.
 pub(crate) fn is_for_aws(audience: &str, others: &BTreeSet<Audience>) -> bool {
     let audience = Audience::new(audience);
     let text = audience.as_str();

@@ -1,10 +1,9 @@
 //! Objects as they are judged: JSON read once, strictly.
 //!
-//! A key that is there twice is refused: two readers may each take another of them. The record of
-//! who manages which field, often the largest part of an object, is skipped, where it is one: a
-//! label or annotation may be called so too. Texts are borrowed
-//! from the review, and fields are sorted lists: reading an object takes little memory and finding
-//! a field in it none.
+//! A duplicate key is refused, since two readers may each use a different one. The record of field
+//! managers, often the largest part of an object, is skipped, but only in its proper place: a label
+//! or annotation may have the same name. Texts are borrowed from the review, and fields are sorted
+//! lists: reading an object takes little memory, and finding a field in it none.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,7 +17,7 @@ use crate::text::shown;
 
 /// Most characters of a key or of a parser's complaint in a message.
 pub(crate) const SHOWN: usize = 120;
-/// The field of an object that holds the record of who manages which field, and that record.
+/// The field of an object that contains the record of field managers, and the record's own name.
 const METADATA: &str = "metadata";
 const MANAGED_FIELDS: &str = "managedFields";
 

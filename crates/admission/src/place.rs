@@ -82,8 +82,8 @@ impl<'a> Place<'a> {
         }))
     }
 
-    /// What a field holds; `None` where it is absent or null. A null has no fields, as to those who
-    /// make pods of it.
+    /// Returns a field's value, or `None` if it is absent or null. A null has no fields, just as
+    /// for the controllers that create pods from it.
     fn value_of(&self, name: &str) -> Result<Option<&'a Node<'a>>, Malformed> {
         match self.value {
             Node::Map(map) => Ok(map.get(name).filter(|value| **value != Node::Null)),

@@ -173,7 +173,7 @@ impl<'a> PodShape<'a> {
         Ok(shape)
     }
 
-    /// Reads metadata alone, which pods take over.
+    /// Reads only metadata that pods inherit.
     pub(crate) fn read_metadata(place: &Place<'a>) -> Result<Self, Malformed> {
         let mut shape = Self::of_metadata(place, Some(place.clone()))?;
         shape.metadata = Metadata::Itself;

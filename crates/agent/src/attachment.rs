@@ -4,11 +4,11 @@
 //! picture of the cluster that is seconds old gives that one the first one's role; a neighbour on
 //! a bridge takes an address by one forged ARP reply. So an address counts only at its pod's place.
 //!
-//! Where a pod has an interface of its own, the host's routing table tells the place, and packets
-//! from elsewhere are dropped. On a bridge nothing that the traffic shows tells pods apart, so the
-//! place is what the container runtime recorded as root ([`cni_results`]): the MAC address, and the
-//! port, which is the host's end of the pair whose other end is in the recorded namespace. What
-//! isn't recorded belongs to no pod.
+//! If a pod has an interface of its own, its place comes from the host's routing table, and packets
+//! from elsewhere are dropped. On a bridge, traffic doesn't identify pods, so the place comes from
+//! the container runtime's records, made as root ([`cni_results`]): the MAC address, and the port,
+//! which is the host's end of the pair whose other end is in the recorded namespace. Unrecorded
+//! addresses belong to no pod.
 //!
 //! [`Kernel`] asks, [`Bindings`] remembers and compares, [`Attachments`] is both, kept up to date
 //! by the kernel's events and by changes of the records.
@@ -130,7 +130,7 @@ impl Attachment {
     }
 }
 
-/// What becomes of an address on a shared network that the container runtime has not recorded.
+/// The treatment of an address on a shared network that the container runtime has not recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unrecorded {
     /// It belongs to no pod.
@@ -140,18 +140,18 @@ pub enum Unrecorded {
     Learn,
 }
 
-/// How the places of addresses are found.
+/// Settings for locating addresses.
 #[derive(Debug, Clone)]
 pub struct AttachmentOptions {
     /// The interfaces that pods are behind; all but the uplink without it.
     pub interface: Option<InterfacePattern>,
-    /// The folder of the container runtime's records; `None`: there are none.
+    /// The folder of the container runtime's records, or `None` if there isn't one.
     pub results_dir: Option<PathBuf>,
     /// The user that writes them: root, 0.
     pub results_owner: u32,
     /// The folder of pods' network namespaces.
     pub netns_dir: PathBuf,
-    /// What becomes of addresses without a record.
+    /// The treatment of addresses without a record.
     pub unrecorded: Unrecorded,
 }
 
@@ -238,7 +238,7 @@ impl Attachments {
     /// # Errors
     /// When the kernel can't be asked.
     pub fn check(&self, uid: &str, addr: IpAddr) -> Result<Verdict, AttachmentError> {
-        // What a neighbour did before its request came counts, though it has undone it by now.
+        // A neighbour's action before this request counts, even if it has been undone since.
         self.catch_up()?;
         let Some(current) = self.kernel.resolve(addr)? else {
             return Ok(Verdict::Unknown);
@@ -262,7 +262,7 @@ impl Attachments {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// What an operator should know of the addresses here.
+    /// Returns anything an operator should know about the addresses here.
     pub fn concern(&self) -> Option<String> {
         let missing = self.missing.load(Ordering::Relaxed);
         let place = match &self.results_dir {
@@ -286,8 +286,8 @@ impl Attachments {
         }
     }
 
-    /// Reads the records again and binds all addresses by them. Tells whether any address has
-    /// another place now. Reads files: not for the path of requests.
+    /// Reads the records again and rebinds all addresses accordingly. Returns whether any address
+    /// has moved. Reads files, so it must not be called while serving a request.
     pub fn read_records(&self) -> bool {
         let mut folder = lock(&self.folder);
         let records = match folder.as_mut().map(Folder::read) {
@@ -326,7 +326,7 @@ impl Attachments {
         changed
     }
 
-    /// Binds an address to its place; tells whether that is another one than before.
+    /// Binds an address to its place, and returns whether that differs from the previous one.
     fn try_bind(&self, pod: &PodId, addr: IpAddr) -> bool {
         self.bind(pod, addr).unwrap_or_else(|error| {
             self.warn(|| tracing::warn!(address = %addr, %error, "cannot ask the kernel where a pod's address is"));
@@ -413,8 +413,8 @@ impl Attachments {
         place.is_ok_and(|place| place.is_some_and(|place| place.kind != Kind::PointToPoint))
     }
 
-    /// Takes in the events that the kernel has reported by now, as many as it can hold; tells
-    /// whether these were all.
+    /// Processes the events that the kernel has reported so far, up to a maximum, and returns
+    /// whether that was all of them.
     fn catch_up(&self) -> Result<bool, AttachmentError> {
         let mut events = lock(&self.events);
         for _ in 0..MAX_READS {

@@ -85,7 +85,7 @@ pub struct DoorParts {
     pub picture: Arc<Picture>,
     /// What pods may have.
     pub judge: Judge,
-    /// Whether addresses are at their pods' places.
+    /// Checks that addresses are at their pods' places.
     pub guard: Guard,
     /// Makes and checks tokens.
     pub tokens: Arc<TokenKeys>,

@@ -115,7 +115,7 @@ impl Guard {
         young
     }
 
-    /// What an operator should know of the pods' addresses.
+    /// Returns anything an operator should know about the pods' addresses.
     pub fn concern(&self) -> Option<String> {
         self.0.places.as_ref()?.concern()
     }
@@ -149,7 +149,7 @@ impl Guard {
         if last.taken.get().is_some_and(|taken| **taken == *uid) {
             return Verdict::Changed;
         }
-        // What the kernel cannot tell counts as no.
+        // An error from the kernel counts as unknown.
         let verdict = places.check(uid, address).unwrap_or(Verdict::Unknown);
         match verdict {
             Verdict::Same => last.good.store(generation, Ordering::Relaxed),

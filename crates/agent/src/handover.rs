@@ -6,9 +6,9 @@
 //! check that the other runs as the same user.
 //!
 //! Message of the old agent: one byte of version, 32 bytes of key, the whole ring of keys, and with
-//! it the descriptors of the pods' and the operators' listening sockets. Agents of before the ring
-//! send it without, and read no further than the key. The new agent answers one byte when it
-//! listens; if it does not, the old one goes on.
+//! it the descriptors of the pods' and the operators' listening sockets. Agents that predate the
+//! ring omit it, and read no further than the key. The new agent answers one byte when it listens;
+//! otherwise the old one carries on.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -144,7 +144,7 @@ impl Place {
             let (mut stream, _) = listener.accept().await?;
             let handed = async {
                 check_peer(&stream)?;
-                // What the other has is not changed here any more.
+                // The other agent has the keys now, so this one no longer changes them.
                 tokens.set_handed_over(true);
                 let keys = tokens.ring();
                 stream

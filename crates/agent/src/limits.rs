@@ -104,7 +104,7 @@ impl From<Limit> for AgentLimit {
 pub enum Peer {
     /// The pod of this UID.
     Pod(Arc<str>),
-    /// An address that is no known pod's.
+    /// An address that belongs to no known pod.
     Address(IpAddr),
 }
 
@@ -150,9 +150,9 @@ impl Limits {
         self.shares.most()
     }
 
-    /// Takes a place for a connection of `peer`, given back when dropped. Where there is none,
-    /// another connection loses its own. Peers that are not `known` share a part of all places,
-    /// or whoever can make up addresses could take them all.
+    /// Takes a place for a connection of `peer`, released when dropped. If there is none left,
+    /// another connection is evicted. Peers that are not `known` share a part of all places, since
+    /// otherwise anyone able to forge addresses could take them all.
     pub fn connect(
         self: &Arc<Self>,
         peer: Peer,
@@ -221,7 +221,7 @@ impl Connection {
         Some(Waiter(waiters))
     }
 
-    /// Whether one more request may be forwarded now, for the pod `uid` where it is known.
+    /// Returns whether one more request may be forwarded now, for the pod `uid` if it is known.
     pub fn forward(&self, uid: Option<&Arc<str>>, now: Timestamp) -> bool {
         let peer = match uid {
             Some(uid) => &Peer::Pod(uid.clone()),

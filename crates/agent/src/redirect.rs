@@ -64,13 +64,13 @@ pub enum RedirectError {
         /// Why not.
         source: std::io::Error,
     },
-    /// What was put there is not there, or not all of it.
+    /// Some or all of the rules that were just applied are missing.
     #[error("something else removes or alters the redirect while it is put there")]
     Undone,
     /// No netlink socket, or it ended.
     #[error("cannot reach the kernel's routing rules: {0}")]
     Netlink(std::io::Error),
-    /// The kernel refused a routing rule, or has none.
+    /// The kernel refused a routing rule, or doesn't support them.
     #[error(
         "the kernel refused a routing rule: {0}; the agent needs the capability NET_ADMIN and a kernel with policy routing"
     )]
@@ -87,7 +87,7 @@ pub enum RedirectError {
     },
 }
 
-/// How often a redirect is put there before something that undoes it at once is an error.
+/// The number of attempts to apply a redirect that something undoes at once, before giving up.
 const TRIES: u32 = 3;
 
 /// What is in the kernel, against what was put there.
@@ -141,8 +141,8 @@ impl Redirect {
         if self.backend == Backend::None {
             return Ok(());
         }
-        // What only closes is put there first. Where the kernel refuses it, the redirect is worth
-        // having without it.
+        // Rules that only close are applied first. If the kernel refuses them, the redirect is
+        // still worth having.
         let routing = routing::apply().await;
         let mut tries = 1;
         let listing = loop {
@@ -204,7 +204,7 @@ impl Redirect {
 /// Takes away what a redirect with this backend put there, the routing rules too.
 ///
 /// # Errors
-/// When the program or the kernel refuses.
+/// Returns an error if the program or the kernel refuses.
 pub async fn remove(backend: Backend) -> Result<(), RedirectError> {
     if backend == Backend::None {
         return Ok(());
@@ -213,19 +213,19 @@ pub async fn remove(backend: Backend) -> Result<(), RedirectError> {
     routing::remove().await.map(|_| ())
 }
 
-/// What [`remove_all`] took away.
+/// The rules that [`remove_all`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {
     /// The backends that had rules of ours.
     pub backends: Vec<Backend>,
-    /// Whether there were routing rules of ours.
+    /// True if there were routing rules of ours.
     pub routing_rules: bool,
 }
 
 /// Takes away what is ours in every backend that this host has, and the routing rules.
 ///
 /// # Errors
-/// When a program or the kernel refuses.
+/// Returns an error if a program or the kernel refuses.
 pub async fn remove_all() -> Result<Removed, RedirectError> {
     let mut backends = Vec::new();
     for backend in Backend::ALL {
@@ -244,7 +244,7 @@ pub async fn remove_all() -> Result<Removed, RedirectError> {
 /// The routing rules of ours that the kernel has.
 ///
 /// # Errors
-/// When the kernel can't be asked.
+/// Returns an error if the kernel can't be queried.
 pub async fn routing_rules() -> Result<Vec<RoutingRule>, RedirectError> {
     routing::present().await
 }
@@ -252,7 +252,7 @@ pub async fn routing_rules() -> Result<Vec<RoutingRule>, RedirectError> {
 /// The state of the routing rules that belong to a redirect, whichever process added them.
 ///
 /// # Errors
-/// When the kernel can't be asked.
+/// Returns an error if the kernel can't be queried.
 pub async fn routing_state() -> Result<State, RedirectError> {
     routing::state().await
 }

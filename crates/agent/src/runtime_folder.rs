@@ -31,7 +31,7 @@ impl RuntimeFolder {
     /// Opens the folder, which is made and closed to others.
     ///
     /// # Errors
-    /// [`FolderError`]: it cannot be made, is a link, or is somebody else's.
+    /// [`FolderError`]: it cannot be created, is a link, or belongs to another user.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
         let unusable = |why: String| FolderError {
             path: path.to_owned(),
@@ -74,7 +74,7 @@ impl RuntimeFolder {
         self.path.join(name)
     }
 
-    /// Whether what is written here stays in the node's memory.
+    /// Returns whether files written here stay in the node's memory.
     pub fn is_in_memory(&self) -> bool {
         rustix::fs::fstatfs(&self.folder).is_ok_and(|found| {
             // Of another width on other platforms.

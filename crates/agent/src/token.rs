@@ -30,10 +30,10 @@ pub const KEY_LENGTH: usize = 32;
 /// Bytes of a [`KeyRing`]: two keys, each with a time.
 pub const RING_LENGTH: usize = 2 * (KEY_LENGTH + TIME);
 
-/// How long a key makes tokens, seconds. It must be longer than [`MAX_TTL_SECONDS`], so that no
-/// more than one earlier key counts.
+/// Seconds for which a key signs new tokens. Longer than [`MAX_TTL_SECONDS`], so that at most one
+/// earlier key is still valid.
 const KEY_LIFE: i64 = 24 * 3600;
-/// How far the clock may go back, seconds, before a key that seems to be of the future is changed.
+/// Seconds that the clock may go back before a key that seems to be from the future is changed.
 const CLOCK_STEP: i64 = 3600;
 
 const TIME: usize = 8;
@@ -70,7 +70,7 @@ impl Key {
 #[derive(Clone)]
 pub struct KeyRing {
     current: Key,
-    /// When `current` was made, seconds.
+    /// The time when `current` was made, in seconds.
     made: i64,
     previous: Option<Previous>,
 }
@@ -78,7 +78,7 @@ pub struct KeyRing {
 #[derive(Clone)]
 struct Previous {
     key: Key,
-    /// When the last of its tokens has ended, seconds.
+    /// The time when the last of its tokens expires, in seconds.
     until: i64,
 }
 
@@ -101,7 +101,7 @@ impl KeyRing {
         })
     }
 
-    /// The ring of an agent that hands over its current key alone.
+    /// The ring of an agent that hands over only its current key.
     pub fn of_key(bytes: Zeroizing<[u8; KEY_LENGTH]>, now: Timestamp) -> Self {
         Self {
             current: Key::from_bytes(bytes),
@@ -127,8 +127,8 @@ impl KeyRing {
         })
     }
 
-    /// The current key, when it was made, the previous key and when it ends; the latter two are
-    /// zero where there is none.
+    /// The current key, its creation time, the previous key and its end; the latter two are zero if
+    /// there is no previous key.
     pub fn to_bytes(&self) -> Zeroizing<[u8; RING_LENGTH]> {
         let mut bytes = Zeroizing::new([0; RING_LENGTH]);
         let made = self.made.to_be_bytes();
@@ -187,7 +187,8 @@ impl TokenKeys {
         self.ring.load_full()
     }
 
-    /// Whether another agent may have taken the keys over: they are then left as they are.
+    /// Sets whether another agent may have taken over the keys, in which case they are left
+    /// unchanged.
     pub fn set_handed_over(&self, handed_over: bool) {
         self.handed_over.store(handed_over, Ordering::Release);
     }
@@ -207,7 +208,7 @@ impl TokenKeys {
         let Some(ring) = self.ring.load().rotated(now)? else {
             return Ok(false);
         };
-        // Before any token is made by it, or a crash would leave tokens that nobody knows.
+        // Stored before it makes any token, or a crash would leave tokens that no agent recognizes.
         store(&ring);
         self.ring.store(Arc::new(ring));
         Ok(true)
@@ -244,7 +245,7 @@ impl TokenKeys {
             })
     }
 
-    /// Whether `token` could be one at all, to whichever pod and by whichever key.
+    /// Returns whether `token` has the form of a token, for any pod and any key.
     pub fn is_shaped(token: &[u8]) -> bool {
         decode(token).is_some()
     }
@@ -345,7 +346,7 @@ mod tests {
             assert!(!good(&last, KEY_LIFE + longest));
             assert!(good(&next, KEY_LIFE + 2 * longest - 1));
         }
-        // Not one that somebody made by the old key afterwards.
+        // Tokens made with the old key after the change are refused.
         let old = TokenKeys::new(KeyRing::of_key(
             keys.ring().previous.as_ref().unwrap().key.bytes.clone(),
             at(0),
@@ -363,7 +364,7 @@ mod tests {
         assert!(!keys.rotate(at(2 * KEY_LIFE), stored).unwrap());
         keys.set_handed_over(false);
         assert!(keys.rotate(at(2 * KEY_LIFE), |_| ()).unwrap());
-        // A clock that goes back a little changes nothing, one that is far off makes a new key.
+        // A clock that goes back a little changes nothing; one that is far off causes a new key.
         assert!(!keys.rotate(at(2 * KEY_LIFE - 60), |_| ()).unwrap());
         assert!(keys.rotate(at(0), |_| ()).unwrap());
     }

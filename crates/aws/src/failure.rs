@@ -215,7 +215,7 @@ fn cause_of(code: &str, message: &str, key: &SessionKey) -> Option<RefusalCause>
     Some(RefusalCause::Untrusted { external_id })
 }
 
-/// What to change so that STS agrees, with what only the log needs.
+/// Advises how to make STS accept the request, with details that only the log needs.
 fn advice(cause: RefusalCause, message: &str, key: &SessionKey) -> String {
     let limits = key.limits.as_deref();
     let advice = cause.advice(&key.role);
@@ -226,7 +226,8 @@ fn advice(cause: RefusalCause, message: &str, key: &SessionKey) -> String {
     }
 }
 
-/// What a trust policy must allow beside `sts:AssumeRole`, where STS doesn't tell what it does not.
+/// Lists the actions that a trust policy must allow besides `sts:AssumeRole`, as STS doesn't name
+/// the missing one.
 fn actions(limits: Option<&SessionLimits>) -> String {
     let mut actions = String::new();
     if limits.is_some_and(|limits| !limits.tags.is_empty()) {
@@ -472,7 +473,7 @@ mod tests {
             "{told}"
         );
         assert!(!told.contains("customer-a"), "{told}");
-        // A refusal of our own identity is no refusal of a session.
+        // A refusal of our own identity doesn't count as a refusal of a session.
         assert_eq!(
             refused(Some("AccessDenied"), Some(&assume), 403, None).cause,
             None

@@ -25,8 +25,9 @@ use aws_smithy_types::byte_stream::ByteStream;
 use bytes::Bytes;
 use zeroize::{Zeroize, Zeroizing};
 
-/// How long a connection waits for the next call. Calls come in bursts, and within one they share
-/// connections; after it a connection costs memory, and has the last answer's bytes in its buffers.
+/// The time for which an idle connection is kept. Calls come in bursts and share
+/// connections within one; after that, a connection costs memory and keeps the last answer in its
+/// buffers.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most bytes of an answer that are read; STS's and the metadata service's have few thousand.
 const MOST: usize = 1024 * 1024;

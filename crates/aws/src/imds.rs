@@ -155,7 +155,7 @@ impl Imds {
         })
     }
 
-    /// Whether this is where the service is asked.
+    /// Returns whether `authority` is the address of this service.
     pub fn is_at(&self, authority: &Authority) -> bool {
         let own = &self.inner.authority;
         let port = |authority: &Authority| authority.port_u16().unwrap_or(80);

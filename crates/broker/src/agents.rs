@@ -20,7 +20,7 @@ pub struct Agents {
 #[derive(Debug, Default)]
 struct Pods {
     by_uid: HashMap<Arc<str>, Arc<Workload>>,
-    /// How many of them have an address.
+    /// The number of pods at each address.
     addresses: HashMap<IpAddr, usize>,
 }
 

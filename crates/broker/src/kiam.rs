@@ -88,9 +88,9 @@ pub struct KiamConnection {
 }
 
 impl KiamConnection {
-    /// What answers a connection; `None` where it showed no certificate, or where its node has as many
-    /// as it may have. All agents of kiam show the same one, so it is authenticated by its address
-    /// too: now, or once that is known to be a node's.
+    /// Creates the service for a connection, or returns `None` if it showed no certificate or if
+    /// its node has reached its limit. All kiam agents show the same certificate, so the connection
+    /// is also authenticated by its address: now, or once the address is known to be a node's.
     pub fn new(
         parts: Arc<KiamParts>,
         peer: IpAddr,

@@ -14,9 +14,9 @@ type TwoLabels = [(&'static str, &'static str); 2];
 /// A port for agents.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Port {
-    /// That of rolegate's agents.
+    /// The port for rolegate's agents.
     Agents,
-    /// That of kiam's.
+    /// The port for kiam's agents.
     Kiam,
 }
 

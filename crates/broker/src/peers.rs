@@ -1,4 +1,4 @@
-//! Who is expected at the ports for agents, and what is said of their connections.
+//! Peers expected at the ports for agents, and reports about their connections.
 
 use std::net::IpAddr;
 
@@ -49,7 +49,7 @@ impl Peers for PortPeers {
     }
 }
 
-/// What somebody should look at. The same text while it lasts.
+/// Advice to the operator, which stays the same while the condition lasts.
 fn note(limit: Limit) -> &'static str {
     match limit {
         Limit::Peer => {

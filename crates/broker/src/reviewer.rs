@@ -35,7 +35,7 @@ const SHARED_RATE: Rate = Rate {
 /// Why nobody says whose a token is.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
-    /// Others are looked at, and none was done in time, or the same address has shown too many.
+    /// Other reviews did not finish in time, or the same address has shown too many tokens.
     #[error(
         "{PLACES} others are looked at, or {PER_ADDRESS} of the same address, and none was done \
          within {} s; or the address has shown too many in a short time", ROOM.as_secs()

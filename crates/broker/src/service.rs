@@ -43,7 +43,7 @@ const HELLO: Duration = Duration::from_secs(10);
 /// How often a stream tells that the broker is alive.
 const PULSE: Duration = Duration::from_secs(5);
 
-/// What the agents of one node say, in messages and notices: more of it is read later.
+/// The rate at which messages and notices from one node's agents are read; the rest waits.
 const MESSAGES: Rate = Rate {
     burst: 4096.0,
     per_second: 512.0,
@@ -204,7 +204,7 @@ impl Connection {
         let mut begun = false;
         let mut pulse = tokio::time::interval(PULSE);
         let mut pulses = false;
-        // When the node may say more.
+        // The time from which the node may send more.
         let mut quiet: Option<Instant> = None;
         let mut ending = std::pin::pin!(parts.drain.begun());
         loop {
@@ -290,7 +290,7 @@ impl Connection {
     }
 }
 
-/// What a message counts for in the rate of its node's.
+/// The cost of a message in its node's rate.
 fn cost(body: Option<&from_agent::Body>) -> u32 {
     match body {
         Some(from_agent::Body::Notices(notices)) => {

@@ -56,7 +56,7 @@ pub fn given(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-/// What annotations ask for, of which `value` returns the raw text by its key.
+/// Reads what annotations ask for; `value` returns the raw text of a key.
 pub fn wish<'a>(keys: &AnnotationKeys, value: impl Fn(&str) -> Option<&'a str>) -> Wish {
     Wish::new(
         value(&keys.role),
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(wish.role.as_deref(), Some("reader"));
         assert_eq!(wish.external_id.map(|id| id.len()), Some(LONGEST));
         assert_eq!(wish.session_name, None);
-        // An empty role declines the default one, and is not the same as none.
+        // An empty role declines the default one, unlike an absent role.
         assert_eq!(Wish::new(Some("\n"), None, None).role.as_deref(), Some(""));
         assert_eq!(Wish::new(None, None, None).role, None);
     }

@@ -293,7 +293,7 @@ mod tests {
             let text = format!("{start}{}", "p/".repeat(length));
             text.get(..length).unwrap().to_owned()
         };
-        // What is longer is no shape of ours, whatever it holds.
+        // Longer text is never an ARN, whatever it contains.
         for (length, is_shape) in [(1024, true), (1025, false), (4000, false)] {
             let text = long(length);
             assert_eq!(

@@ -49,8 +49,8 @@ pub struct RuleConfig {
     /// Whether pods of ordinary users may choose their node or tolerate everything, by which they
     /// start before the agent does.
     pub guard_scheduling: bool,
-    /// Client IDs of one's own OIDC providers in IAM: the gate takes tokens for these audiences for
-    /// credentials, beside those that it knows.
+    /// Client IDs of the user's own OIDC providers in IAM: the gate treats tokens for these
+    /// audiences as tokens for credentials, in addition to the known ones.
     pub web_identity_audiences: BTreeSet<Audience>,
 }
 

@@ -214,7 +214,7 @@ impl RuleSet {
         }
     }
 
-    /// What the layers that are on read of pods and namespaces.
+    /// Returns which fields of pods and namespaces the enabled layers read.
     pub fn needs(&self) -> Needs {
         let mut needs = Needs::default();
         for active in &self.layers {

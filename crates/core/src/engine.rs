@@ -65,7 +65,7 @@ pub enum Event {
     Changed {
         /// The session.
         key: Arc<SessionKey>,
-        /// Whose pod causes the call.
+        /// The namespace whose pod causes the call.
         namespace: Arc<str>,
     },
     /// A call brought a session.
@@ -105,9 +105,9 @@ enum Next {
 /// A namespace that wants a session which waits.
 #[derive(Debug)]
 struct Payer {
-    /// What it has to pay for the fetch, if it is the one that pays.
+    /// The amount it has to pay for the fetch, if it is the one to pay.
     debt: f64,
-    /// Whether it waits until its allowance is enough; else it is in line.
+    /// True if it waits until its allowance suffices; otherwise it is in line.
     held: bool,
 }
 
@@ -138,7 +138,7 @@ pub struct Engine {
     /// The last number of timers and tickets.
     serial: u64,
     lines: Lines,
-    /// How many entries are [`Next::Waiting`].
+    /// The number of entries that are [`Next::Waiting`].
     waiting: usize,
     in_flight: usize,
     allowances: Allowances,

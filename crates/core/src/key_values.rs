@@ -88,13 +88,13 @@ impl KeyValues {
         }
     }
 
-    /// Returns whether what is here says of all `keys` whether they were there, and with which value:
-    /// no rule may be asked that reads another one.
+    /// Returns whether the kept entries show for each of `keys` if it was there, and its value:
+    /// rules that read other keys must not be evaluated.
     pub fn know(&self, keys: &Keys) -> bool {
         self.known.cover(keys)
     }
 
-    /// Returns whether what is here says whether `key` was there.
+    /// Returns whether the kept entries show if `key` was there.
     pub fn knows(&self, key: &str) -> bool {
         self.known.contains(key)
     }

@@ -105,7 +105,7 @@ pub trait Layer: Send + Sync + std::fmt::Debug {
         Reads::default()
     }
 
-    /// What it reads of pods and namespaces, beside what is always kept of them.
+    /// Returns what it reads of pods and namespaces, besides the fields that are always kept.
     fn needs(&self) -> Needs {
         Needs::default()
     }

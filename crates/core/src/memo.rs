@@ -26,8 +26,8 @@ struct Look {
     mirror: bool,
     /// Name and UID, where the session is the pod's own or a layer looks at them.
     pod: Option<(Arc<str>, Arc<str>)>,
-    /// Whether there were more labels, or annotations, than are kept: such a pod is refused, whatever
-    /// layers read.
+    /// True if there were more labels, or annotations, than are kept: such a pod is refused,
+    /// whatever layers read.
     too_large: (bool, bool),
     labels: Option<KeyValues>,
     identity: Option<Identity>,

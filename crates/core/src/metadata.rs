@@ -49,7 +49,7 @@ pub const VERSIONS: &str = "1.0
 2024-04-11
 latest";
 
-/// What the real service lists below each version, without the user-data of an instance.
+/// The listing below each version of the real service, without an instance's user-data.
 pub const TREES: &str = "dynamic\nmeta-data";
 
 /// A request's meaning.
@@ -78,7 +78,7 @@ pub enum Route<'a> {
 pub struct RequestedRole<'a>(&'a str);
 
 impl RequestedRole<'_> {
-    /// Whether it is `name`, once decoded.
+    /// Returns whether the decoded name equals `name`.
     pub fn is(&self, name: &[u8]) -> bool {
         self.0.as_bytes() == name || decoded(self.0).eq(name.iter().copied().map(Some))
     }
@@ -92,7 +92,7 @@ impl fmt::Display for RequestedRole<'_> {
     }
 }
 
-/// The bytes of a percent-encoded text; `None` for an escape that is none.
+/// Decodes a percent-encoded text; `None` if an escape is invalid.
 fn decoded(text: &str) -> impl Iterator<Item = Option<u8>> {
     let mut bytes = text.bytes();
     std::iter::from_fn(move || {
@@ -117,7 +117,8 @@ pub enum PathError {
         "the path is not in canonical form: write it plainly, without //, dot segments, percent-encoding or a query"
     )]
     NotCanonical,
-    /// The first segment is no version: a path of another cloud's service, or of none.
+    /// The first segment is not a version: the path belongs to another cloud's service, or to no
+    /// service.
     #[error("the path does not start with a version: write /latest/…")]
     NoVersion,
 }
@@ -126,14 +127,14 @@ pub enum PathError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CanonicalPath<'a> {
     whole: &'a str,
-    /// What follows the version, without a slash at the end.
+    /// The part after the version, without a trailing slash.
     below: &'a str,
 }
 
 impl<'a> CanonicalPath<'a> {
     /// Checks the target of a request. One slash at the end is accepted, as by the real service.
-    /// Nothing percent-encoded is, but for the name of a role: every character of a path that
-    /// means something is plain.
+    /// Only the name of a role may be percent-encoded: every character of a path that means
+    /// something is plain.
     ///
     /// # Errors
     /// [`PathError`].
@@ -209,7 +210,7 @@ impl<'a> CanonicalPath<'a> {
     }
 }
 
-/// Whether `below` asks for a role whose name is percent-encoded, and plain once that is decoded.
+/// Returns whether `below` asks for a role whose name is percent-encoded and is plain once decoded.
 fn is_encoded_role(below: &str) -> bool {
     let role = below.strip_prefix(ROLES);
     let role = role.and_then(|role| role.strip_prefix('/'));
@@ -225,8 +226,8 @@ fn is_plain_character(byte: u8) -> bool {
     )
 }
 
-/// Whether all segments are of plain characters, and none is empty or made of one or two dots
-/// alone. One pass: this is done for each request.
+/// Returns whether all segments consist of plain characters and none is empty, `.` or `..`. A
+/// single pass, since it runs for every request.
 fn is_plain(segments: impl Iterator<Item = Option<u8>>) -> bool {
     let mut length = 0usize;
     let mut dots = 0usize;

@@ -24,7 +24,7 @@ pub struct Namespace {
     pub default_role: Option<Arc<str>>,
     /// Those of `metadata.labels` that rules read.
     pub labels: KeyValues,
-    /// Whether `allowed_roles` and `permitted` were left out, since no rule read them.
+    /// True if `allowed_roles` and `permitted` were omitted because no rule reads them.
     pub without_roles: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Which labels and annotations rules read: sources keep these, and nothing else of what tenants
-//! write.
+//! The labels and annotations that rules read: sources keep these, and discard the rest of what
+//! tenants write.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -65,7 +65,7 @@ impl Keys {
     }
 }
 
-/// What rules read of pods and namespaces, beside what is always kept.
+/// The parts of pods and namespaces that rules read, besides those always kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needs {
     /// Labels of pods.
@@ -74,12 +74,12 @@ pub struct Needs {
     pub pod_annotations: Keys,
     /// Labels of namespaces.
     pub namespace_labels: Keys,
-    /// Whether namespaces' annotations of allowed roles are read.
+    /// True if namespaces' annotations of allowed roles are read.
     pub namespace_roles: bool,
 }
 
 impl Needs {
-    /// Everything, as for who looks at objects once and keeps none.
+    /// Everything, for callers that look at objects once and keep none.
     pub fn everything() -> Self {
         Self {
             pod_labels: Keys::All,

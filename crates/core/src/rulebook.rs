@@ -184,8 +184,8 @@ impl RuleBook {
         }
     }
 
-    /// What the rules read of pods and namespaces; `None` while rules that are on are not loaded, in
-    /// whichever mode.
+    /// Returns which parts of pods and namespaces the rules read; `None` while enabled rules are
+    /// not loaded, in either mode.
     pub fn needs(&self, rules: &RuleSet) -> Option<Needs> {
         let modes = self.config().modes;
         let is_known = self.config != ClusterConfig::Unseen

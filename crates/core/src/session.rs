@@ -115,7 +115,7 @@ pub struct Failure {
     /// AWS's message, bounded and without control characters. It names rolegate's own role, and is
     /// for the log alone.
     pub message: String,
-    /// What STS says is to be changed.
+    /// The cause that STS gives, if known.
     pub cause: Option<RefusalCause>,
 }
 
@@ -129,8 +129,8 @@ impl Failure {
     }
 }
 
-/// Why STS refuses a session for good, as far as its answer and the session asked for tell. It
-/// holds nothing of AWS's own text, so that it can be told to a pod.
+/// The reason why STS refuses a session for good, as far as its answer and the request show. It
+/// contains none of AWS's own text, so that pods may see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RefusalCause {
     /// The trust policy does not allow an action beside `sts:AssumeRole`.
@@ -156,7 +156,7 @@ pub enum RefusalCause {
     },
     /// Tags and policies take more room than STS has for them.
     TooLarge,
-    /// The session's policy is none.
+    /// The session's policy is invalid.
     MalformedPolicy,
     /// A tag of the session is a transitive one of rolegate's own session.
     TransitiveTag,
@@ -165,7 +165,7 @@ pub enum RefusalCause {
 }
 
 impl RefusalCause {
-    /// What to change so that STS agrees.
+    /// Returns advice on how to make STS accept the request.
     pub fn advice(self, role: &RoleArn) -> String {
         let name = role.name();
         match self {

@@ -36,8 +36,8 @@ pub struct Wish {
 }
 
 impl Wish {
-    /// The wish of a pod whose annotations hold these raw texts. An empty role declines the default
-    /// one; an empty external ID or session name is as none.
+    /// The wish of a pod whose annotations have these raw texts. An empty role declines the default
+    /// one; an empty external ID or session name counts as unset.
     pub fn new(role: Option<&str>, external_id: Option<&str>, session_name: Option<&str>) -> Self {
         Self {
             role: role.map(|role| given(role).unwrap_or_default().into()),
@@ -46,7 +46,7 @@ impl Wish {
         }
     }
 
-    /// A wish for a role alone.
+    /// A wish that only names a role.
     pub fn for_role(role: &str) -> Self {
         Self::new(Some(role), None, None)
     }
@@ -117,9 +117,9 @@ pub enum Change<T> {
     Delete(T),
 }
 
-/// What a source of workloads (Kubernetes or a file) reports, in order. A list that comes after a
-/// gap is reported as its objects come, and then which of all there are: two copies of all would
-/// take twice the memory.
+/// A report from a source of workloads (Kubernetes or a file), in order. After a gap, a list is
+/// reported object by object and then as the set of existing ones: two full copies would take twice
+/// the memory.
 #[derive(Debug, Clone)]
 pub enum Update {
     /// About pods.

@@ -63,7 +63,7 @@ pub async fn watch_cluster_config<M: Send + 'static>(
     let mut health = Watchdog::new(RESOURCE, "the RolegateConfig", INSTALL, reporting);
     let trouble = health.trouble();
     let kind = ApiResource::erase::<RolegateConfig>(&());
-    // One for the watch's whole life, or what may not be read any more would never be old.
+    // One for the watch's whole life; otherwise content that may no longer be read would never age.
     let picture = connection.pictures().another(RESOURCE);
     let mut told = false;
     loop {
@@ -83,8 +83,8 @@ pub async fn watch_cluster_config<M: Send + 'static>(
         };
         drop(source);
         if failure.kind == Kind::NotFound {
-            // That there is no such kind is news of the cluster too. When it may not be asked any
-            // more, there may be one by now.
+            // The absence of the kind is itself up-to-date information. If reading is no longer
+            // permitted, the kind may have been installed since.
             picture.touch();
         }
         let wait = match (used, health.is_loaded()) {

@@ -14,9 +14,9 @@ use crate::objects::{self, labels};
 use crate::watch::{Kept, Relist, Reporting, Source, never, usual};
 use crate::watchdog::Watchdog;
 
-/// Watches namespaces and sends what they are as [`Update::Namespaces`]: a snapshot first, then
-/// changes, and after each gap what there is. What rules read of them is kept, which is `needs`;
-/// where they read more, all are listed anew. Returns only when `updates` is closed.
+/// Watches namespaces and sends them as [`Update::Namespaces`]: first a snapshot, then changes, and
+/// the current state after each gap. Only the parts that rules read (`needs`) are kept; when rules
+/// read more, all are listed again. Returns only when `updates` is closed.
 pub async fn watch_namespaces(
     connection: &Connection,
     keys: AnnotationKeys,

@@ -12,12 +12,12 @@ use kube::client::Body;
 /// Most bytes of a page, unless it is of one object. What is read of it takes some times as much for a
 /// moment.
 const MAX_PAGE: usize = 512 * 1024;
-/// How much less is asked for after a page that was too large.
+/// The factor by which a page is reduced after one that was too large.
 const LESS: u32 = 4;
 /// A page of less than this part of the most may have twice as many objects the next time.
 const SMALL: usize = 4;
 
-/// How many objects a page has at the most, of those that are asked for.
+/// The current limit on the objects in a page.
 #[derive(Debug)]
 pub(crate) struct PageSize(AtomicU32);
 

@@ -51,7 +51,7 @@ fn pod(name: &str, node: &str, ip: &str) -> Pod {
         .annotation("iam.amazonaws.com/role", name)
 }
 
-/// What rules read.
+/// The needs of the rules.
 type Reading = watch::Receiver<Option<Needs>>;
 
 fn reading_everything() -> Reading {

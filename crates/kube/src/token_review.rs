@@ -82,8 +82,8 @@ pub async fn review(client: Client, token: &str, audience: &str) -> Result<Revie
     })
 }
 
-/// What a service account's token says of itself, which nobody has checked: what the API server can
-/// say of it at the best. `None` for what is no such token.
+/// Reads the unverified claims of a service account's token: the most that the API server could
+/// confirm. `None` if it is not such a token.
 pub fn claimed(token: &str) -> Option<Reviewed> {
     let claims: Claims = claims(token)?;
     let bound = claims.kubernetes;
@@ -124,7 +124,7 @@ impl Default for Audiences {
     }
 }
 
-/// What the token is bound to.
+/// The objects that the token is bound to.
 #[derive(Default, Deserialize)]
 struct Bound {
     pod: Option<Reference>,

@@ -34,7 +34,7 @@ use crate::watchdog::Watchdog;
 /// request for one.
 const STALL: Duration = Duration::from_secs(30);
 
-/// How long the first list waits for rules, which say what is to be kept of it.
+/// The time for which the first list waits for rules, which determine what to keep.
 const RULES: Duration = Duration::from_secs(5);
 
 /// How long a watch lasts before the API server ends it, seconds, and it is taken up where it was.
@@ -121,36 +121,36 @@ pub(crate) struct Source<K, P, W, T, M> {
     pub(crate) picture: PictureAge,
     /// Failures that aren't waited out but end the watch.
     pub(crate) ends_on: fn(Kind) -> bool,
-    /// How a list is told that comes after a gap; `None`: as the first one, as a whole.
+    /// Reports a list after a gap one object at a time; if `None`, as a whole, like the first one.
     pub(crate) relist: Option<Relist<T, M>>,
-    /// How much is kept of a list that is told as a whole.
+    /// The bound on a list that is reported as a whole.
     pub(crate) most: Option<Most<T>>,
-    /// What of the objects is kept, for those of which that depends on the rules.
+    /// The parts of objects to keep, if they depend on the rules.
     pub(crate) kept: Option<Kept>,
 }
 
-/// How a list that comes after a gap is told without holding all of it: each object as it comes,
-/// and then which of all there are.
+/// Reports a list after a gap without holding all of it: each object as it arrives, and then the
+/// set of existing ones.
 pub(crate) struct Relist<T, M> {
-    /// What tells an object from others.
+    /// The object's identity.
     pub(crate) identity: fn(&T) -> &Arc<str>,
-    /// Whether an object is told at all, or is as good as gone.
+    /// Returns whether an object is reported; otherwise it is treated as deleted.
     pub(crate) is_told: fn(&T) -> bool,
     /// Makes a message of all there are.
     pub(crate) retain: fn(HashSet<Arc<str>>) -> M,
 }
 
-/// A bound on the bytes of a list that is told as a whole.
+/// A bound on the bytes of a list that is reported as a whole.
 pub(crate) struct Most<T> {
     /// So many bytes of all objects.
     pub(crate) bytes: usize,
     /// The bytes of an object.
     pub(crate) of: fn(&T) -> usize,
-    /// Leaves out what takes them, where there is no room.
+    /// Drops the parts that use the bytes, if the bound is exceeded.
     pub(crate) leave_out: fn(&mut T),
 }
 
-/// What rules read of objects, so that it is kept of them.
+/// The parts of objects that rules read, and that are therefore kept.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
     wanted: watch::Receiver<Option<Needs>>,
@@ -165,7 +165,7 @@ impl Kept {
         }
     }
 
-    /// What is kept of the objects that are read now.
+    /// Returns the needs that apply to objects read now.
     pub(crate) fn now(&self) -> Arc<Needs> {
         self.now.load_full()
     }
@@ -220,9 +220,9 @@ pub(crate) fn usual() -> watcher::Config {
 
 /// A list that has begun.
 enum Listing<T> {
-    /// All of it, to be told as one, and its bytes where these are bounded.
+    /// All of it, reported at once, and its bytes if these are bounded.
     Whole(Vec<T>, usize),
-    /// What was told of it as it came.
+    /// Objects of the list that were already reported.
     Told(HashSet<Arc<str>>),
 }
 
@@ -244,8 +244,8 @@ where
         Self::within(picture, connection, api, parse, wrap)
     }
 
-    /// A watch of all objects that `api` makes of a client, heard in `picture`. A watch that is begun
-    /// anew keeps its picture: the age is that of what it said last, and not of the last attempt.
+    /// A watch of all objects that `api` creates from a client, tracked in `picture`. A restarted
+    /// watch keeps its picture: the age is that of its last message, not of the last attempt.
     pub(crate) fn within(
         picture: PictureAge,
         connection: &Connection,
@@ -308,7 +308,7 @@ where
         }
     }
 
-    /// What an object's change is told as; `None`: not at all.
+    /// The report of an object's change, or `None` if it isn't reported.
     fn change(&self, object: K) -> Option<Change<T>> {
         let object = (self.parse)(object)?;
         let is_told = self.relist.as_ref().map(|relist| relist.is_told);

@@ -28,10 +28,10 @@ pub enum Scope {
     Cluster,
 }
 
-/// Watches pods and sends what they are as [`Update::Workloads`]: a snapshot first, then changes, and
-/// after each gap what there is. Pods that are finished, or have no node, are as good as gone. Of
-/// labels and annotations is kept what rules read, which is `needs`; where they read more, all pods
-/// are listed anew. Returns only when `updates` is closed.
+/// Watches pods and sends them as [`Update::Workloads`]: first a snapshot, then changes, and the
+/// current state after each gap. Pods that are finished, or have no node, count as deleted. Only
+/// the labels and annotations that rules read (`needs`) are kept; when rules read more, all pods
+/// are listed again. Returns only when `updates` is closed.
 pub async fn watch_pods(
     connection: &Connection,
     scope: &Scope,

@@ -26,7 +26,7 @@ pub struct Case {
     pub line: u64,
     /// The result.
     pub result: CaseResult,
-    /// What is worth knowing beside it, a sentence each.
+    /// Remarks about it, a sentence each.
     pub remarks: Vec<String>,
 }
 
@@ -52,7 +52,7 @@ pub struct Complaint {
     pub message: String,
 }
 
-/// How many cases ended how.
+/// The number of cases by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Counts {
     all: usize,

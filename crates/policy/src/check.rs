@@ -20,10 +20,10 @@ pub use hints::foreign;
 use request::{Request, path_steps, review_of};
 pub use request::{is_review, namespace_of};
 
-/// The layer of what is not judged or counts for nothing, in findings.
+/// The layer of findings about parts that are not judged or have no effect.
 const CHECK: &str = "check";
 
-/// The user who asks, as the API server would name it.
+/// The requesting user, as the API server would name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Creator {
     /// The user.
@@ -41,7 +41,7 @@ pub struct Manifest<'a> {
     pub document: &'a Document,
     /// The object as it is, which makes a creation an update.
     pub old: Option<&'a Value>,
-    /// What is done.
+    /// The operation.
     pub operation: Operation,
 }
 
@@ -53,11 +53,11 @@ pub struct Report {
     pub checked: usize,
     /// How many of them would be refused.
     pub refused: usize,
-    /// How many warnings there are.
+    /// The number of warnings.
     pub warnings: usize,
     /// Every finding, in the order of the manifests.
     pub findings: Vec<Finding>,
-    /// What is worth knowing of the rules and of the run as a whole, a sentence each.
+    /// Notes about the rules and the run as a whole, a sentence each.
     pub notes: Vec<String>,
     /// All objects that were judged.
     #[serde(skip)]
@@ -73,7 +73,7 @@ pub struct Checked {
     pub line: u64,
     /// The object by its kind, namespace and name.
     pub name: String,
-    /// Which of the findings are about it.
+    /// The range of findings about it.
     pub findings: std::ops::Range<usize>,
 }
 
@@ -97,8 +97,8 @@ pub struct Finding {
     pub name: String,
     /// The place in the object; empty for all of it.
     pub path: String,
-    /// What refuses: a layer of the rules, or `request`, `own-role`, `rules`, `guard`; `check` for
-    /// what is not judged or counts for nothing.
+    /// The source of the refusal: a layer of the rules, or `request`, `own-role`, `rules`, `guard`;
+    /// `check` for objects that are not judged or have no effect.
     pub layer: String,
     /// The rule in that layer.
     pub rule: String,
@@ -112,8 +112,7 @@ pub struct Finding {
 pub enum Level {
     /// The object would be refused.
     Error,
-    /// A layer in audit mode would refuse it, or something of it is not judged or counts for
-    /// nothing.
+    /// A layer in audit mode would refuse it, or part of it is not judged or has no effect.
     Warning,
     /// It is worth knowing.
     Note,
@@ -227,7 +226,7 @@ fn request_of(manifest: Manifest<'_>, creator: &Creator, namespace: &str) -> Req
 /// The gate's verdict on an object.
 ///
 /// # Errors
-/// Why there is none: the object is no request that can be read.
+/// Returns an error if the object is not a readable request.
 pub(crate) fn judged(
     rules: &GateRules<'_>,
     manifest: Manifest<'_>,

@@ -83,12 +83,12 @@ pub struct Document {
     pub value: Value,
     /// The template that Helm made it from, of its `# Source:` comment.
     pub source: Option<String>,
-    /// Whether the text is JSON in which an object has a key twice: the last one counts.
+    /// True if the text is JSON with an object that has a duplicate key: the last one counts.
     pub repeats_key: bool,
     lines: Lines,
 }
 
-/// What a text holds.
+/// The content of a text.
 #[derive(Debug, Clone, Default)]
 pub struct Parsed {
     /// Its objects.
@@ -96,7 +96,7 @@ pub struct Parsed {
     /// The lines, from 1, of documents that are no objects and are not meant as ones, such as
     /// the values of a chart.
     pub others: Vec<u64>,
-    /// How many lists there are, with items or without.
+    /// The number of lists, with items or without.
     pub lists: usize,
 }
 
@@ -119,10 +119,10 @@ impl Document {
         here.line
     }
 
-    /// Objects that stand in this one at `path`, with their lines, and nothing else may be there.
+    /// Reads the objects in this one at `path`, with their lines; anything else there is an error.
     ///
     /// # Errors
-    /// [`ManifestError`] where it is no object.
+    /// [`ManifestError`] if it is not an object.
     pub fn part<'a>(
         &self,
         value: Value,
@@ -155,7 +155,7 @@ struct Lines {
     parts: Vec<(String, Lines)>,
 }
 
-/// Reads all objects of a text, as [`read`], and nothing else may be in it.
+/// Reads all objects of a text, as [`read`] does, but refuses any other content.
 ///
 /// # Errors
 /// [`ManifestError`], with the line where there is one.
@@ -201,7 +201,7 @@ pub fn read(text: &str) -> Result<Parsed, ManifestError> {
     Ok(parsed)
 }
 
-/// What is known of a document beside its value.
+/// Facts about a document apart from its value.
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     source: Option<&'a str>,

@@ -99,7 +99,7 @@ impl TestCase {
 }
 
 impl Expect {
-    /// What is not as expected.
+    /// Describes how the outcome differs from the expectation.
     fn complaint(&self, outcome: &Outcome, shown: &impl Fn(&str) -> String) -> Option<String> {
         let verdict = match (outcome.is_allowed(), outcome.warnings.is_empty()) {
             (false, _) => Verdict::Denied,

@@ -1,5 +1,5 @@
-//! What a module's rules refer to, read from its lowered syntax tree: rules, functions, data and
-//! input. A name that the module declares has a name there that no rule has.
+//! The rules, functions, data and input that a module refers to, read from its lowered syntax tree.
+//! A name that the module declares is prefixed there with one that no rule has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -102,7 +102,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
         };
         let (path, shape) = walk.rule(rule)?;
         let is_general = is_general(rule);
-        // What has a variable in the middle of its path is an object.
+        // A rule with a variable in the middle of its path is an object.
         let shape = if is_general { Shape::Set } else { shape };
         let Walk {
             refs,
@@ -149,7 +149,7 @@ pub(crate) fn rule_path(refr: &Ref<Expr>) -> Path {
     }
 }
 
-/// Whether something that is not fixed stands in a head's path before its end.
+/// Returns whether a head's path has a variable part before its end.
 fn is_general(rule: &Rule) -> bool {
     let (refr, is_set) = match rule {
         Rule::Default { .. } => return false,
@@ -306,7 +306,7 @@ impl Walk<'_> {
             }
             Rule::Spec { head, bodies, .. } => {
                 let (path, shape) = match head {
-                    // What stands in a path's brackets is constant, or a name of the body.
+                    // The brackets of a path hold constants, or names from the body.
                     RuleHead::Compr { refr, assign, .. } => {
                         let shape = match refr.as_ref() {
                             // v1's `deny[msg] if …` and v0's `deny[msg] = true { … }`: keys.

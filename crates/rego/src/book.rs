@@ -150,13 +150,12 @@ impl PolicyBook {
         self.data.replicate(object);
     }
 
-    /// There is no room for a replicated object of so many bytes.
+    /// Omits a replicated object of this many bytes, for which there is no room.
     pub fn leave_out(&mut self, resource: &str, namespace: Option<&str>, name: &str, bytes: usize) {
         self.data.leave_out(resource, namespace, name, bytes);
     }
 
-    /// The resources of which objects were left out, where there is room for all by now: they must be
-    /// replicated anew.
+    /// Resources whose omitted objects would all fit now: they must be replicated again.
     pub fn fit_again(&self) -> BTreeSet<String> {
         self.data.fit_again()
     }
@@ -258,7 +257,7 @@ impl PolicyBook {
         running.map(|(id, version)| (id, version.parts().collect()))
     }
 
-    /// Whether the `deny` of another ConfigMap uses rules of this one.
+    /// Returns whether the `deny` of another ConfigMap uses rules of this one.
     pub(crate) fn is_library(&self, id: &Arc<str>) -> bool {
         let mut parts = self
             .built

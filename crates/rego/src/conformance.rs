@@ -33,7 +33,7 @@ pub struct Question<'a> {
 /// One answer to a query: values of its variables by their names.
 pub type Bindings = BTreeMap<String, Value>;
 
-/// What comes of a question.
+/// The outcome of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// A module or the query is refused when it is loaded.
@@ -51,8 +51,8 @@ pub fn ask(question: &Question<'_>, limits: &Limits) -> Outcome {
         Ok(read) => read,
         Err(error) => return Outcome::Refused(error.to_string()),
     };
-    // The query as a rule tells which built-ins it calls. Without calls it need not be there, and a
-    // query that enumerates `data` doesn't meet it.
+    // Built-ins called by the query are found by analysing it as a rule. A query without calls
+    // needs no rule, so that one that enumerates `data` doesn't see it.
     let calls = query.facts.rules.iter().any(|rule| !rule.calls.is_empty());
     let all = || modules.iter().chain(calls.then_some(&query));
     if let Some(fault) = Graph::new(all()).faults().into_values().next() {

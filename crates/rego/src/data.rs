@@ -69,15 +69,14 @@ impl DataTree {
         self.bytes + self.left_out.values().sum::<usize>()
     }
 
-    /// The resources of which objects were left out, where there is room for all by now: they must be
-    /// replicated anew.
+    /// Resources whose omitted objects would all fit now: they must be replicated again.
     pub(crate) fn fit_again(&self) -> BTreeSet<String> {
         let fits = self.wanted() <= self.most;
         let resources = self.left_out.keys().filter_map(|path| path.get(1));
         resources.filter(|_| fits).cloned().collect()
     }
 
-    /// Keeps of an object that there is no room for it.
+    /// Records that there is no room for an object.
     pub(crate) fn leave_out(
         &mut self,
         resource: &str,

@@ -105,7 +105,7 @@ pub(crate) struct Program {
     pub(crate) reads: BTreeSet<Path>,
     /// Kinds with a pod template that the policy names.
     pub(crate) kinds: BTreeSet<&'static str>,
-    /// Where it is kept which lines are evaluated, in tests.
+    /// Records which lines are evaluated, in tests.
     pub(crate) coverage: Option<Arc<Coverage>>,
 }
 
@@ -165,7 +165,7 @@ impl Program {
             why,
             passing: false,
         };
-        // What a panic leaves behind says nothing of what the question took.
+        // After a panic, the remaining state doesn't show what the question used.
         let Some(asked) = asked else {
             return Err(failed("failed: the interpreter gave up".into()));
         };

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Where a text is at one of its characters.
+/// The state of a scan at one character.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum At {
     Code,

@@ -41,7 +41,7 @@ impl Default for Limits {
 /// How many steps are between two looks at clock and memory. One step may make as much as one
 /// built-in.
 const STEPS: NonZeroU32 = NonZeroU32::new(8).unwrap();
-/// How many times longer than its module a lowered text may be.
+/// The factor by which a lowered text may exceed its module in length.
 const LOWERED: usize = 16;
 /// Longest line of a module.
 const COLUMNS: NonZeroU32 = NonZeroU32::new(8192).unwrap();

@@ -94,7 +94,7 @@ impl<'a> Graph<'a> {
             })
     }
 
-    /// Whether some `with` replaces a function of that name.
+    /// Returns whether some `with` replaces a function of that name.
     fn is_replaced(&self, name: &str) -> bool {
         let mut modules = self.modules.iter();
         modules.any(|module| module.facts.replaced.contains(name))
@@ -204,8 +204,8 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// Where `p.b.q` is a rule, the interpreter doesn't ask `p[x].q` for it, and where `p.b[y]` is
-    /// one, `p[x]` has `b` though it has no values.
+    /// Refuses references that the interpreter reads differently: if `p.b.q` is a rule, it doesn't
+    /// evaluate `p[x].q` for it, and if `p.b[y]` is one, `p[x]` includes `b` even without values.
     fn general_heads(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for (path, definitions) in &self.rules {
             let by_key = |one: &&Definition<'_>| one.rule.shape == Shape::Set;

@@ -124,7 +124,7 @@ fn held() -> isize {
     thread_metrics().allocated_bytes
 }
 
-/// What a closure makes, with the bytes that this thread holds for it afterwards.
+/// Runs a closure, and returns its result with the bytes that this thread still holds for it.
 pub(crate) fn weighed<T>(make: impl FnOnce() -> T) -> (T, usize) {
     let before = held();
     let made = make();

@@ -1,5 +1,5 @@
-//! Panics of the interpreter, caught without a word on standard error: what failed is told where the
-//! question is answered.
+//! Catches panics of the interpreter without output on standard error: the failure is reported with
+//! the answer to the question.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};

@@ -1,8 +1,8 @@
-//! What is put right in a module's text before it is parsed, on the line where it stands:
+//! Adjusts a module's text before it is parsed, keeping line numbers:
 //!
-//! - A parenthesis at the start of a line begins a statement. The parser would take it for a call
-//!   of what the line before ends with.
-//! - A set's several bodies, `deny[msg] { … } { … }`, get the head again, each.
+//! - A parenthesis at the start of a line begins a statement. The parser would take it as a call
+//!   that continues the line before.
+//! - Each further body of a set, as in `deny[msg] { … } { … }`, gets a copy of the head.
 //! - `not { … }`, where a module imports it, is a comprehension that must be empty.
 
 use regorus::Source;
@@ -17,7 +17,7 @@ struct Token<'a> {
     line: u32,
 }
 
-/// What is written instead of a part of the text.
+/// A replacement for a part of the text.
 struct Edit {
     start: usize,
     end: usize,
@@ -177,7 +177,7 @@ fn glued(parts: &[Token<'_>], words: &[&str]) -> String {
     out
 }
 
-/// Whether `import future.keywords` or `import future.keywords.not` is there.
+/// Returns whether the module imports `future.keywords` or `future.keywords.not`.
 fn imports_not(tokens: &[Token<'_>]) -> bool {
     tokens.windows(4).enumerate().any(|(number, words)| {
         let is_import = words

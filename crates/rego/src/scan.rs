@@ -8,7 +8,8 @@ use crate::error::LoadError;
 
 /// Most brackets inside each other. The parser reads each level of a literal twice.
 const MAX_BRACKETS: usize = 16;
-/// How many brackets lowering may put around what there is: a body, a call, a comprehension.
+/// The number of brackets that lowering may add around existing ones: a body, a call, a
+/// comprehension.
 const LOWERED: usize = 3;
 /// Most token reads that going back and forth may cost, summed over a module.
 const MAX_READS: u64 = 2_000_000;
@@ -108,7 +109,7 @@ fn scan_within(source: &Source, brackets: usize, most_reads: u64) -> Result<Hint
     })
 }
 
-/// Which of v1's keywords a module uses, and which it imports into v0.
+/// The v1 keywords that a module uses, and those that it imports into v0.
 #[derive(Default)]
 struct Keywords {
     names_v1: bool,

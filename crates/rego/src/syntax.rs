@@ -134,7 +134,7 @@ fn source_of(place: &str, text: String, lengths: &PolicyLengthConfig) -> Result<
     .map_err(|error| LoadError::compile(place, &error))
 }
 
-/// What the lowered text refers to. Its names are those that are evaluated.
+/// Returns what the lowered text refers to. Its names are the ones evaluated.
 fn facts(
     place: &str,
     lowered: &str,

@@ -20,15 +20,15 @@ use crate::panics;
 use crate::policies::{Policies, Policy};
 use crate::syntax::ParsedModule;
 
-/// What names of rules that are tests begin with.
+/// The prefix of the names of test rules.
 const TEST: &str = "test_";
-/// What names of tests that are to be skipped begin with.
+/// The prefix of the names of tests to skip.
 const TODO: &str = "todo_test_";
 /// The rule by which Gatekeeper's policies refuse.
 const VIOLATION: &str = "violation";
 /// The time that one test may take of its thread, as `opa test` gives it.
 const TEST_TIME: Duration = Duration::from_secs(5);
-/// How many times as much memory as a question a test may take, which may ask many.
+/// The factor by which a test, which may ask many questions, may exceed one question's memory.
 const TEST_MEMORY: usize = 8;
 
 /// A test of a policy, and its result.
@@ -66,7 +66,7 @@ pub struct Unasked {
     pub policy: Arc<str>,
     /// The packages of its modules.
     pub packages: BTreeSet<String>,
-    /// Whether it has a rule `violation`, by which Gatekeeper's policies refuse.
+    /// True if it has a rule `violation`, by which Gatekeeper's policies refuse.
     pub has_violation: bool,
 }
 
@@ -260,7 +260,7 @@ fn ask(
         value
     });
     let failure = builtins::failures::take();
-    // What a panic leaves behind says nothing of what the test took.
+    // After a panic, the remaining state doesn't show what the test used.
     let Some(asked) = asked else {
         return RegoResult::Errored("the interpreter gave up".into());
     };
@@ -275,7 +275,7 @@ fn ask(
     }
 }
 
-/// Whether a test's value means that it passed: true, or cases of it that are all true.
+/// Returns whether a test's value means that it passed: true, or a set of cases that are all true.
 fn is_true(value: &Value) -> bool {
     match value {
         Value::Bool(value) => *value,

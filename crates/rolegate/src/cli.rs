@@ -77,8 +77,8 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Whether the process has secrets in its memory: credentials, keys, tokens of the API server or
-    /// what agents tell each other. Those of the demo are made up.
+    /// Returns whether the process has secrets in its memory: credentials, keys, tokens of the API
+    /// server or messages between agents and brokers. Those of the demo are made up.
     pub(crate) fn holds_secrets(&self) -> bool {
         match self {
             Self::Agent(_)

@@ -1,5 +1,5 @@
-//! `--config FILE`: flags from a YAML file. Its keys are the flags' names; what the command line
-//! or the environment says goes before it, or is added to it ([`crate::sources`]).
+//! `--config FILE`: flags from a YAML file. Its keys are the flags' names. Values from the command
+//! line or the environment override the file's, or are added to them ([`crate::sources`]).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,7 +24,7 @@ pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// one that excludes it, unless its places are merged.
 ///
 /// # Errors
-/// A file that cannot be read, a key that is no flag, or places that contradict each other.
+/// Returns an error for an unreadable file, an unknown key, or sources that contradict each other.
 pub(crate) fn with_lower_places(
     definition: &mut Command,
     mut arguments: Vec<OsString>,
@@ -94,7 +94,7 @@ fn of_file(
     Ok(file)
 }
 
-/// What the file adds to the `given` flags, where the highest place counts alone.
+/// Returns what the file adds to the `given` flags, for those where only the highest source counts.
 fn as_arguments(
     command: &Command,
     file: &[(String, Vec<String>)],

@@ -1,6 +1,6 @@
-//! Flags of several values that may be given in several places: on the command line, in the
-//! environment and in the file of `--config`. Of other flags the highest place counts alone. Of these
-//! that would lose what a lower place closed, so each has a [`Rule`] of its own.
+//! Flags with several values that may be given in several places: on the command line, in the
+//! environment and in the file of `--config`. For other flags only the highest place counts. For
+//! these, that would drop restrictions from a lower place, so each has its own [`Rule`].
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::config_file::Environment;
 
 /// The switch that is short for a layer's mode.
 const RESTRICTIONS: &str = "namespace-restrictions";
-/// What it is short for, without the mode.
+/// The layer that it is shorthand for, without the mode.
 const RESTRICTED: &str = "namespace";
 
 /// A place where flags are given, lowest first.
@@ -25,7 +25,7 @@ pub(crate) enum Place {
     CommandLine,
 }
 
-/// What counts where a flag is given in several places.
+/// The way in which values from several places combine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// All values of all places: each closes something, or shows policies more.
@@ -36,7 +36,7 @@ pub(crate) enum Rule {
     /// The layers of all places. A higher place may make one stricter than a lower one, and not less
     /// strict.
     Layers,
-    /// The highest place alone, as of flags of one value.
+    /// Only the highest place counts, as for flags with one value.
     Highest,
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn added(
             Rule::AddUp | Rule::Highest => {}
         }
         for (place, values) in &given.places {
-            // Where all say the same, once is enough.
+            // If all are the same, once is enough.
             let is_said = rule == Rule::OnePlace && given.highest() != Some(*place);
             if *place != Place::CommandLine && !is_said {
                 let name = &given.name;
@@ -244,7 +244,7 @@ impl Given {
     }
 }
 
-/// How much a layer in this mode closes. What is no mode is refused when flags are read.
+/// Ranks a layer's mode by strictness. Invalid modes are refused when flags are read.
 fn strictness(mode: &str) -> u8 {
     match mode {
         "enforce" => 2,
@@ -298,7 +298,7 @@ mod tests {
         &'a [(&'a str, &'a str)],
     );
 
-    /// What is added to a command line, or why it is refused.
+    /// Returns the arguments to add to a command line, or why it is refused.
     fn merge(
         command: &Command,
         (line, variables, file): Places<'_>,
@@ -412,7 +412,7 @@ mod tests {
                         "--layer=rego=audit",
                     ],
                 ),
-                // In one place the layer's own flag goes first.
+                // Within one place the layer's own flag takes precedence.
                 (
                     (
                         &["--namespace-restrictions", "--layer=namespace=audit"],

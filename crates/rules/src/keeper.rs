@@ -329,7 +329,7 @@ impl Keeper {
                 Point::Door => points.door,
             })
         });
-        // What is to be replicated anew is let go of first.
+        // Policies to replicate anew are dropped first.
         let anew = self.policies.fit_again();
         let are_read = are_read.filter(|kind| !anew.contains(&*kind.resource));
         needs.replicated = are_read.cloned().collect();

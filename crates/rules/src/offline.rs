@@ -352,7 +352,7 @@ impl Documents {
                 continue;
             }
             let labels = [("kubernetes.io/metadata.name", name.as_str())];
-            // Nobody is decided about where only ConfigMaps are.
+            // Namespaces that only hold ConfigMaps have no pods to decide about.
             if mentioned.contains(name) {
                 assumed.push(format!(
                     "namespace {} is taken to have no labels and neither {ALLOWED_ROLES} nor \

@@ -58,7 +58,7 @@ impl Rules {
 
     pub(crate) fn publish(&self, snapshot: Snapshot, needs: Option<Needs>) {
         self.0.needs.send_if_modified(|known| {
-            // What is known once stays so, while rules are loaded anew.
+            // Known needs are kept while rules are reloaded.
             let changed = needs.is_some() && *known != needs;
             if changed {
                 *known = needs;

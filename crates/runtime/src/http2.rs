@@ -37,12 +37,12 @@ const WINDOW: u32 = 64 << 10;
 const SEND_BUFFER: usize = 64 << 10;
 /// How often it is looked whether a connection is used.
 const LOOK: Duration = Duration::from_secs(15);
-/// How long a connection may be open unauthenticated: a handshake, a first message and a look at what
-/// it shows, and some more.
+/// The time for which a connection may stay unauthenticated: enough for a handshake, a first
+/// message and a review of its proof, with a margin.
 const AUTHENTICATION: Duration = Duration::from_secs(30);
-/// How long a connection that is to be closed may take to answer what is under way on it.
+/// The time in which a connection being closed has to answer its requests in progress.
 const CLOSING: Duration = Duration::from_secs(2);
-/// How often it is said how many connections there are, though none came or went.
+/// The interval at which the number of connections is reported, even if none was opened or closed.
 const USAGE: Duration = Duration::from_secs(15);
 /// Bytes of headers.
 const HEADERS: u32 = 16 << 10;
@@ -63,11 +63,11 @@ pub struct Limits {
     pub unused: Duration,
 }
 
-/// Answers connections on `listener` until the drain begins; what is open is then asked to end, and
-/// cut off when it is forced. Every connection is accepted, and an unauthenticated one goes where
-/// there are too many. `connect` is asked for the service of each connection, with the peer's
-/// address, what its certificate says, and where to say that it has authenticated; without a
-/// service the connection is closed.
+/// Serves connections on `listener` until draining begins; open ones are then asked to end, and cut
+/// off when it is forced. Every connection is accepted; when there are too many, an unauthenticated
+/// one is closed. `connect` returns the service for each connection, given the peer's address, its
+/// certificate's claims, and a handle to report authentication; without a service the connection is
+/// closed.
 pub async fn serve<C, S, B>(
     listener: TcpListener,
     tls: MutualTls,

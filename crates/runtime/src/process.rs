@@ -19,7 +19,7 @@ const TICKS: f64 = 100.0;
 /// concerned.
 ///
 /// # Errors
-/// When the kernel doesn't know of it, which every Linux does.
+/// Returns an error if the kernel doesn't support it, which every Linux does.
 pub fn hide_memory() -> std::io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 /// any.
 const MAX_KEYS: usize = 16 * 1024;
 
-/// So many units at once, and so many a second after that.
+/// A burst of units, and a rate of units a second after that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
     /// Units that may be taken at once.
@@ -20,7 +20,7 @@ pub struct Rate {
     pub per_second: f64,
 }
 
-/// What each key has left of a [`Rate`].
+/// The remaining tokens of a [`Rate`], for each key.
 #[derive(Debug)]
 pub struct KeyedRate<K> {
     rate: Rate,

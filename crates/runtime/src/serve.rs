@@ -25,8 +25,8 @@ use crate::peer::PeerKey;
 use crate::shares::{Evicted, Eviction, Holder, ShareLimits, Shares};
 use crate::tls::ServerTls;
 
-/// How many connections may wait to be accepted: more than a port takes at once, so that those who
-/// come together with many others need not try again. The kernel lowers it to its own limit.
+/// The number of connections that may wait to be accepted: more than a port holds, so that clients
+/// that arrive together need not retry. The kernel caps it at its own limit.
 const BACKLOG: i32 = 4096;
 /// How long to wait after the kernel refused to hand out a connection, as when all file
 /// descriptors are in use.
@@ -34,7 +34,7 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a new connection may take for its first request while everything ends.
 pub(crate) const FIRST_REQUEST: Duration = Duration::from_millis(500);
-/// How long an evicted connection may take for the request that it has.
+/// The time in which an evicted connection has to finish its current request.
 const EVICTED_REQUEST: Duration = Duration::from_secs(2);
 /// How long sent bytes may stay unacknowledged.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
@@ -132,10 +132,10 @@ impl Default for Limits {
     }
 }
 
-/// Answers connections on `listener` until the drain begins; open requests are then finished, and
-/// cut off when it is forced. `connect` is asked for the service of each connection, with the
-/// peer's address and ours, and may refuse it with `None`. Where there are too many, the longest
-/// idle one of the peer that has the most goes: silence keeps nobody out.
+/// Serves connections on `listener` until draining begins; open requests are then finished, or cut
+/// off when it is forced. `connect` returns the service for each connection, given the peer's
+/// address and ours, or `None` to refuse it. When there are too many, the longest idle connection
+/// of the peer that has the most is closed, so silent peers can't lock others out.
 pub async fn serve<C, S, B>(listener: TcpListener, limits: Limits, drain: Drain, connect: C)
 where
     C: Fn(SocketAddr, SocketAddr) -> Option<S>,

@@ -27,12 +27,12 @@ pub struct ShareLimits {
     pub strangers: usize,
 }
 
-/// The one that a connection counts for.
+/// The holder that a connection counts for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Holder<K> {
     /// The holder's identity.
     pub key: K,
-    /// Whether the holder is known. All others are strangers, which together count as one holder
+    /// True if the holder is known. All others are strangers, which together count as one holder
     /// when the table is full.
     pub known: bool,
 }
@@ -215,7 +215,7 @@ impl<K: Eq + Hash, D> Inner<K, D> {
         (since.as_secs() * 1000 + u64::from(since.subsec_millis())) << 1
     }
 
-    /// Tells requests how full the table is.
+    /// Publishes how full the table is to requests.
     fn publish(&self, table: &Table<K, D>) {
         self.open.store(table.open, Relaxed);
         let room = self.limits.total - self.limits.total / 8;
@@ -325,14 +325,15 @@ impl<K: Eq + Hash + Clone, D> Slot<K, D> {
         self.activity.0.store(self.inner.stamp(now), Relaxed);
     }
 
-    /// Whether the client should be asked to close the connection: its holder is near a limit.
+    /// Returns whether to ask the client to close the connection because its holder is near a
+    /// limit.
     pub fn should_close(&self) -> bool {
         let (limits, count) = (&self.inner.limits, self.shared.count.load(Relaxed));
         let near = count.saturating_mul(4) > limits.each.saturating_mul(3);
         near || (self.inner.crowded.load(Relaxed) && count > self.inner.fair.load(Relaxed))
     }
 
-    /// What all connections of the holder share.
+    /// Returns the data that all connections of the holder share.
     pub fn data(&self) -> &D {
         &self.shared.data
     }
@@ -366,7 +367,7 @@ impl<K: Eq + Hash + Clone, D> Drop for Slot<K, D> {
 #[derive(Debug)]
 pub struct Eviction(Option<(oneshot::Receiver<()>, oneshot::Receiver<()>)>);
 
-/// How soon an evicted connection has to end.
+/// The urgency with which an evicted connection has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evicted {
     /// With the request that it has.
@@ -376,7 +377,7 @@ pub enum Evicted {
 }
 
 impl Eviction {
-    /// Whether it can come.
+    /// Returns whether an eviction can still happen.
     pub(crate) fn can_come(&self) -> bool {
         self.0.is_some()
     }

@@ -38,7 +38,7 @@ impl Resident {
         }
     }
 
-    /// The same pod, of which something changed that its owner isn't told of.
+    /// The same pod, with a change that its owner is not informed of.
     #[must_use]
     pub fn changed(&self, workload: Arc<Workload>, decided: Decided) -> Self {
         Self {

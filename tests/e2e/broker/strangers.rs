@@ -43,7 +43,7 @@ const CLOSED: &str =
     r#"rolegate_broker_connections_closed_total{port="agents",limit="unauthenticated"}"#;
 const CROWDED: &str = r#"rolegate_broker_refused_total{reason="crowded"}"#;
 
-/// How far a connection is taken before it falls silent.
+/// The stage at which a connection falls silent.
 #[derive(Debug, Clone, Copy)]
 enum Silence {
     Tcp,

@@ -153,8 +153,8 @@ impl Judge<'_> {
         if old.is_some_and(|old| self.same_wish(shape, old)) {
             return Ok(());
         }
-        // Which account its pods run as may be told by its controller's configuration, or by another
-        // object: what depends on it is judged when they are made.
+        // The account its pods run as may be set by its controller's configuration, or by another
+        // object: whatever depends on it is judged when the pods are created.
         let account_is_known = shape.service_account.is_some();
         self.pods(shape, account_is_known)
     }

@@ -78,7 +78,7 @@ pub(super) fn has_any(object: &str, field: &str, keys: &[&str]) -> String {
     )
 }
 
-/// That one of `keys` is in the map `field` of `metadata`.
+/// CEL that holds if the map `field` of `metadata` has one of `keys`.
 pub(super) fn holds_any(metadata: &str, field: &str, keys: &[&str]) -> String {
     format!(
         "({} && {}.exists(k, k in {metadata}.{field}))",
@@ -87,7 +87,7 @@ pub(super) fn holds_any(metadata: &str, field: &str, keys: &[&str]) -> String {
     )
 }
 
-/// That `at` has a field that is not null.
+/// CEL that holds if `at` has a field that is not null.
 fn given(at: &str, field: &str) -> String {
     format!("has({at}.{field}) && {at}.{field} != null")
 }
@@ -117,8 +117,8 @@ pub(super) fn any<'a>(
     format!("{opened}{}{}", leaf(&here), ")".repeat(depth))
 }
 
-/// That a pod or template names a role, by its annotation, a variable or a token for AWS, which takes
-/// those for `audiences` beside those that are known.
+/// CEL that holds if a pod or template names a role, by its annotation, a variable or a token for
+/// AWS: one for `audiences` or for a known audience.
 pub(super) fn names_role(object: &str, key: &str, audiences: &BTreeSet<Audience>) -> String {
     let annotated = has_any(object, "annotations", &[key]);
     let containers: Vec<_> = ["containers", "initContainers", "ephemeralContainers"]

@@ -31,9 +31,9 @@ use crate::redirect::{Keeper, Redirect, Status};
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the age of the picture is looked at.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often limits are looked at.
+/// The interval between checks of the limits.
 const LIMITS_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a limit that was reached is told of.
+/// The time for which a limit is reported after it was reached.
 const WORTH_TELLING: Duration = Duration::from_secs(60);
 /// An age that a watch which works does not reach.
 const WORTH_A_NOTE: Duration = Duration::from_secs(180);
@@ -68,7 +68,7 @@ pub(super) async fn picture_age(guard: Guard, most: Duration, ready: Condition) 
     }
 }
 
-/// Says in the readiness which limits were reached of late.
+/// Reports in the readiness which limits were reached recently.
 pub(super) async fn limits(limits: Arc<Limits>, clock: Clock, ready: Condition) {
     let mut ticks = tokio::time::interval(LIMITS_INTERVAL);
     loop {

@@ -12,7 +12,7 @@ use crate::runtime_folder::RuntimeFolder;
 use crate::token::store::KeyStore;
 use crate::token::{KeyRing, NoRandomness, TokenKeys};
 
-/// How often the age of the key is looked at.
+/// The interval between checks of the key's age.
 const INTERVAL: Duration = Duration::from_secs(600);
 
 /// The keys of tokens, and where they are kept for the next process.

@@ -103,7 +103,7 @@ pub struct RedirectOptions {
     pub interval: Duration,
     /// Whether they are taken away at the end.
     pub remove_at_exit: bool,
-    /// How the places of pods' addresses are found.
+    /// Settings for locating pods' addresses.
     pub attachments: AttachmentOptions,
     /// Folder of pods' network namespaces, from which the redirect is tried.
     pub check_dir: Option<PathBuf>,

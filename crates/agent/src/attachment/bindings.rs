@@ -1,4 +1,4 @@
-//! Where each pod's addresses belong, and whether they still are there. No I/O and no clock.
+//! The place of each pod's addresses, and whether they are still there. No I/O and no clock.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::{Attachment, Kind, Mac, PodId};
 /// that takes turns with the pod must not win in between.
 pub const HOLD_DOWN: Duration = Duration::from_secs(60);
 
-/// What a comparison of an address with its pod's place gives.
+/// The result of comparing an address with its pod's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It is at its pod's place.
@@ -64,12 +64,12 @@ pub enum Event {
 #[derive(Debug)]
 struct Binding {
     pod: Arc<PodId>,
-    /// The place; unknown until the routing table or the runtime's record tells it.
+    /// The place; unknown until found in the routing table or the runtime's records.
     home: Option<Attachment>,
     /// The record that the place was taken from.
     record: Option<Arc<Recorded>>,
     elsewhere: Option<Instant>,
-    /// Whether there ever was a record: a runtime removes it before its pod's object goes.
+    /// True once a record has been seen: a runtime removes it before the pod's object is deleted.
     was_recorded: bool,
     reported: bool,
 }
@@ -79,7 +79,7 @@ struct Binding {
 #[derive(Debug, Default)]
 pub struct Bindings {
     claims: HashMap<IpAddr, Vec<Binding>>,
-    /// Whether a shared network's first packet may say where an address belongs.
+    /// True if the first packet on a shared network may determine where an address belongs.
     learns: bool,
 }
 
@@ -121,8 +121,8 @@ impl Bindings {
         }
     }
 
-    /// The record of the container runtime says where an address is, or that it isn't this pod's
-    /// (`None`); this replaces what was known. Tells whether anything changed.
+    /// Takes in the container runtime's record of an address: where it is, or that it isn't this
+    /// pod's (`None`). It replaces what was known. Returns whether anything changed.
     pub fn record(
         &mut self,
         uid: &str,
@@ -144,14 +144,15 @@ impl Bindings {
         true
     }
 
-    /// Whether an address was bound by this very record.
+    /// Returns whether an address was bound by exactly this record.
     pub fn is_bound_by(&mut self, uid: &str, addr: IpAddr, record: &Arc<Recorded>) -> bool {
         self.binding(uid, addr)
             .and_then(|binding| binding.record.as_ref())
             .is_some_and(|known| Arc::ptr_eq(known, record))
     }
 
-    /// Whether it has not been reported yet that an address is unrecorded; true once.
+    /// Returns true the first time that an address is found to be unrecorded, so that it is
+    /// reported once.
     pub fn report(&mut self, uid: &str, addr: IpAddr) -> bool {
         self.binding(uid, addr)
             .is_some_and(|binding| !std::mem::replace(&mut binding.reported, true))
@@ -172,14 +173,14 @@ impl Bindings {
         self.claims.iter().flat_map(pods).collect()
     }
 
-    /// Whether a pod's address has a place.
+    /// Returns whether a pod's address has a place.
     pub fn is_bound(&self, uid: &str, addr: IpAddr) -> bool {
         let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
         let mut own = claims.iter().filter(|binding| &*binding.pod.uid == uid);
         own.any(|binding| binding.home.is_some())
     }
 
-    /// Whether a record of the container runtime says, or said, where a pod's address is.
+    /// Returns whether the container runtime has, or had, a record of where a pod's address is.
     pub fn was_recorded(&self, uid: &str, addr: IpAddr) -> bool {
         let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
         let mut own = claims.iter().filter(|binding| &*binding.pod.uid == uid);
@@ -311,7 +312,7 @@ impl Binding {
     }
 }
 
-/// Compares a fact with what is known of it. What a record told is always known; the rest is learnt.
+/// Compares a fact with the known one. Facts from a record are always known; others are learnt.
 fn settle<T: PartialEq + Copy>(first: &mut Option<T>, now: Option<T>) -> Verdict {
     match (*first, now) {
         (_, None) => Verdict::Unknown,

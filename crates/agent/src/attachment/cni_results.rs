@@ -1,9 +1,9 @@
-//! Which pod the container runtime gave which address, as it recorded that itself: libcni keeps
-//! the result of each network that it joined a pod to in a folder that only root can write.
+//! The container runtime's own records of which pod has which address: libcni stores the result of
+//! each network that it joins a pod to, in a folder that only root can write.
 //!
 //! A file holds the pod's UID, the addresses, the MAC address, the network namespace and the names
-//! of the host's interfaces. Nothing of it comes from the pod's traffic; its annotations stand in it
-//! too, and are passed over. Reading is bounded: in size, in number, and to files that nobody but
+//! of the host's interfaces. None of it comes from the pod's traffic; the pod's annotations are in
+//! it too, and are ignored. Reading is bounded in size and number, and limited to files that only
 //! root can have written.
 
 mod folder;
@@ -18,7 +18,7 @@ use super::{Mac, PodId};
 
 pub use folder::{Folder, FolderError};
 
-/// Where libcni keeps results unless it is told otherwise.
+/// The folder where libcni keeps results by default.
 pub const CNI_RESULTS_DIR: &str = "/var/lib/cni/results";
 
 /// The kind of file that is read.
@@ -39,17 +39,17 @@ pub struct Recorded {
     name: String,
     /// The name of the network namespace: the last part of its path.
     pub netns: String,
-    /// The MAC address, if the plugin tells it.
+    /// The MAC address, if the plugin reports it.
     pub mac: Option<Mac>,
-    /// Names of the host's interfaces that the plugin told of: bridges and the host's ends.
+    /// Names of the host's interfaces that the plugin reported: bridges and the host's ends.
     pub host_links: Arc<[String]>,
     /// The addresses.
     pub addresses: Vec<IpAddr>,
 }
 
 impl Recorded {
-    /// Whether this is an interface of that pod. A pod of the same name in another life is another
-    /// one, where the runtime tells them apart.
+    /// Returns whether this is an interface of that pod. A later pod of the same name is a
+    /// different one, if the runtime records UIDs.
     fn is_of(&self, pod: &PodId) -> bool {
         match &self.uid {
             Some(uid) => **uid == *pod.uid,
@@ -58,7 +58,7 @@ impl Recorded {
     }
 }
 
-/// Who an address was given to.
+/// The owner of an address.
 #[derive(Debug, Clone)]
 pub enum Assigned {
     /// To the pod, on this interface.
@@ -85,9 +85,9 @@ impl Records {
         Self(all)
     }
 
-    /// Whether the runtime gave `address` to `pod`. A record outlives its pod where the runtime
-    /// could not clean up, so `exists` is asked for the network namespaces where several records
-    /// name one address.
+    /// Returns whether the runtime gave `address` to `pod`. A record can outlive its pod if the
+    /// runtime could not clean up, so when several records name one address, `exists` says whether
+    /// their network namespaces still exist.
     pub fn assigned(
         &self,
         pod: &PodId,
@@ -174,7 +174,7 @@ pub fn parse(file: &[u8]) -> Vec<Recorded> {
         .iter()
         .enumerate()
         .filter(|(_, interface)| !interface.sandbox.is_empty());
-    // Some plugins don't say which interface an address is on; with one there is no doubt.
+    // Some plugins don't say which interface an address is on; with a single one it is certain.
     let only = match (inside.next(), inside.next()) {
         (Some((index, _)), None) => Some(index),
         _ => None,

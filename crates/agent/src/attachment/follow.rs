@@ -24,7 +24,7 @@ impl Attachments {
     /// task: it reads what the kernel has reported itself.
     ///
     /// # Errors
-    /// When the kernel's events can't be followed.
+    /// Returns an error if the kernel's events can't be followed.
     pub async fn run(
         &self,
         on_bound: impl Fn() + Send + Sync,

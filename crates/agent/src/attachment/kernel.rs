@@ -103,7 +103,7 @@ impl Kernel {
     /// The same without what pods can write: no MAC address and no port.
     ///
     /// # Errors
-    /// When the kernel can't be asked.
+    /// Returns an error if the kernel can't be queried.
     pub fn place(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
         let Some(route) = self.route(addr)? else {
             return Ok(None);
@@ -137,7 +137,7 @@ impl Kernel {
     /// none, nothing where the file isn't a network namespace.
     ///
     /// # Errors
-    /// When the kernel can't be asked.
+    /// Returns an error if the kernel can't be queried.
     pub fn namespace(&self, file: BorrowedFd<'_>) -> Result<Option<i32>, AttachmentError> {
         let mut message = NsidMessage::default();
         let fd = u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX);
@@ -158,10 +158,10 @@ impl Kernel {
         }
     }
 
-    /// The interface of a name, always asked anew: a name can be another interface's tomorrow.
+    /// Looks up an interface by name, uncached: the name may later belong to another interface.
     ///
     /// # Errors
-    /// When the kernel can't be asked.
+    /// Returns an error if the kernel can't be queried.
     pub fn host_link(&self, name: &str) -> Result<Option<HostLink>, AttachmentError> {
         if !(1..=MAX_LINK_NAME).contains(&name.len()) {
             return Ok(None);
@@ -404,7 +404,7 @@ impl Channel {
                         io::ErrorKind::NotFound
                         | io::ErrorKind::NetworkUnreachable
                         | io::ErrorKind::HostUnreachable => Ok(None),
-                        // The interface has gone since its index was learnt.
+                        // The interface was removed after its index was learnt.
                         _ if is(&error, &[Errno::NODEV, Errno::NXIO]) => Ok(None),
                         _ => Err(error.into()),
                     }

@@ -58,8 +58,8 @@ impl Monitor {
         })
     }
 
-    /// The events that have come and were not read yet, some at a time; nothing where there are
-    /// none. What the kernel did before this call, it has told by now.
+    /// Reads pending events, a few at a time; `None` without any. Whatever the kernel did
+    /// before this call is included.
     ///
     /// # Errors
     /// When the socket has ended.
@@ -76,7 +76,7 @@ impl Monitor {
     /// The socket once more, to wait for events.
     ///
     /// # Errors
-    /// When there are no more file descriptors.
+    /// Returns an error if there are no more file descriptors.
     pub fn socket(&self) -> Result<OwnedFd, AttachmentError> {
         Ok(self.socket.as_fd().try_clone_to_owned()?)
     }

@@ -1,4 +1,4 @@
-//! What holds in any network namespace; the rest needs pods, and is in tests/netns.
+//! Tests that need no particular network namespace; those that need pods are in tests/netns.
 
 use super::*;
 

@@ -24,7 +24,7 @@ use super::{BrokerOptions, Proof};
 const CONNECT: Duration = Duration::from_secs(3);
 /// Addresses that are tried before the next wait.
 const TRIES: usize = 3;
-/// For the handshake while no broker serves: one that is busy should not be asked anew.
+/// The time limit for a handshake while no broker serves: a busy one should not be asked again.
 const PATIENT: Duration = Duration::from_secs(20);
 /// The same while another one serves.
 const HANDSHAKE: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! What is refused of a request before anything else is looked at.
+//! Checks that refuse a request before anything else is examined.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -82,8 +82,8 @@ fn host(headers: &HeaderMap) -> Host<'_> {
     }
 }
 
-/// Whether a host is a metadata address, or the address that the connection came to: never a
-/// name, which whoever answers DNS could have pointed here.
+/// Returns whether a host is a metadata address, or the address that the connection came to. A name
+/// never is: an attacker who controls DNS could have pointed it here.
 fn is_ours(host: &[u8], own: IpAddr) -> bool {
     match host {
         b"169.254.169.254" | b"169.254.169.254:80" => true,

@@ -178,8 +178,8 @@ impl Visit {
         (handler, answer)
     }
 
-    /// Answers a list that is no pod's own. Clients find out by it what is here, and by a wrong
-    /// token whether tokens are checked.
+    /// Answers a list that isn't specific to a pod. Clients use it to discover the service, and use
+    /// a wrong token to find out whether tokens are checked.
     async fn listed(&self, headers: &HeaderMap, list: &'static str) -> Answer {
         let done = || Answer::ok(Bytes::from_static(list.as_bytes()));
         if headers.contains_key(TOKEN) {
@@ -269,7 +269,7 @@ impl Visit {
             Answer::refuse(Outcome::BadToken, sentence)
         };
         let token = headers.get(TOKEN).map(HeaderValue::as_bytes);
-        // Without looking at who asks: no wait changes that there is none, or that it is none.
+        // Checked before the client is identified: waiting can't fix a missing or malformed token.
         match token {
             None => {
                 if let Some(refused) = self.without_token() {

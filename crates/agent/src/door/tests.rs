@@ -19,7 +19,7 @@ use crate::picture::Owner;
 use crate::token::KeyRing;
 
 const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-/// What a pod without a role gets: it was identified.
+/// The answer to a pod that was identified but has no role.
 const IDENTIFIED: &str = "this pod has no role";
 
 struct Stage {

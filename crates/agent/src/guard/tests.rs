@@ -7,10 +7,10 @@ use super::*;
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 2, 0, 5));
 
-/// Places that say what a test tells them to, and remember what they were asked.
+/// A fake of the places that answers as a test sets it, and records the questions.
 #[derive(Debug, Default)]
 pub(crate) struct StandIn {
-    /// What is said of each address; an error without it.
+    /// The answer for every address; an error if unset.
     pub(crate) verdict: Mutex<Option<Verdict>>,
     pub(crate) generation: AtomicU64,
     calls: Mutex<Vec<String>>,

@@ -12,14 +12,14 @@ use jiff::Timestamp;
 use super::Peer;
 
 const SECOND: i64 = 1_000_000_000;
-/// How often pods whose buckets are full again are forgotten.
+/// The interval at which pods whose buckets are full again are forgotten.
 const SWEEP: i64 = SECOND / 4;
-/// Which part of the common bucket is open to pods that took more than their equal share.
+/// The fraction (1/n) of the common bucket open to pods that exceeded their equal share.
 const OPEN_PART: i64 = 4;
-/// Which part of the common bucket a pod may take at once from its equal share, and all of them
-/// together.
+/// The fractions (1/n) of the common bucket that one pod, and all pods together, may take at once
+/// from equal shares.
 const SHARE_PARTS: [i64; 2] = [64, 8];
-/// Which part of all requests is in nobody's share, and left for those who come new.
+/// The fraction (1/n) of all requests that is in no pod's share, and is left for newcomers.
 const UNSHARED_PART: i64 = 20;
 
 /// A bucket that was empty.
@@ -31,8 +31,8 @@ pub(super) enum Exhausted {
     All,
 }
 
-/// Buckets of all pods that had a request forwarded of late. Pods whose buckets are full are not
-/// kept: there are no more entries than requests that were forwarded in the last seconds.
+/// Buckets of all pods that recently had a request forwarded. Pods whose buckets are full are not
+/// kept: there are never more entries than requests forwarded in the last seconds.
 #[derive(Debug)]
 pub(super) struct Forwards {
     /// Requests a second of one pod, and what it may take at once.

@@ -133,7 +133,7 @@ impl Backend {
         self.listing().await
     }
 
-    /// Takes away what is ours in this backend alone; says whether there was something.
+    /// Removes our rules from this backend only, and returns whether there were any.
     pub(super) async fn remove(self) -> Result<bool, RedirectError> {
         match self {
             Self::None => Ok(false),
@@ -175,7 +175,7 @@ impl Backend {
         }
     }
 
-    /// What the kernel has of ours, if it has all of `spec`.
+    /// Returns our rules as the kernel lists them, if all of `spec` is there.
     pub(super) async fn whole(self, spec: &Spec) -> Result<Option<String>, RedirectError> {
         match self {
             Self::None => Ok(None),
@@ -270,8 +270,8 @@ impl Programs {
     }
 }
 
-/// What each program has of ours, in one text; nothing where there is nothing. A program that has
-/// nothing while others have something is named: a kernel that got a family later is unlike one
+/// Joins each program's listing of our rules into one text; `None` if there are no rules. A program
+/// without rules is named if others have some: a kernel that gained a family later differs from one
 /// that has rules for all.
 fn joined(parts: &[(&str, String)]) -> Option<String> {
     parts.iter().any(|(_, owned)| !owned.is_empty()).then(|| {

@@ -24,10 +24,10 @@ pub struct Status {
     pub error: Option<String>,
 }
 
-/// Applies a redirect and puts it back when something removes or alters it, the order of rules
-/// included: at once where the kernel tells of it, at the next look where it doesn't (legacy
-/// iptables). When it ends the redirect stays, so that pods are refused and not given the node's
-/// role; taking it away is a choice.
+/// Applies a redirect and restores it when something removes, alters or reorders its rules: at once
+/// if the kernel reports the change, otherwise at the next check (legacy iptables). The redirect
+/// stays when the keeper ends, so that pods are refused rather than given the node's role; removing
+/// it is a choice.
 #[derive(Debug)]
 pub struct Keeper {
     redirect: Redirect,
@@ -98,7 +98,8 @@ impl Keeper {
         }
     }
 
-    /// Reports the result of a look; says whether the redirect was changed by another, or can't be kept.
+    /// Reports the result of a check: whether another program changed the redirect, or it can't be
+    /// kept.
     fn report(&self, looked: Result<Look, RedirectError>) -> bool {
         let backend = self.redirect.backend();
         match &looked {
@@ -136,14 +137,14 @@ impl Keeper {
     }
 }
 
-/// What a look found.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     /// The redirect was there.
     InPlace,
     /// It was put there for the first time.
     Applied,
-    /// It had gone or was altered, and was put back.
+    /// It was removed or altered, and has been restored.
     Restored,
 }
 

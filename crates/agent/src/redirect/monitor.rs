@@ -1,7 +1,7 @@
 //! The kernel's notifications that something took a rule of ours away or put one in front of it.
 //!
-//! nftables tells of each change, whichever program made it, and so do the routing rules. Legacy
-//! iptables tells of nothing: with it, only a look finds out.
+//! nftables reports every change, whichever program made it, and so do the routing rules. Legacy
+//! iptables reports nothing: its changes are found only by checking.
 
 use std::io;
 
@@ -50,7 +50,7 @@ impl Changes {
     /// Subscribes; needs a tokio runtime.
     ///
     /// # Errors
-    /// When the kernel has no such notifications, or doesn't give them to us.
+    /// Returns an error if the kernel lacks such notifications, or denies them to us.
     pub(super) fn open(backend: Backend) -> io::Result<Self> {
         Ok(Self {
             backend,
@@ -69,7 +69,7 @@ impl Changes {
     /// then is read too, so that one look answers a burst.
     ///
     /// # Errors
-    /// When a socket has ended.
+    /// Returns an error if a socket has ended.
     pub(super) async fn next(&mut self) -> io::Result<()> {
         let mut changed = self.read().await?;
         while !changed {
@@ -81,7 +81,7 @@ impl Changes {
         Ok(())
     }
 
-    /// Reads some notifications; says whether one of them concerns us.
+    /// Reads some notifications, and returns whether any of them concerns us.
     async fn read(&mut self) -> io::Result<bool> {
         let backend = self.backend;
         tokio::select! {
@@ -145,7 +145,7 @@ fn messages(mut chunk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     })
 }
 
-/// Whether a message says that a routing rule of ours is gone.
+/// Returns whether a message says that one of our routing rules was removed.
 fn took_routing_rule(message: &[u8]) -> bool {
     match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
         Ok(message) => match message.payload {
@@ -159,8 +159,8 @@ fn took_routing_rule(message: &[u8]) -> bool {
     }
 }
 
-/// Whether a message of nftables is about what the redirect of `backend` is made of. The kernel's
-/// other tables change all the time, those of the service proxy above all.
+/// Returns whether an nftables message concerns the redirect of `backend`. The kernel's other
+/// tables change all the time, above all those of the service proxy.
 fn concerns(backend: Backend, message: &[u8]) -> bool {
     let Ok(message) = NetlinkBuffer::new_checked(message) else {
         return true;

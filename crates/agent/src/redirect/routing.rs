@@ -29,7 +29,7 @@ pub(super) async fn present() -> Result<Vec<RoutingRule>, RedirectError> {
     .await
 }
 
-/// What the kernel has of the rules, against what it should have.
+/// Compares the kernel's rules with the ones that it should have.
 pub(super) async fn state() -> Result<State, RedirectError> {
     let wanted: Vec<_> = families().flat_map(routing_rules).collect();
     let present = present().await?;
@@ -62,7 +62,7 @@ pub(super) async fn apply() -> Result<(), RedirectError> {
     .await
 }
 
-/// Removes the rules that are there; says whether there were any.
+/// Removes the existing rules, and returns whether there were any.
 pub(super) async fn remove() -> Result<bool, RedirectError> {
     connected(async |handle| {
         let mut some = false;
@@ -178,7 +178,8 @@ pub(super) fn read(message: &RuleMessage) -> Option<RoutingRule> {
             RuleAttribute::Destination(address) => destination = Some(*address),
             RuleAttribute::Iifname(name) if name == LOOPBACK => local = true,
             RuleAttribute::Goto(value) => target = Some(*value),
-            // Of tables, which these rules ask none of, and of who made the rule.
+            // Attributes about the table, which doesn't matter for these rules, and about the
+            // rule's origin.
             RuleAttribute::Table(_)
             | RuleAttribute::SuppressPrefixLen(_)
             | RuleAttribute::SuppressIfGroup(_)
@@ -208,7 +209,7 @@ pub(super) fn read(message: &RuleMessage) -> Option<RoutingRule> {
     })
 }
 
-/// Whether a rule is one of ours.
+/// Returns whether a rule is one of ours.
 pub(super) fn is_ours(rule: RoutingRule) -> bool {
     routing_rules(rule.family).contains(&rule)
 }

@@ -37,7 +37,7 @@ async fn probes_for_ec2_find_it() {
         assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
         let post = stage.request(1, &format!("POST {path} HTTP/1.1")).await;
         assert_eq!(post.status, 405, "{path}");
-        // Who is no known pod learns no less: it is no pod's own.
+        // An unknown client sees the same listing: it belongs to no pod.
         assert_eq!(stage.get(9, path).await.status, 200, "{path}");
     }
     let token = stage.request(1, &format!("{PUT}\r\n{TTL}")).await.body;
@@ -287,7 +287,7 @@ async fn only_whole_small_answers_that_are_there_or_not_are_kept() {
         ("region", true),
     ] {
         let path = format!("/latest/meta-data/placement/{name}");
-        // What a HEAD brings is no answer to a GET.
+        // The answer to a HEAD must not be kept for a GET.
         stage
             .request(1, &format!("HEAD {path} HTTP/1.1\r\nConnection: close"))
             .await;
@@ -340,7 +340,7 @@ async fn kube2iams_page_is_alive_while_the_agent_serves() {
     assert_eq!(page.json()["hostIP"], "127.0.0.1");
     assert_eq!(page.json()["instanceId"], "");
     assert!(page.json()["reason"].is_string(), "{page:?}");
-    // What kube2iam's own page said is in its metric.
+    // The verdict of kube2iam's page is in this metric.
     let metrics = stage.admin("/metrics").await.body;
     assert!(
         metrics.contains("kube2iam_healthcheck_status 0"),
@@ -363,7 +363,7 @@ async fn a_token_is_given_when_it_would_be_accepted_and_not_before() {
     .await;
     let put = format!("{PUT}\r\n{TTL}");
     assert_eq!(early.request(1, &put).await.status, 503);
-    // A token from before a restart is not refused for good while nobody can tell whose it is.
+    // A token from before a restart is not refused for good while its pod can't be identified yet.
     let stage = Stage::new().await;
     let token = stage.request(1, &put).await;
     assert_eq!(token.status, 200);

@@ -229,7 +229,7 @@ impl Stage {
             .expect("the answer never came")
     }
 
-    /// What an Event says that speaks of `text`, once there is one.
+    /// Waits for an Event that mentions `text`, and returns its note.
     pub(crate) async fn event_note(&self, text: &str) -> String {
         let looking = async {
             loop {

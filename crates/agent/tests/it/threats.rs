@@ -227,7 +227,7 @@ async fn threat_19_before_pods_are_known_each_address_may_be_one() {
     let stage = Stage::unready(|options| {
         options.door.limits = limits;
         if let SourceOptions::Kubernetes { client, .. } = &mut alone(options).source {
-            // Nothing answers there.
+            // No server listens on that port.
             client.api_server = Some("http://127.0.0.1:9".into());
         }
     })

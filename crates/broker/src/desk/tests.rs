@@ -462,7 +462,7 @@ fn a_pod_that_comes_after_the_last_one_left_reaches_the_nodes_stream() {
     bench.desk.update(Update::Workloads(gone));
     bench.apply(pod("uid-2", "node-1"));
     assert_eq!(standing(&feed, "uid-2"), "allowed");
-    // When its streams have gone too, nothing is left of the node.
+    // Once its streams have ended too, no trace of the node is left.
     bench.desk.order(Order::Leave(feed));
     let gone = Change::Delete(pod("uid-2", "node-1"));
     bench.desk.update(Update::Workloads(gone));

@@ -386,7 +386,7 @@ fn what_is_gone_alone_is_news() {
     let updates = bench.drain();
     assert_eq!(gone(&updates), ["uid-1"]);
     assert!(updates[0].ended.is_empty());
-    // A session ends alone where its pod may have nothing now that is told with the pod.
+    // If a pod is now denied, its session's end is sent alongside the pod.
     bench.feed.put(pod("uid-2"), denied());
     let update = bench.feed.take(&bench.ledger, at(0)).unwrap();
     assert_eq!((update.residents.len(), update.ended.len()), (1, 1));

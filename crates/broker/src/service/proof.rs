@@ -20,7 +20,7 @@ use crate::reviewer::ReviewError;
 pub(super) const PROOF: Duration = Duration::from_secs(600);
 /// How long it may take until the watch shows the agent's pod.
 const PROVING: Duration = Duration::from_secs(5);
-/// How long after it was looked at a token is looked at again that nobody could be asked about.
+/// The time until a token is reviewed again if the API server was unavailable.
 const AGAIN: Duration = Duration::from_secs(20);
 
 /// Why nothing is proven.
@@ -55,8 +55,8 @@ impl Connection {
         if token.len() > MAX_TOKEN {
             return Err(Refused::Unknown.into());
         }
-        // What it says of itself proves nothing. But where that would not be enough if it were so, there
-        // is nothing to ask the API server, which anybody could make the broker do.
+        // A token's own claims prove nothing. But if they would be insufficient even when true, the
+        // API server need not be asked, which anyone could otherwise make the broker do.
         let said = claimed(token).ok_or(Refused::Unknown)?;
         let unchecked = self.compare(&said, node).await?;
         if unchecked
@@ -74,8 +74,8 @@ impl Connection {
         Ok(self.compare(&reviewed, node).await?)
     }
 
-    /// Whether a token of which this is known is of the agent of `node`; waits for a moment where the
-    /// broker's watch may lag behind an agent that has just started.
+    /// Returns whether a token with this review belongs to the agent of `node`. Waits briefly, as
+    /// the broker's watch may lag behind an agent that has just started.
     async fn compare(&self, known: &Reviewed, node: &str) -> Result<Proven, Refused> {
         let agents = &self.service.parts.agents;
         let mut changes = agents.changes();
@@ -121,7 +121,7 @@ impl Connection {
     }
 }
 
-/// A token, when it was looked at, and what came of it.
+/// A token, the time of its review, and the result.
 type Look = (Zeroizing<String>, Timestamp, Result<Proven, Unproven>);
 
 /// The proofs of a stream.

@@ -324,7 +324,7 @@ async fn strangers_hold_no_more_than_their_share_and_the_oldest_goes() {
     assert_eq!(metric(&broker, AUTHENTICATED).await, Some(3));
     let report = broker.readiness().report();
     assert!(report.ready && report.noted.contains_key("agent connections"));
-    // Who is there is served on, and who comes is served.
+    // Existing agents are still served, and so are new ones.
     stage.kube.put_pod(pod("new", 1, 2, "reader"));
     while held[0]
         .update()
@@ -379,7 +379,7 @@ async fn one_address_has_few_unauthenticated_connections() {
         metric(&broker, UNAUTHENTICATED).await == Some(4)
     })
     .await;
-    // Nobody else has less for it.
+    // Other nodes are unaffected.
     let agent = stage.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
     for (_, connection) in held.drain(..) {

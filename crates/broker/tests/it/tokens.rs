@@ -268,7 +268,7 @@ async fn rule_08_made_up_tokens_of_one_address_cost_the_api_server_little() {
     let token = agent.token(stage.clock().now() + minutes(60));
     let mut raw = Raw::serving_by(&tls, to, "node-1", &token).await;
     hears_of(&mut raw, "one").await;
-    // Whoever has the stream, and knows the pod, shows made-up ones without end.
+    // A peer that has a stream, and knows the pod, keeps sending forged tokens.
     let before = reviews(&stage);
     let until = stage.clock().now() + minutes(60);
     for n in 0..64 {

@@ -166,9 +166,9 @@ const PRESETS: &[(&str, &[Known])] = &[
                 "jaxjobs",
                 &["spec.jaxReplicaSpecs.*.template"],
             ),
-            // Its pods take over its annotations; its template has none.
+            // Its pods inherit its annotations; its template has none.
             templates(KUBEFLOW, "Notebook", "notebooks", &[".", "spec.template"]),
-            // What it changes of the templates of its runtime, which names the service account.
+            // Its overrides of the runtime's templates; the runtime names the service account.
             metadata(
                 TRAINER,
                 "TrainJob",
@@ -280,7 +280,7 @@ const PRESETS: &[(&str, &[Known])] = &[
     ),
 ];
 
-/// Where a Workflow has the metadata of its pods.
+/// The fields in which a Workflow holds its pods' metadata.
 const WORKFLOW: &[&str] = &[
     "spec.podMetadata",
     "spec.templateDefaults.metadata",

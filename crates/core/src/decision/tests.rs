@@ -201,8 +201,8 @@ fn limits_of(rules: &RuleSet) -> Option<SessionLimits> {
     }
 }
 
-/// A pod sheds tags that are not transitive by assuming another role, and transitive tags that nobody
-/// asked for are refused by roles further on.
+/// A pod drops tags that are not transitive by assuming another role, and transitive tags that were
+/// not asked for are refused by later roles in a chain.
 #[test]
 fn tags_of_a_grant_are_transitive_where_the_configuration_says_so() {
     use crate::attribution::{SourceIdentity, WorkloadTags};

@@ -127,7 +127,7 @@ impl Allowances {
         self.dues.first().map(|(due, _)| *due)
     }
 
-    /// How many places of keys there are here: one for each namespace that holds a key.
+    /// The number of places held here: one for each pair of a key and a namespace that holds it.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.held

@@ -54,8 +54,8 @@ mod tests {
     use super::*;
     use crate::arn::RoleArn;
 
-    /// Keys of sessions as a cluster has them: of few roles, named by namespace and account, or
-    /// told apart by an external ID alone.
+    /// Keys of sessions as found in a cluster: for few roles, named by namespace and account, or
+    /// distinguished only by an external ID.
     fn keys() -> impl Iterator<Item = SessionKey> {
         (0..1000).map(|number| SessionKey {
             role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/r{}", number % 5))

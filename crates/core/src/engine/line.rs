@@ -38,7 +38,7 @@ impl Lines {
         self.urgent.take().or_else(|| self.prefetch.take())
     }
 
-    /// How many sessions are in line.
+    /// Returns the number of sessions in line.
     pub(super) fn len(&self) -> usize {
         self.urgent.len() + self.prefetch.len()
     }
@@ -130,7 +130,7 @@ impl Line {
         }
     }
 
-    /// How many sessions are in line.
+    /// Returns the number of sessions in line.
     pub(super) fn len(&self) -> usize {
         self.since.len()
     }

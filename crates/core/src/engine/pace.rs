@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn half_of_what_was_called_in_this_second_or_the_one_before_counts() {
-        // When it is throttled, and to what of 100 calls in the first second.
+        // Times of throttling in milliseconds, and the rate after each, starting from 100 calls a
+        // second.
         for (throttled, rate) in [(900, 50.0), (1900, 50.0), (2000, FLOOR), (60_000, FLOOR)] {
             let mut pace = Pace::new(0);
             for _ in 0..100 {
@@ -280,7 +281,7 @@ mod tests {
             pace.throttled(at(throttled));
             assert_eq!(pace.rate(), Some(rate), "{throttled}");
         }
-        // More in this second than in the one before, and the other way round.
+        // More calls in this second than in the previous one, and vice versa.
         for (first, second) in [(40, 80), (80, 40)] {
             let mut pace = Pace::new(0);
             for (calls, when) in [(first, 0), (second, 1000)] {

@@ -38,7 +38,7 @@ fn threat_07_a_grant_looks_for_names_unless_any_will_do() {
         (&["s*p"], true),
         (&["other", "sh*"], true),
         (&["other"], false),
-        // Nobody has to choose a name for these.
+        // These match without choosing a particular name.
         (&["*"], false),
         (&["**", "shop"], false),
     ] {
@@ -144,7 +144,7 @@ fn patterns_know_how_closely_they_name_a_role() {
     assert_eq!(closeness("*reader-*"), None);
 }
 
-/// What a good grant with a change is, compiled.
+/// Compiles a valid grant with a change applied.
 fn changed(change: impl FnOnce(&mut Grant)) -> Result<CompiledGrant, GrantError> {
     let mut grant = grant("one", &["reader"], "payments");
     change(&mut grant);

@@ -1,4 +1,4 @@
-//! What is kept, for which workloads it counts, and how much memory it takes.
+//! Tests of which decisions are kept, for which workloads they count, and the memory they take.
 
 mod property;
 
@@ -43,7 +43,7 @@ impl Layer for Counting {
     }
 }
 
-/// How often a layer is asked for pods that differ in everything but the wish.
+/// Counts how often a layer is asked for pods that differ in everything but the wish.
 fn asked(layer: Counting, scope: SessionScope) -> usize {
     let layer = Arc::new(layer);
     let namespace = Arc::new(NamespaceRules::of_labels(KeyValues::default()));

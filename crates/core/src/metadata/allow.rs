@@ -5,7 +5,7 @@ use regex::{RegexSet, RegexSetBuilder};
 use super::reach::{can_match, never_matching};
 use super::{CanonicalPath, Route, child};
 
-/// What pods may ask of the real service by default, below the version.
+/// Paths below the version that pods may ask of the real service by default.
 const SAFE: &[&str] = &[
     "meta-data/placement(/.*)?",
     "meta-data/services(/.*)?",
@@ -27,7 +27,7 @@ pub enum AllowError {
     Never {
         /// The expression, or the alternative of it.
         pattern: String,
-        /// What opens what may have been meant.
+        /// An expression that opens what may have been meant.
         instead: Option<String>,
     },
 }
@@ -80,7 +80,7 @@ impl AllowList {
         })
     }
 
-    /// Whether the real service may be asked for `path`.
+    /// Returns whether the real service may be asked for `path`.
     pub fn allows(&self, path: &CanonicalPath<'_>) -> bool {
         if path.route() != Route::Other {
             return false;
@@ -91,7 +91,7 @@ impl AllowList {
         self.paths.is_match(path.below)
     }
 
-    /// Whether what `path` says stays the same while the instance runs.
+    /// Returns whether the answer for `path` stays the same while the instance runs.
     pub fn is_static(&self, path: &CanonicalPath<'_>) -> bool {
         let first = self.paths.matches(path.below).iter().next();
         first.is_some_and(|index| index < SAFE.len())
@@ -103,8 +103,8 @@ fn trimmed(pattern: &str) -> &str {
     pattern.trim_start_matches(['^', '/'])
 }
 
-/// What somebody may have meant by an expression that matches nothing: the same without a version
-/// before it, and without a slash at its end.
+/// Guesses the intent of an expression that matches nothing: the same expression without a leading
+/// version and without a trailing slash.
 fn meant(pattern: &str) -> Option<String> {
     let trees = ["meta-data", "dynamic", "user-data"];
     let start = trees

@@ -1,5 +1,5 @@
-//! Whether a regular expression can match any path that may be opened at all. One that cannot is a
-//! mistake that nothing else would tell of.
+//! Checks whether a regular expression can match any path that may be opened. One that can't is a
+//! mistake that would otherwise go unnoticed.
 //!
 //! The expression's automaton and the automaton of such paths are walked together: where no common
 //! end is reached, no path is matched.
@@ -16,7 +16,7 @@ use super::is_plain_character;
 /// Largest automaton that is walked, bytes: larger expressions are taken as they are.
 const MAX_AUTOMATON: usize = 256 * 1024;
 
-/// What lies below a version.
+/// The trees below a version.
 const TREES: [&str; 3] = ["meta-data", "dynamic", "user-data"];
 const METADATA: usize = 0;
 const USER_DATA: usize = 2;
@@ -52,7 +52,7 @@ fn alternatives(pattern: &str) -> Vec<&str> {
     texts.collect()
 }
 
-/// Whether `pattern` can match the whole of a path below the version that may be opened.
+/// Returns whether `pattern` can match the whole of a path below the version that may be opened.
 pub(super) fn can_match(pattern: &str) -> bool {
     let config = Config::new()
         .nfa_size_limit(Some(MAX_AUTOMATON))
@@ -118,8 +118,7 @@ impl Walk<'_> {
                     }
                 }
                 Look::End | Look::EndLF | Look::EndCRLF => self.reach(*next, place, true),
-                // Edges of words are not looked at: too much is let pass by that, and never too
-                // little.
+                // Word boundaries are ignored: that may accept too much, but never too little.
                 _ => self.reach(*next, place, ended),
             },
             State::Union { alternates } => {
@@ -148,7 +147,7 @@ impl Walk<'_> {
     }
 }
 
-/// How far a path below the version is read.
+/// The position in a path below the version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Place {
     Start,
@@ -164,7 +163,7 @@ enum Place {
         length: u8,
         /// All of them are dots.
         dots: bool,
-        /// How far it is one of [`CLOSED`], by its number.
+        /// The number of a matching prefix in [`CLOSED`], and the position in it.
         closed: Option<(usize, usize)>,
     },
 }
@@ -213,7 +212,7 @@ impl Place {
                 closed: closed.and_then(|(_, at)| {
                     let letter = byte.to_ascii_lowercase();
                     let is_next = |name: &&str| name.as_bytes().get(at) == Some(&letter);
-                    // Before the letter that tells them apart, the number says nothing.
+                    // Before the distinguishing letter, the number carries no information.
                     let candidates = CLOSED.iter().enumerate();
                     let mut candidates = candidates
                         .filter(|(name, _)| at < 2 || closed.is_some_and(|(it, _)| it == *name));
@@ -224,8 +223,7 @@ impl Place {
         }
     }
 
-    /// Whether the segment may end here: it is not empty, not made of one or two dots alone, and
-    /// not closed.
+    /// Returns whether the segment may end here: it is not empty, not `.` or `..`, and not closed.
     fn is_whole(self) -> bool {
         match self {
             Self::Start => false,

@@ -237,8 +237,8 @@ pub fn iptables_owned(listing: &str) -> String {
     out
 }
 
-/// Whether `listing` has all rules of the redirect of one family in their order, and each jump to
-/// them first in its chain. What else rules say is for a comparison of two listings.
+/// Returns whether `listing` has all of one family's redirect rules in order, with each jump to
+/// them first in its chain. Other parts of the rules are checked by comparing two listings.
 pub fn iptables_is_whole(spec: &Spec, family: Family, listing: &str) -> bool {
     CHAINS.iter().all(|chain| {
         let mut builtin =

@@ -78,8 +78,8 @@ pub fn nft_remove_script() -> String {
     format!("delete table inet {NFT_TABLE}\n")
 }
 
-/// Whether `listing`, which `nft -s list table` printed, has all rules of the redirect in their
-/// order, and no others of ours. What else rules say is for a comparison of two listings.
+/// Returns whether `listing`, the output of `nft -s list table`, has all rules of the redirect in
+/// order and no others of ours. Other parts of the rules are checked by comparing two listings.
 pub fn nft_is_whole(spec: &Spec, listing: &str) -> bool {
     fn comments(text: &str) -> impl Iterator<Item = &str> {
         text.lines().filter_map(|line| {

@@ -3,10 +3,10 @@
 //! rules see only what the redirect missed: all of it, while something else has flushed the
 //! filter's rules.
 //!
-//! A rule names one interface by its whole name, and patterns of pods' interfaces have no such
-//! name. So the rules say it the other way round: what this host sends itself comes from `lo` and
-//! goes on as if there were no rules; all that comes in by any other interface is refused. That is
-//! what the filter's rules say too.
+//! A rule can only match an interface by its exact name, and pods' interfaces are known by
+//! patterns. So the rules are inverted: packets that this host itself sends come from `lo` and
+//! continue as if there were no rules; those arriving on any other interface are refused, as by the
+//! filter's rules.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ const REFUSE: u32 = 2;
 /// host's other rules in their order.
 const GO_ON: u32 = 3;
 
-/// What the kernel does with a packet that a rule matches.
+/// The kernel's action for a packet that matches a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoutingAction {
     /// Goes on with the rule of this priority.
@@ -42,9 +42,9 @@ pub struct RoutingRule {
     pub priority: u32,
     /// The destination that it matches; all without one.
     pub destination: Option<IpAddr>,
-    /// Whether it matches only what this host sends itself.
+    /// True if it matches only packets that this host itself sends.
     pub local: bool,
-    /// What it does.
+    /// The action on a match.
     pub action: RoutingAction,
 }
 

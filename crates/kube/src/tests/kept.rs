@@ -1,4 +1,4 @@
-//! What is kept of objects: of those that may run, and of what tenants write there, what rules read.
+//! Tests of what is kept: pods that may run, and of tenants' text only what rules read.
 
 use rolegate_core::needs::Keys;
 

@@ -154,7 +154,7 @@ fn container(container: &mut Value) {
     set(container, "terminationMessagePolicy", json!("File"));
     set(container, "resources", json!({}));
     ports(container);
-    // What is limited and asks for nothing asks for its limit.
+    // A missing resource request defaults to the limit.
     if let Some(Value::Object(resources)) = container.get_mut("resources")
         && let Some(Value::Object(limits)) = resources.get("limits").cloned()
     {
@@ -167,7 +167,7 @@ fn container(container: &mut Value) {
     }
 }
 
-/// Whether an image has the tag `latest`, or neither tag nor digest.
+/// Returns whether an image has the tag `latest`, or neither tag nor digest.
 fn is_latest(image: &str) -> bool {
     let name = image.rsplit('/').next().unwrap_or(image);
     match name.split_once('@') {

@@ -1,4 +1,4 @@
-//! What a manifest holds that the gate does not judge, or that counts for nothing where it stands.
+//! Warnings about parts of a manifest that the gate does not judge, or that have no effect there.
 
 use rolegate_core::annotation::{
     AnnotationKeys, DEFAULT_ROLE, PERMITTED, SESSION_NAME, WEB_IDENTITY_ROLE,
@@ -40,7 +40,7 @@ const KINDS: &[(&str, &str, &str, &[&str])] = &[
     ("", "v1", "ConfigMap", &[]),
     ("", "v1", "Service", &[]),
 ];
-/// Groups of objects that are rules for somebody else, and what to do with them.
+/// Groups of objects that are rules for other programs, with advice for each.
 const FOREIGN: &[(&str, &str)] = &[
     (
         "templates.gatekeeper.sh",
@@ -81,14 +81,14 @@ const GROUPS: &[&str] = &[
     "storage.k8s.io",
     "storagemigration.k8s.io",
 ];
-/// Most pieces of an object that are looked at.
+/// The maximum number of parts of an object that are examined.
 const MOST_PARTS: usize = 200_000;
 /// The rule of what is not judged.
 const NOT_JUDGED: &str = "not judged";
-/// The rule of what counts for nothing.
+/// The rule of findings about parts without effect.
 const NO_EFFECT: &str = "no effect";
 
-/// Why an object whose group holds rules for another program counts for nothing here.
+/// Explains why an object whose group holds rules for another program has no effect here.
 pub fn foreign(object: &Value) -> Option<&'static str> {
     let group = group(object);
     let mut known = FOREIGN.iter();
@@ -97,7 +97,7 @@ pub fn foreign(object: &Value) -> Option<&'static str> {
         .map(|(_, why)| *why)
 }
 
-/// What is worth knowing of an object in `namespace`, beside the gate's verdict.
+/// Returns remarks about an object in `namespace`, in addition to the gate's verdict.
 pub(super) fn hints(
     object: &Value,
     namespace: &str,
@@ -178,15 +178,15 @@ fn misnamed(object: &Value) -> Option<Hint> {
     })
 }
 
-/// Where an object's pods have their metadata from.
+/// The source of the metadata of an object's pods.
 enum Places<'a> {
     /// The object is a pod, or its metadata is that of its pods.
     Itself,
-    /// Metadata at these fields, of templates or alone; `*` stands for every entry.
+    /// Metadata at these fields, of templates or on its own; `*` stands for every entry.
     Metadata(Vec<Vec<&'a str>>),
     /// Nowhere: it makes no pods.
     None,
-    /// It is of a kind that nobody told the gate about.
+    /// It is of a kind that the gate is not configured for.
     Unknown,
 }
 
@@ -220,7 +220,7 @@ impl<'a> Places<'a> {
         Self::Metadata(templates.chain(alone).collect())
     }
 
-    /// Whether annotations at these fields are those of pods.
+    /// Returns whether annotations at these fields are those of pods.
     fn are_of_pods(&self, steps: &[String]) -> bool {
         let is_at = |place: &[&str]| {
             let full = place.iter().chain(&["annotations"]);
@@ -259,7 +259,7 @@ fn metadata_of<'a>(template: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     template.chain(["metadata"]).collect()
 }
 
-/// Whether a group is one of Kubernetes itself, or ours. Others end in `.k8s.io` too.
+/// Returns whether a group is one of Kubernetes itself, or ours. Others end in `.k8s.io` too.
 fn is_kubernetes(group: &str) -> bool {
     !group.contains('.') || GROUPS.contains(&group)
 }
@@ -300,7 +300,7 @@ fn unknown_pods(object: &Value, keys: &AnnotationKeys) -> Option<Hint> {
     })
 }
 
-/// Whether a part of a custom resource is what pods are made of.
+/// Returns whether a part of a custom resource is a template of pods.
 fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
     let name = steps.last().map_or("", String::as_str);
     let image = |value: &Value| value.get("image").is_some_and(Value::is_string);
@@ -412,7 +412,7 @@ fn annotations(object: &Value, place: &Places<'_>, keys: &AnnotationKeys) -> Vec
     walk(object, &mut Vec::new(), &mut at);
     found
         .into_iter()
-        // Who writes it on the owner and on the template too has what counts.
+        // If it is on the template as well as on the owner, the one that counts is there.
         .filter(|(steps, key, _)| !(own(steps) && of_pods.contains(key)))
         .map(|(mut steps, key, advice)| {
             let message = format!("{key} counts for nothing here: {advice}");

@@ -56,7 +56,7 @@ impl Report {
         writeln!(out, "{}", self.summary())
     }
 
-    /// How many objects were judged, and with what outcome.
+    /// Summarizes the number of judged objects and their outcomes.
     fn summary(&self) -> String {
         let objects = count(self.checked, "object", "objects");
         let warnings = match self.warnings {

@@ -50,7 +50,7 @@ pub(super) struct Request {
     pub(super) prefix: &'static [&'static str],
 }
 
-/// Whether an object is an AdmissionReview.
+/// Returns whether an object is an AdmissionReview.
 pub fn is_review(object: &Value) -> bool {
     let text = |field| {
         object

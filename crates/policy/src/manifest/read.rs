@@ -16,7 +16,7 @@ pub(super) fn nodes(text: &str) -> Result<(Vec<(Value, Lines)>, bool), ManifestE
             let nodes = nodes.into_iter().map(|node| (node.value, node.lines));
             Ok((nodes.collect(), false))
         }
-        // Some of JSON is no YAML, such as surrogate pairs in escapes and keys that are there twice.
+        // Some JSON is not YAML, such as surrogate pairs in escapes and duplicate keys.
         Err(error) => match from_json(text) {
             Some(values) => Ok((
                 values,

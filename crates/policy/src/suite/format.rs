@@ -20,7 +20,7 @@ const KIND: &str = "PolicyTest";
 pub struct FormatError {
     /// The line, from 1.
     pub line: u64,
-    /// What is wrong.
+    /// A description of the fault.
     pub why: String,
 }
 
@@ -29,7 +29,7 @@ pub struct FormatError {
 pub struct PolicyTest {
     /// Its name.
     pub name: String,
-    /// Files and folders of rules, from the folder of the file; `None` where it names none.
+    /// Files and folders of rules, relative to the file's folder; `None` if it names none.
     pub rules: Option<Vec<String>>,
     /// The cases, in order.
     pub cases: Vec<TestCase>,
@@ -46,17 +46,17 @@ pub struct TestCase {
     pub objects: Objects,
     /// The objects as they are.
     pub old: Option<Objects>,
-    /// Which of the objects are judged.
+    /// Selects the objects to judge.
     pub select: Select,
-    /// What is done with them.
+    /// The operation to judge.
     pub operation: Operation,
-    /// The namespace of objects that name none.
+    /// The namespace of objects that don't name one.
     pub namespace: String,
     /// The user.
     pub user: String,
     /// The user's groups.
     pub groups: Vec<String>,
-    /// What is expected.
+    /// The expected result.
     pub expect: Expect,
 }
 
@@ -69,7 +69,7 @@ pub enum Objects {
     File(String),
 }
 
-/// Which objects of a file are judged: those for which all that is given holds.
+/// Selects the objects of a file that meet all the given conditions.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Select {
@@ -81,13 +81,13 @@ pub struct Select {
     pub namespace: Option<String>,
 }
 
-/// What is expected of each object.
+/// The expected result for each object.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Expect {
     /// The verdict.
     pub verdict: Verdict,
-    /// What refuses, or warns: each must be among what does.
+    /// Sources of refusals or warnings, each of which must be among the actual ones.
     #[serde(default)]
     pub by: Vec<Refuser>,
 }
@@ -115,7 +115,7 @@ impl Verdict {
     }
 }
 
-/// What refuses or warns; all that is given must hold.
+/// A source of a refusal or warning; everything given must match.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Refuser {
@@ -187,7 +187,7 @@ enum RawOperation {
 }
 
 impl PolicyTest {
-    /// Whether an object is a file of tests, of whatever version.
+    /// Returns whether an object is a file of tests, of any version.
     pub fn is_one(object: &Value) -> bool {
         let text = |field| {
             object
@@ -241,7 +241,7 @@ impl PolicyTest {
     }
 }
 
-/// The user who is asked for where none is named, and its groups.
+/// The default user and groups.
 const USER: (&str, &str) = ("rolegate:test", "system:authenticated");
 
 fn read_case(
@@ -256,7 +256,7 @@ fn read_case(
         line: line_of(field),
         why,
     };
-    // Parts are read first, so that their faults are told with their own lines.
+    // Parts are read first, so that their faults are reported with their own lines.
     if let Some(expect) = case.get("expect") {
         parse::<Expect>(expect, line_of("expect"))?;
     }

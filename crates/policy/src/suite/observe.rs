@@ -1,4 +1,4 @@
-//! What of the rules was used while tests ran.
+//! Records which rules were used while tests ran.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +35,7 @@ impl Observer {
         }
     }
 
-    /// Whether a grant allowed something.
+    /// Returns whether a grant allowed something.
     pub fn has_allowed(&self, grant: &str) -> bool {
         let allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
         allowed.contains(grant)

@@ -1,4 +1,4 @@
-//! What tests found, as text and JSON.
+//! Reports of tests, as text and JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 use crate::case_report::{Case, CaseResult, Suite};
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
 
-/// What all tests found.
+/// The results of all tests.
 #[derive(Debug, Clone, Default)]
 pub struct TestReport {
     /// Suites with their cases: one for each file of tests, and one for each file with tests in
     /// Rego.
     pub suites: Vec<Suite>,
-    /// What of the rules was used.
+    /// The rules that were used.
     pub covered: Covered,
 }
 
-/// What of the rules was used.
+/// The rules that were used.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Covered {
     /// Lines of each module of policies, by its file, or by its ConfigMap and entry.
@@ -54,7 +54,7 @@ impl Covered {
     }
 }
 
-/// How much of it, in whole percent, rounded down; all of nothing.
+/// The covered percentage, rounded down; 100 if there is nothing to cover.
 fn percent(part: usize, all: usize) -> usize {
     (part * 100).checked_div(all).unwrap_or(100)
 }
@@ -64,12 +64,12 @@ impl TestReport {
         self.suites.iter().flat_map(|suite| &suite.cases)
     }
 
-    /// How many tests there are.
+    /// Returns the number of tests.
     pub fn count(&self) -> usize {
         self.cases().count()
     }
 
-    /// Whether every test passed or was skipped.
+    /// Returns whether every test passed or was skipped.
     pub fn has_passed(&self) -> bool {
         let fine = |case: &Case| matches!(case.result, CaseResult::Passed | CaseResult::Skipped(_));
         self.cases().all(fine)

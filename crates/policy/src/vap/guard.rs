@@ -158,7 +158,7 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
         )
     };
     let node_name = |at: &str| text(&format!("{at}.?spec.?nodeName"));
-    // What is picked by each term that names nodes.
+    // The names picked by each node selector term.
     let picked = |at: &str| {
         format!(
             r#"{}.map(n, {}.filter(f, {} == "In").map(f, f.?values)).filter(l, l.size() > 0)"#,

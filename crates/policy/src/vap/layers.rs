@@ -23,7 +23,7 @@ const FEW_STARS: &str = r"^[^*]*(?:(?:\*+[^*]+){0,30}\*+[^*]*)?$";
 /// punctuation, `\d` and `\w`, plain classes, groups and counts of two digits.
 const COMMON_REGEX: &str = r"^(?:[A-Za-z0-9_=,@/: .*+?|()^$-]|\\[.*+?|()\[\]{}^$/_=,@:\\-]|\\[dDwWAz]|\[\^?-?(?:[A-Za-z0-9_=,@/:.*+](?:-[A-Za-z0-9_=,@/:.*+])?|\\[dDwW.*+/_-])+-?\]|\{[0-9]{1,2}(?:,[0-9]{0,2})?\})*$";
 
-/// What an expression starts with that is about ARNs, as a literal of CEL.
+/// The prefix of expressions that match ARNs, as a literal of CEL.
 const ARN_EXPRESSION: &str = r#""^\\^?[aA][rR][nN]:""#;
 
 /// Sentences about asks: `sentence` is an expression that is empty for an ask `a` that may pass.
@@ -190,8 +190,8 @@ fn expressions() -> Vec<Value> {
     ]
 }
 
-/// Those of some expressions that are about what follows the base ARN, anchored: none of them starts
-/// as an ARN. They are matched with that alone, so that their own anchors are at its ends.
+/// Selects the expressions for names below the base ARN, which don't start like an ARN, and anchors
+/// them. They are matched against the whole name, so their own anchors are at its ends.
 fn names_of(expressions: &str, usable: &str) -> String {
     format!(
         "variables.{usable} ? {expressions}.filter(p, !p.matches({ARN_EXPRESSION})).map(p, {}) : []",
@@ -214,8 +214,8 @@ fn usable_regex(expression: &str) -> String {
     )
 }
 
-/// What an expression says of a text, as [`rolegate_core::pattern::RoleExpression`] reads it: without
-/// `^` and then without `/` at its start, where that is not counted.
+/// Strips a text as [`rolegate_core::pattern::RoleExpression`] does: a leading `^`, then a leading
+/// `/`, if that is not counted.
 fn bare_relative(expression: &str) -> String {
     format!(
         r#"[{expression}].map(x, x.matches("^\\^?/[?*+{{]") ? x : [x.startsWith("^") ? x.substring(1) : x].map(y, {})[0])[0]"#,

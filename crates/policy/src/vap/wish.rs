@@ -46,14 +46,14 @@ fn given(metadata: &str, key: &str) -> String {
     )
 }
 
-/// What of a template `t` is read.
+/// The parts of a template `t` that are read.
 #[derive(Clone, Copy)]
 enum Shape {
     /// A template: metadata and a spec.
     Template,
     /// An object whose metadata its pods take over.
     Owner,
-    /// Metadata alone.
+    /// Metadata on its own.
     Metadata,
 }
 
@@ -174,7 +174,7 @@ impl<'a> Wishes<'a> {
             Shape::Template | Shape::Owner => "t.?metadata",
             Shape::Metadata => "optional.of(t)",
         };
-        // A null is an empty text to those who make pods of it.
+        // Controllers that create pods from it treat a null as an empty text.
         let labels = self.pod_labels.iter().map(|key| {
             let name = quote(&format!("{LABEL}{key}"));
             let label = format!("{metadata}.?labels[?{}]", quote(key));
@@ -190,8 +190,8 @@ impl<'a> Wishes<'a> {
         )
     }
 
-    /// Objects whose metadata their pods take over, and metadata alone, as shapes, where that is new
-    /// or changed.
+    /// Objects whose metadata their pods inherit, and metadata on its own, as shapes, if new or
+    /// changed.
     fn owners(&self) -> Option<String> {
         let kinds = self.input.config.templates.iter();
         let found = kinds.flat_map(|kind| {
@@ -335,7 +335,8 @@ fn containers(at: &str) -> String {
     format!("({})", lists.join(" + "))
 }
 
-/// Whether an entry `e` of a container's environment is about the role, and names it itself.
+/// CEL for whether an entry `e` of a container's environment is about the role, and names it
+/// itself.
 fn is_role_variable(names_it: bool) -> String {
     let operator = if names_it { "==" } else { "!=" };
     format!(

@@ -306,7 +306,7 @@ pub mod failure {
             }
         }
     }
-    /// What is to be changed, where STS says so. An agent of before a cause takes it for none.
+    /// The change to make, if STS names one. An agent that predates a cause treats it as none.
     #[derive(
         Clone,
         Copy,

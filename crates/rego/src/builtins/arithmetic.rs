@@ -58,7 +58,7 @@ pub(super) fn minus(arguments: &[Value]) -> anyhow::Result<Value> {
 pub(super) fn times(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match arguments {
         [Value::Number(one), Value::Number(other)] => {
-            // Nothing stops a product while it is made.
+            // A product can't be interrupted while it is computed.
             let bits = |number: &Value| match number {
                 Value::Number(number) if number.as_f64().is_none() => {
                     number.as_big().map_or(0, |number| number.bits())
@@ -108,7 +108,7 @@ pub(super) fn or(arguments: &[Value]) -> anyhow::Result<Value> {
     })
 }
 
-/// How many elements, keys or characters there are.
+/// Counts elements, keys or characters.
 pub(super) fn count(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match arguments.first() {
         Some(Value::Array(array)) => Value::from(array.len()),

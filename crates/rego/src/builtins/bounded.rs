@@ -114,7 +114,7 @@ pub(super) fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
     Ok(size)
 }
 
-/// Whether a text that grows is still within what a built-in makes.
+/// Checks that a growing text is still within the bound on a built-in's result.
 pub(super) fn bounded_text(name: &str, text: &str) -> anyhow::Result<()> {
     anyhow::ensure!(
         text.len() <= MAX_TEXT,
@@ -216,7 +216,7 @@ mod tests {
         small("test", &[value]).is_ok()
     }
 
-    /// A value inside so many others.
+    /// Nests a value the given number of levels deep.
     fn nested(levels: usize, inside: Value, around: impl Fn(Value) -> Value) -> Value {
         (1..levels).fold(inside, |value, _| around(value))
     }

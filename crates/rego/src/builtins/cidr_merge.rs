@@ -93,7 +93,7 @@ fn split(range: Range) -> Vec<Network> {
     let (mut first, last) = (range.first - offset, range.last - offset);
     let mut networks = Vec::new();
     loop {
-        // The largest network that begins here and goes no further than the range.
+        // The largest network that begins here and doesn't extend beyond the range.
         let aligned = first.trailing_zeros().min(u32::from(bits));
         let host = (0..=aligned)
             .rev()
@@ -111,7 +111,7 @@ fn split(range: Range) -> Vec<Network> {
     }
 }
 
-/// The distance of the last from the first address of a network of so many host bits.
+/// The distance between the first and last address of a network with this many host bits.
 fn size(host: u32) -> Option<u128> {
     match host {
         128 => Some(u128::MAX),

@@ -69,7 +69,7 @@ fn nibble(c: char) -> Option<u8> {
     u8::try_from(c.to_digit(16)?).ok()
 }
 
-/// What `%41` and `+` stand for; `None` where a `%` has no two digits.
+/// Decodes `%41` and `+`; `None` if a `%` is not followed by two digits.
 fn unescaped(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut out = Vec::with_capacity(text.len());

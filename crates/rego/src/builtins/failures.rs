@@ -16,7 +16,7 @@ pub(super) fn note(error: &anyhow::Error) {
     });
 }
 
-/// What was noted; nothing is from now on.
+/// Returns the recorded failure, and clears it.
 pub(crate) fn take() -> Option<String> {
     FAILURE.take()
 }

@@ -51,7 +51,7 @@ pub(super) fn check(pattern: &str) -> Result<(), PatternError> {
         .ok_or_else(|| PatternError::TooLarge(shown(pattern)))
 }
 
-/// The delimiters that are asked for; `None` where the argument is none of them.
+/// Returns the requested delimiters, or `None` if the argument is not a collection of them.
 pub(super) fn delimiters(argument: Option<&Value>) -> Option<String> {
     let all = match argument? {
         Value::Null => return Some(String::new()),
@@ -129,7 +129,7 @@ fn escaped(c: char) -> String {
     format!(r"\x{{{:x}}}", u32::from(c))
 }
 
-/// What is behind a `[`: one range, or a list of characters in which `-` is itself.
+/// Reads the rest of a class after `[`: one range, or a list of characters, with `-` as a literal.
 fn class(chars: &mut Peekable<Chars<'_>>) -> Result<String, &'static str> {
     const OPEN: &str = "a closing ] is missing";
     let not = if chars.next_if_eq(&'!').is_some() {

@@ -30,7 +30,7 @@ pub(super) fn named(text: &str) -> Result<Option<(String, &str)>, Fault> {
     Ok(Some((class.to_owned(), rest)))
 }
 
-/// What is behind `\p`.
+/// Reads the class after `\p`.
 fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
     const UNKNOWN: Fault = Fault::Syntax("a Unicode class that is not known");
     let (name, rest) = match text.strip_prefix('{') {
@@ -56,7 +56,7 @@ fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
     let kinds: &[&str] = match canonical.as_str() {
         // Rust strips this, and Go doesn't.
         canonical if canonical.starts_with("is") => &[],
-        // Go knows scripts by their whole names alone, of which these have four letters.
+        // Go knows scripts only by their full names; these have four letters.
         "ahom" | "cham" | "kawi" | "lisu" | "modi" | "newa" | "thai" | "toto" => &["sc"],
         canonical if canonical.len() == 4 => &["gc"],
         _ => &["gc", "sc"],
@@ -68,7 +68,7 @@ fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
     Ok((class.ok_or(UNKNOWN)?, rest))
 }
 
-/// Whether Rust knows a class. What was asked is kept, since a pattern may name one often.
+/// Returns whether Rust knows a class. Answers are cached, since a pattern may name one often.
 fn is_class(class: &str) -> bool {
     static KNOWN: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
     const KEPT: usize = 1024;

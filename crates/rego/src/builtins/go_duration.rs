@@ -1,6 +1,6 @@
 //! Durations as Go reads them (`1h30m`), with OPA's days, weeks and years besides.
 
-/// Nanoseconds of a duration; `None` where the text is none.
+/// Parses a duration into nanoseconds; `None` if it is invalid.
 pub(super) fn parse(text: &str) -> Option<i64> {
     let extended = text.contains(['d', 'w', 'y']);
     let (negative, unsigned) = match text.strip_prefix(['-', '+']) {

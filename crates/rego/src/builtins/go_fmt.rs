@@ -68,7 +68,7 @@ impl Argument {
     }
 }
 
-/// What begins the value that stands for a fraction as it is written, such as `100.0`.
+/// The key that marks the stand-in for a fraction written as such, like `100.0`.
 pub(crate) const FRACTION: &str = "rolegate_fraction";
 
 /// The text of a fraction that the policy's text holds: only that of a policy can have a set here.
@@ -114,7 +114,7 @@ impl Spec {
         }
     }
 
-    /// Writes a text with as much beside it as the width asks for.
+    /// Writes a text, padded to the requested width.
     fn pad(&self, text: &str, zero: bool, out: &mut String) {
         let missing = self.width.unwrap_or(0).saturating_sub(text.chars().count());
         if self.minus {
@@ -152,7 +152,7 @@ pub(super) fn write(
             anyhow::bail!("sprintf: %p of a large number is an address in memory")
         }
         ('w' | 'p', value) => bad(verb, value, spec, out),
-        // OPA tells 3 from 3.0, and there is no such difference here.
+        // OPA distinguishes 3 from 3.0; here they are the same.
         ('e' | 'E' | 'f' | 'F' | 'g' | 'G', Argument::Int(_) | Argument::Big(_)) => {
             anyhow::bail!("sprintf: %{verb} of a whole number: write %d or %v")
         }

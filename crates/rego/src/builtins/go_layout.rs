@@ -44,7 +44,7 @@ pub(super) enum Part {
     },
 }
 
-/// What stands before the digits of a number that is short.
+/// The padding before the digits of a short number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pad {
     Nothing,
@@ -117,7 +117,7 @@ pub(super) fn next(layout: &str) -> (&str, Option<Part>, &str) {
     (layout, None, "")
 }
 
-/// `Jan` and `Mon`, where no word goes on.
+/// `Jan` and `Mon`, unless the word continues.
 fn short_name(text: &str) -> Option<(Part, &str)> {
     [("Jan", Part::Month), ("Mon", Part::WeekDay)]
         .into_iter()

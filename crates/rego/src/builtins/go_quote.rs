@@ -5,11 +5,12 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// What Go prints as it is: letters, marks, numbers, punctuation, symbols and the ASCII space.
+/// Characters that Go prints as they are: letters, marks, numbers, punctuation, symbols and the
+/// ASCII space.
 static PRINTABLE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^[\pL\pM\pN\pP\pS ]$").ok());
 
-/// Whether Go prints a character as it is.
+/// Returns whether Go prints a character as it is.
 pub(super) fn is_print(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
@@ -59,7 +60,7 @@ fn quoted(chars: impl Iterator<Item = char>, quote: char, ascii: bool) -> String
     out
 }
 
-/// Whether a text can stand between backquotes.
+/// Returns whether a text can be written between backquotes.
 pub(super) fn fits_backquotes(text: &str) -> bool {
     let fits = |c: char| match c {
         '`' | '\u{7f}' | '\u{feff}' | '\u{fffd}' => false,

@@ -60,8 +60,8 @@ pub(super) struct GoRegex {
 }
 
 impl GoRegex {
-    /// Whether a text is short enough to be looked at: nothing stops a pattern while it matches, and
-    /// in the worst case each of its states is looked at for each character.
+    /// Returns whether a text is short enough to search: a match can't be interrupted, and in the
+    /// worst case examines each of its states for each character.
     pub(super) fn looks_at(&self, text: &str) -> anyhow::Result<&Regex> {
         anyhow::ensure!(
             self.size.saturating_mul(text.len()) <= MAX_WORK,
@@ -119,7 +119,7 @@ pub(super) struct Translated {
 /// Writes a pattern of Go's as one of Rust's.
 ///
 /// # Errors
-/// [`PatternError`] where Go takes it for none.
+/// [`PatternError`] if Go refuses it.
 pub(super) fn translate(pattern: &str) -> Result<Translated, PatternError> {
     if pattern.len() > MAX_PATTERN {
         return Err(PatternError::TooLong(pattern.len()));
@@ -140,7 +140,7 @@ pub(super) fn translate(pattern: &str) -> Result<Translated, PatternError> {
     }
 }
 
-/// What stops the parser.
+/// The reason why the parser stops.
 #[derive(Debug)]
 pub(super) enum Fault {
     Syntax(&'static str),
@@ -151,19 +151,19 @@ const fn fault<T>(why: &'static str) -> Result<T, Fault> {
     Err(Fault::Syntax(why))
 }
 
-/// What a repetition applies to, or a change of flags.
+/// The target of a repetition, or a change of flags.
 struct Atom {
     text: String,
     /// Most repetitions of its parts: those of a repetition and of what is inside, multiplied.
     weight: u32,
-    /// Whether it is a change of flags, which nothing can repeat.
+    /// True for a change of flags, which can't be repeated.
     is_flags: bool,
 }
 
 /// An open group: its alternatives.
 #[derive(Default)]
 struct Group {
-    /// How it was opened.
+    /// The text that opened it.
     open: &'static str,
     /// Alternatives that are complete, each with a bar behind.
     done: String,
@@ -421,7 +421,7 @@ impl<'a> Parser<'a> {
 /// `{2}`, `{2,}` or `{2,3}`.
 struct Counts {
     least: u32,
-    /// `None` where there is no comma, `Some(None)` for no bound.
+    /// `None` if there is no comma, `Some(None)` if there is no bound.
     most: Option<Option<u32>>,
 }
 
@@ -436,7 +436,7 @@ impl Counts {
         if self.least > most {
             return fault("a repetition whose end is before its start");
         }
-        // Nothing is repeated, whatever is inside.
+        // The whole pattern contains no repetition.
         Ok(most)
     }
 

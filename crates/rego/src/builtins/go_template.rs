@@ -49,7 +49,7 @@ pub(super) fn expand(
     Ok(())
 }
 
-/// The name behind a `$`, and what follows; `None` where there is none.
+/// The name after a `$`, and the rest; `None` if there is no name.
 fn reference(text: &str) -> Option<(&str, &str)> {
     let inside = text.strip_prefix('{');
     let from = inside.unwrap_or(text);
@@ -76,7 +76,7 @@ fn number(name: &str) -> Option<usize> {
 /// The regular expression that a template stands for.
 ///
 /// # Errors
-/// [`PatternError`] where delimiters don't fit, or what is between them is no pattern.
+/// [`PatternError`] if delimiters don't match, or the text between them is not a pattern.
 pub(super) fn pattern(template: &str, open: u8, close: u8) -> Result<String, PatternError> {
     let unbalanced =
         || PatternError::Invalid(go_regex::shown(template), "its delimiters don't fit");

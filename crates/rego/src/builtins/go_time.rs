@@ -141,7 +141,7 @@ fn offset(
     Ok(())
 }
 
-/// What was read of a time.
+/// The parts of a time read so far.
 #[derive(Default)]
 struct Read {
     year: i16,
@@ -152,14 +152,14 @@ struct Read {
     minute: i8,
     second: i8,
     nanosecond: i32,
-    /// Whether it is after noon, where that was said.
+    /// True after noon, if specified.
     afternoon: Option<bool>,
     /// Seconds east of UTC.
     offset: i64,
 }
 
-/// Reads a time in a layout: nanoseconds since 1970. `None` where the text is no such time, or far
-/// off.
+/// Parses a time in a layout, as nanoseconds since 1970. `None` if the text is invalid, or the time
+/// out of range.
 pub(super) fn parse(layout: &str, text: &str) -> Option<i64> {
     let mut read = Read::default();
     let mut reader = Reader {
@@ -219,7 +219,7 @@ impl<'a> Reader<'a> {
         Some(taken)
     }
 
-    /// What stands between parts. Spaces of any number are as good as others.
+    /// Skips the text between parts. Runs of spaces match runs of any other length.
     fn skip(&mut self, mut before: &[u8]) -> Option<()> {
         let spaces = |text: &[u8]| text.iter().take_while(|byte| **byte == b' ').count();
         while let Some(byte) = before.first() {
@@ -242,7 +242,7 @@ impl<'a> Reader<'a> {
         rest.iter().take_while(|byte| byte.is_ascii_digit()).count()
     }
 
-    /// A number of at most so many digits; of as many, if `fixed`.
+    /// Reads a number of at most this many digits; of exactly as many, if `fixed`.
     fn number(&mut self, most: usize, fixed: bool) -> Option<i16> {
         let count = self.digits(0).min(most);
         if count == 0 || (fixed && count != most) {
@@ -347,7 +347,7 @@ impl<'a> Reader<'a> {
         matches!(self.rest.first(), Some(b'.' | b',')) && self.digits(1) > 0
     }
 
-    /// A separator and so many digits, of which nine count.
+    /// Reads a separator and a number of digits, nine of which count.
     fn fraction(&mut self, digits: usize) -> Option<i32> {
         let taken = self.take(1 + digits)?;
         if !matches!(taken.first(), Some(b'.' | b',')) {

@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 use super::bounded::{bounded_text, original, small};
 use super::{MAX_TEXT, bounded, text};
 
-/// How a text is laid out on lines; without, it is on one.
+/// The layout of a text over several lines; without one, it is on a single line.
 #[derive(Clone, Copy)]
 struct Layout<'a> {
     prefix: &'a str,
@@ -167,7 +167,7 @@ pub(super) fn is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(Value::from(text(arguments, 0).is_some_and(is_json)))
 }
 
-/// Whether a number in this JSON has an exponent that OPA reads no number with.
+/// Returns whether a number in this JSON has an exponent too large for OPA to read.
 fn has_absurd_exponent(text: &str) -> bool {
     /// A quarter of OPA's bound on binary exponents.
     const MOST: usize = 25_000;

@@ -282,7 +282,7 @@ pub(crate) fn arguments(name: &str) -> Option<Arguments> {
         .map(|count| Arguments::Fixed(usize::from(count)))
 }
 
-/// Which argument of a built-in is a pattern.
+/// Returns which argument of a built-in is a pattern.
 pub(crate) fn pattern_place(name: &str) -> Option<usize> {
     match name {
         "regex.replace" => Some(1),
@@ -299,7 +299,7 @@ pub(crate) fn pattern_place(name: &str) -> Option<usize> {
 /// Looks at a pattern that is written into a policy.
 ///
 /// # Errors
-/// It is none, or is beyond a bound.
+/// Returns an error if the pattern is invalid, or exceeds a bound.
 pub(crate) fn check_pattern(name: &str, pattern: &str) -> Result<(), String> {
     let checked = match name {
         "glob.match" => glob::check(pattern),
@@ -319,7 +319,7 @@ const OPERATORS: [(&str, u8, Function); 7] = [
     ("rolegate_rem", 2, arithmetic::remainder),
 ];
 
-/// Whether a name is that of an operator.
+/// Returns whether a name is that of an operator.
 pub(crate) fn is_operator(name: &str) -> bool {
     OPERATORS.iter().any(|(operator, ..)| *operator == name)
 }
@@ -333,7 +333,7 @@ pub(crate) fn supply<'a>(
 ) -> anyhow::Result<()> {
     let regexes = Arc::new(Regexes::default());
     for (name, pattern) in patterns.filter(|(name, _)| *name != "glob.match") {
-        // What is wrong with it is told when it is asked, or was when it was loaded.
+        // An error is reported when the pattern is used, or was reported when it was loaded.
         let _ = (name, regexes.regex(pattern));
     }
     for (name, count, function) in OPERATORS {
@@ -353,7 +353,7 @@ pub(crate) fn supply<'a>(
     Ok(())
 }
 
-/// Whether the interpreter has a built-in itself, so that a `with` may replace it.
+/// Returns whether the interpreter has a built-in itself, so that a `with` may replace it.
 pub(crate) fn is_native(name: &str) -> bool {
     name == "print" || BUILTINS.contains_key(name)
 }

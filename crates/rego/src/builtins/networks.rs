@@ -98,7 +98,7 @@ impl std::fmt::Display for Network {
     }
 }
 
-/// The address of a number in a family of so many bits.
+/// Converts a number to an address in the family with this many bits.
 pub(super) fn address(number: u128, bits: u8) -> IpAddr {
     match u32::try_from(number) {
         Ok(number) if bits == 32 => IpAddr::V4(Ipv4Addr::from(number)),
@@ -181,7 +181,7 @@ pub(super) fn merge(arguments: &[Value]) -> anyhow::Result<Value> {
     }))
 }
 
-/// Which networks of the first collection contain which networks or addresses of the second.
+/// Finds which networks of the first collection contain which networks or addresses of the second.
 pub(super) fn contains_matches(arguments: &[Value]) -> anyhow::Result<Value> {
     let Some((Some(ones), Some(others))) = arguments
         .first()

@@ -1,7 +1,7 @@
 //! `regex.*` and `re_match`, with patterns compiled once for each policy.
 //!
-//! A text that is no pattern, or one beyond the bounds, is an error and not undefined: a `deny` that
-//! is undefined lets pass.
+//! An invalid or oversized pattern is an error rather than undefined, since an undefined `deny`
+//! lets objects pass.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ const KEPT: usize = 128;
 /// Memory that the kept patterns of a policy may take, in bytes.
 const KEPT_BYTES: usize = 32 * 1024 * 1024;
 
-/// A policy's compiled patterns, and why others are none.
+/// A policy's compiled patterns, and the errors of invalid ones.
 #[derive(Debug, Default)]
 pub(crate) struct Regexes(Mutex<Kept>);
 
@@ -61,7 +61,7 @@ impl Regexes {
         self.get(pattern, || go_regex::compile(pattern))
     }
 
-    /// The regular expression that an argument is; `None` where it is no text.
+    /// The regular expression in an argument; `None` if it is not a text.
     fn of(&self, arguments: &[Value], place: usize) -> Result<Option<Arc<GoRegex>>, PatternError> {
         text(arguments, place)
             .map(|pattern| self.regex(pattern))
@@ -75,7 +75,7 @@ fn limit(arguments: &[Value], place: usize) -> Option<usize> {
     Some(usize::try_from(number).unwrap_or(usize::MAX))
 }
 
-/// An array of at most so many elements, of which `limit` are asked for.
+/// An array of at most `limit` elements; an error if there are too many.
 fn list(values: impl Iterator<Item = Value>, limit: usize) -> anyhow::Result<Value> {
     let found: Vec<Value> = values.take(limit.min(MAX_ELEMENTS + 1)).collect();
     anyhow::ensure!(
@@ -233,7 +233,7 @@ mod tests {
                 .sum();
             assert_eq!(kept.size, sum);
         }
-        // What is there is not made again, an error neither.
+        // Kept patterns are not compiled again, nor are errors.
         assert!(regexes.regex("(").is_err());
         let made = regexes.get("(", || go_regex::compile("a"));
         assert!(made.is_err());

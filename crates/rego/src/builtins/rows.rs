@@ -13,7 +13,7 @@ use crate::evaluate::{Part, compile};
 use crate::limits::Limits;
 use crate::syntax::ParsedModule;
 
-/// What an expression answers, in the words of a row.
+/// Evaluates an expression, and formats the answer as a row has it.
 fn answer(expression: &str) -> String {
     let limits = Limits::default();
     let text = format!("package rows\n\nrow = x {{\n\tx := {expression}\n}}\n");

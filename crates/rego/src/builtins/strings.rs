@@ -44,7 +44,7 @@ pub(super) fn split(arguments: &[Value]) -> anyhow::Result<Value> {
     }
 }
 
-/// The first so many parts, or the last where the number is negative.
+/// The first n parts, or the last n if the number is negative.
 pub(super) fn split_n(arguments: &[Value]) -> anyhow::Result<Value> {
     let asked = (
         text(arguments, 0),
@@ -136,7 +136,7 @@ pub(super) fn substring(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(Value::from(part))
 }
 
-/// How often a text is found, without overlaps; nothing is found once more than there are
+/// Counts non-overlapping occurrences of a text; the empty text occurs once more than there are
 /// characters.
 pub(super) fn count(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match (text(arguments, 0), text(arguments, 1)) {

@@ -21,7 +21,7 @@ pub(super) fn subset(arguments: &[Value]) -> anyhow::Result<Value> {
     })
 }
 
-/// Whether all keys are there, with the same values or with larger ones of the same kind.
+/// Returns whether all keys are there, with the same values or with supersets of the same kind.
 fn objects(whole: &Object, part: &Object) -> anyhow::Result<bool> {
     for (key, part) in part.iter() {
         let contained = match (whole.get(key), part) {
@@ -43,7 +43,7 @@ fn sets(whole: &Set, part: &Set) -> bool {
     part.iter().all(|one| whole.contains(one))
 }
 
-/// Whether one array is in the other, in a row.
+/// Returns whether one array occurs contiguously in the other.
 fn arrays(whole: &Array, part: &Array) -> anyhow::Result<bool> {
     anyhow::ensure!(
         whole.len().saturating_mul(part.len()) <= 16 * MAX_ELEMENTS,

@@ -171,7 +171,7 @@ fn later(moment: &Moment<'_>, years: i64, months: i64, days: i64) -> Option<i64>
         .ok()?
         .checked_add(jiff::Span::new().try_days(days).ok()?)
         .ok()?;
-    // In a gap Go goes on with the offset of before, in an overlap it takes the first.
+    // In a gap Go keeps the earlier offset; in an overlap it takes the first.
     let later = moment
         .zone
         .to_ambiguous_zoned(DateTime::from_parts(date, clock.time()))

@@ -21,7 +21,7 @@ struct Decimal {
 }
 
 impl Decimal {
-    /// Reads `-12.5e3`. `Ok(None)` where the text is no number.
+    /// Parses `-12.5e3`. `Ok(None)` if the text is not a number.
     fn parse(name: &str, text: &str) -> anyhow::Result<Option<Self>> {
         let (negative, unsigned) = match text.strip_prefix('-') {
             Some(text) => (true, text),
@@ -229,7 +229,7 @@ pub(super) fn to_number(arguments: &[Value]) -> anyhow::Result<Value> {
     let exponent = exponent.map_or_else(String::new, |exponent| format!("e{exponent}"));
     let text = format!("{sign}{whole}{fraction}{exponent}");
     let is_finite = text.parse::<f64>().is_ok_and(f64::is_finite);
-    // Beyond floating point there is no number, in OPA neither.
+    // Values beyond floating point are not numbers, in OPA either.
     if !is_finite {
         return Ok(Value::Undefined);
     }

@@ -5,7 +5,7 @@ use regorus::value::Object;
 
 use super::text;
 
-/// The parts of a reference that OPA tells.
+/// The parts of a reference that OPA returns.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Uri {
     scheme: String,
@@ -17,7 +17,7 @@ struct Uri {
     fragment: String,
 }
 
-/// Where a text with escapes stands: other characters are themselves there.
+/// The part of a URI that an escaped text is in; each allows different characters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Host,
@@ -25,7 +25,7 @@ enum Place {
     Other,
 }
 
-/// The text without escapes; `None` where one is none, or makes no text.
+/// Decodes escapes; `None` if an escape is invalid, or the result is not text.
 fn unescaped(text: &str, place: Place) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -34,7 +34,7 @@ fn unescaped(text: &str, place: Place) -> Option<String> {
             b'%' => {
                 let mut digit = || char::from(bytes.next()?).to_digit(16);
                 let byte = u8::try_from(digit()? * 16 + digit()?).ok()?;
-                // Hosts have escapes for characters beyond ASCII alone.
+                // Hosts may only escape characters beyond ASCII.
                 let allowed = match place {
                     Place::Host => !byte.is_ascii() || byte == b'%',
                     Place::Zone => {
@@ -111,7 +111,7 @@ impl Uri {
     }
 }
 
-/// The scheme and what is behind it. `None` where there is no scheme before a colon.
+/// The scheme and the rest. `None` if there is no scheme before a colon.
 fn scheme(text: &str) -> Option<(&str, &str)> {
     for (at, c) in text.char_indices() {
         match c {

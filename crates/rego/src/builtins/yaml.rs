@@ -7,7 +7,7 @@ use serde_saphyr::{DuplicateKeyPolicy, Options};
 use super::bounded::small;
 use super::{MAX_TEXT, text};
 
-/// Whether a document's first line is indented by a tab.
+/// Returns whether a document's first line is indented by a tab.
 fn begins_with_tab(text: &str) -> bool {
     let mut at_start = true;
     text.lines().any(|line| {

@@ -1,6 +1,6 @@
-//! Which names of a rule something may give a value: those in brackets, on a side of `=`, and in
-//! the result of `walk`. A name that is declared nowhere is a variable if it is among them; else
-//! only a rule can have it.
+//! Finds the names in a rule that can be bound: those in brackets, on a side of `=`, and in the
+//! result of `walk`. A name that is declared nowhere is a variable if it is among them; otherwise
+//! it can only be a rule.
 
 use std::collections::BTreeSet;
 

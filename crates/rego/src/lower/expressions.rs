@@ -8,10 +8,10 @@ use crate::analysis::head_path;
 use crate::builtins::FRACTION;
 use crate::error::LoadError;
 
-/// Where the parts of an expression are looked up.
+/// The place where the parts of an expression are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// Where they stand.
+    /// In place.
     Here,
     /// Before the statement, so that it is undefined if they are.
     Before,
@@ -37,7 +37,7 @@ impl Lower<'_> {
         })
     }
 
-    /// An expression as it stands alone.
+    /// Lowers an expression that stands on its own.
     pub(super) fn expression(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match expr.as_ref() {
             Expr::String { span, .. } => Ok(token(span.line, format!("\"{}\"", span.text()))),
@@ -270,8 +270,8 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// The values of a `sprintf`. What is written as a fraction is told to be one, since the
-    /// interpreter takes `100.0` for 100, and they are written differently.
+    /// Lowers the values of a `sprintf`. Values written as fractions are marked, since the
+    /// interpreter reads `100.0` as 100, and the two are formatted differently.
     fn formatted(
         &mut self,
         line: u32,
@@ -393,7 +393,7 @@ fn entry(line: u32, key: Tokens, value: Tokens, collection: Tokens) -> Tokens {
     out
 }
 
-/// Whether an expression is a name or a reference, which an index may follow.
+/// Returns whether an expression is a name or a reference, which an index may follow.
 pub(super) fn is_reference(expr: &Ref<Expr>) -> bool {
     matches!(
         expr.as_ref(),
@@ -401,7 +401,7 @@ pub(super) fn is_reference(expr: &Ref<Expr>) -> bool {
     )
 }
 
-/// How strongly an expression holds together: what has no operator does most.
+/// Returns how tightly an expression binds; one without an operator binds most tightly.
 fn strength(expr: &Ref<Expr>) -> u8 {
     match expr.as_ref() {
         Expr::Membership { .. } => 1,
@@ -472,7 +472,7 @@ fn operator(expr: &Ref<Expr>) -> Option<(u32, &'static str, &Ref<Expr>, &Ref<Exp
     Some((span.line, name, lhs, rhs))
 }
 
-/// How many operators are inside each other. No more are looked at than may be.
+/// Returns how deeply operators are nested, counting only up to the limit.
 fn depth(expr: &Ref<Expr>) -> usize {
     fn below(expr: &Ref<Expr>, left: usize) -> usize {
         match operator(expr) {

@@ -8,7 +8,7 @@ use regorus::unstable::{Expr, Module, Ref, Rule, RuleHead};
 use super::rules::Head;
 use crate::analysis::{Path, head_path};
 
-/// The fixed beginnings of heads' paths that go on with a variable, and whether one goes on behind
+/// Fixed prefixes of heads' paths that continue with a variable, and whether a path continues after
 /// it.
 pub(super) fn open_paths(module: &Module) -> BTreeMap<Path, bool> {
     let mut open = BTreeMap::new();

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-/// How names begin that are made here. Policies can't have such names.
+/// The prefix of names that are generated here. Policies can't use it.
 pub(super) const RESERVED: &str = "__lowered";
 
-/// What a scope knows of a name.
+/// A name's role in a scope.
 #[derive(Debug)]
 enum Use {
     /// It is declared here and has this name now.
@@ -38,7 +38,7 @@ impl Names {
         self.scopes.pop();
     }
 
-    /// A name that nothing else has.
+    /// Generates a unique name.
     pub(super) fn fresh(&mut self, hint: &str) -> String {
         self.made += 1;
         format!("{RESERVED}{}_{hint}", self.made)
@@ -73,7 +73,7 @@ impl Names {
         None
     }
 
-    /// Whether a name is declared, without reading it.
+    /// Returns whether a name is declared, without marking it as read.
     pub(super) fn is_declared(&self, name: &str) -> bool {
         let mut scopes = self.scopes.iter();
         scopes.any(|scope| matches!(scope.get(name), Some(Use::Declared(_))))

@@ -1,6 +1,6 @@
-//! Patterns: what stands on the side of `:=`, `=` or `some … in` that is matched against a value.
-//! The interpreter lets an object pattern match objects with more keys. So each object pattern is
-//! matched alone, and the keys are counted.
+//! Patterns: the side of `:=`, `=` or `some … in` that is matched against a value. The
+//! interpreter's object patterns also match objects with more keys, so each object pattern is
+//! matched separately, and the keys are counted.
 
 use regorus::unstable::{AssignOp, Expr, Ref, Span};
 
@@ -209,7 +209,7 @@ fn keys_are(line: u32, name: &str, keys: usize) -> Tokens {
     token(line, format!("count({name}) == {keys}"))
 }
 
-/// Whether a pattern has an object with a name in it.
+/// Returns whether a pattern has an object that contains a name.
 fn has_object(expr: &Ref<Expr>) -> bool {
     match expr.as_ref() {
         Expr::Array { items, .. } => items.iter().any(has_object),
@@ -218,7 +218,7 @@ fn has_object(expr: &Ref<Expr>) -> bool {
     }
 }
 
-/// Whether a literal has a name in it that a match may give a value.
+/// Returns whether a literal contains a name that a match may bind.
 fn binds(expr: &Ref<Expr>) -> bool {
     match expr.as_ref() {
         Expr::Var { .. } => true,

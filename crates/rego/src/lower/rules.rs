@@ -83,8 +83,8 @@ impl Lower<'_> {
         }
     }
 
-    /// What is no rule in OPA. In the syntax before OPA 1.0, `p if { … }` would be two rules, `p`
-    /// and `if`.
+    /// Refuses heads that are not rules in OPA. In the syntax before OPA 1.0, `p if { … }` would be
+    /// two rules, `p` and `if`.
     fn check_head(&self, line: u32, head: &Head<'_>, has_no_body: bool) -> Result<(), LoadError> {
         let path = head_path(head.refr);
         let name = path.first().map_or("", String::as_str);
@@ -102,7 +102,7 @@ impl Lower<'_> {
         Ok(())
     }
 
-    /// Notes what stands before the first variable in a path that goes on behind it.
+    /// Records the prefix before the first variable of a path that continues after it.
     fn note_prefix(&mut self, head: &Head<'_>) -> Result<(), LoadError> {
         let (mut at, mut links, mut prefix) = (head.refr, 0, None);
         while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = at.as_ref() {
@@ -288,7 +288,7 @@ impl Lower<'_> {
         Ok((path, key, value))
     }
 
-    /// A path such as `p.q[x].r`: the root is no variable.
+    /// A path such as `p.q[x].r`, whose root is not a variable.
     fn head_path(&mut self, refr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match refr.as_ref() {
             Expr::Var { span, .. } => {

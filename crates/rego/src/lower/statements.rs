@@ -102,7 +102,7 @@ impl Lower<'_> {
             };
             let name = target.join(".");
             if is_builtin(&name) && !builtins::is_native(&name) && !self.is_rule_name(&target) {
-                // A call tells how many arguments it takes; there may be none in the module.
+                // A call shows how many arguments it takes; the module may contain no call.
                 self.replaced.insert(name);
             }
             out.push(line, "with");
@@ -117,7 +117,7 @@ impl Lower<'_> {
         path.first().is_some_and(|root| self.is_known(root))
     }
 
-    /// Whether an expression is the name of a rule of the module, which may be a function.
+    /// Returns whether an expression is the name of a rule of the module, which may be a function.
     fn names_a_rule(&self, expr: &Ref<Expr>) -> bool {
         matches!(expr.as_ref(), Expr::Var { span, .. }
             if !self.names.is_declared(span.text()) && self.rules.contains(span.text()))
@@ -246,7 +246,7 @@ impl Lower<'_> {
                 ..
             } => {
                 let mut out = self.looked_into(lhs)?;
-                // Nothing is bound in a negation: `=` compares, and must not seem to bind.
+                // A negation binds nothing: `=` compares, and must not appear to bind.
                 out.push(span.line, "==");
                 out.append(self.looked_into(rhs)?);
                 out
@@ -324,8 +324,8 @@ impl Lower<'_> {
         }
     }
 
-    /// Whether a name that is read in a negated expression is a rule's, which may be undefined. A
-    /// name that is neither declared nor known here is a variable where something binds it.
+    /// Returns whether a name read in a negated expression is a rule's, which may be undefined. A
+    /// name that is neither declared nor known here is a variable if something binds it.
     fn is_rule(&mut self, span: &Span) -> bool {
         let name = span.text();
         if name == "_" || self.names.is_declared(name) {
@@ -357,8 +357,9 @@ impl Lower<'_> {
     }
 }
 
-/// Whether the value of a `with` may be undefined: then the statement is, in OPA. A name alone, or a
-/// path from `data`, may be a function's, which can't be looked up, unless the input is replaced.
+/// Returns whether the value of a `with` may be undefined, which makes the statement undefined in
+/// OPA. A name alone, or a path from `data`, may be a function's, which can't be looked up unless
+/// the input is replaced.
 fn is_looked_up(expr: &Ref<Expr>, replaces_input: bool) -> bool {
     match expr.as_ref() {
         Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } => {

@@ -44,8 +44,8 @@ impl Deviations {
         Self(groups)
     }
 
-    /// What is wrong: cases that differ and are not listed, or differ in another way, and cases
-    /// that are listed and don't differ.
+    /// Lists mismatches: unlisted cases that differ, listed ones that differ in another way, and
+    /// listed ones that don't differ.
     pub(crate) fn compare(&self, version: Syntax, found: &BTreeMap<String, Found>) -> Vec<String> {
         let version = version.as_str();
         let mut problems = Vec::new();

@@ -1,6 +1,6 @@
 //! The families that OPA's folders of cases belong to, in the order of the table.
 
-/// What admission policies use: the name of each family and its folders.
+/// Families that admission policies use: the name of each and its folders.
 const USED: &[(&str, &[&str])] = &[
     ("with", &["withkeyword"]),
     (
@@ -116,7 +116,7 @@ const USED: &[(&str, &[&str])] = &[
     ("walk, graphs", &["reachable", "walkbuiltin"]),
 ];
 
-/// What policies here do without by design.
+/// Families that are left out by design.
 const LEFT_OUT: &[&str] = &[
     "cryptohmacmd5",
     "cryptomd5",
@@ -152,7 +152,7 @@ const LEFT_OUT: &[&str] = &[
     "uuid",
 ];
 
-/// What OPA's language has since 1.5.
+/// Language features that OPA has gained since 1.5.
 const NEWER: &[&str] = &[
     "keywordrefs",
     "logic_operators",

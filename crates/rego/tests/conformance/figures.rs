@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::families;
 use crate::suite::Verdict;
 
-/// How many cases have each verdict.
+/// The number of cases with each verdict.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
     same: usize,

@@ -1,11 +1,11 @@
-//! OPA's own cases through the engine as the product has it, compared with what OPA says.
+//! Runs OPA's own cases through the product's engine, and compares the answers with OPA's.
 //!
-//! Where the product differs on purpose, the case stands in `deviations.v0.yaml` or
-//! `deviations.v1.yaml` with its reason. A case that differs and is not there fails the test, and
-//! so does one that is there and no longer differs. The figures stand in `docs/reference/rego.md`.
+//! Intended differences are listed in `deviations.v0.yaml` and `deviations.v1.yaml` with their
+//! reasons. A case that differs but is not listed fails the test, and so does a listed one that no
+//! longer differs. The figures are in `docs/reference/rego.md`.
 //!
-//! `ROLEGATE_CONFORMANCE=write` writes both lists and the figures as they are now: new entries
-//! have the engine's words as their reason, which a person then puts right.
+//! `ROLEGATE_CONFORMANCE=write` updates both lists and the figures: new entries have the engine's
+//! message as their reason, to be edited by hand.
 #![cfg(test)]
 
 mod deviations;

@@ -38,7 +38,7 @@ struct File {
     cases: Vec<Written>,
 }
 
-/// What OPA answers.
+/// OPA's answer.
 #[derive(Debug, Clone)]
 enum Wanted {
     Error,
@@ -55,7 +55,7 @@ pub(crate) struct Case {
     wanted: Wanted,
 }
 
-/// How an outcome compares with OPA's.
+/// The result of comparing an outcome with OPA's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {

@@ -16,7 +16,7 @@ fn review() -> Value {
         ]}}}})
 }
 
-/// What policies of the admission package say together.
+/// Returns the messages of policies of the admission package, taken together.
 fn told(bodies: &[&str]) -> Vec<String> {
     let policies = bodies.iter().enumerate().map(|(number, body)| {
         let text = format!("package kubernetes.admission\n{body}\n");
@@ -276,7 +276,7 @@ fn with_replaces_functions_however_they_are_named() {
 fn a_missing_built_in_may_be_called_where_a_with_replaces_it() {
     let mocked = "reachable = http.send({\"url\": \"x\"}).ok\nmock(_) = {\"ok\": \"mocked\"}\ndeny[msg] { msg := reachable with http.send as mock }";
     assert_eq!(told(&[mocked]), ["mocked"]);
-    // Where none does, the question is denied, in a function with several bodies too.
+    // Without one, the question is denied, even in a function with several bodies.
     for unmocked in [
         "deny[msg] { msg := reachable }",
         "f(x) = http.send({\"url\": x}).ok { x == 1 }\nf(x) = 2 { x == 2 }\ndeny[msg] { f(1); msg := \"m\" }",

@@ -1,4 +1,4 @@
-//! What rules refer to is found wherever it stands, and through all that they use.
+//! Tests that references are found anywhere in a rule, and through everything that it uses.
 
 use serde_json::json;
 
@@ -155,7 +155,7 @@ fn the_longest_chain_of_rules_is_32_however_it_is_joined() {
     assert_eq!(fits.never_loaded(), std::collections::BTreeMap::new());
     for too_long in [
         with("f0", &chain("f", 31, "x")),
-        // What is looked at first is known, and as long again.
+        // The chain looked at first is already known when another one continues it.
         with(
             "g0",
             &format!("{}{}", chain("f", 16, "x"), chain("g", 16, "f0(x)")),

@@ -34,7 +34,7 @@ pub(crate) enum ImdsV2 {
     Required,
 }
 
-/// What becomes of addresses on shared networks that no record names.
+/// The treatment of addresses on shared networks that no record names.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum UnrecordedAddresses {
     /// They belong to no pod

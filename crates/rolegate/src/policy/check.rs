@@ -38,7 +38,7 @@ enum ReportFormat {
     Tap,
 }
 
-/// What is done with the objects.
+/// The operation on the objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Action {
     /// They are created, or updated where --old has them

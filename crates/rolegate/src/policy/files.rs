@@ -38,21 +38,21 @@ pub(super) struct Manifests {
     pub(super) documents: Vec<Document>,
 }
 
-/// Which files are read, and as what.
+/// The files to read, and how to read them.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Selection<'a> {
     /// Files that are passed over.
     pub(super) ignore: Option<&'a Ignore>,
-    /// Which modules of Rego are read.
+    /// The Rego modules to read.
     pub(super) modules: Modules,
-    /// Whether each path must hold an object, and not only lists without items.
+    /// True if each path must hold an object, and not only lists without items.
     pub(super) demands_objects: bool,
 }
 
-/// Which modules of Rego are read.
+/// The Rego modules to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Modules {
-    /// None: a file of them is no manifest.
+    /// No modules: a file of Rego is not a manifest.
     #[default]
     None,
     /// Policies; files named `*_test.rego` in folders are passed over.
@@ -61,14 +61,14 @@ pub(super) enum Modules {
     All,
 }
 
-/// What was read.
+/// The content that was read.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// Files of manifests.
     pub(super) manifests: Vec<Manifests>,
     /// Modules of Rego.
     pub(super) modules: Vec<Module>,
-    /// Which documents were passed over, in sentences.
+    /// Notes about skipped documents, a sentence each.
     pub(super) passed_over: Vec<String>,
 }
 
@@ -87,11 +87,12 @@ pub(super) fn validate<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyh
     Ok(())
 }
 
-/// Reads everything at `paths`: files, folders with all that is below them, `-`. In folders a
-/// document that is no object is passed over; a file that is named itself must hold objects alone.
+/// Reads everything at `paths`: files, folders with their subfolders, `-`. Documents in a folder
+/// that are not objects are skipped; a file that is named explicitly may only hold objects.
 ///
 /// # Errors
-/// What cannot be read, with file, line and what to do; a path that holds nothing.
+/// Returns an error for unreadable content, with file, line and advice, and for a path without
+/// content.
 pub(super) fn read(paths: &[PathBuf], selection: Selection<'_>) -> anyhow::Result<Contents> {
     let mut reader = Reader {
         selection,
@@ -180,7 +181,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// How much there is of what a path must hold.
+    /// Returns how many of the required items were found.
     fn found(&self) -> usize {
         let manifests = self.contents.manifests.iter();
         let objects: usize = manifests.map(|one| one.documents.len()).sum();
@@ -227,7 +228,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Whether a file of a folder is read.
+    /// Returns whether a file in a folder is read.
     fn is_wanted(&self, path: &Path) -> bool {
         if is_rego(path) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();

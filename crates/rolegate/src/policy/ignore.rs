@@ -14,7 +14,7 @@ pub(super) struct Pattern {
 /// Reads a pattern, for clap.
 ///
 /// # Errors
-/// A text that is none.
+/// Returns an error if the text is not a pattern.
 pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     let trimmed = text.trim_end_matches('/');
     let trimmed = trimmed.strip_prefix("./").unwrap_or(trimmed);
@@ -36,13 +36,13 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
 pub(super) struct Ignore(Vec<Pattern>);
 
 impl Ignore {
-    /// Of patterns; `None` where there are none.
+    /// Builds a list of patterns; `None` without any.
     pub(super) fn of(patterns: Vec<Pattern>) -> Option<Self> {
         (!patterns.is_empty()).then_some(Self(patterns))
     }
 
-    /// Whether a file is passed over: it or a folder above it matches. Paths are those below `root`,
-    /// the folder that was given, and those as they were given.
+    /// Returns whether a file is skipped, because it or a folder above it matches. Paths are
+    /// matched both relative to `root`, the given folder, and as they were given.
     pub(super) fn matches(&self, root: &Path, file: &Path) -> bool {
         let given = file.strip_prefix("./").unwrap_or(file);
         let below = file.strip_prefix(root).ok();

@@ -15,7 +15,7 @@ pub(super) struct Kind {
     pub(super) plural: &'static str,
     /// The short name that kubectl takes.
     short: &'static str,
-    /// Where its pod template is; empty for the pod itself.
+    /// The path of its pod template; empty for a pod itself.
     template: &'static str,
 }
 
@@ -93,12 +93,12 @@ impl Kind {
         names.join(", ")
     }
 
-    /// Whether it is the kind of pods.
+    /// Returns whether this is the kind `Pod`.
     pub(super) fn is_pod(&self) -> bool {
         self.template.is_empty()
     }
 
-    /// Whether an object is of this kind.
+    /// Returns whether an object is of this kind.
     pub(super) fn is_of(&self, object: &Value) -> bool {
         let text = |field| {
             object

@@ -64,7 +64,7 @@ impl Names {
         })
     }
 
-    /// That a policy can't be used, after the file and line that it is about.
+    /// The message that a policy can't be used, without the file and line before it.
     fn unusable_for(&self, policy: &str, error: &str) -> String {
         let what = error
             .strip_prefix(policy)

@@ -23,7 +23,7 @@ use super::ignore::{Ignore, Pattern, pattern};
 use super::load::{Loaded, Objects};
 use super::{REFUSED, output};
 
-/// How a report is written.
+/// The format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum TestFormat {
     /// For people
@@ -36,7 +36,7 @@ enum TestFormat {
     Tap,
 }
 
-/// What `--help` says first.
+/// The introduction in `--help`.
 pub(super) const LONG_ABOUT: &str = "Test rules by objects with the verdict that is expected, and by tests in Rego.\n\n\
 Runs every PolicyTest in the files and folders that are named, and every rule named test_… of their \
 Rego as opa test runs it; those named todo_test_… are skipped. A PolicyTest names its rules; where it \
@@ -240,7 +240,7 @@ impl<'a> Tester<'a> {
             objects.map(|value| namespace_of(value, &case.namespace))
         });
         let rules = self.rules(file)?;
-        // A mistake in the rules is told with its line.
+        // A mistake in the rules is reported with its line.
         rules.load(self.reading)?;
         let rules = rules.overlaid(&missing_namespaces(&rules, mentioned), false);
         let loaded = rules.load(self.reading)?;

@@ -213,7 +213,7 @@ fn reviews_are_judged_as_they_are() {
     let ran = check(&["-o", "json"], &review("CREATE", asks, "null"));
     assert_eq!(ran.code, 3, "{}{}", ran.out, ran.err);
     assert_eq!(json(&ran)["findings"][0]["line"], 4);
-    // What was there before is not judged again, and a deletion never.
+    // Roles that were already there are not judged again, and deletions never are.
     assert_eq!(check(&[], &review("UPDATE", asks, asks)).code, 0);
     assert_eq!(check(&[], &review("UPDATE", asks, "{}")).code, 3);
     assert_eq!(check(&[], &review("DELETE", "null", asks)).code, 0);
@@ -402,7 +402,7 @@ data:
     let files = [("maps.yaml", &*whole)];
     let ran = check_files(&files, &["--rules", "maps.yaml"], &pod("a", ""));
     assert!(!ran.err.contains("ConfigMap"), "{}", ran.err);
-    // Where only policies are nobody is decided about.
+    // A namespace that only holds policies is not mentioned.
     assert!(!ran.err.contains("namespace opa"), "{}", ran.err);
     let broken = whole.replace("deny[msg]", "deny[msg");
     let files = [("maps.yaml", &*broken)];

@@ -1,4 +1,4 @@
-//! What the kubeconfig's context means for commands that ask a cluster.
+//! Tests of the kubeconfig's context in commands that query a cluster.
 
 use std::net::Ipv4Addr;
 

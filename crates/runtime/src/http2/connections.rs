@@ -1,8 +1,8 @@
 //! The connections of a port, and which of them has to go when there are too many.
 //!
-//! A new connection is always accepted. Until its other end has authenticated it has its place
-//! among a share of all, and the oldest of that share goes when there are too many: silence holds
-//! no place for long. Peers that are expected have a share of their own, which others can't use up.
+//! A new connection is always accepted. Until its peer has authenticated, it belongs to a common
+//! share of all connections, the oldest of which is closed when there are too many: a silent peer
+//! doesn't hold a place for long. Expected peers have a separate share, which others can't use up.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -19,10 +19,10 @@ use crate::rate::{KeyedRate, Rate};
 /// The part of all connections that may be unauthenticated and of peers that are expected, and as
 /// many again of others.
 const UNAUTHENTICATED: usize = 8;
-/// New connections of one peer, as multiples of what it may have unauthenticated: so many at once,
-/// and so many a second.
+/// New connections of one peer, as multiples of its limit of unauthenticated ones: the burst, and
+/// the rate a second.
 const ACCEPTED: (f64, f64) = (4.0, 0.5);
-/// How long it is said that a limit was reached.
+/// The time for which a limit is reported after it was reached.
 const RECENTLY: Duration = Duration::from_secs(60);
 
 /// A limit of connections.
@@ -110,7 +110,7 @@ pub(super) struct Accepted {
     closing: CancellationToken,
 }
 
-/// What the other end of a connection has shown. Cheap to clone; all clones are one.
+/// Authenticates the peer of a connection. Cheap to clone; all clones share the same state.
 #[derive(Clone)]
 pub struct Authentication(Arc<Accepted>);
 

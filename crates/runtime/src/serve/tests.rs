@@ -61,7 +61,7 @@ async fn read_some(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&bytes[..count]).into_owned()
 }
 
-/// What comes until the server closes the connection, which it must.
+/// Reads until the server closes the connection, which it must.
 async fn rest(mut stream: TcpStream) -> String {
     let mut text = String::new();
     let end = stream.read_to_string(&mut text);
@@ -175,7 +175,7 @@ async fn rule_09_silent_connections_keep_nobody_out() {
             silent.push(from(last).await);
         }
     }
-    // Who is there stays, and who comes is served.
+    // The existing connection stays, and a new one is served.
     prober.write_all(REQUEST).await.unwrap();
     assert!(read_some(&mut prober).await.contains("hello"));
     let mut other = from(10).await;
@@ -319,7 +319,7 @@ async fn a_request_that_is_still_in_the_kernel_is_answered_at_the_end() {
     // A third is served, so the two before it were accepted.
     let mut served = server.request().await;
     assert!(read_some(&mut served).await.contains("hello"));
-    // Nothing of the server runs until the test waits.
+    // The server doesn't run until the test waits.
     let mut late = late.into_std().unwrap();
     late.write_all(REQUEST).unwrap();
     let drain = server.drain.clone();

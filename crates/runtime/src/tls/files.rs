@@ -94,7 +94,7 @@ mod tests {
             certificate: "tls.crt".into(),
             key: "tls.key".into(),
         };
-        // What each read finds: the pair is swapped after the first one, or never.
+        // The results of the reads: the pair is swapped after the first one, or never.
         for (found, expected) in [
             (
                 &["crt 1", "key 2", "crt 2", "key 2", "crt 2"][..],

@@ -31,8 +31,8 @@ use super::store::CertificateStore;
 use crate::clock::Clock;
 
 const ALPN: &[u8] = b"h2";
-/// How long a handshake may take at the server. One that makes no progress holds up nobody, and a
-/// server that is busy should not be asked for the same once more.
+/// The time limit for a handshake at the server. A stalled one delays no other, and a busy
+/// server should not be made to start over.
 const ACCEPT: Duration = Duration::from_secs(20);
 
 /// The clock, as certificates are checked by it.

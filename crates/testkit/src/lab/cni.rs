@@ -1,5 +1,5 @@
-//! What a container runtime records of a pod: the file that libcni keeps of each network that it
-//! joined a pod to.
+//! Records of a container runtime: the file that libcni keeps of each network that it joins a pod
+//! to.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,7 +25,7 @@ impl Namespace {
     /// The MAC address of an interface.
     ///
     /// # Errors
-    /// When there is no such interface.
+    /// Returns an error if there is no such interface.
     pub fn mac(&self, interface: &str) -> anyhow::Result<String> {
         let link = self.exec(&format!("ip -o link show dev {interface}"))?;
         let (_, rest) = link.split_once("link/ether ").context("no MAC address")?;
@@ -37,7 +37,7 @@ impl Pod {
     /// The record of this pod as libcni and containerd write it, for a pod of that name.
     ///
     /// # Errors
-    /// When the pod's interfaces are gone.
+    /// Returns an error if the pod's interfaces are gone.
     pub fn cni_result(&self, node: &Namespace, of: PodName<'_>) -> anyhow::Result<Value> {
         let mut interfaces = Vec::new();
         let host = [Some(&self.interface), self.port.as_ref()];
@@ -76,7 +76,7 @@ impl Pod {
     /// anybody; gives the file.
     ///
     /// # Errors
-    /// When the pod's interfaces are gone, or the file can't be written.
+    /// Returns an error if the pod's interfaces are gone, or the file can't be written.
     pub fn record(
         &self,
         node: &Namespace,
@@ -92,7 +92,7 @@ impl Pod {
 /// Writes a record as libcni does.
 ///
 /// # Errors
-/// When the file can't be written.
+/// Returns an error if the file can't be written.
 pub fn write_record(file: &Path, record: &Value) -> anyhow::Result<()> {
     let mut options = fs::OpenOptions::new();
     let options = options.write(true).create(true).truncate(true).mode(0o600);

@@ -39,7 +39,7 @@ fn recorded() -> Arc<Recorded> {
     Arc::new(super::super::cni_results::parse(file.as_bytes()).remove(0))
 }
 
-/// Pod `a` at its place: one that the routing table tells, or a record.
+/// Pod `a` at a place known from the routing table or from a record.
 fn bound(home: Attachment) -> Bindings {
     let mut bindings = Bindings::default();
     bindings.claim(&pod("a"), &[ADDR]);
@@ -118,7 +118,7 @@ fn a_shared_network_s_address_without_a_record_is_never_learnt_from_traffic() {
             assert_eq!(bindings.check("a", ADDR, &seen, now), Verdict::Unrecorded);
         }
         assert!(!bindings.is_bound("a", ADDR) && !bindings.was_recorded("a", ADDR));
-        // Who chooses so has the old way.
+        // Learning is still available to those who choose it.
         let mut learning = Bindings::learning();
         learning.claim(&pod("a"), &[ADDR]);
         assert_eq!(learning.check("a", ADDR, &seen, now), Verdict::Same);
@@ -130,7 +130,7 @@ fn a_shared_network_s_address_without_a_record_is_never_learnt_from_traffic() {
             },
         );
         assert_eq!(learning.check("a", ADDR, &stolen, now), Verdict::Changed);
-        // That no record came is no reason to forget it, and a record goes before it.
+        // A missing record is no reason to forget the place, and a record takes precedence over it.
         assert!(!learning.record("a", ADDR, None));
         assert!(learning.is_bound("a", ADDR));
         assert!(learning.record("a", ADDR, Some((bridge(Some(PODS), Some(9)), recorded()))));

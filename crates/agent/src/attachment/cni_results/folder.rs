@@ -22,7 +22,7 @@ pub(super) const MAX_FILES: usize = 4096;
 /// Why the results can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// It isn't there, or may not be read.
+    /// It doesn't exist, or access is denied.
     #[error("cannot read the container runtime's records in {}: {source}", path.display())]
     Read {
         /// The folder.
@@ -30,7 +30,7 @@ pub enum FolderError {
         /// Why not.
         source: io::Error,
     },
-    /// Somebody else could have written what is in it.
+    /// A user other than root could have written the content.
     #[error("{} can be written by others than root: its records prove nothing", path.display())]
     Writable {
         /// The folder.
@@ -44,7 +44,7 @@ pub enum FolderError {
     },
 }
 
-/// What tells a file from one that has been written again.
+/// Metadata that changes when a file is written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -86,7 +86,7 @@ impl Folder {
     /// understood, such as one that is being written, is passed over.
     ///
     /// # Errors
-    /// When the folder can't be read or trusted: then there are no records.
+    /// Returns an error if the folder can't be read or trusted; there are then no records.
     pub fn read(&mut self) -> Result<Records, FolderError> {
         let known = match self.files() {
             Ok(known) => known,

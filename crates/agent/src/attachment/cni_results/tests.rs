@@ -41,7 +41,7 @@ fn all(texts: &[&str]) -> Records {
     Records::new(&interfaces)
 }
 
-/// Who the records give the address to: the name of the network namespace, or why not.
+/// The network namespace that the records give the address to, or why there is none.
 fn assigned(records: &Records, pod: &PodId, address: IpAddr, existing: &[&str]) -> String {
     match records.assigned(pod, address, |netns| existing.contains(&netns)) {
         Assigned::To(record) => record.netns.clone(),
@@ -71,7 +71,7 @@ fn an_address_is_its_recorded_pod_s_and_no_namesake_s() {
         assigned(&records, &pod("u2"), v4(), &["cni-1"]),
         "Unrecorded"
     );
-    // A runtime that leaves out the UID tells pods apart by namespace and name.
+    // A runtime that omits the UID distinguishes pods by namespace and name.
     let without = DUAL.replace(r#",["K8S_POD_UID","u1"]"#, "");
     let records = all(&[&without]);
     assert_eq!(assigned(&records, &pod("u2"), v4(), &[]), "cni-1");
@@ -93,7 +93,7 @@ fn an_address_of_two_namespaces_that_exist_is_no_pod_s() {
     for uid in ["u1", "u2"] {
         assert_eq!(assigned(&records, &pod(uid), v4(), &both), "Twice");
     }
-    // What the runtime could not clean up is no claim.
+    // A leftover that the runtime could not clean up is no claim.
     assert_eq!(assigned(&records, &pod("u2"), v4(), &["cni-2"]), "cni-2");
     assert_eq!(
         assigned(&records, &pod("u1"), v4(), &["cni-2"]),

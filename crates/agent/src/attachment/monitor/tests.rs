@@ -1,7 +1,7 @@
 use super::*;
 use crate::attachment::Mac;
 
-// What the kernel sent while `ip` and `bridge` ran the commands named; each is one message.
+// Messages that the kernel sent while `ip` and `bridge` ran the named commands, one per constant.
 
 /// `ip neigh replace 10.2.0.5 lladdr 02:00:00:00:00:05 dev cni0`; cni0 is number 2.
 const NEIGHBOUR_V4: &str = "\

@@ -167,7 +167,7 @@ fn check(engine: &Engine, now: Timestamp) -> Result<(), TestCaseError> {
     for entry in engine.entries.values() {
         let waits = matches!(entry.next, Next::Waiting { .. });
         prop_assert_eq!(waits, !entry.payers.is_empty());
-        // What one has paid for is not held by another.
+        // A fetch that one namespace has paid for is not held for another.
         if let Next::Waiting { paid: true, .. } = entry.next {
             prop_assert!(
                 entry

@@ -135,7 +135,8 @@ fn another_try_after_a_change_is_charged_to_the_namespace_that_changed_something
         let name = format!("shop-{name}");
         assert_eq!(engine.handle(want(&name, "shop"), at(0)), fetch(&name));
     }
-    // What waits for evil's allowance is tried by another that changes something.
+    // A session that waits for evil's allowance is retried when another namespace changes
+    // something.
     assert_eq!(engine.handle(change("payments"), at(0)), fetch("a"));
 }
 

@@ -366,7 +366,7 @@ fn threat_28_a_grant_whose_labels_were_not_kept_is_not_asked() {
     // A label that demands absence must not read as absent, nor one that is there as missing.
     assert!(lacks(&pod("shop", unknown.clone()), "reader", whole()));
     assert!(lacks(&pod("shop", whole()), "writer", unknown.clone()));
-    // What no grant reads that may cover the pod is of no consequence.
+    // Labels that no grant covering the pod reads make no difference.
     assert!(!lacks(&pod("shop", unknown.clone()), "other", whole()));
     assert!(!lacks(
         &pod("else", unknown.clone()),

@@ -69,7 +69,7 @@ fn pairs() -> impl Strategy<Value = KeyValues> {
         2 => small("app", "one"),
         2 => small("app", "two"),
         2 => Just([("app", "x".repeat(40_000))].into_iter().collect()),
-        // What a source keeps that doesn't know yet that rules read it.
+        // The labels that a source keeps before it knows that rules read more.
         1 => Just(KeyValues::of_object([("app", "one")], &Keys::default())),
     ]
 }

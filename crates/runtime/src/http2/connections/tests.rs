@@ -1,4 +1,4 @@
-//! Which connection has to go, with time wound by hand.
+//! Tests of which connection is closed, with a clock set by hand.
 
 use std::collections::HashSet;
 
