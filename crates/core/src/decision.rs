@@ -193,11 +193,15 @@ impl RuleSet {
         };
         // A kubelet makes as many mirror pods as it likes: no layer is asked about them.
         let layers: &[ActiveLayer] = if workload.mirror { &[] } else { &self.layers };
-        if layers.iter().any(|active| active.layer.lacks(&ask)) {
+        // A layer in audit mode changes nothing, so what it lacks is not waited for.
+        let is_able = |active: &&ActiveLayer| !active.layer.lacks(&ask);
+        let mut enforced = layers.iter().filter(|active| active.mode != Mode::Audit);
+        if !enforced.all(|active| is_able(&active)) {
             return undecided(Decision::Undecided);
         }
         let judgements: Vec<_> = layers
             .iter()
+            .filter(is_able)
             .map(|active| Judgement {
                 layer: active.layer.name(),
                 mode: active.mode,

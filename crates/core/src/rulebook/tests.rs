@@ -435,6 +435,11 @@ fn threat_28_nothing_is_decided_by_what_was_not_kept() {
     assert_eq!(decide(&book, "reader"), Decision::Undecided);
     book.update(is(config(Mode::Off, Mode::Off)));
     assert!(allows(&book, "reader"), "nothing reads it");
+    book.update(is(config(Mode::Audit, Mode::Off)));
+    assert!(
+        allows(&book, "reader"),
+        "a layer in audit mode holds up nothing"
+    );
     book.update(is(config(Mode::Enforce, Mode::Off)));
     book.update(RuleUpdate::Namespaces(Change::Apply(unread(false))));
     assert!(matches!(decide(&book, "reader"), Decision::Deny(_)));
