@@ -72,7 +72,9 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     // Live pods are counted while they are there, finished ones are not.
     let pods = "/api/v1/namespaces/shop/pods";
     for (name, role) in [("api", Some("reader")), ("other", None)] {
-        taken(name, admin.post(pods, &pod(name, role)).await?)?;
+        let mut pod = pod(name, role);
+        pod["spec"]["nodeName"] = "node-1".into();
+        taken(name, admin.post(pods, &pod).await?)?;
     }
     let counted = async |wanted: i64| {
         eventually(DEADLINE, async || {

@@ -30,6 +30,8 @@ const PATIENT: Duration = Duration::from_secs(20);
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// For the broker to believe us: it may have to wait for its own watch.
 const WELCOME: Duration = Duration::from_secs(15);
+/// The time to read a refusal that came before its connection ended.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// What happens on a link.
 #[derive(Debug)]
@@ -231,12 +233,17 @@ async fn converse(
             ended = proving => ended,
         }
     };
+    let mut talk = std::pin::pin!(talk);
     tokio::select! {
-        ended = talk => ended,
-        ended = connection => match ended {
-            Ok(()) => Ok(()),
-            Err(error) => Err(error.into()),
-        },
+        ended = &mut talk => ended,
+        ended = connection => {
+            ended?;
+            // A broker closes the connection of an agent that it refuses: the reason came before.
+            match timeout(REFUSAL, talk).await {
+                Ok(Err(refused @ LinkError::Refused(_))) => Err(refused),
+                _ => Ok(()),
+            }
+        }
     }
 }
 

@@ -118,13 +118,21 @@ async fn stream(
         }
         Ok::<_, tonic::Status>(pods)
     };
-    tokio::select! {
-        came = talk => Ok(came.map_err(|status| status.message().to_owned())),
+    let mut talk = std::pin::pin!(talk);
+    let came = tokio::select! {
+        came = &mut talk => came,
         ended = connection => {
             ended?;
-            bail!("the broker hung up")
+            // The broker closes what it refuses: its answer came before.
+            talk.await
         }
-    }
+    };
+    came.map(Ok).or_else(|status| match status.code() {
+        tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
+            Ok(Err(status.message().to_owned()))
+        }
+        _ => bail!("the broker hung up: {}", status.message()),
+    })
 }
 
 fn told(pod: &v1::Resident) -> String {
