@@ -12,7 +12,7 @@ TEST_FEATURES := --features rolegate-rego/conformance
 
 # Cargo unites the features of what it builds in one go. All development builds ask for the whole
 # workspace with its test features, so that demo, tests and e2e share one build of each dependency.
-# There are no examples: naming them is what turns the test features on without building tests.
+# Naming the examples is what turns the test features on without building tests.
 # No build may change which versions are used: that is what the lock files are kept for.
 BINARIES := build --locked --workspace $(TEST_FEATURES) --bins --examples
 
@@ -23,10 +23,10 @@ BASE ?=
 FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test conformance e2e lint fmt bench scale fuzz mutants
+.PHONY: help setup build demo test test-nodes test-slow conformance e2e lint fmt bench scale fuzz mutants
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install and build once what the tests and checks need (others call it)
 	@hack/setup build test lint
@@ -44,6 +44,16 @@ test: ## Run all tests: short fuzzing, units, a real API server, network namespa
 	@hack/fuzz 10
 	cargo $(BINARIES)
 	cargo test --locked --workspace $(TEST_FEATURES) --all-targets --no-fail-fast
+
+test-nodes: ## Run the tests on a cluster whose nodes run pods: containerd, kubelets, DaemonSets (as root)
+	@hack/setup build test
+	cargo $(BINARIES)
+	cargo test --locked --workspace $(TEST_FEATURES) --test nodes
+
+test-slow: ## Run what waits for minutes, such as a node that Kubernetes gives up (as root)
+	@hack/setup build test
+	cargo $(BINARIES)
+	cargo test --locked --workspace $(TEST_FEATURES) --test nodes -- --ignored
 
 conformance: ## Ask OPA's own cases and compare with OPA's answers (CONFORMANCE=write: accept as it is)
 	@hack/opa-cases >/dev/null

@@ -1,10 +1,11 @@
-// Command cluster is etcd, kube-apiserver and kube-controller-manager in one
-// static binary, so that tests can start a real Kubernetes API server from
-// nothing but the Go module proxy. The first argument chooses which one runs;
-// the rest are that program's own flags.
+// Command cluster is etcd, all of Kubernetes' own programs and kubectl in one
+// static binary, so that tests can start a real cluster from nothing but the Go
+// module proxy; and a name service for it. The first argument chooses which one
+// runs; the rest are that program's own flags.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -13,9 +14,15 @@ import (
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
+	_ "k8s.io/component-base/metrics/prometheus/restclient"
 	_ "k8s.io/component-base/metrics/prometheus/version"
+	kubectl "k8s.io/kubectl/pkg/cmd"
+	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 
 	_ "time/tzdata"
 )
@@ -33,6 +40,18 @@ func main() {
 		run(apiserver.NewAPIServerCommand())
 	case "kube-controller-manager":
 		run(controllers.NewControllerManagerCommand())
+	case "kube-scheduler":
+		run(scheduler.NewSchedulerCommand())
+	case "kube-proxy":
+		run(proxy.NewProxyCommand())
+	case "kubelet":
+		run(kubelet.NewKubeletCommand(context.Background()))
+	case "names":
+		run(newNamesCommand())
+	case "kubectl":
+		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
+			kubectlutil.CheckErr(err)
+		}
 	default:
 		usage()
 	}
@@ -41,6 +60,6 @@ func main() {
 func run(command *cobra.Command) { os.Exit(cli.Run(command)) }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager [flags]")
+	fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kube-proxy|kubelet|kubectl|names [flags]")
 	os.Exit(64)
 }

@@ -15,12 +15,13 @@ use kube::config::Kubeconfig;
 use kube::{Api, Client};
 use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::OnceCell;
 
 use crate::ca::{Authority, Pair};
 use crate::hack;
+use crate::kubeconfig::{Identity, kubeconfig};
 use crate::process::Process;
 use crate::scratch::Scratch;
 
@@ -47,12 +48,6 @@ pub struct Cluster {
     serving: Pair,
     service_account_key: PathBuf,
     scratch: Scratch,
-}
-
-/// Who talks to the API server.
-enum Identity<'a> {
-    Certificate(&'a Pair),
-    Token(&'a str),
 }
 
 impl Cluster {
@@ -295,30 +290,14 @@ impl Cluster {
         Ok(path)
     }
 
-    /// JSON, which is YAML as well.
     fn kubeconfig(&self, identity: &Identity) -> Value {
-        let user = match identity {
-            Identity::Certificate(pair) => json!({
-                "client-certificate": pair.certificate, "client-key": pair.key,
-            }),
-            Identity::Token(token) => json!({ "token": token }),
-        };
-        json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{ "name": "test", "cluster": {
-                "server": self.url(), "certificate-authority": self.authority.certificate(),
-            }}],
-            "users": [{ "name": "test", "user": user }],
-            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" }}],
-            "current-context": "test",
-        })
+        kubeconfig(&self.url(), self.authority.certificate(), identity)
     }
 }
 
 /// The path of the cluster binary: `ROLEGATE_CLUSTER_BINARY`, else built or found by
 /// `hack/cluster-binary`.
-fn binary() -> anyhow::Result<PathBuf> {
+pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     if let Some(path) = BINARY.get() {
         return Ok(path.clone());
@@ -351,7 +330,7 @@ fn etcd(binary: &Path, dir: &Path, client: &ReservedPort) -> anyhow::Result<Proc
     Process::spawn("etcd", &command, &dir.join("etcd.log")).context("the cluster needs etcd first")
 }
 
-fn flag(name: &str, value: impl AsRef<OsStr>) -> std::ffi::OsString {
+pub(crate) fn flag(name: &str, value: impl AsRef<OsStr>) -> std::ffi::OsString {
     let mut flag = std::ffi::OsString::from(format!("--{name}="));
     flag.push(value);
     flag

@@ -1,6 +1,7 @@
 //! What the tests need beyond Rust's own harness: a real Kubernetes API server ([`cluster`]), pods
-//! out of network namespaces ([`lab`]), the real `rolegate` binary ([`binary`]), an STS server that
-//! none of us wrote and unmodified SDKs ([`python`]). Prerequisites that are missing fail a test
+//! out of network namespaces ([`lab`]), a whole cluster whose nodes run pods ([`nodes`]), the real
+//! `rolegate` binary ([`binary`]), an STS server that none of us wrote and unmodified SDKs
+//! ([`python`]). Prerequisites that are missing fail a test
 //! with a sentence; nothing is skipped.
 //!
 //! Every child process lives at most as long as the test process ([`process`]).
@@ -11,7 +12,9 @@ pub mod cases;
 pub mod cluster;
 mod forward;
 pub mod gate;
+mod kubeconfig;
 pub mod lab;
+pub mod nodes;
 mod objects;
 pub mod process;
 pub mod python;
@@ -23,6 +26,7 @@ pub use binary::Rolegate;
 pub use cluster::Cluster;
 pub use forward::Forward;
 pub use gate::Gate;
+pub use nodes::{TestCluster, TestNode};
 pub use objects::TestPod;
 pub use python::Moto;
 pub use wait::eventually;

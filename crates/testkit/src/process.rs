@@ -66,6 +66,11 @@ impl Process {
         })
     }
 
+    /// What it is called in errors.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The process ID, for signals and for /proc.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -178,7 +183,7 @@ impl Process {
     }
 
     /// The end of its output, for error messages.
-    fn tail(&self) -> String {
+    pub(crate) fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         let last = lines.iter().skip(lines.len().saturating_sub(TAIL));

@@ -27,7 +27,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    pub(super) fn new(name: String) -> anyhow::Result<Self> {
+    pub(crate) fn new(name: String) -> anyhow::Result<Self> {
         ip(&["netns", "add", &name])?;
         let netns = Self { name };
         // Addresses are to be usable at once, link-local ones too.

@@ -1,0 +1,336 @@
+//! A whole cluster on this machine: a control plane, and nodes with containerd, kubelet and
+//! kube-proxy that run pods as anywhere else. Needs root, and what `make setup` installs.
+//!
+//! ```text
+//!  node-1 192.168.50.11  pods 10.244.1.0/24 ──┐
+//!  node-2 192.168.50.12  pods 10.244.2.0/24 ──┤ bridge   site 192.168.50.1: control plane, STS
+//!  …                                          ┘               169.254.169.254: metadata service
+//! ```
+//! The metadata service is reached by whatever no rule on a node catches, as on EC2. The machine's
+//! own network, cgroups and kernel parameters are left as they were: everything has a name with
+//! this process's ID in it, and goes with the [`TestCluster`] or with the process, whatever ends
+//! it.
+
+mod control_plane;
+mod image;
+mod images;
+mod kubectl;
+pub mod machine;
+mod node;
+mod site;
+mod user;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rolegate_devkit::{Imds, Sts};
+use serde_json::Value;
+use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+
+use crate::cluster::binary;
+use crate::eventually;
+use crate::lab::Namespace;
+use control_plane::ControlPlane;
+pub use image::ImageBuilder;
+pub use images::CLIENT;
+pub use kubectl::ClientPod;
+use node::Place;
+pub use node::TestNode;
+pub use site::{SITE_ADDRESS, STS_URL};
+use site::{Site, StandIns};
+pub use user::{Ran, Shell};
+
+/// For what happens elsewhere, on a machine that has other things to do too.
+const DEADLINE: Duration = Duration::from_secs(240);
+/// How often nodes are looked at. A look is a process of kubectl.
+const POLL: Duration = Duration::from_millis(300);
+
+/// How pods are joined to their node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cni {
+    /// A bridge, `cni0`: pods of a node are neighbours on one wire.
+    Bridge,
+    /// A veth pair and a route for each pod, as the AWS VPC CNI and Calico do.
+    Ptp,
+}
+
+impl Cni {
+    /// What `--host-interface` has to be for it.
+    pub fn host_interface(self) -> &'static str {
+        match self {
+            Self::Bridge => "cni0",
+            Self::Ptp => "veth+",
+        }
+    }
+}
+
+/// What a cluster is to be like.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many nodes it has at first.
+    pub nodes: u8,
+    /// How pods are joined to them.
+    pub cni: Cni,
+    /// A bash script that each node runs at each boot before its kubelet, with `rolegate` in PATH
+    /// and NODE_NAME and HOST_IP set; nothing if empty. A script that fails keeps the node off.
+    pub before_kubelet: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            nodes: 2,
+            cni: Cni::Bridge,
+            before_kubelet: String::new(),
+        }
+    }
+}
+
+/// A running cluster. Fields are dropped from the top: nodes, control plane, stand-ins, names.
+pub struct TestCluster {
+    nodes: Vec<TestNode>,
+    control_plane: ControlPlane,
+    stand_ins: StandIns,
+    site: Site,
+    options: Options,
+    images: images::Images,
+    tools: PathBuf,
+    next: u8,
+}
+
+impl TestCluster {
+    /// Starts a cluster for one test alone, and waits until its nodes are ready.
+    ///
+    /// # Errors
+    /// When something is missing or doesn't get ready; with the end of its log.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        machine::state_at_first()?;
+        let site = Site::new()?;
+        let stand_ins = StandIns::start(site.netns()?)?;
+        let binary = spawn_blocking(binary).await??;
+        let tools = kubectl::install_tools(&site, &binary)?;
+        let shell = |admin: &Path| kubectl::shell(&site, &tools, admin);
+        let (control_plane, images) = tokio::join!(
+            ControlPlane::start(&site, binary, shell),
+            spawn_blocking(images::standard)
+        );
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            images: images??,
+            control_plane: control_plane?,
+            stand_ins,
+            site,
+            options,
+            tools,
+            next: 1,
+        };
+        for _ in 0..cluster.options.nodes {
+            cluster.boot_new()?;
+        }
+        cluster.wait_ready().await?;
+        Ok(cluster)
+    }
+
+    /// The cluster with two nodes that all tests of a test binary share for this topology, with
+    /// rolegate's agents on it as the shipped manifest has them. It is started by the first that
+    /// asks and gone with the test process. Tests keep apart by their own namespaces.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; the next caller tries again.
+    pub async fn shared(cni: Cni) -> anyhow::Result<&'static Self> {
+        static BRIDGE: OnceCell<TestCluster> = OnceCell::const_new();
+        static PTP: OnceCell<TestCluster> = OnceCell::const_new();
+        let shared = match cni {
+            Cni::Bridge => &BRIDGE,
+            Cni::Ptp => &PTP,
+        };
+        shared
+            .get_or_try_init(async || {
+                let options = Options {
+                    cni,
+                    ..Options::default()
+                };
+                let cluster = Self::start(options).await?;
+                cluster.install_agents().await?;
+                Ok(cluster)
+            })
+            .await
+    }
+
+    /// Its name on the machine, which all that it has there begins with.
+    pub fn name(&self) -> &str {
+        self.site.name()
+    }
+
+    /// The network namespace of control plane and stand-ins.
+    ///
+    /// # Errors
+    /// Never while the cluster lives.
+    pub fn site(&self) -> anyhow::Result<&Namespace> {
+        self.site.netns()
+    }
+
+    /// The nodes' metadata service, which has the node's role.
+    pub fn imds(&self) -> &Imds {
+        &self.stand_ins.imds
+    }
+
+    /// STS at [`STS_URL`]. It knows the node's credentials and those that it gave out, and checks
+    /// signatures.
+    pub fn sts(&self) -> &Sts {
+        &self.stand_ins.sts
+    }
+
+    /// All nodes, those that are off too.
+    pub fn nodes(&self) -> &[TestNode] {
+        &self.nodes
+    }
+
+    /// A node by its name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn node(&self, name: &str) -> anyhow::Result<&TestNode> {
+        let found = self.nodes.iter().find(|node| node.name() == name);
+        found.with_context(|| format!("there is no node {name}"))
+    }
+
+    /// Adds a node and waits until it is ready; gives its name.
+    ///
+    /// # Errors
+    /// When it doesn't get ready.
+    pub async fn add_node(&mut self) -> anyhow::Result<String> {
+        let name = self.boot_new()?;
+        self.wait_ready().await?;
+        Ok(name)
+    }
+
+    /// Pulls the plug of a node. Kubernetes finds out by itself, after most of a minute.
+    ///
+    /// # Errors
+    /// When there is no such node, or something of it is left.
+    pub fn kill_node(&mut self, name: &str) -> anyhow::Result<()> {
+        let site = &self.site;
+        let node = self.nodes.iter_mut().find(|node| node.name() == name);
+        node.with_context(|| format!("there is no node {name}"))?
+            .cut(site)
+    }
+
+    /// Switches a node on, with its disk as it was.
+    ///
+    /// # Errors
+    /// When it runs already, or there is none.
+    pub fn boot_node(&mut self, name: &str) -> anyhow::Result<()> {
+        let site = &self.site;
+        let node = self.nodes.iter_mut().find(|node| node.name() == name);
+        node.with_context(|| format!("there is no node {name}"))?
+            .boot(site)
+    }
+
+    /// Pulls the plug of a node and switches it on again: the same disk and pods, with new
+    /// processes, namespaces and addresses. Waits until its kubelet has said so.
+    ///
+    /// # Errors
+    /// When it doesn't get ready.
+    pub async fn reboot_node(&mut self, name: &str) -> anyhow::Result<()> {
+        let before = self.boot_id(name).await?;
+        self.kill_node(name)?;
+        self.boot_node(name)?;
+        eventually(DEADLINE, async || {
+            let now = self.boot_id(name).await?;
+            ensure!(now != before, "the kubelet of {name} has not reported yet");
+            Ok(())
+        })
+        .await?;
+        self.wait_ready().await
+    }
+
+    /// Pulls the plug of a node for ever, takes it out of the cluster as a cloud provider does, and
+    /// adds a new one; gives the new one's name.
+    ///
+    /// # Errors
+    /// When the new one doesn't get ready.
+    pub async fn replace_node(&mut self, name: &str) -> anyhow::Result<String> {
+        self.kill_node(name)?;
+        self.kubectl(&["delete", "node", name]).await?;
+        let at = self.nodes.iter().position(|node| node.name() == name);
+        let at = at.with_context(|| format!("there is no node {name}"))?;
+        self.nodes.remove(at).scrap()?;
+        self.add_node().await
+    }
+
+    /// What the node's kubelet says which boot it is of.
+    async fn boot_id(&self, name: &str) -> anyhow::Result<String> {
+        let node = self.get(&["node", name]).await?;
+        let id = node["status"]["nodeInfo"]["bootID"].as_str();
+        Ok(id.context("a node without boot ID")?.to_owned())
+    }
+
+    fn boot_new(&mut self) -> anyhow::Result<String> {
+        let place = Place::new(self.next)?;
+        self.next += 1;
+        let mut node = TestNode::new(
+            &self.site,
+            &self.control_plane,
+            place,
+            self.options.cni,
+            &self.options.before_kubelet,
+            &self.tools,
+        )?;
+        node.set_images(&self.images)?;
+        node.boot(&self.site)?;
+        let name = node.name().to_owned();
+        self.nodes.push(node);
+        Ok(name)
+    }
+
+    /// Waits until all nodes that are on are ready.
+    async fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            self.control_plane.check_running()?;
+            let mut on = Vec::new();
+            for node in self.nodes.iter_mut().filter(|node| node.is_on()) {
+                node.check_running()?;
+                on.push(node.name().to_owned());
+            }
+            let waiting = match self.get(&["nodes"]).await {
+                Ok(nodes) => unready(&nodes, on),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => Some("the API server".to_owned()),
+            };
+            let Some(waiting) = waiting else {
+                return Ok(());
+            };
+            if Instant::now() > deadline {
+                let log = self.node(&waiting).map(|node| node.log("kubelet"));
+                bail!("{waiting} does not get ready: {}", log.unwrap_or_default());
+            }
+            sleep(POLL).await;
+        }
+    }
+}
+
+/// Whether a node or a pod says that it is ready.
+fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    let mut ready = conditions
+        .into_iter()
+        .flatten()
+        .filter(|condition| condition["type"] == "Ready");
+    ready.any(|condition| condition["status"] == "True")
+}
+
+/// The first of these nodes that a list of nodes doesn't have as ready.
+fn unready(nodes: &Value, on: Vec<String>) -> Option<String> {
+    let nodes = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
+    on.into_iter().find(|name| {
+        let mut named = nodes
+            .iter()
+            .filter(|node| node["metadata"]["name"] == name.as_str());
+        !named.any(is_ready)
+    })
+}

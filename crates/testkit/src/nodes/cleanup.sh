@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Removes what a site or a node of a test cluster leaves on the machine, by its name: network
+# namespaces, cgroups in every hierarchy, and the site's folder. Mounts and processes have ended
+# with the node's own namespaces.
+#   cleanup.sh NAME            now
+#   cleanup.sh --after NAME    once standard input ends, which is the end of the test process
+#   cleanup.sh --sweep         all sites whose test process is gone
+set -euo pipefail
+shopt -s nullglob
+temporary=${TMPDIR:-/tmp}
+
+# remove NAME: everything called NAME or NAME-...
+remove() {
+	local name=$1 namespace cgroup
+	for namespace in /run/netns/"$name" /run/netns/"$name"-*; do
+		ip netns del "${namespace##*/}" 2>/dev/null || true
+	done
+	# A cgroup can't be removed before the kernel has done with the last process that was in it.
+	for _ in $(seq 100); do
+		local left=0
+		# Hierarchies of version 1 are folders of their own, version 2 is the folder itself.
+		for cgroup in /sys/fs/cgroup/{,*/}"$name"{,-*}; do
+			[ -d "$cgroup" ] || continue
+			find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || left=1
+		done
+		[ $left = 1 ] || break
+		sleep 0.1
+	done
+	for folder in "$temporary/$name" "$temporary/$name"-*; do
+		for _ in $(seq 20); do
+			rm -rf "$folder" 2>/dev/null && break
+			sleep 0.1
+		done
+	done
+}
+
+# owners: the process IDs in the names of all that is left, once each.
+owners() {
+	for path in /run/netns/rolegate-site-* /sys/fs/cgroup/{,*/}rolegate-site-* "$temporary"/rolegate-site-*; do
+		path=${path##*/rolegate-site-}
+		echo "${path%%-*}"
+	done | sort -u
+}
+
+case ${1:-} in
+--after)
+	trap '' INT TERM HUP
+	cat >/dev/null
+	remove "$2"
+	;;
+--sweep)
+	for owner in $(owners); do
+		[ -e "/proc/$owner" ] || remove "rolegate-site-$owner"
+	done
+	;;
+rolegate-site-*) remove "$1" ;;
+*) echo "cleanup.sh: say --after NAME, --sweep or the name of a site" >&2 && exit 64 ;;
+esac

@@ -1,0 +1,238 @@
+//! Container images without a registry: OCI archives made of programs of this machine, with the
+//! libraries that they need.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+/// What holds a pod's namespaces.
+pub(super) const PAUSE: &str = "localhost/pause:1";
+
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// An image being made: a folder of files, and how its containers start.
+#[derive(Debug)]
+pub struct ImageBuilder {
+    root: PathBuf,
+    entrypoint: Vec<String>,
+    env: Vec<String>,
+}
+
+impl ImageBuilder {
+    /// An empty image, whose files are put together in `folder`.
+    ///
+    /// # Errors
+    /// When the folder can't be made.
+    pub fn new(folder: &Path) -> anyhow::Result<Self> {
+        let root = folder.join("root");
+        for path in ["etc", "tmp", "usr/bin", "root"] {
+            fs::create_dir_all(root.join(path))?;
+        }
+        fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+        // As on this machine: a program's path is the same inside.
+        for name in ["bin", "sbin", "lib", "lib64"] {
+            if let Ok(target) = fs::read_link(Path::new("/").join(name)) {
+                let target = target.strip_prefix("/").unwrap_or(&target);
+                fs::create_dir_all(root.join(target))?;
+                symlink(target, root.join(name))?;
+            }
+        }
+        Ok(Self {
+            root,
+            entrypoint: Vec::new(),
+            env: vec![
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+            ],
+        })
+    }
+
+    /// What containers of the image run.
+    #[must_use]
+    pub fn entrypoint(mut self, words: &[&str]) -> Self {
+        self.entrypoint = words.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// A variable of containers' environment, unless their pod sets it.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push(format!("{key}={value}"));
+        self
+    }
+
+    /// Adds a program that is in PATH here, at its own path, with its libraries.
+    ///
+    /// # Errors
+    /// When it isn't there, or isn't an ELF file.
+    pub fn program(self, name: &str) -> anyhow::Result<Self> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path)
+            .map(|folder| folder.join(name))
+            .find(|candidate| candidate.is_file())
+            .with_context(|| format!("{name} is missing: run `make setup`"))?;
+        let target = found.clone();
+        self.binary(&found, &target)
+    }
+
+    /// Adds a program as `target`, with its libraries.
+    ///
+    /// # Errors
+    /// When it can't be read, or isn't an ELF file.
+    pub fn binary(self, source: &Path, target: &Path) -> anyhow::Result<Self> {
+        for library in libraries(source)? {
+            self.copy(&library, &library)?;
+        }
+        self.copy(source, target)?;
+        Ok(self)
+    }
+
+    /// Adds the libraries of programs or libraries that are added as files.
+    ///
+    /// # Errors
+    /// When one can't be read, or isn't an ELF file.
+    pub fn libraries_of(self, files: &[PathBuf]) -> anyhow::Result<Self> {
+        for file in files {
+            for library in libraries(file)? {
+                self.copy(&library, &library)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Adds a file or a folder as `target`, links followed.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn file(self, source: &Path, target: &Path) -> anyhow::Result<Self> {
+        self.copy(source, target)?;
+        Ok(self)
+    }
+
+    /// The folder of its files, for what is not a copy.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn copy(&self, source: &Path, target: &Path) -> anyhow::Result<()> {
+        let target = self.root.join(target.strip_prefix("/").unwrap_or(target));
+        if target.is_file() {
+            return Ok(());
+        }
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        run(Command::new("cp")
+            .args([
+                "--recursive",
+                "--dereference",
+                "--preserve=mode,timestamps",
+                "--",
+            ])
+            .args([source, &target]))?;
+        Ok(())
+    }
+
+    /// Writes the image as an archive that `ctr images import` reads.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn build(self, name: &str, archive: &Path) -> anyhow::Result<()> {
+        let layout = self.root.with_file_name("layout");
+        let blobs = layout.join("blobs/sha256");
+        fs::create_dir_all(&blobs)?;
+        let layer = self.root.with_file_name("layer.tar");
+        tar(&self.root, &layer)?;
+        let layer = store(&blobs, &layer, LAYER)?;
+        let config = write(
+            &blobs,
+            CONFIG,
+            &json!({
+                "architecture": architecture(), "os": "linux",
+                "config": { "Entrypoint": self.entrypoint, "Env": self.env },
+                "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            }),
+        )?;
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer],
+        });
+        let mut manifest = write(&blobs, MANIFEST, &manifest)?;
+        manifest["annotations"] = json!({ "io.containerd.image.name": name });
+        let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+        fs::write(layout.join("index.json"), index.to_string())?;
+        fs::write(
+            layout.join("oci-layout"),
+            r#"{"imageLayoutVersion":"1.0.0"}"#,
+        )?;
+        tar(&layout, archive)?;
+        fs::remove_dir_all(&layout)?;
+        Ok(fs::remove_dir_all(&self.root)?)
+    }
+}
+
+/// As Go and so OCI call it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Writes a document as a blob; gives its descriptor.
+fn write(blobs: &Path, media_type: &str, document: &Value) -> anyhow::Result<Value> {
+    let file = blobs.join("new");
+    fs::write(&file, document.to_string())?;
+    store(blobs, &file, media_type)
+}
+
+/// Moves a file among the blobs; gives its descriptor.
+fn store(blobs: &Path, file: &Path, media_type: &str) -> anyhow::Result<Value> {
+    let size = file.metadata()?.len();
+    let sum = run(Command::new("sha256sum").arg("--").arg(file))?;
+    let sum = sum.split_whitespace().next().context("no sum")?;
+    fs::rename(file, blobs.join(sum))?;
+    Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{sum}"), "size": size }))
+}
+
+/// Packs what is in a folder, as root's.
+fn tar(folder: &Path, archive: &Path) -> anyhow::Result<()> {
+    run(Command::new("tar")
+        .args(["--create", "--owner=0", "--group=0", "--numeric-owner"])
+        .arg("--directory")
+        .arg(folder)
+        .arg("--file")
+        .arg(archive)
+        .arg("."))?;
+    Ok(())
+}
+
+/// The shared libraries of a program, and its loader.
+fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let listed = run(Command::new("ldd").arg(program))?;
+    // `NAME => PATH (ADDRESS)`, and `PATH (ADDRESS)` for the loader.
+    let paths = listed
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).collect())
+}
+
+/// Runs a command to its end and gives what it printed.
+pub(super) fn run(command: &mut Command) -> anyhow::Result<String> {
+    let program = command.get_program().to_owned();
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}

@@ -1,0 +1,214 @@
+//! The images that nodes of a test cluster have, made once for each test process.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, ensure};
+
+use super::image::{ImageBuilder, PAUSE, run};
+use super::site::STS_URL;
+use crate::scratch::Scratch;
+use crate::{Rolegate, python, repository};
+
+/// The image of tests' pods: a shell, curl, Python with boto3, the AWS CLI. It waits until it is
+/// stopped, and finds STS.
+pub const CLIENT: &str = "localhost/client:1";
+
+/// What is used of the SDKs' descriptions of services, which are 200 MB.
+const SERVICES: [&str; 6] = ["ec2", "iam", "s3", "sso", "sso-oidc", "sts"];
+/// The packages of the test environment that pods have.
+const PACKAGES: [&str; 13] = [
+    "awscli",
+    "boto3",
+    "botocore",
+    "s3transfer",
+    "jmespath",
+    "dateutil",
+    "six.py",
+    "urllib3",
+    "docutils",
+    "colorama",
+    "rsa",
+    "pyasn1",
+    "yaml",
+];
+/// What of Python's library no client needs, by the beginnings of names.
+const UNUSED: [&str; 8] = [
+    "site-packages",
+    "config-",
+    "test",
+    "idlelib",
+    "tkinter",
+    "ensurepip",
+    "lib2to3",
+    "turtledemo",
+];
+/// Where pods have these packages.
+const SITE_PACKAGES: &str = "/opt/python";
+/// Waits, and ends at once when it is asked to: as process 1, `sleep` would be deaf to SIGTERM.
+const WAIT: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done";
+
+/// Names and archives.
+pub(super) type Images = Vec<(String, PathBuf)>;
+
+/// The images, made by the first who asks.
+pub(super) fn standard() -> anyhow::Result<Images> {
+    static MADE: Mutex<Option<(Scratch, Images)>> = Mutex::new(None);
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, images)) = &*made {
+        return Ok(images.clone());
+    }
+    let scratch = Scratch::new("rolegate-images-")?;
+    let folder = scratch.path();
+    let mut images = Vec::new();
+    let mut add = |name: &str, builder: ImageBuilder| {
+        let archive = folder.join(format!("{}.tar", images.len()));
+        images.push((name.to_owned(), archive.clone()));
+        builder.build(name, &archive)
+    };
+    let pause = ImageBuilder::new(folder)?.program("sleep")?;
+    add(PAUSE, pause.entrypoint(&["sleep", "infinity"]))?;
+    add(&rolegate_name()?, rolegate(folder)?)?;
+    add(CLIENT, client(folder)?)?;
+    *made = Some((scratch, images.clone()));
+    Ok(images)
+}
+
+/// The name that the shipped manifest has for our image.
+fn rolegate_name() -> anyhow::Result<String> {
+    let manifest = fs::read_to_string(repository().join("deploy/rolegate-agent.yaml"))?;
+    let line = manifest
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("image: "));
+    Ok(line.context("the manifest names no image")?.to_owned())
+}
+
+/// As docs/how-to/install.md builds it, around the binary under test: the binary, root
+/// certificates and nft. And where STS is.
+fn rolegate(folder: &Path) -> anyhow::Result<ImageBuilder> {
+    let stripped = folder.join("rolegate");
+    run(Command::new("strip")
+        .arg("-o")
+        .arg(&stripped)
+        .arg(Rolegate::path()?))
+    .context("the binary can't be stripped (binutils)")?;
+    let target = Path::new("/usr/local/bin/rolegate");
+    let mut image = ImageBuilder::new(folder)?
+        .binary(&stripped, target)?
+        .program("nft")?
+        .entrypoint(&["/usr/local/bin/rolegate"])
+        .env("AWS_ENDPOINT_URL", STS_URL);
+    let certificates = Path::new("/etc/ssl/certs/ca-certificates.crt");
+    if certificates.exists() {
+        image = image.file(certificates, certificates)?;
+    }
+    Ok(image)
+}
+
+fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
+    let mut image = ImageBuilder::new(folder)?;
+    for program in [
+        "sh", "bash", "curl", "sleep", "cat", "date", "env", "head", "grep", "sed", "id", "ls",
+        "seq",
+    ] {
+        image = image.program(program)?;
+    }
+    let image = with_python(image)?;
+    script(
+        image.root(),
+        "usr/bin/aws",
+        "#!/bin/sh\nexec python3 -m awscli \"$@\"\n",
+    )?;
+    Ok(image
+        .entrypoint(&["sh", "-c", WAIT])
+        .env("AWS_ENDPOINT_URL", STS_URL)
+        .env("AWS_DEFAULT_REGION", "eu-west-1")
+        .env("PYTHONPATH", SITE_PACKAGES))
+}
+
+/// Adds the Python of the test environment, and what of its packages pods use.
+fn with_python(mut image: ImageBuilder) -> anyhow::Result<ImageBuilder> {
+    let facts = "import sys, sysconfig; paths = sysconfig.get_paths(); \
+        print(sys._base_executable, paths['stdlib'], paths['purelib'], sep='\\n')";
+    let facts = run(Command::new(python::program("python")?).args(["-c", facts]))?;
+    let mut facts = facts.lines().map(PathBuf::from);
+    let mut next = || facts.next().context("Python doesn't say where it is");
+    let (interpreter, library, packages) = (next()?, next()?, next()?);
+    image = image.binary(&interpreter, &interpreter)?;
+    for entry in fs::read_dir(&library)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let unused = |prefix: &&str| name.to_string_lossy().starts_with(*prefix);
+        if !UNUSED.iter().any(unused) {
+            image = image.file(&entry.path(), &entry.path())?;
+        }
+    }
+    let extensions: Vec<PathBuf> = fs::read_dir(library.join("lib-dynload"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<_>>()?;
+    image = image.libraries_of(&extensions)?;
+    for package in PACKAGES {
+        image = with_package(image, &packages.join(package))?;
+    }
+    script(
+        image.root(),
+        "usr/bin/python3",
+        &format!("#!/bin/sh\nexec {} \"$@\"\n", interpreter.display()),
+    )?;
+    Ok(image)
+}
+
+fn with_package(image: ImageBuilder, package: &Path) -> anyhow::Result<ImageBuilder> {
+    let name = package.file_name().context("a package without name")?;
+    let target = Path::new(SITE_PACKAGES).join(name);
+    if name == "botocore" {
+        return with_botocore(image, package, &target);
+    }
+    if name != "awscli" {
+        return image.file(package, &target);
+    }
+    // The CLI has an SDK of its own.
+    let wanted = |name: &str| name != "examples" && name != "botocore";
+    let image = shallow(image, package, &target, &wanted)?;
+    with_botocore(image, &package.join("botocore"), &target.join("botocore"))
+}
+
+fn with_botocore(
+    image: ImageBuilder,
+    package: &Path,
+    target: &Path,
+) -> anyhow::Result<ImageBuilder> {
+    let image = shallow(image, package, target, &|name| name != "data")?;
+    let wanted = |name: &str| name.ends_with(".json") || SERVICES.contains(&name);
+    shallow(image, &package.join("data"), &target.join("data"), &wanted)
+}
+
+/// Adds what is wanted of a folder, by its name.
+fn shallow(
+    mut image: ImageBuilder,
+    folder: &Path,
+    target: &Path,
+    wanted: &dyn Fn(&str) -> bool,
+) -> anyhow::Result<ImageBuilder> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(wanted) {
+            image = image.file(&entry.path(), &target.join(entry.file_name()))?;
+        }
+    }
+    Ok(image)
+}
+
+/// Writes a program in text.
+fn script(root: &Path, path: &str, text: &str) -> anyhow::Result<()> {
+    let path = root.join(path);
+    ensure!(!path.exists(), "{} is there already", path.display());
+    fs::write(&path, text)?;
+    Ok(fs::set_permissions(
+        &path,
+        fs::Permissions::from_mode(0o755),
+    )?)
+}

@@ -1,0 +1,253 @@
+//! What somebody does with a cluster: kubectl, scripts, pods and rolegate's manifests.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use super::site::Site;
+use super::user::{Ran, Shell};
+use super::{CLIENT, DEADLINE, TestCluster, is_ready};
+use crate::{Rolegate, eventually, repository};
+
+impl TestCluster {
+    /// A shell in the site, as somebody has it who works with the cluster: `kubectl` and `rolegate`
+    /// in its PATH, KUBECONFIG with all rights, an empty home that it starts in.
+    ///
+    /// # Errors
+    /// When the home can't be made.
+    pub fn shell(&self) -> anyhow::Result<Shell> {
+        shell(&self.site, &self.tools, &self.control_plane.admin)
+    }
+
+    /// Runs kubectl and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails: with what it said.
+    pub async fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let command: Vec<&str> = std::iter::once(&"kubectl")
+            .chain(arguments)
+            .copied()
+            .collect();
+        let ran = self.shell()?.exec(&command).await?;
+        ran.ok().with_context(|| format!("kubectl {arguments:?}"))
+    }
+
+    /// `kubectl get ARGUMENTS -o json`.
+    ///
+    /// # Errors
+    /// When there is no such thing.
+    pub async fn get(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let command = [&["get", "-o", "json"], arguments].concat();
+        Ok(serde_json::from_str(&self.kubectl(&command).await?)?)
+    }
+
+    /// Applies a manifest.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+        let file = tempfile::NamedTempFile::new_in(self.site.folder())?;
+        fs::write(file.path(), manifest)?;
+        let path = file.path().display().to_string();
+        self.kubectl(&["apply", "-f", &path]).await.map(drop)
+    }
+
+    /// Creates a namespace, and waits for its service account, without which it takes no pods.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn create_namespace(&self, name: &str) -> anyhow::Result<()> {
+        self.kubectl(&["create", "namespace", name]).await?;
+        eventually(DEADLINE, async || {
+            self.get(&["serviceaccount", "default", "-n", name]).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Runs a pod of the image [`CLIENT`] and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it is refused or doesn't get ready.
+    pub async fn run_client(&self, pod: &ClientPod<'_>) -> anyhow::Result<()> {
+        self.apply(&pod.object().to_string()).await?;
+        let what = format!("pod/{}", pod.name);
+        self.wait(pod.namespace, &what, "condition=Ready").await
+    }
+
+    /// `kubectl wait --for=CONDITION`.
+    ///
+    /// # Errors
+    /// When it isn't so after minutes; with how it is.
+    pub async fn wait(&self, namespace: &str, what: &str, condition: &str) -> anyhow::Result<()> {
+        let condition = format!("--for={condition}");
+        let timeout = format!("--timeout={}s", DEADLINE.as_secs());
+        let waited = self
+            .kubectl(&["wait", what, "-n", namespace, &condition, &timeout])
+            .await;
+        if let Err(error) = waited {
+            let described = self.kubectl(&["describe", what, "-n", namespace]).await;
+            return Err(error.context(described.unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    /// Waits until a Deployment or DaemonSet has been rolled out.
+    ///
+    /// # Errors
+    /// When it isn't after minutes; with its pods as they are.
+    pub async fn rolled_out(&self, namespace: &str, what: &str) -> anyhow::Result<()> {
+        let timeout = format!("--timeout={}s", DEADLINE.as_secs());
+        let status = ["rollout", "status", what, "-n", namespace, &timeout];
+        if let Err(error) = self.kubectl(&status).await {
+            let described = self.kubectl(&["describe", "pods", "-n", namespace]).await;
+            return Err(error.context(described.unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    /// Runs a program in a pod's first container.
+    ///
+    /// # Errors
+    /// When kubectl can't be run; not when the program fails.
+    pub async fn exec(&self, namespace: &str, pod: &str, program: &[&str]) -> anyhow::Result<Ran> {
+        let command = [
+            &["kubectl", "exec", "-n", namespace, pod, "--"][..],
+            program,
+        ]
+        .concat();
+        self.shell()?.exec(&command).await
+    }
+
+    /// One of the files of `deploy/`, with what a reader of docs/how-to/install.md has to change
+    /// for this cluster: the pods' side of the node. The image has the name that the file says, and
+    /// knows where STS is.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn manifest(&self, file: &str) -> anyhow::Result<String> {
+        let path = repository().join("deploy").join(file);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let ours = format!("--host-interface={}", self.options.cni.host_interface());
+        Ok(text.replace("--host-interface=eni+", &ours))
+    }
+
+    /// Installs the agents as `deploy/rolegate-agent.yaml` has them, and waits until all are ready.
+    ///
+    /// # Errors
+    /// When they don't get ready.
+    pub async fn install_agents(&self) -> anyhow::Result<()> {
+        let manifest = self.manifest("rolegate-agent.yaml")?;
+        let interface = self.options.cni.host_interface();
+        ensure!(
+            manifest.contains(&format!("- --host-interface={interface}\n")),
+            "the manifest's --host-interface isn't what it was"
+        );
+        self.apply(&manifest).await?;
+        self.agents_ready().await
+    }
+
+    /// Waits until each node that is on has a ready agent. A roll-out is only over when agents have
+    /// been ready for a while, which nobody has to wait for.
+    ///
+    /// # Errors
+    /// When they don't get ready; with what is known about them.
+    pub async fn agents_ready(&self) -> anyhow::Result<()> {
+        let namespace = ["-n", "rolegate-system"];
+        let ready = eventually(DEADLINE, async || {
+            let pods = self.get(&[&["pods"][..], &namespace].concat()).await?;
+            let pods = pods["items"].as_array().context("no list")?;
+            for node in self.nodes.iter().filter(|node| node.is_on()) {
+                let mut there = pods
+                    .iter()
+                    .filter(|pod| pod["spec"]["nodeName"] == node.name());
+                ensure!(there.any(is_ready), "{} has no ready agent", node.name());
+            }
+            Ok(())
+        });
+        if let Err(error) = ready.await {
+            let pods = [&["describe", "pods"][..], &namespace].concat();
+            let logs = ["logs", "daemonset/rolegate-agent", "--tail=30"];
+            let logs = self.kubectl(&[&logs[..], &namespace].concat()).await;
+            let pods = self.kubectl(&pods).await.unwrap_or_default();
+            return Err(error.context(format!("{pods}\n{}", logs.unwrap_or_default())));
+        }
+        Ok(())
+    }
+
+    /// How somebody on this machine gets to a shell in the site.
+    pub fn how_to_enter(&self) -> String {
+        format!(
+            "ip netns exec {} env KUBECONFIG={} PATH={}:\"$PATH\" bash",
+            self.name(),
+            self.control_plane.admin.display(),
+            self.tools.display()
+        )
+    }
+}
+
+/// A pod of the image [`CLIENT`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClientPod<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Its `iam.amazonaws.com/role`.
+    pub role: Option<&'a str>,
+    /// The node that it has to be on.
+    pub node: Option<&'a str>,
+    /// What its shell runs, instead of waiting.
+    pub script: Option<&'a str>,
+}
+
+impl ClientPod<'_> {
+    fn object(&self) -> Value {
+        let annotations = match self.role {
+            Some(role) => json!({ "iam.amazonaws.com/role": role }),
+            None => json!({}),
+        };
+        let mut container = json!({ "name": "client", "image": CLIENT });
+        if let Some(script) = self.script {
+            container["command"] = json!(["sh", "-c", script]);
+        }
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "namespace": self.namespace, "name": self.name, "annotations": annotations,
+            },
+            "spec": {
+                "containers": [container],
+                "nodeSelector": self.node.map(|node| json!({ "kubernetes.io/hostname": node })),
+            },
+        })
+    }
+}
+
+/// A shell in a site, with a kubeconfig.
+pub(super) fn shell(site: &Site, tools: &Path, kubeconfig: &Path) -> anyhow::Result<Shell> {
+    let home = site.folder().join("home");
+    fs::create_dir_all(&home)?;
+    let mut enter = std::process::Command::new("ip");
+    enter.args(["netns", "exec", site.name()]);
+    Ok(Shell::new(enter, tools)
+        .env("HOME", &home)
+        .env("KUBECONFIG", kubeconfig)
+        .dir(home))
+}
+
+/// Makes the folder of the programs that somebody at a shell has.
+pub(super) fn install_tools(site: &Site, cluster: &Path) -> anyhow::Result<PathBuf> {
+    let folder = site.folder().join("bin");
+    fs::create_dir(&folder)?;
+    let kubectl = folder.join("kubectl");
+    let script = format!("#!/bin/sh\nexec '{}' kubectl \"$@\"\n", cluster.display());
+    fs::write(&kubectl, script)?;
+    fs::set_permissions(&kubectl, fs::Permissions::from_mode(0o755))?;
+    symlink(Rolegate::path()?, folder.join("rolegate"))?;
+    Ok(folder)
+}

@@ -1,0 +1,319 @@
+//! A node: a machine of its own out of network, mount, PID, UTS and IPC namespaces, with containerd,
+//! kube-proxy and a kubelet as they are published. Its folder is its disk.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use super::Cni;
+use super::control_plane::ControlPlane;
+use super::site::{self, SITE_ADDRESS, Site};
+use super::user::{Ran, Shell};
+use crate::lab::Namespace;
+use crate::process::Process;
+
+/// How long the kernel may take to end all processes of a node.
+const LEAVE: Duration = Duration::from_secs(60);
+
+/// What a node is called and where it is.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Its name in Kubernetes.
+    pub(super) name: String,
+    pub(super) address: Ipv4Addr,
+    /// The range of its pods' addresses.
+    pub(super) pods: String,
+}
+
+impl Place {
+    /// The node of this number, from 1.
+    pub(super) fn new(number: u8) -> anyhow::Result<Self> {
+        ensure!((1..200).contains(&number), "a site has 199 nodes at most");
+        Ok(Self {
+            name: format!("node-{number}"),
+            address: Ipv4Addr::new(192, 168, 50, 10 + number),
+            pods: format!("10.244.{number}.0/24"),
+        })
+    }
+}
+
+/// A node of a [`super::TestCluster`]. Dropping it pulls the plug.
+#[derive(Debug)]
+pub struct TestNode {
+    place: Place,
+    /// Its name on the machine, for its namespace and its cgroups.
+    full_name: String,
+    folder: PathBuf,
+    cluster_binary: PathBuf,
+    tools: PathBuf,
+    power: Option<Power>,
+}
+
+/// What a node has only while it runs.
+#[derive(Debug)]
+struct Power {
+    process: Process,
+    netns: Namespace,
+}
+
+impl TestNode {
+    /// A node with an empty disk, switched off.
+    pub(super) fn new(
+        site: &Site,
+        control_plane: &ControlPlane,
+        place: Place,
+        cni: Cni,
+        before_kubelet: &str,
+        tools: &Path,
+    ) -> anyhow::Result<Self> {
+        let full_name = format!("{}-{}", site.name(), place.name);
+        let folder = site.folder().join(&place.name);
+        fs::create_dir(&folder)?;
+        let node = Self {
+            full_name,
+            folder,
+            cluster_binary: control_plane.binary.clone(),
+            tools: tools.to_owned(),
+            power: None,
+            place,
+        };
+        node.write_network(cni)?;
+        node.write_runtime()?;
+        node.write_kubelet(control_plane)?;
+        let hook = format!(
+            "export PATH='{}':\"$PATH\"\n{before_kubelet}\n",
+            tools.display()
+        );
+        let hook = if before_kubelet.is_empty() { "" } else { &hook };
+        fs::write(node.folder.join("before-kubelet"), hook)?;
+        fs::write(
+            node.folder.join("resolv.conf"),
+            format!("nameserver {SITE_ADDRESS}\n"),
+        )?;
+        Ok(node)
+    }
+
+    /// Its name in Kubernetes.
+    pub fn name(&self) -> &str {
+        &self.place.name
+    }
+
+    /// Its address, which pods and other nodes reach it by.
+    pub fn address(&self) -> Ipv4Addr {
+        self.place.address
+    }
+
+    /// What a service of the node has logged: `kubelet`, `containerd` or `kube-proxy`.
+    pub fn log(&self, service: &str) -> String {
+        let log = self.folder.join(format!("{service}.log"));
+        let bytes = fs::read(log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Runs a bash script on the node, as root, with `rolegate` in its PATH.
+    ///
+    /// # Errors
+    /// When the node is off, or the script can't be run or doesn't end; not when it fails.
+    pub async fn shell(&self, script: &str) -> anyhow::Result<Ran> {
+        let power = self.power.as_ref().context("the node is off")?;
+        let pid = init(power.process.pid())?;
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--target={pid}"))
+            .args(["--net", "--mount", "--uts", "--ipc", "--pid", "--"]);
+        Shell::new(command, &self.tools).run(script).await
+    }
+
+    /// Makes these archives the images of the node, from its next boot on.
+    pub(super) fn set_images(&self, images: &[(String, PathBuf)]) -> anyhow::Result<()> {
+        let lines = images
+            .iter()
+            .map(|(name, archive)| format!("{name} {}\n", archive.display()));
+        Ok(fs::write(
+            self.folder.join("images"),
+            lines.collect::<String>(),
+        )?)
+    }
+
+    /// Switches it on; it isn't ready yet.
+    pub(super) fn boot(&mut self, site: &Site) -> anyhow::Result<()> {
+        ensure!(self.power.is_none(), "{} runs already", self.name());
+        let netns = Namespace::new(self.full_name.clone())?;
+        site.connect(&netns, &self.place)?;
+        // Not `ip netns exec`, which mounts a /sys without cgroups.
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", netns.path().display()))
+            .args(["unshare", "--mount", "--pid", "--uts", "--ipc"])
+            .args(["--fork", "--mount-proc", "--kill-child"]);
+        let script = site::script("node.sh");
+        command
+            .arg(script.get_program())
+            .args(script.get_args())
+            .args([&self.full_name, self.name()])
+            .arg(self.place.address.to_string())
+            .arg(&self.folder)
+            .arg(&self.cluster_binary);
+        let process = Process::spawn(self.name(), &command, &self.folder.join("boot.log"))?;
+        self.power = Some(Power { process, netns });
+        Ok(())
+    }
+
+    /// Whether it is switched on.
+    pub fn is_on(&self) -> bool {
+        self.power.is_some()
+    }
+
+    /// Fails if it went off by itself, with what it said.
+    pub(super) fn check_running(&mut self) -> anyhow::Result<()> {
+        let power = self.power.as_mut().context("the node is off")?;
+        if let Some(status) = power.process.exited()? {
+            let log = power.process.log();
+            anyhow::bail!("{} went off with {status}: {log}", self.name());
+        }
+        Ok(())
+    }
+
+    /// Pulls the plug: everything on it ends at once, and nobody is told. The disk stays.
+    pub(super) fn cut(&mut self, site: &Site) -> anyhow::Result<()> {
+        let Some(mut power) = self.power.take() else {
+            return Ok(());
+        };
+        // Once process 1 is reaped, nothing of its namespaces runs any more.
+        if let Some(init) = init(power.process.pid()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(init, Signal::KILL);
+            let deadline = Instant::now() + LEAVE;
+            while power.process.exited()?.is_none() {
+                ensure!(Instant::now() < deadline, "{} does not end", self.name());
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        power.process.kill();
+        site.disconnect(&self.place)?;
+        drop(power.netns);
+        // What is left of the groups keeps containers from starting at the next boot.
+        site::clean(&[&self.full_name])
+    }
+
+    /// Throws its disk away.
+    pub(super) fn scrap(self) -> anyhow::Result<()> {
+        ensure!(self.power.is_none(), "{} still runs", self.name());
+        Ok(fs::remove_dir_all(&self.folder)?)
+    }
+
+    fn write_network(&self, cni: Cni) -> anyhow::Result<()> {
+        let ipam = json!({
+            "type": "host-local",
+            "ranges": [[{ "subnet": self.place.pods }]],
+            "routes": [{ "dst": "0.0.0.0/0" }],
+            // On the tmpfs: addresses don't outlive a boot.
+            "dataDir": "/run/cni/addresses",
+        });
+        let network = match cni {
+            Cni::Bridge => json!({
+                "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+                "ipam": ipam,
+            }),
+            Cni::Ptp => json!({ "type": "ptp", "ipam": ipam }),
+        };
+        let list = json!({
+            "cniVersion": "0.4.0",
+            "name": "pods",
+            "plugins": [
+                network,
+                { "type": "portmap", "capabilities": { "portMappings": true } },
+            ],
+        });
+        Ok(fs::write(
+            self.folder.join("network.conflist"),
+            list.to_string(),
+        )?)
+    }
+
+    /// Version 2 of containerd's configuration, which 1.x needs and 2.x reads.
+    fn write_runtime(&self) -> anyhow::Result<()> {
+        let folder = self.folder.join("containerd");
+        let config = format!(
+            r#"version = 2
+root = "{}"
+state = "/run/containerd"
+# It makes a folder in /opt, which is the machine's.
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[grpc]
+address = "/run/containerd/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{}"
+# Root may lack the right to lower a score below its own.
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "/etc/cni/net.d"
+"#,
+            folder.display(),
+            super::image::PAUSE
+        );
+        Ok(fs::write(self.folder.join("containerd.toml"), config)?)
+    }
+
+    fn write_kubelet(&self, control_plane: &ControlPlane) -> anyhow::Result<()> {
+        let user = format!("system:node:{}", self.name());
+        control_plane.kubeconfig(&self.folder, "kubelet", &user, Some("system:nodes"))?;
+        control_plane.kubeconfig(&self.folder, "proxy", "system:kube-proxy", None)?;
+        let address = self.place.address.to_string();
+        let serving = control_plane
+            .authority
+            .server(&self.full_name, &[&address, self.name()])?;
+        let none = json!({
+            "memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
+            "imagefs.available": "0%", "imagefs.inodesFree": "0%",
+        });
+        let authority = control_plane.authority.certificate();
+        let config = json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+            "authentication": {
+                "anonymous": { "enabled": false },
+                "webhook": { "enabled": true },
+                "x509": { "clientCAFile": authority },
+            },
+            "authorization": { "mode": "Webhook" },
+            "tlsCertFile": serving.certificate,
+            "tlsPrivateKeyFile": serving.key,
+            "resolvConf": "/etc/resolv.conf",
+            "clusterDomain": "cluster.local",
+            "clusterDNS": [SITE_ADDRESS],
+            "staticPodPath": "/etc/kubernetes/manifests",
+            // Not in /usr, which is the machine's.
+            "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+            // Kubernetes 1.35 and newer want to be asked for it; version 2 is used where it is.
+            "failCgroupV1": false,
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": format!("/{}", self.full_name),
+            "enforceNodeAllocatable": [],
+            "failSwapOn": false,
+            "localStorageCapacityIsolation": false,
+            // The machine's disk and memory aren't the node's.
+            "evictionHard": none,
+            "imageGCHighThresholdPercent": 100,
+        });
+        Ok(fs::write(
+            self.folder.join("kubelet.json"),
+            config.to_string(),
+        )?)
+    }
+}
+
+/// Process 1 of a node, as the machine numbers it: the only child of `unshare`.
+fn init(unshare: u32) -> anyhow::Result<i32> {
+    let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
+    let first = children.split_whitespace().next();
+    Ok(first.context("the node has no process yet")?.parse()?)
+}

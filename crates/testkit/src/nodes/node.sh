@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# A node of a test cluster from power-on to its end: process 1 of namespaces of its own.
+#   node.sh NAME NODE ADDRESS FOLDER CLUSTER
+# NAME is unique on the machine (its cgroups are called so), NODE is what Kubernetes calls it,
+# FOLDER is its disk, CLUSTER is the binary of tests/cluster.
+set -euo pipefail
+name=$1 node=$2 address=$3 folder=$4 cluster=$5
+export NODE_NAME=$node HOST_IP=$address
+
+hostname "$node"
+
+# Nothing that is mounted from here on reaches the machine.
+mount --make-rprivate /
+# `ip netns` mounts this folder onto itself, once for each time somebody asked.
+while mountpoint -q /run/netns; do umount --recursive /run/netns; done
+mount -t tmpfs tmpfs /run
+mkdir -p /run/netns /run/lock
+touch /run/xtables.lock
+# The machine's own files below, what the node writes above, on its disk.
+for path in /etc /var; do
+	mkdir -p "$folder/disk$path" "$folder/work$path"
+	mount -t overlay overlay \
+		-o "lowerdir=$path,upperdir=$folder/disk$path,workdir=$folder/work$path" "$path"
+done
+mount --make-rshared /
+
+# The kubelet writes these, and they are the whole kernel's. It leaves them where they read so.
+for parameter in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
+	kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+	shown=/run/sys/${parameter%=*}
+	mkdir -p "${shown%/*}"
+	echo "${parameter#*=}" >"$shown"
+	mount --bind "$shown" "/proc/sys/${parameter%=*}"
+done
+
+# What tells machines and boots apart is the whole kernel's too.
+uuid=/proc/sys/kernel/random/uuid
+cat "$uuid" >/run/boot_id
+mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
+if [ ! -e "$folder/machine-id" ]; then tr -d - <"$uuid" >"$folder/machine-id"; fi
+cp --remove-destination "$folder/machine-id" /etc/machine-id
+
+# The kubelet expects its root in each hierarchy, and version 1 of cpusets are empty at first.
+for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
+	if [ ! -e "$hierarchy/cgroup.procs" ] || [ -L "$hierarchy" ]; then continue; fi
+	# Below version 2 there are no hierarchies but groups.
+	if [ "$hierarchy" != /sys/fs/cgroup ] && [ -e /sys/fs/cgroup/cgroup.procs ]; then continue; fi
+	mkdir -p "$hierarchy/$name"
+	for set in cpus mems; do
+		if [ -e "$hierarchy/cpuset.$set" ]; then
+			cat "$hierarchy/cpuset.$set" >"$hierarchy/$name/cpuset.$set"
+		fi
+	done
+done
+
+cp --remove-destination "$folder/resolv.conf" /etc/resolv.conf
+rm -rf /etc/cni/net.d
+mkdir -p /etc/cni/net.d /etc/kubernetes/manifests /var/lib/kubelet /var/log/pods
+cp "$folder/network.conflist" /etc/cni/net.d/
+
+containerd --config "$folder/containerd.toml" >>"$folder/containerd.log" 2>&1 &
+ctr() { command ctr --address /run/containerd/containerd.sock --namespace k8s.io "$@"; }
+until ctr version >/dev/null 2>&1; do sleep 0.05; done
+known=$(ctr images list --quiet)
+while read -r image archive; do
+	grep -qxF "$image" <<<"$known" || ctr images import "$archive" >/dev/null
+done <"$folder/images"
+
+if [ -s "$folder/before-kubelet" ]; then
+	bash -euo pipefail "$folder/before-kubelet"
+fi
+
+kubectl() { "$cluster" kubectl --kubeconfig "$folder/kubelet.kubeconfig" "$@"; }
+until kubectl get --raw /readyz >/dev/null 2>&1; do sleep 0.2; done
+
+# No --conntrack-*: the limit is the whole kernel's.
+"$cluster" kube-proxy --kubeconfig "$folder/proxy.kubeconfig" --proxy-mode nftables \
+	--hostname-override "$node" --conntrack-max-per-core 0 --conntrack-min 0 \
+	--healthz-bind-address 127.0.0.1:10256 --metrics-bind-address 127.0.0.1:10249 \
+	>>"$folder/kube-proxy.log" 2>&1 &
+"$cluster" kubelet --config "$folder/kubelet.json" --kubeconfig "$folder/kubelet.kubeconfig" \
+	--hostname-override "$node" --node-ip "$address" --cert-dir "$folder/certificates" \
+	>>"$folder/kubelet.log" 2>&1 &
+
+# Process 1 inherits the shims of containers, and has to reap them.
+while :; do
+	wait
+	sleep 1
+done

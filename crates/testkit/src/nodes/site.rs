@@ -1,0 +1,198 @@
+//! What a test cluster has on the machine, all of it called `rolegate-site-PID-NUMBER`: a network
+//! namespace with a bridge that nodes are joined to, a folder, and the stand-ins for AWS.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs};
+
+use anyhow::{Context, ensure};
+use rolegate_devkit::{Imds, ImdsOptions, Sts, StsOptions};
+use tokio::runtime::{Builder, Runtime};
+
+use super::node::Place;
+use crate::lab::Namespace;
+use crate::repository;
+
+/// The control plane's address and the nodes' way out.
+pub const SITE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
+/// Where STS listens in the site.
+pub const STS_URL: &str = "http://192.168.50.1:8000";
+/// The nodes' network.
+const NETWORK: &str = "192.168.50.1/24";
+const METADATA: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
+const STS_PORT: u16 = 8000;
+/// The bridge that nodes are joined to.
+const BRIDGE: &str = "site";
+
+/// Sites of this process, so that their names differ.
+static SITES: AtomicUsize = AtomicUsize::new(0);
+
+/// The network namespace and the folder. Dropping it removes them, and whatever else on the
+/// machine has the site's name.
+#[derive(Debug)]
+pub(super) struct Site {
+    name: String,
+    folder: PathBuf,
+    netns: Option<Namespace>,
+    janitor: Child,
+}
+
+impl Site {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "test clusters with nodes need root: run these tests with sudo"
+        );
+        clean(&["--sweep"])?;
+        let number = SITES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("rolegate-site-{}-{number}", std::process::id());
+        let folder = env::temp_dir().join(&name);
+        let janitor = janitor(&name)?;
+        fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let netns = Namespace::new(name.clone())?;
+        netns.exec(&format!("ip link add {BRIDGE} type bridge"))?;
+        netns.exec(&format!("ip addr add {NETWORK} dev {BRIDGE}"))?;
+        netns.exec(&format!("ip addr add {}/32 dev {BRIDGE}", METADATA.ip()))?;
+        netns.exec(&format!("ip link set {BRIDGE} up"))?;
+        netns.sysctl("net/ipv4/ip_forward", "1")?;
+        // What nodes send each other comes in and leaves by the same interface.
+        for scope in ["all", BRIDGE] {
+            netns.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
+        }
+        Ok(Self {
+            name,
+            folder,
+            netns: Some(netns),
+            janitor,
+        })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(super) fn netns(&self) -> anyhow::Result<&Namespace> {
+        self.netns.as_ref().context("the site is being removed")
+    }
+
+    /// Joins a node's namespace to the bridge, with routes both ways.
+    pub(super) fn connect(&self, node: &Namespace, place: &Place) -> anyhow::Result<()> {
+        let site = self.netns()?;
+        let port = &place.name;
+        site.exec(&format!(
+            "ip link add {port} type veth peer name eth0 netns {}",
+            node.name()
+        ))?;
+        site.exec(&format!("ip link set {port} master {BRIDGE} up"))?;
+        node.exec(&format!("ip addr add {}/24 dev eth0", place.address))?;
+        node.exec("ip link set eth0 up")?;
+        node.exec(&format!("ip route add default via {SITE_ADDRESS}"))?;
+        node.sysctl("net/ipv4/ip_forward", "1")?;
+        // Other nodes send through the site, which knows all pod ranges.
+        site.exec(&format!(
+            "ip route replace {} via {}",
+            place.pods, place.address
+        ))?;
+        Ok(())
+    }
+
+    /// Unplugs a node.
+    pub(super) fn disconnect(&self, place: &Place) -> anyhow::Result<()> {
+        self.netns()?
+            .exec(&format!("ip link del {}", place.name))
+            .map(drop)
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        drop(self.netns.take());
+        drop(self.janitor.stdin.take());
+        let _ = self.janitor.wait();
+    }
+}
+
+/// A child that removes everything of this name once this process is gone, whatever ended it, or
+/// the site is dropped.
+fn janitor(name: &str) -> anyhow::Result<Child> {
+    script("cleanup.sh")
+        .args(["--after", name])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start bash")
+}
+
+/// Runs `cleanup.sh` to its end.
+pub(super) fn clean(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = script("cleanup.sh")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start bash")?;
+    ensure!(
+        output.status.success(),
+        "cleanup.sh {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// One of the scripts beside this file.
+pub(super) fn script(name: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.arg(repository().join("crates/testkit/src/nodes").join(name));
+    command
+}
+
+/// The metadata service and STS of the site, on threads of their own: they outlive the runtime of
+/// the test that started them.
+#[derive(Debug)]
+pub(super) struct StandIns {
+    pub(super) imds: Imds,
+    pub(super) sts: Sts,
+    runtime: Option<Runtime>,
+}
+
+impl StandIns {
+    /// Starts both in the site's namespace. STS knows the node's credentials and checks signatures.
+    pub(super) fn start(site: &Namespace) -> anyhow::Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let (imds, sts) = site.run(|| {
+            runtime.block_on(async {
+                let imds = Imds::start(METADATA, ImdsOptions::default()).await?;
+                let options = StsOptions {
+                    keys: Some([imds.node_key()].into()),
+                    ..StsOptions::default()
+                };
+                let sts = Sts::start((SITE_ADDRESS, STS_PORT).into(), options).await?;
+                anyhow::Ok((imds, sts))
+            })
+        })??;
+        Ok(Self {
+            imds,
+            sts,
+            runtime: Some(runtime),
+        })
+    }
+}
+
+impl Drop for StandIns {
+    fn drop(&mut self) {
+        // A runtime can't wait for its end inside another one.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

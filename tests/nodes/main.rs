@@ -1,0 +1,15 @@
+//! rolegate as it is shipped, on nodes that run pods: containerd, kubelet, kube-proxy, a scheduler,
+//! `deploy/rolegate-agent.yaml` as it is but for the interface, and clients in containers. Only AWS
+//! is a stand-in. Needs root. `make test-nodes` runs these, `make test-slow` the ignored ones, which
+//! wait for minutes.
+
+#![cfg(test)]
+
+mod agents;
+mod ask;
+mod credentials;
+mod dead_node;
+mod machine;
+mod reboot;
+mod replace;
+mod update;

@@ -1,0 +1,83 @@
+//! A new version of the agent, rolled out under pods that ask all the time.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, ensure};
+use rolegate_testkit::TestCluster;
+use rolegate_testkit::nodes::{ClientPod, Cni};
+
+use crate::ask::{Asking, CREDENTIALS};
+
+/// Asks without a pause until /tmp/stop is there; prints one line for each failure, then the count.
+const ASK: &str = r#"n=0
+while [ ! -e /tmp/stop ]; do
+	n=$((n + 1))
+	curl -sS -m 20 --fail "$0" | grep -q '"AccessKeyId"' || echo "failed: $n"
+done 2>&1
+echo "asked: $n""#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_while_the_agents_are_updated() -> anyhow::Result<()> {
+    let cluster = TestCluster::shared(Cni::Bridge).await?;
+    let namespace = "update";
+    cluster.create_namespace(namespace).await?;
+    let nodes = ["node-1", "node-2"];
+    let asking = nodes.map(|pod| Asking {
+        cluster,
+        namespace,
+        pod,
+    });
+    for one in asking {
+        let client = ClientPod {
+            namespace,
+            name: one.pod,
+            role: Some("reader"),
+            node: Some(one.pod),
+            ..ClientPod::default()
+        };
+        cluster.run_client(&client).await?;
+        one.has_role("reader").await?;
+    }
+    let before = agents(cluster).await?;
+    let [first, second] = asking.map(|one| ask(one, "reader"));
+    let update = async {
+        let restart = ["rollout", "restart", "daemonset/rolegate-agent"];
+        cluster
+            .kubectl(&[&restart[..], &["-n", "rolegate-system"]].concat())
+            .await?;
+        let updated = cluster
+            .rolled_out("rolegate-system", "daemonset/rolegate-agent")
+            .await;
+        for one in asking {
+            one.run(&["sh", "-c", ">/tmp/stop"]).await?;
+        }
+        updated
+    };
+    let (first, second, updated) = tokio::join!(first, second, update);
+    updated?;
+    let after = agents(cluster).await?;
+    ensure!(before.is_disjoint(&after), "{before:?} {after:?}");
+    for answers in [first?, second?] {
+        ensure!(!answers.contains("failed"), "{answers}");
+        let asked = answers.trim().strip_prefix("asked: ");
+        let asked: usize = asked.context("no count")?.parse()?;
+        ensure!(asked > 50, "only {asked} requests");
+    }
+    Ok(())
+}
+
+async fn ask(asking: Asking<'_>, role: &str) -> anyhow::Result<String> {
+    asking
+        .run(&["sh", "-c", ASK, &format!("{CREDENTIALS}{role}")])
+        .await
+}
+
+/// The UIDs of the agents' pods.
+async fn agents(cluster: &TestCluster) -> anyhow::Result<BTreeSet<String>> {
+    let selector = "app.kubernetes.io/name=rolegate-agent";
+    let pods = ["pods", "-n", "rolegate-system", "-l", selector];
+    let pods = cluster.get(&pods).await?;
+    let pods = pods["items"].as_array().context("no list")?;
+    let uid = |pod: &serde_json::Value| pod["metadata"]["uid"].as_str().map(str::to_owned);
+    Ok(pods.iter().filter_map(uid).collect())
+}
