@@ -121,7 +121,7 @@ impl ImageBuilder {
     }
 
     fn copy(&self, source: &Path, target: &Path) -> anyhow::Result<()> {
-        let target = self.root.join(target.strip_prefix("/").unwrap_or(target));
+        let target = inside(&self.root, target);
         if target.is_file() {
             return Ok(());
         }
@@ -174,6 +174,11 @@ impl ImageBuilder {
         fs::remove_dir_all(&layout)?;
         Ok(fs::remove_dir_all(&self.root)?)
     }
+}
+
+/// A path of an image, below its root.
+pub(super) fn inside(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// As Go and so OCI call it.

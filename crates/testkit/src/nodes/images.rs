@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
 
-use super::image::{ImageBuilder, PAUSE, run};
+use super::image::{ImageBuilder, PAUSE, inside, run};
 use super::site::STS_URL;
 use crate::scratch::Scratch;
 use crate::{Rolegate, python, repository};
@@ -17,7 +17,7 @@ use crate::{Rolegate, python, repository};
 /// stopped, and finds STS.
 pub const CLIENT: &str = "localhost/client:1";
 
-/// What is used of the SDKs' descriptions of services, which are 200 MB.
+/// What is used of the SDKs' descriptions of services, which are 150 MB.
 const SERVICES: [&str; 6] = ["ec2", "iam", "s3", "sso", "sso-oidc", "sts"];
 /// The packages of the test environment that pods have.
 const PACKAGES: [&str; 13] = [
@@ -182,8 +182,30 @@ fn with_botocore(
     target: &Path,
 ) -> anyhow::Result<ImageBuilder> {
     let image = shallow(image, package, target, &|name| name != "data")?;
+    let (data, target) = (package.join("data"), target.join("data"));
     let wanted = |name: &str| name.ends_with(".json") || SERVICES.contains(&name);
-    shallow(image, &package.join("data"), &target.join("data"), &wanted)
+    let image = shallow(image, &data, &target, &wanted)?;
+    // The others have to be known by name.
+    for service in folders(&data)?.iter().filter(|name| !wanted(name)) {
+        for version in folders(&data.join(service))? {
+            let version = inside(image.root(), &target).join(service).join(version);
+            fs::create_dir_all(&version)?;
+            fs::write(version.join("service-2.json"), "{}")?;
+        }
+    }
+    Ok(image)
+}
+
+/// The names of folders in a folder.
+fn folders(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// Adds what is wanted of a folder, by its name.
