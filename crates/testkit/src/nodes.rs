@@ -265,8 +265,7 @@ impl TestCluster {
     /// What the node's kubelet says which boot it is of.
     async fn boot_id(&self, name: &str) -> anyhow::Result<String> {
         let node = self.get(&["node", name]).await?;
-        let id = node["status"]["nodeInfo"]["bootID"].as_str();
-        Ok(id.context("a node without boot ID")?.to_owned())
+        Ok(text(&node, "/status/nodeInfo/bootID").to_owned())
     }
 
     fn boot_new(&mut self) -> anyhow::Result<String> {
@@ -314,23 +313,30 @@ impl TestCluster {
     }
 }
 
+/// A text in an object by its path; empty where there is none.
+fn text<'a>(object: &'a Value, path: &str) -> &'a str {
+    let found = object.pointer(path).and_then(Value::as_str);
+    found.unwrap_or_default()
+}
+
+/// What is in a list at this path; nothing where there is none.
+fn list<'a>(object: &'a Value, path: &str) -> &'a [Value] {
+    let found = object.pointer(path).and_then(Value::as_array);
+    found.map_or(&[], Vec::as_slice)
+}
+
 /// Whether a node or a pod says that it is ready.
 fn is_ready(object: &Value) -> bool {
-    let conditions = object["status"]["conditions"].as_array();
-    let mut ready = conditions
-        .into_iter()
-        .flatten()
-        .filter(|condition| condition["type"] == "Ready");
-    ready.any(|condition| condition["status"] == "True")
+    let conditions = list(object, "/status/conditions").iter();
+    let mut ready = conditions.filter(|condition| text(condition, "/type") == "Ready");
+    ready.any(|condition| text(condition, "/status") == "True")
 }
 
 /// The first of these nodes that a list of nodes doesn't have as ready.
 fn unready(nodes: &Value, on: Vec<String>) -> Option<String> {
-    let nodes = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
     on.into_iter().find(|name| {
-        let mut named = nodes
-            .iter()
-            .filter(|node| node["metadata"]["name"] == name.as_str());
+        let nodes = list(nodes, "/items").iter();
+        let mut named = nodes.filter(|node| text(node, "/metadata/name") == name);
         !named.any(is_ready)
     })
 }

@@ -1,12 +1,14 @@
 //! Container images without a registry: OCI archives made of programs of this machine, with the
 //! libraries that they need.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// What holds a pod's namespaces.
@@ -156,14 +158,16 @@ impl ImageBuilder {
             &json!({
                 "architecture": architecture(), "os": "linux",
                 "config": { "Entrypoint": self.entrypoint, "Env": self.env },
-                "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+                "rootfs": { "type": "layers", "diff_ids": [layer.digest] },
             }),
         )?;
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer],
         });
         let mut manifest = write(&blobs, MANIFEST, &manifest)?;
-        manifest["annotations"] = json!({ "io.containerd.image.name": name });
+        manifest
+            .annotations
+            .insert("io.containerd.image.name", name.to_owned());
         let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
         fs::write(layout.join("index.json"), index.to_string())?;
         fs::write(
@@ -190,20 +194,35 @@ fn architecture() -> &'static str {
     }
 }
 
+/// Where a blob is, and what.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: &'static str,
+    digest: String,
+    size: u64,
+    annotations: BTreeMap<&'static str, String>,
+}
+
 /// Writes a document as a blob; gives its descriptor.
-fn write(blobs: &Path, media_type: &str, document: &Value) -> anyhow::Result<Value> {
+fn write(blobs: &Path, media_type: &'static str, document: &Value) -> anyhow::Result<Descriptor> {
     let file = blobs.join("new");
     fs::write(&file, document.to_string())?;
     store(blobs, &file, media_type)
 }
 
 /// Moves a file among the blobs; gives its descriptor.
-fn store(blobs: &Path, file: &Path, media_type: &str) -> anyhow::Result<Value> {
+fn store(blobs: &Path, file: &Path, media_type: &'static str) -> anyhow::Result<Descriptor> {
     let size = file.metadata()?.len();
     let sum = run(Command::new("sha256sum").arg("--").arg(file))?;
     let sum = sum.split_whitespace().next().context("no sum")?;
     fs::rename(file, blobs.join(sum))?;
-    Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{sum}"), "size": size }))
+    Ok(Descriptor {
+        media_type,
+        digest: format!("sha256:{sum}"),
+        size,
+        annotations: BTreeMap::new(),
+    })
 }
 
 /// Packs what is in a folder, as root's.

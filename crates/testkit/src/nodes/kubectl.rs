@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::site::Site;
 use super::user::{Ran, Shell};
-use super::{CLIENT, DEADLINE, TestCluster, is_ready};
+use super::{CLIENT, DEADLINE, TestCluster, is_ready, list, text};
 use crate::{Rolegate, eventually, repository};
 
 impl TestCluster {
@@ -160,11 +160,11 @@ impl TestCluster {
         let namespace = ["-n", "rolegate-system"];
         let ready = eventually(DEADLINE, async || {
             let pods = self.get(&[&["pods"][..], &namespace].concat()).await?;
-            let pods = pods["items"].as_array().context("no list")?;
+            let pods = list(&pods, "/items");
             for node in self.nodes.iter().filter(|node| node.is_on()) {
                 let mut there = pods
                     .iter()
-                    .filter(|pod| pod["spec"]["nodeName"] == node.name());
+                    .filter(|pod| text(pod, "/spec/nodeName") == node.name());
                 ensure!(there.any(is_ready), "{} has no ready agent", node.name());
             }
             Ok(())
@@ -211,17 +211,14 @@ impl ClientPod<'_> {
             Some(role) => json!({ "iam.amazonaws.com/role": role }),
             None => json!({}),
         };
-        let mut container = json!({ "name": "client", "image": CLIENT });
-        if let Some(script) = self.script {
-            container["command"] = json!(["sh", "-c", script]);
-        }
+        let command = self.script.map(|script| ["sh", "-c", script]);
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "namespace": self.namespace, "name": self.name, "annotations": annotations,
             },
             "spec": {
-                "containers": [container],
+                "containers": [{ "name": "client", "image": CLIENT, "command": command }],
                 "nodeSelector": self.node.map(|node| json!({ "kubernetes.io/hostname": node })),
             },
         })
