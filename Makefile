@@ -68,6 +68,8 @@ lint: ## Check format, lints, licences, banned dependencies, shell scripts and t
 	@hack/setup build lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace $(TEST_FEATURES) --all-targets -- -D warnings
+	@# The targets above are those of `make test`.
+	cargo clippy --locked --workspace $(TEST_FEATURES) --test nodes -- -D warnings
 	@hack/lint
 
 fmt: ## Format all code

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
-use rolegate_testkit::TestCluster;
 use rolegate_testkit::nodes::{ClientPod, Cni};
+use rolegate_testkit::{TestCluster, eventually};
 
-use crate::ask::{Asking, CREDENTIALS};
+use crate::ask::{Asking, CREDENTIALS, DEADLINE};
 
 /// Asks without a pause until /tmp/stop is there; prints one line for each failure, then the count.
 const ASK: &str = r#"n=0
@@ -38,6 +38,11 @@ async fn no_request_fails_while_the_agents_are_updated() -> anyhow::Result<()> {
         cluster.run_client(&client).await?;
         one.has_role("reader").await?;
     }
+    // An update that follows another, or the installation, before its agents have been ready for
+    // `minReadySeconds` is begun and not ended: the DaemonSet controller looks too early, and no more.
+    cluster
+        .rolled_out("rolegate-system", "daemonset/rolegate-agent")
+        .await?;
     let before = agents(cluster).await?;
     let [first, second] = asking.map(|one| ask(one, "reader"));
     let update = async {
@@ -45,9 +50,17 @@ async fn no_request_fails_while_the_agents_are_updated() -> anyhow::Result<()> {
         cluster
             .kubectl(&[&restart[..], &["-n", "rolegate-system"]].concat())
             .await?;
-        let updated = cluster
-            .rolled_out("rolegate-system", "daemonset/rolegate-agent")
-            .await;
+        let updated = cluster.rolled_out("rolegate-system", "daemonset/rolegate-agent");
+        // It is over before the last old agent has left.
+        let left = async || {
+            let now = agents(cluster).await?;
+            ensure!(before.is_disjoint(&now), "{before:?} {now:?}");
+            Ok(())
+        };
+        let updated = match updated.await {
+            Ok(()) => eventually(DEADLINE, left).await,
+            error => error,
+        };
         for one in asking {
             one.run(&["sh", "-c", ">/tmp/stop"]).await?;
         }
@@ -55,8 +68,6 @@ async fn no_request_fails_while_the_agents_are_updated() -> anyhow::Result<()> {
     };
     let (first, second, updated) = tokio::join!(first, second, update);
     updated?;
-    let after = agents(cluster).await?;
-    ensure!(before.is_disjoint(&after), "{before:?} {after:?}");
     for answers in [first?, second?] {
         ensure!(!answers.contains("failed"), "{answers}");
         let asked = answers.trim().strip_prefix("asked: ");
