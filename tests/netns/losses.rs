@@ -82,7 +82,7 @@ fn threat_03_a_connection_is_refused_for_good_once_events_were_lost() -> anyhow:
     let accepted = Instant::now();
     assert_eq!(pods.verdicts(&place, accepted)?, [Verdict::Same; 2]);
     let losses = place.losses();
-    let losses_before = losses.get();
+    let (losses_before, generation) = (losses.get(), place.generation());
 
     // The theft and its end are among the events that the kernel drops.
     let [addr, _] = addresses(&pods.bridged);
@@ -97,6 +97,11 @@ fn threat_03_a_connection_is_refused_for_good_once_events_were_lost() -> anyhow:
     let lost = [Verdict::Same, Verdict::EventsLost];
     assert_eq!(pods.verdicts(&place, accepted)?, lost);
     assert!(losses.get() > losses_before);
+    assert_ne!(
+        place.generation(),
+        generation,
+        "each connection is looked at again"
+    );
 
     // New connections are served again, and that one never.
     eventually(|| {
@@ -139,7 +144,7 @@ fn an_interface_that_went_with_lost_events_is_not_remembered() -> anyhow::Result
         }
         anyhow::Ok(())
     };
-    make("own0", "dummy")?;
+    make("own0", "veth peer name own1")?;
     let found = place.resolve(addr)?.unwrap();
     assert_eq!((&*found.name, found.kind), ("own0", Kind::PointToPoint));
     flood(&scene, &pods.bridged)?;
