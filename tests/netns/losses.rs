@@ -14,8 +14,9 @@ use crate::scene::Scene;
 
 /// Bytes in which the kernel keeps some ten events.
 const SMALL: usize = 4096;
-/// As many events as no buffer of the usual size keeps.
-const MANY: u32 = 5000;
+/// More events than a buffer of `net.core.rmem_max` keeps, which is 4 MiB at the most by default, and
+/// fewer than ours does.
+const MANY: u32 = 15_000;
 
 /// A pod sends from ever new MAC addresses: what the bridge learns from it, and tells.
 fn flood(scene: &Scene, pod: &Pod) -> anyhow::Result<()> {

@@ -94,7 +94,7 @@ impl Source for Notifications {
 }
 
 /// Sets the size of a socket's buffer, beyond what the host allows in general (`net.core.rmem_max`,
-/// as a rule 208 KiB) where the agent has `NET_ADMIN`.
+/// by default 208 KiB or 4 MiB) where the agent has `NET_ADMIN`.
 fn set_receive_buffer(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     sockopt::set_socket_recv_buffer_size_force(&socket, bytes)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, bytes))?;

@@ -54,7 +54,9 @@ async fn a_request_that_waits_for_events_to_be_read_is_woken() {
         woken.store(true, Ordering::Relaxed);
         cancel.cancel();
     };
-    attachments.run(wake, cancel.clone()).await.unwrap();
+    let run = attachments.run(wake, cancel.clone());
+    let deadline = Duration::from_secs(60);
+    tokio::time::timeout(deadline, run).await.unwrap().unwrap();
     assert!(woken.into_inner());
 }
 
