@@ -13,3 +13,4 @@ mod machine;
 mod reboot;
 mod replace;
 mod update;
+mod user;
