@@ -6,8 +6,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use rolegate_runtime::histogram::AtomicHistogram;
+use rolegate_runtime::shares::Limit;
 
-type LayerLabel = [(&'static str, &'static str); 1];
+type Label = [(&'static str, &'static str); 1];
 
 /// How a review ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,13 +41,15 @@ impl Ending {
 #[derive(Debug, Clone)]
 pub struct AdmissionMetrics {
     reviews: [AtomicHistogram; 4],
-    denials: Family<LayerLabel, Counter>,
-    audited: Family<LayerLabel, Counter>,
+    denials: Family<Label, Counter>,
+    audited: Family<Label, Counter>,
+    closed: Family<Label, Counter>,
 }
 
 impl AdmissionMetrics {
     /// Registers `admission_review_duration_seconds` by `outcome`, `admission_denials_total` and
-    /// `admission_audited_denials_total` by `layer`.
+    /// `admission_audited_denials_total` by `layer`, and `admission_connections_closed_total` by
+    /// `limit`.
     pub fn register(registry: &mut Registry) -> Self {
         let family = Family::<[(&str, &str); 1], AtomicHistogram, _>::new_with_constructor(|| {
             AtomicHistogram::new(AtomicHistogram::LATENCIES)
@@ -65,6 +68,7 @@ impl AdmissionMetrics {
             reviews,
             denials: Family::default(),
             audited: Family::default(),
+            closed: Family::default(),
         };
         registry.register(
             "admission_denials",
@@ -75,6 +79,11 @@ impl AdmissionMetrics {
             "admission_audited_denials",
             "Faults that layers in audit mode found in objects that were let through, by layer",
             metrics.audited.clone(),
+        );
+        registry.register(
+            "admission_connections_closed",
+            "Connections closed since a limit of them was reached",
+            metrics.closed.clone(),
         );
         metrics
     }
@@ -87,6 +96,15 @@ impl AdmissionMetrics {
 
     pub(crate) fn denied(&self, layer: &'static str) {
         self.denials.get_or_create(&[("layer", layer)]).inc();
+    }
+
+    pub(crate) fn connection_closed(&self, limit: Limit) {
+        let limit = match limit {
+            Limit::Each => "peer",
+            Limit::Known | Limit::Total => "known",
+            Limit::Strangers => "strangers",
+        };
+        self.closed.get_or_create(&[("limit", limit)]).inc();
     }
 
     pub(crate) fn audited(&self, layer: &'static str) {
