@@ -60,6 +60,18 @@ pub(super) struct PlacedConfig<'a> {
     pub(super) place: Option<&'a str>,
 }
 
+/// Whether there has to be a `RolegateConfig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum ConfigNeed {
+    /// Flags count without one.
+    #[default]
+    None,
+    /// Its kind is installed in the cluster.
+    KindInstalled,
+    /// It was there, and a change takes it away.
+    Removed,
+}
+
 /// The configuration in force, beside a `RolegateConfig` among the objects.
 #[derive(Debug, Clone)]
 pub(super) struct InForce {
@@ -83,7 +95,7 @@ enum State<'a> {
     /// It counts.
     Counts(PlacedConfig<'a>),
     /// It is not there and must be: everything is refused.
-    Missing,
+    Missing(ConfigNeed),
     /// Flags count.
     Flags,
 }
@@ -96,7 +108,7 @@ impl State<'_> {
         let completes = COMPLETING.iter().find(|(name, _)| *name == flag);
         match self {
             Self::Flags => None,
-            Self::Missing => {
+            Self::Missing(_) => {
                 let of_rules = of_config || completes.is_some();
                 of_rules.then_some("the RolegateConfig is missing, so everything is refused")
             }
@@ -135,22 +147,21 @@ impl FlagSources {
         flags.any(|flag| self.own.given.has(flag))
     }
 
-    /// What is in force beside the `config` of the objects. `is_needed`: there has to be one, since its
-    /// kind is installed or it was there before.
+    /// What is in force beside the `config` of the objects.
     ///
     /// # Errors
     /// What is in force can't be known; the sentence says how to tell it.
     pub(super) fn in_force(
         &self,
         config: Option<PlacedConfig<'_>>,
-        is_needed: bool,
+        need: ConfigNeed,
     ) -> anyhow::Result<InForce> {
         let deciding = self.deciding()?;
         let state = match (deciding.cluster_config, config) {
             (ConfigUse::Auto | ConfigUse::Required, Some(config)) => State::Counts(config),
-            (ConfigUse::Required, None) => State::Missing,
-            (ConfigUse::Auto, None) if is_needed => State::Missing,
-            (ConfigUse::Auto, None) | (ConfigUse::Off, _) => State::Flags,
+            (ConfigUse::Auto, None) if need == ConfigNeed::None => State::Flags,
+            (ConfigUse::Auto | ConfigUse::Required, None) => State::Missing(need),
+            (ConfigUse::Off, _) => State::Flags,
         };
         let unknown = self.unknown(state)?;
         let given = |flag: &&&str| self.own.given.has(flag);
@@ -182,7 +193,7 @@ impl FlagSources {
         Ok(InForce {
             deciding,
             without_config: match state {
-                State::Missing => ClusterConfig::Missing,
+                State::Missing(_) => ClusterConfig::Missing,
                 State::Counts(_) | State::Flags => ClusterConfig::NotUsed,
             },
             source,
@@ -202,7 +213,7 @@ impl FlagSources {
                     file: config.place.map(str::to_owned),
                 }
             }
-            (State::Missing, _) => Source::Missing,
+            (State::Missing(_), _) => Source::Missing,
             (State::Flags, Some(agents)) => Source::Workloads {
                 workloads: agents.workloads.clone(),
             },
@@ -213,9 +224,13 @@ impl FlagSources {
 
     /// What is not known of the flags, where verdicts don't hang on it.
     fn unknown(&self, state: State<'_>) -> anyhow::Result<Vec<String>> {
-        let counts = matches!(state, State::Counts(_));
+        // Of a change that takes it away it is known as well how agents take the RolegateConfig.
+        let counts = matches!(
+            state,
+            State::Counts(_) | State::Missing(ConfigNeed::Removed)
+        );
         match &self.agents {
-            None if counts || matches!(state, State::Missing) => Ok(Vec::new()),
+            None if counts || matches!(state, State::Missing(_)) => Ok(Vec::new()),
             None if self.says_layers() || self.guesses => Ok(Vec::new()),
             None => bail!(
                 "there is no RolegateConfig among the rules, so it is not known which layers are on: \
@@ -350,7 +365,7 @@ mod tests {
         let agents = known(&[BASE, "--namespace-restrictions", "--own-role=node"], &[]);
         let more = ["--own-role=other", "--layer=grants=audit"];
         let found = sources(&more, Some(agents.clone()))
-            .in_force(None, false)
+            .in_force(None, ConfigNeed::None)
             .unwrap();
         let config = &found.deciding.flags;
         assert_eq!(config.modes.namespace.as_str(), "enforce");
@@ -360,7 +375,7 @@ mod tests {
         assert!(matches!(found.source, Source::Workloads { .. }));
         // Where the kind is installed and the object is not, agents refuse everything.
         let found = sources(&[], Some(agents.clone()))
-            .in_force(None, true)
+            .in_force(None, ConfigNeed::KindInstalled)
             .unwrap();
         assert_eq!(found.source, Source::Missing);
         // Unless they pass over it.
@@ -371,7 +386,7 @@ mod tests {
             place: None,
         };
         let found = sources(&[], Some(off))
-            .in_force(Some(config), true)
+            .in_force(Some(config), ConfigNeed::KindInstalled)
             .unwrap();
         assert_eq!(found.deciding.flags.modes.rego.as_str(), "audit");
         assert!(matches!(found.source, Source::Workloads { .. }));
@@ -380,11 +395,13 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_guessed() {
         let lost = || Some(Agents::Unknown("it is lost".into()));
-        let error = sources(&[BASE], lost()).in_force(None, false).unwrap_err();
+        let error = sources(&[BASE], lost())
+            .in_force(None, ConfigNeed::None)
+            .unwrap_err();
         assert!(error.to_string().contains("it is lost"), "{error}");
         assert!(!error.is::<crate::flags::Invalid>());
         let told = sources(&["--layer=namespace=off"], lost())
-            .in_force(None, false)
+            .in_force(None, ConfigNeed::None)
             .unwrap();
         assert_eq!(told.source, Source::Flags);
         let object = json!({"spec": {}, "metadata": {"generation": 4}});
@@ -392,10 +409,14 @@ mod tests {
             object: &object,
             place: None,
         };
-        let beside = sources(&[], lost()).in_force(Some(config), true).unwrap();
+        let beside = sources(&[], lost())
+            .in_force(Some(config), ConfigNeed::KindInstalled)
+            .unwrap();
         assert!(beside.unknown[0].contains("it is lost"), "{beside:?}");
         assert!(beside.source.to_string().ends_with("generation 4"));
-        let error = sources(&[BASE], None).in_force(None, false).unwrap_err();
+        let error = sources(&[BASE], None)
+            .in_force(None, ConfigNeed::None)
+            .unwrap_err();
         assert!(
             error
                 .to_string()
@@ -423,11 +444,11 @@ mod tests {
                 object,
                 place: None,
             });
-            let found = sources(&[], Some(known(&[], &[id]))).in_force(config, false);
+            let found = sources(&[], Some(known(&[], &[id]))).in_force(config, ConfigNeed::None);
             assert_eq!(found.is_ok(), is_fine, "{id} {config:?}");
         }
         let told = sources(&["--default-role=x"], Some(known(&[], &["default_role"])));
-        assert!(told.in_force(None, false).is_ok());
+        assert!(told.in_force(None, ConfigNeed::None).is_ok());
     }
 
     #[test]
@@ -451,7 +472,9 @@ mod tests {
             ("--session-scope=pod", true),
             ("--agent-namespace=x", false),
         ] {
-            let beside = sources(&[flag], None).in_force(Some(config), true).unwrap();
+            let beside = sources(&[flag], None)
+                .in_force(Some(config), ConfigNeed::KindInstalled)
+                .unwrap();
             let error = refuse_idle(&[&beside.idle]);
             assert_eq!(error.is_ok(), is_fine, "{flag}");
             if let Err(error) = error {

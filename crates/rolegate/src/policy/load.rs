@@ -27,7 +27,7 @@ use serde_json::Value;
 use super::cluster::{Cluster, is_config, is_ours};
 use super::files::{self, Contents, Modules, Selection};
 use super::flags::{ReadFlags, RulesFrom};
-use super::in_force::{FlagSources, InForce, PlacedConfig};
+use super::in_force::{ConfigNeed, FlagSources, InForce, PlacedConfig};
 use super::names::{Names, RuleKind, Unusable};
 use crate::deciding_flags::Deciding;
 
@@ -46,8 +46,8 @@ pub(super) struct Objects {
     passed_over: Vec<String>,
     /// The namespace that is meant where none is named, where a cluster was asked.
     namespace: Option<String>,
-    /// Whether there has to be a configuration: its kind is installed, or it was there before.
-    needs_config: bool,
+    /// Whether there has to be a configuration.
+    need: ConfigNeed,
 }
 
 impl Objects {
@@ -141,7 +141,10 @@ impl Objects {
             places,
             values,
             namespace: self.namespace.clone(),
-            needs_config: self.needs_config || self.values.iter().any(is_config),
+            need: match self.values.iter().any(is_config) {
+                true => ConfigNeed::Removed,
+                false => self.need,
+            },
         }
     }
 
@@ -165,7 +168,7 @@ impl Objects {
             object,
             place: place.as_deref(),
         });
-        let mut in_force = sources.in_force(config, self.needs_config)?;
+        let mut in_force = sources.in_force(config, self.need)?;
         if let Some(base) = &assumed.base {
             in_force.deciding.flags.base = Some(base.clone());
         }
@@ -349,12 +352,15 @@ impl Current {
             guesses: false,
         };
         let flags = sources.deciding()?.flags;
-        let (values, needs_config) = cluster.rules(&flags, &change.values).await?;
+        let (values, has_kind) = cluster.rules(&flags, &change.values).await?;
         let objects = Objects {
             places: vec![None; values.len()],
             values,
             namespace: Some(cluster.namespace().to_owned()),
-            needs_config,
+            need: match has_kind {
+                true => ConfigNeed::KindInstalled,
+                false => ConfigNeed::None,
+            },
             ..Objects::default()
         };
         Ok(Self {
