@@ -244,10 +244,9 @@ impl FlagSources {
             Some(Agents::Unknown(_)) if self.says_layers() => Ok(Vec::new()),
             Some(Agents::Unknown(why)) => bail!(
                 "without a RolegateConfig the answer depends on the flags of the agents, which are not \
-                 known: {why}. Name the agents by --agent-namespace and --agent-daemonset, or give their \
-                 flags here (--layer, --namespace-restrictions, --base-role-arn and the like; \
-                 --layer=namespace=off where they have none), or create a RolegateConfig (`rolegate \
-                 policy adopt` writes one from flags)"
+                 known: {why}. Give the agents' flags here (--layer, --namespace-restrictions, \
+                 --base-role-arn and the like; --layer=namespace=off where they have none), or create a \
+                 RolegateConfig (`rolegate policy adopt` writes one from flags)"
             ),
             Some(Agents::Known(agents)) => self.unknown_of(agents, state),
         }
