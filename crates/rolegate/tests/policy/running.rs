@@ -205,3 +205,38 @@ fn the_session_told_is_that_of_agents_with_the_same_flags() {
     assert_eq!(explain(&flags), r#""shop.api-0" 7200"#);
     assert_eq!(explain(&["--session-scope=role"]), r#""rolegate" 3600"#);
 }
+
+#[test]
+fn what_makes_pods_is_explained_by_its_template() {
+    let deployment = "\
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api, namespace: shop}
+spec:
+  template:
+    metadata: {annotations: {iam.amazonaws.com/role: reader}}
+    spec: {serviceAccountName: api, containers: [{name: app, image: app}]}
+";
+    let cron = "\
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: nightly, namespace: shop}
+spec: {jobTemplate: {spec: {template: {metadata: {annotations: {iam.amazonaws.com/role: admin}}, spec: {}}}}}
+";
+    let rules = format!("{RULES}{deployment}{cron}");
+    let explain = |what: &str| {
+        let arguments = [
+            "explain", what, "-n", "shop", "--rules", "r.yaml", "-o", "json", BASE, RESTRICTED,
+        ];
+        run(&[("r.yaml", &rules)], &arguments, "")
+    };
+    let ran = explain("deployment/api");
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    let told = json(&ran);
+    assert_eq!(told["decision"], "allowed");
+    assert_eq!(told["workload"]["serviceAccount"], "api");
+    assert_eq!(explain("deploy/api").code, 0);
+    assert_eq!(explain("cj/nightly").code, 3);
+}
