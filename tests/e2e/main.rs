@@ -5,6 +5,7 @@
 #![cfg(test)]
 
 mod admission;
+mod agrees;
 mod ask;
 mod asking;
 mod bridge;
@@ -17,6 +18,7 @@ mod kube2iam;
 mod lifecycle;
 mod loopback;
 mod memory;
+mod not_known;
 mod redirect;
 mod sdk;
 mod shares;

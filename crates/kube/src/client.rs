@@ -97,6 +97,7 @@ pub struct Connection {
     pictures: Pictures,
     url: String,
     namespace: String,
+    context: Option<String>,
 }
 
 impl fmt::Debug for Connection {
@@ -117,7 +118,7 @@ impl Connection {
         options: &ClientOptions,
         read: Duration,
     ) -> Result<Self, ClientError> {
-        let mut config = configure(options).await?;
+        let (mut config, context) = configure(options).await?;
         config.accept_invalid_certs |= options.insecure;
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(read);
@@ -133,6 +134,7 @@ impl Connection {
             ClientBuilder::try_from(config).map_err(|error| ClientError::Setup(Box::new(error)))?;
         Ok(Self {
             namespace,
+            context,
             ..Self::over(client, url)
         })
     }
@@ -150,6 +152,7 @@ impl Connection {
             pictures: Pictures::default(),
             url,
             namespace: "default".into(),
+            context: None,
         }
     }
 
@@ -174,13 +177,19 @@ impl Connection {
         &self.namespace
     }
 
+    /// The context of the kubeconfig, where there is one.
+    pub fn context(&self) -> Option<&str> {
+        self.context.as_deref()
+    }
+
     /// Where the API server is.
     pub fn url(&self) -> &str {
         &self.url
     }
 }
 
-async fn configure(options: &ClientOptions) -> Result<Config, ClientError> {
+/// The configuration of the client, and the context of the kubeconfig that it is from.
+async fn configure(options: &ClientOptions) -> Result<(Config, Option<String>), ClientError> {
     if options.api_token.is_some() && options.api_server.is_none() {
         return Err(ClientError::TokenWithoutServer);
     }
@@ -189,24 +198,33 @@ async fn configure(options: &ClientOptions) -> Result<Config, ClientError> {
         .as_deref()
         .map(parse_server)
         .transpose()?;
-    let mut config = match (&options.kubeconfig, &server) {
-        (Some(path), _) => from_kubeconfig(path, options).await?,
+    let (mut config, context) = match (&options.kubeconfig, &server) {
+        (Some(path), _) => {
+            let failed = |source| ClientError::Kubeconfig {
+                path: path.into(),
+                source: Box::new(source),
+            };
+            let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+            from_kubeconfig(kubeconfig, options).await.map_err(failed)?
+        }
         (None, Some(url)) => {
             let mut config = Config::new(url.clone());
             // In a pod, the cluster's own certificate; elsewhere, those that the system trusts.
             let ca = Path::new(CLUSTER_CA);
             config.root_cert_file = ca.exists().then(|| ca.to_owned());
-            config
+            (config, None)
         }
         (None, None) => match Config::incluster() {
-            Ok(config) => config,
+            Ok(config) => (config, None),
             Err(in_cluster) => {
-                Config::from_kubeconfig(&selection(options))
-                    .await
-                    .map_err(|kubeconfig| ClientError::Nowhere {
-                        in_cluster: Box::new(in_cluster),
-                        kubeconfig: Box::new(kubeconfig),
-                    })?
+                let found = match Kubeconfig::read() {
+                    Ok(kubeconfig) => from_kubeconfig(kubeconfig, options).await,
+                    Err(error) => Err(error),
+                };
+                found.map_err(|kubeconfig| ClientError::Nowhere {
+                    in_cluster: Box::new(in_cluster),
+                    kubeconfig: Box::new(kubeconfig),
+                })?
             }
         },
     };
@@ -216,25 +234,23 @@ async fn configure(options: &ClientOptions) -> Result<Config, ClientError> {
     if let Some(token) = &options.api_token {
         config.auth_info.token = Some(token.as_str().into());
     }
-    Ok(config)
+    Ok((config, context))
 }
 
-fn selection(options: &ClientOptions) -> KubeConfigOptions {
-    KubeConfigOptions {
+async fn from_kubeconfig(
+    kubeconfig: Kubeconfig,
+    options: &ClientOptions,
+) -> Result<(Config, Option<String>), KubeconfigError> {
+    let selection = KubeConfigOptions {
         context: options.context.clone(),
         ..KubeConfigOptions::default()
-    }
-}
-
-async fn from_kubeconfig(path: &Path, options: &ClientOptions) -> Result<Config, ClientError> {
-    let failed = |source| ClientError::Kubeconfig {
-        path: path.into(),
-        source: Box::new(source),
     };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-    Config::from_custom_kubeconfig(kubeconfig, &selection(options))
-        .await
-        .map_err(failed)
+    let context = selection
+        .context
+        .clone()
+        .or_else(|| kubeconfig.current_context.clone());
+    let config = Config::from_custom_kubeconfig(kubeconfig, &selection).await?;
+    Ok((config, context))
 }
 
 fn parse_server(given: &str) -> Result<http::Uri, ClientError> {
@@ -320,9 +336,11 @@ contexts:
         std::fs::write(dir.path().join("config"), shop).unwrap();
         assert_eq!(namespace(options.clone()).await, "shop");
         let context = Some("two".into());
+        let two = ClientOptions { context, ..options };
+        let connection = Connection::new(&two).await.unwrap();
         assert_eq!(
-            namespace(ClientOptions { context, ..options }).await,
-            "default"
+            (connection.namespace(), connection.context()),
+            ("default", Some("two"))
         );
     }
 

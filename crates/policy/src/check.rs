@@ -43,6 +43,8 @@ pub struct Manifest<'a> {
     pub old: Option<&'a Value>,
     /// The operation.
     pub operation: Operation,
+    /// Why it could not be used as a rule, where it is one.
+    pub fault: Option<&'a str>,
 }
 
 /// What was found; as JSON it is what `rolegate policy check -o json` prints.
@@ -57,6 +59,8 @@ pub struct Report {
     pub warnings: usize,
     /// Every finding, in the order of the manifests.
     pub findings: Vec<Finding>,
+    /// Rules of files that can't be used, a sentence each.
+    pub unusable: Vec<String>,
     /// Notes about the rules and the run as a whole, a sentence each.
     pub notes: Vec<String>,
     /// All objects that were judged.
@@ -302,6 +306,10 @@ fn check_one(
         let path = written(&hint.steps);
         let fault = Fault::new(&path, CHECK, hint.rule, &hint.message);
         found.push(finding(hint.level, &fault));
+    }
+    if let Some(why) = manifest.fault {
+        let fault = Fault::new("", CHECK, "unusable rule", why);
+        found.push(finding(Level::Error, &fault));
     }
     if let Some(why) = not_asked(rules, request) {
         let fault = Fault::new("", CHECK, "not judged", why);

@@ -6,6 +6,7 @@
 //! There is no I/O either; documents come in as text or JSON, and what is found goes out as data
 //! with its renderings.
 
+pub mod basis;
 pub mod case_report;
 pub mod check;
 pub mod convert;

@@ -13,8 +13,7 @@ use serde::Serialize;
 
 use crate::explain::Session;
 
-/// What a change does to the pods that are there; as JSON it is what
-/// `rolegate policy simulate -o json` prints. Pods that fare alike are one entry.
+/// What a change does to the pods that are there. Pods that fare alike are one entry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Simulation {
@@ -33,6 +32,39 @@ pub struct Simulation {
     pub session_changed: Vec<Affected>,
     /// Would have their role, and layers in audit mode would refuse it, which they don't now.
     pub newly_audited: Vec<Affected>,
+}
+
+/// A change as it is configured, and as if layers were enforced; as JSON it is what
+/// `rolegate policy simulate -o json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Simulated {
+    /// As the layers are configured.
+    #[serde(flatten)]
+    pub as_configured: Simulation,
+    /// If layers were enforced that are not; `None` where that makes no difference to the modes.
+    pub if_enforced: Option<IfEnforced>,
+}
+
+/// A change as if layers were enforced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IfEnforced {
+    /// The layers that are not enforced as configured.
+    pub layers: Vec<&'static str>,
+    /// What the change does then, compared with now.
+    #[serde(flatten)]
+    pub simulation: Simulation,
+}
+
+impl Simulated {
+    /// Whether a running pod loses its role, or is refused when it is made again, as configured or with
+    /// the layers enforced.
+    pub fn takes_away(&self) -> bool {
+        let enforced = self.if_enforced.iter().map(|one| &one.simulation);
+        let mut all = enforced.chain([&self.as_configured]);
+        all.any(|one| !one.cut_off.is_empty() || !one.refused_when_made_again.is_empty())
+    }
 }
 
 /// Pods of one service account that fare alike.

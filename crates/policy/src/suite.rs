@@ -61,6 +61,7 @@ impl TestCase {
                 document,
                 old,
                 operation: self.operation,
+                fault: None,
             };
             match check::judged(rules, manifest, &creator, &self.namespace, now) {
                 Err(why) => return CaseResult::Errored(format!("{name} can't be judged: {why}")),

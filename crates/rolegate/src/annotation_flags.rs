@@ -3,6 +3,7 @@
 use clap::Args;
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, EXTERNAL_ID, ROLE};
 
+use crate::deciding_flags::Given;
 use crate::flags::invalid;
 
 const RULES: &str = "Roles and rules";
@@ -10,7 +11,7 @@ const RULES: &str = "Roles and rules";
 const LONGEST: usize = 317;
 
 /// The keys of annotations.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct AnnotationFlags {
     /// Key of the annotation that names a pod's role
     #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_ROLE_KEY", default_value = ROLE, help_heading = RULES)]
@@ -24,6 +25,19 @@ pub(crate) struct AnnotationFlags {
 }
 
 impl AnnotationFlags {
+    /// These flags in the places where they were `given`, and `lower` in the others.
+    pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+        Self {
+            iam_role_key: given.pick("iam_role_key", self.iam_role_key, lower.iam_role_key),
+            iam_external_id: given.pick(
+                "iam_external_id",
+                self.iam_external_id,
+                lower.iam_external_id,
+            ),
+            namespace_key: given.pick("namespace_key", self.namespace_key, lower.namespace_key),
+        }
+    }
+
     /// The keys.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use rolegate_runtime::signals;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::certificate_flags::CertificateFlags;
+use crate::deciding_flags::DecidingFlags;
 use crate::flags::{SessionScopeFlag, check_picture_age, duration, invalid, session_life};
 use crate::kiam_flags::KiamServerFlags;
 use crate::kubernetes_flags::KubernetesFlags;
@@ -126,6 +127,21 @@ pub(crate) struct BrokerFlags {
     drain_time: Duration,
     #[command(flatten)]
     kiam: KiamServerFlags,
+}
+
+impl BrokerFlags {
+    /// The flags by which it decides.
+    ///
+    /// # Errors
+    /// A session's life that STS does not give, as wrong usage.
+    pub(crate) fn deciding(&self) -> anyhow::Result<DecidingFlags> {
+        Ok(DecidingFlags {
+            rules: self.rules.clone(),
+            keys: self.keys.clone(),
+            scope: self.session_scope.into(),
+            session_seconds: session_life("--session-duration", self.session_duration)?,
+        })
+    }
 }
 
 /// Runs the broker until it is told to stop.

@@ -57,7 +57,7 @@ pub(crate) fn with_lower_places(
 }
 
 /// The command that the arguments name, and the place of its own arguments.
-fn innermost(definition: &Command, arguments: &[OsString]) -> (Command, usize) {
+pub(crate) fn innermost(definition: &Command, arguments: &[OsString]) -> (Command, usize) {
     let mut command = definition;
     let mut place = 1;
     while let Some(inner) = arguments
@@ -70,7 +70,7 @@ fn innermost(definition: &Command, arguments: &[OsString]) -> (Command, usize) {
     (command.clone(), place)
 }
 
-fn flag<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+pub(crate) fn flag<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     let mut flags = command.get_arguments();
     flags.find(|flag| flag.get_long() == Some(name))
 }
@@ -129,7 +129,11 @@ fn exclude(command: &Command, one: &Arg, other: &Arg) -> bool {
 
 /// The last value of a flag on the command line, or that of its environment variable. Empty for
 /// a flag without one.
-fn value_of(flag: &Arg, arguments: &[OsString], environment: Environment<'_>) -> Option<String> {
+pub(crate) fn value_of(
+    flag: &Arg,
+    arguments: &[OsString],
+    environment: Environment<'_>,
+) -> Option<String> {
     let long = format!("--{}", flag.get_long()?);
     let mut found = None;
     let mut rest = arguments

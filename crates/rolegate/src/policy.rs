@@ -1,6 +1,8 @@
 //! `rolegate policy`: what the rules say about pods, manifests and changes, told before anybody is
 //! refused.
 
+mod adopt;
+mod agents;
 mod check;
 mod cluster;
 mod convert;
@@ -9,6 +11,7 @@ mod export;
 mod files;
 mod flags;
 mod ignore;
+mod in_force;
 mod kinds;
 mod load;
 mod names;
@@ -28,7 +31,8 @@ const REFUSED: u8 = 3;
 /// What `--help` says first.
 pub(crate) const LONG_ABOUT: &str = "Ask what the rules say, before anybody is refused.\n\n\
 Every answer comes from the same decision as the agents' and the webhook's. Rules and pods are read \
-from the cluster of the kubeconfig, or from manifests; nothing is written anywhere.";
+from the cluster of the kubeconfig, or from manifests; nothing is written anywhere. Without a \
+RolegateConfig the flags of the running agents count, and each answer says what it rests on.";
 
 /// Arguments of `rolegate policy`.
 #[derive(Debug, Args)]
@@ -42,10 +46,13 @@ Examples:
     rolegate policy test policies/
   Whom does a change of the rules cut off?
     rolegate policy simulate --rules rules/
+  From flags to a RolegateConfig that says the same:
+    rolegate policy adopt > config.yaml
   From open namespaces to default deny:
     rolegate policy suggest > grants.yaml
 
-Exit codes: 0 allowed or nothing cut off, 1 failed, 3 refused, cut off or a failing test, 64 wrong usage.")]
+Exit codes: 0 allowed or nothing cut off, 1 failed, 3 refused, cut off, an unusable rule or a failing
+test, 64 wrong usage.")]
 pub(crate) struct PolicyArguments {
     #[command(subcommand)]
     action: Action,
@@ -71,6 +78,9 @@ enum Action {
     /// Turn the namespaces' annotations of kube2iam and kiam into grants
     #[command(long_about = convert::LONG_ABOUT)]
     Convert(Box<convert::ConvertArguments>),
+    /// Write the RolegateConfig that says what the agents' flags say
+    #[command(long_about = adopt::LONG_ABOUT)]
+    Adopt(Box<adopt::AdoptArguments>),
     /// Write the rules as objects that the API server enforces or needs
     #[command(long_about = export::LONG_ABOUT)]
     Export(Box<export::ExportArguments>),
@@ -103,6 +113,7 @@ pub(crate) fn run(arguments: PolicyArguments) -> anyhow::Result<ExitCode> {
             Action::Simulate(arguments) => simulate::run(*arguments).await,
             Action::Suggest(arguments) => suggest::run(*arguments).await,
             Action::Convert(arguments) => convert::run(*arguments).await,
+            Action::Adopt(arguments) => adopt::run(*arguments).await,
             Action::Export(arguments) => export::run(*arguments).await,
         }
     })

@@ -10,6 +10,7 @@ use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind, RuleC
 use rolegate_core::decision::OwnRole;
 use rolegate_core::layer::Mode;
 
+use crate::deciding_flags::Given;
 use crate::flags::{ClusterConfigUse, RestrictionFormat, base_arn, invalid};
 
 const RULES: &str = "Roles and rules";
@@ -24,7 +25,7 @@ enum RestrictionDefault {
 }
 
 /// Flags about rules.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RuleFlags {
     /// Whether the cluster's RolegateConfig counts, which goes before the flags about roles and rules: auto where its custom resource is installed
     #[arg(long, value_name = "USE", env = "ROLEGATE_CLUSTER_CONFIG", default_value = "auto", help_heading = RULES)]
@@ -130,9 +131,45 @@ impl RuleFlags {
         })
     }
 
-    /// Whether flags say which layers are on.
-    pub(crate) fn say_modes(&self) -> bool {
-        self.namespace_restrictions || !self.layer.is_empty()
+    /// These flags in the places where they were `given`, and `lower` in the others. Roles of our own
+    /// add up, and of the layers those that are named.
+    pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+        let mut layer = lower.layer;
+        if given.has("namespace_restrictions") {
+            layer.retain(|one| !matches!(one.layer, LayerName::Namespace));
+        }
+        layer.extend(self.layer);
+        let mut own_role = lower.own_role;
+        own_role.extend(self.own_role);
+        Self {
+            cluster_config: given.pick("cluster_config", self.cluster_config, lower.cluster_config),
+            base_role_arn: given.pick("base_role_arn", self.base_role_arn, lower.base_role_arn),
+            default_role: given.pick("default_role", self.default_role, lower.default_role),
+            own_role,
+            namespace_restrictions: given.pick(
+                "namespace_restrictions",
+                self.namespace_restrictions,
+                lower.namespace_restrictions,
+            ),
+            namespace_restriction_format: given.pick(
+                "namespace_restriction_format",
+                self.namespace_restriction_format,
+                lower.namespace_restriction_format,
+            ),
+            namespace_restrictions_default: given.pick(
+                "namespace_restrictions_default",
+                self.namespace_restrictions_default,
+                lower.namespace_restrictions_default,
+            ),
+            layer,
+            policy_namespaces: given.pick(
+                "policy_namespaces",
+                self.policy_namespaces,
+                lower.policy_namespaces,
+            ),
+            policy_label: given.pick("policy_label", self.policy_label, lower.policy_label),
+            replicate: given.pick("replicate", self.replicate, lower.replicate),
+        }
     }
 
     /// The modes. Without flags no layer is on, as in kube2iam.
@@ -221,7 +258,6 @@ mod tests {
             "--replicate=v1/services",
         ]);
         let flags = flags.unwrap();
-        assert!(flags.say_modes());
         let config = flags.config().unwrap();
         let (modes, rego) = (config.modes, config.rego);
         assert_eq!(
@@ -250,7 +286,6 @@ mod tests {
     #[test]
     fn the_default_is_kube2iams_and_kube_mgmts() {
         let flags = parse(&[]).unwrap();
-        assert!(!flags.say_modes());
         let config = flags.config().unwrap();
         let off = (Mode::Off, Mode::Off, Mode::Off);
         let modes = config.modes;

@@ -88,10 +88,11 @@ spec: { containers: [] }
         (output.status.code(), String::from_utf8(text).unwrap())
     };
     let own = ("ROLEGATE_OWN_ROLE", "node-a");
-    let (code, text) = check("node-a", &[], &["--own-role=node-b"]);
+    let on = "--layer=grants=audit";
+    let (code, text) = check("node-a", &[], &["--own-role=node-b", on]);
     assert_eq!(code, Some(0), "the control: {text}");
     // Each place alone, and both together: none is forgotten.
-    for flags in [&[][..], &["--own-role=node-b"]] {
+    for flags in [&[on][..], &["--own-role=node-b", on]] {
         let (code, text) = check("node-a", &[own], flags);
         assert_eq!(code, REFUSED, "{flags:?} {text}");
         assert!(text.contains("role of the node"), "{text}");

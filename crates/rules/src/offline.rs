@@ -37,6 +37,8 @@ pub struct OfflineOptions {
     /// Whether, where none is used, the modes of layers are guessed by what rules there are, and
     /// not those of the flags.
     pub guess_modes: bool,
+    /// The modes of layers, if not those that are configured.
+    pub modes: Option<Modes>,
     /// The annotations' keys.
     pub keys: AnnotationKeys,
     /// Which policies count.
@@ -91,6 +93,7 @@ impl Default for OfflineOptions {
             flags: RuleConfig::default(),
             without_config: ClusterConfig::NotUsed,
             guess_modes: true,
+            modes: None,
             keys: AnnotationKeys::default(),
             point: Point::Gate,
             scope: SessionScope::Workload,
@@ -142,11 +145,8 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     }
     let mut assumed = Vec::new();
     let mut flags = options.flags;
-    let config = match read.config.take() {
-        Some(config) => ClusterConfig::Is(config.into()),
-        None => options.without_config,
-    };
-    if config == ClusterConfig::NotUsed && options.guess_modes {
+    let is_unused = read.config.is_none() && options.without_config == ClusterConfig::NotUsed;
+    if is_unused && options.guess_modes {
         flags.modes = read.modes(&flags, !options.modules.is_empty());
         assumed.push(format!(
             "there is no RolegateConfig: layer namespace is {}, grants {}, rego {}",
@@ -155,6 +155,16 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
             flags.modes.rego.as_str(),
         ));
     }
+    if let Some(modes) = options.modes {
+        flags.modes = modes;
+        if let Some(config) = &mut read.config {
+            config.modes = modes;
+        }
+    }
+    let config = match read.config.take() {
+        Some(config) => ClusterConfig::Is(config.into()),
+        None => options.without_config,
+    };
     read.assume_namespaces(&mut assumed);
     let mut keeper = Keeper::new(flags, options.point, options.scope, options.session_seconds);
     keeper.learn(Facts::default());

@@ -75,6 +75,8 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
         "--role=shop-reader",
         "-n",
         namespace,
+        // As the webhook has it; there are no agents here.
+        "--cluster-config=required",
         &kubeconfig,
     ];
     let told = Rolegate::output(&explain).await?;

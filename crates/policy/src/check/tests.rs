@@ -59,6 +59,7 @@ fn checked(stage: &Stage, text: &str) -> Report {
         document,
         old: None,
         operation: Operation::Create,
+        fault: None,
     });
     check(&rules, manifests, &creator, "shop", NOW)
 }
@@ -236,6 +237,7 @@ fn what_policies_are_not_asked_about_is_told() {
             document: &documents[0],
             old: None,
             operation,
+            fault: None,
         };
         let report = check(&rules, [manifest], &creator, "shop", NOW);
         let findings = report.findings.into_iter();

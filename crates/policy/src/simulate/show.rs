@@ -4,11 +4,25 @@ use std::fmt::{self, Write};
 
 use anstyle::Style;
 
-use super::{Affected, Simulation};
+use super::{Affected, IfEnforced, Simulated, Simulation};
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
 
 /// How many pods of one entry are named.
 const NAMED: usize = 3;
+
+impl Simulated {
+    /// Both simulations for people, with ANSI colours.
+    pub fn text(&self) -> String {
+        let mut text = self.as_configured.text();
+        if let Some(IfEnforced { layers, simulation }) = &self.if_enforced {
+            let layers = layers.join(" and ");
+            // A String takes whatever is written.
+            let _ = writeln!(text, "\n{TITLE}if {layers} were enforced{TITLE:#}");
+            text += &simulation.text();
+        }
+        text
+    }
+}
 
 impl Simulation {
     /// The simulation for people, with ANSI colours.

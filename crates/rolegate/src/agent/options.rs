@@ -22,6 +22,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 
 use super::flags::{AgentFlags, ImdsV2, UnrecordedAddresses};
+use crate::deciding_flags::DecidingFlags;
 use crate::flags::{MIN_PICTURE_AGE, check_picture_age, invalid, session_life};
 use crate::redirect::{choice, spec};
 
@@ -149,6 +150,21 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<AloneOptions> {
         session_seconds: session_seconds(flags)?,
         engine,
     })
+}
+
+impl AgentFlags {
+    /// The flags by which it decides, where no broker does.
+    ///
+    /// # Errors
+    /// A session's life that STS does not give, as wrong usage.
+    pub(crate) fn deciding(&self) -> anyhow::Result<DecidingFlags> {
+        Ok(DecidingFlags {
+            rules: self.rules.clone(),
+            keys: self.keys.clone(),
+            scope: self.session_scope.into(),
+            session_seconds: session_seconds(self)?,
+        })
+    }
 }
 
 /// The broker and how it is reached, if there is one.

@@ -1,23 +1,29 @@
 //! `rolegate policy check`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use rolegate_core::config::Modes;
+use rolegate_core::layer::Mode;
+use rolegate_policy::basis::Basis;
 use rolegate_policy::case_report::{junit, tap};
 use rolegate_policy::check::{
     Creator, Existing, Level, Manifest, Operation, Report, check, is_review, namespace_of,
 };
 use rolegate_policy::overlay::is_core;
+use rolegate_policy::text::plain;
 use serde_json::{Value, json};
 
+use super::cluster::{is_config, is_ours};
 use super::files::{self, Manifests, Selection};
 use super::flags::{ReadFlags, RulesFrom, name};
 use super::ignore::{Ignore, Pattern, pattern};
-use super::load::Objects;
-use super::names::Names;
+use super::in_force::{FlagSources, refuse_idle};
+use super::load::{Assumed, Current, Loaded, Objects, UnusableRule};
+use super::names::{Names, RuleKind};
 use super::{REFUSED, output};
 use crate::flags::invalid;
 
@@ -52,7 +58,7 @@ enum Action {
 /// What `--help` says first.
 pub(super) const LONG_ABOUT: &str = "Judge manifests as the webhook would judge what is done with them.\n\n\
 Takes streams of YAML, JSON, lists, what Helm prints, and AdmissionReviews, which are judged as they are. \
-Rules are those of the cluster, or of files with --rules. Namespaces among the checked manifests count \
+Rules are those of the cluster, with the objects of --rules laid over them. Namespaces among the checked manifests count \
 as they are written there; other rules among them don't, so that nobody allows himself what he asks \
 for. The objects are judged for an ordinary user unless --as and --as-group name who applies them.\n\n\
 What is not judged, or counts for nothing where it stands, is a warning.";
@@ -68,7 +74,7 @@ Examples:
   rolegate policy check -f app.yaml -o sarif > rolegate.sarif
 
 Exit codes: 0 nothing would be refused, 1 failed, or there is nothing to judge, 3 something would be \
-refused, 64 wrong usage.")]
+refused, or a rule cannot be used, 64 wrong usage.")]
 pub(super) struct CheckArguments {
     /// Manifest, folder (with all below it) or - for standard input; may be repeated
     #[arg(
@@ -85,7 +91,7 @@ pub(super) struct CheckArguments {
     ignore: Vec<Pattern>,
     #[command(flatten)]
     from: RulesFrom,
-    /// Namespace of objects that name none; by default that of the kubeconfig's context, and default with --rules
+    /// Namespace of objects that name none; by default that of the kubeconfig's context, and default without a cluster
     #[arg(short, long, value_name = "NAME", value_parser = name)]
     namespace: Option<String>,
     /// What is done with the objects
@@ -110,6 +116,9 @@ pub(super) struct CheckArguments {
         default_value = "system:authenticated"
     )]
     group: Vec<String>,
+    /// Take paths in which there is no object, which are an error otherwise
+    #[arg(long)]
+    allow_empty: bool,
     /// Fail on warnings too
     #[arg(long)]
     fail_on_warning: bool,
@@ -154,7 +163,17 @@ impl CheckArguments {
 
 /// Checks.
 pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
-    let reading = arguments.read.reading()?;
+    match checked(&arguments).await {
+        Err(error) if error.is::<UnusableRule>() => {
+            output::failure(&format!("a rule cannot be used: {error}"));
+            Ok(ExitCode::from(REFUSED))
+        }
+        other => other,
+    }
+}
+
+async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
+    arguments.read.own()?;
     arguments.validate()?;
     let ignore = Ignore::of(arguments.ignore.clone());
     let contents = files::read(
@@ -162,64 +181,186 @@ pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
         Selection {
             ignore: ignore.as_ref(),
             demands_objects: true,
+            allows_empty: arguments.allow_empty,
             ..Selection::default()
         },
     )?;
     let manifests = &contents.manifests;
     let old = files::objects(files::read(&arguments.old, Selection::default())?.manifests);
-    let client = arguments.read.client();
-    let rules = Objects::from(&arguments.from.rules, &client, &reading).await?;
+    let current = Current::laid_over(&arguments.read, &arguments.from).await?;
+    let Current {
+        objects: rules,
+        sources,
+        ..
+    } = &current;
     // A mistake in the rules is told with its line.
-    rules.load(&reading)?;
+    refuse_idle(&[&rules.load(sources)?.idle])?;
     let namespace = rules.namespace(arguments.namespace.as_deref());
     let (namespaces, assumed) = namespaces(rules.values(), manifests, &namespace);
-    let namespaces = Objects::of_values(namespaces);
-    let loaded = rules.overlaid(&namespaces, false).load(&reading)?;
-    let existing = Existing::of(&old, &namespace);
-    let creator = Creator {
-        user: arguments.user.clone(),
-        groups: arguments.group.clone(),
+    let rules = rules.overlaid(&Objects::of_values(namespaces), false);
+    let loaded = rules.load(sources)?;
+    let checking = Checking {
+        arguments,
+        manifests,
+        existing: Existing::of(&old, &namespace),
+        faults: unusable(&rules, sources, manifests, &namespace)?,
+        namespace,
+        now: Timestamp::now(),
     };
-    let documents = || manifests.iter().flat_map(|one| &one.documents);
-    let created = documents()
-        .map(|document| &document.value)
-        .filter(|value| !is_review(value) && existing.beside(value, &namespace).is_none());
-    let created = match arguments.old.is_empty() {
-        true => 0,
-        false => created.count(),
-    };
+    let created = checking.created();
     if created > 0 && arguments.operation == Action::Update {
         anyhow::bail!(
             "--old has not all objects of -f, {created} of them are missing: without \
              --operation=update they are judged as created"
         );
     }
-    let all = manifests.iter().flat_map(|one| {
-        one.documents.iter().map(|document| Manifest {
-            file: &one.file,
-            document,
-            old: existing.beside(&document.value, &namespace),
-            operation: match arguments.operation {
-                Action::Create | Action::Update => Operation::Create,
-                Action::Delete => Operation::Delete,
-            },
-        })
-    });
-    let gate = loaded.gate(&reading);
-    let mut report = check(&gate, all, &creator, &namespace, Timestamp::now());
+    let mut judged = rules.overlaid(&Objects::default(), false);
+    manifests
+        .iter()
+        .flat_map(|one| &one.documents)
+        .for_each(|document| judged.push(document.value.clone()));
+    judged.demand_base(&loaded, sources, |base| {
+        let assumed = Assumed {
+            base: base.clone(),
+            ..Assumed::default()
+        };
+        let report = checking.report(&rules.load_as(sources, &assumed)?);
+        let findings = report.findings.into_iter();
+        let findings = findings.map(|one| (one.level, one.file, one.line, one.layer));
+        Ok(findings.collect::<Vec<_>>())
+    })?;
+    let mut report = checking.report(&loaded);
     rename(&mut report, &loaded.names);
     report.notes = [&*contents.passed_over, &*loaded.notes, &*assumed].concat();
     if created > 0 {
         let note = format!("{created} objects are not among --old: they are judged as created");
         report.notes.push(note);
     }
-    write(&arguments, &report)?;
-    let fails = report.refused > 0 || (arguments.fail_on_warning && report.warnings > 0);
+    let of_files = loaded.unusable.iter().filter(|one| one.is_in_files);
+    report.unusable = of_files.map(|one| one.sentence.clone()).collect();
+    write(arguments, &report, &loaded.basis)?;
+    let fails = report.refused > 0
+        || !report.unusable.is_empty()
+        || (arguments.fail_on_warning && report.warnings > 0);
     Ok(if fails {
         ExitCode::from(REFUSED)
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Manifests that are judged, by whichever rules.
+struct Checking<'a> {
+    arguments: &'a CheckArguments,
+    manifests: &'a [Manifests],
+    existing: Existing<'a>,
+    /// What is wrong with rules among the manifests, by file and line.
+    faults: BTreeMap<(String, u64), String>,
+    namespace: String,
+    now: Timestamp,
+}
+
+impl Checking<'_> {
+    /// How many objects are created, and not updated by --old.
+    fn created(&self) -> usize {
+        if self.arguments.old.is_empty() {
+            return 0;
+        }
+        let documents = self.manifests.iter().flat_map(|one| &one.documents);
+        let values = documents.map(|document| &document.value);
+        values
+            .filter(|value| {
+                !is_review(value) && self.existing.beside(value, &self.namespace).is_none()
+            })
+            .count()
+    }
+
+    fn report(&self, loaded: &Loaded) -> Report {
+        let creator = Creator {
+            user: self.arguments.user.clone(),
+            groups: self.arguments.group.clone(),
+        };
+        let all = self.manifests.iter().flat_map(|one| {
+            one.documents.iter().map(|document| Manifest {
+                file: &one.file,
+                document,
+                old: self.existing.beside(&document.value, &self.namespace),
+                operation: match self.arguments.operation {
+                    Action::Create | Action::Update => Operation::Create,
+                    Action::Delete => Operation::Delete,
+                },
+                fault: self
+                    .faults
+                    .get(&(one.file.clone(), document.line()))
+                    .map(String::as_str),
+            })
+        });
+        check(&loaded.gate(), all, &creator, &self.namespace, self.now)
+    }
+}
+
+/// What is wrong with the rules among the manifests, by file and line: grants and policies that could
+/// not be used if they were applied.
+///
+/// # Errors
+/// One that is malformed, as [`UnusableRule`].
+fn unusable(
+    rules: &Objects,
+    sources: &FlagSources,
+    manifests: &[Manifests],
+    namespace: &str,
+) -> anyhow::Result<BTreeMap<(String, u64), String>> {
+    let mut change = Objects::default();
+    let mut places = Vec::new();
+    for one in manifests {
+        for document in &one.documents {
+            let value = &document.value;
+            let is_map = is_core(value, "ConfigMap");
+            if !is_map && !is_ours(value, "RoleGrant") && !is_config(value) {
+                continue;
+            }
+            let mut value = value.clone();
+            if let (true, Some(metadata)) = (is_map, value.get_mut("metadata")) {
+                let named = metadata.get("namespace").and_then(Value::as_str);
+                if named.is_none_or(str::is_empty) {
+                    metadata["namespace"] = namespace.into();
+                }
+            }
+            let name = value.pointer("/metadata/name").and_then(Value::as_str);
+            let name = name.unwrap_or_default();
+            let named = match is_map {
+                true => (
+                    RuleKind::Policy,
+                    format!("{}/{name}", namespace_of(&value, namespace)),
+                ),
+                false => (RuleKind::RoleGrant, name.to_owned()),
+            };
+            places.push((named, (one.file.clone(), document.line())));
+            let line = document.line();
+            change.push_of(value, Some(format!("{}:{line}", plain(&one.file))));
+        }
+    }
+    if places.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let applied = rules.overlaid(&change, false);
+    // As they would fare if their layer were on.
+    let modes = Modes {
+        grants: Mode::Enforce,
+        rego: Mode::Enforce,
+        ..Modes::default()
+    };
+    let assumed = Assumed {
+        modes: Some(modes),
+        ..Assumed::default()
+    };
+    let loaded = applied.load_as(sources, &assumed)?;
+    let faults = loaded.unusable.into_iter().filter_map(|one| {
+        let named = (one.kind, one.name);
+        let (_, place) = places.iter().find(|(known, _)| *known == named)?;
+        Some((place.clone(), one.sentence))
+    });
+    Ok(faults.collect())
 }
 
 /// Names policies of files by their files.
@@ -231,17 +372,24 @@ fn rename(report: &mut Report, names: &Names) {
     }
 }
 
-fn write(arguments: &CheckArguments, report: &Report) -> anyhow::Result<()> {
+fn write(arguments: &CheckArguments, report: &Report, rules: &Basis) -> anyhow::Result<()> {
+    let has_room = matches!(arguments.output, ReportFormat::Text | ReportFormat::Json);
     if !arguments.quiet {
         for note in &report.notes {
             output::note(note);
         }
+        if !has_room {
+            output::note_rules(rules);
+        }
+    }
+    for unusable in &report.unusable {
+        output::failure(unusable);
     }
     let is_dull = |report: &Report| report.findings.iter().all(|one| one.level == Level::Note);
     match arguments.output {
         ReportFormat::Text if arguments.quiet && is_dull(report) => Ok(()),
-        ReportFormat::Text => output::text(&report.text()),
-        ReportFormat::Json => output::json(&serde_json::to_value(report)?),
+        ReportFormat::Text => output::text(&(report.text() + &rules.text("rules in force"))),
+        ReportFormat::Json => output::json(&output::with_rules(report, rules)?),
         ReportFormat::Sarif => output::json(&report.sarif()),
         ReportFormat::Github => output::raw(&report.github()),
         ReportFormat::Junit => {

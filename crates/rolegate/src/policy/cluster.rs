@@ -14,6 +14,7 @@ use rolegate_core::layer::Mode;
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::crd::{CONFIG_NAME, GROUP, VERSION};
 use rolegate_policy::overlay::is_core;
+use rolegate_policy::text::plain;
 use serde_json::Value;
 
 use super::kinds::Kind;
@@ -41,11 +42,16 @@ impl Cluster {
 
     /// Everything that decisions depend on, pods aside: namespaces, grants, the configuration, and
     /// the ConfigMaps and objects of policies; and whether the kind of the configuration is
-    /// installed. `flags` count where there is no configuration.
+    /// installed. `flags` count where there is no configuration; what a configuration in `change` needs
+    /// is among them too.
     ///
     /// # Errors
     /// What may not be read, or cannot.
-    pub(super) async fn rules(&self, flags: &RuleConfig) -> anyhow::Result<(Vec<Value>, bool)> {
+    pub(super) async fn rules(
+        &self,
+        flags: &RuleConfig,
+        change: &[Value],
+    ) -> anyhow::Result<(Vec<Value>, bool)> {
         let mut objects = self.list(&core("Namespace", "namespaces"), None).await?;
         let grants = self.optional(&ours("RoleGrant", "rolegrants")).await?;
         objects.extend(grants.into_iter().flatten());
@@ -54,11 +60,9 @@ impl Cluster {
             .await?;
         let has_kind = configs.is_some();
         let configs = configs.unwrap_or_default();
-        let rego = Rego::of(&configs, flags);
+        let mut rego = Rego::of(&configs, flags);
+        rego.extend(Rego::of(change, flags));
         objects.extend(configs);
-        if rego.is_off {
-            return Ok((objects, has_kind));
-        }
         for namespace in &rego.namespaces {
             let config_maps = core("ConfigMap", "configmaps");
             objects.extend(self.list(&config_maps, Some(namespace)).await?);
@@ -70,6 +74,16 @@ impl Cluster {
             objects.extend(self.list(&resource, None).await?);
         }
         Ok((objects, has_kind))
+    }
+
+    /// Whether there is a configuration.
+    ///
+    /// # Errors
+    /// It may not be read, or cannot.
+    pub(super) async fn has_config(&self) -> anyhow::Result<bool> {
+        let kind = ours("RolegateConfig", "rolegateconfigs");
+        let configs = self.optional(&kind).await?;
+        Ok(configs.is_some_and(|configs| !configs.is_empty()))
     }
 
     /// What uses roles: all pods, and the service accounts that name one. Of each only what
@@ -123,9 +137,34 @@ impl Cluster {
             .await
             .map_err(|error| self.failed(kind.plural, Some(namespace), &error))?;
         let kind = kind.kind.to_lowercase();
-        let object =
-            object.ok_or_else(|| anyhow!("there is no {kind} {name} in namespace {namespace}"))?;
+        let object = object.ok_or_else(|| {
+            let place = self.place(namespace);
+            anyhow!("there is no {kind} {name} in {place}: give its namespace by -n")
+        })?;
         named(object, &resource)
+    }
+
+    /// A namespace with the cluster that it is of, for messages.
+    fn place(&self, namespace: &str) -> String {
+        match self.connection.context() {
+            Some(context) => format!("namespace {namespace} (context {})", plain(context)),
+            None => format!("namespace {namespace} at {}", self.connection.url()),
+        }
+    }
+
+    /// The objects of a kind of group `apps` in a namespace.
+    ///
+    /// # Errors
+    /// What may not be read, or cannot.
+    pub(super) async fn workloads(
+        &self,
+        kind: &str,
+        plural: &str,
+        namespace: &str,
+    ) -> anyhow::Result<Vec<Value>> {
+        let gvk = GroupVersionKind::gvk("apps", "v1", kind);
+        let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+        self.list(&resource, Some(namespace)).await
     }
 
     /// Objects of ours; `None` where their kind is not installed.
@@ -202,7 +241,7 @@ impl Cluster {
         match error {
             kube::Error::Api(status) if status.code == 403 => anyhow!(
                 "you may not read {plural} {place} at {url}: ask for the verbs get and list on them, or \
-                 give manifests in their stead"
+                 give manifests in their stead, with --rules and --offline"
             ),
             error => anyhow!(
                 "cannot read {plural} {place} at {url}: {}",
@@ -218,9 +257,9 @@ enum Listing {
     TooMany,
 }
 
-/// What is needed for policies.
+/// What is needed for policies; nothing where their layer is off.
+#[derive(Default)]
 struct Rego {
-    is_off: bool,
     namespaces: BTreeSet<String>,
     replicate: BTreeSet<ResourceKind>,
 }
@@ -232,10 +271,13 @@ impl Rego {
             let name = object.pointer("/metadata/name").and_then(Value::as_str);
             name == Some(CONFIG_NAME)
         };
-        let Some(config) = configs.iter().find(name) else {
+        let mut ours = configs.iter().filter(|object| is_config(object));
+        let Some(config) = ours.find(name) else {
+            if flags.modes.rego == Mode::Off {
+                return Self::default();
+            }
             let namespaces = flags.rego.namespaces.iter();
             return Self {
-                is_off: flags.modes.rego == Mode::Off,
                 namespaces: namespaces.map(ToString::to_string).collect(),
                 replicate: flags.rego.replicate.iter().cloned().collect(),
             };
@@ -245,8 +287,10 @@ impl Rego {
             Some(list.iter().filter_map(Value::as_str).collect())
         };
         let mode = config.pointer("/spec/layers/rego").and_then(Value::as_str);
+        if matches!(mode, None | Some("off")) {
+            return Self::default();
+        }
         Self {
-            is_off: matches!(mode, None | Some("off")),
             namespaces: texts("/spec/rego/namespaces")
                 .map_or_else(
                     || vec!["opa".to_owned()],
@@ -261,6 +305,27 @@ impl Rego {
                 .collect(),
         }
     }
+
+    fn extend(&mut self, other: Self) {
+        self.namespaces.extend(other.namespaces);
+        self.replicate.extend(other.replicate);
+    }
+}
+
+/// Whether an object is a configuration of the rules.
+pub(super) fn is_config(object: &Value) -> bool {
+    is_ours(object, "RolegateConfig")
+}
+
+/// Whether an object is of a kind of ours.
+pub(super) fn is_ours(object: &Value, kind: &str) -> bool {
+    let text = |field| {
+        object
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    text("kind") == kind && text("apiVersion").split('/').next() == Some(GROUP)
 }
 
 /// An object with its kind, which lists leave out.

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 use rolegate_policy::convert::{Conversion, convert};
 
+use super::agents::Agents;
 use super::files;
 use super::flags::ReadFlags;
-use super::load::Objects;
+use super::in_force::refuse_idle;
+use super::load::{Current, Objects};
 use super::output::{self, ObjectFormat};
 
 /// What `--help` says first.
@@ -37,12 +39,17 @@ pub(super) struct ConvertArguments {
 
 /// Converts.
 pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode> {
-    let reading = arguments.read.reading()?;
+    arguments.read.own()?;
     files::validate(&arguments.filename)?;
-    let client = arguments.read.client();
-    let objects = Objects::from(&arguments.filename, &client, &reading).await?;
-    let objects = objects.with_users(&client, false).await?;
-    let loaded = objects.load(&reading)?;
+    let current = Current::read(&arguments.read, &arguments.filename, &Objects::default()).await?;
+    let mut current = current.guessing();
+    if matches!(current.sources.agents, Some(Agents::Unknown(_))) {
+        // Nothing of what is written depends on which layers are on: this may be kube2iam's cluster.
+        current.sources.agents = None;
+    }
+    current.add_users(false).await?;
+    let loaded = current.objects.load(&current.sources)?;
+    refuse_idle(&[&loaded.idle])?;
     for note in &loaded.notes {
         output::note(note);
     }
@@ -58,8 +65,9 @@ pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode>
     for note in converted.notes() {
         output::note(&note);
     }
+    output::note_rules(&loaded.basis);
     match arguments.output {
-        ObjectFormat::Yaml => output::raw(&converted.yaml()?)?,
+        ObjectFormat::Yaml => output::raw(&(loaded.basis.comments() + &converted.yaml()?))?,
         ObjectFormat::Json => output::json(&converted.json())?,
     }
     Ok(ExitCode::SUCCESS)

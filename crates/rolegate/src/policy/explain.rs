@@ -6,16 +6,17 @@ use std::sync::Arc;
 use anyhow::{anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
+use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::layer::Mode;
 use rolegate_core::workload::Workload;
 use rolegate_policy::check::{Creator, completed, creation_of, namespace_of};
-use rolegate_policy::explain::{AskedPolicy, Outcome, Question, Refusal, explain};
+use rolegate_policy::explain::{AskedPolicy, Explained, Outcome, Question, Refusal, explain};
 use serde_json::{Value, json};
 
-use super::cluster::Cluster;
-use super::flags::{ReadFlags, Reading, RulesFrom, name};
+use super::flags::{ReadFlags, RulesFrom, name};
+use super::in_force::refuse_idle;
 use super::kinds::Kind;
-use super::load::{Loaded, Objects};
+use super::load::{Assumed, Current, Loaded};
 use super::output::{self, Format};
 use super::{REFUSED, files};
 use crate::flags::invalid;
@@ -27,7 +28,8 @@ const IMAGINED: &str = "imagined";
 pub(super) const LONG_ABOUT: &str = "Tell why a pod may have its role, or may not, and what would change that.\n\n\
 Shows what each layer said with the rule that decided, the session that would be asked of STS, which \
 Rego policies are asked, and for a refusal by grants the smallest grant that is missing, ready to \
-apply. For a Deployment and its like the pods of its template are explained. Without an object, the \
+apply. The answer ends with the rules in force: without a RolegateConfig these are the flags of \
+the agents' DaemonSet, or of the brokers' Deployment. For a Deployment and its like the pods of its template are explained. Without an object, the \
 flags describe a pod that is only thought of.";
 
 /// Arguments of `rolegate policy explain`.
@@ -37,14 +39,14 @@ Examples:
   rolegate policy explain pod/api-0 -n shop
   rolegate policy explain deployment/api
   rolegate policy explain --role reader -n shop --service-account api --label app=api
-  rolegate policy explain pod/api-0 -n shop --rules dump.yaml -o json
+  rolegate policy explain pod/api-0 -n shop --rules dump.yaml --offline -o json
 
 Exit codes: 0 allowed, 1 failed, 3 no credentials, 64 wrong usage.")]
 pub(super) struct ExplainArguments {
     /// The pod, as pod/NAME, or what makes pods, as deployment/NAME
     #[arg(value_name = "KIND/NAME", required_unless_present = "role", conflicts_with_all = ["role", "service_account", "label", "external_id", "session_name"])]
     pod: Option<String>,
-    /// Namespace of the pod; by default that of the kubeconfig's context, and default with --rules
+    /// Namespace of the pod; by default that of the kubeconfig's context, and default without a cluster
     #[arg(short, long, value_name = "NAME", value_parser = name)]
     namespace: Option<String>,
     /// Role that the pod would name: a name or an ARN
@@ -74,7 +76,7 @@ pub(super) struct ExplainArguments {
 #[cfg(test)]
 impl ExplainArguments {
     pub(super) fn rules(&self) -> anyhow::Result<rolegate_core::config::RuleConfig> {
-        self.read.reading().map(|reading| reading.flags)
+        Ok(self.read.own()?.flags.validated()?.flags)
     }
 }
 
@@ -88,53 +90,112 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Explains.
 pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
-    let reading = arguments.read.reading()?;
+    arguments.read.own()?;
     let asked = arguments.pod.as_deref().map(Asked::parse).transpose()?;
     files::validate(&arguments.from.rules)?;
-    let (loaded, object, namespace) = load(&arguments, asked.as_ref(), &reading).await?;
+    let (current, asked) = load(&arguments, asked.as_ref()).await?;
+    let Current {
+        objects, sources, ..
+    } = &current;
+    let loaded = objects.load(sources)?;
+    refuse_idle(&[&loaded.idle])?;
+    let now = Timestamp::now();
+    objects.demand_base(&loaded, sources, |base| {
+        let assumed = Assumed {
+            base: base.clone(),
+            ..Assumed::default()
+        };
+        let loaded = objects.load_as(sources, &assumed)?;
+        Ok(Verdict::from(&asked.explained(&loaded, now)?))
+    })?;
     for note in &loaded.notes {
         output::note(note);
     }
-    let pod = asked.as_ref().filter(|asked| asked.kind.is_pod());
-    let name = pod.map_or(IMAGINED, |pod| pod.name);
-    let mut workloads = loaded.workloads.iter();
-    let found = workloads.find(|one| *one.name == *name && *one.namespace == *namespace);
-    let mut workload = found
-        .cloned()
-        .ok_or_else(|| anyhow!("there is no pod {name} in namespace {namespace}"))?;
-    let now = Timestamp::now();
-    let web_identity = loaded.web_identity.iter().find(|one| {
-        let unnamed = one.unnamed.iter().map(|unnamed| &unnamed.pod);
-        let pod = one.asking.iter().chain(unnamed).next();
-        pod.is_some_and(|pod| pod.name == workload.name && pod.namespace == workload.namespace)
-    });
-    let (policies, gate) = asked_policies(&loaded, &workload, &object, now);
-    if pod.is_none() {
-        // Told as what it is.
-        workload.name = "".into();
-    }
-    let explained = explain(&Question {
-        rules: &loaded.snapshot.rules,
-        grants: &loaded.snapshot.grants,
-        policies: &policies,
-        workload: &workload,
-        web_identity,
-        gate: gate.as_ref(),
-        now,
-    });
-    output::answer(arguments.output, &explained, || explained.text())?;
+    let explained = asked.explained(&loaded, now)?;
+    output::answer(arguments.output, &explained, &loaded.basis, || {
+        explained.text()
+    })?;
     let by_token = || {
         let mut roles = explained.web_identity.iter();
         explained.decision == Outcome::NoRole && roles.any(|one| one.role.is_some())
     };
     let has_role = explained.decision == Outcome::Allowed || by_token();
     // A pod that is there is past the gate.
-    let fine = has_role && (pod.is_some() || gate.is_none());
+    let fine = has_role && (asked.is_there || explained.gate.is_none());
     Ok(if fine {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(REFUSED)
     })
+}
+
+/// What of an explanation must not depend on a base ARN that is not known.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    decision: Outcome,
+    role_arn: Option<String>,
+    /// The layers that refuse: for doors, at the gate, and of each role of web identity.
+    refusals: Vec<Option<String>>,
+    /// The layers, and whether they allow.
+    layers: Vec<(String, bool)>,
+}
+
+impl From<&Explained> for Verdict {
+    fn from(explained: &Explained) -> Self {
+        let tokens = explained.web_identity.iter().map(|one| &one.refusal);
+        let refusals = [&explained.denial, &explained.gate]
+            .into_iter()
+            .chain(tokens);
+        let layers = explained.layers.iter();
+        Self {
+            decision: explained.decision,
+            role_arn: explained.session.as_ref().map(|one| one.role_arn.clone()),
+            refusals: refusals
+                .map(|refusal| refusal.as_ref().map(|one| one.layer.clone()))
+                .collect(),
+            layers: layers.map(|one| (one.layer.clone(), one.allows)).collect(),
+        }
+    }
+}
+
+/// The pod that is asked about among the objects.
+struct AskedPod {
+    /// As it is or would be.
+    object: Value,
+    namespace: String,
+    name: String,
+    /// Whether it is there, and not only thought of.
+    is_there: bool,
+}
+
+impl AskedPod {
+    fn explained(&self, loaded: &Loaded, now: Timestamp) -> anyhow::Result<Explained> {
+        let (name, namespace) = (&self.name, &self.namespace);
+        let mut workloads = loaded.workloads.iter();
+        let found = workloads.find(|one| *one.name == **name && *one.namespace == **namespace);
+        let mut workload = found
+            .cloned()
+            .ok_or_else(|| anyhow!("there is no pod {name} in namespace {namespace}"))?;
+        let web_identity = loaded.web_identity.iter().find(|one| {
+            let unnamed = one.unnamed.iter().map(|unnamed| &unnamed.pod);
+            let pod = one.asking.iter().chain(unnamed).next();
+            pod.is_some_and(|pod| pod.name == workload.name && pod.namespace == workload.namespace)
+        });
+        let (policies, gate) = asked_policies(loaded, &workload, &self.object, now);
+        if !self.is_there {
+            // Told as what it is.
+            workload.name = "".into();
+        }
+        Ok(explain(&Question {
+            rules: &loaded.snapshot.rules,
+            grants: &loaded.snapshot.grants,
+            policies: &policies,
+            workload: &workload,
+            web_identity,
+            gate: gate.as_ref(),
+            now,
+        }))
+    }
 }
 
 /// An object that is asked about.
@@ -157,34 +218,31 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// The rules, the pod that is asked about as it is or would be, and its namespace.
+/// The rules with the pod that is asked about among them.
 async fn load(
     arguments: &ExplainArguments,
     asked: Option<&Asked<'_>>,
-    reading: &Reading,
-) -> anyhow::Result<(Loaded, Value, String)> {
-    let client = arguments.read.client();
-    let mut objects = Objects::from(&arguments.from.rules, &client, reading).await?;
+) -> anyhow::Result<(Current, AskedPod)> {
+    let mut current = Current::laid_over(&arguments.read, &arguments.from).await?;
+    let objects = &mut current.objects;
     let namespace = objects.namespace(arguments.namespace.as_deref());
     let object = match asked {
-        None => imagined(arguments, &namespace, reading),
+        None => imagined(arguments, &namespace, &current.sources.deciding()?.keys),
         Some(asked) => {
             let Asked { kind, name } = asked;
-            let found = if arguments.from.rules.is_empty() {
-                let cluster = Cluster::connect(&client).await?;
-                cluster.object(kind, &namespace, name).await?
-            } else {
-                let found = objects.take(|value| {
-                    let found = value.pointer("/metadata/name").and_then(Value::as_str);
-                    kind.is_of(value)
-                        && found == Some(*name)
-                        && namespace_of(value, "default") == namespace
-                });
-                let Some(found) = found else {
+            let found = objects.take(|value| {
+                let found = value.pointer("/metadata/name").and_then(Value::as_str);
+                kind.is_of(value)
+                    && found == Some(*name)
+                    && namespace_of(value, "default") == namespace
+            });
+            let found = match (found, &current.cluster) {
+                (Some(found), _) => found,
+                (None, Some(cluster)) => cluster.object(kind, &namespace, name).await?,
+                (None, None) => {
                     let kind = kind.kind.to_lowercase();
                     bail!("there is no {kind} {name} of namespace {namespace} in --rules");
-                };
-                found
+                }
             };
             match kind.is_pod() {
                 true => completed(&found, &namespace),
@@ -192,8 +250,15 @@ async fn load(
             }
         }
     };
-    objects.push(with_uid(object.clone()));
-    Ok((objects.load(reading)?, object, namespace))
+    current.objects.push(with_uid(object.clone()));
+    let pod = asked.filter(|asked| asked.kind.is_pod());
+    let asked = AskedPod {
+        object,
+        namespace,
+        name: pod.map_or(IMAGINED, |pod| pod.name).to_owned(),
+        is_there: pod.is_some(),
+    };
+    Ok((current, asked))
 }
 
 /// A pod of a manifest has no UID, and pods that exist have.
@@ -205,8 +270,7 @@ fn with_uid(mut object: Value) -> Value {
 }
 
 /// The pod that the flags describe.
-fn imagined(arguments: &ExplainArguments, namespace: &str, reading: &Reading) -> Value {
-    let keys = &reading.keys;
+fn imagined(arguments: &ExplainArguments, namespace: &str, keys: &AnnotationKeys) -> Value {
     let annotations = [
         (keys.role.as_str(), &arguments.role),
         (keys.external_id.as_str(), &arguments.external_id),

@@ -12,8 +12,9 @@ use rolegate_policy::document;
 use rolegate_policy::vap::{VapInput, export};
 
 use super::files;
-use super::flags::{ReadFlags, Reading, RulesFrom, name};
-use super::load::{Loaded, Objects};
+use super::flags::{ReadFlags, RulesFrom, name};
+use super::in_force::refuse_idle;
+use super::load::{Current, Loaded};
 use super::output;
 
 /// What is written.
@@ -59,27 +60,29 @@ pub(super) struct ExportArguments {
 
 /// Exports.
 pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> {
-    let reading = arguments.read.reading()?;
+    arguments.read.own()?;
     files::validate(&arguments.from.rules)?;
     if arguments.format == Exported::Crds {
         output::raw(&crds_yaml().map_err(|error| anyhow!(error))?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let client = arguments.read.client();
-    let objects = Objects::from(&arguments.from.rules, &client, &reading).await?;
-    let loaded = objects.load(&reading)?;
+    let current = Current::laid_over(&arguments.read, &arguments.from).await?;
+    let current = current.guessing();
+    let loaded = current.objects.load(&current.sources)?;
+    refuse_idle(&[&loaded.idle])?;
+    output::note_rules(&loaded.basis);
     for note in &loaded.notes {
         output::note(note);
     }
     let text = match arguments.format {
-        Exported::Vap => vap(&arguments, &reading, &loaded)?,
-        Exported::Webhook | Exported::Crds => webhook(&arguments, &reading, &loaded)?,
+        Exported::Vap => vap(&arguments, &loaded)?,
+        Exported::Webhook | Exported::Crds => webhook(&arguments, &loaded)?,
     };
     output::raw(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn vap(arguments: &ExportArguments, reading: &Reading, loaded: &Loaded) -> anyhow::Result<String> {
+fn vap(arguments: &ExportArguments, loaded: &Loaded) -> anyhow::Result<String> {
     let rules = &loaded.snapshot.rules;
     let config = RuleConfig {
         base: rules.base.clone(),
@@ -87,7 +90,7 @@ fn vap(arguments: &ExportArguments, reading: &Reading, loaded: &Loaded) -> anyho
     };
     let exported = export(&VapInput {
         config: &config,
-        keys: &reading.keys,
+        keys: &loaded.deciding.keys,
         grants: &loaded.grants,
         namespace: &arguments.namespace,
     })?;
@@ -97,11 +100,7 @@ fn vap(arguments: &ExportArguments, reading: &Reading, loaded: &Loaded) -> anyho
     Ok(exported.yaml()?)
 }
 
-fn webhook(
-    arguments: &ExportArguments,
-    reading: &Reading,
-    loaded: &Loaded,
-) -> anyhow::Result<String> {
+fn webhook(arguments: &ExportArguments, loaded: &Loaded) -> anyhow::Result<String> {
     let snapshot = &loaded.snapshot;
     let ca_bundle = match &arguments.ca_file {
         Some(path) => files::bytes(path)?,
@@ -113,7 +112,7 @@ fn webhook(
         .any(|namespace| namespace.default_role.is_some());
     let configuration = webhook_configuration(&Registration {
         config: &snapshot.config,
-        keys: &reading.keys,
+        keys: &loaded.deciding.keys,
         has_default_role: snapshot.rules.default_role.is_some() || has_default,
         has_rego: snapshot.asks_policies_at_gate(),
         endpoint: Endpoint::Service {

@@ -47,6 +47,8 @@ pub(super) struct Selection<'a> {
     pub(super) modules: Modules,
     /// True if each path must hold an object, and not only lists without items.
     pub(super) demands_objects: bool,
+    /// True if a path need not hold anything.
+    pub(super) allows_empty: bool,
 }
 
 /// The Rego modules to read.
@@ -142,7 +144,7 @@ impl Reader<'_> {
         } else {
             vec![path.to_owned()]
         };
-        if files.is_empty() {
+        if files.is_empty() && !self.selection.allows_empty {
             let rego = match self.selection.modules {
                 Modules::None => "",
                 Modules::Policies | Modules::All => ", .rego",
@@ -168,7 +170,7 @@ impl Reader<'_> {
             }
             self.file(&file, is_folder)?;
         }
-        if self.found() == before {
+        if self.found() == before && !self.selection.allows_empty {
             bail!(
                 "{}: there is no object in it{}",
                 named(path),

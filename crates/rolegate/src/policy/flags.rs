@@ -4,14 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::config::RuleConfig;
-use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_policy::document::is_plain_name;
 
+use super::agents::AgentsAt;
 use crate::annotation_flags::AnnotationFlags;
+use crate::deciding_flags::{DecidingFlags, Given};
 use crate::flags::{SessionScopeFlag, duration, session_life};
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::rule_flags::RuleFlags;
@@ -22,7 +20,11 @@ const SESSIONS: &str = "Sessions";
 #[derive(Debug, Args)]
 pub(super) struct ReadFlags {
     #[command(flatten)]
+    given: Given,
+    #[command(flatten)]
     kubernetes: KubernetesFlags,
+    #[command(flatten)]
+    pub(super) agents: AgentsAt,
     #[command(flatten)]
     rules: RuleFlags,
     /// Which pods share a session of a role, as agents are told
@@ -35,21 +37,13 @@ pub(super) struct ReadFlags {
     annotations: AnnotationFlags,
 }
 
-/// The flags, validated.
-#[derive(Debug)]
-pub(super) struct Reading {
-    /// What counts where there is no RolegateConfig.
-    pub(super) flags: RuleConfig,
-    /// Whether flags say which layers are on.
-    pub(super) say_modes: bool,
-    /// Whether a RolegateConfig counts.
-    pub(super) cluster_config: ConfigUse,
-    /// Which workloads share a session.
-    pub(super) scope: SessionScope,
-    /// The life asked of STS, seconds.
-    pub(super) session_seconds: u32,
-    /// The annotations' keys.
-    pub(super) keys: AnnotationKeys,
+/// The flags of this command.
+#[derive(Debug, Clone)]
+pub(super) struct OwnFlags {
+    /// Their values.
+    pub(super) flags: DecidingFlags,
+    /// Which of them were given.
+    pub(super) given: Given,
 }
 
 impl ReadFlags {
@@ -62,24 +56,30 @@ impl ReadFlags {
     ///
     /// # Errors
     /// One that makes no sense, as wrong usage.
-    pub(super) fn reading(&self) -> anyhow::Result<Reading> {
-        Ok(Reading {
-            flags: self.rules.config()?,
-            say_modes: self.rules.say_modes(),
-            cluster_config: self.rules.cluster_config.into(),
+    pub(super) fn own(&self) -> anyhow::Result<OwnFlags> {
+        let flags = DecidingFlags {
+            rules: self.rules.clone(),
+            keys: self.annotations.clone(),
             scope: self.session_scope.into(),
             session_seconds: session_life("--session-duration", self.session_duration)?,
-            keys: self.annotations.keys()?,
+        };
+        flags.validated()?;
+        Ok(OwnFlags {
+            flags,
+            given: self.given.clone(),
         })
     }
 }
 
-/// Where objects come from.
+/// Objects that are laid over those of the cluster.
 #[derive(Debug, Args)]
 pub(super) struct RulesFrom {
-    /// Rules (namespaces, grants, configuration, ConfigMaps of policies, modules of Rego) from this file or folder instead of the cluster; may be repeated
+    /// Rules (namespaces, grants, configuration, ConfigMaps of policies, modules of Rego) from this file or folder, laid over the cluster's: an object of the same kind and name is replaced, others are added; may be repeated
     #[arg(long, value_name = "PATH")]
     pub(super) rules: Vec<PathBuf>,
+    /// Read nothing from a cluster: the files of --rules hold all rules
+    #[arg(long, requires = "rules")]
+    pub(super) offline: bool,
 }
 
 /// The name of a namespace.

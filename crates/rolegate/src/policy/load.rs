@@ -1,17 +1,20 @@
 //! From documents to rules, pods and grants, wherever the documents come from.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, bail};
+use regex::Regex;
 use rolegate_admission::{GateRules, WebIdentity};
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::Modes;
 use rolegate_core::grant::Grant;
 use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rulebook::ClusterConfig;
 use rolegate_core::workload::Workload;
-use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigUse;
-use rolegate_kube::crd::{GROUP, RoleGrant};
+use rolegate_kube::client::ClientError;
+use rolegate_kube::crd::RoleGrant;
+use rolegate_policy::basis::{Basis, Source};
 use rolegate_policy::check::foreign;
 use rolegate_policy::overlay::overlay;
 use rolegate_policy::text::plain;
@@ -21,10 +24,15 @@ use rolegate_rules::snapshot::Snapshot;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, is_config, is_ours};
 use super::files::{self, Contents, Modules, Selection};
-use super::flags::Reading;
-use super::names::Names;
+use super::flags::{ReadFlags, RulesFrom};
+use super::in_force::{ConfigNeed, FlagSources, InForce, PlacedConfig};
+use super::names::{Names, RuleKind, Unusable};
+use crate::deciding_flags::Deciding;
+
+/// Most base ARNs that verdicts are compared by where none is known.
+const MOST_BASES: usize = 64;
 
 /// Objects, and where each is from.
 #[derive(Debug, Default)]
@@ -36,12 +44,10 @@ pub(super) struct Objects {
     modules: Vec<Module>,
     /// Documents that were passed over, in sentences.
     passed_over: Vec<String>,
-    /// Whether a cluster was asked: then nothing is guessed.
-    is_cluster: bool,
     /// The namespace that is meant where none is named, where a cluster was asked.
     namespace: Option<String>,
-    /// Whether there has to be a configuration: its kind is installed, or it was there before.
-    needs_config: bool,
+    /// Whether there has to be a configuration.
+    need: ConfigNeed,
 }
 
 impl Objects {
@@ -68,42 +74,6 @@ impl Objects {
             passed_over: contents.passed_over,
             ..Self::default()
         }
-    }
-
-    /// From files where there are paths, and otherwise the rules of the cluster.
-    pub(super) async fn from(
-        paths: &[PathBuf],
-        options: &ClientOptions,
-        reading: &Reading,
-    ) -> anyhow::Result<Self> {
-        if !paths.is_empty() {
-            return Self::of_files(paths);
-        }
-        let cluster = Cluster::connect(options).await?;
-        let (values, needs_config) = cluster.rules(&reading.flags).await?;
-        Ok(Self {
-            places: vec![None; values.len()],
-            values,
-            is_cluster: true,
-            namespace: Some(cluster.namespace().to_owned()),
-            needs_config,
-            ..Self::default()
-        })
-    }
-
-    /// Adds what uses roles, where these are the rules of a cluster: files have it already. With
-    /// `whole_pods` little is left out of pods.
-    pub(super) async fn with_users(
-        mut self,
-        options: &ClientOptions,
-        whole_pods: bool,
-    ) -> anyhow::Result<Self> {
-        if self.is_cluster {
-            let users = Cluster::connect(options).await?.users(whole_pods).await?;
-            self.places.extend(vec![None; users.len()]);
-            self.values.extend(users);
-        }
-        Ok(self)
     }
 
     /// The namespace that is meant where none is `given`: that of the kubeconfig's context where a
@@ -134,10 +104,20 @@ impl Objects {
         &self.values
     }
 
+    /// Whether there are modules of Rego in files.
+    pub(super) fn has_modules(&self) -> bool {
+        !self.modules.is_empty()
+    }
+
     /// One more object, of nobody's file.
     pub(super) fn push(&mut self, value: Value) {
+        self.push_of(value, None);
+    }
+
+    /// One more object, with its file and line.
+    pub(super) fn push_of(&mut self, value: Value, place: Option<String>) {
         self.values.push(value);
-        self.places.push(None);
+        self.places.push(place);
     }
 
     /// Takes the first object out that is wanted.
@@ -160,51 +140,81 @@ impl Objects {
             passed_over: [&*self.passed_over, &*change.passed_over].concat(),
             places,
             values,
-            is_cluster: self.is_cluster,
             namespace: self.namespace.clone(),
-            needs_config: self.needs_config || self.values.iter().any(is_config),
+            need: match self.values.iter().any(is_config) {
+                true => ConfigNeed::Removed,
+                false => self.need,
+            },
         }
     }
 
-    /// The rules and pods.
+    /// The rules and pods, by what is in force.
     ///
     /// # Errors
-    /// An object that is malformed, with its place.
-    pub(super) fn load(&self, reading: &Reading) -> anyhow::Result<Loaded> {
-        let mut values = self.values.clone();
-        let mut places = self.places.clone();
-        if reading.cluster_config == ConfigUse::Off {
-            let mut kept = self.values.iter().map(|value| !is_config(value));
-            places.retain(|_| kept.next().unwrap_or(true));
-            values.retain(|value| !is_config(value));
+    /// An object that is malformed, as [`UnusableRule`] with its place; or it can't be known what is in
+    /// force.
+    pub(super) fn load(&self, sources: &FlagSources) -> anyhow::Result<Loaded> {
+        self.load_as(sources, &Assumed::default())
+    }
+
+    /// The same, with something assumed.
+    pub(super) fn load_as(
+        &self,
+        sources: &FlagSources,
+        assumed: &Assumed,
+    ) -> anyhow::Result<Loaded> {
+        let config = self.placed().find(|(value, _)| is_config(value));
+        let config = config.map(|(object, place)| PlacedConfig {
+            object,
+            place: place.as_deref(),
+        });
+        let mut in_force = sources.in_force(config, self.need)?;
+        if let Some(base) = &assumed.base {
+            in_force.deciding.flags.base = Some(base.clone());
         }
+        let counts = matches!(in_force.source, Source::RolegateConfig { .. });
+        let kept = self
+            .placed()
+            .filter(|(value, _)| counts || !is_config(value));
+        let (values, places): (Vec<Value>, Vec<Option<String>>) = kept
+            .map(|(value, place)| (value.clone(), place.clone()))
+            .unzip();
+        let deciding = &in_force.deciding;
         let options = OfflineOptions {
-            flags: reading.flags.clone(),
-            without_config: match reading.cluster_config {
-                ConfigUse::Auto if self.needs_config => ClusterConfig::Missing,
-                ConfigUse::Required => ClusterConfig::Missing,
-                ConfigUse::Auto | ConfigUse::Off => ClusterConfig::NotUsed,
-            },
-            // What a cluster has without a configuration counts as flags say, whatever there is.
-            guess_modes: !self.is_cluster && !reading.say_modes,
-            keys: reading.keys.clone(),
-            scope: reading.scope,
-            session_seconds: reading.session_seconds,
+            flags: deciding.flags.clone(),
+            without_config: in_force.without_config.clone(),
+            guess_modes: in_force.source == Source::Assumed,
+            modes: assumed.modes,
+            keys: deciding.keys.clone(),
+            scope: deciding.scope,
+            session_seconds: deciding.session_seconds,
             modules: self.modules.clone(),
             ..OfflineOptions::default()
         };
         let offline = offline::load(&values, options).map_err(|error| {
             let place = places.get(error.place).cloned().flatten();
-            match place {
-                Some(place) => anyhow!("{place}: {error}"),
-                None => anyhow!("{error}"),
-            }
+            UnusableRule(match place {
+                Some(place) => format!("{place}: {error}"),
+                None => error.to_string(),
+            })
         })?;
         let snapshot = Snapshot::clone(&offline.keeper.rules().load());
         let names = Names::of(&offline, &places, &self.modules);
         let mut notes = self.passed_over.clone();
         notes.extend(offline.assumed.iter().cloned());
-        notes.extend(names.broken(&offline.keeper, &snapshot));
+        let mut unusable = names.unusable_rules(&offline.keeper, &snapshot);
+        for one in unusable
+            .iter_mut()
+            .filter(|one| one.kind == RuleKind::RoleGrant)
+        {
+            let mut placed = values.iter().zip(&places);
+            one.is_in_files = placed.any(|(value, place)| {
+                let name = value.pointer("/metadata/name").and_then(Value::as_str);
+                place.is_some() && is_ours(value, "RoleGrant") && name == Some(&*one.name)
+            });
+        }
+        notes.extend(unusable.iter().map(|one| one.sentence.clone()));
+        notes.extend(names.doubtful(&offline.keeper, &snapshot));
         notes.extend(names.unused(&offline));
         notes.extend(names.warnings(&offline.keeper));
         let foreign = values.iter().zip(&places).filter_map(|(value, place)| {
@@ -213,18 +223,190 @@ impl Objects {
         });
         notes.extend(foreign);
         let namespaces = offline.keeper.book().namespaces().cloned().collect();
-        let web_identity = web_identity(&values, reading, &snapshot);
         Ok(Loaded {
-            web_identity,
-            snapshot,
+            web_identity: web_identity(&values, deciding, &snapshot),
+            basis: basis(&in_force, &snapshot, sources.agents.is_some()),
             workloads: offline.workloads,
             namespaces,
             grants: grants(&values)?,
             notes,
+            unusable,
             names,
             keeper: offline.keeper,
+            snapshot,
+            deciding: in_force.deciding,
+            idle: in_force.idle,
         })
     }
+
+    /// Returns an error where an answer depends on the base ARN, which agents find out when they run:
+    /// `answers` is asked for each base ARN that could make a difference, and must say the same as
+    /// without one.
+    ///
+    /// # Errors
+    /// The sentence says how to tell the base ARN.
+    pub(super) fn demand_base<A: PartialEq>(
+        &self,
+        loaded: &Loaded,
+        sources: &FlagSources,
+        answers: impl Fn(&Option<BaseArn>) -> anyhow::Result<A>,
+    ) -> anyhow::Result<()> {
+        let is_missing = matches!(loaded.basis.source, Source::Missing);
+        if sources.agents.is_none() || loaded.snapshot.rules.base.is_some() || is_missing {
+            return Ok(());
+        }
+        let without = answers(&None)?;
+        let bases = bases(&self.values);
+        let mut depends = bases.len() > MOST_BASES;
+        for base in bases {
+            depends = depends || answers(&Some(base))? != without;
+        }
+        if depends {
+            bail!(
+                "the answer depends on the base ARN that completes role names, which is not known from \
+                 here ({}): agents find it out when they run. Give it by --base-role-arn, or as \
+                 baseRoleArn of a RolegateConfig",
+                loaded.basis.source
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What is assumed of the rules beside what is in force.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Assumed {
+    /// The base ARN, where none is known.
+    pub(super) base: Option<BaseArn>,
+    /// The modes of the layers.
+    pub(super) modes: Option<Modes>,
+}
+
+/// A rule that is malformed, with its place.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct UnusableRule(String);
+
+/// Rules and what uses them as they are now, and where the flags that count beside them come from.
+pub(super) struct Current {
+    /// The objects.
+    pub(super) objects: Objects,
+    /// Where flags come from.
+    pub(super) sources: FlagSources,
+    /// The cluster, where one was asked.
+    pub(super) cluster: Option<Cluster>,
+}
+
+impl Current {
+    /// The rules of the cluster with objects of files laid over them.
+    ///
+    /// # Errors
+    /// A cluster or file that can't be read.
+    pub(super) async fn laid_over(read: &ReadFlags, from: &RulesFrom) -> anyhow::Result<Self> {
+        let change = match from.rules.is_empty() {
+            true => None,
+            false => Some(Objects::of_files(&from.rules)?),
+        };
+        let cluster = match from.offline {
+            true => None,
+            false => match Cluster::connect(&read.client()).await {
+                Ok(cluster) => Some(cluster),
+                Err(error) if change.is_some() && is_nowhere(&error) => None,
+                Err(error) => return Err(error),
+            },
+        };
+        let Some(cluster) = cluster else {
+            return Self::of_objects(read, change.unwrap_or_default());
+        };
+        let change = change.unwrap_or_default();
+        let mut current = Self::of_cluster(read, cluster, &change).await?;
+        current.objects = current.objects.overlaid(&change, false);
+        Ok(current)
+    }
+
+    /// What is in files where there are paths, and otherwise the rules of the cluster, with what
+    /// `change` needs of it.
+    ///
+    /// # Errors
+    /// A cluster or file that can't be read.
+    pub(super) async fn read(
+        read: &ReadFlags,
+        paths: &[PathBuf],
+        change: &Objects,
+    ) -> anyhow::Result<Self> {
+        if !paths.is_empty() {
+            return Self::of_objects(read, Objects::of_files(paths)?);
+        }
+        let cluster = Cluster::connect(&read.client()).await?;
+        Self::of_cluster(read, cluster, change).await
+    }
+
+    async fn of_cluster(
+        read: &ReadFlags,
+        cluster: Cluster,
+        change: &Objects,
+    ) -> anyhow::Result<Self> {
+        let sources = FlagSources {
+            own: read.own()?,
+            agents: Some(read.agents.read(&cluster).await),
+            guesses: false,
+        };
+        let flags = sources.deciding()?.flags;
+        let (values, has_kind) = cluster.rules(&flags, &change.values).await?;
+        let objects = Objects {
+            places: vec![None; values.len()],
+            values,
+            namespace: Some(cluster.namespace().to_owned()),
+            need: match has_kind {
+                true => ConfigNeed::KindInstalled,
+                false => ConfigNeed::None,
+            },
+            ..Objects::default()
+        };
+        Ok(Self {
+            objects,
+            sources,
+            cluster: Some(cluster),
+        })
+    }
+
+    /// Lets the layers be guessed by the rules that there are, where nothing says which are on.
+    pub(super) fn guessing(mut self) -> Self {
+        self.sources.guesses = true;
+        self
+    }
+
+    /// Adds what uses roles, where a cluster was asked: files have it already. With `whole_pods`
+    /// little is left out of pods.
+    ///
+    /// # Errors
+    /// What may not be read, or cannot.
+    pub(super) async fn add_users(&mut self, whole_pods: bool) -> anyhow::Result<()> {
+        if let Some(cluster) = &self.cluster {
+            let users = cluster.users(whole_pods).await?;
+            self.objects.places.extend(vec![None; users.len()]);
+            self.objects.values.extend(users);
+        }
+        Ok(())
+    }
+
+    fn of_objects(read: &ReadFlags, objects: Objects) -> anyhow::Result<Self> {
+        Ok(Self {
+            objects,
+            sources: FlagSources {
+                own: read.own()?,
+                agents: None,
+                guesses: false,
+            },
+            cluster: None,
+        })
+    }
+}
+
+/// Whether no cluster is configured at all.
+fn is_nowhere(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<ClientError>();
+    matches!(error, Some(ClientError::Nowhere { .. }))
 }
 
 /// Rules, pods and what rules are made of.
@@ -242,6 +424,14 @@ pub(super) struct Loaded {
     pub(super) grants: Vec<Grant>,
     /// What was taken for granted, and which rules count for nothing, in sentences.
     pub(super) notes: Vec<String>,
+    /// The rules that can't be used; they are among the notes too.
+    pub(super) unusable: Vec<Unusable>,
+    /// What the rules rest on.
+    pub(super) basis: Basis,
+    /// The flags that count.
+    pub(super) deciding: Deciding,
+    /// Flags of the command that don't count, with the reason.
+    pub(super) idle: Vec<(String, &'static str)>,
     /// The files that policies are from.
     pub(super) names: Names,
     /// The owner of the rules.
@@ -250,12 +440,12 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// What a gate judges by.
-    pub(super) fn gate<'a>(&'a self, reading: &'a Reading) -> GateRules<'a> {
+    pub(super) fn gate(&self) -> GateRules<'_> {
         GateRules {
             rules: &self.snapshot.gate,
             config: &self.snapshot.config,
             grants: &self.snapshot.grants,
-            keys: &reading.keys,
+            keys: &self.deciding.keys,
             policies: Some(&*self.snapshot.policies),
         }
     }
@@ -266,16 +456,58 @@ impl Loaded {
     }
 }
 
-fn is_config(value: &Value) -> bool {
-    is_ours(value, "RolegateConfig")
+/// What the rules rest on. `is_cluster`: they are in force in a cluster.
+fn basis(in_force: &InForce, snapshot: &Snapshot, is_cluster: bool) -> Basis {
+    let base = snapshot.rules.base.as_ref();
+    let mut unknown = in_force.unknown.clone();
+    if is_cluster && in_force.source != Source::Missing {
+        if base.is_none() {
+            let why = "the base ARN that agents find out when they run, which completes role names";
+            unknown.push(why.into());
+        }
+        let why =
+            "roles that agents find out to be their own, such as the nodes': they refuse those too";
+        unknown.push(why.into());
+    }
+    Basis {
+        source: in_force.source.clone(),
+        flags: in_force.flags.clone(),
+        base_role_arn: base.map(|base| base.as_str().to_owned()),
+        layers: snapshot.config.modes.into(),
+        unknown,
+    }
 }
 
-fn is_ours(value: &Value, kind: &str) -> bool {
-    let text = |field| value.get(field).and_then(Value::as_str).unwrap_or_default();
-    text("kind") == kind && text("apiVersion").split('/').next() == Some(GROUP)
+/// The base ARNs by which something among the objects may be decided otherwise: of each role's ARN
+/// all that it may have been completed by, and one of another account.
+fn bases(values: &[Value]) -> Vec<BaseArn> {
+    let mut texts = BTreeSet::new();
+    if let Ok(pattern) = Regex::new("arn:[a-z-]+:iam::[0-9]{12}:role/[^\\s\"',\\]]*") {
+        for value in values {
+            collect(value, &pattern, &mut texts);
+        }
+    }
+    let found = texts.iter().filter_map(|text| BaseArn::parse(text).ok());
+    let other = BaseArn::of_account("aws", "000000000000").ok();
+    other.into_iter().chain(found).collect()
 }
 
-fn web_identity(values: &[Value], reading: &Reading, snapshot: &Snapshot) -> Vec<WebIdentity> {
+fn collect(value: &Value, pattern: &Regex, texts: &mut BTreeSet<String>) {
+    match value {
+        Value::String(text) => {
+            for arn in pattern.find_iter(text) {
+                let arn = arn.as_str();
+                let ends = arn.match_indices('/').map(|(place, _)| place + 1);
+                texts.extend(ends.filter_map(|end| arn.get(..end)).map(str::to_owned));
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|one| collect(one, pattern, texts)),
+        Value::Object(fields) => fields.values().for_each(|one| collect(one, pattern, texts)),
+        _ => {}
+    }
+}
+
+fn web_identity(values: &[Value], deciding: &Deciding, snapshot: &Snapshot) -> Vec<WebIdentity> {
     let spared = &snapshot.config.spared_namespaces;
     let judged = values.iter().filter(|value| {
         let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
@@ -285,7 +517,7 @@ fn web_identity(values: &[Value], reading: &Reading, snapshot: &Snapshot) -> Vec
         .filter_map(|value| {
             WebIdentity::of(
                 value,
-                &reading.keys,
+                &deciding.keys,
                 &snapshot.config.web_identity_audiences,
             )
         })

@@ -13,6 +13,28 @@ use rolegate_rules::snapshot::Snapshot;
 #[derive(Debug, Default)]
 pub(super) struct Names(BTreeMap<String, Place>);
 
+/// A rule that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unusable {
+    /// Its kind.
+    pub(super) kind: RuleKind,
+    /// Its name; of a policy `namespace/name`.
+    pub(super) name: String,
+    /// What is wrong with it.
+    pub(super) sentence: String,
+    /// Whether it is from a file.
+    pub(super) is_in_files: bool,
+}
+
+/// A kind of rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RuleKind {
+    /// A grant.
+    RoleGrant,
+    /// A Rego policy.
+    Policy,
+}
+
 #[derive(Debug)]
 enum Place {
     /// A ConfigMap: file and line, where it is from a file.
@@ -93,35 +115,60 @@ impl Names {
         }
     }
 
-    /// Rules that count for nothing or not as they are written, in sentences.
-    pub(super) fn broken(&self, keeper: &Keeper, snapshot: &Snapshot) -> Vec<String> {
+    /// Rules that can't be used.
+    pub(super) fn unusable_rules(&self, keeper: &Keeper, snapshot: &Snapshot) -> Vec<Unusable> {
         let grants = snapshot.grants.invalid().iter();
-        let grants =
-            grants.map(|(name, error)| format!("RoleGrant {name} grants nothing: {error}"));
-        let mut told: Vec<_> = grants.collect();
+        let grants = grants.map(|(name, error)| Unusable {
+            kind: RuleKind::RoleGrant,
+            name: name.to_string(),
+            sentence: format!("RoleGrant {name} grants nothing: {error}"),
+            is_in_files: false,
+        });
+        let mut found: Vec<_> = grants.collect();
+        if snapshot.config.modes.rego != Mode::Off {
+            found.extend(self.unusable_policies(keeper));
+        }
+        found
+    }
+
+    /// Policies that count not as they are written, in sentences.
+    pub(super) fn doubtful(&self, keeper: &Keeper, snapshot: &Snapshot) -> Vec<String> {
         if snapshot.config.modes.rego == Mode::Off {
-            return told;
+            return Vec::new();
         }
-        told.extend(self.unusable(keeper));
-        for ((namespace, name), error) in keeper.misplaced() {
-            told.push(format!(
-                "ConfigMap {namespace}/{name} is asked everywhere: {error}"
-            ));
-        }
+        let misplaced = keeper.misplaced();
+        let misplaced = misplaced.iter().map(|((namespace, name), error)| {
+            format!("ConfigMap {namespace}/{name} is asked everywhere: {error}")
+        });
+        let mut told: Vec<_> = misplaced.collect();
         told.extend(keeper.missing().map(|missing| missing.to_string()));
         told
     }
 
-    /// Policies that can't be used, in sentences.
-    pub(super) fn unusable(&self, keeper: &Keeper) -> Vec<String> {
+    /// Policies that can't be used.
+    fn unusable_policies(&self, keeper: &Keeper) -> Vec<Unusable> {
         let statuses = keeper.policy_statuses();
         let errors = statuses.iter().filter_map(|(name, status)| match status {
             PolicyStatus::Error { error, .. } => Some((name, error)),
             _ => None,
         });
         errors
-            .map(|(name, error)| self.about(name, "cannot be used", &error.to_string()))
+            .map(|(name, error)| Unusable {
+                kind: RuleKind::Policy,
+                name: name.to_string(),
+                sentence: self.about(name, "cannot be used", &error.to_string()),
+                is_in_files: matches!(
+                    self.0.get(&**name),
+                    Some(Place::File(..) | Place::ConfigMap(Some(_)))
+                ),
+            })
             .collect()
+    }
+
+    /// Policies that can't be used, in sentences.
+    pub(super) fn unusable(&self, keeper: &Keeper) -> Vec<String> {
+        let unusable = self.unusable_policies(keeper).into_iter();
+        unusable.map(|one| one.sentence).collect()
     }
 
     /// Warnings about policies that are in use, in sentences.

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use anstream::AutoStream;
 use anyhow::Context;
 use clap::ValueEnum;
+use rolegate_policy::basis::Basis;
 use rolegate_policy::document;
 use rolegate_policy::text::plain;
 use serde::Serialize;
@@ -46,16 +47,44 @@ pub(super) fn json(value: &Value) -> anyhow::Result<()> {
     raw(&format!("{value:#}\n"))
 }
 
+/// What an answer rests on, as people read it and as fields.
+pub(super) trait RestsOn {
+    /// The lines below the answer.
+    fn text(&self) -> String;
+    /// The field `rules` of the answer.
+    fn value(&self) -> anyhow::Result<Value>;
+}
+
+impl RestsOn for Basis {
+    fn text(&self) -> String {
+        Self::text(self, "rules in force")
+    }
+
+    fn value(&self) -> anyhow::Result<Value> {
+        serde_json::to_value(self).context("the rules in force are not JSON")
+    }
+}
+
+/// An answer with what it rests on, as JSON.
+pub(super) fn with_rules(answer: &impl Serialize, rules: &impl RestsOn) -> anyhow::Result<Value> {
+    let mut value = serde_json::to_value(answer).context("the answer is not JSON")?;
+    if let Value::Object(fields) = &mut value {
+        fields.insert("rules".into(), rules.value()?);
+    }
+    Ok(value)
+}
+
 /// Writes an answer in one of the formats.
 pub(super) fn answer(
     format: Format,
     answer: &impl Serialize,
+    rules: &impl RestsOn,
     shown: impl FnOnce() -> String,
 ) -> anyhow::Result<()> {
     if format == Format::Text {
-        return text(&shown());
+        return text(&(shown() + &rules.text()));
     }
-    let value = serde_json::to_value(answer).context("the answer is not JSON")?;
+    let value = with_rules(answer, rules)?;
     match format {
         Format::Json => json(&value),
         Format::Text | Format::Yaml => raw(&document::yaml(&value)?),
@@ -66,6 +95,18 @@ pub(super) fn answer(
 pub(super) fn note(text: &str) {
     // Whoever closed standard error does not want to know.
     let _ = writeln!(io::stderr(), "note: {}", plain(text));
+}
+
+/// Tells what makes the command fail, beside the answer.
+pub(super) fn failure(text: &str) {
+    let _ = writeln!(io::stderr(), "rolegate: {}", plain(text));
+}
+
+/// Tells what an answer rests on beside it, where the answer's format has no room for it.
+pub(super) fn note_rules(rules: &Basis) {
+    for (name, value) in rules.rows() {
+        note(&format!("{name} {value}"));
+    }
 }
 
 fn written(result: io::Result<()>) -> anyhow::Result<()> {

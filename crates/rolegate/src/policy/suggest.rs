@@ -9,7 +9,8 @@ use rolegate_policy::suggest::{Users, suggest};
 
 use super::files;
 use super::flags::ReadFlags;
-use super::load::Objects;
+use super::in_force::refuse_idle;
+use super::load::{Assumed, Current, Loaded, Objects};
 use super::output::{self, ObjectFormat};
 
 /// What `--help` says first.
@@ -43,27 +44,45 @@ pub(super) struct SuggestArguments {
 
 /// Suggests.
 pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode> {
-    let reading = arguments.read.reading()?;
+    arguments.read.own()?;
     files::validate(&arguments.filename)?;
-    let client = arguments.read.client();
-    let objects = Objects::from(&arguments.filename, &client, &reading).await?;
-    let objects = objects.with_users(&client, false).await?;
-    let loaded = objects.load(&reading)?;
-    let suggestion = suggest(
-        &loaded.snapshot.rules,
-        &loaded.snapshot.grants,
-        Users {
-            pods: &loaded.workloads,
-            web_identity: &loaded.web_identity,
-        },
-        arguments.include_finished,
-        Timestamp::now(),
-    );
+    let current = Current::read(&arguments.read, &arguments.filename, &Objects::default()).await?;
+    let mut current = current.guessing();
+    current.add_users(false).await?;
+    let Current {
+        objects, sources, ..
+    } = &current;
+    let loaded = objects.load(sources)?;
+    refuse_idle(&[&loaded.idle])?;
+    let now = Timestamp::now();
+    let suggested = |loaded: &Loaded| {
+        suggest(
+            &loaded.snapshot.rules,
+            &loaded.snapshot.grants,
+            Users {
+                pods: &loaded.workloads,
+                web_identity: &loaded.web_identity,
+            },
+            arguments.include_finished,
+            now,
+        )
+    };
+    objects.demand_base(&loaded, sources, |base| {
+        let assumed = Assumed {
+            base: base.clone(),
+            ..Assumed::default()
+        };
+        Ok(suggested(&objects.load_as(sources, &assumed)?))
+    })?;
+    let suggestion = suggested(&loaded);
     for note in loaded.notes.iter().chain(&suggestion.notes()) {
         output::note(note);
     }
+    output::note_rules(&loaded.basis);
     match arguments.output {
-        ObjectFormat::Yaml => output::raw(&suggestion.yaml()?)?,
+        ObjectFormat::Yaml => {
+            output::raw(&(loaded.basis.comments() + &suggestion.yaml()?))?;
+        }
         ObjectFormat::Json => output::json(&suggestion.json())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -18,8 +18,9 @@ use rolegate_rego::{RegoResult, RegoTest};
 use serde_json::{Value, json};
 
 use super::files::{self, Contents, Manifests, Modules, Selection};
-use super::flags::{ReadFlags, Reading};
+use super::flags::ReadFlags;
 use super::ignore::{Ignore, Pattern, pattern};
+use super::in_force::{FlagSources, refuse_idle};
 use super::load::{Loaded, Objects};
 use super::{REFUSED, output};
 
@@ -85,14 +86,20 @@ struct TestFile {
 
 /// Tests.
 pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
-    let reading = arguments.read.reading()?;
+    let sources = FlagSources {
+        own: arguments.read.own()?,
+        agents: None,
+        guesses: true,
+    };
     files::validate(arguments.paths.iter().chain(&arguments.rules))?;
-    let mut tester = Tester::read(&arguments, &reading)?;
+    let mut tester = Tester::read(&arguments, &sources)?;
     let files = std::mem::take(&mut tester.tests);
     for file in &files {
         tester.run_file(file)?;
     }
     tester.run_rego()?;
+    let idle: Vec<_> = tester.idle.iter().map(Vec::as_slice).collect();
+    refuse_idle(&idle)?;
     let report = tester.report;
     if report.count() == 0 {
         match &arguments.run {
@@ -115,18 +122,20 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
 
 struct Tester<'a> {
     arguments: &'a TestArguments,
-    reading: &'a Reading,
+    sources: &'a FlagSources,
     tests: Vec<TestFile>,
     /// Rules beside the tests, tests in Rego among them.
     beside: Contents,
     observer: Observer,
     report: TestReport,
     notes: BTreeSet<String>,
+    /// Flags that don't count, for each set of rules.
+    idle: Vec<Vec<(String, &'static str)>>,
     now: Timestamp,
 }
 
 impl<'a> Tester<'a> {
-    fn read(arguments: &'a TestArguments, reading: &'a Reading) -> anyhow::Result<Self> {
+    fn read(arguments: &'a TestArguments, sources: &'a FlagSources) -> anyhow::Result<Self> {
         let ignore = Ignore::of(arguments.ignore.clone());
         let mut contents = files::read(
             &arguments.paths,
@@ -161,12 +170,13 @@ impl<'a> Tester<'a> {
         }
         Ok(Self {
             arguments,
-            reading,
+            sources,
             tests,
             beside: contents,
             observer: Observer::default(),
             report: TestReport::default(),
             notes: BTreeSet::new(),
+            idle: Vec::new(),
             now: Timestamp::now(),
         })
     }
@@ -178,6 +188,7 @@ impl<'a> Tester<'a> {
 
     /// Notes once what is worth knowing of rules.
     fn note(&mut self, loaded: &Loaded) {
+        self.idle.push(loaded.idle.clone());
         for note in &loaded.notes {
             if self.notes.insert(note.clone()) {
                 output::note(note);
@@ -241,14 +252,14 @@ impl<'a> Tester<'a> {
         });
         let rules = self.rules(file)?;
         // A mistake in the rules is reported with its line.
-        rules.load(self.reading)?;
+        rules.load(self.sources)?;
         let rules = rules.overlaid(&missing_namespaces(&rules, mentioned), false);
-        let loaded = rules.load(self.reading)?;
+        let loaded = rules.load(self.sources)?;
         refuse_unusable(&loaded)?;
         self.note(&loaded);
         let observed = self.observer.observed(&loaded.snapshot.gate);
         let policies = loaded.snapshot.policies.observed(&self.observer.lines);
-        let mut gate = loaded.gate(self.reading);
+        let mut gate = loaded.gate();
         gate.rules = &observed;
         gate.policies = Some(&policies);
         let shown = |text: &str| loaded.names.in_sentence(text);
@@ -282,7 +293,7 @@ impl<'a> Tester<'a> {
             let more = files::read(&self.arguments.rules, selection)?;
             all.add(more);
         }
-        let loaded = Objects::of_contents(all).load(self.reading)?;
+        let loaded = Objects::of_contents(all).load(self.sources)?;
         refuse_unusable(&loaded)?;
         let tests = loaded
             .keeper

@@ -1,6 +1,7 @@
 //! `rolegate policy` on files, by the built binary.
 #![cfg(test)]
 
+mod basis;
 mod check;
 mod context;
 mod running;
@@ -13,6 +14,9 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 const BASE: &str = "--base-role-arn=arn:aws:iam::123456789012:role/";
+
+/// Says that layer `namespace` is on, where there is no configuration.
+const RESTRICTED: &str = "--namespace-restrictions";
 
 const RULES: &str = "\
 apiVersion: v1
@@ -140,6 +144,7 @@ fn a_pod_is_explained_with_its_session_or_with_what_it_lacks() {
         "--rules",
         "rules",
         BASE,
+        RESTRICTED,
     ];
     let ran = run(&files, &fine, "");
     assert_eq!(ran.code, 0, "{}", ran.err);
@@ -191,6 +196,7 @@ data:
             "-n=shop",
             "--rules=rules",
             BASE,
+            "--layer=namespace=enforce,rego=enforce",
             label,
             "-o=json",
         ];
@@ -230,6 +236,7 @@ spec:
             "-o",
             output,
             BASE,
+            RESTRICTED,
         ];
         run(&files, &arguments, input)
     };
@@ -250,7 +257,13 @@ spec:
     let fine = manifest.replace("admin", "shop-api");
     let ran = check("text", &fine);
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    assert_eq!(ran.out, "1 object checked, none would be refused\n");
+    let (answer, rules) = ran.out.split_once("\nrules in force\n").unwrap();
+    assert_eq!(answer, "1 object checked, none would be refused\n");
+    assert!(rules.contains("flags of this command"), "{rules}");
+    assert!(
+        rules.contains("namespace=enforce grants=off rego=off"),
+        "{rules}"
+    );
 }
 
 #[test]
@@ -288,6 +301,7 @@ spec:
         "-o",
         "json",
         BASE,
+        RESTRICTED,
     ];
     let ran = run(&[("rules.yaml", RULES)], &arguments, manifest);
     assert_eq!(ran.code, 3, "{}", ran.err);
@@ -382,8 +396,15 @@ fn what_is_wrong_is_told_with_file_line_and_what_to_do() {
             "gone.yaml",
         ),
         (
-            &["check", "-f", "rules.yaml", "--rules", "grant.yaml"],
-            1,
+            &[
+                "check",
+                "-f",
+                "rules.yaml",
+                "--rules",
+                "grant.yaml",
+                RESTRICTED,
+            ],
+            3,
             "grant.yaml:2: RoleGrant x",
         ),
         (&["check", "-f", "-", "--rules", "-"], 64, "standard input"),
@@ -425,7 +446,7 @@ fn what_is_wrong_is_told_with_file_line_and_what_to_do() {
 #[test]
 fn help_teaches_by_examples() {
     for command in [
-        "explain", "check", "test", "simulate", "suggest", "convert", "export",
+        "explain", "check", "test", "simulate", "suggest", "convert", "adopt", "export",
     ] {
         let ran = run(&[], &[command, "--help"], "");
         assert_eq!(ran.code, 0);

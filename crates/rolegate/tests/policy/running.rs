@@ -1,6 +1,6 @@
 //! What the commands tell of pods that run, and of rules as a whole.
 
-use crate::{BASE, GRANT, PODS, RULES, json, run};
+use crate::{BASE, GRANT, PODS, RESTRICTED, RULES, json, run};
 
 #[test]
 fn a_change_tells_whom_it_cuts_off() {
@@ -9,7 +9,7 @@ fn a_change_tells_whom_it_cuts_off() {
         ("new/grant.yaml", GRANT),
     ];
     let arguments = [
-        "simulate", "--rules", "new", "-f", "now.yaml", "-o", "json", BASE,
+        "simulate", "--rules", "new", "-f", "now.yaml", "-o", "json", BASE, RESTRICTED,
     ];
     let ran = run(&files, &arguments, "");
     assert_eq!(ran.code, 3, "{}", ran.err);
@@ -29,7 +29,9 @@ fn the_suggestion_is_the_step_to_default_deny() {
     let config = GRANT.split_once("---\n").unwrap().1;
     let new = format!("{}---\n{config}", suggested.out);
     let files = [("now.yaml", now.as_str()), ("new.yaml", new.as_str())];
-    let arguments = ["simulate", "--rules", "new.yaml", "-f", "now.yaml", BASE];
+    let arguments = [
+        "simulate", "--rules", "new.yaml", "-f", "now.yaml", BASE, RESTRICTED,
+    ];
     let ran = run(&files, &arguments, "");
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
     assert!(ran.out.starts_with("nothing changes"), "{}", ran.out);
@@ -58,7 +60,9 @@ status: {phase: Running}
     let now = format!("{RULES}{users}");
     let config = GRANT.split_once("---\n").unwrap().1;
     let files = [("now.yaml", now.as_str()), ("new.yaml", config)];
-    let simulate = ["simulate", "--rules", "new.yaml", "-f", "now.yaml", BASE];
+    let simulate = [
+        "simulate", "--rules", "new.yaml", "-f", "now.yaml", BASE, RESTRICTED,
+    ];
     let ran = run(&files, &simulate, "");
     assert_eq!(ran.code, 3, "{}{}", ran.out, ran.err);
     assert!(
@@ -83,6 +87,7 @@ status: {phase: Running}
         "--rules",
         "now.yaml",
         BASE,
+        RESTRICTED,
     ];
     let ran = run(&files, &explain, "");
     assert!(
@@ -108,12 +113,15 @@ metadata: {name: typo, namespace: opa, labels: {openpolicyagent.org/policy: rego
 data: {a.rego: 'package kubernetes.admission deny['}
 ";
     let now = format!("{RULES}{PODS}---\n{broken}");
+    let on = "--layer=grants=enforce,rego=enforce";
     let files = [("now.yaml", now.as_str())];
     for arguments in [
         &["suggest", "-f", "now.yaml", BASE][..],
         &["convert", "-f", "now.yaml", BASE],
-        &["simulate", "--rules", "now.yaml", "-f", "now.yaml", BASE],
-        &["check", "--rules", "now.yaml", "-f", "now.yaml", BASE],
+        &[
+            "simulate", "--rules", "now.yaml", "-f", "now.yaml", BASE, on,
+        ],
+        &["check", "--rules", "now.yaml", "-f", "now.yaml", BASE, on],
         &[
             "explain",
             "--role=reader",
@@ -121,6 +129,7 @@ data: {a.rego: 'package kubernetes.admission deny['}
             "--rules",
             "now.yaml",
             BASE,
+            on,
         ],
         &["export", "--format=webhook", "--rules", "now.yaml", BASE],
     ] {
@@ -162,6 +171,7 @@ spec: {layers: {namespace: enforce, rego: enforce}}
         "-f=now.yaml",
         "-ojson",
         BASE,
+        RESTRICTED,
     ];
     let ran = run(&files, &arguments, "");
     assert_eq!(ran.code, 3, "{}", ran.err);
@@ -184,7 +194,7 @@ fn the_session_told_is_that_of_agents_with_the_same_flags() {
     let files = [("now.yaml", now.as_str())];
     let explain = |flags: &[&str]| {
         let mut arguments = vec!["explain", "pod/api-0", "-n=shop", "--rules=now.yaml", BASE];
-        arguments.extend(["-ojson"].iter().chain(flags));
+        arguments.extend(["-ojson", RESTRICTED].iter().chain(flags));
         let ran = run(&files, &arguments, "");
         assert_eq!(ran.code, 0, "{}", ran.err);
         let session = json(&ran)["session"].clone();
@@ -194,4 +204,39 @@ fn the_session_told_is_that_of_agents_with_the_same_flags() {
     let flags = ["--session-scope=pod", "--session-duration=2h"];
     assert_eq!(explain(&flags), r#""shop.api-0" 7200"#);
     assert_eq!(explain(&["--session-scope=role"]), r#""rolegate" 3600"#);
+}
+
+#[test]
+fn what_makes_pods_is_explained_by_its_template() {
+    let deployment = "\
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api, namespace: shop}
+spec:
+  template:
+    metadata: {annotations: {iam.amazonaws.com/role: reader}}
+    spec: {serviceAccountName: api, containers: [{name: app, image: app}]}
+";
+    let cron = "\
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: nightly, namespace: shop}
+spec: {jobTemplate: {spec: {template: {metadata: {annotations: {iam.amazonaws.com/role: admin}}, spec: {}}}}}
+";
+    let rules = format!("{RULES}{deployment}{cron}");
+    let explain = |what: &str| {
+        let arguments = [
+            "explain", what, "-n", "shop", "--rules", "r.yaml", "-o", "json", BASE, RESTRICTED,
+        ];
+        run(&[("r.yaml", &rules)], &arguments, "")
+    };
+    let ran = explain("deployment/api");
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    let told = json(&ran);
+    assert_eq!(told["decision"], "allowed");
+    assert_eq!(told["workload"]["serviceAccount"], "api");
+    assert_eq!(explain("deploy/api").code, 0);
+    assert_eq!(explain("cj/nightly").code, 3);
 }

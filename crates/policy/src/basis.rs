@@ -1,0 +1,236 @@
+//! What an answer rests on: the rules in force, where they come from, and what is not known of them.
+
+use std::fmt::{self, Display, Write};
+
+use rolegate_core::config::Modes;
+use serde::Serialize;
+
+use crate::text::{FAINT, TITLE, WARN, plain};
+
+/// The rules in force; as JSON it is the field `rules` of every answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Basis {
+    /// Where the configuration of the rules comes from.
+    pub source: Source,
+    /// Flags of the command that count beside or instead of it, by name.
+    pub flags: Vec<String>,
+    /// The base ARN that completes role names; `None` where it is not known.
+    pub base_role_arn: Option<String>,
+    /// The modes of the layers.
+    pub layers: LayerModes,
+    /// What is not known of the rules, a sentence each.
+    pub unknown: Vec<String>,
+}
+
+/// The modes of the layers: `enforce`, `audit` or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerModes {
+    /// Annotations of namespaces.
+    pub namespace: &'static str,
+    /// Grants.
+    pub grants: &'static str,
+    /// Rego policies.
+    pub rego: &'static str,
+}
+
+/// Where the configuration of the rules comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind")]
+pub enum Source {
+    /// The `RolegateConfig`.
+    RolegateConfig {
+        /// Its generation, where it is the cluster's.
+        generation: Option<i64>,
+        /// Its file and line, where it is of a file.
+        file: Option<String>,
+    },
+    /// The `RolegateConfig` is missing where it must exist: everything is refused.
+    Missing,
+    /// The flags of the processes that decide: agents or brokers.
+    Workloads {
+        /// The workloads that run them.
+        workloads: Vec<WorkloadRef>,
+    },
+    /// The flags of the command.
+    Flags,
+    /// Nothing says it: layers are enforced that the files hold rules of.
+    Assumed,
+}
+
+/// A workload whose flags were read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRef {
+    /// `DaemonSet` or `Deployment`.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its generation.
+    pub generation: Option<i64>,
+}
+
+impl Display for WorkloadRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, namespace, name) = (self.kind, plain(&self.namespace), plain(&self.name));
+        write!(f, "{kind} {namespace}/{name}")?;
+        match self.generation {
+            Some(generation) => write!(f, ", generation {generation}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RolegateConfig {
+                file: Some(file), ..
+            } => write!(f, "RolegateConfig cluster of {}", plain(file)),
+            Self::RolegateConfig {
+                generation: Some(generation),
+                ..
+            } => write!(f, "RolegateConfig cluster, generation {generation}"),
+            Self::RolegateConfig { .. } => f.write_str("RolegateConfig cluster"),
+            Self::Missing => {
+                f.write_str("none: the RolegateConfig is missing, so everything is refused")
+            }
+            Self::Workloads { workloads } => {
+                f.write_str("flags of ")?;
+                for (place, workload) in workloads.iter().enumerate() {
+                    let between = if place > 0 { " and " } else { "" };
+                    write!(f, "{between}{workload}")?;
+                }
+                Ok(())
+            }
+            Self::Flags => f.write_str("flags of this command"),
+            Self::Assumed => {
+                f.write_str("assumed: layers are enforced that the files hold rules of")
+            }
+        }
+    }
+}
+
+impl From<Modes> for LayerModes {
+    fn from(modes: Modes) -> Self {
+        Self {
+            namespace: modes.namespace.as_str(),
+            grants: modes.grants.as_str(),
+            rego: modes.rego.as_str(),
+        }
+    }
+}
+
+impl Display for LayerModes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            namespace,
+            grants,
+            rego,
+        } = self;
+        write!(f, "namespace={namespace} grants={grants} rego={rego}")
+    }
+}
+
+impl Basis {
+    /// The lines that people read, without colours: `name` and value each.
+    pub fn rows(&self) -> Vec<(&'static str, String)> {
+        let mut rows = vec![("rules", self.source.to_string())];
+        if !self.flags.is_empty() {
+            rows.push((
+                "",
+                format!("with {} of this command", self.flags.join(", ")),
+            ));
+        }
+        rows.push(("layers", self.layers.to_string()));
+        let base = self.base_role_arn.as_deref();
+        rows.push(("base ARN", base.map_or("not known".into(), plain)));
+        let unknown = self.unknown.iter();
+        rows.extend(unknown.map(|unknown| ("not known", plain(unknown))));
+        rows
+    }
+
+    /// The rules in force for people, with ANSI colours. `title` is put above them.
+    pub fn text(&self, title: &str) -> String {
+        let mut text = format!("\n{TITLE}{title}{TITLE:#}\n");
+        for (name, value) in self.rows() {
+            // A String takes what is written.
+            let _ = match name {
+                "not known" => writeln!(text, "  {WARN}{name:11}{WARN:#} {value}"),
+                _ => writeln!(text, "  {FAINT}{name:11}{FAINT:#} {value}"),
+            };
+        }
+        text
+    }
+
+    /// The rules in force as comments of YAML.
+    pub fn comments(&self) -> String {
+        let rows = self.rows().into_iter();
+        rows.map(|(name, value)| format!("# {name:9} {value}\n"))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn basis(source: Source) -> Basis {
+        Basis {
+            source,
+            flags: vec!["--own-role".into()],
+            base_role_arn: None,
+            layers: Modes::default().into(),
+            unknown: vec!["agents find\nit out".into()],
+        }
+    }
+
+    #[test]
+    fn text_and_json_say_where_rules_come_from() {
+        let workload = WorkloadRef {
+            kind: "DaemonSet",
+            namespace: "rolegate-system".into(),
+            name: "rolegate-agent".into(),
+            generation: Some(3),
+        };
+        let flags = basis(Source::Workloads {
+            workloads: vec![workload],
+        });
+        let text = flags.comments();
+        for part in [
+            "# rules     flags of DaemonSet rolegate-system/rolegate-agent, generation 3\n",
+            "with --own-role of this command\n",
+            "# layers    namespace=enforce grants=off rego=off\n",
+            "# base ARN  not known\n",
+            "# not known agents find\\u{a}it out\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let value = serde_json::to_value(&flags).unwrap();
+        assert_eq!(
+            value["source"],
+            json!({"kind": "Workloads", "workloads": [{"kind": "DaemonSet",
+                "namespace": "rolegate-system", "name": "rolegate-agent", "generation": 3}]})
+        );
+        assert_eq!(value["layers"]["namespace"], "enforce");
+        let config = |generation, file: Option<&str>| Source::RolegateConfig {
+            generation,
+            file: file.map(str::to_owned),
+        };
+        assert_eq!(
+            config(Some(2), None).to_string(),
+            "RolegateConfig cluster, generation 2"
+        );
+        assert_eq!(
+            config(None, Some("a.yaml:3")).to_string(),
+            "RolegateConfig cluster of a.yaml:3"
+        );
+        let value = serde_json::to_value(basis(Source::Missing)).unwrap();
+        assert_eq!(value["source"], json!({"kind": "Missing"}));
+    }
+}

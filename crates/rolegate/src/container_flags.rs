@@ -1,0 +1,445 @@
+//! The flags that a container of a pod template runs rolegate with: its command, arguments and
+//! environment as the kubelet hands them over, parsed as the process itself parses them. What comes
+//! from other objects or from the pod that is made is not known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+
+use clap::{Arg, FromArgMatches};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cli::{Cli, Command, definition, with_implied_command};
+use crate::config_file::{flag, innermost, value_of};
+use crate::sources::{self, Rule};
+
+/// The program.
+const PROGRAM: &str = "rolegate";
+
+/// What of a container says how its process is started.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Container {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    image: Option<String>,
+    #[serde(default)]
+    command: Option<Vec<String>>,
+    #[serde(default)]
+    args: Option<Vec<String>>,
+    #[serde(default)]
+    env: Option<Vec<Variable>>,
+    #[serde(default)]
+    env_from: Option<Vec<VariablesFrom>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Variable {
+    name: String,
+    #[serde(default)]
+    value: Option<String>,
+    #[serde(default)]
+    value_from: Option<serde_json::Map<String, Value>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct VariablesFrom {
+    #[serde(default)]
+    prefix: Option<String>,
+    #[serde(default)]
+    config_map_ref: Option<Named>,
+    #[serde(default)]
+    secret_ref: Option<Named>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Named {
+    #[serde(default)]
+    name: String,
+}
+
+/// A text as the process gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Text {
+    Known(String),
+    /// A part comes from elsewhere.
+    Unknown {
+        /// What stands before that part.
+        head: String,
+        /// Where it comes from.
+        from: String,
+    },
+}
+
+/// A flag whose value comes from elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct UnknownFlag {
+    /// The name of its field.
+    pub(crate) id: String,
+    /// The flag, with its dashes.
+    pub(crate) flag: String,
+    /// Where its value comes from.
+    pub(crate) from: String,
+}
+
+/// How a container runs rolegate.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// The command with its flags. Those that are not known have their defaults.
+    pub(crate) command: Command,
+    /// The flags whose values are not known.
+    pub(crate) unknown: BTreeSet<UnknownFlag>,
+}
+
+/// Why the flags of a container can't be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Untold {
+    /// No container, or several, look like rolegate.
+    #[error("its pod template has {0} containers that may run rolegate")]
+    Containers(usize),
+    /// It is not what Kubernetes has.
+    #[error("its pod template cannot be read: {0}")]
+    Malformed(String),
+    /// Something else is started, such as a shell.
+    #[error(
+        "container {container} starts {program:?} and not rolegate, so its flags are not known"
+    )]
+    Program {
+        /// The container.
+        container: String,
+        /// What is started.
+        program: String,
+    },
+    /// A whole argument comes from elsewhere.
+    #[error("an argument of container {container} comes from {from}")]
+    Argument {
+        /// The container.
+        container: String,
+        /// Where from.
+        from: String,
+    },
+    /// There is a configuration file in the container.
+    #[error("container {container} has flags in a file (--config), which cannot be read from here")]
+    ConfigFile {
+        /// The container.
+        container: String,
+    },
+    /// The process would refuse them.
+    #[error("the flags of container {container} are refused: {why}")]
+    Refused {
+        /// The container.
+        container: String,
+        /// The process's own words.
+        why: String,
+    },
+}
+
+/// The command and flags of the container that runs rolegate in the pods of `workload`, a DaemonSet or
+/// Deployment.
+///
+/// # Errors
+/// [`Untold`]
+pub(crate) fn started(workload: &Value) -> Result<Started, Untold> {
+    let containers = workload.pointer("/spec/template/spec/containers");
+    let containers: Vec<Container> =
+        Vec::deserialize(containers.unwrap_or(&Value::Array(Vec::new())))
+            .map_err(|error| Untold::Malformed(error.to_string()))?;
+    let container = match &*containers {
+        [only] => only,
+        several => {
+            let ours: Vec<_> = several.iter().filter(|one| one.is_ours()).collect();
+            match *ours {
+                [one] => one,
+                _ => return Err(Untold::Containers(ours.len())),
+            }
+        }
+    };
+    container.started()
+}
+
+impl Container {
+    /// Whether it looks like rolegate among others.
+    fn is_ours(&self) -> bool {
+        let program = self.command.as_ref().and_then(|words| words.first());
+        match program {
+            Some(program) => is_program(program),
+            None => {
+                let image = self.image.as_deref().unwrap_or_default();
+                let image = image.split('@').next().unwrap_or_default();
+                let name = image.rsplit('/').next().unwrap_or_default();
+                let name = name.split(':').next().unwrap_or_default();
+                name.contains(PROGRAM)
+            }
+        }
+    }
+
+    fn started(&self) -> Result<Started, Untold> {
+        let container = || self.name.clone();
+        let environment = Environment::of(self);
+        let words = |words: &Option<Vec<String>>| -> Vec<Text> {
+            let words = words.iter().flatten();
+            words.map(|word| environment.expanded(word)).collect()
+        };
+        let mut command = words(&self.command).into_iter();
+        match command.next() {
+            // The image's own, which is rolegate.
+            None => {}
+            Some(Text::Known(program)) if is_program(&program) => {}
+            Some(Text::Known(program)) => {
+                let container = container();
+                return Err(Untold::Program { container, program });
+            }
+            Some(Text::Unknown { from, .. }) => {
+                let container = container();
+                return Err(Untold::Argument { container, from });
+            }
+        }
+        let words: Vec<_> = command.chain(words(&self.args)).collect();
+        self.parsed(words, &environment)
+    }
+
+    fn parsed(&self, words: Vec<Text>, environment: &Environment) -> Result<Started, Untold> {
+        let container = || self.name.clone();
+        let mut definition = definition();
+        definition.build();
+        let mut unknown = BTreeSet::new();
+        let mut arguments = vec![OsString::from(PROGRAM)];
+        for word in words {
+            match word {
+                Text::Known(word) => arguments.push(word.into()),
+                Text::Unknown { head, from } => {
+                    let before = with_implied_command(arguments.clone());
+                    let (command, place) = innermost(&definition, &before);
+                    let last = before.get(place..).and_then(<[_]>::last);
+                    let last = last.and_then(|last| last.to_str());
+                    let (named, is_apart) = match head.split_once('=') {
+                        Some((name, _)) => (named(&command, name), false),
+                        None => (last.and_then(|last| named(&command, last)), true),
+                    };
+                    let Some(found) = named else {
+                        let container = container();
+                        return Err(Untold::Argument { container, from });
+                    };
+                    unknown.insert(unknown_flag(found, from));
+                    if is_apart {
+                        arguments.pop();
+                    }
+                    // `agent` is implied by flags; it must be when they are left out, too.
+                    if arguments.len() == 1 {
+                        arguments.push("agent".into());
+                    }
+                }
+            }
+        }
+        let mut arguments = with_implied_command(arguments);
+        let (command, place) = innermost(&definition, &arguments);
+        let rest = arguments.get(place..).unwrap_or_default();
+        let lower = environment.arguments(&command, rest, &mut unknown);
+        let lower = lower.map_err(|why| Untold::Refused {
+            container: container(),
+            why,
+        })?;
+        let has_file = flag(&command, "config").is_some_and(|flag| {
+            let given = value_of(flag, rest, &|name| environment.known(name));
+            given.is_some_and(|path| !path.is_empty())
+                || unknown.iter().any(|one| flag.get_id() == one.id.as_str())
+        });
+        if has_file {
+            let container = container();
+            return Err(Untold::ConfigFile { container });
+        }
+        arguments.splice(place..place, lower);
+        let refused = |error: clap::Error| {
+            let text = error.to_string();
+            let text = text.lines().next().unwrap_or_default();
+            Untold::Refused {
+                container: container(),
+                why: text.strip_prefix("error: ").unwrap_or(text).to_owned(),
+            }
+        };
+        // The environment is the container's, and not ours.
+        let definition = without_environment(crate::cli::definition());
+        let matches = definition
+            .try_get_matches_from(arguments)
+            .map_err(refused)?;
+        let command = Cli::from_arg_matches(&matches).map_err(refused)?.command;
+        Ok(Started { command, unknown })
+    }
+}
+
+fn is_program(word: &str) -> bool {
+    word.rsplit('/').next() == Some(PROGRAM)
+}
+
+fn without_environment(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|flag| flag.env(None::<&'static str>))
+        .mut_subcommands(without_environment)
+}
+
+/// The flag of `command` that a word with dashes names.
+fn named<'a>(command: &'a clap::Command, word: &str) -> Option<&'a Arg> {
+    let name = word.strip_prefix("--")?;
+    let mut flags = command.get_arguments();
+    flags.find(|flag| {
+        let aliases = flag.get_all_aliases().unwrap_or_default();
+        flag.get_long() == Some(name) || aliases.contains(&name)
+    })
+}
+
+fn unknown_flag(flag: &Arg, from: String) -> UnknownFlag {
+    UnknownFlag {
+        id: flag.get_id().to_string(),
+        flag: format!("--{}", flag.get_long().unwrap_or_default()),
+        from,
+    }
+}
+
+/// The environment of a container.
+struct Environment {
+    variables: BTreeMap<String, Text>,
+    /// Prefixes of variables that come from other objects, with the object.
+    from: Vec<(String, String)>,
+}
+
+impl Environment {
+    fn of(container: &Container) -> Self {
+        let from = container.env_from.iter().flatten().map(|one| {
+            let object = match (&one.config_map_ref, &one.secret_ref) {
+                (Some(map), _) => format!("ConfigMap {}", map.name),
+                (None, Some(secret)) => format!("Secret {}", secret.name),
+                (None, None) => "another object".to_owned(),
+            };
+            (one.prefix.clone().unwrap_or_default(), object)
+        });
+        let mut environment = Self {
+            variables: BTreeMap::new(),
+            from: from.collect(),
+        };
+        for variable in container.env.iter().flatten() {
+            let text = match (&variable.value, &variable.value_from) {
+                // As the kubelet does: an empty value is none.
+                (Some(value), _) if !value.is_empty() => environment.expanded(value),
+                (_, Some(from)) => Text::Unknown {
+                    head: String::new(),
+                    from: referred(from),
+                },
+                _ => Text::Known(String::new()),
+            };
+            environment.variables.insert(variable.name.clone(), text);
+        }
+        environment
+    }
+
+    /// The value of a variable; `None` where there is none.
+    fn value(&self, name: &str) -> Option<Text> {
+        if let Some(text) = self.variables.get(name) {
+            return Some(text.clone());
+        }
+        let mut from = self.from.iter();
+        let from = from.find(|(prefix, _)| name.starts_with(prefix.as_str()));
+        let from = from.map(|(_, object)| object.clone()).or_else(|| {
+            let of_service = name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
+            of_service.then(|| format!("{name}, a variable of a Service"))
+        })?;
+        Some(Text::Unknown {
+            head: String::new(),
+            from,
+        })
+    }
+
+    fn known(&self, name: &str) -> Option<String> {
+        match self.value(name)? {
+            Text::Known(text) => Some(text),
+            Text::Unknown { .. } => None,
+        }
+    }
+
+    /// A text with `$(NAME)` in it replaced, as the kubelet does it: `$$` is a dollar, and a name that
+    /// no variable has stays as it is written.
+    fn expanded(&self, text: &str) -> Text {
+        let mut done = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('$') {
+            done.push_str(before);
+            if let Some(after) = after.strip_prefix('$') {
+                done.push('$');
+                rest = after;
+                continue;
+            }
+            let reference = after
+                .strip_prefix('(')
+                .and_then(|after| after.split_once(')'));
+            let Some((name, after_reference)) = reference else {
+                done.push('$');
+                rest = after;
+                continue;
+            };
+            match self.value(name) {
+                Some(Text::Known(value)) => done.push_str(&value),
+                Some(Text::Unknown { head, from }) => {
+                    done.push_str(&head);
+                    return Text::Unknown { head: done, from };
+                }
+                None => done.push_str(&format!("$({name})")),
+            }
+            rest = after_reference;
+        }
+        done.push_str(rest);
+        Text::Known(done)
+    }
+
+    /// The arguments that say what the environment gives `command` beside its arguments `rest`. Flags
+    /// of variables whose values are not known are added to `unknown`.
+    fn arguments(
+        &self,
+        command: &clap::Command,
+        rest: &[OsString],
+        unknown: &mut BTreeSet<UnknownFlag>,
+    ) -> Result<Vec<OsString>, String> {
+        let mut arguments = Vec::new();
+        for flag in command.get_arguments() {
+            let (Some(long), Some(variable)) = (flag.get_long(), flag.get_env()) else {
+                continue;
+            };
+            let Some(value) = variable.to_str().and_then(|name| self.value(name)) else {
+                continue;
+            };
+            let adds_up = sources::rule(flag).is_some_and(|rule| rule != Rule::Highest);
+            let is_given = value_of(flag, rest, &|_| None).is_some();
+            match value {
+                Text::Unknown { from, .. } if adds_up || !is_given => {
+                    unknown.insert(unknown_flag(flag, from));
+                }
+                Text::Known(value) if !adds_up && !is_given => {
+                    arguments.push(format!("--{long}={value}").into());
+                }
+                Text::Known(_) | Text::Unknown { .. } => {}
+            }
+        }
+        let known = |name: &str| self.known(name);
+        arguments.extend(sources::added(command, rest, &known, &[])?);
+        Ok(arguments)
+    }
+}
+
+/// What a variable refers to.
+fn referred(from: &serde_json::Map<String, Value>) -> String {
+    let Some((kind, reference)) = from.iter().next() else {
+        return "another object".into();
+    };
+    let text = |field| reference.get(field).and_then(Value::as_str).unwrap_or("?");
+    match kind.as_str() {
+        "configMapKeyRef" => format!("ConfigMap {}", text("name")),
+        "secretKeyRef" => format!("Secret {}", text("name")),
+        "fieldRef" => format!("the pod's own {}", text("fieldPath")),
+        "resourceFieldRef" => format!("the container's {}", text("resource")),
+        other => other.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

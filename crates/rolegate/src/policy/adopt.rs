@@ -1,0 +1,271 @@
+//! `rolegate policy adopt`.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use rolegate_core::config::{RegoConfig, ResourceKind, RuleConfig};
+use rolegate_core::decision::OwnRole;
+use rolegate_core::layer::Mode;
+use rolegate_core::pattern::PatternFormat;
+use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::crd::{
+    CONFIG_NAME, LayerMode, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
+    RolegateConfigSpec,
+};
+use rolegate_policy::document;
+use rolegate_policy::text::plain;
+
+use super::agents::{AgentFlags, Agents, AgentsAt};
+use super::cluster::Cluster;
+use super::output;
+use crate::deciding_flags::Deciding;
+use crate::kubernetes_flags::KubernetesFlags;
+
+/// What `--help` says first.
+pub(super) const LONG_ABOUT: &str = "Write the RolegateConfig that says what the agents' flags say.\n\n\
+Reads the flags of the agents' DaemonSet or, where agents have a broker, of the brokers' Deployment, and \
+prints a RolegateConfig by which every pod has the role that it has now. Nothing is written to the \
+cluster. What a RolegateConfig can't say is told in comments and on standard error.";
+
+/// Arguments of `rolegate policy adopt`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rolegate policy adopt > config.yaml
+  rolegate policy simulate --rules config.yaml
+  kubectl apply -f config.yaml
+
+Exit codes: 0 written, 1 the flags are not known, or there is a RolegateConfig already, 64 wrong usage.")]
+pub(super) struct AdoptArguments {
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
+    #[command(flatten)]
+    agents: AgentsAt,
+}
+
+/// Adopts.
+pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::connect(&arguments.kubernetes.client()).await?;
+    let flags = match arguments.agents.read(&cluster).await {
+        Agents::Known(flags) => flags,
+        Agents::Unknown(why) => bail!("the flags of the agents are not known: {why}"),
+    };
+    let deciding = flags.flags.validated()?;
+    if deciding.cluster_config != ConfigUse::Off && cluster.has_config().await? {
+        bail!(
+            "there is a RolegateConfig already, which counts before the flags: `kubectl get \
+             rolegateconfig {CONFIG_NAME} -o yaml` shows it"
+        );
+    }
+    let left_out = left_out(&flags, &deciding)?;
+    let config = config_of(&deciding.flags);
+    let read = RuleConfig::try_from(&config);
+    let read = read.context("the flags cannot be said by a RolegateConfig")?;
+    if read != deciding.flags {
+        bail!(
+            "the flags cannot be said by a RolegateConfig: {:?}",
+            deciding.flags
+        );
+    }
+    let mut text = String::new();
+    for workload in &flags.workloads {
+        writeln!(text, "# What the flags of {workload} say.")?;
+    }
+    for sentence in &left_out {
+        output::note(sentence);
+        writeln!(text, "# note: {}", plain(sentence))?;
+    }
+    let config = serde_json::to_value(config).context("the configuration is not JSON")?;
+    text += &document::yaml(&config)?;
+    output::raw(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a `RolegateConfig` does not carry over, a sentence each.
+///
+/// # Errors
+/// A value that decides and is not known.
+fn left_out(flags: &AgentFlags, deciding: &Deciding) -> anyhow::Result<Vec<String>> {
+    const OF_CONFIG: &[&str] = &[
+        "cluster_config",
+        "default_role",
+        "own_role",
+        "layer",
+        "namespace_restrictions",
+        "namespace_restriction_format",
+        "namespace_restrictions_default",
+        "policy_namespaces",
+        "policy_label",
+        "replicate",
+    ];
+    let mut sentences = flags.doubts.clone();
+    for one in &flags.unknown {
+        let (flag, from) = (&one.flag, &one.from);
+        if OF_CONFIG.contains(&one.id.as_str()) {
+            bail!(
+                "{flag} comes from {from}, which is not read: write its value into the pod template \
+                 first"
+            );
+        }
+        if one.id == "base_role_arn" {
+            sentences.push(format!(
+                "baseRoleArn is left out, since {flag} comes from {from}: agents still have it, and the \
+                 webhook refuses role names without it"
+            ));
+        }
+    }
+    let is_unknown = flags.unknown.iter().any(|one| one.id == "base_role_arn");
+    if deciding.flags.base.is_none() && !is_unknown {
+        sentences.push(
+            "baseRoleArn is left out, since no flag says it: agents find it out when they run, and the \
+             webhook, which can't, refuses role names without it. Add it"
+                .into(),
+        );
+    }
+    let usual = rolegate_core::annotation::AnnotationKeys::default();
+    if deciding.keys != usual {
+        sentences.push(
+            "--iam-role-key, --iam-external-id and --namespace-key stay flags: leave them, and give them \
+             to webhook, controller and `rolegate policy` too"
+                .into(),
+        );
+    }
+    let is_usual = deciding.session_seconds == 3600 && deciding.scope == Default::default();
+    if !is_usual {
+        sentences.push("--session-scope and --session-duration stay flags: leave them".into());
+    }
+    match deciding.cluster_config {
+        ConfigUse::Off => sentences.push(
+            "--cluster-config=off: a RolegateConfig does not count until this flag is taken away"
+                .into(),
+        ),
+        ConfigUse::Required => sentences.push(
+            "--cluster-config=required: every role is refused until a RolegateConfig is there, so \
+             this one lets in whom the other flags let in"
+                .into(),
+        ),
+        ConfigUse::Auto => {}
+    }
+    sentences.push(
+        "roles that agents find out to be their own are not in ownRoles: name the nodes' roles there for \
+         the webhook"
+            .into(),
+    );
+    Ok(sentences)
+}
+
+/// The configuration that says what flags say.
+fn config_of(flags: &RuleConfig) -> RolegateConfig {
+    let unless_given = RegoConfig::default();
+    let texts = |names: &mut dyn Iterator<Item = &std::sync::Arc<str>>| -> Vec<String> {
+        names.map(ToString::to_string).collect()
+    };
+    let rego = (flags.rego != unless_given).then(|| Rego {
+        namespaces: Some(texts(&mut flags.rego.namespaces.iter())),
+        label: Some(match &flags.rego.label {
+            Some((key, value)) => format!("{key}={value}"),
+            None => String::new(),
+        }),
+        replicate: flags.rego.replicate.iter().map(kind_text).collect(),
+        ..Rego::default()
+    });
+    let spec = RolegateConfigSpec {
+        base_role_arn: flags.base.as_ref().map(|base| base.as_str().to_owned()),
+        default_role: flags.default_role.as_deref().map(str::to_owned),
+        own_roles: flags.own_roles.iter().map(role_text).collect(),
+        layers: Some(Layers {
+            namespace: Some(layer_mode(flags.modes.namespace)),
+            grants: Some(layer_mode(flags.modes.grants)),
+            rego: Some(layer_mode(flags.modes.rego)),
+        }),
+        namespace_restriction_format: Some(match flags.restriction_format {
+            PatternFormat::Glob => RestrictionFormat::Glob,
+            PatternFormat::Regexp => RestrictionFormat::Regexp,
+        }),
+        namespace_restrictions_default: Some(match flags.allow_unannotated {
+            true => NamespaceDefault::Allow,
+            false => NamespaceDefault::Deny,
+        }),
+        rego,
+        ..RolegateConfigSpec::default()
+    };
+    RolegateConfig::new(CONFIG_NAME, spec)
+}
+
+fn layer_mode(mode: Mode) -> LayerMode {
+    match mode {
+        Mode::Enforce => LayerMode::Enforce,
+        Mode::Audit => LayerMode::Audit,
+        Mode::Off => LayerMode::Off,
+    }
+}
+
+fn role_text(role: &OwnRole) -> String {
+    match &role.account {
+        Some(account) => format!("arn:aws:iam::{account}:role/{}", role.name),
+        None => role.name.clone(),
+    }
+}
+
+fn kind_text(kind: &ResourceKind) -> String {
+    let ResourceKind {
+        group,
+        version,
+        resource,
+    } = kind;
+    match group.is_empty() {
+        true => format!("{version}/{resource}"),
+        false => format!("{group}/{version}/{resource}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::rule_flags::RuleFlags;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        rules: RuleFlags,
+    }
+
+    /// Decisions are made by the configuration alone, so one that is equal decides equally.
+    #[test]
+    fn the_config_says_what_the_flags_say() {
+        for flags in [
+            &[][..],
+            &["--base-role-arn=arn:aws-cn:iam::123456789012:role/k8s/"],
+            &[
+                "--namespace-restrictions",
+                "--namespace-restrictions-default=allow",
+            ],
+            &[
+                "--namespace-restriction-format=regexp",
+                "--layer=namespace=audit",
+            ],
+            &["--layer=grants=enforce,rego=audit", "--default-role=basic"],
+            &["--own-role=node,arn:aws:iam::123456789012:role/path/rolegate"],
+            &["--policy-namespaces=opa,rules", "--policy-label="],
+            &[
+                "--policy-label=team/x=y",
+                "--replicate=v1/services,networking.k8s.io/v1/ingresses",
+            ],
+        ] {
+            let parsed = Flags::parse_from(std::iter::once("test").chain(flags.iter().copied()));
+            let flags_say = parsed.rules.config().unwrap();
+            let config = config_of(&flags_say);
+            let text = document::yaml(&serde_json::to_value(&config).unwrap()).unwrap();
+            let read: RolegateConfig = serde_saphyr::from_str(&text).unwrap();
+            assert_eq!(
+                RuleConfig::try_from(&read).unwrap(),
+                flags_say,
+                "{flags:?} {text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! `rolegate policy` where what is in force can't be known, and the RolegateConfig that says what flags
+//! say. The API server is real, and nobody but the command reads it.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use rolegate_testkit::{Cluster, Rolegate, TestPod, eventually, repository};
+use serde_json::{Value, json};
+
+use crate::site::DEADLINE;
+
+const HOME: &str = "rolegate-system";
+const BASE: &str = "--base-role-arn=arn:aws:iam::123456789012:role/";
+
+/// Somebody who may read rules and pods, and no workloads.
+const READER: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: { name: rules-reader }
+rules:
+- { apiGroups: [""], resources: [namespaces, pods], verbs: [get, list] }
+- { apiGroups: [rolegate.dev], resources: [rolegrants, rolegateconfigs], verbs: [get, list] }
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: { name: rules-reader }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: rules-reader }
+subjects: [{ kind: ServiceAccount, name: default, namespace: shop }]
+"#;
+
+struct Stage {
+    cluster: Cluster,
+    kubeconfig: PathBuf,
+}
+
+/// What a command has left.
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Stage {
+    async fn start() -> anyhow::Result<Self> {
+        let cluster = Cluster::start().await?;
+        cluster.create_namespace(HOME, &[]).await?;
+        let allowed = [("iam.amazonaws.com/allowed-roles", r#"["reader"]"#)];
+        cluster.create_namespace("shop", &allowed).await?;
+        cluster.apply_manifest(READER).await?;
+        let pods = [
+            TestPod::new("shop", "reader", "node").role("reader"),
+            TestPod::new("shop", "admin", "node").role("admin"),
+            TestPod::new("shop", "whole", "node").role("arn:aws:iam::123456789012:role/reader"),
+            TestPod::new("shop", "plain", "node"),
+        ];
+        for (number, pod) in (10..).zip(pods) {
+            cluster.run_pod(&pod.address([10, 9, 0, number])).await?;
+        }
+        Ok(Self {
+            kubeconfig: cluster.admin_kubeconfig()?,
+            cluster,
+        })
+    }
+
+    async fn daemon_set(&self, name: &str, container: Value) -> anyhow::Result<()> {
+        let labels = json!({"app.kubernetes.io/name": "rolegate-agent"});
+        let mut container = container;
+        container["name"] = "agent".into();
+        container["image"] = "rolegate:1".into();
+        let object = json!({
+            "apiVersion": "apps/v1", "kind": "DaemonSet",
+            "metadata": {"name": name, "namespace": HOME, "labels": labels},
+            "spec": {"selector": {"matchLabels": labels}, "template": {
+                "metadata": {"labels": labels}, "spec": {"containers": [container]}}},
+        });
+        self.cluster.apply_manifest(&object.to_string()).await?;
+        Ok(())
+    }
+
+    async fn run(&self, arguments: &[&str]) -> anyhow::Result<Ran> {
+        run_as(&self.kubeconfig, arguments).await
+    }
+
+    async fn explain(&self, pod: &str, flags: &[&str]) -> anyhow::Result<Ran> {
+        let pod = format!("pod/{pod}");
+        let explain = ["explain", &pod, "-n", "shop", "-ojson"];
+        self.run(&[&explain[..], flags].concat()).await
+    }
+}
+
+async fn run_as(kubeconfig: &std::path::Path, arguments: &[&str]) -> anyhow::Result<Ran> {
+    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+    let all = [&["policy"][..], arguments, &[&kubeconfig]].concat();
+    let output = Rolegate::output(&all).await?;
+    Ok(Ran {
+        code: output.status.code().context("killed")?,
+        out: String::from_utf8(output.stdout)?,
+        err: String::from_utf8(output.stderr)?,
+    })
+}
+
+impl Ran {
+    #[track_caller]
+    fn ended(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{}{}", self.out, self.err);
+        self
+    }
+
+    #[track_caller]
+    fn fails_for(self, why: &str) {
+        assert_eq!(self.code, 1, "{}{}", self.out, self.err);
+        assert!(self.err.contains(why), "{why}: {}", self.err);
+        assert_eq!(self.out, "");
+    }
+
+    fn json(&self) -> anyhow::Result<Value> {
+        serde_json::from_str(&self.out).with_context(|| self.err.clone())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Result<()> {
+    let stage = Stage::start().await?;
+    let folder = tempfile::tempdir()?;
+    let manifest = folder.path().join("pod.yaml");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "shop",
+        "annotations": {"iam.amazonaws.com/role": "admin"}}, "spec": {"containers": []}});
+    std::fs::write(&manifest, pod.to_string())?;
+    let manifest = manifest.display().to_string();
+    // No agents: every command says how to tell it.
+    for command in [
+        &["explain", "pod/reader", "-n", "shop"][..],
+        &["check", "-f", &manifest],
+        &["simulate", "--rules", &manifest],
+        &["suggest"],
+        &["adopt"],
+    ] {
+        let ran = stage.run(command).await?;
+        ran.fails_for("there is no DaemonSet rolegate-agent in namespace rolegate-system");
+    }
+    let flags = [BASE, "--namespace-restrictions"];
+    let told = stage.explain("admin", &flags).await?.ended(3).json()?;
+    assert_eq!(told["rules"]["source"]["kind"], "Flags");
+
+    // The shipped flags: agents find out the base ARN.
+    let restricted = json!({"args": ["agent", "--namespace-restrictions", "--auto-discover-base-arn",
+        "--node=$(NODE_NAME)"],
+        "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]});
+    stage.daemon_set("rolegate-agent", restricted).await?;
+    for pod in ["reader", "admin", "whole"] {
+        let ran = stage.explain(pod, &[]).await?;
+        ran.fails_for("the answer depends on the base ARN");
+    }
+    for command in [&["suggest"][..], &["check", "-f", &manifest]] {
+        let ran = stage.run(command).await?;
+        ran.fails_for("the answer depends on the base ARN");
+    }
+    let plain = stage.explain("plain", &[]).await?.ended(3).json()?;
+    assert_eq!(plain["decision"], "noRole");
+    assert_eq!(plain["rules"]["baseRoleArn"], Value::Null);
+    for (pod, code) in [("reader", 0), ("admin", 3), ("whole", 0)] {
+        let told = stage.explain(pod, &[BASE]).await?.ended(code).json()?;
+        assert_eq!(told["rules"]["source"]["kind"], "Workloads", "{told:#}");
+        assert_eq!(told["rules"]["layers"]["namespace"], "enforce");
+        assert_eq!(told["rules"]["flags"], json!(["--base-role-arn"]));
+    }
+    let checked = stage.run(&["check", "-f", &manifest, BASE]).await?.ended(3);
+    let says = "flags of DaemonSet rolegate-system/rolegate-agent, generation 1";
+    assert!(checked.out.contains(says), "{}", checked.out);
+
+    // Somebody who may not read workloads.
+    let token = stage
+        .cluster
+        .service_account_token("shop", "default")
+        .await?;
+    let reader = stage.cluster.kubeconfig_for_token("reader", &token)?;
+    let explain = ["explain", "pod/reader", "-n", "shop"];
+    eventually(DEADLINE, async || {
+        let ran = run_as(&reader, &explain).await?;
+        anyhow::ensure!(
+            ran.err.contains("you may not read daemonsets"),
+            "{}",
+            ran.err
+        );
+        assert_eq!(ran.code, 1);
+        Ok(())
+    })
+    .await?;
+
+    // Agents that disagree, and flags that are elsewhere.
+    stage
+        .daemon_set("other", json!({"args": ["agent", BASE]}))
+        .await?;
+    stage
+        .explain("reader", &[])
+        .await?
+        .fails_for("have different flags");
+    let one = stage.explain("admin", &["--agent-daemonset=other"]).await?;
+    assert_eq!(one.ended(0).json()?["rules"]["layers"]["namespace"], "off");
+    let other = ["--agent-daemonset=other"];
+    let file = json!({"args": ["agent", "--config=/etc/rolegate.yaml"]});
+    stage.daemon_set("other", file).await?;
+    stage.explain("reader", &other).await?.fails_for("--config");
+    let secret = json!({"args": ["agent", BASE, "--default-role=$(ROLE)"],
+        "env": [{"name": "ROLE", "valueFrom": {"secretKeyRef": {"name": "role", "key": "x"}}}]});
+    stage.daemon_set("other", secret).await?;
+    stage
+        .explain("plain", &other)
+        .await?
+        .fails_for("Secret role");
+    let named = ["--agent-daemonset=other", "--default-role=basic"];
+    let told = stage.explain("plain", &named).await?.ended(0).json()?;
+    assert_eq!(
+        told["session"]["roleArn"],
+        "arn:aws:iam::123456789012:role/basic"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_adopted_config_decides_as_the_flags_do() -> anyhow::Result<()> {
+    let stage = Stage::start().await?;
+    let flags = json!({
+        "args": ["--default-role=basic", "--own-role=admin", "--session-scope=pod"],
+        "env": [{"name": "ROLEGATE_NAMESPACE_RESTRICTIONS", "value": "true"},
+            {"name": "ROLEGATE_BASE_ROLE_ARN", "value": "arn:aws:iam::123456789012:role/"}],
+    });
+    stage.daemon_set("rolegate-agent", flags).await?;
+    let pods = ["reader", "admin", "whole", "plain"];
+    let mut before = Vec::new();
+    for pod in pods {
+        let mut told = stage.explain(pod, &[]).await?.json()?;
+        assert_eq!(told["rules"]["source"]["kind"], "Workloads");
+        told["rules"] = Value::Null;
+        before.push(told);
+    }
+    let adopted = stage.run(&["adopt"]).await?.ended(0);
+    assert!(adopted.err.contains("--session-scope"), "{}", adopted.err);
+    // Nothing was written.
+    let kinds = stage.cluster.requests()?;
+    let path = "/apis/rolegate.dev/v1alpha1/rolegateconfigs";
+    assert_eq!(kinds.get(path).await?.status, 404);
+
+    let definitions = repository().join("deploy/crds.yaml");
+    stage.cluster.apply_file(&definitions).await?;
+    eventually(DEADLINE, async || kinds.get(path).await?.object().map(drop)).await?;
+    // The kind without the object: agents refuse everything, and that is what is explained.
+    let missing = stage.explain("reader", &[]).await?.ended(3).json()?;
+    assert_eq!(missing["denial"]["layer"], "rules");
+    assert_eq!(missing["rules"]["source"]["kind"], "Missing");
+    stage.cluster.apply_manifest(&adopted.out).await?;
+    for (pod, before) in pods.iter().zip(before) {
+        let mut told = stage.explain(pod, &[]).await?.json()?;
+        let source = &told["rules"]["source"];
+        assert_eq!(source["kind"], "RolegateConfig");
+        assert_eq!(source["generation"], 1);
+        told["rules"] = Value::Null;
+        assert_eq!(told, before, "{pod}");
+    }
+    let again = stage.run(&["adopt"]).await?;
+    again.fails_for("there is a RolegateConfig already");
+    let idle = stage
+        .explain("reader", &["--layer=grants=audit"])
+        .await?
+        .ended(64);
+    assert!(idle.err.contains("--layer does not count"), "{}", idle.err);
+    // The context is told where nothing is found.
+    let lost = stage.run(&["explain", "pod/reader"]).await?;
+    lost.fails_for("there is no pod reader in namespace default (context test)");
+    Ok(())
+}
