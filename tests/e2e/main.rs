@@ -17,6 +17,7 @@ mod kube2iam;
 mod lifecycle;
 mod loopback;
 mod memory;
+mod metrics;
 mod redirect;
 mod sdk;
 mod shares;

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use rolegate_rules::metrics::{DecisionMetrics, EnforcementPoint};
 use rolegate_runtime::histogram::AtomicHistogram;
-
-type LayerLabel = [(&'static str, &'static str); 1];
 
 /// How a review ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,13 +38,11 @@ impl Ending {
 #[derive(Debug, Clone)]
 pub struct AdmissionMetrics {
     reviews: [AtomicHistogram; 4],
-    denials: Family<LayerLabel, Counter>,
-    audited: Family<LayerLabel, Counter>,
+    decisions: DecisionMetrics,
 }
 
 impl AdmissionMetrics {
-    /// Registers `admission_review_duration_seconds` by `outcome`, `admission_denials_total` and
-    /// `admission_audited_denials_total` by `layer`.
+    /// Registers `admission_review_duration_seconds` by `outcome`, and `decisions_total`.
     pub fn register(registry: &mut Registry) -> Self {
         let family = Family::<[(&str, &str); 1], AtomicHistogram, _>::new_with_constructor(|| {
             AtomicHistogram::new(AtomicHistogram::LATENCIES)
@@ -58,38 +54,29 @@ impl AdmissionMetrics {
         });
         registry.register(
             "admission_review_duration_seconds",
-            "Time that reviews took, by how they ended",
+            "Duration of admission reviews, by how they ended",
             family,
         );
-        let metrics = Self {
+        Self {
             reviews,
-            denials: Family::default(),
-            audited: Family::default(),
-        };
-        registry.register(
-            "admission_denials",
-            "Faults for which objects were refused, by layer",
-            metrics.denials.clone(),
-        );
-        registry.register(
-            "admission_audited_denials",
-            "Faults that layers in audit mode found in objects that were let through, by layer",
-            metrics.audited.clone(),
-        );
-        metrics
+            decisions: DecisionMetrics::register(registry, EnforcementPoint::Admission),
+        }
     }
 
     pub(crate) fn observe(&self, ending: Ending, took: Duration) {
         if let Some(histogram) = self.reviews.get(ending as usize) {
             histogram.observe(took);
         }
+        if matches!(ending, Ending::Allowed | Ending::Warned) {
+            self.decisions.allowed();
+        }
     }
 
     pub(crate) fn denied(&self, layer: &'static str) {
-        self.denials.get_or_create(&[("layer", layer)]).inc();
+        self.decisions.denied(layer);
     }
 
     pub(crate) fn audited(&self, layer: &'static str) {
-        self.audited.get_or_create(&[("layer", layer)]).inc();
+        self.decisions.audited(layer);
     }
 }

@@ -110,7 +110,7 @@ impl Webhook {
         let (ending, response) = match body(request, guest).await {
             Ok((body, _room)) => self.review(&body).await,
             Err((status, sentence)) => {
-                warn!(%status, "a request is no review: {sentence}");
+                warn!(%status, reason = sentence, "the request is not a review");
                 (Ending::Malformed, text(status, sentence))
             }
         };
@@ -123,7 +123,7 @@ impl Webhook {
             Ok(review) => review,
             Err(error) => {
                 let sentence = error.to_string();
-                warn!("a review cannot be read: {sentence}");
+                warn!(reason = sentence, "cannot read a review");
                 let response = match error.uid() {
                     Some(uid) => json(refusal(uid, &sentence)),
                     None => text(StatusCode::BAD_REQUEST, sentence),
@@ -196,8 +196,8 @@ impl Webhook {
                 user = %review.user().name,
                 layer = warning.layer,
                 rule = warning.rule,
-                "would be denied (audit): {}",
-                warning.reason
+                reason = warning.reason,
+                "request would be denied"
             );
         }
         if !outcome.is_allowed() {
@@ -206,8 +206,8 @@ impl Webhook {
                 namespace = review.namespace(),
                 name = review.name(),
                 user = %review.user().name,
-                "denied: {}",
-                outcome.message()
+                reason = outcome.message(),
+                "request denied"
             );
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Request, Response};
-use kube::client::{Body, ClientBuilder, DynBody};
+use kube::client::{AuthError, Body, ClientBuilder, DynBody};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{BoxError, Service};
@@ -67,17 +67,33 @@ pub enum ClientError {
     #[error("an API token needs the URL of the API server that it is for: give --api-server too")]
     TokenWithoutServer,
     /// The kubeconfig can't be used.
-    #[error("cannot use kubeconfig {}: {source}", .path.display())]
+    #[error("cannot use kubeconfig {}: {}", .path.display(), crate::failure::chain(.error))]
     Kubeconfig {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: Box<KubeconfigError>,
+        error: Box<KubeconfigError>,
+    },
+    /// The kubeconfig has no such context.
+    #[error("context {context:?} does not exist in the kubeconfig")]
+    Context {
+        /// Its name.
+        context: String,
+    },
+    /// The program that the kubeconfig names for credentials cannot be run.
+    #[error(
+        "cannot run {command:?}, which the kubeconfig names as exec plugin for credentials: {error}"
+    )]
+    ExecPlugin {
+        /// The program.
+        command: String,
+        /// Why not.
+        error: std::io::Error,
     },
     /// Neither in a cluster nor configured.
     #[error(
-        "no API server is known: this is no pod with a service account ({in_cluster}), and there \
-         is no kubeconfig ({kubeconfig}); give --api-server or --kubeconfig"
+        "cannot find an API server: not running in a pod ({in_cluster}) and no usable kubeconfig \
+         ({kubeconfig}); set --api-server or --kubeconfig"
     )]
     Nowhere {
         /// Why not the pod's own cluster.
@@ -129,8 +145,14 @@ impl Connection {
         config.headers.push((USER_AGENT, agent));
         let url = config.cluster_url.to_string();
         let namespace = config.default_namespace.clone();
-        let client =
-            ClientBuilder::try_from(config).map_err(|error| ClientError::Setup(Box::new(error)))?;
+        let plugin = config.auth_info.exec.as_ref();
+        let plugin = plugin.and_then(|exec| exec.command.clone());
+        let client = ClientBuilder::try_from(config).map_err(|error| match (error, plugin) {
+            (kube::Error::Auth(AuthError::AuthExecStart(error)), Some(command)) => {
+                ClientError::ExecPlugin { command, error }
+            }
+            (error, _) => ClientError::Setup(Box::new(error)),
+        })?;
         Ok(Self {
             namespace,
             ..Self::over(client, url)
@@ -203,9 +225,12 @@ async fn configure(options: &ClientOptions) -> Result<Config, ClientError> {
             Err(in_cluster) => {
                 Config::from_kubeconfig(&selection(options))
                     .await
-                    .map_err(|kubeconfig| ClientError::Nowhere {
-                        in_cluster: Box::new(in_cluster),
-                        kubeconfig: Box::new(kubeconfig),
+                    .map_err(|kubeconfig| match kubeconfig {
+                        KubeconfigError::LoadContext(context) => ClientError::Context { context },
+                        kubeconfig => ClientError::Nowhere {
+                            in_cluster: Box::new(in_cluster),
+                            kubeconfig: Box::new(kubeconfig),
+                        },
                     })?
             }
         },
@@ -227,9 +252,12 @@ fn selection(options: &ClientOptions) -> KubeConfigOptions {
 }
 
 async fn from_kubeconfig(path: &Path, options: &ClientOptions) -> Result<Config, ClientError> {
-    let failed = |source| ClientError::Kubeconfig {
-        path: path.into(),
-        source: Box::new(source),
+    let failed = |error| match error {
+        KubeconfigError::LoadContext(context) => ClientError::Context { context },
+        error => ClientError::Kubeconfig {
+            path: path.into(),
+            error: Box::new(error),
+        },
     };
     let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
     Config::from_custom_kubeconfig(kubeconfig, &selection(options))

@@ -57,7 +57,7 @@ pub(crate) fn with_lower_places(
 }
 
 /// The command that the arguments name, and the place of its own arguments.
-fn innermost(definition: &Command, arguments: &[OsString]) -> (Command, usize) {
+pub(crate) fn innermost(definition: &Command, arguments: &[OsString]) -> (Command, usize) {
     let mut command = definition;
     let mut place = 1;
     while let Some(inner) = arguments

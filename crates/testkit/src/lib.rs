@@ -14,6 +14,7 @@ pub mod gate;
 pub mod lab;
 mod objects;
 pub mod process;
+pub mod promlint;
 pub mod python;
 pub mod request;
 mod scratch;
