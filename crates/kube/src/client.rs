@@ -355,11 +355,34 @@ contexts:
     }
 
     #[tokio::test]
+    async fn a_missing_exec_plugin_is_named() {
+        let (dir, options) = kubeconfig();
+        let exec = "user: { exec: { apiVersion: client.authentication.k8s.io/v1, \
+            command: no-such-plugin, interactiveMode: Never } }";
+        let text = KUBECONFIG.replace("user: { token: from-kubeconfig }", exec);
+        assert!(text.contains("no-such-plugin"));
+        std::fs::write(dir.path().join("config"), text).unwrap();
+        let error = Connection::new(&options).await.unwrap_err().to_string();
+        assert!(error.contains("cannot run \"no-such-plugin\""), "{error}");
+    }
+
+    #[tokio::test]
     async fn wrong_options_are_told() {
         let (_dir, mut options) = kubeconfig();
         options.context = Some("none".into());
         let error = Connection::new(&options).await.unwrap_err().to_string();
-        assert!(error.contains("cannot use kubeconfig"), "{error}");
+        assert_eq!(error, "context \"none\" does not exist in the kubeconfig");
+        let kubeconfig = Some("/nonexistent/config".into());
+        let nowhere = ClientOptions {
+            kubeconfig,
+            ..options.clone()
+        };
+        let error = Connection::new(&nowhere).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot use kubeconfig /nonexistent/config"),
+            "{error}"
+        );
+        assert_eq!(error.matches("No such file").count(), 1, "{error}");
         for wrong in ["localhost:8080", "ftp://a", "https://", "a b"] {
             let api_server = Some(wrong.into());
             let options = ClientOptions {

@@ -136,6 +136,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
+        let said = error.to_string();
         let plain = error.downcast_ref().and_then(plain);
         // What is said plainly holds its causes.
         next = if plain.is_some() {
@@ -143,12 +144,15 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         } else {
             error.source()
         };
-        let said = plain.unwrap_or_else(|| error.to_string());
+        let plain = plain.unwrap_or_else(|| said.clone());
         if text.is_empty() {
-            text = said;
-        } else if !text.contains(&said) {
+            text = plain;
+        } else if text.contains(&said) {
+            // An error that says its cause says it as it is.
+            text = text.replace(&said, &plain);
+        } else if !text.contains(&plain) {
             text.push_str(": ");
-            text.push_str(&said);
+            text.push_str(&plain);
         }
     }
     text

@@ -66,7 +66,7 @@ pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
         version = Version::CURRENT.version,
         revision = Version::CURRENT.revision,
         command = "admission",
-        webhook = %flags.listen_address,
+        listen_address = %flags.listen_address,
         "starting"
     );
     let drain_time = flags.drain_time;

@@ -140,7 +140,7 @@ pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
         version = Version::CURRENT.version,
         revision = Version::CURRENT.revision,
         command = "broker",
-        agents = %flags.listen_address,
+        listen_address = %flags.listen_address,
         kiam = flags.kiam_address.map(tracing::field::display),
         "starting"
     );
