@@ -40,10 +40,9 @@ impl Format {
     /// some of them, are left out.
     pub(super) fn render(self, open_metrics: &str) -> String {
         let mut text = String::with_capacity(open_metrics.len());
-        let mut lines = open_metrics.lines().peekable();
         // In OpenMetrics a counter's family has no `_total`, in the text format it is the name.
         let mut help: Option<(&str, &str)> = None;
-        while let Some(line) = lines.next() {
+        for line in open_metrics.lines() {
             if let Some((name, sentence)) = family(line, "# HELP ") {
                 help = Some((name, sentence.strip_suffix('.').unwrap_or(sentence)));
             } else if let Some((name, kind)) = family(line, "# TYPE ") {
