@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rolegate_agent::attachment::{
-    AttachmentOptions, Attachments, Kind, PodId, Unrecorded, Verdict,
+    AttachmentOptions, Attachments, EVENT_BUFFER, Kind, PodId, Unrecorded, Verdict,
 };
 use rolegate_agent::redirect::Backend;
 use rolegate_testkit::lab::{Pod, PodLink, PodName, write_record};
@@ -22,12 +22,21 @@ use crate::scene::{Client, DIRECT, Scene, fetch, on};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The node's addresses, with a folder for the container runtime's records.
-struct Place {
+pub(crate) struct Place {
     attachments: Attachments,
     results: TempDir,
 }
 
 fn open(scene: &Scene, pattern: Option<&str>) -> anyhow::Result<Place> {
+    open_with(scene, pattern, EVENT_BUFFER)
+}
+
+/// With a buffer of so many bytes for the kernel's events.
+pub(crate) fn open_with(
+    scene: &Scene,
+    pattern: Option<&str>,
+    event_buffer: usize,
+) -> anyhow::Result<Place> {
     let results = tempfile::tempdir()?;
     let options = AttachmentOptions {
         interface: pattern.map(str::parse).transpose()?,
@@ -35,6 +44,7 @@ fn open(scene: &Scene, pattern: Option<&str>) -> anyhow::Result<Place> {
         results_owner: 0,
         netns_dir: "/run/netns".into(),
         unrecorded: Unrecorded::Refuse,
+        event_buffer,
     };
     let attachments = scene.lab.node().run(|| Attachments::open(options))??;
     Ok(Place {
@@ -53,7 +63,7 @@ impl Deref for Place {
 
 impl Place {
     /// The runtime recorded the pod by this UID.
-    fn record(&self, scene: &Scene, pod: &Pod, uid: &str) -> anyhow::Result<PathBuf> {
+    pub(crate) fn record(&self, scene: &Scene, pod: &Pod, uid: &str) -> anyhow::Result<PathBuf> {
         let of = PodName {
             namespace: "shop",
             name: uid,
@@ -64,14 +74,19 @@ impl Place {
         Ok(file)
     }
 
+    /// Returns the verdict for a connection that is accepted now.
+    pub(crate) fn check(&self, uid: &str, addr: IpAddr) -> anyhow::Result<Verdict> {
+        Ok(self.attachments.check(uid, addr, Instant::now())?)
+    }
+
     /// Returns the verdict on each of the pod's addresses.
-    fn verdicts(&self, uid: &str, pod: &Pod) -> anyhow::Result<[Verdict; 2]> {
+    pub(crate) fn verdicts(&self, uid: &str, pod: &Pod) -> anyhow::Result<[Verdict; 2]> {
         let [v4, v6] = addresses(pod);
         Ok([self.check(uid, v4)?, self.check(uid, v6)?])
     }
 }
 
-fn pod_id(uid: &str) -> PodId {
+pub(crate) fn pod_id(uid: &str) -> PodId {
     PodId {
         uid: uid.into(),
         namespace: "shop".into(),
@@ -80,14 +95,14 @@ fn pod_id(uid: &str) -> PodId {
 }
 
 /// The pod's answers come from where its requests do: the node knows its MAC address and port.
-fn talk(pod: &Pod) -> anyhow::Result<()> {
+pub(crate) fn talk(pod: &Pod) -> anyhow::Result<()> {
     for direct in DIRECT {
         fetch(pod, direct)?;
     }
     Ok(())
 }
 
-fn addresses(pod: &Pod) -> [IpAddr; 2] {
+pub(crate) fn addresses(pod: &Pod) -> [IpAddr; 2] {
     [pod.v4.into(), pod.v6.into()]
 }
 
@@ -405,7 +420,7 @@ fn an_interface_that_goes_is_told_at_once() -> anyhow::Result<()> {
 }
 
 /// Asks until it is so.
-fn eventually(mut is_so: impl FnMut() -> bool) {
+pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_so() {
         assert!(Instant::now() < deadline, "it never came to be");

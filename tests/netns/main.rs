@@ -6,5 +6,6 @@
 mod attachment;
 mod check;
 mod keeper;
+mod losses;
 mod redirect;
 mod scene;

@@ -160,6 +160,11 @@ impl Agent {
             MindOptions::Brokered(broker) => mind::brokered(broker, ground),
         };
         if let Some(attachments) = attachments {
+            metrics.ours().register(
+                "address_events_lost",
+                "Times that the kernel dropped events about pods' addresses",
+                attachments.losses(),
+            );
             let follow = background::attachments(attachments, picture.clone(), stop.clone());
             tasks.spawn(passing(follow));
         }

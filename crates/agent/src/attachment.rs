@@ -15,6 +15,7 @@
 
 mod bindings;
 pub mod cni_results;
+mod events;
 mod follow;
 pub(crate) mod kernel;
 mod monitor;
@@ -28,20 +29,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::counter::Counter;
 use rolegate_core::redirect::InterfacePattern;
 use rolegate_core::workload::Workload;
 use tokio::sync::Notify;
 
 use cni_results::{Assigned, Folder, Recorded, Records};
+use events::{Events, Reached};
+use monitor::Monitor;
 
 pub use bindings::{Bindings, Event, HOLD_DOWN, Verdict};
+pub use events::HALF_OPEN;
 pub use kernel::{HostLink, Kernel};
-pub use monitor::Monitor;
 
 /// The least time between two warnings of one kind.
 const PACE: Duration = Duration::from_secs(1);
-/// Reads of the kernel's events in one go: as many as its buffer can hold.
-const MAX_READS: usize = 64;
+/// Bytes of events that the kernel keeps for us, so that neither a burst of pods nor a pod that sends
+/// from ever new MAC addresses makes it drop some.
+pub const EVENT_BUFFER: usize = crate::netlink::RECEIVE_BUFFER;
+/// Tries of a look to read all events: together they read what the kernel keeps at the most. A pod
+/// that makes the kernel report faster than they are read must not hold up a request for longer.
+const TRIES: usize = 96;
 
 /// Why the kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +136,11 @@ impl Attachment {
     pub fn can_be_forged(&self) -> bool {
         matches!(self.kind, Kind::Shared { .. })
     }
+
+    /// Whether other pods are behind the same interface.
+    pub fn is_shared(&self) -> bool {
+        self.kind != Kind::PointToPoint
+    }
 }
 
 /// The treatment of an address on a shared network that the container runtime has not recorded.
@@ -153,13 +166,15 @@ pub struct AttachmentOptions {
     pub netns_dir: PathBuf,
     /// The treatment of addresses without a record.
     pub unrecorded: Unrecorded,
+    /// Bytes of events that the kernel keeps for us; [`EVENT_BUFFER`] but for tests.
+    pub event_buffer: usize,
 }
 
 /// The host's attachments of this node's pods.
 #[derive(Debug)]
 pub struct Attachments {
     kernel: Kernel,
-    events: Mutex<Monitor>,
+    events: Mutex<Events<Monitor>>,
     bindings: Mutex<Bindings>,
     folder: Mutex<Option<Folder>>,
     results_dir: Option<PathBuf>,
@@ -172,6 +187,10 @@ pub struct Attachments {
     wanted: Notify,
     /// The kernel dropped events.
     lost: Notify,
+    /// How often it did.
+    losses: Counter,
+    /// All events are read again, after a look that was refused because some were not.
+    recovered: Notify,
     /// Addresses without a record, when they were last counted.
     missing: AtomicUsize,
     /// A pod's address that a neighbour could take was seen.
@@ -189,7 +208,7 @@ impl Attachments {
         let folder = |path| Folder::new(path, options.results_owner);
         let attachments = Self {
             kernel: Kernel::open(options.interface)?,
-            events: Mutex::new(Monitor::open()?),
+            events: Mutex::new(Events::new(Monitor::open(options.event_buffer)?)),
             bindings: Mutex::new(match options.unrecorded {
                 Unrecorded::Refuse => Bindings::default(),
                 Unrecorded::Learn => Bindings::learning(),
@@ -202,6 +221,8 @@ impl Attachments {
             generation: AtomicU64::new(1),
             wanted: Notify::new(),
             lost: Notify::new(),
+            losses: Counter::default(),
+            recovered: Notify::new(),
             missing: AtomicUsize::new(0),
             forgeable: AtomicBool::new(false),
             warned: Mutex::default(),
@@ -232,22 +253,34 @@ impl Attachments {
         self.moved();
     }
 
-    /// Compares where an address is with its pod's place; asks the kernel each time, some
-    /// microseconds. Only [`Verdict::Same`] is good for credentials.
+    /// Compares where an address is with its pod's place, for a connection that was accepted at this
+    /// time; asks the kernel each time, some microseconds. Only [`Verdict::Same`] is good for
+    /// credentials.
     ///
     /// # Errors
     /// When the kernel can't be asked.
-    pub fn check(&self, uid: &str, addr: IpAddr) -> Result<Verdict, AttachmentError> {
-        // A neighbour's action before this request counts, even if it has been undone since.
-        self.catch_up()?;
-        let Some(current) = self.kernel.resolve(addr)? else {
-            return Ok(Verdict::Unknown);
-        };
-        let verdict = lock(&self.bindings).check(uid, addr, &current, Instant::now());
-        if verdict == Verdict::Unrecorded {
-            self.wanted.notify_one();
+    pub fn check(
+        &self,
+        uid: &str,
+        addr: IpAddr,
+        accepted: Instant,
+    ) -> Result<Verdict, AttachmentError> {
+        for tries_left in (0..TRIES).rev() {
+            // A neighbour's action before this request counts, even if it has been undone since.
+            let reached = self.catch_up()?;
+            let Some(current) = self.kernel.resolve(addr)? else {
+                return Ok(Verdict::Unknown);
+            };
+            if current.is_shared() && !reached.all && tries_left > 0 {
+                continue;
+            }
+            let verdict = lock(&self.bindings).check(uid, addr, &current, Instant::now());
+            if verdict == Verdict::Unrecorded {
+                self.wanted.notify_one();
+            }
+            return Ok(reached.confirm(verdict, &current, accepted));
         }
-        Ok(verdict)
+        Ok(Verdict::Unknown)
     }
 
     /// A pod is gone.
@@ -260,6 +293,11 @@ impl Attachments {
     /// wrong; never 0.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Counts how often the kernel dropped events.
+    pub fn losses(&self) -> Counter {
+        self.losses.clone()
     }
 
     /// Returns anything an operator should know about the addresses here.
@@ -413,28 +451,28 @@ impl Attachments {
         place.is_ok_and(|place| place.is_some_and(|place| place.kind != Kind::PointToPoint))
     }
 
-    /// Processes the events that the kernel has reported so far, up to a maximum, and returns
-    /// whether that was all of them.
-    fn catch_up(&self) -> Result<bool, AttachmentError> {
-        let mut events = lock(&self.events);
-        for _ in 0..MAX_READS {
-            let Some(some) = events.read()? else {
-                return Ok(true);
-            };
-            for event in some {
-                self.take_in(&event);
-            }
+    /// Takes in the events that the kernel has reported so far, up to a bound.
+    fn catch_up(&self) -> Result<Reached, AttachmentError> {
+        let reached = lock(&self.events).catch_up(|event| self.take_in(event))?;
+        if reached.unsure {
+            // What was lost may be a move of any address: no earlier look counts.
+            self.moved();
+            self.lost.notify_one();
         }
-        Ok(false)
+        if reached.recovered {
+            self.recovered.notify_one();
+        }
+        Ok(reached)
     }
 
     fn take_in(&self, event: &Event) {
         match event {
             Event::LinkGone(ifindex) => self.kernel.forget_link(*ifindex),
             Event::Lost => {
-                // What was lost may be a move of any address: no earlier look counts.
-                self.moved();
-                self.lost.notify_one();
+                self.losses.inc();
+                // An interface may be gone.
+                self.kernel.forget_links();
+                self.warn(|| tracing::warn!("the kernel dropped events about pods' addresses: on networks that pods share, connections from before are closed"));
             }
             _ => {}
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rolegate_core::workload::Workload;
@@ -19,7 +19,12 @@ pub(crate) trait Places: fmt::Debug + Send + Sync {
     /// See [`Attachments::seen`].
     fn seen(&self, pod: PodId, addresses: &[IpAddr]);
     /// See [`Attachments::check`].
-    fn check(&self, uid: &str, address: IpAddr) -> Result<Verdict, AttachmentError>;
+    fn check(
+        &self,
+        uid: &str,
+        address: IpAddr,
+        accepted: Instant,
+    ) -> Result<Verdict, AttachmentError>;
     /// See [`Attachments::forget`].
     fn forget(&self, uid: &str);
     /// See [`Attachments::generation`].
@@ -33,8 +38,13 @@ impl Places for Attachments {
         Self::seen(self, pod, addresses);
     }
 
-    fn check(&self, uid: &str, address: IpAddr) -> Result<Verdict, AttachmentError> {
-        Self::check(self, uid, address)
+    fn check(
+        &self,
+        uid: &str,
+        address: IpAddr,
+        accepted: Instant,
+    ) -> Result<Verdict, AttachmentError> {
+        Self::check(self, uid, address, accepted)
     }
 
     fn forget(&self, uid: &str) {
@@ -75,12 +85,25 @@ pub(crate) enum Age {
 
 /// A connection's memory of its looks at the kernel, so that there is one for each connection
 /// and change, not for each request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LastLook {
+    /// When the connection was accepted: what the kernel lost since counts against it.
+    accepted: Instant,
     /// The generation that was last found good; 0 before the first look.
     good: AtomicU64,
     /// The UID of the pod that the address was found elsewhere than.
     taken: OnceLock<Arc<str>>,
+}
+
+impl LastLook {
+    /// The memory of a connection that has not been looked at yet.
+    pub fn of_accepted(accepted: Instant) -> Self {
+        Self {
+            accepted,
+            good: AtomicU64::new(0),
+            taken: OnceLock::new(),
+        }
+    }
 }
 
 impl Guard {
@@ -136,7 +159,8 @@ impl Guard {
 
     /// Compares where `address` is with the place of the pod `uid`. Only [`Verdict::Same`] is good
     /// for credentials. A connection on which the address was elsewhere once is never good for that
-    /// pod again: it may be the one that a neighbour opened.
+    /// pod again, and one whose events were lost is never good: it may be the one that a neighbour
+    /// opened.
     pub fn check(&self, uid: &str, address: IpAddr, last: &LastLook) -> Verdict {
         let Some(places) = &self.0.places else {
             return Verdict::Same;
@@ -150,7 +174,9 @@ impl Guard {
             return Verdict::Changed;
         }
         // An error from the kernel counts as unknown.
-        let verdict = places.check(uid, address).unwrap_or(Verdict::Unknown);
+        let verdict = places
+            .check(uid, address, last.accepted)
+            .unwrap_or(Verdict::Unknown);
         match verdict {
             Verdict::Same => last.good.store(generation, Ordering::Relaxed),
             Verdict::Changed => {
@@ -158,7 +184,8 @@ impl Guard {
                 // concerned.
                 let _ = last.taken.set(uid.into());
             }
-            Verdict::Unrecorded | Verdict::Unknown => {}
+            // The places don't take a loss back.
+            Verdict::EventsLost | Verdict::Unrecorded | Verdict::Unknown => {}
         }
         verdict
     }

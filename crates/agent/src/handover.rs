@@ -144,23 +144,22 @@ impl Place {
             let (mut stream, _) = listener.accept().await?;
             let handed = async {
                 check_peer(&stream)?;
-                // The other agent has the keys now, so this one no longer changes them.
-                tokens.set_handed_over(true);
-                let keys = tokens.ring();
-                stream
-                    .async_io(Interest::WRITABLE, || {
-                        send(stream.as_fd(), &[pods, admin], &keys)
-                    })
-                    .await?;
-                within(stream.read_u8()).await?
+                // The keys are not changed from here to the confirmation, after which the other
+                // agent changes them.
+                let keys = tokens.hand_over().await;
+                let sent = stream.async_io(Interest::WRITABLE, || {
+                    send(stream.as_fd(), &[pods, admin], keys.ring())
+                });
+                within(sent).await??;
+                let taken = within(stream.read_u8()).await?? == TAKEN;
+                if taken {
+                    keys.confirm();
+                }
+                io::Result::Ok(taken)
             };
-            let handed = handed.await;
-            if let Ok(TAKEN) = handed {
-                return Ok(());
-            }
-            tokens.set_handed_over(false);
-            match handed {
-                Ok(_) => {
+            match handed.await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
                     tracing::warn!("another agent asked for our sockets and did not take them")
                 }
                 Err(error) => {
@@ -305,7 +304,7 @@ mod tests {
         let tokens = TokenKeys::new(estate.keys);
         assert!(tokens.verify(token.as_bytes(), "uid", address.ip(), now()));
         // A key that came with its age is not changed at once.
-        assert!(!tokens.rotate(now(), |_| ()).unwrap());
+        assert!(!tokens.rotate(now(), |_| ()).await.unwrap());
     }
 
     /// A message of an agent of before the ring, and what such an agent reads of ours.
@@ -317,7 +316,8 @@ mod tests {
         let tokens = keys();
         let address = [10, 0, 0, 1].into();
         let token = tokens.issue("uid", address, 60, now());
-        let ring = tokens.ring().to_bytes();
+        let handed = tokens.hand_over().await;
+        let ring = handed.ring().to_bytes();
         let short: Vec<u8> = [&[VERSION], &ring[..KEY_LENGTH]].concat();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -328,10 +328,10 @@ mod tests {
         assert_eq!(taken.len(), SOCKETS);
         let received = TokenKeys::new(received);
         assert!(received.verify(token.as_bytes(), "uid", address, now()));
-        assert!(received.rotate(now(), |_| ()).unwrap());
+        assert!(received.rotate(now(), |_| ()).await.unwrap());
         assert!(received.verify(token.as_bytes(), "uid", address, now()));
 
-        send(new.as_fd(), &sockets, &tokens.ring()).unwrap();
+        send(new.as_fd(), &sockets, handed.ring()).unwrap();
         let mut read = vec![0; short.len()];
         old.readable().await.unwrap();
         old.try_read(&mut read).unwrap();

@@ -16,6 +16,7 @@ pub mod judge;
 mod kube2iam;
 pub mod limits;
 pub mod metrics;
+mod netlink;
 pub mod picture;
 pub mod redirect;
 mod roster;

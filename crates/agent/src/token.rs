@@ -12,13 +12,13 @@ pub mod store;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::{hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
+use tokio::sync::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
 /// Longest life that may be asked for, seconds; as in the real service.
@@ -169,8 +169,37 @@ impl KeyRing {
 #[derive(Debug)]
 pub struct TokenKeys {
     ring: ArcSwap<KeyRing>,
-    /// Another agent has these keys too, and changes them from now on.
-    handed_over: AtomicBool,
+    /// Locked while the ring is changed or handed over, so that an agent that takes it over has the
+    /// newest one.
+    keeper: Mutex<Keeper>,
+}
+
+/// The agent that changes the keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeper {
+    This,
+    /// Another one, which has them too.
+    Next,
+}
+
+/// A hand-over of the keys that goes on: they aren't changed until it ends. This agent goes on
+/// changing them if it ends without [`confirm`](Self::confirm).
+#[derive(Debug)]
+pub struct HandOver<'a> {
+    ring: Arc<KeyRing>,
+    keeper: MutexGuard<'a, Keeper>,
+}
+
+impl HandOver<'_> {
+    /// The keys to hand over.
+    pub fn ring(&self) -> &KeyRing {
+        &self.ring
+    }
+
+    /// Another agent has the keys now, and changes them from here on.
+    pub fn confirm(mut self) {
+        *self.keeper = Keeper::Next;
+    }
 }
 
 impl TokenKeys {
@@ -178,31 +207,31 @@ impl TokenKeys {
     pub fn new(ring: KeyRing) -> Self {
         Self {
             ring: ArcSwap::from_pointee(ring),
-            handed_over: AtomicBool::new(false),
+            keeper: Mutex::new(Keeper::This),
         }
     }
 
-    /// The keys, for handing over and for the store.
-    pub fn ring(&self) -> Arc<KeyRing> {
-        self.ring.load_full()
+    /// Begins to hand the keys over, once a change that goes on is done.
+    pub async fn hand_over(&self) -> HandOver<'_> {
+        let keeper = self.keeper.lock().await;
+        HandOver {
+            ring: self.ring.load_full(),
+            keeper,
+        }
     }
 
-    /// Sets whether another agent may have taken over the keys, in which case they are left
-    /// unchanged.
-    pub fn set_handed_over(&self, handed_over: bool) {
-        self.handed_over.store(handed_over, Ordering::Release);
-    }
-
-    /// Changes the key where it is due, after `store` has had the new ring; true if it did.
+    /// Changes the key where it is due, after `store` has had the new ring; true if it did. Waits
+    /// for a hand-over that goes on.
     ///
     /// # Errors
     /// [`NoRandomness`].
-    pub fn rotate(
+    pub async fn rotate(
         &self,
         now: Timestamp,
         store: impl FnOnce(&KeyRing),
     ) -> Result<bool, NoRandomness> {
-        if self.handed_over.load(Ordering::Acquire) {
+        let keeper = self.keeper.lock().await;
+        if *keeper == Keeper::Next {
             return Ok(false);
         }
         let Some(ring) = self.ring.load().rotated(now)? else {
@@ -275,8 +304,10 @@ fn message(expiry: [u8; EXPIRY], uid: &str, address: IpAddr) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use futures::FutureExt;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -288,7 +319,13 @@ mod tests {
 
     /// The keys of another process that got them as bytes.
     fn heir(keys: &TokenKeys) -> TokenKeys {
-        TokenKeys::new(KeyRing::from_bytes(&keys.ring().to_bytes()).unwrap())
+        TokenKeys::new(KeyRing::from_bytes(&keys.ring.load().to_bytes()).unwrap())
+    }
+
+    /// Changes the keys, which nothing keeps from it.
+    fn rotate(keys: &TokenKeys, second: i64, store: impl FnOnce(&KeyRing)) -> bool {
+        let rotated = keys.rotate(at(second), store).now_or_never();
+        rotated.expect("nothing to wait for").unwrap()
     }
 
     #[test]
@@ -331,10 +368,8 @@ mod tests {
         let longest = i64::from(MAX_TTL_SECONDS);
         let issue = |second| keys.issue("uid", address, MAX_TTL_SECONDS, at(second));
         let mut stored = None;
-        let mut rotate = |keys: &TokenKeys, second| {
-            let store = |ring: &KeyRing| stored = Some(ring.to_bytes());
-            keys.rotate(at(second), store).unwrap()
-        };
+        let mut rotate =
+            |keys: &TokenKeys, second| rotate(keys, second, |ring| stored = Some(ring.to_bytes()));
         assert!(!rotate(&keys, KEY_LIFE - 1));
         let last = issue(KEY_LIFE - 1);
         assert!(rotate(&keys, KEY_LIFE) && !rotate(&keys, KEY_LIFE + 1));
@@ -348,25 +383,67 @@ mod tests {
         }
         // Tokens made with the old key after the change are refused.
         let old = TokenKeys::new(KeyRing::of_key(
-            keys.ring().previous.as_ref().unwrap().key.bytes.clone(),
+            keys.ring
+                .load()
+                .previous
+                .as_ref()
+                .unwrap()
+                .key
+                .bytes
+                .clone(),
             at(0),
         ));
         let late = old.issue("uid", address, MAX_TTL_SECONDS, at(KEY_LIFE + longest));
         assert!(!keys.verify(late.as_bytes(), "uid", address, at(KEY_LIFE + longest + 1)));
-        assert_eq!(stored, Some(keys.ring().to_bytes()));
+        assert_eq!(stored, Some(keys.ring.load().to_bytes()));
     }
 
     #[test]
     fn keys_that_another_agent_has_are_left_as_they_are() {
         let keys = keys();
-        keys.set_handed_over(true);
-        let stored = |_: &KeyRing| panic!("stored");
-        assert!(!keys.rotate(at(2 * KEY_LIFE), stored).unwrap());
-        keys.set_handed_over(false);
-        assert!(keys.rotate(at(2 * KEY_LIFE), |_| ()).unwrap());
+        // One that breaks off, and one that is confirmed.
+        drop(keys.hand_over().now_or_never().unwrap());
+        assert!(rotate(&keys, 2 * KEY_LIFE, |_| ()));
         // A clock that goes back a little changes nothing; one that is far off causes a new key.
-        assert!(!keys.rotate(at(2 * KEY_LIFE - 60), |_| ()).unwrap());
-        assert!(keys.rotate(at(0), |_| ()).unwrap());
+        assert!(!rotate(&keys, 2 * KEY_LIFE - 60, |_| ()));
+        assert!(rotate(&keys, 0, |_| ()));
+        keys.hand_over().now_or_never().unwrap().confirm();
+        let stored = |_: &KeyRing| panic!("stored");
+        assert!(!rotate(&keys, 4 * KEY_LIFE, stored));
+    }
+
+    #[test]
+    fn a_hand_over_that_meets_a_change_has_the_new_key() {
+        let keys = keys();
+        let mut hand_over = Box::pin(keys.hand_over());
+        let mut stored = None;
+        // The other agent asks at the worst moment: the new key is stored, and not in use yet.
+        let rotated = rotate(&keys, KEY_LIFE, |ring| {
+            stored = Some(ring.to_bytes());
+            assert!(hand_over.as_mut().now_or_never().is_none());
+        });
+        assert!(rotated);
+        let handed = hand_over.now_or_never().unwrap();
+        assert_eq!(Some(handed.ring().to_bytes()), stored);
+    }
+
+    #[test]
+    fn a_change_that_meets_a_hand_over_waits_until_it_ends() {
+        let keys = keys();
+        for (confirmed, due) in [(false, KEY_LIFE), (true, 2 * KEY_LIFE)] {
+            let handed = keys.hand_over().now_or_never().unwrap();
+            let before = handed.ring().to_bytes();
+            let mut rotated = Box::pin(keys.rotate(at(due), |_| ()));
+            assert!(rotated.as_mut().now_or_never().is_none());
+            assert_eq!(heir(&keys).ring.load().to_bytes(), before);
+            if confirmed {
+                handed.confirm();
+            } else {
+                drop(handed);
+            }
+            let changed = rotated.now_or_never().unwrap().unwrap();
+            assert_eq!(changed, !confirmed);
+        }
     }
 
     #[test]

@@ -262,13 +262,15 @@ fn may_nest(expr: &Ref<Expr>) -> bool {
     }
 }
 
-fn is_constant(expr: &Ref<Expr>) -> bool {
+/// Returns whether an expression is written out: literals, and collections of them.
+pub(crate) fn is_constant(expr: &Ref<Expr>) -> bool {
     match expr.as_ref() {
         Expr::String { .. }
         | Expr::RawString { .. }
         | Expr::Number { .. }
         | Expr::Bool { .. }
         | Expr::Null { .. } => true,
+        Expr::UnaryExpr { expr, .. } => matches!(expr.as_ref(), Expr::Number { .. }),
         Expr::Array { items, .. } | Expr::Set { items, .. } => items.iter().all(is_constant),
         Expr::Object { fields, .. } => {
             let mut fields = fields.iter();

@@ -196,6 +196,7 @@ impl PolicyBook {
                 Ok(()) => PolicyStatus::Ok {
                     syntax: BTreeMap::new(),
                     reads_time: false,
+                    warnings: Vec::new(),
                 },
                 Err(error) => PolicyStatus::Error {
                     error: error.clone(),
@@ -209,6 +210,7 @@ impl PolicyBook {
                 (None, Some(version)) => PolicyStatus::Ok {
                     syntax: version.syntax(),
                     reads_time: self.built.get(id).is_some_and(|built| built.reads_time),
+                    warnings: version.warnings(),
                 },
                 (Some(error), running) => PolicyStatus::Error {
                     error: error.clone(),
@@ -580,6 +582,12 @@ impl PolicyBook {
 impl Version {
     fn parts(&self) -> impl Iterator<Item = &Arc<ParsedModule>> {
         self.modules.iter().map(|(_, module)| module)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let modules = self.modules.iter();
+        let warnings = modules.flat_map(|(_, module)| &module.warnings);
+        warnings.cloned().collect()
     }
 
     fn syntax(&self) -> BTreeMap<String, Syntax> {

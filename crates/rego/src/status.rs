@@ -19,6 +19,8 @@ pub enum PolicyStatus {
         syntax: BTreeMap<String, Syntax>,
         /// Whether verdicts may change by the passing of time.
         reads_time: bool,
+        /// What the author should know all the same, in sentences.
+        warnings: Vec<String>,
     },
     /// It is taken for neither policies nor data, where every ConfigMap may be policies.
     Ignored,
@@ -35,15 +37,26 @@ impl PolicyStatus {
     /// As kube-mgmt writes it, with fields of ours beside its own.
     pub fn to_json(&self) -> Value {
         match self {
-            Self::Ok { syntax, reads_time } => {
+            Self::Ok {
+                syntax,
+                reads_time,
+                warnings,
+            } => {
                 let syntax: BTreeMap<_, _> = syntax
                     .iter()
                     .map(|(entry, syntax)| (entry.as_str(), syntax.as_str()))
                     .collect();
                 if syntax.is_empty() {
                     json!({"status": "ok"})
-                } else {
+                } else if warnings.is_empty() {
                     json!({"status": "ok", "syntax": syntax, "readsTime": reads_time})
+                } else {
+                    json!({
+                        "status": "ok",
+                        "syntax": syntax,
+                        "readsTime": reads_time,
+                        "warnings": warnings,
+                    })
                 }
             }
             Self::Ignored => json!({

@@ -49,6 +49,8 @@ pub(crate) struct ParsedModule {
     /// Names that were taken for variables, and a line of each.
     pub(crate) assumed: BTreeMap<String, u32>,
     pub(crate) syntax: Syntax,
+    /// What the author should know about a module that is in use, in sentences.
+    pub(crate) warnings: Vec<String>,
     pub(crate) facts: ModuleFacts,
 }
 
@@ -112,8 +114,16 @@ impl ParsedModule {
             } else {
                 None
             };
+        let warnings = lowered.version_dependent_negation.map(|line| {
+            format!(
+                "{place}, line {line}: this negation means what it means since OPA 1.17, where \
+                 import future.keywords brings future.keywords.not; import the keywords that the \
+                 module uses one by one to keep the meaning of older versions"
+            )
+        });
         Ok(Self {
             policy: policy.clone(),
+            warnings: warnings.into_iter().collect(),
             place,
             text: lowered.text,
             assumed: lowered.assumed,

@@ -205,7 +205,8 @@ pub async fn report(rules: Rules, given: GivenRuleFlags, layers: Option<Conditio
     loop {
         changes.mark_unchanged();
         let now = rules.load().in_force.clone();
-        if now.is_loaded && now != reported {
+        let is_new = now.is_loaded && now != reported;
+        if is_new {
             now.log();
             let ignored = given.ignored(&now);
             if ignored != given.ignored(&reported) && !ignored.is_empty() {
@@ -222,7 +223,9 @@ pub async fn report(rules: Rules, given: GivenRuleFlags, layers: Option<Conditio
         if changes.changed().await.is_err() {
             return;
         }
-        tokio::time::sleep(GATHER).await;
+        if is_new {
+            tokio::time::sleep(GATHER).await;
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn attachments(
     picture: Arc<Picture>,
     stop: CancellationToken,
 ) {
-    // A request may wait for its pod's record.
+    // A request may wait for its pod's record, or for events to be read.
     if let Err(error) = attachments.run(|| picture.touch(), stop).await {
         warn!(%error, "the kernel's events cannot be followed: each new connection is looked at instead");
     }
@@ -96,6 +96,11 @@ pub(super) fn redirect(
     );
     let status = keeper.status();
     registry.register_collector(Box::new(RedirectGauges(status.clone())));
+    registry.register(
+        "redirect_events_lost",
+        "Times that the kernel dropped notifications about its rules, so that they were looked at",
+        keeper.losses(),
+    );
     let condition = readiness.condition("redirect");
     condition.fail("the redirect is not in place yet");
     tasks.spawn(passing(keeper.run(stop.clone())));

@@ -69,7 +69,7 @@ impl KeptKeys {
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             ticks.tick().await;
-            match keys.rotate(clock.now(), |ring| self.save(ring)) {
+            match keys.rotate(clock.now(), |ring| self.save(ring)).await {
                 Ok(true) => info!("metadata tokens are made with a new key"),
                 Ok(false) => {}
                 Err(error) => warn!(%error, "metadata tokens are made with the old key"),

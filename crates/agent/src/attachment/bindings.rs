@@ -23,7 +23,11 @@ pub enum Verdict {
     /// The container runtime has not recorded that the pod has it, on a network where only that
     /// would tell the pod from its neighbours.
     Unrecorded,
-    /// The kernel doesn't know enough now, or no such pod has the address.
+    /// The kernel dropped events while the connection was open or begun, on a network that pods
+    /// share: the address may have been elsewhere meanwhile. It stays so for the connection.
+    EventsLost,
+    /// The kernel doesn't know enough now, its events couldn't be read up to now, or no such pod has
+    /// the address.
     Unknown,
 }
 

@@ -1,16 +1,15 @@
 //! Follows the kernel's events and the changes of the container runtime's records.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
 use super::{AttachmentError, Attachments, lock};
+use crate::netlink::readable;
 
 /// The least time between two readings of the records: a pod that asks again and again for an
 /// address without a record must not make the agent read all the time.
@@ -19,23 +18,24 @@ const BETWEEN_READINGS: Duration = Duration::from_millis(200);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 impl Attachments {
-    /// Follows the kernel's events and the records until `cancel`, and calls `on_bound` when an
-    /// address has another place by the records. [`check`](Self::check) doesn't depend on this
-    /// task: it reads what the kernel has reported itself.
+    /// Follows the kernel's events and the records until `cancel`, and calls `on_change` when a
+    /// [`check`](Self::check) that had no place, or events left to read, may succeed. A check doesn't
+    /// depend on this task: it reads what the kernel has reported itself.
     ///
     /// # Errors
     /// Returns an error if the kernel's events can't be followed.
     pub async fn run(
         &self,
-        on_bound: impl Fn() + Send + Sync,
+        on_change: impl Fn() + Send + Sync,
         cancel: CancellationToken,
     ) -> Result<(), AttachmentError> {
-        let events = readable(lock(&self.events).socket()?)?;
+        let events = readable(lock(&self.events).source().socket()?)?;
         let all = async {
             tokio::select! {
                 error = self.follow_events(events) => error,
                 error = self.follow_losses() => error,
-                () = self.follow_records(on_bound) => Ok(()),
+                () = self.follow_recoveries(&on_change) => Ok(()),
+                () = self.follow_records(&on_change) => Ok(()),
             }
         };
         cancel.run_until_cancelled(all).await.unwrap_or(Ok(()))
@@ -45,7 +45,7 @@ impl Attachments {
         loop {
             // Cleared first: what comes during the reading wakes this again.
             events.readable().await?.clear_ready();
-            while !self.catch_up()? {
+            while !self.catch_up()?.all {
                 tokio::task::yield_now().await;
             }
         }
@@ -59,12 +59,19 @@ impl Attachments {
         }
     }
 
-    async fn follow_records(&self, on_bound: impl Fn()) {
+    async fn follow_recoveries(&self, on_change: impl Fn()) {
+        loop {
+            self.recovered.notified().await;
+            on_change();
+        }
+    }
+
+    async fn follow_records(&self, on_change: impl Fn()) {
         loop {
             // Subscribed before the reading, so that no change falls between.
             let watch = self.results_dir.as_deref().and_then(watch);
             if self.read_records() {
-                on_bound();
+                on_change();
             }
             tokio::time::sleep(BETWEEN_READINGS).await;
             match &watch {
@@ -90,13 +97,4 @@ fn watch(folder: &Path) -> Option<AsyncFd<OwnedFd>> {
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
     inotify::add_watch(&watch, folder, changes).ok()?;
     readable(watch).ok()
-}
-
-/// Waits for what can be read from `fd`.
-#[expect(
-    deprecated,
-    reason = "unsound for types that don't own what they name; this one does"
-)]
-fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(fd, Interest::READABLE)
 }

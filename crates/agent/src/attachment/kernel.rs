@@ -187,9 +187,14 @@ impl Kernel {
         Ok(Some(link))
     }
 
-    /// Forgets what is remembered of an interface that is gone or renamed.
+    /// Forgets what is remembered of an interface that is gone.
     pub fn forget_link(&self, ifindex: u32) {
         self.links().remove(&ifindex);
+    }
+
+    /// Forgets what is remembered of all interfaces: each of them may be gone.
+    pub fn forget_links(&self) {
+        self.links().clear();
     }
 
     /// The entry of the routing table that an address matches.

@@ -1,32 +1,22 @@
 //! The kernel's own events about interfaces, routes, neighbours and bridge ports.
 
-use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::MulticastGroup;
-use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
+use super::events::EventSource;
 use super::kernel::mac;
 use super::{AttachmentError, Event};
-
-/// Bytes of events that the kernel keeps for us: thousands, so that a burst of pods loses none.
-/// It is also the bound: a pod that makes the kernel talk (a bridge tells of each MAC address that
-/// it hears) makes it drop events, which is told as [`Event::Lost`], and not us grow.
-const RECEIVE_BUFFER: i32 = 1024 * 1024;
-/// Bytes of one read: some tens of events.
-const CHUNK: usize = 32 * 1024;
+use crate::netlink::{Notifications, Reading, Source, messages};
 
 /// The [`Event`]s of the network namespace that it was opened in, from then on.
-pub struct Monitor {
-    socket: Socket,
-    chunk: Vec<u8>,
-}
+pub(super) struct Monitor(Notifications);
 
 impl std::fmt::Debug for Monitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -35,77 +25,51 @@ impl std::fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    /// Subscribes.
+    /// Subscribes, and has the kernel keep up to `buffer` bytes of events.
     ///
     /// # Errors
     /// When there is no netlink socket to be had.
-    pub fn open() -> Result<Self, AttachmentError> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.set_non_blocking(true)?;
-        socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
-        for group in [
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ] {
-            socket.add_membership(group as u32)?;
-        }
-        Ok(Self {
-            socket,
-            chunk: Vec::with_capacity(CHUNK),
-        })
-    }
-
-    /// Reads pending events, a few at a time; `None` without any. Whatever the kernel did
-    /// before this call is included.
-    ///
-    /// # Errors
-    /// When the socket has ended.
-    pub fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError> {
-        self.chunk.clear();
-        match self.socket.recv(&mut self.chunk, 0) {
-            Ok(_) => Ok(Some(events(&self.chunk))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) if overrun(&error) => Ok(Some(vec![Event::Lost])),
-            Err(error) => Err(error.into()),
-        }
+    pub(super) fn open(buffer: usize) -> Result<Self, AttachmentError> {
+        let groups = [
+            MulticastGroup::Link as u32,
+            MulticastGroup::Neigh as u32,
+            MulticastGroup::Ipv4Route as u32,
+            MulticastGroup::Ipv6Route as u32,
+        ];
+        Ok(Self(Notifications::open(NETLINK_ROUTE, &groups, buffer)?))
     }
 
     /// The socket once more, to wait for events.
     ///
     /// # Errors
     /// Returns an error if there are no more file descriptors.
-    pub fn socket(&self) -> Result<OwnedFd, AttachmentError> {
-        Ok(self.socket.as_fd().try_clone_to_owned()?)
+    pub(super) fn socket(&self) -> Result<OwnedFd, AttachmentError> {
+        Ok(self.0.socket()?)
     }
 }
 
-fn overrun(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error())
+impl EventSource for Monitor {
+    fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError> {
+        Ok(match self.0.read()? {
+            Reading::Some(chunk) => Some(events(chunk)),
+            Reading::Lost => Some(vec![Event::Lost]),
+            Reading::CaughtUp => None,
+        })
+    }
 }
 
 /// The events in a chunk of messages; what cannot be read is one that was lost.
-fn events(mut chunk: &[u8]) -> Vec<Event> {
-    let mut events = Vec::new();
-    while !chunk.is_empty() {
-        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(chunk) else {
-            events.push(Event::Lost);
-            return events;
-        };
-        // Messages begin at multiples of four bytes.
-        let length = usize::try_from(message.header.length).unwrap_or(chunk.len());
-        chunk = chunk
-            .get(length.max(1).next_multiple_of(4)..)
-            .unwrap_or_default();
-        match message.payload {
-            NetlinkPayload::Overrun(_) => events.push(Event::Lost),
-            NetlinkPayload::InnerMessage(message) => events.extend(read(&message)),
-            _ => {}
-        }
+fn events(chunk: &[u8]) -> Vec<Event> {
+    messages(chunk).filter_map(event).collect()
+}
+
+fn event(message: Option<&[u8]>) -> Option<Event> {
+    let message = message.and_then(|bytes| NetlinkMessage::deserialize(bytes).ok());
+    match message.map(|message| message.payload) {
+        None | Some(NetlinkPayload::Overrun(_)) => Some(Event::Lost),
+        Some(NetlinkPayload::InnerMessage(message)) => read(&message),
+        Some(_) => None,
     }
-    events
 }
 
 fn read(message: &RouteNetlinkMessage) -> Option<Event> {

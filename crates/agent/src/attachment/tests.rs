@@ -1,5 +1,7 @@
 //! Tests that need no particular network namespace; those that need pods are in tests/netns.
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 
 fn open(unrecorded: Unrecorded, results_dir: Option<PathBuf>) -> Attachments {
@@ -9,6 +11,7 @@ fn open(unrecorded: Unrecorded, results_dir: Option<PathBuf>) -> Attachments {
         results_owner: rustix::process::geteuid().as_raw(),
         netns_dir: "/no-such-folder".into(),
         unrecorded,
+        event_buffer: EVENT_BUFFER,
     };
     Attachments::open(options).unwrap()
 }
@@ -38,9 +41,23 @@ fn each_pod_that_comes_or_goes_makes_earlier_looks_worthless() {
     assert!(!attachments.read_records() && !changed());
     attachments.forget("u1");
     assert!(changed());
-    // What the kernel dropped may have been a move.
-    attachments.take_in(&Event::Lost);
-    assert!(changed());
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_events_to_be_read_is_woken() {
+    let attachments = open(Unrecorded::Refuse, None);
+    lock(&attachments.events).fall_behind();
+    attachments.catch_up().unwrap();
+    let cancel = CancellationToken::new();
+    let woken = AtomicBool::new(false);
+    let wake = || {
+        woken.store(true, Ordering::Relaxed);
+        cancel.cancel();
+    };
+    let run = attachments.run(wake, cancel.clone());
+    let deadline = Duration::from_secs(60);
+    tokio::time::timeout(deadline, run).await.unwrap().unwrap();
+    assert!(woken.into_inner());
 }
 
 #[test]
@@ -48,7 +65,7 @@ fn an_address_of_this_host_is_no_pod_s() {
     let attachments = open(Unrecorded::Learn, None);
     attachments.seen(pod("u1"), &[LOOPBACK]);
     assert_eq!(attachments.resolve(LOOPBACK).unwrap(), None);
-    let verdict = attachments.check("u1", LOOPBACK).unwrap();
+    let verdict = attachments.check("u1", LOOPBACK, Instant::now()).unwrap();
     assert_eq!(verdict, Verdict::Unknown);
 }
 

@@ -70,7 +70,7 @@ impl Visit {
         peer: IpAddr,
         own: IpAddr,
     ) -> Arc<Self> {
-        let last_look = LastLook::default();
+        let last_look = LastLook::of_accepted(Instant::now());
         // Looked at as it opens: a neighbour that opened it while it held the address must not be
         // able to wait until the address is back at its pod.
         if let Some(Owner::Pod(resident)) = door.picture.owner(peer) {
@@ -382,6 +382,12 @@ impl Visit {
             Verdict::Changed => {
                 let why = ": it is, or was a moment ago, elsewhere than its pod";
                 return Err(Look::Wait(refusal(why).and_close()));
+            }
+            Verdict::EventsLost => {
+                let sentence = "the kernel dropped events about this network, so rolegate can't tell \
+                                whose this connection is: open a new one\n";
+                let answer = Answer::refuse(Outcome::NotReady, sentence);
+                return Err(Look::Done(answer.and_close()));
             }
             Verdict::Unrecorded => {
                 return unknown(": the container runtime has not recorded that its pod has it");

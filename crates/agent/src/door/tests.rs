@@ -191,6 +191,19 @@ async fn a_connection_opened_while_its_address_was_elsewhere_is_of_no_use_later(
 }
 
 #[tokio::test]
+async fn a_door_closes_a_connection_whose_events_were_lost() {
+    let stage = stage(Verdict::Same, LONG).await;
+    let mut pod = stage.connect().await;
+    assert!(pod.ask().await.contains(IDENTIFIED));
+    stage.places.say(Some(Verdict::EventsLost));
+    // At once: waiting would change nothing.
+    let answer = pod.ask().await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("open a new one"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_request_waits_for_its_pod_s_record() {
     let stage = stage(Verdict::Unrecorded, LONG).await;
     let mut pod = stage.connect().await;

@@ -14,6 +14,8 @@ pub(crate) struct StandIn {
     pub(crate) verdict: Mutex<Option<Verdict>>,
     pub(crate) generation: AtomicU64,
     calls: Mutex<Vec<String>>,
+    /// When the connections of the questions were accepted.
+    accepted: Mutex<Vec<Instant>>,
 }
 
 impl StandIn {
@@ -21,7 +23,7 @@ impl StandIn {
         Arc::new(Self {
             verdict: Mutex::new(Some(verdict)),
             generation: AtomicU64::new(1),
-            calls: Mutex::default(),
+            ..Self::default()
         })
     }
 
@@ -53,8 +55,14 @@ impl Places for StandIn {
         ));
     }
 
-    fn check(&self, uid: &str, address: IpAddr) -> Result<Verdict, AttachmentError> {
+    fn check(
+        &self,
+        uid: &str,
+        address: IpAddr,
+        accepted: Instant,
+    ) -> Result<Verdict, AttachmentError> {
         self.called(format!("check {uid} {address}"));
+        self.accepted.lock().unwrap().push(accepted);
         let verdict = *self.verdict.lock().unwrap();
         verdict.ok_or_else(|| AttachmentError::Answer("none".to_owned()))
     }
@@ -74,6 +82,11 @@ impl Places for StandIn {
 
 fn guard(places: &Arc<StandIn>) -> Guard {
     Guard::new(None, Some(places.clone()))
+}
+
+/// A connection that was accepted now.
+fn new() -> LastLook {
+    LastLook::of_accepted(Instant::now())
 }
 
 fn workload() -> Workload {
@@ -97,7 +110,7 @@ fn workload() -> Workload {
 fn a_connection_is_looked_at_once_and_again_after_each_change() {
     let places = StandIn::saying(Verdict::Same);
     let guard = guard(&places);
-    let last = LastLook::default();
+    let last = new();
     let check = || guard.check("u1", ADDRESS, &last);
     assert_eq!((check(), check()), (Verdict::Same, Verdict::Same));
     assert_eq!(places.calls(), ["check u1 10.2.0.5"]);
@@ -105,10 +118,7 @@ fn a_connection_is_looked_at_once_and_again_after_each_change() {
     assert_eq!((check(), check()), (Verdict::Same, Verdict::Same));
     assert_eq!(places.calls().len(), 1);
     // Another connection has a look of its own.
-    assert_eq!(
-        guard.check("u1", ADDRESS, &LastLook::default()),
-        Verdict::Same
-    );
+    assert_eq!(guard.check("u1", ADDRESS, &new()), Verdict::Same);
     assert_eq!(places.calls().len(), 1);
 }
 
@@ -118,7 +128,7 @@ fn what_is_not_certain_is_asked_again_and_never_good() {
         let places = StandIn::saying(Verdict::Same);
         places.say(unsure);
         let guard = guard(&places);
-        let last = LastLook::default();
+        let last = new();
         for _ in 0..2 {
             let verdict = guard.check("u1", ADDRESS, &last);
             assert_eq!(verdict, unsure.unwrap_or(Verdict::Unknown));
@@ -134,18 +144,30 @@ fn what_is_not_certain_is_asked_again_and_never_good() {
 fn an_open_connection_on_which_the_address_moved_is_never_good_again() {
     let places = StandIn::saying(Verdict::Same);
     let guard = guard(&places);
-    let last = LastLook::default();
+    let last = new();
     assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Same);
     places.say(Some(Verdict::Changed));
     assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Changed);
     places.say(Some(Verdict::Same));
     assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Changed);
-    assert_eq!(
-        guard.check("u1", ADDRESS, &LastLook::default()),
-        Verdict::Same
-    );
+    assert_eq!(guard.check("u1", ADDRESS, &new()), Verdict::Same);
     // The pod that has the address next may have sent this one.
     assert_eq!(guard.check("u2", ADDRESS, &last), Verdict::Same);
+}
+
+#[test]
+fn every_look_of_a_connection_goes_back_to_when_it_was_accepted() {
+    let places = StandIn::saying(Verdict::Same);
+    let guard = guard(&places);
+    let accepted = Instant::now();
+    let last = LastLook::of_accepted(accepted);
+    for verdict in [Verdict::Same, Verdict::EventsLost, Verdict::EventsLost] {
+        places.say(Some(verdict));
+        assert_eq!(guard.check("u1", ADDRESS, &last), verdict);
+    }
+    // The next request asks again, though nothing has changed.
+    assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::EventsLost);
+    assert_eq!(*places.accepted.lock().unwrap(), [accepted; 4]);
 }
 
 #[test]
@@ -161,9 +183,6 @@ fn pods_that_come_and_go_reach_the_places() {
 #[test]
 fn without_places_every_address_is_at_home() {
     let guard = Guard::default();
-    assert_eq!(
-        guard.check("u1", ADDRESS, &LastLook::default()),
-        Verdict::Same
-    );
+    assert_eq!(guard.check("u1", ADDRESS, &new()), Verdict::Same);
     assert_eq!(guard.concern(), None);
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,7 @@ pub struct Keeper {
     interval: Duration,
     remove_at_exit: bool,
     status: watch::Sender<Status>,
+    losses: Counter,
 }
 
 impl Keeper {
@@ -47,6 +49,7 @@ impl Keeper {
             interval,
             remove_at_exit: false,
             status: watch::Sender::new(Status::default()),
+            losses: Counter::default(),
         }
     }
 
@@ -62,13 +65,18 @@ impl Keeper {
         self.status.subscribe()
     }
 
+    /// Counts how often the kernel dropped notifications about its rules.
+    pub fn losses(&self) -> Counter {
+        self.losses.clone()
+    }
+
     /// Applies the redirect and keeps it until `cancel`. Failures are logged, told in the
     /// [`Status`] and tried again.
     pub async fn run(self, cancel: CancellationToken) {
         let mut ticks = tokio::time::interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // From before the first look, so that nothing is missed in between.
-        let mut changes = match Changes::open(self.redirect.backend()) {
+        let mut changes = match Changes::open(self.redirect.backend(), &self.losses) {
             Ok(changes) => Some(changes),
             Err(error) => {
                 unheard(&error);

@@ -4,25 +4,24 @@
 //! iptables reports nothing: its changes are found only by checking.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
-use futures::FutureExt;
 use netlink_packet_core::{
     NLA_HEADER_SIZE, NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use prometheus_client::metrics::counter::Counter;
 use rolegate_core::redirect::{NFT_TABLE, iptables_chains};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use tokio::io::unix::AsyncFd;
 
 use super::Backend;
 use super::routing;
+use crate::netlink::{Notifications, RECEIVE_BUFFER, Reading, Source, messages, readable};
 
-/// Bytes of notifications that the kernel keeps for us. When there are more it drops some and says
-/// so, which counts as a change.
-const RECEIVE_BUFFER: i32 = 1024 * 1024;
-/// Bytes of one read; the kernel's batches are smaller.
-const CHUNK: usize = 64 * 1024;
+/// Reads of one socket in one go, so that one look answers a burst and other tasks get their turn.
+const MAX_READS: usize = 1024;
 
 /// The multicast group of changes of nftables (`NFNLGRP_NFTABLES`).
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -42,26 +41,31 @@ const OF_TABLES: [u16; 3] = [0, 2, 26];
 /// Notifications of the network namespace that they were opened in.
 pub(super) struct Changes {
     backend: Backend,
-    routing: Follower,
-    nftables: Follower,
+    routing: Follower<Notifications>,
+    routing_readable: AsyncFd<OwnedFd>,
+    nftables: Follower<Notifications>,
+    nftables_readable: AsyncFd<OwnedFd>,
 }
 
 impl Changes {
-    /// Subscribes; needs a tokio runtime.
+    /// Subscribes; needs a tokio runtime. `losses` counts how often the kernel drops notifications.
     ///
     /// # Errors
     /// Returns an error if the kernel lacks such notifications, or denies them to us.
-    pub(super) fn open(backend: Backend) -> io::Result<Self> {
+    pub(super) fn open(backend: Backend, losses: &Counter) -> io::Result<Self> {
+        let rules = [
+            MulticastGroup::Ipv4Rule as u32,
+            MulticastGroup::Ipv6Rule as u32,
+        ];
+        let routing = Notifications::open(NETLINK_ROUTE, &rules, RECEIVE_BUFFER)?;
+        let groups = [NFNLGRP_NFTABLES];
+        let nftables = Notifications::open(NETLINK_NETFILTER, &groups, RECEIVE_BUFFER)?;
         Ok(Self {
             backend,
-            routing: Follower::open(
-                NETLINK_ROUTE,
-                &[
-                    MulticastGroup::Ipv4Rule as u32,
-                    MulticastGroup::Ipv6Rule as u32,
-                ],
-            )?,
-            nftables: Follower::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
+            routing_readable: readable(routing.socket()?)?,
+            routing: Follower::new(routing, losses),
+            nftables_readable: readable(nftables.socket()?)?,
+            nftables: Follower::new(nftables, losses),
         })
     }
 
@@ -71,78 +75,78 @@ impl Changes {
     /// # Errors
     /// Returns an error if a socket has ended.
     pub(super) async fn next(&mut self) -> io::Result<()> {
-        let mut changed = self.read().await?;
-        while !changed {
-            changed = self.read().await?;
-        }
-        while let Some(more) = self.read().now_or_never() {
-            more?;
-        }
-        Ok(())
-    }
-
-    /// Reads some notifications, and returns whether any of them concerns us.
-    async fn read(&mut self) -> io::Result<bool> {
-        let backend = self.backend;
-        tokio::select! {
-            changed = self.routing.read(took_routing_rule) => changed,
-            changed = self.nftables.read(|bytes| concerns(backend, bytes)) => changed,
+        loop {
+            let routing = self.routing.read(took_routing_rule)?;
+            let backend = self.backend;
+            let nftables = self.nftables.read(|bytes| concerns(backend, bytes))?;
+            if routing.changed || nftables.changed {
+                return Ok(());
+            }
+            if !(routing.all && nftables.all) {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            // Cleared before the next reading: what comes during it wakes this again.
+            tokio::select! {
+                ready = self.routing_readable.readable() => ready?.clear_ready(),
+                ready = self.nftables_readable.readable() => ready?.clear_ready(),
+            }
         }
     }
 }
 
-/// One subscribed socket.
-struct Follower {
-    socket: TokioSocket,
-    chunk: Vec<u8>,
+/// One source of notifications, and whether some were lost.
+struct Follower<S> {
+    source: S,
+    losses: Counter,
+    /// A loss that is going on: the kernel may drop more in silence until all was read.
+    lost: bool,
 }
 
-impl Follower {
-    fn open(protocol: isize, groups: &[u32]) -> io::Result<Self> {
-        let mut socket = TokioSocket::new(protocol)?;
-        socket.socket_mut().bind_auto()?;
-        socket.socket_mut().set_rx_buf_sz(RECEIVE_BUFFER)?;
-        for group in groups {
-            socket.socket_mut().add_membership(*group)?;
+/// The result of reading the notifications so far.
+#[derive(Debug, PartialEq, Eq)]
+struct Read {
+    /// One of them concerns us, or one that was lost may have.
+    changed: bool,
+    /// There was nothing left to read.
+    all: bool,
+}
+
+impl<S: Source> Follower<S> {
+    fn new(source: S, losses: &Counter) -> Self {
+        Self {
+            source,
+            losses: losses.clone(),
+            lost: false,
         }
-        Ok(Self {
-            socket,
-            chunk: Vec::with_capacity(CHUNK),
+    }
+
+    /// Reads what has come so far, up to a bound, and asks about each message. What can't be read
+    /// may concern us. While a loss goes on, each reading is a change: the look after the one before
+    /// may have been too early.
+    fn read(&mut self, concerns: impl Fn(&[u8]) -> bool) -> io::Result<Read> {
+        let mut changed = self.lost;
+        for _ in 0..MAX_READS {
+            match self.source.read()? {
+                Reading::Some(chunk) => {
+                    changed |= messages(chunk).any(|message| message.is_none_or(&concerns));
+                }
+                Reading::Lost => {
+                    self.losses.inc();
+                    self.lost = true;
+                    changed = true;
+                }
+                Reading::CaughtUp => {
+                    self.lost = false;
+                    return Ok(Read { changed, all: true });
+                }
+            }
+        }
+        Ok(Read {
+            changed,
+            all: false,
         })
     }
-
-    /// Reads once, and asks about each message that came. What can't be read may concern us.
-    async fn read(&mut self, concerns: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
-        self.chunk.clear();
-        match self.socket.recv(&mut self.chunk).await {
-            Ok(_) => Ok(messages(&self.chunk).any(|message| message.is_none_or(&concerns))),
-            Err(error) if error.raw_os_error() == Some(overrun()) => Ok(true),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// The kernel had more to tell than it kept.
-fn overrun() -> i32 {
-    rustix::io::Errno::NOBUFS.raw_os_error()
-}
-
-/// The messages of one read; nothing for one that is cut off, which is the last.
-fn messages(mut chunk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
-    std::iter::from_fn(move || {
-        if chunk.is_empty() {
-            return None;
-        }
-        let length = NetlinkBuffer::new_checked(chunk)
-            .ok()
-            .and_then(|message| usize::try_from(message.length()).ok());
-        let message = length.and_then(|length| chunk.get(..length));
-        // Messages begin at multiples of four bytes.
-        chunk = length
-            .and_then(|length| chunk.get(length.next_multiple_of(4)..))
-            .unwrap_or_default();
-        Some(message)
-    })
 }
 
 /// Returns whether a message says that one of our routing rules was removed.
@@ -204,6 +208,7 @@ mod tests {
     use rolegate_core::redirect::{Family, routing_rules};
 
     use super::*;
+    use crate::netlink::tests::Script;
     use crate::redirect::Flavour;
 
     const IPTABLES: Backend = Backend::Iptables(Flavour::Nft);
@@ -311,6 +316,48 @@ mod tests {
         assert_eq!(seen, [Some(&first[..]), Some(&second[..])]);
         let cut = &chunk[..chunk.len() - 4];
         assert_eq!(messages(cut).collect::<Vec<_>>(), [Some(&first[..]), None]);
-        assert_eq!(messages(&[]).count(), 0);
+    }
+
+    fn follower(fill: impl FnOnce(&mut Script)) -> Follower<Script> {
+        let mut script = Script::default();
+        fill(&mut script);
+        Follower::new(script, &Counter::default())
+    }
+
+    fn read(follower: &mut Follower<Script>) -> Read {
+        follower.read(took_routing_rule).unwrap()
+    }
+
+    #[test]
+    fn a_burst_is_one_change_and_what_does_not_concern_us_is_none() {
+        let (added, removed) = (rule_message(false, |_| {}), rule_message(true, |_| {}));
+        for (messages, changed) in [
+            (&[&added, &added][..], false),
+            (&[&removed, &added, &removed], true),
+        ] {
+            let mut follower = follower(|script| messages.iter().for_each(|m| script.some(m)));
+            assert_eq!(read(&mut follower), Read { changed, all: true });
+            let nothing = Read {
+                changed: false,
+                all: true,
+            };
+            assert_eq!(read(&mut follower), nothing);
+        }
+    }
+
+    #[test]
+    fn while_notifications_may_be_dropped_each_reading_is_a_change() {
+        let other = rule_message(false, |_| {});
+        let mut follower = follower(|script| {
+            script.lost();
+            (0..2 * MAX_READS).for_each(|_| script.some(&other));
+        });
+        let change = |all| Read { changed: true, all };
+        assert_eq!(read(&mut follower), change(false));
+        assert_eq!(read(&mut follower), change(false));
+        // Up to the one that finds the end.
+        assert_eq!(read(&mut follower), change(true));
+        assert!(!read(&mut follower).changed);
+        assert_eq!(follower.losses.get(), 1);
     }
 }

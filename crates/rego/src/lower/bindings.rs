@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use regorus::unstable::{Expr, Literal, LiteralStmt, Query, Ref, Rule, RuleHead};
+use regorus::unstable::{AssignOp, Expr, Literal, LiteralStmt, Query, Ref, Rule, RuleHead};
 
 /// The names of a rule that are bound somewhere in it.
 pub(super) fn bound(rule: &Rule) -> BTreeSet<String> {
@@ -34,17 +34,24 @@ pub(super) fn bound(rule: &Rule) -> BTreeSet<String> {
     names
 }
 
-/// For each statement of a body, the one behind which it must be written. A negated expression comes
-/// after what binds its variables: the interpreter would take an index in it for their binding.
+/// The order in which the statements of a body must be written, by their numbers. A negated
+/// expression comes after what binds its variables: the interpreter would take an index in it for
+/// their binding. It stays before a statement that declares a name which it mentions, so that the
+/// name is refused as read before its declaration, as OPA's compiler refuses it.
 pub(super) fn order(query: &Query) -> Vec<usize> {
     let mut order: Vec<usize> = (0..query.stmts.len()).collect();
     let bound: Vec<BTreeSet<String>> = query.stmts.iter().map(binds).collect();
+    let declared: Vec<BTreeSet<String>> = query.stmts.iter().map(declares).collect();
     let last = |number: usize, statement: &LiteralStmt| {
         let Literal::NotExpr { expr, .. } = &statement.literal else {
             return number;
         };
         let mut read = BTreeSet::new();
         mentioned(expr, &mut read);
+        let mut later_declared = declared.iter().skip(number + 1);
+        if later_declared.any(|declared| !declared.is_disjoint(&read)) {
+            return number;
+        }
         let later = bound.iter().enumerate().skip(number + 1);
         let binding = later.filter(|(_, bound)| !bound.is_disjoint(&read));
         let mut binding = binding.map(|(other, _)| other);
@@ -64,7 +71,34 @@ pub(super) fn order(query: &Query) -> Vec<usize> {
     order
 }
 
-/// The names that a statement may give a value, but for those that it declares.
+/// The names that a statement declares in its body.
+fn declares(statement: &LiteralStmt) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    match &statement.literal {
+        Literal::SomeVars { vars, .. } => {
+            names.extend(vars.iter().map(|name| name.text().to_owned()));
+        }
+        Literal::SomeIn { key, value, .. } => {
+            for part in key.iter().chain([value]) {
+                pattern(part, &mut names);
+            }
+        }
+        Literal::Expr { expr, .. } => {
+            if let Expr::AssignExpr {
+                op: AssignOp::ColEq,
+                lhs,
+                ..
+            } = expr.as_ref()
+            {
+                pattern(lhs, &mut names);
+            }
+        }
+        Literal::NotExpr { .. } | Literal::Every { .. } => {}
+    }
+    names
+}
+
+/// The names that a statement may give a value.
 fn binds(statement: &LiteralStmt) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     match &statement.literal {

@@ -45,6 +45,9 @@ pub(crate) struct Lowered {
     pub(crate) assumed: BTreeMap<String, u32>,
     /// Built-ins that a `with` replaces and the interpreter doesn't have.
     pub(crate) replaced: BTreeSet<String>,
+    /// The line of the first negation whose meaning depends on the version of OPA: the module
+    /// imports all of `future.keywords`, of which `not` is one since OPA 1.17.
+    pub(crate) version_dependent_negation: Option<u32>,
 }
 
 /// Lowers a module, with the rules that are wanted.
@@ -82,6 +85,8 @@ fn lower_with(
         helper_prefix: format!("{}0_{:x}", names::RESERVED, checksum(place)),
         is_v1: module.rego_v1,
         has_not_bodies: false,
+        imports_all_keywords: false,
+        version_dependent_negation: None,
         names: Names::default(),
         before: Vec::new(),
         with: Tokens::default(),
@@ -105,6 +110,7 @@ fn lower_with(
         text: out.print(),
         assumed: lower.assumed,
         replaced: lower.replaced,
+        version_dependent_negation: lower.version_dependent_negation,
     })
 }
 
@@ -184,6 +190,9 @@ struct Lower<'a> {
     is_v1: bool,
     /// `import future.keywords.not` is there: a negated expression is looked up inside its `not`.
     has_not_bodies: bool,
+    /// `import future.keywords` is there.
+    imports_all_keywords: bool,
+    version_dependent_negation: Option<u32>,
     names: Names,
     /// Statements that must stand before the one that is being written.
     before: Vec<Tokens>,

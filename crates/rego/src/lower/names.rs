@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 pub(super) const RESERVED: &str = "__lowered";
 
 /// A name's role in a scope.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Use {
     /// It is declared here and has this name now.
     Declared(String),
@@ -23,7 +23,7 @@ pub(super) enum Clash {
 }
 
 /// The scopes that are open.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Names {
     scopes: Vec<BTreeMap<String, Use>>,
     made: usize,

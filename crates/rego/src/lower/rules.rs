@@ -4,7 +4,7 @@ use regorus::unstable::{Expr, Import, Ref, Rule, RuleAssign, RuleBody, RuleHead}
 
 use super::text::Tokens;
 use super::{Lower, heads, joined, token};
-use crate::analysis::head_path;
+use crate::analysis::{head_path, is_constant};
 use crate::error::LoadError;
 
 /// A head's parts.
@@ -25,8 +25,11 @@ impl Lower<'_> {
         let path = head_path(&import.refr);
         let words: Vec<&str> = path.iter().map(String::as_str).collect();
         match words.as_slice() {
-            // All keywords there are.
-            ["future", "keywords"] | ["future", "keywords", "not"] => self.has_not_bodies = true,
+            ["future", "keywords"] => {
+                self.has_not_bodies = true;
+                self.imports_all_keywords = true;
+            }
+            ["future", "keywords", "not"] => self.has_not_bodies = true,
             ["future", "keywords", "in" | "every" | "if" | "contains"] => {}
             ["future", "keywords", keyword] => {
                 let what = format!("the keyword {keyword} is not supported: write it without");
@@ -383,22 +386,5 @@ fn parts(head: &RuleHead, is_entry: bool) -> Head<'_> {
             is_set: false,
             value: assign.as_ref(),
         },
-    }
-}
-
-fn is_constant(expr: &Ref<Expr>) -> bool {
-    match expr.as_ref() {
-        Expr::String { .. }
-        | Expr::RawString { .. }
-        | Expr::Number { .. }
-        | Expr::Bool { .. }
-        | Expr::Null { .. }
-        | Expr::UnaryExpr { .. } => true,
-        Expr::Array { items, .. } | Expr::Set { items, .. } => items.iter().all(is_constant),
-        Expr::Object { fields, .. } => {
-            let mut fields = fields.iter();
-            fields.all(|(_, key, value)| is_constant(key) && is_constant(value))
-        }
-        _ => false,
     }
 }

@@ -230,8 +230,28 @@ impl Lower<'_> {
             ));
         }
         if self.has_not_bodies {
+            self.note_version_dependent(line, expr);
             return self.negated_body(line, expr);
         }
+        self.negation_after_lookups(line, expr)
+    }
+
+    /// Notes a negation that means something else in an OPA older than 1.17: one that looks
+    /// something up before it there.
+    fn note_version_dependent(&mut self, line: u32, expr: &Ref<Expr>) {
+        if !self.imports_all_keywords || self.version_dependent_negation.is_some() {
+            return;
+        }
+        let (names, before) = (self.names.clone(), std::mem::take(&mut self.before));
+        let written = self.negation_after_lookups(line, expr);
+        if written.is_err() || !self.before.is_empty() {
+            self.version_dependent_negation = Some(line);
+        }
+        (self.names, self.before) = (names, before);
+    }
+
+    /// A negated expression, behind statements that look up what it calls and reads.
+    fn negation_after_lookups(&mut self, line: u32, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let mut out = token(line, "not");
         out.append(match expr.as_ref() {
             Expr::Call {

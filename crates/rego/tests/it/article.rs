@@ -72,7 +72,10 @@ fn the_published_policy_runs_as_it_is() {
     let book = book([published(POLICY)]);
     let statuses = book.statuses();
     let status = statuses.values().next().unwrap();
-    let PolicyStatus::Ok { syntax, reads_time } = status else {
+    let PolicyStatus::Ok {
+        syntax, reads_time, ..
+    } = status
+    else {
         panic!("{status:?}");
     };
     assert_eq!(syntax.get("main"), Some(&Syntax::V0));

@@ -1,6 +1,7 @@
 //! Policies mean what they mean in OPA: constructs that the interpreter reads another way. What is
 //! expected here is what OPA says.
 
+use rolegate_rego::PolicyStatus;
 use serde_json::{Value, json};
 
 use crate::stage::{GATE, book, error, judge, messages, policy};
@@ -361,4 +362,73 @@ fn messages_of_the_interpreter_have_the_authors_names_and_lines() {
 fn with_counts_for_each_part_of_an_equality_of_patterns() {
     let body = "deny[msg] { [{\"a\": x}, y] = [{\"a\": \"q\"}, input.request.namespace] with input.request.namespace as \"prod\"; y == \"prod\"; msg := x }";
     assert_eq!(told(&[body]), ["q"]);
+}
+
+#[test]
+fn a_negation_stays_before_the_declaration_of_a_name_that_it_reads() {
+    for body in [
+        "deny[\"m\"] { not x == 1; x := 2 }",
+        "deny[\"m\"] { not startswith(x, \"a\"); x := \"b\" }",
+        "deny[\"m\"] { not x; some x; x = input.request.uid }",
+        "deny[\"m\"] { not [x, y] == [1, 2]; y = 1; [x] := [2] }",
+        "import future.keywords.in\ndeny[\"m\"] { not x == 1; some x in [2] }",
+    ] {
+        let error = refused(body);
+        assert!(
+            error.contains("is read before it is declared"),
+            "{body}: {error}"
+        );
+    }
+    // A name that no statement declares may be bound after the negation.
+    assert_eq!(told(&["deny[\"m\"] { not x == 1; x = 2 }"]), ["m"]);
+}
+
+#[test]
+fn only_what_is_written_out_is_a_constant() {
+    for read in ["-input.absent", "-n", "[-n]"] {
+        let error = refused(&format!("n := 2\ndeny[{read}] = true {{ true }}"));
+        assert!(
+            error.contains("a minus sign belongs before a number"),
+            "{read}: {error}"
+        );
+    }
+    assert_eq!(
+        told(&["p[-1] = 1 { true }\ndeny[\"m\"] { p[-1] == 1 }"]),
+        ["m"]
+    );
+}
+
+#[test]
+fn a_negation_that_depends_on_the_version_of_opa_has_a_warning() {
+    let warnings = |body: &str| {
+        let text = format!("package kubernetes.admission\n{body}\n");
+        let statuses = book([policy("p", GATE, &text)]).statuses();
+        match statuses.values().next() {
+            Some(PolicyStatus::Ok { warnings, .. }) => warnings.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let all = "import future.keywords\n";
+    for negation in [
+        "not startswith(input.request.absent, \"a\")",
+        "not count(input.request.absent) > 1",
+        "not input.request.absent in [1]",
+    ] {
+        let found = warnings(&format!("{all}deny[\"m\"] {{ {negation} }}"));
+        assert!(
+            found[0].contains("main.rego, line 3: "),
+            "{negation}: {found:?}"
+        );
+        let one = "import future.keywords.in\n";
+        let found = warnings(&format!("{one}deny[\"m\"] {{ {negation} }}"));
+        assert_eq!(found, Vec::<String>::new(), "{negation}");
+    }
+    for negation in [
+        "not input.request.absent",
+        "not input.request.absent == 1",
+        "x := input.request.uid; not startswith(x, \"a\")",
+    ] {
+        let found = warnings(&format!("{all}deny[\"m\"] {{ {negation} }}"));
+        assert_eq!(found, Vec::<String>::new(), "{negation}");
+    }
 }

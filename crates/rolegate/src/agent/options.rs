@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use rolegate_agent::app::{
     AgentOptions, AloneOptions, MindOptions, RedirectOptions, SourceOptions,
 };
-use rolegate_agent::attachment::{AttachmentOptions, Unrecorded};
+use rolegate_agent::attachment::{AttachmentOptions, EVENT_BUFFER, Unrecorded};
 use rolegate_agent::broker::{BrokerOptions, Proof};
 use rolegate_agent::door::{self, DoorOptions};
 use rolegate_agent::limits::LimitOptions;
@@ -257,6 +257,7 @@ async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>>
             UnrecordedAddresses::Refuse => Unrecorded::Refuse,
             UnrecordedAddresses::Learn => Unrecorded::Learn,
         },
+        event_buffer: EVENT_BUFFER,
     };
     let spec = spec(flags.host_ip, flags.host_ipv6, flags.app_port, interface)?;
     Ok(Some(RedirectOptions {

@@ -206,6 +206,7 @@ impl Objects {
         notes.extend(offline.assumed.iter().cloned());
         notes.extend(names.broken(&offline.keeper, &snapshot));
         notes.extend(names.unused(&offline));
+        notes.extend(names.warnings(&offline.keeper));
         let foreign = values.iter().zip(&places).filter_map(|(value, place)| {
             let place = place.as_deref().unwrap_or("the cluster");
             foreign(value).map(|why| format!("{place}: {why}"))

@@ -64,30 +64,31 @@ impl Names {
         })
     }
 
-    /// The message that a policy can't be used, without the file and line before it.
-    fn unusable_for(&self, policy: &str, error: &str) -> String {
-        let what = error
+    /// A message about a policy, with the file and line that it came from. `state` is what the
+    /// message explains, such as "cannot be used".
+    fn about(&self, policy: &str, state: &str, message: &str) -> String {
+        let what = message
             .strip_prefix(policy)
             .and_then(|rest| rest.strip_prefix(": "));
-        let what = what.unwrap_or(error);
+        let what = what.unwrap_or(message);
         match self.0.get(policy) {
             Some(Place::File(file, entry)) => {
                 let rest = what.strip_prefix(&format!("{entry}, line "));
                 match rest.and_then(|rest| rest.split_once(": ")) {
                     Some((line, what)) => {
-                        format!("{file}:{line}: the policy cannot be used: {what}")
+                        format!("{file}:{line}: the policy {state}: {what}")
                     }
                     None => {
                         let what = self.in_sentence(what);
-                        format!("{file}: the policy cannot be used: {what}")
+                        format!("{file}: the policy {state}: {what}")
                     }
                 }
             }
             Some(Place::ConfigMap(Some(place))) => {
-                format!("{place}: ConfigMap {policy} cannot be used: {what}")
+                format!("{place}: ConfigMap {policy} {state}: {what}")
             }
             Some(Place::ConfigMap(None)) | None => {
-                format!("ConfigMap {policy} cannot be used: {what}")
+                format!("ConfigMap {policy} {state}: {what}")
             }
         }
     }
@@ -119,8 +120,20 @@ impl Names {
             _ => None,
         });
         errors
-            .map(|(name, error)| self.unusable_for(name, &error.to_string()))
+            .map(|(name, error)| self.about(name, "cannot be used", &error.to_string()))
             .collect()
+    }
+
+    /// Warnings about policies that are in use, in sentences.
+    pub(super) fn warnings(&self, keeper: &Keeper) -> Vec<String> {
+        let mut sentences = Vec::new();
+        for (name, status) in keeper.policy_statuses() {
+            if let PolicyStatus::Ok { warnings, .. } = status {
+                let warnings = warnings.iter();
+                sentences.extend(warnings.map(|text| self.about(&name, "has a warning", text)));
+            }
+        }
+        sentences
     }
 
     /// Policies of which nothing is asked, in sentences.

@@ -1,0 +1,156 @@
+use std::collections::VecDeque;
+use std::io;
+
+use super::*;
+use crate::attachment::{Kind, Mac};
+
+const MAC: Option<Mac> = Some(Mac([2, 0, 0, 0, 0, 5]));
+const OTHER: Event = Event::LinkGone(9);
+
+/// Events as a test has them come; nothing more after the last.
+#[derive(Debug, Default)]
+struct Script(VecDeque<Result<Vec<Event>, AttachmentError>>);
+
+impl EventSource for Script {
+    fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError> {
+        self.0.pop_front().transpose()
+    }
+}
+
+fn events(script: impl IntoIterator<Item = Event>) -> Events<Script> {
+    Events::new(Script(
+        script.into_iter().map(|event| Ok(vec![event])).collect(),
+    ))
+}
+
+fn many(event: Event) -> impl Iterator<Item = Event> {
+    std::iter::repeat_n(event, MAX_READS)
+}
+
+fn reach(events: &mut Events<Script>) -> Reached {
+    events.catch_up(|_| ()).unwrap()
+}
+
+fn at(kind: Kind) -> Attachment {
+    Attachment {
+        ifindex: 3,
+        name: "if3".to_owned(),
+        kind,
+    }
+}
+
+fn own() -> Attachment {
+    at(Kind::PointToPoint)
+}
+
+fn shared() -> [Attachment; 2] {
+    let bridge = Kind::Bridge {
+        mac: MAC,
+        port: Some(7),
+    };
+    [at(bridge), at(Kind::Shared { mac: MAC })]
+}
+
+/// The first moment in which no connection is accepted any more that was begun until `end`.
+fn afterwards(end: Instant) -> Instant {
+    end + HALF_OPEN + Duration::from_nanos(1)
+}
+
+/// Asserts what becomes of an address that the kernel has at its pod's place.
+fn assert_confirmed(reached: Reached, accepted: Instant, verdict: Verdict) {
+    for place in shared() {
+        assert_eq!(reached.confirm(Verdict::Same, &place, accepted), verdict);
+        for other in [Verdict::Changed, Verdict::Unrecorded, Verdict::Unknown] {
+            assert_eq!(reached.confirm(other, &place, accepted), other);
+        }
+    }
+    // The rules drop what comes in elsewhere.
+    let routed = reached.confirm(Verdict::Same, &own(), accepted);
+    assert_eq!(routed, Verdict::Same);
+}
+
+#[test]
+fn every_event_is_taken_in_once() {
+    let mut events = events([OTHER, Event::LinkGone(4)]);
+    let mut taken = Vec::new();
+    let reached = events.catch_up(|event| taken.push(*event)).unwrap();
+    assert_eq!(taken, [OTHER, Event::LinkGone(4)]);
+    assert!(reached.all && !reached.unsure && !reached.recovered);
+    assert_confirmed(reached, Instant::now(), Verdict::Same);
+    events
+        .catch_up(|event| panic!("{event:?} comes again"))
+        .unwrap();
+}
+
+#[test]
+fn a_connection_from_before_the_end_of_a_loss_is_refused_for_good() {
+    for script in [
+        vec![Event::Lost],
+        vec![Event::Lost, OTHER],
+        vec![OTHER, Event::Lost],
+    ] {
+        let before = Instant::now();
+        let mut events = events(script);
+        let reached = reach(&mut events);
+        assert!(reached.all && reached.unsure);
+        let after = Instant::now();
+        for reached in [reached, reach(&mut events), reach(&mut events)] {
+            assert_confirmed(reached, before, Verdict::EventsLost);
+            // It may have been waiting to be accepted.
+            let waiting = before + HALF_OPEN;
+            assert_confirmed(reached, waiting, Verdict::EventsLost);
+            assert_confirmed(reached, afterwards(after), Verdict::Same);
+        }
+        assert!(!reach(&mut events).unsure);
+        // The next loss concerns those that were accepted after the first.
+        events.source.0.push_back(Ok(vec![Event::Lost]));
+        let reached = reach(&mut events);
+        assert_confirmed(reached, after, Verdict::EventsLost);
+    }
+}
+
+#[test]
+fn a_loss_goes_on_until_there_is_nothing_left_to_read() {
+    // The kernel drops more in silence while it has some for us.
+    let mut events = events([Event::Lost].into_iter().chain(many(OTHER)));
+    let first = reach(&mut events);
+    assert!(!first.all && first.unsure);
+    let meanwhile = Instant::now() + 2 * HALF_OPEN;
+    assert_confirmed(first, meanwhile, Verdict::EventsLost);
+    let second = reach(&mut events);
+    assert!(second.all && second.unsure && second.recovered);
+    let meanwhile = Instant::now();
+    assert_confirmed(second, meanwhile, Verdict::EventsLost);
+    assert_confirmed(second, afterwards(meanwhile), Verdict::Same);
+    assert!(!reach(&mut events).unsure);
+}
+
+#[test]
+fn who_has_events_left_to_read_knows_nothing_for_now() {
+    let accepted = Instant::now();
+    let mut events = events(many(OTHER).chain(many(OTHER)).chain([OTHER]));
+    for recovered in [false, false, true] {
+        let reached = reach(&mut events);
+        assert_eq!((reached.all, reached.recovered), (recovered, recovered));
+        assert!(!reached.unsure);
+        let verdict = if recovered {
+            Verdict::Same
+        } else {
+            Verdict::Unknown
+        };
+        assert_confirmed(reached, accepted, verdict);
+    }
+    assert!(!reach(&mut events).recovered);
+}
+
+#[test]
+fn an_error_of_the_source_counts_as_a_loss() {
+    let accepted = Instant::now();
+    let mut events = events([]);
+    let error = AttachmentError::Socket(io::ErrorKind::OutOfMemory.into());
+    events.source.0.push_back(Err(error));
+    assert!(events.catch_up(|_| ()).is_err());
+    let reached = reach(&mut events);
+    assert!(reached.unsure);
+    assert_confirmed(reached, accepted, Verdict::EventsLost);
+}
