@@ -24,6 +24,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{Limits, listen, serve_tls};
+use rolegate_runtime::shares::Eviction;
 use rolegate_runtime::tls::{CertificateStore, ServerTls};
 use rolegate_testkit::eventually;
 use serde_json::{Value, json};
@@ -118,7 +119,7 @@ fn answer(store: Arc<CertificateStore>, calls: Arc<AtomicU64>) -> SocketAddr {
     let tls = ServerTls::new(store).unwrap();
     let connect = move |_, _| {
         let calls = calls.clone();
-        Some(service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |request: Request<Incoming>| {
             calls.fetch_add(1, Relaxed);
             async move {
                 let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -135,7 +136,8 @@ fn answer(store: Arc<CertificateStore>, calls: Arc<AtomicU64>) -> SocketAddr {
                     .body(Full::new(Bytes::from(answer.to_string())));
                 Ok::<_, Infallible>(answer.unwrap())
             }
-        }))
+        });
+        Some((service, Eviction::never()))
     };
     let (limits, drain) = (Limits::default(), Drain::new());
     tokio::spawn(serve_tls(listener, limits, drain, tls, connect));

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use rolegate_rules::metrics::{DecisionMetrics, EnforcementPoint};
 use rolegate_runtime::histogram::AtomicHistogram;
+use rolegate_runtime::shares::Limit;
+
+type Label = [(&'static str, &'static str); 1];
 
 /// How a review ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +43,12 @@ impl Ending {
 pub struct AdmissionMetrics {
     reviews: [AtomicHistogram; 4],
     decisions: DecisionMetrics,
+    closed: Family<Label, Counter>,
 }
 
 impl AdmissionMetrics {
-    /// Registers `admission_review_duration_seconds` by `outcome`, and `decisions_total`.
+    /// Registers `admission_review_duration_seconds` by `outcome`, `decisions_total`, and
+    /// `admission_connections_closed_total` by `limit`.
     pub fn register(registry: &mut Registry) -> Self {
         let family = Family::<[(&str, &str); 1], AtomicHistogram, _>::new_with_constructor(|| {
             AtomicHistogram::new(AtomicHistogram::LATENCIES)
@@ -57,10 +63,17 @@ impl AdmissionMetrics {
             "Duration of admission reviews, by how they ended",
             family,
         );
-        Self {
+        let metrics = Self {
             reviews,
             decisions: DecisionMetrics::register(registry, EnforcementPoint::Admission),
-        }
+            closed: Family::default(),
+        };
+        registry.register(
+            "admission_connections_closed",
+            "Connections closed since a limit of them was reached",
+            metrics.closed.clone(),
+        );
+        metrics
     }
 
     pub(crate) fn observe(&self, ending: Ending, took: Duration) {
@@ -74,6 +87,15 @@ impl AdmissionMetrics {
 
     pub(crate) fn denied(&self, layer: &'static str) {
         self.decisions.denied(layer);
+    }
+
+    pub(crate) fn connection_closed(&self, limit: Limit) {
+        let limit = match limit {
+            Limit::Each => "peer",
+            Limit::Known | Limit::Total => "known",
+            Limit::Strangers => "strangers",
+        };
+        self.closed.get_or_create(&[("limit", limit)]).inc();
     }
 
     pub(crate) fn audited(&self, layer: &'static str) {

@@ -1,6 +1,6 @@
 //! The webhook's port: an AdmissionReview in, an AdmissionReview out.
 
-mod room;
+mod peers;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +20,7 @@ use rolegate_rules::rules::Rules;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::serve::{self, serve_tls};
+use rolegate_runtime::shares::Eviction;
 use rolegate_runtime::tls::ServerTls;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -30,7 +31,7 @@ use crate::metrics::{AdmissionMetrics, Ending};
 use crate::outcome::{Outcome, refusal};
 use crate::review::{MAX_REVIEW, Review};
 use crate::{GateRules, judge};
-use room::{Guest, Held, Room};
+use peers::{Held, Peer, Peers};
 
 /// Where the API server sends reviews.
 pub const PATH: &str = "/validate";
@@ -42,13 +43,10 @@ const BODY_TIME: Duration = Duration::from_secs(5);
 /// How long a review waits for a namespace that was made a moment ago, or for rules.
 const WAIT: Duration = Duration::from_secs(1);
 /// API servers keep a few connections for long, and open one only to send something at once.
-const LIMITS: serve::Limits = serve::Limits {
-    connections: room::CONNECTIONS,
-    first_request: Duration::from_secs(10),
-    header_time: Duration::from_secs(120),
-    header_bytes: 16 * 1024,
-    lifetime: Duration::from_secs(3600),
-};
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+const HEADER_TIME: Duration = Duration::from_secs(120);
+const HEADER_BYTES: usize = 16 * 1024;
+const LIFETIME: Duration = Duration::from_secs(3600);
 
 /// What answers reviews. Shared by all connections.
 #[derive(Debug)]
@@ -57,7 +55,7 @@ pub struct Webhook {
     keys: AnnotationKeys,
     clock: Clock,
     metrics: AdmissionMetrics,
-    room: Arc<Room>,
+    peers: Arc<Peers>,
 }
 
 impl Webhook {
@@ -73,23 +71,34 @@ impl Webhook {
             keys,
             clock,
             metrics,
-            room: Room::new(),
+            peers: Peers::new(),
         })
     }
 
     /// Answers on `listener` until the drain has begun.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: ServerTls, drain: Drain) {
-        serve_tls(listener, LIMITS, drain, tls, move |peer, _| {
-            self.clone().connect(peer)
+        serve_tls(listener, self.limits(), drain, tls, move |peer, _| {
+            Some(self.clone().connect(peer))
         })
         .await;
     }
 
-    /// What answers on a connection of `peer`, if that has room for it.
+    fn limits(&self) -> serve::Limits {
+        serve::Limits {
+            // The limits of peers evict others and are never waited for.
+            connections: self.peers.most_connections(),
+            first_request: FIRST_REQUEST,
+            header_time: HEADER_TIME,
+            header_bytes: HEADER_BYTES,
+            lifetime: LIFETIME,
+        }
+    }
+
+    /// What answers on a connection of `peer`, and what ends it for another one.
     fn connect(
         self: Arc<Self>,
         peer: SocketAddr,
-    ) -> Option<
+    ) -> (
         impl Service<
             Request<Incoming>,
             Response = Response<Full<Bytes>>,
@@ -97,28 +106,35 @@ impl Webhook {
             Future: Send,
         > + Send
         + 'static,
-    > {
-        let guest = Arc::new(self.room.enter(peer.ip())?);
-        Some(service_fn(move |request| {
-            let (webhook, guest) = (self.clone(), guest.clone());
-            async move { Ok::<_, Infallible>(webhook.answer(request, &guest).await) }
-        }))
+        Eviction,
+    ) {
+        let (peer, eviction, evicted) = self.peers.connect(peer.ip());
+        if let Some(limit) = evicted {
+            self.metrics.connection_closed(limit);
+        }
+        let service = service_fn(move |request| {
+            let (webhook, peer) = (self.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(webhook.answer(request, &peer).await) }
+        });
+        (service, eviction)
     }
 
-    async fn answer(&self, request: Request<Incoming>, guest: &Guest) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Response<Full<Bytes>> {
         let begin = std::time::Instant::now();
-        let (ending, response) = match body(request, guest).await {
-            Ok((body, _room)) => self.review(&body).await,
+        peer.begin();
+        let (ending, response) = match body(request, peer).await {
+            Ok((body, _memory)) => self.review(&body, peer).await,
             Err((status, sentence)) => {
                 warn!(%status, reason = sentence, "the request is not a review");
                 (Ending::Malformed, text(status, sentence))
             }
         };
+        peer.end();
         self.metrics.observe(ending, begin.elapsed());
         response
     }
 
-    async fn review(&self, body: &[u8]) -> (Ending, Response<Full<Bytes>>) {
+    async fn review(&self, body: &[u8], peer: &Peer) -> (Ending, Response<Full<Bytes>>) {
         let review = match Review::parse(body) {
             Ok(review) => review,
             Err(error) => {
@@ -131,6 +147,7 @@ impl Webhook {
                 return (Ending::Malformed, response);
             }
         };
+        peer.reviewed();
         let outcome = self.judge(&review).await;
         self.tell(&outcome, &review);
         let ending = match (outcome.is_allowed(), outcome.warnings.is_empty()) {
@@ -162,7 +179,7 @@ impl Webhook {
     fn judge_now(&self, review: &Review<'_>) -> Outcome {
         let judge = || self.judge_by_rules(review);
         // What takes long leaves its thread's other reviews to another thread.
-        if review.body().len() > room::SMALL
+        if review.body().len() > peers::SMALL
             && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread
         {
             tokio::task::block_in_place(judge)
@@ -213,10 +230,10 @@ impl Webhook {
     }
 }
 
-/// Reads the body of a request that may be a review, once there is room for it.
+/// Reads the body of a request that may be a review, once there is memory for it.
 async fn body(
     request: Request<Incoming>,
-    guest: &Guest,
+    peer: &Peer,
 ) -> Result<(Bytes, Held<'_>), (StatusCode, String)> {
     let refuse = |status, sentence: &str| Err((status, sentence.to_owned()));
     if request.uri().path() != PATH {
@@ -239,7 +256,7 @@ async fn body(
     if length > BODY {
         return too_large();
     }
-    let Ok(Ok(room)) = timeout(BODY_TIME, guest.hold(length)).await else {
+    let Ok(Ok(memory)) = timeout(BODY_TIME, peer.hold(length)).await else {
         let sentence = "there is no room for large reviews at the moment";
         return refuse(StatusCode::SERVICE_UNAVAILABLE, sentence);
     };
@@ -251,7 +268,7 @@ async fn body(
         ),
         Ok(Err(error)) if error.is::<LengthLimitError>() => too_large(),
         Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "the review broke off"),
-        Ok(Ok(body)) => Ok((body.to_bytes(), room)),
+        Ok(Ok(body)) => Ok((body.to_bytes(), memory)),
     }
 }
 

@@ -92,7 +92,7 @@ impl AgentLimit {
 impl From<Limit> for AgentLimit {
     fn from(limit: Limit) -> Self {
         match limit {
-            Limit::Total => Self::Connections,
+            Limit::Total | Limit::Known => Self::Connections,
             Limit::Each => Self::PodConnections,
             Limit::Strangers => Self::StrangerConnections,
         }
@@ -131,6 +131,7 @@ impl Limits {
             shares: Shares::new(ShareLimits {
                 total: options.connections,
                 each,
+                known: options.connections,
                 strangers: (options.connections / STRANGERS_PART).max(1),
             }),
             forwards: Forwards::new(options.forwards_per_second, options.forwards_in_all),
@@ -165,7 +166,11 @@ impl Limits {
             evicted,
         } = self.shares.admit(Holder { key: peer, known });
         if let Some(limit) = evicted {
-            self.reach(limit.into(), now);
+            let limit = match (limit, known) {
+                (Limit::Each, false) => AgentLimit::StrangerConnections,
+                (limit, _) => limit.into(),
+            };
+            self.reach(limit, now);
         }
         let limits = self.clone();
         (Connection { slot, limits }, eviction)

@@ -46,7 +46,7 @@ use tracing::info;
 
 use crate::agents::Agents;
 use crate::desk::{Desk, DeskParts, Sources};
-use crate::feed::PER_NODE;
+use crate::feed::{BEGINS, PER_NODE};
 use crate::hosts::Hosts;
 use crate::identity::AgentAccount;
 use crate::kiam::{self, KiamConnection, KiamParts};
@@ -357,6 +357,7 @@ impl Broker {
                 hosts,
                 places: Places::new(PER_NODE),
                 rates: KeyedRate::new(kiam::REQUESTS),
+                begins: KeyedRate::new(BEGINS),
                 pictures: pictures.clone(),
                 max_picture_age: options.max_picture_age,
                 orders: orders.clone(),

@@ -1,8 +1,8 @@
 //! The desk: the one task that knows all pods and writes what each stream's agent should know.
 //!
 //! It decides for the pods of nodes that a stream serves, and for no others; so sessions are held
-//! for those alone. A change of the rules is worked off in portions, between which reports are
-//! taken.
+//! for those alone. A change of the rules, and the pods of a stream that begins, are worked off in
+//! portions, between which reports are taken.
 
 mod claims;
 mod pending;
@@ -28,9 +28,9 @@ use crate::feed::{Feed, Put};
 use crate::hosts::Hosts;
 use crate::metrics::BrokerMetrics;
 use claims::Claims;
-use pending::Pending;
+use pending::{Pending, Reason};
 
-/// Pods that are decided again in one go.
+/// Pods that are decided in one go.
 const PORTION: usize = 128;
 /// The same with each order of a stream.
 const BESIDE: usize = 8;
@@ -237,17 +237,9 @@ impl Desk {
             }
             Order::Begin(feed) => {
                 let node = self.nodes.entry(feed.node.clone()).or_default();
-                let pods: Vec<_> = node.pods.iter().cloned().collect();
                 node.feeds.push(feed.clone());
                 self.serving += 1;
-                for uid in pods {
-                    if let Some(pod) = self.pods.get(&uid).cloned() {
-                        self.decide(&feed, pod, false);
-                    }
-                }
-                if self.is_settled() {
-                    feed.complete();
-                }
+                self.begin_round(&feed);
             }
             Order::Leave(feed) => {
                 self.joined.retain(|other| !Arc::ptr_eq(other, &feed));
@@ -267,11 +259,33 @@ impl Desk {
         self.metrics.set_streams(self.serving, self.joined.len());
     }
 
+    /// Has all pods of the node decided for a feed, after which it is complete.
+    fn begin_round(&mut self, feed: &Feed) {
+        let node = self.nodes.get(&feed.node);
+        let pods = node.map(|node| node.pods.clone()).unwrap_or_default();
+        for uid in &pods {
+            self.pending.touch(uid.clone(), Reason::Begun);
+        }
+        feed.expect(pods);
+        self.complete(feed);
+    }
+
+    /// Completes a feed if all is known and decided.
+    fn complete(&self, feed: &Feed) {
+        if self.settled {
+            feed.complete();
+        }
+    }
+
     fn rules_changed(&mut self, touched: &Touched, retry: bool) {
+        let reason = match retry {
+            true => Reason::Retry,
+            false => Reason::Changed,
+        };
         if *touched != Touched::Nothing {
             for pod in self.pods.values() {
                 if touched.includes(&pod.namespace) && is_served(&self.nodes, pod) {
-                    self.pending.touch(pod.uid.clone(), retry);
+                    self.pending.touch(pod.uid.clone(), reason);
                 }
             }
         }
@@ -280,7 +294,7 @@ impl Desk {
 
     fn time_went_by(&mut self) {
         for uid in self.timely.drain() {
-            self.pending.touch(uid, false);
+            self.pending.touch(uid, Reason::Changed);
         }
     }
 
@@ -295,26 +309,30 @@ impl Desk {
             (None, Some(missing)) => self.rules.note(&*missing),
             (None, None) => self.rules.ok(),
         }
-        // Feeds that begin while it is so are completed then.
         let settled = self.is_settled();
         let was_settled = std::mem::replace(&mut self.settled, settled);
         if settled && !was_settled {
-            for feed in self.nodes.values().flat_map(|node| &node.feeds) {
-                feed.complete();
+            // What was decided for them before was decided without knowing all.
+            let feeds = self.nodes.values().flat_map(|node| &node.feeds);
+            let begun: Vec<_> = feeds.filter(|feed| !feed.is_complete()).cloned().collect();
+            for feed in begun {
+                self.begin_round(&feed);
             }
         }
     }
 
-    /// Brings some of the pods up to date that the rules' changes touched.
+    /// Brings some of the pods up to date that streams lack or that the rules' changes touched.
     fn catch_up(&mut self, most: usize) {
         let began = Instant::now();
         for _ in 0..most {
-            let Some((uid, retry)) = self.pending.take() else {
+            let Some((uid, reason)) = self.pending.take() else {
                 return;
             };
             if let Some(pod) = self.pods.get(&uid).cloned() {
                 for feed in self.feeds(&pod) {
-                    self.decide(&feed, pod.clone(), retry);
+                    if reason != Reason::Begun || feed.expects(&uid) {
+                        self.decide(&feed, pod.clone(), reason == Reason::Retry);
+                    }
                 }
             }
             if began.elapsed() >= LONGEST {
@@ -350,6 +368,7 @@ impl Desk {
         if let Some(key) = ended {
             self.leave_session(&key, feed);
         }
+        self.complete(feed);
     }
 
     fn leave_session(&mut self, key: &Arc<SessionKey>, feed: &Arc<Feed>) {
@@ -426,6 +445,7 @@ impl Desk {
             if let Some(key) = feed.remove(&pod.uid) {
                 self.leave_session(&key, &feed);
             }
+            self.complete(&feed);
         }
     }
 

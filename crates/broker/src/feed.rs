@@ -4,7 +4,7 @@
 //! how things are when the stream has room; so an agent that reads slowly, or not at all, costs
 //! what its node's pods cost and delays nobody.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,7 @@ use rolegate_core::session::{Life, SessionKey};
 use rolegate_core::workload::Workload;
 use rolegate_proto::{v1, wire};
 use rolegate_runtime::places::Place;
+use rolegate_runtime::rate::Rate;
 use rolegate_standing::ledger::{Handed, Ledger};
 use rolegate_standing::resident::{Decided, Resident, Standing};
 use rolegate_standing::tell::{NoticeOutcome, Tell};
@@ -24,6 +25,12 @@ use tokio_util::sync::CancellationToken;
 /// broke count until it is noticed. Each costs the desk a look at all of the node's pods, and its
 /// certificate may be shown from anywhere.
 pub const PER_NODE: usize = 8;
+/// New streams by which a node's pods are served. An agent tries again every 5 s at the most where
+/// its streams break, and one that follows another begins beside it.
+pub const BEGINS: Rate = Rate {
+    burst: 16.0,
+    per_second: 0.5,
+};
 /// Pods, and sessions, in one message.
 const PORTION: usize = 64;
 /// Names of what is gone in one message.
@@ -41,6 +48,8 @@ pub struct Feed {
     /// Free when the desk too has let the feed go: so what may wait for the desk is bounded.
     _place: Place<Arc<str>>,
     news: Notify,
+    /// Cancelled once the feed is complete, for any number of those who wait for it.
+    filled: CancellationToken,
     state: Mutex<State>,
 }
 
@@ -58,6 +67,8 @@ struct State {
     /// Numbers of sessions that the agent knows and that nobody uses any more.
     ended: Vec<u64>,
     last_number: u64,
+    /// UIDs of pods that were there at the beginning and that nothing was decided for since.
+    expected: HashSet<Arc<str>>,
     complete: Completeness,
 }
 
@@ -105,6 +116,7 @@ impl Feed {
             closed: CancellationToken::new(),
             _place: place,
             news: Notify::new(),
+            filled: CancellationToken::new(),
             state: Mutex::default(),
         }
     }
@@ -127,6 +139,7 @@ impl Feed {
     /// A pod is new or changed, or was decided again. Returns whether the agent has to hear of it.
     pub(crate) fn put(&self, workload: Arc<Workload>, decided: Decided) -> Put {
         let mut state = self.state();
+        state.expected.remove(&workload.uid);
         let before = state.pods.get_mut(&workload.uid);
         if let Some(before) = before {
             let last = before.resident.decided.load();
@@ -175,6 +188,7 @@ impl Feed {
     /// A pod is gone.
     pub(crate) fn remove(&self, uid: &str) -> Option<Arc<SessionKey>> {
         let mut state = self.state();
+        state.expected.remove(uid);
         let (uid, pod) = state.pods.remove_entry(uid)?;
         state.new_pods.remove(&uid);
         if pod.sent {
@@ -198,19 +212,36 @@ impl Feed {
         self.news.notify_one();
     }
 
-    /// All that there is is in the feed.
+    /// Pods that are to be decided, or to go, before the feed is complete.
+    pub(crate) fn expect(&self, pods: HashSet<Arc<str>>) {
+        self.state().expected = pods;
+    }
+
+    /// Returns whether this pod is still to be decided.
+    pub(crate) fn expects(&self, uid: &str) -> bool {
+        self.state().expected.contains(uid)
+    }
+
+    /// All that there is is known: it is in the feed, unless pods are still to be decided.
     pub(crate) fn complete(&self) {
         let mut state = self.state();
-        if state.complete == Completeness::Unknown {
+        if state.complete == Completeness::Unknown && state.expected.is_empty() {
             state.complete = Completeness::Due;
+            state.expected = HashSet::new();
             drop(state);
+            self.filled.cancel();
             self.news.notify_one();
         }
     }
 
     /// Whether all that there is is in the feed.
     pub(crate) fn is_complete(&self) -> bool {
-        self.state().complete != Completeness::Unknown
+        self.filled.is_cancelled()
+    }
+
+    /// Returns once all that there is is in the feed.
+    pub(crate) async fn completed(&self) {
+        self.filled.cancelled().await;
     }
 
     /// The one pod that owns an address.

@@ -58,6 +58,8 @@ pub struct KiamParts {
     pub places: Places<Arc<str>>,
     /// Requests of each node.
     pub rates: KeyedRate<Arc<str>>,
+    /// New seats of each node.
+    pub begins: KeyedRate<Arc<str>>,
     /// The age of what is known of the cluster.
     pub pictures: Pictures,
     /// The greatest age at which anything is served.
@@ -137,31 +139,34 @@ impl KiamConnection {
             return Err(Status::resource_exhausted("this node asks too often"));
         }
         tokio::time::sleep(wait).await;
-        let seated = self.seat.get_or_try_init(|| self.begin(node.clone()));
-        let (seat, _) = seated.await?;
+        let begin = || async { self.begin(node.clone()) };
+        let (seat, _) = self.seat.get_or_try_init(begin).await?;
         if seat.feed.node != node {
             self.parts.metrics.kiam("refused");
             return Err(Status::permission_denied("this address was another node's"));
         }
+        if timeout(BEGIN, seat.feed.completed()).await.is_err() {
+            return Err(Status::unavailable("not all pods and rules are known yet"));
+        }
         Ok(&seat.feed)
     }
 
-    async fn begin(&self, node: Arc<str>) -> Result<(Seat, KiamUser), Status> {
-        let place = self.place(node).ok_or_else(|| {
+    /// Takes a seat, which is kept while it is not complete yet: the next request goes on waiting
+    /// for it.
+    fn begin(&self, node: Arc<str>) -> Result<(Seat, KiamUser), Status> {
+        let refuse = |why| {
             self.parts.metrics.kiam("refused");
             self.shown.close();
-            Status::resource_exhausted("this node has as many connections as it may have")
-        })?;
+            Status::resource_exhausted(why)
+        };
+        let crowded = "this node has as many connections as it may have";
+        let often = "connections of this node begin too often: try again in a few seconds";
+        let place = self.place(node.clone()).ok_or_else(|| refuse(crowded))?;
+        if !self.parts.begins.take(&node) {
+            return Err(refuse(often));
+        }
         let seat = Seat::take(Feed::new(place, None), self.parts.orders.clone());
         seat.begin();
-        let complete = async {
-            while !seat.feed.is_complete() {
-                seat.feed.news().await;
-            }
-        };
-        if timeout(BEGIN, complete).await.is_err() {
-            return Err(Status::unavailable("not all pods and rules are known yet"));
-        }
         info!(node = %seat.feed.node, peer = %self.peer, "a kiam agent is served");
         Ok((seat, self.parts.metrics.kiam_user()))
     }

@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 
 use crate::agents::Agents;
 use crate::desk::Order;
-use crate::feed::{Feed, PER_NODE};
+use crate::feed::{BEGINS, Feed, PER_NODE};
 use crate::identity::Refused;
 use crate::metrics::BrokerMetrics;
 use crate::reviewer::Reviewer;
@@ -58,6 +58,7 @@ pub struct Service {
     /// Connections of each node, whatever addresses they come from.
     connections: Places<Arc<str>>,
     messages: KeyedRate<Arc<str>>,
+    begins: KeyedRate<Arc<str>>,
 }
 
 /// What a service works with.
@@ -105,6 +106,7 @@ impl Service {
             places: Places::new(PER_NODE),
             connections: Places::new(PER_NODE),
             messages: KeyedRate::new(MESSAGES),
+            begins: KeyedRate::new(BEGINS),
         })
     }
 
@@ -157,6 +159,17 @@ impl Connection {
             return Err(crowded("connections of agents are"));
         }
         Ok(stream)
+    }
+
+    /// Takes one more beginning from the node's rate: the desk looks at all of its pods for it.
+    fn may_begin(&self, node: &Arc<str>) -> Result<(), Status> {
+        if self.service.begins.take(node) {
+            return Ok(());
+        }
+        self.service.parts.metrics.refused("begins");
+        Err(Status::resource_exhausted(
+            "streams of this node begin too often: try again in a few seconds",
+        ))
     }
 
     /// Serves one stream until it ends.
@@ -240,6 +253,7 @@ impl Connection {
                             proofs.show(Zeroizing::new(take(&mut proof.token)));
                         }
                         Some(from_agent::Body::Begin(_)) if !begun => {
+                            self.may_begin(&feed.node)?;
                             begun = true;
                             desk.begin();
                         }

@@ -158,6 +158,7 @@ fn shared_by_peers(limits: Limits) -> (Limits, Peers) {
     let peers = Peers::new(ShareLimits {
         total: limits.connections,
         each: limits.connections,
+        known: limits.connections,
         strangers: limits.connections,
     });
     let limits = Limits {
@@ -217,8 +218,8 @@ pub async fn serve_evictable<C, S, B>(
     accept(listener, limits, drain, Plain, connect).await;
 }
 
-/// As [`serve`], over TLS. A connection counts from the moment it is accepted; its handshake is
-/// bounded in time, and nobody else waits for it.
+/// As [`serve_evictable`], over TLS. A connection counts from the moment it is accepted; its
+/// handshake is bounded in time, and nobody else waits for it.
 pub async fn serve_tls<C, S, B>(
     listener: TcpListener,
     limits: Limits,
@@ -226,15 +227,13 @@ pub async fn serve_tls<C, S, B>(
     tls: ServerTls,
     connect: C,
 ) where
-    C: Fn(SocketAddr, SocketAddr) -> Option<S>,
+    C: Fn(SocketAddr, SocketAddr) -> Option<(S, Eviction)>,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let (limits, peers) = shared_by_peers(limits);
-    let connect = |peer, own| Some(placed(&peers, peer, connect(peer, own)?));
     accept(listener, limits, drain, tls, connect).await;
 }
 

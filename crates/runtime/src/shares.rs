@@ -1,5 +1,6 @@
-//! Fair shares of a port's connections. A known holder can always open one more: at a limit the
-//! longest idle connection of the holder that has the most makes room for it.
+//! Fair shares of a port's connections. Everyone can always open one more: at a limit the longest
+//! idle connection of the known holder that has the most makes room for it, or the longest idle one
+//! of all strangers.
 //!
 //! The table is touched when a connection opens and closes. A request only stores the time on its
 //! own connection, and reads how crowded the table is.
@@ -15,14 +16,19 @@ use tokio::sync::oneshot;
 
 /// Evicted connections that may still finish a request, as a part of all connections.
 const FINISHING_PART: usize = 8;
+/// Connections of one stranger, as a part of those of all strangers.
+const STRANGER_PART: usize = 8;
 
 /// The most connections that a table holds.
 #[derive(Debug, Clone, Copy)]
 pub struct ShareLimits {
     /// Connections of all holders.
     pub total: usize,
-    /// Connections of one holder.
+    /// Connections of one holder. A stranger has an eighth of those of all strangers at the most.
     pub each: usize,
+    /// Connections of all known holders together. Where these and `strangers` are `total`, neither
+    /// class ever evicts a connection of the other.
+    pub known: usize,
     /// Connections of all strangers together.
     pub strangers: usize,
 }
@@ -33,7 +39,7 @@ pub struct Holder<K> {
     /// The holder's identity.
     pub key: K,
     /// True if the holder is known. All others are strangers, which together count as one holder
-    /// when the table is full.
+    /// when the table is full. It counts for the connections that the holder has already, too.
     pub known: bool,
 }
 
@@ -44,6 +50,8 @@ pub enum Limit {
     Total,
     /// [`ShareLimits::each`].
     Each,
+    /// [`ShareLimits::known`].
+    Known,
     /// [`ShareLimits::strangers`].
     Strangers,
 }
@@ -75,13 +83,14 @@ struct Table<K, D> {
     next: u64,
     open: usize,
     strangers: usize,
-    holders: HashMap<Holder<K>, Held<D>>,
+    holders: HashMap<K, Held<D>>,
     /// Evicted connections that have a request left to finish, the oldest first.
     finishing: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
 struct Held<D> {
+    known: bool,
     shared: Arc<Shared<D>>,
     connections: HashMap<u64, Open>,
 }
@@ -153,16 +162,19 @@ impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
     pub fn admit(&self, holder: Holder<K>) -> Admitted<K, D> {
         let inner = &self.0;
         let mut table = inner.lock();
+        table.classify(inner, &holder);
         let evicted = table.limit(&inner.limits, &holder);
-        if let Some(limit) = evicted {
-            table.evict(limit, &holder, inner.finishing());
+        if let Some(loser) = evicted.and_then(|limit| table.loser(limit, &holder)) {
+            table.evict(loser, inner.finishing());
         }
         let id = table.next;
         table.next += 1;
         let activity = Arc::new(Activity(AtomicU64::new(inner.stamp(Instant::now()) | 1)));
         let (finish, finished) = oneshot::channel();
         let (cut, cut_off) = oneshot::channel();
-        let held = table.holders.entry(holder.clone()).or_insert_with(|| Held {
+        let Holder { key, known } = holder;
+        let held = table.holders.entry(key.clone()).or_insert_with(|| Held {
+            known,
             shared: Arc::new(Shared {
                 count: AtomicUsize::new(0),
                 data: D::default(),
@@ -178,12 +190,12 @@ impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
         let shared = held.shared.clone();
         shared.count.store(held.connections.len(), Relaxed);
         table.open += 1;
-        table.strangers += usize::from(!holder.known);
+        table.strangers += usize::from(!known);
         inner.publish(&table);
         Admitted {
             slot: Slot {
                 id,
-                holder,
+                key,
                 activity,
                 shared,
                 inner: inner.clone(),
@@ -191,6 +203,14 @@ impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
             eviction: Eviction(Some((finished, cut_off))),
             evicted,
         }
+    }
+
+    /// Moves the connections that a holder has to its class of now, in which others may have to
+    /// make room for them.
+    pub fn classify(&self, holder: &Holder<K>) {
+        let mut table = self.0.lock();
+        table.classify(&self.0, holder);
+        self.0.publish(&table);
     }
 }
 
@@ -228,10 +248,15 @@ impl<K: Eq + Hash, D> Inner<K, D> {
 impl<K: Eq + Hash + Clone, D> Table<K, D> {
     /// The limit that a further connection of `holder` would exceed.
     fn limit(&self, limits: &ShareLimits, holder: &Holder<K>) -> Option<Limit> {
-        if self.count(holder) >= limits.each.max(1) {
+        let count = self.count(&holder.key);
+        let stranger = (limits.strangers / STRANGER_PART).max(1);
+        if count >= limits.each.max(1) || !holder.known && count >= stranger {
             Some(Limit::Each)
-        } else if !holder.known && self.strangers >= limits.strangers.max(1) {
-            Some(Limit::Strangers)
+        } else if self.of_class(holder.known) >= limits.of_class(holder.known) {
+            Some(match holder.known {
+                true => Limit::Known,
+                false => Limit::Strangers,
+            })
         } else if self.open >= limits.total.max(1) {
             Some(Limit::Total)
         } else {
@@ -239,37 +264,90 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         }
     }
 
-    fn count(&self, holder: &Holder<K>) -> usize {
-        let held = self.holders.get(holder);
+    fn count(&self, key: &K) -> usize {
+        let held = self.holders.get(key);
         held.map_or(0, |held| held.connections.len())
     }
 
-    /// Ends the connection that makes room for one of `newcomer`.
-    fn evict(&mut self, limit: Limit, newcomer: &Holder<K>, most_finishing: usize) {
-        let loser = match limit {
-            Limit::Each => Some(newcomer.clone()),
-            Limit::Strangers => self.most(newcomer, false),
-            Limit::Total => self.most_of_all(newcomer),
+    fn of_class(&self, known: bool) -> usize {
+        match known {
+            true => self.open - self.strangers,
+            false => self.strangers,
+        }
+    }
+
+    /// Moves what a holder has to its class of now, and evicts what is too much there.
+    fn classify(&mut self, inner: &Inner<K, D>, holder: &Holder<K>) {
+        let known = holder.known;
+        let held = self.holders.get_mut(&holder.key);
+        let Some(held) = held.filter(|held| held.known != known) else {
+            return;
         };
-        let Some(loser) = loser else { return };
+        held.known = known;
+        match known {
+            true => self.strangers -= held.connections.len(),
+            false => self.strangers += held.connections.len(),
+        }
+        while self.of_class(known) > inner.limits.of_class(known)
+            && let Some(loser) = self.loser_of_class(known, None)
+        {
+            self.evict(loser, inner.finishing());
+        }
+    }
+
+    /// The holder that loses a connection to one of `newcomer`.
+    fn loser(&self, limit: Limit, newcomer: &Holder<K>) -> Option<K> {
+        let of_class = |known| self.loser_of_class(known, Some(&newcomer.key));
+        match limit {
+            Limit::Each => Some(newcomer.key.clone()),
+            Limit::Known => of_class(true),
+            Limit::Strangers => of_class(false),
+            Limit::Total => {
+                // All strangers count as one holder.
+                let known = of_class(true);
+                let of_known = known
+                    .as_ref()
+                    .map_or(0, |key| self.count(key) + usize::from(*key == newcomer.key));
+                let of_strangers = self.strangers + usize::from(!newcomer.known);
+                if self.strangers > 0 && of_strangers >= of_known {
+                    return of_class(false);
+                }
+                known
+            }
+        }
+    }
+
+    /// Of the known holders the one with the most connections, the one that wants to open one
+    /// counted as if it had; of equals the newcomer. Of strangers the one with the connection that
+    /// is first to go, so that a new one has as long as any to become known.
+    fn loser_of_class(&self, known: bool, newcomer: Option<&K>) -> Option<K> {
+        let holders = self.holders.iter().filter(|(_, held)| held.known == known);
+        let loser = match known {
+            true => holders.max_by_key(|(key, held)| {
+                let own = Some(*key) == newcomer;
+                (held.connections.len() + usize::from(own), own)
+            }),
+            false => holders.min_by_key(|(_, held)| held.first_to_go()),
+        };
+        loser.map(|(key, _)| key.clone())
+    }
+
+    /// Ends the connection of `loser` that is first to go.
+    fn evict(&mut self, loser: K, most_finishing: usize) {
         let Some(held) = self.holders.get_mut(&loser) else {
             return;
         };
-        let ranked = held.connections.iter();
-        let chosen = ranked.min_by_key(|(id, open)| (open.activity.rank(), **id));
-        let Some(open) = chosen
-            .map(|(id, _)| *id)
-            .and_then(|id| Some((id, held.connections.remove(&id)?)))
+        let first = held.first_to_go().map(|(_, id)| id);
+        let Some((id, open)) = first.and_then(|id| Some((id, held.connections.remove(&id)?)))
         else {
             return;
         };
         held.shared.count.store(held.connections.len(), Relaxed);
+        self.open -= 1;
+        self.strangers -= usize::from(!held.known);
         if held.connections.is_empty() {
             self.holders.remove(&loser);
         }
-        self.open -= 1;
-        self.strangers -= usize::from(!loser.known);
-        let (id, open) = open;
         // The server is waiting for it, or the connection is over.
         let _ = open.finish.send(());
         while self.finishing.len() >= most_finishing {
@@ -278,29 +356,20 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         }
         self.finishing.insert(id, open.cut);
     }
+}
 
-    /// The holder with the most connections, with all strangers as one.
-    fn most_of_all(&self, newcomer: &Holder<K>) -> Option<Holder<K>> {
-        let known = self.most(newcomer, true);
-        let of_known = known.as_ref().map_or(0, |holder| {
-            self.count(holder) + usize::from(holder == newcomer)
-        });
-        let of_strangers = self.strangers + usize::from(!newcomer.known);
-        if self.strangers > 0 && of_strangers >= of_known {
-            return self.most(newcomer, false);
-        }
-        known
+impl<D> Held<D> {
+    /// The connection that makes room for another, with its rank.
+    fn first_to_go(&self) -> Option<((bool, u64), u64)> {
+        let ranked = self.connections.iter();
+        ranked.map(|(id, open)| (open.activity.rank(), *id)).min()
     }
+}
 
-    /// The known or unknown holder with the most connections, the one that wants to open one
-    /// counted as if it had. Of equals it is the newcomer.
-    fn most(&self, newcomer: &Holder<K>, known: bool) -> Option<Holder<K>> {
-        let holders = self.holders.iter().filter(|(it, _)| it.known == known);
-        let most = holders.max_by_key(|(holder, held)| {
-            let own = *holder == newcomer;
-            (held.connections.len() + usize::from(own), own)
-        });
-        most.map(|(holder, _)| holder.clone())
+impl ShareLimits {
+    fn of_class(&self, known: bool) -> usize {
+        let most = if known { self.known } else { self.strangers };
+        most.max(1)
     }
 }
 
@@ -308,7 +377,7 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
 #[derive(Debug)]
 pub struct Slot<K: Eq + Hash + Clone, D> {
     id: u64,
-    holder: Holder<K>,
+    key: K,
     activity: Arc<Activity>,
     shared: Arc<Shared<D>>,
     inner: Arc<Inner<K, D>>,
@@ -340,23 +409,24 @@ impl<K: Eq + Hash + Clone, D> Slot<K, D> {
 
     /// The holder's identity.
     pub fn holder(&self) -> &K {
-        &self.holder.key
+        &self.key
     }
 }
 
 impl<K: Eq + Hash + Clone, D> Drop for Slot<K, D> {
     fn drop(&mut self) {
-        let mut table = self.inner.lock();
-        if let Some(held) = table.holders.get_mut(&self.holder)
+        let mut guard = self.inner.lock();
+        let table = &mut *guard;
+        if let Some(held) = table.holders.get_mut(&self.key)
             && held.connections.remove(&self.id).is_some()
         {
             held.shared.count.store(held.connections.len(), Relaxed);
-            if held.connections.is_empty() {
-                table.holders.remove(&self.holder);
-            }
             table.open -= 1;
-            table.strangers -= usize::from(!self.holder.known);
-            self.inner.publish(&table);
+            table.strangers -= usize::from(!held.known);
+            if held.connections.is_empty() {
+                table.holders.remove(&self.key);
+            }
+            self.inner.publish(table);
         } else {
             table.finishing.remove(&self.id);
         }
@@ -377,6 +447,11 @@ pub enum Evicted {
 }
 
 impl Eviction {
+    /// For a connection that no other one evicts.
+    pub fn never() -> Self {
+        Self(None)
+    }
+
     /// Returns whether an eviction can still happen.
     pub(crate) fn can_come(&self) -> bool {
         self.0.is_some()

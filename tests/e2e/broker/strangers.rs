@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rcgen::{
@@ -19,7 +19,7 @@ use rolegate_runtime::http2;
 use rolegate_runtime::tls::{ClientTls, TlsFiles};
 use rolegate_testkit::lab::in_netns;
 use rolegate_testkit::{Rolegate, eventually};
-use tokio::io::AsyncReadExt;
+use tokio::io::AsyncRead;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
@@ -31,16 +31,16 @@ const STRANGERS: u16 = 512;
 const THIEVES: u16 = 256;
 /// An eighth of the connections of the shipped manifest.
 const SHARE: u64 = 500;
+/// Connections of the agents' own share that may be unauthenticated at a moment: two for each.
+const EXPECTED: u64 = 6;
 /// Streams and connections of one node.
 const PER_NODE: usize = 8;
 /// Before one that was closed is opened anew.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(2);
 
 const UNAUTHENTICATED: &str =
     r#"rolegate_broker_connections{port="agents",state="unauthenticated"}"#;
 const AUTHENTICATED: &str = r#"rolegate_broker_connections{port="agents",state="authenticated"}"#;
-const CLOSED: &str =
-    r#"rolegate_broker_connections_closed_total{port="agents",limit="unauthenticated"}"#;
 const CROWDED: &str = r#"rolegate_broker_refused_total{reason="crowded"}"#;
 
 /// The stage at which a connection falls silent.
@@ -67,17 +67,31 @@ async fn dial(from: &Path, address: Ipv4Addr) -> anyhow::Result<TcpStream> {
     Ok(socket.connect(broker()).await?)
 }
 
-/// Holds a silent connection until the other end closes it.
+/// The connections that broker 1 closed since there were too many.
+fn closed(place: &Place, limit: &str) -> anyhow::Result<u64> {
+    let series = "rolegate_broker_connections_closed_total";
+    place.metric(1, &format!(r#"{series}{{port="agents",limit="{limit}"}}"#))
+}
+
+/// Reads until the other end closes the connection, and counts that.
+async fn until_closed(mut stream: impl AsyncRead + Unpin, ended: &AtomicUsize) {
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    ended.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Holds a silent connection until the other end closes it. Counts in `ended` where nothing but the
+/// other end can have closed it.
 async fn hold(
     from: &Path,
     address: Ipv4Addr,
     tls: &ClientTls,
     silence: Silence,
+    ended: &AtomicUsize,
 ) -> anyhow::Result<()> {
-    let mut stream = dial(from, address).await?;
+    let stream = dial(from, address).await?;
     match silence {
-        Silence::Tcp => drop(stream.read_u8().await),
-        Silence::Tls => drop(tls.connect(stream, HOST).await?.read_u8().await),
+        Silence::Tcp => until_closed(stream, ended).await,
+        Silence::Tls => until_closed(tls.connect(stream, HOST).await?, ended).await,
         Silence::Http2 => {
             let stream = tls.connect(stream, HOST).await?;
             let (_requests, connection) =
@@ -126,6 +140,63 @@ async fn steal(
     }
 }
 
+/// Those who attack broker 1 from its own node.
+struct Attack {
+    from: Arc<PathBuf>,
+    ca: PathBuf,
+    /// The certificate of a node.
+    pair: TlsFiles,
+    node: String,
+}
+
+impl Attack {
+    fn tls(&self, pair: Option<TlsFiles>) -> ClientTls {
+        ClientTls {
+            ca: self.ca.clone(),
+            pair,
+            clock: Clock::system(),
+        }
+    }
+
+    /// Holds silent connections from many addresses, and opens those anew that end.
+    fn silent(&self, ended: &Arc<AtomicUsize>) -> JoinSet<()> {
+        let mut strangers = JoinSet::new();
+        for n in 0..STRANGERS {
+            for silence in [Silence::Tcp, Silence::Tls, Silence::Http2] {
+                let (from, tls, ended) = (self.from.clone(), self.tls(None), ended.clone());
+                strangers.spawn(async move {
+                    loop {
+                        let _ = hold(&from, stranger(n), &tls, silence, &ended).await;
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                });
+            }
+        }
+        strangers
+    }
+
+    /// Opens streams with the node's certificate from these addresses, and opens those anew that
+    /// end.
+    fn stealing(
+        &self,
+        addresses: impl Iterator<Item = u16>,
+        welcome: &Arc<AtomicUsize>,
+    ) -> JoinSet<()> {
+        let mut thieves = JoinSet::new();
+        for n in addresses {
+            let (from, tls) = (self.from.clone(), self.tls(Some(self.pair.clone())));
+            let (node, welcome) = (self.node.clone(), welcome.clone());
+            thieves.spawn(async move {
+                loop {
+                    let _ = steal(&from, stranger(n), &tls, &node, &welcome).await;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            });
+        }
+        thieves
+    }
+}
+
 /// The certificate of a node, and the file of the authority that it is of.
 fn certificate(folder: &Path, node: &str) -> anyhow::Result<(TlsFiles, PathBuf)> {
     let mut params = CertificateParams::default();
@@ -146,17 +217,16 @@ fn certificate(folder: &Path, node: &str) -> anyhow::Result<(TlsFiles, PathBuf)>
     Ok((files, authority))
 }
 
-/// An agent that starts, and how long it takes until its node's pod is served.
+/// An agent that starts, and serves its node's pod.
 async fn starts(
     place: &Place,
     node: &super::place::Node,
     pod: &crate::site::Pod,
     role: &str,
-) -> anyhow::Result<(Rolegate, Duration)> {
-    let begin = Instant::now();
+) -> anyhow::Result<Rolegate> {
     let agent = place.agent(node).await?;
     place.served(pod, role).await?;
-    Ok((agent, begin.elapsed()))
+    Ok(agent)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,32 +255,22 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
         &authority,
     ];
     let _broker = place.broker(1, &flags).await?;
-    let (_first, quiet) = starts(&place, &nodes[0], &pods[0], "reader").await?;
+    let _first = starts(&place, &nodes[0], &pods[0], "reader").await?;
 
-    let tls = |pair| ClientTls {
+    let attack = Attack {
+        from: Arc::new(place.lab.node().path()),
         ca: place.ca(),
         pair,
-        clock: Clock::system(),
+        node: nodes[0].name.clone(),
     };
-    let from = Arc::new(place.lab.node().path());
-    let mut strangers = JoinSet::new();
-    for n in 0..STRANGERS {
-        for silence in [Silence::Tcp, Silence::Tls, Silence::Http2] {
-            let (from, tls) = (from.clone(), tls(None));
-            strangers.spawn(async move {
-                loop {
-                    let _ = hold(&from, stranger(n), &tls, silence).await;
-                    tokio::time::sleep(PAUSE).await;
-                }
-            });
-        }
-    }
+    let ended = Arc::new(AtomicUsize::new(0));
+    let mut strangers = attack.silent(&ended);
     eventually(DEADLINE, async || {
         let held = place.metric(1, UNAUTHENTICATED)?;
-        let closed = place.metric(1, CLOSED)?;
+        let evicted = closed(&place, "unauthenticated")?;
         ensure!(
-            held >= SHARE && closed > 0,
-            "{held} are held, {closed} were closed"
+            held >= SHARE && evicted > 0,
+            "{held} are held, {evicted} were evicted"
         );
         Ok(())
     })
@@ -218,35 +278,24 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     // The limit is seen by who looks, and the broker is ready.
     let ready = place.admin(1, "/readyz?verbose")?;
     ensure!(ready.status == 200, "{}", ready.body);
-    ensure!(ready.body.contains("agent connections"), "{}", ready.body);
-    ensure!(
-        ready.body.contains("did not authenticate"),
-        "{}",
-        ready.body
-    );
-    let (_second, held) = starts(&place, &nodes[1], &pods[1], "writer").await?;
+    for said in ["agent connections", "did not authenticate"] {
+        ensure!(ready.body.contains(said), "{}", ready.body);
+    }
+    // An agent's pod has the address that its agent comes from: it is served beside all of them.
+    let _second = starts(&place, &nodes[1], &pods[1], "writer").await?;
+    newcomer_takes_a_strangers_place(&place, &attack, &ended).await?;
     strangers.shutdown().await;
 
     // One certificate, shown from many addresses.
     let welcome = Arc::new(AtomicUsize::new(0));
-    let mut thieves = JoinSet::new();
-    for n in 0..THIEVES {
-        let (from, tls, welcome) = (from.clone(), tls(Some(pair.clone())), welcome.clone());
-        let node = nodes[0].name.clone();
-        thieves.spawn(async move {
-            loop {
-                let _ = steal(&from, stranger(n), &tls, &node, &welcome).await;
-                tokio::time::sleep(PAUSE).await;
-            }
-        });
-    }
+    let mut thieves = attack.stealing(0..THIEVES, &welcome);
     eventually(DEADLINE, async || {
         let crowded = place.metric(1, CROWDED)?;
         ensure!(crowded >= u64::from(THIEVES), "{crowded} were refused");
         Ok(())
     })
     .await?;
-    let (_third, stolen) = starts(&place, &nodes[2], &pods[2], "fresh").await?;
+    let _third = starts(&place, &nodes[2], &pods[2], "fresh").await?;
     // All of node 1's together, and two for each of the other agents.
     let authenticated = usize::try_from(place.metric(1, AUTHENTICATED)?)?;
     ensure!(
@@ -258,9 +307,39 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
         place.served(pod, role).await.context(role)?;
     }
     thieves.shutdown().await;
-    println!(
-        "served after {quiet:.2?} with nobody else there, {held:.2?} beside {STRANGERS} silent \
-         addresses, {stolen:.2?} beside {THIEVES} with one node's certificate"
+    Ok(())
+}
+
+/// Somebody who can authenticate, from an address that the broker expects nobody from, is welcome
+/// since a stranger is evicted, and not since one has timed out.
+async fn newcomer_takes_a_strangers_place(
+    place: &Place,
+    attack: &Attack,
+    ended: &AtomicUsize,
+) -> anyhow::Result<()> {
+    let before = closed(place, "unauthenticated")?;
+    let welcome = Arc::new(AtomicUsize::new(0));
+    let mut newcomer = attack.stealing(STRANGERS..=STRANGERS, &welcome);
+    eventually(DEADLINE, async || {
+        ensure!(welcome.load(Ordering::Relaxed) > 0, "nobody is welcome");
+        Ok(())
+    })
+    .await?;
+    let evicted = closed(place, "unauthenticated")?;
+    ensure!(evicted > before, "welcome without an eviction");
+    // Each connection of a stranger that ended was closed for another one, or refused since its
+    // address opens too many.
+    let ended = u64::try_from(ended.load(Ordering::Relaxed))?;
+    let mut counted = 0;
+    for limit in ["unauthenticated", "peer", "rate"] {
+        counted += closed(place, limit)?;
+    }
+    ensure!(
+        ended > 0 && ended <= counted,
+        "{ended} connections ended, and {counted} were closed by a limit"
     );
+    let held = place.metric(1, UNAUTHENTICATED)?;
+    ensure!(held <= SHARE + EXPECTED, "{held} are held");
+    newcomer.shutdown().await;
     Ok(())
 }

@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use rolegate_runtime::serve::{self, listen};
+use rolegate_runtime::serve::listen;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -16,22 +16,48 @@ fn start() -> SocketAddr {
         Clock::system(),
         AdmissionMetrics::register(&mut prometheus_client::registry::Registry::default()),
     );
-    tokio::spawn(serve::serve(
+    tokio::spawn(serve::serve_evictable(
         listener,
-        LIMITS,
+        webhook.limits(),
         Drain::new(),
-        move |peer, _| webhook.clone().connect(peer),
+        move |peer, _| Some(webhook.clone().connect(peer)),
     ));
     address
 }
 
 /// A connection of the peer 127.0.0.`peer`.
 async fn connect(address: SocketAddr, peer: u8) -> TcpStream {
+    connect_from(address, [127, 0, 0, peer]).await
+}
+
+async fn connect_from(address: SocketAddr, from: [u8; 4]) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
-    socket
-        .bind(SocketAddr::from(([127, 0, 0, peer], 0)))
-        .unwrap();
+    socket.bind(SocketAddr::from((from, 0))).unwrap();
     socket.connect(address).await.unwrap()
+}
+
+/// Silent connections, each from an address of its own.
+async fn strangers(address: SocketAddr, count: u16) -> Vec<TcpStream> {
+    // Both ends are files of this process.
+    rolegate_runtime::process::raise_open_files();
+    let mut open = Vec::new();
+    for n in 0..count {
+        let [high, low] = n.to_be_bytes();
+        open.push(connect_from(address, [127, 66, high, low]).await);
+    }
+    open
+}
+
+/// Whether a review is allowed on this connection.
+async fn reviews(stream: &mut TcpStream) -> bool {
+    let review = widget(0);
+    send(stream, review.len(), &review).await;
+    let answer = answer(stream).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 200"),
+        "{answer}"
+    );
+    !answer.is_empty()
 }
 
 async fn send(stream: &mut TcpStream, length: usize, body: &str) {
@@ -97,15 +123,69 @@ async fn one_peer_takes_its_part_of_the_connections_only() {
     for _ in 0..600 {
         open.push(connect(address, 2).await);
     }
-    let review = widget(0);
-    let mut one_more = connect(address, 2).await;
-    let _ = one_more
-        .write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-        .await;
-    assert_eq!(answer(&mut one_more).await, "", "one more than its part");
     let mut api_server = connect(address, 4).await;
-    send(&mut api_server, review.len(), &review).await;
-    assert!(answer(&mut api_server).await.starts_with("HTTP/1.1 200"));
+    assert!(reviews(&mut api_server).await);
+    // Its own oldest made room for its newest.
+    assert!(!reviews(&mut open[0]).await);
+    assert!(reviews(&mut open[599]).await);
+}
+
+#[tokio::test]
+async fn strangers_of_any_number_evict_no_connection_of_an_api_server() {
+    let address = start();
+    let mut api_server = Vec::new();
+    for _ in 0..40 {
+        let mut stream = connect(address, 4).await;
+        assert!(reviews(&mut stream).await);
+        api_server.push(stream);
+    }
+    // More than all connections that there may be; the API server has the most, and idle ones.
+    let _strangers = strangers(address, 1200).await;
+    for stream in &mut api_server {
+        assert!(
+            reviews(stream).await,
+            "a connection of the API server was evicted"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_api_server_that_was_never_seen_takes_the_place_of_a_stranger() {
+    let address = start();
+    let _strangers = strangers(address, 600).await;
+    let mut api_server = connect(address, 4).await;
+    assert!(reviews(&mut api_server).await);
+    // It is known by now, and strangers that come later don't concern it.
+    let _more = strangers(address, 600).await;
+    assert!(reviews(&mut api_server).await);
+    assert!(reviews(&mut connect(address, 4).await).await);
+}
+
+#[tokio::test]
+async fn many_addresses_that_send_reviews_leave_an_api_server_its_share() {
+    let address = start();
+    rolegate_runtime::process::raise_open_files();
+    let mut api_server = Vec::new();
+    for _ in 0..8 {
+        let mut stream = connect(address, 4).await;
+        assert!(reviews(&mut stream).await);
+        api_server.push(stream);
+    }
+    // More than there is room for, of fewer peers than may be known.
+    let mut thieves = Vec::new();
+    for n in 0..30 {
+        for _ in 0..30 {
+            let mut stream = connect_from(address, [127, 66, 1, n]).await;
+            assert!(reviews(&mut stream).await);
+            thieves.push(stream);
+        }
+    }
+    for stream in &mut api_server {
+        assert!(
+            reviews(stream).await,
+            "a connection of the API server was evicted"
+        );
+    }
 }
 
 #[tokio::test]

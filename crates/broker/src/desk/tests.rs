@@ -17,6 +17,8 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::places::Places;
 use rolegate_standing::ledger::Ledger;
 
+mod begin;
+
 use super::*;
 use crate::identity::AgentAccount;
 
@@ -134,10 +136,23 @@ impl Bench {
 
     /// A stream of `node` that serves.
     fn serving(&mut self, node: &str, pod_uid: Option<&str>) -> Arc<Feed> {
+        let feed = self.begins(node, pod_uid);
+        self.catch_up_with_all();
+        feed
+    }
+
+    /// A stream of `node` by which no pod was decided yet.
+    fn begins(&mut self, node: &str, pod_uid: Option<&str>) -> Arc<Feed> {
         let feed = feed(node, pod_uid);
         self.desk.order(Order::Join(feed.clone()));
         self.desk.order(Order::Begin(feed.clone()));
         feed
+    }
+
+    fn catch_up_with_all(&mut self) {
+        while !self.desk.pending.is_empty() {
+            self.desk.catch_up(PORTION);
+        }
     }
 
     fn metric(&self, line: &str) -> bool {
@@ -229,9 +244,7 @@ fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
     bench.allow(r#"["writer"]"#);
     // Not all at once, so that sources are listened to between.
     assert!(!bench.desk.pending.is_empty());
-    while !bench.desk.pending.is_empty() {
-        bench.desk.catch_up(PORTION);
-    }
+    bench.catch_up_with_all();
     assert_eq!(sent(&feed).0.len(), 300);
     assert_eq!(standing(&feed, "uid-299"), "denied");
     assert_eq!(bench.leased(), 0);
@@ -291,9 +304,7 @@ fn a_policy_that_was_not_done_in_time_is_asked_again_and_holds_up_nobody() {
     // One question takes as long as one go may, so sources are listened to after each.
     bench.desk.catch_up(PORTION);
     assert!(!bench.desk.pending.is_empty());
-    while !bench.desk.pending.is_empty() {
-        bench.desk.catch_up(PORTION);
-    }
+    bench.catch_up_with_all();
     assert_eq!(standing(&feed, "uid-0"), "denied");
     // The next time it is done, though nothing was said to have changed.
     bench.desk.keeper.apply(policy(
@@ -489,7 +500,7 @@ fn a_change_of_the_rules_touches_no_pod_of_a_node_that_is_not_served() {
     let _feed = bench.serving("node-1", None);
     bench.desk.update(namespace(r#"["writer"]"#));
     let touched: Vec<_> = std::iter::from_fn(|| bench.desk.pending.take()).collect();
-    assert_eq!(touched, [("uid-1".into(), true)]);
+    assert_eq!(touched, [("uid-1".into(), Reason::Retry)]);
     assert_eq!(bench.leased(), 1);
     // Rules that touch one namespace touch no pod of another.
     let elsewhere = Namespace {
@@ -504,12 +515,12 @@ fn a_change_of_the_rules_touches_no_pod_of_a_node_that_is_not_served() {
 #[test]
 fn what_is_worth_another_try_stays_so_until_it_is_tried() {
     let mut pending = Pending::default();
-    for retry in [false, true, false] {
-        pending.touch("uid-1".into(), retry);
+    for reason in [Reason::Changed, Reason::Retry, Reason::Begun] {
+        pending.touch("uid-1".into(), reason);
     }
-    assert_eq!(pending.take(), Some(("uid-1".into(), true)));
-    pending.touch("uid-1".into(), false);
-    assert_eq!(pending.take(), Some(("uid-1".into(), false)));
+    assert_eq!(pending.take(), Some(("uid-1".into(), Reason::Retry)));
+    pending.touch("uid-1".into(), Reason::Changed);
+    assert_eq!(pending.take(), Some(("uid-1".into(), Reason::Changed)));
     assert_eq!(pending.take(), None);
 }
 

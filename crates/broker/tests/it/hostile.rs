@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rolegate_broker::app::Broker;
 use rolegate_broker::feed::PER_NODE;
-use rolegate_proto::v1::{self, from_agent, notice};
+use rolegate_proto::v1::{self, from_agent, notice, to_agent};
 use rolegate_runtime::clock::Clock;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -421,6 +421,52 @@ async fn one_certificate_shown_from_many_addresses_takes_no_more_than_one_nodes_
     .await;
     let agent = stage.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nodes_streams_begin_no_faster_than_they_may() {
+    let stage = Stage::new().await;
+    let broker = stage.broker("broker-a").await;
+    let to = broker.addresses().agents;
+    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let (requests, connection) = connect(&tls, Ipv4Addr::LOCALHOST, to).await.unwrap();
+    let serving = "rolegate_broker_streams{use=\"serving\"}";
+    let mut begun = 0;
+    let refused = loop {
+        // The connection is the same for all of them.
+        let lives = tokio::spawn(async {}).abort_handle();
+        let mut raw = Raw::on(requests.clone(), lives).await.unwrap();
+        raw.hello("node-1").await;
+        let welcome = raw.hear().await.unwrap();
+        assert!(matches!(welcome, Some(to_agent::Body::Welcome(_))));
+        raw.say(from_agent::Body::Begin(v1::Begin {})).await;
+        let refused = loop {
+            match raw.hear().await {
+                Ok(Some(to_agent::Body::Update(_))) => break None,
+                Ok(_) => {}
+                Err(status) => break Some(status),
+            }
+        };
+        if let Some(refused) = refused {
+            break refused;
+        }
+        begun += 1;
+        assert!(begun < 200, "no stream was refused");
+        drop(raw);
+        eventually("the end of the stream", || async {
+            metric(&broker, serving).await == Some(0)
+        })
+        .await;
+    };
+    assert!(begun >= 16, "only {begun} streams began");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("too often"), "{refused:?}");
+    let reason = "rolegate_broker_refused_total{reason=\"begins\"}";
+    assert_eq!(metric(&broker, reason).await, Some(1));
+    // Another node's streams are not counted with them.
+    let agent = stage.agent(&broker, "node-2").await;
+    assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
+    connection.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

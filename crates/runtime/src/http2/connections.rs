@@ -157,7 +157,7 @@ impl Connections {
             return None;
         }
         let mut state = self.state();
-        let limit = state.make_room(peer, expected, self.share, self.per_peer);
+        let room = state.make_room(peer, expected, self.share, self.per_peer);
         let evicted = CancellationToken::new();
         let id = state.next;
         state.next += 1;
@@ -168,8 +168,10 @@ impl Connections {
         state.share(expected).insert(id, pending);
         state.by_peer.entry(peer).or_default().push_back(id);
         drop(state);
-        if let Some(limit) = limit {
+        if let Some((limit, gone)) = room {
+            // Counted before its peer can see that it is closed.
             self.reach(limit);
+            gone.evicted.cancel();
         }
         self.tell();
         Some(Accepted {
@@ -208,14 +210,15 @@ impl State {
         if expected { known } else { others }
     }
 
-    /// Evicts what stands in the way of one more; returns the limit that was reached.
+    /// Takes out the connection that has to go for one more, if any; returns it with the limit that
+    /// was reached.
     fn make_room(
         &mut self,
         peer: PeerKey,
         expected: bool,
         share: usize,
         per_peer: usize,
-    ) -> Option<Limit> {
+    ) -> Option<(Limit, Pending)> {
         let own = self.by_peer.get(&peer).filter(|own| own.len() >= per_peer);
         let (oldest, limit) = match own.map(|own| own.front().copied()) {
             Some(oldest) => (oldest, Limit::Peer),
@@ -225,10 +228,8 @@ impl State {
             }
             None => return None,
         };
-        if let Some(gone) = oldest.and_then(|id| self.remove(id)) {
-            gone.evicted.cancel();
-        }
-        Some(limit)
+        let gone = self.remove(oldest?)?;
+        Some((limit, gone))
     }
 
     /// Takes a connection from those that are unauthenticated.

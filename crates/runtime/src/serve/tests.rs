@@ -276,6 +276,7 @@ async fn a_newcomer_takes_the_place_of_an_idle_connection_and_lets_a_request_fin
     let server = start_evictable(ShareLimits {
         total: 8,
         each: 2,
+        known: 8,
         strangers: 8,
     });
     server.gate.add_permits(1);

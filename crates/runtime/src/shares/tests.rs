@@ -10,7 +10,18 @@ fn shares(total: usize, each: usize, strangers: usize) -> Shares<&'static str, (
     Shares::new(ShareLimits {
         total,
         each,
+        known: total,
         strangers,
+    })
+}
+
+/// Of 20 connections 16 are for known holders alone, and 4 for strangers.
+fn classes() -> Shares<&'static str, ()> {
+    Shares::new(ShareLimits {
+        total: 20,
+        each: 16,
+        known: 16,
+        strangers: 4,
     })
 }
 
@@ -40,7 +51,7 @@ fn a_holder_can_always_open_one_more_and_the_one_with_the_most_makes_room() {
     let mut greedy: Vec<_> = (0..6).map(|n| idle(&shares, known("greedy"), n)).collect();
     let mut modest: Vec<_> = (0..2).map(|n| idle(&shares, known("modest"), n)).collect();
     let neighbour = shares.admit(known("neighbour"));
-    assert_eq!(neighbour.evicted, Some(Limit::Total));
+    assert_eq!(neighbour.evicted, Some(Limit::Known));
     assert_eq!(shares.open(), 8);
     // The longest idle one of the holder that has the most.
     let ended: Vec<_> = greedy.iter_mut().map(evicted).collect();
@@ -49,7 +60,7 @@ fn a_holder_can_always_open_one_more_and_the_one_with_the_most_makes_room() {
     assert!(modest.iter_mut().all(|place| evicted(place).is_none()));
     // It gains nothing by opening another one.
     let again = shares.admit(known("greedy"));
-    assert_eq!(again.evicted, Some(Limit::Total));
+    assert_eq!(again.evicted, Some(Limit::Known));
     assert_eq!(evicted(&mut greedy[1]), Some(Evicted::Finish));
     assert!(modest.iter_mut().all(|place| evicted(place).is_none()));
 }
@@ -129,6 +140,66 @@ fn strangers_together_count_as_one_holder() {
 }
 
 #[test]
+fn with_parts_of_their_own_neither_class_evicts_a_connection_of_the_other() {
+    let shares = classes();
+    let mut known_ones: Vec<_> = (0..16).map(|n| idle(&shares, known("a"), n)).collect();
+    let mut strangers: Vec<_> = ["s1", "s2", "s3", "s4", "s5", "s6"]
+        .into_iter()
+        .enumerate()
+        .map(|(n, name)| idle(&shares, stranger(name), 10 - n as u64))
+        .collect();
+    assert!(known_ones.iter_mut().all(|place| evicted(place).is_none()));
+    // The longest idle one of all strangers, and no more than needed.
+    let ended: Vec<_> = strangers
+        .iter_mut()
+        .map(|it| evicted(it).is_some())
+        .collect();
+    assert_eq!(ended, [false, false, false, true, true, false]);
+    let own = shares.admit(known("b"));
+    assert_eq!(own.evicted, Some(Limit::Known));
+    assert_eq!(evicted(&mut known_ones[0]), Some(Evicted::Finish));
+    assert_eq!(shares.open(), 20);
+}
+
+#[test]
+fn one_stranger_takes_no_others_places_but_its_own() {
+    let shares = Shares::<_, ()>::new(ShareLimits {
+        total: 100,
+        each: 100,
+        known: 84,
+        strangers: 16,
+    });
+    let mut other = idle(&shares, stranger("other"), 0);
+    let mut own: Vec<_> = (1..10).map(|n| idle(&shares, stranger("s"), n)).collect();
+    let ended: Vec<_> = own.iter_mut().map(|it| evicted(it).is_some()).collect();
+    // An eighth of the strangers' part.
+    assert_eq!(ended, [vec![true; 7], vec![false; 2]].concat());
+    assert_eq!(evicted(&mut other), None);
+}
+
+#[test]
+fn a_holder_that_becomes_known_takes_its_connections_along() {
+    let shares = classes();
+    let mut own = idle(&shares, stranger("new"), 0);
+    let mut others: Vec<_> = (0..16).map(|n| idle(&shares, known("a"), n)).collect();
+    shares.classify(&known("new"));
+    // The one with the most makes room.
+    assert_eq!(evicted(&mut others[0]), Some(Evicted::Finish));
+    let names = ["s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8"];
+    let strangers = names.map(|name| shares.admit(stranger(name)));
+    assert_eq!(evicted(&mut own), None);
+    assert_eq!(shares.0.lock().strangers, 4);
+    // And back, where it is the first to go.
+    shares.classify(&stranger("new"));
+    assert_eq!(evicted(&mut own), Some(Evicted::Finish));
+    assert_eq!(shares.0.lock().strangers, 4);
+    // One that has no connection is of no class.
+    shares.classify(&known("nobody"));
+    drop((own, others, strangers));
+    assert!(shares.0.lock().holders.is_empty());
+}
+
+#[test]
 fn what_finishes_is_bounded_too() {
     let shares = shares(16, 16, 16);
     let busy: Vec<_> = (0..16).map(|_| shares.admit(known("a"))).collect();
@@ -188,12 +259,16 @@ fn the_table_is_as_large_as_what_is_open() {
         usize::try_from(state >> 33).unwrap() % below
     };
     for _ in 0..20_000 {
-        match random(3) {
+        match random(4) {
+            3 => shares.classify(&Holder {
+                key: names[random(names.len())],
+                known: random(2) == 0,
+            }),
             0 if !held.is_empty() => drop(held.swap_remove(random(held.len()))),
             1 if !held.is_empty() => held[random(held.len())].slot.end(Instant::now()),
             _ => {
                 let key = names[random(names.len())];
-                let known = key < "e";
+                let known = random(8) > 0 && key < "e";
                 held.push(shares.admit(Holder { key, known }));
                 // The server ends what is evicted, sooner or later.
                 if random(2) == 0 {
@@ -207,8 +282,8 @@ fn the_table_is_as_large_as_what_is_open() {
             .values()
             .map(|held| held.connections.len())
             .sum();
-        let of_strangers = table.holders.iter().filter(|(holder, _)| !holder.known);
-        let of_strangers: usize = of_strangers.map(|(_, held)| held.connections.len()).sum();
+        let of_strangers = table.holders.values().filter(|held| !held.known);
+        let of_strangers: usize = of_strangers.map(|held| held.connections.len()).sum();
         assert_eq!((table.open, table.strangers), (open, of_strangers));
         assert!(open <= 32 && of_strangers <= 8 && table.finishing.len() <= 4);
         let counts = table.holders.values().map(|held| {

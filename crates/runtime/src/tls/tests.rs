@@ -27,6 +27,7 @@ use crate::drain::Outcome;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::serve::{Limits, listen, serve_tls};
+use crate::shares::Eviction;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -76,9 +77,10 @@ fn start(limits: Limits) -> Server {
     let drain = Drain::new();
     let tls = ServerTls::new(store.clone()).unwrap();
     let answers = |_, _| {
-        Some(service_fn(|_| async {
+        let service = service_fn(|_| async {
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
-        }))
+        });
+        Some((service, Eviction::never()))
     };
     tokio::spawn(serve_tls(listener, limits, drain.clone(), tls, answers));
     Server {
