@@ -74,7 +74,7 @@ lint: ## Check format, lints, licences, banned dependencies, shell scripts and t
 
 fmt: ## Format all code
 	cargo fmt --all
-	gofmt -w tests/cluster/*.go crates/rego/tests/conformance/opa/*.go
+	gofmt -w tests/cluster/*.go tests/promlint/*.go crates/rego/tests/conformance/opa/*.go
 
 bench: ## Measure against the numbers promised in docs/benchmarks.md; JSON in ROLEGATE_CACHE/bench.json
 	@hack/setup build

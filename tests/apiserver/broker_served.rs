@@ -91,6 +91,7 @@ async fn broker(site: &Site, aws: &Aws) -> anyhow::Result<Broker> {
             base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/")?),
             ..RuleConfig::default()
         },
+        given: Default::default(),
         cluster_config: ConfigUse::Off,
         agents: AgentAccount {
             namespace: NAMESPACE.into(),

@@ -175,7 +175,7 @@ async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
         let port = controller.addresses().admin;
         async move { get(port, "/metrics").await }
     };
-    let leads = "rolegate_controller_leads 1";
+    let leads = "rolegate_leader_election_status 1";
     assert!(metrics(&first).await.contains(leads));
     assert!(!metrics(&second).await.contains(leads));
     let made = "rolegate_certificates_issued_total{reason=\"missing\"} 1";

@@ -258,7 +258,7 @@ async fn the_node_is_found_and_events_reach_the_pod() {
     });
     let app = pods.await.remove(0);
 
-    let mut metrics = Metrics::new("test");
+    let mut metrics = Metrics::new();
     let (eventer, writer) = eventer(connection.client(), "watch-node".into(), metrics.ours());
     tokio::spawn(writer.run());
     eventer.tell(&app, EventReason::RoleForbidden, "may not have the role x");

@@ -210,12 +210,12 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     served(&site, &other, "reader").await?;
     let metrics = site.admin("/metrics")?.body;
     let counted = |line: &str| {
-        let count = line.strip_prefix("rolegate_audited_denials_total{layer=\"grants\"} ");
+        let count = line.strip_prefix("rolegate_decisions_total{enforcement_point=\"agent\",layer=\"grants\",mode=\"audit\",result=\"denied\"} ");
         count.is_some_and(|count| count != "0")
     };
     assert!(metrics.lines().any(counted), "{metrics}");
     agent
-        .wait_for_line("would be denied (audit): no RoleGrant covers it", DEADLINE)
+        .wait_for_line("request would be denied", DEADLINE)
         .await?;
 
     // A policy that is asked at doors comes and goes.

@@ -77,7 +77,7 @@ async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
     no_secrets(&log)?;
     let denials: Vec<&str> = log
         .lines()
-        .filter(|line| line.contains("denied: "))
+        .filter(|line| line.contains("request denied"))
         .collect();
     for said in ["pod=admin", "layer=\"namespace\"", "role/admin\""] {
         assert!(

@@ -18,6 +18,7 @@ mod kube2iam;
 mod lifecycle;
 mod loopback;
 mod memory;
+mod metrics;
 mod not_known;
 mod redirect;
 mod sdk;

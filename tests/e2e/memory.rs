@@ -139,8 +139,8 @@ async fn beside(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::Re
     let (command, admin) = command(process, &api, &imds, folder.path())?;
     let mut rolegate = Rolegate::spawn_command(&command)?;
     let series = match process {
-        Process::Agent => "rolegate_workloads",
-        Process::Broker => "rolegate_broker_pods",
+        Process::Agent => "rolegate_pods",
+        Process::Broker => "rolegate_pods",
     };
     let has = |name: &str, number: u32| {
         let line = format!("{name} {number}");

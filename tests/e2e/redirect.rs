@@ -8,13 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use rolegate_devkit::NODE_SECRET_MARKER;
 use rolegate_testkit::lab::{Lab, PodLink, in_netns};
 use rolegate_testkit::{Cluster, eventually};
 
 use crate::ask::{self, METADATA, METADATA_6, Reply};
-use crate::site::{DEADLINE, Site, rolegate, start_imds};
+use crate::site::{DEADLINE, Site, clean, rolegate, start_imds};
+
+/// The exit code of `redirect check` where nothing answers pods.
+const BLOCKED: i32 = 2;
 
 /// Whether it is the agent that answers: it knows no pod here.
 fn is_agent(reply: &Reply) -> bool {
@@ -35,7 +38,7 @@ async fn rule_07_redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
     assert!(!site.reached("user-data"));
     let netns = pod.path().display().to_string();
     let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
-    assert!(check.status.success(), "{check:?}");
+    assert_eq!(check.status.code(), Some(BLOCKED), "{check:?}");
 
     // Killed is no different, and the next agent begins where the last one ended.
     let mut agent = site.ready_agent(&[]).await?;
@@ -109,7 +112,12 @@ async fn redirect_by_hand() -> anyhow::Result<()> {
         );
         let (code, json) = run(&["check", "--netns", &netns, "-o", "json"])?;
         let json: serde_json::Value = serde_json::from_str(&json)?;
-        assert!(code == Some(0) && json["open"] == false, "{json}");
+        // No agent runs.
+        assert_eq!(code, Some(BLOCKED), "{json}");
+        assert_eq!(json["state"], "blocked");
+        assert_eq!(json["v4"]["state"], "blocked");
+        // iptables is one of both others, and its rules are shown once.
+        assert_eq!(shown.matches("10.0.0.1:8181").count(), 1, "{shown}");
         assert_eq!(json["routingRules"], "in place");
 
         let (code, text) = run(&["remove"])?;
@@ -139,6 +147,83 @@ async fn a_redirect_that_somebody_removes_is_put_back() -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Each backend: the rules that close the metadata address hold, and no pod gets anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
+    let cluster = Cluster::shared().await?;
+    let site = Site::new("wrong-interface", cluster).await?;
+    let pod = site.pod("10.1.0.5")?;
+    let metric = |state: &str| format!("rolegate_redirect_pods{{state=\"{state}\"}} 1");
+    for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+        let redirect = format!("--redirect={backend}");
+        let mut agent = site.agent(&[&redirect, "--host-interface=cali+"])?;
+        let why = agent
+            .until(DEADLINE, async || {
+                let reply = site.admin("/readyz")?;
+                let mut lines = reply.body.lines();
+                let line = lines.find(|line| line.contains("pods are blocked"));
+                let line = line.map(str::to_owned).context(reply.body.clone())?;
+                ensure!(reply.status == 503, "{backend}: {}", reply.body);
+                Ok(line)
+            })
+            .await?;
+        assert!(
+            why.starts_with("[-] redirect-check") && why.contains("come in by eni"),
+            "{why}"
+        );
+        assert!(
+            why.contains("--host-interface=cali+ does not match"),
+            "{why}"
+        );
+        let metrics = site.admin("/metrics")?.body;
+        assert!(metrics.contains(&metric("blocked")), "{metrics}");
+        assert!(ask::get(&pod, "/latest/user-data").is_err());
+        assert!(agent.stop().await?.success());
+
+        // With the right one it is ready, on the same node.
+        let mut agent = site.agent(&[&redirect])?;
+        site.ready(&mut agent).await?;
+        eventually(DEADLINE, async || {
+            let metrics = site.admin("/metrics")?.body;
+            ensure!(metrics.contains(&metric("ok")), "{metrics}");
+            Ok(())
+        })
+        .await?;
+        let netns = pod.path().display().to_string();
+        let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
+        assert_eq!(check.status.code(), Some(0), "{check:?}");
+        assert!(agent.stop().await?.success());
+        let removed = rolegate(site.lab.node(), &["redirect", "remove"])?;
+        assert!(removed.status.success(), "{removed:?}");
+    }
+    Ok(())
+}
+
+/// Without the capability nothing can be said about the rules, which are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn show_without_rights_is_an_error() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    let path = rolegate_testkit::Rolegate::path()?.display().to_string();
+    for arguments in [
+        &["redirect", "show"][..],
+        &["redirect", "show", "--backend=nftables"],
+    ] {
+        let output = clean(lab.node(), Path::new("setpriv"))
+            .args([
+                "--bounding-set=-net_admin",
+                "--inh-caps=-net_admin",
+                "--",
+                &path,
+            ])
+            .args(arguments)
+            .output()?;
+        let said = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("CAP_NET_ADMIN"), "{said}");
+    }
+    Ok(())
 }
 
 /// Asks for what the agent never passes on, from several threads and without a pause, until it is
@@ -275,7 +360,7 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
         let netns = pod.path().display().to_string();
         let check = rolegate(node, &["redirect", "check", "--netns", &netns])?;
         let text = String::from_utf8(check.stdout)?;
-        assert!(check.status.success(), "{text}");
+        assert_eq!(check.status.code(), Some(BLOCKED), "{text}");
         assert!(
             text.contains("routing rules of this host: in place"),
             "{text}"

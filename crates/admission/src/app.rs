@@ -15,6 +15,7 @@ use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::namespaces::watch_namespaces;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_kube::watch::{Reporting, WatchMetrics};
+use rolegate_rules::in_force::{self, GivenRuleFlags};
 use rolegate_rules::keeper::{Keeper, Point, Report};
 use rolegate_rules::source::RuleSources;
 use rolegate_runtime::admin::Admin;
@@ -49,6 +50,8 @@ pub struct AdmissionOptions {
     pub annotations: AnnotationKeys,
     /// The rules as far as flags fix them: they count where the cluster has no configuration.
     pub rules: RuleConfig,
+    /// The flags and variables about rules that were given, by name.
+    pub given: GivenRuleFlags,
     /// Whether the cluster's configuration is demanded.
     pub cluster_config: ConfigUse,
     /// Where the certificate comes from.
@@ -107,7 +110,7 @@ impl Admission {
         let readiness = Readiness::new();
         let drain = Drain::new();
         let mut tasks = JoinSet::new();
-        let mut metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
         info!(api_server = connection.url(), "watching");
         let watch_metrics = WatchMetrics::register(metrics.ours(), connection.pictures());
@@ -142,6 +145,8 @@ impl Admission {
         }
         let rules = keeper.rules();
         rolegate_rules::metrics::register(metrics.ours(), rules.clone());
+        let reporting = in_force::report(rules.clone(), options.given, None);
+        tasks.spawn(passing(reporting));
         let (reporter, reports) = mpsc::channel(REPORTS);
         let (sender, namespaces) = mpsc::channel(REPORTS);
         let sources = RuleSources {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use rolegate_rules::metrics::{DecisionMetrics, EnforcementPoint};
 use rolegate_runtime::histogram::AtomicHistogram;
 use rolegate_runtime::shares::Limit;
 
@@ -41,15 +42,13 @@ impl Ending {
 #[derive(Debug, Clone)]
 pub struct AdmissionMetrics {
     reviews: [AtomicHistogram; 4],
-    denials: Family<Label, Counter>,
-    audited: Family<Label, Counter>,
+    decisions: DecisionMetrics,
     closed: Family<Label, Counter>,
 }
 
 impl AdmissionMetrics {
-    /// Registers `admission_review_duration_seconds` by `outcome`, `admission_denials_total` and
-    /// `admission_audited_denials_total` by `layer`, and `admission_connections_closed_total` by
-    /// `limit`.
+    /// Registers `admission_review_duration_seconds` by `outcome`, `decisions_total`, and
+    /// `admission_connections_closed_total` by `limit`.
     pub fn register(registry: &mut Registry) -> Self {
         let family = Family::<[(&str, &str); 1], AtomicHistogram, _>::new_with_constructor(|| {
             AtomicHistogram::new(AtomicHistogram::LATENCIES)
@@ -61,25 +60,14 @@ impl AdmissionMetrics {
         });
         registry.register(
             "admission_review_duration_seconds",
-            "Time that reviews took, by how they ended",
+            "Duration of admission reviews, by how they ended",
             family,
         );
         let metrics = Self {
             reviews,
-            denials: Family::default(),
-            audited: Family::default(),
+            decisions: DecisionMetrics::register(registry, EnforcementPoint::Admission),
             closed: Family::default(),
         };
-        registry.register(
-            "admission_denials",
-            "Faults for which objects were refused, by layer",
-            metrics.denials.clone(),
-        );
-        registry.register(
-            "admission_audited_denials",
-            "Faults that layers in audit mode found in objects that were let through, by layer",
-            metrics.audited.clone(),
-        );
         registry.register(
             "admission_connections_closed",
             "Connections closed since a limit of them was reached",
@@ -92,10 +80,13 @@ impl AdmissionMetrics {
         if let Some(histogram) = self.reviews.get(ending as usize) {
             histogram.observe(took);
         }
+        if matches!(ending, Ending::Allowed | Ending::Warned) {
+            self.decisions.allowed();
+        }
     }
 
     pub(crate) fn denied(&self, layer: &'static str) {
-        self.denials.get_or_create(&[("layer", layer)]).inc();
+        self.decisions.denied(layer);
     }
 
     pub(crate) fn connection_closed(&self, limit: Limit) {
@@ -108,6 +99,6 @@ impl AdmissionMetrics {
     }
 
     pub(crate) fn audited(&self, layer: &'static str) {
-        self.audited.get_or_create(&[("layer", layer)]).inc();
+        self.decisions.audited(layer);
     }
 }

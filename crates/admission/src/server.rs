@@ -125,7 +125,7 @@ impl Webhook {
         let (ending, response) = match body(request, peer).await {
             Ok((body, _memory)) => self.review(&body, peer).await,
             Err((status, sentence)) => {
-                warn!(%status, "a request is no review: {sentence}");
+                warn!(%status, reason = sentence, "the request is not a review");
                 (Ending::Malformed, text(status, sentence))
             }
         };
@@ -139,7 +139,7 @@ impl Webhook {
             Ok(review) => review,
             Err(error) => {
                 let sentence = error.to_string();
-                warn!("a review cannot be read: {sentence}");
+                warn!(reason = sentence, "cannot read a review");
                 let response = match error.uid() {
                     Some(uid) => json(refusal(uid, &sentence)),
                     None => text(StatusCode::BAD_REQUEST, sentence),
@@ -213,8 +213,8 @@ impl Webhook {
                 user = %review.user().name,
                 layer = warning.layer,
                 rule = warning.rule,
-                "would be denied (audit): {}",
-                warning.reason
+                reason = warning.reason,
+                "request would be denied"
             );
         }
         if !outcome.is_allowed() {
@@ -223,8 +223,8 @@ impl Webhook {
                 namespace = review.namespace(),
                 name = review.name(),
                 user = %review.user().name,
-                "denied: {}",
-                outcome.message()
+                reason = outcome.message(),
+                "request denied"
             );
         }
     }

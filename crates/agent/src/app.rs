@@ -4,6 +4,7 @@ mod background;
 mod keys;
 mod mind;
 mod options;
+mod redirect_check;
 mod source;
 
 use std::net::SocketAddr;
@@ -115,7 +116,7 @@ impl Agent {
         let stop = CancellationToken::new();
         let drain = Drain::new();
         let mut tasks = JoinSet::new();
-        let mut metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let mut metrics = Metrics::new();
         let mut session_metrics = SessionMetrics::register(metrics.ours());
         let agent_metrics = if options.kube2iam_metrics {
             session_metrics = session_metrics.with_kube2iam_names(metrics.common());

@@ -17,7 +17,7 @@ mod bindings;
 pub mod cni_results;
 mod events;
 mod follow;
-mod kernel;
+pub(crate) mod kernel;
 mod monitor;
 
 use std::fmt;
@@ -483,7 +483,7 @@ impl Attachments {
         self.moved();
         for addr in changed {
             // Neighbours can cause these as quickly as they like.
-            self.warn(|| tracing::warn!(%addr, ?event, "an address is no longer at its pod's place: it gets no credentials"));
+            self.warn(|| tracing::warn!(%addr, %event, "an address is no longer at its pod's place: it gets no credentials"));
         }
     }
 

@@ -12,6 +12,7 @@ use rolegate_core::arn::BaseArn;
 use rolegate_core::rulebook::{Facts, RuleUpdate, Touched};
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_rules::keeper::{Keeper, Report};
+use rolegate_runtime::logging::list;
 use rolegate_runtime::readiness::{Block, Condition, Readiness};
 use rolegate_standing::decider::Decider;
 use rolegate_standing::resident::{Resident, Standing};
@@ -156,7 +157,7 @@ impl Director {
     pub fn learn(&mut self, facts: Facts) {
         info!(
             base = facts.base.as_ref().map(BaseArn::as_str),
-            own_roles = ?facts.own_roles.iter().map(|own| &own.name).collect::<Vec<_>>(),
+            own_roles = list(facts.own_roles.iter().map(|own| &own.name)),
             "our AWS identity is known"
         );
         self.keeper.learn(facts);

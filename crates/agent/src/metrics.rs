@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use rolegate_rules::metrics::{DecisionMetrics, EnforcementPoint};
 use rolegate_runtime::histogram::AtomicHistogram;
 
 use crate::kube2iam::Kube2iamRequests;
@@ -136,8 +137,7 @@ struct Inner {
     requests: Requests,
     /// The family's histograms as they are first used, found by position.
     slots: [[OnceLock<AtomicHistogram>; OUTCOMES]; HANDLERS],
-    denials: Family<[(&'static str, &'static str); 1], Counter>,
-    audited: Family<[(&'static str, &'static str); 1], Counter>,
+    decisions: DecisionMetrics,
     limits: [Counter; AgentLimit::ALL.len()],
     pods: SmallGauge,
     disputed: SmallGauge,
@@ -162,8 +162,7 @@ impl AgentMetrics {
                 AtomicHistogram::new(AtomicHistogram::LATENCIES)
             }),
             slots: Default::default(),
-            denials: Family::default(),
-            audited: Family::default(),
+            decisions: DecisionMetrics::register(registry, EnforcementPoint::Agent),
             limits: AgentLimit::ALL.map(|limit| {
                 let labels = [("limit", limit.as_str())];
                 limits.get_or_create(&labels).clone()
@@ -174,28 +173,18 @@ impl AgentMetrics {
         };
         registry.register(
             "request_duration_seconds",
-            "Time that requests of pods took, by what was asked for and how it ended",
+            "Duration of pods' requests, by what was asked for and how it ended",
             inner.requests.clone(),
         );
         registry.register(
-            "denials",
-            "Requests refused by a rule, by layer",
-            inner.denials.clone(),
-        );
-        registry.register(
-            "audited_denials",
-            "Requests that were answered and that a rule in audit mode would have refused, by layer",
-            inner.audited.clone(),
-        );
-        registry.register(
             "limit_reached",
-            "Connections that another one took the place of, and requests that were refused, by the limit that was reached",
+            "Connections that were closed and requests that were refused, by the limit that was reached",
             limits,
         );
-        registry.register("workloads", "Pods known", inner.pods.clone());
+        registry.register("pods", "Pods known, of this node", inner.pods.clone());
         registry.register(
-            "disputed_addresses",
-            "Addresses that several live pods claim, which get nothing",
+            "conflicting_pod_ips",
+            "Addresses that several live pods have, none of which gets credentials",
             inner.disputed.clone(),
         );
         Self(Arc::new(inner))
@@ -219,12 +208,17 @@ impl AgentMetrics {
 
     /// Counts a request that a layer refused.
     pub(crate) fn denied(&self, layer: &'static str) {
-        self.0.denials.get_or_create(&[("layer", layer)]).inc();
+        self.0.decisions.denied(layer);
     }
 
     /// Counts a request that a layer in audit mode would have refused.
     pub(crate) fn audited(&self, layer: &'static str) {
-        self.0.audited.get_or_create(&[("layer", layer)]).inc();
+        self.0.decisions.audited(layer);
+    }
+
+    /// Counts a request for credentials that was allowed.
+    pub(crate) fn allowed(&self) {
+        self.0.decisions.allowed();
     }
 
     /// Counts it under kube2iam's names, where they are wanted.

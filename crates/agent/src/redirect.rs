@@ -9,6 +9,7 @@
 mod backend;
 pub mod check;
 mod command;
+mod ingress;
 mod keeper;
 mod monitor;
 mod routing;
@@ -19,6 +20,7 @@ use std::sync::Mutex;
 use rolegate_core::redirect::{Family, RoutingRule, Spec};
 
 pub use backend::{Backend, Choice, Flavour, UnknownBackend};
+pub use ingress::ingress_interfaces;
 pub use keeper::{Keeper, Status};
 
 /// Why the kernel's rules could not be read or changed.
@@ -70,6 +72,9 @@ pub enum RedirectError {
     /// No netlink socket, or it ended.
     #[error("cannot reach the kernel's routing rules: {0}")]
     Netlink(std::io::Error),
+    /// The kernel does not list its interfaces, or the other ends of them.
+    #[error("cannot read this host's network interfaces: {0}")]
+    Interfaces(String),
     /// The kernel refused a routing rule, or doesn't support them.
     #[error(
         "the kernel refused a routing rule: {0}; the agent needs the capability NET_ADMIN and a kernel with policy routing"

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rolegate_runtime::logging::list;
 use rolegate_standing::resident::Resident;
 use tracing::warn;
 
@@ -118,10 +119,13 @@ impl Roster {
             if matches!(owner, Some(Owner::Disputed)) {
                 if self.disputed.insert(address) {
                     let pods = claims.iter().filter_map(|uid| self.pods.get(uid));
-                    let names: Vec<_> = pods
-                        .map(|pod| format!("{}/{}", pod.workload.namespace, pod.workload.name))
-                        .collect();
-                    warn!(%address, pods = ?names, "several live pods have one address: none of them gets credentials");
+                    let names =
+                        pods.map(|pod| format!("{}/{}", pod.workload.namespace, pod.workload.name));
+                    warn!(
+                        %address,
+                        pods = list(names),
+                        "several live pods have one address: none of them gets credentials"
+                    );
                 }
             } else {
                 self.disputed.remove(&address);

@@ -127,9 +127,12 @@ fn tell_longest(longest: Option<u32>, asked: u32) {
                        --assume-role, so STS gives no more";
     match longest {
         Some(longest) if asked > longest => warn!(
-            "sessions live {longest} s at most, not the {asked} s of --session-duration: {WHY}"
+            longest,
+            asked,
+            reason = WHY,
+            "sessions are shorter than --session-duration asks for"
         ),
-        Some(longest) => info!("sessions live {longest} s at most, also by grants: {WHY}"),
+        Some(longest) => info!(longest, reason = WHY, "the longest session that STS gives"),
         None => {}
     }
 }
@@ -137,7 +140,10 @@ fn tell_longest(longest: Option<u32>, asked: u32) {
 /// Says the same thing once.
 fn tell(said: &mut String, what: String) {
     if *said != what {
-        warn!("{what}");
+        warn!(
+            reason = what,
+            "rolegate's AWS identity is not known in full"
+        );
         *said = what;
     }
 }

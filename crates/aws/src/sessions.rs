@@ -217,10 +217,11 @@ impl Sessions {
         for cell in cells.values() {
             if let Some(session) = &cell.state.load().session {
                 let life = session.life;
-                let left = life.left(now).as_secs_f64();
                 let age = life.from.duration_until(now).as_secs_f64();
                 lives.count += 1;
-                lives.least_left = Some(lives.least_left.map_or(left, |least| least.min(left)));
+                let earliest = lives.earliest_expiration;
+                let earliest = earliest.map_or(life.until, |known| known.min(life.until));
+                lives.earliest_expiration = Some(earliest);
                 lives.oldest_age = Some(lives.oldest_age.map_or(age, |oldest| oldest.max(age)));
             }
         }
@@ -228,14 +229,14 @@ impl Sessions {
     }
 }
 
-/// The lives of all sessions, in seconds.
+/// The lives of all sessions.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Lives {
     /// Sessions that were fetched.
     pub count: usize,
-    /// What is left of the one that ends first.
-    pub least_left: Option<f64>,
-    /// The age of the oldest.
+    /// The expiration of the one that expires first.
+    pub earliest_expiration: Option<Timestamp>,
+    /// The age of the oldest, in seconds.
     pub oldest_age: Option<f64>,
 }
 
@@ -414,7 +415,14 @@ impl<C: AssumeRole> Driver<C> {
                 if let Some(cell) = cell {
                     let before = cell.state.load_full();
                     if before.failure.as_ref() != Some(&failure) {
-                        warn!(role = %key.role, session = %key.name, code = failure.code, kind = kind.reason(), "STS gave no session: {}", failure.message);
+                        warn!(
+                            role = %key.role,
+                            session = %key.name,
+                            code = failure.code,
+                            kind = kind.reason(),
+                            reason = failure.message,
+                            "STS gave no session"
+                        );
                     }
                     cell.publish(State {
                         session: before.session.clone(),

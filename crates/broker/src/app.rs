@@ -22,6 +22,7 @@ use rolegate_kube::namespaces::watch_namespaces;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_kube::watch::{Reporting, WatchMetrics};
 use rolegate_kube::workloads::{Scope, watch_pods};
+use rolegate_rules::in_force::{self, GivenRuleFlags};
 use rolegate_rules::keeper::{Keeper, Point, Report};
 use rolegate_rules::source::RuleSources;
 use rolegate_runtime::admin::Admin;
@@ -87,6 +88,8 @@ pub struct BrokerOptions {
     pub annotations: AnnotationKeys,
     /// The rules as far as flags fix them: they count where the cluster has no configuration.
     pub rules: RuleConfig,
+    /// The flags and variables about rules that were given, by name.
+    pub given: GivenRuleFlags,
     /// Whether the cluster's configuration is demanded.
     pub cluster_config: ConfigUse,
     /// Who is taken for an agent.
@@ -185,7 +188,7 @@ impl Broker {
         let readiness = Readiness::new();
         let drain = Drain::new();
         let mut tasks = JoinSet::new();
-        let mut metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let mut metrics = Metrics::new();
         let broker_metrics = BrokerMetrics::register(metrics.ours());
         let clock = options.clock;
 
@@ -222,6 +225,11 @@ impl Broker {
         }
         let rules = keeper.rules();
         rolegate_rules::metrics::register(metrics.ours(), rules.clone());
+        tasks.spawn(passing(in_force::report(
+            rules.clone(),
+            options.given,
+            Some(readiness.condition("layers")),
+        )));
         let decider = Decider::new(rules.clone(), sessions, clock.clone());
         let (reporter, reports) = mpsc::channel(REPORTS);
         let (sender, updates) = mpsc::channel(REPORTS);
@@ -299,7 +307,7 @@ impl Broker {
             ("kiam-client-ca", kiam_ca),
         ] {
             if let Some(path) = path {
-                let file = CertificateFile::of_authorities(name, path, clock.clone());
+                let file = CertificateFile::of_authorities(name, path);
                 let file = Arc::new(file);
                 lasting.push(file.clone());
                 tasks.spawn(passing(async move { file.follow().await }));

@@ -11,10 +11,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use rolegate_core::arn::BaseArn;
 use rolegate_core::rulebook::{Facts, RuleUpdate, Touched};
 use rolegate_core::session::SessionKey;
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_rules::keeper::{Keeper, Report};
+use rolegate_runtime::logging::list;
 use rolegate_runtime::readiness::{Block, Condition, Readiness};
 use rolegate_standing::decider::Decider;
 use rolegate_standing::resident::Standing;
@@ -180,7 +182,11 @@ impl Desk {
 
     /// Takes what was found out about where we run.
     pub fn learn(&mut self, facts: Facts) {
-        info!(?facts.base, ?facts.own_roles, "our AWS identity is known");
+        info!(
+            base = facts.base.as_ref().map(BaseArn::as_str),
+            own_roles = list(facts.own_roles.iter().map(|own| &own.name)),
+            "our AWS identity is known"
+        );
         self.keeper.learn(facts);
         self.rules_changed(&Touched::All, true);
     }

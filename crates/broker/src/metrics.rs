@@ -54,7 +54,7 @@ impl Drop for KiamUser {
 
 impl BrokerMetrics {
     /// Registers `broker_streams` by `use` (`serving`, `warm`), `broker_refused_total` by `reason`,
-    /// `broker_pods`, `broker_address_claimed_twice_total`, `broker_kiam_connections`,
+    /// `pods`, `broker_address_claimed_twice_total`, `broker_kiam_connections`,
     /// `broker_kiam_requests_total` by `outcome`, `broker_connections` by `port` and `state`
     /// (`authenticated`, `unauthenticated`) and `broker_connections_closed_total` by `port` and
     /// `limit`.
@@ -70,7 +70,7 @@ impl BrokerMetrics {
             "Streams refused or ended since the agent could not prove which node it is on",
             metrics.refused.clone(),
         );
-        registry.register("broker_pods", "Pods known", metrics.pods.clone());
+        registry.register("pods", "Pods known, of all nodes", metrics.pods.clone());
         registry.register(
             "broker_address_claimed_twice",
             "Times that pods of two nodes claimed one address",
@@ -83,7 +83,7 @@ impl BrokerMetrics {
         );
         registry.register(
             "broker_kiam_requests",
-            "Requests of kiam's agents that were not answered with a role's name",
+            "Requests of kiam's agents for credentials, by outcome",
             metrics.kiam.clone(),
         );
         registry.register(

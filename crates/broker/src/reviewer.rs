@@ -100,9 +100,9 @@ impl Reviewer {
         let failed = self.failing.swap(reviewed.is_err(), Ordering::Relaxed);
         match &reviewed {
             Err(why) if !failed => {
-                warn!("agents' tokens cannot be looked at: {why}");
+                warn!(reason = %why, "cannot review agents' tokens");
             }
-            Ok(_) if failed => info!("agents' tokens are looked at again"),
+            Ok(_) if failed => info!("agents' tokens are reviewed again"),
             _ => {}
         }
         reviewed.map_err(ReviewError::Api)

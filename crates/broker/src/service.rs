@@ -210,7 +210,7 @@ impl Connection {
         let feed = &desk.feed;
         info!(node = %feed.node, peer = %self.peer, version, "an agent is served");
         let over = |why: Unproven| {
-            info!(node = %feed.node, peer = %self.peer, "an agent's stream ends: {why}");
+            info!(node = %feed.node, peer = %self.peer, reason = %why, "an agent's stream ended");
             self.unproven(&why)
         };
 

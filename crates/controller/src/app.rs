@@ -9,6 +9,7 @@ use rolegate_kube::client::{ClientError, ClientOptions, Connection};
 use rolegate_kube::events::eventer_as;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_kube::watch::WatchMetrics;
+use rolegate_rules::metrics::CurrentRules;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
@@ -109,7 +110,7 @@ impl Controller {
         let stop = CancellationToken::new();
         let drain = Drain::new();
         let mut tasks = JoinSet::new();
-        let mut metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
 
         // What the leader does: whatever else one replica has to do is added here.
@@ -129,6 +130,8 @@ impl Controller {
         }
 
         if let Some(rules) = options.rules {
+            let current = CurrentRules::default();
+            current.register(metrics.ours());
             let watches = WatchMetrics::register(metrics.ours(), connection.pictures());
             let (events, writer) = eventer_as(
                 "rolegate-controller",
@@ -144,6 +147,7 @@ impl Controller {
                 rules,
                 connection.clone(),
                 watches,
+                current,
                 readiness.clone(),
                 events,
                 options.clock.clone(),
@@ -152,8 +156,8 @@ impl Controller {
 
         let leads = Gauge::default();
         metrics.ours().register(
-            "controller_leads",
-            "Whether this replica leads, 1 or 0",
+            "leader_election_status",
+            "Whether this replica is the leader, 1 or 0",
             leads.clone(),
         );
         let lease = LeaseOptions {

@@ -121,6 +121,15 @@ pub enum Trust {
     ConfigMap(String),
 }
 
+impl fmt::Display for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Webhook(name) => write!(f, "ValidatingWebhookConfiguration {name}"),
+            Self::ConfigMap(name) => write!(f, "ConfigMap {name}"),
+        }
+    }
+}
+
 impl Trust {
     /// What it is about, for logs.
     fn whose(&self) -> &'static str {
@@ -285,7 +294,7 @@ impl Certificates {
                 Ok(wait) => {
                     succeeded = true;
                     if trouble.take().is_some() {
-                        tracing::info!("the certificate of {whose} is kept again");
+                        tracing::info!(certificate = whose, "the certificate is kept again");
                     }
                     self.condition.ok();
                     wait
@@ -293,7 +302,11 @@ impl Certificates {
                 Err(error) => {
                     let sentence = error.to_string();
                     if trouble.as_ref() != Some(&sentence) {
-                        tracing::warn!("the certificate of {whose}: {sentence}; trying on");
+                        tracing::warn!(
+                            certificate = whose,
+                            reason = sentence,
+                            "cannot keep the certificate, retrying"
+                        );
                     }
                     match succeeded {
                         true => self.condition.note(sentence.clone()),
@@ -438,9 +451,9 @@ impl Certificates {
         }?;
         if published == Published::Changed {
             tracing::info!(
-                trust = ?self.options.trust,
+                object = %self.options.trust,
                 authorities = authorities.len(),
-                "it is told whom to trust"
+                "the CA bundle is updated"
             );
         }
         Ok(published)

@@ -221,7 +221,7 @@ impl Leadership {
             "Lease {}/{}: {why}",
             self.options.namespace, self.options.name
         );
-        tracing::debug!("{sentence}");
+        tracing::debug!(reason = sentence, "the lease is not held");
         match known {
             true => self.condition.note(sentence),
             false => self.condition.fail(sentence),

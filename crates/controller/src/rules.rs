@@ -20,7 +20,9 @@ use rolegate_kube::events::Eventer;
 use rolegate_kube::namespaces::watch_namespaces;
 use rolegate_kube::watch::{Reporting, WatchMetrics};
 use rolegate_kube::workloads::{Scope, watch_pods};
+use rolegate_rules::in_force::{self, GivenRuleFlags};
 use rolegate_rules::keeper::{Keeper, Point, Report};
+use rolegate_rules::metrics::CurrentRules;
 use rolegate_rules::source::{CONDITIONS, RuleSources};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
@@ -46,6 +48,8 @@ const SESSION_SECONDS: u32 = 3600;
 pub struct RuleOptions {
     /// The rules as far as flags fix them: they count where the cluster has no configuration.
     pub flags: RuleConfig,
+    /// The flags and variables about rules that were given, by name.
+    pub given: GivenRuleFlags,
     /// Whether the cluster's configuration is demanded.
     pub cluster_config: ConfigUse,
     /// The annotations' keys.
@@ -61,6 +65,7 @@ pub struct RuleDuty {
     options: RuleOptions,
     connection: Connection,
     metrics: WatchMetrics,
+    current: CurrentRules,
     readiness: Readiness,
     events: Eventer,
     clock: Clock,
@@ -80,6 +85,7 @@ impl RuleDuty {
         options: RuleOptions,
         connection: Connection,
         metrics: WatchMetrics,
+        current: CurrentRules,
         readiness: Readiness,
         events: Eventer,
         clock: Clock,
@@ -88,6 +94,7 @@ impl RuleDuty {
             options,
             connection,
             metrics,
+            current,
             readiness,
             events,
             clock,
@@ -110,6 +117,9 @@ impl RuleDuty {
         // Dropped with this call, and all watches with it.
         let mut watches = JoinSet::new();
         self.watch(&keeper, reporter, sender, &mut watches);
+        self.current.set(Some(keeper.rules()));
+        let given = self.options.given.clone();
+        watches.spawn(in_force::report(keeper.rules(), given, None));
 
         let mut pods = Pods::default();
         let mut statuses = Statuses::new(self.client(), self.events.clone());
@@ -192,6 +202,7 @@ impl Duty for RuleDuty {
     fn run(&self, leading: CancellationToken) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.follow(leading).await;
+            self.current.set(None);
             // A replica that doesn't lead watches nothing, and is ready.
             for name in CONDITIONS.into_iter().chain(["namespaces", "pods"]) {
                 self.readiness.condition(name).ok();

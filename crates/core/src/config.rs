@@ -16,6 +16,9 @@ use crate::pattern::PatternFormat;
 /// The configuration of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleConfig {
+    /// The `metadata.generation` of the `RolegateConfig`; `None` for flags, and for a manifest that
+    /// does not have it.
+    pub generation: Option<i64>,
     /// What completes bare role names; `None`: what was found out about where we run.
     pub base: Option<BaseArn>,
     /// The role of pods that name none, in namespaces that name none: a name or an ARN.
@@ -75,6 +78,7 @@ impl Default for RuleConfig {
     /// Only layer `namespace` is on, as in a cluster's configuration that says nothing of layers.
     fn default() -> Self {
         Self {
+            generation: None,
             base: None,
             default_role: None,
             own_roles: Vec::new(),

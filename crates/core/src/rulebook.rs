@@ -46,6 +46,25 @@ pub enum ClusterConfig {
     Is(Arc<RuleConfig>),
 }
 
+/// The source of the configuration in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RuleSource {
+    /// The cluster's configuration has not been looked for yet.
+    #[default]
+    Unseen,
+    /// The flags and environment variables of the process.
+    Flags,
+    /// The `RolegateConfig`, the last one that could be used.
+    RolegateConfig {
+        /// Its `metadata.generation`.
+        generation: Option<i64>,
+    },
+    /// None: the `RolegateConfig` is missing, so everything is refused.
+    Missing,
+    /// None: the `RolegateConfig` is invalid, and none before it counts, so everything is refused.
+    Invalid,
+}
+
 /// A change of the rules.
 #[derive(Debug, Clone)]
 pub enum RuleUpdate {
@@ -88,7 +107,9 @@ pub struct RuleBook {
     scope: SessionScope,
     session_seconds: u32,
     config: ClusterConfig,
-    /// The last configuration that could be used, completed by the flags.
+    /// The last configuration object that could be used.
+    object: Option<Arc<RuleConfig>>,
+    /// The same, completed by the flags.
     good: Option<Arc<RuleConfig>>,
     /// Whether it was deleted since: what is broken then has nothing to go back to.
     gone: bool,
@@ -111,6 +132,7 @@ impl RuleBook {
             scope,
             session_seconds,
             config: ClusterConfig::NotUsed,
+            object: None,
             good: None,
             gone: false,
             facts: None,
@@ -132,6 +154,32 @@ impl RuleBook {
     /// The cluster's configuration object, as far as it is known.
     pub fn cluster_config(&self) -> &ClusterConfig {
         &self.config
+    }
+
+    /// The source of the configuration that counts.
+    pub fn source(&self) -> RuleSource {
+        match (&self.config, &self.object) {
+            (ClusterConfig::Unseen, _) => RuleSource::Unseen,
+            (ClusterConfig::NotUsed, _) => RuleSource::Flags,
+            (ClusterConfig::Missing, _) => RuleSource::Missing,
+            (ClusterConfig::Is(object), _) => RuleSource::RolegateConfig {
+                generation: object.generation,
+            },
+            (ClusterConfig::Broken(_), Some(object)) if !self.gone => RuleSource::RolegateConfig {
+                generation: object.generation,
+            },
+            (ClusterConfig::Broken(_), _) => RuleSource::Invalid,
+        }
+    }
+
+    /// The configuration object that counts, as it is written, without what flags add to it.
+    pub fn object(&self) -> Option<&RuleConfig> {
+        self.object.as_deref()
+    }
+
+    /// The roles that were found to be the node's or this process's own.
+    pub fn found_own_roles(&self) -> &[OwnRole] {
+        self.facts.as_ref().map_or(&[], |facts| &facts.own_roles)
     }
 
     /// The grants, compiled.
@@ -265,9 +313,13 @@ impl RuleBook {
         }
         match &config {
             ClusterConfig::Is(good) => {
+                self.object = Some(good.clone());
                 self.good = Some(Arc::new(good.completed_by(&self.flags)));
             }
-            ClusterConfig::NotUsed => self.good = None,
+            ClusterConfig::NotUsed => {
+                self.object = None;
+                self.good = None;
+            }
             // What it said last still shapes the rules, though nothing is allowed by them.
             ClusterConfig::Unseen | ClusterConfig::Missing | ClusterConfig::Broken(_) => {}
         }

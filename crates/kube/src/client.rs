@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Request, Response};
-use kube::client::{Body, ClientBuilder, DynBody};
+use kube::client::{AuthError, Body, ClientBuilder, DynBody};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{BoxError, Service};
@@ -67,17 +67,33 @@ pub enum ClientError {
     #[error("an API token needs the URL of the API server that it is for: give --api-server too")]
     TokenWithoutServer,
     /// The kubeconfig can't be used.
-    #[error("cannot use kubeconfig {}: {source}", .path.display())]
+    #[error("cannot use kubeconfig {}: {}", .path.display(), crate::failure::chain(.error))]
     Kubeconfig {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: Box<KubeconfigError>,
+        error: Box<KubeconfigError>,
+    },
+    /// The kubeconfig has no such context.
+    #[error("context {context:?} does not exist in the kubeconfig")]
+    Context {
+        /// Its name.
+        context: String,
+    },
+    /// The program that the kubeconfig names for credentials cannot be run.
+    #[error(
+        "cannot run {command:?}, which the kubeconfig names as exec plugin for credentials: {error}"
+    )]
+    ExecPlugin {
+        /// The program.
+        command: String,
+        /// Why not.
+        error: std::io::Error,
     },
     /// Neither in a cluster nor configured.
     #[error(
-        "no API server is known: this is no pod with a service account ({in_cluster}), and there \
-         is no kubeconfig ({kubeconfig}); give --api-server or --kubeconfig"
+        "cannot find an API server: not running in a pod ({in_cluster}) and no usable kubeconfig \
+         ({kubeconfig}); set --api-server or --kubeconfig"
     )]
     Nowhere {
         /// Why not the pod's own cluster.
@@ -130,8 +146,14 @@ impl Connection {
         config.headers.push((USER_AGENT, agent));
         let url = config.cluster_url.to_string();
         let namespace = config.default_namespace.clone();
-        let client =
-            ClientBuilder::try_from(config).map_err(|error| ClientError::Setup(Box::new(error)))?;
+        let plugin = config.auth_info.exec.as_ref();
+        let plugin = plugin.and_then(|exec| exec.command.clone());
+        let client = ClientBuilder::try_from(config).map_err(|error| match (error, plugin) {
+            (kube::Error::Auth(AuthError::AuthExecStart(error)), Some(command)) => {
+                ClientError::ExecPlugin { command, error }
+            }
+            (error, _) => ClientError::Setup(Box::new(error)),
+        })?;
         Ok(Self {
             namespace,
             context,
@@ -200,9 +222,12 @@ async fn configure(options: &ClientOptions) -> Result<(Config, Option<String>), 
         .transpose()?;
     let (mut config, context) = match (&options.kubeconfig, &server) {
         (Some(path), _) => {
-            let failed = |source| ClientError::Kubeconfig {
-                path: path.into(),
-                source: Box::new(source),
+            let failed = |error| match error {
+                KubeconfigError::LoadContext(context) => ClientError::Context { context },
+                error => ClientError::Kubeconfig {
+                    path: path.into(),
+                    error: Box::new(error),
+                },
             };
             let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
             from_kubeconfig(kubeconfig, options).await.map_err(failed)?
@@ -221,9 +246,12 @@ async fn configure(options: &ClientOptions) -> Result<(Config, Option<String>), 
                     Ok(kubeconfig) => from_kubeconfig(kubeconfig, options).await,
                     Err(error) => Err(error),
                 };
-                found.map_err(|kubeconfig| ClientError::Nowhere {
-                    in_cluster: Box::new(in_cluster),
-                    kubeconfig: Box::new(kubeconfig),
+                found.map_err(|kubeconfig| match kubeconfig {
+                    KubeconfigError::LoadContext(context) => ClientError::Context { context },
+                    kubeconfig => ClientError::Nowhere {
+                        in_cluster: Box::new(in_cluster),
+                        kubeconfig: Box::new(kubeconfig),
+                    },
                 })?
             }
         },
@@ -345,11 +373,34 @@ contexts:
     }
 
     #[tokio::test]
+    async fn a_missing_exec_plugin_is_named() {
+        let (dir, options) = kubeconfig();
+        let exec = "user: { exec: { apiVersion: client.authentication.k8s.io/v1, \
+            command: no-such-plugin, interactiveMode: Never } }";
+        let text = KUBECONFIG.replace("user: { token: from-kubeconfig }", exec);
+        assert!(text.contains("no-such-plugin"));
+        std::fs::write(dir.path().join("config"), text).unwrap();
+        let error = Connection::new(&options).await.unwrap_err().to_string();
+        assert!(error.contains("cannot run \"no-such-plugin\""), "{error}");
+    }
+
+    #[tokio::test]
     async fn wrong_options_are_told() {
         let (_dir, mut options) = kubeconfig();
         options.context = Some("none".into());
         let error = Connection::new(&options).await.unwrap_err().to_string();
-        assert!(error.contains("cannot use kubeconfig"), "{error}");
+        assert_eq!(error, "context \"none\" does not exist in the kubeconfig");
+        let kubeconfig = Some("/nonexistent/config".into());
+        let nowhere = ClientOptions {
+            kubeconfig,
+            ..options.clone()
+        };
+        let error = Connection::new(&nowhere).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot use kubeconfig /nonexistent/config"),
+            "{error}"
+        );
+        assert_eq!(error.matches("No such file").count(), 1, "{error}");
         for wrong in ["localhost:8080", "ftp://a", "https://", "a b"] {
             let api_server = Some(wrong.into());
             let options = ClientOptions {

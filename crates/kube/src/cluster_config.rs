@@ -95,7 +95,7 @@ pub async fn watch_cluster_config<M: Send + 'static>(
             (ConfigUse::Auto, false) => {
                 let sentence = health.count(&failure);
                 if !std::mem::replace(&mut told, true) {
-                    tracing::info!("no RolegateConfig is used, flags count: {sentence}");
+                    tracing::info!(reason = sentence, "no RolegateConfig is used, flags count");
                 }
                 condition.ok();
                 if messages.send(wrap(ClusterConfig::NotUsed)).await.is_err() {

@@ -261,7 +261,7 @@ impl EventWriter {
                 Err(failure) => {
                     if told.replace(failure.kind) != Some(failure.kind) {
                         let sentence = failure.sentence("events");
-                        tracing::warn!("cannot write Events: {sentence}");
+                        tracing::warn!(reason = sentence, "cannot write Events");
                     }
                     "failed"
                 }

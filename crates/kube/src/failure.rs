@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use kube::client::AuthError;
 use kube::runtime::watcher;
 
 /// The kinds of failure that are worth telling apart.
@@ -131,16 +132,89 @@ impl Failure {
 }
 
 /// The error with all that caused it, each said once.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let said = error.to_string();
+        let plain = error.downcast_ref().and_then(plain);
+        // What is said plainly holds its causes.
+        next = if plain.is_some() {
+            None
+        } else {
+            error.source()
+        };
+        let plain = plain.unwrap_or_else(|| said.clone());
+        if text.is_empty() {
+            text = plain;
+        } else if text.contains(&said) {
+            // An error that says its cause says it as it is.
+            text = text.replace(&said, &plain);
+        } else if !text.contains(&plain) {
             text.push_str(": ");
-            text.push_str(&cause_text);
+            text.push_str(&plain);
         }
-        source = cause.source();
     }
     text
+}
+
+/// A sentence for errors of the client whose own `Display` prints Rust structures, or all that a
+/// program wrote, which may hold a token.
+fn plain(error: &kube::Error) -> Option<String> {
+    match error {
+        kube::Error::Api(status) if status.message.is_empty() => {
+            Some(format!("status {} {}", status.code, status.reason))
+        }
+        kube::Error::Api(status) => Some(status.message.clone()),
+        kube::Error::Auth(AuthError::AuthExecStart(error)) => Some(format!(
+            "the exec plugin of the kubeconfig cannot be run: {error}"
+        )),
+        kube::Error::Auth(AuthError::AuthExecRun { out, .. }) => Some(format!(
+            "the exec plugin of the kubeconfig failed with {}",
+            out.status
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn api_errors_are_the_servers_message() {
+        let status = Status {
+            code: 403,
+            message: "pods is forbidden".into(),
+            reason: "Forbidden".into(),
+            ..Status::default()
+        };
+        let error = kube::Error::Api(status.clone().boxed());
+        assert_eq!(chain(&error), "pods is forbidden");
+        let of_watch = watcher::Error::InitialListFailed(error);
+        let text = chain(&of_watch);
+        assert!(
+            text.ends_with("pods is forbidden") && !text.contains("Status {"),
+            "{text}"
+        );
+        let nameless = Status {
+            message: String::new(),
+            ..status
+        };
+        let error = kube::Error::Api(nameless.boxed());
+        assert_eq!(chain(&error), "status 403 Forbidden");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read x: {0}")]
+        struct Outer(#[source] io::Error);
+        let error = Outer(io::ErrorKind::NotFound.into());
+        assert_eq!(chain(&error), "cannot read x: entity not found");
+    }
 }

@@ -153,7 +153,7 @@ impl WorkloadsFile {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!("{error}; keeping what it said before");
+                    tracing::warn!(reason = %error, "cannot read the workloads file, keeping what it said before");
                     condition.note(format!("{error}; what it said before still holds"));
                 }
             }

@@ -39,7 +39,8 @@ fn grant(object: DynamicObject) -> Option<Grant> {
             let error = crate::chain(&error);
             tracing::warn!(
                 grant = name,
-                "a RoleGrant cannot be read and grants nothing: {error}"
+                reason = error,
+                "a RoleGrant cannot be read and grants nothing"
             );
             Some(Grant {
                 name: name.into(),

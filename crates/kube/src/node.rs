@@ -58,7 +58,7 @@ pub async fn find_node(
             return Err(NodeUnknown::Refused(sentence));
         }
         if told.replace(failure.kind) != Some(failure.kind) {
-            tracing::warn!("{sentence}; trying on to find this node's name");
+            tracing::warn!(reason = sentence, "cannot find this node's name, retrying");
         }
         if let Some(wait) = waits.next() {
             tokio::time::sleep(wait).await;

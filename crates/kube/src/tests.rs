@@ -80,7 +80,7 @@ impl Watching {
 
     fn reading(connection: Connection, scope: Scope, needs: Reading) -> Self {
         let (sender, updates) = mpsc::channel(16);
-        let (readiness, mut metrics) = (Readiness::new(), Metrics::new("test"));
+        let (readiness, mut metrics) = (Readiness::new(), Metrics::new());
         let reporting = Reporting {
             metrics: WatchMetrics::register(metrics.ours(), connection.pictures()),
             condition: readiness.condition("pods"),
@@ -479,7 +479,7 @@ async fn events_tell_the_pods_owner_once() {
     let Change::Snapshot(pods) = watching.next().await else {
         panic!("no snapshot")
     };
-    let mut metrics = Metrics::new("test");
+    let mut metrics = Metrics::new();
     let client = watching.connection.client();
     let (eventer, writer) = eventer(client, "node-a".into(), metrics.ours());
     let writing = tokio::spawn(writer.run());
@@ -518,7 +518,7 @@ async fn events_tell_the_pods_owner_once() {
 
 #[tokio::test]
 async fn events_never_block_and_are_counted_when_dropped() {
-    let mut metrics = Metrics::new("test");
+    let mut metrics = Metrics::new();
     // Nobody listens there, and nobody writes.
     let connection = connect(any_port()).await;
     let (eventer, _writer) = eventer(connection.client(), "n".into(), metrics.ours());

@@ -77,7 +77,7 @@ pub async fn follow_secret(
     loop {
         let on_loaded = || {
             if std::mem::take(&mut failing) {
-                tracing::info!("{what} is watched again");
+                tracing::info!(secret = %name, "the Secret is watched again");
             }
             loaded = true;
             waits = backoff();
@@ -90,7 +90,7 @@ pub async fn follow_secret(
             None => format!("{what} cannot be watched: the watch ended"),
         };
         if !std::mem::replace(&mut failing, true) {
-            tracing::warn!("{sentence}; trying on");
+            tracing::warn!(secret = %name, reason = sentence, "cannot watch the Secret, retrying");
         }
         match loaded {
             true => condition.note(sentence),

@@ -112,8 +112,10 @@ impl Watchdog {
                 });
                 match failure.kind {
                     // Part of the protocol.
-                    Kind::Expired => tracing::debug!(resource, "{sentence}"),
-                    _ => tracing::warn!(resource, "{sentence}; trying on"),
+                    Kind::Expired => {
+                        tracing::debug!(resource, reason = sentence, "the watch starts anew")
+                    }
+                    _ => tracing::warn!(resource, reason = sentence, "the watch failed, retrying"),
                 }
             }
         }

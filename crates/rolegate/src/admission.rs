@@ -9,11 +9,14 @@ use clap::Args;
 use rolegate_admission::app::{Admission, AdmissionOptions, StartError};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
+use rolegate_runtime::version::Version;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::certificate_flags::CertificateFlags;
 use crate::flags::{duration, invalid};
+use crate::given_flags::GivenFlags;
 use crate::kubernetes_flags::KubernetesFlags;
+use crate::lifecycle::log_ready;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
 
@@ -33,6 +36,8 @@ pub(crate) struct AdmissionFlags {
     #[command(flatten)]
     kubernetes: KubernetesFlags,
 
+    #[command(flatten)]
+    pub(crate) given: GivenFlags,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     #[command(flatten)]
@@ -57,6 +62,13 @@ pub(crate) struct AdmissionFlags {
 /// Runs the webhook until it is told to stop.
 pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
+    tracing::info!(
+        version = Version::CURRENT.version,
+        revision = Version::CURRENT.revision,
+        command = "admission",
+        listen_address = %flags.listen_address,
+        "starting"
+    );
     let drain_time = flags.drain_time;
     let options = options(flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -73,6 +85,7 @@ pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
             })?;
         let addresses = admission.addresses();
         tracing::info!(webhook = %addresses.webhook, admin = %addresses.admin, "listening");
+        let _ready = log_ready(admission.readiness());
         let broken = tokio::select! {
             signal = shutdown.next() => {
                 tracing::info!(signal, "stopping");
@@ -94,6 +107,7 @@ fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
         listen: flags.listen_address,
         admin_listen: flags.metrics_address,
         rules: flags.rules.config()?,
+        given: flags.given.0,
         cluster_config: flags.rules.cluster_config.into(),
         client: flags.kubernetes.client(),
         annotations: flags.keys.keys()?,

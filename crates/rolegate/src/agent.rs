@@ -8,18 +8,42 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use rolegate_agent::app::{self, Ended};
 use rolegate_agent::limits::LimitOptions;
+use rolegate_runtime::logging::list;
+use rolegate_runtime::version::Version;
 use rolegate_runtime::{process, signals};
 
 pub(crate) use flags::{AgentFlags, LONG_ABOUT};
 
 use crate::flags::invalid;
+use crate::lifecycle::log_ready;
 pub(crate) use options::options;
 
 /// Runs the agent until it is told to stop.
 pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
+    tracing::info!(
+        version = Version::CURRENT.version,
+        revision = Version::CURRENT.revision,
+        command = "agent",
+        node = flags.node,
+        broker = flags.broker,
+        redirect = flags
+            .redirect
+            .as_deref()
+            .or(flags.iptables.then_some("auto")),
+        host_interface = flags.host_interface,
+        host_ip = flags.host_ip.map(tracing::field::display),
+        app_port = flags.app_port,
+        "starting"
+    );
     for note in options::notes(&flags) {
         tracing::warn!("{note}");
+    }
+    if flags.broker.is_some() && !flags.given.all().is_empty() {
+        tracing::warn!(
+            flags = list(flags.given.all()),
+            "flags do not count: the broker decides"
+        );
     }
     let drain_time = flags.drain_time;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -40,6 +64,7 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
         })?;
         let addresses = agent.addresses();
         tracing::info!(pods = %addresses.pods, admin = %addresses.admin, "listening");
+        let _ready = log_ready(agent.readiness());
         let ended = tokio::select! {
             signal = shutdown.next() => {
                 tracing::info!(signal, "stopping");

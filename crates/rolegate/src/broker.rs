@@ -14,13 +14,16 @@ use rolegate_broker::identity::AgentAccount;
 use rolegate_core::engine::EngineOptions;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
+use rolegate_runtime::version::Version;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::certificate_flags::CertificateFlags;
 use crate::deciding_flags::DecidingFlags;
 use crate::flags::{SessionScopeFlag, check_picture_age, duration, invalid, session_life};
+use crate::given_flags::GivenFlags;
 use crate::kiam_flags::KiamServerFlags;
 use crate::kubernetes_flags::KubernetesFlags;
+use crate::lifecycle::log_ready;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
 use crate::sts_flags::StsFlags;
@@ -76,6 +79,8 @@ pub(crate) struct BrokerFlags {
     #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_PICTURE_AGE", default_value = "1h", value_parser = duration, requires = "kiam_address", help_heading = AGENTS)]
     max_picture_age: Duration,
 
+    #[command(flatten)]
+    pub(crate) given: GivenFlags,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     /// Demand that the base ARN is found out from where this runs; without it, a found one is used all the same
@@ -147,6 +152,14 @@ impl BrokerFlags {
 /// Runs the broker until it is told to stop.
 pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
+    tracing::info!(
+        version = Version::CURRENT.version,
+        revision = Version::CURRENT.revision,
+        command = "broker",
+        listen_address = %flags.listen_address,
+        kiam = flags.kiam_address.map(tracing::field::display),
+        "starting"
+    );
     for note in flags.kiam.notes() {
         tracing::warn!("{note}");
     }
@@ -164,6 +177,7 @@ pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
         })?;
         let addresses = broker.addresses();
         tracing::info!(agents = %addresses.agents, admin = %addresses.admin, ledger = %addresses.ledger, "listening");
+        let _ready = log_ready(broker.readiness());
         let broken = tokio::select! {
             signal = shutdown.next() => {
                 tracing::info!(signal, "stopping");
@@ -219,6 +233,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         },
         base_required: flags.auto_discover_base_arn,
         rules,
+        given: flags.given.0,
         scope: flags.session_scope.into(),
         session_seconds: session_life("--session-duration", flags.session_duration)?,
         engine: flags.sts.engine(EngineOptions::of_cluster),

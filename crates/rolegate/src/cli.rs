@@ -35,7 +35,7 @@ Examples:
     rolegate redirect check --netns /run/netns/cni-…
 
 Exit codes: 0 done, 1 failed (for `redirect check`: the real metadata service is open to pods),
-64 wrong usage or configuration.";
+2 pods are blocked (`redirect check`), 64 wrong usage or configuration.";
 
 /// The command line.
 #[derive(Debug, Parser)]

@@ -13,10 +13,13 @@ use rolegate_controller::rules::RuleOptions;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
+use rolegate_runtime::version::Version;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{duration, invalid};
+use crate::given_flags::GivenFlags;
 use crate::kubernetes_flags::KubernetesFlags;
+use crate::lifecycle::log_ready;
 use crate::log_flags::LogFlags;
 use crate::rule_flags::RuleFlags;
 
@@ -44,6 +47,8 @@ pub(crate) struct ControllerFlags {
     #[command(flatten)]
     kubernetes: KubernetesFlags,
 
+    #[command(flatten)]
+    pub(crate) given: GivenFlags,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     #[command(flatten)]
@@ -87,6 +92,13 @@ pub(crate) struct ControllerFlags {
 /// Runs the controller until it is told to stop.
 pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
+    tracing::info!(
+        version = Version::CURRENT.version,
+        revision = Version::CURRENT.revision,
+        command = "controller",
+        namespace = flags.namespace,
+        "starting"
+    );
     let drain_time = flags.drain_time;
     let options = options(flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -104,6 +116,7 @@ pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
             }
         })?;
         tracing::info!(admin = %controller.addresses().admin, "listening");
+        let _ready = log_ready(controller.readiness());
         let broken = tokio::select! {
             signal = shutdown.next() => {
                 tracing::info!(signal, "stopping");
@@ -129,6 +142,7 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
     );
     let rules = RuleOptions {
         flags: flags.rules.config()?,
+        given: flags.given.0,
         cluster_config: flags.rules.cluster_config.into(),
         keys: flags.keys.keys()?,
         namespace: flags.namespace.clone(),

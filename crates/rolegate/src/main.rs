@@ -13,10 +13,13 @@ mod container_flags;
 mod controller;
 mod deciding_flags;
 mod demo;
+mod environment;
 mod flags;
+mod given_flags;
 mod kiam_flags;
 mod kubernetes_flags;
 mod ledger;
+mod lifecycle;
 mod log_flags;
 mod policy;
 mod redirect;
@@ -37,21 +40,33 @@ const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let arguments = cli::with_implied_command(std::env::args_os().collect());
-    let command = match command(arguments) {
-        Ok(command) => command,
-        Err(error) => {
-            let code = if error.use_stderr() { USAGE } else { 0 };
-            // Nothing is left to do where even the terminal is gone.
-            let _ = error.print();
-            return ExitCode::from(code);
+    let format = environment::variable("ROLEGATE_LOG_FORMAT");
+    let json = lifecycle::asks_for_json(&arguments, format.as_deref());
+    let (command, json) = match command(arguments) {
+        // The file of --config may ask for it too.
+        Ok((command, arguments)) => {
+            let json = lifecycle::asks_for_json(&arguments, format.as_deref());
+            (command, json)
+        }
+        Err(error) if error.use_stderr() => {
+            if json {
+                lifecycle::report_fatal(error.to_string().trim_end(), json);
+            } else {
+                // Nothing is left to do where even the terminal is gone.
+                let _ = error.print();
+            }
+            return ExitCode::from(USAGE);
+        }
+        Err(help) => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
         }
     };
     if command.holds_secrets()
         && let Err(error) = rolegate_runtime::process::hide_memory()
     {
-        use std::io::Write;
-        let text = "rolegate: this process's memory can't be kept out of dumps";
-        let _ = writeln!(std::io::stderr(), "{text}: {error}");
+        let text = format!("cannot keep this process's memory out of dumps: {error}");
+        lifecycle::report_fatal(&text, json);
         return ExitCode::FAILURE;
     }
     rolegate_runtime::process::raise_open_files();
@@ -67,21 +82,27 @@ fn main() -> ExitCode {
         Command::Reference(arguments) => reference::run(&arguments),
     };
     ended.unwrap_or_else(|error| {
-        use std::io::Write;
         let code = if error.is::<flags::Invalid>() {
             USAGE
         } else {
             1
         };
-        let _ = writeln!(std::io::stderr(), "rolegate: {error:#}");
+        let cause: &(dyn std::error::Error + 'static) = error.as_ref();
+        lifecycle::report_fatal(&rolegate_kube::chain(cause), json);
         ExitCode::from(code)
     })
 }
 
-fn command(arguments: Vec<OsString>) -> Result<Command, clap::Error> {
-    let mut definition = cli::definition();
-    let environment = |name: &str| std::env::var(name).ok();
-    let arguments = config_file::with_lower_places(&mut definition, arguments, &environment)?;
-    let matches = definition.try_get_matches_from(arguments)?;
-    Ok(Cli::from_arg_matches(&matches)?.command)
+/// The command that is asked for, and its arguments with those of other places.
+fn command(arguments: Vec<OsString>) -> Result<(Command, Vec<OsString>), clap::Error> {
+    let mut definition = environment::without_service_links(cli::definition());
+    let variables = std::env::vars_os().map(|(name, value)| {
+        let text = |text: OsString| text.to_string_lossy().into_owned();
+        (text(name), text(value))
+    });
+    let arguments =
+        config_file::with_lower_places(&mut definition, arguments, &environment::variable)?;
+    let matches = definition.clone().try_get_matches_from(&arguments)?;
+    environment::check(&mut definition, &arguments, variables)?;
+    Ok((Cli::from_arg_matches(&matches)?.command, arguments))
 }

@@ -7,12 +7,18 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use rolegate_agent::redirect::check::{CheckState, Outcome};
 use rolegate_agent::redirect::{
-    Backend, Choice, Redirect, State, check, remove_all, routing_rules, routing_state,
+    Backend, Choice, Redirect, RedirectError, State, check, remove_all, routing_rules,
+    routing_state,
 };
 use rolegate_core::redirect::{InterfacePattern, Spec};
+use rustix::thread::CapabilitySet;
 
 use crate::flags::invalid;
+
+/// The exit code of a check that finds pods blocked.
+const BLOCKED: u8 = 2;
 
 /// Arguments of `rolegate redirect`.
 #[derive(Debug, Args)]
@@ -57,7 +63,8 @@ enum Action {
     /// Take the rules away: pods then reach the node's role
     Remove,
     /// Ask from inside a pod's network namespace where the metadata address leads, and say whether
-    /// this host has the routing rules; exits with 1 if the real metadata service answers
+    /// this host has the routing rules; exits with 0 if the agent answers, 2 if nothing does (pods
+    /// are blocked), 1 if the real metadata service does
     Check {
         /// The namespace's file, such as /run/netns/cni-… or /proc/PID/ns/net [default: this one]
         #[arg(long, value_name = "FILE")]
@@ -82,11 +89,9 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
     match action {
         Action::Show { backend } => {
             let mut found = false;
-            for backend in backends(&backend)? {
-                if let Ok(Some(rules)) = backend.show().await {
-                    writeln!(out, "# {backend}\n{}", rules.trim_end())?;
-                    found = true;
-                }
+            for (names, rules) in kernel_rules(&backends(&backend)?).await? {
+                writeln!(out, "# {names}\n{}", rules.trim_end())?;
+                found = true;
             }
             let routing = routing_rules().await?;
             if !routing.is_empty() {
@@ -137,9 +142,9 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
             };
             if output == "json" {
                 let json = serde_json::json!({
-                    "v4": found.v4.to_string(),
-                    "v6": found.v6.to_string(),
-                    "open": found.is_open(),
+                    "state": found.state().as_str(),
+                    "v4": outcome(&found.v4),
+                    "v6": outcome(&found.v6),
                     "routingRules": routing,
                 });
                 writeln!(out, "{json:#}")?;
@@ -149,12 +154,62 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
                     writeln!(out, "routing rules of this host: {routing}")?;
                 }
             }
-            if found.is_open() {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(match found.state() {
+                CheckState::Ok => ExitCode::SUCCESS,
+                CheckState::Blocked => ExitCode::from(BLOCKED),
+                CheckState::Open => ExitCode::FAILURE,
+            });
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn outcome(outcome: &Outcome) -> serde_json::Value {
+    serde_json::json!({
+        "state": outcome.state().as_str(),
+        "detail": outcome.to_string(),
+    })
+}
+
+/// The rules of the backends in the kernel, each listing once, with the names of the backends that
+/// show it: `iptables` is mostly one of the others.
+async fn kernel_rules(backends: &[Backend]) -> anyhow::Result<Vec<(String, String)>> {
+    let mut listings: Vec<(String, String)> = Vec::new();
+    for backend in backends {
+        let rules = match backend.show().await {
+            Ok(rules) => rules,
+            // Without the program there are no rules of it, unless they were asked for by name.
+            Err(RedirectError::Missing { .. }) if backends.len() > 1 => None,
+            Err(error) => return Err(with_rights(error)),
+        };
+        let Some(rules) = rules else { continue };
+        // The listing names its program on lines of its own.
+        let body = |text: &str| {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let same = listings
+            .iter_mut()
+            .find(|(_, other)| body(other) == body(&rules));
+        match same {
+            Some((names, _)) => names.push_str(&format!(", {backend}")),
+            None => listings.push((backend.to_string(), rules)),
+        }
+    }
+    Ok(listings)
+}
+
+/// The error, with the right that is missing.
+fn with_rights(error: RedirectError) -> anyhow::Error {
+    let has_right = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+    let error = anyhow::Error::from(error);
+    match has_right {
+        true => error,
+        false => error.context(
+            "cannot read the kernel's rules: the capability CAP_NET_ADMIN is needed (run as root)",
+        ),
+    }
 }
 
 fn words(state: State) -> &'static str {

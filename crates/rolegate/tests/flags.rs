@@ -1,8 +1,9 @@
 //! Flags of several values in several places, as the real binary takes them.
 #![cfg(test)]
 
-use std::io::Write;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 
 /// Wrong usage.
 const USAGE: Option<i32> = Some(64);
@@ -102,4 +103,133 @@ spec: { containers: [] }
     let (code, text) = check("other", &[layers], &["--layer=grants=audit"]);
     assert_eq!(code, REFUSED, "{text}");
     assert!(text.contains("layer namespace"), "{text}");
+}
+
+/// A process that ends with the test.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Each process, with flags by which it listens though nothing else is there.
+const PROCESSES: [(&str, &[&str]); 4] = [
+    (
+        "agent",
+        &[
+            "--app-port=0",
+            "--metrics-address=127.0.0.1:0",
+            "--runtime-dir=",
+            "--metadata-addr=127.0.0.1:9",
+            "--node=a",
+        ],
+    ),
+    (
+        "broker",
+        &[
+            "--listen-address=127.0.0.1:0",
+            "--metrics-address=127.0.0.1:0",
+            "--ledger-address=127.0.0.1:0",
+            "--metadata-addr=127.0.0.1:9",
+        ],
+    ),
+    (
+        "admission",
+        &[
+            "--listen-address=127.0.0.1:0",
+            "--metrics-address=127.0.0.1:0",
+        ],
+    ),
+    ("controller", &["--metrics-address=127.0.0.1:0"]),
+];
+
+/// What the kubelet adds for Services `rolegate`, `rolegate-broker` and `rolegate-metrics`.
+const SERVICE_LINKS: [(&str, &str); 9] = [
+    ("ROLEGATE_SERVICE_HOST", "10.0.0.1"),
+    ("ROLEGATE_SERVICE_PORT_HTTPS", "443"),
+    ("ROLEGATE_PORT", "tcp://10.0.0.1:443"),
+    ("ROLEGATE_BROKER_SERVICE_HOST", "10.0.0.2"),
+    ("ROLEGATE_BROKER_PORT", "tcp://10.0.0.2:9443"),
+    ("ROLEGATE_BROKER_PORT_9443_TCP", "tcp://10.0.0.2:9443"),
+    ("ROLEGATE_BROKER_PORT_9443_TCP_ADDR", "10.0.0.2"),
+    ("ROLEGATE_BROKER_PORT_53_UDP_PROTO", "udp"),
+    // The agent has a flag of this variable, and it excludes --metrics-address.
+    ("ROLEGATE_METRICS_PORT", "tcp://10.0.0.3:9090"),
+];
+
+#[test]
+fn a_misspelt_variable_ends_every_process() {
+    for (process, flags) in PROCESSES {
+        let arguments = [&[process][..], flags].concat();
+        let output = run(&[("ROLEGATE_NAMESPACE_RESTRICTION", "true")], &arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), USAGE, "{process}: {said}");
+        let meant = "did you mean ROLEGATE_NAMESPACE_RESTRICTIONS?";
+        assert!(said.contains(meant), "{process}: {said}");
+    }
+    let help = run(&[("ROLEGATE_X", "")], &["agent", "--help"]);
+    assert!(help.status.success(), "{help:?}");
+}
+
+#[test]
+fn variables_of_services_count_for_nothing() {
+    for (process, flags) in PROCESSES {
+        let child = Command::new(env!("CARGO_BIN_EXE_rolegate"))
+            .arg(process)
+            .args(flags)
+            .arg("--api-server=http://127.0.0.1:9")
+            .env_clear()
+            .envs(SERVICE_LINKS)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut started = Started(child);
+        let mut lines = BufReader::new(started.0.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
+        let listens = lines.by_ref().map_while(Result::ok).any(|line| {
+            said.push(line);
+            said.iter().any(|line| line.contains("listening"))
+        });
+        assert!(listens, "{process}: {said:?}");
+    }
+    // A flag's variable with the value of a Service is not the flag's, one with a value of its own is.
+    let port = |value| {
+        let output = run(&[("ROLEGATE_APP_PORT", value)], &["agent", "--wait=1m"]);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = port("tcp://10.0.0.1:80");
+    assert!(said.contains("--wait"), "{said}");
+    let said = port("http");
+    assert!(said.contains("--app-port"), "{said}");
+}
+
+#[test]
+fn manifests_turn_variables_of_services_off() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
+    let mut templates = 0;
+    for entry in std::fs::read_dir(deploy).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|end| end != "yaml") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text).unwrap();
+        for document in documents {
+            if let Some(pod) = document.pointer("/spec/template/spec") {
+                let links = &pod["enableServiceLinks"];
+                assert_eq!(
+                    links,
+                    false,
+                    "{}: {}",
+                    path.display(),
+                    document["metadata"]["name"]
+                );
+                templates += 1;
+            }
+        }
+    }
+    assert!(templates >= 5, "{templates}");
 }

@@ -111,7 +111,7 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
         assert!(!text.contains(secret), "the log has {secret}");
     }
     // What is not as it was asked for is told.
-    let capped = "sessions live 3600 s at most, not the 7200 s of --session-duration";
+    let capped = "sessions are shorter than --session-duration asks for longest=3600 asked=7200";
     assert!(text.contains(capped), "{text}");
     // The test would see it: the session's name stands there.
     assert!(

@@ -15,6 +15,7 @@ use rolegate_rego::{
     Settings, looks_like_rego,
 };
 
+use crate::in_force::RulesInForce;
 use crate::rules::Rules;
 use crate::snapshot::{Needs, PolicyCounts, Snapshot, Watch};
 
@@ -350,6 +351,7 @@ impl Keeper {
             Point::Gate => &gate,
             Point::Door => &rules,
         });
+        let in_force = RulesInForce::of(&self.book, rules.base.clone(), self.policy_counts);
         let snapshot = Snapshot {
             gate,
             rules,
@@ -360,7 +362,7 @@ impl Keeper {
                 Some(_) => None,
                 None => self.missing(),
             },
-            policy_counts: self.policy_counts,
+            in_force,
             needs,
         };
         self.rules.publish(snapshot, known);

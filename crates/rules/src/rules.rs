@@ -1,9 +1,10 @@
 //! The readers' handle on the rules.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
+use jiff::Timestamp;
 use rolegate_core::needs::Needs;
 use tokio::sync::watch;
 
@@ -18,6 +19,8 @@ struct Shared {
     snapshot: ArcSwap<Snapshot>,
     /// The snapshot's generation, beside it so that asking for it alone costs one load.
     generation: AtomicU64,
+    /// The time of the last change, Unix milliseconds.
+    changed_at: AtomicI64,
     changes: watch::Sender<u64>,
     needs: watch::Sender<Option<Needs>>,
 }
@@ -27,6 +30,7 @@ impl Default for Rules {
         Self(Arc::new(Shared {
             snapshot: ArcSwap::default(),
             generation: AtomicU64::new(0),
+            changed_at: AtomicI64::new(Timestamp::now().as_millisecond()),
             changes: watch::Sender::new(0),
             needs: watch::Sender::new(None),
         }))
@@ -43,6 +47,12 @@ impl Rules {
     /// that is loaded after this call is of this generation or a later one.
     pub fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// The time of the last change.
+    pub fn changed_at(&self) -> Timestamp {
+        let millis = self.0.changed_at.load(Ordering::Relaxed);
+        Timestamp::from_millisecond(millis).unwrap_or_default()
     }
 
     /// Follows changes.
@@ -66,6 +76,8 @@ impl Rules {
             changed
         });
         let generation = snapshot.rules.generation;
+        let now = Timestamp::now().as_millisecond();
+        self.0.changed_at.store(now, Ordering::Relaxed);
         self.0.snapshot.store(Arc::new(snapshot));
         self.0.generation.store(generation, Ordering::Release);
         self.0.changes.send_replace(generation);

@@ -9,6 +9,8 @@ use rolegate_core::layer::Mode;
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_rego::Policies;
 
+use crate::in_force::RulesInForce;
+
 /// Everything that a door, a gate or a mirror needs to decide. Immutable.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
@@ -25,8 +27,8 @@ pub struct Snapshot {
     /// What keeps the rules from counting, in a sentence: while there is something, what it is
     /// about is refused.
     pub missing: Option<Arc<str>>,
-    /// How ConfigMaps of policies and data fare.
-    pub policy_counts: PolicyCounts,
+    /// Which rules are in force, and where they come from.
+    pub in_force: RulesInForce,
     /// What must be followed for these rules.
     pub needs: Needs,
 }

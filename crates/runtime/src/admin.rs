@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use tokio::net::TcpListener;
 
 use crate::drain::Drain;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{Format, Metrics};
 use crate::readiness::Readiness;
 use crate::serve::{Limits, serve};
 
@@ -82,14 +82,7 @@ impl Admin {
             return refused;
         }
         match request.uri().path() {
-            "/metrics" => match self.metrics.encode() {
-                Ok(text) => reply(StatusCode::OK, metrics::CONTENT_TYPE, text),
-                Err(_) => reply(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    TEXT,
-                    "cannot encode metrics\n",
-                ),
-            },
+            "/metrics" => self.metrics(request),
             "/healthz" => reply(StatusCode::OK, TEXT, "ok"),
             "/readyz" => self.readyz(request),
             path => match path
@@ -99,6 +92,21 @@ impl Admin {
                 Some(page) => reply(StatusCode::OK, JSON, format!("{:#}\n", page())),
                 None => reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
             },
+        }
+    }
+
+    fn metrics<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        // Several headers are one list.
+        let accept = request.headers().get_all(ACCEPT).iter();
+        let accept: Vec<_> = accept.filter_map(|value| value.to_str().ok()).collect();
+        let format = Format::accepted(Some(&accept.join(",")));
+        match self.metrics.encode_as(format) {
+            Ok(text) => reply(StatusCode::OK, format.content_type(), text),
+            Err(_) => reply(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                TEXT,
+                "cannot encode metrics\n",
+            ),
         }
     }
 
@@ -150,7 +158,7 @@ mod tests {
     fn admin() -> (Admin, Readiness) {
         let readiness = Readiness::new();
         (
-            Admin::new(Arc::new(Metrics::new("1.2.3")), readiness.clone()),
+            Admin::new(Arc::new(Metrics::new()), readiness.clone()),
             readiness,
         )
     }
@@ -203,13 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_open_metrics() {
-        let (status, kind, body) = get(&admin().0, "/metrics");
-        assert_eq!(
-            (status, kind.as_str()),
-            (StatusCode::OK, metrics::CONTENT_TYPE)
-        );
-        assert!(body.contains("rolegate_build_info"), "{body}");
+    fn metrics_are_in_the_format_that_is_asked_for() {
+        let (admin, _) = admin();
+        for (accept, kind, end) in [
+            ("*/*", "application/openmetrics-text", "# EOF\n"),
+            (
+                "text/plain;version=0.0.4",
+                "text/plain; version=0.0.4",
+                "\n",
+            ),
+        ] {
+            let request = Request::get("/metrics").header(ACCEPT, accept);
+            let (status, found, body) = ask(&admin, request);
+            assert_eq!(status, StatusCode::OK);
+            assert!(found.starts_with(kind), "{found}");
+            assert!(body.contains("rolegate_build_info{version="), "{body}");
+            assert!(body.ends_with(end), "{body}");
+            assert_eq!(body.contains("# EOF"), end == "# EOF\n", "{body}");
+        }
+        let (_, kind, _) = get(&admin, "/metrics");
+        assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
     }
 
     #[test]

@@ -20,3 +20,4 @@ pub mod serve;
 pub mod shares;
 pub mod signals;
 pub mod tls;
+pub mod version;

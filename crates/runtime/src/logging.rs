@@ -4,14 +4,19 @@
 //! could forge a line, move a cursor or reorder what is read is escaped, in fields and messages,
 //! so that one event is always one line that shows what was sent.
 
+mod json;
+
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 use tracing::Subscriber;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::{MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt;
+
+pub use json::{List, list};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -109,15 +114,14 @@ where
             filtered.with(
                 layer()
                     .with_ansi(colour)
-                    .fmt_fields(debug_fn(write_field))
+                    .fmt_fields(debug_fn(write_field).delimited(" "))
                     .with_writer(writer),
             ),
         ),
         LogFormat::Json => Box::new(
             filtered.with(
                 layer()
-                    .json()
-                    .flatten_event(true)
+                    .event_format(json::JsonLines)
                     .with_writer(EscapedJson(writer)),
             ),
         ),
@@ -133,8 +137,7 @@ fn write_field(
     match field.name() {
         "message" => write!(Escaping(writer), "{value:?}"),
         name => write!(Escaping(writer), "{name}={value:?}"),
-    }?;
-    writer.write_char(' ')
+    }
 }
 
 /// Whether a character must not reach a terminal or a log as it is: controls (line ends, escape,
@@ -274,6 +277,37 @@ mod tests {
     }
 
     #[test]
+    fn values_keep_their_types_in_json() {
+        let line = logged(LogFormat::Json, "info", false, || {
+            let none: Option<&str> = None;
+            tracing::info!(
+                target: "rolegate",
+                roles = list(["a\"b", "c"]),
+                nothing = list([""; 0]),
+                count = 3_u64,
+                below = -1_i64,
+                share = 0.5,
+                no_number = f64::NAN,
+                fine = true,
+                none,
+                fake = %"[1]",
+                "lists"
+            );
+        });
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let expected = serde_json::json!({
+            "timestamp": event["timestamp"], "level": "INFO", "target": "rolegate",
+            "message": "lists", "roles": ["a\"b", "c"], "nothing": [], "count": 3, "below": -1,
+            "share": 0.5, "no_number": null, "fine": true, "fake": "[1]",
+        });
+        assert_eq!(event, expected);
+        let line = logged(LogFormat::Text, "info", false, || {
+            tracing::info!(target: "rolegate", roles = list(["a\nb", "c"]), "lists");
+        });
+        assert!(line.contains("lists roles=[a\\nb, c]"), "{line}");
+    }
+
+    #[test]
     fn text_is_readable_and_coloured_only_when_asked() {
         let log =
             || tracing::warn!(target: "rolegate", pod = "default/app", attempts = 3, "refused");
@@ -282,6 +316,7 @@ mod tests {
             plain.contains("WARN rolegate: refused pod=\"default/app\" attempts=3"),
             "{plain}"
         );
+        assert!(plain.ends_with("attempts=3\n"), "{plain:?}");
         assert!(plain.split(' ').next().unwrap().ends_with('Z'), "{plain}");
         assert!(logged(LogFormat::Text, "info", true, log).contains("\x1b["));
     }

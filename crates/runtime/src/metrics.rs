@@ -1,14 +1,16 @@
 //! The metrics of one process, without globals: built at start, then only read.
 
+mod format;
+
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::process::ProcessCollector;
+use crate::version::Version;
 
-/// What [`Metrics::encode`] returns: OpenMetrics text, which Prometheus reads too.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub use format::Format;
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -17,15 +19,27 @@ pub struct Metrics {
     common: Registry,
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Metrics {
     /// Has `rolegate_build_info` with this version and the usual `process_*` metrics.
-    pub fn new(version: &'static str) -> Self {
+    pub fn new() -> Self {
+        let version = Version::CURRENT;
         let mut common = Registry::default();
         common.register_collector(Box::new(ProcessCollector));
         let mut ours = Registry::with_prefix("rolegate");
-        let build = Family::<[(&str, &str); 1], Gauge>::default();
-        build.get_or_create(&[("version", version)]).set(1);
-        ours.register("build_info", "The version that runs, always 1", build);
+        let build = Family::<[(&str, &str); 2], Gauge>::default();
+        let labels = [("version", version.version), ("revision", version.revision)];
+        build.get_or_create(&labels).set(1);
+        ours.register(
+            "build_info",
+            "The version that runs and its commit, always 1",
+            build,
+        );
         Self { ours, common }
     }
 
@@ -44,13 +58,24 @@ impl Metrics {
         (&mut self.ours, &mut self.common)
     }
 
-    /// Everything, as [`CONTENT_TYPE`].
+    /// Everything, as OpenMetrics.
+    ///
+    /// # Errors
+    /// When a collector fails.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        self.encode_as(Format::OpenMetrics)
+    }
+
+    /// Everything, in a format.
+    ///
+    /// # Errors
+    /// When a collector fails.
+    pub fn encode_as(&self, format: Format) -> Result<String, std::fmt::Error> {
         let mut text = String::with_capacity(16 * 1024);
         encode_registry(&mut text, &self.ours)?;
         encode_registry(&mut text, &self.common)?;
         encode_eof(&mut text)?;
-        Ok(text)
+        Ok(format.render(&text))
     }
 }
 
@@ -63,7 +88,7 @@ mod tests {
 
     #[test]
     fn everything_is_in_one_text() {
-        let mut metrics = Metrics::new("1.2.3");
+        let mut metrics = Metrics::new();
         let denied = Counter::<u64>::default();
         metrics.ours().register("denied", "Refused", denied.clone());
         metrics
@@ -72,10 +97,10 @@ mod tests {
         denied.inc();
         let text = metrics.encode().unwrap();
         for line in [
-            "rolegate_build_info{version=\"1.2.3\"} 1",
+            "rolegate_build_info{version=\"0.",
             "rolegate_denied_total 1",
             "kube2iam_info 1",
-            "process_threads ",
+            "process_open_fds ",
         ] {
             assert!(text.contains(line), "{line} not in\n{text}");
         }

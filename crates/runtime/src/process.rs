@@ -38,7 +38,7 @@ pub fn raise_open_files() -> u64 {
     now.unwrap_or(u64::MAX)
 }
 
-/// Resident memory, processor time, open files, threads, start. What can't be read is left out.
+/// Memory, processor time, open files, start. What can't be read is left out.
 #[derive(Debug)]
 pub struct ProcessCollector;
 
@@ -57,17 +57,25 @@ impl Collector for ProcessCollector {
             Some(&Unit::Bytes),
             resident,
         )?;
+        let virtual_memory = status_field(&status, "VmSize:").map(|kib| kib * 1024.0);
         gauge(
-            "process_threads",
-            "Threads",
-            None,
-            status_field(&status, "Threads:"),
+            "process_virtual_memory",
+            "Virtual memory",
+            Some(&Unit::Bytes),
+            virtual_memory,
         )?;
         // One of them is the descriptor that counts.
         let files = fs::read_dir("/proc/self/fd")
             .ok()
             .map(|files| files.count().saturating_sub(1) as f64);
         gauge("process_open_fds", "Open file descriptors", None, files)?;
+        let most = getrlimit(Resource::Nofile).current.map(|most| most as f64);
+        gauge(
+            "process_max_fds",
+            "Maximum number of open file descriptors",
+            None,
+            most,
+        )?;
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let started = boot_time()
             .zip(stat_field(&stat, 22))
@@ -152,7 +160,8 @@ mod tests {
                 .unwrap()
         };
         assert!(value("process_resident_memory_bytes ") > 1e6);
-        assert!(value("process_threads ") >= 1.0);
+        assert!(value("process_virtual_memory_bytes ") > 1e6);
+        assert!(value("process_max_fds ") >= 3.0);
         assert!(value("process_open_fds ") >= 3.0);
         assert!(value("process_cpu_seconds_total ") >= 0.0);
         assert!(value("process_start_time_seconds ") > 1.6e9);

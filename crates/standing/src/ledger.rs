@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use rolegate_core::session::{Life, SessionKey};
 use rolegate_core::workload::Workload;
+use rolegate_runtime::logging::list;
 use serde::{Deserialize, Serialize};
 
 use crate::resident::Allowed;
@@ -241,7 +242,7 @@ fn log(handed: Handed<'_>, what: &'static str) {
         node = pod.node.as_deref(),
         issued = %life.from,
         expires = %life.until,
-        rules = ?allowed.rules,
+        rules = list(allowed.rules.iter()),
         "{what}"
     );
 }

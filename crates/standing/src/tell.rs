@@ -85,8 +85,8 @@ impl Tell {
             role = denial.role,
             layer = denial.layer,
             rule = denial.rule,
-            "denied: {}",
-            denial.reason
+            reason = denial.reason,
+            "request denied"
         );
         self.notice(resident, NoticeOutcome::Denied);
         if let Some(events) = &self.events {
@@ -107,8 +107,8 @@ impl Tell {
             role = denial.role,
             layer = denial.layer,
             rule = denial.rule,
-            "would be denied (audit): {}",
-            denial.reason
+            reason = denial.reason,
+            "request would be denied"
         );
         self.notice(resident, NoticeOutcome::Audited);
     }
@@ -125,8 +125,8 @@ impl Tell {
             pod = %pod.name,
             %role,
             code = failure.code,
-            "no session: {}",
-            failure.message
+            reason = failure.message,
+            "no session for a pod"
         );
         self.notice(resident, NoticeOutcome::Failing);
         if let Some(events) = &self.events {

@@ -65,7 +65,14 @@ impl Rolegate {
     /// # Errors
     /// When the binary can't be built.
     pub fn command() -> anyhow::Result<Command> {
-        Ok(Command::new(Self::path()?))
+        let mut command = Command::new(Self::path()?);
+        // Variables of the tests, such as ROLEGATE_BINARY, are none of the program's.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"ROLEGATE_") {
+                command.env_remove(name);
+            }
+        }
+        Ok(command)
     }
 
     /// The binary: `ROLEGATE_BINARY`, else the one in this test's own target folder, built when it

@@ -175,7 +175,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     stage.until_allowed(namespace, "shop-reader").await?;
     stage.until_refused(namespace, "admin").await?;
     let metrics = stage.gate.operators("/metrics").await?;
-    let left = "rolegate_certificate_left_seconds{certificate=\"admission\"} ";
+    let left = "rolegate_certificate_expiration_timestamp_seconds{certificate=\"admission\"} ";
     ensure!(metrics.contains(left), "{metrics}");
 
     // What the controller does to the registration leaves the injector's work as it is.

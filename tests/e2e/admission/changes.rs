@@ -1,6 +1,6 @@
 //! What somebody writes into the rules counts with the next request, not with the next start.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use rolegate_testkit::request::PatchKind;
 use rolegate_testkit::{Cluster, eventually};
 use serde_json::json;
@@ -47,14 +47,25 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
     })
     .await?;
     let told = stage.gate.admission.log();
-    ensure!(told.contains("would be denied (audit): "), "{told}");
+    ensure!(told.contains("request would be denied"), "{told}");
     let metrics = stage.gate.metrics().await?;
     let counted = |line: &str| {
         let count =
-            line.strip_prefix("rolegate_admission_audited_denials_total{layer=\"grants\"} ");
+            line.strip_prefix("rolegate_decisions_total{enforcement_point=\"admission\",layer=\"grants\",mode=\"audit\",result=\"denied\"} ");
         count.is_some_and(|count| count != "0")
     };
     ensure!(metrics.lines().any(counted), "not counted: {metrics}");
+    // The leader follows the rules as well, and says so.
+    let controller = stage.gate.controller.as_ref();
+    let controller = controller.context("no controller")?;
+    eventually(DEADLINE, async || {
+        let log = controller.log();
+        let mut lines = log.lines().filter(|line| line.contains("rules in force"));
+        let is_audit = |line: &str| line.contains("grants_layer=\"audit\"");
+        ensure!(lines.any(is_audit), "{log}");
+        Ok(())
+    })
+    .await?;
     layers(json!({ "grants": "off" })).await?;
     eventually(DEADLINE, async || {
         let answer = stage.try_pod(namespace, "writer").await?;

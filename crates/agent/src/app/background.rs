@@ -1,15 +1,12 @@
 //! What goes on beside requests: the redirect, the kernel's events, the age of the picture.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use rolegate_aws::sessions::Sessions;
 use rolegate_runtime::clock::Clock;
@@ -17,18 +14,16 @@ use rolegate_runtime::readiness::{Condition, Readiness};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::warn;
 
+use super::redirect_check::RedirectCheck;
 use super::{RedirectOptions, TaskEnd, passing};
 use crate::attachment::Attachments;
 use crate::guard::Guard;
 use crate::limits::{AgentLimit, Limits};
 use crate::picture::Picture;
-use crate::redirect::check::SelfCheck;
 use crate::redirect::{Keeper, Redirect, Status};
 
-/// How often the redirect is tried from inside a pod.
-const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the age of the picture is looked at.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);
 /// The interval between checks of the limits.
@@ -94,6 +89,7 @@ pub(super) fn redirect(
     registry: &mut Registry,
     tasks: &mut JoinSet<TaskEnd>,
 ) {
+    let interface = options.spec.interface().clone();
     let keeper = Keeper::new(
         Redirect::new(options.backend, options.spec),
         options.interval,
@@ -109,15 +105,11 @@ pub(super) fn redirect(
     condition.fail("the redirect is not in place yet");
     tasks.spawn(passing(keeper.run(stop.clone())));
     tasks.spawn(passing(report(status.clone(), condition)));
-    if let Some(folder) = options.check_dir {
-        let open = Gauge::<i64, AtomicI64>::default();
-        registry.register(
-            "redirect_open",
-            "Whether a pod was found to reach the real metadata service, 1 or 0",
-            open.clone(),
-        );
+    if let Some(dir) = options.check_dir {
         let condition = readiness.condition("redirect-check");
-        tasks.spawn(passing(check(folder, status, condition, open)));
+        condition.note("the redirect has not been tried from a pod yet");
+        let check = RedirectCheck::new(dir, interface, condition, registry);
+        tasks.spawn(passing(check.run(status)));
     }
 }
 
@@ -132,51 +124,6 @@ async fn report(mut status: watch::Receiver<Status>, ready: Condition) {
         if status.changed().await.is_err() {
             return;
         }
-    }
-}
-
-/// Tries the redirect from one pod after the other, at start and then now and again.
-async fn check(
-    folder: PathBuf,
-    mut status: watch::Receiver<Status>,
-    ready: Condition,
-    open: Gauge<i64, AtomicI64>,
-) {
-    if status.wait_for(|status| status.in_place).await.is_err() {
-        return;
-    }
-    let mut pods = SelfCheck::new(folder);
-    let mut said = false;
-    // A pod that was found open stays so until it is looked at again, or gone.
-    let mut found_open: HashMap<PathBuf, String> = HashMap::new();
-    ready.note("no pod is there yet to try the redirect from");
-    loop {
-        found_open.retain(|pod, _| pod.exists());
-        match pods.next().await {
-            Ok(Some((pod, found))) if found.is_open() => {
-                error!(netns = %pod.display(), "{found}");
-                found_open.insert(pod, found.to_string());
-            }
-            Ok(Some((pod, _))) => {
-                found_open.remove(&pod);
-                if found_open.is_empty() {
-                    if !std::mem::replace(&mut said, true) {
-                        info!("the redirect holds, tried from inside a pod");
-                    }
-                    ready.ok();
-                }
-            }
-            Ok(None) => {}
-            // A pod that has just ended, or a right that is missing.
-            Err(error) => ready.note(format!("the redirect cannot be tried: {error}")),
-        }
-        if let Some((pod, found)) = found_open.iter().next() {
-            // Said as loudly as can be, and not by failing: a pod can make its own namespace look
-            // open, and must not stop the node's agent or a rollout with it.
-            ready.note(format!("from {}: {found}", pod.display()));
-        }
-        open.set(i64::from(!found_open.is_empty()));
-        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
@@ -230,18 +177,20 @@ impl Collector for Gauges {
         let lives = self.sessions.lives(now);
         let gauges = [
             (
-                "session_least_seconds_left",
-                "Life left of the session that ends first",
-                lives.least_left,
+                "session_earliest_expiration_timestamp_seconds",
+                "Expiration of the session that expires first, as Unix time",
+                lives
+                    .earliest_expiration
+                    .map(|time| time.as_second() as f64),
             ),
             (
-                "session_oldest_age_seconds",
-                "Age of the session that was fetched first",
+                "session_max_age_seconds",
+                "Age of the oldest session",
                 lives.oldest_age,
             ),
             (
-                "picture_age_seconds",
-                "Time since the cluster was last heard of",
+                "watch_staleness_seconds",
+                "Time since the last update from the API server or the broker",
                 Some(self.guard.picture_age().as_secs_f64()),
             ),
         ];

@@ -38,7 +38,7 @@ impl KeptKeys {
             Some(Err(error)) => error.to_string(),
             None => "there is no runtime folder".to_owned(),
         };
-        info!("metadata tokens end with this process: {why}");
+        info!(reason = why, "metadata tokens end with this process");
         ready.note(format!("metadata tokens end with this process: {why}"));
         Self { store: None, ready }
     }

@@ -20,6 +20,7 @@ use rolegate_standing::ledger::Ledger;
 use rolegate_standing::tell::Tell;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tracing::info;
 
 use super::{AloneOptions, SourceOptions, StartError, TaskEnd, passing, source, vital};
 use crate::broker::{BrokerAge, BrokerOptions, Follower, FollowerParts, Proof};
@@ -87,6 +88,11 @@ pub(super) async fn alone(options: AloneOptions, ground: Ground<'_>) -> Result<M
         keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
     }
     rolegate_rules::metrics::register(metrics.ours(), keeper.rules());
+    tasks.spawn(passing(rolegate_rules::in_force::report(
+        keeper.rules(),
+        options.given,
+        Some(readiness.condition("layers")),
+    )));
     let decider = Decider::new(keeper.rules(), sessions.clone(), clock);
     let demands = source::Demands {
         keys: options.annotations,
@@ -127,6 +133,8 @@ pub(super) async fn alone(options: AloneOptions, ground: Ground<'_>) -> Result<M
 
 /// An agent that has what its broker sends it, and no rights.
 pub(super) fn brokered(options: BrokerOptions, ground: Ground<'_>) -> Mind {
+    rolegate_rules::metrics::register_brokered(ground.metrics.ours());
+    info!(source = "broker", host = %options.host, port = options.port, "rules in force");
     let (sessions, fed) = Sessions::fed();
     let (sender, notices) = mpsc::channel(NOTICES);
     let age = BrokerAge::new();
@@ -141,10 +149,9 @@ pub(super) fn brokered(options: BrokerOptions, ground: Ground<'_>) -> Mind {
         age,
         clock: ground.clock.clone(),
     };
-    let clock = || options.clock.clone();
-    let ca = CertificateFile::of_authorities("broker-ca", options.ca.clone(), clock());
+    let ca = CertificateFile::of_authorities("broker-ca", options.ca.clone());
     let pair = match &options.proof {
-        Proof::Certificate(pair) => Some(CertificateFile::of_pair("agent", pair, clock())),
+        Proof::Certificate(pair) => Some(CertificateFile::of_pair("agent", pair)),
         Proof::Token(_) => None,
     };
     let mut lasting: Vec<Arc<dyn Lasting>> = Vec::new();

@@ -12,6 +12,7 @@ use rolegate_core::redirect::Spec;
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 
 use crate::attachment::AttachmentOptions;
@@ -68,6 +69,8 @@ pub struct AloneOptions {
     pub base_required: bool,
     /// The rules as far as flags fix them: they count where the cluster has no configuration.
     pub rules: RuleConfig,
+    /// The flags and variables about rules that were given, by name.
+    pub given: GivenRuleFlags,
     /// Whether the cluster's configuration is demanded.
     pub cluster_config: ConfigUse,
     /// Which workloads share a session.

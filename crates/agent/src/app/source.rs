@@ -129,7 +129,11 @@ async fn scope(node: Option<String>, host_ip: Option<IpAddr>, connection: &Conne
             Scope::Node(node)
         }
         Err(reason) => {
-            warn!(%reason, ?host_ip, "watching the pods of all nodes, those of other hosts only to drop them");
+            warn!(
+                %reason,
+                host_ip = host_ip.map(tracing::field::display),
+                "watching the pods of all nodes, those of other hosts only to drop them"
+            );
             host_ip.map_or(Scope::Cluster, Scope::Host)
         }
     }

@@ -1,6 +1,7 @@
 //! The place of each pod's addresses, and whether they are still there. No I/O and no clock.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,6 +63,22 @@ pub enum Event {
     },
     /// Events were lost: nothing is certain until all is looked at again.
     Lost,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LinkGone(ifindex) => write!(f, "interface {ifindex} is gone"),
+            Self::Route { addr, ifindex } => write!(f, "route of {addr} by interface {ifindex}"),
+            Self::Neighbour { addr, ifindex, mac } => {
+                write!(f, "neighbour {addr} at {mac} on interface {ifindex}")
+            }
+            Self::Port { mac, bridge, port } => {
+                write!(f, "{mac} at port {port} of bridge {bridge}")
+            }
+            Self::Lost => f.write_str("events of the kernel were lost"),
+        }
+    }
 }
 
 /// A pod's claim to one of its addresses.

@@ -96,7 +96,7 @@ impl Follower {
                     let mut heard = Some(heard);
                     while let Some(next) = heard.take() {
                         if let Err(malformed) = follower.take(next, &fed) {
-                            error!("{malformed}");
+                            error!(reason = %malformed, "a broker sent a malformed message");
                             heard = links.reject(malformed.to_string());
                         }
                     }

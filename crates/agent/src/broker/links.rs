@@ -215,7 +215,11 @@ impl Links {
             self.wait = (self.wait * 2).min(LAST_WAIT);
         }
         if self.complaint.as_ref() != Some(&complaint) && (served || up.is_none()) {
-            warn!(broker = up.map(|up| &up.broker), "{complaint}");
+            warn!(
+                broker = up.map(|up| &up.broker),
+                reason = complaint,
+                "a connection to a broker ended"
+            );
             self.complaint = Some(complaint.clone());
         }
         if served {

@@ -445,6 +445,7 @@ impl Visit {
         }
         match allowed.lease.cell().current(now) {
             Current::Live(session) => {
+                self.door.metrics.allowed();
                 self.door.tell.served(resident, allowed, &session, now);
                 Look::Done(Answer::ok(session.document.bytes()))
             }

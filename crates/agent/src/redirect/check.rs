@@ -26,6 +26,31 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// Bytes of an answer that are read.
 const MAX_ANSWER: u64 = 8 * 1024;
 
+/// The result of a check in one word, the value of label and field `state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CheckState {
+    /// The agent answers at a metadata address, and nothing else does.
+    Ok,
+    /// Nothing answers.
+    Blocked,
+    /// Something that is not the agent answers.
+    Open,
+}
+
+impl CheckState {
+    /// All states.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::Blocked, Self::Open];
+
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Blocked => "blocked",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// Where the metadata address leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -47,11 +72,30 @@ pub struct CheckResult {
 }
 
 impl CheckResult {
+    /// Both addresses in one word. One address at which the agent answers is enough: where pods have
+    /// no IPv6, or no IPv4, the other address is blocked.
+    pub fn state(&self) -> CheckState {
+        match [self.v4.state(), self.v6.state()] {
+            states if states.contains(&CheckState::Open) => CheckState::Open,
+            states if states.contains(&CheckState::Ok) => CheckState::Ok,
+            _ => CheckState::Blocked,
+        }
+    }
+
     /// Whether something other than the agent answers.
     pub fn is_open(&self) -> bool {
-        [&self.v4, &self.v6]
-            .iter()
-            .any(|outcome| matches!(outcome, Outcome::Open(_)))
+        self.state() == CheckState::Open
+    }
+}
+
+impl Outcome {
+    /// The outcome in one word.
+    pub fn state(&self) -> CheckState {
+        match self {
+            Self::Redirected => CheckState::Ok,
+            Self::Blocked(_) => CheckState::Blocked,
+            Self::Open(_) => CheckState::Open,
+        }
     }
 }
 

@@ -79,7 +79,7 @@ pub(super) async fn remove() -> Result<bool, RedirectError> {
 }
 
 /// Runs `work` with a connection to the kernel, which ends with it.
-async fn connected<T>(
+pub(super) async fn connected<T>(
     work: impl AsyncFnOnce(Handle) -> Result<T, RedirectError>,
 ) -> Result<T, RedirectError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(RedirectError::Netlink)?;

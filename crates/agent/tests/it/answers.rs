@@ -251,7 +251,7 @@ async fn rule_10_kube2iams_health_page_and_nothing_more_is_on_the_pods_port() {
             .admin("/metrics")
             .await
             .body
-            .contains("rolegate_workloads 3")
+            .contains("rolegate_pods 3")
     );
     let store = stage.admin("/debug/store").await.json();
     assert_eq!(store["rolesByIP"]["127.1.0.1"], arn("reader"));

@@ -18,6 +18,7 @@ use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod, Sts};
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -117,6 +118,7 @@ impl Stage {
                 ..StsOptions::default()
             },
             base_required: false,
+            given: GivenRuleFlags::default(),
             rules: RuleConfig {
                 base: Some(base),
                 ..RuleConfig::default()

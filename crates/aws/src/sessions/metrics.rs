@@ -1,10 +1,14 @@
 //! Metrics of sessions and of the calls that bring them.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use rolegate_core::engine::Counts;
 use rolegate_core::session::{Failure, SessionKey};
@@ -23,9 +27,30 @@ pub struct SessionMetrics {
     known: Gauge<i64, AtomicI64>,
     queued: Family<Line, Gauge<i64, AtomicI64>>,
     oldest_wait: Gauge<f64, AtomicU64>,
-    rate: Gauge<f64, AtomicU64>,
+    rate: RateLimit,
     in_flight: Gauge<i64, AtomicI64>,
     kube2iam: Option<Kube2iamCalls>,
+}
+
+/// The calls that may be made in a second now. Without a limit there is no such metric.
+#[derive(Debug, Clone, Default)]
+struct RateLimit(Arc<Mutex<Option<f64>>>);
+
+impl RateLimit {
+    fn set(&self, limit: Option<f64>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+    }
+}
+
+impl Collector for RateLimit {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(limit) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) else {
+            return Ok(());
+        };
+        let help = "Calls of AssumeRole that may be made in a second now";
+        let metric = encoder.encode_descriptor("sts_rate_limit", help, None, MetricType::Gauge)?;
+        ConstGauge::new(limit).encode(metric)
+    }
 }
 
 impl SessionMetrics {
@@ -38,34 +63,30 @@ impl SessionMetrics {
             known: Gauge::default(),
             queued: Family::default(),
             oldest_wait: Gauge::default(),
-            rate: Gauge::default(),
+            rate: RateLimit::default(),
             in_flight: Gauge::default(),
             kube2iam: None,
         };
         registry.register(
             "sts_request_duration_seconds",
-            "Time that calls of AssumeRole took, by outcome",
+            "Duration of calls of AssumeRole, by outcome",
             metrics.calls.clone(),
         );
-        registry.register("sessions", "Sessions kept", metrics.known.clone());
+        registry.register("sessions", "Sessions held", metrics.known.clone());
         registry.register(
             "sts_queue_length",
-            "Sessions in line for a call, by why they wait",
+            "Sessions that wait for a call of AssumeRole, by why they wait",
             metrics.queued.clone(),
         );
         registry.register(
             "sts_queue_oldest_wait_seconds",
-            "How long the session that is longest in line for a call has been there",
+            "Longest time that a session has waited for a call of AssumeRole",
             metrics.oldest_wait.clone(),
         );
-        registry.register(
-            "sts_calls_per_second_limit",
-            "Calls of AssumeRole that may be made in a second now, 0 for no limit",
-            metrics.rate.clone(),
-        );
+        registry.register_collector(Box::new(metrics.rate.clone()));
         registry.register(
             "sts_in_flight",
-            "Calls of AssumeRole being made",
+            "Calls of AssumeRole in flight",
             metrics.in_flight.clone(),
         );
         metrics
@@ -100,7 +121,7 @@ impl SessionMetrics {
             gauge.set(as_gauge(length));
         }
         self.oldest_wait.set(counts.oldest_wait.as_secs_f64());
-        self.rate.set(counts.rate.unwrap_or_default());
+        self.rate.set(counts.rate);
         self.in_flight.set(as_gauge(counts.in_flight));
     }
 }

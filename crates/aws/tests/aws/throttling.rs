@@ -58,7 +58,7 @@ async fn all_are_served_though_sts_throttles() {
             .parse::<f64>()
             .unwrap()
     };
-    assert!(value("sts_calls_per_second_limit ") < 200.0, "{text}");
+    assert!(value("sts_rate_limit ") < 200.0, "{text}");
     assert!(text.contains("outcome=\"throttled\""), "{text}");
     for line in ["urgent", "prefetch", "allowance"] {
         assert_eq!(value(&format!("sts_queue_length{{line=\"{line}\"}} ")), 0.0);

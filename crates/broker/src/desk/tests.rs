@@ -573,7 +573,7 @@ fn pods_that_a_list_does_not_have_are_gone() {
     let uids = ["uid-2".into(), "uid-3".into()].into();
     bench.desk.update(Update::RetainWorkloads(uids));
     assert_eq!(sent(&feed), (vec![], vec!["uid-1".into()], false));
-    assert!(bench.metric("broker_pods 1"));
+    assert!(bench.metric("pods 1"));
     let update = Update::RetainNamespaces(HashSet::new());
     bench.desk.update(update);
     bench.desk.catch_up(PORTION);

@@ -105,7 +105,7 @@ impl Connection {
     /// What somebody is told who has proven nothing, or whose proof counts no longer. Anybody can
     /// have this said, so it is no line of the log.
     pub(super) fn unproven(&self, why: &Unproven) -> Status {
-        debug!(peer = %self.peer, "an agent is refused: {why}");
+        debug!(peer = %self.peer, reason = %why, "an agent is refused");
         match why {
             Unproven::Refused(refused) => {
                 self.service.parts.metrics.refused(refused.reason());

@@ -56,7 +56,7 @@ async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() 
     let agent = Agent::start(options).await.unwrap();
     let admin = agent.addresses().admin;
     let age = async || {
-        let age = metric_at::<f64>(admin, "rolegate_picture_age_seconds").await;
+        let age = metric_at::<f64>(admin, "rolegate_watch_staleness_seconds").await;
         age.unwrap()
     };
     until(&agent, address(1, 1), READER, |it| it.0 == 200).await;

@@ -9,10 +9,9 @@ use rolegate_runtime::clock::Clock;
 use crate::faults::{READER, SERVING, WARM};
 use crate::net::Load;
 use crate::raw::eventually;
-use crate::stage::{Authority, CREDENTIALS, Stage, address, get, metric, pod, until};
+use crate::stage::{Authority, CREDENTIALS, Stage, address, get, left, metric, pod, until};
 
 const ENDED: &str = "rolegate_broker_refused_total{reason=\"ended\"}";
-const LEFT: &str = "rolegate_certificate_left_seconds{certificate=\"broker\"}";
 
 fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
@@ -21,8 +20,8 @@ fn minutes(minutes: u64) -> Duration {
 /// Waits until the broker has read a certificate that is good for longer than this.
 async fn serves_longer_than(broker: &Broker, time: Duration) {
     eventually("the renewed certificate", || async {
-        let left = metric(broker, LEFT).await;
-        left.is_some_and(|left| left > time.as_secs())
+        let left = left(broker.addresses().admin, "broker").await;
+        left.is_some_and(|left| left > time.as_secs_f64())
     })
     .await;
 }

@@ -257,7 +257,7 @@ async fn throttling_slows_new_sessions_down_and_loses_none() {
     assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
     let load = Load::start(&agent, address(1, 1), READER);
     let admin = broker.addresses().admin;
-    let limit = || measure(admin, "rolegate_sts_calls_per_second_limit");
+    let limit = || measure(admin, "rolegate_sts_rate_limit");
     assert_eq!(limit().await, Some(200.0));
     let throttled = StsFailure::new(400, "Throttling", "Rate exceeded").times(20);
     stage.sts.fail_with(Some(throttled));

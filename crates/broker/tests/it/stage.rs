@@ -28,6 +28,7 @@ use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::{ClientTls, TlsFiles};
 use tempfile::TempDir;
@@ -288,6 +289,7 @@ impl Stage {
                 ..ClientOptions::default()
             },
             annotations: AnnotationKeys::default(),
+            given: GivenRuleFlags::default(),
             rules: RuleConfig {
                 base: Some(base),
                 ..RuleConfig::default()
@@ -471,10 +473,13 @@ pub(crate) async fn measure(admin: SocketAddr, name: &str) -> Option<f64> {
     value.and_then(|value| value.trim().parse().ok())
 }
 
-/// How long a certificate lasts, seconds.
+/// How long a certificate lasts from now, seconds.
 pub(crate) async fn left(admin: SocketAddr, certificate: &str) -> Option<f64> {
-    let name = format!("rolegate_certificate_left_seconds{{certificate=\"{certificate}\"}}");
-    measure(admin, &name).await
+    let name = format!(
+        "rolegate_certificate_expiration_timestamp_seconds{{certificate=\"{certificate}\"}}"
+    );
+    let expiration = measure(admin, &name).await?;
+    Some(expiration - jiff::Timestamp::now().as_second() as f64)
 }
 
 /// A broker's ledger, newest first.

@@ -37,8 +37,8 @@ impl Registrar {
     pub(super) async fn keep(&self, keeper: &Keeper) {
         if let Err(error) = self.look(keeper).await {
             tracing::warn!(
-                "the webhook's registration cannot be kept: {}",
-                rolegate_kube::chain(&error)
+                reason = rolegate_kube::chain(&error),
+                "cannot update the ValidatingWebhookConfiguration"
             );
         }
     }

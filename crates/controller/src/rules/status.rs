@@ -133,7 +133,7 @@ impl Statuses {
             if !faults.is_empty() {
                 let sentence = faults.join("; ");
                 if self.told.get(&id) != Some(&sentence) {
-                    tracing::warn!(policy = %id, "a policy cannot be used as it is: {sentence}");
+                    tracing::warn!(policy = %id, reason = sentence, "a policy cannot be used as it is");
                     self.events.tell_policy(map, &sentence);
                 }
                 told.insert(id, sentence);
@@ -201,7 +201,7 @@ fn is_written(written: Result<Written, StatusError>) -> bool {
     match written {
         Ok(_) => true,
         Err(error) => {
-            tracing::warn!("a status cannot be written: {error}");
+            tracing::warn!(reason = %error, "cannot write a status");
             false
         }
     }

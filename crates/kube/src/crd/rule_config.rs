@@ -63,6 +63,7 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
         }
         let writers = |writers: &Option<Writers>| writers.as_ref().map(Subjects::from);
         Ok(Self {
+            generation: object.metadata.generation,
             default_role: default_role(spec, base.as_ref())?,
             base,
             own_roles: own_roles(&spec.own_roles)?,

@@ -38,7 +38,7 @@ impl<M: Send + 'static> Told<M> {
         let connection = connect(api.addr()).await;
         let (sender, messages) = mpsc::channel(16);
         let readiness = Readiness::new();
-        let mut metrics = Metrics::new("test");
+        let mut metrics = Metrics::new();
         let reporting = Reporting {
             metrics: WatchMetrics::register(metrics.ours(), connection.pictures()),
             condition: readiness.condition("rules"),
@@ -419,7 +419,7 @@ async fn a_broken_policy_is_told_by_an_event_on_its_config_map() {
     let Change::Snapshot(all) = told.next().await else {
         panic!("no snapshot")
     };
-    let mut metrics = Metrics::new("test");
+    let mut metrics = Metrics::new();
     let client = told.connection.client();
     let (eventer, writer) = eventer_as("rolegate-controller", client, "c".into(), metrics.ours());
     let writing = tokio::spawn(writer.run());

@@ -18,6 +18,7 @@ use rolegate_core::layer::Mode;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 use serde_json::Value;
@@ -60,6 +61,7 @@ impl Gate {
             },
             annotations: AnnotationKeys::default(),
             rules: RuleConfig::default(),
+            given: GivenRuleFlags::default(),
             cluster_config: ConfigUse::Required,
             certificate: CertificateSource::Files(files),
             secret: (String::new(), String::new()),

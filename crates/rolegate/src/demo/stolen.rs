@@ -20,6 +20,7 @@ use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_proto::client::Requests;
 use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, resident, to_agent};
+use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::http2;
 use rolegate_runtime::tls::{ClientTls, TlsFiles};
@@ -185,6 +186,7 @@ fn options(place: Place, certificate: TlsFiles, ca: &Path) -> BrokerOptions {
         },
         annotations: AnnotationKeys::default(),
         rules: RuleConfig::default(),
+        given: GivenRuleFlags::default(),
         cluster_config: ConfigUse::Required,
         agents: AgentAccount {
             namespace: "rolegate-system".into(),

@@ -180,7 +180,7 @@ fn a_broken_policy_keeps_its_last_good_one_and_a_status_is_no_change() {
     let status = keeper.policy_statuses();
     let status = status.values().next().unwrap().to_json();
     assert_eq!(status["status"], json!("error"));
-    let counts = keeper.rules().load().policy_counts;
+    let counts = keeper.rules().load().in_force.policies;
     assert_eq!((counts.ok, counts.outdated, counts.unusable), (0, 1, 0));
     let mut told = broken;
     told.annotations = [

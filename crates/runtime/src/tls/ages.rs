@@ -1,11 +1,11 @@
-//! How long the certificates of this process still last: those that it serves, and those in files.
+//! The expiration of this process's certificates: those that it serves, and those in files.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -15,7 +15,6 @@ use prometheus_client::registry::{Registry, Unit};
 use super::files::{TlsFiles, bounded};
 use super::pair;
 use super::store::CertificateStore;
-use crate::clock::Clock;
 
 /// How often a file is looked at.
 const LOOK: Duration = Duration::from_secs(60);
@@ -25,8 +24,8 @@ pub trait Lasting: fmt::Debug + Send + Sync {
     /// Its name in metrics.
     fn name(&self) -> &'static str;
 
-    /// How long it still lasts, less than nothing if it has ended; `None` while there is none.
-    fn left(&self) -> Option<SignedDuration>;
+    /// Its expiration; `None` while there is no certificate.
+    fn expires_at(&self) -> Option<Timestamp>;
 }
 
 impl Lasting for CertificateStore {
@@ -34,8 +33,8 @@ impl Lasting for CertificateStore {
         self.name()
     }
 
-    fn left(&self) -> Option<SignedDuration> {
-        self.left()
+    fn expires_at(&self) -> Option<Timestamp> {
+        self.expires_at()
     }
 }
 
@@ -54,27 +53,25 @@ pub struct CertificateFile {
     name: &'static str,
     path: PathBuf,
     part: Part,
-    clock: Clock,
     end: Mutex<Option<Timestamp>>,
 }
 
 impl CertificateFile {
     /// The certificate of a pair.
-    pub fn of_pair(name: &'static str, files: &TlsFiles, clock: Clock) -> Self {
-        Self::new(name, files.certificate.clone(), Part::Leaf, clock)
+    pub fn of_pair(name: &'static str, files: &TlsFiles) -> Self {
+        Self::new(name, files.certificate.clone(), Part::Leaf)
     }
 
     /// The authorities of a file, of which one that lasts is enough.
-    pub fn of_authorities(name: &'static str, path: PathBuf, clock: Clock) -> Self {
-        Self::new(name, path, Part::Authorities, clock)
+    pub fn of_authorities(name: &'static str, path: PathBuf) -> Self {
+        Self::new(name, path, Part::Authorities)
     }
 
-    fn new(name: &'static str, path: PathBuf, part: Part, clock: Clock) -> Self {
+    fn new(name: &'static str, path: PathBuf, part: Part) -> Self {
         Self {
             name,
             path,
             part,
-            clock,
             end: Mutex::default(),
         }
     }
@@ -104,14 +101,12 @@ impl Lasting for CertificateFile {
         self.name
     }
 
-    fn left(&self) -> Option<SignedDuration> {
-        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(end?.duration_since(self.clock.now()))
+    fn expires_at(&self) -> Option<Timestamp> {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// `certificate_left_seconds` by `certificate`: less than nothing for one that has ended, nothing
-/// at all for one that there is not.
+/// `certificate_expiration_timestamp_seconds` by `certificate`, for those that there are.
 #[derive(Debug)]
 pub struct CertificateAges(Vec<Arc<dyn Lasting>>);
 
@@ -125,15 +120,15 @@ impl CertificateAges {
 impl Collector for CertificateAges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut family = encoder.encode_descriptor(
-            "certificate_left",
-            "Time until the certificate ends",
+            "certificate_expiration_timestamp",
+            "Expiration of the certificate, as Unix time",
             Some(&Unit::Seconds),
             MetricType::Gauge,
         )?;
         for certificate in &self.0 {
-            if let Some(left) = certificate.left() {
+            if let Some(expires_at) = certificate.expires_at() {
                 let labels = [("certificate", certificate.name())];
-                ConstGauge::new(left.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+                ConstGauge::new(expires_at.as_second()).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

@@ -89,8 +89,12 @@ impl CertificateStore {
     /// How long the certificate that is served still lasts, less than nothing if it has ended;
     /// `None` while there is none.
     pub fn left(&self) -> Option<SignedDuration> {
-        let end = self.served.load().as_ref().map(|pair| pair.not_after)?;
-        Some(end.duration_since(self.clock.now()))
+        Some(self.expires_at()?.duration_since(self.clock.now()))
+    }
+
+    /// The expiration of the certificate that is served; `None` while there is none.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.served.load().as_ref().map(|pair| pair.not_after)
     }
 
     /// Looks whether what is served has ended. Sources call this now and then.
@@ -109,7 +113,13 @@ impl CertificateStore {
             .unwrap_or_else(PoisonError::into_inner);
         if *said != complaint {
             match &complaint {
-                Some(why) => tracing::warn!(certificate = self.name, "{why}"),
+                Some(why) => {
+                    tracing::warn!(
+                        certificate = self.name,
+                        reason = why,
+                        "the certificate is not well"
+                    );
+                }
                 None => tracing::info!(certificate = self.name, "the certificate is well again"),
             }
             *said = complaint;

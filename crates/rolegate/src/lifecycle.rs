@@ -1,0 +1,83 @@
+//! The first and the last line of a process's log.
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use rolegate_runtime::logging::{self, LogFormat};
+use rolegate_runtime::readiness::Readiness;
+use tokio_util::task::AbortOnDropHandle;
+
+/// The commands that have a log.
+const PROCESSES: [&str; 4] = ["agent", "broker", "admission", "controller"];
+
+/// Logs that the process is ready, the first time it is.
+pub(crate) fn log_ready(readiness: &Readiness) -> AbortOnDropHandle<()> {
+    let readiness = readiness.clone();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        readiness.ready().await;
+        tracing::info!("ready");
+    }))
+}
+
+/// Reports the error that ends the process: as a line of the log where that is JSON, so that its
+/// reader understands all lines, and otherwise as text.
+pub(crate) fn report_fatal(error: &str, json: bool) {
+    if json {
+        // The log may have been started before, and is not where flags are wrong.
+        let _ = logging::init(LogFormat::Json, "info");
+        tracing::error!(target: "rolegate", error, "rolegate failed");
+    } else {
+        let _ = writeln!(std::io::stderr(), "rolegate: {error}");
+    }
+}
+
+/// Whether the command line or the environment asks for a log in JSON. It is looked for before flags
+/// are read, since an error in them is reported in this form too.
+pub(crate) fn asks_for_json(arguments: &[OsString], variable: Option<&str>) -> bool {
+    let is_process = |command: &OsString| PROCESSES.iter().any(|process| command == process);
+    if !arguments.get(1).is_some_and(is_process) {
+        return false;
+    }
+    let is_json = |value: &str| value.eq_ignore_ascii_case("json");
+    let mut asked = None;
+    let mut rest = arguments.iter().map(|argument| argument.to_string_lossy());
+    while let Some(argument) = rest.next() {
+        match argument.split_once('=') {
+            Some(("--log-format", value)) => asked = Some(is_json(value)),
+            Some(("--json-log", value)) => asked = Some(value == "true"),
+            None if argument == "--log-format" => {
+                asked = rest.next().map(|value| is_json(&value));
+            }
+            None if argument == "--json-log" => asked = Some(true),
+            None if argument == "--" => break,
+            _ => {}
+        }
+    }
+    asked.unwrap_or_else(|| variable.is_some_and(is_json))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_of_errors_is_that_of_the_log() {
+        let asks = |arguments: &[&str], variable| {
+            let arguments = ["rolegate"].iter().chain(arguments);
+            let arguments: Vec<_> = arguments.map(OsString::from).collect();
+            asks_for_json(&arguments, variable)
+        };
+        assert!(asks(&["agent", "--log-format=json"], None));
+        assert!(asks(
+            &["agent", "--log-format", "JSON", "--x"],
+            Some("text")
+        ));
+        assert!(asks(&["agent", "--json-log"], None));
+        assert!(asks(&["agent"], Some("json")));
+        assert!(!asks(&["agent", "--log-format=text"], Some("json")));
+        assert!(!asks(&["agent", "--", "--log-format=json"], None));
+        assert!(!asks(&["agent"], None));
+        // It has no log.
+        assert!(!asks(&["ledger"], Some("json")));
+    }
+}
