@@ -4,6 +4,7 @@
 //! which decisions of an earlier one are known; nothing is decided here.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use crate::arn::{BaseArn, resolve};
@@ -63,6 +64,18 @@ pub enum RuleSource {
     Missing,
     /// None: the `RolegateConfig` is invalid, and none before it counts, so everything is refused.
     Invalid,
+}
+
+impl Display for RuleSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unseen => "not known yet",
+            Self::Flags => "flags",
+            Self::RolegateConfig { .. } => "RolegateConfig cluster",
+            Self::Missing => "none: the RolegateConfig is missing, so every role is denied",
+            Self::Invalid => "none: the RolegateConfig is invalid, so every role is denied",
+        })
+    }
 }
 
 /// A change of the rules.

@@ -3,6 +3,7 @@
 use std::fmt::{self, Display, Write};
 
 use rolegate_core::config::Modes;
+use rolegate_core::rulebook::RuleSource;
 use serde::Serialize;
 
 use crate::text::{FAINT, TITLE, WARN, plain};
@@ -87,29 +88,40 @@ impl Display for WorkloadRef {
 impl Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RolegateConfig {
-                file: Some(file), ..
-            } => write!(f, "RolegateConfig cluster of {}", plain(file)),
-            Self::RolegateConfig {
-                generation: Some(generation),
-                ..
-            } => write!(f, "RolegateConfig cluster, generation {generation}"),
-            Self::RolegateConfig { .. } => f.write_str("RolegateConfig cluster"),
-            Self::Missing => {
-                f.write_str("none: the RolegateConfig is missing, so everything is refused")
+            Self::RolegateConfig { generation, file } => {
+                write!(f, "{}", self.of_process())?;
+                match (file, generation) {
+                    (Some(file), _) => write!(f, " of {}", plain(file)),
+                    (None, Some(generation)) => write!(f, ", generation {generation}"),
+                    (None, None) => Ok(()),
+                }
             }
+            Self::Missing => write!(f, "{}", self.of_process()),
             Self::Workloads { workloads } => {
-                f.write_str("flags of ")?;
+                write!(f, "{} of ", self.of_process())?;
                 for (place, workload) in workloads.iter().enumerate() {
                     let between = if place > 0 { " and " } else { "" };
                     write!(f, "{between}{workload}")?;
                 }
                 Ok(())
             }
-            Self::Flags => f.write_str("flags of this command"),
+            Self::Flags => write!(f, "{} of this command", self.of_process()),
             Self::Assumed => {
                 f.write_str("assumed: layers are enforced that the files hold rules of")
             }
+        }
+    }
+}
+
+impl Source {
+    /// What a process of the cluster reports as the source of the same rules.
+    pub fn of_process(&self) -> RuleSource {
+        match self {
+            Self::RolegateConfig { generation, .. } => RuleSource::RolegateConfig {
+                generation: *generation,
+            },
+            Self::Missing => RuleSource::Missing,
+            Self::Workloads { .. } | Self::Flags | Self::Assumed => RuleSource::Flags,
         }
     }
 }
@@ -230,6 +242,8 @@ mod tests {
             config(None, Some("a.yaml:3")).to_string(),
             "RolegateConfig cluster of a.yaml:3"
         );
+        // A process that misses it says the same.
+        assert_eq!(Source::Missing.to_string(), RuleSource::Missing.to_string());
         let value = serde_json::to_value(basis(Source::Missing)).unwrap();
         assert_eq!(value["source"], json!({"kind": "Missing"}));
     }

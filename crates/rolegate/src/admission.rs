@@ -14,7 +14,7 @@ use rolegate_runtime::version::Version;
 use crate::annotation_flags::AnnotationFlags;
 use crate::certificate_flags::CertificateFlags;
 use crate::flags::{duration, invalid};
-use crate::given_flags::GivenFlags;
+use crate::given_flags::Given;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::lifecycle::log_ready;
 use crate::log_flags::LogFlags;
@@ -37,7 +37,7 @@ pub(crate) struct AdmissionFlags {
     kubernetes: KubernetesFlags,
 
     #[command(flatten)]
-    pub(crate) given: GivenFlags,
+    pub(crate) given: Given,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     #[command(flatten)]
@@ -107,7 +107,7 @@ fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
         listen: flags.listen_address,
         admin_listen: flags.metrics_address,
         rules: flags.rules.config()?,
-        given: flags.given.0,
+        given: flags.given.rules().clone(),
         cluster_config: flags.rules.cluster_config.into(),
         client: flags.kubernetes.client(),
         annotations: flags.keys.keys()?,

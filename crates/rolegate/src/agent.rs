@@ -39,9 +39,9 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
     for note in options::notes(&flags) {
         tracing::warn!("{note}");
     }
-    if flags.broker.is_some() && !flags.given.all().is_empty() {
+    if flags.broker.is_some() && !flags.given.all_rules().is_empty() {
         tracing::warn!(
-            flags = list(flags.given.all()),
+            flags = list(flags.given.all_rules()),
             "flags do not count: the broker decides"
         );
     }

@@ -3,8 +3,8 @@
 use clap::Args;
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, EXTERNAL_ID, ROLE};
 
-use crate::deciding_flags::Given;
 use crate::flags::invalid;
+use crate::given_flags::Given;
 
 const RULES: &str = "Roles and rules";
 /// The longest key that Kubernetes takes.

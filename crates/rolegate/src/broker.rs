@@ -20,7 +20,7 @@ use crate::annotation_flags::AnnotationFlags;
 use crate::certificate_flags::CertificateFlags;
 use crate::deciding_flags::DecidingFlags;
 use crate::flags::{SessionScopeFlag, check_picture_age, duration, invalid, session_life};
-use crate::given_flags::GivenFlags;
+use crate::given_flags::Given;
 use crate::kiam_flags::KiamServerFlags;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::lifecycle::log_ready;
@@ -80,7 +80,7 @@ pub(crate) struct BrokerFlags {
     max_picture_age: Duration,
 
     #[command(flatten)]
-    pub(crate) given: GivenFlags,
+    pub(crate) given: Given,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     /// Demand that the base ARN is found out from where this runs; without it, a found one is used all the same
@@ -233,7 +233,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         },
         base_required: flags.auto_discover_base_arn,
         rules,
-        given: flags.given.0,
+        given: flags.given.rules().clone(),
         scope: flags.session_scope.into(),
         session_seconds: session_life("--session-duration", flags.session_duration)?,
         engine: flags.sts.engine(EngineOptions::of_cluster),

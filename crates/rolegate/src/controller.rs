@@ -17,7 +17,7 @@ use rolegate_runtime::version::Version;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{duration, invalid};
-use crate::given_flags::GivenFlags;
+use crate::given_flags::Given;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::lifecycle::log_ready;
 use crate::log_flags::LogFlags;
@@ -48,7 +48,7 @@ pub(crate) struct ControllerFlags {
     kubernetes: KubernetesFlags,
 
     #[command(flatten)]
-    pub(crate) given: GivenFlags,
+    pub(crate) given: Given,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     #[command(flatten)]
@@ -142,7 +142,7 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
     );
     let rules = RuleOptions {
         flags: flags.rules.config()?,
-        given: flags.given.0,
+        given: flags.given.rules().clone(),
         cluster_config: flags.rules.cluster_config.into(),
         keys: flags.keys.keys()?,
         namespace: flags.namespace.clone(),

@@ -1,15 +1,12 @@
-//! The flags of a process that shape its decisions, and which of a command's flags were given.
+//! The flags of a process that shape its decisions.
 
-use std::collections::BTreeSet;
-
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command, FromArgMatches};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::cluster_config::ConfigUse;
 
 use crate::annotation_flags::AnnotationFlags;
+use crate::given_flags::Given;
 use crate::rule_flags::RuleFlags;
 
 /// The flags of an agent or a broker by which it decides.
@@ -67,48 +64,5 @@ impl DecidingFlags {
                 lower.session_seconds,
             ),
         }
-    }
-}
-
-/// The flags of a command, by the name of their field, that the command line or the environment
-/// gives, and not their default. As a field it must stand before the flags it is asked about.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Given(BTreeSet<String>);
-
-impl Given {
-    /// Whether a flag was given.
-    pub(crate) fn has(&self, flag: &str) -> bool {
-        self.0.contains(flag)
-    }
-
-    /// The flag's value where it was given, and otherwise the lower one.
-    pub(crate) fn pick<T>(&self, flag: &str, value: T, lower: T) -> T {
-        if self.has(flag) { value } else { lower }
-    }
-}
-
-impl FromArgMatches for Given {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let ids = matches.ids().map(|id| id.as_str());
-        let given = ids.filter(|id| {
-            let source = matches.value_source(id);
-            source.is_some_and(|source| source != ValueSource::DefaultValue)
-        });
-        Ok(Self(given.map(str::to_owned).collect()))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl Args for Given {
-    fn augment_args(command: Command) -> Command {
-        command
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        command
     }
 }

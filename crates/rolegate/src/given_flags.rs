@@ -1,4 +1,6 @@
-//! The flags about rules that a process was started with, by the names under which they were given.
+//! Which of a command's flags were given, and those about rules by the names under which they were.
+
+use std::collections::BTreeSet;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
@@ -10,39 +12,65 @@ use crate::rule_flags::RuleFlags;
 /// Flags that count beside a `RolegateConfig` too.
 const ALWAYS: [&str; 2] = ["cluster_config", "own_role"];
 
-/// The flags about rules that are given on the command line or in the environment. It is a field of
-/// a command's flags that takes no arguments of its own, and stands before [`RuleFlags`]: a field takes
-/// its arguments out of the matches.
+/// The flags of a command that the command line or the environment gives, and not their default. It is
+/// a field of a command's flags that takes no arguments of its own, and stands before the flags that
+/// it is asked about: a field takes its arguments out of the matches.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct GivenFlags(pub(crate) GivenRuleFlags);
+pub(crate) struct Given {
+    /// The names of the flags' fields.
+    fields: BTreeSet<String>,
+    /// Those about rules, by the names under which they are given.
+    rules: GivenRuleFlags,
+}
 
-impl GivenFlags {
-    /// All of them, for a process that has no use for any.
-    pub(crate) fn all(&self) -> Vec<&str> {
+impl Given {
+    /// Whether a flag was given.
+    pub(crate) fn has(&self, flag: &str) -> bool {
+        self.fields.contains(flag)
+    }
+
+    /// The flag's value where it was given, and otherwise the lower one.
+    pub(crate) fn pick<T>(&self, flag: &str, value: T, lower: T) -> T {
+        if self.has(flag) { value } else { lower }
+    }
+
+    /// The flags about rules that do not count in any case, as a process logs them.
+    pub(crate) fn rules(&self) -> &GivenRuleFlags {
+        &self.rules
+    }
+
+    /// All flags about rules, for a process that has no use for any.
+    pub(crate) fn all_rules(&self) -> Vec<&str> {
         let GivenRuleFlags {
             base,
             default_role,
             others,
-        } = &self.0;
+        } = &self.rules;
         let all = base.iter().chain(default_role).chain(others);
         all.map(String::as_str).collect()
     }
 }
 
-impl FromArgMatches for GivenFlags {
+impl FromArgMatches for Given {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut given = GivenRuleFlags::default();
+        let ids = matches.ids().map(|id| id.as_str());
+        let given = ids.filter(|id| {
+            let source = matches.value_source(id);
+            source.is_some_and(|source| source != ValueSource::DefaultValue)
+        });
+        let fields: BTreeSet<_> = given.map(str::to_owned).collect();
+        let mut rules = GivenRuleFlags::default();
         for flag in RuleFlags::augment_args(Command::new("rules")).get_arguments() {
             let id = flag.get_id().as_str();
             let names = match id {
-                id if ALWAYS.contains(&id) => continue,
-                "base_role_arn" => &mut given.base,
-                "default_role" => &mut given.default_role,
-                _ => &mut given.others,
+                id if ALWAYS.contains(&id) || !fields.contains(id) => continue,
+                "base_role_arn" => &mut rules.base,
+                "default_role" => &mut rules.default_role,
+                _ => &mut rules.others,
             };
             names.extend(names_of(flag, matches.value_source(id)));
         }
-        Ok(Self(given))
+        Ok(Self { fields, rules })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -51,7 +79,7 @@ impl FromArgMatches for GivenFlags {
     }
 }
 
-impl Args for GivenFlags {
+impl Args for Given {
     fn augment_args(command: Command) -> Command {
         command
     }
@@ -89,7 +117,7 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Flags {
         #[command(flatten)]
-        given: GivenFlags,
+        given: Given,
         #[command(flatten)]
         _rules: RuleFlags,
     }
@@ -100,7 +128,7 @@ mod tests {
             let arguments = std::iter::once("test").chain(arguments.iter().copied());
             Flags::parse_from(arguments).given
         };
-        assert!(given(&[]).all().is_empty());
+        assert!(given(&[]).all_rules().is_empty());
         let some = given(&[
             "--base-role-arn=arn:aws:iam::123456789012:role/",
             "--own-role=node",
@@ -108,8 +136,9 @@ mod tests {
             "--layer=grants=audit",
             "--namespace-restrictions",
         ]);
-        assert_eq!(some.0.base, ["--base-role-arn"]);
-        assert_eq!(some.0.default_role, [""; 0]);
-        assert_eq!(some.0.others, ["--namespace-restrictions", "--layer"]);
+        assert_eq!(some.rules.base, ["--base-role-arn"]);
+        assert_eq!(some.rules.default_role, [""; 0]);
+        assert_eq!(some.rules.others, ["--namespace-restrictions", "--layer"]);
+        assert!(some.has("own_role") && !some.has("default_role"));
     }
 }

@@ -10,8 +10,8 @@ use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind, RuleC
 use rolegate_core::decision::OwnRole;
 use rolegate_core::layer::Mode;
 
-use crate::deciding_flags::Given;
 use crate::flags::{ClusterConfigUse, RestrictionFormat, base_arn, invalid};
+use crate::given_flags::Given;
 
 const RULES: &str = "Roles and rules";
 

@@ -1,6 +1,5 @@
 //! The rules in force and where they come from, for the log, the metrics and the readiness.
 
-use std::fmt::{self, Display};
 use std::time::Duration;
 
 use rolegate_core::arn::BaseArn;
@@ -141,14 +140,13 @@ impl RulesInForce {
     }
 
     fn log(&self) {
-        let source = Source(self.source);
         let Modes {
             namespace,
             grants,
             rego,
         } = self.modes;
         info!(
-            %source,
+            source = %self.source,
             generation = self.generation(),
             base = self.base.as_ref().map(BaseArn::as_str),
             namespace_layer = namespace.as_str(),
@@ -160,21 +158,6 @@ impl RulesInForce {
             unusable_policies = self.policies.unusable,
             "rules in force"
         );
-    }
-}
-
-/// A source in words.
-struct Source(RuleSource);
-
-impl Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            RuleSource::Unseen => "not known yet",
-            RuleSource::Flags => "flags",
-            RuleSource::RolegateConfig { .. } => "RolegateConfig cluster",
-            RuleSource::Missing => "none: the RolegateConfig is missing, so every role is denied",
-            RuleSource::Invalid => "none: the RolegateConfig is invalid, so every role is denied",
-        })
     }
 }
 

@@ -10,7 +10,7 @@ use rolegate_agent::attachment::cni_results::CNI_RESULTS_DIR;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::flags::{SessionScopeFlag, duration, path};
-use crate::given_flags::GivenFlags;
+use crate::given_flags::Given;
 use crate::kiam_flags::KiamAgentFlags;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::log_flags::LogFlags;
@@ -97,7 +97,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_DEFAULT_ROLE", help_heading = NO_EFFECT)]
     pub(crate) auto_discover_default_role: bool,
     #[command(flatten)]
-    pub(crate) given: GivenFlags,
+    pub(crate) given: Given,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
     #[command(flatten)]

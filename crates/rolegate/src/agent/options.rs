@@ -145,7 +145,7 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<AloneOptions> {
         sts: flags.sts.options(clock.clone())?,
         base_required: flags.auto_discover_base_arn,
         rules,
-        given: flags.given.0.clone(),
+        given: flags.given.rules().clone(),
         cluster_config: flags.rules.cluster_config.into(),
         scope: flags.session_scope.into(),
         session_seconds: session_seconds(flags)?,

@@ -9,8 +9,9 @@ use rolegate_policy::document::is_plain_name;
 
 use super::agents::AgentsAt;
 use crate::annotation_flags::AnnotationFlags;
-use crate::deciding_flags::{DecidingFlags, Given};
+use crate::deciding_flags::DecidingFlags;
 use crate::flags::{SessionScopeFlag, duration, session_life};
+use crate::given_flags::Given;
 use crate::kubernetes_flags::KubernetesFlags;
 use crate::rule_flags::RuleFlags;
 

@@ -458,7 +458,8 @@ impl Loaded {
 
 /// What the rules rest on. `is_cluster`: they are in force in a cluster.
 fn basis(in_force: &InForce, snapshot: &Snapshot, is_cluster: bool) -> Basis {
-    let base = snapshot.rules.base.as_ref();
+    let rules = &snapshot.in_force;
+    let base = rules.base.as_ref();
     let mut unknown = in_force.unknown.clone();
     if is_cluster && in_force.source != Source::Missing {
         if base.is_none() {
@@ -473,7 +474,7 @@ fn basis(in_force: &InForce, snapshot: &Snapshot, is_cluster: bool) -> Basis {
         source: in_force.source.clone(),
         flags: in_force.flags.clone(),
         base_role_arn: base.map(|base| base.as_str().to_owned()),
-        layers: snapshot.config.modes.into(),
+        layers: rules.modes.into(),
         unknown,
     }
 }
