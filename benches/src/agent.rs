@@ -31,7 +31,8 @@ impl Agent {
         Self::started(binary, addresses, |command| {
             command
                 .arg(format!("--api-server=http://{}", addresses.api))
-                .args(["--api-token=x", "--insecure"])
+                .env("ROLEGATE_API_TOKEN", "x")
+                .arg("--insecure")
                 .arg(format!("--base-role-arn={BASE_ROLE_ARN}"))
                 .args(further)
                 .env("AWS_REGION", REGION)

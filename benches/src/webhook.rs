@@ -46,7 +46,8 @@ impl Webhook {
         command
             .arg("admission")
             .arg(format!("--api-server=http://{}", stand_ins.addresses.api))
-            .args(["--api-token=x", "--insecure", "--cluster-config=off"])
+            .env("ROLEGATE_API_TOKEN", "x")
+            .args(["--insecure", "--cluster-config=off"])
             .arg(format!("--layer={layers}"))
             .arg(format!("--base-role-arn={BASE_ROLE_ARN}"))
             .arg(format!("--listen-address={address}"))

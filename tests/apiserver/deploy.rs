@@ -63,7 +63,8 @@ async fn manifest_uses_flags_the_binary_has() {
 /// Fails where the pod's container has arguments that the command doesn't know.
 pub(crate) async fn has_flags(command: &str, pod: &PodSpec) {
     let help = Rolegate::output(&[command, "--help"]).await.unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
+    let shared = Rolegate::output(&["options"]).await.unwrap();
+    let help = String::from_utf8([help.stdout, shared.stdout].concat()).unwrap();
     let known: BTreeSet<&str> = help
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
         .collect();

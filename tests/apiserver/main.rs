@@ -11,5 +11,6 @@ mod deploy_broker;
 mod lease;
 mod token;
 mod vap;
+mod view;
 mod watch;
 mod webhook;

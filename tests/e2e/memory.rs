@@ -106,7 +106,8 @@ fn command(
     }
     command
         .arg(format!("--api-server={}", api.url()))
-        .args(["--api-token=x", "--insecure", "--cluster-config=off"])
+        .env("ROLEGATE_API_TOKEN", "x")
+        .args(["--insecure", "--cluster-config=off"])
         .arg("--base-role-arn=arn:aws:iam::123456789012:role/")
         .arg(format!("--metrics-address=127.0.0.1:{admin}"))
         .arg(format!("--metadata-addr={}", imds.addr()))

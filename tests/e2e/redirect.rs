@@ -118,7 +118,7 @@ async fn redirect_by_hand() -> anyhow::Result<()> {
         assert_eq!(json["v4"]["state"], "blocked");
         // iptables is one of both others, and its rules are shown once.
         assert_eq!(shown.matches("10.0.0.1:8181").count(), 1, "{shown}");
-        assert_eq!(json["routingRules"], "in place");
+        assert_eq!(json["routingRules"], "inPlace");
 
         let (code, text) = run(&["remove"])?;
         assert!(code == Some(0) && text.contains("removed ("), "{text}");

@@ -30,7 +30,8 @@ impl Broker {
         command
             .arg("broker")
             .arg(format!("--api-server=http://{}", addresses.api))
-            .args(["--api-token=x", "--insecure", "--cluster-config=off"])
+            .env("ROLEGATE_API_TOKEN", "x")
+            .args(["--insecure", "--cluster-config=off"])
             .args(["--log-level=warn", "--certificate=files"])
             .arg("--client-ca")
             .arg(authority.ca())

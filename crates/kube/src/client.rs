@@ -1,6 +1,7 @@
 //! The connection to the API server: where it is, who we are, and how long anything may take.
 
 use std::fmt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const READ: Duration = Duration::from_secs(165);
 /// For a request to be written.
 const WRITE: Duration = Duration::from_secs(30);
+/// Longest text of a token that is read, bytes.
+const MOST_TOKEN: u64 = 64 << 10;
 /// Where a pod finds the certificate of its cluster's API server.
 const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
@@ -32,6 +35,10 @@ pub struct ClientOptions {
     pub api_server: Option<String>,
     /// Bearer token, with `api_server` only.
     pub api_token: Option<Zeroizing<String>>,
+    /// A file with the bearer token, with `api_server` only.
+    pub api_token_file: Option<PathBuf>,
+    /// Who is impersonated, if somebody is.
+    pub impersonate: Option<Impersonate>,
     /// Whether any certificate of the API server is believed.
     pub insecure: bool,
     /// A kubeconfig file.
@@ -40,11 +47,22 @@ pub struct ClientOptions {
     pub context: Option<String>,
 }
 
+/// A user whom requests are made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Impersonate {
+    /// The name.
+    pub user: String,
+    /// The groups.
+    pub groups: Vec<String>,
+}
+
 impl fmt::Debug for ClientOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientOptions")
             .field("api_server", &self.api_server)
             .field("api_token", &self.api_token.as_ref().map(|_| "…"))
+            .field("api_token_file", &self.api_token_file)
+            .field("impersonate", &self.impersonate)
             .field("insecure", &self.insecure)
             .field("kubeconfig", &self.kubeconfig)
             .field("context", &self.context)
@@ -66,6 +84,14 @@ pub enum ClientError {
     /// A token without the address it is for.
     #[error("an API token needs the URL of the API server that it is for: give --api-server too")]
     TokenWithoutServer,
+    /// The file of the token can't be used.
+    #[error("cannot use the API token of {}: {why}", .path.display())]
+    TokenFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The kubeconfig can't be used.
     #[error("cannot use kubeconfig {}: {}", .path.display(), crate::failure::chain(.error))]
     Kubeconfig {
@@ -212,7 +238,8 @@ impl Connection {
 
 /// The configuration of the client, and the context of the kubeconfig that it is from.
 async fn configure(options: &ClientOptions) -> Result<(Config, Option<String>), ClientError> {
-    if options.api_token.is_some() && options.api_server.is_none() {
+    let has_token = options.api_token.is_some() || options.api_token_file.is_some();
+    if has_token && options.api_server.is_none() {
         return Err(ClientError::TokenWithoutServer);
     }
     let server = options
@@ -261,6 +288,24 @@ async fn configure(options: &ClientOptions) -> Result<(Config, Option<String>), 
     }
     if let Some(token) = &options.api_token {
         config.auth_info.token = Some(token.as_str().into());
+    }
+    if let Some(path) = &options.api_token_file {
+        let failed = |why: String| ClientError::TokenFile {
+            path: path.clone(),
+            why,
+        };
+        let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
+        let mut text = Zeroizing::new(String::new());
+        let read = file.take(MOST_TOKEN).read_to_string(&mut text);
+        read.map_err(|error| failed(error.to_string()))?;
+        match text.trim() {
+            "" => return Err(failed("it is empty".into())),
+            token => config.auth_info.token = Some(token.into()),
+        }
+    }
+    if let Some(Impersonate { user, groups }) = &options.impersonate {
+        config.auth_info.impersonate = Some(user.clone());
+        config.auth_info.impersonate_groups = Some(groups.clone());
     }
     Ok((config, context))
 }

@@ -1,5 +1,6 @@
 //! Why a workload may have its role, or may not, and what would change that.
 
+mod pods;
 mod show;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use rolegate_core::session::SessionKey;
 use rolegate_core::workload::Workload;
 use serde::Serialize;
 use serde_json::Value;
+
+pub use pods::{Counts, ExplainedPods, explain_pods};
 
 use crate::document;
 use crate::missing::missing_grant;

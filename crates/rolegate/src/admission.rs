@@ -34,14 +34,15 @@ Every flag can also be set by an environment variable (shown beside it).";
 #[derive(Debug, Args)]
 pub(crate) struct AdmissionFlags {
     #[command(flatten)]
-    kubernetes: KubernetesFlags,
-
-    #[command(flatten)]
     pub(crate) given: Given,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
+
     #[command(flatten)]
     keys: AnnotationFlags,
+
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
 
     #[command(flatten)]
     certificate: CertificateFlags,

@@ -46,7 +46,9 @@ Every flag can also be set by an environment variable (shown beside it).";
 #[derive(Debug, Args)]
 pub(crate) struct BrokerFlags {
     #[command(flatten)]
-    kubernetes: KubernetesFlags,
+    pub(crate) given: Given,
+    #[command(flatten)]
+    pub(crate) rules: RuleFlags,
 
     /// Namespace of the agents' service account
     #[arg(long, value_name = "NAMESPACE", env = "ROLEGATE_AGENT_NAMESPACE", default_value = "rolegate-system", help_heading = AGENTS)]
@@ -79,10 +81,6 @@ pub(crate) struct BrokerFlags {
     #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_PICTURE_AGE", default_value = "1h", value_parser = duration, requires = "kiam_address", help_heading = AGENTS)]
     max_picture_age: Duration,
 
-    #[command(flatten)]
-    pub(crate) given: Given,
-    #[command(flatten)]
-    pub(crate) rules: RuleFlags,
     /// Demand that the base ARN is found out from where this runs; without it, a found one is used all the same
     #[arg(long, alias = "role-base-arn-autodetect", env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
     auto_discover_base_arn: bool,
@@ -106,6 +104,9 @@ pub(crate) struct BrokerFlags {
     /// Address of this pod's host
     #[arg(long, value_name = "IP", env = "HOST_IP", help_heading = AWS)]
     host_ip: Option<IpAddr>,
+
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
 
     #[command(flatten)]
     certificate: CertificateFlags,

@@ -1,15 +1,19 @@
 //! The command line as a whole.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
+use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand};
+use rolegate_runtime::version::Version;
 
 use crate::admission::AdmissionFlags;
+use crate::advice::has_flag;
 use crate::agent::AgentFlags;
 use crate::broker::BrokerFlags;
 use crate::controller::ControllerFlags;
 use crate::demo::DemoArguments;
 use crate::ledger::LedgerArguments;
+use crate::output::OutputFlags;
 use crate::policy::PolicyArguments;
 use crate::redirect::RedirectArguments;
 use crate::reference::ReferenceArguments;
@@ -71,6 +75,10 @@ pub(crate) enum Command {
     Policy(PolicyArguments),
     /// Show the whole system at work on this machine, without AWS and without a cluster
     Demo(DemoArguments),
+    /// Print the version and the commit that this program was built from
+    Version(OutputFlags),
+    /// Print the flags that several commands share
+    Options,
     /// Print the reference of commands and flags as Markdown
     #[command(hide = true)]
     Reference(ReferenceArguments),
@@ -87,14 +95,64 @@ impl Command {
             | Self::Ledger(_)
             | Self::Controller(_)
             | Self::Policy(_) => true,
-            Self::Redirect(_) | Self::Demo(_) | Self::Reference(_) => false,
+            Self::Redirect(_)
+            | Self::Demo(_)
+            | Self::Version(_)
+            | Self::Options
+            | Self::Reference(_) => false,
         }
     }
 }
 
 /// The definition that the documentation and the parser share.
 pub(crate) fn definition() -> clap::Command {
-    Cli::command().mut_subcommands(with_switches)
+    let definition = Cli::command().version(VERSION.as_str());
+    let definition = definition.mut_subcommands(with_switches);
+    let definition = definition.mut_subcommands(with_plain_name);
+    PROCESSES.iter().fold(definition, |definition, name| {
+        definition.mut_subcommand(name, with_first_flags)
+    })
+}
+
+/// What `--version` says.
+static VERSION: LazyLock<String> = LazyLock::new(|| Version::CURRENT.to_string());
+
+/// Commands that run for long.
+pub(crate) const PROCESSES: [&str; 4] = ["agent", "broker", "admission", "controller"];
+
+/// Flags that somebody who is new must know about, in the order of the help, above all others.
+const FIRST: [&str; 8] = [
+    "base_role_arn",
+    "host_interface",
+    "namespace_restrictions",
+    "layer",
+    "redirect",
+    "iptables",
+    "host_ip",
+    "node",
+];
+
+fn with_first_flags(command: clap::Command) -> clap::Command {
+    let leads_pods = command
+        .get_arguments()
+        .any(|flag| flag.get_id() == "host_interface");
+    // `mut_arg` would move a flag to the end, and its heading with it.
+    command.mut_args(|flag| {
+        let place = FIRST.iter().position(|first| flag.get_id() == first);
+        match place {
+            // An address of a broker's host is not what pods are led to.
+            Some(_) if flag.get_id() == "host_ip" && !leads_pods => flag,
+            Some(place) => flag.help_heading("Set these first").display_order(place),
+            None => flag,
+        }
+    })
+}
+
+/// Lets `--version` of each command name the program, and not the command.
+fn with_plain_name(command: clap::Command) -> clap::Command {
+    command
+        .display_name("rolegate")
+        .mut_subcommands(with_plain_name)
 }
 
 fn with_switches(command: clap::Command) -> clap::Command {
@@ -116,13 +174,29 @@ fn switch(flag: Arg) -> Arg {
         .hide_default_value(true)
 }
 
-/// Puts `agent` before arguments that name no command, since kube2iam has none: its DaemonSet
-/// then works with the image changed.
+/// The command line that prints the help of the command that arguments name.
+pub(crate) fn help_of(arguments: &[OsString]) -> String {
+    let definition = Cli::command();
+    let (mut command, mut text) = (&definition, "rolegate".to_owned());
+    for name in arguments.iter().skip(1) {
+        let Some(inner) = command.find_subcommand(name) else {
+            break;
+        };
+        text = format!("{text} {}", inner.get_name());
+        command = inner;
+    }
+    text + " --help"
+}
+
+/// Puts `agent` before flags of it that no command stands before, since kube2iam has none: its
+/// DaemonSet then works with the image changed.
 pub(crate) fn with_implied_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    const OURS: &[&str] = &["--help", "-h", "--version", "-V"];
-    let flag = |argument: &OsStr| argument.as_encoded_bytes().starts_with(b"-");
+    let definition = Cli::command();
+    let agent = definition.find_subcommand("agent");
     let first = arguments.get(1);
-    if first.is_some_and(|first| flag(first) && !OURS.iter().any(|ours| first == ours)) {
+    if let (Some(first), Some(agent)) = (first, agent)
+        && has_flag(agent, first)
+    {
         arguments.insert(1, "agent".into());
     }
     arguments
@@ -185,7 +259,15 @@ mod tests {
             with_implied_command(arguments.map(Into::into).collect())
         };
         assert_eq!(implied(&["--node=a"]), ["rolegate", "agent", "--node=a"]);
-        for same in [&["--help"][..], &["--version"], &["demo", "--once"], &[]] {
+        // By its other name.
+        assert_eq!(implied(&["--host=a"]), ["rolegate", "agent", "--host=a"]);
+        for same in [
+            &["--help"][..],
+            &["--version"],
+            &["--man"],
+            &["demo", "--once"],
+            &[],
+        ] {
             assert_eq!(implied(same).len(), same.len() + 1);
         }
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::cli::{Cli, Command, definition, with_implied_command};
 use crate::config_file::{flag, innermost, value_of};
+use crate::kubernetes_flags::refuse_token_argument;
 use crate::sources::{self, Rule};
 
 /// The program.
@@ -234,6 +235,10 @@ impl Container {
                 }
             }
         }
+        refuse_token_argument(&arguments).map_err(|why| Untold::Refused {
+            container: container(),
+            why: why.to_owned(),
+        })?;
         let mut arguments = with_implied_command(arguments);
         let (command, place) = innermost(&definition, &arguments);
         let rest = arguments.get(place..).unwrap_or_default();

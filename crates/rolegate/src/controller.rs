@@ -45,14 +45,15 @@ Every flag can also be set by an environment variable (shown beside it).";
 #[derive(Debug, Args)]
 pub(crate) struct ControllerFlags {
     #[command(flatten)]
-    kubernetes: KubernetesFlags,
-
-    #[command(flatten)]
     pub(crate) given: Given,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
+
     #[command(flatten)]
     keys: AnnotationFlags,
+
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
 
     /// Namespace of the Lease, the Secret and the webhook's Service
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate-system", help_heading = CERTIFICATE)]

@@ -17,12 +17,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, FromArgMatches, ValueEnum};
+use clap::{Args, FromArgMatches};
 use rolegate_runtime::logging::{self, LogFormat};
 use rolegate_runtime::signals::Shutdown;
 
 use crate::agent::AgentFlags;
 use crate::flags::invalid;
+use crate::output::OutputFlags;
 use network::Node;
 use report::Report;
 use screen::Screen;
@@ -32,15 +33,6 @@ use stage::Stage;
 const END: Duration = Duration::from_secs(2);
 /// Ended by SIGINT, as shells say it.
 const INTERRUPTED: u8 = 130;
-
-/// How the steps are told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Step by step, for people
-    Text,
-    /// One document after the last step
-    Json,
-}
 
 /// Arguments of `rolegate demo`.
 #[derive(Debug, Args)]
@@ -63,9 +55,8 @@ pub(crate) struct DemoArguments {
     /// Use loopback addresses even where network namespaces can be made
     #[arg(long)]
     loopback: bool,
-    /// How the steps are told
-    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    #[command(flatten)]
+    output: OutputFlags,
     /// Log what the agent does, on standard error
     #[arg(long)]
     verbose: bool,
@@ -81,7 +72,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     if arguments.verbose {
         logging::init(LogFormat::Text, "debug").context("the log cannot be set up")?;
     }
-    let mut screen = Screen::new(arguments.output == Output::Text);
+    let mut screen = Screen::new(arguments.output.output);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,11 +1,15 @@
 //! Flags about the API server, shared by every command that asks it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
-use rolegate_kube::client::ClientOptions;
+use rolegate_kube::client::{ClientOptions, Impersonate};
 
-const KUBERNETES: &str = "Kubernetes";
+use crate::flags::duration;
+
+pub(crate) const KUBERNETES: &str = "Kubernetes";
 
 /// How the API server is reached.
 #[derive(Debug, Args)]
@@ -13,9 +17,13 @@ pub(crate) struct KubernetesFlags {
     /// URL of the API server; by default the pod's own cluster, then the kubeconfig
     #[arg(long, value_name = "URL", env = "ROLEGATE_API_SERVER", help_heading = KUBERNETES)]
     pub(crate) api_server: Option<String>,
+    // Command lines can be read by every user of the machine: `refuse_token_argument`.
     /// Token for the API server
-    #[arg(long, value_name = "TOKEN", env = "ROLEGATE_API_TOKEN", hide_env_values = true, help_heading = KUBERNETES)]
+    #[arg(long, value_name = "TOKEN", env = "ROLEGATE_API_TOKEN", hide_env_values = true, hide = true, conflicts_with = "api_token_file", help_heading = KUBERNETES)]
     pub(crate) api_token: Option<String>,
+    /// File with the token for the API server at --api-server, read at the start; or put the token into the environment variable ROLEGATE_API_TOKEN
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_API_TOKEN_FILE", help_heading = KUBERNETES)]
+    pub(crate) api_token_file: Option<PathBuf>,
     /// Do not check the API server's certificate
     #[arg(long, env = "ROLEGATE_INSECURE", help_heading = KUBERNETES)]
     pub(crate) insecure: bool,
@@ -33,9 +41,101 @@ impl KubernetesFlags {
         ClientOptions {
             api_server: self.api_server.clone(),
             api_token: self.api_token.clone().map(Into::into),
+            api_token_file: self.api_token_file.clone(),
             insecure: self.insecure,
             kubeconfig: self.kubeconfig.clone(),
             context: self.context.clone(),
+            impersonate: None,
         }
+    }
+}
+
+/// How people's commands read a cluster, by kubectl's names.
+#[derive(Debug, Args)]
+pub(crate) struct ReadingFlags {
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
+    /// User to impersonate
+    #[arg(long = "as", id = "as", value_name = "USER", help_heading = KUBERNETES)]
+    as_user: Option<String>,
+    /// Group to impersonate, with --as; may be repeated
+    #[arg(long, value_name = "GROUP", requires = "as", help_heading = KUBERNETES)]
+    as_group: Vec<String>,
+    /// Time that one request may take; 0 sets no limit
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration, help_heading = KUBERNETES)]
+    request_timeout: Duration,
+    /// Details of reads on standard error: 1 counts objects, 6 shows each request with its outcome and time
+    #[arg(short = 'v', long = "v", id = "v", value_name = "LEVEL", default_value = "0", hide_default_value = true, value_parser = clap::value_parser!(u8).range(..=10), help_heading = KUBERNETES)]
+    verbosity: u8,
+}
+
+impl ReadingFlags {
+    /// What a client is made of.
+    pub(crate) fn client(&self) -> ClientOptions {
+        let impersonate = self.impersonated().map(|user| Impersonate {
+            user: user.to_owned(),
+            groups: self.groups().to_vec(),
+        });
+        ClientOptions {
+            impersonate,
+            ..self.kubernetes.client()
+        }
+    }
+
+    /// The user who is impersonated.
+    pub(crate) fn impersonated(&self) -> Option<&str> {
+        self.as_user.as_deref()
+    }
+
+    /// The groups of that user.
+    pub(crate) fn groups(&self) -> &[String] {
+        &self.as_group
+    }
+
+    /// The time of one request, where it is limited.
+    pub(crate) fn request_timeout(&self) -> Option<Duration> {
+        Some(self.request_timeout).filter(|time| !time.is_zero())
+    }
+
+    /// How much is told of reads.
+    pub(crate) fn verbosity(&self) -> u8 {
+        self.verbosity
+    }
+}
+
+/// Refuses a token on the command line, where every user of the machine can read it.
+///
+/// # Errors
+/// What to use instead.
+pub(crate) fn refuse_token_argument(arguments: &[OsString]) -> Result<(), &'static str> {
+    let flags = arguments.iter().map(|argument| argument.as_encoded_bytes());
+    let mut flags = flags.take_while(|argument| *argument != b"--");
+    let is_token = |argument: &[u8]| {
+        let rest = argument.strip_prefix(b"--api-token");
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"="))
+    };
+    match flags.any(is_token) {
+        false => Ok(()),
+        true => Err(
+            "--api-token shows the token to every user of this machine: write it to a file and use \
+             --api-token-file, or set the environment variable ROLEGATE_API_TOKEN",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_no_argument() {
+        let refused = |arguments: &[&str]| {
+            let arguments: Vec<_> = arguments.iter().map(OsString::from).collect();
+            refuse_token_argument(&arguments).is_err()
+        };
+        assert!(refused(&["rolegate", "agent", "--api-token=x"]));
+        assert!(refused(&["rolegate", "--api-token", "x"]));
+        assert!(!refused(&["rolegate", "--api-token-file=x"]));
+        assert!(!refused(&["rolegate", "policy", "--", "--api-token"]));
     }
 }

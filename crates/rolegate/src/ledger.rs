@@ -1,22 +1,23 @@
 //! `rolegate ledger`: asks a broker or an agent whose session is whose.
 
-use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use http::Request;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use rolegate_policy::text;
 use rolegate_standing::ledger::Record;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flags::invalid;
+use crate::output::{self, Format, OutputFlags};
 
 /// How long the broker may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,23 +27,11 @@ const PAGE: usize = 64 << 20;
 /// What its help begins with.
 pub(crate) const LONG_ABOUT: &str = "Tell which session went to which pod.\n\n\
 Asks one broker for its ledger, newest entry first: the access key's ID, role, session name, times, the pod and \
-the rules that allowed it. SENT is when it went to the pod's node, SERVED when the pod got it, as its agent \
-says. It holds no secret. With --key, answers whose key it is that stands in a CloudTrail record. A broker's \
+the rules that allowed it. SENT is when it went to the pod's node, SERVED (with -o wide) when the pod got it, as its \
+agent says. It holds no secret. With --key, answers whose key it is that stands in a CloudTrail record. A broker's \
 ledger is on its loopback, and each replica has its own: ask each, as in\n\n\
   kubectl -n rolegate-system exec POD -- rolegate ledger --key ASIA...\n\n\
 The log has the same entries and lives longer. Exit code 1 where the key is in no entry.";
-
-/// Of the table.
-const COLUMNS: usize = 11;
-
-/// How the answer is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// A table for people
-    Text,
-    /// A JSON list
-    Json,
-}
 
 /// Arguments of `rolegate ledger`.
 #[derive(Debug, Args)]
@@ -58,9 +47,8 @@ pub(crate) struct LedgerArguments {
         default_value = "127.0.0.1:9091"
     )]
     address: SocketAddr,
-    /// How the answer is written
-    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Format,
+    #[command(flatten)]
+    output: OutputFlags,
 }
 
 /// Asks, and writes the answer.
@@ -85,17 +73,18 @@ pub(crate) fn run(arguments: &LedgerArguments) -> anyhow::Result<ExitCode> {
     })?;
     let records: Vec<Record> = serde_json::from_slice(&page)
         .with_context(|| format!("{} is no ledger of rolegate", arguments.address))?;
-    let text = match arguments.output {
-        Format::Json => format!("{}\n", serde_json::to_string_pretty(&records)?),
-        Format::Text => table(&records),
-    };
-    std::io::stdout().write_all(text.as_bytes())?;
+    match arguments.output.output {
+        Format::Text => output::raw(&table(&records, false))?,
+        Format::Wide => output::raw(&table(&records, true))?,
+        Format::Name => {
+            let names = records.iter().map(|record| format!("pod/{}", record.pod));
+            output::names(&names.collect::<Vec<_>>())?;
+        }
+        format => output::value(format, &serde_json::to_value(&records)?)?,
+    }
     let unknown = arguments.key.is_some() && records.is_empty();
     if unknown {
-        writeln!(
-            std::io::stderr(),
-            "rolegate: this ledger has no such key; ask the other replicas, or the log"
-        )?;
+        output::failure("this ledger has no such key; ask the other replicas, or the log");
     }
     Ok(ExitCode::from(u8::from(unknown)))
 }
@@ -129,59 +118,44 @@ async fn ask(arguments: &LedgerArguments) -> anyhow::Result<Bytes> {
     }
 }
 
-/// One line for each entry. All of it is escaped: names are chosen by tenants.
-fn table(records: &[Record]) -> String {
-    let mut rows: Vec<[String; COLUMNS]> = vec![
-        [
-            "SENT",
+/// One line for each entry; with `is_wide` all that is known of it. Names are chosen by tenants, so all
+/// is escaped.
+fn table(records: &[Record], is_wide: bool) -> String {
+    let mut titles = vec!["ACCESS KEY", "POD", "ROLE", "SENT", "EXPIRES"];
+    if is_wide {
+        titles.extend([
             "SERVED",
-            "ACCESS KEY",
-            "POD",
+            "ISSUED",
             "SERVICE ACCOUNT",
             "NODE",
-            "ROLE",
             "SESSION",
-            "ISSUED",
-            "EXPIRES",
             "ALLOWED BY",
-        ]
-        .map(String::from),
-    ];
-    for record in records {
-        rows.push(
-            [
-                record.at.to_string(),
-                record
-                    .served
-                    .map_or_else(|| "-".into(), |at| at.to_string()),
-                record.access_key_id.clone(),
-                format!("{}/{}", record.namespace, record.pod),
+        ]);
+    }
+    let row = |record: &Record| {
+        let mut row = vec![
+            record.access_key_id.clone(),
+            format!("{}/{}", record.namespace, record.pod),
+            record.role.clone(),
+            seconds(record.at),
+            seconds(record.expires),
+        ];
+        if is_wide {
+            row.extend([
+                record.served.map_or_else(|| "-".to_owned(), seconds),
+                seconds(record.issued),
                 record.service_account.clone(),
-                record.node.clone().unwrap_or_default(),
-                record.role.clone(),
+                record.node.clone().unwrap_or_else(|| "-".to_owned()),
                 record.session_name.clone(),
-                record.issued.to_string(),
-                record.expires.to_string(),
                 record.rules.join(", "),
-            ]
-            .map(|text| text.escape_debug().to_string()),
-        );
-    }
-    let mut widths = [0; COLUMNS];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            ]);
         }
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (width, cell) in widths.iter().zip(row) {
-            // Writing to a String does not fail.
-            let _ = write!(line, "{cell:<width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+        row
+    };
+    text::table(&titles, records.iter().map(row))
+}
+
+/// A time to the second.
+fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -1,14 +1,14 @@
 //! The first and the last line of a process's log.
 
 use std::ffi::OsString;
-use std::io::Write;
 
 use rolegate_runtime::logging::{self, LogFormat};
 use rolegate_runtime::readiness::Readiness;
 use tokio_util::task::AbortOnDropHandle;
 
-/// The commands that have a log.
-const PROCESSES: [&str; 4] = ["agent", "broker", "admission", "controller"];
+use crate::advice::begins_with_flag;
+use crate::cli::PROCESSES;
+use crate::output;
 
 /// Logs that the process is ready, the first time it is.
 pub(crate) fn log_ready(readiness: &Readiness) -> AbortOnDropHandle<()> {
@@ -27,7 +27,7 @@ pub(crate) fn report_fatal(error: &str, json: bool) {
         let _ = logging::init(LogFormat::Json, "info");
         tracing::error!(target: "rolegate", error, "rolegate failed");
     } else {
-        let _ = writeln!(std::io::stderr(), "rolegate: {error}");
+        output::error(error);
     }
 }
 
@@ -35,7 +35,8 @@ pub(crate) fn report_fatal(error: &str, json: bool) {
 /// are read, since an error in them is reported in this form too.
 pub(crate) fn asks_for_json(arguments: &[OsString], variable: Option<&str>) -> bool {
     let is_process = |command: &OsString| PROCESSES.iter().any(|process| command == process);
-    if !arguments.get(1).is_some_and(is_process) {
+    // Flags alone are the agent's.
+    if !begins_with_flag(arguments) && !arguments.get(1).is_some_and(is_process) {
         return false;
     }
     let is_json = |value: &str| value.eq_ignore_ascii_case("json");
@@ -74,6 +75,7 @@ mod tests {
         ));
         assert!(asks(&["agent", "--json-log"], None));
         assert!(asks(&["agent"], Some("json")));
+        assert!(asks(&["--no-flag"], Some("json")));
         assert!(!asks(&["agent", "--log-format=text"], Some("json")));
         assert!(!asks(&["agent", "--", "--log-format=json"], None));
         assert!(!asks(&["agent"], None));

@@ -3,6 +3,7 @@
 //! One file a command: flags → options → run. What is run lives in the crates below.
 
 mod admission;
+mod advice;
 mod agent;
 mod annotation_flags;
 mod broker;
@@ -21,7 +22,10 @@ mod kubernetes_flags;
 mod ledger;
 mod lifecycle;
 mod log_flags;
+mod options;
+mod output;
 mod policy;
+mod progress;
 mod redirect;
 mod reference;
 mod rule_flags;
@@ -32,6 +36,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
+use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
 
@@ -42,11 +47,11 @@ fn main() -> ExitCode {
     let arguments = cli::with_implied_command(std::env::args_os().collect());
     let format = environment::variable("ROLEGATE_LOG_FORMAT");
     let json = lifecycle::asks_for_json(&arguments, format.as_deref());
-    let (command, json) = match command(arguments) {
+    let (command, json, help) = match command(arguments) {
         // The file of --config may ask for it too.
         Ok((command, arguments)) => {
             let json = lifecycle::asks_for_json(&arguments, format.as_deref());
-            (command, json)
+            (command, json, cli::help_of(&arguments))
         }
         Err(error) if error.use_stderr() => {
             if json {
@@ -79,30 +84,46 @@ fn main() -> ExitCode {
         Command::Redirect(arguments) => redirect::run(arguments),
         Command::Policy(arguments) => policy::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Version(arguments) => output::version(arguments.output),
+        Command::Options => options::run(),
         Command::Reference(arguments) => reference::run(&arguments),
     };
-    ended.unwrap_or_else(|error| {
-        let code = if error.is::<flags::Invalid>() {
-            USAGE
-        } else {
-            1
-        };
-        let cause: &(dyn std::error::Error + 'static) = error.as_ref();
-        lifecycle::report_fatal(&rolegate_kube::chain(cause), json);
-        ExitCode::from(code)
-    })
+    ended.unwrap_or_else(|error| failed(&error, json, &help))
+}
+
+/// Reports the error that ends a command.
+fn failed(error: &anyhow::Error, json: bool, help: &str) -> ExitCode {
+    if error.is::<output::Closed>() {
+        return ExitCode::SUCCESS;
+    }
+    let cause: &(dyn std::error::Error + 'static) = error.as_ref();
+    let mut text = rolegate_kube::chain(cause);
+    if !error.is::<flags::Invalid>() {
+        lifecycle::report_fatal(&text, json);
+        return ExitCode::FAILURE;
+    }
+    if !json {
+        text += &format!("\n\nFor more information, try '{help}'.");
+    }
+    lifecycle::report_fatal(&text, json);
+    ExitCode::from(USAGE)
 }
 
 /// The command that is asked for, and its arguments with those of other places.
 fn command(arguments: Vec<OsString>) -> Result<(Command, Vec<OsString>), clap::Error> {
-    let mut definition = environment::without_service_links(cli::definition());
+    let definition = options::with_short_help(cli::definition());
+    let mut definition = environment::without_service_links(definition);
+    if let Err(why) = kubernetes_flags::refuse_token_argument(&arguments) {
+        return Err(definition.error(ErrorKind::InvalidValue, why));
+    }
     let variables = std::env::vars_os().map(|(name, value)| {
         let text = |text: OsString| text.to_string_lossy().into_owned();
         (text(name), text(value))
     });
     let arguments =
         config_file::with_lower_places(&mut definition, arguments, &environment::variable)?;
-    let matches = definition.clone().try_get_matches_from(&arguments)?;
+    let matches = definition.clone().try_get_matches_from(&arguments);
+    let matches = matches.map_err(|error| advice::advised(&definition, &arguments, error))?;
     environment::check(&mut definition, &arguments, variables)?;
     Ok((Cli::from_arg_matches(&matches)?.command, arguments))
 }

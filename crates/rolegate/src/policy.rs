@@ -15,7 +15,6 @@ mod in_force;
 mod kinds;
 mod load;
 mod names;
-mod output;
 mod simulate;
 mod suggest;
 mod test;
@@ -24,6 +23,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+
+pub(crate) use flags::SharedFlags;
 
 /// The exit code where somebody is refused or cut off.
 const REFUSED: u8 = 3;

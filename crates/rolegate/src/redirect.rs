@@ -1,8 +1,7 @@
 //! `rolegate redirect`: the rules that lead pods to the agent, by hand.
 
-use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -16,6 +15,7 @@ use rolegate_core::redirect::{InterfacePattern, Spec};
 use rustix::thread::CapabilitySet;
 
 use crate::flags::invalid;
+use crate::output::{self, Format, OutputFlags};
 
 /// The exit code of a check that finds pods blocked.
 const BLOCKED: u8 = 2;
@@ -34,6 +34,8 @@ enum Action {
         /// auto, nftables, iptables, iptables-nft or iptables-legacy; auto shows all there are
         #[arg(long, value_name = "BACKEND", default_value = "auto")]
         backend: String,
+        #[command(flatten)]
+        output: OutputFlags,
     },
     /// Put the rules into the kernel: for a unit that runs before the kubelet, so that no pod is
     /// earlier than the rules
@@ -69,9 +71,8 @@ enum Action {
         /// The namespace's file, such as /run/netns/cni-… or /proc/PID/ns/net [default: this one]
         #[arg(long, value_name = "FILE")]
         netns: Option<PathBuf>,
-        /// Print JSON
-        #[arg(short, long, value_name = "FORMAT", value_parser = ["json", "text"], default_value = "text")]
-        output: String,
+        #[command(flatten)]
+        output: OutputFlags,
     },
 }
 
@@ -85,26 +86,8 @@ pub(crate) fn run(arguments: RedirectArguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn act(action: Action) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::stdout();
     match action {
-        Action::Show { backend } => {
-            let mut found = false;
-            for (names, rules) in kernel_rules(&backends(&backend)?).await? {
-                writeln!(out, "# {names}\n{}", rules.trim_end())?;
-                found = true;
-            }
-            let routing = routing_rules().await?;
-            if !routing.is_empty() {
-                writeln!(out, "# routing rules")?;
-                for rule in routing {
-                    writeln!(out, "{rule}")?;
-                }
-                found = true;
-            }
-            if !found {
-                writeln!(out, "no rules of rolegate are in the kernel")?;
-            }
-        }
+        Action::Show { backend, output } => show(&backend, output.output).await?,
         Action::Apply {
             backend,
             host_interface,
@@ -118,7 +101,7 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
             let spec = spec(Some(host_ip), host_ipv6, app_port, interface)?;
             let backend = choice(&backend)?.resolve(&spec).await?;
             Redirect::new(backend, spec).apply().await?;
-            writeln!(out, "the redirect is in place ({backend})")?;
+            output::raw(&format!("the redirect is in place ({backend})\n"))?;
         }
         Action::Remove => {
             let removed = remove_all().await?;
@@ -127,41 +110,76 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
                 names.push("routing rules".into());
             }
             if names.is_empty() {
-                writeln!(out, "there was nothing to remove")?;
+                output::raw("there was nothing to remove\n")?;
             } else {
                 let names = names.join(", ");
-                writeln!(out, "removed ({names}): pods reach the node's metadata now")?;
+                output::raw(&format!(
+                    "removed ({names}): pods reach the node's metadata now\n"
+                ))?;
             }
         }
-        Action::Check { netns, output } => {
-            let found = check::probe(netns.as_deref()).await?;
-            // Without a file this is the pod's own namespace, and the rules are in the host's.
-            let routing = match &netns {
-                Some(_) => Some(words(routing_state().await?)),
-                None => None,
-            };
-            if output == "json" {
-                let json = serde_json::json!({
-                    "state": found.state().as_str(),
-                    "v4": outcome(&found.v4),
-                    "v6": outcome(&found.v6),
-                    "routingRules": routing,
-                });
-                writeln!(out, "{json:#}")?;
-            } else {
-                writeln!(out, "{found}")?;
-                if let Some(routing) = routing {
-                    writeln!(out, "routing rules of this host: {routing}")?;
-                }
-            }
-            return Ok(match found.state() {
-                CheckState::Ok => ExitCode::SUCCESS,
-                CheckState::Blocked => ExitCode::from(BLOCKED),
-                CheckState::Open => ExitCode::FAILURE,
-            });
-        }
+        Action::Check { netns, output } => return tried(netns.as_deref(), output.output).await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the rules that are in the kernel.
+async fn show(backend: &str, format: Format) -> anyhow::Result<()> {
+    let listings = kernel_rules(&backends(backend)?).await?;
+    let routing = routing_rules().await?;
+    if !matches!(format, Format::Text | Format::Wide) {
+        let listings = listings.iter();
+        let listings = listings.map(|(backends, rules)| {
+            let backends: Vec<_> = backends.split(", ").collect();
+            serde_json::json!({"backends": backends, "rules": rules})
+        });
+        let found = serde_json::json!({
+            "listings": listings.collect::<Vec<_>>(),
+            "routingRules": routing.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        });
+        return output::value(format, &found);
+    }
+    let mut text = String::new();
+    for (names, rules) in &listings {
+        text += &format!("# {names}\n{}\n", rules.trim_end());
+    }
+    if !routing.is_empty() {
+        text += "# routing rules\n";
+        text.extend(routing.iter().map(|rule| format!("{rule}\n")));
+    }
+    if text.is_empty() {
+        text += "no rules of rolegate are in the kernel\n";
+    }
+    output::raw(&text)
+}
+
+/// Prints where the metadata address leads.
+async fn tried(netns: Option<&Path>, format: Format) -> anyhow::Result<ExitCode> {
+    let found = check::probe(netns).await?;
+    // Without a file this is the pod's own namespace, and the rules are in the host's.
+    let routing = match netns {
+        Some(_) => Some(routing_state().await?),
+        None => None,
+    };
+    if matches!(format, Format::Text | Format::Wide) {
+        let routing = routing.map_or_else(String::new, |state| {
+            format!("routing rules of this host: {}\n", words(state))
+        });
+        output::raw(&format!("{found}\n{routing}"))?;
+    } else {
+        let found = serde_json::json!({
+            "state": found.state().as_str(),
+            "v4": outcome(&found.v4),
+            "v6": outcome(&found.v6),
+            "routingRules": routing.map(name),
+        });
+        output::value(format, &found)?;
+    }
+    Ok(match found.state() {
+        CheckState::Ok => ExitCode::SUCCESS,
+        CheckState::Blocked => ExitCode::from(BLOCKED),
+        CheckState::Open => ExitCode::FAILURE,
+    })
 }
 
 fn outcome(outcome: &Outcome) -> serde_json::Value {
@@ -209,6 +227,15 @@ fn with_rights(error: RedirectError) -> anyhow::Error {
         false => error.context(
             "cannot read the kernel's rules: the capability CAP_NET_ADMIN is needed (run as root)",
         ),
+    }
+}
+
+/// The state's name for programs.
+fn name(state: State) -> &'static str {
+    match state {
+        State::InPlace => "inPlace",
+        State::Missing => "missing",
+        State::Altered => "altered",
     }
 }
 

@@ -1,7 +1,6 @@
 //! `rolegate reference`: the reference of commands and flags, from their definition.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Arg, Args, Command};
@@ -23,7 +22,7 @@ pub(crate) fn run(arguments: &ReferenceArguments) -> anyhow::Result<ExitCode> {
         .ok_or_else(|| {
             crate::flags::invalid(format!("there is no command {:?}", arguments.command))
         })?;
-    std::io::stdout().write_all(markdown(command, 1)?.as_bytes())?;
+    crate::output::raw(&markdown(command, 1)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -71,12 +71,12 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
             "--node=node-a",
             "--log-level",
             filter,
-            "--api-token=hidden-api-token",
             "--session-duration=2h",
         ])
         .arg(format!("--api-server={}", kube.url()))
         .arg(format!("--metadata-addr={}", imds.addr()))
         .env_clear()
+        .env("ROLEGATE_API_TOKEN", "hidden-api-token")
         .env("AWS_ENDPOINT_URL", url(sts.addr()))
         .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", url(imds.addr()))
         .env("AWS_REGION", "eu-west-1")

@@ -56,53 +56,19 @@ Every flag can also be set by an environment variable (shown beside it) or in a 
 #[derive(Debug, Args)]
 #[command(args_override_self = true)]
 pub(crate) struct AgentFlags {
-    /// YAML file with flags
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_CONFIG", help_heading = PROCESS)]
-    pub(crate) config: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub(crate) kubernetes: KubernetesFlags,
-    /// Name of this node; by default the Node that has this host's address
-    #[arg(long, value_name = "NAME", env = "NODE_NAME", help_heading = KUBERNETES)]
-    pub(crate) node: Option<String>,
-    /// Have a broker decide and hold the sessions, at https://HOST:PORT: this agent then needs no rights, and flags about rules, sessions and STS have no effect
-    #[arg(long, value_name = "URL", env = "ROLEGATE_BROKER", help_heading = BROKER,
-        conflicts_with_all = ["api_server", "api_token", "kubeconfig", "workloads"])]
-    pub(crate) broker: Option<String>,
-    /// Authorities (PEM) of the broker's certificate, read again for each connection
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_CA", default_value = "/run/secrets/rolegate-broker/ca.crt", help_heading = BROKER)]
-    pub(crate) broker_ca: PathBuf,
-    /// Token of this agent's service account for the broker, which the kubelet keeps new
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_TOKEN", default_value = "/run/secrets/rolegate-token/token", help_heading = BROKER)]
-    pub(crate) broker_token: PathBuf,
-    /// Client certificate (PEM) to show instead of a token; it names the node as the URI rolegate://node/NAME
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_CERT", requires = "broker_key", help_heading = BROKER)]
-    pub(crate) broker_cert: Option<PathBuf>,
-    /// Private key (PEM) of the client certificate
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_KEY", requires = "broker_cert", help_heading = BROKER)]
-    pub(crate) broker_key: Option<PathBuf>,
-
-    /// Pods and namespaces from a YAML file instead of Kubernetes, read again when it changes
-    #[arg(long, value_name = "FILE", env = "ROLEGATE_WORKLOADS", help_heading = KUBERNETES,
-        conflicts_with_all = ["api_server", "api_token", "kubeconfig"])]
-    pub(crate) workloads: Option<PathBuf>,
-    /// Stop serving when the cluster was not heard of for this long
-    #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_PICTURE_AGE", default_value = "1h", value_parser = duration, help_heading = KUBERNETES)]
-    pub(crate) max_picture_age: Duration,
-
-    /// Demand that the base ARN is found out from the node; without it, a found one is used all the same
-    #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
-    pub(crate) auto_discover_base_arn: bool,
-    /// Taken and not followed: it would give the node's role to every pod. Name a role with --default-role
-    #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_DEFAULT_ROLE", help_heading = NO_EFFECT)]
-    pub(crate) auto_discover_default_role: bool,
     #[command(flatten)]
     pub(crate) given: Given,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
+    /// Demand that the base ARN is found out from the node; without it, a found one is used all the same
+    #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
+    pub(crate) auto_discover_base_arn: bool,
     #[command(flatten)]
     pub(crate) keys: AnnotationFlags,
 
+    /// Interfaces that pods' packets come in by: a name, eni+ for all that start so, !eth0 for all but
+    #[arg(long, value_name = "PATTERN", env = "ROLEGATE_HOST_INTERFACE", default_value = "docker0", help_heading = REDIRECT)]
+    pub(crate) host_interface: String,
     /// Which pods share a session of a role
     #[arg(long, value_name = "SCOPE", env = "ROLEGATE_SESSION_SCOPE", default_value = "workload", help_heading = SESSIONS)]
     pub(crate) session_scope: SessionScopeFlag,
@@ -155,9 +121,6 @@ pub(crate) struct AgentFlags {
     /// kube2iam's way to say --redirect=auto
     #[arg(long, env = "ROLEGATE_IPTABLES", help_heading = REDIRECT)]
     pub(crate) iptables: bool,
-    /// Interfaces that pods' packets come in by: a name, eni+ for all that start so, !eth0 for all but
-    #[arg(long, value_name = "PATTERN", env = "ROLEGATE_HOST_INTERFACE", default_value = "docker0", help_heading = REDIRECT)]
-    pub(crate) host_interface: String,
     /// This host's address, which pods are redirected to
     #[arg(long, alias = "host", value_name = "IP", env = "HOST_IP", help_heading = REDIRECT)]
     pub(crate) host_ip: Option<IpAddr>,
@@ -179,6 +142,40 @@ pub(crate) struct AgentFlags {
     /// Folder of pods' network namespaces: the redirect is tried from them now and again, and the runtime's records of pods on bridges are confirmed by them; empty: not tried, and confirmed by /run/netns
     #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", value_parser = path, help_heading = REDIRECT)]
     pub(crate) redirect_check_dir: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) kubernetes: KubernetesFlags,
+    /// Name of this node; by default the Node that has this host's address
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", help_heading = KUBERNETES)]
+    pub(crate) node: Option<String>,
+    /// Have a broker decide and hold the sessions, at https://HOST:PORT: this agent then needs no rights, and flags about rules, sessions and STS have no effect
+    #[arg(long, value_name = "URL", env = "ROLEGATE_BROKER", help_heading = BROKER,
+        conflicts_with_all = ["api_server", "api_token", "api_token_file", "kubeconfig", "workloads"])]
+    pub(crate) broker: Option<String>,
+    /// Authorities (PEM) of the broker's certificate, read again for each connection
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_CA", default_value = "/run/secrets/rolegate-broker/ca.crt", help_heading = BROKER)]
+    pub(crate) broker_ca: PathBuf,
+    /// Token of this agent's service account for the broker, which the kubelet keeps new
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_TOKEN", default_value = "/run/secrets/rolegate-token/token", help_heading = BROKER)]
+    pub(crate) broker_token: PathBuf,
+    /// Client certificate (PEM) to show instead of a token; it names the node as the URI rolegate://node/NAME
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_CERT", requires = "broker_key", help_heading = BROKER)]
+    pub(crate) broker_cert: Option<PathBuf>,
+    /// Private key (PEM) of the client certificate
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_BROKER_KEY", requires = "broker_cert", help_heading = BROKER)]
+    pub(crate) broker_key: Option<PathBuf>,
+
+    /// Pods and namespaces from a YAML file instead of Kubernetes, read again when it changes
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_WORKLOADS", help_heading = KUBERNETES,
+        conflicts_with_all = ["api_server", "api_token", "api_token_file", "kubeconfig"])]
+    pub(crate) workloads: Option<PathBuf>,
+    /// Stop serving when the cluster was not heard of for this long
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_PICTURE_AGE", default_value = "1h", value_parser = duration, help_heading = KUBERNETES)]
+    pub(crate) max_picture_age: Duration,
+
+    /// YAML file with flags
+    #[arg(long, value_name = "FILE", env = "ROLEGATE_CONFIG", help_heading = PROCESS)]
+    pub(crate) config: Option<PathBuf>,
 
     /// Port of metrics and health on all addresses; by default they are on 127.0.0.1:9090 only, since pods reach the host's other addresses
     #[arg(long, value_name = "PORT", env = "ROLEGATE_METRICS_PORT", conflicts_with = "metrics_address", help_heading = PROCESS)]
@@ -204,6 +201,9 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "N", env = "ROLEGATE_THREADS", help_heading = PROCESS)]
     threads: Option<NonZeroUsize>,
 
+    /// Taken and not followed: it would give the node's role to every pod. Name a role with --default-role
+    #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_DEFAULT_ROLE", help_heading = NO_EFFECT)]
+    pub(crate) auto_discover_default_role: bool,
     /// Nothing is polled
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = NO_EFFECT)]
     pub(crate) backoff_max_interval: Option<Duration>,

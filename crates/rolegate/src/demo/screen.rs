@@ -4,8 +4,10 @@ use std::io::{self, StdoutLock, Write};
 
 use anstream::AutoStream;
 use clap::builder::styling::{AnsiColor, Style};
+use rolegate_policy::document;
 
 use super::report::{Exchange, Report, Step, Suggestion};
+use crate::output::{Closed, Format};
 
 const TITLE: Style = Style::new().bold();
 const POD: Style = AnsiColor::Cyan.on_default();
@@ -17,18 +19,18 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 #[derive(Debug)]
 pub(super) struct Screen {
     out: AutoStream<StdoutLock<'static>>,
-    /// Whether people read it.
-    text: bool,
+    /// How the steps are told: one by one as text, or all at the end.
+    format: Format,
     /// The first thing that could not be written; nothing is written after it.
     failed: Option<io::Error>,
 }
 
 impl Screen {
-    /// A screen that stays empty unless `text` is wanted.
-    pub(super) fn new(text: bool) -> Self {
+    /// A screen that stays empty before the end unless text is wanted.
+    pub(super) fn new(format: Format) -> Self {
         Self {
             out: AutoStream::auto(io::stdout().lock()),
-            text,
+            format,
             failed: None,
         }
     }
@@ -37,8 +39,16 @@ impl Screen {
     ///
     /// # Errors
     /// What could not.
-    pub(super) fn check(&mut self) -> io::Result<()> {
-        self.failed.take().map_or(Ok(()), Err)
+    pub(super) fn check(&mut self) -> anyhow::Result<()> {
+        match self.failed.take() {
+            None => Ok(()),
+            Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Closed.into()),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    fn is_text(&self) -> bool {
+        matches!(self.format, Format::Text | Format::Wide)
     }
 
     /// What this is, before anything happens.
@@ -128,17 +138,24 @@ impl Screen {
     ///
     /// # Errors
     /// When it can't be written.
-    pub(super) fn report(&mut self, report: &Report) -> io::Result<()> {
-        if self.text {
-            return Ok(());
-        }
-        serde_json::to_writer_pretty(&mut self.out, report)?;
-        writeln!(self.out)?;
-        self.out.flush()
+    pub(super) fn report(&mut self, report: &Report) -> anyhow::Result<()> {
+        let text = match self.format {
+            Format::Text | Format::Wide => return Ok(()),
+            Format::Name => report
+                .steps
+                .iter()
+                .map(|step| format!("{}\n", step.name))
+                .collect(),
+            Format::Json => format!("{:#}\n", serde_json::to_value(report)?),
+            Format::Yaml => document::yaml(&serde_json::to_value(report)?)?,
+        };
+        let written = self.out.write_all(text.as_bytes());
+        self.failed = written.and_then(|()| self.out.flush()).err();
+        self.check()
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        if self.text && self.failed.is_none() {
+        if self.is_text() && self.failed.is_none() {
             let written = writeln!(self.out, "{line}").and_then(|()| self.out.flush());
             self.failed = written.err();
         }

@@ -112,6 +112,7 @@ impl<'a> Stage<'a> {
     pub(super) async fn start_agent(&mut self, mut flags: AgentFlags) -> anyhow::Result<()> {
         flags.kubernetes.api_server = Some(self.kube.url());
         flags.kubernetes.api_token = None;
+        flags.kubernetes.api_token_file = None;
         flags.kubernetes.kubeconfig = None;
         flags.workloads = None;
         flags.node = Some(cast::NODE.into());

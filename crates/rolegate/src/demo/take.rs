@@ -48,7 +48,7 @@ impl<'a> Take<'a> {
         number: usize,
         plot: Plot,
         act: impl AsyncFnOnce(&mut Take<'_>) -> anyhow::Result<()>,
-    ) -> std::io::Result<Step> {
+    ) -> anyhow::Result<Step> {
         screen.title(number, plot.title);
         let mut take = Take {
             stage,

@@ -19,9 +19,9 @@ use rolegate_policy::text::plain;
 
 use super::agents::{AgentFlags, Agents, AgentsAt};
 use super::cluster::Cluster;
-use super::output;
 use crate::deciding_flags::Deciding;
-use crate::kubernetes_flags::KubernetesFlags;
+use crate::kubernetes_flags::ReadingFlags;
+use crate::output::{self, ObjectOutputFlags};
 
 /// What `--help` says first.
 pub(super) const LONG_ABOUT: &str = "Write the RolegateConfig that says what the agents' flags say.\n\n\
@@ -40,14 +40,16 @@ Examples:
 Exit codes: 0 written, 1 the flags are not known, or there is a RolegateConfig already, 64 wrong usage.")]
 pub(super) struct AdoptArguments {
     #[command(flatten)]
-    kubernetes: KubernetesFlags,
+    output: ObjectOutputFlags,
+    #[command(flatten)]
+    reading: ReadingFlags,
     #[command(flatten)]
     agents: AgentsAt,
 }
 
 /// Adopts.
 pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::connect(&arguments.kubernetes.client()).await?;
+    let cluster = Cluster::connect(&arguments.reading).await?;
     let flags = match arguments.agents.read(&cluster).await {
         Agents::Known(flags) => flags,
         Agents::Unknown(why) => bail!("the flags of the agents are not known: {why}"),
@@ -65,8 +67,8 @@ pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
     let read = read.context("the flags cannot be said by a RolegateConfig")?;
     if read != deciding.flags {
         bail!(
-            "the flags cannot be said by a RolegateConfig: {:?}",
-            deciding.flags
+            "the flags cannot be said by a RolegateConfig: this is a fault of rolegate, report it with \
+             the flags of the agents"
         );
     }
     let mut text = String::new();
@@ -79,7 +81,7 @@ pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
     }
     let config = serde_json::to_value(config).context("the configuration is not JSON")?;
     text += &document::yaml(&config)?;
-    output::raw(&text)?;
+    output::objects(arguments.output.output, &config, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -18,31 +18,15 @@ use rolegate_policy::text::plain;
 use serde_json::{Value, json};
 
 use super::cluster::{is_config, is_ours};
-use super::files::{self, Manifests, Selection};
+use super::files::{Manifests, Selection};
 use super::flags::{ReadFlags, RulesFrom, name};
 use super::ignore::{Ignore, Pattern, pattern};
 use super::in_force::{FlagSources, refuse_idle};
 use super::load::{Assumed, Current, Loaded, Objects, UnusableRule};
 use super::names::{Names, RuleKind};
-use super::{REFUSED, output};
+use super::{REFUSED, files};
 use crate::flags::invalid;
-
-/// How a report is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ReportFormat {
-    /// For people
-    Text,
-    /// One JSON document, its fields stable
-    Json,
-    /// SARIF 2.1.0, for code hosts
-    Sarif,
-    /// Annotations of GitHub's workflows
-    Github,
-    /// JUnit's XML, for CI systems
-    Junit,
-    /// TAP version 13
-    Tap,
-}
+use crate::output::{self, Format, ReportFormat, Shown};
 
 /// The operation on the objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,7 +44,7 @@ pub(super) const LONG_ABOUT: &str = "Judge manifests as the webhook would judge 
 Takes streams of YAML, JSON, lists, what Helm prints, and AdmissionReviews, which are judged as they are. \
 Rules are those of the cluster, with the objects of --rules laid over them. Namespaces among the checked manifests count \
 as they are written there; other rules among them don't, so that nobody allows himself what he asks \
-for. The objects are judged for an ordinary user unless --as and --as-group name who applies them.\n\n\
+for. The objects are judged for an ordinary user unless --user and --group name who applies them, or --as as whom the rules are read.\n\n\
 What is not judged, or counts for nothing where it stands, is a warning.";
 
 /// Arguments of `rolegate policy check`.
@@ -100,21 +84,11 @@ pub(super) struct CheckArguments {
     /// Manifest or folder with the objects as they are: those of the same name are updated, and others created; may be repeated
     #[arg(long, value_name = "PATH")]
     old: Vec<PathBuf>,
-    /// User who applies the manifests
-    #[arg(
-        long = "as",
-        visible_alias = "user",
-        value_name = "USER",
-        default_value = "rolegate:check"
-    )]
-    user: String,
-    /// Group of that user; may be repeated
-    #[arg(
-        long = "as-group",
-        visible_alias = "group",
-        value_name = "GROUP",
-        default_value = "system:authenticated"
-    )]
+    /// User who applies the manifests [default: that of --as, or rolegate:check]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Group of that user; may be repeated [default: those of --as-group, or system:authenticated]
+    #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
     /// Take paths in which there is no object, which are an error otherwise
     #[arg(long)]
@@ -133,6 +107,20 @@ pub(super) struct CheckArguments {
 }
 
 impl CheckArguments {
+    /// Who applies the manifests.
+    fn creator(&self) -> Creator {
+        let reading = &self.read.reading;
+        let user = self.user.as_deref().or(reading.impersonated());
+        let groups = match (&*self.group, reading.groups()) {
+            ([], []) => &["system:authenticated".to_owned()],
+            ([], groups) | (groups, _) => groups,
+        };
+        Creator {
+            user: user.unwrap_or("rolegate:check").to_owned(),
+            groups: groups.to_vec(),
+        }
+    }
+
     /// Refuses flags that make no sense together.
     fn validate(&self) -> anyhow::Result<()> {
         if let Some(path) = self.misplaced.first() {
@@ -276,10 +264,7 @@ impl Checking<'_> {
     }
 
     fn report(&self, loaded: &Loaded) -> Report {
-        let creator = Creator {
-            user: self.arguments.user.clone(),
-            groups: self.arguments.group.clone(),
-        };
+        let creator = self.arguments.creator();
         let all = self.manifests.iter().flat_map(|one| {
             one.documents.iter().map(|document| Manifest {
                 file: &one.file,
@@ -363,6 +348,21 @@ fn unusable(
     Ok(faults.collect())
 }
 
+impl Shown for Report {
+    fn text(&self, _is_wide: bool) -> String {
+        Self::text(self)
+    }
+
+    /// The objects that would be refused.
+    fn names(&self) -> Vec<String> {
+        let refused = self.findings.iter().filter(|one| one.level == Level::Error);
+        let names = refused.map(|one| format!("{}/{}", one.kind.to_lowercase(), one.name));
+        let mut names: Vec<_> = names.collect();
+        names.dedup();
+        names
+    }
+}
+
 /// Names policies of files by their files.
 fn rename(report: &mut Report, names: &Names) {
     let of_policies = report.findings.iter_mut();
@@ -373,7 +373,10 @@ fn rename(report: &mut Report, names: &Names) {
 }
 
 fn write(arguments: &CheckArguments, report: &Report, rules: &Basis) -> anyhow::Result<()> {
-    let has_room = matches!(arguments.output, ReportFormat::Text | ReportFormat::Json);
+    let has_room = match arguments.output {
+        ReportFormat::Data(format) => format != Format::Name,
+        _ => false,
+    };
     if !arguments.quiet {
         for note in &report.notes {
             output::note(note);
@@ -387,9 +390,10 @@ fn write(arguments: &CheckArguments, report: &Report, rules: &Basis) -> anyhow::
     }
     let is_dull = |report: &Report| report.findings.iter().all(|one| one.level == Level::Note);
     match arguments.output {
-        ReportFormat::Text if arguments.quiet && is_dull(report) => Ok(()),
-        ReportFormat::Text => output::text(&(report.text() + &rules.text("rules in force"))),
-        ReportFormat::Json => output::json(&output::with_rules(report, rules)?),
+        ReportFormat::Data(Format::Text | Format::Wide) if arguments.quiet && is_dull(report) => {
+            Ok(())
+        }
+        ReportFormat::Data(format) => output::answer(format, report, rules),
         ReportFormat::Sarif => output::json(&report.sarif()),
         ReportFormat::Github => output::raw(&report.github()),
         ReportFormat::Junit => {

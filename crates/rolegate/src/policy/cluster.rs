@@ -1,23 +1,27 @@
 //! What a cluster has, listed once: the objects that rules are made of, and pods.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Write};
+use std::future::Future;
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use kube::Api;
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
+use kube::{Api, Resource};
 use rolegate_admission::ROLE_VARIABLE;
 use rolegate_core::annotation::WEB_IDENTITY_ROLE;
 use rolegate_core::config::{ResourceKind, RuleConfig};
 use rolegate_core::layer::Mode;
-use rolegate_kube::client::{ClientOptions, Connection};
+use rolegate_kube::client::Connection;
 use rolegate_kube::crd::{CONFIG_NAME, GROUP, VERSION};
 use rolegate_policy::overlay::is_core;
 use rolegate_policy::text::plain;
 use serde_json::Value;
 
 use super::kinds::Kind;
+use crate::kubernetes_flags::ReadingFlags;
+use crate::progress::Progress;
 
 /// Objects asked for at once.
 const PAGE: u32 = 500;
@@ -27,16 +31,27 @@ const MOST: usize = 500_000;
 /// Lists objects of one cluster.
 pub(super) struct Cluster {
     connection: Connection,
+    /// Of one request.
+    timeout: Option<Duration>,
+    /// How much is told of reads, by kubectl's levels.
+    verbosity: u8,
 }
 
+/// The level of `-v` that counts objects.
+const COUNTS: u8 = 1;
+/// The level of `-v` that shows each request.
+const REQUESTS: u8 = 6;
+
 impl Cluster {
-    /// The cluster that `options` name.
+    /// The cluster that flags name.
     ///
     /// # Errors
     /// Where none is known.
-    pub(super) async fn connect(options: &ClientOptions) -> anyhow::Result<Self> {
+    pub(super) async fn connect(flags: &ReadingFlags) -> anyhow::Result<Self> {
         Ok(Self {
-            connection: Connection::new(options).await?,
+            connection: Connection::new(&flags.client()).await?,
+            timeout: flags.request_timeout(),
+            verbosity: flags.verbosity(),
         })
     }
 
@@ -86,13 +101,17 @@ impl Cluster {
         Ok(configs.is_some_and(|configs| !configs.is_empty()))
     }
 
-    /// What uses roles: all pods, and the service accounts that name one. Of each only what
+    /// What uses roles, in one namespace or all: pods, and the service accounts that name one. Of each only what
     /// decisions depend on, for there may be very many; of pods nearly everything where policies
     /// may ask about it (`whole_pods`).
     ///
     /// # Errors
     /// What may not be read, or cannot.
-    pub(super) async fn users(&self, whole_pods: bool) -> anyhow::Result<Vec<Value>> {
+    pub(super) async fn users(
+        &self,
+        whole_pods: bool,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<Vec<Value>> {
         let trim = if whole_pods {
             without_history
         } else {
@@ -103,8 +122,8 @@ impl Cluster {
             (core("Pod", "pods"), trim as fn(Value) -> Value),
             (core("ServiceAccount", "serviceaccounts"), trimmed_account),
         ] {
-            let pages = self.pages(&resource, None, trim).await;
-            found.extend(pages.map_err(|error| self.told(&resource, None, error))?);
+            let pages = self.pages(&resource, namespace, trim).await;
+            found.extend(pages.map_err(|error| self.told(&resource, namespace, error))?);
         }
         // Most accounts are left with nothing.
         found.retain(|object| {
@@ -132,10 +151,13 @@ impl Cluster {
         let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural);
         let api =
             Api::<DynamicObject>::namespaced_with(self.connection.client(), namespace, &resource);
-        let object = api
-            .get_opt(name)
-            .await
-            .map_err(|error| self.failed(kind.plural, Some(namespace), &error))?;
+        let path = format!(
+            "{}/{name}",
+            DynamicObject::url_path(&resource, Some(namespace))
+        );
+        let object = self.read(&path, api.get_opt(name)).await;
+        let object = object
+            .map_err(|error| self.told(&resource, Some(namespace), Listing::Failed(error)))?;
         let kind = kind.kind.to_lowercase();
         let object = object.ok_or_else(|| {
             let place = self.place(namespace);
@@ -170,7 +192,11 @@ impl Cluster {
     /// Objects of ours; `None` where their kind is not installed.
     async fn optional(&self, resource: &ApiResource) -> anyhow::Result<Option<Vec<Value>>> {
         match self.pages(resource, None, whole).await {
-            Err(Listing::Failed(kube::Error::Api(status))) if status.code == 404 => Ok(None),
+            Err(Listing::Failed(ReadError::Api(kube::Error::Api(status))))
+                if status.code == 404 =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(self.told(resource, None, error)),
             Ok(found) => Ok(Some(found)),
         }
@@ -199,8 +225,10 @@ impl Cluster {
         let mut progress = Progress::new(&resource.plural);
         let mut found = Vec::new();
         let mut page = ListParams::default().limit(PAGE);
+        let path = DynamicObject::url_path(resource, namespace);
         loop {
-            let list = api.list(&page).await.map_err(Listing::Failed)?;
+            let list = self.read(&path, api.list(&page)).await;
+            let list = list.map_err(Listing::Failed)?;
             let kind = list.types.kind.strip_suffix("List");
             let mut resource = resource.clone();
             if let (true, Some(kind)) = (resource.kind.is_empty(), kind) {
@@ -212,11 +240,51 @@ impl Cluster {
             if found.len() > MOST {
                 return Err(Listing::TooMany);
             }
-            progress.show(found.len());
+            progress.show(found.len(), list.metadata.remaining_item_count);
             match list.metadata.continue_.filter(|next| !next.is_empty()) {
                 Some(next) => page = page.continue_token(&next),
-                None => return Ok(found),
+                None => {
+                    drop(progress);
+                    self.verbose(COUNTS, || format!("{} {}", found.len(), resource.plural));
+                    return Ok(found);
+                }
             }
+        }
+    }
+
+    /// The outcome of one request, in the time that it may take.
+    async fn read<T>(
+        &self,
+        path: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ReadError> {
+        let start = Instant::now();
+        let result = match self.timeout {
+            None => request.await.map_err(ReadError::Api),
+            Some(time) => match tokio::time::timeout(time, request).await {
+                Ok(result) => result.map_err(ReadError::Api),
+                Err(_) => Err(ReadError::TimedOut(time)),
+            },
+        };
+        self.verbose(REQUESTS, || {
+            let outcome = match &result {
+                Ok(_) => "OK".to_owned(),
+                Err(ReadError::Api(kube::Error::Api(status))) => status.code.to_string(),
+                Err(ReadError::Api(_)) => "failed".to_owned(),
+                Err(ReadError::TimedOut(_)) => "timed out".to_owned(),
+            };
+            let url = self.connection.url().trim_end_matches('/');
+            let time = start.elapsed().as_millis();
+            format!("GET {url}{path} {outcome} in {time} ms")
+        });
+        result
+    }
+
+    fn verbose(&self, level: u8, text: impl FnOnce() -> String) {
+        if self.verbosity >= level {
+            let text = text();
+            // Nothing is left to do where standard error is closed.
+            let _ = writeln!(std::io::stderr(), "{}", plain(&text));
         }
     }
 
@@ -233,14 +301,25 @@ impl Cluster {
         }
     }
 
-    fn failed(&self, plural: &str, namespace: Option<&str>, error: &kube::Error) -> anyhow::Error {
+    fn failed(&self, plural: &str, namespace: Option<&str>, error: &ReadError) -> anyhow::Error {
         let place = namespace.map_or("of the cluster".to_owned(), |namespace| {
             format!("of namespace {namespace}")
         });
         let url = self.connection.url();
+        let error = match error {
+            ReadError::Api(error) => error,
+            ReadError::TimedOut(time) => {
+                return anyhow!(
+                    "cannot read {plural} {place} at {url}: no answer in {} ms \
+                     (--request-timeout)",
+                    time.as_millis()
+                );
+            }
+        };
         match error {
             kube::Error::Api(status) if status.code == 403 => anyhow!(
-                "you may not read {plural} {place} at {url}: ask for the verbs get and list on them, or \
+                "you may not read {plural} {place} at {url}: ask for the verbs get and list on them \
+                 (ClusterRole rolegate-view of deploy/rolegate-view.yaml has those for the rules), or \
                  give manifests in their stead, with --rules and --offline"
             ),
             error => anyhow!(
@@ -251,8 +330,14 @@ impl Cluster {
     }
 }
 
+/// Why one request failed.
+enum ReadError {
+    Api(kube::Error),
+    TimedOut(Duration),
+}
+
 enum Listing {
-    Failed(kube::Error),
+    Failed(ReadError),
     Unreadable(anyhow::Error),
     TooMany,
 }
@@ -419,39 +504,6 @@ fn core(kind: &str, plural: &str) -> ApiResource {
 
 fn ours(kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, kind), plural)
-}
-
-/// How far a long list is, where somebody looks at it.
-struct Progress<'a> {
-    what: &'a str,
-    is_shown: bool,
-}
-
-impl<'a> Progress<'a> {
-    fn new(what: &'a str) -> Self {
-        Self {
-            what,
-            is_shown: false,
-        }
-    }
-
-    fn show(&mut self, count: usize) {
-        let mut out = std::io::stderr();
-        // A list of one page needs no progress.
-        if count > PAGE as usize && out.is_terminal() {
-            self.is_shown = true;
-            let _ = write!(out, "\r{count} {} …", self.what);
-            let _ = out.flush();
-        }
-    }
-}
-
-impl Drop for Progress<'_> {
-    fn drop(&mut self) {
-        if self.is_shown {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
-        }
-    }
 }
 
 #[cfg(test)]

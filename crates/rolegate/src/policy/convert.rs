@@ -8,10 +8,10 @@ use rolegate_policy::convert::{Conversion, convert};
 
 use super::agents::Agents;
 use super::files;
-use super::flags::ReadFlags;
+use super::flags::{ReadFlags, ScopeFlags};
 use super::in_force::refuse_idle;
 use super::load::{Current, Objects};
-use super::output::{self, ObjectFormat};
+use crate::output::{self, ObjectOutputFlags};
 
 /// What `--help` says first.
 pub(super) const LONG_ABOUT: &str = "Turn the namespaces' annotations of kube2iam (allowed-roles) and kiam (permitted) \
@@ -30,9 +30,10 @@ pub(super) struct ConvertArguments {
     /// Namespaces and pods from this manifest or folder instead of the cluster; may be repeated
     #[arg(short, long, value_name = "PATH")]
     filename: Vec<PathBuf>,
-    /// How the grants are written
-    #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
-    output: ObjectFormat,
+    #[command(flatten)]
+    scope: ScopeFlags,
+    #[command(flatten)]
+    output: ObjectOutputFlags,
     #[command(flatten)]
     read: ReadFlags,
 }
@@ -47,15 +48,21 @@ pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode>
         // Nothing of what is written depends on which layers are on: this may be kube2iam's cluster.
         current.sources.agents = None;
     }
-    current.add_users(false).await?;
+    current
+        .add_users(false, arguments.scope.namespace.as_deref())
+        .await?;
     let loaded = current.objects.load(&current.sources)?;
     refuse_idle(&[&loaded.idle])?;
     for note in &loaded.notes {
         output::note(note);
     }
     let taken: Vec<_> = loaded.grants.iter().map(|grant| &*grant.name).collect();
+    let mut namespaces = loaded.namespaces.clone();
+    if let Some(only) = &arguments.scope.namespace {
+        namespaces.retain(|one| *one.name == **only);
+    }
     let converted = convert(&Conversion {
-        namespaces: &loaded.namespaces,
+        namespaces: &namespaces,
         workloads: &loaded.workloads,
         base: loaded.snapshot.rules.base.as_ref(),
         format: loaded.snapshot.config.restriction_format,
@@ -66,9 +73,7 @@ pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode>
         output::note(&note);
     }
     output::note_rules(&loaded.basis);
-    match arguments.output {
-        ObjectFormat::Yaml => output::raw(&(loaded.basis.comments() + &converted.yaml()?))?,
-        ObjectFormat::Json => output::json(&converted.json())?,
-    }
+    let yaml = loaded.basis.comments() + &converted.yaml()?;
+    output::objects(arguments.output.output, &converted.json(), &yaml)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,16 +10,19 @@ use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::layer::Mode;
 use rolegate_core::workload::Workload;
 use rolegate_policy::check::{Creator, completed, creation_of, namespace_of};
-use rolegate_policy::explain::{AskedPolicy, Explained, Outcome, Question, Refusal, explain};
+use rolegate_policy::explain::{
+    AskedPolicy, Explained, ExplainedPods, Outcome, Question, Refusal, explain, explain_pods,
+};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::flags::{ReadFlags, RulesFrom, name};
 use super::in_force::refuse_idle;
 use super::kinds::Kind;
 use super::load::{Assumed, Current, Loaded};
-use super::output::{self, Format};
 use super::{REFUSED, files};
 use crate::flags::invalid;
+use crate::output::{self, OutputFlags, Shown};
 
 /// The name of a pod that is only thought of.
 const IMAGINED: &str = "imagined";
@@ -29,26 +32,34 @@ pub(super) const LONG_ABOUT: &str = "Tell why a pod may have its role, or may no
 Shows what each layer said with the rule that decided, the session that would be asked of STS, which \
 Rego policies are asked, and for a refusal by grants the smallest grant that is missing, ready to \
 apply. The answer ends with the rules in force: without a RolegateConfig these are the flags of \
-the agents' DaemonSet, or of the brokers' Deployment. For a Deployment and its like the pods of its template are explained. Without an object, the \
-flags describe a pod that is only thought of.";
+the agents' DaemonSet, or of the brokers' Deployment. For a Deployment and its like the pods of its template are explained. With --role and without \
+an object, the flags describe a pod that is only thought of. With -A or --denied all pods are explained, \
+or those that are refused, a line each.";
 
 /// Arguments of `rolegate policy explain`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   rolegate policy explain pod/api-0 -n shop
-  rolegate policy explain deployment/api
+  rolegate policy explain deploy/api
+  rolegate policy explain -A --denied
   rolegate policy explain --role reader -n shop --service-account api --label app=api
   rolegate policy explain pod/api-0 -n shop --rules dump.yaml --offline -o json
 
-Exit codes: 0 allowed, 1 failed, 3 no credentials, 64 wrong usage.")]
+Exit codes: 0 allowed, 1 failed, 3 no credentials, or with several pods one that is refused, 64 wrong usage.")]
 pub(super) struct ExplainArguments {
-    /// The pod, as pod/NAME, or what makes pods, as deployment/NAME
-    #[arg(value_name = "KIND/NAME", required_unless_present = "role", conflicts_with_all = ["role", "service_account", "label", "external_id", "session_name"])]
-    pod: Option<String>,
+    /// The pod, or what makes pods, as kubectl takes it: NAME, pod/NAME, pod NAME, deploy/NAME; or pods for all of the namespace
+    #[arg(value_name = "OBJECT", num_args = 0..=2, conflicts_with_all = ["role", "service_account", "label", "external_id", "session_name"])]
+    object: Vec<String>,
     /// Namespace of the pod; by default that of the kubeconfig's context, and default without a cluster
-    #[arg(short, long, value_name = "NAME", value_parser = name)]
+    #[arg(short, long, value_name = "NAME", value_parser = name, conflicts_with = "all_namespaces")]
     namespace: Option<String>,
+    /// Explain the pods of all namespaces
+    #[arg(short = 'A', long, conflicts_with = "role")]
+    all_namespaces: bool,
+    /// Explain the pods that are refused their role, and no others
+    #[arg(long, conflicts_with = "role")]
+    denied: bool,
     /// Role that the pod would name: a name or an ARN
     #[arg(long, value_name = "ROLE")]
     role: Option<String>,
@@ -66,9 +77,8 @@ pub(super) struct ExplainArguments {
     session_name: Option<String>,
     #[command(flatten)]
     from: RulesFrom,
-    /// How the answer is written
-    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Format,
+    #[command(flatten)]
+    output: OutputFlags,
     #[command(flatten)]
     read: ReadFlags,
 }
@@ -91,9 +101,63 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// Explains.
 pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
-    let asked = arguments.pod.as_deref().map(Asked::parse).transpose()?;
+    let asked = Asked::of(&arguments)?;
     files::validate(&arguments.from.rules)?;
-    let (current, asked) = load(&arguments, asked.as_ref()).await?;
+    match asked {
+        Asked::Pods => pods(&arguments).await,
+        Asked::One(object) => one(&arguments, Some(&object)).await,
+        Asked::Imagined => one(&arguments, None).await,
+    }
+}
+
+/// Explains the pods of a namespace or of all.
+async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
+    let mut current = Current::laid_over(&arguments.read, &arguments.from).await?;
+    let namespace = match arguments.all_namespaces {
+        true => None,
+        false => Some(current.objects.namespace(arguments.namespace.as_deref())),
+    };
+    current.add_users(false, namespace.as_deref()).await?;
+    let Current {
+        objects, sources, ..
+    } = &current;
+    let loaded = objects.load(sources)?;
+    refuse_idle(&[&loaded.idle])?;
+    let now = Timestamp::now();
+    let explained = |loaded: &Loaded| {
+        let rules = &loaded.snapshot;
+        let (all, denied) = (&loaded.workloads, arguments.denied);
+        explain_pods(&rules.rules, &rules.grants, all, denied, now)
+    };
+    objects.demand_base(&loaded, sources, |base| {
+        let assumed = Assumed {
+            base: base.clone(),
+            ..Assumed::default()
+        };
+        let all = explained(&objects.load_as(sources, &assumed)?);
+        let named = all
+            .items
+            .into_iter()
+            .map(|one| (Verdict::from(&one), one.workload));
+        Ok(named.collect::<Vec<_>>())
+    })?;
+    for note in &loaded.notes {
+        output::note(note);
+    }
+    let explained = explained(&loaded);
+    output::answer(arguments.output.output, &explained, &loaded.basis)?;
+    Ok(match explained.counts.denied {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(REFUSED),
+    })
+}
+
+/// Explains one pod, or those of a template.
+async fn one(
+    arguments: &ExplainArguments,
+    object: Option<&Object<'_>>,
+) -> anyhow::Result<ExitCode> {
+    let (current, asked) = load(arguments, object).await?;
     let Current {
         objects, sources, ..
     } = &current;
@@ -111,10 +175,12 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
     for note in &loaded.notes {
         output::note(note);
     }
-    let explained = asked.explained(&loaded, now)?;
-    output::answer(arguments.output, &explained, &loaded.basis, || {
-        explained.text()
-    })?;
+    let answer = Answer {
+        explained: asked.explained(&loaded, now)?,
+        name: object.map(Object::shown),
+    };
+    output::answer(arguments.output.output, &answer, &loaded.basis)?;
+    let explained = &answer.explained;
     let by_token = || {
         let mut roles = explained.web_identity.iter();
         explained.decision == Outcome::NoRole && roles.any(|one| one.role.is_some())
@@ -127,6 +193,37 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
     } else {
         ExitCode::from(REFUSED)
     })
+}
+
+/// The explanation of one object.
+#[derive(Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    explained: Explained,
+    /// Of the object; none of a pod that is only thought of.
+    #[serde(skip)]
+    name: Option<String>,
+}
+
+impl Shown for Answer {
+    fn text(&self, _is_wide: bool) -> String {
+        self.explained.text()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.name.iter().cloned().collect()
+    }
+}
+
+impl Shown for ExplainedPods {
+    fn text(&self, is_wide: bool) -> String {
+        Self::text(self, is_wide)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let pods = self.items.iter().map(|one| &one.workload.name);
+        pods.map(|name| format!("pod/{name}")).collect()
+    }
 }
 
 /// What of an explanation must not depend on a base ARN that is not known.
@@ -198,30 +295,93 @@ impl AskedPod {
     }
 }
 
+/// What is asked about.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked<'a> {
+    /// All pods of a namespace or of the cluster.
+    Pods,
+    /// One object.
+    One(Object<'a>),
+    /// A pod that flags describe.
+    Imagined,
+}
+
 /// An object that is asked about.
-struct Asked<'a> {
+#[derive(Debug, PartialEq, Eq)]
+struct Object<'a> {
     kind: &'static Kind,
     name: &'a str,
 }
 
 impl<'a> Asked<'a> {
-    fn parse(text: &'a str) -> anyhow::Result<Self> {
-        let (kind, name) = text.split_once('/').unwrap_or(("pod", text));
+    fn of(arguments: &'a ExplainArguments) -> anyhow::Result<Self> {
+        let lists = arguments.all_namespaces || arguments.denied;
+        let texts: Vec<_> = arguments.object.iter().map(String::as_str).collect();
+        let asked = match Self::parse(&texts)? {
+            Some(asked) => asked,
+            None if arguments.role.is_some() => Self::Imagined,
+            None if lists => Self::Pods,
+            None => {
+                return Err(invalid(
+                    "an object is required, such as pod/NAME or deploy/NAME; or --role for a pod \
+                     that is only thought of, -A for all pods, --denied for those that are refused",
+                ));
+            }
+        };
+        match &asked {
+            Self::One(object) if lists => {
+                let object = object.shown();
+                Err(invalid(format!(
+                    "-A and --denied are for all pods: leave them or {object} out"
+                )))
+            }
+            _ => Ok(asked),
+        }
+    }
+
+    /// What words say; nothing where there are none.
+    fn parse(words: &[&'a str]) -> anyhow::Result<Option<Self>> {
+        let (kind, name) = match words {
+            [] => return Ok(None),
+            [word] => match (word.split_once('/'), Kind::named(word)) {
+                (Some(parts), _) => parts,
+                (None, Some(kind)) if kind.is_pod() => return Ok(Some(Self::Pods)),
+                (None, Some(kind)) => {
+                    let kind = kind.kind.to_lowercase();
+                    let why =
+                        format!("{word} is a kind: name one as {kind}/NAME, a pod as pod/{word}");
+                    return Err(invalid(why));
+                }
+                (None, None) => ("pod", *word),
+            },
+            [kind, name, ..] => (*kind, *name),
+        };
         let kind = Kind::named(kind).ok_or_else(|| {
             let names = Kind::names();
             invalid(format!(
                 "{kind} makes no pods that could be explained: name one of {names}"
             ))
         })?;
-        super::flags::name(name).map_err(|error| invalid(format!("KIND/NAME: {error}")))?;
-        Ok(Self { kind, name })
+        super::flags::name(name).map_err(|error| invalid(format!("NAME: {error}")))?;
+        Ok(Some(Self::One(Object { kind, name })))
+    }
+}
+
+impl Object<'_> {
+    /// As kubectl writes it.
+    fn shown(&self) -> String {
+        let kind = self.kind.kind.to_lowercase();
+        match self.kind.group {
+            "" => format!("{kind}/{}", self.name),
+            group => format!("{kind}.{group}/{}", self.name),
+        }
     }
 }
 
 /// The rules with the pod that is asked about among them.
 async fn load(
     arguments: &ExplainArguments,
-    asked: Option<&Asked<'_>>,
+    asked: Option<&Object<'_>>,
 ) -> anyhow::Result<(Current, AskedPod)> {
     let mut current = Current::laid_over(&arguments.read, &arguments.from).await?;
     let objects = &mut current.objects;
@@ -229,7 +389,7 @@ async fn load(
     let object = match asked {
         None => imagined(arguments, &namespace, &current.sources.deciding()?.keys),
         Some(asked) => {
-            let Asked { kind, name } = asked;
+            let Object { kind, name } = asked;
             let found = objects.take(|value| {
                 let found = value.pointer("/metadata/name").and_then(Value::as_str);
                 kind.is_of(value)
@@ -348,4 +508,34 @@ fn asked_policies(
         reason: loaded.names.in_sentence(&gate.reason()),
     });
     (all.into_values().collect(), refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_named_as_for_kubectl() {
+        for (words, expected) in [
+            (&["x"][..], "pod/x"),
+            (&["pod/x"], "pod/x"),
+            (&["po", "x"], "pod/x"),
+            (&["deploy/x"], "deployment.apps/x"),
+            (&["deployments", "x"], "deployment.apps/x"),
+            (&["sts/x"], "statefulset.apps/x"),
+            (&["ds/x"], "daemonset.apps/x"),
+            (&["job/x"], "job.batch/x"),
+            (&["cronjob/x"], "cronjob.batch/x"),
+        ] {
+            match Asked::parse(words).unwrap() {
+                Some(Asked::One(object)) => assert_eq!(object.shown(), expected),
+                other => panic!("{words:?}: {other:?}"),
+            }
+        }
+        assert_eq!(Asked::parse(&["pods"]).unwrap(), Some(Asked::Pods));
+        assert_eq!(Asked::parse(&[]).unwrap(), None);
+        for wrong in [&["deploy"][..], &["service/x"], &["pod", "a/b"], &["pod/"]] {
+            assert!(Asked::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use super::files;
 use super::flags::{ReadFlags, RulesFrom, name};
 use super::in_force::refuse_idle;
 use super::load::{Current, Loaded};
-use super::output;
+use crate::output::{self, ObjectOutputFlags};
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,9 +40,11 @@ Examples:
   rolegate policy export --format vap --rules rules/ | kubectl apply --server-side -f -
   rolegate policy export --format crds | kubectl apply -f -")]
 pub(super) struct ExportArguments {
-    /// What is written
+    /// Kind of objects that are written
     #[arg(long, value_name = "FORMAT")]
     format: Exported,
+    #[command(flatten)]
+    output: ObjectOutputFlags,
     #[command(flatten)]
     from: RulesFrom,
     /// Namespace that rolegate runs in, for the Service of the webhook and the parameters of policies
@@ -63,7 +65,9 @@ pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> 
     arguments.read.own()?;
     files::validate(&arguments.from.rules)?;
     if arguments.format == Exported::Crds {
-        output::raw(&crds_yaml().map_err(|error| anyhow!(error))?)?;
+        let crds = crds_yaml().map_err(|error| anyhow!(error))?;
+        let format = arguments.output.output;
+        output::objects(format, &output::documents(&crds)?, &crds)?;
         return Ok(ExitCode::SUCCESS);
     }
     let current = Current::laid_over(&arguments.read, &arguments.from).await?;
@@ -78,7 +82,8 @@ pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> 
         Exported::Vap => vap(&arguments, &loaded)?,
         Exported::Webhook | Exported::Crds => webhook(&arguments, &loaded)?,
     };
-    output::raw(&text)?;
+    let format = arguments.output.output;
+    output::objects(format, &output::documents(&text)?, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 

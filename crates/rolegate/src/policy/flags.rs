@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use rolegate_kube::client::ClientOptions;
 use rolegate_policy::document::is_plain_name;
 
 use super::agents::AgentsAt;
@@ -12,7 +11,7 @@ use crate::annotation_flags::AnnotationFlags;
 use crate::deciding_flags::DecidingFlags;
 use crate::flags::{SessionScopeFlag, duration, session_life};
 use crate::given_flags::Given;
-use crate::kubernetes_flags::KubernetesFlags;
+use crate::kubernetes_flags::ReadingFlags;
 use crate::rule_flags::RuleFlags;
 
 const SESSIONS: &str = "Sessions";
@@ -23,9 +22,34 @@ pub(super) struct ReadFlags {
     #[command(flatten)]
     given: Given,
     #[command(flatten)]
-    kubernetes: KubernetesFlags,
+    pub(super) reading: ReadingFlags,
     #[command(flatten)]
     pub(super) agents: AgentsAt,
+    #[command(flatten)]
+    decided: DecidedFlags,
+}
+
+/// Flags that all policy commands share beside those about the connection.
+#[derive(Debug, Args)]
+pub(crate) struct SharedFlags {
+    #[command(flatten)]
+    _agents: AgentsAt,
+    #[command(flatten)]
+    _decided: DecidedFlags,
+}
+
+/// The same for a command that reads no cluster.
+#[derive(Debug, Args)]
+pub(super) struct LocalFlags {
+    #[command(flatten)]
+    given: Given,
+    #[command(flatten)]
+    decided: DecidedFlags,
+}
+
+/// Flags by which agents decide.
+#[derive(Debug, Clone, Args)]
+struct DecidedFlags {
     #[command(flatten)]
     rules: RuleFlags,
     /// Which pods share a session of a role, as agents are told
@@ -48,16 +72,27 @@ pub(super) struct OwnFlags {
 }
 
 impl ReadFlags {
-    /// How the cluster is reached.
-    pub(super) fn client(&self) -> ClientOptions {
-        self.kubernetes.client()
-    }
-
     /// Validates the flags.
     ///
     /// # Errors
     /// One that makes no sense, as wrong usage.
     pub(super) fn own(&self) -> anyhow::Result<OwnFlags> {
+        self.decided.own(&self.given)
+    }
+}
+
+impl LocalFlags {
+    /// Validates the flags.
+    ///
+    /// # Errors
+    /// One that makes no sense, as wrong usage.
+    pub(super) fn own(&self) -> anyhow::Result<OwnFlags> {
+        self.decided.own(&self.given)
+    }
+}
+
+impl DecidedFlags {
+    fn own(&self, given: &Given) -> anyhow::Result<OwnFlags> {
         let flags = DecidingFlags {
             rules: self.rules.clone(),
             keys: self.annotations.clone(),
@@ -67,9 +102,21 @@ impl ReadFlags {
         flags.validated()?;
         Ok(OwnFlags {
             flags,
-            given: self.given.clone(),
+            given: given.clone(),
         })
     }
+}
+
+/// The pods that a command is about, where it is about the whole cluster by default: a part that was
+/// left out by chance would look as if nothing were wrong with it.
+#[derive(Debug, Args)]
+pub(super) struct ScopeFlags {
+    /// Look at this namespace alone [default: all]
+    #[arg(short, long, value_name = "NAME", value_parser = name, conflicts_with = "all_namespaces")]
+    pub(super) namespace: Option<String>,
+    /// Look at all namespaces, which is the default
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
 }
 
 /// Objects that are laid over those of the cluster.

@@ -15,8 +15,8 @@ use rolegate_core::workload::Workload;
 use rolegate_kube::client::ClientError;
 use rolegate_kube::crd::RoleGrant;
 use rolegate_policy::basis::{Basis, Source};
-use rolegate_policy::check::foreign;
-use rolegate_policy::overlay::overlay;
+use rolegate_policy::check::{foreign, namespace_of};
+use rolegate_policy::overlay::{is_core, overlay};
 use rolegate_policy::text::plain;
 use rolegate_rules::keeper::Keeper;
 use rolegate_rules::offline::{self, Module, OfflineOptions};
@@ -125,6 +125,20 @@ impl Objects {
         let place = self.values.iter().position(wanted)?;
         self.places.remove(place);
         Some(self.values.remove(place))
+    }
+
+    /// Leaves out pods and service accounts of other namespaces.
+    fn keep_users(&mut self, namespace: &str) {
+        let is_kept = |value: &Value| {
+            let is_user = is_core(value, "Pod") || is_core(value, "ServiceAccount");
+            !is_user || namespace_of(value, "default") == namespace
+        };
+        let (values, places) = (
+            std::mem::take(&mut self.values),
+            std::mem::take(&mut self.places),
+        );
+        let all = values.into_iter().zip(places);
+        (self.values, self.places) = all.filter(|(value, _)| is_kept(value)).unzip();
     }
 
     /// These objects with those of a change laid over them, see [`overlay`].
@@ -309,7 +323,7 @@ impl Current {
         };
         let cluster = match from.offline {
             true => None,
-            false => match Cluster::connect(&read.client()).await {
+            false => match Cluster::connect(&read.reading).await {
                 Ok(cluster) => Some(cluster),
                 Err(error) if change.is_some() && is_nowhere(&error) => None,
                 Err(error) => return Err(error),
@@ -337,7 +351,7 @@ impl Current {
         if !paths.is_empty() {
             return Self::of_objects(read, Objects::of_files(paths)?);
         }
-        let cluster = Cluster::connect(&read.client()).await?;
+        let cluster = Cluster::connect(&read.reading).await?;
         Self::of_cluster(read, cluster, change).await
     }
 
@@ -376,14 +390,21 @@ impl Current {
         self
     }
 
-    /// Adds what uses roles, where a cluster was asked: files have it already. With `whole_pods`
-    /// little is left out of pods.
+    /// Adds what uses roles in one `namespace` or all, where a cluster was asked: files have it already,
+    /// and what they have of other namespaces is left out. With `whole_pods` little is left out of pods.
     ///
     /// # Errors
     /// What may not be read, or cannot.
-    pub(super) async fn add_users(&mut self, whole_pods: bool) -> anyhow::Result<()> {
+    pub(super) async fn add_users(
+        &mut self,
+        whole_pods: bool,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<()> {
+        if let Some(namespace) = namespace {
+            self.objects.keep_users(namespace);
+        }
         if let Some(cluster) = &self.cluster {
-            let users = cluster.users(whole_pods).await?;
+            let users = cluster.users(whole_pods, namespace).await?;
             self.objects.places.extend(vec![None; users.len()]);
             self.objects.values.extend(users);
         }

@@ -1,5 +1,6 @@
 //! `rolegate policy simulate`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,11 +18,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::cluster::is_ours;
-use super::flags::ReadFlags;
+use super::flags::{ReadFlags, ScopeFlags};
 use super::in_force::refuse_idle;
 use super::load::{Assumed, Current, Loaded, Objects};
-use super::output::{self, Format, RestsOn};
 use super::{REFUSED, files};
+use crate::output::{self, OutputFlags, RestsOn, Shown};
 
 /// What `--help` says first.
 pub(super) const LONG_ABOUT: &str = "Tell which running pods a change of the rules cuts off, lets in or gives another \
@@ -53,9 +54,10 @@ pub(super) struct SimulateArguments {
     /// Take grants, configuration and ConfigMaps away that --rules does not name
     #[arg(long)]
     replace: bool,
-    /// How the answer is written
-    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Format,
+    #[command(flatten)]
+    scope: ScopeFlags,
+    #[command(flatten)]
+    output: OutputFlags,
     #[command(flatten)]
     read: ReadFlags,
 }
@@ -78,7 +80,9 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     refuse_idle(&[&before.idle, &after.idle])?;
     // Policies may ask about everything of a pod.
     let whole = before.asks_at_gate() || after.asks_at_gate();
-    current.add_users(whole).await?;
+    current
+        .add_users(whole, arguments.scope.namespace.as_deref())
+        .await?;
     let (before, after) = now_and_then(&current)?;
     for (when, notes) in [("now", &before.notes), ("then", &after.notes)] {
         for note in notes {
@@ -107,11 +111,29 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
         now: before.basis,
         then: after.basis,
     };
-    output::answer(arguments.output, &simulated, &rules, || simulated.text())?;
+    output::answer(arguments.output.output, &simulated, &rules)?;
     Ok(match simulated.takes_away() {
         false => ExitCode::SUCCESS,
         true => ExitCode::from(REFUSED),
     })
+}
+
+impl Shown for Simulated {
+    fn text(&self, _is_wide: bool) -> String {
+        Self::text(self)
+    }
+
+    /// The pods that lose something, as configured or with layers enforced.
+    fn names(&self) -> Vec<String> {
+        let enforced = self.if_enforced.iter().map(|one| &one.simulation);
+        let all = enforced.chain([&self.as_configured]);
+        let lost = all.flat_map(|one| one.cut_off.iter().chain(&one.refused_when_made_again));
+        let pods = lost.flat_map(|one| one.pods.iter().map(|pod| (&one.namespace, pod)));
+        let pods: BTreeSet<_> = pods.collect();
+        pods.into_iter()
+            .map(|(_, pod)| format!("pod/{pod}"))
+            .collect()
+    }
 }
 
 /// A change, and what it is compared with.

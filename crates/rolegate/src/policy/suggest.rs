@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use rolegate_policy::suggest::{Users, suggest};
 
 use super::files;
-use super::flags::ReadFlags;
+use super::flags::{ReadFlags, ScopeFlags};
 use super::in_force::refuse_idle;
 use super::load::{Assumed, Current, Loaded, Objects};
-use super::output::{self, ObjectFormat};
+use crate::output::{self, ObjectOutputFlags};
 
 /// What `--help` says first.
 pub(super) const LONG_ABOUT: &str = "Write the tightest grants that cover what runs today.\n\n\
@@ -35,9 +35,10 @@ pub(super) struct SuggestArguments {
     /// Count finished pods too
     #[arg(long)]
     include_finished: bool,
-    /// How the grants are written
-    #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
-    output: ObjectFormat,
+    #[command(flatten)]
+    scope: ScopeFlags,
+    #[command(flatten)]
+    output: ObjectOutputFlags,
     #[command(flatten)]
     read: ReadFlags,
 }
@@ -48,7 +49,9 @@ pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode>
     files::validate(&arguments.filename)?;
     let current = Current::read(&arguments.read, &arguments.filename, &Objects::default()).await?;
     let mut current = current.guessing();
-    current.add_users(false).await?;
+    current
+        .add_users(false, arguments.scope.namespace.as_deref())
+        .await?;
     let Current {
         objects, sources, ..
     } = &current;
@@ -79,11 +82,7 @@ pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode>
         output::note(note);
     }
     output::note_rules(&loaded.basis);
-    match arguments.output {
-        ObjectFormat::Yaml => {
-            output::raw(&(loaded.basis.comments() + &suggestion.yaml()?))?;
-        }
-        ObjectFormat::Json => output::json(&suggestion.json())?,
-    }
+    let yaml = loaded.basis.comments() + &suggestion.yaml()?;
+    output::objects(arguments.output.output, &suggestion.json(), &yaml)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use jiff::Timestamp;
 use regex::Regex;
 use rolegate_policy::case_report::{Case, CaseResult, Complaint, Suite, junit, tap};
@@ -17,25 +17,14 @@ use rolegate_policy::text::plain;
 use rolegate_rego::{RegoResult, RegoTest};
 use serde_json::{Value, json};
 
-use super::files::{self, Contents, Manifests, Modules, Selection};
-use super::flags::ReadFlags;
+use super::files::{Contents, Manifests, Modules, Selection};
+use super::flags::LocalFlags;
 use super::ignore::{Ignore, Pattern, pattern};
 use super::in_force::{FlagSources, refuse_idle};
 use super::load::{Loaded, Objects};
-use super::{REFUSED, output};
-
-/// The format of a report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum TestFormat {
-    /// For people
-    Text,
-    /// One JSON document, its fields stable
-    Json,
-    /// JUnit's XML, for CI systems
-    Junit,
-    /// TAP version 13
-    Tap,
-}
+use super::{REFUSED, files};
+use crate::flags::invalid;
+use crate::output::{self, Format, ReportFormat};
 
 /// The introduction in `--help`.
 pub(super) const LONG_ABOUT: &str = "Test rules by objects with the verdict that is expected, and by tests in Rego.\n\n\
@@ -73,9 +62,9 @@ pub(super) struct TestArguments {
     verbose: bool,
     /// How the report is written
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: TestFormat,
+    output: ReportFormat,
     #[command(flatten)]
-    read: ReadFlags,
+    read: LocalFlags,
 }
 
 /// A file of tests.
@@ -103,21 +92,40 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     let report = tester.report;
     if report.count() == 0 {
         match &arguments.run {
-            Some(run) => bail!("no test has a name that {:?} matches", run.as_str()),
+            Some(run) => bail!("no test has a name that {run} matches"),
             None => bail!("there is no test: neither a PolicyTest nor a rule of Rego named test_…"),
         }
     }
     match arguments.output {
-        TestFormat::Text => output::text(&report.text(arguments.verbose, arguments.coverage))?,
-        TestFormat::Json => output::json(&report.json())?,
-        TestFormat::Junit => output::raw(&junit("rolegate policy test", &report.suites))?,
-        TestFormat::Tap => output::raw(&tap(&report.suites))?,
+        ReportFormat::Data(Format::Text | Format::Wide) => {
+            output::text(&report.text(arguments.verbose, arguments.coverage))?;
+        }
+        ReportFormat::Data(Format::Name) => output::names(&names(&report))?,
+        ReportFormat::Data(format) => output::value(format, &report.json())?,
+        ReportFormat::Junit => output::raw(&junit("rolegate policy test", &report.suites))?,
+        ReportFormat::Tap => output::raw(&tap(&report.suites))?,
+        ReportFormat::Sarif | ReportFormat::Github => {
+            return Err(invalid(
+                "-o: a report of tests is text, wide, name, yaml, json, junit or tap",
+            ));
+        }
     }
     Ok(if report.has_passed() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(REFUSED)
     })
+}
+
+/// The tests that did not pass.
+fn names(report: &TestReport) -> Vec<String> {
+    let suites = report.suites.iter();
+    let cases = suites.flat_map(|suite| suite.cases.iter().map(move |case| (suite, case)));
+    let failed = cases
+        .filter(|(_, case)| matches!(case.result, CaseResult::Failed(_) | CaseResult::Errored(_)));
+    failed
+        .map(|(suite, case)| format!("{}/{}", suite.name, case.name))
+        .collect()
 }
 
 struct Tester<'a> {

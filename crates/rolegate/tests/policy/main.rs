@@ -4,6 +4,7 @@
 mod basis;
 mod check;
 mod context;
+mod pods;
 mod running;
 mod suites;
 
