@@ -94,7 +94,7 @@ fn help_begins_with_what_has_to_be_set() {
     let flags = help.lines().filter_map(|line| {
         let line = line.strip_prefix("      ")?;
         line.starts_with("--")
-            .then(|| line.split([' ', '=']).next().unwrap())
+            .then(|| line.split([' ', '=', '[']).next().unwrap())
     });
     let flags: Vec<_> = flags.take(4).collect();
     let first = [

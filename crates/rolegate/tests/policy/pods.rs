@@ -160,7 +160,7 @@ fn every_command_that_prints_data_has_the_same_formats() {
                 metadata: {name: x, namespace: shop}, spec: {containers: []}}\n    \
                 expect: {verdict: allowed}\n";
     let pod = format!("{PODS}{DEPLOYMENT}");
-    let rules = format!("{RULES}{GRANT}");
+    let rules = format!("{RULES}---\n{GRANT}");
     let files = [
         ("rules.yaml", &*rules),
         ("pods.yaml", &*pod),
