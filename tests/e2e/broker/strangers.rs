@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rcgen::{
@@ -282,7 +282,12 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
         ensure!(ready.body.contains(said), "{}", ready.body);
     }
     // An agent's pod has the address that its agent comes from: it is served beside all of them.
+    let start = Instant::now();
     let _second = starts(&place, &nodes[1], &pods[1], "writer").await?;
+    println!(
+        "from an agent's start beside {STRANGERS} silent addresses to its pod's credentials: {:.2?}",
+        start.elapsed()
+    );
     newcomer_takes_a_strangers_place(&place, &attack, &ended).await?;
     strangers.shutdown().await;
 
