@@ -30,7 +30,7 @@ pub(crate) struct RuleFlags {
     /// Whether the cluster's RolegateConfig counts, which goes before the flags about roles and rules: auto where its custom resource is installed
     #[arg(long, value_name = "USE", env = "ROLEGATE_CLUSTER_CONFIG", default_value = "auto", help_heading = RULES)]
     pub(crate) cluster_config: ClusterConfigUse,
-    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/
+    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/k8s/
     #[arg(long, alias = "role-base-arn", value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = RULES)]
     base_role_arn: Option<String>,
     /// Role of pods that name none, in namespaces that name none
