@@ -35,15 +35,13 @@ build: ## Build the rolegate binary (development profile)
 	@hack/setup build
 	cargo $(BINARIES)
 
-demo: build ## See the agent at work on loopback, with built-in stand-ins for AWS and Kubernetes
+demo: build ## See the agent at work in network namespaces (as root) or on loopback, without AWS or Kubernetes
 	$(ROLEGATE_BINARY) demo
 
-test: ## Run all tests: short fuzzing, units, a real API server, network namespaces, SDKs (as root)
+test: ## Run all tests: units, a real API server, network namespaces, SDKs, short fuzzing (as root)
 	@hack/setup build test
-	@hack/setup fuzz
-	@hack/fuzz 10
 	cargo $(BINARIES)
-	cargo test --locked --workspace $(TEST_FEATURES) --all-targets --no-fail-fast
+	@hack/test
 
 test-nodes: ## Run the tests on a cluster whose nodes run pods: containerd, kubelets, DaemonSets (as root)
 	@hack/setup build test

@@ -49,7 +49,7 @@ async fn cluster() -> &'static Cluster {
 
 async fn install(cluster: &Cluster) {
     let path = repository().join("deploy/crds.yaml");
-    assert_eq!(cluster.apply_file(&path).await.unwrap().len(), 2);
+    assert_eq!(cluster.apply_file(&path).await.unwrap().len(), 3);
     let client = cluster.admin().unwrap();
     eventually(DEADLINE, async || {
         let known = client
@@ -105,7 +105,7 @@ fn object(kind: &str, name: &str, spec: Value) -> String {
 #[tokio::test]
 async fn mistakes_are_refused_with_what_to_do() {
     let cluster = cluster().await;
-    for file in ["rolegrant", "rolegateconfig"] {
+    for file in ["rolegrant", "rolegateconfig-all-fields", "rolegateconfig"] {
         let path = repository().join(format!("deploy/examples/{file}.yaml"));
         cluster.apply_file(&path).await.unwrap();
     }
@@ -237,8 +237,8 @@ async fn grants_are_followed_and_their_status_is_shown() {
         generation: Some(1),
     };
     let write = async || write_grant_status(&client, "shown", &status, 7, Timestamp::now()).await;
-    assert_eq!(write().await.unwrap(), Written::Changed);
-    assert_eq!(write().await.unwrap(), Written::Unchanged);
+    assert_eq!(write().await.unwrap().written, Written::Changed);
+    assert_eq!(write().await.unwrap().written, Written::Unchanged);
     let path = "/apis/rolegate.dev/v1alpha1/rolegrants/shown";
     let row = table(&client, path).await.remove(0);
     assert_eq!(row["Roles"], "[\"shown-*\"]");
@@ -359,7 +359,7 @@ async fn threat_10_a_configuration_that_is_deleted_or_its_kind_is_missing() {
         generation: Some(1),
     };
     let done = write_config_status(&connection.client(), &status, Timestamp::now()).await;
-    assert_eq!(done.unwrap(), Written::Changed);
+    assert_eq!(done.unwrap().written, Written::Changed);
 
     let admin = cluster.admin().unwrap();
     let delete = async |path: &str| {

@@ -21,8 +21,9 @@ const DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
 /// The cluster with the manifest applied.
 async fn installed() -> &'static Cluster {
     let cluster = Cluster::shared().await.unwrap();
+    cluster.install(&[]).await.unwrap();
     let applied = cluster.apply_file(&manifest()).await.unwrap();
-    assert_eq!(applied.len(), 5);
+    assert_eq!(applied.len(), 4);
     cluster
 }
 

@@ -16,7 +16,8 @@ async fn installed() -> &'static Cluster {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     let start = async || {
         let cluster = Cluster::start().await.unwrap();
-        for (manifest, objects) in [("rolegate-broker", 11), ("rolegate-agent-broker", 3)] {
+        cluster.install(&[]).await.unwrap();
+        for (manifest, objects) in [("rolegate-broker", 10), ("rolegate-agent-broker", 2)] {
             let path = repository().join(format!("deploy/{manifest}.yaml"));
             assert_eq!(cluster.apply_file(&path).await.unwrap().len(), objects);
         }

@@ -9,6 +9,7 @@ mod crds;
 mod deploy;
 mod deploy_broker;
 mod lease;
+mod parts;
 mod token;
 mod vap;
 mod view;

@@ -19,15 +19,14 @@ use rolegate_kube::watch::{Reporting, WatchMetrics};
 use rolegate_kube::workloads::{Scope, watch_pods};
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
-use rolegate_testkit::{Cluster, TestPod, eventually, repository};
+use rolegate_testkit::{Cluster, TestPod, eventually};
 use tokio::sync::{mpsc, watch};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A connection as the agent's service account; the manifest is applied first.
 async fn connect(cluster: &Cluster) -> Connection {
-    let manifest = repository().join("deploy/rolegate-agent.yaml");
-    cluster.apply_file(&manifest).await.unwrap();
+    cluster.install(&["rolegate-agent"]).await.unwrap();
     let token = cluster.service_account_token("rolegate-system", "rolegate-agent");
     let token = token.await.unwrap();
     let kubeconfig = cluster.kubeconfig_for_token("agent", &token).unwrap();

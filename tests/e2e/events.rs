@@ -32,6 +32,7 @@ async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
     for _ in 0..30 {
         assert_eq!(ask::get(&pods[0], CREDENTIALS)?.status, 403);
     }
+    let answer = ask::get(&pods[0], CREDENTIALS)?.body;
     assert_eq!(ask::get(&pods[2], CREDENTIALS)?.status, 200);
     // Events are written one after the other: with this one there, the others would be too.
     assert_eq!(ask::get(&pods[1], CREDENTIALS)?.status, 403);
@@ -67,11 +68,11 @@ async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
             .and_then(|event| event.note.clone())
             .unwrap_or_default()
     };
-    assert!(
-        note("admin").contains("role/admin") && note("admin").contains("allowed-roles"),
-        "{}",
-        note("admin")
-    );
+    // The Event says what the pod is answered, the role once, and what to do.
+    assert_eq!(note("admin"), answer.trim_end());
+    assert_eq!(note("admin").matches("role/admin").count(), 1, "{answer}");
+    assert!(note("admin").contains("allowed-roles"), "{answer}");
+    assert!(note("admin").contains("to allow it"), "{answer}");
 
     let log = agent.log();
     no_secrets(&log)?;

@@ -14,6 +14,7 @@ mod changes;
 mod commands;
 mod dumps;
 mod events;
+mod examples;
 mod kube2iam;
 mod lifecycle;
 mod loopback;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rolegate_devkit::{Imds, ImdsOptions, NODE_ACCESS_KEY_ID, NODE_SECRET_MARKER};
 use rolegate_testkit::lab::{self, Lab, Namespace, PodLink};
-use rolegate_testkit::{Cluster, Forward, Rolegate, TestPod, eventually, repository};
+use rolegate_testkit::{Cluster, Forward, Rolegate, TestPod, eventually};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -83,9 +83,7 @@ pub(crate) fn clean(netns: &Namespace, program: &Path) -> Command {
 impl Site {
     /// A site for the node `node` of `cluster`.
     pub(crate) async fn new(node: &str, cluster: &Cluster) -> anyhow::Result<Self> {
-        cluster
-            .apply_file(&repository().join("deploy/rolegate-agent.yaml"))
-            .await?;
+        cluster.install(&["rolegate-agent"]).await?;
         let token = cluster
             .service_account_token("rolegate-system", "rolegate-agent")
             .await?;

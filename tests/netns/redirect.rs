@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Context;
 use rolegate_agent::redirect::{Backend, Choice, State};
 use rolegate_testkit::lab::PodLink;
+use rolegate_testkit::repository;
 
 use crate::scene::{
     AGENT, Client, DIRECT, IMDS, METADATA, PORT, Scene, fetch, for_each_backend, on,
@@ -22,6 +24,7 @@ for_each_backend!(
     threat_03_a_borrowed_source_address_gets_nowhere,
     threat_15_the_agent_s_port_is_no_service,
     applying_twice_is_once_and_removing_leaves_nothing,
+    the_commands_of_the_page_about_uninstalling_leave_nothing,
     routing_rules_refuse_what_is_forwarded_and_nothing_else,
     an_earlier_nftables_run_does_not_win,
 );
@@ -333,6 +336,82 @@ fn applying_twice_is_once_and_removing_leaves_nothing(backend: Backend) -> anyho
     assert!(ours(&once) > 0 && ours(&empty) == 0);
     assert_eq!(on(scene.lab.node(), || redirect.state())?, State::Missing);
     on(scene.lab.node(), || redirect.remove())?;
+    Ok(())
+}
+
+/// The commands that a page shows, block by block.
+fn blocks_of_commands(page: &str) -> Vec<String> {
+    const INDENT: &str = "         ";
+    let mut blocks = vec![String::new()];
+    for line in page.lines() {
+        match (line.strip_prefix(INDENT), blocks.last_mut()) {
+            (Some(command), Some(block)) => {
+                block.push_str(command);
+                block.push('\n');
+            }
+            _ => blocks.push(String::new()),
+        }
+    }
+    blocks.retain(|block| !block.is_empty());
+    blocks
+}
+
+fn the_commands_of_the_page_about_uninstalling_leave_nothing(
+    backend: Backend,
+) -> anyhow::Result<()> {
+    let page = repository().join("docs/how-to/uninstall.md");
+    let page = std::fs::read_to_string(page)?;
+    let program = match backend {
+        Backend::Iptables(_) => "iptables",
+        _ => "nft delete",
+    };
+    let blocks = blocks_of_commands(&page);
+    let of = |word: &str| {
+        let block = blocks.iter().find(|block| block.contains(word));
+        block
+            .cloned()
+            .with_context(|| format!("no command with {word}"))
+    };
+    let scene = Scene::new(backend)?;
+    // The page says `iptables`, which is one of several programs.
+    let functions = scene.iptables().map(|iptables| {
+        let other = iptables.replace("iptables", "ip6tables");
+        format!("iptables() {{ {iptables} \"$@\"; }}\nip6tables() {{ {other} \"$@\"; }}\n")
+    });
+    let functions = functions.unwrap_or_default();
+    let script = format!("set -e\n{functions}{}{}", of(program)?, of("ip rule")?);
+    let redirect = scene.apply("eni+")?;
+    let everything = || -> anyhow::Result<String> {
+        let mut all = String::new();
+        for command in [
+            "nft list ruleset",
+            "iptables-legacy-save",
+            "ip6tables-legacy-save",
+            "ip rule",
+            "ip -6 rule",
+        ] {
+            all.push_str(&scene.lab.node().exec(command)?.to_lowercase());
+        }
+        Ok(all)
+    };
+    let is_ours = |line: &&str| {
+        ["rolegate", "169.254.169.254", "fd00:ec2::254", "nop"]
+            .iter()
+            .any(|word| line.contains(word))
+    };
+    assert!(
+        everything()?.lines().any(|line| is_ours(&line)),
+        "nothing to take away"
+    );
+    let file = std::env::temp_dir().join(format!("{}.sh", scene.lab.node().name()));
+    std::fs::write(&file, script)?;
+    let done = scene.lab.node().exec(&format!("sh {}", file.display()));
+    std::fs::remove_file(&file)?;
+    done?;
+    let left = everything()?;
+    let left: Vec<_> = left.lines().filter(is_ours).collect();
+    assert!(left.is_empty(), "{left:#?}");
+    assert_eq!(on(scene.lab.node(), || redirect.state())?, State::Missing);
     Ok(())
 }
 

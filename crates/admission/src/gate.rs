@@ -6,6 +6,7 @@
 mod guard;
 mod network;
 mod scheduling;
+mod validity;
 mod wish;
 
 pub use guard::CONTROLLERS;
@@ -146,7 +147,7 @@ impl<'a> Judge<'a> {
     }
 
     fn malformed(&mut self, malformed: &Malformed) {
-        self.outcome.fault(Fault::new(
+        self.refuse(Fault::new(
             &malformed.path,
             "request",
             "malformed object",
@@ -156,7 +157,12 @@ impl<'a> Judge<'a> {
 
     /// Refuses by a rule of the gate's own.
     fn guard(&mut self, path: &str, rule: &str, reason: &str) {
-        self.outcome.fault(Fault::new(path, GUARD, rule, reason));
+        self.refuse(Fault::new(path, GUARD, rule, reason));
+    }
+
+    /// Refuses what no layer decides about, or warns while nothing is enforced.
+    fn refuse(&mut self, fault: Fault) {
+        self.by_mode(self.rules.config.guards(), fault);
     }
 
     /// Refuses or warns, by the mode of the layer that wants it.

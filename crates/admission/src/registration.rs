@@ -2,7 +2,9 @@
 //! rules, so that what the gate has nothing to say to never leaves the API server.
 //!
 //! There is one webhook for each subject, each with conditions that its objects alone must meet.
-//! All of them fail closed.
+//! They fail closed as soon as anything is enforced ([`RuleConfig::guards`]); until then a webhook that
+//! does not answer must not refuse what the rules would not. Invalid rules are refused on a
+//! best-effort basis, since they grant nothing in any case.
 
 mod cel;
 
@@ -80,6 +82,16 @@ struct Webhook {
     place: Where,
     /// Name and expression; all must hold.
     conditions: Vec<(&'static str, String)>,
+    on_failure: OnFailure,
+}
+
+/// What happens to requests while the webhook does not answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnFailure {
+    /// They are refused once anything is enforced.
+    ByGuards,
+    /// They pass.
+    Ignore,
 }
 
 /// The ValidatingWebhookConfiguration, as JSON.
@@ -121,6 +133,7 @@ impl Registration<'_> {
             name: "awsiamroles".into(),
             rules: vec![rule(ZALANDO, &["awsiamroles"], WRITES, NAMESPACED)],
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: Vec::new(),
         });
         if self.config.modes.grants != Mode::Off {
@@ -129,8 +142,16 @@ impl Registration<'_> {
         if self.config.rule_writers.is_some() {
             all.extend(self.rules());
         }
+        all.push(rule_validity());
         all.extend(self.others());
         all
+    }
+
+    fn failure_policy(&self, on_failure: OnFailure) -> &'static str {
+        match (on_failure, self.config.guards()) {
+            (OnFailure::ByGuards, Mode::Enforce) => "Fail",
+            (OnFailure::ByGuards, Mode::Audit | Mode::Off) | (OnFailure::Ignore, _) => "Ignore",
+        }
     }
 
     fn value(&self, webhook: Webhook) -> Value {
@@ -138,7 +159,7 @@ impl Registration<'_> {
             "name": format!("{}.rolegate.dev", webhook.name),
             "admissionReviewVersions": ["v1"],
             "clientConfig": self.client(),
-            "failurePolicy": "Fail",
+            "failurePolicy": self.failure_policy(webhook.on_failure),
             "matchPolicy": "Equivalent",
             "rules": webhook.rules,
             "sideEffects": "None",
@@ -248,6 +269,7 @@ impl Registration<'_> {
             name: "pods".into(),
             rules: vec![rule("", &resources, WRITES, NAMESPACED)],
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: self.conditions(changed, self.names_role("object")),
         }
     }
@@ -257,6 +279,7 @@ impl Registration<'_> {
             name: "pod-status".into(),
             rules: vec![rule("", &["pods/status"], &["UPDATE"], NAMESPACED)],
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: vec![("changed", cel::unless_created(&self.pod_metadata_differs()))],
         }
     }
@@ -276,6 +299,7 @@ impl Registration<'_> {
                 NAMESPACED,
             )],
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: if self.config.guard_scheduling {
                 vec![(
                     "not-the-scheduler",
@@ -310,6 +334,7 @@ impl Registration<'_> {
                 },
                 rules: vec![rule],
                 place: Where::NotSpared,
+                on_failure: OnFailure::ByGuards,
                 conditions: self.conditions(changed, names),
             };
             all.push((template.path, webhook));
@@ -348,6 +373,7 @@ impl Registration<'_> {
             name: format!("{}.{}", kind.resource, kind.group),
             rules: vec![rule(&kind.group, &[&kind.resource], WRITES, NAMESPACED)],
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: self.conditions(changed, names.join(" || ")),
         }
     }
@@ -358,6 +384,7 @@ impl Registration<'_> {
             name: "service-accounts".into(),
             rules: vec![rule("", &["serviceaccounts"], WRITES, NAMESPACED)],
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: if self.has_rego {
                 Vec::new()
             } else {
@@ -390,6 +417,7 @@ impl Registration<'_> {
                 NAMESPACED,
             )],
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: vec![("for-aws", aws), ("not-a-kubelet", format!("!({kubelet})"))],
         }
     }
@@ -409,6 +437,7 @@ impl Registration<'_> {
                 NAMESPACED,
             )],
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: vec![("has-addresses", addresses.into())],
         }
     }
@@ -449,17 +478,18 @@ impl Registration<'_> {
             name: "namespaces".into(),
             rules,
             place: Where::Everywhere,
+            on_failure: OnFailure::ByGuards,
             conditions: vec![not_a_master(), ("guarded", guarded)],
         }
     }
 
     /// What rules consist of.
     fn rules(&self) -> Vec<Webhook> {
-        let resources: Vec<_> = RULES.iter().map(|(_, resource)| *resource).collect();
         let mut all = vec![Webhook {
             name: "rules".into(),
-            rules: vec![rule(OURS, &resources, ALL, CLUSTER)],
+            rules: vec![rule(OURS, &rule_resources(), ALL, CLUSTER)],
             place: Where::Everywhere,
+            on_failure: OnFailure::ByGuards,
             conditions: vec![not_a_master()],
         }];
         if !self.config.rego.namespaces.is_empty() {
@@ -467,6 +497,7 @@ impl Registration<'_> {
                 name: "policies".into(),
                 rules: vec![rule("", &["configmaps"], ALL, NAMESPACED)],
                 place: Where::Policies,
+                on_failure: OnFailure::ByGuards,
                 conditions: vec![not_a_master()],
             });
         }
@@ -484,8 +515,25 @@ impl Registration<'_> {
             name: "others".into(),
             rules,
             place: Where::NotSpared,
+            on_failure: OnFailure::ByGuards,
             conditions: Vec::new(),
         })
+    }
+}
+
+fn rule_resources() -> Vec<&'static str> {
+    RULES.iter().map(|(_, resource)| *resource).collect()
+}
+
+/// Grants and configurations that cannot be used, whoever writes them.
+fn rule_validity() -> Webhook {
+    let changed = "oldObject == null || object.spec != oldObject.spec";
+    Webhook {
+        name: "rule-validity".into(),
+        rules: vec![rule(OURS, &rule_resources(), WRITES, CLUSTER)],
+        place: Where::Everywhere,
+        on_failure: OnFailure::Ignore,
+        conditions: vec![("changed", changed.into())],
     }
 }
 

@@ -233,10 +233,7 @@ impl KiamConnection {
                 parts.tell.failing(resident, &allowed.role, &failure, now);
                 parts.metrics.kiam("failed");
                 // AWS's message names the broker's role, which is for its own log.
-                Err(Status::unknown(format!(
-                    "STS gives no session: {}",
-                    failure.to_owner(&allowed.role)
-                )))
+                Err(Status::unknown(failure.to_owner(&allowed.role)))
             }
             Some(Ok(session)) => {
                 for denial in &allowed.audited {

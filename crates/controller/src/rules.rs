@@ -40,6 +40,8 @@ const REPORTS: usize = 256;
 const GATHER: Duration = Duration::from_millis(500);
 /// How often everything is looked at though nothing changed: somebody may have overwritten it.
 const AGAIN: Duration = Duration::from_secs(60);
+/// The name of the condition of the webhook's registration.
+const REGISTRATION: &str = "registration";
 /// The life of a session that is only thought of.
 const SESSION_SECONDS: u32 = 3600;
 
@@ -58,6 +60,12 @@ pub struct RuleOptions {
     pub namespace: String,
     /// Name of the ValidatingWebhookConfiguration.
     pub webhook: String,
+    /// Whether it is made where it is missing.
+    pub register: bool,
+    /// Name of the webhook's Service.
+    pub service: String,
+    /// Name of the Secret that holds its certificate.
+    pub secret: String,
 }
 
 /// Writes how rules fare, and keeps the gate's registration.
@@ -80,7 +88,8 @@ impl fmt::Debug for RuleDuty {
 impl RuleDuty {
     /// Nothing is done before [`Duty::run`]. Needs `list` and `watch` of pods, namespaces, our own
     /// kinds and ConfigMaps of policies, `patch` of the status of our own kinds and of those
-    /// ConfigMaps, and `get` and `update` of the ValidatingWebhookConfiguration.
+    /// ConfigMaps, `get`, `create` and `update` of the ValidatingWebhookConfiguration, and to make it
+    /// `list` of EndpointSlices and `get` of the Secret in the webhook's namespace.
     pub fn new(
         options: RuleOptions,
         connection: Connection,
@@ -123,7 +132,8 @@ impl RuleDuty {
 
         let mut pods = Pods::default();
         let mut statuses = Statuses::new(self.client(), self.events.clone());
-        let registrar = Registrar::new(self.client(), &self.options);
+        let condition = self.readiness.condition(REGISTRATION);
+        let mut registrar = Registrar::new(self.client(), &self.options, condition);
         let mut due = Box::pin(tokio::time::sleep(GATHER));
         loop {
             tokio::select! {
@@ -146,11 +156,13 @@ impl RuleDuty {
                     soon(&mut due);
                 }
                 () = &mut due => {
+                    let mut again = None;
                     if keeper.unseen().is_none() {
                         statuses.write(&keeper, pods.all(), self.clock.now()).await;
-                        registrar.keep(&keeper).await;
+                        again = registrar.keep(&keeper).await;
                     }
-                    due.as_mut().reset(tokio::time::Instant::now() + AGAIN);
+                    let again = again.unwrap_or(AGAIN);
+                    due.as_mut().reset(tokio::time::Instant::now() + again);
                 }
             }
         }
@@ -204,7 +216,8 @@ impl Duty for RuleDuty {
             self.follow(leading).await;
             self.current.set(None);
             // A replica that doesn't lead watches nothing, and is ready.
-            for name in CONDITIONS.into_iter().chain(["namespaces", "pods"]) {
+            let own = ["namespaces", "pods", REGISTRATION];
+            for name in CONDITIONS.into_iter().chain(own) {
                 self.readiness.condition(name).ok();
             }
         })

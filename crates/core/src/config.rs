@@ -36,8 +36,9 @@ pub struct RuleConfig {
     /// Names of namespaces whose objects the gate lets through. The doors decide for their pods
     /// as for all others.
     pub spared_namespaces: BTreeSet<Arc<str>>,
-    /// Who may set or change role annotations and granting labels of namespaces.
-    pub namespace_writers: Subjects,
+    /// Who may set or change role annotations and granting labels of namespaces; `None`: nobody, where
+    /// [`RuleConfig::guards`] are enforced.
+    pub namespace_writers: Option<Subjects>,
     /// Who may write grants, the configuration and ConfigMaps of policies; `None`: whoever RBAC
     /// lets.
     pub rule_writers: Option<Subjects>,
@@ -86,7 +87,7 @@ impl Default for RuleConfig {
             restriction_format: PatternFormat::Glob,
             allow_unannotated: false,
             spared_namespaces: ["kube-system", "rolegate-system"].map(Into::into).into(),
-            namespace_writers: Subjects::default(),
+            namespace_writers: None,
             rule_writers: None,
             rego: RegoConfig::default(),
             cluster: None,
@@ -99,6 +100,21 @@ impl Default for RuleConfig {
 }
 
 impl RuleConfig {
+    /// The mode of what the webhook refuses whatever the layers say, such as changes of the rules
+    /// themselves. It is enforced once a layer is, or a guard is configured; until then the webhook
+    /// warns, so that installing it refuses nothing that was accepted before.
+    pub fn guards(&self) -> Mode {
+        let modes = [self.modes.namespace, self.modes.grants, self.modes.rego];
+        let configured = self.namespace_writers.is_some()
+            || self.rule_writers.is_some()
+            || self.guard_scheduling;
+        if configured || modes.contains(&Mode::Enforce) {
+            Mode::Enforce
+        } else {
+            Mode::Audit
+        }
+    }
+
     /// The cluster's configuration with what it leaves open filled in by a process's `flags`: the
     /// base ARN, the default role, and further roles of our own.
     #[must_use]

@@ -130,6 +130,32 @@ pub struct Denial {
     pub passing: bool,
 }
 
+impl Denial {
+    /// What the pod's owner is told, by the answer to the pod and by an Event: what is refused, why, and
+    /// what to do.
+    pub fn to_owner(&self) -> String {
+        match self.remedy() {
+            Some(remedy) => format!("{self}; {remedy}"),
+            None => self.to_string(),
+        }
+    }
+
+    fn remedy(&self) -> Option<&'static str> {
+        match self.layer {
+            "namespace" => {
+                Some("to allow it, whoever administers the namespace changes its annotations")
+            }
+            "own-role" => Some("name another role"),
+            "request" => Some("correct the pod's annotations"),
+            "rego" => {
+                Some("change what the policy objects to, or ask your cluster's administrator")
+            }
+            // The reason says whom to ask.
+            _ => None,
+        }
+    }
+}
+
 /// A decision with everything that led to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {

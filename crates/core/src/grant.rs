@@ -36,6 +36,8 @@ const RESERVED_TAGS: &[&str] = &["rolegate.dev/", "aws:", "eks-", "kubernetes-"]
 pub struct Grant {
     /// `metadata.name`.
     pub name: Arc<str>,
+    /// `metadata.generation`; `None` for a manifest that has none.
+    pub generation: Option<i64>,
     /// Role patterns: names or ARNs, `*` stands for any text, `/` included.
     pub roles: Vec<String>,
     /// Who may have them: any of these.

@@ -42,9 +42,33 @@ pub enum ClusterConfig {
     Missing,
     /// It cannot be used: the one before stays, or everything is refused where there was none, or where
     /// that was deleted.
-    Broken(Arc<str>),
+    Broken(InvalidConfig),
     /// It is there.
     Is(Arc<RuleConfig>),
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidConfig {
+    /// A sentence that says what to do.
+    pub reason: Arc<str>,
+    /// The `metadata.generation` of the object; `None` where it is not known.
+    pub generation: Option<i64>,
+}
+
+impl From<&str> for InvalidConfig {
+    fn from(reason: &str) -> Self {
+        Self {
+            reason: reason.into(),
+            generation: None,
+        }
+    }
+}
+
+impl Display for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
 }
 
 /// The source of the configuration in force.
@@ -198,6 +222,11 @@ impl RuleBook {
     /// The grants, compiled.
     pub fn grants(&self) -> &Arc<GrantsLayer> {
         &self.grants_layer
+    }
+
+    /// The grant of a name, as it was reported.
+    pub fn grant(&self, name: &str) -> Option<&Grant> {
+        self.grants.get(name)
     }
 
     /// The namespaces as they were reported.

@@ -120,11 +120,21 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// What the pod's owner is told: the code, and what is to be changed where STS says it.
+    /// What the pod's owner is told, by the answer to the pod and by an Event: which role, STS's code,
+    /// and what is to be changed where STS says it. AWS's own message names rolegate's role, and is
+    /// for the log alone.
     pub fn to_owner(&self, role: &RoleArn) -> String {
-        match self.cause {
-            Some(cause) => format!("{}: {}", self.code, cause.advice(role)),
-            None => self.code.clone(),
+        let code = &self.code;
+        match (self.kind, self.cause) {
+            (FailureKind::Final, Some(cause)) => {
+                format!("STS refuses role {role} ({code}): {}", cause.advice(role))
+            }
+            (FailureKind::Final, None) => {
+                format!("STS refuses role {role} ({code}): rolegate's log has STS's reason")
+            }
+            (FailureKind::Throttled | FailureKind::Temporary, _) => {
+                format!("STS gives no session of role {role} for now ({code}), try again")
+            }
         }
     }
 }

@@ -1,12 +1,14 @@
 //! The cluster's configuration object: whether there is one, and what it says.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
 use rolegate_core::config::RuleConfig;
-use rolegate_core::rulebook::ClusterConfig;
+use rolegate_core::rulebook::{ClusterConfig, InvalidConfig};
 use rolegate_core::workload::Change;
 use tokio::sync::mpsc;
 
@@ -20,6 +22,10 @@ use crate::watchdog::{Trouble, Watchdog};
 const RESOURCE: &str = "rolegateconfigs";
 /// How often it is looked whether the kind is there by now.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// How long flags go on counting after the kind was installed, so that kind and object can be applied one
+/// after the other without a moment in which everything is refused.
+const INSTALLATION: Duration = Duration::from_secs(600);
 
 /// Whether the cluster's configuration counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +46,7 @@ pub enum ConfigUse {
 /// | it may not be read | nothing: there may be one that says otherwise than flags | `Missing` |
 /// | no such kind any more, after it was seen | `Missing` | `Missing` |
 /// | it may not be read any more, after it was seen | nothing: what it said holds | nothing |
-/// | no object | `Missing` | `Missing` |
+/// | no object | `Missing`; where flags counted before the kind was there, `NotUsed` for ten minutes | `Missing` |
 /// | an object | [`ClusterConfig::Is`] or [`ClusterConfig::Broken`] | the same |
 /// | nothing, it is away | nothing: what it said holds | nothing |
 ///
@@ -68,9 +74,11 @@ pub async fn watch_cluster_config<M: Send + 'static>(
     let mut told = false;
     loop {
         let api = |client| Api::all_with(client, &kind);
+        let installation = Installation::new(told && !health.is_loaded());
         let tell = |change| {
             let found = found(change);
-            say(&trouble, &found);
+            let found = installation.judge(found);
+            say(&trouble, &found, &installation);
             wrap(found)
         };
         let mut source = Source::within(picture.clone(), connection, api, config, tell);
@@ -78,7 +86,22 @@ pub async fn watch_cluster_config<M: Send + 'static>(
             .config
             .fields(&format!("metadata.name={CONFIG_NAME}"));
         source.ends_on = |kind| matches!(kind, Kind::NotFound | Kind::Forbidden);
-        let Some(failure) = source.run(&mut health, &messages).await else {
+        let failure = {
+            let mut run = pin!(source.run(&mut health, &messages));
+            tokio::select! {
+                failure = &mut run => failure,
+                () = tokio::time::sleep(INSTALLATION), if installation.is_open() => {
+                    if installation.end() {
+                        say(&trouble, &ClusterConfig::Missing, &installation);
+                        if messages.send(wrap(ClusterConfig::Missing)).await.is_err() {
+                            return;
+                        }
+                    }
+                    run.await
+                }
+            }
+        };
+        let Some(failure) = failure else {
             return;
         };
         drop(source);
@@ -123,20 +146,54 @@ pub async fn watch_cluster_config<M: Send + 'static>(
     }
 }
 
+/// The time between the installation of the kind and the first object, during which flags go on counting.
+struct Installation(AtomicBool);
+
+impl Installation {
+    /// `open`: flags counted until now, and no object was ever seen.
+    fn new(open: bool) -> Self {
+        Self(AtomicBool::new(open))
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Ends it; whether it was open.
+    fn end(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+
+    /// What counts. The first object ends it, whether it can be used or not.
+    fn judge(&self, found: ClusterConfig) -> ClusterConfig {
+        match found {
+            ClusterConfig::Missing if self.is_open() => ClusterConfig::NotUsed,
+            found => {
+                self.end();
+                found
+            }
+        }
+    }
+}
+
 /// What the object says, if it is the one that counts.
-fn config(object: DynamicObject) -> Option<Result<Arc<RuleConfig>, Arc<str>>> {
+fn config(object: DynamicObject) -> Option<Result<Arc<RuleConfig>, InvalidConfig>> {
     // The selector sees to it already; were it ignored, another object must not count.
     if object.metadata.name.as_deref() != Some(CONFIG_NAME) {
         return None;
     }
+    let generation = object.metadata.generation;
     let read = object
         .try_parse::<RolegateConfig>()
         .map_err(|error| crate::chain(&error));
     let config = read.and_then(|read| RuleConfig::try_from(&read).map_err(|e| e.to_string()));
-    Some(config.map(Arc::new).map_err(Into::into))
+    Some(config.map(Arc::new).map_err(|reason| InvalidConfig {
+        reason: reason.into(),
+        generation,
+    }))
 }
 
-fn found(change: Change<Result<Arc<RuleConfig>, Arc<str>>>) -> ClusterConfig {
+fn found(change: Change<Result<Arc<RuleConfig>, InvalidConfig>>) -> ClusterConfig {
     let object = match change {
         Change::Snapshot(all) => all.into_iter().next(),
         Change::Apply(object) => Some(object),
@@ -152,13 +209,60 @@ fn found(change: Change<Result<Arc<RuleConfig>, Arc<str>>>) -> ClusterConfig {
 /// What the condition says to it. The watch is well; whether a configuration that is missing or
 /// broken is a reason not to be ready is for whoever keeps the rules: a gate has to answer, with
 /// what is missing, and a door has nothing to give.
-fn say(trouble: &Trouble, found: &ClusterConfig) {
+fn say(trouble: &Trouble, found: &ClusterConfig, installation: &Installation) {
     trouble.set(match found {
         ClusterConfig::Missing => Some(format!(
             "there is no RolegateConfig named {CONFIG_NAME}: create it, or delete its kind \
              and restart to let flags count"
         )),
         ClusterConfig::Broken(why) => Some(format!("the RolegateConfig cannot be used: {why}")),
+        ClusterConfig::NotUsed if installation.is_open() => Some(format!(
+            "the kind RolegateConfig is new and there is no object named {CONFIG_NAME}: flags count for \
+             {} minutes more at most, then everything is refused; create it",
+            INSTALLATION.as_secs() / 60
+        )),
         ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Is(_) => None,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_go_on_counting_until_the_first_object_or_the_end_of_the_installation() {
+        let is = || ClusterConfig::Is(Arc::default());
+        let first_object = Installation::new(true);
+        assert_eq!(
+            first_object.judge(ClusterConfig::Missing),
+            ClusterConfig::NotUsed
+        );
+        assert_eq!(first_object.judge(is()), is());
+        assert_eq!(
+            first_object.judge(ClusterConfig::Missing),
+            ClusterConfig::Missing
+        );
+        assert!(
+            !first_object.end(),
+            "the end comes too late to refuse anything"
+        );
+
+        let broken = Installation::new(true);
+        let invalid = || ClusterConfig::Broken("x".into());
+        assert_eq!(broken.judge(invalid()), invalid());
+        assert_eq!(broken.judge(ClusterConfig::Missing), ClusterConfig::Missing);
+
+        let too_late = Installation::new(true);
+        assert!(too_late.end());
+        assert_eq!(
+            too_late.judge(ClusterConfig::Missing),
+            ClusterConfig::Missing
+        );
+
+        let never_by_flags = Installation::new(false);
+        assert_eq!(
+            never_by_flags.judge(ClusterConfig::Missing),
+            ClusterConfig::Missing
+        );
+    }
 }

@@ -35,6 +35,39 @@ pub const CONFIG_NAME: &str = "cluster";
 /// What to do where the API server doesn't know them.
 pub(crate) const INSTALL: &str = "install deploy/crds.yaml";
 
+/// The kind of the table of grants that ValidatingAdmissionPolicies read, and its plural.
+const TABLE_KIND: (&str, &str) = ("RoleGrantTable", "rolegranttables");
+
+/// The definition of the table of grants. Its data is no `spec`, since a policy reads it as it is.
+fn table_definition() -> Value {
+    let data = json!({
+        "type": "object",
+        "description": "Rows of grants, and lists of the rows that count in a namespace.",
+        "additionalProperties": { "type": "string" },
+    });
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": { "name": format!("{}.{GROUP}", TABLE_KIND.1) },
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": { "kind": TABLE_KIND.0, "plural": TABLE_KIND.1 },
+            "versions": [{
+                "name": VERSION,
+                "served": true,
+                "storage": true,
+                "schema": { "openAPIV3Schema": {
+                    "type": "object",
+                    "description": "All grants, as ValidatingAdmissionPolicies read them; written by `rolegate policy export`.",
+                    "required": ["data"],
+                    "properties": { "data": data },
+                }},
+            }],
+        },
+    })
+}
+
 /// All definitions as YAML, as they are in `deploy/crds.yaml`.
 ///
 /// # Errors
@@ -44,11 +77,14 @@ pub fn crds_yaml() -> Result<String, String> {
         "# The kinds that rolegate adds to a cluster: `kubectl apply -f crds.yaml`.\n\
          # Written by `rolegate policy export --format crds`; changes are made in the types, not here.\n",
     );
-    for (place, definition) in [RoleGrant::crd(), RolegateConfig::crd()].iter().enumerate() {
+    let derived = [RoleGrant::crd(), RolegateConfig::crd()];
+    let definitions = derived.iter().map(serde_json::to_value);
+    let definitions = definitions.chain([Ok(table_definition())]);
+    for (place, definition) in definitions.enumerate() {
         if place > 0 {
             text.push_str("---\n");
         }
-        let mut value = serde_json::to_value(definition).map_err(|error| error.to_string())?;
+        let mut value = definition.map_err(|error| error.to_string())?;
         tidy(&mut value);
         text.push_str(&serde_saphyr::to_string(&value).map_err(|error| error.to_string())?);
     }

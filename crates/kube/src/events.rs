@@ -1,5 +1,5 @@
 //! Events on pods, so that `kubectl describe pod` tells its owner why it gets no credentials, and
-//! on ConfigMaps whose policies can't be used.
+//! on grants, the configuration and ConfigMaps of policies that can't be used.
 //!
 //! They are a courtesy and never in the way: whoever reports one doesn't wait, an object's repeats are
 //! dropped, and so is what comes faster than an API server should be bothered.
@@ -31,6 +31,8 @@ const QUEUE: usize = 64;
 const LONGEST: usize = 1000;
 /// How long the API server may take for one.
 const WRITE: Duration = Duration::from_secs(10);
+/// The version of our own kinds.
+const API_VERSION: &str = "rolegate.dev/v1alpha1";
 
 /// What an Event is about; its `reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +43,10 @@ pub enum EventReason {
     CredentialError,
     /// A policy or its data can't be used as it is written.
     PolicyInvalid,
+    /// A grant can't be used as it is written, so it grants nothing.
+    GrantInvalid,
+    /// The configuration can't be used as it is written.
+    ConfigurationInvalid,
 }
 
 impl EventReason {
@@ -50,6 +56,8 @@ impl EventReason {
             Self::RoleForbidden => "RoleForbidden",
             Self::CredentialError => "CredentialError",
             Self::PolicyInvalid => "PolicyInvalid",
+            Self::GrantInvalid => "GrantInvalid",
+            Self::ConfigurationInvalid => "ConfigurationInvalid",
         }
     }
 
@@ -58,6 +66,8 @@ impl EventReason {
         match self {
             Self::RoleForbidden | Self::CredentialError => "GetCredentials",
             Self::PolicyInvalid => "LoadPolicy",
+            Self::GrantInvalid => "LoadGrant",
+            Self::ConfigurationInvalid => "LoadConfiguration",
         }
     }
 }
@@ -168,11 +178,33 @@ fn ends(
     )
 }
 
-/// The object, of the core group's v1, that an Event is about.
+/// An object of ours that holds rules.
+#[derive(Debug, Clone, Copy)]
+pub struct RuleObject<'a> {
+    /// Its kind.
+    pub kind: RuleKind,
+    /// Its name.
+    pub name: &'a str,
+    /// Its UID.
+    pub uid: &'a Arc<str>,
+}
+
+/// A kind of ours that holds rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleKind {
+    /// A grant.
+    RoleGrant,
+    /// The configuration.
+    RolegateConfig,
+}
+
+/// The object that an Event is about.
 #[derive(Clone, Copy)]
 struct About<'a> {
+    api_version: &'static str,
     kind: &'static str,
-    namespace: &'a Arc<str>,
+    /// `None` for an object of the cluster.
+    namespace: Option<&'a Arc<str>>,
     name: &'a str,
     uid: &'a Arc<str>,
 }
@@ -180,9 +212,9 @@ struct About<'a> {
 impl From<About<'_>> for ObjectReference {
     fn from(about: About<'_>) -> Self {
         Self {
-            api_version: Some("v1".into()),
+            api_version: Some(about.api_version.into()),
             kind: Some(about.kind.into()),
-            namespace: Some(about.namespace.to_string()),
+            namespace: about.namespace.map(ToString::to_string),
             name: Some(about.name.into()),
             uid: Some(about.uid.to_string()),
             ..Self::default()
@@ -194,8 +226,9 @@ impl Eventer {
     /// Tells the owner of `pod`. Returns at once, and may drop it.
     pub fn tell(&self, pod: &Workload, reason: EventReason, message: &str) {
         let about = About {
+            api_version: "v1",
             kind: "Pod",
-            namespace: &pod.namespace,
+            namespace: Some(&pod.namespace),
             name: &pod.name,
             uid: &pod.uid,
         };
@@ -205,20 +238,39 @@ impl Eventer {
     /// Tells whoever wrote `map`. Returns at once, and may drop it.
     pub fn tell_policy(&self, map: &ConfigMap, message: &str) {
         let about = About {
+            api_version: "v1",
             kind: "ConfigMap",
-            namespace: &map.namespace,
+            namespace: Some(&map.namespace),
             name: &map.name,
             uid: &map.uid,
         };
         self.offer(about, EventReason::PolicyInvalid, message);
     }
 
+    /// Reports why a grant or the configuration cannot be used. Returns at once, and may drop it.
+    pub fn report_invalid_rule(&self, object: RuleObject<'_>, message: &str) {
+        let (kind, reason) = match object.kind {
+            RuleKind::RoleGrant => ("RoleGrant", EventReason::GrantInvalid),
+            RuleKind::RolegateConfig => ("RolegateConfig", EventReason::ConfigurationInvalid),
+        };
+        let about = About {
+            api_version: API_VERSION,
+            kind,
+            namespace: None,
+            name: object.name,
+            uid: object.uid,
+        };
+        self.offer(about, reason, message);
+    }
+
     fn offer(&self, about: About<'_>, reason: EventReason, message: &str) {
+        let cluster: Arc<str> = "".into();
+        let namespace = about.namespace.unwrap_or(&cluster);
         let verdict = self
             .limiter
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .ask(about.uid, about.namespace, reason, Instant::now());
+            .ask(about.uid, namespace, reason, Instant::now());
         let sent = match verdict {
             Verdict::Repeat => return,
             Verdict::TooMany => false,

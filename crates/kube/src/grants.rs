@@ -44,6 +44,7 @@ fn grant(object: DynamicObject) -> Option<Grant> {
             );
             Some(Grant {
                 name: name.into(),
+                generation: object.metadata.generation,
                 subjects: selecting(&object),
                 unreadable: Some(error),
                 ..Grant::default()

@@ -1,6 +1,7 @@
 //! How a grant or the configuration fares, written into its status, where `kubectl get` shows it.
 //! Written only when it changed; one writer at a time is enough, which whoever calls this sees to.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -28,6 +29,15 @@ pub enum Written {
     Gone,
 }
 
+/// What became of the status of an object of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusWrite {
+    /// What became of it.
+    pub written: Written,
+    /// The object's UID; `None` where it is gone.
+    pub uid: Option<Arc<str>>,
+}
+
 /// Why a status wasn't written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the status of {what}: {reason}")]
@@ -48,7 +58,7 @@ pub async fn write_grant_status(
     status: &Status,
     workloads: i64,
     now: Timestamp,
-) -> Result<Written, StatusError> {
+) -> Result<StatusWrite, StatusError> {
     let kind = ApiResource::erase::<RoleGrant>(&());
     let api = Api::<DynamicObject>::all_with(client.clone(), &kind);
     write(&api, "RoleGrant", name, |before: RoleGrantStatus| {
@@ -69,7 +79,7 @@ pub async fn write_config_status(
     client: &Client,
     status: &Status,
     now: Timestamp,
-) -> Result<Written, StatusError> {
+) -> Result<StatusWrite, StatusError> {
     let kind = ApiResource::erase::<RolegateConfig>(&());
     let api = Api::<DynamicObject>::all_with(client.clone(), &kind);
     let made = |before: RolegateConfigStatus| {
@@ -87,11 +97,13 @@ async fn write<S: DeserializeOwned + Default>(
     kind: &str,
     name: &str,
     made: impl FnOnce(S) -> Value,
-) -> Result<Written, StatusError> {
+) -> Result<StatusWrite, StatusError> {
+    let mut uid = None;
     let call = async {
         let Some(mut object) = api.get_opt(name).await? else {
             return Ok(Written::Gone);
         };
+        uid = object.metadata.uid.take().map(Into::into);
         let before = object
             .data
             .get_mut("status")
@@ -106,10 +118,11 @@ async fn write<S: DeserializeOwned + Default>(
         api.patch_status(name, &params, &patch).await?;
         Ok(Written::Changed)
     };
-    bounded(WRITE, call).await.map_err(|failure| StatusError {
+    let written = bounded(WRITE, call).await.map_err(|failure| StatusError {
         what: format!("{kind} {name}"),
         reason: failure.sentence(&format!("the status of {kind}s")),
-    })
+    })?;
+    Ok(StatusWrite { written, uid })
 }
 
 /// The outcome of a call that changes an object, which may be gone by then.

@@ -164,11 +164,15 @@ pub fn export(input: &VapInput<'_>) -> Result<Export, VapError> {
     let table = Table::new(input.grants, config);
     let mut documents = Vec::new();
     if config.modes.grants != Mode::Off {
-        documents.extend(table.documents(input.namespace)?);
+        documents.push(table.document(input.namespace)?);
     }
-    for policy in policies(input, &table) {
-        documents.extend(policy.documents(input));
-    }
+    let (policies, bindings): (Vec<_>, Vec<_>) = policies(input, &table)
+        .into_iter()
+        .map(|policy| -> (Value, Value) { policy.documents(input).into() })
+        .unzip();
+    documents.extend(policies);
+    // Nothing is enforced before its binding is there, so what policies read comes first.
+    documents.extend(bindings);
     Ok(Export {
         documents,
         unsaid: unsaid(input, &table),
@@ -204,7 +208,8 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
         rules: rules.to_vec(),
         variables,
     };
-    let guard = |name, rules: &[Value], variables| layer(name, Mode::Enforce, rules, variables);
+    let guards = config.guards();
+    let guard = |name, rules: &[Value], variables| layer(name, guards, rules, variables);
     let everywhere = |name, rules: &[Value], variables| Policy {
         spares: false,
         ..guard(name, rules, variables)

@@ -35,10 +35,19 @@ enum CertificateFrom {
     CertManager,
 }
 
+/// What is done about the ValidatingWebhookConfiguration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WebhookRegistration {
+    /// It is created when the webhook's Service has a ready endpoint, and updated
+    Create,
+    /// One that exists is updated, and none is created
+    Update,
+}
+
 /// What its help begins with.
 pub(crate) const LONG_ABOUT: &str = "Do what one replica does for the cluster.\n\n\
 Replicas elect a leader by a Lease. The leader makes the certificate of the admission webhook, renews it, \
-tells the API server whom to trust, and writes into the status of rules how they fare.\n\n\
+registers the webhook with the API server once it answers, and writes into the status of rules how they fare.\n\n\
 Every flag can also be set by an environment variable (shown beside it).";
 
 /// Flags of `rolegate controller`.
@@ -70,6 +79,9 @@ pub(crate) struct ControllerFlags {
     /// Name of the ValidatingWebhookConfiguration
     #[arg(long, value_name = "NAME", env = "ROLEGATE_WEBHOOK", default_value = "rolegate", help_heading = CERTIFICATE)]
     webhook: String,
+    /// What is done about the ValidatingWebhookConfiguration
+    #[arg(long, value_name = "MODE", env = "ROLEGATE_WEBHOOK_REGISTRATION", default_value = "create", help_heading = CERTIFICATE)]
+    webhook_registration: WebhookRegistration,
     /// Who makes the brokers' certificate, where there is a Service rolegate-broker
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_BROKER_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     broker_certificate: CertificateFrom,
@@ -148,6 +160,9 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
         keys: flags.keys.keys()?,
         namespace: flags.namespace.clone(),
         webhook: flags.webhook.clone(),
+        register: flags.webhook_registration == WebhookRegistration::Create,
+        service: flags.service.clone(),
+        secret: flags.tls_secret.clone(),
     };
     Ok(ControllerOptions {
         rules: Some(rules),

@@ -27,7 +27,7 @@ enum RestrictionDefault {
 /// Flags about rules.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RuleFlags {
-    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/
+    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/k8s/
     #[arg(long, alias = "role-base-arn", value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = RULES)]
     base_role_arn: Option<String>,
     /// Whether the cluster's RolegateConfig counts, which goes before the flags about roles and rules: auto where its custom resource is installed

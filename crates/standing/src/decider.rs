@@ -100,7 +100,7 @@ impl Decider {
                 Decision::Undecided => Standing::Undecided,
                 Decision::NoRole => Standing::NoRole,
                 Decision::Deny(denial) => Standing::Denied {
-                    body: format!("{denial}\n").into(),
+                    body: format!("{}\n", denial.to_owner()).into(),
                     denial,
                 },
                 Decision::Allow {

@@ -90,7 +90,7 @@ impl Tell {
         );
         self.notice(resident, NoticeOutcome::Denied);
         if let Some(events) = &self.events {
-            events.tell(pod, EventReason::RoleForbidden, &denial.to_string());
+            events.tell(pod, EventReason::RoleForbidden, &denial.to_owner());
         }
     }
 
@@ -130,11 +130,7 @@ impl Tell {
         );
         self.notice(resident, NoticeOutcome::Failing);
         if let Some(events) = &self.events {
-            let note = format!(
-                "STS gives no session of role {role}: {}",
-                failure.to_owner(role)
-            );
-            events.tell(pod, EventReason::CredentialError, &note);
+            events.tell(pod, EventReason::CredentialError, &failure.to_owner(role));
         }
     }
 

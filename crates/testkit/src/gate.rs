@@ -1,5 +1,5 @@
 //! The gate in front of a cluster: `rolegate admission` and `rolegate controller` as processes, each
-//! with the rights that the shipped manifest gives it, and the shipped registration, whose webhooks
+//! with the rights that the shipped manifests give it, and the exported registration, whose webhooks
 //! are reached by URL for lack of a Service's network.
 
 use std::net::SocketAddr;
@@ -81,8 +81,8 @@ impl Cluster {
         .await
     }
 
-    /// Applies the shipped custom resources and the gate's manifest, without its registration,
-    /// which this gives.
+    /// Applies the shipped custom resources and the gate's manifests; gives a registration that is not
+    /// applied.
     ///
     /// # Errors
     /// When the API server refuses it.
@@ -114,18 +114,48 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses it.
     pub async fn install_gate_alone(&self) -> anyhow::Result<Value> {
-        let manifest =
-            std::fs::read_to_string(repository().join("deploy/rolegate-admission.yaml"))?;
-        let documents: Vec<Value> = serde_saphyr::from_multiple(&manifest)?;
-        let mut registration = None;
-        for document in documents {
-            if document.get("kind") == Some(&json!("ValidatingWebhookConfiguration")) {
-                registration = Some(document);
-            } else {
-                self.apply_manifest(&document.to_string()).await?;
-            }
+        // Namespace `opa` is no file of ours to make.
+        self.apply_manifest("{apiVersion: v1, kind: Namespace, metadata: {name: opa}}")
+            .await?;
+        self.install(&["rolegate-admission", "rolegate-policies"])
+            .await?;
+        let rules = json!({
+            "apiVersion": "rolegate.dev/v1alpha1", "kind": "RolegateConfig",
+            "metadata": { "name": "cluster" },
+            "spec": { "layers": { "grants": "enforce" }, "ruleWriters": {} },
+        });
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, rules.to_string())?;
+        let mut export = tokio::process::Command::from(Rolegate::command()?);
+        export
+            .args(["policy", "export", "--format=webhook", "--namespace", HOME])
+            .arg("--rules")
+            .arg(&path)
+            // No cluster but that of the file.
+            .env_remove("KUBECONFIG")
+            .env("HOME", dir.path())
+            .kill_on_drop(true);
+        let exported = tokio::time::timeout(DEADLINE, export.output()).await??;
+        ensure!(
+            exported.status.success(),
+            "{}",
+            String::from_utf8_lossy(&exported.stderr)
+        );
+        Ok(serde_saphyr::from_slice(&exported.stdout)?)
+    }
+
+    /// Applies shipped manifests of `deploy/`, by their names without ending, after the namespace that
+    /// they are in.
+    ///
+    /// # Errors
+    /// When the API server refuses one.
+    pub async fn install(&self, manifests: &[&str]) -> anyhow::Result<()> {
+        for manifest in ["namespace"].iter().chain(manifests) {
+            let path = repository().join(format!("deploy/{manifest}.yaml"));
+            self.apply_file(&path).await?;
         }
-        registration.context("the manifest has no registration")
+        Ok(())
     }
 }
 
@@ -296,7 +326,7 @@ impl Gate {
     }
 
     /// Waits until the API server asks the webhook: a binding that gives a role is refused whatever
-    /// the rules.
+    /// the rules, or warned of while nothing is enforced.
     ///
     /// # Errors
     /// When it does not.
@@ -354,8 +384,9 @@ async fn is_asked(somebody: &Requests) -> anyhow::Result<()> {
     });
     let path = "/api/v1/namespaces/default/pods/probe/binding?dryRun=All";
     let answer = somebody.post(path, &binding).await?;
+    let warned = |text: &String| text.contains("rolegate would refuse");
     ensure!(
-        answer.is_refused_by_webhook(),
+        answer.is_refused_by_webhook() || answer.warnings.iter().any(warned),
         "the API server does not ask the webhook yet: {} {}",
         answer.status,
         answer.message()

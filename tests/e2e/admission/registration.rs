@@ -1,12 +1,12 @@
 //! The registration, which the controller keeps up to the rules unless somebody else does.
 
 use anyhow::{Context, ensure};
-use rolegate_testkit::gate::REGISTRATION;
+use rolegate_testkit::gate::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::request::PatchKind;
-use rolegate_testkit::{Cluster, eventually};
+use rolegate_testkit::{Cluster, Gate, eventually, repository};
 use serde_json::{Value, json};
 
-use super::stage::{DEADLINE, GRANTS, Stage, alone, taken};
+use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, taken};
 
 const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 
@@ -83,6 +83,162 @@ async fn a_registration_that_is_unmanaged_is_left_alone() -> anyhow::Result<()> 
     eventually(DEADLINE, async || {
         let found = registered(&stage, "pipelineruns").await?;
         ensure!(found == (true, 5), "{found:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// The failure policies of all webhooks, `rule-validity` aside, which is always `Ignore`.
+async fn failure_policies(stage: &Stage) -> anyhow::Result<Vec<String>> {
+    let admin = stage.cluster.requests()?;
+    let registration = taken("the registration", admin.get(REGISTRATION).await?)?;
+    let webhooks = registration["webhooks"].as_array().context("no webhooks")?;
+    let mut policies = Vec::new();
+    for webhook in webhooks {
+        let text = |field: &str| webhook[field].as_str().unwrap_or_default().to_owned();
+        match (text("name"), text("failurePolicy")) {
+            (name, policy) if name == "rule-validity.rolegate.dev" => ensure!(policy == "Ignore"),
+            (_, policy) => policies.push(policy),
+        }
+    }
+    policies.dedup();
+    Ok(policies)
+}
+
+/// What ordinary users did before there was a webhook: nothing of it is refused while nothing is
+/// enforced, whether the webhook answers or not.
+async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
+    let jane = stage.jane()?;
+    let role = "arn:aws:iam::123456789012:role/any";
+    let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": {
+        "name": trial, "annotations": { "iam.amazonaws.com/allowed-roles": "[]" } } });
+    taken(
+        "a namespace",
+        jane.post("/api/v1/namespaces", &namespace).await?,
+    )?;
+    let pods = format!("/api/v1/namespaces/{trial}/pods?dryRun=All");
+    for role in [role, "not a role!", "node"] {
+        // Its service account is not there yet, which is another matter than the webhook.
+        let mut pod = pod("any", Some(role));
+        pod["spec"]["automountServiceAccountToken"] = false.into();
+        eventually(DEADLINE, async || {
+            jane.post(&pods, &pod).await?.object().map(drop)
+        })
+        .await
+        .with_context(|| format!("a pod with role {role:?}"))?;
+    }
+    let labels = json!({ "metadata": { "labels": { "team": "any" },
+        "annotations": { "iam.amazonaws.com/allowed-roles": "[\"*\"]" } } });
+    let path = format!("/api/v1/namespaces/{trial}");
+    taken(
+        "a label",
+        jane.patch(&path, PatchKind::Merge, &labels).await?,
+    )?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit()
+-> anyhow::Result<()> {
+    let _alone = alone().await?;
+    let cluster = Cluster::start_with_controllers().await?;
+    cluster.install_gate().await?;
+    cluster.open_to(&["developers", "platform"]).await?;
+    let example = repository().join("deploy/examples/rolegateconfig.yaml");
+    cluster.apply_file(&example).await?;
+    let mut gate = Gate::bare(&cluster, Certificate::Controller).await?;
+    gate.restart_controller(&cluster, "localhost").await?;
+    let mut stage = Stage { cluster, gate };
+    let admin = stage.cluster.requests()?;
+
+    let waits = format!("Service {HOME}/rolegate-admission has no ready endpoint");
+    let told = async |stage: &Stage, words: &str| {
+        eventually(DEADLINE, async || {
+            let told = stage.gate.told();
+            ensure!(told.contains(words), "{told}");
+            Ok(())
+        })
+        .await
+    };
+    told(&stage, &waits).await?;
+    let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{HOME}/endpointslices");
+    let slice = |ready: bool| {
+        json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": { "name": "by-hand", "labels": {
+                "kubernetes.io/service-name": "rolegate-admission" } },
+            "addressType": "IPv4", "ports": [{ "name": "webhook", "port": 8443 }],
+            "endpoints": [{ "addresses": ["10.99.0.1"], "conditions": { "ready": ready } }] })
+    };
+    taken("endpoints", admin.post(&slices, &slice(false)).await?)?;
+    // One more grant and its status: the controller has looked with these endpoints.
+    controller_looks(&stage, "unready").await?;
+    ensure!(
+        admin.get(REGISTRATION).await?.status == 404,
+        "it is registered"
+    );
+    nothing_is_refused(&stage, "before").await?;
+
+    taken(
+        "ready",
+        admin
+            .put(&format!("{slices}/by-hand"), &slice(true))
+            .await?,
+    )?;
+    let registration = eventually(DEADLINE, async || {
+        taken("the registration", admin.get(REGISTRATION).await?)
+    })
+    .await?;
+    for webhook in registration["webhooks"].as_array().context("no webhooks")? {
+        let client = &webhook["clientConfig"];
+        ensure!(
+            client["service"]["name"] == "rolegate-admission",
+            "{client}"
+        );
+        ensure!(
+            client["caBundle"].is_string(),
+            "nobody would trust it: {client}"
+        );
+    }
+    assert_eq!(failure_policies(&stage).await?, ["Ignore"]);
+    // There is no network of Services here, so the API server gets no answer.
+    nothing_is_refused(&stage, "registered").await?;
+    // Nor does a webhook that answers refuse anything.
+    stage.gate.ready().await?;
+    eventually(DEADLINE, async || {
+        let mut by_url = taken("the registration", admin.get(REGISTRATION).await?)?;
+        for webhook in by_url["webhooks"].as_array_mut().context("no webhooks")? {
+            let authority = webhook["clientConfig"]["caBundle"].take();
+            webhook["clientConfig"] = json!({ "url": stage.gate.url(), "caBundle": authority });
+        }
+        taken("another address", admin.put(REGISTRATION, &by_url).await?)
+    })
+    .await?;
+    stage.gate.until_asked(&stage.cluster).await?;
+    nothing_is_refused(&stage, "answering").await?;
+
+    let enforced = json!({ "spec": { "layers": { "grants": "enforce" } } });
+    taken(
+        "enforced",
+        admin.patch(CONFIG, PatchKind::Merge, &enforced).await?,
+    )?;
+    eventually(DEADLINE, async || {
+        let policies = failure_policies(&stage).await?;
+        ensure!(policies == ["Fail"], "{policies:?}");
+        Ok(())
+    })
+    .await?;
+
+    // It is made again, and goes with the controller's rights.
+    taken("deleted", admin.delete(REGISTRATION).await?)?;
+    eventually(DEADLINE, async || {
+        taken("the registration", admin.get(REGISTRATION).await?)
+    })
+    .await?;
+    let rights = "/apis/rbac.authorization.k8s.io/v1/clusterroles/rolegate-controller";
+    taken("no rights", admin.delete(rights).await?)?;
+    eventually(DEADLINE, async || {
+        let answer = admin.get(REGISTRATION).await?;
+        ensure!(answer.status == 404, "{} {}", answer.status, answer.body);
         Ok(())
     })
     .await

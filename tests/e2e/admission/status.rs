@@ -132,3 +132,113 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     })
     .await
 }
+
+/// An Event about an object of ours.
+async fn reported(stage: &Stage, reason: &str, object: &Value) -> anyhow::Result<String> {
+    let admin = stage.cluster.requests()?;
+    eventually(DEADLINE, async || {
+        let events = "/apis/events.k8s.io/v1/namespaces/default/events";
+        let events = taken("the Events", admin.get(events).await?)?;
+        let events = events["items"].as_array().context("no list")?.clone();
+        let mut of_reason = events.iter().filter(|event| event["reason"] == reason);
+        let event = of_reason.next().with_context(|| format!("no {reason}"))?;
+        let about = &event["regarding"];
+        ensure!(about["kind"] == object["kind"], "{about}");
+        ensure!(about["uid"] == object["metadata"]["uid"], "{about}");
+        Ok(event["note"].as_str().context("no note")?.to_owned())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_reported()
+-> anyhow::Result<()> {
+    let _alone = alone().await?;
+    let mut stage = Stage::start(Cluster::start().await?, RULES).await?;
+    let admin = stage.cluster.requests()?;
+    let grants = format!("{KINDS}/rolegrants");
+    let grant = |name: &str, spec: Value| {
+        let mut spec = spec;
+        spec["subjects"] = json!([{ "namespaces": ["shop"] }]);
+        json!({ "apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+            "metadata": { "name": name }, "spec": spec })
+    };
+    let role = "arn:aws:iam::123456789012:role/reader";
+    let policy = |policy: &str| json!({ "roles": [role], "session": { "policy": policy } });
+    // The administrator, who may do everything, is asked about as well.
+    for requests in [stage.jane()?, stage.cluster.requests()?] {
+        for (spec, words) in [
+            (policy("{"), "spec.session"),
+            (json!({ "roles": ["arn:aws:iam::12:role/a"] }), "spec.roles"),
+            (json!({ "roles": ["a role"] }), "spec.roles"),
+        ] {
+            let answer = eventually(DEADLINE, async || {
+                let answer = requests
+                    .post(&grants, &grant("wrong", spec.clone()))
+                    .await?;
+                if answer.status.is_success() {
+                    // The registration is not what it will be yet.
+                    taken(
+                        "it is gone",
+                        admin.delete(&format!("{grants}/wrong")).await?,
+                    )?;
+                }
+                ensure!(answer.status == 403, "{spec} {}", answer.status);
+                Ok(answer)
+            })
+            .await?;
+            let message = answer.message();
+            ensure!(
+                message.contains("would grant nothing") && message.contains(words),
+                "{message}"
+            );
+        }
+        let wrong = json!({ "spec": { "rego": { "label": "x" } } });
+        let path = format!("{KINDS}/rolegateconfigs/cluster");
+        let answer = requests.patch(&path, PatchKind::Merge, &wrong).await?;
+        let message = answer.message();
+        ensure!(
+            answer.status == 403 && message.contains("spec.rego.label"),
+            "{message}"
+        );
+        // A name that nothing completes here may be completed elsewhere.
+        let fine = grant("fine", json!({ "roles": ["reader"] }));
+        let path = format!("{grants}?dryRun=All");
+        taken("a grant", requests.post(&path, &fine).await?)?;
+    }
+
+    // What comes past the webhook is reported.
+    stage.gate.kill_admission();
+    let made = taken(
+        "a grant",
+        admin.post(&grants, &grant("wrong", policy("{"))).await?,
+    )?;
+    let invalid = ("False", "Invalid", "it grants nothing");
+    let found = says(&stage, "rolegrants/wrong", invalid).await?;
+    assert_eq!(found["status"]["observedGeneration"], 1);
+    assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 1);
+    let note = reported(&stage, "GrantInvalid", &made).await?;
+    assert!(note.contains("spec.session"), "{note}");
+    let told = stage.gate.told();
+    assert!(
+        told.contains("name=\"wrong\"") && told.contains("a rule cannot be used"),
+        "{told}"
+    );
+    let path = format!("{KINDS}/rolegateconfigs/cluster");
+    let wrong = json!({ "spec": { "rego": { "label": "x" } } });
+    let config = taken("it", admin.patch(&path, PatchKind::Merge, &wrong).await?)?;
+    assert_eq!(config["metadata"]["generation"], 2);
+    let invalid = ("False", "Invalid", "spec.rego.label");
+    let found = says(&stage, "rolegateconfigs/cluster", invalid).await?;
+    assert_eq!(found["status"]["observedGeneration"], 2);
+    assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 2);
+    reported(&stage, "ConfigurationInvalid", &config).await?;
+
+    // A change that mends it is one generation later.
+    let mended = json!({ "spec": { "session": { "policy": "" } } });
+    let path = format!("{grants}/wrong");
+    taken("it", admin.patch(&path, PatchKind::Merge, &mended).await?)?;
+    let found = says(&stage, "rolegrants/wrong", ("True", "Valid", "it counts")).await?;
+    assert_eq!(found["status"]["observedGeneration"], 2);
+    Ok(())
+}

@@ -6,7 +6,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::Api;
 use kube::api::DeleteParams;
 use rolegate_devkit::ImdsOptions;
-use rolegate_testkit::{Cluster, Rolegate, repository};
+use rolegate_testkit::{Cluster, Rolegate};
 use tokio::sync::OnceCell;
 
 use super::place::{HOME, Node, Place};
@@ -21,18 +21,15 @@ async fn cluster() -> anyhow::Result<&'static Cluster> {
     CLUSTER
         .get_or_try_init(async || {
             let cluster = Cluster::start().await?;
-            for manifest in ["crds", "rolegate-agent", "rolegate-broker"] {
-                apply(&cluster, manifest).await?;
-            }
+            let manifests = ["crds", "rolegate-agent", "rolegate-broker"];
+            cluster.install(&manifests).await?;
             Ok(cluster)
         })
         .await
 }
 
 async fn apply(cluster: &Cluster, manifest: &str) -> anyhow::Result<()> {
-    let path = repository().join(format!("deploy/{manifest}.yaml"));
-    cluster.apply_file(&path).await?;
-    Ok(())
+    cluster.install(&[manifest]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use rolegate_devkit::{Imds, ImdsOptions};
 use rolegate_testkit::cases::User;
 use rolegate_testkit::lab::{self, Lab};
 use rolegate_testkit::request::Requests;
-use rolegate_testkit::{Cluster, Forward, Rolegate, TestPod, eventually, repository};
+use rolegate_testkit::{Cluster, Forward, Rolegate, TestPod, eventually};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
@@ -46,11 +46,8 @@ pub(super) async fn cluster() -> anyhow::Result<&'static Cluster> {
 
 /// Applies brokers' manifests to a cluster.
 pub(super) async fn install(cluster: &Cluster) -> anyhow::Result<()> {
-    for manifest in ["crds", "rolegate-broker", "rolegate-agent-broker"] {
-        let path = repository().join(format!("deploy/{manifest}.yaml"));
-        cluster.apply_file(&path).await?;
-    }
-    Ok(())
+    let manifests = ["crds", "rolegate-broker", "rolegate-agent-broker"];
+    cluster.install(&manifests).await
 }
 
 /// Where brokers run. Places of one cluster keep apart by their name, with which their nodes and

@@ -76,6 +76,7 @@ impl Judge<'_> {
         if self.waits_for_rules() {
             return Ok(());
         }
+        self.validity(change);
         self.rule_change(change, "a grant or the configuration")
     }
 
@@ -126,6 +127,12 @@ impl Judge<'_> {
     pub(super) fn is_rule_writer(&self) -> bool {
         let nobody = Subjects::default();
         let writers = self.rules.config.rule_writers.as_ref();
+        self.is_among(writers.unwrap_or(&nobody))
+    }
+
+    fn is_namespace_writer(&self) -> bool {
+        let nobody = Subjects::default();
+        let writers = self.rules.config.namespace_writers.as_ref();
         self.is_among(writers.unwrap_or(&nobody))
     }
 
@@ -180,7 +187,7 @@ impl Judge<'_> {
 
     /// Who may say what a namespace's pods may have.
     pub(super) fn namespace(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
-        if self.waits_for_rules() || self.is_among(&self.rules.config.namespace_writers) {
+        if self.waits_for_rules() || self.is_namespace_writer() {
             return Ok(());
         }
         let metadata = |object| -> Result<(Texts<'_>, Texts<'_>), Malformed> {

@@ -381,8 +381,10 @@ impl Judge<'_> {
                 }
             }
             Decision::Deny(denial) => {
-                if counts(denial.layer) {
+                if denial.layer == "rules" {
                     self.outcome.fault(fault(&denial));
+                } else if counts(denial.layer) {
+                    self.refuse(fault(&denial));
                 }
                 // What comes before the layers would drown in what they say beside it.
                 if matches!(denial.layer, "own-role" | "rules") || workload.mirror {

@@ -49,7 +49,12 @@ fn every_webhook_fails_closed_and_within_seconds() {
         let configuration = made(&Rules::of(world), |_| {});
         let mut names = std::collections::BTreeSet::new();
         for webhook in configuration["webhooks"].as_array().unwrap() {
-            assert_eq!(webhook["failurePolicy"], "Fail");
+            // What it refuses would grant nothing in any case.
+            let expected = match webhook["name"].as_str() {
+                Some("rule-validity.rolegate.dev") => "Ignore",
+                _ => "Fail",
+            };
+            assert_eq!(webhook["failurePolicy"], expected);
             assert_eq!(webhook["timeoutSeconds"], 5);
             assert_eq!(webhook["sideEffects"], "None");
             assert_eq!(webhook["matchPolicy"], "Equivalent");
@@ -221,38 +226,53 @@ fn a_url_can_stand_in_for_a_service() {
     assert_eq!(*client, json!({"url": "https://127.0.0.1:8443/validate"}));
 }
 
-/// What is shipped is for rules without default roles, Rego and custom kinds, and has the guards
-/// whose settings may come later.
+/// A webhook that does not answer must not refuse what the rules would not.
 #[test]
-fn the_manifest_holds_what_is_made() {
-    let mut config = RuleConfig {
-        rule_writers: Some(Subjects::default()),
-        ..RuleConfig::default()
+fn requests_are_refused_without_an_answer_only_where_something_is_enforced() {
+    let policies = |change: fn(&mut RuleConfig)| {
+        let mut config = RuleConfig::default();
+        config.modes.namespace = Mode::Audit;
+        config.modes.grants = Mode::Audit;
+        change(&mut config);
+        let made = webhook_configuration(&Registration {
+            config: &config,
+            keys: &AnnotationKeys::default(),
+            has_default_role: false,
+            has_rego: false,
+            endpoint: Endpoint::Url("https://127.0.0.1"),
+            ca_bundle: b"",
+            own_namespace: "rolegate-system",
+        });
+        let webhooks = made["webhooks"].as_array().unwrap();
+        let policies = webhooks.iter().map(|webhook| {
+            let text = |field: &str| webhook[field].as_str().unwrap().to_owned();
+            (text("name"), text("failurePolicy"))
+        });
+        policies.collect::<Vec<_>>()
     };
-    config.modes.grants = Mode::Enforce;
-    let made = webhook_configuration(&Registration {
-        config: &config,
-        keys: &AnnotationKeys::default(),
-        has_default_role: false,
-        has_rego: false,
-        endpoint: Endpoint::Service {
-            namespace: "rolegate-system",
-            name: "rolegate-admission",
-            path: "/validate",
-            port: 443,
-        },
-        ca_bundle: b"",
-        own_namespace: "rolegate-system",
-    });
-    let manifest = rolegate_testkit::repository().join("deploy/rolegate-admission.yaml");
-    let manifest = std::fs::read_to_string(manifest).unwrap();
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&manifest).unwrap();
-    let shipped = documents.last().unwrap();
+    let ignored = policies(|_| {});
+    assert!(ignored.len() > 5);
     assert!(
-        *shipped == made,
-        "deploy/rolegate-admission.yaml must end with:\n{}",
-        serde_saphyr::to_string(&made).unwrap()
+        ignored.iter().all(|(_, policy)| policy == "Ignore"),
+        "{ignored:?}"
     );
+    let enforcing: [fn(&mut RuleConfig); 6] = [
+        |config| config.modes.namespace = Mode::Enforce,
+        |config| config.modes.grants = Mode::Enforce,
+        |config| config.modes.rego = Mode::Enforce,
+        |config| config.namespace_writers = Some(Subjects::default()),
+        |config| config.rule_writers = Some(Subjects::default()),
+        |config| config.guard_scheduling = true,
+    ];
+    for change in enforcing {
+        for (name, policy) in policies(change) {
+            let expected = match &*name {
+                "rule-validity.rolegate.dev" => "Ignore",
+                _ => "Fail",
+            };
+            assert_eq!(policy, expected, "{name}");
+        }
+    }
 }
 
 /// This world demands a policy that is not there, and has the layer off.

@@ -465,22 +465,10 @@ impl Visit {
     }
 }
 
-/// The sentence about a failing role. AWS's own message names the node's role, which is for the
-/// log and not for the pod.
 fn failed(role: &RoleArn, failure: &Failure) -> Answer {
-    let code = &failure.code;
-    match failure.kind {
-        FailureKind::Final => {
-            let advice = match failure.cause {
-                Some(cause) => cause.advice(role),
-                None => "rolegate's log has STS's reason".to_owned(),
-            };
-            let sentence = format!("STS refuses role {role} ({code}): {advice}\n");
-            Answer::refuse(Outcome::StsRefused, sentence)
-        }
-        FailureKind::Throttled | FailureKind::Temporary => Answer::refuse(
-            Outcome::StsUnavailable,
-            format!("STS gives no session of role {role} for now ({code}), try again\n"),
-        ),
-    }
+    let outcome = match failure.kind {
+        FailureKind::Final => Outcome::StsRefused,
+        FailureKind::Throttled | FailureKind::Temporary => Outcome::StsUnavailable,
+    };
+    Answer::refuse(outcome, failure.to_owner(role) + "\n")
 }

@@ -63,9 +63,14 @@ async fn each_refusal_has_its_status_and_a_sentence() {
             2,
             "writer",
             403,
-            "does not allow arn:aws:iam::123456789012:role/writer",
+            "role arn:aws:iam::123456789012:role/writer is refused by namespace",
         ),
-        (2, "", 403, "does not allow"),
+        (
+            2,
+            "",
+            403,
+            "it does not allow the role; to allow it, whoever administers the namespace",
+        ),
         (3, "", 404, "has no role"),
         (3, "reader", 404, "has no role"),
         (

@@ -236,8 +236,9 @@ async fn kiams_agents_hear_what_is_to_be_changed_and_not_what_sts_said() {
     let to = broker.addresses().kiam.unwrap();
     let mut one = Kiam::connect(&stage, to, NODE_1).await;
     let refused = one.credentials("127.1.0.1", "reader").await.unwrap_err();
-    let told = "STS gives no session: AccessDenied: the session has tags, so the trust policy of \
-                role reader must allow sts:TagSession to rolegate beside sts:AssumeRole";
+    let told = "STS refuses role arn:aws:iam::123456789012:role/reader (AccessDenied): the session \
+                has tags, so the trust policy of role reader must allow sts:TagSession to rolegate \
+                beside sts:AssumeRole";
     assert_eq!(refused.message(), told);
 }
 

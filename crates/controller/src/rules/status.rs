@@ -11,12 +11,17 @@ use rolegate_core::grant::GrantError;
 use rolegate_core::layer::{Mode, Verdict};
 use rolegate_core::rulebook::ClusterConfig;
 use rolegate_core::workload::{Phase, Workload};
-use rolegate_kube::crd::Status;
-use rolegate_kube::events::Eventer;
+use rolegate_kube::crd::{CONFIG_NAME, Status};
+use rolegate_kube::events::{Eventer, RuleKind, RuleObject};
 use rolegate_kube::policy_status::write_policy_status;
-use rolegate_kube::status::{StatusError, Written, write_config_status, write_grant_status};
+use rolegate_kube::status::{
+    StatusError, StatusWrite, Written, write_config_status, write_grant_status,
+};
 use rolegate_rego::PolicyStatus;
 use rolegate_rules::keeper::Keeper;
+
+/// The reason of what cannot be used as it is written.
+const INVALID: &str = "Invalid";
 
 /// What was written last, so that nothing is written twice.
 pub(super) struct Statuses {
@@ -60,6 +65,7 @@ impl Statuses {
         let layer = keeper.book().grants();
         let mode = keeper.book().config().modes.grants;
         let uses = uses(keeper, pods, now);
+        let generation = |name: &str| keeper.book().grant(name).and_then(|grant| grant.generation);
         let valid = layer.grants().iter().map(|grant| {
             let status = ready(match mode {
                 Mode::Enforce => "it counts".to_owned(),
@@ -72,16 +78,19 @@ impl Statuses {
             .iter()
             .map(|(name, error)| (name.clone(), not_granting(error)));
         let mut known = HashMap::new();
-        for (name, status) in valid.chain(invalid) {
+        for (name, mut status) in valid.chain(invalid) {
+            status.generation = generation(&name);
             let workloads = uses.get(&*name).copied().unwrap_or_default();
             let state = (status, workloads);
             if self.grants.get(&name) != Some(&state) {
                 let (status, workloads) = &state;
                 let written =
                     write_grant_status(&self.client, &name, status, *workloads, now).await;
-                if !is_written(written) {
+                let Some(write) = done(written) else {
                     continue;
-                }
+                };
+                let object = (RuleKind::RoleGrant, &*name);
+                self.report_invalid(object, status, &write);
             }
             known.insert(name, state);
         }
@@ -89,7 +98,7 @@ impl Statuses {
     }
 
     async fn write_config(&mut self, keeper: &Keeper, now: Timestamp) {
-        let status = match keeper.book().cluster_config() {
+        let mut status = match keeper.book().cluster_config() {
             ClusterConfig::Is(_) => match keeper.missing() {
                 None => ready("it counts".into()),
                 Some(missing) => not_ready(missing.to_string()),
@@ -97,9 +106,40 @@ impl Statuses {
             ClusterConfig::Broken(why) => not_ready(why.to_string()),
             ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Missing => return,
         };
+        status.generation = match keeper.book().cluster_config() {
+            ClusterConfig::Is(config) => config.generation,
+            ClusterConfig::Broken(why) => why.generation,
+            ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Missing => None,
+        };
         if self.config.as_ref() != Some(&status) {
-            let written = write_config_status(&self.client, &status, now).await;
-            self.config = is_written(written).then_some(status);
+            let write = done(write_config_status(&self.client, &status, now).await);
+            if let Some(write) = &write {
+                let object = (RuleKind::RolegateConfig, CONFIG_NAME);
+                self.report_invalid(object, &status, write);
+            }
+            self.config = write.map(|_| status);
+        }
+    }
+
+    /// Reports an object whose status has come to say that it cannot be used.
+    fn report_invalid(&self, object: (RuleKind, &str), status: &Status, write: &StatusWrite) {
+        let (kind, name) = object;
+        if status.reason != INVALID || write.written != Written::Changed {
+            return;
+        }
+        let kind_name = match kind {
+            RuleKind::RoleGrant => "RoleGrant",
+            RuleKind::RolegateConfig => "RolegateConfig",
+        };
+        tracing::warn!(
+            kind = kind_name,
+            name,
+            reason = status.message,
+            "a rule cannot be used"
+        );
+        if let Some(uid) = &write.uid {
+            let object = RuleObject { kind, name, uid };
+            self.events.report_invalid_rule(object, &status.message);
         }
     }
 
@@ -124,7 +164,7 @@ impl Statuses {
                 fields.insert("points".into(), why.as_str().into());
             }
             // It is compared with what the ConfigMap says now, so that it is put back too.
-            is_written(write_policy_status(&self.client, map, &json).await);
+            let _ = done(write_policy_status(&self.client, map, &json).await);
             let error = match &status {
                 PolicyStatus::Error { error, .. } => Some(error.to_string()),
                 PolicyStatus::Ok { .. } | PolicyStatus::Ignored => None,
@@ -175,7 +215,7 @@ fn ready(message: String) -> Status {
 fn not_ready(message: String) -> Status {
     Status {
         ready: false,
-        reason: "Invalid",
+        reason: INVALID,
         message,
         generation: None,
     }
@@ -196,15 +236,11 @@ fn not_granting(error: &GrantError) -> Status {
     }
 }
 
-/// Whether it needs no other try.
-fn is_written(written: Result<Written, StatusError>) -> bool {
-    match written {
-        Ok(_) => true,
-        Err(error) => {
-            tracing::warn!(reason = %error, "cannot write a status");
-            false
-        }
-    }
+/// What was written; `None` where it needs another try.
+fn done<T>(written: Result<T, StatusError>) -> Option<T> {
+    written
+        .inspect_err(|error| tracing::warn!(reason = %error, "cannot write a status"))
+        .ok()
 }
 
 #[cfg(test)]

@@ -77,5 +77,5 @@ fn find<'a>(
     patterns
         .iter()
         .find(|pattern| pattern.matches(ask.role.as_str()))
-        .ok_or_else(|| format!("it does not allow {}", ask.role))
+        .ok_or_else(|| "it does not allow the role".to_owned())
 }

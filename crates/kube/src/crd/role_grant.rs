@@ -162,6 +162,7 @@ impl From<&RoleGrant> for Grant {
         let spec = &object.spec;
         Self {
             name: object.name_any().into(),
+            generation: object.metadata.generation,
             roles: texts(&spec.roles),
             subjects: spec.subjects.iter().map(Into::into).collect(),
             external_ids: texts(&spec.external_ids),

@@ -77,7 +77,7 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
                 Some(names) => shared(names),
                 None => unless_given.spared_namespaces,
             },
-            namespace_writers: writers(&spec.namespace_writers).unwrap_or_default(),
+            namespace_writers: writers(&spec.namespace_writers),
             rule_writers: writers(&spec.rule_writers),
             rego: spec
                 .rego

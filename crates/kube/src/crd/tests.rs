@@ -78,6 +78,10 @@ fn every_list_map_and_text_of_a_spec_is_bounded() {
     let mut count = 0;
     for document in text.split("---\n") {
         let definition: Value = serde_saphyr::from_str(document).unwrap();
+        if definition["spec"]["names"]["kind"] == TABLE_KIND.0 {
+            // It is written by `policy export` alone, which bounds it, and has no rules of CEL.
+            continue;
+        }
         let version = &definition["spec"]["versions"][0];
         walk("", &version["schema"]["openAPIV3Schema"]);
         assert_eq!(version["subresources"], json!({"status": {}}));
@@ -95,11 +99,34 @@ fn the_examples_can_be_used() {
     let object: RolegateConfig = example("examples/rolegateconfig.yaml");
     let config = RuleConfig::try_from(&object).unwrap();
     let modes = Modes {
-        namespace: Mode::Enforce,
+        namespace: Mode::Audit,
         grants: Mode::Audit,
         rego: Mode::Off,
     };
-    assert_eq!(config.modes, modes);
+    let changes_nothing = RuleConfig {
+        base: BaseArn::parse("arn:aws:iam::123456789012:role/k8s/").ok(),
+        modes,
+        allow_unannotated: true,
+        ..RuleConfig::default()
+    };
+    assert_eq!(config, changes_nothing);
+    assert_eq!(config.guards(), Mode::Audit);
+}
+
+/// So that a field that is new is shown too.
+#[test]
+fn the_example_of_all_fields_has_all_fields() {
+    let object: RolegateConfig = example("examples/rolegateconfig-all-fields.yaml");
+    let definition = serde_json::to_value(RolegateConfig::crd()).unwrap();
+    let spec = serde_json::to_value(&object.spec).unwrap();
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let all = schema["properties"]["spec"]["properties"]
+        .as_object()
+        .unwrap();
+    let missing: Vec<_> = all.keys().filter(|key| spec.get(key).is_none()).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    let config = RuleConfig::try_from(&object).unwrap();
+    assert_eq!(config.modes.namespace, Mode::Enforce);
     assert!(config.rule_writers.unwrap().contains("any", ["platform"]));
     let kinds: Vec<_> = config.templates.iter().map(|kind| &*kind.kind).collect();
     assert_eq!(kinds, ["Rollout", "Batch"]);
@@ -266,7 +293,7 @@ fn a_configuration_becomes_what_it_says() {
     assert_eq!(all.restriction_format, PatternFormat::Regexp);
     assert!(all.allow_unannotated && all.guard_scheduling && all.rego.wrap_pods);
     assert!(all.spared_namespaces.is_empty());
-    assert!(all.namespace_writers.contains("u", []));
+    assert!(all.namespace_writers.as_ref().unwrap().contains("u", []));
     // There and empty: nobody but masters.
     assert!(!all.rule_writers.as_ref().unwrap().contains("u", []));
     assert_eq!(all.rego.label, None);

@@ -244,7 +244,8 @@ async fn the_configuration_is_followed_and_a_broken_one_is_told() {
         let ClusterConfig::Broken(why) = told.next().await else {
             panic!("not broken")
         };
-        assert!(why.contains(word), "{why}");
+        assert!(why.reason.contains(word), "{why}");
+        assert!(why.generation.is_some());
         until(|| told.readiness.report().noted.contains_key("rules")).await;
     }
     api.put(CONFIGS, configuration(json!({})));
@@ -499,7 +500,7 @@ async fn the_status_of_grants_and_configuration_is_written_when_it_changed() {
     };
     let write = async |name, workloads| {
         let written = write_grant_status(&client, name, &status, workloads, now).await;
-        written.unwrap()
+        written.unwrap().written
     };
     assert_eq!(write("one", 3).await, Written::Changed);
     assert_eq!(write("one", 3).await, Written::Unchanged);
@@ -514,8 +515,9 @@ async fn the_status_of_grants_and_configuration_is_written_when_it_changed() {
     assert_eq!(one["status"], expected);
     assert_eq!(one["spec"], good_grant("one")["spec"]);
     assert_eq!(one["metadata"]["generation"], 1);
-    let written = write_config_status(&client, &status, now).await.unwrap();
-    assert_eq!(written, Written::Changed);
+    let write = write_config_status(&client, &status, now).await.unwrap();
+    assert_eq!(write.written, Written::Changed);
+    assert!(write.uid.is_some());
     api.fail_resource("rolegateconfigs", Some(403));
     let error = write_config_status(&client, &status, now)
         .await

@@ -64,7 +64,7 @@ pub(super) fn namespaces(input: &VapInput<'_>, labels: &[String]) -> Vec<Value> 
         "refusals",
         format!(
             r#"{} ? [] : ({}.map(k, "annotation " + k) + {}.map(k, "label " + k)).map(c, "only the configuration's namespaceWriters may set, change or remove " + c + " of a namespace: ask your cluster's administrator")"#,
-            is_one_of(&input.config.namespace_writers),
+            is_one_of(&input.config.namespace_writers.clone().unwrap_or_default()),
             changed(&list(annotations), "annotations"),
             changed(&list(labels), "labels"),
         ),

@@ -25,7 +25,7 @@ use super::cel::{expand, globs, literal_start, longest_part};
 pub const PARAMETERS: &str = "rolegate-grants";
 /// Its kind, and the plural.
 pub(super) const KIND: (&str, &str) = ("RoleGrantTable", "rolegranttables");
-/// The API group and version of its kind.
+/// The API group and version of its kind, which is defined beside those of our other kinds.
 pub(super) const API: (&str, &str) = ("rolegate.dev", "v1alpha1");
 /// Most bytes of its data; etcd takes 1.5 MiB with the rest of the object.
 const MOST_BYTES: usize = 1_000_000;
@@ -120,48 +120,18 @@ impl Table {
         table
     }
 
-    /// The object, and before it the definition of its kind.
+    /// The object.
     ///
     /// # Errors
     /// [`VapError::TooLarge`] or [`VapError::TooMany`].
-    pub(super) fn documents(&self, namespace: &str) -> Result<[Value; 2], VapError> {
-        let table = json!({
+    pub(super) fn document(&self, namespace: &str) -> Result<Value, VapError> {
+        Ok(json!({
             "apiVersion": format!("{}/{}", API.0, API.1),
             "kind": KIND.0,
             "metadata": { "name": PARAMETERS, "namespace": namespace },
             "data": self.rows.data()?,
-        });
-        Ok([definition(), table])
+        }))
     }
-}
-
-fn definition() -> Value {
-    let data = json!({
-        "type": "object",
-        "description": "Rows of grants, and lists of the rows that count in a namespace.",
-        "additionalProperties": { "type": "string" },
-    });
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": { "name": format!("{}.{}", KIND.1, API.0) },
-        "spec": {
-            "group": API.0,
-            "scope": "Namespaced",
-            "names": { "kind": KIND.0, "plural": KIND.1 },
-            "versions": [{
-                "name": API.1,
-                "served": true,
-                "storage": true,
-                "schema": { "openAPIV3Schema": {
-                    "type": "object",
-                    "description": "All grants, as ValidatingAdmissionPolicies read them; written by `rolegate policy export`.",
-                    "required": ["data"],
-                    "properties": { "data": data },
-                }},
-            }],
-        },
-    })
 }
 
 /// Rows, and where they count.

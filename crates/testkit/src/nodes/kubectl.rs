@@ -147,6 +147,7 @@ impl TestCluster {
             manifest.contains(&format!("- --host-interface={interface}\n")),
             "the manifest's --host-interface isn't what it was"
         );
+        self.apply(&self.manifest("namespace.yaml")?).await?;
         self.apply(&manifest).await?;
         self.agents_ready().await
     }
