@@ -437,7 +437,8 @@ fn a_negation_that_depends_on_the_version_of_opa_has_a_warning() {
 fn a_name_in_brackets_of_a_negation_has_the_value_of_another_statement() {
     // Equations of two names may be read either way.
     let equations = "y = \"zz\"; x = y";
-    let rules = "p[\"a\"] = {\"q\": 1} { true }\nl[[\"a\", 1]] { true }\nm[{\"k\": \"a\"}] { true }";
+    let rules =
+        "p[\"a\"] = {\"q\": 1} { true }\nl[[\"a\", 1]] { true }\nm[{\"k\": \"a\"}] { true }";
     for negation in [
         "not input.request.object.metadata[x]",
         "not input.request.uid[x]",
@@ -455,7 +456,10 @@ fn a_name_in_brackets_of_a_negation_has_the_value_of_another_statement() {
         ] {
             let body = format!("deny[\"m\"] {{ {body} }}\n{rules}");
             assert_eq!(told(&[&body]), ["m"], "{body}");
-            let other = body.replace("zz", "a").replace("input.request.object.metadata[x] == 1", "p[x] == {\"q\": 1}");
+            let other = body.replace("zz", "a").replace(
+                "input.request.object.metadata[x] == 1",
+                "p[x] == {\"q\": 1}",
+            );
             let silent = !negation.contains("input") || negation.contains("== 1");
             assert_eq!(told(&[&other]).is_empty(), silent, "{other}");
         }
