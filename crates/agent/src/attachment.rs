@@ -283,6 +283,11 @@ impl Attachments {
         Ok(Verdict::Unknown)
     }
 
+    /// Returns whether `place` is a pod's place for its address.
+    pub fn is_home(&self, uid: &str, addr: IpAddr, place: Option<&Attachment>) -> bool {
+        lock(&self.bindings).is_home(uid, addr, place)
+    }
+
     /// A pod is gone.
     pub fn forget(&self, uid: &str) {
         lock(&self.bindings).forget(uid);
