@@ -9,6 +9,7 @@ mod agents;
 mod ask;
 mod credentials;
 mod dead_node;
+mod docs_walk;
 mod machine;
 mod reboot;
 mod replace;

@@ -283,6 +283,11 @@ impl Attachments {
         Ok(Verdict::Unknown)
     }
 
+    /// Returns whether `place` is a pod's place for its address.
+    pub fn is_home(&self, uid: &str, addr: IpAddr, place: Option<&Attachment>) -> bool {
+        lock(&self.bindings).is_home(uid, addr, place)
+    }
+
     /// A pod is gone.
     pub fn forget(&self, uid: &str) {
         lock(&self.bindings).forget(uid);
@@ -454,15 +459,23 @@ impl Attachments {
     /// Takes in the events that the kernel has reported so far, up to a bound.
     fn catch_up(&self) -> Result<Reached, AttachmentError> {
         let reached = lock(&self.events).catch_up(|event| self.take_in(event))?;
-        if reached.unsure {
-            // What was lost may be a move of any address: no earlier look counts.
+        self.reached(&reached);
+        Ok(reached)
+    }
+
+    /// Draws the conclusions from a reading of the events.
+    fn reached(&self, reached: &Reached) {
+        if reached.unsure || !reached.all {
+            // What was lost, or is left to read, may be a move of any address: no earlier look
+            // counts.
             self.moved();
+        }
+        if reached.unsure {
             self.lost.notify_one();
         }
         if reached.recovered {
             self.recovered.notify_one();
         }
-        Ok(reached)
     }
 
     fn take_in(&self, event: &Event) {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use rolegate_core::workload::Workload;
 use rolegate_kube::picture::Pictures;
 
-use crate::attachment::{AttachmentError, Attachments, PodId, Verdict};
+use crate::attachment::{Attachment, AttachmentError, Attachments, PodId, Verdict};
 use crate::broker::BrokerAge;
 
 /// The places of addresses on this host, as far as a guard needs them.
@@ -25,6 +25,10 @@ pub(crate) trait Places: fmt::Debug + Send + Sync {
         address: IpAddr,
         accepted: Instant,
     ) -> Result<Verdict, AttachmentError>;
+    /// See [`Attachments::resolve`].
+    fn resolve(&self, address: IpAddr) -> Result<Option<Attachment>, AttachmentError>;
+    /// See [`Attachments::is_home`].
+    fn is_home(&self, uid: &str, address: IpAddr, place: Option<&Attachment>) -> bool;
     /// See [`Attachments::forget`].
     fn forget(&self, uid: &str);
     /// See [`Attachments::generation`].
@@ -45,6 +49,14 @@ impl Places for Attachments {
         accepted: Instant,
     ) -> Result<Verdict, AttachmentError> {
         Self::check(self, uid, address, accepted)
+    }
+
+    fn resolve(&self, address: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+        Self::resolve(self, address)
+    }
+
+    fn is_home(&self, uid: &str, address: IpAddr, place: Option<&Attachment>) -> bool {
+        Self::is_home(self, uid, address, place)
     }
 
     fn forget(&self, uid: &str) {
@@ -89,21 +101,12 @@ pub(crate) enum Age {
 pub struct LastLook {
     /// When the connection was accepted: what the kernel lost since counts against it.
     accepted: Instant,
+    /// Where its address was then: events before a pod's address is known are not held against it.
+    opened: Option<Attachment>,
     /// The generation that was last found good; 0 before the first look.
     good: AtomicU64,
     /// The UID of the pod that the address was found elsewhere than.
     taken: OnceLock<Arc<str>>,
-}
-
-impl LastLook {
-    /// The memory of a connection that has not been looked at yet.
-    pub fn of_accepted(accepted: Instant) -> Self {
-        Self {
-            accepted,
-            good: AtomicU64::new(0),
-            taken: OnceLock::new(),
-        }
-    }
 }
 
 impl Guard {
@@ -150,6 +153,20 @@ impl Guard {
         }
     }
 
+    /// The memory of a connection from `address` that is accepted now.
+    pub fn opened(&self, address: IpAddr) -> LastLook {
+        let accepted = Instant::now();
+        let places = self.0.places.as_ref();
+        // An error from the kernel counts as unknown.
+        let place = places.and_then(|places| places.resolve(address).ok().flatten());
+        LastLook {
+            accepted,
+            opened: place,
+            good: AtomicU64::new(0),
+            taken: OnceLock::new(),
+        }
+    }
+
     /// A pod is gone.
     pub(crate) fn forget(&self, uid: &str) {
         if let Some(places) = &self.0.places {
@@ -158,8 +175,8 @@ impl Guard {
     }
 
     /// Compares where `address` is with the place of the pod `uid`. Only [`Verdict::Same`] is good
-    /// for credentials. A connection on which the address was elsewhere once is never good for that
-    /// pod again, and one whose events were lost is never good: it may be the one that a neighbour
+    /// for credentials. A connection on which the address was elsewhere once, or that was opened when
+    /// it was, is never good for that pod again, and one whose events were lost is never good: it may be the one that a neighbour
     /// opened.
     pub fn check(&self, uid: &str, address: IpAddr, last: &LastLook) -> Verdict {
         let Some(places) = &self.0.places else {
@@ -177,6 +194,12 @@ impl Guard {
         let verdict = places
             .check(uid, address, last.accepted)
             .unwrap_or(Verdict::Unknown);
+        let is_own = || places.is_home(uid, address, last.opened.as_ref());
+        let verdict = match verdict {
+            // Opened before the pod was known to have the address, by somebody else.
+            Verdict::Same if !is_own() => Verdict::Changed,
+            verdict => verdict,
+        };
         match verdict {
             Verdict::Same => last.good.store(generation, Ordering::Relaxed),
             Verdict::Changed => {

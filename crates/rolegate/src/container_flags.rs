@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use clap::{Arg, FromArgMatches};
+use rolegate_policy::text::plain;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -16,6 +17,11 @@ use crate::sources::{self, Rule};
 
 /// The program.
 const PROGRAM: &str = "rolegate";
+/// Length of the longest argument or variable of a process, bytes, as in Linux (`MAX_ARG_STRLEN`).
+/// Each variable may hold the one before it twice.
+const MAX_TEXT: usize = 128 * 1024;
+/// Length of all variables together, bytes, as in Linux.
+const MAX_VARIABLES: usize = 6 * 1024 * 1024;
 
 /// What of a container says how its process is started.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -73,6 +79,21 @@ enum Text {
         /// Where it comes from.
         from: String,
     },
+}
+
+impl Text {
+    /// One that is longer than a process can have.
+    fn too_long() -> Self {
+        Self::Unknown {
+            head: String::new(),
+            from: "variables that are too long for a process".to_owned(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        let (Self::Known(text) | Self::Unknown { head: text, .. }) = self;
+        text.len()
+    }
 }
 
 /// A flag whose value comes from elsewhere.
@@ -314,8 +335,8 @@ impl Environment {
     fn of(container: &Container) -> Self {
         let from = container.env_from.iter().flatten().map(|one| {
             let object = match (&one.config_map_ref, &one.secret_ref) {
-                (Some(map), _) => format!("ConfigMap {}", map.name),
-                (None, Some(secret)) => format!("Secret {}", secret.name),
+                (Some(map), _) => format!("ConfigMap {}", plain(&map.name)),
+                (None, Some(secret)) => format!("Secret {}", plain(&secret.name)),
                 (None, None) => "another object".to_owned(),
             };
             (one.prefix.clone().unwrap_or_default(), object)
@@ -324,8 +345,9 @@ impl Environment {
             variables: BTreeMap::new(),
             from: from.collect(),
         };
+        let mut length = 0;
         for variable in container.env.iter().flatten() {
-            let text = match (&variable.value, &variable.value_from) {
+            let mut text = match (&variable.value, &variable.value_from) {
                 // As the kubelet does: an empty value is none.
                 (Some(value), _) if !value.is_empty() => environment.expanded(value),
                 (_, Some(from)) => Text::Unknown {
@@ -334,6 +356,10 @@ impl Environment {
                 },
                 _ => Text::Known(String::new()),
             };
+            length += text.len();
+            if length > MAX_VARIABLES {
+                text = Text::too_long();
+            }
             environment.variables.insert(variable.name.clone(), text);
         }
         environment
@@ -348,7 +374,7 @@ impl Environment {
         let from = from.find(|(prefix, _)| name.starts_with(prefix.as_str()));
         let from = from.map(|(_, object)| object.clone()).or_else(|| {
             let of_service = name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
-            of_service.then(|| format!("{name}, a variable of a Service"))
+            of_service.then(|| format!("{}, a variable of a Service", plain(name)))
         })?;
         Some(Text::Unknown {
             head: String::new(),
@@ -370,6 +396,9 @@ impl Environment {
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('$') {
             done.push_str(before);
+            if done.len() > MAX_TEXT {
+                return Text::too_long();
+            }
             if let Some(after) = after.strip_prefix('$') {
                 done.push('$');
                 rest = after;
@@ -394,6 +423,9 @@ impl Environment {
             rest = after_reference;
         }
         done.push_str(rest);
+        if done.len() > MAX_TEXT {
+            return Text::too_long();
+        }
         Text::Known(done)
     }
 
@@ -436,13 +468,13 @@ fn referred(from: &serde_json::Map<String, Value>) -> String {
     let Some((kind, reference)) = from.iter().next() else {
         return "another object".into();
     };
-    let text = |field| reference.get(field).and_then(Value::as_str).unwrap_or("?");
+    let text = |field| plain(reference.get(field).and_then(Value::as_str).unwrap_or("?"));
     match kind.as_str() {
         "configMapKeyRef" => format!("ConfigMap {}", text("name")),
         "secretKeyRef" => format!("Secret {}", text("name")),
         "fieldRef" => format!("the pod's own {}", text("fieldPath")),
         "resourceFieldRef" => format!("the container's {}", text("resource")),
-        other => other.to_owned(),
+        other => plain(other),
     }
 }
 

@@ -47,7 +47,8 @@ impl Moto {
         let mut command = Command::new(program("moto_server")?);
         command
             .args(["--host", "127.0.0.1", "--port", "0"])
-            .env("PYTHONUNBUFFERED", "1");
+            .env("PYTHONUNBUFFERED", "1")
+            .env("MOTO_IAM_LOAD_MANAGED_POLICIES", "true");
         let mut process = Process::spawn("moto", &command, &dir.path().join("log"))?;
         let line = process
             .wait_for_line("Running on http://", Duration::from_secs(120))

@@ -208,6 +208,19 @@ impl Bindings {
         own.any(|binding| binding.was_recorded)
     }
 
+    /// Returns whether `place` is a pod's place for its address. If only this pod can be behind the
+    /// interface of its place, that is all that its address comes from.
+    pub fn is_home(&self, uid: &str, addr: IpAddr, place: Option<&Attachment>) -> bool {
+        let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
+        let own = claims.iter().find(|binding| &*binding.pod.uid == uid);
+        own.and_then(|binding| binding.home.as_ref())
+            .is_some_and(|home| {
+                let is_there =
+                    |place: &Attachment| place.ifindex == home.ifindex && place.kind == home.kind;
+                !home.is_shared() || place.is_some_and(is_there)
+            })
+    }
+
     /// Compares where an address is now with its pod's place. A place that only this pod can have
     /// is learnt now if it wasn't known; one on a shared network never is, unless these bindings
     /// are [`learning`](Self::learning).

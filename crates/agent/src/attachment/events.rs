@@ -150,4 +150,4 @@ impl Losses {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

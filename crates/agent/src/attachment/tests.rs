@@ -43,6 +43,19 @@ fn each_pod_that_comes_or_goes_makes_earlier_looks_worthless() {
     assert!(changed());
 }
 
+#[test]
+fn events_that_are_left_to_read_make_earlier_looks_worthless() {
+    let attachments = open(Unrecorded::Refuse, None);
+    let before = attachments.generation();
+    let [behind, recovered] = events::tests::behind_and_recovered();
+    attachments.reached(&behind);
+    let since = attachments.generation();
+    assert_ne!(since, before);
+    // A look in between was refused, unless it read all of them itself.
+    attachments.reached(&recovered);
+    assert_eq!(attachments.generation(), since);
+}
+
 #[tokio::test]
 async fn a_request_that_waits_for_events_to_be_read_is_woken() {
     let attachments = open(Unrecorded::Refuse, None);

@@ -70,7 +70,7 @@ impl Visit {
         peer: IpAddr,
         own: IpAddr,
     ) -> Arc<Self> {
-        let last_look = LastLook::of_accepted(Instant::now());
+        let last_look = door.guard.opened(peer);
         // Looked at as it opens: a neighbour that opened it while it held the address must not be
         // able to wait until the address is back at its pod.
         if let Some(Owner::Pod(resident)) = door.picture.owner(peer) {

@@ -1,6 +1,7 @@
 //! A door that asks where an address is, over real connections.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -184,6 +185,24 @@ async fn a_connection_opened_while_its_address_was_elsewhere_is_of_no_use_later(
     let mut thief = stage.connect().await;
     stage.asked(0).await;
     stage.places.say(Some(Verdict::Same));
+    let answer = thief.ask().await;
+    assert!(answer.contains("elsewhere than its pod"), "{answer}");
+    let answer = stage.connect().await.ask().await;
+    assert!(answer.contains(IDENTIFIED), "{answer}");
+}
+
+#[tokio::test]
+async fn the_place_of_an_address_counts_from_when_the_connection_was_opened() {
+    let stage = stage(Verdict::Same, SHORT).await;
+    stage.places.elsewhere.store(true, Ordering::Relaxed);
+    // Its pod is not known yet, so nothing else tells that a neighbour opened it.
+    let owner = stage.picture.owner(POD);
+    stage.picture.publish(vec![(POD, None)]);
+    let mut thief = stage.connect().await;
+    let answer = thief.ask().await;
+    assert!(answer.contains("no pod of this node"), "{answer}");
+    stage.places.elsewhere.store(false, Ordering::Relaxed);
+    stage.picture.publish(vec![(POD, owner)]);
     let answer = thief.ask().await;
     assert!(answer.contains("elsewhere than its pod"), "{answer}");
     let answer = stage.connect().await.ask().await;

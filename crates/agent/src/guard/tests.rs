@@ -1,9 +1,11 @@
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use rolegate_core::key_values::KeyValues;
 use rolegate_core::workload::{Phase, Wish};
 
 use super::*;
+use crate::attachment::Kind;
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 2, 0, 5));
 
@@ -13,6 +15,8 @@ pub(crate) struct StandIn {
     /// The answer for every address; an error if unset.
     pub(crate) verdict: Mutex<Option<Verdict>>,
     pub(crate) generation: AtomicU64,
+    /// Whether connections are opened elsewhere than at their pod's place.
+    pub(crate) elsewhere: AtomicBool,
     calls: Mutex<Vec<String>>,
     /// When the connections of the questions were accepted.
     accepted: Mutex<Vec<Instant>>,
@@ -67,6 +71,19 @@ impl Places for StandIn {
         verdict.ok_or_else(|| AttachmentError::Answer("none".to_owned()))
     }
 
+    fn resolve(&self, _: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+        let place = Attachment {
+            ifindex: 3,
+            name: "if3".to_owned(),
+            kind: Kind::PointToPoint,
+        };
+        Ok((!self.elsewhere.load(Ordering::Relaxed)).then_some(place))
+    }
+
+    fn is_home(&self, _: &str, _: IpAddr, place: Option<&Attachment>) -> bool {
+        place.is_some()
+    }
+
     fn forget(&self, uid: &str) {
         self.called(format!("forget {uid}"));
     }
@@ -82,11 +99,6 @@ impl Places for StandIn {
 
 fn guard(places: &Arc<StandIn>) -> Guard {
     Guard::new(None, Some(places.clone()))
-}
-
-/// A connection that was accepted now.
-fn new() -> LastLook {
-    LastLook::of_accepted(Instant::now())
 }
 
 fn workload() -> Workload {
@@ -110,7 +122,7 @@ fn workload() -> Workload {
 fn a_connection_is_looked_at_once_and_again_after_each_change() {
     let places = StandIn::saying(Verdict::Same);
     let guard = guard(&places);
-    let last = new();
+    let last = guard.opened(ADDRESS);
     let check = || guard.check("u1", ADDRESS, &last);
     assert_eq!((check(), check()), (Verdict::Same, Verdict::Same));
     assert_eq!(places.calls(), ["check u1 10.2.0.5"]);
@@ -118,7 +130,10 @@ fn a_connection_is_looked_at_once_and_again_after_each_change() {
     assert_eq!((check(), check()), (Verdict::Same, Verdict::Same));
     assert_eq!(places.calls().len(), 1);
     // Another connection has a look of its own.
-    assert_eq!(guard.check("u1", ADDRESS, &new()), Verdict::Same);
+    assert_eq!(
+        guard.check("u1", ADDRESS, &guard.opened(ADDRESS)),
+        Verdict::Same
+    );
     assert_eq!(places.calls().len(), 1);
 }
 
@@ -128,7 +143,7 @@ fn what_is_not_certain_is_asked_again_and_never_good() {
         let places = StandIn::saying(Verdict::Same);
         places.say(unsure);
         let guard = guard(&places);
-        let last = new();
+        let last = guard.opened(ADDRESS);
         for _ in 0..2 {
             let verdict = guard.check("u1", ADDRESS, &last);
             assert_eq!(verdict, unsure.unwrap_or(Verdict::Unknown));
@@ -144,13 +159,16 @@ fn what_is_not_certain_is_asked_again_and_never_good() {
 fn an_open_connection_on_which_the_address_moved_is_never_good_again() {
     let places = StandIn::saying(Verdict::Same);
     let guard = guard(&places);
-    let last = new();
+    let last = guard.opened(ADDRESS);
     assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Same);
     places.say(Some(Verdict::Changed));
     assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Changed);
     places.say(Some(Verdict::Same));
     assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Changed);
-    assert_eq!(guard.check("u1", ADDRESS, &new()), Verdict::Same);
+    assert_eq!(
+        guard.check("u1", ADDRESS, &guard.opened(ADDRESS)),
+        Verdict::Same
+    );
     // The pod that has the address next may have sent this one.
     assert_eq!(guard.check("u2", ADDRESS, &last), Verdict::Same);
 }
@@ -159,8 +177,8 @@ fn an_open_connection_on_which_the_address_moved_is_never_good_again() {
 fn every_look_of_a_connection_goes_back_to_when_it_was_accepted() {
     let places = StandIn::saying(Verdict::Same);
     let guard = guard(&places);
-    let accepted = Instant::now();
-    let last = LastLook::of_accepted(accepted);
+    let last = guard.opened(ADDRESS);
+    let accepted = last.accepted;
     for verdict in [Verdict::Same, Verdict::EventsLost, Verdict::EventsLost] {
         places.say(Some(verdict));
         assert_eq!(guard.check("u1", ADDRESS, &last), verdict);
@@ -168,6 +186,20 @@ fn every_look_of_a_connection_goes_back_to_when_it_was_accepted() {
     // The next request asks again, though nothing has changed.
     assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::EventsLost);
     assert_eq!(*places.accepted.lock().unwrap(), [accepted; 4]);
+}
+
+#[test]
+fn a_connection_that_was_opened_elsewhere_is_never_good() {
+    let places = StandIn::saying(Verdict::Same);
+    let guard = guard(&places);
+    places.elsewhere.store(true, Ordering::Relaxed);
+    let last = guard.opened(ADDRESS);
+    places.elsewhere.store(false, Ordering::Relaxed);
+    for _ in 0..2 {
+        assert_eq!(guard.check("u1", ADDRESS, &last), Verdict::Changed);
+    }
+    let next = guard.opened(ADDRESS);
+    assert_eq!(guard.check("u1", ADDRESS, &next), Verdict::Same);
 }
 
 #[test]
@@ -183,6 +215,9 @@ fn pods_that_come_and_go_reach_the_places() {
 #[test]
 fn without_places_every_address_is_at_home() {
     let guard = Guard::default();
-    assert_eq!(guard.check("u1", ADDRESS, &new()), Verdict::Same);
+    assert_eq!(
+        guard.check("u1", ADDRESS, &guard.opened(ADDRESS)),
+        Verdict::Same
+    );
     assert_eq!(guard.concern(), None);
 }

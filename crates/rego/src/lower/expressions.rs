@@ -15,6 +15,8 @@ pub(super) enum Reading {
     Here,
     /// Before the statement, so that it is undefined if they are.
     Before,
+    /// The same for a reference that is negated itself, which binds no name in its brackets.
+    Negated,
 }
 
 impl Lower<'_> {
@@ -22,6 +24,7 @@ impl Lower<'_> {
         match reading {
             Reading::Here => self.operand(expr),
             Reading::Before => self.looked_up(expr),
+            Reading::Negated => self.negated_index(expr),
         }
     }
 
@@ -323,7 +326,7 @@ impl Lower<'_> {
             out.glue(line, ")");
             return Ok(out);
         }
-        let looks_up = matches!(reading, Reading::Before);
+        let looks_up = reading != Reading::Here;
         let strength = strength(expr);
         let side = |lower: &mut Self, side: &Ref<Expr>, least: u8| {
             if looks_up {

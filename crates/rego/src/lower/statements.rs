@@ -363,7 +363,26 @@ impl Lower<'_> {
     fn looked_into(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match expr.as_ref() {
             Expr::Var { span, .. } => self.name(span),
-            Expr::RefDot { .. } | Expr::RefBrack { .. } => self.reference(expr, Reading::Before),
+            Expr::RefDot { .. } | Expr::RefBrack { .. } => self.reference(expr, Reading::Negated),
+            _ => self.looked_up(expr),
+        }
+    }
+
+    /// What stands in brackets of a negated reference. Names there have their values from other
+    /// statements. The interpreter takes a name in brackets for its binding, and may then write the
+    /// negation before the statement that binds it; so no name stands there alone.
+    pub(super) fn negated_index(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
+        match expr.as_ref() {
+            Expr::Var { span, .. } if span.text() != "_" => {
+                let mut out = token(span.line, "[");
+                out.append_glued(self.looked_up(expr)?);
+                out.glue(span.line, "][0]");
+                Ok(out)
+            }
+            Expr::Array { span, items, .. } => {
+                self.list(span.line, ("[", "]"), items, Reading::Negated)
+            }
+            Expr::Object { span, fields, .. } => self.object(span.line, fields, Reading::Negated),
             _ => self.looked_up(expr),
         }
     }

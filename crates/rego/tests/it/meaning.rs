@@ -432,3 +432,36 @@ fn a_negation_that_depends_on_the_version_of_opa_has_a_warning() {
         assert_eq!(found, Vec::<String>::new(), "{negation}");
     }
 }
+
+#[test]
+fn a_name_in_brackets_of_a_negation_has_the_value_of_another_statement() {
+    // Equations of two names may be read either way.
+    let equations = "y = \"zz\"; x = y";
+    let rules =
+        "p[\"a\"] = {\"q\": 1} { true }\nl[[\"a\", 1]] { true }\nm[{\"k\": \"a\"}] { true }";
+    for negation in [
+        "not input.request.object.metadata[x]",
+        "not input.request.uid[x]",
+        "not input.request.object.metadata[x] == 1",
+        "not input.request.object.metadata[x].app",
+        "not p[x].q",
+        "not l[[x, 1]]",
+        "not m[{\"k\": x}]",
+        "not data.kubernetes.admission.p[x]",
+    ] {
+        for body in [
+            format!("{equations}; {negation}"),
+            format!("{negation}; {equations}"),
+            format!("y = \"zz\"; {negation}; x = y"),
+        ] {
+            let body = format!("deny[\"m\"] {{ {body} }}\n{rules}");
+            assert_eq!(told(&[&body]), ["m"], "{body}");
+            let other = body.replace("zz", "a").replace(
+                "input.request.object.metadata[x] == 1",
+                "p[x] == {\"q\": 1}",
+            );
+            let silent = !negation.contains("input") || negation.contains("== 1");
+            assert_eq!(told(&[&other]).is_empty(), silent, "{other}");
+        }
+    }
+}

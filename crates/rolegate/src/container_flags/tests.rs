@@ -154,3 +154,37 @@ fn what_is_not_rolegate_or_cannot_be_read_is_untold() {
         Command::Broker(_)
     ));
 }
+
+#[test]
+fn variables_that_grow_without_end_are_not_known() {
+    let doubling = (1..64).map(|n| {
+        let value = format!("$(A{0})$(A{0})", n - 1);
+        json!({"name": format!("A{n}"), "value": value})
+    });
+    let first = json!({"name": "A0", "value": "aaaaaaaa"});
+    let mut env: Vec<_> = std::iter::once(first).chain(doubling).collect();
+    env.push(json!({"name": "ROLEGATE_DEFAULT_ROLE", "value": "$(A63)"}));
+    let (_, unknown) = agent(json!({"args": ["agent"], "env": env}));
+    let unknown: Vec<_> = unknown.iter().map(|one| (&*one.flag, &*one.from)).collect();
+    let from = "variables that are too long for a process";
+    assert_eq!(unknown, [("--default-role", from)]);
+    // Each is short enough, and all of them are not.
+    let long = json!({"name": "B0", "value": "b".repeat(MAX_TEXT)});
+    let copies = (1..100).map(|n| json!({"name": format!("B{n}"), "value": "$(B0)"}));
+    let container = json!({"env": std::iter::once(long).chain(copies).collect::<Vec<_>>()});
+    let container = Container::deserialize(container).unwrap();
+    let variables = Environment::of(&container).variables;
+    let length: usize = variables.values().map(Text::len).sum();
+    assert!(length <= MAX_VARIABLES, "{length}");
+}
+
+#[test]
+fn names_that_a_template_holds_are_shown_on_one_line() {
+    let reference = json!({"secretKeyRef": {"name": "a\u{1b}[2J\nb", "key": "k"}});
+    let (_, unknown) = agent(json!({
+        "args": ["agent"],
+        "env": [{"name": "ROLEGATE_DEFAULT_ROLE", "valueFrom": reference}],
+    }));
+    let from: Vec<_> = unknown.iter().map(|one| &*one.from).collect();
+    assert_eq!(from, ["Secret a\\u{1b}[2J\\u{a}b"]);
+}

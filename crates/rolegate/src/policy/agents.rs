@@ -82,7 +82,8 @@ impl AgentsAt {
     pub(super) async fn read(&self, cluster: &Cluster) -> Agents {
         match self.agents(cluster).await {
             Ok(flags) => Agents::Known(Box::new(flags)),
-            Err(why) => Agents::Unknown(why),
+            // Values of the pod template are in it.
+            Err(why) => Agents::Unknown(plain(&why)),
         }
     }
 

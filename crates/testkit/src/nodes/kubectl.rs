@@ -180,6 +180,11 @@ impl TestCluster {
         Ok(())
     }
 
+    /// What `--host-interface` has to be on its nodes.
+    pub fn host_interface(&self) -> &'static str {
+        self.options.cni.host_interface()
+    }
+
     /// How somebody on this machine gets to a shell in the site.
     pub fn how_to_enter(&self) -> String {
         format!(

@@ -51,6 +51,27 @@ fn bound(home: Attachment) -> Bindings {
 }
 
 #[test]
+fn a_place_is_a_pod_s_home_if_all_of_it_is() {
+    let bindings = bound(at_home());
+    let is_home = |place: Option<Attachment>| bindings.is_home("a", ADDR, place.as_ref());
+    assert!(is_home(Some(at_home())));
+    for other in [
+        bridge(Some(THIEFS), Some(7)),
+        bridge(Some(PODS), Some(8)),
+        bridge(Some(PODS), None),
+        bridge(None, None),
+        own(3),
+    ] {
+        assert!(!is_home(Some(other.clone())), "{other:?}");
+    }
+    assert!(!is_home(None));
+    assert!(!bindings.is_home("b", ADDR, Some(&at_home())));
+    // The rules drop what comes in elsewhere.
+    assert!(bound(own(5)).is_home("a", ADDR, None));
+    assert!(!Bindings::default().is_home("a", ADDR, Some(&own(5))));
+}
+
+#[test]
 fn an_address_stays_with_its_first_interface_until_a_new_pod_owns_it() {
     let now = Instant::now();
     let mut bindings = bound(own(5));

@@ -31,6 +31,12 @@ fn reach(events: &mut Events<Script>) -> Reached {
     events.catch_up(|_| ()).unwrap()
 }
 
+/// What is reached by two readings where the first leaves one event.
+pub(in crate::attachment) fn behind_and_recovered() -> [Reached; 2] {
+    let mut events = events(many(OTHER).chain([OTHER]));
+    [reach(&mut events), reach(&mut events)]
+}
+
 fn at(kind: Kind) -> Attachment {
     Attachment {
         ifindex: 3,

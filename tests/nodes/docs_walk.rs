@@ -1,0 +1,181 @@
+//! The commands of the pages, run in order from the pages themselves, on clusters whose pods ask for
+//! credentials all the while. A page says by comments what is output, file or example; see
+//! [`directive`]. It fails where an output differs from the page's, and where a pod that worked stops
+//! before a step that says so.
+
+mod asker;
+mod directive;
+mod page;
+mod places;
+mod reader;
+mod shown;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use rolegate_testkit::nodes::Options;
+use rolegate_testkit::{TestCluster, repository};
+
+use asker::Askers;
+use page::{Action, Page, Start};
+use places::{SCENES, Scene};
+use reader::Reader;
+
+/// Of a hundred commands, how many may be skipped.
+const SKIPPED_OF_HUNDRED: usize = 5;
+/// The path that all roles of the pages' pods have. Another one would be another role.
+const ROLES: &str = "arn:aws:iam::123456789012:role/k8s/";
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: goes through all pages (make test-slow)"]
+async fn docs_walk() -> anyhow::Result<()> {
+    let pages = pages()?;
+    let only = std::env::var("DOCS_WALK_ONLY").ok();
+    check_skipped(&pages)?;
+    let scenes: Vec<_> = SCENES
+        .iter()
+        .filter(|scene| only.as_deref().is_none_or(|only| scene.page == only))
+        .collect();
+    ensure!(
+        !scenes.is_empty(),
+        "DOCS_WALK_ONLY is no page that begins on a fresh cluster"
+    );
+    // Most of the time is spent on waiting for Kubernetes, so they don't hold up each other.
+    let walks = scenes
+        .into_iter()
+        .map(async |scene| walk(scene, &chain(&pages, scene.page)?).await);
+    let walked = futures::future::join_all(walks).await;
+    let faults: Vec<String> = walked
+        .iter()
+        .filter_map(|walk| walk.as_ref().err().map(|error| format!("{error:?}")))
+        .collect();
+    ensure!(faults.is_empty(), "{}", faults.join("\n\n"));
+    Ok(())
+}
+
+#[test]
+fn each_block_of_the_pages_is_run_or_says_why_not() -> anyhow::Result<()> {
+    let pages = pages()?;
+    check_skipped(&pages)?;
+    let walked: usize = SCENES
+        .iter()
+        .map(|scene| Ok(chain(&pages, scene.page)?.len()))
+        .sum::<anyhow::Result<usize>>()?;
+    let nowhere = pages.iter().filter(|page| page.start == Start::Nowhere);
+    ensure!(
+        walked + nowhere.count() == pages.len(),
+        "a page begins where no other page ends, or on a cluster that has no scene"
+    );
+    Ok(())
+}
+
+/// The tutorial, the guide to policies and all how-to pages.
+fn pages() -> anyhow::Result<Vec<Page>> {
+    let mut paths = vec!["docs/tutorial.md".to_owned(), "docs/policy.md".to_owned()];
+    for entry in fs::read_dir(repository().join("docs/how-to"))? {
+        let name = entry?.file_name();
+        paths.push(format!("docs/how-to/{}", name.display()));
+    }
+    paths.sort();
+    paths.iter().map(|path| Page::read(path)).collect()
+}
+
+/// The pages that are read one after the other, from this one on.
+fn chain<'a>(pages: &'a [Page], first: &str) -> anyhow::Result<Vec<&'a Page>> {
+    let first = pages.iter().find(|page| page.path == first);
+    let first = first.context("the first page is not there")?;
+    ensure!(
+        first.start == Start::Fresh,
+        "{} is not `walk: fresh`",
+        first.path
+    );
+    let mut chain = vec![first];
+    while let Some(last) = chain.last() {
+        let next = Start::After(last.path.clone());
+        let mut nexts = pages.iter().filter(|page| page.start == next);
+        match (nexts.next(), nexts.next()) {
+            (None, _) => break,
+            (Some(next), None) => chain.push(next),
+            (Some(one), Some(other)) => {
+                anyhow::bail!("{} and {} go on after {}", one.path, other.path, last.path)
+            }
+        }
+        ensure!(chain.len() <= pages.len(), "pages go round in a circle");
+    }
+    Ok(chain)
+}
+
+/// Lists what is skipped, and fails if it is too much.
+fn check_skipped(pages: &[Page]) -> anyhow::Result<()> {
+    let (mut commands, mut skipped) = (0, 0);
+    for page in pages {
+        for step in &page.steps {
+            match &step.action {
+                Action::Run(_) => commands += 1,
+                Action::Skip { command, reason } => {
+                    (commands, skipped) = (commands + 1, skipped + 1);
+                    let first = command.lines().next().unwrap_or_default();
+                    eprintln!("{}:{}: skips {first}: {reason}", page.path, step.line);
+                }
+                Action::Write { .. } | Action::Edit { .. } => {}
+            }
+        }
+    }
+    eprintln!("{commands} commands, of which {skipped} are skipped");
+    ensure!(
+        skipped * 100 <= commands * SKIPPED_OF_HUNDRED,
+        "{skipped} of {commands} commands are skipped, more than {SKIPPED_OF_HUNDRED} %"
+    );
+    Ok(())
+}
+
+/// Goes through pages on a cluster of their own.
+async fn walk(scene: &Scene, pages: &[&Page]) -> anyhow::Result<()> {
+    let cluster = &TestCluster::start(Options::default()).await?;
+    for node in cluster.nodes() {
+        node.shell(&new_image()).await?.ok()?;
+    }
+    cluster.apply(scene.objects).await?;
+    cluster.sts().deny_role(places::LOST);
+    let mut askers = Askers::start(cluster, scene.cases).await?;
+    let reader = Reader::new(cluster).await?;
+    let mut faults = Vec::new();
+    for page in pages {
+        let transcript = reader.read(page, &mut askers, &mut faults).await?;
+        keep(page, &transcript)?;
+    }
+    ensure!(faults.is_empty(), "{}", faults.join("\n\n"));
+    askers.finish().await?;
+    for call in cluster.sts().calls() {
+        let role = call.role_arn;
+        ensure!(
+            role.is_empty() || role.starts_with(ROLES),
+            "STS was asked for another role: {role}"
+        );
+        // Trust policies written for kube2iam refuse them.
+        let tags = call.tags;
+        ensure!(tags.is_empty(), "a session of {role} has tags: {tags:?}");
+    }
+    Ok(())
+}
+
+/// Gives a node the image under the name of a new version.
+fn new_image() -> String {
+    format!(
+        "ctr --address /run/containerd/containerd.sock --namespace k8s.io images tag {} {}",
+        places::IMAGE,
+        places::NEW_IMAGE
+    )
+}
+
+/// Writes the transcript to where everything built is kept.
+fn keep(page: &Page, transcript: &str) -> anyhow::Result<()> {
+    let Some(cache) = std::env::var_os("ROLEGATE_CACHE") else {
+        return Ok(());
+    };
+    let folder = PathBuf::from(cache).join("docs-walk");
+    fs::create_dir_all(&folder)?;
+    let file = page.path.replace('/', "-").replace(".md", ".txt");
+    Ok(fs::write(folder.join(file), transcript)?)
+}

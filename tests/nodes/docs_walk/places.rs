@@ -1,0 +1,167 @@
+//! What a reader brings along: the one table of what stands for what in the pages, and the pods that
+//! are there before the first step.
+
+use rolegate_testkit::TestCluster;
+use rolegate_testkit::nodes::CLIENT;
+
+use crate::ask::CREDENTIALS;
+
+/// A pod that asks for credentials while a reader goes through pages.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Case {
+    pub(super) namespace: &'static str,
+    /// Its name, by which pages say that they stop it.
+    pub(super) name: &'static str,
+    /// Its annotation; without one it asks for the node's role.
+    pub(super) role: Option<&'static str>,
+    pub(super) node: &'static str,
+    /// Whether it gets credentials by right. One that doesn't must get none while agents run.
+    pub(super) entitled: bool,
+}
+
+impl Case {
+    const fn new(namespace: &'static str, name: &'static str, role: Option<&'static str>) -> Self {
+        Self {
+            namespace,
+            name,
+            role,
+            node: NODE,
+            entitled: true,
+        }
+    }
+
+    const fn on(self, node: &'static str) -> Self {
+        Self { node, ..self }
+    }
+
+    const fn without_right(self) -> Self {
+        Self {
+            entitled: false,
+            ..self
+        }
+    }
+
+    /// The name of the role that it asks for.
+    pub(super) fn asks(&self) -> &'static str {
+        let role = self.role.unwrap_or("node");
+        // As agents list it: a role's name with its path below that of the base ARN.
+        role.rsplit_once("role/k8s/").map_or(role, |(_, name)| name)
+    }
+}
+
+/// Namespaces and pods that are there before a reader begins with this page.
+pub(super) struct Scene {
+    pub(super) page: &'static str,
+    /// What is applied first.
+    pub(super) objects: &'static str,
+    pub(super) cases: &'static [Case],
+}
+
+/// For each page that begins on a fresh cluster.
+pub(super) const SCENES: [Scene; 2] = [
+    Scene {
+        page: "docs/tutorial.md",
+        objects: r#"{"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cases", "annotations":
+                {"iam.amazonaws.com/allowed-roles": "[\"case-*\", \"lost\"]"}}},
+            {"apiVersion": "apps/v1", "kind": "Deployment",
+             "metadata": {"name": "app", "namespace": "cases"},
+             "spec": {"replicas": 0, "selector": {"matchLabels": {"app": "app"}}, "template": {
+                "metadata": {"labels": {"app": "app"},
+                    "annotations": {"iam.amazonaws.com/role": "case-reader"}},
+                "spec": {"containers": [{"name": "app", "image": "localhost/client:1"}]}}}}]}"#,
+        cases: &[
+            Case::new("cases", "by-name", Some("case-reader")),
+            Case::new(
+                "cases",
+                "by-arn",
+                Some("arn:aws:iam::123456789012:role/k8s/case-writer"),
+            )
+            .on("node-2"),
+            Case::new("cases", "no-role", None).without_right(),
+            Case::new("cases", "not-allowed", Some("admin")).without_right(),
+            Case::new("cases", "not-at-aws", Some("lost")).without_right(),
+        ],
+    },
+    Scene {
+        page: "docs/how-to/install.md",
+        objects: r#"{"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}},
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}}]}"#,
+        cases: &[
+            Case::new("shop", "by-name", Some("shop-reader")),
+            Case::new(
+                "shop",
+                "by-arn",
+                Some("arn:aws:iam::123456789012:role/k8s/shared/reader"),
+            )
+            .on("node-2"),
+            Case::new("other", "elsewhere", Some("other-reader")),
+            Case::new("shop", "no-role", None).without_right(),
+        ],
+    },
+];
+
+/// A role that STS refuses.
+pub(super) const LOST: &str = "arn:aws:iam::123456789012:role/k8s/lost";
+
+/// The node that "the node" of a page is.
+pub(super) const NODE: &str = "node-1";
+/// The other node.
+pub(super) const SECOND: &str = "node-2";
+/// The image that manifests name, which nodes have.
+pub(super) const IMAGE: &str = "ghcr.io/rolegate/rolegate:0.1.0";
+/// The image of a new version, which nodes have beside the one that is installed.
+pub(super) const NEW_IMAGE: &str = "registry.example/rolegate:0.2.0";
+
+/// What stands for what, in commands and files.
+pub(super) fn table(cluster: &TestCluster) -> Vec<(&'static str, String)> {
+    let interface = cluster.host_interface();
+    let of = |what: &str| {
+        format!(
+            "$(kubectl -n rolegate-system get pods -l app.kubernetes.io/name={what} \
+             --field-selector status.phase=Running,spec.nodeName={NODE} -o jsonpath='{{.items[0].metadata.name}}')"
+        )
+    };
+    vec![
+        // A registry, and an image with the AWS CLI: nodes here have no way to one.
+        ("REGISTRY/rolegate:0.1.0", IMAGE.to_owned()),
+        ("REGISTRY/rolegate:VERSION", NEW_IMAGE.to_owned()),
+        ("--image=amazon/aws-cli", format!("--image={CLIENT}")),
+        // The pods' side of a node.
+        ("=eni+", format!("={interface}")),
+        // Names that each cluster or account makes up.
+        (
+            "--instance-id i-…",
+            "--instance-id $(aws ec2 describe-instances --query Reservations[0].Instances[0].InstanceId --output text)"
+                .to_owned(),
+        ),
+        ("rolegate-agent-…", of("rolegate-agent")),
+        ("AGENT", of("rolegate-agent")),
+        (
+            "ASIA…",
+            format!(
+                "$(kubectl -n shop exec by-name -- curl -s {CREDENTIALS}shop-reader | \
+                 grep -o 'ASIA[A-Z0-9]*')"
+            ),
+        ),
+        ("=NODE", format!("={NODE}")),
+        ("cni-…", "$(basename \"$(find /run/netns -name 'cni-*' | sort | head -n1)\")".to_owned()),
+        ("pod/api-7d4b9", "pod/by-name".to_owned()),
+        ("-n payments", "-n cases".to_owned()),
+        ("role=payments-api", "role=case-reader".to_owned()),
+        ("role=payments-admin", "role=case-admin".to_owned()),
+        ("--role ROLE", "--role case-reader".to_owned()),
+        ("--namespace NAMESPACE", "--namespace cases".to_owned()),
+        ("--service-account NAME", "--service-account default".to_owned()),
+        ("pod/POD", "pod/not-allowed".to_owned()),
+        ("LOST", "not-at-aws".to_owned()),
+        ("POD", "not-allowed".to_owned()),
+        ("-n NAMESPACE", "-n cases".to_owned()),
+        ("deployment/NAME", "deployment/app".to_owned()),
+        // What ends by itself, for what stays.
+        ("make demo", "rolegate demo --once".to_owned()),
+        // What needs no chart.
+        ("helm template shop ./chart", "cat chart.yaml".to_owned()),
+    ]
+}

@@ -1,0 +1,46 @@
+//! Whether an output is the one that a page shows.
+
+/// Whether `printed` is what the page shows. A page breaks lines as it likes, and leaves out what is
+/// different each time: `…` is any text.
+pub(super) fn is_shown(shown: &str, printed: &str) -> bool {
+    let (shown, printed) = (one_line(shown), one_line(printed));
+    let mut pieces = shown.split('…').map(str::trim);
+    let Some(mut rest) = pieces.next().and_then(|first| printed.strip_prefix(first)) else {
+        return false;
+    };
+    let pieces: Vec<&str> = pieces.collect();
+    let Some((last, between)) = pieces.split_last() else {
+        return rest.is_empty();
+    };
+    for piece in between {
+        match rest.split_once(piece) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_page_breaks_lines_and_leaves_out_what_differs() {
+    for (shown, printed, same) in [
+        ("one\n  two\n", "one two\n", true),
+        ("one", "one two", false),
+        ("two", "one two", false),
+        ("one…", "one two", true),
+        ("…two", "one two", true),
+        ("a … c … e", "a b c d e", true),
+        ("a … c … e", "a b d e", false),
+        // What is shown twice must be there twice.
+        ("a … a", "a", false),
+        ("a … c c", "a c", false),
+        ("", "", true),
+        ("", "one", false),
+    ] {
+        assert_eq!(is_shown(shown, printed), same, "{shown:?} {printed:?}");
+    }
+}
