@@ -89,7 +89,7 @@ spec: { containers: [] }
         (output.status.code(), String::from_utf8(text).unwrap())
     };
     let own = ("ROLEGATE_OWN_ROLE", "node-a");
-    let on = "--layer=grants=audit";
+    let on = "--layer=namespace=enforce";
     let (code, text) = check("node-a", &[], &["--own-role=node-b", on]);
     assert_eq!(code, Some(0), "the control: {text}");
     // Each place alone, and both together: none is forgotten.

@@ -139,12 +139,27 @@ fn renamed_annotations_are_the_ones_that_count() {
     );
 }
 
+/// An object of a kind, with a label. Rules are such as can be used.
+fn usable(kind: &str) -> Value {
+    let spec = match kind {
+        "RoleGrant" => json!({"subjects": [{"namespaces": ["team-a"]}], "roles": ["reader"]}),
+        _ => json!({}),
+    };
+    json!({
+        "apiVersion": "rolegate.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": "cluster", "labels": {"team": "blue"}},
+        "spec": spec,
+    })
+}
+
 #[test]
 fn without_writers_of_rules_those_of_rbac_write_them() {
     let rules = Rules::of("annotations");
     let mut grant = pod("", None);
     grant["request"]["kind"] =
         json!({"group": "rolegate.dev", "version": "v1alpha1", "kind": "RoleGrant"});
+    grant["request"]["object"] = usable("RoleGrant");
     assert!(rules.judge(&grant).is_allowed());
     grant["request"]["operation"] = "DELETE".into();
     assert!(rules.judge(&grant).is_allowed());
@@ -230,8 +245,7 @@ fn threat_10_what_is_guarded_waits_until_the_rules_were_seen() {
             let mut review = pod(namespace, None);
             review["request"]["kind"] = json!({"group": group, "version": "v1", "kind": kind});
             review["request"]["operation"] = operation.into();
-            let object = json!({"metadata": {"labels": {"team": "blue"}}});
-            review["request"]["object"] = object.clone();
+            review["request"]["object"] = usable(kind);
             review["request"]["oldObject"] = json!({"metadata": {}});
             let outcome = rules.judge(&review);
             assert!(outcome.undecided.is_some(), "{kind} {operation}");
