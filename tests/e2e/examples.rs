@@ -89,10 +89,10 @@ async fn all_served(pods: &[Pod]) -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn examples_change_nothing() -> anyhow::Result<()> {
-    let files = applied()?;
-    for file in ["deploy/examples/rolegateconfig.yaml", "deploy/crds.yaml"] {
-        ensure!(files.contains(file), "no page applies {file}: {files:?}");
-    }
+    let mut files = applied()?;
+    ensure!(files.contains("deploy/crds.yaml"), "{files:?}");
+    // Pages start from `policy adopt`; a reader who takes the example instead loses nothing either.
+    files.insert("deploy/examples/rolegateconfig.yaml".into());
     let all_fields = "deploy/examples/rolegateconfig-all-fields.yaml";
     ensure!(!files.contains(all_fields), "a page applies {all_fields}");
 

@@ -339,20 +339,14 @@ fn applying_twice_is_once_and_removing_leaves_nothing(backend: Backend) -> anyho
     Ok(())
 }
 
-/// The commands that a page shows, block by block.
+/// The blocks of commands that a page shows: fenced, of language `sh`.
 fn blocks_of_commands(page: &str) -> Vec<String> {
-    const INDENT: &str = "         ";
-    let mut blocks = vec![String::new()];
-    for line in page.lines() {
-        match (line.strip_prefix(INDENT), blocks.last_mut()) {
-            (Some(command), Some(block)) => {
-                block.push_str(command);
-                block.push('\n');
-            }
-            _ => blocks.push(String::new()),
-        }
+    let mut blocks = Vec::new();
+    let mut lines = page.lines().map(str::trim_start);
+    while lines.any(|line| line == "```sh") {
+        let block = lines.by_ref().take_while(|line| *line != "```");
+        blocks.push(block.map(|line| format!("{line}\n")).collect());
     }
-    blocks.retain(|block| !block.is_empty());
     blocks
 }
 
