@@ -4,6 +4,8 @@
 use std::fmt;
 
 use regex::bytes::{Regex, RegexBuilder};
+use regex_syntax::ParserBuilder;
+use regex_syntax::hir::{HirKind, Look};
 
 use crate::arn::{BaseArn, is_arn, shorten};
 
@@ -74,12 +76,13 @@ pub struct RoleExpression<'a> {
 
 impl<'a> RoleExpression<'a> {
     /// Reads an expression as kube2iam does: one that does not start as an ARN is about what follows
-    /// the base ARN. A slash at its start is left out, as at the start of a name.
+    /// the base ARN. A slash at its start is left out, as at the start of a name. It stays before an
+    /// anchor, since nothing begins behind a slash, and without it the anchor would match.
     pub fn read(expression: &'a str, base: Option<&'a BaseArn>) -> Self {
         let bare = expression.strip_prefix('^').unwrap_or(expression);
         let rest = match bare.strip_prefix('/') {
             // A slash that is counted is part of the expression.
-            Some(rest) if !rest.starts_with(['?', '*', '+', '{']) => rest,
+            Some(rest) if !rest.starts_with(['?', '*', '+', '{']) && !may_begin_text(rest) => rest,
             Some(_) => expression,
             None => bare,
         };
@@ -233,6 +236,22 @@ impl fmt::Debug for Pattern {
     }
 }
 
+/// Returns whether the first alternative of an expression has an anchor for the start of the text.
+fn may_begin_text(expression: &str) -> bool {
+    let mut parser = ParserBuilder::new().unicode(false).utf8(false).build();
+    // What cannot be read is refused where it is compiled.
+    let Ok(parsed) = parser.parse(expression) else {
+        return false;
+    };
+    let first = match parsed.kind() {
+        HirKind::Alternation(alternatives) => alternatives.first(),
+        _ => None,
+    };
+    let looks = first.unwrap_or(&parsed).properties().look_set();
+    let mut starts = [Look::Start, Look::StartLF, Look::StartCRLF].into_iter();
+    starts.any(|start| looks.contains(start))
+}
+
 fn relative(pattern: &str) -> &str {
     pattern.strip_prefix('/').unwrap_or(pattern)
 }
@@ -319,6 +338,14 @@ mod tests {
             (Regexp, "^/*a$", "a", true),
             (Regexp, "^/+a$", "a", false),
             (Regexp, "/x|[^a].*", "ab", false),
+            // Nothing begins behind a slash.
+            (Regexp, r"/\Aa", "a", false),
+            (Regexp, "/^a", "a", false),
+            (Regexp, "^/b?(^a)", "a", false),
+            (Regexp, "/(?m:^)a", "a", false),
+            (Regexp, "/^a|b", "b", true),
+            (Regexp, "/a|^b", "b", true),
+            (Regexp, "/[^b]", "a", true),
             (Regexp, "^arn:.*/a$|^arn:.*/b$", "b", true),
         ];
         for (format, pattern, name, expected) in cases {
