@@ -202,22 +202,24 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
              --operation=update they are judged as created"
         );
     }
-    let mut judged = rules.overlaid(&Objects::default(), false);
-    manifests
-        .iter()
-        .flat_map(|one| &one.documents)
-        .for_each(|document| judged.push(document.value.clone()));
-    judged.demand_base(&loaded, sources, |base| {
-        let assumed = Assumed {
-            base: base.clone(),
-            ..Assumed::default()
-        };
-        let report = checking.report(&rules.load_as(sources, &assumed)?);
-        let findings = report.findings.into_iter();
-        let findings = findings.map(|one| (one.level, one.file, one.line, one.layer));
-        Ok(findings.collect::<Vec<_>>())
-    })?;
+    let documents = manifests.iter().flat_map(|one| &one.documents);
+    let judged = documents.map(|document| &document.value);
+    let verdicts = |report: &Report| -> Vec<_> {
+        let findings = report.findings.iter();
+        findings
+            .map(|one| (one.level, one.file.clone(), one.line, one.layer.clone()))
+            .collect()
+    };
     let mut report = checking.report(&loaded);
+    loaded.demand_base(
+        sources,
+        rules.values().iter().chain(judged),
+        &verdicts(&report),
+        |base| {
+            let loaded = rules.load_as(sources, &Assumed::base(base))?;
+            Ok(verdicts(&checking.report(&loaded)))
+        },
+    )?;
     rename(&mut report, &loaded.names);
     report.notes = [&*contents.passed_over, &*loaded.notes, &*assumed].concat();
     if created > 0 {

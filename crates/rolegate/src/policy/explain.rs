@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::flags::{ReadFlags, RulesFrom, name};
 use super::in_force::refuse_idle;
 use super::kinds::Kind;
-use super::load::{Assumed, Current, Loaded};
+use super::load::{Current, Loaded};
 use super::{REFUSED, files};
 use crate::flags::invalid;
 use crate::output::{self, OutputFlags, Shown};
@@ -118,33 +118,27 @@ async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
         false => Some(current.objects.namespace(arguments.namespace.as_deref())),
     };
     current.add_users(false, namespace.as_deref()).await?;
-    let Current {
-        objects, sources, ..
-    } = &current;
-    let loaded = objects.load(sources)?;
+    let loaded = current.objects.load(&current.sources)?;
     refuse_idle(&[&loaded.idle])?;
     let now = Timestamp::now();
-    let explained = |loaded: &Loaded| {
+    let explain = |loaded: &Loaded| {
         let rules = &loaded.snapshot;
         let (all, denied) = (&loaded.workloads, arguments.denied);
         explain_pods(&rules.rules, &rules.grants, all, denied, now)
     };
-    objects.demand_base(&loaded, sources, |base| {
-        let assumed = Assumed {
-            base: base.clone(),
-            ..Assumed::default()
-        };
-        let all = explained(&objects.load_as(sources, &assumed)?);
-        let named = all
-            .items
-            .into_iter()
-            .map(|one| (Verdict::from(&one), one.workload));
-        Ok(named.collect::<Vec<_>>())
+    let verdicts = |explained: &ExplainedPods| -> Vec<_> {
+        let items = explained.items.iter();
+        items
+            .map(|one| (Verdict::from(one), one.workload.clone()))
+            .collect()
+    };
+    let explained = explain(&loaded);
+    current.demand_base(&loaded, &verdicts(&explained), |loaded| {
+        Ok(verdicts(&explain(loaded)))
     })?;
     for note in &loaded.notes {
         output::note(note);
     }
-    let explained = explained(&loaded);
     output::answer(arguments.output.output, &explained, &loaded.basis)?;
     Ok(match explained.counts.denied {
         0 => ExitCode::SUCCESS,
@@ -158,25 +152,18 @@ async fn one(
     object: Option<&Object<'_>>,
 ) -> anyhow::Result<ExitCode> {
     let (current, asked) = load(arguments, object).await?;
-    let Current {
-        objects, sources, ..
-    } = &current;
-    let loaded = objects.load(sources)?;
+    let loaded = current.objects.load(&current.sources)?;
     refuse_idle(&[&loaded.idle])?;
     let now = Timestamp::now();
-    objects.demand_base(&loaded, sources, |base| {
-        let assumed = Assumed {
-            base: base.clone(),
-            ..Assumed::default()
-        };
-        let loaded = objects.load_as(sources, &assumed)?;
-        Ok(Verdict::from(&asked.explained(&loaded, now)?))
+    let explained = asked.explained(&loaded, now)?;
+    current.demand_base(&loaded, &Verdict::from(&explained), |loaded| {
+        Ok(Verdict::from(&asked.explained(loaded, now)?))
     })?;
     for note in &loaded.notes {
         output::note(note);
     }
     let answer = Answer {
-        explained: asked.explained(&loaded, now)?,
+        explained,
         name: object.map(Object::shown),
     };
     output::answer(arguments.output.output, &answer, &loaded.basis)?;

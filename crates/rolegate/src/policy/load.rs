@@ -252,39 +252,6 @@ impl Objects {
             idle: in_force.idle,
         })
     }
-
-    /// Returns an error where an answer depends on the base ARN, which agents find out when they run:
-    /// `answers` is asked for each base ARN that could make a difference, and must say the same as
-    /// without one.
-    ///
-    /// # Errors
-    /// The sentence says how to tell the base ARN.
-    pub(super) fn demand_base<A: PartialEq>(
-        &self,
-        loaded: &Loaded,
-        sources: &FlagSources,
-        answers: impl Fn(&Option<BaseArn>) -> anyhow::Result<A>,
-    ) -> anyhow::Result<()> {
-        let is_missing = matches!(loaded.basis.source, Source::Missing);
-        if sources.agents.is_none() || loaded.snapshot.rules.base.is_some() || is_missing {
-            return Ok(());
-        }
-        let without = answers(&None)?;
-        let bases = bases(&self.values);
-        let mut depends = bases.len() > MOST_BASES;
-        for base in bases {
-            depends = depends || answers(&Some(base))? != without;
-        }
-        if depends {
-            bail!(
-                "the answer depends on the base ARN that completes role names, which is not known from \
-                 here ({}): agents find it out when they run. Give it by --base-role-arn, or as \
-                 baseRoleArn of a RolegateConfig",
-                loaded.basis.source
-            );
-        }
-        Ok(())
-    }
 }
 
 /// What is assumed of the rules beside what is in force.
@@ -294,6 +261,16 @@ pub(super) struct Assumed {
     pub(super) base: Option<BaseArn>,
     /// The modes of the layers.
     pub(super) modes: Option<Modes>,
+}
+
+impl Assumed {
+    /// A base ARN alone.
+    pub(super) fn base(base: BaseArn) -> Self {
+        Self {
+            base: Some(base),
+            modes: None,
+        }
+    }
 }
 
 /// A rule that is malformed, with its place.
@@ -411,6 +388,24 @@ impl Current {
         Ok(())
     }
 
+    /// Demands the base ARN as [`Loaded::demand_base`] does, of an answer that is made of these objects.
+    ///
+    /// # Errors
+    /// The sentence says how to tell the base ARN.
+    pub(super) fn demand_base<A: PartialEq>(
+        &self,
+        loaded: &Loaded,
+        without: &A,
+        answer: impl Fn(&Loaded) -> anyhow::Result<A>,
+    ) -> anyhow::Result<()> {
+        let Self {
+            objects, sources, ..
+        } = self;
+        loaded.demand_base(sources, objects.values(), without, |base| {
+            answer(&objects.load_as(sources, &Assumed::base(base))?)
+        })
+    }
+
     fn of_objects(read: &ReadFlags, objects: Objects) -> anyhow::Result<Self> {
         Ok(Self {
             objects,
@@ -471,6 +466,44 @@ impl Loaded {
         }
     }
 
+    /// Returns an error where an answer depends on the base ARN, which agents find out when they run:
+    /// an answer is made with each base ARN that could make a difference to the objects that are
+    /// judged, and must be the same as `without` one.
+    ///
+    /// # Errors
+    /// The sentence says how to tell the base ARN.
+    pub(super) fn demand_base<'v, A: PartialEq>(
+        &self,
+        sources: &FlagSources,
+        judged: impl IntoIterator<Item = &'v Value>,
+        without: &A,
+        answer: impl Fn(BaseArn) -> anyhow::Result<A>,
+    ) -> anyhow::Result<()> {
+        if !self.lacks_base(sources) {
+            return Ok(());
+        }
+        let bases = bases(judged);
+        let mut depends = bases.len() > MOST_BASES;
+        for base in bases {
+            depends = depends || answer(base)? != *without;
+        }
+        if depends {
+            bail!(
+                "the answer depends on the base ARN that completes role names, which is not known from \
+                 here ({}): agents find it out when they run. Give it by --base-role-arn, or as \
+                 baseRoleArn of a RolegateConfig",
+                self.basis.source
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns whether agents decide by a base ARN that is not known here.
+    pub(super) fn lacks_base(&self, sources: &FlagSources) -> bool {
+        let is_missing = matches!(self.basis.source, Source::Missing);
+        sources.agents.is_some() && self.snapshot.rules.base.is_none() && !is_missing
+    }
+
     /// Whether policies are asked at a gate.
     pub(super) fn asks_at_gate(&self) -> bool {
         self.snapshot.config.modes.rego != Mode::Off && self.snapshot.policies.asks_at_gate()
@@ -502,7 +535,7 @@ fn basis(in_force: &InForce, snapshot: &Snapshot, is_cluster: bool) -> Basis {
 
 /// The base ARNs by which something among the objects may be decided otherwise: of each role's ARN
 /// all that it may have been completed by, and one of another account.
-fn bases(values: &[Value]) -> Vec<BaseArn> {
+fn bases<'v>(values: impl IntoIterator<Item = &'v Value>) -> Vec<BaseArn> {
     let mut texts = BTreeSet::new();
     if let Ok(pattern) = Regex::new("arn:[a-z-]+:iam::[0-9]{12}:role/[^\\s\"',\\]]*") {
         for value in values {

@@ -101,12 +101,15 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
         enforced: enforced(&after, &change),
         now: Timestamp::now(),
     };
-    for loaded in [&before, &after] {
-        let answers = |base: &Option<BaseArn>| proposed.simulated(base);
-        let objects = &proposed.after;
-        objects.demand_base(loaded, &current.sources, answers)?;
+    let simulated = proposed.simulated(None)?;
+    let sources = &current.sources;
+    // Both sides are judged with each base ARN, so one comparison is enough.
+    let sides = [&before, &after];
+    if let Some(loaded) = sides.iter().find(|loaded| loaded.lacks_base(sources)) {
+        loaded.demand_base(sources, proposed.after.values(), &simulated, |base| {
+            proposed.simulated(Some(&base))
+        })?;
     }
-    let simulated = proposed.simulated(&None)?;
     let rules = NowAndThen {
         now: before.basis,
         then: after.basis,
@@ -153,10 +156,10 @@ struct Enforced {
 }
 
 impl Proposed<'_> {
-    fn simulated(&self, base: &Option<BaseArn>) -> anyhow::Result<Simulated> {
+    fn simulated(&self, base: Option<&BaseArn>) -> anyhow::Result<Simulated> {
         let sources = &self.current.sources;
         let assumed = |modes| Assumed {
-            base: base.clone(),
+            base: base.cloned(),
             modes,
         };
         let before = self.current.objects.load_as(sources, &assumed(None))?;

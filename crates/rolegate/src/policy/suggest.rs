@@ -10,7 +10,7 @@ use rolegate_policy::suggest::{Users, suggest};
 use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
 use super::in_force::refuse_idle;
-use super::load::{Assumed, Current, Loaded, Objects};
+use super::load::{Current, Loaded, Objects};
 use crate::output::{self, ObjectOutputFlags};
 
 /// What `--help` says first.
@@ -52,10 +52,7 @@ pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode>
     current
         .add_users(false, arguments.scope.namespace.as_deref())
         .await?;
-    let Current {
-        objects, sources, ..
-    } = &current;
-    let loaded = objects.load(sources)?;
+    let loaded = current.objects.load(&current.sources)?;
     refuse_idle(&[&loaded.idle])?;
     let now = Timestamp::now();
     let suggested = |loaded: &Loaded| {
@@ -70,14 +67,8 @@ pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode>
             now,
         )
     };
-    objects.demand_base(&loaded, sources, |base| {
-        let assumed = Assumed {
-            base: base.clone(),
-            ..Assumed::default()
-        };
-        Ok(suggested(&objects.load_as(sources, &assumed)?))
-    })?;
     let suggestion = suggested(&loaded);
+    current.demand_base(&loaded, &suggestion, |loaded| Ok(suggested(loaded)))?;
     for note in loaded.notes.iter().chain(&suggestion.notes()) {
         output::note(note);
     }
