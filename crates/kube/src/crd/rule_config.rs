@@ -117,6 +117,16 @@ impl From<LayerMode> for Mode {
     }
 }
 
+impl From<Mode> for LayerMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Enforce => Self::Enforce,
+            Mode::Audit => Self::Audit,
+            Mode::Off => Self::Off,
+        }
+    }
+}
+
 fn shared(names: &[String]) -> BTreeSet<Arc<str>> {
     names.iter().map(|name| normalized(name).into()).collect()
 }

@@ -7,11 +7,10 @@ use anyhow::{Context, bail};
 use clap::Args;
 use rolegate_core::config::{RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::OwnRole;
-use rolegate_core::layer::Mode;
 use rolegate_core::pattern::PatternFormat;
 use rolegate_kube::cluster_config::ConfigUse;
 use rolegate_kube::crd::{
-    CONFIG_NAME, LayerMode, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
+    CONFIG_NAME, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
     RolegateConfigSpec,
 };
 use rolegate_policy::document;
@@ -19,6 +18,7 @@ use rolegate_policy::text::plain;
 
 use super::agents::{AgentFlags, Agents, AgentsAt};
 use super::cluster::Cluster;
+use super::in_force::OF_CONFIG;
 use crate::deciding_flags::Deciding;
 use crate::kubernetes_flags::ReadingFlags;
 use crate::output::{self, ObjectOutputFlags};
@@ -90,22 +90,13 @@ pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// A value that decides and is not known.
 fn left_out(flags: &AgentFlags, deciding: &Deciding) -> anyhow::Result<Vec<String>> {
-    const OF_CONFIG: &[&str] = &[
-        "cluster_config",
-        "default_role",
-        "own_role",
-        "layer",
-        "namespace_restrictions",
-        "namespace_restriction_format",
-        "namespace_restrictions_default",
-        "policy_namespaces",
-        "policy_label",
-        "replicate",
-    ];
+    let decides = |id: &str| {
+        OF_CONFIG.contains(&id) || matches!(id, "cluster_config" | "default_role" | "own_role")
+    };
     let mut sentences = flags.doubts.clone();
     for one in &flags.unknown {
         let (flag, from) = (&one.flag, &one.from);
-        if OF_CONFIG.contains(&one.id.as_str()) {
+        if decides(&one.id) {
             bail!(
                 "{flag} comes from {from}, which is not read: write its value into the pod template \
                  first"
@@ -161,11 +152,15 @@ fn left_out(flags: &AgentFlags, deciding: &Deciding) -> anyhow::Result<Vec<Strin
 /// The configuration that says what flags say.
 fn config_of(flags: &RuleConfig) -> RolegateConfig {
     let unless_given = RegoConfig::default();
-    let texts = |names: &mut dyn Iterator<Item = &std::sync::Arc<str>>| -> Vec<String> {
-        names.map(ToString::to_string).collect()
-    };
     let rego = (flags.rego != unless_given).then(|| Rego {
-        namespaces: Some(texts(&mut flags.rego.namespaces.iter())),
+        namespaces: Some(
+            flags
+                .rego
+                .namespaces
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        ),
         label: Some(match &flags.rego.label {
             Some((key, value)) => format!("{key}={value}"),
             None => String::new(),
@@ -178,9 +173,9 @@ fn config_of(flags: &RuleConfig) -> RolegateConfig {
         default_role: flags.default_role.as_deref().map(str::to_owned),
         own_roles: flags.own_roles.iter().map(role_text).collect(),
         layers: Some(Layers {
-            namespace: Some(layer_mode(flags.modes.namespace)),
-            grants: Some(layer_mode(flags.modes.grants)),
-            rego: Some(layer_mode(flags.modes.rego)),
+            namespace: Some(flags.modes.namespace.into()),
+            grants: Some(flags.modes.grants.into()),
+            rego: Some(flags.modes.rego.into()),
         }),
         namespace_restriction_format: Some(match flags.restriction_format {
             PatternFormat::Glob => RestrictionFormat::Glob,
@@ -194,14 +189,6 @@ fn config_of(flags: &RuleConfig) -> RolegateConfig {
         ..RolegateConfigSpec::default()
     };
     RolegateConfig::new(CONFIG_NAME, spec)
-}
-
-fn layer_mode(mode: Mode) -> LayerMode {
-    match mode {
-        Mode::Enforce => LayerMode::Enforce,
-        Mode::Audit => LayerMode::Audit,
-        Mode::Off => LayerMode::Off,
-    }
 }
 
 fn role_text(role: &OwnRole) -> String {

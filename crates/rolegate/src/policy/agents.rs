@@ -53,6 +53,23 @@ pub(super) struct AgentFlags {
     pub(super) doubts: Vec<String>,
 }
 
+impl AgentFlags {
+    /// The flags of one workload.
+    fn of(
+        reference: WorkloadRef,
+        workload: &Value,
+        flags: anyhow::Result<DecidingFlags>,
+        unknown: Vec<UnknownFlag>,
+    ) -> Result<Self, String> {
+        Ok(Self {
+            flags: flags.map_err(|error| format!("{reference}: {error}"))?,
+            unknown,
+            doubts: doubts(&reference, workload),
+            workloads: vec![reference],
+        })
+    }
+}
+
 /// A kind of workload that runs processes that decide.
 struct Kind {
     kind: &'static str,
@@ -111,15 +128,12 @@ impl AgentsAt {
                 ));
             }
             match &flags.broker {
-                None => {
-                    let flags = flags.deciding();
-                    found.push(AgentFlags {
-                        flags: flags.map_err(|error| format!("{reference}: {error}"))?,
-                        unknown,
-                        doubts: doubts(&reference, &workload),
-                        workloads: vec![reference],
-                    });
-                }
+                None => found.push(AgentFlags::of(
+                    reference,
+                    &workload,
+                    flags.deciding(),
+                    unknown,
+                )?),
                 Some(url) => {
                     let namespace = namespace_of(url).unwrap_or_else(|| namespace.clone());
                     found.push(self.brokers(cluster, &namespace).await?);
@@ -139,13 +153,13 @@ impl AgentsAt {
             let Command::Broker(flags) = started.command else {
                 return Err(format!("{reference} runs no broker"));
             };
-            let flags = flags.deciding();
-            found.push(AgentFlags {
-                flags: flags.map_err(|error| format!("{reference}: {error}"))?,
-                unknown: started.unknown.into_iter().collect(),
-                doubts: doubts(&reference, &workload),
-                workloads: vec![reference],
-            });
+            let unknown = started.unknown.into_iter().collect();
+            found.push(AgentFlags::of(
+                reference,
+                &workload,
+                flags.deciding(),
+                unknown,
+            )?);
         }
         agreed(found, &BROKERS)
     }
@@ -163,18 +177,11 @@ async fn workloads(
     } = kind;
     let all = cluster.workloads(what, kind.plural, namespace).await;
     let mut all = all.map_err(|error| error.to_string())?;
-    let text = |workload: &Value, path: &str| {
-        let text = workload.pointer(path).and_then(Value::as_str);
-        text.map(str::to_owned)
-    };
     all.retain(|workload| {
-        let is_named = text(workload, "/metadata/name");
+        let is_at = |path, name| workload.pointer(path).and_then(Value::as_str) == Some(name);
         match wanted {
-            Some(wanted) => is_named.as_deref() == Some(wanted),
-            None => {
-                is_named.as_deref() == Some(*name)
-                    || text(workload, LABEL).as_deref() == Some(*name)
-            }
+            Some(wanted) => is_at("/metadata/name", wanted),
+            None => is_at("/metadata/name", name) || is_at(LABEL, name),
         }
     });
     if all.is_empty() {

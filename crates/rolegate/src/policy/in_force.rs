@@ -15,7 +15,7 @@ use crate::deciding_flags::Deciding;
 use crate::flags::invalid;
 
 /// Flags that don't count beside a configuration.
-const OF_CONFIG: &[&str] = &[
+pub(super) const OF_CONFIG: &[&str] = &[
     "layer",
     "namespace_restrictions",
     "namespace_restriction_format",
