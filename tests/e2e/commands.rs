@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::request::Requests;
-use rolegate_testkit::{Cluster, Rolegate, TestPod, eventually};
+use rolegate_testkit::{Cluster, TestPod, eventually};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::admission::stage::{DEADLINE, Stage, deployment, pod, taken};
+use crate::policy_command::{Ran, run_as};
 
 /// Grants and a policy that is asked everywhere; the policy reads objects of the cluster.
 const RULES: &str = r#"
@@ -88,47 +89,6 @@ subjects: [{ kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:ser
 struct Site {
     stage: Stage,
     kubeconfig: PathBuf,
-}
-
-/// What a command has left.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn json(&self) -> anyhow::Result<Value> {
-        serde_json::from_str(&self.out).with_context(|| format!("{}{}", self.out, self.err))
-    }
-
-    /// The objects of a stream of YAML.
-    fn objects(&self) -> anyhow::Result<Vec<Value>> {
-        Ok(serde_saphyr::from_multiple(&self.out)?)
-    }
-
-    #[track_caller]
-    fn ended(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "{}{}", self.out, self.err);
-        self
-    }
-}
-
-/// Runs `rolegate policy` with a kubeconfig.
-async fn run_as(kubeconfig: &std::path::Path, arguments: &[&str]) -> anyhow::Result<Ran> {
-    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
-    let all: Vec<_> = ["policy"]
-        .iter()
-        .chain(arguments)
-        .chain([&kubeconfig.as_str()])
-        .copied()
-        .collect();
-    let output = Rolegate::output(&all).await?;
-    Ok(Ran {
-        code: output.status.code().context("killed")?,
-        out: String::from_utf8(output.stdout)?,
-        err: String::from_utf8(output.stderr)?,
-    })
 }
 
 impl Site {

@@ -21,6 +21,7 @@ mod loopback;
 mod memory;
 mod metrics;
 mod not_known;
+mod policy_command;
 mod redirect;
 mod sdk;
 mod shares;

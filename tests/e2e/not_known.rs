@@ -3,10 +3,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
-use rolegate_testkit::{Cluster, Rolegate, TestPod, eventually, repository};
+use rolegate_testkit::{Cluster, TestPod, eventually, repository};
 use serde_json::{Value, json};
 
+use crate::policy_command::{Ran, run_as};
 use crate::site::DEADLINE;
 
 const HOME: &str = "rolegate-system";
@@ -31,13 +31,6 @@ subjects: [{ kind: ServiceAccount, name: default, namespace: shop }]
 struct Stage {
     cluster: Cluster,
     kubeconfig: PathBuf,
-}
-
-/// What a command has left.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
 }
 
 impl Stage {
@@ -85,36 +78,6 @@ impl Stage {
         let pod = format!("pod/{pod}");
         let explain = ["explain", &pod, "-n", "shop", "-ojson"];
         self.run(&[&explain[..], flags].concat()).await
-    }
-}
-
-async fn run_as(kubeconfig: &std::path::Path, arguments: &[&str]) -> anyhow::Result<Ran> {
-    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
-    let all = [&["policy"][..], arguments, &[&kubeconfig]].concat();
-    let output = Rolegate::output(&all).await?;
-    Ok(Ran {
-        code: output.status.code().context("killed")?,
-        out: String::from_utf8(output.stdout)?,
-        err: String::from_utf8(output.stderr)?,
-    })
-}
-
-impl Ran {
-    #[track_caller]
-    fn ended(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "{}{}", self.out, self.err);
-        self
-    }
-
-    #[track_caller]
-    fn fails_for(self, why: &str) {
-        assert_eq!(self.code, 1, "{}{}", self.out, self.err);
-        assert!(self.err.contains(why), "{why}: {}", self.err);
-        assert_eq!(self.out, "");
-    }
-
-    fn json(&self) -> anyhow::Result<Value> {
-        serde_json::from_str(&self.out).with_context(|| self.err.clone())
     }
 }
 

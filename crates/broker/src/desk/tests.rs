@@ -426,44 +426,6 @@ fn threat_01_an_address_that_pods_of_two_nodes_claim_is_an_alarm_and_no_denial()
     assert!(bench.metric("broker_address_claimed_twice_total 2"));
 }
 
-#[tokio::test]
-async fn streams_that_come_and_go_hold_up_neither_pods_nor_rules() {
-    let mut bench = settled();
-    bench.apply(pod("gone", "node-1"));
-    bench.apply(pod("denied", "node-1"));
-    bench.apply(pod("thiefs", "node-2"));
-    let served = bench.serving("node-1", None);
-    assert_eq!(standing(&served, "denied"), "allowed");
-    let (orders, ordered) = mpsc::unbounded_channel();
-    let thief = feed("node-2", None);
-    for _ in 0..10_000 {
-        orders.send(Order::Join(thief.clone())).unwrap();
-        orders.send(Order::Begin(thief.clone())).unwrap();
-        orders.send(Order::Leave(thief.clone())).unwrap();
-    }
-    let (updates, updated) = mpsc::channel(2);
-    let gone = pod("gone", "node-1");
-    let gone = Update::Workloads(Change::Delete(gone));
-    updates.try_send(gone).unwrap();
-    updates.try_send(namespace(r#"["writer"]"#)).unwrap();
-    let (_reporter, reports) = mpsc::channel(1);
-    let (_learner, facts) = watch::channel(None);
-    let (_changer, sessions) = mpsc::unbounded_channel();
-    tokio::spawn(bench.desk.run(Sources {
-        updates: updated,
-        reports,
-        facts,
-        orders: ordered,
-        sessions,
-    }));
-    // One turn of the desk.
-    tokio::task::yield_now().await;
-    assert_eq!(standing(&served, "gone"), "unknown");
-    assert_eq!(standing(&served, "denied"), "denied");
-    // It has not got to all that streams ask.
-    assert!(Arc::strong_count(&thief) > 10_000);
-}
-
 #[test]
 fn a_pod_that_comes_after_the_last_one_left_reaches_the_nodes_stream() {
     let mut bench = settled();

@@ -1,4 +1,4 @@
-//! Streams that begin: the pods of their nodes are decided in portions.
+//! Streams that begin and end: the pods of their nodes are decided in portions, and hold up nothing else.
 
 use super::*;
 
@@ -10,6 +10,21 @@ fn name(number: usize) -> String {
 fn decided(feed: &Feed, pods: usize) -> usize {
     let known = |number: &usize| feed.resident(&name(*number)).is_some();
     (0..pods).filter(known).count()
+}
+
+/// Runs a desk with these updates and orders; its other sources stay open and say nothing.
+async fn run(desk: Desk, updates: mpsc::Receiver<Update>, orders: mpsc::UnboundedReceiver<Order>) {
+    let (_reporter, reports) = mpsc::channel(1);
+    let (_learner, facts) = watch::channel(None);
+    let (_changer, sessions) = mpsc::unbounded_channel();
+    let sources = Sources {
+        updates,
+        reports,
+        facts,
+        orders,
+        sessions,
+    };
+    desk.run(sources).await;
 }
 
 fn with_pods(mut bench: Bench, pods: usize) -> Bench {
@@ -122,16 +137,7 @@ async fn pods_of_other_nodes_get_their_change_while_a_stream_of_very_many_pods_b
     orders.send(Order::Join(huge.clone())).unwrap();
     orders.send(Order::Begin(huge.clone())).unwrap();
     let (updates, updated) = mpsc::channel(1);
-    let (_reporter, reports) = mpsc::channel(1);
-    let (_learner, facts) = watch::channel(None);
-    let (_changer, sessions) = mpsc::unbounded_channel();
-    tokio::spawn(bench.desk.run(Sources {
-        updates: updated,
-        reports,
-        facts,
-        orders: ordered,
-        sessions,
-    }));
+    tokio::spawn(run(bench.desk, updated, ordered));
     while !huge.has_news() {
         tokio::task::yield_now().await;
     }
@@ -150,4 +156,33 @@ async fn pods_of_other_nodes_get_their_change_while_a_stream_of_very_many_pods_b
     // It gets there all the same.
     huge.completed().await;
     assert_eq!(decided(&huge, PODS), PODS);
+}
+
+#[tokio::test]
+async fn streams_that_come_and_go_hold_up_neither_pods_nor_rules() {
+    let mut bench = settled();
+    bench.apply(pod("gone", "node-1"));
+    bench.apply(pod("denied", "node-1"));
+    bench.apply(pod("thiefs", "node-2"));
+    let served = bench.serving("node-1", None);
+    assert_eq!(standing(&served, "denied"), "allowed");
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let thief = feed("node-2", None);
+    for _ in 0..10_000 {
+        orders.send(Order::Join(thief.clone())).unwrap();
+        orders.send(Order::Begin(thief.clone())).unwrap();
+        orders.send(Order::Leave(thief.clone())).unwrap();
+    }
+    let (updates, updated) = mpsc::channel(2);
+    let gone = pod("gone", "node-1");
+    let gone = Update::Workloads(Change::Delete(gone));
+    updates.try_send(gone).unwrap();
+    updates.try_send(namespace(r#"["writer"]"#)).unwrap();
+    tokio::spawn(run(bench.desk, updated, ordered));
+    // One turn of the desk.
+    tokio::task::yield_now().await;
+    assert_eq!(standing(&served, "gone"), "unknown");
+    assert_eq!(standing(&served, "denied"), "denied");
+    // It has not got to all that streams ask.
+    assert!(Arc::strong_count(&thief) > 10_000);
 }
