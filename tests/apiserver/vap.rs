@@ -7,6 +7,7 @@ mod driver;
 use std::collections::{BTreeMap, BTreeSet};
 
 use http::{Method, StatusCode};
+use rolegate_api::{RoleGrant, RolegateConfig};
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, PERMITTED};
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig};
@@ -16,7 +17,6 @@ use rolegate_core::layer::Mode;
 use rolegate_core::namespace::{Namespace, NamespaceRules, rule_text};
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::selector::Selector;
-use rolegate_kube::crd::{RoleGrant, RolegateConfig};
 use rolegate_policy::vap::{Export, PARAMETERS, VapInput, export};
 use rolegate_testkit::cases::{Case, Cel, User, Verdict, World, load_all};
 use rolegate_testkit::{eventually, repository};

@@ -13,10 +13,10 @@ use rolegate_core::workload::Change;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::crd::{CONFIG_NAME, INSTALL, RolegateConfig};
 use crate::failure::Kind;
 use crate::watch::{Reporting, Source};
 use crate::watchdog::{Trouble, Watchdog};
+use rolegate_api::{CONFIG_NAME, INSTALL, RolegateConfig};
 
 /// The label of what is counted.
 const RESOURCE: &str = "rolegateconfigs";

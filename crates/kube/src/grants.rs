@@ -9,9 +9,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::crd::{INSTALL, LabelSelector, RoleGrant};
 use crate::watch::{Reporting, Source};
 use crate::watchdog::Watchdog;
+use rolegate_api::{INSTALL, LabelSelector, RoleGrant};
 
 /// Watches grants and sends what they are: a snapshot first and after each gap, changes between.
 /// One that can't be read is sent as such ([`Grant::unreadable`]), and grants nothing. Returns only

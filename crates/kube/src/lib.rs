@@ -10,7 +10,6 @@
 pub mod client;
 pub mod cluster_config;
 pub mod config_maps;
-pub mod crd;
 pub mod events;
 pub mod file;
 pub mod grants;

@@ -10,10 +10,10 @@ use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::crd::{
+use crate::failure::{Failure, Kind};
+use rolegate_api::{
     CONFIG_NAME, RoleGrant, RoleGrantStatus, RolegateConfig, RolegateConfigStatus, Status,
 };
-use crate::failure::{Failure, Kind};
 
 /// How long the API server may take for all of one status.
 const WRITE: Duration = Duration::from_secs(20);

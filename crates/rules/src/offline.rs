@@ -6,6 +6,7 @@ mod unused;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use rolegate_api::{RoleGrant, RolegateConfig};
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, PERMITTED};
 use rolegate_core::config::{DATA_LABEL, Modes, RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::grant::Grant;
@@ -16,7 +17,6 @@ use rolegate_core::rulebook::{ClusterConfig, Facts, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Workload};
 use rolegate_kube::config_maps::{self, ConfigMap};
-use rolegate_kube::crd::{RoleGrant, RolegateConfig};
 use rolegate_kube::replicated::Replicated;
 use rolegate_kube::{namespaces, workloads};
 use serde::de::DeserializeOwned;

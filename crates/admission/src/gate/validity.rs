@@ -1,10 +1,10 @@
 //! Grants and configurations that cannot be used: they are refused where they are written, with what is
 //! wrong, instead of being stored and granting nothing.
 
+use rolegate_api::{RoleGrant, RolegateConfig};
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::grant::{CompiledGrant, Grant};
-use rolegate_kube::crd::{RoleGrant, RolegateConfig};
 use serde_json::value::RawValue;
 
 use super::{Change, Judge};

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::Client;
+use rolegate_api::{CONFIG_NAME, Status};
 use rolegate_core::annotation;
 use rolegate_core::grant::GrantError;
 use rolegate_core::layer::{Mode, Verdict};
 use rolegate_core::rulebook::ClusterConfig;
 use rolegate_core::workload::{Phase, Workload};
-use rolegate_kube::crd::{CONFIG_NAME, Status};
 use rolegate_kube::events::{Eventer, RuleKind, RuleObject};
 use rolegate_kube::policy_status::write_policy_status;
 use rolegate_kube::status::{

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::cluster_config::{ConfigUse, watch_cluster_config};
 use crate::config_maps::{ConfigMap, watch_config_maps};
-use crate::crd::Status;
 use crate::events::eventer_as;
 use crate::grants::watch_grants;
 use crate::policy_status::{STATUS, write_policy_status};
 use crate::replicated::{Replicated, watch_replicated};
 use crate::status::{Written, write_config_status, write_grant_status};
+use rolegate_api::Status;
 
 use super::*;
 

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use rolegate_api::{
+    CONFIG_NAME, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
+    RolegateConfigSpec,
+};
 use rolegate_core::config::{RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::OwnRole;
 use rolegate_core::pattern::PatternFormat;
 use rolegate_kube::cluster_config::ConfigUse;
-use rolegate_kube::crd::{
-    CONFIG_NAME, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
-    RolegateConfigSpec,
-};
 use rolegate_policy::document;
 use rolegate_policy::text::plain;
 

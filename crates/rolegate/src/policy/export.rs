@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
+use rolegate_api::crds_yaml;
 use rolegate_core::config::RuleConfig;
-use rolegate_kube::crd::crds_yaml;
 use rolegate_policy::document;
 use rolegate_policy::vap::{VapInput, export};
 

@@ -4,9 +4,9 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::attribution::SessionDefaults;
-use super::condition::Condition;
-use super::demand;
+use crate::attribution::SessionDefaults;
+use crate::condition::Condition;
+use crate::demand;
 
 /// The configuration of the rules.
 #[derive(

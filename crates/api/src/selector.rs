@@ -7,7 +7,7 @@ use rolegate_core::selector::{Operator, Requirement, Selector};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::demand;
+use crate::demand;
 
 /// A label selector. All that it demands must hold.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

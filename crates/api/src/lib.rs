@@ -33,7 +33,7 @@ pub const VERSION: &str = "v1alpha1";
 /// The name that the one [`RolegateConfig`] of a cluster has.
 pub const CONFIG_NAME: &str = "cluster";
 /// What to do where the API server doesn't know them.
-pub(crate) const INSTALL: &str = "install deploy/crds.yaml";
+pub const INSTALL: &str = "install deploy/crds.yaml";
 
 /// The kind of the table of grants that ValidatingAdmissionPolicies read, and its plural.
 const TABLE_KIND: (&str, &str) = ("RoleGrantTable", "rolegranttables");

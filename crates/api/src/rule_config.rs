@@ -14,8 +14,8 @@ use rolegate_core::decision::OwnRole;
 use rolegate_core::layer::Mode;
 use rolegate_core::pattern::PatternFormat;
 
-use super::CONFIG_NAME;
-use super::rolegate_config::{
+use crate::CONFIG_NAME;
+use crate::rolegate_config::{
     LayerMode, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
     RolegateConfigSpec, WorkloadKind, Writers,
 };

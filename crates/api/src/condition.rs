@@ -54,7 +54,7 @@ pub struct Status {
 impl Status {
     /// The condition that says this. The time of the last change is kept from `before` where
     /// nothing but the words changed; `now` is RFC 3339.
-    pub(crate) fn condition(&self, before: &[Condition], now: &str) -> Condition {
+    pub fn condition(&self, before: &[Condition], now: &str) -> Condition {
         let status = if self.ready { READY } else { NOT_READY };
         let same = before
             .iter()

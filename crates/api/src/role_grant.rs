@@ -8,10 +8,10 @@ use rolegate_core::grant::{self, Grant};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
-use super::condition::Condition;
-use super::selector::LabelSelector;
-use super::{demand, text, texts};
+use crate::attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
+use crate::condition::Condition;
+use crate::selector::LabelSelector;
+use crate::{demand, text, texts};
 
 /// Which workloads may have which roles, and what their sessions are like.
 #[derive(
