@@ -442,10 +442,9 @@ fn following(
         let _end = cancel.drop_guard();
         let done = work();
         drop(_end);
-        let followed = follow
+        follow
             .join()
             .map_err(|_| anyhow::anyhow!("the follower panicked"))?;
-        followed?;
         done
     })
 }

@@ -25,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// How long flags go on counting after the kind was installed, so that kind and object can be applied one
 /// after the other without a moment in which everything is refused.
-const INSTALLATION: Duration = Duration::from_secs(600);
+pub const INSTALLATION: Duration = Duration::from_secs(600);
 
 /// Whether the cluster's configuration counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

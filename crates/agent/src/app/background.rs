@@ -14,7 +14,6 @@ use rolegate_runtime::readiness::{Condition, Readiness};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::redirect_check::RedirectCheck;
 use super::{RedirectOptions, TaskEnd, passing};
@@ -40,9 +39,7 @@ pub(super) async fn attachments(
     stop: CancellationToken,
 ) {
     // A request may wait for its pod's record, or for events to be read.
-    if let Err(error) = attachments.run(|| picture.touch(), stop).await {
-        warn!(%error, "the kernel's events cannot be followed: each new connection is looked at instead");
-    }
+    attachments.run(|| picture.touch(), stop).await;
 }
 
 /// Says in the readiness how old the picture is, once it is too old.

@@ -1,5 +1,6 @@
 //! Follows the kernel's events and the changes of the container runtime's records.
 
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{AttachmentError, Attachments, lock};
 use crate::netlink::readable;
@@ -16,32 +18,46 @@ use crate::netlink::readable;
 const BETWEEN_READINGS: Duration = Duration::from_millis(200);
 /// The least time between two looks at all addresses.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// The time between two tries to follow the kernel's events.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Attachments {
     /// Follows the kernel's events and the records until `cancel`, and calls `on_change` when a
     /// [`check`](Self::check) that had no place, or events left to read, may succeed. A check doesn't
     /// depend on this task: it reads what the kernel has reported itself.
     ///
-    /// # Errors
-    /// Returns an error if the kernel's events can't be followed.
-    pub async fn run(
-        &self,
-        on_change: impl Fn() + Send + Sync,
-        cancel: CancellationToken,
-    ) -> Result<(), AttachmentError> {
-        let events = readable(lock(&self.events).source().socket()?)?;
-        let all = async {
-            tokio::select! {
-                error = self.follow_events(events) => error,
-                error = self.follow_losses() => error,
-                () = self.follow_recoveries(&on_change) => Ok(()),
-                () = self.follow_records(&on_change) => Ok(()),
+    /// Where the kernel's events can't be followed, this reports it once and tries again: until then
+    /// each new connection is looked at instead.
+    pub async fn run(&self, on_change: impl Fn() + Send + Sync, cancel: CancellationToken) {
+        let kernel = async {
+            let mut is_reported = false;
+            loop {
+                let Err(error) = self.follow_kernel().await;
+                if !std::mem::replace(&mut is_reported, true) {
+                    warn!(%error, "the kernel's events cannot be followed: each new connection is looked at instead");
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        cancel.run_until_cancelled(all).await.unwrap_or(Ok(()))
+        let all = async {
+            tokio::select! {
+                () = kernel => {}
+                () = self.follow_recoveries(&on_change) => {}
+                () = self.follow_records(&on_change) => {}
+            }
+        };
+        cancel.run_until_cancelled(all).await;
     }
 
-    async fn follow_events(&self, events: AsyncFd<OwnedFd>) -> Result<(), AttachmentError> {
+    async fn follow_kernel(&self) -> Result<Infallible, AttachmentError> {
+        let events = readable(lock(&self.events).source().socket()?)?;
+        tokio::select! {
+            error = self.follow_events(events) => error,
+            error = self.follow_losses() => error,
+        }
+    }
+
+    async fn follow_events(&self, events: AsyncFd<OwnedFd>) -> Result<Infallible, AttachmentError> {
         loop {
             // Cleared first: what comes during the reading wakes this again.
             events.readable().await?.clear_ready();
@@ -51,7 +67,7 @@ impl Attachments {
         }
     }
 
-    async fn follow_losses(&self) -> Result<(), AttachmentError> {
+    async fn follow_losses(&self) -> Result<Infallible, AttachmentError> {
         loop {
             self.lost.notified().await;
             self.look_again()?;

@@ -69,7 +69,7 @@ async fn a_request_that_waits_for_events_to_be_read_is_woken() {
     };
     let run = attachments.run(wake, cancel.clone());
     let deadline = Duration::from_secs(60);
-    tokio::time::timeout(deadline, run).await.unwrap().unwrap();
+    tokio::time::timeout(deadline, run).await.unwrap();
     assert!(woken.into_inner());
 }
 

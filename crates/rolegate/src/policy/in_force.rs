@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use anyhow::bail;
 use rolegate_core::rulebook::ClusterConfig;
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::{ConfigUse, INSTALLATION};
 use rolegate_policy::basis::Source;
 use serde_json::Value;
 
@@ -163,7 +163,15 @@ impl FlagSources {
             (ConfigUse::Auto | ConfigUse::Required, None) => State::Missing(need),
             (ConfigUse::Off, _) => State::Flags,
         };
-        let unknown = self.unknown(state)?;
+        let mut unknown = self.unknown(state)?;
+        let is_auto = deciding.cluster_config == ConfigUse::Auto;
+        if is_auto && matches!(state, State::Missing(ConfigNeed::KindInstalled)) {
+            unknown.push(format!(
+                "agents that ran before the custom resource RolegateConfig was installed decide by their \
+                 flags for up to {} minutes after it, until there is an object",
+                INSTALLATION.as_secs() / 60
+            ));
+        }
         let given = |flag: &&&str| self.own.given.has(flag);
         let completing = COMPLETING.iter().map(|(flag, _)| flag);
         let of_rules = OF_CONFIG.iter().chain(ALWAYS).chain(completing);
@@ -377,6 +385,7 @@ mod tests {
             .in_force(None, ConfigNeed::KindInstalled)
             .unwrap();
         assert_eq!(found.source, Source::Missing);
+        assert!(found.unknown[0].contains("for up to 10 minutes"));
         // Unless they pass over it.
         let off = known(&["--cluster-config=off", "--layer=rego=audit"], &[]);
         let object = json!({"spec": {}});
