@@ -11,18 +11,18 @@ use crate::broker::authority::{Authority, HOST};
 use crate::rolegate::{Rolegate, free_address};
 use crate::stand_ins::{Addresses, BASE_ROLE_ARN, NODE, REGION};
 
-/// A ready agent; dropping it ends it.
+/// A ready agent. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Agent {
     process: Rolegate,
-    /// For its runtime folder.
+    /// The runtime directory.
     _folder: TempDir,
-    /// Where pods are answered.
+    /// The address for pods.
     pub(crate) pods: SocketAddr,
 }
 
 impl Agent {
-    /// Starts it, with Kubernetes and AWS, and waits until it is ready.
+    /// Starts it with Kubernetes and AWS, and waits until it is ready.
     pub(crate) fn start(
         binary: &Path,
         addresses: Addresses,
@@ -44,7 +44,7 @@ impl Agent {
         })
     }
 
-    /// Starts it with a broker and nothing else, and waits until it is ready.
+    /// Starts it with a broker only, and waits until it is ready.
     pub(crate) fn with_broker(
         binary: &Path,
         addresses: Addresses,
@@ -94,7 +94,7 @@ impl Agent {
         self.process.pid()
     }
 
-    /// From the start of the process until it was ready.
+    /// Returns the time from the start of the process until it was ready.
     pub(crate) fn took(&self) -> Duration {
         self.process.took
     }

@@ -1,11 +1,11 @@
-//! Brokers, with agents by the hundred in the load generator's process and real ones beside.
+//! Brokers, with hundreds of agents in the load generator's process, and real ones.
 
 pub(crate) mod agent;
 pub(crate) mod authority;
-mod board;
 pub(crate) mod calls;
 mod fleet;
 pub(crate) mod idle;
+mod observed;
 pub(crate) mod pods;
 mod process;
 pub(crate) mod scale;
@@ -14,8 +14,8 @@ mod service;
 use anyhow::Context;
 
 use self::authority::Authority;
-use self::board::Board;
 use self::fleet::Fleet;
+use self::observed::Observed;
 use self::process::Broker;
 use crate::stage::{Bench, NAMESPACE};
 use crate::stand_ins::{Order, Report, Roles, StandIns};
@@ -31,7 +31,8 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster of so many nodes with so many pods, and brokers that know them; no agent yet.
+    /// Creates a cluster with this many nodes and pods, and brokers that have loaded them, without
+    /// agents.
     fn new(
         bench: &Bench,
         (nodes, pods, brokers): (u32, u32, usize),
@@ -41,12 +42,12 @@ impl Cluster {
         let mut stand_ins = StandIns::start()?;
         stand_ins.order(&Order::Namespace(NAMESPACE.into()))?;
         let authority = Authority::new()?;
-        let board = Board::new(nodes, roles.clone());
+        let observed = Observed::new(nodes, roles.clone());
         let mut cluster = Self {
             stand_ins,
             authority,
             brokers: Vec::new(),
-            fleet: Fleet::new(board)?,
+            fleet: Fleet::new(observed)?,
             nodes,
             roles,
         };

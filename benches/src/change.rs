@@ -1,4 +1,4 @@
-//! How long a change of the rules takes to count at a door that knows many pods.
+//! The time until a rule change applies at an agent with many pods.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use rolegate_core::grant::{Grant, Subject};
 use serde_json::json;
 
-use crate::client::{self, Client, PATIENCE};
+use crate::client::{self, Client, RESPONSE_TIMEOUT};
 use crate::cluster;
 use crate::load;
 use crate::report::{Row, median, milliseconds};
@@ -14,12 +14,12 @@ use crate::stage::{Bench, NAMESPACE, Stage, credentials, pods};
 use crate::stand_ins::{BASE_ROLE_ARN, Order, Roles, role};
 
 const PODS: u32 = 50_000;
-/// Half of the pods share these roles, each by a grant. The others have a role and a service
-/// account each and no grant, so that no decision about them stands for another.
+/// Half of the pods share these roles, each with a grant. The others have their own role and
+/// service account and no grant, so that no decision applies to several of them.
 const SHARED: u32 = 500;
 const GRANTS: u32 = 1_000;
 const ROUNDS: usize = 9;
-/// How long answers are watched after the first by the new rules.
+/// The time for which responses are checked after the first by the new rules.
 const HOLD: Duration = Duration::from_millis(300);
 const ALLOWED: u16 = 200;
 const DENIED: u16 = 403;
@@ -62,7 +62,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let denied = median(rounds.iter().map(|(denied, _)| *denied));
     let allowed = median(rounds.iter().map(|(_, allowed)| *allowed));
     Ok(vec![Row {
-        what: "a grant is taken away, 50,000 pods known: until the door refuses",
+        what: "a grant is taken away, 50,000 pods known: until the agent refuses",
         target: "≤ 200 ms, and no answer by the old rules after it",
         measured: format!(
             "{denied:.1} ms (slowest of {ROUNDS}: {slowest:.1}; given again: {allowed:.1})"
@@ -77,7 +77,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     }])
 }
 
-/// The grant of a role that is shared.
+/// Returns the grant of a shared role.
 fn grant(number: u32) -> Grant {
     Grant {
         name: format!("grant-{number}").into(),
@@ -90,8 +90,8 @@ fn grant(number: u32) -> Grant {
     }
 }
 
-/// Changes the rules while the pod asks: the time from the order to the first answer by the new
-/// rules, after which there is none by the old ones.
+/// Changes the rules while the pod sends requests. Returns the time from the order to the first
+/// response by the new rules, after which there must be none by the old ones.
 fn change(
     stage: &mut Stage,
     client: &mut Client,
@@ -114,13 +114,13 @@ fn change(
     Ok(took)
 }
 
-/// Asks until the answer is `wanted`; until then it must be `other`.
+/// Sends requests until the status is `wanted`. Until then it must be `other`.
 fn until(client: &mut Client, wanted: u16, other: u16) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
         match ask(client)? {
             status if status == wanted => return Ok(()),
-            status if status == other && begun.elapsed() < PATIENCE => {}
+            status if status == other && begun.elapsed() < RESPONSE_TIMEOUT => {}
             status => bail!("answered {status} instead of {wanted}"),
         }
     }

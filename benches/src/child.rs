@@ -1,5 +1,5 @@
-//! A process of this program's own that is talked to in lines of JSON. It ends when its standard
-//! input does, so none outlives the one that started it.
+//! A helper process of this program that exchanges lines of JSON. It exits when its standard input
+//! is closed, so it never outlives its parent.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A running child; dropping it ends it.
+/// A running child. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Helper {
     child: Child,
@@ -50,7 +50,7 @@ impl Helper {
         Ok(serde_json::from_str(&line)?)
     }
 
-    /// Sends one line and reads the one that answers it.
+    /// Sends one line and reads the response.
     pub(crate) fn ask<T: DeserializeOwned>(&mut self, order: &impl Serialize) -> anyhow::Result<T> {
         self.tell(order)?;
         self.hear()
@@ -59,13 +59,13 @@ impl Helper {
 
 impl Drop for Helper {
     fn drop(&mut self) {
-        // Both fail only where it has ended already.
+        // Both fail only if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Writes one line of JSON at once.
+/// Writes and flushes one line of JSON.
 pub(crate) fn write_line(to: &mut impl Write, value: &impl Serialize) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');

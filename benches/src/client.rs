@@ -1,6 +1,6 @@
-//! One connection that sends the same ready-made request again and again, from an address of its
-//! own: to the agent, a pod. No more is done for an answer than to find its end and its status, so
-//! that little of the machine goes into asking.
+//! A connection that repeats the same prepared request, from its own address, which identifies a
+//! pod for the agent. It parses only the end and the status of a response, so that requests use
+//! little CPU time.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -13,11 +13,11 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::stand_ins::address;
 use crate::transport::{Tls, Transport};
 
-/// Room for an answer's head and body, bytes.
-const MOST_BYTES: usize = 16 * 1024;
-const MOST_HEADERS: usize = 32;
-/// Longest wait for any answer.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum size of a response's head and body, in bytes.
+const MAX_RESPONSE_BYTES: usize = 16 * 1024;
+const MAX_HEADERS: usize = 32;
+/// Timeout of a response.
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A keep-alive connection of one pod, or of the API server.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(crate) struct Client {
     pub(crate) begun: Instant,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug)]
 pub(crate) struct Answer<'a> {
     pub(crate) status: u16,
@@ -38,7 +38,7 @@ pub(crate) struct Answer<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// Opens `count` connections to `server`, shared out among `pods`.
+/// Opens `count` connections to `server`, distributed among `pods`.
 pub(crate) fn open(
     server: SocketAddr,
     pods: Range<u32>,
@@ -70,33 +70,33 @@ impl Client {
         let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec(), None)?;
         socket.bind(&SocketAddr::from((address(pod), 0)).into())?;
         socket
-            .connect_timeout(&SockAddr::from(server), PATIENCE)
+            .connect_timeout(&SockAddr::from(server), RESPONSE_TIMEOUT)
             .with_context(|| format!("cannot connect to {server}"))?;
         socket.set_tcp_nodelay(true)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
         Ok(Self {
             transport: Transport::new(socket.into(), tls)?,
             pod,
             request,
-            answer: vec![0; MOST_BYTES],
+            answer: vec![0; MAX_RESPONSE_BYTES],
             filled: 0,
             begun: Instant::now(),
         })
     }
 
-    /// Sends the request and forgets the last answer. The latency counts from `now`.
+    /// Sends the request and drops the last response. The latency counts from `now`.
     pub(crate) fn send(&mut self, now: Instant) -> anyhow::Result<()> {
         self.begun = now;
         self.filled = 0;
         self.transport.send(&self.request)
     }
 
-    /// Takes what has come; the status once the answer is whole.
+    /// Reads available data. Returns the status once the response is complete.
     pub(crate) fn receive(&mut self) -> anyhow::Result<Option<u16>> {
         let room = self.answer.get_mut(self.filled..).unwrap_or_default();
         ensure!(
             !room.is_empty(),
-            "an answer is longer than {MOST_BYTES} bytes"
+            "a response is longer than {MAX_RESPONSE_BYTES} bytes"
         );
         match self.transport.receive(room) {
             Ok(0) => bail!("the server closed a connection of pod {}", self.pod),
@@ -104,16 +104,16 @@ impl Client {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(error.into()),
         }
-        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         Ok(parse(self.received(), &mut headers)?.map(|(status, _)| status))
     }
 
-    /// The answer that came last, which must have this status.
+    /// Returns the last response, which must have this status.
     pub(crate) fn answered(&self, status: u16) -> anyhow::Result<Answer<'_>> {
         let answer = self.answer()?;
         ensure!(
             answer.status == status,
-            "pod {} was answered {} instead of {status}: {}",
+            "pod {} got status {} instead of {status}: {}",
             self.pod,
             answer.status,
             String::from_utf8_lossy(answer.body)
@@ -121,10 +121,11 @@ impl Client {
         Ok(answer)
     }
 
-    /// The answer that came last.
+    /// Returns the last response.
     pub(crate) fn answer(&self) -> anyhow::Result<Answer<'_>> {
-        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
-        let (status, body) = parse(self.received(), &mut headers)?.context("half an answer")?;
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let (status, body) =
+            parse(self.received(), &mut headers)?.context("incomplete response")?;
         Ok(Answer {
             status,
             headers: headers
@@ -141,7 +142,7 @@ impl Client {
     }
 }
 
-/// Status and place of the body of a whole answer.
+/// Parses the status and the position of the body of a complete response.
 fn parse<'a>(
     bytes: &'a [u8],
     headers: &mut [httparse::Header<'a>],
@@ -150,15 +151,18 @@ fn parse<'a>(
     let httparse::Status::Complete(head) = response.parse(bytes)? else {
         return Ok(None);
     };
-    let status = response.code.context("an answer without a status")?;
+    let status = response.code.context("a response without a status")?;
     let length: usize = response
         .headers
         .iter()
         .find(|header| header.name.eq_ignore_ascii_case("content-length"))
         .and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok())
-        .context("an answer without Content-Length")?;
+        .context("a response without Content-Length")?;
     let end = head.saturating_add(length);
-    ensure!(bytes.len() <= end, "more came than the answer says");
+    ensure!(
+        bytes.len() <= end,
+        "the response is longer than its Content-Length"
+    );
     Ok((bytes.len() == end).then_some((status, head..end)))
 }
 
@@ -167,7 +171,7 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> anyhow::Result<Option<(u16, Range<usize>)>> {
-        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         parse(text.as_bytes(), &mut headers)
     }
 

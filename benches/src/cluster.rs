@@ -1,4 +1,4 @@
-//! A cluster of many teams: each has a namespace, roles, and a grant that gives it these.
+//! A cluster with many teams. Each has a namespace, roles, and a grant of these roles.
 
 use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::selector::Selector;
@@ -11,30 +11,30 @@ pub(crate) const CONFIGS: &str = "rolegate.dev/v1alpha1/rolegateconfigs";
 pub(crate) const CONFIG_MAPS: &str = "v1/configmaps";
 pub(crate) const NAMESPACES: &str = "v1/namespaces";
 
-/// The service account that a team's pods have.
+/// The service account of a team's pods.
 pub(crate) const SERVICE_ACCOUNT: &str = "app";
-/// The label of a namespace that says whose it is.
+/// The label of a namespace with its team.
 const TEAM: &str = "team";
 
-/// How a grant is written.
+/// The form of a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// Role names to a namespace.
+    /// Role names for a namespace.
     Names,
-    /// Role names to a service account of a namespace.
+    /// Role names for a service account of a namespace.
     Account,
-    /// A role pattern to a namespace.
+    /// A role pattern for a namespace.
     Pattern,
-    /// A role pattern to namespaces with a label.
+    /// A role pattern for namespaces with a label.
     Selector,
-    /// A role pattern to any namespace.
+    /// A role pattern for any namespace.
     Anywhere,
-    /// A role pattern that begins with a star, to any namespace: no index helps.
+    /// A role pattern that starts with a star, for any namespace: no index helps.
     StarFirst,
 }
 
 impl Shape {
-    /// As grants of teams are written, one like the other.
+    /// Returns a realistic mix of forms by team.
     pub(crate) fn mixed(team: usize) -> Self {
         match team % 4 {
             0 => Self::Names,
@@ -45,22 +45,22 @@ impl Shape {
     }
 }
 
-/// The namespace of a team.
+/// Returns the namespace of a team.
 pub(crate) fn namespace(team: usize) -> String {
     format!("team-{team}")
 }
 
-/// A role of a team.
+/// Returns a role of a team.
 pub(crate) fn role(team: usize) -> String {
     format!("team-{team}-writer")
 }
 
-/// The label of a team's namespace.
+/// Returns the label of a team's namespace.
 pub(crate) fn label(team: usize) -> (&'static str, String) {
     (TEAM, format!("t{team}"))
 }
 
-/// The grant of a team.
+/// Returns the grant of a team.
 pub(crate) fn grant(team: usize, shape: Shape) -> Grant {
     let (namespaces, namespace_selector) = match shape {
         Shape::Names | Shape::Account | Shape::Pattern => (vec![namespace(team)], None),
@@ -91,12 +91,12 @@ pub(crate) fn grant(team: usize, shape: Shape) -> Grant {
     }
 }
 
-/// Creates or replaces these grants.
+/// Returns the order to create or replace these grants.
 pub(crate) fn put_grants(grants: impl IntoIterator<Item = Grant>) -> Order {
     put(GRANTS, grants.into_iter().map(|grant| grant_object(&grant)))
 }
 
-/// Creates or replaces objects of a resource.
+/// Returns the order to create or replace objects of a resource.
 pub(crate) fn put(resource: &str, objects: impl IntoIterator<Item = Value>) -> Order {
     Order::Put {
         resource: resource.to_owned(),
@@ -104,7 +104,7 @@ pub(crate) fn put(resource: &str, objects: impl IntoIterator<Item = Value>) -> O
     }
 }
 
-/// A grant as the API server has it.
+/// Returns a grant as an object of the API server.
 fn grant_object(grant: &Grant) -> Value {
     let subjects = grant.subjects.iter().map(|subject| {
         let mut object = json!({});
@@ -136,13 +136,13 @@ fn grant_object(grant: &Grant) -> Value {
     })
 }
 
-/// A team's namespace as the API server has it.
+/// Returns a team's namespace as an object of the API server.
 pub(crate) fn namespace_object(team: usize) -> Value {
     let (key, value) = label(team);
     named_namespace(&namespace(team), json!({key: value}))
 }
 
-/// A namespace with these labels, and with what every one has.
+/// Returns a namespace with these labels and those that every namespace has.
 pub(crate) fn named_namespace(name: &str, mut labels: Value) -> Value {
     if let Some(labels) = labels.as_object_mut() {
         labels.insert("kubernetes.io/metadata.name".into(), name.into());

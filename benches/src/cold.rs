@@ -1,5 +1,5 @@
-//! Pods that start all at once: they ask at the same instant at which the API server hears of
-//! them, while STS takes 50 ms for each call.
+//! Pods that start at the same time and send requests as soon as the API server has them, with a
+//! latency of 50 ms per STS call.
 
 use crate::client;
 use crate::load;
@@ -37,7 +37,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-/// One burst: calls of STS, the slowest answer and the middle one in milliseconds.
+/// One burst: the number of STS calls, and the slowest and median response in milliseconds.
 struct Burst {
     calls: usize,
     slowest: f64,
@@ -45,7 +45,7 @@ struct Burst {
 }
 
 impl Bench {
-    /// Bursts one after the other, each with pods, a namespace and roles that are new.
+    /// Sequential bursts, each with a new namespace, new pods and new roles.
     fn rounds(
         &self,
         name: &str,

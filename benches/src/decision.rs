@@ -1,4 +1,4 @@
-//! The decision alone, in this process.
+//! The decision function alone, in this process.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::decision::{Decision, RuleSet};
-use rolegate_core::key_values::KeyValues;
+use rolegate_core::labels::Labels;
 use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rulebook::{Facts, RuleBook, RuleUpdate};
+use rolegate_core::rule_set_builder::{Facts, RuleSetBuilder, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
-use rolegate_core::workload::{Change, Phase, Wish, Workload};
+use rolegate_core::workload::{Change, Phase, RoleRequest, Workload};
 
 use crate::cluster::{self, SERVICE_ACCOUNT, Shape};
 use crate::report::{Row, median, microseconds};
@@ -52,7 +52,7 @@ pub(crate) fn run(_: &Bench) -> anyhow::Result<Vec<Row>> {
     }])
 }
 
-/// The rules of a cluster whose teams' grants are of these shapes.
+/// Returns the rules of a cluster whose teams' grants have these shapes.
 fn rules(shape: impl Fn(usize) -> Shape) -> anyhow::Result<RuleSet> {
     let config = RuleConfig {
         base: Some(BaseArn::parse(BASE_ROLE_ARN)?),
@@ -63,7 +63,7 @@ fn rules(shape: impl Fn(usize) -> Shape) -> anyhow::Result<RuleSet> {
         },
         ..RuleConfig::default()
     };
-    let mut book = RuleBook::new(config, SessionScope::Workload, 3600);
+    let mut book = RuleSetBuilder::new(config, SessionScope::Workload, 3600);
     book.learn(Facts::default());
     let namespaces = (0..TEAMS).map(|team| Namespace {
         name: cluster::namespace(team).into(),
@@ -78,7 +78,7 @@ fn rules(shape: impl Fn(usize) -> Shape) -> anyhow::Result<RuleSet> {
     Ok(book.rule_set())
 }
 
-/// A pod of a team that wants a role of a team.
+/// Returns a pod of a team that requests a role of a team.
 fn pod(team: usize, of: usize) -> Workload {
     Workload {
         namespace: cluster::namespace(team).into(),
@@ -90,22 +90,22 @@ fn pod(team: usize, of: usize) -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: Wish {
+        wish: RoleRequest {
             role: Some(cluster::role(of).into()),
-            ..Wish::default()
+            ..RoleRequest::default()
         },
-        labels: KeyValues::default(),
-        annotations: KeyValues::default(),
+        labels: Labels::default(),
+        annotations: Labels::default(),
     }
 }
 
-/// Microseconds for each decision, the median of batches, all of which must be `allowed`.
+/// Returns the microseconds per decision, the median of batches, all of which must be `allowed`.
 fn each(rules: &RuleSet, pods: &[Workload], allowed: bool) -> anyhow::Result<f64> {
     for pod in pods {
         let decision = rules.decide(pod, NOW);
         ensure!(
             matches!(decision, Decision::Allow { .. }) == allowed,
-            "pod {} was decided wrongly: {decision:?}",
+            "wrong decision for pod {}: {decision:?}",
             pod.name
         );
     }

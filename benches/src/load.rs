@@ -1,5 +1,4 @@
-//! The load generator: one thread, whatever is asked, so that two servers that are compared are
-//! asked with the same power.
+//! The load generator: always one thread, so that compared servers get the same client power.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,28 +7,28 @@ use anyhow::{Context, ensure};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 
-use crate::client::{Client, PATIENCE};
+use crate::client::{Client, RESPONSE_TIMEOUT};
 use crate::proc;
 
-/// Events taken from the kernel at once.
+/// Maximum number of kernel events to read at once.
 const BATCH: usize = 256;
 
-/// A closed loop: as soon as an answer is there, the connection that waited longest asks.
+/// A closed loop: after each response, the connection that has waited longest sends a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Closed {
     /// Requests in flight.
     pub(crate) in_flight: usize,
-    /// Not measured.
+    /// The time before the measurement.
     pub(crate) warm_up: Duration,
-    /// Measured.
+    /// The time of the measurement.
     pub(crate) duration: Duration,
-    /// The only right status.
+    /// The only valid status.
     pub(crate) status: u16,
     /// The server's process.
     pub(crate) pid: u32,
 }
 
-/// What was measured.
+/// The measurements.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) wall: Duration,
@@ -38,7 +37,7 @@ pub(crate) struct Run {
     pub(crate) samples: Vec<Sample>,
 }
 
-/// One request, from the start of the run.
+/// One request; times are relative to the start of the run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) begun: Duration,
@@ -60,7 +59,7 @@ impl Run {
     }
 }
 
-/// Latencies in order.
+/// Sorted latencies.
 #[derive(Debug)]
 pub(crate) struct Latencies(Vec<Duration>);
 
@@ -71,7 +70,7 @@ impl Latencies {
         Self(latencies)
     }
 
-    /// The latency that this part of the requests (0 to 1) did not exceed.
+    /// Returns the latency at this quantile (0 to 1).
     pub(crate) fn at(&self, part: f64) -> Duration {
         let rank = (part * self.0.len() as f64).ceil() as usize;
         let index = rank.saturating_sub(1);
@@ -83,7 +82,7 @@ impl Latencies {
     }
 }
 
-/// Asks on these connections in a closed loop.
+/// Sends requests on these connections in a closed loop.
 pub(crate) fn closed(clients: &mut [Client], load: Closed) -> anyhow::Result<Run> {
     let mut poller = Poller::new(clients)?;
     let mut idle: VecDeque<usize> = (0..clients.len()).collect();
@@ -131,12 +130,12 @@ pub(crate) fn closed(clients: &mut [Client], load: Closed) -> anyhow::Result<Run
         }
     }
     let (wall, cpu) = measured.context("the load ended early")?;
-    ensure!(!samples.is_empty(), "no request was answered");
+    ensure!(!samples.is_empty(), "no request got a response");
     Ok(Run { wall, cpu, samples })
 }
 
-/// Asks once on each connection, all at one instant, after `release`. The latencies count from
-/// that instant and are in the order of the connections, where each keeps its answer.
+/// Sends one request on each connection at the same time, after `release`. Latencies count from
+/// that time, in the order of the connections, which keep their responses.
 pub(crate) fn burst(
     clients: &mut [Client],
     release: impl FnOnce() -> anyhow::Result<()>,
@@ -177,13 +176,13 @@ impl Poller {
         })
     }
 
-    /// The connections that something has come on.
+    /// Returns the readable connections.
     fn wait(&mut self) -> anyhow::Result<impl Iterator<Item = usize> + '_> {
-        let patience = Timespec::try_from(PATIENCE)?;
+        let timeout = Timespec::try_from(RESPONSE_TIMEOUT)?;
         self.events.clear();
         let room = rustix::buffer::spare_capacity(&mut self.events);
-        let count = epoll::wait(&self.epoll, room, Some(&patience))?;
-        ensure!(count > 0, "no answer came for {PATIENCE:?}");
+        let count = epoll::wait(&self.epoll, room, Some(&timeout))?;
+        ensure!(count > 0, "no response for {RESPONSE_TIMEOUT:?}");
         Ok(self.events.iter().map(|event| event.data.u64() as usize))
     }
 }
@@ -191,7 +190,7 @@ impl Poller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bare::{self, Fixed};
+    use crate::baseline::{self, Fixed};
     use crate::client;
 
     #[test]
@@ -211,7 +210,7 @@ mod tests {
             headers: vec![("x-who".into(), "bare".into())],
             body: "nobody".into(),
         };
-        let server = runtime.block_on(bare::listen(answer)).unwrap();
+        let server = runtime.block_on(baseline::listen(answer)).unwrap();
         let mut clients = client::open(server, 0..2, 3, |_| "/".into()).unwrap();
         assert!(burst(&mut clients, || Ok(())).unwrap().slowest() > Duration::ZERO);
         let last = clients[2].answered(404).unwrap();

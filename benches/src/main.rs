@@ -1,12 +1,14 @@
-//! Measures the release binary against the numbers that docs/benchmarks.md promises.
+//! Measures the release binary against the targets in docs/benchmarks.md.
 //!
 //! Everything runs on loopback: stand-ins for AWS and Kubernetes in one process, the agent, the
-//! broker or the admission webhook in another, the load generator in this one. Absolute times depend on the machine; the ratios to a
-//! bare hyper server that sends the same bytes in the same minute don't, or little. A missed number
-//! is shown; a wrong answer makes the run fail.
+//! broker or the admission webhook in another, the load generator in this one. Absolute times
+//! depend on the machine. Ratios to a baseline hyper server that sends the same bytes in the same
+//! minute depend on it little or not at all. A missed target is reported; a wrong response fails
+//! the run.
 
+mod admission;
 mod agent;
-mod bare;
+mod baseline;
 mod broker;
 mod change;
 mod child;
@@ -14,9 +16,9 @@ mod client;
 mod cluster;
 mod cold;
 mod decision;
-mod gate;
 mod load;
 mod memory;
+mod passthrough;
 mod proc;
 mod refusals;
 mod report;
@@ -25,7 +27,6 @@ mod rolegate;
 mod stage;
 mod stand_ins;
 mod start;
-mod through;
 mod transport;
 mod warm;
 mod webhook;
@@ -40,32 +41,32 @@ use clap::{Parser, Subcommand};
 use crate::report::{Results, Row};
 use crate::stage::Bench;
 
-/// Most threads that the agent takes by itself.
-const MOST_THREADS: usize = 4;
+/// Maximum number of threads that the agent uses by default.
+const MAX_THREADS: usize = 4;
 
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Process>,
-    /// The rolegate binary; by default the one beside this program
+    /// The rolegate binary [default: the one next to this program]
     #[arg(long, value_name = "FILE")]
     rolegate: Option<PathBuf>,
-    /// Where the results are written as JSON, besides standard output
+    /// File for the results as JSON, in addition to standard output
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Measure these only
+    /// Run only these benchmarks
     #[arg(long, value_name = "PART", value_parser = PARTS.map(|(name, _)| name))]
     only: Vec<String>,
 }
 
-/// The processes that this program starts of itself.
+/// The helper processes of this program.
 #[derive(Debug, Subcommand)]
 enum Process {
     #[command(hide = true)]
     StandIns,
     #[command(hide = true)]
-    Bare { threads: usize },
-    /// Run a cluster of 1,000 nodes with three brokers, of which one is killed
+    Baseline { threads: usize },
+    /// Run a cluster of 1,000 nodes with three brokers, one of which is killed
     Scale,
 }
 
@@ -75,13 +76,13 @@ const SCALE: [Part; 1] = [("scale", broker::scale::run)];
 
 const PARTS: [Part; 14] = [
     ("warm", warm::run),
-    ("through", through::run),
+    ("through", passthrough::run),
     ("cold", cold::run),
     ("start", start::run),
     ("refusals", refusals::run),
     ("memory", memory::run),
-    ("admission", gate::grants),
-    ("rego", gate::rego),
+    ("admission", admission::grants),
+    ("rego", admission::rego),
     ("change", change::run),
     ("decision", decision::run),
     ("broker-pods", broker::pods::run),
@@ -94,7 +95,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     match arguments.command {
         Some(Process::StandIns) => stand_ins::run().map(|()| ExitCode::SUCCESS),
-        Some(Process::Bare { threads }) => bare::run(threads).map(|()| ExitCode::SUCCESS),
+        Some(Process::Baseline { threads }) => baseline::run(threads).map(|()| ExitCode::SUCCESS),
         Some(Process::Scale) => measure(&arguments, &SCALE),
         None => measure(&arguments, &PARTS),
     }
@@ -107,7 +108,7 @@ fn measure(arguments: &Arguments, parts: &[Part]) -> anyhow::Result<ExitCode> {
             Some(path) => path.clone(),
             None => std::env::current_exe()?.with_file_name("rolegate"),
         },
-        threads: processors.min(MOST_THREADS),
+        threads: processors.min(MAX_THREADS),
     };
     let mut results = Results {
         processors,

@@ -1,17 +1,17 @@
-//! What a process has used, as Linux counts it.
+//! A process's resource usage, as counted by Linux.
 
 use std::time::Duration;
 
 use anyhow::Context;
 
-/// In which `/proc` counts CPU time: 10 ms, on all architectures that Linux has today.
+/// The unit of CPU time in `/proc`: 10 ms on all current architectures.
 const TICK: Duration = Duration::from_millis(10);
 const KIB: u64 = 1024;
 
-/// User and system time of all threads since the start.
+/// Returns user and system time of all threads since the start.
 pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in the second field may hold anything, spaces and parentheses too.
+    // The name in the second field may contain anything, including spaces and parentheses.
     let (_, fields) = stat
         .rsplit_once(')')
         .context("/proc/PID/stat has no name")?;
@@ -24,14 +24,14 @@ pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
     Ok(TICK * ticks)
 }
 
-/// Resident memory, bytes.
+/// Resident memory, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     pub(crate) now: u64,
     pub(crate) peak: u64,
 }
 
-/// Resident memory of a process, now and at its most.
+/// Returns the resident memory of a process, current and peak.
 pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name| {

@@ -1,4 +1,4 @@
-//! Pods that get nothing: of a role that STS refuses, and of one that no pod may have.
+//! Pods without credentials: with a role that STS refuses, and with a reserved role.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     Ok(vec![failing(bench)?, denied(bench)?])
 }
 
-/// The pod asks from the instant on at which the API server hears of it.
+/// The pod sends requests from its creation on.
 fn failing(bench: &Bench) -> anyhow::Result<Row> {
     let mut stage = bench.stage(&[Order::Refuse(REFUSED_ROLE.into())], &[])?;
     let path = |_| credentials_of(REFUSED_ROLE);
@@ -37,7 +37,7 @@ fn failing(bench: &Bench) -> anyhow::Result<Row> {
     let first = ends.min().unwrap_or_default();
     let later = run.samples.iter().filter(|sample| sample.begun >= first);
     let later = Latencies::new(later.map(|sample| sample.took));
-    // One in a thousand may meet whatever else the machine does: it is kept busy here.
+    // One in a thousand may be delayed by other load on the machine.
     let (p999, slowest) = (milliseconds(later.at(0.999)), milliseconds(later.slowest()));
     Ok(Row {
         what: "a role that STS refuses, 16 in flight for 3 s",
@@ -55,7 +55,7 @@ fn failing(bench: &Bench) -> anyhow::Result<Row> {
     })
 }
 
-/// The first denial of a pod is measured too: it is the one that is logged and told.
+/// The first denial of a pod is measured too: it is logged and reported as an Event.
 fn denied(bench: &Bench) -> anyhow::Result<Row> {
     let pod = pods(NAMESPACE, 0, 1, Roles::Same(NODE_ROLE.into()));
     let stage = bench.stage(&[pod], &[])?;

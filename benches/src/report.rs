@@ -1,4 +1,4 @@
-//! The results: a table for people, JSON for machines.
+//! The results: a table for people, JSON for programs.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -6,29 +6,29 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// One promised number and what was measured.
+/// A target and the measured value.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) what: &'static str,
     pub(crate) target: &'static str,
     pub(crate) measured: String,
     pub(crate) met: bool,
-    /// All that was measured, with the unit in the name.
+    /// All measured values, with the unit in the name.
     pub(crate) values: BTreeMap<&'static str, f64>,
 }
 
-/// All rows, and where they were measured.
+/// All rows, and the machine.
 #[derive(Debug, Serialize)]
 pub(crate) struct Results {
     pub(crate) processors: usize,
     pub(crate) threads: usize,
     pub(crate) rows: Vec<Row>,
-    /// What could not be measured, since an answer was wrong.
+    /// Benchmarks that failed because of a wrong response.
     pub(crate) failed: Vec<String>,
 }
 
 impl Results {
-    /// The table, then one line of JSON.
+    /// Writes the table, then one line of JSON.
     pub(crate) fn write(&self, to: &mut impl Write) -> anyhow::Result<()> {
         let table: Vec<[&str; 4]> = self
             .rows
@@ -65,7 +65,7 @@ impl Results {
     }
 }
 
-/// The median; 0 of nothing.
+/// Returns the median, or 0 without values.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.into_iter().collect();
     values.sort_unstable_by(f64::total_cmp);

@@ -1,9 +1,9 @@
-//! What the API server asks a webhook: AdmissionReviews of about 4 KB.
+//! Requests of the API server to a webhook: AdmissionReviews of about 4 KB.
 
 use serde_json::{Value, json};
 
-/// The review of a new Deployment as people write them: two containers with their probes,
-/// variables and limits, whose pods are to have `role`.
+/// Returns the review of a new, realistic Deployment: two containers with probes, variables and
+/// limits, whose pods have `role`.
 pub(crate) fn deployment(namespace: &str, service_account: &str, role: &str) -> Value {
     let name = "checkout";
     let labels = json!({

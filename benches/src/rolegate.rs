@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// Longest wait for it to become ready.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout until it is ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A ready process; dropping it ends it.
+/// A ready process. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Rolegate {
     child: Child,
     log: File,
-    /// From the start of the process until it was ready.
+    /// The time from the start of the process until it was ready.
     pub(crate) took: Duration,
 }
 
 impl Rolegate {
-    /// Starts it and waits until it is ready, which it tells at `admin`.
+    /// Starts it and waits until `admin` reports that it is ready.
     pub(crate) fn start(command: &mut Command, admin: SocketAddr) -> anyhow::Result<Self> {
         let log = tempfile::tempfile()?;
         command
@@ -42,9 +42,9 @@ impl Rolegate {
             if let Some(status) = process.child.try_wait()? {
                 bail!("rolegate ended ({status}):\n{}", process.log()?);
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > READY_TIMEOUT {
                 bail!(
-                    "rolegate is not ready after {PATIENCE:?}:\n{}",
+                    "rolegate is not ready after {READY_TIMEOUT:?}:\n{}",
                     process.log()?
                 );
             }
@@ -68,13 +68,13 @@ impl Rolegate {
 
 impl Drop for Rolegate {
     fn drop(&mut self) {
-        // Both fail only where it has ended already.
+        // Both fail only if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A loopback address whose port nobody has, on any address.
+/// Returns a loopback address with an unused port.
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))
         .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
@@ -85,12 +85,12 @@ pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
 fn is_ready(admin: SocketAddr) -> bool {
     let ask = || {
         let mut stream = TcpStream::connect(admin)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(READY_TIMEOUT))?;
         stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut status = [0; 12];
         stream.read_exact(&mut status)?;
         std::io::Result::Ok(status.ends_with(b" 200"))
     };
-    // Not listening yet is not ready.
+    // Not listening yet counts as not ready.
     ask().unwrap_or(false)
 }

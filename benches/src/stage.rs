@@ -1,4 +1,4 @@
-//! A node in miniature: the stand-ins, some pods, and the agent among them.
+//! A miniature node: the stand-ins, some pods, and the agent.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,17 +9,17 @@ use crate::agent::Agent;
 use crate::client::{self, Client};
 use crate::stand_ins::{NODE, Order, Report, Roles, StandIns, role};
 
-/// The namespace of pods that need none of their own.
+/// The namespace of pods that do not need their own.
 pub(crate) const NAMESPACE: &str = "default";
 const PAUSE: Duration = Duration::from_millis(2);
-const PATIENCE: Duration = Duration::from_secs(10);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What all stages need.
+/// The settings of all benchmarks.
 #[derive(Debug)]
 pub(crate) struct Bench {
     /// The release binary.
     pub(crate) rolegate: PathBuf,
-    /// Threads of the agent, and so of what it is compared with.
+    /// The number of threads of the agent and of the servers that it is compared with.
     pub(crate) threads: usize,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Stage {
     pub(crate) agent: Agent,
 }
 
-/// Pods of the measured node, from number `first`.
+/// Returns pods of the measured node, from number `first`.
 pub(crate) fn pods(namespace: &str, first: u32, count: u32, roles: Roles) -> Order {
     Order::Pods {
         namespace: namespace.into(),
@@ -41,18 +41,18 @@ pub(crate) fn pods(namespace: &str, first: u32, count: u32, roles: Roles) -> Ord
     }
 }
 
-/// The path at which a pod gets the credentials of its own role.
+/// Returns the path of the credentials of a pod's own role.
 pub(crate) fn credentials(pod: u32) -> String {
     credentials_of(&role(pod))
 }
 
-/// The path at which a role's credentials are.
+/// Returns the path of a role's credentials.
 pub(crate) fn credentials_of(role: &str) -> String {
     format!("/latest/meta-data/iam/security-credentials/{role}")
 }
 
 impl Bench {
-    /// Starts the agent where these orders are carried out already.
+    /// Starts the agent after these orders have been executed.
     pub(crate) fn stage(&self, orders: &[Order], further: &[&str]) -> anyhow::Result<Stage> {
         let mut stand_ins = StandIns::start()?;
         stand_ins.order(&Order::Namespace(NAMESPACE.into()))?;
@@ -65,7 +65,7 @@ impl Bench {
 }
 
 impl Stage {
-    /// Waits until STS has given these many roles' sessions and nobody waits for one.
+    /// Waits until STS has issued sessions for this many roles and no call is in flight.
     pub(crate) fn settle(&mut self, roles: usize) -> anyhow::Result<Report> {
         let begun = Instant::now();
         loop {
@@ -74,15 +74,15 @@ impl Stage {
                 return Ok(report);
             }
             ensure!(
-                begun.elapsed() < PATIENCE,
-                "the agent has asked STS for {} of {roles} roles after {PATIENCE:?}",
+                begun.elapsed() < SETTLE_TIMEOUT,
+                "the agent has requested {} of {roles} roles from STS after {SETTLE_TIMEOUT:?}",
                 report.roles
             );
             std::thread::sleep(PAUSE);
         }
     }
 
-    /// Opens a connection from each of the pods, to the credentials of its own role.
+    /// Opens a connection from each of the pods, for the credentials of its own role.
     pub(crate) fn clients(&self, first: u32, count: u32) -> anyhow::Result<Vec<Client>> {
         let connections = usize::try_from(count)?;
         client::open(

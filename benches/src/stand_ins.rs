@@ -1,5 +1,5 @@
-//! The stand-ins for AWS and Kubernetes in a process of their own, so that what the agent's
-//! process uses is the agent's.
+//! The stand-ins for AWS and Kubernetes in their own process, so that the agent's resource usage is
+//! its own.
 
 use std::collections::HashSet;
 use std::io::BufRead;
@@ -14,38 +14,38 @@ use serde_json::Value;
 
 use crate::child::{Helper, write_line};
 
-/// What each call to STS takes.
+/// Latency of each call to STS.
 pub(crate) const STS_LATENCY: Duration = Duration::from_millis(50);
-/// What completes the pods' bare role names.
+/// The base ARN of the pods' bare role names.
 pub(crate) const BASE_ROLE_ARN: &str = "arn:aws:iam::123456789012:role/";
 pub(crate) const REGION: &str = "us-east-1";
-/// The role of the node itself, which no pod may have.
+/// The role of the node, which no pod may have.
 pub(crate) const NODE_ROLE: &str = "node";
-/// The node that is measured.
+/// The measured node.
 pub(crate) const NODE: &str = "node-0";
 
-/// The address of a pod by its number, which its connections come from.
+/// Returns the address of a pod by its number, from which its connections come.
 pub(crate) fn address(pod: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 1).to_bits() + pod)
 }
 
-/// Which roles pods are annotated with.
+/// The roles in the pods' annotations.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Roles {
-    /// Each pod with one of its own: [`role`] by its number.
+    /// Each pod has its own: [`role`] by its number.
     OneEach,
-    /// All with this one, and of one service account.
+    /// All pods have this one and one service account.
     Same(String),
-    /// Each with one of so many, and of a service account that is named like it.
+    /// Each pod has one of this many, and a service account with the same name.
     Among(u32),
 }
 
-/// The name of a pod's own role.
+/// Returns the name of a pod's own role.
 pub(crate) fn role(pod: u32) -> String {
     format!("role-{pod}")
 }
 
-/// The name of the role that a pod is annotated with.
+/// Returns the name of the role in a pod's annotation.
 pub(crate) fn role_of(pod: u32, roles: &Roles) -> String {
     match roles {
         Roles::OneEach => role(pod),
@@ -54,10 +54,10 @@ pub(crate) fn role_of(pod: u32, roles: &Roles) -> String {
     }
 }
 
-/// What the process does when told so.
+/// An order to the process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Creates pods of these numbers. Before pods, their namespace.
+    /// Creates pods with these numbers. Their namespace must exist.
     Pods {
         namespace: String,
         node: String,
@@ -65,7 +65,7 @@ pub(crate) enum Order {
         count: u32,
         roles: Roles,
     },
-    /// Creates pods of these numbers, number `n` on `node-` and `n % nodes`.
+    /// Creates pods with these numbers, number `n` on `node-` and `n % nodes`.
     Spread {
         namespace: String,
         nodes: u32,
@@ -73,7 +73,7 @@ pub(crate) enum Order {
         count: u32,
         roles: Roles,
     },
-    /// Deletes pods of these numbers.
+    /// Deletes pods with these numbers.
     Gone {
         namespace: String,
         first: u32,
@@ -86,28 +86,28 @@ pub(crate) enum Order {
         resource: String,
         objects: Vec<Value>,
     },
-    /// Deletes an object of a resource that has no namespaces.
+    /// Deletes a cluster-scoped object.
     Delete { resource: String, name: String },
-    /// Makes the role's trust policy refuse everybody.
+    /// Makes the role's trust policy deny all callers.
     Refuse(String),
-    /// Only answers.
+    /// Only reports.
     Report,
 }
 
-/// The answer to each order.
+/// The response to each order.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Calls of `AssumeRole` until now.
+    /// The number of calls of `AssumeRole` so far.
     pub(crate) calls: usize,
-    /// Calls of all kinds until now, of which [`Report::calls`] counts the last thousands only.
+    /// The number of calls of all kinds so far. [`Report::calls`] counts only the last thousands.
     pub(crate) total: u64,
-    /// Calls that are being answered.
+    /// The number of calls in flight.
     pub(crate) in_flight: usize,
-    /// Different roles asked for until now.
+    /// The number of different roles requested so far.
     pub(crate) roles: usize,
 }
 
-/// Where the stand-ins listen.
+/// The addresses of the stand-ins.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Addresses {
     pub(crate) api: SocketAddr,
@@ -129,12 +129,12 @@ impl StandIns {
         Ok(Self { helper, addresses })
     }
 
-    /// Gives an order and waits until it is carried out.
+    /// Sends an order and waits until it has been executed.
     pub(crate) fn order(&mut self, order: &Order) -> anyhow::Result<Report> {
         self.helper.ask(order)
     }
 
-    /// Gives an order; [`done`](Self::done) waits for it.
+    /// Sends an order. [`done`](Self::done) waits for it.
     pub(crate) fn begin(&mut self, order: &Order) -> anyhow::Result<()> {
         self.helper.tell(order)
     }
@@ -143,13 +143,13 @@ impl StandIns {
         self.helper.hear()
     }
 
-    /// What STS was asked until now.
+    /// Returns STS's statistics so far.
     pub(crate) fn report(&mut self) -> anyhow::Result<Report> {
         self.order(&Order::Report)
     }
 }
 
-/// Serves until standard input ends.
+/// Serves until standard input is closed.
 pub(crate) fn run() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -1,4 +1,4 @@
-//! The start of an agent on a node that has its pods already.
+//! The start of an agent on a node with existing pods.
 
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,14 @@ use crate::stand_ins::{Roles, STS_LATENCY};
 const PODS: u32 = 110;
 const STARTS: usize = 5;
 
-/// One start, milliseconds.
+/// One start, in milliseconds.
 struct Start {
     ready: f64,
-    /// From ready until the last session was there, which nobody had asked for.
+    /// The time from ready until the last prefetched session.
     prefetched: f64,
-    /// The slowest of all pods' first answers after that.
+    /// The slowest of all pods' first responses after that.
     slowest: f64,
-    /// Calls of STS for those answers.
+    /// The number of STS calls for those responses.
     calls: usize,
 }
 
@@ -62,7 +62,7 @@ fn start(bench: &Bench) -> anyhow::Result<Start> {
     let ready = Instant::now();
     let before = stage.settle(usize::try_from(PODS)?)?.calls;
     let prefetched = ready.elapsed();
-    // STS has answered; the agent may be about to read the last answer.
+    // STS has responded; the agent may not have read the last response yet.
     std::thread::sleep(Duration::from_millis(20));
     let mut clients = stage.clients(0, PODS)?;
     let latencies = load::burst(&mut clients, || Ok(()))?;
@@ -75,7 +75,7 @@ fn start(bench: &Bench) -> anyhow::Result<Start> {
     })
 }
 
-/// The slowest answer where all pods ask as soon as the agent is ready.
+/// Returns the slowest response if all pods send requests as soon as the agent is ready.
 fn at_once(bench: &Bench) -> anyhow::Result<Duration> {
     let stage = bench.stage(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &[])?;
     let mut clients = stage.clients(0, PODS)?;

@@ -1,4 +1,4 @@
-//! What a connection of the load generator goes over: TCP, or TLS on it.
+//! The transport of the load generator's connections: TCP, or TLS over TCP.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-/// How TLS is begun, shared by all connections to a server.
+/// The TLS client configuration, shared by all connections to a server.
 #[derive(Debug, Clone)]
 pub(crate) struct Tls {
     config: Arc<ClientConfig>,
@@ -20,7 +20,7 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Trusts the certificate in this PEM file and nothing else.
+    /// Trusts only the certificate in this PEM file.
     pub(crate) fn trusting(certificate: &Path, server: &str) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(certificate)?)?;
@@ -35,7 +35,7 @@ impl Tls {
     }
 }
 
-/// A connection that does not block.
+/// A non-blocking connection.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Plain(TcpStream),
@@ -43,7 +43,7 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// Shakes hands where there is TLS, on a socket that still blocks.
+    /// Performs the TLS handshake, if any, on a socket that is still blocking.
     pub(crate) fn new(mut socket: TcpStream, tls: Option<&Tls>) -> anyhow::Result<Self> {
         let Some(tls) = tls else {
             socket.set_nonblocking(true)?;
@@ -59,7 +59,7 @@ impl Transport {
         Ok(Self::Tls(Box::new((connection, socket))))
     }
 
-    /// Sends all of a message, which must fit into the socket.
+    /// Sends a complete message, which must fit into the socket's buffer.
     pub(crate) fn send(&mut self, message: &[u8]) -> anyhow::Result<()> {
         let fits = match self {
             Self::Plain(socket) => socket.write(message)? == message.len(),
@@ -72,12 +72,12 @@ impl Transport {
         };
         match fits {
             true => Ok(()),
-            false => bail!("a request did not fit into the socket"),
+            false => bail!("a request did not fit into the socket's buffer"),
         }
     }
 
-    /// Takes what has come, as [`Read::read`]: none yet is [`ErrorKind::WouldBlock`]. What does
-    /// not fit into `room` is kept.
+    /// Reads available data like [`Read::read`]; [`ErrorKind::WouldBlock`] if there is none. Data
+    /// that does not fit into `room` stays buffered.
     pub(crate) fn receive(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
         let (connection, socket) = match self {
             Self::Plain(socket) => return socket.read(room),
@@ -88,7 +88,7 @@ impl Transport {
                 .process_new_packets()
                 .map(drop)
                 .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error))?,
-            // What came before may be there still.
+            // Earlier data may still be available.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }

@@ -1,4 +1,4 @@
-//! Credentials that are there already: rate, CPU, latency and memory, beside bare hyper.
+//! Cached credentials: rate, CPU time, latency and memory, compared with plain hyper.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::bare::{Bare, Fixed};
+use crate::baseline::{Baseline, Fixed};
 use crate::client::{self, Client};
 use crate::load::{self, Closed, Run};
 use crate::proc;
@@ -16,8 +16,8 @@ use crate::stand_ins::Roles;
 
 const PODS: u32 = 100;
 const BUSY: usize = 64;
-/// Rounds of agent, bare, agent, bare …; ratios are made of neighbours, so that what else the
-/// machine does meets both.
+/// Rounds of agent, baseline, agent, baseline …. Ratios are computed from neighbors, so that other
+/// load on the machine affects both.
 const ROUNDS: usize = 15;
 const WARM_UP: Duration = Duration::from_millis(200);
 const ROUND: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let mut clients = stage.clients(0, PODS)?;
     load::burst(&mut clients, || Ok(()))?;
     let answer = check(&clients)?;
-    let bare = Bare::start(&answer, bench.threads)?;
+    let bare = Baseline::start(&answer, bench.threads)?;
     let mut pair = Pair {
         agent: (clients, stage.agent.pid()),
         bare: (connect(bare.addr)?, bare.helper.pid()),
@@ -53,7 +53,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-/// Each pod must have got credentials, of its own role: keys are all different then.
+/// Each pod must have credentials of its own role, so all keys differ.
 fn check(clients: &[Client]) -> anyhow::Result<Fixed> {
     let mut keys = HashSet::new();
     for client in clients {
@@ -63,7 +63,7 @@ fn check(clients: &[Client]) -> anyhow::Result<Fixed> {
     }
     ensure!(
         keys.len() == clients.len(),
-        "{} pods with a role each got {} sessions",
+        "{} pods with their own roles got {} sessions",
         clients.len(),
         keys.len()
     );
@@ -171,7 +171,7 @@ fn latency(rounds: &[(Run, Run)]) -> Row {
     }
 }
 
-/// A row about resident memory, which is to be 20 MiB at most.
+/// Returns a row about resident memory, with a target of at most 20 MiB.
 pub(crate) fn memory_row(what: &'static str, target: &'static str, memory: proc::Memory) -> Row {
     let (now, peak) = (mebibytes(memory.now), mebibytes(memory.peak));
     Row {

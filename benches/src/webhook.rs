@@ -1,4 +1,4 @@
-//! The admission webhook, and its caller: the API server, with its few kept connections.
+//! The admission webhook and its client, the API server with its few persistent connections.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -24,13 +24,13 @@ pub(crate) struct Webhook {
     process: Rolegate,
     address: SocketAddr,
     tls: Tls,
-    /// For its certificate.
+    /// The directory of its certificate.
     _folder: TempDir,
     _stand_ins: StandIns,
 }
 
 impl Webhook {
-    /// Starts it where these orders are carried out already, with these layers.
+    /// Starts it with these layers, after these orders have been executed.
     pub(crate) fn start(bench: &Bench, orders: &[Order], layers: &str) -> anyhow::Result<Self> {
         let mut stand_ins = StandIns::start()?;
         for order in orders {
@@ -82,7 +82,7 @@ impl Webhook {
             .collect()
     }
 
-    /// Makes sure that the review is refused, and so that the rules are in force.
+    /// Checks that the review is denied, and so that the rules are in force.
     pub(crate) fn refuses(&self, review: Value) -> anyhow::Result<()> {
         let mut clients = self.clients([review])?;
         load::burst(&mut clients, || Ok(()))?;
@@ -90,22 +90,22 @@ impl Webhook {
     }
 }
 
-/// Each of the last answers must be this.
+/// Checks that each of the last responses has this result.
 pub(crate) fn check(clients: &[Client], allowed: bool) -> anyhow::Result<()> {
     for client in clients {
         let body = client.answered(200)?.body;
         let answer: Value = serde_json::from_slice(body)?;
         let found = answer.pointer("/response/allowed").and_then(Value::as_bool);
         ensure!(
-            found.context("no answer of a webhook")? == allowed,
-            "a review was not answered with allowed: {allowed}, but {}",
+            found.context("not a webhook response")? == allowed,
+            "a review should have allowed: {allowed}, but got {}",
             String::from_utf8_lossy(body)
         );
     }
     Ok(())
 }
 
-/// The review as the API server sends it.
+/// Returns the request that the API server sends for the review.
 fn post(review: &Value) -> Vec<u8> {
     let body = review.to_string();
     let head = format!(

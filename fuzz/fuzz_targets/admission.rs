@@ -1,5 +1,5 @@
-//! Whatever is sent to the webhook: an error, or a verdict whose answer is bounded JSON with the
-//! request's own UID.
+//! For any request body, the webhook returns an error or a verdict, whose response is bounded JSON
+//! with the request's UID.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -8,49 +8,62 @@ use std::sync::{Arc, LazyLock};
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
 use rolegate_admission::outcome::refusal;
-use rolegate_admission::{GateRules, Review, judge};
+use rolegate_admission::{ValidationRules, Review, validate};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig, Subjects, presets};
 use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rulebook::{Facts, RuleBook, RuleUpdate};
+use rolegate_core::rule_set_builder::{Facts, RuleSetBuilder, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
-use rolegate_rego::{Kind, Points, Policies, PolicyBook, PolicySource, RegoLayer, Settings};
+use rolegate_rego::{
+    EnforcementPoints, Kind, Policies, PolicySource, PolicyStore, RegoLayer, Settings,
+};
 use serde_json::Value;
 
-static BOOK: LazyLock<RuleBook> = LazyLock::new(|| {
+static BOOK: LazyLock<RuleSetBuilder> = LazyLock::new(|| {
     let config = RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
-        modes: Modes { namespace: Mode::Enforce, grants: Mode::Enforce, rego: Mode::Enforce },
+        modes: Modes {
+            namespace: Mode::Enforce,
+            grants: Mode::Enforce,
+            rego: Mode::Enforce,
+        },
         rule_writers: Some(Subjects::default()),
-        templates: presets::names().filter_map(presets::preset).flatten().collect(),
+        templates: presets::names()
+            .filter_map(presets::preset)
+            .flatten()
+            .collect(),
         guard_scheduling: true,
         ..RuleConfig::default()
     };
-    let mut book = RuleBook::new(config, SessionScope::Workload, 3600);
-    book.learn(Facts::default());
-    // The gate asks policies about whole reviews, and this layer of its rules stays empty.
-    book.set_rego(Some(Arc::new(RegoLayer::new(POLICIES.clone()))));
+    let mut builder = RuleSetBuilder::new(config, SessionScope::Workload, 3600);
+    builder.learn(Facts::default());
+    // The admission webhook evaluates policies on whole reviews, so this layer of its rules stays
+    // empty.
+    builder.set_rego(Some(Arc::new(RegoLayer::new(POLICIES.clone()))));
     let shop = Namespace {
         name: "shop".into(),
         allowed_roles: Some("[\"shop-*\"]".into()),
         ..Namespace::default()
     };
-    book.update(RuleUpdate::Namespaces(Change::Snapshot(vec![shop])));
+    builder.update(RuleUpdate::Namespaces(Change::Snapshot(vec![shop])));
     let grant = Grant {
         name: "shop".into(),
         roles: vec!["shop-*".into()],
-        subjects: vec![Subject { namespaces: vec!["shop".into()], ..Subject::default() }],
+        subjects: vec![Subject {
+            namespaces: vec!["shop".into()],
+            ..Subject::default()
+        }],
         ..Grant::default()
     };
-    book.update(RuleUpdate::Grants(Change::Snapshot(vec![grant])));
-    book
+    builder.update(RuleUpdate::Grants(Change::Snapshot(vec![grant])));
+    builder
 });
 
-/// Reads what policies read, and says what it found, whoever wrote it.
+/// Reads everything that policies read, and reports what it found.
 const MODULE: &str = r#"package kubernetes.admission
 deny[msg] {
     role := input.request.object.metadata.annotations["iam.amazonaws.com/role"]
@@ -66,24 +79,39 @@ deny[msg] {
 "#;
 
 static POLICIES: LazyLock<Arc<Policies>> = LazyLock::new(|| {
-    let mut book = PolicyBook::new(Settings { wrap_pods: true, ..Settings::default() });
-    book.apply(PolicySource {
+    let mut builder = PolicyStore::new(Settings {
+        wrap_pods: true,
+        ..Settings::default()
+    });
+    builder.apply(PolicySource {
         namespace: "opa".into(),
         name: "roles".into(),
         kind: Kind::Policy,
-        points: Points { gate: true, door: false },
+        points: EnforcementPoints {
+            admission: true,
+            agent: false,
+        },
         entries: BTreeMap::from([("main".into(), MODULE.into())]),
     });
-    assert!(book.never_loaded().is_empty(), "{:?}", book.never_loaded());
-    book.snapshot()
+    assert!(
+        builder.never_loaded().is_empty(),
+        "{:?}",
+        builder.never_loaded()
+    );
+    builder.snapshot()
 });
 
 fn check(answer: &[u8], uid: &str) {
     assert!(answer.len() < 32 * 1024, "{}", answer.len());
     let answer: Value = serde_json::from_slice(answer).expect("JSON");
     assert_eq!(answer["response"]["uid"], uid);
-    let text = answer["response"]["status"]["message"].as_str().unwrap_or_default();
-    assert!(!text.contains(['\r', '\n', '\u{1b}', '\u{202e}']), "{text:?}");
+    let text = answer["response"]["status"]["message"]
+        .as_str()
+        .unwrap_or_default();
+    assert!(
+        !text.contains(['\r', '\n', '\u{1b}', '\u{202e}']),
+        "{text:?}"
+    );
 }
 
 fuzz_target!(|body: &[u8]| {
@@ -91,7 +119,10 @@ fuzz_target!(|body: &[u8]| {
         Ok(review) => review,
         Err(error) => {
             let text = error.to_string();
-            assert!(text.len() < 4096 && !text.contains(['\r', '\n', '\u{1b}']), "{text:?}");
+            assert!(
+                text.len() < 4096 && !text.contains(['\r', '\n', '\u{1b}']),
+                "{text:?}"
+            );
             if let Some(uid) = error.uid() {
                 check(&refusal(uid, &text), uid);
             }
@@ -99,19 +130,22 @@ fuzz_target!(|body: &[u8]| {
         }
     };
     let (rules, keys) = (BOOK.rule_set().without("rego"), AnnotationKeys::default());
-    // Without policies it allows no less.
+    // Without policies, no less is allowed.
     let mut allowed = [true; 2];
     for (place, policies) in [None, Some(&**POLICIES as _)].into_iter().enumerate() {
-        let gate = GateRules {
+        let gate = ValidationRules {
             rules: &rules,
             config: BOOK.config(),
             grants: BOOK.grants(),
             keys: &keys,
             policies,
         };
-        let outcome = judge(&gate, &review, Timestamp::UNIX_EPOCH);
+        let outcome = validate(&gate, &review, Timestamp::UNIX_EPOCH);
         check(&outcome.answer(&review), review.uid());
         allowed[place] = outcome.is_allowed();
     }
-    assert!(allowed[0] || !allowed[1], "policies allow what the rules refuse");
+    assert!(
+        allowed[0] || !allowed[1],
+        "policies allow what the rules refuse"
+    );
 });

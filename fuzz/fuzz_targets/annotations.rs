@@ -1,5 +1,5 @@
-//! Whatever pods' and namespaces' owners write into annotations: a decision comes out, bounded,
-//! and never our own role.
+//! For any annotations of pods and namespaces, the decision is bounded and never allows a reserved
+//! role.
 #![no_main]
 
 use std::collections::HashMap;
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
 use rolegate_core::arn::BaseArn;
-use rolegate_core::decision::{Decision, OwnRole, RuleSet};
-use rolegate_core::key_values::KeyValues;
+use rolegate_core::decision::{Decision, ReservedRole, RuleSet};
+use rolegate_core::labels::Labels;
 use rolegate_core::layer::namespace::NamespaceLayer;
 use rolegate_core::layer::{ActiveLayer, Mode};
 use rolegate_core::namespace::{Namespace, NamespaceRules};
 use rolegate_core::pattern::PatternFormat;
-use rolegate_core::workload::{Phase, Wish, Workload};
+use rolegate_core::workload::{Phase, RoleRequest, Workload};
 
 fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
     let (role, external_id, session_name, allowed, permitted, default_role, regexp) = texts;
@@ -27,12 +27,19 @@ fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
         default_role: given(default_role),
         ..Namespace::default()
     };
-    let format = if regexp { PatternFormat::Regexp } else { PatternFormat::Glob };
+    let format = if regexp {
+        PatternFormat::Regexp
+    } else {
+        PatternFormat::Glob
+    };
     let compiled = NamespaceRules::new(&namespace, Some(&base), format);
     let rules = RuleSet {
         base: Some(base),
         session_seconds: 3600,
-        own_roles: vec![OwnRole { account: None, name: "node".into() }],
+        reserved_roles: vec![ReservedRole {
+            account: None,
+            name: "node".into(),
+        }],
         layers: vec![ActiveLayer {
             layer: Arc::new(NamespaceLayer::default()),
             mode: Mode::Enforce,
@@ -50,13 +57,13 @@ fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: Wish {
+        wish: RoleRequest {
             role: Some(role.into()),
             external_id: given(external_id),
             session_name: given(session_name),
         },
-        labels: KeyValues::default(),
-        annotations: KeyValues::default(),
+        labels: Labels::default(),
+        annotations: Labels::default(),
     };
     match rules.decide(&pod, Timestamp::UNIX_EPOCH) {
         Decision::Allow { key, .. } => {
@@ -70,6 +77,6 @@ fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
             assert!(text.len() < 8192, "{}", text.len());
             assert!(!text.contains(['\r', '\n', '\u{1b}']), "{text:?}");
         }
-        Decision::NoRole | Decision::Undecided => {}
+        Decision::NoRole | Decision::Pending => {}
     }
 });

@@ -1,4 +1,5 @@
-//! Whatever a pod writes as its path: what is let through is canonical, and never the node's own.
+//! For any path that a pod requests, a forwarded path is canonical and never one of the node's
+//! credentials.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,7 +13,7 @@ fuzz_target!(|target: &str| {
     assert_eq!(CanonicalPath::parse(text), Ok(path));
     assert!(!text.contains("//") && !text.contains("/../"));
     match path.route() {
-        // The name of a role alone may be encoded, and is no less plain once it is decoded.
+        // Only the name of a role may be percent-encoded, and it must be plain after decoding.
         Route::Credentials(role) => {
             let role = format!("/{role}/");
             assert!(!role.contains("//") && !role.contains("/../") && !role.contains('%'));
@@ -28,7 +29,10 @@ fuzz_target!(|target: &str| {
         let first = segments.next();
         let second = segments.next();
         assert_ne!((first, second), (Some("meta-data"), Some("iam")));
-        assert_ne!((first, second), (Some("meta-data"), Some("identity-credentials")));
+        assert_ne!(
+            (first, second),
+            (Some("meta-data"), Some("identity-credentials"))
+        );
         assert_ne!(first, Some("user-data"));
         assert_ne!(first, Some("api"));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
-use rolegate_controller::certificates::SelfMade;
+use rolegate_controller::certificates::SelfSigned;
 use rolegate_testkit::eventually;
 
 use super::controller::{DEADLINE, Site};
@@ -16,10 +16,10 @@ const NAMESPACE: &str = "broker-certificate";
 #[tokio::test]
 async fn rule_11_the_brokers_certificate_is_made_with_their_service_and_renewed_without_a_gap() {
     let site = Site::new(NAMESPACE).await;
-    let broker = SelfMade {
+    let broker = SelfSigned {
         life: Duration::from_secs(20),
         settle: Duration::from_secs(2),
-        ..SelfMade::of_broker(NAMESPACE)
+        ..SelfSigned::of_broker(NAMESPACE)
     };
     let controller = site.controller_of_broker("only", broker).await;
     let admin = || site.cluster.admin().unwrap();

@@ -11,14 +11,14 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
-use rolegate_agent::app::{Agent, AgentOptions, MindOptions};
-use rolegate_agent::broker::{BrokerOptions as Reach, Proof};
-use rolegate_agent::door::{DoorOptions, ImdsV2};
+use rolegate_agent::app::{Agent, AgentOptions, Mode};
+use rolegate_agent::broker::{BrokerOptions as Reach, ClientAuth};
 use rolegate_agent::limits::LimitOptions;
+use rolegate_agent::metadata::{ImdsV2, MetadataOptions};
 use rolegate_aws::sts::StsOptions;
 use rolegate_broker::app::{Broker, BrokerOptions};
 use rolegate_broker::identity::AgentAccount;
-use rolegate_controller::certificates::SelfMade;
+use rolegate_controller::certificates::SelfSigned;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
@@ -26,7 +26,7 @@ use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
 use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, ImdsOptions, Sts};
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
@@ -92,14 +92,14 @@ async fn broker(site: &Site, aws: &Aws) -> anyhow::Result<Broker> {
             ..RuleConfig::default()
         },
         given: Default::default(),
-        cluster_config: ConfigUse::Off,
+        cluster_config: ConfigMode::Off,
         agents: AgentAccount {
             namespace: NAMESPACE.into(),
             name: "rolegate-agent".into(),
             audience: "rolegate".into(),
             check_address: true,
         },
-        certificate: CertificateSource::SelfMade,
+        certificate: CertificateSource::SelfSigned,
         secret: (NAMESPACE.into(), "rolegate-broker-tls".into()),
         client_ca: None,
         metadata_addr: aws.imds.addr().to_string(),
@@ -137,7 +137,7 @@ async fn agent(
         host: "localhost".into(),
         port: broker.addresses().agents.port(),
         ca: dir.join("ca.crt"),
-        proof: Proof::Token(token),
+        proof: ClientAuth::Token(token),
         node: node.into(),
         clock: Clock::system(),
         stale: Duration::from_secs(180),
@@ -149,13 +149,13 @@ async fn agent(
         host_ip: Some(Ipv4Addr::LOCALHOST.into()),
         debug: false,
         kube2iam_metrics: false,
-        mind: MindOptions::Brokered(reach),
+        mode: Mode::Brokered(reach),
         metadata_addr: aws.imds.addr().to_string(),
-        door: DoorOptions {
+        metadata: MetadataOptions {
             imds_v2: ImdsV2::Optional,
             allow: AllowList::new(&[])?,
             wait: Duration::from_secs(5),
-            max_picture_age: Duration::from_secs(3600),
+            max_staleness: Duration::from_secs(3600),
             limits: LimitOptions::default(),
             header_time: Duration::from_secs(10),
         },
@@ -243,11 +243,11 @@ async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controll
         let address = Ipv4Addr::new(10, 0, 0, node).into();
         site.cluster.create_node(&name(node), address).await?;
     }
-    let made = SelfMade {
+    let made = SelfSigned {
         life: LIFE,
         settle: Duration::from_secs(1),
         extra_names: vec!["localhost".into()],
-        ..SelfMade::of_broker(NAMESPACE)
+        ..SelfSigned::of_broker(NAMESPACE)
     };
     let controller = site.controller_of_broker("only", made).await;
     let admin = || site.cluster.admin();

@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use rolegate_controller::app::Controller;
-use rolegate_controller::certificates::SelfMade;
+use rolegate_controller::certificates::SelfSigned;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
@@ -42,10 +42,10 @@ struct Webhook {
 }
 
 impl Webhook {
-    async fn start(namespace: &'static str, shape: impl FnOnce(&mut SelfMade)) -> Self {
+    async fn start(namespace: &'static str, shape: impl FnOnce(&mut SelfSigned)) -> Self {
         let site = Site::new(namespace).await;
-        let mut self_made = site.self_made();
-        shape(&mut self_made);
+        let mut self_signed = site.self_signed();
+        shape(&mut self_signed);
         let readiness = Readiness::new();
         let condition = readiness.condition("certificate");
         let store = CertificateStore::new("webhook", Clock::system(), condition);
@@ -54,12 +54,12 @@ impl Webhook {
         let address = answer(store.clone(), calls.clone());
         let (client, ready) = (site.connect().await, readiness.clone());
         tokio::spawn(async move {
-            CertificateSource::SelfMade
+            CertificateSource::SelfSigned
                 .follow(client, namespace, SECRET, &store, &ready)
                 .await;
         });
         let webhook = Self {
-            _controller: site.controller("only", self_made).await,
+            _controller: site.controller("only", self_signed).await,
             site,
             calls,
             readiness,
@@ -260,7 +260,7 @@ async fn a_secret_of_somebody_else_is_left_alone_and_told() {
     });
     let secret = serde_json::from_value(secret).unwrap();
     let created = site.secrets().create(&PostParams::default(), &secret).await;
-    let controller = site.controller("only", site.self_made()).await;
+    let controller = site.controller("only", site.self_signed()).await;
     eventually(DEADLINE, async || {
         let report = controller.readiness().report();
         let why = report.failing.get("certificates").context("all is well")?;
@@ -268,7 +268,7 @@ async fn a_secret_of_somebody_else_is_left_alone_and_told() {
             why.contains("certificate-foreign/rolegate-admission-tls"),
             "{why}"
         );
-        ensure!(why.contains("is not ours"), "{why}");
+        ensure!(why.contains("is not managed by rolegate"), "{why}");
         Ok(())
     })
     .await

@@ -7,7 +7,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use rolegate_controller::app::{Controller, ControllerOptions};
-use rolegate_controller::certificates::{SelfMade, Trust};
+use rolegate_controller::certificates::{SelfSigned, Trust};
 use rolegate_controller::lease::LeaseTiming;
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::tls_secret::CertificateSource;
@@ -45,17 +45,17 @@ impl Site {
     }
 
     /// What the certificate is made by: names of this namespace, and quick.
-    pub(crate) fn self_made(&self) -> SelfMade {
-        SelfMade {
+    pub(crate) fn self_signed(&self) -> SelfSigned {
+        SelfSigned {
             trust: Trust::Webhook(self.namespace.into()),
             extra_names: vec!["127.0.0.1".into()],
             settle: Duration::from_secs(3),
-            ..SelfMade::new(self.namespace)
+            ..SelfSigned::new(self.namespace)
         }
     }
 
-    pub(crate) async fn controller(&self, identity: &str, self_made: SelfMade) -> Controller {
-        let options = self.options(identity, self_made);
+    pub(crate) async fn controller(&self, identity: &str, self_signed: SelfSigned) -> Controller {
+        let options = self.options(identity, self_signed);
         Controller::start(options).await.unwrap()
     }
 
@@ -63,17 +63,17 @@ impl Site {
     pub(crate) async fn controller_of_broker(
         &self,
         identity: &str,
-        broker: SelfMade,
+        broker: SelfSigned,
     ) -> Controller {
         let options = ControllerOptions {
             certificates: CertificateSource::CertManager,
             broker: Some(broker),
-            ..self.options(identity, self.self_made())
+            ..self.options(identity, self.self_signed())
         };
         Controller::start(options).await.unwrap()
     }
 
-    fn options(&self, identity: &str, self_made: SelfMade) -> ControllerOptions {
+    fn options(&self, identity: &str, self_signed: SelfSigned) -> ControllerOptions {
         ControllerOptions {
             rules: None,
             client: self.client.clone(),
@@ -81,9 +81,9 @@ impl Site {
             identity: identity.into(),
             admin_listen: "127.0.0.1:0".parse().unwrap(),
             lease: quick(),
-            certificates: CertificateSource::SelfMade,
+            certificates: CertificateSource::SelfSigned,
             broker: None,
-            self_made,
+            self_signed,
             clock: Clock::system(),
         }
     }
@@ -163,9 +163,9 @@ subjects: [{{ kind: ServiceAccount, name: default, namespace: {namespace} }}]
 #[tokio::test]
 async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
     let site = Site::new("two-controllers").await;
-    let first = site.controller("first", site.self_made()).await;
+    let first = site.controller("first", site.self_signed()).await;
     site.until_led_by("first").await;
-    let second = site.controller("second", site.self_made()).await;
+    let second = site.controller("second", site.self_signed()).await;
     for controller in [&first, &second] {
         let ready = controller.readiness().ready();
         let ready = tokio::time::timeout(DEADLINE, ready).await;
@@ -191,7 +191,7 @@ async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
     assert_ne!(site.holder().await.unwrap(), "first", "not released");
     site.until_led_by("second").await;
     // What the first made is kept.
-    let third = site.controller("third", site.self_made()).await;
+    let third = site.controller("third", site.self_signed()).await;
     let kept = site.secrets().get("rolegate-admission-tls").await.unwrap();
     assert_eq!(kept.data, certificate.data);
 

@@ -10,16 +10,16 @@ use rolegate_api::Status;
 use rolegate_core::config::ResourceKind;
 use rolegate_core::grant::Grant;
 use rolegate_core::layer::Mode;
-use rolegate_core::rulebook::ClusterConfig;
+use rolegate_core::rule_set_builder::ClusterConfig;
 use rolegate_core::workload::Change;
 use rolegate_kube::client::{ClientOptions, Connection};
-use rolegate_kube::cluster_config::{ConfigUse, watch_cluster_config};
+use rolegate_kube::cluster_config::{ConfigMode, watch_cluster_config};
 use rolegate_kube::config_maps::{ConfigMap, watch_config_maps};
 use rolegate_kube::grants::watch_grants;
 use rolegate_kube::policy_status::{STATUS, write_policy_status};
 use rolegate_kube::replicated::{Replicated, watch_replicated};
 use rolegate_kube::status::{Written, write_config_status, write_grant_status};
-use rolegate_kube::watch::{Reporting, WatchMetrics};
+use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_runtime::readiness::Readiness;
 use rolegate_testkit::{Cluster, eventually, repository};
 use serde_json::{Value, json};
@@ -73,8 +73,8 @@ async fn connect(cluster: &Cluster) -> Connection {
     Connection::new(&options).await.unwrap()
 }
 
-fn reporting(readiness: &Readiness, name: &'static str) -> Reporting {
-    Reporting {
+fn reporting(readiness: &Readiness, name: &'static str) -> WatchObserver {
+    WatchObserver {
         metrics: WatchMetrics::default(),
         condition: readiness.condition(name),
     }
@@ -162,7 +162,7 @@ async fn mistakes_are_refused_with_what_to_do() {
         assert!(error.contains(part), "{part:?} not in {error}");
     }
     for (name, spec, part) in [
-        ("other", json!({}), "its name is cluster"),
+        ("other", json!({}), "must be named cluster"),
         (
             "cluster",
             json!({"layers": {"grants": "on"}}),
@@ -233,7 +233,7 @@ async fn grants_are_followed_and_their_status_is_shown() {
     let status = Status {
         ready: true,
         reason: "Valid",
-        message: "it counts".into(),
+        message: "in effect".into(),
         generation: Some(1),
     };
     let write = async || write_grant_status(&client, "shown", &status, 7, Timestamp::now()).await;
@@ -311,7 +311,7 @@ spec: { ports: [{ port: 80 }] }
     });
     let marked = marked.await;
     assert_eq!(marked.annotations.get(STATUS), Some(r#"{"status":"ok"}"#));
-    assert!(marked.says_the_same(&map));
+    assert!(marked.has_same_content(&map));
 }
 
 #[tokio::test]
@@ -331,13 +331,13 @@ async fn threat_10_a_configuration_that_is_deleted_or_its_kind_is_missing() {
         Message::Config(config) => Some(config),
         _ => None,
     };
-    let mut auto = follow(ConfigUse::Auto);
+    let mut auto = follow(ConfigMode::Auto);
     assert_eq!(until(&mut auto, next).await, ClusterConfig::NotUsed);
-    let mut required = follow(ConfigUse::Required);
+    let mut required = follow(ConfigMode::Required);
     assert_eq!(until(&mut required, next).await, ClusterConfig::Missing);
 
     install(&cluster).await;
-    let mut auto = follow(ConfigUse::Auto);
+    let mut auto = follow(ConfigMode::Auto);
     assert_eq!(until(&mut auto, next).await, ClusterConfig::Missing);
     let spec = json!({"layers": {"grants": "enforce"}});
     let written = object("RolegateConfig", "cluster", spec);
@@ -355,7 +355,7 @@ async fn threat_10_a_configuration_that_is_deleted_or_its_kind_is_missing() {
     let status = Status {
         ready: true,
         reason: "Valid",
-        message: "it counts".into(),
+        message: "in effect".into(),
         generation: Some(1),
     };
     let done = write_config_status(&connection.client(), &status, Timestamp::now()).await;

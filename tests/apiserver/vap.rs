@@ -11,7 +11,7 @@ use rolegate_api::{RoleGrant, RolegateConfig};
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, PERMITTED};
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig};
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::Mode;
 use rolegate_core::namespace::{Namespace, NamespaceRules, rule_text};
@@ -126,7 +126,7 @@ fn fault(case: &Case, answer: &Answer) -> Option<String> {
         .warnings
         .iter()
         .any(|warning| warning.contains("rolegate-"));
-    match case.expect.gate {
+    match case.expect.admission {
         _ if message.contains("resulted in error") => Some(format!("an error: {message}")),
         Verdict::Allow if !is_allowed => Some(format!("refused: {message}")),
         Verdict::Deny if !answer.is_refused_by_policy() => {
@@ -160,7 +160,7 @@ async fn policies_and_the_webhook_say_the_same_about_every_case() {
         for case in cases.iter().filter(|case| case.world.name == *name) {
             let sub = &*case.subresource;
             if !sub.is_empty() && !is_matched(&export, sub) {
-                assert_eq!(case.expect.gate, Verdict::Allow, "{}", case.name);
+                assert_eq!(case.expect.admission, Verdict::Allow, "{}", case.name);
                 continue;
             }
             match server.run(case).await {
@@ -204,7 +204,7 @@ fn exported_grants(grants: &[Grant]) -> Export {
             grants: Mode::Enforce,
             rego: Mode::Off,
         },
-        own_roles: vec![OwnRole {
+        reserved_roles: vec![ReservedRole {
             account: None,
             name: "TEAM-a-0500-b-reader".into(),
         }],
@@ -277,9 +277,12 @@ async fn a_thousand_globs_that_all_count_in_one_namespace_stay_within_the_budget
     for (role, says) in [
         (
             "team-a-1000-b-reader",
-            "no RoleGrant covers it for service account api of namespace shop",
+            "no RoleGrant covers the role for service account api in namespace shop",
         ),
-        ("team-a-0500-b-reader", "of the node or of rolegate itself"),
+        (
+            "team-a-0500-b-reader",
+            "belongs to a node or to rolegate itself",
+        ),
     ] {
         let answer = try_pod(&server, "shop", role).await;
         let message = answer.message();

@@ -120,7 +120,7 @@ async fn a_developer_explains_pods_of_an_own_namespace_and_no_other() -> anyhow:
     .await?;
     for (words, expected, part) in [
         (&["deploy/api"][..], 0, "allowed"),
-        (&["pod/b"], 3, "refused"),
+        (&["pod/b"], 3, "denied"),
         (&["--denied"], 3, ADMIN),
         (&["pods", "-o", "name"], 3, "pod/a\npod/b\n"),
     ] {
@@ -141,7 +141,7 @@ async fn a_developer_explains_pods_of_an_own_namespace_and_no_other() -> anyhow:
     ] {
         let (code, said) = developer.explain(words).await?;
         ensure!(
-            code == Some(1) && said.contains("you may not read pods"),
+            code == Some(1) && said.contains("not permitted to read pods"),
             "{words:?}: {code:?} {said}"
         );
     }

@@ -12,10 +12,10 @@ use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys};
 use rolegate_core::needs::Needs;
 use rolegate_core::workload::{Change, Phase, Update, Workload};
 use rolegate_kube::client::{ClientOptions, Connection};
-use rolegate_kube::events::{EventReason, eventer};
+use rolegate_kube::events::{EventReason, recorder};
 use rolegate_kube::namespaces::watch_namespaces;
 use rolegate_kube::node::find_node;
-use rolegate_kube::watch::{Reporting, WatchMetrics};
+use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_kube::workloads::{Scope, watch_pods};
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
@@ -78,7 +78,7 @@ impl Agent {
     fn start(connection: &Connection, node: &str) -> Self {
         let (sender, updates) = mpsc::channel(64);
         let readiness = Readiness::new();
-        let reporting = |name| Reporting {
+        let reporting = |name| WatchObserver {
             metrics: WatchMetrics::default(),
             condition: readiness.condition(name),
         };
@@ -198,7 +198,7 @@ async fn this_nodes_pods_come_change_and_go() {
         .await;
     assert_eq!(gone.uid, here.uid);
     assert!(agent.readiness.is_ready());
-    assert!(connection.pictures().age().is_some());
+    assert!(connection.freshness().age().is_some());
 }
 
 #[tokio::test]
@@ -258,9 +258,9 @@ async fn the_node_is_found_and_events_reach_the_pod() {
     let app = pods.await.remove(0);
 
     let mut metrics = Metrics::new();
-    let (eventer, writer) = eventer(connection.client(), "watch-node".into(), metrics.ours());
+    let (recorder, writer) = recorder(connection.client(), "watch-node".into(), metrics.ours());
     tokio::spawn(writer.run());
-    eventer.tell(&app, EventReason::RoleForbidden, "may not have the role x");
+    recorder.tell(&app, EventReason::RoleForbidden, "may not have the role x");
     let events = Api::<Event>::namespaced(cluster.admin().unwrap(), "watch-events");
     let event = eventually(DEADLINE, async || {
         let all = events.list(&Default::default()).await?;

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use http::StatusCode;
-use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
+use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_api::RolegateConfig;
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::layer::Mode;
+use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::cases::{Case, Verdict, World, load_all};
-use rolegate_testkit::gate::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::request::{Answer, PatchKind, Requests};
-use rolegate_testkit::{Cluster, Gate, eventually};
+use rolegate_testkit::{Cluster, TestAdmission, eventually};
 use serde_json::{Map, Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -82,14 +82,14 @@ const UNASKED: &[&str] = &[
 struct Stage {
     cluster: Cluster,
     driver: Requests,
-    gate: Option<Gate>,
+    gate: Option<TestAdmission>,
     certificate: Certificate,
 }
 
 impl Stage {
     async fn start(cases: &[Case]) -> anyhow::Result<Self> {
         let cluster = Cluster::start().await?;
-        cluster.install_gate().await?;
+        cluster.install_admission().await?;
         cluster.open_to(&["system:authenticated"]).await?;
         let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
         let stage = Self {
@@ -154,7 +154,7 @@ impl Stage {
                 }
             }
         }
-        let mut gate = Gate::bare(&self.cluster, self.certificate.clone()).await?;
+        let mut gate = TestAdmission::bare(&self.cluster, self.certificate.clone()).await?;
         gate.ready().await?;
         self.register(&gate, world).await?;
         self.gate = Some(gate);
@@ -162,7 +162,7 @@ impl Stage {
     }
 
     /// Registers the gate for a world, and waits until that counts.
-    async fn register(&self, gate: &Gate, world: &World) -> anyhow::Result<()> {
+    async fn register(&self, gate: &TestAdmission, world: &World) -> anyhow::Result<()> {
         let mut documents = world.documents.iter();
         let config = documents.find(|document| document["kind"] == "RolegateConfig");
         let config: RolegateConfig = serde_json::from_value(config.context("no config")?.clone())?;
@@ -404,7 +404,7 @@ fn faults(case: &Case, answer: &Answer) -> Vec<String> {
         }
         return faults;
     }
-    match case.expect.gate {
+    match case.expect.admission {
         Verdict::Allow if !is_allowed => faults.push(format!("refused: {message}")),
         Verdict::Deny if !answer.is_refused_by_webhook() => {
             faults.push(format!("not refused: {} {message}", answer.status));
@@ -412,7 +412,7 @@ fn faults(case: &Case, answer: &Answer) -> Vec<String> {
         _ => {}
     }
     let warnings = answer.warnings.join("\n");
-    let ours = warnings.contains("rolegate would refuse");
+    let ours = warnings.contains("rolegate would deny");
     for text in &case.expect.says {
         if !message.contains(text) {
             faults.push(format!("{text:?} is not said: {message}"));

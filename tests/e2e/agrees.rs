@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use rolegate_devkit::{Imds, ImdsOptions, Sts, StsOptions};
-use rolegate_testkit::cases::{self, Case, Door, World};
+use rolegate_testkit::cases::{self, AgentResult, Case, World};
 use rolegate_testkit::{Cluster, Rolegate, TestPod, eventually, repository};
 use serde_json::{Value, json};
 
@@ -56,7 +56,7 @@ struct Running {
     namespace: String,
     name: String,
     address: Ipv4Addr,
-    expected: Door,
+    expected: AgentResult,
 }
 
 impl Stage {
@@ -193,7 +193,7 @@ impl Stage {
                 namespace,
                 name,
                 address,
-                expected: case.expect.door.context("a case without door")?,
+                expected: case.expect.agent.context("a case without door")?,
             });
         }
         Ok(running)
@@ -291,9 +291,9 @@ impl Stage {
                 Setup::Config => "RolegateConfig",
             };
             let expected = match pod.expected {
-                Door::Allow => "allowed",
-                Door::Deny => "denied",
-                Door::None => "noRole",
+                AgentResult::Allow => "allowed",
+                AgentResult::Deny => "denied",
+                AgentResult::None => "noRole",
             };
             let told = format!("{setup:?}, {}: explained as {decision} by {source}, answered {answered}, expected {expected}", pod.case);
             let is_same = decision == answered && answered == expected && source == wanted;
@@ -391,9 +391,9 @@ fn flags_of(world: &World) -> anyhow::Result<Vec<String>> {
             flags.push(format!("--{flag}={value}"));
         }
     }
-    for role in spec["ownRoles"].as_array().into_iter().flatten() {
+    for role in spec["reservedRoles"].as_array().into_iter().flatten() {
         let role = role.as_str().context("no role")?;
-        flags.push(format!("--own-role={role}"));
+        flags.push(format!("--reserved-role={role}"));
     }
     for (layer, usual) in [("namespace", "enforce"), ("grants", "off"), ("rego", "off")] {
         let mode = spec["layers"][layer].as_str().unwrap_or(usual);
@@ -487,7 +487,7 @@ async fn explain_agrees_with_every_agent() -> anyhow::Result<()> {
     let cases = cases::load_all()?;
     let doors = cases
         .iter()
-        .filter(|case| case.kind() == "Pod" && case.expect.door.is_some());
+        .filter(|case| case.kind() == "Pod" && case.expect.agent.is_some());
     let doors: Vec<_> = doors.filter(|case| is_served(case)).collect();
     ensure!(doors.len() > 120, "only {} pods", doors.len());
     let mut worlds: Vec<Arc<World>> = Vec::new();

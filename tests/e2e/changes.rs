@@ -185,7 +185,10 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     let path = format!("{RULES}/rolegrants/reader");
     admin.delete(&path).await?.object()?;
     let denied = answers(&pod, "reader", 403).await?;
-    assert!(denied.body.contains("no RoleGrant covers it"), "{denied:?}");
+    assert!(
+        denied.body.contains("no RoleGrant covers the role"),
+        "{denied:?}"
+    );
     give().await?;
     served(&site, &pod, "reader").await?;
 
@@ -225,7 +228,7 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {
             "name": "door", "labels": { "openpolicyagent.org/policy": "rego" },
-            "annotations": { "rolegate.dev/points": "gate,door" },
+            "annotations": { "rolegate.dev/enforcement-points": "admission,agent" },
         },
         "data": { "main": DOOR },
     });

@@ -19,7 +19,7 @@ kind: RolegateConfig
 metadata: { name: cluster }
 spec:
   baseRoleArn: "arn:aws:iam::123456789012:role/"
-  ownRoles: [eks-node]
+  reservedRoles: [eks-node]
   layers: { namespace: "off", grants: enforce, rego: enforce }
   rego: { replicate: [v1/services] }
 ---
@@ -41,7 +41,7 @@ metadata:
   name: legacy
   namespace: opa
   labels: { openpolicyagent.org/policy: rego }
-  annotations: { rolegate.dev/points: "gate,door" }
+  annotations: { rolegate.dev/enforcement-points: "admission,agent" }
 data:
   main: |
     package kubernetes.admission
@@ -183,7 +183,7 @@ async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<
         "{reason}"
     );
     let thief = site.explained("thief", "web", 3).await?;
-    assert_eq!(thief["denial"]["layer"], "own-role");
+    assert_eq!(thief["denial"]["layer"], "reserved-role");
     assert_eq!(thief["grant"], Value::Null);
     let plain = site.explained("plain", "web", 3).await?;
     assert_eq!(plain["decision"], "noRole");
@@ -210,12 +210,12 @@ async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<
     assert!(
         nobody
             .err
-            .contains("there is no pod nobody in namespace shop"),
+            .contains("cannot find pod nobody in namespace shop"),
         "{}",
         nobody.err
     );
     let absent = site.run(&["explain", "deployment/x"]).await?.ended(1);
-    let told = "there is no deployment x in namespace default";
+    let told = "cannot find deployment x in namespace default";
     assert!(absent.err.contains(told), "{}", absent.err);
     let owner = ["explain", "deployment/owner", "-n", "shop", "-o", "json"];
     let owner = site.run(&owner).await?.ended(0).json()?;
@@ -282,7 +282,7 @@ async fn check_says_of_manifests_what_the_gate_says() -> anyhow::Result<()> {
         (&json!(8), &json!(5))
     );
     for (format, says) in [
-        ("text", "would be refused"),
+        ("text", "would be denied"),
         ("sarif", "\"version\": \"2.1.0\""),
         ("github", "::error file="),
     ] {
@@ -318,10 +318,14 @@ async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Resul
         })
     };
     let cuts = simulate(grant("shop", "shop-writer", "shop"), 3).await?;
-    assert_eq!(cuts["cutOff"][0]["pods"], json!(["api"]), "{cuts:#}");
+    assert_eq!(cuts["newlyDenied"][0]["pods"], json!(["api"]), "{cuts:#}");
     let lets = simulate(grant("more", "web-*", "web"), 0).await?;
-    assert_eq!(lets["letIn"][0]["pods"], json!(["front"]), "{lets:#}");
-    assert_eq!(lets["letIn"][0]["serviceAccount"], "front");
+    assert_eq!(
+        lets["newlyAllowed"][0]["pods"],
+        json!(["front"]),
+        "{lets:#}"
+    );
+    assert_eq!(lets["newlyAllowed"][0]["serviceAccount"], "front");
     let same = simulate(grant("other", "nobodys", "web"), 0).await?;
     assert_eq!(same["pods"], same["unchanged"], "{same:#}");
 
@@ -330,7 +334,9 @@ async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Resul
         .run(&["simulate", "--rules", &path, "--replace", "-o", "json"])
         .await?;
     let gone = ran.ended(3).json()?;
-    let reason = gone["cutOff"][0]["reason"].as_str().unwrap_or_default();
+    let reason = gone["newlyDenied"][0]["reason"]
+        .as_str()
+        .unwrap_or_default();
     assert!(reason.contains("RolegateConfig"), "{gone:#}");
     // Nothing of it was written.
     site.explained("api", "shop", 0).await?;
@@ -349,7 +355,7 @@ async fn suggest_covers_what_runs_and_nothing_else() -> anyhow::Result<()> {
         "suggest",
         "--cluster-config=off",
         "--base-role-arn=arn:aws:iam::123456789012:role/",
-        "--own-role=eks-node",
+        "--reserved-role=eks-node",
     ];
     let suggested = site.run(&open).await?.ended(0);
     let grants = suggested.objects()?;
@@ -370,13 +376,13 @@ async fn suggest_covers_what_runs_and_nothing_else() -> anyhow::Result<()> {
         suggested.out
     );
     // As JSON, and taken by the API server as it is.
-    let listed = open.iter().chain(&["-o", "json"]).copied();
-    let listed = site
-        .run(&listed.collect::<Vec<_>>())
+    let role_name = open.iter().chain(&["-o", "json"]).copied();
+    let role_name = site
+        .run(&role_name.collect::<Vec<_>>())
         .await?
         .ended(0)
         .json()?;
-    let items = listed["items"].as_array().context("no list")?;
+    let items = role_name["items"].as_array().context("no list")?;
     assert_eq!(items.len(), grants.len());
     let path = "/apis/rolegate.dev/v1alpha1/rolegrants?dryRun=All";
     for grant in items {
@@ -437,7 +443,7 @@ async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
         let exported = site.run(&["export", "--format=webhook"]).await?.ended(0);
         let exported = exported.objects()?.into_iter().next().context("nothing")?;
-        let kept = admin.get(rolegate_testkit::gate::REGISTRATION).await?;
+        let kept = admin.get(rolegate_testkit::admission::REGISTRATION).await?;
         let kept = taken("the registration", kept)?;
         let (exported, kept) = (bare(exported), bare(kept));
         ensure!(exported == kept, "{exported:#}\nis not\n{kept:#}");
@@ -518,7 +524,7 @@ async fn what_may_not_be_read_and_who_is_away_is_told() -> anyhow::Result<()> {
         &["export", "--format=webhook"],
     ] {
         let ran = run_as(&nobody, arguments).await?.ended(1);
-        assert!(ran.err.contains("you may not read"), "{}", ran.err);
+        assert!(ran.err.contains("not permitted to read"), "{}", ran.err);
         assert_eq!(ran.out, "", "{arguments:?}");
         let ran = run_as(&away, arguments).await?.ended(1);
         assert!(ran.err.contains("cannot read"), "{}", ran.err);

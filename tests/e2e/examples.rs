@@ -73,11 +73,11 @@ async fn agent(site: &Site, base: &str) -> anyhow::Result<Rolegate> {
     Ok(agent)
 }
 
-/// Fails unless the pod gets credentials of the role that is listed.
+/// Fails unless the pod gets credentials of the role that is role_name.
 fn is_served(pod: &Pod) -> anyhow::Result<()> {
-    let listed = ask::get(pod, CREDENTIALS)?;
-    ensure!(listed.status == 200, "{listed:?}");
-    credentials(pod, listed.body.trim()).map(drop)
+    let role_name = ask::get(pod, CREDENTIALS)?;
+    ensure!(role_name.status == 200, "{role_name:?}");
+    credentials(pod, role_name.body.trim()).map(drop)
 }
 
 async fn all_served(pods: &[Pod]) -> anyhow::Result<()> {
@@ -136,7 +136,7 @@ async fn examples_change_nothing() -> anyhow::Result<()> {
         }
     }
     let admin = cluster.requests()?;
-    let registered = admin.get(rolegate_testkit::gate::REGISTRATION).await?;
+    let registered = admin.get(rolegate_testkit::admission::REGISTRATION).await?;
     ensure!(
         registered.status == 404,
         "a webhook that is not there is registered"

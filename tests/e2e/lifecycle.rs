@@ -22,7 +22,7 @@ async fn agent_survives_api_server_restart_and_slow_start() -> anyhow::Result<()
         .until(DEADLINE, async || {
             let reply = site.admin("/readyz")?;
             ensure!(
-                !reply.body.contains("redirect is not in place"),
+                !reply.body.contains("redirect is not installed"),
                 "{}",
                 reply.body
             );

@@ -132,7 +132,7 @@ impl Agent {
         Ok(line.context("no such metric")?.trim().parse()?)
     }
 
-    /// Its resident memory, bytes.
+    /// Its entry memory, bytes.
     pub(crate) fn memory(&self) -> anyhow::Result<f64> {
         self.metric("process_resident_memory_bytes ")
     }

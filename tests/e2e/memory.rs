@@ -25,7 +25,7 @@ enum Process {
     Broker,
 }
 
-/// Resident memory, bytes: after a list that came after a gap, and at its most.
+/// PodEntry memory, bytes: after a list that came after a gap, and at its most.
 #[derive(Debug, Clone, Copy)]
 struct Memory {
     now: u64,

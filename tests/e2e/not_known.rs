@@ -99,7 +99,7 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
         &["adopt"],
     ] {
         let ran = stage.run(command).await?;
-        ran.fails_for("there is no DaemonSet rolegate-agent in namespace rolegate-system");
+        ran.fails_for("cannot find DaemonSet rolegate-agent in namespace rolegate-system");
     }
     let flags = [BASE, "--namespace-restrictions"];
     let told = stage.explain("admin", &flags).await?.ended(3).json()?;
@@ -141,7 +141,7 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
     eventually(DEADLINE, async || {
         let ran = run_as(&reader, &explain).await?;
         anyhow::ensure!(
-            ran.err.contains("you may not read daemonsets"),
+            ran.err.contains("not permitted to read daemonsets"),
             "{}",
             ran.err
         );
@@ -184,7 +184,7 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
 async fn the_adopted_config_decides_as_the_flags_do() -> anyhow::Result<()> {
     let stage = Stage::start().await?;
     let flags = json!({
-        "args": ["--default-role=basic", "--own-role=admin", "--session-scope=pod"],
+        "args": ["--default-role=basic", "--reserved-role=admin", "--session-scope=pod"],
         "env": [{"name": "ROLEGATE_NAMESPACE_RESTRICTIONS", "value": "true"},
             {"name": "ROLEGATE_BASE_ROLE_ARN", "value": "arn:aws:iam::123456789012:role/"}],
     });
@@ -221,14 +221,54 @@ async fn the_adopted_config_decides_as_the_flags_do() -> anyhow::Result<()> {
         assert_eq!(told, before, "{pod}");
     }
     let again = stage.run(&["adopt"]).await?;
-    again.fails_for("there is a RolegateConfig already");
+    again.fails_for("a RolegateConfig exists already");
     let idle = stage
         .explain("reader", &["--layer=grants=audit"])
         .await?
         .ended(64);
-    assert!(idle.err.contains("--layer does not count"), "{}", idle.err);
+    assert!(idle.err.contains("--layer has no effect"), "{}", idle.err);
     // The context is told where nothing is found.
     let lost = stage.run(&["explain", "pod/reader"]).await?;
-    lost.fails_for("there is no pod reader in namespace default (context test)");
+    lost.fails_for("cannot find pod reader in namespace default (context test)");
+    Ok(())
+}
+
+/// The layer is off, so nothing of policies is read for it: the simulation still has to see whole pods.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposed_policy_is_simulated_while_its_layer_is_off() -> anyhow::Result<()> {
+    let stage = Stage::start().await?;
+    stage.cluster.create_namespace("opa", &[]).await?;
+    let map = |name: &str, text: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "opa",
+                "labels": {"openpolicyagent.org/policy": "rego"}},
+            "data": {"main.rego": text}})
+    };
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("policy.yaml");
+    let path = file.display().to_string();
+    let simulate = [
+        "simulate",
+        BASE,
+        "--layer=namespace=off",
+        "--rules",
+        &path,
+        "-ojson",
+    ];
+    let images = "package kubernetes.admission\n\n\
+        deny[msg] { input.request.object.spec.containers[_].image; msg := \"no images\" }\n";
+    std::fs::write(&file, map("images", images).to_string())?;
+    let found = stage.run(&simulate).await?.ended(3).json()?;
+    assert!(found.to_string().contains("no images"), "{found:#}");
+
+    // A policy that is there and was never evaluated counts as well.
+    stage
+        .cluster
+        .apply_manifest(&map("images", images).to_string())
+        .await?;
+    let nothing = "package kubernetes.admission\n\ndeny[msg] { false; msg := \"\" }\n";
+    std::fs::write(&file, map("nothing", nothing).to_string())?;
+    let found = stage.run(&simulate).await?.ended(3).json()?;
+    assert!(found.to_string().contains("no images"), "{found:#}");
     Ok(())
 }

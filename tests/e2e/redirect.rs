@@ -170,7 +170,7 @@ async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
             })
             .await?;
         assert!(
-            why.starts_with("[-] redirect-check") && why.contains("come in by eni"),
+            why.starts_with("[-] redirect-check") && why.contains("arrive on eni"),
             "{why}"
         );
         assert!(

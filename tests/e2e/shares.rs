@@ -267,7 +267,9 @@ fn strangers_leave_room(agent: &Agent) -> anyhow::Result<Vec<Client>> {
     served(NEIGHBOUR, agent.port()).context("a pod beside strangers")?;
     let open = eventually_closed(&held)?;
     println!("{open} of {} connections of strangers are open", held.len());
-    ensure!(agent.metric("rolegate_limit_reached_total{limit=\"stranger_connections\"} ")? > 0.0);
+    ensure!(
+        agent.metric("rolegate_limit_reached_total{limit=\"unknown_peer_connections\"} ")? > 0.0
+    );
     // One that comes later is served in turn, such as a pod that is not known yet.
     let mut late = agent.connect(Ipv4Addr::new(127, 3, 1, 1))?;
     ensure!(late.request("GET", "/", &[])?.status == 200);

@@ -104,7 +104,7 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
     let mut agent = site.agent(FILES, &[]).await?;
     agent.serves(POD).await?;
     ensure!(
-        agent.process.log().contains("it is another user's"),
+        agent.process.log().contains("it belongs to another user"),
         "{}",
         agent.process.log()
     );
@@ -128,11 +128,11 @@ async fn keys_of_tokens_are_on_no_disk() -> anyhow::Result<()> {
         ready.status == 200
             && ready
                 .body
-                .contains("token-keys: metadata tokens end with this process"),
+                .contains("token-keys: metadata tokens are valid only until this process exits"),
         "{ready:?}"
     );
     ensure!(
-        agent.process.log().contains("written to no disk"),
+        agent.process.log().contains("not be written to disk"),
         "{}",
         agent.process.log()
     );

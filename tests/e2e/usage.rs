@@ -30,7 +30,7 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
         (&["--app-port=99999"], "--app-port"),
         (
             &["--app-port=9000", "--metrics-port=9000"],
-            "another port than --app-port",
+            "must differ from --app-port",
         ),
         (
             &["--metrics-port=1", "--metrics-address=127.0.0.1:1"],
@@ -39,10 +39,10 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
         (&["--base-role-arn=role"], "--base-role-arn"),
         (&["--base-role-arn=arn:aws:s3:::bucket"], "--base-role-arn"),
         (&["--default-role=arn:aws:iam::1:role/x"], "--default-role"),
-        (&["--own-role=a b"], "--own-role"),
+        (&["--reserved-role=a b"], "--reserved-role"),
         (&["--metadata-allow=("], "--metadata-allow"),
-        (&["--metadata-allow=/latest/meta-data"], "write meta-data"),
-        (&["--metadata-allow=/meta-data/.*/"], "write meta-data/.*"),
+        (&["--metadata-allow=/latest/meta-data"], "use meta-data"),
+        (&["--metadata-allow=/meta-data/.*/"], "use meta-data/.*"),
         (&["--metadata-allow=meta-data/iam/.*"], "matches no path"),
         (&["--metadata-addr=http://x/y"], "--metadata-addr"),
         (&["--iam-role-key="], "--iam-role-key"),
@@ -68,7 +68,7 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
         (&["--wait=1m"], "--wait"),
         (&["--wait=fast"], "15m, 1h30m"),
         (&["--drain-time=1h"], "--drain-time"),
-        (&["--max-picture-age=1s"], "--max-picture-age"),
+        (&["--max-staleness=1s"], "--max-staleness"),
         (
             &["--max-connections-per-pod=0"],
             "--max-connections-per-pod",
@@ -83,7 +83,10 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
             ],
             "--host-interface",
         ),
-        (&["--redirect=nftables", "--iptables"], "give one of both"),
+        (
+            &["--redirect=nftables", "--iptables"],
+            "give only one of them",
+        ),
         (&["--redirect-interval=1ms"], "--redirect-interval"),
         (&["--host-ip=node-1"], "--host-ip"),
         (&["--log-level=loud"], "error, warn, info, debug, trace"),
@@ -131,9 +134,9 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
 fn what_is_wrong_in_the_configuration_file_is_named() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let table = [
-        ("no-such-flag: 1", "no-such-flag is no flag"),
-        ("app_port: 8181", "app_port is no flag"),
-        ("config: other.yaml", "config is no flag"),
+        ("no-such-flag: 1", "no-such-flag is not a flag"),
+        ("app_port: 8181", "app_port is not a flag"),
+        ("config: other.yaml", "config is not a flag"),
         ("app-port: many", "many"),
         ("app-port: { a: 1 }", "write one value, or a list"),
         ("app-port: 8181\napp-port: 8182", "app-port"),
@@ -141,7 +144,7 @@ fn what_is_wrong_in_the_configuration_file_is_named() -> anyhow::Result<()> {
         ("- a list", "YAML map of flags"),
         (
             "redirect: nftables\niptables: true\nhost-ip: 10.0.0.1",
-            "give one of both",
+            "give only one of them",
         ),
         (
             "session-duration: 1h\niam-role-session-ttl: 1h",
@@ -173,20 +176,20 @@ fn an_empty_value_switches_a_folder_off() -> anyhow::Result<()> {
     let flags = [
         "--runtime-dir=",
         "--redirect-check-dir=",
-        "--max-picture-age=1s",
+        "--max-staleness=1s",
     ];
     let (code, said) = run(&flags, &[])?;
     assert!(
-        code == Some(64) && said.contains("--max-picture-age"),
+        code == Some(64) && said.contains("--max-staleness"),
         "{said}"
     );
     let environment = [
         ("ROLEGATE_RUNTIME_DIR", ""),
         ("ROLEGATE_REDIRECT_CHECK_DIR", ""),
     ];
-    let (code, said) = run(&["--max-picture-age=1s"], &environment)?;
+    let (code, said) = run(&["--max-staleness=1s"], &environment)?;
     assert!(
-        code == Some(64) && said.contains("--max-picture-age"),
+        code == Some(64) && said.contains("--max-staleness"),
         "{said}"
     );
     Ok(())
@@ -197,7 +200,7 @@ fn command_line_goes_before_environment_before_file() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("rolegate.yaml");
     // What a value is refused for tells which one was taken.
-    std::fs::write(&path, "wait: from-file\nown-role: [a, b]\n")?;
+    std::fs::write(&path, "wait: from-file\nreserved-role: [a, b]\n")?;
     let file = format!("--config={}", path.display());
     let environment = ("ROLEGATE_WAIT", "from-environment");
     let flag = "--wait=from-flag";
@@ -214,12 +217,9 @@ fn command_line_goes_before_environment_before_file() -> anyhow::Result<()> {
         );
     }
     // A good value hides a bad one further back.
-    let (code, said) = run(
-        &[&file, "--wait=1s", "--max-picture-age=1s"],
-        &[environment],
-    )?;
+    let (code, said) = run(&[&file, "--wait=1s", "--max-staleness=1s"], &[environment])?;
     assert!(
-        code == Some(64) && said.contains("--max-picture-age"),
+        code == Some(64) && said.contains("--max-staleness"),
         "{said}"
     );
     Ok(())

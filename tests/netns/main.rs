@@ -5,7 +5,7 @@
 
 mod attachment;
 mod check;
-mod keeper;
 mod losses;
+mod reconciler;
 mod redirect;
 mod scene;

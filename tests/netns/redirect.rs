@@ -329,7 +329,7 @@ fn applying_twice_is_once_and_removing_leaves_nothing(backend: Backend) -> anyho
     assert_eq!(scene.all_rules()?, once);
     assert_eq!(on(scene.lab.node(), || redirect.state())?, State::InPlace);
     let shown = on(scene.lab.node(), || backend.show())?.unwrap();
-    assert!(shown.contains("rolegate: pods ask the agent"), "{shown}");
+    assert!(shown.contains("rolegate: redirect to the agent"), "{shown}");
     on(scene.lab.node(), || redirect.remove())?;
     let ours = |rules: &str| rules.to_lowercase().matches("rolegate").count();
     assert_eq!(ours(&scene.all_rules()?), 0);

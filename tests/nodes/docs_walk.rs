@@ -70,9 +70,17 @@ fn each_block_of_the_pages_is_run_or_says_why_not() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tutorial, the guide to policies and all how-to pages.
+/// The tutorial, the guide to policies, the guides for those who come from elsewhere, and all how-to
+/// pages.
 fn pages() -> anyhow::Result<Vec<Page>> {
-    let mut paths = vec!["docs/tutorial.md".to_owned(), "docs/policy.md".to_owned()];
+    let guides = [
+        "tutorial",
+        "policy",
+        "from-kube2iam",
+        "from-kiam",
+        "from-opa",
+    ];
+    let mut paths: Vec<_> = guides.map(|guide| format!("docs/{guide}.md")).into();
     for entry in fs::read_dir(repository().join("docs/how-to"))? {
         let name = entry?.file_name();
         paths.push(format!("docs/how-to/{}", name.display()));
@@ -106,7 +114,8 @@ fn chain<'a>(pages: &'a [Page], first: &str) -> anyhow::Result<Vec<&'a Page>> {
     Ok(chain)
 }
 
-/// Lists what is skipped, and fails if it is too much.
+/// Lists what is skipped, and fails if it is too much of the pages that are run. Pages that begin
+/// nowhere run nothing: they need what no cluster here has, such as kube2iam.
 fn check_skipped(pages: &[Page]) -> anyhow::Result<()> {
     let (mut commands, mut skipped) = (0, 0);
     for page in pages {
@@ -114,7 +123,9 @@ fn check_skipped(pages: &[Page]) -> anyhow::Result<()> {
             match &step.action {
                 Action::Run(_) => commands += 1,
                 Action::Skip { command, reason } => {
-                    (commands, skipped) = (commands + 1, skipped + 1);
+                    if page.start != Start::Nowhere {
+                        (commands, skipped) = (commands + 1, skipped + 1);
+                    }
                     let first = command.lines().next().unwrap_or_default();
                     eprintln!("{}:{}: skips {first}: {reason}", page.path, step.line);
                 }

@@ -11,7 +11,7 @@ const SCRIPT: &str = r#"
 rolegate --version
 kubectl -n rolegate-system port-forward daemonset/rolegate-agent 19090:9090 >/dev/null &
 until curl -sf 127.0.0.1:19090/healthz; do sleep 0.2; done
-kubectl -n rolegate-system logs daemonset/rolegate-agent | grep -o 'metadata redirect is in place'
+kubectl -n rolegate-system logs daemonset/rolegate-agent | grep -o 'metadata redirect is installed'
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -19,7 +19,7 @@ async fn a_script_has_the_tools_of_a_user_and_ends_with_all_it_started() -> anyh
     let cluster = TestCluster::shared(Cni::Bridge).await?;
     let output = cluster.shell()?.run(SCRIPT).await?.ok()?;
     ensure!(output.starts_with("rolegate "), "{output}");
-    ensure!(output.contains("redirect is in place"), "{output}");
+    ensure!(output.contains("redirect is installed"), "{output}");
     let tunnel = cluster.shell()?.run("curl -s 127.0.0.1:19090/healthz");
     ensure!(!tunnel.await?.status.success(), "the tunnel is still there");
     let failing = cluster.shell()?.run("false | cat\necho on").await?;

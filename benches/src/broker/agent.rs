@@ -1,4 +1,4 @@
-//! The real agent with brokers: beside one without, and when its broker is killed.
+//! The real agent with brokers: compared with a standalone one, and when its broker is killed.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ use crate::report::{Row, mebibytes, median, milliseconds};
 use crate::stage::{Bench, credentials};
 use crate::stand_ins::Roles;
 
-/// All on the one node that is measured.
+/// The number of pods, all on the measured node.
 const PODS: u32 = 110;
 const BUSY: usize = 64;
 const ROUNDS: usize = 9;
 const KILLS: u32 = 5;
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const OK: u16 = 200;
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
@@ -91,7 +91,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Kills the broker that serves the agent while pods ask all the time.
+/// Kills the broker that serves the agent while pods keep sending requests.
 fn failover(bench: &Bench) -> anyhow::Result<Row> {
     let mut waits = Vec::new();
     let mut requests = 0;
@@ -103,7 +103,7 @@ fn failover(bench: &Bench) -> anyhow::Result<Row> {
         let agent = Agent::with_broker(&bench.rolegate, addresses, service, &cluster.authority)?;
         let mut clients = client::open(agent.pods, 0..PODS, usize::try_from(PODS)?, credentials)?;
         ask(&mut clients)?;
-        // The service hands the first connection, which serves, to the first broker.
+        // The service forwards the first connection, which is the active one, to the first broker.
         let killed = cluster.brokers.remove(0);
         let begun = Instant::now();
         drop(killed);
@@ -115,12 +115,12 @@ fn failover(bench: &Bench) -> anyhow::Result<Row> {
             if status == OK {
                 break;
             }
-            ensure!(begun.elapsed() < PATIENCE, "a new pod is answered {status}");
+            ensure!(begun.elapsed() < TIMEOUT, "a new pod gets status {status}");
             ask(&mut clients)?;
             requests += clients.len();
         }
         waits.push(begun.elapsed());
-        // And for a while after it.
+        // And for some time afterwards.
         while begun.elapsed() < Duration::from_secs(2) {
             ask(&mut clients)?;
             requests += clients.len();

@@ -1,4 +1,4 @@
-//! The certificates of a run: one authority, brokers' pairs and nodes' pairs.
+//! The certificates of a run: a CA, and key pairs for brokers and nodes.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,16 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::{ClientTls, TlsFiles};
 use tempfile::TempDir;
 
-/// What the brokers' certificates name.
+/// The DNS name in the brokers' certificates.
 pub(crate) const HOST: &str = "localhost";
-/// What clients' certificates name their node by.
+/// The prefix of the node's URI in client certificates.
 const NODE_URI: &str = "rolegate://node/";
 
-/// Signs for the run; everything is removed when it is dropped.
+/// The CA of a run. Dropping it removes everything.
 #[derive(Debug)]
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// All nodes have one key: that each has another one would only cost time here.
+    /// The common key of all nodes. Individual keys would only cost time here.
     node_key: KeyPair,
     folder: TempDir,
 }
@@ -38,7 +38,7 @@ impl Authority {
         })
     }
 
-    /// The authority's own certificate.
+    /// Returns the path of the CA certificate.
     pub(crate) fn ca(&self) -> PathBuf {
         self.path().join("ca.crt")
     }
@@ -47,14 +47,14 @@ impl Authority {
         self.folder.path()
     }
 
-    /// A pair for a broker.
+    /// Creates a key pair for a broker.
     pub(crate) fn broker(&self) -> anyhow::Result<TlsFiles> {
         let mut params = CertificateParams::new(vec![HOST.to_owned()])?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.pair("broker", params, &KeyPair::generate()?)
     }
 
-    /// A pair for the agent of a node.
+    /// Creates a key pair for the agent of a node.
     pub(crate) fn node(&self, node: &str) -> anyhow::Result<TlsFiles> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -62,7 +62,7 @@ impl Authority {
         self.pair(node, params, &self.node_key)
     }
 
-    /// What the agent of a node calls brokers with.
+    /// Returns the TLS client configuration of a node's agent.
     pub(crate) fn client(&self, node: &str) -> anyhow::Result<ClientTls> {
         Ok(ClientTls {
             ca: self.ca(),

@@ -1,4 +1,4 @@
-//! How often STS is asked for the pods of one workload.
+//! The number of STS calls for the pods of one workload.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use crate::stand_ins::Roles;
 
 const NODES: u32 = 3;
 const PODS: u32 = 500;
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let roles = Roles::Same("reader".into());
     let mut cluster = Cluster::new(bench, (NODES, 0, 2), roles, &[])?;
     cluster.start_agents()?;
-    cluster.fleet.board.complete(0..NODES, PATIENCE)?;
+    cluster.fleet.observed.complete(0..NODES, TIMEOUT)?;
     cluster.add(0, PODS)?;
-    cluster.fleet.board.delivered(0..PODS, PATIENCE)?;
+    cluster.fleet.observed.delivered(0..PODS, TIMEOUT)?;
     let calls = cluster.stand_ins.report()?.calls;
     let values = [("calls", calls as f64)].into();
     Ok(vec![Row {

@@ -1,4 +1,4 @@
-//! Agents by the hundred: each keeps two streams as the real one does, and notes what comes.
+//! Hundreds of agents. Each has two streams, as the real one does, and records its updates.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -21,32 +21,32 @@ use tonic::Streaming;
 use tonic::body::Body;
 
 use super::authority::{Authority, HOST};
-use super::board::Board;
+use super::observed::Observed;
 
-/// The first agent's address; the others have the next ones.
+/// The first agent's address. The others have the following ones.
 const ADDRESSES: Ipv4Addr = Ipv4Addr::new(127, 200, 0, 1);
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Running agents; dropping it ends them.
+/// Running agents. Dropping it stops them.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     runtime: Runtime,
-    pub(crate) board: Arc<Board>,
+    pub(crate) observed: Arc<Observed>,
 }
 
 impl Fleet {
-    pub(crate) fn new(board: Board) -> anyhow::Result<Self> {
+    pub(crate) fn new(observed: Observed) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()?;
         Ok(Self {
             runtime,
-            board: Arc::new(board),
+            observed: Arc::new(observed),
         })
     }
 
-    /// Starts the agents of these nodes, spread over the brokers.
+    /// Starts the agents of these nodes, distributed over the brokers.
     pub(crate) fn start(
         &self,
         nodes: Range<u32>,
@@ -62,12 +62,12 @@ impl Fleet {
                 address: Ipv4Addr::from_bits(ADDRESSES.to_bits() + node),
                 brokers: brokers.clone(),
             };
-            self.runtime.spawn(agent.run(node, self.board.clone()));
+            self.runtime.spawn(agent.run(node, self.observed.clone()));
         }
         Ok(())
     }
 
-    /// For what else runs beside the agents.
+    /// Returns the runtime for other tasks.
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.runtime
     }
@@ -81,27 +81,27 @@ struct Agent {
     brokers: Arc<[SocketAddr]>,
 }
 
-/// A stream whose broker believes the agent.
-struct Link {
+/// A stream after authentication.
+struct StreamLink {
     orders: mpsc::Sender<v1::FromAgent>,
     incoming: Streaming<v1::ToAgent>,
     connection: JoinHandle<()>,
 }
 
-impl Drop for Link {
+impl Drop for StreamLink {
     fn drop(&mut self) {
         self.connection.abort();
     }
 }
 
 impl Agent {
-    async fn run(self, number: u32, board: Arc<Board>) {
+    async fn run(self, number: u32, observed: Arc<Observed>) {
         let mut next = usize::try_from(number).unwrap_or_default();
         let mut serving = self.dial(next).await;
         next += 1;
         serving.begin();
-        let mut warm: Option<Link> = None;
-        let mut dialing: Option<BoxFuture<'_, Link>> = None;
+        let mut warm: Option<StreamLink> = None;
+        let mut dialing: Option<BoxFuture<'_, StreamLink>> = None;
         loop {
             if warm.is_none() && dialing.is_none() && self.brokers.len() > 1 {
                 dialing = Some(self.dial(next).boxed());
@@ -111,24 +111,24 @@ impl Agent {
             tokio::select! {
                 message = serving.incoming.message() => match message {
                     Ok(Some(message)) => if let Some(to_agent::Body::Update(update)) = message.body {
-                        board.update(number, update);
+                        observed.update(number, update);
                     },
-                    ended => {
-                        if let Err(status) = ended && status.code() == tonic::Code::Unauthenticated {
-                            board.wrong(format!("{} is refused: {status}", self.node));
+                    removed_sessions => {
+                        if let Err(status) = removed_sessions && status.code() == tonic::Code::Unauthenticated {
+                            observed.wrong(format!("{} was rejected: {status}", self.node));
                         }
                         serving = match (warm.take(), dialing.take()) {
                             (Some(link), _) => link,
                             (None, Some(dialing)) => dialing.await,
                             (None, None) => self.dial(next).await,
                         };
-                        board.begun(number);
+                        observed.switched(number);
                         serving.begin();
                     }
                 },
                 Some(message) = OptionFuture::from(beside) => match message {
                     Ok(Some(message)) => if let Some(to_agent::Body::Update(_)) = message.body {
-                        board.wrong(format!("{} was sent pods on its warm stream", self.node));
+                        observed.wrong(format!("{} received pods on its standby stream", self.node));
                     },
                     _ => warm = None,
                 },
@@ -140,8 +140,8 @@ impl Agent {
         }
     }
 
-    /// Tries one broker after the other until one believes it.
-    async fn dial(&self, first: usize) -> Link {
+    /// Tries the brokers in turn until one accepts it.
+    async fn dial(&self, first: usize) -> StreamLink {
         let mut place = first;
         loop {
             if let Some(broker) = self.brokers.get(place % self.brokers.len())
@@ -154,8 +154,8 @@ impl Agent {
         }
     }
 
-    async fn open(&self, broker: SocketAddr) -> anyhow::Result<Link> {
-        // From an address of its own, as nodes have: brokers bound what one address may open.
+    async fn open(&self, broker: SocketAddr) -> anyhow::Result<StreamLink> {
+        // From its own address, as nodes have: brokers limit the connections of one address.
         let socket = TcpSocket::new_v4()?;
         socket.bind((self.address, 0).into())?;
         let stream = socket.connect(broker).await?;
@@ -163,7 +163,7 @@ impl Agent {
         let stream = self.tls.connect(stream, HOST).await?;
         let (requests, connection) = http2::connect(stream).await?;
         let connection = tokio::spawn(async move {
-            // How it ends, its stream tells.
+            // The stream reports its own end.
             let _ = connection.await;
         });
         let (orders, mut receiver) = mpsc::channel(4);
@@ -177,11 +177,11 @@ impl Agent {
         let origin = http::Uri::from_static("https://broker");
         let mut client = BrokerClient::with_origin(Requests(requests), origin);
         let mut incoming = client.serve(outgoing).await?.into_inner();
-        let welcome = incoming.message().await?.context("no message came")?;
+        let welcome = incoming.message().await?.context("no message received")?;
         let Some(to_agent::Body::Welcome(_)) = welcome.body else {
             bail!("the stream did not begin with Welcome");
         };
-        Ok(Link {
+        Ok(StreamLink {
             orders,
             incoming,
             connection,
@@ -189,12 +189,12 @@ impl Agent {
     }
 }
 
-impl Link {
+impl StreamLink {
     fn begin(&self) {
-        // It fails only where the stream has ended, which is noticed by reading.
+        // It fails only if the stream has ended, which the reader notices.
         let _ = self
             .orders
-            .try_send(message(from_agent::Body::Begin(v1::Begin {})));
+            .try_send(message(from_agent::Body::Activate(v1::Activate {})));
     }
 }
 

@@ -1,4 +1,4 @@
-//! A broker of a large cluster with nothing to do: memory and CPU.
+//! Memory and CPU time of an idle broker in a large cluster.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::stand_ins::Roles;
 pub(super) const NODES: u32 = 1_000;
 pub(super) const PODS: u32 = 50_000;
 pub(super) const ROLES: u32 = 2_000;
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 const IDLE: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
@@ -20,8 +20,8 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let pid = cluster.broker()?.pid();
     let known = mebibytes(proc::memory(pid)?.now);
     cluster.start_agents()?;
-    cluster.fleet.board.complete(0..NODES, PATIENCE)?;
-    cluster.fleet.board.delivered(0..PODS, PATIENCE)?;
+    cluster.fleet.observed.complete(0..NODES, TIMEOUT)?;
+    cluster.fleet.observed.delivered(0..PODS, TIMEOUT)?;
     let begun = proc::cpu(pid)?;
     std::thread::sleep(IDLE);
     let idle = (proc::cpu(pid)? - begun).as_secs_f64() / IDLE.as_secs_f64() * 100.0;

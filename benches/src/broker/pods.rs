@@ -1,11 +1,11 @@
-//! Pods that appear: how soon their agents have their credentials.
+//! The time from the creation of pods until their agents have credentials.
 
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
 use super::Cluster;
-use super::board::since;
+use super::observed::since;
 use crate::load::Latencies;
 use crate::proc;
 use crate::report::{Row, milliseconds};
@@ -14,8 +14,8 @@ use crate::stand_ins::Roles;
 
 const NODES: u32 = 100;
 const AT_ONCE: u32 = 5_000;
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Pods one by one, and the pause between.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The number of pods that are created individually, and the pause between them.
 const SINGLY: u32 = 300;
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -23,7 +23,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let flags = ["--sts-calls-in-flight=64", "--sts-calls-per-second=0"];
     let mut cluster = Cluster::new(bench, (NODES, 0, 1), Roles::OneEach, &flags)?;
     cluster.start_agents()?;
-    cluster.fleet.board.complete(0..NODES, PATIENCE)?;
+    cluster.fleet.observed.complete(0..NODES, TIMEOUT)?;
     let singly = singly(&mut cluster)?;
     Ok(vec![at_once(&mut cluster)?, singly])
 }
@@ -35,7 +35,7 @@ fn singly(cluster: &mut Cluster) -> anyhow::Result<Row> {
         cluster.add(pod, 1)?;
         std::thread::sleep(PAUSE);
     }
-    let delivered = cluster.fleet.board.delivered(0..SINGLY, PATIENCE)?;
+    let delivered = cluster.fleet.observed.delivered(0..SINGLY, TIMEOUT)?;
     let times = created.iter().zip(&delivered);
     let times = Latencies::new(times.map(|(created, delivered)| *delivered - *created));
     let (p50, p99) = (milliseconds(times.at(0.5)), milliseconds(times.at(0.99)));
@@ -56,7 +56,7 @@ fn at_once(cluster: &mut Cluster) -> anyhow::Result<Row> {
     let begun = Instant::now();
     cluster.add(SINGLY, AT_ONCE)?;
     let created = begun.elapsed();
-    let delivered = cluster.fleet.board.delivered(pods, PATIENCE)?;
+    let delivered = cluster.fleet.observed.delivered(pods, TIMEOUT)?;
     let took = since(begun, &delivered)?;
     let cpu = proc::cpu(pid)? - before;
     let calls = cluster.stand_ins.report()?.total - calls;

@@ -8,11 +8,11 @@ use crate::rolegate::{Rolegate, free_address};
 use crate::stage::Bench;
 use crate::stand_ins::{Addresses, BASE_ROLE_ARN, REGION};
 
-/// A ready broker; dropping it kills it.
+/// A ready broker. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Broker {
     process: Rolegate,
-    /// Where agents call.
+    /// The address for agents.
     pub(crate) agents: SocketAddr,
 }
 

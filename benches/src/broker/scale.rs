@@ -1,7 +1,7 @@
-//! A cluster of 1,000 nodes: rollouts and deletions go on while one of three brokers is killed.
+//! A cluster of 1,000 nodes: rollouts and deletions continue while one of three brokers is killed.
 //!
-//! It fails where anything of another node's is on a stream, where a pod is not sent or goes on
-//! being known, or where a session never comes.
+//! It fails if a stream contains anything of another node, if a pod is missing or not removed, or
+//! if a session never arrives.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -9,29 +9,29 @@ use std::time::Instant;
 use anyhow::Context;
 
 use super::Cluster;
-use super::board::since;
-use super::idle::{NODES, PATIENCE, PODS, ROLES};
+use super::idle::{NODES, PODS, ROLES, TIMEOUT};
+use super::observed::since;
 use crate::load::Latencies;
 use crate::proc;
 use crate::report::{Row, mebibytes, milliseconds};
 use crate::stage::Bench;
 use crate::stand_ins::Roles;
 
-/// Rollouts, each of so many pods that follow others.
+/// The number of rollouts. Each replaces pods.
 const ROUNDS: u32 = 40;
 const ROLLOUT: u32 = 250;
-/// The one before which a broker is killed.
+/// The rollout before which a broker is killed.
 const KILL: u32 = 20;
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let flags = ["--sts-calls-per-second=0"];
     let mut cluster = Cluster::new(bench, (NODES, PODS, 3), Roles::Among(ROLES), &flags)?;
-    let board = cluster.fleet.board.clone();
+    let observed = cluster.fleet.observed.clone();
     let begun = Instant::now();
     cluster.start_agents()?;
-    let times = board.delivered(0..PODS, PATIENCE)?;
+    let times = observed.delivered(0..PODS, TIMEOUT)?;
     let first = since(begun, &times)?.as_secs_f64();
-    board.complete(0..NODES, PATIENCE)?;
+    observed.complete(0..NODES, TIMEOUT)?;
 
     let mut alive: HashSet<u32> = (0..PODS).collect();
     let (mut created, mut pods) = (Vec::new(), Vec::new());
@@ -48,20 +48,20 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         cluster.delete(old, ROLLOUT)?;
         alive.extend(new..new + ROLLOUT);
         alive.retain(|pod| !(old..old + ROLLOUT).contains(pod));
-        board.delivered(new..new + ROLLOUT, PATIENCE)?;
+        observed.delivered(new..new + ROLLOUT, TIMEOUT)?;
         pods.extend(new..new + ROLLOUT);
         created.extend(std::iter::repeat_n(now, pods.len() - created.len()));
     }
-    let delivered = board.delivered(pods.iter().copied(), PATIENCE)?;
+    let delivered = observed.delivered(pods.iter().copied(), TIMEOUT)?;
     let times = created.iter().zip(&delivered);
     let times = Latencies::new(times.map(|(created, delivered)| *delivered - *created));
-    let complete = board.complete(0..NODES, PATIENCE)?;
+    let complete = observed.complete(0..NODES, TIMEOUT)?;
     let killed = moved.context("no broker was killed")?;
     let failover = complete.iter().filter(|time| **time > killed).copied();
     let failover: Vec<_> = failover.collect();
     let movers = failover.len();
     let failover = milliseconds(since(killed, &failover)?);
-    board.exactly(&alive, PATIENCE)?;
+    observed.exactly(&alive, TIMEOUT)?;
 
     let memory = cluster.brokers.iter().map(|it| proc::memory(it.pid()));
     let memory = memory.collect::<anyhow::Result<Vec<_>>>()?;

@@ -1,5 +1,5 @@
-//! What a Service is to agents: one address, behind which each new connection goes to another
-//! broker that still answers.
+//! A stand-in for a Service: one address that forwards each new connection to another broker that
+//! is alive.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-/// Begins to forward connections; returns where.
+/// Starts forwarding connections, and returns the address.
 pub(crate) fn start(runtime: &Runtime, brokers: &[SocketAddr]) -> anyhow::Result<SocketAddr> {
     let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     let address = listener.local_addr()?;
@@ -23,7 +23,7 @@ pub(crate) fn start(runtime: &Runtime, brokers: &[SocketAddr]) -> anyhow::Result
                         return;
                     };
                     if let Ok(mut broker) = TcpStream::connect(broker).await {
-                        // Either end may break it off.
+                        // Either end may close it.
                         let _ = tokio::io::copy_bidirectional(&mut agent, &mut broker).await;
                         return;
                     }

@@ -1,5 +1,5 @@
-//! The admission webhook as a process: options in, bound addresses out, and an owner for every
-//! task.
+//! The admission webhook's process: starts every task from validated options and returns the bound
+//! addresses.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,24 +7,25 @@ use std::time::Duration;
 
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::rulebook::{ClusterConfig, Facts, RuleUpdate};
+use rolegate_core::enforcement::EnforcementPoint;
+use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Update;
 use rolegate_kube::client::{ClientError, ClientOptions, Connection};
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::namespaces::watch_namespaces;
 use rolegate_kube::tls_secret::CertificateSource;
-use rolegate_kube::watch::{Reporting, WatchMetrics};
+use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_rules::in_force::{self, GivenRuleFlags};
-use rolegate_rules::keeper::{Keeper, Point, Report};
-use rolegate_rules::source::RuleSources;
+use rolegate_rules::store::{Report, RuleStoreWriter};
+use rolegate_rules::watches::RuleWatches;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
-use rolegate_runtime::tls::{CertificateAges, CertificateStore, ServerTls};
+use rolegate_runtime::tls::{CertificateStore, ExpiryCollector, ServerTls};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::info;
@@ -32,66 +33,66 @@ use tracing::info;
 use crate::metrics::AdmissionMetrics;
 use crate::server::Webhook;
 
-/// Reports that may wait to be taken.
-const REPORTS: usize = 256;
-/// The life of a session that is only thought of: the gate makes none.
+/// Capacity of the channel of rule reports.
+const REPORT_QUEUE_SIZE: usize = 256;
+/// The session duration used in decisions. The webhook creates no sessions.
 const SESSION_SECONDS: u32 = 3600;
 
-/// Everything that shapes the webhook, validated.
+/// The validated options of the webhook.
 #[derive(Debug)]
 pub struct AdmissionOptions {
-    /// The API server's port.
+    /// Address of the webhook's port.
     pub listen: SocketAddr,
-    /// The operators' port.
+    /// Address of the admin port (metrics, health and readiness).
     pub admin_listen: SocketAddr,
-    /// How the API server is reached.
+    /// The connection to the API server.
     pub client: ClientOptions,
-    /// The annotations' keys.
+    /// The annotation keys.
     pub annotations: AnnotationKeys,
-    /// The rules as far as flags fix them: they count where the cluster has no configuration.
+    /// The rules set by flags. They apply unless the cluster has a configuration.
     pub rules: RuleConfig,
-    /// The flags and variables about rules that were given, by name.
+    /// The names of the rule flags and variables that were given.
     pub given: GivenRuleFlags,
-    /// Whether the cluster's configuration is demanded.
-    pub cluster_config: ConfigUse,
-    /// Where the certificate comes from.
+    /// The use of the cluster's configuration.
+    pub cluster_config: ConfigMode,
+    /// The source of the serving certificate.
     pub certificate: CertificateSource,
-    /// The Secret of the certificate, unless it comes from files: namespace and name.
+    /// Namespace and name of the certificate's Secret. Unused if the certificate comes from files.
     pub secret: (String, String),
     /// The time.
     pub clock: Clock,
 }
 
-/// Why the webhook cannot start.
+/// An error that prevents the webhook from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port is taken.
+    /// A listening socket cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The API server cannot be reached as configured.
+    /// The Kubernetes client cannot be configured.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// TLS cannot be set up.
-    #[error("TLS cannot be set up: {0}")]
+    /// TLS cannot be configured.
+    #[error("cannot set up TLS: {0}")]
     Tls(String),
-    /// A bound socket does not say where.
-    #[error("a listening socket cannot be used")]
+    /// The address of a bound socket cannot be read.
+    #[error("cannot use a listening socket")]
     Socket(#[from] std::io::Error),
 }
 
-/// Where it listens.
+/// The bound addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
-    /// The API server's port.
+    /// The webhook's port.
     pub webhook: SocketAddr,
-    /// The operators' port.
+    /// The admin port.
     pub admin: SocketAddr,
 }
 
-/// A task's end: one that the webhook cannot do without names itself.
+/// The result of a task: the task's name if the webhook cannot continue without it.
 type TaskEnd = Option<&'static str>;
 
-/// A running webhook. Dropping it aborts everything; [`Admission::stop`] ends it in order.
+/// A running webhook. Dropping it aborts all tasks; [`Admission::stop`] shuts it down gracefully.
 #[derive(Debug)]
 pub struct Admission {
     addresses: Addresses,
@@ -101,11 +102,11 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Starts it; returns when it listens. What it needs and cannot have yet it goes on asking
-    /// for, and says so in its readiness.
+    /// Starts the webhook and returns once its ports are open. Dependencies that are not available
+    /// yet are retried, and readiness reports them.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// Returns [`StartError`] if the options cannot be used.
     pub async fn start(options: AdmissionOptions) -> Result<Self, StartError> {
         let readiness = Readiness::new();
         let drain = Drain::new();
@@ -113,61 +114,61 @@ impl Admission {
         let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
         info!(api_server = connection.url(), "watching");
-        let watch_metrics = WatchMetrics::register(metrics.ours(), connection.pictures());
+        let watch_metrics = WatchMetrics::register(metrics.ours(), connection.freshness());
 
         let store = Arc::new(CertificateStore::new(
             "admission",
             options.clock.clone(),
             readiness.condition("certificate"),
         ));
-        CertificateAges::register(metrics.ours(), vec![store.clone()]);
+        ExpiryCollector::register(metrics.ours(), vec![store.clone()]);
         let tls =
             ServerTls::new(store.clone()).map_err(|error| StartError::Tls(error.to_string()))?;
         let client = connection.client();
         let (source, (namespace, name)) = (options.certificate, options.secret);
         let ready = readiness.clone();
-        tasks.spawn(vital("the certificate's source", async move {
+        tasks.spawn(vital("certificate source", async move {
             source
                 .follow(client, &namespace, &name, &store, &ready)
                 .await;
         }));
 
-        let mut keeper = Keeper::new(
+        let mut writer = RuleStoreWriter::new(
             options.rules,
-            Point::Gate,
+            EnforcementPoint::Admission,
             SessionScope::Workload,
             SESSION_SECONDS,
         );
-        // Roles of the node are not found out here: those that the configuration names are known.
-        keeper.learn(Facts::default());
-        if options.cluster_config != ConfigUse::Off {
-            keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
+        // The node's own roles are not detected here: those in the configuration are known.
+        writer.learn(Facts::default());
+        if options.cluster_config != ConfigMode::Off {
+            writer.apply(Report::RuleStore(RuleUpdate::Config(ClusterConfig::Unseen)));
         }
-        let rules = keeper.rules();
+        let rules = writer.rules();
         rolegate_rules::metrics::register(metrics.ours(), rules.clone());
         let reporting = in_force::report(rules.clone(), options.given, None);
         tasks.spawn(passing(reporting));
-        let (reporter, reports) = mpsc::channel(REPORTS);
-        let (sender, namespaces) = mpsc::channel(REPORTS);
-        let sources = RuleSources {
+        let (reporter, reports) = mpsc::channel(REPORT_QUEUE_SIZE);
+        let (sender, namespaces) = mpsc::channel(REPORT_QUEUE_SIZE);
+        let sources = RuleWatches {
             connection: connection.clone(),
             cluster_config: options.cluster_config,
             metrics: watch_metrics.clone(),
             readiness: readiness.clone(),
             reports: reporter,
         };
-        tasks.spawn(vital("the watches of rules", sources.run(rules.clone())));
-        let reporting = Reporting {
+        tasks.spawn(vital("rule watches", sources.run(rules.clone())));
+        let reporting = WatchObserver {
             metrics: watch_metrics,
             condition: readiness.condition("namespaces"),
         };
         let (keys, needs) = (options.annotations.clone(), rules.needs());
-        tasks.spawn(vital("the watch of namespaces", async move {
+        tasks.spawn(vital("namespace watch", async move {
             watch_namespaces(&connection, keys, needs, reporting, sender).await;
         }));
         tasks.spawn(vital(
-            "the keeper of the rules",
-            keep(keeper, reports, namespaces, readiness.clone()),
+            "rule store writer",
+            keep(writer, reports, namespaces, readiness.clone()),
         ));
 
         let listener = listen(options.listen)?;
@@ -189,17 +190,17 @@ impl Admission {
         })
     }
 
-    /// Where it listens.
+    /// Returns the bound addresses.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// Whether it is ready, and why not.
+    /// Returns the webhook's readiness.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
     }
 
-    /// Returns when it ends by itself, which is a fault: the name of the task that ended.
+    /// Waits until a required task exits, which is always a bug, and returns the task's name.
     pub async fn ended(&mut self) -> &'static str {
         loop {
             match self.tasks.join_next().await {
@@ -211,26 +212,27 @@ impl Admission {
         }
     }
 
-    /// Ends it in order: takes nothing new, finishes what is open, up to `deadline`.
+    /// Shuts down gracefully: accepts no new connections and waits up to `deadline` for open
+    /// requests.
     pub async fn stop(mut self, deadline: Duration) {
         self.drain.drain(deadline).await;
         self.tasks.shutdown().await;
     }
 }
 
-/// Follows the sources until they end.
+/// Processes the sources until they end.
 async fn keep(
-    mut keeper: Keeper,
+    mut writer: RuleStoreWriter,
     mut reports: mpsc::Receiver<Report>,
     mut namespaces: mpsc::Receiver<Update>,
     readiness: Readiness,
 ) {
     let ready = readiness.condition("rules");
     loop {
-        match (keeper.unseen(), keeper.missing()) {
-            (Some(unseen), _) => ready.fail(unseen),
-            // It answers, and refuses with this sentence: without it in the Service's endpoints
-            // users would hear that a webhook cannot be called.
+        match (writer.unseen(), writer.missing()) {
+            (Some(unseen), _) => ready.fail(unseen.as_str()),
+            // The webhook responds and denies with this message. If the Service had no ready
+            // endpoint, users would only learn that the webhook cannot be called.
             (None, Some(missing)) => ready.note(&*missing),
             (None, None) => ready.ok(),
         }
@@ -238,17 +240,17 @@ async fn keep(
             report = reports.recv() => report,
             update = namespaces.recv() => match update {
                 Some(Update::Namespaces(change)) => {
-                    Some(Report::Rules(RuleUpdate::Namespaces(change)))
+                    Some(Report::RuleStore(RuleUpdate::Namespaces(change)))
                 }
                 Some(Update::RetainNamespaces(names)) => {
-                    Some(Report::Rules(RuleUpdate::RetainNamespaces(names)))
+                    Some(Report::RuleStore(RuleUpdate::RetainNamespaces(names)))
                 }
                 Some(Update::Workloads(_) | Update::RetainWorkloads(_)) => continue,
                 None => None,
             },
         };
         let Some(report) = report else { return };
-        keeper.apply(report);
+        writer.apply(report);
     }
 }
 

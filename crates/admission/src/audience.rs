@@ -1,34 +1,36 @@
-//! Audiences of tokens that AWS takes for credentials, once as a function and once as CEL: the gate,
-//! the conditions of its registration and the exported policies know the same ones.
+//! Token audiences that AWS accepts in exchange for credentials, as a function and as CEL. The
+//! validator, the match conditions of the webhook configuration and the exported policies share
+//! them.
 
 use std::collections::BTreeSet;
 
 use rolegate_core::config::Audience;
 
 /// Prefixes of STS host names, all of which contain [`STS_DOMAIN`]: in every partition and region.
-const STS: [&str; 2] = ["sts.", "sts-fips."];
+const STS_PREFIXES: [&str; 2] = ["sts.", "sts-fips."];
 const STS_DOMAIN: &str = "amazonaws.";
-/// Prefixes of AWS's other audiences: that of EKS Pod Identity, and the default of kOps.
-const BEGINNINGS: [&str; 2] = ["pods.eks.amazonaws.", "amazonaws."];
-/// The default of OpenShift on AWS.
+/// Prefixes of AWS's other audiences: EKS Pod Identity, and the default of kOps.
+const OTHER_PREFIXES: [&str; 2] = ["pods.eks.amazonaws.", "amazonaws."];
+/// The default audience of OpenShift on AWS.
 const OPENSHIFT: &str = "openshift";
 
-/// Returns whether AWS may accept a token for this audience in exchange for credentials: it is a
+/// Returns `true` if AWS may accept a token for this audience in exchange for credentials: it is a
 /// known one, or in `others`, the client IDs of the user's own providers. IAM compares client IDs
-/// verbatim; ignoring case, blanks and a scheme here only refuses tokens that IAM would refuse as
+/// verbatim. Ignoring case, blanks and a scheme here only denies tokens that IAM would reject as
 /// well.
 pub(crate) fn is_for_aws(audience: &str, others: &BTreeSet<Audience>) -> bool {
     let audience = Audience::new(audience);
     let text = audience.as_str();
     let host = text.split_once("://").map_or(text, |(_, host)| host);
-    let is_sts = STS.iter().any(|start| host.starts_with(start)) && host.contains(STS_DOMAIN);
+    let is_sts =
+        STS_PREFIXES.iter().any(|start| host.starts_with(start)) && host.contains(STS_DOMAIN);
     is_sts
-        || BEGINNINGS.iter().any(|start| host.starts_with(start))
+        || OTHER_PREFIXES.iter().any(|start| host.starts_with(start))
         || text == OPENSHIFT
         || others.contains(&audience)
 }
 
-/// CEL that says of `audience`, an expression of a text, what [`is_for_aws`] says.
+/// Returns [`is_for_aws`] as CEL. `audience` is a CEL expression of type string.
 pub fn cel(audience: &str, others: &BTreeSet<Audience>) -> String {
     let known = [OPENSHIFT].into_iter();
     let listed: Vec<_> = known.chain(others.iter().map(Audience::as_str)).collect();
@@ -43,9 +45,9 @@ pub fn cel(audience: &str, others: &BTreeSet<Audience>) -> String {
         "[{audience}.lowerAscii().trim()].exists(l, l in {listed} || [l.contains(\"://\") ? \
          l.substring(l.indexOf(\"://\") + 3) : l].exists(h, ({sts}) && h.contains({domain}) || {others}))",
         listed = serde_json::Value::from(listed),
-        sts = starts(&STS),
+        sts = starts(&STS_PREFIXES),
         domain = serde_json::Value::from(STS_DOMAIN),
-        others = starts(&BEGINNINGS),
+        others = starts(&OTHER_PREFIXES),
     )
 }
 

@@ -1,9 +1,9 @@
-//! Objects as they are judged: JSON read once, strictly.
+//! A strict JSON reader for the objects of a review.
 //!
-//! A duplicate key is refused, since two readers may each use a different one. The record of field
-//! managers, often the largest part of an object, is skipped, but only in its proper place: a label
-//! or annotation may have the same name. Texts are borrowed from the review, and fields are sorted
-//! lists: reading an object takes little memory, and finding a field in it none.
+//! Duplicate keys are rejected, since two readers may each use a different one. `managedFields`,
+//! often the largest part of an object, is skipped, but only in its proper place: a label or
+//! annotation may have the same name. Strings are borrowed from the review, and objects are sorted
+//! lists, so reading needs little memory and a lookup none.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,13 +15,13 @@ use serde_json::value::RawValue;
 
 use crate::text::shown;
 
-/// Most characters of a key or of a parser's complaint in a message.
-pub(crate) const SHOWN: usize = 120;
-/// The field of an object that contains the record of field managers, and the record's own name.
+/// Maximum number of characters of a key or a parser error in a message.
+pub(crate) const MAX_SHOWN_CHARS: usize = 120;
+/// The name of the field that contains `managedFields`.
 const METADATA: &str = "metadata";
 const MANAGED_FIELDS: &str = "managedFields";
 
-/// A JSON value. Two are equal if they hold the same, in whatever order fields were written.
+/// A JSON value. Comparison ignores the order of fields.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Node<'a> {
     Null,
@@ -33,7 +33,7 @@ pub(crate) enum Node<'a> {
 }
 
 impl Node<'_> {
-    /// The text, where it is one.
+    /// Returns the string, if the value is one.
     pub(crate) fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
@@ -50,7 +50,7 @@ pub(crate) struct Map<'a> {
 }
 
 impl<'a> Map<'a> {
-    /// The value of `key`.
+    /// Returns the value of `key`.
     pub(crate) fn get(&self, key: &str) -> Option<&Node<'a>> {
         let found = self
             .fields
@@ -58,7 +58,7 @@ impl<'a> Map<'a> {
         self.fields.get(found.ok()?).map(|(_, value)| value)
     }
 
-    /// The value of `key`, to be changed.
+    /// Returns a mutable reference to the value of `key`.
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Node<'a>> {
         let mut fields = self.fields.iter_mut();
         fields
@@ -66,29 +66,30 @@ impl<'a> Map<'a> {
             .map(|(_, value)| value)
     }
 
-    /// Drops the fields whose keys `keep` does not want.
+    /// Drops the fields whose keys `keep` rejects.
     pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.fields.retain(|(key, _)| keep(key));
     }
 
-    /// All fields, by key.
+    /// Iterates over all fields, by key.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Node<'a>)> {
         self.fields.iter().map(|(key, value)| (&**key, value))
     }
 }
 
-/// Reads an object.
+/// Parses an object.
 ///
 /// # Errors
-/// A sentence: not JSON, nested deeper than serde_json's 128 levels, or a key twice.
+/// Returns a message for invalid JSON, more than serde_json's 128 levels of nesting, or a duplicate
+/// key.
 pub(crate) fn parse(raw: &RawValue) -> Result<Node<'_>, String> {
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
     Strict::Object
         .deserialize(&mut deserializer)
-        .map_err(|error| shown(&error.to_string(), SHOWN))
+        .map_err(|error| shown(&error.to_string(), MAX_SHOWN_CHARS))
 }
 
-/// Reads a value, knowing where in the object it is.
+/// Deserializes a value, given its position in the object.
 #[derive(Clone, Copy)]
 enum Strict {
     Object,
@@ -97,7 +98,7 @@ enum Strict {
 }
 
 impl Strict {
-    /// Reads the value of a field of this.
+    /// Returns the seed for the value of a field.
     fn field(self, key: &str) -> Self {
         match self {
             Self::Object if key == METADATA => Self::Metadata,
@@ -174,15 +175,15 @@ impl<'de> Visitor<'de> for Strict {
             .find(|[(one, _), (other, _)]| one == other);
         match twice {
             Some([(key, _), _]) => Err(Error::custom(format_args!(
-                "key {:?} is there twice",
-                shown(key, SHOWN)
+                "duplicate key {:?}",
+                shown(key, MAX_SHOWN_CHARS)
             ))),
             None => Ok(Node::Map(Map { fields })),
         }
     }
 }
 
-/// A key, borrowed where it is written plainly.
+/// A key, borrowed if it contains no escapes.
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -190,13 +191,13 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 pub(crate) mod tests {
     use super::*;
 
-    /// An object as a review holds it.
+    /// Returns an object as it occurs in a review.
     pub(crate) fn raw(object: &impl ToString) -> Box<RawValue> {
         RawValue::from_string(object.to_string()).unwrap()
     }
 
     #[test]
-    fn what_is_read_is_what_was_written() {
+    fn objects_round_trip() {
         let raw = raw(&r#"{"b":[1,-2,2.5,true,null,"x\n",{"c":{}}],"a":"y","managedFields":{}}"#);
         let text = |text: &'static str| Node::Text(text.into());
         let inner = Map {
@@ -223,7 +224,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_record_of_managers_is_skipped_and_nothing_else_of_its_name() {
+    fn only_the_real_managed_fields_are_skipped() {
         let raw = raw(
             &r#"{"metadata":{"managedFields":[{"x":1}],"annotations":{"managedFields":"a"},
             "metadata":{"managedFields":"b"}},"spec":{"metadata":{"managedFields":"c"}},"managedFields":"d"}"#,
@@ -271,7 +272,7 @@ pub(crate) mod tests {
             r#"{"managedFields":1,"managedFields":2}"#,
         ] {
             let error = parse(&raw(&text)).unwrap_err();
-            assert!(error.contains("twice"), "{error}");
+            assert!(error.contains("duplicate"), "{error}");
         }
     }
 

@@ -1,32 +1,32 @@
-//! The admission gate: AdmissionReview in, the decision of the rules, answer out.
+//! The validating admission webhook: evaluates an AdmissionReview against the rules.
 //!
-//! What is in this crate's pure part ([`review`], [`gate`], [`outcome`], [`registration`]) does no
-//! I/O and knows no clock: a pipeline can ask it about manifests as the API server asks it about
-//! requests. Whether a workload may have a role is not decided here but by
-//! [`RuleSet::explain`](rolegate_core::decision::RuleSet::explain), which the doors ask too.
+//! The pure modules ([`review`], [`validate`], [`outcome`], [`webhook_configuration`]) do no I/O
+//! and read no clock, so a pipeline can evaluate manifests as the API server does requests. The
+//! decision whether a workload may have a role is
+//! [`RuleSet::explain`](rolegate_core::decision::RuleSet::explain), which agents use too.
 
 #[cfg(feature = "server")]
 pub mod app;
 pub mod audience;
-pub mod gate;
+mod field_path;
 mod json;
-mod kinds;
 #[cfg(feature = "server")]
 pub mod metrics;
 pub mod outcome;
-mod place;
+mod pod_template;
 pub mod policies;
-pub mod registration;
 pub mod review;
 #[cfg(feature = "server")]
 pub mod server;
-mod shape;
+mod target;
 mod text;
+pub mod validate;
 mod web_identity;
+pub mod webhook_configuration;
 
-pub use gate::{GateRules, judge};
-pub use outcome::{Fault, Outcome, Unseen};
+pub use outcome::{NotSynced, Outcome, Violation};
+pub use pod_template::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE};
 pub use policies::{Finding, Findings, ReviewPolicies};
 pub use review::{Review, ReviewError};
-pub use shape::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE};
+pub use validate::{ValidationRules, validate};
 pub use web_identity::{Unnamed, WebIdentity};

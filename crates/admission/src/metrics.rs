@@ -1,33 +1,34 @@
-//! What the webhook counts.
+//! The webhook's metrics.
 
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use rolegate_rules::metrics::{DecisionMetrics, EnforcementPoint};
+use rolegate_core::enforcement::EnforcementPoint;
+use rolegate_rules::metrics::DecisionMetrics;
 use rolegate_runtime::histogram::AtomicHistogram;
 use rolegate_runtime::shares::Limit;
 
 type Label = [(&'static str, &'static str); 1];
 
-/// How a review ended.
+/// The outcome of a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// Allowed.
     Allowed,
     /// Allowed, with warnings of layers in audit mode.
     Warned,
-    /// Refused.
+    /// Denied.
     Denied,
-    /// Not a review that can be read.
+    /// The review cannot be parsed.
     Malformed,
 }
 
 impl Ending {
     const ALL: [Self; 4] = [Self::Allowed, Self::Warned, Self::Denied, Self::Malformed];
 
-    /// The label's value.
+    /// Returns the value of the metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Allowed => "allowed",
@@ -38,7 +39,7 @@ impl Ending {
     }
 }
 
-/// Metrics of the webhook. Cheap to clone; all clones are one.
+/// The webhook's metrics. Cloning is cheap; clones share state.
 #[derive(Debug, Clone)]
 pub struct AdmissionMetrics {
     reviews: [AtomicHistogram; 4],
@@ -60,7 +61,7 @@ impl AdmissionMetrics {
         });
         registry.register(
             "admission_review_duration_seconds",
-            "Duration of admission reviews, by how they ended",
+            "Duration of admission reviews, by outcome",
             family,
         );
         let metrics = Self {
@@ -70,7 +71,7 @@ impl AdmissionMetrics {
         };
         registry.register(
             "admission_connections_closed",
-            "Connections closed since a limit of them was reached",
+            "Connections closed because a limit was reached",
             metrics.closed.clone(),
         );
         metrics
@@ -93,12 +94,53 @@ impl AdmissionMetrics {
         let limit = match limit {
             Limit::Each => "peer",
             Limit::Known | Limit::Total => "known",
-            Limit::Strangers => "strangers",
+            Limit::UnknownPeers => "unknown_peers",
         };
         self.closed.get_or_create(&[("limit", limit)]).inc();
     }
 
     pub(crate) fn audited(&self, layer: &'static str) {
         self.decisions.audited(layer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_counted_under_its_label() {
+        let mut registry = Registry::default();
+        let metrics = AdmissionMetrics::register(&mut registry);
+        for (times, ending) in (1..).zip(Ending::ALL) {
+            for _ in 0..times {
+                metrics.observe(ending, Duration::from_millis(2));
+            }
+        }
+        metrics.denied("grants");
+        metrics.audited("rego");
+        for limit in [Limit::Each, Limit::Known, Limit::Total, Limit::UnknownPeers] {
+            metrics.connection_closed(limit);
+        }
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let reviews = "admission_review_duration_seconds_count{outcome=";
+        let decisions = r#"decisions_total{enforcement_point="admission","#;
+        let closed = "admission_connections_closed_total{limit=";
+        for line in [
+            format!(r#"{reviews}"allowed"}} 1"#),
+            format!(r#"{reviews}"warned"}} 2"#),
+            format!(r#"{reviews}"denied"}} 3"#),
+            format!(r#"{reviews}"malformed"}} 4"#),
+            // Allowed and warned.
+            format!(r#"{decisions}layer="all",mode="enforce",result="allowed"}} 3"#),
+            format!(r#"{decisions}layer="grants",mode="enforce",result="denied"}} 1"#),
+            format!(r#"{decisions}layer="rego",mode="audit",result="denied"}} 1"#),
+            format!(r#"{closed}"peer"}} 1"#),
+            format!(r#"{closed}"known"}} 2"#),
+            format!(r#"{closed}"unknown_peers"}} 1"#),
+        ] {
+            assert!(text.lines().any(|found| *found == line), "{line}\n{text}");
+        }
     }
 }

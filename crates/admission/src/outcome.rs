@@ -1,4 +1,4 @@
-//! What comes out of the gate, and the answer that the API server is given.
+//! The outcome of a review and the response to the API server.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,48 +8,48 @@ use serde::Serialize;
 use crate::review::{API_VERSION, KIND, Review};
 use crate::text::{cut, shown};
 
-/// Most faults that are kept of one review.
-const MAX_FAULTS: usize = 64;
-/// Most bytes of a denial's message.
-const MAX_MESSAGE: usize = 4096;
-/// Most characters of a path and of a rule.
-const MAX_NAME: usize = 300;
-/// Most characters of a reason.
-const MAX_REASON: usize = 1200;
-/// The API server cuts each warning here, and drops them all where they are longer than 4,096
-/// bytes together.
-const MAX_WARNING: usize = 256;
-/// Most warnings in an answer.
+/// Maximum number of violations kept of one review.
+const MAX_VIOLATIONS: usize = 64;
+/// Maximum size of a denial's message, in bytes.
+const MAX_MESSAGE_BYTES: usize = 4096;
+/// Maximum number of characters of a path and of a rule.
+const MAX_NAME_CHARS: usize = 300;
+/// Maximum number of characters of a reason.
+const MAX_REASON_CHARS: usize = 1200;
+/// Maximum size of a warning, in bytes. The API server truncates each warning to this, and drops
+/// all if they have more than 4,096 bytes together.
+const MAX_WARNING_BYTES: usize = 256;
+/// Maximum number of warnings in a response.
 const MAX_WARNINGS: usize = 15;
 
-/// One thing that is refused, or would be.
+/// A violation of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// Where in the object, such as `spec.template.metadata.annotations[iam.amazonaws.com/role]`;
-    /// empty for the object as a whole.
+pub struct Violation {
+    /// The field path, such as `spec.template.metadata.annotations[iam.amazonaws.com/role]`. Empty
+    /// for the object as a whole.
     pub path: String,
-    /// Who refuses: a layer of the rules, `request` for what is malformed, `own-role`, `rules`, or
-    /// `guard` for what the gate itself protects.
+    /// The source of the denial: a layer of the rules, `request` for malformed objects,
+    /// `reserved-role`, `rules`, or `guard` for protected objects.
     pub layer: &'static str,
     /// The rule in that layer.
     pub rule: String,
-    /// One sentence or two: what is refused, and what would be allowed or whom to ask.
+    /// The reason in one or two sentences: the denied part, and what is allowed or who can help.
     pub reason: String,
 }
 
-impl Fault {
-    /// A fault with texts made fit for messages.
+impl Violation {
+    /// Creates a violation with its texts escaped and bounded.
     pub fn new(path: &str, layer: &'static str, rule: &str, reason: &str) -> Self {
         Self {
-            path: shown(path, MAX_NAME),
+            path: shown(path, MAX_NAME_CHARS),
             layer,
-            rule: shown(rule, MAX_NAME),
-            reason: shown(reason, MAX_REASON),
+            rule: shown(rule, MAX_NAME_CHARS),
+            reason: shown(reason, MAX_REASON_CHARS),
         }
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
@@ -62,20 +62,20 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What has not been seen yet.
+/// A dependency that is not synced yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unseen {
+pub enum NotSynced {
     /// A namespace.
     Namespace(Arc<str>),
-    /// Rules, as a sentence says.
+    /// Rules, as described.
     Rules(&'static str),
 }
 
-impl fmt::Display for Unseen {
+impl fmt::Display for NotSynced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace(name) => {
-                let name = shown(name, MAX_NAME);
+                let name = shown(name, MAX_NAME_CHARS);
                 write!(f, "namespace {name} is not known to rolegate yet")
             }
             Self::Rules(sentence) => f.write_str(sentence),
@@ -83,71 +83,73 @@ impl fmt::Display for Unseen {
     }
 }
 
-/// What was made of a review.
+/// The outcome of a review.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outcome {
-    /// What is refused; nothing means that the request is let through.
-    pub faults: Vec<Fault>,
-    /// What layers in audit mode would have refused.
-    pub warnings: Vec<Fault>,
-    /// What has not been seen yet, without which there is no verdict: judge again when it is there.
-    pub undecided: Option<Unseen>,
-    /// How many policies were asked.
+    /// Violations of enforced rules. The request is allowed if there are none.
+    pub violations: Vec<Violation>,
+    /// Violations of layers in audit mode.
+    pub warnings: Vec<Violation>,
+    /// A dependency that is not synced yet. The review must be evaluated again once it is.
+    pub undecided: Option<NotSynced>,
+    /// The number of policies that were evaluated.
     pub asked: usize,
 }
 
 impl Outcome {
-    /// Whether the request is let through.
+    /// Returns `true` if the request is allowed.
     pub fn is_allowed(&self) -> bool {
-        self.faults.is_empty() && self.undecided.is_none()
+        self.violations.is_empty() && self.undecided.is_none()
     }
 
-    /// Whether as much is refused as is told: what else there is changes nothing.
+    /// Returns `true` if the maximum number of violations is reached, so that more would change
+    /// nothing.
     pub(crate) fn is_full(&self) -> bool {
-        self.faults.len() == MAX_FAULTS
+        self.violations.len() == MAX_VIOLATIONS
     }
 
-    pub(crate) fn fault(&mut self, fault: Fault) {
-        keep(&mut self.faults, fault);
+    pub(crate) fn violation(&mut self, violation: Violation) {
+        keep(&mut self.violations, violation);
     }
 
-    pub(crate) fn warning(&mut self, fault: Fault) {
-        keep(&mut self.warnings, fault);
+    pub(crate) fn warning(&mut self, violation: Violation) {
+        keep(&mut self.warnings, violation);
     }
 
-    /// What a denial says; empty where nothing is refused.
+    /// Returns the message of a denial. Empty if the request is allowed.
     pub fn message(&self) -> String {
-        let faults: Vec<_> = self.faults.iter().map(ToString::to_string).collect();
-        let mut message = match faults.as_slice() {
+        let violations: Vec<_> = self.violations.iter().map(ToString::to_string).collect();
+        let mut message = match violations.as_slice() {
             [] => String::new(),
             [one] => one.clone(),
             many => {
                 let numbered = many.iter().enumerate();
-                let numbered = numbered.map(|(place, fault)| format!("({}) {fault}", place + 1));
+                let numbered =
+                    numbered.map(|(place, violation)| format!("({}) {violation}", place + 1));
                 let numbered: Vec<_> = numbered.collect();
                 format!("{} faults: {}", many.len(), numbered.join("; "))
             }
         };
-        if let (true, Some(unseen)) = (faults.is_empty(), &self.undecided) {
+        if let (true, Some(unseen)) = (violations.is_empty(), &self.undecided) {
             message = format!("{unseen}: try again in a moment");
         }
-        cut(message, MAX_MESSAGE)
+        cut(message, MAX_MESSAGE_BYTES)
     }
 
-    /// What the API server passes on to the user as warnings.
+    /// Returns the warnings that the API server passes to the user.
     pub fn warning_texts(&self) -> Vec<String> {
         let texts = self.warnings.iter().take(MAX_WARNINGS);
         texts
-            .map(|warning| cut(format!("rolegate would refuse {warning}"), MAX_WARNING))
+            .map(|warning| cut(format!("rolegate would deny {warning}"), MAX_WARNING_BYTES))
             .collect()
     }
 
-    /// The answer: an AdmissionReview as JSON.
+    /// Returns the response: an AdmissionReview as JSON.
     pub fn answer(&self, review: &Review<'_>) -> Vec<u8> {
         let allowed = self.is_allowed();
         let status = (!allowed).then(|| {
-            // Who has to wait may try again, who is refused need not.
-            if self.faults.is_empty() {
+            // A client that has to wait should retry; a denied one need not.
+            if self.violations.is_empty() {
                 status(503, "ServiceUnavailable", self.message())
             } else {
                 status(403, "Forbidden", self.message())
@@ -157,15 +159,15 @@ impl Outcome {
     }
 }
 
-fn keep(all: &mut Vec<Fault>, fault: Fault) {
-    if all.len() < MAX_FAULTS && !all.contains(&fault) {
-        all.push(fault);
+fn keep(all: &mut Vec<Violation>, violation: Violation) {
+    if all.len() < MAX_VIOLATIONS && !all.contains(&violation) {
+        all.push(violation);
     }
 }
 
-/// A denial of the request `uid` by a sentence, for what could not be judged.
+/// Returns a denial of the request `uid` with a message, for a request that cannot be evaluated.
 pub fn refusal(uid: &str, sentence: &str) -> Vec<u8> {
-    let message = shown(sentence, MAX_REASON);
+    let message = shown(sentence, MAX_REASON_CHARS);
     let status = status(403, "Forbidden", message);
     answer(uid, false, Some(status), Vec::new())
 }
@@ -190,11 +192,11 @@ fn answer(uid: &str, allowed: bool, status: Option<Status>, warnings: Vec<String
             warnings,
         },
     };
-    // Structures of texts and numbers can always be written.
+    // Serialization of strings and numbers cannot fail.
     serde_json::to_vec(&answer).unwrap_or_default()
 }
 
-/// An AdmissionReview that answers.
+/// An AdmissionReview with a response.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer<'a> {
@@ -219,4 +221,26 @@ struct Status {
     code: u16,
     reason: &'static str,
     message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_kept_once_and_only_so_many_are() {
+        let fault =
+            |number: usize| Violation::new(&format!("at {number}"), "layer", "rule", "reason");
+        let mut outcome = Outcome::default();
+        for _ in 0..2 {
+            outcome.violation(fault(0));
+            outcome.warning(fault(0));
+        }
+        assert_eq!((outcome.violations.len(), outcome.warnings.len()), (1, 1));
+        for number in 0..=MAX_VIOLATIONS {
+            assert_eq!(outcome.is_full(), number == MAX_VIOLATIONS);
+            outcome.violation(fault(number));
+        }
+        assert_eq!(outcome.violations.len(), MAX_VIOLATIONS);
+    }
 }

@@ -1,34 +1,34 @@
-//! What the gate asks of Rego policies: a seam, so that the gate is tested without an engine.
+//! The interface to Rego policies, so that the validator can be tested without an engine.
 
 use jiff::Timestamp;
 
-/// What policies say about one review.
+/// The result of evaluating policies for one review.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Findings {
-    /// Each refusal.
+    /// All denials.
     pub denials: Vec<Finding>,
-    /// How many policies were asked.
+    /// The number of policies that were evaluated.
     pub asked: usize,
 }
 
-/// A refusal by a policy.
+/// A denial by a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The policy.
+    /// The policy's name.
     pub policy: String,
-    /// What it says.
+    /// The policy's message.
     pub message: String,
 }
 
-/// Policies that are asked about whole reviews.
+/// Policies that evaluate whole reviews.
 pub trait ReviewPolicies: Send + Sync {
-    /// Judges a review, given as its JSON. Policies that are demanded and missing refuse too.
-    fn judge_review(&self, review: &str, now: Timestamp) -> Findings;
+    /// Evaluates a review, given as JSON. Required policies that are missing deny, too.
+    fn evaluate_review(&self, review: &str, now: Timestamp) -> Findings;
 }
 
 impl ReviewPolicies for rolegate_rego::Policies {
-    fn judge_review(&self, review: &str, now: Timestamp) -> Findings {
-        match self.judge_review_json(review.as_bytes(), now) {
+    fn evaluate_review(&self, review: &str, now: Timestamp) -> Findings {
+        match self.evaluate_review_json(review.as_bytes(), now) {
             Ok(found) => Findings {
                 denials: found
                     .denials
@@ -38,7 +38,7 @@ impl ReviewPolicies for rolegate_rego::Policies {
                         message: finding.message,
                     })
                     .collect(),
-                asked: found.asked.len(),
+                asked: found.evaluated.len(),
             },
             Err(error) => Findings {
                 denials: vec![Finding {

@@ -1,6 +1,6 @@
-//! AdmissionReviews (`admission.k8s.io/v1`) as the API server sends them.
+//! AdmissionReviews (`admission.k8s.io/v1`) as sent by the API server.
 //!
-//! The objects in them stay raw text until somebody has to look at them.
+//! Their objects are not parsed until they are needed.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,47 +13,48 @@ use serde_json::value::RawValue;
 
 use crate::text::shown;
 
-/// Most bytes of a review: two objects as large as the API server takes (3 MiB), and the rest.
-pub const MAX_REVIEW: usize = 8 * 1024 * 1024;
-/// Most bytes of a request's UID, which the API server makes and the answer repeats.
-const MAX_UID: usize = 128;
-/// Most characters of a parser's complaint, which may repeat what it read.
-const SHOWN: usize = 200;
+/// Maximum size of a review, in bytes: two objects of the API server's maximum (3 MiB), and the
+/// rest.
+pub const MAX_REVIEW_BYTES: usize = 8 * 1024 * 1024;
+/// Maximum size of a request's UID, which the API server generates and the response repeats, in
+/// bytes.
+const MAX_UID_BYTES: usize = 128;
+/// Maximum number of characters of a parser error, which may quote its input.
+const MAX_SHOWN_CHARS: usize = 200;
 
 pub(crate) const API_VERSION: &str = "admission.k8s.io/v1";
 pub(crate) const KIND: &str = "AdmissionReview";
 
-/// Why a body is no review that can be judged.
+/// The reason why a body is not a usable review.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
-    /// Longer than [`MAX_REVIEW`].
-    #[error("the body has {0} bytes: a review has at most {MAX_REVIEW}")]
+    /// The body is longer than [`MAX_REVIEW_BYTES`].
+    #[error("the body has {0} bytes, more than the maximum of {MAX_REVIEW_BYTES}")]
     TooLarge(usize),
-    /// Not JSON, or nested too deeply.
-    #[error("the body is not the JSON of an AdmissionReview: {0}")]
+    /// The body is not JSON, or nested too deeply.
+    #[error("the body is not an AdmissionReview in JSON: {0}")]
     NotJson(String),
-    /// Another kind or version.
-    #[error("the body is {0}: only {KIND} of {API_VERSION} is understood")]
+    /// The body has another kind or version.
+    #[error("the body is {0}, not {KIND} of {API_VERSION}")]
     NotAReview(String),
-    /// A review without request, such as an answer.
+    /// The review has no request, such as a response.
     #[error("the AdmissionReview has no request")]
     NoRequest,
-    /// The request has no usable UID, so that no answer can be told to belong to it.
+    /// The request has no usable UID, so a response could not be matched to it.
     #[error("the AdmissionReview's request has no uid")]
     NoUid,
-    /// The request cannot be read.
-    #[error("the AdmissionReview's request cannot be read: {why}")]
+    /// The request cannot be parsed.
+    #[error("cannot parse the AdmissionReview's request: {why}")]
     Request {
-        /// Its UID, by which it can be refused.
+        /// Its UID, for the denial.
         uid: String,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
 }
 
 impl ReviewError {
-    /// The UID of the request, where it is known: then it can be answered with a denial, see
-    /// [`crate::outcome::refusal`].
+    /// Returns the request's UID, if known, for a denial by [`crate::outcome::refusal`].
     pub fn uid(&self) -> Option<&str> {
         match self {
             Self::Request { uid, .. } => Some(uid),
@@ -62,22 +63,22 @@ impl ReviewError {
     }
 }
 
-/// What is to be done to an object.
+/// The operation on the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Operation {
-    /// It is made.
+    /// The object is created.
     Create,
-    /// It is changed.
+    /// The object is updated.
     Update,
-    /// It is deleted.
+    /// The object is deleted.
     Delete,
-    /// Something is connected to it, such as a terminal.
+    /// A connection to the object is opened, such as a terminal.
     Connect,
 }
 
 impl Operation {
-    /// As the API server writes it.
+    /// Returns the API server's name of the operation.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Create => "CREATE",
@@ -88,10 +89,10 @@ impl Operation {
     }
 }
 
-/// The kind of the object that was sent.
+/// The kind of the submitted object.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct Kind<'a> {
-    /// The API group; empty for the core group.
+    /// The API group. Empty for the core group.
     #[serde(borrow, default)]
     pub group: Cow<'a, str>,
     /// The version.
@@ -102,25 +103,25 @@ pub struct Kind<'a> {
     pub kind: Cow<'a, str>,
 }
 
-/// Who asks, as the API server authenticated them.
+/// The authenticated user of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct User<'a> {
-    /// The name.
+    /// The user's name.
     #[serde(borrow, default, rename = "username")]
     pub name: Cow<'a, str>,
-    /// The groups.
+    /// The user's groups.
     #[serde(default, deserialize_with = "nullable")]
     pub groups: Vec<String>,
 }
 
 impl User<'_> {
-    /// Whether the user is in `group`.
+    /// Returns `true` if the user is in `group`.
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|known| known == group)
     }
 }
 
-/// A review to be judged. Borrows from the body.
+/// A parsed review, which borrows from the body.
 #[derive(Debug, Clone)]
 pub struct Review<'a> {
     body: &'a str,
@@ -160,8 +161,7 @@ struct Envelope<'a, R> {
     request: Option<R>,
 }
 
-/// A structure that is written as an object. A list, which would be taken for its fields in their
-/// order, is refused.
+/// A struct that must be a JSON object. serde would accept a list with the fields in order.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -191,20 +191,20 @@ struct OnlyUid<'a> {
 }
 
 impl<'a> Review<'a> {
-    /// Reads a body.
+    /// Parses a body.
     ///
     /// # Errors
-    /// [`ReviewError`]; where [`ReviewError::uid`] is known the request can be refused by it, and
-    /// otherwise nothing but an error can be answered.
+    /// Returns [`ReviewError`]. If [`ReviewError::uid`] is known, the request can be denied;
+    /// otherwise the response can only be an error.
     pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
-        if body.len() > MAX_REVIEW {
+        if body.len() > MAX_REVIEW_BYTES {
             return Err(ReviewError::TooLarge(body.len()));
         }
         let not_json = |why: &dyn fmt::Display| ReviewError::NotJson(complaint(why));
         let body = std::str::from_utf8(body).map_err(|error| not_json(&error))?;
-        // Where a list would be taken for a structure's fields in order.
+        // serde would accept a list with the fields in order.
         if !body.trim_ascii_start().starts_with('{') {
-            return Err(not_json(&"it is no object"));
+            return Err(not_json(&"it is not an object"));
         }
         let Ok(Envelope {
             api_version,
@@ -212,7 +212,7 @@ impl<'a> Review<'a> {
             request: Some(Object(request)),
         }) = serde_json::from_str::<Envelope<'a, Object<Request<'a>>>>(body)
         else {
-            return Err(Self::fault(body));
+            return Err(Self::violation(body));
         };
         check_version(&api_version, &kind)?;
         check_uid(&request.uid)?;
@@ -226,8 +226,8 @@ impl<'a> Review<'a> {
         })
     }
 
-    /// What is wrong with a body that cannot be read, found by reading it part by part.
-    fn fault(body: &str) -> ReviewError {
+    /// Finds the error in a body by parsing it part by part.
+    fn violation(body: &str) -> ReviewError {
         let not_json = |error| ReviewError::NotJson(complaint(&error));
         let find = || {
             let envelope: Envelope<'_, &RawValue> = serde_json::from_str(body).map_err(not_json)?;
@@ -246,57 +246,57 @@ impl<'a> Review<'a> {
                 }),
             }
         };
-        // Its parts can be read, so its whole can't: too deep by the level of the request alone.
-        let unknown = || ReviewError::NotJson("it cannot be read as a whole".into());
+        // The parts can be parsed, but the whole is one level too deep.
+        let unknown = || ReviewError::NotJson("it is nested too deeply".into());
         find().err().unwrap_or_else(unknown)
     }
 
-    /// The UID, which the answer repeats.
+    /// Returns the UID, which the response repeats.
     pub fn uid(&self) -> &str {
         &self.request.uid
     }
 
-    /// The kind of the object that was sent.
+    /// Returns the kind of the submitted object.
     pub fn kind(&self) -> &Kind<'a> {
         &self.request.kind
     }
 
-    /// The subresource, such as `status`; empty for the object itself.
+    /// Returns the subresource, such as `status`. Empty for the object itself.
     pub fn subresource(&self) -> &str {
         &self.request.sub_resource
     }
 
-    /// The object's name; empty where it is still to be made up.
+    /// Returns the object's name. Empty if it will be generated.
     pub fn name(&self) -> &str {
         &self.request.name
     }
 
-    /// The namespace; empty for objects of the cluster.
+    /// Returns the namespace. Empty for cluster-scoped objects.
     pub fn namespace(&self) -> &str {
         &self.request.namespace
     }
 
-    /// What is to be done.
+    /// Returns the operation.
     pub fn operation(&self) -> Operation {
         self.request.operation
     }
 
-    /// Who asks.
+    /// Returns the user of the request.
     pub fn user(&self) -> &User<'a> {
         &self.request.user_info
     }
 
-    /// The object as it would be; none at a deletion.
+    /// Returns the new object. `None` for a deletion.
     pub fn object(&self) -> Option<&'a RawValue> {
         self.request.object
     }
 
-    /// The object as it is; none at a creation.
+    /// Returns the existing object. `None` for a creation.
     pub fn old_object(&self) -> Option<&'a RawValue> {
         self.request.old_object
     }
 
-    /// The whole review, as it came.
+    /// Returns the unparsed review.
     pub fn body(&self) -> &'a str {
         self.body
     }
@@ -307,11 +307,11 @@ fn check_version(api_version: &str, kind: &str) -> Result<(), ReviewError> {
         return Ok(());
     }
     let what = format!("{kind:?} of {api_version:?}");
-    Err(ReviewError::NotAReview(shown(&what, SHOWN)))
+    Err(ReviewError::NotAReview(shown(&what, MAX_SHOWN_CHARS)))
 }
 
 fn check_uid(uid: &str) -> Result<(), ReviewError> {
-    if uid.is_empty() || uid.len() > MAX_UID {
+    if uid.is_empty() || uid.len() > MAX_UID_BYTES {
         return Err(ReviewError::NoUid);
     }
     Ok(())
@@ -322,9 +322,28 @@ fn present(raw: Option<&RawValue>) -> Option<&RawValue> {
 }
 
 fn complaint(error: &dyn fmt::Display) -> String {
-    shown(&error.to_string(), SHOWN)
+    shown(&error.to_string(), MAX_SHOWN_CHARS)
 }
 
 fn nullable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_are_written_as_by_the_api_server() {
+        let all = [
+            Operation::Create,
+            Operation::Update,
+            Operation::Delete,
+            Operation::Connect,
+        ];
+        for operation in all {
+            let text = format!("{:?}", operation.as_str());
+            assert_eq!(serde_json::from_str::<Operation>(&text).unwrap(), operation);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The webhook's port: an AdmissionReview in, an AdmissionReview out.
+//! The webhook's HTTPS server.
 
 mod peers;
 #[cfg(test)]
@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_rules::rules::Rules;
+use rolegate_rules::rules::RuleStore;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::serve::{self, serve_tls};
@@ -29,29 +29,31 @@ use tracing::warn;
 
 use crate::metrics::{AdmissionMetrics, Ending};
 use crate::outcome::{Outcome, refusal};
-use crate::review::{MAX_REVIEW, Review};
-use crate::{GateRules, judge};
+use crate::review::{MAX_REVIEW_BYTES, Review};
+use crate::{ValidationRules, validate};
 use peers::{Held, Peer, Peers};
 
-/// Where the API server sends reviews.
+/// The path of the webhook.
 pub const PATH: &str = "/validate";
 
-/// Largest body. The API server takes objects of 3 MiB at most, and an update holds two.
-const BODY: usize = MAX_REVIEW;
-/// How long a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(5);
-/// How long a review waits for a namespace that was made a moment ago, or for rules.
-const WAIT: Duration = Duration::from_secs(1);
-/// API servers keep a few connections for long, and open one only to send something at once.
-const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// Maximum size of a body, in bytes. The API server accepts objects up to 3 MiB, and an update has
+/// two.
+const MAX_BODY_BYTES: usize = MAX_REVIEW_BYTES;
+/// Time limit for receiving a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time that a review waits for rules or a namespace that was just created.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time limit for the first request. API servers keep a few connections for long, and open one only
+/// to send a request at once.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIME: Duration = Duration::from_secs(120);
 const HEADER_BYTES: usize = 16 * 1024;
 const LIFETIME: Duration = Duration::from_secs(3600);
 
-/// What answers reviews. Shared by all connections.
+/// The handler of reviews, shared by all connections.
 #[derive(Debug)]
 pub struct Webhook {
-    rules: Rules,
+    rules: RuleStore,
     keys: AnnotationKeys,
     clock: Clock,
     metrics: AdmissionMetrics,
@@ -59,9 +61,9 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// A webhook that judges by `rules`.
+    /// Creates a webhook that evaluates `rules`.
     pub fn new(
-        rules: Rules,
+        rules: RuleStore,
         keys: AnnotationKeys,
         clock: Clock,
         metrics: AdmissionMetrics,
@@ -75,7 +77,7 @@ impl Webhook {
         })
     }
 
-    /// Answers on `listener` until the drain has begun.
+    /// Serves requests on `listener` until the drain begins.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: ServerTls, drain: Drain) {
         serve_tls(listener, self.limits(), drain, tls, move |peer, _| {
             Some(self.clone().connect(peer))
@@ -85,16 +87,16 @@ impl Webhook {
 
     fn limits(&self) -> serve::Limits {
         serve::Limits {
-            // The limits of peers evict others and are never waited for.
+            // Peers' limits evict connections, so there is nothing to wait for.
             connections: self.peers.most_connections(),
-            first_request: FIRST_REQUEST,
+            first_request: FIRST_REQUEST_TIMEOUT,
             header_time: HEADER_TIME,
             header_bytes: HEADER_BYTES,
             lifetime: LIFETIME,
         }
     }
 
-    /// What answers on a connection of `peer`, and what ends it for another one.
+    /// Returns the service of a connection from `peer`, and its eviction.
     fn connect(
         self: Arc<Self>,
         peer: SocketAddr,
@@ -139,7 +141,7 @@ impl Webhook {
             Ok(review) => review,
             Err(error) => {
                 let sentence = error.to_string();
-                warn!(reason = sentence, "cannot read a review");
+                warn!(reason = sentence, "cannot parse a review");
                 let response = match error.uid() {
                     Some(uid) => json(refusal(uid, &sentence)),
                     None => text(StatusCode::BAD_REQUEST, sentence),
@@ -148,8 +150,8 @@ impl Webhook {
             }
         };
         peer.reviewed();
-        let outcome = self.judge(&review).await;
-        self.tell(&outcome, &review);
+        let outcome = self.validate(&review).await;
+        self.log_outcome(&outcome, &review);
         let ending = match (outcome.is_allowed(), outcome.warnings.is_empty()) {
             (false, _) => Ending::Denied,
             (true, false) => Ending::Warned,
@@ -158,59 +160,59 @@ impl Webhook {
         (ending, json(outcome.answer(&review)))
     }
 
-    /// Judges, once more with each change of the rules while something was not seen yet: a
-    /// namespace and what is in it are often made in one go.
-    async fn judge(&self, review: &Review<'_>) -> Outcome {
-        let mut outcome = self.judge_now(review);
+    /// Validates the review, and repeats that after each change of the rules while a dependency is
+    /// not synced: a namespace and its content are often created together.
+    async fn validate(&self, review: &Review<'_>) -> Outcome {
+        let mut outcome = self.validate_now(review);
         if outcome.undecided.is_none() {
             return outcome;
         }
-        let deadline = Instant::now() + WAIT;
+        let deadline = Instant::now() + SYNC_TIMEOUT;
         let mut changes = self.rules.changes();
         changes.mark_changed();
         while outcome.undecided.is_some()
             && matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(())))
         {
-            outcome = self.judge_now(review);
+            outcome = self.validate_now(review);
         }
         outcome
     }
 
-    fn judge_now(&self, review: &Review<'_>) -> Outcome {
-        let judge = || self.judge_by_rules(review);
-        // What takes long leaves its thread's other reviews to another thread.
-        if review.body().len() > peers::SMALL
+    fn validate_now(&self, review: &Review<'_>) -> Outcome {
+        let validate = || self.validate_by_rules(review);
+        // Slow reviews must not delay others on the same thread.
+        if review.body().len() > peers::SMALL_BODY_BYTES
             && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread
         {
-            tokio::task::block_in_place(judge)
+            tokio::task::block_in_place(validate)
         } else {
-            judge()
+            validate()
         }
     }
 
-    fn judge_by_rules(&self, review: &Review<'_>) -> Outcome {
+    fn validate_by_rules(&self, review: &Review<'_>) -> Outcome {
         let snapshot = self.rules.load();
-        let rules = GateRules {
-            rules: &snapshot.gate,
+        let rules = ValidationRules {
+            rules: &snapshot.admission,
             config: &snapshot.config,
             grants: &snapshot.grants,
             keys: &self.keys,
             policies: Some(&*snapshot.policies),
         };
-        judge(&rules, review, self.clock.now())
+        validate(&rules, review, self.clock.now())
     }
 
-    fn tell(&self, outcome: &Outcome, review: &Review<'_>) {
-        for fault in &outcome.faults {
-            self.metrics.denied(fault.layer);
+    fn log_outcome(&self, outcome: &Outcome, review: &Review<'_>) {
+        for violation in &outcome.violations {
+            self.metrics.denied(violation.layer);
         }
         for warning in &outcome.warnings {
             self.metrics.audited(warning.layer);
             warn!(
-                kind = %review.kind().kind,
+                kind = &*review.kind().kind,
                 namespace = review.namespace(),
                 name = review.name(),
-                user = %review.user().name,
+                user = &*review.user().name,
                 layer = warning.layer,
                 rule = warning.rule,
                 reason = warning.reason,
@@ -219,10 +221,10 @@ impl Webhook {
         }
         if !outcome.is_allowed() {
             warn!(
-                kind = %review.kind().kind,
+                kind = &*review.kind().kind,
                 namespace = review.namespace(),
                 name = review.name(),
-                user = %review.user().name,
+                user = &*review.user().name,
                 reason = outcome.message(),
                 "request denied"
             );
@@ -230,44 +232,46 @@ impl Webhook {
     }
 }
 
-/// Reads the body of a request that may be a review, once there is memory for it.
+/// Reads the body of a potential review, once there is memory for it.
 async fn body(
     request: Request<Incoming>,
     peer: &Peer,
 ) -> Result<(Bytes, Held<'_>), (StatusCode, String)> {
     let refuse = |status, sentence: &str| Err((status, sentence.to_owned()));
     if request.uri().path() != PATH {
-        return refuse(StatusCode::NOT_FOUND, "reviews go to /validate");
+        return refuse(StatusCode::NOT_FOUND, "the path of reviews is /validate");
     }
     if request.method() != Method::POST {
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, "reviews are sent by POST");
+        return refuse(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "the method of reviews is POST",
+        );
     }
     let kind = request.headers().get(CONTENT_TYPE);
     if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
-        let sentence = "reviews are application/json";
+        let sentence = "the content type of reviews is application/json";
         return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence);
     }
     let too_large = || {
-        let sentence = format!("the review has more than {BODY} bytes");
+        let sentence = format!("the review has more than {MAX_BODY_BYTES} bytes");
         Err((StatusCode::PAYLOAD_TOO_LARGE, sentence))
     };
     let told = request.body().size_hint().upper();
-    let length = told.map_or(BODY, |told| usize::try_from(told).unwrap_or(usize::MAX));
-    if length > BODY {
+    let length = told.map_or(MAX_BODY_BYTES, |told| {
+        usize::try_from(told).unwrap_or(usize::MAX)
+    });
+    if length > MAX_BODY_BYTES {
         return too_large();
     }
-    let Ok(Ok(memory)) = timeout(BODY_TIME, peer.hold(length)).await else {
-        let sentence = "there is no room for large reviews at the moment";
+    let Ok(Ok(memory)) = timeout(BODY_TIMEOUT, peer.hold(length)).await else {
+        let sentence = "too many large reviews are in progress";
         return refuse(StatusCode::SERVICE_UNAVAILABLE, sentence);
     };
-    let body = Limited::new(request.into_body(), BODY);
-    match timeout(BODY_TIME, body.collect()).await {
-        Err(_) => refuse(
-            StatusCode::REQUEST_TIMEOUT,
-            "the review took too long to arrive",
-        ),
+    let body = Limited::new(request.into_body(), MAX_BODY_BYTES);
+    match timeout(BODY_TIMEOUT, body.collect()).await {
+        Err(_) => refuse(StatusCode::REQUEST_TIMEOUT, "timed out reading the review"),
         Ok(Err(error)) if error.is::<LengthLimitError>() => too_large(),
-        Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "the review broke off"),
+        Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "the review is incomplete"),
         Ok(Ok(body)) => Ok((body.to_bytes(), memory)),
     }
 }
@@ -283,7 +287,7 @@ fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
 fn text(status: StatusCode, sentence: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(format!("{sentence}\n")));
     *response.status_mut() = status;
-    // API servers send reviews: nobody else needs the connection.
+    // Only API servers, which send reviews, need a persistent connection.
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(CONNECTION, close);
     response

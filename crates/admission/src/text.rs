@@ -1,7 +1,7 @@
-//! Text that strangers chose, made fit for messages: bounded, and without characters that move a
-//! terminal's cursor or turn a line around.
+//! Sanitizes untrusted text for messages: bounds its length and escapes characters that move a
+//! cursor or change the text direction.
 
-/// `text` with what cannot be seen escaped, and cut to `most` characters.
+/// Escapes invisible characters in `text` and truncates it to `most` characters.
 pub(crate) fn shown(text: &str, most: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
     for (place, c) in text.chars().enumerate() {
@@ -18,7 +18,8 @@ pub(crate) fn shown(text: &str, most: usize) -> String {
     shown
 }
 
-/// Controls, and the marks of Unicode that have no width or change the direction of what follows.
+/// Returns `true` for controls and for Unicode characters that have no width or change the text
+/// direction.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
@@ -26,10 +27,10 @@ fn is_hidden(c: char) -> bool {
             | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Cuts to `most` bytes at a boundary of characters, with a sign that something is missing.
+/// Truncates to `most` bytes at a character boundary, with an ellipsis.
 pub(crate) fn cut(mut text: String, most: usize) -> String {
     if text.len() > most {
-        // In ASCII: warnings become headers, which strict clients read as such.
+        // ASCII, since warnings become HTTP headers, which strict clients parse as ASCII.
         text.truncate(text.floor_char_boundary(most.saturating_sub("...".len())));
         text.push_str("...");
     }
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_is_cut() {
+    fn long_text_is_truncated() {
         assert_eq!(shown("abcdef", 3), "abc…");
         assert_eq!(shown("abc", 3), "abc");
         assert_eq!(cut("éééé".into(), 6), "é...");

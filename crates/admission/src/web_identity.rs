@@ -1,40 +1,40 @@
-//! What pods and service accounts ask of AWS itself, by a token and not at a door: web identity and
-//! EKS Pod Identity. The gate judges it, doors never see it.
+//! Role requests of pods and service accounts to AWS itself, with a token: web identity (IRSA) and
+//! EKS Pod Identity. Admission validates them; agents never see them.
 
 use std::collections::BTreeSet;
 
 use rolegate_core::annotation::{AnnotationKeys, WEB_IDENTITY_ROLE, normalized};
 use rolegate_core::config::Audience;
-use rolegate_core::workload::{Phase, Wish, Workload};
+use rolegate_core::workload::{Phase, RoleRequest, Workload};
 use serde_json::Value;
 use serde_json::value::to_raw_value;
 
+use crate::field_path::FieldRef;
 use crate::json;
-use crate::place::Place;
-use crate::shape::PodShape;
+use crate::pod_template::PodShape;
 
-/// What one pod or service account asks for.
+/// The role requests of one pod or service account.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WebIdentity {
-    /// Who asks, once for each role, which is the wish. The name is empty for a service account.
+    /// The requesting workload, once for each role. Its name is empty for a service account.
     pub asking: Vec<Workload>,
-    /// What asks for a role that the pod does not name.
+    /// A request for a role that the pod does not name.
     pub unnamed: Option<Unnamed>,
 }
 
-/// A pod that asks for a role without naming it.
+/// A pod that requests a role without naming it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unnamed {
-    /// The pod, without a wish.
+    /// The pod, without a role request.
     pub pod: Workload,
-    /// The path of what asks: a variable whose value is elsewhere, or a token.
+    /// The path of the source: a variable with a non-literal value, or a token.
     pub path: String,
 }
 
 impl WebIdentity {
-    /// That of a Pod or ServiceAccount; `None` for one that asks for nothing, that cannot be read,
-    /// or that is neither. AWS takes tokens for `audiences` for credentials, beside those that are
-    /// known.
+    /// Reads the requests of a Pod or ServiceAccount. `None` if there are none, or if the object is
+    /// invalid or of another kind. AWS accepts tokens for `audiences` in addition to the known
+    /// ones.
     pub fn of(
         object: &Value,
         keys: &AnnotationKeys,
@@ -59,7 +59,7 @@ impl WebIdentity {
     ) -> Option<Self> {
         let raw = to_raw_value(pod).ok()?;
         let node = json::parse(&raw).ok()?;
-        let shape = PodShape::read(&Place::root(&node), audiences).ok()?;
+        let shape = PodShape::read(&FieldRef::root(&node), audiences).ok()?;
         let phase = match pod.pointer("/status/phase").and_then(Value::as_str) {
             Some("Succeeded") => Phase::Succeeded,
             Some("Failed") => Phase::Failed,
@@ -70,7 +70,7 @@ impl WebIdentity {
             ..shape.workload(namespace, name, wish)
         };
         let unnamed = |path: &str| Unnamed {
-            pod: asker(Wish::default()),
+            pod: asker(RoleRequest::default()),
             path: path.to_owned(),
         };
         let mut found = Self::default();
@@ -78,8 +78,8 @@ impl WebIdentity {
             match variable.value.map(normalized) {
                 Some("") => {}
                 Some(role) => {
-                    let asking = asker(Wish::for_role(role));
-                    // The EKS webhook gives it to every container.
+                    let asking = asker(RoleRequest::for_role(role));
+                    // The EKS webhook adds the variable to every container.
                     if !found.asking.contains(&asking) {
                         found.asking.push(asking);
                     }
@@ -87,7 +87,10 @@ impl WebIdentity {
                 None => found.unnamed = Some(unnamed(&variable.path)),
             }
         }
-        let names_one = shape.wish(keys).role.is_some_and(|role| !role.is_empty());
+        let names_one = shape
+            .role_request(keys)
+            .role
+            .is_some_and(|role| !role.is_empty());
         if !names_one && found == Self::default() {
             found.unnamed = shape.tokens.first().map(|path| unnamed(path));
         }
@@ -103,7 +106,7 @@ impl WebIdentity {
         }
         let shape = PodShape::of_account(name);
         Some(Self {
-            asking: vec![shape.workload(namespace, "", Wish::for_role(role))],
+            asking: vec![shape.workload(namespace, "", RoleRequest::for_role(role))],
             unnamed: None,
         })
     }
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_over_is_told_from_one_that_runs() {
+    fn finished_pods_differ_from_running_ones() {
         for (phase, expected) in [
             (json!(null), Phase::Running),
             (json!("Pending"), Phase::Running),

@@ -1,8 +1,8 @@
-//! The agent as a whole: options in, bound addresses out, and an owner for every task.
+//! The agent: starts all tasks from its options, and owns them.
 
 mod background;
 mod keys;
-mod mind;
+mod mode;
 mod options;
 mod redirect_check;
 mod source;
@@ -25,53 +25,53 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
-use crate::door::{Door, DoorParts, NodeHealth};
-use crate::handover::{Estate, Place, Receipt};
+use crate::handover::{Ack, HandoverSocket, Inherited};
+use crate::metadata::{MetadataParts, MetadataServer, NodeHealth};
 use crate::metrics::AgentMetrics;
-use crate::picture::Picture;
+use crate::pod_table::PodTable;
 use crate::redirect::{self, Backend};
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KeyRing, NoRandomness, TokenKeys};
 
-pub use options::{AgentOptions, AloneOptions, MindOptions, RedirectOptions, SourceOptions};
+pub use options::{AgentOptions, Mode, RedirectOptions, SourceOptions, StandaloneOptions};
 
-/// How often a new agent that is not ready yet looks whether the one before is still there.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Interval at which a new agent that is not ready yet checks whether the previous one still runs.
+const PREDECESSOR_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Why an agent cannot start.
+/// An error that prevents the agent's start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port is taken.
+    /// A port is in use.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The metadata service's address is malformed.
     #[error("--metadata-addr: {0}")]
     Imds(#[from] ImdsError),
-    /// No key of tokens.
+    /// No random bytes for a token key.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
-    /// The kernel does not tell where pods are.
-    #[error("the agent cannot ask the kernel where pods' addresses are")]
+    /// The kernel does not report the attachment of addresses.
+    #[error("cannot query the kernel for the attachment of pods' addresses")]
     Attachment(#[from] AttachmentError),
-    /// The API server cannot be reached as configured.
+    /// The configuration of the API server is invalid.
     #[error(transparent)]
     Client(#[from] rolegate_kube::client::ClientError),
-    /// The file of workloads cannot be read.
+    /// The workloads file cannot be read.
     #[error("--workloads: {0}")]
-    File(#[from] rolegate_kube::file::FileError),
-    /// A socket that was handed over is none.
-    #[error("a socket that the old agent handed over cannot be used")]
+    File(#[from] rolegate_kube::workloads_file::FileError),
+    /// An inherited socket is invalid.
+    #[error("cannot use a socket from the previous agent")]
     Socket(#[from] std::io::Error),
 }
 
 impl StartError {
-    /// Whether other flags or files are needed, and not another try.
+    /// Returns whether the error requires other flags or files, rather than a retry.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Imds(_) | Self::Client(_) | Self::File(_))
     }
 }
 
-/// Where an agent listens.
+/// The agent's listening addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     /// The pods' port.
@@ -80,34 +80,34 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// Why an agent ended by itself.
+/// The reason why an agent stopped by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// The next agent has its sockets; this one only finishes what is open.
+    /// The next agent has its sockets; this one only finishes open requests.
     HandedOver,
-    /// A task that it cannot do without ended, which is a fault of rolegate.
+    /// A required task exited, which is a bug.
     Broken(&'static str),
 }
 
-/// A task's end: what the agent cannot do without names itself.
+/// The end of a task. A required task returns the reason.
 type TaskEnd = Option<Ended>;
 
-/// A running agent. Dropping it aborts everything; [`Agent::stop`] ends it in order.
+/// A running agent. Dropping it aborts everything; [`Agent::stop`] stops it gracefully.
 #[derive(Debug)]
 pub struct Agent {
     addresses: Addresses,
     readiness: Readiness,
     drain: Drain,
-    /// Ends what must end in order, such as the keeper of the redirect.
+    /// Stops the tasks that must stop gracefully, such as the redirect reconciler.
     stop: CancellationToken,
-    /// The redirect may be taken away at the end, unless the next agent relies on it.
+    /// The backend of a redirect that is removed at exit, unless the next agent relies on it.
     removes_redirect: Option<Backend>,
     tasks: JoinSet<TaskEnd>,
 }
 
 impl Agent {
-    /// Starts an agent; returns when it listens. What it needs and cannot have yet (the API
-    /// server, STS) it goes on asking for, and says so in its readiness.
+    /// Starts an agent, and returns when it listens. It keeps retrying dependencies that are not
+    /// available yet (the API server, STS) and reports them in its readiness.
     ///
     /// # Errors
     /// [`StartError`].
@@ -128,18 +128,18 @@ impl Agent {
         let clock = options.clock;
 
         let imds = Imds::new(&options.metadata_addr)?;
-        // Addresses are tied to interfaces where pods come by the host's own redirect; a door
-        // that others lead pods to sees other interfaces than the pods'.
+        // Addresses are tied to interfaces if pods arrive through the host's own redirect. An agent
+        // behind another redirect sees other interfaces than the pods'.
         let attachments = options
             .redirect
             .as_ref()
             .map(|redirect| Attachments::open(redirect.attachments.clone()).map(Arc::new))
             .transpose()?;
         let health = NodeHealth::new(options.host_ip);
-        let picture = Arc::new(Picture::default());
-        let ground = mind::Ground {
-            picture: picture.clone(),
-            places: attachments.clone().map(|attachments| attachments as _),
+        let pod_table = Arc::new(PodTable::default());
+        let shared = mode::Shared {
+            pod_table: pod_table.clone(),
+            attachments: attachments.clone().map(|attachments| attachments as _),
             agent_metrics: agent_metrics.clone(),
             session_metrics,
             imds: imds.clone(),
@@ -150,30 +150,30 @@ impl Agent {
             metrics: &mut metrics,
             tasks: &mut tasks,
         };
-        let mind::Mind {
-            guard,
-            judge,
+        let mode::Backend {
+            verifier,
+            decisions,
             sessions,
-            tell,
-        } = match options.mind {
-            MindOptions::Alone(alone) => mind::alone(*alone, ground).await?,
-            MindOptions::Brokered(broker) => mind::brokered(broker, ground),
+            outcomes,
+        } = match options.mode {
+            Mode::Standalone(options) => mode::standalone(*options, shared).await?,
+            Mode::Brokered(broker) => mode::brokered(broker, shared),
         };
         if let Some(attachments) = attachments {
             metrics.ours().register(
                 "address_events_lost",
-                "Times that the kernel dropped events about pods' addresses",
+                "Number of times that the kernel dropped events about pods' addresses",
                 attachments.losses(),
             );
-            let follow = background::attachments(attachments, picture.clone(), stop.clone());
+            let follow = background::attachments(attachments, pod_table.clone(), stop.clone());
             tasks.spawn(passing(follow));
         }
-        tasks.spawn(passing(background::picture_age(
-            guard.clone(),
-            options.door.max_picture_age,
-            readiness.condition("picture"),
+        tasks.spawn(passing(background::staleness(
+            verifier.clone(),
+            options.metadata.max_staleness,
+            readiness.condition("watch-freshness"),
         )));
-        let gauges = background::Gauges::new(sessions, guard.clone(), clock.clone());
+        let gauges = background::Gauges::new(sessions, verifier.clone(), clock.clone());
         metrics.ours().register_collector(Box::new(gauges));
 
         let redirect = options.redirect;
@@ -187,7 +187,7 @@ impl Agent {
         let folder = options.runtime_dir.and_then(|path| folder(&path));
         let place = folder
             .as_ref()
-            .map(|folder| Place::new(folder, options.listen.port()));
+            .map(|folder| HandoverSocket::new(folder, options.listen.port()));
         let (sockets, inherited) = Sockets::open(
             options.listen,
             options.admin_listen,
@@ -203,18 +203,18 @@ impl Agent {
             admin: sockets.admin.local_addr()?,
         };
 
-        let parts = DoorParts {
-            picture: picture.clone(),
-            judge: judge.clone(),
-            guard,
+        let parts = MetadataParts {
+            pod_table: pod_table.clone(),
+            decisions: decisions.clone(),
+            verifier,
             tokens: tokens.clone(),
             imds,
             clock: clock.clone(),
             metrics: agent_metrics,
-            tell,
+            outcomes,
             health,
         };
-        let door = Door::new(options.door, parts);
+        let metadata = MetadataServer::new(options.metadata, parts);
         if let Some(place) = place {
             let spare = (
                 sockets.pods.as_fd().try_clone_to_owned()?,
@@ -223,20 +223,20 @@ impl Agent {
             tasks.spawn(hand_over(place, spare, tokens));
         }
         tasks.spawn(passing(background::limits(
-            door.limits().clone(),
+            metadata.limits().clone(),
             clock,
             readiness.condition("limits"),
         )));
         let mut admin = Admin::new(Arc::new(metrics), readiness.clone());
         if options.debug {
-            admin = admin.with_debug("store", move || crate::debug::store(&picture, &judge));
+            admin = admin.with_debug("store", move || crate::debug::store(&pod_table, &decisions));
         }
         tasks.spawn(passing(admin.serve(sockets.admin, drain.clone())));
-        tasks.spawn(passing(door.serve(sockets.pods, drain.clone())));
+        tasks.spawn(passing(metadata.serve(sockets.pods, drain.clone())));
         if let Some(receipt) = sockets.receipt {
             match receipt.confirm().await {
-                Ok(()) => info!("took over from the agent before"),
-                Err(error) => warn!(%error, "the agent before is gone"),
+                Ok(()) => info!("took over from the previous agent"),
+                Err(error) => warn!(%error, "the previous agent is gone"),
             }
         }
         Ok(Self {
@@ -249,17 +249,17 @@ impl Agent {
         })
     }
 
-    /// Where it listens.
+    /// Returns its listening addresses.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// Whether it is ready, and why not.
+    /// Returns its readiness.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
     }
 
-    /// Returns when the agent ends by itself.
+    /// Waits until the agent stops by itself.
     pub async fn ended(&mut self) -> Ended {
         loop {
             match self.tasks.join_next().await {
@@ -271,8 +271,9 @@ impl Agent {
         }
     }
 
-    /// Ends it in order: takes nothing new, finishes what is open, up to `deadline`. The redirect
-    /// stays, unless it was to be removed and `next` is false: no next agent has taken over.
+    /// Stops it gracefully: accepts nothing new and finishes open requests, up to `deadline`. The
+    /// redirect stays, unless it is to be removed at exit and `next` is false: no next agent has
+    /// taken over.
     pub async fn stop(mut self, deadline: Duration, next: bool) {
         self.drain.drain(deadline).await;
         self.stop.cancel();
@@ -281,25 +282,25 @@ impl Agent {
             && !next
         {
             match redirect::remove(backend).await {
-                Ok(()) => warn!("the redirect is removed: pods reach the node's role"),
-                Err(error) => tracing::error!(%error, "the redirect cannot be removed"),
+                Ok(()) => warn!("removed the redirect: pods reach the node's role"),
+                Err(error) => tracing::error!(%error, "cannot remove the redirect"),
             }
         }
     }
 }
 
-/// The listening sockets: new, or of the agent before.
+/// The listening sockets: new ones, or those of the previous agent.
 struct Sockets {
     pods: TcpListener,
     admin: TcpListener,
-    receipt: Option<Receipt>,
+    receipt: Option<Ack>,
 }
 
 impl Sockets {
     async fn open(
         pods: SocketAddr,
         admin: SocketAddr,
-        place: Option<&Place>,
+        place: Option<&HandoverSocket>,
         readiness: &Readiness,
     ) -> Result<(Self, Option<KeyRing>), StartError> {
         let estate = match place {
@@ -327,16 +328,16 @@ impl Sockets {
     }
 }
 
-/// What the agent before leaves, once this one knows the node's pods as well as that one does.
-async fn inherit(place: &Place, readiness: &Readiness) -> Option<Estate> {
+/// Takes over from the previous agent, once this one knows the node's pods.
+async fn inherit(place: &HandoverSocket, readiness: &Readiness) -> Option<Inherited> {
     if !place.is_taken().await {
         return None;
     }
-    info!("another agent serves this node: getting ready before taking over");
-    // Not before: an agent that cannot get ready must not push out one that works.
+    info!("another agent serves this node; taking over when ready");
+    // Not earlier: an agent that cannot become ready must not replace one that works.
     let gone = async {
         while place.is_taken().await {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(PREDECESSOR_CHECK_INTERVAL).await;
         }
     };
     tokio::select! {
@@ -344,7 +345,7 @@ async fn inherit(place: &Place, readiness: &Readiness) -> Option<Estate> {
         () = gone => return None,
     }
     place.take().await.unwrap_or_else(|error| {
-        warn!(%error, "the agent before does not hand over");
+        warn!(%error, "socket handover from the previous agent failed; this upgrade will drop connections");
         None
     })
 }
@@ -359,7 +360,7 @@ fn folder(path: &std::path::Path) -> Option<Arc<RuntimeFolder>> {
     match RuntimeFolder::open(path) {
         Ok(folder) => Some(Arc::new(folder)),
         Err(error) => {
-            warn!(%error, "upgrades will have a gap");
+            warn!(%error, "cannot hand over sockets; upgrades will drop connections");
             None
         }
     }
@@ -367,23 +368,23 @@ fn folder(path: &std::path::Path) -> Option<Arc<RuntimeFolder>> {
 
 type Spare = (std::os::fd::OwnedFd, std::os::fd::OwnedFd);
 
-async fn hand_over(place: Place, (pods, admin): Spare, tokens: Arc<TokenKeys>) -> TaskEnd {
+async fn hand_over(place: HandoverSocket, (pods, admin): Spare, tokens: Arc<TokenKeys>) -> TaskEnd {
     match place.offer(pods.as_fd(), admin.as_fd(), &tokens).await {
         Ok(()) => Some(Ended::HandedOver),
         Err(error) => {
-            warn!(%error, "upgrades will have a gap");
+            warn!(%error, "cannot hand over sockets; upgrades will drop connections");
             None
         }
     }
 }
 
-/// A task whose end is the agent's.
+/// Runs a required task: the agent stops when it exits.
 async fn vital(name: &'static str, task: impl Future<Output = ()>) -> TaskEnd {
     task.await;
     Some(Ended::Broken(name))
 }
 
-/// A task that may end.
+/// Runs a task that may exit.
 async fn passing(task: impl Future<Output = ()>) -> TaskEnd {
     task.await;
     None

@@ -1,17 +1,18 @@
-//! Ties a pod's address to its place on this host.
+//! Ties a pod's address to its attachment on this host.
 //!
-//! An address alone proves little: once a pod is gone its address goes to another one, and a
-//! picture of the cluster that is seconds old gives that one the first one's role; a neighbour on
-//! a bridge takes an address by one forged ARP reply. So an address counts only at its pod's place.
+//! An address alone does not identify a pod. After a pod is removed, another one gets its address,
+//! and a pod table that is seconds old would assign the first one's role to it. A neighbor on a
+//! bridge takes over an address with one forged ARP reply. So an address only counts at its pod's
+//! attachment.
 //!
-//! If a pod has an interface of its own, its place comes from the host's routing table, and packets
-//! from elsewhere are dropped. On a bridge, traffic doesn't identify pods, so the place comes from
-//! the container runtime's records, made as root ([`cni_results`]): the MAC address, and the port,
-//! which is the host's end of the pair whose other end is in the recorded namespace. Unrecorded
-//! addresses belong to no pod.
+//! If a pod has its own interface, the attachment comes from the host's routing table, and packets
+//! from elsewhere are dropped. On a bridge, traffic does not identify pods, so the attachment comes
+//! from the container runtime's records, which root writes ([`cni_results`]): the MAC address, and
+//! the port, which is the host's end of the pair whose other end is in the recorded namespace.
+//! Unrecorded addresses belong to no pod.
 //!
-//! [`Kernel`] asks, [`Bindings`] remembers and compares, [`Attachments`] is both, kept up to date
-//! by the kernel's events and by changes of the records.
+//! [`Kernel`] queries, [`Bindings`] stores and compares, and [`Attachments`] combines both. The
+//! kernel's events and changes of the records keep it up to date.
 
 mod bindings;
 pub mod cni_results;
@@ -42,23 +43,24 @@ pub use bindings::{Bindings, Event, HOLD_DOWN, Verdict};
 pub use events::HALF_OPEN;
 pub use kernel::{HostLink, Kernel};
 
-/// The least time between two warnings of one kind.
-const PACE: Duration = Duration::from_secs(1);
-/// Bytes of events that the kernel keeps for us, so that neither a burst of pods nor a pod that sends
-/// from ever new MAC addresses makes it drop some.
+/// Minimum interval between two warnings of one kind.
+const WARN_INTERVAL: Duration = Duration::from_secs(1);
+/// Size of the kernel's event buffer, in bytes. Neither a burst of pods nor a pod that keeps
+/// sending from new MAC addresses should make the kernel drop events.
 pub const EVENT_BUFFER: usize = crate::netlink::RECEIVE_BUFFER;
-/// Tries of a look to read all events: together they read what the kernel keeps at the most. A pod
-/// that makes the kernel report faster than they are read must not hold up a request for longer.
-const TRIES: usize = 96;
+/// Maximum number of reads that one check makes to read all events. Together they can read the
+/// whole buffer of the kernel. A pod that causes events faster than they are read must not delay a
+/// request any longer.
+const MAX_READS: usize = 96;
 
-/// Why the kernel could not be asked.
+/// An error in querying the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachmentError {
-    /// No netlink socket, or it failed.
-    #[error("cannot ask the kernel for routes and neighbours: {0}")]
+    /// The netlink socket could not be opened, or failed.
+    #[error("cannot query the kernel for routes and neighbors: {0}")]
     Socket(#[from] std::io::Error),
-    /// The answer makes no sense.
-    #[error("the kernel's answer about routes and neighbours can't be read: {0}")]
+    /// The response is invalid.
+    #[error("cannot parse the kernel's response about routes and neighbors: {0}")]
     Answer(String),
 }
 
@@ -79,7 +81,7 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// One life of a pod, as the API server and the container runtime name it.
+/// The identity of one pod instance for the API server and the container runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodId {
     /// Its UID.
@@ -100,31 +102,31 @@ impl From<&Workload> for PodId {
     }
 }
 
-/// Where an address is joined to this host.
+/// The attachment of an address to this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
-    /// The interface's index; the kernel doesn't use one again.
+    /// The interface's index, which the kernel does not reuse.
     pub ifindex: u32,
-    /// The interface's name, for people.
+    /// The interface's name, for messages.
     pub name: String,
-    /// What else tells the address from its neighbours.
+    /// The features that distinguish the address from its neighbors.
     pub kind: Kind,
 }
 
-/// How an interface is shared.
+/// The way in which an interface is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// A route for this address alone: the interface is one pod's.
+    /// A route for this address alone: the interface belongs to one pod.
     PointToPoint,
-    /// A bridge, where each pod has a port. What isn't known is nothing.
+    /// A bridge, on which each pod has a port. Unknown values are `None`.
     Bridge {
         /// The pod's MAC address.
         mac: Option<Mac>,
         /// The index of the bridge's port.
         port: Option<u32>,
     },
-    /// Another network that pods share, macvlan for one: the MAC address is all there is, and
-    /// pods may be able to forge it.
+    /// Another network that pods share, such as macvlan. Only the MAC address identifies the pod,
+    /// and pods may be able to forge it.
     Shared {
         /// The pod's MAC address.
         mac: Option<Mac>,
@@ -132,12 +134,12 @@ pub enum Kind {
 }
 
 impl Attachment {
-    /// Whether only a MAC address tells the pod from its neighbours: worth a warning.
+    /// Returns whether only a MAC address identifies the pod, which deserves a warning.
     pub fn can_be_forged(&self) -> bool {
         matches!(self.kind, Kind::Shared { .. })
     }
 
-    /// Whether other pods are behind the same interface.
+    /// Returns whether other pods are behind the same interface.
     pub fn is_shared(&self) -> bool {
         self.kind != Kind::PointToPoint
     }
@@ -146,31 +148,31 @@ impl Attachment {
 /// The treatment of an address on a shared network that the container runtime has not recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unrecorded {
-    /// It belongs to no pod.
+    /// Assign it to no pod.
     #[default]
     Refuse,
-    /// It belongs where its first packet comes from. Any neighbour can send that packet.
+    /// Learn its attachment from the first packet, which any neighbor can send.
     Learn,
 }
 
-/// Settings for locating addresses.
+/// The options for attachments.
 #[derive(Debug, Clone)]
 pub struct AttachmentOptions {
-    /// The interfaces that pods are behind; all but the uplink without it.
+    /// The interfaces that pods are behind; `None`: all except the uplink.
     pub interface: Option<InterfacePattern>,
-    /// The folder of the container runtime's records, or `None` if there isn't one.
+    /// The directory of the container runtime's records, or `None` if there is none.
     pub results_dir: Option<PathBuf>,
     /// The user that writes them: root, 0.
     pub results_owner: u32,
-    /// The folder of pods' network namespaces.
+    /// The directory of pods' network namespaces.
     pub netns_dir: PathBuf,
     /// The treatment of addresses without a record.
     pub unrecorded: Unrecorded,
-    /// Bytes of events that the kernel keeps for us; [`EVENT_BUFFER`] but for tests.
+    /// Size of the kernel's event buffer, in bytes. [`EVENT_BUFFER`] except in tests.
     pub event_buffer: usize,
 }
 
-/// The host's attachments of this node's pods.
+/// The attachments of this node's pods to the host.
 #[derive(Debug)]
 pub struct Attachments {
     kernel: Kernel,
@@ -181,29 +183,30 @@ pub struct Attachments {
     records: Mutex<Arc<Records>>,
     netns_dir: PathBuf,
     unrecorded: Unrecorded,
-    /// Grows with each change that makes earlier looks worthless.
+    /// A counter of the changes that invalidate earlier checks.
     generation: AtomicU64,
-    /// A pod needs a record that isn't there.
+    /// Notified when a pod needs a record that does not exist.
     wanted: Notify,
-    /// The kernel dropped events.
+    /// Notified when the kernel dropped events.
     lost: Notify,
-    /// How often it did.
+    /// The number of such losses.
     losses: Counter,
-    /// All events are read again, after a look that was refused because some were not.
+    /// Notified when all events are read again, after a check that was refused because some were
+    /// not.
     recovered: Notify,
-    /// Addresses without a record, when they were last counted.
+    /// The number of addresses without a record at the last count.
     missing: AtomicUsize,
-    /// A pod's address that a neighbour could take was seen.
+    /// True after a pod's address that a neighbor could take over was seen.
     forgeable: AtomicBool,
     warned: Mutex<Option<Instant>>,
 }
 
 impl Attachments {
-    /// Attachments of the calling thread's network namespace. The kernel's events are collected
-    /// from here on, and the records are read.
+    /// Opens the attachments of the calling thread's network namespace. The kernel's events are
+    /// collected from now on, and the records are read.
     ///
     /// # Errors
-    /// When there is no netlink socket to be had.
+    /// Returns an error if no netlink socket is available.
     pub fn open(options: AttachmentOptions) -> Result<Self, AttachmentError> {
         let folder = |path| Folder::new(path, options.results_owner);
         let attachments = Self {
@@ -231,16 +234,16 @@ impl Attachments {
         Ok(attachments)
     }
 
-    /// Where an address is attached now.
+    /// Returns the current attachment of an address.
     ///
     /// # Errors
-    /// When the kernel can't be asked.
+    /// Returns an error if the kernel cannot be queried.
     pub fn resolve(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
         self.kernel.resolve(addr)
     }
 
-    /// A pod has these addresses and no others: binds all of them to their place, as far as the
-    /// routing table or the records tell it by now. What was known of them stays.
+    /// Sets the complete list of a pod's addresses, and binds them to their attachment if the
+    /// routing table or the records contain it already. Known attachments stay.
     pub fn seen(&self, pod: PodId, addresses: &[IpAddr]) {
         let pod = Arc::new(pod);
         lock(&self.bindings).claim(&pod, addresses);
@@ -253,20 +256,20 @@ impl Attachments {
         self.moved();
     }
 
-    /// Compares where an address is with its pod's place, for a connection that was accepted at this
-    /// time; asks the kernel each time, some microseconds. Only [`Verdict::Same`] is good for
-    /// credentials.
+    /// Compares the attachment of an address with its pod's, for a connection that was accepted at
+    /// this time. It queries the kernel each time, which takes a few microseconds. Only
+    /// [`Verdict::Same`] permits credentials.
     ///
     /// # Errors
-    /// When the kernel can't be asked.
+    /// Returns an error if the kernel cannot be queried.
     pub fn check(
         &self,
         uid: &str,
         addr: IpAddr,
         accepted: Instant,
     ) -> Result<Verdict, AttachmentError> {
-        for tries_left in (0..TRIES).rev() {
-            // A neighbour's action before this request counts, even if it has been undone since.
+        for tries_left in (0..MAX_READS).rev() {
+            // A neighbor's action before this request counts, even if it has been undone since.
             let reached = self.catch_up()?;
             let Some(current) = self.kernel.resolve(addr)? else {
                 return Ok(Verdict::Unknown);
@@ -283,29 +286,29 @@ impl Attachments {
         Ok(Verdict::Unknown)
     }
 
-    /// Returns whether `place` is a pod's place for its address.
+    /// Returns whether `place` is the attachment of a pod's address.
     pub fn is_home(&self, uid: &str, addr: IpAddr, place: Option<&Attachment>) -> bool {
         lock(&self.bindings).is_home(uid, addr, place)
     }
 
-    /// A pod is gone.
+    /// Removes a pod.
     pub fn forget(&self, uid: &str) {
         lock(&self.bindings).forget(uid);
         self.moved();
     }
 
-    /// A number that changes with each change that may make an earlier [`check`](Self::check)
-    /// wrong; never 0.
+    /// Returns a number that changes with each change that may invalidate an earlier
+    /// [`check`](Self::check). It is never 0.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Counts how often the kernel dropped events.
+    /// Returns the counter of event losses.
     pub fn losses(&self) -> Counter {
         self.losses.clone()
     }
 
-    /// Returns anything an operator should know about the addresses here.
+    /// Returns a warning about the addresses for operators, if any.
     pub fn concern(&self) -> Option<String> {
         let missing = self.missing.load(Ordering::Relaxed);
         let place = match &self.results_dir {
@@ -314,15 +317,15 @@ impl Attachments {
         };
         match self.unrecorded {
             Unrecorded::Refuse if missing > 0 => Some(format!(
-                "{missing} addresses of pods on a shared network have no record of the container \
-                 runtime {place}: they get no credentials"
+                "{missing} addresses of pods on a shared network are missing from the container \
+                 runtime's records {place}: they get no credentials"
             )),
             Unrecorded::Learn if missing > 0 => Some(format!(
-                "{missing} addresses of pods on a shared network have no record of the container \
-                 runtime {place}: a neighbour can take them (--unrecorded-addresses=learn)"
+                "{missing} addresses of pods on a shared network are missing from the container \
+                 runtime's records {place}: a neighbor can take them over (--unrecorded-addresses=learn)"
             )),
             _ if self.forgeable.load(Ordering::Relaxed) => Some(
-                "pods share an interface on which a neighbour can take another's address"
+                "pods share an interface on which a neighbor can take over another pod's address"
                     .to_owned(),
             ),
             _ => None,
@@ -330,7 +333,7 @@ impl Attachments {
     }
 
     /// Reads the records again and rebinds all addresses accordingly. Returns whether any address
-    /// has moved. Reads files, so it must not be called while serving a request.
+    /// has moved. It reads files, so it must not be called while serving a request.
     pub fn read_records(&self) -> bool {
         let mut folder = lock(&self.folder);
         let records = match folder.as_mut().map(Folder::read) {
@@ -339,7 +342,7 @@ impl Attachments {
             Some(Err(error)) => {
                 if !lock(&self.bindings).claims().is_empty() {
                     self.warn(
-                        || tracing::warn!(%error, "no address on a bridge can be bound to its pod"),
+                        || tracing::warn!(%error, "cannot bind addresses on bridges to their pods"),
                     );
                 }
                 Records::default()
@@ -357,7 +360,7 @@ impl Attachments {
                 if lock(&self.bindings).report(&pod.uid, addr) {
                     tracing::warn!(
                         namespace = &*pod.namespace, pod = &*pod.name, address = %addr,
-                        "the container runtime has no record of this pod's address: on a shared network nothing else tells it from its neighbours"
+                        "the container runtime has no record of this pod's address, which is the only way to identify it on a shared network"
                     );
                 }
             }
@@ -369,10 +372,10 @@ impl Attachments {
         changed
     }
 
-    /// Binds an address to its place, and returns whether that differs from the previous one.
+    /// Binds an address to its attachment, and returns whether that differs from the previous one.
     fn try_bind(&self, pod: &PodId, addr: IpAddr) -> bool {
         self.bind(pod, addr).unwrap_or_else(|error| {
-            self.warn(|| tracing::warn!(address = %addr, %error, "cannot ask the kernel where a pod's address is"));
+            self.warn(|| tracing::warn!(address = %addr, %error, "cannot query the kernel for the attachment of a pod's address"));
             false
         })
     }
@@ -388,7 +391,7 @@ impl Attachments {
         if place.can_be_forged() && !self.forgeable.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 interface = place.name,
-                "pods share an interface on which a neighbour can take another's address, unless the network plugin prevents it"
+                "pods share an interface on which a neighbor can take over another pod's address, unless the network plugin prevents it"
             );
         }
         let records = lock(&self.records).clone();
@@ -400,21 +403,21 @@ impl Attachments {
             Assigned::To(record) => self.home(place, &record)?.map(|home| (home, record)),
             Assigned::Unrecorded => None,
             Assigned::Twice => {
-                self.warn(|| tracing::warn!(address = %addr, "the container runtime recorded an address for two network namespaces: it belongs to no pod"));
+                self.warn(|| tracing::warn!(address = %addr, "the container runtime recorded an address for two network namespaces; assigning it to no pod"));
                 None
             }
         };
         Ok(lock(&self.bindings).record(&pod.uid, addr, recorded))
     }
 
-    /// The place that a record names on this network: on a bridge the port whose other end is in
-    /// the recorded namespace.
+    /// Returns the attachment that a record describes on this network: on a bridge, the port whose
+    /// other end is in the recorded namespace.
     fn home(
         &self,
         mut place: Attachment,
         record: &Recorded,
     ) -> Result<Option<Attachment>, AttachmentError> {
-        // Without a MAC address there would be no telling when a neighbour claims the address.
+        // Without a MAC address there would be no event when a neighbor claims the address.
         let Some(recorded) = record.mac else {
             return Ok(None);
         };
@@ -443,7 +446,7 @@ impl Attachments {
         Ok(Some(place))
     }
 
-    /// The number of the network namespace of that name, as [`Kernel::namespace`].
+    /// Returns the ID of a network namespace by name, as [`Kernel::namespace`] does.
     fn namespace(&self, name: &str) -> Result<Option<i32>, AttachmentError> {
         match File::open(self.netns_dir.join(name)) {
             Ok(file) => self.kernel.namespace(file.as_fd()),
@@ -456,18 +459,17 @@ impl Attachments {
         place.is_ok_and(|place| place.is_some_and(|place| place.kind != Kind::PointToPoint))
     }
 
-    /// Takes in the events that the kernel has reported so far, up to a bound.
+    /// Applies the events that the kernel has reported so far, up to a limit.
     fn catch_up(&self) -> Result<Reached, AttachmentError> {
         let reached = lock(&self.events).catch_up(|event| self.take_in(event))?;
         self.reached(&reached);
         Ok(reached)
     }
 
-    /// Draws the conclusions from a reading of the events.
+    /// Applies the result of reading the events.
     fn reached(&self, reached: &Reached) {
         if reached.unsure || !reached.all {
-            // What was lost, or is left to read, may be a move of any address: no earlier look
-            // counts.
+            // A lost or unread event may be a move of any address, so no earlier check is valid.
             self.moved();
         }
         if reached.unsure {
@@ -485,7 +487,7 @@ impl Attachments {
                 self.losses.inc();
                 // An interface may be gone.
                 self.kernel.forget_links();
-                self.warn(|| tracing::warn!("the kernel dropped events about pods' addresses: on networks that pods share, connections from before are closed"));
+                self.warn(|| tracing::warn!("the kernel dropped events about pods' addresses; closing earlier connections on networks that pods share"));
             }
             _ => {}
         }
@@ -495,13 +497,13 @@ impl Attachments {
         }
         self.moved();
         for addr in changed {
-            // Neighbours can cause these as quickly as they like.
-            self.warn(|| tracing::warn!(%addr, %event, "an address is no longer at its pod's place: it gets no credentials"));
+            // Neighbors can cause these events at any rate.
+            self.warn(|| tracing::warn!(%addr, %event, "an address is no longer attached to its pod; refusing credentials"));
         }
     }
 
-    /// Looks at every address again.
-    fn look_again(&self) -> Result<(), AttachmentError> {
+    /// Checks every address again.
+    fn recheck_all(&self) -> Result<(), AttachmentError> {
         let claims = lock(&self.bindings).claims();
         for (pod, addr) in claims {
             if let Some(current) = self.kernel.resolve(addr)? {
@@ -518,7 +520,7 @@ impl Attachments {
 
     fn warn(&self, warn: impl FnOnce()) {
         let mut warned = lock(&self.warned);
-        if warned.is_none_or(|warned| warned.elapsed() >= PACE) {
+        if warned.is_none_or(|warned| warned.elapsed() >= WARN_INTERVAL) {
             *warned = Some(Instant::now());
             warn();
         }

@@ -1,12 +1,12 @@
-//! The agent's end of the broker's protocol: with a broker, an agent has no rights of its own.
+//! The agent's side of the broker protocol. With a broker, an agent has no permissions of its own.
 //!
-//! [`link`] is one stream and shows the [`token`], [`links`] keeps two of them, one to serve by and a
-//! warm one beside it, and [`follower`] writes what the broker says into the picture that doors read.
+//! [`stream`] is one stream and sends the [`token`], [`stream_pair`] maintains an active and a
+//! standby stream, and [`sync`] applies the broker's messages to the pod table.
 
-mod age;
-mod follower;
-mod link;
-mod links;
+mod staleness;
+mod stream;
+mod stream_pair;
+mod sync;
 mod token;
 
 use std::path::PathBuf;
@@ -15,32 +15,32 @@ use std::time::Duration;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 
-pub(crate) use age::BrokerAge;
-pub(crate) use follower::{Follower, FollowerParts};
+pub(crate) use staleness::BrokerStaleness;
+pub(crate) use sync::{BrokerSync, BrokerSyncParts};
 
-/// How the broker is reached, and how the agent proves who it is.
+/// The address of the broker, and the agent's credentials for it.
 #[derive(Debug, Clone)]
 pub struct BrokerOptions {
-    /// Host of the broker's Service; with several addresses streams go to different ones.
+    /// Host of the broker's Service. If it has several addresses, streams use different ones.
     pub host: String,
     /// Its port.
     pub port: u16,
-    /// The authorities of the broker's certificate, PEM; read for each connection.
+    /// CA certificates (PEM) for the broker's certificate, reloaded for each connection.
     pub ca: PathBuf,
-    /// What the agent shows.
-    pub proof: Proof,
+    /// The agent's credentials.
+    pub proof: ClientAuth,
     /// `metadata.name` of this node.
     pub node: String,
-    /// For how long the broker may hear nothing of the cluster while another one does.
+    /// Maximum staleness of the broker's cluster state while another broker's is fresh.
     pub stale: Duration,
-    /// The time that certificates are checked by.
+    /// The clock for certificate validation.
     pub clock: Clock,
 }
 
-/// What an agent shows to the broker.
+/// The credentials of an agent for the broker.
 #[derive(Debug, Clone)]
-pub enum Proof {
-    /// A file with a token of its service account, which the kubelet keeps new.
+pub enum ClientAuth {
+    /// A file with a token of its service account, which the kubelet renews.
     Token(PathBuf),
     /// A client certificate that names the node.
     Certificate(TlsFiles),

@@ -1,29 +1,29 @@
-//! What `/debug/*` shows, where it is enabled. No secrets.
+//! The `/debug/*` pages, if enabled. They contain no secrets.
 
 use serde_json::{Map, Value, json};
 
-use rolegate_standing::resident::Standing;
+use rolegate_authorizer::pod::Authorization;
 
-use crate::judge::Judge;
-use crate::picture::{Owner, Picture};
+use crate::decision_source::DecisionSource;
+use crate::pod_table::{Owner, PodTable};
 
-/// kube2iam's `/debug/store`, with what was decided beside it.
-pub(crate) fn store(picture: &Picture, judge: &Judge) -> Value {
+/// Renders kube2iam's `/debug/store`, with the decisions added.
+pub(crate) fn store(pod_table: &PodTable, source: &DecisionSource) -> Value {
     let mut namespaces = Map::new();
     let mut roles = Map::new();
     let mut by_namespace = Map::new();
     let mut decisions = Map::new();
-    for (address, owner) in picture.residents() {
+    for (address, owner) in pod_table.pods() {
         let address = address.to_string();
-        let Owner::Pod(resident) = owner else {
+        let Owner::Pod(entry) = owner else {
             decisions.insert(address, "disputed".into());
             continue;
         };
-        let pod = &resident.workload;
+        let pod = &entry.workload;
         namespaces.insert(address.clone(), (*pod.namespace).into());
-        let decided = judge.standing(&resident, judge.now());
-        let decision = match &decided.standing {
-            Standing::Allowed(allowed) => {
+        let decided = source.authorization(&entry, source.now());
+        let decision = match &decided.authorization {
+            Authorization::Allowed(allowed) => {
                 roles.insert(address.clone(), allowed.role.as_str().into());
                 if let Value::Array(list) = by_namespace
                     .entry(pod.namespace.to_string())
@@ -33,9 +33,9 @@ pub(crate) fn store(picture: &Picture, judge: &Judge) -> Value {
                 }
                 json!({ "allowed": allowed.role.as_str(), "rules": allowed.rules })
             }
-            Standing::NoRole => "no role".into(),
-            Standing::Denied { denial, .. } => denial.to_string().into(),
-            Standing::Undecided => "undecided".into(),
+            Authorization::NoRole => "no role".into(),
+            Authorization::Denied { denial, .. } => denial.to_string().into(),
+            Authorization::Pending => "undecided".into(),
         };
         decisions.insert(
             address,

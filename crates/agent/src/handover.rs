@@ -1,14 +1,14 @@
-//! An upgrade without a gap: a new agent takes the listening sockets and the key of metadata
-//! tokens from the old one over a Unix socket, then the old one drains.
+//! Upgrades without an interruption: a new agent takes the listening sockets and the token keys
+//! from the old one over a Unix socket, then the old one drains.
 //!
-//! Sharing a port (`SO_REUSEPORT`) would reset what waits in the old socket's queue; a socket
-//! that is handed on keeps its queue. The Unix socket lies in the runtime folder, and both ends
+//! Sharing a port (`SO_REUSEPORT`) would reset the connections in the old socket's queue. A socket
+//! that is handed over keeps its queue. The Unix socket is in the runtime directory, and both sides
 //! check that the other runs as the same user.
 //!
-//! Message of the old agent: one byte of version, 32 bytes of key, the whole ring of keys, and with
-//! it the descriptors of the pods' and the operators' listening sockets. Agents that predate the
-//! ring omit it, and read no further than the key. The new agent answers one byte when it listens;
-//! otherwise the old one carries on.
+//! The old agent's message contains a version byte, a key of 32 bytes, the key ring, and the
+//! descriptors of the pods' and the operators' listening sockets. Agents that predate the ring omit
+//! it, and read only up to the key. The new agent replies with one byte when it listens; otherwise
+//! the old one continues.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -30,73 +30,73 @@ use crate::token::{KEY_LENGTH, KeyRing, RING_LENGTH, TokenKeys};
 
 const VERSION: u8 = 1;
 const TAKEN: u8 = 1;
-/// How long either side waits for the other.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A version byte and a key.
+/// Timeout of each side.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Size of a version byte and a key.
 const SHORT_MESSAGE: usize = 1 + KEY_LENGTH;
-/// The same and the ring.
+/// Size of a message with the key ring.
 const MESSAGE: usize = SHORT_MESSAGE + RING_LENGTH;
-/// The pods' and the operators' listening sockets.
+/// Number of sockets: the pods' and the operators'.
 const SOCKETS: usize = 2;
 
-/// Why sockets could not be handed over.
+/// The reason why a handover failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// The other side broke off or runs as somebody else.
-    #[error("handing over failed: {0}")]
+    /// The other side disconnected, or runs as another user.
+    #[error("socket handover failed: {0}")]
     Io(#[from] io::Error),
-    /// The other side speaks another version.
-    #[error("the other agent hands over in a way that this version does not know")]
+    /// The other side uses another version.
+    #[error("the other agent uses an unknown version of the handover protocol")]
     Unknown,
 }
 
-/// What the old agent leaves.
+/// The state that the old agent hands over.
 #[derive(Debug)]
-pub struct Estate {
+pub struct Inherited {
     /// The pods' listening socket.
     pub pods: OwnedFd,
     /// The operators' listening socket.
     pub admin: OwnedFd,
-    /// The keys of metadata tokens, so that tokens stay good.
+    /// The keys of metadata tokens, so that tokens stay valid.
     pub keys: KeyRing,
-    /// To be confirmed when the sockets are listened on.
-    pub receipt: Receipt,
+    /// The acknowledgment to send when the new agent listens.
+    pub receipt: Ack,
 }
 
-/// What the old agent waits for before it drains.
+/// The acknowledgment that the old agent waits for before it drains.
 #[derive(Debug)]
-pub struct Receipt(UnixStream);
+pub struct Ack(UnixStream);
 
-impl Receipt {
-    /// Tells the old agent that its sockets are listened on.
+impl Ack {
+    /// Tells the old agent that the new one listens on its sockets.
     ///
     /// # Errors
-    /// [`HandoverError::Io`]: the old agent is gone, which changes nothing.
+    /// Returns [`HandoverError::Io`] if the old agent is gone, which is harmless.
     pub async fn confirm(mut self) -> Result<(), HandoverError> {
         Ok(self.0.write_all(&[TAKEN]).await?)
     }
 }
 
-/// The place of a node's Unix socket.
+/// The path of a node's handover socket.
 #[derive(Debug, Clone)]
-pub struct Place(PathBuf);
+pub struct HandoverSocket(PathBuf);
 
-impl Place {
-    /// The socket of agents on `port`.
+impl HandoverSocket {
+    /// Returns the socket of agents on `port`.
     pub fn new(folder: &RuntimeFolder, port: u16) -> Self {
         Self(folder.join(&folder.name(port, "sock")))
     }
 
-    /// Whether an agent listens here.
+    /// Returns whether an agent listens on it.
     pub async fn is_taken(&self) -> bool {
         UnixStream::connect(&self.0).await.is_ok()
     }
 
-    /// Takes the sockets of the agent that runs now; `None` where none does.
+    /// Takes the sockets of the running agent. Returns `None` if there is none.
     ///
     /// # Errors
-    /// [`HandoverError`] where one runs and does not hand over.
-    pub async fn take(&self) -> Result<Option<Estate>, HandoverError> {
+    /// Returns a [`HandoverError`] if the running agent does not hand over.
+    pub async fn take(&self) -> Result<Option<Inherited>, HandoverError> {
         let stream = match UnixStream::connect(&self.0).await {
             Ok(stream) => stream,
             Err(error)
@@ -116,25 +116,25 @@ impl Place {
         let (Some(pods), Some(admin)) = (sockets.next(), sockets.next()) else {
             return Err(HandoverError::Unknown);
         };
-        Ok(Some(Estate {
+        Ok(Some(Inherited {
             pods,
             admin,
             keys,
-            receipt: Receipt(stream),
+            receipt: Ack(stream),
         }))
     }
 
-    /// Waits for the next agent and hands it the sockets; returns when it has taken them.
+    /// Waits for the next agent, and returns when it has taken the sockets.
     ///
     /// # Errors
-    /// [`HandoverError::Io`] when the Unix socket cannot be opened.
+    /// Returns [`HandoverError::Io`] if the Unix socket cannot be opened.
     pub async fn offer(
         &self,
         pods: BorrowedFd<'_>,
         admin: BorrowedFd<'_>,
         tokens: &TokenKeys,
     ) -> Result<(), HandoverError> {
-        // What lies there is left over: a living agent would have handed over.
+        // The file is left over: a running agent would have handed over.
         match std::fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -144,7 +144,7 @@ impl Place {
             let (mut stream, _) = listener.accept().await?;
             let handed = async {
                 check_peer(&stream)?;
-                // The keys are not changed from here to the confirmation, after which the other
+                // The keys stay unchanged from here to the acknowledgment, after which the other
                 // agent changes them.
                 let keys = tokens.hand_over().await;
                 let sent = stream.async_io(Interest::WRITABLE, || {
@@ -160,10 +160,10 @@ impl Place {
             match handed.await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {
-                    tracing::warn!("another agent asked for our sockets and did not take them")
+                    tracing::warn!("another agent requested the sockets but did not take them")
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "another agent asked for our sockets and broke off");
+                    tracing::warn!(%error, "another agent requested the sockets but disconnected");
                 }
             }
         }
@@ -171,7 +171,7 @@ impl Place {
 }
 
 async fn within<T>(wait: impl Future<Output = T>) -> io::Result<T> {
-    tokio::time::timeout(PATIENCE, wait)
+    tokio::time::timeout(HANDOVER_TIMEOUT, wait)
         .await
         .map_err(|_| io::ErrorKind::TimedOut.into())
 }
@@ -191,7 +191,7 @@ fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], keys: &KeyRing) -> i
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let ring = keys.to_bytes();
-    // The ring begins with the key.
+    // The ring starts with the key.
     let (key, _) = ring.split_at(KEY_LENGTH);
     let parts = [
         IoSlice::new(&[VERSION]),
@@ -199,7 +199,7 @@ fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], keys: &KeyRing) -> i
         IoSlice::new(ring.as_ref()),
     ];
     let sent = rustix::net::sendmsg(stream, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
-    // Far below any socket buffer, it goes at once or not at all.
+    // Far smaller than any socket buffer, so it is sent completely or not at all.
     if sent == MESSAGE {
         Ok(())
     } else {
@@ -235,7 +235,7 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
         .collect();
     let keys = match got.bytes {
         MESSAGE => KeyRing::from_bytes(&ring),
-        // As old as can be, so that it is changed soon: when it was made is not known.
+        // Treated as old, since its age is unknown, so that it is rotated soon.
         SHORT_MESSAGE => Some(KeyRing::of_key(key, Timestamp::UNIX_EPOCH)),
         _ => None,
     };
@@ -251,8 +251,8 @@ mod tests {
 
     use super::*;
 
-    fn place(folder: &tempfile::TempDir) -> Place {
-        Place::new(&RuntimeFolder::open(folder.path()).unwrap(), 8181)
+    fn place(folder: &tempfile::TempDir) -> HandoverSocket {
+        HandoverSocket::new(&RuntimeFolder::open(folder.path()).unwrap(), 8181)
     }
 
     fn now() -> Timestamp {
@@ -303,13 +303,13 @@ mod tests {
         drop(accepted);
         let tokens = TokenKeys::new(estate.keys);
         assert!(tokens.verify(token.as_bytes(), "uid", address.ip(), now()));
-        // A key that came with its age is not changed at once.
+        // A key that arrived with its age is not rotated at once.
         assert!(!tokens.rotate(now(), |_| ()).await.unwrap());
     }
 
-    /// A message of an agent of before the ring, and what such an agent reads of ours.
+    /// Tests a message from an agent without the ring, and what such an agent reads.
     #[tokio::test]
-    async fn agents_of_before_the_ring_are_understood_and_understand() {
+    async fn agents_without_a_key_ring_are_compatible() {
         let (old, new) = UnixStream::pair().unwrap();
         let sockets = [listener(), listener()];
         let sockets = [sockets[0].as_fd(), sockets[1].as_fd()];
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_that_only_asks_does_not_stop_the_old_one() {
+    async fn a_request_alone_does_not_stop_the_old_agent() {
         let folder = tempfile::tempdir().unwrap();
         let place = place(&folder);
         let (pods, admin) = (listener(), listener());

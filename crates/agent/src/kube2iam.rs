@@ -1,4 +1,4 @@
-//! kube2iam's names for what the door does, for dashboards and alerts that know them.
+//! Metrics under kube2iam's names, for existing dashboards and alerts.
 
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
@@ -36,7 +36,7 @@ impl Kube2iamRequests {
         };
         registry.register(
             "kube2iam_http_request_duration_seconds",
-            "Time that requests of pods took, under kube2iam's name",
+            "Duration of pods' requests, under kube2iam's name",
             metrics.requests.clone(),
         );
         registry.register(
@@ -46,13 +46,13 @@ impl Kube2iamRequests {
         );
         registry.register(
             "kube2iam_healthcheck_status",
-            "Whether the health page was well when last asked for, 1 or 0",
+            "1 if the health page was healthy when last requested, 0 otherwise",
             metrics.healthy.clone(),
         );
         let info = Family::<[(&'static str, &'static str); 1], Gauge>::default();
         info.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))])
             .set(1);
-        registry.register("kube2iam_info", "The version that runs, always 1", info);
+        registry.register("kube2iam_info", "Version of the agent, always 1", info);
         metrics
     }
 
@@ -70,7 +70,7 @@ impl Kube2iamRequests {
             Handler::Health => "healthHandler",
             _ => "reverseProxyHandler",
         };
-        // Methods are the client's to choose.
+        // Clients choose methods, so unknown ones are not labels.
         let method = match *method {
             Method::GET => "GET",
             Method::HEAD => "HEAD",
@@ -88,6 +88,56 @@ impl Kube2iamRequests {
         }
         if handler == Handler::Health {
             self.healthy.set(i64::from(outcome == Outcome::Ok));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_under_the_names_of_kube2iam() {
+        let mut registry = Registry::default();
+        let metrics = Kube2iamRequests::register(&mut registry);
+        let ok = (Outcome::Ok, StatusCode::OK);
+        let bad = (Outcome::BadRequest, StatusCode::BAD_REQUEST);
+        for (handler, (outcome, status), method) in [
+            (Handler::RoleName, ok, Method::GET),
+            (Handler::Credentials, ok, Method::HEAD),
+            (Handler::Credentials, bad, Method::GET),
+            (Handler::Health, ok, Method::GET),
+            (Handler::Forward, ok, Method::PUT),
+            (Handler::Other, bad, Method::POST),
+        ] {
+            let took = Duration::from_millis(2);
+            metrics.request(handler, outcome, &method, status, took);
+        }
+        assert_eq!(metrics.hits.get(), 1);
+        assert_eq!(metrics.healthy.get(), 1);
+        let took = Duration::from_millis(2);
+        let failed = StatusCode::INTERNAL_SERVER_ERROR;
+        metrics.request(
+            Handler::Health,
+            Outcome::Upstream,
+            &Method::GET,
+            failed,
+            took,
+        );
+        assert_eq!(metrics.healthy.get(), 0);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for labels in [
+            r#"code="200",handler="securityCredentialsHandler",method="GET""#,
+            r#"code="200",handler="roleHandler",method="HEAD""#,
+            r#"code="400",handler="roleHandler",method="GET""#,
+            r#"code="200",handler="healthHandler",method="GET""#,
+            r#"code="500",handler="healthHandler",method="GET""#,
+            r#"code="200",handler="reverseProxyHandler",method="PUT""#,
+            r#"code="400",handler="reverseProxyHandler",method="other""#,
+        ] {
+            let line = format!("kube2iam_http_request_duration_seconds_count{{{labels}}} 1");
+            assert!(text.contains(&line), "{line}\n{text}");
         }
     }
 }

@@ -1,24 +1,23 @@
-//! The node agent: the metadata door, the redirect that leads pods to it, and the picture of who
-//! has which address and what was decided for them.
+//! The node agent: the metadata server, the redirect of pods to it, and the pod table with the
+//! owners of addresses and their authorization.
 //!
-//! [`app`] puts the parts together. A request goes `door → picture → session → bytes`; changes
-//! come `source → director → picture`. Nothing here decides: that is `rolegate-core`'s.
+//! [`app`] connects the parts. A request goes `metadata server → pod table → session → bytes`;
+//! changes go `source → pod reconciler → pod table`. Nothing here decides: `rolegate-core` does.
 
+pub mod address_verifier;
 pub mod app;
 pub mod attachment;
 pub mod broker;
 mod debug;
-pub mod director;
-pub mod door;
-pub mod guard;
+pub mod decision_source;
 pub mod handover;
-pub mod judge;
 mod kube2iam;
 pub mod limits;
+pub mod metadata;
 pub mod metrics;
 mod netlink;
-pub mod picture;
+pub mod pod_reconciler;
+pub mod pod_table;
 pub mod redirect;
-mod roster;
 pub mod runtime_folder;
 pub mod token;

@@ -1,5 +1,5 @@
-//! Limits on connections, waiting requests and forwarded requests, for each pod and in all, so that
-//! a pod that takes much costs its neighbours nothing. Pods count by their UID, so that one with
+//! Limits on connections, waiting requests and forwarded requests, per pod and for all pods, so
+//! that a busy pod does not affect its neighbors. Pods are counted by UID, so that a pod with
 //! several addresses counts once.
 
 mod forwards;
@@ -15,10 +15,10 @@ use rolegate_runtime::shares::{Admitted, Eviction, Holder, Limit, ShareLimits, S
 use self::forwards::{Exhausted, Forwards};
 use crate::metrics::AgentMetrics;
 
-/// Which part of all connections may be those of addresses that are no known pod's.
-const STRANGERS_PART: usize = 4;
+/// The fraction (1/n) of all connections that addresses of unknown pods may use.
+const UNKNOWN_PEERS_FRACTION: usize = 4;
 
-/// How much each pod, and all of them, may take.
+/// The limits per pod and for all pods.
 #[derive(Debug, Clone, Copy)]
 pub struct LimitOptions {
     /// Connections of all pods.
@@ -27,10 +27,10 @@ pub struct LimitOptions {
     pub connections_per_pod: u32,
     /// Requests of one pod that wait for the watch or for STS.
     pub waiters_per_pod: u32,
-    /// Requests a second that one pod may have forwarded to the node's metadata service, whose
-    /// own limit is shared by the whole node.
+    /// Requests per second of one pod that are forwarded to the node's metadata service, whose own
+    /// limit the whole node shares.
     pub forwards_per_second: u32,
-    /// The same for all pods together.
+    /// Forwarded requests per second of all pods together.
     pub forwards_in_all: u32,
 }
 
@@ -38,9 +38,9 @@ impl Default for LimitOptions {
     fn default() -> Self {
         Self {
             connections: 2048,
-            // A large machine's worker processes, each with a connection of its own.
+            // Enough for a large machine's worker processes with one connection each.
             connections_per_pod: 256,
-            // One for each connection.
+            // One per connection.
             waiters_per_pod: 256,
             forwards_per_second: 50,
             forwards_in_all: 200,
@@ -48,15 +48,15 @@ impl Default for LimitOptions {
     }
 }
 
-/// A limit of the agent; a fixed set.
+/// A limit of the agent, used as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AgentLimit {
     /// Connections of all pods.
     Connections,
     /// Connections of one pod.
     PodConnections,
-    /// Connections of addresses that are no known pod's.
-    StrangerConnections,
+    /// Connections of addresses that belong to no known pod.
+    UnknownPeerConnections,
     /// Requests of one pod that wait.
     PodWaiters,
     /// Requests of one pod that are forwarded.
@@ -66,22 +66,22 @@ pub enum AgentLimit {
 }
 
 impl AgentLimit {
-    /// All of them, in the order of their numbers.
+    /// All limits, in order of their index.
     pub const ALL: [Self; 6] = [
         Self::Connections,
         Self::PodConnections,
-        Self::StrangerConnections,
+        Self::UnknownPeerConnections,
         Self::PodWaiters,
         Self::PodForwards,
         Self::Forwards,
     ];
 
-    /// The label's value.
+    /// Returns the label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connections => "connections",
             Self::PodConnections => "pod_connections",
-            Self::StrangerConnections => "stranger_connections",
+            Self::UnknownPeerConnections => "unknown_peer_connections",
             Self::PodWaiters => "pod_waiters",
             Self::PodForwards => "pod_forwards",
             Self::Forwards => "forwards",
@@ -94,21 +94,21 @@ impl From<Limit> for AgentLimit {
         match limit {
             Limit::Total | Limit::Known => Self::Connections,
             Limit::Each => Self::PodConnections,
-            Limit::Strangers => Self::StrangerConnections,
+            Limit::UnknownPeers => Self::UnknownPeerConnections,
         }
     }
 }
 
-/// The one whose requests are counted.
+/// The client that a request is charged to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// The pod of this UID.
+    /// The pod with this UID.
     Pod(Arc<str>),
     /// An address that belongs to no known pod.
     Address(IpAddr),
 }
 
-/// Counts what is in use.
+/// The current usage of limits.
 #[derive(Debug)]
 pub struct Limits {
     options: LimitOptions,
@@ -119,12 +119,12 @@ pub struct Limits {
     reached: [AtomicI64; AgentLimit::ALL.len()],
 }
 
-/// Requests of one pod that wait.
+/// Waiting requests of one pod.
 #[derive(Debug, Default)]
 struct Waiters(AtomicU32);
 
 impl Limits {
-    /// Nothing in use.
+    /// Creates limits without usage.
     pub fn new(options: LimitOptions, metrics: AgentMetrics) -> Arc<Self> {
         let each = usize::try_from(options.connections_per_pod).unwrap_or(usize::MAX);
         Arc::new(Self {
@@ -132,7 +132,7 @@ impl Limits {
                 total: options.connections,
                 each,
                 known: options.connections,
-                strangers: (options.connections / STRANGERS_PART).max(1),
+                unknown_peers: (options.connections / UNKNOWN_PEERS_FRACTION).max(1),
             }),
             forwards: Forwards::new(options.forwards_per_second, options.forwards_in_all),
             options,
@@ -141,19 +141,19 @@ impl Limits {
         })
     }
 
-    /// Connections open now.
+    /// Returns the number of open connections.
     pub fn connections(&self) -> usize {
         self.shares.open()
     }
 
-    /// The most connections that exist at a time, with those that were evicted and finish.
+    /// Returns the maximum number of connections, including evicted ones that are still finishing.
     pub fn most_connections(&self) -> usize {
         self.shares.most()
     }
 
-    /// Takes a place for a connection of `peer`, released when dropped. If there is none left,
-    /// another connection is evicted. Peers that are not `known` share a part of all places, since
-    /// otherwise anyone able to forge addresses could take them all.
+    /// Takes a permit for a connection of `peer`, which is released on drop. If there is none left,
+    /// another connection is evicted. Peers that are not `known` share a part of all permits, since
+    /// otherwise a client that forges addresses could take them all.
     pub fn connect(
         self: &Arc<Self>,
         peer: Peer,
@@ -167,7 +167,7 @@ impl Limits {
         } = self.shares.admit(Holder { key: peer, known });
         if let Some(limit) = evicted {
             let limit = match (limit, known) {
-                (Limit::Each, false) => AgentLimit::StrangerConnections,
+                (Limit::Each, false) => AgentLimit::UnknownPeerConnections,
                 (limit, _) => limit.into(),
             };
             self.reach(limit, now);
@@ -176,7 +176,7 @@ impl Limits {
         (Connection { slot, limits }, eviction)
     }
 
-    /// The limits that were reached within `period`.
+    /// Returns the limits that were reached within `period`.
     pub fn reached_within(&self, period: Duration, now: Timestamp) -> Vec<AgentLimit> {
         let period = i64::try_from(period.as_secs()).unwrap_or(i64::MAX);
         let since = now.as_second().saturating_sub(period);
@@ -194,7 +194,7 @@ impl Limits {
     }
 }
 
-/// A connection's place.
+/// A connection's permit.
 #[derive(Debug)]
 pub struct Connection {
     slot: Slot<Peer, Waiters>,
@@ -202,19 +202,20 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Notes that a request has begun.
+    /// Records the start of a request.
     pub fn begin(&self, now: Instant) {
         self.slot.begin(now);
     }
 
-    /// Notes that it was answered; true where the answer should be the connection's last, since
-    /// the pod is near a limit.
+    /// Records the end of a request. Returns true if the connection should close after the
+    /// response, since the pod is near a limit.
     pub fn end(&self, now: Instant) -> bool {
         self.slot.end(now);
         self.slot.should_close()
     }
 
-    /// Takes room for a waiter; `None`: too many of this pod's requests wait already.
+    /// Takes a permit for a waiting request. Returns `None` if too many requests of this pod wait
+    /// already.
     pub fn wait(&self, now: Timestamp) -> Option<Waiter<'_>> {
         let most = self.limits.options.waiters_per_pod;
         let waiters = self.slot.data();
@@ -242,7 +243,7 @@ impl Connection {
     }
 }
 
-/// Room for one waiting request.
+/// The permit of a waiting request.
 #[derive(Debug)]
 pub struct Waiter<'a>(&'a Waiters);
 
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_is_told_by_its_name_for_as_long_as_is_asked() {
+    fn each_limit_is_reported_by_name_for_the_period() {
         let limits = limits(LimitOptions {
             connections: 3,
             connections_per_pod: 2,
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn waiters_count_for_the_pod_and_not_for_the_connection() {
+    fn waiters_count_per_pod_and_not_per_connection() {
         let limits = limits(LimitOptions {
             waiters_per_pod: 1,
             ..LimitOptions::default()
@@ -322,7 +323,7 @@ mod tests {
         let waiter = connection.wait(at(10)).unwrap();
         assert!(other.wait(at(10)).is_none());
         assert!(neighbour.wait(at(10)).is_some());
-        // Any number of addresses that come and go forgets nothing of a pod that is connected.
+        // Any number of short-lived addresses does not evict a connected pod's entry.
         for n in 0..5000 {
             let address = std::net::Ipv4Addr::from_bits(n).into();
             drop(limits.connect(Peer::Address(address), false, at(10)));
@@ -340,11 +341,27 @@ mod tests {
         });
         let uid = "a".into();
         let forwarded = |n: u8| {
-            // Another address, before and after the pod is known by it.
+            // Another address, before and after it belongs to a known pod.
             let peer = Peer::Address([10, 0, 0, n].into());
             let connection = limits.connect(peer, false, at(10)).0;
             connection.forward(Some(&uid), at(10))
         };
         assert_eq!((0..5).filter(|n| forwarded(*n)).count(), 2);
+    }
+
+    #[test]
+    fn limits_are_labelled_apart() {
+        let labels = AgentLimit::ALL.map(AgentLimit::as_str);
+        assert_eq!(
+            labels,
+            [
+                "connections",
+                "pod_connections",
+                "unknown_peer_connections",
+                "pod_waiters",
+                "pod_forwards",
+                "forwards",
+            ]
+        );
     }
 }

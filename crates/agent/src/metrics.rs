@@ -1,4 +1,4 @@
-//! Metrics of the agent's doors. What a request touches is atomic and found without hashing.
+//! Metrics of the agent. Those that a request updates are atomic and found without hashing.
 
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
@@ -9,51 +9,52 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use rolegate_rules::metrics::{DecisionMetrics, EnforcementPoint};
+use rolegate_core::enforcement::EnforcementPoint;
+use rolegate_rules::metrics::DecisionMetrics;
 use rolegate_runtime::histogram::AtomicHistogram;
 
 use crate::kube2iam::Kube2iamRequests;
 use crate::limits::AgentLimit;
 
-/// What a request asked for; a fixed set.
+/// The kind of a request, used as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Handler {
-    /// A token of version 2.
+    /// An IMDSv2 token.
     Token,
     /// The name of the pod's role.
     RoleName,
-    /// Its credentials.
+    /// The pod's credentials.
     Credentials,
     /// `iam/info`.
     Info,
-    /// Something of the node's metadata service.
+    /// A path of the node's metadata service.
     Forward,
     /// kube2iam's health page.
     Health,
-    /// The list of versions, or of what is below one.
+    /// The list of versions, or of the entries below one.
     Root,
-    /// Nothing that is served.
+    /// Any other path.
     Other,
 }
 
-/// How it ended; a fixed set.
+/// The outcome of a request, used as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Served.
     Ok,
     /// The pod has no role.
     NoRole,
-    /// No pod is known by the address.
+    /// No pod is known to own the address.
     UnknownPod,
-    /// Another role than the pod's was asked for.
+    /// The request was for another role than the pod's.
     WrongRole,
-    /// Refused by a rule.
+    /// Denied by a rule.
     Denied,
-    /// STS refuses for good.
+    /// STS permanently refuses the role.
     StsRefused,
-    /// STS fails for now, or is slow.
+    /// STS is temporarily unavailable or slow.
     StsUnavailable,
-    /// Rules or workloads are not loaded, or too old.
+    /// Rules or workloads are not loaded, or are stale.
     NotReady,
     /// A malformed request.
     BadRequest,
@@ -61,7 +62,7 @@ pub enum Outcome {
     BadToken,
     /// A path that pods may not read.
     ClosedPath,
-    /// Over a limit.
+    /// A limit was reached.
     Limited,
     /// The node's metadata service failed.
     Upstream,
@@ -71,7 +72,7 @@ const HANDLERS: usize = 8;
 const OUTCOMES: usize = 13;
 
 impl Handler {
-    /// The label's value.
+    /// Returns the label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Token => "token",
@@ -87,7 +88,7 @@ impl Handler {
 }
 
 impl Outcome {
-    /// The label's value.
+    /// Returns the label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -128,14 +129,14 @@ struct RequestLabels {
 type Requests = Family<RequestLabels, AtomicHistogram, fn() -> AtomicHistogram>;
 type SmallGauge = Gauge<i64, AtomicI64>;
 
-/// Metrics of the agent. Cheap to clone.
+/// Metrics of the agent. Cloning is cheap; clones share state.
 #[derive(Debug, Clone)]
 pub struct AgentMetrics(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     requests: Requests,
-    /// The family's histograms as they are first used, found by position.
+    /// The family's histograms by index, created on first use.
     slots: [[OnceLock<AtomicHistogram>; OUTCOMES]; HANDLERS],
     decisions: DecisionMetrics,
     limits: [Counter; AgentLimit::ALL.len()],
@@ -150,7 +151,8 @@ impl AgentMetrics {
         Self::new(registry, None)
     }
 
-    /// Registers the metrics, and some under kube2iam's names in `common`, which has no prefix.
+    /// Registers the metrics, including those with kube2iam's names in `common`, which has no
+    /// prefix.
     pub fn register_with_kube2iam_names(registry: &mut Registry, common: &mut Registry) -> Self {
         Self::new(registry, Some(Kube2iamRequests::register(common)))
     }
@@ -173,24 +175,24 @@ impl AgentMetrics {
         };
         registry.register(
             "request_duration_seconds",
-            "Duration of pods' requests, by what was asked for and how it ended",
+            "Duration of pods' requests, by handler and outcome",
             inner.requests.clone(),
         );
         registry.register(
             "limit_reached",
-            "Connections that were closed and requests that were refused, by the limit that was reached",
+            "Closed connections and refused requests, by the limit that was reached",
             limits,
         );
-        registry.register("pods", "Pods known, of this node", inner.pods.clone());
+        registry.register("pods", "Known pods of this node", inner.pods.clone());
         registry.register(
             "conflicting_pod_ips",
-            "Addresses that several live pods have, none of which gets credentials",
+            "Addresses that several live pods claim, none of which gets credentials",
             inner.disputed.clone(),
         );
         Self(Arc::new(inner))
     }
 
-    /// Counts one request.
+    /// Counts a request.
     pub fn request(&self, handler: Handler, outcome: Outcome, took: Duration) {
         let slot = self
             .0
@@ -206,12 +208,12 @@ impl AgentMetrics {
         }
     }
 
-    /// Counts a request that a layer refused.
+    /// Counts a request that a layer denied.
     pub(crate) fn denied(&self, layer: &'static str) {
         self.0.decisions.denied(layer);
     }
 
-    /// Counts a request that a layer in audit mode would have refused.
+    /// Counts a request that a layer in audit mode would have denied.
     pub(crate) fn audited(&self, layer: &'static str) {
         self.0.decisions.audited(layer);
     }
@@ -221,12 +223,12 @@ impl AgentMetrics {
         self.0.decisions.allowed();
     }
 
-    /// Counts it under kube2iam's names, where they are wanted.
+    /// Returns the metrics with kube2iam's names, if enabled.
     pub(crate) fn kube2iam(&self) -> Option<&Kube2iamRequests> {
         self.0.kube2iam.as_ref()
     }
 
-    /// Counts what was refused or evicted for a limit.
+    /// Counts a refusal or eviction because of a limit.
     pub(crate) fn limit_reached(&self, limit: AgentLimit) {
         if let Some(counter) = self.0.limits.get(limit as usize) {
             counter.inc();
@@ -238,5 +240,42 @@ impl AgentMetrics {
         self.0
             .disputed
             .set(i64::try_from(disputed).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_counted_under_its_label() {
+        let mut registry = Registry::default();
+        let metrics = AgentMetrics::register(&mut registry);
+        let took = Duration::from_millis(2);
+        metrics.request(Handler::Token, Outcome::BadToken, took);
+        // The last of each.
+        metrics.request(Handler::Other, Outcome::Upstream, took);
+        metrics.request(Handler::Other, Outcome::Upstream, took);
+        metrics.limit_reached(AgentLimit::PodWaiters);
+        metrics.set_pods(3, 1);
+        metrics.denied("grants");
+        metrics.audited("rego");
+        metrics.allowed();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let decisions = r#"decisions_total{enforcement_point="agent","#;
+        for line in [
+            r#"request_duration_seconds_count{handler="token",outcome="bad_token"} 1"#,
+            r#"request_duration_seconds_count{handler="other",outcome="upstream"} 2"#,
+            r#"limit_reached_total{limit="pod_waiters"} 1"#,
+            r#"limit_reached_total{limit="connections"} 0"#,
+            "pods 3",
+            "conflicting_pod_ips 1",
+            &format!(r#"{decisions}layer="grants",mode="enforce",result="denied"}} 1"#),
+            &format!(r#"{decisions}layer="rego",mode="audit",result="denied"}} 1"#),
+            &format!(r#"{decisions}layer="all",mode="enforce",result="allowed"}} 1"#),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
     }
 }

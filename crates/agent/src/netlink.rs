@@ -1,9 +1,9 @@
-//! The kernel's notifications over netlink, and the times in which it dropped some.
+//! Netlink notifications from the kernel, and the detection of lost ones.
 //!
-//! When a socket's buffer is full, the kernel says so once (`ENOBUFS`), and then drops notifications
-//! without a further word until all that it kept has been read. So a loss lasts from that error
-//! until there is nothing left to read ([`Reading::CaughtUp`]), and whatever was looked at in
-//! between may have changed again since.
+//! When a socket's buffer is full, the kernel reports it once (`ENOBUFS`), and then silently drops
+//! notifications until everything in the buffer has been read. So a loss lasts from that error
+//! until there is nothing left to read ([`Reading::CaughtUp`]). Any state that was queried in
+//! between may be outdated.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,18 +15,18 @@ use rustix::net::{RecvFlags, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Bytes of notifications that the kernel keeps for us. It doubles the number, and counts some 770
-/// bytes for a small notification, so it keeps some 20,000: what a pod that sends from new MAC
-/// addresses as fast as it can brings about in more than 100 ms in which the agent gets no CPU. It
-/// is also the bound on the kernel's memory that such a pod can fill.
+/// Size of the kernel's notification buffer, in bytes. The kernel doubles the number and counts
+/// some 770 bytes per small notification, so it holds some 20,000. A pod that sends from new MAC
+/// addresses at full speed needs more than 100 ms without CPU time for the agent to fill it. It
+/// also bounds the kernel memory that such a pod can use.
 pub(crate) const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
-/// Bytes of one read; the kernel's notifications are smaller.
-const CHUNK: usize = 64 * 1024;
+/// Size of one read, in bytes. The kernel's notifications are smaller.
+const MAX_READ_BYTES: usize = 64 * 1024;
 
 /// The result of one read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Reading<'a> {
-    /// Notifications, to be taken apart by [`messages`].
+    /// Notifications, which [`messages`] splits.
     Some(&'a [u8]),
     /// The kernel has dropped notifications, and may drop more until [`Reading::CaughtUp`].
     Lost,
@@ -34,16 +34,16 @@ pub(crate) enum Reading<'a> {
     CaughtUp,
 }
 
-/// A source of notifications: a socket, or a test.
+/// A source of notifications: a socket, or a test double.
 pub(crate) trait Source {
-    /// Reads once, without waiting.
+    /// Reads once, without blocking.
     ///
     /// # Errors
     /// Returns an error if the source has ended.
     fn read(&mut self) -> io::Result<Reading<'_>>;
 }
 
-/// A socket that is subscribed to notifications of the network namespace it was opened in.
+/// A socket subscribed to notifications of the network namespace in which it was opened.
 pub(crate) struct Notifications {
     socket: Socket,
     chunk: Box<[u8]>,
@@ -53,7 +53,7 @@ impl Notifications {
     /// Subscribes to `groups`, with a buffer of `buffer` bytes.
     ///
     /// # Errors
-    /// Returns an error if the kernel lacks such notifications, or denies them to us.
+    /// Returns an error if the kernel lacks such notifications, or denies them.
     pub(crate) fn open(protocol: isize, groups: &[u32], buffer: usize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
@@ -64,14 +64,14 @@ impl Notifications {
         }
         Ok(Self {
             socket,
-            chunk: vec![0; CHUNK].into_boxed_slice(),
+            chunk: vec![0; MAX_READ_BYTES].into_boxed_slice(),
         })
     }
 
-    /// The socket once more, to wait for notifications.
+    /// Duplicates the socket, to wait for notifications.
     ///
     /// # Errors
-    /// Returns an error if there are no more file descriptors.
+    /// Returns an error if there are no file descriptors left.
     pub(crate) fn socket(&self) -> io::Result<OwnedFd> {
         self.socket.as_fd().try_clone_to_owned()
     }
@@ -81,7 +81,7 @@ impl Source for Notifications {
     fn read(&mut self) -> io::Result<Reading<'_>> {
         let got = rustix::net::recv(&self.socket, &mut *self.chunk, RecvFlags::TRUNC);
         match got {
-            // One that doesn't fit was cut off, perhaps where a message ends.
+            // A read that does not fit was truncated, perhaps at the end of a message.
             Ok((_, length)) => Ok(self
                 .chunk
                 .get(..length)
@@ -93,15 +93,15 @@ impl Source for Notifications {
     }
 }
 
-/// Sets the size of a socket's buffer, beyond what the host allows in general (`net.core.rmem_max`,
-/// by default 208 KiB or 4 MiB) where the agent has `NET_ADMIN`.
+/// Sets the size of a socket's buffer. With `NET_ADMIN` it may exceed the host's limit
+/// (`net.core.rmem_max`, by default 208 KiB or 4 MiB).
 fn set_receive_buffer(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     sockopt::set_socket_recv_buffer_size_force(&socket, bytes)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, bytes))?;
     Ok(())
 }
 
-/// The messages of one read; `None` for one that is cut off, which is the last.
+/// Splits one read into messages; `None` for a truncated one, which is the last.
 pub(crate) fn messages(mut chunk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     std::iter::from_fn(move || {
         if chunk.is_empty() {
@@ -111,7 +111,7 @@ pub(crate) fn messages(mut chunk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> 
             .ok()
             .and_then(|message| usize::try_from(message.length()).ok());
         let message = length.and_then(|length| chunk.get(..length));
-        // Messages begin at multiples of four bytes.
+        // Messages are aligned to four bytes.
         chunk = length
             .and_then(|length| chunk.get(length.next_multiple_of(4)..))
             .unwrap_or_default();
@@ -119,10 +119,10 @@ pub(crate) fn messages(mut chunk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> 
     })
 }
 
-/// Waits for what can be read from `fd`.
+/// Registers `fd` to wait until it is readable.
 ///
 /// # Errors
-/// Returns an error outside of a tokio runtime, or if `fd` can't be waited for.
+/// Returns an error outside of a tokio runtime, or if `fd` does not support polling.
 #[expect(
     deprecated,
     reason = "unsound for types that don't own what they name; this one does"
@@ -137,7 +137,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A source of readings that a test made; caught up after the last.
+    /// A scripted source for tests. It is caught up after the last read.
     #[derive(Debug, Default)]
     pub(crate) struct Script {
         readings: VecDeque<Option<Vec<u8>>>,
@@ -150,7 +150,7 @@ pub(crate) mod tests {
             self.readings.push_back(Some(bytes.to_vec()));
         }
 
-        /// Adds the news of a loss.
+        /// Adds a loss.
         pub(crate) fn lost(&mut self) {
             self.readings.push_back(None);
         }

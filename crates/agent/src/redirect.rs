@@ -1,17 +1,17 @@
-//! The redirect of pods' metadata traffic in the host's kernel: put there, looked after, shown
-//! and taken away, with nftables or iptables, and the routing rules behind it. What the rules say
-//! is decided in [`rolegate_core::redirect`]; here they are carried to the kernel.
+//! The redirect of pods' metadata traffic in the host's kernel: it is installed, monitored, listed
+//! and removed, with nftables or iptables, together with its routing rules.
+//! [`rolegate_core::redirect`] defines the rules; this module applies them to the kernel.
 //!
-//! The programs `nft` and `iptables` are run directly, so an image needs them and their libraries
-//! and no shell. Routing rules are set by netlink. Both act on the network namespace of the calling
+//! The programs `nft` and `iptables` run directly, so an image needs them and their libraries but
+//! no shell. Routing rules are set with netlink. Both act on the network namespace of the calling
 //! thread.
 
 mod backend;
 pub mod check;
 mod command;
 mod ingress;
-mod keeper;
 mod monitor;
+mod reconciler;
 mod routing;
 
 use std::path::Path;
@@ -21,104 +21,104 @@ use rolegate_core::redirect::{Family, RoutingRule, Spec};
 
 pub use backend::{Backend, Choice, Flavour, UnknownBackend};
 pub use ingress::ingress_interfaces;
-pub use keeper::{Keeper, Status};
+pub use reconciler::{RedirectReconciler, Status};
 
-/// Why the kernel's rules could not be read or changed.
+/// An error in reading or changing the kernel's rules.
 #[derive(Debug, thiserror::Error)]
 pub enum RedirectError {
-    /// The program is not there.
+    /// The program is not installed.
     #[error("{program} is not installed: {hint}")]
     Missing {
-        /// What was to be run.
+        /// The program.
         program: &'static str,
-        /// What to do.
+        /// The fix.
         hint: &'static str,
     },
-    /// The program refused.
+    /// The program failed.
     #[error("{program} failed: {why}")]
     Failed {
-        /// What was run.
+        /// The program.
         program: &'static str,
-        /// What it said, bounded.
+        /// Its error output, truncated.
         why: String,
     },
-    /// The program took too long and was killed.
+    /// The program timed out and was killed.
     #[error("{program} took longer than {seconds} s and was stopped")]
     TimedOut {
-        /// What was run.
+        /// The program.
         program: &'static str,
-        /// The limit in seconds.
+        /// The timeout, in seconds.
         seconds: u64,
     },
-    /// The program said more than anyone wants to hear.
+    /// The program printed too much.
     #[error("{program} printed more than {limit} bytes")]
     TooMuch {
-        /// What was run.
+        /// The program.
         program: &'static str,
-        /// The limit in bytes.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// The program could not be run.
+    /// The program could not be started.
     #[error("cannot run {program}: {source}")]
     Io {
-        /// What was to be run.
+        /// The program.
         program: &'static str,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
     /// Some or all of the rules that were just applied are missing.
-    #[error("something else removes or alters the redirect while it is put there")]
+    #[error("another program removes or changes the redirect while it is applied")]
     Undone,
-    /// No netlink socket, or it ended.
+    /// The netlink socket could not be opened, or failed.
     #[error("cannot reach the kernel's routing rules: {0}")]
     Netlink(std::io::Error),
-    /// The kernel does not list its interfaces, or the other ends of them.
+    /// The kernel does not list its interfaces, or their peers.
     #[error("cannot read this host's network interfaces: {0}")]
     Interfaces(String),
-    /// The kernel refused a routing rule, or doesn't support them.
+    /// The kernel rejected a routing rule, or does not support them.
     #[error(
-        "the kernel refused a routing rule: {0}; the agent needs the capability NET_ADMIN and a kernel with policy routing"
+        "the kernel rejected a routing rule: {0}; the agent needs the capability NET_ADMIN and a kernel with policy routing"
     )]
     RoutingRules(Box<rtnetlink::Error>),
     /// Neither backend works.
     #[error(
-        "this host takes neither nftables nor iptables rules ({nftables}; {iptables}): the agent needs the host's network, the capability NET_ADMIN and one of both installed, or --redirect=none with rules of your own"
+        "this host accepts neither nftables nor iptables rules ({nftables}; {iptables}): the agent needs the host's network, the capability NET_ADMIN and one of them installed, or --redirect=none with rules of your own"
     )]
     NoBackend {
-        /// Why nftables does not work.
+        /// The reason why nftables does not work.
         nftables: Box<RedirectError>,
-        /// Why iptables does not work.
+        /// The reason why iptables does not work.
         iptables: Box<RedirectError>,
     },
 }
 
-/// The number of attempts to apply a redirect that something undoes at once, before giving up.
-const TRIES: u32 = 3;
+/// Maximum number of attempts to apply a redirect that another program removes at once.
+const MAX_APPLY_ATTEMPTS: u32 = 3;
 
-/// What is in the kernel, against what was put there.
+/// The state of the kernel's rules compared to those that were applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// As it was put there.
+    /// Unchanged.
     InPlace,
-    /// Nothing of it.
+    /// No rules.
     Missing,
-    /// Something else: part of it gone, rules added, a jump no longer first, or put there by
-    /// another process.
+    /// Changed: some rules are missing or were added, a jump is no longer first, or another process
+    /// applied them.
     Altered,
 }
 
-/// One redirect with one backend.
+/// A redirect with one backend.
 #[derive(Debug)]
 pub struct Redirect {
     backend: Backend,
     spec: Spec,
-    /// The kernel's own words for what was applied: the programs normalise what they are given,
-    /// so only their listing can be compared with their listing.
+    /// The kernel's listing of the applied rules. The programs normalise their input, so only
+    /// listings can be compared with each other.
     applied: Mutex<Option<String>>,
 }
 
 impl Redirect {
-    /// A redirect that is not in the kernel yet.
+    /// Creates a redirect without changing the kernel.
     pub fn new(backend: Backend, spec: Spec) -> Self {
         Self {
             backend,
@@ -127,35 +127,37 @@ impl Redirect {
         }
     }
 
-    /// How it gets into the kernel.
+    /// Returns its backend.
     pub fn backend(&self) -> Backend {
         self.backend
     }
 
-    /// What is redirected, and where to.
+    /// Returns its rules.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
 
-    /// Puts the redirect into the kernel, in place of what was there of ours. Applying it twice is
-    /// the same as once; at no moment is less closed than before.
+    /// Applies the redirect and replaces earlier rules of rolegate. It is idempotent, and at no
+    /// moment is less traffic blocked than before.
     ///
     /// # Errors
-    /// When the program is missing or refuses; what was there before then stays.
+    /// Returns an error if the program is missing or fails. The earlier rules then stay.
     pub async fn apply(&self) -> Result<(), RedirectError> {
         if self.backend == Backend::None {
             return Ok(());
         }
-        // Rules that only close are applied first. If the kernel refuses them, the redirect is
-        // still worth having.
+        // Rules that only block are applied first. If the kernel rejects them, the redirect is
+        // still useful.
         let routing = routing::apply().await;
         let mut tries = 1;
         let listing = loop {
             match self.put().await {
                 Ok(listing) => break listing,
-                // Something else changed the rules at the same moment: what was read is not so any
-                // more, or what was put there has gone already.
-                Err(RedirectError::Undone | RedirectError::Failed { .. }) if tries < TRIES => {
+                // Another program changed the rules concurrently: the listing is outdated, or the
+                // rules are gone already.
+                Err(RedirectError::Undone | RedirectError::Failed { .. })
+                    if tries < MAX_APPLY_ATTEMPTS =>
+                {
                     tries += 1;
                 }
                 Err(error) => return Err(error),
@@ -165,17 +167,17 @@ impl Redirect {
         routing
     }
 
-    /// Puts the rules into the kernel, and reads back what it made of them.
+    /// Applies the rules, and returns the kernel's listing of them.
     async fn put(&self) -> Result<String, RedirectError> {
         self.backend.apply(&self.spec).await?;
         let listing = self.backend.whole(&self.spec).await?;
         listing.ok_or(RedirectError::Undone)
     }
 
-    /// What is in the kernel, against what [`apply`](Self::apply) put there.
+    /// Compares the kernel's rules with those that [`apply`](Self::apply) installed.
     ///
     /// # Errors
-    /// When the program is missing or refuses.
+    /// Returns an error if the program is missing or fails.
     pub async fn state(&self) -> Result<State, RedirectError> {
         if self.backend == Backend::None {
             return Ok(State::InPlace);
@@ -197,19 +199,19 @@ impl Redirect {
         )
     }
 
-    /// Takes the redirect and the rules that close the metadata address away.
+    /// Removes the redirect and the rules that block the metadata address.
     ///
     /// # Errors
-    /// When the program is missing or refuses.
+    /// Returns an error if the program is missing or fails.
     pub async fn remove(&self) -> Result<(), RedirectError> {
         remove(self.backend).await
     }
 }
 
-/// Takes away what a redirect with this backend put there, the routing rules too.
+/// Removes the rules of a redirect with this backend, including the routing rules.
 ///
 /// # Errors
-/// Returns an error if the program or the kernel refuses.
+/// Returns an error if the program or the kernel fails.
 pub async fn remove(backend: Backend) -> Result<(), RedirectError> {
     if backend == Backend::None {
         return Ok(());
@@ -221,16 +223,16 @@ pub async fn remove(backend: Backend) -> Result<(), RedirectError> {
 /// The rules that [`remove_all`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// The backends that had rules of ours.
+    /// The backends that had rules.
     pub backends: Vec<Backend>,
-    /// True if there were routing rules of ours.
+    /// True if there were routing rules.
     pub routing_rules: bool,
 }
 
-/// Takes away what is ours in every backend that this host has, and the routing rules.
+/// Removes rolegate's rules from every backend of this host, and the routing rules.
 ///
 /// # Errors
-/// Returns an error if a program or the kernel refuses.
+/// Returns an error if a program or the kernel fails.
 pub async fn remove_all() -> Result<Removed, RedirectError> {
     let mut backends = Vec::new();
     for backend in Backend::ALL {
@@ -246,23 +248,23 @@ pub async fn remove_all() -> Result<Removed, RedirectError> {
     })
 }
 
-/// The routing rules of ours that the kernel has.
+/// Returns rolegate's routing rules in the kernel.
 ///
 /// # Errors
-/// Returns an error if the kernel can't be queried.
+/// Returns an error if the kernel cannot be queried.
 pub async fn routing_rules() -> Result<Vec<RoutingRule>, RedirectError> {
     routing::present().await
 }
 
-/// The state of the routing rules that belong to a redirect, whichever process added them.
+/// Returns the state of the redirect's routing rules, whichever process added them.
 ///
 /// # Errors
-/// Returns an error if the kernel can't be queried.
+/// Returns an error if the kernel cannot be queried.
 pub async fn routing_state() -> Result<State, RedirectError> {
     routing::state().await
 }
 
-/// The families this host's kernel has: one without IPv6 has no rules for it either.
+/// Returns the address families of this host's kernel. A kernel without IPv6 has no rules for it.
 fn families() -> impl Iterator<Item = Family> {
     let v6 = Path::new("/proc/thread-self/net/if_inet6").exists();
     Family::ALL

@@ -1,5 +1,5 @@
-//! The folder of what outlives an agent's process on its node: the Unix socket of the hand-over and
-//! the keys of metadata tokens. Only the agent's own user may enter it.
+//! The directory for state that outlives an agent process: the Unix socket of the handover and the
+//! keys of metadata tokens. Only the agent's own user may access it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,15 +11,15 @@ use rustix::fs::{Mode, OFlags};
 /// `f_type` of a tmpfs, and of a ramfs.
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// Why the folder cannot be used.
+/// The reason why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the runtime folder {path} cannot be used: {why}; give another with --runtime-dir")]
+#[error("cannot use the runtime directory {path}: {why}; set another one with --runtime-dir")]
 pub struct FolderError {
     path: PathBuf,
     why: String,
 }
 
-/// The folder, open.
+/// The opened directory.
 #[derive(Debug)]
 pub struct RuntimeFolder {
     path: PathBuf,
@@ -28,10 +28,11 @@ pub struct RuntimeFolder {
 }
 
 impl RuntimeFolder {
-    /// Opens the folder, which is made and closed to others.
+    /// Opens the directory, creating it without access for others.
     ///
     /// # Errors
-    /// [`FolderError`]: it cannot be created, is a link, or belongs to another user.
+    /// Returns a [`FolderError`] if it cannot be created, is a symbolic link, or belongs to another
+    /// user.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
         let unusable = |why: String| FolderError {
             path: path.to_owned(),
@@ -45,10 +46,10 @@ impl RuntimeFolder {
             .map_err(failed)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|_| unusable("it is not a folder of our own".into()))?;
+            .map_err(|_| unusable("it is not a directory of this user".into()))?;
         let found = rustix::fs::fstat(&folder).map_err(|errno| failed(errno.into()))?;
         if found.st_uid != rustix::process::geteuid().as_raw() {
-            return Err(unusable("it is not a folder of our own".into()));
+            return Err(unusable("it is not a directory of this user".into()));
         }
         if found.st_mode & 0o077 != 0 {
             rustix::fs::fchmod(&folder, Mode::RWXU).map_err(|errno| failed(errno.into()))?;
@@ -63,21 +64,21 @@ impl RuntimeFolder {
         })
     }
 
-    /// The name of a file of agents on `port` of this network namespace, so that agents which are
-    /// not each other's successors never meet.
+    /// Returns a file name for agents on `port` in this network namespace, so that unrelated agents
+    /// never use the same file.
     pub fn name(&self, port: u16, suffix: &str) -> String {
         format!("agent-{port}-{}.{suffix}", self.namespace)
     }
 
-    /// The path of a file in the folder.
+    /// Returns the path of a file in the directory.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Returns whether files written here stay in the node's memory.
+    /// Returns whether files written here stay in memory.
     pub fn is_in_memory(&self) -> bool {
         rustix::fs::fstatfs(&self.folder).is_ok_and(|found| {
-            // Of another width on other platforms.
+            // The type has another width on other platforms.
             #[allow(clippy::unnecessary_cast, clippy::allow_attributes)]
             IN_MEMORY.contains(&(found.f_type as i64))
         })

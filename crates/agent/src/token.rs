@@ -1,11 +1,11 @@
-//! Tokens of metadata version 2, without state: what a token is good for stands in the token,
-//! authenticated by a key that only agents of this node hold.
+//! Stateless IMDSv2 tokens: a token contains its scope, authenticated by a key that only agents of
+//! this node have.
 //!
-//! `base64url(expiry, 8 bytes · HMAC-SHA256(key, expiry · pod UID · address))`. A token is thus
-//! worth nothing to another pod, also to one that gets the address later.
+//! `base64url(expiry, 8 bytes · HMAC-SHA256(key, expiry · pod UID · address))`. So a token is
+//! useless to another pod, even one that gets the address later.
 //!
-//! Clients keep a token for as long as it was promised to be good. So a key is changed once a day,
-//! and the one before it counts until the last of its tokens has ended; both outlive the process
+//! Clients cache a token until its promised expiry. So a key is rotated once a day, and the
+//! previous one stays valid until the last of its tokens has expired. Both outlive the process
 //! ([`store`]).
 
 pub mod store;
@@ -21,31 +21,31 @@ use jiff::Timestamp;
 use tokio::sync::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
-/// Longest life that may be asked for, seconds; as in the real service.
+/// Maximum TTL of a token, in seconds, as in the real service.
 pub const MAX_TTL_SECONDS: u32 = 21_600;
 
-/// Bytes of a key.
+/// Size of a key, in bytes.
 pub const KEY_LENGTH: usize = 32;
 
-/// Bytes of a [`KeyRing`]: two keys, each with a time.
+/// Size of a [`KeyRing`], in bytes: two keys, each with a time.
 pub const RING_LENGTH: usize = 2 * (KEY_LENGTH + TIME);
 
-/// Seconds for which a key signs new tokens. Longer than [`MAX_TTL_SECONDS`], so that at most one
-/// earlier key is still valid.
+/// The time for which a key signs new tokens, in seconds. It exceeds [`MAX_TTL_SECONDS`], so that
+/// at most one earlier key is still valid.
 const KEY_LIFE: i64 = 24 * 3600;
-/// Seconds that the clock may go back before a key that seems to be from the future is changed.
+/// The time that the clock may go back before a key from the future is rotated, in seconds.
 const CLOCK_STEP: i64 = 3600;
 
 const TIME: usize = 8;
 const EXPIRY: usize = 8;
 const TAG: usize = 32;
 
-/// There is no randomness to make a key of.
+/// The system has no random bytes for a key.
 #[derive(Debug, thiserror::Error)]
-#[error("the system gives no random bytes for the key of metadata tokens")]
+#[error("cannot get random bytes for the key of metadata tokens")]
 pub struct NoRandomness;
 
-/// A key that makes and checks tokens. Never formatted; wiped when dropped.
+/// A key that issues and checks tokens. It is never formatted, and wiped on drop.
 #[derive(Clone)]
 struct Key {
     bytes: Zeroizing<[u8; KEY_LENGTH]>,
@@ -65,12 +65,12 @@ impl Key {
     }
 }
 
-/// The key that makes tokens, and the one before it while its tokens may still be good. Never
-/// formatted; wiped when dropped.
+/// The key that issues tokens, and the previous one while its tokens may still be valid. It is
+/// never formatted, and wiped on drop.
 #[derive(Clone)]
 pub struct KeyRing {
     current: Key,
-    /// The time when `current` was made, in seconds.
+    /// The creation time of `current`, in seconds.
     made: i64,
     previous: Option<Previous>,
 }
@@ -78,7 +78,7 @@ pub struct KeyRing {
 #[derive(Clone)]
 struct Previous {
     key: Key,
-    /// The time when the last of its tokens expires, in seconds.
+    /// The expiry of the last of its tokens, in seconds.
     until: i64,
 }
 
@@ -89,10 +89,10 @@ impl std::fmt::Debug for KeyRing {
 }
 
 impl KeyRing {
-    /// A ring with one new key.
+    /// Creates a ring with a new key.
     ///
     /// # Errors
-    /// [`NoRandomness`].
+    /// Returns [`NoRandomness`].
     pub fn generate(now: Timestamp) -> Result<Self, NoRandomness> {
         Ok(Self {
             current: Key::generate()?,
@@ -101,7 +101,7 @@ impl KeyRing {
         })
     }
 
-    /// The ring of an agent that hands over only its current key.
+    /// Creates the ring of an agent that hands over only its current key.
     pub fn of_key(bytes: Zeroizing<[u8; KEY_LENGTH]>, now: Timestamp) -> Self {
         Self {
             current: Key::from_bytes(bytes),
@@ -110,7 +110,7 @@ impl KeyRing {
         }
     }
 
-    /// The ring as [`Self::to_bytes`] wrote it.
+    /// Parses a ring that [`Self::to_bytes`] wrote.
     pub fn from_bytes(bytes: &[u8; RING_LENGTH]) -> Option<Self> {
         let (current, rest) = bytes.split_first_chunk::<KEY_LENGTH>()?;
         let (made, rest) = rest.split_first_chunk::<TIME>()?;
@@ -127,8 +127,8 @@ impl KeyRing {
         })
     }
 
-    /// The current key, its creation time, the previous key and its end; the latter two are zero if
-    /// there is no previous key.
+    /// Serializes the current key, its creation time, the previous key and its expiry. The latter
+    /// two are zero if there is no previous key.
     pub fn to_bytes(&self) -> Zeroizing<[u8; RING_LENGTH]> {
         let mut bytes = Zeroizing::new([0; RING_LENGTH]);
         let made = self.made.to_be_bytes();
@@ -143,10 +143,10 @@ impl KeyRing {
         bytes
     }
 
-    /// The ring that follows, where this one's key has made tokens for long enough.
+    /// Returns the next ring if the current key is due for rotation.
     ///
     /// # Errors
-    /// [`NoRandomness`].
+    /// Returns [`NoRandomness`].
     pub fn rotated(&self, now: Timestamp) -> Result<Option<Self>, NoRandomness> {
         let now = now.as_second();
         if (self.made.saturating_sub(CLOCK_STEP)..self.made.saturating_add(KEY_LIFE)).contains(&now)
@@ -158,92 +158,92 @@ impl KeyRing {
             made: now,
             previous: Some(Previous {
                 key: self.current.clone(),
-                // A token's end is rounded up to the second.
+                // A token's expiry is rounded up to the second.
                 until: now.saturating_add(i64::from(MAX_TTL_SECONDS) + 1),
             }),
         }))
     }
 }
 
-/// Makes and checks tokens.
+/// Issues and checks tokens.
 #[derive(Debug)]
 pub struct TokenKeys {
     ring: ArcSwap<KeyRing>,
-    /// Locked while the ring is changed or handed over, so that an agent that takes it over has the
-    /// newest one.
-    keeper: Mutex<Keeper>,
+    /// Locked while the ring is rotated or handed over, so that the next agent has the newest ring.
+    rotator: Mutex<Rotator>,
 }
 
-/// The agent that changes the keys.
+/// The agent that rotates the keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Keeper {
+enum Rotator {
     This,
-    /// Another one, which has them too.
+    /// The next agent, which has the keys too.
     Next,
 }
 
-/// A hand-over of the keys that goes on: they aren't changed until it ends. This agent goes on
-/// changing them if it ends without [`confirm`](Self::confirm).
+/// A handover of the keys in progress. They are not rotated until it ends. This agent continues to
+/// rotate them if the handover ends without [`confirm`](Self::confirm).
 #[derive(Debug)]
 pub struct HandOver<'a> {
     ring: Arc<KeyRing>,
-    keeper: MutexGuard<'a, Keeper>,
+    rotator: MutexGuard<'a, Rotator>,
 }
 
 impl HandOver<'_> {
-    /// The keys to hand over.
+    /// Returns the keys to hand over.
     pub fn ring(&self) -> &KeyRing {
         &self.ring
     }
 
-    /// Another agent has the keys now, and changes them from here on.
+    /// Confirms that the other agent has the keys and rotates them from now on.
     pub fn confirm(mut self) {
-        *self.keeper = Keeper::Next;
+        *self.rotator = Rotator::Next;
     }
 }
 
 impl TokenKeys {
-    /// Tokens of this ring.
+    /// Creates the tokens of this ring.
     pub fn new(ring: KeyRing) -> Self {
         Self {
             ring: ArcSwap::from_pointee(ring),
-            keeper: Mutex::new(Keeper::This),
+            rotator: Mutex::new(Rotator::This),
         }
     }
 
-    /// Begins to hand the keys over, once a change that goes on is done.
+    /// Starts a handover of the keys, after a rotation in progress has finished.
     pub async fn hand_over(&self) -> HandOver<'_> {
-        let keeper = self.keeper.lock().await;
+        let rotator = self.rotator.lock().await;
         HandOver {
             ring: self.ring.load_full(),
-            keeper,
+            rotator,
         }
     }
 
-    /// Changes the key where it is due, after `store` has had the new ring; true if it did. Waits
-    /// for a hand-over that goes on.
+    /// Rotates the key if it is due, after `store` has stored the new ring. Returns whether it did.
+    /// Waits for a handover in progress.
     ///
     /// # Errors
-    /// [`NoRandomness`].
+    /// Returns [`NoRandomness`].
     pub async fn rotate(
         &self,
         now: Timestamp,
         store: impl FnOnce(&KeyRing),
     ) -> Result<bool, NoRandomness> {
-        let keeper = self.keeper.lock().await;
-        if *keeper == Keeper::Next {
+        let rotator = self.rotator.lock().await;
+        if *rotator == Rotator::Next {
             return Ok(false);
         }
         let Some(ring) = self.ring.load().rotated(now)? else {
             return Ok(false);
         };
-        // Stored before it makes any token, or a crash would leave tokens that no agent recognizes.
+        // Stored before it issues any token, or a crash would leave tokens that no agent
+        // recognizes.
         store(&ring);
         self.ring.store(Arc::new(ring));
         Ok(true)
     }
 
-    /// A token for the pod `uid` at `address`, good for `ttl_seconds` at the least.
+    /// Issues a token for the pod `uid` at `address` that is valid for at least `ttl_seconds`.
     pub fn issue(&self, uid: &str, address: IpAddr, ttl_seconds: u32, now: Timestamp) -> String {
         let begun = now.as_second() + i64::from(now.subsec_nanosecond() > 0);
         let expiry = begun.saturating_add(i64::from(ttl_seconds)).to_be_bytes();
@@ -256,8 +256,8 @@ impl TokenKeys {
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    /// Whether `token` was issued to the pod `uid` at `address` and is not over. Takes the same
-    /// time whatever is wrong with the tag.
+    /// Returns whether `token` was issued to the pod `uid` at `address` and has not expired. The
+    /// comparison takes constant time for any tag.
     pub fn verify(&self, token: &[u8], uid: &str, address: IpAddr, now: Timestamp) -> bool {
         let Some((expiry, tag)) = decode(token) else {
             return false;
@@ -274,7 +274,7 @@ impl TokenKeys {
             })
     }
 
-    /// Returns whether `token` has the form of a token, for any pod and any key.
+    /// Returns whether `token` has the format of a token, for any pod and any key.
     pub fn is_shaped(token: &[u8]) -> bool {
         decode(token).is_some()
     }
@@ -293,7 +293,7 @@ fn message(expiry: [u8; EXPIRY], uid: &str, address: IpAddr) -> Vec<u8> {
     let mut message = Vec::with_capacity(64 + uid.len());
     message.extend_from_slice(&expiry);
     message.extend_from_slice(uid.as_bytes());
-    // A NUL is in no UID: the parts cannot be shifted against each other.
+    // No UID contains a NUL, so the parts are unambiguous.
     message.push(0);
     match address {
         IpAddr::V4(address) => message.extend_from_slice(&address.octets()),
@@ -317,19 +317,19 @@ mod tests {
         TokenKeys::new(KeyRing::generate(at(0)).unwrap())
     }
 
-    /// The keys of another process that got them as bytes.
+    /// Returns the keys of another process that received them as bytes.
     fn heir(keys: &TokenKeys) -> TokenKeys {
         TokenKeys::new(KeyRing::from_bytes(&keys.ring.load().to_bytes()).unwrap())
     }
 
-    /// Changes the keys, which nothing keeps from it.
+    /// Rotates the keys while no handover is in progress.
     fn rotate(keys: &TokenKeys, second: i64, store: impl FnOnce(&KeyRing)) -> bool {
         let rotated = keys.rotate(at(second), store).now_or_never();
         rotated.expect("nothing to wait for").unwrap()
     }
 
     #[test]
-    fn a_token_is_good_for_one_pod_one_address_and_its_time() {
+    fn tokens_are_bound_to_pod_address_and_time() {
         let key = keys();
         let address: IpAddr = [10, 0, 0, 1].into();
         let token = key.issue("uid-1", address, 60, at(0));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_never_good_for_less_than_was_promised() {
+    fn tokens_are_valid_for_at_least_their_ttl() {
         let key = keys();
         let address: IpAddr = [10, 0, 0, 1].into();
         for nanoseconds in [0, 1, 500_000_000, 999_999_999] {
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_changed_counts_until_the_last_of_its_tokens_has_ended() {
+    fn rotated_keys_stay_valid_until_their_last_token_expires() {
         let keys = keys();
         let address: IpAddr = [10, 0, 0, 1].into();
         let longest = i64::from(MAX_TTL_SECONDS);
@@ -381,7 +381,7 @@ mod tests {
             assert!(!good(&last, KEY_LIFE + longest));
             assert!(good(&next, KEY_LIFE + 2 * longest - 1));
         }
-        // Tokens made with the old key after the change are refused.
+        // Tokens made with the old key after the rotation are refused.
         let old = TokenKeys::new(KeyRing::of_key(
             keys.ring
                 .load()
@@ -401,10 +401,10 @@ mod tests {
     #[test]
     fn keys_that_another_agent_has_are_left_as_they_are() {
         let keys = keys();
-        // One that breaks off, and one that is confirmed.
+        // One handover that fails, and one that is confirmed.
         drop(keys.hand_over().now_or_never().unwrap());
         assert!(rotate(&keys, 2 * KEY_LIFE, |_| ()));
-        // A clock that goes back a little changes nothing; one that is far off causes a new key.
+        // A clock that goes back a little changes nothing; a large step causes a new key.
         assert!(!rotate(&keys, 2 * KEY_LIFE - 60, |_| ()));
         assert!(rotate(&keys, 0, |_| ()));
         keys.hand_over().now_or_never().unwrap().confirm();
@@ -413,11 +413,11 @@ mod tests {
     }
 
     #[test]
-    fn a_hand_over_that_meets_a_change_has_the_new_key() {
+    fn a_handover_during_a_rotation_has_the_new_key() {
         let keys = keys();
         let mut hand_over = Box::pin(keys.hand_over());
         let mut stored = None;
-        // The other agent asks at the worst moment: the new key is stored, and not in use yet.
+        // The other agent connects at the worst moment: the new key is stored, but not in use yet.
         let rotated = rotate(&keys, KEY_LIFE, |ring| {
             stored = Some(ring.to_bytes());
             assert!(hand_over.as_mut().now_or_never().is_none());
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_meets_a_hand_over_waits_until_it_ends() {
+    fn a_rotation_during_a_handover_waits() {
         let keys = keys();
         for (confirmed, due) in [(false, KEY_LIFE), (true, 2 * KEY_LIFE)] {
             let handed = keys.hand_over().now_or_never().unwrap();
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_a_token_is_told_from_what_cannot() {
+    fn token_format_is_recognized() {
         let token = keys().issue("uid", [10, 0, 0, 1].into(), 60, at(0));
         assert!(TokenKeys::is_shaped(token.as_bytes()));
         for junk in [

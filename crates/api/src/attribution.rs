@@ -1,44 +1,46 @@
-//! How sessions say whose they are, as grants and the configuration write it.
+//! Session attribution: the tags and source identity that identify a workload to AWS, as set in
+//! grants and in the configuration.
 
 use rolegate_core::attribution::{self, AttributionRules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which session tags say who a workload is.
+/// The session tags that identify a workload.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum WorkloadTags {
-    /// None.
+    /// No tags.
     None,
     /// `kubernetes-namespace` and `kubernetes-service-account`.
     Workload,
-    /// Also `kubernetes-pod-name` and `kubernetes-pod-uid`: each pod has a session of its own.
+    /// Adds `kubernetes-pod-name` and `kubernetes-pod-uid`, so each pod gets its own session.
     Pod,
 }
 
-/// What a session's source identity is.
+/// The source identity of a session.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SourceIdentity {
-    /// None is sent.
+    /// No source identity.
     None,
     /// `NAMESPACE.SERVICEACCOUNT`.
     ServiceAccount,
 }
 
-/// How sessions say whose they are.
+/// Defaults for the attribution of sessions.
 #[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SessionDefaults {
-    /// Session tags that say who the workload is; `none` unless given.
+    /// Session tags that identify the workload. Defaults to `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "WorkloadTags")]
     pub workload_tags: Option<WorkloadTags>,
-    /// Whether all tags of a session stay with it through a chain of roles; `false` unless given.
+    /// Marks all session tags as transitive, so that they persist through role chaining. Defaults
+    /// to `false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool")]
     pub transitive_tags: Option<bool>,
-    /// The source identity; `none` unless given.
+    /// The source identity of sessions. Defaults to `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "SourceIdentity")]
     pub source_identity: Option<SourceIdentity>,

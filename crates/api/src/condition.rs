@@ -1,59 +1,58 @@
-//! What an object's status says of it: one condition `Ready`, in the form that `kubectl wait` and
-//! the printer columns read.
+//! The `Ready` condition in an object's status, as `kubectl wait` and the printer columns read it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The type of the one condition.
+/// The condition type.
 const TYPE: &str = "Ready";
-/// Its status when all is well.
+/// The status of an object that is in effect.
 pub const READY: &str = "True";
-/// Its status when it is not.
+/// The status of an object that is not in effect.
 pub const NOT_READY: &str = "False";
-/// The most bytes of a message, by the API's convention.
-const LONGEST: usize = 4096;
+/// Maximum size of a message, in bytes, as the Kubernetes API conventions set it.
+const MAX_MESSAGE_BYTES: usize = 4096;
 
 /// A condition (`metav1.Condition`).
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// `Ready`.
+    /// The condition type, always `Ready`.
     #[serde(rename = "type")]
     #[schemars(length(max = 316))]
     pub kind: String,
-    /// `True` or `False`.
+    /// The status, `True` or `False`.
     #[schemars(length(max = 16))]
     pub status: String,
-    /// One word in CamelCase that says why.
+    /// The reason for the status, one word in CamelCase.
     #[schemars(length(max = 1024))]
     pub reason: String,
-    /// A sentence that says what to do.
+    /// A sentence that explains the status and how to correct it.
     #[schemars(length(max = 32768))]
     pub message: String,
-    /// When `status` last changed.
+    /// The time of the last change of `status`.
     #[schemars(length(max = 64), extend("format" = "date-time"))]
     pub last_transition_time: String,
-    /// The generation that this is about.
+    /// The object's generation that the condition describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }
 
-/// How an object fares, for its condition.
+/// The state of an object, from which its condition is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
-    /// Whether it counts.
+    /// True if the object is in effect.
     pub ready: bool,
-    /// One word in CamelCase that says why.
+    /// The reason for the status, one word in CamelCase.
     pub reason: &'static str,
-    /// A sentence that says what to do.
+    /// A sentence that explains the status and how to correct it.
     pub message: String,
-    /// The generation that this is about; `None` where it isn't known.
+    /// The object's generation that the status describes; `None` if unknown.
     pub generation: Option<i64>,
 }
 
 impl Status {
-    /// The condition that says this. The time of the last change is kept from `before` where
-    /// nothing but the words changed; `now` is RFC 3339.
+    /// Builds the condition. The transition time of `before` is kept unless the status itself
+    /// changed; `now` is in RFC 3339.
     pub fn condition(&self, before: &[Condition], now: &str) -> Condition {
         let status = if self.ready { READY } else { NOT_READY };
         let same = before
@@ -61,7 +60,7 @@ impl Status {
             .find(|known| known.kind == TYPE && known.status == status);
         let message = self
             .message
-            .get(..self.message.floor_char_boundary(LONGEST))
+            .get(..self.message.floor_char_boundary(MAX_MESSAGE_BYTES))
             .unwrap_or(&self.message);
         Condition {
             kind: TYPE.into(),

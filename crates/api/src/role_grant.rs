@@ -1,5 +1,4 @@
-//! `RoleGrant`: which workloads may have which roles, given by an administrator for the whole
-//! cluster.
+//! `RoleGrant`: the roles that an administrator grants to workloads, cluster-wide.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
 use crate::condition::Condition;
 use crate::selector::LabelSelector;
-use crate::{demand, text, texts};
+use crate::{text, texts, validation};
 
-/// Which workloads may have which roles, and what their sessions are like.
+/// Roles, the workloads that may assume them, and the settings of their sessions.
 #[derive(
     CustomResource, JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize,
 )]
@@ -26,7 +25,7 @@ use crate::{demand, text, texts};
     category = "rolegate",
     status = "RoleGrantStatus",
     derive = "PartialEq",
-    doc = "Gives AWS roles to workloads. Nothing is given that no grant names.",
+    doc = "Grants AWS roles to workloads. Roles not covered by a RoleGrant are denied.",
     printcolumn = r#"{"name": "Roles", "type": "string", "jsonPath": ".spec.roles"}"#,
     printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].status"}"#,
     printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].reason"}"#,
@@ -35,120 +34,121 @@ use crate::{demand, text, texts};
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RoleGrantSpec {
-    /// The roles: names or ARNs, `*` stands for any text, slashes included.
+    /// Granted roles: names or ARNs. `*` matches any text, including slashes.
     #[schemars(length(max = 64), inner(length(min = 1, max = 2048)))]
-    #[schemars(extend("x-kubernetes-validations" = demand(
+    #[schemars(extend("x-kubernetes-validations" = validation(
         "size(self) > 0",
         "spec.roles is empty: name at least one role, such as \"payments-*\"")))]
     pub roles: Vec<String>,
-    /// Who may have them: whoever matches any of these.
+    /// Workloads that may assume the roles. A workload must match at least one subject.
     #[schemars(length(max = 64))]
-    #[schemars(extend("x-kubernetes-validations" = demand(
+    #[schemars(extend("x-kubernetes-validations" = validation(
         "size(self) > 0",
-        "spec.subjects is empty: name at least one subject; a grant to nobody is no grant to everyone")))]
+        "spec.subjects is empty: name at least one subject; an empty list does not mean all \
+         workloads")))]
     pub subjects: Vec<Subject>,
-    /// External IDs that these workloads may pass to STS. Without any, none.
+    /// External IDs that the workloads may pass to STS. If empty, none are allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 2, max = 1224)))]
     pub external_ids: Vec<String>,
-    /// What their sessions are like.
+    /// Settings of the workloads' sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Session>,
 }
 
-/// Some workloads: everything that is given must match.
+/// Selects workloads. A workload must match every field that is set.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = demand(
+#[schemars(extend("x-kubernetes-validations" = validation(
     "(has(self.namespaces) && size(self.namespaces) > 0) || has(self.namespaceSelector)",
     "a subject needs namespaces or a namespaceSelector; namespaces: [\"*\"] means all")))]
 pub struct Subject {
-    /// Names of namespaces, `*` stands for any text.
+    /// Names of namespaces. `*` matches any text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
     pub namespaces: Vec<String>,
-    /// Labels of the namespace. Whoever may set them gives the roles.
+    /// Label selector for the namespace. Users who may set these labels can grant the roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
-    /// Names of service accounts, `*` stands for any text. Without any, all.
+    /// Names of service accounts. `*` matches any text. If empty, all service accounts match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
     pub service_accounts: Vec<String>,
-    /// Labels of the pod. Whoever may create pods chooses them: no boundary, but a help against
-    /// mistakes.
+    /// Label selector for the pod. This is not a security boundary, since users who create pods
+    /// choose their labels; it only prevents mistakes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
 }
 
-/// What sessions are like.
+/// Settings of sessions.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Session {
-    /// How long a session lives, seconds.
+    /// Session duration, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-validations" = demand(
+    #[schemars(extend("x-kubernetes-validations" = validation(
         "self >= 900 && self <= 43200",
-        "STS takes 900 to 43200 seconds, and no more than the role's maximum session duration")))]
+        "must be 900 to 43200 seconds and at most the role's maximum session duration")))]
     pub duration_seconds: Option<i32>,
     /// Session tags.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "tags")]
     pub tags: BTreeMap<String, String>,
-    /// Session tags that say who the workload is; as the configuration says unless given.
+    /// Session tags that identify the workload. Defaults to the RolegateConfig's setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "WorkloadTags")]
     pub workload_tags: Option<WorkloadTags>,
-    /// Whether all tags stay with the session through a chain of roles; as the configuration says
-    /// unless given.
+    /// Marks all session tags as transitive, so that they persist through role chaining. Defaults
+    /// to the RolegateConfig's setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool")]
     pub transitive_tags: Option<bool>,
-    /// The source identity; as the configuration says unless given.
+    /// The source identity of the sessions. Defaults to the RolegateConfig's setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "SourceIdentity")]
     pub source_identity: Option<SourceIdentity>,
-    /// ARNs of managed policies that narrow the session.
+    /// ARNs of managed policies that restrict the sessions' permissions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), inner(length(min = 20, max = 2048)))]
     pub policy_arns: Vec<String>,
-    /// A policy document (JSON) that narrows the session.
+    /// A JSON policy document that restricts the sessions' permissions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 2048))]
     pub policy: String,
-    /// Session names that pods may choose, `*` stands for any text. Without any, those that begin
-    /// with the namespace.
+    /// Session names that pods may request. `*` matches any text. If empty, names that begin with
+    /// the pod's namespace are allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 64)))]
     pub names: Vec<String>,
 }
 
-/// How a grant fares.
+/// The observed state of a grant.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RoleGrantStatus {
-    /// One of type `Ready`: whether the grant counts, and why not.
+    /// The `Ready` condition: states whether the grant is in effect, and if not, why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 8),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
     )]
     pub conditions: Vec<Condition>,
-    /// How many live workloads it covers.
+    /// Number of live workloads that the grant covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workloads: Option<i64>,
-    /// The generation that this is about.
+    /// The generation that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }
 
-/// The rule is about lower case alone, for the API server has to bound its cost and keys have no
-/// bound; other spellings are refused when the grant is compiled.
+/// The CEL rule covers lower case only: keys have no maximum length, so the API server could not
+/// bound the cost of more. Other spellings are rejected when the grant is compiled.
 fn tags(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": grant::MAX_TAGS,
         "additionalProperties": {"type": "string", "maxLength": 256},
-        "x-kubernetes-validations": demand(
+        "x-kubernetes-validations": validation(
             "self.all(key, !key.startsWith('rolegate.dev/') && !key.startsWith('aws:') && \
              !key.startsWith('eks-') && !key.startsWith('kubernetes-'))",
             "tags that begin with rolegate.dev/, aws:, eks- or kubernetes- are reserved: choose \
@@ -186,7 +186,7 @@ impl From<&Subject> for grant::Subject {
 impl From<&Session> for grant::SessionRules {
     fn from(session: &Session) -> Self {
         Self {
-            // A negative one is as wrong as zero, which is told when the grant is compiled.
+            // Negative values become zero, which compiling the grant rejects.
             duration_seconds: session
                 .duration_seconds
                 .map(|seconds| u32::try_from(seconds).unwrap_or(0)),

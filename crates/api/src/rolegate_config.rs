@@ -1,4 +1,5 @@
-//! `RolegateConfig`: what must be the same everywhere in a cluster. There is one, named `cluster`.
+//! `RolegateConfig`: settings that must be the same everywhere in a cluster. The only object is
+//! named `cluster`.
 
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attribution::SessionDefaults;
 use crate::condition::Condition;
-use crate::demand;
+use crate::validation;
 
 /// The configuration of the rules.
 #[derive(
@@ -20,10 +21,11 @@ use crate::demand;
     category = "rolegate",
     status = "RolegateConfigStatus",
     derive = "PartialEq",
-    doc = "Configures the rules for the whole cluster. Once it is there, everything is refused without it.",
+    doc = "Configures the rules for the whole cluster. Once this object exists, deleting it \
+           denies all requests.",
     validation = (
         "self.metadata.name == 'cluster'",
-        "there is one RolegateConfig, and its name is cluster: rename this one",
+        "the only RolegateConfig of a cluster must be named cluster: rename this one",
     ),
     printcolumn = r#"{"name": "Namespace", "type": "string", "jsonPath": ".spec.layers.namespace"}"#,
     printcolumn = r#"{"name": "Grants", "type": "string", "jsonPath": ".spec.layers.grants"}"#,
@@ -34,119 +36,120 @@ use crate::demand;
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RolegateConfigSpec {
-    /// What completes bare role names: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]`. Without it, what
-    /// is found out about where rolegate runs.
+    /// Prefix that completes bare role names: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]`. Defaults
+    /// to the account and partition that rolegate detects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 20, max = 2048))]
     pub base_role_arn: Option<String>,
-    /// The role of pods that name none, in namespaces that name none.
+    /// Role for pods that request none, in namespaces that set no default role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub default_role: Option<String>,
-    /// Roles of the nodes and of rolegate itself, which no pod may have whatever the rules say: an
-    /// ARN, or a name, which stands for that role of any account. Agents find out their own node's
-    /// beside them; nobody else knows it.
+    /// Roles of the nodes and of rolegate itself, which are denied to every pod regardless of the
+    /// rules. Each is an ARN, or a name that matches roles of that name in any account. Agents also
+    /// reserve the role of their own node, which they detect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 2048)))]
-    pub own_roles: Vec<String>,
-    /// Which sources of rules are on.
+    pub reserved_roles: Vec<String>,
+    /// Modes of the rule layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
-    /// How the roles in namespaces' annotations are written; `glob` unless given.
+    /// Format of role restrictions in namespace annotations. Defaults to `glob`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "RestrictionFormat")]
     pub namespace_restriction_format: Option<RestrictionFormat>,
-    /// What a namespace without annotations allows; `deny` unless given.
+    /// Result for namespaces without annotations. Defaults to `deny`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "NamespaceDefault")]
     pub namespace_restrictions_default: Option<NamespaceDefault>,
-    /// Names of namespaces whose objects the gate lets through: `kube-system` and `rolegate-system`
-    /// unless given.
+    /// Namespaces whose objects the admission webhooks admit without validation. Defaults to
+    /// `kube-system` and `rolegate-system`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
-    pub spared_namespaces: Option<Vec<String>>,
-    /// Who may set or change role annotations and granting labels of namespaces, beside the group
-    /// `system:masters`.
+    pub exempt_namespaces: Option<Vec<String>>,
+    /// Users and groups that may set or change a namespace's role annotations and the labels that
+    /// grants select, in addition to the group `system:masters`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_writers: Option<Writers>,
-    /// Who may write grants, this configuration and ConfigMaps of policies, beside the group
-    /// `system:masters`. Without it, whoever RBAC lets.
+    /// Users and groups that may write grants, this configuration and policy ConfigMaps, in
+    /// addition to the group `system:masters`. If unset, RBAC alone decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule_writers: Option<Writers>,
-    /// Where Rego policies come from.
+    /// Sources and inputs of Rego policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rego: Option<Rego>,
-    /// A name for the cluster, sent to STS as a tag of every session.
+    /// Name of the cluster, sent to STS as a tag of every session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub cluster_name: Option<String>,
-    /// How sessions say whose they are, where no grant says otherwise.
+    /// Attribution of sessions, unless a grant overrides it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionDefaults>,
-    /// Custom resources that hold pod templates.
+    /// Custom resources that contain pod templates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub workload_kinds: Vec<WorkloadKind>,
-    /// Whether the gate keeps pods of ordinary users from choosing their node or tolerating
-    /// everything, by which they start before the agent does.
+    /// Prevents unprivileged users from creating pods that choose their node or tolerate all
+    /// taints, since such pods can start before the agent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guard_scheduling: bool,
-    /// Client IDs of the cluster's OIDC providers in IAM, beside those that are known: AWS's own
-    /// (`sts.amazonaws.com` and the like), `amazonaws.com` of kOps and `openshift` of ROSA. The gate
-    /// judges tokens for these audiences as credentials. The API server's own audience stands for
-    /// tokens that are requested without one, and an empty one for those that pods mount so.
+    /// Additional OIDC client IDs (audiences) that IAM accepts from the cluster. rolegate knows
+    /// AWS's own (such as `sts.amazonaws.com`), kOps' `amazonaws.com` and ROSA's `openshift`. The
+    /// admission webhook treats tokens for these audiences as AWS credentials. List the API
+    /// server's own audience to cover tokens requested without an audience, and an empty string to
+    /// cover projected tokens mounted without one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 1024)))]
     pub web_identity_audiences: Vec<String>,
 }
 
-/// The modes of the layers.
+/// Modes of the rule layers.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Layers {
-    /// Annotations of namespaces; `enforce` unless given.
+    /// Mode of the namespace annotations. Defaults to `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LayerMode")]
     pub namespace: Option<LayerMode>,
-    /// RoleGrants; `off` unless given.
+    /// Mode of the RoleGrants. Defaults to `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LayerMode")]
     pub grants: Option<LayerMode>,
-    /// Rego policies; `off` unless given.
+    /// Mode of the Rego policies. Defaults to `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LayerMode")]
     pub rego: Option<LayerMode>,
 }
 
-/// How much a layer's refusal counts.
+/// The effect of a denial by a layer.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum LayerMode {
-    /// It refuses.
+    /// Denials take effect.
     Enforce,
-    /// It only tells what it would have refused.
+    /// Denials are only recorded.
     Audit,
-    /// It isn't asked.
+    /// The layer is not evaluated.
     Off,
 }
 
-/// How roles are written in namespaces' annotations.
+/// Format of role restrictions in namespace annotations.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RestrictionFormat {
-    /// `*` stands for any text.
+    /// Globs: `*` matches any text.
     Glob,
     /// Regular expressions.
     Regexp,
 }
 
-/// What a namespace without annotations allows.
+/// Result for a namespace without annotations.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum NamespaceDefault {
-    /// No role.
+    /// Denies every role.
     Deny,
-    /// Every role, as far as this layer goes.
+    /// Allows every role; other layers can still deny it.
     Allow,
 }
 
@@ -154,112 +157,113 @@ pub enum NamespaceDefault {
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Writers {
-    /// Users; service accounts are `system:serviceaccount:NAMESPACE:NAME`.
+    /// User names. A service account is `system:serviceaccount:NAMESPACE:NAME`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 1024)))]
     pub users: Vec<String>,
-    /// Groups.
+    /// Group names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 1024)))]
     pub groups: Vec<String>,
 }
 
-/// Where Rego policies come from, and what they see.
+/// Sources and inputs of Rego policies.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rego {
-    /// Namespaces whose ConfigMaps are read: `opa` unless given.
+    /// Namespaces whose ConfigMaps are read. Defaults to `opa`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
     pub namespaces: Option<Vec<String>>,
-    /// The label, as KEY=VALUE, of ConfigMaps that hold policies: `openpolicyagent.org/policy=rego`
-    /// unless given; empty for every ConfigMap there.
+    /// Label that marks policy ConfigMaps, as KEY=VALUE. Defaults to
+    /// `openpolicyagent.org/policy=rego`. If empty, all ConfigMaps in the namespaces are read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 384))]
     pub label: Option<String>,
-    /// Kinds that policies see in `data.kubernetes`, beside namespaces, as [GROUP/]VERSION/RESOURCE.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 600)))]
-    pub replicate: Vec<String>,
-    /// Kinds that policies are asked about at the gate, beside those that make pods, as
+    /// Kinds to replicate into `data.kubernetes` in addition to namespaces, as
     /// [GROUP/]VERSION/RESOURCE.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 600)))]
+    pub replicate: Vec<String>,
+    /// Kinds for which the admission webhook evaluates policies in addition to kinds that create
+    /// pods, as [GROUP/]VERSION/RESOURCE.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 600)))]
     pub resources: Vec<String>,
-    /// ConfigMaps without which everything is refused.
+    /// ConfigMaps that must be loaded. While one is missing, every request is denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub required: Vec<NameOf>,
-    /// Whether policies are also asked about a pod as if a Deployment or the like made it.
+    /// Evaluates policies for a pod a second time, as the template of a Deployment-like object.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wrap_pods: bool,
 }
 
-/// The name of an object in a namespace.
+/// Name of a namespaced object.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NameOf {
-    /// The namespace.
+    /// Namespace of the object.
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
-    /// The name.
+    /// Name of the object.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 
-/// A custom resource that holds pod templates: one that is known by a name, or one that is
-/// described.
+/// A custom resource that contains pod templates: either a preset, or a description of the
+/// resource.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = demand(
+#[schemars(extend("x-kubernetes-validations" = validation(
     "has(self.preset) ? (!has(self.group) && !has(self.kind) && !has(self.resource) && !has(self.paths) && !has(self.metadataPaths)) : \
      (has(self.group) && has(self.kind) && has(self.resource) && \
      (has(self.paths) && size(self.paths) > 0 || has(self.metadataPaths) && size(self.metadataPaths) > 0))",
     "a workload kind is either a preset alone, or group, kind, resource and paths")))]
 pub struct WorkloadKind {
-    /// `argo-rollouts`, `argo-workflows`, `jobset`, `knative`, `kruise`, `kubeflow`,
-    /// `leaderworkerset`, `openshift`, `ray`, `spark` or `tekton`.
+    /// Name of a preset: `argo-rollouts`, `argo-workflows`, `jobset`, `knative`, `kruise`,
+    /// `kubeflow`, `leaderworkerset`, `openshift`, `ray`, `spark` or `tekton`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub preset: Option<String>,
-    /// The API group.
+    /// API group of the resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub group: Option<String>,
-    /// The kind.
+    /// Kind of the resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub kind: Option<String>,
-    /// The plural in lower case.
+    /// Plural name of the resource, in lower case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub resource: Option<String>,
-    /// Dotted paths of pod templates: `*` stands for every entry of a list or map, as in
-    /// `spec.replicaSpecs.*.template`, and `.` for the object itself, whose metadata its pods take
-    /// over.
+    /// Dotted paths of pod templates. `*` matches every entry of a list or map, as in
+    /// `spec.replicaSpecs.*.template`. `.` is the object itself, for resources whose pods inherit
+    /// its metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
     pub paths: Option<Vec<String>>,
-    /// Dotted paths of objects with `annotations` and `labels` alone that pods take over, such as
-    /// `spec.podMetadata`. Which service account their pods run as is not told there, so grants are
-    /// asked when the pods are made.
+    /// Dotted paths of objects with only `annotations` and `labels` that pods inherit, such as
+    /// `spec.podMetadata`. These do not name a service account, so grants are evaluated when the
+    /// pods are created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
     pub metadata_paths: Option<Vec<String>>,
 }
 
-/// How the configuration fares.
+/// The observed state of the configuration.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RolegateConfigStatus {
-    /// One of type `Ready`: whether the configuration can be used, and why not.
+    /// The `Ready` condition: states whether the configuration is in effect, and if not, why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 8),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
     )]
     pub conditions: Vec<Condition>,
-    /// The generation that this is about.
+    /// The generation that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }

@@ -1,5 +1,4 @@
-//! A `RolegateConfig` turned into the configuration that decisions are made by, or into what is wrong
-//! with it.
+//! Conversion of a `RolegateConfig` into the configuration that decisions use, with validation.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use rolegate_core::attribution::is_tag;
 use rolegate_core::config::{
     Audience, Modes, RegoConfig, ResourceKind, RuleConfig, Subjects, TemplateKind, presets,
 };
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::layer::Mode;
 use rolegate_core::pattern::PatternFormat;
 
@@ -20,13 +19,13 @@ use crate::rolegate_config::{
     RolegateConfigSpec, WorkloadKind, Writers,
 };
 
-/// Why a configuration can't be used.
+/// An invalid field of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {advice}")]
 pub struct ConfigError {
-    /// Where: the path of the field, such as `spec.rego.label`.
+    /// Path of the field, such as `spec.rego.label`.
     pub field: String,
-    /// What is wrong with it, and what to write instead.
+    /// Description of the error and its correction.
     pub advice: String,
 }
 
@@ -42,16 +41,20 @@ impl ConfigError {
 impl TryFrom<&RolegateConfig> for RuleConfig {
     type Error = ConfigError;
 
-    /// What isn't given is as in [`RuleConfig::default`].
+    /// Unset fields take the values of [`RuleConfig::default`].
     fn try_from(object: &RolegateConfig) -> Result<Self, ConfigError> {
         if object.metadata.name.as_deref() != Some(CONFIG_NAME) {
             return Err(ConfigError::new(
                 "metadata.name",
-                format!("there is one RolegateConfig, and its name is {CONFIG_NAME}"),
+                format!("the only RolegateConfig of a cluster must be named {CONFIG_NAME}"),
             ));
         }
         let spec = &object.spec;
-        let unless_given = Self::default();
+        let defaults = Self::default();
+        check_namespaces(
+            "spec.exemptNamespaces",
+            spec.exempt_namespaces.as_deref().unwrap_or_default(),
+        )?;
         let base = spec.base_role_arn.as_deref().map(normalized);
         let base = base.map(BaseArn::parse);
         let base = base
@@ -66,16 +69,16 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
             generation: object.metadata.generation,
             default_role: default_role(spec, base.as_ref())?,
             base,
-            own_roles: own_roles(&spec.own_roles)?,
+            reserved_roles: reserved_roles(&spec.reserved_roles)?,
             modes: modes(spec.layers.as_ref()),
             restriction_format: match spec.namespace_restriction_format {
                 Some(RestrictionFormat::Regexp) => PatternFormat::Regexp,
                 Some(RestrictionFormat::Glob) | None => PatternFormat::Glob,
             },
             allow_unannotated: spec.namespace_restrictions_default == Some(NamespaceDefault::Allow),
-            spared_namespaces: match &spec.spared_namespaces {
+            exempt_namespaces: match &spec.exempt_namespaces {
                 Some(names) => shared(names),
-                None => unless_given.spared_namespaces,
+                None => defaults.exempt_namespaces,
             },
             namespace_writers: writers(&spec.namespace_writers),
             rule_writers: writers(&spec.rule_writers),
@@ -84,7 +87,7 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
                 .as_ref()
                 .map_or_else(|| Ok(RegoConfig::default()), rego)?,
             cluster: cluster.map(Into::into),
-            attribution: unless_given
+            attribution: defaults
                 .attribution
                 .with(spec.session.unwrap_or_default().into()),
             templates: templates(&spec.workload_kinds)?,
@@ -132,19 +135,19 @@ fn shared(names: &[String]) -> BTreeSet<Arc<str>> {
 }
 
 fn modes(layers: Option<&Layers>) -> Modes {
-    let unless_given = Modes::default();
+    let defaults = Modes::default();
     let Some(layers) = layers else {
-        return unless_given;
+        return defaults;
     };
     Modes {
-        namespace: layers.namespace.map_or(unless_given.namespace, Into::into),
-        grants: layers.grants.map_or(unless_given.grants, Into::into),
-        rego: layers.rego.map_or(unless_given.rego, Into::into),
+        namespace: layers.namespace.map_or(defaults.namespace, Into::into),
+        grants: layers.grants.map_or(defaults.grants, Into::into),
+        rego: layers.rego.map_or(defaults.rego, Into::into),
     }
 }
 
-/// The default role is completed later, by a base that may not be known yet; here it is seen
-/// whether any could.
+/// Validates the default role against a placeholder base ARN if the real one is not known yet. The
+/// name is completed later.
 fn default_role(
     spec: &RolegateConfigSpec,
     base: Option<&BaseArn>,
@@ -160,37 +163,41 @@ fn default_role(
     Ok(Some(role.into()))
 }
 
-fn own_roles(roles: &[String]) -> Result<Vec<OwnRole>, ConfigError> {
+fn reserved_roles(roles: &[String]) -> Result<Vec<ReservedRole>, ConfigError> {
     let roles = roles.iter().enumerate().map(|(place, role)| {
-        OwnRole::parse(normalized(role))
-            .map_err(|error| ConfigError::new(format!("spec.ownRoles[{place}]"), error.to_string()))
+        ReservedRole::parse(normalized(role)).map_err(|error| {
+            ConfigError::new(format!("spec.reservedRoles[{place}]"), error.to_string())
+        })
     });
     roles.collect()
 }
 
-/// STS takes it as the value of a session tag.
+/// The name becomes the value of a session tag, so STS's limits apply.
 fn check_cluster_name(name: &str) -> Result<(), ConfigError> {
     if name.is_empty() || !is_tag("eks-cluster-name", name) {
         return Err(ConfigError::new(
             "spec.clusterName",
-            "it goes to STS as a session tag, which takes 1 to 256 letters, digits, blanks and \
-             _.:/=+-@",
+            "must be a valid session tag value: 1 to 256 letters, digits, blanks and _.:/=+-@",
         ));
     }
     Ok(())
 }
 
 fn rego(rego: &Rego) -> Result<RegoConfig, ConfigError> {
-    let unless_given = RegoConfig::default();
+    let defaults = RegoConfig::default();
     let label = match rego.label.as_deref().map(normalized) {
-        None => unless_given.label,
+        None => defaults.label,
         Some("") => None,
         Some(text) => Some(label(text)?),
     };
+    check_namespaces(
+        "spec.rego.namespaces",
+        rego.namespaces.as_deref().unwrap_or_default(),
+    )?;
     Ok(RegoConfig {
         namespaces: match &rego.namespaces {
             Some(names) => shared(names),
-            None => unless_given.namespaces,
+            None => defaults.namespaces,
         },
         label,
         replicate: replicate(&rego.replicate)?,
@@ -244,9 +251,69 @@ fn replicate(texts: &[String]) -> Result<Vec<ResourceKind>, ConfigError> {
         None => Ok(kinds),
         Some(place) => Err(ConfigError::new(
             format!("{FIELD}[{place}]"),
-            "another kind has this plural, which is all that names it in data.kubernetes: leave one out",
+            "another kind has the same plural, and data.kubernetes is keyed by plural: remove one",
         )),
     }
+}
+
+/// Validates namespace names. The webhook configuration contains them as label values, so the API
+/// server would reject the whole configuration for an invalid one.
+fn check_namespaces(field: &str, names: &[String]) -> Result<(), ConfigError> {
+    let wrong = names
+        .iter()
+        .position(|name| !is_dns_label(normalized(name)));
+    wrong.map_or(Ok(()), |place| {
+        Err(ConfigError::new(
+            format!("{field}[{place}]"),
+            "not a valid namespace name: use up to 63 lower-case letters, digits and -",
+        ))
+    })
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let is_alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    bytes.len() <= 63
+        && bytes.first().is_some_and(is_alphanumeric)
+        && bytes.last().is_some_and(is_alphanumeric)
+        && bytes.iter().all(|b| is_alphanumeric(b) || *b == b'-')
+}
+
+/// Returns true if a text is the name of an API group: a DNS subdomain, or empty for the core group.
+fn is_group(text: &str) -> bool {
+    text.is_empty() || (text.len() <= 253 && text.split('.').all(is_dns_label))
+}
+
+/// Validates the group and plural of each kind, and that no earlier entry has the same ones, since
+/// they name a webhook of the webhook configuration.
+fn check_kinds(kinds: &[(usize, TemplateKind)]) -> Result<(), ConfigError> {
+    for (at, (place, kind)) in kinds.iter().enumerate() {
+        let error = |advice: String| {
+            Err(ConfigError::new(
+                format!("spec.workloadKinds[{place}]"),
+                advice,
+            ))
+        };
+        if !is_group(&kind.group) {
+            return error(format!("{:?} is not the name of an API group", kind.group));
+        }
+        if !is_dns_label(&kind.resource) {
+            return error(format!(
+                "{:?} is not the plural name of a kind in lower case, such as rollouts",
+                kind.resource
+            ));
+        }
+        let same = |(_, other): &&(usize, TemplateKind)| {
+            (&other.group, &other.resource) == (&kind.group, &kind.resource)
+        };
+        if let Some((first, _)) = kinds.iter().take(at).find(same) {
+            return error(format!(
+                "spec.workloadKinds[{first}] already describes {} of {}: remove one",
+                kind.resource, kind.group
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn templates(kinds: &[WorkloadKind]) -> Result<Vec<TemplateKind>, ConfigError> {
@@ -261,17 +328,7 @@ fn templates(kinds: &[WorkloadKind]) -> Result<Vec<TemplateKind>, ConfigError> {
                 resource: None,
                 paths: None,
                 metadata_paths: None,
-            } => all.extend(presets::preset(normalized(name)).ok_or_else(|| {
-                let known: Vec<_> = presets::names().collect();
-                ConfigError::new(
-                    format!("{field}.preset"),
-                    format!(
-                        "there is no such preset: take one of {}, or describe the kind by group, \
-                         kind, resource and paths",
-                        known.join(", ")
-                    ),
-                )
-            })?),
+            } => all.extend(preset_kinds(place, &field, name)?),
             WorkloadKind {
                 preset: None,
                 group: Some(group),
@@ -284,26 +341,50 @@ fn templates(kinds: &[WorkloadKind]) -> Result<Vec<TemplateKind>, ConfigError> {
                 .chain(metadata_paths)
                 .any(|paths| !paths.is_empty()) =>
             {
-                all.push(TemplateKind {
-                    group: normalized(group).into(),
-                    kind: normalized(kind).into(),
-                    resource: normalized(resource).into(),
-                    paths: template_paths(&format!("{field}.paths"), paths.as_deref())?,
-                    metadata: template_paths(
-                        &format!("{field}.metadataPaths"),
-                        metadata_paths.as_deref(),
-                    )?,
-                });
+                all.push((
+                    place,
+                    TemplateKind {
+                        group: normalized(group).into(),
+                        kind: normalized(kind).into(),
+                        resource: normalized(resource).into(),
+                        paths: template_paths(&format!("{field}.paths"), paths.as_deref())?,
+                        metadata: template_paths(
+                            &format!("{field}.metadataPaths"),
+                            metadata_paths.as_deref(),
+                        )?,
+                    },
+                ));
             }
             _ => {
                 return Err(ConfigError::new(
                     field,
-                    "give either preset alone, or group, kind, resource and paths",
+                    "set either preset alone, or group, kind, resource and paths",
                 ));
             }
         }
     }
-    Ok(all)
+    check_kinds(&all)?;
+    Ok(all.into_iter().map(|(_, kind)| kind).collect())
+}
+
+/// Returns the kinds of a preset, with the index of its entry.
+fn preset_kinds(
+    place: usize,
+    field: &str,
+    name: &str,
+) -> Result<impl Iterator<Item = (usize, TemplateKind)>, ConfigError> {
+    let kinds = presets::preset(normalized(name)).ok_or_else(|| {
+        let known: Vec<_> = presets::names().collect();
+        ConfigError::new(
+            format!("{field}.preset"),
+            format!(
+                "unknown preset: use one of {}, or describe the kind by group, kind, resource and \
+                 paths",
+                known.join(", ")
+            ),
+        )
+    })?;
+    Ok(kinds.into_iter().map(move |kind| (place, kind)))
 }
 
 fn template_paths(field: &str, paths: Option<&[String]>) -> Result<Vec<Arc<str>>, ConfigError> {
@@ -313,7 +394,7 @@ fn template_paths(field: &str, paths: Option<&[String]>) -> Result<Vec<Arc<str>>
             ConfigError::new(
                 field,
                 format!(
-                    "{path:?} is no path: write names of fields with dots between, such as \
+                    "{path:?} is not a path: write names of fields with dots between, such as \
                      spec.template"
                 ),
             )

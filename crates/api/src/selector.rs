@@ -1,4 +1,4 @@
-//! Label selectors as objects have them (`metav1.LabelSelector`), with bounds.
+//! Label selectors (`metav1.LabelSelector`) with bounded sizes.
 
 use std::collections::BTreeMap;
 
@@ -7,53 +7,53 @@ use rolegate_core::selector::{Operator, Requirement, Selector};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::demand;
+use crate::validation;
 
-/// A label selector. All that it demands must hold.
+/// A label selector. All requirements must hold.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = demand(
+#[schemars(extend("x-kubernetes-validations" = validation(
     "(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
     "an empty selector would select everything: leave it out, or name at least one label")))]
 pub struct LabelSelector {
-    /// Labels that must be there with these values.
+    /// Labels that must be present with these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "labels")]
     pub match_labels: BTreeMap<String, String>,
-    /// Further demands on labels.
+    /// Further requirements.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub match_expressions: Vec<LabelSelectorRequirement>,
 }
 
-/// One demand on one label.
+/// A requirement on one label.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = demand(
+#[schemars(extend("x-kubernetes-validations" = validation(
     "self.operator in ['In', 'NotIn'] ? (has(self.values) && size(self.values) > 0) : (!has(self.values) || size(self.values) == 0)",
     "In and NotIn need values; Exists and DoesNotExist take none")))]
 pub struct LabelSelectorRequirement {
     /// The label's key.
     #[schemars(length(min = 1, max = 317))]
     pub key: String,
-    /// What is demanded of it.
+    /// The operator of the requirement.
     pub operator: SelectorOperator,
-    /// The values of In and NotIn.
+    /// Values for `In` and `NotIn`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 63)))]
     pub values: Vec<String>,
 }
 
-/// What is demanded of a label.
+/// Relation between a label and the values of a requirement.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SelectorOperator {
-    /// It is there and has one of the values.
+    /// The label is present and has one of the values.
     In,
-    /// It is absent, or has none of the values.
+    /// The label is absent or has none of the values.
     NotIn,
-    /// It is there.
+    /// The label is present.
     Exists,
-    /// It is absent.
+    /// The label is absent.
     DoesNotExist,
 }
 
@@ -79,11 +79,16 @@ impl From<&LabelSelector> for Selector {
 }
 
 impl From<&LabelSelectorRequirement> for Requirement {
-    fn from(demand: &LabelSelectorRequirement) -> Self {
-        let values = || demand.values.iter().map(|value| normalized(value).into());
+    fn from(requirement: &LabelSelectorRequirement) -> Self {
+        let values = || {
+            requirement
+                .values
+                .iter()
+                .map(|value| normalized(value).into())
+        };
         Self {
-            key: normalized(&demand.key).into(),
-            operator: match demand.operator {
+            key: normalized(&requirement.key).into(),
+            operator: match requirement.operator {
                 SelectorOperator::In => Operator::In(values().collect()),
                 SelectorOperator::NotIn => Operator::NotIn(values().collect()),
                 SelectorOperator::Exists => Operator::Exists,

@@ -37,7 +37,7 @@ fn config(spec: Value) -> Result<RuleConfig, ConfigError> {
     RuleConfig::try_from(&serde_json::from_value::<RolegateConfig>(object).unwrap())
 }
 
-/// With `UPDATE_CRDS` in the environment the file is written instead.
+/// If `UPDATE_CRDS` is set, the test writes the file instead.
 #[test]
 fn the_shipped_definitions_are_those_of_the_types() {
     let path = deploy("crds.yaml");
@@ -52,7 +52,7 @@ fn the_shipped_definitions_are_those_of_the_types() {
     );
 }
 
-/// The API server refuses rules whose cost it can't bound.
+/// The API server refuses CEL rules whose cost it cannot bound.
 #[test]
 fn every_list_map_and_text_of_a_spec_is_bounded() {
     fn walk(path: &str, schema: &Value) {
@@ -79,7 +79,8 @@ fn every_list_map_and_text_of_a_spec_is_bounded() {
     for document in text.split("---\n") {
         let definition: Value = serde_saphyr::from_str(document).unwrap();
         if definition["spec"]["names"]["kind"] == TABLE_KIND.0 {
-            // It is written by `policy export` alone, which bounds it, and has no rules of CEL.
+            // Only `policy export` writes this kind. It bounds the data itself, and the kind has no
+            // CEL rules.
             continue;
         }
         let version = &definition["spec"]["versions"][0];
@@ -113,7 +114,7 @@ fn the_examples_can_be_used() {
     assert_eq!(config.guards(), Mode::Audit);
 }
 
-/// So that a field that is new is shown too.
+/// Keeps the example complete when a field is added.
 #[test]
 fn the_example_of_all_fields_has_all_fields() {
     let object: RolegateConfig = example("examples/rolegateconfig-all-fields.yaml");
@@ -133,7 +134,7 @@ fn the_example_of_all_fields_has_all_fields() {
 }
 
 #[test]
-fn a_grant_becomes_what_it_says() {
+fn a_grant_is_converted_completely() {
     let all = grant(json!({
         "roles": ["a-*", "b"],
         "subjects": [{
@@ -176,7 +177,7 @@ fn a_grant_becomes_what_it_says() {
         ("{}", "n-*")
     );
     CompiledGrant::compile(&all, Some(&base())).unwrap();
-    // What isn't there grants nothing, however the object got past the API server.
+    // An incomplete object must grant nothing, even if it got past the API server.
     for (spec, expected) in [
         (json!({"roles": [], "subjects": []}), GrantError::NoRoles),
         (
@@ -203,7 +204,7 @@ fn a_grant_becomes_what_it_says() {
 }
 
 #[test]
-fn a_grant_says_as_much_about_whose_a_session_is_as_it_wants() {
+fn a_grant_can_set_part_of_the_attribution() {
     let attribution = |session: Value| {
         let spec = json!({"roles": ["a"], "subjects": [], "session": session});
         grant(spec).unwrap().session.attribution
@@ -224,7 +225,7 @@ fn a_grant_says_as_much_about_whose_a_session_is_as_it_wants() {
 }
 
 #[test]
-fn misspelt_fields_are_told() {
+fn misspelled_fields_are_errors() {
     for (spec, word) in [
         (
             json!({"roles": ["a"], "subjects": [], "sesion": {}}),
@@ -260,15 +261,15 @@ fn an_empty_configuration_is_the_default() {
 }
 
 #[test]
-fn a_configuration_becomes_what_it_says() {
+fn a_configuration_is_converted_completely() {
     let all = config(json!({
         "baseRoleArn": "arn:aws-cn:iam::123456789012:role/team",
         "defaultRole": "basic",
-        "ownRoles": ["path/node", "arn:aws:iam::210987654321:role/rolegate"],
+        "reservedRoles": ["path/node", "arn:aws:iam::210987654321:role/rolegate"],
         "layers": {"namespace": "off", "grants": "enforce", "rego": "audit"},
         "namespaceRestrictionFormat": "regexp",
         "namespaceRestrictionsDefault": "allow",
-        "sparedNamespaces": [],
+        "exemptNamespaces": [],
         "namespaceWriters": {"users": ["u"]},
         "ruleWriters": {},
         "rego": {"namespaces": ["p"], "label": "", "replicate": ["v1/services"],
@@ -283,7 +284,7 @@ fn a_configuration_becomes_what_it_says() {
     assert_eq!(base, "arn:aws-cn:iam::123456789012:role/team/");
     assert_eq!(all.default_role.as_deref(), Some("basic"));
     let own = all
-        .own_roles
+        .reserved_roles
         .iter()
         .map(|own| (own.account.as_deref(), own.name.as_str()));
     let expected = [(None, "node"), (Some("210987654321"), "rolegate")];
@@ -292,9 +293,9 @@ fn a_configuration_becomes_what_it_says() {
     assert_eq!(modes, (Mode::Off, Mode::Enforce, Mode::Audit));
     assert_eq!(all.restriction_format, PatternFormat::Regexp);
     assert!(all.allow_unannotated && all.guard_scheduling && all.rego.wrap_pods);
-    assert!(all.spared_namespaces.is_empty());
+    assert!(all.exempt_namespaces.is_empty());
     assert!(all.namespace_writers.as_ref().unwrap().contains("u", []));
-    // There and empty: nobody but masters.
+    // Present but empty: only `system:masters`.
     assert!(!all.rule_writers.as_ref().unwrap().contains("u", []));
     assert_eq!(all.rego.label, None);
     assert_eq!(&*all.rego.replicate[0].resource, "services");
@@ -309,14 +310,14 @@ fn a_configuration_becomes_what_it_says() {
     assert_eq!(all.attribution, attribution);
 }
 
-/// Blanks around a text count as little in a configuration and in grants as in annotations.
+/// Surrounding blanks are insignificant in configurations and grants, as in annotations.
 #[test]
 fn texts_of_a_configuration_and_of_grants_are_normalized() {
     let all = config(json!({
         "baseRoleArn": "arn:aws:iam::123456789012:role/\n",
         "defaultRole": "basic\n",
-        "ownRoles": [" node\n", "arn:aws:iam::210987654321:role/rolegate\n"],
-        "sparedNamespaces": ["kube-system\n"],
+        "reservedRoles": [" node\n", "arn:aws:iam::210987654321:role/rolegate\n"],
+        "exemptNamespaces": ["kube-system\n"],
         "ruleWriters": {"users": ["ann\n"], "groups": ["\tops"]},
         "rego": {"namespaces": ["opa\n"], "label": "a=b\n", "replicate": ["v1/services\n"],
             "required": [{"namespace": "opa\n", "name": "must\n"}]},
@@ -328,8 +329,8 @@ fn texts_of_a_configuration_and_of_grants_are_normalized() {
     let plain = config(json!({
         "baseRoleArn": "arn:aws:iam::123456789012:role/",
         "defaultRole": "basic",
-        "ownRoles": ["node", "arn:aws:iam::210987654321:role/rolegate"],
-        "sparedNamespaces": ["kube-system"],
+        "reservedRoles": ["node", "arn:aws:iam::210987654321:role/rolegate"],
+        "exemptNamespaces": ["kube-system"],
         "ruleWriters": {"users": ["ann"], "groups": ["ops"]},
         "rego": {"namespaces": ["opa"], "label": "a=b", "replicate": ["v1/services"],
             "required": [{"namespace": "opa", "name": "must"}]},
@@ -358,7 +359,7 @@ fn texts_of_a_configuration_and_of_grants_are_normalized() {
 }
 
 #[test]
-fn mistakes_in_a_configuration_are_told_with_their_place() {
+fn errors_in_a_configuration_name_the_field() {
     for (spec, field) in [
         (
             json!({"baseRoleArn": "arn:aws:iam::1:role/"}),
@@ -366,7 +367,10 @@ fn mistakes_in_a_configuration_are_told_with_their_place() {
         ),
         (json!({"defaultRole": "a b"}), "spec.defaultRole"),
         (json!({"defaultRole": "arn:aws:s3:::x"}), "spec.defaultRole"),
-        (json!({"ownRoles": ["node", "a b"]}), "spec.ownRoles[1]"),
+        (
+            json!({"reservedRoles": ["node", "a b"]}),
+            "spec.reservedRoles[1]",
+        ),
         (json!({"clusterName": "a;b"}), "spec.clusterName"),
         (json!({"clusterName": ""}), "spec.clusterName"),
         (json!({"rego": {"label": "policy"}}), "spec.rego.label"),
@@ -382,6 +386,34 @@ fn mistakes_in_a_configuration_are_told_with_their_place() {
         (
             json!({"rego": {"resources": ["v1/Pods"]}}),
             "spec.rego.resources[0]",
+        ),
+        (
+            // The API server would refuse a registration with these.
+            json!({"exemptNamespaces": ["fine", "Foo Bar"]}),
+            "spec.exemptNamespaces[1]",
+        ),
+        (
+            json!({"exemptNamespaces": ["foo-"]}),
+            "spec.exemptNamespaces[0]",
+        ),
+        (
+            json!({"rego": {"namespaces": ["foo.bar"]}}),
+            "spec.rego.namespaces[0]",
+        ),
+        (
+            json!({"workloadKinds": [{"preset": "argo-rollouts"}, {"group": "argoproj.io",
+                "kind": "Rollout", "resource": "rollouts", "paths": ["spec.template"]}]}),
+            "spec.workloadKinds[1]",
+        ),
+        (
+            json!({"workloadKinds": [{"group": "Foo_io", "kind": "K", "resource": "ks",
+                "paths": ["spec"]}]}),
+            "spec.workloadKinds[0]",
+        ),
+        (
+            json!({"workloadKinds": [{"group": "foo.io", "kind": "K", "resource": "ks/x",
+                "paths": ["spec"]}]}),
+            "spec.workloadKinds[0]",
         ),
         (
             json!({"workloadKinds": [{"preset": "none"}]}),

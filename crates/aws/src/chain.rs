@@ -1,9 +1,9 @@
-//! Intermediate roles: roles of rolegate's own that it assumes before it calls STS for pods, each
-//! with the credentials of the one before.
+//! Intermediate roles, which rolegate assumes before it calls STS for pods, each with the
+//! credentials of the previous one.
 //!
-//! `AssumeRoleProvider` of `aws-config` isn't used: it logs what STS says, which may quote the
-//! signed request, it tells nobody how STS refused, and a session that is still valid ends with the
-//! first refresh that fails.
+//! `AssumeRoleProvider` of `aws-config` is not used: it logs STS's message, which may quote the
+//! signed request, it does not expose the error, and the first failed refresh discards a session
+//! that is still valid.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,25 +14,25 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{self, ProvideCredentials, future};
 use jiff::Timestamp;
 use rolegate_core::arn::RoleArn;
-use rolegate_core::session::{self, Failure, Life, SessionKey};
+use rolegate_core::session::{self, Failure, SessionKey, Validity};
 use rolegate_runtime::clock::Clock;
 
 use crate::sessions::AssumeRole;
 
-/// The life asked for, seconds: the most that STS gives where a role assumes another, and what
-/// every role allows.
-const LIFE: u32 = 3600;
-/// `RoleSessionName` of our own sessions.
-const NAME: &str = "rolegate";
-/// The least time between two tries that fail.
-const PAUSE: Duration = Duration::from_secs(2);
+/// The requested session duration, in seconds: the maximum for role chaining, and allowed by every
+/// role.
+const SESSION_SECONDS: u32 = 3600;
+/// `RoleSessionName` of rolegate's own sessions.
+const SESSION_NAME: &str = "rolegate";
+/// Minimum time between two failed attempts.
+const MIN_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A role of rolegate's own, on the way to those of pods.
+/// A role that rolegate assumes on the way to those of pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IntermediateRole {
-    /// The role.
+    /// The role's ARN.
     pub role: RoleArn,
-    /// `ExternalId`, where its trust policy asks for one.
+    /// `ExternalId`, if its trust policy requires one.
     pub external_id: Option<Arc<str>>,
 }
 
@@ -40,26 +40,26 @@ impl IntermediateRole {
     fn key(&self) -> SessionKey {
         SessionKey {
             role: self.role.clone(),
-            name: NAME.into(),
+            name: SESSION_NAME.into(),
             external_id: self.external_id.clone(),
-            duration_seconds: LIFE,
+            duration_seconds: SESSION_SECONDS,
             limits: None,
         }
     }
 }
 
-/// A role of the chain that can't be assumed.
+/// A role of the chain cannot be assumed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("rolegate can't assume its own role {role}: {failure}")]
+#[error("rolegate cannot assume its intermediate role {role}: {failure}")]
 pub(crate) struct ChainError {
     /// The role's name.
     pub(crate) role: String,
-    /// What STS, or the way to it, said.
+    /// The error of the call.
     pub(crate) failure: Failure,
 }
 
-/// The session of an intermediate role, fetched when first needed and again at half its life. While
-/// it can't be, what is there is used as long as it lives.
+/// The session of an intermediate role, fetched when first needed and refreshed at half its
+/// validity. If a refresh fails, the existing session is used until it expires.
 pub(crate) struct AssumedRole<C> {
     caller: C,
     key: SessionKey,
@@ -70,7 +70,7 @@ pub(crate) struct AssumedRole<C> {
 
 #[derive(Default)]
 struct State {
-    session: Option<(Credentials, Life)>,
+    session: Option<(Credentials, Validity)>,
     failed: Option<(Timestamp, ChainError)>,
 }
 
@@ -89,14 +89,14 @@ impl<C> AssumedRole<C> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is there, and whether it should be fetched again; an error where there is nothing and
-    /// it was tried just now.
-    fn look(&self) -> Result<Option<(Credentials, bool)>, ChainError> {
+    /// Returns the existing session and whether to refresh it, or an error if there is none and an
+    /// attempt has just failed.
+    fn cached(&self) -> Result<Option<(Credentials, bool)>, ChainError> {
         let now = self.clock.now();
         let state = self.state();
         let failed = state.failed.as_ref();
         let failed = failed.filter(|(at, _)| {
-            Duration::try_from(at.duration_until(now)).is_ok_and(|since| since < PAUSE)
+            Duration::try_from(at.duration_until(now)).is_ok_and(|since| since < MIN_RETRY_INTERVAL)
         });
         match &state.session {
             Some((credentials, life)) if life.is_valid(now) => {
@@ -113,7 +113,7 @@ impl<C> AssumedRole<C> {
 
 impl<C: AssumeRole> AssumedRole<C> {
     async fn credentials(&self) -> Result<Credentials, ChainError> {
-        match self.look()? {
+        match self.cached()? {
             Some((credentials, false)) => Ok(credentials),
             Some((credentials, true)) => match self.renewing.try_lock() {
                 Ok(_renewing) => Ok(self.renew().await.unwrap_or(credentials)),
@@ -121,8 +121,8 @@ impl<C: AssumeRole> AssumedRole<C> {
             },
             None => {
                 let _renewing = self.renewing.lock().await;
-                // Somebody else may have tried meanwhile.
-                match self.look()? {
+                // Another task may have fetched it in the meantime.
+                match self.cached()? {
                     Some((credentials, _)) => Ok(credentials),
                     None => self.renew().await,
                 }
@@ -157,7 +157,7 @@ fn of_session(session: &session::Credentials) -> Credentials {
         session.secret_access_key.as_str(),
         Some(session.session_token.to_string()),
         Some(SystemTime::from(session.life.until)),
-        NAME,
+        SESSION_NAME,
     )
 }
 

@@ -1,10 +1,10 @@
-//! Finding out where we run: the base ARN, and which roles are ours and for nobody else.
+//! Detects the AWS environment: the base ARN and the reserved roles.
 
 use std::time::Duration;
 
 use rolegate_core::arn::{ArnError, resolve};
 use rolegate_core::config::RuleConfig;
-use rolegate_core::rulebook::Facts;
+use rolegate_core::rule_set_builder::Facts;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -12,38 +12,38 @@ use crate::identity::{Discovered, discover};
 use crate::imds::Imds;
 use crate::sts::Sts;
 
-/// The first pause after a try that did not bring all; doubled up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The first delay after an incomplete attempt, doubled up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// Tries after which a metadata service that does not answer is taken for absent, as on nodes
-/// outside of EC2.
-const TRIES: u32 = 3;
-/// How often everything is looked at again: a node's instance profile can be exchanged.
-const AGAIN: Duration = Duration::from_secs(600);
+/// Attempts after which a metadata service that does not respond is considered absent, as on nodes
+/// outside EC2.
+const MAX_ATTEMPTS: u32 = 3;
+/// Interval at which the environment is detected again: a node's instance profile can be replaced.
+const POLL_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Finds out, and looks again now and then.
+/// Detects the AWS environment periodically.
 pub struct Discovery {
-    /// What flags say, which goes before what is found.
+    /// Values set by flags, which take precedence over detected ones.
     pub flags: RuleConfig,
-    /// Whether decisions wait until a base ARN is found.
+    /// `true` if decisions wait until a base ARN is known.
     pub base_required: bool,
-    /// The life asked of STS where no grant says another, seconds.
+    /// The session duration requested from STS if no grant sets another, in seconds.
     pub session_seconds: u32,
-    /// Who we are at AWS.
+    /// The STS client, for our own identity.
     pub sts: Sts,
     /// The node's metadata service.
     pub imds: Imds,
-    /// Told the instance's ID, or why it is not known.
+    /// Called with the instance ID, or with the reason why it is unknown.
     pub instance: Box<dyn Fn(Result<String, String>) + Send + Sync>,
-    /// Told what is found.
+    /// Receives the result.
     pub facts: watch::Sender<Option<Facts>>,
 }
 
 impl Discovery {
-    /// Runs for ever.
+    /// Runs forever.
     pub async fn run(self) {
-        let mut pause = FIRST_PAUSE;
+        let mut pause = MIN_BACKOFF;
         let mut said = String::new();
         let mut longest = None;
         let mut tries = 0;
@@ -56,16 +56,16 @@ impl Discovery {
             });
             let complete = found.node_role.is_ok() && found.instance.is_ok();
             match self.facts(&found) {
-                // The node's role may be somebody else's to assume: better to wait for its name.
-                Ok(_) if !complete && tries < TRIES => {}
+                // The node's role may be one that others could request, so wait for its name.
+                Ok(_) if !complete && tries < MAX_ATTEMPTS => {}
                 Ok(facts) => {
                     if longest != facts.longest_session {
                         longest = facts.longest_session;
-                        tell_longest(longest, self.session_seconds);
+                        report_max_duration(longest, self.session_seconds);
                     }
                     self.facts.send_if_modified(|known| {
                         let new = known.as_ref() != Some(&facts);
-                        // What is known is not unlearned by a service that is away for a while.
+                        // A service that is unavailable for a while does not discard known values.
                         let better = complete || known.is_none();
                         if new && better {
                             *known = Some(facts);
@@ -73,31 +73,37 @@ impl Discovery {
                         new && better
                     });
                     if !complete {
-                        tell(&mut said, "the node's metadata service does not say which role the node has; if it has one, name it with --own-role, so that no pod gets it".into());
+                        report(
+                            &mut said,
+                            "the node's metadata service does not report the node's \
+                         role; if it has one, name it with --reserved-role, so that no pod gets \
+                         it"
+                            .into(),
+                        );
                     }
                 }
-                Err(reason) => tell(&mut said, reason),
+                Err(reason) => report(&mut said, reason),
             }
             if complete && self.facts.borrow().is_some() {
-                pause = FIRST_PAUSE;
-                tokio::time::sleep(AGAIN).await;
+                pause = MIN_BACKOFF;
+                tokio::time::sleep(POLL_INTERVAL).await;
             } else {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(MAX_BACKOFF);
             }
         }
     }
 
-    /// What decisions need, or what is missing. Without our own identity at STS no session can be
-    /// had either, so waiting for it costs nothing and keeps our own role from everyone.
+    /// Returns the inputs of decisions, or the missing one. Waiting for our own identity costs
+    /// nothing, as without STS there are no sessions, and it keeps our own role reserved.
     fn facts(&self, found: &Discovered) -> Result<Facts, String> {
         let caller = found.caller.as_ref();
-        caller.map_err(|failure| format!("STS does not say who we are: {failure}"))?;
+        caller.map_err(|failure| format!("cannot get our own identity from STS: {failure}"))?;
         let base = self.flags.base.clone().or_else(|| found.base_arn());
         if base.is_none() && self.base_required {
-            return Err("no base ARN is found: set --base-role-arn".into());
+            return Err("no base ARN found: set --base-role-arn".into());
         }
-        let own_roles = found.own_roles();
+        let reserved_roles = found.reserved_roles();
         let default_role = self
             .flags
             .default_role
@@ -106,44 +112,42 @@ impl Discovery {
             .transpose()
             .map_err(|error: ArnError| format!("--default-role: {error}"))?;
         if let Some(role) = &default_role
-            && own_roles
+            && reserved_roles
                 .iter()
-                .chain(&self.flags.own_roles)
+                .chain(&self.flags.reserved_roles)
                 .any(|own| own.is(role))
         {
-            error!(%role, "the default role is the node's or rolegate's own: it is refused to every pod; name another with --default-role");
+            error!(%role, "the default role is the node's or rolegate's own, so it is denied to \
+             every pod: set another with --default-role");
         }
         Ok(Facts {
             base,
-            own_roles,
+            reserved_roles,
             longest_session: found.longest_session(),
         })
     }
 }
 
-/// Says that sessions are shorter than flags or grants may ask for.
-fn tell_longest(longest: Option<u32>, asked: u32) {
-    const WHY: &str = "rolegate's own credentials are a role's session, as they always are with \
-                       --assume-role, so STS gives no more";
+/// Reports that sessions are shorter than flags or grants may request.
+fn report_max_duration(longest: Option<u32>, asked: u32) {
+    const WHY: &str = "rolegate's own credentials are a role's session, as always with \
+     --assume-role, so the limit of role chaining applies";
     match longest {
         Some(longest) if asked > longest => warn!(
             longest,
             asked,
             reason = WHY,
-            "sessions are shorter than --session-duration asks for"
+            "sessions are shorter than --session-duration requests"
         ),
-        Some(longest) => info!(longest, reason = WHY, "the longest session that STS gives"),
+        Some(longest) => info!(longest, reason = WHY, "maximum session duration"),
         None => {}
     }
 }
 
-/// Says the same thing once.
-fn tell(said: &mut String, what: String) {
+/// Reports a message unless it was reported last.
+fn report(said: &mut String, what: String) {
     if *said != what {
-        warn!(
-            reason = what,
-            "rolegate's AWS identity is not known in full"
-        );
+        warn!(reason = what, "the AWS environment is not known completely");
         *said = what;
     }
 }

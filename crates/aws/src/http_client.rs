@@ -1,11 +1,11 @@
-//! The HTTP client that all SDK clients of the process share.
+//! The HTTP client shared by all SDK clients of the process.
 //!
 //! It differs from the SDK's own in three ways. TLS and the system's root certificates are loaded
-//! with the first `https` request and not before, so where every endpoint is plain they cost
-//! nothing. Plain requests never go through a proxy: they are for metadata and container
-//! credentials on link-local addresses, which a proxy can't reach and must not see. And answers,
-//! which hold credentials, are wiped when the SDK has read them; connections, whose buffers had
-//! them too, end soon after a burst of calls.
+//! with the first `https` request, so they cost nothing if every endpoint is plain. Plain requests
+//! never use a proxy: they are for metadata and container credentials on link-local addresses,
+//! which a proxy cannot reach and must not see. Responses, which hold credentials, are wiped when
+//! the SDK has read them, and connections, whose buffers held them too, are closed soon after a
+//! burst of calls.
 
 use std::time::Duration;
 
@@ -25,16 +25,15 @@ use aws_smithy_types::byte_stream::ByteStream;
 use bytes::Bytes;
 use zeroize::{Zeroize, Zeroizing};
 
-/// The time for which an idle connection is kept. Calls come in bursts and share
-/// connections within one; after that, a connection costs memory and keeps the last answer in its
-/// buffers.
+/// The time for which an idle connection is kept. Calls come in bursts and share connections within
+/// one; after that, a connection costs memory and keeps the last response in its buffers.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most bytes of an answer that are read; STS's and the metadata service's have few thousand.
-const MOST: usize = 1024 * 1024;
-/// The bytes of an answer for which there is room from the start: more than nearly all have.
-const USUAL: usize = 8 * 1024;
+/// Maximum size of a response, in bytes. Those of STS and the metadata service have a few thousand.
+const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
+/// Initial capacity for a response, in bytes. Nearly all are smaller.
+const INITIAL_RESPONSE_BYTES: usize = 8 * 1024;
 
-/// Sends `https` through `secure`, everything else through `plain`.
+/// Sends `https` requests through `secure`, all others through `plain`.
 #[derive(Debug, Clone)]
 pub(crate) struct SplitClient {
     plain: SharedHttpClient,
@@ -42,7 +41,7 @@ pub(crate) struct SplitClient {
 }
 
 impl SplitClient {
-    /// `HTTPS_PROXY` and `NO_PROXY` of the environment are honoured for `https`.
+    /// Uses `HTTPS_PROXY` and `NO_PROXY` of the environment for `https`.
     pub(crate) fn new() -> Self {
         let secure = Builder::new().build_with_connector_fn(|settings, components| {
             let mut connector =
@@ -78,8 +77,8 @@ impl HttpClient for SplitClient {
     }
 }
 
-/// Chooses by the request, which the client doesn't know yet when it is asked for a connector.
-/// The connectors with their pools live in the two clients.
+/// Chooses the client for each request, which is unknown when the SDK asks for a connector. The two
+/// clients own the connection pools.
 #[derive(Debug)]
 struct SplitConnector {
     client: SplitClient,
@@ -106,24 +105,24 @@ impl HttpConnector for SplitConnector {
     }
 }
 
-/// The whole of an answer, in memory that is wiped when the last that reads it lets go.
+/// Reads a whole response into memory that is wiped when the last reference is dropped.
 async fn wiped(mut body: ByteStream) -> Result<Bytes, ConnectorError> {
-    let mut whole = Zeroizing::new(Vec::with_capacity(USUAL));
+    let mut whole = Zeroizing::new(Vec::with_capacity(INITIAL_RESPONSE_BYTES));
     while let Some(part) = body.next().await {
         let part = part.map_err(|error| ConnectorError::io(error.into()))?;
         let length = whole.len() + part.len();
-        if length > MOST {
-            let error = format!("the answer has more than {MOST} bytes");
+        if length > MAX_RESPONSE_BYTES {
+            let error = format!("the response has more than {MAX_RESPONSE_BYTES} bytes");
             return Err(ConnectorError::other(error.into(), None));
         }
         if length > whole.capacity() {
-            // A vector that grows leaves its old memory as it was; this one is wiped.
+            // A growing vector would leave its old memory uncleared; this one is wiped.
             let mut larger = Zeroizing::new(Vec::with_capacity(length.next_power_of_two()));
             larger.extend_from_slice(&whole);
             whole = larger;
         }
         whole.extend_from_slice(&part);
-        // Only a part that the connection's own buffer doesn't share can be wiped.
+        // Only data that the connection's own buffer does not share can be wiped.
         if let Ok(mut part) = part.try_into_mut() {
             part.zeroize();
         }
@@ -137,12 +136,19 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_read_whole_and_within_its_bound() {
-        for length in [0, 1, USUAL, USUAL + 1, 3 * USUAL, MOST] {
+        for length in [
+            0,
+            1,
+            INITIAL_RESPONSE_BYTES,
+            INITIAL_RESPONSE_BYTES + 1,
+            3 * INITIAL_RESPONSE_BYTES,
+            MAX_RESPONSE_BYTES,
+        ] {
             let sent: Vec<u8> = (0..length).map(|place| place as u8).collect();
             let read = wiped(ByteStream::from(sent.clone())).await.unwrap();
             assert!(read == sent, "{length}");
         }
-        let error = wiped(ByteStream::from(vec![0; MOST + 1]))
+        let error = wiped(ByteStream::from(vec![0; MAX_RESPONSE_BYTES + 1]))
             .await
             .unwrap_err();
         assert!(format!("{error:?}").contains("more than"), "{error:?}");

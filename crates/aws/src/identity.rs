@@ -1,24 +1,24 @@
-//! Who and where we are: the node's role, account, partition and Region, and the role that
-//! rolegate itself runs with.
+//! The AWS environment: the node's role, account, partition and Region, and the role that rolegate
+//! itself uses.
 
 use std::time::Duration;
 
 use http::StatusCode;
 use rolegate_core::arn::{BaseArn, RoleArn};
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::session::Failure;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::failure;
+use crate::error;
 use crate::imds::{Imds, ImdsError};
 use crate::sts::{CallerIdentity, Sts};
 
-/// The longest that finding out takes, whoever doesn't answer.
-const LIMIT: Duration = Duration::from_secs(2);
+/// Timeout of the detection.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What STS gives to a role that is assumed by another's session, seconds.
-const CHAINED: u32 = 3600;
+/// The maximum session duration for role chaining, in seconds.
+const CHAINED_SESSION_SECONDS: u32 = 3600;
 
 const ROLE: &str = "/latest/meta-data/iam/security-credentials/";
 const INFO: &str = "/latest/meta-data/iam/info";
@@ -30,41 +30,41 @@ const PARTITION: &str = "/latest/meta-data/services/partition";
 pub struct Instance {
     /// 12 digits.
     pub account: String,
-    /// `eu-west-1`, …
+    /// Such as `eu-west-1`.
     pub region: String,
-    /// `i-…`
+    /// Such as `i-0123456789abcdef0`.
     pub id: String,
 }
 
 /// The owner of an instance profile, from its ARN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProfileOwner {
-    /// `aws`, `aws-cn`, …
+    /// Such as `aws` or `aws-cn`.
     pub partition: String,
     /// 12 digits.
     pub account: String,
 }
 
-/// What could be found out; each part on its own, since any may be closed off.
+/// The detected environment. Each part may fail on its own.
 #[derive(Debug, Clone)]
 pub struct Discovered {
-    /// The name of the node's role; `None` where the node has none.
+    /// The name of the node's role. `None` if the node has none.
     pub node_role: Result<Option<String>, ImdsError>,
-    /// Whose the node's instance profile is; `None` where the node has none.
+    /// The owner of the node's instance profile. `None` if the node has none.
     pub profile: Result<Option<ProfileOwner>, ImdsError>,
-    /// The instance that we run on.
+    /// The instance of this process.
     pub instance: Result<Instance, ImdsError>,
-    /// The partition as the metadata service names it.
+    /// The partition reported by the metadata service.
     pub partition: Result<String, ImdsError>,
-    /// Whose credentials we call AWS with.
+    /// The identity with which we call AWS.
     pub caller: Result<CallerIdentity, Failure>,
-    /// Whose the process's own are, where roles are assumed between.
+    /// The process's own identity, if there are intermediate roles.
     pub source: Option<CallerIdentity>,
-    /// The roles that are assumed between.
+    /// The intermediate roles.
     pub chain: Vec<RoleArn>,
 }
 
-/// Asks STS and the metadata service, everything at once and 2 s at most.
+/// Queries STS and the metadata service concurrently, for 2 s at most.
 pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
     let callers = async {
         let source = async {
@@ -74,9 +74,9 @@ pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
             }
         };
         let callers = async { tokio::try_join!(Box::pin(sts.caller_identity()), Box::pin(source)) };
-        timeout(LIMIT, callers)
+        timeout(DISCOVERY_TIMEOUT, callers)
             .await
-            .unwrap_or_else(|_| Err(failure::timed_out(LIMIT)))
+            .unwrap_or_else(|_| Err(error::timed_out(DISCOVERY_TIMEOUT)))
     };
     let (role, info, document, partition, callers) = tokio::join!(
         text(imds, ROLE),
@@ -100,15 +100,18 @@ pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
     }
 }
 
-/// Tells which instance this is, or why that is not known, and looks again now and then. Never
-/// returns.
+/// Reports the instance ID, or why it is unknown, now and periodically. Never returns.
 pub async fn follow_instance(imds: &Imds, tell: impl Fn(Result<String, String>)) {
-    const AGAIN: Duration = Duration::from_secs(600);
+    const RETRY_INTERVAL: Duration = Duration::from_secs(600);
     const SOON: Duration = Duration::from_secs(10);
     loop {
         let document = text(imds, DOCUMENT).await;
         let instance = document.and_then(|text| parse_document(&text));
-        let pause = if instance.is_ok() { AGAIN } else { SOON };
+        let pause = if instance.is_ok() {
+            RETRY_INTERVAL
+        } else {
+            SOON
+        };
         tell(match instance {
             Ok(instance) => Ok(instance.id),
             Err(error) => Err(error.to_string()),
@@ -118,12 +121,12 @@ pub async fn follow_instance(imds: &Imds, tell: impl Fn(Result<String, String>))
 }
 
 async fn text(imds: &Imds, path: &str) -> Result<String, ImdsError> {
-    timeout(LIMIT, imds.get_text(path))
+    timeout(DISCOVERY_TIMEOUT, imds.get_text(path))
         .await
         .unwrap_or(Err(ImdsError::TimedOut))
 }
 
-/// 404 means that there is no role, and is an answer.
+/// Converts 404, which means that the value does not exist, to `None`.
 fn present(text: Result<String, ImdsError>) -> Result<Option<String>, ImdsError> {
     match text {
         Err(ImdsError::Status(StatusCode::NOT_FOUND)) => Ok(None),
@@ -132,8 +135,8 @@ fn present(text: Result<String, ImdsError>) -> Result<Option<String>, ImdsError>
 }
 
 impl Discovered {
-    /// The base ARN of the node's account: by its instance profile, its identity document, or
-    /// the credentials that we run with, whichever is known.
+    /// Returns the base ARN of the node's account: by its instance profile, its identity document,
+    /// or our own credentials, whichever is known.
     pub fn base_arn(&self) -> Option<BaseArn> {
         let (partition, account) = if let Ok(Some(owner)) = &self.profile {
             (owner.partition.as_str(), owner.account.as_str())
@@ -150,7 +153,7 @@ impl Discovered {
         BaseArn::of_account(partition, account).ok()
     }
 
-    /// The node's Region.
+    /// Returns the node's Region.
     pub fn region(&self) -> Option<&str> {
         self.instance
             .as_ref()
@@ -158,22 +161,22 @@ impl Discovered {
             .map(|instance| instance.region.as_str())
     }
 
-    /// The longest life that STS gives to a session of ours, seconds: an hour where our own
-    /// credentials are a role's session. `None` where it is each role's own.
+    /// Returns the maximum duration of our sessions, in seconds: an hour if our own credentials are
+    /// a role's session. `None` if each role's own limit applies.
     pub fn longest_session(&self) -> Option<u32> {
         let caller = self.caller.as_ref().ok()?;
-        caller.role_name().map(|_| CHAINED)
+        caller.role_name().map(|_| CHAINED_SESSION_SECONDS)
     }
 
-    /// The roles that no pod may have: the node's, the one we call AWS with, and those on the way
-    /// to it.
-    pub fn own_roles(&self) -> Vec<OwnRole> {
+    /// Returns the roles that no pod may have: the node's, the one we call AWS with, and the
+    /// intermediate ones.
+    pub fn reserved_roles(&self) -> Vec<ReservedRole> {
         let node = self
             .node_role
             .as_ref()
             .ok()
             .and_then(Option::as_ref)
-            .map(|name| OwnRole {
+            .map(|name| ReservedRole {
                 account: match (&self.profile, &self.instance) {
                     (Ok(Some(owner)), _) => Some(owner.account.clone()),
                     (_, Ok(instance)) => Some(instance.account.clone()),
@@ -183,16 +186,16 @@ impl Discovered {
             });
         let callers = self.caller.iter().chain(&self.source);
         let callers = callers.filter_map(|caller| {
-            Some(OwnRole {
+            Some(ReservedRole {
                 account: Some(caller.account.clone()),
                 name: caller.role_name()?.to_owned(),
             })
         });
-        let between = self.chain.iter().map(|role| OwnRole {
+        let between = self.chain.iter().map(|role| ReservedRole {
             account: Some(role.account().to_owned()),
             name: role.name().to_owned(),
         });
-        let mut roles: Vec<OwnRole> = Vec::new();
+        let mut roles: Vec<ReservedRole> = Vec::new();
         for role in node.into_iter().chain(callers).chain(between) {
             if !roles.contains(&role) {
                 roles.push(role);
@@ -202,7 +205,7 @@ impl Discovered {
     }
 }
 
-/// The partition of a Region, by its name.
+/// Returns the partition of a Region, by its name.
 pub fn partition_of(region: &str) -> &'static str {
     const PREFIXES: [(&str, &str); 7] = [
         ("cn-", "aws-cn"),
@@ -219,10 +222,10 @@ pub fn partition_of(region: &str) -> &'static str {
         .map_or("aws", |(_, partition)| partition)
 }
 
-/// The service lists the one role of the profile, on a line of its own.
+/// Parses the role list of a profile, which has one role on a line.
 fn parse_role(text: &str) -> Result<String, ImdsError> {
     let name = text.lines().next().unwrap_or_default().trim();
-    // A name is what completes a base ARN without a path.
+    // A base ARN without a path is completed by a name.
     BaseArn::of_account("aws", "000000000000")
         .ok()
         .and_then(|base| RoleArn::parse(&format!("{}{name}", base.as_str())).ok())
@@ -293,7 +296,7 @@ mod tests {
             profile: Err(ImdsError::TimedOut),
             instance: Err(ImdsError::TimedOut),
             partition: Err(ImdsError::TimedOut),
-            caller: Err(failure::timed_out(LIMIT)),
+            caller: Err(error::timed_out(DISCOVERY_TIMEOUT)),
             source: None,
             chain: Vec::new(),
         }
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_service_says_is_checked() {
+    fn invalid_metadata_is_rejected() {
         assert_eq!(parse_role("node-role\n").unwrap(), "node-role");
         for text in ["", "\n", "a/b", "a b", "<html>", "../x", &"x".repeat(65)] {
             assert!(parse_role(text).is_err(), "{text:?}");
@@ -387,14 +390,14 @@ mod tests {
 
     #[test]
     fn our_own_roles_are_the_nodes_and_the_callers() {
-        let own = |account: Option<&str>, name: &str| OwnRole {
+        let own = |account: Option<&str>, name: &str| ReservedRole {
             account: account.map(str::to_owned),
             name: name.into(),
         };
         let mut found = nothing();
-        assert_eq!(found.own_roles(), []);
+        assert_eq!(found.reserved_roles(), []);
         found.node_role = Ok(Some("node".into()));
-        assert_eq!(found.own_roles(), [own(None, "node")]);
+        assert_eq!(found.reserved_roles(), [own(None, "node")]);
         found.profile = Ok(Some(ProfileOwner {
             partition: "aws".into(),
             account: "210987654321".into(),
@@ -403,15 +406,15 @@ mod tests {
             "arn:aws:sts::210987654321:assumed-role/agent/session",
         ));
         assert_eq!(
-            found.own_roles(),
+            found.reserved_roles(),
             [
                 own(Some("210987654321"), "node"),
                 own(Some("210987654321"), "agent")
             ]
         );
         found.caller = Ok(caller("arn:aws:sts::210987654321:assumed-role/node/i-0"));
-        assert_eq!(found.own_roles(), [own(Some("210987654321"), "node")]);
+        assert_eq!(found.reserved_roles(), [own(Some("210987654321"), "node")]);
         found.caller = Ok(caller("arn:aws:iam::210987654321:user/somebody"));
-        assert_eq!(found.own_roles(), [own(Some("210987654321"), "node")]);
+        assert_eq!(found.reserved_roles(), [own(Some("210987654321"), "node")]);
     }
 }

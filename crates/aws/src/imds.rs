@@ -1,8 +1,8 @@
-//! A client of the node's real metadata service, for our own questions and for what pods may read
-//! through us.
+//! A client of the node's instance metadata service (IMDS), for our own queries and for requests
+//! forwarded for pods.
 //!
-//! It speaks version 2 with a token of its own, and version 1 where the service has no tokens.
-//! Nothing of a pod's request but method and path gets there, and nothing of our token gets back.
+//! It uses IMDSv2 with its own token, and IMDSv1 if the service has no tokens. Only the method and
+//! path of a pod's request are forwarded, and our token is never exposed.
 
 mod body;
 mod token;
@@ -24,22 +24,21 @@ use tokio::time::timeout;
 pub use body::MetadataBody;
 use token::{Access, Tokens};
 
-/// The longest answer that [`Imds::get_text`] takes, bytes.
-const MAX_TEXT: usize = 64 * 1024;
+/// Maximum size of a response to [`Imds::get_text`], in bytes.
+const MAX_TEXT_BYTES: usize = 64 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Response headers of the metadata service take a few hundred bytes.
-const MAX_HEADERS: usize = 16 * 1024;
+/// Maximum size of response headers, in bytes. The metadata service sends a few hundred.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_IDLE: usize = 32;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
-/// What concerns the connection to the service and not the answer, or is the service's with us
-/// alone.
+/// Response headers about the connection to the service, or between the service and us alone.
 const NOT_FORWARDED: [HeaderName; 15] = [
-    // They may name the address at which we ask.
+    // It may contain the address that we connect to.
     http::header::CONTENT_LOCATION,
     http::header::LINK,
     http::header::REFRESH,
@@ -57,36 +56,37 @@ const NOT_FORWARDED: [HeaderName; 15] = [
     TOKEN_TTL,
 ];
 
-/// Why the node's metadata service did not give an answer to hand on.
+/// The reason why the node's metadata service gave no response to forward.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImdsError {
-    /// What was given is no address.
-    #[error("{0:?} is no metadata address: write HOST:PORT, such as 169.254.169.254:80")]
+    /// The address is malformed.
+    #[error("{0:?} is not a metadata address: use HOST:PORT, such as 169.254.169.254:80")]
     BadAddress(String),
-    /// Not a GET or HEAD of an absolute path.
-    #[error("only GET and HEAD of a path can be asked of the node's metadata service")]
+    /// The request is not a GET or HEAD of an absolute path.
+    #[error("only GET and HEAD of a path can be forwarded to the node's metadata service")]
     BadRequest,
-    /// No connection, or one that broke.
-    #[error("the node's metadata service can't be reached: {0}")]
+    /// The connection failed or broke.
+    #[error("cannot reach the node's metadata service: {0}")]
     Unreachable(String),
-    /// No answer in time.
+    /// The service did not respond in time.
     #[error(
-        "the node's metadata service does not answer: from a network namespace of our own its answers need a higher hop limit"
+        "the node's metadata service does not respond: from a separate network namespace it \
+         needs a higher hop limit"
     )]
     TimedOut,
-    /// The service refuses a token that it has just given.
-    #[error("the node's metadata service refuses its own token")]
+    /// The service rejects a token that it has just issued.
+    #[error("the node's metadata service rejects its own token")]
     TokenRefused,
-    /// A status that means there is no answer.
-    #[error("the node's metadata service answers {0}")]
+    /// An unexpected status.
+    #[error("the node's metadata service responded {0}")]
     Status(StatusCode),
-    /// Longer than any text that is asked for, or not text.
-    #[error("the node's metadata service answers what can't be read as {0}")]
+    /// The response is too long, or not text.
+    #[error("the response of the node's metadata service is not {0}")]
     Malformed(&'static str),
 }
 
 impl ImdsError {
-    /// The word for metric labels.
+    /// Returns the value of the metric label.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::BadAddress(_) => "bad_address",
@@ -100,8 +100,7 @@ impl ImdsError {
     }
 }
 
-/// A client of the metadata service. Cheap to clone; all clones share one pool of connections
-/// and one token.
+/// A client of the metadata service. Cloning is cheap; clones share a connection pool and a token.
 #[derive(Clone)]
 pub struct Imds {
     inner: Arc<Inner>,
@@ -122,11 +121,11 @@ impl std::fmt::Debug for Imds {
 }
 
 impl Imds {
-    /// `address` is `HOST[:PORT]` or, as in `AWS_EC2_METADATA_SERVICE_ENDPOINT`,
+    /// Creates a client. `address` is `HOST[:PORT]` or, as in `AWS_EC2_METADATA_SERVICE_ENDPOINT`,
     /// `http://HOST[:PORT]/`. Does no I/O.
     ///
     /// # Errors
-    /// [`ImdsError::BadAddress`].
+    /// Returns [`ImdsError::BadAddress`] if the address is malformed.
     pub fn new(address: &str) -> Result<Self, ImdsError> {
         let host = address.strip_prefix("http://").unwrap_or(address);
         let authority = host
@@ -135,7 +134,7 @@ impl Imds {
             .parse::<Authority>()
             .ok()
             .filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
-            .ok_or_else(|| ImdsError::BadAddress(crate::failure::bounded(address, 80)))?;
+            .ok_or_else(|| ImdsError::BadAddress(crate::error::bounded(address, 80)))?;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
@@ -144,7 +143,7 @@ impl Imds {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE)
-            .http1_max_buf_size(MAX_HEADERS)
+            .http1_max_buf_size(MAX_HEADER_BYTES)
             .build(connector);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -155,31 +154,30 @@ impl Imds {
         })
     }
 
-    /// Returns whether `authority` is the address of this service.
+    /// Returns `true` if `authority` is the address of this service.
     pub fn is_at(&self, authority: &Authority) -> bool {
         let own = &self.inner.authority;
         let port = |authority: &Authority| authority.port_u16().unwrap_or(80);
         own.host() == authority.host() && port(own) == port(authority)
     }
 
-    /// The text at `path`, at most 64 KiB of UTF-8.
+    /// Returns the text at `path`, at most 64 KiB of UTF-8.
     ///
     /// # Errors
-    /// [`ImdsError::Status`] for any status but 200, else as the way went wrong.
+    /// Returns [`ImdsError::Status`] for any status but 200, or the error of the request.
     pub async fn get_text(&self, path: &str) -> Result<String, ImdsError> {
         let answer = self.inner.request(&Method::GET, path).await?;
         if answer.status() != StatusCode::OK {
             return Err(ImdsError::Status(answer.status()));
         }
-        text(answer.into_body(), MAX_TEXT).await
+        text(answer.into_body(), MAX_TEXT_BYTES).await
     }
 
-    /// The service's answer to a GET or HEAD of `path`, which the caller has found canonical and
-    /// allowed: whatever its status is, as a stream, without the headers that are between the
-    /// service and us.
+    /// Forwards a GET or HEAD of `path`, which the caller has checked to be canonical and allowed.
+    /// Returns the response with any status, streamed, without hop-by-hop headers.
     ///
     /// # Errors
-    /// [`ImdsError::BadRequest`] for other methods, else as the way went wrong.
+    /// Returns [`ImdsError::BadRequest`] for other methods, or the error of the request.
     pub async fn forward(
         &self,
         method: &Method,
@@ -196,7 +194,7 @@ impl Imds {
 
 impl Inner {
     async fn request(&self, method: &Method, path: &str) -> Result<Response<Incoming>, ImdsError> {
-        // What is rare is boxed, to keep the future of each request small.
+        // The rare case is boxed, to keep the future of each request small.
         let access = match self.tokens.fresh() {
             Some(access) => access,
             None => Box::pin(self.tokens.get(self)).await?,
@@ -208,8 +206,8 @@ impl Inner {
         Box::pin(self.request_anew(method, path, &access)).await
     }
 
-    /// Asks again with another token: `refused` has ended early, or tokens are required all of a
-    /// sudden.
+    /// Repeats a request with another token: `refused` was revoked early, or tokens have become
+    /// required.
     async fn request_anew(
         &self,
         method: &Method,
@@ -219,7 +217,7 @@ impl Inner {
         let access = self.tokens.replace(self, refused).await?;
         let answer = self.send(method, path, &access).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
-            // Handed on, it would make the pod's SDK throw our token for it away.
+            // If forwarded, this would make the pod's SDK discard the token that we issued.
             return Err(ImdsError::TokenRefused);
         }
         Ok(answer)
@@ -266,7 +264,7 @@ impl Inner {
 }
 
 fn unreachable(error: &(dyn std::error::Error + 'static)) -> ImdsError {
-    ImdsError::Unreachable(crate::failure::bounded(&crate::failure::chain(error), 200))
+    ImdsError::Unreachable(crate::error::bounded(&crate::error::chain(error), 200))
 }
 
 async fn text(body: Incoming, limit: usize) -> Result<String, ImdsError> {
@@ -282,7 +280,7 @@ async fn text(body: Incoming, limit: usize) -> Result<String, ImdsError> {
 }
 
 fn strip(headers: &mut HeaderMap) {
-    // Seldom there, so worth no allocation in the common case.
+    // Rare, so avoid an allocation in the common case.
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -325,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn only_paths_are_asked_for() {
+    fn only_absolute_paths_are_forwarded() {
         let inner = Imds::new("127.0.0.1:1").unwrap().inner;
         for path in [
             "",

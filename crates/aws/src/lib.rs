@@ -1,14 +1,14 @@
-//! What rolegate does at AWS: calls to STS, and the node's own metadata service.
+//! AWS clients: calls to STS, and the node's own metadata service.
 //!
-//! [`sts`] assumes roles for pods with the process's own credentials and sorts what goes wrong
-//! into what is worth trying again and what is not. [`imds`] talks to the node's real metadata
-//! service, for ourselves and for what pods may read through us. [`identity`] finds out with both
-//! who and where we are. When a call is made, and what is kept, is decided in `rolegate-core`;
-//! this crate retries nothing by itself but an expired metadata token.
+//! [`sts`] assumes roles for pods with the process's own credentials and classifies errors as final
+//! or temporary. [`imds`] is a client of the node's metadata service, for our own queries and for
+//! requests forwarded for pods. [`identity`] uses both to detect the AWS environment.
+//! `rolegate-core` decides when a call is made and what is kept; this crate retries nothing but an
+//! expired metadata token.
 
 pub mod chain;
 pub mod discovery;
-mod failure;
+mod error;
 mod http_client;
 pub mod identity;
 pub mod imds;

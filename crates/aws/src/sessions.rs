@@ -1,12 +1,12 @@
-//! The driver of the session engine: makes the calls that [`rolegate_core::engine`] asks for and
-//! keeps what they bring where doors can read it without waiting.
+//! The driver of the session engine: makes the calls that [`rolegate_core::engine`] requests, and
+//! stores results where endpoints can read them without waiting.
 //!
-//! A [`Lease`] says that a workload needs a session; dropping it says that it does not any more.
-//! What the session is right now stands in the lease's [`SessionCell`], lock-free to read.
+//! A [`Lease`] keeps a session in use; dropping it releases it. The lease's [`SessionCell`] holds
+//! the current session and is lock-free to read.
 
-mod fed;
 mod kube2iam;
 mod metrics;
+mod remote;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -18,47 +18,47 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use rolegate_core::document;
 use rolegate_core::engine::{Action, Cause, Engine, EngineOptions, Event};
-use rolegate_core::session::{Credentials, Failure, FailureKind, Life, SessionKey};
+use rolegate_core::session::{Credentials, Failure, FailureKind, SessionKey, Validity};
 use rolegate_runtime::clock::Clock;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinSet};
 use tracing::{debug, info, warn};
 
-pub use fed::Fed;
 pub use metrics::SessionMetrics;
+pub use remote::RemoteSessions;
 
-/// Whoever can turn a key into credentials: STS.
+/// A source of credentials for a session key: STS.
 pub trait AssumeRole: Send + Sync + 'static {
-    /// Makes one call, bounded in time, without retrying.
+    /// Makes one call, bounded in time, without retries.
     fn assume_role(
         &self,
         key: &SessionKey,
     ) -> impl Future<Output = Result<Credentials, Failure>> + Send;
 }
 
-/// A session, as doors serve it.
+/// A session, as endpoints serve it.
 #[derive(Debug)]
 pub struct Session {
-    /// Names the session in CloudTrail; not a secret.
+    /// Identifies the session in CloudTrail. Not a secret.
     pub access_key_id: String,
-    /// From the call until STS's `Expiration`.
-    pub life: Life,
-    /// The credentials document of the metadata service, wiped when dropped.
+    /// From the call to STS's `Expiration`.
+    pub life: Validity,
+    /// The rendered document of the metadata service, wiped when dropped.
     pub document: Document,
 }
 
-/// Bytes that hold secrets: they are never formatted.
+/// Bytes with secrets, which are never formatted.
 #[derive(Clone)]
 pub struct Document(Bytes);
 
 impl Document {
-    /// A document that is wiped when the last of its bytes is dropped, which is whoever made it to
-    /// see to.
+    /// Creates a document. The caller must provide bytes that are wiped when their last reference
+    /// is dropped.
     pub fn new(bytes: Bytes) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, shared and not copied.
+    /// Returns the bytes, shared and not copied.
     pub fn bytes(&self) -> Bytes {
         self.0.clone()
     }
@@ -70,26 +70,26 @@ impl std::fmt::Debug for Document {
     }
 }
 
-/// What a session is right now.
+/// The state of a session.
 #[derive(Debug, Default)]
 struct State {
     session: Option<Arc<Session>>,
-    /// The last call's failure, if it failed.
+    /// The error of the last call, if it failed.
     failure: Option<Failure>,
 }
 
-/// What a door finds in a cell.
+/// The content of a cell for an endpoint.
 #[derive(Debug, Clone)]
 pub enum Current {
-    /// Serve it.
+    /// A valid session.
     Live(Arc<Session>),
     /// There is none, and the last call failed.
     Failed(Failure),
-    /// The first call is not finished.
+    /// The first call is in progress.
     Fetching,
 }
 
-/// Where the driver puts a session and doors read it.
+/// The place of a session, written by the driver and read by endpoints.
 #[derive(Debug)]
 pub struct SessionCell {
     key: Arc<SessionKey>,
@@ -100,17 +100,17 @@ pub struct SessionCell {
 }
 
 impl SessionCell {
-    /// What shaped the session.
+    /// Returns the session's key.
     pub fn key(&self) -> &SessionKey {
         &self.key
     }
 
-    /// The same, to keep.
+    /// Returns the session's key, shared.
     pub fn shared_key(&self) -> Arc<SessionKey> {
         self.key.clone()
     }
 
-    /// What the session is now. A session that is over is never returned.
+    /// Returns the current session. Never returns an expired one.
     pub fn current(&self, now: Timestamp) -> Current {
         let state = self.state.load();
         match (&state.session, &state.failure) {
@@ -120,13 +120,15 @@ impl SessionCell {
         }
     }
 
-    /// The session, valid or over, and the last call's failure: whatever there is, to pass on.
+    /// Returns the session, valid or expired, and the last call's error, to pass on to other
+    /// processes.
     pub fn state(&self) -> (Option<Arc<Session>>, Option<Failure>) {
         let state = self.state.load();
         (state.session.clone(), state.failure.clone())
     }
 
-    /// The next change after this call. To miss none: make the future, look, then await it.
+    /// Waits for the next change after this call. To miss none: create the future, read the state,
+    /// then await it.
     pub fn changed(&self) -> impl Future<Output = ()> + '_ {
         self.changed.notified()
     }
@@ -140,7 +142,7 @@ impl SessionCell {
 
 type Cells = Arc<Mutex<HashMap<Arc<SessionKey>, Arc<SessionCell>>>>;
 
-/// Hands out leases. Cheap to clone.
+/// Creates leases. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Sessions {
     cells: Cells,
@@ -148,7 +150,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// A handle, and the driver that must be run for it. The driver ends when all handles and
+    /// Creates a handle and its driver, which must be run. The driver ends when all handles and
     /// leases are gone; dropping it aborts the calls in flight.
     pub fn new<C: AssumeRole>(
         caller: C,
@@ -156,8 +158,8 @@ impl Sessions {
         clock: Clock,
         metrics: SessionMetrics,
     ) -> (Self, Driver<C>) {
-        // Not bounded, but what is in it is: one event for each change of a workload, drained
-        // without waiting for anything.
+        // Unbounded, but its content is bounded: one event for each change of a workload, drained
+        // without waiting.
         let (sender, receiver) = mpsc::unbounded_channel();
         let cells = Cells::default();
         let driver = Driver {
@@ -178,7 +180,7 @@ impl Sessions {
         (sessions, driver)
     }
 
-    /// Says that a workload of `namespace` needs the session of `key`.
+    /// Leases the session of `key` for a workload of `namespace`.
     pub fn lease(&self, key: SessionKey, namespace: Arc<str>, cause: Cause) -> Lease {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         let key = Arc::new(key);
@@ -194,14 +196,14 @@ impl Sessions {
                 })
             })
             .clone();
-        // Counted under the lock, so that the driver cannot forget the cell at this moment.
+        // Counted under the lock, so that the driver cannot remove the cell at this moment.
         cell.leases.fetch_add(1, Ordering::Relaxed);
-        let wanted = Event::Wanted {
+        let wanted = Event::Acquired {
             key: cell.key.clone(),
             namespace: namespace.clone(),
             cause,
         };
-        // A send fails only where the driver has ended, and then the process ends.
+        // Sending fails only if the driver has exited, and then the process exits.
         let _ = self.events.send(wanted);
         Lease {
             cell,
@@ -210,66 +212,67 @@ impl Sessions {
         }
     }
 
-    /// How old the sessions are that are kept now, and how long they live on.
-    pub fn lives(&self, now: Timestamp) -> Lives {
+    /// Returns statistics about the ages and expirations of the sessions.
+    pub fn stats(&self, now: Timestamp) -> SessionStats {
         let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lives = Lives::default();
+        let mut stats = SessionStats::default();
         for cell in cells.values() {
             if let Some(session) = &cell.state.load().session {
                 let life = session.life;
                 let age = life.from.duration_until(now).as_secs_f64();
-                lives.count += 1;
-                let earliest = lives.earliest_expiration;
+                stats.count += 1;
+                let earliest = stats.earliest_expiration;
                 let earliest = earliest.map_or(life.until, |known| known.min(life.until));
-                lives.earliest_expiration = Some(earliest);
-                lives.oldest_age = Some(lives.oldest_age.map_or(age, |oldest| oldest.max(age)));
+                stats.earliest_expiration = Some(earliest);
+                stats.oldest_age = Some(stats.oldest_age.map_or(age, |oldest| oldest.max(age)));
             }
         }
-        lives
+        stats
     }
 }
 
-/// The lives of all sessions.
+/// Statistics about the sessions.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Lives {
-    /// Sessions that were fetched.
+pub struct SessionStats {
+    /// The number of fetched sessions.
     pub count: usize,
-    /// The expiration of the one that expires first.
+    /// The earliest expiration.
     pub earliest_expiration: Option<Timestamp>,
-    /// The age of the oldest, in seconds.
+    /// The maximum age, in seconds.
     pub oldest_age: Option<f64>,
 }
 
-/// A workload's need of a session, until dropped.
+/// Keeps a session in use for a workload until dropped.
 #[derive(Debug)]
 pub struct Lease {
     cell: Arc<SessionCell>,
-    /// Of the workload: what it causes is charged to this one.
+    /// The workload's namespace, to which its calls are charged.
     namespace: Arc<str>,
     events: mpsc::UnboundedSender<Event>,
 }
 
 impl Lease {
-    /// Where the session stands.
+    /// Returns the cell of the session.
     pub fn cell(&self) -> &SessionCell {
         &self.cell
     }
 
-    /// Says that a pod is waiting for it now.
-    pub fn ask(&self) {
+    /// Prioritizes the session, because a pod is waiting for it.
+    pub fn prioritize(&self) {
         if !self.cell.asked.swap(true, Ordering::Relaxed) {
-            let _ = self.events.send(Event::Asked(self.cell.key.clone()));
+            let _ = self.events.send(Event::Prioritized(self.cell.key.clone()));
         }
     }
 
-    /// Says it again, if a pod is still waiting: whoever was told may not be there any more.
-    pub fn ask_again(&self) {
+    /// Prioritizes the session again for a pod that is still waiting: the previous receiver may be
+    /// gone.
+    pub fn prioritize_again(&self) {
         if self.cell.asked.load(Ordering::Relaxed) {
-            let _ = self.events.send(Event::Asked(self.cell.key.clone()));
+            let _ = self.events.send(Event::Prioritized(self.cell.key.clone()));
         }
     }
 
-    /// Says that something changed which may make a refused call succeed.
+    /// Retries a refused call after a change that may make it succeed.
     pub fn retry(&self) {
         let _ = self.events.send(Event::Changed {
             key: self.cell.key.clone(),
@@ -295,13 +298,13 @@ pub struct Driver<C> {
     events: mpsc::UnboundedReceiver<Event>,
     calls: JoinSet<Result<Credentials, Failure>>,
     flying: HashMap<Id, (Arc<SessionKey>, Timestamp)>,
-    /// Told of each session that changed.
+    /// Receives the key of each session that changed.
     changed: Option<mpsc::UnboundedSender<Arc<SessionKey>>>,
 }
 
 impl<C: AssumeRole> Driver<C> {
-    /// Tells `changed` of each session that was fetched or could not be.
-    pub fn telling(mut self, changed: mpsc::UnboundedSender<Arc<SessionKey>>) -> Self {
+    /// Sends the key of each session to `changed` when it was fetched or its call failed.
+    pub fn notify_changes(mut self, changed: mpsc::UnboundedSender<Arc<SessionKey>>) -> Self {
         self.changed = Some(changed);
         self
     }
@@ -332,7 +335,7 @@ impl<C: AssumeRole> Driver<C> {
                 _ => None,
             };
             if let (Some(key), Some(changed)) = (ended, &self.changed) {
-                // A send fails only where nobody listens any more.
+                // Sending fails only if the receiver is closed.
                 let _ = changed.send(key);
             }
             let now = self.clock.now();
@@ -364,7 +367,7 @@ impl<C: AssumeRole> Driver<C> {
         }
     }
 
-    /// Publishes how a call ended and tells the engine.
+    /// Publishes the result of a call and passes it to the engine.
     fn ended(
         &mut self,
         ended: Result<(Id, Result<Credentials, Failure>), tokio::task::JoinError>,
@@ -375,7 +378,7 @@ impl<C: AssumeRole> Driver<C> {
                 let failure = Failure {
                     kind: FailureKind::Temporary,
                     code: "Internal".into(),
-                    message: "the call ended in a fault of rolegate, see its log".into(),
+                    message: "internal error: the call panicked, see rolegate's log".into(),
                     cause: None,
                 };
                 (error.id(), Err(failure))
@@ -396,7 +399,7 @@ impl<C: AssumeRole> Driver<C> {
                 if let Some(cell) = cell {
                     let recovered = cell.state.load().failure.is_some();
                     if recovered {
-                        info!(role = %key.role, session = %key.name, "STS gives this session again");
+                        info!(role = %key.role, session = %key.name, "STS issues this session again");
                     }
                     cell.publish(State {
                         session: Some(Arc::new(Session {
@@ -421,7 +424,7 @@ impl<C: AssumeRole> Driver<C> {
                             code = failure.code,
                             kind = kind.reason(),
                             reason = failure.message,
-                            "STS gave no session"
+                            "STS issued no session"
                         );
                     }
                     cell.publish(State {

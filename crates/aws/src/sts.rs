@@ -15,38 +15,38 @@ use aws_sdk_sts::config::endpoint::{DefaultResolver, EndpointFuture, Params, Res
 use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
 use aws_sdk_sts::types::{PolicyDescriptorType, Tag};
 use jiff::Timestamp;
-use rolegate_core::session::{Credentials, Failure, Life, SessionKey, SessionLimits};
+use rolegate_core::session::{Credentials, Failure, SessionKey, SessionLimits, Validity};
 use rolegate_runtime::clock::Clock;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::chain::{AssumedRole, IntermediateRole};
-use crate::failure;
+use crate::error;
 use crate::http_client::SplitClient;
 use crate::sessions::AssumeRole;
 
-/// How STS is reached. What is `None` is looked for where all AWS SDKs look for it: in the
-/// environment, the profile, and the node's metadata.
+/// Options for calling STS. If an option is `None`, the AWS SDK's defaults apply: the environment,
+/// the profile, and the node's metadata.
 #[derive(Clone)]
 pub struct StsOptions {
-    /// The Region whose endpoint is called and signed for.
+    /// The Region of the endpoint and the signature.
     pub region: Option<String>,
     /// `AWS_STS_REGIONAL_ENDPOINTS`: `true` for `regional`. With `false`, `legacy`, the older
     /// Regions of partition `aws` use the global endpoint; all others are always regional.
     pub regional: bool,
-    /// The longest that a call may take, finding credentials and connecting included.
+    /// Timeout of a call, including the time to find credentials and connect.
     pub timeout: Duration,
-    /// The longest that connecting may take.
+    /// Timeout for connecting.
     pub connect_timeout: Duration,
     /// Another endpoint, such as `http://127.0.0.1:5000`.
     pub endpoint_url: Option<String>,
-    /// Other credentials than those of the SDKs' default chain.
+    /// Credentials other than those of the SDK's default chain.
     pub credentials: Option<SharedCredentialsProvider>,
-    /// Roles that are assumed first, each with the credentials of the one before; all other calls
-    /// are made with those of the last.
+    /// Intermediate roles, each assumed with the credentials of the previous one. All other calls
+    /// use those of the last.
     pub chain: Vec<IntermediateRole>,
-    /// Tells when sessions begin, and whether they are over.
+    /// The clock for the start and expiry of sessions.
     pub clock: Clock,
 }
 
@@ -78,7 +78,7 @@ impl fmt::Debug for StsOptions {
     }
 }
 
-/// Whose credentials these are that we call STS with.
+/// The identity with which we call STS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallerIdentity {
     /// `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION` for a role.
@@ -88,7 +88,8 @@ pub struct CallerIdentity {
 }
 
 impl CallerIdentity {
-    /// The role's name, without path, which STS doesn't tell; `None` where it is no role.
+    /// Returns the role's name, without the path, which STS does not report. `None` if it is not a
+    /// role.
     pub fn role_name(&self) -> Option<&str> {
         let resource = self.arn.split(':').nth(5)?;
         resource
@@ -98,7 +99,7 @@ impl CallerIdentity {
             .filter(|name| !name.is_empty())
     }
 
-    /// `aws`, `aws-cn`, …
+    /// Returns the partition, such as `aws` or `aws-cn`.
     pub fn partition(&self) -> Option<&str> {
         self.arn
             .split(':')
@@ -107,9 +108,9 @@ impl CallerIdentity {
     }
 }
 
-/// A client of AWS STS. Cheap to clone; all clones share one pool of connections.
+/// A client of AWS STS. Cloning is cheap; clones share a connection pool.
 ///
-/// Nothing is retried: when to try again is the session engine's decision.
+/// Nothing is retried: the session engine decides about retries.
 #[derive(Clone)]
 pub struct Sts {
     inner: Arc<Inner>,
@@ -117,7 +118,7 @@ pub struct Sts {
 
 struct Inner {
     options: StsOptions,
-    /// Who calls with the process's own credentials, where a chain of roles is between.
+    /// The client with the process's own credentials, if there are intermediate roles.
     source: Option<Sts>,
     client: OnceCell<Client>,
 }
@@ -131,8 +132,8 @@ impl fmt::Debug for Sts {
 }
 
 impl Sts {
-    /// Does no I/O: Region and credentials are looked for with the first call, and again with the
-    /// next where that fails, for a node's metadata may come up after us.
+    /// Creates a client without I/O. The first call looks up Region and credentials, and later
+    /// calls retry that, since the node's metadata service may start after us.
     pub fn new(options: StsOptions) -> Self {
         let direct = |credentials, source| Self {
             inner: Arc::new(Inner {
@@ -152,20 +153,21 @@ impl Sts {
         })
     }
 
-    /// A client with the process's own credentials, where this one has an intermediate role's.
+    /// Returns the client with the process's own credentials, if this one uses an intermediate
+    /// role's.
     pub fn source(&self) -> Option<&Self> {
         self.inner.source.as_ref()
     }
 
-    /// The roles that are assumed before any other.
+    /// Returns the intermediate roles.
     pub fn chain(&self) -> &[IntermediateRole] {
         &self.inner.options.chain
     }
 
-    /// `AssumeRole`, made from the key and nothing else.
+    /// Calls `AssumeRole` with the parameters of the key.
     ///
     /// # Errors
-    /// What STS or the way to it said, sorted by whether trying again helps.
+    /// Returns a [`Failure`], classified by whether a retry helps.
     pub async fn assume_role(&self, key: &SessionKey) -> Result<Credentials, Failure> {
         let from = self.inner.options.clock.now();
         let output = self.within_limit(self.inner.assume_role(key)).await?;
@@ -173,10 +175,10 @@ impl Sts {
         session(output, from, now)
     }
 
-    /// `GetCallerIdentity`, which no policy can deny.
+    /// Calls `GetCallerIdentity`, which no policy can deny.
     ///
     /// # Errors
-    /// As [`assume_role`](Self::assume_role).
+    /// Returns a [`Failure`], as [`assume_role`](Self::assume_role) does.
     pub async fn caller_identity(&self) -> Result<CallerIdentity, Failure> {
         self.within_limit(self.inner.caller_identity()).await
     }
@@ -188,7 +190,7 @@ impl Sts {
         let limit = self.inner.options.timeout;
         timeout(limit, Box::pin(call))
             .await
-            .unwrap_or_else(|_| Err(failure::timed_out(limit)))
+            .unwrap_or_else(|_| Err(error::timed_out(limit)))
     }
 }
 
@@ -197,7 +199,7 @@ fn tags(limits: &SessionLimits) -> Result<Option<Vec<Tag>>, Failure> {
     let tags: Vec<_> = tags
         .map(|(key, value)| Tag::builder().key(key).value(value).build())
         .collect::<Result<_, _>>()
-        .map_err(|error| failure::temporary("BadTag", &error.to_string()))?;
+        .map_err(|error| error::temporary("BadTag", &error.to_string()))?;
     Ok((!tags.is_empty()).then_some(tags))
 }
 
@@ -222,7 +224,7 @@ impl AssumeRole for Sts {
 
 impl Inner {
     async fn assume_role(&self, key: &SessionKey) -> Result<AssumeRoleOutput, Failure> {
-        // More than STS's 43,200 never fits, and STS says so best.
+        // Values above STS's maximum of 43,200 are rejected by STS with a good message.
         let seconds = i32::try_from(key.duration_seconds).unwrap_or(i32::MAX);
         let limits = key.limits.as_deref();
         self.client()
@@ -241,7 +243,7 @@ impl Inner {
             .set_policy(limits.and_then(|limits| limits.policy.as_deref().map(str::to_owned)))
             .send()
             .await
-            .map_err(|error| failure::from_sdk(&error, Some(key), self.options.timeout))
+            .map_err(|error| error::from_sdk(&error, Some(key), self.options.timeout))
     }
 
     async fn caller_identity(&self) -> Result<CallerIdentity, Failure> {
@@ -251,32 +253,35 @@ impl Inner {
             .get_caller_identity()
             .send()
             .await
-            .map_err(|error| failure::from_sdk(&error, None, self.options.timeout))?;
+            .map_err(|error| error::from_sdk(&error, None, self.options.timeout))?;
         match (output.arn, output.account) {
             (Some(arn), Some(account)) => Ok(CallerIdentity { arn, account }),
-            _ => Err(failure::temporary(
+            _ => Err(error::temporary(
                 "BadAnswer",
-                "STS's answer to GetCallerIdentity names nobody: check what answers at its endpoint",
+                "the response from STS to GetCallerIdentity has no identity: check which server \
+                 is listening at its endpoint",
             )),
         }
     }
 
     async fn client(&self) -> Result<&Client, Failure> {
-        self.client.get_or_try_init(|| async {
-            let config = self.load().await;
-            if config.region().is_none() {
-                return Err(failure::temporary(
-                    "NoRegion",
-                    "no AWS Region is known: set AWS_REGION, or let the node's metadata be reached",
-                ));
-            }
-            let mut builder = aws_sdk_sts::config::Builder::from(&config);
-            if !self.options.regional {
-                builder = builder.endpoint_resolver(LegacyEndpoints::default());
-            }
-            Ok(Client::from_conf(builder.build()))
-        })
-        .await
+        self.client
+            .get_or_try_init(|| async {
+                let config = self.load().await;
+                if config.region().is_none() {
+                    return Err(error::temporary(
+                        "NoRegion",
+                        "no AWS Region is known: set AWS_REGION, or make the node's metadata \
+                     service reachable",
+                    ));
+                }
+                let mut builder = aws_sdk_sts::config::Builder::from(&config);
+                if !self.options.regional {
+                    builder = builder.endpoint_resolver(LegacyEndpoints::default());
+                }
+                Ok(Client::from_conf(builder.build()))
+            })
+            .await
     }
 
     async fn load(&self) -> SdkConfig {
@@ -301,23 +306,24 @@ impl Inner {
             loader = loader.credentials_provider(credentials.clone());
         }
         if self.source.is_some() {
-            // The chain keeps its sessions, and knows better when to fetch them again.
+            // The chain caches its sessions, and knows better when to refresh them.
             loader = loader.identity_cache(IdentityCache::no_cache());
         }
         loader.load().await
     }
 }
 
-/// The session in an answer that came at `now` to a call made at `from`.
+/// Reads the session from a response that arrived at `now` to a call made at `from`.
 fn session(
     output: AssumeRoleOutput,
     from: Timestamp,
     now: Timestamp,
 ) -> Result<Credentials, Failure> {
     let nothing = || {
-        failure::temporary(
+        error::temporary(
             "BadAnswer",
-            "STS answered without credentials: check what answers at its endpoint",
+            "the response from STS has no credentials: check which server is listening at its \
+             endpoint",
         )
     };
     let credentials = output.credentials.ok_or_else(nothing)?;
@@ -328,11 +334,14 @@ fn session(
     if credentials.access_key_id.is_empty() || secret_access_key.is_empty() {
         return Err(nothing());
     }
-    let life = Life { from, until };
+    let life = Validity { from, until };
     if !life.is_valid(now) {
-        return Err(failure::temporary(
+        return Err(error::temporary(
             "ClockSkew",
-            &format!("STS's session ended at {until} and it is {now} here: check the node's clock"),
+            &format!(
+                "the session from STS expired at {until} and the node's clock shows {now}: \
+             check the clock"
+            ),
         ));
     }
     Ok(Credentials {
@@ -343,7 +352,7 @@ fn session(
     })
 }
 
-/// The endpoint rules with `UseGlobalEndpoint`, which know the Regions that it is for.
+/// The endpoint rules with `UseGlobalEndpoint`, which know the Regions that it applies to.
 #[derive(Debug, Default)]
 struct LegacyEndpoints(DefaultResolver);
 

@@ -1,4 +1,4 @@
-//! The broker as a process: options in, bound addresses out, and an owner for every task.
+//! The broker process: starts every task from validated options and returns the bound addresses.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,170 +6,171 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
+use rolegate_authorizer::authorizer::Authorizer;
+use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::discovery::Discovery;
 use rolegate_aws::imds::{Imds, ImdsError};
 use rolegate_aws::sessions::{SessionMetrics, Sessions};
 use rolegate_aws::sts::{Sts, StsOptions};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
+use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::rulebook::{ClusterConfig, RuleUpdate};
+use rolegate_core::rule_set_builder::{ClusterConfig, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::{ClientError, ClientOptions, Connection};
-use rolegate_kube::cluster_config::ConfigUse;
-use rolegate_kube::events::eventer_as;
+use rolegate_kube::cluster_config::ConfigMode;
+use rolegate_kube::events::recorder_as;
 use rolegate_kube::namespaces::watch_namespaces;
 use rolegate_kube::tls_secret::CertificateSource;
-use rolegate_kube::watch::{Reporting, WatchMetrics};
+use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_kube::workloads::{Scope, watch_pods};
 use rolegate_rules::in_force::{self, GivenRuleFlags};
-use rolegate_rules::keeper::{Keeper, Point, Report};
-use rolegate_rules::source::RuleSources;
+use rolegate_rules::store::{Report, RuleStoreWriter};
+use rolegate_rules::watches::RuleWatches;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::http2;
+use rolegate_runtime::keyed_limit::KeyedLimiter;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::places::Places;
 use rolegate_runtime::rate::KeyedRate;
 use rolegate_runtime::readiness::{Condition, Readiness};
 use rolegate_runtime::serve::{ListenError, listen};
 use rolegate_runtime::tls::{
-    CertificateAges, CertificateFile, CertificateStore, ClientAuthorities, Lasting, MutualTls,
+    CertificateFile, CertificateStore, ClientAuthorities, Expires, ExpiryCollector, MutualTls,
 };
-use rolegate_standing::decider::Decider;
-use rolegate_standing::ledger::Ledger;
-use rolegate_standing::tell::Tell;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-use crate::agents::Agents;
-use crate::desk::{Desk, DeskParts, Sources};
-use crate::feed::{BEGINS, PER_NODE};
-use crate::hosts::Hosts;
+use crate::agent_pods::Agents;
 use crate::identity::AgentAccount;
+use crate::index::{Index, IndexParts, Sources};
 use crate::kiam::{self, KiamConnection, KiamParts};
 use crate::metrics::{BrokerMetrics, Port};
+use crate::node_addresses::NodeAddresses;
 use crate::peers::{Expected, PortPeers};
-use crate::reviewer::Reviewer;
 use crate::service::{Service, ServiceParts, server};
+use crate::subscription::{ACTIVATION_RATE, MAX_PER_NODE};
+use crate::token_reviewer::TokenReviewer;
 
-/// Reports that may wait to be taken.
-const REPORTS: usize = 256;
-/// Streams of one connection: an agent opens one, and another may be ending.
-const STREAMS: u32 = 2;
-/// Requests of a kiam agent that may be open: one for each pod that asks.
-const KIAM_REQUESTS: u32 = 100;
-/// How long an agent's connection may be open without a stream.
-const UNUSED: Duration = Duration::from_secs(45);
-/// How long a kiam agent's may be without a request. Its node's pods ask about twice an hour, and
-/// their sessions are held as long as it is open.
-const KIAM_UNUSED: Duration = Duration::from_secs(2 * 3600);
-/// How often the file of clients' authorities is read.
-const AUTHORITIES: Duration = Duration::from_secs(10);
+/// Capacity of the channel of rule reports.
+const REPORT_QUEUE_SIZE: usize = 256;
+/// Maximum streams of one connection: an agent opens one while another may still be closing.
+const MAX_STREAMS: u32 = 2;
+/// Maximum concurrent requests of a kiam agent: one for each pod that is waiting.
+const MAX_KIAM_REQUESTS: u32 = 100;
+/// Time after which an agent's connection without a stream is closed.
+const UNUSED_TIMEOUT: Duration = Duration::from_secs(45);
+/// Time after which a kiam agent's connection without a request is closed. Pods ask about twice an
+/// hour, and the node's sessions are held while the connection is open.
+const KIAM_UNUSED_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
+/// Interval at which the client CA file is read.
+const CA_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Everything that shapes a broker, validated.
+/// The validated options of a broker.
 #[derive(Debug)]
 pub struct BrokerOptions {
-    /// The agents' port.
+    /// Address of the agents' port.
     pub listen: SocketAddr,
-    /// The operators' port.
+    /// Address of the admin port (metrics, health and readiness).
     pub admin_listen: SocketAddr,
-    /// Where the ledger is shown.
+    /// Address of the ledger.
     pub ledger_listen: SocketAddr,
-    /// Entries of the ledger.
+    /// Maximum number of ledger entries.
     pub ledger_entries: usize,
     /// This replica's name.
     pub name: String,
-    /// How the API server is reached.
+    /// The connection to the API server.
     pub client: ClientOptions,
-    /// The annotations' keys.
+    /// The annotation keys.
     pub annotations: AnnotationKeys,
-    /// The rules as far as flags fix them: they count where the cluster has no configuration.
+    /// The rules set by flags. They apply unless the cluster has a configuration.
     pub rules: RuleConfig,
-    /// The flags and variables about rules that were given, by name.
+    /// The names of the rule flags and variables that were given.
     pub given: GivenRuleFlags,
-    /// Whether the cluster's configuration is demanded.
-    pub cluster_config: ConfigUse,
-    /// Who is taken for an agent.
+    /// The use of the cluster's configuration.
+    pub cluster_config: ConfigMode,
+    /// The service account and token requirements of agents.
     pub agents: AgentAccount,
-    /// Where the certificate comes from.
+    /// The source of the serving certificate.
     pub certificate: CertificateSource,
-    /// The Secret of the certificate, unless it comes from files: namespace and name.
+    /// Namespace and name of the certificate's Secret. Unused if the certificate comes from files.
     pub secret: (String, String),
-    /// The authorities of agents' certificates, PEM; `None`: agents show tokens.
+    /// CA bundle for agents' client certificates, PEM. `None`: agents authenticate with tokens.
     pub client_ca: Option<PathBuf>,
-    /// The metadata service of the broker's own node.
+    /// The instance metadata service of the broker's own node.
     pub metadata_addr: String,
-    /// How STS is reached.
+    /// The connection to STS.
     pub sts: StsOptions,
-    /// Whether decisions wait until a base ARN is found.
+    /// `true` if decisions wait until a base ARN is known.
     pub base_required: bool,
-    /// Which workloads share a session.
+    /// The workloads that share a session.
     pub scope: SessionScope,
-    /// The life asked of STS, seconds.
+    /// The session duration requested from STS, in seconds.
     pub session_seconds: u32,
     /// Limits of the session engine.
     pub engine: EngineOptions,
-    /// Most connections of agents.
+    /// Maximum number of agent connections.
     pub connections: usize,
-    /// Most unauthenticated ones of one address, or of an IPv6 /64.
+    /// Maximum number of unauthenticated connections per address, or per IPv6 /64.
     pub connections_per_peer: usize,
-    /// Whether kiam's agents are served, and how.
+    /// The port for kiam agents. `None` disables it.
     pub kiam: Option<KiamOptions>,
     /// The time.
     pub clock: Clock,
 }
 
-/// How kiam's agents are served.
+/// Options of the port for kiam agents.
 #[derive(Debug, Clone)]
 pub struct KiamOptions {
-    /// Their port.
+    /// Address of the port.
     pub listen: SocketAddr,
-    /// The authorities of their certificates, PEM.
+    /// CA bundle for kiam agents' client certificates, PEM.
     pub client_ca: PathBuf,
-    /// The greatest age of what is known of the cluster at which they are served.
-    pub max_picture_age: Duration,
+    /// Maximum staleness of the watches at which kiam agents are still served.
+    pub max_staleness: Duration,
 }
 
-/// Why a broker cannot start.
+/// An error that prevents the broker from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port is taken.
+    /// A listening socket cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The API server cannot be reached as configured.
+    /// The Kubernetes client cannot be configured.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// The metadata service's address is malformed.
     #[error("--metadata-addr: {0}")]
     Imds(#[from] ImdsError),
-    /// TLS cannot be set up.
-    #[error("TLS cannot be set up: {0}")]
+    /// TLS cannot be configured.
+    #[error("cannot set up TLS: {0}")]
     Tls(String),
-    /// A bound socket does not say where.
-    #[error("a listening socket cannot be used")]
+    /// The address of a bound socket cannot be read.
+    #[error("cannot use a listening socket")]
     Socket(#[from] std::io::Error),
 }
 
-/// Where it listens.
+/// The bound addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     /// The agents' port.
     pub agents: SocketAddr,
     /// The operators' port.
     pub admin: SocketAddr,
-    /// The ledger's.
+    /// The ledger's port.
     pub ledger: SocketAddr,
-    /// kiam's agents' port, if they are served.
+    /// The port for kiam agents, if enabled.
     pub kiam: Option<SocketAddr>,
 }
 
-/// A task's end: one that the broker cannot do without names itself.
+/// The result of a task: the task's name if the broker cannot continue without it.
 type TaskEnd = Option<&'static str>;
 
-/// A running broker. Dropping it aborts everything; [`Broker::stop`] ends it in order.
+/// A running broker. Dropping it aborts all tasks; [`Broker::stop`] shuts it down gracefully.
 #[derive(Debug)]
 pub struct Broker {
     addresses: Addresses,
@@ -179,11 +180,11 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts it; returns when it listens. What it needs and cannot have yet it goes on asking
-    /// for, and says so in its readiness.
+    /// Starts a broker and returns once its ports are open. Dependencies that are not available yet
+    /// are retried, and readiness reports them.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// Returns [`StartError`] if the options cannot be used.
     pub async fn start(options: BrokerOptions) -> Result<Self, StartError> {
         let readiness = Readiness::new();
         let drain = Drain::new();
@@ -197,47 +198,50 @@ impl Broker {
         let session_metrics = SessionMetrics::register(metrics.ours());
         let (sessions, driver) =
             Sessions::new(sts.clone(), options.engine, clock.clone(), session_metrics);
-        // Not bounded, but what is in it is: the desk takes one for each call to STS.
+        // Unbounded, but its content is bounded: the index takes one entry for each call to STS.
         let (changed, changes) = mpsc::unbounded_channel();
-        tasks.spawn(vital("the session driver", driver.telling(changed).run()));
+        tasks.spawn(vital(
+            "session driver",
+            driver.notify_changes(changed).run(),
+        ));
 
         let connection = Connection::new(&options.client).await?;
         info!(api_server = connection.url(), "watching");
-        let pictures = connection.pictures().clone();
-        let watch_metrics = WatchMetrics::register(metrics.ours(), &pictures);
-        let (events, writer) = eventer_as(
+        let freshness = connection.freshness().clone();
+        let watch_metrics = WatchMetrics::register(metrics.ours(), &freshness);
+        let (events, writer) = recorder_as(
             "rolegate-broker",
             connection.client(),
             options.name.clone(),
             metrics.ours(),
         );
-        tasks.spawn(vital("the writer of Events", writer.run()));
+        tasks.spawn(vital("Event writer", writer.run()));
 
-        let mut keeper = Keeper::new(
+        let mut writer = RuleStoreWriter::new(
             options.rules.clone(),
-            Point::Door,
+            EnforcementPoint::Agent,
             options.scope,
             options.session_seconds,
         );
-        if options.cluster_config != ConfigUse::Off {
-            // Flags must not count for the moment until the configuration is seen.
-            keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
+        if options.cluster_config != ConfigMode::Off {
+            // Flags must not apply before the cluster's configuration was read.
+            writer.apply(Report::RuleStore(RuleUpdate::Config(ClusterConfig::Unseen)));
         }
-        let rules = keeper.rules();
+        let rules = writer.rules();
         rolegate_rules::metrics::register(metrics.ours(), rules.clone());
         tasks.spawn(passing(in_force::report(
             rules.clone(),
             options.given,
             Some(readiness.condition("layers")),
         )));
-        let decider = Decider::new(rules.clone(), sessions, clock.clone());
-        let (reporter, reports) = mpsc::channel(REPORTS);
-        let (sender, updates) = mpsc::channel(REPORTS);
-        let reporting = |name| Reporting {
+        let authorizer = Authorizer::new(rules.clone(), sessions, clock.clone());
+        let (reporter, reports) = mpsc::channel(REPORT_QUEUE_SIZE);
+        let (sender, updates) = mpsc::channel(REPORT_QUEUE_SIZE);
+        let reporting = |name| WatchObserver {
             metrics: watch_metrics.clone(),
             condition: readiness.condition(name),
         };
-        let sources = RuleSources {
+        let sources = RuleWatches {
             connection: connection.clone(),
             cluster_config: options.cluster_config,
             metrics: watch_metrics.clone(),
@@ -245,14 +249,14 @@ impl Broker {
             reports: reporter,
         };
         let needs = rules.needs();
-        tasks.spawn(vital("the watches of rules", sources.run(rules)));
+        tasks.spawn(vital("rule watches", sources.run(rules)));
         let watch = {
             let (connection, keys) = (connection.clone(), options.annotations.clone());
             let (reporting, sender) = (reporting("namespaces"), sender.clone());
             let needs = needs.clone();
             async move { watch_namespaces(&connection, keys, needs, reporting, sender).await }
         };
-        tasks.spawn(vital("the watch of namespaces", watch));
+        tasks.spawn(vital("namespace watch", watch));
         let watch = {
             let (connection, keys) = (connection.clone(), options.annotations);
             let reporting = reporting("pods");
@@ -260,7 +264,7 @@ impl Broker {
                 watch_pods(&connection, &Scope::Cluster, keys, needs, reporting, sender).await;
             }
         };
-        tasks.spawn(vital("the watch of pods", watch));
+        tasks.spawn(vital("pod watch", watch));
 
         let (facts, learned) = watch::channel(None);
         let discovery = Discovery {
@@ -275,32 +279,32 @@ impl Broker {
         tasks.spawn(passing(discovery.run()));
 
         let agents = Agents::new(options.agents);
-        // Not bounded, but what is in it is: three for each stream, and a node's place is free when
-        // the desk has taken the last of them.
-        let (orders, ordered) = mpsc::unbounded_channel();
-        let hosts = options.kiam.is_some().then(Hosts::default);
-        let parts = DeskParts {
-            keeper,
-            decider: decider.clone(),
+        // Unbounded, but its content is bounded: at most three entries for each stream, and a
+        // node's permit is released only after the index has taken the last of them.
+        let (commands, ordered) = mpsc::unbounded_channel();
+        let node_addresses = options.kiam.is_some().then(NodeAddresses::default);
+        let parts = IndexParts {
+            writer,
+            authorizer: authorizer.clone(),
             agents: agents.clone(),
-            hosts: hosts.clone(),
+            node_addresses: node_addresses.clone(),
             metrics: broker_metrics.clone(),
         };
-        let desk = Desk::new(parts, &readiness).run(Sources {
+        let index = Index::new(parts, &readiness).run(Sources {
             updates,
             reports,
             facts: learned,
-            orders: ordered,
+            commands: ordered,
             sessions: changes,
         });
-        tasks.spawn(vital("the desk", desk));
+        tasks.spawn(vital("index", index));
 
         let store = Arc::new(CertificateStore::new(
             "broker",
             clock.clone(),
             readiness.condition("certificate"),
         ));
-        let mut lasting: Vec<Arc<dyn Lasting>> = vec![store.clone()];
+        let mut lasting: Vec<Arc<dyn Expires>> = vec![store.clone()];
         let kiam_ca = options.kiam.as_ref().map(|kiam| kiam.client_ca.clone());
         for (name, path) in [
             ("client-ca", options.client_ca.clone()),
@@ -313,7 +317,7 @@ impl Broker {
                 tasks.spawn(passing(async move { file.follow().await }));
             }
         }
-        CertificateAges::register(metrics.ours(), lasting);
+        ExpiryCollector::register(metrics.ours(), lasting);
         let authorities = Arc::new(ClientAuthorities::default());
         let tls = mutual(&store, &authorities, &clock)?;
         let limits = move |streams, unused| http2::Limits {
@@ -325,7 +329,7 @@ impl Broker {
         let (client, shown) = (connection.client(), store.clone());
         let (source, (namespace, name)) = (options.certificate, options.secret);
         let ready = readiness.clone();
-        tasks.spawn(vital("the certificate's source", async move {
+        tasks.spawn(vital("certificate source", async move {
             source
                 .follow(client, &namespace, &name, &shown, &ready)
                 .await;
@@ -333,43 +337,43 @@ impl Broker {
         if let Some(path) = options.client_ca {
             let condition = readiness.condition("client authorities");
             let following = follow_authorities(path, authorities, condition);
-            tasks.spawn(vital("the authorities of agents", following));
+            tasks.spawn(vital("client CA reload", following));
         }
 
         let ledger = Ledger::new(options.ledger_entries);
-        let tell = Tell::new(Some(events), ledger.clone());
+        let recorder = OutcomeRecorder::new(Some(events), ledger.clone());
         let mut kiam = None;
-        if let (Some(options), Some(hosts)) = (options.kiam, hosts) {
+        if let (Some(options), Some(node_addresses)) = (options.kiam, node_addresses) {
             let listener = listen(options.listen)?;
             kiam = Some(listener.local_addr()?);
             let authorities = Arc::new(ClientAuthorities::default());
             let tls = mutual(&store, &authorities, &clock)?;
             let condition = readiness.condition("kiam client authorities");
             let following = follow_authorities(options.client_ca, authorities, condition);
-            tasks.spawn(vital("the authorities of kiam's agents", following));
+            tasks.spawn(vital("kiam client CA reload", following));
             let peers = Arc::new(PortPeers {
-                expected: Expected::Nodes(hosts.clone()),
+                expected: Expected::Nodes(node_addresses.clone()),
                 port: Port::Kiam,
                 metrics: broker_metrics.clone(),
                 condition: readiness.condition("kiam connections"),
             });
             let parts = Arc::new(KiamParts {
-                hosts,
-                places: Places::new(PER_NODE),
-                rates: KeyedRate::new(kiam::REQUESTS),
-                begins: KeyedRate::new(BEGINS),
-                pictures: pictures.clone(),
-                max_picture_age: options.max_picture_age,
-                orders: orders.clone(),
-                decider,
-                tell: tell.clone(),
+                node_addresses,
+                permits: KeyedLimiter::new(MAX_PER_NODE),
+                rates: KeyedRate::new(kiam::REQUEST_RATE),
+                activations: KeyedRate::new(ACTIVATION_RATE),
+                freshness: freshness.clone(),
+                max_staleness: options.max_staleness,
+                commands: commands.clone(),
+                authorizer,
+                recorder: recorder.clone(),
                 metrics: broker_metrics.clone(),
                 clock: clock.clone(),
             });
             tasks.spawn(passing(http2::serve(
                 listener,
                 tls,
-                limits(KIAM_REQUESTS, KIAM_UNUSED),
+                limits(MAX_KIAM_REQUESTS, KIAM_UNUSED_TIMEOUT),
                 drain.clone(),
                 peers,
                 move |peer: SocketAddr, names, shown| {
@@ -388,11 +392,11 @@ impl Broker {
         let check_address = agents.account().check_address;
         let service = Service::new(ServiceParts {
             name: options.name,
-            reviewer: Reviewer::new(connection.client(), check_address, clock.clone()),
+            token_reviewer: TokenReviewer::new(connection.client(), check_address, clock.clone()),
             agents,
-            orders,
-            tell,
-            pictures,
+            commands,
+            recorder,
+            freshness,
             metrics: broker_metrics,
             clock,
             drain: drain.clone(),
@@ -408,7 +412,7 @@ impl Broker {
         };
         let serving = Admin::new(Arc::new(metrics), readiness.clone());
         tasks.spawn(passing(serving.serve(admin, drain.clone())));
-        tasks.spawn(passing(crate::ledger_page::serve(
+        tasks.spawn(passing(crate::ledger_server::serve(
             ledger,
             ledger_listener,
             drain.clone(),
@@ -416,7 +420,7 @@ impl Broker {
         tasks.spawn(passing(http2::serve(
             listener,
             tls,
-            limits(STREAMS, UNUSED),
+            limits(MAX_STREAMS, UNUSED_TIMEOUT),
             drain.clone(),
             peers,
             move |peer: SocketAddr, names, shown| {
@@ -432,17 +436,17 @@ impl Broker {
         })
     }
 
-    /// Where it listens.
+    /// Returns the bound addresses.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// Whether it is ready, and why not.
+    /// Returns the broker's readiness.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
     }
 
-    /// Returns when it ends by itself, which is a fault: the name of the task that ended.
+    /// Waits until a required task exits, which is always a bug, and returns the task's name.
     pub async fn ended(&mut self) -> &'static str {
         loop {
             match self.tasks.join_next().await {
@@ -454,14 +458,14 @@ impl Broker {
         }
     }
 
-    /// Ends it in order: streams are told to go elsewhere, up to `deadline`.
+    /// Shuts down gracefully: asks agents to reconnect elsewhere and waits up to `deadline`.
     pub async fn stop(mut self, deadline: Duration) {
         self.drain.drain(deadline).await;
         self.tasks.shutdown().await;
     }
 }
 
-/// TLS that shows what `store` holds.
+/// Builds the mutual TLS configuration from the certificate in `store`.
 fn mutual(
     store: &Arc<CertificateStore>,
     authorities: &Arc<ClientAuthorities>,
@@ -471,7 +475,7 @@ fn mutual(
         .map_err(|error| StartError::Tls(error.to_string()))
 }
 
-/// Reads a file of authorities again and again.
+/// Reloads a CA file periodically.
 async fn follow_authorities(
     path: PathBuf,
     authorities: Arc<ClientAuthorities>,
@@ -484,7 +488,7 @@ async fn follow_authorities(
             Ok(()) => condition.ok(),
             Err(why) => condition.fail(format!("{}: {why}", path.display())),
         }
-        tokio::time::sleep(AUTHORITIES).await;
+        tokio::time::sleep(CA_POLL_INTERVAL).await;
     }
 }
 

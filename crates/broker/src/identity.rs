@@ -1,5 +1,5 @@
-//! Whether somebody is the agent of a node: pure, of what the API server said of its token or of
-//! what stands in its certificate.
+//! Authenticates nodes. The functions are pure: they decide from the API server's token review, or
+//! from the client certificate.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,68 +8,66 @@ use jiff::Timestamp;
 use rolegate_core::workload::{Phase, Workload};
 use rolegate_kube::token_review::Reviewed;
 
-/// Who is taken for an agent.
+/// The service account that agents run as, and requirements on its tokens.
 #[derive(Debug, Clone)]
 pub struct AgentAccount {
     /// The namespace of the agents' service account.
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
-    /// The audience that tokens must be for.
+    /// The required audience of tokens.
     pub audience: String,
-    /// Whether a connection must come from an address of the agent's pod. Agents are on their
-    /// host's network; where something between rewrites addresses, this cannot be looked at.
+    /// Require connections to come from the IP of the agent's pod. Agents use the host network, so
+    /// this must be off where NAT rewrites source addresses.
     pub check_address: bool,
 }
 
-/// Somebody who was found to be the agent of a node.
+/// A node whose agent has authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proven {
+pub struct AuthenticatedNode {
     /// `metadata.name` of the node.
     pub node: Arc<str>,
-    /// The agent's pod, where a token named it: the stream ends with it.
+    /// The agent's pod, if a token named it. The stream ends when the pod does.
     pub pod_uid: Option<Arc<str>>,
-    /// When the token or the certificate ends, as far as it says so.
+    /// Expiry of the token or certificate, if it has one.
     pub until: Option<Timestamp>,
 }
 
-/// Why somebody is not taken for the agent of the node. It is told to whoever showed the token or
-/// certificate, and names nothing that isn't in it.
+/// The reason why authentication failed. The peer sees this text, so it must not reveal anything
+/// that the token or certificate does not contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The API server doesn't know the token, or it has ended.
-    #[error("the token is none of this cluster's, or has ended")]
+pub enum AuthnRejection {
+    /// The API server does not recognize the token, or the token has expired.
+    #[error("the token was not issued by this cluster or has expired")]
     Unknown,
-    /// It is for somebody else.
+    /// The token is for another audience.
     #[error("the token is not for the broker's audience")]
     Audience,
-    /// It is of another service account.
-    #[error("the token is not of the agents' service account")]
+    /// The token belongs to another service account.
+    #[error("the token does not belong to the agents' service account")]
     Account,
-    /// It is not bound to a pod, so that anybody may have asked for it.
+    /// The token is not bound to a pod, so any client may have requested it.
     #[error("the token is not bound to a pod: mount a projected token")]
     Unbound,
-    /// The pod is not there, not seen yet, or over.
-    #[error("the token's pod is not there any more, or not seen yet")]
+    /// The pod was deleted, has finished, or has not been observed yet.
+    #[error("the token's pod does not exist or has not been observed yet")]
     Gone,
-    /// The pod is on another node than the token or the agent says.
-    #[error("the token or certificate is of another node")]
+    /// The pod runs on another node than the token or the agent claims.
+    #[error("the token or certificate belongs to another node")]
     Node,
-    /// The connection comes from elsewhere.
+    /// The connection comes from another address.
     #[error("the connection does not come from the address of the token's pod")]
     Address,
-    /// What was proven once counts no longer.
-    #[error(
-        "the token or certificate has ended, or the agent did not prove again in time who it is"
-    )]
+    /// The credentials have expired.
+    #[error("the token or certificate has expired, or the agent did not reauthenticate in time")]
     Ended,
-    /// There is neither a token nor a certificate.
-    #[error("there is neither a token nor a client certificate that names a node")]
+    /// The peer presented neither a token nor a certificate.
+    #[error("no token was presented, and no client certificate that names a node")]
     Nothing,
 }
 
-impl Refused {
-    /// A word for metrics.
+impl AuthnRejection {
+    /// Returns the value of the metric label.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -84,80 +82,80 @@ impl Refused {
         }
     }
 
-    /// Whether it may be better in a moment: the broker's own watch may lag behind the agent.
-    pub fn may_pass(self) -> bool {
+    /// Returns `true` if a retry may succeed: the broker's watch may lag behind the agent.
+    pub fn is_retriable(self) -> bool {
         matches!(self, Self::Gone | Self::Address)
     }
 }
 
-/// Whether the token that `reviewed` is about is that of the agent of node `claimed`, shown from
-/// `peer`. `pod` is the pod that it is bound to, as the broker's own watch knows it.
+/// Checks that the `reviewed` token belongs to the agent of node `claimed` and was sent from
+/// `peer`. `pod` is the pod that the token is bound to, as the broker's own watch reports it.
 ///
 /// # Errors
-/// [`Refused`].
+/// Returns [`AuthnRejection`] if the token does not authenticate the node.
 pub fn by_token(
     reviewed: &Reviewed,
     account: &AgentAccount,
     claimed: &str,
     peer: IpAddr,
     pod: Option<&Workload>,
-) -> Result<Proven, Refused> {
+) -> Result<AuthenticatedNode, AuthnRejection> {
     if !reviewed.authenticated {
-        return Err(Refused::Unknown);
+        return Err(AuthnRejection::Unknown);
     }
-    // An API server that checked no audience names none.
+    // An API server that does not validate audiences reports none.
     if !reviewed.audiences.contains(&account.audience) {
-        return Err(Refused::Audience);
+        return Err(AuthnRejection::Audience);
     }
     let username = format!(
         "system:serviceaccount:{}:{}",
         account.namespace, account.name
     );
     if reviewed.username != username {
-        return Err(Refused::Account);
+        return Err(AuthnRejection::Account);
     }
-    let uid = reviewed.pod_uid.as_deref().ok_or(Refused::Unbound)?;
+    let uid = reviewed.pod_uid.as_deref().ok_or(AuthnRejection::Unbound)?;
     let pod = pod.filter(|pod| is_live_agent(pod, account) && *pod.uid == *uid);
-    let pod = pod.ok_or(Refused::Gone)?;
-    let node = pod.node.clone().ok_or(Refused::Node)?;
+    let pod = pod.ok_or(AuthnRejection::Gone)?;
+    let node = pod.node.clone().ok_or(AuthnRejection::Node)?;
     let said = reviewed.node_name.as_deref();
     if *node != *claimed || said.is_some_and(|said| *said != *node) {
-        return Err(Refused::Node);
+        return Err(AuthnRejection::Node);
     }
     if account.check_address && !pod.addresses.contains(&peer.to_canonical()) {
-        return Err(Refused::Address);
+        return Err(AuthnRejection::Address);
     }
-    Ok(Proven {
+    Ok(AuthenticatedNode {
         node,
         pod_uid: Some(pod.uid.clone()),
         until: reviewed.until,
     })
 }
 
-/// Whether the nodes that a client certificate, good `until` then, names are the one that is
-/// `claimed`.
+/// Checks that `nodes`, the nodes named by a client certificate that expires at `until`, consist of
+/// `claimed` alone.
 ///
 /// # Errors
-/// [`Refused`].
+/// Returns [`AuthnRejection`] if the certificate does not authenticate the node.
 pub fn by_certificate(
     named: &[String],
     until: Option<Timestamp>,
     claimed: &str,
-) -> Result<Proven, Refused> {
+) -> Result<AuthenticatedNode, AuthnRejection> {
     match named {
-        [node] if node == claimed => Ok(Proven {
+        [node] if node == claimed => Ok(AuthenticatedNode {
             node: claimed.into(),
             pod_uid: None,
             until,
         }),
-        [] => Err(Refused::Nothing),
-        // One certificate is one node's.
-        _ => Err(Refused::Node),
+        [] => Err(AuthnRejection::Nothing),
+        // A certificate must name exactly one node.
+        _ => Err(AuthnRejection::Node),
     }
 }
 
-/// Whether a pod is of the agents' service account and lives. A mirror pod is not: a kubelet
-/// writes into it what it likes.
+/// Returns `true` if the pod belongs to the agents' service account and is running. Mirror pods are
+/// excluded, because a kubelet controls their whole content.
 pub fn is_live_agent(pod: &Workload, account: &AgentAccount) -> bool {
     pod.namespace == account.namespace
         && pod.service_account == account.name
@@ -167,8 +165,8 @@ pub fn is_live_agent(pod: &Workload, account: &AgentAccount) -> bool {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use rolegate_core::key_values::KeyValues;
-    use rolegate_core::workload::Wish;
+    use rolegate_core::labels::Labels;
+    use rolegate_core::workload::RoleRequest;
 
     use super::*;
 
@@ -198,9 +196,9 @@ pub(crate) mod tests {
             phase: Phase::Running,
             host_network: true,
             mirror: false,
-            wish: Wish::default(),
-            labels: KeyValues::default(),
-            annotations: KeyValues::default(),
+            wish: RoleRequest::default(),
+            labels: Labels::default(),
+            annotations: Labels::default(),
         }
     }
 
@@ -223,7 +221,7 @@ pub(crate) mod tests {
             (&*proven.node, proven.pod_uid.as_deref()),
             (NODE, Some("uid-agent"))
         );
-        // Before Kubernetes 1.30 tokens name no node: the pod's own counts.
+        // Tokens issued before Kubernetes 1.30 name no node, so the pod's node is used.
         let older = Reviewed {
             node_name: None,
             ..reviewed()
@@ -240,29 +238,35 @@ pub(crate) mod tests {
         };
         assert_eq!(
             review(&|it| it.authenticated = false),
-            Some(Refused::Unknown)
+            Some(AuthnRejection::Unknown)
         );
-        assert_eq!(review(&|it| it.audiences.clear()), Some(Refused::Audience));
+        assert_eq!(
+            review(&|it| it.audiences.clear()),
+            Some(AuthnRejection::Audience)
+        );
         assert_eq!(
             review(&|it| it.audiences = vec!["other".into()]),
-            Some(Refused::Audience)
+            Some(AuthnRejection::Audience)
         );
         assert_eq!(
             review(&|it| it.username = "system:serviceaccount:rolegate:default".into()),
-            Some(Refused::Account)
+            Some(AuthnRejection::Account)
         );
         assert_eq!(
             review(&|it| it.username = "system:serviceaccount:shop:rolegate-agent".into()),
-            Some(Refused::Account)
+            Some(AuthnRejection::Account)
         );
-        assert_eq!(review(&|it| it.pod_uid = None), Some(Refused::Unbound));
+        assert_eq!(
+            review(&|it| it.pod_uid = None),
+            Some(AuthnRejection::Unbound)
+        );
         assert_eq!(
             review(&|it| it.pod_uid = Some("uid-other".into())),
-            Some(Refused::Gone)
+            Some(AuthnRejection::Gone)
         );
         assert_eq!(
             review(&|it| it.node_name = Some("node-b".into())),
-            Some(Refused::Node)
+            Some(AuthnRejection::Node)
         );
 
         let pod = |change: &dyn Fn(&mut Workload)| {
@@ -270,23 +274,29 @@ pub(crate) mod tests {
             change(&mut pod);
             by_token(&reviewed(), &account(), NODE, peer(), Some(&pod)).err()
         };
-        assert_eq!(pod(&|it| it.phase = Phase::Failed), Some(Refused::Gone));
-        assert_eq!(pod(&|it| it.mirror = true), Some(Refused::Gone));
+        assert_eq!(
+            pod(&|it| it.phase = Phase::Failed),
+            Some(AuthnRejection::Gone)
+        );
+        assert_eq!(pod(&|it| it.mirror = true), Some(AuthnRejection::Gone));
         assert_eq!(
             pod(&|it| it.service_account = "default".into()),
-            Some(Refused::Gone)
+            Some(AuthnRejection::Gone)
         );
         assert_eq!(
             pod(&|it| it.node = Some("node-b".into())),
-            Some(Refused::Node)
+            Some(AuthnRejection::Node)
         );
-        assert_eq!(pod(&|it| it.node = None), Some(Refused::Node));
-        assert_eq!(pod(&|it| it.addresses.clear()), Some(Refused::Address));
+        assert_eq!(pod(&|it| it.node = None), Some(AuthnRejection::Node));
+        assert_eq!(
+            pod(&|it| it.addresses.clear()),
+            Some(AuthnRejection::Address)
+        );
 
         let unseen = by_token(&reviewed(), &account(), NODE, peer(), None);
-        assert_eq!(unseen, Err(Refused::Gone));
+        assert_eq!(unseen, Err(AuthnRejection::Gone));
         let elsewhere = by_token(&reviewed(), &account(), "node-b", peer(), Some(&agent()));
-        assert_eq!(elsewhere, Err(Refused::Node));
+        assert_eq!(elsewhere, Err(AuthnRejection::Node));
         let replayed = by_token(
             &reviewed(),
             &account(),
@@ -294,7 +304,7 @@ pub(crate) mod tests {
             [192, 0, 2, 2].into(),
             Some(&agent()),
         );
-        assert_eq!(replayed, Err(Refused::Address));
+        assert_eq!(replayed, Err(AuthnRejection::Address));
     }
 
     #[test]
@@ -304,26 +314,26 @@ pub(crate) mod tests {
             by_certificate(&nodes, None, NODE)
         };
         assert!(named(&[NODE]).is_ok());
-        assert_eq!(named(&[]), Err(Refused::Nothing));
-        assert_eq!(named(&["node-b"]), Err(Refused::Node));
-        assert_eq!(named(&[NODE, "node-b"]), Err(Refused::Node));
+        assert_eq!(named(&[]), Err(AuthnRejection::Nothing));
+        assert_eq!(named(&["node-b"]), Err(AuthnRejection::Node));
+        assert_eq!(named(&[NODE, "node-b"]), Err(AuthnRejection::Node));
     }
 
     #[test]
-    fn what_the_watch_may_bring_in_a_moment_is_waited_for_and_nothing_else() {
-        for refused in [Refused::Gone, Refused::Address] {
-            assert!(refused.may_pass(), "{refused:?}");
+    fn only_errors_that_a_later_watch_event_may_fix_are_retriable() {
+        for refused in [AuthnRejection::Gone, AuthnRejection::Address] {
+            assert!(refused.is_retriable(), "{refused:?}");
         }
         for refused in [
-            Refused::Unknown,
-            Refused::Audience,
-            Refused::Account,
-            Refused::Unbound,
-            Refused::Node,
-            Refused::Ended,
-            Refused::Nothing,
+            AuthnRejection::Unknown,
+            AuthnRejection::Audience,
+            AuthnRejection::Account,
+            AuthnRejection::Unbound,
+            AuthnRejection::Node,
+            AuthnRejection::Ended,
+            AuthnRejection::Nothing,
         ] {
-            assert!(!refused.may_pass(), "{refused:?}");
+            assert!(!refused.is_retriable(), "{refused:?}");
         }
     }
 }

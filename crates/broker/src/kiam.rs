@@ -1,7 +1,7 @@
-//! kiam's interface, for kiam's agents while a cluster moves over one node at a time.
+//! The kiam-compatible gRPC interface, for clusters that migrate from kiam node by node.
 //!
-//! kiam's agents share one certificate, so nothing but the address of a connection tells which node
-//! it comes from. Pods of another node are not found, as if they weren't there.
+//! kiam's agents share one certificate, so only the address of a connection identifies its node.
+//! Pods of other nodes are reported as not found.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -9,84 +9,84 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rolegate_authorizer::authorizer::Authorizer;
+use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
+use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::sessions::{Current, Session};
 use rolegate_core::session::Failure;
 use rolegate_core::workload::Workload;
-use rolegate_kube::picture::Pictures;
+use rolegate_kube::freshness::FreshnessSet;
 use rolegate_proto::kiam::{
     Credentials, GetHealthRequest, GetPodCredentialsRequest, GetPodRoleRequest, HealthStatus, Role,
     kiam_service_server,
 };
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::http2::Authentication;
-use rolegate_runtime::places::{Place, Places};
+use rolegate_runtime::keyed_limit::{KeyedLimiter, Permit};
 use rolegate_runtime::rate::{KeyedRate, Rate};
 use rolegate_runtime::tls::ClientNames;
-use rolegate_standing::decider::Decider;
-use rolegate_standing::resident::{Allowed, Decided, Resident, Standing};
-use rolegate_standing::tell::Tell;
 use serde::Deserialize;
 use tokio::sync::{OnceCell, mpsc};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use crate::desk::Order;
-use crate::feed::Feed;
-use crate::hosts::Hosts;
+use crate::index::StreamCommand;
 use crate::metrics::{BrokerMetrics, KiamUser};
-use crate::service::Seat;
+use crate::node_addresses::NodeAddresses;
+use crate::service::Registration;
+use crate::subscription::Subscription;
 
-/// For the node's pods to be decided for when its first agent connects.
-const BEGIN: Duration = Duration::from_secs(3);
-/// For a session's first credentials; kiam's agents ask again for five seconds.
-const WAIT: Duration = Duration::from_secs(3);
-/// Requests of one node's agents in a time: more of them wait.
-pub const REQUESTS: Rate = Rate {
+/// Time to wait for the node's pods to be decided when its first agent connects.
+const ACTIVATION_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time to wait for a session's first credentials. kiam's agents retry for five seconds.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
+/// Rate of requests from one node's agents. Requests above it wait.
+pub const REQUEST_RATE: Rate = Rate {
     burst: 1000.0,
     per_second: 200.0,
 };
-/// Longest request, bytes: an address and a role.
-const MAX_REQUEST: usize = 8 << 10;
+/// Maximum size of a request (an address and a role), in bytes.
+const MAX_REQUEST_BYTES: usize = 8 << 10;
 
-/// What all connections share.
+/// State shared by all connections.
 #[derive(Debug)]
 pub struct KiamParts {
-    /// Which node an address is of.
-    pub hosts: Hosts,
-    /// Seats that nodes have by kiam's agents.
-    pub places: Places<Arc<str>>,
-    /// Requests of each node.
+    /// The addresses of nodes.
+    pub node_addresses: NodeAddresses,
+    /// Limit of connections per node.
+    pub permits: KeyedLimiter<Arc<str>>,
+    /// Request rate of each node.
     pub rates: KeyedRate<Arc<str>>,
-    /// New seats of each node.
-    pub begins: KeyedRate<Arc<str>>,
-    /// The age of what is known of the cluster.
-    pub pictures: Pictures,
-    /// The greatest age at which anything is served.
-    pub max_picture_age: Duration,
-    /// Where seats are taken.
-    pub orders: mpsc::UnboundedSender<Order>,
-    /// Decides where the desk has not got to a pod since the rules changed.
-    pub decider: Decider,
-    /// Tells owners of pods, and the ledger.
-    pub tell: Tell,
-    /// Counts.
+    /// Activation rate of each node.
+    pub activations: KeyedRate<Arc<str>>,
+    /// The freshness of the watches.
+    pub freshness: FreshnessSet,
+    /// Maximum staleness at which credentials are served.
+    pub max_staleness: Duration,
+    /// Commands to the index.
+    pub commands: mpsc::UnboundedSender<StreamCommand>,
+    /// The authorizer. Decides where the index has not processed a pod since the rules changed.
+    pub authorizer: Authorizer,
+    /// Records outcomes as Events, logs and ledger entries.
+    pub recorder: OutcomeRecorder,
+    /// The broker's metrics.
     pub metrics: BrokerMetrics,
     /// The time.
     pub clock: Clock,
 }
 
-/// One connection. It holds its node's sessions as long as it is open.
+/// One connection. It keeps its node's sessions in use while it is open.
 #[derive(Debug)]
 pub struct KiamConnection {
     parts: Arc<KiamParts>,
     peer: IpAddr,
-    /// The end of its certificate.
+    /// Expiry of the client certificate.
     until: Timestamp,
     shown: Authentication,
-    /// Its place among its node's, until it has a seat.
-    place: Mutex<Option<Place<Arc<str>>>>,
-    seat: OnceCell<(Seat, KiamUser)>,
+    /// Permit from the node's limit, until the connection registers with the index.
+    permit: Mutex<Option<Permit<Arc<str>>>>,
+    registration: OnceCell<(Registration, KiamUser)>,
 }
 
 impl KiamConnection {
@@ -100,14 +100,14 @@ impl KiamConnection {
         shown: Authentication,
     ) -> Option<Self> {
         let until = names.until?;
-        let place = match parts.hosts.node_of(peer) {
+        let permit = match parts.node_addresses.node_of(peer) {
             None => None,
             Some(node) => {
-                let Some(place) = parts.places.take(node).filter(|_| shown.succeed()) else {
+                let Some(permit) = parts.permits.take(node).filter(|_| shown.succeed()) else {
                     parts.metrics.kiam("refused");
                     return None;
                 };
-                Some(place)
+                Some(permit)
             }
         };
         Some(Self {
@@ -115,98 +115,106 @@ impl KiamConnection {
             peer: peer.to_canonical(),
             until,
             shown,
-            place: Mutex::new(place),
-            seat: OnceCell::new(),
+            permit: Mutex::new(permit),
+            registration: OnceCell::new(),
         })
     }
 
-    /// What the node of the connection's address may have.
-    async fn feed(&self) -> Result<&Feed, Status> {
+    /// Returns the subscription of the node that owns the connection's address.
+    async fn subscription(&self) -> Result<&Subscription, Status> {
         if self.until <= self.parts.clock.now() {
             self.parts.metrics.kiam("refused");
             return Err(Status::unauthenticated(
-                "the client's certificate has ended",
+                "the client certificate has expired",
             ));
         }
-        let node = self.parts.hosts.node_of(self.peer).ok_or_else(|| {
+        let node = self.parts.node_addresses.node_of(self.peer).ok_or_else(|| {
             self.parts.metrics.kiam("refused");
             self.shown.close_unauthenticated();
-            warn!(peer = %self.peer, "a kiam agent's address is of no node, or of several: it is refused");
-            Status::permission_denied("this address is of no node")
+            warn!(peer = %self.peer, "rejecting a kiam agent: its address belongs to no node or to several");
+            Status::permission_denied("this address does not belong to a node")
         })?;
         let wait = self.parts.rates.charge(&node, 1);
-        if wait > WAIT {
-            return Err(Status::resource_exhausted("this node asks too often"));
+        if wait > SESSION_TIMEOUT {
+            return Err(Status::resource_exhausted(
+                "too many requests from this node",
+            ));
         }
         tokio::time::sleep(wait).await;
-        let begin = || async { self.begin(node.clone()) };
-        let (seat, _) = self.seat.get_or_try_init(begin).await?;
-        if seat.feed.node != node {
+        let activate = || async { self.activate(node.clone()) };
+        let (registration, _) = self.registration.get_or_try_init(activate).await?;
+        if registration.subscription.node != node {
             self.parts.metrics.kiam("refused");
-            return Err(Status::permission_denied("this address was another node's"));
+            return Err(Status::permission_denied(
+                "this address belonged to another node",
+            ));
         }
-        if timeout(BEGIN, seat.feed.completed()).await.is_err() {
+        if timeout(ACTIVATION_TIMEOUT, registration.subscription.completed())
+            .await
+            .is_err()
+        {
             return Err(Status::unavailable("not all pods and rules are known yet"));
         }
-        Ok(&seat.feed)
+        Ok(&registration.subscription)
     }
 
-    /// Takes a seat, which is kept while it is not complete yet: the next request goes on waiting
-    /// for it.
-    fn begin(&self, node: Arc<str>) -> Result<(Seat, KiamUser), Status> {
+    /// Registers with the index. The registration is kept while the subscription is incomplete, so
+    /// that the next request continues to wait for it.
+    fn activate(&self, node: Arc<str>) -> Result<(Registration, KiamUser), Status> {
         let refuse = |why| {
             self.parts.metrics.kiam("refused");
             self.shown.close();
             Status::resource_exhausted(why)
         };
-        let crowded = "this node has as many connections as it may have";
-        let often = "connections of this node begin too often: try again in a few seconds";
-        let place = self.place(node.clone()).ok_or_else(|| refuse(crowded))?;
-        if !self.parts.begins.take(&node) {
+        let crowded = "this node has reached its limit of connections";
+        let often = "too many new connections from this node: try again in a few seconds";
+        let permit = self.permit(node.clone()).ok_or_else(|| refuse(crowded))?;
+        if !self.parts.activations.take(&node) {
             return Err(refuse(often));
         }
-        let seat = Seat::take(Feed::new(place, None), self.parts.orders.clone());
-        seat.begin();
-        info!(node = %seat.feed.node, peer = %self.peer, "a kiam agent is served");
-        Ok((seat, self.parts.metrics.kiam_user()))
+        let registration =
+            Registration::take(Subscription::new(permit, None), self.parts.commands.clone());
+        registration.activate();
+        info!(node = %registration.subscription.node, peer = %self.peer, "kiam agent connected");
+        Ok((registration, self.parts.metrics.kiam_user()))
     }
 
-    /// The connection's place among those of `node`.
-    fn place(&self, node: Arc<str>) -> Option<Place<Arc<str>>> {
-        let mut own = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = own.take().filter(|own| *own.whose() == node);
-        let place = own.or_else(|| self.parts.places.take(node))?;
-        self.shown.succeed().then_some(place)
+    /// Returns the connection's permit from the limit of `node`.
+    fn permit(&self, node: Arc<str>) -> Option<Permit<Arc<str>>> {
+        let mut own = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = own.take().filter(|own| *own.key() == node);
+        let permit = own.or_else(|| self.parts.permits.take(node))?;
+        self.shown.succeed().then_some(permit)
     }
 
-    /// The pod of the node that has the address `ip`, and what counts for it now.
+    /// Returns the pod on this node that has the address `ip`, with its current authorization.
     async fn pod(&self, ip: &str) -> Result<Pod, Status> {
-        let feed = self.feed().await?;
-        // rolegate's agents compare the age that their stream tells them; kiam's know of none.
-        let age = self.parts.pictures.age();
-        if age.is_none_or(|age| age > self.parts.max_picture_age) {
-            return Err(self.unavailable("the API server has sent nothing for too long"));
+        let subscription = self.subscription().await?;
+        // rolegate's agents check the staleness that their stream reports. kiam's agents do not.
+        let age = self.parts.freshness.age();
+        if age.is_none_or(|age| age > self.parts.max_staleness) {
+            return Err(self.unavailable("no update from the API server for too long"));
         }
         let address: Option<IpAddr> = ip.parse().ok();
-        let resident = address.and_then(|address| feed.at(address.to_canonical()));
-        let resident = resident.ok_or_else(|| {
+        let entry = address.and_then(|address| subscription.at(address.to_canonical()));
+        let entry = entry.ok_or_else(|| {
             self.parts.metrics.kiam("unknown");
             Status::unknown("pod not found")
         })?;
-        let decided = self.parts.decider.look(&resident);
-        if matches!(decided.standing, Standing::Undecided) {
-            return Err(self.unavailable("the pod is not decided for yet"));
+        let decided = self.parts.authorizer.peek(&entry);
+        if matches!(decided.authorization, Authorization::Pending) {
+            return Err(self.unavailable("there is no decision for this pod yet"));
         }
-        Ok(Pod { resident, decided })
+        Ok(Pod { entry, decided })
     }
 
-    /// What the pod may have, if that is `role`.
+    /// Returns the authorization of the pod if it may assume `role`.
     fn allowed<'p>(&self, pod: &'p Pod, role: &str) -> Result<&'p Allowed, Status> {
-        match &pod.decided.standing {
-            Standing::Allowed(allowed) if names(allowed, role) => Ok(allowed),
-            Standing::Denied { denial, .. } => {
+        match &pod.decided.authorization {
+            Authorization::Allowed(allowed) if names(allowed, role) => Ok(allowed),
+            Authorization::Denied { denial, .. } => {
                 let parts = &self.parts;
-                parts.tell.denied(&pod.resident, denial, parts.clock.now());
+                parts.recorder.denied(&pod.entry, denial, parts.clock.now());
                 Err(self.forbidden())
             }
             _ => Err(self.forbidden()),
@@ -218,35 +226,35 @@ impl KiamConnection {
         let asked = self.pod(ip).await?;
         let wanted = self.allowed(&asked, role)?;
         let session = self.session(wanted).await;
-        // Meanwhile the pod may have gone, or its right.
+        // The pod or its authorization may be gone by now.
         let pod = self.pod(ip).await?;
         let allowed = self.allowed(&pod, role)?;
-        if pod.resident.workload.uid != asked.resident.workload.uid
+        if pod.entry.workload.uid != asked.entry.workload.uid
             || allowed.lease.cell().key() != wanted.lease.cell().key()
         {
-            return Err(self.unavailable("the pod changed while it waited"));
+            return Err(self.unavailable("the pod changed during the request"));
         }
-        let (resident, now) = (&pod.resident, parts.clock.now());
+        let (entry, now) = (&pod.entry, parts.clock.now());
         match session {
-            None => Err(self.unavailable("STS has not answered yet")),
+            None => Err(self.unavailable("STS has not responded yet")),
             Some(Err(failure)) => {
-                parts.tell.failing(resident, &allowed.role, &failure, now);
+                parts.recorder.failing(entry, &allowed.role, &failure, now);
                 parts.metrics.kiam("failed");
-                // AWS's message names the broker's role, which is for its own log.
+                // AWS's message names the broker's role, so it goes to the broker's log only.
                 Err(Status::unknown(failure.to_owner(&allowed.role)))
             }
             Some(Ok(session)) => {
                 for denial in &allowed.audited {
-                    parts.tell.audited(resident, denial, now);
+                    parts.recorder.audited(entry, denial, now);
                 }
-                parts.tell.served(resident, allowed, &session, now);
+                parts.recorder.served(entry, allowed, &session, now);
                 parts.metrics.kiam("served");
                 message(&session)
             }
         }
     }
 
-    /// The session, or why there is none; `None` where STS takes too long.
+    /// Returns the session or the STS error. `None` if STS takes too long.
     async fn session(&self, allowed: &Allowed) -> Option<Result<Arc<Session>, Failure>> {
         let cell = allowed.lease.cell();
         let session = async {
@@ -256,13 +264,13 @@ impl KiamConnection {
                     Current::Live(session) => return Ok(session),
                     Current::Failed(failure) => return Err(failure),
                     Current::Fetching => {
-                        allowed.lease.ask();
+                        allowed.lease.prioritize();
                         changed.await;
                     }
                 }
             }
         };
-        timeout(WAIT, session).await.ok()
+        timeout(SESSION_TIMEOUT, session).await.ok()
     }
 
     fn forbidden(&self) -> Status {
@@ -276,32 +284,33 @@ impl KiamConnection {
     }
 }
 
-/// A pod, and what counts for it at the moment.
+/// A pod and its current authorization.
 struct Pod {
-    resident: Arc<Resident>,
-    decided: Arc<Decided>,
+    entry: Arc<PodEntry>,
+    decided: Arc<DecisionRecord>,
 }
 
-/// Whether a pod that asks for `role` asks for the one that it may have.
+/// Returns `true` if `role` names the role that the pod may assume.
 fn names(allowed: &Allowed, role: &str) -> bool {
-    // kiam reads a name with a slash before it as the name.
+    // kiam ignores a leading slash.
     let role = role.strip_prefix('/').unwrap_or(role);
-    allowed.listed == role.as_bytes() || allowed.role.as_str() == role
+    allowed.role_name == role.as_bytes() || allowed.role.as_str() == role
 }
 
-/// The role as the pod names it, as kiam tells it: what comes of it is told with the credentials.
-fn named(pod: &Workload, standing: &Standing) -> String {
-    match standing {
-        Standing::Allowed(allowed) => String::from_utf8_lossy(&allowed.listed).into_owned(),
-        Standing::Denied { denial, .. } => match &pod.wish.role {
+/// Returns the role as the pod names it, which is the form kiam reports. Errors are reported when
+/// credentials are requested.
+fn named(pod: &Workload, authorization: &Authorization) -> String {
+    match authorization {
+        Authorization::Allowed(allowed) => String::from_utf8_lossy(&allowed.role_name).into_owned(),
+        Authorization::Denied { denial, .. } => match &pod.wish.role {
             Some(role) => role.to_string(),
             None => denial.role.clone(),
         },
-        Standing::NoRole | Standing::Undecided => String::new(),
+        Authorization::NoRole | Authorization::Pending => String::new(),
     }
 }
 
-/// The document of a session, read again.
+/// The fields of a rendered session document.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document<'d> {
@@ -318,7 +327,7 @@ struct Document<'d> {
 fn message(session: &Session) -> Result<Credentials, Status> {
     let document = session.document.bytes();
     let document: Document<'_> = serde_json::from_slice(&document)
-        .map_err(|_| Status::internal("the credentials cannot be read"))?;
+        .map_err(|_| Status::internal("cannot parse the credentials"))?;
     Ok(Credentials {
         code: "Success".into(),
         r#type: "AWS-HMAC".into(),
@@ -337,7 +346,7 @@ impl kiam_service_server::KiamService for KiamConnection {
         request: Request<GetPodRoleRequest>,
     ) -> Result<Response<Role>, Status> {
         let pod = self.pod(&request.get_ref().ip).await?;
-        let name = named(&pod.resident.workload, &pod.decided.standing);
+        let name = named(&pod.entry.workload, &pod.decided.authorization);
         Ok(Response::new(Role { name }))
     }
 
@@ -359,9 +368,10 @@ impl kiam_service_server::KiamService for KiamConnection {
     }
 }
 
-/// What answers the requests of a connection.
+/// Builds the gRPC server of a connection.
 pub fn server(
     connection: KiamConnection,
 ) -> kiam_service_server::KiamServiceServer<KiamConnection> {
-    kiam_service_server::KiamServiceServer::new(connection).max_decoding_message_size(MAX_REQUEST)
+    kiam_service_server::KiamServiceServer::new(connection)
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
 }

@@ -1,20 +1,20 @@
-//! The broker: holds the AWS rights and the rules for agents that have neither, and gives each what
-//! the pods of its own node may have.
+//! The broker: holds the AWS permissions and the rules for agents that have neither, and sends each
+//! agent the authorizations and sessions of its own node's pods.
 //!
-//! An agent opens a stream and proves its node ([`identity`], [`service`]). The [`desk`] knows all
-//! pods and writes the stream's [`feed`], from which is sent what is news. Which pod may have what
-//! is decided by `rolegate-core`, through `rolegate-standing` like in an agent that works alone.
-//! [`kiam`] answers kiam's agents while a cluster moves over.
+//! An agent opens a stream and authenticates as its node ([`identity`], [`service`]). The [`index`]
+//! knows all pods and updates the stream's [`subscription`], from which changes are sent.
+//! `rolegate-core` makes the decisions through `rolegate-authorizer`, as in a standalone agent.
+//! [`kiam`] serves kiam's agents during a migration.
 
-pub mod agents;
+pub mod agent_pods;
 pub mod app;
-pub mod desk;
-pub mod feed;
-pub mod hosts;
 pub mod identity;
+pub mod index;
 pub mod kiam;
-pub mod ledger_page;
+pub mod ledger_server;
 pub mod metrics;
+pub mod node_addresses;
 mod peers;
-pub mod reviewer;
 pub mod service;
+pub mod subscription;
+pub mod token_reviewer;

@@ -1,4 +1,4 @@
-//! Metrics of the broker.
+//! The broker's metrics.
 
 use std::sync::atomic::AtomicI64;
 
@@ -11,7 +11,6 @@ use rolegate_runtime::http2::{Limit, Usage};
 type Label = [(&'static str, &'static str); 1];
 type TwoLabels = [(&'static str, &'static str); 2];
 
-/// A port for agents.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Port {
     /// The port for rolegate's agents.
@@ -29,7 +28,7 @@ impl Port {
     }
 }
 
-/// What the broker counts. Cheap to clone; all clones are one.
+/// The broker's metrics. Cloning is cheap; clones share state.
 #[derive(Debug, Clone, Default)]
 pub struct BrokerMetrics {
     streams: Family<Label, Gauge<i64, AtomicI64>>,
@@ -62,38 +61,38 @@ impl BrokerMetrics {
         let metrics = Self::default();
         registry.register(
             "broker_streams",
-            "Streams of agents: serving pods, or kept warm",
+            "Streams of agents, by use: serving pods, or on standby",
             metrics.streams.clone(),
         );
         registry.register(
             "broker_refused",
-            "Streams refused or ended since the agent could not prove which node it is on",
+            "Streams rejected or closed because authentication failed or a limit was reached",
             metrics.refused.clone(),
         );
-        registry.register("pods", "Pods known, of all nodes", metrics.pods.clone());
+        registry.register("pods", "Pods of all nodes", metrics.pods.clone());
         registry.register(
             "broker_address_claimed_twice",
-            "Times that pods of two nodes claimed one address",
+            "Conflicts between pods on different nodes that claimed the same IP",
             metrics.claimed_twice.clone(),
         );
         registry.register(
             "broker_kiam_connections",
-            "Connections of kiam's agents, which prove nothing but their address",
+            "Connections of kiam agents, which are identified by their address only",
             metrics.kiam_users.clone(),
         );
         registry.register(
             "broker_kiam_requests",
-            "Requests of kiam's agents for credentials, by outcome",
+            "Credential requests of kiam agents, by outcome",
             metrics.kiam.clone(),
         );
         registry.register(
             "broker_connections",
-            "Connections of agents, and of whoever else can reach the port",
+            "Connections to the ports for agents, including those of unknown peers",
             metrics.connections.clone(),
         );
         registry.register(
             "broker_connections_closed",
-            "Connections closed since a limit of them was reached",
+            "Connections closed because a limit was reached",
             metrics.closed.clone(),
         );
         metrics.set_streams(0, 0);
@@ -144,4 +143,49 @@ impl BrokerMetrics {
 
 fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_counted_under_its_label() {
+        let mut registry = Registry::default();
+        let metrics = BrokerMetrics::register(&mut registry);
+        metrics.set_streams(2, 5);
+        metrics.refused("token");
+        let usage = Usage {
+            authenticated: 3,
+            unauthenticated: 4,
+            reached: None,
+        };
+        metrics.set_connections(Port::Agents, usage);
+        metrics.connection_closed(Port::Agents, Limit::Rate);
+        metrics.connection_closed(Port::Kiam, Limit::Authenticated);
+        metrics.set_pods(7);
+        metrics.address_claimed_twice();
+        metrics.kiam("served");
+        let user = metrics.kiam_user();
+        drop(metrics.kiam_user());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"broker_streams{use="serving"} 2"#,
+            r#"broker_streams{use="warm"} 3"#,
+            r#"broker_refused_total{reason="token"} 1"#,
+            r#"broker_connections{port="agents",state="authenticated"} 3"#,
+            r#"broker_connections{port="agents",state="unauthenticated"} 4"#,
+            r#"broker_connections_closed_total{port="agents",limit="rate"} 1"#,
+            r#"broker_connections_closed_total{port="kiam",limit="authenticated"} 1"#,
+            "pods 7",
+            "broker_address_claimed_twice_total 1",
+            r#"broker_kiam_requests_total{outcome="served"} 1"#,
+            "broker_kiam_connections 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        drop(user);
+        assert_eq!(metrics.kiam_users.get(), 0);
+    }
 }

@@ -1,6 +1,6 @@
-//! The service that agents call: who asks is proven, then its stream is fed.
+//! The gRPC service for agents: authenticates a stream, then sends its subscription.
 
-mod proof;
+mod authn;
 
 use std::mem::take;
 use std::net::IpAddr;
@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use futures::{FutureExt, Stream};
 use jiff::Timestamp;
-use rolegate_kube::picture::Pictures;
-use rolegate_proto::v1::{self, from_agent, notice, to_agent};
-use rolegate_proto::wire::{self, MAX_NOTICES, MAX_TO_BROKER};
+use rolegate_authorizer::recorder::{OutcomeRecorder, RequestOutcome};
+use rolegate_kube::freshness::FreshnessSet;
+use rolegate_proto::v1::{self, from_agent, outcome, to_agent};
+use rolegate_proto::wire::{self, MAX_OUTCOMES, MAX_TO_BROKER};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::http2::Authentication;
-use rolegate_runtime::places::{Place, Places};
+use rolegate_runtime::keyed_limit::{KeyedLimiter, Permit};
 use rolegate_runtime::rate::{KeyedRate, Rate};
 use rolegate_runtime::tls::ClientNames;
-use rolegate_standing::tell::{NoticeOutcome, Tell};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -28,59 +28,59 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 use zeroize::Zeroizing;
 
-use crate::agents::Agents;
-use crate::desk::Order;
-use crate::feed::{BEGINS, Feed, PER_NODE};
-use crate::identity::Refused;
+use crate::agent_pods::Agents;
+use crate::identity::AuthnRejection;
+use crate::index::StreamCommand;
 use crate::metrics::BrokerMetrics;
-use crate::reviewer::Reviewer;
-use proof::{PROOF, Proofs, Unproven};
+use crate::subscription::{ACTIVATION_RATE, MAX_PER_NODE, Subscription};
+use crate::token_reviewer::TokenReviewer;
+use authn::{AuthnError, REAUTH_INTERVAL, Reauthentication};
 
-/// What a client certificate names its node by.
+/// URI prefix that names the node in a client certificate.
 pub const NODE_URI: &str = "rolegate://node/";
-/// How long an agent may take for its first message.
-const HELLO: Duration = Duration::from_secs(10);
-/// How often a stream tells that the broker is alive.
-const PULSE: Duration = Duration::from_secs(5);
+/// Time limit for an agent's first message.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between heartbeats on a stream.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The rate at which messages and notices from one node's agents are read; the rest waits.
-const MESSAGES: Rate = Rate {
+/// The rate at which messages and outcomes from one node's agents are read; the rest waits.
+const MESSAGE_RATE: Rate = Rate {
     burst: 4096.0,
     per_second: 512.0,
 };
 
-/// What all streams share.
+/// State shared by all streams.
 #[derive(Debug)]
 pub struct Service {
     parts: ServiceParts,
-    /// Streams of each node.
-    places: Places<Arc<str>>,
-    /// Connections of each node, whatever addresses they come from.
-    connections: Places<Arc<str>>,
+    /// Limit of streams per node.
+    permits: KeyedLimiter<Arc<str>>,
+    /// Limit of connections per node, whatever addresses they come from.
+    connections: KeyedLimiter<Arc<str>>,
     messages: KeyedRate<Arc<str>>,
-    begins: KeyedRate<Arc<str>>,
+    activations: KeyedRate<Arc<str>>,
 }
 
-/// What a service works with.
+/// The components that the service needs.
 #[derive(Debug)]
 pub struct ServiceParts {
     /// This replica's name.
     pub name: String,
-    /// Asks whose tokens are.
-    pub reviewer: Reviewer,
+    /// Validates tokens.
+    pub token_reviewer: TokenReviewer,
     /// The agents' pods.
     pub agents: Agents,
-    /// Where streams report.
-    pub orders: mpsc::UnboundedSender<Order>,
-    /// Tells owners of pods, and the ledger.
-    pub tell: Tell,
-    /// How old the picture of the cluster is.
-    pub pictures: Pictures,
-    /// Counts.
+    /// Commands to the index.
+    pub commands: mpsc::UnboundedSender<StreamCommand>,
+    /// Records outcomes as Events, logs and ledger entries.
+    pub recorder: OutcomeRecorder,
+    /// The freshness of the watches.
+    pub freshness: FreshnessSet,
+    /// The broker's metrics.
     pub metrics: BrokerMetrics,
     /// The time.
     pub clock: Clock,
-    /// The end of the process.
+    /// The drain of the process.
     pub drain: Drain,
 }
 
@@ -89,33 +89,33 @@ pub struct ServiceParts {
 pub struct Connection {
     service: Arc<Service>,
     peer: IpAddr,
-    /// Nodes that the client's certificate names.
+    /// Nodes named by the client certificate.
     nodes: Arc<[String]>,
-    /// When that certificate ends.
+    /// Expiry of the client certificate.
     until: Option<Timestamp>,
-    shown: Authentication,
-    /// Its place among its node's, once a stream was proven.
-    place: Arc<Mutex<Option<Place<Arc<str>>>>>,
+    auth: Authentication,
+    /// Permit from the node's connection limit, once a stream has authenticated.
+    permit: Arc<Mutex<Option<Permit<Arc<str>>>>>,
 }
 
 impl Service {
-    /// A service without streams.
+    /// Creates a service without streams.
     pub fn new(parts: ServiceParts) -> Arc<Self> {
         Arc::new(Self {
             parts,
-            places: Places::new(PER_NODE),
-            connections: Places::new(PER_NODE),
-            messages: KeyedRate::new(MESSAGES),
-            begins: KeyedRate::new(BEGINS),
+            permits: KeyedLimiter::new(MAX_PER_NODE),
+            connections: KeyedLimiter::new(MAX_PER_NODE),
+            messages: KeyedRate::new(MESSAGE_RATE),
+            activations: KeyedRate::new(ACTIVATION_RATE),
         })
     }
 
-    /// What answers one connection.
+    /// Builds the service of one connection.
     pub fn connection(
         self: &Arc<Self>,
         peer: IpAddr,
         names: ClientNames,
-        shown: Authentication,
+        auth: Authentication,
     ) -> Connection {
         let nodes = names
             .uris
@@ -126,60 +126,61 @@ impl Service {
             peer: peer.to_canonical(),
             nodes: nodes.map(Into::into).collect(),
             until: names.until,
-            shown,
-            place: Arc::default(),
+            auth,
+            permit: Arc::default(),
         }
     }
 }
 
 impl Connection {
-    /// A place for one more stream of the node, which was proven. A connection is of one node, and is
-    /// closed where that has as many streams or connections as it may have.
-    fn place(&self, node: &Arc<str>) -> Result<Place<Arc<str>>, Status> {
+    /// Takes a permit for one more stream of the authenticated node. A connection belongs to one
+    /// node. It is closed if the node has reached its limit of streams or connections.
+    fn permit(&self, node: &Arc<str>) -> Result<Permit<Arc<str>>, Status> {
         let crowded = |of: &str| {
             self.service.parts.metrics.refused("crowded");
-            self.shown.close();
-            Status::resource_exhausted(format!("{of} as many as there may be"))
+            self.auth.close();
+            Status::resource_exhausted(format!("the limit of {of} is reached"))
         };
-        let mut own = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        if own.as_ref().is_some_and(|own| own.whose() != node) {
-            self.shown.close();
-            return Err(self.unproven(&Refused::Node.into()));
+        let mut own = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.as_ref().is_some_and(|own| own.key() != node) {
+            self.auth.close();
+            return Err(self.reject(&AuthnRejection::Node.into()));
         }
         if own.is_none() {
             *own = self.service.connections.take(node.clone());
         }
         if own.is_none() {
-            return Err(crowded("connections of this node are"));
+            return Err(crowded("connections of this node"));
         }
         drop(own);
-        let stream = self.service.places.take(node.clone());
-        let stream = stream.ok_or_else(|| crowded("streams of this node are"))?;
-        if !self.shown.succeed() {
-            return Err(crowded("connections of agents are"));
+        let stream = self.service.permits.take(node.clone());
+        let stream = stream.ok_or_else(|| crowded("streams of this node"))?;
+        if !self.auth.succeed() {
+            return Err(crowded("connections of agents"));
         }
         Ok(stream)
     }
 
-    /// Takes one more beginning from the node's rate: the desk looks at all of its pods for it.
-    fn may_begin(&self, node: &Arc<str>) -> Result<(), Status> {
-        if self.service.begins.take(node) {
+    /// Takes an activation from the node's rate, because the index checks all of its pods for each
+    /// one.
+    fn may_activate(&self, node: &Arc<str>) -> Result<(), Status> {
+        if self.service.activations.take(node) {
             return Ok(());
         }
         self.service.parts.metrics.refused("begins");
         Err(Status::resource_exhausted(
-            "streams of this node begin too often: try again in a few seconds",
+            "too many new streams from this node: try again in a few seconds",
         ))
     }
 
     /// Serves one stream until it ends.
-    async fn attend(
+    async fn serve_stream(
         self,
         mut incoming: Streaming<v1::FromAgent>,
         sender: mpsc::Sender<Result<Box<v1::ToAgent>, Status>>,
     ) -> Result<(), Status> {
         let parts = &self.service.parts;
-        let hello = timeout(HELLO, incoming.message()).await;
+        let hello = timeout(HELLO_TIMEOUT, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no first message"))??;
         let Some(from_agent::Body::Hello(mut hello)) = hello.and_then(|it| it.body) else {
             return Err(Status::invalid_argument("the first message must be Hello"));
@@ -188,127 +189,135 @@ impl Connection {
         let claimed = wire::name(&hello.node, "a node's name").map_err(malformed)?;
         let version = wire::name(&hello.version, "an agent's version").map_err(malformed)?;
         let by_token = !token.is_empty();
-        // In a box, which goes with the proof: the stream's own task stays small.
-        let proven = self.prove(claimed, &token).boxed().await;
-        let proven = proven.map_err(|why| {
-            // The next try is another connection's.
-            self.shown.close_unauthenticated();
-            self.unproven(&why)
+        // Boxed to keep the stream's task small.
+        let authenticated = self.authenticate(claimed, &token).boxed().await;
+        let authenticated = authenticated.map_err(|why| {
+            // A retry must open a new connection.
+            self.auth.close_unauthenticated();
+            self.reject(&why)
         })?;
         drop(token);
-        let place = self.place(&proven.node)?;
+        let permit = self.permit(&authenticated.node)?;
         let welcome = to_agent::Body::Welcome(v1::Welcome {
             broker: parts.name.clone(),
-            proof_seconds: u32::try_from(PROOF.as_secs()).unwrap_or(u32::MAX),
-            pulse_seconds: u32::try_from(PULSE.as_secs()).unwrap_or(u32::MAX),
+            reauthenticate_seconds: u32::try_from(REAUTH_INTERVAL.as_secs()).unwrap_or(u32::MAX),
+            heartbeat_interval_seconds: u32::try_from(HEARTBEAT_INTERVAL.as_secs())
+                .unwrap_or(u32::MAX),
         });
         if sender.send(Ok(message(welcome))).await.is_err() {
             return Ok(());
         }
-        let mut proofs = Proofs::new(&self, &proven);
-        let desk = Seat::take(Feed::new(place, proven.pod_uid), parts.orders.clone());
-        let feed = &desk.feed;
-        info!(node = %feed.node, peer = %self.peer, version, "an agent is served");
-        let over = |why: Unproven| {
-            info!(node = %feed.node, peer = %self.peer, reason = %why, "an agent's stream ended");
-            self.unproven(&why)
+        let mut reauth = Reauthentication::new(&self, &authenticated);
+        let index = Registration::take(
+            Subscription::new(permit, authenticated.pod_uid),
+            parts.commands.clone(),
+        );
+        let subscription = &index.subscription;
+        info!(node = %subscription.node, peer = %self.peer, version, "agent connected");
+        let over = |why: AuthnError| {
+            info!(node = %subscription.node, peer = %self.peer, reason = %why, "agent stream closed");
+            self.reject(&why)
         };
 
-        let mut begun = false;
-        let mut pulse = tokio::time::interval(PULSE);
-        let mut pulses = false;
+        let mut active = false;
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
+        let mut heartbeat_due = false;
         // The time from which the node may send more.
-        let mut quiet: Option<Instant> = None;
+        let mut paused_until: Option<Instant> = None;
         let mut ending = std::pin::pin!(parts.drain.begun());
         loop {
-            let news = begun && feed.has_news();
+            let has_changes = active && subscription.has_changes();
             tokio::select! {
-                // What ends it goes before what the agent says.
+                // The end of the stream takes precedence over messages from the agent.
                 biased;
-                () = feed.closed.cancelled() => return Err(over(Refused::Gone.into())),
+                () = subscription.closed.cancelled() => return Err(over(AuthnRejection::Gone.into())),
                 () = &mut ending => {
-                    return Err(Status::unavailable("this broker is stopping"));
+                    return Err(Status::unavailable("this broker is shutting down"));
                 }
-                why = proofs.end() => return Err(over(why)),
-                _ = pulse.tick() => pulses = true,
-                permit = sender.reserve(), if news || pulses => {
+                why = reauth.end() => return Err(over(why)),
+                _ = heartbeat.tick() => heartbeat_due = true,
+                permit = sender.reserve(), if has_changes || heartbeat_due => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    if take(&mut pulses) {
-                        permit.send(Ok(message(to_agent::Body::Pulse(self.pulse()))));
-                    } else if let Some(update) = feed.take(parts.tell.ledger(), parts.clock.now()) {
+                    if take(&mut heartbeat_due) {
+                        permit.send(Ok(message(to_agent::Body::Heartbeat(self.heartbeat()))));
+                    } else if let Some(update) = subscription.take(parts.recorder.ledger(), parts.clock.now()) {
                         permit.send(Ok(message(to_agent::Body::Update(update))));
                     }
                 }
-                () = sleep_until(quiet.unwrap_or_else(Instant::now)), if quiet.is_some() => {
-                    quiet = None;
+                () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => {
+                    paused_until = None;
                 }
-                message = incoming.message(), if quiet.is_none() => {
+                message = incoming.message(), if paused_until.is_none() => {
                     let Some(body) = message?.map(|it| it.body) else {
                         return Ok(());
                     };
-                    let wait = self.service.messages.charge(&feed.node, cost(body.as_ref()));
-                    quiet = (!wait.is_zero()).then(|| Instant::now() + wait);
+                    let wait = self.service.messages.charge(&subscription.node, cost(body.as_ref()));
+                    paused_until = (!wait.is_zero()).then(|| Instant::now() + wait);
                     match body {
-                        Some(from_agent::Body::Proof(mut proof)) if by_token => {
-                            proofs.show(Zeroizing::new(take(&mut proof.token)));
+                        Some(from_agent::Body::Reauthenticate(mut authn)) if by_token => {
+                            reauth.show(Zeroizing::new(take(&mut authn.token)));
                         }
-                        Some(from_agent::Body::Begin(_)) if !begun => {
-                            self.may_begin(&feed.node)?;
-                            begun = true;
-                            desk.begin();
+                        Some(from_agent::Body::Activate(_)) if !active => {
+                            self.may_activate(&subscription.node)?;
+                            active = true;
+                            index.activate();
                         }
-                        Some(from_agent::Body::Asked(asked)) => feed.asked(asked.session),
-                        Some(from_agent::Body::Notices(notices)) => {
-                            self.notices(feed, &notices.notices)?;
+                        Some(from_agent::Body::PrioritizeSession(request)) => subscription.prioritize(request.session),
+                        Some(from_agent::Body::Outcomes(outcomes)) => {
+                            self.outcomes(subscription, &outcomes.outcomes)?;
                         }
-                        // Of a later version, which knows what an older broker doesn't.
+                        // A message of a later version that this broker does not know.
                         None => {}
                         Some(_) => {
-                            return Err(Status::invalid_argument("this message has no place here"));
+                            return Err(Status::invalid_argument("this message is not allowed here"));
                         }
                     }
                 }
-                () = feed.news(), if begun => {}
+                () = subscription.changed(), if active => {}
             }
         }
     }
 
-    fn pulse(&self) -> v1::Pulse {
-        let age = self.service.parts.pictures.age();
-        v1::Pulse {
-            picture_age_ms: age
+    fn heartbeat(&self) -> v1::Heartbeat {
+        let age = self.service.parts.freshness.age();
+        v1::Heartbeat {
+            staleness_ms: age
                 .and_then(|age| u64::try_from(age.as_millis()).ok())
                 .unwrap_or(u64::MAX),
         }
     }
 
-    fn notices(&self, feed: &Feed, notices: &[v1::Notice]) -> Result<(), Status> {
-        if notices.len() > MAX_NOTICES {
-            return Err(Status::invalid_argument("too many notices in one message"));
+    fn outcomes(
+        &self,
+        subscription: &Subscription,
+        outcomes: &[v1::Outcome],
+    ) -> Result<(), Status> {
+        if outcomes.len() > MAX_OUTCOMES {
+            return Err(Status::invalid_argument("too many outcomes in one message"));
         }
         let parts = &self.service.parts;
         let now = parts.clock.now();
-        for notice in notices {
-            let outcome = match &notice.outcome {
-                Some(notice::Outcome::Denied(_)) => NoticeOutcome::Denied,
-                Some(notice::Outcome::Audited(_)) => NoticeOutcome::Audited,
-                Some(notice::Outcome::Failing(_)) => NoticeOutcome::Failing,
-                Some(notice::Outcome::Served(id)) => NoticeOutcome::Served {
+        for report in outcomes {
+            let outcome = match &report.result {
+                Some(outcome::Result::Denied(_)) => RequestOutcome::Denied,
+                Some(outcome::Result::Audited(_)) => RequestOutcome::Audited,
+                Some(outcome::Result::Failing(_)) => RequestOutcome::Failing,
+                Some(outcome::Result::Served(id)) => RequestOutcome::Served {
                     access_key_id: id.as_str().into(),
                 },
                 None => continue,
             };
-            feed.notice(&notice.pod_uid, &outcome, &parts.tell, now);
+            subscription.record(&report.pod_uid, &outcome, &parts.recorder, now);
         }
         Ok(())
     }
 }
 
-/// The cost of a message in its node's rate.
+/// Returns the cost of a message in its node's rate.
 fn cost(body: Option<&from_agent::Body>) -> u32 {
     match body {
-        Some(from_agent::Body::Notices(notices)) => {
-            u32::try_from(notices.notices.len()).map_or(u32::MAX, |all| all.max(1))
+        Some(from_agent::Body::Outcomes(outcomes)) => {
+            u32::try_from(outcomes.outcomes.len()).map_or(u32::MAX, |all| all.max(1))
         }
         _ => 1,
     }
@@ -318,38 +327,48 @@ fn malformed(error: wire::Malformed) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// In a box: a channel has room for 32 of them at once, however few may wait in it.
+/// Boxes a message: a channel allocates 32 slots at once, however small its capacity.
 fn message(body: to_agent::Body) -> Box<v1::ToAgent> {
     Box::new(v1::ToAgent { body: Some(body) })
 }
 
-/// A stream's seat at the desk, left when dropped.
+/// A stream's registration with the index. Dropping it leaves the index.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    pub(crate) feed: Arc<Feed>,
-    orders: mpsc::UnboundedSender<Order>,
+pub(crate) struct Registration {
+    pub(crate) subscription: Arc<Subscription>,
+    commands: mpsc::UnboundedSender<StreamCommand>,
 }
 
-impl Seat {
-    pub(crate) fn take(feed: Feed, orders: mpsc::UnboundedSender<Order>) -> Self {
-        let feed = Arc::new(feed);
-        // A send fails only where the desk has ended, and then the process ends.
-        let _ = orders.send(Order::Join(feed.clone()));
-        Self { feed, orders }
+impl Registration {
+    pub(crate) fn take(
+        subscription: Subscription,
+        commands: mpsc::UnboundedSender<StreamCommand>,
+    ) -> Self {
+        let subscription = Arc::new(subscription);
+        // Sending fails only if the index has exited, and then the process exits.
+        let _ = commands.send(StreamCommand::Join(subscription.clone()));
+        Self {
+            subscription,
+            commands,
+        }
     }
 
-    pub(crate) fn begin(&self) {
-        let _ = self.orders.send(Order::Begin(self.feed.clone()));
+    pub(crate) fn activate(&self) {
+        let _ = self
+            .commands
+            .send(StreamCommand::Activate(self.subscription.clone()));
     }
 }
 
-impl Drop for Seat {
+impl Drop for Registration {
     fn drop(&mut self) {
-        let _ = self.orders.send(Order::Leave(self.feed.clone()));
+        let _ = self
+            .commands
+            .send(StreamCommand::Leave(self.subscription.clone()));
     }
 }
 
-/// What is sent on a stream, and the task that sends it: dropped with the connection.
+/// The messages to an agent and the task that sends them. Dropping it aborts the task.
 #[derive(Debug)]
 pub struct Outgoing {
     messages: mpsc::Receiver<Result<Box<v1::ToAgent>, Status>>,
@@ -373,10 +392,12 @@ impl v1::broker_server::Broker for Connection {
         &self,
         request: Request<Streaming<v1::FromAgent>>,
     ) -> Result<Response<Outgoing>, Status> {
-        // One message waits beside what the connection has taken: what comes after it is made of
-        // how things are then.
+        // One message waits in addition to those that the connection has taken, so later messages
+        // reflect the latest state.
         let (sender, messages) = mpsc::channel(1);
-        let attending = self.clone().attend(request.into_inner(), sender.clone());
+        let attending = self
+            .clone()
+            .serve_stream(request.into_inner(), sender.clone());
         let task = tokio::spawn(async move {
             if let Err(status) = attending.await {
                 let _ = sender.send(Err(status)).await;
@@ -389,7 +410,7 @@ impl v1::broker_server::Broker for Connection {
     }
 }
 
-/// What answers the requests of a connection.
+/// Builds the gRPC server of a connection.
 pub fn server(connection: Connection) -> v1::broker_server::BrokerServer<Connection> {
     v1::broker_server::BrokerServer::new(connection).max_decoding_message_size(MAX_TO_BROKER)
 }

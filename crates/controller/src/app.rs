@@ -1,4 +1,5 @@
-//! The controller as a whole: options in, bound addresses out, and an owner for every task.
+//! The controller's process: starts every task from validated options and returns the bound
+//! addresses.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use rolegate_kube::client::{ClientError, ClientOptions, Connection};
-use rolegate_kube::events::eventer_as;
+use rolegate_kube::events::recorder_as;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_kube::watch::WatchMetrics;
 use rolegate_rules::metrics::CurrentRules;
@@ -20,76 +21,76 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::certificates::{CertificateMetrics, Certificates, SelfMade};
-use crate::duty::{self, Duty};
+use crate::certificates::{CertificateMetrics, Certificates, SelfSigned};
+use crate::leader_task::{self, LeaderTask};
 use crate::lease::{Leadership, LeaseOptions, LeaseTiming};
-use crate::rules::{RuleDuty, RuleOptions};
+use crate::rules::{RuleOptions, StatusTask};
 
-/// What the Lease is called.
+/// The Lease's name.
 const LEASE: &str = "rolegate-controller";
 
-/// Everything that shapes a controller, validated.
+/// The validated options of a controller.
 #[derive(Debug)]
 pub struct ControllerOptions {
-    /// How the API server is reached.
+    /// The connection to the API server.
     pub client: ClientOptions,
-    /// Where the Lease is.
+    /// The Lease's namespace.
     pub namespace: String,
-    /// Who this replica is: different for each process that ever runs.
+    /// The identity of this replica, unique for each process.
     pub identity: String,
-    /// The operators' port.
+    /// Address of the admin port (metrics, health and readiness).
     pub admin_listen: SocketAddr,
-    /// How the leader is elected.
+    /// The timing of leader election.
     pub lease: LeaseTiming,
-    /// Where the webhook's certificate comes from; only one that is self-made is work for us.
+    /// The source of the webhook's certificate. The controller issues self-signed ones only.
     pub certificates: CertificateSource,
-    /// How it is made, if it is.
-    pub self_made: SelfMade,
-    /// How the brokers' certificate is made, where this is who makes it.
-    pub broker: Option<SelfMade>,
-    /// What is done about rules; `None`: nothing.
+    /// Options of the webhook's self-signed certificate.
+    pub self_signed: SelfSigned,
+    /// Options of the brokers' certificate. `None`: the controller does not issue it.
+    pub broker: Option<SelfSigned>,
+    /// Options of the status task. `None` disables it.
     pub rules: Option<RuleOptions>,
     /// The time.
     pub clock: Clock,
 }
 
-/// Why a controller cannot start.
+/// An error that prevents the controller from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port is taken.
+    /// A listening socket cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The API server cannot be reached as configured.
+    /// The Kubernetes client cannot be configured.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The port that was opened has no address.
-    #[error("the port of the operators cannot be used")]
+    /// The address of a bound socket cannot be read.
+    #[error("cannot use the admin port")]
     Socket(#[from] std::io::Error),
 }
 
 impl StartError {
-    /// Whether other flags or files are needed, and not another try.
+    /// Returns `true` if other flags or files are needed, so that a retry would not help.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Client(_))
     }
 }
 
-/// Where a controller listens.
+/// The bound addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
-    /// The operators' port.
+    /// The admin port.
     pub admin: SocketAddr,
 }
 
-/// Why a controller ended by itself: a task that it cannot do without ended, which is a fault of
-/// rolegate.
+/// A required task has exited, which is always a bug. Holds the task's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken(pub &'static str);
 
-/// A task's end: what the controller cannot do without names itself.
+/// The result of a task: [`Broken`] if the controller cannot continue without it.
 type TaskEnd = Option<Broken>;
 
-/// A running controller. Dropping it aborts everything; [`Controller::stop`] ends it in order.
+/// A running controller. Dropping it aborts all tasks; [`Controller::stop`] shuts it down
+/// gracefully.
 #[derive(Debug)]
 pub struct Controller {
     addresses: Addresses,
@@ -100,11 +101,11 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Starts a controller; returns when it listens. It goes on trying to reach the API server,
-    /// and says so in its readiness.
+    /// Starts a controller and returns once its port is open. While the API server is unavailable
+    /// it retries, and readiness reports that.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// Returns [`StartError`] if the options cannot be used.
     pub async fn start(options: ControllerOptions) -> Result<Self, StartError> {
         let readiness = Readiness::new();
         let stop = CancellationToken::new();
@@ -113,14 +114,14 @@ impl Controller {
         let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
 
-        // What the leader does: whatever else one replica has to do is added here.
-        let mut duties: Vec<Arc<dyn Duty>> = Vec::new();
+        // Further tasks that exactly one replica must do are added here.
+        let mut leader_tasks: Vec<Arc<dyn LeaderTask>> = Vec::new();
         let certificate_metrics = CertificateMetrics::register(metrics.ours());
-        let webhook = matches!(options.certificates, CertificateSource::SelfMade);
-        let webhook = webhook.then_some(("certificates", options.self_made));
+        let webhook = matches!(options.certificates, CertificateSource::SelfSigned);
+        let webhook = webhook.then_some(("certificates", options.self_signed));
         let broker = options.broker.map(|broker| ("broker certificates", broker));
         for (condition, options_of_it) in webhook.into_iter().chain(broker) {
-            duties.push(Arc::new(Certificates::new(
+            leader_tasks.push(Arc::new(Certificates::new(
                 options_of_it,
                 connection.client(),
                 options.clock.clone(),
@@ -132,8 +133,8 @@ impl Controller {
         if let Some(rules) = options.rules {
             let current = CurrentRules::default();
             current.register(metrics.ours());
-            let watches = WatchMetrics::register(metrics.ours(), connection.pictures());
-            let (events, writer) = eventer_as(
+            let watches = WatchMetrics::register(metrics.ours(), connection.freshness());
+            let (events, writer) = recorder_as(
                 "rolegate-controller",
                 connection.client(),
                 options.identity.clone(),
@@ -141,9 +142,9 @@ impl Controller {
             );
             tasks.spawn(async move {
                 writer.run().await;
-                Some(Broken("the writer of Events"))
+                Some(Broken("Event writer"))
             });
-            duties.push(Arc::new(RuleDuty::new(
+            leader_tasks.push(Arc::new(StatusTask::new(
                 rules,
                 connection.clone(),
                 watches,
@@ -157,7 +158,7 @@ impl Controller {
         let leads = Gauge::default();
         metrics.ours().register(
             "leader_election_status",
-            "Whether this replica is the leader, 1 or 0",
+            "Whether this replica is the leader: 1 if so, otherwise 0",
             leads.clone(),
         );
         let lease = LeaseOptions {
@@ -173,9 +174,9 @@ impl Controller {
         };
         let (client, stopped) = (connection.client(), stop.clone());
         tasks.spawn(async move {
-            let work = move |leading| duty::run_all(duties.clone(), leading);
+            let work = move |leading| leader_task::run_all(leader_tasks.clone(), leading);
             leadership.run(client, stopped.clone(), work).await;
-            (!stopped.is_cancelled()).then_some(Broken("the election"))
+            (!stopped.is_cancelled()).then_some(Broken("leader election"))
         });
         let admin = Admin::new(Arc::new(metrics), readiness.clone());
         let serving = admin.serve(listener, drain.clone());
@@ -192,17 +193,17 @@ impl Controller {
         })
     }
 
-    /// Where it listens.
+    /// Returns the bound addresses.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// Whether it is ready, and why not. A replica that doesn't lead is ready as well.
+    /// Returns the controller's readiness. A replica that is not the leader is ready too.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
     }
 
-    /// Returns when the controller ends by itself.
+    /// Waits until a required task exits.
     pub async fn ended(&mut self) -> Broken {
         loop {
             match self.tasks.join_next().await {
@@ -214,16 +215,16 @@ impl Controller {
         }
     }
 
-    /// Ends it in order, up to `deadline`: what the leader does ends, the Lease is released so that
-    /// another replica leads at once, then the port is closed.
+    /// Shuts down gracefully, up to `deadline`: stops the leader's tasks, releases the Lease so
+    /// that another replica can lead at once, then closes the port.
     pub async fn stop(mut self, deadline: Duration) {
         let until = Instant::now() + deadline;
         self.stop.cancel();
-        // Its port is open yet: liveness probes go on while the Lease is released.
+        // The port is still open: liveness probes succeed while the Lease is released.
         let elected =
             async { while self.tasks.len() > 1 && self.tasks.join_next().await.is_some() {} };
         if timeout_at(until, elected).await.is_err() {
-            tracing::warn!("the end took too long, the lease may not be released");
+            tracing::warn!("shutdown timed out, the lease may not be released");
         }
         let left = until.saturating_duration_since(Instant::now());
         self.drain.drain(left).await;

@@ -1,11 +1,12 @@
-//! The certificate of the admission webhook: made here, kept in a Secret that the webhook's replicas
-//! follow, and made known to the API server in the webhook's `caBundle`.
+//! Issues self-signed serving certificates for the webhook and the broker. A certificate is stored
+//! in a Secret that the replicas follow, and its authority is published in the webhooks' `caBundle`
+//! or in a ConfigMap.
 //!
-//! Each new certificate has an authority of its own, whose key is forgotten at once. A renewal goes
-//! in this order, so that no request fails: the new authority is trusted beside the old one; a while
-//! later, when every API server has read that, the Secret gets the new pair; the old authority stays
-//! trusted until it ends. Whoever leads next finds all it needs in the Secret, which holds the
-//! trusted authorities too.
+//! Each certificate has an authority of its own, whose key is discarded at once. A renewal takes
+//! these steps, so that no request fails: the new authority is published in addition to the old
+//! one; later, when every reader has it, the Secret gets the new pair; the old authority stays
+//! trusted until it expires. The Secret also holds the trusted authorities, so the next leader can
+//! continue from it alone.
 
 mod issue;
 pub mod plan;
@@ -37,48 +38,48 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroize;
 
-use crate::duty::Duty;
+use crate::leader_task::LeaderTask;
 use issue::{Issued, issue};
 use plan::{Action, Authorities, Found, Why, plan};
 use publish::{Published, to_config_map, to_webhook};
 
-/// Who we are in `managedFields`, and the mark of what is ours.
+/// Our field manager, and the value of the label below.
 const MANAGER: &str = "rolegate-controller";
-/// The label of what is ours.
+/// The label of objects managed by rolegate.
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-/// The type of Secrets with a pair.
+/// The type of Secrets with a key pair.
 const TLS_TYPE: &str = "kubernetes.io/tls";
-/// How often everything is looked at, whatever the watches say.
-const LOOK: Duration = Duration::from_secs(60);
-/// Between two looks at the least, whoever changes what as often as they like.
-const PAUSE: Duration = Duration::from_secs(1);
-/// After a look that failed.
-const RETRY: Duration = Duration::from_secs(5);
-/// How long a look may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Interval at which everything is checked, whatever the watches report.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
+/// Minimum time between two checks, however often objects change.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay after a failed check.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// Timeout of a check.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Which certificate, where it is kept and who has to trust it.
+/// Options of a self-signed certificate.
 #[derive(Debug, Clone)]
-pub struct SelfMade {
+pub struct SelfSigned {
     /// The namespace of the Service and the Secret.
     pub namespace: String,
-    /// The Service that the API server calls.
+    /// The Service that clients connect to.
     pub service: String,
-    /// The Secret of the pair.
+    /// The Secret with the key pair.
     pub secret: String,
-    /// Who has to trust it.
+    /// The object that publishes the authorities.
     pub trust: Trust,
-    /// Names and addresses beside the Service's.
+    /// Names and addresses in addition to the Service's.
     pub extra_names: Vec<String>,
-    /// How long a certificate lasts; at two thirds of it the next is made.
+    /// Validity of a certificate. It is renewed after two thirds.
     pub life: Duration,
-    /// How long a new authority is known before anybody shows its certificate. API servers read
-    /// webhook configurations by a watch, so seconds are enough.
+    /// Time between publishing a new authority and serving its certificate. API servers watch
+    /// webhook configurations, so seconds are enough for them.
     pub settle: Duration,
 }
 
-impl SelfMade {
-    /// With the usual names, for 90 days.
+impl SelfSigned {
+    /// Options for the webhook, with the default names and 90 days.
     pub fn new(namespace: impl Into<String>) -> Self {
         Self {
             namespace: namespace.into(),
@@ -91,19 +92,19 @@ impl SelfMade {
         }
     }
 
-    /// Of the broker, with the usual names, for 90 days.
+    /// Options for the broker, with the default names and 90 days.
     pub fn of_broker(namespace: impl Into<String>) -> Self {
         Self {
             service: "rolegate-broker".into(),
             secret: "rolegate-broker-tls".into(),
             trust: Trust::ConfigMap("rolegate-broker-ca".into()),
-            // A kubelet may take two minutes until agents see a ConfigMap's new state.
+            // A kubelet may take two minutes to update a mounted ConfigMap.
             settle: Duration::from_secs(300),
             ..Self::new(namespace)
         }
     }
 
-    /// What the certificate is for.
+    /// Returns the certificate's DNS names and addresses.
     pub fn names(&self) -> Vec<String> {
         let service = format!("{}.{}.svc", self.service, self.namespace);
         let mut names = vec![format!("{service}.cluster.local"), service];
@@ -112,12 +113,12 @@ impl SelfMade {
     }
 }
 
-/// Who is told which authorities to trust.
+/// The object that publishes the trusted authorities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
-    /// The API server, by the `caBundle` of all webhooks of this ValidatingWebhookConfiguration.
+    /// The `caBundle` of all webhooks of this ValidatingWebhookConfiguration, for the API server.
     Webhook(String),
-    /// Whoever mounts this ConfigMap, by its key `ca.crt`; as long as the Service exists.
+    /// The key `ca.crt` of this ConfigMap, for agents that mount it. Requires the Service to exist.
     ConfigMap(String),
 }
 
@@ -131,8 +132,8 @@ impl fmt::Display for Trust {
 }
 
 impl Trust {
-    /// What it is about, for logs.
-    fn whose(&self) -> &'static str {
+    /// Returns the certificate's subject, for logs.
+    fn subject(&self) -> &'static str {
         match self {
             Self::Webhook(_) => "rolegate admission",
             Self::ConfigMap(_) => "rolegate broker",
@@ -140,7 +141,7 @@ impl Trust {
     }
 }
 
-/// What is counted. Cheap to clone; all clones are one.
+/// Metrics of certificates. Cloning is cheap; clones share state.
 #[derive(Debug, Clone, Default)]
 pub struct CertificateMetrics {
     issued: Family<[(&'static str, &'static str); 1], Counter>,
@@ -152,18 +153,19 @@ impl CertificateMetrics {
         let metrics = Self::default();
         registry.register(
             "certificates_issued",
-            "Serving certificates made for the admission webhook and the broker",
+            "Serving certificates issued for the admission webhook and the broker",
             metrics.issued.clone(),
         );
         metrics
     }
 }
 
-/// Why a look failed.
+/// The reason why a check failed.
 #[derive(Debug, thiserror::Error)]
 enum CertificateError {
     #[error(
-        "Secret {0} is not ours (it lacks the label {MANAGED_BY}={MANAGER}): remove it, or choose another source of the certificate"
+        "Secret {0} is not managed by rolegate (it lacks the label {MANAGED_BY}={MANAGER}): \
+         delete it, or choose another source of the certificate"
     )]
     Foreign(String),
     #[error("cannot {what}: {}", chain(.source))]
@@ -171,9 +173,9 @@ enum CertificateError {
         what: &'static str,
         source: Box<kube::Error>,
     },
-    #[error("cannot make a certificate: {0}")]
+    #[error("cannot issue a certificate: {0}")]
     Issue(#[from] rcgen::Error),
-    #[error("no answer from the API server within {PATIENCE:?}")]
+    #[error("no response from the API server within {CHECK_TIMEOUT:?}")]
     Slow,
 }
 
@@ -186,9 +188,9 @@ impl CertificateError {
     }
 }
 
-/// Keeps the certificate, as a duty of the leader.
+/// The leader task that maintains a certificate.
 pub struct Certificates {
-    options: SelfMade,
+    options: SelfSigned,
     client: Client,
     clock: Clock,
     condition: Condition,
@@ -203,7 +205,7 @@ impl fmt::Debug for Certificates {
     }
 }
 
-impl Duty for Certificates {
+impl LeaderTask for Certificates {
     fn name(&self) -> &'static str {
         "certificates"
     }
@@ -213,24 +215,24 @@ impl Duty for Certificates {
     }
 }
 
-/// A new pair on its way.
+/// A new pair whose authority is being published.
 struct Pending {
     issued: Issued,
-    /// The Secret that it replaces, if there was one.
+    /// The resource version of the Secret that it replaces, if there was one.
     replaces: Option<String>,
-    /// Since when its authority is known.
+    /// The time at which its authority was published.
     known: Option<Instant>,
 }
 
 impl Certificates {
-    /// Nothing is done before [`Duty::run`]. `condition` fails while what it does has never
-    /// succeeded since it leads, and is noted when it fails later on; where it doesn't lead it is
-    /// well.
+    /// Creates the task; work starts with [`LeaderTask::run`]. `condition` fails until a check has
+    /// succeeded since this replica leads, and carries a note while later ones fail. On other
+    /// replicas it is healthy.
     ///
     /// Needs `get`, `list`, `watch` and `update` on the Secret and `create` of Secrets in the
     /// namespace, `get`, `list`, `watch` and `patch` on the ValidatingWebhookConfiguration.
     pub fn new(
-        options: SelfMade,
+        options: SelfSigned,
         client: Client,
         clock: Clock,
         condition: Condition,
@@ -250,7 +252,7 @@ impl Certificates {
         Api::namespaced(self.client.clone(), &self.options.namespace)
     }
 
-    /// Whether somebody serves it. A broker need not be there.
+    /// Returns `true` if something serves the certificate. The broker is optional.
     async fn is_wanted(&self) -> Result<bool, CertificateError> {
         let Trust::ConfigMap(_) = &self.options.trust else {
             return Ok(true);
@@ -258,7 +260,7 @@ impl Certificates {
         let services = Api::<Service>::namespaced(self.client.clone(), &self.options.namespace);
         match services.get_opt(&self.options.service).await {
             Ok(service) => Ok(service.is_some()),
-            // The right to look comes with the brokers.
+            // This permission is installed together with the broker.
             Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
             Err(error) => Err(CertificateError::kube("read the Service")(error)),
         }
@@ -281,20 +283,24 @@ impl Certificates {
         };
         let changes = stream::select(changes(secrets, &self.options.secret), trust);
         let mut changes = pin!(changes);
-        let whose = self.options.trust.whose();
+        let subject = self.options.trust.subject();
         let mut pending = None;
         let mut trouble: Option<String> = None;
         let mut succeeded = false;
         loop {
             let looked = tokio::select! {
-                looked = timeout(PATIENCE, self.look(&mut pending)) => looked,
+                checked = timeout(CHECK_TIMEOUT, self.check(&mut pending)) => checked,
                 () = leading.cancelled() => break,
             };
             let wait = match looked.unwrap_or(Err(CertificateError::Slow)) {
                 Ok(wait) => {
                     succeeded = true;
                     if trouble.take().is_some() {
-                        tracing::info!(certificate = whose, "the certificate is kept again");
+                        tracing::info!(
+                            certificate = subject,
+                            "maintaining the certificate works \
+                         again"
+                        );
                     }
                     self.condition.ok();
                     wait
@@ -303,9 +309,9 @@ impl Certificates {
                     let sentence = error.to_string();
                     if trouble.as_ref() != Some(&sentence) {
                         tracing::warn!(
-                            certificate = whose,
+                            certificate = subject,
                             reason = sentence,
-                            "cannot keep the certificate, retrying"
+                            "cannot maintain the certificate, retrying"
                         );
                     }
                     match succeeded {
@@ -313,13 +319,13 @@ impl Certificates {
                         false => self.condition.fail(sentence.clone()),
                     }
                     trouble = Some(sentence);
-                    RETRY
+                    RETRY_INTERVAL
                 }
             };
             let next = async {
-                tokio::time::sleep(PAUSE.min(wait)).await;
+                tokio::time::sleep(MIN_CHECK_INTERVAL.min(wait)).await;
                 tokio::select! {
-                    () = tokio::time::sleep(wait.saturating_sub(PAUSE)) => {}
+                    () = tokio::time::sleep(wait.saturating_sub(MIN_CHECK_INTERVAL)) => {}
                     Some(()) = changes.next() => {}
                 }
             };
@@ -331,11 +337,11 @@ impl Certificates {
         self.condition.ok();
     }
 
-    /// Looks at everything and does the next step; how long nothing has to be done at the most.
-    async fn look(&self, pending: &mut Option<Pending>) -> Result<Duration, CertificateError> {
+    /// Checks everything and takes the next step. Returns the time until the next check.
+    async fn check(&self, pending: &mut Option<Pending>) -> Result<Duration, CertificateError> {
         if !self.is_wanted().await? {
             *pending = None;
-            return Ok(LOOK);
+            return Ok(POLL_INTERVAL);
         }
         let secret = self
             .secrets()
@@ -351,20 +357,20 @@ impl Certificates {
                     self.publish(&current.authorities).await?;
                 }
                 let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
-                return Ok(left.clamp(PAUSE, LOOK));
+                return Ok(left.clamp(MIN_CHECK_INTERVAL, POLL_INTERVAL));
             }
             Action::Issue(why) => why,
         };
         let replaces = secret
             .as_ref()
             .and_then(|secret| secret.metadata.resource_version.clone());
-        // What was made to replace another state is of no use.
+        // A pair that would replace another version of the Secret is discarded.
         let mut next = match pending.take() {
             Some(pending) if pending.replaces == replaces => pending,
             _ => Pending {
                 issued: {
-                    let whose = self.options.trust.whose();
-                    issue(now, self.options.life, whose, &self.options.names())?
+                    let subject = self.options.trust.subject();
+                    issue(now, self.options.life, subject, &self.options.names())?
                 },
                 replaces,
                 known: None,
@@ -377,16 +383,16 @@ impl Certificates {
         let authorities = before.with(&next.issued.authority, next.issued.not_after);
         let published = self.publish(&authorities).await;
         let known = match (&published, next.known) {
-            // Nobody calls: nobody has to know.
+            // There are no clients yet, so the authority need not be published first.
             (Ok(Published::Absent), _) => None,
             (Ok(Published::Already), Some(known)) => Some(known),
             (Ok(_), _) => Some(Instant::now()),
-            // Nothing works now, so the webhook's replicas may as well begin.
+            // Nothing works yet, so the webhook's replicas can start at once.
             (Err(_), _) if why.is_urgent() => None,
             (Err(_), _) => {
                 next.known = None;
                 *pending = Some(next);
-                return published.map(|_| RETRY);
+                return published.map(|_| RETRY_INTERVAL);
             }
         };
         if let Some(known) = known
@@ -396,15 +402,15 @@ impl Certificates {
             let left = self.options.settle.saturating_sub(known.elapsed());
             if !left.is_zero() {
                 *pending = Some(next);
-                return Ok(left.min(LOOK));
+                return Ok(left.min(POLL_INTERVAL));
             }
         }
         let written = self.write(secret, &next.issued, &authorities, &why).await;
         if written.is_err() {
-            // The same again, unless the Secret is another by then.
+            // Kept for the next attempt, unless the Secret has changed by then.
             *pending = Some(next);
         }
-        written.and(published).map(|_| PAUSE)
+        written.and(published).map(|_| MIN_CHECK_INTERVAL)
     }
 
     fn read(&self, secret: Option<&Secret>) -> Result<Found, CertificateError> {
@@ -428,7 +434,7 @@ impl Certificates {
             .and_then(|labels| labels.get(MANAGED_BY))
             .map(String::as_str);
         if found != Found::Nothing && ours != Some(MANAGER) {
-            let SelfMade {
+            let SelfSigned {
                 namespace, secret, ..
             } = &self.options;
             return Err(CertificateError::Foreign(format!("{namespace}/{secret}")));
@@ -453,7 +459,7 @@ impl Certificates {
             tracing::info!(
                 object = %self.options.trust,
                 authorities = authorities.len(),
-                "the CA bundle is updated"
+                "updated the CA bundle"
             );
         }
         Ok(published)
@@ -494,7 +500,7 @@ impl Certificates {
             ..PostParams::default()
         };
         let written = match exists {
-            // Bound to the version that was read.
+            // Conditional on the version that was read.
             true => {
                 let name = &self.options.secret;
                 self.secrets().replace(name, &params, &secret).await
@@ -510,13 +516,13 @@ impl Certificates {
             .issued
             .get_or_create(&[("reason", reason)])
             .inc();
-        tracing::info!(reason, until = %issued.not_after, "a new certificate is in the Secret");
+        tracing::info!(reason, until = %issued.not_after, "issued a new certificate");
         Ok(())
     }
 }
 
-/// Something each time that `name` changes. What goes wrong is waited out: whoever listens looks
-/// now and then anyway.
+/// Yields whenever the object `name` changes. Errors are retried silently, since the caller checks
+/// periodically anyway.
 fn changes<K>(api: Api<PartialObjectMeta<K>>, name: &str) -> impl Stream<Item = ()> + use<K>
 where
     K: Resource<DynamicType = ()> + Clone + fmt::Debug + Send + 'static,
@@ -530,7 +536,7 @@ where
             Ok(watcher::Event::Init | watcher::Event::InitDone) => None,
             Ok(_) => Some(()),
             Err(error) => {
-                tracing::debug!(error = chain(&error), "watching for changes failed");
+                tracing::debug!(error = chain(&error), "cannot watch for changes");
                 None
             }
         })

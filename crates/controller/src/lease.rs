@@ -1,9 +1,10 @@
-//! Who leads: a Lease, held and renewed as client-go's `leaderelection` does, so that `kubectl` and
-//! other controllers read it as they are used to.
+//! Leader election with a Lease, compatible with client-go's `leaderelection`, so that `kubectl`
+//! and other tools can read it.
 //!
-//! No clocks are compared. A candidate takes over when it has seen the Lease unchanged for its
-//! duration by its own monotonic clock; a leader that could not renew stops earlier than that by
-//! its own. Writes are bound to the version that was read, so of two that try at once one fails.
+//! Clocks are never compared. A candidate takes over after it has seen the Lease unchanged for its
+//! duration, by its own monotonic clock; a leader that cannot renew the Lease stops before that, by
+//! its own. Writes are conditional on the version that was read, so of two concurrent ones only one
+//! succeeds.
 
 mod elector;
 mod record;
@@ -23,14 +24,14 @@ use tokio_util::sync::CancellationToken;
 
 use elector::Elector;
 
-/// How long anything may take. The defaults are client-go's.
+/// The timing of an election. The defaults are client-go's.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseTiming {
-    /// How long others wait for a leader that is not heard of, in whole seconds.
+    /// Time that candidates wait for a leader without renewals, in whole seconds.
     pub duration: Duration,
-    /// How long a leader goes on without a renewal; less than `duration`.
+    /// Time that a leader continues without a renewal. Less than `duration`.
     pub renew_deadline: Duration,
-    /// Between two renewals or two attempts to become leader; less than `renew_deadline`.
+    /// Time between two renewals, or two attempts to become leader. Less than `renew_deadline`.
     pub retry: Duration,
 }
 
@@ -45,27 +46,26 @@ impl Default for LeaseTiming {
 }
 
 impl LeaseTiming {
-    /// How long what the leader does may take to end, once it has to: it is over before others
-    /// may begin.
+    /// Returns the time that the leader's work may take to stop. It ends before others may start.
     fn grace(&self) -> Duration {
         self.duration.saturating_sub(self.renew_deadline) / 2
     }
 }
 
-/// Which Lease, and who we are.
+/// The Lease and this candidate's identity.
 #[derive(Debug, Clone)]
 pub struct LeaseOptions {
-    /// Where the Lease is.
+    /// The Lease's namespace.
     pub namespace: String,
-    /// What it is called.
+    /// The Lease's name.
     pub name: String,
-    /// Who we are: different for each process that ever tries, such as a pod's name and UID.
+    /// The candidate's identity, unique for each process, such as a pod's name and UID.
     pub identity: String,
-    /// How long anything may take.
+    /// The timing of the election.
     pub timing: LeaseTiming,
 }
 
-/// One candidate.
+/// A candidate.
 #[derive(Debug)]
 pub struct Leadership {
     options: LeaseOptions,
@@ -74,19 +74,19 @@ pub struct Leadership {
     leads: Gauge,
 }
 
-/// Why a term ended.
+/// The reason why a term ended.
 enum End {
-    /// We were told to.
+    /// The process shuts down.
     Stopped,
-    /// What the leader does ended by itself.
+    /// The leader's work exited by itself.
     Idle,
-    /// Another holds the Lease, or it could not be renewed in time.
+    /// Another candidate holds the Lease, or it could not be renewed in time.
     Lost,
 }
 
 impl Leadership {
-    /// A candidate. `condition` fails until the Lease was seen, and is noted while it can't be
-    /// reached later on; `leads` is 1 while leading and 0 else.
+    /// Creates a candidate. `condition` fails until the Lease was read, and carries a note while it
+    /// cannot be read later; `leads` is 1 while leading, otherwise 0.
     pub fn new(options: LeaseOptions, clock: Clock, condition: Condition, leads: Gauge) -> Self {
         Self {
             options,
@@ -96,10 +96,10 @@ impl Leadership {
         }
     }
 
-    /// Tries to lead until `stop`, and runs `work` while leading. When the lead is lost or `stop`
-    /// comes, `work`'s token is cancelled; it then has a short while to end before it is dropped.
-    /// At `stop` the Lease is released, so that another leads at once. Needs `get` and `update` on
-    /// the Lease, and `create` in its namespace.
+    /// Tries to lead until `stop`, and runs `work` while leading. When leadership is lost or `stop`
+    /// is cancelled, `work`'s token is cancelled; `work` then has a short time to exit before it is
+    /// dropped. At `stop` the Lease is released, so that another replica can lead at once. Needs
+    /// `get` and `update` on the Lease, and `create` in its namespace.
     pub async fn run<W, F>(self, client: Client, stop: CancellationToken, mut work: W)
     where
         W: FnMut(CancellationToken) -> F,
@@ -114,7 +114,7 @@ impl Leadership {
                 () = stop.cancelled() => None,
             };
             let Some(won) = won else {
-                // An attempt that was broken off may have won.
+                // An interrupted attempt may have succeeded.
                 return self.release(&mut elector).await;
             };
             tracing::info!(identity, lease = self.options.name, "leading");
@@ -133,7 +133,7 @@ impl Leadership {
                     self.options.timing.retry
                 }
                 End::Stopped | End::Idle => {
-                    tracing::info!(identity, "no longer leading, giving the lease up");
+                    tracing::info!(identity, "no longer leading, releasing the lease");
                     self.release(&mut elector).await;
                     self.options.timing.duration
                 }
@@ -145,7 +145,7 @@ impl Leadership {
         }
     }
 
-    /// Returns once we lead, with the moment from which that counts.
+    /// Waits until this candidate leads. Returns the start of its lease.
     async fn campaign(&self, elector: &mut Elector) -> Instant {
         let timing = self.options.timing;
         let mut known = false;
@@ -160,14 +160,14 @@ impl Leadership {
                     }
                 }
                 Ok(Err(error)) => self.trouble(known, &chain(&error)),
-                Err(_) => self.trouble(known, "no answer from the API server"),
+                Err(_) => self.trouble(known, "no response from the API server"),
             }
-            // Candidates that began together don't stay together.
+            // Jitter separates candidates that started together.
             tokio::time::sleep(timing.retry.mul_f64(1.0 + 1.2 * fastrand::f64())).await;
         }
     }
 
-    /// Renews until the term ends.
+    /// Renews the Lease until the term ends.
     async fn keep(
         &self,
         elector: &mut Elector,
@@ -184,7 +184,7 @@ impl Leadership {
                 () = stop.cancelled() => break End::Stopped,
                 _ = &mut term.task => break End::Idle,
             }
-            // Counts from before the request: others count from when they see what it wrote.
+            // From before the request: other candidates count from when they see its result.
             let begun = Instant::now();
             let attempt = tokio::select! {
                 attempt = timeout_at(deadline, elector.attempt()) => attempt,
@@ -211,8 +211,8 @@ impl Leadership {
     async fn release(&self, elector: &mut Elector) {
         match timeout(self.options.timing.retry, elector.release()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = chain(&error), "the lease is not released"),
-            Err(_) => tracing::warn!("the lease is not released: no answer from the API server"),
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "cannot release the lease"),
+            Err(_) => tracing::warn!("cannot release the lease: no response from the API server"),
         }
     }
 
@@ -221,7 +221,7 @@ impl Leadership {
             "Lease {}/{}: {why}",
             self.options.namespace, self.options.name
         );
-        tracing::debug!(reason = sentence, "the lease is not held");
+        tracing::debug!(reason = sentence, "cannot read or update the lease");
         match known {
             true => self.condition.note(sentence),
             false => self.condition.fail(sentence),
@@ -229,14 +229,14 @@ impl Leadership {
     }
 }
 
-/// What runs while we lead. Dropping it aborts it.
+/// The work of the leader. Dropping it aborts the work.
 struct Term {
     token: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Term {
-    /// Ends it, the hard way if it takes longer than this.
+    /// Stops the work, and aborts it after `within`.
     async fn end(mut self, within: Duration) {
         self.token.cancel();
         if self.task.is_finished() {
@@ -244,7 +244,7 @@ impl Term {
         }
         if timeout(within, &mut self.task).await.is_err() {
             self.task.abort();
-            // Until it is really over.
+            // Waits until it has really ended.
             let _ = (&mut self.task).await;
         }
     }

@@ -1,9 +1,9 @@
-//! What one replica does for the cluster. Replicas elect a leader by a Lease, and only the leader
-//! works: it makes the webhook's certificate, tells the API server whom to trust and what to ask about,
-//! and writes how rules fare. What else one replica has to do is another [`duty::Duty`].
+//! Tasks that exactly one replica does for the cluster. Replicas elect a leader with a Lease, and
+//! only the leader runs tasks: it issues certificates, maintains the webhook configuration, and
+//! writes the status of rules. Further tasks implement [`leader_task::LeaderTask`].
 
 pub mod app;
 pub mod certificates;
-pub mod duty;
+pub mod leader_task;
 pub mod lease;
 pub mod rules;

@@ -11,26 +11,28 @@ use futures::future::BoxFuture;
 use kube::Client;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::rulebook::{ClusterConfig, Facts, RuleUpdate};
+use rolegate_core::decision::NotLoaded;
+use rolegate_core::enforcement::EnforcementPoint;
+use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_kube::client::Connection;
-use rolegate_kube::cluster_config::ConfigUse;
-use rolegate_kube::events::Eventer;
+use rolegate_kube::cluster_config::ConfigMode;
+use rolegate_kube::events::EventRecorder;
 use rolegate_kube::namespaces::watch_namespaces;
-use rolegate_kube::watch::{Reporting, WatchMetrics};
+use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_kube::workloads::{Scope, watch_pods};
 use rolegate_rules::in_force::{self, GivenRuleFlags};
-use rolegate_rules::keeper::{Keeper, Point, Report};
 use rolegate_rules::metrics::CurrentRules;
-use rolegate_rules::source::{CONDITIONS, RuleSources};
+use rolegate_rules::store::{Report, RuleStoreWriter};
+use rolegate_rules::watches::{CONDITIONS, RuleWatches};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::duty::Duty;
+use crate::leader_task::LeaderTask;
 use registration::Registrar;
 use status::Statuses;
 
@@ -40,12 +42,14 @@ const REPORTS: usize = 256;
 const GATHER: Duration = Duration::from_millis(500);
 /// How often everything is looked at though nothing changed: somebody may have overwritten it.
 const AGAIN: Duration = Duration::from_secs(60);
+/// The time that loading may take before the registration follows the configuration without it.
+const LOADING_GRACE: Duration = Duration::from_secs(10);
 /// The name of the condition of the webhook's registration.
 const REGISTRATION: &str = "registration";
 /// The life of a session that is only thought of.
 const SESSION_SECONDS: u32 = 3600;
 
-/// What shapes the duty.
+/// What shapes the leader_task.
 #[derive(Debug, Clone)]
 pub struct RuleOptions {
     /// The rules as far as flags fix them: they count where the cluster has no configuration.
@@ -53,7 +57,7 @@ pub struct RuleOptions {
     /// The flags and variables about rules that were given, by name.
     pub given: GivenRuleFlags,
     /// Whether the cluster's configuration is demanded.
-    pub cluster_config: ConfigUse,
+    pub cluster_config: ConfigMode,
     /// The annotations' keys.
     pub keys: AnnotationKeys,
     /// Namespace of the gate.
@@ -69,24 +73,24 @@ pub struct RuleOptions {
 }
 
 /// Writes how rules fare, and keeps the gate's registration.
-pub struct RuleDuty {
+pub struct StatusTask {
     options: RuleOptions,
     connection: Connection,
     metrics: WatchMetrics,
     current: CurrentRules,
     readiness: Readiness,
-    events: Eventer,
+    events: EventRecorder,
     clock: Clock,
 }
 
-impl fmt::Debug for RuleDuty {
+impl fmt::Debug for StatusTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RuleDuty").finish_non_exhaustive()
+        f.debug_struct("StatusTask").finish_non_exhaustive()
     }
 }
 
-impl RuleDuty {
-    /// Nothing is done before [`Duty::run`]. Needs `list` and `watch` of pods, namespaces, our own
+impl StatusTask {
+    /// Nothing is done before [`LeaderTask::run`]. Needs `list` and `watch` of pods, namespaces, our own
     /// kinds and ConfigMaps of policies, `patch` of the status of our own kinds and of those
     /// ConfigMaps, `get`, `create` and `update` of the ValidatingWebhookConfiguration, and to make it
     /// `list` of EndpointSlices and `get` of the Secret in the webhook's namespace.
@@ -96,7 +100,7 @@ impl RuleDuty {
         metrics: WatchMetrics,
         current: CurrentRules,
         readiness: Readiness,
-        events: Eventer,
+        events: EventRecorder,
         clock: Clock,
     ) -> Self {
         Self {
@@ -111,35 +115,36 @@ impl RuleDuty {
     }
 
     async fn follow(&self, leading: CancellationToken) {
-        let mut keeper = Keeper::new(
+        let mut writer = RuleStoreWriter::new(
             self.options.flags.clone(),
-            Point::Gate,
+            EnforcementPoint::Admission,
             SessionScope::Workload,
             SESSION_SECONDS,
         );
-        keeper.learn(Facts::default());
-        if self.options.cluster_config != ConfigUse::Off {
-            keeper.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
+        writer.learn(Facts::default());
+        if self.options.cluster_config != ConfigMode::Off {
+            writer.apply(Report::RuleStore(RuleUpdate::Config(ClusterConfig::Unseen)));
         }
         let (reporter, mut reports) = mpsc::channel(REPORTS);
         let (sender, mut updates) = mpsc::channel(REPORTS);
         // Dropped with this call, and all watches with it.
         let mut watches = JoinSet::new();
-        self.watch(&keeper, reporter, sender, &mut watches);
-        self.current.set(Some(keeper.rules()));
+        self.watch(&writer, reporter, sender, &mut watches);
+        self.current.set(Some(writer.rules()));
         let given = self.options.given.clone();
-        watches.spawn(in_force::report(keeper.rules(), given, None));
+        watches.spawn(in_force::report(writer.rules(), given, None));
 
         let mut pods = Pods::default();
         let mut statuses = Statuses::new(self.client(), self.events.clone());
         let condition = self.readiness.condition(REGISTRATION);
         let mut registrar = Registrar::new(self.client(), &self.options, condition);
+        let mut loading = Loading::default();
         let mut due = Box::pin(tokio::time::sleep(GATHER));
         loop {
             tokio::select! {
                 () = leading.cancelled() => return,
                 Some(report) = reports.recv() => {
-                    keeper.apply(report);
+                    writer.apply(report);
                     soon(&mut due);
                 }
                 Some(update) = updates.recv() => {
@@ -147,20 +152,31 @@ impl RuleDuty {
                         Update::Workloads(change) => pods.change(change),
                         Update::RetainWorkloads(uids) => pods.0.retain(|uid, _| uids.contains(uid)),
                         Update::RetainNamespaces(names) => {
-                            keeper.apply(Report::Rules(RuleUpdate::RetainNamespaces(names)));
+                            writer.apply(Report::RuleStore(RuleUpdate::RetainNamespaces(names)));
                         }
                         Update::Namespaces(change) => {
-                            keeper.apply(Report::Rules(RuleUpdate::Namespaces(change)));
+                            writer.apply(Report::RuleStore(RuleUpdate::Namespaces(change)));
                         }
                     }
                     soon(&mut due);
                 }
                 () = &mut due => {
-                    let mut again = None;
-                    if keeper.unseen().is_none() {
-                        statuses.write(&keeper, pods.all(), self.clock.now()).await;
-                        again = registrar.keep(&keeper).await;
-                    }
+                    let now = tokio::time::Instant::now();
+                    let unseen = writer.unseen();
+                    loading.observe(unseen.is_some(), now);
+                    let again = if unseen == Some(NotLoaded::Config) {
+                        None
+                    } else if unseen.is_none() || loading.takes_long(now) {
+                        // First what closes: statuses of many grants take their time.
+                        let again = registrar.keep(&writer).await;
+                        statuses.write_config(&writer, registrar.error(), self.clock.now()).await;
+                        if unseen.is_none() {
+                            statuses.write(&writer, pods.all(), self.clock.now()).await;
+                        }
+                        again
+                    } else {
+                        Some(LOADING_GRACE)
+                    };
                     let again = again.unwrap_or(AGAIN);
                     due.as_mut().reset(tokio::time::Instant::now() + again);
                 }
@@ -170,21 +186,21 @@ impl RuleDuty {
 
     fn watch(
         &self,
-        keeper: &Keeper,
+        writer: &RuleStoreWriter,
         reports: mpsc::Sender<Report>,
         updates: mpsc::Sender<Update>,
         watches: &mut JoinSet<()>,
     ) {
-        let sources = RuleSources {
+        let sources = RuleWatches {
             connection: self.connection.clone(),
             cluster_config: self.options.cluster_config,
             metrics: self.metrics.clone(),
             readiness: self.readiness.clone(),
             reports,
         };
-        let rules = keeper.rules();
+        let rules = writer.rules();
         watches.spawn(sources.run(rules.clone()));
-        let reporting = |name| Reporting {
+        let reporting = |name| WatchObserver {
             metrics: self.metrics.clone(),
             condition: self.readiness.condition(name),
         };
@@ -206,7 +222,26 @@ impl RuleDuty {
     }
 }
 
-impl Duty for RuleDuty {
+/// The time since which something of the rules has not been loaded.
+#[derive(Debug, Default)]
+struct Loading {
+    since: Option<tokio::time::Instant>,
+}
+
+impl Loading {
+    fn observe(&mut self, is_loading: bool, now: tokio::time::Instant) {
+        self.since = is_loading.then(|| self.since.unwrap_or(now));
+    }
+
+    /// Returns whether loading takes longer than a start does. What may not be read never loads, and
+    /// must not keep the registration from following the configuration.
+    fn takes_long(&self, now: tokio::time::Instant) -> bool {
+        self.since
+            .is_some_and(|since| now.duration_since(since) >= LOADING_GRACE)
+    }
+}
+
+impl LeaderTask for StatusTask {
     fn name(&self) -> &'static str {
         "rules"
     }

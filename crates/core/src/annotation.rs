@@ -1,78 +1,79 @@
-//! The annotations that pods and namespaces already carry, in kube2iam's and kiam's dialects.
+//! Annotations of pods and namespaces, including those of kube2iam and kiam.
 
-use crate::workload::Wish;
+use crate::workload::RoleRequest;
 
-/// Annotation of a pod: the role it wishes for, as a name, a name with path or a whole ARN.
+/// Pod annotation: the requested role, as a name, a name with a path or an ARN.
 pub const ROLE: &str = "iam.amazonaws.com/role";
-/// Annotation of a pod: the external ID that the role's trust policy demands.
+/// Pod annotation: the external ID that the role's trust policy requires.
 pub const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
-/// Annotation of a pod: the `RoleSessionName` it wishes for (kiam).
+/// Pod annotation: the requested `RoleSessionName` (kiam).
 pub const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
-/// Annotation of a namespace: a JSON list of role patterns (kube2iam).
+/// Namespace annotation: a JSON list of role patterns (kube2iam).
 pub const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
-/// Annotation of a namespace: a regular expression on the role's ARN (kiam).
+/// Namespace annotation: a regular expression for role ARNs (kiam).
 pub const PERMITTED: &str = "iam.amazonaws.com/permitted";
-/// Annotation of a namespace: the role of its pods that name none.
+/// Namespace annotation: the role of pods that request none.
 pub const DEFAULT_ROLE: &str = "iam.amazonaws.com/default-role";
-/// Annotation of a static pod's mirror, set by the kubelet.
+/// Pod annotation that the kubelet sets on the mirror of a static pod.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// Annotation of a ConfigMap of policies: where they are asked, a list such as `gate,door`.
-pub const POINTS: &str = "rolegate.dev/points";
-/// Annotation of a service account: the role of web identity (IRSA).
+/// ConfigMap annotation: the points that enforce its policies, a list such as `admission,agent`.
+pub const POINTS: &str = "rolegate.dev/enforcement-points";
+/// Service account annotation: the role for web identity (IRSA).
 pub const WEB_IDENTITY_ROLE: &str = "eks.amazonaws.com/role-arn";
 
-/// Whether a pod's annotation is kept and shown to rules: those about AWS roles and ours. Others
-/// may hold anything, at any length, and decide nothing.
+/// Returns true if a pod's annotation is stored and visible to rules: AWS role annotations and
+/// rolegate's own. Other annotations can be of any size and never affect a decision.
 pub fn is_kept(key: &str) -> bool {
     ["iam.amazonaws.com/", "eks.amazonaws.com/", "rolegate.dev/"]
         .iter()
         .any(|prefix| key.starts_with(prefix))
 }
 
-/// The most bytes kept of a pod's annotation: longer than anything that AWS takes, so that what was
-/// cut is refused and not mistaken for something else.
-const LONGEST: usize = 2048;
+/// Maximum stored size of a pod annotation, in bytes. It exceeds every limit of AWS, so a truncated
+/// value is rejected rather than mistaken for another one.
+const MAX_ANNOTATION_BYTES: usize = 2048;
 
-/// As much of a pod's annotation as is kept, the same at gate and doors.
+/// Truncates the value of a pod annotation to the stored size, which is the same at admission and
+/// at agents.
 pub fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(LONGEST))
+    text.get(..text.floor_char_boundary(MAX_ANNOTATION_BYTES))
         .unwrap_or(text)
 }
 
-/// A text without the blanks around it, which YAML's `|` and copying leave there.
+/// Strips surrounding white space, as YAML's `|` and copying leave it.
 ///
-/// Every source of texts that name roles, or that are compared with such texts, calls this once, when
-/// the text comes in. Blanks are Unicode's white space, which CEL's `trim` takes too; a zero-width
-/// space is none, so it stays and makes the text malformed.
+/// Every source calls this once on each string that names roles, or that is compared with such
+/// strings. White space is Unicode's, which CEL's `trim` strips too. A zero-width space is not
+/// white space: it stays and makes the value malformed.
 pub fn normalized(text: &str) -> &str {
     text.trim()
 }
 
-/// A normalized text of a pod's or namespace's annotation, as much of it as is kept; `None` where
-/// it is empty.
+/// Normalizes and truncates the value of a pod or namespace annotation. Returns `None` if it is
+/// empty.
 pub fn given(text: &str) -> Option<&str> {
     let text = cut(normalized(text));
     (!text.is_empty()).then_some(text)
 }
 
-/// Reads what annotations ask for; `value` returns the raw text of a key.
-pub fn wish<'a>(keys: &AnnotationKeys, value: impl Fn(&str) -> Option<&'a str>) -> Wish {
-    Wish::new(
+/// Parses a pod's role request from its annotations; `value` returns the raw value of a key.
+pub fn wish<'a>(keys: &AnnotationKeys, value: impl Fn(&str) -> Option<&'a str>) -> RoleRequest {
+    RoleRequest::new(
         value(&keys.role),
         value(&keys.external_id),
         value(SESSION_NAME),
     )
 }
 
-/// The annotation keys in use: kube2iam lets its users rename three of them.
+/// The annotation keys in use. kube2iam lets its users rename three of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnotationKeys {
-    /// The pod's role, [`ROLE`] by default.
+    /// Key of the pod's role; [`ROLE`] by default.
     pub role: String,
-    /// The pod's external ID, [`EXTERNAL_ID`] by default.
+    /// Key of the pod's external ID; [`EXTERNAL_ID`] by default.
     pub external_id: String,
-    /// The namespace's list of allowed roles, [`ALLOWED_ROLES`] by default.
+    /// Key of the namespace's allowed roles; [`ALLOWED_ROLES`] by default.
     pub allowed_roles: String,
 }
 
@@ -107,8 +108,8 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_is_normalized_and_bounded() {
-        let long = format!(" {}", "x".repeat(LONGEST + 1));
+    fn a_role_request_is_normalized_and_bounded() {
+        let long = format!(" {}", "x".repeat(MAX_ANNOTATION_BYTES + 1));
         let wish = wish(&AnnotationKeys::default(), |key| match key {
             ROLE => Some("reader\n"),
             EXTERNAL_ID => Some(&long),
@@ -116,10 +117,16 @@ mod tests {
             _ => None,
         });
         assert_eq!(wish.role.as_deref(), Some("reader"));
-        assert_eq!(wish.external_id.map(|id| id.len()), Some(LONGEST));
+        assert_eq!(
+            wish.external_id.map(|id| id.len()),
+            Some(MAX_ANNOTATION_BYTES)
+        );
         assert_eq!(wish.session_name, None);
         // An empty role declines the default one, unlike an absent role.
-        assert_eq!(Wish::new(Some("\n"), None, None).role.as_deref(), Some(""));
-        assert_eq!(Wish::new(None, None, None).role, None);
+        assert_eq!(
+            RoleRequest::new(Some("\n"), None, None).role.as_deref(),
+            Some("")
+        );
+        assert_eq!(RoleRequest::new(None, None, None).role, None);
     }
 }

@@ -1,48 +1,49 @@
-//! Role ARNs, and the base ARN that turns a role's name into one.
+//! Role ARNs, and the base ARN that completes a role name.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// Longest ARN that IAM makes: a 512-character path and a 64-character name, with room to spare.
+/// Maximum length of an ARN: IAM's 512 characters of path and 64 of name, plus a margin.
 const MAX_ARN: usize = 1024;
 const MAX_NAME: usize = 64;
 
-/// Why a text is no role ARN, or no role name.
+/// An invalid role ARN, role name or base ARN.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArnError {
-    /// Not of the shape `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME`.
+    /// The text does not have the form `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME`.
     #[error("{0:?} is not a role ARN: write arn:PARTITION:iam::ACCOUNT:role/NAME")]
     NotARole(String),
-    /// The name or path holds characters that IAM does not allow, or is too long.
+    /// The name or path is too long or contains characters that IAM does not allow.
     #[error(
         "{0:?} is not a role name: IAM allows letters, digits and _+=,.@- up to 64 characters, after an optional path"
     )]
     BadName(String),
-    /// A bare name was given and there is no base ARN to complete it.
+    /// A bare name without a base ARN to complete it.
     #[error(
-        "role {0:?} is a name, and no base ARN is known to complete it: set --base-role-arn or --auto-discover-base-arn"
+        "role {0:?} is a name, but no base ARN is known to complete it: set --base-role-arn or \
+         --auto-discover-base-arn"
     )]
     NoBase(String),
-    /// Not of the shape `arn:PARTITION:iam::ACCOUNT:role/`.
+    /// The text does not have the form `arn:PARTITION:iam::ACCOUNT:role/`.
     #[error("{0:?} is not a base ARN: write arn:PARTITION:iam::ACCOUNT:role/")]
     NotABase(String),
 }
 
-/// The whole ARN of an IAM role, checked: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`.
+/// A validated role ARN: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`.
 ///
-/// Cheap to clone. Equality is that of the text.
+/// Cloning is cheap. Equality compares the text.
 #[derive(Clone)]
 pub struct RoleArn {
     text: Arc<str>,
-    /// Where the resource part (`[PATH/]NAME`) starts.
+    /// Offset of the resource part (`[PATH/]NAME`).
     resource: u16,
-    /// Where the name starts.
+    /// Offset of the name.
     name: u16,
 }
 
 impl RoleArn {
-    /// Parses a whole role ARN.
+    /// Parses a role ARN.
     ///
     /// # Errors
     /// [`ArnError::NotARole`] or [`ArnError::BadName`].
@@ -62,27 +63,28 @@ impl RoleArn {
         })
     }
 
-    /// The whole ARN.
+    /// Returns the ARN as text.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The partition: `aws`, `aws-cn`, `aws-us-gov`, …
+    /// Returns the partition: `aws`, `aws-cn`, `aws-us-gov`, …
     pub fn partition(&self) -> &str {
         self.text.split(':').nth(1).unwrap_or_default()
     }
 
-    /// The account, 12 digits.
+    /// Returns the account ID, 12 digits.
     pub fn account(&self) -> &str {
         self.text.split(':').nth(4).unwrap_or_default()
     }
 
-    /// The name without path, unique in its account whatever the path.
+    /// Returns the name without its path. IAM keeps names unique within an account, regardless of
+    /// path.
     pub fn name(&self) -> &str {
         self.text.get(usize::from(self.name)..).unwrap_or_default()
     }
 
-    /// Path and name, as after `role/`.
+    /// Returns path and name, the part after `role/`.
     pub fn resource(&self) -> &str {
         self.text
             .get(usize::from(self.resource)..)
@@ -112,12 +114,12 @@ impl fmt::Debug for RoleArn {
     }
 }
 
-/// What precedes a bare role name: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]`.
+/// The prefix of a bare role name: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseArn(Arc<str>);
 
 impl BaseArn {
-    /// Parses a base ARN; a missing slash at the end is added, as kube2iam does.
+    /// Parses a base ARN. As in kube2iam, a missing trailing slash is added.
     ///
     /// # Errors
     /// [`ArnError::NotABase`].
@@ -140,48 +142,48 @@ impl BaseArn {
         Ok(Self(with_slash.into()))
     }
 
-    /// The base of roles without path in `account` of `partition`.
+    /// Returns the base ARN of roles without a path in an account.
     ///
     /// # Errors
-    /// [`ArnError::NotABase`] when either is malformed.
+    /// [`ArnError::NotABase`] if either argument is malformed.
     pub fn of_account(partition: &str, account: &str) -> Result<Self, ArnError> {
         Self::parse(&format!("arn:{partition}:iam::{account}:role/"))
     }
 
-    /// The base ARN, with its slash at the end.
+    /// Returns the base ARN with its trailing slash.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Turns what a pod wishes for (name, name with path or whole ARN) into a role ARN.
+/// Resolves a requested role (a name, a name with a path or an ARN) to a role ARN.
 ///
 /// # Errors
-/// [`ArnError::NoBase`] for a name where `base` is `None`, else as [`RoleArn::parse`].
-pub fn resolve(wish: &str, base: Option<&BaseArn>) -> Result<RoleArn, ArnError> {
-    if is_arn(wish) {
-        return RoleArn::parse(wish);
+/// [`ArnError::NoBase`] for a name if `base` is `None`; otherwise as [`RoleArn::parse`].
+pub fn resolve(request: &str, base: Option<&BaseArn>) -> Result<RoleArn, ArnError> {
+    if is_arn(request) {
+        return RoleArn::parse(request);
     }
-    let name = wish.strip_prefix('/').unwrap_or(wish);
+    let name = request.strip_prefix('/').unwrap_or(request);
     check_resource(name)?;
-    let base = base.ok_or_else(|| ArnError::NoBase(shorten(wish)))?;
+    let base = base.ok_or_else(|| ArnError::NoBase(shorten(request)))?;
     RoleArn::parse(&format!("{}{name}", base.as_str()))
 }
 
-/// The name under which a pod is told its role: relative to the base ARN, or the whole ARN where
-/// the role is outside of it (as kube2iam does).
+/// Returns the role name that the metadata endpoint lists: relative to the base ARN, or the whole
+/// ARN if the role is outside it, as in kube2iam.
 pub fn listed_name<'a>(role: &'a RoleArn, base: Option<&BaseArn>) -> &'a str {
     base.and_then(|base| role.as_str().strip_prefix(base.as_str()))
         .unwrap_or(role.as_str())
 }
 
-/// Whether a text is meant as an ARN and not as a name.
+/// Returns true if a text is meant as an ARN rather than a name.
 pub(crate) fn is_arn(text: &str) -> bool {
     text.get(..4)
         .is_some_and(|start| start.eq_ignore_ascii_case("arn:"))
 }
 
-/// The length of `arn:PARTITION:iam::ACCOUNT:role/` at the start of `text`.
+/// Returns the length of the `arn:PARTITION:iam::ACCOUNT:role/` prefix of `text`.
 fn base_length(text: &str) -> Option<usize> {
     let rest = text.strip_prefix("arn:")?;
     let (partition, rest) = rest.split_once(':')?;
@@ -197,8 +199,9 @@ fn base_length(text: &str) -> Option<usize> {
     (well_formed && numbered).then(|| text.len() - rest.len())
 }
 
-/// Checks `[PATH/]NAME` against IAM's rules. Paths may hold any printable ASCII character in IAM;
-/// here they are held to those of names, which keeps them unambiguous in URLs and patterns.
+/// Validates `[PATH/]NAME` against IAM's rules. IAM allows any printable ASCII character in paths;
+/// here a path may contain only the characters of names, which are unambiguous in URLs and
+/// patterns.
 fn check_resource(resource: &str) -> Result<(), ArnError> {
     let fine = resource.len() <= 512 + MAX_NAME
         && resource
@@ -217,10 +220,10 @@ fn check_resource(resource: &str) -> Result<(), ArnError> {
         .ok_or_else(|| ArnError::BadName(shorten(resource)))
 }
 
-/// The start of a text that somebody else chose, short enough for an error message.
+/// Truncates an untrusted text for an error message.
 pub(crate) fn shorten(text: &str) -> String {
-    const KEPT: usize = 80;
-    let mut kept: String = text.chars().take(KEPT).collect();
+    const MAX_SHOWN_CHARS: usize = 80;
+    let mut kept: String = text.chars().take(MAX_SHOWN_CHARS).collect();
     if kept.len() < text.len() {
         kept.push('…');
     }
@@ -283,7 +286,8 @@ mod tests {
         let start = "arn:aws:iam::123456789012:role/";
         let is_role = |resource: &str| RoleArn::parse(&format!("{start}{resource}")).is_ok();
         let name = "n".repeat(64);
-        // IAM's 512 characters of a path have a slash at both ends; here they have 511 before the name.
+        // IAM counts a slash at both ends of the 512 characters of a path; without the first one,
+        // 511 remain.
         let path = |length: usize| format!("{}/", "p".repeat(length - 1));
         assert!(is_role(&format!("{}{name}", path(512))));
         assert!(!is_role(&format!("{}{name}", path(513))));
@@ -293,7 +297,7 @@ mod tests {
             let text = format!("{start}{}", "p/".repeat(length));
             text.get(..length).unwrap().to_owned()
         };
-        // Longer text is never an ARN, whatever it contains.
+        // A longer text is never an ARN, whatever it contains.
         for (length, is_shape) in [(1024, true), (1025, false), (4000, false)] {
             let text = long(length);
             assert_eq!(
@@ -302,7 +306,7 @@ mod tests {
                 "{length}"
             );
         }
-        // A base is completed by names, so it is bounded alike.
+        // A base ARN is a prefix of role ARNs, so the same limit applies.
         let base = |length: usize| {
             let text = format!("{start}{}", "p".repeat(length - start.len()));
             BaseArn::parse(&text).is_ok()
@@ -313,7 +317,7 @@ mod tests {
     #[test]
     fn names_are_completed_by_the_base() {
         let base = BaseArn::parse("arn:aws-cn:iam::123456789012:role").unwrap();
-        let resolved = |wish| resolve(wish, Some(&base)).map(|role| role.to_string());
+        let resolved = |request| resolve(request, Some(&base)).map(|role| role.to_string());
         assert_eq!(
             resolved("reader").unwrap(),
             "arn:aws-cn:iam::123456789012:role/reader"

@@ -1,52 +1,52 @@
-//! Whose session it is, told to AWS: session tags by which policies can tell workloads apart, and
-//! the source identity, which stays with a session through a chain of roles.
+//! Session attribution in AWS: session tags, by which policies can distinguish workloads, and the
+//! source identity, which persists through role chaining.
 //!
-//! The keys of the tags are those of EKS Pod Identity, so that policies need not know where a
-//! session came from. Grants may not set them.
+//! The tag keys are those of EKS Pod Identity, so policies do not depend on the source of a
+//! session. Grants may not set them.
 
 use std::sync::{Arc, LazyLock};
 
 use crate::session_name::{SessionScope, fit};
 use crate::workload::Workload;
 
-/// Tag keys: each one is one text, however many sessions have it.
+/// Tag keys, interned because every session shares them.
 static NAMESPACE: LazyLock<Arc<str>> = LazyLock::new(|| "kubernetes-namespace".into());
 static SERVICE_ACCOUNT: LazyLock<Arc<str>> = LazyLock::new(|| "kubernetes-service-account".into());
 static POD_NAME: LazyLock<Arc<str>> = LazyLock::new(|| "kubernetes-pod-name".into());
 static POD_UID: LazyLock<Arc<str>> = LazyLock::new(|| "kubernetes-pod-uid".into());
 static CLUSTER_NAME: LazyLock<Arc<str>> = LazyLock::new(|| "eks-cluster-name".into());
 
-/// Most session tags that STS takes.
+/// Maximum number of session tags that STS accepts.
 pub const MAX_TAGS: usize = 50;
-/// Most characters of a tag's key.
+/// Maximum length of a tag key, in characters.
 const MAX_KEY: usize = 128;
-/// Most characters of a tag's value.
+/// Maximum length of a tag value, in characters.
 const MAX_VALUE: usize = 256;
 
-/// Which session tags say who the workload is.
+/// The session tags that identify a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum WorkloadTags {
-    /// None.
+    /// No tags.
     #[default]
     None,
     /// Namespace and service account.
     Workload,
-    /// Also the pod's name and UID, so that each pod has a session of its own.
+    /// Also the pod's name and UID, so each pod gets its own session.
     Pod,
 }
 
-/// What the source identity of a session is.
+/// The source identity of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SourceIdentity {
-    /// None is sent.
+    /// No source identity.
     #[default]
     None,
-    /// `NAMESPACE.SERVICEACCOUNT`, whatever the session is named.
+    /// `NAMESPACE.SERVICEACCOUNT`, regardless of the session name.
     ServiceAccount,
 }
 
 impl WorkloadTags {
-    /// As it is written in grants.
+    /// Returns the value as written in grants.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -57,7 +57,7 @@ impl WorkloadTags {
 }
 
 impl SourceIdentity {
-    /// As it is written in grants.
+    /// Returns the value as written in grants.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -66,30 +66,31 @@ impl SourceIdentity {
     }
 }
 
-/// How sessions say whose they are.
+/// The attribution settings of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Attribution {
     /// Session tags.
     pub tags: WorkloadTags,
-    /// Whether all tags of a session, a grant's own too, stay with it through a chain of roles.
+    /// True if all session tags, including a grant's own, are transitive: they persist through role
+    /// chaining.
     pub transitive: bool,
     /// The source identity.
     pub source: SourceIdentity,
 }
 
-/// The same, where one that comes before says what this one does not.
+/// Attribution settings that override those of lower precedence where they are set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct AttributionRules {
     /// Session tags.
     pub tags: Option<WorkloadTags>,
-    /// Whether tags stay through a chain.
+    /// True if the tags are transitive.
     pub transitive: Option<bool>,
     /// The source identity.
     pub source: Option<SourceIdentity>,
 }
 
 impl Attribution {
-    /// With what `rules` say instead.
+    /// Returns these settings with the set fields of `rules` applied.
     #[must_use]
     pub fn with(self, rules: AttributionRules) -> Self {
         Self {
@@ -99,8 +100,8 @@ impl Attribution {
         }
     }
 
-    /// Which workloads share a session, where it is `scope` otherwise: a session that is tagged
-    /// with a pod can be no other's.
+    /// Returns the session scope, given the configured one. A session tagged with a pod can never
+    /// be shared.
     pub fn scope(self, scope: SessionScope) -> SessionScope {
         match self.tags {
             WorkloadTags::Pod => SessionScope::Pod,
@@ -108,7 +109,7 @@ impl Attribution {
         }
     }
 
-    /// The session tags of a workload in the cluster of that name.
+    /// Returns the session tags of a workload; `cluster` is the name of its cluster.
     pub fn session_tags(
         self,
         workload: &Workload,
@@ -132,8 +133,8 @@ impl Attribution {
         tags
     }
 
-    /// The source identity of a workload: within STS's 2 to 64 characters, with a hash where it
-    /// was cut or changed for that.
+    /// Returns the source identity of a workload: 2 to 64 characters as STS requires, ending in a
+    /// hash if the name was shortened or changed to fit.
     pub fn source_identity(self, workload: &Workload) -> Option<Arc<str>> {
         match self.source {
             SourceIdentity::None => None,
@@ -145,7 +146,7 @@ impl Attribution {
     }
 }
 
-/// Whether STS takes a tag.
+/// Returns true if STS accepts the tag.
 pub fn is_tag(key: &str, value: &str) -> bool {
     let fine = |text: &str| {
         text.chars()
@@ -164,7 +165,7 @@ mod tests {
     use crate::workload::tests::pod;
 
     #[test]
-    fn tags_say_as_much_as_they_are_told_to() {
+    fn tags_follow_the_attribution_settings() {
         let pod = pod(None);
         let cluster: Arc<str> = "prod".into();
         let keys = |tags, cluster: Option<&Arc<str>>| {
@@ -211,5 +212,20 @@ mod tests {
         assert_eq!(long("a").len(), 64);
         assert_ne!(long("a"), long("b"));
         assert_eq!(Attribution::default().source_identity(&pod), None);
+    }
+
+    #[test]
+    fn choices_are_named_as_in_grants() {
+        let tags = [
+            WorkloadTags::None,
+            WorkloadTags::Workload,
+            WorkloadTags::Pod,
+        ];
+        assert_eq!(tags.map(WorkloadTags::as_str), ["none", "workload", "pod"]);
+        let identities = [SourceIdentity::None, SourceIdentity::ServiceAccount];
+        assert_eq!(
+            identities.map(SourceIdentity::as_str),
+            ["none", "serviceAccount"]
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! What must be the same everywhere: the configuration of the rules, from the cluster's
-//! `RolegateConfig` or, where there is none, from flags.
+//! The rule configuration, which must be the same everywhere in a cluster. It comes from the
+//! cluster's `RolegateConfig`, or from flags if there is none.
 
 pub mod presets;
 
@@ -9,84 +9,84 @@ use std::sync::Arc;
 use crate::annotation::normalized;
 use crate::arn::BaseArn;
 use crate::attribution::Attribution;
-use crate::decision::OwnRole;
+use crate::decision::ReservedRole;
 use crate::layer::Mode;
 use crate::pattern::PatternFormat;
 
-/// The configuration of the rules.
+/// The rule configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleConfig {
-    /// The `metadata.generation` of the `RolegateConfig`; `None` for flags, and for a manifest that
-    /// does not have it.
+    /// The `metadata.generation` of the `RolegateConfig`; `None` for flags, and for a manifest
+    /// without one.
     pub generation: Option<i64>,
-    /// What completes bare role names; `None`: what was found out about where we run.
+    /// The base ARN that completes bare role names; `None` to use the detected one.
     pub base: Option<BaseArn>,
-    /// The role of pods that name none, in namespaces that name none: a name or an ARN.
+    /// The role of pods that request none, in namespaces without a default: a name or an ARN.
     pub default_role: Option<Arc<str>>,
-    /// Roles of the nodes and of rolegate itself, which no pod may have, beside those that a
-    /// process finds out.
-    pub own_roles: Vec<OwnRole>,
+    /// Roles of the nodes and of rolegate itself, which are denied to every pod, in addition to
+    /// those that a process detects.
+    pub reserved_roles: Vec<ReservedRole>,
     /// The layers' modes.
     pub modes: Modes,
-    /// How allowed roles are written in namespaces' annotations.
+    /// The format of role restrictions in namespace annotations.
     pub restriction_format: PatternFormat,
-    /// Whether a namespace without annotations allows every role, as far as layer `namespace`
-    /// goes.
+    /// True if layer `namespace` allows every role in a namespace without annotations.
     pub allow_unannotated: bool,
-    /// Names of namespaces whose objects the gate lets through. The doors decide for their pods
-    /// as for all others.
-    pub spared_namespaces: BTreeSet<Arc<str>>,
-    /// Who may set or change role annotations and granting labels of namespaces; `None`: nobody, where
-    /// [`RuleConfig::guards`] are enforced.
+    /// Namespaces whose objects the admission webhook admits without validation. Agents do not
+    /// exempt their pods.
+    pub exempt_namespaces: BTreeSet<Arc<str>>,
+    /// Users and groups that may set or change a namespace's role annotations and the labels that
+    /// grants select. With `None`, only `system:masters` may while [`RuleConfig::guards`] is
+    /// enforced.
     pub namespace_writers: Option<Subjects>,
-    /// Who may write grants, the configuration and ConfigMaps of policies; `None`: whoever RBAC
-    /// lets.
+    /// Users and groups that may write grants, the configuration and policy ConfigMaps. With
+    /// `None`, RBAC alone decides.
     pub rule_writers: Option<Subjects>,
-    /// Where policies come from.
+    /// Sources of Rego policies.
     pub rego: RegoConfig,
-    /// A name for the cluster, sent to STS as a tag of every session.
+    /// The name of the cluster, sent to STS as a tag of every session.
     pub cluster: Option<Arc<str>>,
-    /// How sessions say whose they are, where no grant says otherwise.
+    /// The attribution of sessions, unless a grant overrides it.
     pub attribution: Attribution,
-    /// Custom resources that hold pod templates.
+    /// Custom resources that contain pod templates.
     pub templates: Vec<TemplateKind>,
-    /// Whether pods of ordinary users may choose their node or tolerate everything, by which they
-    /// start before the agent does.
+    /// True to prevent unprivileged users from creating pods that choose their node or tolerate all
+    /// taints, since such pods can start before the agent.
     pub guard_scheduling: bool,
-    /// Client IDs of the user's own OIDC providers in IAM: the gate treats tokens for these
-    /// audiences as tokens for credentials, in addition to the known ones.
+    /// Client IDs of the user's own OIDC providers in IAM. The admission webhook treats tokens for
+    /// these audiences as AWS credentials, in addition to the well-known ones.
     pub web_identity_audiences: BTreeSet<Audience>,
 }
 
-/// The audience of a token, without regard to case and to blanks around it. An empty one is that of a
-/// token that a pod mounts without naming one, which is the API server's.
+/// The audience of a token, compared without regard to case and surrounding blanks. The empty
+/// audience is that of a projected token without an explicit one, which is the API server's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Audience(Arc<str>);
 
 impl Audience {
-    /// The audience that `text` names.
+    /// Creates an audience from its text.
     pub fn new(text: &str) -> Self {
         Self(normalized(text).to_ascii_lowercase().into())
     }
 
-    /// The text, in lower case.
+    /// Returns the text in lower case.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl Default for RuleConfig {
-    /// Only layer `namespace` is on, as in a cluster's configuration that says nothing of layers.
+    /// Enables only layer `namespace`, as for a `RolegateConfig` without `layers`.
     fn default() -> Self {
         Self {
             generation: None,
             base: None,
             default_role: None,
-            own_roles: Vec::new(),
+            reserved_roles: Vec::new(),
             modes: Modes::default(),
             restriction_format: PatternFormat::Glob,
             allow_unannotated: false,
-            spared_namespaces: ["kube-system", "rolegate-system"].map(Into::into).into(),
+            exempt_namespaces: ["kube-system", "rolegate-system"].map(Into::into).into(),
             namespace_writers: None,
             rule_writers: None,
             rego: RegoConfig::default(),
@@ -100,9 +100,9 @@ impl Default for RuleConfig {
 }
 
 impl RuleConfig {
-    /// The mode of what the webhook refuses whatever the layers say, such as changes of the rules
-    /// themselves. It is enforced once a layer is, or a guard is configured; until then the webhook
-    /// warns, so that installing it refuses nothing that was accepted before.
+    /// Returns the mode of the checks that do not depend on layers, such as those on changes to the
+    /// rules. They are enforced once a layer is enforced or a guard is configured. Until then the
+    /// webhook only warns, so that installing it rejects nothing that was accepted before.
     pub fn guards(&self) -> Mode {
         let modes = [self.modes.namespace, self.modes.grants, self.modes.rego];
         let configured = self.namespace_writers.is_some()
@@ -115,12 +115,12 @@ impl RuleConfig {
         }
     }
 
-    /// The cluster's configuration with what it leaves open filled in by a process's `flags`: the
-    /// base ARN, the default role, and further roles of our own.
+    /// Fills unset values of the cluster's configuration from a process's `flags`: the base ARN,
+    /// the default role and additional reserved roles.
     #[must_use]
     pub fn completed_by(&self, flags: &Self) -> Self {
-        let mut own_roles = self.own_roles.clone();
-        own_roles.extend(flags.own_roles.iter().cloned());
+        let mut reserved_roles = self.reserved_roles.clone();
+        reserved_roles.extend(flags.reserved_roles.iter().cloned());
         Self {
             base: self.base.as_ref().or(flags.base.as_ref()).cloned(),
             default_role: self
@@ -128,20 +128,20 @@ impl RuleConfig {
                 .as_ref()
                 .or(flags.default_role.as_ref())
                 .cloned(),
-            own_roles,
+            reserved_roles,
             ..self.clone()
         }
     }
 }
 
-/// The layers' modes.
+/// The modes of the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Modes {
-    /// Annotations of namespaces.
+    /// The mode of the namespace annotations.
     pub namespace: Mode,
-    /// Grants.
+    /// The mode of the grants.
     pub grants: Mode,
-    /// Rego policies.
+    /// The mode of the Rego policies.
     pub rego: Mode,
 }
 
@@ -155,18 +155,18 @@ impl Default for Modes {
     }
 }
 
-/// Users and groups, as the API server names them. Those of `system:masters` always belong to
-/// them, so that a cluster can be recovered.
+/// Users and groups, as the API server names them. Members of `system:masters` are always included,
+/// so that a cluster can be recovered.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Subjects {
-    /// Names of users; service accounts are `system:serviceaccount:NAMESPACE:NAME`.
+    /// User names. A service account is `system:serviceaccount:NAMESPACE:NAME`.
     pub users: BTreeSet<Arc<str>>,
-    /// Names of groups.
+    /// Group names.
     pub groups: BTreeSet<Arc<str>>,
 }
 
 impl Subjects {
-    /// Whether a user with these groups is one of them.
+    /// Returns true if the user or one of the groups is included.
     pub fn contains<'a>(&self, user: &str, groups: impl IntoIterator<Item = &'a str>) -> bool {
         self.users.contains(user)
             || groups
@@ -175,26 +175,28 @@ impl Subjects {
     }
 }
 
-/// Where Rego policies come from.
+/// Sources of Rego policies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegoConfig {
     /// Namespaces whose ConfigMaps are read.
     pub namespaces: BTreeSet<Arc<str>>,
-    /// The label (key, value) of ConfigMaps that hold policies; `None`: every ConfigMap there.
+    /// The label (key, value) of policy ConfigMaps; `None` to read every ConfigMap.
     pub label: Option<(Arc<str>, Arc<str>)>,
-    /// Kinds replicated into `data.kubernetes`, beside namespaces.
+    /// Kinds replicated into `data.kubernetes` in addition to namespaces.
     pub replicate: Vec<ResourceKind>,
-    /// Kinds that policies see at the gate, beside those that make pods.
+    /// Kinds for which the admission webhook evaluates policies in addition to kinds that create
+    /// pods.
     pub resources: Vec<ResourceKind>,
-    /// ConfigMaps (namespace, name) without which everything is refused.
+    /// ConfigMaps (namespace, name) that must be loaded. While one is missing, every request is
+    /// denied.
     pub required: BTreeSet<(Arc<str>, Arc<str>)>,
-    /// Whether a pod is also asked about wrapped in the kinds that a policy names.
+    /// True to also evaluate policies for a pod wrapped in the kinds that a policy names.
     pub wrap_pods: bool,
 }
 
-/// The label that kube-mgmt looks for on ConfigMaps of policies.
+/// The label by which kube-mgmt finds policy ConfigMaps.
 pub const POLICY_LABEL: (&str, &str) = ("openpolicyagent.org/policy", "rego");
-/// The label that kube-mgmt looks for on ConfigMaps of data.
+/// The label by which kube-mgmt finds data ConfigMaps.
 pub const DATA_LABEL: (&str, &str) = ("openpolicyagent.org/data", "opa");
 
 impl Default for RegoConfig {
@@ -210,19 +212,19 @@ impl Default for RegoConfig {
     }
 }
 
-/// A kind of objects by the words of its URL.
+/// A resource type, as in the URL of the Kubernetes API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceKind {
     /// The API group; empty for the core group.
     pub group: Arc<str>,
     /// The version.
     pub version: Arc<str>,
-    /// The plural, in lower case.
+    /// The plural name, in lower case.
     pub resource: Arc<str>,
 }
 
 impl ResourceKind {
-    /// `v1/namespaces`.
+    /// Returns `v1/namespaces`.
     pub fn namespaces() -> Self {
         Self {
             group: "".into(),
@@ -231,8 +233,8 @@ impl ResourceKind {
         }
     }
 
-    /// The first of some kinds that would share its place in `data.kubernetes`, which the plural alone
-    /// names, with one before it or with namespaces.
+    /// Returns the index of the first kind whose plural, the only key in `data.kubernetes`, is
+    /// already taken by an earlier kind or by namespaces.
     pub fn in_ones_place(kinds: &[Self]) -> Option<usize> {
         let namespaces = Self::namespaces();
         kinds.iter().enumerate().find_map(|(place, kind)| {
@@ -242,7 +244,7 @@ impl ResourceKind {
         })
     }
 
-    /// Reads `[group/]version/resource`, as kube-mgmt writes it.
+    /// Parses `[group/]version/resource`, kube-mgmt's format.
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<_> = text.split('/').collect();
         let (group, version, resource) = match *parts.as_slice() {
@@ -265,20 +267,20 @@ impl ResourceKind {
     }
 }
 
-/// A custom resource that holds pod templates.
+/// A custom resource that contains pod templates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateKind {
     /// The API group.
     pub group: Arc<str>,
     /// The kind.
     pub kind: Arc<str>,
-    /// The plural, for webhook rules.
+    /// The plural name, for webhook rules.
     pub resource: Arc<str>,
-    /// Dotted paths of pod templates (objects with `metadata` and `spec`); `*` stands for every
-    /// entry of a list or map, such as `spec.replicaSpecs.*.template`, and `.` for the object
-    /// itself, whose metadata its pods take over.
+    /// Dotted paths of pod templates (objects with `metadata` and `spec`). `*` matches every entry
+    /// of a list or map, as in `spec.replicaSpecs.*.template`. `.` is the object itself, for kinds
+    /// whose pods inherit its metadata.
     pub paths: Vec<Arc<str>>,
-    /// Dotted paths of metadata alone (objects with `annotations` and `labels`) that pods take over.
+    /// Dotted paths of metadata alone (objects with `annotations` and `labels`) that pods inherit.
     pub metadata: Vec<Arc<str>>,
 }
 
@@ -333,5 +335,32 @@ mod tests {
         assert!(some.contains("bob", ["system:masters"]));
         assert!(!some.contains("bob", ["dev"]));
         assert!(!Subjects::default().contains("", []));
+    }
+
+    #[test]
+    fn guards_are_enforced_once_any_of_them_or_any_layer_is() {
+        let off = RuleConfig {
+            modes: Modes {
+                namespace: Mode::Audit,
+                grants: Mode::Off,
+                rego: Mode::Off,
+            },
+            ..RuleConfig::default()
+        };
+        assert_eq!(off.guards(), Mode::Audit);
+        type Change = fn(&mut RuleConfig);
+        let changes: [Change; 6] = [
+            |config| config.namespace_writers = Some(Subjects::default()),
+            |config| config.rule_writers = Some(Subjects::default()),
+            |config| config.guard_scheduling = true,
+            |config| config.modes.namespace = Mode::Enforce,
+            |config| config.modes.grants = Mode::Enforce,
+            |config| config.modes.rego = Mode::Enforce,
+        ];
+        for (place, change) in changes.into_iter().enumerate() {
+            let mut config = off.clone();
+            change(&mut config);
+            assert_eq!(config.guards(), Mode::Enforce, "change {place}");
+        }
     }
 }

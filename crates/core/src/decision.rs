@@ -1,6 +1,7 @@
-//! The decision: whether a workload may have a role, and with what session.
+//! The access decision: whether a workload may assume a role, and with what session.
 //!
-//! One pure function, [`RuleSet::decide`], that every door, gate and mirror asks.
+//! [`RuleSet::decide`] is a pure function. Agents, admission and the command line all use it, so
+//! their decisions cannot differ.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,36 +11,37 @@ use jiff::Timestamp;
 use crate::arn::{ArnError, BaseArn, RoleArn, listed_name, resolve};
 use crate::attribution::{self, Attribution};
 use crate::grant::GrantSession;
-use crate::layer::{ActiveLayer, Ask, Judgement, Mode, Verdict};
+use crate::layer::{AccessRequest, ActiveLayer, LayerResult, Mode, Verdict};
 use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
 use crate::session::{SessionKey, SessionLimits};
 use crate::session_name::{SessionScope, session_name};
 use crate::workload::Workload;
 
-/// Longest `ExternalId` that STS takes, in characters.
+/// Maximum length of an `ExternalId` in STS, in characters.
 const MAX_EXTERNAL_ID: usize = 1224;
 
-/// A role that is rolegate's or the node's own, refused to everyone whatever the rules say.
+/// A role of rolegate or of a node, which is denied to every pod regardless of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnRole {
-    /// The account; `None` where it is not known, which then stands for any.
+pub struct ReservedRole {
+    /// The account; `None` matches every account.
     pub account: Option<String>,
-    /// The name without path, unique in an account.
+    /// The name without its path. Names are unique within an account.
     pub name: String,
 }
 
-impl OwnRole {
-    /// Reads an ARN, which is one account's role, or a name, which is any account's.
+impl ReservedRole {
+    /// Parses an ARN, which reserves the role of one account, or a name, which reserves it in every
+    /// account.
     ///
     /// # Errors
-    /// A text that is neither.
+    /// [`ArnError`] if the text is neither.
     pub fn parse(text: &str) -> Result<Self, ArnError> {
         let is_arn = text.starts_with("arn:");
         let role = if is_arn {
             RoleArn::parse(text)?
         } else {
-            // Any account's will do to check the name.
+            // The placeholder account is only needed to validate the name.
             let any = BaseArn::of_account("aws", "000000000000")?;
             resolve(text, Some(&any))?
         };
@@ -49,9 +51,9 @@ impl OwnRole {
         })
     }
 
-    /// Whether `role` is this one.
+    /// Returns true if `role` is this role.
     pub fn is(&self, role: &RoleArn) -> bool {
-        // IAM tells role names apart without regard to case.
+        // IAM role names are case-insensitive.
         self.name.eq_ignore_ascii_case(role.name())
             && self
                 .account
@@ -60,79 +62,110 @@ impl OwnRole {
     }
 }
 
-/// An immutable snapshot of everything a decision depends on, apart from the workload.
+/// A part of the rules that must be loaded before any decision is final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotLoaded {
+    /// The cluster's configuration.
+    Config,
+    /// The AWS identity of this process.
+    Identity,
+    /// Namespaces.
+    Namespaces,
+    /// `RoleGrant`s, while layer `grants` is enforced.
+    Grants,
+    /// Rego policies, while layer `rego` is enforced.
+    Policies,
+}
+
+impl NotLoaded {
+    /// Returns the message for readiness and denials, without a full stop.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Config => "waiting for the cluster's RolegateConfig",
+            Self::Identity => "rolegate's own AWS identity is not known yet",
+            Self::Namespaces => "namespaces are not loaded yet",
+            Self::Grants => "grants are not loaded yet",
+            Self::Policies => "policies are not loaded yet",
+        }
+    }
+}
+
+/// An immutable snapshot of all inputs of a decision except the workload.
 #[derive(Debug, Clone, Default)]
 pub struct RuleSet {
-    /// What completes bare role names.
+    /// The base ARN that completes bare role names.
     pub base: Option<BaseArn>,
-    /// The role of pods that name none, in namespaces that name none.
+    /// The role of pods that request none, in namespaces without a default.
     pub default_role: Option<RoleArn>,
-    /// Roles refused to everyone.
-    pub own_roles: Vec<OwnRole>,
-    /// Which workloads share a session.
+    /// Roles that are denied to every pod.
+    pub reserved_roles: Vec<ReservedRole>,
+    /// The set of pods that share a session.
     pub scope: SessionScope,
-    /// The life asked of STS, seconds.
+    /// Requested session duration, in seconds.
     pub session_seconds: u32,
-    /// The layers that are on; all of them that are enforced must allow.
+    /// The enabled layers. All enforced ones must allow a request.
     pub layers: Vec<ActiveLayer>,
-    /// The namespaces that are known.
+    /// The known namespaces.
     pub namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
-    /// The longest life that STS gives us, seconds: what is longer is asked for as this.
+    /// Maximum session duration that STS grants to rolegate, in seconds. Longer requests are
+    /// lowered to it.
     pub longest_session: Option<u32>,
-    /// The name of the cluster, as a tag of every session, where trust policies check it.
+    /// The name of the cluster, sent as a tag of every session for trust policies to check.
     pub cluster: Option<Arc<str>>,
-    /// How sessions say whose they are, where no grant says otherwise.
+    /// The attribution of sessions, unless a grant overrides it.
     pub attribution: Attribution,
-    /// What is missing for the rules to count, such as a configuration that is gone: while there
-    /// is something, everything is refused.
+    /// The missing prerequisite of the rules, such as a deleted configuration. While it is set,
+    /// every request is denied.
     pub missing: Option<Arc<str>>,
-    /// What has not been seen yet: while there is something, nothing is decided.
-    pub unseen: Option<&'static str>,
-    /// Which state of the rules this is: what was decided by an earlier one is decided again.
+    /// The rule source that has not been loaded yet. While it is set, all decisions are pending.
+    pub unseen: Option<NotLoaded>,
+    /// The generation of the rules. Decisions of an earlier generation are made again.
     pub generation: u64,
 }
 
-/// What a workload may have.
+/// The result of a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// The role, and the session to serve.
+    /// The workload may assume the role.
     Allow {
-        /// What to ask of STS.
+        /// The parameters of the STS call.
         key: SessionKey,
-        /// The role's name as the pod is told it.
-        listed: String,
-        /// The rules that allowed it, one for each layer that is enforced.
+        /// The role name that the metadata endpoint lists.
+        role_name: String,
+        /// The rules that allowed the request, one for each enforced layer.
         rules: Arc<[String]>,
-        /// What layers in audit mode would have refused.
+        /// Denials by layers in audit mode.
         audited: Vec<Denial>,
     },
     /// Neither the pod nor a default names a role.
     NoRole,
-    /// Refused.
+    /// The request is denied.
     Deny(Denial),
-    /// The workload's namespace, or rules, or labels that a new rule reads, have not been seen yet.
-    Undecided,
+    /// The workload's namespace, the rules, or labels that a new rule reads have not been received
+    /// yet.
+    Pending,
 }
 
-/// A refusal, told to the pod's owner.
+/// A denial, reported to the pod's owner.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("role {role} is refused by {layer}: {reason}")]
 pub struct Denial {
-    /// The role as far as it is known, bounded.
+    /// The requested role as far as it is known, truncated.
     pub role: String,
-    /// The layer that refused, or `request` for a wish that is malformed and `own-role` for ours.
+    /// The layer that denied the request; `request` for a malformed request, `reserved-role` for a
+    /// reserved role, `rules` for missing rules.
     pub layer: &'static str,
-    /// The rule in that layer.
+    /// The rule within the layer.
     pub rule: String,
-    /// One sentence.
+    /// The reason, one sentence.
     pub reason: String,
-    /// Whether it is of this moment and not of the rules, see [`Verdict::Deny`].
-    pub passing: bool,
+    /// True if the denial is temporary and not caused by the rules, see [`Verdict::Deny`].
+    pub transient: bool,
 }
 
 impl Denial {
-    /// What the pod's owner is told, by the answer to the pod and by an Event: what is refused, why, and
-    /// what to do.
+    /// Returns the message for the pod's owner, which the response to the pod and the Event
+    /// contain: the denial, its reason and a remedy.
     pub fn to_owner(&self) -> String {
         match self.remedy() {
             Some(remedy) => format!("{self}; {remedy}"),
@@ -143,66 +176,66 @@ impl Denial {
     fn remedy(&self) -> Option<&'static str> {
         match self.layer {
             "namespace" => {
-                Some("to allow it, whoever administers the namespace changes its annotations")
+                Some("to allow it, an administrator of the namespace must change its annotations")
             }
-            "own-role" => Some("name another role"),
+            "reserved-role" => Some("request another role"),
             "request" => Some("correct the pod's annotations"),
             "rego" => {
-                Some("change what the policy objects to, or ask your cluster's administrator")
+                Some("change the pod as the policy requires, or ask your cluster's administrator")
             }
-            // The reason says whom to ask.
+            // The reason itself names the person to contact.
             _ => None,
         }
     }
 }
 
-/// A decision with everything that led to it.
+/// A decision with the results that led to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     /// The decision.
     pub decision: Decision,
-    /// The role that was asked for, where one was.
+    /// The requested role, if it could be resolved.
     pub role: Option<RoleArn>,
-    /// What each layer that is on said, in order.
-    pub judgements: Vec<Judgement>,
+    /// The results of the enabled layers, in order.
+    pub layer_results: Vec<LayerResult>,
 }
 
 impl Decision {
-    /// Whether something in it is of this moment and not of the rules, so that it must be made again
-    /// soon, and for nobody else.
-    pub fn is_passing(&self) -> bool {
+    /// Returns true if the decision depends on a temporary condition. It must then be made again
+    /// soon and must not be shared with other workloads.
+    pub fn is_transient(&self) -> bool {
         match self {
-            Self::Allow { audited, .. } => audited.iter().any(|denial| denial.passing),
-            Self::Deny(denial) => denial.passing,
-            Self::NoRole | Self::Undecided => false,
+            Self::Allow { audited, .. } => audited.iter().any(|denial| denial.transient),
+            Self::Deny(denial) => denial.transient,
+            Self::NoRole | Self::Pending => false,
         }
     }
 }
 
 impl RuleSet {
-    /// Decides for a workload as it is annotated now.
+    /// Decides for a workload with its current annotations.
     pub fn decide(&self, workload: &Workload, now: Timestamp) -> Decision {
         self.explain(workload, now).decision
     }
 
-    /// Decides, and keeps what each layer said.
+    /// Decides, and returns the result of each layer as well.
     pub fn explain(&self, workload: &Workload, now: Timestamp) -> Explanation {
         let undecided = |decision| Explanation {
             decision,
             role: None,
-            judgements: Vec::new(),
+            layer_results: Vec::new(),
         };
         if self.unseen.is_some() {
-            return undecided(Decision::Undecided);
+            return undecided(Decision::Pending);
         }
         let Some(namespace) = self.namespaces.get(&workload.namespace) else {
-            return undecided(Decision::Undecided);
+            return undecided(Decision::Pending);
         };
-        let (role, is_default) = match self.wished(workload, namespace) {
-            Ok(Some(wished)) => wished,
+        let (role, is_default) = match self.requested_role(workload, namespace) {
+            Ok(Some(requested)) => requested,
             Ok(None) => return undecided(Decision::NoRole),
             Err(denial) => {
-                // A name may lack only the base ARN of the configuration that is missing.
+                // The request may only lack the base ARN of the missing configuration.
                 let denial = match &self.missing {
                     Some(missing) => missing_rules(denial.role, missing),
                     None => denial,
@@ -210,41 +243,41 @@ impl RuleSet {
                 return undecided(Decision::Deny(denial));
             }
         };
-        let ask = Ask {
+        let request = AccessRequest {
             workload,
             role: &role,
             is_default,
             namespace,
             now,
         };
-        // A kubelet makes as many mirror pods as it likes: no layer is asked about them.
+        // A kubelet can create any number of mirror pods, so no layer is evaluated for them.
         let layers: &[ActiveLayer] = if workload.mirror { &[] } else { &self.layers };
-        // A layer in audit mode changes nothing, so what it lacks is not waited for.
-        let is_able = |active: &&ActiveLayer| !active.layer.lacks(&ask);
+        // Layers in audit mode do not change the decision, so it does not wait for their inputs.
+        let has_inputs = |active: &&ActiveLayer| !active.layer.lacks(&request);
         let mut enforced = layers.iter().filter(|active| active.mode != Mode::Audit);
-        if !enforced.all(|active| is_able(&active)) {
-            return undecided(Decision::Undecided);
+        if !enforced.all(|active| has_inputs(&active)) {
+            return undecided(Decision::Pending);
         }
-        let judgements: Vec<_> = layers
+        let layer_results: Vec<_> = layers
             .iter()
-            .filter(is_able)
-            .map(|active| Judgement {
+            .filter(has_inputs)
+            .map(|active| LayerResult {
                 layer: active.layer.name(),
                 mode: active.mode,
-                verdict: active.layer.judge(&ask),
+                verdict: active.layer.evaluate(&request),
             })
             .collect();
         let decision = self
-            .conclude(&ask, &judgements)
+            .combine(&request, &layer_results)
             .unwrap_or_else(Decision::Deny);
         Explanation {
             decision,
             role: Some(role),
-            judgements,
+            layer_results,
         }
     }
 
-    /// Returns which fields of pods and namespaces the enabled layers read.
+    /// Returns the fields of pods and namespaces that the enabled layers read.
     pub fn needs(&self) -> Needs {
         let mut needs = Needs::default();
         for active in &self.layers {
@@ -253,20 +286,21 @@ impl RuleSet {
         needs
     }
 
-    /// The same rules without one layer, for who asks that layer in another way.
+    /// Returns the same rules without one layer, for callers that evaluate it separately.
     pub fn without(&self, layer: &str) -> Self {
         let mut rules = self.clone();
         rules.layers.retain(|active| active.layer.name() != layer);
         rules
     }
 
-    /// Whether what was decided may change by the passing of time alone.
+    /// Returns true if decisions can change with time alone.
     pub fn reads_time(&self) -> bool {
         self.layers.iter().any(|active| active.layer.reads_time())
     }
 
-    /// The role that the pod, its namespace or the administrator names, in that order.
-    fn wished(
+    /// Returns the requested role and whether it is the administrator's default. The pod's
+    /// annotation takes precedence over the namespace's default, and that over the administrator's.
+    fn requested_role(
         &self,
         workload: &Workload,
         namespace: &NamespaceRules,
@@ -276,18 +310,18 @@ impl RuleSet {
             layer: "request",
             rule: rule.into(),
             reason,
-            passing: false,
+            transient: false,
         };
-        if let Some(wish) = &workload.wish.role {
-            if wish.is_empty() {
+        if let Some(requested) = &workload.wish.role {
+            if requested.is_empty() {
                 return Ok(None);
             }
-            return resolve(wish, self.base.as_ref())
+            return resolve(requested, self.base.as_ref())
                 .map(|role| {
                     let is_default = self.default_role.as_ref() == Some(&role);
                     Some((role, is_default))
                 })
-                .map_err(|error| malformed(wish, "role annotation", error.to_string()));
+                .map_err(|error| malformed(requested, "role annotation", error.to_string()));
         }
         match &namespace.annotations().default_role {
             Some(Ok(role)) => Ok(Some((role.clone(), false))),
@@ -300,15 +334,19 @@ impl RuleSet {
         }
     }
 
-    /// The decision, of what the layers said and of what comes before all layers.
-    fn conclude(&self, ask: &Ask<'_>, judgements: &[Judgement]) -> Result<Decision, Denial> {
-        let (workload, role) = (ask.workload, ask.role);
+    /// Combines the results of the layers with the checks that precede all layers.
+    fn combine(
+        &self,
+        request: &AccessRequest<'_>,
+        layer_results: &[LayerResult],
+    ) -> Result<Decision, Denial> {
+        let (workload, role) = (request.workload, request.role);
         let deny = |layer, rule: &str, reason: String| Denial {
             role: role.to_string(),
             layer,
             rule: rule.into(),
             reason,
-            passing: false,
+            transient: false,
         };
         if workload.mirror {
             return Err(deny(
@@ -317,11 +355,11 @@ impl RuleSet {
                 "mirror pods of static pods get no role".into(),
             ));
         }
-        if self.own_roles.iter().any(|own| own.is(role)) {
+        if self.reserved_roles.iter().any(|reserved| reserved.is(role)) {
             return Err(deny(
-                "own-role",
-                "own role",
-                "it is the role of the node or of rolegate itself, which no pod may have".into(),
+                "reserved-role",
+                "reserved role",
+                "the role belongs to a node or to rolegate itself, so no pod may assume it".into(),
             ));
         }
         if let Some(missing) = &self.missing {
@@ -330,13 +368,13 @@ impl RuleSet {
         let texts = [
             (&workload.labels, "the pod's labels"),
             (&workload.annotations, "the pod's annotations for AWS roles"),
-            (&ask.namespace.labels, "the namespace's labels"),
+            (&request.namespace.labels, "the namespace's labels"),
         ];
         if let Some((_, what)) = texts.iter().find(|(values, _)| values.is_too_large()) {
             return Err(deny(
                 "request",
                 "labels and annotations",
-                format!("{what} are larger than 8 KiB in all, so no rule can be asked about them"),
+                format!("{what} exceed 8 KiB in total, so the rules cannot be evaluated"),
             ));
         }
         let external_id = workload.wish.external_id.clone();
@@ -349,14 +387,14 @@ impl RuleSet {
                 "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters".into(),
             ));
         }
-        let mut rules = Vec::with_capacity(judgements.len());
+        let mut rules = Vec::with_capacity(layer_results.len());
         let mut audited = Vec::new();
         let mut granted: Option<&GrantSession> = None;
-        for Judgement {
+        for LayerResult {
             layer,
             mode,
             verdict,
-        } in judgements
+        } in layer_results
         {
             match (mode, verdict) {
                 (Mode::Off, _) | (Mode::Audit, Verdict::Allow { .. }) => {}
@@ -369,11 +407,11 @@ impl RuleSet {
                     Verdict::Deny {
                         rule,
                         reason,
-                        passing,
+                        transient,
                     },
                 ) => {
                     let denial = Denial {
-                        passing: *passing,
+                        transient: *transient,
                         ..deny(layer, rule, reason.clone())
                     };
                     if *mode == Mode::Enforce {
@@ -402,7 +440,7 @@ impl RuleSet {
             ));
         }
         Ok(Decision::Allow {
-            listed: listed_name(role, self.base.as_ref()).to_owned(),
+            role_name: listed_name(role, self.base.as_ref()).to_owned(),
             rules: rules.into(),
             audited,
             key: SessionKey {
@@ -418,7 +456,8 @@ impl RuleSet {
         })
     }
 
-    /// What the grant makes of the session, and what says whose it is, or why STS won't take that.
+    /// Merges the grant's session settings with the attribution. Fails with a reason if STS would
+    /// reject the result.
     fn limits(
         &self,
         workload: &Workload,
@@ -436,10 +475,11 @@ impl RuleSet {
             .find(|(key, value)| !attribution::is_tag(key, value))
         {
             return Err(format!(
-                "STS would refuse the value of session tag {key}: it takes up to 256 letters,                  digits, blanks and _.:/=+-@"
+                "STS would reject the value of session tag {key}: it accepts up to 256 letters, \
+                 digits, blanks and _.:/=+-@"
             ));
         }
-        let ours = tags.len();
+        let added = tags.len();
         let granted = granted.map(|limits| &**limits);
         let all = granted
             .map(|limits| limits.tags.clone())
@@ -447,8 +487,9 @@ impl RuleSet {
             .with(tags);
         if all.len() > attribution::MAX_TAGS {
             return Err(format!(
-                "its grant has {} session tags and rolegate adds {ours}, and STS takes {} in all:                  ask your cluster's administrator to shorten the grant",
-                all.len() - ours,
+                "the grant has {} session tags and rolegate adds {added}, but STS accepts {} in \
+                 total: ask your cluster's administrator to remove tags from the grant",
+                all.len() - added,
                 attribution::MAX_TAGS
             ));
         }
@@ -468,11 +509,11 @@ fn missing_rules(role: String, missing: &str) -> Denial {
         layer: "rules",
         rule: "rules are missing".into(),
         reason: missing.into(),
-        passing: false,
+        transient: false,
     }
 }
 
-/// Whether a text is an `ExternalId` that STS takes.
+/// Returns true if STS accepts the text as an `ExternalId`.
 pub fn is_external_id(text: &str) -> bool {
     (2..=MAX_EXTERNAL_ID).contains(&text.len())
         && text

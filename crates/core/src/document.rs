@@ -1,4 +1,4 @@
-//! The documents of the metadata service, shaped as the real one's where SDKs look.
+//! Documents of the instance metadata service, with the fields that SDKs read.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -8,12 +8,12 @@ use crate::arn::RoleArn;
 use crate::session::Credentials;
 use crate::session_name::fnv1a;
 
-/// Times as the metadata service writes them: `2026-11-22T03:00:00Z`.
+/// Formats a time as the metadata service does: `2026-11-22T03:00:00Z`.
 fn aws_time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// Bytes that are wiped when the last answer that holds them is gone.
+/// A buffer that is wiped when its last reference is dropped.
 struct Wiped(Zeroizing<Vec<u8>>);
 
 impl AsRef<[u8]> for Wiped {
@@ -22,9 +22,9 @@ impl AsRef<[u8]> for Wiped {
     }
 }
 
-/// The credentials document of `iam/security-credentials/ROLE`.
+/// Returns the credentials document of `iam/security-credentials/ROLE`.
 pub fn credentials(credentials: &Credentials) -> Bytes {
-    // Sized beforehand: a growing buffer would leave copies of the secret behind.
+    // A buffer that grows would leave copies of the secret in memory.
     let size = 256
         + credentials.access_key_id.len()
         + credentials.secret_access_key.len()
@@ -49,15 +49,17 @@ pub fn credentials(credentials: &Credentials) -> Bytes {
     ] {
         document.extend_from_slice(piece.as_bytes());
     }
+    debug_assert!(document.len() <= size, "the document grew");
     Bytes::from_owner(Wiped(document))
 }
 
-/// A document that was made elsewhere, wiped like ours when the last answer that holds it is gone.
+/// Wraps a document that was received from elsewhere, to be wiped when its last reference is
+/// dropped.
 pub fn received(document: Zeroizing<Vec<u8>>) -> Bytes {
     Bytes::from_owner(Wiped(document))
 }
 
-/// The document of `iam/info` for a role: what the instance profile of that name would show.
+/// Returns the `iam/info` document of an instance profile named like the role.
 pub fn info(role: &RoleArn, updated: Timestamp) -> Bytes {
     format!(
         "{{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"{}\",\n  \
@@ -75,11 +77,11 @@ pub fn info(role: &RoleArn, updated: Timestamp) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::Life;
+    use crate::session::Validity;
 
     #[test]
     fn credentials_are_shaped_as_the_real_ones() {
-        let life = Life {
+        let life = Validity {
             from: "2026-11-22T02:00:00.25Z".parse().unwrap(),
             until: "2026-11-22T03:00:00Z".parse().unwrap(),
         };

@@ -1,21 +1,22 @@
-//! The session engine: when each session is asked of STS, as a state machine.
+//! The session engine, a state machine that schedules calls to STS.
 //!
-//! `(state, event, now) → actions`. The driver tells the engine what is wanted and how calls
-//! ended, and makes the calls that the engine asks for. Secrets never come here: the engine
-//! knows when a session lives, not what is in it.
+//! `(state, event, now) → actions`. The driver reports which sessions are needed and how calls
+//! ended, and makes the calls that the engine requests. Secrets never come here: the engine knows
+//! the validity of a session, not its content.
 //!
-//! - One call in flight for each key, whoever waits; bounded in all, in flight and a second.
-//! - What can't be fetched yet waits in line and is never dropped: pods that ask go before
-//!   prefetches, and namespaces take turns.
-//! - Where STS throttles, calls slow down by half, and recover little by little.
-//! - A session is fetched again at 40 to 48 % of its life, by a jitter that depends on the key.
-//! - A final error is tried again after 30 s, doubling to 5 min; throttling and time-outs back
-//!   off from 1 s to 1 min. [`Event::Changed`] tries a final error at once.
-//! - First fetches are charged to a namespace that wants them, so that a tenant that flips annotations
-//!   uses up its own allowance and not the account's. A session that several namespaces want has a
-//!   place in the line of each, and is fetched as soon as one of them can pay.
+//! - At most one call is in flight for each key, however many callers wait. The total, the calls in
+//!   flight and the calls per second are bounded.
+//! - A fetch that cannot start yet is queued and never dropped. Fetches that a pod waits for
+//!   precede prefetches, and namespaces take turns.
+//! - When STS throttles, the rate of calls is halved and recovers gradually.
+//! - A session is refreshed at 40 to 48 % of its validity, with jitter derived from its key.
+//! - A final error is retried after 30 s, doubling to 5 min. Throttling and timeouts back off from
+//!   1 s to 1 min. [`Event::Changed`] retries a final error at once.
+//! - First fetches are charged to the namespace that needs them, so a tenant who flips annotations
+//!   exhausts its own budget and not the account's quota. A session that several namespaces need is
+//!   queued for each of them, and fetched as soon as one can pay.
 //!
-//! An event costs O(log n) of the sessions there are, and the fetches that it starts.
+//! An event costs O(log n) of the number of sessions, plus the fetches that it starts.
 
 mod allowance;
 mod backoff;
@@ -28,39 +29,40 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::session::{FailureKind, Life, SessionKey};
-use allowance::Allowances;
-use line::{Lines, Ticket};
+use crate::session::{FailureKind, SessionKey, Validity};
+use allowance::NamespaceBudgets;
+use line::{Queues, Ticket};
 pub use options::{Counts, EngineOptions};
-use pace::Pace;
+use pace::AdaptiveRateLimiter;
 
-/// Why a session is wanted.
+/// The reason why a session is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// A pod is new: the scheduler and the API server limit how many of these there are.
+    /// A new pod. The scheduler and the API server limit the number of new pods.
     New,
-    /// A pod, or a rule on it, changed: whoever owns the pod can do this as often as he likes.
+    /// A change of a pod, or of a rule that applies to it. A pod's owner can cause any number of
+    /// changes.
     Change,
 }
 
-/// What happened.
+/// An input of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// One more workload needs the session. The fetch is charged to `namespace`, or to another one
-    /// that wants the same session and can pay earlier.
-    Wanted {
+    /// One more workload needs the session. The fetch is charged to `namespace`, or to another
+    /// namespace that needs the same session and can pay earlier.
+    Acquired {
         /// The session.
         key: Arc<SessionKey>,
-        /// Who causes the call.
+        /// The namespace to charge for the call.
         namespace: Arc<str>,
-        /// Why.
+        /// The reason for the need.
         cause: Cause,
     },
-    /// One workload less needs it.
+    /// One workload fewer needs the session.
     Released(Arc<SessionKey>),
-    /// A pod is waiting for it now: it goes before prefetches.
-    Asked(Arc<SessionKey>),
-    /// A pod, a rule or the role changed: a final error is worth another try, which is charged to
+    /// A pod is waiting for the session, so its fetch precedes prefetches.
+    Prioritized(Arc<SessionKey>),
+    /// A pod, a rule or the role changed, so a final error is worth a retry, which is charged to
     /// `namespace`.
     Changed {
         /// The session.
@@ -68,61 +70,61 @@ pub enum Event {
         /// The namespace whose pod causes the call.
         namespace: Arc<str>,
     },
-    /// A call brought a session.
-    Fetched(Arc<SessionKey>, Life),
+    /// A call returned a session.
+    Fetched(Arc<SessionKey>, Validity),
     /// A call failed.
     Failed(Arc<SessionKey>, FailureKind),
-    /// Time went by.
+    /// Time has passed.
     Tick,
 }
 
-/// What the driver is to do.
+/// An instruction to the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Call STS, then report [`Event::Fetched`] or [`Event::Failed`].
     Fetch(Arc<SessionKey>),
-    /// Forget the session: nobody needs it any more.
+    /// Drop the session, since no workload needs it any more.
     Forget(Arc<SessionKey>),
 }
 
-/// Where the next call for a key stands.
+/// The state of a key's next call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// At this time, under this number in [`Engine::timers`].
+    /// Scheduled for this time, under this number in [`Engine::timers`].
     At(Timestamp, u64),
-    /// In line or held, for each of [`Entry::payers`].
+    /// Queued or held, for each of [`Entry::payers`].
     Waiting {
-        /// Among those that a pod is waiting for.
+        /// True if a pod is waiting for it.
         urgent: bool,
         ticket: Ticket,
-        /// One of the payers has paid, for all.
+        /// True if one of the payers has paid for all.
         paid: bool,
     },
-    /// Being made, or about to be decided.
+    /// In flight, or about to be decided.
     InFlight,
 }
 
-/// A namespace that wants a session which waits.
+/// A namespace that needs a waiting session.
 #[derive(Debug)]
 struct Payer {
-    /// The amount it has to pay for the fetch, if it is the one to pay.
+    /// The amount that the namespace pays if it is the one to pay for the fetch.
     debt: f64,
-    /// True if it waits until its allowance suffices; otherwise it is in line.
+    /// True if held until the namespace's budget suffices; otherwise the session is queued.
     held: bool,
 }
 
 #[derive(Debug)]
 struct Entry {
     users: usize,
-    /// The namespace for which it was fetched last, or that wanted it first.
+    /// The namespace that paid for the last fetch, or that needed the session first.
     namespace: Arc<str>,
     next: Next,
-    /// Those that want it while it waits.
+    /// The namespaces that need the session while it waits.
     payers: BTreeMap<Arc<str>, Payer>,
-    /// Since when it is in line or held.
+    /// The time since which the session has been queued or held.
     since: Timestamp,
-    life: Option<Life>,
-    /// Failures in a row, and the last one's kind.
+    life: Option<Validity>,
+    /// The number of consecutive failures of the same kind, and that kind.
     failures: u32,
     last: Option<FailureKind>,
 }
@@ -132,56 +134,56 @@ struct Entry {
 pub struct Engine {
     options: EngineOptions,
     entries: HashMap<Arc<SessionKey>, Entry>,
-    /// The keys of all entries that are [`Next::At`], soonest first; the number tells equal times
-    /// apart.
+    /// The keys of all entries in state [`Next::At`], soonest first. The number distinguishes equal
+    /// times.
     timers: BTreeMap<(Timestamp, u64), Arc<SessionKey>>,
-    /// The last number of timers and tickets.
+    /// The last number given to a timer or ticket.
     serial: u64,
-    lines: Lines,
-    /// The number of entries that are [`Next::Waiting`].
+    queues: Queues,
+    /// The number of entries in state [`Next::Waiting`].
     waiting: usize,
     in_flight: usize,
-    allowances: Allowances,
-    pace: Pace,
-    /// When there may be another call, where one is in line and only its time has not come.
-    paced: Option<Timestamp>,
-    /// Sessions and failures that lost their last user, oldest first, by namespace.
+    budgets: NamespaceBudgets,
+    rate_limiter: AdaptiveRateLimiter,
+    /// The time at which the rate allows another call, if a queued session waits only for that.
+    next_call_at: Option<Timestamp>,
+    /// Sessions and failures without users, oldest first, by namespace.
     idle: HashMap<Arc<str>, VecDeque<Arc<SessionKey>>>,
 }
 
 impl Engine {
-    /// An engine without sessions.
+    /// Creates an engine without sessions.
     pub fn new(options: EngineOptions) -> Self {
         Self {
-            allowances: Allowances::new(options.namespace_burst, options.namespace_rate),
-            pace: Pace::new(options.calls_per_second),
+            budgets: NamespaceBudgets::new(options.namespace_burst, options.namespace_rate),
+            rate_limiter: AdaptiveRateLimiter::new(options.calls_per_second),
             options,
             entries: HashMap::new(),
             timers: BTreeMap::new(),
             serial: 0,
-            lines: Lines::default(),
+            queues: Queues::default(),
             waiting: 0,
             in_flight: 0,
-            paced: None,
+            next_call_at: None,
             idle: HashMap::new(),
         }
     }
 
-    /// Takes one event and tells what is to be done.
+    /// Handles one event and returns the resulting actions.
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Wanted {
+            Event::Acquired {
                 key,
                 namespace,
                 cause,
             } => self.wanted(key, namespace, cause, now),
             Event::Released(key) => self.released(&key, &mut actions),
-            Event::Asked(key) => self.hurry(&key, now),
+            Event::Prioritized(key) => self.prioritize(&key, now),
             Event::Changed { key, namespace } => self.changed(&key, namespace, now),
             Event::Fetched(key, life) => self.fetched(&key, life, now, &mut actions),
             Event::Failed(key, kind) => self.failed(&key, kind, now, &mut actions),
-            Event::Tick => self.allowances.trim(now),
+            Event::Tick => self.budgets.trim(now),
         }
         self.run_timers(now, &mut actions);
         self.admit(now);
@@ -189,32 +191,32 @@ impl Engine {
         actions
     }
 
-    /// When [`Event::Tick`] is due next.
+    /// Returns the time at which [`Event::Tick`] is due next.
     pub fn wake_at(&self) -> Option<Timestamp> {
         let timer = self.timers.first_key_value().map(|((time, _), _)| *time);
-        let recovered = self.pace.recovered_at();
-        let times = [timer, self.allowances.due(), self.paced, recovered];
+        let recovered = self.rate_limiter.recovered_at();
+        let times = [timer, self.budgets.due(), self.next_call_at, recovered];
         times.into_iter().flatten().min()
     }
 
-    /// How it fares.
+    /// Returns the engine's counters.
     pub fn counts(&self, now: Timestamp) -> Counts {
-        let lines = [self.lines.urgent.oldest(), self.lines.prefetch.oldest()];
-        let oldest = lines.into_iter().flatten().min();
+        let oldest = [self.queues.urgent.oldest(), self.queues.prefetch.oldest()];
+        let oldest = oldest.into_iter().flatten().min();
         Counts {
             sessions: self.entries.len(),
-            urgent: self.lines.urgent.len(),
-            prefetch: self.lines.prefetch.len(),
-            held: self.waiting.saturating_sub(self.lines.len()),
+            urgent: self.queues.urgent.len(),
+            prefetch: self.queues.prefetch.len(),
+            held: self.waiting.saturating_sub(self.queues.len()),
             in_flight: self.in_flight,
             oldest_wait: oldest.map_or(SignedDuration::ZERO, |since| {
                 since.duration_until(now).max(SignedDuration::ZERO)
             }),
-            rate: self.pace.rate(),
+            rate: self.rate_limiter.rate(),
         }
     }
 
-    /// What a first fetch costs the namespace.
+    /// Returns the amount charged to a namespace for a first fetch.
     fn cost(&self, cause: Cause) -> f64 {
         match cause {
             Cause::New => 1.0,
@@ -247,8 +249,8 @@ impl Engine {
         }
     }
 
-    /// One more namespace wants a session that waits: it has a place in its line too. The same
-    /// namespace pays the least of what it was to pay.
+    /// Queues or holds a waiting session for one more namespace. If the namespace is already a
+    /// payer, the lower of the two amounts applies.
     fn join(&mut self, key: &Arc<SessionKey>, namespace: Arc<str>, cost: f64) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
@@ -268,13 +270,13 @@ impl Engine {
             if !less || !std::mem::take(&mut payer.held) {
                 return;
             }
-            self.allowances.leave(&namespace, (urgent, ticket));
+            self.budgets.leave(&namespace, (urgent, ticket));
         } else {
             let held = false;
             entry.payers.insert(namespace.clone(), Payer { debt, held });
         }
-        let line = self.lines.of(urgent);
-        line.join(&namespace, ticket, key.clone(), entry.since);
+        let queue = self.queues.of(urgent);
+        queue.join(&namespace, ticket, key.clone(), entry.since);
     }
 
     fn released(&mut self, key: &Arc<SessionKey>, actions: &mut Vec<Action>) {
@@ -282,9 +284,10 @@ impl Engine {
             return;
         };
         entry.users = entry.users.saturating_sub(1);
-        // What STS answered stays until it would be asked again: the next pod of the same workload
-        // (a rollout, a CronJob) finds the session, and whoever comes and goes, as a broker's
-        // stream may, gets no call ahead of its time after a failure. All else goes at once.
+        // An answer of STS is kept until it would be requested again. The next pod of the same
+        // workload (a rollout, a CronJob) then finds the session, and a consumer that reconnects,
+        // such as a broker's stream, cannot cause an early retry. Everything else is dropped at
+        // once.
         let keep = entry.life.is_some() || entry.failures > 0;
         if entry.users > 0 || entry.next == Next::InFlight {
             return;
@@ -297,7 +300,7 @@ impl Engine {
         }
     }
 
-    /// Keeps the last few sessions of a namespace that nobody needs, and forgets the others.
+    /// Keeps the most recent unused sessions of a namespace and drops the others.
     fn bound_idle(
         &mut self,
         key: &Arc<SessionKey>,
@@ -320,7 +323,7 @@ impl Engine {
         }
     }
 
-    /// Removes a session from those that a namespace keeps without a user.
+    /// Removes a session from the unused ones of a namespace.
     fn leave_idle(&mut self, namespace: &Arc<str>, key: &Arc<SessionKey>) {
         if let Some(idle) = self.idle.get_mut(namespace) {
             idle.retain(|other| other != key);
@@ -330,7 +333,7 @@ impl Engine {
         }
     }
 
-    fn hurry(&mut self, key: &Arc<SessionKey>, now: Timestamp) {
+    fn prioritize(&mut self, key: &Arc<SessionKey>, now: Timestamp) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
@@ -342,17 +345,17 @@ impl Engine {
         }
         for (namespace, payer) in &entry.payers {
             if payer.held {
-                self.allowances.hurry(namespace, *ticket, now);
+                self.budgets.prioritize(namespace, *ticket, now);
             } else {
-                self.lines.prefetch.leave(namespace, *ticket);
-                let line = &mut self.lines.urgent;
-                line.join(namespace, *ticket, key.clone(), entry.since);
+                self.queues.prefetch.leave(namespace, *ticket);
+                let queue = &mut self.queues.urgent;
+                queue.join(namespace, *ticket, key.clone(), entry.since);
             }
         }
     }
 
     fn changed(&mut self, key: &Arc<SessionKey>, namespace: Arc<str>, now: Timestamp) {
-        // Charged again, or changes could be used to make calls without end.
+        // The retry is charged again; otherwise changes could cause unlimited calls.
         let debt = self.cost(Cause::Change);
         let Some(entry) = self.entries.get(key) else {
             return;
@@ -369,7 +372,7 @@ impl Engine {
     fn fetched(
         &mut self,
         key: &Arc<SessionKey>,
-        life: Life,
+        life: Validity,
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) {
@@ -385,7 +388,7 @@ impl Engine {
             return;
         }
         let unused = (entry.users == 0).then(|| entry.namespace.clone());
-        let at = backoff::refresh_at(key, life).max(now + backoff::LEAST_REFRESH);
+        let at = backoff::refresh_at(key, life).max(now + backoff::MIN_REFRESH_INTERVAL);
         self.schedule(key, at);
         if let Some(namespace) = unused {
             self.bound_idle(key, &namespace, actions);
@@ -401,12 +404,12 @@ impl Engine {
     ) {
         self.in_flight = self.in_flight.saturating_sub(1);
         if kind == FailureKind::Throttled {
-            self.pace.throttled(now);
+            self.rate_limiter.throttled(now);
         }
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        // Another kind of failure is another trouble, and starts its own row.
+        // A failure of another kind starts its own backoff sequence.
         entry.failures = if entry.last == Some(kind) {
             entry.failures.saturating_add(1)
         } else {
@@ -421,7 +424,7 @@ impl Engine {
         }
     }
 
-    /// Puts a key at the end of a namespace's line of prefetches, whatever it was doing.
+    /// Appends a key to a namespace's prefetch queue, whatever its state was.
     fn enqueue(&mut self, key: &Arc<SessionKey>, namespace: Arc<str>, debt: f64, now: Timestamp) {
         self.step_out(key);
         self.serial += 1;
@@ -433,8 +436,8 @@ impl Engine {
                 paid: debt <= 0.0,
             };
             entry.since = now;
-            let line = &mut self.lines.prefetch;
-            line.join(&namespace, ticket, key.clone(), now);
+            let queue = &mut self.queues.prefetch;
+            queue.join(&namespace, ticket, key.clone(), now);
             let held = false;
             entry.payers = BTreeMap::from([(namespace, Payer { debt, held })]);
             self.waiting += 1;
@@ -450,7 +453,7 @@ impl Engine {
         }
     }
 
-    /// Takes a key out of timers and lines.
+    /// Removes a key from timers and queues.
     fn step_out(&mut self, key: &Arc<SessionKey>) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
@@ -463,9 +466,9 @@ impl Engine {
                 self.waiting -= 1;
                 for (namespace, payer) in std::mem::take(&mut entry.payers) {
                     if payer.held {
-                        self.allowances.leave(&namespace, (urgent, ticket));
+                        self.budgets.leave(&namespace, (urgent, ticket));
                     } else {
-                        self.lines.of(urgent).leave(&namespace, ticket);
+                        self.queues.of(urgent).leave(&namespace, ticket);
                     }
                 }
             }
@@ -494,9 +497,10 @@ impl Engine {
         }
     }
 
-    /// Puts in line what a namespace can pay for by now. One pays for all that want it.
+    /// Queues the sessions that a namespace can pay for by now. One namespace pays for all that
+    /// need the session.
     fn admit(&mut self, now: Timestamp) {
-        while let Some(key) = self.allowances.next_paid(now) {
+        while let Some(key) = self.budgets.next_paid(now) {
             let Some(entry) = self.entries.get_mut(&key) else {
                 continue;
             };
@@ -512,24 +516,24 @@ impl Engine {
             for (namespace, payer) in &mut entry.payers {
                 payer.debt = 0.0;
                 if std::mem::take(&mut payer.held) {
-                    self.allowances.leave(namespace, (*urgent, *ticket));
-                    let line = self.lines.of(*urgent);
-                    line.join(namespace, *ticket, key.clone(), entry.since);
+                    self.budgets.leave(namespace, (*urgent, *ticket));
+                    let queue = self.queues.of(*urgent);
+                    queue.join(namespace, *ticket, key.clone(), entry.since);
                 }
             }
         }
     }
 
-    /// Starts calls while there is room and time for them, waiting pods first.
+    /// Starts calls while the limits allow it, with sessions that a pod waits for first.
     fn dispatch(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        self.paced = None;
-        self.pace.refill(now);
+        self.next_call_at = None;
+        self.rate_limiter.refill(now);
         while self.has_room() {
-            if let Err(wait) = self.pace.ready(now) {
-                self.paced = Some(now + wait);
+            if let Err(wait) = self.rate_limiter.ready(now) {
+                self.next_call_at = Some(now + wait);
                 return;
             }
-            let Some((namespace, key)) = self.lines.take() else {
+            let Some((namespace, key)) = self.queues.take() else {
                 return;
             };
             let Some(entry) = self.entries.get_mut(&key) else {
@@ -546,8 +550,8 @@ impl Engine {
                 && payer.debt > 0.0
             {
                 let place = (urgent, ticket);
-                let allowances = &mut self.allowances;
-                payer.held = !allowances.pay(&namespace, &key, payer.debt, place, now);
+                let budgets = &mut self.budgets;
+                payer.held = !budgets.pay(&namespace, &key, payer.debt, place, now);
                 if payer.held {
                     continue;
                 }
@@ -558,16 +562,16 @@ impl Engine {
             }
             self.step_out(&key);
             self.in_flight += 1;
-            self.pace.spend(now);
+            self.rate_limiter.spend(now);
             actions.push(Action::Fetch(key));
         }
     }
 
-    /// Whether what is first in line may be in flight too.
+    /// Returns true if the first queued session may be in flight as well.
     fn has_room(&self) -> bool {
-        let most = if !self.lines.urgent.is_empty() {
+        let most = if !self.queues.urgent.is_empty() {
             self.options.in_flight
-        } else if !self.lines.prefetch.is_empty() {
+        } else if !self.queues.prefetch.is_empty() {
             self.options.in_flight.min(self.options.ahead)
         } else {
             return false;
@@ -576,7 +580,7 @@ impl Engine {
     }
 }
 
-/// A second, in which most of the engine's times are written.
+/// A duration in seconds.
 pub(crate) const fn seconds(count: i64) -> SignedDuration {
     SignedDuration::from_secs(count)
 }

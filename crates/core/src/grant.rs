@@ -1,7 +1,7 @@
-//! Grants: what an administrator gives, raw as written and compiled for matching.
+//! Grants of roles to workloads, as written by an administrator and compiled for matching.
 //!
-//! A grant says which roles which workloads may have. What is broken or empty grants nothing: a
-//! subject that says nothing is a mistake, and never everyone.
+//! A grant lists roles and the workloads that may assume them. A broken or empty grant grants
+//! nothing: a subject without criteria is a mistake and never means every workload.
 
 mod subject;
 
@@ -11,105 +11,109 @@ use std::sync::Arc;
 
 use crate::arn::{ArnError, BaseArn, RoleArn, is_arn, resolve, shorten};
 use crate::attribution::{self, AttributionRules};
-use crate::key_values::KeyValues;
+use crate::labels::Labels;
 use crate::pattern::{MAX_COMPILED, Pattern, PatternError, PatternFormat};
 use crate::selector::Selector;
 use crate::session::SessionLimits;
 use crate::workload::Workload;
 pub use subject::CompiledSubject;
 
-/// Most role patterns, subjects, and values in one list of a grant.
+/// Maximum number of role patterns, of subjects, and of values in one list of a grant.
 pub const MAX_LIST: usize = 64;
-/// STS's limits of a session's life, seconds.
+/// STS's limits of the session duration, in seconds.
 pub const DURATION: std::ops::RangeInclusive<u32> = 900..=43_200;
-/// Most session tags of a grant. One is left for the tag of the cluster.
+/// Maximum number of session tags of a grant. One is reserved for the cluster's tag.
 pub const MAX_TAGS: usize = attribution::MAX_TAGS - 1;
-/// Most managed policies that STS takes for a session.
+/// Maximum number of managed policies that STS accepts for a session.
 pub const MAX_POLICY_ARNS: usize = 10;
-/// Most characters of a session policy that STS takes.
+/// Maximum length of a session policy that STS accepts, in characters.
 pub const MAX_POLICY: usize = 2048;
-/// Tags that a grant may not set: ours, AWS's own, and those that EKS sets for attribution.
+/// Prefixes of tags that a grant may not set: rolegate's, AWS's, and those that EKS sets for
+/// attribution.
 const RESERVED_TAGS: &[&str] = &["rolegate.dev/", "aws:", "eks-", "kubernetes-"];
 
-/// A grant as it is written.
+/// A grant as written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Grant {
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// `metadata.generation`; `None` for a manifest that has none.
+    /// `metadata.generation`; `None` for a manifest without one.
     pub generation: Option<i64>,
-    /// Role patterns: names or ARNs, `*` stands for any text, `/` included.
+    /// Role patterns: names or ARNs. `*` matches any text, including `/`.
     pub roles: Vec<String>,
-    /// Who may have them: any of these.
+    /// The workloads that may assume the roles. A workload must match at least one subject.
     pub subjects: Vec<Subject>,
-    /// External IDs that these workloads may pass to STS. Without any, none.
+    /// External IDs that the workloads may pass to STS. If empty, none are allowed.
     pub external_ids: Vec<String>,
-    /// What sessions are like.
+    /// Settings of the sessions.
     pub session: SessionRules,
-    /// Why it cannot be read, where its source could not: such a grant is not valid, whatever else
-    /// it says.
+    /// The error of a source that could not read the grant. Such a grant is invalid, whatever else
+    /// it contains.
     pub unreadable: Option<String>,
 }
 
-/// Who: everything that is given must match.
+/// A selection of workloads. A workload must match every field that is set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Subject {
-    /// Patterns of namespaces' names.
+    /// Patterns of namespace names.
     pub namespaces: Vec<String>,
-    /// Labels of the namespace.
+    /// Selector for the labels of the namespace.
     pub namespace_selector: Option<Selector>,
-    /// Patterns of service accounts' names.
+    /// Patterns of service account names.
     pub service_accounts: Vec<String>,
-    /// Labels of the pod, which its owner chooses: no boundary.
+    /// Selector for the labels of the pod. It is not a security boundary, since the pod's owner
+    /// chooses them.
     pub pod_selector: Option<Selector>,
 }
 
-/// What a grant makes of sessions.
+/// Session settings of a grant.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SessionRules {
-    /// The life asked of STS, seconds.
+    /// Requested session duration, in seconds.
     pub duration_seconds: Option<u32>,
     /// Session tags.
     pub tags: BTreeMap<String, String>,
-    /// How sessions say whose they are, where it is not as the configuration says.
+    /// Attribution settings that override the configuration's.
     pub attribution: AttributionRules,
-    /// ARNs of managed policies that narrow the session.
+    /// ARNs of managed policies that restrict the session.
     pub policy_arns: Vec<String>,
-    /// A policy document (JSON) that narrows the session; empty for none.
+    /// A JSON policy document that restricts the session; empty for none.
     pub policy: String,
-    /// Patterns of the session names that pods may choose. Without any, any that is the
-    /// namespace's own.
+    /// Patterns of session names that pods may request. If empty, names that begin with the pod's
+    /// namespace are allowed.
     pub names: Vec<String>,
 }
 
-/// Why a grant is not valid.
+/// The reason why a grant is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrantError {
-    /// Its source could not read it.
-    #[error("it cannot be read: {0}")]
+    /// The source could not read the grant.
+    #[error("cannot read the grant: {0}")]
     Unreadable(String),
-    /// No role is named.
+    /// No role is given.
     #[error("spec.roles is empty: name at least one role, such as \"payments-*\"")]
     NoRoles,
-    /// Nobody is named.
+    /// No subject is given.
     #[error(
-        "spec.subjects is empty: name at least one subject; a grant to nobody is no grant to everyone"
+        "spec.subjects is empty: name at least one subject; an empty list does not mean all \
+         workloads"
     )]
     NoSubjects,
-    /// A subject names no namespace.
+    /// A subject selects no namespace.
     #[error(
-        "spec.subjects[{0}] has neither namespaces nor a namespaceSelector that says something: a \
-         subject needs one of them, and namespaces: [\"*\"] means all"
+        "spec.subjects[{0}] has no namespaces and no namespaceSelector with requirements: a \
+         subject needs one of them; namespaces: [\"*\"] means all"
     )]
     NoNamespace(usize),
-    /// A list or selector that is there and empty.
-    #[error("spec.subjects[{0}].{1} is there but empty: leave it out, or say something")]
+    /// A list or selector is present but empty.
+    #[error("spec.subjects[{0}].{1} is empty: remove it, or add an entry")]
     Empty(usize, &'static str),
     /// A list is too long.
     #[error("{0} has more than {MAX_LIST} entries: split the grant")]
     TooMany(&'static str),
-    /// A role is named that only a base ARN completes, and none is known here. Elsewhere one may be.
-    #[error("spec.roles: {0:?} is a name, and no base ARN is known to complete it")]
+    /// A role needs a base ARN to complete it, and none is known here. Another process may know
+    /// one.
+    #[error("spec.roles: {0:?} is a name, but no base ARN is known to complete it")]
     NoBase(String),
     /// A role pattern is malformed.
     #[error("spec.roles: {0}")]
@@ -117,27 +121,27 @@ pub enum GrantError {
     /// Another pattern is malformed.
     #[error("{0}: {1}")]
     Pattern(&'static str, PatternError),
-    /// A duration that STS refuses.
-    #[error("spec.session.durationSeconds is {0}: STS takes 900 to 43200")]
+    /// STS would reject the duration.
+    #[error("spec.session.durationSeconds is {0}: STS accepts 900 to 43200")]
     Duration(u32),
-    /// A tag that STS refuses, or that is not a grant's to set.
+    /// STS would reject the tag, or a grant may not set it.
     #[error("spec.session.tags: {0}")]
     Tag(String),
-    /// Policies that STS refuses.
+    /// STS would reject the policies.
     #[error("spec.session: {0}")]
     Policy(String),
 }
 
-/// What a grant makes of a session, and of the names that it may have.
+/// Session settings of a compiled grant.
 #[derive(Debug, Clone)]
 pub struct GrantSession {
-    /// The life asked of STS, seconds.
+    /// Requested session duration, in seconds.
     pub duration_seconds: Option<u32>,
     /// Tags and policies.
     pub limits: Option<Arc<SessionLimits>>,
-    /// How it says whose it is, where it is not as the configuration says.
+    /// Attribution settings that override the configuration's.
     pub attribution: AttributionRules,
-    /// Patterns of the names that pods may choose; empty for the usual rule.
+    /// Patterns of session names that pods may request; empty for the default rule.
     pub names: Vec<Pattern>,
 }
 
@@ -157,40 +161,40 @@ impl PartialEq for GrantSession {
 }
 impl Eq for GrantSession {}
 
-/// How closely a role pattern names a role. Later is closer.
+/// How precisely a role pattern identifies a role, in increasing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Closeness {
-    /// A pattern with a star.
+pub enum Specificity {
+    /// A pattern with `*`.
     Glob,
-    /// A name, completed by the base ARN.
+    /// A name that the base ARN completes.
     Name,
     /// A whole ARN.
     Arn,
 }
 
-/// A role pattern, compiled.
+/// A compiled role pattern.
 #[derive(Debug, Clone)]
 pub struct RolePattern {
-    /// As written.
+    /// The text of the pattern.
     pub text: Arc<str>,
-    /// How closely it names a role.
-    pub closeness: Closeness,
-    /// What matches whole ARNs.
+    /// The specificity of the pattern.
+    pub specificity: Specificity,
+    /// The pattern that matches whole ARNs.
     pub pattern: Pattern,
 }
 
-/// A grant, compiled.
+/// A compiled grant.
 #[derive(Clone)]
 pub struct CompiledGrant {
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// Which roles.
+    /// The role patterns.
     pub roles: Vec<RolePattern>,
-    /// To whom.
+    /// The subjects.
     pub subjects: Vec<CompiledSubject>,
-    /// External IDs that may be passed.
+    /// The allowed external IDs.
     pub external_ids: Vec<Arc<str>>,
-    /// What sessions are like.
+    /// Session settings.
     pub session: Arc<GrantSession>,
 }
 
@@ -204,7 +208,7 @@ impl CompiledGrant {
     /// Compiles a grant.
     ///
     /// # Errors
-    /// [`GrantError`]: the first fault found. Such a grant grants nothing.
+    /// [`GrantError`]: the first error found. Such a grant grants nothing.
     pub fn compile(grant: &Grant, base: Option<&BaseArn>) -> Result<Self, GrantError> {
         if let Some(why) = &grant.unreadable {
             return Err(GrantError::Unreadable(why.clone()));
@@ -237,44 +241,45 @@ impl CompiledGrant {
         })
     }
 
-    /// The closest of its patterns that match `role`.
-    pub fn closeness(&self, role: &RoleArn) -> Option<Closeness> {
+    /// Returns the highest specificity of the patterns that match `role`.
+    pub fn specificity(&self, role: &RoleArn) -> Option<Specificity> {
         let matching = self
             .roles
             .iter()
             .filter(|role_pattern| role_pattern.pattern.matches(role.as_str()));
-        matching.map(|pattern| pattern.closeness).max()
+        matching.map(|pattern| pattern.specificity).max()
     }
 
-    /// Whether it is given to `workload` in a namespace with `namespace_labels`.
-    pub fn covers(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+    /// Returns true if a subject matches `workload` in a namespace with `namespace_labels`.
+    pub fn covers(&self, workload: &Workload, namespace_labels: &Labels) -> bool {
         self.subjects
             .iter()
             .any(|subject| subject.covers(workload, namespace_labels))
     }
 
-    /// Returns whether it depends on labels that were not kept whether it covers a workload.
-    pub fn lacks(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+    /// Returns true if the match with `workload` depends on labels that are not stored.
+    pub fn lacks(&self, workload: &Workload, namespace_labels: &Labels) -> bool {
         self.subjects
             .iter()
             .any(|subject| subject.lacks(workload, namespace_labels))
     }
 
-    /// Whether it looks at the name of a namespace and finds this one, with these labels, among those
-    /// that it gives something to: whoever makes a namespace of that name is given it. A grant to
-    /// namespaces of any name looks at none.
-    pub fn looks_for(&self, namespace: &str, labels: &KeyValues) -> bool {
+    /// Returns true if a subject selects namespaces by name and this namespace, with these labels,
+    /// matches. A user who creates a namespace of that name receives the grant. Subjects that match
+    /// any name are ignored.
+    pub fn looks_for(&self, namespace: &str, labels: &Labels) -> bool {
         self.subjects
             .iter()
             .any(|subject| subject.looks_for(namespace, labels))
     }
 
-    /// Whether pods may pass `id` to STS. None at all they always may.
+    /// Returns true if pods may pass `id` to STS. No external ID is always allowed.
     pub fn takes_external_id(&self, id: Option<&str>) -> bool {
         id.is_none_or(|id| self.external_ids.iter().any(|known| **known == *id))
     }
 
-    /// The keys of namespace labels that it looks at: whoever sets them grants.
+    /// Returns the keys of the namespace labels that the subjects read. Users who may set them can
+    /// grant the roles.
     pub fn namespace_label_keys(&self) -> impl Iterator<Item = &str> {
         let selectors = self
             .subjects
@@ -283,7 +288,7 @@ impl CompiledGrant {
         selectors.flat_map(Selector::keys)
     }
 
-    /// The keys of pod labels that it looks at.
+    /// Returns the keys of the pod labels that the subjects read.
     pub fn pod_label_keys(&self) -> impl Iterator<Item = &str> {
         let selectors = self
             .subjects
@@ -304,20 +309,20 @@ fn role_pattern(text: &str, base: Option<&BaseArn>) -> Result<RolePattern, Grant
     if text.is_empty() {
         return Err(refused("an empty pattern matches no role".into()));
     }
-    let closeness = match (text.contains('*'), is_arn(text)) {
-        (true, _) => Closeness::Glob,
-        (false, true) => Closeness::Arn,
-        (false, false) => Closeness::Name,
+    let specificity = match (text.contains('*'), is_arn(text)) {
+        (true, _) => Specificity::Glob,
+        (false, true) => Specificity::Arn,
+        (false, false) => Specificity::Name,
     };
-    if closeness == Closeness::Glob {
-        // A glob that isn't rooted at a base would match names of any account.
+    if specificity == Specificity::Glob {
+        // A glob without a base ARN would match names of any account.
         if !is_arn(text) && base.is_none() {
             return Err(GrantError::NoBase(shorten(text)));
         }
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@-/:*".contains(&b);
         if !text.bytes().all(allowed) {
             return Err(refused(format!(
-                "{:?} has characters that no role has",
+                "{:?} has characters that role names cannot have",
                 shorten(text)
             )));
         }
@@ -331,7 +336,7 @@ fn role_pattern(text: &str, base: Option<&BaseArn>) -> Result<RolePattern, Grant
         .map_err(|error| refused(error.to_string()))?;
     Ok(RolePattern {
         text: text.into(),
-        closeness,
+        specificity,
         pattern,
     })
 }
@@ -345,7 +350,7 @@ fn session(rules: &SessionRules) -> Result<GrantSession, GrantError> {
     check_tags(&rules.tags)?;
     if rules.policy_arns.len() > MAX_POLICY_ARNS {
         return Err(GrantError::Policy(format!(
-            "policyArns has more than {MAX_POLICY_ARNS} entries, which STS refuses"
+            "policyArns has more than {MAX_POLICY_ARNS} entries, which STS would reject"
         )));
     }
     if let Some(wrong) = rules.policy_arns.iter().find(|arn| !is_policy_arn(arn)) {
@@ -356,7 +361,7 @@ fn session(rules: &SessionRules) -> Result<GrantSession, GrantError> {
     }
     if rules.policy.len() > MAX_POLICY {
         return Err(GrantError::Policy(format!(
-            "policy has more than {MAX_POLICY} characters, which STS refuses"
+            "policy has more than {MAX_POLICY} characters, which STS would reject"
         )));
     }
     if !rules.policy.is_empty()
@@ -393,7 +398,7 @@ fn session(rules: &SessionRules) -> Result<GrantSession, GrantError> {
 fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), GrantError> {
     let wrong = |why: String| Err(GrantError::Tag(why));
     if tags.len() > MAX_TAGS {
-        return wrong(format!("more than {MAX_TAGS}, which STS refuses"));
+        return wrong(format!("more than {MAX_TAGS} tags, which STS would reject"));
     }
     let mut seen = std::collections::BTreeSet::new();
     for (key, value) in tags {
@@ -406,14 +411,15 @@ fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), GrantError> {
         }
         if !attribution::is_tag(key, value) {
             return wrong(format!(
-                "{:?}: STS takes keys of 1 to 128 and values of up to 256 letters, digits, blanks and _.:/=+-@",
+                "{:?}: STS accepts keys of 1 to 128 and values of up to 256 letters, digits, \
+                 blanks and _.:/=+-@",
                 shorten(key)
             ));
         }
-        // STS tells tag keys apart without regard to case.
+        // Tag keys are case-insensitive in STS.
         if !seen.insert(lower) {
             return wrong(format!(
-                "{:?} is there twice in different case",
+                "{:?} appears twice in different case",
                 shorten(key)
             ));
         }

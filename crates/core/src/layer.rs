@@ -1,4 +1,4 @@
-//! Layers: the sources of rules that a role must pass, each in a file of its own.
+//! Layers: sources of rules that a request must pass, one file for each.
 
 pub mod grants;
 pub mod namespace;
@@ -13,19 +13,19 @@ use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
 use crate::workload::Workload;
 
-/// How much a layer's refusal counts.
+/// The effect of a layer's denials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// A refusal is a refusal.
+    /// Denials take effect.
     Enforce,
-    /// A refusal is counted, told and logged; the answer is as if the layer were off.
+    /// Denials are counted, reported and logged, but do not change the decision.
     Audit,
-    /// The layer is not asked.
+    /// The layer is not evaluated.
     Off,
 }
 
 impl Mode {
-    /// The mode's name, as written in configuration and labels.
+    /// Returns the name of the mode in configuration and metric labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Enforce => "enforce",
@@ -35,45 +35,45 @@ impl Mode {
     }
 }
 
-/// What a layer is asked.
+/// The input of a layer: a workload and the role that it requests.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
-    /// Who asks.
+pub struct AccessRequest<'a> {
+    /// The requesting workload.
     pub workload: &'a Workload,
-    /// For which role.
+    /// The requested role.
     pub role: &'a RoleArn,
-    /// Whether the role is the default that the administrator gave to all pods.
+    /// True if the role is the administrator's default for all pods.
     pub is_default: bool,
-    /// The rules on the workload's namespace, and its labels.
+    /// The rules and labels of the workload's namespace.
     pub namespace: &'a NamespaceRules,
-    /// The time, for rules that depend on it.
+    /// The current time, for rules that depend on it.
     pub now: Timestamp,
 }
 
-/// A layer's answer, with the rule that led to it.
+/// The result of a layer, with the rule that determined it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The layer has nothing against it.
+    /// The layer allows the request.
     Allow {
-        /// The rule that allows.
+        /// The rule that allows the request.
         rule: String,
-        /// What the rule makes of the session.
+        /// Session settings of the rule.
         session: Option<Arc<GrantSession>>,
     },
-    /// The layer refuses.
+    /// The layer denies the request.
     Deny {
-        /// The rule that refuses; several are joined by commas.
+        /// The rule that denies the request; several are joined by commas.
         rule: String,
-        /// One sentence for the pod's owner.
+        /// The reason, one sentence for the pod's owner.
         reason: String,
-        /// Whether it is of this moment, such as a policy that was not done in time, and not of the
-        /// rules: it is to be asked again soon.
-        passing: bool,
+        /// True if the denial is caused by a temporary condition, such as a policy timeout, and not
+        /// by the rules. The request is to be evaluated again soon.
+        transient: bool,
     },
 }
 
 impl Verdict {
-    /// Allowed by `rule`, with nothing to say about the session.
+    /// Allows the request by `rule`, without session settings.
     pub fn allow(rule: impl Into<String>) -> Self {
         Self::Allow {
             rule: rule.into(),
@@ -81,59 +81,59 @@ impl Verdict {
         }
     }
 
-    /// Refused by `rule`.
+    /// Denies the request by `rule`.
     pub fn deny(rule: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Deny {
             rule: rule.into(),
             reason: reason.into(),
-            passing: false,
+            transient: false,
         }
     }
 }
 
-/// One source of rules.
+/// A source of rules.
 pub trait Layer: Send + Sync + std::fmt::Debug {
-    /// The layer's name, for messages and labels.
+    /// Returns the name of the layer, for messages and metric labels.
     fn name(&self) -> &'static str;
 
-    /// Judges one request; pure.
-    fn judge(&self, ask: &Ask<'_>) -> Verdict;
+    /// Evaluates one request without side effects.
+    fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict;
 
-    /// Which parts of a workload it looks at, beside namespace, service account and wish: two
-    /// workloads that are the same in these get the same verdict.
-    fn reads(&self) -> Reads {
-        Reads::default()
+    /// Returns the parts of a workload that the layer reads in addition to namespace, service
+    /// account and role request. Workloads that are equal in these parts get the same verdict.
+    fn reads(&self) -> Inputs {
+        Inputs::default()
     }
 
-    /// Returns what it reads of pods and namespaces, besides the fields that are always kept.
+    /// Returns the labels and annotations that the layer reads.
     fn needs(&self) -> Needs {
         Needs::default()
     }
 
-    /// Returns whether the verdict depends on labels or annotations that were not kept, as they are not
-    /// while a rule that reads them is new: then it must not be asked.
-    fn lacks(&self, _: &Ask<'_>) -> bool {
+    /// Returns true if the verdict depends on labels or annotations that are not stored, as happens
+    /// after a rule that reads them was added. The layer must not be evaluated then.
+    fn lacks(&self, _: &AccessRequest<'_>) -> bool {
         false
     }
 
-    /// Whether a verdict may change by the passing of time alone, so that it must be made again.
+    /// Returns true if verdicts can change with time alone, so they must not be cached.
     fn reads_time(&self) -> bool {
         false
     }
 }
 
-/// Parts of a workload that a layer looks at.
+/// Parts of a workload that a layer reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reads {
+pub struct Inputs {
     /// Labels.
     pub labels: bool,
     /// Name and UID.
     pub pod: bool,
-    /// Annotations beyond the wish, name, UID, node, host network.
+    /// Annotations other than the role request, name, UID, node and host network.
     pub identity: bool,
 }
 
-/// A layer that is on.
+/// An enabled layer.
 #[derive(Debug, Clone)]
 pub struct ActiveLayer {
     /// The rules.
@@ -142,13 +142,24 @@ pub struct ActiveLayer {
     pub mode: Mode,
 }
 
-/// What one layer said to a request.
+/// The result of one layer for a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Judgement {
-    /// The layer's name.
+pub struct LayerResult {
+    /// The name of the layer.
     pub layer: &'static str,
-    /// How much it counts.
+    /// The mode of the layer.
     pub mode: Mode,
-    /// What it said.
+    /// The verdict of the layer.
     pub verdict: Verdict,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_named_as_in_configuration() {
+        let names = [Mode::Enforce, Mode::Audit, Mode::Off].map(Mode::as_str);
+        assert_eq!(names, ["enforce", "audit", "off"]);
+    }
 }

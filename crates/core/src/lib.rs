@@ -1,27 +1,28 @@
-//! Everything that rolegate decides, as plain functions and plain data.
+//! rolegate's decision logic as pure functions and data.
 //!
-//! Whether a workload may have a role, what a metadata path means, when a session is fetched
-//! again, which packets are redirected: all of it is computed here from arguments. There is no
-//! I/O in this crate, no async runtime and no clock; time comes in as a
-//! [`Timestamp`](jiff::Timestamp). What is decided here is carried out by the crates above.
+//! This crate decides whether a workload may assume a role, classifies metadata paths, schedules
+//! session refreshes and generates the redirect's packet filter rules. It does no I/O and has no
+//! async runtime and no clock: the current time is an argument, a [`Timestamp`](jiff::Timestamp).
+//! The crates above apply its results.
 
 pub mod annotation;
 pub mod arn;
 pub mod attribution;
 pub mod config;
 pub mod decision;
+pub mod decision_cache;
 pub mod document;
+pub mod enforcement;
 pub mod engine;
 pub mod grant;
-pub mod key_values;
+pub mod labels;
 pub mod layer;
-pub mod memo;
 pub mod metadata;
 pub mod namespace;
 pub mod needs;
 pub mod pattern;
 pub mod redirect;
-pub mod rulebook;
+pub mod rule_set_builder;
 pub mod selector;
 pub mod session;
 pub mod session_name;

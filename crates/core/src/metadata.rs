@@ -1,8 +1,9 @@
-//! Paths of the metadata service: one canonical form, and what each path means.
+//! Paths of the instance metadata service: their canonical form and their meaning.
 //!
-//! A path is either canonical or refused; it is never repaired. Only the canonical text is
-//! matched and forwarded, so a spelling that we read one way and the real service another way
-//! cannot exist. The name of a role may be percent-encoded: it is compared and never forwarded.
+//! A path is either canonical or rejected; it is never normalized. Only the canonical text is
+//! matched and forwarded, so the agent and the real service cannot interpret a spelling
+//! differently. The name of a role may be percent-encoded, since it is compared and never
+//! forwarded.
 
 mod allow;
 mod reach;
@@ -11,10 +12,10 @@ use std::fmt;
 
 pub use allow::{AllowError, AllowList};
 
-/// Longest path taken, bytes: a role ARN and its prefix fit, percent-encoded too.
+/// Maximum length of a path, in bytes. It fits a prefix and a role ARN, even percent-encoded.
 const MAX_PATH: usize = 1536;
 
-/// The path below the version under which roles are asked for.
+/// The path below the version that lists the pod's role.
 const ROLES: &str = "meta-data/iam/security-credentials";
 
 /// The versions, as the real service lists them at its root.
@@ -49,31 +50,31 @@ pub const VERSIONS: &str = "1.0
 2024-04-11
 latest";
 
-/// The listing below each version of the real service, without an instance's user-data.
+/// The listing of a version of the real service for an instance without user data.
 pub const TREES: &str = "dynamic\nmeta-data";
 
-/// A request's meaning.
+/// The meaning of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route<'a> {
     /// `/`: the list of [`VERSIONS`].
     Versions,
     /// A version alone: the list of [`TREES`].
     Trees,
-    /// `api/token`: a token of version 2.
+    /// `api/token`: a token of IMDSv2.
     Token,
     /// `meta-data/iam/security-credentials`: the name of the pod's role.
     RoleName,
-    /// `meta-data/iam/security-credentials/ROLE`: its credentials.
+    /// `meta-data/iam/security-credentials/ROLE`: credentials of the role.
     Credentials(RequestedRole<'a>),
-    /// `meta-data/iam/info`.
+    /// `meta-data/iam/info`: information on the instance profile.
     Info,
-    /// Everything else: for the real service, if the allow-list has it.
+    /// Any other path, forwarded to the real service if the allow list contains it.
     Other,
-    /// Never forwarded, whatever the allow-list says.
+    /// A path that is never forwarded, whatever the allow list contains.
     Closed,
 }
 
-/// The name of a role as a request has it, which may be percent-encoded.
+/// A requested role name, which may be percent-encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestedRole<'a>(&'a str);
 
@@ -92,7 +93,7 @@ impl fmt::Display for RequestedRole<'_> {
     }
 }
 
-/// Decodes a percent-encoded text; `None` if an escape is invalid.
+/// Decodes percent-encoding; yields `None` for an invalid escape.
 fn decoded(text: &str) -> impl Iterator<Item = Option<u8>> {
     let mut bytes = text.bytes();
     std::iter::from_fn(move || {
@@ -106,24 +107,24 @@ fn decoded(text: &str) -> impl Iterator<Item = Option<u8>> {
     })
 }
 
-/// Why a path is refused.
+/// The reason why a path is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// Longer than any path that means something.
+    /// The path is longer than any valid path.
     #[error("the path is longer than {MAX_PATH} characters")]
     TooLong,
-    /// Doubled slashes, dot segments, percent-encoding, a query, or characters that no path has.
+    /// The path has doubled slashes, dot segments, percent-encoding, a query, or characters that no
+    /// valid path has.
     #[error(
-        "the path is not in canonical form: write it plainly, without //, dot segments, percent-encoding or a query"
+        "the path is not in canonical form: remove //, dot segments, percent-encoding and query"
     )]
     NotCanonical,
-    /// The first segment is not a version: the path belongs to another cloud's service, or to no
-    /// service.
-    #[error("the path does not start with a version: write /latest/…")]
+    /// The first segment is not a version. The path belongs to another cloud's service or to none.
+    #[error("the path does not start with a version: use /latest/…")]
     NoVersion,
 }
 
-/// A canonical path: `/`, or `/VERSION` and what is below it.
+/// A canonical path: `/`, or `/VERSION` with an optional path below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CanonicalPath<'a> {
     whole: &'a str,
@@ -132,9 +133,9 @@ pub struct CanonicalPath<'a> {
 }
 
 impl<'a> CanonicalPath<'a> {
-    /// Checks the target of a request. One slash at the end is accepted, as by the real service.
-    /// Only the name of a role may be percent-encoded: every character of a path that means
-    /// something is plain.
+    /// Validates the target of a request. One trailing slash is accepted, as by the real service.
+    /// Only the name of a role may be percent-encoded, since all other valid paths consist of plain
+    /// characters.
     ///
     /// # Errors
     /// [`PathError`].
@@ -154,7 +155,8 @@ impl<'a> CanonicalPath<'a> {
         if !is_plain(version.bytes().map(Some)) {
             return Err(PathError::NotCanonical);
         }
-        // Whatever follows: what asks another cloud's service is to learn that it is not here.
+        // Precedes the other checks so that clients of another cloud's service always get this
+        // error.
         if !is_version(version) {
             return Err(PathError::NoVersion);
         }
@@ -176,13 +178,13 @@ impl<'a> CanonicalPath<'a> {
         }
     }
 
-    /// The path, as it may be forwarded: with a slash at the end where the request has one, since
-    /// the real service may tell a folder from what is not there by it.
+    /// Returns the path to forward. It keeps a trailing slash, which the real service may use to
+    /// distinguish a directory.
     pub fn as_str(&self) -> &'a str {
         self.whole
     }
 
-    /// What the path means.
+    /// Returns the meaning of the path.
     pub fn route(&self) -> Route<'a> {
         if self.below.is_empty() {
             return if self.whole == "/" {
@@ -210,14 +212,14 @@ impl<'a> CanonicalPath<'a> {
     }
 }
 
-/// Returns whether `below` asks for a role whose name is percent-encoded and is plain once decoded.
+/// Returns true if `below` requests a percent-encoded role name that is plain after decoding.
 fn is_encoded_role(below: &str) -> bool {
     let role = below.strip_prefix(ROLES);
     let role = role.and_then(|role| role.strip_prefix('/'));
     role.is_some_and(|role| is_plain(decoded(role)))
 }
 
-/// Whether a character is one of paths that mean something.
+/// Returns true if valid paths may contain the character.
 fn is_plain_character(byte: u8) -> bool {
     matches!(
         byte,
@@ -226,7 +228,7 @@ fn is_plain_character(byte: u8) -> bool {
     )
 }
 
-/// Returns whether all segments consist of plain characters and none is empty, `.` or `..`. A
+/// Returns true if all segments consist of plain characters and none is empty, `.` or `..`. A
 /// single pass, since it runs for every request.
 fn is_plain(segments: impl Iterator<Item = Option<u8>>) -> bool {
     let mut length = 0usize;
@@ -251,8 +253,8 @@ fn is_plain(segments: impl Iterator<Item = Option<u8>>) -> bool {
     !(length == dots && length < 3)
 }
 
-/// What follows `parent` and a slash in `path`; empty for `parent` itself. Case is ignored, so
-/// that a service which ignored it too could not be tricked.
+/// Returns the part of `path` below `parent` and a slash; empty for `parent` itself. Case is
+/// ignored so that a case-insensitive service could not be tricked.
 fn child<'a>(path: &'a str, parent: &str) -> Option<&'a str> {
     let start = path.get(..parent.len())?;
     let rest = path.get(parent.len()..)?;
@@ -265,7 +267,7 @@ fn child<'a>(path: &'a str, parent: &str) -> Option<&'a str> {
     rest.strip_prefix('/')
 }
 
-/// `latest`, a date, or a version of before the dates such as `1.0`.
+/// Returns true for `latest`, a date, or a version older than the dates, such as `1.0`.
 fn is_version(text: &str) -> bool {
     let shape: Vec<usize> = text.split('-').map(str::len).collect();
     let digits = |separator: u8| text.bytes().all(|b| b.is_ascii_digit() || b == separator);
@@ -288,7 +290,7 @@ mod tests {
             ("/latest/meta-data/instance-id", true),
             ("/latest/meta-data/placement/region", true),
             ("/latest/dynamic/instance-identity/document", true),
-            // Of these only what an operator added is true.
+            // Allowed only if an operator adds it.
             ("/latest/meta-data/tags/instance", false),
             ("/latest/meta-data/ami-id", false),
             ("/latest/user-data", false),
@@ -300,6 +302,14 @@ mod tests {
         let none = AllowList::new(&[]).unwrap();
         let first = CanonicalPath::parse("/latest/meta-data/placement/region").unwrap();
         assert!(none.is_static(&first));
+    }
+
+    #[test]
+    fn a_segment_of_three_dots_is_a_name() {
+        assert_eq!(route("/latest/meta-data/.../x"), Ok(Route::Other));
+        for climbing in ["/latest/meta-data/../x", "/latest/meta-data/./x"] {
+            assert!(route(climbing).is_err(), "{climbing}");
+        }
     }
 
     #[test]
@@ -378,7 +388,7 @@ mod tests {
             assert_eq!(requested.to_string(), role);
         }
         for target in [
-            // Decoded once: what is left is plain, or refused.
+            // Decoding happens once; the result must be plain.
             "/latest/meta-data/iam/security-credentials/team%252Freader",
             "/latest/meta-data/iam/security-credentials/%2e%2e/info",
             "/latest/meta-data/iam/security-credentials/%2e%2e%2finfo",
@@ -396,7 +406,7 @@ mod tests {
             "/latest/meta-data/iam/security-credentials/reader%zz",
             "/latest/meta-data/iam/security-credentials/reader%+2",
             "/latest/meta-data/iam/security-credentials/reader%2F?x",
-            // Nowhere else, in no spelling.
+            // Rejected anywhere else, in any spelling.
             "/latest/meta-data/iam/security-credentials%2Freader",
             "/latest/meta-data/iam%2Fsecurity-credentials/reader",
             "/latest/meta-data/iam/Security-Credentials/a%2Fb",
@@ -436,7 +446,7 @@ mod tests {
         ] {
             assert_eq!(route(target), Err(PathError::NotCanonical), "{target}");
         }
-        // Other clouds' services are looked for by these, and by spellings of their own.
+        // Clients of other clouds' services send these paths, and variants of them.
         for target in [
             "/Latest/x",
             "/2.0/x",

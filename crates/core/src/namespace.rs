@@ -1,17 +1,17 @@
-//! Namespaces: the annotations that matter, raw and compiled.
+//! Namespaces and their role annotations, raw and compiled.
 
 use std::sync::{Arc, OnceLock};
 
 use crate::annotation::normalized;
 use crate::arn::{BaseArn, RoleArn, resolve};
-use crate::key_values::KeyValues;
+use crate::labels::Labels;
 use crate::pattern::{MAX_COMPILED, Pattern, PatternFormat};
 
-/// The label that the API server sets on every namespace to its name; not to be changed.
+/// The label that the API server sets on every namespace to its name. It cannot be changed.
 pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
-/// A namespace as its source reports it. The annotations are normalized (see [`rule_text`] and
-/// [`crate::annotation::given`]) and not yet compiled.
+/// A namespace as its source reports it. Annotations are normalized (see [`rule_text`] and
+/// [`crate::annotation::given`]) but not compiled.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Namespace {
     /// `metadata.name`.
@@ -20,48 +20,49 @@ pub struct Namespace {
     pub allowed_roles: Option<Arc<str>>,
     /// kiam's permitted roles (regular expression), see [`crate::annotation::PERMITTED`].
     pub permitted: Option<Arc<str>>,
-    /// The role of pods that name none, see [`crate::annotation::DEFAULT_ROLE`].
+    /// The role of pods that request none, see [`crate::annotation::DEFAULT_ROLE`].
     pub default_role: Option<Arc<str>>,
-    /// Those of `metadata.labels` that rules read.
-    pub labels: KeyValues,
+    /// The entries of `metadata.labels` that rules read.
+    pub labels: Labels,
     /// True if `allowed_roles` and `permitted` were omitted because no rule reads them.
     pub without_roles: bool,
 }
 
-/// Longest annotation of rules that is read, bytes. Sources keep more of what is longer, so that it
-/// is refused and not read as something else.
+/// Maximum size of an annotation with rules, in bytes. Sources store a little more of a longer one,
+/// so that it is rejected and not mistaken for another text.
 const MAX_RULES: usize = 8 * 1024;
-/// Most patterns taken from one namespace's list of allowed roles.
+/// Maximum number of patterns in a namespace's list of allowed roles.
 const MAX_PATTERNS: usize = 256;
-/// Memory of all compiled patterns of one annotation, bytes.
+/// Maximum memory for all compiled patterns of one annotation, in bytes.
 const MAX_MEMORY: usize = 512 * 1024;
 
-/// A namespace's rules: its labels, and its annotations, which are compiled when they are first
-/// looked at. What is broken stays as the sentence that says so, and allows nothing.
+/// The rules of a namespace: its labels, and its annotations, compiled on first use. An annotation
+/// that does not compile is stored as its error message and allows nothing.
 #[derive(Debug, Clone)]
 pub struct NamespaceRules {
-    /// Those of `metadata.labels` that rules read.
-    pub labels: KeyValues,
+    /// The entries of `metadata.labels` that rules read.
+    pub labels: Labels,
     namespace: Namespace,
     base: Option<BaseArn>,
     format: PatternFormat,
-    /// Owners of namespaces can make these costly, so those that no pod needs are left alone.
+    /// Compiled lazily: owners of namespaces can make this costly, and most namespaces may have no
+    /// pods that need it.
     compiled: OnceLock<Box<Compiled>>,
 }
 
-/// A namespace's annotations, compiled.
+/// The compiled annotations of a namespace.
 #[derive(Debug, Clone)]
 pub struct Compiled {
-    /// Patterns of the allowed roles, where the annotation is there.
+    /// Patterns of allowed roles, if the annotation is present.
     pub allowed: Option<Result<Vec<Pattern>, String>>,
-    /// Patterns of the permitted roles, any of which allows, where the annotation is there.
+    /// Patterns of permitted roles, if the annotation is present. One match suffices.
     pub permitted: Option<Result<Vec<Pattern>, String>>,
-    /// The role of pods that name none.
+    /// The role of pods that request none.
     pub default_role: Option<Result<RoleArn, String>>,
 }
 
 impl NamespaceRules {
-    /// The rules of `namespace`. `base` completes names of roles.
+    /// Creates the rules of `namespace`. `base` completes role names.
     pub fn new(namespace: &Namespace, base: Option<&BaseArn>, format: PatternFormat) -> Self {
         Self {
             labels: namespace.labels.clone(),
@@ -72,8 +73,8 @@ impl NamespaceRules {
         }
     }
 
-    /// Rules of a namespace without annotations.
-    pub fn of_labels(labels: KeyValues) -> Self {
+    /// Creates the rules of a namespace without annotations.
+    pub fn of_labels(labels: Labels) -> Self {
         let namespace = Namespace {
             labels,
             ..Namespace::default()
@@ -81,12 +82,12 @@ impl NamespaceRules {
         Self::new(&namespace, None, PatternFormat::default())
     }
 
-    /// The namespace as it was reported.
+    /// Returns the namespace as reported.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// The annotations, compiled.
+    /// Returns the compiled annotations.
     pub fn annotations(&self) -> &Compiled {
         self.compiled.get_or_init(|| {
             let base = self.base.as_ref();
@@ -103,32 +104,32 @@ impl NamespaceRules {
                 default_role: namespace
                     .default_role
                     .as_deref()
-                    .filter(|wish| !wish.is_empty())
-                    .map(|wish| resolve(wish, base).map_err(|error| error.to_string())),
+                    .filter(|role| !role.is_empty())
+                    .map(|role| resolve(role, base).map_err(|error| error.to_string())),
             })
         })
     }
 }
 
-/// The text of an annotation of rules, normalized and as much of it as sources keep. An empty one
-/// stays, for it may mean "nothing".
+/// Normalizes an annotation with rules and truncates it to the stored size. An empty value is
+/// preserved, since it may mean "nothing is allowed".
 pub fn rule_text(text: &str) -> Arc<str> {
     let text = normalized(text);
-    // One character too many is refused when it is compiled, which a rule that was cut must be.
+    // Keeps one character above the limit, so that compiling rejects a truncated annotation.
     let kept = text.get(..text.floor_char_boundary(MAX_RULES + 4));
     kept.unwrap_or(text).into()
 }
 
-/// The patterns of kube2iam's list of allowed roles, normalized.
+/// Parses kube2iam's list of allowed roles and normalizes its patterns.
 ///
 /// # Errors
-/// A sentence that says why it can't be read.
+/// Returns a message if the list is malformed.
 pub fn allowed_patterns(text: &str) -> Result<Vec<String>, String> {
     check_length(text)?;
     let mut list: Vec<String> = serde_json::from_str(text)
-        .map_err(|_| "it is not a JSON list of strings, such as [\"team-*\"]".to_owned())?;
+        .map_err(|_| "not a JSON list of strings such as [\"team-*\"]".to_owned())?;
     if list.len() > MAX_PATTERNS {
-        return Err(format!("it has more than {MAX_PATTERNS} patterns"));
+        return Err(format!("more than {MAX_PATTERNS} patterns"));
     }
     for pattern in &mut list {
         *pattern = normalized(pattern).to_owned();
@@ -150,13 +151,14 @@ fn allowed(
 
 fn check_length(text: &str) -> Result<(), String> {
     if text.len() > MAX_RULES {
-        return Err(format!("it is longer than {MAX_RULES} characters"));
+        return Err(format!("longer than {MAX_RULES} bytes"));
     }
     Ok(())
 }
 
-/// kiam matches the ARN from start to end (from v4 on), or the role as written, anywhere in it
-/// (before). A bare name would never be a whole ARN, so it is also read as what follows the base.
+/// kiam v4 and later match the whole ARN; earlier versions match anywhere in the role as written. A
+/// bare name could never match a whole ARN, so it is also matched against the part after the base
+/// ARN.
 fn permitted(text: &str, base: Option<&BaseArn>) -> Result<Vec<Pattern>, String> {
     check_length(text)?;
     let whole = Pattern::whole(text).map_err(|error| error.to_string())?;

@@ -1,13 +1,12 @@
-//! The labels and annotations that rules read: sources keep these, and discard the rest of what
-//! tenants write.
+//! The labels and annotations that rules read. Sources store these and discard the rest.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 
-/// Keys of labels or annotations. Cheap to clone.
+/// A set of label or annotation keys. Cloning is cheap.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Keys {
-    /// Every key.
+    /// All keys.
     All,
     /// These keys.
     Only(Arc<BTreeSet<Arc<str>>>),
@@ -16,7 +15,7 @@ pub enum Keys {
 static NO_KEYS: LazyLock<Arc<BTreeSet<Arc<str>>>> = LazyLock::new(Arc::default);
 
 impl Default for Keys {
-    /// No key.
+    /// Returns the empty set.
     fn default() -> Self {
         Self::Only(NO_KEYS.clone())
     }
@@ -30,7 +29,7 @@ impl<K: AsRef<str>> FromIterator<K> for Keys {
 }
 
 impl Keys {
-    /// Returns whether `key` is one of them.
+    /// Returns true if the set contains `key`.
     pub fn contains(&self, key: &str) -> bool {
         match self {
             Self::All => true,
@@ -38,7 +37,7 @@ impl Keys {
         }
     }
 
-    /// Returns whether all of `others` are among them.
+    /// Returns true if the set contains all of `others`.
     pub fn cover(&self, others: &Self) -> bool {
         match (self, others) {
             (Self::All, _) => true,
@@ -49,7 +48,7 @@ impl Keys {
         }
     }
 
-    /// Adds `others`.
+    /// Adds `others` to the set.
     pub fn extend(&mut self, others: &Self) {
         if self.cover(others) {
             return;
@@ -65,21 +64,21 @@ impl Keys {
     }
 }
 
-/// The parts of pods and namespaces that rules read, besides those always kept.
+/// The parts of pods and namespaces that rules read in addition to those that are always stored.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needs {
     /// Labels of pods.
     pub pod_labels: Keys,
-    /// Annotations of pods, of those that rules may read at all.
+    /// Annotations of pods, of those that rules may read.
     pub pod_annotations: Keys,
     /// Labels of namespaces.
     pub namespace_labels: Keys,
-    /// True if namespaces' annotations of allowed roles are read.
+    /// True if rules read namespaces' annotations of allowed roles.
     pub namespace_roles: bool,
 }
 
 impl Needs {
-    /// Everything, for callers that look at objects once and keep none.
+    /// Returns the needs of callers that evaluate objects once and store none: everything.
     pub fn everything() -> Self {
         Self {
             pod_labels: Keys::All,
@@ -89,7 +88,7 @@ impl Needs {
         }
     }
 
-    /// Returns whether all of `others` is among it.
+    /// Returns true if these needs include all of `others`.
     pub fn cover(&self, others: &Self) -> bool {
         self.pod_labels.cover(&others.pod_labels)
             && self.pod_annotations.cover(&others.pod_annotations)
@@ -97,7 +96,7 @@ impl Needs {
             && self.namespace_roles >= others.namespace_roles
     }
 
-    /// Adds `others`.
+    /// Adds `others` to these needs.
     pub fn extend(&mut self, others: &Self) {
         self.pod_labels.extend(&others.pod_labels);
         self.pod_annotations.extend(&others.pod_annotations);

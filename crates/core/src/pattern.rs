@@ -1,5 +1,5 @@
-//! Patterns for role ARNs: globs and regular expressions, compiled once, bounded, matched in
-//! linear time and always against the whole text.
+//! Patterns for role ARNs: globs and regular expressions that are compiled once, bounded in size,
+//! and matched in linear time against the whole text.
 
 use std::fmt;
 
@@ -9,41 +9,41 @@ use regex_syntax::hir::{HirKind, Look};
 
 use crate::arn::{BaseArn, is_arn, shorten};
 
-/// Longest pattern taken from an annotation, in bytes.
+/// Maximum length of a pattern from an annotation, in bytes.
 const MAX_PATTERN: usize = 2048;
-/// Most literal pieces of a glob.
+/// Maximum number of literal pieces in a glob.
 const MAX_PIECES: usize = 32;
-/// Memory that one regular expression may take compiled, in bytes.
+/// Maximum memory of a compiled regular expression, in bytes.
 pub const MAX_COMPILED: usize = 128 * 1024;
-/// Memory of the cache that it may fill while it matches, in bytes.
+/// Maximum memory of a regular expression's match cache, in bytes.
 const MAX_CACHE: usize = 64 * 1024;
 
-/// How the patterns of a namespace's allowed roles are written; kube2iam's
+/// The format of a namespace's allowed roles, as set by kube2iam's
 /// `--namespace-restriction-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PatternFormat {
-    /// `*` stands for any text, slashes included.
+    /// Globs: `*` matches any text, including slashes.
     #[default]
     Glob,
-    /// A regular expression, RE2 syntax.
+    /// Regular expressions in RE2 syntax.
     Regexp,
 }
 
-/// Why a pattern cannot be used.
+/// The reason why a pattern is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// Longer than 2,048 bytes.
+    /// The pattern is longer than 2,048 bytes.
     #[error("the pattern is longer than {MAX_PATTERN} characters")]
     TooLong,
-    /// A glob with too many stars.
+    /// The glob has too many stars.
     #[error("the pattern has more than {MAX_PIECES} stars")]
     TooManyStars,
-    /// The regular expression does not compile or would take too much memory.
+    /// The regular expression does not compile or needs too much memory.
     #[error("{pattern:?} is not a usable regular expression: {why}")]
     NotARegexp {
-        /// The start of the pattern.
+        /// The pattern, truncated.
         pattern: String,
-        /// What the compiler says, one line.
+        /// The compiler's message, on one line.
         why: String,
     },
 }
@@ -57,31 +57,32 @@ pub struct Pattern {
 
 #[derive(Clone)]
 enum Matcher {
-    /// The literal pieces between the stars; one piece alone means equality.
+    /// The literal pieces between the stars. A single piece is compared for equality.
     Glob(Vec<String>),
-    /// A literal start, and an expression for all that follows it.
+    /// A literal prefix, and an expression for the rest.
     Regexp { start: String, rest: Regex },
 }
 
-/// A regular expression for roles, read once for everybody: for layer `namespace`, for what turns
-/// it into grants, and for the export to CEL.
+/// A regular expression for roles, interpreted in one place for layer `namespace`, for the
+/// conversion to grants and for the export to CEL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoleExpression<'a> {
-    /// The literal text before what the expression is about: the base ARN where it is about names.
+    /// The literal text before the part that the expression matches: the base ARN if it matches
+    /// names.
     pub start: &'a str,
-    /// The expression, which must match all that follows the start. So its own anchors, also those
-    /// within alternatives, are at the start and end of the name.
+    /// The expression, which must match the whole text after the prefix. Its anchors, including
+    /// those in alternatives, refer to the start and end of that text.
     pub rest: &'a str,
 }
 
 impl<'a> RoleExpression<'a> {
-    /// Reads an expression as kube2iam does: one that does not start as an ARN is about what follows
-    /// the base ARN. A slash at its start is left out, as at the start of a name. It stays before an
-    /// anchor, since nothing begins behind a slash, and without it the anchor would match.
+    /// Interprets an expression as kube2iam does: unless it starts like an ARN, it matches the part
+    /// after the base ARN. A leading slash is dropped, as for a name. It is kept before an anchor:
+    /// nothing matches there, but without the slash the anchor would.
     pub fn read(expression: &'a str, base: Option<&'a BaseArn>) -> Self {
         let bare = expression.strip_prefix('^').unwrap_or(expression);
         let rest = match bare.strip_prefix('/') {
-            // A slash that is counted is part of the expression.
+            // A slash with a quantifier is part of the expression.
             Some(rest) if !rest.starts_with(['?', '*', '+', '{']) && !may_begin_text(rest) => rest,
             Some(_) => expression,
             None => bare,
@@ -93,7 +94,7 @@ impl<'a> RoleExpression<'a> {
         }
     }
 
-    /// An expression about whole ARNs.
+    /// Creates an expression that matches whole ARNs.
     pub fn whole(expression: &'a str) -> Self {
         Self {
             start: "",
@@ -103,9 +104,9 @@ impl<'a> RoleExpression<'a> {
 }
 
 impl Pattern {
-    /// A pattern for role ARNs as kube2iam reads it: one that does not start as an ARN is
-    /// completed by the base ARN. A regular expression may take `memory` bytes compiled,
-    /// [`MAX_COMPILED`] at the most.
+    /// Compiles a pattern for role ARNs as kube2iam reads it: unless it starts like an ARN, the
+    /// base ARN is prepended. A compiled regular expression may use at most `memory` bytes, and
+    /// never more than [`MAX_COMPILED`].
     ///
     /// # Errors
     /// [`PatternError`].
@@ -130,7 +131,7 @@ impl Pattern {
         }
     }
 
-    /// A regular expression that must match the whole text.
+    /// Compiles a regular expression that must match the whole text.
     ///
     /// # Errors
     /// [`PatternError`].
@@ -141,10 +142,10 @@ impl Pattern {
         Self::regexp(pattern, RoleExpression::whole(pattern), MAX_COMPILED)
     }
 
-    /// Compiles a glob of plain names, such as those of namespaces.
+    /// Compiles a glob for plain names, such as those of namespaces.
     ///
     /// # Errors
-    /// [`PatternError`] where it is too long or has too many stars.
+    /// [`PatternError`] if the glob is too long or has too many stars.
     pub fn glob_of_names(pattern: &str) -> Result<Self, PatternError> {
         if pattern.len() > MAX_PATTERN {
             return Err(PatternError::TooLong);
@@ -152,8 +153,8 @@ impl Pattern {
         Self::glob(pattern, pattern)
     }
 
-    /// The literal text that everything this matches starts with, and whether it is all of it.
-    /// Regular expressions have none that is known.
+    /// Returns the literal prefix of everything that this pattern matches, and true if the prefix
+    /// is the whole text. Regular expressions have none.
     pub(crate) fn literal_start(&self) -> (&str, bool) {
         match &self.matcher {
             Matcher::Regexp { start, .. } => (start, false),
@@ -165,7 +166,7 @@ impl Pattern {
         let mut pieces: Vec<String> = Vec::new();
         let count = expanded.split('*').count();
         for (place, piece) in expanded.split('*').enumerate() {
-            // Between two stars nothing is something; at the ends it is not.
+            // An empty piece between two stars is redundant; at either end it is significant.
             if !piece.is_empty() || place == 0 || place + 1 == count {
                 pieces.push(piece.into());
             }
@@ -179,7 +180,7 @@ impl Pattern {
         })
     }
 
-    /// Compiles an expression; `text` is how it was written.
+    /// Compiles an expression; `text` is its original form.
     fn regexp(
         text: &str,
         expression: RoleExpression<'_>,
@@ -187,7 +188,7 @@ impl Pattern {
     ) -> Result<Self, PatternError> {
         let build = |expression: &str| {
             RegexBuilder::new(expression)
-                // ARNs are ASCII, and classes of all of Unicode are large.
+                // ARNs are ASCII, and Unicode classes are large.
                 .unicode(false)
                 .size_limit(memory.min(MAX_COMPILED))
                 .dfa_size_limit(MAX_CACHE)
@@ -203,7 +204,7 @@ impl Pattern {
                     ),
                 })
         };
-        // Compiled alone first: an expression such as `a)|(b` must not break out of the anchors.
+        // Compiled alone first, so that an expression such as `a)|(b` cannot escape the anchors.
         build(expression.rest)?;
         Ok(Self {
             text: text.into(),
@@ -214,7 +215,7 @@ impl Pattern {
         })
     }
 
-    /// Whether the pattern matches the whole of `text`.
+    /// Returns true if the pattern matches the whole of `text`.
     pub fn matches(&self, text: &str) -> bool {
         match &self.matcher {
             Matcher::Regexp { start, rest } => text
@@ -224,7 +225,7 @@ impl Pattern {
         }
     }
 
-    /// The pattern as it was written.
+    /// Returns the pattern as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -236,10 +237,11 @@ impl fmt::Debug for Pattern {
     }
 }
 
-/// Returns whether the first alternative of an expression has an anchor for the start of the text.
+/// Returns true if an alternative of the expression may begin with an anchor for the start of the
+/// text.
 fn may_begin_text(expression: &str) -> bool {
     let mut parser = ParserBuilder::new().unicode(false).utf8(false).build();
-    // What cannot be read is refused where it is compiled.
+    // Compilation rejects what does not parse.
     let Ok(parsed) = parser.parse(expression) else {
         return false;
     };
@@ -256,8 +258,8 @@ fn relative(pattern: &str) -> &str {
     pattern.strip_prefix('/').unwrap_or(pattern)
 }
 
-/// Matches by the leftmost place of each piece: with only stars as wildcards, the leftmost place
-/// leaves the most room for what follows, so no backtracking is needed.
+/// Matches each piece at its leftmost position. Since stars are the only wildcards, this leaves the
+/// most text for the remaining pieces, so no backtracking is needed.
 fn glob_matches(pieces: &[String], text: &str) -> bool {
     let [first, middle @ .., last] = pieces else {
         return pieces.first().is_some_and(|only| only == text);
@@ -323,7 +325,7 @@ mod tests {
                 false,
             ),
             (Regexp, "", "x", false),
-            // Anchors within alternatives are at the start and end of the name.
+            // Anchors in alternatives refer to the start and end of the name.
             (Regexp, "^a$|^b$", "a", true),
             (Regexp, "^a$|^b$", "b", true),
             (Regexp, "^a$|^b$", "ab", false),
@@ -338,7 +340,7 @@ mod tests {
             (Regexp, "^/*a$", "a", true),
             (Regexp, "^/+a$", "a", false),
             (Regexp, "/x|[^a].*", "ab", false),
-            // Nothing begins behind a slash.
+            // Nothing begins after a slash.
             (Regexp, r"/\Aa", "a", false),
             (Regexp, "/^a", "a", false),
             (Regexp, "^/b?(^a)", "a", false),
@@ -383,7 +385,7 @@ mod tests {
         ));
         assert!(Pattern::whole("(((x{1000}){1000}){1000})").is_err());
         let glob = |text: &str| Pattern::for_roles(text, PatternFormat::Glob, None, MAX_COMPILED);
-        // `a*` over and over has too many stars, and an expression of it too much memory.
+        // Repeated `a*` exceeds the number of stars, and an expression of it exceeds the memory.
         let long = |length: usize| "x".repeat(length);
         for (length, is_taken) in [(MAX_PATTERN, true), (MAX_PATTERN + 1, false), (9000, false)] {
             let text = long(length);
@@ -404,7 +406,7 @@ mod tests {
         assert!(stars.matches("anything"));
     }
 
-    /// Expressions of what people write, with anchors and slashes anywhere.
+    /// Generates typical expressions with anchors and slashes at any position.
     fn expression() -> impl Strategy<Value = String> {
         let leaf = proptest::sample::select(
             &[
@@ -425,7 +427,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// kiam looks for the expression anywhere in the ARN, or in the role as a pod writes it.
+        /// kiam searches for the expression anywhere in the ARN, or in the role as a pod writes it.
         #[test]
         fn expressions_allow_no_more_than_to_kiam(text in expression(), name in "[ab]{1,2}(/[ab])?") {
             let arn = role(&name);

@@ -1,24 +1,23 @@
-//! The redirect of pods' metadata traffic to the agent, as text for `nft` and `iptables-restore`.
+//! The redirect of pods' metadata traffic to the agent, as input for `nft` and `iptables-restore`.
 //!
-//! Four things are asked of the kernel, the same ones for either program:
-//! 1. **redirect**: TCP to port 80 of the metadata addresses, from the pods' interfaces, goes to
-//!    the agent. This comes before the service proxy's rules, and what the interface pattern
-//!    leaves out is pinned to where it was going, so that no Service with a metadata address as
-//!    external IP can take either;
-//! 2. **never past the agent**: what is forwarded to or from a metadata address was not
-//!    redirected, and is refused. These rules look neither at interfaces nor at connection
-//!    tracking: a connection older than the rules, an untracked packet or an interface kind
-//!    nobody thought of is refused like the rest;
-//! 3. **no borrowed source**: a packet for a metadata address whose answer would not leave by
-//!    the interface it came in by is dropped;
-//! 4. **the agent's port is no service**: it answers redirected connections and this host, not
-//!    what pods or the network send straight to it.
+//! Either program gets the same four kinds of rules:
+//! 1. **Redirect.** TCP to port 80 of the metadata addresses that arrives on the pods' interfaces
+//!    goes to the agent. These rules precede the service proxy's. Metadata traffic on other
+//!    interfaces keeps its destination, so a Service with a metadata address as external IP cannot
+//!    capture either.
+//! 2. **No bypass.** Traffic forwarded to or from a metadata address was not redirected and is
+//!    rejected. These rules match neither interfaces nor connection tracking state, so they cover
+//!    connections older than the rules, untracked packets and unexpected kinds of interfaces.
+//! 3. **No spoofed source.** A packet for a metadata address is dropped if the reply would not
+//!    leave by the interface on which the packet arrived.
+//! 4. **No direct access.** The agent's port accepts redirected connections and this host's own,
+//!    but no direct connections from pods or the network.
 //!
-//! A flush of such a program's rules takes all four away at once. So the second is said again where
-//! no such flush reaches, in the [rules of routing](routing_rules).
+//! Flushing such a program's rules removes all four at once. The [routing rules](routing_rules)
+//! therefore repeat the second where a flush has no effect.
 //!
-//! Frames that a bridge passes from port to port without this host routing them, and macvlan
-//! pods on the uplink, never enter the host's IP stack: no rule here can see them.
+//! Frames that a bridge switches between ports without routing, and traffic of macvlan pods on the
+//! uplink, never enter the host's IP stack, so no rule here applies to them.
 
 mod interface;
 mod iptables;
@@ -34,14 +33,14 @@ pub use iptables::{
 pub use nft::{nft_is_whole, nft_remove_script, nft_script};
 pub use routing::{RoutingAction, RoutingRule, routing_rules};
 
-/// Where instances find their metadata, IPv4.
+/// IPv4 address of the instance metadata service.
 pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// Where instances find their metadata, IPv6.
+/// IPv6 address of the instance metadata service.
 pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-/// The nftables table that is ours alone, of family `inet`.
+/// rolegate's own nftables table, of family `inet`.
 pub const NFT_TABLE: &str = "rolegate";
 
-/// IPv4 or IPv6; nftables has one table for both, iptables a program for each.
+/// An address family. nftables has one table for both; iptables has a program for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4
@@ -51,10 +50,10 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both, in the order they are applied.
+    /// Both families, in the order in which they are applied.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The metadata address of this family.
+    /// Returns the metadata address of this family.
     pub fn metadata(self) -> IpAddr {
         match self {
             Self::V4 => METADATA_V4.into(),
@@ -63,7 +62,7 @@ impl Family {
     }
 }
 
-/// What to redirect, and where to; the same for every backend.
+/// The source and target of a redirect, the same for every backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
     v4: Option<Ipv4Addr>,
@@ -72,28 +71,29 @@ pub struct Spec {
     interface: InterfacePattern,
 }
 
-/// Why a redirect can't be made.
+/// The reason why a redirect is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// Neither an IPv4 nor an IPv6 address.
-    #[error("the redirect needs an address of this host to send pods to: give --host-ip")]
+    /// Neither an IPv4 nor an IPv6 address is given.
+    #[error("the redirect needs an address of this host: set --host-ip")]
     NoAddress,
-    /// Pods can't be sent to such an address.
+    /// Traffic of pods cannot be sent to the address.
     #[error(
-        "pods can't be redirected to {0}: give --host-ip an address of this host that is neither loopback, link-local nor the metadata address"
+        "cannot redirect pods to {0}: set --host-ip to an address of this host that is not \
+         loopback, link-local or the metadata address"
     )]
     Address(IpAddr),
-    /// Port 0.
-    #[error("the redirect needs the port that the agent listens on, not 0: give --app-port")]
+    /// The port is 0.
+    #[error("the redirect needs the agent's port, which cannot be 0: set --app-port")]
     Port,
 }
 
 impl Spec {
-    /// A redirect to the agent at `port` of the host's addresses. Without an address of a family,
-    /// that family's metadata address is closed to pods.
+    /// Creates a redirect to the agent at `port` of the host's addresses. Pods cannot reach the
+    /// metadata address of a family for which no host address is given.
     ///
     /// # Errors
-    /// When there is no address, or one that packets from pods can't be sent to.
+    /// [`SpecError`] if there is no address, or one to which pods' traffic cannot be sent.
     pub fn new(
         v4: Option<Ipv4Addr>,
         v6: Option<Ipv6Addr>,
@@ -133,17 +133,17 @@ impl Spec {
         })
     }
 
-    /// The interfaces that pods' traffic comes in by.
+    /// Returns the interfaces on which pods' traffic arrives.
     pub fn interface(&self) -> &InterfacePattern {
         &self.interface
     }
 
-    /// The agent's port.
+    /// Returns the agent's port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The host's address that pods are sent to.
+    /// Returns the host's address to which pods' traffic is sent.
     pub fn agent(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::V4 => self.v4.map(IpAddr::from),
@@ -151,7 +151,7 @@ impl Spec {
         }
     }
 
-    /// `address:port` of the agent as NAT rules write it, with brackets for IPv6.
+    /// Returns `address:port` of the agent in the form of NAT rules, with brackets for IPv6.
     fn target(&self, family: Family) -> Option<String> {
         self.agent(family)
             .map(|ip| std::net::SocketAddr::new(ip, self.port).to_string())

@@ -1,64 +1,67 @@
-//! Label selectors, as Kubernetes has them (`metav1.LabelSelector`).
+//! Kubernetes label selectors (`metav1.LabelSelector`).
 
 use std::sync::Arc;
 
-use crate::key_values::KeyValues;
+use crate::labels::Labels;
 
-/// All of these must match. One without any demand matches everything, which is what it means in
-/// Kubernetes; whoever takes it for a subject refuses it before.
+/// A label selector. All requirements must hold. As in Kubernetes, an empty selector matches
+/// everything; grants reject it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Selector {
-    /// Labels that must be there with these values.
-    pub labels: KeyValues,
-    /// Further demands.
+    /// Labels that must be present with these values.
+    pub labels: Labels,
+    /// Further requirements.
     pub expressions: Vec<Requirement>,
 }
 
-/// One demand on one label.
+/// A requirement on one label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Requirement {
     /// The label's key.
     pub key: Arc<str>,
-    /// What of it is demanded.
+    /// The operator of the requirement.
     pub operator: Operator,
 }
 
-/// What is demanded of a label.
+/// The operator of a requirement.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Operator {
-    /// It is there and has one of these values.
+    /// The label is present and has one of these values.
     In(Vec<Arc<str>>),
-    /// It is absent, or has none of these values.
+    /// The label is absent or has none of these values.
     NotIn(Vec<Arc<str>>),
-    /// It is there.
+    /// The label is present.
     Exists,
-    /// It is absent.
+    /// The label is absent.
     DoesNotExist,
 }
 
 impl Selector {
-    /// Whether `labels` meet every demand.
-    pub fn matches(&self, labels: &KeyValues) -> bool {
+    /// Returns true if `labels` meet all requirements.
+    pub fn matches(&self, labels: &Labels) -> bool {
         self.labels
             .iter()
             .all(|(key, value)| labels.get(key) == Some(value))
-            && self.expressions.iter().all(|demand| demand.is_met(labels))
+            && self
+                .expressions
+                .iter()
+                .all(|requirement| requirement.is_met(labels))
     }
 
-    /// Whether nothing is demanded.
+    /// Returns true if there are no requirements.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty() && self.expressions.is_empty()
     }
 
-    /// The keys of the labels that are looked at.
+    /// Returns the keys of the labels that the selector reads.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
-        let expressions = self.expressions.iter().map(|demand| &*demand.key);
+        let expressions = self.expressions.iter().map(|requirement| &*requirement.key);
         self.labels.iter().map(|(key, _)| key).chain(expressions)
     }
 }
 
 impl Requirement {
-    fn is_met(&self, labels: &KeyValues) -> bool {
+    fn is_met(&self, labels: &Labels) -> bool {
         let value = labels.get(&self.key);
         let among = |values: &[Arc<str>]| {
             value.is_some_and(|value| values.iter().any(|known| **known == *value))
@@ -78,8 +81,8 @@ mod tests {
 
     #[test]
     fn selectors_match_as_in_kubernetes() {
-        let labels: KeyValues = [("team", "payments"), ("tier", "")].into_iter().collect();
-        let demand = |key: &str, operator| Selector {
+        let labels: Labels = [("team", "payments"), ("tier", "")].into_iter().collect();
+        let requirement = |key: &str, operator| Selector {
             expressions: vec![Requirement {
                 key: key.into(),
                 operator,
@@ -89,18 +92,21 @@ mod tests {
         let values = |all: &[&str]| all.iter().map(|value| (*value).into()).collect();
         for (selector, expected) in [
             (Selector::default(), true),
-            (demand("team", Operator::In(values(&["payments"]))), true),
-            (demand("team", Operator::In(values(&["shop"]))), false),
-            (demand("none", Operator::In(values(&[""]))), false),
             (
-                demand("team", Operator::NotIn(values(&["payments"]))),
+                requirement("team", Operator::In(values(&["payments"]))),
+                true,
+            ),
+            (requirement("team", Operator::In(values(&["shop"]))), false),
+            (requirement("none", Operator::In(values(&[""]))), false),
+            (
+                requirement("team", Operator::NotIn(values(&["payments"]))),
                 false,
             ),
-            (demand("none", Operator::NotIn(values(&["x"]))), true),
-            (demand("tier", Operator::Exists), true),
-            (demand("none", Operator::Exists), false),
-            (demand("none", Operator::DoesNotExist), true),
-            (demand("tier", Operator::DoesNotExist), false),
+            (requirement("none", Operator::NotIn(values(&["x"]))), true),
+            (requirement("tier", Operator::Exists), true),
+            (requirement("none", Operator::Exists), false),
+            (requirement("none", Operator::DoesNotExist), true),
+            (requirement("tier", Operator::DoesNotExist), false),
         ] {
             assert_eq!(selector.matches(&labels), expected, "{selector:?}");
         }

@@ -1,4 +1,4 @@
-//! Sessions: what is asked of STS, and what it answers.
+//! STS sessions: the parameters of a request, and its results.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use jiff::{SignedDuration, Timestamp};
 use zeroize::Zeroizing;
 
 use crate::arn::RoleArn;
-use crate::key_values::KeyValues;
+use crate::labels::Labels;
 
-/// Everything that shapes a session: the whole AssumeRole request. The call to STS is built from
-/// the key and from nothing else, so two requests that differ can never share credentials.
+/// All parameters of a session, that is, of an AssumeRole request. The call to STS is built from
+/// the key alone, so requests that differ can never share credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SessionKey {
     /// `RoleArn`.
@@ -21,16 +21,16 @@ pub struct SessionKey {
     pub external_id: Option<Arc<str>>,
     /// `DurationSeconds`, 900 to 43,200.
     pub duration_seconds: u32,
-    /// What narrows and marks the session; `None` for nothing.
+    /// Restrictions and attribution of the session; `None` for none.
     pub limits: Option<Arc<SessionLimits>>,
 }
 
-/// Session tags, source identity and policies, as they are sent to STS.
+/// Session tags, source identity and policies, as sent to STS.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct SessionLimits {
     /// Session tags (`Tags`).
-    pub tags: KeyValues,
-    /// Whether all tags are transitive (`TransitiveTagKeys`).
+    pub tags: Labels,
+    /// True if all tags are transitive (`TransitiveTagKeys`).
     pub transitive: bool,
     /// `SourceIdentity`, 2 to 64 characters.
     pub source_identity: Option<Arc<str>>,
@@ -40,37 +40,37 @@ pub struct SessionLimits {
     pub policy: Option<Arc<str>>,
 }
 
-/// When a session was issued and when STS says it ends.
+/// The time at which a session was issued, and STS's expiration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
-    /// When the call was made.
+pub struct Validity {
+    /// The time of the call.
     pub from: Timestamp,
     /// STS's `Expiration`.
     pub until: Timestamp,
 }
 
-impl Life {
-    /// Whether the session may still be served.
+impl Validity {
+    /// Returns true if the session may still be served.
     pub fn is_valid(&self, now: Timestamp) -> bool {
         now < self.until
     }
 
-    /// What is left, zero when over.
+    /// Returns the remaining time; zero after the expiration.
     pub fn left(&self, now: Timestamp) -> SignedDuration {
         now.duration_until(self.until).max(SignedDuration::ZERO)
     }
 }
 
-/// Temporary credentials of one session. The secrets are wiped when dropped and never formatted.
+/// Temporary credentials of a session. The secrets are wiped when dropped and never formatted.
 pub struct Credentials {
-    /// `AccessKeyId`: names the session in CloudTrail, not a secret.
+    /// `AccessKeyId`. It identifies the session in CloudTrail and is not a secret.
     pub access_key_id: String,
     /// `SecretAccessKey`.
     pub secret_access_key: Zeroizing<String>,
     /// `SessionToken`.
     pub session_token: Zeroizing<String>,
-    /// From the call until STS's `Expiration`.
-    pub life: Life,
+    /// The period from the call until STS's `Expiration`.
+    pub life: Validity,
 }
 
 impl fmt::Debug for Credentials {
@@ -82,19 +82,19 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What kind of failure it was: decides when it is worth trying again.
+/// The kind of a failure, which determines when to retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureKind {
-    /// STS refused for good; nothing changes until somebody changes something.
+    /// STS rejected the request. A retry fails until something is changed.
     Final,
-    /// STS asked us to slow down.
+    /// STS throttled the request.
     Throttled,
-    /// No answer, or none that says anything about the request.
+    /// STS did not respond, or its response does not concern the request.
     Temporary,
 }
 
 impl FailureKind {
-    /// The word for metric labels.
+    /// Returns the value for metric labels.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Final => "final",
@@ -104,71 +104,71 @@ impl FailureKind {
     }
 }
 
-/// A call to STS that brought no session.
+/// A failed call to STS.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Failure {
-    /// Whether trying again helps.
+    /// The kind of the failure.
     pub kind: FailureKind,
-    /// AWS's error code, `AccessDenied` for one, or our own word where there was no answer.
+    /// AWS's error code, such as `AccessDenied`, or rolegate's own code if there was no response.
     pub code: String,
-    /// AWS's message, bounded and without control characters. It names rolegate's own role, and is
-    /// for the log alone.
+    /// AWS's message, truncated and without control characters. It names rolegate's own role, so it
+    /// is only logged.
     pub message: String,
-    /// The cause that STS gives, if known.
+    /// The cause, if STS's response shows it.
     pub cause: Option<RefusalCause>,
 }
 
 impl Failure {
-    /// What the pod's owner is told, by the answer to the pod and by an Event: which role, STS's code,
-    /// and what is to be changed where STS says it. AWS's own message names rolegate's role, and is
-    /// for the log alone.
+    /// Returns the message for the pod's owner, which the response to the pod and the Event
+    /// contain: the role, STS's code, and the necessary change if it is known. AWS's own message
+    /// names rolegate's role and is only logged.
     pub fn to_owner(&self, role: &RoleArn) -> String {
         let code = &self.code;
         match (self.kind, self.cause) {
             (FailureKind::Final, Some(cause)) => {
-                format!("STS refuses role {role} ({code}): {}", cause.advice(role))
+                format!("STS denies role {role} ({code}): {}", cause.advice(role))
             }
             (FailureKind::Final, None) => {
-                format!("STS refuses role {role} ({code}): rolegate's log has STS's reason")
+                format!("STS denies role {role} ({code}): see rolegate's log for the reason")
             }
             (FailureKind::Throttled | FailureKind::Temporary, _) => {
-                format!("STS gives no session of role {role} for now ({code}), try again")
+                format!("STS cannot issue a session of role {role} right now ({code}): try again")
             }
         }
     }
 }
 
-/// The reason why STS refuses a session for good, as far as its answer and the request show. It
-/// contains none of AWS's own text, so that pods may see it.
+/// The cause of a final error, as far as STS's response and the request show it. It contains no
+/// text of AWS, so pods may see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RefusalCause {
-    /// The trust policy does not allow an action beside `sts:AssumeRole`.
+    /// The trust policy does not allow an action in addition to `sts:AssumeRole`.
     Missing(MissingAction),
-    /// The role does not exist, or its trust policy does not allow what was asked for.
+    /// The role does not exist, or its trust policy does not allow the request.
     Untrusted {
-        /// The session asked for has an external ID.
+        /// True if the request has an external ID.
         external_id: bool,
     },
-    /// A policy of rolegate's own role does not allow `sts:AssumeRole`.
+    /// The policies of rolegate's own role do not allow `sts:AssumeRole`.
     IdentityPolicy,
-    /// Some policy denies it outright.
+    /// A policy denies the request explicitly.
     ExplicitDeny,
-    /// More seconds were asked for than the role's `MaxSessionDuration`.
+    /// The requested duration exceeds the role's `MaxSessionDuration`.
     MaxSessionDuration {
         /// `DurationSeconds`.
-        asked: u32,
+        requested: u32,
     },
-    /// More seconds were asked for than there are for roles that a role assumes.
+    /// The requested duration exceeds the limit for chained roles.
     RoleChaining {
         /// `DurationSeconds`.
-        asked: u32,
+        requested: u32,
     },
-    /// Tags and policies take more room than STS has for them.
+    /// Tags and policies exceed STS's size limit.
     TooLarge,
     /// The session's policy is invalid.
     MalformedPolicy,
-    /// A tag of the session is a transitive one of rolegate's own session.
+    /// A session tag has the key of a transitive tag of rolegate's own session.
     TransitiveTag,
     /// STS is not enabled in the Region.
     RegionDisabled,
@@ -194,37 +194,36 @@ impl RefusalCause {
                 format!("a policy of rolegate's own role must allow sts:AssumeRole on role {name}")
             }
             Self::ExplicitDeny => format!(
-                "a policy denies it outright: look in the trust policy of role {name}, the \
+                "a policy denies it explicitly: check the trust policy of role {name}, the \
                  policies of rolegate's own role and those of the organization"
             ),
-            Self::MaxSessionDuration { asked } => format!(
-                "{asked} s were asked for; lower the session's duration, or raise \
-                 MaxSessionDuration of role {name}"
+            Self::MaxSessionDuration { requested } => format!(
+                "the requested duration is {requested} s: lower it, or raise MaxSessionDuration \
+                 of role {name}"
             ),
-            Self::RoleChaining { asked } => format!(
-                "{asked} s were asked for, and a role that a role assumes has an hour at the most; \
-                 set the session's duration to 3600 s or less"
+            Self::RoleChaining { requested } => format!(
+                "the requested duration is {requested} s, but chained roles have a maximum of \
+                 one hour: set it to 3600 s or less"
             ),
-            Self::TooLarge => "the session's tags and policies take more room than STS has for \
-                               them: shorten those of its grant"
+            Self::TooLarge => "the session's tags and policies exceed the size limit of STS: \
+                               shorten those of the grant"
                 .to_owned(),
             Self::MalformedPolicy => {
-                "the policy of the session's grant is not one that AWS takes".to_owned()
+                "AWS rejects the session policy of the grant as malformed".to_owned()
             }
             Self::TransitiveTag => {
-                "rolegate's own session has transitive tags with the same keys, \
-                                    as EKS Pod Identity sets them: switch them off there, or give \
-                                    rolegate other credentials"
+                "rolegate's own session has transitive tags with the same keys, as set by EKS \
+                 Pod Identity: disable session tags there, or use other credentials for rolegate"
                     .to_owned()
             }
             Self::RegionDisabled => {
-                "STS is not enabled in this Region for the account of the role".to_owned()
+                "STS is not enabled in this Region for the role's account".to_owned()
             }
         }
     }
 }
 
-/// An action that a trust policy must allow beside `sts:AssumeRole` for what a session has.
+/// An action that a trust policy must allow in addition to `sts:AssumeRole`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MissingAction {
     /// `sts:TagSession`, for session tags.
@@ -234,10 +233,10 @@ pub enum MissingAction {
 }
 
 impl MissingAction {
-    /// All of them.
+    /// All actions.
     pub const ALL: [Self; 2] = [Self::TagSession, Self::SetSourceIdentity];
 
-    /// As policies name it.
+    /// Returns the action's name in policies.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::TagSession => "sts:TagSession",
@@ -245,15 +244,15 @@ impl MissingAction {
         }
     }
 
-    /// What to change so that STS agrees.
+    /// Returns advice on how to make STS accept the request.
     pub fn advice(self, role: &RoleArn) -> String {
         let has = match self {
             Self::TagSession => "tags",
             Self::SetSourceIdentity => "a source identity",
         };
         format!(
-            "the session has {has}, so the trust policy of role {} must allow {} to rolegate \
-             beside sts:AssumeRole",
+            "the session has {has}, so the trust policy of role {} must allow rolegate {} in \
+             addition to sts:AssumeRole",
             role.name(),
             self.as_str()
         )
@@ -267,7 +266,7 @@ mod tests {
     #[test]
     fn a_session_ends_when_sts_says_so() {
         let at = |second: i64| Timestamp::from_second(second).unwrap();
-        let life = Life {
+        let life = Validity {
             from: at(100),
             until: at(200),
         };
@@ -288,7 +287,7 @@ mod tests {
             access_key_id: "ASIAEXAMPLE".into(),
             secret_access_key: Zeroizing::new("very-secret".into()),
             session_token: Zeroizing::new("also-secret".into()),
-            life: Life {
+            life: Validity {
                 from: Timestamp::UNIX_EPOCH,
                 until: Timestamp::UNIX_EPOCH,
             },

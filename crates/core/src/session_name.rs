@@ -1,4 +1,4 @@
-//! `RoleSessionName`: what CloudTrail shows of who used a role.
+//! `RoleSessionName`, which identifies the user of a role in CloudTrail.
 
 use std::sync::Arc;
 
@@ -6,56 +6,58 @@ use sha2::{Digest, Sha256};
 
 use crate::workload::Workload;
 
-/// STS's limit, in characters.
+/// Maximum length in STS, in characters.
 const MAX: usize = 64;
-/// STS's least length, in characters.
+/// Minimum length in STS, in characters.
 const MIN: usize = 2;
-/// Hexadecimal digits of the hash that a cut name ends in: 80 bits.
+/// Number of hexadecimal digits of the hash at the end of a shortened name: 80 bits.
 const HASH: usize = 20;
 
-/// Which workloads share one session of a role.
+/// The set of pods that share a session of a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SessionScope {
-    /// All pods of one service account: named `NAMESPACE.SERVICEACCOUNT`.
+    /// All pods of a service account. The session is named `NAMESPACE.SERVICEACCOUNT`.
     #[default]
     Workload,
-    /// Each pod has its own: named `NAMESPACE.POD`, full attribution in CloudTrail.
+    /// Each pod has its own session, named `NAMESPACE.POD`, for full attribution in CloudTrail.
     Pod,
-    /// All pods of the role: named `rolegate`, fewest calls.
+    /// All pods of the role. The session is named `rolegate`; this needs the fewest calls.
     Role,
 }
 
-/// Why a pod may not have the session name that it asks for.
+/// The reason why a requested session name is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SessionNameError {
-    /// The name is what another namespace's pods are called.
+    /// The name could be that of another namespace's pods.
     #[error(
-        "the session name {0:?} would pass for a pod of another namespace: names with a dot start with the pod's own namespace"
+        "the session name {0:?} could be that of another namespace: a name with a dot must start \
+         with the pod's own namespace"
     )]
     Forged(String),
-    /// STS would not take it.
-    #[error("a session name has up to 64 letters, digits and _+=,.@- characters")]
+    /// STS would reject the name.
+    #[error("a session name must have at most 64 letters, digits and _+=,.@- characters")]
     Malformed,
 }
 
-/// The session name of a workload: what its annotation says, or else one made of its names, which is
-/// cut where it is too long and ends in a hash of the whole, so that two long names stay two.
+/// Returns the session name of a workload: the one in its annotation, or one built from its names.
+/// A name that is too long is shortened and ends in a hash of the whole, so that different long
+/// names stay different.
 ///
 /// # Errors
-/// [`SessionNameError`] when the pod's annotation names it after another namespace, or as STS would
-/// not take it: what was changed to fit could be anybody's name.
+/// [`SessionNameError`] if the annotation has the form of another namespace's names, or if STS
+/// would reject it. It is not changed to fit, since the result could be another workload's name.
 pub fn session_name(
     workload: &Workload,
     scope: SessionScope,
 ) -> Result<Arc<str>, SessionNameError> {
     let own_prefix = format!("{}.", workload.namespace);
-    if let Some(wish) = &workload.wish.session_name {
-        let name = pad((**wish).to_owned());
+    if let Some(requested) = &workload.wish.session_name {
+        let name = pad((**requested).to_owned());
         if name.len() > MAX || !name.chars().all(is_taken) {
             return Err(SessionNameError::Malformed);
         }
         let forged = name.contains('.') && !name.starts_with(&own_prefix);
-        return if forged || looks_cut(wish) {
+        return if forged || looks_shortened(requested) {
             Err(SessionNameError::Forged(name))
         } else {
             Ok(name.into())
@@ -69,22 +71,23 @@ pub fn session_name(
     .into())
 }
 
-/// Whether a text is what [`fit`] makes of a longer one, which may be anybody's.
-fn looks_cut(text: &str) -> bool {
+/// Returns true if [`fit`] could have shortened a longer text, of any namespace, to this one.
+fn looks_shortened(text: &str) -> bool {
     text.len() == MAX
         && text.rsplit_once('-').is_some_and(|(_, hash)| {
             hash.len() == HASH && hash.bytes().all(|b| b.is_ascii_hexdigit())
         })
 }
 
-/// Makes a text a valid `RoleSessionName` or `SourceIdentity` (`[\w+=,.@-]{2,64}`).
+/// Converts a text to a valid `RoleSessionName` or `SourceIdentity` (`[\w+=,.@-]{2,64}`).
 pub(crate) fn fit(text: &str) -> String {
     let mut name: String = text
         .chars()
         .map(|c| if is_taken(c) { c } else { '-' })
         .collect();
     if name.len() > MAX || name != text {
-        // Whoever may choose names of service accounts must not find another's.
+        // A cryptographic hash, since a tenant who chooses service account names must not find a
+        // collision.
         let hash = Sha256::digest(text);
         name.truncate(MAX - HASH - 1);
         name.push('-');
@@ -104,7 +107,7 @@ fn pad(mut name: String) -> String {
     name
 }
 
-/// FNV-1a, 64 bits: stable between versions and machines, unlike the standard hasher.
+/// FNV-1a, 64 bits. Unlike the standard hasher, it is stable across versions and machines.
 pub(crate) fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -142,7 +145,7 @@ mod tests {
 
     #[test]
     fn threat_12_nothing_is_changed_to_pass_for_a_cut_name() {
-        // A cut name has no dot where the namespace's is long.
+        // A shortened name has no dot if the namespace's name is long.
         let mut victim = pod(None);
         victim.namespace = "x".repeat(60).into();
         let cut = session_name(&victim, SessionScope::Workload).unwrap();
@@ -153,7 +156,7 @@ mod tests {
             session_name(&pod, SessionScope::Workload)
         };
         assert!(matches!(chosen(&cut), Err(SessionNameError::Forged(_))));
-        // Whatever its hash may come to.
+        // Rejected whatever the value of the hash.
         for name in [
             "x".repeat(65),
             "x".repeat(60) + " ",
@@ -185,5 +188,13 @@ mod tests {
             prop_assert!((MIN..=MAX).contains(&name.len()));
             prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b)));
         }
+    }
+
+    #[test]
+    fn a_name_of_the_greatest_length_stays_as_it_is() {
+        assert_eq!(fit(&"x".repeat(MAX)), "x".repeat(MAX));
+        let cut = fit(&"x".repeat(MAX + 1));
+        assert!(cut.len() == MAX && cut != "x".repeat(MAX), "{cut}");
+        assert_eq!(fit("ab"), "ab");
     }
 }

@@ -1,32 +1,32 @@
-//! Workloads: pods as rolegate knows them, trimmed to what a decision needs.
+//! Workloads: pods, reduced to the fields that decisions need.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::annotation::given;
-use crate::key_values::KeyValues;
+use crate::labels::Labels;
 
-/// A pod's phase, as in `status.phase`.
+/// The phase of a pod, as in `status.phase`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
-    /// Accepted, containers not all started.
+    /// Accepted; not all containers have started.
     #[default]
     Pending,
     /// Bound and running.
     Running,
-    /// All containers ended well; the address may already be another pod's.
+    /// All containers succeeded. The address may already belong to another pod.
     Succeeded,
-    /// All containers ended, at least one badly; the address may already be another pod's.
+    /// All containers ended and at least one failed. The address may already belong to another pod.
     Failed,
-    /// The node does not answer.
+    /// The node does not respond.
     Unknown,
 }
 
-/// What the pod's annotations ask for: a wish, never a right.
+/// A role request in a pod's annotations. It confers no right.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Wish {
-    /// The role: name, name with path or whole ARN, as written. Empty where the pod declines the
+pub struct RoleRequest {
+    /// The role as written: a name, a name with a path or an ARN. Empty if the pod declines the
     /// default role.
     pub role: Option<Arc<str>>,
     /// The external ID.
@@ -35,9 +35,9 @@ pub struct Wish {
     pub session_name: Option<Arc<str>>,
 }
 
-impl Wish {
-    /// The wish of a pod whose annotations have these raw texts. An empty role declines the default
-    /// one; an empty external ID or session name counts as unset.
+impl RoleRequest {
+    /// Creates a request from raw annotation values. An empty role declines the default one; an
+    /// empty external ID or session name counts as unset.
     pub fn new(role: Option<&str>, external_id: Option<&str>, session_name: Option<&str>) -> Self {
         Self {
             role: role.map(|role| given(role).unwrap_or_default().into()),
@@ -46,57 +46,57 @@ impl Wish {
         }
     }
 
-    /// A wish that only names a role.
+    /// Creates a request for a role alone.
     pub fn for_role(role: &str) -> Self {
         Self::new(Some(role), None, None)
     }
 }
 
-/// A pod, trimmed.
+/// A pod, reduced to the fields that decisions need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// `metadata.namespace`.
     pub namespace: Arc<str>,
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// `metadata.uid`: what tells this pod from one of the same name before it.
+    /// `metadata.uid`, which distinguishes the pod from earlier ones of the same name.
     pub uid: Arc<str>,
     /// `spec.nodeName`, once bound.
     pub node: Option<Arc<str>>,
-    /// `spec.serviceAccountName`; `default` where the pod names none.
+    /// `spec.serviceAccountName`; `default` if unset.
     pub service_account: Arc<str>,
-    /// All of `status.podIPs`, both families.
+    /// All of `status.podIPs`, of both families.
     pub addresses: Vec<IpAddr>,
     /// `status.phase`.
     pub phase: Phase,
-    /// `spec.hostNetwork`: the pod's address is the node's.
+    /// `spec.hostNetwork`: the pod uses the node's address.
     pub host_network: bool,
-    /// Whether this is the mirror of a static pod, which a kubelet may create as it likes.
+    /// True if the pod is the mirror of a static pod, which a kubelet can create at will.
     pub mirror: bool,
-    /// What the annotations ask for.
-    pub wish: Wish,
-    /// Those of `metadata.labels` that rules read.
-    pub labels: KeyValues,
-    /// Those of `metadata.annotations` that rules read, of those that they may read, see
-    /// [`crate::annotation::is_kept`]; values are bounded.
-    pub annotations: KeyValues,
+    /// The role request in the annotations.
+    pub wish: RoleRequest,
+    /// The entries of `metadata.labels` that rules read.
+    pub labels: Labels,
+    /// The entries of `metadata.annotations` that rules read and may read, see
+    /// [`crate::annotation::is_kept`]. Values are truncated.
+    pub annotations: Labels,
 }
 
 impl Workload {
-    /// Returns whether all of its containers ended, for good.
+    /// Returns true if all containers have ended for good.
     pub fn is_finished(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
     }
 
-    /// Returns whether it may run: it has a node, and is not finished. Others can ask for nothing, and
-    /// there may be any number of them.
+    /// Returns true if the pod has a node and is not finished. Other pods cannot request anything,
+    /// and their number is unlimited.
     pub fn may_run(&self) -> bool {
         self.node.is_some() && !self.is_finished()
     }
 
-    /// The addresses that identify this pod and nothing else: none for a finished pod (the
-    /// network plugin may have handed them on), for a pod of the host's network (they are the
-    /// node's) and for a mirror pod (a kubelet writes what it likes there).
+    /// Returns the addresses that identify this pod alone. There are none for a finished pod (the
+    /// network plugin may have reassigned them), for a pod on the host network (they are the
+    /// node's) and for a mirror pod (a kubelet can write any value).
     pub fn own_addresses(&self) -> &[IpAddr] {
         if self.is_finished() || self.host_network || self.mirror {
             &[]
@@ -106,29 +106,29 @@ impl Workload {
     }
 }
 
-/// A change of what a source knows about objects of one kind.
+/// A change of the objects of one kind.
 #[derive(Debug, Clone)]
 pub enum Change<T> {
-    /// All there is; everything else is gone.
+    /// The complete list; all other objects were deleted.
     Snapshot(Vec<T>),
-    /// New or changed.
+    /// A new or changed object.
     Apply(T),
-    /// Gone. The object as last seen.
+    /// A deleted object, in its last known state.
     Delete(T),
 }
 
-/// A report from a source of workloads (Kubernetes or a file), in order. After a gap, a list is
-/// reported object by object and then as the set of existing ones: two full copies would take twice
-/// the memory.
+/// An ordered event from a source of workloads (Kubernetes or a file). After a gap, a list is
+/// reported object by object and then as the set of existing ones, since two full copies would
+/// double the memory.
 #[derive(Debug, Clone)]
 pub enum Update {
-    /// About pods.
+    /// A change of workloads.
     Workloads(Change<Workload>),
-    /// These are the UIDs of all pods there are: every other pod is gone.
+    /// The UIDs of all existing pods. All others were deleted.
     RetainWorkloads(HashSet<Arc<str>>),
-    /// About namespaces.
+    /// A change of namespaces.
     Namespaces(Change<crate::namespace::Namespace>),
-    /// These are the names of all namespaces there are: every other one is gone.
+    /// The names of all existing namespaces. All others were deleted.
     RetainNamespaces(HashSet<Arc<str>>),
 }
 
@@ -136,7 +136,7 @@ pub enum Update {
 pub(crate) mod tests {
     use super::*;
 
-    /// A running pod `default/app` of service account `default` at 10.0.0.1.
+    /// Returns a running pod `default/app` with service account `default` and address 10.0.0.1.
     pub(crate) fn pod(role: Option<&str>) -> Workload {
         Workload {
             namespace: "default".into(),
@@ -148,12 +148,12 @@ pub(crate) mod tests {
             phase: Phase::Running,
             host_network: false,
             mirror: false,
-            wish: Wish {
+            wish: RoleRequest {
                 role: role.map(Into::into),
-                ..Wish::default()
+                ..RoleRequest::default()
             },
-            labels: KeyValues::default(),
-            annotations: KeyValues::default(),
+            labels: Labels::default(),
+            annotations: Labels::default(),
         }
     }
 
@@ -191,6 +191,24 @@ pub(crate) mod tests {
             },
         ] {
             assert!(none.own_addresses().is_empty(), "{none:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_may_run_with_a_node_until_it_is_finished() {
+        let running = pod(None);
+        assert!(running.may_run());
+        let unscheduled = Workload {
+            node: None,
+            ..running.clone()
+        };
+        assert!(!unscheduled.may_run());
+        for phase in [Phase::Succeeded, Phase::Failed] {
+            let finished = Workload {
+                phase,
+                ..running.clone()
+            };
+            assert!(finished.is_finished() && !finished.may_run());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The HTTP/1 server that all stand-ins are: it owns its connections, and bounds
-//! their number, their headers and their bodies.
+//! The HTTP/1 server of all stand-ins. It owns its connections, and limits their number, headers
+//! and bodies.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 const MAX_CONNECTIONS: usize = 4096;
 const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// Also how long an idle connection is kept.
+/// Timeout of headers, and of idle connections.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,10 +56,10 @@ impl Server {
         format!("http://{}", self.addr)
     }
 
-    /// Ends the server and waits until its port is free.
+    /// Stops the server and waits until its port is free.
     pub(crate) async fn stop(self) {
         self.task.abort();
-        // The only outcome is the cancellation just asked for.
+        // The only outcome is the requested cancellation.
         drop(self.task.await);
     }
 }
@@ -77,7 +77,7 @@ where
                     connections.spawn(serve(stream, handler.clone()));
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "can't accept a connection");
+                    tracing::debug!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
@@ -92,7 +92,7 @@ where
     F: Future<Output = Answer>,
 {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "answers may be late: can't set TCP_NODELAY");
+        tracing::debug!(%error, "cannot set TCP_NODELAY; responses may be delayed");
     }
     let service = service_fn(move |request| {
         let answer = handler(request);
@@ -109,8 +109,7 @@ where
     }
 }
 
-/// The whole body, or `None` where it is longer than `limit` bytes, breaks off or
-/// takes too long.
+/// Reads the whole body. Returns `None` if it is longer than `limit` bytes, incomplete or too slow.
 pub(crate) async fn read_body(body: Incoming, limit: usize) -> Option<Bytes> {
     let whole = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
     Some(whole.ok()?.ok()?.to_bytes())
@@ -129,7 +128,7 @@ pub(crate) fn answer(
     answer
 }
 
-/// A status from a number that a caller chose; what is none becomes 500.
+/// Converts a number into a status. Invalid numbers become 500.
 pub(crate) fn status(number: u16) -> StatusCode {
     StatusCode::from_u16(number).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }

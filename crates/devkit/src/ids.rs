@@ -1,5 +1,5 @@
-//! Identifiers of the shape AWS and Kubernetes give theirs. They are random enough
-//! to be unique, and worthless as secrets.
+//! Identifiers in the format of AWS and Kubernetes. They are random enough to be unique, but
+//! worthless as secrets.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -13,17 +13,17 @@ fn from(alphabet: &[u8], length: usize, random: &mut fastrand::Rng) -> String {
         .collect()
 }
 
-/// A temporary access key: `ASIA` and 16 characters.
+/// Returns a temporary access key ID: `ASIA` and 16 characters.
 pub(crate) fn access_key_id() -> String {
     format!("ASIA{}", from(BASE32, 16, &mut fastrand::Rng::new()))
 }
 
-/// A secret access key: 40 characters.
+/// Returns a secret access key: 40 characters.
 pub(crate) fn secret_access_key() -> String {
     from(BASE64, 40, &mut fastrand::Rng::new())
 }
 
-/// A session token, about as long as real ones are.
+/// Returns a session token with a realistic length.
 pub(crate) fn session_token() -> String {
     format!(
         "IQoJb3JpZ2luX2Vj{}==",
@@ -31,13 +31,13 @@ pub(crate) fn session_token() -> String {
     )
 }
 
-/// A metadata token: 56 characters.
+/// Returns a metadata token: 56 characters.
 pub(crate) fn metadata_token() -> String {
     format!("{}==", from(BASE64, 54, &mut fastrand::Rng::new()))
 }
 
-/// The unique ID that IAM gives to `name`: the prefix (`AROA`, `AIDA`, …) and 17
-/// characters, the same each time.
+/// Returns IAM's unique ID for `name`: the prefix (`AROA`, `AIDA`, …) and 17 characters,
+/// deterministically.
 pub(crate) fn unique_id(prefix: &str, name: &str) -> String {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
@@ -47,12 +47,12 @@ pub(crate) fn unique_id(prefix: &str, name: &str) -> String {
     )
 }
 
-/// What a server adds to a `generateName`.
+/// Returns the suffix for a `generateName`.
 pub(crate) fn suffix() -> String {
     from(b"bcdfghjklmnpqrstvwxz2456789", 5, &mut fastrand::Rng::new())
 }
 
-/// A random UUID (version 4).
+/// Returns a random UUID (version 4).
 pub(crate) fn uuid() -> String {
     let random = fastrand::u128(..);
     let digits = format!(

@@ -1,9 +1,9 @@
 //! A stand-in for the EC2 instance metadata service, versions 1 and 2.
 //!
-//! Two things differ from the real one on purpose. Paths are read as generously as
-//! any implementation might (percent-encoding, double slashes, dot segments), so
-//! that whatever a proxy lets slip does reach a secret here. And every secret holds
-//! [`NODE_SECRET_MARKER`], so that a leak can be seen in any answer.
+//! It differs from the real service in two respects. It parses paths as leniently as any
+//! implementation might (percent-encoding, double slashes, dot segments), so that any path that a
+//! proxy lets through reaches a secret. And every secret contains [`NODE_SECRET_MARKER`], so that a
+//! leak is visible in any response.
 
 mod tree;
 
@@ -24,7 +24,7 @@ use crate::recent::{Recent, lock};
 use crate::sts::AccessKey;
 use tree::{Found, Tree};
 
-/// In every secret that this service gives out: no answer to a pod may contain it.
+/// A marker in every secret of this service. No response to a pod may contain it.
 pub const NODE_SECRET_MARKER: &str = "NODE-SECRET-MUST-NOT-LEAK";
 /// The access key of the node's role. It must not reach a pod either.
 pub const NODE_ACCESS_KEY_ID: &str = "ASIANODEROLEDEVKIT22";
@@ -36,23 +36,23 @@ pub const NODE_SESSION_TOKEN: &str = "IQoJb3JpZ2luX2VjNODE-SECRET-MUST-NOT-LEAK/
 const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 const MAX_TOKEN_TTL: u32 = 21_600;
-/// One client needs one token; the oldest ends when there are more.
+/// Maximum number of tokens. Beyond it, the oldest becomes invalid.
 const MAX_TOKENS: usize = 1024;
 
-/// What instance the service describes, and how it behaves at first.
+/// The instance that the service describes, and its initial behavior.
 #[derive(Clone, Debug)]
 pub struct ImdsOptions {
-    /// Name of the role in the instance profile; `None`: there is no profile.
+    /// Name of the role in the instance profile. `None`: there is no profile.
     pub node_role: Option<String>,
     /// Account number, twelve digits.
     pub account: String,
     /// Region, such as `eu-west-1`.
     pub region: String,
-    /// Partition of the Region, such as `aws-cn`; decides `services/domain`.
+    /// Partition of the Region, such as `aws-cn`. It determines `services/domain`.
     pub partition: String,
-    /// Whether requests without a token are refused (IMDSv2 required).
+    /// True if requests without a token are refused (IMDSv2 required).
     pub v2_only: bool,
-    /// Time that each answer takes.
+    /// The latency of each response.
     pub latency: Duration,
 }
 
@@ -69,7 +69,7 @@ impl Default for ImdsOptions {
     }
 }
 
-/// A request as it came in.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct ImdsRequest {
     /// The method.
@@ -80,7 +80,7 @@ pub struct ImdsRequest {
     pub headers: HeaderMap,
 }
 
-/// A running instance metadata service; it ends when dropped.
+/// A running instance metadata service. It stops when dropped.
 #[derive(Debug)]
 pub struct Imds {
     server: Server,
@@ -107,7 +107,7 @@ impl Imds {
     /// Starts the service on `bind`.
     ///
     /// # Errors
-    /// If the address can't be bound.
+    /// Returns an error if the address cannot be bound.
     pub async fn start(bind: SocketAddr, options: ImdsOptions) -> io::Result<Self> {
         let state = Arc::new(State {
             tree: Tree::new(&options),
@@ -129,47 +129,47 @@ impl Imds {
         Ok(Self { server, state })
     }
 
-    /// The address in use.
+    /// Returns the bound address.
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
 
-    /// `http://` and the address, without a slash at the end.
+    /// Returns `http://` and the address, without a trailing slash.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// Ends the service and waits until its port is free.
+    /// Stops the service and waits until its port is free.
     pub async fn stop(self) {
         self.server.stop().await;
     }
 
-    /// The node role's credentials, ready for [`StsOptions::keys`](crate::StsOptions).
+    /// Returns the node role's credentials, for [`StsOptions::keys`](crate::StsOptions).
     pub fn node_key(&self) -> (String, AccessKey) {
         self.state.node.clone()
     }
 
-    /// Whether requests without a token are refused from now on.
+    /// Sets whether later requests without a token are refused.
     pub fn set_v2_only(&self, v2_only: bool) {
         lock(&self.state.inner).v2_only = v2_only;
     }
 
-    /// The time that each answer takes from now on.
+    /// Sets the latency of later responses.
     pub fn set_latency(&self, latency: Duration) {
         lock(&self.state.inner).latency = latency;
     }
 
-    /// Answers everything with this HTTP status from now on; `None` ends that.
+    /// Responds to later requests with this HTTP status. `None` resets it.
     pub fn fail_with(&self, status: Option<u16>) {
         lock(&self.state.inner).failing = status;
     }
 
-    /// Makes all tokens given out so far invalid.
+    /// Invalidates all tokens issued so far.
     pub fn revoke_tokens(&self) {
         lock(&self.state.inner).tokens.clear();
     }
 
-    /// The last 10,000 requests, oldest first.
+    /// Returns the last 10,000 requests, oldest first.
     pub fn requests(&self) -> Vec<ImdsRequest> {
         lock(&self.state.inner).requests.to_vec()
     }
@@ -263,7 +263,7 @@ impl State {
         answer
     }
 
-    /// Seconds that a token has left; `None` if it isn't valid.
+    /// Returns a token's remaining seconds, or `None` if it is invalid.
     fn remaining_life(&self, token: &[u8]) -> Option<u64> {
         let inner = lock(&self.inner);
         let (_, end) = inner
@@ -284,7 +284,7 @@ fn not_allowed(allow: &'static str) -> Answer {
     answer
 }
 
-/// The page that the real service sends with an error.
+/// Returns the error page of the real service.
 fn refusal(status: StatusCode) -> Answer {
     let title = format!(
         "{} - {}",

@@ -1,6 +1,6 @@
-//! A stand-in for the Kubernetes API server: pods, namespaces, nodes, ConfigMaps and
-//! whatever else it is told of to get, list, watch, patch and create, registered webhooks asked,
-//! Events to create, and tokens to review. No authentication and no TLS.
+//! A stand-in for the Kubernetes API server. It serves get, list, watch, patch and create for pods,
+//! namespaces, nodes, ConfigMaps and any enabled resource, calls registered webhooks, and supports
+//! Events and TokenReview. It has no authentication and no TLS.
 
 mod admission;
 mod events;
@@ -34,17 +34,17 @@ use tokens::Tokens;
 use watch::Watch;
 
 const MAX_BODY: usize = 1024 * 1024;
-/// Where webhooks are registered.
+/// The path of webhook configurations.
 const WEBHOOKS: &str = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 
-/// How the API server behaves.
+/// The behavior of the API server.
 #[derive(Clone, Debug)]
 pub struct KubeApiOptions {
-    /// Time between two bookmarks of a watch that asked for them.
+    /// Interval of bookmarks in watches that requested them.
     pub bookmark_interval: Duration,
-    /// Whether `sendInitialEvents` is known (Kubernetes 1.32 and later).
+    /// True if `sendInitialEvents` is supported (Kubernetes 1.32 and later).
     pub streaming_lists: bool,
-    /// Changes kept for watches to resume from; older versions get 410.
+    /// Number of changes from which watches can resume. Older versions get 410.
     pub history: usize,
 }
 
@@ -58,13 +58,13 @@ impl Default for KubeApiOptions {
     }
 }
 
-/// A request as it came in.
+/// A received request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiRequest {
-    /// `get`, `list`, `watch`, `create` or `patch`, as RBAC names them; for anything
-    /// else the HTTP method.
+    /// `get`, `list`, `watch`, `create` or `patch`, as in RBAC. For other requests, the HTTP
+    /// method.
     pub verb: String,
-    /// The resource, such as `pods`; for other paths the path.
+    /// The resource, such as `pods`. For other paths, the path.
     pub resource: String,
     /// The namespace in the path.
     pub namespace: Option<String>,
@@ -74,7 +74,7 @@ pub struct ApiRequest {
     pub query: BTreeMap<String, String>,
 }
 
-/// A running API server; it ends when dropped.
+/// A running API server. It stops when dropped.
 #[derive(Debug)]
 pub struct KubeApi {
     server: Server,
@@ -93,7 +93,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Inner {
     failing: Option<u16>,
-    /// The same for single resources, by their plural.
+    /// Status codes for single resources, by their plural.
     failing_resources: BTreeMap<String, u16>,
     events: Events,
     tokens: Tokens,
@@ -102,10 +102,10 @@ struct Inner {
 }
 
 impl KubeApi {
-    /// Starts an API server without any object on `bind`.
+    /// Starts an API server without objects on `bind`.
     ///
     /// # Errors
-    /// If the address can't be bound.
+    /// Returns an error if the address cannot be bound.
     pub async fn start(bind: SocketAddr, options: KubeApiOptions) -> io::Result<Self> {
         let state = Arc::new(State {
             store: Mutex::new(Store::new(options.history)),
@@ -127,17 +127,17 @@ impl KubeApi {
         Ok(Self { server, state })
     }
 
-    /// The address in use.
+    /// Returns the bound address.
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
 
-    /// `http://` and the address, without a slash at the end.
+    /// Returns `http://` and the address, without a trailing slash.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// Ends the server and waits until its port is free.
+    /// Stops the server and waits until its port is free.
     pub async fn stop(self) {
         self.server.stop().await;
     }
@@ -157,36 +157,36 @@ impl KubeApi {
         self.change(|store| store.put(NODES, node.into()))
     }
 
-    /// Removes a pod; false if there was none.
+    /// Removes a pod. Returns false if it does not exist.
     pub fn delete_pod(&self, namespace: &str, name: &str) -> bool {
         self.change(|store| store.delete(PODS, Some(namespace), name))
     }
 
-    /// Removes a namespace, not the pods in it; false if there was none.
+    /// Removes a namespace, but not its pods. Returns false if it does not exist.
     pub fn delete_namespace(&self, name: &str) -> bool {
         self.change(|store| store.delete(NAMESPACES, None, name))
     }
 
-    /// Removes a node; false if there was none.
+    /// Removes a node. Returns false if it does not exist.
     pub fn delete_node(&self, name: &str) -> bool {
         self.change(|store| store.delete(NODES, None, name))
     }
 
-    /// Knows one more resource from now on; without that its paths get 404. `path` is
+    /// Enables another resource. Paths of unknown resources get 404. `path` is
     /// `[GROUP/]VERSION/RESOURCE`, as in `rolegate.dev/v1alpha1/rolegrants`.
     pub fn enable(&self, path: &str, kind: &str, namespaced: bool) {
         let (table, version) = table_of(path);
         self.change(|store| store.enable(&table, &version, kind, namespaced));
     }
 
-    /// Forgets a resource and all of its objects, as if its definition had been
-    /// deleted; false if it wasn't known.
+    /// Removes a resource and all of its objects, as if its definition had been deleted. Returns
+    /// false if it is unknown.
     pub fn disable(&self, path: &str) -> bool {
         self.change(|store| store.disable(&table_of(path).0))
     }
 
-    /// Adds or replaces an object of any resource and returns it with UID and version.
-    /// A resource that wasn't known is by then.
+    /// Adds or replaces an object of any resource and returns it with UID and version. It enables
+    /// an unknown resource.
     pub fn put(&self, path: &str, object: impl Into<Value>) -> Value {
         let object = object.into();
         let (table, version) = table_of(path);
@@ -199,12 +199,12 @@ impl KubeApi {
         })
     }
 
-    /// Removes an object of any resource; false if there was none.
+    /// Removes an object of any resource. Returns false if it does not exist.
     pub fn delete(&self, path: &str, namespace: Option<&str>, name: &str) -> bool {
         self.change(|store| store.delete(&table_of(path).0, namespace, name))
     }
 
-    /// An object of any resource as it is now.
+    /// Returns the current object of any resource.
     pub fn object(&self, path: &str, namespace: Option<&str>, name: &str) -> Option<Value> {
         let store = lock(&self.state.store);
         let object = store.table(&table_of(path).0).ok()?.get(namespace, name)?;
@@ -216,26 +216,23 @@ impl KubeApi {
         self.change(Store::drop_watches);
     }
 
-    /// Ends all open watches and forgets the history: resuming gets 410, so that
-    /// clients must list again.
+    /// Ends all open watches and clears the history: resuming gets 410, so clients must list again.
     pub fn expire_watches(&self) {
         self.change(Store::expire);
     }
 
-    /// Keeps changes made from now on from the watches for this long; lists show them
-    /// at once.
+    /// Delays later changes in watches. Lists contain them at once.
     pub fn delay_events(&self, delay: Duration) {
         lock(&self.state.store).set_delay(delay);
     }
 
-    /// Answers every new request with this HTTP status; `None` ends that. Open watches
-    /// go on.
+    /// Responds to new requests with this HTTP status; `None` resets it. Open watches continue.
     pub fn fail_with(&self, status: Option<u16>) {
         lock(&self.state.inner).failing = status;
     }
 
-    /// Answers every new request for this resource, such as `configmaps`, with this HTTP
-    /// status; `None` ends that. Open watches go on.
+    /// Responds to new requests for this resource, such as `configmaps`, with this HTTP status;
+    /// `None` resets it. Open watches continue.
     pub fn fail_resource(&self, resource: &str, status: Option<u16>) {
         let failing = &mut lock(&self.state.inner).failing_resources;
         match status {
@@ -244,17 +241,17 @@ impl KubeApi {
         };
     }
 
-    /// The Events that clients created, of both API groups, oldest first.
+    /// Returns the Events that clients created, of both API groups, oldest first.
     pub fn events(&self) -> Vec<Value> {
         lock(&self.state.inner).events.to_vec()
     }
 
-    /// The last 10,000 requests, oldest first.
+    /// Returns the last 10,000 requests, oldest first.
     pub fn requests(&self) -> Vec<ApiRequest> {
         lock(&self.state.inner).requests.to_vec()
     }
 
-    /// How many requests of this verb and resource came in, as in [`ApiRequest`].
+    /// Returns the number of requests with this verb and resource, as in [`ApiRequest`].
     pub fn count(&self, verb: &str, resource: &str) -> u64 {
         let key = (verb.to_owned(), resource.to_owned());
         lock(&self.state.inner)
@@ -264,7 +261,7 @@ impl KubeApi {
             .unwrap_or_default()
     }
 
-    /// How many watches are open.
+    /// Returns the number of open watches.
     pub fn watches(&self) -> usize {
         self.state.changed.receiver_count()
     }
@@ -276,7 +273,7 @@ impl KubeApi {
     }
 }
 
-/// A `Status` object that tells of a failure.
+/// A `Status` object that reports a failure.
 #[derive(Debug)]
 struct Failure {
     status: StatusCode,
@@ -405,7 +402,7 @@ impl State {
         }
     }
 
-    /// Takes a new object, if the webhooks that are registered let it.
+    /// Creates an object, if the registered webhooks allow it.
     async fn create(&self, target: Target<'_>, body: &[u8]) -> Result<Answer, Failure> {
         let mut object: Value = serde_json::from_slice(body)
             .map_err(|error| Failure::new(400, format!("the object is not JSON: {error}")))?;
@@ -442,7 +439,7 @@ impl State {
         self.changed.send_replace(());
         let mut answer = json_answer(StatusCode::CREATED, &created);
         for warning in warnings {
-            // As RFC 7234 has it: code, agent, quoted text.
+            // The format of RFC 7234: code, agent, quoted text.
             let text = format!("299 - {warning:?}");
             if let Ok(text) = HeaderValue::from_str(&text) {
                 answer.headers_mut().append(WARNING, text);
@@ -451,7 +448,7 @@ impl State {
         Ok(answer)
     }
 
-    /// Remembers a request; the status to fail it with, if that was asked for.
+    /// Records a request, and returns the status with which it should fail, if any.
     fn record(
         &self,
         method: &Method,
@@ -477,7 +474,7 @@ impl State {
         };
         let mut inner = lock(&self.inner);
         let key = (request.verb.clone(), request.resource.clone());
-        // Bounded: a client may ask for any number of paths.
+        // Bounded, since a client may request any number of paths.
         if inner.counts.len() < 1000 || inner.counts.contains_key(&key) {
             *inner.counts.entry(key).or_default() += 1;
         }

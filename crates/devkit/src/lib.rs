@@ -1,12 +1,11 @@
-//! Stand-ins for what rolegate talks to: AWS STS ([`Sts`]), the EC2 instance
-//! metadata service ([`Imds`]) and the Kubernetes API ([`KubeApi`]).
+//! Stand-ins for rolegate's dependencies: AWS STS ([`Sts`]), the EC2 instance metadata service
+//! ([`Imds`]) and the Kubernetes API ([`KubeApi`]).
 //!
-//! Each is a small HTTP server inside the process, bound to an address of the
-//! caller's choice (port 0 for one of the system's), and ends when its handle is
-//! dropped. They follow the real services' rules and answers where a client can
-//! tell the difference, have knobs to fail and to be slow, and remember what they
-//! were asked. `rolegate demo` runs on them, and so do other crates' tests. They
-//! are no servers for real use: nothing is kept, and there is no TLS.
+//! Each is a small HTTP server in the process, bound to an address of the caller's choice (port 0
+//! for any port), which stops when its handle is dropped. They follow the real services' rules and
+//! responses where clients can notice the difference. They can be made to fail and to be slow, and
+//! record their requests. `rolegate demo` and tests of other crates use them. They are not meant
+//! for production: they store nothing and have no TLS.
 
 mod http;
 mod ids;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// A pod, running and with a service account unless told otherwise.
+/// A pod. By default it is running and has a service account.
 #[derive(Clone, Debug)]
 pub struct Pod(Value);
 
@@ -14,7 +14,7 @@ pub struct Namespace(Value);
 #[derive(Clone, Debug)]
 pub struct Node(Value);
 
-/// `object[path…] = value`, with the maps on the way made.
+/// Sets `object[path…] = value`, and creates the maps on the path.
 fn set<const N: usize>(object: &mut Value, path: [&str; N], value: impl Into<Value>) {
     let mut at = object;
     for name in path {
@@ -30,7 +30,7 @@ fn set<const N: usize>(object: &mut Value, path: [&str; N], value: impl Into<Val
 }
 
 impl Pod {
-    /// A running pod without node and address.
+    /// Creates a running pod without a node and an address.
     pub fn new(namespace: &str, name: &str) -> Self {
         let pod = json!({
             "apiVersion": "v1",
@@ -55,18 +55,18 @@ impl Pod {
         Self(pod)
     }
 
-    /// The node that the pod is bound to.
+    /// Sets the node to which the pod is bound.
     pub fn node(mut self, node: &str) -> Self {
         set(&mut self.0, ["spec", "nodeName"], node);
         self
     }
 
-    /// The pod's only address.
+    /// Sets the pod's only address.
     pub fn ip(self, ip: &str) -> Self {
         self.ips([ip])
     }
 
-    /// The pod's addresses, the main one first.
+    /// Sets the pod's addresses, the primary one first.
     pub fn ips<'a>(mut self, ips: impl IntoIterator<Item = &'a str>) -> Self {
         let ips: Vec<_> = ips.into_iter().map(|ip| json!({"ip": ip})).collect();
         if let Some(first) = ips.first().and_then(|ip| ip.get("ip")) {
@@ -76,37 +76,37 @@ impl Pod {
         self
     }
 
-    /// The service account (`default` until then).
+    /// Sets the service account (default: `default`).
     pub fn service_account(mut self, name: &str) -> Self {
         set(&mut self.0, ["spec", "serviceAccountName"], name);
         self
     }
 
-    /// An annotation.
+    /// Adds an annotation.
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         set(&mut self.0, ["metadata", "annotations", key], value);
         self
     }
 
-    /// A label.
+    /// Adds a label.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         set(&mut self.0, ["metadata", "labels", key], value);
         self
     }
 
-    /// The phase (`Running` until then).
+    /// Sets the phase (default: `Running`).
     pub fn phase(mut self, phase: &str) -> Self {
         set(&mut self.0, ["status", "phase"], phase);
         self
     }
 
-    /// On the node's own network.
+    /// Puts the pod on the host network.
     pub fn host_network(mut self) -> Self {
         set(&mut self.0, ["spec", "hostNetwork"], true);
         self
     }
 
-    /// As the kubelet shows a static pod of its own.
+    /// Makes it the mirror of a static pod, as created by the kubelet.
     pub fn mirror(self) -> Self {
         let hash = "a3b1c0ffee";
         self.annotation("kubernetes.io/config.mirror", hash)
@@ -114,7 +114,7 @@ impl Pod {
             .annotation("kubernetes.io/config.source", "file")
     }
 
-    /// Deleted, but its containers still have time to end.
+    /// Marks it as deleted, with containers that are still running.
     pub fn terminating(mut self) -> Self {
         let now = format!("{:.0}", jiff::Timestamp::now());
         set(&mut self.0, ["metadata", "deletionTimestamp"], now);
@@ -122,14 +122,14 @@ impl Pod {
         self
     }
 
-    /// The object.
+    /// Returns the object.
     pub fn build(self) -> Value {
         self.0
     }
 }
 
 impl Namespace {
-    /// An active namespace.
+    /// Creates an active namespace.
     pub fn new(name: &str) -> Self {
         let namespace = json!({
             "apiVersion": "v1",
@@ -141,26 +141,26 @@ impl Namespace {
         Self(namespace)
     }
 
-    /// An annotation.
+    /// Adds an annotation.
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         set(&mut self.0, ["metadata", "annotations", key], value);
         self
     }
 
-    /// A label.
+    /// Adds a label.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         set(&mut self.0, ["metadata", "labels", key], value);
         self
     }
 
-    /// The object.
+    /// Returns the object.
     pub fn build(self) -> Value {
         self.0
     }
 }
 
 impl Node {
-    /// A node without addresses.
+    /// Creates a node without addresses.
     pub fn new(name: &str) -> Self {
         let node = json!({
             "apiVersion": "v1",
@@ -172,7 +172,7 @@ impl Node {
         Self(node)
     }
 
-    /// One more address; `kind` is `InternalIP`, `ExternalIP`, `Hostname`, ….
+    /// Adds an address. `kind` is `InternalIP`, `ExternalIP`, `Hostname`, ….
     pub fn address(mut self, kind: &str, address: &str) -> Self {
         if let Some(addresses) = self
             .0
@@ -184,13 +184,13 @@ impl Node {
         self
     }
 
-    /// A label.
+    /// Adds a label.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         set(&mut self.0, ["metadata", "labels", key], value);
         self
     }
 
-    /// The object.
+    /// Returns the object.
     pub fn build(self) -> Value {
         self.0
     }

@@ -1,12 +1,12 @@
-//! What the stand-ins share to remember things within bounds.
+//! Bounded storage that the stand-ins share.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How many items a [`Recent`] keeps; a demo may stay up for days.
-const KEPT: usize = 10_000;
+/// Maximum number of items in a [`Recent`], since a demo may run for days.
+const MAX_ITEMS: usize = 10_000;
 
-/// The last items of an endless list; older ones are forgotten.
+/// The last items of an endless list. Older ones are dropped.
 #[derive(Debug)]
 pub(crate) struct Recent<T> {
     items: VecDeque<T>,
@@ -21,15 +21,15 @@ impl<T> Default for Recent<T> {
 }
 
 impl<T> Recent<T> {
-    /// Adds an item and returns the one that had to go for it.
+    /// Adds an item, and returns the one that it replaces.
     pub(crate) fn push(&mut self, item: T) -> Option<T> {
         self.items.push_back(item);
-        (self.items.len() > KEPT)
+        (self.items.len() > MAX_ITEMS)
             .then(|| self.items.pop_front())
             .flatten()
     }
 
-    /// Oldest first.
+    /// Iterates from oldest to newest.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
         self.items.iter()
     }
@@ -45,8 +45,8 @@ impl<T: Clone> Recent<T> {
     }
 }
 
-/// Locks even after another holder has panicked: a failing test must not hang or
-/// hide behind the failure of a second one.
+/// Locks even after another holder has panicked, so that a failing test neither hangs nor hides
+/// behind a second failure.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -58,9 +58,9 @@ mod tests {
     #[test]
     fn keeps_the_newest_within_bounds() {
         let mut recent = Recent::default();
-        let dropped: Vec<_> = (0..KEPT + 2).filter_map(|n| recent.push(n)).collect();
+        let dropped: Vec<_> = (0..MAX_ITEMS + 2).filter_map(|n| recent.push(n)).collect();
         assert_eq!(dropped, [0, 1]);
-        assert_eq!(recent.iter().count(), KEPT);
-        assert_eq!(recent.iter().next_back(), Some(&(KEPT + 1)));
+        assert_eq!(recent.iter().count(), MAX_ITEMS);
+        assert_eq!(recent.iter().next_back(), Some(&(MAX_ITEMS + 1)));
     }
 }

@@ -1,5 +1,5 @@
-//! A stand-in for AWS STS: `AssumeRole` and `GetCallerIdentity` of the query
-//! protocol, with AWS's rules for parameters, its signatures and its errors.
+//! A stand-in for AWS STS: `AssumeRole` and `GetCallerIdentity` of the query protocol, with AWS's
+//! parameter rules, signatures and errors.
 
 mod keys;
 mod request;
@@ -28,20 +28,20 @@ use role::Role;
 use xml::Element;
 
 const MAX_BODY: usize = 256 * 1024;
-/// The longest session that a role may give by itself, and to another role.
+/// Maximum duration of a session, in seconds.
 const MAX_DURATION: u32 = 43_200;
 const MAX_CHAINED_DURATION: u32 = 3_600;
 const DEFAULT_DURATION: u32 = 3_600;
 
-/// How the service behaves at first.
+/// The initial behavior of the service.
 #[derive(Clone, Debug)]
 pub struct StsOptions {
-    /// Access keys by their ID; signatures are checked against them. `None`: nothing
-    /// is checked, and whoever has no session from here counts as `caller_arn`.
+    /// Access keys by ID, to verify signatures. `None`: signatures are not verified, and clients
+    /// without a session from this service are `caller_arn`.
     pub keys: Option<HashMap<String, AccessKey>>,
-    /// Who calls where signatures aren't checked.
+    /// The caller if signatures are not verified.
     pub caller_arn: String,
-    /// Time that each call takes.
+    /// The latency of each call.
     pub latency: Duration,
 }
 
@@ -55,21 +55,21 @@ impl Default for StsOptions {
     }
 }
 
-/// An error that calls are to end with.
+/// An error to return for calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StsFailure {
     /// HTTP status.
     pub status: u16,
     /// AWS's error code, such as `Throttling`.
     pub code: String,
-    /// The sentence that goes with it.
+    /// The error message.
     pub message: String,
-    /// How many calls fail so; `None`: all until told otherwise.
+    /// The number of calls that fail. `None`: all until further notice.
     pub times: Option<u32>,
 }
 
 impl StsFailure {
-    /// A failure of every call.
+    /// Creates a failure of every call.
     pub fn new(status: u16, code: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -79,14 +79,14 @@ impl StsFailure {
         }
     }
 
-    /// The same for the next `times` calls only.
+    /// Limits the failure to the next `times` calls.
     pub fn times(mut self, times: u32) -> Self {
         self.times = Some(times);
         self
     }
 }
 
-/// A running STS; it ends when dropped.
+/// A running STS stand-in. It stops when dropped.
 #[derive(Debug)]
 pub struct Sts {
     server: Server,
@@ -105,7 +105,7 @@ struct Inner {
     lifetime: Option<Duration>,
     failure: Option<StsFailure>,
     quota: Option<u32>,
-    /// The second that runs, and the calls that were let through in it.
+    /// The current second, and the number of accepted calls in it.
     second: (i64, u32),
     roles: HashMap<String, Role>,
     calls: Recent<StsCall>,
@@ -118,7 +118,7 @@ impl Sts {
     /// Starts the service on `bind`.
     ///
     /// # Errors
-    /// If the address can't be bound.
+    /// Returns an error if the address cannot be bound.
     pub async fn start(bind: SocketAddr, options: StsOptions) -> io::Result<Self> {
         let state = Arc::new(State {
             inner: Mutex::new(Inner {
@@ -144,102 +144,102 @@ impl Sts {
         Ok(Self { server, state })
     }
 
-    /// The address in use.
+    /// Returns the bound address.
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
 
-    /// The endpoint: `http://` and the address, without a slash at the end.
+    /// Returns the endpoint: `http://` and the address, without a trailing slash.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// Ends the service and waits until its port is free.
+    /// Stops the service and waits until its port is free.
     pub async fn stop(self) {
         self.server.stop().await;
     }
 
-    /// The time that each call takes from now on.
+    /// Sets the latency of later calls.
     pub fn set_latency(&self, latency: Duration) {
         lock(&self.state.inner).latency = latency;
     }
 
-    /// Makes `Expiration` this far from now, whatever was asked for; `None` ends that.
+    /// Sets the validity of sessions, whatever duration was requested. `None` resets it.
     pub fn set_lifetime(&self, lifetime: Option<Duration>) {
         lock(&self.state.inner).lifetime = lifetime;
     }
 
-    /// Fails all calls; `None` ends that.
+    /// Makes all calls fail. `None` resets it.
     pub fn fail_with(&self, failure: Option<StsFailure>) {
         lock(&self.state.inner).failure = failure;
     }
 
-    /// Fails `AssumeRole` of one role, by its ARN; `None` ends that.
+    /// Makes `AssumeRole` of one role fail, by its ARN. `None` resets it.
     pub fn fail_role(&self, role_arn: &str, failure: Option<StsFailure>) {
         self.role(role_arn, |role| role.failure = failure);
     }
 
-    /// Throttles all calls but so many in each second; `None` ends that.
+    /// Throttles calls above this number per second. `None` resets it.
     pub fn set_quota(&self, calls_per_second: Option<u32>) {
         lock(&self.state.inner).quota = calls_per_second;
     }
 
-    /// Makes the role's trust policy refuse everybody (`AccessDenied`).
+    /// Makes the role's trust policy deny all callers (`AccessDenied`).
     pub fn deny_role(&self, role_arn: &str) {
         self.role(role_arn, |role| role.denied = true);
     }
 
-    /// Takes [`deny_role`](Self::deny_role) back.
+    /// Reverts [`deny_role`](Self::deny_role).
     pub fn allow_role(&self, role_arn: &str) {
         self.role(role_arn, |role| role.denied = false);
     }
 
-    /// Makes the role's trust policy name these alone, by ARNs of users and roles (roles without
-    /// path); empty for everybody.
+    /// Limits the role's trust policy to these ARNs of users and roles (roles without path). Empty:
+    /// all callers.
     pub fn trust_only(&self, role_arn: &str, principals: &[&str]) {
         self.role(role_arn, |role| {
             role.trusted = principals.iter().map(|arn| (*arn).to_owned()).collect();
         });
     }
 
-    /// Makes the role's trust policy refuse a source identity, or take one again.
+    /// Sets whether the role's trust policy denies a source identity.
     pub fn deny_source_identity(&self, role_arn: &str, denied: bool) {
         self.role(role_arn, |role| role.source_identity_denied = denied);
     }
 
-    /// Makes the role's trust policy refuse session tags, or take them again.
+    /// Sets whether the role's trust policy denies session tags.
     pub fn deny_tagging(&self, role_arn: &str, denied: bool) {
         self.role(role_arn, |role| role.tagging_denied = denied);
     }
 
-    /// Makes the role's trust policy ask for this external ID; `None` ends that.
+    /// Makes the role's trust policy require this external ID. `None` resets it.
     pub fn require_external_id(&self, role_arn: &str, external_id: Option<&str>) {
         self.role(role_arn, |role| {
             role.external_id = external_id.map(Into::into)
         });
     }
 
-    /// Sets the role's `MaxSessionDuration` in seconds (12 hours until then).
+    /// Sets the role's `MaxSessionDuration` in seconds (default: 12 hours).
     pub fn set_max_session_duration(&self, role_arn: &str, seconds: u32) {
         self.role(role_arn, |role| role.max_duration = Some(seconds));
     }
 
-    /// The last 10,000 calls in the order they came in, failed ones too.
+    /// Returns the last 10,000 calls in order of arrival, including failed ones.
     pub fn calls(&self) -> Vec<StsCall> {
         lock(&self.state.inner).calls.to_vec()
     }
 
-    /// How many calls came in since the start.
+    /// Returns the number of calls since the start.
     pub fn count(&self) -> u64 {
         lock(&self.state.inner).count
     }
 
-    /// How many calls are being answered now.
+    /// Returns the number of calls in flight.
     pub fn in_flight(&self) -> usize {
         lock(&self.state.inner).in_flight
     }
 
-    /// The most calls there ever were at the same time.
+    /// Returns the maximum number of concurrent calls so far.
     pub fn max_in_flight(&self) -> usize {
         lock(&self.state.inner).max_in_flight
     }
@@ -249,7 +249,7 @@ impl Sts {
     }
 }
 
-/// An error as STS reports it.
+/// An error in the format of STS.
 #[derive(Debug)]
 struct Refusal {
     status: u16,
@@ -285,7 +285,7 @@ impl From<StsFailure> for Refusal {
     }
 }
 
-/// Uses up one of the failure's times.
+/// Consumes one of the failure's times.
 fn take(failure: &mut Option<StsFailure>) -> Option<StsFailure> {
     let taken = failure.clone()?;
     if let Some(StsFailure {
@@ -301,7 +301,7 @@ fn take(failure: &mut Option<StsFailure>) -> Option<StsFailure> {
     taken.times.is_none_or(|times| times > 0).then_some(taken)
 }
 
-/// Counts a call as in flight for as long as it exists, a cancelled one too.
+/// Counts a call as in flight until it is dropped, even if it is cancelled.
 struct InFlight<'a>(&'a State);
 
 impl Drop for InFlight<'_> {

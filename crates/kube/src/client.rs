@@ -1,4 +1,4 @@
-//! The connection to the API server: where it is, who we are, and how long anything may take.
+//! The connection to the API server: its address, its credentials and its timeouts.
 
 use std::fmt;
 use std::io::Read;
@@ -13,46 +13,46 @@ use kube::{Client, Config};
 use tower::{BoxError, Service};
 use zeroize::Zeroizing;
 
-use crate::picture::{PictureAge, Pictures, noticing};
+use crate::freshness::{Freshness, FreshnessSet, track_freshness};
 
-/// For a connection to be made.
-const CONNECT: Duration = Duration::from_secs(5);
-/// Between two bytes of an answer: a little longer than a watch lasts, since the API server may have
-/// nothing to say on it before it ends it.
-const READ: Duration = Duration::from_secs(165);
-/// For a request to be written.
-const WRITE: Duration = Duration::from_secs(30);
-/// Longest text of a token that is read, bytes.
-const MOST_TOKEN: u64 = 64 << 10;
-/// Where a pod finds the certificate of its cluster's API server.
+/// Timeout for establishing a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout between two bytes of a response. Slightly longer than a watch, because the API server
+/// may send nothing on a watch until it ends it.
+const READ_TIMEOUT: Duration = Duration::from_secs(165);
+/// Timeout for writing a request.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum size of a token file, in bytes.
+const MAX_TOKEN_BYTES: u64 = 64 << 10;
+/// Path of the API server's CA certificate in a pod.
 const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
-/// How to reach the API server. Nothing given means the pod's own service account or, outside a
-/// cluster, the user's kubeconfig.
+/// Options for reaching the API server. Without any, the pod's own service account is used or,
+/// outside a cluster, the user's kubeconfig.
 #[derive(Clone, Default)]
 pub struct ClientOptions {
-    /// URL of the API server, `http` or `https`; replaces the one of `kubeconfig`.
+    /// URL of the API server, `http` or `https`. Overrides the one of `kubeconfig`.
     pub api_server: Option<String>,
-    /// Bearer token, with `api_server` only.
+    /// Bearer token. Requires `api_server`.
     pub api_token: Option<Zeroizing<String>>,
-    /// A file with the bearer token, with `api_server` only.
+    /// File that contains the bearer token. Requires `api_server`.
     pub api_token_file: Option<PathBuf>,
-    /// Who is impersonated, if somebody is.
+    /// The user to impersonate.
     pub impersonate: Option<Impersonate>,
-    /// Whether any certificate of the API server is believed.
+    /// Skip verification of the API server's certificate.
     pub insecure: bool,
-    /// A kubeconfig file.
+    /// Path of a kubeconfig file.
     pub kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig, if not its current one.
+    /// Context of the kubeconfig. `None`: its current context.
     pub context: Option<String>,
 }
 
-/// A user whom requests are made for.
+/// A user to impersonate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Impersonate {
-    /// The name.
+    /// The user's name.
     pub user: String,
-    /// The groups.
+    /// The user's groups.
     pub groups: Vec<String>,
 }
 
@@ -70,73 +70,69 @@ impl fmt::Debug for ClientOptions {
     }
 }
 
-/// Why there is no client. All of these need somebody to change something.
+/// An error in the client's configuration. Retrying does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The address of the API server is none.
-    #[error(
-        "{given:?} is no URL of an API server: write it as https://HOST:PORT or http://HOST:PORT"
-    )]
+    /// The address of the API server is not a URL.
+    #[error("{given:?} is not the URL of an API server: use https://HOST:PORT or http://HOST:PORT")]
     ApiServer {
-        /// What was given.
+        /// The given address.
         given: String,
     },
-    /// A token without the address it is for.
-    #[error("an API token needs the URL of the API server that it is for: give --api-server too")]
+    /// A token was given without an API server.
+    #[error("an API token requires the URL of its API server: set --api-server")]
     TokenWithoutServer,
-    /// The file of the token can't be used.
+    /// The token file cannot be used.
     #[error("cannot use the API token of {}: {why}", .path.display())]
     TokenFile {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// The kubeconfig can't be used.
-    #[error("cannot use kubeconfig {}: {}", .path.display(), crate::failure::chain(.error))]
+    /// The kubeconfig cannot be used.
+    #[error("cannot use kubeconfig {}: {}", .path.display(), crate::error::chain(.error))]
     Kubeconfig {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         error: Box<KubeconfigError>,
     },
-    /// The kubeconfig has no such context.
+    /// The kubeconfig does not have this context.
     #[error("context {context:?} does not exist in the kubeconfig")]
     Context {
-        /// Its name.
+        /// The context's name.
         context: String,
     },
-    /// The program that the kubeconfig names for credentials cannot be run.
-    #[error(
-        "cannot run {command:?}, which the kubeconfig names as exec plugin for credentials: {error}"
-    )]
+    /// The kubeconfig's exec plugin for credentials cannot be run.
+    #[error("cannot run {command:?}, the kubeconfig's exec plugin for credentials: {error}")]
     ExecPlugin {
         /// The program.
         command: String,
-        /// Why not.
+        /// The reason.
         error: std::io::Error,
     },
-    /// Neither in a cluster nor configured.
+    /// No API server is configured and this is not a pod.
     #[error(
         "cannot find an API server: not running in a pod ({in_cluster}) and no usable kubeconfig \
          ({kubeconfig}); set --api-server or --kubeconfig"
     )]
     Nowhere {
-        /// Why not the pod's own cluster.
+        /// The reason why the in-cluster configuration cannot be used.
         in_cluster: Box<InClusterError>,
-        /// Why not the user's kubeconfig.
+        /// The reason why the user's kubeconfig cannot be used.
         kubeconfig: Box<KubeconfigError>,
     },
-    /// Certificates or tokens can't be used.
-    #[error("cannot set up the connection to the API server: {}", crate::failure::chain(.0))]
+    /// The certificates or tokens cannot be used.
+    #[error("cannot set up the connection to the API server: {}", crate::error::chain(.0))]
     Setup(Box<kube::Error>),
 }
 
-/// A client of the API server, and how fresh its watches are.
+/// A client of the API server and the freshness of its watches.
 #[derive(Clone)]
 pub struct Connection {
     client: Client,
-    pictures: Pictures,
+    freshness: FreshnessSet,
     url: String,
     namespace: String,
     context: Option<String>,
@@ -151,9 +147,9 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Sets the client up. It doesn't talk to the API server yet, which may be away.
+    /// Configures the client. Does not connect to the API server, which may be unavailable.
     pub async fn new(options: &ClientOptions) -> Result<Self, ClientError> {
-        Self::with_read_timeout(options, READ).await
+        Self::with_read_timeout(options, READ_TIMEOUT).await
     }
 
     pub(crate) async fn with_read_timeout(
@@ -162,11 +158,11 @@ impl Connection {
     ) -> Result<Self, ClientError> {
         let (mut config, context) = configure(options).await?;
         config.accept_invalid_certs |= options.insecure;
-        config.connect_timeout = Some(CONNECT);
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(read);
-        config.write_timeout = Some(WRITE);
+        config.write_timeout = Some(WRITE_TIMEOUT);
         config.reset_reader_on_write = true;
-        // Who retries and how often is decided, counted and told by the watches.
+        // Watches decide when to retry, and count and report it.
         config.default_retry = false;
         let agent = HeaderValue::from_static(concat!("rolegate/", env!("CARGO_PKG_VERSION")));
         config.headers.push((USER_AGENT, agent));
@@ -187,7 +183,7 @@ impl Connection {
         })
     }
 
-    /// Over any transport.
+    /// Creates a connection over any transport.
     pub(crate) fn over<S>(client: ClientBuilder<S>, url: String) -> Self
     where
         S: Service<Request<Body>, Response = Response<Box<DynBody>>, Error = BoxError>
@@ -197,46 +193,45 @@ impl Connection {
     {
         Self {
             client: client.build(),
-            pictures: Pictures::default(),
+            freshness: FreshnessSet::default(),
             url,
             namespace: "default".into(),
             context: None,
         }
     }
 
-    /// The client.
+    /// Returns the client.
     pub fn client(&self) -> Client {
         self.client.clone()
     }
 
-    /// A client for one watch, which is heard in `picture`.
-    pub(crate) fn watching(&self, picture: &PictureAge) -> Client {
-        noticing(self.client.clone(), picture.clone())
+    /// Returns a client for one watch, which updates `freshness`.
+    pub(crate) fn watching(&self, freshness: &Freshness) -> Client {
+        track_freshness(self.client.clone(), freshness.clone())
     }
 
-    /// How fresh what its watches told is.
-    pub fn pictures(&self) -> &Pictures {
-        &self.pictures
+    /// Returns the freshness of the watches.
+    pub fn freshness(&self) -> &FreshnessSet {
+        &self.freshness
     }
 
-    /// The namespace that is meant where none is named: that of the kubeconfig's context, or of the
-    /// pod that this runs in.
+    /// Returns the default namespace: that of the kubeconfig's context, or of this pod.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// The context of the kubeconfig, where there is one.
+    /// Returns the context of the kubeconfig, if one is used.
     pub fn context(&self) -> Option<&str> {
         self.context.as_deref()
     }
 
-    /// Where the API server is.
+    /// Returns the URL of the API server.
     pub fn url(&self) -> &str {
         &self.url
     }
 }
 
-/// The configuration of the client, and the context of the kubeconfig that it is from.
+/// Builds the client's configuration. Also returns the context of the kubeconfig.
 async fn configure(options: &ClientOptions) -> Result<(Config, Option<String>), ClientError> {
     let has_token = options.api_token.is_some() || options.api_token_file.is_some();
     if has_token && options.api_server.is_none() {
@@ -261,7 +256,7 @@ async fn configure(options: &ClientOptions) -> Result<(Config, Option<String>), 
         }
         (None, Some(url)) => {
             let mut config = Config::new(url.clone());
-            // In a pod, the cluster's own certificate; elsewhere, those that the system trusts.
+            // In a pod, the cluster's own CA; elsewhere, the system's.
             let ca = Path::new(CLUSTER_CA);
             config.root_cert_file = ca.exists().then(|| ca.to_owned());
             (config, None)
@@ -296,7 +291,7 @@ async fn configure(options: &ClientOptions) -> Result<(Config, Option<String>), 
         };
         let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
         let mut text = Zeroizing::new(String::new());
-        let read = file.take(MOST_TOKEN).read_to_string(&mut text);
+        let read = file.take(MAX_TOKEN_BYTES).read_to_string(&mut text);
         read.map_err(|error| failed(error.to_string()))?;
         match text.trim() {
             "" => return Err(failed("it is empty".into())),
@@ -430,7 +425,7 @@ contexts:
     }
 
     #[tokio::test]
-    async fn wrong_options_are_told() {
+    async fn invalid_options_are_errors() {
         let (_dir, mut options) = kubeconfig();
         options.context = Some("none".into());
         let error = Connection::new(&options).await.unwrap_err().to_string();
@@ -495,7 +490,7 @@ contexts:
             "{request}"
         );
         assert!(request.contains("user-agent: rolegate/"), "{request}");
-        // One 503 is one answer: retries are not made behind our back.
+        // The client does not retry a 503 by itself.
         stream
             .write_all(b"HTTP/1.1 503 Unavailable\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
             .await

@@ -1,4 +1,4 @@
-//! The cluster's configuration object: whether there is one, and what it says.
+//! Watches the cluster's `RolegateConfig`.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,80 +8,81 @@ use std::time::Duration;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
 use rolegate_core::config::RuleConfig;
-use rolegate_core::rulebook::{ClusterConfig, InvalidConfig};
+use rolegate_core::rule_set_builder::{ClusterConfig, InvalidConfig};
 use rolegate_core::workload::Change;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::failure::Kind;
-use crate::watch::{Reporting, Source};
-use crate::watchdog::{Trouble, Watchdog};
+use crate::error::Kind;
+use crate::watch::{Source, WatchObserver};
+use crate::watch_status::{DataError, WatchStatus};
 use rolegate_api::{CONFIG_NAME, INSTALL, RolegateConfig};
 
-/// The label of what is counted.
+/// The value of the metric label.
 const RESOURCE: &str = "rolegateconfigs";
-/// How often it is looked whether the kind is there by now.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Interval at which the API server is checked for the custom resource definition.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long flags go on counting after the kind was installed, so that kind and object can be applied one
-/// after the other without a moment in which everything is refused.
-pub const INSTALLATION: Duration = Duration::from_secs(600);
+/// Time that flags continue to apply after the definition was installed, so that definition and
+/// object can be applied one after the other without denying everything in between.
+pub const INSTALL_GRACE_PERIOD: Duration = Duration::from_secs(600);
 
-/// Whether the cluster's configuration counts.
+/// The use of the cluster's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConfigUse {
-    /// It does where its kind is installed; else flags count.
+pub enum ConfigMode {
+    /// Use it if its custom resource definition is installed; otherwise use flags.
     Auto,
-    /// It does, and without it everything is refused.
+    /// Use it, and deny everything without it.
     Required,
-    /// Flags count.
+    /// Use flags.
     Off,
 }
 
-/// Watches the configuration and sends what becomes of it:
+/// Watches the configuration and sends its state:
 ///
-/// | what the API server says | [`ConfigUse::Auto`] | [`ConfigUse::Required`] |
+/// | response of the API server | [`ConfigMode::Auto`] | [`ConfigMode::Required`] |
 /// | --- | --- | --- |
-/// | no such kind | [`ClusterConfig::NotUsed`], looked at again each minute | [`ClusterConfig::Missing`] |
-/// | it may not be read | nothing: there may be one that says otherwise than flags | `Missing` |
-/// | no such kind any more, after it was seen | `Missing` | `Missing` |
-/// | it may not be read any more, after it was seen | nothing: what it said holds | nothing |
-/// | no object | `Missing`; where flags counted before the kind was there, `NotUsed` for ten minutes | `Missing` |
+/// | no definition | [`ClusterConfig::NotUsed`], checked again every minute | [`ClusterConfig::Missing`] |
+/// | forbidden | nothing: there may be a configuration that overrides flags | `Missing` |
+/// | definition deleted | `Missing` | `Missing` |
+/// | permission revoked | nothing: the last configuration remains | nothing |
+/// | no object | `Missing`, or `NotUsed` for ten minutes if the definition is new | `Missing` |
 /// | an object | [`ClusterConfig::Is`] or [`ClusterConfig::Broken`] | the same |
-/// | nothing, it is away | nothing: what it said holds | nothing |
+/// | unavailable | nothing: the last configuration remains | nothing |
 ///
-/// Until the first answer nothing is sent: whoever starts with [`ClusterConfig::Unseen`] stays with
-/// it. Returns only when `messages` is closed.
+/// Nothing is sent before the first response, so a receiver that starts with
+/// [`ClusterConfig::Unseen`] keeps it. Returns only when `messages` is closed.
 pub async fn watch_cluster_config<M: Send + 'static>(
     connection: &Connection,
-    used: ConfigUse,
-    reporting: Reporting,
+    used: ConfigMode,
+    observer: WatchObserver,
     wrap: impl Fn(ClusterConfig) -> M + Send + Sync,
     messages: mpsc::Sender<M>,
 ) {
-    if used == ConfigUse::Off {
-        reporting.condition.ok();
+    if used == ConfigMode::Off {
+        observer.condition.ok();
         // Closed already, or it soon will be.
         drop(messages.send(wrap(ClusterConfig::NotUsed)).await);
         return messages.closed().await;
     }
-    let condition = reporting.condition.clone();
-    let mut health = Watchdog::new(RESOURCE, "the RolegateConfig", INSTALL, reporting);
-    let trouble = health.trouble();
+    let condition = observer.condition.clone();
+    let mut health = WatchStatus::new(RESOURCE, "RolegateConfig", INSTALL, observer);
+    let data_error = health.data_error();
     let kind = ApiResource::erase::<RolegateConfig>(&());
-    // One for the watch's whole life; otherwise content that may no longer be read would never age.
-    let picture = connection.pictures().another(RESOURCE);
+    // One for the lifetime of the watch; otherwise content that may no longer be read would never
+    // age.
+    let freshness = connection.freshness().another(RESOURCE);
     let mut told = false;
     loop {
         let api = |client| Api::all_with(client, &kind);
         let installation = Installation::new(told && !health.is_loaded());
         let tell = |change| {
             let found = found(change);
-            let found = installation.judge(found);
-            say(&trouble, &found, &installation);
+            let found = installation.decide(found);
+            say(&data_error, &found, &installation);
             wrap(found)
         };
-        let mut source = Source::within(picture.clone(), connection, api, config, tell);
+        let mut source = Source::within(freshness.clone(), connection, api, config, tell);
         source.config = source
             .config
             .fields(&format!("metadata.name={CONFIG_NAME}"));
@@ -90,9 +91,9 @@ pub async fn watch_cluster_config<M: Send + 'static>(
             let mut run = pin!(source.run(&mut health, &messages));
             tokio::select! {
                 failure = &mut run => failure,
-                () = tokio::time::sleep(INSTALLATION), if installation.is_open() => {
+                () = tokio::time::sleep(INSTALL_GRACE_PERIOD), if installation.is_open() => {
                     if installation.end() {
-                        say(&trouble, &ClusterConfig::Missing, &installation);
+                        say(&data_error, &ClusterConfig::Missing, &installation);
                         if messages.send(wrap(ClusterConfig::Missing)).await.is_err() {
                             return;
                         }
@@ -106,32 +107,32 @@ pub async fn watch_cluster_config<M: Send + 'static>(
         };
         drop(source);
         if failure.kind == Kind::NotFound {
-            // The absence of the kind is itself up-to-date information. If reading is no longer
-            // permitted, the kind may have been installed since.
-            picture.touch();
+            // The absence of the definition is itself up-to-date information. If reading is no
+            // longer permitted, the definition may have been installed since.
+            freshness.touch();
         }
         let wait = match (used, health.is_loaded()) {
-            // What it said holds, as long as the picture isn't too old.
+            // The last configuration remains in effect until it is stale.
             (_, true) if failure.kind == Kind::Forbidden => health.failed(&failure),
-            // A right that is taken away, or not there yet, doesn't open what the object closes.
-            (ConfigUse::Auto, false) if failure.kind == Kind::Forbidden => health.failed(&failure),
-            (ConfigUse::Auto, false) => {
+            // A permission that is missing or revoked must not bypass the configuration.
+            (ConfigMode::Auto, false) if failure.kind == Kind::Forbidden => health.failed(&failure),
+            (ConfigMode::Auto, false) => {
                 let sentence = health.count(&failure);
                 if !std::mem::replace(&mut told, true) {
-                    tracing::info!(reason = sentence, "no RolegateConfig is used, flags count");
+                    tracing::info!(reason = sentence, "no RolegateConfig is used, flags apply");
                 }
                 condition.ok();
                 if messages.send(wrap(ClusterConfig::NotUsed)).await.is_err() {
                     return;
                 }
-                LOOK_AGAIN
+                POLL_INTERVAL
             }
             _ => {
                 let wait = health.failed(&failure);
                 let sentence = health.sentence(&failure);
                 let why =
-                    format!("the RolegateConfig is missing, everything is refused: {sentence}");
-                trouble.set(Some(why));
+                    format!("the RolegateConfig is missing, all requests are denied: {sentence}");
+                data_error.set(Some(why));
                 health.settle();
                 if messages.send(wrap(ClusterConfig::Missing)).await.is_err() {
                     return;
@@ -146,11 +147,12 @@ pub async fn watch_cluster_config<M: Send + 'static>(
     }
 }
 
-/// The time between the installation of the kind and the first object, during which flags go on counting.
+/// The grace period between installing the definition and the first object, in which flags continue
+/// to apply.
 struct Installation(AtomicBool);
 
 impl Installation {
-    /// `open`: flags counted until now, and no object was ever seen.
+    /// Creates the state. `open`: flags applied until now, and no object was observed.
     fn new(open: bool) -> Self {
         Self(AtomicBool::new(open))
     }
@@ -159,13 +161,14 @@ impl Installation {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Ends it; whether it was open.
+    /// Ends the grace period. Returns `true` if it was open.
     fn end(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
     }
 
-    /// What counts. The first object ends it, whether it can be used or not.
-    fn judge(&self, found: ClusterConfig) -> ClusterConfig {
+    /// Returns the configuration that applies. The first object ends the grace period, whether
+    /// valid or not.
+    fn decide(&self, found: ClusterConfig) -> ClusterConfig {
         match found {
             ClusterConfig::Missing if self.is_open() => ClusterConfig::NotUsed,
             found => {
@@ -176,9 +179,9 @@ impl Installation {
     }
 }
 
-/// What the object says, if it is the one that counts.
+/// Parses the object if it is the one that applies.
 fn config(object: DynamicObject) -> Option<Result<Arc<RuleConfig>, InvalidConfig>> {
-    // The selector sees to it already; were it ignored, another object must not count.
+    // The field selector ensures this; if it were ignored, another object must not apply.
     if object.metadata.name.as_deref() != Some(CONFIG_NAME) {
         return None;
     }
@@ -206,20 +209,21 @@ fn found(change: Change<Result<Arc<RuleConfig>, InvalidConfig>>) -> ClusterConfi
     }
 }
 
-/// What the condition says to it. The watch is well; whether a configuration that is missing or
-/// broken is a reason not to be ready is for whoever keeps the rules: a gate has to answer, with
-/// what is missing, and a door has nothing to give.
-fn say(trouble: &Trouble, found: &ClusterConfig, installation: &Installation) {
-    trouble.set(match found {
+/// Updates the readiness condition. The watch itself is healthy. The rule store decides whether a
+/// missing or broken configuration blocks readiness: admission still has to respond, while an agent
+/// has nothing to serve.
+fn say(data_error: &DataError, found: &ClusterConfig, installation: &Installation) {
+    data_error.set(match found {
         ClusterConfig::Missing => Some(format!(
-            "there is no RolegateConfig named {CONFIG_NAME}: create it, or delete its kind \
-             and restart to let flags count"
+            "there is no RolegateConfig named {CONFIG_NAME}: create it, or delete its custom \
+             resource definition and restart to use flags"
         )),
-        ClusterConfig::Broken(why) => Some(format!("the RolegateConfig cannot be used: {why}")),
+        ClusterConfig::Broken(why) => Some(format!("the RolegateConfig is invalid: {why}")),
         ClusterConfig::NotUsed if installation.is_open() => Some(format!(
-            "the kind RolegateConfig is new and there is no object named {CONFIG_NAME}: flags count for \
-             {} minutes more at most, then everything is refused; create it",
-            INSTALLATION.as_secs() / 60
+            "the custom resource definition of RolegateConfig is new and there is no object \
+             named {CONFIG_NAME}: flags apply for at most {} more minutes, then all requests \
+             are denied; create it",
+            INSTALL_GRACE_PERIOD.as_secs() / 60
         )),
         ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Is(_) => None,
     });
@@ -230,16 +234,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_go_on_counting_until_the_first_object_or_the_end_of_the_installation() {
+    fn flags_apply_until_the_first_object_or_a_timeout() {
         let is = || ClusterConfig::Is(Arc::default());
         let first_object = Installation::new(true);
         assert_eq!(
-            first_object.judge(ClusterConfig::Missing),
+            first_object.decide(ClusterConfig::Missing),
             ClusterConfig::NotUsed
         );
-        assert_eq!(first_object.judge(is()), is());
+        assert_eq!(first_object.decide(is()), is());
         assert_eq!(
-            first_object.judge(ClusterConfig::Missing),
+            first_object.decide(ClusterConfig::Missing),
             ClusterConfig::Missing
         );
         assert!(
@@ -249,19 +253,22 @@ mod tests {
 
         let broken = Installation::new(true);
         let invalid = || ClusterConfig::Broken("x".into());
-        assert_eq!(broken.judge(invalid()), invalid());
-        assert_eq!(broken.judge(ClusterConfig::Missing), ClusterConfig::Missing);
+        assert_eq!(broken.decide(invalid()), invalid());
+        assert_eq!(
+            broken.decide(ClusterConfig::Missing),
+            ClusterConfig::Missing
+        );
 
         let too_late = Installation::new(true);
         assert!(too_late.end());
         assert_eq!(
-            too_late.judge(ClusterConfig::Missing),
+            too_late.decide(ClusterConfig::Missing),
             ClusterConfig::Missing
         );
 
         let never_by_flags = Installation::new(false);
         assert_eq!(
-            never_by_flags.judge(ClusterConfig::Missing),
+            never_by_flags.decide(ClusterConfig::Missing),
             ClusterConfig::Missing
         );
     }

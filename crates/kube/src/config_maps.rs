@@ -1,11 +1,11 @@
-//! ConfigMaps of one namespace, where policies and their data are.
+//! Watches the ConfigMaps of one namespace, which hold policies and their data.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kube::Api;
 use kube::runtime::watcher;
-use rolegate_core::key_values::KeyValues;
+use rolegate_core::labels::Labels;
 use rolegate_core::workload::Change;
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 use crate::client::Connection;
 use crate::objects;
 use crate::policy_status::STATUS;
-use crate::watch::{Reporting, Source};
-use crate::watchdog::Watchdog;
+use crate::watch::{Source, WatchObserver};
+use crate::watch_status::WatchStatus;
 
-/// A ConfigMap. The API server bounds it to 1 MiB.
+/// A ConfigMap. The API server limits its size to 1 MiB.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfigMap {
     /// `metadata.namespace`.
@@ -27,18 +27,19 @@ pub struct ConfigMap {
     /// `metadata.uid`.
     pub uid: Arc<str>,
     /// `metadata.labels`.
-    pub labels: KeyValues,
-    /// Those of `metadata.annotations` that are ours or OPA's.
-    pub annotations: KeyValues,
-    /// `data`; binary data is left out.
+    pub labels: Labels,
+    /// The annotations of rolegate and OPA among `metadata.annotations`.
+    pub annotations: Labels,
+    /// `data`. Binary data is left out.
     pub data: BTreeMap<String, String>,
     /// `metadata.resourceVersion`.
     pub resource_version: String,
 }
 
 impl ConfigMap {
-    /// Whether `other`, of the same name, says the same; its status may be another.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    /// Returns `true` if `other`, which has the same name, has the same content. Its status may
+    /// differ.
+    pub fn has_same_content(&self, other: &Self) -> bool {
         let annotations = |map: &'_ Self| -> Vec<(String, String)> {
             let all = map.annotations.iter().filter(|(key, _)| *key != STATUS);
             all.map(|(key, value)| (key.into(), value.into())).collect()
@@ -49,31 +50,31 @@ impl ConfigMap {
     }
 }
 
-/// Watches the ConfigMaps of `namespace` and sends what they are: a snapshot first and after each
-/// gap, changes between. Returns only when `messages` is closed.
+/// Watches the ConfigMaps of `namespace` and sends their state: a snapshot first and after each
+/// gap, changes in between. Returns only when `messages` is closed.
 pub async fn watch_config_maps<M: Send + 'static>(
     connection: &Connection,
     namespace: &str,
-    reporting: Reporting,
+    observer: WatchObserver,
     wrap: impl Fn(Change<ConfigMap>) -> M + Send + Sync,
     messages: mpsc::Sender<M>,
 ) {
     let api = |client| Api::<objects::ConfigMap>::namespaced(client, namespace);
     let mut source = Source::another("configmaps", connection, api, config_map, wrap);
-    // They may be large.
+    // Objects may be large.
     source.config = watcher::Config {
         page_size: Some(50),
         ..source.config
     };
     let what = format!("ConfigMaps of namespace {namespace}");
-    let mut health = Watchdog::new("configmaps", what, "", reporting);
+    let mut health = WatchStatus::new("configmaps", what, "", observer);
     source.run(&mut health, &messages).await;
 }
 
-/// A ConfigMap from its document.
+/// Parses a ConfigMap.
 ///
 /// # Errors
-/// A sentence that says what is malformed.
+/// Returns a message if the document is malformed.
 pub fn read(document: &Value) -> Result<ConfigMap, String> {
     let object = objects::ConfigMap::deserialize(document).map_err(|error| error.to_string())?;
     config_map(object).ok_or_else(|| "it has no metadata.name or metadata.namespace".into())

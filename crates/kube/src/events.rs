@@ -1,8 +1,8 @@
-//! Events on pods, so that `kubectl describe pod` tells its owner why it gets no credentials, and
-//! on grants, the configuration and ConfigMaps of policies that can't be used.
+//! Events on pods, so that `kubectl describe pod` shows why a pod gets no credentials, and on
+//! grants, the configuration and policy ConfigMaps that are invalid.
 //!
-//! They are a courtesy and never in the way: whoever reports one doesn't wait, an object's repeats are
-//! dropped, and so is what comes faster than an API server should be bothered.
+//! Events are best effort. Recording never waits; repeats are dropped, and so are Events above the
+//! rate limits.
 
 mod limiter;
 
@@ -22,35 +22,35 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::config_maps::ConfigMap;
-use crate::failure::Failure;
+use crate::error::Failure;
 use limiter::{Limiter, Verdict};
 
-/// Events that wait to be written.
-const QUEUE: usize = 64;
-/// The most bytes of a message; the API server takes 1,024.
-const LONGEST: usize = 1000;
-/// How long the API server may take for one.
-const WRITE: Duration = Duration::from_secs(10);
-/// The version of our own kinds.
+/// Capacity of the queue of Events.
+const QUEUE_SIZE: usize = 64;
+/// Maximum size of a message, in bytes. The API server's limit is 1,024.
+const MAX_MESSAGE_BYTES: usize = 1000;
+/// Timeout for writing an Event.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// API version of our custom resources.
 const API_VERSION: &str = "rolegate.dev/v1alpha1";
 
-/// What an Event is about; its `reason`.
+/// The reason of an Event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventReason {
-    /// The pod may not have the role it asks for.
+    /// The pod may not have the role it requests.
     RoleForbidden,
     /// The pod may have the role, but there are no credentials for it.
     CredentialError,
-    /// A policy or its data can't be used as it is written.
+    /// A policy or its data is invalid.
     PolicyInvalid,
-    /// A grant can't be used as it is written, so it grants nothing.
+    /// A grant is invalid, so it grants nothing.
     GrantInvalid,
-    /// The configuration can't be used as it is written.
+    /// The configuration is invalid.
     ConfigurationInvalid,
 }
 
 impl EventReason {
-    /// As Kubernetes shows it.
+    /// Returns the value of the Event's `reason`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RoleForbidden => "RoleForbidden",
@@ -61,7 +61,7 @@ impl EventReason {
         }
     }
 
-    /// What was being done.
+    /// Returns the value of the Event's `action`.
     fn action(self) -> &'static str {
         match self {
             Self::RoleForbidden | Self::CredentialError => "GetCredentials",
@@ -74,21 +74,21 @@ impl EventReason {
 
 type Outcome = [(&'static str, &'static str); 1];
 
-/// Takes Events to be written. Cheap to clone; all clones are one.
+/// Queues Events. Cloning is cheap; clones share state.
 #[derive(Clone)]
-pub struct Eventer {
+pub struct EventRecorder {
     queue: mpsc::Sender<ObjectEvent>,
     limiter: Arc<Mutex<Limiter>>,
     outcomes: Family<Outcome, Counter>,
 }
 
-impl fmt::Debug for Eventer {
+impl fmt::Debug for EventRecorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Eventer").finish_non_exhaustive()
+        f.debug_struct("EventRecorder").finish_non_exhaustive()
     }
 }
 
-/// Writes them. Run this until it ends, which it does with the last [`Eventer`].
+/// Writes queued Events. Run it until it ends, which it does with the last [`EventRecorder`].
 pub struct EventWriter {
     queue: mpsc::Receiver<ObjectEvent>,
     client: Client,
@@ -110,14 +110,14 @@ struct ObjectEvent {
     message: String,
 }
 
-/// Both ends, for the agent and the pods of its node. `instance` names who reports, as in the name
-/// of the node. Registers `kube_events_total` by `outcome`: `written`, `failed`, `dropped` (limits
-/// or a full queue; an object's repeats are not counted).
-pub fn eventer(
+/// Creates a recorder and its writer for the agent and the pods of its node. `instance` is the
+/// reporting instance, such as the node's name. Registers `kube_events_total` by `outcome`:
+/// `written`, `failed`, `dropped` (rate limits or a full queue; repeats are not counted).
+pub fn recorder(
     client: Client,
     instance: String,
     registry: &mut Registry,
-) -> (Eventer, EventWriter) {
+) -> (EventRecorder, EventWriter) {
     ends(
         "rolegate-agent",
         client,
@@ -127,14 +127,14 @@ pub fn eventer(
     )
 }
 
-/// Both ends, as [`eventer`], for a part of rolegate that tells all namespaces of a cluster;
-/// `controller` is its name. One namespace's Events don't use up those of the others.
-pub fn eventer_as(
+/// Creates a recorder and its writer as [`recorder`] does, for a component that reports to all
+/// namespaces of a cluster; `controller` is its name. Each namespace has its own rate limit.
+pub fn recorder_as(
     controller: &'static str,
     client: Client,
     instance: String,
     registry: &mut Registry,
-) -> (Eventer, EventWriter) {
+) -> (EventRecorder, EventWriter) {
     ends(
         controller,
         client,
@@ -150,15 +150,15 @@ fn ends(
     instance: String,
     limiter: Limiter,
     registry: &mut Registry,
-) -> (Eventer, EventWriter) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+) -> (EventRecorder, EventWriter) {
+    let (sender, receiver) = mpsc::channel(QUEUE_SIZE);
     let outcomes = Family::<Outcome, Counter>::default();
     for outcome in ["written", "failed", "dropped"] {
-        // There from the start, as zero.
+        // Creates the series with the value zero.
         drop(outcomes.get_or_create(&[("outcome", outcome)]));
     }
     registry.register("kube_events", "Events on objects", outcomes.clone());
-    let eventer = Eventer {
+    let recorder = EventRecorder {
         queue: sender,
         limiter: Arc::new(Mutex::new(limiter)),
         outcomes: outcomes.clone(),
@@ -168,7 +168,7 @@ fn ends(
         instance: Some(instance),
     };
     (
-        eventer,
+        recorder,
         EventWriter {
             queue: receiver,
             client,
@@ -178,7 +178,7 @@ fn ends(
     )
 }
 
-/// An object of ours that holds rules.
+/// One of our custom resources that hold rules.
 #[derive(Debug, Clone, Copy)]
 pub struct RuleObject<'a> {
     /// Its kind.
@@ -194,23 +194,23 @@ pub struct RuleObject<'a> {
 pub enum RuleKind {
     /// A grant.
     RoleGrant,
-    /// The configuration.
+    /// The cluster's configuration.
     RolegateConfig,
 }
 
-/// The object that an Event is about.
+/// The object that an Event regards.
 #[derive(Clone, Copy)]
-struct About<'a> {
+struct Regarding<'a> {
     api_version: &'static str,
     kind: &'static str,
-    /// `None` for an object of the cluster.
+    /// `None` for a cluster-scoped object.
     namespace: Option<&'a Arc<str>>,
     name: &'a str,
     uid: &'a Arc<str>,
 }
 
-impl From<About<'_>> for ObjectReference {
-    fn from(about: About<'_>) -> Self {
+impl From<Regarding<'_>> for ObjectReference {
+    fn from(about: Regarding<'_>) -> Self {
         Self {
             api_version: Some(about.api_version.into()),
             kind: Some(about.kind.into()),
@@ -222,10 +222,10 @@ impl From<About<'_>> for ObjectReference {
     }
 }
 
-impl Eventer {
-    /// Tells the owner of `pod`. Returns at once, and may drop it.
+impl EventRecorder {
+    /// Records an Event on `pod`. Never waits, and may drop it.
     pub fn tell(&self, pod: &Workload, reason: EventReason, message: &str) {
-        let about = About {
+        let about = Regarding {
             api_version: "v1",
             kind: "Pod",
             namespace: Some(&pod.namespace),
@@ -235,9 +235,9 @@ impl Eventer {
         self.offer(about, reason, message);
     }
 
-    /// Tells whoever wrote `map`. Returns at once, and may drop it.
-    pub fn tell_policy(&self, map: &ConfigMap, message: &str) {
-        let about = About {
+    /// Records an Event on a policy's ConfigMap. Never waits, and may drop it.
+    pub fn report_invalid_policy(&self, map: &ConfigMap, message: &str) {
+        let about = Regarding {
             api_version: "v1",
             kind: "ConfigMap",
             namespace: Some(&map.namespace),
@@ -247,13 +247,13 @@ impl Eventer {
         self.offer(about, EventReason::PolicyInvalid, message);
     }
 
-    /// Reports why a grant or the configuration cannot be used. Returns at once, and may drop it.
+    /// Records why a grant or the configuration cannot be used. Never waits, and may drop it.
     pub fn report_invalid_rule(&self, object: RuleObject<'_>, message: &str) {
         let (kind, reason) = match object.kind {
             RuleKind::RoleGrant => ("RoleGrant", EventReason::GrantInvalid),
             RuleKind::RolegateConfig => ("RolegateConfig", EventReason::ConfigurationInvalid),
         };
-        let about = About {
+        let about = Regarding {
             api_version: API_VERSION,
             kind,
             namespace: None,
@@ -263,7 +263,7 @@ impl Eventer {
         self.offer(about, reason, message);
     }
 
-    fn offer(&self, about: About<'_>, reason: EventReason, message: &str) {
+    fn offer(&self, about: Regarding<'_>, reason: EventReason, message: &str) {
         let cluster: Arc<str> = "".into();
         let namespace = about.namespace.unwrap_or(&cluster);
         let verdict = self
@@ -289,19 +289,19 @@ impl Eventer {
     }
 }
 
-/// The message on one line, cut to what the API server takes.
+/// Returns the message on one line, truncated to the API server's limit.
 fn bounded(message: &str) -> String {
-    // Escaping only makes it longer; what is cut off anyway needs none.
+    // Escaping only lengthens the text, so the rest need not be escaped.
     let head = message
-        .get(..message.floor_char_boundary(LONGEST))
+        .get(..message.floor_char_boundary(MAX_MESSAGE_BYTES))
         .unwrap_or(message);
     let mut text = logging::escape(head);
-    text.truncate(text.floor_char_boundary(LONGEST));
+    text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES));
     text
 }
 
 impl EventWriter {
-    /// Writes what comes, one after the other.
+    /// Writes queued Events in order.
     pub async fn run(mut self) {
         let mut told = None;
         while let Some(event) = self.queue.recv().await {
@@ -323,8 +323,8 @@ impl EventWriter {
     }
 
     async fn write(&self, event: ObjectEvent) -> Result<(), Failure> {
-        // A recorder remembers what it wrote and counts repeats up under the first message, which
-        // may be wrong by now; a fresh one doesn't.
+        // A long-lived recorder aggregates repeats under the first message, which may be outdated;
+        // a new one does not.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         let content = Event {
             type_: EventType::Warning,
@@ -333,10 +333,10 @@ impl EventWriter {
             action: event.reason.action().into(),
             secondary: None,
         };
-        match tokio::time::timeout(WRITE, recorder.publish(&content, &event.about)).await {
+        match tokio::time::timeout(WRITE_TIMEOUT, recorder.publish(&content, &event.about)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Failure::of_call(&error)),
-            Err(_) => Err(Failure::no_answer(WRITE)),
+            Err(_) => Err(Failure::no_answer(WRITE_TIMEOUT)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `RoleGrant`s as grants.
+//! Watches `RoleGrant`s.
 
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
@@ -9,30 +9,44 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::watch::{Reporting, Source};
-use crate::watchdog::Watchdog;
+use crate::watch::{Source, WatchObserver};
+use crate::watch_status::WatchStatus;
 use rolegate_api::{INSTALL, LabelSelector, RoleGrant};
 
-/// Watches grants and sends what they are: a snapshot first and after each gap, changes between.
-/// One that can't be read is sent as such ([`Grant::unreadable`]), and grants nothing. Returns only
+/// Watches grants and sends their state: a snapshot first and after each gap, changes in between. A
+/// grant that cannot be parsed is sent as [`Grant::unreadable`] and grants nothing. Returns only
 /// when `messages` is closed.
 pub async fn watch_grants<M: Send + 'static>(
     connection: &Connection,
-    reporting: Reporting,
+    observer: WatchObserver,
     wrap: impl Fn(Change<Grant>) -> M + Send + Sync,
     messages: mpsc::Sender<M>,
 ) {
     let kind = ApiResource::erase::<RoleGrant>(&());
     let api = |client| Api::all_with(client, &kind);
     let source = Source::another("rolegrants", connection, api, grant, wrap);
-    let mut health = Watchdog::new("rolegrants", "RoleGrants", INSTALL, reporting);
+    let mut health = WatchStatus::new("rolegrants", "RoleGrants", INSTALL, observer);
     source.run(&mut health, &messages).await;
 }
 
-/// One object that can't be read, as those of a later version may be, must not be skipped: what it
-/// said before would go on.
+/// Parses a grant. An object that cannot be parsed, such as one of a later version, must not be
+/// skipped: its previous version would stay in effect.
 fn grant(object: DynamicObject) -> Option<Grant> {
     let name = object.metadata.name.clone()?;
+    if object.metadata.deletion_timestamp.is_some() {
+        // A finalizer may keep the object for as long as its author likes; what it granted is revoked.
+        tracing::info!(
+            grant = name,
+            "a RoleGrant is being deleted and grants nothing"
+        );
+        return Some(Grant {
+            name: name.into(),
+            generation: object.metadata.generation,
+            subjects: selecting(&object),
+            unreadable: Some("it is being deleted".into()),
+            ..Grant::default()
+        });
+    }
     match object.clone().try_parse::<RoleGrant>() {
         Ok(object) => Some(Grant::from(&object)),
         Err(error) => {
@@ -40,7 +54,7 @@ fn grant(object: DynamicObject) -> Option<Grant> {
             tracing::warn!(
                 grant = name,
                 reason = error,
-                "a RoleGrant cannot be read and grants nothing"
+                "cannot parse a RoleGrant, it grants nothing"
             );
             Some(Grant {
                 name: name.into(),
@@ -53,8 +67,8 @@ fn grant(object: DynamicObject) -> Option<Grant> {
     }
 }
 
-/// The namespaces that a grant which cannot be read would select, as far as they can be: their labels
-/// are guarded meanwhile, or they would count once it is mended.
+/// Returns the namespaces that an unreadable grant would select, as far as they can be parsed.
+/// Their labels stay protected, because they take effect once the grant is fixed.
 fn selecting(object: &DynamicObject) -> Vec<Subject> {
     let subjects = object.data.pointer("/spec/subjects");
     let subjects = subjects.and_then(Value::as_array).into_iter().flatten();

@@ -1,21 +1,20 @@
-//! What Kubernetes knows, turned into what rolegate decides on: pods become
+//! Watches Kubernetes for what rolegate decides on: pods become
 //! [`Workload`](rolegate_core::workload::Workload)s, namespaces
-//! [`Namespace`](rolegate_core::namespace::Namespace)s, both trimmed as they arrive and sent as
-//! [`Update`](rolegate_core::workload::Update)s down one channel. A file can stand in for the API
-//! server, and Events go the other way.
+//! [`Namespace`](rolegate_core::namespace::Namespace)s, both trimmed on arrival and sent as
+//! [`Update`](rolegate_core::workload::Update)s on one channel. A file can replace the API server.
+//! The crate also writes Events.
 //!
-//! The watches end only with their receiver: whatever the API server does, they keep trying, and
-//! say through metrics, a readiness condition and [`picture::PictureAge`] how well it goes.
+//! Watches end only with their receiver. They retry after every error, and report their state
+//! through metrics, a readiness condition and [`freshness::Freshness`].
 
 pub mod client;
 pub mod cluster_config;
 pub mod config_maps;
 pub mod events;
-pub mod file;
+pub mod freshness;
 pub mod grants;
 pub mod namespaces;
 pub mod node;
-pub mod picture;
 pub mod policy_status;
 pub mod replicated;
 pub mod status;
@@ -23,22 +22,23 @@ pub mod tls_secret;
 pub mod token_review;
 pub mod watch;
 pub mod workloads;
+pub mod workloads_file;
 
-mod failure;
+mod error;
 mod objects;
 mod pages;
 #[cfg(test)]
 mod tests;
-mod watchdog;
+mod watch_status;
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-pub use failure::chain;
+pub use error::chain;
 
-/// The waits between attempts to reach the API server: 0.2 s at first, 5 s at most, with enough
-/// jitter that a cluster's agents don't come back all at once.
+/// Returns the delays between attempts to reach the API server: 0.2 s to 5 s, with enough jitter
+/// that a cluster's agents do not reconnect at once.
 fn backoff() -> impl Iterator<Item = Duration> + Send {
     ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(100))

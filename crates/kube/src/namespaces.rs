@@ -1,4 +1,4 @@
-//! Namespaces and what their annotations allow.
+//! Watches namespaces.
 
 use kube::Api;
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED, given};
@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
 use crate::objects::{self, labels};
-use crate::watch::{Kept, Relist, Reporting, Source, never, usual};
-use crate::watchdog::Watchdog;
+use crate::watch::{Kept, Relist, Source, WatchObserver, never, usual};
+use crate::watch_status::WatchStatus;
 
 /// Watches namespaces and sends them as [`Update::Namespaces`]: first a snapshot, then changes, and
 /// the current state after each gap. Only the parts that rules read (`needs`) are kept; when rules
@@ -21,42 +21,41 @@ pub async fn watch_namespaces(
     connection: &Connection,
     keys: AnnotationKeys,
     needs: watch::Receiver<Option<Needs>>,
-    reporting: Reporting,
+    observer: WatchObserver,
     updates: mpsc::Sender<Update>,
 ) {
     let kept = Kept::new(needs);
     let now = kept.clone();
-    let picture = connection.pictures().namespaces.clone();
+    let freshness = connection.freshness().namespaces.clone();
     let source = Source {
-        api: Api::<objects::Namespace>::all(connection.watching(&picture)),
+        api: Api::<objects::Namespace>::all(connection.watching(&freshness)),
         config: usual(),
         parse: move |object| namespace(object, &keys, &now.now()),
         wrap: Update::Namespaces,
-        picture,
+        freshness,
         ends_on: never,
         relist: Some(Relist {
             identity: |namespace: &Namespace| &namespace.name,
-            is_told: |_| true,
+            is_reported: |_| true,
             retain: Update::RetainNamespaces,
         }),
-        most: None,
+        size_limit: None,
         kept: Some(kept),
     };
-    let mut health = Watchdog::new("namespaces", "namespaces", "", reporting);
+    let mut health = WatchStatus::new("namespaces", "namespaces", "", observer);
     source.run(&mut health, &updates).await;
 }
 
-/// A namespace from its document.
+/// Parses a namespace.
 ///
 /// # Errors
-/// A sentence that says what is malformed.
+/// Returns a message if the document is malformed.
 pub fn read(document: &Value, keys: &AnnotationKeys) -> Result<Namespace, String> {
     let object = objects::Namespace::deserialize(document).map_err(|error| error.to_string())?;
     namespace(object, keys, &Needs::everything()).ok_or_else(|| "it has no metadata.name".into())
 }
 
-/// A namespace, trimmed. An annotation that is there but empty stays: it may mean "nothing", and
-/// what it means is not decided here.
+/// Trims a namespace. An empty annotation is kept, since it may mean "nothing".
 fn namespace(
     object: objects::Namespace,
     keys: &AnnotationKeys,
@@ -111,7 +110,7 @@ mod tests {
         assert_eq!(namespace(bare, &keys, &all), Some(expected));
     }
 
-    /// The API server reads a null as an empty text, so manifests with one are read alike.
+    /// The API server stores null as an empty string, so manifests with null are read alike.
     #[test]
     fn nulls_are_empty_texts() {
         let object = json!({"metadata": {"name": "n", "labels": {"team": null}, "annotations": {

@@ -1,4 +1,4 @@
-//! Which node this is, found by the host's addresses where nobody says so.
+//! Finds this host's Node by its addresses if no name is given.
 
 use std::net::IpAddr;
 
@@ -7,30 +7,30 @@ use kube::api::{ListParams, VersionMatch};
 
 use crate::backoff;
 use crate::client::Connection;
-use crate::failure::{Failure, Kind};
+use crate::error::{Failure, Kind};
 use crate::objects::Node;
 
-/// Nodes asked for at once.
+/// Page size of Node lists.
 const PAGE: u32 = 500;
 
-/// Why the node isn't known. All pods of the cluster must be watched then.
+/// The reason why the node is unknown. All pods of the cluster must be watched then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodeUnknown {
-    /// No address to look for.
-    #[error("this host has no address by which its Node could be found; give --node or NODE_NAME")]
+    /// The host has no usable address.
+    #[error("this host has no address to find its Node by; set --node or NODE_NAME")]
     NoAddress,
-    /// No Node has one of them.
-    #[error("no Node has an address of this host ({0}); give --node or NODE_NAME")]
+    /// No Node has one of the host's addresses.
+    #[error("no Node has an address of this host ({0}); set --node or NODE_NAME")]
     NotFound(String),
-    /// Whoever may write a Node's status can claim any address.
-    #[error("several Nodes claim an address of this host ({0}); give --node or NODE_NAME")]
+    /// Several Nodes have it. Anyone who can write a Node's status can claim any address.
+    #[error("several Nodes have an address of this host ({0}); set --node or NODE_NAME")]
     Ambiguous(String),
-    /// The API server won't tell.
-    #[error("{0}, or give --node or NODE_NAME")]
+    /// The API server refuses the request.
+    #[error("{0}, or set --node or NODE_NAME")]
     Refused(String),
 }
 
-/// Finds the Node that has one of the host's addresses. Waits as long as the API server is away.
+/// Finds the Node that has one of the host's addresses. Waits while the API server is unavailable.
 pub async fn find_node(
     connection: &Connection,
     host_addresses: &[IpAddr],
@@ -66,7 +66,7 @@ pub async fn find_node(
     }
 }
 
-/// The names of the Nodes that have one of these addresses.
+/// Returns the names of the Nodes that have one of these addresses.
 async fn nodes_with(connection: &Connection, ours: &[IpAddr]) -> Result<Vec<String>, kube::Error> {
     let nodes = Api::<Node>::all(connection.client());
     let mut found = Vec::new();
@@ -99,7 +99,7 @@ async fn nodes_with(connection: &Connection, ours: &[IpAddr]) -> Result<Vec<Stri
 
 fn has_one_of(node: &Node, ours: &[IpAddr]) -> bool {
     let addresses = node.status.addresses.iter().flatten();
-    // Host names stand among them and are no addresses.
+    // The list also contains host names.
     addresses
         .filter_map(|entry| entry.address.parse::<IpAddr>().ok())
         .any(|address| ours.contains(&address.to_canonical()))

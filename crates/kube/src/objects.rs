@@ -1,5 +1,5 @@
-//! The objects we read, with only the fields that we use: the rest of a pod is several times as
-//! large and is skipped while it is parsed.
+//! Partial types of the objects we read. Other fields, which make up most of a pod, are skipped
+//! while parsing.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::Resource;
 use kube::core::ObjectMeta;
-use rolegate_core::key_values::KeyValues;
+use rolegate_core::labels::Labels;
 use rolegate_core::needs::Keys;
 use serde::{Deserialize, Deserializer};
 
@@ -43,7 +43,7 @@ pub(crate) struct PodStatus {
 }
 
 impl PodStatus {
-    /// The address of the pod's node, as its kubelet writes it.
+    /// Returns the address of the pod's node, as reported by its kubelet.
     pub(crate) fn host(&self) -> Option<IpAddr> {
         let address: IpAddr = self.host_ip.as_ref()?.parse().ok()?;
         Some(address.to_canonical())
@@ -117,7 +117,7 @@ fn trimmed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::
     })
 }
 
-/// A text of a map, where the API server reads null as an empty one.
+/// A value of a string map. The API server reads null as an empty string.
 struct Text(String);
 
 impl<'de> Deserialize<'de> for Text {
@@ -164,7 +164,7 @@ resource!(ConfigMap, "configmaps", NamespaceResourceScope);
 resource!(Namespace, "namespaces", ClusterResourceScope);
 resource!(Node, "nodes", ClusterResourceScope);
 
-/// The labels of `keys`.
-pub(crate) fn labels(metadata: &ObjectMeta, keys: &Keys) -> KeyValues {
-    KeyValues::of_object(metadata.labels.iter().flatten(), keys)
+/// Returns the labels with these `keys`.
+pub(crate) fn labels(metadata: &ObjectMeta, keys: &Keys) -> Labels {
+    Labels::of_object(metadata.labels.iter().flatten(), keys)
 }

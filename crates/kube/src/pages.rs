@@ -1,5 +1,6 @@
-//! Lists in pages of bounded size. A page is bounded in objects, each of which may be a MiB, and it
-//! is held whole while it is read: one that is too large is asked for again with fewer objects.
+//! Lists in pages of bounded size. The API server limits a page by its number of objects, each of
+//! which may have 1 MiB, and a page is held in memory while it is parsed. A page that is too large
+//! is requested again with fewer objects.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -9,13 +10,13 @@ use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
 
-/// Most bytes of a page, unless it is of one object. What is read of it takes some times as much for a
-/// moment.
-const MAX_PAGE: usize = 512 * 1024;
+/// Maximum size of a page, in bytes, unless it has one object. Parsing needs several times as much
+/// for a moment.
+const MAX_PAGE_BYTES: usize = 512 * 1024;
 /// The factor by which a page is reduced after one that was too large.
-const LESS: u32 = 4;
-/// A page of less than this part of the most may have twice as many objects the next time.
-const SMALL: usize = 4;
+const SHRINK_FACTOR: u32 = 4;
+/// After a page smaller than this fraction of the maximum, the next may have twice as many objects.
+const SMALL_PAGE_DIVISOR: usize = 4;
 
 /// The current limit on the objects in a page.
 #[derive(Debug)]
@@ -27,14 +28,14 @@ impl Default for PageSize {
     }
 }
 
-/// The number of objects that a request asks for; `None` where it asks for no page.
+/// Returns the number of objects that a request asks for. `None` if it is not paged.
 fn limit(uri: &Uri) -> Option<u32> {
     let mut pairs = uri.query().unwrap_or_default().split('&');
     pairs.find_map(|pair| pair.strip_prefix("limit=")?.parse().ok())
 }
 
-/// The same request for fewer objects. From a cache in memory, which `resourceVersion=0` allows, API
-/// servers give all there are.
+/// Returns the request with fewer objects. With `resourceVersion=0` API servers respond from their
+/// cache and ignore the limit.
 fn with_limit(uri: &Uri, limit: u32) -> Option<Uri> {
     let pairs = uri.query().unwrap_or_default().split('&');
     let kept = pairs.filter(|pair| {
@@ -48,7 +49,7 @@ fn with_limit(uri: &Uri, limit: u32) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Sends a request; a page that is too large is asked for again.
+/// Sends a request, and repeats it with fewer objects if the page is too large.
 pub(crate) async fn send(
     client: &Client,
     size: &PageSize,
@@ -73,23 +74,30 @@ pub(crate) async fn send(
             return Ok(response);
         }
         let (head, body) = response.into_parts();
-        let most = if limit > 1 { MAX_PAGE } else { usize::MAX };
+        let most = if limit > 1 {
+            MAX_PAGE_BYTES
+        } else {
+            usize::MAX
+        };
         match read(body, most).await? {
             Some(body) => {
-                if body.len() < MAX_PAGE / SMALL {
+                if body.len() < MAX_PAGE_BYTES / SMALL_PAGE_DIVISOR {
                     size.0.store(limit.saturating_mul(2), Relaxed);
                 }
                 return Ok(Response::from_parts(head, Body::from(body)));
             }
             None => {
-                tracing::debug!(limit, "a page of a list is too large, asking for less");
-                size.0.store(limit / LESS, Relaxed);
+                tracing::debug!(
+                    limit,
+                    "a page of a list is too large, requesting fewer objects"
+                );
+                size.0.store(limit / SHRINK_FACTOR, Relaxed);
             }
         }
     }
 }
 
-/// A whole body; `None` where it is longer than `most`.
+/// Reads a whole body. `None` if it is longer than `most`.
 async fn read(mut body: Body, most: usize) -> Result<Option<Bytes>, kube::Error> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -112,13 +120,14 @@ mod tests {
 
     use super::*;
 
-    /// An API server whose objects are of these sizes; what it was asked for is noted.
+    /// Returns a client of an API server with objects of these sizes, and the queries that it
+    /// received.
     fn server(sizes: Vec<usize>) -> (Client, Arc<Mutex<Vec<String>>>) {
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let notes = asked.clone();
         let service = service_fn(move |request: Request<Body>| {
             let query = request.uri().query().unwrap_or_default().to_owned();
-            // Out of its memory it gives everything.
+            // From its cache the API server returns everything.
             let all = query.contains("resourceVersion=0");
             let limit = limit(request.uri()).filter(|_| !all).unwrap_or(u32::MAX);
             let sizes = sizes.iter().take(usize::try_from(limit).unwrap());
@@ -141,11 +150,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_page_that_is_too_large_is_asked_for_again_with_fewer_objects() {
+    async fn a_large_page_is_requested_again_with_fewer_objects() {
         let (client, asked) = server(vec![16 * 1024; 500]);
         let size = PageSize::default();
         let query = "&limit=500&resourceVersion=0&fieldSelector=spec.nodeName%3Da";
-        assert!(get(&client, &size, query).await <= MAX_PAGE);
+        assert!(get(&client, &size, query).await <= MAX_PAGE_BYTES);
         assert_eq!(
             *asked.lock().unwrap(),
             [
@@ -154,17 +163,17 @@ mod tests {
                 "&fieldSelector=spec.nodeName%3Da&limit=31"
             ]
         );
-        // The next page begins where this one ended.
-        assert!(get(&client, &size, "limit=500&continue=x").await <= MAX_PAGE);
+        // The next page starts where this one ended.
+        assert!(get(&client, &size, "limit=500&continue=x").await <= MAX_PAGE_BYTES);
         assert_eq!(asked.lock().unwrap().len(), 4);
         assert_eq!(asked.lock().unwrap()[3], "continue=x&limit=31");
     }
 
     #[tokio::test]
     async fn one_object_is_taken_whatever_it_has_and_pages_grow_again() {
-        let (client, _) = server(vec![MAX_PAGE + 1; 3]);
+        let (client, _) = server(vec![MAX_PAGE_BYTES + 1; 3]);
         let size = PageSize::default();
-        assert_eq!(get(&client, &size, "limit=500").await, MAX_PAGE + 1);
+        assert_eq!(get(&client, &size, "limit=500").await, MAX_PAGE_BYTES + 1);
         let (client, asked) = server(vec![1; 500]);
         for _ in 0..12 {
             get(&client, &size, "limit=500").await;
@@ -173,10 +182,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_page_passes_as_it_is() {
-        let (client, asked) = server(vec![MAX_PAGE; 2]);
+    async fn unpaged_responses_pass_unchanged() {
+        let (client, asked) = server(vec![MAX_PAGE_BYTES; 2]);
         let size = PageSize::default();
-        assert_eq!(get(&client, &size, "watch=true").await, 2 * MAX_PAGE);
+        assert_eq!(get(&client, &size, "watch=true").await, 2 * MAX_PAGE_BYTES);
         assert_eq!(*asked.lock().unwrap(), ["watch=true"]);
     }
 }

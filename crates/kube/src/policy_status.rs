@@ -1,5 +1,4 @@
-//! How a ConfigMap of policies or data fares, written where kube-mgmt writes it: into an annotation
-//! of the ConfigMap.
+//! Writes the status of a policy or data ConfigMap into the annotation that kube-mgmt uses.
 
 use std::time::Duration;
 
@@ -11,15 +10,15 @@ use serde_json::{Value, json};
 use crate::config_maps::ConfigMap;
 use crate::status::{StatusError, Written, bounded};
 
-/// kube-mgmt's annotation.
+/// The annotation's name.
 pub const STATUS: &str = "openpolicyagent.org/kube-mgmt-status";
-/// How long the API server may take for one.
-const WRITE: Duration = Duration::from_secs(10);
+/// Timeout for writing a status.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Writes how `map` fares, as JSON such as `{"status":"ok"}`, unless it says so already.
+/// Writes the status of `map`, as JSON such as `{"status":"ok"}`, unless it is unchanged.
 ///
 /// # Errors
-/// [`StatusError`]: the API server refuses it or is away.
+/// Returns [`StatusError`] if the API server refuses the request or is unavailable.
 pub async fn write_policy_status(
     client: &Client,
     map: &ConfigMap,
@@ -33,13 +32,15 @@ pub async fn write_policy_status(
     let patch = json!({"metadata": {"annotations": {STATUS: text}}});
     let call = async {
         let params = PatchParams::default();
-        // Only the metadata comes back: the rest may be large.
+        // Only the metadata is returned: the rest may be large.
         api.patch_metadata(&map.name, &params, &Patch::Merge(patch))
             .await?;
         Ok(Written::Changed)
     };
-    bounded(WRITE, call).await.map_err(|failure| StatusError {
-        what: format!("ConfigMap {}/{}", map.namespace, map.name),
-        reason: failure.sentence("annotations of ConfigMaps"),
-    })
+    bounded(WRITE_TIMEOUT, call)
+        .await
+        .map_err(|failure| StatusError {
+            what: format!("ConfigMap {}/{}", map.namespace, map.name),
+            reason: failure.sentence("annotations of ConfigMaps"),
+        })
 }

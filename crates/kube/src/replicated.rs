@@ -1,4 +1,4 @@
-//! Objects of any kind, whole, for policies to look at.
+//! Watches complete objects of any kind, as data for policies.
 
 use std::sync::Arc;
 
@@ -9,46 +9,47 @@ use rolegate_core::workload::Change;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::failure::{Failure, Kind};
-use crate::watch::{Most, Reporting, Source};
-use crate::watchdog::Watchdog;
+use crate::error::{Failure, Kind};
+use crate::watch::{SizeLimit, Source, WatchObserver};
+use crate::watch_status::WatchStatus;
 
-/// The annotation in which `kubectl apply` keeps the whole object once more.
+/// The annotation in which `kubectl apply` stores a copy of the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// What to do about a kind that isn't there.
-const ABSENT: &str =
-    "install the kind, or take it out of spec.rego.replicate of the RolegateConfig";
+/// Advice for a kind that does not exist.
+const ABSENT_ADVICE: &str = "install its custom resource definition, or remove it from spec.rego.replicate of the \
+     RolegateConfig";
 
-/// An object of a kind that policies look at.
+/// An object that policies can read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replicated {
     /// Its kind.
     pub resource: ResourceKind,
-    /// `metadata.namespace`, for kinds that have namespaces.
+    /// `metadata.namespace`. `None` for cluster-scoped kinds.
     pub namespace: Option<Arc<str>>,
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// All of it as JSON, apart from the records of who set which field. Text, because a cluster
-    /// has thousands that wait together to be taken in, and trees would take many times as much.
+    /// The object as JSON, without `managedFields` and the copy of `kubectl apply`. Kept as text,
+    /// because thousands of objects may wait to be processed, and parsed trees would need many
+    /// times as much memory.
     pub object: Box<str>,
-    /// The bytes of that text where it was left out, since a list had too much of it; zero where it
-    /// is here.
+    /// The size of the text in bytes if it was left out because the list was too large. Zero
+    /// otherwise.
     pub left_out: usize,
 }
 
-/// Most bytes of the objects of a list: policies can't be asked about more.
-const MOST: usize = 64 * 1024 * 1024;
+/// Maximum size of the objects of a list, in bytes. Policies cannot use more.
+const MAX_LIST_BYTES: usize = 64 * 1024 * 1024;
 
-/// Watches all objects of a kind and sends what they are: a snapshot first and after each gap,
-/// changes between. Returns only when `messages` is closed.
+/// Watches all objects of a kind and sends their state: a snapshot first and after each gap,
+/// changes in between. Returns only when `messages` is closed.
 pub async fn watch_replicated<M: Send + 'static>(
     connection: &Connection,
     kind: &ResourceKind,
-    reporting: Reporting,
+    observer: WatchObserver,
     wrap: impl Fn(Change<Replicated>) -> M + Send + Sync,
     messages: mpsc::Sender<M>,
 ) {
-    let mut health = Watchdog::new("replicated", name(kind), ABSENT, reporting);
+    let mut health = WatchStatus::new("replicated", name(kind), ABSENT_ADVICE, observer);
     let resource = tokio::select! {
         resource = discover(connection.client(), kind, &mut health) => resource,
         () = messages.closed() => return,
@@ -56,15 +57,15 @@ pub async fn watch_replicated<M: Send + 'static>(
     let api = |client| Api::all_with(client, &resource);
     let parse = |object| replicated(object, kind, &resource);
     let mut source = Source::another("replicated", connection, api, parse, wrap);
-    source.most = Some(Most {
-        bytes: MOST,
+    source.size_limit = Some(SizeLimit {
+        bytes: MAX_LIST_BYTES,
         of: |object: &Replicated| object.object.len(),
         leave_out: |object| object.left_out = std::mem::take(&mut object.object).len(),
     });
     source.run(&mut health, &messages).await;
 }
 
-/// As it is written in the configuration.
+/// Formats the kind as in the configuration.
 fn name(kind: &ResourceKind) -> String {
     format!("{}/{}", api_version(kind), kind.resource)
 }
@@ -76,8 +77,8 @@ fn api_version(kind: &ResourceKind) -> String {
     }
 }
 
-/// Asks what objects of this kind call themselves, which lists leave out, until it is known.
-async fn discover(client: Client, kind: &ResourceKind, health: &mut Watchdog) -> ApiResource {
+/// Discovers the `kind` of these objects, which lists leave out. Retries until it is known.
+async fn discover(client: Client, kind: &ResourceKind, health: &mut WatchStatus) -> ApiResource {
     let api_version = api_version(kind);
     loop {
         let list = match &*kind.group {

@@ -1,5 +1,5 @@
-//! How a grant or the configuration fares, written into its status, where `kubectl get` shows it.
-//! Written only when it changed; one writer at a time is enough, which whoever calls this sees to.
+//! Writes the status of grants and of the configuration, which `kubectl get` shows. A status is
+//! written only if it changed. The caller ensures that there is one writer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,48 +10,48 @@ use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, Kind};
+use crate::error::{Failure, Kind};
 use rolegate_api::{
     CONFIG_NAME, RoleGrant, RoleGrantStatus, RolegateConfig, RolegateConfigStatus, Status,
 };
 
-/// How long the API server may take for all of one status.
-const WRITE: Duration = Duration::from_secs(20);
+/// Timeout for all requests of one status.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What became of a status.
+/// The result of writing a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// It is there now.
+    /// The status was written.
     Changed,
-    /// It was there already.
+    /// The status was up to date.
     Unchanged,
-    /// The object is gone.
+    /// The object was deleted.
     Gone,
 }
 
-/// What became of the status of an object of ours.
+/// The result of writing the status of a custom resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusWrite {
-    /// What became of it.
+    /// The result.
     pub written: Written,
-    /// The object's UID; `None` where it is gone.
+    /// The object's UID. `None` if it was deleted.
     pub uid: Option<Arc<str>>,
 }
 
-/// Why a status wasn't written.
+/// An error that prevented writing a status.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the status of {what}: {reason}")]
 pub struct StatusError {
-    /// Of what.
+    /// The object.
     pub what: String,
-    /// What the API server said, in a sentence.
+    /// The API server's error.
     pub reason: String,
 }
 
-/// Writes how the grant `name` fares, and how many live workloads it covers.
+/// Writes the status of the grant `name` and the number of live workloads it covers.
 ///
 /// # Errors
-/// [`StatusError`]: the API server refuses it or is away.
+/// Returns [`StatusError`] if the API server refuses the request or is unavailable.
 pub async fn write_grant_status(
     client: &Client,
     name: &str,
@@ -71,10 +71,10 @@ pub async fn write_grant_status(
     .await
 }
 
-/// Writes how the cluster's configuration fares.
+/// Writes the status of the cluster's configuration.
 ///
 /// # Errors
-/// [`StatusError`]: the API server refuses it or is away.
+/// Returns [`StatusError`] if the API server refuses the request or is unavailable.
 pub async fn write_config_status(
     client: &Client,
     status: &Status,
@@ -91,7 +91,7 @@ pub async fn write_config_status(
     write(&api, "RolegateConfig", CONFIG_NAME, made).await
 }
 
-/// Objects are taken as they come, so that one that can't be read is told so.
+/// Objects are read untyped, so that an invalid one gets its status too.
 async fn write<S: DeserializeOwned + Default>(
     api: &Api<DynamicObject>,
     kind: &str,
@@ -118,14 +118,16 @@ async fn write<S: DeserializeOwned + Default>(
         api.patch_status(name, &params, &patch).await?;
         Ok(Written::Changed)
     };
-    let written = bounded(WRITE, call).await.map_err(|failure| StatusError {
-        what: format!("{kind} {name}"),
-        reason: failure.sentence(&format!("the status of {kind}s")),
-    })?;
+    let written = bounded(WRITE_TIMEOUT, call)
+        .await
+        .map_err(|failure| StatusError {
+            what: format!("{kind} {name}"),
+            reason: failure.sentence(&format!("the status of {kind}s")),
+        })?;
     Ok(StatusWrite { written, uid })
 }
 
-/// The outcome of a call that changes an object, which may be gone by then.
+/// Returns the outcome of a request that changes an object, which may have been deleted.
 pub(crate) async fn bounded(
     within: Duration,
     call: impl Future<Output = Result<Written, kube::Error>>,

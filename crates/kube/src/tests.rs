@@ -1,5 +1,5 @@
-//! Watches, node lookup and Events against the stand-in of the API server, which can do what a
-//! real one does only now and then.
+//! Tests of watches, node lookup and Events with the API server's stand-in, which can produce rare
+//! behaviour on demand.
 
 mod kept;
 mod rules;
@@ -18,10 +18,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::client::{ClientOptions, Connection};
-use crate::events::{EventReason, eventer};
+use crate::events::{EventReason, recorder};
 use crate::namespaces::watch_namespaces;
 use crate::node::{NodeUnknown, find_node};
-use crate::watch::{Reporting, WatchMetrics};
+use crate::watch::{WatchMetrics, WatchObserver};
 use crate::workloads::{Scope, watch_pods};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -56,12 +56,12 @@ type Reading = watch::Receiver<Option<Needs>>;
 
 fn reading_everything() -> Reading {
     let (sender, needs) = watch::channel(Some(Needs::everything()));
-    // It stays as it is.
+    // The value remains.
     drop(sender);
     needs
 }
 
-/// A watch of the pods of `node-a` that runs.
+/// A running watch of the pods of `node-a`.
 struct Watching {
     connection: Connection,
     updates: mpsc::Receiver<Update>,
@@ -81,8 +81,8 @@ impl Watching {
     fn reading(connection: Connection, scope: Scope, needs: Reading) -> Self {
         let (sender, updates) = mpsc::channel(16);
         let (readiness, mut metrics) = (Readiness::new(), Metrics::new());
-        let reporting = Reporting {
-            metrics: WatchMetrics::register(metrics.ours(), connection.pictures()),
+        let observer = WatchObserver {
+            metrics: WatchMetrics::register(metrics.ours(), connection.freshness()),
             condition: readiness.condition("pods"),
         };
         let watched = connection.clone();
@@ -92,7 +92,7 @@ impl Watching {
                 &scope,
                 AnnotationKeys::default(),
                 needs,
-                reporting,
+                observer,
                 sender,
             )
             .await;
@@ -120,7 +120,7 @@ impl Watching {
         }
     }
 
-    /// The names in a list that comes after a gap: each pod as it comes, and then their UIDs.
+    /// Returns the names in a list after a gap: each pod as it arrives, then the UIDs.
     async fn relisted(&mut self) -> Vec<String> {
         let mut pods = Vec::new();
         loop {
@@ -137,7 +137,7 @@ impl Watching {
         }
     }
 
-    /// The names in the next update, which must be a snapshot.
+    /// Returns the names in the next update, which must be a snapshot.
     async fn snapshot(&mut self) -> Vec<String> {
         match self.next().await {
             Change::Snapshot(pods) => {
@@ -190,7 +190,7 @@ async fn a_snapshot_of_this_nodes_pods_then_changes() {
         api.put_pod(pod("elsewhere", "node-b", "10.0.1.1"));
         let mut watching = Watching::of_node_a(api.addr()).await;
         assert_eq!(watching.snapshot().await, ["one"]);
-        assert!(watching.connection.pictures().pods.age().is_some());
+        assert!(watching.connection.freshness().pods.age().is_some());
         until(|| watching.readiness.is_ready()).await;
 
         until(|| api.watches() > 0).await;
@@ -219,7 +219,7 @@ async fn all_pods_come_in_pages() {
 }
 
 #[tokio::test]
-async fn a_dropped_watch_goes_on_where_it_was() {
+async fn a_dropped_watch_resumes() {
     let api = api(KubeApiOptions::default()).await;
     let mut watching = Watching::of_node_a(api.addr()).await;
     assert!(watching.snapshot().await.is_empty());
@@ -237,7 +237,7 @@ async fn a_dropped_watch_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn an_expired_watch_begins_again_and_tells_what_there_is() {
+async fn an_expired_watch_restarts_with_a_list() {
     for streaming_lists in [true, false] {
         let api = api(KubeApiOptions {
             streaming_lists,
@@ -277,7 +277,7 @@ async fn starts_without_the_api_server_and_survives_its_restart() {
     first.put_pod(pod("one", "node-a", "10.0.0.1"));
     let mut names = watching.snapshot().await;
     if names.is_empty() {
-        // It was listed before the pod was put.
+        // It was listed before the pod was added.
         names.push(watching.applied().await.name.to_string());
     }
     assert_eq!(names, ["one"]);
@@ -304,7 +304,7 @@ async fn starts_without_the_api_server_and_survives_its_restart() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_and_tried_again() {
+async fn a_denied_request_is_reported_and_retried() {
     let api = api(KubeApiOptions::default()).await;
     api.fail_with(Some(403));
     let mut watching = Watching::of_node_a(api.addr()).await;
@@ -354,7 +354,7 @@ async fn a_watch_that_falls_silent_is_noticed_and_begun_anew() {
 }
 
 #[tokio::test]
-async fn bookmarks_keep_the_picture_fresh() {
+async fn bookmarks_keep_watches_fresh() {
     let bookmark_interval = Duration::from_millis(20);
     let api = api(KubeApiOptions {
         bookmark_interval,
@@ -363,10 +363,10 @@ async fn bookmarks_keep_the_picture_fresh() {
     .await;
     let mut watching = Watching::of_node_a(api.addr()).await;
     watching.snapshot().await;
-    let picture = watching.connection.pictures().pods.clone();
+    let freshness = watching.connection.freshness().pods.clone();
     // Each of these is a bookmark: nothing else happens.
     for _ in 0..3 {
-        timeout(LONG, picture.heard())
+        timeout(LONG, freshness.heard())
             .await
             .expect("no bookmark noticed");
     }
@@ -376,7 +376,7 @@ async fn bookmarks_keep_the_picture_fresh() {
         "{text}"
     );
     assert_eq!(
-        watching.connection.pictures().age(),
+        watching.connection.freshness().age(),
         None,
         "namespaces aren't watched"
     );
@@ -400,13 +400,13 @@ async fn namespaces_and_their_annotations() {
     let connection = connect(api.addr()).await;
     let (sender, mut updates) = mpsc::channel(16);
     let readiness = Readiness::new();
-    let reporting = Reporting {
+    let observer = WatchObserver {
         metrics: WatchMetrics::default(),
         condition: readiness.condition("namespaces"),
     };
     tokio::spawn(async move {
         let keys = AnnotationKeys::default();
-        watch_namespaces(&connection, keys, reading_everything(), reporting, sender).await;
+        watch_namespaces(&connection, keys, reading_everything(), observer, sender).await;
     });
     let Some(Update::Namespaces(Change::Snapshot(all))) = updates.recv().await else {
         panic!("no snapshot");
@@ -472,7 +472,7 @@ async fn the_node_is_found_by_the_hosts_addresses() {
 }
 
 #[tokio::test]
-async fn events_tell_the_pods_owner_once() {
+async fn events_are_written_once() {
     let api = api(KubeApiOptions::default()).await;
     api.put_pod(pod("one", "node-a", "10.0.0.1"));
     let mut watching = Watching::of_node_a(api.addr()).await;
@@ -481,15 +481,15 @@ async fn events_tell_the_pods_owner_once() {
     };
     let mut metrics = Metrics::new();
     let client = watching.connection.client();
-    let (eventer, writer) = eventer(client, "node-a".into(), metrics.ours());
+    let (recorder, writer) = recorder(client, "node-a".into(), metrics.ours());
     let writing = tokio::spawn(writer.run());
     let long = format!("not allowed\n{}", "é".repeat(2000));
     for _ in 0..100 {
-        eventer.tell(&pods[0], EventReason::RoleForbidden, &long);
+        recorder.tell(&pods[0], EventReason::RoleForbidden, &long);
     }
-    eventer.tell(&pods[0], EventReason::CredentialError, "STS refuses");
+    recorder.tell(&pods[0], EventReason::CredentialError, "STS refuses");
     until(|| api.events().len() >= 2).await;
-    drop(eventer);
+    drop(recorder);
     timeout(LONG, writing)
         .await
         .expect("the writer ends")
@@ -519,9 +519,9 @@ async fn events_tell_the_pods_owner_once() {
 #[tokio::test]
 async fn events_never_block_and_are_counted_when_dropped() {
     let mut metrics = Metrics::new();
-    // Nobody listens there, and nobody writes.
+    // Nothing listens there and no writer runs.
     let connection = connect(any_port()).await;
-    let (eventer, _writer) = eventer(connection.client(), "n".into(), metrics.ours());
+    let (recorder, _writer) = recorder(connection.client(), "n".into(), metrics.ours());
     for number in 0..50 {
         let workload = Workload {
             namespace: "shop".into(),
@@ -537,7 +537,7 @@ async fn events_never_block_and_are_counted_when_dropped() {
             labels: Default::default(),
             annotations: Default::default(),
         };
-        eventer.tell(&workload, EventReason::RoleForbidden, "no");
+        recorder.tell(&workload, EventReason::RoleForbidden, "no");
     }
     let text = metrics.encode().unwrap();
     let dropped = text

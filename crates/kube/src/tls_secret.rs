@@ -1,5 +1,5 @@
-//! A TLS pair kept in a Secret: whoever serves it follows the Secret and serves what it holds now.
-//! Our controller writes such a Secret, and so does cert-manager.
+//! Follows a TLS key pair in a Secret and serves its current content. Such a Secret is written by
+//! our controller or by cert-manager.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -13,33 +13,34 @@ use rolegate_runtime::tls::{CertificateStore, TlsFiles};
 use zeroize::Zeroizing;
 
 use crate::backoff;
-use crate::failure::chain;
+use crate::error::chain;
 use crate::watch::WATCH_SECONDS;
 
-/// The key of the chain in Secrets of type `kubernetes.io/tls`.
+/// The key of the certificate chain in Secrets of type `kubernetes.io/tls`.
 pub const TLS_CRT: &str = "tls.crt";
 /// The key of the private key in Secrets of type `kubernetes.io/tls`.
 pub const TLS_KEY: &str = "tls.key";
-/// The key of the authorities that signed the chain, where cert-manager has it too.
+/// The key of the CA bundle, which cert-manager also writes.
 pub const CA_CRT: &str = "ca.crt";
 
-/// How often somebody looks whether the certificate has ended.
-const LOOK: Duration = Duration::from_secs(60);
+/// Interval at which the certificate's expiry is checked.
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Where the certificate of a webhook comes from.
+/// The source of a webhook's certificate.
 #[derive(Debug, Clone)]
 pub enum CertificateSource {
-    /// Our controller makes it, keeps it in a Secret and tells the API server whom to trust.
-    SelfMade,
-    /// cert-manager keeps it in a Secret, and its injector tells the API server.
+    /// The controller issues it, stores it in a Secret and sets the `caBundle` of the webhook
+    /// configurations.
+    SelfSigned,
+    /// cert-manager stores it in a Secret, and its CA injector sets the `caBundle`.
     CertManager,
-    /// Files that somebody mounts; whom to trust is theirs to tell.
+    /// Mounted files. The operator sets the `caBundle`.
     Files(TlsFiles),
 }
 
 impl CertificateSource {
-    /// Keeps `store` up to the source; `secret` is used unless it is files. Never returns. Where
-    /// there is a watch, the condition `certificate secret` tells how it goes.
+    /// Keeps `store` up to date. `secret` is used unless the source is files. Never returns. If
+    /// there is a watch, the condition `certificate secret` reports its state.
     pub async fn follow(
         &self,
         client: Client,
@@ -50,7 +51,7 @@ impl CertificateSource {
     ) {
         match self {
             Self::Files(files) => files.follow(store).await,
-            Self::SelfMade | Self::CertManager => {
+            Self::SelfSigned | Self::CertManager => {
                 let condition = readiness.condition("certificate secret");
                 follow_secret(client, namespace, secret, store, &condition).await;
             }
@@ -58,9 +59,9 @@ impl CertificateSource {
     }
 }
 
-/// Keeps `store` up to the Secret `name`. Never returns. What is wrong with the pair, or that there
-/// is none, is said by the store; `condition` fails until the first look succeeded, and is noted
-/// while the Secret can't be watched later on. Needs `get`, `list` and `watch` on this one Secret.
+/// Keeps `store` up to date with the Secret `name`. Never returns. The store reports a missing or
+/// invalid pair. `condition` fails until the first list succeeded, and carries a note while a later
+/// watch fails. Needs `get`, `list` and `watch` on this one Secret.
 pub async fn follow_secret(
     client: Client,
     namespace: &str,
@@ -77,17 +78,17 @@ pub async fn follow_secret(
     loop {
         let on_loaded = || {
             if std::mem::take(&mut failing) {
-                tracing::info!(secret = %name, "the Secret is watched again");
+                tracing::info!(secret = %name, "watching the Secret works again");
             }
             loaded = true;
             waits = backoff();
             condition.ok();
         };
         let error = watch(&api, name, &what, store, on_loaded).await;
-        // A new list shows what was missed, and that all is well again.
+        // A new list recovers missed events and shows that the watch is healthy again.
         let sentence = match error {
-            Some(error) => format!("{what} cannot be watched: {}", chain(&error)),
-            None => format!("{what} cannot be watched: the watch ended"),
+            Some(error) => format!("cannot watch {what}: {}", chain(&error)),
+            None => format!("cannot watch {what}: the watch ended"),
         };
         if !std::mem::replace(&mut failing, true) {
             tracing::warn!(secret = %name, reason = sentence, "cannot watch the Secret, retrying");
@@ -96,13 +97,13 @@ pub async fn follow_secret(
             true => condition.note(sentence),
             false => condition.fail(sentence),
         }
-        let wait = waits.next().unwrap_or(LOOK);
+        let wait = waits.next().unwrap_or(EXPIRY_CHECK_INTERVAL);
         tokio::time::sleep(wait).await;
-        store.look();
+        store.check_expiry();
     }
 }
 
-/// Lists and watches until something goes wrong.
+/// Lists and watches until an error occurs.
 async fn watch(
     api: &Api<Secret>,
     name: &str,
@@ -118,8 +119,8 @@ async fn watch(
     loop {
         let event = tokio::select! {
             event = events.next() => event,
-            () = tokio::time::sleep(LOOK) => {
-                store.look();
+            () = tokio::time::sleep(EXPIRY_CHECK_INTERVAL) => {
+                store.check_expiry();
                 continue;
             }
         };
@@ -134,10 +135,10 @@ async fn watch(
             Some(Ok(Event::InitDone)) => {
                 on_loaded();
                 if !there {
-                    store.complain(format!("{what} is not there"));
+                    store.report_error(format!("{what} does not exist"));
                 }
             }
-            Some(Ok(Event::Delete(_))) => store.complain(format!("{what} was deleted")),
+            Some(Ok(Event::Delete(_))) => store.report_error(format!("{what} was deleted")),
         }
     }
 }
@@ -146,10 +147,10 @@ fn offer(secret: Secret, what: &str, store: &CertificateStore) {
     let mut data = secret.data.unwrap_or_default();
     let mut take = |key: &str| data.remove(key).map(|value| Zeroizing::new(value.0));
     match (take(TLS_CRT), take(TLS_KEY)) {
-        // The store has said why it refuses a pair.
+        // The store has reported why it rejects a pair.
         (Some(certificate), Some(key)) => drop(store.set(&certificate, &key)),
-        (None, _) => store.complain(format!("{what} has no {TLS_CRT}")),
-        (_, None) => store.complain(format!("{what} has no {TLS_KEY}")),
+        (None, _) => store.report_error(format!("{what} has no {TLS_CRT}")),
+        (_, None) => store.report_error(format!("{what} has no {TLS_KEY}")),
     }
 }
 
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_without_a_pair_is_told_by_what_it_lacks() {
+    fn errors_name_the_missing_key_of_a_secret() {
         let readiness = Readiness::new();
         let condition = readiness.condition("certificate");
         let store = CertificateStore::new("test", Clock::system(), condition);

@@ -1,4 +1,4 @@
-//! Whose a service account's token is, asked of the API server (TokenReview).
+//! Validates service-account tokens with the TokenReview API.
 
 use std::time::Duration;
 
@@ -12,39 +12,39 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroize;
 
-use crate::failure::Failure;
+use crate::error::Failure;
 
-/// How long the API server may take.
-const LIMIT: Duration = Duration::from_secs(5);
+/// Timeout for a review.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
-/// What the API server says of a token.
+/// The result of a token review.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reviewed {
-    /// Whether it is one of the cluster's, and good now.
+    /// `true` if the token was issued by this cluster and is valid.
     pub authenticated: bool,
-    /// `system:serviceaccount:NAMESPACE:NAME` for a service account's.
+    /// The user name: `system:serviceaccount:NAMESPACE:NAME` for a service account.
     pub username: String,
-    /// Those of the audiences that were asked for which it is meant for. An API server that looks
-    /// at no audience names none.
+    /// The requested audiences that the token is valid for. An API server that does not validate
+    /// audiences reports none.
     pub audiences: Vec<String>,
-    /// The name of the pod that it is bound to.
+    /// The name of the pod that the token is bound to.
     pub pod_name: Option<String>,
-    /// The UID of the pod that it is bound to.
+    /// The UID of the pod that the token is bound to.
     pub pod_uid: Option<String>,
-    /// The node of that pod; API servers before 1.30 don't say it.
+    /// The node of that pod. API servers before 1.30 do not report it.
     pub node_name: Option<String>,
-    /// When it ends, as it says itself; `None`: it is of a kind that doesn't.
+    /// The token's own expiry. `None` for tokens that do not expire.
     pub until: Option<Timestamp>,
 }
 
-/// Asks whose `token` is, for `audience`.
+/// Reviews `token` for `audience`.
 ///
 /// # Errors
-/// A sentence, where the API server doesn't answer or may not be asked.
+/// Returns a message if the API server does not respond or forbids the request.
 pub async fn review(client: Client, token: &str, audience: &str) -> Result<Reviewed, String> {
     let api = Api::<TokenReview>::all(client);
     let mut review = TokenReview {
@@ -55,18 +55,18 @@ pub async fn review(client: Client, token: &str, audience: &str) -> Result<Revie
         ..TokenReview::default()
     };
     let params = PostParams::default();
-    let answer = tokio::time::timeout(LIMIT, api.create(&params, &review)).await;
+    let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&params, &review)).await;
     review.spec.token.zeroize();
     let failed = |failure: Failure| failure.sentence("tokenreviews");
     let mut review = answer
-        .map_err(|_| failed(Failure::no_answer(LIMIT)))?
+        .map_err(|_| failed(Failure::no_answer(REVIEW_TIMEOUT)))?
         .map_err(|error| failed(Failure::of_call(&error)))?;
-    // The API server says it back.
+    // The API server returns the token.
     review.spec.token.zeroize();
     let status = review.status.unwrap_or_default();
     let user = status.user.unwrap_or_default();
     let mut extra = user.extra.unwrap_or_default();
-    // One value each; several would be of something that we don't know.
+    // Each key has one value. Several values would have an unknown meaning.
     let mut single = |key: &str| match extra.remove(key)?.as_slice() {
         [value] => Some(value.clone()),
         _ => None,
@@ -145,7 +145,7 @@ fn claims<C: DeserializeOwned>(token: &str) -> Option<C> {
     serde_json::from_slice(&claims).ok()
 }
 
-/// The end of a token: the API server, which checked it, doesn't say it.
+/// Reads the token's expiry, which the API server validates but does not report.
 fn until(token: &str) -> Option<Timestamp> {
     #[derive(Deserialize)]
     struct Claims {
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_says_when_it_ends() {
+    fn expiry_is_read_from_the_token() {
         let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
         let then = "2026-01-01T00:00:00Z".parse().unwrap();
         assert_eq!(until(&token(r#"{"exp":1767225600,"iss":"x"}"#)), Some(then));
@@ -176,9 +176,9 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_whose_it_is() {
+    fn claims_are_read_from_the_token() {
         let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
-        // As kube-apiserver 1.36 makes them.
+        // As issued by kube-apiserver 1.36.
         let whole = r#"{"aud":["rolegate"],"exp":1767225600,"iat":1767222000,"iss":"https://kubernetes.default.svc",
             "jti":"x","kubernetes.io":{"namespace":"rolegate-system","node":{"name":"node-1","uid":"n"},
             "pod":{"name":"agent","uid":"u"},"serviceaccount":{"name":"rolegate-agent","uid":"s"}},

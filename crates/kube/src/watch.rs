@@ -1,6 +1,6 @@
-//! Watching one resource for ever: a list, then changes, then, after whatever goes wrong, both
-//! again. The state machine is kube's; here its events become messages, and its errors are counted,
-//! told once each time something changes, and waited out.
+//! Watches one resource indefinitely: a list, then changes and, after any error, both again. The
+//! state machine is kube's. This module turns its events into messages, counts its errors, logs
+//! each once until it changes, and retries.
 
 use std::collections::HashSet;
 use std::fmt::{self, Debug};
@@ -26,25 +26,24 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
-use crate::failure::{Failure, Kind};
-use crate::picture::{PictureAge, Pictures};
-use crate::watchdog::Watchdog;
+use crate::error::{Failure, Kind};
+use crate::freshness::{Freshness, FreshnessSet};
+use crate::watch_status::WatchStatus;
 
-/// How long a streamed list may say nothing before it is taken for a server that ignored the
-/// request for one.
-const STALL: Duration = Duration::from_secs(30);
+/// Time without data after which a server is assumed to ignore the request for a streamed list.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The time for which the first list waits for rules, which determine what to keep.
-const RULES: Duration = Duration::from_secs(5);
+/// Time that the first list waits for rules, which determine what to keep.
+const RULES_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a watch lasts before the API server ends it, seconds, and it is taken up where it was.
-/// This bounds how long a connection that died is not noticed, and how old a picture gets that is
-/// well: bookmarks come each minute on busy clusters, but not on quiet ones.
+/// Timeout of a watch requested from the API server, in seconds, after which the watch is resumed.
+/// It bounds the time until a dead connection is noticed, and the age of a healthy watch: quiet
+/// clusters may not send bookmarks every minute.
 pub(crate) const WATCH_SECONDS: u32 = 150;
 
 type ResourceLabel = [(&'static str, &'static str); 1];
 
-/// What is counted about watches. Cheap to clone; all clones are one.
+/// Metrics of watches. Cloning is cheap; clones share state.
 #[derive(Debug, Clone, Default)]
 pub struct WatchMetrics {
     pub(crate) errors: Family<ResourceLabel, Counter>,
@@ -53,29 +52,29 @@ pub struct WatchMetrics {
 
 impl WatchMetrics {
     /// Registers `kube_watch_errors_total`, `kube_watch_restarts_total` and
-    /// `kube_watch_age_seconds`, each by `resource`: `pods`, `namespaces` and, where they are
-    /// watched, `rolegrants`, `rolegateconfigs`, `configmaps` and `replicated`. Several watches of
-    /// one resource count together; their age is the oldest's.
-    pub fn register(registry: &mut Registry, pictures: &Pictures) -> Self {
+    /// `kube_watch_age_seconds`, each by `resource`: `pods`, `namespaces` and, if watched,
+    /// `rolegrants`, `rolegateconfigs`, `configmaps` and `replicated`. Several watches of one
+    /// resource are counted together; their age is that of the stalest.
+    pub fn register(registry: &mut Registry, freshness: &FreshnessSet) -> Self {
         let metrics = Self::default();
         for resource in ["pods", "namespaces"] {
             metrics.begin(resource);
         }
         registry.register(
             "kube_watch_errors",
-            "Failed lists and watches, each attempt",
+            "Failed attempts to list or watch",
             metrics.errors.clone(),
         );
         registry.register(
             "kube_watch_restarts",
-            "Watches begun again with a whole list",
+            "Watches restarted with a complete list",
             metrics.restarts.clone(),
         );
-        registry.register_collector(Box::new(Ages(pictures.clone())));
+        registry.register_collector(Box::new(Ages(freshness.clone())));
         metrics
     }
 
-    /// Counts are there from the start, as zero.
+    /// Creates the series with the value zero.
     pub(crate) fn begin(&self, resource: &'static str) {
         drop(self.errors.get_or_create(&[("resource", resource)]));
         drop(self.restarts.get_or_create(&[("resource", resource)]));
@@ -83,13 +82,13 @@ impl WatchMetrics {
 }
 
 #[derive(Debug)]
-struct Ages(Pictures);
+struct Ages(FreshnessSet);
 
 impl Collector for Ages {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut family = encoder.encode_descriptor(
             "kube_watch_age",
-            "Time since the API server was last heard on the watch, bookmarks included",
+            "Time since the API server last sent data on the watch, including bookmarks",
             Some(&Unit::Seconds),
             MetricType::Gauge,
         )?;
@@ -101,30 +100,30 @@ impl Collector for Ages {
     }
 }
 
-/// Where a watch tells how it goes.
+/// The destination of a watch's status.
 #[derive(Debug, Clone)]
-pub struct Reporting {
-    /// Counts.
+pub struct WatchObserver {
+    /// The metrics.
     pub metrics: WatchMetrics,
-    /// Fails until the first snapshot; noted while the watch fails later on.
+    /// Fails until the first snapshot; carries a note while the watch fails later.
     pub condition: Condition,
 }
 
-/// One resource to be watched, and what becomes of its objects.
+/// A watched resource and the handling of its objects.
 pub(crate) struct Source<K, P, W, T, M> {
     pub(crate) api: Api<K>,
     pub(crate) config: watcher::Config,
-    /// Turns an object into what is sent, or drops it.
+    /// Converts an object, or drops it.
     pub(crate) parse: P,
-    /// Turns a change into a message.
+    /// Converts a change into a message.
     pub(crate) wrap: W,
-    pub(crate) picture: PictureAge,
-    /// Failures that aren't waited out but end the watch.
+    pub(crate) freshness: Freshness,
+    /// Returns `true` for errors that end the watch instead of being retried.
     pub(crate) ends_on: fn(Kind) -> bool,
-    /// Reports a list after a gap one object at a time; if `None`, as a whole, like the first one.
+    /// Reports a list after a gap one object at a time. `None`: as a whole, like the first list.
     pub(crate) relist: Option<Relist<T, M>>,
-    /// The bound on a list that is reported as a whole.
-    pub(crate) most: Option<Most<T>>,
+    /// The size limit of a list that is reported as a whole.
+    pub(crate) size_limit: Option<SizeLimit<T>>,
     /// The parts of objects to keep, if they depend on the rules.
     pub(crate) kept: Option<Kept>,
 }
@@ -134,23 +133,23 @@ pub(crate) struct Source<K, P, W, T, M> {
 pub(crate) struct Relist<T, M> {
     /// The object's identity.
     pub(crate) identity: fn(&T) -> &Arc<str>,
-    /// Returns whether an object is reported; otherwise it is treated as deleted.
-    pub(crate) is_told: fn(&T) -> bool,
-    /// Makes a message of all there are.
+    /// Returns `true` if the object is reported; otherwise it is treated as deleted.
+    pub(crate) is_reported: fn(&T) -> bool,
+    /// Creates the message with the identities of all existing objects.
     pub(crate) retain: fn(HashSet<Arc<str>>) -> M,
 }
 
-/// A bound on the bytes of a list that is reported as a whole.
-pub(crate) struct Most<T> {
-    /// So many bytes of all objects.
+/// The size limit of a list that is reported as a whole.
+pub(crate) struct SizeLimit<T> {
+    /// Maximum size of all objects, in bytes.
     pub(crate) bytes: usize,
-    /// The bytes of an object.
+    /// Returns the size of an object, in bytes.
     pub(crate) of: fn(&T) -> usize,
-    /// Drops the parts that use the bytes, if the bound is exceeded.
+    /// Drops the large parts of an object once the limit is exceeded.
     pub(crate) leave_out: fn(&mut T),
 }
 
-/// The parts of objects that rules read, and that are therefore kept.
+/// The parts of objects that rules read and that are therefore kept.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
     wanted: watch::Receiver<Option<Needs>>,
@@ -170,19 +169,19 @@ impl Kept {
         self.now.load_full()
     }
 
-    /// Takes what rules read now for what is kept from here on. The first time it waits a moment for
-    /// rules, or everything would be read twice.
+    /// Applies the current needs of the rules to objects read from here on. The first call waits
+    /// briefly for rules, to avoid reading everything twice.
     async fn begin(&self) {
         let mut wanted = self.wanted.clone();
         let known = wanted.wait_for(Option::is_some);
-        if let Ok(Ok(needs)) = tokio::time::timeout(RULES, known).await
+        if let Ok(Ok(needs)) = tokio::time::timeout(RULES_TIMEOUT, known).await
             && let Some(needs) = &*needs
         {
             self.now.store(Arc::new(needs.clone()));
         }
     }
 
-    /// Returns when rules read more than is kept: all objects have to be read again.
+    /// Waits until rules read more than is kept, which requires a new list.
     async fn outgrown(&self) {
         let more = |needs: &Option<Needs>| {
             let now = self.now.load();
@@ -194,36 +193,36 @@ impl Kept {
     }
 }
 
-/// What ends a watch.
+/// The reason why a watch ended.
 enum End {
-    /// Nobody listens any more.
+    /// The receiver is closed.
     Closed,
-    /// Only a new list helps.
+    /// A new list is needed.
     Again,
-    /// This server has no streamed lists.
+    /// The server does not support streamed lists.
     NoStreaming,
-    /// A failure that isn't waited out.
+    /// An error that is not retried.
     Failed(Failure),
 }
 
-/// Every failure is waited out.
+/// Retries every error.
 pub(crate) fn never(_: Kind) -> bool {
     false
 }
 
-/// The usual configuration of a watch: lists in pages, and an end now and then.
+/// Returns the default configuration of a watch: paged lists and a timeout.
 pub(crate) fn usual() -> watcher::Config {
     watcher::Config::default()
         .page_size(500)
         .timeout(WATCH_SECONDS)
 }
 
-/// A list that has begun.
+/// A list in progress.
 enum Listing<T> {
-    /// All of it, reported at once, and its bytes if these are bounded.
+    /// The objects of a list that is reported as a whole, and their size if it is limited.
     Whole(Vec<T>, usize),
-    /// Objects of the list that were already reported.
-    Told(HashSet<Arc<str>>),
+    /// Identities of the objects that were already reported.
+    Reported(HashSet<Arc<str>>),
 }
 
 impl<K, P, W, T, M> Source<K, P, W, T, M>
@@ -232,7 +231,7 @@ where
     P: Fn(K) -> Option<T>,
     W: Fn(Change<T>) -> M,
 {
-    /// A watch of all objects that `api` makes of a client, in a picture of its own.
+    /// Creates a watch of all objects that `api` selects, with a freshness of its own.
     pub(crate) fn another(
         resource: &'static str,
         connection: &Connection,
@@ -240,37 +239,37 @@ where
         parse: P,
         wrap: W,
     ) -> Self {
-        let picture = connection.pictures().another(resource);
-        Self::within(picture, connection, api, parse, wrap)
+        let freshness = connection.freshness().another(resource);
+        Self::within(freshness, connection, api, parse, wrap)
     }
 
-    /// A watch of all objects that `api` creates from a client, tracked in `picture`. A restarted
-    /// watch keeps its picture: the age is that of its last message, not of the last attempt.
+    /// Creates a watch of all objects that `api` selects, tracked in `freshness`. A restarted watch
+    /// keeps its freshness: the age is that of its last message, not of the last attempt.
     pub(crate) fn within(
-        picture: PictureAge,
+        freshness: Freshness,
         connection: &Connection,
         api: impl FnOnce(Client) -> Api<K>,
         parse: P,
         wrap: W,
     ) -> Self {
         Self {
-            api: api(connection.watching(&picture)),
+            api: api(connection.watching(&freshness)),
             config: usual(),
             parse,
             wrap,
-            picture,
+            freshness,
             ends_on: never,
             relist: None,
-            most: None,
+            size_limit: None,
             kept: None,
         }
     }
 
-    /// Watches until nobody listens to `messages`, or until a failure that ends the watch, which is
-    /// returned and not told.
+    /// Watches until `messages` is closed, or until an error that ends the watch. That error is
+    /// returned and not reported.
     pub(crate) async fn run(
         &self,
-        health: &mut Watchdog,
+        health: &mut WatchStatus,
         messages: &mpsc::Sender<M>,
     ) -> Option<Failure> {
         let mut config = self.config.clone().streaming_lists();
@@ -300,7 +299,7 @@ where
                 End::Again => {}
                 End::NoStreaming => {
                     let resource = health.resource();
-                    tracing::debug!(resource, "no streamed lists here, listing");
+                    tracing::debug!(resource, "the API server does not stream lists, listing");
                     config.initial_list_strategy = InitialListStrategy::ListWatch;
                 }
                 End::Failed(failure) => return Some(failure),
@@ -308,39 +307,41 @@ where
         }
     }
 
-    /// The report of an object's change, or `None` if it isn't reported.
+    /// Returns the report of an object's change, or `None` if it is not reported.
     fn change(&self, object: K) -> Option<Change<T>> {
         let object = (self.parse)(object)?;
-        let is_told = self.relist.as_ref().map(|relist| relist.is_told);
-        Some(match is_told.is_none_or(|is_told| is_told(&object)) {
-            true => Change::Apply(object),
-            false => Change::Delete(object),
-        })
+        let is_reported = self.relist.as_ref().map(|relist| relist.is_reported);
+        Some(
+            match is_reported.is_none_or(|is_reported| is_reported(&object)) {
+                true => Change::Apply(object),
+                false => Change::Delete(object),
+            },
+        )
     }
 
-    /// Takes one more object into a list; returns whether anybody listens.
+    /// Adds an object to a list. Returns `false` if the receiver is closed.
     async fn list(&self, listing: &mut Listing<T>, object: K, messages: &mpsc::Sender<M>) -> bool {
         let Some(Change::Apply(object)) = self.change(object) else {
             return true;
         };
         match (listing, &self.relist) {
-            (Listing::Told(told), Some(relist)) => {
+            (Listing::Reported(told), Some(relist)) => {
                 told.insert((relist.identity)(&object).clone());
                 let message = (self.wrap)(Change::Apply(object));
                 messages.send(message).await.is_ok()
             }
             (Listing::Whole(all, bytes), _) => {
                 let mut object = object;
-                if let Some(most) = &self.most {
-                    *bytes += (most.of)(&object);
-                    if *bytes > most.bytes {
-                        (most.leave_out)(&mut object);
+                if let Some(size_limit) = &self.size_limit {
+                    *bytes += (size_limit.of)(&object);
+                    if *bytes > size_limit.bytes {
+                        (size_limit.leave_out)(&mut object);
                     }
                 }
                 all.push(object);
                 true
             }
-            (Listing::Told(_), None) => true,
+            (Listing::Reported(_), None) => true,
         }
     }
 
@@ -348,7 +349,7 @@ where
         &self,
         config: &watcher::Config,
         loaded: &mut bool,
-        health: &mut Watchdog,
+        health: &mut WatchStatus,
         messages: &mpsc::Sender<M>,
     ) -> End {
         let streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
@@ -357,13 +358,13 @@ where
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
-                // A watch that was resumed says nothing until something happens; that the server
-                // is heard is enough to know that all is well.
-                () = self.picture.heard(), if health.is_failing() && listing.is_none() => {
+                // A resumed watch is silent until something happens, so any received data shows
+                // that it is healthy.
+                () = self.freshness.heard(), if health.is_failing() && listing.is_none() => {
                     health.recovered();
                     continue;
                 }
-                () = tokio::time::sleep(STALL), if streaming && listing.is_some() => {
+                () = tokio::time::sleep(STALL_TIMEOUT), if streaming && listing.is_some() => {
                     return End::NoStreaming;
                 }
             };
@@ -371,7 +372,7 @@ where
                 None => return End::Again,
                 Some(Ok(Event::Init)) => {
                     listing = Some(match *loaded && self.relist.is_some() {
-                        true => Listing::Told(HashSet::new()),
+                        true => Listing::Reported(HashSet::new()),
                         false => Listing::Whole(Vec::new(), 0),
                     });
                     continue;
@@ -388,11 +389,11 @@ where
                     let Some(all) = listing.take() else {
                         return End::Again;
                     };
-                    // A list says as much as a watch.
-                    self.picture.touch();
+                    // A list proves freshness as a watch does.
+                    self.freshness.touch();
                     let all = match (all, &self.relist) {
-                        (Listing::Told(told), Some(relist)) => (relist.retain)(told),
-                        (Listing::Told(_), None) => return End::Again,
+                        (Listing::Reported(told), Some(relist)) => (relist.retain)(told),
+                        (Listing::Reported(_), None) => return End::Again,
                         (Listing::Whole(all, _), _) => (self.wrap)(Change::Snapshot(all)),
                     };
                     if messages.send(all).await.is_err() {
@@ -400,7 +401,7 @@ where
                     }
                     *loaded = true;
                     health.loaded();
-                    // After a list by itself the watch has yet to work.
+                    // After a plain list the watch has yet to succeed.
                     if streaming {
                         health.recovered();
                     }
@@ -417,7 +418,7 @@ where
                         return End::Failed(failure);
                     }
                     tokio::time::sleep(health.failed(&failure)).await;
-                    // Half a list is none: it must never pass for all there is.
+                    // A partial list must never pass for a complete one.
                     if failure.gap || listing.is_some() {
                         return End::Again;
                     }

@@ -1,11 +1,11 @@
-//! Pods as workloads.
+//! Watches pods and converts them to workloads.
 
 use std::net::IpAddr;
 
 use kube::Api;
 use kube::core::ObjectMeta;
 use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
-use rolegate_core::key_values::KeyValues;
+use rolegate_core::labels::Labels;
 use rolegate_core::needs::{Keys, Needs};
 use rolegate_core::workload::{Phase, Update, Workload};
 use serde::Deserialize;
@@ -14,17 +14,17 @@ use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
 use crate::objects::{Pod, labels};
-use crate::watch::{Kept, Relist, Reporting, Source, never, usual};
-use crate::watchdog::Watchdog;
+use crate::watch::{Kept, Relist, Source, WatchObserver, never, usual};
+use crate::watch_status::WatchStatus;
 
-/// Whose pods are watched.
+/// The pods to watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// Those bound to one node.
+    /// Pods bound to one node.
     Node(String),
-    /// Those whose `status.hostIP` is this one, out of all that the API server sends.
+    /// Pods with this `status.hostIP`, filtered from all pods of the cluster.
     Host(IpAddr),
-    /// All of the cluster.
+    /// All pods of the cluster.
     Cluster,
 }
 
@@ -37,12 +37,12 @@ pub async fn watch_pods(
     scope: &Scope,
     keys: AnnotationKeys,
     needs: watch::Receiver<Option<Needs>>,
-    reporting: Reporting,
+    observer: WatchObserver,
     updates: mpsc::Sender<Update>,
 ) {
     let config = match scope {
-        // The API server answers this from an index in memory. Without `any_semantic` an older one
-        // would read every pod of the cluster from etcd to find them.
+        // The API server serves this from an in-memory index. Without `any_semantic`, an older one
+        // would read every pod of the cluster from etcd.
         Scope::Node(node) => usual()
             .fields(&format!("spec.nodeName={node}"))
             .any_semantic(),
@@ -52,13 +52,13 @@ pub async fn watch_pods(
         Scope::Host(address) => Some(address.to_canonical()),
         Scope::Node(_) | Scope::Cluster => None,
     };
-    // Of the cluster's, addresses of nodes are looked at too.
+    // Addresses of nodes are needed for the whole cluster only.
     let of_cluster = *scope == Scope::Cluster;
     let kept = Kept::new(needs);
     let now = kept.clone();
-    let picture = connection.pictures().pods.clone();
+    let freshness = connection.freshness().pods.clone();
     let source = Source {
-        api: Api::<Pod>::all(connection.watching(&picture)),
+        api: Api::<Pod>::all(connection.watching(&freshness)),
         config,
         parse: move |pod: Pod| {
             let elsewhere = host.is_some_and(|host| pod.status.host() != Some(host));
@@ -72,31 +72,31 @@ pub async fn watch_pods(
             Some(pod)
         },
         wrap: Update::Workloads,
-        picture,
+        freshness,
         ends_on: never,
         relist: Some(Relist {
             identity: |pod: &Workload| &pod.uid,
-            is_told: Workload::may_run,
+            is_reported: Workload::may_run,
             retain: Update::RetainWorkloads,
         }),
-        most: None,
+        size_limit: None,
         kept: Some(kept),
     };
-    let mut health = Watchdog::new("pods", "pods", "", reporting);
+    let mut health = WatchStatus::new("pods", "pods", "", observer);
     source.run(&mut health, &updates).await;
 }
 
-/// A pod from its document.
+/// Parses a pod.
 ///
 /// # Errors
-/// A sentence that says what is malformed.
+/// Returns a message if the document is malformed.
 pub fn read(document: &Value, keys: &AnnotationKeys) -> Result<Workload, String> {
     let pod = Pod::deserialize(document).map_err(|error| error.to_string())?;
     workload(pod, keys, &Needs::everything())
         .ok_or_else(|| "it has no metadata.name, namespace or uid".into())
 }
 
-/// A pod, trimmed; `None` for one without name or UID, which no API server sends.
+/// Trims a pod. `None` for one without name or UID, which no API server sends.
 fn workload(pod: Pod, keys: &AnnotationKeys, needs: &Needs) -> Option<Workload> {
     let addresses = addresses(&pod);
     let labels = labels(&pod.metadata, &needs.pod_labels);
@@ -138,17 +138,18 @@ fn workload(pod: Pod, keys: &AnnotationKeys, needs: &Needs) -> Option<Workload> 
     })
 }
 
-/// The annotations that rules may read, as far as they do; of the others, of which some are long,
-/// nothing is kept, nor do they count.
-fn annotations(metadata: &ObjectMeta, keys: &AnnotationKeys, needed: &Keys) -> KeyValues {
+/// Returns the annotations that rules read. Others, which may be large, are dropped and not
+/// compared.
+fn annotations(metadata: &ObjectMeta, keys: &AnnotationKeys, needed: &Keys) -> Labels {
     let kept =
         |key: &str| is_kept(key) || [&keys.role, &keys.external_id].iter().any(|k| *k == key);
     let all = metadata.annotations.iter().flatten();
     let all = all.filter(|(key, _)| kept(key));
-    KeyValues::of_object(all.map(|(key, value)| (key, cut(value))), needed)
+    Labels::of_object(all.map(|(key, value)| (key, cut(value))), needed)
 }
 
-/// All addresses of both fields, each once. A kubelet writes these, and not only what is one.
+/// Returns the addresses of both fields without duplicates. The kubelet writes these fields, so
+/// they may contain invalid addresses.
 fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let all = pod.status.pod_ips.iter().flatten().map(|entry| &entry.ip);
     let mut addresses = Vec::new();
@@ -173,14 +174,14 @@ fn skipped(pod: &Pod, address: &str) {
         namespace,
         name,
         address,
-        "a pod's address is no address of a pod, left out"
+        "ignoring invalid IP in pod status"
     );
 }
 
 #[cfg(test)]
 mod tests {
     use rolegate_core::annotation::ROLE;
-    use rolegate_core::workload::Wish;
+    use rolegate_core::workload::RoleRequest;
     use serde_json::json;
 
     use super::*;
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_kept_whole_and_annotations_that_rules_may_read_where_they_read_all() {
+    fn only_labels_and_readable_annotations_are_kept() {
         let keys = AnnotationKeys {
             role: "example.com/role".into(),
             ..AnnotationKeys::default()
@@ -267,12 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_not_invented() {
+    fn missing_fields_stay_missing() {
         let workload = parse(json!({"metadata": {"namespace": "a", "name": "b", "uid": "c"}}));
         assert_eq!(workload.phase, Phase::Pending);
         assert_eq!(&*workload.service_account, "default");
         assert!(workload.addresses.is_empty() && workload.node.is_none());
-        assert_eq!(workload.wish, Wish::default());
+        assert_eq!(workload.wish, RoleRequest::default());
         let nulls = parse(pod(
             json!(null),
             json!({"phase": null, "podIPs": null, "podIP": null}),
@@ -287,11 +288,11 @@ mod tests {
             assert_eq!(workload.wish.role.as_deref(), Some(""), "{empty:?}");
         }
         let others = json!({"iam.amazonaws.com/external-id": " ", "unrelated": ""});
-        assert_eq!(parse(pod(others, json!({}))).wish, Wish::default());
+        assert_eq!(parse(pod(others, json!({}))).wish, RoleRequest::default());
     }
 
     #[test]
-    fn addresses_that_are_none_are_left_out() {
+    fn invalid_addresses_are_ignored() {
         let ips = [
             "10.0.0.1",
             "nonsense",

@@ -1,26 +1,26 @@
-//! What an answer rests on: the rules in force, where they come from, and what is not known of them.
+//! The rules behind an answer: those in force, their sources, and their unknown parts.
 
 use std::fmt::{self, Display, Write};
 
 use rolegate_core::config::Modes;
-use rolegate_core::rulebook::RuleSource;
+use rolegate_core::rule_set_builder::RuleSource;
 use serde::Serialize;
 
 use crate::text::{FAINT, TITLE, WARN, plain};
 
-/// The rules in force; as JSON it is the field `rules` of every answer.
+/// The rules in force. As JSON it is the field `rules` of every answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Basis {
-    /// Where the configuration of the rules comes from.
+    /// The source of the rules' configuration.
     pub source: Source,
-    /// Flags of the command that count beside or instead of it, by name.
+    /// Flags of the command that apply in addition to it or instead of it, by name.
     pub flags: Vec<String>,
-    /// The base ARN that completes role names; `None` where it is not known.
+    /// The base ARN that completes role names; `None` if unknown.
     pub base_role_arn: Option<String>,
     /// The modes of the layers.
     pub layers: LayerModes,
-    /// What is not known of the rules, a sentence each.
+    /// A sentence for each unknown part of the rules.
     pub unknown: Vec<String>,
 }
 
@@ -36,18 +36,18 @@ pub struct LayerModes {
     pub rego: &'static str,
 }
 
-/// Where the configuration of the rules comes from.
+/// The source of the rules' configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind")]
 pub enum Source {
     /// The `RolegateConfig`.
     RolegateConfig {
-        /// Its generation, where it is the cluster's.
+        /// Its generation, if it is from the cluster.
         generation: Option<i64>,
-        /// Its file and line, where it is of a file.
+        /// Its file and line, if it is from a file.
         file: Option<String>,
     },
-    /// The `RolegateConfig` is missing where it must exist: everything is refused.
+    /// The `RolegateConfig` is missing although it is required: everything is denied.
     Missing,
     /// The flags of the processes that decide: agents or brokers.
     Workloads {
@@ -56,7 +56,7 @@ pub enum Source {
     },
     /// The flags of the command.
     Flags,
-    /// Nothing says it: layers are enforced that the files hold rules of.
+    /// No source: the layers that the files contain rules for are enforced.
     Assumed,
 }
 
@@ -106,15 +106,13 @@ impl Display for Source {
                 Ok(())
             }
             Self::Flags => write!(f, "{} of this command", self.of_process()),
-            Self::Assumed => {
-                f.write_str("assumed: layers are enforced that the files hold rules of")
-            }
+            Self::Assumed => f.write_str("assumed: layers with rules in the files are enforced"),
         }
     }
 }
 
 impl Source {
-    /// What a process of the cluster reports as the source of the same rules.
+    /// Returns the source that a process of the cluster with the same rules reports.
     pub fn of_process(&self) -> RuleSource {
         match self {
             Self::RolegateConfig { generation, .. } => RuleSource::RolegateConfig {
@@ -148,7 +146,7 @@ impl Display for LayerModes {
 }
 
 impl Basis {
-    /// The lines that people read, without colours: `name` and value each.
+    /// Returns the lines of the text output without colours, each with a name and a value.
     pub fn rows(&self) -> Vec<(&'static str, String)> {
         let mut rows = vec![("rules", self.source.to_string())];
         if !self.flags.is_empty() {
@@ -159,26 +157,26 @@ impl Basis {
         }
         rows.push(("layers", self.layers.to_string()));
         let base = self.base_role_arn.as_deref();
-        rows.push(("base ARN", base.map_or("not known".into(), plain)));
+        rows.push(("base ARN", base.map_or("unknown".into(), plain)));
         let unknown = self.unknown.iter();
-        rows.extend(unknown.map(|unknown| ("not known", plain(unknown))));
+        rows.extend(unknown.map(|unknown| ("unknown", plain(unknown))));
         rows
     }
 
-    /// The rules in force for people, with ANSI colours. `title` is put above them.
+    /// Formats the rules in force as text with ANSI colours, below `title`.
     pub fn text(&self, title: &str) -> String {
         let mut text = format!("\n{TITLE}{title}{TITLE:#}\n");
         for (name, value) in self.rows() {
-            // A String takes what is written.
+            // Writing into a String cannot fail.
             let _ = match name {
-                "not known" => writeln!(text, "  {WARN}{name:11}{WARN:#} {value}"),
+                "unknown" => writeln!(text, "  {WARN}{name:11}{WARN:#} {value}"),
                 _ => writeln!(text, "  {FAINT}{name:11}{FAINT:#} {value}"),
             };
         }
         text
     }
 
-    /// The rules in force as comments of YAML.
+    /// Formats the rules in force as YAML comments.
     pub fn comments(&self) -> String {
         let rows = self.rows().into_iter();
         rows.map(|(name, value)| format!("# {name:9} {value}\n"))
@@ -195,10 +193,10 @@ mod tests {
     fn basis(source: Source) -> Basis {
         Basis {
             source,
-            flags: vec!["--own-role".into()],
+            flags: vec!["--reserved-role".into()],
             base_role_arn: None,
             layers: Modes::default().into(),
-            unknown: vec!["agents find\nit out".into()],
+            unknown: vec!["agents discover\nit".into()],
         }
     }
 
@@ -216,10 +214,10 @@ mod tests {
         let text = flags.comments();
         for part in [
             "# rules     flags of DaemonSet rolegate-system/rolegate-agent, generation 3\n",
-            "with --own-role of this command\n",
+            "with --reserved-role of this command\n",
             "# layers    namespace=enforce grants=off rego=off\n",
-            "# base ARN  not known\n",
-            "# not known agents find\\u{a}it out\n",
+            "# base ARN  unknown\n",
+            "# unknown   agents discover\\u{a}it\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -242,7 +240,7 @@ mod tests {
             config(None, Some("a.yaml:3")).to_string(),
             "RolegateConfig cluster of a.yaml:3"
         );
-        // A process that misses it says the same.
+        // A process without the required configuration reports the same.
         assert_eq!(Source::Missing.to_string(), RuleSource::Missing.to_string());
         let value = serde_json::to_value(basis(Source::Missing)).unwrap();
         assert_eq!(value["source"], json!({"kind": "Missing"}));

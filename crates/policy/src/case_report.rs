@@ -1,4 +1,4 @@
-//! Results case by case as the formats that CI systems read: JUnit's XML and TAP 13.
+//! Test results in the formats of CI systems: JUnit XML and TAP 13.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use aws_smithy_xml::encode::{ScopeWriter, XmlWriter};
 
 use crate::text::plain;
 
-/// Cases that belong together, such as those of one file.
+/// A group of cases, such as those of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Suite {
     /// Its name, such as a file.
@@ -26,29 +26,29 @@ pub struct Case {
     pub line: u64,
     /// The result.
     pub result: CaseResult,
-    /// Remarks about it, a sentence each.
+    /// A sentence for each remark.
     pub remarks: Vec<String>,
 }
 
 /// The result of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CaseResult {
-    /// As it should be.
+    /// The case passed.
     Passed,
-    /// Not as it should be.
+    /// The case failed.
     Failed(Vec<Complaint>),
-    /// It could not be done, for this reason.
+    /// The case could not run, for this reason.
     Errored(String),
-    /// It was not done, for this reason.
+    /// The case was skipped, for this reason.
     Skipped(String),
 }
 
-/// One thing that is not as it should be.
+/// One reason for a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
-    /// The kind of it, such as the layer that refuses.
+    /// Its kind, such as the layer that denied.
     pub kind: String,
-    /// One sentence.
+    /// The message, as one sentence.
     pub message: String,
 }
 
@@ -86,7 +86,7 @@ impl Counts {
     }
 }
 
-/// The suites as JUnit's XML.
+/// Formats the suites as JUnit XML.
 pub fn junit(name: &str, suites: &[Suite]) -> String {
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let mut writer = XmlWriter::new(&mut text);
@@ -149,24 +149,24 @@ fn write_case(suite: &mut ScopeWriter<'_, '_>, of: &Suite, case: &Case) {
     }
 }
 
-/// A text on one line without the characters that XML 1.0 has not.
+/// Escapes a text to one line without characters that XML 1.0 does not support.
 fn xml(text: &str) -> String {
     plain(text).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
 }
 
-/// The suites as TAP version 13.
+/// Formats the suites as TAP version 13.
 pub fn tap(suites: &[Suite]) -> String {
     let cases = || suites.iter().flat_map(|suite| &suite.cases);
     let mut text = format!("TAP version 13\n1..{}\n", cases().count());
     for (number, case) in (1..).zip(cases()) {
-        // A `#` would begin a directive.
+        // A `#` would start a directive.
         let name = plain(&case.name).replace('\\', "\\\\").replace('#', "\\#");
         let (word, directive) = match &case.result {
             CaseResult::Passed => ("ok", String::new()),
             CaseResult::Skipped(why) => ("ok", format!(" # SKIP {}", plain(why))),
             CaseResult::Failed(_) | CaseResult::Errored(_) => ("not ok", String::new()),
         };
-        // A String takes whatever is written.
+        // Writing into a String cannot fail.
         let _ = writeln!(text, "{word} {number} - {name}{directive}");
         let place = plain(&format!("{}:{}", case.file, case.line));
         let mut remark = |what: &str| {

@@ -1,4 +1,4 @@
-//! Manifests judged as the gate would judge what is done with them.
+//! Validates manifests as admission would.
 
 mod defaults;
 mod hints;
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 pub use rolegate_admission::review::Operation;
-use rolegate_admission::{Fault, GateRules, Outcome, Review, Unseen, judge};
+use rolegate_admission::{NotSynced, Outcome, Review, ValidationRules, Violation, validate};
 use rolegate_core::layer::Mode;
 use serde::Serialize;
 use serde_json::Value;
@@ -20,10 +20,10 @@ pub use hints::foreign;
 use request::{Request, path_steps, review_of};
 pub use request::{is_review, namespace_of};
 
-/// The layer of findings about parts that are not judged or have no effect.
+/// The layer of findings about parts that are not validated or have no effect.
 const CHECK: &str = "check";
 
-/// The requesting user, as the API server would name it.
+/// The requesting user, as the API server would report it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Creator {
     /// The user.
@@ -32,43 +32,43 @@ pub struct Creator {
     pub groups: Vec<String>,
 }
 
-/// An object, and what is done with it.
+/// An object and the operation on it.
 #[derive(Debug, Clone, Copy)]
 pub struct Manifest<'a> {
     /// The file, or `-` for standard input.
     pub file: &'a str,
     /// The object.
     pub document: &'a Document,
-    /// The object as it is, which makes a creation an update.
+    /// The existing object, which makes a creation an update.
     pub old: Option<&'a Value>,
     /// The operation.
     pub operation: Operation,
-    /// Why it could not be used as a rule, where it is one.
+    /// The reason why it would be unusable, if it is a rule.
     pub fault: Option<&'a str>,
 }
 
-/// What was found; as JSON it is what `rolegate policy check -o json` prints.
+/// The report. Its JSON is the output of `rolegate policy check -o json`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// How many objects were judged.
+    /// The number of validated objects.
     pub checked: usize,
-    /// How many of them would be refused.
+    /// The number of denied objects.
     pub refused: usize,
     /// The number of warnings.
     pub warnings: usize,
-    /// Every finding, in the order of the manifests.
+    /// All findings, in the order of the manifests.
     pub findings: Vec<Finding>,
-    /// Rules of files that can't be used, a sentence each.
+    /// A sentence for each unusable rule in files.
     pub unusable: Vec<String>,
-    /// Notes about the rules and the run as a whole, a sentence each.
+    /// A sentence for each note about the rules and the run as a whole.
     pub notes: Vec<String>,
-    /// All objects that were judged.
+    /// All validated objects.
     #[serde(skip)]
     pub objects: Vec<Checked>,
 }
 
-/// An object that was judged.
+/// A validated object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
     /// The file.
@@ -81,49 +81,49 @@ pub struct Checked {
     pub findings: std::ops::Range<usize>,
 }
 
-/// One fault of one object, or something worth knowing of it.
+/// A finding about one object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// Whether it refuses the object.
+    /// The severity.
     pub level: Level,
     /// The file.
     pub file: String,
     /// The line in the file, from 1.
     pub line: u64,
-    /// The template that Helm made the object from, where it says so.
+    /// The template from which Helm rendered the object, if known.
     pub template: Option<String>,
     /// The object's kind.
     pub kind: String,
-    /// The object's namespace; empty for objects of the cluster.
+    /// The object's namespace; empty for cluster-scoped objects.
     pub namespace: String,
     /// The object's name.
     pub name: String,
-    /// The place in the object; empty for all of it.
+    /// The path of the field in the object; empty for the whole object.
     pub path: String,
-    /// The source of the refusal: a layer of the rules, or `request`, `own-role`, `rules`, `guard`;
-    /// `check` for objects that are not judged or have no effect.
+    /// The source of the denial: a layer of the rules, or `request`, `reserved-role`, `rules`,
+    /// `guard`; `check` for parts that are not validated or have no effect.
     pub layer: String,
     /// The rule in that layer.
     pub rule: String,
-    /// What is refused, and what would be allowed.
+    /// The denial, and what would be allowed.
     pub message: String,
 }
 
-/// How much a finding counts.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// The object would be refused.
+    /// The object would be denied.
     Error,
-    /// A layer in audit mode would refuse it, or part of it is not judged or has no effect.
+    /// A layer in audit mode would deny it, or part of it is not validated or has no effect.
     Warning,
-    /// It is worth knowing.
+    /// Information.
     Note,
 }
 
 impl Level {
-    /// The word for it.
+    /// Returns its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -133,13 +133,13 @@ impl Level {
     }
 }
 
-/// The AdmissionReview of the creation of `object`, in `namespace` where it names none.
+/// Returns the AdmissionReview of the creation of `object`, in `namespace` if it names none.
 pub fn creation_of(object: &Value, creator: &Creator, namespace: &str) -> Value {
     review_of(object, None, Operation::Create, creator, namespace).body
 }
 
-/// An object as the API server would keep it: in its namespace, null in maps of texts as an empty
-/// text, and the most common defaults filled in.
+/// Returns an object as the API server would store it: in its namespace, with null in string maps
+/// as an empty string, and with the most common defaults.
 pub fn completed(object: &Value, namespace: &str) -> Value {
     let creator = Creator {
         user: String::new(),
@@ -150,7 +150,7 @@ pub fn completed(object: &Value, namespace: &str) -> Value {
     completed.unwrap_or_default()
 }
 
-/// Objects as they are, found by those that change them.
+/// Existing objects, indexed for updates.
 #[derive(Debug, Default)]
 pub struct Existing<'a>(HashMap<Key, &'a Value>);
 
@@ -158,7 +158,7 @@ pub struct Existing<'a>(HashMap<Key, &'a Value>);
 type Key = [String; 4];
 
 impl<'a> Existing<'a> {
-    /// Of objects; those that name no namespace are in `namespace`.
+    /// Indexes objects. Those without a namespace are in `namespace`.
     pub fn of(objects: impl IntoIterator<Item = &'a Value>, namespace: &str) -> Self {
         let objects = objects.into_iter();
         Self(
@@ -168,7 +168,7 @@ impl<'a> Existing<'a> {
         )
     }
 
-    /// The object that is there where `object` would be.
+    /// Returns the existing object with the identity of `object`.
     pub fn beside(&self, object: &Value, namespace: &str) -> Option<&'a Value> {
         self.0.get(&key(object, namespace)).copied()
     }
@@ -193,10 +193,10 @@ fn key(object: &Value, namespace: &str) -> Key {
     .map(str::to_owned)
 }
 
-/// Judges each object as if `creator` did with it what is done. Objects without a namespace are in
+/// Validates the operation of `creator` on each object. Objects without a namespace are in
 /// `namespace`.
 pub fn check<'a>(
-    rules: &GateRules<'_>,
+    rules: &ValidationRules<'_>,
     manifests: impl IntoIterator<Item = Manifest<'a>>,
     creator: &Creator,
     namespace: &str,
@@ -227,12 +227,12 @@ fn request_of(manifest: Manifest<'_>, creator: &Creator, namespace: &str) -> Req
     review_of(object, manifest.old, manifest.operation, creator, namespace)
 }
 
-/// The gate's verdict on an object.
+/// Returns admission's verdict on an object.
 ///
 /// # Errors
-/// Returns an error if the object is not a readable request.
+/// Returns an error if the object is not a valid request.
 pub(crate) fn judged(
-    rules: &GateRules<'_>,
+    rules: &ValidationRules<'_>,
     manifest: Manifest<'_>,
     creator: &Creator,
     namespace: &str,
@@ -242,23 +242,23 @@ pub(crate) fn judged(
 }
 
 fn judge_request(
-    rules: &GateRules<'_>,
+    rules: &ValidationRules<'_>,
     request: &Request,
     now: Timestamp,
 ) -> Result<Outcome, String> {
     let body = request.body.to_string();
     let review = Review::parse(body.as_bytes()).map_err(|error| error.to_string())?;
-    Ok(judge(rules, &review, now))
+    Ok(validate(rules, &review, now))
 }
 
 fn check_one(
-    rules: &GateRules<'_>,
+    rules: &ValidationRules<'_>,
     manifest: Manifest<'_>,
     request: &Request,
     now: Timestamp,
 ) -> Vec<Finding> {
     let Manifest { file, document, .. } = manifest;
-    let finding = |level, fault: &Fault| {
+    let finding = |level, fault: &Violation| {
         let steps = path_steps(&fault.path);
         let prefix = request.prefix.iter().copied();
         Finding {
@@ -278,11 +278,11 @@ fn check_one(
     let mut found: Vec<Finding>;
     match judge_request(rules, request, now) {
         Err(why) => {
-            let fault = Fault::new("", "request", "malformed object", &why);
+            let fault = Violation::new("", "request", "malformed object", &why);
             found = vec![finding(Level::Error, &fault)];
         }
         Ok(outcome) => {
-            let faults = outcome.faults.iter();
+            let faults = outcome.violations.iter();
             found = faults.map(|fault| finding(Level::Error, fault)).collect();
             if let Some(unseen) = &outcome.undecided {
                 let fault = undecided(unseen);
@@ -304,52 +304,53 @@ fn check_one(
     };
     for hint in hints {
         let path = written(&hint.steps);
-        let fault = Fault::new(&path, CHECK, hint.rule, &hint.message);
+        let fault = Violation::new(&path, CHECK, hint.rule, &hint.message);
         found.push(finding(hint.level, &fault));
     }
     if let Some(why) = manifest.fault {
-        let fault = Fault::new("", CHECK, "unusable rule", why);
+        let fault = Violation::new("", CHECK, "unusable rule", why);
         found.push(finding(Level::Error, &fault));
     }
     if let Some(why) = not_asked(rules, request) {
-        let fault = Fault::new("", CHECK, "not judged", why);
+        let fault = Violation::new("", CHECK, "not validated", why);
         found.push(finding(Level::Note, &fault));
     }
     if document.repeats_key {
-        let message = "an object in this JSON has a key twice: the last one counts, as for kubectl";
-        let fault = Fault::new("", CHECK, "repeated key", message);
+        let message =
+            "an object in this JSON has a duplicate key: the last one counts, as in kubectl";
+        let fault = Violation::new("", CHECK, "repeated key", message);
         found.push(finding(Level::Warning, &fault));
     }
     found
 }
 
-/// Why no policy is asked about a request, where policies are on.
-fn not_asked(rules: &GateRules<'_>, request: &Request) -> Option<&'static str> {
+/// Returns the reason why no policy is evaluated for a request, if policies are enabled.
+fn not_asked(rules: &ValidationRules<'_>, request: &Request) -> Option<&'static str> {
     if rules.config.modes.rego == Mode::Off {
         return None;
     }
     let text = |pointer| request.body.pointer(pointer).and_then(Value::as_str);
     match (text("/request/operation"), text("/request/subResource")) {
         (Some("DELETE" | "CONNECT"), _) => {
-            Some("policies are not asked about deletions and CONNECT")
+            Some("policies are not evaluated for deletions and CONNECT")
         }
         (_, None | Some("" | "ephemeralcontainers")) => None,
-        _ => Some("policies are not asked about subresources but ephemeralcontainers"),
+        _ => Some("policies are not evaluated for subresources other than ephemeralcontainers"),
     }
 }
 
-fn undecided(unseen: &Unseen) -> Fault {
+fn undecided(unseen: &NotSynced) -> Violation {
     let reason = match unseen {
-        Unseen::Namespace(name) => format!(
-            "namespace {name} is in neither the rules nor the manifests, so nothing can be said: \
+        NotSynced::Namespace(name) => format!(
+            "namespace {name} is in neither the rules nor the manifests, so there is no verdict: \
              add it to one of them"
         ),
-        Unseen::Rules(sentence) => (*sentence).to_owned(),
+        NotSynced::Rules(sentence) => (*sentence).to_owned(),
     };
-    Fault::new("metadata.namespace", "rules", "unknown namespace", &reason)
+    Violation::new("metadata.namespace", "rules", "unknown namespace", &reason)
 }
 
-/// Steps as the path that messages name: `spec.list[0].annotations[example.com/key]`.
+/// Formats steps as the path in messages: `spec.list[0].annotations[example.com/key]`.
 fn written(steps: &[String]) -> String {
     let mut path = String::new();
     for step in steps {

@@ -1,7 +1,7 @@
-//! The annotations of kube2iam and kiam on namespaces, as grants.
+//! Converts the namespace annotations of kube2iam and kiam into grants.
 //!
-//! A converted grant never allows what the annotation did not. What cannot be said as a glob is
-//! left out and told.
+//! A converted grant never allows more than the annotation did. Patterns without an equivalent glob
+//! are omitted with a note.
 
 mod globs;
 mod regexp;
@@ -21,49 +21,49 @@ use crate::document::{self, Names, is_plain_name};
 use crate::text::count;
 use globs::{contains, intersection, rooted, rooted_arn};
 
-/// What is converted, and how it is read.
+/// The input of a conversion.
 #[derive(Debug, Clone, Copy)]
 pub struct Conversion<'a> {
     /// The namespaces with their annotations.
     pub namespaces: &'a [Namespace],
     /// Pods, whose external IDs grants must list.
     pub workloads: &'a [Workload],
-    /// What completes bare role names.
+    /// The base ARN that completes bare role names.
     pub base: Option<&'a BaseArn>,
-    /// How `allowed-roles` are written.
+    /// The format of `allowed-roles`.
     pub format: PatternFormat,
-    /// Whether namespaces without annotations allow every role.
+    /// True if namespaces without annotations allow every role.
     pub allow_unannotated: bool,
-    /// Names that grants have already.
+    /// Names of existing grants.
     pub taken: &'a [&'a str],
 }
 
-/// The grants, by namespace, and what could not be converted.
+/// The grants by namespace, and the omitted patterns.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Converted {
-    /// One namespace after the other.
+    /// The namespaces in order.
     pub namespaces: Vec<ConvertedNamespace>,
 }
 
-/// What became of one namespace's annotations.
+/// The conversion of one namespace's annotations.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ConvertedNamespace {
     /// The namespace.
     pub name: String,
-    /// The grants; more than one where a list would be too long.
+    /// The grants; several if a list would be too long.
     pub grants: Vec<Grant>,
-    /// What is different from the annotations, a sentence each.
+    /// A sentence for each difference from the annotations.
     pub notes: Vec<String>,
 }
 
-/// Globs, written as in grants, and what could not be said so.
+/// Globs in the format of grants, and notes about omitted patterns.
 #[derive(Debug, Default)]
 struct Roles {
     globs: BTreeSet<String>,
     notes: Vec<String>,
 }
 
-/// Converts what the annotations allow.
+/// Converts the annotations.
 pub fn convert(conversion: &Conversion<'_>) -> Converted {
     let mut names = Names::taken(conversion.taken.iter().copied());
     let sorted: BTreeMap<_, _> = conversion
@@ -101,7 +101,7 @@ fn one(
             Ok(_) => read(namespace, conversion),
             Err(broken) => Roles {
                 notes: vec![format!(
-                    "it cannot be read, {broken}; it allows nothing now"
+                    "it cannot be parsed, {broken}; it allows nothing at present"
                 )],
                 ..Roles::default()
             },
@@ -117,7 +117,7 @@ fn one(
     let Some(roles) = found else {
         if conversion.allow_unannotated {
             converted.notes.push(
-                "it has no annotation and so allows every role: that is not made a grant; `rolegate \
+                "it has no annotation and so allows every role, which does not become a grant; `rolegate \
                  policy suggest` lists what its pods use"
                     .into(),
             );
@@ -127,7 +127,7 @@ fn one(
     };
     converted.notes = roles.notes;
     if !is_plain_name(&namespace.name) {
-        let note = "its name is none that Kubernetes takes";
+        let note = "its name is not valid in Kubernetes";
         converted.notes.push(note.into());
         return Some(converted);
     }
@@ -135,14 +135,13 @@ fn one(
     if globs.is_empty() {
         converted
             .notes
-            .push("no role is left, so there is no grant".into());
+            .push("no role remains, so there is no grant".into());
         return Some(converted);
     }
     if globs.iter().any(|glob| glob.starts_with("arn:*")) {
-        converted.notes.push(
-            "it allows roles of every account: write the account's ARN instead, if only that is meant"
-                .into(),
-        );
+        converted
+            .notes
+            .push("it allows roles of every account: use the account's ARN to limit it".into());
     }
     converted.grants = grants(namespace, &globs, conversion, names);
     Some(converted)
@@ -150,7 +149,7 @@ fn one(
 
 type ReadRoles = fn(&Namespace, &Conversion<'_>) -> Roles;
 
-/// kube2iam's list.
+/// Converts kube2iam's list.
 fn allowed(namespace: &Namespace, conversion: &Conversion<'_>) -> Roles {
     let mut roles = Roles::default();
     let list = namespace
@@ -172,7 +171,7 @@ fn allowed(namespace: &Namespace, conversion: &Conversion<'_>) -> Roles {
     roles
 }
 
-/// kiam's expression: on the whole ARN, or on what follows the base.
+/// Converts kiam's expression, which matches the whole ARN or the part after the base.
 fn permitted(namespace: &Namespace, conversion: &Conversion<'_>) -> Roles {
     let mut roles = Roles::default();
     let text = namespace.permitted.as_deref().unwrap_or_default();
@@ -196,7 +195,7 @@ fn permitted(namespace: &Namespace, conversion: &Conversion<'_>) -> Roles {
     roles
 }
 
-/// An expression as kube2iam reads it: one that does not start as an ARN follows the base.
+/// Converts an expression as kube2iam reads it: one that does not start as an ARN follows the base.
 fn named_regexp(pattern: &str, base: Option<&BaseArn>, roles: &mut Roles) {
     let RoleExpression { start, rest } = RoleExpression::read(pattern, base);
     match regexp::globs(rest) {
@@ -217,7 +216,7 @@ fn matches_nothing(pattern: &str, base: Option<&BaseArn>) -> String {
     }
 }
 
-/// What two annotations of one namespace allow together.
+/// Returns the roles that two annotations of one namespace both allow.
 fn both_allow(one: Roles, other: Roles) -> Roles {
     let mut both = Roles {
         globs: BTreeSet::new(),
@@ -229,8 +228,8 @@ fn both_allow(one: Roles, other: Roles) -> Roles {
             match intersection(left, right) {
                 Ok(common) => both.globs.extend(common),
                 Err(()) => both.notes.push(format!(
-                    "{left} and {right} overlap, and what both allow is no glob: name the roles one \
-                     by one"
+                    "{left} and {right} overlap, and their intersection is not a glob: list the roles \
+                     individually"
                 )),
             }
         }
@@ -238,7 +237,8 @@ fn both_allow(one: Roles, other: Roles) -> Roles {
     both
 }
 
-/// The globs that a grant takes, shortest form, without those that others contain.
+/// Returns the globs that a grant accepts, in their shortest form, without those that others
+/// contain.
 fn usable(all: BTreeSet<String>, base: Option<&BaseArn>, notes: &mut Vec<String>) -> Vec<String> {
     let mut kept = Vec::new();
     for glob in &all {
@@ -263,13 +263,14 @@ fn usable(all: BTreeSet<String>, base: Option<&BaseArn>, notes: &mut Vec<String>
         };
         match CompiledGrant::compile(&trial, base) {
             Ok(_) => kept.push(text.to_owned()),
-            Err(error) => notes.push(format!("{text:?} is left out: {error}")),
+            Err(error) => notes.push(format!("{text:?} is omitted: {error}")),
         }
     }
     kept
 }
 
-/// Annotations don't look at external IDs, and grants list them: those that pods use now.
+/// Returns the grants. Annotations do not restrict external IDs, but grants list them: those that
+/// pods use now.
 fn grants(
     namespace: &Namespace,
     globs: &[String],
@@ -310,15 +311,15 @@ fn grants(
 }
 
 impl Converted {
-    /// All grants.
+    /// Returns all grants.
     pub fn grants(&self) -> impl Iterator<Item = &Grant> {
         self.namespaces.iter().flat_map(|one| &one.grants)
     }
 
-    /// A stream of YAML, ready to apply; what is different is told in comments.
+    /// Formats a stream of YAML that is ready to apply, with comments about differences.
     ///
     /// # Errors
-    /// As [`document::yaml`].
+    /// See [`document::yaml`].
     pub fn yaml(&self) -> Result<String, serde_saphyr::SerializeError> {
         let mut text = String::new();
         for namespace in &self.namespaces {
@@ -341,12 +342,12 @@ impl Converted {
         Ok(text)
     }
 
-    /// The grants as one JSON list, as `kubectl apply` takes it.
+    /// Returns the grants as one JSON list, as `kubectl apply` accepts it.
     pub fn json(&self) -> Value {
         document::list(self.grants())
     }
 
-    /// What there is to know beside the grants, a line each.
+    /// Returns notes about the grants, one per line.
     pub fn notes(&self) -> Vec<String> {
         let grants = count(self.grants().count(), "grant", "grants");
         let namespaces = count(self.namespaces.len(), "namespace", "namespaces");

@@ -1,4 +1,4 @@
-//! Grants as the objects that administrators apply: `RoleGrant`s in YAML and JSON.
+//! Grants as objects that administrators apply: `RoleGrant`s in YAML and JSON.
 
 use rolegate_core::arn::{BaseArn, RoleArn, listed_name};
 use rolegate_core::grant::{Grant, GrantSession, SessionRules, Subject};
@@ -12,11 +12,11 @@ use crate::text::plain;
 pub const API_VERSION: &str = "rolegate.dev/v1alpha1";
 /// The kind of grants.
 pub const KIND: &str = "RoleGrant";
-/// Longest name of an object that this crate makes: Kubernetes takes 253 characters, and what tells
-/// names apart needs some.
-const LONGEST_NAME: usize = 240;
+/// Maximum length of a generated object name. Kubernetes accepts 253 characters, and a suffix that
+/// makes names unique needs some of them.
+const MAX_NAME_LENGTH: usize = 240;
 
-/// A grant as a JSON object, with the fields that say something only.
+/// Returns a grant as a JSON object without empty fields.
 pub fn object(grant: &Grant) -> Value {
     let mut spec = Map::new();
     spec.insert("roles".into(), json!(grant.roles));
@@ -66,15 +66,15 @@ fn selector(selector: &Selector) -> Value {
     let expressions: Vec<_> = selector
         .expressions
         .iter()
-        .map(|demand| {
-            let (operator, values) = match &demand.operator {
+        .map(|requirement| {
+            let (operator, values) = match &requirement.operator {
                 Operator::In(values) => ("In", values.as_slice()),
                 Operator::NotIn(values) => ("NotIn", values.as_slice()),
                 Operator::Exists => ("Exists", &[][..]),
                 Operator::DoesNotExist => ("DoesNotExist", &[][..]),
             };
             let values: Vec<_> = values.iter().map(|value| &**value).collect();
-            let mut fields = json!({"key": &*demand.key, "operator": operator});
+            let mut fields = json!({"key": &*requirement.key, "operator": operator});
             if let (false, Some(fields)) = (values.is_empty(), fields.as_object_mut()) {
                 fields.insert("values".into(), json!(values));
             }
@@ -117,7 +117,7 @@ fn session(session: &SessionRules) -> Map<String, Value> {
     fields
 }
 
-/// What a compiled grant makes of sessions, as it is written.
+/// Returns the written form of a compiled grant's session rules.
 pub fn session_rules(session: &GrantSession) -> SessionRules {
     let limits = session.limits.as_deref();
     SessionRules {
@@ -145,24 +145,25 @@ pub fn session_rules(session: &GrantSession) -> SessionRules {
     }
 }
 
-/// A role as it is best written in a grant: by its name where `base` completes it.
+/// Returns the shortest form of a role in a grant: its name if `base` completes it.
 pub fn role_text(role: &RoleArn, base: Option<&BaseArn>) -> String {
     listed_name(role, base).to_owned()
 }
 
-/// A value as one YAML document, keys in the order of Kubernetes objects, ending in a line break.
+/// Formats a value as one YAML document that ends in a line break, with keys in the order of
+/// Kubernetes objects.
 ///
 /// # Errors
-/// Where the writer of YAML fails, which it does not for what JSON has.
+/// Returns an error if the YAML serializer fails, which it does not for JSON values.
 pub fn yaml(value: &Value) -> Result<String, serde_saphyr::SerializeError> {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     serde_saphyr::to_string_with_options(&Ordered(value), options)
 }
 
-/// Grants as a stream of YAML, each with its comment lines before it.
+/// Formats grants as a stream of YAML, each with its comment lines before it.
 ///
 /// # Errors
-/// As [`yaml`].
+/// See [`yaml`].
 pub fn yaml_stream<'a>(
     grants: impl IntoIterator<Item = (&'a Grant, Vec<String>)>,
 ) -> Result<String, serde_saphyr::SerializeError> {
@@ -177,18 +178,18 @@ pub fn yaml_stream<'a>(
     Ok(text)
 }
 
-/// Grants as one list of JSON, as `kubectl apply` takes it.
+/// Returns grants as one JSON list, as `kubectl apply` accepts it.
 pub fn list<'a>(grants: impl IntoIterator<Item = &'a Grant>) -> Value {
     let items: Vec<_> = grants.into_iter().map(object).collect();
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
-/// A comment of YAML that stays one line whatever `text` holds.
+/// Formats a YAML comment that stays on one line for any `text`.
 pub fn comment_line(text: &str) -> String {
     format!("# {}\n", plain(text))
 }
 
-/// Fields in the order in which people write them; others follow by name.
+/// Fields in their usual order. Others follow by name.
 const ORDER: &[&str] = &[
     "apiVersion",
     "kind",
@@ -205,7 +206,7 @@ const ORDER: &[&str] = &[
     "session",
 ];
 
-/// A value whose maps are written in that order.
+/// A value whose maps are serialized in that order.
 struct Ordered<'a>(&'a Value);
 
 impl Serialize for Ordered<'_> {
@@ -223,27 +224,27 @@ impl Serialize for Ordered<'_> {
     }
 }
 
-/// Makes names of objects that are valid (RFC 1123 subdomains) and never the same twice.
+/// Generates unique and valid names of objects (RFC 1123 subdomains).
 #[derive(Debug, Default)]
 pub struct Names(std::collections::HashSet<String>);
 
 impl Names {
-    /// With names that are taken.
+    /// Creates a generator that avoids these names.
     pub fn taken<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         Self(names.into_iter().map(str::to_owned).collect())
     }
 
-    /// A name as close to `wish` as can be.
-    pub fn next(&mut self, wish: &str) -> String {
-        let fitted: String = wish
+    /// Returns a name as close to `base_name` as possible.
+    pub fn next(&mut self, base_name: &str) -> String {
+        let fitted: String = base_name
             .chars()
             .map(|c| match c.to_ascii_lowercase() {
                 c if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' => c,
                 _ => '-',
             })
-            .take(LONGEST_NAME)
+            .take(MAX_NAME_LENGTH)
             .collect();
-        // Each label between the dots starts and ends with a letter or digit.
+        // Each label between dots starts and ends with a letter or digit.
         let labels = fitted.split('.').map(|label| label.trim_matches('-'));
         let labels: Vec<_> = labels.filter(|label| !label.is_empty()).collect();
         let name = match labels.join(".") {
@@ -260,8 +261,8 @@ impl Names {
     }
 }
 
-/// Whether a text is the name of a namespace or a service account, so that it means itself in a
-/// grant and nothing more.
+/// Returns whether a text is a valid name of a namespace or a service account, so that it matches
+/// only itself in a grant.
 pub fn is_plain_name(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     (1..=253).contains(&text.len())
@@ -371,8 +372,8 @@ spec:
         fn names_are_rfc_1123(wishes in prop::collection::vec(".{0,40}", 1..8)) {
             let mut names = Names::default();
             let mut seen = std::collections::HashSet::new();
-            for wish in wishes {
-                let name = names.next(&wish);
+            for base_name in wishes {
+                let name = names.next(&base_name);
                 prop_assert!(name.split('.').all(is_plain_name), "{name}");
                 prop_assert!(seen.insert(name));
             }

@@ -1,4 +1,4 @@
-//! Why a workload may have its role, or may not, and what would change that.
+//! Explains why a workload may or may not have its role, and what would change that.
 
 mod pods;
 mod show;
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rolegate_admission::WebIdentity;
 use rolegate_core::decision::{Decision, Denial, RuleSet};
 use rolegate_core::layer::grants::GrantsLayer;
-use rolegate_core::layer::{Judgement, Verdict};
+use rolegate_core::layer::{LayerResult, Verdict};
 use rolegate_core::session::SessionKey;
 use rolegate_core::workload::Workload;
 use serde::Serialize;
@@ -20,86 +20,88 @@ pub use pods::{Counts, ExplainedPods, explain_pods};
 use crate::document;
 use crate::missing::missing_grant;
 
-/// What is asked.
+/// The input of an explanation.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
-    /// The rules of doors, with all layers.
+    /// The agents' rules, with all layers.
     pub rules: &'a RuleSet,
-    /// The grants, whether their layer is on or not.
+    /// The grants, whether their layer is enabled or not.
     pub grants: &'a GrantsLayer,
-    /// The Rego policies that are asked about it.
+    /// The Rego policies that are evaluated for the workload.
     pub policies: &'a [AskedPolicy],
-    /// Who wishes for what.
+    /// The workload.
     pub workload: &'a Workload,
-    /// What it asks of AWS itself, where the gate judges that.
+    /// Its AWS web identity roles, if admission validates them.
     pub web_identity: Option<&'a WebIdentity>,
-    /// What refuses at the gate alone, where somebody asked it.
-    pub gate: Option<&'a Refusal>,
-    /// The time to decide at.
+    /// A denial at admission, if it was evaluated.
+    pub admission: Option<&'a Refusal>,
+    /// The time of the decision.
     pub now: Timestamp,
 }
 
-/// The answer; as JSON it is what `rolegate policy explain -o json` prints.
+/// The explanation. Its JSON is the output of `rolegate policy explain -o json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explained {
-    /// Who asked.
-    pub workload: Asker,
+    /// The workload.
+    pub workload: Requester,
     /// The outcome.
     pub decision: Outcome,
-    /// The role's ARN, where one was named and can be one.
+    /// The role's ARN, if the requested role is valid.
     pub role: Option<String>,
-    /// What each layer that is on said, in order.
+    /// The results of the enabled layers, in order.
     pub layers: Vec<LayerVerdict>,
-    /// What refused, if something did.
+    /// The denial, if any.
     pub denial: Option<Refusal>,
-    /// What layers in audit mode would refuse.
+    /// The denials of layers in audit mode.
     pub audited: Vec<Refusal>,
-    /// What refuses the creation of such a pod, though doors are not asked about it.
-    pub gate: Option<Refusal>,
-    /// Roles that the pod asks AWS for itself, which the gate judges and doors never see.
+    /// A denial of the creation of such a pod by rules that agents do not evaluate.
+    pub admission: Option<Refusal>,
+    /// Web identity roles of the pod, which admission validates and agents never see.
     pub web_identity: Vec<TokenRole>,
-    /// The session that would be asked of STS, if allowed.
+    /// The session that would be requested from STS, if allowed.
     pub session: Option<Session>,
-    /// The Rego policies, and where they are asked.
+    /// The Rego policies and their enforcement points.
     pub policies: Vec<AskedPolicy>,
-    /// The smallest grant that layer `grants` lacks, ready to apply.
+    /// The minimal grant that layer `grants` lacks, ready to apply.
     pub grant: Option<Value>,
-    /// What refuses even with that grant.
+    /// The denial that remains with that grant.
     pub refused_with_grant: Option<Refusal>,
-    /// What to do, in a sentence, where it is not allowed.
+    /// A sentence about the fix, if the role is denied.
     pub advice: Option<String>,
 }
 
-/// Who asked.
+/// The workload that requests a role.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Asker {
+pub struct Requester {
     /// The namespace.
     pub namespace: String,
-    /// The pod's name; empty in a thought experiment.
+    /// The pod's name; empty for a hypothetical pod.
     pub name: String,
     /// The service account.
     pub service_account: String,
     /// The role as written in the annotation.
-    pub wished_role: Option<String>,
+    pub requested_role: Option<String>,
 }
 
-/// Whether there will be credentials.
+/// True if the workload gets credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
-    /// Yes.
+    /// The role is allowed.
     Allowed,
-    /// No: refused.
+    /// The role is denied.
     Denied,
-    /// No: no role is named, by the pod or by a default.
+    /// Neither the pod nor a default requests a role.
     NoRole,
-    /// No: there is no such namespace.
+    /// The namespace is unknown.
     UnknownNamespace,
+    /// The rules allow the role, but the pod is on the host's network, where no credentials are served.
+    HostNetwork,
 }
 
-/// What one layer said.
+/// The result of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayerVerdict {
@@ -107,39 +109,40 @@ pub struct LayerVerdict {
     pub layer: String,
     /// `enforce` or `audit`.
     pub mode: String,
-    /// Whether it allows.
+    /// True if it allows.
     pub allows: bool,
     /// The rule that decided.
     pub rule: String,
-    /// Why it refuses.
+    /// The reason for a denial.
     pub reason: Option<String>,
 }
 
-/// A refusal.
+/// A denial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
-    /// The layer that refused, or `request`, `own-role` or `rules` for what comes before layers.
+    /// The layer that denied, or `request`, `reserved-role` or `rules` for checks before all
+    /// layers.
     pub layer: String,
     /// The rule.
     pub rule: String,
-    /// One sentence.
+    /// The reason, as one sentence.
     pub reason: String,
 }
 
-/// A role for which a pod has a token of its own.
+/// A role for which a pod has its own token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenRole {
-    /// The role as written; none where the pod does not name it.
+    /// The role as written; `None` if the pod does not name it.
     pub role: Option<String>,
-    /// What refuses it at the gate, or would in audit mode.
+    /// The denial at admission, or that of a layer in audit mode.
     pub refusal: Option<Refusal>,
-    /// The smallest grant that layer `grants` lacks for it, ready to apply.
+    /// The minimal grant that layer `grants` lacks for the role, ready to apply.
     pub grant: Option<Value>,
 }
 
-/// What would be asked of STS.
+/// The parameters of the STS call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Session {
@@ -153,7 +156,7 @@ pub struct Session {
     pub external_id: Option<String>,
     /// `Tags`.
     pub tags: BTreeMap<String, String>,
-    /// Whether all tags are transitive (`TransitiveTagKeys`).
+    /// True if all tags are transitive (`TransitiveTagKeys`).
     pub transitive_tags: bool,
     /// `SourceIdentity`.
     pub source_identity: Option<String>,
@@ -163,17 +166,17 @@ pub struct Session {
     pub policy: Option<String>,
 }
 
-/// A Rego policy, and where it is asked.
+/// A Rego policy and its enforcement points.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AskedPolicy {
-    /// Its ConfigMap, `namespace/name`.
+    /// Its ConfigMap, as `namespace/name`.
     pub name: String,
-    /// Whether the gate asks it when the pod is created.
-    pub gate: bool,
-    /// Whether doors ask it when the pod asks for credentials.
-    pub door: bool,
-    /// What it says against the pod, or why it could not be asked.
+    /// True if admission evaluates it when the pod is created.
+    pub admission: bool,
+    /// True if agents evaluate it when the pod requests credentials.
+    pub agent: bool,
+    /// Its denials of the pod, or the reason why it could not be evaluated.
     pub denials: Vec<String>,
 }
 
@@ -185,7 +188,7 @@ pub fn explain(question: &Question<'_>) -> Explained {
         policies,
         workload,
         web_identity,
-        gate,
+        admission,
         now,
     } = *question;
     let explanation = rules.explain(workload, now);
@@ -199,33 +202,37 @@ pub fn explain(question: &Question<'_>) -> Explained {
         } => {
             session = Some(Session::from(key));
             audited = would.iter().map(Refusal::from).collect();
-            Outcome::Allowed
+            if workload.host_network {
+                Outcome::HostNetwork
+            } else {
+                Outcome::Allowed
+            }
         }
         Decision::Deny(refused) => {
             denial = Some(Refusal::from(refused));
             Outcome::Denied
         }
         Decision::NoRole => Outcome::NoRole,
-        Decision::Undecided => Outcome::UnknownNamespace,
+        Decision::Pending => Outcome::UnknownNamespace,
     };
     let advice = advice(decision, denial.as_ref(), workload, missing.is_some());
     Explained {
-        workload: Asker {
+        workload: Requester {
             namespace: workload.namespace.to_string(),
             name: workload.name.to_string(),
             service_account: workload.service_account.to_string(),
-            wished_role: workload.wish.role.as_deref().map(str::to_owned),
+            requested_role: workload.wish.role.as_deref().map(str::to_owned),
         },
         decision,
         role: explanation.role.map(|role| role.to_string()),
         layers: explanation
-            .judgements
+            .layer_results
             .iter()
             .map(LayerVerdict::from)
             .collect(),
         denial,
         audited,
-        gate: gate.cloned(),
+        admission: admission.cloned(),
         web_identity: web_identity
             .map_or_else(Vec::new, |asked| token_roles(rules, grants, asked, now)),
         session,
@@ -248,7 +255,7 @@ fn token_roles(
         let refusal = match rules.decide(asking, now) {
             Decision::Deny(denial) => Some(Refusal::from(&denial)),
             Decision::Allow { audited, .. } => audited.first().map(Refusal::from),
-            Decision::NoRole | Decision::Undecided => None,
+            Decision::NoRole | Decision::Pending => None,
         };
         let missing = missing_grant(rules, grants, asking, now);
         TokenRole {
@@ -263,7 +270,7 @@ fn token_roles(
             layer: "grants".into(),
             rule: "web identity".into(),
             reason: format!(
-                "{} asks AWS for a role that the pod does not name; set AWS_ROLE_ARN to it",
+                "{} requests credentials from AWS without naming a role; set AWS_ROLE_ARN",
                 unnamed.path
             ),
         }),
@@ -282,21 +289,25 @@ fn advice(
     let text = match outcome {
         Outcome::Allowed => return None,
         Outcome::NoRole => "annotate the pod with iam.amazonaws.com/role, if it needs one".into(),
+        Outcome::HostNetwork => {
+            "take the pod off the host's network, or give its program credentials in another way"
+                .into()
+        }
         Outcome::UnknownNamespace => {
-            format!("there is no namespace {namespace} in these rules: create or add it")
+            format!("the rules do not contain namespace {namespace}: create or add it")
         }
         Outcome::Denied => match denial?.layer.as_str() {
             "namespace" => format!(
-                "allow the role in the annotations of namespace {namespace}, which an \
-                 administrator may do"
+                "allow the role in the annotations of namespace {namespace}, which requires an \
+                 administrator"
             ),
             "grants" if has_grant => {
                 "apply the grant below, if the pod should have the role".into()
             }
-            "grants" => "change the grants that are named: a further one does not help".into(),
-            "rego" => "change what the policy objects to, or the policy".into(),
-            "own-role" => "name another role: no rule allows this one".into(),
-            "rules" => "bring the rules in order first: until then everything is refused".into(),
+            "grants" => "change the named grants: another grant does not help".into(),
+            "rego" => "change the pod as the policy requires, or change the policy".into(),
+            "reserved-role" => "request another role: no rule can allow this one".into(),
+            "rules" => "fix the rules first: until then everything is denied".into(),
             _ => "correct the pod's annotations".into(),
         },
     };
@@ -313,8 +324,8 @@ impl From<&Denial> for Refusal {
     }
 }
 
-impl From<&Judgement> for LayerVerdict {
-    fn from(judgement: &Judgement) -> Self {
+impl From<&LayerResult> for LayerVerdict {
+    fn from(judgement: &LayerResult) -> Self {
         let (allows, rule, reason) = match &judgement.verdict {
             Verdict::Allow { rule, .. } => (true, rule, None),
             Verdict::Deny { rule, reason, .. } => (false, rule, Some(reason.clone())),

@@ -1,5 +1,5 @@
-//! What tests of this crate decide about: namespaces `shop` and `web`, which allow every role of
-//! the base and of account 210987654321, and `closed`, which allows none.
+//! Fixtures for this crate's tests: namespaces `shop` and `web`, which allow every role of the base
+//! and of account 210987654321, and `closed`, which allows none.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use jiff::Timestamp;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::decision::RuleSet;
 use rolegate_core::grant::{Grant, Subject};
-use rolegate_core::key_values::KeyValues;
+use rolegate_core::labels::Labels;
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::namespace::NamespaceLayer;
 use rolegate_core::layer::{ActiveLayer, Mode};
 use rolegate_core::namespace::{Namespace, NamespaceRules};
 use rolegate_core::pattern::PatternFormat;
-use rolegate_core::workload::{Phase, Wish, Workload};
+use rolegate_core::workload::{Phase, RoleRequest, Workload};
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -35,7 +35,7 @@ pub(crate) fn namespace(name: &str, allowed: &str) -> Namespace {
     }
 }
 
-/// Layer `namespace` enforced, and these grants in `mode`.
+/// Returns rules with layer `namespace` enforced, and these grants in `mode`.
 pub(crate) fn rules(grants: &[Grant], mode: Mode) -> Stage {
     let namespaces = [
         namespace("shop", r#"["*", "arn:aws:iam::210987654321:role/*"]"#),
@@ -99,11 +99,11 @@ pub(crate) fn pod(namespace: &str, account: &str, role: &str) -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: Wish {
+        wish: RoleRequest {
             role: (!role.is_empty()).then(|| role.into()),
-            ..Wish::default()
+            ..RoleRequest::default()
         },
-        labels: KeyValues::default(),
-        annotations: KeyValues::default(),
+        labels: Labels::default(),
+        annotations: Labels::default(),
     }
 }

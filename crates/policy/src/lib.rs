@@ -1,10 +1,10 @@
-//! What `rolegate policy` tells about rules, as plain data and text: why a pod may have a role,
-//! which manifests would be refused, whom a change of the rules cuts off, and which grants cover
-//! what runs.
+//! The results of `rolegate policy` as plain data and text: why a pod may have a role, which
+//! manifests would be denied, which pods a rule change affects, and which grants cover the running
+//! pods.
 //!
-//! Nothing is decided here: every answer comes from the decision that the doors and the gate ask.
-//! There is no I/O either; documents come in as text or JSON, and what is found goes out as data
-//! with its renderings.
+//! Nothing is decided here: every result comes from the decision function that agents and admission
+//! use. There is no I/O either: documents come in as text or JSON, and results go out as data with
+//! renderings.
 
 pub mod basis;
 pub mod case_report;

@@ -1,70 +1,68 @@
-//! Manifests: Kubernetes objects as people and tools write them (streams of YAML, JSON, lists, the
-//! output of Helm), with the lines that their parts stand on.
+//! Manifests: Kubernetes objects as written by people and tools (streams of YAML, JSON, lists, the
+//! output of Helm), with the lines of their parts.
 //!
-//! What is read is bounded in bytes, nesting, nodes and in what aliases expand to, since manifests
-//! of a pull request are anybody's.
+//! Input is limited in size, nesting, number of nodes and expansion of aliases, since manifests in
+//! a pull request are untrusted.
 
 mod read;
 
 use serde_json::Value;
 
-/// Most bytes of one text.
-pub const MOST_BYTES: usize = 16 * 1024 * 1024;
-/// Most objects of one text, those in lists included.
-pub const MOST_OBJECTS: usize = 20_000;
-/// Deepest nesting of collections.
-const MOST_DEPTH: usize = 100;
-/// Most events of the parser, one for each scalar and each begin and end of a collection.
-const MOST_EVENTS: usize = 4_000_000;
-/// Most events that aliases may add.
-const MOST_REPLAYED: usize = 100_000;
+/// Maximum size of one text, in bytes.
+pub const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Maximum number of objects in one text, including those in lists.
+pub const MAX_OBJECTS: usize = 20_000;
+/// Maximum nesting of collections.
+const MAX_DEPTH: usize = 100;
+/// Maximum number of parser events: one per scalar and per start and end of a collection.
+const MAX_EVENTS: usize = 4_000_000;
+/// Maximum number of events that aliases may add.
+const MAX_REPLAYED_EVENTS: usize = 100_000;
 
-/// Why a text is no manifest.
+/// The reason why a text is not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// It is larger than [`MOST_BYTES`].
-    #[error("it is larger than {} MiB: split it", MOST_BYTES / (1024 * 1024))]
+    /// It is larger than [`MAX_BYTES`].
+    #[error("it is larger than {} MiB: split it", MAX_BYTES / (1024 * 1024))]
     TooLarge,
-    /// There are more objects than [`MOST_OBJECTS`].
-    #[error("it has more than {MOST_OBJECTS} objects: split it")]
+    /// It contains more than [`MAX_OBJECTS`] objects.
+    #[error("it has more than {MAX_OBJECTS} objects: split it")]
     TooMany,
-    /// It is not YAML and not JSON, or goes over a limit.
-    #[error("it is neither YAML nor JSON that can be read: {message}")]
+    /// It is neither YAML nor JSON, or exceeds a limit.
+    #[error("it is neither valid YAML nor valid JSON: {message}")]
     Syntax {
-        /// The line, from 1; 0 where that is not known.
+        /// The line, from 1; 0 if unknown.
         line: u64,
-        /// The fault, in a clause.
+        /// A description of the error, in a clause.
         message: String,
     },
-    /// It is a template of Helm or its like, and not what comes of it.
+    /// It is an unrendered template of Helm or a similar tool.
     #[error(
-        "it is a template that was not rendered: check what comes of it, as in helm template CHART \
+        "it is an unrendered template: check the rendered output, as in helm template CHART \
          | rolegate policy check -f -"
     )]
     Template {
-        /// The line, from 1; 0 where that is not known.
+        /// The line, from 1; 0 if unknown.
         line: u64,
     },
-    /// The `items` of a list are no list.
-    #[error("items is no list: kubectl takes every object with items apart")]
+    /// The `items` of a list are not a list.
+    #[error("items is not a list: kubectl splits every object with items")]
     Items {
         /// The line of the object, from 1.
         line: u64,
     },
-    /// A document that is no Kubernetes object.
-    #[error(
-        "the document is no Kubernetes object, for it has no {missing}: leave it out, or mend it"
-    )]
+    /// A document that is not a Kubernetes object.
+    #[error("the document is not a Kubernetes object, since it has no {missing}: remove or fix it")]
     NoObject {
-        /// Where it starts, from 1.
+        /// Its first line, from 1.
         line: u64,
-        /// Which field.
+        /// The missing field.
         missing: &'static str,
     },
 }
 
 impl ManifestError {
-    /// The line, from 1, where it is known.
+    /// Returns the line, from 1, if known.
     pub fn line(&self) -> Option<u64> {
         match self {
             Self::TooLarge | Self::TooMany => None,
@@ -81,7 +79,7 @@ impl ManifestError {
 pub struct Document {
     /// The object, a map with `apiVersion` and `kind`.
     pub value: Value,
-    /// The template that Helm made it from, of its `# Source:` comment.
+    /// The template from which Helm rendered it, from its `# Source:` comment.
     pub source: Option<String>,
     /// True if the text is JSON with an object that has a duplicate key: the last one counts.
     pub repeats_key: bool,
@@ -93,21 +91,21 @@ pub struct Document {
 pub struct Parsed {
     /// Its objects.
     pub documents: Vec<Document>,
-    /// The lines, from 1, of documents that are no objects and are not meant as ones, such as
-    /// the values of a chart.
+    /// The lines, from 1, of documents that are not meant as objects, such as the values of a
+    /// chart.
     pub others: Vec<u64>,
     /// The number of lists, with items or without.
     pub lists: usize,
 }
 
 impl Document {
-    /// The line that the object starts on, from 1.
+    /// Returns the first line of the object, from 1.
     pub fn line(&self) -> u64 {
         self.lines.line
     }
 
-    /// The line of the part at `path`, or of the closest part around it that is there. Places in
-    /// lists are numbers.
+    /// Returns the line of the part at `path`, or of its closest existing ancestor. Items of lists
+    /// are numbers.
     pub fn line_of<'a>(&self, path: impl IntoIterator<Item = &'a str>) -> u64 {
         let mut here = &self.lines;
         for step in path {
@@ -119,10 +117,10 @@ impl Document {
         here.line
     }
 
-    /// Reads the objects in this one at `path`, with their lines; anything else there is an error.
+    /// Reads the objects at `path` in this one, with their lines. Anything else there is an error.
     ///
     /// # Errors
-    /// [`ManifestError`] if it is not an object.
+    /// Returns a [`ManifestError`] if it is not an object.
     pub fn part<'a>(
         &self,
         value: Value,
@@ -142,23 +140,23 @@ impl Document {
         Ok(parsed.documents)
     }
 
-    /// A text field, such as `/metadata/name`.
+    /// Returns a text field, such as `/metadata/name`.
     pub fn text(&self, pointer: &str) -> Option<&str> {
         self.value.pointer(pointer).and_then(Value::as_str)
     }
 }
 
-/// The lines of a value and its parts; scalars have none.
+/// The lines of a value and its parts. Scalars have none.
 #[derive(Debug, Clone, Default)]
 struct Lines {
     line: u64,
     parts: Vec<(String, Lines)>,
 }
 
-/// Reads all objects of a text, as [`read`] does, but refuses any other content.
+/// Reads all objects of a text, as [`read`] does, but rejects any other content.
 ///
 /// # Errors
-/// [`ManifestError`], with the line where there is one.
+/// Returns a [`ManifestError`] with the line, if known.
 pub fn documents(text: &str) -> Result<Parsed, ManifestError> {
     let parsed = read(text)?;
     match parsed.others.first() {
@@ -170,14 +168,14 @@ pub fn documents(text: &str) -> Result<Parsed, ManifestError> {
     }
 }
 
-/// Reads all objects of a text. An object with `items` is taken apart whatever its kind is, as kubectl
-/// does; empty documents are left out. A document with neither `kind` nor `metadata` is
-/// not meant as an object: its line is told.
+/// Reads all objects of a text. As in kubectl, an object with `items` is split whatever its kind,
+/// and empty documents are omitted. A document with neither `kind` nor `metadata` is not meant as
+/// an object, so only its line is returned.
 ///
 /// # Errors
-/// [`ManifestError`], with the line where there is one.
+/// Returns a [`ManifestError`] with the line, if known.
 pub fn read(text: &str) -> Result<Parsed, ManifestError> {
-    if text.len() > MOST_BYTES {
+    if text.len() > MAX_BYTES {
         return Err(ManifestError::TooLarge);
     }
     let (nodes, repeats_key) = read::nodes(text)?;
@@ -201,7 +199,7 @@ pub fn read(text: &str) -> Result<Parsed, ManifestError> {
     Ok(parsed)
 }
 
-/// Facts about a document apart from its value.
+/// The properties of a document apart from its value.
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     source: Option<&'a str>,
@@ -223,7 +221,7 @@ fn take(
     }
     let (kind, version) = (text("kind").to_owned(), text("apiVersion").to_owned());
     if value.get("items").is_none() {
-        if found.documents.len() >= MOST_OBJECTS {
+        if found.documents.len() >= MAX_OBJECTS {
             return Err(ManifestError::TooMany);
         }
         found.documents.push(Document {
@@ -238,7 +236,7 @@ fn take(
     let item_kind = kind.strip_suffix("List").unwrap_or(&kind);
     let (items, mut item_lines) = items(value, lines)?;
     for (place, mut item) in items.into_iter().enumerate() {
-        // Items of a typed list, such as PodList, may leave out what the list says.
+        // Items of a typed list, such as PodList, may omit the kind and version.
         let named = ["kind", "apiVersion"].map(|field| item.get(field).is_some());
         if let (Value::Object(fields), [false, false]) = (&mut item, named) {
             fields.insert("kind".into(), item_kind.into());
@@ -269,7 +267,7 @@ fn items(value: Value, lines: Lines) -> Result<(Vec<Value>, Vec<Lines>), Manifes
     Ok((values, lines.into_iter().map(|(_, lines)| lines).collect()))
 }
 
-/// Where documents and Helm's comments start: the line, and the template or nothing.
+/// Returns the first lines of documents and of Helm's comments, with the template or `None`.
 fn sources(text: &str) -> Vec<(u64, Option<String>)> {
     let mut found = Vec::new();
     for (number, line) in (1_u64..).zip(text.lines()) {

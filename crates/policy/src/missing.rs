@@ -1,10 +1,10 @@
-//! The smallest grant that allows what layer `grants` refuses.
+//! Computes the minimal grant that allows a role that layer `grants` denies.
 
 use jiff::Timestamp;
 use rolegate_core::decision::{Decision, Denial, RuleSet};
 use rolegate_core::grant::{Grant, SessionRules, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
-use rolegate_core::layer::{ActiveLayer, Ask, Layer, Mode, Verdict};
+use rolegate_core::layer::{AccessRequest, ActiveLayer, Layer, Mode, Verdict};
 use rolegate_core::workload::Workload;
 use std::sync::Arc;
 
@@ -13,18 +13,18 @@ use crate::document::{Names, is_plain_name, role_text, session_rules};
 /// The name of the layer.
 const GRANTS: &str = "grants";
 
-/// A grant that is missing.
+/// A missing grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingGrant {
-    /// The grant: this role, this namespace and service account, this external ID.
+    /// The grant of this role and external ID for this namespace and service account.
     pub grant: Grant,
-    /// What would refuse all the same.
+    /// The denial that remains with the grant.
     pub then: Option<Denial>,
 }
 
-/// The smallest grant that makes layer `grants` allow what it refuses to `workload`, in enforce or
-/// audit mode. `None` where it refuses nothing, and where no grant beside those that are there
-/// helps, such as between two that would make different sessions, or for a role of our own.
+/// Returns the minimal grant with which layer `grants` allows what it denies `workload`, in enforce
+/// or audit mode. Returns `None` if it denies nothing, or if no additional grant helps, such as
+/// between two grants that make different sessions, or for a reserved role.
 pub fn missing_grant(
     rules: &RuleSet,
     grants: &GrantsLayer,
@@ -33,16 +33,16 @@ pub fn missing_grant(
 ) -> Option<MissingGrant> {
     let explanation = rules.explain(workload, now);
     let role = explanation.role?;
-    // No grant gives a role of our own to anybody.
-    if rules.own_roles.iter().any(|own| own.is(&role)) {
+    // No grant can allow a reserved role.
+    if rules.reserved_roles.iter().any(|own| own.is(&role)) {
         return None;
     }
-    let judged = explanation.judgements.iter();
+    let judged = explanation.layer_results.iter();
     judged
         .filter(|judgement| judgement.layer == GRANTS && judgement.mode != Mode::Off)
         .find(|judgement| matches!(judgement.verdict, Verdict::Deny { .. }))?;
     let namespace = rules.namespaces.get(&workload.namespace)?;
-    let ask = Ask {
+    let ask = AccessRequest {
         workload,
         role: &role,
         is_default: false,
@@ -72,9 +72,9 @@ pub fn missing_grant(
         session: session_beside(grants, &ask)?,
         ..Grant::default()
     };
-    // What is there says nothing to this request, so the new grant alone decides in the layer.
+    // The existing grants do not cover this request, so the new grant alone decides in the layer.
     let alone = Arc::new(GrantsLayer::new([&grant], rules.base.as_ref()));
-    if !matches!(alone.judge(&ask), Verdict::Allow { .. }) {
+    if !matches!(alone.evaluate(&ask), Verdict::Allow { .. }) {
         return None;
     }
     let with = RuleSet {
@@ -94,14 +94,15 @@ pub fn missing_grant(
     };
     let then = match with.decide(workload, now) {
         Decision::Deny(denial) => Some(denial),
-        Decision::Allow { .. } | Decision::NoRole | Decision::Undecided => None,
+        Decision::Allow { .. } | Decision::NoRole | Decision::Pending => None,
     };
     Some(MissingGrant { grant, then })
 }
 
-/// What sessions of the new grant are like: as by the closest of the grants that cover the role
-/// but do not list the external ID, so that none of its limits is shed. `None` where these disagree.
-fn session_beside(grants: &GrantsLayer, ask: &Ask<'_>) -> Option<SessionRules> {
+/// Returns the session rules of the new grant: those of the most specific grants that cover the
+/// role but do not list the external ID, so that their limits remain. Returns `None` if these
+/// grants differ.
+fn session_beside(grants: &GrantsLayer, ask: &AccessRequest<'_>) -> Option<SessionRules> {
     let covering = grants.covering(ask);
     let Some(((closest, first), others)) = covering.split_first() else {
         return Some(SessionRules::default());
@@ -174,7 +175,8 @@ mod tests {
         let mut stage = rules(&[], Mode::Enforce);
         let own = pod("shop", "api", "path/NODE");
         assert!(missing_grant(&stage.rules, &stage.grants, &own, NOW).is_some());
-        stage.rules.own_roles = vec![rolegate_core::decision::OwnRole::parse("node").unwrap()];
+        stage.rules.reserved_roles =
+            vec![rolegate_core::decision::ReservedRole::parse("node").unwrap()];
         assert_eq!(missing_grant(&stage.rules, &stage.grants, &own, NOW), None);
     }
 

@@ -1,25 +1,25 @@
-//! Rules as they would be: objects of a change laid over those that are there.
+//! Overlays objects of a change on existing ones.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-/// The API group of our own kinds.
+/// The API group of rolegate's kinds.
 const GROUP: &str = "rolegate.dev";
 
-/// What names an object, whatever its version.
+/// The identity of an object, independent of its version.
 type Name = (String, String, String, String);
 
-/// The objects of `current` with those of `change` in place of the ones of the same name, and the
-/// others of `change` after them, each with what it comes with. With `replace`, rules of `current`
-/// that `change` does not name are gone: grants, the configuration and ConfigMaps of policies;
-/// namespaces and pods stay.
+/// Returns the objects of `current`, replaced by those of `change` with the same identity, followed
+/// by the others of `change`, each with its attached value. With `replace`, rules of `current` that
+/// `change` does not contain are removed: grants, the configuration and ConfigMaps of policies.
+/// Namespaces and pods stay.
 pub fn overlay<'a, P: Clone + 'a>(
     current: impl Iterator<Item = (&'a Value, &'a P)>,
     change: impl Iterator<Item = (&'a Value, &'a P)> + Clone,
     replace: bool,
 ) -> (Vec<Value>, Vec<P>) {
-    // Of objects of one name the last counts, as when they are applied in order.
+    // The last of several objects with the same identity counts, as if they were applied in order.
     let mut changed: HashMap<Name, (&Value, &P)> = HashMap::new();
     for (object, place) in change.clone() {
         changed.insert(name(object), (object, place));
@@ -47,13 +47,13 @@ pub fn overlay<'a, P: Clone + 'a>(
         .unzip()
 }
 
-/// Whether an object is one that rules are made of, namespaces aside.
+/// Returns whether an object defines rules, except namespaces.
 pub fn is_rule(object: &Value) -> bool {
     let (group, kind, ..) = name(object);
     group == GROUP || (group.is_empty() && kind == "ConfigMap")
 }
 
-/// Whether an object is of a kind of the core group.
+/// Returns whether an object is of a kind of the core group.
 pub fn is_core(object: &Value, kind: &str) -> bool {
     let (group, found, ..) = name(object);
     group.is_empty() && found == kind
@@ -84,8 +84,8 @@ mod tests {
         json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "says": says})
     }
 
-    fn told(objects: &[Value]) -> Vec<String> {
-        let told = objects.iter().map(|object| {
+    fn shown(objects: &[Value]) -> Vec<String> {
+        let shown = objects.iter().map(|object| {
             let text = |pointer: &str| {
                 object
                     .pointer(pointer)
@@ -101,14 +101,14 @@ mod tests {
                 text("/says")
             )
         });
-        told.collect()
+        shown.collect()
     }
 
     fn overlaid(current: &[Value], change: &[Value], replace: bool) -> Vec<String> {
         let beside = |objects: &'_ [Value]| vec![(); objects.len()];
         let (one, other) = (beside(current), beside(change));
         let (values, _) = overlay(current.iter().zip(&one), change.iter().zip(&other), replace);
-        told(&values)
+        shown(&values)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Whom a change of the rules cuts off or lets in, and whose session it changes, before it is made.
+//! Simulates a rule change: the pods that it denies or allows, and those whose session changes.
 
 mod again;
 mod show;
@@ -13,61 +13,62 @@ use serde::Serialize;
 
 use crate::explain::Session;
 
-/// What a change does to the pods that are there. Pods that fare alike are one entry.
+/// The effect of a change on the existing pods. Pods with the same effect are one entry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Simulation {
-    /// How many pods were looked at; finished ones are not.
+    /// The number of pods, without finished ones.
     pub pods: usize,
-    /// How many of them have the same session, or none, before and after.
+    /// The number of pods with the same session, or without one, before and after.
     pub unchanged: usize,
-    /// Have a role now, and would have none.
-    pub cut_off: Vec<Affected>,
-    /// Go on, and the gate would refuse them when they are made again, which it does not now; see
-    /// [`add_made_again`](Self::add_made_again).
-    pub refused_when_made_again: Vec<Affected>,
-    /// Have no role now, and would have one.
-    pub let_in: Vec<Affected>,
-    /// Would have another session.
+    /// Pods that have a role now, and would have none.
+    pub newly_denied: Vec<Affected>,
+    /// Pods that keep running, but that admission would deny when they are re-created, which it
+    /// does not now; see [`add_made_again`](Self::add_made_again).
+    pub denied_on_recreate: Vec<Affected>,
+    /// Pods that have no role now, and would have one.
+    pub newly_allowed: Vec<Affected>,
+    /// Pods that would have another session.
     pub session_changed: Vec<Affected>,
-    /// Would have their role, and layers in audit mode would refuse it, which they don't now.
+    /// Pods that would keep their role, but that layers in audit mode would deny, which they do not
+    /// now.
     pub newly_audited: Vec<Affected>,
 }
 
-/// A change as it is configured, and as if layers were enforced; as JSON it is what
-/// `rolegate policy simulate -o json` prints.
+/// The effect of a change as configured, and as if layers were enforced. Its JSON is the output of
+/// `rolegate policy simulate -o json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Simulated {
-    /// As the layers are configured.
+    /// The effect with the configured modes.
     #[serde(flatten)]
     pub as_configured: Simulation,
-    /// If layers were enforced that are not; `None` where that makes no difference to the modes.
+    /// The effect if more layers were enforced; `None` if the modes would not change.
     pub if_enforced: Option<IfEnforced>,
 }
 
-/// A change as if layers were enforced.
+/// The effect of a change as if layers were enforced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IfEnforced {
-    /// The layers that are not enforced as configured.
+    /// The layers that are not enforced by the configuration.
     pub layers: Vec<&'static str>,
-    /// What the change does then, compared with now.
+    /// The effect, compared with the current state.
     #[serde(flatten)]
     pub simulation: Simulation,
 }
 
 impl Simulated {
-    /// Whether a running pod loses its role, or is refused when it is made again, as configured or with
-    /// the layers enforced.
+    /// Returns whether a running pod loses its role, or is denied when re-created, as configured or
+    /// with the layers enforced.
     pub fn takes_away(&self) -> bool {
         let enforced = self.if_enforced.iter().map(|one| &one.simulation);
         let mut all = enforced.chain([&self.as_configured]);
-        all.any(|one| !one.cut_off.is_empty() || !one.refused_when_made_again.is_empty())
+        all.any(|one| !one.newly_denied.is_empty() || !one.denied_on_recreate.is_empty())
     }
 }
 
-/// Pods of one service account that fare alike.
+/// Pods of one service account with the same effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Affected {
@@ -75,25 +76,25 @@ pub struct Affected {
     pub namespace: String,
     /// The service account.
     pub service_account: String,
-    /// The role's ARN, or what is wished for where that is none.
+    /// The role's ARN, or the requested role if it is invalid.
     pub role: String,
-    /// The pods, by name.
+    /// The names of the pods.
     pub pods: Vec<String>,
-    /// Why: what refuses, what allows.
+    /// The reason: the rule that denies or allows.
     pub reason: String,
-    /// What of the session changes.
+    /// The changed fields of the session.
     pub changes: Vec<FieldChange>,
 }
 
-/// A field of a session that changes.
+/// A changed field of a session.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FieldChange {
-    /// The field, by STS's name.
+    /// The field's name in STS.
     pub field: String,
-    /// What it is now.
+    /// The current value.
     pub before: String,
-    /// What it would be.
+    /// The new value.
     pub after: String,
 }
 
@@ -108,7 +109,7 @@ struct Key {
 
 type Group = BTreeMap<Key, Vec<String>>;
 
-/// Compares what `before` and `after` make of each pod that is not finished.
+/// Compares the decisions of `before` and `after` for each unfinished pod.
 pub fn simulate(
     before: &RuleSet,
     after: &RuleSet,
@@ -117,7 +118,7 @@ pub fn simulate(
 ) -> Simulation {
     let mut simulation = Simulation::default();
     let mut groups: [Group; 4] = Default::default();
-    let [cut_off, let_in, session_changed, newly_audited] = &mut groups;
+    let [newly_denied, newly_allowed, session_changed, newly_audited] = &mut groups;
     for workload in workloads {
         if matches!(workload.phase, Phase::Succeeded | Phase::Failed) {
             continue;
@@ -128,19 +129,24 @@ pub fn simulate(
         let (group, role, reason, changes) = match (&was, &will) {
             (
                 Decision::Allow { key, .. },
-                will @ (Decision::Deny(_) | Decision::NoRole | Decision::Undecided),
+                will @ (Decision::Deny(_) | Decision::NoRole | Decision::Pending),
             ) => (
-                &mut *cut_off,
+                &mut *newly_denied,
                 key.role.to_string(),
                 why_not(will),
                 Vec::new(),
             ),
             (
-                Decision::Deny(_) | Decision::NoRole | Decision::Undecided,
+                Decision::Deny(_) | Decision::NoRole | Decision::Pending,
                 Decision::Allow { key, rules, .. },
             ) => {
                 let reason = format!("allowed by {}", or_nothing(rules));
-                (&mut *let_in, key.role.to_string(), reason, Vec::new())
+                (
+                    &mut *newly_allowed,
+                    key.role.to_string(),
+                    reason,
+                    Vec::new(),
+                )
             }
             (
                 Decision::Allow {
@@ -163,7 +169,7 @@ pub fn simulate(
                     .iter()
                     .find(|denial| !old_audited.iter().any(|known| known.layer == denial.layer))
                 {
-                    let reason = format!("{} would refuse: {}", denial.layer, denial.reason);
+                    let reason = format!("{} would deny: {}", denial.layer, denial.reason);
                     (
                         &mut *newly_audited,
                         new.role.to_string(),
@@ -192,10 +198,10 @@ pub fn simulate(
             .or_default()
             .push(workload.name.to_string());
     }
-    let [cut_off, let_in, session_changed, newly_audited] = groups.map(affected);
+    let [newly_denied, newly_allowed, session_changed, newly_audited] = groups.map(affected);
     Simulation {
-        cut_off,
-        let_in,
+        newly_denied,
+        newly_allowed,
         session_changed,
         newly_audited,
         ..simulation
@@ -221,9 +227,9 @@ fn affected(group: Group) -> Vec<Affected> {
 
 fn why_not(decision: &Decision) -> String {
     match decision {
-        Decision::Deny(denial) => format!("refused by {}: {}", denial.layer, denial.reason),
-        Decision::NoRole => "no role is named, by the pod or by a default".into(),
-        Decision::Undecided => "its namespace is not among the rules".into(),
+        Decision::Deny(denial) => format!("denied by {}: {}", denial.layer, denial.reason),
+        Decision::NoRole => "neither the pod nor a default requests a role".into(),
+        Decision::Pending => "the rules do not contain its namespace".into(),
         Decision::Allow { .. } => String::new(),
     }
 }
@@ -298,12 +304,16 @@ mod tests {
         ];
         let found = simulate(&before, &after, &pods, NOW);
         assert_eq!((found.pods, found.unchanged), (4, 2));
-        assert_eq!(found.cut_off.len(), 1);
-        assert_eq!(found.cut_off[0].pods, ["api-0", "api-1"]);
-        assert!(found.cut_off[0].reason.starts_with("refused by grants: "));
+        assert_eq!(found.newly_denied.len(), 1);
+        assert_eq!(found.newly_denied[0].pods, ["api-0", "api-1"]);
+        assert!(
+            found.newly_denied[0]
+                .reason
+                .starts_with("denied by grants: ")
+        );
         let back = simulate(&after, &before, &pods, NOW);
-        assert_eq!(back.let_in.len(), 1);
-        assert!(back.cut_off.is_empty());
+        assert_eq!(back.newly_allowed.len(), 1);
+        assert!(back.newly_denied.is_empty());
     }
 
     #[test]
@@ -341,7 +351,7 @@ mod tests {
         let before = rules(&[], Mode::Off).rules;
         let after = rules_of(&[namespace("web", "[]")], &[], Mode::Off).rules;
         let found = simulate(&before, &after, &[pod("shop", "api", "reader")], NOW);
-        assert_eq!(found.cut_off.len(), 1);
+        assert_eq!(found.newly_denied.len(), 1);
     }
 
     #[test]
@@ -350,7 +360,7 @@ mod tests {
         let after = rules(&[], Mode::Enforce).rules;
         let found = simulate(&before, &after, &[pod("shop", "api", "reader")], NOW);
         let text = found.text();
-        assert!(text.contains("cut off"), "{text}");
+        assert!(text.contains("lose their role"), "{text}");
         assert!(text.contains("shop/api"), "{text}");
         assert!(text.contains("api-0"), "{text}");
         let same = simulate(&before, &before, &[], NOW).text();

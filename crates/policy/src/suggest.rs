@@ -1,4 +1,5 @@
-//! Grants that cover what runs, and nothing else: the step from open namespaces to default deny.
+//! Suggests grants that cover exactly the running pods, for the step from open namespaces to
+//! default deny.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,55 +11,56 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::{Decision, Explanation, RuleSet};
 use rolegate_core::grant::{Grant, MAX_LIST, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
-use rolegate_core::layer::{Ask, Layer, Verdict};
+use rolegate_core::layer::{AccessRequest, Layer, Verdict};
 use rolegate_core::workload::{Phase, Workload};
 
 use crate::document::{self, Names, is_plain_name, role_text};
 use crate::text::count;
 
-/// Grants for what runs.
+/// Suggested grants.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Suggestion {
-    /// The grants that are missing, by namespace and service account.
+    /// The missing grants, by namespace and service account.
     pub grants: Vec<Suggested>,
-    /// Pods with a role that grants cover already, or that have the role of all pods.
+    /// The number of pods with a role that grants cover already, or with the default role of all
+    /// pods.
     pub covered: usize,
-    /// Pods that have no role now, for whatever reason.
+    /// The number of pods that have no role now, for whatever reason.
     pub without_role: usize,
-    /// Who uses a role for which there is no grant to suggest, with the reason.
+    /// Users of roles without a suggested grant, with the reason.
     pub left_out: Vec<LeftOut>,
 }
 
-/// One grant, and whom it is for.
+/// One grant, and the number of its pods.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Suggested {
     /// The grant.
     pub grant: Grant,
-    /// How many pods it covers now.
+    /// The number of pods that it covers now.
     pub pods: usize,
 }
 
-/// A pod or service account for which there is no grant to suggest.
+/// A pod or service account without a suggested grant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeftOut {
-    /// Who: `pod NAMESPACE/NAME` or `service account NAMESPACE/NAME`.
+    /// Its name: `pod NAMESPACE/NAME` or `service account NAMESPACE/NAME`.
     pub who: String,
-    /// The role, where one is named.
+    /// The role, if one is named.
     pub role: Option<String>,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// What uses roles.
+/// The users of roles.
 #[derive(Debug, Clone, Copy)]
 pub struct Users<'a> {
-    /// Pods, by what their annotations ask for.
+    /// Pods with their annotations' requests.
     pub pods: &'a [Workload],
-    /// What pods and service accounts ask of AWS itself.
+    /// Web identity roles of pods and service accounts.
     pub web_identity: &'a [WebIdentity],
 }
 
-/// Roles of one service account, each with the external IDs that it runs with.
+/// The roles of one service account, each with the external IDs in use.
 type Roles = BTreeMap<String, Running>;
 
 /// Names of pods with their namespaces.
@@ -70,10 +72,10 @@ struct Running {
     pods: Pods,
 }
 
-/// The tightest grants for pods that have a role now and that `grants` do not cover, and for the
-/// roles of web identity, which the gate judges by grants too. Roles, service accounts and external
-/// IDs are named exactly; a pod may always leave its external ID out, as with every grant. Finished
-/// pods count with `finished` only. The order is that of names.
+/// Returns minimal grants for pods that have a role now and that `grants` do not cover, and for web
+/// identity roles, which admission validates with grants too. Roles, service accounts and external
+/// IDs are named exactly. As with every grant, a pod may always omit its external ID. Finished pods
+/// are included with `finished` only. Grants are sorted by name.
 pub fn suggest(
     rules: &RuleSet,
     grants: &GrantsLayer,
@@ -98,7 +100,7 @@ pub fn suggest(
         let explanation = rules.explain(workload, now);
         let need = match (&explanation.decision, &explanation.role) {
             (Decision::Allow { .. }, Some(role)) => need(rules, grants, workload, role, now),
-            // AWS gives the role whatever rules say, until the gate sees the pod again.
+            // AWS issues the role regardless of rules, until admission sees the pod again.
             _ if by_token => Need::Impossible(refused_now(&explanation)),
             _ => continue,
         };
@@ -133,8 +135,8 @@ pub fn suggest(
             who: who(pod),
             role: None,
             reason: format!(
-                "{path} asks AWS for a role that the pod does not name, which the gate refuses once \
-                 grants are enforced: set AWS_ROLE_ARN to it"
+                "{path} requests credentials from AWS without naming a role, which admission denies once \
+                 grants are enforced: set AWS_ROLE_ARN"
             ),
         });
     }
@@ -163,8 +165,8 @@ fn who(workload: &Workload) -> String {
 
 fn refused_now(explanation: &Explanation) -> String {
     match &explanation.decision {
-        Decision::Deny(denial) => format!("{} refuses it already: {}", denial.layer, denial.reason),
-        _ => "its namespace is not among the rules".into(),
+        Decision::Deny(denial) => format!("{} denies it already: {}", denial.layer, denial.reason),
+        _ => "the rules do not contain its namespace".into(),
     }
 }
 
@@ -184,29 +186,29 @@ fn need(
     let Some(namespace) = rules.namespaces.get(&workload.namespace) else {
         return Need::None;
     };
-    let ask = Ask {
+    let ask = AccessRequest {
         workload,
         role,
         is_default: rules.default_role.as_ref() == Some(role),
         namespace,
         now,
     };
-    let Verdict::Deny { reason, .. } = grants.judge(&ask) else {
+    let Verdict::Deny { reason, .. } = grants.evaluate(&ask) else {
         return Need::None;
     };
     if !grants.covering(&ask).is_empty() {
-        // A grant beside those that name the role could shed their limits.
+        // A grant in addition to those that name the role could remove their limits.
         return Need::Impossible(reason);
     }
     if !is_plain_name(&workload.namespace) || !is_plain_name(&workload.service_account) {
         return Need::Impossible(
-            "its namespace or service account has a name that Kubernetes does not take".into(),
+            "the name of its namespace or service account is not valid in Kubernetes".into(),
         );
     }
     Need::Grant
 }
 
-/// Roles that run with the same external IDs share a grant, so that none gets another's.
+/// Returns grants. Roles with the same external IDs share one, so that none gets another's.
 fn grants_of(namespace: &str, account: &str, roles: Roles, names: &mut Names) -> Vec<Suggested> {
     let mut by_ids: BTreeMap<BTreeSet<String>, Vec<(String, Pods)>> = BTreeMap::new();
     for (role, running) in roles {
@@ -249,27 +251,27 @@ fn grants_of(namespace: &str, account: &str, roles: Roles, names: &mut Names) ->
 }
 
 impl Suggestion {
-    /// A stream of YAML, ready to apply, with a comment above each grant.
+    /// Formats a stream of YAML that is ready to apply, with a comment above each grant.
     ///
     /// # Errors
-    /// As [`document::yaml`].
+    /// See [`document::yaml`].
     pub fn yaml(&self) -> Result<String, serde_saphyr::SerializeError> {
         document::yaml_stream(self.grants.iter().map(|suggested| {
             let comment = match suggested.pods {
-                0 => "a service account names this".to_owned(),
-                pods => format!("{} with this now", count(pods, "pod runs", "pods run")),
+                0 => "a service account names this role".to_owned(),
+                pods => format!("{} with this role now", count(pods, "pod runs", "pods run")),
             };
             (&suggested.grant, vec![comment])
         }))
     }
 
-    /// The grants as one JSON list, as `kubectl apply` takes it.
+    /// Returns the grants as one JSON list, as `kubectl apply` accepts it.
     pub fn json(&self) -> serde_json::Value {
         let items = self.grants.iter();
         document::list(items.map(|suggested| &suggested.grant))
     }
 
-    /// What there is to know beside the grants, a line each.
+    /// Returns notes about the grants, one per line.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = vec![format!(
             "{} suggested; {} covered already or with the role of all pods, {} without a role now",
@@ -357,7 +359,7 @@ mod tests {
             suggestion.yaml().unwrap(),
             "\
 ---
-# 3 pods run with this now
+# 3 pods run with this role now
 apiVersion: rolegate.dev/v1alpha1
 kind: RoleGrant
 metadata:
@@ -372,7 +374,7 @@ spec:
     serviceAccounts:
     - api
 ---
-# 1 pod runs with this now
+# 1 pod runs with this role now
 apiVersion: rolegate.dev/v1alpha1
 kind: RoleGrant
 metadata:
@@ -437,21 +439,21 @@ spec:
                 ("web.front", "reader".to_owned(), 0)
             ]
         );
-        let told = suggestion.notes().join("\n");
-        assert!(told.contains("1 pod is without a role now"), "{told}");
-        assert!(told.contains("pod closed/api-0 with role"), "{told}");
-        assert!(told.contains("namespace refuses it already"), "{told}");
+        let message = suggestion.notes().join("\n");
+        assert!(message.contains("1 pod is without a role now"), "{message}");
+        assert!(message.contains("pod closed/api-0 with role"), "{message}");
+        assert!(message.contains("namespace denies it already"), "{message}");
         assert!(
-            told.contains("pod shop/mystery-0: spec.volumes[0]"),
-            "{told}"
+            message.contains("pod shop/mystery-0: spec.volumes[0]"),
+            "{message}"
         );
         assert!(
             suggestion
                 .yaml()
                 .unwrap()
-                .contains("# a service account names this")
+                .contains("# a service account names this role")
         );
-        // With them, the gate takes what runs.
+        // With them, admission accepts the running pods.
         let grants: Vec<_> = suggestion.grants.into_iter().map(|one| one.grant).collect();
         let after = rules(&grants, Mode::Enforce);
         let decision = after.rules.decide(&web_identity[0].asking[0], NOW);
@@ -459,7 +461,7 @@ spec:
     }
 
     #[test]
-    fn what_is_covered_finished_or_everyones_needs_nothing() {
+    fn covered_finished_and_default_pods_need_no_grant() {
         let mut stage = rules(
             &[grant("shop.api", &["reader"], "shop", "api")],
             Mode::Audit,
@@ -492,7 +494,7 @@ spec:
     }
 
     #[test]
-    fn limits_of_grants_are_not_shed_and_names_with_stars_grant_nothing() {
+    fn grant_limits_remain_and_names_with_stars_grant_nothing() {
         let mut stage = rules(&[grant("shop.api", &["reader"], "shop", "api")], Mode::Off);
         let namespaces = Arc::make_mut(&mut stage.rules.namespaces);
         let open = namespaces["shop"].clone();
@@ -569,7 +571,7 @@ spec:
                     prop_assert_eq!(then, now);
                 }
             }
-            // The order in which pods are listed changes nothing.
+            // The order of pods does not matter.
             places.reverse();
             let reversed: Vec<_> = places.iter().map(|place| universe[*place].clone()).collect();
             prop_assert_eq!(suggested(&reversed), suggestion);

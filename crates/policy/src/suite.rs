@@ -1,5 +1,5 @@
-//! Tests of rules: objects with the verdict that is expected, judged as the gate judges them, and
-//! what of the rules they used.
+//! Tests of rules: objects with the expected verdict, validated as at admission, and the rules that
+//! they used.
 
 mod format;
 mod observe;
@@ -8,7 +8,7 @@ mod report;
 use std::fmt::Write;
 
 use jiff::Timestamp;
-use rolegate_admission::{Fault, GateRules, Outcome};
+use rolegate_admission::{Outcome, ValidationRules, Violation};
 
 pub use format::{Expect, FormatError, Objects, PolicyTest, Refuser, Select, TestCase, Verdict};
 pub use observe::Observer;
@@ -19,20 +19,20 @@ use crate::check::{self, Creator, Existing, Manifest, Operation};
 use crate::manifest::Document;
 use crate::text::plain;
 
-/// The objects of a case, read.
+/// The parsed objects of a case.
 #[derive(Debug, Clone, Copy)]
 pub struct Subjects<'a> {
-    /// The objects that are judged, before any are selected.
+    /// The objects to validate, before selection.
     pub objects: &'a [Document],
-    /// The objects as they are.
+    /// The existing objects.
     pub old: &'a [Document],
 }
 
 impl TestCase {
-    /// Judges the case. `shown` names policies as people know them.
+    /// Runs the case. `shown` returns the displayed name of a policy.
     pub fn run(
         &self,
-        rules: &GateRules<'_>,
+        rules: &ValidationRules<'_>,
         subjects: Subjects<'_>,
         shown: impl Fn(&str) -> String,
         now: Timestamp,
@@ -53,7 +53,7 @@ impl TestCase {
             let old = existing.beside(&document.value, &self.namespace);
             if old.is_none() && self.operation == Operation::Update {
                 return CaseResult::Errored(format!(
-                    "{name} is not among the objects as they are, so it can't be updated"
+                    "{name} is not among the existing objects, so it cannot be updated"
                 ));
             }
             let manifest = Manifest {
@@ -64,7 +64,7 @@ impl TestCase {
                 fault: None,
             };
             match check::judged(rules, manifest, &creator, &self.namespace, now) {
-                Err(why) => return CaseResult::Errored(format!("{name} can't be judged: {why}")),
+                Err(why) => return CaseResult::Errored(format!("cannot validate {name}: {why}")),
                 Ok(outcome) => {
                     complaints.extend(self.expect.complaint(&outcome, &shown).map(|what| {
                         Complaint {
@@ -76,7 +76,7 @@ impl TestCase {
             }
         }
         match (judged, complaints.is_empty()) {
-            (0, _) => CaseResult::Errored("no object is selected, so nothing was judged".into()),
+            (0, _) => CaseResult::Errored("no object is selected, so nothing was validated".into()),
             (_, true) => CaseResult::Passed,
             (_, false) => CaseResult::Failed(complaints),
         }
@@ -108,13 +108,13 @@ impl Expect {
             (true, true) => Verdict::Allowed,
         };
         let said = match verdict {
-            Verdict::Denied => &outcome.faults,
+            Verdict::Denied => &outcome.violations,
             Verdict::Warned | Verdict::Allowed => &outcome.warnings,
         };
         let listed = || {
             let mut list = String::new();
             for fault in said {
-                // A String takes whatever is written.
+                // Writing into a String cannot fail.
                 let _ = write!(
                     list,
                     "; by layer {}, rule {}: {}",
@@ -147,7 +147,7 @@ impl Expect {
 }
 
 impl Refuser {
-    fn is(&self, fault: &Fault, shown: &impl Fn(&str) -> String) -> bool {
+    fn is(&self, fault: &Violation, shown: &impl Fn(&str) -> String) -> bool {
         let is = |wanted: &Option<String>, holds: &dyn Fn(&str) -> bool| {
             wanted.as_deref().is_none_or(holds)
         };

@@ -1,26 +1,27 @@
-//! Text for terminals: what others chose is made harmless before it is shown.
+//! Text for terminals. Untrusted text is escaped before it is printed.
 
 use anstyle::{AnsiColor, Style};
 
 /// Titles.
 pub const TITLE: Style = Style::new().bold();
-/// What matters less.
+/// Secondary text.
 pub const FAINT: Style = Style::new().dimmed();
-/// What is allowed.
+/// Allowed.
 pub const GOOD: Style = AnsiColor::Green.on_default().bold();
-/// What is refused.
+/// Denied.
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
-/// What is worth a look.
+/// Warnings.
 pub const WARN: Style = AnsiColor::Yellow.on_default().bold();
 
-/// Longest text that is shown of what somebody else chose, characters.
-const LONGEST: usize = 2048;
+/// Maximum length of untrusted text, in characters.
+const MAX_LENGTH: usize = 2048;
 
-/// A text on one line, without anything that moves a terminal's cursor or turns its text around.
+/// Escapes a text to one line, without characters that move a terminal's cursor or change the text
+/// direction.
 pub fn plain(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(LONGEST));
+    let mut shown = String::with_capacity(text.len().min(MAX_LENGTH));
     for (count, character) in text.chars().enumerate() {
-        if count == LONGEST {
+        if count == MAX_LENGTH {
             shown.push('…');
             break;
         }
@@ -33,19 +34,19 @@ pub fn plain(text: &str) -> String {
     shown
 }
 
-/// Characters that change the order of what is shown, or are shown as nothing.
+/// Returns whether a character is invisible or changes the order of displayed text.
 fn turns_or_hides(character: char) -> bool {
     matches!(character,
         '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
         | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// A number of things: `1 pod`, `2 pods`.
+/// Formats a number of things: `1 pod`, `2 pods`.
 pub fn count(number: usize, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
-/// A table with a title above each column. Cells are made harmless.
+/// Formats a table with a title above each column. Cells are escaped.
 pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let titles = titles.iter().map(|title| (*title).to_owned()).collect();
     let mut all = vec![titles];
@@ -88,6 +89,6 @@ mod tests {
         assert_eq!(plain("a\x1b[2Jb\nc"), "a\\u{1b}[2Jb\\u{a}c");
         assert_eq!(plain("x\u{202e}y"), "x\\u{202e}y");
         assert_eq!(plain("payments-é"), "payments-é");
-        assert_eq!(plain(&"x".repeat(5000)).chars().count(), LONGEST + 1);
+        assert_eq!(plain(&"x".repeat(5000)).chars().count(), MAX_LENGTH + 1);
     }
 }

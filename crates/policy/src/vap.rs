@@ -1,14 +1,14 @@
 //! Enforcement without a webhook: the rules as ValidatingAdmissionPolicy objects
-//! (`admissionregistration.k8s.io/v1`), which a plain API server from 1.30 on enforces by itself.
+//! (`admissionregistration.k8s.io/v1`), which API servers from version 1.30 on enforce themselves.
 //!
-//! There is one policy with one binding for each layer, so that modes stay apart, one for what is
-//! refused whatever the layers say, and guards of what rules are made of. All grants are in one
-//! object ([`PARAMETERS`]). Policies fail closed: an error, an evaluation over budget or a
-//! missing parameter object is a refusal. Those of layers in audit mode warn and refuse nothing.
+//! Each layer has one policy with one binding, so that modes are independent. Another policy
+//! contains the checks before all layers, and others protect rule objects. All grants are in one
+//! object ([`PARAMETERS`]). Policies fail closed: an error, an exceeded budget or a missing
+//! parameter object is a denial. Policies of layers in audit mode warn and deny nothing.
 //!
-//! What CEL can't say is told in [`Export::unsaid`] and never silently let through where a
-//! refusal is possible. The gate is all that this is: nothing is decided for pods that are there
-//! already, and the API server lets no policy guard the policies themselves.
+//! Rules that CEL cannot express are listed in [`Export::unsaid`], and never silently allowed where
+//! a denial is possible. The objects only affect admission: they do not decide about existing pods,
+//! and the API server does not let policies protect the policies themselves.
 
 mod cel;
 mod guard;
@@ -33,8 +33,8 @@ use wish::Wishes;
 /// The rules to export.
 #[derive(Debug, Clone, Copy)]
 pub struct VapInput<'a> {
-    /// The configuration. Its base ARN completes names; what was found out about it must be filled
-    /// in, since a policy can't.
+    /// The configuration. Its base ARN completes names. Discovered values must be filled in, since
+    /// a policy cannot discover them.
     pub config: &'a RuleConfig,
     /// The annotation keys in use.
     pub keys: &'a AnnotationKeys,
@@ -44,43 +44,43 @@ pub struct VapInput<'a> {
     pub namespace: &'a str,
 }
 
-/// The objects, and what they don't say.
+/// The objects, and the rules that they do not express.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Export {
-    /// Kubernetes objects, in the order in which they are to be applied.
+    /// Kubernetes objects, in the order in which to apply them.
     pub documents: Vec<Value>,
-    /// Sentences about what CEL can't say, or says more strictly.
+    /// Sentences about rules that CEL cannot express, or expresses more strictly.
     pub unsaid: Vec<String>,
 }
 
-/// Why rules can't be exported.
+/// The reason why rules cannot be exported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VapError {
-    /// The grants don't fit into one object.
+    /// The grants do not fit into one object.
     #[error(
-        "the grants take {bytes} bytes, more than one object holds: only the webhook can enforce them"
+        "the grants have {bytes} bytes, too many for one object: only the webhook can enforce them"
     )]
     TooLarge {
-        /// How many.
+        /// Their size.
         bytes: usize,
     },
-    /// Too many grants may count in one namespace for CEL's budget.
+    /// Too many grants may apply in one namespace for CEL's budget.
     #[error(
-        "up to {rows} subjects ({bytes} bytes) of grants may count in one namespace, more than CEL's \
-         budget allows: name namespaces without stars, or enforce them with the webhook"
+        "up to {rows} subjects ({bytes} bytes) of grants may apply in one namespace, more than CEL's \
+         budget allows: use namespaces without stars, or enforce the grants with the webhook"
     )]
     TooMany {
-        /// How many rows.
+        /// The number of rows.
         rows: usize,
-        /// How large they are together.
+        /// Their total size.
         bytes: usize,
     },
-    /// A document can't be written as YAML.
-    #[error("the objects can't be written as YAML: {0}")]
+    /// A document cannot be serialized as YAML.
+    #[error("cannot serialize the objects as YAML: {0}")]
     Yaml(String),
 }
 
-/// Which requests a policy is asked about.
+/// The requests that a policy applies to.
 #[derive(Debug, Clone, Copy)]
 struct Rule<'a> {
     group: &'a str,
@@ -105,7 +105,7 @@ impl Rule<'_> {
 const WRITES: &[&str] = &["CREATE", "UPDATE"];
 const CHANGES: &[&str] = &["CREATE", "UPDATE", "DELETE"];
 
-/// What holds pod templates or names roles, custom resources aside.
+/// Kinds that contain pod templates or name roles, except custom resources.
 const WORKLOADS: &[Rule<'_>] = &[
     Rule {
         group: "",
@@ -143,13 +143,13 @@ const WORKLOADS: &[Rule<'_>] = &[
     },
 ];
 
-/// A policy with its binding.
+/// A policy and its binding.
 struct Policy {
     name: &'static str,
     mode: Mode,
-    /// Whether namespaces that the configuration spares are let through.
-    spares: bool,
-    /// Whether it reads the parameter object.
+    /// True if namespaces that the configuration exempts are allowed.
+    exempts: bool,
+    /// True if it reads the parameter object.
     reads_grants: bool,
     rules: Vec<Value>,
     variables: Vec<Value>,
@@ -158,7 +158,8 @@ struct Policy {
 /// Exports the rules.
 ///
 /// # Errors
-/// [`VapError`] where they are too many for the API server's budget; nothing is left out for that.
+/// Returns a [`VapError`] if they exceed the API server's budget. No rule is omitted for that
+/// reason.
 pub fn export(input: &VapInput<'_>) -> Result<Export, VapError> {
     let config = input.config;
     let table = Table::new(input.grants, config);
@@ -171,7 +172,7 @@ pub fn export(input: &VapInput<'_>) -> Result<Export, VapError> {
         .map(|policy| -> (Value, Value) { policy.documents(input).into() })
         .unzip();
     documents.extend(policies);
-    // Nothing is enforced before its binding is there, so what policies read comes first.
+    // A policy takes effect with its binding, so its parameters come first.
     documents.extend(bindings);
     Ok(Export {
         documents,
@@ -179,7 +180,7 @@ pub fn export(input: &VapInput<'_>) -> Result<Export, VapError> {
     })
 }
 
-/// Requests about core resources.
+/// Returns a rule for core resources.
 fn core(resources: &[&str], operations: &[&str], scope: &str) -> Value {
     let rule = Rule {
         group: "",
@@ -203,7 +204,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let layer = |name, mode, rules: &[Value], variables| Policy {
         name,
         mode,
-        spares: true,
+        exempts: true,
         reads_grants: false,
         rules: rules.to_vec(),
         variables,
@@ -211,7 +212,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let guards = config.guards();
     let guard = |name, rules: &[Value], variables| layer(name, guards, rules, variables);
     let everywhere = |name, rules: &[Value], variables| Policy {
-        spares: false,
+        exempts: false,
         ..guard(name, rules, variables)
     };
     let bindings = core(&["bindings", "pods/binding"], &["CREATE"], "Namespaced");
@@ -230,7 +231,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
             guard::pod_metadata(input, &table.pod_labels),
         ),
         guard("rolegate-services", &[services], guard::services()),
-        // Rules decide for pods of all namespaces, so none is spared where they are guarded.
+        // Rules decide for pods of all namespaces, so no namespace is exempt from their protection.
         everywhere(
             "rolegate-namespaces",
             &[core(&namespaces, WRITES, "Cluster")],
@@ -277,7 +278,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     policies
 }
 
-/// What holds pod templates or names roles.
+/// Returns the rules for kinds that contain pod templates or name roles.
 fn workloads(config: &RuleConfig) -> Vec<Value> {
     let mut rules: Vec<_> = WORKLOADS.iter().map(Rule::value).collect();
     rules.extend(config.templates.iter().map(|kind| {
@@ -293,7 +294,7 @@ fn workloads(config: &RuleConfig) -> Vec<Value> {
     rules
 }
 
-/// What rules are made of.
+/// Returns the rules for rule objects.
 fn rule_objects() -> Vec<Value> {
     let ours = Rule {
         group: table::API.0,
@@ -313,7 +314,7 @@ impl Policy {
     fn documents(self, input: &VapInput<'_>) -> [Value; 2] {
         let is_audit = self.mode == Mode::Audit;
         let mut spec = Map::new();
-        // A trial refuses nothing, not even where it can't be evaluated.
+        // Audit mode denies nothing, not even if it cannot be evaluated.
         let on_failure = if is_audit { "Ignore" } else { "Fail" };
         spec.insert("failurePolicy".into(), on_failure.into());
         if self.reads_grants {
@@ -329,7 +330,7 @@ impl Policy {
         let validation = json!({
             "expression": "variables.refusals.size() == 0",
             "messageExpression": "variables.refusals[0]",
-            "message": "the rules about AWS roles refuse it: ask your cluster's administrator",
+            "message": "the rules about AWS roles deny this request: ask your cluster's administrator",
             "reason": "Forbidden",
         });
         spec.insert("validations".into(), json!([validation]));
@@ -350,9 +351,9 @@ impl Policy {
             });
             binding.insert("paramRef".into(), reference);
         }
-        let spared = &input.config.spared_namespaces;
-        if self.spares && !spared.is_empty() {
-            let others = outside_of(spared.iter().map(|name| &**name));
+        let exempt = &input.config.exempt_namespaces;
+        if self.exempts && !exempt.is_empty() {
+            let others = outside_of(exempt.iter().map(|name| &**name));
             binding.insert("matchResources".into(), others);
         }
         [
@@ -370,7 +371,7 @@ impl Policy {
     }
 }
 
-/// All namespaces but these, by the one label that nobody can choose.
+/// Returns a selector for all namespaces but these, with the one label that users cannot choose.
 fn outside_of<'a>(names: impl IntoIterator<Item = &'a str>) -> Value {
     let names: Vec<_> = names.into_iter().collect();
     json!({ "namespaceSelector": { "matchExpressions": [{
@@ -388,39 +389,39 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
     };
     say(
         config.modes.rego != Mode::Off,
-        "Rego policies are not enforced: CEL can't run them",
+        "Rego policies are not enforced: CEL cannot run them",
     );
     say(
         config.base.is_none(),
-        "no base ARN is known, so every role that is named without one is refused: export with one",
+        "no base ARN is known, so every bare role name is denied: export with a base ARN",
     );
     say(
-        config.own_roles.is_empty(),
-        "no own roles are named (spec.ownRoles of the RolegateConfig), so the nodes' and rolegate's are refused only at the doors",
+        config.reserved_roles.is_empty(),
+        "no roles are reserved (spec.reservedRoles of the RolegateConfig), so only agents deny the nodes' and rolegate's roles",
     );
     say(
         config.modes.namespace != Mode::Off,
-        "lists of allowed roles with escapes (a backslash) are refused where rolegate reads them",
+        "lists of allowed roles with escapes (a backslash) are denied, although rolegate accepts them",
     );
     say(
         config.modes.namespace != Mode::Off,
         match config.restriction_format {
             PatternFormat::Glob => {
-                "permitted roles are regular expressions: what the API server (Go) and rolegate \
-                 could read differently is refused, such as flags but (?i), \\b, \\s, nested \
+                "permitted roles are regular expressions: those that the API server (Go) and rolegate \
+                 could interpret differently are denied, such as flags other than (?i), \\b, \\s, nested \
                  classes and counts over 99"
             }
             PatternFormat::Regexp => {
-                "allowed and permitted roles are regular expressions: what the API server (Go) and \
-                 rolegate could read differently is refused, such as flags but (?i), \\b, \\s, \
+                "allowed and permitted roles are regular expressions: those that the API server (Go) and \
+                 rolegate could interpret differently are denied, such as flags other than (?i), \\b, \\s, \
                  nested classes and counts over 99"
             }
         },
     );
     say(
         config.modes.grants != Mode::Off,
-        "whoever may make namespaces may choose a name that grants give roles to: the webhook alone \
-         keeps them from it",
+        "users who may create namespaces may choose a name that has grants: only the webhook \
+         prevents that",
     );
     say(
         config.modes.grants != Mode::Off
@@ -428,43 +429,43 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
                 .grants
                 .iter()
                 .any(|grant| !grant.session.names.is_empty()),
-        "session names that STS would not take as they are get a hash from rolegate; where a grant \
-         limits names they are refused",
+        "rolegate adds a hash to session names that STS would reject; if a grant \
+         limits names, they are denied",
     );
     say(
         config.modes.grants == Mode::Enforce && config.rule_writers.is_none(),
-        "no writers of rules are configured, so RBAC alone says who may change the table of grants",
+        "no ruleWriters are configured, so only RBAC limits who may change the table of grants",
     );
     say(
         true,
-        "addresses of Services that CEL can't read (leading zeros, IPv4 within IPv6) are refused",
+        "addresses of Services that CEL cannot parse (leading zeros, IPv4 within IPv6) are denied",
     );
     for kind in &config.templates {
         let unfollowed = |path: &&Arc<str>| ***path != *"." && wish::at("object", path).is_none();
         for path in kind.paths.iter().chain(&kind.metadata).filter(unfollowed) {
             unsaid.push(format!(
-                "what {} has at {path} is not judged: CEL follows one star in a path; its pods are",
+                "{} is not validated at {path}, since CEL supports only one star in a path; its pods are validated",
                 kind.kind
             ));
         }
     }
     unsaid.push(
-        "who may write ValidatingAdmissionPolicies and their bindings may lift all of this: no \
-         policy can guard them"
+        "users who may write ValidatingAdmissionPolicies and their bindings can disable these rules: no \
+         policy can protect them"
             .to_owned(),
     );
     unsaid
 }
 
 impl Export {
-    /// The objects as a stream of YAML, with what they don't say in comments at the start.
+    /// Formats the objects as a stream of YAML, starting with comments about unsupported rules.
     ///
     /// # Errors
-    /// [`VapError::Yaml`].
+    /// Returns [`VapError::Yaml`].
     pub fn yaml(&self) -> Result<String, VapError> {
         let mut text = comment_line(
             "Written by `rolegate policy export --format vap`. Apply it with `kubectl apply \
-             --server-side`, for the grants may be too large for an annotation.",
+             --server-side`, since the grants may be too large for an annotation.",
         );
         if self
             .documents
@@ -472,12 +473,12 @@ impl Export {
             .any(|document| document["kind"] == table::KIND.0)
         {
             text.push_str(&comment_line(
-                "The first time apply it twice: until the API server knows the kind of the grants' \
-                 table it can't take the table, and without it everything is refused.",
+                "Apply it twice the first time: until the API server knows the kind of the grants' \
+                 table, it rejects the table, and without the table everything is denied.",
             ));
         }
         for sentence in &self.unsaid {
-            text.push_str(&comment_line(&format!("Not said here: {sentence}.")));
+            text.push_str(&comment_line(&format!("Not expressed here: {sentence}.")));
         }
         for document in &self.documents {
             text.push_str("---\n");

@@ -1,4 +1,4 @@
-//! Requests on one HTTP/2 connection, as the generated clients make them.
+//! An HTTP/2 connection as a transport of the generated clients.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use tonic::body::Body;
 
-/// Sends requests on one connection. Cheap to clone.
+/// Sends requests on one connection. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Requests(pub SendRequest<Body>);
 

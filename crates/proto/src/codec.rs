@@ -1,5 +1,5 @@
-//! How messages are encoded: as by `tonic_prost`, with buffers that begin small. Each stream has two of
-//! them for as long as it lives, and most streams are quiet.
+//! A codec like that of `tonic_prost`, but with small initial buffers: each stream keeps two for
+//! its lifetime, and most streams are idle.
 
 use std::marker::PhantomData;
 
@@ -7,9 +7,9 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// Bytes that a buffer begins with; it grows to its largest message.
+/// Initial size of a buffer, in bytes. It grows to the largest message.
 const BUFFER: usize = 256;
-/// Bytes of messages that are sent in one go.
+/// Size at which buffered messages are sent, in bytes.
 const SENT_AT_ONCE: usize = 32 << 10;
 
 /// Encodes `T` and decodes `U`.
@@ -38,5 +38,22 @@ where
 
     fn decoder(&mut self) -> Self::Decoder {
         ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER, SENT_AT_ONCE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::codec::{Decoder, Encoder};
+
+    use super::*;
+    use crate::v1;
+
+    #[test]
+    fn buffers_begin_small_and_messages_are_sent_together_in_both_directions() {
+        // The settings compare by what they print: tonic keeps their fields to itself.
+        let wanted = format!("{:?}", BufferSettings::new(256, 32_768));
+        let mut codec = SmallBuffers::<v1::FromAgent, v1::ToAgent>::default();
+        assert_eq!(format!("{:?}", codec.encoder().buffer_settings()), wanted);
+        assert_eq!(format!("{:?}", codec.decoder().buffer_settings()), wanted);
     }
 }

@@ -1,15 +1,15 @@
-//! What agents and brokers say to each other.
+//! The protocol between agents and brokers.
 //!
-//! `proto/` has the protocol as it is published; [`v1`] and [`kiam`] are generated from it and kept
-//! in the repository, since a build needs no protobuf compiler then; a test holds them to it.
-//! [`wire`] turns messages into what the rest of rolegate works with, and back: whatever comes in
-//! is bounded and checked there, for a broker believes no agent and an agent not everything.
+//! `proto/` contains the published protocol. [`v1`] and [`kiam`] are generated from it and checked
+//! in, so that a build needs no protobuf compiler; a test compares them. [`wire`] converts messages
+//! to and from rolegate's types and validates them, since a broker does not trust agents and an
+//! agent trusts its broker only within limits.
 
 pub mod client;
 mod codec;
 pub mod wire;
 
-/// `rolegate.v1`: agents and brokers.
+/// `rolegate.v1`: the protocol between agents and brokers.
 #[allow(
     missing_docs,
     unreachable_pub,

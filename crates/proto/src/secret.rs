@@ -1,5 +1,4 @@
-//! Messages that hold secrets: `Debug` shows everything else, and what they hold is wiped when they
-//! are dropped.
+//! Messages with secrets: `Debug` omits the secrets, and they are wiped when dropped.
 
 use std::fmt;
 
@@ -20,7 +19,7 @@ macro_rules! wiped {
 }
 
 wiped!(v1::Hello: token);
-wiped!(v1::Proof: token);
+wiped!(v1::Reauthenticate: token);
 wiped!(v1::Credentials: document);
 wiped!(kiam::Credentials: secret_access_key, token);
 
@@ -33,7 +32,7 @@ impl fmt::Debug for v1::Hello {
     }
 }
 
-impl fmt::Debug for v1::Proof {
+impl fmt::Debug for v1::Reauthenticate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Proof").finish_non_exhaustive()
     }
@@ -43,7 +42,7 @@ impl fmt::Debug for v1::Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("access_key_id", &self.access_key_id)
-            .field("until_ms", &self.until_ms)
+            .field("expires_at_ms", &self.expires_at_ms)
             .finish_non_exhaustive()
     }
 }
@@ -67,7 +66,7 @@ mod tests {
     fn rule_06_messages_are_wiped() {
         fn wiped<T: ZeroizeOnDrop>() {}
         wiped::<v1::Hello>();
-        wiped::<v1::Proof>();
+        wiped::<v1::Reauthenticate>();
         wiped::<v1::Credentials>();
         wiped::<kiam::Credentials>();
     }
@@ -89,7 +88,7 @@ mod tests {
         };
         let mut hello = v1::Hello::default();
         hello.token = secret();
-        let proof = v1::Proof { token: secret() };
+        let proof = v1::Reauthenticate { token: secret() };
         let mut theirs = kiam::Credentials::default();
         theirs.secret_access_key = secret();
         theirs.token = secret();

@@ -1,7 +1,7 @@
-//! Messages as what they mean, and back.
+//! Conversion between messages and rolegate's types.
 //!
-//! What is received is checked here, once: sizes, numbers, texts. What is not as it must be is an
-//! error that ends the stream, since whoever sends it is broken or lies.
+//! Received messages are validated here: sizes, numbers and texts. A violation is an error that
+//! ends the stream, since the sender is broken or malicious.
 
 use std::mem::take;
 use std::net::IpAddr;
@@ -12,35 +12,35 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::Denial;
 use rolegate_core::document;
 use rolegate_core::session::{
-    Failure, FailureKind, Life, MissingAction, RefusalCause, SessionKey, SessionLimits,
+    Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits, Validity,
 };
 use zeroize::Zeroizing;
 
 use crate::v1;
 
-/// The most bytes of a message to a broker, which takes the first before anything is proven: a
-/// token, or [`MAX_NOTICES`] notices.
+/// Maximum size of a message to a broker, in bytes. It limits the unauthenticated first message,
+/// which contains a token, and later ones with up to [`MAX_OUTCOMES`] outcomes.
 pub const MAX_TO_BROKER: usize = 64 << 10;
-/// The most bytes of a message to an agent.
+/// Maximum size of a message to an agent, in bytes.
 pub const MAX_TO_AGENT: usize = 2 << 20;
-/// The most notices in a message; an agent puts fewer into one.
-pub const MAX_NOTICES: usize = 256;
-/// The longest token that an agent shows, bytes.
+/// Maximum number of outcomes in a message. Agents send fewer.
+pub const MAX_OUTCOMES: usize = 256;
+/// Maximum size of an agent's token, in bytes.
 pub const MAX_TOKEN: usize = 16 << 10;
-/// The longest text that names something: a UID, a node, an access key, a code.
+/// Maximum size of an identifier (a UID, a node, an access key, a code), in bytes.
 const MAX_NAME: usize = 256;
-/// The longest document of credentials.
+/// Maximum size of a credentials document, in bytes.
 const MAX_DOCUMENT: usize = 16 << 10;
 
-/// What is wrong with a message.
+/// A malformed field of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a message of the other side is malformed: {0}")]
+#[error("received a malformed message: {0}")]
 pub struct Malformed(pub &'static str);
 
-/// A text that names something, if it is one.
+/// Validates an identifier.
 ///
 /// # Errors
-/// [`Malformed`] with `what` where it is empty, too long or has control characters.
+/// [`Malformed`] with `what` if it is empty, too long or has control characters.
 pub fn name<'t>(text: &'t str, what: &'static str) -> Result<&'t str, Malformed> {
     let good = (1..=MAX_NAME).contains(&text.len()) && !text.chars().any(char::is_control);
     good.then_some(text).ok_or(Malformed(what))
@@ -48,7 +48,7 @@ pub fn name<'t>(text: &'t str, what: &'static str) -> Result<&'t str, Malformed>
 
 impl From<&SessionKey> for v1::SessionKey {
     fn from(key: &SessionKey) -> Self {
-        // All of it by name, so that a new field is not forgotten here.
+        // Destructured completely, so that a new field cannot be forgotten here.
         let SessionKey {
             role,
             name,
@@ -117,30 +117,30 @@ impl From<v1::SessionLimits> for SessionLimits {
 }
 
 impl v1::Credentials {
-    /// Credentials as they are sent.
-    pub fn new(access_key_id: &str, document: &[u8], life: Life) -> Self {
+    /// Creates the message that carries credentials.
+    pub fn new(access_key_id: &str, document: &[u8], life: Validity) -> Self {
         Self {
             access_key_id: access_key_id.into(),
             document: document.into(),
-            from_ms: life.from.as_millisecond(),
-            until_ms: life.until.as_millisecond(),
+            issued_at_ms: life.from.as_millisecond(),
+            expires_at_ms: life.until.as_millisecond(),
         }
     }
 
-    /// The access key's ID, the document and the life of what was received.
+    /// Returns the access key ID, the document and the validity of received credentials.
     ///
     /// # Errors
     /// [`Malformed`].
-    pub fn open(mut self) -> Result<(String, Bytes, Life), Malformed> {
+    pub fn open(mut self) -> Result<(String, Bytes, Validity), Malformed> {
         let document = Zeroizing::new(take(&mut self.document));
         if document.is_empty() || document.len() > MAX_DOCUMENT {
             return Err(Malformed("a document of credentials"));
         }
         name(&self.access_key_id, "an access key's ID")?;
         let time = |ms| Timestamp::from_millisecond(ms).map_err(|_| Malformed("a session's times"));
-        let life = Life {
-            from: time(self.from_ms)?,
-            until: time(self.until_ms)?,
+        let life = Validity {
+            from: time(self.issued_at_ms)?,
+            until: time(self.expires_at_ms)?,
         };
         let key = take(&mut self.access_key_id);
         Ok((key, document::received(document), life))
@@ -155,7 +155,7 @@ impl From<&Failure> for v1::Failure {
             FailureKind::Throttled => Kind::Throttled,
             FailureKind::Temporary => Kind::Temporary,
         };
-        // AWS's message names the broker's role, which is for its own log.
+        // AWS's message names the broker's role and stays in the broker's log.
         Self {
             kind: kind.into(),
             code: failure.code.clone(),
@@ -177,11 +177,11 @@ impl From<&Failure> for v1::Failure {
                 Some(RefusalCause::RegionDisabled) => Cause::RegionDisabled,
             }
             .into(),
-            asked_seconds: match failure.cause {
+            requested_seconds: match failure.cause {
                 Some(
-                    RefusalCause::MaxSessionDuration { asked }
-                    | RefusalCause::RoleChaining { asked },
-                ) => asked,
+                    RefusalCause::MaxSessionDuration { requested }
+                    | RefusalCause::RoleChaining { requested },
+                ) => requested,
                 _ => 0,
             },
         }
@@ -193,7 +193,7 @@ impl TryFrom<v1::Failure> for Failure {
 
     fn try_from(failure: v1::Failure) -> Result<Self, Malformed> {
         use v1::failure::{Cause, Kind};
-        let asked = failure.asked_seconds;
+        let requested = failure.requested_seconds;
         let cause = match failure.cause() {
             Cause::None => None,
             Cause::TagSession => Some(RefusalCause::Missing(MissingAction::TagSession)),
@@ -204,8 +204,8 @@ impl TryFrom<v1::Failure> for Failure {
             Cause::UntrustedExternalId => Some(RefusalCause::Untrusted { external_id: true }),
             Cause::IdentityPolicy => Some(RefusalCause::IdentityPolicy),
             Cause::ExplicitDeny => Some(RefusalCause::ExplicitDeny),
-            Cause::MaxSessionDuration => Some(RefusalCause::MaxSessionDuration { asked }),
-            Cause::RoleChaining => Some(RefusalCause::RoleChaining { asked }),
+            Cause::MaxSessionDuration => Some(RefusalCause::MaxSessionDuration { requested }),
+            Cause::RoleChaining => Some(RefusalCause::RoleChaining { requested }),
             Cause::TooLarge => Some(RefusalCause::TooLarge),
             Cause::MalformedPolicy => Some(RefusalCause::MalformedPolicy),
             Cause::TransitiveTag => Some(RefusalCause::TransitiveTag),
@@ -238,13 +238,13 @@ impl From<&Denial> for v1::Denial {
 
 impl From<v1::Denial> for Denial {
     fn from(denial: v1::Denial) -> Self {
-        // A label of metrics, so one of a fixed set.
+        // The layer becomes a metric label, so it must be one of a fixed set.
         const LAYERS: [&str; 6] = [
             "namespace",
             "grants",
             "rego",
             "request",
-            "own-role",
+            "reserved-role",
             "rules",
         ];
         let known = LAYERS.into_iter().find(|layer| **layer == denial.layer);
@@ -253,13 +253,13 @@ impl From<v1::Denial> for Denial {
             layer: known.unwrap_or("broker"),
             rule: denial.rule,
             reason: denial.reason,
-            // The broker asks again by itself.
-            passing: false,
+            // The broker itself evaluates the request again.
+            transient: false,
         }
     }
 }
 
-/// An address as it is sent: 4 or 16 bytes.
+/// Encodes an address: 4 or 16 bytes.
 pub fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().into(),
@@ -267,7 +267,7 @@ pub fn address_bytes(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// An address that was received.
+/// Decodes an address.
 ///
 /// # Errors
 /// [`Malformed`].
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_come_back_with_what_is_to_be_changed_and_without_the_text_of_aws() {
+    fn failures_keep_their_cause_without_the_text_of_aws() {
         for cause in [
             None,
             Some(RefusalCause::Missing(MissingAction::TagSession)),
@@ -296,8 +296,8 @@ mod tests {
             Some(RefusalCause::Untrusted { external_id: true }),
             Some(RefusalCause::IdentityPolicy),
             Some(RefusalCause::ExplicitDeny),
-            Some(RefusalCause::MaxSessionDuration { asked: 7200 }),
-            Some(RefusalCause::RoleChaining { asked: 3601 }),
+            Some(RefusalCause::MaxSessionDuration { requested: 7200 }),
+            Some(RefusalCause::RoleChaining { requested: 3601 }),
             Some(RefusalCause::TooLarge),
             Some(RefusalCause::MalformedPolicy),
             Some(RefusalCause::TransitiveTag),
@@ -348,7 +348,7 @@ mod tests {
             assert_eq!(super::address(&address_bytes(address)), Ok(address));
         }
         assert!(address(&[1, 2, 3]).is_err());
-        // What is mapped is the pod's own, however it is written.
+        // An IPv4-mapped address is the pod's own, in whichever form it is written.
         let mapped: IpAddr = "::ffff:10.0.0.1".parse().unwrap();
         assert_eq!(
             address(&address_bytes(mapped)),
@@ -357,25 +357,44 @@ mod tests {
     }
 
     #[test]
-    fn the_most_that_an_agent_says_fits_into_a_message() {
+    fn the_largest_agent_message_fits_the_limit() {
         let key = "x".repeat(128);
-        let notice = v1::Notice {
+        let notice = v1::Outcome {
             pod_uid: "x".repeat(36),
-            outcome: Some(v1::notice::Outcome::Served(key)),
+            result: Some(v1::outcome::Result::Served(key)),
         };
-        let notices = v1::Notices {
-            notices: vec![notice; MAX_NOTICES],
+        let outcomes = v1::Outcomes {
+            outcomes: vec![notice; MAX_OUTCOMES],
         };
-        let body = Some(v1::from_agent::Body::Notices(notices));
+        let body = Some(v1::from_agent::Body::Outcomes(outcomes));
         let message = v1::FromAgent { body };
         assert!(prost::Message::encoded_len(&message) <= MAX_TO_BROKER);
+    }
+
+    #[test]
+    fn the_largest_tokens_and_documents_fit_into_their_messages() {
+        // Tokens of the API server have one to two KiB; issuers with many claims, more.
+        const { assert!(MAX_TOKEN >= 8 << 10 && MAX_TOKEN + 1024 <= MAX_TO_BROKER) };
+        // A broker puts 64 sessions into one message, and as many pods.
+        const { assert!(64 * (MAX_DOCUMENT + 8 * 1024) <= MAX_TO_AGENT) };
+    }
+
+    #[test]
+    fn a_document_of_the_largest_size_is_taken() {
+        let life = Validity {
+            from: Timestamp::UNIX_EPOCH,
+            until: Timestamp::UNIX_EPOCH,
+        };
+        let most = vec![b'x'; MAX_DOCUMENT];
+        let (_, document, _) = v1::Credentials::new("ASIA", &most, life).open().unwrap();
+        assert_eq!(document.len(), MAX_DOCUMENT);
     }
 
     #[test]
     fn what_is_received_is_bounded() {
         assert!(name("", "x").is_err() && name("a\nb", "x").is_err());
         assert!(name(&"x".repeat(257), "x").is_err());
-        let life = Life {
+        let life = Validity {
             from: Timestamp::UNIX_EPOCH,
             until: Timestamp::UNIX_EPOCH,
         };
@@ -392,8 +411,8 @@ mod tests {
             role: "reader".into(),
             layer: "grants",
             rule: "default deny".into(),
-            reason: "no RoleGrant covers it".into(),
-            passing: false,
+            reason: "no RoleGrant covers the role".into(),
+            transient: false,
         };
         assert_eq!(Denial::from(v1::Denial::from(&denial)), denial);
     }

@@ -1,5 +1,5 @@
-//! The rules, functions, data and input that a module refers to, read from its lowered syntax tree.
-//! A name that the module declares is prefixed there with one that no rule has.
+//! The rules, functions, data and input that a module refers to, collected from its lowered syntax
+//! tree. Lowering renamed the module's declared variables so that none has the name of a rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,47 +12,47 @@ use crate::builtins;
 use crate::error::LoadError;
 use crate::wrap;
 
-/// The package whose `deny` is asked.
+/// The package whose `deny` rule is evaluated.
 pub(crate) const ADMISSION: [&str; 2] = ["kubernetes", "admission"];
 
 /// A path below `data` or `input`.
 pub(crate) type Path = Vec<String>;
 
-/// What a module holds and refers to.
+/// The contents and references of a module.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ModuleFacts {
     pub(crate) package: Path,
     pub(crate) rules: Vec<RuleFacts>,
-    /// Built-ins that a `with` replaces and the interpreter doesn't have.
+    /// Built-ins that a `with` replaces and the interpreter does not have.
     pub(crate) replaced: BTreeSet<String>,
 }
 
-/// What `deny` is defined as.
+/// The kind of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// A set: `deny[msg] { … }`, `deny contains msg if { … }`.
     Set,
     /// A value: `deny = true { … }`, `default deny = false`.
     Complete,
-    /// A function of so many arguments.
+    /// A function with this number of arguments.
     Function(usize),
 }
 
-/// What one rule refers to.
+/// The references of one rule.
 #[derive(Debug, Clone)]
 pub(crate) struct RuleFacts {
-    /// With its package.
+    /// The path including the package.
     pub(crate) path: Path,
     pub(crate) shape: Shape,
-    /// A variable stands in the head's path before its end: `p[x].q`.
+    /// True if the head's path has a variable before its end: `p[x].q`.
     pub(crate) is_general: bool,
     pub(crate) line: u32,
     pub(crate) refs: Vec<Reference>,
     pub(crate) calls: Vec<Call>,
     pub(crate) inputs: Vec<InputRead>,
-    /// Kinds with a pod template that its text names.
+    /// Kinds with a pod template that the rule's text names.
     pub(crate) kinds: BTreeSet<&'static str>,
-    /// Most levels by which what it makes may be deeper than what it makes it of.
+    /// Maximum number of nesting levels that the rule adds to its inputs.
     pub(crate) levels: usize,
 }
 
@@ -60,31 +60,31 @@ pub(crate) struct RuleFacts {
 #[derive(Debug, Clone)]
 pub(crate) struct Reference {
     pub(crate) path: Path,
-    /// Written as `data…`, or by an import of it: not only a name of the package.
+    /// True if written as `data…` or through an import of it, rather than as a name of the package.
     pub(crate) is_data: bool,
 }
 
-/// A call of a function: the path it would have as a function of ours, and as written.
+/// A function call: the path of a user-defined function of that name, and the name as written.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) path: Path,
     pub(crate) name: String,
     pub(crate) arguments: usize,
-    /// The pattern that a built-in is given, where it is written into the text.
+    /// The pattern passed to a built-in, if it is a literal.
     pub(crate) pattern: Option<String>,
     pub(crate) line: u32,
 }
 
-/// A read of the input; the path ends where it is no longer known.
+/// A read of the input; the path ends where it is no longer constant.
 #[derive(Debug, Clone)]
 pub(crate) struct InputRead {
     pub(crate) path: Path,
-    /// What is read below the path depends on a variable.
+    /// True if a variable selects what is read below the path.
     pub(crate) dynamic: bool,
     pub(crate) line: u32,
 }
 
-/// Reads a module's rules.
+/// Collects the references of a module's rules.
 pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadError> {
     let package = head_path(&module.package.refr);
     let imports = imports(&module.imports);
@@ -131,7 +131,7 @@ pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadErr
     })
 }
 
-/// The fixed part of a rule's head or a package's name.
+/// Returns the constant part of a rule's head or of a package's name.
 pub(crate) fn head_path(refr: &Ref<Expr>) -> Path {
     match flatten(refr) {
         (Some(root), fields, _) => std::iter::once(root.text().to_owned())
@@ -141,7 +141,8 @@ pub(crate) fn head_path(refr: &Ref<Expr>) -> Path {
     }
 }
 
-/// The path of a rule by its head, without the last key where that is one of a set or an object.
+/// Returns the path of a rule from its head, without the last key if it is that of a set or an
+/// object.
 pub(crate) fn rule_path(refr: &Ref<Expr>) -> Path {
     match refr.as_ref() {
         Expr::RefBrack { refr, .. } => head_path(refr),
@@ -149,7 +150,7 @@ pub(crate) fn rule_path(refr: &Ref<Expr>) -> Path {
     }
 }
 
-/// Returns whether a head's path has a variable part before its end.
+/// Returns true if a head's path has a variable part before its end.
 fn is_general(rule: &Rule) -> bool {
     let (refr, is_set) = match rule {
         Rule::Default { .. } => return false,
@@ -158,7 +159,7 @@ fn is_general(rule: &Rule) -> bool {
             RuleHead::Set { refr, .. } => (refr, true),
         },
     };
-    // A set's elements are one level more.
+    // The elements of a set are one level below its path.
     let path = match refr.as_ref() {
         Expr::RefBrack { refr, .. } if !is_set => refr,
         _ => refr,
@@ -167,7 +168,8 @@ fn is_general(rule: &Rule) -> bool {
     !dynamic.is_empty()
 }
 
-/// Names of a module's imports and what they stand for, `data` or `input` first.
+/// Returns the names of a module's imports and the paths they stand for, with `data` or `input`
+/// first.
 fn imports(imports: &[Import]) -> BTreeMap<String, Path> {
     imports
         .iter()
@@ -185,8 +187,8 @@ fn imports(imports: &[Import]) -> BTreeMap<String, Path> {
         .collect()
 }
 
-/// A chain such as `root.a["b"][x].c` taken apart: its root if it is a name, the fields up to the
-/// first that is not fixed, and the expressions in brackets that aren't.
+/// Splits a chain such as `root.a["b"][x].c` into its root (if it is a name), the fields up to the
+/// first that is not constant, and the expressions of the other brackets.
 fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
     let (mut fields, mut dynamic, mut at) = (Vec::new(), Vec::new(), expr);
     loop {
@@ -207,7 +209,7 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
                     } => {
                         fields.push(Some(text.to_string()));
                     }
-                    // Data's own keys are texts.
+                    // The keys of data are strings.
                     Expr::Number { span, .. } if is_data(refr) => {
                         fields.push(Some(span.text().to_owned()));
                     }
@@ -227,7 +229,8 @@ fn flatten(expr: &Ref<Expr>) -> (Option<&Span>, Path, Vec<&Ref<Expr>>) {
                     }
                 };
                 let fixed = fields.iter().rev().map_while(Clone::clone).collect();
-                // What has no root says by an empty hand that nothing of it is known.
+                // The path of a chain without a root is reversed, so it is returned empty: nothing
+                // is known of it.
                 return (root, fixed, dynamic);
             }
         }
@@ -238,7 +241,7 @@ fn is_data(expr: &Ref<Expr>) -> bool {
     matches!(expr.as_ref(), Expr::Var { span, .. } if span.text() == "data")
 }
 
-/// A text that is written out.
+/// Returns the text of a string literal.
 fn literal_text(expr: &Ref<Expr>) -> Option<String> {
     match expr.as_ref() {
         Expr::String {
@@ -253,7 +256,7 @@ fn literal_text(expr: &Ref<Expr>) -> Option<String> {
     }
 }
 
-/// Whether what an expression makes holds what other expressions made.
+/// Returns true if the value of an expression can contain the values of other expressions.
 fn may_nest(expr: &Ref<Expr>) -> bool {
     match expr.as_ref() {
         Expr::ArrayCompr { .. } | Expr::SetCompr { .. } | Expr::ObjectCompr { .. } => true,
@@ -262,7 +265,7 @@ fn may_nest(expr: &Ref<Expr>) -> bool {
     }
 }
 
-/// Returns whether an expression is written out: literals, and collections of them.
+/// Returns true if an expression consists of literals and collections of them.
 pub(crate) fn is_constant(expr: &Ref<Expr>) -> bool {
     match expr.as_ref() {
         Expr::String { .. }
@@ -308,10 +311,10 @@ impl Walk<'_> {
             }
             Rule::Spec { head, bodies, .. } => {
                 let (path, shape) = match head {
-                    // The brackets of a path hold constants, or names from the body.
+                    // The brackets of a path contain constants, or names bound in the body.
                     RuleHead::Compr { refr, assign, .. } => {
                         let shape = match refr.as_ref() {
-                            // v1's `deny[msg] if …` and v0's `deny[msg] = true { … }`: keys.
+                            // v1's `deny[msg] if …` and v0's `deny[msg] = true { … }` produce keys.
                             Expr::RefBrack { .. } => Shape::Set,
                             _ => Shape::Complete,
                         };
@@ -376,7 +379,7 @@ impl Walk<'_> {
                 self.query(query)?;
             }
         }
-        // What `with` replaces is not read; what it is replaced with is.
+        // The target of a `with` is not read; its value is.
         statement
             .with_mods
             .iter()
@@ -459,10 +462,7 @@ impl Walk<'_> {
             return Err(self.refuse(span, "only functions can be called"));
         };
         if !dynamic.is_empty() {
-            return Err(self.refuse(
-                span,
-                "which function is called must not depend on a variable",
-            ));
+            return Err(self.refuse(span, "the called function must not depend on a variable"));
         }
         let root = root.text();
         let path: Path = match self.imports.get(root) {
@@ -481,7 +481,7 @@ impl Walk<'_> {
                 .chain(fields.clone())
                 .collect(),
         };
-        // A function of the package itself is named as its author writes it.
+        // A function of the package itself is reported under the name that its author wrote.
         let name = match path.strip_prefix(self.package.as_slice()) {
             Some(own) if root == "data" => own.join("."),
             _ => std::iter::once(root)

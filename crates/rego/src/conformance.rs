@@ -1,5 +1,5 @@
-//! The product's reading of modules that belong to no ConfigMap, for OPA's own cases: any package,
-//! any data, any query.
+//! Evaluates modules without ConfigMaps, for OPA's own test cases: any package, any data, any
+//! query.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::link::Graph;
 use crate::panics;
 use crate::syntax::ParsedModule;
 
-/// One case: modules, what they read, and the query.
+/// A test case: modules, their input, and a query.
 #[derive(Debug, Clone)]
 pub struct Question<'a> {
-    /// The modules' texts.
+    /// The texts of the modules.
     pub modules: &'a [String],
     /// `data`, an object.
     pub data: Option<&'a Value>,
@@ -26,33 +26,33 @@ pub struct Question<'a> {
     pub input: Option<&'a Value>,
     /// The query, such as `data.p = x`.
     pub query: &'a str,
-    /// The time of the question.
+    /// The time of the evaluation.
     pub now: Timestamp,
 }
 
-/// One answer to a query: values of its variables by their names.
+/// One answer to a query: the values of its variables by name.
 pub type Bindings = BTreeMap<String, Value>;
 
 /// The outcome of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// A module or the query is refused when it is loaded.
+    /// A module or the query is rejected at load.
     Refused(String),
-    /// The evaluation ends with an error, which denies.
+    /// The evaluation fails with an error, which means a denial.
     Failed(String),
-    /// The query's answers. None of them: the query is undefined.
+    /// The answers to the query. Without answers, the query is undefined.
     Answers(Vec<Bindings>),
 }
 
-/// Reads modules as the book of policies does, checks them together, and asks the query.
+/// Loads modules as the policy store does, checks them together, and evaluates the query.
 pub fn ask(question: &Question<'_>, limits: &Limits) -> Outcome {
     crate::meter::start_clock();
     let (modules, query) = match read(question, limits) {
         Ok(read) => read,
         Err(error) => return Outcome::Refused(error.to_string()),
     };
-    // Built-ins called by the query are found by analysing it as a rule. A query without calls
-    // needs no rule, so that one that enumerates `data` doesn't see it.
+    // Calls in the query are found by analyzing it as a rule. A query without calls gets no rule,
+    // which would be visible to a query that enumerates `data`.
     let calls = query.facts.rules.iter().any(|rule| !rule.calls.is_empty());
     let all = || modules.iter().chain(calls.then_some(&query));
     if let Some(fault) = Graph::new(all()).faults().into_values().next() {
@@ -68,7 +68,7 @@ pub fn ask(question: &Question<'_>, limits: &Limits) -> Outcome {
         Err(error) => return Outcome::Refused(error.to_string()),
     };
     builtins::failures::take();
-    let asked = panics::caught(|| {
+    let outcome = panics::caught(|| {
         engine.clear_data();
         if let Some(data) = question.data {
             engine.add_data(data.clone())?;
@@ -85,11 +85,11 @@ pub fn ask(question: &Question<'_>, limits: &Limits) -> Outcome {
         engine.set_input(question.input.cloned().unwrap_or(Value::Undefined));
         engine.eval_query(question.query.to_owned(), false)
     });
-    match (asked, builtins::failures::take()) {
+    match (outcome, builtins::failures::take()) {
         (Some(Err(error)), _) => Outcome::Failed(one_line("evaluation", &error)),
         (Some(Ok(_)), Some(why)) => Outcome::Failed(why),
         (Some(Ok(results)), None) => Outcome::Answers(answers(results)),
-        (None, _) => Outcome::Failed("the interpreter gave up".into()),
+        (None, _) => Outcome::Failed("the interpreter failed".into()),
     }
 }
 
@@ -130,7 +130,7 @@ fn answers(results: regorus::QueryResults) -> Vec<Bindings> {
         .collect()
 }
 
-/// A module's text as it is evaluated.
+/// Returns a module's text as it is evaluated.
 pub fn lowered(text: &str) -> Result<String, LoadError> {
     let policy: Arc<str> = "suite".into();
     let module = ParsedModule::read(&policy, "test-0.rego", text, &Limits::default())?;

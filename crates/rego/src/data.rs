@@ -1,5 +1,5 @@
 //! The tree below `data`: data ConfigMaps at `data.<namespace>.<name>.<key>` and replicated objects
-//! at `data.kubernetes.<resource>[.<namespace>].<name>`, as kube-mgmt lays it out.
+//! at `data.kubernetes.<resource>[.<namespace>].<name>`, in kube-mgmt's layout.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use crate::error::LoadError;
 use crate::input;
 use crate::source::{PolicySource, Replicated};
 
-/// Where replicated objects are; no namespace's ConfigMaps can be there.
+/// The key of replicated objects. ConfigMaps of a namespace of this name are rejected.
 pub(crate) const REPLICATED: &str = "kubernetes";
 
-/// The tree, and how much of it there is.
+/// The tree and its size.
 #[derive(Debug)]
 pub(crate) struct DataTree {
     root: Value,
-    /// Bytes at each path that was set, as JSON. A path's parts are joined by slashes, which no name
-    /// has.
+    /// Sizes of the values that were set, as JSON in bytes, by path. Path segments are joined by
+    /// slashes, which no name contains.
     sizes: HashMap<Box<str>, u32>,
     bytes: usize,
     most: usize,
-    /// Objects that could not be taken in: what policies would read is not what there is.
+    /// Objects that could not be loaded, so the data that policies would read is incomplete.
     refused: BTreeSet<Path>,
-    /// Objects for which there was no room, and their bytes as JSON: what policies would read is not
-    /// what there is.
+    /// Objects omitted for lack of space, with their sizes as JSON in bytes, so the data that
+    /// policies would read is incomplete.
     left_out: BTreeMap<Path, usize>,
     changed: BTreeSet<Path>,
 }
@@ -44,11 +44,12 @@ impl DataTree {
         }
     }
 
-    /// Where the data is not whole, with the reason: policies that read from there can't be asked.
+    /// Returns the paths where data is incomplete, with the reason. Policies that read them cannot
+    /// be evaluated.
     pub(crate) fn faults(&self) -> BTreeMap<Path, String> {
         let refused = self.refused.iter().map(|path| {
             let why = format!(
-                "data.{} could not be replicated: nested too deep",
+                "data.{} could not be replicated: nested too deeply",
                 path.join(".")
             );
             (path.clone(), why)
@@ -64,19 +65,20 @@ impl DataTree {
         refused.chain(all).collect()
     }
 
-    /// Bytes of all there is, what was left out too.
+    /// Returns the total size in bytes, including omitted objects.
     fn wanted(&self) -> usize {
         self.bytes + self.left_out.values().sum::<usize>()
     }
 
-    /// Resources whose omitted objects would all fit now: they must be replicated again.
+    /// Returns the resources whose omitted objects would all fit now, so they must be replicated
+    /// again.
     pub(crate) fn fit_again(&self) -> BTreeSet<String> {
         let fits = self.wanted() <= self.most;
         let resources = self.left_out.keys().filter_map(|path| path.get(1));
         resources.filter(|_| fits).cloned().collect()
     }
 
-    /// Records that there is no room for an object.
+    /// Records an object that is omitted for lack of space.
     pub(crate) fn leave_out(
         &mut self,
         resource: &str,
@@ -90,28 +92,29 @@ impl DataTree {
         self.left_out.insert(path, bytes);
     }
 
-    /// Paths that changed since the last time this was asked.
+    /// Returns the paths that changed since the previous call.
     pub(crate) fn take_changed(&mut self) -> BTreeSet<Path> {
         std::mem::take(&mut self.changed)
     }
 
-    /// Takes in a data ConfigMap. One that isn't data leaves what was there before.
+    /// Loads a data ConfigMap. If it is invalid, the previous version stays.
     pub(crate) fn apply(&mut self, source: &PolicySource) -> Result<(), LoadError> {
         let place = source.id();
         if source.namespace == REPLICATED {
             return Err(LoadError::Data(format!(
-                "{place}: data.{REPLICATED} is for replicated objects: put the ConfigMap into another namespace"
+                "{place}: data.{REPLICATED} is reserved for replicated objects: move the \
+                 ConfigMap to another namespace"
             )));
         }
         let (mut entries, mut bytes) = (Value::new_object(), 0);
         for (key, text) in &source.entries {
-            let told = |what: &str| LoadError::Data(format!("{place}: {key}: {what}"));
+            let invalid = |what: &str| LoadError::Data(format!("{place}: {key}: {what}"));
             bytes += key.len() + text.len();
             if bytes > self.most {
-                return Err(told("more data than there may be"));
+                return Err(invalid("the data exceeds the size limit"));
             }
-            let parsed = parse(text).map_err(|what| told(&what))?;
-            let entries = entries.as_object_mut().map_err(|_| told("not data"))?;
+            let parsed = parse(text).map_err(|what| invalid(&what))?;
+            let entries = entries.as_object_mut().map_err(|_| invalid("not data"))?;
             entries.insert(Value::from(key.as_str()), parsed);
         }
         self.set(
@@ -122,7 +125,7 @@ impl DataTree {
         Ok(())
     }
 
-    /// Whether there is data of a ConfigMap, `namespace/name`.
+    /// Returns true if data of a ConfigMap, `namespace/name`, is loaded.
     pub(crate) fn has(&self, id: &str) -> bool {
         self.sizes.contains_key(id)
     }
@@ -131,7 +134,7 @@ impl DataTree {
         self.remove(&[namespace.to_owned(), name.to_owned()]);
     }
 
-    /// Takes in a replicated object.
+    /// Loads a replicated object.
     pub(crate) fn replicate(&mut self, replicated: &Replicated) {
         self.replicate_with(replicated, &mut Texts::default());
     }
@@ -154,7 +157,7 @@ impl DataTree {
             return;
         }
         self.left_out.remove(&path);
-        // What is nested too deep cannot be read.
+        // Deeply nested objects do not parse.
         let Ok(value) = serde_json::from_str(&replicated.object) else {
             self.remove(&path);
             self.refused.insert(path);
@@ -168,7 +171,7 @@ impl DataTree {
         self.remove(&path_of(resource, namespace, name));
     }
 
-    /// Takes in all objects of a resource; others are gone.
+    /// Replaces all objects of a resource.
     pub(crate) fn replicate_all<'a>(
         &mut self,
         resource: &str,
@@ -201,14 +204,14 @@ impl DataTree {
             at = object.get_or_insert_with(key, Value::new_object);
         }
         *at = value;
-        // The API server takes nothing that comes near to 4 GiB.
+        // The API server accepts nothing close to 4 GiB.
         let size = u32::try_from(bytes).unwrap_or(u32::MAX);
         let before = self.sizes.insert(joined(&path).into(), size).unwrap_or(0);
         self.bytes = self.bytes + size as usize - before as usize;
         self.note_change(path);
     }
 
-    /// Keeps in mind that something changed at a path, unless it is known of a path above it.
+    /// Records a change at a path, unless one above it is already recorded.
     fn note_change(&mut self, path: Path) {
         let mut starts = (1..path.len()).filter_map(|length| path.get(..length));
         if !starts.any(|start| self.changed.contains(start)) {
@@ -226,7 +229,7 @@ impl DataTree {
         }
     }
 
-    /// The parts of the tree at some paths, shared with it.
+    /// Returns the parts of the tree at some paths, sharing their values.
     pub(crate) fn project(&self, paths: &BTreeSet<Path>) -> Value {
         if paths.iter().any(Vec::is_empty) {
             return self.root.clone();
@@ -239,7 +242,7 @@ impl DataTree {
     }
 }
 
-/// Copies what is at a path, as far as there is a tree.
+/// Copies the value at a path, if it exists.
 fn copy(from: &Value, to: &mut Value, path: &[String]) {
     let (Some((part, rest)), Value::Object(object)) = (path.split_first(), from) else {
         *to = from.clone();
@@ -287,18 +290,20 @@ fn path_of(resource: &str, namespace: Option<&str>, name: &str) -> Path {
         .collect()
 }
 
-/// Texts that are in many objects of one kind, such as the names of fields: each is kept once.
+/// Interns strings that many objects of a kind share, such as field names.
 #[derive(Default)]
 struct Texts(HashSet<Arc<str>>);
 
 impl Texts {
-    /// Longer texts are each in one object.
-    const LONGEST: usize = 64;
+    /// Longer strings are unlikely to be shared.
+    const MAX_SHARED_BYTES: usize = 64;
 
-    /// The same value, with texts that are known.
+    /// Returns the value with interned strings.
     fn shared(&mut self, value: Value) -> Value {
         match value {
-            Value::String(text) if text.len() <= Self::LONGEST => Value::String(self.known(text)),
+            Value::String(text) if text.len() <= Self::MAX_SHARED_BYTES => {
+                Value::String(self.known(text))
+            }
             Value::Array(items) => {
                 let items = items.iter().cloned().map(|item| self.shared(item));
                 Value::from(items.collect::<Vec<_>>())
@@ -323,7 +328,7 @@ impl Texts {
     }
 }
 
-/// An object in the form that takes the least memory.
+/// Returns an object in its most compact representation.
 fn compact(fields: BTreeMap<Value, Value>) -> Value {
     match Value::from(fields) {
         Value::Object(object) => Arc::unwrap_or_clone(object).into_value(),
@@ -331,13 +336,14 @@ fn compact(fields: BTreeMap<Value, Value>) -> Value {
     }
 }
 
-/// JSON, as kube-mgmt reads it, or else YAML.
+/// Parses JSON, as kube-mgmt does, or else YAML.
 fn parse(text: &str) -> Result<Value, String> {
     match Value::from_json_str(text) {
         Ok(value) => Ok(value),
         Err(json) => match serde_saphyr::from_str::<serde_json::Value>(text) {
             Ok(value) if input::is_too_deep(&value) => Err("nested too deep".into()),
-            // Any text is YAML: a broken document of braces is a mistake in JSON.
+            // Any text is valid YAML, so text that starts with a brace or bracket is treated as
+            // broken JSON.
             Ok(serde_json::Value::String(_)) if text.trim_start().starts_with(['{', '[', '"']) => {
                 Err(crate::text::clean(&json.to_string(), 256))
             }
@@ -347,23 +353,23 @@ fn parse(text: &str) -> Result<Value, String> {
     }
 }
 
-/// Whether a change at one path shows at another.
+/// Returns true if a change at one path is visible at another.
 pub(crate) fn touches(changed: &BTreeSet<Path>, read: &BTreeSet<Path>) -> bool {
     changed.iter().any(|changed| are_related(changed, read))
 }
 
-/// Whether a path leads through, or on from, one of others.
+/// Returns true if a path is a prefix of one of the others, or the reverse.
 pub(crate) fn are_related(path: &[String], others: &BTreeSet<Path>) -> bool {
     let mut others = others.iter();
     others.any(|other| path.starts_with(other) || other.starts_with(path))
 }
 
-/// Where the objects of a resource are.
+/// Returns the path of a resource's objects.
 pub(crate) fn of_resource(resource: &str) -> Path {
     [REPLICATED, resource].map(str::to_owned).into()
 }
 
-/// The id of a ConfigMap by its namespace and name.
+/// Returns the ID of a ConfigMap from its namespace and name.
 pub(crate) fn id(namespace: &str, name: &str) -> Arc<str> {
     format!("{namespace}/{name}").into()
 }

@@ -1,25 +1,26 @@
-//! Why a policy or data can't be used, in words for the ConfigMap's author.
+//! Errors of policies and data, worded for the author of the ConfigMap.
 
 use regorus::Source;
 
 use crate::{lower, text};
 
-/// Why a ConfigMap of policies or data can't be used. The text names the entry and the line.
+/// The reason why a ConfigMap with policies or data is rejected. The message names the entry and
+/// line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
-    /// The text is not Rego, or is beyond a bound.
+    /// The text is not Rego, or exceeds a limit.
     #[error("{0}")]
     Parse(String),
-    /// It can't be used together with what else is there, or asks for what there is not.
+    /// The policy conflicts with other policies, or refers to something that does not exist.
     #[error("{0}")]
     Compile(String),
-    /// A data ConfigMap that can't be data.
+    /// A data ConfigMap is invalid.
     #[error("{0}")]
     Data(String),
 }
 
 impl LoadError {
-    /// OPA's word for this kind of error.
+    /// Returns OPA's code for this kind of error.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Parse(_) => "rego_parse_error",
@@ -41,7 +42,8 @@ impl LoadError {
     }
 }
 
-/// The interpreter's message, which draws the line with an arrow, as `entry, line 3: message`.
+/// Converts the interpreter's message, which shows the line with an arrow, to `entry, line 3:
+/// message`.
 pub(crate) fn one_line(entry: &str, error: &anyhow::Error) -> String {
     let whole = error.to_string();
     let place = whole
@@ -57,9 +59,9 @@ pub(crate) fn one_line(entry: &str, error: &anyhow::Error) -> String {
         .rev()
         .find_map(|line| line.trim().strip_prefix("error: "))
         .unwrap_or_else(|| whole.lines().next().unwrap_or(""));
-    let told = match place {
+    let message = match place {
         Some((file, line)) => format!("{file}, line {line}: {message}"),
         None => format!("{entry}: {message}"),
     };
-    text::clean(&lower::written(&told), text::MAX_MESSAGE)
+    text::clean(&lower::written(&message), text::MAX_MESSAGE)
 }

@@ -1,5 +1,5 @@
-//! One ConfigMap's `deny`, compiled: a prepared engine that is cloned for each question. Cloning
-//! shares modules, schedule and data.
+//! The compiled `deny` rule of one ConfigMap: a prepared engine that is cloned for each evaluation.
+//! Clones share modules, schedule and data.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::syntax::{ParsedModule, Syntax};
 use crate::testing::Coverage;
 use crate::text;
 
-/// The rule that is asked.
+/// The rule that is evaluated.
 const DENY: &str = "data.kubernetes.admission.deny";
 /// A query that prepares the engine and reads nothing.
 const READY: &str = "true";
-/// Most messages of one policy that are told.
+/// Maximum number of messages reported for one policy.
 const MAX_MESSAGES: usize = 16;
 
-/// A module in an engine: whole, or as the library of another ConfigMap.
+/// A module in an engine: complete, or as a library of another ConfigMap.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
     pub(crate) module: Arc<ParsedModule>,
     pub(crate) is_library: bool,
 }
 
-/// Parses and analyses modules together; without data.
+/// Parses and analyzes modules together, without data.
 pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadError> {
     let place = parts.first().map_or("", |part| &part.module.place);
     let compiled = panics::caught(|| {
@@ -39,7 +39,7 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
         engine.set_policy_length_config(limits.lowered_lengths());
         engine.set_execution_timer_config(limits.timer());
         engine.set_strict_builtin_errors(false);
-        // Nobody reads what `print` says; kept by each clone, and gone with it.
+        // Discards the output of `print`: each clone collects it and is dropped with it.
         engine.set_gather_prints(true);
         let is_called = |name: &str| {
             let calls = |part: &Part| {
@@ -68,11 +68,11 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
     });
     match compiled {
         Some(compiled) => compiled.map_err(|error| LoadError::compile(place, &error)),
-        None => Err(LoadError::Compile(format!("{place}: the compiler gave up"))),
+        None => Err(LoadError::Compile(format!("{place}: the compiler failed"))),
     }
 }
 
-/// Adds the missing built-ins that are called; linking lets those pass that a `with` replaces.
+/// Adds the missing built-ins that are called. Linking accepts only those that a `with` replaces.
 fn supply_missing(engine: &mut Engine, parts: &[Part]) -> anyhow::Result<()> {
     let mut supplied = BTreeSet::new();
     let rules = parts.iter().flat_map(|part| &part.module.facts.rules);
@@ -86,7 +86,7 @@ fn supply_missing(engine: &mut Engine, parts: &[Part]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The engine with data, ready to be cloned.
+/// Returns the engine with data, ready to be cloned.
 pub(crate) fn with_data(engine: &Engine, data: Value) -> anyhow::Result<Engine> {
     let mut engine = engine.clone();
     engine.clear_data();
@@ -95,31 +95,31 @@ pub(crate) fn with_data(engine: &Engine, data: Value) -> anyhow::Result<Engine> 
     Ok(engine)
 }
 
-/// A policy ready to be asked.
+/// A policy that is ready for evaluation.
 #[derive(Debug)]
 pub(crate) struct Program {
     pub(crate) engine: Engine,
     pub(crate) limits: Limits,
     pub(crate) reads_time: bool,
-    /// Paths below `data` that are read.
+    /// Paths below `data` that the policy reads.
     pub(crate) reads: BTreeSet<Path>,
     /// Kinds with a pod template that the policy names.
     pub(crate) kinds: BTreeSet<&'static str>,
-    /// Records which lines are evaluated, in tests.
+    /// Records the lines that are evaluated, in tests.
     pub(crate) coverage: Option<Arc<Coverage>>,
 }
 
-/// Why a policy could not be asked to the end.
+/// The reason why an evaluation was not completed.
 #[derive(Debug)]
 pub(crate) struct Unanswered {
-    /// One clause.
+    /// The reason, one clause.
     pub(crate) why: String,
-    /// Whether it was not done in time, which another time it may be.
-    pub(crate) passing: bool,
+    /// True for a timeout, since a later evaluation may succeed.
+    pub(crate) transient: bool,
 }
 
 impl Program {
-    /// The same program; which of its lines are evaluated is kept in `coverage`.
+    /// Returns the same program, which records evaluated lines in `coverage`.
     pub(crate) fn observed(&self, coverage: &Arc<Coverage>) -> Self {
         let mut engine = self.engine.clone();
         engine.set_enable_coverage(true);
@@ -133,15 +133,15 @@ impl Program {
         }
     }
 
-    /// The messages of `deny` about an input.
+    /// Evaluates `deny` and returns its messages.
     ///
     /// # Errors
     /// [`Unanswered`], which must deny.
     pub(crate) fn ask(&self, input: &Value, now: Timestamp) -> Result<Vec<String>, Unanswered> {
         let meter = Meter::start(&self.limits);
         builtins::failures::take();
-        // Whatever the interpreter stumbles on, the question ends in a denial, not in our end.
-        let asked = panics::caught(|| {
+        // A panic of the interpreter results in a denial instead of ending the process.
+        let outcome = panics::caught(|| {
             let mut engine = self.engine.clone();
             if self.reads_time {
                 let now = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
@@ -159,23 +159,24 @@ impl Program {
             value
         });
         let failure = builtins::failures::take();
-        // Looked at here and not in the error: the interpreter drops errors of functions with
-        // several bodies or writes them into others, and calls all that is too much too long.
+        // The meter and recorded failures are checked in addition to the error: the interpreter
+        // drops errors of functions with several bodies, embeds them in others, and reports any
+        // exceeded limit as a timeout.
         let failed = |why| Unanswered {
             why,
-            passing: false,
+            transient: false,
         };
-        // After a panic, the remaining state doesn't show what the question used.
-        let Some(asked) = asked else {
-            return Err(failed("failed: the interpreter gave up".into()));
+        // After a panic, the remaining state does not show what the evaluation used.
+        let Some(outcome) = outcome else {
+            return Err(failed("failed: the interpreter failed".into()));
         };
         if let Some(exceeded) = meter.exceeded() {
             return Err(Unanswered {
                 why: exceeded.to_string(),
-                passing: !matches!(exceeded, Exceeded::Memory(_)),
+                transient: !matches!(exceeded, Exceeded::Memory(_)),
             });
         }
-        match (asked, failure) {
+        match (outcome, failure) {
             (Err(error), _) => {
                 let why = format!("failed: {}", one_line("evaluation", &error));
                 Err(failed(why))
@@ -187,23 +188,23 @@ impl Program {
 }
 
 fn messages(value: &Value) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut texts = Vec::new();
     match value {
         Value::Undefined | Value::Null | Value::Bool(false) => {}
-        Value::Set(elements) => told.extend(elements.iter_sorted().map(message)),
-        Value::Array(elements) => told.extend(elements.iter().map(message)),
-        // `deny[msg] if …` is an object in v1: its keys are the messages.
+        Value::Set(elements) => texts.extend(elements.iter_sorted().map(message)),
+        Value::Array(elements) => texts.extend(elements.iter().map(message)),
+        // v1's `deny[msg] if …` is an object whose keys are the messages.
         Value::Object(object) if object.values().all(|value| *value == Value::Bool(true)) => {
-            told.extend(object.keys_sorted().map(message));
+            texts.extend(object.keys_sorted().map(message));
         }
-        other => told.push(message(other)),
+        other => texts.push(message(other)),
     }
-    let more = told.len().saturating_sub(MAX_MESSAGES);
-    told.truncate(MAX_MESSAGES);
+    let more = texts.len().saturating_sub(MAX_MESSAGES);
+    texts.truncate(MAX_MESSAGES);
     if more > 0 {
-        told.push(format!("and {more} more"));
+        texts.push(format!("and {more} more"));
     }
-    told
+    texts
 }
 
 fn message(value: &Value) -> String {
@@ -214,7 +215,7 @@ fn message(value: &Value) -> String {
             Err(_) => String::new(),
         }
     };
-    let told = match value {
+    let shown = match value {
         Value::String(text) => text.to_string(),
         Value::Bool(true) => String::new(),
         Value::Object(object) => match object.get(&Value::from("msg")) {
@@ -223,11 +224,11 @@ fn message(value: &Value) -> String {
         },
         other => written(other),
     };
-    let told = text::clean(told.trim(), text::MAX_MESSAGE);
-    if told.is_empty() {
+    let shown = text::clean(shown.trim(), text::MAX_MESSAGE);
+    if shown.is_empty() {
         "denied without a message".into()
     } else {
-        told
+        shown
     }
 }
 
@@ -237,19 +238,19 @@ mod tests {
 
     #[test]
     fn messages_are_texts_objects_keys_or_json() {
-        let told = |json: &str| messages(&Value::from_json_str(json).unwrap());
+        let messages_of = |json: &str| messages(&Value::from_json_str(json).unwrap());
         assert_eq!(
-            told(r#"["a", {"msg": "b", "x": 1}, {"x": 1}, 3]"#),
+            messages_of(r#"["a", {"msg": "b", "x": 1}, {"x": 1}, 3]"#),
             ["a", "b", r#"{"x":1}"#, "3"]
         );
-        assert_eq!(told(r#"{"a": true, "b": true}"#), ["a", "b"]);
-        assert_eq!(told(r#"{"msg": "a"}"#), ["a"]);
-        assert_eq!(told("true"), ["denied without a message"]);
+        assert_eq!(messages_of(r#"{"a": true, "b": true}"#), ["a", "b"]);
+        assert_eq!(messages_of(r#"{"msg": "a"}"#), ["a"]);
+        assert_eq!(messages_of("true"), ["denied without a message"]);
         for nothing in ["false", "null", "[]", "{}"] {
-            assert!(told(nothing).is_empty(), "{nothing}");
+            assert!(messages_of(nothing).is_empty(), "{nothing}");
         }
         assert_eq!(
-            told(&format!("[{}]", ["1"; 40].join(","))).len(),
+            messages_of(&format!("[{}]", ["1"; 40].join(","))).len(),
             MAX_MESSAGES + 1
         );
     }

@@ -1,8 +1,8 @@
-//! Numbers that begin with their point, `.5`, which the interpreter's lexer can't read.
+//! Numbers that begin with a decimal point, `.5`, which the interpreter's lexer cannot read.
 
 use std::borrow::Cow;
 
-/// The state of a scan at one character.
+/// The state of the scan at a character.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum At {
     Code,
@@ -11,7 +11,7 @@ enum At {
     Comment,
 }
 
-/// A module's text with a zero before each such point.
+/// Inserts a zero before each such decimal point in a module.
 pub(crate) fn with_whole_parts(text: &str) -> Cow<'_, str> {
     let mut points = Vec::new();
     let (mut at, mut before, mut chars) = (At::Code, ' ', text.char_indices().peekable());

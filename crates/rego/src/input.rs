@@ -1,5 +1,5 @@
-//! The input that policies are shown at doors, the same from a pod that exists and from a review
-//! that asks for one; and which paths of it a policy may read.
+//! The input of policies at agents, which is the same for an existing pod and for a review of one,
+//! and the paths that a policy may read.
 
 use rolegate_core::annotation;
 use rolegate_core::workload::Workload;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::analysis::InputRead;
 use crate::wrap;
 
-/// Paths below `input` that a policy at a door may read.
+/// Paths below `input` that a policy at an agent may read.
 const DOCUMENTED: &[&[&str]] = &[
     &["kind"],
     &["apiVersion"],
@@ -23,7 +23,7 @@ const DOCUMENTED: &[&[&str]] = &[
     &["request", "object", "kind"],
 ];
 
-/// Paths below the pod, or below its template where it is wrapped.
+/// Paths below the pod, or below its template if it is wrapped.
 const DOCUMENTED_POD: &[&[&str]] = &[
     &["metadata", "name"],
     &["metadata", "namespace"],
@@ -33,21 +33,22 @@ const DOCUMENTED_POD: &[&[&str]] = &[
     &["spec", "hostNetwork"],
 ];
 
-/// What the documented input holds, for messages and documentation.
+/// The documented input, for messages and documentation.
 pub const DOCUMENTED_INPUT: &str = "request.kind, .operation, .namespace, .name; \
     request.object.apiVersion, .kind, .metadata.name, .namespace, .uid, .labels, .annotations \
     (those of iam.amazonaws.com, eks.amazonaws.com and rolegate.dev), .spec.serviceAccountName, \
     .nodeName, .hostNetwork";
 
-/// What is wrong with a read, where it is not of the documented input.
+/// Returns an error message if a read is outside the documented input.
 pub(crate) fn undocumented(read: &InputRead, wraps: bool) -> Option<String> {
     let path: Vec<&str> = read.path.iter().map(String::as_str).collect();
-    let told = || {
+    let report = || {
         let dynamic = if read.dynamic { "[…]" } else { "" };
         let path: String = path.iter().map(|part| format!(".{part}")).collect();
         Some(format!(
-            "reads input{path}{dynamic}, which pods at a door don't have; they have {DOCUMENTED_INPUT}. \
-             Read those one by one, or ask it at the gate only ({}: gate)",
+            "reads input{path}{dynamic}, which is not available at agents; the input there is \
+             {DOCUMENTED_INPUT}. Read only these fields, or enforce the policy at admission only \
+             ({}: admission)",
             annotation::POINTS
         ))
     };
@@ -73,10 +74,10 @@ pub(crate) fn undocumented(read: &InputRead, wraps: bool) -> Option<String> {
     if DOCUMENTED.contains(&path.as_slice()) && (!read.dynamic || path == ["request", "kind"]) {
         return None;
     }
-    told()
+    report()
 }
 
-/// The documented input for a pod that exists.
+/// Returns the documented input for an existing pod.
 pub(crate) fn of_workload(pod: &Workload) -> Value {
     let mut metadata = json!({"name": &*pod.name, "namespace": &*pod.namespace, "uid": &*pod.uid});
     let mut spec = json!({"serviceAccountName": &*pod.service_account});
@@ -103,14 +104,15 @@ pub(crate) fn of_workload(pod: &Workload) -> Value {
     review(&pod.namespace, Some(&pod.name), metadata, spec)
 }
 
-/// The documented input for a Pod that a review asks for. What the API server has not filled in
-/// yet (the name of a generated pod, the node) is not there.
-pub(crate) fn of_review(asked: &Value) -> Value {
+/// Returns the documented input for a Pod under review. Fields that the API server sets later (the
+/// name of a generated pod, the node) are missing.
+pub(crate) fn of_review(admission_review: &Value) -> Value {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
-    let object = asked.pointer("/request/object");
+    let object = admission_review.pointer("/request/object");
     let at = |path: &str| object.and_then(|object| object.pointer(path));
-    let namespace = text(asked.pointer("/request/namespace")).unwrap_or_default();
-    let name = text(at("/metadata/name")).or_else(|| text(asked.pointer("/request/name")));
+    let namespace = text(admission_review.pointer("/request/namespace")).unwrap_or_default();
+    let name =
+        text(at("/metadata/name")).or_else(|| text(admission_review.pointer("/request/name")));
     let name = name.filter(|name| !name.is_empty());
     let mut metadata = Map::new();
     metadata.insert("namespace".into(), namespace.as_str().into());
@@ -147,7 +149,7 @@ pub(crate) fn of_review(asked: &Value) -> Value {
     review(&namespace, name.as_deref(), metadata.into(), spec)
 }
 
-/// A label or annotation as doors know it: of annotations they keep the beginning.
+/// Returns a label or annotation as agents store it: annotations are truncated.
 fn cut(field: &str, value: &Value) -> Value {
     match value {
         Value::String(text) if field == "annotations" => annotation::cut(text).into(),
@@ -168,18 +170,19 @@ fn review(namespace: &str, name: Option<&str>, metadata: Value, spec: Value) -> 
     json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
 }
 
-/// Whether a review is one of a Pod that is made or changed.
+/// Returns true if a review is about the creation or change of a Pod.
 pub(crate) fn asks_for_pod(review: &regorus::Value) -> bool {
     let request = &review["request"];
     let text = |value: &regorus::Value| value.as_string().cloned().unwrap_or_default();
     *text(&request["kind"]["kind"]) == *"Pod"
         && text(&request["kind"]["group"]).is_empty()
         && matches!(&*text(&request["operation"]), "CREATE" | "UPDATE")
-        // A subresource, such as pods/exec, is something else.
+        // A subresource such as pods/exec is not the pod itself.
         && text(&request["subResource"]).is_empty()
 }
 
-/// Whether a value is nested so deep that turning it over would take the stack. Iterative.
+/// Returns true if a value is nested so deeply that recursive conversion could exhaust the stack.
+/// Iterative.
 pub(crate) fn is_too_deep(value: &Value) -> bool {
     const DEEPEST: usize = 128;
     let mut open = vec![(value, 0usize)];

@@ -1,20 +1,20 @@
-//! The Rego layer of decisions: policies that are asked at doors.
+//! The Rego layer of decisions: policies that are enforced at agents.
 
 use std::sync::Arc;
 
-use rolegate_core::layer::{Ask, Layer, Reads, Verdict};
+use rolegate_core::layer::{AccessRequest, Inputs, Layer, Verdict};
 use rolegate_core::needs::{Keys, Needs};
 
 use crate::policies::Policies;
 
-/// Policies as a layer. It knows of the pod what [`crate::DOCUMENTED_INPUT`] says.
+/// Policies as a layer. [`crate::DOCUMENTED_INPUT`] describes their input.
 #[derive(Debug, Clone)]
 pub struct RegoLayer {
     policies: Arc<Policies>,
 }
 
 impl RegoLayer {
-    /// The layer of some policies.
+    /// Creates the layer.
     pub fn new(policies: Arc<Policies>) -> Self {
         Self { policies }
     }
@@ -25,30 +25,30 @@ impl Layer for RegoLayer {
         "rego"
     }
 
-    fn judge(&self, ask: &Ask<'_>) -> Verdict {
-        let findings = self.policies.judge_pod(ask.workload, ask.now);
+    fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict {
+        let findings = self.policies.evaluate_pod(request.workload, request.now);
         if findings.is_allowed() {
             Verdict::allow("no policy denies")
         } else {
             Verdict::Deny {
                 rule: findings.rule(),
                 reason: findings.reason(),
-                passing: findings.passing,
+                transient: findings.transient,
             }
         }
     }
 
-    fn reads(&self) -> Reads {
-        let asked = self.policies.asks_at_door();
-        Reads {
-            labels: asked,
-            identity: asked,
-            pod: asked,
+    fn reads(&self) -> Inputs {
+        let enforced = self.policies.has_agent_policies();
+        Inputs {
+            labels: enforced,
+            identity: enforced,
+            pod: enforced,
         }
     }
 
     fn needs(&self) -> Needs {
-        let keys = match self.policies.asks_at_door() {
+        let keys = match self.policies.has_agent_policies() {
             true => Keys::All,
             false => Keys::default(),
         };
@@ -59,13 +59,13 @@ impl Layer for RegoLayer {
         }
     }
 
-    fn lacks(&self, ask: &Ask<'_>) -> bool {
+    fn lacks(&self, request: &AccessRequest<'_>) -> bool {
         let needs = self.needs();
-        let pod = ask.workload;
+        let pod = request.workload;
         !pod.labels.know(&needs.pod_labels) || !pod.annotations.know(&needs.pod_annotations)
     }
 
     fn reads_time(&self) -> bool {
-        self.policies.reads_time_at_door()
+        self.policies.reads_time_at_agents()
     }
 }

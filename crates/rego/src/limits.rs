@@ -1,4 +1,4 @@
-//! Bounds on what policies may cost.
+//! Limits on the cost of policies.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
@@ -6,22 +6,23 @@ use std::time::Duration;
 use regorus::PolicyLengthConfig;
 use regorus::utils::limits::ExecutionTimerConfig;
 
-/// Bounds on policies and data. What is beyond them is refused at load, or denies.
+/// Limits on policies and data. Exceeding one is rejected at load, or denies at evaluation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Time of its thread that one policy may take for one question, 50 ms by default; by the
-    /// clock it may be twenty times as much.
+    /// Maximum thread CPU time of one policy for an evaluation, 50 ms by default. Its wall time may
+    /// be twenty times as long.
     pub eval_time: Duration,
-    /// Wall time that all policies may take for one question, 1 s by default; those that are left
-    /// then deny.
+    /// Maximum wall time of all policies for a request, 1 s by default. The remaining policies then
+    /// deny.
     pub question_time: Duration,
-    /// Bytes that one policy may hold while it is asked one question, 16 MiB by default.
+    /// Maximum memory of one policy during an evaluation, in bytes, 16 MiB by default.
     pub eval_bytes: usize,
-    /// Bytes of one module's text, 256 KiB by default.
+    /// Maximum size of a module, in bytes, 256 KiB by default.
     pub module_bytes: usize,
-    /// Modules of all ConfigMaps together, 1,000 by default.
+    /// Maximum number of modules in all ConfigMaps, 1,000 by default.
     pub modules: usize,
-    /// Bytes of all data (data ConfigMaps and replicated objects) as JSON, 64 MiB by default.
+    /// Maximum size of all data (data ConfigMaps and replicated objects) as JSON, in bytes, 64 MiB
+    /// by default.
     pub data_bytes: usize,
 }
 
@@ -38,14 +39,14 @@ impl Default for Limits {
     }
 }
 
-/// How many steps are between two looks at clock and memory. One step may make as much as one
+/// Number of interpreter steps between checks of time and memory. A step may do as much work as a
 /// built-in.
 const STEPS: NonZeroU32 = NonZeroU32::new(8).unwrap();
-/// The factor by which a lowered text may exceed its module in length.
+/// The factor by which a lowered text may be longer than its module.
 const LOWERED: usize = 16;
-/// Longest line of a module.
+/// Maximum length of a line in a module.
 const COLUMNS: NonZeroU32 = NonZeroU32::new(8192).unwrap();
-/// Most lines of a module.
+/// Maximum number of lines in a module.
 const LINES: NonZeroUsize = NonZeroUsize::new(20_000).unwrap();
 
 impl Limits {
@@ -56,7 +57,7 @@ impl Limits {
         }
     }
 
-    /// The same for a lowered module, of which lines and text may be longer.
+    /// Returns the limits for a lowered module, whose lines and text may be longer.
     pub(crate) fn lowered_lengths(&self) -> PolicyLengthConfig {
         PolicyLengthConfig {
             max_col: NonZeroU32::MAX,

@@ -1,5 +1,5 @@
-//! How rules of all ConfigMaps hang together: which function is called, what a `deny` reaches,
-//! and that nothing goes round in circles.
+//! Relations between the rules of all ConfigMaps: the targets of function calls, the rules that a
+//! `deny` reaches, and cycles.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use crate::builtins;
 use crate::error::LoadError;
 use crate::syntax::ParsedModule;
 
-/// Longest chain of rules that need each other: each is a level of recursion.
+/// Maximum length of a chain of dependent rules, each of which is a level of recursion.
 const MAX_CHAIN: usize = 32;
-/// Most levels of a value that rules make: comparing one, writing it and giving it back go down by
-/// recursion.
+/// Maximum nesting of a value that rules produce, since comparing, formatting and dropping values
+/// is recursive.
 const MAX_LEVELS: usize = 1024;
 
-/// All rules by their path.
+/// All rules by path.
 pub(crate) struct Graph<'a> {
     rules: BTreeMap<&'a [String], Vec<Definition<'a>>>,
     modules: Vec<&'a Arc<ParsedModule>>,
@@ -27,10 +27,10 @@ struct Definition<'a> {
     rule: &'a RuleFacts,
 }
 
-/// What a policy's `deny` reaches.
+/// The dependencies of a policy's `deny`.
 #[derive(Default)]
 pub(crate) struct Closure<'a> {
-    /// Modules of other ConfigMaps, in order.
+    /// Modules of other ConfigMaps, sorted.
     pub(crate) libraries: BTreeMap<&'a str, &'a Arc<ParsedModule>>,
     pub(crate) inputs: Vec<(&'a str, &'a InputRead)>,
     /// Paths below `data` that are not rules.
@@ -54,7 +54,7 @@ impl<'a> Graph<'a> {
         Self { rules, modules }
     }
 
-    /// What is wrong, for each ConfigMap; the first thing of each.
+    /// Returns the first error of each ConfigMap.
     pub(crate) fn faults(&self) -> BTreeMap<Arc<str>, LoadError> {
         let mut faults = BTreeMap::new();
         for module in &self.modules {
@@ -76,14 +76,14 @@ impl<'a> Graph<'a> {
         self.shapes(&mut faults);
         self.general_heads(&mut faults);
         self.scattered_functions(&mut faults);
-        self.circles(&mut faults);
+        self.cycles(&mut faults);
         if faults.is_empty() {
-            self.towers(&mut faults);
+            self.depth_errors(&mut faults);
         }
         faults
     }
 
-    /// Whether a call is one of a function of ours.
+    /// Returns the number of arguments if a call is of a user-defined function.
     fn is_function(&self, call: &Call) -> Option<usize> {
         self.rules
             .get(call.path.as_slice())?
@@ -94,7 +94,7 @@ impl<'a> Graph<'a> {
             })
     }
 
-    /// Returns whether some `with` replaces a function of that name.
+    /// Returns true if a `with` replaces a function of that name.
     fn is_replaced(&self, name: &str) -> bool {
         let mut modules = self.modules.iter();
         modules.any(|module| module.facts.replaced.contains(name))
@@ -107,7 +107,7 @@ impl<'a> Graph<'a> {
             None => match builtins::arguments(name) {
                 Some(builtins::Arguments::Any) => return Ok(()),
                 Some(builtins::Arguments::Fixed(count)) => (count, true),
-                // Without the `with` that replaces it, it fails when it is called.
+                // Outside the scope of the `with` that replaces it, a call fails at evaluation.
                 None if builtins::missing(name).is_some() && self.is_replaced(name) => {
                     return Ok(());
                 }
@@ -115,7 +115,8 @@ impl<'a> Graph<'a> {
                     return Err(match builtins::missing(name) {
                         Some(why) => format!("the built-in {name} is not supported: {why}"),
                         None => format!(
-                            "there is no function {name}: define it, or load the ConfigMap that does"
+                            "function {name} is not defined: define it, or load the ConfigMap \
+                             that does"
                         ),
                     });
                 }
@@ -136,8 +137,8 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// A negated expression reads a rule of another module as one only if it can be seen here that
-    /// the name is no variable.
+    /// A negated expression can read a rule of another module only if lowering can tell that the
+    /// name is not a variable.
     fn assumed_variables(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for module in &self.modules {
             for (name, line) in &module.assumed {
@@ -151,15 +152,18 @@ impl<'a> Graph<'a> {
                 };
                 faults.entry(module.policy.clone()).or_insert_with(|| {
                     LoadError::Compile(format!(
-                        "{}, line {line}: {name} may be a variable or the rule of {}: write data.{} for the rule, or declare the variable by some",
-                        module.place, other.module.place, path.join(".")
+                        "{}, line {line}: {name} could be a variable or the rule in {}: write \
+                         data.{} for the rule, or declare the variable with some",
+                        module.place,
+                        other.module.place,
+                        path.join(".")
                     ))
                 });
             }
         }
     }
 
-    /// A built-in that the interpreter doesn't have is replaced in the module of its `with` only.
+    /// A built-in that the interpreter does not have is replaced only in the module of its `with`.
     fn replaced_elsewhere(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for module in &self.modules {
             for name in &module.facts.replaced {
@@ -173,7 +177,8 @@ impl<'a> Graph<'a> {
                 if calls.into_iter().any(|call| call.name == *name) {
                     faults.entry(module.policy.clone()).or_insert_with(|| {
                         LoadError::Compile(format!(
-                            "{}: with replaces {name}, and another module calls it too: write both into one module",
+                            "{}: with replaces {name}, which another module calls: move both \
+                             into one module",
                             module.place
                         ))
                     });
@@ -182,7 +187,7 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// A name can't be a set here and a value there.
+    /// Rejects a name that is a set in one module and a value in another.
     fn shapes(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for (path, definitions) in &self.rules {
             let Some(first) = definitions.first() else {
@@ -195,8 +200,12 @@ impl<'a> Graph<'a> {
                 for (one, another) in [(first, other), (other, first)] {
                     faults.entry(one.module.policy.clone()).or_insert_with(|| {
                         LoadError::Compile(format!(
-                            "{}, line {}: data.{} is something else in {}: one name is one set, value or function",
-                            one.module.place, one.rule.line, path.join("."), another.module.place
+                            "{}, line {}: data.{} has another kind in {}: a name must be one \
+                             set, value or function",
+                            one.module.place,
+                            one.rule.line,
+                            path.join("."),
+                            another.module.place
                         ))
                     });
                 }
@@ -204,7 +213,7 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// Refuses references that the interpreter reads differently: if `p.b.q` is a rule, it doesn't
+    /// Rejects references that the interpreter reads differently: if `p.b.q` is a rule, it does not
     /// evaluate `p[x].q` for it, and if `p.b[y]` is one, `p[x]` includes `b` even without values.
     fn general_heads(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for (path, definitions) in &self.rules {
@@ -213,7 +222,8 @@ impl<'a> Graph<'a> {
                 continue;
             };
             let is_general = definitions.iter().any(|one| one.rule.is_general);
-            // Below `p[x]` only single values are safe: another set or object would be there empty.
+            // Only single values are safe below `p[x]`: another set or object would be present but
+            // empty.
             let mut below = self
                 .meant(path)
                 .filter(|(other, _)| other.len() > path.len())
@@ -224,7 +234,8 @@ impl<'a> Graph<'a> {
             for (one, another) in [(general, other), (other, general)] {
                 faults.entry(one.module.policy.clone()).or_insert_with(|| {
                     LoadError::Compile(format!(
-                        "{}, line {}: data.{} has a variable as its key, and data.{} is a rule too ({}): give them other names, or write both into one module",
+                        "{}, line {}: data.{} has a variable as its key, and data.{} is also a \
+                         rule ({}): rename one, or move both into one module",
                         one.module.place,
                         one.rule.line,
                         path.join("."),
@@ -236,7 +247,8 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// The interpreter runs every body of a function as if it were in the module of the first.
+    /// The interpreter evaluates every body of a function as if it were in the module of the first
+    /// one.
     fn scattered_functions(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for (path, definitions) in &self.rules {
             let Some(first) = definitions.first() else {
@@ -248,8 +260,12 @@ impl<'a> Graph<'a> {
                 for (one, another) in [(first, other), (other, first)] {
                     faults.entry(one.module.policy.clone()).or_insert_with(|| {
                         LoadError::Compile(format!(
-                            "{}, line {}: function data.{} is in {} too: write all of its bodies into one module",
-                            one.module.place, one.rule.line, path.join("."), another.module.place
+                            "{}, line {}: function data.{} is also in {}: move all of its bodies \
+                             into one module",
+                            one.module.place,
+                            one.rule.line,
+                            path.join("."),
+                            another.module.place
                         ))
                     });
                 }
@@ -257,7 +273,7 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// Rules that a reference may mean: those above and those below its path.
+    /// Returns the rules that a reference may denote: those above its path and those below it.
     fn meant(&self, path: &[String]) -> impl Iterator<Item = (&'a [String], &[Definition<'a>])> {
         let above = (1..=path.len())
             .filter_map(|length| path.get(..length))
@@ -274,7 +290,7 @@ impl<'a> Graph<'a> {
             .map(|(path, definitions)| (*path, definitions.as_slice()))
     }
 
-    /// The rules that a rule needs.
+    /// Returns the rules on which a rule depends.
     fn needs(&self, rule: &'a RuleFacts) -> Vec<&'a [String]> {
         let mut needs: Vec<&[String]> = rule
             .refs
@@ -294,8 +310,9 @@ impl<'a> Graph<'a> {
         needs
     }
 
-    /// Rego has no recursion, and a chain of rules is one of calls on our stack.
-    fn circles(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+    /// Rejects recursion, and long chains of rules, since each rule in a chain is a call on the
+    /// stack.
+    fn cycles(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         let mut known: BTreeMap<&[String], usize> = BTreeMap::new();
         for path in self.rules.keys() {
             let mut chain = Vec::new();
@@ -327,12 +344,12 @@ impl<'a> Graph<'a> {
         }
         if chain.contains(&path) {
             return Err(format!(
-                "data.{} needs itself: Rego has no recursion",
+                "data.{} depends on itself: Rego does not support recursion",
                 path.join(".")
             ));
         }
         chain.push(path);
-        let too_long = || format!("more than {MAX_CHAIN} rules that need each other in a row");
+        let too_long = || format!("more than {MAX_CHAIN} rules depend on each other in a chain");
         if chain.len() > MAX_CHAIN {
             return Err(too_long());
         }
@@ -342,7 +359,7 @@ impl<'a> Graph<'a> {
                 depth = depth.max(self.depth(need, chain, known)?);
             }
         }
-        // A rule known from before may be deep by itself.
+        // A rule that was visited before may itself have a long chain.
         if depth + chain.len() > MAX_CHAIN {
             return Err(too_long());
         }
@@ -351,9 +368,9 @@ impl<'a> Graph<'a> {
         Ok(depth + 1)
     }
 
-    /// Values are nested as deep as rules put them into each other, text by text: `y := [x]`,
-    /// `z := [y]`, and so on through the functions that are called.
-    fn towers(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
+    /// Rejects values that rules could nest too deeply, step by step: `y := [x]`, `z := [y]`, and
+    /// so on through function calls.
+    fn depth_errors(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         let mut known = BTreeMap::new();
         for (path, definitions) in &self.rules {
             if self.levels(path, &mut known) <= MAX_LEVELS {
@@ -362,24 +379,27 @@ impl<'a> Graph<'a> {
             for Definition { module, rule } in definitions {
                 faults.entry(module.policy.clone()).or_insert_with(|| {
                     LoadError::Compile(format!(
-                        "{}, line {}: values of data.{} may be nested more than {MAX_LEVELS} levels deep",
-                        module.place, rule.line, path.join(".")
+                        "{}, line {}: values of data.{} could be nested more than {MAX_LEVELS} \
+                         levels deep",
+                        module.place,
+                        rule.line,
+                        path.join(".")
                     ))
                 });
             }
         }
     }
 
-    /// How many levels deep a rule may nest what there is.
+    /// Returns the number of levels by which a rule may nest its inputs.
     fn levels(&self, path: &'a [String], known: &mut BTreeMap<&'a [String], usize>) -> usize {
         if let Some(levels) = known.get(path) {
             return *levels;
         }
-        // There are no circles.
+        // Cycles are rejected elsewhere; this entry only ends the recursion.
         known.insert(path, 0);
         let mut most = 0;
         for Definition { rule, .. } in self.rules.get(path).into_iter().flatten() {
-            // A document of rules has the levels of their paths too.
+            // A document of rules also has the levels of their paths.
             let read = rule
                 .refs
                 .iter()
@@ -398,7 +418,7 @@ impl<'a> Graph<'a> {
         most
     }
 
-    /// What the `deny` of one ConfigMap reaches.
+    /// Returns the dependencies of a ConfigMap's `deny`.
     pub(crate) fn closure(&self, policy: &str) -> Closure<'a> {
         let mut closure = Closure::default();
         let mut seen: BTreeSet<&[String]> = BTreeSet::new();
@@ -445,7 +465,7 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// Whether a path is that of the admission package's `deny`, or below it.
+/// Returns true if a path is that of the admission package's `deny`, or below it.
 pub(crate) fn is_deny(path: &[String]) -> bool {
     path.len() > ADMISSION.len()
         && path.iter().zip(ADMISSION).all(|(one, other)| one == other)

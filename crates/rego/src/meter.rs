@@ -1,9 +1,8 @@
-//! What a question takes, of time and of memory, and how it is stopped beyond.
+//! Measures the time and memory of an evaluation and stops it when a limit is exceeded.
 //!
-//! The interpreter works through a question on one thread and looks at the clock every few steps.
-//! The clock is ours, so that look is where both bounds are held. Memory is known of an allocator
-//! that counts for each thread. Time is the thread's own: one that waits for a processor is not
-//! to blame.
+//! The interpreter evaluates on one thread and reads the clock every few steps. rolegate supplies
+//! that clock, and checks both limits in it. An allocator counts memory per thread. Time is CPU
+//! time of the thread, so that waiting for a processor does not count against a policy.
 
 use std::alloc::System;
 use std::cell::Cell;
@@ -16,10 +15,10 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::limits::Limits;
 
-/// How often as long as its own time a question may take by the clock.
+/// The factor by which wall time may exceed the limit of CPU time.
 const WAITING: u32 = 20;
 
-/// Here and not in the program, so that nothing can ask policies without it.
+/// Installed here, so that no program can evaluate policies without it.
 #[global_allocator]
 static ALLOCATOR: MetricAlloc<System> = MetricAlloc::new(System);
 
@@ -27,37 +26,37 @@ thread_local! {
     static QUESTION: Cell<Option<Question>> = const { Cell::new(None) };
 }
 
-/// A bound that was exceeded.
+/// An exceeded limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Exceeded {
     #[error("took longer than {} ms", .0.as_millis())]
     Time(Duration),
-    #[error("took longer than {} ms by the clock", .0.as_millis())]
+    #[error("took longer than {} ms of wall time", .0.as_millis())]
     Waiting(Duration),
     #[error("took more than {} MiB of memory", .0 / (1024 * 1024))]
     Memory(usize),
 }
 
-/// A question that this thread is at.
+/// The current evaluation of this thread.
 #[derive(Debug, Clone, Copy)]
 struct Question {
     time: Duration,
     bytes: usize,
-    /// When it began, by the clock and of the thread's own time.
+    /// Start of the evaluation, in wall time and CPU time.
     began: Duration,
     began_own: Duration,
-    /// What the thread may hold, bytes.
+    /// Memory limit of the thread, in bytes.
     most: isize,
-    /// What was exceeded when somebody looked.
+    /// The limit that an earlier check found exceeded.
     exceeded: Option<Exceeded>,
 }
 
-/// Meters one question on this thread, until it is dropped.
+/// Meters one evaluation on this thread until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Meter(());
 
 impl Meter {
-    /// From now on this thread may take as much as one question may.
+    /// Starts an evaluation with its own budget on this thread.
     pub(crate) fn start(limits: &Limits) -> Self {
         let more = isize::try_from(limits.eval_bytes).unwrap_or(isize::MAX);
         QUESTION.set(Some(Question {
@@ -71,9 +70,9 @@ impl Meter {
         Self(())
     }
 
-    /// What was exceeded, now or when somebody looked.
+    /// Returns the exceeded limit, found now or by an earlier check.
     pub(crate) fn exceeded(&self) -> Option<Exceeded> {
-        look();
+        check_limits();
         QUESTION.get()?.exceeded
     }
 }
@@ -84,8 +83,8 @@ impl Drop for Meter {
     }
 }
 
-/// Looks at what this thread's question took so far: whether that is too much.
-fn look() -> bool {
+/// Checks the limits of this thread's evaluation. Returns true if one is exceeded.
+fn check_limits() -> bool {
     let Some(question) = QUESTION.get() else {
         return false;
     };
@@ -98,7 +97,7 @@ fn look() -> bool {
     };
     if exceeded.is_some() {
         QUESTION.set(Some(Question {
-            // The first is the reason: what is stopped gives its memory back.
+            // The first limit is the cause: a stopped evaluation releases its memory.
             exceeded: question.exceeded.or(exceeded),
             ..question
         }));
@@ -106,8 +105,8 @@ fn look() -> bool {
     exceeded.is_some()
 }
 
-/// Whether a question took too long, by what it took by the clock and of its own time. That is not
-/// looked at before it can matter: it takes a system call.
+/// Returns true if an evaluation exceeded its wall time or CPU time. CPU time takes a system call,
+/// so it is read only when it can matter.
 fn too_long(limit: Duration, taken: Duration, own: impl FnOnce() -> Duration) -> Option<Exceeded> {
     let waiting = limit * WAITING;
     if taken <= limit {
@@ -119,12 +118,13 @@ fn too_long(limit: Duration, taken: Duration, own: impl FnOnce() -> Duration) ->
     }
 }
 
-/// What this thread took and has not given back, bytes. Negative where it gave back others'.
+/// Returns the memory that this thread has allocated and not freed, in bytes. It is negative if the
+/// thread freed memory of other threads.
 fn held() -> isize {
     thread_metrics().allocated_bytes
 }
 
-/// Runs a closure, and returns its result with the bytes that this thread still holds for it.
+/// Runs a closure, and returns its result and the memory that it still holds, in bytes.
 pub(crate) fn weighed<T>(make: impl FnOnce() -> T) -> (T, usize) {
     let before = held();
     let made = make();
@@ -132,26 +132,26 @@ pub(crate) fn weighed<T>(make: impl FnOnce() -> T) -> (T, usize) {
     (made, usize::try_from(more).unwrap_or(0))
 }
 
-/// How long this thread ran.
+/// Returns the CPU time of this thread.
 fn own_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// The real clock: the time since somebody first asked.
+/// Returns the wall time since the first call.
 pub(crate) fn clock() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
 }
 
-/// The clock that the interpreter's timer reads: it brings none without `std`. Time stands still
-/// while a question keeps its bounds, and is up when it doesn't.
+/// The clock that the interpreter's timer reads, since it has none without `std`. It stands still
+/// while an evaluation is within its limits, and jumps past the deadline otherwise.
 #[derive(Debug)]
 struct Bounds;
 
 impl TimeSource for Bounds {
     fn now(&self) -> Option<Duration> {
-        Some(if look() {
+        Some(if check_limits() {
             Duration::MAX
         } else {
             Duration::ZERO
@@ -159,10 +159,11 @@ impl TimeSource for Bounds {
     }
 }
 
-/// Hands the interpreter its clock. Without one its timer would stop nothing, so every book does
-/// this first; the second time changes nothing.
+/// Installs the clock, without which the interpreter's timer would have no effect. Every store
+/// calls this first; later calls change nothing.
 pub(crate) fn start_clock() {
-    // The only error is that there is one already, and nobody but us sets it.
+    // The only possible error is that a clock is installed already, and only this code installs
+    // one.
     let _ = set_time_source(&Bounds);
 }
 
@@ -180,21 +181,21 @@ mod tests {
         for _ in 0..100 {
             drop(vec![1u8; 512 * 1024]);
         }
-        assert_eq!((look(), meter.exceeded()), (false, None));
+        assert_eq!((check_limits(), meter.exceeded()), (false, None));
         let much = vec![1u8; 2 * 1024 * 1024];
-        assert!(look());
+        assert!(check_limits());
         drop(much);
-        assert!(!look());
+        assert!(!check_limits());
         assert_eq!(meter.exceeded(), Some(Exceeded::Memory(1024 * 1024)));
         drop(meter);
         let much = vec![1u8; 2 * 1024 * 1024];
-        assert!(!look());
+        assert!(!check_limits());
         drop(much);
         assert_eq!(Meter::start(&limits).exceeded(), None);
     }
 
     #[test]
-    fn a_thread_that_waits_for_a_processor_has_more_time_by_the_clock() {
+    fn waiting_for_a_processor_extends_wall_time() {
         const LIMIT: Duration = Duration::from_millis(50);
         let ms = Duration::from_millis;
         let never = || panic!("a system call for nothing");

@@ -1,5 +1,5 @@
-//! Catches panics of the interpreter without output on standard error: the failure is reported with
-//! the answer to the question.
+//! Catches panics of the interpreter without output on standard error. The failure is reported in
+//! the result of the evaluation.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
@@ -9,13 +9,13 @@ thread_local! {
     static IS_QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a closure; `None` where it panics.
+/// Runs a closure. Returns `None` if it panics.
 pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Option<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let loud = take_hook();
         set_hook(Box::new(move |panic| {
-            // A thread that is being torn down has nothing to be quiet about.
+            // The flag is unavailable while a thread shuts down; the panic is then printed.
             if !IS_QUIET.try_with(Cell::get).unwrap_or(false) {
                 loud(panic);
             }

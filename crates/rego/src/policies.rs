@@ -1,4 +1,4 @@
-//! Policies as they are at one moment: immutable, shared, asked from any thread.
+//! An immutable snapshot of policies that any thread can evaluate.
 
 use std::borrow::Cow;
 use std::cell::LazyCell;
@@ -13,36 +13,37 @@ use rolegate_core::workload::Workload;
 
 use crate::evaluate::{Program, Unanswered};
 use crate::meter::clock;
-use crate::source::Points;
+use crate::source::EnforcementPoints;
 use crate::{data, input, text, wrap};
 
-/// A policy that was asked, or could not be.
+/// A denial by a policy, or a failure to evaluate it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The ConfigMap, `namespace/name`.
     pub policy: Arc<str>,
-    /// What `deny` says, or why the policy could not be asked. One line, fit for terminals.
+    /// A message of `deny`, or the reason why the policy could not be evaluated. One line, safe for
+    /// terminals.
     pub message: String,
 }
 
-/// What policies say to one question.
+/// The results of all policies for a request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Findings {
-    /// What denies; nothing, if it is allowed.
+    /// The denials. If empty, the request is allowed.
     pub denials: Vec<Finding>,
-    /// Policies that were asked, `namespace/name`.
-    pub asked: Vec<Arc<str>>,
-    /// Whether a policy was not done in time, which another time it may be.
-    pub passing: bool,
+    /// The evaluated policies, `namespace/name`.
+    pub evaluated: Vec<Arc<str>>,
+    /// True if a policy timed out, since a later evaluation may succeed.
+    pub transient: bool,
 }
 
 impl Findings {
-    /// Whether nothing denies.
+    /// Returns true if no policy denies.
     pub fn is_allowed(&self) -> bool {
         self.denials.is_empty()
     }
 
-    /// The policies that deny, joined by commas.
+    /// Returns the policies that deny, joined by commas.
     pub fn rule(&self) -> String {
         let mut names: Vec<&str> = self
             .denials
@@ -53,7 +54,7 @@ impl Findings {
         text::clean(&names.join(", "), text::MAX_MESSAGE)
     }
 
-    /// The messages, joined by semicolons.
+    /// Returns the messages, joined by semicolons.
     pub fn reason(&self) -> String {
         let messages: Vec<&str> = self
             .denials
@@ -64,54 +65,57 @@ impl Findings {
     }
 }
 
-/// A review that isn't JSON.
+/// A review that is not JSON.
 #[derive(Debug, thiserror::Error)]
 #[error("the AdmissionReview is not JSON: {0}")]
 pub struct ReviewError(#[from] serde_json::Error);
 
-/// A policy that runs.
+/// A policy that can be evaluated.
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) id: Arc<str>,
-    pub(crate) points: Points,
+    pub(crate) points: EnforcementPoints,
     pub(crate) program: Arc<Program>,
-    /// Why it can't be asked: what it reads is not whole.
+    /// The reason why it cannot be evaluated: its data is incomplete.
     pub(crate) fault: Option<String>,
 }
 
-/// A policy that should be asked and can't be.
+/// A policy that should be evaluated but is unavailable.
 #[derive(Debug, Clone)]
-pub(crate) struct Lacking {
+pub(crate) struct UnavailablePolicy {
     pub(crate) id: Arc<str>,
-    pub(crate) points: Points,
+    pub(crate) points: EnforcementPoints,
     pub(crate) why: String,
 }
 
-/// All policies at one moment.
+/// A snapshot of all policies.
 #[derive(Debug, Default)]
 pub struct Policies {
     pub(crate) policies: Vec<Policy>,
-    /// Policies without a version that runs, and required ones that aren't there.
-    pub(crate) lacking: Vec<Lacking>,
+    /// Policies without a valid version, and missing required policies.
+    pub(crate) lacking: Vec<UnavailablePolicy>,
     pub(crate) wrap_pods: bool,
-    /// What all together may take for one question.
+    /// Maximum wall time of all policies for a request.
     pub(crate) question_time: Duration,
 }
 
 impl Policies {
-    /// Whether there is nothing to ask and nothing that denies by being absent.
+    /// Returns true if there are no policies and no required policy is missing.
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty() && self.lacking.is_empty()
     }
 
-    /// Whether a review at the gate needs an answer from here.
-    pub fn asks_at_gate(&self) -> bool {
-        !self.lacking.is_empty() || self.policies.iter().any(|policy| policy.points.gate)
+    /// Returns true if admission must evaluate policies.
+    pub fn has_admission_policies(&self) -> bool {
+        !self.lacking.is_empty() || self.policies.iter().any(|policy| policy.points.admission)
     }
 
-    /// Whether a policy that is asked at points that count reads replicated objects of a resource
-    /// (its plural).
-    pub fn read_replicated(&self, resource: &str, counts: impl Fn(Points) -> bool) -> bool {
+    /// Returns true if a policy in use reads replicated objects of a resource (its plural).
+    pub fn read_replicated(
+        &self,
+        resource: &str,
+        counts: impl Fn(EnforcementPoints) -> bool,
+    ) -> bool {
         let path = data::of_resource(resource);
         self.policies
             .iter()
@@ -119,58 +123,62 @@ impl Policies {
             .any(|policy| data::are_related(&path, &policy.program.reads))
     }
 
-    /// Whether a request at a door needs an answer from here.
-    pub fn asks_at_door(&self) -> bool {
-        self.lacking.iter().any(|lacking| lacking.points.door)
-            || self.policies.iter().any(|policy| policy.points.door)
+    /// Returns true if agents must evaluate policies.
+    pub fn has_agent_policies(&self) -> bool {
+        self.lacking.iter().any(|lacking| lacking.points.agent)
+            || self.policies.iter().any(|policy| policy.points.agent)
     }
 
-    /// Whether a verdict at a door may change by the passing of time alone.
-    pub fn reads_time_at_door(&self) -> bool {
+    /// Returns true if a result at an agent can change with time alone.
+    pub fn reads_time_at_agents(&self) -> bool {
         self.policies
             .iter()
-            .any(|policy| policy.points.door && policy.program.reads_time)
+            .any(|policy| policy.points.agent && policy.program.reads_time)
     }
 
-    /// Judges a review at the gate, for policies that are asked there.
+    /// Evaluates the policies for admission on a review.
     ///
-    /// A policy that is asked at doors too is shown of a Pod only what it is shown there, so that
-    /// both say the same; of other kinds it is shown the whole review. What can't be asked to the
-    /// end denies, and so does each policy that never ran.
-    pub fn judge_review(&self, review: &serde_json::Value, now: Timestamp) -> Findings {
+    /// A policy that is also enforced at agents gets only the input that it has there for a Pod, so
+    /// that both results agree; for other kinds it gets the whole review. A policy that cannot be
+    /// evaluated completely denies, and so does one that has no valid version.
+    pub fn evaluate_review(&self, review: &serde_json::Value, now: Timestamp) -> Findings {
         if input::is_too_deep(review) {
             let mut findings = self.lack(|_| true);
-            for policy in self.policies.iter().filter(|policy| policy.points.gate) {
+            for policy in self
+                .policies
+                .iter()
+                .filter(|policy| policy.points.admission)
+            {
                 deny(
                     &mut findings,
                     &policy.id,
-                    "the object is nested too deep to be judged".into(),
+                    "the object is nested too deeply to be evaluated".into(),
                 );
             }
             return findings;
         }
         let whole = converted(review);
-        self.judge_whole(whole.as_ref(), &|| Some(Cow::Borrowed(review)), now)
+        self.evaluate_converted(whole.as_ref(), &|| Some(Cow::Borrowed(review)), now)
     }
 
-    /// Judges a review at the gate from its bytes.
+    /// Evaluates the policies for admission on a serialized review.
     ///
     /// # Errors
-    /// [`ReviewError`] where they are not JSON, or nested deeper than serde_json's 128 levels; that
+    /// [`ReviewError`] if it is not JSON or is nested deeper than serde_json's 128 levels; that
     /// must deny.
-    pub fn judge_review_json(
+    pub fn evaluate_review_json(
         &self,
         review: &[u8],
         now: Timestamp,
     ) -> Result<Findings, ReviewError> {
         let whole: Value = serde_json::from_slice(review)?;
         let json = || serde_json::from_slice(review).ok().map(Cow::Owned);
-        Ok(self.judge_whole(Some(&whole), &json, now))
+        Ok(self.evaluate_converted(Some(&whole), &json, now))
     }
 
-    /// Judges a review that is given as policies are asked about it. `json` is the same, for what
-    /// is asked beside it about Pods.
-    fn judge_whole<'a>(
+    /// Evaluates policies on a converted review. `json` is the same review, from which the inputs
+    /// for Pods are derived.
+    fn evaluate_converted<'a>(
         &self,
         whole: Option<&Value>,
         json: &dyn Fn() -> Option<Cow<'a, serde_json::Value>>,
@@ -182,8 +190,12 @@ impl Policies {
         let json = LazyCell::new(json);
         let documented = LazyCell::new(|| json.as_deref().map(input::of_review));
         let documented_input = LazyCell::new(|| converted(documented.as_ref()?));
-        for policy in self.policies.iter().filter(|policy| policy.points.gate) {
-            if is_pod && policy.points.door {
+        for policy in self
+            .policies
+            .iter()
+            .filter(|policy| policy.points.admission)
+        {
+            if is_pod && policy.points.agent {
                 let input = documented_input.as_ref();
                 self.ask(
                     policy,
@@ -201,13 +213,13 @@ impl Policies {
         findings
     }
 
-    /// Judges a pod at a door, for policies that are asked there.
-    pub fn judge_pod(&self, pod: &Workload, now: Timestamp) -> Findings {
+    /// Evaluates the policies for agents on a pod.
+    pub fn evaluate_pod(&self, pod: &Workload, now: Timestamp) -> Findings {
         let start = clock();
-        let mut findings = self.lack(|points| points.door);
+        let mut findings = self.lack(|points| points.agent);
         let documented = LazyCell::new(|| input::of_workload(pod));
         let input = LazyCell::new(|| converted(&documented));
-        for policy in self.policies.iter().filter(|policy| policy.points.door) {
+        for policy in self.policies.iter().filter(|policy| policy.points.agent) {
             let input = input.as_ref();
             self.ask(
                 policy,
@@ -221,7 +233,7 @@ impl Policies {
         findings
     }
 
-    fn lack(&self, concerns: impl Fn(Points) -> bool) -> Findings {
+    fn lack(&self, concerns: impl Fn(EnforcementPoints) -> bool) -> Findings {
         let mut findings = Findings::default();
         for lacking in self
             .lacking
@@ -233,8 +245,8 @@ impl Policies {
         findings
     }
 
-    /// Asks a policy about an input, and where that is a Pod, which `pod` gives then, about the
-    /// workloads that could have made it.
+    /// Evaluates a policy on an input and, if that is a Pod, which `pod` then returns, on the
+    /// workloads that could have created it.
     fn ask<'a>(
         &self,
         policy: &Policy,
@@ -244,24 +256,25 @@ impl Policies {
         start: Duration,
         findings: &mut Findings,
     ) {
-        // By the clock, whatever a policy's own time is: whoever asks has no more.
+        // Wall time, however little CPU time a policy used: the caller has a deadline.
         if clock().saturating_sub(start) > self.question_time {
             let most = self.question_time.as_millis();
             let why = format!(
-                "policy {} was not asked, since those before it took longer than {most} ms",
+                "policy {} was not evaluated, since the policies before it took longer than \
+                 {most} ms",
                 policy.id
             );
-            findings.passing = true;
+            findings.transient = true;
             deny(findings, &policy.id, why);
             return;
         }
-        findings.asked.push(policy.id.clone());
+        findings.evaluated.push(policy.id.clone());
         if let Some(fault) = &policy.fault {
             deny(findings, &policy.id, fault.clone());
             return;
         }
-        let mut told = Vec::new();
-        one(policy, input, now, &mut told, findings);
+        let mut messages = Vec::new();
+        one(policy, input, now, &mut messages, findings);
         if self.wrap_pods
             && !policy.program.kinds.is_empty()
             && let Some(pod) = pod()
@@ -271,12 +284,12 @@ impl Policies {
                     policy,
                     converted(&wrapped).as_ref(),
                     now,
-                    &mut told,
+                    &mut messages,
                     findings,
                 );
             }
         }
-        for message in told {
+        for message in messages {
             deny(findings, &policy.id, message);
         }
     }
@@ -286,29 +299,29 @@ fn converted(input: &serde_json::Value) -> Option<Value> {
     Value::deserialize(input).ok()
 }
 
-/// Asks a policy once; what it said before about the same pod is not told twice.
+/// Evaluates a policy once. Messages that it already reported for the same pod are skipped.
 fn one(
     policy: &Policy,
     input: Option<&Value>,
     now: Timestamp,
-    told: &mut Vec<String>,
+    reported: &mut Vec<String>,
     findings: &mut Findings,
 ) {
     let Some(input) = input else {
-        told.push(format!("policy {} can't read the object", policy.id));
+        reported.push(format!("policy {} cannot read the object", policy.id));
         return;
     };
     match policy.program.ask(input, now) {
         Ok(messages) => {
             for message in messages {
-                if !told.contains(&message) {
-                    told.push(message);
+                if !reported.contains(&message) {
+                    reported.push(message);
                 }
             }
         }
-        Err(Unanswered { why, passing }) => {
-            findings.passing |= passing;
-            told.push(format!("policy {} {why}", policy.id));
+        Err(Unanswered { why, transient }) => {
+            findings.transient |= transient;
+            reported.push(format!("policy {} {why}", policy.id));
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Adjusts a module's text before it is parsed, keeping line numbers:
 //!
-//! - A parenthesis at the start of a line begins a statement. The parser would take it as a call
-//!   that continues the line before.
+//! - A parenthesis at the start of a line begins a statement. The parser would take it for a call
+//!   that continues the previous line.
 //! - Each further body of a set, as in `deny[msg] { … } { … }`, gets a copy of the head.
-//! - `not { … }`, where a module imports it, is a comprehension that must be empty.
+//! - `not { … }`, if a module imports it, becomes a comprehension that must be empty.
 
 use regorus::Source;
 use regorus::unstable::{Lexer, TokenKind};
 
-/// A token's place, and its text where it is a symbol or a word.
+/// The position of a token, and its text if it is a symbol or a word.
 struct Token<'a> {
     text: &'a str,
     is_word: bool,
@@ -17,15 +17,15 @@ struct Token<'a> {
     line: u32,
 }
 
-/// A replacement for a part of the text.
+/// A replacement of a part of the text.
 struct Edit {
     start: usize,
     end: usize,
     text: String,
 }
 
-/// The text as the parser is given it; `None` where nothing is to be put right, or where the text
-/// has no tokens, which the parser says better.
+/// Returns the text to parse; `None` if nothing needs adjustment, or if the text has no tokens, for
+/// which the parser has a better error.
 pub(crate) fn prepared(source: &Source, text: &str) -> Option<String> {
     let tokens = tokens(source, text)?;
     let mut edits = Vec::new();
@@ -114,10 +114,10 @@ fn statements_in_parentheses(tokens: &[Token<'_>], edits: &mut Vec<Edit>) {
     }
 }
 
-/// `name[key] { … } { … }` at the top of a module.
+/// Finds `name[key] { … } { … }` at the top level of a module.
 fn repeated_bodies(tokens: &[Token<'_>], text: &str, edits: &mut Vec<Edit>) {
     let mut depth = 0;
-    // The head that the bodies belong to: where its tokens begin, and where they end.
+    // The start and end of the head to which the bodies belong.
     let mut head: Option<(usize, usize)> = None;
     let mut begins = 0;
     for (number, token) in tokens.iter().enumerate() {
@@ -151,14 +151,14 @@ fn repeated_bodies(tokens: &[Token<'_>], text: &str, edits: &mut Vec<Edit>) {
     }
 }
 
-/// A head such as `deny[msg]`, if these tokens are one.
+/// Returns a head such as `deny[msg]` if the tokens are one.
 fn set_head(tokens: &[Token<'_>], first: usize, last: usize) -> Option<(usize, usize)> {
     let is = |number: usize, text: &str| tokens.get(number).is_some_and(|at| at.text == text);
     let is_set = tokens.get(first)?.is_word && is(first + 1, "[") && is(last.checked_sub(1)?, "]");
     is_set.then_some((first, last))
 }
 
-/// Tokens as one line, with a space where there was one.
+/// Joins tokens to one line, with a space where there was white space.
 fn glued(parts: &[Token<'_>], words: &[&str]) -> String {
     let mut out = String::new();
     for (number, word) in words.iter().enumerate() {
@@ -177,7 +177,7 @@ fn glued(parts: &[Token<'_>], words: &[&str]) -> String {
     out
 }
 
-/// Returns whether the module imports `future.keywords` or `future.keywords.not`.
+/// Returns true if the module imports `future.keywords` or `future.keywords.not`.
 fn imports_not(tokens: &[Token<'_>]) -> bool {
     tokens.windows(4).enumerate().any(|(number, words)| {
         let is_import = words
@@ -190,7 +190,7 @@ fn imports_not(tokens: &[Token<'_>]) -> bool {
 }
 
 fn not_bodies(tokens: &[Token<'_>], edits: &mut Vec<Edit>) {
-    // For each open bracket, whether it is that of a `not` body.
+    // For each open bracket, true if it is that of a `not` body.
     let mut open = Vec::new();
     let mut before: Option<&Token<'_>> = None;
     for token in tokens {

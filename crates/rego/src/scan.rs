@@ -1,37 +1,38 @@
-//! A look at a module's tokens before it is parsed: what would make the parser or the evaluator
-//! recurse too deep, or the parser go back and forth too often, is refused here.
+//! Scans a module's tokens before it is parsed, and rejects text that would make the parser or the
+//! evaluator recurse too deeply, or make the parser backtrack too often.
 
 use regorus::Source;
 use regorus::unstable::{Lexer, TokenKind};
 
 use crate::error::LoadError;
 
-/// Most brackets inside each other. The parser reads each level of a literal twice.
+/// Maximum nesting of brackets. The parser reads each level of a literal twice.
 const MAX_BRACKETS: usize = 16;
 /// The number of brackets that lowering may add around existing ones: a body, a call, a
 /// comprehension.
 const LOWERED: usize = 3;
-/// Most token reads that going back and forth may cost, summed over a module.
+/// Maximum number of token reads that backtracking may cause in a module.
 const MAX_READS: u64 = 2_000_000;
-/// Most operators and brackets that may wrap one expression: each is a level of recursion.
+/// Maximum number of operators and brackets around one expression, each of which is a level of
+/// recursion.
 const MAX_WEIGHT: usize = 256;
 
-/// What the tokens tell.
+/// Properties of a module that its tokens show.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Hints {
-    /// `import rego.v1`, or `if` and `contains` where v1 has them.
+    /// `import rego.v1`, or `if` and `contains` in the positions of v1.
     pub(crate) looks_like_v1: bool,
 }
 
 /// Scans a module.
 ///
 /// # Errors
-/// [`LoadError::Parse`] where the text has no tokens or is nested too deep.
+/// [`LoadError::Parse`] if the text has no tokens or is nested too deeply.
 pub(crate) fn scan(source: &Source) -> Result<Hints, LoadError> {
     scan_within(source, MAX_BRACKETS, MAX_READS)
 }
 
-/// Scans a lowered module, which may have some brackets more.
+/// Scans a lowered module, which may have some more brackets.
 pub(crate) fn scan_lowered(source: &Source) -> Result<(), LoadError> {
     scan_within(source, MAX_BRACKETS + LOWERED, MAX_READS * 4).map(|_| ())
 }
@@ -39,9 +40,9 @@ pub(crate) fn scan_lowered(source: &Source) -> Result<(), LoadError> {
 fn scan_within(source: &Source, brackets: usize, most_reads: u64) -> Result<Hints, LoadError> {
     let mut lexer = Lexer::new(source);
     lexer.set_max_col(std::num::NonZeroU32::MAX);
-    // `if` and `contains` are v1's, unless the module imports them into v0.
+    // `if` and `contains` indicate v1, unless the module imports them into v0.
     let mut keywords = Keywords::default();
-    // Operators met since the last separator, for each open bracket.
+    // Operators since the last separator, for each open bracket.
     let mut open: Vec<usize> = vec![0];
     let mut weight = 0usize;
     let mut reads = 0u64;
@@ -63,7 +64,7 @@ fn scan_within(source: &Source, brackets: usize, most_reads: u64) -> Result<Hint
         }
         match text {
             "[" | "{" | "(" => {
-                // `a[0][1]` is a chain too.
+                // `a[0][1]` is also a chain.
                 count(&mut open, &mut weight);
                 open.push(0);
             }
@@ -81,7 +82,7 @@ fn scan_within(source: &Source, brackets: usize, most_reads: u64) -> Result<Hint
             return Err(LoadError::at(
                 source,
                 at,
-                format!("more than {brackets} brackets inside each other"),
+                format!("more than {brackets} nested brackets"),
             ));
         }
         if weight > MAX_WEIGHT {
@@ -96,7 +97,9 @@ fn scan_within(source: &Source, brackets: usize, most_reads: u64) -> Result<Hint
             return Err(LoadError::at(
                 source,
                 at,
-                "too many nested literals up to here: move them into a data ConfigMap, or split the module".into(),
+                "too many nested literals: move them to a data ConfigMap, or split the \
+                 module"
+                    .into(),
             ));
         }
         keywords.read(&before, &previous, text, at == line);
@@ -115,20 +118,20 @@ struct Keywords {
     names_v1: bool,
     uses_if: bool,
     uses_contains: bool,
-    /// The last import is one of `future.keywords`, which may go on with a dot.
+    /// True if the last import is of `future.keywords`, which a dot may continue.
     imports_all: bool,
     imports_if: bool,
     imports_contains: bool,
 }
 
 impl Keywords {
-    /// Takes in a token and the two before it.
+    /// Records a token, given the two preceding ones.
     fn read(&mut self, before: &str, previous: &str, text: &str, same_line: bool) {
         self.names_v1 |= previous == "." && before == "rego" && text == "v1";
         if before == "future" && previous == "." && text == "keywords" {
             self.imports_all = true;
         } else if before == "keywords" && previous == "." && self.imports_all {
-            // It was one keyword that was imported.
+            // The import is of a single keyword.
             self.imports_all = false;
             self.imports_if |= text == "if";
             self.imports_contains |= text == "contains";

@@ -1,48 +1,49 @@
-//! What comes in: ConfigMaps of policies and data, replicated objects, and where policies are
-//! asked.
+//! Inputs of the policy store: ConfigMaps with policies and data, replicated objects, and
+//! enforcement points.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Where a policy is asked; the ConfigMap's annotation `rolegate.dev/points`.
+/// The points that enforce a policy, from the ConfigMap's annotation
+/// `rolegate.dev/enforcement-points`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Points {
-    /// At the gate: when the API server asks for an admission.
-    pub gate: bool,
-    /// At doors: when a pod that exists asks for credentials.
-    pub door: bool,
+pub struct EnforcementPoints {
+    /// Enforced at admission, when the API server sends a review.
+    pub admission: bool,
+    /// Enforced at agents, when an existing pod requests credentials.
+    pub agent: bool,
 }
 
-impl Default for Points {
-    /// The gate alone, as with OPA.
+impl Default for EnforcementPoints {
+    /// Returns admission alone, as with OPA.
     fn default() -> Self {
         Self {
-            gate: true,
-            door: false,
+            admission: true,
+            agent: false,
         }
     }
 }
 
-/// A list of points that isn't one.
+/// An invalid list of enforcement points.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no point: write gate, door or gate,door")]
+#[error("{0:?} is not an enforcement point: write admission, agent or admission,agent")]
 pub struct PointsError(String);
 
-impl Points {
-    /// Reads `gate`, `door` or both with a comma between.
+impl EnforcementPoints {
+    /// Parses `admission`, `agent`, or both separated by a comma.
     ///
     /// # Errors
-    /// [`PointsError`] where another word or none is there. A ConfigMap with such an annotation
-    /// should be given both points: it is asked too often rather than not.
+    /// [`PointsError`] if the list is empty or contains another word. A ConfigMap with such an
+    /// annotation should be enforced at both points, which is the safe choice.
     pub fn parse(text: &str) -> Result<Self, PointsError> {
         let mut points = Self {
-            gate: false,
-            door: false,
+            admission: false,
+            agent: false,
         };
         for word in text.split(',').map(str::trim) {
             match word {
-                "gate" => points.gate = true,
-                "door" => points.door = true,
+                "admission" => points.admission = true,
+                "agent" => points.agent = true,
                 other => return Err(PointsError(crate::text::clean(other, 64))),
             }
         }
@@ -50,16 +51,17 @@ impl Points {
     }
 }
 
-/// What a ConfigMap holds.
+/// The content type of a ConfigMap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Rego modules, one an entry (label `openpolicyagent.org/policy=rego`).
+    /// Rego modules, one in each entry (label `openpolicyagent.org/policy=rego`).
     Policy,
-    /// Data, one JSON or YAML document an entry (label `openpolicyagent.org/data=opa`).
+    /// Data, one JSON or YAML document in each entry (label `openpolicyagent.org/data=opa`).
     Data,
 }
 
-/// Whether an entry of a ConfigMap is Rego by its name or by how it begins, comments aside.
+/// Returns true if an entry of a ConfigMap is Rego, judging by its name or by its first words after
+/// comments.
 pub fn looks_like_rego(entry: &str, text: &str) -> bool {
     let mut lines = text.lines().map(str::trim);
     let first = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
@@ -67,23 +69,23 @@ pub fn looks_like_rego(entry: &str, text: &str) -> bool {
     entry.ends_with(".rego") || begins.is_some_and(|rest| rest.starts_with([' ', '\t']))
 }
 
-/// A ConfigMap of policies or data.
+/// A ConfigMap with policies or data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicySource {
     /// `metadata.namespace`.
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// Policies or data.
+    /// The content type.
     pub kind: Kind,
-    /// Where its policies are asked.
-    pub points: Points,
+    /// The points that enforce its policies.
+    pub points: EnforcementPoints,
     /// `data`.
     pub entries: BTreeMap<String, String>,
 }
 
 impl PolicySource {
-    /// `namespace/name`.
+    /// Returns `namespace/name`.
     pub fn id(&self) -> Arc<str> {
         format!("{}/{}", self.namespace, self.name).into()
     }
@@ -92,9 +94,9 @@ impl PolicySource {
 /// A Kubernetes object that policies read as `data.kubernetes.<resource>[.<namespace>].<name>`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replicated {
-    /// The plural, such as `namespaces`.
+    /// The plural name, such as `namespaces`.
     pub resource: String,
-    /// `metadata.namespace`; `None` for resources of the cluster.
+    /// `metadata.namespace`; `None` for cluster-scoped resources.
     pub namespace: Option<String>,
     /// `metadata.name`.
     pub name: String,
@@ -102,7 +104,7 @@ pub struct Replicated {
     pub object: Box<str>,
 }
 
-/// A required policy: namespace and name of its ConfigMap.
+/// A required policy, by the namespace and name of its ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Required {
     /// `metadata.namespace`.
@@ -111,14 +113,14 @@ pub struct Required {
     pub name: String,
 }
 
-/// What the administrator decides about policies.
+/// The administrator's settings for policies.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// Bounds.
+    /// Limits of policies and data.
     pub limits: crate::Limits,
-    /// Policies that must be there and run. While one doesn't, everything is denied.
+    /// Policies that must be valid and in use. While one is not, every request is denied.
     pub required: Vec<Required>,
-    /// Ask about a bare Pod also as each workload kind that a policy's text names.
+    /// True to also evaluate a bare Pod as each workload kind that a policy's text names.
     pub wrap_pods: bool,
 }
 
@@ -149,21 +151,21 @@ mod tests {
     #[test]
     fn points_are_a_list_of_known_words() {
         assert_eq!(
-            Points::parse("gate, door"),
-            Ok(Points {
-                gate: true,
-                door: true
+            EnforcementPoints::parse("admission, agent"),
+            Ok(EnforcementPoints {
+                admission: true,
+                agent: true
             })
         );
         assert_eq!(
-            Points::parse("door"),
-            Ok(Points {
-                gate: false,
-                door: true
+            EnforcementPoints::parse("agent"),
+            Ok(EnforcementPoints {
+                admission: false,
+                agent: true
             })
         );
-        for wrong in ["", "gates", "gate,", "gate;door"] {
-            assert!(Points::parse(wrong).is_err(), "{wrong:?}");
+        for wrong in ["", "webhooks", "admission,", "admission;agent"] {
+            assert!(EnforcementPoints::parse(wrong).is_err(), "{wrong:?}");
         }
     }
 }

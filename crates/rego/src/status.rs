@@ -1,4 +1,4 @@
-//! What becomes of each ConfigMap, as kube-mgmt writes it back.
+//! The status of a ConfigMap, in the form in which kube-mgmt writes it back.
 
 use std::collections::BTreeMap;
 
@@ -7,34 +7,35 @@ use serde_json::{Value, json};
 use crate::error::LoadError;
 use crate::syntax::Syntax;
 
-/// Annotation that kube-mgmt keeps a ConfigMap's status in.
+/// The annotation in which kube-mgmt stores a ConfigMap's status.
 pub const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
 
-/// What became of a ConfigMap.
+/// The status of a ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyStatus {
-    /// It is in use.
+    /// The ConfigMap is in use.
     Ok {
-        /// The syntax each entry was read as; empty for data.
+        /// The syntax of each entry; empty for data.
         syntax: BTreeMap<String, Syntax>,
-        /// Whether verdicts may change by the passing of time.
+        /// True if results can change with time alone.
         reads_time: bool,
-        /// What the author should know all the same, in sentences.
+        /// Warnings for the author, one sentence each.
         warnings: Vec<String>,
     },
-    /// It is taken for neither policies nor data, where every ConfigMap may be policies.
+    /// The ConfigMap is neither policies nor data, in a namespace where every ConfigMap may be
+    /// policies.
     Ignored,
-    /// It is not in use as it is.
+    /// The current version is rejected.
     Error {
-        /// What is wrong, with entry and line.
+        /// The error, with entry and line.
         error: LoadError,
-        /// The version before it goes on being asked.
+        /// True if the previous version stays in use.
         keeps_last_good: bool,
     },
 }
 
 impl PolicyStatus {
-    /// As kube-mgmt writes it, with fields of ours beside its own.
+    /// Returns the JSON that kube-mgmt writes, with additional fields.
     pub fn to_json(&self) -> Value {
         match self {
             Self::Ok {
@@ -61,7 +62,7 @@ impl PolicyStatus {
             }
             Self::Ignored => json!({
                 "status": "ignored",
-                "reason": "no entry is named *.rego or begins with package",
+                "reason": "no entry has a name *.rego or begins with package",
             }),
             Self::Error {
                 error,

@@ -1,4 +1,4 @@
-//! Reading one module: which of Rego's two syntaxes it is written in, and its syntax tree.
+//! Parses a module after detecting which of Rego's two syntaxes it uses.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -16,17 +16,17 @@ use crate::panics;
 use crate::prepare;
 use crate::scan;
 
-/// The syntax a module was read as.
+/// The syntax of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Syntax {
-    /// OPA's before 1.0: `deny[msg] { … }`.
+    /// The syntax before OPA 1.0: `deny[msg] { … }`.
     V0,
-    /// OPA's since 1.0: `deny contains msg if { … }`.
+    /// The syntax since OPA 1.0: `deny contains msg if { … }`.
     V1,
 }
 
 impl Syntax {
-    /// As written in statuses.
+    /// Returns the value for statuses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::V0 => "v0",
@@ -35,27 +35,27 @@ impl Syntax {
     }
 }
 
-/// A module that parses.
+/// A parsed module.
 #[derive(Debug)]
 pub(crate) struct ParsedModule {
     /// The ConfigMap, `namespace/name`.
     pub(crate) policy: Arc<str>,
     /// The ConfigMap and its entry, `namespace/name: entry`, for messages.
     pub(crate) place: String,
-    /// The text that is evaluated: lowered, each token on its line.
+    /// The evaluated text: lowered, with each token on its original line.
     pub(crate) text: String,
-    /// The same without `deny` rules, where it has some: as other ConfigMaps' library.
+    /// The same text without `deny` rules, if it has any, for use as a library of other ConfigMaps.
     pub(crate) as_library: Option<String>,
-    /// Names that were taken for variables, and a line of each.
+    /// Names that were assumed to be variables, with a line of each.
     pub(crate) assumed: BTreeMap<String, u32>,
     pub(crate) syntax: Syntax,
-    /// What the author should know about a module that is in use, in sentences.
+    /// Warnings for the author of a module in use, one sentence each.
     pub(crate) warnings: Vec<String>,
     pub(crate) facts: ModuleFacts,
 }
 
 impl ParsedModule {
-    /// Reads a module in the syntax it seems to be written in, else in the other.
+    /// Parses a module in the syntax that it appears to use, or else in the other one.
     pub(crate) fn read(
         policy: &Arc<str>,
         entry: &str,
@@ -99,7 +99,7 @@ impl ParsedModule {
         };
         let (syntax, (module, lowered)) = match parse(&source, likely, columns) {
             Ok(module) => (likely, lowered(module)?),
-            // The error that counts is that of the syntax it seems to be written in.
+            // The error for the apparent syntax is reported.
             Err(error) => match parse(&source, other, columns).and_then(lowered) {
                 Ok(read) => (other, read),
                 Err(_) => return Err(error),
@@ -116,9 +116,9 @@ impl ParsedModule {
             };
         let warnings = lowered.version_dependent_negation.map(|line| {
             format!(
-                "{place}, line {line}: this negation means what it means since OPA 1.17, where \
-                 import future.keywords brings future.keywords.not; import the keywords that the \
-                 module uses one by one to keep the meaning of older versions"
+                "{place}, line {line}: this negation has the meaning of OPA 1.17 and later, \
+                 where import future.keywords includes future.keywords.not; to keep the meaning \
+                 of older versions, import only the keywords that the module uses"
             )
         });
         Ok(Self {
@@ -144,7 +144,7 @@ fn source_of(place: &str, text: String, lengths: &PolicyLengthConfig) -> Result<
     .map_err(|error| LoadError::compile(place, &error))
 }
 
-/// Returns what the lowered text refers to. Its names are the ones evaluated.
+/// Returns the references of the lowered text, whose names are the ones evaluated.
 fn facts(
     place: &str,
     lowered: &str,
@@ -159,7 +159,7 @@ fn facts(
 }
 
 fn parse(source: &Source, syntax: Syntax, columns: NonZeroU32) -> Result<Module, LoadError> {
-    // The parser is given whatever somebody writes: a panic in it is a policy that does not parse.
+    // The parser reads untrusted text, so a panic in it counts as a syntax error.
     let parsed = panics::caught(|| {
         let mut parser = Parser::new(source)?;
         parser.set_max_col(columns);
@@ -170,7 +170,7 @@ fn parse(source: &Source, syntax: Syntax, columns: NonZeroU32) -> Result<Module,
     });
     match parsed {
         Some(parsed) => parsed.map_err(|error| LoadError::parse(source, &error)),
-        None => Err(LoadError::at(source, 1, "the parser gave up".into())),
+        None => Err(LoadError::at(source, 1, "the parser failed".into())),
     }
 }
 

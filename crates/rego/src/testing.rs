@@ -1,5 +1,5 @@
-//! Tests of policies: rules named `test_…` are asked as `opa test` asks them, and what of the
-//! policies was evaluated meanwhile is kept.
+//! Tests of policies: evaluates rules named `test_…` as `opa test` does, and records the lines of
+//! policies that are evaluated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,6 @@ use jiff::Timestamp;
 use regorus::{Engine, Value};
 
 use crate::analysis::RuleFacts;
-use crate::book::PolicyBook;
 use crate::builtins;
 use crate::error::{LoadError, one_line};
 use crate::evaluate::{self, Part};
@@ -18,73 +17,75 @@ use crate::link::is_deny;
 use crate::meter::Meter;
 use crate::panics;
 use crate::policies::{Policies, Policy};
+use crate::policy_store::PolicyStore;
 use crate::syntax::ParsedModule;
 
-/// The prefix of the names of test rules.
+/// The prefix of test rules.
 const TEST: &str = "test_";
-/// The prefix of the names of tests to skip.
+/// The prefix of skipped tests.
 const TODO: &str = "todo_test_";
-/// The rule by which Gatekeeper's policies refuse.
+/// The rule by which Gatekeeper's policies deny.
 const VIOLATION: &str = "violation";
-/// The time that one test may take of its thread, as `opa test` gives it.
+/// Maximum CPU time of one test, the same as that of `opa test`.
 const TEST_TIME: Duration = Duration::from_secs(5);
-/// The factor by which a test, which may ask many questions, may exceed one question's memory.
+/// The factor by which a test, which may evaluate policies repeatedly, may exceed the memory limit
+/// of an evaluation.
 const TEST_MEMORY: usize = 8;
 
-/// A test of a policy, and its result.
+/// A test of a policy with its result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegoTest {
     /// The ConfigMap, `namespace/name`.
     pub policy: Arc<str>,
     /// The entry of the ConfigMap.
     pub entry: String,
-    /// The line of its rule, from 1.
+    /// The line of the rule, from 1.
     pub line: u32,
-    /// The path of its rule, such as `data.kubernetes.admission_test.test_host_path`.
+    /// The path of the rule, such as `data.kubernetes.admission_test.test_host_path`.
     pub name: String,
-    /// The result.
+    /// The result of the test.
     pub result: RegoResult,
 }
 
 /// The result of a test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegoResult {
-    /// Its rule is true.
+    /// The rule is true.
     Passed,
-    /// Its rule is undefined, false or something else.
+    /// The rule is undefined, false or has another value.
     Failed,
-    /// Its name begins with `todo_test_`.
+    /// The name begins with `todo_test_`.
     Skipped,
-    /// It could not be asked, for this reason.
+    /// The test could not be evaluated, for this reason.
     Errored(String),
 }
 
-/// A ConfigMap of policies of which nothing is ever asked.
+/// A policy ConfigMap whose rules are never evaluated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unasked {
+pub struct UnusedPolicy {
     /// The ConfigMap, `namespace/name`.
     pub policy: Arc<str>,
-    /// The packages of its modules.
+    /// The packages of the modules.
     pub packages: BTreeSet<String>,
-    /// True if it has a rule `violation`, by which Gatekeeper's policies refuse.
+    /// True if a module has a rule `violation`, by which Gatekeeper's policies deny.
     pub has_violation: bool,
 }
 
-/// Lines of modules that were evaluated, of all questions together.
+/// The lines of modules that were evaluated, over all evaluations.
 #[derive(Debug, Default)]
 pub struct Coverage(Mutex<BTreeMap<String, Lines>>);
 
-/// Lines of one module, from 1.
+/// Lines of a module, from 1.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Lines {
-    /// Those that were evaluated.
+    /// Lines that were evaluated.
     pub covered: BTreeSet<u32>,
-    /// Those with an expression that was never evaluated.
+    /// Lines with an expression that was never evaluated.
     pub not_covered: BTreeSet<u32>,
 }
 
 impl Coverage {
-    /// Adds what an engine evaluated.
+    /// Adds the lines that an engine evaluated.
     pub(crate) fn add(&self, engine: &Engine) {
         let Ok(report) = engine.get_coverage_report() else {
             return;
@@ -100,7 +101,7 @@ impl Coverage {
         }
     }
 
-    /// The lines of a module; `None` where nothing of it was evaluated.
+    /// Returns the lines of a module; `None` if nothing of it was evaluated.
     fn of(&self, place: &str) -> Option<Lines> {
         let modules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         modules.get(place).cloned()
@@ -108,7 +109,7 @@ impl Coverage {
 }
 
 impl Policies {
-    /// The same policies; which of their lines are evaluated is kept in `coverage`.
+    /// Returns the same policies, which record evaluated lines in `coverage`.
     pub fn observed(&self, coverage: &Arc<Coverage>) -> Self {
         let policies = self.policies.iter().map(|policy| Policy {
             id: policy.id.clone(),
@@ -125,11 +126,11 @@ impl Policies {
     }
 }
 
-impl PolicyBook {
-    /// ConfigMaps of policies that refuse nothing: they have no `deny` of package
-    /// `kubernetes.admission`, and no `deny` of another one uses their rules. Tests are left out.
-    pub fn unasked(&self) -> Vec<Unasked> {
-        let mut unasked = Vec::new();
+impl PolicyStore {
+    /// Returns the policy ConfigMaps that cannot deny anything: they have no `deny` in package
+    /// `kubernetes.admission`, and no `deny` of another one uses their rules. Tests are omitted.
+    pub fn unused_policies(&self) -> Vec<UnusedPolicy> {
+        let mut unused = Vec::new();
         for (id, modules) in self.modules_in_use() {
             let is_library = || self.is_library(id);
             let mut rules = modules.iter().flat_map(|module| &module.facts.rules);
@@ -141,17 +142,17 @@ impl PolicyBook {
                 continue;
             }
             let packages = modules.iter().map(|module| module.facts.package.join("."));
-            unasked.push(Unasked {
+            unused.push(UnusedPolicy {
                 policy: id.clone(),
                 packages: packages.collect(),
                 has_violation: rules.any(|rule| name(rule) == VIOLATION),
             });
         }
-        unasked
+        unused
     }
 
-    /// Lines of all modules with what `coverage` knows of them, by ConfigMap and entry. Tests are
-    /// left out.
+    /// Returns the lines of all modules with their coverage, by ConfigMap and entry. Tests are
+    /// omitted.
     pub fn coverage(&self, coverage: &Coverage) -> Vec<(Arc<str>, String, Lines)> {
         let mut all = Vec::new();
         for (id, modules) in self.modules_in_use() {
@@ -171,11 +172,11 @@ impl PolicyBook {
         all
     }
 
-    /// Asks every test of the modules in use: all rules named `test_…`, with all modules and all
-    /// data in one engine. Those named `todo_test_…` are skipped.
+    /// Runs all tests of the modules in use: all rules named `test_…`, with all modules and data in
+    /// one engine. Those named `todo_test_…` are skipped.
     ///
     /// # Errors
-    /// [`LoadError`] where the modules do not compile together.
+    /// [`LoadError`] if the modules do not compile together.
     pub fn run_tests(
         &self,
         now: Timestamp,
@@ -225,9 +226,9 @@ impl PolicyBook {
             .map_err(|error| LoadError::Compile(one_line("data", &error)))?;
         engine.set_enable_coverage(true);
         for test in tests.iter_mut().filter(|test| is_due(test)) {
-            // Both would be asked as one rule, which is true if one of them is.
+            // Tests of the same name would be evaluated as one rule, which passes if either does.
             test.result = if names.get(&test.name).is_some_and(|count| *count > 1) {
-                let why = "there are several tests of this name: give each a name of its own";
+                let why = "several tests have this name: give each a unique name";
                 RegoResult::Errored(why.into())
             } else {
                 ask(&engine, &limits, &test.name, now, coverage)
@@ -246,7 +247,7 @@ fn ask(
 ) -> RegoResult {
     let meter = Meter::start(limits);
     builtins::failures::take();
-    let asked = panics::caught(|| {
+    let outcome = panics::caught(|| {
         let mut engine = engine.clone();
         let now = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
         engine.add_extension(
@@ -260,14 +261,14 @@ fn ask(
         value
     });
     let failure = builtins::failures::take();
-    // After a panic, the remaining state doesn't show what the test used.
-    let Some(asked) = asked else {
-        return RegoResult::Errored("the interpreter gave up".into());
+    // After a panic, the remaining state does not show what the test used.
+    let Some(outcome) = outcome else {
+        return RegoResult::Errored("the interpreter failed".into());
     };
     if let Some(exceeded) = meter.exceeded() {
         return RegoResult::Errored(exceeded.to_string());
     }
-    match (asked, failure) {
+    match (outcome, failure) {
         (Err(error), _) => RegoResult::Errored(one_line("evaluation", &error)),
         (Ok(_), Some(why)) => RegoResult::Errored(why),
         (Ok(value), None) if is_true(&value) => RegoResult::Passed,
@@ -275,7 +276,7 @@ fn ask(
     }
 }
 
-/// Returns whether a test's value means that it passed: true, or a set of cases that are all true.
+/// Returns true if a test passed: its value is true, or a set of cases that are all true.
 fn is_true(value: &Value) -> bool {
     match value {
         Value::Bool(value) => *value,

@@ -1,12 +1,12 @@
-//! Text that policies and tenants chose, made fit for terminals, logs and Events.
+//! Sanitizes untrusted text of policies and tenants for terminals, logs and Events.
 
-/// Longest message of one policy, in bytes.
+/// Maximum length of a policy's message, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 1024;
-/// Longest reason made of several messages, in bytes.
+/// Maximum length of a reason with several messages, in bytes.
 pub(crate) const MAX_REASON: usize = 4096;
 
-/// Without control characters and marks that turn the direction of writing; at most `longest`
-/// bytes.
+/// Replaces control characters and marks that change the writing direction, and truncates the text
+/// to `longest` bytes.
 pub(crate) fn clean(text: &str, longest: usize) -> String {
     let mut cleaned = String::with_capacity(text.len().min(longest));
     for character in text.chars() {

@@ -1,11 +1,11 @@
-//! A bare Pod as the workload that could have made it, so that Rego that looks at Deployments
-//! does not let it pass.
+//! Wraps a bare Pod in the workloads that could have created it, so that Rego written for
+//! Deployments also applies to it.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-/// Kinds that have a pod template, with their API group and version.
+/// Kinds with a pod template, with their API groups and versions.
 const KINDS: [(&str, &str, &str); 7] = [
     ("Deployment", "apps", "v1"),
     ("StatefulSet", "apps", "v1"),
@@ -16,8 +16,8 @@ const KINDS: [(&str, &str, &str); 7] = [
     ("CronJob", "batch", "v1"),
 ];
 
-/// The kind with a pod template that a text of a policy is, in any case: a policy may compare it with
-/// `lower(kind)`.
+/// Returns the kind with a pod template that a string in a policy names, in any case, since a
+/// policy may compare it with `lower(kind)`.
 pub(crate) fn kind_named(text: &str) -> Option<&'static str> {
     KINDS
         .iter()
@@ -25,7 +25,7 @@ pub(crate) fn kind_named(text: &str) -> Option<&'static str> {
         .find(|kind| kind.eq_ignore_ascii_case(text))
 }
 
-/// The review of a Pod as reviews of the kinds that a policy names.
+/// Wraps the review of a Pod in reviews of the kinds that a policy names.
 pub(crate) fn wrapped(review: &Value, kinds: &BTreeSet<&'static str>) -> Vec<Value> {
     let Some(request) = review.get("request").and_then(Value::as_object) else {
         return Vec::new();
@@ -42,8 +42,8 @@ pub(crate) fn wrapped(review: &Value, kinds: &BTreeSet<&'static str>) -> Vec<Val
                 "kind".into(),
                 json!({"group": group, "version": version, "kind": kind}),
             );
-            if let Some(asked) = request.get_mut("requestKind") {
-                *asked = json!({"group": group, "version": version, "kind": kind});
+            if let Some(kind_field) = request.get_mut("requestKind") {
+                *kind_field = json!({"group": group, "version": version, "kind": kind});
             }
             request.insert("object".into(), object(kind, group, version, pod));
             let mut review = review.as_object().cloned().unwrap_or_default();
@@ -74,7 +74,7 @@ fn object(kind: &str, group: &str, version: &str, pod: &Map<String, Value>) -> V
     json!({"apiVersion": api_version, "kind": kind, "metadata": own, "spec": spec})
 }
 
-/// Where the pod's fields are in an object that wraps it.
+/// The paths of the pod's fields in an object that wraps it.
 pub(crate) const TEMPLATES: [&[&str]; 2] = [
     &["spec", "template"],
     &["spec", "jobTemplate", "spec", "template"],

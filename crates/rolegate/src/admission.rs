@@ -22,16 +22,24 @@ use crate::rule_flags::RuleFlags;
 
 const PROCESS: &str = "Process";
 
-/// What its help begins with.
-pub(crate) const LONG_ABOUT: &str = "Judge objects at the API server, before a pod exists.\n\n\
-Serves a validating webhook: whatever makes pods (Pods, Deployments, Jobs, custom resources that are \
-configured, ...) may name an AWS role only if the rules give it that role. The same decision is made by the \
-agents for the pods that exist. Guards the rules themselves: role annotations and granting labels of \
-namespaces are for those whom the RolegateConfig lists.\n\n\
-Every flag can also be set by an environment variable (shown beside it).";
+/// The introduction of the help text.
+pub(crate) const LONG_ABOUT: &str = "Validate objects at the API server, before a pod exists.\n\n\
+Serves a validating webhook. Pods and objects that create pods (Deployments, Jobs, configured custom resources, \
+...) may request an AWS role only if the rules allow it. Agents make the same decision \
+for existing pods. The webhook also protects the rules: only principals that the RolegateConfig lists may change \
+role annotations and granting labels of namespaces.\n\n\
+Every flag can also be set by an environment variable (shown next to it).";
 
 /// Flags of `rolegate admission`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rolegate admission --cluster-config=required
+  With a certificate of your own and rules by flags:
+    rolegate admission --certificate=files --tls-cert=/tls/tls.crt --tls-key=/tls/tls.key \\
+      --cluster-config=off --base-role-arn=arn:aws:iam::123456789012:role/ --namespace-restrictions
+
+Exit codes: 0 stopped, 1 failed, 64 wrong usage or configuration.")]
 pub(crate) struct AdmissionFlags {
     #[command(flatten)]
     pub(crate) given: Given,
@@ -47,7 +55,7 @@ pub(crate) struct AdmissionFlags {
     #[command(flatten)]
     certificate: CertificateFlags,
 
-    /// Address that the API server calls
+    /// Address on which the API server connects
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_ADMISSION_ADDRESS", default_value = "[::]:8443", help_heading = PROCESS)]
     listen_address: SocketAddr,
     /// Address of metrics and health
@@ -55,12 +63,12 @@ pub(crate) struct AdmissionFlags {
     metrics_address: SocketAddr,
     #[command(flatten)]
     log: LogFlags,
-    /// How long open requests may take at the end
+    /// Maximum time to finish open requests at exit
     #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]
     drain_time: Duration,
 }
 
-/// Runs the webhook until it is told to stop.
+/// Runs the webhook until a signal stops it.
 pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
     tracing::info!(
@@ -75,9 +83,9 @@ pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("no threads can be started")?;
+        .context("cannot start threads")?;
     runtime.block_on(async {
-        let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
+        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
         let mut admission = Admission::start(options)
             .await
             .map_err(|error| match error {
@@ -96,7 +104,9 @@ pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
         };
         admission.stop(drain_time).await;
         match broken {
-            Some(task) => bail!("{task} ended, which is a fault of rolegate"),
+            Some(task) => {
+                bail!("internal error: task \"{task}\" exited unexpectedly; please report this bug")
+            }
             None => Ok(ExitCode::SUCCESS),
         }
     })

@@ -1,4 +1,4 @@
-//! Advice beside clap's errors: the command that a word is of, and the command that a flag is of.
+//! Advice in addition to clap's errors: the command that a word or a flag belongs to.
 
 use std::ffi::{OsStr, OsString};
 
@@ -6,11 +6,11 @@ use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
 
-/// Similarity (Jaro, 0 to 1) from which a name of another command is suggested. It is higher than
-/// clap's for names of the same command, since there are many.
+/// Minimum similarity (Jaro, 0 to 1) of a suggested name of another command. It is higher than
+/// clap's for names of the same command, since there are many candidates.
 const SIMILAR: f64 = 0.85;
 
-/// The error with what may have been meant.
+/// Adds suggestions to the error.
 pub(crate) fn advised(definition: &Command, arguments: &[OsString], mut error: Error) -> Error {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
@@ -33,13 +33,13 @@ pub(crate) fn advised(definition: &Command, arguments: &[OsString], mut error: E
     error
 }
 
-/// Whether no command is named before the first flag.
+/// Returns whether the first argument is a flag, without a command before it.
 pub(crate) fn begins_with_flag(arguments: &[OsString]) -> bool {
     let first = arguments.get(1).map(OsString::as_os_str);
     first.is_some_and(|first| first.as_encoded_bytes().starts_with(b"-"))
 }
 
-/// Whether a command has a flag, which may have a value behind `=`.
+/// Returns whether a command has a flag, which may be followed by `=` and a value.
 pub(crate) fn has_flag(command: &Command, argument: &OsStr) -> bool {
     let text = argument.to_string_lossy();
     let Some(name) = text.strip_prefix("--") else {
@@ -52,7 +52,7 @@ pub(crate) fn has_flag(command: &Command, argument: &OsStr) -> bool {
     })
 }
 
-/// The commands, at any level, that have this name, or else one like it.
+/// Returns the commands, at any level, with this name, or else with a similar one.
 fn commands(definition: &Command, word: &str) -> Vec<String> {
     let mut paths = Vec::new();
     each(definition, "", &mut |path, command| {
@@ -68,7 +68,7 @@ fn commands(definition: &Command, word: &str) -> Vec<String> {
         .collect()
 }
 
-/// The commands that have such a flag, and the most similar flag of the agent.
+/// Returns the commands with such a flag, and the most similar flag of the agent.
 fn flags(definition: &Command, flag: &str) -> Vec<String> {
     let mut owners = Vec::new();
     each(definition, "", &mut |path, command| {
@@ -88,7 +88,7 @@ fn flags(definition: &Command, flag: &str) -> Vec<String> {
     let similar = scored
         .filter(|(score, _)| *score >= SIMILAR)
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
-    let mut tips = vec!["flags alone are those of `rolegate agent`".to_owned()];
+    let mut tips = vec!["flags without a command belong to `rolegate agent`".to_owned()];
     if let Some((_, similar)) = similar {
         tips.insert(
             0,

@@ -18,7 +18,7 @@ use crate::flags::invalid;
 use crate::lifecycle::log_ready;
 pub(crate) use options::options;
 
-/// Runs the agent until it is told to stop.
+/// Runs the agent until a signal stops it.
 pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
     tracing::info!(
@@ -42,7 +42,7 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
     if flags.broker.is_some() && !flags.given.all_rules().is_empty() {
         tracing::warn!(
             flags = list(flags.given.all_rules()),
-            "flags do not count: the broker decides"
+            "ignoring flags about rules: the broker decides"
         );
     }
     let drain_time = flags.drain_time;
@@ -50,11 +50,12 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
         .worker_threads(flags.worker_threads())
         .enable_all()
         .build()
-        .context("no threads can be started")?;
+        .context("cannot start threads")?;
     runtime.block_on(async {
         let mut options = options(flags).await?;
-        options.door.limits = within_files(options.door.limits, process::raise_open_files());
-        let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
+        options.metadata.limits =
+            within_files(options.metadata.limits, process::raise_open_files());
+        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
         let mut agent = app::Agent::start(options).await.map_err(|error| {
             if error.is_usage() {
                 invalid(error.to_string())
@@ -75,10 +76,12 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
         let handed_over = ended == Some(Ended::HandedOver);
         agent.stop(drain_time, handed_over).await;
         match ended {
-            Some(Ended::Broken(what)) => bail!("{what} ended, which is a fault of rolegate"),
+            Some(Ended::Broken(what)) => {
+                bail!("internal error: task \"{what}\" exited unexpectedly; please report this bug")
+            }
             Some(Ended::HandedOver) => {
-                // Ending now would have us started again, and take the sockets back.
-                tracing::info!("the next agent serves this node; waiting to be stopped");
+                // Exiting now would restart this agent, which would take the sockets back.
+                tracing::info!("the next agent serves this node; waiting for the stop signal");
                 shutdown.next().await;
             }
             None => {}
@@ -87,21 +90,21 @@ pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Files that an agent opens beside connections of pods.
+/// Number of files that an agent opens in addition to connections of pods.
 const OTHER_FILES: u64 = 256;
 
-/// The same limits, with no more connections than files that may be open: one that can't be
-/// accepted keeps everybody waiting.
+/// Lowers the connection limit to the limit of open files. A connection that cannot be accepted
+/// would block all others.
 fn within_files(limits: LimitOptions, files: u64) -> LimitOptions {
     let room = files.saturating_sub(OTHER_FILES);
-    // Those that were evicted and finish are an eighth more.
+    // Evicted connections that are still finishing add an eighth.
     let most = usize::try_from(room / 9 * 8).unwrap_or(usize::MAX).max(1);
     if limits.connections <= most {
         return limits;
     }
     tracing::warn!(
         files,
-        "--max-connections={} is lowered to {most}: the limit of open files allows no more",
+        "--max-connections={} is lowered to {most}: the limit of open files is too low",
         limits.connections
     );
     LimitOptions {

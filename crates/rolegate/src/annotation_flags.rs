@@ -1,4 +1,4 @@
-//! Flags about the keys of annotations, which kube2iam lets its users rename.
+//! Flags about annotation keys, which kube2iam lets users rename.
 
 use clap::Args;
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, EXTERNAL_ID, ROLE};
@@ -7,25 +7,25 @@ use crate::flags::invalid;
 use crate::given_flags::Given;
 
 const RULES: &str = "Roles and rules";
-/// The longest key that Kubernetes takes.
-const LONGEST: usize = 317;
+/// Maximum length of a key that Kubernetes accepts, in characters.
+const MAX_KEY_LENGTH: usize = 317;
 
-/// The keys of annotations.
+/// The annotation keys.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AnnotationFlags {
-    /// Key of the annotation that names a pod's role
+    /// Annotation key of a pod's requested role
     #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_ROLE_KEY", default_value = ROLE, help_heading = RULES)]
     iam_role_key: String,
-    /// Key of the annotation that names a pod's external ID
+    /// Annotation key of a pod's external ID
     #[arg(long, value_name = "KEY", env = "ROLEGATE_IAM_EXTERNAL_ID", default_value = EXTERNAL_ID, help_heading = RULES)]
     iam_external_id: String,
-    /// Key of the annotation of namespaces that lists allowed roles
+    /// Annotation key of a namespace's allowed roles
     #[arg(long, value_name = "KEY", env = "ROLEGATE_NAMESPACE_KEY", default_value = ALLOWED_ROLES, help_heading = RULES)]
     namespace_key: String,
 }
 
 impl AnnotationFlags {
-    /// These flags in the places where they were `given`, and `lower` in the others.
+    /// Merges two sources of flags. A flag that is `given` here overrides `lower`.
     pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
         Self {
             iam_role_key: given.pick("iam_role_key", self.iam_role_key, lower.iam_role_key),
@@ -38,17 +38,17 @@ impl AnnotationFlags {
         }
     }
 
-    /// The keys.
+    /// Returns the annotation keys.
     ///
     /// # Errors
-    /// One that is none, as wrong usage.
+    /// Returns a usage error for an invalid key.
     pub(crate) fn keys(&self) -> anyhow::Result<AnnotationKeys> {
         for (flag, key) in [
             ("--iam-role-key", &self.iam_role_key),
             ("--iam-external-id", &self.iam_external_id),
             ("--namespace-key", &self.namespace_key),
         ] {
-            if key.is_empty() || key.len() > LONGEST || key.contains(char::is_whitespace) {
+            if key.is_empty() || key.len() > MAX_KEY_LENGTH || key.contains(char::is_whitespace) {
                 return Err(invalid(format!("{flag}: give the key of an annotation")));
             }
         }

@@ -19,7 +19,7 @@ use rolegate_runtime::version::Version;
 use crate::annotation_flags::AnnotationFlags;
 use crate::certificate_flags::CertificateFlags;
 use crate::deciding_flags::DecidingFlags;
-use crate::flags::{SessionScopeFlag, check_picture_age, duration, invalid, session_life};
+use crate::flags::{SessionScopeFlag, check_max_staleness, duration, invalid, session_life};
 use crate::given_flags::Given;
 use crate::kiam_flags::KiamServerFlags;
 use crate::kubernetes_flags::KubernetesFlags;
@@ -34,16 +34,23 @@ const SESSIONS: &str = "Sessions";
 const AWS: &str = "AWS";
 const PROCESS: &str = "Process";
 
-/// What its help begins with.
-pub(crate) const LONG_ABOUT: &str = "Decide and hold sessions for the agents of all nodes.\n\n\
-Agents that are started with --broker have no rights of their own, neither in Kubernetes nor in AWS. \
-Each proves which node it is on, by the token of its service account or by a client certificate, and gets \
-the credentials of its own node's pods and nothing else. Run two or more, on nodes whose role may assume \
-pods' roles or with web identity; nothing is shared between them but Kubernetes.\n\n\
-Every flag can also be set by an environment variable (shown beside it).";
+/// The introduction of the help text.
+pub(crate) const LONG_ABOUT: &str = "Decide and hold sessions on behalf of the agents of all nodes.\n\n\
+Agents with --broker have no permissions of their own, neither in Kubernetes nor in AWS. \
+Each authenticates its node with the token of its service account or with a client certificate, and gets only \
+the credentials of its own node's pods. Run two or more replicas, on nodes whose role may assume \
+pods' roles, or with web identity. Replicas share no state other than Kubernetes.\n\n\
+Every flag can also be set by an environment variable (shown next to it).";
 
 /// Flags of `rolegate broker`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rolegate broker --base-role-arn=arn:aws:iam::123456789012:role/ --namespace-restrictions
+  For agents of kiam too, while a cluster moves over:
+    rolegate broker --layer=namespace=enforce --kiam-address=[::]:9610 --kiam-client-ca=/kiam/ca.pem
+
+Exit codes: 0 stopped, 1 failed, 64 wrong usage or configuration.")]
 pub(crate) struct BrokerFlags {
     #[command(flatten)]
     pub(crate) given: Given,
@@ -56,49 +63,49 @@ pub(crate) struct BrokerFlags {
     /// Name of the agents' service account
     #[arg(long, value_name = "NAME", env = "ROLEGATE_AGENT_SERVICE_ACCOUNT", default_value = "rolegate-agent", help_heading = AGENTS)]
     agent_service_account: String,
-    /// Audience that agents' tokens must be for
+    /// Audience of agents' tokens
     #[arg(long, value_name = "AUDIENCE", env = "ROLEGATE_AUDIENCE", default_value = "rolegate", help_heading = AGENTS)]
     audience: String,
-    /// Demand that an agent's connection comes from the address of its pod; switch it off where something between rewrites addresses [default: true]
+    /// Require that an agent connects from its pod's address. Disable it if a proxy or NAT rewrites addresses [default: true]
     #[arg(long, env = "ROLEGATE_CHECK_AGENT_ADDRESS", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true, help_heading = AGENTS)]
     check_agent_address: Option<bool>,
-    /// Authorities (PEM) of agents' client certificates, each of which names its node as the URI rolegate://node/NAME; an authority of their own, used for nothing else
+    /// CA certificates (PEM) for agents' client certificates. The URI rolegate://node/NAME of a certificate names its node. Use a CA that issues no other certificates
     #[arg(long, value_name = "FILE", env = "ROLEGATE_CLIENT_CA", help_heading = AGENTS)]
     client_ca: Option<PathBuf>,
-    /// Most connections of agents, two for each
+    /// Maximum number of connections from agents. Each agent needs two
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_AGENT_CONNECTIONS", default_value = "10000", help_heading = AGENTS)]
     max_agent_connections: NonZeroUsize,
-    /// Most connections of one IPv4 address or IPv6 /64 that have not authenticated yet; more where something between rewrites addresses
+    /// Maximum number of unauthenticated connections from one IPv4 address or IPv6 /64. Raise it if a proxy or NAT rewrites addresses
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_CONNECTIONS_PER_ADDRESS", default_value = "4", help_heading = AGENTS)]
     max_connections_per_address: NonZeroUsize,
-    /// Address for agents of kiam, while a cluster moves over; off unless given
+    /// Address for kiam's agents during a migration. Disabled by default
     #[arg(long, alias = "bind", value_name = "ADDRESS", env = "ROLEGATE_KIAM_ADDRESS", requires = "kiam_client_ca", help_heading = AGENTS)]
     kiam_address: Option<SocketAddr>,
-    /// Authorities (PEM) of the certificates of kiam's agents
+    /// CA certificates (PEM) for the certificates of kiam's agents
     #[arg(long, alias = "ca", value_name = "FILE", env = "ROLEGATE_KIAM_CLIENT_CA", requires = "kiam_address", help_heading = AGENTS)]
     kiam_client_ca: Option<PathBuf>,
-    /// Stop serving kiam's agents when the API server has sent nothing for this long
-    #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_PICTURE_AGE", default_value = "1h", value_parser = duration, requires = "kiam_address", help_heading = AGENTS)]
-    max_picture_age: Duration,
+    /// Stop serving kiam's agents when no update has arrived from the API server for this long
+    #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_STALENESS", default_value = "1h", value_parser = duration, requires = "kiam_address", help_heading = AGENTS)]
+    max_staleness: Duration,
 
-    /// Demand that the base ARN is found out from where this runs; without it, a found one is used all the same
+    /// Require that the base ARN can be discovered from the environment. Without this flag a discovered base ARN is used as well
     #[arg(long, alias = "role-base-arn-autodetect", env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
     auto_discover_base_arn: bool,
     #[command(flatten)]
     keys: AnnotationFlags,
 
-    /// Which pods share a session of a role
+    /// Set of pods that share a session of a role
     #[arg(long, value_name = "SCOPE", env = "ROLEGATE_SESSION_SCOPE", default_value = "workload", help_heading = SESSIONS)]
     session_scope: SessionScopeFlag,
-    /// Life asked of STS, 15m to 12h; more than 1h only for roles that allow it, and never from a role's session
+    /// Session duration requested from STS, 15m to 12h. More than 1h requires a role that allows it and is not possible with a session of a role
     #[arg(long, value_name = "TIME", env = "ROLEGATE_SESSION_DURATION", value_parser = duration, default_value = "1h", help_heading = SESSIONS)]
     session_duration: Duration,
     #[command(flatten)]
     sts: StsFlags,
-    /// The node's real metadata service, asked for the role and Region of where this runs
+    /// Address of the node's metadata service, used to discover this broker's role and Region
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METADATA_ADDR", default_value = "169.254.169.254:80", help_heading = AWS)]
     metadata_addr: String,
-    /// Address of this pod, to tell whether it is on its host's network
+    /// Address of this pod, used to detect the host's network
     #[arg(long, value_name = "IP", env = "POD_IP", help_heading = AWS)]
     pod_ip: Option<IpAddr>,
     /// Address of this pod's host
@@ -111,24 +118,24 @@ pub(crate) struct BrokerFlags {
     #[command(flatten)]
     certificate: CertificateFlags,
 
-    /// Address that agents call
+    /// Address on which agents connect
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_BROKER_ADDRESS", default_value = "[::]:9443", help_heading = PROCESS)]
     listen_address: SocketAddr,
     /// Address of metrics and health
     #[arg(long, value_name = "ADDRESS", alias = "prometheus-listen-addr", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
     metrics_address: SocketAddr,
-    /// Address of the ledger, for `rolegate ledger`: on loopback, so that who may exec or forward a port may read it, and what else is on the host's network
+    /// Address of the ledger, for rolegate ledger. On loopback, only users who may exec into the pod or forward a port can read it, and processes on the host's network
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_LEDGER_ADDRESS", default_value = "127.0.0.1:9091", help_heading = PROCESS)]
     ledger_address: SocketAddr,
-    /// Entries that the ledger keeps
+    /// Maximum number of ledger entries
     #[arg(long, value_name = "N", env = "ROLEGATE_LEDGER_ENTRIES", default_value = "20000", help_heading = PROCESS)]
     ledger_entries: NonZeroUsize,
-    /// Name of this replica, different for each [default: the host's name and a random number]
+    /// Unique name of this replica [default: the host's name and a random number]
     #[arg(long, value_name = "NAME", env = "POD_NAME", help_heading = PROCESS)]
     name: Option<String>,
     #[command(flatten)]
     log: LogFlags,
-    /// How long open streams may take at the end
+    /// Maximum time to finish open streams at exit
     #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]
     drain_time: Duration,
     #[command(flatten)]
@@ -136,10 +143,10 @@ pub(crate) struct BrokerFlags {
 }
 
 impl BrokerFlags {
-    /// The flags by which it decides.
+    /// Returns the flags that affect decisions.
     ///
     /// # Errors
-    /// A session's life that STS does not give, as wrong usage.
+    /// Returns a usage error for a session duration that STS does not support.
     pub(crate) fn deciding(&self) -> anyhow::Result<DecidingFlags> {
         Ok(DecidingFlags {
             rules: self.rules.clone(),
@@ -150,7 +157,7 @@ impl BrokerFlags {
     }
 }
 
-/// Runs the broker until it is told to stop.
+/// Runs the broker until a signal stops it.
 pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
     tracing::info!(
@@ -169,9 +176,9 @@ pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("no threads can be started")?;
+        .context("cannot start threads")?;
     runtime.block_on(async {
-        let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
+        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
         let mut broker = Broker::start(options).await.map_err(|error| match error {
             StartError::Client(_) | StartError::Imds(_) => invalid(error.to_string()),
             other => other.into(),
@@ -188,7 +195,7 @@ pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
         };
         broker.stop(drain_time).await;
         match broken {
-            Some(task) => bail!("{task} ended, which is a fault of rolegate"),
+            Some(task) => bail!("internal error: task \"{task}\" exited unexpectedly; please report this bug"),
             None => Ok(ExitCode::SUCCESS),
         }
     })
@@ -197,11 +204,11 @@ pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
 pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
     let clock = Clock::system();
     check_credentials(flags.pod_ip, flags.host_ip)?;
-    check_picture_age(flags.max_picture_age)?;
+    check_max_staleness(flags.max_staleness)?;
     let rules = flags.rules.config()?;
     if flags.auto_discover_base_arn && rules.base.is_some() {
         return Err(invalid(
-            "--auto-discover-base-arn and --base-role-arn: give one of both",
+            "--auto-discover-base-arn and --base-role-arn: give only one of them",
         ));
     }
     let (certificate, secret) = flags.certificate.source("rolegate-broker-tls")?;
@@ -246,14 +253,14 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
             .map(|(listen, client_ca)| KiamOptions {
                 listen,
                 client_ca,
-                max_picture_age: flags.max_picture_age,
+                max_staleness: flags.max_staleness,
             }),
         clock,
     })
 }
 
-/// A broker that is itself led to an agent would ask that agent for its own credentials, which it
-/// is to fetch.
+/// Rejects a broker without credentials of its own that is redirected to an agent. It would request
+/// its credentials from an agent that gets them from the broker.
 fn check_credentials(pod_ip: Option<IpAddr>, host_ip: Option<IpAddr>) -> anyhow::Result<()> {
     let own = [
         "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -262,13 +269,13 @@ fn check_credentials(pod_ip: Option<IpAddr>, host_ip: Option<IpAddr>) -> anyhow:
         "AWS_SHARED_CREDENTIALS_FILE",
         "AWS_PROFILE",
     ];
-    // As the SDK has it: what is set to nothing is not set.
+    // As in the SDK, a variable that is set to an empty value is unset.
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let has_own = own.into_iter().any(set);
     match (pod_ip, host_ip) {
         (Some(pod), Some(host)) if pod != host && !has_own => Err(invalid(
             "this broker is not on its host's network and has no credentials of its own: its calls to the \
-             metadata service would be led to an agent, which has none without the broker; set hostNetwork: true, \
+             metadata service would be redirected to an agent, which has none without the broker; set hostNetwork: true, \
              or give it web identity (AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE)",
         )),
         _ => Ok(()),

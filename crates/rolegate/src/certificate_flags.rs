@@ -1,4 +1,4 @@
-//! Flags about the certificate that a port serves, shared by the commands that serve TLS.
+//! Flags about a server certificate, shared by the commands that serve TLS.
 
 use std::path::PathBuf;
 
@@ -10,21 +10,21 @@ use crate::flags::invalid;
 
 const CERTIFICATE: &str = "Certificate";
 
-/// Who makes the certificate.
+/// The issuer of the certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum CertificateFrom {
-    /// `rolegate controller` makes it, keeps it in the Secret and renews it
+    /// rolegate controller creates it, stores it in the Secret and renews it
     Controller,
-    /// cert-manager keeps it in the Secret
+    /// cert-manager stores it in the Secret
     CertManager,
-    /// --tls-cert and --tls-key
+    /// The files of --tls-cert and --tls-key
     Files,
 }
 
-/// Where the certificate comes from.
+/// Flags about the source of the certificate.
 #[derive(Debug, Args)]
 pub(crate) struct CertificateFlags {
-    /// Who makes the certificate that clients check
+    /// Source of the server certificate
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     certificate: CertificateFrom,
     /// Namespace of the Secret that holds the certificate
@@ -33,19 +33,19 @@ pub(crate) struct CertificateFlags {
     /// Name of the Secret that holds the certificate [default: rolegate-COMMAND-tls]
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", help_heading = CERTIFICATE)]
     tls_secret: Option<String>,
-    /// Certificate chain (PEM), read again when it changes
+    /// Certificate chain (PEM), reloaded when it changes
     #[arg(long, value_name = "FILE", alias = "cert", env = "ROLEGATE_TLS_CERT", requires = "tls_key", help_heading = CERTIFICATE)]
     tls_cert: Option<PathBuf>,
-    /// Private key (PEM) of the certificate
+    /// Private key of the certificate (PEM)
     #[arg(long, value_name = "FILE", alias = "key", env = "ROLEGATE_TLS_KEY", requires = "tls_cert", help_heading = CERTIFICATE)]
     tls_key: Option<PathBuf>,
 }
 
 impl CertificateFlags {
-    /// Where it comes from, and the Secret's namespace and name.
+    /// Returns the source of the certificate, and the namespace and name of its Secret.
     ///
     /// # Errors
-    /// Flags that make no sense together, as wrong usage.
+    /// Returns a usage error for flags that contradict each other.
     pub(crate) fn source(
         self,
         secret: &str,
@@ -59,8 +59,8 @@ impl CertificateFlags {
                     "--certificate=files: give --tls-cert and --tls-key",
                 ));
             }
-            (_, Some(_), _) => return Err(invalid("--tls-cert: give --certificate=files too")),
-            (CertificateFrom::Controller, None, _) => CertificateSource::SelfMade,
+            (_, Some(_), _) => return Err(invalid("--tls-cert: requires --certificate=files")),
+            (CertificateFrom::Controller, None, _) => CertificateSource::SelfSigned,
             (CertificateFrom::CertManager, None, _) => CertificateSource::CertManager,
         };
         let secret = self.tls_secret.unwrap_or_else(|| secret.into());

@@ -18,10 +18,10 @@ use crate::policy::PolicyArguments;
 use crate::redirect::RedirectArguments;
 use crate::reference::ReferenceArguments;
 
-const ABOUT: &str = "Gives every Kubernetes pod exactly the AWS role it may have, and nothing else";
+const ABOUT: &str = "Least-privilege AWS roles for Kubernetes pods";
 
 const LONG_ABOUT: &str = "\
-Gives every Kubernetes pod exactly the AWS role it may have, and nothing else.
+Gives Kubernetes pods least-privilege AWS roles.
 
 On each node, `rolegate agent` answers pods on the address of the instance metadata service:
 a pod gets short-lived credentials of the role that it is annotated with and that the rules
@@ -39,7 +39,8 @@ Examples:
     rolegate redirect check --netns /run/netns/cni-…
 
 Exit codes: 0 done, 1 failed (for `redirect check`: the real metadata service is open to pods),
-2 pods are blocked (`redirect check`), 64 wrong usage or configuration.";
+2 pods are blocked (`redirect check`), 3 a refusal or finding (`policy`), 64 wrong usage or
+configuration, 130 interrupted (`demo`).";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -53,29 +54,29 @@ pub(crate) struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Answer the pods of this node on the metadata address
+    /// Serve AWS credentials to the pods of this node on the metadata address
     #[command(long_about = crate::agent::LONG_ABOUT)]
     Agent(Box<AgentFlags>),
-    /// Judge objects at the API server, before a pod exists
+    /// Validate objects at the API server, before a pod exists
     #[command(long_about = crate::admission::LONG_ABOUT)]
     Admission(Box<AdmissionFlags>),
-    /// Decide and hold sessions for the agents of all nodes
+    /// Decide and hold sessions on behalf of the agents of all nodes
     #[command(long_about = crate::broker::LONG_ABOUT)]
     Broker(Box<BrokerFlags>),
-    /// Tell which pod was handed which session
+    /// Show which sessions a broker sent to which pods
     #[command(long_about = crate::ledger::LONG_ABOUT)]
     Ledger(LedgerArguments),
-    /// Keep the webhook's certificate, and the status of rules
+    /// Manage the webhook's certificate and registration, and the status of rules
     #[command(long_about = crate::controller::LONG_ABOUT)]
     Controller(Box<ControllerFlags>),
-    /// Show, apply, remove or check the rules that lead pods to the agent
+    /// Show, apply, remove or check the rules that redirect pods to the agent
     Redirect(RedirectArguments),
     /// Explain decisions, check manifests, simulate and suggest rules
     #[command(long_about = crate::policy::LONG_ABOUT)]
     Policy(PolicyArguments),
-    /// Show the whole system at work on this machine, without AWS and without a cluster
+    /// Run the whole system on this machine, without AWS and without a cluster
     Demo(DemoArguments),
-    /// Print the version and the commit that this program was built from
+    /// Print the version and commit of this program
     Version(OutputFlags),
     /// Print the flags that several commands share
     Options,
@@ -85,8 +86,8 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Returns whether the process has secrets in its memory: credentials, keys, tokens of the API
-    /// server or messages between agents and brokers. Those of the demo are made up.
+    /// Returns whether the process has secrets in memory: credentials, keys, tokens of the API
+    /// server or messages between agents and brokers. The demo has only invented ones.
     pub(crate) fn holds_secrets(&self) -> bool {
         match self {
             Self::Agent(_)
@@ -104,7 +105,7 @@ impl Command {
     }
 }
 
-/// The definition that the documentation and the parser share.
+/// Returns the definition that the documentation and the parser share.
 pub(crate) fn definition() -> clap::Command {
     let definition = Cli::command().version(VERSION.as_str());
     let definition = definition.mut_subcommands(with_switches);
@@ -114,13 +115,13 @@ pub(crate) fn definition() -> clap::Command {
     })
 }
 
-/// What `--version` says.
+/// The output of `--version`.
 static VERSION: LazyLock<String> = LazyLock::new(|| Version::CURRENT.to_string());
 
-/// Commands that run for long.
+/// Long-running commands.
 pub(crate) const PROCESSES: [&str; 4] = ["agent", "broker", "admission", "controller"];
 
-/// Flags that somebody who is new must know about, in the order of the help, above all others.
+/// Flags that new users need first, in the order of the help, above all others.
 const FIRST: [&str; 8] = [
     "base_role_arn",
     "host_interface",
@@ -136,11 +137,11 @@ fn with_first_flags(command: clap::Command) -> clap::Command {
     let leads_pods = command
         .get_arguments()
         .any(|flag| flag.get_id() == "host_interface");
-    // `mut_arg` would move a flag to the end, and its heading with it.
+    // `mut_arg` would move a flag to the end, together with its heading.
     command.mut_args(|flag| {
         let place = FIRST.iter().position(|first| flag.get_id() == first);
         match place {
-            // An address of a broker's host is not what pods are led to.
+            // The host address of a broker is not a redirect target.
             Some(_) if flag.get_id() == "host_ip" && !leads_pods => flag,
             Some(place) => flag.help_heading("Set these first").display_order(place),
             None => flag,
@@ -148,7 +149,7 @@ fn with_first_flags(command: clap::Command) -> clap::Command {
     })
 }
 
-/// Lets `--version` of each command name the program, and not the command.
+/// Makes `--version` of each command print the program's name rather than the command's.
 fn with_plain_name(command: clap::Command) -> clap::Command {
     command
         .display_name("rolegate")
@@ -159,7 +160,7 @@ fn with_switches(command: clap::Command) -> clap::Command {
     command.mut_args(switch).mut_subcommands(with_switches)
 }
 
-/// Lets a switch be written as Go's flags are, `--debug` or `--debug=false`.
+/// Accepts Go's syntax for boolean flags: `--debug` or `--debug=false`.
 fn switch(flag: Arg) -> Arg {
     if !matches!(flag.get_action(), ArgAction::SetTrue) {
         return flag;
@@ -174,7 +175,7 @@ fn switch(flag: Arg) -> Arg {
         .hide_default_value(true)
 }
 
-/// The command line that prints the help of the command that arguments name.
+/// Returns the command line that prints the help of the command in the arguments.
 pub(crate) fn help_of(arguments: &[OsString]) -> String {
     let definition = Cli::command();
     let (mut command, mut text) = (&definition, "rolegate".to_owned());
@@ -188,8 +189,8 @@ pub(crate) fn help_of(arguments: &[OsString]) -> String {
     text + " --help"
 }
 
-/// Puts `agent` before flags of it that no command stands before, since kube2iam has none: its
-/// DaemonSet then works with the image changed.
+/// Inserts `agent` before its flags if there is no command. kube2iam has none, so its DaemonSet
+/// works after only the image is changed.
 pub(crate) fn with_implied_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let definition = Cli::command();
     let agent = definition.find_subcommand("agent");
@@ -212,11 +213,11 @@ mod tests {
     }
 
     #[test]
-    fn the_same_flags_are_the_same_rules_to_every_command() {
+    fn the_same_flags_give_every_command_the_same_rules() {
         let flags = [
             "--base-role-arn=arn:aws:iam::123456789012:role/",
             "--default-role=basic",
-            "--own-role=node",
+            "--reserved-role=node",
             "--namespace-restrictions",
             "--namespace-restrictions-default=allow",
             "--layer=grants=audit",
@@ -259,7 +260,7 @@ mod tests {
             with_implied_command(arguments.map(Into::into).collect())
         };
         assert_eq!(implied(&["--node=a"]), ["rolegate", "agent", "--node=a"]);
-        // By its other name.
+        // With its alias.
         assert_eq!(implied(&["--host=a"]), ["rolegate", "agent", "--host=a"]);
         for same in [
             &["--help"][..],

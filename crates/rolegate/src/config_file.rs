@@ -12,16 +12,16 @@ use crate::sources::{self, Rule};
 
 /// The flag that names the file.
 const CONFIG: &str = "config";
-/// Largest configuration file, bytes.
-const MOST_BYTES: u64 = 1024 * 1024;
+/// Maximum size of a configuration file, in bytes.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Looks up a variable of the environment.
 pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The arguments with the values of lower places before them: those of the file, where they or the
-/// environment name one, and of flags whose places are merged those of the environment.
-/// A flag of the file is left out where the command line or the environment gives it, or gives
-/// one that excludes it, unless its places are merged.
+/// Returns the arguments, preceded by the values from sources of lower precedence: the file, if the
+/// arguments or the environment name one, and the environment for flags whose sources are merged. A
+/// flag of the file is omitted if the command line or the environment sets it, or sets a flag that
+/// excludes it, unless its sources are merged.
 ///
 /// # Errors
 /// Returns an error for an unreadable file, an unknown key, or sources that contradict each other.
@@ -56,7 +56,7 @@ pub(crate) fn with_lower_places(
     }
 }
 
-/// The command that the arguments name, and the place of its own arguments.
+/// Returns the command that the arguments name, and the index of its own arguments.
 pub(crate) fn innermost(definition: &Command, arguments: &[OsString]) -> (Command, usize) {
     let mut command = definition;
     let mut place = 1;
@@ -75,7 +75,7 @@ pub(crate) fn flag<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     flags.find(|flag| flag.get_long() == Some(name))
 }
 
-/// The values of the file, each of a flag.
+/// Returns the flags of the file with their values.
 fn of_file(
     command: &Command,
     values: BTreeMap<String, Value>,
@@ -85,7 +85,7 @@ fn of_file(
         if flag(command, &key).is_none() || key == CONFIG {
             let name = command.get_name();
             return Err(format!(
-                "{key} is no flag of `rolegate {name}`; `rolegate {name} --help` lists them"
+                "{key} is not a flag of `rolegate {name}`; `rolegate {name} --help` lists them"
             ));
         }
         let texts = texts(&value).ok_or_else(|| format!("{key}: write one value, or a list"))?;
@@ -94,7 +94,7 @@ fn of_file(
     Ok(file)
 }
 
-/// Returns what the file adds to the `given` flags, for those where only the highest source counts.
+/// Returns the file's arguments for flags without merged sources, except for `given` ones.
 fn as_arguments(
     command: &Command,
     file: &[(String, Vec<String>)],
@@ -116,7 +116,7 @@ fn as_arguments(
     arguments
 }
 
-/// Whether two flags may not be given together.
+/// Returns whether two flags exclude each other.
 fn exclude(command: &Command, one: &Arg, other: &Arg) -> bool {
     let names = |from: &Arg, to: &Arg| {
         let conflicts = command.get_arg_conflicts_with(from);
@@ -127,8 +127,8 @@ fn exclude(command: &Command, one: &Arg, other: &Arg) -> bool {
     names(one, other) || names(other, one)
 }
 
-/// The last value of a flag on the command line, or that of its environment variable. Empty for
-/// a flag without one.
+/// Returns the last value of a flag on the command line, or that of its environment variable. It is
+/// empty for a flag without a value.
 pub(crate) fn value_of(
     flag: &Arg,
     arguments: &[OsString],
@@ -157,14 +157,14 @@ fn read(path: &str) -> Result<BTreeMap<String, Value>, String> {
     let size = std::fs::metadata(path)
         .map_err(|error| error.to_string())?
         .len();
-    if size > MOST_BYTES {
-        return Err(format!("it is larger than {MOST_BYTES} bytes"));
+    if size > MAX_FILE_BYTES {
+        return Err(format!("it is larger than {MAX_FILE_BYTES} bytes"));
     }
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     serde_saphyr::from_str(&text).map_err(|error| format!("it is not a YAML map of flags: {error}"))
 }
 
-/// The value, or the values of a list, as on the command line.
+/// Returns the value, or the items of a list, as command-line values.
 fn texts(value: &Value) -> Option<Vec<String>> {
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),

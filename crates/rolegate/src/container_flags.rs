@@ -1,6 +1,6 @@
-//! The flags that a container of a pod template runs rolegate with: its command, arguments and
-//! environment as the kubelet hands them over, parsed as the process itself parses them. What comes
-//! from other objects or from the pod that is made is not known.
+//! The flags with which a container of a pod template runs rolegate. They are parsed from the
+//! command, arguments and environment as the process itself would parse them. Values from other
+//! objects or from the created pod are unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -15,15 +15,15 @@ use crate::config_file::{flag, innermost, value_of};
 use crate::kubernetes_flags::refuse_token_argument;
 use crate::sources::{self, Rule};
 
-/// The program.
+/// The name of the program.
 const PROGRAM: &str = "rolegate";
-/// Length of the longest argument or variable of a process, bytes, as in Linux (`MAX_ARG_STRLEN`).
-/// Each variable may hold the one before it twice.
+/// Maximum size of one argument or variable of a process, in bytes, as in Linux (`MAX_ARG_STRLEN`).
+/// Each variable can contain the previous one twice.
 const MAX_TEXT: usize = 128 * 1024;
-/// Length of all variables together, bytes, as in Linux.
+/// Maximum size of all variables together, in bytes, as in Linux.
 const MAX_VARIABLES: usize = 6 * 1024 * 1024;
 
-/// What of a container says how its process is started.
+/// The fields of a container that determine the started process.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Container {
@@ -72,17 +72,17 @@ struct Named {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Text {
     Known(String),
-    /// A part comes from elsewhere.
+    /// A part is from another object.
     Unknown {
-        /// What stands before that part.
+        /// The text before that part.
         head: String,
-        /// Where it comes from.
+        /// The source of that part.
         from: String,
     },
 }
 
 impl Text {
-    /// One that is longer than a process can have.
+    /// Returns the value of a variable that exceeds a process's limits.
     fn too_long() -> Self {
         Self::Unknown {
             head: String::new(),
@@ -96,86 +96,88 @@ impl Text {
     }
 }
 
-/// A flag whose value comes from elsewhere.
+/// A flag whose value is from another object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UnknownFlag {
     /// The name of its field.
     pub(crate) id: String,
     /// The flag, with its dashes.
     pub(crate) flag: String,
-    /// Where its value comes from.
+    /// The source of its value.
     pub(crate) from: String,
 }
 
-/// How a container runs rolegate.
+/// The command that a container runs.
 #[derive(Debug)]
 pub(crate) struct Started {
-    /// The command with its flags. Those that are not known have their defaults.
+    /// The command with its flags. Unknown flags have their defaults.
     pub(crate) command: Command,
-    /// The flags whose values are not known.
+    /// The flags with unknown values.
     pub(crate) unknown: BTreeSet<UnknownFlag>,
 }
 
-/// Why the flags of a container can't be told.
+/// The reason why the flags of a container are unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Untold {
+pub(crate) enum FlagsError {
     /// No container, or several, look like rolegate.
     #[error("its pod template has {0} containers that may run rolegate")]
     Containers(usize),
-    /// It is not what Kubernetes has.
+    /// The template is not a valid pod template.
     #[error("its pod template cannot be read: {0}")]
     Malformed(String),
-    /// Something else is started, such as a shell.
+    /// The container starts another program, such as a shell.
     #[error(
-        "container {container} starts {program:?} and not rolegate, so its flags are not known"
+        "container {container} starts {program:?} instead of rolegate, so its flags are unknown"
     )]
     Program {
         /// The container.
         container: String,
-        /// What is started.
+        /// The program.
         program: String,
     },
-    /// A whole argument comes from elsewhere.
+    /// A whole argument is from another object.
     #[error("an argument of container {container} comes from {from}")]
     Argument {
         /// The container.
         container: String,
-        /// Where from.
+        /// The source of the argument.
         from: String,
     },
-    /// There is a configuration file in the container.
-    #[error("container {container} has flags in a file (--config), which cannot be read from here")]
+    /// The container has a configuration file.
+    #[error(
+        "container {container} reads flags from a file (--config), which is not accessible here"
+    )]
     ConfigFile {
         /// The container.
         container: String,
     },
-    /// The process would refuse them.
+    /// The process would reject the flags.
     #[error("the flags of container {container} are refused: {why}")]
     Refused {
         /// The container.
         container: String,
-        /// The process's own words.
+        /// The process's error message.
         why: String,
     },
 }
 
-/// The command and flags of the container that runs rolegate in the pods of `workload`, a DaemonSet or
-/// Deployment.
+/// Returns the command and flags of the container that runs rolegate in the pods of `workload`, a
+/// DaemonSet or Deployment.
 ///
 /// # Errors
-/// [`Untold`]
-pub(crate) fn started(workload: &Value) -> Result<Started, Untold> {
+/// [`FlagsError`]
+pub(crate) fn started(workload: &Value) -> Result<Started, FlagsError> {
     let containers = workload.pointer("/spec/template/spec/containers");
     let containers: Vec<Container> =
         Vec::deserialize(containers.unwrap_or(&Value::Array(Vec::new())))
-            .map_err(|error| Untold::Malformed(error.to_string()))?;
+            .map_err(|error| FlagsError::Malformed(error.to_string()))?;
     let container = match &*containers {
         [only] => only,
         several => {
             let ours: Vec<_> = several.iter().filter(|one| one.is_ours()).collect();
             match *ours {
                 [one] => one,
-                _ => return Err(Untold::Containers(ours.len())),
+                _ => return Err(FlagsError::Containers(ours.len())),
             }
         }
     };
@@ -183,7 +185,7 @@ pub(crate) fn started(workload: &Value) -> Result<Started, Untold> {
 }
 
 impl Container {
-    /// Whether it looks like rolegate among others.
+    /// Returns whether the container looks like rolegate among others.
     fn is_ours(&self) -> bool {
         let program = self.command.as_ref().and_then(|words| words.first());
         match program {
@@ -198,7 +200,7 @@ impl Container {
         }
     }
 
-    fn started(&self) -> Result<Started, Untold> {
+    fn started(&self) -> Result<Started, FlagsError> {
         let container = || self.name.clone();
         let environment = Environment::of(self);
         let words = |words: &Option<Vec<String>>| -> Vec<Text> {
@@ -207,23 +209,23 @@ impl Container {
         };
         let mut command = words(&self.command).into_iter();
         match command.next() {
-            // The image's own, which is rolegate.
+            // The entrypoint of the image, which is rolegate.
             None => {}
             Some(Text::Known(program)) if is_program(&program) => {}
             Some(Text::Known(program)) => {
                 let container = container();
-                return Err(Untold::Program { container, program });
+                return Err(FlagsError::Program { container, program });
             }
             Some(Text::Unknown { from, .. }) => {
                 let container = container();
-                return Err(Untold::Argument { container, from });
+                return Err(FlagsError::Argument { container, from });
             }
         }
         let words: Vec<_> = command.chain(words(&self.args)).collect();
         self.parsed(words, &environment)
     }
 
-    fn parsed(&self, words: Vec<Text>, environment: &Environment) -> Result<Started, Untold> {
+    fn parsed(&self, words: Vec<Text>, environment: &Environment) -> Result<Started, FlagsError> {
         let container = || self.name.clone();
         let mut definition = definition();
         definition.build();
@@ -243,20 +245,21 @@ impl Container {
                     };
                     let Some(found) = named else {
                         let container = container();
-                        return Err(Untold::Argument { container, from });
+                        return Err(FlagsError::Argument { container, from });
                     };
                     unknown.insert(unknown_flag(found, from));
                     if is_apart {
                         arguments.pop();
                     }
-                    // `agent` is implied by flags; it must be when they are left out, too.
+                    // Flags without a command imply `agent`; the command must be added if they are
+                    // left out.
                     if arguments.len() == 1 {
                         arguments.push("agent".into());
                     }
                 }
             }
         }
-        refuse_token_argument(&arguments).map_err(|why| Untold::Refused {
+        refuse_token_argument(&arguments).map_err(|why| FlagsError::Refused {
             container: container(),
             why: why.to_owned(),
         })?;
@@ -264,7 +267,7 @@ impl Container {
         let (command, place) = innermost(&definition, &arguments);
         let rest = arguments.get(place..).unwrap_or_default();
         let lower = environment.arguments(&command, rest, &mut unknown);
-        let lower = lower.map_err(|why| Untold::Refused {
+        let lower = lower.map_err(|why| FlagsError::Refused {
             container: container(),
             why,
         })?;
@@ -275,18 +278,18 @@ impl Container {
         });
         if has_file {
             let container = container();
-            return Err(Untold::ConfigFile { container });
+            return Err(FlagsError::ConfigFile { container });
         }
         arguments.splice(place..place, lower);
         let refused = |error: clap::Error| {
             let text = error.to_string();
             let text = text.lines().next().unwrap_or_default();
-            Untold::Refused {
+            FlagsError::Refused {
                 container: container(),
                 why: text.strip_prefix("error: ").unwrap_or(text).to_owned(),
             }
         };
-        // The environment is the container's, and not ours.
+        // The environment is that of the container, not of this process.
         let definition = without_environment(crate::cli::definition());
         let matches = definition
             .try_get_matches_from(arguments)
@@ -306,7 +309,7 @@ fn without_environment(command: clap::Command) -> clap::Command {
         .mut_subcommands(without_environment)
 }
 
-/// The flag of `command` that a word with dashes names.
+/// Returns the flag of `command` that a word with dashes names.
 fn named<'a>(command: &'a clap::Command, word: &str) -> Option<&'a Arg> {
     let name = word.strip_prefix("--")?;
     let mut flags = command.get_arguments();
@@ -327,7 +330,7 @@ fn unknown_flag(flag: &Arg, from: String) -> UnknownFlag {
 /// The environment of a container.
 struct Environment {
     variables: BTreeMap<String, Text>,
-    /// Prefixes of variables that come from other objects, with the object.
+    /// The prefixes of variables from other objects, with the object.
     from: Vec<(String, String)>,
 }
 
@@ -348,7 +351,7 @@ impl Environment {
         let mut length = 0;
         for variable in container.env.iter().flatten() {
             let mut text = match (&variable.value, &variable.value_from) {
-                // As the kubelet does: an empty value is none.
+                // As in the kubelet, an empty value means none.
                 (Some(value), _) if !value.is_empty() => environment.expanded(value),
                 (_, Some(from)) => Text::Unknown {
                     head: String::new(),
@@ -365,7 +368,7 @@ impl Environment {
         environment
     }
 
-    /// The value of a variable; `None` where there is none.
+    /// Returns the value of a variable, or `None` if it is not set.
     fn value(&self, name: &str) -> Option<Text> {
         if let Some(text) = self.variables.get(name) {
             return Some(text.clone());
@@ -389,8 +392,8 @@ impl Environment {
         }
     }
 
-    /// A text with `$(NAME)` in it replaced, as the kubelet does it: `$$` is a dollar, and a name that
-    /// no variable has stays as it is written.
+    /// Replaces `$(NAME)` in a text as the kubelet does: `$$` is a dollar sign, and a reference to
+    /// an unset variable stays unchanged.
     fn expanded(&self, text: &str) -> Text {
         let mut done = String::new();
         let mut rest = text;
@@ -429,8 +432,8 @@ impl Environment {
         Text::Known(done)
     }
 
-    /// The arguments that say what the environment gives `command` beside its arguments `rest`. Flags
-    /// of variables whose values are not known are added to `unknown`.
+    /// Returns the arguments for the values that the environment gives `command` in addition to its
+    /// arguments `rest`. Adds flags whose variables have unknown values to `unknown`.
     fn arguments(
         &self,
         command: &clap::Command,
@@ -463,7 +466,7 @@ impl Environment {
     }
 }
 
-/// What a variable refers to.
+/// Returns the object that a variable refers to.
 fn referred(from: &serde_json::Map<String, Value>) -> String {
     let Some((kind, reference)) = from.iter().next() else {
         return "another object".into();

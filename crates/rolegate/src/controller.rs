@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rolegate_controller::app::{Controller, ControllerOptions};
-use rolegate_controller::certificates::{SelfMade, Trust};
+use rolegate_controller::certificates::{SelfSigned, Trust};
 use rolegate_controller::lease::LeaseTiming;
 use rolegate_controller::rules::RuleOptions;
 use rolegate_kube::tls_secret::CertificateSource;
@@ -26,32 +26,39 @@ use crate::rule_flags::RuleFlags;
 const CERTIFICATE: &str = "Certificate";
 const PROCESS: &str = "Process";
 
-/// Who makes a certificate.
+/// The issuer of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum CertificateFrom {
     /// This controller
     Controller,
-    /// cert-manager, whose injector tells the API server whom to trust
+    /// cert-manager, whose injector writes the CA into the webhook configuration
     CertManager,
 }
 
-/// What is done about the ValidatingWebhookConfiguration.
+/// The management of the ValidatingWebhookConfiguration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum WebhookRegistration {
-    /// It is created when the webhook's Service has a ready endpoint, and updated
+    /// Create it when the webhook's Service has a ready endpoint, and update it
     Create,
-    /// One that exists is updated, and none is created
+    /// Update it if it exists, and never create it
     Update,
 }
 
-/// What its help begins with.
-pub(crate) const LONG_ABOUT: &str = "Do what one replica does for the cluster.\n\n\
-Replicas elect a leader by a Lease. The leader makes the certificate of the admission webhook, renews it, \
-registers the webhook with the API server once it answers, and writes into the status of rules how they fare.\n\n\
-Every flag can also be set by an environment variable (shown beside it).";
+/// The introduction of the help text.
+pub(crate) const LONG_ABOUT: &str = "Run the tasks that exactly one replica must run for the cluster.\n\n\
+Replicas elect a leader with a Lease. The leader creates and renews the certificate of the admission webhook, \
+registers the webhook with the API server when the webhook is ready, and updates the status of rules.\n\n\
+Every flag can also be set by an environment variable (shown next to it).";
 
 /// Flags of `rolegate controller`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rolegate controller --cluster-config=required
+  With certificates from cert-manager:
+    rolegate controller --certificate=cert-manager --broker-certificate=cert-manager
+
+Exit codes: 0 stopped, 1 failed, 64 wrong usage or configuration.")]
 pub(crate) struct ControllerFlags {
     #[command(flatten)]
     pub(crate) given: Given,
@@ -67,10 +74,10 @@ pub(crate) struct ControllerFlags {
     /// Namespace of the Lease, the Secret and the webhook's Service
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate-system", help_heading = CERTIFICATE)]
     namespace: String,
-    /// Who makes the webhook's certificate
+    /// Issuer of the webhook's certificate
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     certificate: CertificateFrom,
-    /// Name of the Secret that holds it
+    /// Name of the Secret that holds the webhook's certificate
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", default_value = "rolegate-admission-tls", help_heading = CERTIFICATE)]
     tls_secret: String,
     /// Name of the webhook's Service
@@ -79,17 +86,17 @@ pub(crate) struct ControllerFlags {
     /// Name of the ValidatingWebhookConfiguration
     #[arg(long, value_name = "NAME", env = "ROLEGATE_WEBHOOK", default_value = "rolegate", help_heading = CERTIFICATE)]
     webhook: String,
-    /// What is done about the ValidatingWebhookConfiguration
+    /// Management of the ValidatingWebhookConfiguration
     #[arg(long, value_name = "MODE", env = "ROLEGATE_WEBHOOK_REGISTRATION", default_value = "create", help_heading = CERTIFICATE)]
     webhook_registration: WebhookRegistration,
-    /// Who makes the brokers' certificate, where there is a Service rolegate-broker
+    /// Issuer of the brokers' certificate, if there is a Service rolegate-broker
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_BROKER_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     broker_certificate: CertificateFrom,
-    /// Further names or addresses that the certificate is for
+    /// Additional DNS names or addresses of the certificate
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_EXTRA_NAMES", value_delimiter = ',', help_heading = CERTIFICATE)]
     tls_extra_names: Vec<String>,
 
-    /// Who this replica is, different for each [default: the host's name and a random number]
+    /// Unique name of this replica [default: the host's name and a random number]
     #[arg(long, value_name = "NAME", env = "POD_NAME", help_heading = PROCESS)]
     identity: Option<String>,
     /// Address of metrics and health
@@ -97,12 +104,12 @@ pub(crate) struct ControllerFlags {
     metrics_address: SocketAddr,
     #[command(flatten)]
     log: LogFlags,
-    /// How long the end may take
+    /// Maximum duration of the shutdown
     #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]
     drain_time: Duration,
 }
 
-/// Runs the controller until it is told to stop.
+/// Runs the controller until a signal stops it.
 pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
     flags.log.start()?;
     tracing::info!(
@@ -118,9 +125,9 @@ pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("no threads can be started")?;
+        .context("cannot start threads")?;
     runtime.block_on(async {
-        let mut shutdown = signals::Shutdown::new().context("signals cannot be listened to")?;
+        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
         let mut controller = Controller::start(options).await.map_err(|error| {
             if error.is_usage() {
                 invalid(error.to_string())
@@ -139,14 +146,17 @@ pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
         };
         controller.stop(drain_time).await;
         match broken {
-            Some(broken) => bail!("{} ended, which is a fault of rolegate", broken.0),
+            Some(broken) => bail!(
+                "internal error: task \"{}\" exited unexpectedly; please report this bug",
+                broken.0
+            ),
             None => Ok(ExitCode::SUCCESS),
         }
     })
 }
 
 fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
-    // A process that is started again is another holder, as client-go has it.
+    // A restarted process is a new holder of the Lease, as in client-go.
     let name = flags.identity.or_else(|| std::env::var("HOSTNAME").ok());
     let identity = format!(
         "{}_{:08x}",
@@ -171,18 +181,18 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
         admin_listen: flags.metrics_address,
         lease: LeaseTiming::default(),
         certificates: match flags.certificate {
-            CertificateFrom::Controller => CertificateSource::SelfMade,
+            CertificateFrom::Controller => CertificateSource::SelfSigned,
             CertificateFrom::CertManager => CertificateSource::CertManager,
         },
-        self_made: SelfMade {
+        self_signed: SelfSigned {
             service: flags.service,
             secret: flags.tls_secret,
             trust: Trust::Webhook(flags.webhook),
             extra_names: flags.tls_extra_names,
-            ..SelfMade::new(flags.namespace.clone())
+            ..SelfSigned::new(flags.namespace.clone())
         },
         broker: match flags.broker_certificate {
-            CertificateFrom::Controller => Some(SelfMade::of_broker(flags.namespace.clone())),
+            CertificateFrom::Controller => Some(SelfSigned::of_broker(flags.namespace.clone())),
             CertificateFrom::CertManager => None,
         },
         namespace: flags.namespace,

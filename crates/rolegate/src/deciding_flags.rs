@@ -1,39 +1,39 @@
-//! The flags of a process that shape its decisions.
+//! The flags of a process that affect its decisions.
 
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::session_name::SessionScope;
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 
 use crate::annotation_flags::AnnotationFlags;
 use crate::given_flags::Given;
 use crate::rule_flags::RuleFlags;
 
-/// The flags of an agent or a broker by which it decides.
+/// The flags of an agent or broker that affect its decisions.
 #[derive(Debug, Clone)]
 pub(crate) struct DecidingFlags {
-    /// About roles and rules.
+    /// The flags about roles and rules.
     pub(crate) rules: RuleFlags,
-    /// The annotations' keys.
+    /// The annotation keys.
     pub(crate) keys: AnnotationFlags,
-    /// Which workloads share a session.
+    /// The set of workloads that share a session.
     pub(crate) scope: SessionScope,
-    /// The life asked of STS, seconds.
+    /// The session duration requested from STS, in seconds.
     pub(crate) session_seconds: u32,
 }
 
-/// The same, validated.
+/// The validated form of [`DecidingFlags`].
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Deciding {
-    /// What counts where there is no RolegateConfig, and completes one.
+    /// The rules that apply without a `RolegateConfig` and complete one that exists.
     pub(crate) flags: RuleConfig,
-    /// Whether a RolegateConfig counts.
-    pub(crate) cluster_config: ConfigUse,
-    /// Which workloads share a session.
+    /// The use of a `RolegateConfig`.
+    pub(crate) cluster_config: ConfigMode,
+    /// The set of workloads that share a session.
     pub(crate) scope: SessionScope,
-    /// The life asked of STS, seconds.
+    /// The session duration requested from STS, in seconds.
     pub(crate) session_seconds: u32,
-    /// The annotations' keys.
+    /// The annotation keys.
     pub(crate) keys: AnnotationKeys,
 }
 
@@ -41,7 +41,7 @@ impl DecidingFlags {
     /// Validates the flags.
     ///
     /// # Errors
-    /// One that makes no sense, as wrong usage.
+    /// Returns a usage error for an invalid flag.
     pub(crate) fn validated(&self) -> anyhow::Result<Deciding> {
         Ok(Deciding {
             flags: self.rules.config()?,
@@ -52,7 +52,7 @@ impl DecidingFlags {
         })
     }
 
-    /// These flags in the places where they were `given`, and `lower` in the others.
+    /// Merges two sources of flags. A flag that is `given` here overrides `lower`.
     pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
         Self {
             rules: self.rules.over(lower.rules, given),

@@ -1,16 +1,16 @@
-//! `rolegate demo`: the real agent at work on this machine, with stand-ins for AWS and Kubernetes.
+//! `rolegate demo`: runs the real agent on this machine, with stand-ins for AWS and Kubernetes.
 
 mod ask;
-mod cast;
-mod gate;
 mod netns;
 mod network;
+mod pods;
 mod report;
 mod screen;
 mod stage;
+mod step;
 mod steps;
 mod stolen;
-mod take;
+mod webhook;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -29,58 +29,57 @@ use report::Report;
 use screen::Screen;
 use stage::Stage;
 
-/// How long threads may take to end.
-const END: Duration = Duration::from_secs(2);
-/// Ended by SIGINT, as shells say it.
+/// Maximum time for threads to exit.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Exit code after SIGINT, as in shells.
 const INTERRUPTED: u8 = 130;
 
 /// Arguments of `rolegate demo`.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Show the whole system at work on this machine, without AWS and without a cluster.\n\n\
-The agent is the real one. STS (which checks signatures), the instance metadata service and the \
+    long_about = "Run the whole system on this machine, without AWS and without a cluster.\n\n\
+The agent is the real one. STS (which verifies signatures), the instance metadata service and the \
 Kubernetes API are stand-ins inside this process. As root, the node and its pods are network \
-namespaces and a real redirect leads to the agent; else, or with --loopback, pods are addresses of \
-127.0.0.0/8. After the steps it stays up, for you to try more. Everything is removed at the end.",
+namespaces, and a real redirect leads to the agent. Otherwise, or with --loopback, pods are addresses of \
+127.0.0.0/8. After the steps the demo keeps running, so that you can try more. It removes everything when it exits.",
     after_help = "Examples:\n  \
 rolegate demo\n  \
 rolegate demo --once -o json\n  \
-rolegate demo -- --metadata-allow=user-data   (a setting of the agent: see what it opens)\n\n\
-Exit codes: 0 all steps went as promised, 1 one did not, 64 wrong usage, 130 interrupted."
+rolegate demo -- --metadata-allow=user-data   (see what an agent flag opens)\n\n\
+Exit codes: 0 all steps succeeded, 1 a step failed, 64 wrong usage, 130 interrupted."
 )]
 pub(crate) struct DemoArguments {
-    /// End after the steps
+    /// Exit after the steps
     #[arg(long)]
     once: bool,
-    /// Use loopback addresses even where network namespaces can be made
+    /// Use loopback addresses even if network namespaces are available
     #[arg(long)]
     loopback: bool,
     #[command(flatten)]
     output: OutputFlags,
-    /// Log what the agent does, on standard error
+    /// Log the agent's activity on standard error
     #[arg(long)]
     verbose: bool,
-    /// Flags of `rolegate agent` to try (its environment variables count too); where it listens and
-    /// what it talks to is the demo's
+    /// Flags of rolegate agent to try. Its environment variables apply too. The demo itself sets the addresses on which the agent listens and to which it connects
     #[arg(last = true, value_name = "AGENT FLAGS")]
     agent: Vec<OsString>,
 }
 
-/// Plays the demo.
+/// Runs the demo.
 pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     let flags = agent_flags(&arguments.agent)?;
     if arguments.verbose {
-        logging::init(LogFormat::Text, "debug").context("the log cannot be set up")?;
+        logging::init(LogFormat::Text, "debug").context("cannot start the log")?;
     }
     let mut screen = Screen::new(arguments.output.output);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("no thread can be started")?;
-    // Before anything is made that has to be removed.
+        .context("cannot start threads")?;
+    // Signal handlers come before anything that must be removed at exit.
     let mut shutdown = {
         let _context = runtime.enter();
-        Shutdown::new().context("signals cannot be listened to")?
+        Shutdown::new().context("cannot install signal handlers")?
     };
     let (node, network) = node(arguments.loopback)?;
     screen.opening(&network);
@@ -92,7 +91,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
         &mut shutdown,
     ));
     let Node { runtime, network } = node;
-    runtime.shutdown_timeout(END);
+    runtime.shutdown_timeout(EXIT_TIMEOUT);
     drop(network);
     let code = played?;
     screen.closing();
@@ -100,7 +99,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// Flags of the agent as its own command line would read them.
+/// Parses flags of the agent as its own command line would.
 fn agent_flags(given: &[OsString]) -> anyhow::Result<AgentFlags> {
     let mut definition = crate::cli::definition();
     definition.build();
@@ -114,19 +113,19 @@ fn agent_flags(given: &[OsString]) -> anyhow::Result<AgentFlags> {
         .no_binary_name(true)
         .try_get_matches_from(lower.iter().chain(given))
         .and_then(|matches| AgentFlags::from_arg_matches(&matches))
-        .map_err(|error| invalid(format!("flags for the agent: {error}")))?;
+        .map_err(|error| invalid(format!("invalid flags for the agent: {error}")))?;
     if flags.config.is_some() {
         return Err(invalid(
-            "--config is not read here: give the agent's flags themselves",
+            "--config is not supported here: pass the agent's flags",
         ));
     }
     Ok(flags)
 }
 
-/// The best node that can be had, and a sentence about it.
+/// Creates the best available node, and a sentence that describes it.
 fn node(loopback: bool) -> anyhow::Result<(Node, String)> {
     let why = if loopback {
-        "as asked for".into()
+        "as requested".into()
     } else {
         match Node::in_namespaces() {
             Ok(node) => {
@@ -134,17 +133,17 @@ fn node(loopback: bool) -> anyhow::Result<(Node, String)> {
                                 leads from 169.254.169.254 to the agent.";
                 return Ok((node, sentence.into()));
             }
-            Err(error) => format!("no network namespaces: {error:#}"),
+            Err(error) => format!("cannot create network namespaces: {error:#}"),
         }
     };
     let sentence = format!(
-        "Pods are addresses of 127.0.0.0/8 ({why}); they ask the agent's port in place of \
+        "Pods are addresses of 127.0.0.0/8 ({why}); they use the agent's port instead of \
          169.254.169.254."
     );
     Ok((Node::on_loopback()?, sentence))
 }
 
-/// Plays the steps and stays up if wanted, until a signal comes.
+/// Runs the steps and, if requested, keeps running until a signal arrives.
 async fn perform(
     once: bool,
     flags: AgentFlags,
@@ -192,7 +191,7 @@ async fn finish(
     if !once {
         tokio::select! {
             _ = shutdown.next() => {}
-            ended = stage.ended() => anyhow::bail!("the agent ended: {ended:?}"),
+            ended = stage.ended() => anyhow::bail!("the agent exited: {ended:?}"),
         }
     }
     Ok(if report.ok {

@@ -1,9 +1,10 @@
-//! Variables of the environment: which of them are rolegate's own, and which are unknown.
+//! rolegate's environment variables, and the detection of unknown ones.
 //!
-//! The kubelet adds variables for every Service of a pod's namespace (`{SERVICE}_SERVICE_HOST`,
-//! `{SERVICE}_PORT` and others), so a Service named `rolegate-broker` makes variables that begin like
-//! ours. Those are never a flag's value. Any other variable that begins with `ROLEGATE_` and that no
-//! command has is a mistake, by which a layer of rules could stay off without a word.
+//! The kubelet sets variables for every Service in a pod's namespace (`{SERVICE}_SERVICE_HOST`,
+//! `{SERVICE}_PORT` and others), so a Service named `rolegate-broker` creates variables that begin
+//! with `ROLEGATE_`. Those are never a flag's value. Any other variable that begins with
+//! `ROLEGATE_` and is not known to a command is an error, since ignoring it could leave a layer of
+//! rules off.
 
 use std::collections::BTreeSet;
 
@@ -12,20 +13,20 @@ use clap::{Arg, Command, Error};
 
 use crate::config_file::innermost;
 
-/// The prefix of all variables of rolegate's own.
+/// The prefix of rolegate's own variables.
 const PREFIX: &str = "ROLEGATE_";
-/// Similarity (Jaro, 0 to 1) above which a known name is suggested, as clap has it for flags.
+/// Minimum similarity (Jaro, 0 to 1) of a suggested name, as in clap.
 const SIMILAR: f64 = 0.7;
 /// Maximum length of a name in an error, in characters.
 const MAX_NAME: usize = 100;
 
-/// The value of a variable, unless the kubelet made it for a Service.
+/// Returns the value of a variable, unless the kubelet set it for a Service.
 pub(crate) fn variable(name: &str) -> Option<String> {
     let value = std::env::var(name).ok()?;
     (!is_service_link(name, &value)).then_some(value)
 }
 
-/// The definition whose flags ignore the variables that the kubelet made for Services.
+/// Returns the definition with flags that ignore the variables of Services.
 pub(crate) fn without_service_links(command: Command) -> Command {
     command
         .mut_args(|flag| {
@@ -48,7 +49,7 @@ fn reads_service_link(flag: &Arg) -> bool {
 /// Checks that each variable named `ROLEGATE_*` is known, for commands that read any.
 ///
 /// # Errors
-/// The unknown ones, as wrong usage, each with the most similar name.
+/// Returns the unknown variables as a usage error, each with the most similar name.
 pub(crate) fn check(
     definition: &mut Command,
     arguments: &[std::ffi::OsString],
@@ -73,7 +74,7 @@ pub(crate) fn check(
     Err(definition.error(ErrorKind::UnknownArgument, message))
 }
 
-/// All variables of rolegate's own that a command and those below it read.
+/// Collects rolegate's own variables that a command and its subcommands read.
 fn own_variables(command: &Command) -> BTreeSet<String> {
     let flags = command.get_arguments().filter_map(Arg::get_env);
     let mut names: BTreeSet<_> = flags
@@ -98,10 +99,11 @@ fn sentence(name: &str, known: &BTreeSet<String>) -> String {
     format!("the environment variable {name} is unknown: {advice}")
 }
 
-/// Whether the kubelet makes such a variable for a Service. Names that end in `_PORT` could be a
-/// flag's too, so their value decides: for a Service it is a URL such as `tcp://10.0.0.1:80`.
+/// Returns whether the kubelet sets such a variable for a Service. Names that end in `_PORT` could
+/// also belong to a flag, so their value decides: for a Service it is a URL such as
+/// `tcp://10.0.0.1:80`.
 fn is_service_link(name: &str, value: &str) -> bool {
-    // Names of Services hold no underscore, which separates the parts.
+    // Service names contain no underscore, which separates the parts.
     let words: Vec<_> = name.split('_').collect();
     match *words.as_slice() {
         [_, .., "SERVICE", "HOST"] => true,
@@ -110,13 +112,13 @@ fn is_service_link(name: &str, value: &str) -> bool {
     }
 }
 
-/// `{SERVICE}_SERVICE_PORT`, and the same with the port's name.
+/// Matches `{SERVICE}_SERVICE_PORT`, and the same with the port's name.
 fn is_service_port(words: &[&str]) -> bool {
     let mut pairs = words.iter().skip(1).zip(words.iter().skip(2));
     pairs.any(|pair| pair == (&"SERVICE", &"PORT"))
 }
 
-/// `{SERVICE}_PORT_80_TCP`, and the same with `_PROTO`, `_PORT` or `_ADDR`.
+/// Matches `{SERVICE}_PORT_80_TCP`, and the same with `_PROTO`, `_PORT` or `_ADDR`.
 fn is_container_port(words: &[&str]) -> bool {
     let words = match words {
         [rest @ .., "PROTO" | "PORT" | "ADDR"] => rest,

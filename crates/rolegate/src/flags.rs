@@ -1,4 +1,4 @@
-//! How flags' values are read: times as Go writes them, and what makes a value invalid.
+//! Parsers of flag values, such as durations in Go's format, and the error for invalid values.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -10,28 +10,28 @@ use rolegate_core::annotation::normalized;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::session_name::SessionScope;
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 
-/// STS's limits of a session's life, seconds.
-const LIFE: std::ops::RangeInclusive<u32> = 900..=43_200;
+/// STS's limits for the duration of a session, in seconds.
+const SESSION_SECONDS: std::ops::RangeInclusive<u32> = 900..=43_200;
 
-/// Flags that parse and make no sense, alone or together.
+/// A usage error: flags that parse but are invalid, alone or together.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Invalid(pub(crate) String);
 
-/// Whether the cluster's `RolegateConfig` counts.
+/// The use of the cluster's `RolegateConfig`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum ClusterConfigUse {
-    /// Where its custom resource is installed
+    /// Use it if its custom resource is installed
     Auto,
-    /// Always: without it everything is refused
+    /// Always use it, and deny every role without it
     Required,
-    /// Never
+    /// Never use it
     Off,
 }
 
-impl From<ClusterConfigUse> for ConfigUse {
+impl From<ClusterConfigUse> for ConfigMode {
     fn from(given: ClusterConfigUse) -> Self {
         match given {
             ClusterConfigUse::Auto => Self::Auto,
@@ -41,12 +41,12 @@ impl From<ClusterConfigUse> for ConfigUse {
     }
 }
 
-/// How patterns of allowed roles are written.
+/// The format of patterns of allowed roles.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum RestrictionFormat {
-    /// `*` stands for any text
+    /// * matches any text
     Glob,
-    /// Regular expressions, matched against the whole ARN
+    /// Regular expressions that match the whole ARN
     Regexp,
 }
 
@@ -59,14 +59,14 @@ impl From<RestrictionFormat> for PatternFormat {
     }
 }
 
-/// Which pods share a session.
+/// The set of pods that share a session.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum SessionScopeFlag {
-    /// Those of one service account: session NAMESPACE.SERVICEACCOUNT
+    /// Pods of one service account. Session name: NAMESPACE.SERVICEACCOUNT
     Workload,
-    /// None: session NAMESPACE.POD
+    /// No other pod. Session name: NAMESPACE.POD
     Pod,
-    /// Those of one role: session rolegate
+    /// All pods of one role. Session name: rolegate
     Role,
 }
 
@@ -80,51 +80,51 @@ impl From<SessionScopeFlag> for SessionScope {
     }
 }
 
-/// The life asked of STS, as `flag` gives it, in seconds.
+/// Returns the session duration that `flag` requests from STS, in seconds.
 ///
 /// # Errors
-/// A life that STS does not give, as wrong usage.
+/// Returns a usage error for a duration that STS does not support.
 pub(crate) fn session_life(flag: &str, life: Duration) -> anyhow::Result<u32> {
     let seconds = u32::try_from(life.as_secs()).ok();
-    let seconds = seconds.filter(|seconds| LIFE.contains(seconds));
+    let seconds = seconds.filter(|seconds| SESSION_SECONDS.contains(seconds));
     seconds.ok_or_else(|| {
         invalid(format!(
-            "{flag}: STS gives sessions of 15m to 12h, not {life:?}"
+            "{flag}: {life:?} is out of range; STS supports 15m to 12h"
         ))
     })
 }
 
-/// The base ARN of `--base-role-arn`.
+/// Parses the value of `--base-role-arn`.
 ///
 /// # Errors
-/// A text that is none, as wrong usage.
+/// Returns a usage error for an invalid ARN.
 pub(crate) fn base_arn(given: Option<&str>) -> anyhow::Result<Option<BaseArn>> {
     let base = given.map(normalized).map(BaseArn::parse).transpose();
     base.map_err(|error| invalid(format!("--base-role-arn: {error}")))
 }
 
-/// A value that makes no sense, as the error that ends the process with the code for wrong usage.
+/// Returns a usage error, which ends the process with the exit code for wrong usage.
 pub(crate) fn invalid(message: impl Into<String>) -> anyhow::Error {
     Invalid(message.into()).into()
 }
 
-/// The least `--max-picture-age`: a shorter one ends service on a watch that works.
-pub(crate) const MIN_PICTURE_AGE: Duration = Duration::from_secs(180);
+/// Minimum value of `--max-staleness`. A shorter one would stop service while the watch works.
+pub(crate) const MIN_STALENESS: Duration = Duration::from_secs(180);
 
-/// Checks `--max-picture-age`.
+/// Checks `--max-staleness`.
 ///
 /// # Errors
-/// A time below [`MIN_PICTURE_AGE`], as wrong usage.
-pub(crate) fn check_picture_age(age: Duration) -> anyhow::Result<()> {
-    if age < MIN_PICTURE_AGE {
+/// Returns a usage error for a value below [`MIN_STALENESS`].
+pub(crate) fn check_max_staleness(age: Duration) -> anyhow::Result<()> {
+    if age < MIN_STALENESS {
         return Err(invalid(
-            "--max-picture-age: give 3m or more; a quiet watch is heard of each 150 s",
+            "--max-staleness: give 3m or more; an idle watch is updated every 150 s only",
         ));
     }
     Ok(())
 }
 
-/// A duration as Go writes it: `15m`, `1h30m`, `2s`, `500ms`, `0`.
+/// Parses a duration in Go's format: `15m`, `1h30m`, `2s`, `500ms`, `0`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -132,10 +132,10 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     text.parse::<SignedDuration>()
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
-        .ok_or_else(|| "write a time such as 15m, 1h30m, 2s or 500ms".into())
+        .ok_or_else(|| "write a duration such as 15m, 1h30m, 2s or 500ms".into())
 }
 
-/// A path, where empty means none.
+/// Parses a path. An empty path means none.
 pub(crate) fn path(text: &str) -> Result<PathBuf, Infallible> {
     Ok(text.into())
 }

@@ -1,4 +1,4 @@
-//! Which of a command's flags were given, and those about rules by the names under which they were.
+//! The flags that were given to a command, and the names under which its rule flags were given.
 
 use std::collections::BTreeSet;
 
@@ -9,37 +9,37 @@ use rolegate_rules::in_force::GivenRuleFlags;
 use crate::environment::variable;
 use crate::rule_flags::RuleFlags;
 
-/// Flags that count beside a `RolegateConfig` too.
-const ALWAYS: [&str; 2] = ["cluster_config", "own_role"];
+/// Flags that apply in addition to a `RolegateConfig`.
+const ALWAYS: [&str; 2] = ["cluster_config", "reserved_role"];
 
-/// The flags of a command that the command line or the environment gives, and not their default. It is
-/// a field of a command's flags that takes no arguments of its own, and stands before the flags that
-/// it is asked about: a field takes its arguments out of the matches.
+/// The flags that the command line or the environment sets, without defaults. It is a field of a
+/// command's flags that takes no arguments of its own. It must precede the flags that it is queried
+/// about, since a field removes its arguments from the matches.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Given {
     /// The names of the flags' fields.
     fields: BTreeSet<String>,
-    /// Those about rules, by the names under which they are given.
+    /// The rule flags, by the names under which they are given.
     rules: GivenRuleFlags,
 }
 
 impl Given {
-    /// Whether a flag was given.
+    /// Returns whether a flag was given.
     pub(crate) fn has(&self, flag: &str) -> bool {
         self.fields.contains(flag)
     }
 
-    /// The flag's value where it was given, and otherwise the lower one.
+    /// Returns `value` if the flag was given, and `lower` otherwise.
     pub(crate) fn pick<T>(&self, flag: &str, value: T, lower: T) -> T {
         if self.has(flag) { value } else { lower }
     }
 
-    /// The flags about rules that do not count in any case, as a process logs them.
+    /// Returns the rule flags that a `RolegateConfig` can override, for the log.
     pub(crate) fn rules(&self) -> &GivenRuleFlags {
         &self.rules
     }
 
-    /// All flags about rules, for a process that has no use for any.
+    /// Returns all rule flags, for a process that ignores them.
     pub(crate) fn all_rules(&self) -> Vec<&str> {
         let GivenRuleFlags {
             base,
@@ -89,8 +89,8 @@ impl Args for Given {
     }
 }
 
-/// The names under which a flag is given. Values of several places may be put on the command line
-/// ([`crate::sources`]), so the variable is named beside the flag.
+/// Returns the names under which a flag is given. Values from several sources may be on the command
+/// line ([`crate::sources`]), so the variable is listed next to the flag.
 fn names_of(flag: &Arg, source: Option<ValueSource>) -> Vec<String> {
     let of_variable = || {
         let name = flag.get_env()?.to_str()?;
@@ -131,7 +131,7 @@ mod tests {
         assert!(given(&[]).all_rules().is_empty());
         let some = given(&[
             "--base-role-arn=arn:aws:iam::123456789012:role/",
-            "--own-role=node",
+            "--reserved-role=node",
             "--cluster-config=required",
             "--layer=grants=audit",
             "--namespace-restrictions",
@@ -139,6 +139,6 @@ mod tests {
         assert_eq!(some.rules.base, ["--base-role-arn"]);
         assert_eq!(some.rules.default_role, [""; 0]);
         assert_eq!(some.rules.others, ["--namespace-restrictions", "--layer"]);
-        assert!(some.has("own_role") && !some.has("default_role"));
+        assert!(some.has("reserved_role") && !some.has("default_role"));
     }
 }

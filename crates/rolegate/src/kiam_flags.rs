@@ -1,5 +1,6 @@
-//! kiam's flags, so that its manifests are read as they are: those that mean the same are aliases of
-//! rolegate's, and these are the others. None is in the help: docs/from-kiam.md tells of them.
+//! kiam's flags, accepted so that its manifests work unchanged. Flags with the same meaning are
+//! aliases of rolegate's own; the others are here. The help shows none of them; docs/from-kiam.md
+//! describes them.
 
 use clap::Args;
 
@@ -25,30 +26,28 @@ pub(crate) struct KiamAgentFlags {
 }
 
 impl KiamAgentFlags {
-    /// What somebody who comes from kiam should know of the flags given.
+    /// Returns notes about the given flags for users who migrate from kiam.
     pub(crate) fn notes(&self) -> Vec<&'static str> {
         let mut notes = Vec::new();
         if self.allow_route_regexp.is_some() {
             notes.push(
-                "--allow-route-regexp is not followed: pods may read the harmless metadata paths; open \
+                "--allow-route-regexp is ignored: pods may read the harmless metadata paths; allow \
                  more with --metadata-allow",
             );
         }
         if self.allow_ip_query {
-            notes.push(
-                "--allow-ip-query is not followed: a pod is known by the address it asks from",
-            );
+            notes.push("--allow-ip-query is ignored: a pod is identified by its source address");
         }
         notes
     }
 
     /// # Errors
-    /// A flag that can't be taken as it is, with what to write instead.
+    /// Returns the replacement for a flag that cannot be accepted.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         match self.server_address {
             Some(_) => Err(invalid(
-                "--server-address: write --broker=https://HOST:PORT; this agent proves its node by the token of \
-                 its service account or by a certificate that names the node, and not by kiam's (docs/from-kiam.md)",
+                "--server-address: write --broker=https://HOST:PORT; this agent authenticates its node with the token of \
+                 its service account or with a certificate that names the node, not with kiam's certificate (docs/from-kiam.md)",
             )),
             None => Ok(()),
         }
@@ -58,7 +57,7 @@ impl KiamAgentFlags {
 /// Flags of kiam's server that have no meaning here.
 #[derive(Debug, Default, Args)]
 pub(crate) struct KiamServerFlags {
-    /// The Region of STS.
+    /// The AWS Region of STS.
     #[arg(long, hide = true)]
     pub(crate) region: Option<String>,
     #[arg(long, hide = true)]
@@ -82,23 +81,23 @@ pub(crate) struct KiamServerFlags {
 }
 
 impl KiamServerFlags {
-    /// What somebody who comes from kiam should know of the flags given.
+    /// Returns notes about the given flags for users who migrate from kiam.
     pub(crate) fn notes(&self) -> Vec<&'static str> {
         let mut notes = Vec::new();
         if self.session.is_some() {
-            notes.push("--session is not followed: sessions are named after their pods' workloads");
+            notes.push("--session is ignored: sessions are named after their pods' workloads");
         }
         if self.disable_strict_namespace_regexp {
             notes.push(
-                "--disable-strict-namespace-regexp is not followed: iam.amazonaws.com/permitted is matched \
-                 from start to end; write .* where more is meant",
+                "--disable-strict-namespace-regexp is ignored: iam.amazonaws.com/permitted is matched \
+                 from start to end; write .* to match more",
             );
         }
         notes
     }
 }
 
-/// Flags of both that have no meaning here.
+/// Flags of kiam's agent and server that have no meaning here.
 #[derive(Debug, Default, Args)]
 struct KiamFlags {
     #[arg(long, hide = true)]

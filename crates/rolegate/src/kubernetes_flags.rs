@@ -1,4 +1,4 @@
-//! Flags about the API server, shared by every command that asks it.
+//! Flags about the API server, shared by every command that connects to it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,32 +11,32 @@ use crate::flags::duration;
 
 pub(crate) const KUBERNETES: &str = "Kubernetes";
 
-/// How the API server is reached.
+/// Flags about the connection to the API server.
 #[derive(Debug, Args)]
 pub(crate) struct KubernetesFlags {
-    /// URL of the API server; by default the pod's own cluster, then the kubeconfig
+    /// URL of the API server [default: the pod's own cluster, else the kubeconfig's]
     #[arg(long, value_name = "URL", env = "ROLEGATE_API_SERVER", help_heading = KUBERNETES)]
     pub(crate) api_server: Option<String>,
-    // Command lines can be read by every user of the machine: `refuse_token_argument`.
-    /// Token for the API server
+    // Every user of the machine can read command lines: see `refuse_token_argument`.
+    /// Bearer token for the API server
     #[arg(long, value_name = "TOKEN", env = "ROLEGATE_API_TOKEN", hide_env_values = true, hide = true, conflicts_with = "api_token_file", help_heading = KUBERNETES)]
     pub(crate) api_token: Option<String>,
-    /// File with the token for the API server at --api-server, read at the start; or put the token into the environment variable ROLEGATE_API_TOKEN
+    /// File with the bearer token for --api-server, read at startup. Alternatively set the environment variable ROLEGATE_API_TOKEN
     #[arg(long, value_name = "FILE", env = "ROLEGATE_API_TOKEN_FILE", help_heading = KUBERNETES)]
     pub(crate) api_token_file: Option<PathBuf>,
-    /// Do not check the API server's certificate
+    /// Do not verify the API server's certificate
     #[arg(long, env = "ROLEGATE_INSECURE", help_heading = KUBERNETES)]
     pub(crate) insecure: bool,
-    /// Kubeconfig to use instead of the pod's own service account
+    /// Kubeconfig to use instead of the pod's service account
     #[arg(long, value_name = "FILE", env = "ROLEGATE_KUBECONFIG", help_heading = KUBERNETES)]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig, if not its current one
+    /// Context of the kubeconfig [default: its current context]
     #[arg(long, value_name = "NAME", env = "ROLEGATE_CONTEXT", help_heading = KUBERNETES)]
     pub(crate) context: Option<String>,
 }
 
 impl KubernetesFlags {
-    /// What a client is made of.
+    /// Returns the options of the Kubernetes client.
     pub(crate) fn client(&self) -> ClientOptions {
         ClientOptions {
             api_server: self.api_server.clone(),
@@ -50,7 +50,7 @@ impl KubernetesFlags {
     }
 }
 
-/// How people's commands read a cluster, by kubectl's names.
+/// Flags with kubectl's names for interactive commands that read a cluster.
 #[derive(Debug, Args)]
 pub(crate) struct ReadingFlags {
     #[command(flatten)]
@@ -58,19 +58,19 @@ pub(crate) struct ReadingFlags {
     /// User to impersonate
     #[arg(long = "as", id = "as", value_name = "USER", help_heading = KUBERNETES)]
     as_user: Option<String>,
-    /// Group to impersonate, with --as; may be repeated
+    /// Group to impersonate, together with --as. May be repeated
     #[arg(long, value_name = "GROUP", requires = "as", help_heading = KUBERNETES)]
     as_group: Vec<String>,
-    /// Time that one request may take; 0 sets no limit
+    /// Timeout of one request. 0: no limit
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration, help_heading = KUBERNETES)]
     request_timeout: Duration,
-    /// Details of reads on standard error: 1 counts objects, 6 shows each request with its outcome and time
+    /// Verbosity of reads on standard error. 1: object counts. 6: each request with its outcome and duration
     #[arg(short = 'v', long = "v", id = "v", value_name = "LEVEL", default_value = "0", hide_default_value = true, value_parser = clap::value_parser!(u8).range(..=10), help_heading = KUBERNETES)]
     verbosity: u8,
 }
 
 impl ReadingFlags {
-    /// What a client is made of.
+    /// Returns the options of the Kubernetes client.
     pub(crate) fn client(&self) -> ClientOptions {
         let impersonate = self.impersonated().map(|user| Impersonate {
             user: user.to_owned(),
@@ -82,31 +82,31 @@ impl ReadingFlags {
         }
     }
 
-    /// The user who is impersonated.
+    /// Returns the impersonated user.
     pub(crate) fn impersonated(&self) -> Option<&str> {
         self.as_user.as_deref()
     }
 
-    /// The groups of that user.
+    /// Returns the impersonated groups.
     pub(crate) fn groups(&self) -> &[String] {
         &self.as_group
     }
 
-    /// The time of one request, where it is limited.
+    /// Returns the timeout of one request, if any.
     pub(crate) fn request_timeout(&self) -> Option<Duration> {
         Some(self.request_timeout).filter(|time| !time.is_zero())
     }
 
-    /// How much is told of reads.
+    /// Returns the verbosity of reads.
     pub(crate) fn verbosity(&self) -> u8 {
         self.verbosity
     }
 }
 
-/// Refuses a token on the command line, where every user of the machine can read it.
+/// Rejects a token on the command line, where every user of the machine can read it.
 ///
 /// # Errors
-/// What to use instead.
+/// Returns the alternatives.
 pub(crate) fn refuse_token_argument(arguments: &[OsString]) -> Result<(), &'static str> {
     let flags = arguments.iter().map(|argument| argument.as_encoded_bytes());
     let mut flags = flags.take_while(|argument| *argument != b"--");
@@ -117,7 +117,7 @@ pub(crate) fn refuse_token_argument(arguments: &[OsString]) -> Result<(), &'stat
     match flags.any(is_token) {
         false => Ok(()),
         true => Err(
-            "--api-token shows the token to every user of this machine: write it to a file and use \
+            "--api-token exposes the token to every user of this machine: write it to a file and use \
              --api-token-file, or set the environment variable ROLEGATE_API_TOKEN",
         ),
     }

@@ -1,4 +1,4 @@
-//! `rolegate ledger`: asks a broker or an agent whose session is whose.
+//! `rolegate ledger`: queries the ledger of a broker or an agent.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -11,35 +11,41 @@ use http::Request;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
+use rolegate_authorizer::ledger::Record;
 use rolegate_policy::text;
-use rolegate_standing::ledger::Record;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flags::invalid;
 use crate::output::{self, Format, OutputFlags};
 
-/// How long the broker may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Largest page, bytes.
-const PAGE: usize = 64 << 20;
+/// Timeout of a request to the broker.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum size of a response, in bytes.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// What its help begins with.
-pub(crate) const LONG_ABOUT: &str = "Tell which session went to which pod.\n\n\
+pub(crate) const LONG_ABOUT: &str = "Show which sessions a broker sent to which pods.\n\n\
 Asks one broker for its ledger, newest entry first: the access key's ID, role, session name, times, the pod and \
 the rules that allowed it. SENT is when it went to the pod's node, SERVED (with -o wide) when the pod got it, as its \
 agent says. It holds no secret. With --key, answers whose key it is that stands in a CloudTrail record. A broker's \
 ledger is on its loopback, and each replica has its own: ask each, as in\n\n\
   kubectl -n rolegate-system exec POD -- rolegate ledger --key ASIA...\n\n\
-The log has the same entries and lives longer. Exit code 1 where the key is in no entry.";
+The log contains the same entries for longer. Exit code 1: no entry has the key.";
 
 /// Arguments of `rolegate ledger`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rolegate ledger -o wide
+  kubectl -n rolegate-system exec POD -- rolegate ledger --key ASIA...
+
+Exit codes: 0 done, 1 failed, or no entry has the key, 64 wrong usage.")]
 pub(crate) struct LedgerArguments {
-    /// Access key ID to look for, such as ASIA...
+    /// Access key ID to search for, such as ASIA...
     #[arg(long, value_name = "ID")]
     key: Option<String>,
-    /// Where the ledger is
+    /// Address of the ledger
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -51,28 +57,28 @@ pub(crate) struct LedgerArguments {
     output: OutputFlags,
 }
 
-/// Asks, and writes the answer.
+/// Queries the ledger and prints the entries.
 pub(crate) fn run(arguments: &LedgerArguments) -> anyhow::Result<ExitCode> {
     if let Some(key) = &arguments.key {
         let good = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric());
         if !good {
             return Err(invalid(
-                "--key: an access key's ID has letters and digits only",
+                "--key: an access key ID consists of letters and digits",
             ));
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("no threads can be started")?;
+        .context("cannot start threads")?;
     let page = runtime.block_on(async {
-        match timeout(PATIENCE, ask(arguments)).await {
+        match timeout(REQUEST_TIMEOUT, ask(arguments)).await {
             Ok(page) => page,
-            Err(_) => bail!("{} does not answer", arguments.address),
+            Err(_) => bail!("{} does not respond", arguments.address),
         }
     })?;
     let records: Vec<Record> = serde_json::from_slice(&page)
-        .with_context(|| format!("{} is no ledger of rolegate", arguments.address))?;
+        .with_context(|| format!("{} is not a ledger of rolegate", arguments.address))?;
     match arguments.output.output {
         Format::Text => output::raw(&table(&records, false))?,
         Format::Wide => output::raw(&table(&records, true))?,
@@ -84,7 +90,9 @@ pub(crate) fn run(arguments: &LedgerArguments) -> anyhow::Result<ExitCode> {
     }
     let unknown = arguments.key.is_some() && records.is_empty();
     if unknown {
-        output::failure("this ledger has no such key; ask the other replicas, or the log");
+        output::failure(
+            "this ledger does not contain the key; query the other replicas, or search the log",
+        );
     }
     Ok(ExitCode::from(u8::from(unknown)))
 }
@@ -93,7 +101,7 @@ async fn ask(arguments: &LedgerArguments) -> anyhow::Result<Bytes> {
     let address = arguments.address;
     let stream = TcpStream::connect(address)
         .await
-        .with_context(|| format!("cannot connect to {address}: is a broker there?"))?;
+        .with_context(|| format!("cannot connect to {address}: is a broker running there?"))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let query = arguments.key.as_ref().map(|key| format!("?key={key}"));
@@ -105,8 +113,10 @@ async fn ask(arguments: &LedgerArguments) -> anyhow::Result<Bytes> {
         let response = sender.send_request(request).await?;
         let status = response.status();
         ensure!(status.is_success(), "{address} answers {status}");
-        let body = Limited::new(response.into_body(), PAGE).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!("the answer cannot be read: {error}"))?;
+        let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES)
+            .collect()
+            .await;
+        let body = body.map_err(|error| anyhow::anyhow!("cannot read the response: {error}"))?;
         Ok(body.to_bytes())
     };
     tokio::select! {
@@ -118,8 +128,8 @@ async fn ask(arguments: &LedgerArguments) -> anyhow::Result<Bytes> {
     }
 }
 
-/// One line for each entry; with `is_wide` all that is known of it. Names are chosen by tenants, so all
-/// is escaped.
+/// Formats one line per entry; with `is_wide`, all columns. Tenants choose names, so all text is
+/// escaped.
 fn table(records: &[Record], is_wide: bool) -> String {
     let mut titles = vec!["ACCESS KEY", "POD", "ROLE", "SENT", "EXPIRES"];
     if is_wide {
@@ -155,7 +165,7 @@ fn table(records: &[Record], is_wide: bool) -> String {
     text::table(&titles, records.iter().map(row))
 }
 
-/// A time to the second.
+/// Formats a time to the second.
 fn seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -1,4 +1,4 @@
-//! The first and the last line of a process's log.
+//! The first and last lines of a process's log.
 
 use std::ffi::OsString;
 
@@ -10,7 +10,7 @@ use crate::advice::begins_with_flag;
 use crate::cli::PROCESSES;
 use crate::output;
 
-/// Logs that the process is ready, the first time it is.
+/// Logs the first time that the process is ready.
 pub(crate) fn log_ready(readiness: &Readiness) -> AbortOnDropHandle<()> {
     let readiness = readiness.clone();
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -19,11 +19,11 @@ pub(crate) fn log_ready(readiness: &Readiness) -> AbortOnDropHandle<()> {
     }))
 }
 
-/// Reports the error that ends the process: as a line of the log where that is JSON, so that its
-/// reader understands all lines, and otherwise as text.
+/// Reports the error that ends the process: as a log line if the log is JSON, so that its reader
+/// can parse all lines, and as text otherwise.
 pub(crate) fn report_fatal(error: &str, json: bool) {
     if json {
-        // The log may have been started before, and is not where flags are wrong.
+        // The log may have been started already. It has not if flags are invalid.
         let _ = logging::init(LogFormat::Json, "info");
         tracing::error!(target: "rolegate", error, "rolegate failed");
     } else {
@@ -31,11 +31,11 @@ pub(crate) fn report_fatal(error: &str, json: bool) {
     }
 }
 
-/// Whether the command line or the environment asks for a log in JSON. It is looked for before flags
-/// are read, since an error in them is reported in this form too.
+/// Returns whether the command line or the environment selects a JSON log. It is read before flags
+/// are parsed, since parse errors are reported in this format too.
 pub(crate) fn asks_for_json(arguments: &[OsString], variable: Option<&str>) -> bool {
     let is_process = |command: &OsString| PROCESSES.iter().any(|process| command == process);
-    // Flags alone are the agent's.
+    // Flags without a command belong to the agent.
     if !begins_with_flag(arguments) && !arguments.get(1).is_some_and(is_process) {
         return false;
     }
@@ -79,7 +79,7 @@ mod tests {
         assert!(!asks(&["agent", "--log-format=text"], Some("json")));
         assert!(!asks(&["agent", "--", "--log-format=json"], None));
         assert!(!asks(&["agent"], None));
-        // It has no log.
+        // This command has no log.
         assert!(!asks(&["ledger"], Some("json")));
     }
 }

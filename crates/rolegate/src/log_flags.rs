@@ -1,4 +1,4 @@
-//! Flags about the log, shared by every command that runs for long.
+//! Flags about the log, shared by every long-running command.
 
 use clap::{Args, ValueEnum};
 use rolegate_runtime::logging;
@@ -7,44 +7,44 @@ use crate::flags::invalid;
 
 const PROCESS: &str = "Process";
 
-/// How a log line is written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogFormat {
-    /// For people
+    /// Text for people
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
-/// How the log is written.
+/// Flags about the log.
 #[derive(Debug, Args)]
 pub(crate) struct LogFlags {
-    /// How log lines are written
+    /// Format of log lines
     #[arg(long, value_name = "FORMAT", env = "ROLEGATE_LOG_FORMAT", default_value = "text", ignore_case = true, help_heading = PROCESS)]
     log_format: LogFormat,
-    /// error, warn, info, debug or trace, or a filter such as info,rolegate_agent=debug
+    /// Log level (error, warn, info, debug or trace) or a filter such as info,rolegate_agent=debug
     #[arg(long, alias = "level", value_name = "LEVEL", env = "ROLEGATE_LOG_LEVEL", default_value = "info", help_heading = PROCESS)]
     log_level: String,
     /// The same as --log-level=debug
     #[arg(long, env = "ROLEGATE_VERBOSE", help_heading = PROCESS)]
     verbose: bool,
-    /// kiam's way to say --log-format=json
+    /// kiam's form of --log-format=json
     #[arg(long, hide = true)]
     json_log: bool,
 }
 
 impl LogFlags {
-    /// Starts the log: needed before anything else is validated.
+    /// Starts the log. Call it before validating other flags.
     ///
     /// # Errors
-    /// A level that is none, as wrong usage.
+    /// Returns a usage error for an invalid level.
     pub(crate) fn start(&self) -> anyhow::Result<()> {
         let format = match self.log_format {
             _ if self.json_log => logging::LogFormat::Json,
             LogFormat::Text => logging::LogFormat::Text,
             LogFormat::Json => logging::LogFormat::Json,
         };
-        // kube2iam's logger has names that ours has not.
+        // kube2iam's logger has level names that this one does not have.
         let level = match self.log_level.as_str() {
             "panic" | "fatal" => "error",
             "warning" => "warn",

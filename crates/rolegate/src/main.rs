@@ -1,6 +1,6 @@
-//! `rolegate`: gives every Kubernetes pod exactly the AWS role it may have, and nothing else.
+//! `rolegate` gives Kubernetes pods least-privilege AWS roles.
 //!
-//! One file a command: flags → options → run. What is run lives in the crates below.
+//! Each command has one file: flags → options → run. The crates below hold the implementation.
 
 mod admission;
 mod advice;
@@ -40,7 +40,7 @@ use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
 
-/// Wrong usage: flags, configuration file or environment (`EX_USAGE`).
+/// Exit code for wrong usage: flags, configuration file or environment (`EX_USAGE`).
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let format = environment::variable("ROLEGATE_LOG_FORMAT");
     let json = lifecycle::asks_for_json(&arguments, format.as_deref());
     let (command, json, help) = match command(arguments) {
-        // The file of --config may ask for it too.
+        // The file of `--config` may set it too.
         Ok((command, arguments)) => {
             let json = lifecycle::asks_for_json(&arguments, format.as_deref());
             (command, json, cli::help_of(&arguments))
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
             if json {
                 lifecycle::report_fatal(error.to_string().trim_end(), json);
             } else {
-                // Nothing is left to do where even the terminal is gone.
+                // Ignored: no other output is available without a terminal.
                 let _ = error.print();
             }
             return ExitCode::from(USAGE);
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     if command.holds_secrets()
         && let Err(error) = rolegate_runtime::process::hide_memory()
     {
-        let text = format!("cannot keep this process's memory out of dumps: {error}");
+        let text = format!("cannot exclude this process's memory from core dumps: {error}");
         lifecycle::report_fatal(&text, json);
         return ExitCode::FAILURE;
     }
@@ -109,7 +109,7 @@ fn failed(error: &anyhow::Error, json: bool, help: &str) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-/// The command that is asked for, and its arguments with those of other places.
+/// Parses the command, and its arguments with those from other sources.
 fn command(arguments: Vec<OsString>) -> Result<(Command, Vec<OsString>), clap::Error> {
     let definition = options::with_short_help(cli::definition());
     let mut definition = environment::without_service_links(definition);

@@ -1,5 +1,5 @@
-//! `rolegate options`: the flags that several commands share, as `kubectl options` shows them. The help
-//! of a command names its own flags, and points there for the others.
+//! `rolegate options`: prints the flags that several commands share, as `kubectl options` does. The
+//! help of a command lists its own flags and refers to this command for the others.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -11,16 +11,16 @@ use crate::kubernetes_flags::ReadingFlags;
 use crate::log_flags::LogFlags;
 use crate::{output, policy};
 
-/// The line at the end of a help that leaves shared flags out.
-const POINTER: &str = "Use \"rolegate options\" for flags that several commands share.";
+/// The last line of a help text that omits shared flags.
+const POINTER: &str = "Use \"rolegate options\" for a list of shared flags.";
 
 const ABOUT: &str = "\
-Flags that several commands share, where a command has them: those under Kubernetes (agent, broker, \
-admission, controller and policy; --as, --as-group, --request-timeout and -v are of policy alone), under \
-Process (agent, broker, admission and controller), and all others (policy). Environment variables stand \
-beside them.";
+Flags that several commands share. Kubernetes: agent, broker, admission, controller and policy \
+(--as, --as-group, --request-timeout and -v: policy only). Process: agent, broker, admission and \
+controller. All others: policy. The environment variable of each flag is shown \
+next to it.";
 
-/// Flags of processes and of policy commands.
+/// Flags that processes share with policy commands.
 #[derive(Debug, Args)]
 struct SharedFlags {
     #[command(flatten)]
@@ -34,7 +34,7 @@ struct SharedFlags {
 /// Prints the shared flags.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let command = policy::SharedFlags::augment_args(Command::new("options"));
-    // Annotations' keys are among those of policy commands already.
+    // The annotation keys are among the flags of policy commands already.
     let command = LogFlags::augment_args(ReadingFlags::augment_args(command));
     let mut command = command
         .disable_help_flag(true)
@@ -45,7 +45,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The definition with shared flags left out of the help of commands.
+/// Returns the definition with shared flags hidden in the help of commands.
 pub(crate) fn with_short_help(definition: Command) -> Command {
     let processes = ids(SharedFlags::augment_args(Command::new("")));
     let mut all = ids(policy::SharedFlags::augment_args(Command::new("")));
@@ -57,7 +57,7 @@ pub(crate) fn with_short_help(definition: Command) -> Command {
         })
 }
 
-/// The flags by field and heading: another command may have one of the same name.
+/// Flags by field and heading, since another command may have a field of the same name.
 type Ids = BTreeSet<(String, Option<String>)>;
 
 fn id(flag: &clap::Arg) -> (String, Option<String>) {

@@ -1,5 +1,5 @@
-//! What commands print: text in colour where a terminal wants it, JSON, YAML, names, and notes beside
-//! them. A reader that has seen enough, such as `head`, ends a command quietly.
+//! Output of commands: coloured text on a terminal, JSON, YAML, names, and notes on standard error.
+//! A closed standard output, as with `head`, ends a command without an error.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -17,47 +17,47 @@ use serde_json::{Value, json};
 
 use crate::flags::invalid;
 
-/// How data is printed, the same for every command.
+/// The output format, the same for every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
+    /// Text for people
     Text,
     /// Text with more columns
     Wide,
-    /// Names of objects, one a line
+    /// Names of objects, one per line
     Name,
     /// YAML
     Yaml,
-    /// JSON, its fields stable
+    /// JSON with stable field names
     Json,
 }
 
-/// The flag of commands that answer, for people by default.
+/// The output flag of commands that print text by default.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct OutputFlags {
-    /// Format of the answer
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: Format,
 }
 
-/// The flag of commands that write objects to apply.
+/// The output flag of commands that print objects to apply.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct ObjectOutputFlags {
-    /// Format of the objects
+    /// Output format of the objects
     #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
     pub(crate) output: Format,
 }
 
-/// A format of reports: those of [`Format`], and those that programs read.
+/// A format of reports: those of [`Format`], and formats for other programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReportFormat {
-    /// One of those that all commands have.
+    /// A format that all commands support.
     Data(Format),
     /// SARIF 2.1.0, for code hosts.
     Sarif,
-    /// Annotations of GitHub's workflows.
+    /// Annotations for GitHub workflows.
     Github,
-    /// JUnit's XML, for CI systems.
+    /// JUnit XML, for CI systems.
     Junit,
     /// TAP version 13.
     Tap,
@@ -82,25 +82,25 @@ impl ValueEnum for ReportFormat {
         let (name, help) = match self {
             Self::Data(format) => return format.to_possible_value(),
             Self::Sarif => ("sarif", "SARIF 2.1.0, for code hosts"),
-            Self::Github => ("github", "Annotations of GitHub's workflows"),
-            Self::Junit => ("junit", "JUnit's XML, for CI systems"),
+            Self::Github => ("github", "Annotations for GitHub workflows"),
+            Self::Junit => ("junit", "JUnit XML, for CI systems"),
             Self::Tap => ("tap", "TAP version 13"),
         };
         Some(PossibleValue::new(name).help(help))
     }
 }
 
-/// Writes text with its colours, without them where nobody sees them.
+/// Writes text, with its colours on a terminal only.
 pub(crate) fn text(text: &str) -> anyhow::Result<()> {
     written(AutoStream::auto(io::stdout().lock()).write_all(text.as_bytes()))
 }
 
-/// Writes text as it is.
+/// Writes text unchanged.
 pub(crate) fn raw(text: &str) -> anyhow::Result<()> {
     written(io::stdout().lock().write_all(text.as_bytes()))
 }
 
-/// Writes a value as JSON or YAML; `None` for a format that is neither.
+/// Writes a value as JSON or YAML. Returns `None` for other formats.
 fn structured(format: Format, value: &Value) -> Option<anyhow::Result<()>> {
     match format {
         Format::Json => Some(json(value)),
@@ -112,16 +112,16 @@ fn structured(format: Format, value: &Value) -> Option<anyhow::Result<()>> {
     }
 }
 
-/// Writes JSON, indented.
+/// Writes indented JSON.
 pub(crate) fn json(value: &Value) -> anyhow::Result<()> {
     raw(&format!("{value:#}\n"))
 }
 
-/// What an answer rests on, as people read it and as fields.
+/// The rules behind an answer, as text and as fields.
 pub(crate) trait RestsOn {
-    /// The lines below the answer.
+    /// Returns the lines below the answer.
     fn text(&self) -> String;
-    /// The field `rules` of the answer.
+    /// Returns the field `rules` of the answer.
     fn value(&self) -> anyhow::Result<Value>;
 }
 
@@ -131,28 +131,28 @@ impl RestsOn for Basis {
     }
 
     fn value(&self) -> anyhow::Result<Value> {
-        serde_json::to_value(self).context("the rules in force are not JSON")
+        serde_json::to_value(self).context("cannot serialize the rules in force")
     }
 }
 
-/// An answer with what it rests on, as JSON.
+/// Returns an answer and its rules as JSON.
 fn with_rules(answer: &impl Serialize, rules: &impl RestsOn) -> anyhow::Result<Value> {
-    let mut value = serde_json::to_value(answer).context("the answer is not JSON")?;
+    let mut value = serde_json::to_value(answer).context("cannot serialize the answer")?;
     if let Value::Object(fields) = &mut value {
         fields.insert("rules".into(), rules.value()?);
     }
     Ok(value)
 }
 
-/// An answer as people read it.
+/// An answer that can be printed.
 pub(crate) trait Shown {
-    /// With ANSI colours; `is_wide` with more columns, where it is a table.
+    /// Returns text with ANSI colours. With `is_wide`, tables have more columns.
     fn text(&self, is_wide: bool) -> String;
-    /// Names of the objects that it is about, as kubectl writes them.
+    /// Returns the names of its objects, in kubectl's format.
     fn names(&self) -> Vec<String>;
 }
 
-/// Writes an answer, and what it rests on where the format has room for it.
+/// Writes an answer, and its rules if the format has room for them.
 pub(crate) fn answer(
     format: Format,
     answer: &(impl Serialize + Shown),
@@ -165,19 +165,16 @@ pub(crate) fn answer(
     }
 }
 
-/// Writes a value that is no answer of rules as JSON or YAML.
+/// Writes a value that is not based on rules, as JSON or YAML.
 ///
 /// # Errors
-/// A format that is neither, as wrong usage; or it can't be written.
+/// Returns a usage error for another format, or an error if writing fails.
 pub(crate) fn value(format: Format, value: &Value) -> anyhow::Result<()> {
-    structured(format, value).unwrap_or_else(|| {
-        Err(invalid(
-            "this answer is text, YAML or JSON: it names no objects",
-        ))
-    })
+    structured(format, value)
+        .unwrap_or_else(|| Err(invalid("this command supports text, YAML and JSON only")))
 }
 
-/// Writes the version of this program.
+/// Prints the version of this program.
 pub(crate) fn version(format: Format) -> anyhow::Result<ExitCode> {
     let Version { version, revision } = Version::CURRENT;
     match format {
@@ -187,13 +184,13 @@ pub(crate) fn version(format: Format) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes names, one a line.
+/// Prints names, one per line.
 pub(crate) fn names(names: &[String]) -> anyhow::Result<()> {
     let lines = names.iter().map(|name| plain(name) + "\n");
     raw(&lines.collect::<String>())
 }
 
-/// Writes objects: `yaml` has their comments, and `json` is a list of them or one of them.
+/// Writes objects. `yaml` contains their comments; `json` is one object or a list.
 pub(crate) fn objects(format: Format, json: &Value, yaml: &str) -> anyhow::Result<()> {
     let one = std::slice::from_ref(json);
     let all = json.get("items").and_then(Value::as_array);
@@ -219,7 +216,7 @@ pub(crate) fn objects(format: Format, json: &Value, yaml: &str) -> anyhow::Resul
     }
 }
 
-/// The name of an object as kubectl writes it: `pod/x`, `deployment.apps/x`.
+/// Returns the name of an object in kubectl's format: `pod/x`, `deployment.apps/x`.
 pub(crate) fn object_name(object: &Value) -> String {
     let part = |pointer| object.pointer(pointer).and_then(Value::as_str);
     let kind = part("/kind").unwrap_or_default().to_lowercase();
@@ -230,46 +227,46 @@ pub(crate) fn object_name(object: &Value) -> String {
     }
 }
 
-/// Several YAML documents as one JSON value: the object, or a list of all of them.
+/// Parses YAML documents into one JSON value: the object, or a list of all objects.
 pub(crate) fn documents(texts: &str) -> anyhow::Result<Value> {
     let all = serde_saphyr::from_multiple::<Value>(texts);
-    let mut all = all.context("the objects are not YAML")?;
+    let mut all = all.context("cannot parse the objects as YAML")?;
     Ok(match all.len() {
         1 => all.remove(0),
         _ => json!({"apiVersion": "v1", "kind": "List", "items": all}),
     })
 }
 
-/// Tells people something beside the answer.
+/// Prints a note on standard error.
 pub(crate) fn note(text: &str) {
-    // Whoever closed standard error does not want to know.
+    // Ignored: standard error may be closed.
     let _ = writeln!(io::stderr(), "note: {}", plain(text));
 }
 
-/// Tells what makes the command fail, beside the answer.
+/// Prints the reason why the command fails on standard error.
 pub(crate) fn failure(text: &str) {
     error(&plain(text));
 }
 
-/// Prints an error in the style of those about usage. Its text may have several lines.
+/// Prints an error in the style of usage errors. Its text may have several lines.
 pub(crate) fn error(text: &str) {
     let line = format!("{BAD}error:{BAD:#} {text}\n");
     let _ = AutoStream::auto(io::stderr()).write_all(line.as_bytes());
 }
 
-/// Tells what an answer rests on beside it, where the answer's format has no room for it.
+/// Prints the rules behind an answer on standard error, for formats without room for them.
 pub(crate) fn note_rules(rules: &Basis) {
     for (name, value) in rules.rows() {
         note(&format!("{name} {value}"));
     }
 }
 
-/// The reader of standard output is gone, which ends a command quietly.
+/// The reader of standard output is gone, which ends a command without an error.
 #[derive(Debug, thiserror::Error)]
 #[error("standard output is closed")]
 pub(crate) struct Closed;
 
-/// The result of writing to standard output. That its reader is gone is no failure.
+/// Converts the result of a write to standard output. A closed output is not a failure.
 pub(crate) fn written(result: io::Result<()>) -> anyhow::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

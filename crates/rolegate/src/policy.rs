@@ -1,5 +1,4 @@
-//! `rolegate policy`: what the rules say about pods, manifests and changes, told before anybody is
-//! refused.
+//! `rolegate policy`: evaluates the rules for pods, manifests and changes before they take effect.
 
 mod adopt;
 mod agents;
@@ -26,14 +25,14 @@ use clap::{Args, Subcommand};
 
 pub(crate) use flags::SharedFlags;
 
-/// The exit code where somebody is refused or cut off.
+/// Exit code for a denial or for pods that lose their role.
 const REFUSED: u8 = 3;
 
-/// What `--help` says first.
-pub(crate) const LONG_ABOUT: &str = "Ask what the rules say, before anybody is refused.\n\n\
-Every answer comes from the same decision as the agents' and the webhook's. Rules and pods are read \
-from the cluster of the kubeconfig, or from manifests; nothing is written anywhere. Without a \
-RolegateConfig the flags of the running agents count, and each answer says what it rests on.";
+/// The introduction of the help text.
+pub(crate) const LONG_ABOUT: &str = "Evaluate the rules before they deny anything.\n\n\
+Every answer uses the same decision function as the agents and the webhook. Rules and pods are read \
+from the cluster of the kubeconfig, or from manifests. These commands never write to the cluster. Without a \
+RolegateConfig the flags of the running agents apply. Each answer lists the rules that it is based on.";
 
 /// Arguments of `rolegate policy`.
 #[derive(Debug, Args)]
@@ -41,18 +40,18 @@ RolegateConfig the flags of the running agents count, and each answer says what 
 Examples:
   Why does a pod get no credentials?
     rolegate policy explain pod/api-0 -n shop
-  Would these manifests be refused? For a pipeline:
+  Would the webhook deny these manifests? For a pipeline:
     helm template . | rolegate policy check --rules rules/ -f - -o github
-  Do my policies say what I think they say?
+  Do the policies decide as intended?
     rolegate policy test policies/
-  Whom does a change of the rules cut off?
+  Which pods lose their role if the rules change?
     rolegate policy simulate --rules rules/
-  From flags to a RolegateConfig that says the same:
+  Convert flags into an equivalent RolegateConfig:
     rolegate policy adopt > config.yaml
-  From open namespaces to default deny:
+  Move from open namespaces to default deny:
     rolegate policy suggest > grants.yaml
 
-Exit codes: 0 allowed or nothing cut off, 1 failed, 3 refused, cut off, an unusable rule or a failing
+Exit codes: 0 no finding, 1 failed, 3 a denial, a pod that loses its role, an unusable rule or a failing
 test, 64 wrong usage.")]
 pub(crate) struct PolicyArguments {
     #[command(subcommand)]
@@ -61,35 +60,35 @@ pub(crate) struct PolicyArguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Tell why a pod may have its role, or may not, and what would change that
+    /// Explain why a pod may or may not have its role, and what would change that
     #[command(long_about = explain::LONG_ABOUT)]
     Explain(Box<explain::ExplainArguments>),
-    /// Judge manifests as the webhook would judge what is done with them
+    /// Validate manifests as the webhook would
     #[command(long_about = check::LONG_ABOUT)]
     Check(Box<check::CheckArguments>),
-    /// Test rules by objects with the verdict that is expected, and by tests in Rego
+    /// Test rules against objects with expected verdicts, and run tests in Rego
     #[command(long_about = test::LONG_ABOUT)]
     Test(Box<test::TestArguments>),
-    /// Tell which running pods a change of the rules cuts off, lets in or gives another session
+    /// Show which running pods a rule change denies, allows or gives another session
     #[command(long_about = simulate::LONG_ABOUT)]
     Simulate(Box<simulate::SimulateArguments>),
-    /// Write the tightest grants that cover what runs today
+    /// Write minimal grants that cover the running pods
     #[command(long_about = suggest::LONG_ABOUT)]
     Suggest(Box<suggest::SuggestArguments>),
-    /// Turn the namespaces' annotations of kube2iam and kiam into grants
+    /// Convert the namespace annotations of kube2iam and kiam into grants
     #[command(long_about = convert::LONG_ABOUT)]
     Convert(Box<convert::ConvertArguments>),
-    /// Write the RolegateConfig that says what the agents' flags say
+    /// Write a RolegateConfig that is equivalent to the agents' flags
     #[command(long_about = adopt::LONG_ABOUT)]
     Adopt(Box<adopt::AdoptArguments>),
-    /// Write the rules as objects that the API server enforces or needs
+    /// Write the rules as objects that the API server enforces or requires
     #[command(long_about = export::LONG_ABOUT)]
     Export(Box<export::ExportArguments>),
 }
 
 #[cfg(test)]
 impl PolicyArguments {
-    /// The rules as the flags of `explain` say them.
+    /// Returns the rules from the flags of `explain`.
     pub(crate) fn rules_of_explain(
         &self,
     ) -> Option<anyhow::Result<rolegate_core::config::RuleConfig>> {
@@ -105,7 +104,7 @@ pub(crate) fn run(arguments: PolicyArguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("no thread can be started")?;
+        .context("cannot start threads")?;
     runtime.block_on(async {
         match arguments.action {
             Action::Explain(arguments) => explain::run(*arguments).await,

@@ -1,17 +1,18 @@
-//! How far a long read is, for people who wait at a terminal.
+//! Progress of long reads, shown on a terminal.
 
 use std::io::{self, IsTerminal, Stderr, Write};
 
-/// A line on standard error that is written anew, and taken away at the end.
+/// A line on standard error that is rewritten, and cleared at the end.
 pub(crate) struct Progress<W: Write = Stderr> {
     what: String,
-    /// Where somebody looks at it.
+    /// The terminal; `None` if there is none.
     out: Option<W>,
     is_shown: bool,
 }
 
 impl Progress {
-    /// The progress with objects of a kind, shown where standard error is a terminal.
+    /// Creates the progress of reading a kind of objects. It is shown if standard error is a
+    /// terminal.
     pub(crate) fn new(what: &str) -> Self {
         let out = io::stderr();
         let is_seen = out.is_terminal();
@@ -28,8 +29,8 @@ impl<W: Write> Progress<W> {
         }
     }
 
-    /// Shows how many there are so far and, where it is known, how many remain. What is read at once is
-    /// not shown.
+    /// Shows the number of objects read so far and the number of those that remain, if known. A
+    /// single read is not shown.
     pub(crate) fn show(&mut self, count: usize, remaining: Option<i64>) {
         let remaining = remaining.and_then(|count| usize::try_from(count).ok());
         let is_all = remaining.unwrap_or_default() == 0;
@@ -40,7 +41,7 @@ impl<W: Write> Progress<W> {
             Some(remaining) if !is_all => format!(" of {}", count.saturating_add(remaining)),
             _ => String::new(),
         };
-        // Nothing is left to do where the terminal is gone.
+        // Ignored: the terminal may be closed.
         let _ = write!(out, "\r\x1b[Kreading {}: {count}{of}", self.what);
         let _ = out.flush();
         self.is_shown = true;
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_read_is_counted_and_the_line_taken_away() {
+    fn long_reads_are_counted_and_the_line_is_cleared() {
         let mut seen = Vec::new();
         let mut progress = Progress::on(Some(&mut seen), "pods");
         progress.show(500, Some(700));

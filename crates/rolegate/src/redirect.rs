@@ -1,4 +1,4 @@
-//! `rolegate redirect`: the rules that lead pods to the agent, by hand.
+//! `rolegate redirect`: manages the redirect rules manually.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use rustix::thread::CapabilitySet;
 use crate::flags::invalid;
 use crate::output::{self, Format, OutputFlags};
 
-/// The exit code of a check that finds pods blocked.
+/// Exit code of a check that finds pods blocked.
 const BLOCKED: u8 = 2;
 
 /// Arguments of `rolegate redirect`.
@@ -29,9 +29,9 @@ pub(crate) struct RedirectArguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print the rules that are in the kernel
+    /// Print the rules in the kernel
     Show {
-        /// auto, nftables, iptables, iptables-nft or iptables-legacy; auto shows all there are
+        /// auto, nftables, iptables, iptables-nft or iptables-legacy. auto: all that are installed
         #[arg(long, value_name = "BACKEND", default_value = "auto")]
         backend: String,
         #[command(flatten)]
@@ -39,18 +39,22 @@ enum Action {
     },
     /// Put the rules into the kernel: for a unit that runs before the kubelet, so that no pod is
     /// earlier than the rules
+    #[command(after_help = "\
+Examples:
+  rolegate redirect apply --host-interface=eni+ --host-ip=$HOST_IP
+
+Exit codes: 0 the rules are in the kernel, 1 failed, 64 wrong usage.")]
     Apply {
         /// auto, nftables, iptables, iptables-nft or iptables-legacy
         #[arg(long, value_name = "BACKEND", default_value = "auto")]
         backend: String,
-        /// Interfaces that pods' packets come in by: a name, eni+ for all that start so, !eth0 for
-        /// all but
+        /// Interfaces on which packets from pods arrive: a name, eni+ for a prefix, !eth0 for all but one
         #[arg(long, value_name = "PATTERN", env = "ROLEGATE_HOST_INTERFACE")]
         host_interface: String,
-        /// This host's address, which pods are redirected to
+        /// Address of this host to which pods are redirected
         #[arg(long, value_name = "IP", env = "HOST_IP")]
         host_ip: IpAddr,
-        /// This host's IPv6 address, if pods have one too
+        /// IPv6 address of this host, if pods have IPv6 addresses
         #[arg(long, value_name = "IP", env = "HOST_IPV6")]
         host_ipv6: Option<Ipv6Addr>,
         /// Port of the agent
@@ -63,12 +67,27 @@ enum Action {
         app_port: u16,
     },
     /// Take the rules away: pods then reach the node's role
+    #[command(after_help = "\
+Examples:
+  rolegate redirect remove
+  On a node without the program, when the agent is gone:
+    kubectl debug node/NODE -i --profile=sysadmin --image=REGISTRY/rolegate:0.1.0 -- \\
+      rolegate redirect remove
+
+Exit codes: 0 removed, or there was nothing to remove, 1 failed, 64 wrong usage.")]
     Remove,
     /// Ask from inside a pod's network namespace where the metadata address leads, and say whether
     /// this host has the routing rules; exits with 0 if the agent answers, 2 if nothing does (pods
     /// are blocked), 1 if the real metadata service does
+    #[command(after_help = "\
+Examples:
+  rolegate redirect check
+  rolegate redirect check --netns /run/netns/cni-…
+
+Exit codes: 0 the agent answers, 1 the real metadata service answers, or failed, 2 nothing answers,
+64 wrong usage.")]
     Check {
-        /// The namespace's file, such as /run/netns/cni-… or /proc/PID/ns/net [default: this one]
+        /// File of the network namespace, such as /run/netns/cni-… or /proc/PID/ns/net [default: the current one]
         #[arg(long, value_name = "FILE")]
         netns: Option<PathBuf>,
         #[command(flatten)]
@@ -81,7 +100,7 @@ pub(crate) fn run(arguments: RedirectArguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("no thread can be started")?;
+        .context("cannot start threads")?;
     runtime.block_on(act(arguments.action))
 }
 
@@ -110,11 +129,11 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
                 names.push("routing rules".into());
             }
             if names.is_empty() {
-                output::raw("there was nothing to remove\n")?;
+                output::raw("nothing to remove\n")?;
             } else {
                 let names = names.join(", ");
                 output::raw(&format!(
-                    "removed ({names}): pods reach the node's metadata now\n"
+                    "removed ({names}): pods now reach the node's metadata service\n"
                 ))?;
             }
         }
@@ -123,7 +142,7 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the rules that are in the kernel.
+/// Prints the rules in the kernel.
 async fn show(backend: &str, format: Format) -> anyhow::Result<()> {
     let listings = kernel_rules(&backends(backend)?).await?;
     let routing = routing_rules().await?;
@@ -148,12 +167,12 @@ async fn show(backend: &str, format: Format) -> anyhow::Result<()> {
         text.extend(routing.iter().map(|rule| format!("{rule}\n")));
     }
     if text.is_empty() {
-        text += "no rules of rolegate are in the kernel\n";
+        text += "the kernel has no rules of rolegate\n";
     }
     output::raw(&text)
 }
 
-/// Prints where the metadata address leads.
+/// Tests where the metadata address leads, and prints the result.
 async fn tried(netns: Option<&Path>, format: Format) -> anyhow::Result<ExitCode> {
     let found = check::probe(netns).await?;
     // Without a file this is the pod's own namespace, and the rules are in the host's.
@@ -189,19 +208,19 @@ fn outcome(outcome: &Outcome) -> serde_json::Value {
     })
 }
 
-/// The rules of the backends in the kernel, each listing once, with the names of the backends that
-/// show it: `iptables` is mostly one of the others.
+/// Returns the rules of the backends in the kernel. Each listing appears once, with the names of
+/// the backends that show it: `iptables` is usually an alias of another backend.
 async fn kernel_rules(backends: &[Backend]) -> anyhow::Result<Vec<(String, String)>> {
     let mut listings: Vec<(String, String)> = Vec::new();
     for backend in backends {
         let rules = match backend.show().await {
             Ok(rules) => rules,
-            // Without the program there are no rules of it, unless they were asked for by name.
+            // A missing program has no rules, unless the user selected it.
             Err(RedirectError::Missing { .. }) if backends.len() > 1 => None,
             Err(error) => return Err(with_rights(error)),
         };
         let Some(rules) = rules else { continue };
-        // The listing names its program on lines of its own.
+        // Some lines of a listing name the program.
         let body = |text: &str| {
             let lines = text.lines().filter(|line| !line.starts_with('#'));
             lines.map(str::to_owned).collect::<Vec<_>>()
@@ -217,7 +236,7 @@ async fn kernel_rules(backends: &[Backend]) -> anyhow::Result<Vec<(String, Strin
     Ok(listings)
 }
 
-/// The error, with the right that is missing.
+/// Adds the missing capability to an error.
 fn with_rights(error: RedirectError) -> anyhow::Error {
     let has_right = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
@@ -230,7 +249,7 @@ fn with_rights(error: RedirectError) -> anyhow::Error {
     }
 }
 
-/// The state's name for programs.
+/// Returns the state's machine-readable name.
 fn name(state: State) -> &'static str {
     match state {
         State::InPlace => "inPlace",
@@ -247,7 +266,7 @@ fn words(state: State) -> &'static str {
     }
 }
 
-/// The rules for this host, from flags of either command.
+/// Returns the rules for this host, from flags of either command.
 pub(crate) fn spec(
     host_ip: Option<IpAddr>,
     host_ipv6: Option<Ipv6Addr>,
@@ -259,7 +278,7 @@ pub(crate) fn spec(
         Some(IpAddr::V6(ip)) if host_ipv6.is_none() => (None, Some(ip)),
         Some(IpAddr::V6(_)) => {
             return Err(invalid(
-                "--host-ip and --host-ipv6 are both IPv6: give one of both",
+                "--host-ip and --host-ipv6 are both IPv6: give only one of them",
             ));
         }
         None => (None, host_ipv6),
@@ -267,7 +286,7 @@ pub(crate) fn spec(
     Spec::new(v4, v6, app_port, interface).map_err(|error| invalid(format!("--redirect: {error}")))
 }
 
-/// A backend by its name.
+/// Parses the name of a backend.
 pub(crate) fn choice(text: &str) -> anyhow::Result<Choice> {
     text.parse().map_err(|error| invalid(format!("{error}")))
 }

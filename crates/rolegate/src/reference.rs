@@ -1,4 +1,4 @@
-//! `rolegate reference`: the reference of commands and flags, from their definition.
+//! `rolegate reference`: generates the reference of commands and flags from their definition.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;

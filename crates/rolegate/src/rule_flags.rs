@@ -1,5 +1,5 @@
-//! Flags about rules, the same for every command that decides, so that the same flags give the same
-//! decision. They count where the cluster has no `RolegateConfig`.
+//! Flags about rules, shared by every command that decides, so that the same flags give the same
+//! decision. They apply where the cluster has no `RolegateConfig`.
 
 use std::str::FromStr;
 
@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use rolegate_core::annotation::{given, normalized};
 use rolegate_core::arn::{BaseArn, resolve};
 use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind, RuleConfig};
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::layer::Mode;
 
 use crate::flags::{ClusterConfigUse, RestrictionFormat, base_arn, invalid};
@@ -15,49 +15,49 @@ use crate::given_flags::Given;
 
 const RULES: &str = "Roles and rules";
 
-/// What a namespace without annotations allows.
+/// The default for namespaces without annotations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum RestrictionDefault {
-    /// No role
+    /// Allow no role
     Deny,
-    /// Every role, as without restrictions: for moving over
+    /// Allow every role, as without restrictions. Meant for migrations
     Allow,
 }
 
 /// Flags about rules.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RuleFlags {
-    /// ARN that completes bare role names, such as arn:aws:iam::123456789012:role/k8s/
+    /// ARN prefix that completes bare role names, such as arn:aws:iam::123456789012:role/k8s/
     #[arg(long, alias = "role-base-arn", value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = RULES)]
     base_role_arn: Option<String>,
-    /// Whether the cluster's RolegateConfig counts, which goes before the flags about roles and rules: auto where its custom resource is installed
+    /// Use the cluster's RolegateConfig, which overrides the flags about roles and rules. auto: if its custom resource is installed
     #[arg(long, value_name = "USE", env = "ROLEGATE_CLUSTER_CONFIG", default_value = "auto", help_heading = RULES)]
     pub(crate) cluster_config: ClusterConfigUse,
-    /// Role of pods that name none, in namespaces that name none
+    /// Role of pods that do not request one, in namespaces without a default of their own
     #[arg(long, value_name = "ROLE", env = "ROLEGATE_DEFAULT_ROLE", help_heading = RULES)]
     default_role: Option<String>,
-    /// Role that no pod may have, name or ARN, such as the nodes'; counts beside those of the RolegateConfig; values of several places add up
-    #[arg(long, value_name = "ROLE", env = "ROLEGATE_OWN_ROLE", value_delimiter = ',', help_heading = RULES)]
-    own_role: Vec<String>,
-    /// Allow only roles that the pod's namespace allows by its annotations: the same as --layer=namespace=enforce
+    /// Role that no pod may have, such as the nodes' role, as a name or an ARN. Applies in addition to the roles reserved by the RolegateConfig. Values from all sources are combined
+    #[arg(long, value_name = "ROLE", env = "ROLEGATE_RESERVED_ROLE", value_delimiter = ',', help_heading = RULES)]
+    reserved_role: Vec<String>,
+    /// Allow only roles that the annotations of the pod's namespace allow. The same as --layer=namespace=enforce
     #[arg(long, env = "ROLEGATE_NAMESPACE_RESTRICTIONS", help_heading = RULES)]
     pub(crate) namespace_restrictions: bool,
-    /// How the patterns in --namespace-key are written
+    /// Format of the patterns in --namespace-key
     #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", ignore_case = true, help_heading = RULES)]
     namespace_restriction_format: RestrictionFormat,
-    /// What a namespace without annotations allows
+    /// Default for namespaces without annotations
     #[arg(long, value_name = "VERDICT", env = "ROLEGATE_NAMESPACE_RESTRICTIONS_DEFAULT", default_value = "deny", help_heading = RULES)]
     namespace_restrictions_default: RestrictionDefault,
-    /// A layer of rules and its mode, such as grants=audit: layers are namespace, grants and rego, modes enforce, audit and off. A layer that no flag names is off; layers of several places add up, and a place that makes one less strict than a lower place is refused
+    /// Layer of rules and its mode, such as grants=audit. The layers are namespace, grants and rego. The modes are enforce, audit and off. A layer that is not set is off. Values from all sources are combined. A source may not make a layer less strict than a source of lower precedence
     #[arg(long, value_name = "NAME=MODE", env = "ROLEGATE_LAYER", value_delimiter = ',', help_heading = RULES)]
     layer: Vec<LayerMode>,
-    /// Namespaces whose ConfigMaps hold Rego policies and data; values of several places add up
+    /// Namespaces whose ConfigMaps hold Rego policies and data. Values from all sources are combined
     #[arg(long, value_name = "NAMESPACE", env = "ROLEGATE_POLICY_NAMESPACES", value_delimiter = ',', default_value = "opa", help_heading = RULES)]
     policy_namespaces: Vec<String>,
-    /// Label of ConfigMaps that hold Rego policies; empty: all ConfigMaps of those namespaces
+    /// Label of ConfigMaps that hold Rego policies. Empty: all ConfigMaps of those namespaces
     #[arg(long, value_name = "KEY=VALUE", env = "ROLEGATE_POLICY_LABEL", default_value = "openpolicyagent.org/policy=rego", help_heading = RULES)]
     policy_label: String,
-    /// Kinds that Rego policies read at data.kubernetes beside namespaces, as [GROUP/]VERSION/RESOURCE; values of several places add up
+    /// Kinds that Rego policies can read at data.kubernetes in addition to namespaces, as [GROUP/]VERSION/RESOURCE. Values from all sources are combined
     #[arg(long, value_name = "KIND", env = "ROLEGATE_REPLICATE", value_delimiter = ',', help_heading = RULES)]
     replicate: Vec<String>,
 }
@@ -103,26 +103,26 @@ impl FromStr for LayerMode {
 }
 
 impl RuleFlags {
-    /// The rules as far as flags say them.
+    /// Returns the rules that the flags describe.
     ///
     /// # Errors
-    /// A flag that makes no sense, as wrong usage.
+    /// Returns a usage error for an invalid flag.
     pub(crate) fn config(&self) -> anyhow::Result<RuleConfig> {
         let default_role = self.default_role.as_deref().and_then(given);
         if let Some(role) = default_role {
-            // A name may have to wait for the base ARN; that it is one can be said now.
+            // A bare name may have to wait for the base ARN. Its syntax can be checked now.
             let any = BaseArn::of_account("aws", "000000000000").ok();
             resolve(role, any.as_ref())
                 .map_err(|error| invalid(format!("--default-role: {error}")))?;
         }
-        let own_roles = self.own_role.iter().map(|role| {
-            OwnRole::parse(normalized(role))
-                .map_err(|error| invalid(format!("--own-role: {error}")))
+        let reserved_roles = self.reserved_role.iter().map(|role| {
+            ReservedRole::parse(normalized(role))
+                .map_err(|error| invalid(format!("--reserved-role: {error}")))
         });
         Ok(RuleConfig {
             base: base_arn(self.base_role_arn.as_deref())?,
             default_role: default_role.map(Into::into),
-            own_roles: own_roles.collect::<anyhow::Result<_>>()?,
+            reserved_roles: reserved_roles.collect::<anyhow::Result<_>>()?,
             modes: self.modes(),
             rego: self.rego()?,
             restriction_format: self.namespace_restriction_format.into(),
@@ -131,21 +131,21 @@ impl RuleFlags {
         })
     }
 
-    /// These flags in the places where they were `given`, and `lower` in the others. Roles of our own
-    /// add up, and of the layers those that are named.
+    /// Merges two sources of flags. A flag that is `given` here overrides `lower`. Reserved roles
+    /// are combined, and so are the layers that are named.
     pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
         let mut layer = lower.layer;
         if given.has("namespace_restrictions") {
             layer.retain(|one| !matches!(one.layer, LayerName::Namespace));
         }
         layer.extend(self.layer);
-        let mut own_role = lower.own_role;
-        own_role.extend(self.own_role);
+        let mut reserved_role = lower.reserved_role;
+        reserved_role.extend(self.reserved_role);
         Self {
             cluster_config: given.pick("cluster_config", self.cluster_config, lower.cluster_config),
             base_role_arn: given.pick("base_role_arn", self.base_role_arn, lower.base_role_arn),
             default_role: given.pick("default_role", self.default_role, lower.default_role),
-            own_role,
+            reserved_role,
             namespace_restrictions: given.pick(
                 "namespace_restrictions",
                 self.namespace_restrictions,
@@ -172,7 +172,7 @@ impl RuleFlags {
         }
     }
 
-    /// The modes. Without flags no layer is on, as in kube2iam.
+    /// Returns the layers' modes. Without flags every layer is off, as in kube2iam.
     fn modes(&self) -> Modes {
         let mut modes = Modes {
             namespace: match self.namespace_restrictions {
@@ -216,7 +216,7 @@ impl RuleFlags {
         if let Some(place) = ResourceKind::in_ones_place(&replicate) {
             let text = self.replicate.get(place).map_or("", |text| text);
             return Err(invalid(format!(
-                "--replicate: {text:?}: another kind has this plural, which is all that names it in data.kubernetes"
+                "--replicate: {text:?}: another kind has the same plural, and data.kubernetes identifies kinds by their plural only"
             )));
         }
         Ok(RegoConfig {
@@ -277,7 +277,7 @@ mod tests {
             "--replicate=v1/a,b/v1/a",
             "--base-role-arn=x",
             "--default-role=../x",
-            "--own-role=a b",
+            "--reserved-role=a b",
         ] {
             assert!(parse(&[wrong]).unwrap().config().is_err(), "{wrong}");
         }
@@ -293,14 +293,14 @@ mod tests {
         assert_eq!(config.rego, RegoConfig::default());
     }
 
-    /// An environment variable out of a file often ends in a line feed.
+    /// A value that an environment variable takes from a file often ends in a line feed.
     #[test]
     fn blanks_around_values_do_not_count() {
         let config = |end: &str| {
             let flags = [
                 format!("--base-role-arn=arn:aws:iam::123456789012:role/{end}"),
                 format!("--default-role=reader{end}"),
-                format!("--own-role={end}node{end}"),
+                format!("--reserved-role={end}node{end}"),
                 format!("--policy-namespaces=opa{end},{end}rules"),
                 format!("--policy-label=a=b{end}"),
                 format!("--replicate=v1/services{end}"),
@@ -319,14 +319,14 @@ mod tests {
         let flags = parse(&[
             "--base-role-arn=arn:aws:iam::123456789012:role",
             "--default-role=basic",
-            "--own-role=node,arn:aws:iam::123456789012:role/path/rolegate",
+            "--reserved-role=node,arn:aws:iam::123456789012:role/path/rolegate",
             "--namespace-restrictions",
             "--namespace-restriction-format=regexp",
             "--namespace-restrictions-default=allow",
         ]);
         let config = flags.unwrap().config().unwrap();
         let own: Vec<_> = config
-            .own_roles
+            .reserved_roles
             .iter()
             .map(|own| (own.account.as_deref(), own.name.as_str()))
             .collect();
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(config.default_role.as_deref(), Some("basic"));
         assert!(config.base.is_some() && config.allow_unannotated);
         assert_eq!(config.modes.namespace, Mode::Enforce);
-        // The layer's own flag goes first.
+        // The layer's own flag takes precedence.
         let flags = parse(&["--namespace-restrictions", "--layer=namespace=audit"]);
         assert_eq!(flags.unwrap().modes().namespace, Mode::Audit);
     }

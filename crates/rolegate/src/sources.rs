@@ -1,6 +1,7 @@
-//! Flags with several values that may be given in several places: on the command line, in the
-//! environment and in the file of `--config`. For other flags only the highest place counts. For
-//! these, that would drop restrictions from a lower place, so each has its own [`Rule`].
+//! Merging of flags with several values that several sources can set: the command line, the
+//! environment and the file of `--config`. For other flags only the source of highest precedence
+//! applies. That would drop restrictions of the other sources, so each of these flags has its own
+//! [`Rule`].
 
 use std::ffi::OsString;
 use std::fmt;
@@ -9,14 +10,14 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::config_file::Environment;
 
-/// The switch that is short for a layer's mode.
+/// The flag that is shorthand for a layer's mode.
 const RESTRICTIONS: &str = "namespace-restrictions";
-/// The layer that it is shorthand for, without the mode.
+/// The layer of that flag, without the mode.
 const RESTRICTED: &str = "namespace";
 
-/// A place where flags are given, lowest first.
+/// A source of flags, in order of increasing precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
+pub(crate) enum Source {
     /// The file of `--config`.
     File,
     /// A variable of the environment.
@@ -25,43 +26,43 @@ pub(crate) enum Place {
     CommandLine,
 }
 
-/// The way in which values from several places combine.
+/// The merge rule of a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// All values of all places: each closes something, or shows policies more.
+    /// All values of all sources apply: each restricts something or adds policies.
     AddUp,
-    /// One place gives it, or all that do say the same: each value opens something, and which list
-    /// was meant can't be told.
-    OnePlace,
-    /// The layers of all places. A higher place may make one stricter than a lower one, and not less
-    /// strict.
+    /// Only one source may set it, or all must set the same: each value allows something, and the
+    /// intended list would be ambiguous.
+    OneSource,
+    /// The layers of all sources apply. A source may make a layer stricter than a source of lower
+    /// precedence, but not less strict.
     Layers,
-    /// Only the highest place counts, as for flags with one value.
+    /// Only the source of highest precedence applies, as for flags with one value.
     Highest,
 }
 
-/// The rule of each flag that takes several values and has a variable of the environment.
+/// The rule of each flag that takes several values and has an environment variable.
 const RULES: [(&str, Rule); 8] = [
     ("layer", Rule::Layers),
-    ("own-role", Rule::AddUp),
+    ("reserved-role", Rule::AddUp),
     ("policy-namespaces", Rule::AddUp),
     ("replicate", Rule::AddUp),
-    ("metadata-allow", Rule::OnePlace),
-    // A chain has an order, and its external IDs have that of the chain.
+    ("metadata-allow", Rule::OneSource),
+    // A chain has an order, and its external IDs follow that order.
     ("assume-role", Rule::Highest),
     ("assume-role-external-id", Rule::Highest),
-    // Names that a certificate is for.
+    // DNS names of a certificate.
     ("tls-extra-names", Rule::Highest),
 ];
 
-/// The rule of a flag; nothing for one of a single value.
+/// Returns the rule of a flag, or `None` for a flag with one value.
 pub(crate) fn rule(flag: &Arg) -> Option<Rule> {
     let name = flag.get_long()?;
     let (_, rule) = RULES.iter().find(|(known, _)| *known == name)?;
     Some(*rule)
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::File => "in the file of --config",
@@ -71,18 +72,19 @@ impl fmt::Display for Place {
     }
 }
 
-/// The values of one flag, by place, lowest first.
+/// The values of one flag by source, in order of increasing precedence.
 #[derive(Debug)]
 struct Given {
     name: String,
-    places: Vec<(Place, Vec<String>)>,
+    sources: Vec<(Source, Vec<String>)>,
 }
 
-/// The arguments that say what lower places than the command line add to it. `file` has the values of
-/// the file, by flag; `environment` looks up a variable; `arguments` are those of `command` alone.
+/// Returns the arguments that the other sources add to the command line. `file` contains the values
+/// of the file by flag, `environment` looks up a variable, and `arguments` are those of `command`
+/// only.
 ///
 /// # Errors
-/// Places that contradict each other, in a sentence.
+/// Returns a sentence about sources that contradict each other.
 pub(crate) fn added(
     command: &Command,
     arguments: &[OsString],
@@ -96,7 +98,7 @@ pub(crate) fn added(
         };
         let given = given(flag, arguments, environment, file);
         match rule {
-            Rule::OnePlace => given.check_same()?,
+            Rule::OneSource => given.check_same()?,
             Rule::Layers => {
                 let switch = command
                     .get_arguments()
@@ -106,10 +108,10 @@ pub(crate) fn added(
             }
             Rule::AddUp | Rule::Highest => {}
         }
-        for (place, values) in &given.places {
-            // If all are the same, once is enough.
-            let is_said = rule == Rule::OnePlace && given.highest() != Some(*place);
-            if *place != Place::CommandLine && !is_said {
+        for (source, values) in &given.sources {
+            // Equal values are added once.
+            let is_set_higher = rule == Rule::OneSource && given.highest() != Some(*source);
+            if *source != Source::CommandLine && !is_set_higher {
                 let name = &given.name;
                 added.extend(
                     values
@@ -122,7 +124,7 @@ pub(crate) fn added(
     Ok(added)
 }
 
-/// The values of a flag by place; places that give none are left out.
+/// Returns the values of a flag by source. Sources that do not set it are omitted.
 fn given(
     flag: &Arg,
     arguments: &[OsString],
@@ -138,35 +140,35 @@ fn given(
     };
     let variable = flag.get_env().and_then(|name| environment(name.to_str()?));
     let of_file = file.iter().find(|(known, _)| known == name);
-    let places = [
+    let sources = [
         (
-            Place::File,
+            Source::File,
             of_file
                 .map(|(_, values)| values.clone())
                 .unwrap_or_default(),
         ),
-        // A variable that is there and empty names nothing.
+        // A variable that is set to an empty value adds nothing.
         (
-            Place::Environment,
+            Source::Environment,
             variable
                 .filter(|text| !text.is_empty())
                 .into_iter()
                 .collect(),
         ),
-        (Place::CommandLine, on_command_line(flag, arguments)),
+        (Source::CommandLine, on_command_line(flag, arguments)),
     ];
-    let places =
-        places.map(|(place, values)| (place, values.into_iter().flat_map(split).collect()));
+    let sources =
+        sources.map(|(source, values)| (source, values.into_iter().flat_map(split).collect()));
     Given {
         name: name.to_owned(),
-        places: places
+        sources: sources
             .into_iter()
-            .filter(|(_, values): &(Place, Vec<String>)| !values.is_empty())
+            .filter(|(_, values): &(Source, Vec<String>)| !values.is_empty())
             .collect(),
     }
 }
 
-/// All values that the command line gives a flag; a switch without a value is `true`.
+/// Returns all values of a flag on the command line. A flag without a value is `true`.
 fn on_command_line(flag: &Arg, arguments: &[OsString]) -> Vec<String> {
     let Some(name) = flag.get_long() else {
         return Vec::new();
@@ -190,11 +192,11 @@ fn on_command_line(flag: &Arg, arguments: &[OsString]) -> Vec<String> {
 }
 
 impl Given {
-    fn highest(&self) -> Option<Place> {
-        self.places.last().map(|(place, _)| *place)
+    fn highest(&self) -> Option<Source> {
+        self.sources.last().map(|(source, _)| *source)
     }
 
-    /// Fails where two places give other values.
+    /// Returns an error if two sources set different values.
     fn check_same(&self) -> Result<(), String> {
         let sorted = |values: &[String]| {
             let mut values = values.to_vec();
@@ -202,33 +204,33 @@ impl Given {
             values.dedup();
             values
         };
-        for pair in self.places.windows(2) {
+        for pair in self.sources.windows(2) {
             let [(lower, below), (higher, above)] = pair else {
                 continue;
             };
             if sorted(below) != sorted(above) {
                 let name = &self.name;
                 return Err(format!(
-                    "--{name} is given {lower} and, otherwise, {higher}: each value opens something, so give all of them in one place"
+                    "--{name} is set {lower} and, to other values, {higher}: each value allows something, so set all of them in one source"
                 ));
             }
         }
         Ok(())
     }
 
-    /// Fails where a place makes a layer less strict than a lower one.
+    /// Returns an error if a source makes a layer less strict than a source of lower precedence.
     fn check_layers(&self, switch: Option<&Given>) -> Result<(), String> {
         let mut entries = Vec::new();
-        for (place, values) in switch.into_iter().flat_map(|switch| &switch.places) {
+        for (source, values) in switch.into_iter().flat_map(|switch| &switch.sources) {
             let mode = match values.last().map(String::as_str) {
                 Some("true") => "enforce",
                 _ => "off",
             };
-            entries.push((*place, RESTRICTED, mode));
+            entries.push((*source, RESTRICTED, mode));
         }
-        for (place, values) in &self.places {
+        for (source, values) in &self.sources {
             let modes = values.iter().filter_map(|value| value.split_once('='));
-            entries.extend(modes.map(|(layer, mode)| (*place, layer, mode)));
+            entries.extend(modes.map(|(layer, mode)| (*source, layer, mode)));
         }
         for (higher, layer, mode) in &entries {
             let stricter = entries.iter().find(|(lower, other, closed)| {
@@ -236,7 +238,7 @@ impl Given {
             });
             if let Some((lower, _, closed)) = stricter {
                 return Err(format!(
-                    "layer {layer} is {closed} {lower} and {mode} {higher}: what one place closes no other opens, so say {mode} where it says {closed}"
+                    "layer {layer} is {closed} {lower} and {mode} {higher}: a source cannot make a layer less strict than another source, so replace {closed} with {mode} there"
                 ));
             }
         }
@@ -244,7 +246,7 @@ impl Given {
     }
 }
 
-/// Ranks a layer's mode by strictness. Invalid modes are refused when flags are read.
+/// Ranks a layer's mode by strictness. Flag parsing rejects invalid modes.
 fn strictness(mode: &str) -> u8 {
     match mode {
         "enforce" => 2,
@@ -258,7 +260,7 @@ mod tests {
     use super::*;
     use crate::cli::definition;
 
-    /// All commands that can be run, by their words.
+    /// Returns all commands that can be run, by name.
     fn commands() -> Vec<(String, Command)> {
         fn add(words: &str, command: &Command, all: &mut Vec<(String, Command)>) {
             for sub in command.get_subcommands() {
@@ -298,7 +300,7 @@ mod tests {
         &'a [(&'a str, &'a str)],
     );
 
-    /// Returns the arguments to add to a command line, or why it is refused.
+    /// Returns the arguments to add to a command line, or the reason for its rejection.
     fn merge(
         command: &Command,
         (line, variables, file): Places<'_>,
@@ -319,7 +321,7 @@ mod tests {
             .collect())
     }
 
-    /// Each command that has the flag, with the variable of it.
+    /// Returns each command that has the flag, with its environment variable.
     fn having(name: &str) -> Vec<(String, Command, String)> {
         let has = |(words, command): (String, Command)| {
             let flag = command
@@ -336,16 +338,16 @@ mod tests {
     #[test]
     fn lists_that_close_add_up_in_every_command() {
         for (name, (one, two, three)) in [
-            ("own-role", ("a", "b", "c")),
+            ("reserved-role", ("a", "b", "c")),
             ("policy-namespaces", ("a", "b", "c")),
             ("replicate", ("v1/a", "v1/b", "v1/c")),
         ] {
             for (words, command, variable) in having(name) {
                 let line = format!("--{name}={three}");
-                let places: Places<'_> = (&[&line], &[(&variable, two)], &[(name, one)]);
+                let sources: Places<'_> = (&[&line], &[(&variable, two)], &[(name, one)]);
                 let expected = [format!("--{name}={one}"), format!("--{name}={two}")];
-                assert_eq!(merge(&command, places).unwrap(), expected, "{words}");
-                // Of one place nothing is lost either.
+                assert_eq!(merge(&command, sources).unwrap(), expected, "{words}");
+                // Values of one source are not lost either.
                 let alone: Places<'_> = (&[], &[(&variable, &format!("{one},{two}"))], &[]);
                 assert_eq!(merge(&command, alone).unwrap(), expected, "{words}");
                 let none: Places<'_> = (&["--", &line], &[(&variable, "")], &[]);
@@ -355,9 +357,9 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_opens_is_given_in_one_place() {
+    fn permissive_lists_are_set_in_one_source() {
         for (words, command, variable) in having("metadata-allow") {
-            for places in [
+            for sources in [
                 (
                     &["--metadata-allow=a"][..],
                     &[(&*variable, "a,b")][..],
@@ -371,8 +373,8 @@ mod tests {
                     &[],
                 ),
             ] {
-                let error = merge(&command, places).unwrap_err();
-                assert!(error.contains("in one place"), "{words}: {error}");
+                let error = merge(&command, sources).unwrap_err();
+                assert!(error.contains("in one source"), "{words}: {error}");
             }
             let same: Places<'_> = (&[], &[(&variable, "a")], &[("metadata-allow", "a")]);
             assert_eq!(merge(&command, same).unwrap(), ["--metadata-allow=a"]);
@@ -380,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_of_all_places_count_and_none_is_opened() {
+    fn layers_of_all_sources_apply_and_none_is_relaxed() {
         for (words, command, variable) in having("layer") {
             let restrictions = "ROLEGATE_NAMESPACE_RESTRICTIONS";
             let fine: [(Places<'_>, &[&str]); 4] = [
@@ -412,7 +414,7 @@ mod tests {
                         "--layer=rego=audit",
                     ],
                 ),
-                // Within one place the layer's own flag takes precedence.
+                // Within one source the layer's own flag takes precedence.
                 (
                     (
                         &["--namespace-restrictions", "--layer=namespace=audit"],
@@ -422,11 +424,11 @@ mod tests {
                     &[],
                 ),
             ];
-            for (places, expected) in fine {
+            for (sources, expected) in fine {
                 assert_eq!(
-                    merge(&command, places).unwrap(),
+                    merge(&command, sources).unwrap(),
                     expected,
-                    "{words} {places:?}"
+                    "{words} {sources:?}"
                 );
             }
             let refused: [Places<'_>; 7] = [
@@ -454,11 +456,11 @@ mod tests {
                     &[],
                 ),
             ];
-            for places in refused {
-                let error = merge(&command, places).unwrap_err();
+            for sources in refused {
+                let error = merge(&command, sources).unwrap_err();
                 assert!(
-                    error.contains("no other opens"),
-                    "{words} {places:?}: {error}"
+                    error.contains("less strict"),
+                    "{words} {sources:?}: {error}"
                 );
             }
         }

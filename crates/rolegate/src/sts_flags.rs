@@ -1,4 +1,4 @@
-//! Flags about calls to STS, shared by every command that makes them.
+//! Flags about calls to STS, shared by every command that makes such calls.
 
 use clap::{ArgAction, Args};
 use rolegate_aws::chain::IntermediateRole;
@@ -11,31 +11,31 @@ use rolegate_runtime::clock::Clock;
 use crate::flags::invalid;
 
 const SESSIONS: &str = "Sessions";
-/// Longest chain of roles: each is a call before the first session.
-const LONGEST_CHAIN: usize = 4;
+/// Maximum length of a role chain. Each role costs one call before the first session.
+const MAX_CHAIN_LENGTH: usize = 4;
 
-/// How STS is called.
+/// Flags about calls to STS.
 #[derive(Debug, Args)]
 pub(crate) struct StsFlags {
-    /// Call STS at the Region's endpoint; false: the global one where the partition has it [default: true]
+    /// Call the regional STS endpoint. false: call the global endpoint, if the partition has one [default: true]
     #[arg(long, env = "ROLEGATE_USE_REGIONAL_STS_ENDPOINT", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true, help_heading = SESSIONS)]
     use_regional_sts_endpoint: Option<bool>,
-    /// Most calls to STS at once; 0: no limit
+    /// Maximum number of concurrent calls to STS. 0: unlimited
     #[arg(long, alias = "fetchers", value_name = "N", env = "ROLEGATE_STS_CALLS_IN_FLIGHT", default_value = "64", help_heading = SESSIONS)]
     sts_calls_in_flight: usize,
-    /// Most calls to STS in a second, of an account's quota of 600; 0: no limit but what STS throttles [default: 200 for a broker, 0 for an agent]
+    /// Maximum number of calls to STS per second, out of the account's quota of 600. 0: limited only by STS throttling [default: 200 for a broker, 0 for an agent]
     #[arg(long, value_name = "N", env = "ROLEGATE_STS_CALLS_PER_SECOND", help_heading = SESSIONS)]
     sts_calls_per_second: Option<u32>,
-    /// ARN of a role to assume first and make all further calls with; given again: the next of a chain
+    /// Role to assume before calling STS for pods, as an ARN. Repeat to chain roles
     #[arg(long, alias = "assume-role-arn", value_name = "ARN", env = "ROLEGATE_ASSUME_ROLE", value_delimiter = ',', help_heading = SESSIONS)]
     assume_role: Vec<String>,
-    /// External ID for --assume-role; given again, for each of a chain in order, empty for none
+    /// External ID for the --assume-role in the same position. Empty: none
     #[arg(long, value_name = "ID", env = "ROLEGATE_ASSUME_ROLE_EXTERNAL_ID", help_heading = SESSIONS)]
     assume_role_external_id: Vec<String>,
 }
 
 impl StsFlags {
-    /// The options of an engine with these flags' limits.
+    /// Returns the engine's options with the limits that the flags set.
     pub(crate) fn engine(&self, of: fn(usize) -> EngineOptions) -> EngineOptions {
         let options = of(self.sts_calls_in_flight);
         EngineOptions {
@@ -46,10 +46,10 @@ impl StsFlags {
         }
     }
 
-    /// How STS is reached.
+    /// Returns the options of the STS client.
     ///
     /// # Errors
-    /// Roles or external IDs that are none, as wrong usage.
+    /// Returns a usage error for an invalid role or external ID.
     pub(crate) fn options(&self, clock: Clock) -> anyhow::Result<StsOptions> {
         let endpoints = std::env::var("AWS_STS_REGIONAL_ENDPOINTS");
         let regional = self
@@ -75,15 +75,15 @@ impl StsFlags {
                 })
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
-        if roles.len() > LONGEST_CHAIN {
+        if roles.len() > MAX_CHAIN_LENGTH {
             return Err(invalid(format!(
-                "--assume-role: give {LONGEST_CHAIN} roles at the most"
+                "--assume-role: give at most {MAX_CHAIN_LENGTH} roles"
             )));
         }
         let ids = self.assume_role_external_id.as_slice();
         if ids.len() > roles.len() && ids != [""] {
             return Err(invalid(
-                "--assume-role-external-id: there are more of them than roles by --assume-role",
+                "--assume-role-external-id: more external IDs than roles in --assume-role",
             ));
         }
         for (role, id) in roles.iter_mut().zip(ids) {

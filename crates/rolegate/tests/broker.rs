@@ -1,13 +1,13 @@
-//! `rolegate broker`, the real binary: that it doesn't start where it would ask agents for its own
-//! credentials.
+//! Tests of `rolegate broker` with the real binary: it must not start if it would request its own
+//! credentials from agents.
 #![cfg(test)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-/// What it says when it has started.
+/// The log message at startup.
 const STARTED: &str = "listening";
-/// Wrong usage or environment.
+/// Exit code for wrong usage or environment.
 const USAGE: i32 = 64;
 
 struct Broker(Child);
@@ -19,8 +19,8 @@ impl Drop for Broker {
     }
 }
 
-/// Starts a broker with nothing but this in its environment; how it ended and what it said, where it
-/// did not start.
+/// Starts a broker with only this environment. Returns its exit code and output if it did not
+/// start.
 fn refused(environment: &[(&str, &str)]) -> Option<(Option<i32>, String)> {
     let child = Command::new(env!("CARGO_BIN_EXE_rolegate"))
         .args(["broker", "--api-server=http://127.0.0.1:9"])
@@ -41,31 +41,31 @@ fn refused(environment: &[(&str, &str)]) -> Option<(Option<i32>, String)> {
         .spawn()
         .unwrap();
     let mut broker = Broker(child);
-    let mut said = String::new();
+    let mut stderr = String::new();
     for line in BufReader::new(broker.0.stderr.take().unwrap()).lines() {
         let line = line.unwrap();
         if line.contains(STARTED) {
             return None;
         }
-        said.push_str(&line);
-        said.push('\n');
+        stderr.push_str(&line);
+        stderr.push('\n');
     }
-    Some((broker.0.wait().unwrap().code(), said))
+    Some((broker.0.wait().unwrap().code(), stderr))
 }
 
 #[test]
 fn threat_05_a_broker_that_would_ask_an_agent_for_its_credentials_does_not_start() {
     let pod = [("POD_IP", "10.1.0.5"), ("HOST_IP", "10.0.0.1")];
-    let (code, said) = refused(&pod).expect("it starts");
-    assert_eq!(code, Some(USAGE), "{said}");
-    // What to do about it.
+    let (code, stderr) = refused(&pod).expect("it starts");
+    assert_eq!(code, Some(USAGE), "{stderr}");
+    // The fix.
     for words in [
         "this broker is not on its host's network and has no credentials of its own",
         "set hostNetwork: true, or give it web identity (AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE)",
     ] {
-        assert!(said.contains(words), "{said}");
+        assert!(stderr.contains(words), "{stderr}");
     }
-    // An SDK takes what is set to nothing for not set.
+    // An SDK treats an empty variable as unset.
     let unset = [pod[0], pod[1], ("AWS_WEB_IDENTITY_TOKEN_FILE", "")];
     assert!(refused(&unset).is_some());
 }
@@ -91,7 +91,7 @@ fn a_broker_on_its_hosts_network_or_with_credentials_of_its_own_starts() {
         ];
         assert_eq!(refused(&own), None, "{name}");
     }
-    // Outside of a pod nobody is led anywhere.
+    // Outside of a pod nothing is redirected.
     assert_eq!(refused(&[]), None);
     assert_eq!(refused(&[("POD_IP", "10.1.0.5")]), None);
 }

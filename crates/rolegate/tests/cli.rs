@@ -1,5 +1,5 @@
-//! The command line as a whole, as the real binary takes it: help, advice, errors, formats, and how a
-//! cluster is read.
+//! Tests of the whole command line with the real binary: help, suggestions, errors, formats, and
+//! reads of a cluster.
 #![cfg(test)]
 
 use std::io::{BufRead, BufReader, Write};
@@ -16,10 +16,10 @@ fn command(arguments: &[&str]) -> Command {
 }
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-    said(command(arguments).output().unwrap())
+    outcome(command(arguments).output().unwrap())
 }
 
-fn said(output: Output) -> (Option<i32>, String, String) {
+fn outcome(output: Output) -> (Option<i32>, String, String) {
     (
         output.status.code(),
         String::from_utf8(output.stdout).unwrap(),
@@ -62,7 +62,7 @@ fn an_unknown_flag_without_a_command_is_not_only_the_agents() {
     );
     let (_, _, text) = run(&["--base-role-arnn=x"]);
     assert!(text.contains("similar flag '--base-role-arn'"), "{text}");
-    // What the agent has is still the agent's.
+    // Flags of the agent still belong to the agent.
     let (_, _, text) = run(&["--base-role-arn=x", "--man"]);
     assert!(text.contains("rolegate agent"), "{text}");
 }
@@ -129,7 +129,7 @@ fn shared_flags_are_in_options_and_not_in_each_help() {
         assert!(!help.contains(&format!("{flag} <")), "{flag}: {help}");
         assert!(help.contains("rolegate options"), "{help}");
     }
-    // What is hidden still counts, and what a command has of its own stays.
+    // Hidden flags still work, and a command's own flags stay.
     let (_, help, _) = run(&["policy", "test", "--help"]);
     assert!(
         help.contains("--verbose") && !help.contains("--kubeconfig"),
@@ -266,7 +266,7 @@ fn reads_are_made_as_somebody_else_and_shown() {
 fn a_request_has_a_limited_time() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    // Connections are made, and nobody answers.
+    // Connections are accepted, but no response is sent.
     let arguments = [
         "policy",
         "suggest",
@@ -276,7 +276,7 @@ fn a_request_has_a_limited_time() {
     ];
     let (code, _, text) = run(&arguments);
     assert_eq!(code, Some(1));
-    assert!(text.contains("no answer in 200 ms"), "{text}");
+    assert!(text.contains("no response within 200 ms"), "{text}");
     drop(listener);
 }
 
@@ -293,12 +293,12 @@ fn a_closed_reader_ends_commands_quietly() {
         drop(reader);
         let mut command = command(arguments);
         command.stdout(writer).stderr(Stdio::piped());
-        let (code, _, text) = said(command.output().unwrap());
+        let (code, _, text) = outcome(command.output().unwrap());
         assert_eq!((code, &*text), (Some(0), ""), "{arguments:?}");
     }
 }
 
-/// An API server that refuses one request and is gone.
+/// An API server that rejects one request and exits.
 struct Refusing {
     address: SocketAddr,
     server: JoinHandle<String>,
@@ -314,7 +314,7 @@ impl Refusing {
             let lines = lines.map_while(Result::ok);
             let head: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
             let body = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"no","code":403}"#;
-            // Nobody may be there any more.
+            // The client may be gone already.
             let _ = write!(
                 stream,
                 "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n\
@@ -330,7 +330,7 @@ impl Refusing {
         format!("http://{}", self.address)
     }
 
-    /// The head of the request; empty where there was none.
+    /// Returns the head of the request; empty without one.
     fn head(self) -> String {
         // The server waits for one connection.
         drop(TcpStream::connect(self.address));

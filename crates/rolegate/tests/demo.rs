@@ -1,4 +1,4 @@
-//! `rolegate demo`, the real binary: its steps, its exit codes, and that nothing of it is left.
+//! Tests of `rolegate demo` with the real binary: its steps, its exit codes and its cleanup.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read};
@@ -9,7 +9,7 @@ use rolegate_devkit::{NODE_SECRET_ACCESS_KEY, NODE_SECRET_MARKER};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// Names of the steps, in their order.
+/// Names of the steps, in order.
 const STEPS: [&str; 13] = [
     "without-rolegate",
     "allowed-role",
@@ -26,7 +26,7 @@ const STEPS: [&str; 13] = [
     "sts-back",
 ];
 
-/// The demo with nothing of the developer's environment, killed when dropped.
+/// The demo without the developer's environment, killed on drop.
 struct Demo(Child);
 
 impl Demo {
@@ -48,7 +48,7 @@ impl Demo {
         let mut demo = Self::start(args);
         let mut stdout = Vec::new();
         let mut stderr = Vec::new();
-        // What is read last is short: it never fills its pipe.
+        // The unread output is short, so it never fills its pipe.
         demo.0
             .stdout
             .take()
@@ -70,7 +70,8 @@ impl Demo {
         }
     }
 
-    /// Reads on until a line has `text`, then sends SIGINT; what is left to read, and the code.
+    /// Reads until a line contains `text`, then sends SIGINT. Returns the remaining output and the
+    /// exit code.
     fn interrupt_at(mut self, text: &str) -> (String, Option<i32>) {
         let mut lines = BufReader::new(self.0.stdout.take().unwrap())
             .lines()
@@ -86,7 +87,7 @@ impl Demo {
         (rest.join("\n"), code)
     }
 
-    /// No network namespace of it is there any more.
+    /// Asserts that none of its network namespaces exists.
     fn is_gone(&self) {
         let prefix = format!("rolegate-demo-{}-", self.0.id());
         let left: Vec<_> = Path::new("/run/netns")
@@ -116,11 +117,11 @@ fn people_see_every_step_go_well() {
     let output = Demo::run(&["--once", "--loopback"]);
     let shown = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{shown}");
-    let promised = format!("All {} steps went as promised.", STEPS.len());
+    let promised = format!("All {} steps succeeded.", STEPS.len());
     assert!(shown.contains(&promised), "{shown}");
     assert_eq!(shown.matches("    ✓ ").count(), STEPS.len(), "{shown}");
     assert!(shown.contains("curl --interface 127.1.0.1 "), "{shown}");
-    // No terminal, no colour; nor a secret, nor a log line.
+    // Without a terminal there is no colour; and no secret, and no log line.
     assert!(!shown.contains('\x1b'), "{shown}");
     assert!(!shown.contains(NODE_SECRET_MARKER), "{shown}");
     assert!(!shown.contains(NODE_SECRET_ACCESS_KEY), "{shown}");
@@ -157,7 +158,7 @@ fn machines_get_one_document() {
 
 #[test]
 fn a_step_that_goes_wrong_is_found_out() {
-    // An administrator who opens user-data opens the node's bootstrap secret.
+    // An administrator who opens user-data exposes the node's bootstrap secret.
     let args = [
         "--once",
         "--loopback",
@@ -181,9 +182,9 @@ fn a_step_that_goes_wrong_is_found_out() {
 
 #[test]
 fn it_leaves_cleanly_at_ctrl_c_whenever_that_comes() {
-    let (_, code) = Demo::start(&[]).interrupt_at("role that the namespace may not have");
+    let (_, code) = Demo::start(&[]).interrupt_at("role that the namespace does not allow");
     assert_eq!(code, Some(130));
-    let (rest, code) = Demo::start(&[]).interrupt_at("It stays up until Ctrl-C");
+    let (rest, code) = Demo::start(&[]).interrupt_at("keeps running until Ctrl-C");
     assert_eq!(code, Some(0), "{rest}");
     assert!(rest.ends_with("The demo is over."), "{rest}");
 }

@@ -1,13 +1,13 @@
-//! Flags of several values in several places, as the real binary takes them.
+//! Tests of flags with several values in several sources, with the real binary.
 #![cfg(test)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-/// Wrong usage.
+/// Exit code for wrong usage.
 const USAGE: Option<i32> = Some(64);
-/// Something would be refused.
+/// Exit code for a denial.
 const REFUSED: Option<i32> = Some(3);
 
 fn run(variables: &[(&str, &str)], arguments: &[&str]) -> Output {
@@ -33,12 +33,12 @@ fn what_one_place_closes_no_other_opens() {
         for opening in ["--layer=namespace=off", "--layer=namespace=audit"] {
             let arguments: Vec<_> = command.iter().copied().chain([opening]).collect();
             let output = run(&[restricted], &arguments);
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), USAGE, "{arguments:?}: {said}");
-            assert!(said.contains("no other opens"), "{arguments:?}: {said}");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), USAGE, "{arguments:?}: {stderr}");
+            assert!(stderr.contains("less strict"), "{arguments:?}: {stderr}");
         }
     }
-    // The file is the lowest place of all.
+    // The file has the lowest precedence.
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(
         file,
@@ -47,13 +47,13 @@ fn what_one_place_closes_no_other_opens() {
     .unwrap();
     let config = format!("--config={}", file.path().display());
     for (opening, why) in [
-        ("--layer=namespace=off", "no other opens"),
-        ("--metadata-allow=meta-data/.*", "in one place"),
+        ("--layer=namespace=off", "less strict"),
+        ("--metadata-allow=meta-data/.*", "in one source"),
     ] {
         let output = run(&[], &["agent", &config, opening]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), USAGE, "{said}");
-        assert!(said.contains(why), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), USAGE, "{stderr}");
+        assert!(stderr.contains(why), "{stderr}");
     }
 }
 
@@ -88,24 +88,24 @@ spec: { containers: [] }
         let text = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8(text).unwrap())
     };
-    let own = ("ROLEGATE_OWN_ROLE", "node-a");
+    let own = ("ROLEGATE_RESERVED_ROLE", "node-a");
     let on = "--layer=namespace=enforce";
-    let (code, text) = check("node-a", &[], &["--own-role=node-b", on]);
+    let (code, text) = check("node-a", &[], &["--reserved-role=node-b", on]);
     assert_eq!(code, Some(0), "the control: {text}");
-    // Each place alone, and both together: none is forgotten.
-    for flags in [&[on][..], &["--own-role=node-b", on]] {
+    // Each source alone, and both together: values of both apply.
+    for flags in [&[on][..], &["--reserved-role=node-b", on]] {
         let (code, text) = check("node-a", &[own], flags);
         assert_eq!(code, REFUSED, "{flags:?} {text}");
-        assert!(text.contains("role of the node"), "{text}");
+        assert!(text.contains("belongs to a node"), "{text}");
     }
-    // A layer that only the environment names is on beside another of the command line.
+    // A layer that only the environment enables is added to another one of the command line.
     let layers = ("ROLEGATE_LAYER", "namespace=enforce");
     let (code, text) = check("other", &[layers], &["--layer=grants=audit"]);
     assert_eq!(code, REFUSED, "{text}");
     assert!(text.contains("layer namespace"), "{text}");
 }
 
-/// A process that ends with the test.
+/// A process that is killed at the end of the test.
 struct Started(Child);
 
 impl Drop for Started {
@@ -115,7 +115,7 @@ impl Drop for Started {
     }
 }
 
-/// Each process, with flags by which it listens though nothing else is there.
+/// The processes, with flags that let them listen although their dependencies are missing.
 const PROCESSES: [(&str, &[&str]); 4] = [
     (
         "agent",
@@ -146,7 +146,8 @@ const PROCESSES: [(&str, &[&str]); 4] = [
     ("controller", &["--metrics-address=127.0.0.1:0"]),
 ];
 
-/// What the kubelet adds for Services `rolegate`, `rolegate-broker` and `rolegate-metrics`.
+/// The variables that the kubelet sets for Services `rolegate`, `rolegate-broker` and
+/// `rolegate-metrics`.
 const SERVICE_LINKS: [(&str, &str); 9] = [
     ("ROLEGATE_SERVICE_HOST", "10.0.0.1"),
     ("ROLEGATE_SERVICE_PORT_HTTPS", "443"),
@@ -156,7 +157,7 @@ const SERVICE_LINKS: [(&str, &str); 9] = [
     ("ROLEGATE_BROKER_PORT_9443_TCP", "tcp://10.0.0.2:9443"),
     ("ROLEGATE_BROKER_PORT_9443_TCP_ADDR", "10.0.0.2"),
     ("ROLEGATE_BROKER_PORT_53_UDP_PROTO", "udp"),
-    // The agent has a flag of this variable, and it excludes --metrics-address.
+    // The agent has a flag with this variable, and it excludes --metrics-address.
     ("ROLEGATE_METRICS_PORT", "tcp://10.0.0.3:9090"),
 ];
 
@@ -165,10 +166,10 @@ fn a_misspelt_variable_ends_every_process() {
     for (process, flags) in PROCESSES {
         let arguments = [&[process][..], flags].concat();
         let output = run(&[("ROLEGATE_NAMESPACE_RESTRICTION", "true")], &arguments);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), USAGE, "{process}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), USAGE, "{process}: {stderr}");
         let meant = "did you mean ROLEGATE_NAMESPACE_RESTRICTIONS?";
-        assert!(said.contains(meant), "{process}: {said}");
+        assert!(stderr.contains(meant), "{process}: {stderr}");
     }
     let help = run(&[("ROLEGATE_X", "")], &["agent", "--help"]);
     assert!(help.status.success(), "{help:?}");
@@ -188,22 +189,23 @@ fn variables_of_services_count_for_nothing() {
             .unwrap();
         let mut started = Started(child);
         let mut lines = BufReader::new(started.0.stderr.take().unwrap()).lines();
-        let mut said = Vec::new();
+        let mut stderr = Vec::new();
         let listens = lines.by_ref().map_while(Result::ok).any(|line| {
-            said.push(line);
-            said.iter().any(|line| line.contains("listening"))
+            stderr.push(line);
+            stderr.iter().any(|line| line.contains("listening"))
         });
-        assert!(listens, "{process}: {said:?}");
+        assert!(listens, "{process}: {stderr:?}");
     }
-    // A flag's variable with the value of a Service is not the flag's, one with a value of its own is.
+    // A flag's variable with the value of a Service is ignored; one with a value of its own
+    // applies.
     let port = |value| {
         let output = run(&[("ROLEGATE_APP_PORT", value)], &["agent", "--wait=1m"]);
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let said = port("tcp://10.0.0.1:80");
-    assert!(said.contains("--wait"), "{said}");
-    let said = port("http");
-    assert!(said.contains("--app-port"), "{said}");
+    let stderr = port("tcp://10.0.0.1:80");
+    assert!(stderr.contains("--wait"), "{stderr}");
+    let stderr = port("http");
+    assert!(stderr.contains("--app-port"), "{stderr}");
 }
 
 #[test]

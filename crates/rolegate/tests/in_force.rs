@@ -1,5 +1,6 @@
-//! Each process with rules says which are in force: in its log, its metrics and its readiness. The
-//! controller has rules while it leads, which takes a real API server (`tests/apiserver`).
+//! Tests that each process with rules reports those in force: in its log, its metrics and its
+//! readiness. The controller has rules while it is the leader, which requires a real API server
+//! (`tests/apiserver`).
 #![cfg(test)]
 
 use std::fs::File;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 const CONFIGS: &str = "rolegate.dev/v1alpha1/rolegateconfigs";
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The stand-ins that processes run against.
+/// The stand-ins for the processes.
 struct Site {
     kube: KubeApi,
     imds: Imds,
@@ -44,7 +45,7 @@ impl Site {
         }
     }
 
-    /// Writes the configuration; returns its generation.
+    /// Writes the configuration and returns its generation.
     fn set_config(&self, spec: &Value) -> i64 {
         self.kube.enable(CONFIGS, "RolegateConfig", false);
         let written = self.kube.put(
@@ -99,7 +100,7 @@ impl Site {
     }
 }
 
-/// A process that ends with the test.
+/// A process that is killed at the end of the test.
 struct Process {
     child: Child,
     log: PathBuf,
@@ -115,7 +116,7 @@ impl Drop for Process {
 impl Process {
     fn events(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.log).unwrap();
-        // The last line may be half written.
+        // The last line may be incomplete.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let lines = whole.lines();
         lines
@@ -123,7 +124,7 @@ impl Process {
             .collect()
     }
 
-    /// Waits for an event of the log.
+    /// Waits for a log event.
     async fn event(&self, matches: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + DEADLINE;
         loop {
@@ -150,7 +151,7 @@ impl Process {
         text
     }
 
-    /// Waits until a page of the admin port has all of these texts.
+    /// Waits until a page of the admin port contains all of these texts.
     async fn page(&self, path: &str, texts: &[&str]) {
         let until = Instant::now() + DEADLINE;
         loop {
@@ -174,7 +175,7 @@ fn metric(generation: i64) -> String {
 
 fn is_open(event: &Value) -> bool {
     let message = event["message"].as_str().unwrap_or_default();
-    event["level"] == "WARN" && message.starts_with("no layer of rules is enforced")
+    event["level"] == "WARN" && message.starts_with("no rule layer is enforced")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +191,7 @@ async fn an_open_agent_says_so() {
     agent
         .page(
             "/readyz",
-            &["200 OK", "[!] layers: no layer of rules is enforced"],
+            &["200 OK", "[!] layers: no rule layer is enforced"],
         )
         .await;
     let info =
@@ -219,7 +220,7 @@ async fn each_process_says_which_rules_are_in_force() {
                     "ROLEGATE_BASE_ROLE_ARN",
                     "arn:aws:iam::123456789012:role/k8s/",
                 ),
-                ("ROLEGATE_OWN_ROLE", "node"),
+                ("ROLEGATE_RESERVED_ROLE", "node"),
             ],
         );
         let event = process.event(in_force).await;
@@ -239,7 +240,7 @@ async fn each_process_says_which_rules_are_in_force() {
         process.page("/metrics", &[info, &metric(generation)]).await;
         assert!(!process.events().iter().any(is_open));
 
-        // A change is one more line.
+        // A change adds one line.
         let generation = site.set_config(&spec("audit"));
         let event = process
             .event(|event| event["generation"] == generation)

@@ -1,4 +1,4 @@
-//! What the real program writes to its log, at the lowest levels that can be asked for.
+//! Tests of the real program's log at the lowest levels.
 #![cfg(test)]
 
 use std::io::{Read, Write};
@@ -48,7 +48,7 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
         .await
         .unwrap();
     kube.put_namespace(Namespace::new("default"));
-    // A pod at the address that this test asks from.
+    // A pod at this test's own address.
     kube.put_pod(
         Pod::new("default", "app")
             .node("node-a")
@@ -111,9 +111,9 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
         assert!(!text.contains(secret), "the log has {secret}");
     }
     // What is not as it was asked for is told.
-    let capped = "sessions are shorter than --session-duration asks for longest=3600 asked=7200";
+    let capped = "sessions are shorter than --session-duration requests longest=3600 asked=7200";
     assert!(text.contains(capped), "{text}");
-    // The test would see it: the session's name stands there.
+    // The test would find it: the session's name is in the log.
     assert!(
         text.contains(document["AccessKeyId"].as_str().unwrap()),
         "{text}"

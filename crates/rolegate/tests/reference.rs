@@ -1,9 +1,9 @@
-//! The reference pages are what the program prints.
+//! Tests that the reference pages match the program's output.
 #![cfg(test)]
 
 use std::process::Command;
 
-/// Commands with a page of their own in `docs/reference`.
+/// Commands with their own page in `docs/reference`.
 const PAGES: [&str; 7] = [
     "agent",
     "broker",

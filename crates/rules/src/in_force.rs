@@ -1,29 +1,29 @@
-//! The rules in force and where they come from, for the log, the metrics and the readiness.
+//! The rules in force and their source, for the log, metrics and readiness.
 
 use std::time::Duration;
 
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::layer::Mode;
-use rolegate_core::rulebook::RuleBook;
-pub use rolegate_core::rulebook::RuleSource;
+use rolegate_core::rule_set_builder::RuleSetBuilder;
+pub use rolegate_core::rule_set_builder::RuleSource;
 use rolegate_runtime::logging::list;
 use rolegate_runtime::readiness::Condition;
 use tracing::{info, warn};
 
-use crate::rules::Rules;
+use crate::rules::RuleStore;
 use crate::snapshot::PolicyCounts;
 
-/// The time for which changes are gathered into one line of the log.
-const GATHER: Duration = Duration::from_secs(1);
+/// Period in which successive changes are combined into one log line.
+const LOG_DEBOUNCE: Duration = Duration::from_secs(1);
 
 /// The rules in force.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RulesInForce {
     /// The source of the configuration.
     pub source: RuleSource,
-    /// The base ARN that completes role names; `None` where there is none.
+    /// The base ARN that completes role names, if there is one.
     pub base: Option<BaseArn>,
     /// The modes of the layers.
     pub modes: Modes,
@@ -31,11 +31,11 @@ pub struct RulesInForce {
     pub grants: GrantCounts,
     /// The number of ConfigMaps of policies and data.
     pub policies: PolicyCounts,
-    /// The roles that were found to be the node's or this process's own.
-    pub own_roles: Vec<OwnRole>,
-    /// What the `RolegateConfig` leaves open, so that flags count.
+    /// The detected roles of the node and of this process.
+    pub reserved_roles: Vec<ReservedRole>,
+    /// The fields of the `RolegateConfig` that are unset, so that flags apply.
     pub open: LeftOpen,
-    /// Whether all that decisions need is loaded.
+    /// True if everything that decisions need is loaded.
     pub is_loaded: bool,
 }
 
@@ -57,41 +57,45 @@ pub struct LeftOpen {
     pub default_role: bool,
 }
 
-/// The flags and environment variables about rules that a process was started with, by name.
+/// The flags and environment variables for rules that the process was started with, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GivenRuleFlags {
     /// The base ARN.
     pub base: Vec<String>,
     /// The default role.
     pub default_role: Vec<String>,
-    /// Flags that count only where there is no `RolegateConfig`.
+    /// Flags that apply only without a `RolegateConfig`.
     pub others: Vec<String>,
 }
 
 impl RulesInForce {
-    /// The rules of a book with these policies.
-    pub(crate) fn of(book: &RuleBook, base: Option<BaseArn>, policies: PolicyCounts) -> Self {
-        let object = book.object();
+    /// Summarizes the rules of a builder and its policies.
+    pub(crate) fn of(
+        builder: &RuleSetBuilder,
+        base: Option<BaseArn>,
+        policies: PolicyCounts,
+    ) -> Self {
+        let object = builder.object();
         Self {
-            source: book.source(),
+            source: builder.source(),
             base,
-            modes: book.config().modes,
+            modes: builder.config().modes,
             grants: GrantCounts {
-                ok: book.grants().grants().len(),
-                invalid: book.grants().invalid().len(),
+                ok: builder.grants().grants().len(),
+                invalid: builder.grants().invalid().len(),
             },
             policies,
-            own_roles: book.found_own_roles().to_vec(),
+            reserved_roles: builder.found_reserved_roles().to_vec(),
             open: LeftOpen {
                 base: object.is_some_and(|object| object.base.is_none()),
                 default_role: object.is_some_and(|object| object.default_role.is_none()),
             },
-            is_loaded: book.unseen().is_none(),
+            is_loaded: builder.unseen().is_none(),
         }
     }
 
-    /// Whether pods may have any role, since no layer is enforced and roles are not denied for
-    /// another reason.
+    /// Returns true if pods may assume any role, because no layer is enforced and roles are not
+    /// denied for another reason.
     pub fn is_open(&self) -> bool {
         let Modes {
             namespace,
@@ -105,7 +109,7 @@ impl RulesInForce {
         counts && ![namespace, grants, rego].contains(&Mode::Enforce)
     }
 
-    /// The generation of the `RolegateConfig`, where it is the source.
+    /// Returns the generation of the `RolegateConfig` if it is the source.
     pub fn generation(&self) -> Option<i64> {
         match self.source {
             RuleSource::RolegateConfig { generation } => generation,
@@ -113,7 +117,7 @@ impl RulesInForce {
         }
     }
 
-    /// A sentence about rules that are open, with what to do; `None` while a layer is enforced.
+    /// Returns a warning about open rules, with advice; `None` while a layer is enforced.
     pub fn warning(&self) -> Option<String> {
         let todo = match self.source {
             RuleSource::RolegateConfig { .. } => "set spec.layers of the RolegateConfig",
@@ -121,14 +125,14 @@ impl RulesInForce {
         };
         self.is_open().then(|| {
             format!(
-                "no layer of rules is enforced: any pod may have any role that trusts {}; {todo}",
-                self.own_role()
+                "no rule layer is enforced: any pod may assume any role that trusts {}; {todo}",
+                self.reserved_role()
             )
         })
     }
 
-    fn own_role(&self) -> String {
-        let roles = self.own_roles.iter().map(|role| match &role.account {
+    fn reserved_role(&self) -> String {
+        let roles = self.reserved_roles.iter().map(|role| match &role.account {
             Some(account) => format!("role {} of account {account}", role.name),
             None => format!("role {}", role.name),
         });
@@ -162,7 +166,8 @@ impl RulesInForce {
 }
 
 impl GivenRuleFlags {
-    /// The flags that do not count beside the `RolegateConfig` that is the source of `rules`.
+    /// Returns the flags that are ignored in favor of the `RolegateConfig` that is the source of
+    /// `rules`.
     pub fn ignored(&self, rules: &RulesInForce) -> Vec<&str> {
         if !matches!(rules.source, RuleSource::RolegateConfig { .. }) {
             return Vec::new();
@@ -175,11 +180,11 @@ impl GivenRuleFlags {
     }
 }
 
-/// Logs the rules in force, once they are loaded and whenever they change, and flags that do not
-/// count. `layers` is the condition of a process that gives roles to pods: a note while no layer is
-/// enforced. Runs until it is dropped.
-pub async fn report(rules: Rules, given: GivenRuleFlags, layers: Option<Condition>) {
-    // Rules that are not loaded are a condition of their own.
+/// Logs the rules in force when they are loaded and when they change, and any ignored flags.
+/// `layers` is the readiness condition of a process that serves roles to pods; it shows a note
+/// while no layer is enforced. Runs until it is dropped.
+pub async fn report(rules: RuleStore, given: GivenRuleFlags, layers: Option<Condition>) {
+    // Another condition covers rules that are not loaded.
     if let Some(layers) = &layers {
         layers.ok();
     }
@@ -195,7 +200,7 @@ pub async fn report(rules: Rules, given: GivenRuleFlags, layers: Option<Conditio
             if ignored != given.ignored(&reported) && !ignored.is_empty() {
                 warn!(
                     flags = list(&ignored),
-                    "flags do not count beside the RolegateConfig"
+                    "ignoring flags that the RolegateConfig overrides"
                 );
             }
             if let Some(layers) = &layers {
@@ -207,7 +212,7 @@ pub async fn report(rules: Rules, given: GivenRuleFlags, layers: Option<Conditio
             return;
         }
         if is_new {
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(LOG_DEBOUNCE).await;
         }
     }
 }

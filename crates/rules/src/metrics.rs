@@ -1,6 +1,6 @@
 //! Metrics of the rules in force: their source, the generation of the configuration, grants and
-//! policies by state, and whether anything is missing without which everything is refused. By these an
-//! alert can find a process whose rules lag behind the others'.
+//! policies by state, and missing prerequisites. Alerts can compare them to find a process whose
+//! rules lag behind.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,42 +15,24 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::in_force::{RuleSource, RulesInForce};
-use crate::rules::Rules;
+use crate::rules::RuleStore;
+use rolegate_core::enforcement::EnforcementPoint;
 
 /// Registers the metrics of `rules`.
-pub fn register(registry: &mut Registry, rules: Rules) {
+pub fn register(registry: &mut Registry, rules: RuleStore) {
     let current = CurrentRules::default();
     current.set(Some(rules));
     current.register(registry);
 }
 
-/// Registers the metric of a process whose broker decides: it has no rules of its own.
+/// Registers the metric of a process whose broker decides, so it has no rules of its own.
 pub fn register_brokered(registry: &mut Registry) {
     let info = Family::<[(&'static str, &'static str); 1], Gauge>::default();
     info.get_or_create(&[("source", "broker")]).set(1);
     registry.register(INFO.0, INFO.1, info);
 }
 
-/// Where a decision is enforced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EnforcementPoint {
-    /// By the agent, when a pod asks for credentials.
-    Agent,
-    /// By the webhook, when an object is written.
-    Admission,
-}
-
-impl EnforcementPoint {
-    /// The value of label `enforcement_point`.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Agent => "agent",
-            Self::Admission => "admission",
-        }
-    }
-}
-
-/// The value of label `layer` of requests that all enforced layers allow.
+/// The label `layer` of requests that all enforced layers allow.
 const ALL_LAYERS: &str = "all";
 
 type DecisionLabels = [(&'static str, &'static str); 4];
@@ -60,7 +42,7 @@ type DecisionLabels = [(&'static str, &'static str); 4];
 pub struct DecisionMetrics {
     point: EnforcementPoint,
     decisions: Family<DecisionLabels, Counter>,
-    /// Found without hashing, since each request that is served is counted here.
+    /// Accessed without hashing, since it counts every served request.
     allowed: Counter,
 }
 
@@ -70,7 +52,8 @@ impl DecisionMetrics {
         let decisions = Family::<DecisionLabels, Counter>::default();
         registry.register(
             "decisions",
-            "Results of the layers of rules: requests that all enforced layers allow, and denials by layer",
+            "Decisions by enforcement point: requests allowed by all enforced layers, and \
+             denials by layer",
             decisions.clone(),
         );
         let labels = Self::labels(point, ALL_LAYERS, "enforce", "allowed");
@@ -106,7 +89,7 @@ impl DecisionMetrics {
         self.count(layer, "enforce");
     }
 
-    /// Counts a denial by a layer in audit mode, which denies nothing to anyone.
+    /// Counts a denial by a layer in audit mode, which has no effect.
     pub fn audited(&self, layer: &'static str) {
         self.count(layer, "audit");
     }
@@ -122,14 +105,14 @@ const INFO: (&str, &str) = (
     "The source of the rules in force and the mode of each layer, always 1",
 );
 
-/// The rules of a process that has some for part of its life, such as while it leads. Without rules
-/// there are no metrics of them. Cloning is cheap; clones share state.
+/// The rules of a process that has them only at times, such as while it is the leader. Without
+/// rules, it exports no metrics about them. Cloning is cheap; clones share state.
 #[derive(Debug, Clone, Default)]
-pub struct CurrentRules(Arc<ArcSwapOption<Rules>>);
+pub struct CurrentRules(Arc<ArcSwapOption<RuleStore>>);
 
 impl CurrentRules {
-    /// Sets the rules, or that there are none.
-    pub fn set(&self, rules: Option<Rules>) {
+    /// Sets or clears the rules.
+    pub fn set(&self, rules: Option<RuleStore>) {
         self.0.store(rules.map(Arc::new));
     }
 
@@ -162,20 +145,20 @@ impl Collector for CurrentRules {
         encode_gauge(
             &mut encoder,
             "rules_missing",
-            "Whether rules are missing without which everything is refused, 1 or 0",
+            "1 if required rules are missing and every request is denied, otherwise 0",
             i64::from(snapshot.missing.is_some()),
         )?;
         let (grants, policies) = (in_force.grants, in_force.policies);
         encode_states(
             &mut encoder,
             "grants",
-            "RoleGrants by state",
+            "RoleGrants, by state",
             &[("ok", grants.ok), ("invalid", grants.invalid)],
         )?;
         encode_states(
             &mut encoder,
             "policies",
-            "ConfigMaps of policies and data by state",
+            "ConfigMaps with policies or data, by state",
             &[
                 ("ok", policies.ok),
                 ("outdated", policies.outdated),
@@ -200,7 +183,7 @@ fn encode_info(
     ConstGauge::new(1i64).encode(metric.encode_family(&labels)?)
 }
 
-/// The value of label `source`.
+/// Returns the label `source`.
 fn source(source: RuleSource) -> &'static str {
     match source {
         RuleSource::Unseen => "unknown",

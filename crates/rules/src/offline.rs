@@ -1,5 +1,5 @@
-//! Rules from documents: manifests of a repository, or what was listed from a cluster. The same
-//! objects become the same rules as when they are watched.
+//! Rules from documents: manifests in a repository, or objects listed from a cluster. The result is
+//! the same as from watching those objects.
 
 mod unused;
 
@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use rolegate_api::{RoleGrant, RolegateConfig};
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, PERMITTED};
 use rolegate_core::config::{DATA_LABEL, Modes, RegoConfig, ResourceKind, RuleConfig};
+use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::grant::Grant;
-use rolegate_core::key_values::KeyValues;
+use rolegate_core::labels::Labels;
 use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rulebook::{ClusterConfig, Facts, RuleUpdate};
+use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Workload};
 use rolegate_kube::config_maps::{self, ConfigMap};
@@ -22,68 +23,70 @@ use rolegate_kube::{namespaces, workloads};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::keeper::{Keeper, Point, Report};
+use crate::store::{Report, RuleStoreWriter};
 
-/// Most bytes of a name in an error.
-const LONGEST: usize = 80;
+/// Maximum size of a name in an error, in bytes.
+const MAX_NAME_BYTES: usize = 80;
 
-/// What shapes rules beside the documents.
+/// Settings for loading documents.
 #[derive(Debug, Clone)]
 pub struct OfflineOptions {
-    /// What counts where there is no `RolegateConfig` among the documents, and completes one.
+    /// The configuration that applies without a `RolegateConfig` among the documents, and completes
+    /// one.
     pub flags: RuleConfig,
-    /// What it means that there is none.
+    /// The state to assume without a `RolegateConfig`.
     pub without_config: ClusterConfig,
-    /// Whether, where none is used, the modes of layers are guessed by what rules there are, and
-    /// not those of the flags.
+    /// True to derive the modes of layers from the rules present, rather than from flags, if no
+    /// `RolegateConfig` is used.
     pub guess_modes: bool,
-    /// The modes of layers, if not those that are configured.
+    /// Modes of the layers that override the configured ones.
     pub modes: Option<Modes>,
-    /// The annotations' keys.
+    /// The annotation keys.
     pub keys: AnnotationKeys,
-    /// Which policies count.
-    pub point: Point,
-    /// Which workloads share a session.
+    /// The enforcement point whose policies apply.
+    pub point: EnforcementPoint,
+    /// The set of pods that share a session.
     pub scope: SessionScope,
-    /// The life asked of STS, seconds.
+    /// Requested session duration, in seconds.
     pub session_seconds: u32,
-    /// Modules of Rego that are in no ConfigMap: each is a policy, asked at gates.
+    /// Rego modules outside ConfigMaps. Each is a policy that is enforced at admission.
     pub modules: Vec<Module>,
 }
 
-/// A module of Rego in a file.
+/// A Rego module in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
-    /// The file, by which the policy is named.
+    /// The file, which names the policy.
     pub file: String,
-    /// The text.
+    /// The source text.
     pub text: String,
 }
 
 impl Module {
-    /// The entry that the module would be of a ConfigMap: its file without folders.
+    /// Returns the key that the module would have in a ConfigMap: the file name without
+    /// directories.
     pub fn entry(&self) -> &str {
         self.file.rsplit('/').next().unwrap_or(&self.file)
     }
 }
 
-/// Something among the documents that was written as a policy and of which nothing is asked.
+/// A document or module that was written as a policy but has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unused {
-    /// Its place.
+    /// The origin of the policy.
     pub place: Origin,
-    /// Its name, `namespace/name`, or the file.
+    /// The name, `namespace/name`, or the file.
     pub name: String,
-    /// The reason, and what to do.
+    /// The reason and its correction.
     pub why: String,
 }
 
-/// The place that something comes from.
+/// The origin of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// A document, from 0.
+    /// The index of a document.
     Document(usize),
-    /// A module, from 0.
+    /// The index of a module.
     Module(usize),
 }
 
@@ -95,7 +98,7 @@ impl Default for OfflineOptions {
             guess_modes: true,
             modes: None,
             keys: AnnotationKeys::default(),
-            point: Point::Gate,
+            point: EnforcementPoint::Admission,
             scope: SessionScope::Workload,
             session_seconds: 3600,
             modules: Vec::new(),
@@ -103,41 +106,40 @@ impl Default for OfflineOptions {
     }
 }
 
-/// A document that is no object of its kind.
+/// A malformed document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {name}: {why}")]
 pub struct OfflineError {
-    /// The place among the documents, from 0.
+    /// The index of the document.
     pub place: usize,
-    /// Its kind.
+    /// The kind of the object.
     pub kind: String,
-    /// Its name.
+    /// The name of the object.
     pub name: String,
-    /// What is wrong, and what to do.
+    /// The error and its correction.
     pub why: String,
 }
 
-/// Rules from documents.
+/// Rules loaded from documents.
 #[derive(Debug)]
 pub struct Offline {
     /// The rules.
-    pub keeper: Keeper,
-    /// The pods among the documents.
+    pub writer: RuleStoreWriter,
+    /// The pods in the documents.
     pub workloads: Vec<Workload>,
-    /// What was taken for granted, in sentences.
+    /// Assumptions that were made, one sentence each.
     pub assumed: Vec<String>,
-    /// Policies of which nothing is asked.
+    /// Policies without effect.
     pub unused: Vec<Unused>,
-    /// The name of each policy, `namespace/name`, and where it comes from.
+    /// The name, `namespace/name`, and origin of each policy.
     pub policies: Vec<(String, Origin)>,
 }
 
-/// Reads rules from documents. Namespaces that objects are in and that no document describes are
-/// taken to be without labels and annotations. Documents of other kinds count where policies have
-/// them replicated.
+/// Loads rules from documents. Namespaces that objects refer to but no document describes are
+/// assumed to have no labels or annotations. Other kinds are used if policies replicate them.
 ///
 /// # Errors
-/// [`OfflineError`]: the first document of one of our kinds that is malformed.
+/// [`OfflineError`] for the first malformed document of a kind that rolegate reads.
 pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, OfflineError> {
     let mut read = Documents::default();
     for (place, document) in documents.iter().enumerate() {
@@ -149,7 +151,7 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     if is_unused && options.guess_modes {
         flags.modes = read.modes(&flags, !options.modules.is_empty());
         assumed.push(format!(
-            "there is no RolegateConfig: layer namespace is {}, grants {}, rego {}",
+            "no RolegateConfig found: assuming layer namespace is {}, grants {}, rego {}",
             flags.modes.namespace.as_str(),
             flags.modes.grants.as_str(),
             flags.modes.rego.as_str(),
@@ -166,23 +168,24 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
         None => options.without_config,
     };
     read.assume_namespaces(&mut assumed);
-    let mut keeper = Keeper::new(flags, options.point, options.scope, options.session_seconds);
-    keeper.learn(Facts::default());
+    let mut writer =
+        RuleStoreWriter::new(flags, options.point, options.scope, options.session_seconds);
+    writer.learn(Facts::default());
     let namespaces = read.namespaces.into_values().collect();
     for report in [
-        Report::Rules(RuleUpdate::Config(config)),
-        Report::Rules(RuleUpdate::Namespaces(Change::Snapshot(namespaces))),
-        Report::Rules(RuleUpdate::Grants(Change::Snapshot(read.grants))),
+        Report::RuleStore(RuleUpdate::Config(config)),
+        Report::RuleStore(RuleUpdate::Namespaces(Change::Snapshot(namespaces))),
+        Report::RuleStore(RuleUpdate::Grants(Change::Snapshot(read.grants))),
     ] {
-        keeper.apply(report);
+        writer.apply(report);
     }
-    let policies = keeper.book().config().rego.clone();
+    let policies = writer.builder().config().rego.clone();
     let from_files = file_policies(&options.modules, &policies);
     for namespace in &policies.namespaces {
         let maps = read.config_maps.iter().map(|(_, map)| map);
         let maps = maps.chain(from_files.iter());
         let maps = maps.filter(|map| map.namespace == *namespace).cloned();
-        keeper.apply(Report::ConfigMaps(
+        writer.apply(Report::ConfigMaps(
             namespace.clone(),
             Change::Snapshot(maps.collect()),
         ));
@@ -191,7 +194,7 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     for kind in kinds.chain([ResourceKind::namespaces()]) {
         let objects = read.objects.iter().filter(|object| is_of(object, &kind));
         let objects = objects.filter_map(|object| replicated(object, &kind));
-        keeper.apply(Report::Replicated(
+        writer.apply(Report::Replicated(
             kind.clone(),
             Change::Snapshot(objects.collect()),
         ));
@@ -207,23 +210,23 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
             &read.config_maps,
             &from_files,
             &options.modules,
-            &keeper,
+            &writer,
         ),
         policies: maps.chain(files).collect(),
-        keeper,
+        writer,
         workloads: read.workloads,
         assumed,
     })
 }
 
-/// Modules in files as the ConfigMaps of policies that they would be.
+/// Returns the ConfigMaps that would contain the modules of files.
 fn file_policies(modules: &[Module], config: &RegoConfig) -> Vec<ConfigMap> {
     let Some(namespace) = config.namespaces.first() else {
         return Vec::new();
     };
     let label = config.label.iter();
     let label = label.map(|(key, value)| (key.as_ref(), value.as_ref()));
-    let labels: KeyValues = label.collect();
+    let labels: Labels = label.collect();
     let maps = modules.iter().map(|module| ConfigMap {
         namespace: namespace.clone(),
         name: module.file.as_str().into(),
@@ -239,10 +242,10 @@ struct Documents {
     config: Option<RuleConfig>,
     grants: Vec<Grant>,
     namespaces: BTreeMap<String, Namespace>,
-    /// With their places among the documents.
+    /// ConfigMaps with the index of their document.
     config_maps: Vec<(usize, ConfigMap)>,
     workloads: Vec<Workload>,
-    /// Everything, for replication.
+    /// All objects, for replication.
     objects: Vec<Value>,
     /// Namespaces that objects are in.
     mentioned: BTreeSet<String>,
@@ -274,14 +277,16 @@ impl Documents {
             ("rolegate.dev", "RolegateConfig") => {
                 let config: RolegateConfig = parse(document).map_err(wrong)?;
                 if self.config.is_some() {
-                    return Err(wrong("there is one already, and only one counts".into()));
+                    return Err(wrong(
+                        "a cluster has only one RolegateConfig: remove the duplicate".into(),
+                    ));
                 }
                 let config = RuleConfig::try_from(&config);
                 self.config = Some(config.map_err(|error| wrong(error.to_string()))?);
             }
             ("", "Namespace") => {
-                let name = name.ok_or_else(|| wrong("it has no metadata.name".into()))?;
-                // As the API server does.
+                let name = name.ok_or_else(|| wrong("metadata.name is missing".into()))?;
+                // Adds the name label, as the API server does.
                 let mut object = document.clone();
                 if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
                     let labels = metadata.entry("labels").or_insert_with(|| json!({}));
@@ -295,7 +300,7 @@ impl Documents {
                 return Ok(());
             }
             ("", "ConfigMap") => {
-                // As kubectl does with one that names no namespace.
+                // Sets the namespace `default`, as kubectl does.
                 let mut object = document.clone();
                 if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
                     let namespace = metadata.entry("namespace").or_insert(Value::Null);
@@ -323,7 +328,7 @@ impl Documents {
         Ok(())
     }
 
-    /// The modes that the documents speak for.
+    /// Derives the modes of layers from the documents.
     fn modes(&self, flags: &RuleConfig, has_modules: bool) -> Modes {
         let on = |yes: bool, flag: Mode| match yes {
             true => Mode::Enforce,
@@ -362,11 +367,11 @@ impl Documents {
                 continue;
             }
             let labels = [("kubernetes.io/metadata.name", name.as_str())];
-            // Namespaces that only hold ConfigMaps have no pods to decide about.
+            // A namespace with nothing but ConfigMaps has no pods to decide for.
             if mentioned.contains(name) {
                 assumed.push(format!(
-                    "namespace {} is taken to have no labels and neither {ALLOWED_ROLES} nor \
-                     {PERMITTED}",
+                    "namespace {} not found: assuming that it has no labels and neither \
+                     {ALLOWED_ROLES} nor {PERMITTED}",
                     short(name)
                 ));
             }
@@ -384,7 +389,7 @@ impl Documents {
     }
 }
 
-/// A document with an empty text where a map of texts has null, as the API server reads it.
+/// Replaces null with an empty string in maps of strings, as the API server does.
 fn settled(document: &Value) -> Cow<'_, Value> {
     let mut settled = Cow::Borrowed(document);
     for map in ["/metadata/annotations", "/metadata/labels", "/data"] {
@@ -412,8 +417,8 @@ fn parse<T: DeserializeOwned>(document: &Value) -> Result<T, String> {
     T::deserialize(document).map_err(|error| error.to_string())
 }
 
-/// Whether a document is of this kind. Its plural is not in it, so it is made as Kubernetes makes
-/// those of its own kinds.
+/// Returns true if a document is of this kind. Documents do not contain the plural, so it is
+/// derived as for Kubernetes' own kinds.
 fn is_of(document: &Value, kind: &ResourceKind) -> bool {
     let Some(name) = document.get("kind").and_then(Value::as_str) else {
         return false;
@@ -442,7 +447,7 @@ fn replicated(document: &Value, kind: &ResourceKind) -> Option<Replicated> {
 
 fn short(text: &str) -> String {
     text.chars()
-        .take(LONGEST)
+        .take(MAX_NAME_BYTES)
         .collect::<String>()
         .escape_debug()
         .to_string()
@@ -479,7 +484,7 @@ mod tests {
 
     fn allowed(documents: &[Value]) -> Vec<bool> {
         let offline = load(documents, OfflineOptions::default()).unwrap();
-        let rules = offline.keeper.rules().load().rules.clone();
+        let rules = offline.writer.rules().load().rules.clone();
         let decided = |pod| rules.decide(pod, Timestamp::UNIX_EPOCH);
         let allowed = |pod| matches!(decided(pod), Decision::Allow { .. });
         offline.workloads.iter().map(allowed).collect()
@@ -516,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_told_with_its_place() {
+    fn malformed_documents_are_reported_with_their_index() {
         let mut misspelt = grant();
         misspelt["spec"]["subject"] = json!([]);
         let error = load(&[pod("x"), misspelt], OfflineOptions::default()).unwrap_err();
@@ -531,7 +536,7 @@ mod tests {
             "metadata": {
                 "name": "teams", "namespace": "opa",
                 "labels": {"openpolicyagent.org/policy": "rego"},
-                "annotations": {"rolegate.dev/points": "gate,door"},
+                "annotations": {"rolegate.dev/enforcement-points": "admission,agent"},
             },
             "data": {"teams.rego": "package kubernetes.admission\n\
                 deny[msg] {\n  name := input.request.namespace\n\

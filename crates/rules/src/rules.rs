@@ -1,4 +1,4 @@
-//! The readers' handle on the rules.
+//! The handle of readers on the rules.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -10,22 +10,22 @@ use tokio::sync::watch;
 
 use crate::snapshot::Snapshot;
 
-/// The rules as they are now. Cheap to clone; all clones are one.
+/// The current rules. Cloning is cheap; clones share state.
 #[derive(Debug, Clone)]
-pub struct Rules(Arc<Shared>);
+pub struct RuleStore(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
-    /// The snapshot's generation, beside it so that asking for it alone costs one load.
+    /// The snapshot's generation, stored separately so that reading it costs a single load.
     generation: AtomicU64,
-    /// The time of the last change, Unix milliseconds.
+    /// The time of the last change, in Unix milliseconds.
     changed_at: AtomicI64,
     changes: watch::Sender<u64>,
     needs: watch::Sender<Option<Needs>>,
 }
 
-impl Default for Rules {
+impl Default for RuleStore {
     fn default() -> Self {
         Self(Arc::new(Shared {
             snapshot: ArcSwap::default(),
@@ -37,30 +37,30 @@ impl Default for Rules {
     }
 }
 
-impl Rules {
-    /// The snapshot of this moment.
+impl RuleStore {
+    /// Returns the current snapshot.
     pub fn load(&self) -> Guard<Arc<Snapshot>> {
         self.0.snapshot.load()
     }
 
-    /// The generation of the rules: what was decided by an earlier one is out of date. A snapshot
-    /// that is loaded after this call is of this generation or a later one.
+    /// Returns the generation of the rules. Decisions of an earlier one are outdated. A snapshot
+    /// loaded after this call has this generation or a later one.
     pub fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
 
-    /// The time of the last change.
+    /// Returns the time of the last change.
     pub fn changed_at(&self) -> Timestamp {
         let millis = self.0.changed_at.load(Ordering::Relaxed);
         Timestamp::from_millisecond(millis).unwrap_or_default()
     }
 
-    /// Follows changes.
+    /// Subscribes to changes.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
     }
 
-    /// Follows what the rules read of pods and namespaces; `None` while rules that are on are not
+    /// Subscribes to the labels and annotations that rules read; `None` while enabled rules are not
     /// loaded.
     pub fn needs(&self) -> watch::Receiver<Option<Needs>> {
         self.0.needs.subscribe()

@@ -1,4 +1,4 @@
-//! One state of the rules.
+//! A snapshot of the rules.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,48 +11,48 @@ use rolegate_rego::Policies;
 
 use crate::in_force::RulesInForce;
 
-/// Everything that a door, a gate or a mirror needs to decide. Immutable.
+/// Everything that agents, admission webhooks and the command line need to decide. Immutable.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    /// For doors: all layers.
+    /// The rules for agents: all layers.
     pub rules: RuleSet,
-    /// For gates: without layer `rego`, since a gate asks policies about the whole review.
-    pub gate: RuleSet,
-    /// The configuration that counts.
+    /// The rules for webhooks: all layers except `rego`, since admission evaluates policies on the
+    /// whole review.
+    pub admission: RuleSet,
+    /// The configuration in force.
     pub config: Arc<RuleConfig>,
     /// The grants.
     pub grants: Arc<GrantsLayer>,
     /// The policies.
     pub policies: Arc<Policies>,
-    /// What keeps the rules from counting, in a sentence: while there is something, what it is
-    /// about is refused.
+    /// The reason why every request is denied, a sentence; `None` if nothing is missing.
     pub missing: Option<Arc<str>>,
-    /// Which rules are in force, and where they come from.
+    /// The rules in force and their source.
     pub in_force: RulesInForce,
-    /// What must be followed for these rules.
+    /// The objects to watch for these rules.
     pub needs: Needs,
 }
 
-/// How many ConfigMaps of policies and data fare how.
+/// The number of ConfigMaps with policies and data, by state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PolicyCounts {
-    /// In use as they are written.
+    /// ConfigMaps in use in their current version.
     pub ok: usize,
-    /// They can't be used as they are; the version before is.
+    /// Invalid ConfigMaps whose last valid version is in use.
     pub outdated: usize,
-    /// They never could be used.
+    /// Invalid ConfigMaps without a valid version.
     pub unusable: usize,
 }
 
 impl Snapshot {
-    /// Whether policies are asked about reviews, so that the gate has to see everything that they may
-    /// be about.
-    pub fn asks_policies_at_gate(&self) -> bool {
-        self.config.modes.rego != Mode::Off && self.policies.asks_at_gate()
+    /// Returns true if policies are enforced at admission, so the webhook must receive all objects
+    /// that they may cover.
+    pub fn asks_policies_at_admission(&self) -> bool {
+        self.config.modes.rego != Mode::Off && self.policies.has_admission_policies()
     }
 }
 
-/// Something that is followed.
+/// A watched resource.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Watch {
     /// The cluster's configuration.
@@ -61,16 +61,16 @@ pub enum Watch {
     Grants,
     /// ConfigMaps of a namespace.
     ConfigMaps(Arc<str>),
-    /// Objects of a kind.
+    /// Objects of one kind.
     Replicated(ResourceKind),
 }
 
-/// What must be followed, beside the configuration and namespaces' annotations.
+/// The objects to watch in addition to the configuration and namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needs {
     /// Grants.
     pub grants: bool,
-    /// Namespaces of policies' ConfigMaps.
+    /// Namespaces of policy ConfigMaps.
     pub config_maps: BTreeSet<Arc<str>>,
     /// Kinds whose objects policies read.
     pub replicated: BTreeSet<ResourceKind>,

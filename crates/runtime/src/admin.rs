@@ -1,5 +1,4 @@
-//! The port for operators and their tools: metrics, health, and, if enabled, a look inside. It is
-//! apart from the ports that pods reach.
+//! The admin port: metrics, health, readiness and, if enabled, debug pages. Pods cannot reach it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +21,7 @@ const JSON: &str = "application/json";
 
 type DebugPage = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
 
-/// What the port answers with.
+/// The service of the admin port.
 pub struct Admin {
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -39,7 +38,7 @@ impl fmt::Debug for Admin {
 }
 
 impl Admin {
-    /// `/metrics`, `/healthz` and `/readyz`.
+    /// Serves `/metrics`, `/healthz` and `/readyz`.
     pub fn new(metrics: Arc<Metrics>, readiness: Readiness) -> Self {
         Self {
             metrics,
@@ -48,8 +47,8 @@ impl Admin {
         }
     }
 
-    /// Adds `/debug/{name}`. What the page returns is shown to whoever reaches the port: no
-    /// secrets. Call this only where the operator has enabled it.
+    /// Adds `/debug/{name}`. Anyone who can reach the port sees the page, so it must not contain
+    /// secrets. Call this only if the operator has enabled it.
     #[must_use]
     pub fn with_debug(
         mut self,
@@ -60,7 +59,7 @@ impl Admin {
         self
     }
 
-    /// Answers on `listener` until the drain has begun.
+    /// Serves requests on `listener` until the drain begins.
     pub async fn serve(self, listener: TcpListener, drain: Drain) {
         let admin = Arc::new(self);
         serve(listener, Limits::default(), drain, move |_, _| {
@@ -72,7 +71,7 @@ impl Admin {
         .await;
     }
 
-    /// The answer to one request.
+    /// Returns the response to one request.
     pub fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut refused = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n");
@@ -96,7 +95,7 @@ impl Admin {
     }
 
     fn metrics<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        // Several headers are one list.
+        // Repeated headers form one list.
         let accept = request.headers().get_all(ACCEPT).iter();
         let accept: Vec<_> = accept.filter_map(|value| value.to_str().ok()).collect();
         let format = Format::accepted(Some(&accept.join(",")));
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn readyz_tells_more_when_asked() {
+    fn readyz_has_a_verbose_mode() {
         let (admin, readiness) = admin();
         readiness.condition("watch").ok();
         assert!(!get(&admin, "/readyz").2.contains("watch"));
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_in_the_format_that_is_asked_for() {
+    fn metrics_use_the_requested_format() {
         let (admin, _) = admin();
         for (accept, kind, end) in [
             ("*/*", "application/openmetrics-text", "# EOF\n"),

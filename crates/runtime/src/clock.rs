@@ -1,4 +1,4 @@
-//! The time, as something handed in: real in a process, wound by hand in a test.
+//! An injectable clock: the system's in a process, controlled by hand in tests.
 
 use std::time::Duration;
 
@@ -6,11 +6,12 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The longest single sleep on the system's clock. Timers count monotonic time, so a sleep towards
-/// a wall-clock time looks again this often to notice a clock that was set or a machine that slept.
-const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+/// Maximum duration of a single sleep on the system's clock. Timers count monotonic time, so a
+/// sleep until a wall-clock time wakes up this often to notice that the clock was set or the
+/// machine was suspended.
+const MAX_SLEEP: Duration = Duration::from_secs(10);
 
-/// A source of wall-clock time. Cheap to clone.
+/// A source of wall-clock time. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Clock(Source);
 
@@ -22,12 +23,12 @@ enum Source {
 }
 
 impl Clock {
-    /// The system's clock.
+    /// Returns the system's clock.
     pub fn system() -> Self {
         Self(Source::System)
     }
 
-    /// A clock that reads `start` now and then follows Tokio's time, paused or advanced with it.
+    /// Returns a clock that reads `start` now and follows Tokio's time, paused or advanced with it.
     pub fn tokio(start: Timestamp) -> Self {
         Self(Source::Tokio {
             start,
@@ -35,13 +36,13 @@ impl Clock {
         })
     }
 
-    /// A clock that is as far ahead of the system's as its hand says.
+    /// Returns a clock that is ahead of the system's by the duration sent on the channel.
     pub fn ahead() -> (Self, watch::Sender<Duration>) {
         let (hand, by) = watch::channel(Duration::ZERO);
         (Self(Source::Ahead(by)), hand)
     }
 
-    /// What time it is.
+    /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             Source::System => Timestamp::now(),
@@ -54,26 +55,26 @@ impl Clock {
         }
     }
 
-    /// Returns when `time` has passed, by this clock or in fact: setting the clock back makes it no
-    /// longer.
+    /// Sleeps until `time` has passed, by this clock or by monotonic time: setting the clock back
+    /// does not prolong it.
     pub async fn sleep(&self, time: Duration) {
         let until = self.now().checked_add(time).unwrap_or(Timestamp::MAX);
         let _ = tokio::time::timeout(time, self.sleep_until(until)).await;
     }
 
-    /// Returns once [`Clock::now`] is at or after `when`; at once if it is already.
+    /// Sleeps until [`Clock::now`] is at or after `when`. Returns at once if it already is.
     pub async fn sleep_until(&self, when: Timestamp) {
         while let Ok(left) = Duration::try_from(self.now().duration_until(when))
             && !left.is_zero()
         {
             match &self.0 {
-                Source::System => tokio::time::sleep(left.min(LONGEST_SLEEP)).await,
+                Source::System => tokio::time::sleep(left.min(MAX_SLEEP)).await,
                 // Timers have a resolution of a millisecond: never wake just before the time.
                 Source::Tokio { .. } => tokio::time::sleep(left).await,
                 Source::Ahead(by) => {
                     let mut by = by.clone();
                     by.mark_unchanged();
-                    // Moved between the look and this: then what is left is less.
+                    // The clock may have moved in between, so less is left.
                     let left = Duration::try_from(self.now().duration_until(when));
                     let moved = async {
                         if by.changed().await.is_err() {
@@ -111,6 +112,15 @@ mod tests {
         let after = clock.now();
         clock.sleep_until(then).await;
         assert_eq!(clock.now(), after);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sleeps_for_a_time() {
+        let clock = Clock::tokio("2024-01-01T00:00:00Z".parse().unwrap());
+        let then = clock.now() + Duration::from_secs(90);
+        clock.sleep(Duration::from_secs(90)).await;
+        assert!(clock.now() >= then);
+        assert!(clock.now() < then + Duration::from_secs(1));
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! An orderly end: new work stops, what is open finishes, and at a deadline the rest is cut off.
+//! Graceful shutdown: new work stops, open work finishes, and what is left at the deadline is
+//! aborted.
 
 use std::time::Duration;
 
@@ -7,11 +8,10 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// How long tasks have to go once they were told to drop everything.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// Time that tasks have to exit once they were told to drop everything.
+const FORCED_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Both ends of a drain: whoever ends the process triggers it, whoever works watches it.
-/// Cheap to clone; all clones are one.
+/// A handle of the shutdown, to trigger it and to observe it. Cloning is cheap; clones share state.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     begun: CancellationToken,
@@ -19,33 +19,33 @@ pub struct Drain {
     work: TaskTracker,
 }
 
-/// How a drain went.
+/// The result of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// All finished by themselves.
+    /// All work finished by itself.
     Graceful,
-    /// The deadline came; this many were cut off.
+    /// The deadline passed; this many tasks were aborted.
     Forced(usize),
 }
 
-/// Work that a drain waits for, as long as this lives.
+/// Makes a drain wait until this is dropped.
 #[derive(Debug, Clone)]
 #[must_use = "a drain doesn't wait once this is dropped"]
 pub struct Hold(#[expect(dead_code, reason = "held for its Drop")] TaskTrackerToken);
 
 impl Drain {
-    /// Nothing is ending.
+    /// Creates a drain that has not begun.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Keeps a drain waiting until the guard is dropped.
+    /// Makes a drain wait until the returned guard is dropped.
     pub fn hold(&self) -> Hold {
         Hold(self.work.token())
     }
 
-    /// Spawns a task that a drain waits for. It should end soon after [`Drain::begun`]; after
-    /// [`Drain::forced`] nobody waits for it.
+    /// Spawns a task that a drain waits for. It should exit soon after [`Drain::begun`]; after
+    /// [`Drain::forced`] the drain does not wait for it.
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -54,28 +54,28 @@ impl Drain {
         self.work.spawn(task)
     }
 
-    /// Returns when the end begins: take no new work, finish what is open.
+    /// Waits until the drain begins: accept no new work, finish open work.
     pub fn begun(&self) -> WaitForCancellationFutureOwned {
         self.begun.clone().cancelled_owned()
     }
 
-    /// Whether the end has begun.
+    /// Returns `true` if the drain has begun.
     pub fn has_begun(&self) -> bool {
         self.begun.is_cancelled()
     }
 
-    /// Returns when the deadline is over: drop everything.
+    /// Waits until the deadline has passed: drop everything.
     pub fn forced(&self) -> WaitForCancellationFutureOwned {
         self.forced.clone().cancelled_owned()
     }
 
-    /// Ends everything now.
+    /// Forces the shutdown now.
     pub fn force(&self) {
         self.begun.cancel();
         self.forced.cancel();
     }
 
-    /// Begins the end, waits up to `deadline` for the work, then forces it.
+    /// Begins the drain, waits up to `deadline` for open work, then forces the shutdown.
     pub async fn drain(&self, deadline: Duration) -> Outcome {
         self.begun.cancel();
         self.work.close();
@@ -87,8 +87,8 @@ impl Drain {
         }
         let left = self.work.len();
         self.forced.cancel();
-        // Those that don't even look at `forced` end with the process.
-        let _ = tokio::time::timeout(LAST_MOMENT, self.work.wait()).await;
+        // Tasks that ignore `forced` end with the process.
+        let _ = tokio::time::timeout(FORCED_TIMEOUT, self.work.wait()).await;
         Outcome::Forced(left)
     }
 }

@@ -1,4 +1,4 @@
-//! A histogram of durations for the request path: fixed buckets, no lock, no wait.
+//! A duration histogram for the request path: fixed buckets, no locks, no waiting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// Durations in seconds, counted in fixed buckets. Cheap to clone; all clones are one.
+/// A histogram of durations in seconds with fixed buckets. Cloning is cheap; clones share state.
 ///
 /// `prometheus_client`'s own histogram takes a lock for each observation, which a request must not
 /// wait for.
@@ -20,16 +20,16 @@ struct Inner {
     stripes: [Stripe; STRIPES],
 }
 
-/// Threads that count at the same moment do it in different cache lines.
+/// Counters for some of the threads, so that concurrent threads update different cache lines.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Stripe {
     nanoseconds: AtomicU64,
-    /// One for each bound, then one for what is above them all.
+    /// One counter per bound, then one for values above all bounds.
     counts: Box<[AtomicU64]>,
 }
 
-/// As many as there are threads that answer requests, usually.
+/// Usually the number of threads that serve requests.
 const STRIPES: usize = 4;
 
 thread_local! {
@@ -40,13 +40,13 @@ thread_local! {
 }
 
 impl AtomicHistogram {
-    /// Buckets for what is answered from memory or by a service nearby, in seconds.
+    /// Bucket bounds for responses from memory or from a service nearby, in seconds.
     pub const LATENCIES: &'static [f64] = &[
         0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
         2.5, 5.0, 10.0,
     ];
 
-    /// A histogram with these upper bounds, in seconds, finite and rising.
+    /// Creates a histogram with these upper bounds, in seconds, finite and rising.
     pub fn new(bounds: &'static [f64]) -> Self {
         debug_assert!(bounds.is_sorted_by(|a, b| a < b) && bounds.iter().all(|b| b.is_finite()));
         Self(Arc::new(Inner {
@@ -58,7 +58,7 @@ impl AtomicHistogram {
         }))
     }
 
-    /// Counts one duration.
+    /// Records one duration.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         let bucket = self.0.bounds.partition_point(|&bound| bound < seconds);
@@ -72,12 +72,12 @@ impl AtomicHistogram {
         stripe.nanoseconds.fetch_add(nanoseconds, Relaxed);
     }
 
-    /// How many were counted.
+    /// Returns the number of recorded durations.
     pub fn count(&self) -> u64 {
         self.counts().sum()
     }
 
-    /// The counts of all stripes together, by bucket.
+    /// Returns the counts of all stripes, summed by bucket.
     fn counts(&self) -> impl Iterator<Item = u64> {
         (0..=self.0.bounds.len()).map(|bucket| {
             let stripes = self.0.stripes.iter();
@@ -91,7 +91,7 @@ impl EncodeMetric for AtomicHistogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
         let bounds = self.0.bounds.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<_> = bounds.zip(self.counts()).collect();
-        // The sum of what is shown, so that the total and the last bucket always agree.
+        // The sum of the exported buckets, so that the total and the last bucket always agree.
         let count = buckets.iter().map(|(_, count)| count).sum();
         let stripes = self.0.stripes.iter();
         let nanoseconds = stripes.map(|stripe| stripe.nanoseconds.load(Relaxed)).sum();

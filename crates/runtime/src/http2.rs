@@ -1,5 +1,5 @@
-//! HTTP/2 over TLS between processes of ours, for streams that stay open: bounded in connections
-//! and buffers, kept alive, and ended by a [`Drain`].
+//! HTTP/2 over TLS between rolegate processes, for long-lived streams: bounded in connections and
+//! buffers, kept alive, and ended by a [`Drain`].
 
 mod connections;
 
@@ -27,47 +27,47 @@ use crate::tls::{ClientNames, MutualTls};
 use connections::{Accepted, Connections};
 pub use connections::{Authentication, Limit, Peers, Usage};
 
-/// How often a side that hears nothing asks whether the other is there, and how long it waits for
-/// the answer. The client's is the shorter: it is the one that can go elsewhere.
+/// Interval between keep-alive pings, and the time limit for the response. The client's are
+/// shorter, since it can connect elsewhere.
 const SERVER_PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
 const CLIENT_PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
-/// Bytes of a stream that may be on their way.
-const WINDOW: u32 = 64 << 10;
-/// Bytes of a stream that wait to be sent.
-const SEND_BUFFER: usize = 64 << 10;
-/// How often it is looked whether a connection is used.
-const LOOK: Duration = Duration::from_secs(15);
+/// Flow-control window of a stream, in bytes.
+const WINDOW_BYTES: u32 = 64 << 10;
+/// Send buffer of a stream, in bytes.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// Interval at which unused connections are detected.
+const UNUSED_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 /// The time for which a connection may stay unauthenticated: enough for a handshake, a first
-/// message and a review of its proof, with a margin.
-const AUTHENTICATION: Duration = Duration::from_secs(30);
+/// message and a token review, with a margin.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time in which a connection being closed has to answer its requests in progress.
-const CLOSING: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The interval at which the number of connections is reported, even if none was opened or closed.
-const USAGE: Duration = Duration::from_secs(15);
-/// Bytes of headers.
-const HEADERS: u32 = 16 << 10;
+const USAGE_INTERVAL: Duration = Duration::from_secs(15);
+/// Maximum size of headers, in bytes.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
 
-/// How much may be open.
+/// Limits of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections in all. An eighth of them may be unauthenticated, and another eighth those of
-    /// peers that are expected.
+    /// Maximum number of connections. An eighth of them may be unauthenticated, and another eighth
+    /// those of peers that are expected.
     pub connections: usize,
-    /// Unauthenticated connections of one peer: an IPv4 address, the /64 of an IPv6 address, or the
-    /// address of an expected peer.
+    /// Maximum number of unauthenticated connections of one peer: an IPv4 address, the /64 of an
+    /// IPv6 address, or the address of an expected peer.
     pub per_peer: usize,
-    /// Streams of one connection.
+    /// Maximum number of streams of one connection.
     pub streams: u32,
-    /// How long a connection may be open and nothing asked on it, to a quarter of a minute: whoever can
-    /// connect is not to keep the room of those who have something to say.
+    /// Time after which a connection without requests is closed, with a granularity of a quarter of
+    /// a minute.
     pub unused: Duration,
 }
 
-/// Serves connections on `listener` until draining begins; open ones are then asked to end, and cut
-/// off when it is forced. Every connection is accepted; when there are too many, an unauthenticated
-/// one is closed. `connect` returns the service for each connection, given the peer's address, its
-/// certificate's claims, and a handle to report authentication; without a service the connection is
-/// closed.
+/// Serves connections on `listener` until the drain begins; open ones are then asked to close, and
+/// aborted when it is forced. Every connection is accepted; when there are too many, an
+/// unauthenticated one is closed. `connect` returns the service for each connection, given the
+/// peer's address, its certificate's claims, and a handle to report authentication; without a
+/// service the connection is closed.
 pub async fn serve<C, S, B>(
     listener: TcpListener,
     tls: MutualTls,
@@ -85,13 +85,13 @@ pub async fn serve<C, S, B>(
 {
     let connections = Connections::new(limits, peers);
     let mut begun = pin!(drain.begun());
-    let mut usage = tokio::time::interval(USAGE);
+    let mut usage = tokio::time::interval(USAGE_INTERVAL);
     loop {
         let accepted = tokio::select! {
             () = &mut begun => return,
             accepted = listener.accept() => accepted,
             _ = usage.tick() => {
-                connections.tell();
+                connections.report_usage();
                 continue;
             }
         };
@@ -107,8 +107,8 @@ pub async fn serve<C, S, B>(
                     prepare(&stream);
                     let shown = Authentication::of(&accepted);
                     let closing = accepted.closing().clone();
-                    // In boxes: one goes with the handshake, and the other is there once, wherever
-                    // it is moved to.
+                    // Boxed, because the handshake and the connection are large, and moving them
+                    // would copy them.
                     let talk = Box::pin(async move {
                         if let Some((stream, names)) = Box::pin(tls.accept(stream)).await
                             && let Some(service) = connect(peer, names, shown)
@@ -120,18 +120,18 @@ pub async fn serve<C, S, B>(
                 });
             }
             Err(error) => {
-                tracing::debug!(%error, "cannot accept connections, trying on");
+                tracing::debug!(%error, "cannot accept connections, retrying");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Polls a connection until it ends, or until it is cut.
+/// Polls a connection until it ends or has to be closed.
 async fn hold(talk: impl Future<Output = ()>, accepted: &Accepted) {
     tokio::select! {
         () = talk => {}
-        why = accepted.cut(AUTHENTICATION) => tracing::debug!("a connection is cut: {why}"),
+        why = accepted.cut(AUTHENTICATION_TIMEOUT) => tracing::debug!("closing a connection: {why}"),
     }
 }
 
@@ -149,8 +149,8 @@ async fn converse<T, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // One is the service's own, each request and each answer has another. It says whether there was
-    // a request since the last look.
+    // The service holds one reference, each request and response another. The flag shows whether
+    // there was a request since the last check.
     let held = Arc::new(AtomicBool::new(false));
     let users = held.clone();
     let service = service_fn(move |request| {
@@ -161,29 +161,29 @@ async fn converse<T, S, B>(
             Ok::<_, Infallible>(answer.map(|body| Held { body, _held: held }))
         }
     });
-    let (interval, patience) = SERVER_PING;
+    let (interval, timeout) = SERVER_PING;
     let mut connection = pin!(
         server::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(interval)
-            .keep_alive_timeout(patience)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_timeout(timeout)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
             .max_concurrent_streams(limits.streams)
-            .max_header_list_size(HEADERS)
+            .max_header_list_size(MAX_HEADER_BYTES)
             .serve_connection(TokioIo::new(stream), service)
     );
     let mut asked = false;
     let mut unused = Duration::ZERO;
-    let mut looks = tokio::time::interval(LOOK);
+    let mut looks = tokio::time::interval(UNUSED_CHECK_INTERVAL);
     looks.reset();
     let mut begun = pin!(drain.begun());
     let mut forced = pin!(drain.forced());
     let mut refused = pin!(closing.cancelled());
     let mut cut = pin!(async {
         closing.cancelled().await;
-        tokio::time::sleep(CLOSING).await;
+        tokio::time::sleep(CLOSE_TIMEOUT).await;
     });
     let mut closes = false;
     let outcome = loop {
@@ -201,14 +201,14 @@ async fn converse<T, S, B>(
             () = &mut forced => return,
             _ = looks.tick() => {
                 let asked = users.swap(false, Ordering::Relaxed);
-                // The service's own, and this one.
+                // The service's own reference and this one.
                 unused = if asked || Arc::strong_count(&users) > 2 {
                     Duration::ZERO
                 } else {
-                    unused + LOOK
+                    unused + UNUSED_CHECK_INTERVAL
                 };
-                if unused >= limits.unused + LOOK {
-                    // It doesn't even answer that, or never began.
+                if unused >= limits.unused + UNUSED_CHECK_INTERVAL {
+                    // The client does not respond to that either, or never sent its preface.
                     return;
                 }
                 if unused >= limits.unused {
@@ -222,7 +222,7 @@ async fn converse<T, S, B>(
     }
 }
 
-/// A body that says that its connection is used.
+/// A body that marks its connection as used.
 struct Held<B> {
     body: B,
     _held: Arc<AtomicBool>,
@@ -248,11 +248,11 @@ impl<B: Body + Unpin> Body for Held<B> {
     }
 }
 
-/// Speaks HTTP/2 on `stream`: requests are made with what is returned, and the connection lives as
-/// long as the future beside it is polled.
+/// Opens an HTTP/2 connection on `stream`. Returns a sender of requests, and the future that drives
+/// the connection.
 ///
 /// # Errors
-/// When the connection breaks at once.
+/// Returns an error if the connection breaks at once.
 pub async fn connect<T, B>(
     stream: T,
 ) -> Result<
@@ -268,16 +268,16 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let (interval, patience) = CLIENT_PING;
+    let (interval, timeout) = CLIENT_PING;
     client::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(interval)
-        .keep_alive_timeout(patience)
+        .keep_alive_timeout(timeout)
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(HEADERS)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_header_list_size(MAX_HEADER_BYTES)
         .handshake(TokioIo::new(stream))
         .await
 }

@@ -1,18 +1,18 @@
-//! What every rolegate process needs, whatever it does: logs, metrics, readiness, an orderly end,
-//! the port for operators and a clock that tests can wind.
+//! Common parts of every rolegate process: logs, metrics, readiness, graceful shutdown, the admin
+//! port, servers with limits, and a clock that tests can control.
 //!
-//! Nothing here knows of roles, pods or AWS. There are no globals except the log subscriber:
-//! each process builds these once and hands them down.
+//! Nothing here depends on roles, pods or AWS. The log subscriber is the only global: each process
+//! creates the rest at startup and passes it down.
 
 pub mod admin;
 pub mod clock;
 pub mod drain;
 pub mod histogram;
 pub mod http2;
+pub mod keyed_limit;
 pub mod logging;
 pub mod metrics;
 pub mod peer;
-pub mod places;
 pub mod process;
 pub mod rate;
 pub mod readiness;

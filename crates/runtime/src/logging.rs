@@ -1,8 +1,8 @@
-//! Logs on standard error, as text or JSON lines, in UTC.
+//! Logs to standard error, as text or JSON lines, in UTC.
 //!
-//! Names of pods, annotations and request paths are chosen by tenants and end up in logs. Whatever
-//! could forge a line, move a cursor or reorder what is read is escaped, in fields and messages,
-//! so that one event is always one line that shows what was sent.
+//! Tenants choose the names of pods, annotations and request paths that end up in logs. Characters
+//! that could forge a line, move a cursor or reorder text are escaped in fields and messages, so
+//! each event is one line that shows what was sent.
 
 mod json;
 
@@ -18,36 +18,36 @@ use tracing_subscriber::layer::SubscriberExt;
 
 pub use json::{List, list};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
     /// For people: one line of text, in colour on a terminal.
     #[default]
     Text,
-    /// For machines: one JSON object a line.
+    /// For machines: one JSON object per line.
     Json,
 }
 
-/// Why logging couldn't be set up.
+/// An error that prevents setting up logs.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The filter is no level and no list of `target=level`.
+    /// The filter is neither a level nor a list of `target=level`.
     #[error(
-        "log level {given:?} is not one: use error, warn, info, debug, trace, or a list such as \
+        "invalid log level {given:?}: use error, warn, info, debug, trace, or a list such as \
          info,rolegate_kube=debug"
     )]
     Filter {
-        /// What was asked for.
+        /// The given filter.
         given: String,
     },
-    /// Something else in the process logs already.
+    /// The process has a log subscriber already.
     #[error("logging is already set up in this process")]
     AlreadySet,
 }
 
-/// Sets the process's logs up. A plain level in `filter` is rolegate's own level; the libraries
-/// below it stay quieter, since what goes wrong in them is told by us, once, and since some of
-/// them print whole requests at their lower levels. A list of `target=level` is taken as it is.
+/// Sets up the logs of the process. A plain level in `filter` applies to rolegate. Libraries stay
+/// quieter, because rolegate reports their errors itself, and because some log whole requests at
+/// lower levels. A list of `target=level` is used unchanged.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LoggingError> {
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let filter = parse_filter(filter)?;
@@ -82,8 +82,8 @@ fn parse_filter(given: &str) -> Result<Targets, LoggingError> {
     Ok(targets)
 }
 
-/// The most that a library may say whatever the filter is: below these levels they print requests
-/// and answers, with credentials in them.
+/// Returns the most verbose level allowed for a library, whatever the filter: below it the library
+/// logs requests and responses with credentials.
 fn most(target: &str) -> LevelFilter {
     const WIRE: [&str; 5] = ["aws_", "h2", "hyper", "rustls", "tower"];
     if WIRE.iter().any(|library| target.starts_with(library)) {
@@ -140,20 +140,19 @@ fn write_field(
     }
 }
 
-/// Whether a character must not reach a terminal or a log as it is: controls (line ends, escape,
-/// the C1 set) and the invisible ones that reorder or hide text.
+/// Returns `true` for characters that must not reach a terminal or a log unescaped: controls (line
+/// ends, escape, the C1 set) and invisible ones that reorder or hide text.
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
             | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// The text with every unsafe character (see [`is_unsafe`]) written as an escape like `\n` or
-/// `\u{202e}`.
+/// Escapes every unsafe character (see [`is_unsafe`]) as in `\n` or `\u{202e}`.
 pub fn escape(text: &str) -> String {
     use fmt::Write;
     let mut escaped = String::with_capacity(text.len());
-    // Writing into a String can't fail.
+    // Writing to a String cannot fail.
     let _ = Escaping(&mut escaped).write_str(text);
     escaped
 }
@@ -175,8 +174,8 @@ impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
     }
 }
 
-/// JSON escapes the controls below space only; the rest is escaped here. Such a character can only
-/// stand inside a JSON string, where `\uXXXX` means the same.
+/// Escapes the unsafe characters that JSON does not: JSON escapes only the controls below space.
+/// Such a character can only occur inside a JSON string, where `\uXXXX` means the same.
 struct EscapedJson<W>(W);
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
@@ -190,7 +189,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
 struct JsonLine<W>(W);
 
 impl<W: Write> Write for JsonLine<W> {
-    // The formatter writes each event whole, so no character is ever cut in two.
+    // The formatter writes each event at once, so no character is split.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         if text.chars().any(|c| c != '\n' && is_unsafe(c)) {
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_readable_and_coloured_only_when_asked() {
+    fn text_is_readable_and_coloured_on_request() {
         let log =
             || tracing::warn!(target: "rolegate", pod = "default/app", attempts = 3, "refused");
         let plain = logged(LogFormat::Text, "info", false, log);
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_level_is_told() {
+    fn an_invalid_level_is_an_error() {
         for wrong in ["", "loud", "loud=", "info,a=b", "info,"] {
             let message = parse_filter(wrong).unwrap_err().to_string();
             assert!(message.contains("use error, warn"), "{message}");

@@ -1,4 +1,4 @@
-//! The metrics of one process, without globals: built at start, then only read.
+//! The metrics of one process, without globals: registered at startup, then only read.
 
 mod format;
 
@@ -26,7 +26,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Has `rolegate_build_info` with this version and the usual `process_*` metrics.
+    /// Creates the registries with `rolegate_build_info` and the standard `process_*` metrics.
     pub fn new() -> Self {
         let version = Version::CURRENT;
         let mut common = Registry::default();
@@ -37,39 +37,39 @@ impl Metrics {
         build.get_or_create(&labels).set(1);
         ours.register(
             "build_info",
-            "The version that runs and its commit, always 1",
+            "Version and commit of this process, always 1",
             build,
         );
         Self { ours, common }
     }
 
-    /// Where metrics named `rolegate_*` are registered (without the prefix).
+    /// Returns the registry of metrics named `rolegate_*` (registered without the prefix).
     pub fn ours(&mut self) -> &mut Registry {
         &mut self.ours
     }
 
-    /// Where metrics under other people's names are registered.
+    /// Returns the registry of metrics without our prefix.
     pub fn common(&mut self) -> &mut Registry {
         &mut self.common
     }
 
-    /// [`Self::ours`] and [`Self::common`], for what registers in both.
+    /// Returns [`Self::ours`] and [`Self::common`], for components that register in both.
     pub fn both(&mut self) -> (&mut Registry, &mut Registry) {
         (&mut self.ours, &mut self.common)
     }
 
-    /// Everything, as OpenMetrics.
+    /// Encodes all metrics as OpenMetrics.
     ///
     /// # Errors
-    /// When a collector fails.
+    /// Returns an error if a collector fails.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         self.encode_as(Format::OpenMetrics)
     }
 
-    /// Everything, in a format.
+    /// Encodes all metrics in this format.
     ///
     /// # Errors
-    /// When a collector fails.
+    /// Returns an error if a collector fails.
     pub fn encode_as(&self, format: Format) -> Result<String, std::fmt::Error> {
         let mut text = String::with_capacity(16 * 1024);
         encode_registry(&mut text, &self.ours)?;

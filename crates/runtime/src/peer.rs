@@ -1,28 +1,28 @@
-//! Peers as limits count them.
+//! Peers as counted by limits.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Bits of an IPv6 address that name the network: one machine may have all addresses below them.
-const NETWORK: u32 = 64;
+/// Prefix length of an IPv6 network: one machine may have all addresses in it.
+const IPV6_PREFIX_BITS: u32 = 64;
 
-/// A peer as limits count it: an IPv4 address, or the /64 that an IPv6 address is in.
+/// A peer as counted by limits: an IPv4 address, or the /64 of an IPv6 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerKey(IpAddr);
 
 impl PeerKey {
-    /// The peer that an address is of.
+    /// Returns the peer of an address.
     pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V6(address) => {
-                let network = address.to_bits() >> NETWORK << NETWORK;
+                let network = address.to_bits() >> IPV6_PREFIX_BITS << IPV6_PREFIX_BITS;
                 Self(Ipv6Addr::from_bits(network).into())
             }
             address @ IpAddr::V4(_) => Self(address),
         }
     }
 
-    /// The peer of an address that is known to be one machine's: the machines of a subnet often
-    /// share a /64.
+    /// Returns the peer of an address that is known to belong to one machine: the machines of a
+    /// subnet often share a /64.
     pub fn exactly(address: IpAddr) -> Self {
         Self(address.to_canonical())
     }

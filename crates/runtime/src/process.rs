@@ -1,5 +1,5 @@
-//! What the kernel says of this process, read from `/proc/self` at each scrape, under the names
-//! that all Prometheus clients use; how many files it may open, and what others see of its memory.
+//! Process metrics, read from `/proc/self` at each scrape under the standard Prometheus names; the
+//! limit of open files; and protection of the process's memory.
 
 use std::fs;
 
@@ -10,27 +10,26 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 
-/// Clock ticks a second in `/proc`: 100 for user space on every Linux, whatever the kernel's own.
-const TICKS: f64 = 100.0;
+/// Clock ticks per second in `/proc`: always 100 in user space on Linux, independent of the kernel.
+const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Keeps the memory of this process to itself: no core dump is made of it, whatever the limits and
-/// the kernel's pattern for dumps say, and no process of the same user may read it. Root still may.
-/// The files of this process in `/proc` belong to root from now on. Programs that it starts are not
-/// concerned.
+/// Makes the process non-dumpable: no core dumps, whatever the limits and the kernel's core pattern
+/// say, and no access to its memory by other processes of the same user. Root still has access. The
+/// process's files in `/proc` belong to root from now on. Child processes are not affected.
 ///
 /// # Errors
-/// Returns an error if the kernel doesn't support it, which every Linux does.
+/// Returns an error if the kernel does not support it, which every Linux does.
 pub fn hide_memory() -> std::io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// Raises the number of files that this process may open, sockets too, as far as it may raise it
-/// itself, and returns it. Many systems begin with 1,024, for programs that can't do with more.
+/// Raises the limit of open files and sockets as far as the process may, and returns it. Many
+/// systems default to 1,024 for programs that cannot use more.
 pub fn raise_open_files() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     let before = limit.current;
     limit.current = limit.maximum;
-    // None is unlimited.
+    // `None` means unlimited.
     let now = match setrlimit(Resource::Nofile, limit) {
         Ok(()) => limit.maximum,
         Err(_) => before,
@@ -38,7 +37,7 @@ pub fn raise_open_files() -> u64 {
     now.unwrap_or(u64::MAX)
 }
 
-/// Memory, processor time, open files, start. What can't be read is left out.
+/// Collects memory, CPU time, open files and start time. Unreadable values are omitted.
 #[derive(Debug)]
 pub struct ProcessCollector;
 
@@ -64,7 +63,7 @@ impl Collector for ProcessCollector {
             Some(&Unit::Bytes),
             virtual_memory,
         )?;
-        // One of them is the descriptor that counts.
+        // One of them is the descriptor used for counting.
         let files = fs::read_dir("/proc/self/fd")
             .ok()
             .map(|files| files.count().saturating_sub(1) as f64);
@@ -79,10 +78,10 @@ impl Collector for ProcessCollector {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let started = boot_time()
             .zip(stat_field(&stat, 22))
-            .map(|(boot, ticks)| boot + ticks / TICKS);
+            .map(|(boot, ticks)| boot + ticks / TICKS_PER_SECOND);
         gauge(
             "process_start_time",
-            "Start, since the epoch",
+            "Start time since the Unix epoch",
             Some(&Unit::Seconds),
             started,
         )?;
@@ -90,10 +89,10 @@ impl Collector for ProcessCollector {
             .zip(stat_field(&stat, 15))
             .map(|(user, system)| user + system)
         {
-            let spent = ConstCounter::new(ticks / TICKS);
+            let spent = ConstCounter::new(ticks / TICKS_PER_SECOND);
             spent.encode(encoder.encode_descriptor(
                 "process_cpu",
-                "Processor time spent, user and system",
+                "User and system CPU time spent",
                 Some(&Unit::Seconds),
                 spent.metric_type(),
             )?)?;
@@ -107,8 +106,8 @@ fn status_field(status: &str, name: &str) -> Option<f64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// A field of `/proc/PID/stat`, numbered as in proc(5). The second is the program's name in
-/// parentheses and may hold anything, so counting starts behind it.
+/// Returns a field of `/proc/PID/stat`, numbered as in proc(5). The second field is the program's
+/// name in parentheses and can contain anything, so counting starts after it.
 fn stat_field(stat: &str, number: usize) -> Option<f64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace()
@@ -164,6 +163,9 @@ mod tests {
         assert!(value("process_max_fds ") >= 3.0);
         assert!(value("process_open_fds ") >= 3.0);
         assert!(value("process_cpu_seconds_total ") >= 0.0);
-        assert!(value("process_start_time_seconds ") > 1.6e9);
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+        let started = value("process_start_time_seconds ");
+        assert!((now - 86_400.0..now + 60.0).contains(&started), "{started}");
+        assert!(value("process_cpu_seconds_total ") < 86_400.0);
     }
 }

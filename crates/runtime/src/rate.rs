@@ -1,4 +1,4 @@
-//! A rate for each of many keys, in bounded memory.
+//! A rate limit for each of many keys, in bounded memory.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The most keys that are remembered; beyond it those with the whole burst left are forgotten, and then
-/// any.
+/// Maximum number of keys. Above it, keys with a full bucket are dropped first, then any.
 const MAX_KEYS: usize = 16 * 1024;
 
-/// A burst of units, and a rate of units a second after that.
+/// A token bucket's burst and refill rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// Units that may be taken at once.
+    /// Maximum number of tokens.
     pub burst: f64,
-    /// Units that come back in a second.
+    /// Tokens added per second.
     pub per_second: f64,
 }
 
@@ -31,12 +30,12 @@ pub struct KeyedRate<K> {
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     left: f64,
-    /// Since any moment, the same for all.
+    /// Time since a fixed origin.
     at: Duration,
 }
 
 impl<K: Eq + Hash + Clone> KeyedRate<K> {
-    /// The same rate for each key.
+    /// Creates buckets with the same rate for each key.
     pub fn new(rate: Rate) -> Self {
         Self {
             rate,
@@ -45,12 +44,12 @@ impl<K: Eq + Hash + Clone> KeyedRate<K> {
         }
     }
 
-    /// Takes one unit of `key`; `false` where it has none left.
+    /// Takes a token of `key`. Returns `false` if none is left.
     pub fn take(&self, key: &K) -> bool {
         self.take_at(key, self.origin.elapsed())
     }
 
-    /// The same by another clock, which says how long ago any moment is that is always the same.
+    /// Takes a token of `key` at time `now`, measured from a fixed origin.
     pub fn take_at(&self, key: &K, now: Duration) -> bool {
         self.change(key, now, |left| {
             let enough = *left >= 1.0;
@@ -61,8 +60,8 @@ impl<K: Eq + Hash + Clone> KeyedRate<K> {
         })
     }
 
-    /// Takes `units` of `key`, more than it has left too, and returns for how long to wait before
-    /// more is taken.
+    /// Takes `units` tokens of `key`, even if fewer are left, and returns the time to wait before
+    /// taking more.
     pub fn charge(&self, key: &K, units: u32) -> Duration {
         let per_second = self.rate.per_second;
         self.change(key, self.origin.elapsed(), |left| {
@@ -100,7 +99,7 @@ impl<K: Eq + Hash + Clone> KeyedRate<K> {
 
 impl Bucket {
     fn fill(&mut self, rate: Rate, now: Duration) {
-        // A clock that is set back gives nothing.
+        // A clock that is set back adds nothing.
         let gained = now.saturating_sub(self.at).as_secs_f64() * rate.per_second;
         self.left = (self.left + gained).min(rate.burst);
         self.at = now;
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_taken_beyond_the_rate_is_waited_for() {
+    async fn charges_above_the_rate_return_a_wait() {
         let rates = KeyedRate::new(RATE);
         assert_eq!(rates.charge(&"one", 3), Duration::ZERO);
         assert_eq!(rates.charge(&"one", 4), Duration::from_secs(2));
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn keys_without_number_take_bounded_memory_and_full_ones_go_first() {
+    async fn memory_is_bounded_and_full_buckets_are_dropped_first() {
         let rates = KeyedRate::new(RATE);
         for key in 0..MAX_KEYS {
             rates.take(&key);

@@ -1,5 +1,5 @@
-//! Readiness as a type: whoever must finish first holds a [`Block`], whoever can fail later holds a
-//! [`Condition`], and what is missing can be listed by name.
+//! Readiness as a type. Startup work holds a [`Block`], a component that can fail later holds a
+//! [`Condition`], and everything pending can be listed by name.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::watch;
 
-/// Whether the process may be sent work. Cheap to clone; all clones are one.
+/// The readiness of the process. Cloning is cheap; clones share state.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<watch::Sender<State>>);
 
@@ -19,18 +19,18 @@ struct State {
     conditions: BTreeMap<&'static str, Health>,
 }
 
-/// The health of a lasting condition.
+/// The health of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// As it should be.
+    /// Healthy.
     Ok,
-    /// Good enough to work with, but somebody should look.
+    /// Works, but needs attention.
     Noted(String),
-    /// Not fit to work.
+    /// Does not work.
     Failing(String),
 }
 
-/// While this lives, the process isn't ready.
+/// Keeps the process unready while it exists.
 #[derive(Debug)]
 #[must_use = "the process is ready as soon as this is dropped"]
 pub struct Block {
@@ -38,25 +38,25 @@ pub struct Block {
     id: u64,
 }
 
-/// Something that can fail and mend as long as the process runs.
+/// A component that can fail and recover while the process runs.
 #[derive(Debug, Clone)]
 pub struct Condition {
     readiness: Readiness,
     name: &'static str,
 }
 
-/// What [`Readiness`] says at one moment.
+/// A snapshot of [`Readiness`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Whether nothing blocks and nothing fails.
+    /// `true` if nothing blocks and nothing fails.
     pub ready: bool,
-    /// What has yet to finish.
+    /// Startup work in progress.
     pub waiting: Vec<String>,
-    /// What fails, by name.
+    /// Failing conditions, by name.
     pub failing: BTreeMap<&'static str, String>,
-    /// What works but should be looked at, by name.
+    /// Conditions that need attention, by name.
     pub noted: BTreeMap<&'static str, String>,
-    /// What is well.
+    /// Healthy conditions.
     pub ok: Vec<&'static str>,
 }
 
@@ -71,7 +71,7 @@ impl State {
 }
 
 impl Readiness {
-    /// Ready, until something blocks or fails.
+    /// Creates a readiness that is ready until something blocks or fails.
     pub fn new() -> Self {
         Self::default()
     }
@@ -90,8 +90,7 @@ impl Readiness {
         }
     }
 
-    /// A lasting condition. A new name starts as failing, since nobody has looked yet; the same
-    /// name is the same condition.
+    /// Returns the condition of this name. A new one starts as failing, since it is unknown.
     pub fn condition(&self, name: &'static str) -> Condition {
         self.0.send_modify(|state| {
             state
@@ -105,18 +104,18 @@ impl Readiness {
         }
     }
 
-    /// Whether nothing blocks and nothing fails.
+    /// Returns `true` if nothing blocks and nothing fails.
     pub fn is_ready(&self) -> bool {
         self.0.borrow().is_ready()
     }
 
-    /// Returns once the process is ready; at once if it is.
+    /// Waits until the process is ready.
     pub async fn ready(&self) {
-        // An error means that the sender is gone, and we hold it.
+        // An error would mean that the sender is gone, but `self` holds it.
         let _ = self.0.subscribe().wait_for(State::is_ready).await;
     }
 
-    /// All that is known, for people and machines.
+    /// Returns a snapshot.
     pub fn report(&self) -> Report {
         let state = self.0.borrow();
         let mut report = Report {
@@ -146,7 +145,7 @@ impl Drop for Block {
 }
 
 impl Condition {
-    /// Says how it is now.
+    /// Sets the condition's health.
     pub fn set(&self, health: Health) {
         self.readiness.0.send_if_modified(|state| {
             if state.conditions.get(self.name) == Some(&health) {
@@ -157,30 +156,30 @@ impl Condition {
         });
     }
 
-    /// All is well.
+    /// Marks the condition as healthy.
     pub fn ok(&self) {
         self.set(Health::Ok);
     }
 
-    /// Works, but this should be known.
+    /// Marks the condition as working, with a note that needs attention.
     pub fn note(&self, note: impl Into<String>) {
         self.set(Health::Noted(note.into()));
     }
 
-    /// Doesn't work: the process isn't ready.
+    /// Marks the condition as failing, which makes the process unready.
     pub fn fail(&self, why: impl Into<String>) {
         self.set(Health::Failing(why.into()));
     }
 }
 
 impl Report {
-    /// Text for people: the verdict, then a line for each thing that isn't well; with `verbose`
-    /// also for each that is.
+    /// Formats the report as text: the result, then a line for each item that is not healthy, and
+    /// with `verbose` for each that is.
     pub fn to_text(&self, verbose: bool) -> String {
         let mut text = String::from(if self.ready { "ready\n" } else { "not ready\n" });
         let mut line = |sign: char, name: &str, detail: &str| {
             let colon = if detail.is_empty() { "" } else { ": " };
-            // Writing into a String can't fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(text, "[{sign}] {name}{colon}{detail}");
         };
         for reason in &self.waiting {
@@ -229,7 +228,7 @@ mod tests {
     fn a_condition_fails_until_known_and_again_later() {
         let readiness = Readiness::new();
         let redirect = readiness.condition("redirect");
-        assert!(!readiness.is_ready(), "nobody has looked");
+        assert!(!readiness.is_ready(), "not known yet");
         redirect.ok();
         assert!(readiness.is_ready());
         redirect.note("someone else's rule comes first");

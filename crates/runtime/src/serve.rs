@@ -28,24 +28,24 @@ use crate::tls::ServerTls;
 /// The number of connections that may wait to be accepted: more than a port holds, so that clients
 /// that arrive together need not retry. The kernel caps it at its own limit.
 const BACKLOG: i32 = 4096;
-/// How long to wait after the kernel refused to hand out a connection, as when all file
-/// descriptors are in use.
+/// Pause after the kernel failed to accept a connection, for example because no file descriptors
+/// are left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a new connection may take for its first request while everything ends.
-pub(crate) const FIRST_REQUEST: Duration = Duration::from_millis(500);
+/// Time that a new connection has to send its first request during shutdown.
+pub(crate) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 /// The time in which an evicted connection has to finish its current request.
-const EVICTED_REQUEST: Duration = Duration::from_secs(2);
-/// How long sent bytes may stay unacknowledged.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+const EVICTED_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time that sent data may stay unacknowledged.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a port couldn't be opened.
+/// An error that prevents listening on a port.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}{}", hint(.source))]
 pub struct ListenError {
-    /// Where.
+    /// The address.
     pub address: SocketAddr,
-    /// What the kernel said.
+    /// The kernel's error.
     pub source: io::Error,
 }
 
@@ -58,8 +58,8 @@ fn hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// Opens a listening port. `[::]` takes IPv4 too, and becomes `0.0.0.0` on a host without IPv6.
-/// Port 0 lets the kernel choose: `local_addr()` tells. Needs a Tokio runtime.
+/// Opens a listening port. `[::]` accepts IPv4 too, and becomes `0.0.0.0` on a host without IPv6.
+/// With port 0 the kernel chooses a port, see `local_addr()`. Needs a Tokio runtime.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     listen_by(address, open)
 }
@@ -103,20 +103,19 @@ fn lacks_ipv6(error: &io::Error) -> bool {
         .any(|errno| code == Some(errno.raw_os_error()))
 }
 
-/// The bounds of one port.
+/// Limits of a port.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at once; more wait in the kernel's queue.
+    /// Maximum number of connections. More wait in the kernel's queue.
     pub connections: usize,
-    /// How long a connection may take for its first request, where that is less than what comes
-    /// next.
+    /// Time limit for the first request of a connection, if shorter than `header_time`.
     pub first_request: Duration,
-    /// How long a client may stay without a request at the least, idle or sending one slowly; twice
-    /// of it at the most.
+    /// Idle timeout. A connection without a complete request is closed after one to two such
+    /// periods.
     pub header_time: Duration,
-    /// How many bytes a request's head may have, 8,192 and more.
+    /// Maximum size of a request's head, in bytes; at least 8,192.
     pub header_bytes: usize,
-    /// How long a connection may last, so that a client that doesn't read can't keep it.
+    /// Maximum lifetime of a connection, so that a client that does not read cannot keep it.
     pub lifetime: Duration,
 }
 
@@ -132,10 +131,10 @@ impl Default for Limits {
     }
 }
 
-/// Serves connections on `listener` until draining begins; open requests are then finished, or cut
-/// off when it is forced. `connect` returns the service for each connection, given the peer's
+/// Serves connections on `listener` until the drain begins; open requests are then finished, or
+/// aborted when it is forced. `connect` returns the service for each connection, given the peer's
 /// address and ours, or `None` to refuse it. When there are too many, the longest idle connection
-/// of the peer that has the most is closed, so silent peers can't lock others out.
+/// of the peer that has the most is closed, so silent peers cannot lock others out.
 pub async fn serve<C, S, B>(listener: TcpListener, limits: Limits, drain: Drain, connect: C)
 where
     C: Fn(SocketAddr, SocketAddr) -> Option<S>,
@@ -153,13 +152,13 @@ where
 /// The connections of a port, by peer.
 type Peers = Shares<PeerKey, ()>;
 
-/// Has the connections of a port shared fairly by peers.
+/// Shares the connections of a port fairly among peers.
 fn shared_by_peers(limits: Limits) -> (Limits, Peers) {
     let peers = Peers::new(ShareLimits {
         total: limits.connections,
         each: limits.connections,
         known: limits.connections,
-        strangers: limits.connections,
+        unknown_peers: limits.connections,
     });
     let limits = Limits {
         connections: peers.most(),
@@ -168,7 +167,7 @@ fn shared_by_peers(limits: Limits) -> (Limits, Peers) {
     (limits, peers)
 }
 
-/// A service whose connection has its place among those of all peers.
+/// Wraps a service whose connection has a slot among those of all peers.
 fn placed<S, B>(
     peers: &Peers,
     peer: SocketAddr,
@@ -201,7 +200,7 @@ where
     (service, admitted.eviction)
 }
 
-/// As [`serve`], for connections that others evict, as those of [`crate::shares`] are.
+/// Like [`serve`], for connections that can be evicted, as those of [`crate::shares`] can.
 pub async fn serve_evictable<C, S, B>(
     listener: TcpListener,
     limits: Limits,
@@ -218,8 +217,8 @@ pub async fn serve_evictable<C, S, B>(
     accept(listener, limits, drain, Plain, connect).await;
 }
 
-/// As [`serve_evictable`], over TLS. A connection counts from the moment it is accepted; its
-/// handshake is bounded in time, and nobody else waits for it.
+/// Like [`serve_evictable`], over TLS. A connection counts from the moment it is accepted. Its
+/// handshake is limited in time and delays no other connection.
 pub async fn serve_tls<C, S, B>(
     listener: TcpListener,
     limits: Limits,
@@ -237,12 +236,12 @@ pub async fn serve_tls<C, S, B>(
     accept(listener, limits, drain, tls, connect).await;
 }
 
-/// What lies between TCP and HTTP.
+/// The layer between TCP and HTTP.
 pub(crate) trait Transport: Clone + Send + 'static {
-    /// What HTTP is spoken on.
+    /// The stream that carries HTTP.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send;
 
-    /// Opens it; `None` if that fails, takes too long or everything ends.
+    /// Opens the stream. `None` if that fails, times out or the process shuts down.
     fn open(
         self,
         stream: TcpStream,
@@ -250,7 +249,7 @@ pub(crate) trait Transport: Clone + Send + 'static {
     ) -> impl Future<Output = Option<Self::Stream>> + Send;
 }
 
-/// Nothing.
+/// Plain TCP.
 #[derive(Clone)]
 struct Plain;
 
@@ -293,7 +292,7 @@ async fn accept<C, T, S, B>(
         match accepted {
             Ok((stream, peer)) => {
                 accepts = true;
-                // Without its own address the connection is over already.
+                // A connection without a local address is closed already.
                 let connected = stream.local_addr().ok().and_then(|own| connect(peer, own));
                 let Some((service, mut eviction)) = connected else {
                     continue;
@@ -313,7 +312,7 @@ async fn accept<C, T, S, B>(
             }
             Err(error) => {
                 if std::mem::take(&mut accepts) {
-                    tracing::warn!(%error, "cannot accept connections, trying on");
+                    tracing::warn!(%error, "cannot accept connections, retrying");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -322,10 +321,10 @@ async fn accept<C, T, S, B>(
 }
 
 pub(crate) fn prepare(stream: &TcpStream) {
-    // Answers are small and whole: waiting to fill a packet only costs time.
+    // Responses are small and written at once: waiting to fill a packet only adds latency.
     let _ = stream.set_nodelay(true);
-    // What a client does not acknowledge is not sent for long: its address may be another's soon.
-    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    // Unacknowledged data is not retransmitted for long: another pod may have the address soon.
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
 }
 
 async fn converse<T, S, B>(stream: T, limits: Limits, drain: Drain, service: S, eviction: Eviction)
@@ -344,11 +343,11 @@ where
     let mut connection = pin!(
         http1::Builder::new()
             .max_buf_size(limits.header_bytes)
-            // A client that has sent all that it wants to send still waits for its answer.
+            // A client that has closed its sending side still waits for its response.
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
     );
-    // Polled only when one of them is woken, and not with each request.
+    // Polled only when one of them is woken, not with each request.
     let mut control: FuturesUnordered<Pin<Box<dyn Future<Output = Control> + Send>>> =
         FuturesUnordered::new();
     let idle = |time| Box::pin(after(time, Control::Idle));
@@ -367,7 +366,7 @@ where
     let mut seen = 0;
     let outcome = loop {
         let next = tokio::select! {
-            // First what has come in: a connection is not ended over a request that is here.
+            // Requests first: a connection is not closed while a request is waiting on it.
             biased;
             outcome = connection.as_mut() => break Some(outcome),
             Some(next) = control.next() => next,
@@ -375,18 +374,18 @@ where
         match next {
             Control::Over | Control::Evicted(Evicted::Cut, _) => break None,
             Control::Evicted(Evicted::Finish, eviction) => {
-                // As at a drain, a first request that waits in the kernel is let in.
+                // As in a drain, a first request that waits in the kernel is still accepted.
                 if requests.load(Relaxed) == 0 {
-                    control.push(Box::pin(after(FIRST_REQUEST, Control::Finish)));
+                    control.push(Box::pin(after(FIRST_REQUEST_TIMEOUT, Control::Finish)));
                 } else {
                     connection.as_mut().graceful_shutdown();
                 }
-                control.push(Box::pin(after(EVICTED_REQUEST, Control::Over)));
+                control.push(Box::pin(after(EVICTED_REQUEST_TIMEOUT, Control::Over)));
                 control.push(evict(eviction));
             }
-            // No request has come in a whole period: the client is idle, or sends slowly, or does
-            // not read. One timer for each connection, since one for each request costs more than
-            // the request.
+            // No request has arrived for a whole period: the client is idle, sends slowly or does
+            // not read. There is one timer per connection, since a timer per request costs more
+            // than the request.
             Control::Idle => {
                 let now = requests.load(Relaxed);
                 if std::mem::replace(&mut seen, now) == now {
@@ -394,10 +393,10 @@ where
                 }
                 control.push(idle(limits.header_time));
             }
-            // A connection that nothing was read from yet would be closed at once, though its
-            // request may be waiting in the kernel: that one is let in.
+            // A connection without any read would be closed at once, although its request may be
+            // waiting in the kernel, so that one is accepted.
             Control::Drain if requests.load(Relaxed) == 0 => {
-                control.push(Box::pin(after(FIRST_REQUEST, Control::Finish)));
+                control.push(Box::pin(after(FIRST_REQUEST_TIMEOUT, Control::Finish)));
             }
             Control::Drain | Control::Finish => connection.as_mut().graceful_shutdown(),
         }
@@ -407,17 +406,17 @@ where
     }
 }
 
-/// What happens to a connection besides its requests.
+/// Events of a connection other than requests.
 enum Control {
-    /// A period without a look at the client is over.
+    /// An idle period has passed.
     Idle,
-    /// It has to end now.
+    /// The connection must close now.
     Over,
-    /// It has to end soon.
+    /// The connection must close soon.
     Drain,
-    /// It has to end with what is open.
+    /// The connection must close after its current request.
     Finish,
-    /// Another connection takes its place.
+    /// Another connection takes its slot.
     Evicted(Evicted, Eviction),
 }
 

@@ -1,9 +1,9 @@
-//! Fair shares of a port's connections. Everyone can always open one more: at a limit the longest
+//! Fair sharing of a port's connections. Everyone can always open one more: at a limit the longest
 //! idle connection of the known holder that has the most makes room for it, or the longest idle one
-//! of all strangers.
+//! of all unknown peers.
 //!
-//! The table is touched when a connection opens and closes. A request only stores the time on its
-//! own connection, and reads how crowded the table is.
+//! The table changes when a connection opens and closes. A request only stores the time on its own
+//! connection, and reads whether the table is crowded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
@@ -14,32 +14,34 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-/// Evicted connections that may still finish a request, as a part of all connections.
-const FINISHING_PART: usize = 8;
-/// Connections of one stranger, as a part of those of all strangers.
-const STRANGER_PART: usize = 8;
+/// Divisor of the maximum number of connections: this fraction may be evicted ones that finish a
+/// request.
+const FINISHING_DIVISOR: usize = 8;
+/// Divisor of the limit of all unknown peers: this fraction is the limit of one.
+const UNKNOWN_PEER_DIVISOR: usize = 8;
 
-/// The most connections that a table holds.
+/// Limits of a table of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ShareLimits {
-    /// Connections of all holders.
+    /// Maximum number of connections.
     pub total: usize,
-    /// Connections of one holder. A stranger has an eighth of those of all strangers at the most.
+    /// Maximum number of connections of one holder. An unknown peer has at most an eighth of those
+    /// of all unknown peers.
     pub each: usize,
-    /// Connections of all known holders together. Where these and `strangers` are `total`, neither
-    /// class ever evicts a connection of the other.
+    /// Maximum number of connections of all known holders together. If this and `unknown_peers` add
+    /// up to `total`, neither class evicts connections of the other.
     pub known: usize,
-    /// Connections of all strangers together.
-    pub strangers: usize,
+    /// Maximum number of connections of all unknown peers together.
+    pub unknown_peers: usize,
 }
 
-/// The holder that a connection counts for.
+/// The holder of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Holder<K> {
     /// The holder's identity.
     pub key: K,
-    /// True if the holder is known. All others are strangers, which together count as one holder
-    /// when the table is full. It counts for the connections that the holder has already, too.
+    /// `true` if the holder is known. All others are unknown peers, which together count as one
+    /// holder when the table is full. Applies to the holder's existing connections, too.
     pub known: bool,
 }
 
@@ -52,12 +54,12 @@ pub enum Limit {
     Each,
     /// [`ShareLimits::known`].
     Known,
-    /// [`ShareLimits::strangers`].
-    Strangers,
+    /// [`ShareLimits::unknown_peers`].
+    UnknownPeers,
 }
 
-/// The connections of a port, by holder, each holder with a `D` that its connections share. Cheap
-/// to clone; all clones are one.
+/// The connections of a port, by holder. The connections of a holder share a `D`. Cloning is cheap;
+/// clones share state.
 #[derive(Debug)]
 pub struct Shares<K: Eq + Hash, D>(Arc<Inner<K, D>>);
 
@@ -72,7 +74,7 @@ struct Inner<K: Eq + Hash, D> {
     limits: ShareLimits,
     origin: Instant,
     open: AtomicUsize,
-    /// The table is nearly full, and each holder should keep no more than `fair`.
+    /// `true` if the table is nearly full and each holder should keep at most `fair` connections.
     crowded: AtomicBool,
     fair: AtomicUsize,
     table: Mutex<Table<K, D>>,
@@ -82,9 +84,9 @@ struct Inner<K: Eq + Hash, D> {
 struct Table<K, D> {
     next: u64,
     open: usize,
-    strangers: usize,
+    unknown_peers: usize,
     holders: HashMap<K, Held<D>>,
-    /// Evicted connections that have a request left to finish, the oldest first.
+    /// Evicted connections that may finish a request, the oldest first.
     finishing: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
@@ -95,7 +97,7 @@ struct Held<D> {
     connections: HashMap<u64, Open>,
 }
 
-/// All that the connections of one holder share.
+/// State shared by the connections of one holder.
 #[derive(Debug)]
 struct Shared<D> {
     count: AtomicUsize,
@@ -109,7 +111,7 @@ struct Open {
     cut: oneshot::Sender<()>,
 }
 
-/// Milliseconds since the table's origin of the last change, shifted by one; the lowest bit is set
+/// Milliseconds from the table's origin to the last change, shifted by one. The lowest bit is set
 /// while the connection has a request, or has not had one yet.
 #[derive(Debug)]
 struct Activity(AtomicU64);
@@ -122,19 +124,19 @@ impl Activity {
     }
 }
 
-/// A connection that was admitted.
+/// An admitted connection.
 #[derive(Debug)]
 pub struct Admitted<K: Eq + Hash + Clone, D> {
-    /// The connection's place, given back when dropped.
+    /// The connection's slot, released when dropped.
     pub slot: Slot<K, D>,
-    /// Ends the connection, for the server.
+    /// Tells the server to close the connection.
     pub eviction: Eviction,
-    /// The limit that another connection was evicted for.
+    /// The limit for which another connection was evicted.
     pub evicted: Option<Limit>,
 }
 
 impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
-    /// An empty table.
+    /// Creates an empty table.
     pub fn new(limits: ShareLimits) -> Self {
         Self(Arc::new(Inner {
             limits,
@@ -145,20 +147,20 @@ impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
             table: Mutex::new(Table {
                 next: 0,
                 open: 0,
-                strangers: 0,
+                unknown_peers: 0,
                 holders: HashMap::new(),
                 finishing: BTreeMap::new(),
             }),
         }))
     }
 
-    /// The most connections that exist at a time, with those that were evicted and finish.
+    /// Returns the maximum number of connections at a time, including evicted ones that finish.
     pub fn most(&self) -> usize {
         // One more is between its eviction and its end.
         self.0.limits.total + self.0.finishing() + 1
     }
 
-    /// Admits a connection, and evicts another where a limit is reached.
+    /// Admits a connection, and evicts another if a limit is reached.
     pub fn admit(&self, holder: Holder<K>) -> Admitted<K, D> {
         let inner = &self.0;
         let mut table = inner.lock();
@@ -190,7 +192,7 @@ impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
         let shared = held.shared.clone();
         shared.count.store(held.connections.len(), Relaxed);
         table.open += 1;
-        table.strangers += usize::from(!known);
+        table.unknown_peers += usize::from(!known);
         inner.publish(&table);
         Admitted {
             slot: Slot {
@@ -205,8 +207,7 @@ impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
         }
     }
 
-    /// Moves the connections that a holder has to its class of now, in which others may have to
-    /// make room for them.
+    /// Moves a holder's connections to its current class, where others may be evicted for them.
     pub fn classify(&self, holder: &Holder<K>) {
         let mut table = self.0.lock();
         table.classify(&self.0, holder);
@@ -215,7 +216,7 @@ impl<K: Eq + Hash + Clone, D: Default> Shares<K, D> {
 }
 
 impl<K: Eq + Hash, D> Shares<K, D> {
-    /// Connections open now, without those that were evicted.
+    /// Returns the number of open connections, without evicted ones.
     pub fn open(&self) -> usize {
         self.0.open.load(Relaxed)
     }
@@ -227,7 +228,7 @@ impl<K: Eq + Hash, D> Inner<K, D> {
     }
 
     fn finishing(&self) -> usize {
-        (self.limits.total / FINISHING_PART).max(1)
+        (self.limits.total / FINISHING_DIVISOR).max(1)
     }
 
     fn stamp(&self, now: Instant) -> u64 {
@@ -235,7 +236,7 @@ impl<K: Eq + Hash, D> Inner<K, D> {
         (since.as_secs() * 1000 + u64::from(since.subsec_millis())) << 1
     }
 
-    /// Publishes how full the table is to requests.
+    /// Publishes how crowded the table is, for requests to read.
     fn publish(&self, table: &Table<K, D>) {
         self.open.store(table.open, Relaxed);
         let room = self.limits.total - self.limits.total / 8;
@@ -246,16 +247,16 @@ impl<K: Eq + Hash, D> Inner<K, D> {
 }
 
 impl<K: Eq + Hash + Clone, D> Table<K, D> {
-    /// The limit that a further connection of `holder` would exceed.
+    /// Returns the limit that a further connection of `holder` would exceed.
     fn limit(&self, limits: &ShareLimits, holder: &Holder<K>) -> Option<Limit> {
         let count = self.count(&holder.key);
-        let stranger = (limits.strangers / STRANGER_PART).max(1);
-        if count >= limits.each.max(1) || !holder.known && count >= stranger {
+        let unknown_peer = (limits.unknown_peers / UNKNOWN_PEER_DIVISOR).max(1);
+        if count >= limits.each.max(1) || !holder.known && count >= unknown_peer {
             Some(Limit::Each)
         } else if self.of_class(holder.known) >= limits.of_class(holder.known) {
             Some(match holder.known {
                 true => Limit::Known,
-                false => Limit::Strangers,
+                false => Limit::UnknownPeers,
             })
         } else if self.open >= limits.total.max(1) {
             Some(Limit::Total)
@@ -271,12 +272,12 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
 
     fn of_class(&self, known: bool) -> usize {
         match known {
-            true => self.open - self.strangers,
-            false => self.strangers,
+            true => self.open - self.unknown_peers,
+            false => self.unknown_peers,
         }
     }
 
-    /// Moves what a holder has to its class of now, and evicts what is too much there.
+    /// Moves a holder to its current class, and evicts connections above that class's limit.
     fn classify(&mut self, inner: &Inner<K, D>, holder: &Holder<K>) {
         let known = holder.known;
         let held = self.holders.get_mut(&holder.key);
@@ -285,8 +286,8 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         };
         held.known = known;
         match known {
-            true => self.strangers -= held.connections.len(),
-            false => self.strangers += held.connections.len(),
+            true => self.unknown_peers -= held.connections.len(),
+            false => self.unknown_peers += held.connections.len(),
         }
         while self.of_class(known) > inner.limits.of_class(known)
             && let Some(loser) = self.loser_of_class(known, None)
@@ -295,21 +296,21 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         }
     }
 
-    /// The holder that loses a connection to one of `newcomer`.
+    /// Returns the holder that loses a connection to one of `newcomer`.
     fn loser(&self, limit: Limit, newcomer: &Holder<K>) -> Option<K> {
         let of_class = |known| self.loser_of_class(known, Some(&newcomer.key));
         match limit {
             Limit::Each => Some(newcomer.key.clone()),
             Limit::Known => of_class(true),
-            Limit::Strangers => of_class(false),
+            Limit::UnknownPeers => of_class(false),
             Limit::Total => {
-                // All strangers count as one holder.
+                // All unknown peers count as one holder.
                 let known = of_class(true);
                 let of_known = known
                     .as_ref()
                     .map_or(0, |key| self.count(key) + usize::from(*key == newcomer.key));
-                let of_strangers = self.strangers + usize::from(!newcomer.known);
-                if self.strangers > 0 && of_strangers >= of_known {
+                let of_strangers = self.unknown_peers + usize::from(!newcomer.known);
+                if self.unknown_peers > 0 && of_strangers >= of_known {
                     return of_class(false);
                 }
                 known
@@ -317,9 +318,10 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         }
     }
 
-    /// Of the known holders the one with the most connections, the one that wants to open one
-    /// counted as if it had; of equals the newcomer. Of strangers the one with the connection that
-    /// is first to go, so that a new one has as long as any to become known.
+    /// Returns the holder in a class that loses a connection. Among known holders it is the one
+    /// with the most connections, where the newcomer's next connection counts and the newcomer
+    /// loses ties. Among unknown peers it is the one whose connection is first to go, so that a new
+    /// one has as long as any to become known.
     fn loser_of_class(&self, known: bool, newcomer: Option<&K>) -> Option<K> {
         let holders = self.holders.iter().filter(|(_, held)| held.known == known);
         let loser = match known {
@@ -332,7 +334,7 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         loser.map(|(key, _)| key.clone())
     }
 
-    /// Ends the connection of `loser` that is first to go.
+    /// Closes the connection of `loser` that is first to go.
     fn evict(&mut self, loser: K, most_finishing: usize) {
         let Some(held) = self.holders.get_mut(&loser) else {
             return;
@@ -344,14 +346,14 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         };
         held.shared.count.store(held.connections.len(), Relaxed);
         self.open -= 1;
-        self.strangers -= usize::from(!held.known);
+        self.unknown_peers -= usize::from(!held.known);
         if held.connections.is_empty() {
             self.holders.remove(&loser);
         }
-        // The server is waiting for it, or the connection is over.
+        // The server waits for this unless the connection has ended.
         let _ = open.finish.send(());
         while self.finishing.len() >= most_finishing {
-            // Dropped, and cut off by that.
+            // Dropping it aborts the connection.
             self.finishing.pop_first();
         }
         self.finishing.insert(id, open.cut);
@@ -359,7 +361,7 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
 }
 
 impl<D> Held<D> {
-    /// The connection that makes room for another, with its rank.
+    /// Returns the connection to close first, with its rank.
     fn first_to_go(&self) -> Option<((bool, u64), u64)> {
         let ranked = self.connections.iter();
         ranked.map(|(id, open)| (open.activity.rank(), *id)).min()
@@ -368,12 +370,16 @@ impl<D> Held<D> {
 
 impl ShareLimits {
     fn of_class(&self, known: bool) -> usize {
-        let most = if known { self.known } else { self.strangers };
+        let most = if known {
+            self.known
+        } else {
+            self.unknown_peers
+        };
         most.max(1)
     }
 }
 
-/// A connection's place in the table.
+/// A connection's slot in the table.
 #[derive(Debug)]
 pub struct Slot<K: Eq + Hash + Clone, D> {
     id: u64,
@@ -384,30 +390,30 @@ pub struct Slot<K: Eq + Hash + Clone, D> {
 }
 
 impl<K: Eq + Hash + Clone, D> Slot<K, D> {
-    /// Notes that a request has begun.
+    /// Records that a request has begun.
     pub fn begin(&self, now: Instant) {
         self.activity.0.store(self.inner.stamp(now) | 1, Relaxed);
     }
 
-    /// Notes that the request was answered.
+    /// Records that the request was answered.
     pub fn end(&self, now: Instant) {
         self.activity.0.store(self.inner.stamp(now), Relaxed);
     }
 
-    /// Returns whether to ask the client to close the connection because its holder is near a
-    /// limit.
+    /// Returns `true` if the client should be asked to close the connection, because its holder is
+    /// near a limit.
     pub fn should_close(&self) -> bool {
         let (limits, count) = (&self.inner.limits, self.shared.count.load(Relaxed));
         let near = count.saturating_mul(4) > limits.each.saturating_mul(3);
         near || (self.inner.crowded.load(Relaxed) && count > self.inner.fair.load(Relaxed))
     }
 
-    /// Returns the data that all connections of the holder share.
+    /// Returns the data shared by all connections of the holder.
     pub fn data(&self) -> &D {
         &self.shared.data
     }
 
-    /// The holder's identity.
+    /// Returns the holder's identity.
     pub fn holder(&self) -> &K {
         &self.key
     }
@@ -422,7 +428,7 @@ impl<K: Eq + Hash + Clone, D> Drop for Slot<K, D> {
         {
             held.shared.count.store(held.connections.len(), Relaxed);
             table.open -= 1;
-            table.strangers -= usize::from(!held.known);
+            table.unknown_peers -= usize::from(!held.known);
             if held.connections.is_empty() {
                 table.holders.remove(&self.key);
             }
@@ -433,31 +439,31 @@ impl<K: Eq + Hash + Clone, D> Drop for Slot<K, D> {
     }
 }
 
-/// The end that another connection's admission brings.
+/// The eviction of a connection, triggered by the admission of another.
 #[derive(Debug)]
 pub struct Eviction(Option<(oneshot::Receiver<()>, oneshot::Receiver<()>)>);
 
-/// The urgency with which an evicted connection has to end.
+/// The urgency with which an evicted connection has to close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evicted {
-    /// With the request that it has.
+    /// After its current request.
     Finish,
     /// Now.
     Cut,
 }
 
 impl Eviction {
-    /// For a connection that no other one evicts.
+    /// Returns an eviction that never happens.
     pub fn never() -> Self {
         Self(None)
     }
 
-    /// Returns whether an eviction can still happen.
+    /// Returns `true` if an eviction can still happen.
     pub(crate) fn can_come(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Returns at each step of the eviction; never after the last.
+    /// Waits for the next step of the eviction. Never returns after the last.
     pub(crate) async fn next(&mut self) -> Evicted {
         let Some((finish, cut)) = &mut self.0 else {
             return pending().await;

@@ -1,10 +1,10 @@
-//! The signals that ask a process to end.
+//! Signals that stop a process.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Waits for SIGTERM and SIGINT. From the moment this exists they no longer kill the process.
+/// Receives SIGTERM and SIGINT. Once it exists, they no longer kill the process.
 #[derive(Debug)]
 pub struct Shutdown {
     terminate: Signal,
@@ -12,7 +12,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Takes both signals over. Fails outside a Tokio runtime with I/O enabled.
+    /// Installs handlers for both signals. Fails outside a Tokio runtime with I/O enabled.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -20,7 +20,8 @@ impl Shutdown {
         })
     }
 
-    /// The name of the next one that comes: the first asks for an orderly end, a second for one now.
+    /// Waits for a signal and returns its name. The first asks for a graceful shutdown, the second
+    /// for an immediate one.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -36,7 +37,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn tells_which_signal_came() {
+    async fn the_signal_is_named() {
         let mut shutdown = Shutdown::new().unwrap();
         kill_process(getpid(), Signal::TERM).unwrap();
         assert_eq!(shutdown.next().await, "SIGTERM");

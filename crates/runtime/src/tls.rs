@@ -1,13 +1,13 @@
-//! HTTPS with certificates that change while the process runs: a [`CertificateStore`] holds what is
-//! served now, a source puts pairs into it (files here, a Secret elsewhere), and each new handshake
-//! takes the latest. Open connections live on with the certificate they began with.
+//! HTTPS with certificates that change while the process runs. A [`CertificateStore`] holds the
+//! current certificate, a source updates it (files here, a Secret elsewhere), and each new
+//! handshake uses the latest. Open connections keep the certificate that they began with.
 //!
-//! rustls with aws-lc-rs and nothing else. HTTP/1.1 is all that is offered: the API server takes it
-//! where it is not offered HTTP/2, and keeps its connections.
+//! TLS is rustls with aws-lc-rs. Only HTTP/1.1 is offered: the API server falls back to it and
+//! keeps its connections.
 
-mod ages;
+mod expiry;
 mod files;
-mod mutual;
+mod mtls;
 mod pair;
 mod store;
 #[cfg(test)]
@@ -24,19 +24,19 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-pub use ages::{CertificateAges, CertificateFile, Lasting};
+pub use expiry::{CertificateFile, Expires, ExpiryCollector};
 pub use files::TlsFiles;
-pub use mutual::{ClientAuthorities, ClientNames, ClientTls, ClientTlsError, MutualTls};
-pub use pair::{MAX_PEM, PairError, check_pair};
+pub use mtls::{ClientAuthorities, ClientNames, ClientTls, ClientTlsError, MutualTls};
+pub use pair::{MAX_PEM_BYTES, PairError, check_pair};
 pub use store::CertificateStore;
 
 use crate::drain::Drain;
-use crate::serve::{FIRST_REQUEST, Transport};
+use crate::serve::{FIRST_REQUEST_TIMEOUT, Transport};
 
-/// How long a handshake may take, from the accepted connection to its last message.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Time limit for a handshake, from the accepted connection to its last message.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a port answers TLS handshakes. Cheap to clone.
+/// The TLS configuration of a port. Cloning is cheap.
 #[derive(Clone)]
 pub struct ServerTls(TlsAcceptor);
 
@@ -47,11 +47,11 @@ impl fmt::Debug for ServerTls {
 }
 
 impl ServerTls {
-    /// TLS 1.2 and 1.3 with what `store` holds at each handshake; while that is nothing,
-    /// handshakes fail.
+    /// Creates a configuration for TLS 1.2 and 1.3 that uses the certificate in `store` at each
+    /// handshake. Handshakes fail while there is none.
     ///
     /// # Errors
-    /// When the cryptography provider lacks what these versions need.
+    /// Returns an error if the cryptography provider does not support these versions.
     pub fn new(store: Arc<CertificateStore>) -> Result<Self, rustls::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -59,7 +59,7 @@ impl ServerTls {
             .with_no_client_auth()
             .with_cert_resolver(store);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // A resumed session would go on with the certificate of its first handshake.
+        // A resumed session would keep the certificate of its first handshake.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Self(TlsAcceptor::from(Arc::new(config))))
@@ -72,18 +72,18 @@ impl Transport for ServerTls {
     async fn open(self, stream: TcpStream, drain: &Drain) -> Option<Self::Stream> {
         let ending = async {
             drain.begun().await;
-            // Its first message may be waiting in the kernel.
-            tokio::time::sleep(FIRST_REQUEST).await;
+            // The client's first message may be waiting in the kernel.
+            tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
         };
         tokio::select! {
-            opened = tokio::time::timeout(HANDSHAKE, self.0.accept(stream)) => match opened {
+            opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.0.accept(stream)) => match opened {
                 Ok(Ok(stream)) => Some(stream),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "TLS handshake failed");
                     None
                 }
                 Err(_) => {
-                    tracing::debug!("TLS handshake took too long");
+                    tracing::debug!("TLS handshake timed out");
                     None
                 }
             },

@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Version {
     /// The version, as in `Cargo.toml`.
     pub version: &'static str,
-    /// The commit, which the variable `BUILD_REVISION` names when this is compiled, or `unknown`.
+    /// The commit from the variable `BUILD_REVISION` at compile time, or `unknown`.
     pub revision: &'static str,
 }
 

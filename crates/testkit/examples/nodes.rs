@@ -1,5 +1,5 @@
-//! A cluster with two nodes and agents, to look at by hand: it says how to reach it, and is gone
-//! when its input ends (Ctrl-D) or it is killed.
+//! A cluster with two nodes and agents, for manual exploration. Prints how to enter it, and removes
+//! it when standard input ends (Ctrl-D) or the process is killed.
 
 use std::io::Read;
 

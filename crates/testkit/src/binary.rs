@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use crate::process::Process;
 use crate::repository;
 
-/// A running `rolegate`. Its process's methods (`log`, `wait_for_line`, `stop`, `signal`…) are its
-/// own; dropping it kills it.
+/// A running `rolegate`. Dereferences to its [`Process`] (`log`, `wait_for_line`, `stop`,
+/// `signal`…). Dropping it kills it.
 #[derive(Debug)]
 pub struct Rolegate {
     process: Process,
@@ -21,10 +21,10 @@ pub struct Rolegate {
 }
 
 impl Rolegate {
-    /// Starts `rolegate ARGS`; its environment is PATH and `envs`, and nothing else.
+    /// Starts `rolegate ARGS` with only PATH and `envs` as its environment.
     ///
     /// # Errors
-    /// When the binary can't be built or started.
+    /// Returns an error if the binary cannot be built or started.
     pub fn spawn<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         args: &[&str],
         envs: impl IntoIterator<Item = (K, V)>,
@@ -34,11 +34,11 @@ impl Rolegate {
         Self::spawn_command(&command)
     }
 
-    /// Starts a command made from [`Self::command`] or one that wraps it, such as
-    /// `ip netns exec NAME rolegate`, as long as it ends in `exec` and so keeps the process ID.
+    /// Starts a command built from [`Self::command`], or one that wraps it, such as `ip netns exec
+    /// NAME rolegate`, as long as it ends in `exec` and so keeps the process ID.
     ///
     /// # Errors
-    /// When it can't be started.
+    /// Returns an error if it cannot be started.
     pub fn spawn_command(command: &Command) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let log = dir.path().join("log");
@@ -48,10 +48,10 @@ impl Rolegate {
         })
     }
 
-    /// Runs `rolegate ARGS` to its end, for commands that print and leave.
+    /// Runs `rolegate ARGS` to completion.
     ///
     /// # Errors
-    /// When the binary can't be built or started; not when it fails.
+    /// Returns an error if the binary cannot be built or started, but not if it fails.
     pub async fn output(args: &[&str]) -> anyhow::Result<Output> {
         let mut command = tokio::process::Command::from(Self::command()?);
         command.args(args).kill_on_drop(true);
@@ -60,13 +60,13 @@ impl Rolegate {
         Ok(output.with_context(|| format!("rolegate {args:?} still runs after {limit:?}"))??)
     }
 
-    /// The command `rolegate` without arguments.
+    /// Returns the command `rolegate` without arguments.
     ///
     /// # Errors
-    /// When the binary can't be built.
+    /// Returns an error if the binary cannot be built.
     pub fn command() -> anyhow::Result<Command> {
         let mut command = Command::new(Self::path()?);
-        // Variables of the tests, such as ROLEGATE_BINARY, are none of the program's.
+        // Variables for the tests, such as ROLEGATE_BINARY, are not for the program.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"ROLEGATE_") {
                 command.env_remove(name);
@@ -75,11 +75,11 @@ impl Rolegate {
         Ok(command)
     }
 
-    /// The binary: `ROLEGATE_BINARY`, else the one in this test's own target folder, built when it
-    /// is missing or older than the sources.
+    /// Returns the path of the binary: `ROLEGATE_BINARY`, or the one in this test's own target
+    /// directory, which is built if it is missing or older than the sources.
     ///
     /// # Errors
-    /// When it can't be built.
+    /// Returns an error if it cannot be built.
     pub fn path() -> anyhow::Result<PathBuf> {
         static BINARY: OnceLock<PathBuf> = OnceLock::new();
         if let Some(path) = BINARY.get() {
@@ -133,7 +133,7 @@ fn built() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// When the youngest file under `dir` was changed.
+/// Returns the latest modification time of the files under `dir`.
 fn newest(dir: &Path) -> anyhow::Result<SystemTime> {
     let mut newest = SystemTime::UNIX_EPOCH;
     for entry in std::fs::read_dir(dir)? {

@@ -7,7 +7,7 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 
-/// Issues certificates that the cluster's parts trust; its own private key is never written.
+/// Issues certificates for the components of the cluster. Its private key is never written to disk.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: PathBuf,
@@ -21,7 +21,7 @@ pub(crate) struct Pair {
 }
 
 impl Authority {
-    /// Makes the authority and writes its certificate to `ca.crt` in `dir`.
+    /// Creates the authority and writes its certificate to `ca.crt` in `dir`.
     pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
         let mut params = CertificateParams::default();
         params
@@ -49,7 +49,7 @@ impl Authority {
         self.dir.join("ca.crt")
     }
 
-    /// A serving certificate for the names and addresses.
+    /// Issues a serving certificate for these names and addresses.
     pub(crate) fn server(&self, name: &str, hosts: &[&str]) -> anyhow::Result<Pair> {
         let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
         let mut params = CertificateParams::new(hosts)?;
@@ -57,7 +57,8 @@ impl Authority {
         self.issue(name, params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// A client certificate: Kubernetes takes the common name as user and `group` as its group.
+    /// Issues a client certificate. Kubernetes takes the common name as the user and `group` as its
+    /// group.
     pub(crate) fn client(&self, user: &str, group: Option<&str>) -> anyhow::Result<Pair> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);

@@ -1,9 +1,9 @@
-//! The table of cases: one list of requests and what is to come of them, for everything that must
-//! agree about them: the gate offline and behind a real API server, the doors, and CEL.
+//! The table of cases: requests and their expected results, shared by everything that must agree
+//! about them: admission offline and behind a real API server, agents, and CEL.
 //!
 //! A file in `tests/cases` names a world (`worlds/NAME.yaml`: manifests of the configuration,
-//! grants, namespaces and policies) and lists cases. Objects are written out (`object`,
-//! `oldObject`), or as merge patches (`with`, `before`) of the file's `base`.
+//! grants, namespaces and policies) and lists cases. Objects are complete (`object`, `oldObject`),
+//! or merge patches (`with`, `before`) of the file's `base`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,114 +15,114 @@ use serde_json::{Map, Value, json};
 
 use crate::repository;
 
-/// A request, and what is to come of it.
+/// A request and its expected results.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// The file's name without its ending.
+    /// The file's name without its extension.
     pub file: String,
-    /// What it shows, as a sentence.
+    /// The tested fact, as a sentence.
     pub name: String,
     /// The rules.
     pub world: Arc<World>,
     /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
     pub operation: String,
-    /// Who asks.
+    /// The requesting user.
     pub user: User,
-    /// Such as `status`; empty for the object itself.
+    /// The subresource, such as `status`. Empty for the object itself.
     pub subresource: String,
-    /// The object as it would be.
+    /// The new object.
     pub object: Option<Value>,
-    /// The object as it is.
+    /// The existing object.
     pub old_object: Option<Value>,
-    /// What is to come of it.
+    /// The expected results.
     pub expect: Expect,
 }
 
 /// Rules, as manifests.
 #[derive(Debug, Clone)]
 pub struct World {
-    /// The file's name without its ending.
+    /// The file's name without its extension.
     pub name: String,
-    /// Each document.
+    /// All documents.
     pub documents: Vec<Value>,
 }
 
-/// Who asks.
+/// A requesting user.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct User {
-    /// The name.
-    #[serde(default = "somebody")]
+    /// The user's name.
+    #[serde(default = "developer")]
     pub name: String,
-    /// The groups.
+    /// The user's groups.
     #[serde(default)]
     pub groups: Vec<String>,
 }
 
-fn somebody() -> String {
+fn developer() -> String {
     "jane".into()
 }
 
 impl Default for User {
-    /// A developer without any part in the rules.
+    /// Returns a developer who may not write rules.
     fn default() -> Self {
         Self {
-            name: somebody(),
+            name: developer(),
             groups: vec!["developers".into(), "system:authenticated".into()],
         }
     }
 }
 
-/// What is to come of a case.
+/// The expected results of a case.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
-    /// What the gate says.
-    pub gate: Verdict,
-    /// Texts that the denial holds.
+    /// The outcome of admission.
+    pub admission: Verdict,
+    /// Texts contained in the denial.
     #[serde(default)]
     pub says: Vec<String>,
-    /// Texts that the warnings hold; without any there is no warning.
+    /// Texts contained in the warnings. If empty, there must be no warning.
     #[serde(default)]
     pub warns: Vec<String>,
-    /// What a running pod of this shape gets at a door; only for pods.
+    /// The result for a running pod of this shape at an agent. Only for pods.
     #[serde(default)]
-    pub door: Option<Door>,
-    /// Whether the same rules exported as CEL say the same.
+    pub agent: Option<AgentResult>,
+    /// The result of the same rules exported as CEL.
     #[serde(default)]
     pub cel: Cel,
 }
 
-/// What the gate says.
+/// An outcome of admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// It lets the request through.
+    /// The request is allowed.
     Allow,
-    /// It refuses.
+    /// The request is denied.
     Deny,
 }
 
-/// What a pod gets at a door.
+/// The result for a pod at an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Door {
+pub enum AgentResult {
     /// Credentials.
     Allow,
-    /// A refusal.
+    /// A denial.
     Deny,
-    /// The answer that it has no role.
+    /// The pod has no role.
     None,
 }
 
-/// Whether CEL says the same as the gate.
+/// The result of CEL, relative to admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cel {
-    /// It does.
+    /// The same.
     #[default]
     Same,
-    /// CEL can't say it.
+    /// CEL cannot express it.
     Silent,
 }
 
@@ -160,10 +160,10 @@ fn create() -> String {
     "CREATE".into()
 }
 
-/// All cases of `tests/cases`, in the order of files.
+/// Reads all cases of `tests/cases`, in the order of files.
 ///
 /// # Errors
-/// A sentence with the file and the case that cannot be read or contradicts itself.
+/// Returns an error with the file and the case that is invalid or contradictory.
 pub fn load_all() -> anyhow::Result<Vec<Case>> {
     let folder = repository().join("tests/cases");
     let mut files: Vec<_> = std::fs::read_dir(&folder)
@@ -185,10 +185,10 @@ pub fn load_all() -> anyhow::Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// The manifests of `tests/cases/worlds/NAME.yaml`.
+/// Reads the manifests of `tests/cases/worlds/NAME.yaml`.
 ///
 /// # Errors
-/// When the file is missing or is not YAML.
+/// Returns an error if the file is missing or is not YAML.
 pub fn world(name: &str) -> anyhow::Result<World> {
     let path = repository().join(format!("tests/cases/worlds/{name}.yaml"));
     let text = std::fs::read_to_string(&path)
@@ -262,7 +262,7 @@ impl Written {
             "UPDATE" => (true, true),
             "DELETE" => (false, true),
             "CONNECT" => (object.is_some(), old_object.is_some()),
-            other => bail!("the operation {other:?} is none of CREATE, UPDATE, DELETE and CONNECT"),
+            other => bail!("the operation {other:?} is not CREATE, UPDATE, DELETE or CONNECT"),
         };
         ensure!(object.is_some() == new, "object and operation don't fit");
         ensure!(
@@ -270,7 +270,7 @@ impl Written {
             "oldObject and operation don't fit"
         );
         ensure!(
-            self.expect.says.is_empty() || self.expect.gate == Verdict::Deny,
+            self.expect.says.is_empty() || self.expect.admission == Verdict::Deny,
             "what is allowed says nothing"
         );
         Ok(Case {
@@ -308,18 +308,18 @@ fn merge(target: &mut Value, patch: Value) {
 }
 
 impl Case {
-    /// The object that it is about: as it would be, or at a deletion as it is.
+    /// Returns the object of the request: the new one, or for a deletion the existing one.
     pub fn subject(&self) -> &Value {
         let object = self.object.as_ref().or(self.old_object.as_ref());
         object.unwrap_or(&Value::Null)
     }
 
-    /// The kind of the object.
+    /// Returns the kind of the object.
     pub fn kind(&self) -> &str {
         text(self.subject(), &["kind"])
     }
 
-    /// The plural of the kind, as in URLs.
+    /// Returns the plural of the kind, as in URLs.
     pub fn resource(&self) -> String {
         match (self.subresource.as_str(), self.kind()) {
             ("token", _) => "serviceaccounts".into(),
@@ -328,15 +328,15 @@ impl Case {
         }
     }
 
-    /// The namespace; empty for objects of the cluster.
+    /// Returns the namespace. Empty for cluster-scoped objects.
     pub fn namespace(&self) -> &str {
         text(self.subject(), &["metadata", "namespace"])
     }
 
-    /// The AdmissionReview that the API server would send.
+    /// Returns the AdmissionReview that the API server would send.
     pub fn review(&self) -> Value {
         let (group, version) = split_version(text(self.subject(), &["apiVersion"]));
-        // A token or a binding is posted to something else.
+        // The resource of a token or a binding differs from its kind.
         let (resource_group, resource_version) = match self.subresource.as_str() {
             "token" | "binding" => ("", "v1"),
             _ => (group, version),
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn cases_that_contradict_themselves_are_told() {
+    fn contradictory_cases_are_errors() {
         let read = |case: &str| -> anyhow::Result<Case> {
             let written: Written = serde_saphyr::from_str(case)?;
             let world = Arc::new(World {
@@ -400,12 +400,12 @@ mod tests {
             written.case("file", &world, None)
         };
         let says = |case: &str| format!("{:#}", read(case).unwrap_err());
-        assert!(says("{name: x, expect: {gate: allow}}").contains("don't fit"));
-        assert!(says("{name: x, with: {}, expect: {gate: allow}}").contains("base"));
-        assert!(says("{name: x, operation: GET, expect: {gate: allow}}").contains("GET"));
-        let chatty = "{name: x, object: {}, expect: {gate: allow, says: [no]}}";
+        assert!(says("{name: x, expect: {admission: allow}}").contains("don't fit"));
+        assert!(says("{name: x, with: {}, expect: {admission: allow}}").contains("base"));
+        assert!(says("{name: x, operation: GET, expect: {admission: allow}}").contains("GET"));
+        let chatty = "{name: x, object: {}, expect: {admission: allow, says: [no]}}";
         assert!(says(chatty).contains("says nothing"));
-        assert!(says("{name: x, object: {}, expect: {gates: allow}}").contains("gates"));
-        assert!(read("{name: x, object: {}, expect: {gate: deny}}").is_ok());
+        assert!(says("{name: x, object: {}, expect: {webhooks: allow}}").contains("webhooks"));
+        assert!(read("{name: x, object: {}, expect: {admission: deny}}").is_ok());
     }
 }

@@ -1,5 +1,5 @@
-//! A real Kubernetes: etcd, kube-apiserver and, on request, kube-controller-manager, on loopback.
-//! No kubelet and no scheduler: tests place pods themselves and say what became of them
+//! A real Kubernetes API: etcd, kube-apiserver and, on request, kube-controller-manager, on
+//! loopback. There is no kubelet and no scheduler: tests place pods themselves and set their status
 //! ([`crate::TestPod`]).
 
 use std::ffi::OsStr;
@@ -25,17 +25,18 @@ use crate::kubeconfig::{Identity, kubeconfig};
 use crate::process::Process;
 use crate::scratch::Scratch;
 
-/// Two cores that also compile something else need this long; alone it takes four seconds.
-const START: Duration = Duration::from_secs(180);
+/// Startup takes four seconds on an idle machine, but up to this long on two cores that also
+/// compile.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The controllers that need no kubelet. Without node-lifecycle and pod-garbage-collector, which
-/// would remove the pods of nodes that nobody keeps alive.
+/// The controllers that need no kubelet. Excludes node-lifecycle and pod-garbage-collector, which
+/// would remove the pods of nodes without heartbeats.
 const CONTROLLERS: &str = "serviceaccount-controller,root-ca-certificate-publisher-controller,\
     namespace-controller,garbage-collector-controller,deployment-controller,replicaset-controller,\
     daemonset-controller,statefulset-controller,job-controller,endpointslice-controller,\
     clusterrole-aggregation-controller";
 
-/// A running API server with its etcd. Fields are dropped from the top: processes, then files.
+/// A running API server with its etcd. Fields are dropped in order: processes, then files.
 pub struct Cluster {
     controllers: Option<Process>,
     apiserver: Mutex<Option<Process>>,
@@ -51,10 +52,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts an API server for one test alone, which may stop it.
+    /// Starts an API server for one test, which may stop it.
     ///
     /// # Errors
-    /// When the binary can't be built or does not get ready; with the end of its log.
+    /// Returns an error with the end of the log if the binary cannot be built or does not become
+    /// ready.
     pub async fn start() -> anyhow::Result<Self> {
         let scratch = Scratch::new("rolegate-cluster-")?;
         let dir = scratch.path();
@@ -87,8 +89,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// As [`Self::start`], with a controller manager, for tests of Deployments, default service
-    /// accounts or the removal of namespaces.
+    /// Like [`Self::start`], with a controller manager, for tests of Deployments, default service
+    /// accounts or the deletion of namespaces.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -115,61 +117,61 @@ impl Cluster {
         let mut process = Process::spawn("controllers", &command, &log)?;
         let accounts = Api::<ServiceAccount>::namespaced(cluster.admin()?, "default");
         process
-            .until(START, async || Ok(accounts.get("default").await?))
+            .until(START_TIMEOUT, async || Ok(accounts.get("default").await?))
             .await?;
         cluster.controllers = Some(process);
         Ok(cluster)
     }
 
-    /// The API server that all tests of a test binary share, started by the first that asks and
-    /// gone with the test process. Tests keep apart by their own namespaces.
+    /// Returns the API server shared by all tests of a test binary. The first caller starts it, and
+    /// it ends with the test process. Tests must use namespaces of their own.
     ///
     /// # Errors
-    /// As [`Self::start`]; the next caller tries again.
+    /// As [`Self::start`]. The next caller retries.
     pub async fn shared() -> anyhow::Result<&'static Self> {
         static SHARED: OnceCell<Cluster> = OnceCell::const_new();
         SHARED.get_or_try_init(Self::start).await
     }
 
-    /// Where the API server listens, `https://127.0.0.1:PORT`; also its issuer of tokens.
+    /// Returns the API server's URL, `https://127.0.0.1:PORT`, which is also its token issuer.
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port())
     }
 
-    /// The API server's port on this host's loopback, for [`crate::Forward`].
+    /// Returns the API server's port on the host's loopback, for [`crate::Forward`].
     pub fn port(&self) -> u16 {
         self.port.number
     }
 
-    /// The certificate that signed the API server's own, as PEM.
+    /// Returns the CA certificate of the API server, as PEM.
     pub fn ca_pem(&self) -> String {
         self.authority.pem()
     }
 
-    /// A certificate for these names and addresses by the authority of [`Self::ca_pem`], and its
-    /// key: files in PEM.
+    /// Issues a certificate for these names and addresses by the authority of [`Self::ca_pem`], as
+    /// PEM files with its key.
     ///
     /// # Errors
-    /// When they can't be written.
+    /// Returns an error if the files cannot be written.
     pub fn serving_pair(&self, name: &str, hosts: &[&str]) -> anyhow::Result<(PathBuf, PathBuf)> {
         let pair = self.authority.server(name, hosts)?;
         Ok((pair.certificate, pair.key))
     }
 
-    /// The folder of this cluster's files and logs, removed with it.
+    /// Returns the directory of this cluster's files and logs, which is removed with it.
     pub fn dir(&self) -> &Path {
         self.scratch.path()
     }
 
-    /// A client with all rights, for the current async runtime.
+    /// Returns a client with all permissions, for the current async runtime.
     ///
     /// # Errors
-    /// When the client can't be built; it does not talk to the server yet.
+    /// Returns an error if the client cannot be built. It does not connect yet.
     pub fn admin(&self) -> anyhow::Result<Client> {
         self.client(&Identity::Certificate(&self.admin))
     }
 
-    /// A client that shows a bearer token.
+    /// Returns a client that authenticates with a bearer token.
     ///
     /// # Errors
     /// As [`Self::admin`].
@@ -177,18 +179,18 @@ impl Cluster {
         self.client(&Identity::Token(token))
     }
 
-    /// A kubeconfig file with all rights.
+    /// Writes a kubeconfig with all permissions.
     ///
     /// # Errors
-    /// When the file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn admin_kubeconfig(&self) -> anyhow::Result<PathBuf> {
         self.write_kubeconfig("admin", &Identity::Certificate(&self.admin))
     }
 
-    /// A kubeconfig file that shows a bearer token; `name` tells it from others.
+    /// Writes a kubeconfig with a bearer token, with a unique `name`.
     ///
     /// # Errors
-    /// When the file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn kubeconfig_for_token(&self, name: &str, token: &str) -> anyhow::Result<PathBuf> {
         self.write_kubeconfig(name, &Identity::Token(token))
     }
@@ -198,19 +200,18 @@ impl Cluster {
         self.running().take();
     }
 
-    /// Freezes the API server, as a fault: whoever asks it, or watches, hears nothing more and isn't
-    /// told.
+    /// Freezes the API server, as a fault: requests and watches hang without an error.
     ///
     /// # Errors
-    /// When it doesn't run.
+    /// Returns an error if it is not running.
     pub fn freeze_apiserver(&self) -> anyhow::Result<()> {
         self.signal_apiserver(Signal::STOP)
     }
 
-    /// Lets it go on from where it was frozen.
+    /// Continues a frozen API server.
     ///
     /// # Errors
-    /// When it doesn't run.
+    /// Returns an error if it is not running.
     pub fn thaw_apiserver(&self) -> anyhow::Result<()> {
         self.signal_apiserver(Signal::CONT)
     }
@@ -228,7 +229,7 @@ impl Cluster {
     /// Starts the API server, on the same port and with the same keys as before.
     ///
     /// # Errors
-    /// When it does not get ready; with the end of its log.
+    /// Returns an error with the end of the log if it does not become ready.
     pub async fn start_apiserver(&self) -> anyhow::Result<()> {
         ensure!(self.running().is_none(), "the API server runs already");
         let url = self.url();
@@ -261,7 +262,7 @@ impl Cluster {
         let mut process = Process::spawn("apiserver", &command, &log)?;
         let admin = self.admin()?;
         process
-            .until(START, async || {
+            .until(START_TIMEOUT, async || {
                 let ready = http::Request::get("/readyz").body(Vec::new())?;
                 Ok(admin.request_text(ready).await?)
             })
@@ -270,7 +271,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills the API server and starts it again, which ends every watch.
+    /// Kills and restarts the API server, which ends every watch.
     ///
     /// # Errors
     /// As [`Self::start_apiserver`].
@@ -295,7 +296,7 @@ impl Cluster {
     }
 }
 
-/// The path of the cluster binary: `ROLEGATE_CLUSTER_BINARY`, else built or found by
+/// Returns the path of the cluster binary: `ROLEGATE_CLUSTER_BINARY`, or the one built or found by
 /// `hack/cluster-binary`.
 pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
@@ -336,9 +337,9 @@ pub(crate) fn flag(name: &str, value: impl AsRef<OsStr>) -> std::ffi::OsString {
     flag
 }
 
-/// A port that nobody else gets while this lives. Kubernetes can't be told port 0, so the port is
-/// bound (not listened on) here, and the server joins in with SO_REUSEPORT. A port found and let
-/// go of would be free for others until the server has it, and while the server restarts.
+/// A port reserved for one server. Kubernetes does not accept port 0, so the port is bound (not
+/// listened on) here, and the server joins with SO_REUSEPORT. A port that was found and released
+/// could be taken by others until the server binds it, and while the server restarts.
 struct ReservedPort {
     number: u16,
     _socket: Socket,
@@ -366,7 +367,7 @@ mod tests {
     use crate::{TestPod, eventually};
 
     #[tokio::test]
-    async fn pods_survive_the_restart_of_the_api_server_and_processes_end_with_the_cluster() {
+    async fn pods_survive_a_restart_and_processes_end_with_the_cluster() {
         let cluster = Cluster::start().await.unwrap();
         cluster
             .create_namespace("shop", &[("iam.amazonaws.com/allowed-roles", "[]")])
@@ -403,7 +404,7 @@ mod tests {
             .await
             .unwrap();
         let accounts = Api::<ServiceAccount>::namespaced(cluster.admin().unwrap(), "fresh");
-        eventually(START, async || Ok(accounts.get("default").await?))
+        eventually(START_TIMEOUT, async || Ok(accounts.get("default").await?))
             .await
             .unwrap();
     }

@@ -1,5 +1,5 @@
-//! Ports of this host's loopback within a network namespace, which has a loopback of its own: so
-//! that an agent on a lab's node reaches the API server, and an SDK in a pod reaches STS.
+//! Forwards ports of the host's loopback into a network namespace, which has a loopback of its own,
+//! so that an agent on a lab's node reaches the API server, and an SDK in a pod reaches STS.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
@@ -10,21 +10,21 @@ use tokio::sync::oneshot;
 
 use crate::lab::Namespace;
 
-/// Forwards connections for as long as it lives.
+/// Forwards connections until dropped.
 #[derive(Debug)]
 pub struct Forward {
     _stop: oneshot::Sender<()>,
 }
 
 impl Forward {
-    /// Forwards `127.0.0.1:PORT` of the namespace to the same of this host, on a thread of its own,
-    /// so that tests may block.
+    /// Forwards `127.0.0.1:PORT` of the namespace to the host, on a thread of its own, so that
+    /// tests may block.
     ///
     /// # Errors
-    /// When the port is taken in the namespace, or the namespace can't be entered.
+    /// Returns an error if the port is taken in the namespace, or the namespace cannot be entered.
     pub fn new(namespace: &Namespace, port: u16) -> anyhow::Result<Self> {
         let host = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        // A socket stays in the namespace it was made in.
+        // A socket stays in the namespace where it was created.
         let listener = namespace.run(|| TcpListener::bind(host))??;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -48,7 +48,7 @@ async fn forward(listener: TcpListener, host: SocketAddr) -> std::io::Result<()>
     loop {
         let (mut inside, _) = listener.accept().await?;
         tokio::spawn(async move {
-            // A host that refuses is told by the connection's end.
+            // A failed connection to the host closes the forwarded one.
             if let Ok(mut outside) = TcpStream::connect(host).await {
                 let _ = copy_bidirectional(&mut inside, &mut outside).await;
             }
@@ -64,7 +64,7 @@ mod tests {
     use crate::lab::Lab;
 
     #[test]
-    fn a_port_of_the_host_is_reached_from_a_namespace_as_long_as_it_is_forwarded() {
+    fn a_host_port_is_reachable_while_it_is_forwarded() {
         let lab = Lab::new().unwrap();
         let host = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = host.local_addr().unwrap();

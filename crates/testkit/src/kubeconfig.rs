@@ -1,4 +1,4 @@
-//! Kubeconfigs: where an API server is, and who asks.
+//! Kubeconfigs for an API server and a user.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use crate::ca::Pair;
 
-/// Who talks to the API server.
+/// The user of a kubeconfig.
 pub(crate) enum Identity<'a> {
     Certificate(&'a Pair),
     Token(&'a str),
 }
 
-/// The kubeconfig for one user, as JSON, which is YAML as well.
+/// Returns the kubeconfig of one user as JSON, which is also YAML.
 pub(crate) fn kubeconfig(server: &str, authority: PathBuf, identity: &Identity) -> Value {
     let user = match identity {
         Identity::Certificate(pair) => json!({

@@ -1,5 +1,5 @@
-//! A node with pods, out of network namespaces, so that real rules meet real packets and the
-//! host's own network is left alone.
+//! A node with pods, made of network namespaces: real rules process real packets, and the host's
+//! own network is not changed.
 //!
 //! ```text
 //!  pod ── veth ──┐
@@ -7,9 +7,9 @@
 //!  pod ── veth ──┴────────────────  eth0 10.0.0.1  ───────────  169.254.169.254
 //!  pod ── macvlan ── mac0                fd10::1                fd00:ec2::254
 //! ```
-//! The node forwards, and behind it somebody really holds the metadata addresses: a packet that
-//! isn't redirected arrives there. Everything goes when the [`Lab`] is dropped; what a killed run
-//! left behind goes when the next one starts.
+//! The node forwards to a namespace that owns the metadata addresses: packets that are not
+//! redirected arrive there. Dropping the [`Lab`] removes everything; leftovers of a killed run are
+//! removed when the next one starts.
 
 mod cni;
 mod netns;
@@ -24,29 +24,29 @@ use anyhow::{Context, ensure};
 pub use cni::{PodName, write_record};
 pub use netns::{Namespace, in_netns};
 
-/// The node's own IPv4 address.
+/// The node's IPv4 address.
 pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-/// The node's own IPv6 address.
+/// The node's IPv6 address.
 pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 1);
 
-/// Labs of this process, so that their names differ.
+/// The number of labs of this process, for unique names.
 static LABS: AtomicUsize = AtomicUsize::new(0);
 
-/// How a pod is joined to the node.
+/// The network connection of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PodLink {
-    /// A veth pair with a host route of its own, as the VPC plug-in and Calico do; the node's end
-    /// is named `eni…`.
+    /// A veth pair with a host route, as the VPC CNI and Calico create it. The node's end is named
+    /// `eni…`.
     Veth,
-    /// The same, the node's end named as given.
+    /// A veth pair with a host route. The node's end has the given name.
     VethNamed(&'static str),
-    /// A veth pair in the bridge `cni0`; the address is to be in 10.2.0.0/16.
+    /// A veth pair in the bridge `cni0`. The address must be in 10.2.0.0/16.
     Bridge,
-    /// A macvlan beside the node's own `mac0`; the address is to be in 10.3.0.0/16.
+    /// A macvlan next to the node's own `mac0`. The address must be in 10.3.0.0/16.
     Macvlan,
 }
 
-/// A network behind the node that several pods share.
+/// A network of the node that several pods share.
 struct Shared {
     interface: &'static str,
     v4: &'static str,
@@ -80,12 +80,12 @@ pub struct Pod {
     netns: Namespace,
     /// Its IPv4 address.
     pub v4: Ipv4Addr,
-    /// Its IPv6 address, made from the other one.
+    /// Its IPv6 address, derived from the IPv4 address.
     pub v6: Ipv6Addr,
-    /// The interface that its packets come to the node by. For shared networks that is the
-    /// network's, not the pod's.
+    /// The node's interface that its packets arrive on. For shared networks it belongs to the
+    /// network.
     pub interface: String,
-    /// The node's end of the pod's own veth pair; the pod's macvlan has none.
+    /// The node's end of the pod's own veth pair. `None` for a macvlan.
     pub port: Option<String>,
 }
 
@@ -98,10 +98,10 @@ impl Deref for Pod {
 }
 
 impl Lab {
-    /// A node without pods.
+    /// Creates a node without pods.
     ///
     /// # Errors
-    /// When this isn't root, or `ip` of iproute2 is missing, with a sentence that says so.
+    /// Returns an error if the process does not run as root, or `ip` of iproute2 is missing.
     pub fn new() -> anyhow::Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
@@ -139,20 +139,20 @@ impl Lab {
         Ok(lab)
     }
 
-    /// The node's namespace: where the agent and the rules are.
+    /// Returns the node's namespace, with the agent and the redirect.
     pub fn node(&self) -> &Namespace {
         &self.node
     }
 
-    /// Where packets arrive that weren't redirected.
+    /// Returns the namespace where packets arrive that were not redirected.
     pub fn imds(&self) -> &Namespace {
         &self.imds
     }
 
-    /// A pod with the address `v4`; it goes when it is dropped.
+    /// Creates a pod with the address `v4`, which is removed when dropped.
     ///
     /// # Errors
-    /// When the address is none, or not of the link's network, or `ip` fails.
+    /// Returns an error if the address is invalid or not in the link's network, or if `ip` fails.
     pub fn pod(&self, v4: &str, link: PodLink) -> anyhow::Result<Pod> {
         let v4: Ipv4Addr = v4.parse().with_context(|| format!("no address: {v4}"))?;
         let [_, net, c, d] = v4.octets();
@@ -182,7 +182,7 @@ impl Lab {
         Ok(pod)
     }
 
-    /// A veth pair from the pod's `eth0` to the node.
+    /// Creates a veth pair from the pod's `eth0` to the node.
     fn pair(&self, pod: &Pod, port: &str) -> anyhow::Result<()> {
         self.node.exec(&format!(
             "ip link add {port} type veth peer name eth0 netns {}",
@@ -206,7 +206,7 @@ impl Lab {
             .split_once("link/ether ")
             .and_then(|(_, rest)| rest.split(' ').next())
             .context("ip shows no MAC address")?;
-        // A gateway that nobody holds, but whose MAC address is known: no proxy needed.
+        // The gateway address is unused, but its MAC address is known, so no proxy ARP is needed.
         for gateway in ["169.254.1.1", "fe80::1"] {
             pod.exec(&format!("ip route add {gateway} dev eth0"))?;
             pod.exec(&format!(
@@ -236,7 +236,7 @@ impl Lab {
             self.node
                 .exec(&format!("ip link set {port} master {}", network.interface))?;
         } else {
-            // A macvlan is made where its parent is and then moved.
+            // A macvlan is created in its parent's namespace and then moved.
             let temporary = format!("m{}", self.pods.load(Ordering::Relaxed));
             self.node.exec(&format!(
                 "ip link add {temporary} link mac-parent type macvlan mode bridge"
@@ -251,7 +251,7 @@ impl Lab {
         pod.default_route(network.v4, network.v6)
     }
 
-    /// The node's end of a shared network, made for the first pod.
+    /// Creates the node's end of a shared network, for the first pod.
     fn create_shared(&self, network: &Shared) -> anyhow::Result<()> {
         let interface = network.interface;
         let mut made = self.shared.lock().unwrap_or_else(|e| e.into_inner());
@@ -262,7 +262,7 @@ impl Lab {
             self.node
                 .exec(&format!("ip link add {interface} type bridge"))?;
         } else {
-            // Macvlan needs a parent with a carrier; nobody listens at its other end.
+            // A macvlan needs a parent with a carrier; nothing listens at its other end.
             self.node
                 .exec("ip link add mac-parent type veth peer name mac-peer")?;
             self.node.exec("ip link set mac-parent up")?;

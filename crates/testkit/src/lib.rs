@@ -1,17 +1,16 @@
-//! What the tests need beyond Rust's own harness: a real Kubernetes API server ([`cluster`]), pods
-//! out of network namespaces ([`lab`]), a whole cluster whose nodes run pods ([`nodes`]), the real
-//! `rolegate` binary ([`binary`]), an STS server that none of us wrote and unmodified SDKs
-//! ([`python`]). Prerequisites that are missing fail a test
-//! with a sentence; nothing is skipped.
+//! Test environments: a real Kubernetes API server ([`cluster`]), pods in network namespaces
+//! ([`lab`]), a whole cluster whose nodes run pods ([`nodes`]), the real `rolegate` binary
+//! ([`binary`]), an independent STS server and unmodified SDKs ([`python`]). A missing prerequisite
+//! fails the test with an error; nothing is skipped.
 //!
-//! Every child process lives at most as long as the test process ([`process`]).
+//! Child processes never outlive the test process ([`process`]).
 
+pub mod admission;
 pub mod binary;
 mod ca;
 pub mod cases;
 pub mod cluster;
 mod forward;
-pub mod gate;
 mod kubeconfig;
 pub mod lab;
 pub mod nodes;
@@ -23,10 +22,10 @@ pub mod request;
 mod scratch;
 mod wait;
 
+pub use admission::TestAdmission;
 pub use binary::Rolegate;
 pub use cluster::Cluster;
 pub use forward::Forward;
-pub use gate::Gate;
 pub use nodes::{TestCluster, TestNode};
 pub use objects::TestPod;
 pub use python::Moto;
@@ -37,16 +36,16 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 
-/// The root of the clone this crate was built in.
+/// Returns the root of the repository that this crate was built from.
 pub fn repository() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// Runs one of the `hack/` scripts that build something once and print where it is. Their progress
-/// goes to the test's standard error, so that a first build of minutes doesn't look like a hang.
+/// Runs a `hack/` script that builds something once and prints its path. Its progress goes to the
+/// test's standard error, so that a first build of minutes does not look like a hang.
 ///
 /// # Errors
-/// When the script is missing or fails.
+/// Returns an error if the script is missing or fails.
 fn hack(script: &str, args: &[&str]) -> anyhow::Result<PathBuf> {
     let path = repository().join("hack").join(script);
     let output = Command::new(&path)

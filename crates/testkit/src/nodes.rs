@@ -1,15 +1,14 @@
 //! A whole cluster on this machine: a control plane, and nodes with containerd, kubelet and
-//! kube-proxy that run pods as anywhere else. Needs root, and what `make setup` installs.
+//! kube-proxy that run real pods. Needs root, and the programs that `make setup` installs.
 //!
 //! ```text
 //!  node-1 192.168.50.11  pods 10.244.1.0/24 ──┐
 //!  node-2 192.168.50.12  pods 10.244.2.0/24 ──┤ bridge   site 192.168.50.1: control plane, STS
 //!  …                                          ┘               169.254.169.254: metadata service
 //! ```
-//! The metadata service is reached by whatever no rule on a node catches, as on EC2. The machine's
-//! own network, cgroups and kernel parameters are left as they were: everything has a name with
-//! this process's ID in it, and goes with the [`TestCluster`] or with the process, whatever ends
-//! it.
+//! Traffic that no rule on a node redirects reaches the metadata service, as on EC2. The machine's
+//! own network, cgroups and kernel parameters are not changed: everything has a name with this
+//! process's ID in it, and is removed with the [`TestCluster`] or with the process, however it ends.
 
 mod control_plane;
 mod image;
@@ -43,22 +42,22 @@ pub use site::{SITE_ADDRESS, STS_URL};
 use site::{Site, StandIns};
 pub use user::{Ran, Shell};
 
-/// For what happens elsewhere, on a machine that has other things to do too.
+/// Deadline for waiting on other processes, on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(240);
-/// How often nodes are looked at. A look is a process of kubectl.
+/// Interval at which nodes are polled. Each poll starts a kubectl process.
 const POLL: Duration = Duration::from_millis(300);
 
-/// How pods are joined to their node.
+/// The network of pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cni {
-    /// A bridge, `cni0`: pods of a node are neighbours on one wire.
+    /// A bridge, `cni0`: the pods of a node share a link.
     Bridge,
     /// A veth pair and a route for each pod, as the AWS VPC CNI and Calico do.
     Ptp,
 }
 
 impl Cni {
-    /// What `--host-interface` has to be for it.
+    /// Returns the matching value of `--host-interface`.
     pub fn host_interface(self) -> &'static str {
         match self {
             Self::Bridge => "cni0",
@@ -67,15 +66,15 @@ impl Cni {
     }
 }
 
-/// What a cluster is to be like.
+/// Options of a cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How many nodes it has at first.
+    /// The initial number of nodes.
     pub nodes: u8,
-    /// How pods are joined to them.
+    /// The network of its pods.
     pub cni: Cni,
-    /// A bash script that each node runs at each boot before its kubelet, with `rolegate` in PATH
-    /// and NODE_NAME and HOST_IP set; nothing if empty. A script that fails keeps the node off.
+    /// A bash script that each node runs at each boot before its kubelet, with `rolegate` in PATH,
+    /// and NODE_NAME and HOST_IP set. Empty for none. If it fails, the node stays off.
     pub before_kubelet: String,
 }
 
@@ -89,7 +88,7 @@ impl Default for Options {
     }
 }
 
-/// A running cluster. Fields are dropped from the top: nodes, control plane, stand-ins, names.
+/// A running cluster. Fields are dropped in order: nodes, control plane, stand-ins, names.
 pub struct TestCluster {
     nodes: Vec<TestNode>,
     control_plane: ControlPlane,
@@ -102,10 +101,10 @@ pub struct TestCluster {
 }
 
 impl TestCluster {
-    /// Starts a cluster for one test alone, and waits until its nodes are ready.
+    /// Starts a cluster for one test, and waits until its nodes are ready.
     ///
     /// # Errors
-    /// When something is missing or doesn't get ready; with the end of its log.
+    /// Returns an error with the end of the log if something is missing or does not become ready.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         machine::state_at_first()?;
         let site = Site::new()?;
@@ -134,12 +133,12 @@ impl TestCluster {
         Ok(cluster)
     }
 
-    /// The cluster with two nodes that all tests of a test binary share for this topology, with
-    /// rolegate's agents on it as the shipped manifest has them. It is started by the first that
-    /// asks and gone with the test process. Tests keep apart by their own namespaces.
+    /// Returns the two-node cluster with this network that all tests of a test binary share.
+    /// rolegate's agents run on it as in the shipped manifest. The first caller starts it, and it
+    /// ends with the test process. Tests must use namespaces of their own.
     ///
     /// # Errors
-    /// As [`Self::start`]; the next caller tries again.
+    /// As [`Self::start`]. The next caller retries.
     pub async fn shared(cni: Cni) -> anyhow::Result<&'static Self> {
         static BRIDGE: OnceCell<TestCluster> = OnceCell::const_new();
         static PTP: OnceCell<TestCluster> = OnceCell::const_new();
@@ -160,58 +159,58 @@ impl TestCluster {
             .await
     }
 
-    /// Its name on the machine, which all that it has there begins with.
+    /// Returns its name, the prefix of everything that it has on the machine.
     pub fn name(&self) -> &str {
         self.site.name()
     }
 
-    /// The network namespace of control plane and stand-ins.
+    /// Returns the network namespace of control plane and stand-ins.
     ///
     /// # Errors
-    /// Never while the cluster lives.
+    /// Never while the cluster exists.
     pub fn site(&self) -> anyhow::Result<&Namespace> {
         self.site.netns()
     }
 
-    /// The nodes' metadata service, which has the node's role.
+    /// Returns the nodes' metadata service, which has the node's role.
     pub fn imds(&self) -> &Imds {
         &self.stand_ins.imds
     }
 
-    /// STS at [`STS_URL`]. It knows the node's credentials and those that it gave out, and checks
-    /// signatures.
+    /// Returns the STS at [`STS_URL`]. It knows the node's credentials and those that it issued,
+    /// and checks signatures.
     pub fn sts(&self) -> &Sts {
         &self.stand_ins.sts
     }
 
-    /// All nodes, those that are off too.
+    /// Returns all nodes, including those that are off.
     pub fn nodes(&self) -> &[TestNode] {
         &self.nodes
     }
 
-    /// A node by its name.
+    /// Returns the node with this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// Returns an error if there is none.
     pub fn node(&self, name: &str) -> anyhow::Result<&TestNode> {
         let found = self.nodes.iter().find(|node| node.name() == name);
         found.with_context(|| format!("there is no node {name}"))
     }
 
-    /// Adds a node and waits until it is ready; gives its name.
+    /// Adds a node, waits until it is ready, and returns its name.
     ///
     /// # Errors
-    /// When it doesn't get ready.
+    /// Returns an error if it does not become ready.
     pub async fn add_node(&mut self) -> anyhow::Result<String> {
         let name = self.boot_new()?;
         self.wait_ready().await?;
         Ok(name)
     }
 
-    /// Pulls the plug of a node. Kubernetes finds out by itself, after most of a minute.
+    /// Powers a node off without a shutdown. Kubernetes notices it after most of a minute.
     ///
     /// # Errors
-    /// When there is no such node, or something of it is left.
+    /// Returns an error if there is no such node, or if it leaves something behind.
     pub fn kill_node(&mut self, name: &str) -> anyhow::Result<()> {
         let site = &self.site;
         let node = self.nodes.iter_mut().find(|node| node.name() == name);
@@ -219,10 +218,10 @@ impl TestCluster {
             .cut(site)
     }
 
-    /// Switches a node on, with its disk as it was.
+    /// Powers a node on, with its disk unchanged.
     ///
     /// # Errors
-    /// When it runs already, or there is none.
+    /// Returns an error if it is running, or there is none.
     pub fn boot_node(&mut self, name: &str) -> anyhow::Result<()> {
         let site = &self.site;
         let node = self.nodes.iter_mut().find(|node| node.name() == name);
@@ -230,11 +229,11 @@ impl TestCluster {
             .boot(site)
     }
 
-    /// Pulls the plug of a node and switches it on again: the same disk and pods, with new
-    /// processes, namespaces and addresses. Waits until its kubelet has said so.
+    /// Powers a node off and on: the same disk and pods, with new processes, namespaces and
+    /// addresses. Waits until its kubelet has reported.
     ///
     /// # Errors
-    /// When it doesn't get ready.
+    /// Returns an error if it does not become ready.
     pub async fn reboot_node(&mut self, name: &str) -> anyhow::Result<()> {
         let before = self.boot_id(name).await?;
         self.kill_node(name)?;
@@ -248,11 +247,11 @@ impl TestCluster {
         self.wait_ready().await
     }
 
-    /// Pulls the plug of a node for ever, takes it out of the cluster as a cloud provider does, and
-    /// adds a new one; gives the new one's name.
+    /// Powers a node off for good, removes it from the cluster as a cloud provider does, adds a new
+    /// one, and returns its name.
     ///
     /// # Errors
-    /// When the new one doesn't get ready.
+    /// Returns an error if the new one does not become ready.
     pub async fn replace_node(&mut self, name: &str) -> anyhow::Result<String> {
         self.kill_node(name)?;
         self.kubectl(&["delete", "node", name]).await?;
@@ -262,7 +261,7 @@ impl TestCluster {
         self.add_node().await
     }
 
-    /// What the node's kubelet says which boot it is of.
+    /// Returns the boot ID that the node's kubelet reports.
     async fn boot_id(&self, name: &str) -> anyhow::Result<String> {
         let node = self.get(&["node", name]).await?;
         Ok(text(&node, "/status/nodeInfo/bootID").to_owned())
@@ -313,26 +312,26 @@ impl TestCluster {
     }
 }
 
-/// A text in an object by its path; empty where there is none.
+/// Returns a string in an object by its path. Empty if there is none.
 fn text<'a>(object: &'a Value, path: &str) -> &'a str {
     let found = object.pointer(path).and_then(Value::as_str);
     found.unwrap_or_default()
 }
 
-/// What is in a list at this path; nothing where there is none.
+/// Returns the entries of a list at this path. Empty if there is none.
 fn list<'a>(object: &'a Value, path: &str) -> &'a [Value] {
     let found = object.pointer(path).and_then(Value::as_array);
     found.map_or(&[], Vec::as_slice)
 }
 
-/// Whether a node or a pod says that it is ready.
+/// Returns `true` if a node or a pod is ready.
 fn is_ready(object: &Value) -> bool {
     let conditions = list(object, "/status/conditions").iter();
     let mut ready = conditions.filter(|condition| text(condition, "/type") == "Ready");
     ready.any(|condition| text(condition, "/status") == "True")
 }
 
-/// The first of these nodes that a list of nodes doesn't have as ready.
+/// Returns the first of these nodes that is not ready in a list of nodes.
 fn unready(nodes: &Value, on: Vec<String>) -> Option<String> {
     on.into_iter().find(|name| {
         let nodes = list(nodes, "/items").iter();

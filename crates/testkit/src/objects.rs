@@ -1,4 +1,4 @@
-//! The objects tests make in a cluster: manifests, namespaces, nodes, pods and tokens.
+//! The objects that tests create in a cluster: manifests, namespaces, nodes, pods and tokens.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 
 use crate::Cluster;
 
-/// Who the tests' server-side applies are.
+/// The field manager of the tests' server-side applies.
 const MANAGER: &str = "rolegate-test";
 
-/// A pod as a test wants it. Placed on its node at once, since there is no scheduler, and deleted
+/// A pod for a test. It is placed on its node at once, since there is no scheduler, and deleted
 /// without grace, since there is no kubelet to end it.
 #[derive(Debug, Clone)]
 pub struct TestPod {
@@ -33,7 +33,7 @@ pub struct TestPod {
 }
 
 impl TestPod {
-    /// A pod on `node`, without address or annotations, of the service account `default`.
+    /// Creates a pod on `node`, without address or annotations, with the service account `default`.
     pub fn new(namespace: &str, name: &str, node: &str) -> Self {
         Self {
             namespace: namespace.to_owned(),
@@ -47,7 +47,7 @@ impl TestPod {
         }
     }
 
-    /// Adds an address; the first is the primary one.
+    /// Adds an address. The first is the primary one.
     #[must_use]
     pub fn address(mut self, address: impl Into<IpAddr>) -> Self {
         self.addresses.push(address.into());
@@ -74,14 +74,14 @@ impl TestPod {
         self
     }
 
-    /// Names another service account than `default`.
+    /// Sets a service account other than `default`.
     #[must_use]
     pub fn service_account(mut self, name: &str) -> Self {
         name.clone_into(&mut self.service_account);
         self
     }
 
-    /// Puts the pod into the node's own network.
+    /// Uses the node's network.
     #[must_use]
     pub fn host_network(mut self) -> Self {
         self.host_network = true;
@@ -111,25 +111,25 @@ impl Cluster {
     /// Creates the pod as a scheduler leaves it: on its node, pending, without address.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn create_pod(&self, pod: &TestPod) -> anyhow::Result<Pod> {
         create(&self.namespaced(&pod.namespace)?, pod.object()).await
     }
 
-    /// Creates the pod and says, as its kubelet would, that it runs at its addresses.
+    /// Creates the pod and reports, as its kubelet would, that it runs at its addresses.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn run_pod(&self, pod: &TestPod) -> anyhow::Result<Pod> {
         self.create_pod(pod).await?;
         self.set_pod_status(&pod.namespace, &pod.name, "Running", &pod.addresses)
             .await
     }
 
-    /// Says, as its kubelet would, what became of a pod.
+    /// Sets a pod's status, as its kubelet would.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn set_pod_status(
         &self,
         namespace: &str,
@@ -149,7 +149,7 @@ impl Cluster {
     /// Deletes a pod at once.
     ///
     /// # Errors
-    /// When there is no such pod.
+    /// Returns an error if there is no such pod.
     pub async fn delete_pod(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         let now = DeleteParams::default().grace_period(0);
         self.namespaced::<Pod>(namespace)?
@@ -158,10 +158,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Sets annotations of a pod; a value of `None` removes one.
+    /// Sets annotations of a pod. `None` removes one.
     ///
     /// # Errors
-    /// When there is no such pod.
+    /// Returns an error if there is no such pod.
     pub async fn annotate_pod(
         &self,
         namespace: &str,
@@ -171,11 +171,11 @@ impl Cluster {
         annotate(&self.namespaced::<Pod>(namespace)?, name, annotations).await
     }
 
-    /// Creates a namespace with annotations, and its service account `default`, without which it
-    /// takes no pods (a controller would make it).
+    /// Creates a namespace with annotations, and its service account `default`, which pods need and
+    /// a controller would create.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn create_namespace(
         &self,
         name: &str,
@@ -187,10 +187,10 @@ impl Cluster {
         self.create_service_account(name, "default").await
     }
 
-    /// Sets annotations of a namespace; a value of `None` removes one.
+    /// Sets annotations of a namespace. `None` removes one.
     ///
     /// # Errors
-    /// When there is no such namespace.
+    /// Returns an error if there is no such namespace.
     pub async fn annotate_namespace(
         &self,
         name: &str,
@@ -199,10 +199,10 @@ impl Cluster {
         annotate(&Api::<Namespace>::all(self.admin()?), name, annotations).await
     }
 
-    /// Makes sure that a service account exists.
+    /// Ensures that a service account exists.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn create_service_account(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         let accounts = self.namespaced::<ServiceAccount>(namespace)?;
         let account = json!({
@@ -215,10 +215,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Creates a node that has the address as its `InternalIP`.
+    /// Creates a node with this address as its `InternalIP`.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn create_node(&self, name: &str, address: IpAddr) -> anyhow::Result<Node> {
         let nodes = Api::<Node>::all(self.admin()?);
         create(&nodes, json!({ "metadata": { "name": name } })).await?;
@@ -232,10 +232,10 @@ impl Cluster {
             .await?)
     }
 
-    /// A token of a service account, for the API server, as whoever may ask for tokens gets it.
+    /// Requests a service account's token for the API server.
     ///
     /// # Errors
-    /// When there is no such service account.
+    /// Returns an error if there is no such service account.
     pub async fn service_account_token(
         &self,
         namespace: &str,
@@ -244,10 +244,10 @@ impl Cluster {
         self.request_token(namespace, name, &self.url(), None).await
     }
 
-    /// A token of a pod's service account, bound to the pod, as its kubelet projects it.
+    /// Requests a token of a pod's service account, bound to the pod, as its kubelet projects it.
     ///
     /// # Errors
-    /// When the pod is gone.
+    /// Returns an error if the pod is gone.
     pub async fn pod_token(&self, pod: &Pod, audience: &str) -> anyhow::Result<String> {
         let spec = pod.spec.as_ref().context("a pod without spec")?;
         let account = spec.service_account_name.as_deref().unwrap_or("default");
@@ -262,10 +262,10 @@ impl Cluster {
             .await
     }
 
-    /// A token of a service account for an audience, bound to an object or to nothing.
+    /// Requests a service account's token for an audience, optionally bound to an object.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn request_token(
         &self,
         namespace: &str,
@@ -291,21 +291,21 @@ impl Cluster {
             .token)
     }
 
-    /// Applies each document of a YAML file on the server's side.
+    /// Applies each document of a YAML file with server-side apply.
     ///
     /// # Errors
-    /// When the file can't be read; else as [`Self::apply_manifest`].
+    /// Returns an error if the file cannot be read, otherwise as [`Self::apply_manifest`].
     pub async fn apply_file(&self, path: &Path) -> anyhow::Result<Vec<DynamicObject>> {
         let manifest = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         self.apply_manifest(&manifest).await
     }
 
-    /// Applies each document of a YAML text on the server's side, strictly: fields the API doesn't
-    /// know are refused, not dropped. Gives the objects as the server has them now.
+    /// Applies each document of a YAML text with strict server-side apply: unknown fields are
+    /// rejected, not dropped. Returns the objects as stored.
     ///
     /// # Errors
-    /// The first document that the API server refuses, by name.
+    /// Returns an error with the name of the first document that the API server refuses.
     pub async fn apply_manifest(&self, manifest: &str) -> anyhow::Result<Vec<DynamicObject>> {
         let documents: Vec<DynamicObject> = serde_saphyr::from_multiple(manifest)?;
         let mut applied = Vec::with_capacity(documents.len());

@@ -1,8 +1,8 @@
-//! Child processes that end with the test process, whatever ends it, and whose output is kept.
+//! Child processes that end with the test process, however it ends, and whose output is kept.
 //!
-//! `setpriv --pdeathsig KILL` has the kernel kill the child when its parent dies. "Parent" is the
-//! thread that started it, and test threads come and go, so one thread that lives as long as the
-//! process starts them all.
+//! `setpriv --pdeathsig KILL` makes the kernel kill the child when its parent dies. "Parent" is the
+//! thread that started it, and test threads come and go, so all are started by one thread that
+//! lives as long as the process.
 
 use std::fs::File;
 use std::io;
@@ -17,12 +17,13 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::eventually;
 
-/// Lines of output that an error shows.
-const TAIL: usize = 30;
-/// How long a process may take to leave after SIGTERM.
-const LEAVE: Duration = Duration::from_secs(30);
+/// Maximum number of output lines in an error.
+const TAIL_LINES: usize = 30;
+/// Time that a process may take to exit after SIGTERM.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running child. Dropping it kills it; when a test panics, the end of its output is printed.
+/// A running child process. Dropping it kills it. If a test panics, the end of its output is
+/// printed.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -32,12 +33,12 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` with both outputs appended to the file `log`. Its environment is PATH and
-    /// what the command sets itself: nothing of the developer's own (`AWS_PROFILE`, `KUBECONFIG`…).
-    /// It runs in this host's network, whichever thread asks; for a lab's take a command from
-    /// [`crate::lab::Namespace::command`].
+    /// the variables that the command sets: nothing of the developer's own (`AWS_PROFILE`,
+    /// `KUBECONFIG`…). It runs in the host's network, whichever thread calls this; for a lab's use
+    /// a command of [`crate::lab::Namespace::command`].
     ///
     /// # Errors
-    /// When the log can't be opened or the program can't be started.
+    /// Returns an error if the log cannot be opened or the program cannot be started.
     pub fn spawn(name: &str, command: &Command, log: &Path) -> anyhow::Result<Self> {
         let out = File::options().create(true).append(true).open(log)?;
         let set = command
@@ -57,7 +58,7 @@ impl Process {
         if let Some(dir) = command.get_current_dir() {
             bound.current_dir(dir);
         }
-        let child = spawn_on_keeper(bound)
+        let child = spawn_on_own_thread(bound)
             .with_context(|| format!("cannot start {name} (through setpriv of util-linux)"))?;
         Ok(Self {
             name: name.to_owned(),
@@ -66,35 +67,36 @@ impl Process {
         })
     }
 
-    /// What it is called in errors.
+    /// Returns its name in errors.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The process ID, for signals and for /proc.
+    /// Returns the process ID, for signals and for /proc.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// All that it has written so far.
+    /// Returns all output so far.
     pub fn log(&self) -> String {
         std::fs::read(&self.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
-    /// Its exit status, once it has left.
+    /// Returns its exit status, once it has exited.
     ///
     /// # Errors
-    /// When the operating system can't tell.
+    /// Returns an error if the operating system does not report it.
     pub fn exited(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
 
-    /// Polls `check` as [`eventually`] does, but gives up at once when the process has left.
+    /// Polls `check` as [`eventually`] does, but fails at once when the process has exited.
     ///
     /// # Errors
-    /// When the process leaves or the deadline passes first; the end of its output is in the error.
+    /// Returns an error with the end of the output if the process exits or the deadline passes
+    /// first.
     pub async fn until<T>(
         &mut self,
         deadline: Duration,
@@ -125,7 +127,7 @@ impl Process {
         let log = self.log.clone();
         self.until(deadline, async || {
             let output = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
-            // The last line may be half written.
+            // The last line may be incomplete.
             let whole = output.rsplit_once('\n').map_or("", |(lines, _)| lines);
             whole
                 .lines()
@@ -139,16 +141,16 @@ impl Process {
     /// Sends a signal to this process alone.
     ///
     /// # Errors
-    /// When it has left already.
+    /// Returns an error if it has exited.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         kill_process(Pid::from_child(&self.child), signal)
             .with_context(|| format!("{} can't be signalled", self.name))
     }
 
-    /// Lets it take no memory beyond what it has, as a fault.
+    /// Limits its memory to the current use, as a fault.
     ///
     /// # Errors
-    /// When it has left already, or the limit can't be set.
+    /// Returns an error if it has exited, or the limit cannot be set.
     pub fn starve(&self) -> anyhow::Result<()> {
         let limit = Rlimit {
             current: Some(0),
@@ -159,34 +161,34 @@ impl Process {
         Ok(())
     }
 
-    /// Sends SIGTERM and waits until it has left.
+    /// Sends SIGTERM and waits until it has exited.
     ///
     /// # Errors
-    /// When it is still there after half a minute.
+    /// Returns an error if it has not exited after half a minute.
     pub async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status);
         }
         self.signal(Signal::TERM)?;
-        eventually(LEAVE, async || {
+        eventually(EXIT_TIMEOUT, async || {
             self.child.try_wait()?.context("it ignores SIGTERM")
         })
         .await
         .with_context(|| format!("{} did not stop\n{}", self.name, self.tail()))
     }
 
-    /// Kills it and waits until it is gone.
+    /// Kills it and waits until it has exited.
     pub fn kill(&mut self) {
-        // Both fail only when it is gone already.
+        // Both fail only if it has exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// The end of its output, for error messages.
+    /// Returns the end of its output, for error messages.
     pub(crate) fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
-        let last = lines.iter().skip(lines.len().saturating_sub(TAIL));
+        let last = lines.iter().skip(lines.len().saturating_sub(TAIL_LINES));
         last.map(|line| format!("  {} | {line}\n", self.name))
             .collect()
     }
@@ -206,22 +208,22 @@ impl Drop for Process {
 
 type Order = (Command, mpsc::Sender<io::Result<Child>>);
 
-/// Starts `command` from the thread whose end is the end of the process.
-fn spawn_on_keeper(command: Command) -> anyhow::Result<Child> {
-    static KEEPER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
-    let keeper = KEEPER.get_or_init(|| {
+/// Starts `command` from the thread that lives as long as the process.
+fn spawn_on_own_thread(command: Command) -> anyhow::Result<Child> {
+    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
         let (orders, inbox) = mpsc::channel::<Order>();
         thread::spawn(move || {
             for (mut command, reply) in inbox {
-                // The one who asked may be gone; then the child is dropped here and lives on until
-                // the process ends.
+                // The caller may be gone. Then the child is dropped here and lives until the
+                // process ends.
                 let _ = reply.send(command.spawn());
             }
         });
         orders
     });
     let (reply, child) = mpsc::channel();
-    if keeper.send((command, reply)).is_err() {
+    if spawner.send((command, reply)).is_err() {
         bail!("the thread that starts child processes has ended");
     }
     Ok(child.recv()??)
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_leaves_early_is_told_at_once_with_its_output() {
+    async fn an_early_exit_is_reported_at_once_with_its_output() {
         let dir = tempfile::tempdir().unwrap();
         let mut process = shell("echo broken >&2; exit 3", &dir.path().join("log"));
         let waited = process.wait_for_line("ready", Duration::from_secs(600));
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn children_outlive_the_thread_that_asked_for_them_but_not_their_handle() {
+    async fn children_outlive_their_thread_but_not_their_handle() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let mut process = thread::spawn(move || shell("echo up; exec sleep 60", &log))

@@ -7,10 +7,10 @@ use anyhow::{Context, ensure};
 
 use crate::hack;
 
-/// Lints metrics in the text format; returns the problems, one line each.
+/// Lints metrics in the text format and returns the problems, one line each.
 ///
 /// # Errors
-/// When the linter cannot be built or run, or cannot read the text.
+/// Returns an error if the linter cannot be built or run, or cannot parse the text.
 pub fn promlint(metrics: &str) -> anyhow::Result<Vec<String>> {
     let mut child = Command::new(hack("promlint", &[])?)
         .stdin(Stdio::piped())
@@ -20,7 +20,7 @@ pub fn promlint(metrics: &str) -> anyhow::Result<Vec<String>> {
         .context("cannot run promlint")?;
     let mut input = child.stdin.take().context("no standard input")?;
     let output = std::thread::scope(|scope| {
-        // One that ends early says why itself.
+        // If the linter exits early, it reports the reason itself.
         scope.spawn(move || input.write_all(metrics.as_bytes()));
         child.wait_with_output()
     })?;

@@ -1,4 +1,4 @@
-//! Python programs from PyPI: moto (an STS server) and the SDKs of AWS, unmodified.
+//! Python programs from PyPI: moto (an STS server) and unmodified AWS SDKs.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,11 +11,12 @@ use tempfile::TempDir;
 use crate::hack;
 use crate::process::Process;
 
-/// A program of the test environment (`python`, `aws`, `moto_server`): below `ROLEGATE_PYTHON`,
-/// else in the environment that `hack/python-env` makes of `tests/requirements.txt`.
+/// Returns the path of a program of the test environment (`python`, `aws`, `moto_server`): in
+/// `ROLEGATE_PYTHON`, or in the environment that `hack/python-env` creates from
+/// `tests/requirements.txt`.
 ///
 /// # Errors
-/// When the environment can't be made.
+/// Returns an error if the environment cannot be created.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
     if let Some(bin) = BIN.get() {
@@ -28,7 +29,7 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(BIN.get_or_init(|| bin).join(name))
 }
 
-/// A running moto server, which answers STS (and the rest of AWS) on loopback and doesn't check
+/// A running moto server, which serves STS (and the rest of AWS) on loopback and does not evaluate
 /// trust policies. Dropping it kills it.
 #[derive(Debug)]
 pub struct Moto {
@@ -41,7 +42,7 @@ impl Moto {
     /// Starts moto on a free port of 127.0.0.1 and waits until it listens.
     ///
     /// # Errors
-    /// When it does not get ready; with the end of its output.
+    /// Returns an error with the end of the output if it does not become ready.
     pub async fn start() -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut command = Command::new(program("moto_server")?);
@@ -62,17 +63,17 @@ impl Moto {
         })
     }
 
-    /// `http://127.0.0.1:PORT`, for `AWS_ENDPOINT_URL`.
+    /// Returns `http://127.0.0.1:PORT`, for `AWS_ENDPOINT_URL`.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Its port on this host's loopback, for [`crate::Forward`].
+    /// Returns its port on the host's loopback, for [`crate::Forward`].
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its access log: one line for each request.
+    /// Returns its access log: one line for each request.
     pub fn log(&self) -> String {
         self.process.log()
     }

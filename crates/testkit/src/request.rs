@@ -1,5 +1,5 @@
-//! Requests as `kubectl` sends them: any path, by anybody, and everything that the API server
-//! answers, its warnings too.
+//! Requests as `kubectl` sends them, for any path and user, with the API server's complete
+//! responses, including warnings.
 
 use anyhow::Context;
 use http::{Method, Request, StatusCode};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::Cluster;
 use crate::cases::User;
 
-/// How the body of a PATCH is to be read.
+/// The content type of a PATCH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchKind {
     /// JSON merge patch, as `kubectl annotate` and `kubectl patch --type merge` send it.
@@ -28,28 +28,28 @@ impl PatchKind {
     }
 }
 
-/// What the API server answered.
+/// A response of the API server.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The status of HTTP.
+    /// The HTTP status.
     pub status: StatusCode,
-    /// An object, or a `Status` that says what is wrong.
+    /// An object, or a `Status` with an error.
     pub body: Value,
     /// The texts of the `Warning` headers.
     pub warnings: Vec<String>,
 }
 
 impl Answer {
-    /// What a `Status` says; empty for an object.
+    /// Returns the message of a `Status`. Empty for an object.
     pub fn message(&self) -> &str {
         let message = self.body.get("message");
         message.and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The object.
+    /// Returns the object.
     ///
     /// # Errors
-    /// Why there is none, with the server's message.
+    /// Returns the server's message if there is none.
     pub fn object(self) -> anyhow::Result<Value> {
         anyhow::ensure!(
             self.status.is_success(),
@@ -60,8 +60,8 @@ impl Answer {
         Ok(self.body)
     }
 
-    /// Whether a webhook of ours refused it, not the API server for another reason nor because the
-    /// webhook could not be asked.
+    /// Returns `true` if one of our webhooks denied the request. `false` if the API server refused
+    /// it for another reason, or could not call the webhook.
     pub fn is_refused_by_webhook(&self) -> bool {
         let message = self.message();
         message.starts_with("admission webhook \"") && message.contains(".rolegate.dev\" denied")
@@ -76,7 +76,7 @@ pub struct Requests {
 }
 
 impl Cluster {
-    /// Requests with all rights.
+    /// Returns requests with all permissions.
     ///
     /// # Errors
     /// As [`Cluster::admin`].
@@ -89,7 +89,7 @@ impl Cluster {
 }
 
 impl Requests {
-    /// The same as somebody else, impersonated.
+    /// Returns requests that impersonate a user.
     #[must_use]
     pub fn as_user(&self, user: &User) -> Self {
         Self {
@@ -98,46 +98,46 @@ impl Requests {
         }
     }
 
-    /// GET.
+    /// Sends a GET.
     ///
     /// # Errors
-    /// When the API server can't be reached.
+    /// Returns an error if the API server cannot be reached.
     pub async fn get(&self, path: &str) -> anyhow::Result<Answer> {
         self.send(Method::GET, path, None, "application/json").await
     }
 
-    /// POST: a creation.
+    /// Sends a POST, which creates an object.
     ///
     /// # Errors
-    /// When the API server can't be reached.
+    /// Returns an error if the API server cannot be reached.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
         let json = "application/json";
         self.send(Method::POST, path, Some(body), json).await
     }
 
-    /// PUT: a replacement.
+    /// Sends a PUT, which replaces an object.
     ///
     /// # Errors
-    /// When the API server can't be reached.
+    /// Returns an error if the API server cannot be reached.
     pub async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
         let json = "application/json";
         self.send(Method::PUT, path, Some(body), json).await
     }
 
-    /// PATCH.
+    /// Sends a PATCH.
     ///
     /// # Errors
-    /// When the API server can't be reached.
+    /// Returns an error if the API server cannot be reached.
     pub async fn patch(&self, path: &str, kind: PatchKind, body: &Value) -> anyhow::Result<Answer> {
         let content_type = kind.content_type();
         self.send(Method::PATCH, path, Some(body), content_type)
             .await
     }
 
-    /// DELETE.
+    /// Sends a DELETE.
     ///
     /// # Errors
-    /// When the API server can't be reached.
+    /// Returns an error if the API server cannot be reached.
     pub async fn delete(&self, path: &str) -> anyhow::Result<Answer> {
         let json = "application/json";
         self.send(Method::DELETE, path, None, json).await
@@ -165,7 +165,7 @@ impl Requests {
         let response = self.client.send(request).await;
         let (parts, body) = response.with_context(|| path.to_owned())?.into_parts();
         let warnings = parts.headers.get_all("warning").iter();
-        // They are cut with a sign that is no ASCII.
+        // Truncated warnings end with a non-ASCII ellipsis.
         let warnings = warnings.map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned());
         Ok(Answer {
             status: parts.status,

@@ -1,5 +1,5 @@
-//! A temporary directory that is removed at the end of the process as well, since statics (the
-//! shared cluster) are never dropped and a data directory of etcd is 64 MB and more.
+//! A temporary directory that is also removed at the end of the process, since statics (the shared
+//! cluster) are never dropped and a data directory of etcd has 64 MB and more.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use anyhow::Context;
 use tempfile::TempDir;
 
-/// Waits for the end of its standard input, which is the end of whoever holds the other side.
-/// Several tries, since the processes that write there may be dying at the same moment.
+/// Waits for the end of its standard input, which means that the owner is gone. Retries, since the
+/// processes that write there may be dying at the same moment.
 const JANITOR: &str = r#"trap '' INT TERM HUP
 cat >/dev/null
 for _ in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1" 2>/dev/null && break; sleep 0.2; done"#;
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directory_goes_when_the_holder_of_the_pipe_does() {
+    fn the_directory_is_removed_when_the_pipe_closes() {
         let mut scratch = Scratch::new("rolegate-scratch-").unwrap();
         let file = scratch.path().join("file");
         std::fs::write(&file, "x").unwrap();

@@ -1,14 +1,15 @@
-//! Polling with a deadline, the only way tests wait for what happens elsewhere.
+//! Polling with a deadline, the only way tests wait for other processes.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Calls `check` until it succeeds and returns what it gave.
+/// Calls `check` until it succeeds and returns its result.
 ///
 /// # Errors
-/// When `check` has not succeeded by the deadline: its last error. A check that hangs counts too.
+/// Returns the last error if `check` has not succeeded by the deadline. A check that hangs also
+/// fails.
 pub async fn eventually<T>(
     deadline: Duration,
     mut check: impl AsyncFnMut() -> anyhow::Result<T>,
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tells_the_last_error_at_the_deadline() {
+    async fn the_last_error_is_returned_at_the_deadline() {
         let error = eventually(Duration::from_millis(50), async || -> anyhow::Result<()> {
             bail!("no pod yet")
         })

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 /// Messages that hold secrets: `crates/proto/src/secret.rs` says how they are shown.
 const SECRET: [&str; 4] = [
     ".rolegate.v1.Hello",
-    ".rolegate.v1.Proof",
+    ".rolegate.v1.Reauthenticate",
     ".rolegate.v1.Credentials",
     ".kiam.Credentials",
 ];

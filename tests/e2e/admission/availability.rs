@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use rolegate_testkit::gate::HOME;
+use rolegate_testkit::admission::HOME;
 use rolegate_testkit::request::{Answer, PatchKind};
 use rolegate_testkit::{Cluster, TestPod};
 use serde_json::json;
@@ -245,7 +245,7 @@ async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
         ensure!(
             Instant::now() < end,
             "the certificate is not renewed: {}",
-            stage.gate.told()
+            stage.gate.controller_log()
         );
     }
     ensure!(

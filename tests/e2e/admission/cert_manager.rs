@@ -5,9 +5,9 @@ use anyhow::{Context, ensure};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use rolegate_testkit::gate::{Certificate, HOME, REGISTRATION};
+use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::request::PatchKind;
-use rolegate_testkit::{Cluster, Gate, eventually};
+use rolegate_testkit::{Cluster, TestAdmission, eventually};
 use serde_json::{Value, json};
 
 use super::stage::{DEADLINE, GRANTS, Stage, alone, refused, taken};
@@ -108,10 +108,10 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
 -> anyhow::Result<()> {
     let _alone = alone().await?;
     let cluster = Cluster::start().await?;
-    let mut registration = cluster.install_gate().await?;
+    let mut registration = cluster.install_admission().await?;
     cluster.open_to(&["developers", "platform"]).await?;
     cluster.apply_manifest(GRANTS).await?;
-    let mut gate = Gate::bare(&cluster, Certificate::CertManager).await?;
+    let mut gate = TestAdmission::bare(&cluster, Certificate::CertManager).await?;
     gate.restart_controller(&cluster, "localhost").await?;
     let from = format!("{HOME}/rolegate-admission");
     registration["metadata"]["annotations"] = json!({ INJECT: from });
@@ -123,7 +123,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
         let answer = stage.gate.operators("/readyz").await?;
         ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         ensure!(
-            answer.contains(&format!("{SECRET} is not there")),
+            answer.contains(&format!("{SECRET} does not exist")),
             "{answer}"
         );
         Ok(())
@@ -134,7 +134,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     issue(&stage, &first, &authority).await?;
     inject(&stage).await?;
     stage.gate.ready().await?;
-    stage.gate.until_asked(&stage.cluster).await?;
+    stage.gate.until_called(&stage.cluster).await?;
     let namespace = "shop";
     stage.shop(namespace).await?;
     until_served(&stage, 1).await?;

@@ -40,7 +40,7 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
         let warned = answer.warnings.join("\n");
         taken("a pod that is only told about", answer)?;
         ensure!(
-            warned.contains("rolegate would refuse") && warned.contains("role/writer"),
+            warned.contains("rolegate would deny") && warned.contains("role/writer"),
             "no warning of what would be refused: {warned:?}"
         );
         Ok(())

@@ -3,8 +3,8 @@
 
 use anyhow::{Context, ensure};
 use k8s_openapi::ByteString;
-use rolegate_testkit::gate::Certificate;
-use rolegate_testkit::{Cluster, Gate, Rolegate, eventually};
+use rolegate_testkit::admission::Certificate;
+use rolegate_testkit::{Cluster, Rolegate, TestAdmission, eventually};
 use serde_json::Value;
 
 use super::stage::{DEADLINE, Stage, alone, pod};
@@ -34,14 +34,14 @@ async fn at_gate(
     let exported: Vec<_> = export.iter().chain(flags).copied().collect();
     let exported = Rolegate::output(&exported).await?;
     let mut registration: Value = serde_saphyr::from_slice(&exported.stdout)?;
-    stage.gate = Gate::with_flags(&stage.cluster, certificate, flags).await?;
+    stage.gate = TestAdmission::with_flags(&stage.cluster, certificate, flags).await?;
     let authority = serde_json::to_value(ByteString(stage.cluster.ca_pem().into()))?;
     let registered = stage
         .gate
         .register(&stage.cluster, &mut registration, authority.as_str());
     registered.await?;
     stage.gate.ready().await?;
-    stage.gate.until_asked(&stage.cluster).await?;
+    stage.gate.until_called(&stage.cluster).await?;
     let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
     let jane = stage.jane()?;
     let mut allowed = Vec::new();
@@ -121,7 +121,7 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
 -> anyhow::Result<()> {
     let _alone = alone().await?;
     let cluster = Cluster::start().await?;
-    cluster.install_gate_alone().await?;
+    cluster.install_admission_alone().await?;
     cluster.open_to(&["developers"]).await?;
     let site = Site::new("flags", &cluster).await?;
     let namespace = site.namespace("shop");
@@ -141,7 +141,7 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
     }
     let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
     let certificate = Certificate::Files(chain, key);
-    let gate = Gate::bare(&cluster, certificate.clone()).await?;
+    let gate = TestAdmission::bare(&cluster, certificate.clone()).await?;
     let mut stage = Stage { cluster, gate };
 
     let base = "--base-role-arn=arn:aws:iam::123456789012:role/";
@@ -153,7 +153,7 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
             &[
                 base,
                 "--namespace-restrictions",
-                "--own-role=my-node",
+                "--reserved-role=my-node",
                 &default,
             ],
             ["allowed", "denied", "denied", "allowed"],
@@ -164,7 +164,7 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
                 "--layer=namespace=enforce",
                 "--namespace-key=example.com/roles",
                 "--namespace-restrictions-default=allow",
-                "--own-role=arn:aws:iam::123456789012:role/path/admin",
+                "--reserved-role=arn:aws:iam::123456789012:role/path/admin",
             ],
             ["allowed", "denied", "allowed", "noRole"],
         ),

@@ -74,7 +74,7 @@ async fn kubectl_shows_what_is_refused_and_by_which_rule() -> anyhow::Result<()>
         ensure!(!ran.succeeded, "{what} was taken: {}", ran.told);
         for text in [
             "denied the request",
-            "role arn:aws:iam::123456789012:role/admin is refused",
+            "role arn:aws:iam::123456789012:role/admin is denied",
             "layer grants",
             ROLE,
         ] {
@@ -100,7 +100,7 @@ async fn kubectl_shows_what_is_refused_and_by_which_rule() -> anyhow::Result<()>
     ensure!(ran.succeeded, "{}", ran.told);
     let ran = kubectl(&stage.cluster, &refused, &json!(null)).await?;
     ensure!(!ran.succeeded, "a live pod took another role: {}", ran.told);
-    let says = "role arn:aws:iam::123456789012:role/admin is refused: no RoleGrant covers it";
+    let says = "role arn:aws:iam::123456789012:role/admin is denied: no RoleGrant covers the role";
     ensure!(ran.told.contains(says), "{}", ran.told);
     Ok(())
 }

@@ -16,7 +16,7 @@ metadata: { name: cluster }
 spec:
   baseRoleArn: "arn:aws:iam::123456789012:role/"
   layers: { namespace: "off", grants: "off", rego: enforce }
-  sparedNamespaces: [kube-system, rolegate-system]
+  exemptNamespaces: [kube-system, rolegate-system]
   ruleWriters: { groups: [platform] }
 "#;
 const ARTICLE: &str =
@@ -158,7 +158,7 @@ async fn the_status_of_a_policy_is_written_back() -> anyhow::Result<()> {
         .with_context(|| format!("the status of a policy that is {wanted}"))?;
     }
     // All of it with the rights of the manifest.
-    for log in [stage.gate.told(), stage.gate.admission.log()] {
+    for log in [stage.gate.controller_log(), stage.gate.admission.log()] {
         let denied = log.lines().find(|line| line.contains("orbidden"));
         ensure!(
             denied.is_none(),

@@ -1,9 +1,9 @@
 //! The registration, which the controller keeps up to the rules unless somebody else does.
 
 use anyhow::{Context, ensure};
-use rolegate_testkit::gate::{Certificate, HOME, REGISTRATION};
+use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::request::PatchKind;
-use rolegate_testkit::{Cluster, Gate, eventually, repository};
+use rolegate_testkit::{Cluster, TestAdmission, eventually, repository};
 use serde_json::{Value, json};
 
 use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, taken};
@@ -137,16 +137,76 @@ async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The names of the conditions under which the API server asks about pods.
+async fn conditions_of_pods(stage: &Stage) -> anyhow::Result<Vec<String>> {
+    let admin = stage.cluster.requests()?;
+    let registration = taken("the registration", admin.get(REGISTRATION).await?)?;
+    let mut webhooks = registration["webhooks"].as_array().into_iter().flatten();
+    let pods = webhooks.find(|webhook| webhook["name"] == "pods.rolegate.dev");
+    let conditions = &pods.context("no webhook of pods")?["matchConditions"];
+    let conditions = conditions.as_array().into_iter().flatten();
+    let name = |condition: &Value| condition["name"].as_str().unwrap_or_default().to_owned();
+    Ok(conditions.map(name).collect())
+}
+
+/// A policy may be about any object, so the API server asks about all as soon as there is one.
+async fn a_policy_widens_the_registration(stage: &Stage) -> anyhow::Result<()> {
+    let admin = stage.cluster.requests()?;
+    let enforced = json!({ "spec": { "layers": { "rego": "enforce" } } });
+    taken(
+        "rego is enforced",
+        admin.patch(CONFIG, PatchKind::Merge, &enforced).await?,
+    )?;
+    controller_looks(stage, "no-policy").await?;
+    let conditions = conditions_of_pods(stage).await?;
+    ensure!(conditions.contains(&"names-role".into()), "{conditions:?}");
+    let policy = json!({ "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "none", "labels": { "openpolicyagent.org/policy": "rego" } },
+        "data": { "main.rego": "package kubernetes.admission\n\ndeny[msg] { false; msg := \"\" }\n" } });
+    let maps = "/api/v1/namespaces/opa/configmaps";
+    taken("a policy", admin.post(maps, &policy).await?)?;
+    eventually(DEADLINE, async || {
+        let conditions = conditions_of_pods(stage).await?;
+        ensure!(conditions.is_empty(), "{conditions:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Without a configuration it is not known what was enforced: a controller that starts then must not
+/// take the flags' defaults for it.
+async fn a_missing_configuration_loosens_nothing(stage: &mut Stage) -> anyhow::Result<()> {
+    let admin = stage.cluster.requests()?;
+    let config = taken("the configuration", admin.get(CONFIG).await?)?;
+    let before = taken("the registration", admin.get(REGISTRATION).await?)?;
+    taken("no configuration", admin.delete(CONFIG).await?)?;
+    let name = "localhost";
+    stage.gate.restart_controller(&stage.cluster, name).await?;
+    eventually(DEADLINE, async || {
+        let told = stage.gate.controller_log();
+        ensure!(told.contains("is left as it is"), "{told}");
+        Ok(())
+    })
+    .await?;
+    let after = taken("the registration", admin.get(REGISTRATION).await?)?;
+    ensure!(after["webhooks"] == before["webhooks"], "{after}");
+    let again = json!({ "apiVersion": config["apiVersion"], "kind": config["kind"],
+        "metadata": { "name": "cluster" }, "spec": config["spec"] });
+    let configs = CONFIG.trim_end_matches("/cluster");
+    taken("restored", admin.post(configs, &again).await?)?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit()
 -> anyhow::Result<()> {
     let _alone = alone().await?;
     let cluster = Cluster::start_with_controllers().await?;
-    cluster.install_gate().await?;
+    cluster.install_admission().await?;
     cluster.open_to(&["developers", "platform"]).await?;
     let example = repository().join("deploy/examples/rolegateconfig.yaml");
     cluster.apply_file(&example).await?;
-    let mut gate = Gate::bare(&cluster, Certificate::Controller).await?;
+    let mut gate = TestAdmission::bare(&cluster, Certificate::Controller).await?;
     gate.restart_controller(&cluster, "localhost").await?;
     let mut stage = Stage { cluster, gate };
     let admin = stage.cluster.requests()?;
@@ -154,7 +214,7 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
     let waits = format!("Service {HOME}/rolegate-admission has no ready endpoint");
     let told = async |stage: &Stage, words: &str| {
         eventually(DEADLINE, async || {
-            let told = stage.gate.told();
+            let told = stage.gate.controller_log();
             ensure!(told.contains(words), "{told}");
             Ok(())
         })
@@ -213,7 +273,7 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
         taken("another address", admin.put(REGISTRATION, &by_url).await?)
     })
     .await?;
-    stage.gate.until_asked(&stage.cluster).await?;
+    stage.gate.until_called(&stage.cluster).await?;
     nothing_is_refused(&stage, "answering").await?;
 
     let enforced = json!({ "spec": { "layers": { "grants": "enforce" } } });
@@ -227,6 +287,10 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
         Ok(())
     })
     .await?;
+
+    a_policy_widens_the_registration(&stage).await?;
+    a_missing_configuration_loosens_nothing(&mut stage).await?;
+    let admin = stage.cluster.requests()?;
 
     // It is made again, and goes with the controller's rights.
     taken("deleted", admin.delete(REGISTRATION).await?)?;

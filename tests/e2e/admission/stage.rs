@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rolegate_testkit::cases::User;
 use rolegate_testkit::request::{Answer, Requests};
-use rolegate_testkit::{Cluster, Gate, eventually};
+use rolegate_testkit::{Cluster, TestAdmission, eventually};
 use serde_json::{Value, json};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
@@ -23,7 +23,7 @@ metadata: { name: cluster }
 spec:
   baseRoleArn: "arn:aws:iam::123456789012:role/"
   layers: { namespace: "off", grants: enforce, rego: "off" }
-  sparedNamespaces: [kube-system, rolegate-system]
+  exemptNamespaces: [kube-system, rolegate-system]
   namespaceWriters: { groups: [platform] }
   ruleWriters: { groups: [platform] }
   workloadKinds:
@@ -33,7 +33,7 @@ spec:
 /// One cluster with its gate.
 pub(crate) struct Stage {
     pub(crate) cluster: Cluster,
-    pub(crate) gate: Gate,
+    pub(crate) gate: TestAdmission,
 }
 
 /// A cluster for one test alone is started when those before it are gone.
@@ -56,7 +56,7 @@ impl Stage {
 
     /// A stage on this cluster with these rules.
     pub(crate) async fn start(cluster: Cluster, rules: &str) -> anyhow::Result<Self> {
-        let gate = Gate::start(&cluster, rules).await?;
+        let gate = TestAdmission::start(&cluster, rules).await?;
         Ok(Self { cluster, gate })
     }
 

@@ -60,7 +60,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
         )
     };
     change(json!({ "baseRoleArn": "arn:aws:iam::123456789012:role/" })).await?;
-    says(&stage, "rolegrants/shop", ("True", "Valid", "it counts")).await?;
+    says(&stage, "rolegrants/shop", ("True", "Valid", "in effect")).await?;
     change(json!({ "layers": { "grants": "audit" } })).await?;
     says(
         &stage,
@@ -101,7 +101,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     says(
         &stage,
         "rolegateconfigs/cluster",
-        ("True", "Valid", "counts"),
+        ("True", "Valid", "in effect"),
     )
     .await?;
 
@@ -219,9 +219,9 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 1);
     let note = reported(&stage, "GrantInvalid", &made).await?;
     assert!(note.contains("spec.session"), "{note}");
-    let told = stage.gate.told();
+    let told = stage.gate.controller_log();
     assert!(
-        told.contains("name=\"wrong\"") && told.contains("a rule cannot be used"),
+        told.contains("name=\"wrong\"") && told.contains("a rule is invalid"),
         "{told}"
     );
     let path = format!("{KINDS}/rolegateconfigs/cluster");
@@ -238,7 +238,7 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     let mended = json!({ "spec": { "session": { "policy": "" } } });
     let path = format!("{grants}/wrong");
     taken("it", admin.patch(&path, PatchKind::Merge, &mended).await?)?;
-    let found = says(&stage, "rolegrants/wrong", ("True", "Valid", "it counts")).await?;
+    let found = says(&stage, "rolegrants/wrong", ("True", "Valid", "in effect")).await?;
     assert_eq!(found["status"]["observedGeneration"], 2);
     Ok(())
 }

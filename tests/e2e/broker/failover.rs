@@ -1,4 +1,4 @@
-//! Two brokers, of which one goes away: no pod notices, neither one that was there nor one that has
+//! Two brokers, of which one goes away: no pod outcomes, neither one that was there nor one that has
 //! just started.
 
 use std::cell::Cell;

@@ -188,7 +188,7 @@ async fn pods_are_served_while_their_node_is_cut_off_from_the_brokers() -> anyho
         // Nobody closes anything: the agent finds out, and tries in vain.
         eventually(DEADLINE, async || {
             let told = tells()?.context("it tells of no trouble")?;
-            ensure!(told.contains("does not answer"), "{told}");
+            ensure!(told.contains("does not respond"), "{told}");
             Ok(())
         })
         .await?;

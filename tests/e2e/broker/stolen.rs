@@ -6,7 +6,7 @@ use k8s_openapi::api::authentication::v1::BoundObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
-use rolegate_proto::v1::{self, from_agent, notice, resident, to_agent};
+use rolegate_proto::v1::{self, from_agent, outcome, pod, to_agent};
 use rolegate_proto::wire;
 use rolegate_testkit::request::PatchKind;
 use rolegate_testkit::{Rolegate, TestPod, eventually};
@@ -76,7 +76,7 @@ impl Scene {
         stream
             .until("welcome", |body| matches!(body, to_agent::Body::Welcome(_)))
             .await?;
-        stream.send(from_agent::Body::Begin(v1::Begin {}))?;
+        stream.send(from_agent::Body::Activate(v1::Activate {}))?;
         let complete =
             |body: &to_agent::Body| matches!(body, to_agent::Body::Update(it) if it.complete);
         stream.until("the whole picture", complete).await?;
@@ -98,25 +98,24 @@ impl Scene {
         &self,
         stream: &mut Stream,
         pod: &str,
-        wanted: impl Fn(&v1::Resident) -> bool,
+        wanted: impl Fn(&v1::Pod) -> bool,
     ) -> anyhow::Result<()> {
         let is = |body: &to_agent::Body| match body {
-            to_agent::Body::Update(update) => update
-                .residents
-                .iter()
-                .any(|it| it.name == pod && wanted(it)),
+            to_agent::Body::Update(update) => {
+                update.pods.iter().any(|it| it.name == pod && wanted(it))
+            }
             _ => false,
         };
         stream.until(pod, is).await
     }
 }
 
-fn is_allowed(resident: &v1::Resident) -> bool {
-    matches!(resident.standing, Some(resident::Standing::Allowed(_)))
+fn is_allowed(entry: &v1::Pod) -> bool {
+    matches!(entry.authorization, Some(pod::Authorization::Allowed(_)))
 }
 
-fn is_denied(resident: &v1::Resident) -> bool {
-    matches!(resident.standing, Some(resident::Standing::Denied(_)))
+fn is_denied(entry: &v1::Pod) -> bool {
+    matches!(entry.authorization, Some(pod::Authorization::Denied(_)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,12 +250,14 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
 
     // All that an honest agent gets, and then whatever else may be asked.
     let mut stream = scene.stream().await?;
-    let residents = stream.residents();
-    let names: Vec<_> = residents.keys().map(String::as_str).collect();
+    let pods = stream.pods();
+    let names: Vec<_> = pods.keys().map(String::as_str).collect();
     assert_eq!(names, [&*scene.nodes[0].agent.name_any(), "web"]);
-    assert!(is_allowed(&residents["web"]));
+    assert!(is_allowed(&pods["web"]));
     for session in 0..50 {
-        stream.send(from_agent::Body::Asked(v1::Asked { session }))?;
+        stream.send(from_agent::Body::PrioritizeSession(v1::PrioritizeSession {
+            session,
+        }))?;
     }
     lie(&stream, [&own_uid, &other_uid], &key)?;
 
@@ -316,14 +317,10 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
         ensure!(!heard.contains(secret), "{secret} in {heard}");
     }
     let address = wire::address_bytes(job.v6.into());
-    let told = |it: &v1::Update| {
-        it.residents
-            .iter()
-            .any(|it| it.addresses.contains(&address))
-    };
+    let told = |it: &v1::Update| it.pods.iter().any(|it| it.addresses.contains(&address));
     assert!(!stream.updates().any(told));
     assert!(heard.contains("SecretAccessKey"), "{heard}");
-    assert!(!stream.residents().contains_key("job"));
+    assert!(!stream.pods().contains_key("job"));
 
     // What it said of others is written nowhere.
     let records = place.ledger(1, &["--key", &key, "--output=json"])?;
@@ -344,19 +341,19 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
 /// Tells of sessions and pods that are none of the node's.
 fn lie(stream: &Stream, uids: [&str; 2], key: &str) -> anyhow::Result<()> {
     let outcomes = [
-        notice::Outcome::Served(key.into()),
-        notice::Outcome::Denied(v1::Nothing {}),
-        notice::Outcome::Failing(v1::Nothing {}),
-        notice::Outcome::Served("ASIAINVENTED".into()),
+        outcome::Result::Served(key.into()),
+        outcome::Result::Denied(v1::Empty {}),
+        outcome::Result::Failing(v1::Empty {}),
+        outcome::Result::Served("ASIAINVENTED".into()),
     ];
-    let notices = uids.into_iter().flat_map(|uid| {
-        outcomes.clone().map(|outcome| v1::Notice {
+    let outcomes = uids.into_iter().flat_map(|uid| {
+        outcomes.clone().map(|outcome| v1::Outcome {
             pod_uid: uid.into(),
-            outcome: Some(outcome),
+            result: Some(outcome),
         })
     });
-    let notices = notices.collect();
-    stream.send(from_agent::Body::Notices(v1::Notices { notices }))
+    let outcomes = outcomes.collect();
+    stream.send(from_agent::Body::Outcomes(v1::Outcomes { outcomes }))
 }
 
 /// A mirror pod with a role and somebody else's address gets nothing, nor does it become another
@@ -409,7 +406,9 @@ async fn ends(scene: &Scene, mut stream: Stream) -> anyhow::Result<()> {
     let [own, other] = &scene.nodes;
     let mut second = scene.stream().await?;
     let token = other.token.clone();
-    second.send(from_agent::Body::Proof(v1::Proof { token }))?;
+    second.send(from_agent::Body::Reauthenticate(v1::Reauthenticate {
+        token,
+    }))?;
     let status = second.end().await?;
     ensure!(status.code() == tonic::Code::Unauthenticated, "{status:?}");
 
@@ -417,7 +416,9 @@ async fn ends(scene: &Scene, mut stream: Stream) -> anyhow::Result<()> {
     scene.place.cluster.delete_pod(HOME, &name).await?;
     let status = stream.end().await?;
     ensure!(
-        status.message().contains("not there any more"),
+        status
+            .message()
+            .contains("does not exist or has not been observed"),
         "{status:?}"
     );
     refused(&scene.place, own.lab.node(), &own.name, &own.token).await?;

@@ -278,7 +278,7 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     // The limit is seen by who looks, and the broker is ready.
     let ready = place.admin(1, "/readyz?verbose")?;
     ensure!(ready.status == 200, "{}", ready.body);
-    for said in ["agent connections", "did not authenticate"] {
+    for said in ["agent connections", "too many are unauthenticated"] {
         ensure!(ready.body.contains(said), "{}", ready.body);
     }
     // An agent's pod has the address that its agent comes from: it is served beside all of them.

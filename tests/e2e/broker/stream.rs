@@ -102,10 +102,10 @@ impl Stream {
     }
 
     /// All pods that it was told of, by name, as it was told last.
-    pub(super) fn residents(&self) -> BTreeMap<String, v1::Resident> {
+    pub(super) fn pods(&self) -> BTreeMap<String, v1::Pod> {
         let updates = self.updates();
-        let residents = updates.flat_map(|update| update.residents.iter());
-        residents.map(|it| (it.name.clone(), it.clone())).collect()
+        let pods = updates.flat_map(|update| update.pods.iter());
+        pods.map(|it| (it.name.clone(), it.clone())).collect()
     }
 
     /// All updates.
@@ -136,7 +136,7 @@ pub(super) async fn refused(
 ) -> anyhow::Result<String> {
     let mut stream = Stream::open(place, from, node, token).await?;
     // It may have been refused by now.
-    let _ = stream.send(from_agent::Body::Begin(v1::Begin {}));
+    let _ = stream.send(from_agent::Body::Activate(v1::Activate {}));
     let status = stream.end().await?;
     ensure!(status.code() == Code::Unauthenticated, "{status:?}");
     ensure!(stream.heard.is_empty(), "{:?}", stream.heard);

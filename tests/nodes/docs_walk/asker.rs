@@ -154,7 +154,10 @@ impl<'a> Askers<'a> {
                 "{} never got credentials, so nothing was seen",
                 case.name
             );
-            let asked = ["cat", "/tmp/asked"];
+            // The file is empty for a moment while the pod writes it.
+            let read =
+                "until n=$(cat /tmp/asked) && [ -n \"$n\" ]; do sleep 0.1; done; echo \"$n\"";
+            let asked = ["sh", "-c", read];
             let asked = self.cluster.exec(case.namespace, case.name, &asked).await?;
             let asked: usize = asked.ok()?.trim().parse().context("no count")?;
             ensure!(asked > 20, "{} asked {asked} times only", case.name);

@@ -5,13 +5,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
+use crate::outcome::Violation;
 
-/// The webhook without TLS.
+/// Starts the webhook without TLS.
 fn start() -> SocketAddr {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let webhook = Webhook::new(
-        Rules::default(),
+        RuleStore::default(),
         AnnotationKeys::default(),
         Clock::system(),
         AdmissionMetrics::register(&mut prometheus_client::registry::Registry::default()),
@@ -25,7 +26,7 @@ fn start() -> SocketAddr {
     address
 }
 
-/// A connection of the peer 127.0.0.`peer`.
+/// Opens a connection from the peer 127.0.0.`peer`.
 async fn connect(address: SocketAddr, peer: u8) -> TcpStream {
     connect_from(address, [127, 0, 0, peer]).await
 }
@@ -36,9 +37,9 @@ async fn connect_from(address: SocketAddr, from: [u8; 4]) -> TcpStream {
     socket.connect(address).await.unwrap()
 }
 
-/// Silent connections, each from an address of its own.
-async fn strangers(address: SocketAddr, count: u16) -> Vec<TcpStream> {
-    // Both ends are files of this process.
+/// Opens silent connections, each from an address of its own.
+async fn unknown_peers(address: SocketAddr, count: u16) -> Vec<TcpStream> {
+    // Both ends are open files of this process.
     rolegate_runtime::process::raise_open_files();
     let mut open = Vec::new();
     for n in 0..count {
@@ -48,7 +49,7 @@ async fn strangers(address: SocketAddr, count: u16) -> Vec<TcpStream> {
     open
 }
 
-/// Whether a review is allowed on this connection.
+/// Sends a review and returns `true` if it is allowed.
 async fn reviews(stream: &mut TcpStream) -> bool {
     let review = widget(0);
     send(stream, review.len(), &review).await;
@@ -68,7 +69,7 @@ async fn send(stream: &mut TcpStream, length: usize, body: &str) {
     stream.write_all(head.as_bytes()).await.unwrap();
 }
 
-/// The first bytes of an answer.
+/// Reads the first bytes of a response.
 async fn answer(stream: &mut TcpStream) -> String {
     let mut bytes = [0; 4096];
     let count = stream.read(&mut bytes).await.unwrap_or(0);
@@ -86,18 +87,18 @@ fn widget(size: usize) -> String {
 }
 
 #[tokio::test]
-async fn bodies_that_do_not_arrive_keep_nobody_waiting() {
+async fn stalled_bodies_delay_no_other_request() {
     let address = start();
     let mut stalled = Vec::new();
     for peer in [2, 3] {
         for _ in 0..100 {
             let mut stream = connect(address, peer).await;
-            send(&mut stream, BODY, "{").await;
+            send(&mut stream, MAX_BODY_BYTES, "{").await;
             stalled.push(stream);
         }
     }
     let mut first = connect(address, 2).await;
-    send(&mut first, BODY, "{").await;
+    send(&mut first, MAX_BODY_BYTES, "{").await;
     for size in [0, 1024 * 1024] {
         let review = widget(size);
         let mut api_server = connect(address, 4).await;
@@ -109,7 +110,7 @@ async fn bodies_that_do_not_arrive_keep_nobody_waiting() {
             answer = answer(&mut first) => panic!("only after those that stall: {answer}"),
         }
     }
-    // A peer's own small ones don't wait for its large ones either.
+    // Small bodies do not wait for large ones of the same peer.
     let review = widget(0);
     let mut same = connect(address, 3).await;
     send(&mut same, review.len(), &review).await;
@@ -125,13 +126,13 @@ async fn one_peer_takes_its_part_of_the_connections_only() {
     }
     let mut api_server = connect(address, 4).await;
     assert!(reviews(&mut api_server).await);
-    // Its own oldest made room for its newest.
+    // The peer's oldest connection made room for its newest.
     assert!(!reviews(&mut open[0]).await);
     assert!(reviews(&mut open[599]).await);
 }
 
 #[tokio::test]
-async fn strangers_of_any_number_evict_no_connection_of_an_api_server() {
+async fn unknown_peers_evict_no_connection_of_an_api_server() {
     let address = start();
     let mut api_server = Vec::new();
     for _ in 0..40 {
@@ -139,8 +140,8 @@ async fn strangers_of_any_number_evict_no_connection_of_an_api_server() {
         assert!(reviews(&mut stream).await);
         api_server.push(stream);
     }
-    // More than all connections that there may be; the API server has the most, and idle ones.
-    let _strangers = strangers(address, 1200).await;
+    // More than the maximum number of connections; the API server has the most, some of them idle.
+    let _strangers = unknown_peers(address, 1200).await;
     for stream in &mut api_server {
         assert!(
             reviews(stream).await,
@@ -150,19 +151,19 @@ async fn strangers_of_any_number_evict_no_connection_of_an_api_server() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_was_never_seen_takes_the_place_of_a_stranger() {
+async fn an_unknown_api_server_evicts_an_unknown_peer() {
     let address = start();
-    let _strangers = strangers(address, 600).await;
+    let _strangers = unknown_peers(address, 600).await;
     let mut api_server = connect(address, 4).await;
     assert!(reviews(&mut api_server).await);
-    // It is known by now, and strangers that come later don't concern it.
-    let _more = strangers(address, 600).await;
+    // It is known by now, so later unknown peers do not affect it.
+    let _more = unknown_peers(address, 600).await;
     assert!(reviews(&mut api_server).await);
     assert!(reviews(&mut connect(address, 4).await).await);
 }
 
 #[tokio::test]
-async fn many_addresses_that_send_reviews_leave_an_api_server_its_share() {
+async fn many_known_peers_leave_an_api_server_its_share() {
     let address = start();
     rolegate_runtime::process::raise_open_files();
     let mut api_server = Vec::new();
@@ -171,7 +172,7 @@ async fn many_addresses_that_send_reviews_leave_an_api_server_its_share() {
         assert!(reviews(&mut stream).await);
         api_server.push(stream);
     }
-    // More than there is room for, of fewer peers than may be known.
+    // More than fit, of fewer peers than may be known.
     let mut thieves = Vec::new();
     for n in 0..30 {
         for _ in 0..30 {
@@ -189,7 +190,7 @@ async fn many_addresses_that_send_reviews_leave_an_api_server_its_share() {
 }
 
 #[tokio::test]
-async fn what_is_no_review_ends_its_connection() {
+async fn invalid_reviews_close_their_connection() {
     let address = start();
     let mut stream = connect(address, 2).await;
     stream
@@ -208,4 +209,63 @@ async fn a_large_review_leaves_its_thread_to_others() {
     let mut stream = connect(address, 2).await;
     send(&mut stream, review.len(), &review).await;
     assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_with_its_limit() {
+    let address = start();
+    let refused = |all: &str| all.starts_with("HTTP/1.1 413") && all.contains("more than 8388608");
+    // By the length that is told, before any of it is read.
+    let mut stream = connect(address, 2).await;
+    send(&mut stream, MAX_BODY_BYTES + 1, "").await;
+    let told = answer(&mut stream).await;
+    assert!(refused(&told), "{told}");
+    // By what arrives, where no length is told.
+    let stream = connect(address, 3).await;
+    let (mut read, mut write) = stream.into_split();
+    let sending = async {
+        let head = format!(
+            "POST {PATH} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n\
+             Transfer-Encoding: chunked\r\n\r\n"
+        );
+        write.write_all(head.as_bytes()).await?;
+        let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
+        for _ in 0..=MAX_BODY_BYTES / 0x10000 {
+            write.write_all(chunk.as_bytes()).await?;
+        }
+        write.write_all(b"0\r\n\r\n").await
+    };
+    let reading = async {
+        let mut bytes = [0; 4096];
+        let count = read.read(&mut bytes).await.unwrap();
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    };
+    // The answer may come, and the connection go, while the rest is being sent.
+    let (_, told) = tokio::join!(sending, reading);
+    assert!(refused(&told), "{told}");
+}
+
+#[test]
+fn refusals_and_warnings_are_counted_by_layer() {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let webhook = Webhook::new(
+        RuleStore::default(),
+        AnnotationKeys::default(),
+        Clock::system(),
+        AdmissionMetrics::register(&mut registry),
+    );
+    let body = widget(0);
+    let review = Review::parse(body.as_bytes()).unwrap();
+    let mut outcome = Outcome::default();
+    outcome.violation(Violation::new("", "grants", "a rule", "a reason"));
+    outcome.warning(Violation::new("", "rego", "a rule", "a reason"));
+    webhook.log_outcome(&outcome, &review);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for counted in [
+        r#"layer="grants",mode="enforce",result="denied"} 1"#,
+        r#"layer="rego",mode="audit",result="denied"} 1"#,
+    ] {
+        assert!(text.contains(counted), "{text}");
+    }
 }

@@ -1,4 +1,4 @@
-//! The gate and the doors agree about every pod.
+//! Admission and agents agree about every pod.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use proptest::sample::select;
 use rolegate_core::annotation::{AnnotationKeys, EXTERNAL_ID, MIRROR, ROLE};
-use rolegate_core::decision::{Decision, OwnRole};
-use rolegate_core::key_values::KeyValues;
-use rolegate_core::workload::{Phase, Wish, Workload};
+use rolegate_core::decision::{Decision, ReservedRole};
+use rolegate_core::labels::Labels;
+use rolegate_core::workload::{Phase, RoleRequest, Workload};
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
@@ -18,8 +18,8 @@ const NAMES: &[&str] = &["annotations", "grants", "layers", "audit", "rego"];
 static WORLDS: LazyLock<HashMap<&str, Rules>> = LazyLock::new(|| {
     let worlds = NAMES.iter().map(|name| {
         let mut rules = Rules::of(name);
-        for set in [&mut rules.set, &mut rules.door] {
-            set.own_roles = vec![OwnRole {
+        for set in [&mut rules.set, &mut rules.agent] {
+            set.reserved_roles = vec![ReservedRole {
                 account: None,
                 name: "node".into(),
             }];
@@ -133,15 +133,15 @@ impl Pod {
         })
     }
 
-    /// Those that rules may read.
-    fn annotations(&self) -> KeyValues {
+    /// Returns the annotations that rules may read.
+    fn annotations(&self) -> Labels {
         let all = [(ROLE, &self.role), (EXTERNAL_ID, &self.external_id)];
         let all = all.into_iter();
         all.filter_map(|(key, value)| Some((key, value.as_deref()?)))
             .collect()
     }
 
-    /// As an agent knows it.
+    /// Returns the workload as an agent knows it.
     fn workload(&self) -> Workload {
         let given = |text: &Option<String>| {
             let text = text.as_deref().map(str::trim);
@@ -157,7 +157,7 @@ impl Pod {
             phase: Phase::Running,
             host_network: false,
             mirror: self.mirror,
-            wish: Wish {
+            wish: RoleRequest {
                 role: self.role.as_deref().map(|role| role.trim().into()),
                 external_id: given(&self.external_id),
                 session_name: given(&self.session_name),
@@ -184,13 +184,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn what_the_gate_says_of_a_pod_is_what_its_door_says(pod in pods()) {
+    fn admission_and_agents_agree(pod in pods()) {
         let rules = &WORLDS[pod.world];
-        let outcome = rules.judge(&review(pod.namespace, &pod.object()));
-        let decision = rules.door.decide(&pod.workload(), NOW);
+        let outcome = rules.validate(&review(pod.namespace, &pod.object()));
+        let decision = rules.agent.decide(&pod.workload(), NOW);
         let names_none = pod.role.as_deref().is_none_or(|role| role.trim().is_empty());
         if pod.mirror && names_none {
-            // A kubelet mirrors static pods whatever the gate says; doors give them nothing.
+            // A kubelet mirrors static pods whatever admission decides; agents give them nothing.
             prop_assert!(!matches!(decision, Decision::Allow { .. }), "{decision:?}");
             return Ok(());
         }
@@ -203,16 +203,17 @@ proptest! {
                 prop_assert_eq!(outcome.warnings.len(), audited.len());
             }
             Decision::Deny(denial) => {
-                let mut layers = outcome.faults.iter().map(|fault| fault.layer);
+                let mut layers = outcome.violations.iter().map(|violation| violation.layer);
                 if denial.layer == "rego" {
-                    // The gate asks policies last, and tells what it finds beside them.
+                    // Admission evaluates policies last, and reports them in addition to other
+                    // violations.
                     prop_assert!(layers.any(|layer| layer == "rego"), "{outcome:?}");
                 } else {
                     prop_assert_eq!(layers.next(), Some(denial.layer));
                 }
             }
-            Decision::Undecided => {
-                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_admission::Unseen::Namespace(pod.namespace.into())));
+            Decision::Pending => {
+                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_admission::NotSynced::Namespace(pod.namespace.into())));
                 prop_assert!(!outcome.is_allowed());
             }
         }

@@ -1,7 +1,7 @@
-//! Whatever is sent: an error that says what is wrong, or a verdict, bounded, and never a panic.
+//! For any input: an error with its cause, or an outcome, bounded, and never a panic.
 
-use rolegate_admission::review::MAX_REVIEW;
-use rolegate_admission::{Review, ReviewError, judge};
+use rolegate_admission::review::MAX_REVIEW_BYTES;
+use rolegate_admission::{Review, ReviewError, validate};
 use rolegate_core::config::presets;
 use serde_json::{Map, Value, json};
 
@@ -25,7 +25,7 @@ fn error(body: &str) -> ReviewError {
 }
 
 #[test]
-fn what_is_no_review_is_told_so() {
+fn invalid_reviews_are_errors() {
     for body in ["", "{", "[]x", "\u{0}", "{\"a\":}", "null", "[]"] {
         assert!(matches!(error(body), ReviewError::NotJson(_)), "{body}");
     }
@@ -95,49 +95,49 @@ fn nesting_bombs_are_refused() {
         assert!(Review::parse(bomb.as_bytes()).is_err());
         let whole = format!("{bomb}1{}", close.repeat(100_000));
         assert!(Review::parse(whole.as_bytes()).is_err());
-        // Within an object, which is read later.
+        // Within an object, which is parsed later.
         let body = review(request("Pod", json!({"spec": "BOMB"}))).to_string();
         let body = body.replace("\"BOMB\"", &whole);
         let review = Review::parse(body.as_bytes()).unwrap();
-        let outcome = judge(&rules.gate(None), &review, NOW);
+        let outcome = validate(&rules.validation(None), &review, NOW);
         assert!(
             outcome.message().contains("128 levels"),
             "{}",
             outcome.message()
         );
-        // Where nobody reads it, it hurts nobody.
+        // It does no harm if it is never parsed.
         let body = body.replace("\"kind\":\"Pod\"", "\"kind\":\"Widget\"");
         let review = Review::parse(body.as_bytes()).unwrap();
-        assert!(judge(&rules.gate(None), &review, NOW).is_allowed());
+        assert!(validate(&rules.validation(None), &review, NOW).is_allowed());
     }
 }
 
 #[test]
 fn bodies_are_bounded() {
-    let large = vec![b' '; MAX_REVIEW + 1];
+    let large = vec![b' '; MAX_REVIEW_BYTES + 1];
     assert_eq!(
         Review::parse(&large).unwrap_err(),
-        ReviewError::TooLarge(MAX_REVIEW + 1)
+        ReviewError::TooLarge(MAX_REVIEW_BYTES + 1)
     );
-    // 3 MiB of annotations are read, and what is said of them stays short.
+    // 3 MiB of annotations are read, and the messages about them stay short.
     let rules = Rules::of("annotations");
     let object = json!({"metadata": {"namespace": "shop", "annotations": {
         "iam.amazonaws.com/role": "a\u{1b}".repeat(750_000), "other": "x".repeat(1_500_000)}}});
-    let outcome = rules.judge(&review(request("Pod", object)));
+    let outcome = rules.validate(&review(request("Pod", object)));
     assert!(!outcome.is_allowed());
     assert!(outcome.message().len() <= 4096);
 }
 
 #[test]
-fn many_faults_are_told_in_a_bounded_message() {
+fn many_violations_fit_in_a_bounded_message() {
     let rules = Rules::of("grants");
     let variables: Vec<_> = (0..5000)
         .map(|n| json!({"name": "AWS_ROLE_ARN", "value": format!("arn:aws:iam::123456789012:role/r{n}")}))
         .collect();
     let object = json!({"metadata": {"namespace": "shop"},
         "spec": {"containers": [{"name": "app", "env": variables}]}});
-    let outcome = rules.judge(&review(request("Pod", object)));
-    assert_eq!(outcome.faults.len(), 64);
+    let outcome = rules.validate(&review(request("Pod", object)));
+    assert_eq!(outcome.violations.len(), 64);
     assert!(outcome.message().len() <= 4096);
 }
 
@@ -182,7 +182,7 @@ fn wrong_kinds_in_every_place_are_faults_and_no_panics() {
                     request["namespace"] = "opa".into();
                     request["object"] = object.clone();
                     request["oldObject"] = object.clone();
-                    let outcome = rules.judge(&review(request));
+                    let outcome = rules.validate(&review(request));
                     assert!(outcome.message().len() <= 4096);
                 }
             }
@@ -194,7 +194,7 @@ fn wrong_kinds_in_every_place_are_faults_and_no_panics() {
 fn a_creation_without_object_is_refused() {
     let rules = Rules::of("annotations");
     for object in [json!(null), json!(7), json!([])] {
-        let outcome = rules.judge(&review(request("Pod", object)));
+        let outcome = rules.validate(&review(request("Pod", object)));
         assert!(
             outcome.message().contains("an object"),
             "{}",
@@ -204,17 +204,17 @@ fn a_creation_without_object_is_refused() {
 }
 
 #[test]
-fn an_update_without_the_old_object_is_judged_whole() {
+fn an_update_without_the_old_object_is_validated_whole() {
     let rules = Rules::of("annotations");
     let object = json!({"metadata": {"namespace": "shop",
         "annotations": {"iam.amazonaws.com/role": "admin"}}});
     let mut update = request("Pod", object.clone());
     update["operation"] = "UPDATE".into();
-    assert!(!rules.judge(&review(update.clone())).is_allowed());
+    assert!(!rules.validate(&review(update.clone())).is_allowed());
     update["oldObject"] = json!({"metadata": 7});
-    assert!(!rules.judge(&review(update.clone())).is_allowed());
+    assert!(!rules.validate(&review(update.clone())).is_allowed());
     update["oldObject"] = object;
-    assert!(rules.judge(&review(update)).is_allowed());
+    assert!(rules.validate(&review(update)).is_allowed());
 }
 
 #[test]
@@ -229,17 +229,17 @@ fn a_key_that_is_there_twice_is_refused() {
         "\"iam.amazonaws.com/role\":\"admin\",\"iam.amazonaws.com/role\":",
     );
     let review = Review::parse(body.as_bytes()).unwrap();
-    let outcome = judge(&rules.gate(None), &review, NOW);
+    let outcome = validate(&rules.validation(None), &review, NOW);
     assert!(
-        outcome.message().contains("each key once"),
+        outcome.message().contains("without duplicate keys"),
         "{}",
         outcome.message()
     );
 }
 
-/// Each of them may have a verdict of its own: a Pod of 3 MiB has room for 68,000.
+/// Each name may have a decision of its own: a Pod of 3 MiB has room for 68,000.
 #[test]
-fn an_object_that_names_thousands_of_roles_is_refused_before_they_are_judged() {
+fn an_object_with_thousands_of_roles_is_denied_unevaluated() {
     let rules = Rules::of("annotations");
     let pod = |roles: u32| {
         let variables = (0..roles).map(|n| {
@@ -250,11 +250,15 @@ fn an_object_that_names_thousands_of_roles_is_refused_before_they_are_judged() {
         json!({"metadata": {"namespace": "shop"},
             "spec": {"containers": [{"name": "app", "env": variables}]}})
     };
-    assert!(rules.judge(&review(request("Pod", pod(500)))).is_allowed());
-    let outcome = rules.judge(&review(request("Pod", pod(20_000))));
+    assert!(
+        rules
+            .validate(&review(request("Pod", pod(500))))
+            .is_allowed()
+    );
+    let outcome = rules.validate(&review(request("Pod", pod(20_000))));
     let message = outcome.message();
     assert!(message.contains("at most 512 roles"), "{message}");
-    // The same over the templates of one object.
+    // The same across the templates of one object.
     let template = json!({"spec": {"containers": [
         {"env": [{"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::123456789012:role/shop-a"},
             {"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::123456789012:role/shop-b"}]}]}});
@@ -270,13 +274,13 @@ fn an_object_that_names_thousands_of_roles_is_refused_before_they_are_judged() {
     let mut config = (*rules.config).clone();
     config.templates = presets::preset("kubeflow").unwrap();
     rules.config = config.into();
-    let message = rules.judge(&review(job)).message();
+    let message = rules.validate(&review(job)).message();
     assert!(message.contains("at most 512 roles"), "{message}");
 }
 
-/// Compared with each other they would take minutes.
+/// Comparing all pairs would take minutes.
 #[test]
-fn a_service_of_very_many_addresses_is_judged_once_for_each() {
+fn addresses_of_a_large_service_are_checked_once() {
     let rules = Rules::of("annotations");
     let service = |last: &str| {
         let mut all: Vec<_> = (0..150_000).map(|n| format!("10.{n}")).collect();
@@ -287,7 +291,7 @@ fn a_service_of_very_many_addresses_is_judged_once_for_each() {
     let mut update = request("Service", service("169.254.170.2"));
     update["operation"] = "UPDATE".into();
     update["oldObject"] = service("10.0.0.1");
-    let outcome = rules.judge(&review(update));
-    assert_eq!(outcome.faults.len(), 1, "{}", outcome.message());
-    assert_eq!(outcome.faults[0].path, "spec.externalIPs[150001]");
+    let outcome = rules.validate(&review(update));
+    assert_eq!(outcome.violations.len(), 1, "{}", outcome.message());
+    assert_eq!(outcome.violations[0].path, "spec.externalIPs[150001]");
 }

@@ -1,4 +1,4 @@
-//! The gate, judged by the table of cases and by what strangers may send.
+//! Tests of validation: a table of cases, and hostile input.
 #![cfg(test)]
 
 mod agreement;

@@ -1,20 +1,20 @@
-//! Policies are asked about whole reviews, beside the rules.
+//! Policies evaluate whole reviews, in addition to the rules.
 
 use std::sync::Mutex;
 
 use jiff::Timestamp;
-use rolegate_admission::{Finding, Findings, Outcome, Review, ReviewPolicies, judge};
+use rolegate_admission::{Finding, Findings, Outcome, Review, ReviewPolicies, validate};
 use rolegate_core::layer::Mode;
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
 
-/// Refuses everything, and remembers what it was asked about.
+/// Denies everything, and records the reviews.
 #[derive(Default)]
 struct Strict(Mutex<Vec<String>>);
 
 impl ReviewPolicies for Strict {
-    fn judge_review(&self, review: &str, _: Timestamp) -> Findings {
+    fn evaluate_review(&self, review: &str, _: Timestamp) -> Findings {
         self.0.lock().unwrap().push(review.to_owned());
         Findings {
             denials: vec![Finding {
@@ -52,7 +52,7 @@ fn ask(rules: &Rules, review: &Value) -> (Outcome, usize) {
     let body = review.to_string();
     let policies = Strict::default();
     let review = Review::parse(body.as_bytes()).unwrap();
-    let outcome = judge(&rules.gate(Some(&policies)), &review, NOW);
+    let outcome = validate(&rules.validation(Some(&policies)), &review, NOW);
     let asked = policies.0.into_inner().unwrap();
     assert!(asked.iter().all(|asked| *asked == body), "the whole review");
     (outcome, asked.len())
@@ -68,13 +68,13 @@ fn findings_are_faults_of_the_layer_rego() {
     ] {
         let (outcome, asked) = ask(&rules, &review(kind, "CREATE", "shop", ""));
         assert_eq!(
-            (asked, outcome.asked, outcome.faults.len()),
+            (asked, outcome.asked, outcome.violations.len()),
             (1, 1, 1),
             "{kind:?}"
         );
-        let fault = &outcome.faults[0];
-        assert_eq!((fault.layer, &*fault.rule), ("rego", "opa/strict"));
-        assert_eq!(fault.reason, "no\\u{1b}thing");
+        let violation = &outcome.violations[0];
+        assert_eq!((violation.layer, &*violation.rule), ("rego", "opa/strict"));
+        assert_eq!(violation.reason, "no\\u{1b}thing");
     }
 }
 
@@ -88,7 +88,7 @@ fn audit_warns_and_off_does_not_ask() {
 }
 
 #[test]
-fn policies_are_not_asked_about_deletions_subresources_and_spared_namespaces() {
+fn policies_skip_deletions_subresources_and_exempt_namespaces() {
     let rules = with_mode("guarded", Mode::Enforce);
     for (kind, operation, namespace, subresource, asks) in [
         (("", "Pod"), "DELETE", "shop", "", 0),
@@ -98,6 +98,7 @@ fn policies_are_not_asked_about_deletions_subresources_and_spared_namespaces() {
         (("", "Pod"), "CREATE", "kube-system", "", 0),
         (("example.com", "Widget"), "CREATE", "kube-system", "", 0),
         (("", "ConfigMap"), "CREATE", "shop", "", 1),
+        (("", "ConfigMap"), "CREATE", "kube-system", "", 0),
         (("", "Namespace"), "CREATE", "", "", 1),
     ] {
         let (_, asked) = ask(&rules, &review(kind, operation, namespace, subresource));
@@ -118,7 +119,7 @@ fn a_policy_that_refuses_everything_can_be_put_right() {
 }
 
 #[test]
-fn a_policy_that_came_later_blocks_no_finalizer_and_no_controller() {
+fn later_policies_block_no_finalizer_or_controller() {
     let rules = with_mode("annotations", Mode::Enforce);
     let object = json!({
         "metadata": {"name": "app", "finalizers": ["a/b"], "resourceVersion": "1", "generation": 1,
@@ -148,7 +149,7 @@ fn a_policy_that_came_later_blocks_no_finalizer_and_no_controller() {
         ),
         (json!({"spec": {"replicas": 2}}), 1, 0),
         (json!({"metadata": {"ownerReferences": null}}), 1, 0),
-        // What lives on until its finalizers are gone is not free of policies.
+        // An object that waits for its finalizers is still subject to policies.
         (
             json!({"metadata": {"deletionTimestamp": "t", "labels": {"a": "b"}}}),
             1,

@@ -1,8 +1,8 @@
-//! The registration: what it asks for, and that what is shipped is what is made.
+//! Tests of the webhook configuration, and that the shipped one is up to date.
 
-use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
+use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::config::{RuleConfig, Subjects};
+use rolegate_core::config::{RuleConfig, Subjects, TemplateKind};
 use rolegate_core::layer::Mode;
 use rolegate_rules::offline::{OfflineOptions, load};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ fn every_webhook_fails_closed_and_within_seconds() {
         let configuration = made(&Rules::of(world), |_| {});
         let mut names = std::collections::BTreeSet::new();
         for webhook in configuration["webhooks"].as_array().unwrap() {
-            // What it refuses would grant nothing in any case.
+            // Its denials would grant nothing in any case.
             let expected = match webhook["name"].as_str() {
                 Some("rule-validity.rolegate.dev") => "Ignore",
                 _ => "Fail",
@@ -75,7 +75,7 @@ fn every_webhook_fails_closed_and_within_seconds() {
 }
 
 #[test]
-fn the_gates_own_namespace_and_spared_ones_are_left_out_by_their_names() {
+fn own_and_exempt_namespaces_are_excluded_by_name() {
     let rules = Rules::of("layers");
     let configuration = made(&rules, |_| {});
     let selector = &webhook(&configuration, "pods")["namespaceSelector"];
@@ -87,7 +87,7 @@ fn the_gates_own_namespace_and_spared_ones_are_left_out_by_their_names() {
 }
 
 #[test]
-fn every_kind_and_subresource_is_asked_for() {
+fn every_kind_and_subresource_is_registered() {
     let configuration = made(&Rules::of("grants"), |_| {});
     let mut asked = std::collections::BTreeSet::new();
     for webhook in configuration["webhooks"].as_array().unwrap() {
@@ -190,7 +190,7 @@ fn rules_are_guarded_where_their_writers_are_configured() {
 }
 
 #[test]
-fn a_cluster_can_be_recovered_while_the_gate_is_out_of_order() {
+fn a_cluster_can_be_recovered_without_the_webhook() {
     let configuration = made(&Rules::of("guarded"), |_| {});
     for name in ["namespaces", "rules", "policies"] {
         let conditions = conditions(webhook(&configuration, name));
@@ -226,9 +226,9 @@ fn a_url_can_stand_in_for_a_service() {
     assert_eq!(*client, json!({"url": "https://127.0.0.1:8443/validate"}));
 }
 
-/// A webhook that does not answer must not refuse what the rules would not.
+/// An unavailable webhook must not deny what the rules would allow.
 #[test]
-fn requests_are_refused_without_an_answer_only_where_something_is_enforced() {
+fn webhooks_fail_closed_only_if_a_layer_is_enforced() {
     let policies = |change: fn(&mut RuleConfig)| {
         let mut config = RuleConfig::default();
         config.modes.namespace = Mode::Audit;
@@ -275,13 +275,73 @@ fn requests_are_refused_without_an_answer_only_where_something_is_enforced() {
     }
 }
 
-/// This world demands a policy that is not there, and has the layer off.
+/// This world requires a policy that does not exist, and has the layer off.
 #[test]
 fn policies_that_are_off_want_to_see_nothing() {
     let world = rolegate_testkit::cases::world("guarded").unwrap();
     let offline = load(&world.documents, OfflineOptions::default()).unwrap();
-    let snapshot = offline.keeper.rules().load().clone();
+    let snapshot = offline.writer.rules().load().clone();
     assert_eq!(snapshot.config.modes.rego, Mode::Off);
-    assert!(snapshot.policies.asks_at_gate());
-    assert!(!snapshot.asks_policies_at_gate());
+    assert!(snapshot.policies.has_admission_policies());
+    assert!(!snapshot.asks_policies_at_admission());
+}
+
+#[test]
+fn a_custom_kind_is_sent_when_what_its_templates_are_in_changes() {
+    let mut rules = Rules::of("grants");
+    std::sync::Arc::make_mut(&mut rules.config).templates = vec![TemplateKind {
+        group: "example.com".into(),
+        kind: "Fleet".into(),
+        resource: "fleets".into(),
+        paths: vec!["workers.*.template".into(), ".".into()],
+        metadata: vec!["podMetadata.own".into()],
+    }];
+    let configuration = made(&rules, |_| {});
+    let fleets = webhook(&configuration, "fleets.example.com");
+    assert_eq!(conditions(fleets), ["changed", "names-role"]);
+    let expression = |place: usize| {
+        fleets["matchConditions"][place]["expression"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    // What paths begin with; of the object itself that is where its service account stands.
+    for field in ["workers", "podMetadata", "spec"] {
+        let differs = format!(
+            r#"("{field}" in object ? [object["{field}"]] : []) != ("{field}" in oldObject ? "#
+        );
+        assert!(expression(0).contains(&differs), "{}", expression(0));
+    }
+    let names = expression(1);
+    for part in [
+        r#""workers" in object"#,
+        r#""template" in v1"#,
+        r#""podMetadata" in object"#,
+        r#""own" in v0"#,
+        r#"["iam.amazonaws.com/role"].exists(k, k in v1.annotations)"#,
+        r#"["iam.amazonaws.com/role"].exists(k, k in object.metadata.annotations)"#,
+    ] {
+        assert!(names.contains(part), "{part}: {names}");
+    }
+}
+
+#[test]
+fn every_annotation_that_decides_about_a_pods_role_is_looked_at() {
+    let rules = Rules::of("grants");
+    let configuration = made(&rules, |_| {});
+    let keys = AnnotationKeys::default();
+    for name in ["pods", "pod-status", "bindings"] {
+        let webhook = webhook(&configuration, name);
+        let expression = webhook["matchConditions"][0]["expression"]
+            .as_str()
+            .unwrap();
+        for key in [
+            &*keys.role,
+            &*keys.external_id,
+            rolegate_core::annotation::SESSION_NAME,
+            rolegate_core::annotation::MIRROR,
+        ] {
+            assert!(expression.contains(&format!("{key:?}")), "{name}: {key}");
+        }
+    }
 }

@@ -1,12 +1,12 @@
-//! The table of cases: the gate's verdict, what it says, and what a pod's door would say.
+//! The table of cases: the outcome of admission, its messages, and the agent's decision.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rolegate_admission::Outcome;
 use rolegate_core::annotation::{EXTERNAL_ID, MIRROR, ROLE, SESSION_NAME};
 use rolegate_core::decision::Decision;
-use rolegate_core::workload::{Phase, Wish, Workload};
-use rolegate_testkit::cases::{Case, Door, Verdict, load_all};
+use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_testkit::cases::{AgentResult, Case, Verdict, load_all};
 use serde_json::Value;
 
 use crate::world::{NOW, Rules};
@@ -19,14 +19,14 @@ fn rules(cases: &[Case]) -> BTreeMap<String, Rules> {
         .collect()
 }
 
-/// What is wrong with the outcome of a case.
-fn faults(case: &Case, outcome: &Outcome) -> Vec<String> {
+/// Returns the differences between an outcome and its case.
+fn violations(case: &Case, outcome: &Outcome) -> Vec<String> {
     let mut wrong = Vec::new();
     let message = outcome.message();
-    if outcome.is_allowed() != (case.expect.gate == Verdict::Allow) {
+    if outcome.is_allowed() != (case.expect.admission == Verdict::Allow) {
         wrong.push(format!(
-            "the gate should {:?}: {message:?}",
-            case.expect.gate
+            "admission should {:?}: {message:?}",
+            case.expect.admission
         ));
     }
     for text in &case.expect.says {
@@ -41,21 +41,21 @@ fn faults(case: &Case, outcome: &Outcome) -> Vec<String> {
         }
     }
     if case.expect.warns.is_empty() && !warnings.is_empty() {
-        wrong.push(format!("nobody wants to be warned: {warnings}"));
+        wrong.push(format!("unexpected warnings: {warnings}"));
     }
     wrong
 }
 
 #[test]
-fn the_gate_judges_every_case_as_the_table_says() {
+fn admission_matches_the_table() {
     let cases = load_all().unwrap();
     assert!(cases.len() >= 90, "only {} cases", cases.len());
     let rules = rules(&cases);
     let mut wrong = Vec::new();
     for case in &cases {
-        let outcome = rules[&case.world.name].judge(&case.review());
-        for fault in faults(case, &outcome) {
-            wrong.push(format!("{}: {}: {fault}", case.file, case.name));
+        let outcome = rules[&case.world.name].validate(&case.review());
+        for violation in violations(case, &outcome) {
+            wrong.push(format!("{}: {}: {violation}", case.file, case.name));
         }
     }
     assert!(
@@ -66,10 +66,10 @@ fn the_gate_judges_every_case_as_the_table_says() {
     );
 }
 
-/// The API server names in a review of a creation what its URL names, and that is nothing: the name
-/// is the object's own.
+/// In the review of a creation the name comes from the URL, which has none: the name is the
+/// object's own.
 #[test]
-fn a_creation_is_judged_alike_where_only_the_object_has_the_name() {
+fn a_creation_without_a_name_in_its_url_is_validated_alike() {
     let cases = load_all().unwrap();
     let rules = rules(&cases);
     let mut asked = 0;
@@ -82,7 +82,7 @@ fn a_creation_is_judged_alike_where_only_the_object_has_the_name() {
         let fields = review["request"].as_object_mut().unwrap();
         fields.remove("name");
         let rules = &rules[&case.world.name];
-        let (with, without) = (rules.judge(&case.review()), rules.judge(&review));
+        let (with, without) = (rules.validate(&case.review()), rules.validate(&review));
         assert_eq!(
             (with.is_allowed(), with.message()),
             (without.is_allowed(), without.message()),
@@ -94,7 +94,7 @@ fn a_creation_is_judged_alike_where_only_the_object_has_the_name() {
     assert!(asked > 100, "only {asked} creations");
 }
 
-/// The pod as an agent would know it, read apart from the gate's reader.
+/// Returns the pod as an agent would know it, parsed independently of the validator.
 fn workload(pod: &Value) -> Workload {
     let metadata = &pod["metadata"];
     let annotation = |key: &str| metadata["annotations"][key].as_str().map(str::trim);
@@ -117,7 +117,7 @@ fn workload(pod: &Value) -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: annotation(MIRROR).is_some(),
-        wish: Wish {
+        wish: RoleRequest {
             role: annotation(ROLE).map(Into::into),
             external_id: given(EXTERNAL_ID),
             session_name: given(SESSION_NAME),
@@ -133,25 +133,25 @@ fn workload(pod: &Value) -> Workload {
 }
 
 #[test]
-fn the_doors_judge_every_pod_as_the_table_says() {
+fn agents_match_the_table() {
     let cases = load_all().unwrap();
     let rules = rules(&cases);
     let mut asked = 0;
     for case in &cases {
-        let Some(door) = case.expect.door else {
+        let Some(agent) = case.expect.agent else {
             continue;
         };
         asked += 1;
         let decision = rules[&case.world.name]
-            .door
+            .agent
             .decide(&workload(case.subject()), NOW);
         let got = match &decision {
-            Decision::Allow { .. } => Door::Allow,
-            Decision::Deny(_) => Door::Deny,
-            Decision::NoRole => Door::None,
-            Decision::Undecided => panic!("{}: the world has no such namespace", case.name),
+            Decision::Allow { .. } => AgentResult::Allow,
+            Decision::Deny(_) => AgentResult::Deny,
+            Decision::NoRole => AgentResult::None,
+            Decision::Pending => panic!("{}: the world has no such namespace", case.name),
         };
-        assert_eq!(got, door, "{}: {}: {decision:?}", case.file, case.name);
+        assert_eq!(got, agent, "{}: {}: {decision:?}", case.file, case.name);
     }
     assert!(asked >= 60, "only {asked} pods");
 }
@@ -164,14 +164,14 @@ fn every_answer_is_one_that_the_api_server_takes() {
         let body = case.review().to_string();
         let review = rolegate_admission::Review::parse(body.as_bytes()).unwrap();
         let rules = &rules[&case.world.name];
-        let gate = rules.gate(Some(&*rules.policies));
-        let answer = rolegate_admission::judge(&gate, &review, NOW).answer(&review);
+        let validation = rules.validation(Some(&*rules.policies));
+        let answer = rolegate_admission::validate(&validation, &review, NOW).answer(&review);
         let answer: Value = serde_json::from_slice(&answer).unwrap();
         assert_eq!(answer["apiVersion"], "admission.k8s.io/v1");
         assert_eq!(answer["kind"], "AdmissionReview");
         let response = &answer["response"];
         assert_eq!(response["uid"], review.uid());
-        let allowed = case.expect.gate == Verdict::Allow;
+        let allowed = case.expect.admission == Verdict::Allow;
         assert_eq!(response["allowed"], allowed, "{}", case.name);
         if allowed {
             assert_eq!(response["status"], Value::Null);
@@ -184,7 +184,7 @@ fn every_answer_is_one_that_the_api_server_takes() {
 }
 
 #[test]
-fn every_threat_to_the_gate_has_a_case() {
+fn every_threat_to_admission_has_a_case() {
     let names: Vec<_> = load_all()
         .unwrap()
         .into_iter()

@@ -1,9 +1,9 @@
-//! Rules out of a world's manifests.
+//! Rules from a world's manifests.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rolegate_admission::{GateRules, Outcome, Review, ReviewPolicies, judge};
+use rolegate_admission::{Outcome, Review, ReviewPolicies, ValidationRules, validate};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::RuleSet;
@@ -14,13 +14,13 @@ use serde_json::Value;
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
-/// Everything that reviews are judged by.
+/// The inputs of a validation.
 pub(crate) struct Rules {
-    /// The gate's: without layer `rego`.
+    /// The rules of admission: without layer `rego`.
     pub(crate) set: RuleSet,
-    /// Of doors: all layers.
-    pub(crate) door: RuleSet,
-    /// What the gate asks about whole reviews.
+    /// The rules of agents: all layers.
+    pub(crate) agent: RuleSet,
+    /// The policies, which evaluate whole reviews.
     pub(crate) policies: Arc<Policies>,
     pub(crate) config: Arc<RuleConfig>,
     pub(crate) grants: Arc<GrantsLayer>,
@@ -28,14 +28,14 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// The rules of a world in `tests/cases/worlds`.
+    /// Reads the rules of a world in `tests/cases/worlds`.
     pub(crate) fn of(name: &str) -> Self {
         let world = rolegate_testkit::cases::world(name).unwrap();
         let offline = load(&world.documents, OfflineOptions::default()).unwrap();
-        let snapshot = offline.keeper.rules().load().clone();
+        let snapshot = offline.writer.rules().load().clone();
         let rules = Self {
-            set: snapshot.gate.clone(),
-            door: snapshot.rules.clone(),
+            set: snapshot.admission.clone(),
+            agent: snapshot.rules.clone(),
             policies: snapshot.policies.clone(),
             config: snapshot.config.clone(),
             grants: snapshot.grants.clone(),
@@ -46,8 +46,11 @@ impl Rules {
         rules
     }
 
-    pub(crate) fn gate<'a>(&'a self, policies: Option<&'a dyn ReviewPolicies>) -> GateRules<'a> {
-        GateRules {
+    pub(crate) fn validation<'a>(
+        &'a self,
+        policies: Option<&'a dyn ReviewPolicies>,
+    ) -> ValidationRules<'a> {
+        ValidationRules {
             rules: &self.set,
             config: &self.config,
             grants: &self.grants,
@@ -56,9 +59,9 @@ impl Rules {
         }
     }
 
-    pub(crate) fn judge(&self, review: &Value) -> Outcome {
+    pub(crate) fn validate(&self, review: &Value) -> Outcome {
         let body = review.to_string();
         let review = Review::parse(body.as_bytes()).unwrap();
-        judge(&self.gate(Some(&*self.policies)), &review, NOW)
+        validate(&self.validation(Some(&*self.policies)), &review, NOW)
     }
 }

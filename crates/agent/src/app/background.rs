@@ -1,4 +1,4 @@
-//! What goes on beside requests: the redirect, the kernel's events, the age of the picture.
+//! Background tasks: the redirect, the kernel's events, the staleness of the pod table.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,42 +17,42 @@ use tokio_util::sync::CancellationToken;
 
 use super::redirect_check::RedirectCheck;
 use super::{RedirectOptions, TaskEnd, passing};
+use crate::address_verifier::AddressVerifier;
 use crate::attachment::Attachments;
-use crate::guard::Guard;
 use crate::limits::{AgentLimit, Limits};
-use crate::picture::Picture;
-use crate::redirect::{Keeper, Redirect, Status};
+use crate::pod_table::PodTable;
+use crate::redirect::{Redirect, RedirectReconciler, Status};
 
-/// How often the age of the picture is looked at.
+/// Interval at which the staleness is checked.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);
 /// The interval between checks of the limits.
 const LIMITS_INTERVAL: Duration = Duration::from_secs(5);
 /// The time for which a limit is reported after it was reached.
-const WORTH_TELLING: Duration = Duration::from_secs(60);
-/// An age that a watch which works does not reach.
-const WORTH_A_NOTE: Duration = Duration::from_secs(180);
+const RECENT_LIMIT_PERIOD: Duration = Duration::from_secs(60);
+/// Staleness above which the readiness contains a note. A working watch stays below it.
+const NOTED_STALENESS: Duration = Duration::from_secs(180);
 
 /// Follows the kernel's events about pods' interfaces, and the container runtime's records.
 pub(super) async fn attachments(
     attachments: Arc<Attachments>,
-    picture: Arc<Picture>,
+    pod_table: Arc<PodTable>,
     stop: CancellationToken,
 ) {
     // A request may wait for its pod's record, or for events to be read.
-    attachments.run(|| picture.touch(), stop).await;
+    attachments.run(|| pod_table.touch(), stop).await;
 }
 
-/// Says in the readiness how old the picture is, once it is too old.
-pub(super) async fn picture_age(guard: Guard, most: Duration, ready: Condition) {
+/// Reports in the readiness when the pod table is too old.
+pub(super) async fn staleness(verifier: AddressVerifier, most: Duration, ready: Condition) {
     let mut ticks = tokio::time::interval(AGE_INTERVAL);
     loop {
         ticks.tick().await;
-        let age = guard.picture_age();
+        let age = verifier.staleness();
         if age > most {
-            ready.fail(format!("the cluster was last heard of {age:.0?} ago"));
-        } else if age > WORTH_A_NOTE {
-            ready.note(format!("the cluster was last heard of {age:.0?} ago"));
-        } else if let Some(concern) = guard.concern() {
+            ready.fail(format!("last update from the cluster {age:.0?} ago"));
+        } else if age > NOTED_STALENESS {
+            ready.note(format!("last update from the cluster {age:.0?} ago"));
+        } else if let Some(concern) = verifier.concern() {
             ready.note(concern);
         } else {
             ready.ok();
@@ -65,7 +65,7 @@ pub(super) async fn limits(limits: Arc<Limits>, clock: Clock, ready: Condition) 
     let mut ticks = tokio::time::interval(LIMITS_INTERVAL);
     loop {
         ticks.tick().await;
-        let reached = limits.reached_within(WORTH_TELLING, clock.now());
+        let reached = limits.reached_within(RECENT_LIMIT_PERIOD, clock.now());
         if reached.is_empty() {
             ready.ok();
             continue;
@@ -78,7 +78,7 @@ pub(super) async fn limits(limits: Arc<Limits>, clock: Clock, ready: Condition) 
     }
 }
 
-/// Keeps the redirect in the kernel, and tries it from inside pods.
+/// Keeps the redirect in the kernel, and tests it from inside pods.
 pub(super) fn redirect(
     options: RedirectOptions,
     stop: &CancellationToken,
@@ -87,24 +87,24 @@ pub(super) fn redirect(
     tasks: &mut JoinSet<TaskEnd>,
 ) {
     let interface = options.spec.interface().clone();
-    let keeper = Keeper::new(
+    let reconciler = RedirectReconciler::new(
         Redirect::new(options.backend, options.spec),
         options.interval,
     );
-    let status = keeper.status();
+    let status = reconciler.status();
     registry.register_collector(Box::new(RedirectGauges(status.clone())));
     registry.register(
         "redirect_events_lost",
-        "Times that the kernel dropped notifications about its rules, so that they were looked at",
-        keeper.losses(),
+        "Number of times that the kernel dropped notifications about its rules, which were then checked",
+        reconciler.losses(),
     );
     let condition = readiness.condition("redirect");
-    condition.fail("the redirect is not in place yet");
-    tasks.spawn(passing(keeper.run(stop.clone())));
+    condition.fail("the redirect is not installed yet");
+    tasks.spawn(passing(reconciler.run(stop.clone())));
     tasks.spawn(passing(report(status.clone(), condition)));
     if let Some(dir) = options.check_dir {
         let condition = readiness.condition("redirect-check");
-        condition.note("the redirect has not been tried from a pod yet");
+        condition.note("the redirect has not been tested from a pod yet");
         let check = RedirectCheck::new(dir, interface, condition, registry);
         tasks.spawn(passing(check.run(status)));
     }
@@ -124,7 +124,7 @@ async fn report(mut status: watch::Receiver<Status>, ready: Condition) {
     }
 }
 
-/// What the keeper of the redirect did, when metrics are asked for.
+/// Metrics of the redirect reconciler, computed on each scrape.
 #[derive(Debug)]
 struct RedirectGauges(watch::Receiver<Status>);
 
@@ -134,7 +134,7 @@ impl Collector for RedirectGauges {
         let in_place = ConstGauge::new(i64::from(status.in_place));
         let metric = encoder.encode_descriptor(
             "redirect_in_place",
-            "Whether the redirect is in the kernel, 1 or 0",
+            "1 if the redirect is installed, 0 otherwise",
             None,
             in_place.metric_type(),
         )?;
@@ -142,7 +142,7 @@ impl Collector for RedirectGauges {
         let restored = ConstCounter::new(status.restored);
         let metric = encoder.encode_descriptor(
             "redirect_restored",
-            "Times that the redirect was put back",
+            "Number of times that the redirect was restored",
             None,
             restored.metric_type(),
         )?;
@@ -150,19 +150,19 @@ impl Collector for RedirectGauges {
     }
 }
 
-/// What is computed when metrics are asked for.
+/// Metrics that are computed on each scrape.
 #[derive(Debug)]
 pub(super) struct Gauges {
     sessions: Sessions,
-    guard: Guard,
+    verifier: AddressVerifier,
     clock: Clock,
 }
 
 impl Gauges {
-    pub(super) fn new(sessions: Sessions, guard: Guard, clock: Clock) -> Self {
+    pub(super) fn new(sessions: Sessions, verifier: AddressVerifier, clock: Clock) -> Self {
         Self {
             sessions,
-            guard,
+            verifier,
             clock,
         }
     }
@@ -171,7 +171,7 @@ impl Gauges {
 impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let now = self.clock.now();
-        let lives = self.sessions.lives(now);
+        let lives = self.sessions.stats(now);
         let gauges = [
             (
                 "session_earliest_expiration_timestamp_seconds",
@@ -188,7 +188,7 @@ impl Collector for Gauges {
             (
                 "watch_staleness_seconds",
                 "Time since the last update from the API server or the broker",
-                Some(self.guard.picture_age().as_secs_f64()),
+                Some(self.verifier.staleness().as_secs_f64()),
             ),
         ];
         for (name, help, value) in gauges {

@@ -1,4 +1,4 @@
-//! The keys of metadata tokens in the life of an agent: where they come from, and when they change.
+//! Storage and rotation of the keys of metadata tokens.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::token::{KeyRing, NoRandomness, TokenKeys};
 /// The interval between checks of the key's age.
 const INTERVAL: Duration = Duration::from_secs(600);
 
-/// The keys of tokens, and where they are kept for the next process.
+/// The keys of tokens, and their storage for the next process.
 pub(super) struct KeptKeys {
     store: Option<KeyStore>,
     ready: Condition,
 }
 
 impl KeptKeys {
-    /// Keys that are kept in `folder`, where that is in memory.
+    /// Creates keys that are stored in `folder` if it is in memory.
     pub(super) fn new(
         folder: Option<Arc<RuntimeFolder>>,
         port: u16,
@@ -36,14 +36,19 @@ impl KeptKeys {
                 return Self { store, ready };
             }
             Some(Err(error)) => error.to_string(),
-            None => "there is no runtime folder".to_owned(),
+            None => "there is no runtime directory".to_owned(),
         };
-        info!(reason = why, "metadata tokens end with this process");
-        ready.note(format!("metadata tokens end with this process: {why}"));
+        info!(
+            reason = why,
+            "metadata tokens are valid only until this process exits"
+        );
+        ready.note(format!(
+            "metadata tokens are valid only until this process exits: {why}"
+        ));
         Self { store: None, ready }
     }
 
-    /// The ring to begin with: that of the agent before, which may be `inherited`, or a new one.
+    /// Returns the initial ring: the previous agent's, which may be `inherited`, or a new one.
     pub(super) fn ring(
         &self,
         inherited: Option<KeyRing>,
@@ -52,7 +57,7 @@ impl KeptKeys {
         let left = || {
             let loaded = self.store.as_ref()?.load();
             loaded.unwrap_or_else(|error| {
-                warn!(%error, "metadata tokens of the agent before are not good any more");
+                warn!(%error, "metadata tokens of the previous agent are no longer valid");
                 None
             })
         };
@@ -64,15 +69,15 @@ impl KeptKeys {
         Ok(ring)
     }
 
-    /// Changes the key when it is due.
+    /// Rotates the key when it is due.
     pub(super) async fn keep(self, keys: Arc<TokenKeys>, clock: Clock) {
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             ticks.tick().await;
             match keys.rotate(clock.now(), |ring| self.save(ring)).await {
-                Ok(true) => info!("metadata tokens are made with a new key"),
+                Ok(true) => info!("rotated the key of metadata tokens"),
                 Ok(false) => {}
-                Err(error) => warn!(%error, "metadata tokens are made with the old key"),
+                Err(error) => warn!(%error, "cannot rotate the key of metadata tokens"),
             }
         }
     }
@@ -81,8 +86,9 @@ impl KeptKeys {
         match self.store.as_ref().map(|store| store.save(ring)) {
             Some(Ok(())) => self.ready.ok(),
             Some(Err(error)) => {
-                warn!(%error, "metadata tokens end with this process");
-                let note = format!("metadata tokens end with this process: {error}");
+                warn!(%error, "metadata tokens are valid only until this process exits");
+                let note =
+                    format!("metadata tokens are valid only until this process exits: {error}");
                 self.ready.note(note);
             }
             None => {}

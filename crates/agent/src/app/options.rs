@@ -1,4 +1,4 @@
-//! What an agent is started with, validated.
+//! The agent's validated options.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -11,103 +11,103 @@ use rolegate_core::engine::EngineOptions;
 use rolegate_core::redirect::Spec;
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 
 use crate::attachment::AttachmentOptions;
 use crate::broker::BrokerOptions;
-use crate::door::DoorOptions;
+use crate::metadata::MetadataOptions;
 use crate::redirect::Backend;
 
-/// Everything that shapes an agent.
+/// The options of an agent.
 #[derive(Debug)]
 pub struct AgentOptions {
     /// The pods' port.
     pub listen: SocketAddr,
     /// The operators' port.
     pub admin_listen: SocketAddr,
-    /// Folder for handing over; `None`: no handing over.
+    /// Directory of the handover socket; `None` disables the handover.
     pub runtime_dir: Option<PathBuf>,
     /// This host's address.
     pub host_ip: Option<IpAddr>,
-    /// Whether `/debug/*` is served.
+    /// True if `/debug/*` is served.
     pub debug: bool,
-    /// Whether metrics are also shown under kube2iam's names.
+    /// True to export metrics under kube2iam's names too.
     pub kube2iam_metrics: bool,
-    /// Who decides and holds the sessions.
-    pub mind: MindOptions,
+    /// The source of decisions and sessions.
+    pub mode: Mode,
     /// The node's metadata service.
     pub metadata_addr: String,
-    /// How the door behaves.
-    pub door: DoorOptions,
-    /// How pods are led here; `None`: somebody else does.
+    /// The options of the metadata server.
+    pub metadata: MetadataOptions,
+    /// The redirect of pods; `None` if another program manages it.
     pub redirect: Option<RedirectOptions>,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
 }
 
-/// Who decides what pods may have, and holds the sessions.
+/// The source of decisions and sessions.
 #[derive(Debug)]
-pub enum MindOptions {
-    /// The agent, with rights in Kubernetes and AWS.
-    Alone(Box<AloneOptions>),
-    /// A broker: the agent has no rights.
+pub enum Mode {
+    /// Standalone: the agent has permissions in Kubernetes and AWS.
+    Standalone(Box<StandaloneOptions>),
+    /// Brokered: the agent has no permissions.
     Brokered(BrokerOptions),
 }
 
-/// What an agent needs that decides by itself.
+/// The options of a standalone agent.
 #[derive(Debug)]
-pub struct AloneOptions {
-    /// Where workloads come from.
+pub struct StandaloneOptions {
+    /// The source of workloads.
     pub source: SourceOptions,
-    /// The annotations' keys.
+    /// The annotation keys.
     pub annotations: AnnotationKeys,
-    /// How STS is reached.
+    /// The options of the STS client.
     pub sts: StsOptions,
-    /// Whether decisions wait until a base ARN is found, or given.
+    /// True if decisions wait for a base ARN.
     pub base_required: bool,
-    /// The rules as far as flags fix them: they count where the cluster has no configuration.
+    /// The rules that flags set, which apply without a configuration in the cluster.
     pub rules: RuleConfig,
     /// The flags and variables about rules that were given, by name.
     pub given: GivenRuleFlags,
-    /// Whether the cluster's configuration is demanded.
-    pub cluster_config: ConfigUse,
-    /// Which workloads share a session.
+    /// The use of the cluster's configuration.
+    pub cluster_config: ConfigMode,
+    /// The set of workloads that share a session.
     pub scope: SessionScope,
-    /// The life asked of STS, seconds.
+    /// The session duration requested from STS, in seconds.
     pub session_seconds: u32,
     /// Limits of the session engine.
     pub engine: EngineOptions,
 }
 
-/// Where workloads come from.
+/// The source of workloads.
 #[derive(Debug)]
 pub enum SourceOptions {
     /// The API server.
     Kubernetes {
-        /// How it is reached.
+        /// The options of the client.
         client: ClientOptions,
-        /// This node's name; `None`: found by the host's address.
+        /// The node's name; `None`: found by the host's address.
         node: Option<String>,
     },
     /// A YAML file.
     File(PathBuf),
 }
 
-/// How pods are led to the agent.
+/// The options of the redirect.
 #[derive(Debug)]
 pub struct RedirectOptions {
-    /// With which program.
+    /// The backend.
     pub backend: Backend,
     /// The rules.
     pub spec: Spec,
-    /// How often they are looked at.
+    /// The interval of checks.
     pub interval: Duration,
-    /// Whether they are taken away at the end.
+    /// True to remove the rules at exit.
     pub remove_at_exit: bool,
-    /// Settings for locating pods' addresses.
+    /// The options for the attachment of pods' addresses.
     pub attachments: AttachmentOptions,
-    /// Folder of pods' network namespaces, from which the redirect is tried.
+    /// Directory of pods' network namespaces, from which the redirect is tested.
     pub check_dir: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! The redirect tried from inside pods: what was found in each, and what it means for the agent.
+//! Tests of the redirect from inside pods, and their effect on the agent's readiness.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,15 @@ use tracing::{error, info, warn};
 use crate::redirect::check::{CheckResult, CheckState, SelfCheck};
 use crate::redirect::{Status, ingress_interfaces};
 
-/// The interval between two pods from which the redirect is tried.
+/// Interval between tests from two pods.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// The same while there is no pod yet.
+/// Interval between tests while there is no pod yet.
 const FIRST_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 type Labels = [(&'static str, &'static str); 1];
 type States = Family<Labels, Gauge<i64, AtomicI64>>;
 
-/// Tries the redirect from one pod after the other.
+/// Tests the redirect from one pod after another.
 #[derive(Debug)]
 pub(super) struct RedirectCheck {
     pub(super) dir: PathBuf,
@@ -34,18 +34,18 @@ pub(super) struct RedirectCheck {
     states: States,
 }
 
-/// What was found in one pod.
+/// The result of a test from one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Found {
     state: CheckState,
-    /// The result in a sentence.
+    /// The result as a sentence.
     sentence: String,
-    /// For a pod that is blocked: the interfaces by which its packets come into this host.
+    /// For a blocked pod, the interfaces on which its packets arrive at this host.
     interfaces: Vec<String>,
 }
 
 impl RedirectCheck {
-    /// A check from the network namespaces in `dir`, with its metric.
+    /// Creates a check from the network namespaces in `dir`, with its metric.
     pub(super) fn new(
         dir: PathBuf,
         interface: InterfacePattern,
@@ -55,7 +55,7 @@ impl RedirectCheck {
         let states = States::default();
         registry.register(
             "redirect_pods",
-            "Pods from which the redirect was tried, by what answers them at the metadata address: the agent (ok), nothing (blocked) or something else (open)",
+            "Pods from which the redirect was tested, by what responds at the metadata address: the agent (ok), nothing (blocked) or another server (open)",
             states.clone(),
         );
         let check = Self {
@@ -68,13 +68,13 @@ impl RedirectCheck {
         check
     }
 
-    /// Runs until it is dropped, once the redirect is in place.
+    /// Runs until it is dropped, once the redirect is installed.
     pub(super) async fn run(self, mut status: watch::Receiver<Status>) {
         if status.wait_for(|status| status.in_place).await.is_err() {
             return;
         }
         let mut namespaces = SelfCheck::new(&self.dir);
-        // A pod stays as it was found until it is looked at again, or gone.
+        // A pod's result stays until its next test, or until it is gone.
         let mut pods: BTreeMap<PathBuf, Found> = BTreeMap::new();
         loop {
             let health = match namespaces.next().await {
@@ -85,12 +85,12 @@ impl RedirectCheck {
                     None
                 }
                 Ok(None) => None,
-                // A pod that has just ended, or a right that is missing.
-                Err(error) => Some(Health::Noted(format!("cannot try the redirect: {error}"))),
+                // The pod has just exited, or a capability is missing.
+                Err(error) => Some(Health::Noted(format!("cannot test the redirect: {error}"))),
             };
             pods.retain(|pod, _| pod.exists());
             self.ready
-                .set(health.unwrap_or_else(|| judge(&pods, &self.interface)));
+                .set(health.unwrap_or_else(|| decisions(&pods, &self.interface)));
             self.count(&pods);
             tokio::time::sleep(match pods.is_empty() {
                 true => FIRST_CHECK_INTERVAL,
@@ -146,12 +146,13 @@ impl RedirectCheck {
     }
 }
 
-/// What the state of all pods means for the agent.
+/// Returns the effect of all pods' results on the agent.
 ///
-/// A pod can make its own namespace look open or blocked, and must not stop the node's agent or a
-/// rollout with it: that is a note. It cannot choose the interface by which it comes in, so one that
-/// the pattern does not match is a fault of the configuration, as long as no pod gets through.
-fn judge(pods: &BTreeMap<PathBuf, Found>, pattern: &InterfacePattern) -> Health {
+/// A pod can make its own namespace look open or blocked, which must not stop the node's agent or a
+/// rollout, so that is only a note. It cannot choose the interface on which its packets arrive. So
+/// an interface that the pattern does not match is a configuration error, unless another pod
+/// reaches the agent.
+fn decisions(pods: &BTreeMap<PathBuf, Found>, pattern: &InterfacePattern) -> Health {
     let of = |state| pods.iter().filter(move |(_, found)| found.state == state);
     if let Some((pod, found)) = of(CheckState::Open).next() {
         return Health::Noted(format!("from {}: {}", pod.display(), found.sentence));
@@ -159,7 +160,7 @@ fn judge(pods: &BTreeMap<PathBuf, Found>, pattern: &InterfacePattern) -> Health 
     let reached = of(CheckState::Ok).count();
     let Some((pod, found)) = of(CheckState::Blocked).next() else {
         return match reached {
-            0 => Health::Noted("no pod is there yet to try the redirect from".into()),
+            0 => Health::Noted("no pod exists yet to test the redirect from".into()),
             _ => Health::Ok,
         };
     };
@@ -170,7 +171,7 @@ fn judge(pods: &BTreeMap<PathBuf, Found>, pattern: &InterfacePattern) -> Health 
     });
     match elsewhere {
         Some((_, found)) if reached == 0 => Health::Failing(format!(
-            "pods are blocked: their packets come in by {}; --host-interface={pattern} does not match it",
+            "pods are blocked: their packets arrive on {}, which --host-interface={pattern} does not match",
             found.interfaces.join(", ")
         )),
         _ => Health::Noted(format!(
@@ -198,7 +199,7 @@ mod tests {
     }
 
     fn health(all: &[(CheckState, &str)]) -> Health {
-        judge(&pods(all), &"cali+".parse().unwrap())
+        decisions(&pods(all), &"cali+".parse().unwrap())
     }
 
     #[test]
@@ -208,15 +209,15 @@ mod tests {
             panic!("a wrong interface");
         };
         assert!(
-            why.contains("come in by eni3; --host-interface=cali+ does not match"),
+            why.contains("arrive on eni3, which --host-interface=cali+ does not match"),
             "{why}"
         );
         assert_eq!(health(&[(Ok, "")]), Health::Ok);
         for noted in [
             &[][..],
-            // A pod on another network beside pods that get through.
+            // A pod on another network, in addition to pods that reach the agent.
             &[(Ok, ""), (Blocked, "eni3")],
-            // What a pod can do to itself.
+            // A state that a pod can cause itself.
             &[(Blocked, "cali3")],
             &[(Blocked, "cali3 eni3")],
             &[(Blocked, "")],

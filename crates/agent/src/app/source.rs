@@ -6,17 +6,17 @@ use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
 use rolegate_core::workload::Update;
 use rolegate_kube::client::Connection;
-use rolegate_kube::cluster_config::ConfigUse;
-use rolegate_kube::events::{Eventer, eventer};
-use rolegate_kube::file::WorkloadsFile;
+use rolegate_kube::cluster_config::ConfigMode;
+use rolegate_kube::events::{EventRecorder, recorder};
+use rolegate_kube::freshness::FreshnessSet;
 use rolegate_kube::namespaces::watch_namespaces;
 use rolegate_kube::node::find_node;
-use rolegate_kube::picture::Pictures;
-use rolegate_kube::watch::{Reporting, WatchMetrics};
+use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_kube::workloads::{Scope, watch_pods};
-use rolegate_rules::keeper::Report;
-use rolegate_rules::rules::Rules;
-use rolegate_rules::source::RuleSources;
+use rolegate_kube::workloads_file::WorkloadsFile;
+use rolegate_rules::rules::RuleStore;
+use rolegate_rules::store::Report;
+use rolegate_rules::watches::RuleWatches;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use tokio::sync::mpsc;
@@ -25,75 +25,75 @@ use tracing::{info, warn};
 
 use super::{SourceOptions, StartError, TaskEnd, vital};
 
-/// Reports that may wait for the director.
-const UPDATES: usize = 256;
+/// Maximum number of queued events for the pod reconciler.
+const MAX_QUEUED_EVENTS: usize = 256;
 
-/// What shapes what is followed.
-pub(super) struct Demands {
+/// The inputs that determine the watches.
+pub(super) struct WatchInputs {
     pub(super) keys: AnnotationKeys,
     pub(super) host_ip: Option<IpAddr>,
-    pub(super) cluster_config: ConfigUse,
-    /// Tells what the rules need.
-    pub(super) rules: Rules,
+    pub(super) cluster_config: ConfigMode,
+    /// The rules, which determine the required watches.
+    pub(super) rules: RuleStore,
 }
 
-/// What a source gives.
+/// A started source.
 pub(super) struct Source {
     pub(super) updates: mpsc::Receiver<Update>,
     pub(super) reports: mpsc::Receiver<Report>,
-    /// Absent for a file, which is never old.
-    pub(super) pictures: Option<Pictures>,
-    pub(super) events: Option<Eventer>,
+    /// Freshness of the watches; `None` for a file, which is never stale.
+    pub(super) freshness: Option<FreshnessSet>,
+    pub(super) events: Option<EventRecorder>,
 }
 
-/// Starts following the source. The API server may come up later.
+/// Starts the source. The API server may become available later.
 pub(super) async fn start(
     options: SourceOptions,
-    demands: Demands,
+    inputs: WatchInputs,
     readiness: &Readiness,
     metrics: &mut Metrics,
     tasks: &mut JoinSet<TaskEnd>,
 ) -> Result<Source, StartError> {
-    let (sender, updates) = mpsc::channel(UPDATES);
-    let (reporter, reports) = mpsc::channel(UPDATES);
-    let Demands {
+    let (sender, updates) = mpsc::channel(MAX_QUEUED_EVENTS);
+    let (reporter, reports) = mpsc::channel(MAX_QUEUED_EVENTS);
+    let WatchInputs {
         keys,
         host_ip,
         cluster_config,
         rules,
-    } = demands;
+    } = inputs;
     match options {
         SourceOptions::File(path) => {
             let file = WorkloadsFile::open(path).await?;
             let condition = readiness.condition("workloads file");
-            tasks.spawn(vital("the workloads file", file.run(condition, sender)));
+            tasks.spawn(vital("workloads file", file.run(condition, sender)));
             Ok(Source {
                 updates,
                 reports,
-                pictures: None,
+                freshness: None,
                 events: None,
             })
         }
         SourceOptions::Kubernetes { client, node } => {
             let connection = Connection::new(&client).await?;
             info!(api_server = connection.url(), "watching");
-            let pictures = connection.pictures().clone();
-            let watch_metrics = WatchMetrics::register(metrics.ours(), &pictures);
-            let reporting = |name| Reporting {
+            let freshness = connection.freshness().clone();
+            let watch_metrics = WatchMetrics::register(metrics.ours(), &freshness);
+            let reporting = |name| WatchObserver {
                 metrics: watch_metrics.clone(),
                 condition: readiness.condition(name),
             };
             let instance = node.clone().unwrap_or_else(|| "rolegate-agent".into());
-            let (events, writer) = eventer(connection.client(), instance, metrics.ours());
-            tasks.spawn(vital("the writer of Events", writer.run()));
+            let (events, writer) = recorder(connection.client(), instance, metrics.ours());
+            tasks.spawn(vital("event recorder", writer.run()));
             let watch = {
                 let (connection, keys) = (connection.clone(), keys.clone());
                 let (reporting, updates) = (reporting("namespaces"), sender.clone());
                 let needs = rules.needs();
                 async move { watch_namespaces(&connection, keys, needs, reporting, updates).await }
             };
-            tasks.spawn(vital("the watch of namespaces", watch));
-            let follow = RuleSources {
+            tasks.spawn(vital("namespace watch", watch));
+            let follow = RuleWatches {
                 connection: connection.clone(),
                 cluster_config,
                 metrics: watch_metrics.clone(),
@@ -101,23 +101,23 @@ pub(super) async fn start(
                 reports: reporter,
             };
             let needs = rules.needs();
-            tasks.spawn(vital("the watches of rules", follow.run(rules)));
+            tasks.spawn(vital("rule watches", follow.run(rules)));
             let reporting = reporting("pods");
-            tasks.spawn(vital("the watch of pods", async move {
+            tasks.spawn(vital("pod watch", async move {
                 let scope = scope(node, host_ip, &connection).await;
                 watch_pods(&connection, &scope, keys, needs, reporting, sender).await;
             }));
             Ok(Source {
                 updates,
                 reports,
-                pictures: Some(pictures),
+                freshness: Some(freshness),
                 events: Some(events),
             })
         }
     }
 }
 
-/// This node's pods: by its name, else by this host's address, else all there are.
+/// Returns this node's pods: selected by its name, else by this host's address, else all pods.
 async fn scope(node: Option<String>, host_ip: Option<IpAddr>, connection: &Connection) -> Scope {
     if let Some(node) = node {
         return Scope::Node(node);
@@ -125,21 +125,21 @@ async fn scope(node: Option<String>, host_ip: Option<IpAddr>, connection: &Conne
     let addresses: Vec<_> = host_ip.into_iter().chain(outgoing()).collect();
     match find_node(connection, &addresses).await {
         Ok(node) => {
-            info!(node, "this node is found by its address");
+            info!(node, "found this node by its address");
             Scope::Node(node)
         }
         Err(reason) => {
             warn!(
                 %reason,
                 host_ip = host_ip.map(tracing::field::display),
-                "watching the pods of all nodes, those of other hosts only to drop them"
+                "watching the pods of all nodes; ignoring those of other hosts"
             );
             host_ip.map_or(Scope::Cluster, Scope::Host)
         }
     }
 }
 
-/// This host's addresses on the way to the metadata service. Nothing is sent.
+/// Returns this host's source addresses for the metadata service. It sends nothing.
 fn outgoing() -> impl Iterator<Item = IpAddr> {
     let ways: [(SocketAddr, SocketAddr); 2] = [
         ((Ipv4Addr::UNSPECIFIED, 0).into(), (METADATA_V4, 80).into()),

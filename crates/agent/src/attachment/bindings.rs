@@ -1,4 +1,5 @@
-//! The place of each pod's addresses, and whether they are still there. No I/O and no clock.
+//! The attachment of each pod's addresses, and the check that they are still there. No I/O and no
+//! clock.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,50 +10,50 @@ use std::time::{Duration, Instant};
 use super::cni_results::Recorded;
 use super::{Attachment, Kind, Mac, PodId};
 
-/// The time that an address stays refused after it was seen elsewhere, though it is back: a neighbour
-/// that takes turns with the pod must not win in between.
+/// The time for which an address stays refused after it was seen elsewhere, even if it is back: a
+/// neighbor that alternates with the pod must not succeed in between.
 pub const HOLD_DOWN: Duration = Duration::from_secs(60);
 
-/// The result of comparing an address with its pod's place.
+/// The result of comparing an address with its pod's attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is at its pod's place.
+    /// It is attached to its pod.
     Same,
     /// It is elsewhere, or was within the last minute.
     Changed,
-    /// The container runtime has not recorded that the pod has it, on a network where only that
-    /// would tell the pod from its neighbours.
+    /// The container runtime has not recorded it for the pod, on a network on which only the record
+    /// distinguishes the pod from its neighbors.
     Unrecorded,
-    /// The kernel dropped events while the connection was open or begun, on a network that pods
-    /// share: the address may have been elsewhere meanwhile. It stays so for the connection.
+    /// The kernel dropped events while the connection was open or being opened, on a network that
+    /// pods share, so the address may have been elsewhere meanwhile. The connection stays refused.
     EventsLost,
-    /// The kernel doesn't know enough now, its events couldn't be read up to now, or no such pod has
-    /// the address.
+    /// The kernel has too little information, its events could not be read completely, or no such
+    /// pod has the address.
     Unknown,
 }
 
 /// A change that the kernel reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// An interface is gone; its index.
+    /// An interface was removed, with its index.
     LinkGone(u32),
-    /// An address got a route of its own.
+    /// A route to an address alone was added.
     Route {
         /// The address.
         addr: IpAddr,
         /// The interface of the route.
         ifindex: u32,
     },
-    /// An address has a MAC address.
+    /// A MAC address was resolved for an address.
     Neighbour {
         /// The address.
         addr: IpAddr,
-        /// The interface it is on.
+        /// The interface of the address.
         ifindex: u32,
         /// The MAC address.
         mac: Mac,
     },
-    /// A bridge heard a MAC address on a port.
+    /// A bridge learned a MAC address on a port.
     Port {
         /// The MAC address.
         mac: Mac,
@@ -61,7 +62,7 @@ pub enum Event {
         /// The port's index.
         port: u32,
     },
-    /// Events were lost: nothing is certain until all is looked at again.
+    /// Events were lost: everything must be checked again.
     Lost,
 }
 
@@ -85,9 +86,9 @@ impl fmt::Display for Event {
 #[derive(Debug)]
 struct Binding {
     pod: Arc<PodId>,
-    /// The place; unknown until found in the routing table or the runtime's records.
+    /// The attachment; unknown until found in the routing table or the runtime's records.
     home: Option<Attachment>,
-    /// The record that the place was taken from.
+    /// The record with the attachment.
     record: Option<Arc<Recorded>>,
     elsewhere: Option<Instant>,
     /// True once a record has been seen: a runtime removes it before the pod's object is deleted.
@@ -95,18 +96,18 @@ struct Binding {
     reported: bool,
 }
 
-/// The place of each address, for each pod that claims it. Claims don't touch one another: when one
-/// pod goes, the others keep theirs.
+/// The attachment of each address, for each pod that claims it. Claims are independent: when one
+/// pod is removed, the others keep theirs.
 #[derive(Debug, Default)]
 pub struct Bindings {
     claims: HashMap<IpAddr, Vec<Binding>>,
-    /// True if the first packet on a shared network may determine where an address belongs.
+    /// True if the first packet on a shared network may determine the attachment of an address.
     learns: bool,
 }
 
 impl Bindings {
-    /// Bindings that take the place of an unrecorded address on a shared network from its first
-    /// packet. Any neighbour can send that packet.
+    /// Creates bindings that learn the attachment of an unrecorded address on a shared network from
+    /// its first packet, which any neighbor can send.
     pub fn learning() -> Self {
         Self {
             learns: true,
@@ -114,7 +115,7 @@ impl Bindings {
         }
     }
 
-    /// A pod has these addresses and no others. What is known of their places stays.
+    /// Sets the complete list of a pod's addresses. Known attachments stay.
     pub fn claim(&mut self, pod: &Arc<PodId>, addresses: &[IpAddr]) {
         self.retain(|addr, binding| binding.pod.uid != pod.uid || addresses.contains(&addr));
         for addr in addresses {
@@ -132,8 +133,8 @@ impl Bindings {
         }
     }
 
-    /// The routing table says where an address is, and no other pod can be there. The first such
-    /// place counts for the pod's life.
+    /// Sets the attachment of an address from the routing table, if only its pod can be there. The
+    /// first attachment applies for the pod's lifetime.
     pub fn learn(&mut self, uid: &str, addr: IpAddr, home: Attachment) {
         if let Some(binding) = self.binding(uid, addr)
             && binding.home.is_none()
@@ -142,8 +143,8 @@ impl Bindings {
         }
     }
 
-    /// Takes in the container runtime's record of an address: where it is, or that it isn't this
-    /// pod's (`None`). It replaces what was known. Returns whether anything changed.
+    /// Applies the container runtime's record of an address: its attachment, or that it is not this
+    /// pod's (`None`). It replaces earlier information. Returns whether anything changed.
     pub fn record(
         &mut self,
         uid: &str,
@@ -165,7 +166,7 @@ impl Bindings {
         true
     }
 
-    /// Returns whether an address was bound by exactly this record.
+    /// Returns whether exactly this record determined the attachment of an address.
     pub fn is_bound_by(&mut self, uid: &str, addr: IpAddr, record: &Arc<Recorded>) -> bool {
         self.binding(uid, addr)
             .and_then(|binding| binding.record.as_ref())
@@ -179,12 +180,12 @@ impl Bindings {
             .is_some_and(|binding| !std::mem::replace(&mut binding.reported, true))
     }
 
-    /// Forgets a pod and its addresses.
+    /// Removes a pod and its addresses.
     pub fn forget(&mut self, uid: &str) {
         self.retain(|_, binding| &*binding.pod.uid != uid);
     }
 
-    /// All claims.
+    /// Returns all claims.
     pub fn claims(&self) -> Vec<(Arc<PodId>, IpAddr)> {
         let pods = |(addr, claims): (&IpAddr, &Vec<Binding>)| {
             let addr = *addr;
@@ -194,22 +195,22 @@ impl Bindings {
         self.claims.iter().flat_map(pods).collect()
     }
 
-    /// Returns whether a pod's address has a place.
+    /// Returns whether a pod's address has an attachment.
     pub fn is_bound(&self, uid: &str, addr: IpAddr) -> bool {
         let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
         let mut own = claims.iter().filter(|binding| &*binding.pod.uid == uid);
         own.any(|binding| binding.home.is_some())
     }
 
-    /// Returns whether the container runtime has, or had, a record of where a pod's address is.
+    /// Returns whether the container runtime has, or had, a record of a pod's address.
     pub fn was_recorded(&self, uid: &str, addr: IpAddr) -> bool {
         let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
         let mut own = claims.iter().filter(|binding| &*binding.pod.uid == uid);
         own.any(|binding| binding.was_recorded)
     }
 
-    /// Returns whether `place` is a pod's place for its address. If only this pod can be behind the
-    /// interface of its place, that is all that its address comes from.
+    /// Returns whether `place` is the attachment of a pod's address. If the interface is the pod's
+    /// own, only the interface is compared.
     pub fn is_home(&self, uid: &str, addr: IpAddr, place: Option<&Attachment>) -> bool {
         let claims = self.claims.get(&addr).map_or(&[][..], Vec::as_slice);
         let own = claims.iter().find(|binding| &*binding.pod.uid == uid);
@@ -221,9 +222,9 @@ impl Bindings {
             })
     }
 
-    /// Compares where an address is now with its pod's place. A place that only this pod can have
-    /// is learnt now if it wasn't known; one on a shared network never is, unless these bindings
-    /// are [`learning`](Self::learning).
+    /// Compares the current attachment of an address with its pod's. An unknown attachment is
+    /// learned now if only this pod can have it. On a shared network it never is, unless these
+    /// bindings are [`learning`](Self::learning).
     pub fn check(
         &mut self,
         uid: &str,
@@ -245,7 +246,7 @@ impl Bindings {
         }
     }
 
-    /// Takes an event in; gives the addresses that it shows to be elsewhere.
+    /// Applies an event, and returns the addresses that it shows to be elsewhere.
     pub fn on_event(&mut self, event: &Event, now: Instant) -> Vec<IpAddr> {
         let mut changed = Vec::new();
         let mut consider = |addr: &IpAddr, claims: &mut Vec<Binding>| {
@@ -307,7 +308,7 @@ impl Binding {
             ) => match (settle(mac, *mac_now), settle(port, *port_now)) {
                 (Verdict::Changed, _) | (_, Verdict::Changed) => Verdict::Changed,
                 (Verdict::Same, Verdict::Same) => Verdict::Same,
-                // Without a port the bridge would send the answer to all of them.
+                // Without a port the bridge would flood the response to all ports.
                 _ => Verdict::Unknown,
             },
             _ => Verdict::Changed,
@@ -346,7 +347,7 @@ impl Binding {
     }
 }
 
-/// Compares a fact with the known one. Facts from a record are always known; others are learnt.
+/// Compares a fact with the known one. Facts from a record are always known; others are learned.
 fn settle<T: PartialEq + Copy>(first: &mut Option<T>, now: Option<T>) -> Verdict {
     match (*first, now) {
         (_, None) => Verdict::Unknown,

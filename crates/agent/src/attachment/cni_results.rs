@@ -1,10 +1,10 @@
-//! The container runtime's own records of which pod has which address: libcni stores the result of
-//! each network that it joins a pod to, in a folder that only root can write.
+//! The container runtime's records of pods' addresses: libcni stores the result of each network
+//! attachment of a pod in a directory that only root can write.
 //!
-//! A file holds the pod's UID, the addresses, the MAC address, the network namespace and the names
-//! of the host's interfaces. None of it comes from the pod's traffic; the pod's annotations are in
-//! it too, and are ignored. Reading is bounded in size and number, and limited to files that only
-//! root can have written.
+//! A file contains the pod's UID, the addresses, the MAC address, the network namespace and the
+//! names of the host's interfaces. None of this comes from the pod's traffic. The file also
+//! contains the pod's annotations, which are ignored. The number and size of files are limited, and
+//! only files that only root can have written are read.
 
 mod folder;
 
@@ -18,17 +18,17 @@ use super::{Mac, PodId};
 
 pub use folder::{Folder, FolderError};
 
-/// The folder where libcni keeps results by default.
+/// The default directory of libcni's results.
 pub const CNI_RESULTS_DIR: &str = "/var/lib/cni/results";
 
-/// The kind of file that is read.
+/// The supported kind of file.
 const KIND: &str = "cniCacheV1";
-/// Most interfaces of one result.
+/// Maximum number of interfaces in one result.
 const MAX_INTERFACES: usize = 64;
-/// Most addresses of one result.
+/// Maximum number of addresses in one result.
 const MAX_ADDRESSES: usize = 64;
 
-/// One interface of a pod, with what the runtime recorded of it.
+/// The runtime's record of one interface of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
     /// `K8S_POD_UID`; older runtimes leave it out.
@@ -48,7 +48,7 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// Returns whether this is an interface of that pod. A later pod of the same name is a
+    /// Returns whether this is an interface of that pod. A later pod with the same name is a
     /// different one, if the runtime records UIDs.
     fn is_of(&self, pod: &PodId) -> bool {
         match &self.uid {
@@ -61,20 +61,20 @@ impl Recorded {
 /// The owner of an address.
 #[derive(Debug, Clone)]
 pub enum Assigned {
-    /// To the pod, on this interface.
+    /// The pod, on this interface.
     To(Arc<Recorded>),
-    /// Not to the pod, as far as the runtime recorded.
+    /// Not the pod, according to the records.
     Unrecorded,
-    /// To two network namespaces that both are there.
+    /// Two existing network namespaces.
     Twice,
 }
 
-/// All that was recorded, by address.
+/// All records by address.
 #[derive(Debug, Default, Clone)]
 pub struct Records(HashMap<IpAddr, Vec<Arc<Recorded>>>);
 
 impl Records {
-    /// Records of these interfaces.
+    /// Creates records of these interfaces.
     pub fn new<'a>(interfaces: impl IntoIterator<Item = &'a Arc<Recorded>>) -> Self {
         let mut all: HashMap<IpAddr, Vec<Arc<Recorded>>> = HashMap::new();
         for interface in interfaces {
@@ -85,9 +85,9 @@ impl Records {
         Self(all)
     }
 
-    /// Returns whether the runtime gave `address` to `pod`. A record can outlive its pod if the
-    /// runtime could not clean up, so when several records name one address, `exists` says whether
-    /// their network namespaces still exist.
+    /// Returns whether the runtime assigned `address` to `pod`. A record can outlive its pod if the
+    /// runtime could not clean up. So if several records contain one address, `exists` reports
+    /// whether their network namespaces still exist.
     pub fn assigned(
         &self,
         pod: &PodId,
@@ -143,7 +143,8 @@ struct Ip {
     interface: Option<usize>,
 }
 
-/// The pod's interfaces in one file of libcni's; none where it says nothing about a pod.
+/// Parses the pod's interfaces in one file of libcni. It is empty if the file does not belong to a
+/// pod.
 pub fn parse(file: &[u8]) -> Vec<Recorded> {
     let Ok(cached) = serde_json::from_slice::<Cached>(file) else {
         return Vec::new();
@@ -153,7 +154,7 @@ pub fn parse(file: &[u8]) -> Vec<Recorded> {
         return Vec::new();
     }
     let args = cached.cni_args.unwrap_or_default();
-    // A key that is there twice says nothing certain.
+    // A duplicate key is ambiguous.
     let arg = |key: &str| {
         let mut values = args.iter().filter(|(of, _)| of == key);
         match (values.next(), values.next()) {
@@ -174,7 +175,7 @@ pub fn parse(file: &[u8]) -> Vec<Recorded> {
         .iter()
         .enumerate()
         .filter(|(_, interface)| !interface.sandbox.is_empty());
-    // Some plugins don't say which interface an address is on; with a single one it is certain.
+    // Some plugins omit the interface of an address. With a single interface it is certain.
     let only = match (inside.next(), inside.next()) {
         (Some((index, _)), None) => Some(index),
         _ => None,
@@ -205,7 +206,7 @@ pub fn parse(file: &[u8]) -> Vec<Recorded> {
         .collect()
 }
 
-/// An address without the length of its network.
+/// Parses an address without its prefix length.
 fn address(text: &str) -> Option<IpAddr> {
     let (address, _) = text.split_once('/').unwrap_or((text, ""));
     address.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())

@@ -1,27 +1,28 @@
-//! The kernel's events up to now, and the times in which some were lost.
+//! The kernel's events up to now, and the detection of lost ones.
 //!
-//! On a network that pods share, an address is at its pod's place only if it has not been elsewhere
-//! since the connection was begun, and events are all that tells. So a connection that may have been
-//! begun before the end of a loss is refused for good. Where the host's own route determines the
-//! place, the rules drop what comes in elsewhere, and a look at the kernel is enough.
+//! On a network that pods share, an address is attached to its pod only if it has not been
+//! elsewhere since the connection was opened, and only events show that. So a connection that may
+//! have been opened before the end of a loss is refused permanently. If the host's own route
+//! determines the attachment, the redirect rules drop packets from elsewhere, and one query of the
+//! kernel is enough.
 
 use std::time::{Duration, Instant};
 
 use super::{Attachment, AttachmentError, Event, Verdict};
 
-/// Reads of events in one go; others may have the source in between.
+/// Maximum number of reads in a row, so that other tasks can use the source in between.
 const MAX_READS: usize = 256;
 
-/// The time after a loss in which a connection that is accepted may have been begun during it: it
-/// waits to be accepted, or its handshake is not finished. An unfinished one doesn't last longer.
-/// After a second the kernel repeats its half of the handshake, now to the address's own pod, and
-/// that one resets what it knows nothing of.
+/// The time after a loss in which an accepted connection may have been opened during the loss: it
+/// may have waited to be accepted, or its handshake may have been unfinished. An unfinished
+/// handshake does not last longer: after a second the kernel repeats its half, now to the address's
+/// own pod, which resets the unknown connection.
 pub const HALF_OPEN: Duration = Duration::from_secs(2);
 
-/// A source of events: the kernel, or a test.
+/// A source of events: the kernel, or a test double.
 pub(super) trait EventSource {
-    /// Reads pending events, a few at a time; `None` without any. Whatever the kernel did before
-    /// that call is included, unless it is [`Event::Lost`].
+    /// Reads some pending events; `None` if there are none. They include everything that the kernel
+    /// did before the call, unless one is [`Event::Lost`].
     ///
     /// # Errors
     /// Returns an error if the source has ended.
@@ -33,24 +34,24 @@ pub(super) trait EventSource {
 pub(super) struct Events<S> {
     source: S,
     losses: Losses,
-    /// The last reading ended before the source did.
+    /// True if the last read ended before the source was empty.
     behind: bool,
 }
 
 /// The result of reading the events up to now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reached {
-    /// There was nothing left to read.
+    /// True if the source was empty at the end.
     pub(super) all: bool,
-    /// The reading before had left some, and this one none.
+    /// True if the previous read left events, and this one left none.
     pub(super) recovered: bool,
-    /// Events were lost, or may have been: earlier looks at the kernel are worth nothing.
+    /// True if events were lost, or may have been: earlier queries of the kernel are invalid.
     pub(super) unsure: bool,
     losses: Losses,
 }
 
-/// The times in which events were lost. The kernel says when one begins; it ends when there is
-/// nothing left to read, since until then more may be dropped in silence.
+/// The times in which events were lost. The kernel reports the start of a loss. It ends when there
+/// is nothing left to read, since the kernel may silently drop more until then.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Losses {
     going_on: bool,
@@ -70,13 +71,13 @@ impl<S: EventSource> Events<S> {
         &self.source
     }
 
-    /// Leaves it as after a reading that ended before the source did.
+    /// Sets the state after a read that ended before the source was empty.
     #[cfg(test)]
     pub(super) fn fall_behind(&mut self) {
         self.behind = true;
     }
 
-    /// Hands the events to `take_in` that the source has by now, up to a bound.
+    /// Passes the pending events to `take_in`, up to a limit.
     ///
     /// # Errors
     /// Returns an error if the source has ended.
@@ -88,7 +89,7 @@ impl<S: EventSource> Events<S> {
         let mut all = false;
         for _ in 0..MAX_READS {
             let read = self.source.read();
-            // An error may stand for events too.
+            // An error may hide events.
             self.losses.going_on |= read.is_err();
             let Some(some) = read? else {
                 all = true;
@@ -114,8 +115,8 @@ impl<S: EventSource> Events<S> {
 }
 
 impl Reached {
-    /// The verdict on an address that is at `place` by the kernel and the events so far, for a
-    /// connection that was accepted at this time.
+    /// Returns the verdict on an address that is at `place` according to the kernel and the events
+    /// so far, for a connection that was accepted at this time.
     pub(super) fn confirm(
         &self,
         verdict: Verdict,
@@ -142,8 +143,8 @@ impl Losses {
         }
     }
 
-    /// Returns whether a connection that was accepted then may have been begun before the end of a
-    /// loss. It stays so.
+    /// Returns whether a connection that was accepted then may have been opened before the end of a
+    /// loss. The result does not change later.
     fn concern(&self, accepted: Instant) -> bool {
         self.going_on || self.last_end.is_some_and(|end| accepted <= end + HALF_OPEN)
     }

@@ -13,28 +13,28 @@ use tracing::warn;
 use super::{AttachmentError, Attachments, lock};
 use crate::netlink::readable;
 
-/// The least time between two readings of the records: a pod that asks again and again for an
-/// address without a record must not make the agent read all the time.
-const BETWEEN_READINGS: Duration = Duration::from_millis(200);
-/// The least time between two looks at all addresses.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
-/// The time between two tries to follow the kernel's events.
+/// Minimum time between two reads of the records: a pod that keeps requesting from an address
+/// without a record must not make the agent read all the time.
+const MIN_READ_INTERVAL: Duration = Duration::from_millis(200);
+/// Minimum time between two checks of all addresses.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between attempts to follow the kernel's events.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Attachments {
-    /// Follows the kernel's events and the records until `cancel`, and calls `on_change` when a
-    /// [`check`](Self::check) that had no place, or events left to read, may succeed. A check doesn't
-    /// depend on this task: it reads what the kernel has reported itself.
+    /// Follows the kernel's events and the records until `cancel`. It calls `on_change` when a
+    /// [`check`](Self::check) that lacked an attachment, or had unread events, may succeed. A check
+    /// does not depend on this task: it reads pending events itself.
     ///
-    /// Where the kernel's events can't be followed, this reports it once and tries again: until then
-    /// each new connection is looked at instead.
+    /// If the kernel's events are not available, it reports this once and retries. Until then each
+    /// new connection is checked individually.
     pub async fn run(&self, on_change: impl Fn() + Send + Sync, cancel: CancellationToken) {
         let kernel = async {
             let mut is_reported = false;
             loop {
                 let Err(error) = self.follow_kernel().await;
                 if !std::mem::replace(&mut is_reported, true) {
-                    warn!(%error, "the kernel's events cannot be followed: each new connection is looked at instead");
+                    warn!(%error, "cannot follow the kernel's events; checking each new connection instead");
                 }
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
@@ -59,7 +59,7 @@ impl Attachments {
 
     async fn follow_events(&self, events: AsyncFd<OwnedFd>) -> Result<Infallible, AttachmentError> {
         loop {
-            // Cleared first: what comes during the reading wakes this again.
+            // Cleared first: an event during the read wakes this again.
             events.readable().await?.clear_ready();
             while !self.catch_up()?.all {
                 tokio::task::yield_now().await;
@@ -70,8 +70,8 @@ impl Attachments {
     async fn follow_losses(&self) -> Result<Infallible, AttachmentError> {
         loop {
             self.lost.notified().await;
-            self.look_again()?;
-            tokio::time::sleep(BETWEEN_LOOKS).await;
+            self.recheck_all()?;
+            tokio::time::sleep(MIN_CHECK_INTERVAL).await;
         }
     }
 
@@ -84,12 +84,12 @@ impl Attachments {
 
     async fn follow_records(&self, on_change: impl Fn()) {
         loop {
-            // Subscribed before the reading, so that no change falls between.
+            // Subscribed before the read, so that no change is missed in between.
             let watch = self.results_dir.as_deref().and_then(watch);
             if self.read_records() {
                 on_change();
             }
-            tokio::time::sleep(BETWEEN_READINGS).await;
+            tokio::time::sleep(MIN_READ_INTERVAL).await;
             match &watch {
                 Some(watch) => tokio::select! {
                     _ = watch.readable() => {}
@@ -101,7 +101,7 @@ impl Attachments {
     }
 }
 
-/// Wakes with the first change in the folder; nothing where it isn't there.
+/// Watches the directory for changes. Returns `None` if it does not exist.
 fn watch(folder: &Path) -> Option<AsyncFd<OwnedFd>> {
     let changes = WatchFlags::CLOSE_WRITE
         | WatchFlags::MOVED_TO

@@ -1,9 +1,8 @@
-//! Asks the kernel where an address is attached: its route, and on shared networks its neighbour
-//! and the bridge's port; and how the host's interfaces are paired with namespaces.
+//! Queries the kernel for the attachment of an address: its route, and on shared networks its
+//! neighbor entry and bridge port; and for the pairing of host interfaces with namespaces.
 //!
-//! The kernel answers these requests while they are sent, so a round trip is two system calls and
-//! no task has to wait: some microseconds, cheaper than a task switch, and the answer is true now
-//! and not when an event was last read.
+//! The kernel responds synchronously, so a query takes two system calls and no task has to wait. It
+//! takes a few microseconds, less than a task switch, and the result is current.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,19 +23,19 @@ use rustix::io::Errno;
 
 use super::{Attachment, AttachmentError, Kind, Mac};
 
-/// Bytes of one answer; a link's is the longest, some two thousand.
+/// Maximum size of a response, in bytes. The longest, that of a link, has some two thousand.
 const MAX_ANSWER: usize = 32 * 1024;
-/// Bytes of an interface's name.
+/// Maximum length of an interface's name, in bytes.
 const MAX_LINK_NAME: usize = 15;
-/// Answers to earlier requests that are passed over.
+/// Maximum number of skipped responses to earlier requests.
 const MAX_STALE: usize = 16;
-/// Addresses far away, to learn which interface leads out. Nothing is sent there.
+/// Remote addresses that reveal the uplink interface. Nothing is sent there.
 const FAR: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30)),
 ];
 
-/// Lookups in the network namespace that it was opened in.
+/// A client for the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Kernel {
     interface: Option<InterfacePattern>,
@@ -44,31 +43,31 @@ pub struct Kernel {
     links: Mutex<HashMap<u32, Link>>,
 }
 
-/// A host's interface and its pairing, which the kernel made and no pod can change afterwards.
+/// A host interface and its peer, which the kernel set and no pod can change afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostLink {
     /// Its index.
     pub ifindex: u32,
-    /// The number of the network namespace that the other end is in.
+    /// The ID of the peer's network namespace.
     pub peer: Option<i32>,
-    /// The index of the bridge that it is a port of.
+    /// The index of its bridge, if it is a port.
     pub bridge: Option<u32>,
 }
 
-/// An interface, as far as it matters.
+/// The relevant fields of an interface.
 #[derive(Debug, Clone)]
 struct Link {
     name: String,
     bridge: bool,
-    /// One that pods are behind.
+    /// True if pods may be behind it.
     pods: bool,
 }
 
 impl Kernel {
-    /// Lookups that count only interfaces matching `interface`.
+    /// Opens a client that considers only interfaces matching `interface`.
     ///
     /// # Errors
-    /// When there is no netlink socket to be had.
+    /// Returns an error if no netlink socket is available.
     pub fn open(interface: Option<InterfacePattern>) -> Result<Self, AttachmentError> {
         Ok(Self {
             interface,
@@ -77,12 +76,12 @@ impl Kernel {
         })
     }
 
-    /// The place of an address: the interface of this host's own route to it, with the MAC address
-    /// and the port that the neighbour table and the bridge know now. Nothing where that isn't a
-    /// pod's: an address of this host, one behind a gateway or the uplink.
+    /// Returns the attachment of an address: the interface of this host's own route to it, and the
+    /// current MAC address and port from the neighbor table and the bridge. It is `None` if it
+    /// cannot be a pod's: an address of this host, one behind a gateway, or the uplink.
     ///
     /// # Errors
-    /// When the kernel can't be asked.
+    /// Returns an error if the kernel cannot be queried.
     pub fn resolve(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
         let Some(mut place) = self.place(addr)? else {
             return Ok(None);
@@ -100,10 +99,11 @@ impl Kernel {
         Ok(Some(place))
     }
 
-    /// The same without what pods can write: no MAC address and no port.
+    /// Returns the attachment without the parts that pods can influence: the MAC address and the
+    /// port.
     ///
     /// # Errors
-    /// Returns an error if the kernel can't be queried.
+    /// Returns an error if the kernel cannot be queried.
     pub fn place(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
         let Some(route) = self.route(addr)? else {
             return Ok(None);
@@ -133,11 +133,11 @@ impl Kernel {
         }))
     }
 
-    /// The number by which this network namespace knows the one of an open file: -1 where it has
-    /// none, nothing where the file isn't a network namespace.
+    /// Returns the ID that this network namespace assigns to the one of an open file: -1 if it has
+    /// none, `None` if the file is not a network namespace.
     ///
     /// # Errors
-    /// Returns an error if the kernel can't be queried.
+    /// Returns an error if the kernel cannot be queried.
     pub fn namespace(&self, file: BorrowedFd<'_>) -> Result<Option<i32>, AttachmentError> {
         let mut message = NsidMessage::default();
         let fd = u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX);
@@ -161,7 +161,7 @@ impl Kernel {
     /// Looks up an interface by name, uncached: the name may later belong to another interface.
     ///
     /// # Errors
-    /// Returns an error if the kernel can't be queried.
+    /// Returns an error if the kernel cannot be queried.
     pub fn host_link(&self, name: &str) -> Result<Option<HostLink>, AttachmentError> {
         if !(1..=MAX_LINK_NAME).contains(&name.len()) {
             return Ok(None);
@@ -187,17 +187,17 @@ impl Kernel {
         Ok(Some(link))
     }
 
-    /// Forgets what is remembered of an interface that is gone.
+    /// Removes a deleted interface from the cache.
     pub fn forget_link(&self, ifindex: u32) {
         self.links().remove(&ifindex);
     }
 
-    /// Forgets what is remembered of all interfaces: each of them may be gone.
+    /// Removes all interfaces from the cache: each may be deleted.
     pub fn forget_links(&self) {
         self.links().clear();
     }
 
-    /// The entry of the routing table that an address matches.
+    /// Returns the routing table's entry for an address.
     fn route(&self, addr: IpAddr) -> Result<Option<RouteMessage>, AttachmentError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(addr);
@@ -224,7 +224,7 @@ impl Kernel {
         }
     }
 
-    /// The port that a bridge last heard a MAC address on.
+    /// Returns the port on which a bridge last saw a MAC address.
     fn port(&self, mac: Mac, bridge: u32) -> Result<Option<u32>, AttachmentError> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
@@ -238,7 +238,7 @@ impl Kernel {
         }
     }
 
-    /// An interface, from memory if it was asked for before: an index means one interface only.
+    /// Returns an interface, cached: an index never belongs to another interface.
     fn link(&self, ifindex: u32) -> Result<Option<Link>, AttachmentError> {
         if let Some(link) = self.links().get(&ifindex) {
             return Ok(Some(link.clone()));
@@ -273,7 +273,7 @@ impl Kernel {
         Ok(Some(link))
     }
 
-    /// Whether the way out leads by this interface.
+    /// Returns whether an interface is the uplink.
     fn is_uplink(&self, ifindex: u32) -> Result<bool, AttachmentError> {
         for far in FAR {
             if let Some(route) = self.route(far)?
@@ -300,7 +300,7 @@ impl Kernel {
     }
 }
 
-/// The interface of a route to an address that is right behind it.
+/// Returns the interface of a route to a directly connected address.
 fn on_link(route: &RouteMessage) -> Option<u32> {
     if route.header.kind != RouteType::Unicast {
         return None;
@@ -318,7 +318,7 @@ fn on_link(route: &RouteMessage) -> Option<u32> {
     oif
 }
 
-/// The MAC address of an entry that has one.
+/// Returns the MAC address of an entry, if any.
 pub(super) fn mac(message: &NeighbourMessage) -> Option<Mac> {
     message
         .attributes
@@ -338,7 +338,7 @@ fn family(addr: IpAddr) -> AddressFamily {
     }
 }
 
-/// No answer is nothing; another answer than was asked for is an error.
+/// Converts a missing response to `None`, and an unexpected one to an error.
 fn nothing<T>(answer: Option<RouteNetlinkMessage>) -> Result<Option<T>, AttachmentError> {
     match answer {
         None => Ok(None),
@@ -348,7 +348,7 @@ fn nothing<T>(answer: Option<RouteNetlinkMessage>) -> Result<Option<T>, Attachme
     }
 }
 
-/// One request at a time over one socket.
+/// A socket with one request at a time.
 struct Channel {
     socket: Socket,
     sequence: u32,
@@ -368,7 +368,7 @@ impl Channel {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // The answer is there when the request has been sent, or never.
+        // The response is available as soon as the request has been sent.
         socket.set_non_blocking(true)?;
         Ok(Self {
             socket,
@@ -377,7 +377,7 @@ impl Channel {
         })
     }
 
-    /// Sends a request and reads its answer; nothing where the kernel says that there is none.
+    /// Sends a request and reads its response; `None` if the kernel reports that there is none.
     fn ask(
         &mut self,
         request: RouteNetlinkMessage,
@@ -409,7 +409,7 @@ impl Channel {
                         io::ErrorKind::NotFound
                         | io::ErrorKind::NetworkUnreachable
                         | io::ErrorKind::HostUnreachable => Ok(None),
-                        // The interface was removed after its index was learnt.
+                        // The interface was removed after its index was learned.
                         _ if is(&error, &[Errno::NODEV, Errno::NXIO]) => Ok(None),
                         _ => Err(error.into()),
                     }

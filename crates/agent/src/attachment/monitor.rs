@@ -1,4 +1,4 @@
-//! The kernel's own events about interfaces, routes, neighbours and bridge ports.
+//! The kernel's events about interfaces, routes, neighbors and bridge ports.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use super::kernel::mac;
 use super::{AttachmentError, Event};
 use crate::netlink::{Notifications, Reading, Source, messages};
 
-/// The [`Event`]s of the network namespace that it was opened in, from then on.
+/// The [`Event`]s of the network namespace in which it was opened, from then on.
 pub(super) struct Monitor(Notifications);
 
 impl std::fmt::Debug for Monitor {
@@ -25,10 +25,10 @@ impl std::fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    /// Subscribes, and has the kernel keep up to `buffer` bytes of events.
+    /// Subscribes with a kernel buffer of `buffer` bytes.
     ///
     /// # Errors
-    /// When there is no netlink socket to be had.
+    /// Returns an error if no netlink socket is available.
     pub(super) fn open(buffer: usize) -> Result<Self, AttachmentError> {
         let groups = [
             MulticastGroup::Link as u32,
@@ -39,10 +39,10 @@ impl Monitor {
         Ok(Self(Notifications::open(NETLINK_ROUTE, &groups, buffer)?))
     }
 
-    /// The socket once more, to wait for events.
+    /// Duplicates the socket, to wait for events.
     ///
     /// # Errors
-    /// Returns an error if there are no more file descriptors.
+    /// Returns an error if there are no file descriptors left.
     pub(super) fn socket(&self) -> Result<OwnedFd, AttachmentError> {
         Ok(self.0.socket()?)
     }
@@ -58,7 +58,7 @@ impl EventSource for Monitor {
     }
 }
 
-/// The events in a chunk of messages; what cannot be read is one that was lost.
+/// Parses the events in a chunk of messages. An unreadable message counts as lost.
 fn events(chunk: &[u8]) -> Vec<Event> {
     messages(chunk).filter_map(event).collect()
 }
@@ -74,7 +74,7 @@ fn event(message: Option<&[u8]>) -> Option<Event> {
 
 fn read(message: &RouteNetlinkMessage) -> Option<Event> {
     match message {
-        // Bridges tell of a port that leaves in the same words, of their own family.
+        // Bridges report a removed port with the same message type, in their own address family.
         RouteNetlinkMessage::DelLink(link)
             if link.header.interface_family == AddressFamily::Unspec =>
         {

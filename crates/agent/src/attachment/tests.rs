@@ -1,4 +1,4 @@
-//! Tests that need no particular network namespace; those that need pods are in tests/netns.
+//! Tests that need no particular network namespace. Those that need pods are in tests/netns.
 
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +27,7 @@ fn pod(uid: &str) -> PodId {
 const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 #[test]
-fn each_pod_that_comes_or_goes_makes_earlier_looks_worthless() {
+fn each_pod_change_invalidates_earlier_checks() {
     let attachments = open(Unrecorded::Refuse, None);
     let mut before = attachments.generation();
     assert_ne!(before, 0);
@@ -44,14 +44,14 @@ fn each_pod_that_comes_or_goes_makes_earlier_looks_worthless() {
 }
 
 #[test]
-fn events_that_are_left_to_read_make_earlier_looks_worthless() {
+fn unread_events_invalidate_earlier_checks() {
     let attachments = open(Unrecorded::Refuse, None);
     let before = attachments.generation();
     let [behind, recovered] = events::tests::behind_and_recovered();
     attachments.reached(&behind);
     let since = attachments.generation();
     assert_ne!(since, before);
-    // A look in between was refused, unless it read all of them itself.
+    // A check in between was refused, unless it read all of them itself.
     attachments.reached(&recovered);
     assert_eq!(attachments.generation(), since);
 }
@@ -83,7 +83,7 @@ fn an_address_of_this_host_is_no_pod_s() {
 }
 
 #[test]
-fn an_operator_is_told_of_addresses_without_a_record() {
+fn addresses_without_a_record_are_reported() {
     for (unrecorded, dir, words) in [
         (
             Unrecorded::Refuse,
@@ -108,7 +108,7 @@ fn an_operator_is_told_of_addresses_without_a_record() {
         attachments.missing.store(0, Ordering::Relaxed);
         attachments.forgeable.store(true, Ordering::Relaxed);
         let concern = attachments.concern().unwrap();
-        assert!(concern.contains("a neighbour can take"), "{concern}");
+        assert!(concern.contains("a neighbor can take"), "{concern}");
     }
 }
 
@@ -120,7 +120,7 @@ fn warnings_of_one_kind_keep_a_pace() {
         attachments.warn(|| warned += 1);
     }
     assert_eq!(warned, 1);
-    *lock(&attachments.warned) = Instant::now().checked_sub(PACE);
+    *lock(&attachments.warned) = Instant::now().checked_sub(WARN_INTERVAL);
     attachments.warn(|| warned += 1);
     assert_eq!(warned, 2);
 }

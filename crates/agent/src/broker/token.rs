@@ -1,4 +1,4 @@
-//! The token that the agent shows, from a file that the kubelet keeps new.
+//! The agent's token, from a file that the kubelet renews.
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -9,11 +9,11 @@ use rolegate_runtime::clock::Clock;
 use tokio::io::AsyncReadExt;
 use zeroize::Zeroizing;
 
-/// How often it is looked whether there is another token: longer than a broker takes for one, which
-/// looks at one at a time, and far less than the 2 minutes that the kubelet leaves the old one.
-const LOOK: Duration = Duration::from_secs(20);
+/// Interval at which the file is checked for a new token. It is longer than a broker takes for one
+/// authentication, and far less than the 2 minutes that the kubelet leaves the old token valid.
+const POLL_INTERVAL: Duration = Duration::from_secs(20);
 
-/// Why there is no token to show.
+/// The reason why there is no token.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the token {path}: {why}")]
 pub(super) struct TokenError {
@@ -21,7 +21,7 @@ pub(super) struct TokenError {
     why: String,
 }
 
-/// A file with a token, and what of it was shown.
+/// A file with a token, and the last token that was sent.
 #[derive(Debug)]
 pub(super) struct TokenFile {
     path: PathBuf,
@@ -30,7 +30,7 @@ pub(super) struct TokenFile {
 }
 
 impl TokenFile {
-    /// A file of which nothing was shown yet.
+    /// Creates a file from which no token was sent yet.
     pub(super) fn new(path: &Path, clock: Clock) -> Self {
         Self {
             path: path.to_owned(),
@@ -39,14 +39,14 @@ impl TokenFile {
         }
     }
 
-    /// The token, to be shown now.
+    /// Returns the token to send now.
     pub(super) async fn show(&mut self) -> Result<&str, TokenError> {
         self.shown = read(&self.path).await?;
         Ok(&self.shown)
     }
 
-    /// Waits until the token has to be shown again: when there is another one, since the one that
-    /// was shown ends soon then, and at the latest after `again`.
+    /// Waits until the token must be sent again: when there is a new one, since the old one expires
+    /// soon then, and after `again` at the latest.
     pub(super) async fn renewed(&mut self, again: Duration) -> Result<&str, TokenError> {
         let clock = self.clock.clone();
         let mut due = pin!(clock.sleep(again));
@@ -54,9 +54,9 @@ impl TokenFile {
             tokio::select! {
                 biased;
                 () = &mut due => return self.show().await,
-                () = clock.sleep(LOOK) => {}
+                () = clock.sleep(POLL_INTERVAL) => {}
             }
-            // One that can't be read just now may be there when it has to be.
+            // A file that cannot be read now may be readable when the token is due.
             if let Ok(token) = read(&self.path).await
                 && *token != *self.shown
             {
@@ -73,7 +73,7 @@ async fn read(path: &Path) -> Result<Zeroizing<String>, TokenError> {
         why,
     };
     let read = async {
-        // Room for all of it from the start: growing would leave copies behind.
+        // Allocates the full size at the start: growing would leave copies behind.
         let mut token = Zeroizing::new(String::with_capacity(MAX_TOKEN + 1));
         let file = tokio::fs::File::open(path).await?;
         file.take(MAX_TOKEN as u64)
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    const AGAIN: Duration = Duration::from_secs(300);
+    const REAUTH_INTERVAL: Duration = Duration::from_secs(300);
 
     #[tokio::test(start_paused = true)]
     async fn rule_08_a_new_token_is_shown_before_the_old_one_ends() {
@@ -108,16 +108,19 @@ mod tests {
 
         // The kubelet leaves 2 minutes of the shortest token.
         std::fs::write(&path, "second\n").unwrap();
-        assert_eq!(file.renewed(AGAIN).await.unwrap(), "second");
+        assert_eq!(file.renewed(REAUTH_INTERVAL).await.unwrap(), "second");
         assert!(start.elapsed() < Duration::from_secs(60));
-        // The same one too, when it is time.
+        // The same token is sent too, when it is due.
         let shown = Instant::now();
-        assert_eq!(file.renewed(AGAIN).await.unwrap(), "second");
-        assert!(shown.elapsed() >= AGAIN && shown.elapsed() < AGAIN + LOOK * 2);
+        assert_eq!(file.renewed(REAUTH_INTERVAL).await.unwrap(), "second");
+        assert!(
+            shown.elapsed() >= REAUTH_INTERVAL
+                && shown.elapsed() < REAUTH_INTERVAL + POLL_INTERVAL * 2
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_token_that_cannot_be_read_matters_when_it_is_due() {
+    async fn unreadable_tokens_matter_when_they_are_due() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         let mut file = TokenFile::new(&path, Clock::tokio(Timestamp::UNIX_EPOCH));
@@ -126,8 +129,8 @@ mod tests {
         file.show().await.unwrap();
         std::fs::write(&path, " \n").unwrap();
         let shown = Instant::now();
-        let error = file.renewed(AGAIN).await.unwrap_err();
-        assert!(shown.elapsed() >= AGAIN);
+        let error = file.renewed(REAUTH_INTERVAL).await.unwrap_err();
+        assert!(shown.elapsed() >= REAUTH_INTERVAL);
         assert!(
             error.to_string().ends_with("/token: it is empty"),
             "{error}"

@@ -1,8 +1,7 @@
-//! The shares of pods in the requests that are forwarded to the node's metadata service.
+//! Per-pod shares of the requests forwarded to the node's metadata service.
 //!
-//! Buckets refill evenly. A quarter of the common bucket is open to all, the rest is a reserve for
-//! pods that took little: a pod that is within its equal share of all may take from it, however
-//! much others ask for.
+//! Token buckets refill evenly. A quarter of the common bucket is open to all pods. The rest is a
+//! reserve for pods within their equal share, whatever the other pods request.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,32 +11,32 @@ use jiff::Timestamp;
 use super::Peer;
 
 const SECOND: i64 = 1_000_000_000;
-/// The interval at which pods whose buckets are full again are forgotten.
+/// Interval at which full buckets are removed.
 const SWEEP: i64 = SECOND / 4;
-/// The fraction (1/n) of the common bucket open to pods that exceeded their equal share.
+/// The fraction (1/n) of the common bucket that is open to pods that exceeded their equal share.
 const OPEN_PART: i64 = 4;
-/// The fractions (1/n) of the common bucket that one pod, and all pods together, may take at once
-/// from equal shares.
+/// The fractions (1/n) of the common bucket that one pod, and all pods together, may take from
+/// equal shares in one burst.
 const SHARE_PARTS: [i64; 2] = [64, 8];
-/// The fraction (1/n) of all requests that is in no pod's share, and is left for newcomers.
+/// The fraction (1/n) of all requests that is in no pod's share, which is left for new pods.
 const UNSHARED_PART: i64 = 20;
 
-/// A bucket that was empty.
+/// An empty bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exhausted {
     /// The pod's own.
     Own,
-    /// The common one, or the part of it that is open to a pod which took more than others.
+    /// The common one, or its part that is open to pods that exceeded their share.
     All,
 }
 
-/// Buckets of all pods that recently had a request forwarded. Pods whose buckets are full are not
-/// kept: there are never more entries than requests forwarded in the last seconds.
+/// Buckets of all pods with recently forwarded requests. Full buckets are removed, so there are
+/// never more entries than requests forwarded in the last seconds.
 #[derive(Debug)]
 pub(super) struct Forwards {
-    /// Requests a second of one pod, and what it may take at once.
+    /// Requests per second of one pod, which is its burst size too.
     each: i64,
-    /// The same of all pods.
+    /// Requests per second of all pods, which is their burst size too.
     all: i64,
     state: Mutex<State>,
 }
@@ -55,13 +54,13 @@ struct PeerBuckets {
     share: Bucket,
 }
 
-/// A bucket that refills evenly, as the time at which it is full again, in nanoseconds.
+/// A bucket that refills evenly, stored as the time at which it will be full, in nanoseconds.
 #[derive(Debug, Default, Clone, Copy)]
 struct Bucket {
     full_at: i64,
 }
 
-/// The size of a bucket, and the time in which one token comes back.
+/// The size of a bucket, and the time to refill one token.
 #[derive(Debug, Clone, Copy)]
 struct Size {
     tokens: i64,
@@ -69,7 +68,7 @@ struct Size {
 }
 
 impl Bucket {
-    /// The bucket with a token less; `None` where fewer than one of the `size` is left.
+    /// Removes a token. Returns `None` if the bucket contains less than one.
     fn without_one(self, size: Size, now: i64) -> Option<Self> {
         let latest = now.saturating_add(size.tokens.saturating_mul(size.interval));
         let full_at = self.full_at.max(now).saturating_add(size.interval);
@@ -128,7 +127,7 @@ impl State {
     fn sweep(&mut self, now: i64) {
         let since = now.saturating_sub(self.swept);
         if since < -SECOND {
-            // The clock was set back: what is known is of a time that has yet to come.
+            // The clock was set back, so the stored times are in the future.
             *self = Self::default();
         } else if since < SWEEP {
             return;
@@ -167,8 +166,8 @@ mod tests {
         assert_eq!(forwards.take(&pod(1), at(9000)), Err(Exhausted::Own));
     }
 
-    /// Requests in three seconds: by `greedy` pods as many as they can, by one more pod one in
-    /// each `pause` milliseconds from the time `from`.
+    /// Sends requests for three seconds: as many as possible by `greedy` pods, and one per `pause`
+    /// milliseconds by another pod, starting at `from`.
     fn refused(greedy: usize, pause: i64, from: i64) -> (usize, usize) {
         let forwards = Forwards::new(50, 200);
         let (mut asked, mut refused) = (0, 0);
@@ -185,8 +184,8 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_take_all_they_can_leave_a_share_to_one_that_takes_little() {
-        // A little more than with n others an (n + 1)th of 200 a second.
+    fn greedy_pods_leave_a_share_to_a_modest_pod() {
+        // Slightly more than the share of one of (n + 1) pods at 200 requests per second.
         for (greedy, pause) in [(1, 21), (4, 27), (9, 53), (31, 170), (109, 580)] {
             for from in [0, 1, 700, 1500] {
                 let (asked, refused) = refused(greedy, pause, from);
@@ -205,7 +204,7 @@ mod tests {
                 served += usize::from(forwards.take(&pod(n), at(ms)).is_ok());
             }
         }
-        // 200 a second, and what was there at the start.
+        // 200 per second, and the initial burst.
         assert!((2000..=2200).contains(&served), "{served}");
     }
 
@@ -237,7 +236,7 @@ mod tests {
         let forwards = Forwards::new(50, 200);
         while forwards.take(&pod(1), at(3_600_000)).is_ok() {}
         while forwards.take(&pod(2), at(3_600_000)).is_ok() {}
-        // Requests of one moment may come out of order.
+        // Requests of the same moment may be out of order.
         assert!(forwards.take(&pod(1), at(3_599_990)).is_err());
         assert!(forwards.take(&pod(1), at(0)).is_ok());
         assert!(forwards.take(&pod(2), at(0)).is_ok());

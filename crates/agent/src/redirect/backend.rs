@@ -1,4 +1,4 @@
-//! The two ways into the kernel, nftables and iptables, behind the same five verbs.
+//! The two backends, nftables and iptables, with the same five operations.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,21 +15,21 @@ const NFT: &str = "nft";
 const NFT_HINT: &str = "install nftables or use --redirect=iptables";
 const IPTABLES_HINT: &str = "install iptables or use --redirect=nftables";
 
-/// How the redirect gets into the kernel.
+/// The program that manages the redirect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
-    /// One nftables table of our own.
+    /// Own nftables table.
     Nftables,
-    /// Chains of our own in the tables of iptables and ip6tables.
+    /// Own chains in the tables of iptables and ip6tables.
     Iptables(Flavour),
-    /// Not at all: somebody else sees to it.
+    /// No redirect: another program manages it.
     None,
 }
 
-/// Which of the iptables programs is run.
+/// The variant of the iptables programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Flavour {
-    /// `iptables`, whichever the system made it.
+    /// `iptables`, the system's default variant.
     #[default]
     Default,
     /// `iptables-nft`
@@ -38,19 +38,19 @@ pub enum Flavour {
     Legacy,
 }
 
-/// A backend, or the one that works here: the values of `--redirect`.
+/// A backend, or automatic selection: the values of `--redirect`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// nftables where it works, else iptables.
+    /// nftables if it works, else iptables.
     Auto,
-    /// This one.
+    /// This backend.
     Fixed(Backend),
 }
 
-/// A word that is no backend.
+/// An unknown backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no way to redirect: use auto, nftables, iptables, iptables-nft, iptables-legacy or none"
+    "{0:?} is not a redirect backend: use auto, nftables, iptables, iptables-nft, iptables-legacy or none"
 )]
 pub struct UnknownBackend(String);
 
@@ -92,10 +92,11 @@ impl fmt::Display for Backend {
 }
 
 impl Choice {
-    /// The backend to use. `auto` asks the kernel to check the real rules without keeping them.
+    /// Returns the backend to use. `auto` lets the kernel check the real rules without keeping
+    /// them.
     ///
     /// # Errors
-    /// When neither nftables nor iptables works here.
+    /// Returns an error if neither nftables nor iptables works here.
     pub async fn resolve(self, spec: &Spec) -> Result<Backend, RedirectError> {
         let nftables = match self {
             Self::Fixed(backend) => return Ok(backend),
@@ -117,7 +118,7 @@ impl Choice {
 }
 
 impl Backend {
-    /// All that change something.
+    /// All backends that change the kernel.
     pub const ALL: [Self; 4] = [
         Self::Nftables,
         Self::Iptables(Flavour::Default),
@@ -125,15 +126,15 @@ impl Backend {
         Self::Iptables(Flavour::Legacy),
     ];
 
-    /// What the kernel has of ours, in the program's own words; nothing where there is nothing.
+    /// Returns rolegate's rules in the kernel, as the program lists them, or `None`.
     ///
     /// # Errors
-    /// When the program is missing or refuses.
+    /// Returns an error if the program is missing or fails.
     pub async fn show(self) -> Result<Option<String>, RedirectError> {
         self.listing().await
     }
 
-    /// Removes our rules from this backend only, and returns whether there were any.
+    /// Removes rolegate's rules from this backend only, and returns whether there were any.
     pub(super) async fn remove(self) -> Result<bool, RedirectError> {
         match self {
             Self::None => Ok(false),
@@ -175,7 +176,7 @@ impl Backend {
         }
     }
 
-    /// Returns our rules as the kernel lists them, if all of `spec` is there.
+    /// Returns rolegate's rules as the kernel lists them, if `spec` is complete.
     pub(super) async fn whole(self, spec: &Spec) -> Result<Option<String>, RedirectError> {
         match self {
             Self::None => Ok(None),
@@ -213,7 +214,7 @@ impl Backend {
                     programs.restore(&rules).await?;
                 }
                 // A table that an earlier nftables run left would redirect before these rules.
-                // Where there is no nft program there was no such run.
+                // Without an nft program there was no such run.
                 match Self::Nftables.remove().await {
                     Err(error @ RedirectError::Failed { .. }) => Err(error),
                     _ => Ok(()),
@@ -223,7 +224,7 @@ impl Backend {
     }
 }
 
-/// The programs of one flavour and family.
+/// The programs of one variant and address family.
 struct Programs {
     iptables: &'static str,
     restore: &'static str,
@@ -244,7 +245,7 @@ impl Flavour {
 }
 
 impl Programs {
-    /// The chains that the redirect touches, as [`rolegate_core::redirect`] reads them.
+    /// Returns the chains of the redirect, in the format that [`rolegate_core::redirect`] reads.
     async fn list(&self) -> Result<String, RedirectError> {
         let mut listing = String::new();
         for (table, chain) in iptables_chains() {
@@ -270,9 +271,9 @@ impl Programs {
     }
 }
 
-/// Joins each program's listing of our rules into one text; `None` if there are no rules. A program
-/// without rules is named if others have some: a kernel that gained a family later differs from one
-/// that has rules for all.
+/// Joins the programs' listings into one text; `None` if there are no rules. A program without
+/// rules is named if others have some: a kernel that gained a family later differs from one that
+/// has rules for all.
 fn joined(parts: &[(&str, String)]) -> Option<String> {
     parts.iter().any(|(_, owned)| !owned.is_empty()).then(|| {
         parts
@@ -286,34 +287,34 @@ async fn nft(args: &[&str], input: &str) -> Result<Done, RedirectError> {
     run(NFT, NFT_HINT, args, input).await
 }
 
-/// The output of a program that did what it was told.
+/// Returns the output of a program that succeeded.
 fn succeeded(program: &'static str) -> impl Fn(Done) -> Result<String, RedirectError> {
-    move |done| match done.complaint {
+    move |done| match done.error_output {
         None => Ok(done.stdout),
         Some(why) => Err(RedirectError::Failed { program, why }),
     }
 }
 
-/// The output of a program, or nothing where it says that what it was asked for isn't there.
+/// Returns the output of a program, or `None` if it reports that the object does not exist.
 fn present(
     program: &'static str,
     done: Done,
     absent: impl Fn(&str) -> bool,
 ) -> Result<Option<String>, RedirectError> {
-    match &done.complaint {
+    match &done.error_output {
         Some(why) if absent(why) => Ok(None),
         _ => succeeded(program)(done).map(Some),
     }
 }
 
-fn nft_absent(complaint: &str) -> bool {
-    complaint.contains("No such file or directory")
+fn nft_absent(error_output: &str) -> bool {
+    error_output.contains("No such file or directory")
 }
 
-/// iptables-nft calls a chain that isn't there incompatible.
-fn iptables_absent(complaint: &str) -> bool {
-    complaint.contains("No chain/target/match by that name")
-        || (complaint.contains("chain `ROLEGATE-") && complaint.contains("is incompatible"))
+/// iptables-nft reports a missing chain as incompatible.
+fn iptables_absent(error_output: &str) -> bool {
+    error_output.contains("No chain/target/match by that name")
+        || (error_output.contains("chain `ROLEGATE-") && error_output.contains("is incompatible"))
 }
 
 #[cfg(test)]
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_came_later_and_has_no_rules_is_a_difference() {
+    fn families_that_were_added_later_are_a_difference() {
         let v4 = ("iptables", "filter: -A ROLEGATE-FORWARD".to_owned());
         let none = ("ip6tables", String::new());
         let before = joined(std::slice::from_ref(&v4));
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_is_not_there_is_named_with_what_to_do() {
+    async fn missing_programs_are_named_with_a_hint() {
         let done = run("rolegate-no-such-program", NFT_HINT, &[], "").await;
         let error = done.err().unwrap().to_string();
         assert_eq!(
@@ -357,9 +358,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_program_complains_of_is_told_on_one_line() {
+    async fn error_output_is_reported_on_one_line() {
         let done = run("ls", "", &["/nonexistent/folder"], "").await.unwrap();
-        let why = done.complaint.unwrap();
+        let why = done.error_output.unwrap();
         assert!(why.contains("No such file") && !why.contains('\n'), "{why}");
+    }
+
+    #[test]
+    fn a_choice_is_written_as_it_is_read() {
+        for text in [
+            "auto",
+            "nftables",
+            "iptables",
+            "iptables-nft",
+            "iptables-legacy",
+            "none",
+        ] {
+            assert_eq!(text.parse::<Choice>().unwrap().to_string(), text);
+        }
+        assert!("nft".parse::<Choice>().is_err());
     }
 }

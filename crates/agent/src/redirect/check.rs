@@ -1,5 +1,5 @@
-//! Proof from inside a pod's network namespace that the metadata address leads to the agent, or
-//! nowhere, and never to the node's own metadata.
+//! A test from inside a pod's network namespace that the metadata address leads to the agent, or
+//! nowhere, and never to the node's own metadata service.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,24 +16,24 @@ use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
-/// A response header by which the agent is known even where its `/healthz` is not well.
+/// A response header that identifies the agent even if its `/healthz` reports an error.
 pub const AGENT_HEADER: &str = "rolegate-agent";
-/// Where container runtimes keep the pods' network namespaces.
+/// The directory in which container runtimes keep pods' network namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
 
-/// How long connecting and answering may take, each.
-const LIMIT: Duration = Duration::from_secs(1);
-/// Bytes of an answer that are read.
+/// Timeout of connecting, and of the response.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum size of a response, in bytes.
 const MAX_ANSWER: u64 = 8 * 1024;
 
-/// The result of a check in one word, the value of label and field `state`.
+/// The result of a check, the value of the label and field `state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CheckState {
-    /// The agent answers at a metadata address, and nothing else does.
+    /// The agent responds at a metadata address, and no other server does.
     Ok,
-    /// Nothing answers.
+    /// No server responds.
     Blocked,
-    /// Something that is not the agent answers.
+    /// A server other than the agent responds.
     Open,
 }
 
@@ -41,7 +41,7 @@ impl CheckState {
     /// All states.
     pub const ALL: [Self; 3] = [Self::Ok, Self::Blocked, Self::Open];
 
-    /// The word.
+    /// Returns the label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -51,18 +51,18 @@ impl CheckState {
     }
 }
 
-/// Where the metadata address leads.
+/// The target of a metadata address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// To the agent.
+    /// The agent.
     Redirected,
-    /// Nowhere: no answer comes out of it. The reason is for people.
+    /// No server: there is no response. The reason is for messages.
     Blocked(String),
-    /// To something that answers and isn't the agent: pods can get the node's role.
+    /// A server other than the agent: pods can get the node's role.
     Open(String),
 }
 
-/// Both metadata addresses, seen from one namespace.
+/// The targets of both metadata addresses, from one namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckResult {
     /// 169.254.169.254
@@ -72,8 +72,8 @@ pub struct CheckResult {
 }
 
 impl CheckResult {
-    /// Both addresses in one word. One address at which the agent answers is enough: where pods have
-    /// no IPv6, or no IPv4, the other address is blocked.
+    /// Returns the state of both addresses. The agent's response at one address is enough: without
+    /// IPv6 or IPv4 in pods, the other address is blocked.
     pub fn state(&self) -> CheckState {
         match [self.v4.state(), self.v6.state()] {
             states if states.contains(&CheckState::Open) => CheckState::Open,
@@ -82,14 +82,14 @@ impl CheckResult {
         }
     }
 
-    /// Whether something other than the agent answers.
+    /// Returns whether a server other than the agent responds.
     pub fn is_open(&self) -> bool {
         self.state() == CheckState::Open
     }
 }
 
 impl Outcome {
-    /// The outcome in one word.
+    /// Returns the state of the outcome.
     pub fn state(&self) -> CheckState {
         match self {
             Self::Redirected => CheckState::Ok,
@@ -115,46 +115,46 @@ impl fmt::Display for CheckResult {
     }
 }
 
-/// Why a namespace could not be looked at from inside.
+/// The reason why a test could not run in a namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The file can't be opened.
+    /// The file cannot be opened.
     #[error("cannot open the network namespace {}: {source}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The kernel doesn't let us in.
+    /// The namespace cannot be entered.
     #[error(
-        "cannot enter the network namespace {}: {source}; this takes the capability SYS_ADMIN",
+        "cannot enter the network namespace {}: {source}; this requires the capability SYS_ADMIN",
         path.display()
     )]
     Enter {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// No thread could be had.
+    /// No thread could be started.
     #[error("cannot start a thread for the check: {0}")]
     Thread(io::Error),
 }
 
-/// Asks both metadata addresses for the agent's health, from inside the network namespace at
-/// `netns`, or from here. Takes two seconds at most.
+/// Requests the agent's health at both metadata addresses, from inside the network namespace at
+/// `netns`, or from the current one. It takes at most two seconds.
 ///
 /// # Errors
-/// When the namespace can't be entered.
+/// Returns an error if the namespace cannot be entered.
 pub async fn probe(netns: Option<&Path>) -> Result<CheckResult, CheckError> {
     let netns = netns.map(Path::to_owned);
     let (answer, result) = oneshot::channel();
-    // A thread of its own: one that has entered a namespace is of no use to anyone else.
+    // Uses its own thread, since a thread that has entered a namespace cannot be reused.
     thread::Builder::new()
         .name("redirect-check".into())
         .spawn(move || {
-            let _ = answer.send(enter(netns.as_deref()).map(|()| look()));
+            let _ = answer.send(enter(netns.as_deref()).map(|()| probe_both()));
         })
         .map_err(CheckError::Thread)?;
     result
@@ -176,8 +176,8 @@ fn enter(netns: Option<&Path>) -> Result<(), CheckError> {
     })
 }
 
-/// Both addresses at once; a thread inherits the namespace of the one that starts it.
-fn look() -> CheckResult {
+/// Tests both addresses concurrently. A thread inherits the namespace of its creator.
+fn probe_both() -> CheckResult {
     thread::scope(|scope| {
         let v6 = scope.spawn(|| ask(METADATA_V6.into()));
         CheckResult {
@@ -191,16 +191,16 @@ fn look() -> CheckResult {
 
 fn ask(metadata: IpAddr) -> Outcome {
     let address = SocketAddr::new(metadata, 80);
-    let stream = match TcpStream::connect_timeout(&address, LIMIT) {
+    let stream = match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
         Ok(stream) => stream,
         Err(error) => return Outcome::Blocked(error.to_string()),
     };
     match exchange(stream, metadata) {
-        Ok(answer) if answer.is_empty() => Outcome::Blocked("closed without an answer".into()),
+        Ok(answer) if answer.is_empty() => Outcome::Blocked("closed without a response".into()),
         Ok(answer) if is_agent(&answer) => Outcome::Redirected,
         Ok(answer) => Outcome::Open(describe(&answer)),
-        // Accepted and then silent: nothing came out, which is what matters here.
-        Err(error) => Outcome::Blocked(format!("no answer: {error}")),
+        // Accepted without a response: no data was returned, which is what matters.
+        Err(error) => Outcome::Blocked(format!("no response: {error}")),
     }
 }
 
@@ -209,8 +209,8 @@ fn exchange(mut stream: TcpStream, metadata: IpAddr) -> io::Result<Vec<u8>> {
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("[{ip}]"),
     };
-    let until = Instant::now() + LIMIT;
-    stream.set_write_timeout(Some(LIMIT))?;
+    let until = Instant::now() + PROBE_TIMEOUT;
+    stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
     stream.write_all(
         format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes(),
     )?;
@@ -232,8 +232,8 @@ fn exchange(mut stream: TcpStream, metadata: IpAddr) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// Whether an answer is the agent's: its own header, or the JSON that kube2iam's health has too.
-/// Real metadata services answer this path with 404.
+/// Returns whether a response is the agent's: by its own header, or by the JSON of kube2iam's
+/// health page. Real metadata services respond to this path with 404.
 fn is_agent(answer: &[u8]) -> bool {
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
@@ -249,7 +249,7 @@ fn is_agent(answer: &[u8]) -> bool {
     status.split(' ').nth(1) == Some("200") && serde_json::from_str(body).is_ok_and(host_ip)
 }
 
-/// The first line of what answered, safe to print.
+/// Returns the first line of a response, safe to print.
 fn describe(answer: &[u8]) -> String {
     let text = String::from_utf8_lossy(answer);
     let line: String = text
@@ -259,10 +259,10 @@ fn describe(answer: &[u8]) -> String {
         .chars()
         .take(80)
         .collect();
-    format!("something that is not the agent answers: {line:?}")
+    format!("a server other than the agent responds: {line:?}")
 }
 
-/// Looks from one pod's namespace after the other, in turn.
+/// Tests from the pods' namespaces in turn.
 #[derive(Debug)]
 pub struct SelfCheck {
     dir: PathBuf,
@@ -270,7 +270,7 @@ pub struct SelfCheck {
 }
 
 impl SelfCheck {
-    /// Looks from the namespaces in `dir`, usually [`NETNS_DIR`].
+    /// Creates a check from the namespaces in `dir`, usually [`NETNS_DIR`].
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -278,11 +278,11 @@ impl SelfCheck {
         }
     }
 
-    /// Looks from the next namespace; nothing where there is none but this host's own.
+    /// Tests from the next namespace. Returns `None` if there is none except this host's own.
     ///
     /// # Errors
-    /// When the directory can't be read, or the namespace not be entered (a pod that has just
-    /// ended is such a case).
+    /// Returns an error if the directory cannot be read, or the namespace cannot be entered, such
+    /// as when the pod has just exited.
     pub async fn next(&mut self) -> Result<Option<(PathBuf, CheckResult)>, CheckError> {
         let Some(path) = self.pick()? else {
             return Ok(None);
@@ -350,5 +350,21 @@ mod tests {
             .await
             .unwrap_err();
         assert!(error.to_string().contains("/run/netns/no-such"), "{error}");
+    }
+
+    #[test]
+    fn a_result_says_where_each_address_leads() {
+        let names = CheckState::ALL.map(CheckState::as_str);
+        assert_eq!(names, ["ok", "blocked", "open"]);
+        let result = CheckResult {
+            v4: Outcome::Redirected,
+            v6: Outcome::Blocked("no route".into()),
+        };
+        assert_eq!(
+            result.to_string(),
+            "169.254.169.254 leads to rolegate; fd00:ec2::254 leads nowhere (no route)"
+        );
+        let open = Outcome::Open("the node answers".into());
+        assert_eq!(open.to_string(), "IS OPEN: the node answers");
     }
 }

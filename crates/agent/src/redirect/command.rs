@@ -1,4 +1,4 @@
-//! Running `nft` and `iptables`: bounded in time and output, in one language, without a shell.
+//! Runs `nft` and `iptables` with limits on time and output, in the C locale, without a shell.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,24 +11,25 @@ use tokio::process::Command;
 
 use super::RedirectError;
 
-/// How long a program may take; iptables itself waits 5 s for its lock.
-const LIMIT: Duration = Duration::from_secs(15);
-/// Bytes of output that are read: the own chains and the head chains are a few kilobytes.
+/// Timeout of a program. iptables itself waits 5 s for its lock.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum size of a program's output, in bytes. rolegate's own chains and the built-in chains have
+/// a few kilobytes.
 const MAX_OUTPUT: usize = 1024 * 1024;
-/// Bytes of what a program complains that go into an error.
-const MAX_COMPLAINT: usize = 600;
-/// Where the programs are in images that set no path for them.
+/// Maximum size of a program's error output in an error, in bytes.
+const MAX_ERROR_OUTPUT: usize = 600;
+/// Directories of the programs in images without a PATH for them.
 const ADMIN_PATHS: &str = "/usr/sbin:/sbin:/usr/local/sbin";
 
-/// How a program ended.
+/// The result of a program.
 pub(super) struct Done {
-    /// What it printed.
+    /// Its standard output.
     pub(super) stdout: String,
-    /// What it complained of, if it failed; one line, bounded.
-    pub(super) complaint: Option<String>,
+    /// Its error output if it failed: one line, truncated.
+    pub(super) error_output: Option<String>,
 }
 
-/// Runs a program to its end, with `input` as its standard input.
+/// Runs a program to its end, with `input` on its standard input.
 pub(super) async fn run(
     program: &'static str,
     hint: &'static str,
@@ -58,7 +59,7 @@ pub(super) async fn run(
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut stdin) = stdin {
-            // A program that refuses early closes its input: its own words say why.
+            // A program that fails early closes its input; its error output has the reason.
             let _ = stdin.write_all(input.as_bytes()).await;
         }
     };
@@ -66,11 +67,11 @@ pub(super) async fn run(
         let ((), stdout, stderr) = tokio::join!(feed, read(stdout), read(stderr));
         Ok::<_, io::Error>((stdout?, stderr?, child.wait().await?))
     };
-    let (stdout, stderr, status) = tokio::time::timeout(LIMIT, work)
+    let (stdout, stderr, status) = tokio::time::timeout(COMMAND_TIMEOUT, work)
         .await
         .map_err(|_| RedirectError::TimedOut {
             program,
-            seconds: LIMIT.as_secs(),
+            seconds: COMMAND_TIMEOUT.as_secs(),
         })?
         .map_err(io)?;
     if stdout.len() > MAX_OUTPUT {
@@ -79,7 +80,7 @@ pub(super) async fn run(
     }
     Ok(Done {
         stdout: String::from_utf8_lossy(&stdout).into_owned(),
-        complaint: (!status.success()).then(|| complaint(&stderr, status)),
+        error_output: (!status.success()).then(|| error_output(&stderr, status)),
     })
 }
 
@@ -96,12 +97,12 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
     Ok(kept)
 }
 
-/// What a failed program said, on one line.
-fn complaint(stderr: &[u8], status: std::process::ExitStatus) -> String {
+/// Returns the error output of a failed program on one line.
+fn error_output(stderr: &[u8], status: std::process::ExitStatus) -> String {
     let said = String::from_utf8_lossy(stderr);
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     if said.is_empty() {
         return status.to_string();
     }
-    said.chars().take(MAX_COMPLAINT).collect()
+    said.chars().take(MAX_ERROR_OUTPUT).collect()
 }

@@ -1,7 +1,7 @@
-//! The interfaces of this host by which the packets of a network namespace come in.
+//! The interfaces of this host on which packets from a network namespace arrive.
 //!
-//! The pairing of interfaces is the kernel's, which no pod can change: a pod can make the metadata
-//! address unreachable for itself, but not look as if it came in by another interface.
+//! The kernel pairs interfaces, and no pod can change that. A pod can make the metadata address
+//! unreachable for itself, but cannot pretend that its packets arrive on another interface.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -19,18 +19,18 @@ use crate::attachment::kernel::Kernel;
 #[derive(Debug, Default)]
 struct HostInterface {
     name: String,
-    /// The number of the network namespace that the other end is in.
+    /// The ID of the peer's network namespace.
     peer: Option<i32>,
-    /// The index of the bridge that it is a port of.
+    /// The index of its bridge, if it is a port.
     bridge: Option<u32>,
 }
 
-/// The names of the interfaces by which packets from the network namespace at `netns` come into this
-/// one: those paired with one in there, or the bridge that they are ports of. Empty where nothing is
-/// paired, as with macvlan.
+/// Returns the names of the interfaces on which packets from the network namespace at `netns`
+/// arrive: those paired with one of its interfaces, or the bridge that they are ports of. It is
+/// empty without pairs, as with macvlan.
 ///
 /// # Errors
-/// When the file cannot be opened, or the kernel cannot be asked.
+/// Returns an error if the file cannot be opened, or the kernel cannot be queried.
 pub async fn ingress_interfaces(netns: &Path) -> Result<Vec<String>, RedirectError> {
     let interfaces = connected(async |handle| {
         let mut interfaces = HashMap::new();
@@ -51,7 +51,7 @@ pub async fn ingress_interfaces(netns: &Path) -> Result<Vec<String>, RedirectErr
         Ok(interfaces)
     })
     .await?;
-    // Asked afterwards: listing the interfaces is what gives a namespace its number.
+    // Queried afterwards, since listing the interfaces assigns an ID to a namespace.
     let failed = |error: &dyn std::fmt::Display| RedirectError::Interfaces(error.to_string());
     let file = File::open(netns).map_err(|error| failed(&error))?;
     let kernel = Kernel::open(None).map_err(|error| failed(&error))?;

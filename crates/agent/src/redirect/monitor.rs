@@ -1,7 +1,8 @@
-//! The kernel's notifications that something took a rule of ours away or put one in front of it.
+//! The kernel's notifications that a program removed one of rolegate's rules or inserted one before
+//! it.
 //!
-//! nftables reports every change, whichever program made it, and so do the routing rules. Legacy
-//! iptables reports nothing: its changes are found only by checking.
+//! nftables and routing rules report every change by any program. Legacy iptables reports nothing,
+//! so its changes are found only by checking.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,25 +21,26 @@ use super::Backend;
 use super::routing;
 use crate::netlink::{Notifications, RECEIVE_BUFFER, Reading, Source, messages, readable};
 
-/// Reads of one socket in one go, so that one look answers a burst and other tasks get their turn.
+/// Maximum number of reads of one socket in a row, so that one check covers a burst and other tasks
+/// can run.
 const MAX_READS: usize = 1024;
 
 /// The multicast group of changes of nftables (`NFNLGRP_NFTABLES`).
 const NFNLGRP_NFTABLES: u32 = 7;
-/// The part of nfnetlink that nftables is, the upper byte of a message's type.
+/// The nfnetlink subsystem of nftables, the upper byte of a message's type.
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
-/// Bytes of nfnetlink's own header, before the attributes.
+/// Size of nfnetlink's own header before the attributes, in bytes.
 const NFGENMSG: usize = 4;
-/// The table that a message is about: the same number in all kinds of messages.
+/// The attribute of the table, with the same number in all kinds of messages.
 const NFTA_TABLE: u16 = 1;
-/// The chain that a rule is in.
+/// The attribute of the chain of a rule.
 const NFTA_RULE_CHAIN: u16 = 2;
-/// The name of a chain, in messages about chains.
+/// The attribute of the name of a chain, in messages about chains.
 const NFTA_CHAIN_NAME: u16 = 3;
-/// Messages about whole tables: new, deleted, and deleted if it is there.
+/// Messages about whole tables: new, deleted, and deleted if it exists.
 const OF_TABLES: [u16; 3] = [0, 2, 26];
 
-/// Notifications of the network namespace that they were opened in.
+/// Notifications of the network namespace in which they were opened.
 pub(super) struct Changes {
     backend: Backend,
     routing: Follower<Notifications>,
@@ -48,10 +50,11 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Subscribes; needs a tokio runtime. `losses` counts how often the kernel drops notifications.
+    /// Subscribes; it needs a tokio runtime. `losses` counts how often the kernel drops
+    /// notifications.
     ///
     /// # Errors
-    /// Returns an error if the kernel lacks such notifications, or denies them to us.
+    /// Returns an error if the kernel lacks such notifications, or denies them.
     pub(super) fn open(backend: Backend, losses: &Counter) -> io::Result<Self> {
         let rules = [
             MulticastGroup::Ipv4Rule as u32,
@@ -69,8 +72,8 @@ impl Changes {
         })
     }
 
-    /// Waits until something has changed that the redirect is made of. What else has changed until
-    /// then is read too, so that one look answers a burst.
+    /// Waits for a change of the redirect's rules. Reads other pending notifications too, so that
+    /// one check covers a burst.
     ///
     /// # Errors
     /// Returns an error if a socket has ended.
@@ -86,7 +89,7 @@ impl Changes {
                 tokio::task::yield_now().await;
                 continue;
             }
-            // Cleared before the next reading: what comes during it wakes this again.
+            // Cleared before the next read: a notification during the read wakes this again.
             tokio::select! {
                 ready = self.routing_readable.readable() => ready?.clear_ready(),
                 ready = self.nftables_readable.readable() => ready?.clear_ready(),
@@ -95,20 +98,20 @@ impl Changes {
     }
 }
 
-/// One source of notifications, and whether some were lost.
+/// A source of notifications, and whether some were lost.
 struct Follower<S> {
     source: S,
     losses: Counter,
-    /// A loss that is going on: the kernel may drop more in silence until all was read.
+    /// A loss in progress: the kernel may silently drop more until everything was read.
     lost: bool,
 }
 
 /// The result of reading the notifications so far.
 #[derive(Debug, PartialEq, Eq)]
 struct Read {
-    /// One of them concerns us, or one that was lost may have.
+    /// True if one concerns the redirect, or a lost one may have.
     changed: bool,
-    /// There was nothing left to read.
+    /// True if there was nothing left to read.
     all: bool,
 }
 
@@ -121,9 +124,9 @@ impl<S: Source> Follower<S> {
         }
     }
 
-    /// Reads what has come so far, up to a bound, and asks about each message. What can't be read
-    /// may concern us. While a loss goes on, each reading is a change: the look after the one before
-    /// may have been too early.
+    /// Reads the pending notifications, up to a limit, and filters each message. Unreadable
+    /// messages may concern the redirect. During a loss each read counts as a change, since the
+    /// previous check may have been too early.
     fn read(&mut self, concerns: impl Fn(&[u8]) -> bool) -> io::Result<Read> {
         let mut changed = self.lost;
         for _ in 0..MAX_READS {
@@ -149,7 +152,7 @@ impl<S: Source> Follower<S> {
     }
 }
 
-/// Returns whether a message says that one of our routing rules was removed.
+/// Returns whether a message reports the removal of one of rolegate's routing rules.
 fn took_routing_rule(message: &[u8]) -> bool {
     match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
         Ok(message) => match message.payload {
@@ -163,8 +166,8 @@ fn took_routing_rule(message: &[u8]) -> bool {
     }
 }
 
-/// Returns whether an nftables message concerns the redirect of `backend`. The kernel's other
-/// tables change all the time, above all those of the service proxy.
+/// Returns whether an nftables message concerns the redirect of `backend`. Other tables change all
+/// the time, in particular those of the service proxy.
 fn concerns(backend: Backend, message: &[u8]) -> bool {
     let Ok(message) = NetlinkBuffer::new_checked(message) else {
         return true;
@@ -191,7 +194,7 @@ fn concerns(backend: Backend, message: &[u8]) -> bool {
     }
 }
 
-/// An attribute of a message of nftables, if it is text.
+/// Returns an attribute of an nftables message, if it is text.
 fn text(payload: &[u8], attribute: u16) -> Option<&str> {
     let found = NlasIterator::new(payload.get(NFGENMSG..)?)
         .map_while(Result::ok)
@@ -228,7 +231,7 @@ mod tests {
         message
     }
 
-    /// A message of nftables with attributes that are text.
+    /// Creates an nftables message with text attributes.
     fn nftables(kind: u8, attributes: &[(u16, &str)]) -> Vec<u8> {
         let mut payload = vec![1, 0, 0, 0];
         for (number, text) in attributes {
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_redirect_is_made_of_is_looked_at() {
+    fn only_messages_about_the_redirect_matter() {
         let ours = [(1, "rolegate"), (2, "forward")];
         for kind in [NEW_TABLE, DELETE_TABLE, NEW_CHAIN, NEW_RULE, DELETE_RULE] {
             assert!(
@@ -285,7 +288,7 @@ mod tests {
             assert_eq!(concerns(IPTABLES, &message), expected, "{attributes:?}");
             assert!(!concerns(Backend::Nftables, &message), "{attributes:?}");
         }
-        // Another part of nfnetlink, such as the table of connections.
+        // Another nfnetlink subsystem, such as connection tracking.
         assert!(!concerns(
             Backend::Nftables,
             &netlink(1 << 8, &[2, 0, 0, 0])
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_routing_rule_of_ours_that_goes_is_a_change_and_others_are_not() {
+    fn removed_own_routing_rules_are_changes() {
         assert!(took_routing_rule(&rule_message(true, |_| {})));
         assert!(!took_routing_rule(&rule_message(false, |_| {})));
         let of_a_pod = |attributes: &mut Vec<RuleAttribute>| {
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn each_message_of_a_read_is_seen_and_one_that_is_cut_off_counts() {
+    fn each_message_of_a_read_counts_even_if_truncated() {
         let (first, second) = (
             nftables(NEW_CHAIN, &[(1, "abc")]),
             rule_message(true, |_| {}),
@@ -329,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_one_change_and_what_does_not_concern_us_is_none() {
+    fn bursts_are_one_change_and_unrelated_messages_none() {
         let (added, removed) = (rule_message(false, |_| {}), rule_message(true, |_| {}));
         for (messages, changed) in [
             (&[&added, &added][..], false),
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn while_notifications_may_be_dropped_each_reading_is_a_change() {
+    fn each_read_during_a_loss_is_a_change() {
         let other = rule_message(false, |_| {});
         let mut follower = follower(|script| {
             script.lost();

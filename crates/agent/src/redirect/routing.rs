@@ -1,8 +1,8 @@
-//! The routing rules behind the redirect in the kernel, by netlink. What they say is decided in
-//! [`rolegate_core::redirect`].
+//! The redirect's routing rules in the kernel, set with netlink. [`rolegate_core::redirect`]
+//! defines them.
 //!
-//! A rule of ours is known by all that it says: one with a further condition is another rule, and
-//! is neither counted nor removed.
+//! A rule is identified by all of its fields. One with an additional condition is another rule,
+//! which is neither counted nor removed.
 
 use std::net::IpAddr;
 
@@ -14,10 +14,10 @@ use rtnetlink::{Handle, IpVersion};
 
 use super::{RedirectError, State, families};
 
-/// The interface that this host's own packets come from.
+/// The interface of this host's own packets.
 const LOOPBACK: &str = "lo";
 
-/// The rules of ours that the kernel has, in the order in which they are added.
+/// Returns rolegate's rules in the kernel, in the order in which they are added.
 pub(super) async fn present() -> Result<Vec<RoutingRule>, RedirectError> {
     connected(async |handle| {
         let mut present = Vec::new();
@@ -29,7 +29,7 @@ pub(super) async fn present() -> Result<Vec<RoutingRule>, RedirectError> {
     .await
 }
 
-/// Compares the kernel's rules with the ones that it should have.
+/// Compares the kernel's rules with the expected ones.
 pub(super) async fn state() -> Result<State, RedirectError> {
     let wanted: Vec<_> = families().flat_map(routing_rules).collect();
     let present = present().await?;
@@ -42,7 +42,7 @@ pub(super) async fn state() -> Result<State, RedirectError> {
     })
 }
 
-/// Adds the rules that are missing.
+/// Adds the missing rules.
 pub(super) async fn apply() -> Result<(), RedirectError> {
     connected(async |handle| {
         for family in families() {
@@ -53,7 +53,7 @@ pub(super) async fn apply() -> Result<(), RedirectError> {
             for rule in missing {
                 let mut request = handle.rule().add();
                 *request.message_mut() = message(&rule);
-                // Another process may be at the same.
+                // Another process may add them concurrently.
                 unless(rustix::io::Errno::EXIST, request.execute().await)?;
             }
         }
@@ -78,7 +78,7 @@ pub(super) async fn remove() -> Result<bool, RedirectError> {
     .await
 }
 
-/// Runs `work` with a connection to the kernel, which ends with it.
+/// Runs `work` with a connection to the kernel, and closes it afterwards.
 pub(super) async fn connected<T>(
     work: impl AsyncFnOnce(Handle) -> Result<T, RedirectError>,
 ) -> Result<T, RedirectError> {
@@ -109,7 +109,7 @@ async fn listed(handle: &Handle, family: Family) -> Result<Vec<RoutingRule>, Red
         .collect())
 }
 
-/// Takes an answer of the kernel that says that there is nothing left to do as success.
+/// Treats a response of the kernel that there is nothing to do as success.
 fn unless(
     done_before: rustix::io::Errno,
     answer: Result<(), rtnetlink::Error>,
@@ -128,7 +128,7 @@ fn refused(error: rtnetlink::Error) -> RedirectError {
     RedirectError::RoutingRules(Box::new(error))
 }
 
-/// A rule as the kernel wants it.
+/// Encodes a rule for the kernel.
 pub(super) fn message(rule: &RoutingRule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = match rule.family {
@@ -160,7 +160,7 @@ pub(super) fn message(rule: &RoutingRule) -> RuleMessage {
     message
 }
 
-/// A rule of the kernel's, if it is one that could be ours.
+/// Decodes a rule of the kernel, if it could be one of rolegate's.
 pub(super) fn read(message: &RuleMessage) -> Option<RoutingRule> {
     let header = &message.header;
     let family = match header.family {
@@ -178,13 +178,13 @@ pub(super) fn read(message: &RuleMessage) -> Option<RoutingRule> {
             RuleAttribute::Destination(address) => destination = Some(*address),
             RuleAttribute::Iifname(name) if name == LOOPBACK => local = true,
             RuleAttribute::Goto(value) => target = Some(*value),
-            // Attributes about the table, which doesn't matter for these rules, and about the
+            // Attributes about the table, which does not matter for these rules, and about the
             // rule's origin.
             RuleAttribute::Table(_)
             | RuleAttribute::SuppressPrefixLen(_)
             | RuleAttribute::SuppressIfGroup(_)
             | RuleAttribute::Protocol(_) => {}
-            // A condition: the rule doesn't match all that ours matches.
+            // A condition: the rule matches less than rolegate's rule.
             _ => return None,
         }
     }
@@ -209,12 +209,12 @@ pub(super) fn read(message: &RuleMessage) -> Option<RoutingRule> {
     })
 }
 
-/// Returns whether a rule is one of ours.
+/// Returns whether a rule is one of rolegate's.
 pub(super) fn is_ours(rule: RoutingRule) -> bool {
     routing_rules(rule.family).contains(&rule)
 }
 
-/// Bits of an address.
+/// Returns the number of bits of an address.
 fn whole(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }

@@ -1,5 +1,5 @@
-//! The keys of metadata tokens, kept for the next process of the agent: in the runtime folder, and
-//! only where that is in the node's memory. They are on no disk, and gone with the node.
+//! Storage of the keys of metadata tokens for the next agent process: in the runtime directory, and
+//! only if that is in memory. The keys are never on a disk, and are gone after a reboot.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,21 +13,23 @@ use super::{KeyRing, RING_LENGTH};
 use crate::runtime_folder::RuntimeFolder;
 
 const VERSION: u8 = 1;
-/// A version byte and a ring.
+/// Size of a version byte and a ring.
 const LENGTH: usize = 1 + RING_LENGTH;
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
-/// Why keys cannot be kept, or those that were kept are not used.
+/// The reason why keys cannot be stored, or stored keys are not used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The folder is on a disk.
-    #[error("the runtime folder is no tmpfs, and keys of metadata tokens are written to no disk")]
+    /// The directory is on a disk.
+    #[error(
+        "the runtime directory is not a tmpfs, and keys of metadata tokens must not be written to disk"
+    )]
     OnDisk,
-    /// The file is not one that the agent wrote.
-    #[error("the file of keys of metadata tokens is not used: {0}")]
+    /// The agent did not write the file.
+    #[error("ignoring the key file of metadata tokens: {0}")]
     Untrusted(&'static str),
-    /// The folder cannot be read or written.
-    #[error("the keys of metadata tokens cannot be kept: {0}")]
+    /// The directory cannot be read or written.
+    #[error("cannot store the keys of metadata tokens: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -37,7 +39,7 @@ impl From<Errno> for StoreError {
     }
 }
 
-/// The file of keys.
+/// The key file.
 #[derive(Debug, Clone)]
 pub struct KeyStore {
     folder: Arc<RuntimeFolder>,
@@ -45,10 +47,10 @@ pub struct KeyStore {
 }
 
 impl KeyStore {
-    /// The keys of agents on `port`.
+    /// Returns the storage of agents on `port`.
     ///
     /// # Errors
-    /// [`StoreError::OnDisk`].
+    /// Returns [`StoreError::OnDisk`].
     pub fn new(folder: Arc<RuntimeFolder>, port: u16) -> Result<Self, StoreError> {
         if !folder.is_in_memory() {
             return Err(StoreError::OnDisk);
@@ -57,31 +59,32 @@ impl KeyStore {
         Ok(Self { folder, name })
     }
 
-    /// The keys that an agent left; `None`: none did.
+    /// Loads the keys of a previous agent; `None` if there are none.
     ///
     /// # Errors
-    /// [`StoreError`]: a link, a file of another user, one that others may read, or no keys.
+    /// Returns a [`StoreError`] for a symbolic link, a file of another user, one that others may
+    /// read, or one without keys.
     pub fn load(&self) -> Result<Option<KeyRing>, StoreError> {
-        // A pipe in the file's place must not make the agent wait.
+        // A named pipe in place of the file must not block the agent.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(&*self.folder, &self.name, flags, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
-            Err(Errno::LOOP) => return Err(StoreError::Untrusted("it is a link")),
+            Err(Errno::LOOP) => return Err(StoreError::Untrusted("it is a symbolic link")),
             Err(errno) => return Err(errno.into()),
         };
         let found = rustix::fs::fstat(&file)?;
         if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile || found.st_nlink != 1 {
-            return Err(StoreError::Untrusted("it is no plain file"));
+            return Err(StoreError::Untrusted("it is not a regular file"));
         }
         if found.st_uid != rustix::process::geteuid().as_raw() {
-            return Err(StoreError::Untrusted("it is another user's"));
+            return Err(StoreError::Untrusted("it belongs to another user"));
         }
         if Mode::from_raw_mode(found.st_mode) != PRIVATE {
-            return Err(StoreError::Untrusted("others may read or write it"));
+            return Err(StoreError::Untrusted("other users may read or write it"));
         }
         if usize::try_from(found.st_size) != Ok(LENGTH) {
-            return Err(StoreError::Untrusted("it holds no keys of this version"));
+            return Err(StoreError::Untrusted("it contains no keys of this version"));
         }
         let mut bytes = Zeroizing::new([0; LENGTH]);
         File::from(file).read_exact(bytes.as_mut())?;
@@ -90,13 +93,13 @@ impl KeyStore {
             _ => None,
         }
         .map(Some)
-        .ok_or(StoreError::Untrusted("it holds no keys of this version"))
+        .ok_or(StoreError::Untrusted("it contains no keys of this version"))
     }
 
-    /// Keeps these keys instead of those that are there, whole or not at all.
+    /// Replaces the stored keys atomically.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// Returns [`StoreError::Io`].
     pub fn save(&self, ring: &KeyRing) -> Result<(), StoreError> {
         let new = format!("{}.new", self.name);
         match rustix::fs::unlinkat(&*self.folder, &new, AtFlags::empty()) {
@@ -123,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder in memory, on every Linux.
+    /// Returns a directory in memory, which every Linux has.
     fn in_memory() -> tempfile::TempDir {
         tempfile::tempdir_in("/dev/shm").unwrap()
     }
@@ -154,7 +157,7 @@ mod tests {
 
     #[test]
     fn keys_are_written_to_no_disk() {
-        // The folder of the sources is on one.
+        // The source directory is on a disk.
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let folder = Arc::new(RuntimeFolder::open(folder.path()).unwrap());
         assert!(matches!(
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_could_have_written_is_not_believed() {
+    fn files_that_others_could_have_written_are_rejected() {
         type Spoil = fn(&Path);
         let spoils: [(&str, Spoil); 8] = [
             ("readable", |file| {
@@ -208,7 +211,7 @@ mod tests {
                 matches!(refused, Err(StoreError::Untrusted(_))),
                 "{name}: {refused:?}"
             );
-            // The next keys take its place.
+            // The next keys replace it.
             store.save(&ring()).unwrap();
             assert!(store.load().unwrap().is_some(), "{name}");
         }

@@ -1,12 +1,22 @@
-//! What pods are answered, and in which shape.
+//! Tests of the responses to pods, and their format.
 
-use rolegate_agent::door::ImdsV2;
+use std::time::Duration;
+
+use rolegate_agent::metadata::ImdsV2;
 use rolegate_core::metadata::AllowList;
 use rolegate_devkit::StsFailure;
 
 use crate::stage::{CREDENTIALS, Stage, alone, arn, pod_with_role};
 
 const TOKEN: &str = "/latest/api/token";
+
+#[tokio::test]
+async fn an_agent_does_not_end_by_itself() {
+    let mut stage = Stage::new().await;
+    let ended = stage.agent.ended();
+    let ended = tokio::time::timeout(Duration::from_millis(200), ended).await;
+    assert!(ended.is_err(), "{ended:?}");
+}
 
 #[tokio::test]
 async fn a_role_is_listed_and_served_as_by_the_real_service() {
@@ -69,7 +79,7 @@ async fn each_refusal_has_its_status_and_a_sentence() {
             2,
             "",
             403,
-            "it does not allow the role; to allow it, whoever administers the namespace",
+            "it does not allow the role; to allow it, an administrator of the namespace",
         ),
         (3, "", 404, "has no role"),
         (3, "reader", 404, "has no role"),
@@ -77,16 +87,16 @@ async fn each_refusal_has_its_status_and_a_sentence() {
             9,
             "",
             404,
-            "no pod of this node is known by the address 127.1.0.9",
+            "no pod of this node is known to own the address 127.1.0.9",
         ),
-        (4, "reader-refused", 403, "STS refuses role"),
-        (5, "reader-failing", 503, "for now (InternalFailure)"),
+        (4, "reader-refused", 403, "STS denies role"),
+        (5, "reader-failing", 503, "right now (InternalFailure)"),
     ] {
         let reply = stage.get(pod, &format!("{CREDENTIALS}{path}")).await;
         assert_eq!(reply.status, status, "{pod} {path} {reply:?}");
         assert!(reply.body.contains(sentence), "{}", reply.body);
         assert_eq!(reply.body.lines().count(), 1, "{}", reply.body);
-        // AWS's own message names the node's role.
+        // AWS's own message contains the node's role.
         assert!(!reply.body.contains("assumed-role"), "{}", reply.body);
     }
 }
@@ -101,7 +111,7 @@ async fn what_sts_says_is_missing_reaches_the_pods_owner() {
     let path = format!("{CREDENTIALS}reader-tagged");
     let reply = stage.until(4, &path, |reply| reply.status == 403).await;
     let told = "(AccessDenied): the session has tags, so the trust policy of role reader-tagged \
-                must allow sts:TagSession to rolegate beside sts:AssumeRole\n";
+                must allow rolegate sts:TagSession in addition to sts:AssumeRole\n";
     assert!(reply.body.ends_with(told), "{}", reply.body);
 }
 
@@ -165,14 +175,14 @@ async fn pain_13_tokens_as_by_the_real_service() {
         .until(4, CREDENTIALS, |reply| reply.status == 200)
         .await;
     assert_eq!(with(4, &reply.body).await, 401);
-    // Tokens are for the pass-through too.
+    // Tokens are checked for forwarded paths too.
     let forwarded = "GET /latest/meta-data/instance-id HTTP/1.1\r\nX-aws-ec2-metadata-token: x";
     assert_eq!(stage.request(1, forwarded).await.status, 401);
 }
 
 #[tokio::test]
 async fn tokens_can_be_demanded() {
-    let stage = Stage::with(|options| options.door.imds_v2 = ImdsV2::Required).await;
+    let stage = Stage::with(|options| options.metadata.imds_v2 = ImdsV2::Required).await;
     for path in [
         CREDENTIALS,
         "/latest/meta-data/instance-id",
@@ -187,9 +197,9 @@ async fn tokens_can_be_demanded() {
 }
 
 #[tokio::test]
-async fn safe_paths_are_passed_through_and_others_on_demand() {
+async fn safe_paths_are_forwarded_and_others_if_allowed() {
     let more = AllowList::new(&["meta-data/ami-id".into()]).unwrap();
-    let stage = Stage::with(|options| options.door.allow = more).await;
+    let stage = Stage::with(|options| options.metadata.allow = more).await;
     for path in [
         "meta-data/placement/region",
         "meta-data/instance-id",
@@ -201,7 +211,7 @@ async fn safe_paths_are_passed_through_and_others_on_demand() {
         assert_eq!(reply.status, 200, "{path} {reply:?}");
         assert!(!reply.body.is_empty());
     }
-    // Kept: asked for once, answered twice.
+    // Cached: requested once, returned twice.
     let asked = |path: &str| {
         stage
             .imds

@@ -1,9 +1,10 @@
-//! Clients that find out where they are, and odd ones that the real service answers too.
+//! Tests of clients that detect their environment, and of unusual clients that the real service
+//! supports.
 
 use std::net::SocketAddr;
 
 use rolegate_agent::app::SourceOptions;
-use rolegate_agent::door::ImdsV2;
+use rolegate_agent::metadata::ImdsV2;
 use rolegate_core::metadata::AllowList;
 use rolegate_devkit::{Imds, StsFailure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,9 +24,9 @@ async fn probes_for_ec2_find_it() {
     assert!(root.body.starts_with("1.0\n2007-01-19\n") && root.body.ends_with("\nlatest"));
     assert_eq!(root.header("server"), Some("EC2ws"));
     for path in ["/latest", "/latest/", "/2021-07-15/", "/1.0"] {
-        let listed = stage.get(1, path).await;
+        let role_name = stage.get(1, path).await;
         assert_eq!(
-            (listed.status, listed.body.as_str()),
+            (role_name.status, role_name.body.as_str()),
             (200, "dynamic\nmeta-data"),
             "{path}"
         );
@@ -37,7 +38,7 @@ async fn probes_for_ec2_find_it() {
         assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
         let post = stage.request(1, &format!("POST {path} HTTP/1.1")).await;
         assert_eq!(post.status, 405, "{path}");
-        // An unknown client sees the same listing: it belongs to no pod.
+        // An unknown client gets the same listing, which belongs to no pod.
         assert_eq!(stage.get(9, path).await.status, 200, "{path}");
     }
     let token = stage.request(1, &format!("{PUT}\r\n{TTL}")).await.body;
@@ -60,8 +61,8 @@ async fn probes_for_ec2_find_it() {
 }
 
 #[tokio::test]
-async fn probes_for_ec2_are_told_that_tokens_are_demanded() {
-    let stage = Stage::with(|options| options.door.imds_v2 = ImdsV2::Required).await;
+async fn probes_for_ec2_learn_that_tokens_are_required() {
+    let stage = Stage::with(|options| options.metadata.imds_v2 = ImdsV2::Required).await;
     for path in ["/", "/latest", "/latest/"] {
         assert_eq!(stage.get(1, path).await.status, 401, "{path}");
     }
@@ -126,7 +127,7 @@ async fn who_names_no_host_is_no_browser() {
 }
 
 #[tokio::test]
-async fn a_roles_name_may_be_percent_encoded_and_is_the_pods_own_all_the_same() {
+async fn role_names_may_be_percent_encoded() {
     let stage = Stage::new().await;
     stage.kube.put_pod(pod_with_role("team", 4, "team/reader"));
     stage
@@ -159,7 +160,7 @@ async fn a_roles_name_may_be_percent_encoded_and_is_the_pods_own_all_the_same() 
     assert_eq!(wrong.body, "Invalid role team/writer\n");
 }
 
-/// A metadata service that answers each path below `placement` with what `answer` says of it.
+/// A metadata service that responds to each path below `placement` with the result of `answer`.
 async fn service(answer: fn(&str, SocketAddr) -> String) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = listener.local_addr().unwrap();
@@ -175,7 +176,7 @@ async fn service(answer: fn(&str, SocketAddr) -> String) -> SocketAddr {
             let head = String::from_utf8(head).unwrap();
             let line = head.lines().next().unwrap_or_default();
             let path = line.split(' ').nth(1).unwrap_or_default();
-            // One that has no tokens.
+            // A service without tokens.
             let text = if path.contains("/placement") {
                 answer(path, own)
             } else {
@@ -189,7 +190,7 @@ async fn service(answer: fn(&str, SocketAddr) -> String) -> SocketAddr {
     own
 }
 
-/// A stage in front of that service, whose pods are not known yet: the pass-through is open.
+/// Starts an agent for that service whose pods are not known yet, so that paths are forwarded.
 async fn in_front_of(answer: fn(&str, SocketAddr) -> String) -> (Stage, SocketAddr) {
     let address = service(answer).await;
     let nowhere = Imds::start("127.0.0.1:0".parse().unwrap(), Default::default())
@@ -199,7 +200,7 @@ async fn in_front_of(answer: fn(&str, SocketAddr) -> String) -> (Stage, SocketAd
     nowhere.stop().await;
     let stage = Stage::unready(|options| {
         options.metadata_addr = address.to_string();
-        options.door.allow = AllowList::new(&["meta-data/tags/.*".into()]).unwrap();
+        options.metadata.allow = AllowList::new(&["meta-data/tags/.*".into()]).unwrap();
         if let SourceOptions::Kubernetes { client, .. } = &mut alone(options).source {
             client.api_server = Some(api);
         }
@@ -213,7 +214,7 @@ async fn a_slash_at_the_end_reaches_the_service() {
     let (stage, _) =
         in_front_of(|path, _| format!("200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()))
             .await;
-    // Each is kept as its own.
+    // Each is cached separately.
     for _ in 0..2 {
         for path in [
             "/latest/meta-data/placement",
@@ -225,7 +226,7 @@ async fn a_slash_at_the_end_reaches_the_service() {
 }
 
 #[tokio::test]
-async fn a_redirect_of_the_service_names_the_path_and_never_its_address() {
+async fn redirects_contain_the_path_and_never_the_address() {
     let (stage, service) = in_front_of(|path, own| {
         let to = match path.rsplit('/').next().unwrap_or_default() {
             "absolute" => format!("http://{own}/latest/meta-data/placement/"),
@@ -264,7 +265,7 @@ async fn a_redirect_of_the_service_names_the_path_and_never_its_address() {
 }
 
 #[tokio::test]
-async fn only_whole_small_answers_that_are_there_or_not_are_kept() {
+async fn only_complete_small_responses_are_cached() {
     let (stage, _) = in_front_of(|path, _| {
         static ASKED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let asked = ASKED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -287,7 +288,7 @@ async fn only_whole_small_answers_that_are_there_or_not_are_kept() {
         ("region", true),
     ] {
         let path = format!("/latest/meta-data/placement/{name}");
-        // The answer to a HEAD must not be kept for a GET.
+        // The response to a HEAD must not be cached for a GET.
         stage
             .request(1, &format!("HEAD {path} HTTP/1.1\r\nConnection: close"))
             .await;
@@ -314,7 +315,7 @@ async fn a_client_that_ends_its_side_is_answered() {
         let answer = reply(&mut stream).await;
         assert_eq!(answer.status, 200, "{path} {answer:?}");
     }
-    // One whose pod has yet to appear, too.
+    // A client whose pod has not appeared yet, too.
     let mut stream = stage.connect(9).await;
     let request = format!("GET {CREDENTIALS} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -340,7 +341,7 @@ async fn kube2iams_page_is_alive_while_the_agent_serves() {
     assert_eq!(page.json()["hostIP"], "127.0.0.1");
     assert_eq!(page.json()["instanceId"], "");
     assert!(page.json()["reason"].is_string(), "{page:?}");
-    // The verdict of kube2iam's page is in this metric.
+    // This metric contains the verdict of kube2iam's page.
     let metrics = stage.admin("/metrics").await.body;
     assert!(
         metrics.contains("kube2iam_healthcheck_status 0"),
@@ -349,7 +350,7 @@ async fn kube2iams_page_is_alive_while_the_agent_serves() {
 }
 
 #[tokio::test]
-async fn a_token_is_given_when_it_would_be_accepted_and_not_before() {
+async fn tokens_are_issued_only_when_they_would_be_accepted() {
     let nowhere = Imds::start("127.0.0.1:0".parse().unwrap(), Default::default())
         .await
         .unwrap();
@@ -363,7 +364,7 @@ async fn a_token_is_given_when_it_would_be_accepted_and_not_before() {
     .await;
     let put = format!("{PUT}\r\n{TTL}");
     assert_eq!(early.request(1, &put).await.status, 503);
-    // A token from before a restart is not refused for good while its pod can't be identified yet.
+    // A token from before a restart is not rejected for good while its pod cannot be identified.
     let stage = Stage::new().await;
     let token = stage.request(1, &put).await;
     assert_eq!(token.status, 200);
@@ -373,7 +374,7 @@ async fn a_token_is_given_when_it_would_be_accepted_and_not_before() {
             assert_eq!(early.request(1, &head).await.status, status, "{path}");
         }
     }
-    // One that is no pod of this node yet: 404 would tell its client that there are no tokens.
+    // A pod that is not known to this node yet: 404 would tell its client that there are no tokens.
     let unknown = stage.request(9, &put).await;
     assert_eq!(unknown.status, 503, "{unknown:?}");
     assert!(unknown.body.contains("no pod of this node"), "{unknown:?}");
@@ -410,7 +411,7 @@ async fn the_cause_of_a_refusal_reaches_the_pods_owner() {
         (
             4,
             "reader-short",
-            "3600 s were asked for; lower the session's duration, or raise MaxSessionDuration of role reader-short",
+            "the requested duration is 3600 s: lower it, or raise MaxSessionDuration of role reader-short",
         ),
         (
             5,
@@ -425,7 +426,7 @@ async fn the_cause_of_a_refusal_reaches_the_pods_owner() {
         (
             7,
             "reader-odd",
-            "(ValidationError): rolegate's log has STS's reason",
+            "(ValidationError): see rolegate's log for the reason",
         ),
         (
             8,
@@ -446,7 +447,7 @@ async fn the_cause_of_a_refusal_reaches_the_pods_owner() {
         }
         let speaks = refused.body.contains("external ID");
         assert_eq!(speaks, role == "reader-ext", "{}", refused.body);
-        // The Event on the pod says the same, and no more.
+        // The Event on the pod contains the same and nothing else.
         let note = stage.event_note(&arn(role)).await;
         assert!(
             note.contains(told.trim_end()) || role == "reader-odd",

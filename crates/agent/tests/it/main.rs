@@ -1,6 +1,6 @@
-//! The agent as a whole over stand-ins for STS, instance metadata and Kubernetes, asked by raw
-//! requests from the pods' addresses. Tests are named after the promise they hold: `pain_NN` of
-//! kube2iam's and kiam's users, `rule_NN` of SECURITY.md, `threat_NN` of its list of attacks.
+//! Tests of the whole agent with stand-ins for STS, instance metadata and Kubernetes, using raw
+//! requests from the pods' addresses. Test names refer to the promise that they verify: `pain_NN`
+//! of kube2iam's and kiam's users, `rule_NN` of SECURITY.md, `threat_NN` of its list of attacks.
 #![cfg(test)]
 
 mod answers;

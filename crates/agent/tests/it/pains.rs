@@ -1,6 +1,6 @@
-//! What hurts the users of kube2iam and kiam, by the number of their pain. Pains of the redirect
-//! (3, 4) are tested in real network namespaces, pains of the driver of sessions (6, 7, 9) also
-//! with paused time beside it.
+//! Tests of the problems of kube2iam's and kiam's users, by number. Those of the redirect (3, 4)
+//! are tested in real network namespaces; those of the session driver (6, 7, 9) also with paused
+//! time in its own tests.
 
 use std::time::Duration;
 
@@ -44,8 +44,8 @@ async fn pain_02_a_reused_address_never_serves_the_pod_before() {
 
 #[tokio::test]
 async fn pain_05_a_herd_is_one_call_and_quick_while_sts_is_slow() {
-    // However busy the machine is, they wait for the one call.
-    let stage = Stage::with(|options| options.door.wait = Duration::from_secs(60)).await;
+    // However busy the machine is, all wait for the same call.
+    let stage = Stage::with(|options| options.metadata.wait = Duration::from_secs(60)).await;
     stage.sts.set_latency(Duration::from_millis(300));
     for n in 10..110 {
         stage
@@ -85,7 +85,7 @@ async fn pain_06_a_failing_role_is_asked_for_once_and_answered_at_once() {
             .count()
     };
     assert_eq!(count(&stage), 1);
-    // The trust policy is mended, and the pod touched: no waiting for the next try.
+    // The trust policy is fixed and the pod updated: no waiting for the next retry.
     stage.sts.allow_role(&arn("reader-failing"));
     stage
         .kube
@@ -122,7 +122,7 @@ async fn pain_07_a_shorter_life_than_asked_is_believed() {
         "ServiceUnavailable",
         "told to fail",
     )));
-    // Not one answer after the end that STS gave.
+    // No response after the expiry that STS returned.
     let over = stage.until(4, &path, |reply| {
         if reply.status == 200 {
             let end: jiff::Timestamp = reply.json()["Expiration"]
@@ -276,7 +276,7 @@ async fn pain_16_without_a_node_name_pods_of_other_hosts_are_dropped() {
         pod["status"]["hostIP"] = host.into();
         pod
     };
-    // A pod of another node claims the address of one of ours: nobody here is silenced by it.
+    // A pod of another node claims the address of one on this node: pods here are not affected.
     stage
         .kube
         .put_pod(on_host(pod_with_role("ours", 4, "reader"), "127.0.0.1"));

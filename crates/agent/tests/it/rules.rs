@@ -1,5 +1,5 @@
-//! The security rules, by their number in SECURITY.md. Rules 7 (redirect) and 11 are tested in
-//! real network namespaces and beside the certificates.
+//! Tests of the security rules, by their number in SECURITY.md. Rules 7 (redirect) and 11 are
+//! tested in real network namespaces and with the certificates.
 
 use std::time::Duration;
 
@@ -48,9 +48,9 @@ async fn rule_01_who_is_not_identified_gets_nothing() {
 
 #[tokio::test]
 async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
-    // Even where an administrator opens everything that can be opened.
+    // Even if an administrator opens everything that can be opened.
     let everything = AllowList::new(&[".*".into()]).unwrap();
-    let stage = Stage::with(|options| options.door.allow = everything).await;
+    let stage = Stage::with(|options| options.metadata.allow = everything).await;
     let node = "iam/security-credentials/node";
     let paths = [
         "iam",
@@ -128,7 +128,7 @@ async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
     for target in &targets {
         for method in ["GET", "HEAD", "POST", "get", "CONNECT", "PROPFIND"] {
             for pod in [1, 2, 3, 9] {
-                // Who is not known is looked at once only: each of its answers is waited for.
+                // Unknown clients are only checked once: wait for each response.
                 if pod == 9 && method != "GET" {
                     continue;
                 }
@@ -146,7 +146,7 @@ async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
             }
         }
     }
-    // What reached the real service is what discovery asks for, and what pods may read.
+    // The real service received requests for discovery, and for paths that pods may read.
     let own = [
         "/latest/meta-data/iam/info",
         "/latest/meta-data/iam/security-credentials/",
@@ -266,7 +266,8 @@ async fn rule_06_no_secret_is_in_metrics_debug_pages_or_events() {
 
 #[tokio::test]
 async fn rule_09_slow_and_large_requests_are_cut_off() {
-    let stage = Stage::with(|options| options.door.header_time = Duration::from_millis(200)).await;
+    let stage =
+        Stage::with(|options| options.metadata.header_time = Duration::from_millis(200)).await;
     let mut slow = stage.connect(1).await;
     slow.write_all(b"GET /latest/meta-data/iam/info HTTP/1.1\r\nHost: 169.254")
         .await
@@ -292,7 +293,7 @@ async fn rule_09_slow_and_large_requests_are_cut_off() {
         let reply = crate::stage::reply(&mut stream).await;
         assert_ne!(reply.status, 200, "{}", reply.head);
     }
-    // And the pod is served after all that.
+    // The pod is served after all that.
     stage.key_id(1, "reader").await;
 }
 

@@ -1,13 +1,13 @@
-//! The stage: stand-ins, an agent, and pods that ask.
+//! A test harness: stand-ins, an agent, and pods that send requests.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use rolegate_agent::app::{Agent, AgentOptions, AloneOptions, MindOptions, SourceOptions};
-use rolegate_agent::door::{DoorOptions, ImdsV2};
+use rolegate_agent::app::{Agent, AgentOptions, Mode, SourceOptions, StandaloneOptions};
 use rolegate_agent::limits::LimitOptions;
+use rolegate_agent::metadata::{ImdsV2, MetadataOptions};
 use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
@@ -17,7 +17,7 @@ use rolegate_core::metadata::AllowList;
 use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod, Sts};
 use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,10 +26,10 @@ use tokio::net::{TcpSocket, TcpStream};
 pub(crate) const NODE: &str = "node-a";
 pub(crate) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// Longer than anything that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout of anything that a test waits for.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Stand-ins, and the agent over them.
+/// Stand-ins, and the agent that uses them.
 pub(crate) struct Stage {
     pub(crate) sts: Sts,
     pub(crate) imds: Imds,
@@ -37,7 +37,7 @@ pub(crate) struct Stage {
     pub(crate) agent: Agent,
 }
 
-/// The address of pod `n`.
+/// Returns the address of pod `n`.
 pub(crate) fn address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 1, 0, n)
 }
@@ -46,33 +46,33 @@ pub(crate) fn arn(role: &str) -> String {
     format!("arn:aws:iam::123456789012:role/{role}")
 }
 
-/// A running pod of namespace `default` at [`address`] `n`.
+/// Returns a running pod of namespace `default` at [`address`] `n`.
 pub(crate) fn pod(name: &str, n: u8) -> Pod {
     Pod::new("default", name)
         .node(NODE)
         .ip(&address(n).to_string())
 }
 
-/// One that wishes for a role.
+/// Returns a pod that requests a role.
 pub(crate) fn pod_with_role(name: &str, n: u8, role: &str) -> Pod {
     pod(name, n).annotation("iam.amazonaws.com/role", role)
 }
 
 impl Stage {
-    /// An agent over pods `reader` (1, role reader), `writer` (2, a role that its namespace does
-    /// not allow) and `plain` (3, no role).
+    /// Starts an agent with pods `reader` (1, role reader), `writer` (2, a role that its namespace
+    /// does not allow) and `plain` (3, no role).
     pub(crate) async fn new() -> Self {
         Self::with(|_| ()).await
     }
 
-    /// The same with other options.
+    /// Starts an agent with changed options.
     pub(crate) async fn with(change: impl FnOnce(&mut AgentOptions)) -> Self {
         let stage = Self::unready(change).await;
         stage.ready().await;
         stage
     }
 
-    /// The same, not waiting until it is ready.
+    /// Starts an agent with changed options, without waiting until it is ready.
     pub(crate) async fn unready(change: impl FnOnce(&mut AgentOptions)) -> Self {
         let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default())
             .await
@@ -102,7 +102,7 @@ impl Stage {
         let credentials =
             Credentials::new(id, key.secret_access_key, key.session_token, None, "devkit");
         let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
-        let alone = AloneOptions {
+        let alone = StandaloneOptions {
             source: SourceOptions::Kubernetes {
                 client: ClientOptions {
                     api_server: Some(kube.url()),
@@ -123,7 +123,7 @@ impl Stage {
                 base: Some(base),
                 ..RuleConfig::default()
             },
-            cluster_config: ConfigUse::Auto,
+            cluster_config: ConfigMode::Auto,
             scope: SessionScope::Workload,
             session_seconds: 3600,
             engine: EngineOptions::default(),
@@ -135,13 +135,13 @@ impl Stage {
             host_ip: Some(Ipv4Addr::LOCALHOST.into()),
             debug: false,
             kube2iam_metrics: false,
-            mind: MindOptions::Alone(Box::new(alone)),
+            mode: Mode::Standalone(Box::new(alone)),
             metadata_addr: imds.addr().to_string(),
-            door: DoorOptions {
+            metadata: MetadataOptions {
                 imds_v2: ImdsV2::Optional,
                 allow: AllowList::new(&[]).unwrap(),
                 wait: Duration::from_millis(800),
-                max_picture_age: Duration::from_secs(3600),
+                max_staleness: Duration::from_secs(3600),
                 limits: LimitOptions::default(),
                 header_time: Duration::from_secs(10),
             },
@@ -160,23 +160,23 @@ impl Stage {
 
     pub(crate) async fn ready(&self) {
         let ready = self.agent.readiness().ready();
-        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+        if tokio::time::timeout(EVENT_TIMEOUT, ready).await.is_err() {
             panic!("{}", self.agent.readiness().report().to_text(true));
         }
     }
 
-    /// A GET by pod `n`.
+    /// Sends a GET as pod `n`.
     pub(crate) async fn get(&self, n: u8, path: &str) -> Reply {
         self.request(n, &format!("GET {path} HTTP/1.1")).await
     }
 
-    /// A request line and further header lines, as pod `n`; `Host` is the metadata address.
+    /// Sends a request line and header lines as pod `n`. `Host` is the metadata address.
     pub(crate) async fn request(&self, n: u8, head: &str) -> Reply {
         self.raw(n, &format!("{head}\r\nHost: 169.254.169.254\r\n\r\n"))
             .await
     }
 
-    /// Bytes as pod `n` sends them, to the end of the answer.
+    /// Sends bytes as pod `n`, and reads to the end of the response.
     pub(crate) async fn raw(&self, n: u8, bytes: &str) -> Reply {
         let mut stream = self.connect(n).await;
         stream.write_all(bytes.as_bytes()).await.unwrap();
@@ -193,7 +193,7 @@ impl Stage {
             .unwrap()
     }
 
-    /// A GET at the operators' port.
+    /// Sends a GET to the operators' port.
     pub(crate) async fn admin(&self, path: &str) -> Reply {
         let mut stream = TcpStream::connect(self.agent.addresses().admin)
             .await
@@ -203,14 +203,14 @@ impl Stage {
         reply(&mut stream).await
     }
 
-    /// Credentials of `role` as pod `n`, which must get them.
+    /// Returns the key ID of `role` for pod `n`, which must get credentials.
     pub(crate) async fn key_id(&self, n: u8, role: &str) -> String {
         let reply = self.get(n, &format!("{CREDENTIALS}{role}")).await;
         assert_eq!(reply.status, 200, "{reply:?}");
         reply.json()["AccessKeyId"].as_str().unwrap().to_owned()
     }
 
-    /// Asks as pod `n` until the answer is as expected.
+    /// Repeats a request as pod `n` until the response is as expected.
     pub(crate) async fn until(
         &self,
         n: u8,
@@ -226,7 +226,7 @@ impl Stage {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, asking)
+        tokio::time::timeout(EVENT_TIMEOUT, asking)
             .await
             .expect("the answer never came")
     }
@@ -243,12 +243,12 @@ impl Stage {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, looking)
+        tokio::time::timeout(EVENT_TIMEOUT, looking)
             .await
             .expect("no Event")
     }
 
-    /// Calls of AssumeRole so far.
+    /// Returns the calls of AssumeRole so far.
     pub(crate) fn assumed(&self) -> Vec<rolegate_devkit::StsCall> {
         let mut calls = self.sts.calls();
         calls.retain(|call| call.action == "AssumeRole");
@@ -256,7 +256,7 @@ impl Stage {
     }
 }
 
-/// An answer as it came.
+/// A received response.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -277,7 +277,7 @@ impl Reply {
     }
 }
 
-/// Reads one answer: head, and as much body as it announces or until the end.
+/// Reads one response: the head, and the announced body or everything until the end.
 pub(crate) async fn reply(stream: &mut TcpStream) -> Reply {
     let mut bytes = Vec::new();
     let reading = async {
@@ -298,7 +298,7 @@ pub(crate) async fn reply(stream: &mut TcpStream) -> Reply {
                 if length.is_none_or(|length: usize| reply.body.len() >= length) {
                     return reply;
                 }
-                // The head of an answer to HEAD announces a body that does not come.
+                // The head of a response to HEAD announces a body that is not sent.
                 if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
                     return reply;
                 }
@@ -312,15 +312,15 @@ pub(crate) async fn reply(stream: &mut TcpStream) -> Reply {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, reading)
+    tokio::time::timeout(EVENT_TIMEOUT, reading)
         .await
         .expect("no answer")
 }
 
-/// What an agent of these options decides by.
-pub(crate) fn alone(options: &mut AgentOptions) -> &mut AloneOptions {
-    match &mut options.mind {
-        MindOptions::Alone(alone) => alone,
-        MindOptions::Brokered(_) => panic!("the stage's agents decide by themselves"),
+/// Returns the standalone options of an agent.
+pub(crate) fn alone(options: &mut AgentOptions) -> &mut StandaloneOptions {
+    match &mut options.mode {
+        Mode::Standalone(alone) => alone,
+        Mode::Brokered(_) => panic!("the harness starts standalone agents"),
     }
 }

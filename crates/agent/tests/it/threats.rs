@@ -1,5 +1,6 @@
-//! Attacks, by their number in SECURITY.md. Those on the network (2, 3, 15, 16, 21) are made in
-//! real network namespaces, those on an address's owner (1) also on the director alone.
+//! Tests of attacks, by their number in SECURITY.md. Those on the network (2, 3, 15, 16, 21) are
+//! tested in real network namespaces, those on an address's owner (1) also with the pod reconciler
+//! alone.
 
 use std::time::Duration;
 
@@ -12,11 +13,11 @@ use crate::stage::{CREDENTIALS, Stage, alone, arn, pod_with_role, reply};
 
 #[tokio::test]
 async fn threat_02_an_old_picture_serves_nobody() {
-    let stage = Stage::with(|options| options.door.max_picture_age = Duration::ZERO).await;
+    let stage = Stage::with(|options| options.metadata.max_staleness = Duration::ZERO).await;
     let reply = stage.get(1, &format!("{CREDENTIALS}reader")).await;
     assert_eq!(reply.status, 503);
     assert!(
-        reply.body.contains("not heard of the cluster"),
+        reply.body.contains("no update from the cluster"),
         "{}",
         reply.body
     );
@@ -43,7 +44,7 @@ async fn threat_06_our_own_roles_are_refused_under_any_rule() {
             .until(n, CREDENTIALS, |reply| reply.status == 403)
             .await;
         assert!(
-            denied.body.contains("which no pod may have"),
+            denied.body.contains("so no pod may assume it"),
             "{}",
             denied.body
         );
@@ -148,7 +149,7 @@ async fn threat_18_flipping_annotations_burns_no_quota_but_its_own() {
             .await;
     }
     assert!(stage.assumed().len() <= 12, "{}", stage.assumed().len());
-    // Another namespace has its own allowance.
+    // Another namespace has its own budget.
     let other = Namespace::new("other").annotation("iam.amazonaws.com/permitted", ".*");
     stage.kube.put_namespace(other);
     let pod = rolegate_devkit::Pod::new("other", "app")
@@ -166,7 +167,7 @@ async fn threat_18_flipping_annotations_burns_no_quota_but_its_own() {
 #[tokio::test]
 async fn threat_19_a_noisy_pod_takes_nothing_from_its_neighbours() {
     let stage = Stage::with(|options| {
-        options.door.limits = LimitOptions {
+        options.metadata.limits = LimitOptions {
             connections: 40,
             connections_per_pod: 8,
             waiters_per_pod: 2,
@@ -179,10 +180,10 @@ async fn threat_19_a_noisy_pod_takes_nothing_from_its_neighbours() {
     for _ in 0..50 {
         held.push(stage.connect(2).await);
     }
-    // The neighbour is served while the other holds all it can get.
+    // The neighbor is served while the other pod uses its full limits.
     stage.key_id(1, "reader").await;
     drop(held);
-    // Made-up names, since what is not there is remembered too.
+    // Invented names, since missing paths are cached too.
     let forwarded = async |n, place| {
         let path = format!("/latest/meta-data/placement/{place}");
         stage.get(n, &path).await.status
@@ -199,8 +200,9 @@ async fn threat_19_a_noisy_pod_takes_nothing_from_its_neighbours() {
 
 #[tokio::test]
 async fn threat_19_a_connection_is_bounded_in_size_and_time() {
-    let stage = Stage::with(|options| options.door.header_time = Duration::from_millis(50)).await;
-    // One that asks nothing, one that asks slowly.
+    let stage =
+        Stage::with(|options| options.metadata.header_time = Duration::from_millis(50)).await;
+    // One that sends nothing, and one that sends slowly.
     for begun in ["", "GET /latest/meta-data/ HTTP/1.1\r\nHost:"] {
         let mut slow = stage.connect(1).await;
         tokio::io::AsyncWriteExt::write_all(&mut slow, begun.as_bytes())
@@ -225,7 +227,7 @@ async fn threat_19_before_pods_are_known_each_address_may_be_one() {
         ..LimitOptions::default()
     };
     let stage = Stage::unready(|options| {
-        options.door.limits = limits;
+        options.metadata.limits = limits;
         if let SourceOptions::Kubernetes { client, .. } = &mut alone(options).source {
             // No server listens on that port.
             client.api_server = Some("http://127.0.0.1:9".into());
@@ -236,10 +238,10 @@ async fn threat_19_before_pods_are_known_each_address_may_be_one() {
     for n in 1..9 {
         held.push(stage.connect(n).await);
     }
-    // Served, and so accepted after all of them: no limit of strangers was reached.
+    // Served, and so accepted after all others: no limit of unknown peers was reached.
     assert_eq!(stage.get(100, "/").await.status, 200);
     let metrics = stage.admin("/metrics").await.body;
-    for (limit, reached) in [("stranger_connections", 0), ("connections", 1)] {
+    for (limit, reached) in [("unknown_peer_connections", 0), ("connections", 1)] {
         let line = format!("rolegate_limit_reached_total{{limit=\"{limit}\"}} {reached}\n");
         assert!(metrics.contains(&line), "{line} not in {metrics}");
     }
@@ -251,7 +253,7 @@ async fn threat_19_waiting_is_bounded_for_each_pod() {
         waiters_per_pod: 2,
         ..LimitOptions::default()
     };
-    let stage = Stage::with(|options| options.door.limits = limits).await;
+    let stage = Stage::with(|options| options.metadata.limits = limits).await;
     let asking = (0..10).map(|_| stage.get(9, CREDENTIALS));
     let mut statuses: Vec<_> = futures::future::join_all(asking)
         .await
@@ -298,7 +300,7 @@ async fn threat_19_costly_rules_of_a_namespace_hurt_only_itself() {
             Namespace::new(name).annotation("iam.amazonaws.com/allowed-roles", &allowed);
         stage.kube.put_namespace(namespace);
     }
-    // What is too long to be read is refused, not cut.
+    // A list that is too long is denied rather than truncated.
     let denied = stage
         .until(1, CREDENTIALS, |reply| reply.status == 403)
         .await;
@@ -311,7 +313,7 @@ async fn threat_19_strangers_leave_room_for_pods() {
         connections: 32,
         ..LimitOptions::default()
     };
-    let stage = Stage::with(|options| options.door.limits = limits).await;
+    let stage = Stage::with(|options| options.metadata.limits = limits).await;
     let mut held = Vec::new();
     for n in 100..160 {
         held.push(stage.connect(n).await);
@@ -354,7 +356,7 @@ async fn threat_25_strings_of_tenants_stay_out_of_labels_and_hints() {
         !metrics.contains("evil") && !metrics.contains("reader"),
         "{metrics}"
     );
-    // Nothing of another namespace's rules is told.
+    // The response contains nothing of another namespace's rules.
     let other = Namespace::new("other").annotation("iam.amazonaws.com/permitted", "secret-role");
     stage.kube.put_namespace(other);
     let denied = stage.get(2, CREDENTIALS).await;

@@ -1,4 +1,4 @@
-//! When an intermediate role's session is fetched, with time wound by hand.
+//! Refreshes of an intermediate role's session, on paused time.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 
-/// An STS that counts calls, and fails when told to.
+/// An STS that counts calls and fails on demand.
 #[derive(Clone)]
 struct Counting {
     clock: Clock,
@@ -33,7 +33,7 @@ impl AssumeRole for Counting {
             access_key_id: format!("ASIA{number}"),
             secret_access_key: Zeroizing::new("hidden".into()),
             session_token: Zeroizing::new("hidden".into()),
-            life: Life {
+            life: Validity {
                 from,
                 until: from + Duration::from_secs(3600),
             },
@@ -80,14 +80,14 @@ async fn a_session_is_fetched_once_and_again_at_half_its_life() {
     pass(1790).await;
     assert_eq!(used(&role).await, "ASIA0");
     pass(20).await;
-    // One fetches it, and nobody waits for him.
+    // One task refreshes it, and the others do not wait.
     let (first, second) = tokio::join!(used(&role), used(&role));
     assert_eq!((first.as_str(), second.as_str()), ("ASIA1", "ASIA0"));
     assert_eq!(used(&role).await, "ASIA1");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_is_used_while_it_lives_and_never_after() {
+async fn a_session_is_used_until_it_expires() {
     let (sts, role) = stage();
     used(&role).await;
     *sts.fails.lock().unwrap() = true;
@@ -100,7 +100,10 @@ async fn a_session_is_used_while_it_lives_and_never_after() {
     for _ in 0..10 {
         let error = role.provide_credentials().await.unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
-        assert!(cause.contains("its own role hub: AccessDenied"), "{cause}");
+        assert!(
+            cause.contains("its intermediate role hub: AccessDenied"),
+            "{cause}"
+        );
     }
     assert!(sts.calls.load(Ordering::Relaxed) <= before + 1);
     *sts.fails.lock().unwrap() = false;

@@ -1,4 +1,4 @@
-//! The body of an answer that is handed on.
+//! The body of a forwarded response.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,11 +11,11 @@ use tokio::time::{Sleep, sleep};
 
 use super::{ImdsError, unreachable};
 
-/// A body that streams through, and ends with an error if it isn't over in time.
+/// A streamed body that fails at a deadline.
 #[derive(Debug)]
 pub struct MetadataBody {
     inner: Incoming,
-    /// None where the body has come whole with the headers, or is empty.
+    /// `None` if the body is empty or arrived with the headers.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 

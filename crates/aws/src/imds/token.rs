@@ -1,4 +1,4 @@
-//! Our own token for the node's metadata service: fetched once for all who ask, renewed early.
+//! Our token for the node's metadata service, shared by all requests and renewed early.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use super::{ImdsError, Inner, TOKEN_TTL, text};
 
 const TTL: Duration = Duration::from_secs(21_600);
 const MAX_TOKEN: usize = 1024;
-/// How long version 1 is spoken before tokens are asked for again.
-const VERSION_1_FOR: Duration = Duration::from_secs(300);
-/// How long a failed renewal leaves the old token alone.
-const RENEW_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// Time for which IMDSv1 is used before tokens are tried again.
+const IMDS_V1_TTL: Duration = Duration::from_secs(300);
+/// Time after a failed renewal before the next one.
+const RENEWAL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a request shows: a token, or nothing where the service has none.
+/// The authentication of a request: a token, or nothing if the service has none.
 pub(super) struct Access {
     token: Option<HeaderValue>,
     renew_at: Instant,
@@ -48,24 +48,24 @@ impl fmt::Debug for Access {
     }
 }
 
-/// The current token, and the one place where it is fetched.
+/// The current token, and the lock for fetching it.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
     current: ArcSwapOption<Access>,
-    /// Held while a token is fetched; the last failure is for those who waited for it.
+    /// Held while a token is fetched. Keeps the last error for requests that waited for it.
     fetching: Mutex<Option<(Instant, ImdsError)>>,
 }
 
 impl Tokens {
-    /// The token, where it needs no renewal yet.
+    /// Returns the token, unless it is due for renewal.
     pub(super) fn fresh(&self) -> Option<Arc<Access>> {
         self.current
             .load_full()
             .filter(|current| Instant::now() < current.renew_at)
     }
 
-    /// A valid token. Of the requests at a time when it should be renewed one does so, and the
-    /// others go on with the old one.
+    /// Returns a valid token. When it is due for renewal, one request renews it, and the others use
+    /// the old one.
     pub(super) async fn get(&self, service: &Inner) -> Result<Arc<Access>, ImdsError> {
         let now = Instant::now();
         match self.current.load_full() {
@@ -79,7 +79,7 @@ impl Tokens {
                     .or_else(|_| {
                         let later = Arc::new(Access {
                             token: current.token.clone(),
-                            renew_at: current.ends.min(now + RENEW_AGAIN_AFTER),
+                            renew_at: current.ends.min(now + RENEWAL_RETRY_INTERVAL),
                             ends: current.ends,
                         });
                         self.current.store(Some(later.clone()));
@@ -93,7 +93,7 @@ impl Tokens {
         }
     }
 
-    /// Another token than `refused`.
+    /// Returns a token other than `refused`.
     pub(super) async fn replace(
         &self,
         service: &Inner,
@@ -104,7 +104,7 @@ impl Tokens {
         self.fetch(service, fetching, now, Some(refused)).await
     }
 
-    /// Fetches a token unless somebody else did, or failed to, since `asked`.
+    /// Fetches a token unless another request did, or failed to, since `asked`.
     async fn fetch(
         &self,
         service: &Inner,
@@ -147,7 +147,7 @@ impl Inner {
         match answer.status() {
             StatusCode::OK => {}
             StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-                return Ok(Access::new(None, VERSION_1_FOR));
+                return Ok(Access::new(None, IMDS_V1_TTL));
             }
             status => return Err(ImdsError::Status(status)),
         }
@@ -172,7 +172,7 @@ mod tests {
     use super::super::Imds;
     use super::*;
 
-    /// A client whose token should be renewed by now.
+    /// Returns a client whose token is due for renewal.
     async fn with_old_token(service: &devkit::Imds) -> Imds {
         let imds = Imds::new(&service.url()).unwrap();
         let fresh = imds.inner.tokens.get(&imds.inner).await.unwrap();

@@ -1,4 +1,4 @@
-//! kube2iam's name for the time that calls of AssumeRole take, for dashboards that know it.
+//! The duration of AssumeRole calls under kube2iam's metric name, for existing dashboards.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,9 +9,9 @@ use prometheus_client::registry::Registry;
 use rolegate_core::session::{Failure, SessionKey};
 use rolegate_runtime::histogram::AtomicHistogram;
 
-/// Most role ARNs that become labels: pods choose them.
-const MOST_ROLES: usize = 1000;
-/// The label of all others.
+/// Maximum number of role ARNs as labels: pods choose them.
+const MAX_ROLES: usize = 1000;
+/// The label of all further roles.
 const OTHERS: &str = "others";
 
 type Labels = [(&'static str, String); 2];
@@ -30,7 +30,7 @@ impl Kube2iamCalls {
             Histograms::new_with_constructor(|| AtomicHistogram::new(AtomicHistogram::LATENCIES));
         registry.register(
             "kube2iam_iam_request_duration_seconds",
-            "Time that calls of AssumeRole took, under kube2iam's name",
+            "Duration of AssumeRole calls, under kube2iam's name",
             calls.clone(),
         );
         Self {
@@ -42,14 +42,14 @@ impl Kube2iamCalls {
     pub(super) fn call(&self, key: &SessionKey, failure: Option<&Failure>, took: Duration) {
         let role = {
             let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = roles.len() < MOST_ROLES || roles.contains(key.role.as_str());
+            let known = roles.len() < MAX_ROLES || roles.contains(key.role.as_str());
             let role = if known { key.role.as_str() } else { OTHERS };
             if !roles.contains(role) {
                 roles.insert(role.to_owned());
             }
             role.to_owned()
         };
-        // The code of a failure is AWS's, of which there are few; its kind stands for odd ones.
+        // The code is AWS's, of which there are few; unusual ones are replaced by their kind.
         let code = match failure {
             None => "Success",
             Some(failure) if failure.code.bytes().all(|b| b.is_ascii_alphanumeric()) => {

@@ -1,4 +1,4 @@
-//! Metrics of sessions and of the calls that bring them.
+//! Metrics of sessions and of their calls.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ type Line = [(&'static str, &'static str); 1];
 type Outcome = [(&'static str, &'static str); 1];
 type Histograms = Family<Outcome, AtomicHistogram, fn() -> AtomicHistogram>;
 
-/// Metrics of one session driver. Cheap to clone.
+/// Metrics of one session driver. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct SessionMetrics {
     calls: Histograms,
@@ -32,7 +32,7 @@ pub struct SessionMetrics {
     kube2iam: Option<Kube2iamCalls>,
 }
 
-/// The calls that may be made in a second now. Without a limit there is no such metric.
+/// The current limit of calls per second. Omitted if there is no limit.
 #[derive(Debug, Clone, Default)]
 struct RateLimit(Arc<Mutex<Option<f64>>>);
 
@@ -47,7 +47,7 @@ impl Collector for RateLimit {
         let Some(limit) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) else {
             return Ok(());
         };
-        let help = "Calls of AssumeRole that may be made in a second now";
+        let help = "Current limit of AssumeRole calls per second";
         let metric = encoder.encode_descriptor("sts_rate_limit", help, None, MetricType::Gauge)?;
         ConstGauge::new(limit).encode(metric)
     }
@@ -69,30 +69,30 @@ impl SessionMetrics {
         };
         registry.register(
             "sts_request_duration_seconds",
-            "Duration of calls of AssumeRole, by outcome",
+            "Duration of AssumeRole calls, by outcome",
             metrics.calls.clone(),
         );
         registry.register("sessions", "Sessions held", metrics.known.clone());
         registry.register(
             "sts_queue_length",
-            "Sessions that wait for a call of AssumeRole, by why they wait",
+            "Sessions waiting for an AssumeRole call, by reason",
             metrics.queued.clone(),
         );
         registry.register(
             "sts_queue_oldest_wait_seconds",
-            "Longest time that a session has waited for a call of AssumeRole",
+            "Longest time that a session has waited for an AssumeRole call",
             metrics.oldest_wait.clone(),
         );
         registry.register_collector(Box::new(metrics.rate.clone()));
         registry.register(
             "sts_in_flight",
-            "Calls of AssumeRole in flight",
+            "AssumeRole calls in flight",
             metrics.in_flight.clone(),
         );
         metrics
     }
 
-    /// Shows the time of calls under kube2iam's name too. `registry` has no prefix.
+    /// Also exports the duration of calls under kube2iam's name. `registry` has no prefix.
     #[must_use]
     pub fn with_kube2iam_names(mut self, registry: &mut Registry) -> Self {
         self.kube2iam = Some(Kube2iamCalls::register(registry));

@@ -1,5 +1,5 @@
-//! The driver with time wound by hand. The caller stands for STS's timing only; what STS answers
-//! is tested with the client.
+//! The driver on paused time. The caller stands in for STS's timing only; the client's tests cover
+//! STS's responses.
 
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::*;
 
 const START: &str = "2024-06-01T00:00:00Z";
 
-/// An STS that takes a while, and fails when told to.
+/// An STS that takes a while, and fails on demand.
 #[derive(Clone)]
 struct Slow {
     clock: Clock,
@@ -39,7 +39,7 @@ impl AssumeRole for Slow {
             access_key_id: format!("ASIA{number}"),
             secret_access_key: Zeroizing::new("hidden".into()),
             session_token: Zeroizing::new("hidden".into()),
-            life: Life {
+            life: Validity {
                 from,
                 until: from + self.life,
             },
@@ -130,11 +130,11 @@ async fn served(lease: &Lease, clock: &Clock) -> Arc<Session> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn how_long_the_longest_has_waited_is_a_metric() {
+async fn the_longest_wait_is_a_metric() {
     let bench = bench_with(EngineOptions::of_node(1));
     let _leases = ["a", "b", "c", "d"].map(|role| bench.lease_of(role));
     assert_eq!(bench.oldest_wait(), 0.0);
-    // A call takes 50 ms, and one is made after the other.
+    // A call takes 50 ms, and calls are sequential.
     for waited in [0.0, 0.05, 0.1, 0.0, 0.0] {
         pass(Duration::from_millis(25)).await;
         let metric = bench.oldest_wait();
@@ -166,7 +166,7 @@ async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>)
 async fn pain_09_a_first_caller_who_leaves_fails_nobody() {
     let bench = bench();
     let first = bench.lease();
-    first.ask();
+    first.prioritize();
     pass(Duration::from_millis(10)).await;
     let second = bench.lease();
     drop(first);
@@ -181,7 +181,7 @@ async fn pods_of_a_node_wait_for_the_calls_in_flight_alone() {
     let leases: Vec<_> = (0..500)
         .map(|number| bench.lease_of(&format!("r{number}")))
         .collect();
-    leases.iter().for_each(Lease::ask);
+    leases.iter().for_each(Lease::prioritize);
     for lease in &leases {
         served(lease, &bench.clock).await;
     }
@@ -191,7 +191,7 @@ async fn pods_of_a_node_wait_for_the_calls_in_flight_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn pain_09_none_of_five_thousand_is_dropped() {
-    let bench = bench_with(EngineOptions::of_cluster(64).without_pace());
+    let bench = bench_with(EngineOptions::of_cluster(64).without_rate_limit());
     let began = bench.clock.now();
     let leases: Vec<_> = (0..5000)
         .map(|number| bench.lease_of(&format!("r{number}")))
@@ -245,7 +245,7 @@ async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
     bench.fail(Some(FailureKind::Final));
     let lease = bench.lease();
     for _ in 0..300 {
-        lease.ask();
+        lease.prioritize();
         pass(Duration::from_millis(10)).await;
     }
     assert_eq!(bench.calls(), 1);
@@ -253,7 +253,7 @@ async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
         lease.cell().current(bench.clock.now()),
         Current::Failed(_)
     ));
-    // Once the role is mended, a change of the pod is enough.
+    // Once the role is fixed, a change of the pod is enough.
     bench.fail(None);
     lease.retry();
     served(&lease, &bench.clock).await;
@@ -261,14 +261,17 @@ async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_nobody_needs_is_wiped_and_not_refreshed() {
+async fn unused_sessions_are_wiped_and_not_refreshed() {
     let bench = bench();
     let lease = bench.lease();
     served(&lease, &bench.clock).await;
     drop(lease);
     pass(Duration::from_secs(7200)).await;
     assert_eq!(bench.calls(), 1);
-    assert_eq!(bench.sessions.lives(bench.clock.now()), Lives::default());
+    assert_eq!(
+        bench.sessions.stats(bench.clock.now()),
+        SessionStats::default()
+    );
     let again = bench.lease();
     assert_eq!(served(&again, &bench.clock).await.access_key_id, "ASIA1");
 }

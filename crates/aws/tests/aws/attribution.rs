@@ -1,5 +1,5 @@
-//! What marks and narrows a session is sent, and where STS or a trust policy is against it, the
-//! failure says so.
+//! Session tags, policies and source identity are sent, and an error names them if STS or a trust
+//! policy rejects them.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ async fn refused(service: &devkit::Sts, limits: SessionLimits) -> Failure {
 }
 
 #[tokio::test]
-async fn what_a_grant_and_the_configuration_make_of_a_session_is_sent() {
+async fn attribution_of_sessions_is_sent() {
     let service = service(USER).await;
     let arn = "arn:aws:iam::aws:policy/ReadOnlyAccess";
     let limits = SessionLimits {
@@ -74,14 +74,14 @@ async fn a_trust_policy_without_tag_session_is_named() {
     let service = service(USER).await;
     service.deny_tagging(ROLE, true);
     let failure = refused(&service, tagged()).await;
-    let told = "the session has tags, so the trust policy of role reader must allow \
-                sts:TagSession to rolegate";
+    let told = "the session has tags, so the trust policy of role reader must allow rolegate \
+                sts:TagSession";
     assert!(failure.message.contains(told), "{failure}");
     assert_eq!(
         failure.cause,
         Some(RefusalCause::Missing(MissingAction::TagSession))
     );
-    // Where STS doesn't say what is missing, it is among what to look at, and only if sent.
+    // STS does not say what is missing, so the error lists what was sent.
     service.deny_role(ROLE);
     let failure = refused(&service, tagged()).await;
     assert!(failure.message.contains("with sts:TagSession"), "{failure}");
@@ -100,7 +100,7 @@ async fn a_trust_policy_without_set_source_identity_is_named() {
         ..SessionLimits::default()
     };
     let failure = refused(&service, marked).await;
-    let told = "role reader must allow sts:SetSourceIdentity";
+    let told = "role reader must allow rolegate sts:SetSourceIdentity";
     assert!(failure.message.contains(told), "{failure}");
     assert_eq!(
         failure.cause,
@@ -109,7 +109,7 @@ async fn a_trust_policy_without_set_source_identity_is_named() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_told_with_its_size() {
+async fn oversized_sessions_are_reported_with_their_size() {
     let service = service(USER).await;
     let tags = (0..17).map(|n| (format!("key-{n:02}"), "x".repeat(256)));
     let large = SessionLimits {
@@ -120,7 +120,7 @@ async fn what_does_not_fit_is_told_with_its_size() {
     assert_eq!(failure.code, "PackedPolicyTooLarge");
     assert!(failure.message.contains("17 tags"), "{failure}");
     assert!(
-        failure.message.contains("take 108 % of the room"),
+        failure.message.contains("use 108 % of the packed size"),
         "{failure}"
     );
 }

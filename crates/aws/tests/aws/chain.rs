@@ -1,4 +1,4 @@
-//! Intermediate roles: all calls are made with the last one's session, and no pod gets any of them.
+//! Intermediate roles: all calls use the last one's session, and no pod gets any of them.
 
 use rolegate_aws::chain::IntermediateRole;
 use rolegate_aws::identity::discover;
@@ -13,7 +13,7 @@ use super::sts::{NODE, ROLE, SECRET, TOKEN, USER, key, options, service};
 
 const FIRST: &str = "arn:aws:iam::123456789012:role/rolegate/broker";
 const SECOND: &str = "arn:aws:iam::210987654321:role/hub";
-/// How trust policies name them: STS doesn't tell the path of a session's role.
+/// Their names in trust policies: STS does not report the path of a session's role.
 const FIRST_PRINCIPAL: &str = "arn:aws:iam::123456789012:role/broker";
 
 fn link(role: &str, external_id: Option<&str>) -> IntermediateRole {
@@ -30,7 +30,7 @@ fn chained(service: &devkit::Sts) -> Sts {
     })
 }
 
-/// Each role trusts the one before it in the chain alone.
+/// Starts an STS where each role trusts only the previous one.
 async fn stage() -> devkit::Sts {
     let service = service(NODE).await;
     service.trust_only(FIRST, &["arn:aws:iam::123456789012:role/node"]);
@@ -60,7 +60,7 @@ async fn pods_roles_are_assumed_by_the_last_of_the_chain() {
         .collect();
     assert_eq!(ids[..2], [None, Some("hub-id")]);
     assert!(calls.iter().all(|call| call.duration_seconds <= Some(3600)));
-    // A role of another account, with an ID of its own, the same way.
+    // A role of another account with an external ID is assumed the same way.
     let customer = "arn:aws:iam::310987654321:role/customer";
     service.trust_only(customer, &[SECOND]);
     service.require_external_id(customer, Some("customer-a"));
@@ -73,7 +73,7 @@ async fn pods_roles_are_assumed_by_the_last_of_the_chain() {
     let failure = sts.assume_role(&theirs(None)).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Final, "{failure}");
     assert!(failure.message.contains("trust policy"), "{failure}");
-    // No advice about what it does not have.
+    // No advice about a missing external ID.
     assert!(!failure.message.contains("external ID"), "{failure}");
 }
 
@@ -87,14 +87,14 @@ async fn no_pod_may_have_a_role_of_the_chain() {
     let found = discover(&chained(&service), &imds).await;
     assert_eq!(found.caller.as_ref().unwrap().role_name(), Some("hub"));
     assert_eq!(found.longest_session(), Some(3600));
-    let own = found.own_roles();
+    let own = found.reserved_roles();
     for role in [FIRST, SECOND, "arn:aws:iam::123456789012:role/node"] {
         let role = RoleArn::parse(role).unwrap();
         assert!(own.iter().any(|own| own.is(&role)), "{role} in {own:?}");
     }
     let pods = RoleArn::parse(ROLE).unwrap();
     assert!(!own.iter().any(|own| own.is(&pods)));
-    // A user's own calls may ask for as long as each role allows.
+    // A user's own calls may request whatever duration each role allows.
     let user = super::sts::service(USER).await;
     let found = discover(&Sts::new(options(&user.url())), &imds).await;
     assert_eq!(found.longest_session(), None);
@@ -110,7 +110,7 @@ async fn a_chain_that_breaks_is_ours_to_mend() {
         let failure = sts.assume_role(&key()).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Temporary, "{failure}");
         assert_eq!(failure.code, "IntermediateRole");
-        let told = "rolegate can't assume its own role hub: AccessDenied";
+        let told = "rolegate cannot assume its intermediate role hub: AccessDenied";
         assert!(failure.message.contains(told), "{failure}");
         let shown = format!("{failure:?} {failure} {sts:?}");
         assert!(!shown.contains(SECRET) && !shown.contains(TOKEN), "{shown}");
@@ -125,7 +125,7 @@ async fn a_chain_that_breaks_is_ours_to_mend() {
 }
 
 #[tokio::test]
-async fn tags_that_our_own_session_has_are_told_apart() {
+async fn inherited_tags_are_distinguished() {
     let service = service(USER).await;
     let tags = SessionLimits {
         tags: [("kubernetes-namespace", "rolegate")].into_iter().collect(),
@@ -136,7 +136,7 @@ async fn tags_that_our_own_session_has_are_told_apart() {
         limits: Some(tags.into()),
         ..key()
     };
-    // As EKS Pod Identity gives it.
+    // As issued by EKS Pod Identity.
     let own = Sts::new(options(&service.url()));
     let own = own.assume_role(&tags).await.unwrap();
     let own = aws_credential_types::Credentials::new(

@@ -1,6 +1,6 @@
-//! What the environment and the node give us where nothing is set: Region, credentials, endpoint.
+//! Defaults from the environment and the node: Region, credentials, endpoint.
 //!
-//! The test runs itself again as a child, for a process's environment is set from outside.
+//! The test runs itself again as a child process, whose environment it can set.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use tokio::process::Command;
 
 use super::ANY;
 
-const TEST: &str = "default_chain::the_nodes_region_and_credentials_are_found_once_they_are_there";
+const TEST: &str = "default_chain::late_region_and_credentials_of_the_node_are_found";
 const CHILD: &str = "ROLEGATE_TEST_CHILD";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn the_nodes_region_and_credentials_are_found_once_they_are_there() {
+async fn late_region_and_credentials_of_the_node_are_found() {
     if std::env::var_os(CHILD).is_some() {
         return child().await;
     }
@@ -37,7 +37,7 @@ async fn the_nodes_region_and_credentials_are_found_once_they_are_there() {
         .env("HOME", "/nonexistent")
         .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url())
         .env("AWS_ENDPOINT_URL_STS", sts.url())
-        // Nothing plain goes through a proxy, or it would see the node's credentials.
+        // Plain requests must not use a proxy, which would see the node's credentials.
         .env("HTTP_PROXY", "http://127.0.0.1:1")
         .kill_on_drop(true)
         .spawn()

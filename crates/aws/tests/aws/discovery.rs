@@ -1,11 +1,11 @@
-//! Finding out who and where we are.
+//! Detection of the AWS environment.
 
 use std::time::Duration;
 
 use rolegate_aws::identity::discover;
 use rolegate_aws::imds::{Imds, ImdsError};
 use rolegate_aws::sts::{Sts, StsOptions};
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_devkit as devkit;
 use tokio::net::TcpListener;
 
@@ -15,7 +15,7 @@ use super::sts::{options, service};
 const CALLER: &str = "arn:aws-cn:sts::123456789012:assumed-role/rolegate/session";
 
 #[tokio::test]
-async fn a_node_with_a_role_tells_all() {
+async fn a_node_with_a_role_is_detected_completely() {
     let node = devkit::ImdsOptions {
         partition: "aws-cn".into(),
         region: "cn-north-1".into(),
@@ -36,15 +36,15 @@ async fn a_node_with_a_role_tells_all() {
     assert_eq!(found.caller.as_ref().unwrap().arn, CALLER);
     let base = found.base_arn().unwrap();
     assert_eq!(base.as_str(), "arn:aws-cn:iam::123456789012:role/");
-    let own = |name: &str| OwnRole {
+    let own = |name: &str| ReservedRole {
         account: Some("123456789012".into()),
         name: name.into(),
     };
-    assert_eq!(found.own_roles(), [own("node"), own("rolegate")]);
+    assert_eq!(found.reserved_roles(), [own("node"), own("rolegate")]);
 }
 
 #[tokio::test]
-async fn a_node_without_a_role_is_no_error() {
+async fn a_node_without_a_role_is_not_an_error() {
     let node = devkit::ImdsOptions {
         node_role: None,
         ..devkit::ImdsOptions::default()
@@ -65,7 +65,7 @@ async fn a_node_without_a_role_is_no_error() {
 }
 
 #[tokio::test]
-async fn what_fails_does_not_hide_the_rest() {
+async fn a_failed_part_does_not_hide_the_others() {
     let nobody = TcpListener::bind(ANY)
         .await
         .unwrap()
@@ -90,7 +90,7 @@ async fn what_fails_does_not_hide_the_rest() {
 }
 
 #[tokio::test]
-async fn nobody_is_waited_for_beyond_the_limit() {
+async fn discovery_has_a_timeout() {
     let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default())
         .await
         .unwrap();

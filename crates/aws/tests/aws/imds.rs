@@ -1,4 +1,4 @@
-//! Our own questions to the metadata service, and those handed on for pods.
+//! Our own queries to the metadata service, and those forwarded for pods.
 
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ async fn tokens_are_taken_up_when_version_1_ends() {
     let service = Raw::start(move |head| {
         use std::sync::atomic::Ordering::Relaxed;
         if head.starts_with("put") {
-            // From the second time on there are tokens.
+            // Tokens exist from the second request on.
             return answer(
                 if required.swap(true, Relaxed) {
                     200
@@ -164,7 +164,7 @@ async fn texts_are_bounded_and_text() {
 }
 
 #[tokio::test]
-async fn nobody_there_and_silence_are_told_apart() {
+async fn unreachable_and_silent_services_differ() {
     let port = TcpListener::bind(ANY).await.unwrap().local_addr().unwrap();
     let imds = Imds::new(&port.to_string()).unwrap();
     assert!(matches!(
@@ -174,7 +174,7 @@ async fn nobody_there_and_silence_are_told_apart() {
 
     let silent = Raw::start(|_| String::new()).await;
     let imds = Imds::new(&silent.addr.to_string()).unwrap();
-    // Those who wait for the same token share its failure, and don't queue up for their own.
+    // Requests that wait for the same token share its error, and do not queue up for their own.
     let (one, other) = tokio::join!(imds.get_text(REGION), imds.get_text(REGION));
     assert_eq!(
         (one, other),
@@ -229,7 +229,7 @@ async fn the_request_holds_nothing_but_what_the_service_needs() {
 }
 
 #[tokio::test]
-async fn what_is_between_the_service_and_us_stays_there() {
+async fn hop_by_hop_headers_are_not_forwarded() {
     let service = Raw::start(|head| match head.starts_with("put") {
         true => answer(200, "", "our-token"),
         false => answer(
@@ -266,7 +266,7 @@ async fn bodies_stream_through() {
         read_head(&mut stream).await.unwrap();
         let first = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
         stream.write_all(first.as_bytes()).await.unwrap();
-        // The rest is only sent once the first part has arrived at the other end.
+        // The rest is sent only after the first part has arrived.
         told.await.unwrap();
         stream.write_all(b"6\r\nsecond\r\n0\r\n\r\n").await.unwrap();
         stream
@@ -298,7 +298,7 @@ async fn a_body_that_stalls_is_an_error() {
         body.frame().await.unwrap().unwrap().into_data().unwrap(),
         "half"
     );
-    // The rest never comes; time stops being real so that the limit is reached at once.
+    // The rest never arrives; paused time reaches the limit at once.
     tokio::time::pause();
     assert_eq!(body.frame().await.unwrap().err(), Some(ImdsError::TimedOut));
 }

@@ -1,4 +1,4 @@
-//! A server that sends exactly the bytes a test wants, where the stand-ins are too well-behaved.
+//! A server that sends exactly the given bytes, for responses that the stand-ins cannot produce.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// Ends when dropped.
+/// A running server. Dropping it stops it.
 pub(crate) struct Raw {
     pub(crate) addr: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
@@ -15,8 +15,8 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    /// Answers each request head with the bytes that `answer` makes of it; an empty answer
-    /// leaves the client waiting.
+    /// Responds to each request head with the bytes that `answer` returns; an empty response leaves
+    /// the client waiting.
     pub(crate) async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(super::ANY).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -40,7 +40,7 @@ impl Raw {
         Self { addr, heads, task }
     }
 
-    /// The request heads so far, in lower case.
+    /// Returns the request heads so far, in lower case.
     pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
@@ -60,7 +60,7 @@ pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).unwrap().to_lowercase())
 }
 
-/// An answer with a body and more headers, each ending in `\r\n`.
+/// Builds a response with a body and more headers, each ending in `\r\n`.
 pub(crate) fn answer(status: u16, headers: &str, body: &str) -> String {
     format!(
         "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n{headers}\r\n{body}",

@@ -1,4 +1,4 @@
-//! Sessions from STS, and each way in which there is none.
+//! Sessions from STS, and each error.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(crate) fn options(url: &str) -> StsOptions {
     }
 }
 
-/// A service that checks signatures, called as `caller`.
+/// Starts a service that checks signatures, called as `caller`.
 pub(crate) async fn service(caller: &str) -> devkit::Sts {
     let own = devkit::AccessKey {
         secret_access_key: SECRET.into(),
@@ -136,7 +136,7 @@ async fn without_an_external_id_none_is_sent() {
 }
 
 #[tokio::test]
-async fn each_refusal_is_of_its_kind_and_asked_for_once() {
+async fn refusals_are_classified_and_not_retried() {
     use FailureKind::{Final, Temporary, Throttled};
     let service = service(USER).await;
     let sts = Sts::new(options(&service.url()));
@@ -186,7 +186,7 @@ async fn a_wrong_secret_is_ours_to_mend() {
 }
 
 #[tokio::test]
-async fn a_denied_role_says_whom_to_trust() {
+async fn a_denied_role_names_the_principal_to_trust() {
     let service = service(USER).await;
     service.require_external_id(ROLE, Some("another"));
     let failure = failure(options(&service.url())).await;
@@ -284,7 +284,7 @@ async fn credentials_that_never_come_end_at_the_limit_too() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_temporary() {
+async fn an_unreachable_service_is_temporary() {
     let port = TcpListener::bind(ANY).await.unwrap().local_addr().unwrap();
     let failure = failure(options(&format!("http://{port}"))).await;
     assert_eq!(
@@ -320,7 +320,7 @@ async fn no_credentials_of_our_own_are_temporary() {
 }
 
 #[tokio::test]
-async fn what_is_not_an_answer_of_sts_is_temporary() {
+async fn responses_of_other_servers_are_temporary() {
     let empty = "<AssumeRoleResponse><AssumeRoleResult/></AssumeRoleResponse>";
     for (status, body) in [
         (403, "<html>a proxy</html>"),
@@ -335,7 +335,7 @@ async fn what_is_not_an_answer_of_sts_is_temporary() {
 }
 
 #[tokio::test]
-async fn https_is_spoken_where_it_is_asked_for() {
+async fn https_endpoints_use_tls() {
     let listener = TcpListener::bind(ANY).await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let first_byte = tokio::spawn(async move {

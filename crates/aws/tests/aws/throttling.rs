@@ -1,4 +1,4 @@
-//! The driver against an STS that throttles: calls slow down, and nobody is dropped.
+//! The driver against an STS that throttles: calls slow down, and none is lost.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What an agent serves while no broker is there, and for how long.
+//! Service while no broker is reachable, and its time limit.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn report(agent: &Agent) -> String {
 }
 
 #[tokio::test]
-async fn pods_are_served_on_as_long_as_their_credentials_live() {
+async fn pods_are_served_until_their_credentials_expire() {
     let (clock, hand) = Clock::ahead();
     let stage = Stage::with_clock(clock).await;
     let first = stage.broker("broker-a").await;
@@ -32,10 +32,10 @@ async fn pods_are_served_on_as_long_as_their_credentials_live() {
     hand.send_replace(Duration::from_secs(61 * 60));
     let (status, _) = get(&agent, address(1, 1), READER).await;
     assert_eq!(status, 503);
-    // It is still known whose role it is.
+    // The role is still known.
     assert_eq!(get(&agent, address(1, 1), CREDENTIALS).await.0, 200);
 
-    // STS doesn't know that its clock is behind.
+    // STS does not notice that its clock is slow.
     stage.sts.set_lifetime(Some(Duration::from_secs(3 * 3600)));
     let second = stage.broker("broker-b").await;
     network.lead_to(&[second.addresses().agents]);
@@ -50,9 +50,9 @@ async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() 
     let network = Network::to(&[broker.addresses().agents]).await;
     let reach = stage.reach(network.address, "node-1", stage.node_pair("node-1"));
     let mut options = stage.agent_options(reach, Clock::system());
-    // A pulse comes every 5 s.
+    // Heartbeats arrive every 5 s.
     let most = 8.0;
-    options.door.max_picture_age = Duration::from_secs_f64(most);
+    options.metadata.max_staleness = Duration::from_secs_f64(most);
     let agent = Agent::start(options).await.unwrap();
     let admin = agent.addresses().admin;
     let age = async || {
@@ -61,14 +61,14 @@ async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() 
     };
     until(&agent, address(1, 1), READER, |it| it.0 == 200).await;
     network.stall(true);
-    // Of this the agent hears nothing.
+    // The agent does not receive this.
     stage.kube.delete_pod("default", "one");
     stage.kube.put_pod(pod("next", 1, 1, "writer"));
     let (_, body) = until(&agent, address(1, 1), READER, |it| it.0 == 503).await;
-    assert!(body.contains("not heard of the cluster"), "{body}");
+    assert!(body.contains("no update from the cluster"), "{body}");
     eventually("the age as a metric", async || age().await > most).await;
     eventually("the agent says that it is not ready", || async {
-        report(&agent).contains("[-] picture: the cluster was last heard of")
+        report(&agent).contains("[-] watch-freshness: last update from the cluster")
     })
     .await;
 
@@ -83,7 +83,7 @@ async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() 
 }
 
 #[tokio::test]
-async fn what_was_refused_while_no_broker_was_there_is_told_to_the_next() {
+async fn denials_without_a_broker_are_reported_to_the_next() {
     let stage = Stage::new().await;
     stage.kube.put_pod(pod("one", 1, 1, "admin"));
     let first = stage.broker("broker-a").await;
@@ -91,11 +91,11 @@ async fn what_was_refused_while_no_broker_was_there_is_told_to_the_next() {
     let agent = stage.agent_at(network.address, "node-1").await;
     network.lose(first.addresses().agents);
     drop(first);
-    eventually("the agent notices", || async {
+    eventually("the agent outcomes", || async {
         report(&agent).contains("[!] broker: ")
     })
     .await;
-    // Once: the same is not told again soon.
+    // Repeated outcomes are throttled.
     let (status, _) = get(&agent, address(1, 1), CREDENTIALS).await;
     assert_eq!(status, 403);
     assert_eq!(stage.kube.events().len(), 0);

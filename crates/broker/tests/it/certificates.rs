@@ -1,5 +1,5 @@
-//! Certificates and authorities that end, with streams that stay open and pods that ask. Agents and
-//! brokers have one clock, which is moved past each life.
+//! Expiry of certificates and authorities while streams stay open and pods send requests. Agents
+//! and brokers share one clock, which the tests move past each validity period.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
 }
 
-/// Waits until the broker has read a certificate that is good for longer than this.
+/// Waits until the broker has loaded a certificate that is valid for longer than this.
 async fn serves_longer_than(broker: &Broker, time: Duration) {
     eventually("the renewed certificate", || async {
         let left = left(broker.addresses().admin, "broker").await;
@@ -34,7 +34,7 @@ async fn has_both_streams(broker: &Broker) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_ends_is_no_outage_where_its_file_is_renewed() {
+async fn expiry_of_a_renewed_client_certificate_causes_no_outage() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
     let pair = stage.node_pair_for("node-1", Duration::from_secs(6));
@@ -58,7 +58,7 @@ async fn a_certificate_that_ends_is_no_outage_where_its_file_is_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_outlive_a_brokers_certificate_that_was_renewed_in_its_files() {
+async fn streams_survive_renewal_of_the_brokers_certificate() {
     let (clock, hand) = Clock::ahead();
     let stage = Stage::with_clock(clock).await;
     let options = stage.broker_options("broker-a");
@@ -80,7 +80,7 @@ async fn streams_outlive_a_brokers_certificate_that_was_renewed_in_its_files() {
     until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
     has_both_streams(&broker).await;
     assert_eq!(metric(&broker, ENDED).await, None);
-    // And there are new ones.
+    // New streams work too.
     let other = stage.agent(&broker, "node-2").await;
     let writer = format!("{CREDENTIALS}writer");
     assert_eq!(get(&other, address(2, 1), &writer).await.0, 200);
@@ -88,12 +88,12 @@ async fn streams_outlive_a_brokers_certificate_that_was_renewed_in_its_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authority_that_ends_is_no_outage_where_the_next_one_was_trusted_before() {
+async fn rotation_of_the_authority_causes_no_outage() {
     let (clock, hand) = Clock::ahead();
     let stage = Stage::with_clock(clock.clone()).await;
     let (old, new) = (stage.authority(), Authority::new());
     let options = stage.broker_options("broker-a");
-    // Nothing that the old one signed is good for longer.
+    // Everything that the old authority signed expires with it.
     let certificate = |authority: &Authority, end: u64| {
         stage.broker_pair_of(authority, "broker-a", (Duration::ZERO, minutes(end)))
     };
@@ -121,7 +121,7 @@ async fn an_authority_that_ends_is_no_outage_where_the_next_one_was_trusted_befo
     until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
     has_both_streams(&broker).await;
 
-    // What the old one signs is worth nothing any more.
+    // The old authority is no longer trusted.
     let pair = stage.node_pair_of(&new, "node-2", minutes(60));
     let reach = || stage.reach(broker.addresses().agents, "node-2", pair.clone());
     let other = stage.agent_of(reach(), clock).await;

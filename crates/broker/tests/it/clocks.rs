@@ -1,4 +1,4 @@
-//! Clocks that are wrong: an agent's, a broker's, each against the other and against STS.
+//! Wrong clocks: of an agent, a broker or STS, against each other.
 
 use std::time::Duration;
 
@@ -35,10 +35,10 @@ async fn clocks_that_differ_do_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_whose_clock_is_behind_says_that_a_certificate_has_not_begun() {
+async fn a_slow_agent_clock_is_reported_as_not_yet_valid() {
     let stage = Stage::new().await;
     let options = stage.broker_options("broker-a");
-    // By the agent's clock its broker's certificate begins in half an hour.
+    // By the agent's clock, the broker's certificate is not valid for another half an hour.
     let life = (minutes(30), minutes(90));
     stage.broker_pair_of(stage.authority(), "broker-a", life);
     let broker = stage.start(options).await;
@@ -60,7 +60,7 @@ async fn a_session_is_served_until_it_ends_by_the_clock_of_its_node() {
     let (clock, hand) = Clock::ahead();
     let (fast, faster) = Clock::ahead();
     let (slow, slower) = Clock::ahead();
-    // The nodes' clocks are ten minutes from the broker's.
+    // The nodes' clocks differ from the broker's by ten minutes.
     let set = |minute: u64| {
         slower.send_replace(minutes(minute));
         hand.send_replace(minutes(minute + 10));
@@ -68,7 +68,7 @@ async fn a_session_is_served_until_it_ends_by_the_clock_of_its_node() {
     };
     set(0);
     let stage = Stage::with_clock(clock).await;
-    // An hour, by the broker's clock.
+    // One hour by the broker's clock.
     stage.sts.set_lifetime(Some(minutes(70)));
     let broker = stage.broker("broker-a").await;
     let agent = async |node: &str, clock| {
@@ -90,10 +90,10 @@ async fn a_session_is_served_until_it_ends_by_the_clock_of_its_node() {
     stage.sts.fail_with(Some(away));
     set(49);
     assert_eq!(ask().await, (200, 200));
-    // Ten minutes before its end, for a node that is ahead.
+    // Ten minutes before expiry, for a node whose clock is fast.
     set(51);
     assert_eq!(ask().await, (503, 200));
-    // Ten minutes after it, for one that is behind, and no longer.
+    // Ten minutes after expiry, for a node whose clock is slow, and no longer.
     set(69);
     assert_eq!(ask().await, (503, 200));
     set(71);
@@ -101,9 +101,9 @@ async fn a_session_is_served_until_it_ends_by_the_clock_of_its_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_whose_clock_is_ahead_of_sts_renews_sooner_and_no_pod_goes_without() {
+async fn a_fast_broker_clock_refreshes_sooner_without_an_outage() {
     let (clock, hand) = Clock::ahead();
-    // What STS gives for an hour seems to end in ten minutes.
+    // A one-hour session seems to expire in ten minutes.
     hand.send_replace(minutes(50));
     let stage = Stage::with_clock(clock).await;
     let broker = stage.broker("broker-a").await;
@@ -118,7 +118,7 @@ async fn a_broker_whose_clock_is_ahead_of_sts_renews_sooner_and_no_pod_goes_with
     };
     hand.send_replace(minutes(55));
     let before = renewed(&before).await;
-    // What it fetches now seems to be over at once. It is passed on: the node's clock is right.
+    // New credentials seem to be expired. They are passed on: the node's clock is right.
     hand.send_replace(minutes(100));
     let before = renewed(&before).await;
     renewed(&before).await;

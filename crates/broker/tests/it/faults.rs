@@ -1,10 +1,10 @@
-//! What goes wrong while pods ask, each with what is promised then.
+//! Faults while pods send requests, each with the promised behaviour.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rolegate_agent::broker::Proof;
+use rolegate_agent::broker::ClientAuth;
 use rolegate_broker::app::Broker;
 use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Pod, StsFailure};
 use rolegate_runtime::clock::Clock;
@@ -15,14 +15,14 @@ use crate::serving::key_id;
 use crate::stage::{
     CREDENTIALS, LOOPBACK, Stage, address, furnish, get, measure, metric, pod, until,
 };
-use crate::tokens::{AgentPod, asked_again, minutes, reviews};
+use crate::tokens::{AgentPod, minutes, reviewed_again, reviews};
 
 pub(crate) const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
 pub(crate) const SERVING: &str = "rolegate_broker_streams{use=\"serving\"}";
 pub(crate) const ENDED: &str = "rolegate_broker_refused_total{reason=\"ended\"}";
 pub(crate) const WARM: &str = "rolegate_broker_streams{use=\"warm\"}";
 
-/// Both brokers behind one address, with the one that serves first.
+/// Starts two brokers behind one address and returns the one that serves first.
 async fn two_brokers(stage: &Stage) -> (Network, [Broker; 2]) {
     let brokers = [
         stage.broker("broker-a").await,
@@ -58,7 +58,7 @@ async fn a_killed_brokers_agents_move_to_another_and_no_request_fails() {
     assert_eq!(metric(&left, SERVING).await, Some(1));
     load.succeeded().await;
 
-    // A broker that is told to stop says so, and the agent finds the next one.
+    // A broker that shuts down announces it, and the agent connects to the next one.
     let third = stage.broker("broker-c").await;
     let load = Load::start(&agent, address(1, 1), READER);
     network.lead_to(&[third.addresses().agents]);
@@ -89,11 +89,11 @@ async fn pods_keep_their_sessions_while_sts_is_away_for_long() {
         stage.sts.count() > calls
     })
     .await;
-    // Who has none yet is told that it is STS.
+    // A pod without credentials learns that STS is the cause.
     stage.kube.put_pod(pod("new", 1, 2, "writer"));
     let path = format!("{CREDENTIALS}writer");
     until(&agent, address(1, 2), &path, |it| {
-        it.0 == 503 && it.1.contains("STS gives no session")
+        it.0 == 503 && it.1.contains("STS cannot issue a session")
     })
     .await;
     hand.send_replace(Duration::from_secs(45 * 60));
@@ -118,12 +118,12 @@ async fn agents_come_and_go_while_the_api_server_is_away() {
     let load = Load::start(&agent, address(1, 1), READER);
     stage.kube.fail_with(Some(503));
     stage.kube.drop_watches();
-    eventually("the broker notices", || async {
+    eventually("the broker outcomes", || async {
         let report = broker.readiness().report().to_text(true);
         report.contains("503")
     })
     .await;
-    // What the broker knows is served on, to agents that start now too.
+    // The broker still serves its sessions, also to new agents.
     let other = stage.agent(&broker, "node-2").await;
     let writer = format!("{CREDENTIALS}writer");
     assert_eq!(get(&other, address(2, 1), &writer).await.0, 200);
@@ -134,7 +134,7 @@ async fn agents_come_and_go_while_the_api_server_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_long() {
+async fn token_agents_are_served_during_a_long_api_server_outage() {
     let (clock, hand) = Clock::ahead();
     let stage = Stage::with_clock(clock.clone()).await;
     let broker = stage.broker("broker-a").await;
@@ -142,7 +142,7 @@ async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_
     let file = stage.path("token");
     std::fs::write(&file, agents.token(clock.now() + minutes(60))).unwrap();
     let mut reach = stage.reach(broker.addresses().agents, "node-1", stage.node_pair("none"));
-    reach.proof = Proof::Token(file);
+    reach.proof = ClientAuth::Token(file);
     let agent = stage.agent_of(reach, clock).await;
     let before = key_id(&get(&agent, address(1, 1), READER).await);
     let load = Load::start(&agent, address(1, 1), READER);
@@ -151,16 +151,15 @@ async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_
 
     stage.kube.fail_with(Some(503));
     stage.kube.drop_watches();
-    // Both streams are due to be proven again.
+    // Both streams must reauthenticate.
     let asked = reviews(&stage);
     hand.send_replace(minutes(6));
-    asked_again(&stage, asked + 1).await;
-    // Past the time for that, and to where the session is refreshed: by a broker that can ask
-    // nobody, for agents that it can't prove again.
+    reviewed_again(&stage, asked + 1).await;
+    // Past that time, and to where sessions are refreshed: the broker cannot review tokens.
     for minute in [12, 18, 24, 30, 36] {
         let asked = reviews(&stage);
         hand.send_replace(minutes(minute));
-        asked_again(&stage, asked + 1).await;
+        reviewed_again(&stage, asked + 1).await;
     }
     eventually("a new session", || async {
         key_id(&get(&agent, address(1, 1), READER).await) != before
@@ -173,7 +172,7 @@ async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_
     stage.kube.fail_with(None);
     let asked = reviews(&stage);
     hand.send_replace(minutes(37));
-    asked_again(&stage, asked + 1).await;
+    reviewed_again(&stage, asked + 1).await;
     stage.kube.put_pod(pod("new", 1, 2, "writer"));
     until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
     eventually("both streams", both).await;
@@ -182,9 +181,9 @@ async fn agents_that_show_tokens_are_served_on_while_the_api_server_is_away_for_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_is_cut_off_from_the_cluster_is_left_for_one_that_is_not() {
+async fn agents_leave_a_broker_without_api_server() {
     let stage = Stage::new().await;
-    // The second broker's way to the cluster is another one.
+    // The second broker uses another connection to the cluster.
     let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default())
         .await
         .unwrap();
@@ -193,7 +192,7 @@ async fn a_broker_that_is_cut_off_from_the_cluster_is_left_for_one_that_is_not()
     let mut options = stage.broker_options("broker-b");
     options.client.api_server = Some(kube.url());
     let second = stage.start(options).await;
-    // By turns, and the first connection leads to the last of them.
+    // Connections alternate, starting with the last target.
     let turns = [second.addresses().agents, first.addresses().agents];
     let network = Network::to(&turns).await;
     let mut reach = stage.reach(network.address, "node-1", stage.node_pair("node-1"));
@@ -206,11 +205,11 @@ async fn a_broker_that_is_cut_off_from_the_cluster_is_left_for_one_that_is_not()
     let load = Load::start(&agent, address(1, 1), READER);
     stage.kube.fail_with(Some(503));
     stage.kube.drop_watches();
-    // Only the second hears of this: a new pod, and later a right that is taken away.
+    // Only the second broker observes this: a new pod, and later a revocation.
     kube.put_pod(pod("three", 1, 3, "writer"));
     let count = AtomicU32::new(0);
     eventually("the second broker serves", || async {
-        // And of others, so that its picture is young.
+        // Changes of other pods keep its watches fresh.
         let n = count.fetch_add(1, Ordering::Relaxed);
         kube.put_namespace(Namespace::new(&format!("other-{n}")));
         kube.put_pod(Pod::new(&format!("other-{n}"), "other").node("node-9"));
@@ -239,8 +238,8 @@ async fn a_cut_network_is_noticed_and_pods_are_served_on() {
     let before = told();
     network.stall(true);
     stage.kube.put_pod(pod("new", 1, 2, "writer"));
-    // Nobody closes anything: the agent has to find out.
-    eventually("the agent notices", || async { told() != before }).await;
+    // The connection is not closed: the agent has to detect the stall.
+    eventually("the agent outcomes", || async { told() != before }).await;
     assert!(agent.readiness().is_ready());
     assert_eq!(get(&agent, address(1, 2), CREDENTIALS).await.0, 404);
     network.stall(false);
@@ -266,7 +265,7 @@ async fn throttling_slows_new_sessions_down_and_loses_none() {
             .kube
             .put_pod(pod(&format!("pod-{n}"), 1, n, &format!("reader-{n}")));
     }
-    // No more than what was being made goes on, or 5 a second.
+    // Only calls in flight continue, or 5 per second.
     eventually("calls slow down", || async {
         limit().await.is_some_and(|limit| limit < 100.0)
     })

@@ -1,12 +1,12 @@
-//! Agents, and others, that mean harm: nobody else notices.
+//! Hostile agents and peers: nothing else is affected.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rolegate_broker::app::Broker;
-use rolegate_broker::feed::PER_NODE;
-use rolegate_proto::v1::{self, from_agent, notice, to_agent};
+use rolegate_broker::subscription::MAX_PER_NODE;
+use rolegate_proto::v1::{self, from_agent, outcome, to_agent};
 use rolegate_runtime::clock::Clock;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +23,7 @@ const AUTHENTICATED: &str = r#"rolegate_broker_connections{port="agents",state="
 const WRITER: &str = "/latest/meta-data/iam/security-credentials/writer";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_reads_nothing_delays_nobody_and_hears_how_things_are_when_it_does() {
+async fn a_slow_reader_delays_no_agent_and_gets_the_latest_state() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
     let other = stage.agent(&broker, "node-2").await;
@@ -40,7 +40,7 @@ async fn an_agent_that_reads_nothing_delays_nobody_and_hears_how_things_are_when
         for n in 0..100 {
             stage.kube.delete_pod("default", &format!("churn-{n}"));
         }
-        // The others' pods come through between.
+        // Other pods are still processed in between.
         let name = format!("other-{}", round % 5);
         stage.kube.put_pod(pod(&name, 2, 10 + round, "reader-2"));
         until(&other, address(2, 10 + round), CREDENTIALS, |it| {
@@ -51,26 +51,26 @@ async fn an_agent_that_reads_nothing_delays_nobody_and_hears_how_things_are_when
     load.succeeded().await;
     stage.kube.put_pod(pod("last", 1, 250, "reader"));
     let mut known = HashSet::new();
-    let (mut messages, mut residents) = (0, 0);
+    let (mut messages, mut pods) = (0, 0);
     loop {
         let update = raw.update().await;
         messages += 1;
-        residents += update.residents.len();
-        let mut named = update.residents.iter();
+        pods += update.pods.len();
+        let mut named = update.pods.iter();
         let last = named.any(|it| it.name == "last");
-        known.extend(update.residents.into_iter().map(|it| it.uid));
-        for uid in update.gone {
+        known.extend(update.pods.into_iter().map(|it| it.uid));
+        for uid in update.removed_pod_uids {
             assert!(known.remove(&uid));
         }
         if last {
             break;
         }
     }
-    // Far from all that happened: the rest was never in a message.
-    assert!(residents < 4000, "{residents} pods in {messages} messages");
-    // What is left to hear is what is gone.
+    // Most intermediate states were never sent.
+    assert!(pods < 4000, "{pods} pods in {messages} messages");
+    // Only removals are left to send.
     while known.len() > 2 {
-        for uid in raw.update().await.gone {
+        for uid in raw.update().await.removed_pod_uids {
             assert!(known.remove(&uid));
         }
     }
@@ -102,10 +102,10 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
     let (mut own, mut key) = (None, None);
     while key.is_none() {
         let update = raw.update().await;
-        // Nothing of the other node is ever on the stream.
-        for resident in update.residents {
-            assert_eq!(resident.name, "one");
-            own = Some(resident.uid);
+        // The stream never carries pods of other nodes.
+        for entry in update.pods {
+            assert_eq!(entry.name, "one");
+            own = Some(entry.uid);
         }
         let credentials = update.sessions.into_iter().filter_map(|it| it.credentials);
         key = credentials
@@ -114,28 +114,28 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
             .or(key);
     }
     let (own, key) = (own.unwrap(), key.unwrap());
-    let notice = |uid: &str, outcome| v1::Notice {
+    let notice = |uid: &str, outcome| v1::Outcome {
         pod_uid: uid.into(),
-        outcome: Some(outcome),
+        result: Some(outcome),
     };
     let theirs = victims["podUid"].as_str().unwrap();
     let their_key = victims["accessKeyId"].as_str().unwrap();
-    let served = |key: &str| notice::Outcome::Served(key.into());
-    let notices = vec![
+    let served = |key: &str| outcome::Result::Served(key.into());
+    let outcomes = vec![
         notice(theirs, served(their_key)),
         notice(theirs, served(&key)),
-        notice(theirs, notice::Outcome::Denied(v1::Nothing {})),
-        notice(theirs, notice::Outcome::Failing(v1::Nothing {})),
+        notice(theirs, outcome::Result::Denied(v1::Empty {})),
+        notice(theirs, outcome::Result::Failing(v1::Empty {})),
         notice(&own, served(their_key)),
         notice(&own, served("ASIAMADEUP")),
-        notice(&own, notice::Outcome::Denied(v1::Nothing {})),
-        notice(&own, notice::Outcome::Failing(v1::Nothing {})),
+        notice(&own, outcome::Result::Denied(v1::Empty {})),
+        notice(&own, outcome::Result::Failing(v1::Empty {})),
         notice("no pod at all", served(&key)),
-        // The only thing that is true.
+        // The only valid outcome.
         notice(&own, served(&key)),
         notice(&own, served(&key)),
     ];
-    // What was sent is written before the agent says anything.
+    // The ledger records sessions before the agent reports anything.
     let ours = async || {
         let entries = ledger(&broker).await;
         let ours = |entry: &&Value| entry["podUid"] == *own;
@@ -147,7 +147,7 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
         (&entry["pod"], &entry["accessKeyId"], &entry["served"]),
         (&"one".into(), &key.as_str().into(), &Value::Null)
     );
-    raw.say(from_agent::Body::Notices(v1::Notices { notices }))
+    raw.say(from_agent::Body::Outcomes(v1::Outcomes { outcomes }))
         .await;
     eventually("the true entry", async || {
         ours().await.0["served"] != Value::Null
@@ -158,8 +158,8 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
     assert!(entries.contains(&victims), "{entries:?}");
     assert_eq!(stage.kube.events().len(), 1);
 
-    let many = vec![notice(&own, notice::Outcome::Denied(v1::Nothing {})); 257];
-    raw.say(from_agent::Body::Notices(v1::Notices { notices: many }))
+    let many = vec![notice(&own, outcome::Result::Denied(v1::Empty {})); 257];
+    raw.say(from_agent::Body::Outcomes(v1::Outcomes { outcomes: many }))
         .await;
     assert_eq!(raw.end().await.code(), Code::InvalidArgument);
 }
@@ -176,13 +176,13 @@ async fn threat_09_a_stream_does_not_outlive_its_certificate() {
     let again = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
     let connected = connect(&tls, Ipv4Addr::LOCALHOST, broker.addresses().agents).await;
     let (requests, connection) = connected.unwrap();
-    // A first stream on it is answered: the broker has taken the connection while it could.
+    // A first stream is refused: the broker accepted the connection while it had room.
     let early = Raw::on(requests.clone(), connection.clone()).await.unwrap();
     hand.send_replace(Duration::from_secs(86_500));
     for stream in [raw, again] {
         assert_eq!(stream.end().await.code(), Code::Unauthenticated);
     }
-    // Nor is there a new one on a connection that was made before.
+    // The earlier connection cannot open a new stream either.
     let mut late = Raw::on(requests, connection).await.unwrap();
     late.hello("node-1").await;
     assert_eq!(late.hear().await.unwrap_err().code(), Code::Unauthenticated);
@@ -192,7 +192,7 @@ async fn threat_09_a_stream_does_not_outlive_its_certificate() {
             .await
             .is_err()
             || {
-                // TLS 1.3 tells a client that it was refused when it reads.
+                // In TLS 1.3 a client learns of the rejection when it reads.
                 let opened = connect(&tls, Ipv4Addr::LOCALHOST, broker.addresses().agents).await;
                 let (requests, connection) = opened.unwrap();
                 Raw::on(requests, connection).await.is_err()
@@ -200,18 +200,18 @@ async fn threat_09_a_stream_does_not_outlive_its_certificate() {
     );
 }
 
-/// Sends this on a TCP connection, and waits until the broker closes it.
+/// Sends bytes on a TCP connection and waits until the broker closes it.
 async fn bytes(broker: &Broker, bytes: &[u8]) {
     let mut stream = dial(Ipv4Addr::new(127, 0, 0, 66), broker.addresses().agents).await;
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let closed = stream.read_to_end(&mut answer);
-    let closed = tokio::time::timeout(crate::stage::PATIENCE, closed).await;
+    let closed = tokio::time::timeout(crate::stage::TEST_TIMEOUT, closed).await;
     assert!(closed.is_ok(), "the broker keeps a connection of garbage");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_bytes_and_streams_cost_nobody_anything() {
+async fn hostile_bytes_and_streams_affect_no_other_peer() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
     let to = broker.addresses().agents;
@@ -221,7 +221,7 @@ async fn hostile_bytes_and_streams_cost_nobody_anything() {
 
     bytes(&broker, b"GET / HTTP/1.1\r\nHost: broker\r\n\r\n").await;
     bytes(&broker, &[0xff; 100_000]).await;
-    // Half a handshake, and silence.
+    // Half a handshake, then silence.
     bytes(&broker, &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await;
     let tls = stage.tls(None);
     let stream = dial(Ipv4Addr::LOCALHOST, to).await;
@@ -230,15 +230,15 @@ async fn hostile_bytes_and_streams_cost_nobody_anything() {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
 
-    // Messages that have no place where they come.
-    let begin = || from_agent::Body::Begin(v1::Begin {});
-    let stranger = Raw::open(&tls, to).await;
-    stranger.say(begin()).await;
-    assert_eq!(stranger.end().await.code(), Code::InvalidArgument);
+    // Messages that are not allowed at this point.
+    let begin = || from_agent::Body::Activate(v1::Activate {});
+    let unknown_peer = Raw::open(&tls, to).await;
+    unknown_peer.say(begin()).await;
+    assert_eq!(unknown_peer.end().await.code(), Code::InvalidArgument);
     for node in ["", "node-1\n", "node-1"] {
-        let stranger = Raw::open(&tls, to).await;
-        stranger.hello(node).await;
-        let code = stranger.end().await.code();
+        let unknown_peer = Raw::open(&tls, to).await;
+        unknown_peer.hello(node).await;
+        let code = unknown_peer.end().await.code();
         assert!(
             matches!(code, Code::InvalidArgument | Code::Unauthenticated),
             "{code}"
@@ -263,10 +263,13 @@ async fn hostile_bytes_and_streams_cost_nobody_anything() {
     assert_eq!(twice.end().await.code(), Code::InvalidArgument);
     let huge = Raw::serving(&known, to, "node-1").await;
     let token = "x".repeat(128 << 10);
-    huge.say(from_agent::Body::Proof(v1::Proof { token })).await;
+    huge.say(from_agent::Body::Reauthenticate(v1::Reauthenticate {
+        token,
+    }))
+    .await;
     assert_eq!(huge.end().await.code(), Code::OutOfRange);
 
-    // A thousand streams on one connection, and none that says who it is.
+    // A thousand unauthenticated streams on one connection.
     let (requests, connection) = connect(&tls, Ipv4Addr::LOCALHOST, to).await.unwrap();
     let opening = (0..1000).map(|_| Raw::on(requests.clone(), connection.clone()));
     let opening = tokio::spawn(futures::future::join_all(opening.collect::<Vec<_>>()));
@@ -282,24 +285,24 @@ async fn hostile_bytes_and_streams_cost_nobody_anything() {
 }
 
 #[tokio::test]
-async fn whoever_has_proven_nothing_sends_no_large_message() {
+async fn unauthenticated_peers_send_no_large_messages() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
-    let stranger = Raw::open(&stage.tls(None), broker.addresses().agents).await;
-    // The smallest bytes that make the most of memory.
-    let notice = v1::Notice {
+    let unknown_peer = Raw::open(&stage.tls(None), broker.addresses().agents).await;
+    // The smallest encoding that needs the most memory.
+    let notice = v1::Outcome {
         pod_uid: String::new(),
-        outcome: None,
+        result: None,
     };
-    let notices = vec![notice; 64 << 10];
-    stranger
-        .say(from_agent::Body::Notices(v1::Notices { notices }))
+    let outcomes = vec![notice; 64 << 10];
+    unknown_peer
+        .say(from_agent::Body::Outcomes(v1::Outcomes { outcomes }))
         .await;
-    assert_eq!(stranger.end().await.code(), Code::OutOfRange);
+    assert_eq!(unknown_peer.end().await.code(), Code::OutOfRange);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_hold_no_more_than_their_share_and_the_oldest_goes() {
+async fn unknown_peers_are_limited_and_the_oldest_is_closed() {
     let stage = Stage::new().await;
     let mut options = stage.broker_options("broker-a");
     options.connections = 16;
@@ -310,26 +313,26 @@ async fn strangers_hold_no_more_than_their_share_and_the_oldest_goes() {
     for (node, pair) in pairs {
         held.push(Raw::serving(&stage.tls(Some(pair)), to, node).await);
     }
-    // None of them waits for a place, whatever the others do.
+    // None of them waits for a permit, whatever the others do.
     let tls = stage.tls(None);
-    let mut strangers = Vec::new();
+    let mut unknown_peers = Vec::new();
     for n in 66..90 {
         let from = Ipv4Addr::new(127, 0, 0, n);
-        strangers.push(connect(&tls, from, to).await.unwrap());
+        unknown_peers.push(connect(&tls, from, to).await.unwrap());
     }
-    eventually("two strangers", || async {
+    eventually("two unknown_peers", || async {
         metric(&broker, UNAUTHENTICATED).await == Some(2)
     })
     .await;
     assert_eq!(metric(&broker, AUTHENTICATED).await, Some(3));
     let report = broker.readiness().report();
     assert!(report.ready && report.noted.contains_key("agent connections"));
-    // Existing agents are still served, and so are new ones.
+    // Existing and new agents are still served.
     stage.kube.put_pod(pod("new", 1, 2, "reader"));
     while held[0]
         .update()
         .await
-        .residents
+        .pods
         .iter()
         .all(|it| it.name != "new")
     {}
@@ -344,7 +347,7 @@ async fn threat_27_an_agent_needs_no_strangers_connection_to_end() {
     options.connections = 16;
     let broker = stage.start(options).await;
     let to = broker.addresses().agents;
-    // The agent's pod has the address that it comes from.
+    // The agent's pod has the address that the connection comes from.
     let _agent_pod = AgentPod::new(&stage);
     let tls = stage.tls(None);
     let mut held = Vec::new();
@@ -352,7 +355,7 @@ async fn threat_27_an_agent_needs_no_strangers_connection_to_end() {
         let from = Ipv4Addr::new(127, 0, 0, n);
         held.push(connect(&tls, from, to).await.unwrap());
     }
-    eventually("two strangers", || async {
+    eventually("two unknown_peers", || async {
         metric(&broker, UNAUTHENTICATED).await == Some(2)
     })
     .await;
@@ -360,7 +363,7 @@ async fn threat_27_an_agent_needs_no_strangers_connection_to_end() {
     assert_eq!(get(&agent, address(1, 1), CREDENTIALS).await.0, 200);
     assert!(
         held.iter().all(|(_, connection)| !connection.is_finished()),
-        "it was served once a stranger had gone"
+        "it was served once an unknown peer had gone"
     );
 }
 
@@ -392,7 +395,7 @@ async fn one_address_has_few_unauthenticated_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_certificate_shown_from_many_addresses_takes_no_more_than_one_nodes_connections() {
+async fn one_certificate_gets_one_nodes_connection_limit() {
     let stage = Stage::new().await;
     let mut options = stage.broker_options("broker-a");
     options.connections = 32;
@@ -409,14 +412,14 @@ async fn one_certificate_shown_from_many_addresses_takes_no_more_than_one_nodes_
             continue;
         };
         raw.hello("node-1").await;
-        // Those that are refused are closed, and those that are not are kept.
+        // Rejected connections are closed; the others stay open.
         if raw.hear().await.is_ok() {
             held.push(raw);
         }
     }
-    assert_eq!(held.len(), PER_NODE);
+    assert_eq!(held.len(), MAX_PER_NODE);
     eventually("no more than the node's", || async {
-        metric(&broker, AUTHENTICATED).await == Some(u64::try_from(PER_NODE).unwrap())
+        metric(&broker, AUTHENTICATED).await == Some(u64::try_from(MAX_PER_NODE).unwrap())
     })
     .await;
     let agent = stage.agent(&broker, "node-2").await;
@@ -433,13 +436,13 @@ async fn a_nodes_streams_begin_no_faster_than_they_may() {
     let serving = "rolegate_broker_streams{use=\"serving\"}";
     let mut begun = 0;
     let refused = loop {
-        // The connection is the same for all of them.
+        // All share one connection.
         let lives = tokio::spawn(async {}).abort_handle();
         let mut raw = Raw::on(requests.clone(), lives).await.unwrap();
         raw.hello("node-1").await;
         let welcome = raw.hear().await.unwrap();
         assert!(matches!(welcome, Some(to_agent::Body::Welcome(_))));
-        raw.say(from_agent::Body::Begin(v1::Begin {})).await;
+        raw.say(from_agent::Body::Activate(v1::Activate {})).await;
         let refused = loop {
             match raw.hear().await {
                 Ok(Some(to_agent::Body::Update(_))) => break None,
@@ -460,10 +463,10 @@ async fn a_nodes_streams_begin_no_faster_than_they_may() {
     };
     assert!(begun >= 16, "only {begun} streams began");
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    assert!(refused.message().contains("too often"), "{refused:?}");
+    assert!(refused.message().contains("too many"), "{refused:?}");
     let reason = "rolegate_broker_refused_total{reason=\"begins\"}";
     assert_eq!(metric(&broker, reason).await, Some(1));
-    // Another node's streams are not counted with them.
+    // Another node's streams are counted separately.
     let agent = stage.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
     connection.abort();
@@ -476,7 +479,7 @@ async fn a_node_has_room_for_so_many_streams() {
     let to = broker.addresses().agents;
     let tls = stage.tls(Some(stage.node_pair("node-1")));
     let mut held = Vec::new();
-    for _ in 0..PER_NODE {
+    for _ in 0..MAX_PER_NODE {
         held.push(Raw::serving(&tls, to, "node-1").await);
     }
     let from = Ipv4Addr::LOCALHOST;
@@ -485,7 +488,7 @@ async fn a_node_has_room_for_so_many_streams() {
     crowded.hello("node-1").await;
     let refused = crowded.hear().await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    // Its connection takes no place any longer.
+    // The connection no longer holds a permit.
     eventually("the end of the connection", || async {
         connection.is_finished()
     })
@@ -495,7 +498,7 @@ async fn a_node_has_room_for_so_many_streams() {
         metric(&broker, "rolegate_broker_refused_total{reason=\"crowded\"}").await,
         Some(1)
     );
-    // Nobody else has less for it, and it has room again when they end.
+    // Other nodes keep their limits, and permits are released with the streams.
     let agent = stage.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
     held.clear();

@@ -1,10 +1,10 @@
-//! kiam's agents at the broker, by kiam's interface.
+//! The kiam-compatible interface, called as kiam's agents do.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions};
-use rolegate_broker::feed::PER_NODE;
+use rolegate_broker::subscription::MAX_PER_NODE;
 use rolegate_devkit::{Namespace, Pod};
 use rolegate_proto::kiam::kiam_service_client::KiamServiceClient;
 use rolegate_proto::kiam::{
@@ -35,7 +35,7 @@ struct Kiam {
 
 impl Kiam {
     async fn connect(stage: &Stage, to: SocketAddr, from: Ipv4Addr) -> Self {
-        // One certificate for all of them, which names no node.
+        // kiam's agents share one certificate, which names no node.
         let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
         Self::with(&tls, to, from).await
     }
@@ -86,7 +86,7 @@ async fn stage_of(
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
         client_ca: stage.path("ca.pem"),
-        max_picture_age: Duration::from_secs(3600),
+        max_staleness: Duration::from_secs(3600),
     });
     change(&mut options);
     let broker = stage.start(options).await;
@@ -100,7 +100,7 @@ async fn kiams_agents_get_what_their_own_nodes_pods_may_have() {
     let mut one = Kiam::connect(&stage, to, NODE_1).await;
     let health = one.client.get_health(GetHealthRequest {}).await.unwrap();
     assert_eq!(health.into_inner().message, "ok");
-    // Nothing is held for a node before its agent asks for a pod.
+    // No sessions are held for a node before its agent requests a pod.
     assert!(stage.sts.calls().iter().all(|it| it.action != "AssumeRole"));
     assert_eq!(one.role("127.1.0.1").await.unwrap(), "reader");
     let credentials = one.credentials("127.1.0.1", "reader").await.unwrap();
@@ -116,7 +116,7 @@ async fn kiams_agents_get_what_their_own_nodes_pods_may_have() {
     for time in [&credentials.expiration, &credentials.last_updated] {
         assert!(time.len() == 20 && time.ends_with('Z'), "{time}");
     }
-    // The same until it is refreshed; a whole ARN is the same role, and so is a name with a slash.
+    // The same until it is refreshed. A full ARN, or a name with a leading slash, is the same role.
     for same in ["arn:aws:iam::123456789012:role/reader", "/reader"] {
         let again = one.credentials("127.1.0.1", same).await.unwrap();
         assert_eq!(again.access_key_id, credentials.access_key_id);
@@ -126,7 +126,7 @@ async fn kiams_agents_get_what_their_own_nodes_pods_may_have() {
     assert_eq!(entries[0]["accessKeyId"], *credentials.access_key_id);
     assert_eq!(entries[0]["pod"], "one");
 
-    // Refusals are kiam's.
+    // Denials look like kiam's.
     assert_eq!(one.role("127.1.0.3").await.unwrap(), "");
     assert_eq!(one.role("127.1.0.2").await.unwrap(), "admin");
     for (ip, role) in [
@@ -144,7 +144,7 @@ async fn kiams_agents_get_what_their_own_nodes_pods_may_have() {
         (1, &"RoleForbidden".into())
     );
 
-    // Who uses it is seen.
+    // The recorder reports who used it.
     assert_eq!(
         metric(&broker, "rolegate_broker_kiam_connections").await,
         Some(1)
@@ -165,7 +165,7 @@ async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
         two.credentials("127.2.0.1", "writer").await.unwrap().code,
         "Success"
     );
-    // Not even that it is there.
+    // The pod's existence is not revealed.
     let theirs = one.credentials("127.2.0.1", "writer").await.unwrap_err();
     let nobodys = one.credentials("127.9.9.9", "writer").await.unwrap_err();
     assert_eq!(
@@ -185,7 +185,7 @@ async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
     let mut pod = Kiam::connect(&stage, to, Ipv4Addr::new(127, 1, 0, 1)).await;
     let refused = pod.role("127.1.0.1").await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    // A kubelet that claims the address of another node silences it, and gets nothing.
+    // A kubelet that claims another node's address stops service for it, but gets nothing.
     stage.kube.put_pod(agent(1, NODE_2));
     eventually("the clash", || {
         let mut client = two.client.clone();
@@ -208,19 +208,21 @@ async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
 async fn threat_02_kiams_agents_get_nothing_from_an_old_picture() {
     let (stage, _broker, to) = stage_of(Clock::system(), |options| {
         let kiam = options.kiam.as_mut().unwrap();
-        kiam.max_picture_age = Duration::ZERO;
+        kiam.max_staleness = Duration::ZERO;
     })
     .await;
     let mut one = Kiam::connect(&stage, to, NODE_1).await;
     let refused = one.role("127.1.0.1").await.unwrap_err();
     assert!(
-        refused.message().contains("sent nothing for too long"),
+        refused
+            .message()
+            .contains("no update from the API server for too long"),
         "{refused}"
     );
 }
 
 #[tokio::test]
-async fn kiams_agents_hear_what_is_to_be_changed_and_not_what_sts_said() {
+async fn kiam_agents_get_advice_but_not_the_message_from_sts() {
     let stage = Stage::new().await;
     stage.kube.put_pod(agent(1, NODE_1));
     let mut options = stage.broker_options("broker-a");
@@ -228,7 +230,7 @@ async fn kiams_agents_hear_what_is_to_be_changed_and_not_what_sts_said() {
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
         client_ca: stage.path("ca.pem"),
-        max_picture_age: Duration::from_secs(3600),
+        max_staleness: Duration::from_secs(3600),
     });
     let role = "arn:aws:iam::123456789012:role/reader";
     stage.sts.deny_tagging(role, true);
@@ -236,9 +238,9 @@ async fn kiams_agents_hear_what_is_to_be_changed_and_not_what_sts_said() {
     let to = broker.addresses().kiam.unwrap();
     let mut one = Kiam::connect(&stage, to, NODE_1).await;
     let refused = one.credentials("127.1.0.1", "reader").await.unwrap_err();
-    let told = "STS refuses role arn:aws:iam::123456789012:role/reader (AccessDenied): the session \
-                has tags, so the trust policy of role reader must allow sts:TagSession to rolegate \
-                beside sts:AssumeRole";
+    let told = "STS denies role arn:aws:iam::123456789012:role/reader (AccessDenied): the session \
+                has tags, so the trust policy of role reader must allow rolegate sts:TagSession in \
+                addition to sts:AssumeRole";
     assert_eq!(refused.message(), told);
 }
 
@@ -249,7 +251,7 @@ async fn kiams_port_wants_a_certificate_of_kiams_authority() {
     let (requests, _connection) = opened.unwrap();
     let mut client = KiamServiceClient::with_origin(requests, origin());
     assert!(client.get_health(GetHealthRequest {}).await.is_err());
-    // The agents' own port doesn't speak it, and there is none unless it is asked for.
+    // The agents' port does not speak kiam's protocol, and the kiam port is off by default.
     let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
     let (requests, _connection) = connect(&tls, NODE_1, broker.addresses().agents)
         .await
@@ -265,7 +267,7 @@ async fn kiams_port_wants_a_certificate_of_kiams_authority() {
 async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
     let (stage, _broker, to) = stage().await;
     let mut one = Kiam::connect(&stage, to, NODE_1).await;
-    // The node is served; what comes next has no session yet.
+    // The node is served; the next requests have no session yet.
     one.credentials("127.1.0.1", "reader").await.unwrap();
     stage.sts.set_latency(Duration::from_secs(2));
     stage.kube.put_pod(pod("slow", 1, 4, "writer"));
@@ -278,7 +280,7 @@ async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
         };
         waiting.get_pod_credentials(request).await
     });
-    // Of the same connection, so the one before it is there.
+    // Requests of one connection are in order, so the previous one was processed.
     assert_eq!(one.role("127.1.0.4").await.unwrap(), "writer");
     stage.kube.put_namespace(
         Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),
@@ -307,7 +309,7 @@ async fn threat_09_a_kiam_connection_does_not_outlive_its_certificate() {
 async fn threat_27_kiams_certificate_from_many_addresses_keeps_no_nodes_agent_out() {
     let (stage, broker, to) = stage_of(Clock::system(), |options| options.connections = 48).await;
     let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
-    // Addresses of no node, and as many connections of one node as can be had.
+    // Addresses of unknown nodes, and the maximum number of connections of one node.
     let mut held = Vec::new();
     for n in 1..60 {
         let from = Ipv4Addr::new(127, 0, 3, n);
@@ -320,7 +322,7 @@ async fn threat_27_kiams_certificate_from_many_addresses_keeps_no_nodes_agent_ou
         |state: &str| format!("rolegate_broker_connections{{port=\"kiam\",state=\"{state}\"}}");
     let (broker, of) = (&broker, &of);
     eventually("no more than its node's", || async move {
-        metric(broker, &of("authenticated")).await == Some(u64::try_from(PER_NODE).unwrap())
+        metric(broker, &of("authenticated")).await == Some(u64::try_from(MAX_PER_NODE).unwrap())
             && metric(broker, &of("unauthenticated")).await <= Some(6)
     })
     .await;

@@ -1,4 +1,4 @@
-//! Brokers and agents over the stand-ins: the whole protocol, in one process.
+//! Brokers and agents with stand-ins: the whole protocol in one process.
 #![cfg(test)]
 
 mod away;

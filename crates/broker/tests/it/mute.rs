@@ -1,4 +1,4 @@
-//! A broker that welcomes an agent and then says nothing, though its connection is well.
+//! A broker that welcomes an agent and then sends nothing, while its connection stays healthy.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -39,8 +39,8 @@ impl Broker for Mute {
         let is_first = !self.0.swap(true, Ordering::Relaxed);
         let welcome = v1::Welcome {
             broker: "mute".into(),
-            proof_seconds: 600,
-            pulse_seconds: 1,
+            reauthenticate_seconds: 600,
+            heartbeat_interval_seconds: 1,
         };
         let welcome = v1::ToAgent {
             body: Some(to_agent::Body::Welcome(welcome)),
@@ -50,10 +50,10 @@ impl Broker for Mute {
     }
 }
 
-/// Expects peers from everywhere.
-struct Anybody;
+/// Accepts peers from every address.
+struct AnyPeer;
 
-impl Peers for Anybody {
+impl Peers for AnyPeer {
     fn is_expected(&self, _: std::net::IpAddr) -> bool {
         true
     }
@@ -64,7 +64,7 @@ impl Peers for Anybody {
 }
 
 #[tokio::test]
-async fn a_broker_that_says_nothing_is_left() {
+async fn agents_leave_a_silent_broker() {
     let stage = Stage::new().await;
     let CertificateSource::Files(pair) = stage.broker_options("mute").certificate else {
         panic!("a stage has files");
@@ -90,7 +90,7 @@ async fn a_broker_that_says_nothing_is_left() {
         let service = BrokerServer::new(mute.clone());
         Some(TowerToHyperService::new(service))
     };
-    let peers = Arc::new(Anybody);
+    let peers = Arc::new(AnyPeer);
     let serving = serve(listener, tls, limits, drain.clone(), peers, connect);
     let serving = tokio::spawn(serving);
 
@@ -98,7 +98,7 @@ async fn a_broker_that_says_nothing_is_left() {
     let agent = stage.unready_agent(reach).await;
     eventually("the agent gives it up", || async {
         let report = agent.readiness().report().to_text(true);
-        report.contains("the broker was not heard of for too long")
+        report.contains("the broker sent nothing for too long")
     })
     .await;
     drain.force();

@@ -1,5 +1,5 @@
-//! What is between agents and brokers: one address for several brokers, which can be cut; and pods
-//! that go on asking.
+//! The network between agents and brokers (one address for several brokers, which can be cut), and
+//! pods that keep sending requests.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -12,10 +12,10 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::stage::get_at;
 
-/// Requests that a load makes at least.
-const ENOUGH: usize = 10;
+/// Minimum number of requests of a load.
+const MIN_REQUESTS: usize = 10;
 
-/// Leads connections to the brokers by turns, as a Service does.
+/// Forwards connections to the brokers in turn, as a Service does.
 pub(crate) struct Network {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
@@ -45,17 +45,17 @@ impl Network {
         }
     }
 
-    /// Nothing passes any more, and nobody is told; or new connections pass again.
+    /// Silently drops all traffic, or lets new connections pass again.
     pub(crate) fn stall(&self, stalled: bool) {
         self.shared.stalled.send_replace(stalled);
     }
 
-    /// Leads new connections to these from now on.
+    /// Forwards new connections to these brokers from now on.
     pub(crate) fn lead_to(&self, targets: &[SocketAddr]) {
         *self.shared.targets.lock().unwrap() = targets.to_vec();
     }
 
-    /// A broker is gone, with its connections.
+    /// Removes a broker and its connections.
     pub(crate) fn lose(&self, target: SocketAddr) {
         self.shared
             .targets
@@ -102,7 +102,7 @@ async fn relay(mut near: TcpStream, target: SocketAddr, shared: Arc<Shared>) {
             () = stalls(true) => {}
         }
     }
-    // Both wait for what doesn't come.
+    // Both ends wait for data that never arrives.
     stalls(false).await;
 }
 
@@ -110,20 +110,20 @@ async fn becomes<T>(value: &watch::Sender<T>, is: impl Fn(&T) -> bool) {
     let _ = value.subscribe().wait_for(is).await;
 }
 
-/// A pod that asks again and again.
+/// A pod that keeps sending requests.
 pub(crate) struct Load {
     stop: watch::Sender<bool>,
     task: JoinHandle<(usize, Vec<(u16, String)>)>,
 }
 
 impl Load {
-    /// Pod `from` asks `agent` for `path`.
+    /// Starts requests of pod `from` to `agent` for `path`.
     pub(crate) fn start(agent: &Agent, from: Ipv4Addr, path: &str) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (port, path) = (agent.addresses().pods.port(), path.to_owned());
         let task = tokio::spawn(async move {
             let (mut count, mut failed) = (0, Vec::new());
-            while !*stopped.borrow() || count < ENOUGH {
+            while !*stopped.borrow() || count < MIN_REQUESTS {
                 let answer = get_at(port, from, &path).await;
                 count += 1;
                 if answer.0 != 200 {
@@ -136,7 +136,7 @@ impl Load {
         Self { stop, task }
     }
 
-    /// All of its requests were answered with credentials.
+    /// Checks that all requests were answered with credentials.
     pub(crate) async fn succeeded(self) {
         self.stop.send_replace(true);
         let (count, failed) = self.task.await.unwrap();

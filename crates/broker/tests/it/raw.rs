@@ -1,4 +1,4 @@
-//! Agents that don't keep to the protocol.
+//! Agents that violate the protocol.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -15,21 +15,21 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tonic::{Status, Streaming};
 
-use crate::stage::PATIENCE;
+use crate::stage::TEST_TIMEOUT;
 
-/// Where requests are for.
+/// Returns the origin of requests.
 pub(crate) fn origin() -> Uri {
     Uri::from_static("https://broker")
 }
 
-/// A TCP connection from an address.
+/// Opens a TCP connection from an address.
 pub(crate) async fn dial(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
     socket.connect(to).await.unwrap()
 }
 
-/// An HTTP/2 connection from an address, which ends with the handle's task.
+/// Opens an HTTP/2 connection from an address. It ends with the handle's task.
 pub(crate) async fn connect(
     tls: &ClientTls,
     from: Ipv4Addr,
@@ -43,7 +43,7 @@ pub(crate) async fn connect(
     Ok((Requests(requests), task.abort_handle()))
 }
 
-/// A stream whose messages are sent as they are given.
+/// A stream that sends messages unchanged.
 pub(crate) struct Raw {
     sender: mpsc::Sender<v1::FromAgent>,
     incoming: Streaming<v1::ToAgent>,
@@ -76,7 +76,7 @@ impl Raw {
 
     pub(crate) async fn say(&self, body: from_agent::Body) {
         let message = v1::FromAgent { body: Some(body) };
-        // It may have ended.
+        // The stream may have ended.
         let _ = self.sender.send(message).await;
     }
 
@@ -89,12 +89,12 @@ impl Raw {
         self.say(from_agent::Body::Hello(hello)).await;
     }
 
-    /// A stream of `node` that serves.
+    /// Opens an active stream of `node`.
     pub(crate) async fn serving(tls: &ClientTls, to: SocketAddr, node: &str) -> Self {
         Self::serving_by(tls, to, node, "").await
     }
 
-    /// The same, proven by a token.
+    /// Opens an active stream that authenticates with a token.
     pub(crate) async fn serving_by(
         tls: &ClientTls,
         to: SocketAddr,
@@ -110,18 +110,18 @@ impl Raw {
         raw.say(from_agent::Body::Hello(hello)).await;
         let welcome = raw.hear().await.unwrap();
         assert!(matches!(welcome, Some(to_agent::Body::Welcome(_))));
-        raw.say(from_agent::Body::Begin(v1::Begin {})).await;
+        raw.say(from_agent::Body::Activate(v1::Activate {})).await;
         raw
     }
 
-    /// The next message; `None` at the end.
+    /// Returns the next message, or `None` at the end.
     pub(crate) async fn hear(&mut self) -> Result<Option<to_agent::Body>, Status> {
-        let message = tokio::time::timeout(PATIENCE, self.incoming.message()).await;
+        let message = tokio::time::timeout(TEST_TIMEOUT, self.incoming.message()).await;
         let message = message.expect("nothing comes")?;
         Ok(message.and_then(|message| message.body))
     }
 
-    /// The next update.
+    /// Returns the next update.
     pub(crate) async fn update(&mut self) -> v1::Update {
         let updating = async {
             loop {
@@ -132,11 +132,11 @@ impl Raw {
                 }
             }
         };
-        let update = tokio::time::timeout(PATIENCE, updating).await;
+        let update = tokio::time::timeout(TEST_TIMEOUT, updating).await;
         update.expect("no update comes")
     }
 
-    /// How the stream ends.
+    /// Returns the status that ends the stream.
     pub(crate) async fn end(mut self) -> Status {
         let ending = async {
             loop {
@@ -147,7 +147,7 @@ impl Raw {
                 }
             }
         };
-        let ended = tokio::time::timeout(PATIENCE, ending).await;
+        let ended = tokio::time::timeout(TEST_TIMEOUT, ending).await;
         ended.expect("the stream goes on")
     }
 }
@@ -165,13 +165,13 @@ impl futures::Stream for Outgoing {
     }
 }
 
-/// Waits until something is so.
+/// Waits until the condition holds.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
     let waiting = async {
         while !is_so().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    let waited = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
     assert!(waited.is_ok(), "{what} never came to be");
 }

@@ -1,4 +1,4 @@
-//! Agents without any right serve their nodes.
+//! Agents without any permissions serve their nodes.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -19,6 +19,14 @@ pub(crate) fn key_id(answer: &(u16, String)) -> String {
 }
 
 #[tokio::test]
+async fn a_broker_does_not_end_by_itself() {
+    let stage = Stage::new().await;
+    let mut broker = stage.broker("broker-a").await;
+    let ended = tokio::time::timeout(Duration::from_millis(200), broker.ended()).await;
+    assert!(ended.is_err(), "{ended:?}");
+}
+
+#[tokio::test]
 async fn an_agent_serves_what_its_broker_sends() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
@@ -29,11 +37,11 @@ async fn an_agent_serves_what_its_broker_sends() {
     let path = format!("{CREDENTIALS}reader");
     let first = key_id(&get(&agent, one, &path).await);
 
-    // A pod of another node is nobody here.
+    // A pod of another node is unknown here.
     let (status, _) = get(&agent, address(2, 1), CREDENTIALS).await;
     assert_eq!(status, 404);
 
-    // A role that the namespace does not allow, and one that it does.
+    // One role that the namespace denies and one that it allows.
     stage.kube.put_pod(pod("one", 1, 1, "admin"));
     let (_, body) = until(&agent, one, CREDENTIALS, |(status, _)| *status == 403).await;
     assert!(body.contains("is refused by namespace"), "{body}");
@@ -44,7 +52,7 @@ async fn an_agent_serves_what_its_broker_sends() {
     .await;
     assert_ne!(key_id(&second), first);
 
-    // A new pod, and one that goes.
+    // One pod is added and one is deleted.
     stage.kube.put_pod(pod("three", 1, 3, "writer"));
     until(&agent, address(1, 3), CREDENTIALS, |it| it.0 == 200).await;
     stage.kube.delete_pod("default", "one");
@@ -52,7 +60,7 @@ async fn an_agent_serves_what_its_broker_sends() {
 }
 
 #[tokio::test]
-async fn a_pod_that_asks_goes_before_those_that_do_not() {
+async fn waiting_pods_take_precedence() {
     let stage = Stage::new().await;
     let mut options = stage.broker_options("broker-a");
     options.engine.in_flight = 1;
@@ -65,7 +73,7 @@ async fn a_pod_that_asks_goes_before_those_that_do_not() {
         let role = format!("reader-{n}");
         stage.kube.put_pod(pod(&format!("pod-{n}"), 1, n, &role));
     }
-    // The last in line.
+    // The last in the queue.
     let path = format!("{CREDENTIALS}reader-29");
     until(&agent, address(1, 29), &path, |it| it.0 == 200).await;
     let mut fetched = stage.sts.calls();
@@ -75,7 +83,7 @@ async fn a_pod_that_asks_goes_before_those_that_do_not() {
 }
 
 #[tokio::test]
-async fn the_ledger_tells_whose_key_it_is() {
+async fn the_ledger_maps_keys_to_pods() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
     let agent = stage.agent(&broker, "node-1").await;
@@ -99,7 +107,7 @@ async fn the_ledger_tells_whose_key_it_is() {
 }
 
 #[tokio::test]
-async fn pods_are_served_on_while_the_broker_is_away_and_a_new_one_takes_over() {
+async fn pods_are_served_while_brokers_are_replaced() {
     let stage = Stage::new().await;
     let first = stage.broker("broker-a").await;
     let agent = stage.agent(&first, "node-1").await;
@@ -115,24 +123,24 @@ async fn pods_are_served_on_while_the_broker_is_away_and_a_new_one_takes_over() 
 }
 
 #[tokio::test]
-async fn credentials_are_on_the_node_before_its_pods_first_container_runs() {
+async fn credentials_reach_the_node_before_containers_start() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
     let tls = stage.tls(Some(stage.node_pair("node-1")));
     let mut raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
-    // Bound to the node: its image is being pulled, and it has no address.
+    // Bound to the node, but without an address: its image is being pulled.
     let new = Pod::new("default", "new")
         .node("node-1")
         .phase("Pending")
         .annotation("iam.amazonaws.com/role", "writer-new");
     stage.kube.put_pod(new);
     let (mut number, mut sessions) = (None, HashMap::new());
-    // Nobody asks for anything.
+    // Nothing is requested.
     let key = loop {
         let update = raw.update().await;
-        for resident in update.residents.iter().filter(|it| it.name == "new") {
-            assert!(resident.addresses.is_empty());
-            number = session(resident);
+        for entry in update.pods.iter().filter(|it| it.name == "new") {
+            assert!(entry.addresses.is_empty());
+            number = session(entry);
         }
         let fetched = update.sessions.into_iter();
         sessions.extend(fetched.filter_map(|it| Some((it.number, it.credentials?))));
@@ -147,13 +155,13 @@ async fn credentials_are_on_the_node_before_its_pods_first_container_runs() {
             .count()
     };
     assert_eq!(calls(), 1);
-    // Its container starts, with an address, and the session is the one that is there.
+    // Its container starts, with an address, and the session is reused.
     stage.kube.put_pod(pod("new", 1, 9, "writer-new"));
     let started = loop {
         let update = raw.update().await;
-        let mut residents = update.residents.into_iter();
-        if let Some(resident) = residents.find(|it| !it.addresses.is_empty() && it.name == "new") {
-            break resident;
+        let mut pods = update.pods.into_iter();
+        if let Some(entry) = pods.find(|it| !it.addresses.is_empty() && it.name == "new") {
+            break entry;
         }
     };
     assert_eq!(session(&started), number);
@@ -162,19 +170,19 @@ async fn credentials_are_on_the_node_before_its_pods_first_container_runs() {
     assert_eq!((key_id(&answer), calls()), (key, 1));
 }
 
-/// The number of a pod's session.
-fn session(resident: &v1::Resident) -> Option<u64> {
-    match &resident.standing {
-        Some(v1::resident::Standing::Allowed(allowed)) => Some(allowed.session),
+/// Returns the number of a pod's session.
+fn session(entry: &v1::Pod) -> Option<u64> {
+    match &entry.authorization {
+        Some(v1::pod::Authorization::Allowed(allowed)) => Some(allowed.session),
         _ => None,
     }
 }
 
 #[tokio::test]
-async fn what_sts_says_is_missing_reaches_the_pods_owner() {
+async fn missing_permissions_reach_the_pods_owner() {
     let stage = Stage::new().await;
     let mut options = stage.broker_options("broker-a");
-    // So that sessions have a tag.
+    // Adds a tag to sessions.
     options.rules.cluster = Some("prod-1".into());
     stage
         .sts
@@ -183,27 +191,30 @@ async fn what_sts_says_is_missing_reaches_the_pods_owner() {
     let agent = stage.agent(&broker, "node-1").await;
     let (status, body) = get(&agent, address(1, 1), &format!("{CREDENTIALS}reader")).await;
     let told = "(AccessDenied): the session has tags, so the trust policy of role reader must \
-                allow sts:TagSession to rolegate beside sts:AssumeRole\n";
+                allow rolegate sts:TagSession in addition to sts:AssumeRole\n";
     assert_eq!(status, 403);
     assert!(body.ends_with(told), "{body}");
-    // STS's own text is for the broker's log.
+    // AWS's own message is for the broker's log only.
     assert!(!body.contains("assumed-role"), "{body}");
     eventually("the Event", || async { !stage.kube.events().is_empty() }).await;
     let events = stage.kube.events();
     assert_eq!(events[0]["reason"], "CredentialError");
     let note = events[0]["note"].as_str().unwrap();
-    assert!(note.contains("must allow sts:TagSession"), "{note}");
+    assert!(
+        note.contains("must allow rolegate sts:TagSession"),
+        "{note}"
+    );
     assert!(!note.contains("assumed-role"), "{note}");
 }
 
 #[tokio::test]
-async fn what_is_left_of_each_certificate_is_a_metric() {
+async fn certificate_expirations_are_metrics() {
     let stage = Stage::new().await;
     let mut options = stage.broker_options("broker-a");
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
         client_ca: stage.path("ca.pem"),
-        max_picture_age: Duration::from_secs(3600),
+        max_staleness: Duration::from_secs(3600),
     });
     let broker = stage.start(options).await;
     for certificate in ["broker", "client-ca", "kiam-client-ca"] {

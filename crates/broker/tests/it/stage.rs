@@ -1,5 +1,5 @@
-//! The stage: stand-ins for STS, metadata and the API server, brokers over them, agents of nodes
-//! with nothing but a broker, and pods that ask.
+//! The test harness: stand-ins for STS, metadata and the API server, brokers that use them, agents
+//! with nothing but a broker, and pods that send requests.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
-use rolegate_agent::app::{Agent, AgentOptions, MindOptions};
-use rolegate_agent::broker::{BrokerOptions as AgentBroker, Proof};
-use rolegate_agent::door::{DoorOptions, ImdsV2};
+use rolegate_agent::app::{Agent, AgentOptions, Mode};
+use rolegate_agent::broker::{BrokerOptions as AgentBroker, ClientAuth};
 use rolegate_agent::limits::LimitOptions;
+use rolegate_agent::metadata::{ImdsV2, MetadataOptions};
 use rolegate_aws::sts::StsOptions;
 use rolegate_broker::app::{Broker, BrokerOptions};
 use rolegate_broker::identity::AgentAccount;
@@ -26,7 +26,7 @@ use rolegate_core::metadata::AllowList;
 use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod, Sts};
 use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
@@ -37,10 +37,10 @@ use tokio::net::TcpSocket;
 
 pub(crate) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// Longer than anything that a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// Upper limit for every wait of a test.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Stand-ins, and who may prove what.
+/// The stand-ins and the certificate authorities.
 pub(crate) struct Stage {
     pub(crate) sts: Sts,
     pub(crate) imds: Imds,
@@ -50,7 +50,7 @@ pub(crate) struct Stage {
     authority: Authority,
 }
 
-/// Who signs certificates.
+/// A certificate authority.
 pub(crate) struct Authority {
     params: CertificateParams,
     key: KeyPair,
@@ -69,12 +69,12 @@ impl Authority {
     }
 }
 
-/// The address of pod `n` of node `node`.
+/// Returns the address of pod `n` on node `node`.
 pub(crate) fn address(node: u8, n: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, node, 0, n)
 }
 
-/// A running pod of namespace `default` on node `node-N`, with a role.
+/// Returns a running pod of namespace `default` on node `node-N`, with a role.
 pub(crate) fn pod(name: &str, node: u8, n: u8, role: &str) -> Pod {
     Pod::new("default", name)
         .node(&format!("node-{node}"))
@@ -99,7 +99,7 @@ fn node_uri(node: &str) -> SanType {
     SanType::URI(uri.try_into().unwrap())
 }
 
-/// Pods `one` (node 1, role reader) and `two` (node 2, role writer), put into a cluster.
+/// Adds the pods `one` (node 1, role reader) and `two` (node 2, role writer) to a cluster.
 pub(crate) fn furnish(kube: &KubeApi) {
     kube.put_namespace(Namespace::new("default").annotation(
         "iam.amazonaws.com/allowed-roles",
@@ -110,12 +110,12 @@ pub(crate) fn furnish(kube: &KubeApi) {
 }
 
 impl Stage {
-    /// Pods `one` (node 1, role reader) and `two` (node 2, role writer).
+    /// Creates a harness with the pods `one` (node 1, role reader) and `two` (node 2, role writer).
     pub(crate) async fn new() -> Self {
         Self::with_clock(Clock::system()).await
     }
 
-    /// The same, where brokers and agents have this clock.
+    /// Creates a harness whose brokers and agents use this clock.
     pub(crate) async fn with_clock(clock: Clock) -> Self {
         let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default())
             .await
@@ -144,13 +144,13 @@ impl Stage {
         stage
     }
 
-    /// Agents and brokers trust these authorities from now on.
+    /// Makes agents and brokers trust these authorities from now on.
     pub(crate) fn trust(&self, authorities: &[&Authority]) {
         let pem: String = authorities.iter().map(|it| it.pem()).collect();
         std::fs::write(self.path("ca.pem"), pem).unwrap();
     }
 
-    /// The authority that signs where no other is named.
+    /// Returns the clock of brokers and agents.
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
@@ -163,12 +163,12 @@ impl Stage {
         self.folder.path().join(name)
     }
 
-    /// A pair of the stage's authority.
+    /// Issues a key pair by the default authority.
     fn pair(&self, name: &str, params: CertificateParams) -> TlsFiles {
         self.pair_of(&self.authority, name, params)
     }
 
-    /// A pair of an authority, in the files of this name.
+    /// Issues a key pair by this authority, in files with this name.
     fn pair_of(&self, authority: &Authority, name: &str, params: CertificateParams) -> TlsFiles {
         let issuer = Issuer::from_params(&authority.params, &authority.key);
         let key = KeyPair::generate().unwrap();
@@ -182,19 +182,19 @@ impl Stage {
         files
     }
 
-    /// The certificate of a node's agent.
+    /// Issues the certificate of a node's agent.
     pub(crate) fn node_pair(&self, node: &str) -> TlsFiles {
         let mut params = client_params();
         params.subject_alt_names = vec![node_uri(node)];
         self.pair(node, params)
     }
 
-    /// The same, which ends after this time.
+    /// Issues a node's certificate that expires after this time.
     pub(crate) fn node_pair_for(&self, node: &str, time: Duration) -> TlsFiles {
         self.node_pair_of(&self.authority, node, time)
     }
 
-    /// The same, of this authority.
+    /// Issues a node's certificate by this authority.
     pub(crate) fn node_pair_of(
         &self,
         authority: &Authority,
@@ -206,7 +206,7 @@ impl Stage {
         self.pair_for(authority, node, params, time)
     }
 
-    /// The certificate of a client that is no node, which ends after this time.
+    /// Issues a certificate that names no node and expires after this time.
     pub(crate) fn client_pair_for(&self, name: &str, time: Duration) -> TlsFiles {
         self.pair_for(&self.authority, name, client_params(), time)
     }
@@ -222,8 +222,7 @@ impl Stage {
         self.pair_of(authority, name, params)
     }
 
-    /// The certificate of the broker `name`, which is good from one time to the other, both from
-    /// now.
+    /// Issues the certificate of broker `name`. Its validity is relative to now.
     pub(crate) fn broker_pair_of(
         &self,
         authority: &Authority,
@@ -236,37 +235,37 @@ impl Stage {
         self.pair_of(authority, name, params)
     }
 
-    /// The time since 1970.
+    /// Returns the time since the Unix epoch.
     fn now(&self) -> Duration {
         let now = self.clock.now().as_second();
         Duration::from_secs(u64::try_from(now).unwrap())
     }
 
-    /// The certificate of a client that is no node.
+    /// Issues a certificate that names no node.
     pub(crate) fn client_pair(&self, name: &str) -> TlsFiles {
         self.pair(name, client_params())
     }
 
-    /// A client's end of a connection.
+    /// Returns the TLS configuration of a client.
     pub(crate) fn tls(&self, pair: Option<TlsFiles>) -> ClientTls {
         ClientTls {
             ca: self.path("ca.pem"),
             pair,
-            // It shows what it has, whatever time it is.
+            // The client presents its certificate whatever the time.
             clock: Clock::system(),
         }
     }
 
-    /// A broker.
+    /// Starts a broker.
     pub(crate) async fn broker(&self, name: &str) -> Broker {
         self.start(self.broker_options(name)).await
     }
 
-    /// A broker, once it is ready.
+    /// Starts a broker and waits until it is ready.
     pub(crate) async fn start(&self, options: BrokerOptions) -> Broker {
         let broker = Broker::start(options).await.unwrap();
         let ready = broker.readiness().ready();
-        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+        if tokio::time::timeout(TEST_TIMEOUT, ready).await.is_err() {
             panic!("{}", broker.readiness().report().to_text(true));
         }
         broker
@@ -294,7 +293,7 @@ impl Stage {
                 base: Some(base),
                 ..RuleConfig::default()
             },
-            cluster_config: ConfigUse::Off,
+            cluster_config: ConfigMode::Off,
             agents: AgentAccount {
                 namespace: "rolegate-system".into(),
                 name: "rolegate-agent".into(),
@@ -315,7 +314,7 @@ impl Stage {
             scope: SessionScope::Workload,
             session_seconds: 3600,
             engine: EngineOptions::of_cluster(64),
-            // An eighth is for those who have proven nothing: more than one address may have.
+            // An eighth is for unauthenticated peers: more than one address may have.
             connections: 200,
             connections_per_peer: 4,
             kiam: None,
@@ -323,46 +322,46 @@ impl Stage {
         }
     }
 
-    /// What an agent of `node` needs to reach a broker, with this pair.
+    /// Returns the broker options of an agent on `node` with this key pair.
     pub(crate) fn reach(&self, broker: SocketAddr, node: &str, pair: TlsFiles) -> AgentBroker {
         AgentBroker {
             host: "localhost".into(),
             port: broker.port(),
             ca: self.path("ca.pem"),
-            proof: Proof::Certificate(pair),
+            proof: ClientAuth::Certificate(pair),
             node: node.into(),
             stale: Duration::from_secs(180),
             clock: self.clock.clone(),
         }
     }
 
-    /// The agent of `node`, which has nothing but the broker.
+    /// Starts the agent of `node`, connected to the broker only.
     pub(crate) async fn agent(&self, broker: &Broker, node: &str) -> Agent {
         self.agent_at(broker.addresses().agents, node).await
     }
 
-    /// The same, by a broker's address.
+    /// Starts an agent, given a broker's address.
     pub(crate) async fn agent_at(&self, broker: SocketAddr, node: &str) -> Agent {
         let reach = self.reach(broker, node, self.node_pair(node));
         self.agent_of(reach, self.clock.clone()).await
     }
 
-    /// The same, with a clock of its own.
+    /// Starts an agent with its own clock.
     pub(crate) async fn agent_of(&self, reach: AgentBroker, clock: Clock) -> Agent {
         let agent = self.start_agent(reach, clock).await;
         let ready = agent.readiness().ready();
-        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+        if tokio::time::timeout(TEST_TIMEOUT, ready).await.is_err() {
             panic!("{}", agent.readiness().report().to_text(true));
         }
         agent
     }
 
-    /// An agent that may never get ready.
+    /// Starts an agent that may never become ready.
     pub(crate) async fn unready_agent(&self, broker: AgentBroker) -> Agent {
         self.start_agent(broker, self.clock.clone()).await
     }
 
-    /// The same, with a clock of its own.
+    /// Starts an agent that may never become ready, with its own clock.
     pub(crate) async fn unready_agent_with(&self, broker: AgentBroker, clock: Clock) -> Agent {
         self.start_agent(broker, clock).await
     }
@@ -382,13 +381,13 @@ impl Stage {
             host_ip: Some(Ipv4Addr::LOCALHOST.into()),
             debug: true,
             kube2iam_metrics: false,
-            mind: MindOptions::Brokered(broker),
+            mode: Mode::Brokered(broker),
             metadata_addr: self.imds.addr().to_string(),
-            door: DoorOptions {
+            metadata: MetadataOptions {
                 imds_v2: ImdsV2::Optional,
                 allow: AllowList::new(&[]).unwrap(),
                 wait: Duration::from_millis(800),
-                max_picture_age: Duration::from_secs(3600),
+                max_staleness: Duration::from_secs(3600),
                 limits: LimitOptions::default(),
                 header_time: Duration::from_secs(10),
             },
@@ -398,19 +397,19 @@ impl Stage {
     }
 }
 
-/// A GET of a pod at an agent: status and body.
+/// Sends a pod's GET request to an agent: returns status and body.
 pub(crate) async fn get(agent: &Agent, from: Ipv4Addr, path: &str) -> (u16, String) {
     get_at(agent.addresses().pods.port(), from, path).await
 }
 
-/// The same, by the agent's port.
+/// Sends a pod's GET request to an agent's port.
 pub(crate) async fn get_at(port: u16, from: Ipv4Addr, path: &str) -> (u16, String) {
     let request =
         format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n");
     ask(from, (Ipv4Addr::LOCALHOST, port).into(), &request).await
 }
 
-/// A request, to the end of the answer: status and body.
+/// Sends a request and reads the whole response: status and body.
 pub(crate) async fn ask(from: Ipv4Addr, to: SocketAddr, request: &str) -> (u16, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
@@ -425,7 +424,7 @@ pub(crate) async fn ask(from: Ipv4Addr, to: SocketAddr, request: &str) -> (u16, 
     (status.unwrap_or(0), body.unwrap_or_default())
 }
 
-/// Asks until the answer is as expected.
+/// Repeats a request until the response is as expected.
 pub(crate) async fn until(
     agent: &Agent,
     from: Ipv4Addr,
@@ -443,7 +442,7 @@ pub(crate) async fn until(
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    match tokio::time::timeout(PATIENCE, asking).await {
+    match tokio::time::timeout(TEST_TIMEOUT, asking).await {
         Ok(answer) => answer,
         Err(_) => panic!("the answer never came: {last:?}"),
     }
@@ -453,27 +452,27 @@ fn page(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 }
 
-/// The whole part of a broker's metric by its name and labels as they are written; `None` where
-/// there is none.
+/// Returns the integer value of a broker's metric, by its name and labels as written. `None` if
+/// there is no such metric.
 pub(crate) async fn metric(broker: &Broker, name: &str) -> Option<u64> {
     metric_at(broker.addresses().admin, name).await
 }
 
-/// The same of whoever shows metrics there.
+/// Returns the value of a metric from this admin port.
 pub(crate) async fn metric_at<N: FromStr>(admin: SocketAddr, name: &str) -> Option<N> {
     let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
     let value = text.lines().find_map(|line| line.strip_prefix(name));
     value.and_then(|value| value.trim().split('.').next()?.parse().ok())
 }
 
-/// A metric of the broker or agent with this port that is no whole number.
+/// Returns a non-integer metric of the broker or agent with this admin port.
 pub(crate) async fn measure(admin: SocketAddr, name: &str) -> Option<f64> {
     let (_, text) = ask(Ipv4Addr::LOCALHOST, admin, &page("/metrics")).await;
     let value = text.lines().find_map(|line| line.strip_prefix(name));
     value.and_then(|value| value.trim().parse().ok())
 }
 
-/// How long a certificate lasts from now, seconds.
+/// Returns the remaining validity of a certificate, in seconds.
 pub(crate) async fn left(admin: SocketAddr, certificate: &str) -> Option<f64> {
     let name = format!(
         "rolegate_certificate_expiration_timestamp_seconds{{certificate=\"{certificate}\"}}"
@@ -482,7 +481,7 @@ pub(crate) async fn left(admin: SocketAddr, certificate: &str) -> Option<f64> {
     Some(expiration - jiff::Timestamp::now().as_second() as f64)
 }
 
-/// A broker's ledger, newest first.
+/// Returns a broker's ledger, newest first.
 pub(crate) async fn ledger(broker: &Broker) -> Vec<serde_json::Value> {
     let to = broker.addresses().ledger;
     let (_, text) = ask(Ipv4Addr::LOCALHOST, to, &page("/ledger")).await;

@@ -1,4 +1,4 @@
-//! A stolen node gets what its own pods may have, and nothing of another node.
+//! A stolen node gets the sessions of its own pods and nothing of another node.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ async fn rule_08_a_certificate_of_one_node_opens_no_stream_of_another() {
     let never = tokio::time::timeout(Duration::from_secs(2), ready).await;
     assert!(never.is_err());
     let report = thief.readiness().report().to_text(true);
-    assert!(report.contains("refuses this agent"), "{report}");
+    assert!(report.contains("rejected this agent"), "{report}");
     let (status, _) = get(&thief, address(2, 1), CREDENTIALS).await;
     assert_ne!(status, 200);
-    // Nothing was fetched for anybody.
+    // No sessions were fetched.
     let calls = stage.sts.calls();
     assert!(
         calls.iter().all(|call| call.action != "AssumeRole"),
@@ -31,7 +31,7 @@ async fn rule_08_a_certificate_of_one_node_opens_no_stream_of_another() {
 async fn rule_08_a_certificate_of_another_authority_opens_no_stream() {
     let stage = Stage::new().await;
     let broker = stage.broker("broker-a").await;
-    // As the cluster's own authority signs for whoever is approved.
+    // The cluster's own authority signs every approved request.
     let pair = Stage::new().await.node_pair("node-1");
     let thief = stage
         .unready_agent(stage.reach(broker.addresses().agents, "node-1", pair))

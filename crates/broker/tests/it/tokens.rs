@@ -1,4 +1,4 @@
-//! Agents that prove their node by a token of their pod.
+//! Agents that authenticate with a token of their pod.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tonic::Code;
 use crate::raw::{Raw, connect, eventually};
 use crate::stage::{Stage, pod};
 
-/// The agent of node 1 as a pod, which has tokens.
+/// The agent of node 1 as a pod that has tokens.
 pub(crate) struct AgentPod<'a> {
     stage: &'a Stage,
     uid: String,
@@ -32,7 +32,7 @@ impl<'a> AgentPod<'a> {
         Self { stage, uid }
     }
 
-    /// A token that ends at this time.
+    /// Returns a token that expires at this time.
     pub(crate) fn token(&self, until: Timestamp) -> String {
         let token = self.unknown_token(until, "c2ln");
         let user = json!({
@@ -47,7 +47,7 @@ impl<'a> AgentPod<'a> {
         token
     }
 
-    /// The same, with a signature that the API server did not make.
+    /// Returns a token with a signature that the API server did not make.
     pub(crate) fn unknown_token(&self, until: Timestamp, signature: &str) -> String {
         let claims = json!({
             "aud": ["rolegate"],
@@ -68,33 +68,30 @@ pub(crate) fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
 }
 
-/// Shows a token on a stream.
+/// Presents a token on a stream.
 async fn show(raw: &Raw, token: String) {
-    raw.say(from_agent::Body::Proof(v1::Proof { token })).await;
+    raw.say(from_agent::Body::Reauthenticate(v1::Reauthenticate {
+        token,
+    }))
+    .await;
 }
 
-/// Waits until the API server was asked about a token once more than `before`.
-pub(crate) async fn asked_again(stage: &Stage, before: u64) {
+/// Waits until the API server has reviewed more tokens than `before`.
+pub(crate) async fn reviewed_again(stage: &Stage, before: u64) {
     eventually("a question about a token", || async {
         reviews(stage) > before
     })
     .await;
 }
 
-/// How often the API server was asked about a token.
+/// Returns the number of token reviews.
 pub(crate) fn reviews(stage: &Stage) -> u64 {
     stage.kube.count("create", "tokenreviews")
 }
 
-/// Waits until a stream hears of a pod of its node.
+/// Waits until a stream carries a pod of its node.
 async fn hears_of(raw: &mut Raw, name: &str) {
-    while !raw
-        .update()
-        .await
-        .residents
-        .iter()
-        .any(|it| it.name == name)
-    {}
+    while !raw.update().await.pods.iter().any(|it| it.name == name) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,13 +111,13 @@ async fn threat_09_a_stream_does_not_outlive_its_token() {
     hand.send_replace(minutes(4));
     stage.kube.put_pod(pod("late", 1, 2, "reader"));
     hears_of(&mut raw, "late").await;
-    // The token's end, long before the stream must be proven again.
+    // The token expires long before the stream must reauthenticate.
     hand.send_replace(minutes(6));
     let ended = raw.end().await;
     assert_eq!(ended.code(), Code::Unauthenticated);
     assert!(ended.message().contains("token"), "{ended:?}");
 
-    // What was shown last counts.
+    // The latest token counts.
     stage.kube.put_pod(pod("later", 1, 3, "reader"));
     hears_of(&mut renewed, "later").await;
     let token = agent.token(start + minutes(20));
@@ -141,14 +138,14 @@ async fn threat_09_a_token_that_is_not_shown_again_ends_its_stream() {
     hand.send_replace(minutes(9));
     stage.kube.put_pod(pod("late", 1, 2, "reader"));
     hears_of(&mut raw, "late").await;
-    // Whether the API server could be asked or not.
+    // This holds whether or not the API server is available.
     stage.kube.fail_with(Some(503));
     hand.send_replace(minutes(11));
     assert_eq!(raw.end().await.code(), Code::Unauthenticated);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_nobody_can_be_asked_about_ends_no_stream_and_proves_nothing() {
+async fn failed_token_reviews_end_no_stream_and_authenticate_none() {
     let (clock, hand) = Clock::ahead();
     let stage = Stage::with_clock(clock.clone()).await;
     let broker = stage.broker("broker-a").await;
@@ -166,42 +163,42 @@ async fn a_token_that_nobody_can_be_asked_about_ends_no_stream_and_proves_nothin
     show(&honest, agent.token(start + minutes(90))).await;
     show(&ending, agent.token(start + minutes(91))).await;
     show(&lying, agent.unknown_token(start + minutes(90), "bWFkZQ")).await;
-    asked_again(&stage, before + 2).await;
-    // Past the time to prove again, and the same node is served.
+    reviewed_again(&stage, before + 2).await;
+    // Past the time to reauthenticate, the same node is still served.
     hand.send_replace(minutes(15));
     stage.kube.put_pod(pod("late", 1, 2, "reader"));
     hears_of(&mut honest, "late").await;
-    // Nobody is believed who comes only now.
-    let stranger = Raw::open(&tls, to).await;
+    // New peers are not authenticated.
+    let unknown_peer = Raw::open(&tls, to).await;
     let hello = v1::Hello {
         node: "node-1".into(),
         token: token.clone(),
         version: "0".into(),
     };
-    stranger.say(from_agent::Body::Hello(hello)).await;
-    assert_eq!(stranger.end().await.code(), Code::Unavailable);
+    unknown_peer.say(from_agent::Body::Hello(hello)).await;
+    assert_eq!(unknown_peer.end().await.code(), Code::Unavailable);
 
-    // What was shown meanwhile is looked at when it can be, without being shown again.
+    // The newer token is reviewed once possible, without being presented again.
     stage.kube.fail_resource("tokenreviews", None);
     let before = reviews(&stage);
     hand.send_replace(minutes(20));
     let refused = lying.end().await;
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert!(
-        refused.message().contains("none of this cluster"),
+        refused.message().contains("not issued by this cluster"),
         "{refused:?}"
     );
-    asked_again(&stage, before + 2).await;
+    reviewed_again(&stage, before + 2).await;
     show(&honest, agent.token(start + minutes(90))).await;
-    asked_again(&stage, before + 3).await;
+    reviewed_again(&stage, before + 3).await;
 
-    // The longest that a token counts is to its own end.
+    // A token counts at most until its own expiry.
     stage.kube.fail_resource("tokenreviews", Some(503));
     hand.send_replace(minutes(25));
     let before = reviews(&stage);
     show(&honest, agent.token(start + minutes(200))).await;
     show(&ending, agent.token(start + minutes(200))).await;
-    asked_again(&stage, before + 1).await;
+    reviewed_again(&stage, before + 1).await;
     hand.send_replace(minutes(35));
     stage.kube.put_pod(pod("later", 1, 3, "reader"));
     hears_of(&mut honest, "later").await;
@@ -250,7 +247,7 @@ async fn rule_08_a_token_that_names_no_agents_pod_is_refused_without_asking_the_
         refuse(Ipv4Addr::new(127, 0, 0, 2), hello(&claims("of no pod"))),
         refuse(Ipv4Addr::new(127, 0, 0, 3), hello(&ended)),
         refuse(Ipv4Addr::new(127, 0, 0, 4), node_2),
-        // A good one, from an address that the agent's pod doesn't have.
+        // A valid token, from an address that the agent's pod does not have.
         refuse(Ipv4Addr::new(127, 0, 0, 5), hello(&good)),
     );
     assert_eq!(reviews(&stage), before, "the API server was asked");
@@ -268,7 +265,7 @@ async fn rule_08_made_up_tokens_of_one_address_cost_the_api_server_little() {
     let token = agent.token(stage.clock().now() + minutes(60));
     let mut raw = Raw::serving_by(&tls, to, "node-1", &token).await;
     hears_of(&mut raw, "one").await;
-    // A peer that has a stream, and knows the pod, keeps sending forged tokens.
+    // An authenticated peer that knows the pod keeps sending forged tokens.
     let before = reviews(&stage);
     let until = stage.clock().now() + minutes(60);
     for n in 0..64 {

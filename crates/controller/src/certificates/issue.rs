@@ -1,5 +1,5 @@
-//! Makes an authority and one certificate of it, and forgets the authority's key: nobody can ever
-//! sign another one, and no key that can is at rest anywhere.
+//! Issues an authority and one certificate, and discards the authority's key: it cannot sign
+//! another certificate, and no stored key could.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use rcgen::{
 };
 use zeroize::Zeroizing;
 
-/// How far the clocks of API servers may be behind ours; a tenth of a short life at the most.
-const SKEW: Duration = Duration::from_secs(3600);
+/// Tolerated clock skew of API servers. For short validities, at most a tenth of them.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
-/// A pair with the authority that signed it, all as PEM.
+/// A key pair with the authority that signed it, all as PEM.
 pub(super) struct Issued {
     pub(super) authority: String,
     pub(super) certificate: String,
@@ -30,21 +30,21 @@ impl fmt::Debug for Issued {
     }
 }
 
-/// Makes a serving certificate for `names`, hosts and addresses, with ECDSA on P-256. It and its
-/// authority end after `life`.
+/// Issues a serving certificate for `names` (DNS names and addresses), with ECDSA on P-256. It and
+/// its authority expire after `life`.
 pub(super) fn issue(
     now: Timestamp,
     life: Duration,
-    whose: &str,
+    subject: &str,
     names: &[String],
 ) -> Result<Issued, Error> {
     let not_after = now.checked_add(life).unwrap_or(Timestamp::MAX);
     let not_before = now
-        .checked_sub(SKEW.min(life / 10))
+        .checked_sub(MAX_CLOCK_SKEW.min(life / 10))
         .unwrap_or(Timestamp::UNIX_EPOCH);
     let params = |names: &[String], common_name: String| -> Result<_, Error> {
         let mut params = CertificateParams::new(names)?;
-        // In whole seconds, as certificates have them.
+        // Certificates have a resolution of seconds.
         let epoch = date_time_ymd(1970, 1, 1);
         params.not_before = epoch + since_epoch(not_before);
         params.not_after = epoch + since_epoch(not_after);
@@ -55,8 +55,8 @@ pub(super) fn issue(
         Ok(params)
     };
 
-    // Another name for each authority: with equal ones verifiers would have to try which signed.
-    let name = format!("{whose} {}", now.as_microsecond());
+    // A unique name for each authority: with equal names verifiers would have to try each.
+    let name = format!("{subject} {}", now.as_microsecond());
     let mut authority = params(&[], name)?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -64,7 +64,7 @@ pub(super) fn issue(
     let certificate = authority.self_signed(&*authority_key)?;
     let issuer = Issuer::from_params(&authority, &*authority_key);
 
-    let mut leaf = params(names, whose.to_owned())?;
+    let mut leaf = params(names, subject.to_owned())?;
     leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     leaf.use_authority_key_identifier_extension = true;

@@ -1,4 +1,4 @@
-//! What the Secret holds, and what follows from it at a moment.
+//! Decides from the Secret's content whether a new certificate is needed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,86 +9,86 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// The end of each certificate in PEM.
+/// The last line of a certificate in PEM.
 const END: &str = "-----END CERTIFICATE-----";
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-/// Authorities that are trusted at once; more than one of them is left over from the last renewals.
+/// Maximum number of trusted authorities. All but one are left over from recent renewals.
 const MAX_AUTHORITIES: usize = 4;
 
-/// What the Secret holds.
+/// The state of the Secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// No pair.
+    /// It has no pair.
     Nothing,
-    /// A pair that nobody can be served with.
+    /// It has a pair that cannot be used.
     Broken(Fault),
-    /// One that works until it ends.
+    /// It has a valid pair.
     Works(Current),
 }
 
-/// Why a pair is of no use.
+/// The reason why a pair cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The certificate or its key is bad.
+    /// The certificate or its key is invalid.
     #[error(transparent)]
     Pair(#[from] PairError),
     /// The authority that signed the certificate is not in the Secret.
     #[error("its authority is not in the Secret")]
     Authority,
-    /// The certificate begins later than now.
-    #[error("it begins at {0}, later than now: were clocks set?")]
+    /// The certificate is not valid yet.
+    #[error("it is not valid before {0}: check the clocks")]
     Early(Timestamp),
 }
 
-/// A pair that works.
+/// A valid pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Current {
-    /// When it began.
+    /// Start of its validity.
     pub not_before: Timestamp,
-    /// When it ends.
+    /// End of its validity.
     pub not_after: Timestamp,
-    /// What it is for: names of hosts and addresses.
+    /// Its DNS names and addresses.
     pub names: BTreeSet<String>,
-    /// Who is to be trusted: its own authority and those of the pairs before it.
+    /// The trusted authorities: its own and those of previous pairs.
     pub authorities: Authorities,
 }
 
-/// Certificates of authorities, each as PEM with its end, the latest first.
+/// Certificates of authorities, each as PEM with its expiry, the latest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Authorities(Vec<(String, Timestamp)>);
 
-/// What to do.
+/// The next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing, until then.
+    /// Keep the pair.
     Keep {
-        /// When a new pair is due.
+        /// The time of the renewal.
         until: Timestamp,
     },
-    /// A new pair is needed.
+    /// Issue a new pair.
     Issue(Why),
 }
 
-/// Why a new pair is needed.
+/// The reason for a new pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Why {
     /// There is none.
     Missing,
-    /// There is one that is of no use.
+    /// The pair cannot be used.
     Broken(Fault),
-    /// It lacks a name, and works for those it has.
+    /// The certificate lacks a name. It works for the others.
     Names,
-    /// Two thirds of its life are over, and it works yet.
+    /// Two thirds of its validity have passed. It still works.
     Due,
 }
 
 impl Why {
-    /// Whether nothing is served now that could be lost by haste.
+    /// Returns `true` if no working certificate would be replaced.
     pub fn is_urgent(&self) -> bool {
         matches!(self, Self::Missing | Self::Broken(_))
     }
 
-    /// A word for metrics.
+    /// Returns the value of the metric label.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -99,7 +99,7 @@ impl Why {
     }
 }
 
-/// What to do about what was found, where the pair is to be for `names`.
+/// Decides what to do about the state found, if the certificate must be valid for `names`.
 pub fn plan(now: Timestamp, found: &Found, names: &[String]) -> Action {
     let current = match found {
         Found::Nothing => return Action::Issue(Why::Missing),
@@ -121,7 +121,7 @@ pub fn plan(now: Timestamp, found: &Found, names: &[String]) -> Action {
 }
 
 impl Found {
-    /// Reads what a Secret holds: chain, key and authorities, all as PEM, and each may be missing.
+    /// Parses a Secret's content: chain, key and authorities, all as PEM. Each may be missing.
     pub fn read(certificate: &[u8], key: &[u8], authorities: &[u8], now: Timestamp) -> Self {
         if certificate.is_empty() && key.is_empty() {
             return Self::Nothing;
@@ -162,8 +162,8 @@ impl Current {
 }
 
 impl Authorities {
-    /// Reads those that have not ended; what can't be read is left out, since the API server
-    /// refuses all of it for one that it can't read.
+    /// Parses authorities that have not expired. Malformed ones are dropped, since the API server
+    /// rejects the whole bundle for one of them.
     pub fn read(pem: &[u8], now: Timestamp) -> Self {
         let Ok(text) = std::str::from_utf8(pem) else {
             return Self::default();
@@ -179,7 +179,7 @@ impl Authorities {
         Self(blocks.take(MAX_AUTHORITIES).collect())
     }
 
-    /// These after a new one.
+    /// Returns the authorities with a new one in front.
     pub fn with(&self, newest: &str, end: Timestamp) -> Self {
         let newest = (newest.to_owned(), end);
         let before = self.0.iter().filter(|(pem, _)| *pem != newest.0).cloned();
@@ -187,22 +187,23 @@ impl Authorities {
         Self(all.take(MAX_AUTHORITIES).collect())
     }
 
-    /// All in one text.
+    /// Encodes all as PEM.
     pub fn to_pem(&self) -> String {
         self.0.iter().map(|(pem, _)| pem.as_str()).collect()
     }
 
-    /// How many there are.
+    /// Returns the number of authorities.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns `true` if there are no authorities.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether one of them has the issuer's name, which is another for each authority of ours.
+    /// Returns `true` if one of them has the issuer's name, which is unique for each of our
+    /// authorities.
     fn signed(&self, leaf: &X509Certificate<'_>) -> bool {
         self.0.iter().any(|(pem, _)| {
             let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else {

@@ -1,5 +1,5 @@
-//! Telling whom to trust: the API server, by `caBundle` of all webhooks, or the agents, by a
-//! ConfigMap.
+//! Publishes trusted authorities: to the API server in the `caBundle` of all webhooks, or to agents
+//! in a ConfigMap.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -12,28 +12,28 @@ use serde_json::{Value, json};
 use super::plan::Authorities;
 use super::{MANAGED_BY, MANAGER};
 
-/// How often a write is tried that others were faster than.
-const ATTEMPTS: usize = 3;
+/// Maximum number of attempts of a write that conflicts.
+const MAX_ATTEMPTS: usize = 3;
 
-/// What became of it.
+/// The result of publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Published {
-    /// There is no such configuration.
+    /// The object does not exist.
     Absent,
-    /// All webhooks had it.
+    /// It was up to date.
     Already,
-    /// Some had not and have now.
+    /// It was changed.
     Changed,
 }
 
-/// Makes all webhooks of the configuration trust these and nobody else.
+/// Sets the authorities of all webhooks of the configuration.
 pub(super) async fn to_webhook(
     api: &Api<ValidatingWebhookConfiguration>,
     name: &str,
     authorities: &Authorities,
 ) -> kube::Result<Published> {
     let bundle = ByteString(authorities.to_pem().into_bytes());
-    let mut attempts = 1..ATTEMPTS;
+    let mut attempts = 1..MAX_ATTEMPTS;
     loop {
         let Some(configuration) = api.get_opt(name).await? else {
             return Ok(Published::Absent);
@@ -53,7 +53,7 @@ pub(super) async fn to_webhook(
     }
 }
 
-/// Has the ConfigMap name these authorities and nobody else; makes it where it is not there.
+/// Sets the authorities in the ConfigMap, and creates it if necessary.
 pub(super) async fn to_config_map(
     api: &Api<ConfigMap>,
     name: &str,
@@ -79,9 +79,9 @@ pub(super) async fn to_config_map(
     Ok(Published::Changed)
 }
 
-/// A patch that leaves everything else as it is, fields that we don't know too; `None` if there is
-/// nothing to change. Webhooks are merged by name, and a name that is gone would be added: the
-/// version makes that a conflict.
+/// Returns a patch that changes nothing else, including unknown fields, or `None` if there is
+/// nothing to change. Webhooks are merged by name, and a name that was removed would be added
+/// again, so the patch is conditional on the resource version.
 fn patch(configuration: &ValidatingWebhookConfiguration, bundle: &ByteString) -> Option<Value> {
     let webhooks = configuration.webhooks.iter().flatten();
     let webhooks: Vec<_> = webhooks
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_differs_is_patched_and_bound_to_the_version_that_was_read() {
+    fn patches_are_minimal_and_conditional_on_the_version() {
         let configuration = |bundles: [&str; 2]| {
             let webhook = |name, bundle| {
                 json!({"name": name, "clientConfig": {"url": "https://a", "caBundle": bundle},

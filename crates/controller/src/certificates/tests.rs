@@ -1,4 +1,4 @@
-//! What is made works with what reads it, and plans follow from it.
+//! Issued certificates can be parsed, and plans follow from them.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -11,9 +11,9 @@ fn start() -> Timestamp {
 }
 
 fn names() -> Vec<String> {
-    let options = SelfMade {
+    let options = SelfSigned {
         extra_names: vec!["127.0.0.1".into()],
-        ..SelfMade::new("rolegate-system")
+        ..SelfSigned::new("rolegate-system")
     };
     options.names()
 }
@@ -56,7 +56,7 @@ fn a_new_pair_is_kept_for_two_thirds_of_its_life() {
     assert_eq!(plan(just_before, &new, &names()), Action::Keep { until });
     assert_eq!(plan(until, &new, &names()), Action::Issue(Why::Due));
     assert!(!Why::Due.is_urgent());
-    // The key of the authority is nowhere.
+    // The authority's key is not included.
     assert_eq!(issued.key.matches("PRIVATE KEY").count(), 2);
     assert!(!issued.authority.contains("PRIVATE KEY"));
     assert!(!issued.certificate.contains("PRIVATE KEY"));
@@ -64,7 +64,7 @@ fn a_new_pair_is_kept_for_two_thirds_of_its_life() {
 }
 
 #[test]
-fn what_is_of_no_use_is_replaced_at_once() {
+fn unusable_pairs_are_replaced_at_once() {
     let (issued, _) = made(start());
     let (other, _) = made(after(1));
     let now = after(1);
@@ -144,6 +144,6 @@ fn a_short_life_is_not_due_at_once() {
 }
 
 #[test]
-fn a_name_that_is_none_is_an_error() {
+fn an_invalid_name_is_an_error() {
     assert!(issue(start(), DAY, "test", &["é".into()]).is_err());
 }

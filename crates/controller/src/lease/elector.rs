@@ -1,4 +1,4 @@
-//! The Lease as it is read and written.
+//! Reads and writes the Lease.
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::Api;
@@ -27,7 +27,7 @@ impl Elector {
         }
     }
 
-    /// Takes or renews the Lease if that is ours to do; whether it is ours now.
+    /// Takes or renews the Lease if possible. Returns `true` if this candidate holds it.
     pub(super) async fn attempt(&mut self) -> kube::Result<bool> {
         let lease = self.api.get_opt(&self.options.name).await?;
         self.observe(lease);
@@ -59,13 +59,13 @@ impl Elector {
                 self.observe(Some(lease));
                 Ok(true)
             }
-            // Somebody else was faster: the next look shows who.
+            // Another candidate was faster: the next attempt shows which.
             Err(kube::Error::Api(status)) if status.code == 409 && step != Step::Renew => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Gives the Lease up, if it is ours.
+    /// Releases the Lease if this candidate holds it.
     pub(super) async fn release(&mut self) -> kube::Result<()> {
         let lease = self.api.get_opt(&self.options.name).await?;
         self.observe(lease);

@@ -1,4 +1,4 @@
-//! What a Lease says, and what follows from it.
+//! The content of a Lease, and the next step.
 
 use std::time::Duration;
 
@@ -7,33 +7,33 @@ use k8s_openapi::api::coordination::v1::LeaseSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use tokio::time::Instant;
 
-/// The longest that a holder is waited for, whatever it asks.
-const LONGEST: Duration = Duration::from_secs(600);
+/// Upper limit of the lease duration requested by a holder.
+const MAX_LEASE_DURATION: Duration = Duration::from_secs(600);
 
-/// A Lease as it was seen, and since when it is the same.
+/// A Lease as it was read, and the time since which it is unchanged.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
-    /// With the version that writes are bound to.
+    /// Includes the version for conditional writes.
     pub(super) metadata: ObjectMeta,
     pub(super) spec: LeaseSpec,
-    /// By our own clock.
+    /// By this process's monotonic clock.
     pub(super) since: Instant,
 }
 
-/// What to do next.
+/// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// There is no Lease: make it.
+    /// There is no Lease: create it.
     Create,
-    /// Nobody holds it, or its holder has not been heard of for too long: take it.
+    /// The Lease has no holder, or its holder has not renewed it for too long: take it.
     Take,
-    /// It is ours: renew it.
+    /// This candidate holds it: renew it.
     Renew,
-    /// Another holds it.
+    /// Another candidate holds it: wait.
     Wait,
 }
 
-/// The next step of `identity`.
+/// Returns the next step of `identity`.
 pub(super) fn step(identity: &str, seen: Option<&Seen>, now: Instant) -> Step {
     let Some(seen) = seen else {
         return Step::Create;
@@ -46,13 +46,13 @@ pub(super) fn step(identity: &str, seen: Option<&Seen>, now: Instant) -> Step {
     }
 }
 
-/// How long its holder has asked to be waited for.
+/// Returns the lease duration requested by the holder.
 fn duration(spec: &LeaseSpec) -> Duration {
     let seconds = spec.lease_duration_seconds.unwrap_or_default();
-    Duration::from_secs(u64::try_from(seconds).unwrap_or_default()).min(LONGEST)
+    Duration::from_secs(u64::try_from(seconds).unwrap_or_default()).min(MAX_LEASE_DURATION)
 }
 
-/// The Lease with us as its holder: renewed, or taken from whoever had it before.
+/// Returns the Lease with `identity` as its holder: renewed, or taken over.
 pub(super) fn held(
     identity: &str,
     before: Option<&LeaseSpec>,
@@ -77,11 +77,11 @@ pub(super) fn held(
     spec
 }
 
-/// The Lease without a holder: nobody has to wait.
+/// Returns the Lease without a holder, so that no candidate waits.
 pub(super) fn released(before: &LeaseSpec, now: Timestamp) -> LeaseSpec {
     LeaseSpec {
         holder_identity: Some(String::new()),
-        // The API server takes no 0.
+        // The API server rejects 0.
         lease_duration_seconds: Some(1),
         acquire_time: Some(MicroTime(now)),
         renew_time: Some(MicroTime(now)),

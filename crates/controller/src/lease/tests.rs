@@ -1,5 +1,5 @@
-//! Elections, without an API server: its part is a Lease in memory that checks versions and can be
-//! cut off. Time is wound by hand.
+//! Elections without an API server, on paused time: a Lease in memory checks versions and can be
+//! made unreachable.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::record::{Seen, Step, held, released, step};
 use super::*;
 
-/// The API server as far as one Lease goes.
+/// The API server, limited to one Lease.
 #[derive(Clone, Default)]
 struct Server(Arc<Mutex<Stored>>);
 
@@ -22,7 +22,7 @@ struct Server(Arc<Mutex<Stored>>);
 struct Stored {
     lease: Option<Value>,
     version: u64,
-    /// Candidates whose requests get no answer.
+    /// Candidates whose requests get no response.
     cut: Vec<&'static str>,
 }
 
@@ -85,11 +85,11 @@ impl Server {
     }
 }
 
-/// Who works now, as all candidates see it.
+/// The leaders, as all candidates see them.
 #[derive(Clone)]
-struct Office(watch::Sender<Vec<&'static str>>);
+struct Leaders(watch::Sender<Vec<&'static str>>);
 
-impl Office {
+impl Leaders {
     fn new() -> Self {
         Self(watch::Sender::new(Vec::new()))
     }
@@ -102,28 +102,31 @@ impl Office {
     }
 }
 
-/// Works while this lives.
-struct Desk(&'static str, Office);
+/// Marks a candidate as leading while it exists.
+struct Leader(&'static str, Leaders);
 
-impl Desk {
-    fn take(name: &'static str, office: &Office) -> Self {
-        office.0.send_modify(|working| {
-            assert!(working.is_empty(), "{name} leads beside {working:?}");
+impl Leader {
+    fn take(name: &'static str, leaders: &Leaders) -> Self {
+        leaders.0.send_modify(|working| {
+            assert!(
+                working.is_empty(),
+                "{name} leads in addition to {working:?}"
+            );
             working.push(name);
         });
-        Self(name, office.clone())
+        Self(name, leaders.clone())
     }
 }
 
-impl Drop for Desk {
+impl Drop for Leader {
     fn drop(&mut self) {
         let gone = |working: &mut Vec<_>| working.retain(|name| *name != self.0);
         self.1.0.send_modify(gone);
     }
 }
 
-/// Does work that ends when told, or never.
-fn candidate(server: &Server, office: &Office, name: &'static str, obeys: bool) -> Candidate {
+/// Starts a candidate whose work stops when told, or never.
+fn candidate(server: &Server, leaders: &Leaders, name: &'static str, obeys: bool) -> Candidate {
     let readiness = Readiness::new();
     let options = LeaseOptions {
         namespace: "default".into(),
@@ -134,12 +137,12 @@ fn candidate(server: &Server, office: &Office, name: &'static str, obeys: bool) 
     let clock = Clock::tokio("2030-01-01T00:00:00Z".parse().unwrap());
     let condition = readiness.condition("lease");
     let leadership = Leadership::new(options, clock, condition, Gauge::default());
-    let (client, office) = (server.client(name), office.clone());
+    let (client, leaders) = (server.client(name), leaders.clone());
     let stop = CancellationToken::new();
     let run = leadership.run(client, stop.clone(), move |leading| {
-        let office = office.clone();
+        let leaders = leaders.clone();
         async move {
-            let _desk = Desk::take(name, &office);
+            let _leader = Leader::take(name, &leaders);
             leading.cancelled().await;
             if !obeys {
                 std::future::pending::<()>().await;
@@ -161,12 +164,12 @@ struct Candidate {
 
 #[tokio::test(start_paused = true)]
 async fn one_leads_and_another_at_once_when_it_stops() {
-    let (server, office) = (Server::default(), Office::new());
-    let a = candidate(&server, &office, "a", true);
-    office.until(&["a"]).await;
-    let b = candidate(&server, &office, "b", true);
+    let (server, leaders) = (Server::default(), Leaders::new());
+    let a = candidate(&server, &leaders, "a", true);
+    leaders.until(&["a"]).await;
+    let b = candidate(&server, &leaders, "b", true);
     tokio::time::sleep(Duration::from_secs(120)).await;
-    assert_eq!(*office.0.borrow(), ["a"]);
+    assert_eq!(*leaders.0.borrow(), ["a"]);
     assert!(b.readiness.is_ready(), "who doesn't lead is ready as well");
     let spec = server.spec();
     assert_eq!(spec.holder_identity.as_deref(), Some("a"));
@@ -177,29 +180,29 @@ async fn one_leads_and_another_at_once_when_it_stops() {
     a.stop.cancel();
     a.task.await.unwrap();
     assert_eq!(server.spec().holder_identity.as_deref(), Some(""));
-    office.until(&["b"]).await;
-    // One wait between two attempts, at its longest.
+    leaders.until(&["b"]).await;
+    // The longest wait between two attempts.
     assert!(stopped.elapsed() < Duration::from_secs(5));
     assert_eq!(server.spec().lease_transitions, Some(1));
     b.stop.cancel();
     b.task.await.unwrap();
-    office.until(&[]).await;
+    leaders.until(&[]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_is_cut_off_stops_before_another_begins() {
     for obeys in [true, false] {
-        let (server, office) = (Server::default(), Office::new());
-        let a = candidate(&server, &office, "a", obeys);
-        office.until(&["a"]).await;
-        let _b = candidate(&server, &office, "b", true);
+        let (server, leaders) = (Server::default(), Leaders::new());
+        let a = candidate(&server, &leaders, "a", obeys);
+        leaders.until(&["a"]).await;
+        let _b = candidate(&server, &leaders, "b", true);
         tokio::time::sleep(Duration::from_secs(61)).await;
         server.cut("a");
         let cut = Instant::now();
-        office.until(&[]).await;
+        leaders.until(&[]).await;
         let stopped = cut.elapsed();
         assert!(stopped <= Duration::from_secs(13), "after {stopped:?}");
-        office.until(&["b"]).await;
+        leaders.until(&["b"]).await;
         let taken = cut.elapsed();
         assert!(taken >= Duration::from_secs(13), "after {taken:?}");
         assert!(a.readiness.is_ready());
@@ -209,32 +212,32 @@ async fn a_leader_that_is_cut_off_stops_before_another_begins() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_taken_away_by_hand_ends_the_lead() {
-    let (server, office) = (Server::default(), Office::new());
-    let _a = candidate(&server, &office, "a", true);
-    office.until(&["a"]).await;
+    let (server, leaders) = (Server::default(), Leaders::new());
+    let _a = candidate(&server, &leaders, "a", true);
+    leaders.until(&["a"]).await;
     {
         let mut stored = server.0.lock().unwrap();
         let lease = stored.lease.as_mut().unwrap();
         lease["spec"]["holderIdentity"] = json!("somebody");
         lease["metadata"]["resourceVersion"] = json!("1000");
     }
-    office.until(&[]).await;
-    // Who doesn't renew it has it for its duration only.
-    office.until(&["a"]).await;
+    leaders.until(&[]).await;
+    // A holder that does not renew it keeps it for its duration only.
+    leaders.until(&["a"]).await;
     assert_eq!(server.spec().lease_transitions, Some(1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn of_many_candidates_one_leads_at_a_time() {
-    let (server, office) = (Server::default(), Office::new());
+    let (server, leaders) = (Server::default(), Leaders::new());
     let names = ["a", "b", "c", "d", "e"];
     let mut all: Vec<_> = names
         .iter()
-        .map(|name| (*name, candidate(&server, &office, name, true)))
+        .map(|name| (*name, candidate(&server, &leaders, name, true)))
         .collect();
-    // Each desk checks that it is the only one.
+    // Each leader checks that it is the only one.
     for left in (0..names.len()).rev() {
-        let mut seen = office.0.subscribe();
+        let mut seen = leaders.0.subscribe();
         let leader = seen.wait_for(|working| !working.is_empty()).await.unwrap()[0];
         let at = all.iter().position(|(name, _)| *name == leader).unwrap();
         let (_, candidate) = all.remove(at);
@@ -275,7 +278,7 @@ async fn work_that_ends_by_itself_gives_the_lease_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_step_follows_from_the_lease_and_how_long_it_is_the_same() {
+async fn the_next_step_follows_from_the_lease_and_its_age() {
     let since = Instant::now();
     let seen = |holder: &str, seconds| Seen {
         metadata: Default::default(),
@@ -298,7 +301,7 @@ async fn the_next_step_follows_from_the_lease_and_how_long_it_is_the_same() {
         ("other", 60, 59, Step::Wait),
         ("other", 0, 0, Step::Take),
         ("other", -1, 0, Step::Take),
-        // Nobody is waited for for ever.
+        // The wait is always limited.
         ("other", i32::MAX, 599, Step::Wait),
         ("other", i32::MAX, 600, Step::Take),
     ] {

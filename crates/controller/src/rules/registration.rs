@@ -13,10 +13,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ListParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
-use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
+use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::decision::NotLoaded;
 use rolegate_kube::tls_secret::CA_CRT;
-use rolegate_rules::keeper::Keeper;
+use rolegate_rules::store::RuleStoreWriter;
 use rolegate_runtime::readiness::Condition;
 use serde_json::Value;
 
@@ -40,6 +41,8 @@ const PATH: &str = "/validate";
 const PORT: u16 = 443;
 /// How long until it is looked again whether the webhook answers.
 const RETRY: Duration = Duration::from_secs(3);
+/// The time for one update of the registration.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Keeps the registration.
 pub(super) struct Registrar {
@@ -48,11 +51,19 @@ pub(super) struct Registrar {
     condition: Condition,
     /// What it waits for, as it was last logged.
     waits: Option<String>,
+    error: Option<String>,
 }
 
-/// What the registration waits for.
+/// The state of the registration.
 #[derive(Debug, PartialEq, Eq)]
-struct Waits(String);
+enum State {
+    /// It is up to date.
+    Current,
+    /// It is not there yet, and what it waits for.
+    Waits(String),
+    /// It is left as it is, and why.
+    Kept(String),
+}
 
 /// What a registration is made of beside the rules.
 struct Ready {
@@ -67,6 +78,7 @@ impl Registrar {
             options: options.clone(),
             condition,
             waits: None,
+            error: None,
         }
     }
 
@@ -74,60 +86,91 @@ impl Registrar {
         Api::all(self.client.clone())
     }
 
-    /// Brings it up to date, and makes it once the webhook answers. `Some`: when to look again, though
-    /// nothing changes.
-    pub(super) async fn keep(&mut self, keeper: &Keeper) -> Option<Duration> {
-        let waits = match self.look(keeper).await {
-            Ok(waits) => waits,
-            Err(error) => {
-                let error = rolegate_kube::chain(&error);
-                tracing::warn!(
-                    reason = error,
-                    "cannot update the ValidatingWebhookConfiguration"
-                );
-                self.condition.note(error);
-                return Some(RETRY);
+    /// Brings the registration up to date, and creates it once the webhook answers. Returns when to
+    /// check again although nothing changes.
+    pub(super) async fn keep(&mut self, writer: &RuleStoreWriter) -> Option<Duration> {
+        let state = tokio::time::timeout(TIMEOUT, self.reconcile(writer)).await;
+        let state = match state {
+            Ok(Ok(state)) => state,
+            Ok(Err(error)) => return self.failed(rolegate_kube::chain(&error)),
+            Err(_) => {
+                let seconds = TIMEOUT.as_secs();
+                return self.failed(format!("the API server did not answer within {seconds} s"));
             }
         };
-        match &waits {
-            None => self.condition.ok(),
-            Some(Waits(what)) => {
-                if self.waits.as_ref() != Some(what) {
-                    tracing::info!(reason = what, "the webhook is not registered yet");
-                }
-                self.condition
-                    .note(format!("the webhook is not registered yet: {what}"));
+        self.error = None;
+        let (what, waits) = match &state {
+            State::Current => {
+                self.condition.ok();
+                (None, None)
             }
+            State::Kept(why) => {
+                let what = format!("the webhook configuration is left as it is: {why}");
+                (Some(what), None)
+            }
+            State::Waits(what) => {
+                let what = format!("the webhook configuration is not created yet: {what}");
+                (Some(what), Some(RETRY))
+            }
+        };
+        if let Some(what) = &what {
+            if self.waits.as_ref() != Some(what) {
+                tracing::info!(reason = what, "the webhook configuration is not up to date");
+            }
+            self.condition.note(what.clone());
         }
-        self.waits = waits.map(|Waits(what)| what);
-        self.waits.is_some().then_some(RETRY)
+        self.waits = what;
+        waits
     }
 
-    async fn look(&self, keeper: &Keeper) -> Result<Option<Waits>, kube::Error> {
+    /// The error of the last update, until one succeeds.
+    pub(super) fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    fn failed(&mut self, error: String) -> Option<Duration> {
+        tracing::warn!(
+            reason = error,
+            "cannot update the ValidatingWebhookConfiguration"
+        );
+        self.condition.note(error.clone());
+        self.error = Some(error);
+        Some(RETRY)
+    }
+
+    async fn reconcile(&self, writer: &RuleStoreWriter) -> Result<State, kube::Error> {
         let name = &self.options.webhook;
+        let missing = writer.missing();
         match self.api().get_opt(name).await? {
-            Some(registered) => {
-                self.update(keeper, registered).await?;
-                Ok(None)
+            // Without a configuration it is not known what it closed.
+            Some(_) if missing.is_some() => {
+                Ok(State::Kept(missing.as_deref().unwrap_or_default().into()))
             }
-            None if !self.options.register => Ok(None),
+            Some(registered) => {
+                self.update(writer, registered).await?;
+                Ok(State::Current)
+            }
+            None if !self.options.register => Ok(State::Current),
             None => {
-                if let Some(missing) = keeper.missing() {
-                    return Ok(Some(Waits(missing.to_string())));
+                if let Some(missing) = missing {
+                    return Ok(State::Waits(missing.to_string()));
+                }
+                if let Some(part) = writer.unseen() {
+                    return Ok(State::Waits(part.as_str().into()));
                 }
                 match self.readiness().await? {
                     Ok(ready) => {
-                        self.create(keeper, &ready).await?;
-                        Ok(None)
+                        self.create(writer, &ready).await?;
+                        Ok(State::Current)
                     }
-                    Err(waits) => Ok(Some(waits)),
+                    Err(waits) => Ok(State::Waits(waits)),
                 }
             }
         }
     }
 
-    /// Whether the API server would get an answer that it trusts.
-    async fn readiness(&self) -> Result<Result<Ready, Waits>, kube::Error> {
+    /// Checks that the API server would get an answer that it trusts; the error names what is missing.
+    async fn readiness(&self) -> Result<Result<Ready, String>, kube::Error> {
         let RuleOptions {
             namespace,
             service,
@@ -139,7 +182,7 @@ impl Registrar {
         let slices = slices.list(&of_service).await?;
         if !slices.iter().any(has_ready_endpoint) {
             let what = format!("Service {namespace}/{service} has no ready endpoint");
-            return Ok(Err(Waits(what)));
+            return Ok(Err(what));
         }
         let secrets = Api::<Secret>::namespaced(self.client.clone(), namespace);
         let found = secrets.get_opt(secret).await?;
@@ -154,7 +197,7 @@ impl Registrar {
         let inject_ca_from = certificate.map(|name| format!("{namespace}/{name}"));
         if ca_bundle.is_empty() && inject_ca_from.is_none() {
             let what = format!("Secret {namespace}/{secret} has no {CA_CRT}");
-            return Ok(Err(Waits(what)));
+            return Ok(Err(what));
         }
         Ok(Ok(Ready {
             ca_bundle,
@@ -162,14 +205,14 @@ impl Registrar {
         }))
     }
 
-    async fn create(&self, keeper: &Keeper, ready: &Ready) -> Result<(), kube::Error> {
+    async fn create(&self, writer: &RuleStoreWriter, ready: &Ready) -> Result<(), kube::Error> {
         let endpoint = Endpoint::Service {
             namespace: &self.options.namespace,
             name: &self.options.service,
             path: PATH,
             port: PORT,
         };
-        let registration = self.registration(keeper, endpoint, &ready.ca_bundle);
+        let registration = self.registration(writer, endpoint, &ready.ca_bundle);
         let mut registration: ValidatingWebhookConfiguration =
             serde_json::from_value(webhook_configuration(&registration))
                 .map_err(kube::Error::SerdeError)?;
@@ -184,7 +227,10 @@ impl Registrar {
         metadata.owner_references = self.owner().await?.map(|owner| vec![owner]);
         let (api, parameters) = (self.api(), PostParams::default());
         api.create(&parameters, &registration).await?;
-        tracing::info!(webhook = self.options.webhook, "the webhook is registered");
+        tracing::info!(
+            webhook = self.options.webhook,
+            "created the webhook configuration"
+        );
         Ok(())
     }
 
@@ -209,19 +255,23 @@ impl Registrar {
 
     fn registration<'a>(
         &'a self,
-        keeper: &'a Keeper,
+        writer: &'a RuleStoreWriter,
         endpoint: Endpoint<'a>,
         ca_bundle: &'a [u8],
     ) -> Registration<'a> {
-        let config = keeper.book().config();
+        let config = writer.builder().config();
         let keys: &AnnotationKeys = &self.options.keys;
-        let mut namespaces = keeper.book().namespaces();
+        let mut namespaces = writer.builder().namespaces();
+        let unseen = writer.unseen();
         Registration {
             config,
             keys,
+            // What is not loaded may hold a default role, or a policy that wants to see everything.
             has_default_role: config.default_role.is_some()
+                || unseen == Some(NotLoaded::Namespaces)
                 || namespaces.any(|namespace| namespace.default_role.is_some()),
-            has_rego: keeper.rules().load().asks_policies_at_gate(),
+            has_rego: unseen == Some(NotLoaded::Policies)
+                || writer.rules().load().asks_policies_at_admission(),
             endpoint,
             ca_bundle,
             own_namespace: &self.options.namespace,
@@ -230,7 +280,7 @@ impl Registrar {
 
     async fn update(
         &self,
-        keeper: &Keeper,
+        writer: &RuleStoreWriter,
         mut registered: ValidatingWebhookConfiguration,
     ) -> Result<(), kube::Error> {
         let annotations = registered.metadata.annotations.as_ref();
@@ -238,7 +288,7 @@ impl Registrar {
             return Ok(());
         }
         let is = serde_json::to_value(&registered.webhooks).map_err(kube::Error::SerdeError)?;
-        let Some(wanted) = self.wanted(keeper, &is) else {
+        let Some(wanted) = self.wanted(writer, &is) else {
             return Ok(());
         };
         if holds(&is, &wanted) {
@@ -249,12 +299,12 @@ impl Registrar {
         self.api()
             .replace(&self.options.webhook, &PostParams::default(), &registered)
             .await?;
-        tracing::info!("the webhook's registration follows the rules");
+        tracing::info!("updated the webhook configuration");
         Ok(())
     }
 
     /// The webhooks as they should be, reached and trusted as the ones that are there.
-    fn wanted(&self, keeper: &Keeper, is: &Value) -> Option<Value> {
+    fn wanted(&self, writer: &RuleStoreWriter, is: &Value) -> Option<Value> {
         let client = is.get(0)?.get("clientConfig")?;
         let text = |path: &str| client.pointer(path).and_then(Value::as_str);
         let endpoint = match text("/url") {
@@ -270,7 +320,7 @@ impl Registrar {
                     .unwrap_or(443),
             },
         };
-        let registration = self.registration(keeper, endpoint, &[]);
+        let registration = self.registration(writer, endpoint, &[]);
         let mut wanted = webhook_configuration(&registration)
             .get("webhooks")?
             .clone();
@@ -298,16 +348,38 @@ fn has_ready_endpoint(slice: &EndpointSlice) -> bool {
     slice.endpoints.iter().any(ready)
 }
 
-/// Whether `is` says all that `wanted` says; the API server fills in what is left out.
+/// The fields of a webhook that limit what the API server asks about. One that is not wanted any more
+/// must not stay.
+const LIMITS: [&str; 3] = ["matchConditions", "namespaceSelector", "objectSelector"];
+
+/// Returns whether `is` holds all that `wanted` holds, and limits nothing beyond it. The API server
+/// fills in what is left out.
 fn holds(is: &Value, wanted: &Value) -> bool {
     match (is, wanted) {
-        (Value::Object(is), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(key, wanted)| is.get(key).is_some_and(|is| holds(is, wanted))),
+        (Value::Object(is), Value::Object(wanted)) => {
+            let limits_no_more = LIMITS
+                .iter()
+                .all(|key| wanted.contains_key(*key) || is.get(*key).is_none_or(is_empty));
+            let has = |(key, wanted): (&String, &Value)| match is.get(key) {
+                Some(is) if LIMITS.contains(&key.as_str()) => is == wanted,
+                Some(is) => holds(is, wanted),
+                None => false,
+            };
+            limits_no_more && wanted.iter().all(has)
+        }
         (Value::Array(is), Value::Array(wanted)) => {
             is.len() == wanted.len() && is.iter().zip(wanted).all(|(is, wanted)| holds(is, wanted))
         }
         (is, wanted) => is == wanted,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(all) => all.is_empty(),
+        Value::Object(all) => all.is_empty(),
+        _ => false,
     }
 }
 
@@ -330,5 +402,23 @@ mod tests {
         ] {
             assert!(!holds(&other, &wanted), "{other}");
         }
+    }
+
+    #[test]
+    fn a_limit_that_is_not_wanted_any_more_is_a_difference() {
+        let wanted = json!([{"name": "a"}]);
+        let condition = json!([{"name": "c", "expression": "true"}]);
+        let selector = json!({"matchLabels": {"a": "b"}});
+        for (field, value) in [
+            ("matchConditions", &condition),
+            ("namespaceSelector", &selector),
+            ("objectSelector", &selector),
+        ] {
+            let limited = json!([{"name": "a", field: value}]);
+            assert!(!holds(&limited, &wanted), "{field}");
+            assert!(holds(&limited, &limited), "{field}");
+        }
+        let empty = json!([{"name": "a", "matchConditions": [], "objectSelector": {}}]);
+        assert!(holds(&empty, &wanted));
     }
 }

@@ -10,23 +10,27 @@ use rolegate_api::{CONFIG_NAME, Status};
 use rolegate_core::annotation;
 use rolegate_core::grant::GrantError;
 use rolegate_core::layer::{Mode, Verdict};
-use rolegate_core::rulebook::ClusterConfig;
+use rolegate_core::rule_set_builder::ClusterConfig;
 use rolegate_core::workload::{Phase, Workload};
-use rolegate_kube::events::{Eventer, RuleKind, RuleObject};
+use rolegate_kube::events::{EventRecorder, RuleKind, RuleObject};
 use rolegate_kube::policy_status::write_policy_status;
 use rolegate_kube::status::{
     StatusError, StatusWrite, Written, write_config_status, write_grant_status,
 };
 use rolegate_rego::PolicyStatus;
-use rolegate_rules::keeper::Keeper;
+use rolegate_rules::store::RuleStoreWriter;
 
 /// The reason of what cannot be used as it is written.
 const INVALID: &str = "Invalid";
+/// The reason of a condition while something that the rules need is not loaded.
+const NOT_LOADED: &str = "NotLoaded";
+/// The reason of a condition while the webhook's registration does not follow the rules.
+const NOT_REGISTERED: &str = "NotRegistered";
 
 /// What was written last, so that nothing is written twice.
 pub(super) struct Statuses {
     client: Client,
-    events: Eventer,
+    events: EventRecorder,
     grants: HashMap<Arc<str>, (Status, i64)>,
     config: Option<Status>,
     /// The errors of policies that Events told of.
@@ -34,7 +38,7 @@ pub(super) struct Statuses {
 }
 
 impl Statuses {
-    pub(super) fn new(client: Client, events: Eventer) -> Self {
+    pub(super) fn new(client: Client, events: EventRecorder) -> Self {
         Self {
             client,
             events,
@@ -47,29 +51,33 @@ impl Statuses {
     /// Writes what changed. What fails is tried again with the next change or look.
     pub(super) async fn write<'a>(
         &mut self,
-        keeper: &Keeper,
+        writer: &RuleStoreWriter,
         pods: impl Iterator<Item = &'a Workload>,
         now: Timestamp,
     ) {
-        self.write_grants(keeper, pods, now).await;
-        self.write_config(keeper, now).await;
-        self.write_policies(keeper).await;
+        self.write_grants(writer, pods, now).await;
+        self.write_policies(writer).await;
     }
 
     async fn write_grants<'a>(
         &mut self,
-        keeper: &Keeper,
+        writer: &RuleStoreWriter,
         pods: impl Iterator<Item = &'a Workload>,
         now: Timestamp,
     ) {
-        let layer = keeper.book().grants();
-        let mode = keeper.book().config().modes.grants;
-        let uses = uses(keeper, pods, now);
-        let generation = |name: &str| keeper.book().grant(name).and_then(|grant| grant.generation);
+        let layer = writer.builder().grants();
+        let mode = writer.builder().config().modes.grants;
+        let uses = uses(writer, pods, now);
+        let generation = |name: &str| {
+            writer
+                .builder()
+                .grant(name)
+                .and_then(|grant| grant.generation)
+        };
         let valid = layer.grants().iter().map(|grant| {
             let status = ready(match mode {
-                Mode::Enforce => "it counts".to_owned(),
-                other => format!("it is valid; layer grants is {}", other.as_str()),
+                Mode::Enforce => "in effect".to_owned(),
+                other => format!("valid, but layer grants is {}", other.as_str()),
             });
             (grant.name.clone(), status)
         });
@@ -97,16 +105,33 @@ impl Statuses {
         self.grants = known;
     }
 
-    async fn write_config(&mut self, keeper: &Keeper, now: Timestamp) {
-        let mut status = match keeper.book().cluster_config() {
-            ClusterConfig::Is(_) => match keeper.missing() {
-                None => ready("it counts".into()),
-                Some(missing) => not_ready(missing.to_string()),
+    /// Writes the status of the RolegateConfig. `registration` is the error of the last update of the
+    /// webhook's registration.
+    pub(super) async fn write_config(
+        &mut self,
+        writer: &RuleStoreWriter,
+        registration: Option<&str>,
+        now: Timestamp,
+    ) {
+        let mut status = match writer.builder().cluster_config() {
+            ClusterConfig::Is(_) => match (writer.missing(), writer.unseen(), registration) {
+                (None, None, None) => ready("in effect".into()),
+                (Some(missing), _, _) => not_ready(missing.to_string()),
+                (None, Some(part), _) => Status {
+                    reason: NOT_LOADED,
+                    ..not_ready(format!("not in effect yet: {}", part.as_str()))
+                },
+                (None, None, Some(error)) => Status {
+                    reason: NOT_REGISTERED,
+                    ..not_ready(format!(
+                        "the webhook configuration cannot be updated to match: {error}"
+                    ))
+                },
             },
             ClusterConfig::Broken(why) => not_ready(why.to_string()),
             ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Missing => return,
         };
-        status.generation = match keeper.book().cluster_config() {
+        status.generation = match writer.builder().cluster_config() {
             ClusterConfig::Is(config) => config.generation,
             ClusterConfig::Broken(why) => why.generation,
             ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Missing => None,
@@ -135,7 +160,7 @@ impl Statuses {
             kind = kind_name,
             name,
             reason = status.message,
-            "a rule cannot be used"
+            "a rule is invalid"
         );
         if let Some(uid) = &write.uid {
             let object = RuleObject { kind, name, uid };
@@ -143,24 +168,26 @@ impl Statuses {
         }
     }
 
-    async fn write_policies(&mut self, keeper: &Keeper) {
+    async fn write_policies(&mut self, writer: &RuleStoreWriter) {
         let mut told = HashMap::new();
-        for (id, status) in keeper.policy_statuses() {
+        for (id, status) in writer.policy_statuses() {
             let Some((namespace, name)) = id.split_once('/') else {
                 continue;
             };
-            let Some(map) = keeper.config_map(namespace, name) else {
+            let Some(map) = writer.config_map(namespace, name) else {
                 continue;
             };
-            let misplaced = keeper.misplaced().get(&(namespace.into(), name.into()));
-            let misplaced = misplaced.map(|why| {
+            let invalid_points = writer
+                .invalid_points()
+                .get(&(namespace.into(), name.into()));
+            let invalid_points = invalid_points.map(|why| {
                 format!(
-                    "{}: {why}; it is asked at gate and doors",
+                    "{}: {why}; the policy is enforced at admission and agents",
                     annotation::POINTS
                 )
             });
             let mut json = status.to_json();
-            if let (Some(fields), Some(why)) = (json.as_object_mut(), &misplaced) {
+            if let (Some(fields), Some(why)) = (json.as_object_mut(), &invalid_points) {
                 fields.insert("points".into(), why.as_str().into());
             }
             // It is compared with what the ConfigMap says now, so that it is put back too.
@@ -169,12 +196,12 @@ impl Statuses {
                 PolicyStatus::Error { error, .. } => Some(error.to_string()),
                 PolicyStatus::Ok { .. } | PolicyStatus::Ignored => None,
             };
-            let faults: Vec<_> = error.into_iter().chain(misplaced).collect();
+            let faults: Vec<_> = error.into_iter().chain(invalid_points).collect();
             if !faults.is_empty() {
                 let sentence = faults.join("; ");
                 if self.told.get(&id) != Some(&sentence) {
-                    tracing::warn!(policy = %id, reason = sentence, "a policy cannot be used as it is");
-                    self.events.tell_policy(map, &sentence);
+                    tracing::warn!(policy = %id, reason = sentence, "a policy is invalid");
+                    self.events.report_invalid_policy(map, &sentence);
                 }
                 told.insert(id, sentence);
             }
@@ -185,14 +212,14 @@ impl Statuses {
 
 /// How many live pods each grant covers.
 fn uses<'a>(
-    keeper: &Keeper,
+    writer: &RuleStoreWriter,
     pods: impl Iterator<Item = &'a Workload>,
     now: Timestamp,
 ) -> HashMap<String, i64> {
-    let snapshot = keeper.rules().load().clone();
+    let snapshot = writer.rules().load().clone();
     let mut uses = HashMap::new();
     for pod in pods.filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed)) {
-        for judgement in snapshot.gate.explain(pod, now).judgements {
+        for judgement in snapshot.admission.explain(pod, now).layer_results {
             if judgement.layer == "grants"
                 && let Verdict::Allow { rule, .. } = judgement.verdict
             {
@@ -228,7 +255,7 @@ fn not_granting(error: &GrantError) -> Status {
         GrantError::NoBase(_) => Status {
             reason: "NoBaseArn",
             ..not_ready(format!(
-                "it grants nothing where no base ARN is known, as here and at the gate: {error}; set \
+                "it grants nothing where no base ARN is known, as here and at admission: {error}; set \
                  baseRoleArn of the RolegateConfig"
             ))
         },

@@ -1,22 +1,21 @@
-//! Custom resources with pod templates that are well known, by the name of their project, so that
-//! nobody has to look up their paths.
+//! Presets for well-known custom resources with pod templates, by project, so that users need not
+//! look up field paths.
 
 use super::TemplateKind;
 
-/// A kind that is known.
+/// A kind of a preset.
 struct Known {
     group: &'static str,
     kind: &'static str,
-    /// The plural.
+    /// The plural name.
     resource: &'static str,
     /// Paths of pod templates.
     paths: &'static [&'static str],
-    /// Paths of metadata alone: where a template says nothing of the service account that its pods
-    /// run as.
+    /// Paths of metadata alone, for templates that do not set the service account of their pods.
     metadata: &'static [&'static str],
 }
 
-/// A kind with pod templates.
+/// Describes a kind with pod templates.
 const fn templates(
     group: &'static str,
     kind: &'static str,
@@ -32,7 +31,7 @@ const fn templates(
     }
 }
 
-/// A kind with metadata that pods take over.
+/// Describes a kind with metadata that pods inherit.
 const fn metadata(
     group: &'static str,
     kind: &'static str,
@@ -58,14 +57,14 @@ const SPARK: &str = "sparkoperator.k8s.io";
 const TEKTON: &str = "tekton.dev";
 const TRAINER: &str = "trainer.kubeflow.org";
 
-/// Each preset's name, and its kinds.
+/// The kinds of each preset, by its name.
 const PRESETS: &[(&str, &[Known])] = &[
     (
         "argo-rollouts",
         &[templates(ARGO, "Rollout", "rollouts", USUAL)],
     ),
     (
-        // A template names its own service account, or none, and its pods have no other metadata.
+        // A template sets its own service account or none, and its pods inherit no other metadata.
         "argo-workflows",
         &[
             metadata(ARGO, "Workflow", "workflows", WORKFLOW),
@@ -166,9 +165,9 @@ const PRESETS: &[(&str, &[Known])] = &[
                 "jaxjobs",
                 &["spec.jaxReplicaSpecs.*.template"],
             ),
-            // Its pods inherit its annotations; its template has none.
+            // Pods inherit the object's annotations; the template has none.
             templates(KUBEFLOW, "Notebook", "notebooks", &[".", "spec.template"]),
-            // Its overrides of the runtime's templates; the runtime names the service account.
+            // Overrides of the runtime's templates; the runtime sets the service account.
             metadata(
                 TRAINER,
                 "TrainJob",
@@ -241,7 +240,7 @@ const PRESETS: &[(&str, &[Known])] = &[
         ],
     ),
     (
-        // The service account stands beside the template.
+        // The service account is set next to the template, not in it.
         "spark",
         &[
             metadata(
@@ -269,7 +268,7 @@ const PRESETS: &[(&str, &[Known])] = &[
         ],
     ),
     (
-        // Annotations of all of these come down to pods.
+        // Pods inherit the annotations of all of these.
         "tekton",
         &[
             templates(TEKTON, "Task", "tasks", &["."]),
@@ -280,19 +279,19 @@ const PRESETS: &[(&str, &[Known])] = &[
     ),
 ];
 
-/// The fields in which a Workflow holds its pods' metadata.
+/// Fields of a Workflow that hold its pods' metadata.
 const WORKFLOW: &[&str] = &[
     "spec.podMetadata",
     "spec.templateDefaults.metadata",
     "spec.templates.*.metadata",
 ];
 
-/// The names of all presets.
+/// Returns the names of all presets.
 pub fn names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| *name)
 }
 
-/// The kinds of the preset `name`; `None` where there is no such preset.
+/// Returns the kinds of the preset `name`; `None` if it does not exist.
 pub fn preset(name: &str) -> Option<Vec<TemplateKind>> {
     let (_, kinds) = PRESETS.iter().find(|(known, _)| *known == name)?;
     let kinds = kinds.iter().map(|known| TemplateKind {

@@ -1,7 +1,7 @@
-//! The decision, layer by layer and before all layers.
+//! Tests of the decision: each layer, and the checks that precede them.
 
 use super::*;
-use crate::key_values::KeyValues;
+use crate::labels::Labels;
 use crate::layer::namespace::NamespaceLayer;
 use crate::namespace::Namespace;
 use crate::pattern::PatternFormat;
@@ -40,7 +40,7 @@ fn is_allowed(rules: &RuleSet, role: &str) -> bool {
 #[test]
 fn the_namespace_layer_reads_both_dialects() {
     use PatternFormat::{Glob, Regexp};
-    // allowed-roles, permitted, format, role, allowed
+    // Allowed roles, permitted roles, format, role, expected result.
     type Case<'a> = (
         Option<&'a str>,
         Option<&'a str>,
@@ -93,7 +93,7 @@ fn the_namespace_layer_reads_both_dialects() {
 #[test]
 fn own_roles_are_refused_even_where_everything_is_allowed() {
     let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
-    rules.own_roles = vec![OwnRole {
+    rules.reserved_roles = vec![ReservedRole {
         account: Some("123456789012".into()),
         name: "node".into(),
     }];
@@ -102,14 +102,14 @@ fn own_roles_are_refused_even_where_everything_is_allowed() {
     }
     assert!(is_allowed(&rules, "node-2"));
     assert!(is_allowed(&rules, "arn:aws:iam::210987654321:role/node"));
-    rules.own_roles[0].account = None;
+    rules.reserved_roles[0].account = None;
     assert!(!is_allowed(&rules, "arn:aws:iam::210987654321:role/node"));
 }
 
 #[test]
 fn an_own_role_is_one_accounts_or_any_accounts() {
     let own = |text: &str| {
-        let own = OwnRole::parse(text).unwrap();
+        let own = ReservedRole::parse(text).unwrap();
         (own.account, own.name)
     };
     assert_eq!(own("node"), (None, "node".into()));
@@ -125,7 +125,7 @@ fn an_own_role_is_one_accounts_or_any_accounts() {
         "ARN:x",
         "path/",
     ] {
-        assert!(OwnRole::parse(wrong).is_err(), "{wrong}");
+        assert!(ReservedRole::parse(wrong).is_err(), "{wrong}");
     }
 }
 
@@ -135,20 +135,20 @@ fn default_roles_in_their_order() {
     let mut with = rules(namespace.clone(), PatternFormat::Glob);
     assert_eq!(with.decide(&pod(None), NOW), Decision::NoRole);
     with.default_role = Some(resolve("basic", with.base.as_ref()).unwrap());
-    let listed = |rules: &RuleSet, wish| match rules.decide(&pod(wish), NOW) {
-        Decision::Allow { listed, .. } => listed,
+    let role_name = |rules: &RuleSet, wish| match rules.decide(&pod(wish), NOW) {
+        Decision::Allow { role_name, .. } => role_name,
         other => format!("{other:?}"),
     };
-    assert_eq!(listed(&with, None), "basic");
-    // As in kube2iam: what every pod gets may be named, and an empty annotation declines it.
-    assert_eq!(listed(&with, Some("basic")), "basic");
+    assert_eq!(role_name(&with, None), "basic");
+    // As in kube2iam, a pod may name the default role, and an empty annotation declines it.
+    assert_eq!(role_name(&with, Some("basic")), "basic");
     assert_eq!(with.decide(&pod(Some("")), NOW), Decision::NoRole);
     namespace.default_role = Some("team".into());
     let mut both = rules(namespace.clone(), PatternFormat::Glob);
     both.default_role = with.default_role;
-    assert_eq!(listed(&both, None), "team");
-    assert_eq!(listed(&both, Some("team")), "team");
-    // A namespace cannot give itself by default what it may not have by name.
+    assert_eq!(role_name(&both, None), "team");
+    assert_eq!(role_name(&both, Some("team")), "team");
+    // A namespace cannot obtain by its default role what it may not have otherwise.
     namespace.default_role = Some("admin".into());
     let greedy = rules(namespace, PatternFormat::Glob);
     assert!(matches!(greedy.decide(&pod(None), NOW), Decision::Deny(_)));
@@ -178,7 +178,7 @@ fn what_shapes_a_session_is_in_its_key() {
     }
 }
 
-/// Rules of a grant, with how sessions say whose they are.
+/// Returns the session limits of a grant's rules and an attribution.
 fn granted(session: crate::grant::SessionRules, attribution: Attribution) -> RuleSet {
     let grant = crate::grant::Grant {
         session,
@@ -201,10 +201,10 @@ fn limits_of(rules: &RuleSet) -> Option<SessionLimits> {
     }
 }
 
-/// A pod drops tags that are not transitive by assuming another role, and transitive tags that were
-/// not asked for are refused by later roles in a chain.
+/// A pod drops non-transitive tags by assuming another role, and later roles in a chain reject
+/// transitive tags that they do not expect.
 #[test]
-fn tags_of_a_grant_are_transitive_where_the_configuration_says_so() {
+fn grant_tags_are_transitive_if_configured() {
     use crate::attribution::{SourceIdentity, WorkloadTags};
     let tags = || crate::grant::SessionRules {
         tags: [("team".to_owned(), "blue".to_owned())].into(),
@@ -270,7 +270,7 @@ fn session_names_are_those_that_the_grant_lists() {
         (Some("default.batch-1"), &["x", "default.batch-*"], true),
         (Some("default.web"), &["default.batch-*"], false),
         (Some("default.web"), &[], true),
-        // Only names that pods choose are looked at.
+        // Only requested names are checked.
         (None, &["default.batch-*"], true),
     ] {
         assert_eq!(named(name, names), expected, "{name:?} {names:?}");
@@ -294,7 +294,7 @@ fn rules_without_a_layer_have_all_the_others() {
 }
 
 #[test]
-fn malformed_wishes_and_mirror_pods_are_refused() {
+fn malformed_requests_and_mirror_pods_are_denied() {
     let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
     for change in [
         (|pod| pod.wish.role = Some("../x".into())) as fn(&mut Workload),
@@ -313,20 +313,20 @@ fn malformed_wishes_and_mirror_pods_are_refused() {
     }
 }
 
-/// A kubelet makes as many mirror pods as it likes, and each may look different to the rules.
+/// A kubelet can create any number of mirror pods, each of which may look different to the rules.
 #[test]
-fn no_layer_is_asked_about_a_mirror_pod() {
+fn no_layer_is_evaluated_for_a_mirror_pod() {
     let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
     let mut pod = pod(Some("reader"));
-    assert_eq!(rules.explain(&pod, NOW).judgements.len(), 1);
+    assert_eq!(rules.explain(&pod, NOW).layer_results.len(), 1);
     pod.mirror = true;
     let explanation = rules.explain(&pod, NOW);
-    assert!(explanation.judgements.is_empty());
+    assert!(explanation.layer_results.is_empty());
     assert!(matches!(explanation.decision, Decision::Deny(_)));
 }
 
 #[test]
-fn missing_rules_are_told_rather_than_what_they_would_have_said() {
+fn missing_rules_take_precedence_in_denials() {
     let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
     rules.missing = Some("gone".into());
     for base in [rules.base.clone(), None] {
@@ -341,10 +341,10 @@ fn missing_rules_are_told_rather_than_what_they_would_have_said() {
 
 #[test]
 fn rule_09_labels_beyond_all_bounds_allow_nothing() {
-    let huge: KeyValues = (0..10_000).map(|n| (format!("{n:06}"), "x")).collect();
+    let huge: Labels = (0..10_000).map(|n| (format!("{n:06}"), "x")).collect();
     let mut rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
     for change in [
-        (|pod, huge| pod.labels = huge) as fn(&mut Workload, KeyValues),
+        (|pod, huge| pod.labels = huge) as fn(&mut Workload, Labels),
         |pod, huge| pod.annotations = huge,
     ] {
         let mut pod = pod(Some("reader"));
@@ -352,7 +352,7 @@ fn rule_09_labels_beyond_all_bounds_allow_nothing() {
         let Decision::Deny(denial) = rules.decide(&pod, NOW) else {
             panic!("{pod:?} was not refused");
         };
-        assert!(denial.reason.contains("larger than 8 KiB"), "{denial}");
+        assert!(denial.reason.contains("exceed 8 KiB"), "{denial}");
     }
     assert!(is_allowed(&rules, "reader"));
     let namespace = Namespace {
@@ -369,5 +369,34 @@ fn an_unseen_namespace_is_not_decided() {
     let mut pod = pod(Some("reader"));
     pod.namespace = "new".into();
     let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
-    assert_eq!(rules.decide(&pod, NOW), Decision::Undecided);
+    assert_eq!(rules.decide(&pod, NOW), Decision::Pending);
+}
+
+#[test]
+fn an_owner_is_told_what_to_do_about_each_refusal() {
+    for (layer, remedy) in [
+        ("namespace", Some("must change its annotations")),
+        ("reserved-role", Some("request another role")),
+        ("request", Some("correct the pod's annotations")),
+        ("rego", Some("ask your cluster's administrator")),
+        // Their reasons say whom to ask.
+        ("grants", None),
+        ("rules", None),
+    ] {
+        let denial = Denial {
+            role: "reader".into(),
+            layer,
+            rule: "a rule".into(),
+            reason: "a reason".into(),
+            transient: false,
+        };
+        let told = denial.to_owner();
+        match remedy {
+            Some(remedy) => assert!(
+                told.starts_with(&format!("{denial}; ")) && told.ends_with(remedy),
+                "{told}"
+            ),
+            None => assert_eq!(told, denial.to_string()),
+        }
+    }
 }

@@ -1,5 +1,6 @@
-//! A bucket of first fetches for each namespace, and the sessions that wait for it. It outlives
-//! the sessions, so deleting and creating pods or flipping annotations does not fill it.
+//! The budget of first fetches of each namespace, a token bucket, and the sessions that wait for
+//! it. A bucket outlives its sessions, so deleting and creating pods or flipping annotations does
+//! not refill it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,25 +12,25 @@ use crate::session::SessionKey;
 
 #[derive(Debug)]
 struct Bucket {
-    left: f64,
+    tokens: f64,
     at: Timestamp,
 }
 
-/// The sessions of a namespace that wait, those that a pod waits for first.
+/// The waiting sessions of a namespace; those that a pod waits for come first.
 #[derive(Debug)]
 struct Waiting {
     keys: BTreeMap<(Prefetch, Ticket), (Arc<SessionKey>, f64)>,
-    /// When the first can be paid for.
+    /// The time at which the first one can be paid for.
     due: Timestamp,
 }
 
-/// Whether no pod waits for a session: those sort last.
+/// True if no pod waits for the session; these sort last.
 type Prefetch = bool;
 
 #[derive(Debug)]
-pub(super) struct Allowances {
+pub(super) struct NamespaceBudgets {
     burst: f64,
-    /// A second.
+    /// The refill rate, per second.
     rate: f64,
     buckets: HashMap<Arc<str>, Bucket>,
     waiting: HashMap<Arc<str>, Waiting>,
@@ -38,10 +39,10 @@ pub(super) struct Allowances {
     trimmed: Timestamp,
 }
 
-/// How often full buckets are looked for, seconds.
-const TRIM: f64 = 60.0;
+/// Interval between searches for full buckets, in seconds.
+const TRIM_INTERVAL_SECONDS: f64 = 60.0;
 
-impl Allowances {
+impl NamespaceBudgets {
     pub(super) fn new(burst: u32, rate: f64) -> Self {
         Self {
             burst: f64::from(burst.max(1)),
@@ -54,8 +55,8 @@ impl Allowances {
         }
     }
 
-    /// Pays what a fetch costs; where that is too much, or others of the namespace wait already,
-    /// the key is held until [`Self::next_paid`] returns it.
+    /// Charges the namespace for a fetch. If the budget does not suffice, or other sessions of the
+    /// namespace already wait, the key is held until [`Self::next_paid`] returns it.
     pub(super) fn pay(
         &mut self,
         namespace: &Arc<str>,
@@ -78,7 +79,7 @@ impl Allowances {
         false
     }
 
-    /// Takes a key away that is held.
+    /// Removes a held key.
     pub(super) fn leave(&mut self, namespace: &Arc<str>, (urgent, ticket): (bool, Ticket)) {
         if let Some(waiting) = self.waiting.get_mut(namespace)
             && waiting.keys.remove(&(!urgent, ticket)).is_some()
@@ -91,8 +92,8 @@ impl Allowances {
         }
     }
 
-    /// Puts a key that is held before those that no pod waits for.
-    pub(super) fn hurry(&mut self, namespace: &Arc<str>, ticket: Ticket, now: Timestamp) {
+    /// Moves a held key ahead of those that no pod waits for.
+    pub(super) fn prioritize(&mut self, namespace: &Arc<str>, ticket: Ticket, now: Timestamp) {
         if let Some(waiting) = self.waiting.get_mut(namespace)
             && let Some(held) = waiting.keys.remove(&(true, ticket))
         {
@@ -101,8 +102,8 @@ impl Allowances {
         }
     }
 
-    /// Takes the next key that a namespace which holds it can pay for by now, and pays. Others may
-    /// hold it too.
+    /// Removes and returns the next key that one of its namespaces can pay for by now, and charges
+    /// that namespace. Other namespaces may still hold the key.
     pub(super) fn next_paid(&mut self, now: Timestamp) -> Option<Arc<SessionKey>> {
         while let Some((due, namespace)) = self.dues.first()
             && *due <= now
@@ -122,18 +123,18 @@ impl Allowances {
         None
     }
 
-    /// When [`Self::next_paid`] has something.
+    /// Returns the time at which [`Self::next_paid`] has a key.
     pub(super) fn due(&self) -> Option<Timestamp> {
         self.dues.first().map(|(due, _)| *due)
     }
 
-    /// The number of places held here: one for each pair of a key and a namespace that holds it.
+    /// Returns the number of pairs of a key and a namespace that holds it.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.held
     }
 
-    /// Says anew when the first that waits can be paid for.
+    /// Updates the time at which a namespace can pay for its first waiting session.
     fn plan(&mut self, namespace: &Arc<str>, now: Timestamp) {
         let Some(waiting) = self.waiting.get(namespace) else {
             return;
@@ -150,7 +151,7 @@ impl Allowances {
         }
     }
 
-    /// Takes what something costs, or tells how long to wait for it.
+    /// Charges a cost, or returns the time to wait for it.
     fn take(
         &mut self,
         namespace: &Arc<str>,
@@ -163,38 +164,38 @@ impl Allowances {
         }
         let cost = cost.min(self.burst);
         if let Some(bucket) = self.buckets.get_mut(namespace) {
-            bucket.left -= cost;
+            bucket.tokens -= cost;
         }
         Ok(())
     }
 
-    /// How long until the namespace can pay.
+    /// Returns the time until the namespace can pay.
     fn wait(&mut self, namespace: &Arc<str>, cost: f64, now: Timestamp) -> SignedDuration {
         let (burst, rate) = (self.burst, self.rate);
         let bucket = self.buckets.entry(namespace.clone()).or_insert(Bucket {
-            left: burst,
+            tokens: burst,
             at: now,
         });
         bucket.refill(burst, rate, now);
-        // What costs more than a bucket holds takes a whole one.
+        // A cost above the capacity takes a whole bucket.
         let cost = cost.min(burst);
-        if bucket.left >= cost {
+        if bucket.tokens >= cost {
             return SignedDuration::ZERO;
         }
-        // A little longer than none, whatever is lost in rounding.
-        SignedDuration::from_secs_f64((cost - bucket.left) / rate)
+        // Never zero, despite rounding.
+        SignedDuration::from_secs_f64((cost - bucket.tokens) / rate)
             .max(SignedDuration::from_millis(1))
     }
 
-    /// Drops buckets that are full again, which are the same as none.
+    /// Drops full buckets, since a missing bucket counts as full.
     pub(super) fn trim(&mut self, now: Timestamp) {
         let since = self.trimmed.duration_until(now).as_secs_f64();
-        if self.buckets.len() > 64 && !(0.0..TRIM).contains(&since) {
+        if self.buckets.len() > 64 && !(0.0..TRIM_INTERVAL_SECONDS).contains(&since) {
             self.trimmed = now;
             let (burst, rate) = (self.burst, self.rate);
             self.buckets.retain(|_, bucket| {
                 bucket.refill(burst, rate, now);
-                bucket.left < burst
+                bucket.tokens < burst
             });
         }
     }
@@ -203,7 +204,7 @@ impl Allowances {
 impl Bucket {
     fn refill(&mut self, burst: f64, rate: f64, now: Timestamp) {
         let passed = self.at.duration_until(now).as_secs_f64().max(0.0);
-        self.left = (self.left + passed * rate).min(burst);
+        self.tokens = (self.tokens + passed * rate).min(burst);
         self.at = now;
     }
 }
@@ -233,12 +234,12 @@ mod tests {
             (0.0, 1.0, 0.5),
             (0.0, 6.0, 3.0),
             (4.0, 6.0, 1.0),
-            // More than a bucket holds takes a whole one.
+            // A cost above the capacity takes a whole bucket.
             (0.0, 600.0, 5.0),
             (10.0, 600.0, 0.0),
         ] {
             let namespace: Arc<str> = "shop".into();
-            let mut all = Allowances::new(10, 2.0);
+            let mut all = NamespaceBudgets::new(10, 2.0);
             assert_eq!(all.take(&namespace, 10.0 - left, at(0)), Ok(()));
             let lacking = all.wait(&namespace, cost, at(0)).as_secs_f64();
             assert!((lacking - wait).abs() < 1e-6, "{left} {cost}: {lacking}");
@@ -255,10 +256,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_spent_stays_spent_and_what_is_full_again_is_not_kept() {
-        let mut all = Allowances::new(100, 1.0);
+    fn full_buckets_are_dropped_and_others_kept() {
+        let mut all = NamespaceBudgets::new(100, 1.0);
         let spent: Arc<str> = "spent".into();
-        // A day before, so that the first look is due.
+        // A day earlier, so that the first search is due.
         let name = |number: i32| Arc::<str>::from(format!("ns-{number}"));
         for number in 0..64 {
             assert_eq!(all.take(&name(number), 1.0, at(0)), Ok(()));
@@ -270,7 +271,7 @@ mod tests {
         assert_eq!(all.buckets.keys().collect::<Vec<_>>(), [&spent]);
         assert!(all.take(&spent, 11.0, at(20)).is_err(), "it has ten");
         assert_eq!(all.take(&spent, 10.0, at(20)), Ok(()));
-        // The next look is a minute later, however many there are by then.
+        // The next search is a minute later, however many buckets there are by then.
         for number in 0..100 {
             assert_eq!(all.take(&name(number), 1.0, at(21)), Ok(()));
         }

@@ -1,16 +1,16 @@
-//! When to call again: refresh by jitter, and the waits after failures.
+//! Refresh times with jitter, and delays after failures.
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::engine::seconds;
-use crate::session::{FailureKind, Life, SessionKey};
+use crate::session::{FailureKind, SessionKey, Validity};
 use crate::session_name::fnv1a;
 
-/// Shortest time between two fetches of one session, however short its life.
-pub(super) const LEAST_REFRESH: SignedDuration = seconds(5);
+/// Minimum time between two fetches of one session, however short its validity.
+pub(super) const MIN_REFRESH_INTERVAL: SignedDuration = seconds(5);
 
-/// A number in 0..1 that belongs to the key, so that sessions fetched together do not stay
-/// together, and that tests can rely on.
+/// Returns a number in 0..1 derived from the key. It spreads sessions that were fetched together
+/// and is reproducible in tests.
 fn jitter(key: &SessionKey, salt: u32) -> f64 {
     let hash = fnv1a(&format!(
         "{}\0{}\0{}\0{salt}",
@@ -18,19 +18,20 @@ fn jitter(key: &SessionKey, salt: u32) -> f64 {
         key.name,
         key.external_id.as_deref().unwrap_or_default()
     ));
-    // The top 32 bits, finalised: FNV's high bits of short texts are poorly mixed.
+    // Uses the top 32 bits after finalization, since FNV mixes the high bits of short texts poorly.
     let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     f64::from(u32::try_from(mixed >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
-/// 40 to 48 % into the life, so that what is served always has more than half of it left.
-pub(super) fn refresh_at(key: &SessionKey, life: Life) -> Timestamp {
+/// Returns a time at 40 to 48 % of the validity, so that served sessions have more than half of it
+/// left.
+pub(super) fn refresh_at(key: &SessionKey, life: Validity) -> Timestamp {
     let whole = life.from.duration_until(life.until);
     let part = 0.40 + 0.08 * jitter(key, 0);
     life.from + SignedDuration::from_secs_f64(whole.as_secs_f64() * part)
 }
 
-/// How long to wait after the `failures`th failure of its kind in a row.
+/// Returns the delay after the `failures`th consecutive failure of one kind.
 pub(super) fn after_failure(
     key: &SessionKey,
     kind: FailureKind,
@@ -44,7 +45,7 @@ pub(super) fn after_failure(
         FailureKind::Temporary => (1.0, 60.0),
     };
     let doubled: f64 = first * 2f64.powi(i32::try_from(failures.clamp(1, 16)).unwrap_or(16) - 1);
-    // Up to a quarter longer, never shorter.
+    // Extends the delay by up to a quarter; never shortens it.
     let wait = doubled.min(most) * (1.0 + 0.25 * jitter(key, failures));
     SignedDuration::from_secs_f64(wait)
 }
@@ -54,8 +55,8 @@ mod tests {
     use super::*;
     use crate::arn::RoleArn;
 
-    /// Keys of sessions as found in a cluster: for few roles, named by namespace and account, or
-    /// distinguished only by an external ID.
+    /// Typical session keys of a cluster: few roles, with names from namespace and service account,
+    /// or distinguished only by an external ID.
     fn keys() -> impl Iterator<Item = SessionKey> {
         (0..1000).map(|number| SessionKey {
             role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/r{}", number % 5))
@@ -67,7 +68,7 @@ mod tests {
         })
     }
 
-    /// Checks that 1,000 parts of a whole fill each tenth of it about as much as any other.
+    /// Checks that 1,000 fractions are spread evenly over the ten deciles.
     fn are_spread(parts: impl Iterator<Item = f64>) {
         let mut tenths = [0; 10];
         for part in parts {
@@ -83,7 +84,7 @@ mod tests {
     #[test]
     fn refreshes_of_sessions_that_were_fetched_together_are_spread() {
         let from = Timestamp::from_second(1_800_000_000).unwrap();
-        let life = Life {
+        let life = Validity {
             from,
             until: from + seconds(10_000),
         };
@@ -94,16 +95,16 @@ mod tests {
     }
 
     #[test]
-    fn tries_after_failures_of_the_same_moment_are_spread_anew_each_time() {
+    fn simultaneous_failures_are_retried_at_different_times() {
         let wait = |key: &SessionKey, failures| {
             let wait = after_failure(key, FailureKind::Temporary, failures, seconds(30));
-            // The third waits 4 s and up to a quarter more.
+            // The third delay is 4 s plus up to a quarter.
             (wait.as_secs_f64() / 2f64.powi(i32::try_from(failures).unwrap() - 1) - 1.0) / 0.25
         };
         for failures in 1..=5 {
             are_spread(keys().map(|key| wait(&key, failures)));
         }
-        // Those that met once don't meet again.
+        // Keys that collided once do not collide again.
         let met: Vec<_> = keys().filter(|key| wait(key, 1) < 0.1).collect();
         let again = met.iter().filter(|key| wait(key, 2) < 0.1).count();
         assert!(again * 3 < met.len(), "{again} of {}", met.len());

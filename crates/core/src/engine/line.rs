@@ -1,6 +1,6 @@
-//! A line of sessions for a call, fair between namespaces: they take turns, each with the session
-//! that it has had in line longest. However many one namespace has in line, another waits for one
-//! of them. A session that several namespaces want has a place for each of them.
+//! A queue of sessions to fetch, fair between namespaces: they take turns, each with its session
+//! that has waited longest. However many sessions one namespace queues, another waits for only one
+//! of them. A session that several namespaces need is queued for each.
 //!
 //! Joining, leaving and taking cost O(log n).
 
@@ -11,21 +11,21 @@ use jiff::Timestamp;
 
 use crate::session::SessionKey;
 
-/// What tells places in line apart; a later one is higher.
+/// Identifies a queue entry; later tickets are higher.
 pub(super) type Ticket = u64;
 
-/// The two lines for a call.
+/// The two queues of fetches.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
-    /// Of sessions that a pod waits for.
-    pub(super) urgent: Line,
-    /// Of the others.
-    pub(super) prefetch: Line,
+pub(super) struct Queues {
+    /// Sessions that a pod waits for.
+    pub(super) urgent: FairQueue,
+    /// All other sessions.
+    pub(super) prefetch: FairQueue,
 }
 
-impl Lines {
-    /// One of both.
-    pub(super) fn of(&mut self, urgent: bool) -> &mut Line {
+impl Queues {
+    /// Returns the queue of one urgency.
+    pub(super) fn of(&mut self, urgent: bool) -> &mut FairQueue {
         if urgent {
             &mut self.urgent
         } else {
@@ -33,7 +33,7 @@ impl Lines {
         }
     }
 
-    /// Takes the key whose turn it is, those that a pod waits for first.
+    /// Removes and returns the next key, urgent ones first.
     pub(super) fn take(&mut self) -> Option<(Arc<str>, Arc<SessionKey>)> {
         self.urgent.take().or_else(|| self.prefetch.take())
     }
@@ -45,12 +45,12 @@ impl Lines {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Line {
+pub(super) struct FairQueue {
     namespaces: HashMap<Arc<str>, Queue>,
-    /// Whose turn it is, next first.
+    /// The order of namespaces, next first.
     turns: BTreeMap<u64, Arc<str>>,
     last_turn: u64,
-    /// Since when each session is in line, and in how many places.
+    /// The time since which each session has been queued, and the number of its entries.
     since: BTreeMap<(Timestamp, Ticket), usize>,
 }
 
@@ -60,8 +60,8 @@ struct Queue {
     keys: BTreeMap<Ticket, (Arc<SessionKey>, Timestamp)>,
 }
 
-impl Line {
-    /// Puts a key in line for `namespace`, where it is since `since`.
+impl FairQueue {
+    /// Queues a key for `namespace`, as if since the time `since`.
     pub(super) fn join(
         &mut self,
         namespace: &Arc<str>,
@@ -88,7 +88,7 @@ impl Line {
         }
     }
 
-    /// Takes a key out of line.
+    /// Removes a key from the queue.
     pub(super) fn leave(&mut self, namespace: &Arc<str>, ticket: Ticket) {
         let Some(queue) = self.namespaces.get_mut(namespace) else {
             return;
@@ -103,8 +103,8 @@ impl Line {
         }
     }
 
-    /// Takes the key whose turn it is out of the place that it has for the namespace whose turn it
-    /// is. It may have others.
+    /// Removes and returns the next key of the namespace whose turn it is. The key's entries for
+    /// other namespaces remain.
     pub(super) fn take(&mut self) -> Option<(Arc<str>, Arc<SessionKey>)> {
         let (_, namespace) = self.turns.pop_first()?;
         let queue = self.namespaces.get_mut(&namespace)?;
@@ -120,7 +120,7 @@ impl Line {
         Some((namespace, key))
     }
 
-    /// One place less of a session.
+    /// Removes one entry of a session.
     fn left(&mut self, session: (Timestamp, Ticket)) {
         if let Some(places) = self.since.get_mut(&session) {
             *places -= 1;
@@ -139,7 +139,7 @@ impl Line {
         self.since.is_empty()
     }
 
-    /// Since when the one is in line that is there longest.
+    /// Returns the time since which the oldest session has been queued.
     pub(super) fn oldest(&self) -> Option<Timestamp> {
         self.since.first_key_value().map(|((since, _), _)| *since)
     }

@@ -1,39 +1,41 @@
-//! The limits of an engine, and the numbers that it shows.
+//! Limits and counters of a session engine.
 
 use jiff::SignedDuration;
 
 use super::seconds;
 
-/// Calls in flight unless somebody says otherwise.
+/// Default limit of calls in flight.
 const IN_FLIGHT: usize = 64;
 
 /// Limits of an engine.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
-    /// Most calls in flight at once; 0 for no limit.
+    /// Maximum number of calls in flight; 0 for no limit.
     pub in_flight: usize,
-    /// Most of them that are ahead of need (first fetches that no pod waits for, and refreshes);
-    /// the others are kept free for pods that ask.
+    /// Maximum number of prefetches in flight (first fetches that no pod waits for, and refreshes).
+    /// The remaining calls are reserved for fetches that a pod waits for.
     pub ahead: usize,
-    /// Most calls a second; 0 for no limit. STS's own limit is shared by all of an account.
+    /// Maximum number of calls per second; 0 for no limit. All callers in an account share STS's
+    /// own limit.
     pub calls_per_second: u32,
-    /// First fetches for new pods that a namespace may cause at once.
+    /// Number of first fetches for new pods that a namespace may cause at once.
     pub namespace_burst: u32,
-    /// The same, a second, in the long run.
+    /// Sustained rate of such first fetches, per second.
     pub namespace_rate: f64,
-    /// How many new pods a change of a pod costs as much as.
+    /// Budget charged for a fetch caused by a pod change; a fetch for a new pod costs 1.
     pub change_cost: u32,
-    /// Sessions of a namespace that are kept, or remembered to fail, though no pod needs them at
-    /// the moment.
+    /// Maximum number of unused sessions and failures kept for each namespace.
     pub namespace_idle: usize,
-    /// The first wait after a final error; doubled up to 5 min, or itself if that is longer.
+    /// Delay of the first retry after a final error. It doubles up to 5 min, or stays as it is if
+    /// longer.
     pub final_retry: SignedDuration,
 }
 
 impl EngineOptions {
-    /// For the pods of one node: a burst of prefetches takes a quarter of the calls at the most,
-    /// and so little memory. Calls a second have no limit: what one node calls says little of the
-    /// account's quota, and its pods would wait for nothing when many start. Throttling slows it.
+    /// Returns limits for the pods of one node. A burst of prefetches takes at most a quarter of
+    /// the calls, and so little memory. Calls per second are unlimited: one node's rate says little
+    /// about the account's quota, and a limit would only delay its pods when many start. Throttling
+    /// by STS still slows the engine.
     pub fn of_node(in_flight: usize) -> Self {
         Self {
             in_flight,
@@ -47,9 +49,9 @@ impl EngineOptions {
         }
     }
 
-    /// For the pods of a whole cluster: nearly all calls may be ahead of need. The scheduler limits
-    /// how many new pods a namespace gets, so these have ten times the allowance of a node; changes
-    /// of pods, which nobody limits, have no more.
+    /// Returns limits for the pods of a whole cluster, where nearly all calls may be prefetches.
+    /// Since the scheduler limits the number of new pods in a namespace, their budget is ten times
+    /// that of a node. Pod changes are not limited otherwise, so their budget is the same.
     pub fn of_cluster(in_flight: usize) -> Self {
         let node = Self::of_node(in_flight);
         Self {
@@ -62,9 +64,9 @@ impl EngineOptions {
         }
     }
 
-    /// The same with no limit of calls a second.
+    /// Removes the limit of calls per second.
     #[must_use]
-    pub fn without_pace(self) -> Self {
+    pub fn without_rate_limit(self) -> Self {
         Self {
             calls_per_second: 0,
             ..self
@@ -73,27 +75,27 @@ impl EngineOptions {
 }
 
 impl Default for EngineOptions {
-    /// [`EngineOptions::of_node`].
+    /// Returns [`EngineOptions::of_node`].
     fn default() -> Self {
         Self::of_node(IN_FLIGHT)
     }
 }
 
-/// How an engine fares, for metrics.
+/// Counters of an engine, for metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Counts {
-    /// Sessions known.
+    /// Known sessions.
     pub sessions: usize,
-    /// Sessions in line for a call that a pod waits for.
+    /// Queued sessions that a pod waits for.
     pub urgent: usize,
-    /// The others in line.
+    /// Other queued sessions.
     pub prefetch: usize,
-    /// Sessions that wait for the allowance of a namespace that wants them.
+    /// Sessions that wait for the budget of a namespace.
     pub held: usize,
     /// Calls in flight.
     pub in_flight: usize,
-    /// How long the one that is longest in line has been there; zero where none is.
+    /// Age of the oldest queue entry; zero if the queues are empty.
     pub oldest_wait: SignedDuration,
-    /// Calls a second that may be made now; `None` for no limit.
+    /// Current limit of calls per second; `None` for no limit.
     pub rate: Option<f64>,
 }

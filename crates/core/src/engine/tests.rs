@@ -20,15 +20,15 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-fn hour(from: i64) -> Life {
-    Life {
+fn hour(from: i64) -> Validity {
+    Validity {
         from: at(from),
         until: at(from + 3600),
     }
 }
 
 fn wanted(name: &str) -> Event {
-    Event::Wanted {
+    Event::Acquired {
         key: key(name),
         namespace: "default".into(),
         cause: Cause::New,
@@ -52,7 +52,7 @@ fn a_herd_makes_one_call() {
     assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
     for _ in 0..500 {
         assert_eq!(engine.handle(wanted("a"), at(0)), []);
-        assert_eq!(engine.handle(Event::Asked(key("a")), at(0)), []);
+        assert_eq!(engine.handle(Event::Prioritized(key("a")), at(0)), []);
     }
     assert_eq!(engine.handle(Event::Fetched(key("a"), hour(0)), at(0)), []);
     assert_eq!(engine.handle(wanted("a"), at(1)), []);
@@ -93,7 +93,7 @@ fn final_errors_are_tried_slowly_and_at_once_after_a_change() {
         let due = engine.wake_at().unwrap();
         waits.push(now.duration_until(due).as_secs());
         for _ in 0..16 {
-            assert_eq!(engine.handle(Event::Asked(key("a")), now), []);
+            assert_eq!(engine.handle(Event::Prioritized(key("a")), now), []);
         }
         assert_eq!(engine.handle(Event::Tick, due), fetch("a"));
         now = due;
@@ -103,12 +103,12 @@ fn final_errors_are_tried_slowly_and_at_once_after_a_change() {
     }
     engine.handle(Event::Failed(key("a"), FailureKind::Final), now);
     assert_eq!(engine.handle(changed("a"), now), fetch("a"));
-    // While the call is made, a second change asks for no second one.
+    // A second change during the call does not cause another call.
     assert_eq!(engine.handle(changed("a"), now), []);
 }
 
 #[test]
-fn a_change_does_not_hurry_what_only_waits_for_its_refresh() {
+fn a_change_does_not_trigger_an_early_refresh() {
     let mut engine = Engine::new(EngineOptions::default());
     engine.handle(wanted("a"), at(0));
     engine.handle(Event::Fetched(key("a"), hour(0)), at(0));
@@ -130,7 +130,7 @@ fn three_seconds_of_trouble_make_three_calls_at_most() {
         for tenth in 0..30 {
             let now = at(0) + SignedDuration::from_millis(tenth * 100);
             let started = engine.handle(Event::Tick, now).len()
-                + engine.handle(Event::Asked(key("a")), now).len();
+                + engine.handle(Event::Prioritized(key("a")), now).len();
             calls += started;
             if started > 0 || tenth == 0 {
                 engine.handle(Event::Failed(key("a"), kind), now);
@@ -147,7 +147,7 @@ fn refresh_goes_on_after_failures_and_recovers() {
     engine.handle(Event::Fetched(key("a"), hour(0)), at(0));
     let mut now = engine.wake_at().unwrap();
     assert_eq!(engine.handle(Event::Tick, now), fetch("a"));
-    // STS is away for half an hour: calls back off to one a minute or so.
+    // STS is unavailable for half an hour: calls back off to about one per minute.
     let mut calls = 0;
     while now < at(3600) {
         engine.handle(Event::Failed(key("a"), FailureKind::Temporary), now);
@@ -159,7 +159,7 @@ fn refresh_goes_on_after_failures_and_recovers() {
         engine.handle(
             Event::Fetched(
                 key("a"),
-                Life {
+                Validity {
                     from: now,
                     until: now + seconds(3600)
                 }
@@ -186,7 +186,7 @@ fn what_nobody_needs_is_not_refreshed() {
 }
 
 #[test]
-fn coming_and_going_makes_no_call_ahead_of_its_time_after_a_failure() {
+fn reacquiring_does_not_retry_a_failure_early() {
     for kind in [
         FailureKind::Final,
         FailureKind::Temporary,
@@ -205,12 +205,12 @@ fn coming_and_going_makes_no_call_ahead_of_its_time_after_a_failure() {
             }
             for _ in 0..100 {
                 assert_eq!(engine.handle(wanted("a"), at(0)), []);
-                assert_eq!(engine.handle(Event::Asked(key("a")), at(0)), []);
+                assert_eq!(engine.handle(Event::Prioritized(key("a")), at(0)), []);
                 assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
             }
             engine.handle(wanted("a"), at(0));
             assert_eq!(engine.handle(Event::Tick, due), fetch("a"));
-            // And the row of failures goes on.
+            // The sequence of failures continues.
             engine.handle(Event::Failed(key("a"), kind), due);
             let again = engine.wake_at().unwrap();
             assert!(due.duration_until(again) > at(0).duration_until(due));
@@ -219,7 +219,7 @@ fn coming_and_going_makes_no_call_ahead_of_its_time_after_a_failure() {
 }
 
 #[test]
-fn failures_that_nobody_needs_are_few_and_go_when_their_time_comes() {
+fn unused_failures_are_bounded_and_expire() {
     let mut engine = Engine::new(EngineOptions::default());
     let mut forgotten = 0;
     for n in 0..20 {
@@ -242,7 +242,7 @@ fn calls_in_flight_are_bounded_and_waiting_pods_go_first() {
         ..EngineOptions::default()
     });
     let done = |name| Event::Fetched(key(name), hour(0));
-    let asked = |name| Event::Asked(key(name));
+    let asked = |name| Event::Prioritized(key(name));
     assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
     for name in ["b", "c", "d", "e", "f", "g"] {
         assert_eq!(engine.handle(wanted(name), at(0)), [], "ahead of need");
@@ -277,7 +277,7 @@ fn flipping_annotations_uses_up_the_namespaces_own_allowance() {
     for flip in 0..1000 {
         let name = format!("r{flip}");
         now = at(0) + SignedDuration::from_millis(flip * 10);
-        let flipped = Event::Wanted {
+        let flipped = Event::Acquired {
             key: key(&name),
             namespace: "default".into(),
             cause: Cause::Change,
@@ -291,11 +291,11 @@ fn flipping_annotations_uses_up_the_namespaces_own_allowance() {
         engine.handle(Event::Fetched(key(&name), hour(0)), now);
     }
     assert!((20..=31).contains(&calls), "{calls}");
-    // And what it got is not hoarded.
+    // The namespace does not accumulate sessions.
     let kept = engine.counts(now).sessions;
     assert!(kept <= 8 + 1, "{kept}");
-    // Another namespace is not touched by it.
-    let other = Event::Wanted {
+    // Other namespaces are not affected.
+    let other = Event::Acquired {
         key: key("other"),
         namespace: "other".into(),
         cause: Cause::Change,
@@ -310,7 +310,7 @@ fn an_expiry_in_the_past_does_not_make_a_storm() {
     engine.handle(
         Event::Fetched(
             key("a"),
-            Life {
+            Validity {
                 from: at(0),
                 until: at(0),
             },

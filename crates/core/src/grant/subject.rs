@@ -1,18 +1,18 @@
-//! To whom a grant gives roles, compiled.
+//! Compiled subjects of grants.
 
 use std::sync::Arc;
 
 use super::{GrantError, Subject, check_count};
-use crate::key_values::KeyValues;
+use crate::labels::Labels;
 use crate::namespace::NAME_LABEL;
 use crate::pattern::Pattern;
 use crate::selector::Selector;
 use crate::workload::Workload;
 
-/// A subject, compiled.
+/// A compiled subject.
 #[derive(Debug, Clone)]
 pub struct CompiledSubject {
-    /// Names without a star, which an index can find.
+    /// Namespace names without `*`, for the index.
     pub exact_namespaces: Vec<Arc<str>>,
     namespaces: Vec<Pattern>,
     pub(super) namespace_selector: Option<Selector>,
@@ -58,7 +58,7 @@ impl CompiledSubject {
                 .map_err(|error| GrantError::Pattern(field, error))
         };
         Ok(Self {
-            // An index by name finds the subject only if every name is one.
+            // The index can find the subject by name only if every pattern is a plain name.
             exact_namespaces: if exact_namespaces.len() == subject.namespaces.len() {
                 exact_namespaces
             } else {
@@ -71,21 +71,21 @@ impl CompiledSubject {
         })
     }
 
-    pub(super) fn covers(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+    pub(super) fn covers(&self, workload: &Workload, namespace_labels: &Labels) -> bool {
         named(&self.namespaces, &workload.namespace)
             && named(&self.service_accounts, &workload.service_account)
             && selected(&self.namespace_selector, namespace_labels)
             && selected(&self.pod_selector, &workload.labels)
     }
 
-    pub(super) fn lacks(&self, workload: &Workload, namespace_labels: &KeyValues) -> bool {
+    pub(super) fn lacks(&self, workload: &Workload, namespace_labels: &Labels) -> bool {
         named(&self.namespaces, &workload.namespace)
             && named(&self.service_accounts, &workload.service_account)
             && (lacks(&self.namespace_selector, namespace_labels)
                 || lacks(&self.pod_selector, &workload.labels))
     }
 
-    pub(super) fn looks_for(&self, namespace: &str, labels: &KeyValues) -> bool {
+    pub(super) fn looks_for(&self, namespace: &str, labels: &Labels) -> bool {
         let any_name = |glob: &Pattern| glob.as_str().bytes().all(|byte| byte == b'*');
         let selects_names = self.namespace_selector.as_ref();
         let looks = !self.namespaces.is_empty() && !self.namespaces.iter().any(any_name)
@@ -98,12 +98,12 @@ fn named(patterns: &[Pattern], name: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name))
 }
 
-fn lacks(selector: &Option<Selector>, labels: &KeyValues) -> bool {
+fn lacks(selector: &Option<Selector>, labels: &Labels) -> bool {
     let keys = selector.iter().flat_map(Selector::keys);
     keys.into_iter().any(|key| !labels.knows(key))
 }
 
-fn selected(selector: &Option<Selector>, labels: &KeyValues) -> bool {
+fn selected(selector: &Option<Selector>, labels: &Labels) -> bool {
     selector
         .as_ref()
         .is_none_or(|selector| selector.matches(labels))

@@ -1,8 +1,8 @@
-//! Grants: what is valid, whom they look for, and what they make of sessions.
+//! Tests of grants: validation, namespaces selected by name, and session settings.
 
 use super::*;
 
-/// A grant of `roles` to all of `namespace`.
+/// Returns a grant of `roles` to all workloads of `namespace`.
 pub(crate) fn grant(name: &str, roles: &[&str], namespace: &str) -> Grant {
     Grant {
         name: name.into(),
@@ -38,7 +38,7 @@ fn threat_07_a_grant_looks_for_names_unless_any_will_do() {
         (&["s*p"], true),
         (&["other", "sh*"], true),
         (&["other"], false),
-        // These match without choosing a particular name.
+        // These match without selecting a particular name.
         (&["*"], false),
         (&["**", "shop"], false),
     ] {
@@ -123,25 +123,25 @@ fn an_empty_grant_is_invalid_and_never_everyone() {
 
 #[test]
 fn patterns_know_how_closely_they_name_a_role() {
-    let closeness = |pattern: &str| {
+    let specificity = |pattern: &str| {
         let grant = grant("one", &[pattern, "zz*"], "x");
         let role = RoleArn::parse("arn:aws:iam::123456789012:role/team/reader").unwrap();
         CompiledGrant::compile(&grant, Some(&base()))
             .unwrap()
-            .closeness(&role)
+            .specificity(&role)
     };
     assert_eq!(
-        closeness("arn:aws:iam::123456789012:role/team/reader"),
-        Some(Closeness::Arn)
+        specificity("arn:aws:iam::123456789012:role/team/reader"),
+        Some(Specificity::Arn)
     );
-    assert_eq!(closeness("team/reader"), Some(Closeness::Name));
-    assert_eq!(closeness("team*"), Some(Closeness::Glob));
+    assert_eq!(specificity("team/reader"), Some(Specificity::Name));
+    assert_eq!(specificity("team*"), Some(Specificity::Glob));
     assert_eq!(
-        closeness("arn:aws:iam::*:role/team/reader"),
-        Some(Closeness::Glob)
+        specificity("arn:aws:iam::*:role/team/reader"),
+        Some(Specificity::Glob)
     );
-    assert_eq!(closeness("reader"), None);
-    assert_eq!(closeness("*reader-*"), None);
+    assert_eq!(specificity("reader"), None);
+    assert_eq!(specificity("*reader-*"), None);
 }
 
 /// Compiles a valid grant with a change applied.
@@ -160,7 +160,7 @@ fn what_limits_a_session_reaches_it_whole() {
     let policy = r#"{"Version":"2012-10-17","Statement":[]}"#;
     let compiled = changed(|grant| {
         grant.session.duration_seconds = Some(900);
-        // Written in another order, and one of them twice.
+        // In another order, and with a duplicate.
         grant.session.policy_arns = [arns[1], arns[0], arns[1]].map(str::to_owned).to_vec();
         grant.session.policy = policy.into();
         grant.session.tags = [("team".into(), "blue".into())].into();

@@ -1,10 +1,11 @@
-//! Layer `grants`: central grants, default deny.
+//! Layer `grants`: RoleGrants, with denial by default.
 //!
-//! Any grant that covers a request allows it. The session comes from the one that names the role
-//! most closely; pod labels, which tenants choose, make none closer. Where equally close ones
-//! would make different sessions the answer is a denial that names them, since STS cannot
-//! intersect them and either choice could shed the other's limits. External IDs, which tenants
-//! choose too, choose no grant: the one that counts without an ID counts with it.
+//! Any grant that covers a request allows it. The session settings come from the grant with the
+//! highest specificity for the role; pod labels, which tenants choose, do not raise it. If equally
+//! specific grants differ in their session settings, the request is denied and both are named: STS
+//! cannot intersect them, and choosing one would drop the other's restrictions. External IDs, which
+//! tenants also choose, do not select a grant either: the grant that applies without an ID applies
+//! with it.
 
 mod index;
 
@@ -13,12 +14,12 @@ use std::sync::Arc;
 
 use crate::arn::BaseArn;
 use crate::attribution::WorkloadTags;
-use crate::grant::{Closeness, CompiledGrant, Grant, GrantError};
-use crate::layer::{Ask, Layer, Reads, Verdict};
+use crate::grant::{CompiledGrant, Grant, GrantError, Specificity};
+use crate::layer::{AccessRequest, Inputs, Layer, Verdict};
 use crate::needs::Needs;
 use index::Index;
 
-/// How many role patterns a denial lists as allowed.
+/// Maximum number of allowed role patterns that a denial lists.
 const HINTS: usize = 5;
 
 /// All grants, compiled and indexed. Immutable.
@@ -27,15 +28,15 @@ pub struct GrantsLayer {
     /// Sorted by name.
     grants: Vec<CompiledGrant>,
     invalid: Vec<(Arc<str>, GrantError)>,
-    /// Of all grants, the invalid ones too.
+    /// Keys read by any grant, including invalid ones.
     namespace_label_keys: BTreeSet<Arc<str>>,
     index: Index,
-    reads: Reads,
+    reads: Inputs,
     needs: Needs,
 }
 
 impl GrantsLayer {
-    /// Compiles `grants`. Those that are not valid grant nothing, see [`Self::invalid`].
+    /// Compiles `grants`. Invalid ones grant nothing, see [`Self::invalid`].
     pub fn new<'a>(grants: impl IntoIterator<Item = &'a Grant>, base: Option<&BaseArn>) -> Self {
         let mut layer = Self::default();
         for grant in grants {
@@ -61,44 +62,49 @@ impl GrantsLayer {
         layer
     }
 
-    /// The grants that are valid, by name.
+    /// Returns the valid grants, sorted by name.
     pub fn grants(&self) -> &[CompiledGrant] {
         &self.grants
     }
 
-    /// The grants that are not, with the first fault of each.
+    /// Returns the invalid grants, each with its first error.
     pub fn invalid(&self) -> &[(Arc<str>, GrantError)] {
         &self.invalid
     }
 
-    /// The keys of namespace labels that grants look at, sorted: whoever sets them grants. Those of
-    /// invalid grants too, or a label could be set while a grant is broken and count once it is
-    /// mended.
+    /// Returns the sorted keys of the namespace labels that grants read. Users who may set them can
+    /// grant roles. Invalid grants are included, since a label that was set while a grant is broken
+    /// would take effect once the grant is corrected.
     pub fn namespace_label_keys(&self) -> impl Iterator<Item = &str> {
         self.namespace_label_keys.iter().map(|key| &**key)
     }
 
-    /// The grants that cover `ask`, closest first, external IDs aside.
-    pub fn covering(&self, ask: &Ask<'_>) -> Vec<(Closeness, &CompiledGrant)> {
+    /// Returns the grants that cover the request, most specific first, regardless of external IDs.
+    pub fn covering(&self, request: &AccessRequest<'_>) -> Vec<(Specificity, &CompiledGrant)> {
         let mut covering = Vec::new();
-        for place in self.index.candidates(&ask.workload.namespace, ask.role) {
+        for place in self
+            .index
+            .candidates(&request.workload.namespace, request.role)
+        {
             let Some(grant) = self.grants.get(place) else {
                 continue;
             };
-            if let Some(closeness) = grant.closeness(ask.role)
-                && grant.covers(ask.workload, &ask.namespace.labels)
+            if let Some(specificity) = grant.specificity(request.role)
+                && grant.covers(request.workload, &request.namespace.labels)
             {
-                covering.push((closeness, grant));
+                covering.push((specificity, grant));
             }
         }
         covering.sort_by(|(a, _), (b, _)| b.cmp(a));
         covering
     }
 
-    /// Role patterns that this workload may have by some grant: a hint about its own rights only.
-    fn hints(&self, ask: &Ask<'_>) -> Vec<&str> {
+    /// Returns role patterns that other grants allow the workload to assume, as a hint. It reveals
+    /// only the workload's own rights.
+    fn hints(&self, request: &AccessRequest<'_>) -> Vec<&str> {
         let grants = self.grants.iter();
-        let covering = grants.filter(|grant| grant.covers(ask.workload, &ask.namespace.labels));
+        let covering =
+            grants.filter(|grant| grant.covers(request.workload, &request.namespace.labels));
         let mut hints: Vec<_> = covering
             .flat_map(|grant| grant.roles.iter().map(|role| &*role.text))
             .take(HINTS)
@@ -107,17 +113,17 @@ impl GrantsLayer {
         hints
     }
 
-    fn uncovered(&self, ask: &Ask<'_>) -> Verdict {
-        let workload = ask.workload;
-        let hints = match self.hints(ask).as_slice() {
-            [] => "it has a grant for no role".to_owned(),
-            some => format!("it may have {}", some.join(", ")),
+    fn uncovered(&self, request: &AccessRequest<'_>) -> Verdict {
+        let workload = request.workload;
+        let hints = match self.hints(request).as_slice() {
+            [] => "no RoleGrant allows it any role".to_owned(),
+            some => format!("allowed roles: {}", some.join(", ")),
         };
         Verdict::deny(
             "default deny",
             format!(
-                "no RoleGrant covers it for service account {} of namespace {}; {hints}; ask your \
-                 cluster's administrator for a grant",
+                "no RoleGrant covers the role for service account {} in namespace {}; {hints}; \
+                 ask your cluster's administrator for a grant",
                 workload.service_account, workload.namespace
             ),
         )
@@ -129,7 +135,7 @@ impl Layer for GrantsLayer {
         "grants"
     }
 
-    fn reads(&self) -> Reads {
+    fn reads(&self) -> Inputs {
         self.reads
     }
 
@@ -137,48 +143,53 @@ impl Layer for GrantsLayer {
         self.needs.clone()
     }
 
-    fn lacks(&self, ask: &Ask<'_>) -> bool {
-        let labels = (&ask.workload.labels, &ask.namespace.labels);
+    fn lacks(&self, request: &AccessRequest<'_>) -> bool {
+        let labels = (&request.workload.labels, &request.namespace.labels);
         if labels.0.know(&self.needs.pod_labels) && labels.1.know(&self.needs.namespace_labels) {
             return false;
         }
-        let places = self.index.candidates(&ask.workload.namespace, ask.role);
+        let places = self
+            .index
+            .candidates(&request.workload.namespace, request.role);
         let mut candidates = places
             .into_iter()
             .filter_map(|place| self.grants.get(place));
         candidates.any(|grant| {
-            grant.closeness(ask.role).is_some() && grant.lacks(ask.workload, &ask.namespace.labels)
+            grant.specificity(request.role).is_some()
+                && grant.lacks(request.workload, &request.namespace.labels)
         })
     }
 
-    fn judge(&self, ask: &Ask<'_>) -> Verdict {
-        let covering = self.covering(ask);
+    fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict {
+        let covering = self.covering(request);
         let Some(((closest, first), others)) = covering.split_first() else {
-            // What the administrator gives to every pod needs no grant beside it.
-            return match (ask.is_default, &ask.workload.wish.external_id) {
+            // The administrator's default role needs no grant.
+            return match (request.is_default, &request.workload.wish.external_id) {
                 (true, None) => Verdict::allow("default role"),
                 (true, Some(_)) => Verdict::deny(
                     "default role",
-                    "no RoleGrant covers the default role, and without one it takes no external ID",
+                    "no RoleGrant covers the default role, so it cannot be used with an external \
+                     ID",
                 ),
-                (false, _) => self.uncovered(ask),
+                (false, _) => self.uncovered(request),
             };
         };
         let mut equals = others
             .iter()
-            .take_while(|(closeness, _)| closeness == closest);
+            .take_while(|(specificity, _)| specificity == closest);
         if let Some((_, other)) = equals.find(|(_, other)| other.session != first.session) {
             return Verdict::deny(
                 format!("{}, {}", first.name, other.name),
                 format!(
-                    "grants {} and {} name the role equally closely and make different sessions, so \
-                     which one counts is ambiguous",
+                    "grants {} and {} match the role with equal specificity but differ in \
+                     session settings, so the session is ambiguous; ask your cluster's \
+                     administrator to align them",
                     first.name, other.name
                 ),
             );
         }
-        // Another grant may list the ID, if the session it makes is the same.
-        let id = ask.workload.wish.external_id.as_deref();
+        // Another grant may list the ID if its session settings are the same.
+        let id = request.workload.wish.external_id.as_deref();
         let mut same = covering
             .iter()
             .filter(|(_, grant)| grant.session == first.session);
@@ -186,7 +197,7 @@ impl Layer for GrantsLayer {
             let name = &first.name;
             return Verdict::deny(
                 &**name,
-                format!("grant {name} covers the role, but lists no such external ID"),
+                format!("grant {name} covers the role but does not allow this external ID"),
             );
         };
         Verdict::Allow {

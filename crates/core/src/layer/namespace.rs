@@ -1,15 +1,14 @@
 //! Layer `namespace`: the annotations of kube2iam and kiam on the pod's namespace.
 
 use crate::annotation;
-use crate::layer::{Ask, Layer, Verdict};
+use crate::layer::{AccessRequest, Layer, Verdict};
 use crate::needs::Needs;
 use crate::pattern::Pattern;
 
-/// Demands that each annotation that the namespace has allows the role, and that there is one.
+/// Requires at least one annotation on the namespace, and that each of them allows the role.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NamespaceLayer {
-    /// Whether a namespace with neither annotation allows every role, as without restrictions:
-    /// for moving over.
+    /// True if a namespace without annotations allows every role, for migrations.
     pub allow_unannotated: bool,
 }
 
@@ -25,16 +24,16 @@ impl Layer for NamespaceLayer {
         }
     }
 
-    fn lacks(&self, ask: &Ask<'_>) -> bool {
-        !ask.is_default && ask.namespace.namespace().without_roles
+    fn lacks(&self, request: &AccessRequest<'_>) -> bool {
+        !request.is_default && request.namespace.namespace().without_roles
     }
 
-    fn judge(&self, ask: &Ask<'_>) -> Verdict {
-        // As in kube2iam: what the administrator gives to every pod needs no namespace's leave.
-        if ask.is_default {
+    fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict {
+        // As in kube2iam, the administrator's default role needs no annotation.
+        if request.is_default {
             return Verdict::allow("default role");
         }
-        let compiled = ask.namespace.annotations();
+        let compiled = request.namespace.annotations();
         let annotations = [
             (annotation::ALLOWED_ROLES, &compiled.allowed),
             (annotation::PERMITTED, &compiled.permitted),
@@ -42,7 +41,7 @@ impl Layer for NamespaceLayer {
         let mut allowed_by = None;
         for (key, patterns) in annotations {
             let Some(patterns) = patterns else { continue };
-            match find(patterns, ask) {
+            match find(patterns, request) {
                 Ok(pattern) => allowed_by = Some(format!("{key}: {}", pattern.as_str())),
                 Err(reason) => {
                     let reason = format!("annotation {key} of the namespace: {reason}");
@@ -53,7 +52,7 @@ impl Layer for NamespaceLayer {
         match allowed_by {
             Some(rule) => Verdict::allow(rule),
             None if self.allow_unannotated => {
-                Verdict::allow("namespaces without annotations are open")
+                Verdict::allow("namespaces without annotations allow all roles")
             }
             None => Verdict::deny(
                 annotation::ALLOWED_ROLES,
@@ -69,13 +68,13 @@ impl Layer for NamespaceLayer {
 
 fn find<'a>(
     patterns: &'a Result<Vec<Pattern>, String>,
-    ask: &Ask<'_>,
+    request: &AccessRequest<'_>,
 ) -> Result<&'a Pattern, String> {
     let patterns = patterns
         .as_ref()
-        .map_err(|broken| format!("it cannot be read, {broken}"))?;
+        .map_err(|broken| format!("invalid value: {broken}"))?;
     patterns
         .iter()
-        .find(|pattern| pattern.matches(ask.role.as_str()))
+        .find(|pattern| pattern.matches(request.role.as_str()))
         .ok_or_else(|| "it does not allow the role".to_owned())
 }

@@ -1,11 +1,11 @@
-//! The paths that pods may read from the real service.
+//! The allow list of paths that pods may read from the real metadata service.
 
 use regex::{RegexSet, RegexSetBuilder};
 
 use super::reach::{can_match, never_matching};
 use super::{CanonicalPath, Route, child};
 
-/// Paths below the version that pods may ask of the real service by default.
+/// Paths below the version that pods may read by default.
 const SAFE: &[&str] = &[
     "meta-data/placement(/.*)?",
     "meta-data/services(/.*)?",
@@ -13,35 +13,36 @@ const SAFE: &[&str] = &[
     "dynamic/instance-identity/document",
 ];
 
-/// Why an expression is not taken.
+/// The reason why an expression is rejected.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AllowError {
-    /// It does not compile.
+    /// The expression does not compile.
     #[error(transparent)]
     Malformed(#[from] regex::Error),
-    /// It would open nothing.
+    /// The expression would allow no path.
     #[error(
-        "{pattern:?} matches no path that can be opened: it must match the whole path below the version, without a slash at either end{}",
+        "{pattern:?} matches no path that can be allowed: it must match the whole path below the \
+         version, without a slash at either end{}",
         advice(.instead.as_deref())
     )]
     Never {
-        /// The expression, or the alternative of it.
+        /// The expression, or one alternative of it.
         pattern: String,
-        /// An expression that opens what may have been meant.
+        /// A suggested replacement.
         instead: Option<String>,
     },
 }
 
 fn advice(instead: Option<&str>) -> String {
     match instead {
-        Some(instead) => format!("; write {instead}"),
-        None => ", such as meta-data/ami-id; iam, identity-credentials and api are never opened, \
-                 and user-data only by that word"
+        Some(instead) => format!("; use {instead}"),
+        None => ", such as meta-data/ami-id; iam, identity-credentials and api can never be \
+                 allowed, and user-data only by an expression with that word"
             .to_owned(),
     }
 }
 
-/// The paths that pods may read from the real service.
+/// The allow list of paths that pods may read from the real metadata service.
 #[derive(Debug, Clone)]
 pub struct AllowList {
     paths: RegexSet,
@@ -49,13 +50,13 @@ pub struct AllowList {
 }
 
 impl AllowList {
-    /// The safe paths and those that `more` matches: regular expressions on the path below the
-    /// version (`meta-data/ami-id`), anchored at both ends. `user-data` opens only for an
-    /// expression that has the word in it, since node bootstrap secrets are kept there.
+    /// Creates a list of the default paths and those that `more` matches: regular expressions for
+    /// the path below the version (`meta-data/ami-id`), anchored at both ends. `user-data` contains
+    /// bootstrap secrets of nodes, so an expression must contain the word to allow it.
     ///
     /// # Errors
-    /// The expression that does not compile, with the reason, or that can match no path, with what
-    /// to write instead.
+    /// [`AllowError`] for an expression that does not compile, or that cannot match any path, with
+    /// a suggestion.
     pub fn new(more: &[String]) -> Result<Self, AllowError> {
         let extra = more.iter().map(|pattern| trimmed(pattern));
         for pattern in extra.clone() {
@@ -80,7 +81,7 @@ impl AllowList {
         })
     }
 
-    /// Returns whether the real service may be asked for `path`.
+    /// Returns true if `path` may be forwarded to the real service.
     pub fn allows(&self, path: &CanonicalPath<'_>) -> bool {
         if path.route() != Route::Other {
             return false;
@@ -91,20 +92,20 @@ impl AllowList {
         self.paths.is_match(path.below)
     }
 
-    /// Returns whether the answer for `path` stays the same while the instance runs.
+    /// Returns true if the response for `path` does not change while the instance runs.
     pub fn is_static(&self, path: &CanonicalPath<'_>) -> bool {
         let first = self.paths.matches(path.below).iter().next();
         first.is_some_and(|index| index < SAFE.len())
     }
 }
 
-/// An expression without what may stand at its start to no effect.
+/// Strips a prefix without effect from an expression.
 fn trimmed(pattern: &str) -> &str {
     pattern.trim_start_matches(['^', '/'])
 }
 
-/// Guesses the intent of an expression that matches nothing: the same expression without a leading
-/// version and without a trailing slash.
+/// Suggests a replacement for an expression that matches nothing: the same expression without a
+/// leading version and without a trailing slash.
 fn meant(pattern: &str) -> Option<String> {
     let trees = ["meta-data", "dynamic", "user-data"];
     let start = trees
@@ -126,8 +127,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_expression_that_opens_nothing_is_refused_with_what_to_write() {
-        for (pattern, told) in [
+    fn an_expression_without_effect_is_rejected_with_advice() {
+        for (pattern, actual) in [
             ("/latest/meta-data", Some("meta-data")),
             ("latest/meta-data/ami-id", Some("meta-data/ami-id")),
             ("/meta-data/.*/", Some("meta-data/.*")),
@@ -145,6 +146,7 @@ mod tests {
             ("ami-id", None),
             ("meta-data/ami id", None),
             ("meta-data/ami-id?x=1$^", None),
+            ("meta-data/tags$/instance", None),
             ("meta-data/%69am", None),
             ("user.data", None),
             ("", None),
@@ -156,9 +158,9 @@ mod tests {
         ] {
             match AllowList::new(&[pattern.into()]) {
                 Err(AllowError::Never { instead, .. }) => {
-                    assert_eq!(instead.as_deref(), told, "{pattern}");
-                    let told = AllowList::new(&[pattern.into()]).unwrap_err().to_string();
-                    assert!(told.contains("below the version"), "{told}");
+                    assert_eq!(instead.as_deref(), actual, "{pattern}");
+                    let actual = AllowList::new(&[pattern.into()]).unwrap_err().to_string();
+                    assert!(actual.contains("below the version"), "{actual}");
                 }
                 other => panic!("{pattern}: {other:?}"),
             }
@@ -167,7 +169,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_path_can_be_opened_by_its_own_text_exactly_if_its_text_is_taken(
+        fn a_path_is_allowed_exactly_if_its_expression_is_accepted(
             below in "(meta-data|dynamic|user-data|api|latest)(/(iam|IAM|i|ia|iamx|identity-credentials|identity|a%|[.]{0,4}|[a-z.]{0,4})){0,3}",
         ) {
             let text = format!("/latest/{below}");

@@ -1,8 +1,8 @@
-//! Checks whether a regular expression can match any path that may be opened. One that can't is a
-//! mistake that would otherwise go unnoticed.
+//! Checks whether a regular expression can match any path that may be allowed. An expression that
+//! cannot is a mistake that would otherwise go unnoticed.
 //!
-//! The expression's automaton and the automaton of such paths are walked together: where no common
-//! end is reached, no path is matched.
+//! The check walks the product of the expression's automaton and an automaton of such paths. If it
+//! reaches no common final state, the expression matches no path.
 
 use std::collections::HashSet;
 
@@ -13,26 +13,26 @@ use regex_syntax::ast::{Ast, parse::Parser};
 
 use super::is_plain_character;
 
-/// Largest automaton that is walked, bytes: larger expressions are taken as they are.
+/// Maximum size of an automaton to walk, in bytes. Larger expressions are accepted unchecked.
 const MAX_AUTOMATON: usize = 256 * 1024;
 
-/// The trees below a version.
+/// The first segments below a version.
 const TREES: [&str; 3] = ["meta-data", "dynamic", "user-data"];
 const METADATA: usize = 0;
 const USER_DATA: usize = 2;
-/// Below `meta-data`, in any case, nothing is opened of these.
+/// Segments below `meta-data` that are never allowed, compared without regard to case.
 const CLOSED: [&str; 2] = ["iam", "identity-credentials"];
 
-/// The part of `pattern` that can match no path: the whole, or an alternative of it.
+/// Returns the part of `pattern` that cannot match any path: all of it, or one alternative.
 pub(super) fn never_matching(pattern: &str) -> Option<&str> {
     alternatives(pattern)
         .into_iter()
         .find(|alternative| !can_match(alternative))
 }
 
-/// The alternatives that the expression consists of, or itself.
+/// Returns the top-level alternatives of the expression, or the expression itself.
 fn alternatives(pattern: &str) -> Vec<&str> {
-    // Flags of one alternative count for those after it.
+    // Flags set in one alternative apply to the following ones, so these cannot be split.
     let parsed = if pattern.contains("(?") {
         None
     } else {
@@ -52,7 +52,7 @@ fn alternatives(pattern: &str) -> Vec<&str> {
     texts.collect()
 }
 
-/// Returns whether `pattern` can match the whole of a path below the version that may be opened.
+/// Returns true if `pattern` can match a whole path below the version that may be allowed.
 pub(super) fn can_match(pattern: &str) -> bool {
     let config = Config::new()
         .nfa_size_limit(Some(MAX_AUTOMATON))
@@ -112,7 +112,8 @@ impl Walk<'_> {
             }
             State::Look { look, next } => match look {
                 Look::Start | Look::StartLF | Look::StartCRLF => {
-                    // No path has a line's end in it.
+                    // A path contains no line break, so a line starts only at the start of the
+                    // path.
                     if place == Place::Start {
                         self.reach(*next, place, ended);
                     }
@@ -147,11 +148,11 @@ impl Walk<'_> {
     }
 }
 
-/// The position in a path below the version.
+/// A position in a path below the version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Place {
     Start,
-    /// In the first segment, `at` characters of it.
+    /// In the first segment, after `at` characters.
     Tree {
         tree: usize,
         at: usize,
@@ -159,11 +160,11 @@ enum Place {
     /// In a later segment.
     Segment {
         tree: usize,
-        /// Its characters, 3 for more.
+        /// The number of characters, 3 for more.
         length: u8,
-        /// All of them are dots.
+        /// True if all characters are dots.
         dots: bool,
-        /// The number of a matching prefix in [`CLOSED`], and the position in it.
+        /// The index of a matching prefix in [`CLOSED`], and the position in it.
         closed: Option<(usize, usize)>,
     },
 }
@@ -185,7 +186,7 @@ impl Place {
                         tree,
                         length: 0,
                         dots: true,
-                        // Both begin with the same letter and differ in the next.
+                        // Both entries begin with the same letter and differ in the next one.
                         closed: (tree == METADATA).then_some((0, 0)),
                     }),
                     _ => None,
@@ -212,7 +213,7 @@ impl Place {
                 closed: closed.and_then(|(_, at)| {
                     let letter = byte.to_ascii_lowercase();
                     let is_next = |name: &&str| name.as_bytes().get(at) == Some(&letter);
-                    // Before the distinguishing letter, the number carries no information.
+                    // Before the distinguishing letter, the index carries no information.
                     let candidates = CLOSED.iter().enumerate();
                     let mut candidates = candidates
                         .filter(|(name, _)| at < 2 || closed.is_some_and(|(it, _)| it == *name));
@@ -223,7 +224,7 @@ impl Place {
         }
     }
 
-    /// Returns whether the segment may end here: it is not empty, not `.` or `..`, and not closed.
+    /// Returns true if the segment may end here: it is not empty, not `.` or `..`, and not closed.
     fn is_whole(self) -> bool {
         match self {
             Self::Start => false,

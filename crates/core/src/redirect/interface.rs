@@ -1,13 +1,13 @@
-//! Which interfaces pods' traffic comes in by: kube2iam's `--host-interface`.
+//! The interfaces on which pods' traffic arrives: kube2iam's `--host-interface`.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Longest interface name Linux takes, in bytes.
+/// Maximum length of an interface name on Linux, in bytes.
 const MAX_NAME: usize = 15;
 
-/// A pattern of interface names: `docker0` is one interface, `eni+` all that start with `eni`,
-/// `!eth0` all but `eth0`, `!eni+` all that don't start with `eni`, `+` all.
+/// A pattern of interface names: `docker0` matches one interface, `eni+` all that start with `eni`,
+/// `!eth0` all but `eth0`, `!eni+` all that do not start with `eni`, and `+` all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterfacePattern {
     name: String,
@@ -15,23 +15,27 @@ pub struct InterfacePattern {
     inverted: bool,
 }
 
-/// Why an interface pattern is no good.
+/// The reason why an interface pattern is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InterfaceError {
-    /// Nothing is named.
+    /// The pattern is empty.
     #[error(
-        "no interface is named: write a name (docker0), a prefix (eni+) or an exception (!eth0)"
+        "the interface is empty: set a name (docker0), a prefix (eni+) or an exception (!eth0)"
     )]
     Empty,
-    /// `!+` is no interface at all.
-    #[error("\"!+\" matches no interface, so no pod would be redirected: name the exception")]
-    MatchesNothing,
-    /// Longer than a name can be.
-    #[error("interface {0:?} is longer than the {MAX_NAME} characters a name has on Linux")]
-    TooLong(String),
-    /// A character that is in no name, or that means something to the rule programs.
+    /// `!+` matches no interface.
     #[error(
-        "interface {0:?} has a character that interface names don't have here: letters, digits, '.', '_', '-' and '@' are taken, with '!' at the start and '+' at the end"
+        "\"!+\" matches no interface, so no pod would be redirected: name the interface to \
+             exclude"
+    )]
+    MatchesNothing,
+    /// The name is too long for an interface.
+    #[error("interface {0:?} is longer than {MAX_NAME} characters, the maximum on Linux")]
+    TooLong(String),
+    /// The name has a character that interface names do not have, or that has a meaning in rules.
+    #[error(
+        "interface {0:?} has an invalid character: use letters, digits, '.', '_', '-' and '@', \
+         with '!' at the start and '+' at the end"
     )]
     Character(String),
 }
@@ -53,7 +57,7 @@ impl FromStr for InterfacePattern {
             (true, true, true) => return Err(InterfaceError::MatchesNothing),
             _ => {}
         }
-        // iptables counts the `+` into the length.
+        // iptables includes the `+` in the length.
         if rest.len() > MAX_NAME {
             return Err(InterfaceError::TooLong(text.chars().take(64).collect()));
         }
@@ -78,7 +82,7 @@ impl fmt::Display for InterfacePattern {
 }
 
 impl InterfacePattern {
-    /// Whether traffic that comes in by the interface `name` is meant.
+    /// Returns true if the pattern matches the interface `name`.
     pub fn matches(&self, name: &str) -> bool {
         let named = if self.prefix {
             name.starts_with(&self.name)
@@ -88,7 +92,7 @@ impl InterfacePattern {
         named != self.inverted
     }
 
-    /// The match as nft writes it, with a space after it; nothing where all interfaces are meant.
+    /// Returns nft's match expression with a trailing space; empty for all interfaces.
     pub(super) fn nft(&self) -> String {
         if self.name.is_empty() {
             return String::new();
@@ -98,7 +102,7 @@ impl InterfacePattern {
         format!("iifname {not}\"{}{any}\" ", self.name)
     }
 
-    /// The match as iptables writes it, with a space after it.
+    /// Returns iptables' match options with a trailing space.
     pub(super) fn iptables(&self) -> String {
         if self.name.is_empty() {
             return String::new();

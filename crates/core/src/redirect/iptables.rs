@@ -1,20 +1,19 @@
-//! The redirect for `iptables-restore --noflush`: chains of our own, and a jump to each at the
+//! The redirect for `iptables-restore --noflush`: rolegate's own chains, and a jump to each at the
 //! head of the built-in chain.
 //!
-//! iptables knows no "replace this rule", so the chains concerned are listed first
-//! ([`iptables_chains`]), and the jumps found are deleted by the words they were listed with, in
-//! the same transaction that puts the new ones first. Each table is a transaction; the tables
-//! that close come before the one that redirects.
+//! iptables cannot replace a rule, so the chains concerned are listed first ([`iptables_chains`]).
+//! The same transaction that inserts the new jumps at the head deletes the existing ones in exactly
+//! the form in which they were listed. Each table is one transaction; the tables that reject
+//! traffic precede the one that redirects it.
 //!
-//! A listing, here, is what `iptables -t TABLE -S CHAIN` says for each of those chains, each
-//! under a line `*TABLE`. `iptables-save` would say the same and all the service proxy's rules,
-//! megabytes of them, too.
+//! A listing is the output of `iptables -t TABLE -S CHAIN` for each of those chains, each below a
+//! line `*TABLE`. `iptables-save` would include megabytes of the service proxy's rules.
 
 use std::fmt::Write;
 
 use super::{Family, Spec};
 
-/// Our chain, the table it is in, and the built-in chain whose first rule jumps to it.
+/// One of rolegate's chains, its table, and the built-in chain whose first rule jumps to it.
 struct Chain {
     table: &'static str,
     builtin: &'static str,
@@ -22,10 +21,10 @@ struct Chain {
     rules: fn(&Spec, Family) -> Vec<Rule>,
 }
 
-/// What a rule matches, why it is there, and its target.
+/// The match of a rule, its comment and its target.
 struct Rule(String, &'static str, String);
 
-/// The chains in the order they are applied: those of one table side by side.
+/// The chains in the order in which they are applied, those of one table adjacent.
 const CHAINS: [Chain; 4] = [
     Chain {
         table: "filter",
@@ -67,11 +66,7 @@ fn forward(_: &Spec, family: Family) -> Vec<Rule> {
             "REJECT --reject-with tcp-reset",
         ),
         rule(format!("-d {metadata}"), why, "DROP"),
-        rule(
-            format!("-s {metadata}"),
-            "answer to what was not redirected",
-            "DROP",
-        ),
+        rule(format!("-s {metadata}"), "reply, not redirected", "DROP"),
     ]
 }
 
@@ -93,7 +88,7 @@ fn input(spec: &Spec, family: Family) -> Vec<Rule> {
 fn raw(_: &Spec, family: Family) -> Vec<Rule> {
     vec![rule(
         format!("-d {} -m rpfilter --invert", family.metadata()),
-        "source is not at home here",
+        "spoofed source",
         "DROP",
     )]
 }
@@ -104,26 +99,26 @@ fn prerouting(spec: &Spec, family: Family) -> Vec<Rule> {
     let redirect = spec.target(family).map(|target| {
         rule(
             format!("{iif}-d {metadata} -p tcp -m tcp --dport 80"),
-            "pods ask the agent",
+            "redirect to the agent",
             format!("DNAT --to-destination {target}"),
         )
     });
     let pin = rule(
         format!("-d {metadata}"),
-        "and nobody else",
+        "keep the destination",
         format!("DNAT --to-destination {metadata}"),
     );
     redirect.into_iter().chain([pin]).collect()
 }
 
-/// The tables and chains whose listing the functions here read.
+/// Returns the tables and chains that a listing contains.
 pub fn iptables_chains() -> impl Iterator<Item = (&'static str, &'static str)> {
     CHAINS
         .iter()
         .flat_map(|chain| [(chain.table, chain.builtin), (chain.table, chain.name)])
 }
 
-/// The lines of one table in a listing.
+/// Returns the lines of one table in a listing.
 fn table<'a>(listing: &'a str, table: &str) -> impl Iterator<Item = &'a str> {
     let mut within = false;
     listing.lines().map(str::trim).filter(move |line| {
@@ -135,20 +130,20 @@ fn table<'a>(listing: &'a str, table: &str) -> impl Iterator<Item = &'a str> {
 }
 
 impl Chain {
-    /// Whether this line of the chain's table says that our chain exists.
+    /// Returns true if a line of the chain's table defines the chain.
     fn defined(&self, line: &str) -> bool {
         line.strip_prefix("-N ") == Some(self.name)
     }
 
-    /// Whether a line is a rule of the chain `chain`.
+    /// Returns true if a line is a rule of the chain `chain`.
     fn rule_of(chain: &str, line: &str) -> bool {
         line.strip_prefix("-A ")
             .and_then(|line| line.strip_prefix(chain))
             .is_some_and(|line| line.starts_with(' '))
     }
 
-    /// Whether a line jumps to our chain: a jump without options stands at the end, a comment
-    /// that says so ends with a quote.
+    /// Returns true if a line jumps to the chain. A jump without options ends the line; a comment
+    /// with the same text ends in a quote.
     fn jumped_to(&self, line: &str) -> bool {
         line.starts_with("-A ")
             && line
@@ -156,7 +151,7 @@ impl Chain {
                 .is_some_and(|line| line.ends_with(" -j ") || line.ends_with(" -g "))
     }
 
-    /// Deletes every jump to our chain.
+    /// Deletes every jump to the chain.
     fn delete_jumps(&self, listing: &str, out: &mut String) {
         for line in table(listing, self.table).filter(|line| self.jumped_to(line)) {
             let _ = writeln!(out, "-D {}", line.trim_start_matches("-A "));
@@ -164,8 +159,8 @@ impl Chain {
     }
 }
 
-/// The redirect of one family for `iptables-restore --noflush` or `ip6tables-restore --noflush`.
-/// `listing` is what is there now; whatever others have there stays.
+/// Returns the redirect of one family for `iptables-restore --noflush` or `ip6tables-restore
+/// --noflush`. `listing` is the current state; rules of other programs stay.
 pub fn iptables_restore(spec: &Spec, family: Family, listing: &str) -> String {
     let mut out = String::new();
     let mut open = "";
@@ -198,8 +193,8 @@ pub fn iptables_restore(spec: &Spec, family: Family, listing: &str) -> String {
     out
 }
 
-/// Takes away what `listing` shows of ours, and nothing else, the
-/// redirect before what closes; empty where there is nothing.
+/// Returns input that removes rolegate's rules in `listing` and nothing else, the redirect before
+/// the rules that reject traffic; empty if there are none.
 pub fn iptables_remove(listing: &str) -> String {
     let mut out = String::new();
     for chain in CHAINS.iter().rev() {
@@ -215,7 +210,8 @@ pub fn iptables_remove(listing: &str) -> String {
     out
 }
 
-/// What `listing` shows of ours, each jump with its position, which matters as much as its being there. Empty where there is nothing.
+/// Returns rolegate's part of `listing`, each jump with its position, which matters as much as its
+/// presence. Empty if there is none.
 pub fn iptables_owned(listing: &str) -> String {
     let mut out = String::new();
     for chain in &CHAINS {
@@ -237,8 +233,8 @@ pub fn iptables_owned(listing: &str) -> String {
     out
 }
 
-/// Returns whether `listing` has all of one family's redirect rules in order, with each jump to
-/// them first in its chain. Other parts of the rules are checked by comparing two listings.
+/// Returns true if `listing` has all of one family's redirect rules in order, with each jump to
+/// them first in its chain. To check the other parts of the rules, compare two listings.
 pub fn iptables_is_whole(spec: &Spec, family: Family, listing: &str) -> bool {
     CHAINS.iter().all(|chain| {
         let mut builtin =
@@ -329,7 +325,7 @@ mod tests {
     #[test]
     fn a_listing_that_lacks_a_rule_is_not_whole() {
         let spec = spec(None);
-        // As the program lists what it was given.
+        // The listing that the program prints for its input.
         let mut listing = String::new();
         for Chain {
             table,

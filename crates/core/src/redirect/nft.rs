@@ -2,7 +2,7 @@
 
 use super::{Family, NFT_TABLE, Spec};
 
-/// How nft names the family's header.
+/// Returns nft's name of the family's header.
 fn header(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
@@ -10,15 +10,15 @@ fn header(family: Family) -> &'static str {
     }
 }
 
-/// A rule for each family.
+/// Concatenates a rule for each family.
 fn each(rule: impl Fn(&str, String) -> String) -> String {
     Family::ALL
         .map(|family| rule(header(family), family.metadata().to_string()))
         .concat()
 }
 
-/// The whole redirect for `nft -f -`, one transaction: at no moment are there no rules or half of
-/// them. Apply it as often as wanted.
+/// Returns the whole redirect for `nft -f -`. It is one transaction, so no packet sees a partial
+/// set of rules. It can be applied repeatedly.
 pub fn nft_script(spec: &Spec) -> String {
     let port = spec.port();
     let iif = spec.interface().nft();
@@ -26,23 +26,23 @@ pub fn nft_script(spec: &Spec) -> String {
         let (ip, metadata) = (header(family), family.metadata());
         spec.target(family).map_or(String::new(), |target| {
             format!(
-                "    {iif}{ip} daddr {metadata} tcp dport 80 dnat {ip} to {target} comment \"rolegate: pods ask the agent\"\n"
+                "    {iif}{ip} daddr {metadata} tcp dport 80 dnat {ip} to {target} comment \"rolegate: redirect to the agent\"\n"
             )
         })
     }).concat();
     let pin = each(|ip, metadata| {
         format!(
-            "    {ip} daddr {metadata} dnat {ip} to {metadata} comment \"rolegate: and nobody else\"\n"
+            "    {ip} daddr {metadata} dnat {ip} to {metadata} comment \"rolegate: keep the destination\"\n"
         )
     });
     let spoofed = each(|ip, metadata| {
         format!(
-            "    {ip} daddr {metadata} fib saddr . iif oif 0 drop comment \"rolegate: source is not at home here\"\n"
+            "    {ip} daddr {metadata} fib saddr . iif oif 0 drop comment \"rolegate: spoofed source\"\n"
         )
     });
     let past = each(|ip, metadata| {
         format!(
-            "    {ip} daddr {metadata} meta l4proto tcp reject with tcp reset comment \"rolegate: not redirected\"\n    {ip} daddr {metadata} drop comment \"rolegate: not redirected\"\n    {ip} saddr {metadata} drop comment \"rolegate: answer to what was not redirected\"\n"
+            "    {ip} daddr {metadata} meta l4proto tcp reject with tcp reset comment \"rolegate: not redirected\"\n    {ip} daddr {metadata} drop comment \"rolegate: not redirected\"\n    {ip} saddr {metadata} drop comment \"rolegate: reply, not redirected\"\n"
         )
     });
     let here = each(|ip, metadata| {
@@ -73,13 +73,13 @@ pub fn nft_script(spec: &Spec) -> String {
     )
 }
 
-/// Takes the redirect away; fails where there is none.
+/// Returns a script that removes the redirect. It fails if there is none.
 pub fn nft_remove_script() -> String {
     format!("delete table inet {NFT_TABLE}\n")
 }
 
-/// Returns whether `listing`, the output of `nft -s list table`, has all rules of the redirect in
-/// order and no others of ours. Other parts of the rules are checked by comparing two listings.
+/// Returns true if `listing`, the output of `nft -s list table`, has all redirect rules in order
+/// and no others of rolegate's. To check the other parts of the rules, compare two listings.
 pub fn nft_is_whole(spec: &Spec, listing: &str) -> bool {
     fn comments(text: &str) -> impl Iterator<Item = &str> {
         text.lines().filter_map(|line| {

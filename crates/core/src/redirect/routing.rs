@@ -1,55 +1,55 @@
-//! The second line behind the redirect: routing rules that refuse what is forwarded to a metadata
-//! address. A redirected packet has another destination by the time that it is routed, so these
-//! rules see only what the redirect missed: all of it, while something else has flushed the
+//! Routing rules that reject traffic forwarded to a metadata address, as a second line of defense.
+//! A redirected packet has another destination by the time it is routed, so these rules match only
+//! packets that the redirect missed, which is all of them while another program has flushed the
 //! filter's rules.
 //!
-//! A rule can only match an interface by its exact name, and pods' interfaces are known by
-//! patterns. So the rules are inverted: packets that this host itself sends come from `lo` and
-//! continue as if there were no rules; those arriving on any other interface are refused, as by the
-//! filter's rules.
+//! A routing rule matches an interface only by its exact name, but pods' interfaces are known by
+//! patterns. The rules are therefore inverted: packets that this host sends come from `lo` and
+//! continue as if there were no rules, and those arriving on any other interface are rejected, as
+//! by the filter's rules.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use super::Family;
 
-/// The rule that lets this host's own packets pass; only the table `local` is asked earlier, and
-/// network plug-ins begin at 9.
+/// Priority of the rule that passes this host's own packets. Only the table `local` precedes it;
+/// network plugins begin at 9.
 const PASS: u32 = 1;
-/// The rule that refuses all others.
+/// Priority of the rule that rejects all other packets.
 const REFUSE: u32 = 2;
-/// The place where the host's own packets go on. A rule that does nothing, so that they meet the
-/// host's other rules in their order.
+/// Priority at which the host's own packets continue. The rule does nothing, so that they go
+/// through the host's other rules in order.
 const GO_ON: u32 = 3;
 
-/// The kernel's action for a packet that matches a rule.
+/// The kernel's action for a matching packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoutingAction {
-    /// Goes on with the rule of this priority.
+    /// Continue with the rule of this priority.
     GoTo(u32),
-    /// Refuses the packet, and says so to its sender.
+    /// Reject the packet with an ICMP error.
     Prohibit,
-    /// Goes on with the next rule.
+    /// Continue with the next rule.
     Nothing,
 }
 
 /// A rule of the kernel's routing policy, as `ip rule` lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoutingRule {
-    /// The list of rules that it is in.
+    /// The address family of the rule.
     pub family: Family,
-    /// Its place in the list; lower ones come first.
+    /// The priority of the rule. Lower ones are evaluated first.
     pub priority: u32,
-    /// The destination that it matches; all without one.
+    /// The destination that the rule matches; `None` for all.
     pub destination: Option<IpAddr>,
-    /// True if it matches only packets that this host itself sends.
+    /// True if the rule matches only packets that this host sends.
     pub local: bool,
     /// The action on a match.
     pub action: RoutingAction,
 }
 
-/// The rules of one family in the order to add them: the host's own packets are let pass before
-/// anything is refused. To remove them, take them from the end.
+/// Returns the rules of one family in the order in which to add them: the host's own packets pass
+/// before anything is rejected. Remove them in reverse order.
 pub fn routing_rules(family: Family) -> [RoutingRule; 3] {
     let rule = |priority, action| RoutingRule {
         family,

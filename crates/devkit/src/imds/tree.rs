@@ -1,4 +1,4 @@
-//! What the metadata service knows, as a tree of paths.
+//! The content of the metadata service, as a tree of paths.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,15 +15,15 @@ const ADDRESS: &str = "10.0.0.10";
 const AMI_ID: &str = "ami-0de0de0de0de0de0d";
 const INSTANCE_TYPE: &str = "m5.large";
 const MAC: &str = "02:de:00:00:00:0a";
-/// Credentials are as if renewed each hour, long before they end.
+/// Validity of credentials. They seem to be renewed each hour, long before they expire.
 const CREDENTIAL_LIFE: SignedDuration = SignedDuration::from_hours(6);
-/// Versions that `GET /` lists; any other date is answered as well.
+/// Versions that `GET /` lists. Any other date is valid too.
 const VERSIONS: &str = "1.0\n2021-07-15\n2022-09-24\n2024-04-11\nlatest";
 
 #[derive(Debug)]
 enum Leaf {
     Text(String),
-    /// Made anew for each answer, since its times move on.
+    /// Created for each response, since its times advance.
     Credentials,
 }
 
@@ -32,14 +32,13 @@ pub(super) struct Tree {
     leaves: BTreeMap<String, Leaf>,
 }
 
-/// What is at a path.
+/// The content at a path.
 pub(super) enum Found {
     Text(String),
     Nothing,
 }
 
-/// The path's segments, read generously: decoded, without empty ones, with dot
-/// segments resolved.
+/// Splits a path into segments leniently: decoded, without empty ones, with dot segments resolved.
 pub(super) fn segments(path: &str) -> Vec<String> {
     let decoded = percent_decode_str(path).decode_utf8_lossy();
     let mut segments = Vec::new();
@@ -144,7 +143,7 @@ impl Tree {
         }
     }
 
-    /// The names below a folder, those of folders with a slash.
+    /// Returns the names in a folder. Those of folders end in a slash.
     fn list(&self, folder: &str) -> Found {
         let prefix = if folder.is_empty() {
             String::new()
@@ -167,7 +166,7 @@ impl Tree {
     }
 }
 
-/// `latest`, `1.0` or a date.
+/// Matches `latest`, `1.0` or a date.
 fn is_version(segment: &str) -> bool {
     let is_date = || {
         segment.len() == 10
@@ -232,7 +231,7 @@ fn identity_document(account: &str, region: &str, zone: &str) -> String {
     ])
 }
 
-/// JSON laid out as the service does it: a space on both sides of the colon.
+/// Formats JSON as the real service does, with a space on both sides of the colon.
 fn spaced(fields: &[(&str, Option<&str>)]) -> String {
     let fields: Vec<_> = fields
         .iter()

@@ -1,6 +1,6 @@
-//! Asks registered webhooks about an object before it is taken, as an API server does: each rule
-//! that names it is asked over HTTPS, by its URL and the authority it is registered with. What needs
-//! CEL, `matchConditions`, is not evaluated: webhooks are asked about more here, never about less.
+//! Calls registered webhooks before an object is created, as an API server does: each matching
+//! webhook is called over HTTPS, with the URL and CA of its registration. `matchConditions`, which
+//! need CEL, are not evaluated: webhooks are called more often here, never less.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,14 +22,14 @@ use tokio_rustls::TlsConnector;
 
 use super::Failure;
 
-/// The longest that a webhook may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest answer of a webhook, bytes.
-const ANSWER: usize = 1024 * 1024;
-/// The label by which webhooks spare namespaces.
+/// Timeout of a webhook.
+const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum size of a webhook's response, in bytes.
+const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
+/// The label by which webhooks exempt namespaces.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
-/// What is about to be created.
+/// The object to be created, and its resource.
 #[derive(Debug)]
 pub(super) struct Asked<'a> {
     /// The API group; empty for the core group.
@@ -44,8 +44,8 @@ pub(super) struct Asked<'a> {
     pub(super) object: &'a Value,
 }
 
-/// Asks every webhook of these configurations that is registered for it; the first refusal counts.
-/// Gives the warnings of all.
+/// Calls every registered webhook of these configurations. The first denial counts. Returns the
+/// warnings of all.
 pub(super) async fn ask(
     configurations: &[Arc<Value>],
     asked: &Asked<'_>,
@@ -57,7 +57,7 @@ pub(super) async fn ask(
         }
         let name = webhook.get("name").and_then(Value::as_str);
         let name = name.unwrap_or("?");
-        let call = tokio::time::timeout(TIMEOUT, call(webhook, asked));
+        let call = tokio::time::timeout(WEBHOOK_TIMEOUT, call(webhook, asked));
         let answer = call
             .await
             .unwrap_or_else(|_| Err("it took too long".into()))
@@ -115,11 +115,11 @@ fn is_spared(webhook: &Value, namespace: &str) -> bool {
     })
 }
 
-/// Sends one review; the `response` of the answer.
+/// Sends one review, and returns its `response`.
 async fn call(webhook: &Value, asked: &Asked<'_>) -> Result<Value, String> {
     let text = |path: &str| webhook.pointer(path).and_then(Value::as_str);
-    let url = text("/clientConfig/url").ok_or("it has no URL, and there are no Services here")?;
-    let url: Uri = url.parse().map_err(|_| "its URL is none")?;
+    let url = text("/clientConfig/url").ok_or("it has no URL, and Services are not supported")?;
+    let url: Uri = url.parse().map_err(|_| "its URL is invalid")?;
     let bundle = text("/clientConfig/caBundle").unwrap_or_default();
     let bundle = STANDARD.decode(bundle).map_err(|error| error.to_string())?;
     let host = url.host().ok_or("its URL has no host")?.to_owned();
@@ -162,7 +162,9 @@ async fn call(webhook: &Value, asked: &Asked<'_>) -> Result<Value, String> {
     let answer = async {
         let response = sender.send_request(request).await;
         let response = response.map_err(|error| error.to_string())?;
-        let body = Limited::new(response.into_body(), ANSWER).collect().await;
+        let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES)
+            .collect()
+            .await;
         let body = body.map_err(|error| error.to_string())?.to_bytes();
         let answer: Value = serde_json::from_slice(&body)
             .map_err(|_| format!("it answered {}", String::from_utf8_lossy(&body)))?;

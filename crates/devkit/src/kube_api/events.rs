@@ -1,4 +1,4 @@
-//! Events, as clients create and patch them in either API group.
+//! Events that clients create and patch in either API group.
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -31,9 +31,9 @@ impl Events {
     ) -> Result<Answer, Failure> {
         let namespace = target
             .namespace
-            .ok_or_else(|| Failure::new(405, "Events live in a namespace"))?;
+            .ok_or_else(|| Failure::new(405, "Events are namespaced"))?;
         let body = serde_json::from_slice(body)
-            .map_err(|error| Failure::new(400, format!("the body is no JSON: {error}")));
+            .map_err(|error| Failure::new(400, format!("the body is not JSON: {error}")));
         match (&parts.method, target.name) {
             (&Method::POST, None) => self.create(namespace, body?),
             (&Method::PATCH, Some(name)) => {
@@ -41,14 +41,18 @@ impl Events {
                     .headers
                     .get(CONTENT_TYPE)
                     .map(|value| value.as_bytes());
-                // They differ for lists of objects with keys, which an Event hasn't got.
+                // The patch types differ only for lists of objects with keys, which Events do not
+                // have.
                 if !matches!(
                     kind,
                     Some(
                         b"application/merge-patch+json" | b"application/strategic-merge-patch+json"
                     )
                 ) {
-                    return Err(Failure::new(415, "the stand-in takes merge patches only"));
+                    return Err(Failure::new(
+                        415,
+                        "the stand-in supports merge patches only",
+                    ));
                 }
                 self.patch(namespace, name, &body?)
             }
@@ -57,7 +61,10 @@ impl Events {
                 let event = event.ok_or_else(|| Failure::not_found("events", name))?;
                 Ok(json_answer(StatusCode::OK, event))
             }
-            _ => Err(Failure::new(405, "the stand-in can't do this with Events")),
+            _ => Err(Failure::new(
+                405,
+                "the stand-in does not support this operation on Events",
+            )),
         }
     }
 
@@ -114,7 +121,7 @@ fn is(event: &Value, namespace: &str, name: &str) -> bool {
     text("/metadata/name") == Some(name) && text("/metadata/namespace") == Some(namespace)
 }
 
-/// The name that an Event has, or is given after its `generateName`.
+/// Returns an Event's name, or generates one from its `generateName`.
 fn name(metadata: &Map<String, Value>) -> Option<String> {
     let text = |field| {
         metadata

@@ -1,4 +1,4 @@
-//! Changes that clients make: merge patches of objects and of their status.
+//! Merge patches of objects and of their status.
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -8,7 +8,7 @@ use super::Failure;
 use super::store::Store;
 use super::target::Target;
 
-/// Applies a merge patch and returns the object. What changes nothing makes no new version.
+/// Applies a merge patch and returns the object. A patch without effect creates no new version.
 pub(super) fn patch(
     store: &mut Store,
     parts: &Parts,
@@ -21,10 +21,13 @@ pub(super) fn patch(
         .get(CONTENT_TYPE)
         .map(|value| value.as_bytes());
     if kind != Some(b"application/merge-patch+json") {
-        return Err(Failure::new(415, "the stand-in takes merge patches only"));
+        return Err(Failure::new(
+            415,
+            "the stand-in supports merge patches only",
+        ));
     }
     let patch: Value = serde_json::from_slice(body)
-        .map_err(|error| Failure::new(400, format!("the body is no JSON: {error}")))?;
+        .map_err(|error| Failure::new(400, format!("the body is not JSON: {error}")))?;
     let table = target.table();
     let before = store
         .table(&table)?
@@ -34,7 +37,7 @@ pub(super) fn patch(
     match target.subresource {
         None => {
             json_patch::merge(&mut after, &patch);
-            // A status changes by itself alone.
+            // A status changes only through its own subresource.
             put_back(&mut after, "status", before.get("status"));
         }
         Some("status") => {

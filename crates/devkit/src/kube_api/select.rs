@@ -1,11 +1,11 @@
-//! Which objects a list or a watch is about: the namespace and the field selector.
+//! Selection of objects for a list or a watch: the namespace and the field selector.
 
 use serde_json::Value;
 
 use super::target::Target;
 use super::{Failure, Query};
 
-/// What an object must look like.
+/// The conditions for an object.
 #[derive(Clone, Debug)]
 pub(super) struct Selector {
     terms: Vec<Term>,
@@ -19,7 +19,7 @@ struct Term {
     equal: bool,
 }
 
-/// The fields that a real server can select by, for each resource.
+/// Returns the fields that a real server can select by, for each resource.
 fn fields(resource: &str) -> &'static [&'static str] {
     match resource {
         "pods" => &[
@@ -44,7 +44,10 @@ impl Selector {
             .get("labelSelector")
             .is_some_and(|selector| !selector.is_empty())
         {
-            return Err(Failure::new(400, "the stand-in knows no label selectors"));
+            return Err(Failure::new(
+                400,
+                "the stand-in does not support label selectors",
+            ));
         }
         let selector = query
             .get("fieldSelector")
@@ -91,7 +94,7 @@ impl Term {
     }
 
     fn matches(&self, object: &Value) -> bool {
-        // A field that isn't set has its type's empty value.
+        // An unset field has its type's empty value.
         let same = match object.pointer(&self.pointer) {
             Some(Value::String(text)) => *text == self.value,
             Some(Value::Bool(set)) => self.value == set.to_string(),

@@ -18,11 +18,11 @@ pub(super) const NAMESPACES: &str = "namespaces";
 pub(super) const NODES: &str = "nodes";
 const CONFIG_MAPS: &str = "configmaps";
 
-/// Everything that the server knows; one version counter for all of it.
+/// The state of the server, with one version counter for all resources.
 #[derive(Debug)]
 pub(super) struct Store {
     version: u64,
-    /// Counts how often all watches were ended.
+    /// The number of times that all watches were ended.
     epoch: u64,
     delay: Duration,
     history: usize,
@@ -37,24 +37,24 @@ pub(super) struct Table {
     namespaced: bool,
     objects: BTreeMap<Key, Arc<Value>>,
     changes: VecDeque<Change>,
-    /// The oldest version that a watch can go on from.
+    /// The oldest version from which a watch can resume.
     floor: u64,
 }
 
 type Key = (String, String);
 
-/// A change of one object. Both sides are kept, since a watch with a selector sees
-/// an object come and go that in truth was only modified.
+/// A change of one object. Both states are kept, since a watch with a selector may see a modified
+/// object as added or deleted.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) version: u64,
-    /// When watches may see it.
+    /// The time from which watches may see it.
     pub(super) due: Instant,
     before: Option<Arc<Value>>,
     after: Option<Arc<Value>>,
 }
 
-/// One answer to a list request.
+/// One page of a list.
 pub(super) struct Page {
     pub(super) api_version: String,
     pub(super) kind: String,
@@ -66,8 +66,8 @@ pub(super) struct Page {
 
 impl Store {
     pub(super) fn new(history: usize) -> Self {
-        // A server that is started again must not use a version for a second time:
-        // so they begin with the clock, as if this server had run since 1970.
+        // A restarted server must not reuse versions, so they start with the clock, as if this
+        // server had run since 1970.
         let version = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(1);
         let mut store = Self {
             version,
@@ -87,7 +87,7 @@ impl Store {
         store
     }
 
-    /// Knows a resource from now on, without any object if it didn't before.
+    /// Enables a resource. Existing objects stay.
     pub(super) fn enable(&mut self, name: &str, api_version: &str, kind: &str, namespaced: bool) {
         let floor = self.version;
         self.tables.entry(name.to_owned()).or_insert_with(|| Table {
@@ -100,7 +100,7 @@ impl Store {
         });
     }
 
-    /// Forgets a resource and its objects; false if it wasn't known.
+    /// Removes a resource and its objects. Returns false if it is unknown.
     pub(super) fn disable(&mut self, name: &str) -> bool {
         self.tables.remove(name).is_some()
     }
@@ -140,7 +140,7 @@ impl Store {
         }
     }
 
-    /// Adds or replaces an object; UID and creation time stay while it exists, and each change of
+    /// Adds or replaces an object. UID and creation time stay while it exists, and each change of
     /// its `spec` is a new generation.
     pub(super) fn put(&mut self, resource: &str, mut object: Value) -> Value {
         let key = key(&object);
@@ -169,7 +169,7 @@ impl Store {
         Arc::unwrap_or_clone(object)
     }
 
-    /// Removes an object; false if there was none.
+    /// Removes an object. Returns false if it does not exist.
     pub(super) fn delete(&mut self, resource: &str, namespace: Option<&str>, name: &str) -> bool {
         let key = (namespace.unwrap_or_default().to_owned(), name.to_owned());
         let Some(before) = self
@@ -211,8 +211,8 @@ impl Store {
         }
     }
 
-    /// One page of a list. Pages of one list all bear the version of the first, so
-    /// that a watch from there tells what changed in the meantime.
+    /// Returns one page of a list. All pages of a list have the version of the first, so that a
+    /// watch from there reports the changes in the meantime.
     pub(super) fn page(
         &self,
         resource: &str,
@@ -288,7 +288,7 @@ impl Table {
         self.objects.values()
     }
 
-    /// The changes after a version, oldest first.
+    /// Returns the changes after a version, oldest first.
     pub(super) fn changes_after(&self, version: u64) -> impl Iterator<Item = &Change> {
         let first = self
             .changes
@@ -298,7 +298,7 @@ impl Table {
 }
 
 impl Change {
-    /// What a watch with this selector sees of the change: the event's type and object.
+    /// Returns the event type and object that a watch with this selector sees of the change.
     pub(super) fn seen_by(&self, selector: &Selector) -> Option<(&'static str, Cow<'_, Value>)> {
         let matching =
             |side: &'_ Option<Arc<Value>>| side.as_ref().is_some_and(|it| selector.matches(it));
@@ -314,7 +314,7 @@ impl Change {
     }
 }
 
-/// The object as asked for: whole, or its metadata only.
+/// Returns the requested view of an object: complete, or metadata only.
 pub(super) fn view(object: &Value, metadata_only: bool) -> Cow<'_, Value> {
     if !metadata_only {
         return Cow::Borrowed(object);

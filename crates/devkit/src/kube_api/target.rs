@@ -1,13 +1,13 @@
-//! What a path of the API is about, and the lists of what there is.
+//! The targets of API paths, and the discovery of resources.
 
 use serde_json::{Value, json};
 
 use super::store::Store;
 
-/// The API version of the core group, as paths and tables leave it out.
+/// The API version of the core group, which paths and tables omit.
 const CORE: &str = "v1";
 
-/// What a path of the API is about.
+/// The target of an API path.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Target<'a> {
     /// `GROUP/VERSION`; empty for the core group.
@@ -51,7 +51,7 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// A path that is none of the API's.
+    /// Creates the target of a path outside the API.
     pub(super) fn other(path: &'a str) -> Self {
         Self {
             resource: path,
@@ -59,12 +59,12 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Group, empty for the core group, and version.
+    /// Returns the group, empty for the core group, and the version.
     pub(super) fn group_version(&self) -> (&'a str, &'a str) {
         self.group.split_once('/').unwrap_or(("", CORE))
     }
 
-    /// The name of the table.
+    /// Returns the name of the table.
     pub(super) fn table(&self) -> String {
         match self.group {
             "" => self.resource.to_owned(),
@@ -73,7 +73,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The table of a resource by its path, `[GROUP/]VERSION/RESOURCE`, and its API version.
+/// Returns the table and API version of a resource, by its path `[GROUP/]VERSION/RESOURCE`.
 pub(super) fn table_of(path: &str) -> (String, String) {
     match path.rsplit_once('/') {
         Some((CORE, resource)) => (resource.to_owned(), CORE.to_owned()),
@@ -82,7 +82,7 @@ pub(super) fn table_of(path: &str) -> (String, String) {
     }
 }
 
-/// The list of resources at `/api/v1` or `/apis/GROUP/VERSION`, where there are any.
+/// Returns the list of resources at `/api/v1` or `/apis/GROUP/VERSION`, if any.
 pub(super) fn resources(store: &Store, path: &str) -> Option<Value> {
     let version = match path.trim_matches('/') {
         "api/v1" => CORE,

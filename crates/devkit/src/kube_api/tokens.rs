@@ -1,4 +1,4 @@
-//! Tokens, and whose they are (TokenReview).
+//! Tokens and their users (TokenReview).
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ struct Token {
 }
 
 impl KubeApi {
-    /// Knows a token from now on: for whom it is, and whose, as `UserInfo` of TokenReview has it. It
-    /// does not end by itself, whatever it says.
+    /// Registers a token with its audience and user, in the format of a TokenReview's `UserInfo`.
+    /// It never expires, whatever its claims.
     pub fn put_token(&self, token: &str, audience: &str, user: Value) {
         let audience = audience.to_owned();
         let tokens = &mut lock(&self.state.inner).tokens.0;
@@ -31,7 +31,7 @@ impl KubeApi {
 impl Tokens {
     pub(super) fn review(&self, body: &[u8]) -> Result<Answer, Failure> {
         let mut review: Value = serde_json::from_slice(body)
-            .map_err(|error| Failure::new(400, format!("the body is no JSON: {error}")))?;
+            .map_err(|error| Failure::new(400, format!("the body is not JSON: {error}")))?;
         let text = |pointer| review.pointer(pointer).and_then(Value::as_str);
         let token = text("/spec/token").and_then(|token| self.0.get(token));
         let asked = review.pointer("/spec/audiences").and_then(Value::as_array);

@@ -1,5 +1,5 @@
-//! An open watch: a stream of lines of JSON that the connection pulls, so that it
-//! ends with the client, and needs no task of its own.
+//! An open watch: a stream of JSON lines that the connection polls, so that it ends with the client
+//! and needs no task.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -22,9 +22,9 @@ use super::{Failure, Query, State, flag};
 use crate::http::Answer;
 use crate::recent::lock;
 
-/// How long a watch lasts that doesn't say.
+/// Timeout of a watch without one of its own.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
-/// Events that go out in one piece.
+/// Maximum number of events in one chunk.
 const BATCH: usize = 1000;
 
 pub(super) struct Watch {
@@ -33,10 +33,10 @@ pub(super) struct Watch {
     resource: String,
     selector: Selector,
     metadata_only: bool,
-    /// All changes up to this version are told.
+    /// All changes up to this version have been sent.
     position: u64,
     epoch: u64,
-    /// Ends the stream once it is empty.
+    /// Ends the stream once its queue is empty.
     closing: bool,
     lines: VecDeque<Value>,
     deadline: Instant,
@@ -95,7 +95,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// The answer whose body is this watch.
+    /// Returns the response whose body is this watch.
     pub(super) fn answer(self) -> Answer {
         let stream = unfold(self, |mut watch| async {
             let batch = watch.next().await?;
@@ -126,7 +126,7 @@ impl Watch {
         Ok(())
     }
 
-    /// The next lines; `None` at the end of the watch.
+    /// Returns the next lines, or `None` at the end of the watch.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if !self.lines.is_empty() {
@@ -160,8 +160,8 @@ impl Watch {
         text.into()
     }
 
-    /// Takes over what is due, and tells when the next change will be. `None` ends
-    /// the watch.
+    /// Queues the changes that are due, and returns the time of the next one. `None` ends the
+    /// watch.
     fn collect(&mut self) -> Option<Option<Instant>> {
         let state = self.state.clone();
         let store = lock(&state.store);
@@ -221,7 +221,7 @@ impl Watch {
     }
 }
 
-/// The rules of streaming lists.
+/// Validates the parameters of streaming lists.
 fn check_streaming(query: &Query, bookmarks: bool, known: bool) -> Result<(), Failure> {
     let forbidden = |why: &str| {
         Failure::new(

@@ -1,5 +1,4 @@
-//! The access keys that STS knows: those it was given, and those of the sessions it
-//! gave out itself.
+//! The access keys that STS accepts: configured ones, and those of sessions that it issued.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,14 +15,14 @@ use crate::recent::Recent;
 
 const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
 
-/// An access key that STS knows.
+/// An access key that STS accepts.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AccessKey {
     /// The secret access key.
     pub secret_access_key: String,
     /// The session token, if the key is a temporary one.
     pub session_token: Option<String>,
-    /// ARN of whoever calls with this key.
+    /// ARN of the caller with this key.
     pub caller_arn: String,
 }
 
@@ -35,16 +34,16 @@ impl fmt::Debug for AccessKey {
     }
 }
 
-/// Who calls.
+/// The caller of a request.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) arn: String,
-    /// Session tags that stay with sessions that this one asks for.
+    /// Session tags that are inherited by sessions that this one requests.
     pub(super) transitive_tags: Vec<(String, String)>,
 }
 
 impl Caller {
-    /// Whether the caller has a role's session itself, so that this is role chaining.
+    /// Returns whether the caller has a role's session, so that the call is role chaining.
     pub(super) fn is_role(&self) -> bool {
         self.arn.contains(":assumed-role/")
     }
@@ -56,8 +55,8 @@ impl Caller {
         }
     }
 
-    /// Whom a trust policy names: the user, or the role (without path, which its session's ARN
-    /// doesn't tell).
+    /// Returns the principal in a trust policy: the user, or the role without its path, which the
+    /// ARN of a session does not contain.
     pub(super) fn principal(&self) -> String {
         match self.arn.split(':').collect::<Vec<_>>()[..] {
             ["arn", partition, "sts", region, account, session] => {
@@ -68,7 +67,7 @@ impl Caller {
         }
     }
 
-    /// The answer to `GetCallerIdentity`.
+    /// Returns the response to `GetCallerIdentity`.
     pub(super) fn describe(&self) -> Vec<Element> {
         let account = self.arn.split(':').nth(4).unwrap_or_default();
         let resource = self.arn.split(':').nth(5).unwrap_or_default();
@@ -112,7 +111,7 @@ pub(super) struct Keys {
     checked: bool,
     default_caller: Caller,
     known: HashMap<String, Known>,
-    /// The keys of sessions in the order they were given out, to forget the oldest.
+    /// The keys of sessions in order of issue, to remove the oldest.
     issued: Recent<String>,
 }
 
@@ -145,7 +144,7 @@ impl Keys {
         }
     }
 
-    /// Who sent a request, if its signature is right.
+    /// Returns the caller of a request, if its signature is valid.
     pub(super) fn authenticate(
         &self,
         parts: &Parts,
@@ -192,7 +191,7 @@ impl Keys {
         Ok(known.caller())
     }
 
-    /// Gives out a session, and the answer to `AssumeRole` that tells of it.
+    /// Issues a session, and returns the response to `AssumeRole`.
     pub(super) fn issue(
         &mut self,
         call: &StsCall,

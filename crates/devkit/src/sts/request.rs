@@ -8,22 +8,22 @@ use http::header::AUTHORIZATION;
 use super::signature::Authorization;
 use super::{MAX_DURATION, Refusal};
 
-/// The only version of the STS API there is.
+/// The only version of the STS API.
 pub(super) const VERSION: &str = "2011-06-15";
 
 const MAX_TAGS: usize = 50;
 const MAX_POLICY_ARNS: usize = 10;
 const MAX_POLICY: usize = 2048;
-/// Policy, policy ARNs and tags together.
+/// Maximum size of policy, policy ARNs and tags together.
 const MAX_PACKED: usize = 4096;
 const MIN_DURATION: u32 = 900;
-/// More members of a list than any rule allows aren't read.
+/// Maximum number of list members to read, above the limit of any rule.
 const MAX_MEMBERS: usize = 100;
 
-/// A call as it came in. What the request didn't have is empty or `None`.
+/// A received call. Missing parameters are empty or `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StsCall {
-    /// `AssumeRole`, `GetCallerIdentity` or whatever was asked for.
+    /// `AssumeRole`, `GetCallerIdentity` or any other action.
     pub action: String,
     /// Version of the API.
     pub version: String,
@@ -33,7 +33,7 @@ pub struct StsCall {
     pub session_name: String,
     /// `ExternalId`.
     pub external_id: Option<String>,
-    /// `DurationSeconds`; a value that is no number is 0.
+    /// `DurationSeconds`. An invalid number is 0.
     pub duration_seconds: Option<u32>,
     /// Session tags in the order sent.
     pub tags: Vec<(String, String)>,
@@ -80,7 +80,7 @@ impl StsCall {
         }
     }
 
-    /// Checks the parameters of `AssumeRole`; all that is wrong is told at once.
+    /// Validates the parameters of `AssumeRole`. All violations are reported together.
     pub(super) fn validate(&self) -> Result<(), Refusal> {
         let mut wrong = Wrong::default();
         wrong.string("roleArn", Some(&self.role_arn), 20..=2048, None);
@@ -137,7 +137,7 @@ impl StsCall {
         self.validate_meaning()
     }
 
-    /// The rules that go beyond the shape of a single parameter.
+    /// Validates rules beyond the format of a single parameter.
     fn validate_meaning(&self) -> Result<(), Refusal> {
         let invalid = |message: String| Err(Refusal::new(400, "ValidationError", message));
         if !is_role_arn(&self.role_arn) {
@@ -174,9 +174,8 @@ impl StsCall {
         Ok(())
     }
 
-    /// Per cent of the allowed size that policy, tags and those of the caller's session that stay
-    /// with it take up, as STS would tell; `None` where there are none. How STS packs is its own
-    /// secret.
+    /// Returns the percentage of the allowed size that the policy, the tags and inherited tags use,
+    /// in the format of STS; `None` without any. The packing of STS is not documented.
     pub(super) fn packed_policy_size(&self, inherited: &[(String, String)]) -> Option<usize> {
         let tags: usize = self
             .tags
@@ -190,7 +189,7 @@ impl StsCall {
     }
 }
 
-/// `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`.
+/// Matches `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`.
 fn is_role_arn(arn: &str) -> bool {
     match arn.split(':').collect::<Vec<_>>()[..] {
         ["arn", partition, "iam", "", account, resource] => {
@@ -210,7 +209,7 @@ fn members<T>(member: impl FnMut(usize) -> Option<T>) -> Vec<T> {
     (1..=MAX_MEMBERS).map_while(member).collect()
 }
 
-/// The characters that a parameter may have: AWS's pattern, and what it means.
+/// The allowed characters of a parameter: AWS's pattern, and its implementation.
 type Pattern = (&'static str, fn(char) -> bool);
 
 const NAME: Pattern = (r"[\w+=,.@-]*", is_name);

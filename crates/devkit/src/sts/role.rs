@@ -1,14 +1,14 @@
-//! What a role's trust policy and settings say.
+//! A role's trust policy and settings.
 
 use super::keys::Caller;
 use super::{MAX_CHAINED_DURATION, MAX_DURATION, Refusal, StsCall, StsFailure, take};
 
-/// A role; by default everybody may have it.
+/// A role. By default every caller may assume it.
 #[derive(Debug, Default)]
 pub(super) struct Role {
-    /// Nobody may assume it.
+    /// No caller may assume it.
     pub(super) denied: bool,
-    /// Who alone may assume it: ARNs of users and roles. Empty: everybody.
+    /// ARNs of the users and roles that may assume it. Empty: all callers.
     pub(super) trusted: Vec<String>,
     /// The policy lacks `sts:TagSession`.
     pub(super) tagging_denied: bool,
@@ -35,7 +35,7 @@ impl Role {
         if self.denied || wrong_id || strange {
             return denied("AssumeRole");
         }
-        // Tags that come down a chain need leave too.
+        // Tags inherited in a chain need the permission too.
         if self.tagging_denied && !(call.tags.is_empty() && caller.transitive_tags.is_empty()) {
             return denied("TagSession");
         }
@@ -51,7 +51,7 @@ impl Role {
     }
 }
 
-/// What STS says to a role's session that assumes another role.
+/// Validates role chaining: a role's session that assumes another role.
 pub(super) fn check_chaining(
     call: &StsCall,
     caller: &Caller,

@@ -1,4 +1,4 @@
-//! AWS Signature Version 4, checked by signing the request again.
+//! AWS Signature Version 4, verified by signing the request again.
 
 use std::time::SystemTime;
 
@@ -16,11 +16,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::Refusal;
 use super::keys::AccessKey;
 
-/// How far the caller's clock may be off.
+/// Maximum clock skew of the caller.
 const MAX_SKEW: SignedDuration = SignedDuration::from_mins(15);
 const TIME: &str = "%Y%m%dT%H%M%SZ";
 
-/// What an `Authorization` header says.
+/// The content of an `Authorization` header.
 #[derive(Debug)]
 pub(super) struct Authorization<'a> {
     pub(super) access_key_id: &'a str,
@@ -65,7 +65,7 @@ impl<'a> Authorization<'a> {
         })
     }
 
-    /// Whether `key` signed this request, and not long ago.
+    /// Verifies that `key` signed this request recently.
     pub(super) fn verify(
         &self,
         key: &AccessKey,
@@ -117,7 +117,7 @@ impl<'a> Authorization<'a> {
         Err(mismatch(message.into()))
     }
 
-    /// The right signature; `None` for a request that nobody could sign.
+    /// Returns the expected signature, or `None` for a request that cannot be signed.
     fn sign_again(
         &self,
         key: &AccessKey,
@@ -134,7 +134,7 @@ impl<'a> Authorization<'a> {
         )
         .into();
         let mut settings = SigningSettings::default();
-        // Which headers are signed was the caller's choice, not this side's.
+        // The caller chose which headers are signed.
         settings.excluded_headers = None;
         if !self.signed_headers.contains(&"x-amz-security-token") {
             settings.session_token_mode = SessionTokenMode::Exclude;

@@ -1,4 +1,4 @@
-//! Answers in the XML of the query protocol.
+//! Responses in the XML of the query protocol.
 
 use aws_smithy_xml::encode::{ScopeWriter, XmlWriter};
 use http::HeaderName;
@@ -9,7 +9,7 @@ use crate::http::{Answer, answer, status};
 const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
-/// An element of an answer.
+/// An element of a response.
 #[derive(Debug)]
 pub(super) struct Element {
     name: String,
@@ -51,7 +51,7 @@ impl Content {
     }
 }
 
-/// The answer to `action`, with what the call led to.
+/// Returns the response to `action` with its result.
 pub(super) fn success(action: &str, result: Vec<Element>, request_id: &str) -> Answer {
     let content = vec![
         Element::group(format!("{action}Result"), result),

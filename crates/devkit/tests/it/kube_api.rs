@@ -22,7 +22,7 @@ pub(super) async fn start() -> KubeApi {
         .unwrap()
 }
 
-/// Pods `a` and `b` of namespace `one` on node `n1`, `c` of `two` on `n2`.
+/// Starts the API with pods `a` and `b` of namespace `one` on node `n1`, `c` of `two` on `n2`.
 pub(super) async fn with_pods() -> KubeApi {
     let api = start().await;
     api.put_pod(Pod::new("one", "a").node("n1").ip("10.0.0.1"));
@@ -74,7 +74,7 @@ impl Lines {
         }
     }
 
-    /// The next event; `None` at the end of the watch.
+    /// Returns the next event, or `None` at the end of the watch.
     async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
@@ -87,7 +87,7 @@ impl Lines {
         }
     }
 
-    /// The next event's type and object's name.
+    /// Returns the next event's type and object name.
     async fn told(&mut self) -> (String, String) {
         let event = self.next().await.unwrap();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -271,7 +271,7 @@ async fn streaming_lists_and_bookmarks() {
         end["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"],
         "true"
     );
-    // Changes of other resources move the version on, which bookmarks tell.
+    // Changes of other resources advance the version, which bookmarks report.
     api.put_node(Node::new("n1"));
     let now = json(&api, "/api/v1/nodes").await["metadata"]["resourceVersion"].clone();
     let end = Instant::now() + DEADLINE;

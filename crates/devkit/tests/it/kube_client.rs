@@ -1,4 +1,4 @@
-//! The Kubernetes API through the client that rolegate uses.
+//! Tests of the Kubernetes API with rolegate's client.
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Pod};
@@ -15,7 +15,7 @@ fn client(api: &KubeApi) -> Client {
     Client::try_from(Config::new(api.url().parse().unwrap())).unwrap()
 }
 
-/// What a watcher tells next, without its errors, which it recovers from.
+/// Returns a watcher's next event, without errors that it recovers from.
 async fn told<K: ResourceExt>(
     stream: &mut (impl Stream<Item = watcher::Result<Event<K>>> + Unpin),
 ) -> String {
@@ -34,8 +34,8 @@ async fn told<K: ResourceExt>(
     }
 }
 
-/// The watcher that rolegate uses: both ways to begin, changes, a dropped watch, an
-/// expired one.
+/// Tests the watcher that rolegate uses: both ways to start, changes, a dropped watch, an expired
+/// one.
 #[tokio::test]
 async fn works_with_the_watcher() {
     let lists = watcher::Config::default().page_size(1);

@@ -1,12 +1,11 @@
-//! The stand-ins as clients see them: over plain HTTP, and through the clients that
-//! rolegate uses.
+//! Tests of the stand-ins from the clients' side: over plain HTTP, and with rolegate's clients.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test that can't go on has failed"
+    reason = "a test that cannot continue has failed"
 )]
 
 mod imds;
@@ -25,9 +24,9 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
-/// A port of the system's choice.
+/// Any port on loopback.
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// A test that takes longer has failed.
+/// Timeout of a test.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Reply {
@@ -78,7 +77,7 @@ async fn get(url: &str) -> Reply {
     call("GET", url, &[], "").await
 }
 
-/// Waits until `done`, without a guess at how long it takes.
+/// Waits until `done` without a fixed delay.
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let end = tokio::time::Instant::now() + DEADLINE;
     while !done() {

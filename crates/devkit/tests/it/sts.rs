@@ -25,7 +25,7 @@ pub(crate) async fn unchecked() -> Sts {
     Sts::start(ANY, StsOptions::default()).await.unwrap()
 }
 
-/// Knows the access keys `AKIAUSER` and, with a token, `ASIANODE`.
+/// Starts STS with the access keys `AKIAUSER` and, with a token, `ASIANODE`.
 pub(crate) async fn checked() -> Sts {
     let key = |token: Option<&str>, caller: &str| AccessKey {
         secret_access_key: "secret".into(),
@@ -55,7 +55,7 @@ fn form(parameters: &[(&str, &str)]) -> String {
     form.extend_pairs(parameters).finish()
 }
 
-/// `AssumeRole` of [`ROLE`], with some parameters changed; `"-"` leaves one out.
+/// Returns `AssumeRole` of [`ROLE`] with changed parameters. `"-"` omits one.
 pub(crate) fn assume(changes: &[(&str, &str)]) -> String {
     let mut parameters = vec![
         ("Action", "AssumeRole"),
@@ -71,7 +71,7 @@ pub(crate) async fn post(sts: &Sts, body: &str) -> Reply {
     call("POST", &sts.url(), &[], body).await
 }
 
-/// The text of the first element of this name.
+/// Returns the text of the first element with this name.
 pub(crate) fn element<'a>(xml: &'a str, name: &str) -> &'a str {
     let start = xml
         .find(&format!("<{name}>"))
@@ -539,8 +539,7 @@ async fn ends_when_dropped_and_frees_its_port() {
     Sts::start(addr, StsOptions::default()).await.unwrap();
 }
 
-/// The client that rolegate uses understands answers and errors, and its signatures
-/// are found right.
+/// Tests that rolegate's client accepts responses and errors, and that its signatures are valid.
 #[tokio::test]
 async fn works_with_the_sdk() {
     let sts = checked().await;

@@ -1,4 +1,4 @@
-//! Who may assume whose role, what stays with a session, and how much is too much.
+//! Trust policies, inherited tags and size limits in role chains.
 
 use rolegate_devkit::{Sts, StsOptions};
 
@@ -54,7 +54,7 @@ async fn transitive_tags_stay_and_cannot_be_set_again() {
     let refused = chained.post(&sts, &again("Team")).await;
     assert_eq!(element(&refused.body, "Code"), "InvalidParameterValue");
     assert_eq!(chained.post(&sts, &again("passing")).await.status, 200);
-    // Even a call without tags has those that stay.
+    // A call without tags still has inherited ones.
     sts.deny_tagging(ROLE, true);
     let refused = chained.post(&sts, &assume(&[])).await;
     assert!(element(&refused.body, "Message").contains("sts:TagSession"));

@@ -1,5 +1,5 @@
-//! How many Events an API server is bothered with: an object is told the same once in a while, and
-//! all objects together, and those of one namespace, are bounded.
+//! Rate limits of Events: repeats of one object are suppressed, and the rates of all objects
+//! together and of each namespace are limited.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,27 +9,27 @@ use tokio::time::Instant;
 
 use super::EventReason;
 
-/// How long an object isn't told the same again.
-const QUIET: Duration = Duration::from_secs(300);
+/// Time for which repeats of an Event on the same object are suppressed.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(300);
 
-/// What the limiter says.
+/// The result of a check against the limits.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Allowed,
-    /// The object was told a short while ago.
+    /// The object had the same Event recently.
     Repeat,
-    /// Too many from all objects, or from those of the namespace.
+    /// The limit of all objects or of the namespace is reached.
     TooMany,
 }
 
-/// So many at once, then one in each period.
+/// A burst, then one event per period.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     burst: u32,
     period: Duration,
 }
 
-/// What is left of a [`Rate`].
+/// The tokens left of a [`Rate`].
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     tokens: u32,
@@ -55,20 +55,20 @@ impl Bucket {
     }
 }
 
-/// One in [`QUIET`] for an object and reason, within the rates of its namespace and of all. It
-/// keeps only what it allowed, so its size is bounded by the rate.
+/// Allows one Event per object and reason in [`REPEAT_INTERVAL`], within the rates of the namespace and of
+/// the whole. Only allowed Events are remembered, so the rate bounds its size.
 pub(super) struct Limiter {
-    told: HashMap<(Arc<str>, EventReason), Instant>,
+    count_allowed: HashMap<(Arc<str>, EventReason), Instant>,
     rate: Rate,
     all: Bucket,
-    /// `None` where all are one.
+    /// `None` if namespaces have no limits of their own.
     namespace_rate: Option<Rate>,
-    /// Of namespaces that have not all of it left.
+    /// Buckets of the namespaces that are not full.
     namespaces: HashMap<Arc<str>, Bucket>,
 }
 
 impl Limiter {
-    /// For the pods of a node.
+    /// Creates the limits for the pods of a node.
     pub(super) fn of_node() -> Self {
         let rate = Rate {
             burst: 20,
@@ -77,7 +77,7 @@ impl Limiter {
         Self::new(rate, None)
     }
 
-    /// For a whole cluster, of which one namespace has a small part.
+    /// Creates the limits for a whole cluster, of which one namespace gets a small part.
     pub(super) fn of_cluster() -> Self {
         let all = Rate {
             burst: 60,
@@ -92,7 +92,7 @@ impl Limiter {
 
     fn new(rate: Rate, namespace_rate: Option<Rate>) -> Self {
         Self {
-            told: HashMap::new(),
+            count_allowed: HashMap::new(),
             rate,
             all: Bucket::full(rate, Instant::now()),
             namespace_rate,
@@ -100,7 +100,7 @@ impl Limiter {
         }
     }
 
-    /// Whether an object of `namespace` may be told, which is then counted.
+    /// Checks an Event on an object of `namespace` and counts it if allowed.
     pub(super) fn ask(
         &mut self,
         uid: &Arc<str>,
@@ -110,9 +110,9 @@ impl Limiter {
     ) -> Verdict {
         let key = (Arc::clone(uid), reason);
         if self
-            .told
+            .count_allowed
             .get(&key)
-            .is_some_and(|&told| now.duration_since(told) < QUIET)
+            .is_some_and(|&count_allowed| now.duration_since(count_allowed) < REPEAT_INTERVAL)
         {
             return Verdict::Repeat;
         }
@@ -134,9 +134,9 @@ impl Limiter {
             self.namespaces.insert(Arc::clone(namespace), bucket);
         }
         self.all.tokens = left;
-        self.told
-            .retain(|_, &mut told| now.duration_since(told) < QUIET);
-        self.told.insert(key, now);
+        self.count_allowed
+            .retain(|_, &mut count_allowed| now.duration_since(count_allowed) < REPEAT_INTERVAL);
+        self.count_allowed.insert(key, now);
         Verdict::Allowed
     }
 }
@@ -151,8 +151,8 @@ mod tests {
         number.to_string().into()
     }
 
-    /// How many of `pods` of a namespace are told.
-    fn told(
+    /// Returns how many of `pods` in a namespace are allowed.
+    fn count_allowed(
         limiter: &mut Limiter,
         pods: std::ops::Range<u32>,
         namespace: u32,
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_is_told_once_in_five_minutes_for_each_reason() {
+    async fn repeats_are_suppressed_per_reason_for_five_minutes() {
         let mut limiter = Limiter::of_node();
         let start = Instant::now();
         let mut ask = |reason, after| limiter.ask(&text(1), &text(0), reason, start + after);
@@ -186,12 +186,12 @@ mod tests {
             let mut allowed = 0;
             for tenth in 0..10_000 {
                 now += second / 10;
-                // Each of a namespace of its own.
-                allowed += told(&mut limiter, tenth..tenth + 1, tenth, now);
+                // Each in a namespace of its own.
+                allowed += count_allowed(&mut limiter, tenth..tenth + 1, tenth, now);
             }
             let most = 1000 * a_second;
             assert!((most..=most + burst).contains(&allowed), "{allowed}");
-            let kept = limiter.told.len();
+            let kept = limiter.count_allowed.len();
             assert!(kept <= (300 * a_second + burst) as usize, "{kept}");
             let kept = limiter.namespaces.len();
             assert!(kept <= (5 * a_second + burst) as usize, "{kept}");
@@ -202,24 +202,27 @@ mod tests {
     async fn a_quiet_time_saves_up_no_more_than_a_burst() {
         let mut limiter = Limiter::of_node();
         let later = Instant::now() + Duration::from_secs(3600);
-        assert_eq!(told(&mut limiter, 0..1000, 0, later), limiter.rate.burst);
+        assert_eq!(
+            count_allowed(&mut limiter, 0..1000, 0, later),
+            limiter.rate.burst
+        );
         let next = later + limiter.rate.period;
-        assert_eq!(told(&mut limiter, 5000..5001, 0, next), 1);
+        assert_eq!(count_allowed(&mut limiter, 5000..5001, 0, next), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_namespace_whose_pods_are_all_refused_leaves_room_for_another() {
+    async fn namespaces_have_rate_limits_of_their_own() {
         let mut limiter = Limiter::of_cluster();
         let mut now = Instant::now();
-        assert_eq!(told(&mut limiter, 0..100, 1, now), 20);
-        assert_eq!(told(&mut limiter, 100..101, 2, now), 1);
-        // However long it goes on, and what is left to all is not used up by what is refused.
+        assert_eq!(count_allowed(&mut limiter, 0..100, 1, now), 20);
+        assert_eq!(count_allowed(&mut limiter, 100..101, 2, now), 1);
+        // Dropped Events do not use up the shared limit, however long it continues.
         for second in 1..1000 {
             now += Duration::from_secs(1);
             let first = second * 1000;
-            assert!(told(&mut limiter, first..first + 100, 1, now) <= 1);
+            assert!(count_allowed(&mut limiter, first..first + 100, 1, now) <= 1);
             assert_eq!(
-                told(&mut limiter, first + 100..first + 101, 1000 + second, now),
+                count_allowed(&mut limiter, first + 100..first + 101, 1000 + second, now),
                 1
             );
         }

@@ -1,4 +1,4 @@
-//! Tests of what is kept: pods that may run, and of tenants' text only what rules read.
+//! Tests of what watches keep: running pods, and only those annotations and labels that rules read.
 
 use rolegate_core::needs::Keys;
 
@@ -12,7 +12,7 @@ fn reading(labels: &[&str]) -> Option<Needs> {
     })
 }
 
-/// A pod with labels and annotations of 64 KiB in all.
+/// Returns a pod with labels and annotations of 64 KiB in total.
 fn large(name: &str) -> Pod {
     let half = "x".repeat(400);
     let labels = (0..80).fold(Pod::new("shop", name), |pod, n| {
@@ -45,7 +45,7 @@ async fn threat_28_pods_that_may_not_run_are_not_told() {
         until(|| api.watches() > 0).await;
         api.put_pod(over("pending").phase("Pending"));
         assert_eq!(&*watching.applied().await.name, "pending");
-        // One that ends is as good as gone.
+        // A finished pod counts as deleted.
         api.put_pod(pod("runs", "node-a", "10.0.0.1").phase("Succeeded"));
         assert!(matches!(watching.next().await, Change::Delete(pod) if &*pod.name == "runs"));
         api.expire_watches();
@@ -69,7 +69,7 @@ async fn threat_28_what_no_rule_reads_is_not_kept_and_is_there_once_one_does() {
     assert!(one.annotations.is_empty() && !one.labels.know(&Keys::All));
     assert_eq!(one.wish.role.as_deref(), Some("one"));
 
-    // Another rule reads more: it comes, for pods that are known too.
+    // Another rule reads more, also of known pods.
     rules.send_replace(reading(&["team", "app"]));
     let one = watching.applied().await;
     assert_eq!(labels(&one), [("app", "api"), ("team", "shop")]);
@@ -77,7 +77,7 @@ async fn threat_28_what_no_rule_reads_is_not_kept_and_is_there_once_one_does() {
         panic!("no end of the list")
     };
     assert_eq!(uids, [one.uid.clone()].into());
-    // One that reads less is no reason to read them again.
+    // A rule that reads less does not cause a new list.
     let before = api.count("watch", "pods");
     rules.send_replace(reading(&["app"]));
     until(|| api.watches() > 0).await;
@@ -96,7 +96,7 @@ async fn threat_28_of_a_namespace_what_no_rule_reads_is_not_kept() {
     );
     let connection = connect(api.addr()).await;
     let (sender, mut updates) = mpsc::channel(16);
-    let reporting = Reporting {
+    let observer = WatchObserver {
         metrics: WatchMetrics::default(),
         condition: Readiness::new().condition("namespaces"),
     };
@@ -106,7 +106,7 @@ async fn threat_28_of_a_namespace_what_no_rule_reads_is_not_kept() {
             &connection,
             AnnotationKeys::default(),
             needs,
-            reporting,
+            observer,
             sender,
         )
         .await;

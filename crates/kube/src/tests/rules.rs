@@ -1,15 +1,15 @@
-//! Watches of what rules are made of, and the status of it, against the stand-in.
+//! Tests of watches of rules, and of their status, with the API server's stand-in.
 
 use k8s_openapi::jiff::Timestamp;
 use rolegate_core::config::ResourceKind;
 use rolegate_core::grant::Grant;
 use rolegate_core::layer::Mode;
-use rolegate_core::rulebook::ClusterConfig;
+use rolegate_core::rule_set_builder::ClusterConfig;
 use serde_json::{Value, json};
 
-use crate::cluster_config::{ConfigUse, watch_cluster_config};
+use crate::cluster_config::{ConfigMode, watch_cluster_config};
 use crate::config_maps::{ConfigMap, watch_config_maps};
-use crate::events::eventer_as;
+use crate::events::recorder_as;
 use crate::grants::watch_grants;
 use crate::policy_status::{STATUS, write_policy_status};
 use crate::replicated::{Replicated, watch_replicated};
@@ -22,7 +22,7 @@ const GRANTS: &str = "rolegate.dev/v1alpha1/rolegrants";
 const CONFIGS: &str = "rolegate.dev/v1alpha1/rolegateconfigs";
 const MAPS: &str = "v1/configmaps";
 
-/// A watch's messages, and what it says of itself.
+/// The messages and the status of a watch.
 struct Told<M> {
     messages: mpsc::Receiver<M>,
     readiness: Readiness,
@@ -33,17 +33,17 @@ struct Told<M> {
 impl<M: Send + 'static> Told<M> {
     async fn start<F: Future<Output = ()> + Send + 'static>(
         api: &KubeApi,
-        watch: impl FnOnce(Connection, Reporting, mpsc::Sender<M>) -> F,
+        watch: impl FnOnce(Connection, WatchObserver, mpsc::Sender<M>) -> F,
     ) -> Self {
         let connection = connect(api.addr()).await;
         let (sender, messages) = mpsc::channel(16);
         let readiness = Readiness::new();
         let mut metrics = Metrics::new();
-        let reporting = Reporting {
-            metrics: WatchMetrics::register(metrics.ours(), connection.pictures()),
+        let observer = WatchObserver {
+            metrics: WatchMetrics::register(metrics.ours(), connection.freshness()),
             condition: readiness.condition("rules"),
         };
-        tokio::spawn(watch(connection.clone(), reporting, sender));
+        tokio::spawn(watch(connection.clone(), observer, sender));
         Self {
             messages,
             readiness,
@@ -75,15 +75,15 @@ impl<M: Send + 'static> Told<M> {
 }
 
 async fn grants(api: &KubeApi) -> Told<Change<Grant>> {
-    Told::start(api, |connection, reporting, sender| async move {
-        watch_grants(&connection, reporting, |change| change, sender).await;
+    Told::start(api, |connection, observer, sender| async move {
+        watch_grants(&connection, observer, |change| change, sender).await;
     })
     .await
 }
 
-async fn config(api: &KubeApi, used: ConfigUse) -> Told<ClusterConfig> {
-    Told::start(api, move |connection, reporting, sender| async move {
-        watch_cluster_config(&connection, used, reporting, |config| config, sender).await;
+async fn config(api: &KubeApi, used: ConfigMode) -> Told<ClusterConfig> {
+    Told::start(api, move |connection, observer, sender| async move {
+        watch_cluster_config(&connection, used, observer, |config| config, sender).await;
     })
     .await
 }
@@ -127,13 +127,13 @@ async fn grants_come_change_and_go() {
 }
 
 #[tokio::test]
-async fn a_grant_that_cannot_be_read_takes_the_place_of_what_it_said_before() {
+async fn an_unreadable_grant_replaces_its_previous_version() {
     let api = api(KubeApiOptions::default()).await;
     api.put(GRANTS, good_grant("one"));
     api.put(GRANTS, good_grant("other"));
     let mut told = grants(&api).await;
     assert!(matches!(told.next().await, Change::Snapshot(all) if all.len() == 2));
-    // As of a later version, whose limits this one doesn't know.
+    // As from a later version with limits unknown to this one.
     let mut later = good_grant("one");
     later["spec"]["onlyOnSundays"] = json!(true);
     later["spec"]["subjects"] = json!([{"namespaceSelector": {"matchLabels": {"tier": "gold"}},
@@ -144,14 +144,31 @@ async fn a_grant_that_cannot_be_read_takes_the_place_of_what_it_said_before() {
     };
     assert!(one.unreadable.unwrap().contains("onlyOnSundays"));
     assert!(one.roles.is_empty());
-    // What it would look at is guarded all the same.
+    // The labels it would select by are still protected.
     let selector = one.subjects[0].namespace_selector.as_ref().unwrap();
     assert!(selector.keys().eq(["tier"]) && one.subjects.len() == 1);
     assert!(told.readiness.is_ready(), "the others go on");
 }
 
+/// A finalizer, which whoever may update the object can add, must not keep a revoked grant in force.
 #[tokio::test]
-async fn a_missing_kind_is_told_with_what_to_do_and_waited_for() {
+async fn a_grant_that_is_being_deleted_grants_nothing() {
+    let api = api(KubeApiOptions::default()).await;
+    api.put(GRANTS, good_grant("one"));
+    let mut told = grants(&api).await;
+    assert!(matches!(told.next().await, Change::Snapshot(all) if all[0].unreadable.is_none()));
+    let mut deleted = good_grant("one");
+    deleted["metadata"]["finalizers"] = json!(["a.b/c"]);
+    deleted["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    api.put(GRANTS, deleted);
+    let Change::Apply(one) = told.next().await else {
+        panic!("not applied")
+    };
+    assert!(one.unreadable.is_some() && one.roles.is_empty(), "{one:?}");
+}
+
+#[tokio::test]
+async fn a_missing_kind_is_reported_with_advice_and_retried() {
     let api = api(KubeApiOptions::default()).await;
     let mut told = grants(&api).await;
     told.until_failing("install deploy/crds.yaml").await;
@@ -165,15 +182,15 @@ async fn without_its_kind_flags_count_unless_it_is_required() {
     let api = api(KubeApiOptions::default()).await;
     with_configs(&api);
     api.fail_resource("rolegateconfigs", Some(404));
-    let mut told = config(&api, ConfigUse::Auto).await;
+    let mut told = config(&api, ConfigMode::Auto).await;
     assert_eq!(told.next().await, ClusterConfig::NotUsed);
     assert!(told.readiness.is_ready());
-    let ages = told.connection.pictures().by_resource();
+    let ages = told.connection.freshness().by_resource();
     assert!(
         ages.contains_key("rolegateconfigs"),
         "it gets old: {ages:?}"
     );
-    // It is looked at again in a minute, not before.
+    // It is checked again in a minute, not before.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(api.count("watch", "rolegateconfigs"), 1);
 }
@@ -183,7 +200,7 @@ async fn a_configuration_that_may_not_be_read_never_lets_flags_count() {
     let api = api(KubeApiOptions::default()).await;
     with_configs(&api);
     api.fail_resource("rolegateconfigs", Some(403));
-    let mut told = config(&api, ConfigUse::Auto).await;
+    let mut told = config(&api, ConfigMode::Auto).await;
     told.until_failing("grant the ClusterRole").await;
     api.put(CONFIGS, configuration(json!({})));
     api.fail_resource("rolegateconfigs", None);
@@ -193,14 +210,14 @@ async fn a_configuration_that_may_not_be_read_never_lets_flags_count() {
 }
 
 #[tokio::test]
-async fn a_required_configuration_is_missing_without_its_kind_or_rights() {
+async fn a_required_configuration_is_missing_without_crd_or_access() {
     for refused in [404, 403] {
         let api = api(KubeApiOptions::default()).await;
         with_configs(&api);
         api.fail_resource("rolegateconfigs", Some(refused));
-        let mut told = config(&api, ConfigUse::Required).await;
+        let mut told = config(&api, ConfigMode::Required).await;
         assert_eq!(told.next().await, ClusterConfig::Missing);
-        told.until_noted("everything is refused").await;
+        told.until_noted("all requests are denied").await;
         api.put(CONFIGS, configuration(json!({})));
         api.fail_resource("rolegateconfigs", None);
         loop {
@@ -217,20 +234,20 @@ async fn a_required_configuration_is_missing_without_its_kind_or_rights() {
 async fn flags_count_where_it_is_off() {
     let api = api(KubeApiOptions::default()).await;
     api.put(CONFIGS, configuration(json!({})));
-    let mut told = config(&api, ConfigUse::Off).await;
+    let mut told = config(&api, ConfigMode::Off).await;
     assert_eq!(told.next().await, ClusterConfig::NotUsed);
     assert!(told.readiness.is_ready());
     assert_eq!(api.count("watch", "rolegateconfigs"), 0);
 }
 
 #[tokio::test]
-async fn the_configuration_is_followed_and_a_broken_one_is_told() {
+async fn the_configuration_is_followed_and_errors_are_reported() {
     let api = api(KubeApiOptions::default()).await;
     api.put(
         CONFIGS,
         configuration(json!({"layers": {"grants": "enforce"}})),
     );
-    let mut told = config(&api, ConfigUse::Auto).await;
+    let mut told = config(&api, ConfigMode::Auto).await;
     let ClusterConfig::Is(found) = told.next().await else {
         panic!("not there")
     };
@@ -255,57 +272,56 @@ async fn the_configuration_is_followed_and_a_broken_one_is_told() {
 
 #[tokio::test]
 async fn threat_10_without_the_configuration_everything_is_refused() {
-    for used in [ConfigUse::Auto, ConfigUse::Required] {
+    for used in [ConfigMode::Auto, ConfigMode::Required] {
         let api = api(KubeApiOptions::default()).await;
         with_configs(&api);
-        // Its kind is there, but it isn't; another name doesn't count.
+        // The definition exists, but the object does not; an object with another name is ignored.
         let mut other = configuration(json!({}));
         other["metadata"]["name"] = json!("other");
         api.put(CONFIGS, other);
         let mut told = config(&api, used).await;
         assert_eq!(told.next().await, ClusterConfig::Missing);
-        // The watch itself is well: who has to answer must be able to.
+        // The watch itself is healthy: admission must be able to respond.
         told.until_noted("no RolegateConfig named cluster").await;
         api.put(CONFIGS, configuration(json!({})));
         assert!(matches!(told.next().await, ClusterConfig::Is(_)));
         until(|| told.readiness.report().noted.is_empty()).await;
-        // It is deleted.
         api.delete(CONFIGS, None, "cluster");
         assert_eq!(told.next().await, ClusterConfig::Missing);
         told.until_noted("no RolegateConfig named cluster").await;
         api.put(CONFIGS, configuration(json!({})));
         assert!(matches!(told.next().await, ClusterConfig::Is(_)));
-        // Its kind is deleted with it.
+        // The definition is deleted as well.
         api.disable(CONFIGS);
         assert_eq!(told.next().await, ClusterConfig::Missing);
         told.until_noted("install deploy/crds.yaml").await;
     }
 }
 
-/// A right that is taken away while the watch goes on, whatever is watched: what was said before
-/// gets older with each attempt, and service by it ends after `--max-picture-age`.
+/// If a permission is revoked while any watch is running, its data ages with each attempt, and
+/// service ends after `--max-staleness`.
 #[tokio::test]
 async fn threat_33_what_may_not_be_read_any_more_gets_old() {
     async fn gets_old<M: Send + 'static>(api: &KubeApi, mut told: Told<M>, resource: &'static str) {
         told.next().await;
-        let pictures = told.connection.pictures().clone();
+        let freshness = told.connection.freshness().clone();
         until(|| told.readiness.is_ready()).await;
         let label = match resource {
             "ingresses" => "replicated",
             resource => resource,
         };
-        assert!(pictures.by_resource().contains_key(label), "{resource}");
+        assert!(freshness.by_resource().contains_key(label), "{resource}");
         api.fail_resource(resource, Some(403));
         api.expire_watches();
         until(|| told.readiness.report().noted.contains_key("rules")).await;
         let refused = tokio::time::Instant::now();
-        // Lists and watches, whichever of them is tried.
+        // Counts lists and watches.
         let attempts = || api.count("watch", resource) + api.count("list", resource);
         let before = attempts();
         until(|| attempts() >= before + 2).await;
-        // From the moment that it was last well, however often it was tried since.
+        // Since the last success, however often it was retried.
         let least = refused.elapsed();
-        let age = pictures.by_resource().get(label).copied();
+        let age = freshness.by_resource().get(label).copied();
         assert!(age >= Some(least), "{resource}: {age:?} of {least:?}");
     }
     let api = api(KubeApiOptions::default()).await;
@@ -313,15 +329,15 @@ async fn threat_33_what_may_not_be_read_any_more_gets_old() {
     api.put(GRANTS, good_grant("one"));
     api.put(MAPS, map("opa", "one", json!({})));
     api.enable("networking.k8s.io/v1/ingresses", "Ingress", true);
-    for used in [ConfigUse::Auto, ConfigUse::Required] {
+    for used in [ConfigMode::Auto, ConfigMode::Required] {
         gets_old(&api, config(&api, used).await, "rolegateconfigs").await;
         api.fail_resource("rolegateconfigs", None);
     }
     gets_old(&api, grants(&api).await, "rolegrants").await;
     gets_old(&api, config_maps(&api).await, "configmaps").await;
     let kind = ResourceKind::parse("networking.k8s.io/v1/ingresses").unwrap();
-    let ingresses = Told::start(&api, |connection, reporting, sender| async move {
-        watch_replicated(&connection, &kind, reporting, |change| change, sender).await;
+    let ingresses = Told::start(&api, |connection, observer, sender| async move {
+        watch_replicated(&connection, &kind, observer, |change| change, sender).await;
     });
     gets_old::<Change<Replicated>>(&api, ingresses.await, "ingresses").await;
 }
@@ -331,7 +347,7 @@ async fn an_api_server_that_is_away_or_refuses_later_changes_nothing() {
     for status in [503, 403] {
         let api = api(KubeApiOptions::default()).await;
         api.fail_with(Some(503));
-        let mut told = config(&api, ConfigUse::Auto).await;
+        let mut told = config(&api, ConfigMode::Auto).await;
         told.until_failing("503").await;
         assert!(told.messages.try_recv().is_err(), "it stays unseen");
         api.put(CONFIGS, configuration(json!({})));
@@ -355,8 +371,8 @@ fn map(namespace: &str, name: &str, annotations: Value) -> Value {
 }
 
 async fn config_maps(api: &KubeApi) -> Told<Change<ConfigMap>> {
-    Told::start(api, |connection, reporting, sender| async move {
-        watch_config_maps(&connection, "opa", reporting, |change| change, sender).await;
+    Told::start(api, |connection, observer, sender| async move {
+        watch_config_maps(&connection, "opa", observer, |change| change, sender).await;
     })
     .await
 }
@@ -364,7 +380,7 @@ async fn config_maps(api: &KubeApi) -> Told<Change<ConfigMap>> {
 #[tokio::test]
 async fn config_maps_of_one_namespace_and_their_status() {
     let api = api(KubeApiOptions::default()).await;
-    let annotations = json!({"rolegate.dev/points": "gate", "unrelated": "x"});
+    let annotations = json!({"rolegate.dev/enforcement-points": "admission", "unrelated": "x"});
     api.put(MAPS, map("opa", "one", annotations));
     api.put(MAPS, map("elsewhere", "two", json!({})));
     let mut told = config_maps(&api).await;
@@ -377,7 +393,10 @@ async fn config_maps_of_one_namespace_and_their_status() {
     assert_eq!(one.data["a.rego"], "package a");
     assert_eq!(one.labels.get("openpolicyagent.org/policy"), Some("rego"));
     let annotations: Vec<_> = one.annotations.iter().collect();
-    assert_eq!(annotations, [("rolegate.dev/points", "gate")]);
+    assert_eq!(
+        annotations,
+        [("rolegate.dev/enforcement-points", "admission")]
+    );
 
     let client = told.connection.client();
     let broken = json!({"status": "error", "error": {"message": "line 1"}});
@@ -386,7 +405,7 @@ async fn config_maps_of_one_namespace_and_their_status() {
     let Change::Apply(marked) = told.next().await else {
         panic!("not changed")
     };
-    assert!(marked.says_the_same(&one), "the status is no change");
+    assert!(marked.has_same_content(&one), "the status is no change");
     let status: Value = serde_json::from_str(marked.annotations.get(STATUS).unwrap()).unwrap();
     assert_eq!(status["status"], "error");
     assert_eq!(status["error"]["message"], "line 1");
@@ -409,11 +428,11 @@ async fn config_maps_of_one_namespace_and_their_status() {
         data: [("a.rego".into(), "package b".into())].into(),
         ..one.clone()
     };
-    assert!(!other.says_the_same(&one));
+    assert!(!other.has_same_content(&one));
 }
 
 #[tokio::test]
-async fn a_broken_policy_is_told_by_an_event_on_its_config_map() {
+async fn an_invalid_policy_causes_an_event_on_its_config_map() {
     let api = api(KubeApiOptions::default()).await;
     api.put(MAPS, map("opa", "one", json!({})));
     let mut told = config_maps(&api).await;
@@ -422,12 +441,12 @@ async fn a_broken_policy_is_told_by_an_event_on_its_config_map() {
     };
     let mut metrics = Metrics::new();
     let client = told.connection.client();
-    let (eventer, writer) = eventer_as("rolegate-controller", client, "c".into(), metrics.ours());
+    let (recorder, writer) = recorder_as("rolegate-controller", client, "c".into(), metrics.ours());
     let writing = tokio::spawn(writer.run());
     for _ in 0..3 {
-        eventer.tell_policy(&all[0], "line 1");
+        recorder.report_invalid_policy(&all[0], "line 1");
     }
-    drop(eventer);
+    drop(recorder);
     timeout(LONG, writing).await.unwrap().unwrap();
     let [event] = &api.events()[..] else {
         panic!("{:?}", api.events())
@@ -449,13 +468,13 @@ async fn objects_are_replicated_whole_without_the_records_of_writers() {
         let path = "networking.k8s.io/v1/ingresses";
         let kind = ResourceKind::parse(path).unwrap();
         let mut told: Told<Change<Replicated>> =
-            Told::start(&api, |connection, reporting, sender| async move {
-                watch_replicated(&connection, &kind, reporting, |change| change, sender).await;
+            Told::start(&api, |connection, observer, sender| async move {
+                watch_replicated(&connection, &kind, observer, |change| change, sender).await;
             })
             .await;
         told.until_failing("networking.k8s.io/v1/ingresses").await;
         api.enable(path, "Ingress", true);
-        // Lists leave out what each of their objects is.
+        // Lists leave out the kind of their objects.
         let object = json!({"spec": {"x": [1]}, "metadata": {"namespace": "shop", "name": "one",
             "managedFields": [{"manager": "m"}], "annotations": {"a": "b",
                 "kubectl.kubernetes.io/last-applied-configuration": "{}"}}});
@@ -486,7 +505,7 @@ async fn objects_are_replicated_whole_without_the_records_of_writers() {
 }
 
 #[tokio::test]
-async fn the_status_of_grants_and_configuration_is_written_when_it_changed() {
+async fn only_changed_statuses_are_written() {
     let api = api(KubeApiOptions::default()).await;
     api.put(GRANTS, good_grant("one"));
     api.put(CONFIGS, configuration(json!({})));

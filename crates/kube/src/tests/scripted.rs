@@ -1,5 +1,5 @@
-//! Watches against an API server that answers by a script, on time that tests wind: for what no
-//! server of sound mind does.
+//! Tests of watches with a scripted API server on paused time, for behaviour that no proper server
+//! shows.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use tower::{BoxError, service_fn};
 
 use super::*;
 
-/// One answer: a status, lines of JSON, and whether the connection then stays open.
+/// A scripted response: a status, lines of JSON, and whether the connection then stays open.
 struct Answer {
     status: u16,
     lines: Vec<Value>,
@@ -72,7 +72,7 @@ fn error(code: u16) -> Value {
         "status": "Failure", "message": "told so", "reason": "Told", "code": code}})
 }
 
-/// A watch of all pods; `script` answers by the request's query and its number.
+/// Starts a watch of all pods. `script` responds by the request's query and number.
 fn play(
     script: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
 ) -> (Watching, Arc<AtomicUsize>) {
@@ -150,7 +150,7 @@ async fn an_event_that_cannot_be_read_is_not_skipped() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_ignores_streamed_lists_is_listed() {
     let (mut watching, _) = play(|query, _| match (streams(query), watches(query)) {
-        // As before Kubernetes 1.19: the parameter means nothing, and no bookmark ends the list.
+        // As before Kubernetes 1.19: the parameter is ignored, and no bookmark ends the list.
         (true, _) => Answer::watch(vec![added("one")]),
         (false, true) => Answer::watch(vec![added("two")]),
         (false, false) => Answer::list(&["one"]),
@@ -194,7 +194,7 @@ async fn attempts_slow_down_even_if_lists_work_and_only_watches_fail() {
         }
     });
     tokio::time::sleep(Duration::from_secs(60)).await;
-    // Two requests each 2.6 to 5.1 seconds, a few more at the beginning.
+    // Two requests every 2.6 to 5.1 seconds, and a few more at the start.
     let made = asked.load(SeqCst);
     assert!((20..70).contains(&made), "{made}");
     assert!(watching.readiness.report().noted["pods"].contains("ClusterRole"));
@@ -229,14 +229,14 @@ async fn watches_that_end_at_once_are_not_begun_in_a_loop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_version_refused_at_the_start_of_a_watch_leads_to_a_new_list() {
+async fn an_expired_version_at_the_start_of_a_watch_causes_a_list() {
     let (mut watching, _) = play(|query, number| match (streams(query), number) {
         (true, 0) => Answer {
             stays: false,
             ..Answer::watch(vec![added("old"), end_of_list()])
         },
         (true, _) => Answer::watch(vec![added("new"), end_of_list()]),
-        // A status, not an event: resuming would be refused for ever.
+        // A status instead of an event: resuming would be rejected for ever.
         (false, _) => Answer::status(410),
     });
     assert_eq!(watching.snapshot().await, ["old"]);

@@ -1,17 +1,17 @@
-//! Values that the API server fills in where a manifest says nothing, so that policies see offline
-//! what they see at the gate. Only those of pods, workloads and Services that policies look at.
+//! Default values of the API server, so that policies see offline what they see at admission. Only
+//! fields of pods, workloads and Services that policies read.
 
 use serde_json::{Map, Value, json};
 
 /// Kinds of group `apps` with a pod template at `spec.template`.
 const APPS: &[&str] = &["DaemonSet", "Deployment", "ReplicaSet", "StatefulSet"];
 
-/// Fills an object of Kubernetes' own groups in; others stay as they are.
+/// Adds defaults to an object of Kubernetes' own groups. Others stay unchanged.
 pub(super) fn fill(object: &mut Value, group: &str, kind: &str) {
     match (group, kind) {
         ("", "Pod") => {
             pod_spec(object.get_mut("spec"));
-            // Admission names the account in pods, and not in templates.
+            // Admission adds the account to pods, but not to templates.
             account(object.get_mut("spec"));
         }
         ("", "PodTemplate") => template(object.get_mut("template")),
@@ -94,7 +94,7 @@ fn template(template: Option<&mut Value>) {
 
 fn account(spec: Option<&mut Value>) {
     if let Some(Value::Object(spec)) = spec {
-        // The older of the two fields' names still counts where the other is absent.
+        // The older of the two fields applies if the other is absent.
         let old = spec.get("serviceAccount").and_then(Value::as_str);
         let name = old
             .filter(|name| !name.is_empty())

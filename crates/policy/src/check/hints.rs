@@ -1,4 +1,5 @@
-//! Warnings about parts of a manifest that the gate does not judge, or that have no effect there.
+//! Warnings about parts of a manifest that admission does not validate, or that have no effect
+//! there.
 
 use rolegate_core::annotation::{
     AnnotationKeys, DEFAULT_ROLE, PERMITTED, SESSION_NAME, WEB_IDENTITY_ROLE,
@@ -8,18 +9,18 @@ use serde_json::Value;
 
 use super::Level;
 
-/// Something that is worth knowing of an object.
+/// A finding about an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hint {
     pub(super) level: Level,
-    /// The fields that lead to it.
+    /// The path of the field.
     pub(super) steps: Vec<String>,
     pub(super) rule: &'static str,
     pub(super) message: String,
 }
 
-/// Objects that make pods or that roles and rules are written on: group, its version today, kind, and
-/// where the pod template is.
+/// Objects that create pods or that define roles and rules: group, current version, kind, and the
+/// path of the pod template.
 const KINDS: &[(&str, &str, &str, &[&str])] = &[
     ("", "v1", "Pod", &[]),
     ("", "v1", "PodTemplate", &["template"]),
@@ -44,22 +45,25 @@ const KINDS: &[(&str, &str, &str, &[&str])] = &[
 const FOREIGN: &[(&str, &str)] = &[
     (
         "templates.gatekeeper.sh",
-        "Gatekeeper's templates are not judged by: write their Rego as deny of package \
+        "rolegate does not evaluate Gatekeeper's templates: write their Rego as deny of package \
          kubernetes.admission in a ConfigMap",
     ),
     (
         "constraints.gatekeeper.sh",
-        "Gatekeeper's constraints are not judged by: write the template's Rego as deny of package \
+        "rolegate does not evaluate Gatekeeper's constraints: write the template's Rego as deny of package \
          kubernetes.admission in a ConfigMap",
     ),
-    ("kyverno.io", "Kyverno's policies are not judged by"),
+    (
+        "kyverno.io",
+        "rolegate does not evaluate Kyverno's policies",
+    ),
     (
         "kustomize.config.k8s.io",
-        "a kustomization is no object: check what comes of it, as in kubectl kustomize DIR | \
+        "a kustomization is not an object: check its output, as in kubectl kustomize DIR | \
          rolegate policy check -f -",
     ),
 ];
-/// Groups with a dot whose objects make no pods: Kubernetes' own, and ours.
+/// Groups with a dot whose objects do not create pods: Kubernetes' own, and rolegate's.
 const GROUPS: &[&str] = &[
     "admissionregistration.k8s.io",
     "apiextensions.k8s.io",
@@ -81,14 +85,14 @@ const GROUPS: &[&str] = &[
     "storage.k8s.io",
     "storagemigration.k8s.io",
 ];
-/// The maximum number of parts of an object that are examined.
-const MOST_PARTS: usize = 200_000;
-/// The rule of what is not judged.
-const NOT_JUDGED: &str = "not judged";
+/// Maximum number of parts to examine in an object.
+const MAX_PARTS: usize = 200_000;
+/// The rule of findings about parts that are not validated.
+const NOT_VALIDATED: &str = "not validated";
 /// The rule of findings about parts without effect.
 const NO_EFFECT: &str = "no effect";
 
-/// Explains why an object whose group holds rules for another program has no effect here.
+/// Returns the reason why an object of a group for another program has no effect here.
 pub fn foreign(object: &Value) -> Option<&'static str> {
     let group = group(object);
     let mut known = FOREIGN.iter();
@@ -97,7 +101,7 @@ pub fn foreign(object: &Value) -> Option<&'static str> {
         .map(|(_, why)| *why)
 }
 
-/// Returns remarks about an object in `namespace`, in addition to the gate's verdict.
+/// Returns findings about an object in `namespace`, in addition to admission's verdict.
 pub(super) fn hints(
     object: &Value,
     namespace: &str,
@@ -105,7 +109,7 @@ pub(super) fn hints(
     keys: &AnnotationKeys,
 ) -> Vec<Hint> {
     if let Some(why) = foreign(object) {
-        return vec![hint(Level::Note, &[], NOT_JUDGED, why.to_owned())];
+        return vec![hint(Level::Note, &[], NOT_VALIDATED, why.to_owned())];
     }
     if let Some(found) = misnamed(object) {
         return vec![found];
@@ -118,12 +122,12 @@ pub(super) fn hints(
     }
     let mut found = annotations(object, &place, keys);
     let makes_pods = matches!(place, Places::Itself | Places::Metadata(_));
-    if makes_pods && config.spared_namespaces.contains(namespace) {
-        let message = format!("namespace {namespace} is spared: the gate judges nothing in it");
+    if makes_pods && config.exempt_namespaces.contains(namespace) {
+        let message = format!("namespace {namespace} is exempt: admission validates nothing in it");
         found.push(hint(
             Level::Note,
             &["metadata", "namespace"],
-            NOT_JUDGED,
+            NOT_VALIDATED,
             message,
         ));
     }
@@ -151,10 +155,10 @@ fn group(object: &Value) -> &str {
     version.split_once('/').map_or("", |(group, _)| group)
 }
 
-/// A kind of Kubernetes that is written so that no API server knows it.
+/// Returns a finding for a misspelled kind that no API server knows.
 fn misnamed(object: &Value) -> Option<Hint> {
     let (kind, group) = (text(object, "kind"), group(object));
-    // Other groups have kinds of the same names.
+    // Other groups have kinds with the same names.
     if group.contains('.') {
         return None;
     }
@@ -163,18 +167,17 @@ fn misnamed(object: &Value) -> Option<Hint> {
         known.eq_ignore_ascii_case(kind) || known.eq_ignore_ascii_case(plural)
     })?;
     if *known != kind {
-        let message = format!(
-            "no API server knows the kind {kind}, so nothing of it was judged: write {known}"
-        );
-        return Some(hint(Level::Warning, &["kind"], NOT_JUDGED, message));
+        let message =
+            format!("no API server knows the kind {kind}, so it was not validated: write {known}");
+        return Some(hint(Level::Warning, &["kind"], NOT_VALIDATED, message));
     }
     (*known_group != group).then(|| {
         let given = text(object, "apiVersion");
         let message = format!(
-            "{kind} of {given} was not judged, and clusters of today do not serve it: write \
+            "{kind} of {given} was not validated, and current clusters do not serve it: write \
              apiVersion: {version}"
         );
-        hint(Level::Warning, &["apiVersion"], NOT_JUDGED, message)
+        hint(Level::Warning, &["apiVersion"], NOT_VALIDATED, message)
     })
 }
 
@@ -182,11 +185,11 @@ fn misnamed(object: &Value) -> Option<Hint> {
 enum Places<'a> {
     /// The object is a pod, or its metadata is that of its pods.
     Itself,
-    /// Metadata at these fields, of templates or on its own; `*` stands for every entry.
+    /// Metadata at these paths, of templates or alone. `*` matches every entry.
     Metadata(Vec<Vec<&'a str>>),
-    /// Nowhere: it makes no pods.
+    /// None: it does not create pods.
     None,
-    /// It is of a kind that the gate is not configured for.
+    /// A kind for which admission is not configured.
     Unknown,
 }
 
@@ -220,7 +223,7 @@ impl<'a> Places<'a> {
         Self::Metadata(templates.chain(alone).collect())
     }
 
-    /// Returns whether annotations at these fields are those of pods.
+    /// Returns whether annotations at this path are those of pods.
     fn are_of_pods(&self, steps: &[String]) -> bool {
         let is_at = |place: &[&str]| {
             let full = place.iter().chain(&["annotations"]);
@@ -236,7 +239,7 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// The place where pods' annotations belong, for messages.
+    /// Returns the path at which pods' annotations belong, for messages.
     fn advice(&self) -> String {
         match self {
             Self::Itself => "write it into metadata.annotations".into(),
@@ -254,17 +257,19 @@ impl<'a> Places<'a> {
     }
 }
 
-/// The metadata of a template.
+/// Returns the metadata of a template.
 fn metadata_of<'a>(template: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     template.chain(["metadata"]).collect()
 }
 
-/// Returns whether a group is one of Kubernetes itself, or ours. Others end in `.k8s.io` too.
+/// Returns whether a group belongs to Kubernetes or rolegate. Groups of others may end in `.k8s.io`
+/// too.
 fn is_kubernetes(group: &str) -> bool {
     !group.contains('.') || GROUPS.contains(&group)
 }
 
-/// An object of a kind that is not in `workloadKinds` and that seems to make pods.
+/// Returns a finding for an object of a kind that is not in `workloadKinds` but seems to create
+/// pods.
 fn unknown_pods(object: &Value, keys: &AnnotationKeys) -> Option<Hint> {
     let mut found = None;
     let mut parts = 0;
@@ -273,7 +278,7 @@ fn unknown_pods(object: &Value, keys: &AnnotationKeys) -> Option<Hint> {
         if found.is_none() && !steps.is_empty() && makes_pods(steps, value, keys) {
             found = Some(steps.to_vec());
         }
-        parts < MOST_PARTS && found.is_none()
+        parts < MAX_PARTS && found.is_none()
     };
     walk(object, &mut Vec::new(), &mut at);
     let (kind, group) = (text(object, "kind"), group(object));
@@ -285,22 +290,22 @@ fn unknown_pods(object: &Value, keys: &AnnotationKeys) -> Option<Hint> {
             .any(|known| *known.group == *group && *known.kind == *kind)
     });
     let what = match preset {
-        Some(preset) => format!("write {preset} into workloadPresets"),
+        Some(preset) => format!("write {{ preset: {preset} }} into workloadKinds"),
         None => "name the kind in workloadKinds".into(),
     };
     let message = format!(
-        "{kind} of {group} seems to make pods, and nothing of it was judged: its pods are judged \
-         when they are made; {what} of the RolegateConfig"
+        "{kind} of {group} seems to create pods, but was not validated: its pods are validated \
+         when they are created; {what} of the RolegateConfig"
     );
     Some(Hint {
         level: Level::Warning,
         steps,
-        rule: NOT_JUDGED,
+        rule: NOT_VALIDATED,
         message,
     })
 }
 
-/// Returns whether a part of a custom resource is a template of pods.
+/// Returns whether a part of a custom resource is a pod template.
 fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
     let name = steps.last().map_or("", String::as_str);
     let image = |value: &Value| value.get("image").is_some_and(Value::is_string);
@@ -342,7 +347,7 @@ fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
     }
 }
 
-/// Calls `at` with every part of a value, until it says no.
+/// Calls `at` for every part of a value, until it returns false.
 fn walk(
     value: &Value,
     steps: &mut Vec<String>,
@@ -371,7 +376,7 @@ fn pod_keys(keys: &AnnotationKeys) -> [&str; 3] {
     [&keys.role, &keys.external_id, SESSION_NAME]
 }
 
-/// Annotations of ours that count for nothing where they stand.
+/// Returns findings for rolegate's annotations without effect at their path.
 fn annotations(object: &Value, place: &Places<'_>, keys: &AnnotationKeys) -> Vec<Hint> {
     let (kind, group) = (text(object, "kind"), group(object));
     let is = |known: &str| group.is_empty() && kind == known;
@@ -382,7 +387,7 @@ fn annotations(object: &Value, place: &Places<'_>, keys: &AnnotationKeys) -> Vec
     let mut at = |steps: &[String], value: &Value| {
         parts += 1;
         let Value::Object(fields) = value else {
-            return parts < MOST_PARTS;
+            return parts < MAX_PARTS;
         };
         let mut add = |key: &str, advice: String| {
             found.push((steps.to_vec(), key.to_owned(), advice));
@@ -399,23 +404,23 @@ fn annotations(object: &Value, place: &Places<'_>, keys: &AnnotationKeys) -> Vec
             if fields.contains_key(key) && !(is("Namespace") && own(steps)) {
                 add(
                     key,
-                    "it belongs into metadata.annotations of a Namespace".into(),
+                    "it belongs in metadata.annotations of a Namespace".into(),
                 );
             }
         }
         if fields.contains_key(WEB_IDENTITY_ROLE) && !(is("ServiceAccount") && own(steps)) {
-            let advice = "it belongs into metadata.annotations of a ServiceAccount";
+            let advice = "it belongs in metadata.annotations of a ServiceAccount";
             add(WEB_IDENTITY_ROLE, advice.into());
         }
-        parts < MOST_PARTS
+        parts < MAX_PARTS
     };
     walk(object, &mut Vec::new(), &mut at);
     found
         .into_iter()
-        // If it is on the template as well as on the owner, the one that counts is there.
+        // If both the template and the owner have it, the one on the template applies.
         .filter(|(steps, key, _)| !(own(steps) && of_pods.contains(key)))
         .map(|(mut steps, key, advice)| {
-            let message = format!("{key} counts for nothing here: {advice}");
+            let message = format!("{key} has no effect here: {advice}");
             steps.push(key);
             Hint {
                 level: Level::Warning,

@@ -1,4 +1,4 @@
-//! Reports as text, SARIF 2.1.0 and annotations of GitHub's workflows.
+//! Reports as text, SARIF 2.1.0 and annotations of GitHub workflows.
 
 use std::fmt::{self, Write};
 
@@ -8,14 +8,14 @@ use super::{CHECK, Checked, Finding, Level, Report};
 use crate::case_report::{Case, CaseResult, Complaint, Suite};
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
 
-/// Most findings in SARIF: services refuse more.
-const MOST_RESULTS: usize = 5000;
+/// Maximum number of findings in SARIF. Services reject more.
+const MAX_RESULTS: usize = 5000;
 
 impl Report {
-    /// The report for people, with ANSI colours.
+    /// Formats the report as text with ANSI colours.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        // A String takes whatever is written.
+        // Writing into a String cannot fail.
         let _ = self.write(&mut text);
         text
     }
@@ -47,7 +47,7 @@ impl Report {
                 details.push(format!("at {}", plain(&finding.path)));
             }
             if let Some(template) = &finding.template {
-                details.push(format!("in what Helm made of {}", plain(template)));
+                details.push(format!("rendered by Helm from {}", plain(template)));
             }
             if !details.is_empty() {
                 writeln!(out, "  {FAINT}{}{FAINT:#}", details.join(", "))?;
@@ -56,7 +56,7 @@ impl Report {
         writeln!(out, "{}", self.summary())
     }
 
-    /// Summarizes the number of judged objects and their outcomes.
+    /// Summarizes the number of validated objects and their outcomes.
     fn summary(&self) -> String {
         let objects = count(self.checked, "object", "objects");
         let warnings = match self.warnings {
@@ -64,15 +64,15 @@ impl Report {
             number => format!(", {WARN}{}{WARN:#}", count(number, "warning", "warnings")),
         };
         match (self.refused, self.warnings) {
-            (0, 0) => format!("{GOOD}{objects} checked, none would be refused{GOOD:#}"),
-            (0, _) => format!("{objects} checked, none would be refused{warnings}"),
+            (0, 0) => format!("{GOOD}{objects} checked, none would be denied{GOOD:#}"),
+            (0, _) => format!("{objects} checked, none would be denied{warnings}"),
             (refused, _) => {
-                format!("{objects} checked, {BAD}{refused} would be refused{BAD:#}{warnings}")
+                format!("{objects} checked, {BAD}{refused} would be denied{BAD:#}{warnings}")
             }
         }
     }
 
-    /// The report case by case: a suite for each file, a case for each object. With
+    /// Returns the report as cases: a suite for each file, a case for each object. With
     /// `fail_on_warning` a warning fails its object.
     pub fn suites(&self, fail_on_warning: bool) -> Vec<Suite> {
         let mut suites: Vec<Suite> = Vec::new();
@@ -118,23 +118,18 @@ impl Report {
         }
     }
 
-    /// The report as SARIF 2.1.0 (OASIS), which code hosts show beside the lines.
+    /// Formats the report as SARIF 2.1.0 (OASIS), which code hosts show next to the lines.
     pub fn sarif(&self) -> Value {
         let mut rules: Vec<_> = self.findings.iter().map(Finding::rule_id).collect();
         rules.sort();
         rules.dedup();
-        let results: Vec<_> = self
-            .findings
-            .iter()
-            .take(MOST_RESULTS)
-            .map(result)
-            .collect();
+        let results: Vec<_> = self.findings.iter().take(MAX_RESULTS).map(result).collect();
         let rules: Vec<_> = rules
             .into_iter()
             .map(|id| {
                 let text = match id.strip_prefix("rolegate/") {
-                    Some(CHECK) => "Not judged, or without effect".to_owned(),
-                    _ => format!("Refused by {id} of the AWS roles' rules"),
+                    Some(CHECK) => "Not validated, or without effect".to_owned(),
+                    _ => format!("Denied by {id} of the rules about AWS roles"),
                 };
                 json!({"id": id, "shortDescription": {"text": text}})
             })
@@ -155,7 +150,7 @@ impl Report {
         })
     }
 
-    /// The report as workflow commands, by which GitHub annotates lines.
+    /// Formats the report as workflow commands, with which GitHub annotates lines.
     pub fn github(&self) -> String {
         let mut text = String::new();
         for finding in &self.findings {
@@ -180,18 +175,18 @@ impl Report {
 }
 
 impl Finding {
-    /// The object by its name.
+    /// Returns the object by its name.
     fn object(&self) -> String {
         object(&self.kind, &self.namespace, &self.name)
     }
 
-    /// The rule as SARIF names it: rules of layers are anybody's words, layers are few.
+    /// Returns the rule ID in SARIF. It is the layer, since names of rules are arbitrary.
     fn rule_id(&self) -> String {
         format!("rolegate/{}", self.layer)
     }
 }
 
-/// An object by its kind, namespace and name.
+/// Formats an object by its kind, namespace and name.
 pub(super) fn object(kind: &str, namespace: &str, name: &str) -> String {
     let (shown, name) = (plain(kind), plain(name));
     if namespace.is_empty() || kind == "Namespace" {
@@ -229,7 +224,7 @@ fn result(finding: &Finding) -> Value {
     })
 }
 
-/// A path as the reference of a URI (RFC 3986), relative ones without `./`.
+/// Formats a path as a URI reference (RFC 3986). Relative ones have no `./`.
 fn uri(path: &str) -> String {
     let path = path.strip_prefix("./").unwrap_or(path);
     let mut uri = String::with_capacity(path.len());
@@ -247,14 +242,14 @@ fn uri(path: &str) -> String {
     }
 }
 
-/// The message of a workflow command, by GitHub's rules.
+/// Escapes the message of a workflow command, by GitHub's rules.
 fn data(text: &str) -> String {
     text.replace('%', "%25")
         .replace('\r', "%0D")
         .replace('\n', "%0A")
 }
 
-/// A property of a workflow command, by GitHub's rules.
+/// Escapes a property of a workflow command, by GitHub's rules.
 fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
 }
@@ -321,7 +316,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("rule default deny, at metadata.annotations[iam.amazonaws.com/role], in what Helm made of shop/templates/api.yaml"),
+            text.contains("rule default deny, at metadata.annotations[iam.amazonaws.com/role], rendered by Helm from shop/templates/api.yaml"),
             "{text}"
         );
         assert!(Report::default().text().contains("0 objects checked, none"));
@@ -337,14 +332,14 @@ mod tests {
         assert!(text.contains("layer grants in audit mode"), "{text}");
         let last = text.lines().last().unwrap();
         assert!(
-            last.contains("none would be refused") && last.contains("1 warning"),
+            last.contains("none would be denied") && last.contains("1 warning"),
             "{text}"
         );
         assert!(!text.lines().next().unwrap().contains("refused"), "{text}");
     }
 
     #[test]
-    fn the_name_in_sarif_ends_without_a_dot_where_the_whole_object_is_meant() {
+    fn sarif_names_of_whole_objects_have_no_trailing_dot() {
         let mut report = report();
         report.findings[0].path.clear();
         let sarif = report.sarif();

@@ -1,11 +1,11 @@
-//! Manifests as the requests that the API server would send about them.
+//! Converts manifests into the requests that the API server would send.
 
 use rolegate_admission::review::Operation;
 use serde_json::{Map, Value, json};
 
 use super::{Creator, defaults, values};
 
-/// Kinds of Kubernetes and of ours that are in no namespace.
+/// Cluster-scoped kinds of Kubernetes and of rolegate.
 const CLUSTER_KINDS: &[&str] = &[
     "APIService",
     "CSIDriver",
@@ -35,12 +35,12 @@ const CLUSTER_KINDS: &[&str] = &[
 ];
 /// The API group of reviews.
 const REVIEW_GROUP: &str = "admission.k8s.io";
-/// The version of reviews that the gate reads.
+/// The version of reviews that admission supports.
 const REVIEW_VERSION: &str = "admission.k8s.io/v1";
-/// The UID of reviews that have none of their own.
+/// The UID of reviews without one.
 const UID: &str = "00000000-0000-0000-0000-000000000000";
 
-/// An AdmissionReview, and what names its object.
+/// An AdmissionReview, and the path of its object.
 pub(super) struct Request {
     pub(super) body: Value,
     pub(super) kind: String,
@@ -62,8 +62,7 @@ pub fn is_review(object: &Value) -> bool {
     text("kind") == "AdmissionReview" && group == Some(REVIEW_GROUP)
 }
 
-/// The namespace that a manifest is about: its own, or `default` where it names none, which an
-/// empty text does too.
+/// Returns the namespace of a manifest: its own, or `default` if it is absent or empty.
 pub fn namespace_of<'a>(object: &'a Value, default: &'a str) -> &'a str {
     let pointer = if is_review(object) {
         "/request/namespace"
@@ -74,8 +73,8 @@ pub fn namespace_of<'a>(object: &'a Value, default: &'a str) -> &'a str {
     named.filter(|name| !name.is_empty()).unwrap_or(default)
 }
 
-/// The review of what is done to `object`; of an AdmissionReview, that review. `old` is the object
-/// as it is, which makes a creation an update.
+/// Returns the review of an operation on `object`, or that of an AdmissionReview. `old` is the
+/// existing object, which makes a creation an update.
 pub(super) fn review_of(
     object: &Value,
     old: Option<&Value>,
@@ -92,7 +91,7 @@ pub(super) fn review_of(
     let kind = text("/kind").unwrap_or_default().to_owned();
     let name = text("/metadata/name").unwrap_or_default().to_owned();
     let namespace = match kind.as_str() {
-        // The API server says so.
+        // As the API server does.
         "Namespace" if group.is_empty() => name.clone(),
         other if CLUSTER_KINDS.contains(&other) => String::new(),
         _ => namespace_of(object, namespace).to_owned(),
@@ -140,7 +139,7 @@ pub(super) fn review_of(
     }
 }
 
-/// A review that is given as one. What the gate does not look at may be left out.
+/// Completes an AdmissionReview from a manifest. It may omit fields that admission does not read.
 fn given(review: &Value) -> Request {
     let mut body = review.clone();
     if let Value::Object(fields) = &mut body {
@@ -178,7 +177,7 @@ fn given(review: &Value) -> Request {
     }
 }
 
-/// The object as the API server shows it: namespaced ones name their namespace.
+/// Adds the namespace to a namespaced object, as the API server does.
 fn in_namespace(object: &Value, kind: &str, namespace: &str) -> Value {
     let mut object = object.clone();
     if kind == "Namespace" || namespace.is_empty() {
@@ -199,7 +198,7 @@ fn in_namespace(object: &Value, kind: &str, namespace: &str) -> Value {
     object
 }
 
-/// The plural as Kubernetes makes it by default.
+/// Returns the plural as Kubernetes forms it by default.
 fn plural(kind: &str) -> String {
     let kind = kind.to_ascii_lowercase();
     if let Some(start) = kind.strip_suffix('y') {
@@ -211,7 +210,7 @@ fn plural(kind: &str) -> String {
     }
 }
 
-/// The steps of a path such as `spec.containers[0].env[name.with/dots]`.
+/// Splits a path such as `spec.containers[0].env[name.with/dots]` into steps.
 pub(super) fn path_steps(path: &str) -> Vec<String> {
     let mut steps = Vec::new();
     let mut step = String::new();

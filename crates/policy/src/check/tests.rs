@@ -1,4 +1,4 @@
-use rolegate_admission::GateRules;
+use rolegate_admission::ValidationRules;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::layer::Mode;
@@ -42,7 +42,7 @@ metadata:
 fn checked(stage: &Stage, text: &str) -> Report {
     let config = RuleConfig::default();
     let keys = AnnotationKeys::default();
-    let rules = GateRules {
+    let rules = ValidationRules {
         rules: &stage.rules,
         config: &config,
         grants: &stage.grants,
@@ -64,7 +64,7 @@ fn checked(stage: &Stage, text: &str) -> Report {
     check(&rules, manifests, &creator, "shop", NOW)
 }
 
-fn told(report: &Report) -> Vec<String> {
+fn summaries(report: &Report) -> Vec<String> {
     let findings = report.findings.iter();
     findings
         .map(|one| {
@@ -81,10 +81,10 @@ fn told(report: &Report) -> Vec<String> {
 fn faults_are_found_on_the_lines_of_their_annotations() {
     let report = checked(&rules(&[], Mode::Off), MANIFESTS);
     assert_eq!((report.checked, report.refused), (3, 1));
-    assert_eq!(told(&report), ["error all.yaml:22 closed namespace"]);
+    assert_eq!(summaries(&report), ["error all.yaml:22 closed namespace"]);
     let report = checked(&rules(&[], Mode::Enforce), MANIFESTS);
     assert_eq!(report.refused, 2);
-    assert_eq!(told(&report)[0], "error all.yaml:12 api grants");
+    assert_eq!(summaries(&report)[0], "error all.yaml:12 api grants");
     assert_eq!(
         report.findings[0].template.as_deref(),
         Some("shop/templates/api.yaml")
@@ -95,14 +95,14 @@ fn faults_are_found_on_the_lines_of_their_annotations() {
 fn what_is_on_trial_warns() {
     let report = checked(&rules(&[], Mode::Audit), MANIFESTS);
     assert_eq!(report.refused, 1);
-    assert_eq!(told(&report)[0], "warning all.yaml:12 api grants");
+    assert_eq!(summaries(&report)[0], "warning all.yaml:12 api grants");
 }
 
 #[test]
 fn a_namespace_that_nobody_knows_is_a_fault() {
     let text = MANIFESTS.replace("namespace: closed", "namespace: nowhere");
     let report = checked(&rules(&[], Mode::Off), &text);
-    assert_eq!(told(&report), ["error all.yaml:20 closed rules"]);
+    assert_eq!(summaries(&report), ["error all.yaml:20 closed rules"]);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_pod_that_is_malformed_is_refused_and_not_let_through() {
 }
 
 #[test]
-fn what_is_not_judged_or_counts_for_nothing_is_a_warning_at_its_line() {
+fn unvalidated_and_ineffective_parts_are_warnings_with_lines() {
     let text = "\
 apiVersion: apps/v1
 kind: Deployment
@@ -145,7 +145,7 @@ metadata: {name: p, namespace: shop}
     let report = checked(&rules(&[], Mode::Enforce), text);
     assert_eq!((report.refused, report.warnings), (0, 3));
     assert_eq!(
-        told(&report),
+        summaries(&report),
         [
             "warning all.yaml:7 api check",
             "warning all.yaml:20 ray check",
@@ -206,7 +206,7 @@ request:
         iam.amazonaws.com/role: reader
 ";
     let report = checked(&rules(&[], Mode::Off), text);
-    assert_eq!(told(&report), ["error all.yaml:12 x namespace"]);
+    assert_eq!(summaries(&report), ["error all.yaml:12 x namespace"]);
     let answer =
         "apiVersion: admission.k8s.io/v1\nkind: AdmissionReview\nresponse: {allowed: true}\n";
     let report = checked(&rules(&[], Mode::Off), answer);
@@ -225,7 +225,7 @@ fn what_policies_are_not_asked_about_is_told() {
     let documents = documents(text).unwrap().documents;
     let mut notes = |mode, operation| {
         config.modes.rego = mode;
-        let rules = GateRules {
+        let rules = ValidationRules {
             rules: &stage.rules,
             config: &config,
             grants: &stage.grants,
@@ -246,7 +246,7 @@ fn what_policies_are_not_asked_about_is_told() {
     let deleted = notes(Mode::Enforce, Operation::Delete);
     assert_eq!(
         deleted,
-        ["policies are not asked about deletions and CONNECT"]
+        ["policies are not evaluated for deletions and CONNECT"]
     );
     assert!(notes(Mode::Off, Operation::Delete).is_empty());
     assert!(notes(Mode::Enforce, Operation::Create).is_empty());

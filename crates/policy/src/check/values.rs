@@ -1,14 +1,14 @@
-//! Values as the API server reads them: in a map of texts null is an empty text.
+//! Normalizes values as the API server does: in string maps, null is an empty string.
 
 use serde_json::Value;
 
-/// Maps of texts of an object's metadata.
+/// String maps of an object's metadata.
 const TEXT_MAPS: &[&str] = &["annotations", "labels"];
 
-/// Makes null in annotations and labels an empty text, as the API server does: in the metadata of an
-/// object, and in Kubernetes' own groups in that of templates too.
+/// Replaces null in annotations and labels with an empty string, as the API server does: in the
+/// metadata of an object and, in Kubernetes' own groups, in that of templates too.
 pub(super) fn settle(object: &mut Value, group: &str) {
-    // Groups of custom resources have a dot, and their templates are what their makers say.
+    // Groups of custom resources contain a dot, and their authors define their templates.
     if !group.contains('.') {
         settle_all(object);
     } else if let Some(metadata) = object.get_mut("metadata") {

@@ -1,13 +1,13 @@
-//! Globs compared with each other, each a pattern of whole ARNs.
+//! Comparisons of globs that match whole ARNs.
 
 use rolegate_core::arn::BaseArn;
 use rolegate_core::pattern::{MAX_COMPILED, Pattern, PatternFormat};
 
-/// How every ARN starts.
+/// The prefix of every ARN.
 const ARN: &str = "arn:";
 
-/// A glob of an annotation as a glob of whole ARNs that starts as one; `None` where it matches no
-/// ARN.
+/// Converts a glob of an annotation into one on whole ARNs that starts with their prefix. Returns
+/// `None` if it matches no ARN.
 pub(super) fn rooted(pattern: &str, base: Option<&BaseArn>) -> Option<String> {
     let is_arn = pattern
         .get(..ARN.len())
@@ -19,20 +19,21 @@ pub(super) fn rooted(pattern: &str, base: Option<&BaseArn>) -> Option<String> {
     rooted_arn(&format!("{}{relative}", base.map_or("", BaseArn::as_str)))
 }
 
-/// A glob on whole ARNs as one that starts as an ARN; `None` where no ARN starts so.
+/// Converts a glob on whole ARNs into one that starts with their prefix. Returns `None` if it
+/// matches no ARN.
 pub(super) fn rooted_arn(whole: &str) -> Option<String> {
     if whole.starts_with(ARN) {
         return Some(whole.to_owned());
     }
-    // `*x` and `a*x` match ARNs as well, of any account.
+    // `*x` and `a*x` match ARNs of any account too.
     let (start, rest) = whole.split_once('*')?;
     ARN.starts_with(start).then(|| format!("{ARN}*{rest}"))
 }
 
-/// Whether `wide` surely matches every text that `narrow` matches. A star of `narrow` stands for
-/// any text, so only a star of `wide` may take it.
+/// Returns whether `wide` certainly matches every text that `narrow` matches. A star in `narrow`
+/// represents any text, so only a star in `wide` can match it.
 pub(super) fn contains(wide: &str, narrow: &str) -> bool {
-    // No literal of a pattern is this character, so it stands for a star that nothing else takes.
+    // Patterns never contain this character, so it represents a star that only a star can match.
     let star = "\u{1}";
     let text = narrow.replace('*', star);
     !wide.contains(star)
@@ -41,7 +42,7 @@ pub(super) fn contains(wide: &str, narrow: &str) -> bool {
             .is_ok_and(|wide| wide.matches(&text))
 }
 
-/// What two globs both match, where that is a glob or nothing.
+/// Returns the intersection of two globs, if it is a glob or empty.
 pub(super) fn intersection(left: &str, right: &str) -> Result<Option<String>, ()> {
     if contains(left, right) {
         return Ok(Some(right.to_owned()));
@@ -56,7 +57,7 @@ pub(super) fn intersection(left: &str, right: &str) -> Result<Option<String>, ()
     Err(())
 }
 
-/// Whether what surely starts or ends all texts of one does not fit the other.
+/// Returns whether the fixed start or end of one glob contradicts the other.
 fn are_apart(left: &str, right: &str) -> bool {
     let starts = |glob: &str| glob.split('*').next().unwrap_or_default().to_owned();
     let ends = |glob: &str| glob.rsplit('*').next().unwrap_or_default().to_owned();

@@ -1,38 +1,38 @@
-//! Regular expressions that are globs in other words: literal text, `.*`, alternatives and small
-//! classes. Everything else is left to people.
+//! Converts regular expressions that are equivalent to globs: literal text, `.*`, alternatives and
+//! small classes. Users must convert others manually.
 
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind, Look, Repetition};
 
-/// Most globs that one expression becomes.
-const MOST: usize = 64;
-/// Longest expression that is looked at, bytes.
-const LONGEST: usize = 2048;
+/// Maximum number of globs for one expression.
+const MAX_GLOBS: usize = 64;
+/// Maximum length of an expression, in bytes.
+const MAX_LENGTH: usize = 2048;
 
-/// Why an expression is no list of globs.
+/// The reason why an expression is not equivalent to a list of globs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NotGlobs {
-    /// It is none.
-    #[error("it is not a regular expression that can be read")]
+    /// It is not a valid expression.
+    #[error("it is not a valid regular expression")]
     Broken,
-    /// Too long, or too many alternatives.
-    #[error("it has more than {MOST} alternatives: write them as fewer patterns with *")]
+    /// It is too long, or has too many alternatives.
+    #[error("it has more than {MAX_GLOBS} alternatives: use fewer patterns with *")]
     TooMany,
-    /// A part that stands for some characters and not for others.
+    /// A part matches some characters only.
     #[error(
-        "{0} has no glob: name the roles one by one, or use * for any text; a dot that is meant is \
+        "{0} has no glob: list the roles individually, or use * for any text; write a literal dot as \
          \\."
     )]
     Part(String),
-    /// An anchor or a boundary inside.
+    /// An anchor or a boundary is inside.
     #[error("an anchor or boundary inside has no glob: the whole ARN is matched anyway")]
     Look,
 }
 
-/// The globs that together match the same texts as the whole of `expression`, on one line of ASCII
-/// without stars, which role ARNs are.
+/// Returns the globs that together match the same texts as the whole `expression`, on one line of
+/// ASCII without stars, as in role ARNs.
 pub(super) fn globs(expression: &str) -> Result<Vec<String>, NotGlobs> {
-    if expression.len() > LONGEST {
+    if expression.len() > MAX_LENGTH {
         return Err(NotGlobs::TooMany);
     }
     let hir = ParserBuilder::new()
@@ -48,7 +48,7 @@ pub(super) fn globs(expression: &str) -> Result<Vec<String>, NotGlobs> {
     Ok(globs)
 }
 
-/// `first` and `last`: whether nothing that takes up text comes before and after.
+/// Expands a part. `first` and `last`: no text precedes or follows it.
 fn expand(hir: &Hir, first: bool, last: bool) -> Result<Vec<String>, NotGlobs> {
     match hir.kind() {
         HirKind::Empty => Ok(vec![String::new()]),
@@ -118,7 +118,7 @@ fn repeat(repetition: &Repetition, first: bool, last: bool) -> Result<Vec<String
     }
 }
 
-/// Whether every character of an ARN is among them: `.`, also with line breaks.
+/// Returns whether it matches every character of an ARN: `.`, with or without line breaks.
 fn is_any(hir: &Hir) -> bool {
     let hir = match hir.kind() {
         HirKind::Capture(capture) => &capture.sub,
@@ -145,7 +145,7 @@ fn is_any(hir: &Hir) -> bool {
     }
 }
 
-/// The characters of a small class, each a glob.
+/// Returns the characters of a small class, each as a glob.
 fn characters(class: &Class) -> Option<Vec<String>> {
     let ranges: Vec<(u32, u32)> = match class {
         Class::Bytes(class) => class
@@ -171,18 +171,18 @@ fn characters(class: &Class) -> Option<Vec<String>> {
     .collect()
 }
 
-/// A byte that stands for itself in a glob.
+/// Returns a byte that matches only itself in a glob.
 fn literal_byte(byte: u8) -> Option<char> {
     (byte.is_ascii_graphic() && byte != b'*').then(|| char::from(byte))
 }
 
 fn product(starts: &[String], ends: &[String]) -> Result<Vec<String>, NotGlobs> {
-    if starts.len() * ends.len() > MOST {
+    if starts.len() * ends.len() > MAX_GLOBS {
         return Err(NotGlobs::TooMany);
     }
     let all = starts.iter().flat_map(|start| {
         ends.iter().map(move |end| {
-            // Two stars in a row say no more than one.
+            // Two consecutive stars are equivalent to one.
             let end = if start.ends_with('*') {
                 end.trim_start_matches('*')
             } else {
@@ -193,19 +193,21 @@ fn product(starts: &[String], ends: &[String]) -> Result<Vec<String>, NotGlobs> 
     });
     let all: Vec<_> = all.collect();
     let longest = all.iter().map(String::len).max().unwrap_or(0);
-    if longest > LONGEST {
+    if longest > MAX_LENGTH {
         return Err(NotGlobs::TooMany);
     }
     Ok(all)
 }
 
 fn bounded(all: &[String]) -> Result<(), NotGlobs> {
-    (all.len() <= MOST).then_some(()).ok_or(NotGlobs::TooMany)
+    (all.len() <= MAX_GLOBS)
+        .then_some(())
+        .ok_or(NotGlobs::TooMany)
 }
 
 fn part(hir: &Hir) -> NotGlobs {
     let mut text: String = hir.to_string().chars().take(40).collect();
-    // Classes without Unicode are shown with this flag, which nobody wrote.
+    // Classes without Unicode are displayed with this flag, which the user did not write.
     text = text.replace("(?-u:", "").replace(')', "");
     NotGlobs::Part(text)
 }
@@ -241,7 +243,7 @@ mod tests {
             ("[^/]*", Err("no glob")),
             ("a^b", Err("anchor")),
             (r"a\b", Err("anchor")),
-            ("(", Err("not a regular expression")),
+            ("(", Err("not a valid regular expression")),
             ("(?i)team", Ok(vec![])),
             ("[a-z0-9]{2}", Err("alternatives")),
             (r"a\*b", Err("no glob")),
@@ -260,8 +262,8 @@ mod tests {
 
     #[test]
     fn parts_are_told_as_they_were_written() {
-        let told = globs("team-[a-z]+").unwrap_err().to_string();
-        assert!(told.starts_with("[a-z]+ has no glob"), "{told}");
+        let message = globs("team-[a-z]+").unwrap_err().to_string();
+        assert!(message.starts_with("[a-z]+ has no glob"), "{message}");
     }
 
     fn expression() -> impl Strategy<Value = String> {

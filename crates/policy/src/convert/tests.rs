@@ -46,7 +46,7 @@ fn table_of_annotations() {
         ),
         (Some(r#"["a*", "ab"]"#), None, &["a*"]),
         (None, Some("team-a"), &["team-a"]),
-        // No ARN starts with a slash, so these are names after the base alone.
+        // No ARN starts with a slash, so these are names after the base only.
         (None, Some("/.*"), &["*"]),
         (
             None,
@@ -66,17 +66,17 @@ fn table_of_annotations() {
         assert_eq!(found, expected, "{allowed:?} {permitted:?}");
         assert!(notes.is_empty(), "{notes:?}");
     }
-    let told = [
-        (Some("[]"), None, "no role is left"),
-        (Some("not a list"), None, "cannot be read"),
+    let cases = [
+        (Some("[]"), None, "no role remains"),
+        (Some("not a list"), None, "cannot be parsed"),
         (None, Some(""), "it is empty"),
-        (None, Some("("), "cannot be read"),
+        (None, Some("("), "not a usable"),
         (None, Some("team-[a-z]+"), "[a-z]+ has no glob"),
         (None, Some(".*"), "roles of every account"),
-        (Some(r#"["a*"]"#), Some(".*b"), "is no glob"),
-        (Some(r#"["a b"]"#), None, "left out"),
+        (Some(r#"["a*"]"#), Some(".*b"), "is not a glob"),
+        (Some(r#"["a b"]"#), None, "omitted"),
     ];
-    for (allowed, permitted, part) in told {
+    for (allowed, permitted, part) in cases {
         let (_, notes) = roles(of(allowed, permitted));
         assert!(
             notes.iter().any(|note| note.contains(part)),
@@ -196,7 +196,7 @@ fn expression() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Whatever the converted grants allow, the annotations allowed.
+/// Asserts that the annotations allowed everything that the converted grants allow.
 fn never_more(
     namespace: Namespace,
     format: PatternFormat,
@@ -215,7 +215,7 @@ fn never_more(
         after.grants.invalid()
     );
     after.rules.layers.remove(0);
-    let told = converted.namespaces.iter().any(|one| !one.notes.is_empty());
+    let message = converted.namespaces.iter().any(|one| !one.notes.is_empty());
     for role in TRIED {
         let pod = pod("shop", "api", role);
         let allows = |rules: &rolegate_core::decision::RuleSet| {
@@ -223,9 +223,9 @@ fn never_more(
         };
         let (was, is) = (allows(&before), allows(&after.rules));
         prop_assert!(was || !is, "{namespace:?} now allows {role}: {grants:?}");
-        // What was allowed is allowed, or it is told.
+        // Every role that was allowed is allowed, or a note mentions it.
         prop_assert!(
-            !is_exact || told || is || !was,
+            !is_exact || message || is || !was,
             "{namespace:?} lost {role}: {grants:?}"
         );
     }

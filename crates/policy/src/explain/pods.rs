@@ -9,13 +9,13 @@ use serde::Serialize;
 use super::{Explained, Outcome, Question, explain};
 use crate::text::{BAD, GOOD, count, table};
 
-/// The decisions for pods that are not finished; as JSON it is what `rolegate policy explain -A -o json`
-/// prints.
+/// The decisions for all unfinished pods. Its JSON is the output of `rolegate policy explain -A -o
+/// json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ExplainedPods {
-    /// How many pods there are, by outcome.
+    /// The number of pods by outcome.
     pub counts: Counts,
-    /// The pods, by namespace and name: all, or those that are refused.
+    /// The pods, by namespace and name: all, or only denied ones.
     pub items: Vec<Explained>,
 }
 
@@ -23,28 +23,28 @@ pub struct ExplainedPods {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
-    /// All.
+    /// All pods.
     pub pods: usize,
-    /// Those that get a role.
+    /// Pods that get a role.
     pub allowed: usize,
-    /// Those that name a role and do not get it.
+    /// Pods that are denied their requested role.
     pub denied: usize,
-    /// Those without a role.
+    /// Pods without a role, and pods on the host's network, which get no credentials.
     pub no_role: usize,
 }
 
 impl Explained {
-    /// Whether the pod names a role, or has a default one, and does not get it.
+    /// Returns whether the pod is denied its requested or default role.
     pub fn is_denied(&self) -> bool {
         match self.decision {
             Outcome::Denied | Outcome::UnknownNamespace => true,
-            Outcome::Allowed | Outcome::NoRole => false,
+            // Nothing ever served such pods, so nothing is taken from them.
+            Outcome::Allowed | Outcome::NoRole | Outcome::HostNetwork => false,
         }
     }
 }
 
-/// Explains the decision for each pod that is not finished; with `only_denied` those alone are kept that
-/// are refused.
+/// Explains the decision for each unfinished pod. With `only_denied`, it keeps only denied pods.
 pub fn explain_pods(
     rules: &RuleSet,
     grants: &GrantsLayer,
@@ -64,13 +64,13 @@ pub fn explain_pods(
             policies: &[],
             workload,
             web_identity: None,
-            gate: None,
+            admission: None,
             now,
         });
         counts.pods += 1;
         match explained.decision {
             Outcome::Allowed => counts.allowed += 1,
-            Outcome::NoRole => counts.no_role += 1,
+            Outcome::NoRole | Outcome::HostNetwork => counts.no_role += 1,
             Outcome::Denied | Outcome::UnknownNamespace => counts.denied += 1,
         }
         if !only_denied || explained.is_denied() {
@@ -83,11 +83,11 @@ pub fn explain_pods(
 }
 
 impl ExplainedPods {
-    /// A table for people, with ANSI colours below it; `is_wide` with more columns.
+    /// Formats a table with ANSI colours in the summary. `is_wide` adds columns.
     pub fn text(&self, is_wide: bool) -> String {
         let mut titles = vec!["NAMESPACE", "POD", "ROLE", "DECISION", "REASON"];
         if is_wide {
-            titles.extend(["SERVICE ACCOUNT", "LAYER", "RULE", "TO DO"]);
+            titles.extend(["SERVICE ACCOUNT", "LAYER", "RULE", "FIX"]);
         }
         let mut text = String::new();
         if !self.items.is_empty() {
@@ -97,8 +97,8 @@ impl ExplainedPods {
         let Counts { pods, denied, .. } = self.counts;
         let pods = count(pods, "pod", "pods");
         let sum = match denied {
-            0 => format!("{GOOD}none{GOOD:#} of {pods} is refused its role\n"),
-            some => format!("{BAD}{some}{BAD:#} of {pods} refused their role\n"),
+            0 => format!("{GOOD}none{GOOD:#} of {pods} denied their role\n"),
+            some => format!("{BAD}{some}{BAD:#} of {pods} denied their role\n"),
         };
         text + &sum
     }
@@ -107,12 +107,13 @@ impl ExplainedPods {
 fn row(one: &Explained, is_wide: bool) -> Vec<String> {
     let or_none = |text: Option<&str>| text.unwrap_or("-").to_owned();
     let asker = &one.workload;
-    let role = one.role.as_deref().or(asker.wished_role.as_deref());
+    let role = one.role.as_deref().or(asker.requested_role.as_deref());
     let (decision, reason) = match one.decision {
         Outcome::Allowed => ("allowed", None),
-        Outcome::Denied => ("refused", one.denial.as_ref().map(|one| &*one.reason)),
+        Outcome::Denied => ("denied", one.denial.as_ref().map(|one| &*one.reason)),
         Outcome::NoRole => ("no role", None),
-        Outcome::UnknownNamespace => ("refused", Some("the namespace is not known")),
+        Outcome::UnknownNamespace => ("denied", Some("unknown namespace")),
+        Outcome::HostNetwork => ("no credentials", Some("the pod is on the host's network")),
     };
     let mut row = vec![
         asker.namespace.clone(),

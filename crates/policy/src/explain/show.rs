@@ -1,4 +1,4 @@
-//! An explanation as text for people.
+//! An explanation as text.
 
 use std::fmt::{self, Display, Write};
 
@@ -6,14 +6,14 @@ use super::{Explained, Outcome, Refusal, Session};
 use crate::document;
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, plain};
 
-/// What STS gives to a role that is assumed by another's session, seconds.
-const CHAINED: u32 = 3600;
+/// STS's maximum duration of a session of a chained role, in seconds.
+const MAX_CHAINED_SECONDS: u32 = 3600;
 
 impl Explained {
-    /// The explanation for people, with ANSI colours.
+    /// Formats the explanation as text with ANSI colours.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        // A String takes whatever is written.
+        // Writing into a String cannot fail.
         let _ = self.write(&mut text);
         text
     }
@@ -42,38 +42,49 @@ impl Explained {
     }
 
     fn decision(&self, out: &mut String) -> fmt::Result {
-        let wished = self.workload.wished_role.as_deref();
-        if let Some(role) = self.role.as_deref().or(wished) {
+        let requested = self.workload.requested_role.as_deref();
+        if let Some(role) = self.role.as_deref().or(requested) {
             row(out, "role", plain(role))?;
         }
         match (self.decision, &self.denial) {
             (Outcome::Allowed, _) => row(out, "decision", format_args!("{GOOD}allowed{GOOD:#}"))?,
-            (Outcome::NoRole, _) => row(out, "decision", "no role is named, so it gets none")?,
+            (Outcome::NoRole, _) => row(out, "decision", "no role is requested")?,
+            (Outcome::HostNetwork, _) => row(
+                out,
+                "decision",
+                "the rules allow the role, but pods on the host's network get no credentials; they \
+                 reach the node's own role",
+            )?,
             (Outcome::UnknownNamespace, _) => {
-                row(out, "decision", "nothing, for the namespace is not known")?;
+                row(out, "decision", "none, since the namespace is unknown")?;
             }
             (Outcome::Denied, Some(denial)) => {
                 let (layer, reason) = (&denial.layer, plain(&denial.reason));
-                let decision = format_args!("{BAD}refused{BAD:#} by {layer}: {reason}");
+                let decision = format_args!("{BAD}denied{BAD:#} by {layer}: {reason}");
                 row(out, "decision", decision)?;
             }
-            (Outcome::Denied, None) => row(out, "decision", format_args!("{BAD}refused{BAD:#}"))?,
+            (Outcome::Denied, None) => row(out, "decision", format_args!("{BAD}denied{BAD:#}"))?,
         }
         for would in &self.audited {
             let (layer, reason) = (&would.layer, plain(&would.reason));
             row(
                 out,
                 "audit",
-                format_args!("{WARN}{layer} would refuse{WARN:#}: {reason}"),
+                format_args!("{WARN}{layer} would deny{WARN:#}: {reason}"),
             )?;
         }
-        if let Some(gate) = &self.gate {
-            let (layer, rule, reason) = (&gate.layer, plain(&gate.rule), plain(&gate.reason));
-            let said = format_args!("{BAD}refuses a new pod{BAD:#} by {layer}, {rule}: {reason}");
-            row(out, "gate", said)?;
+        if let Some(admission) = &self.admission {
+            let (layer, rule, reason) = (
+                &admission.layer,
+                plain(&admission.rule),
+                plain(&admission.reason),
+            );
+            let verdict_text =
+                format_args!("{BAD}denies a new pod{BAD:#} by {layer}, {rule}: {reason}");
+            row(out, "admission", verdict_text)?;
         }
         if let Some(advice) = &self.advice {
-            row(out, "to do", plain(advice))?;
+            row(out, "fix", plain(advice))?;
         }
         Ok(())
     }
@@ -86,18 +97,18 @@ impl Explained {
         for layer in &self.layers {
             let (style, verdict) = match (layer.allows, layer.mode.as_str()) {
                 (true, _) => (GOOD, "allows"),
-                (false, "enforce") => (BAD, "refuses"),
-                (false, _) => (WARN, "would refuse"),
+                (false, "enforce") => (BAD, "denies"),
+                (false, _) => (WARN, "would deny"),
             };
             let (rule, reason) = (plain(&layer.rule), layer.reason.as_deref().map(plain));
             let reason = reason
                 .map(|reason| format!(": {reason}"))
                 .unwrap_or_default();
             let mode = &layer.mode;
-            let said = format_args!(
+            let verdict_text = format_args!(
                 "{FAINT}{mode:8}{FAINT:#} {style}{verdict}{style:#} by {rule}{reason}"
             );
-            row(out, &layer.layer, said)?;
+            row(out, &layer.layer, verdict_text)?;
         }
         Ok(())
     }
@@ -106,15 +117,18 @@ impl Explained {
         if self.web_identity.is_empty() {
             return Ok(());
         }
-        writeln!(out, "\n{TITLE}web identity{TITLE:#}, which the gate judges")?;
+        writeln!(
+            out,
+            "\n{TITLE}web identity{TITLE:#}, validated at admission only"
+        )?;
         for one in &self.web_identity {
             let role = one.role.as_deref().map_or("no role".into(), plain);
             match &one.refusal {
                 None => row(out, &role, format_args!("{GOOD}allowed{GOOD:#}"))?,
                 Some(Refusal { layer, reason, .. }) => {
                     let reason = plain(reason);
-                    let said = format_args!("{BAD}refused{BAD:#} by {layer}: {reason}");
-                    row(out, &role, said)?;
+                    let verdict_text = format_args!("{BAD}denied{BAD:#} by {layer}: {reason}");
+                    row(out, &role, verdict_text)?;
                 }
             }
         }
@@ -127,11 +141,11 @@ impl Explained {
         }
         writeln!(out, "\n{TITLE}Rego policies{TITLE:#}")?;
         for policy in &self.policies {
-            let places = match (policy.gate, policy.door) {
-                (true, true) => "asked at gate and doors",
-                (true, false) => "asked at the gate",
-                (false, true) => "asked at doors",
-                (false, false) => "not asked",
+            let places = match (policy.admission, policy.agent) {
+                (true, true) => "evaluated at admission and by agents",
+                (true, false) => "evaluated at admission",
+                (false, true) => "evaluated by agents",
+                (false, false) => "not evaluated",
             };
             let name = plain(&policy.name);
             writeln!(out, "  {name}  {FAINT}{places}{FAINT:#}")?;
@@ -151,13 +165,10 @@ impl Explained {
         if grants.is_empty() {
             return Ok(());
         }
-        writeln!(out, "\n{TITLE}the smallest grant that is missing{TITLE:#}")?;
+        writeln!(out, "\n{TITLE}minimal missing grant{TITLE:#}")?;
         if let Some(then) = &self.refused_with_grant {
             let (layer, reason) = (&then.layer, plain(&then.reason));
-            writeln!(
-                out,
-                "  {WARN}even then refused by {layer}{WARN:#}: {reason}"
-            )?;
+            writeln!(out, "  {WARN}even then denied by {layer}{WARN:#}: {reason}")?;
         }
         for grant in grants {
             let yaml = document::yaml(grant).map_err(|_| fmt::Error)?;
@@ -172,10 +183,10 @@ impl Session {
         row(out, "role ARN", plain(&self.role_arn))?;
         row(out, "name", plain(&self.session_name))?;
         row(out, "duration", format_args!("{} s", self.duration_seconds))?;
-        if self.duration_seconds > CHAINED {
+        if self.duration_seconds > MAX_CHAINED_SECONDS {
             let why =
-                "where rolegate's own credentials are a role's session, as with --assume-role";
-            row(out, "", format_args!("{CHAINED} s {why}"))?;
+                "if rolegate's own credentials are a session of a role, as with --assume-role";
+            row(out, "", format_args!("{MAX_CHAINED_SECONDS} s {why}"))?;
         }
         if let Some(id) = &self.external_id {
             row(out, "external ID", plain(id))?;

@@ -1,5 +1,5 @@
 use rolegate_core::attribution::{AttributionRules, SourceIdentity, WorkloadTags};
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::layer::Mode;
 
 use super::*;
@@ -11,18 +11,18 @@ fn ask(stage: &Stage, workload: &Workload) -> Explained {
         grants: &stage.grants,
         policies: &[AskedPolicy {
             name: "opa/roles".into(),
-            gate: true,
-            door: false,
+            admission: true,
+            agent: false,
             denials: vec!["no".into()],
         }],
         workload,
         web_identity: None,
-        gate: None,
+        admission: None,
         now: NOW,
     })
 }
 
-/// Without colours.
+/// Removes colours.
 fn bare(text: &str) -> String {
     let mut bare = String::new();
     let mut rest = text;
@@ -69,21 +69,21 @@ session
   source      shop.api
 
 Rego policies
-  opa/roles  asked at the gate
+  opa/roles  evaluated at admission
     denies: no
 "
     );
 }
 
 #[test]
-fn a_refused_pod_is_told_the_grant() {
+fn denied_pods_are_shown_with_the_missing_grant() {
     let explained = ask(&rules(&[], Mode::Enforce), &pod("shop", "api", "reader"));
     let text = bare(&explained.text());
     assert!(
-        text.contains("decision    refused by grants: no RoleGrant covers"),
+        text.contains("decision    denied by grants: no RoleGrant covers"),
         "{text}"
     );
-    assert!(text.contains("to do       apply the grant below"), "{text}");
+    assert!(text.contains("fix         apply the grant below"), "{text}");
     assert!(
         text.ends_with(
             "\
@@ -120,9 +120,9 @@ fn json_has_every_field_always() {
 }
 
 #[test]
-fn a_session_that_sts_may_not_give_for_so_long_has_a_note() {
+fn sessions_that_exceed_the_chaining_limit_have_a_note() {
     let mut stage = rules(&[], Mode::Off);
-    let note = "3600 s where rolegate's own credentials are a role's session";
+    let note = "3600 s if rolegate's own credentials are a session of a role";
     for (seconds, noted) in [(3600, false), (7200, true)] {
         stage.rules.session_seconds = seconds;
         let text = ask(&stage, &pod("shop", "api", "reader")).text();
@@ -134,16 +134,24 @@ fn a_session_that_sts_may_not_give_for_so_long_has_a_note() {
 #[test]
 fn each_outcome_has_its_advice() {
     let mut stage = rules(&[], Mode::Off);
-    stage.rules.own_roles = vec![OwnRole {
+    stage.rules.reserved_roles = vec![ReservedRole {
         account: None,
         name: "node".into(),
     }];
     for (pod, outcome, advice) in [
         (pod("shop", "api", ""), Outcome::NoRole, "annotate the pod"),
         (
+            Workload {
+                host_network: true,
+                ..pod("shop", "api", "reader")
+            },
+            Outcome::HostNetwork,
+            "off the host's network",
+        ),
+        (
             pod("none", "api", "x"),
             Outcome::UnknownNamespace,
-            "no namespace none",
+            "not contain namespace none",
         ),
         (
             pod("closed", "api", "x"),
@@ -153,7 +161,7 @@ fn each_outcome_has_its_advice() {
         (
             pod("shop", "api", "node"),
             Outcome::Denied,
-            "name another role",
+            "request another role",
         ),
         (
             pod("shop", "api", "../x"),
@@ -178,7 +186,7 @@ fn threat_25_what_pods_write_does_not_move_the_terminal() {
 }
 
 #[test]
-fn roles_of_web_identity_are_told_with_the_grant_that_they_lack() {
+fn web_identity_roles_are_shown_with_their_missing_grant() {
     let stage = rules(&[grant("a", &["writer"], "shop", "api")], Mode::Enforce);
     let asked = WebIdentity {
         asking: vec![pod("shop", "api", "reader"), pod("shop", "api", "writer")],
@@ -191,12 +199,12 @@ fn roles_of_web_identity_are_told_with_the_grant_that_they_lack() {
         policies: &[],
         workload: &workload,
         web_identity: Some(&asked),
-        gate: None,
+        admission: None,
         now: NOW,
     });
     let text = bare(&explained.text());
     assert!(
-        text.contains("  reader      refused by grants: no RoleGrant covers"),
+        text.contains("  reader      denied by grants: no RoleGrant covers"),
         "{text}"
     );
     assert!(text.contains("  writer      allowed\n"), "{text}");

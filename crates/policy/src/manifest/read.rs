@@ -1,4 +1,4 @@
-//! YAML and JSON as values with the lines of their parts, and faults of a text in plain words.
+//! Parses YAML and JSON into values with line numbers, and describes syntax errors.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use serde_json::{Map, Number, Value};
 use serde_saphyr::{Error, Spanned};
 
-use super::{Lines, MOST_DEPTH, MOST_EVENTS, MOST_OBJECTS, MOST_REPLAYED, ManifestError};
+use super::{Lines, MAX_DEPTH, MAX_EVENTS, MAX_OBJECTS, MAX_REPLAYED_EVENTS, ManifestError};
 use crate::text::plain;
 
-/// All documents of a text with their lines, and whether it is JSON that repeats a key.
+/// Parses all documents of a text with their lines, and whether it is JSON with a duplicate key.
 pub(super) fn nodes(text: &str) -> Result<(Vec<(Value, Lines)>, bool), ManifestError> {
     match serde_saphyr::from_multiple_with_options::<Node>(text, options()) {
         Ok(nodes) => {
@@ -30,16 +30,16 @@ pub(super) fn nodes(text: &str) -> Result<(Vec<(Value, Lines)>, bool), ManifestE
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_documents: MOST_OBJECTS,
-            max_depth: MOST_DEPTH,
-            max_events: MOST_EVENTS,
-            max_nodes: MOST_EVENTS,
+            max_documents: MAX_OBJECTS,
+            max_depth: MAX_DEPTH,
+            max_events: MAX_EVENTS,
+            max_nodes: MAX_EVENTS,
             max_aliases: 1_000,
             max_anchors: 1_000,
-            max_recorded_anchor_events: MOST_REPLAYED,
+            max_recorded_anchor_events: MAX_REPLAYED_EVENTS,
         },
         alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: MOST_REPLAYED,
+            max_total_replayed_events: MAX_REPLAYED_EVENTS,
             max_replay_stack_depth: 16,
         },
         // As Kubernetes reads them: `0644` is octal.
@@ -48,7 +48,7 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-/// The error beneath what only says where it stands.
+/// Returns the error inside wrappers that only add a location.
 fn inner(error: &Error) -> &Error {
     match error {
         Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => inner(error),
@@ -65,53 +65,53 @@ fn fault(text: &str, error: &Error) -> ManifestError {
         Error::Message { msg, .. } => plain(msg.lines().next().unwrap_or_default()),
         Error::ExternalMessage { msg, .. } => plain(msg.lines().next().unwrap_or_default()),
         Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key {} is there twice", plain(key))
+            format!("duplicate key {}", plain(key))
         }
         Error::SerdeInvalidType { unexpected, .. } => {
-            format!("{} does not belong here", plain(unexpected))
+            format!("unexpected {}", plain(unexpected))
         }
-        Error::UnsupportedTag { tag, .. } => format!("the tag {} is not known", plain(tag)),
+        Error::UnsupportedTag { tag, .. } => format!("unknown tag {}", plain(tag)),
         other => clause(other).to_owned(),
     };
     ManifestError::Syntax { line, message }
 }
 
-/// Faults in words of YAML; what the reader says of them is about itself.
+/// Describes an error in terms of YAML. The parser's own messages are about the parser.
 fn clause(error: &Error) -> &'static str {
     match error {
-        Error::DuplicateMappingKey { .. } => "a key is there twice",
-        Error::Eof { .. } => "it ends before it is complete",
-        Error::Unexpected { .. } | Error::SerdeInvalidValue { .. } => "a key must be a text",
-        Error::NonFiniteFloat { .. } => "it has a number that JSON has not",
-        Error::UnknownAnchor { .. } => "an alias names an anchor that is not there before it",
+        Error::DuplicateMappingKey { .. } => "duplicate key",
+        Error::Eof { .. } => "unexpected end of the document",
+        Error::Unexpected { .. } | Error::SerdeInvalidValue { .. } => "keys must be strings",
+        Error::NonFiniteFloat { .. } => "a number that JSON does not support",
+        Error::UnknownAnchor { .. } => "an alias refers to an undefined anchor",
         Error::RecursiveReferencesRequireWeakTypes { .. } => {
-            "an alias stands in what it stands for"
+            "an alias refers to a node that contains it"
         }
         Error::AliasReplayCounterOverflow { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
-        | Error::AliasReplayStackDepthExceeded { .. } => "its aliases stand for too much",
+        | Error::AliasReplayStackDepthExceeded { .. } => "its aliases expand to too much",
         Error::MergeValueNotMapOrSeqOfMaps { .. } | Error::MergeKeyNotAllowed { .. } => {
-            "what << merges must be maps"
+            "<< can merge only maps"
         }
         Error::InvalidBinaryBase64 { .. } | Error::BinaryNotUtf8 { .. } => {
-            "what is tagged !!binary must be a text in base64"
+            "values with the tag !!binary must be base64"
         }
         Error::FoldedBlockScalarMustIndentContent { .. } | Error::IndentationError { .. } => {
-            "its indentation is not YAML's"
+            "invalid indentation"
         }
-        Error::InvalidUtf8Input => "it is not text (UTF-8)",
+        Error::InvalidUtf8Input => "it is not UTF-8 text",
         Error::Budget { breach, .. } => match breach {
-            serde_saphyr::budget::BudgetBreach::Depth { .. } => "it is nested too deep",
+            serde_saphyr::budget::BudgetBreach::Depth { .. } => "it is nested too deeply",
             serde_saphyr::budget::BudgetBreach::Aliases { .. }
             | serde_saphyr::budget::BudgetBreach::Anchors { .. } => "it has too many aliases",
             serde_saphyr::budget::BudgetBreach::Documents { .. } => "it has too many documents",
             serde_saphyr::budget::BudgetBreach::RecordedAnchorEvents { .. } => {
-                "its aliases stand for too much"
+                "its aliases expand to too much"
             }
             _ => "it has too many parts",
         },
-        _ => "this cannot be read here",
+        _ => "syntax error",
     }
 }
 
@@ -131,7 +131,7 @@ fn from_json(text: &str) -> Option<Vec<(Value, Lines)>> {
         .collect()
 }
 
-/// A value while it is read, with its lines.
+/// A value with line numbers, while it is parsed.
 struct Node {
     value: Value,
     lines: Lines,
@@ -173,7 +173,7 @@ impl<'de> Visitor<'de> for PartsVisitor {
     type Value = Parts;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value that JSON has")
+        f.write_str("a value that JSON supports")
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Parts, E> {
@@ -190,7 +190,7 @@ impl<'de> Visitor<'de> for PartsVisitor {
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Parts, E> {
         let number = Number::from_f64(value);
-        scalar(number.ok_or_else(|| E::custom("a number that JSON has not"))?)
+        scalar(number.ok_or_else(|| E::custom("a number that JSON does not support"))?)
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Parts, E> {
@@ -230,7 +230,7 @@ impl<'de> Visitor<'de> for PartsVisitor {
         while let Some(key) = map.next_key::<String>()? {
             let Node { value, lines } = map.next_value()?;
             if values.insert(key.clone(), value).is_some() {
-                return Err(A::Error::custom(format!("{key:?} is there twice")));
+                return Err(A::Error::custom(format!("duplicate key {key:?}")));
             }
             parts.push((key, lines));
         }

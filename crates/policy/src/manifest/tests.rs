@@ -40,7 +40,7 @@ fn broken(text: &str) -> String {
 #[test]
 fn parts_know_their_lines_and_templates() {
     let found = documents(HELM).unwrap();
-    let told: Vec<_> = found
+    let message: Vec<_> = found
         .iter()
         .map(|document| {
             let name = document.text("/metadata/name").unwrap();
@@ -50,7 +50,7 @@ fn parts_know_their_lines_and_templates() {
         })
         .collect();
     assert_eq!(
-        told,
+        message,
         [
             "api 3 6 shop/templates/api.yaml",
             "a 15 17 shop/templates/list.yaml",
@@ -83,19 +83,22 @@ fn nothing_is_not_an_object_and_not_an_error() {
 
 #[test]
 fn what_is_wrong_is_told_with_its_line() {
-    let told = broken("apiVersion: v1\nkind: Pod\nmetadata: [\n");
-    assert!(told.contains("YAML"), "{told}");
-    let told = broken("a: 1\n---\napiVersion: v1\nkind: Pod\n");
+    let message = broken("apiVersion: v1\nkind: Pod\nmetadata: [\n");
+    assert!(message.contains("YAML"), "{message}");
+    let message = broken("a: 1\n---\napiVersion: v1\nkind: Pod\n");
     assert!(
-        told.starts_with("1: ") && told.contains("apiVersion"),
-        "{told}"
+        message.starts_with("1: ") && message.contains("apiVersion"),
+        "{message}"
     );
-    let told = broken("apiVersion: v1\nkind: Pod\n---\napiVersion: v1\n");
-    assert!(told.starts_with("4: ") && told.contains("kind"), "{told}");
-    let told = broken("apiVersion: v1\nkind: Pod\nkind: Pod\n");
-    assert!(told.contains("key kind is there twice"), "{told}");
+    let message = broken("apiVersion: v1\nkind: Pod\n---\napiVersion: v1\n");
+    assert!(
+        message.starts_with("4: ") && message.contains("kind"),
+        "{message}"
+    );
+    let message = broken("apiVersion: v1\nkind: Pod\nkind: Pod\n");
+    assert!(message.contains("duplicate key kind"), "{message}");
     assert!(broken("just text\n").contains("apiVersion"));
-    assert!(broken("apiVersion: v1\nkind: List\nitems: [1]\n").contains("no Kubernetes object"));
+    assert!(broken("apiVersion: v1\nkind: List\nitems: [1]\n").contains("not a Kubernetes object"));
 }
 
 #[test]
@@ -119,7 +122,7 @@ fn aliases_cannot_make_much_of_little() {
     );
     assert!(documents(&deep).is_err());
     assert_eq!(
-        documents(&" ".repeat(MOST_BYTES + 1)).unwrap_err(),
+        documents(&" ".repeat(MAX_BYTES + 1)).unwrap_err(),
         ManifestError::TooLarge
     );
 }
@@ -135,7 +138,7 @@ fn numbers_and_words_are_read_as_kubernetes_reads_them() {
 }
 
 #[test]
-fn an_object_with_items_is_taken_apart_whatever_its_kind_as_kubectl_does() {
+fn objects_with_items_are_split_as_in_kubectl() {
     let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}"#;
     let kinds = |text: &str| -> Vec<String> {
         let found = documents(text).unwrap();
@@ -148,7 +151,7 @@ fn an_object_with_items_is_taken_apart_whatever_its_kind_as_kubectl_does() {
         let nested = format!(r#"{{"apiVersion": "v1", "kind": "{kind}", "items": [{text}]}}"#);
         assert_eq!(kinds(&nested), ["Pod"], "{kind}");
     }
-    // An item that names nothing is of the list's own kind.
+    // An item without a kind has the list's own kind.
     let text = "apiVersion: v1\nkind: ConfigMap\nitems: [{metadata: {name: a}}]\n";
     assert_eq!(kinds(text), ["ConfigMap"]);
     assert!(kinds("apiVersion: v1\nkind: ConfigMap\nitems: null\n").is_empty());
@@ -163,7 +166,7 @@ fn an_object_with_items_is_taken_apart_whatever_its_kind_as_kubectl_does() {
 }
 
 #[test]
-fn what_is_no_object_is_passed_over_and_what_is_half_a_one_is_an_error() {
+fn non_objects_are_skipped_and_partial_objects_are_errors() {
     for other in [
         "replicas: 1\n",
         "apiVersion: v2\nname: chart\nversion: 1.0.0\n",
@@ -189,7 +192,7 @@ fn what_is_no_object_is_passed_over_and_what_is_half_a_one_is_an_error() {
 }
 
 #[test]
-fn a_key_of_json_that_is_there_twice_counts_with_its_last_value_as_for_kubectl() {
+fn the_last_of_duplicate_json_keys_counts_as_in_kubectl() {
     let text = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "name": "b"}}"#;
     let found = documents(text).unwrap();
     assert_eq!(found[0].text("/metadata/name"), Some("b"));
@@ -206,12 +209,12 @@ fn messages_are_about_the_text_and_not_about_its_reader() {
     }
     let deep = format!("apiVersion: v1\nkind: Pod\na: {}", "[".repeat(1_000));
     for (text, part) in [
-        ("kind: Pod\nkind: Pod\n", "key kind is there twice"),
+        ("kind: Pod\nkind: Pod\n", "duplicate key kind"),
         ("a: {a: &x b}\nb: *y\n", "alias"),
-        ("a: .nan\n", "a number that JSON has not"),
+        ("a: .nan\n", "a number that JSON does not support"),
         (bomb.as_str(), "aliases"),
         (deep.as_str(), "limit"),
-        ("? [a, b]\n: c\n", "a key must be a text"),
+        ("? [a, b]\n: c\n", "keys must be strings"),
         ("a: !!binary 'x?'\n", "base64"),
         ("a: !custom b\n", ""),
         ("a: [\n", ""),
@@ -220,13 +223,13 @@ fn messages_are_about_the_text_and_not_about_its_reader() {
         let Err(error) = documents(text) else {
             continue;
         };
-        let told = error.to_string();
-        assert!(told.contains(part), "{text:.60}: {told}");
+        let message = error.to_string();
+        assert!(message.contains(part), "{text:.60}: {message}");
         for inside in [
             "Policy", "Options", "policy", "budget", "Breach", "{ ", "scalar", "expected",
             "deserial", "serde", "struct", "visitor", "Recorded",
         ] {
-            assert!(!told.contains(inside), "{text:.60}: {told}");
+            assert!(!message.contains(inside), "{text:.60}: {message}");
         }
     }
 }
@@ -238,7 +241,7 @@ fn a_template_that_was_not_rendered_is_said_to_be_one() {
         "{{- if .Values.x }}\napiVersion: v1\nkind: Pod\n{{- end }}\n",
         "apiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    {{- include \"x\" . | nindent 4 }}\n",
     ] {
-        let told = documents(text).unwrap_err().to_string();
-        assert!(told.contains("helm template"), "{text}: {told}");
+        let message = documents(text).unwrap_err().to_string();
+        assert!(message.contains("helm template"), "{text}: {message}");
     }
 }

@@ -1,21 +1,21 @@
-//! What the gate makes of pods that run when they are made again, by the rules now and then.
+//! The effect of a rule change on running pods when they are re-created.
 
 use std::collections::HashSet;
 
 use jiff::Timestamp;
-use rolegate_admission::{Fault, GateRules, Review, WebIdentity, judge};
+use rolegate_admission::{Review, ValidationRules, Violation, WebIdentity, validate};
 use serde_json::Value;
 
 use super::{Affected, Group, Key, Simulation, affected};
 use crate::check::{Creator, creation_of};
 
 impl Simulation {
-    /// Adds which pods the gate takes now and would refuse, those that are cut off aside, since they
-    /// are told already. `pods` are the objects of [`simulate`](super::simulate)'s workloads.
+    /// Adds the pods that admission accepts now but would deny, except those that lose their role
+    /// anyway. `pods` are the objects of [`simulate`](super::simulate)'s workloads.
     pub fn add_made_again<'a>(
         &mut self,
-        before: &GateRules<'_>,
-        after: &GateRules<'_>,
+        before: &ValidationRules<'_>,
+        after: &ValidationRules<'_>,
         pods: impl IntoIterator<Item = &'a Value>,
         now: Timestamp,
     ) {
@@ -28,8 +28,12 @@ impl Simulation {
                 })
                 .collect()
         };
-        let cut_off = named(&[&self.cut_off]);
-        let told = named(&[&self.let_in, &self.session_changed, &self.newly_audited]);
+        let newly_denied = named(&[&self.newly_denied]);
+        let told = named(&[
+            &self.newly_allowed,
+            &self.session_changed,
+            &self.newly_audited,
+        ]);
         let mut group = Group::new();
         for pod in pods {
             let text = |path: &str| pod.pointer(path).and_then(Value::as_str);
@@ -40,7 +44,7 @@ impl Simulation {
             };
             let id = (namespace.to_owned(), name.to_owned());
             if matches!(text("/status/phase"), Some("Succeeded" | "Failed"))
-                || cut_off.contains(&id)
+                || newly_denied.contains(&id)
             {
                 continue;
             }
@@ -59,16 +63,16 @@ impl Simulation {
                 namespace: namespace.to_owned(),
                 service_account: account.to_owned(),
                 role: role(after, pod),
-                reason: format!("refused by {}: {}", fault.layer, fault.reason),
+                reason: format!("denied by {}: {}", fault.layer, fault.reason),
                 changes: Vec::new(),
             };
             group.entry(key).or_default().push(id.1);
         }
-        self.refused_when_made_again = affected(group);
+        self.denied_on_recreate = affected(group);
     }
 }
 
-/// The pod as its controller makes it.
+/// Returns the pod as its controller re-creates it.
 fn made_again(pod: &Value) -> Value {
     let mut pod = pod.clone();
     for (part, fields) in [
@@ -86,8 +90,13 @@ fn made_again(pod: &Value) -> Value {
     pod
 }
 
-/// The first fault that the gate finds.
-fn refused(rules: &GateRules<'_>, pod: &Value, namespace: &str, now: Timestamp) -> Option<Fault> {
+/// Returns the first violation that admission finds.
+fn refused(
+    rules: &ValidationRules<'_>,
+    pod: &Value,
+    namespace: &str,
+    now: Timestamp,
+) -> Option<Violation> {
     let account = "system:serviceaccount:kube-system:replicaset-controller";
     let groups = [
         "system:serviceaccounts",
@@ -99,13 +108,13 @@ fn refused(rules: &GateRules<'_>, pod: &Value, namespace: &str, now: Timestamp) 
         groups: groups.map(str::to_owned).into(),
     };
     let body = creation_of(pod, &creator, namespace).to_string();
-    // What cannot be read was taken by the API server, and is not about the rules.
+    // An unreadable part was accepted by the API server, and does not concern the rules.
     let review = Review::parse(body.as_bytes()).ok()?;
-    judge(rules, &review, now).faults.into_iter().next()
+    validate(rules, &review, now).violations.into_iter().next()
 }
 
-/// The role that the pod names, by its annotation or for web identity.
-fn role(rules: &GateRules<'_>, pod: &Value) -> String {
+/// Returns the role that the pod requests, by its annotation or with web identity.
+fn role(rules: &ValidationRules<'_>, pod: &Value) -> String {
     let annotations = pod.pointer("/metadata/annotations");
     let annotated = annotations.and_then(|all| all.get(&rules.keys.role)?.as_str());
     let asking = || {
@@ -152,12 +161,14 @@ mod tests {
             config
         });
         let [before, after] =
-            [(before.0, &configs[0]), (after.0, &configs[1])].map(|(stage, config)| GateRules {
-                rules: &stage.rules,
-                config,
-                grants: &stage.grants,
-                keys: &keys,
-                policies: None,
+            [(before.0, &configs[0]), (after.0, &configs[1])].map(|(stage, config)| {
+                ValidationRules {
+                    rules: &stage.rules,
+                    config,
+                    grants: &stage.grants,
+                    keys: &keys,
+                    policies: None,
+                }
             });
         let mut simulation = Simulation {
             pods: pods.len(),
@@ -169,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_the_gate_will_not_take_again_are_told() {
+    fn pods_that_admission_would_deny_again_are_reported() {
         let (open, closed) = (rules(&[], Mode::Audit), rules(&[], Mode::Enforce));
         let (open, closed) = ((&open, Mode::Audit), (&closed, Mode::Enforce));
         let pods = [
@@ -179,26 +190,23 @@ mod tests {
         ];
         let found = told(open, closed, &pods);
         assert_eq!(found.unchanged, 2);
-        let refused = &found.refused_when_made_again;
+        let refused = &found.denied_on_recreate;
         assert_eq!(refused.len(), 1, "{refused:?}");
         assert_eq!(
             (&*refused[0].role, &*refused[0].pods[0]),
             ("reader", "api-0")
         );
         assert!(
-            refused[0].reason.starts_with("refused by grants: "),
+            refused[0].reason.starts_with("denied by grants: "),
             "{refused:?}"
         );
         assert!(
             found
                 .text()
-                .contains("would be refused at the gate when made again")
+                .contains("would be refused by the webhook when re-created")
         );
         for same in [told(closed, closed, &pods), told(closed, open, &pods)] {
-            assert_eq!(
-                (same.unchanged, same.refused_when_made_again),
-                (3, Vec::new())
-            );
+            assert_eq!((same.unchanged, same.denied_on_recreate), (3, Vec::new()));
         }
     }
 }

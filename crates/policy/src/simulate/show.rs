@@ -1,4 +1,4 @@
-//! A simulation as text for people.
+//! A simulation as text.
 
 use std::fmt::{self, Write};
 
@@ -7,16 +7,16 @@ use anstyle::Style;
 use super::{Affected, IfEnforced, Simulated, Simulation};
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
 
-/// How many pods of one entry are named.
-const NAMED: usize = 3;
+/// Maximum number of named pods per entry.
+const MAX_NAMES: usize = 3;
 
 impl Simulated {
-    /// Both simulations for people, with ANSI colours.
+    /// Formats both simulations as text with ANSI colours.
     pub fn text(&self) -> String {
         let mut text = self.as_configured.text();
         if let Some(IfEnforced { layers, simulation }) = &self.if_enforced {
             let layers = layers.join(" and ");
-            // A String takes whatever is written.
+            // Writing into a String cannot fail.
             let _ = writeln!(text, "\n{TITLE}if {layers} were enforced{TITLE:#}");
             text += &simulation.text();
         }
@@ -25,27 +25,27 @@ impl Simulated {
 }
 
 impl Simulation {
-    /// The simulation for people, with ANSI colours.
+    /// Formats the simulation as text with ANSI colours.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        // A String takes whatever is written.
+        // Writing into a String cannot fail.
         let _ = self.write(&mut text);
         text
     }
 
     fn write(&self, out: &mut String) -> fmt::Result {
         let groups = [
-            (BAD, "cut off", &self.cut_off),
+            (BAD, "lose their role", &self.newly_denied),
             (
                 BAD,
-                "would be refused at the gate when made again",
-                &self.refused_when_made_again,
+                "would be refused by the webhook when re-created",
+                &self.denied_on_recreate,
             ),
-            (WARN, "let in", &self.let_in),
+            (WARN, "newly allowed", &self.newly_allowed),
             (WARN, "get another session", &self.session_changed),
             (
                 WARN,
-                "would be refused by layers in audit mode",
+                "would be denied by layers in audit mode",
                 &self.newly_audited,
             ),
         ];
@@ -83,11 +83,11 @@ fn group(out: &mut String, style: Style, title: &str, entries: &[Affected]) -> f
         let mut names: Vec<_> = entry
             .pods
             .iter()
-            .take(NAMED)
+            .take(MAX_NAMES)
             .map(|pod| plain(pod))
             .collect();
-        if entry.pods.len() > NAMED {
-            names.push(format!("and {} more", entry.pods.len() - NAMED));
+        if entry.pods.len() > MAX_NAMES {
+            names.push(format!("and {} more", entry.pods.len() - MAX_NAMES));
         }
         writeln!(out, "    {FAINT}{}{FAINT:#}", names.join(", "))?;
     }

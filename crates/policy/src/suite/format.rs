@@ -1,4 +1,4 @@
-//! The file of tests: objects, what is done with them, and the verdict that is expected.
+//! The format of test files: objects, the operation on them, and the expected verdict.
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -7,20 +7,20 @@ use serde_json::Value;
 use crate::check::Operation;
 use crate::manifest::Document;
 
-/// The API group of files that the command line alone reads.
+/// The API group of files for the command line only.
 const GROUP: &str = "cli.rolegate.dev";
-/// The version that is read.
+/// The supported version.
 const API_VERSION: &str = "cli.rolegate.dev/v1alpha1";
-/// The kind of files of tests.
+/// The kind of test files.
 const KIND: &str = "PolicyTest";
 
-/// A file of tests that can't be one.
+/// An error in a test file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{why}")]
 pub struct FormatError {
     /// The line, from 1.
     pub line: u64,
-    /// A description of the fault.
+    /// A description of the error.
     pub why: String,
 }
 
@@ -29,7 +29,7 @@ pub struct FormatError {
 pub struct PolicyTest {
     /// Its name.
     pub name: String,
-    /// Files and folders of rules, relative to the file's folder; `None` if it names none.
+    /// Files and directories with rules, relative to the file's directory; `None` if it names none.
     pub rules: Option<Vec<String>>,
     /// The cases, in order.
     pub cases: Vec<TestCase>,
@@ -40,17 +40,17 @@ pub struct PolicyTest {
 pub struct TestCase {
     /// Its name.
     pub name: String,
-    /// The line it starts on, from 1.
+    /// Its first line, from 1.
     pub line: u64,
-    /// The objects that are judged.
+    /// The objects to validate.
     pub objects: Objects,
-    /// The objects as they are.
+    /// The existing objects.
     pub old: Option<Objects>,
-    /// Selects the objects to judge.
+    /// The selection of objects to validate.
     pub select: Select,
-    /// The operation to judge.
+    /// The operation to validate.
     pub operation: Operation,
-    /// The namespace of objects that don't name one.
+    /// The namespace of objects that do not name one.
     pub namespace: String,
     /// The user.
     pub user: String,
@@ -63,13 +63,13 @@ pub struct TestCase {
 /// Objects of a case.
 #[derive(Debug, Clone)]
 pub enum Objects {
-    /// In the file of tests.
+    /// Objects in the test file.
     Here(Vec<Document>),
-    /// In a file, from the folder of the file of tests.
+    /// A file, relative to the test file's directory.
     File(String),
 }
 
-/// Selects the objects of a file that meet all the given conditions.
+/// Selects the objects of a file that meet all conditions.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Select {
@@ -87,7 +87,7 @@ pub struct Select {
 pub struct Expect {
     /// The verdict.
     pub verdict: Verdict,
-    /// Sources of refusals or warnings, each of which must be among the actual ones.
+    /// Sources of denials or warnings, each of which must be among the actual ones.
     #[serde(default)]
     pub by: Vec<Refuser>,
 }
@@ -96,16 +96,16 @@ pub struct Expect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Let through, without a warning.
+    /// Allowed without a warning.
     Allowed,
-    /// Let through, with a warning of a layer in audit mode.
+    /// Allowed with a warning of a layer in audit mode.
     Warned,
     /// Refused.
     Denied,
 }
 
 impl Verdict {
-    /// The word for it.
+    /// Returns its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Allowed => "allowed",
@@ -115,15 +115,15 @@ impl Verdict {
     }
 }
 
-/// A source of a refusal or warning; everything given must match.
+/// A source of a denial or warning. All given fields must match.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Refuser {
     /// The layer.
     pub layer: Option<String>,
-    /// The rule in that layer; a policy in a file by the end of its path.
+    /// The rule in that layer. A policy in a file matches by the end of its path.
     pub rule: Option<String>,
-    /// The place in the object.
+    /// The path of the field in the object.
     pub path: Option<String>,
     /// A part of the message.
     pub message: Option<String>,
@@ -187,7 +187,7 @@ enum RawOperation {
 }
 
 impl PolicyTest {
-    /// Returns whether an object is a file of tests, of any version.
+    /// Returns whether an object is a test file of any version.
     pub fn is_one(object: &Value) -> bool {
         let text = |field| {
             object
@@ -198,16 +198,16 @@ impl PolicyTest {
         text("kind") == KIND && text("apiVersion").split('/').next() == Some(GROUP)
     }
 
-    /// Reads a file of tests.
+    /// Reads a test file.
     ///
     /// # Errors
-    /// [`FormatError`], with the line.
+    /// Returns a [`FormatError`] with the line.
     pub fn read(document: &Document) -> Result<Self, FormatError> {
         let raw: RawFile = parse(&document.value, document.line())?;
         if raw.api_version != API_VERSION {
             return Err(FormatError {
                 line: document.line_of(["apiVersion"]),
-                why: format!("only {KIND} of {API_VERSION} is understood"),
+                why: format!("only {KIND} of {API_VERSION} is supported"),
             });
         }
         if raw.spec.cases.is_empty() {
@@ -223,7 +223,7 @@ impl PolicyTest {
             let case = read_case(case, &raw.spec, document, steps)?;
             if cases.iter().any(|other| other.name == case.name) {
                 let why = format!(
-                    "there is a case {:?} already: give each its own name",
+                    "duplicate case {:?}: give each case its own name",
                     case.name
                 );
                 return Err(FormatError {
@@ -256,7 +256,7 @@ fn read_case(
         line: line_of(field),
         why,
     };
-    // Parts are read first, so that their faults are reported with their own lines.
+    // Parts are read first, so that their errors are reported with their own lines.
     if let Some(expect) = case.get("expect") {
         parse::<Expect>(expect, line_of("expect"))?;
     }
@@ -283,15 +283,15 @@ fn read_case(
     let objects = objects(raw.object, raw.file, ["object", "file"])?;
     let objects = objects.ok_or_else(|| FormatError {
         line,
-        why: "a case needs the object that is judged: write object or file".into(),
+        why: "a case requires an object to validate: write object or file".into(),
     })?;
     match (raw.operation, &old) {
         (RawOperation::Update, None) => {
-            let why = "operation: update needs the object as it is: write oldObject or oldFile";
+            let why = "operation: update requires the existing object: write oldObject or oldFile";
             return Err(wrong("operation", why.into()));
         }
         (RawOperation::Create | RawOperation::Delete, Some(_)) => {
-            let why = "oldObject and oldFile are for operation: update";
+            let why = "oldObject and oldFile require operation: update";
             return Err(wrong("operation", why.into()));
         }
         _ => {}
@@ -326,7 +326,7 @@ fn read_case(
 
 fn check_expect(expect: &Expect) -> Result<(), String> {
     if expect.verdict == Verdict::Allowed && !expect.by.is_empty() {
-        return Err("what is allowed is refused by nothing: leave by out".into());
+        return Err("an allowed object has no denial: omit by".into());
     }
     let says_nothing = |refuser: &Refuser| {
         let Refuser {
@@ -340,7 +340,7 @@ fn check_expect(expect: &Expect) -> Result<(), String> {
             .all(|field| field.is_none())
     };
     if expect.by.iter().any(says_nothing) {
-        return Err("each entry of by needs layer, rule, path or message".into());
+        return Err("each entry of by requires layer, rule, path or message".into());
     }
     Ok(())
 }
@@ -402,7 +402,7 @@ spec:
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_with_its_line() {
+    fn errors_are_reported_with_their_line() {
         for (from, to, part) in [
             ("v1alpha1", "v1", "1: only PolicyTest of"),
             (
@@ -422,40 +422,44 @@ spec:
                 "{layr: grants}",
                 "21: unknown field `layr`",
             ),
-            ("{layer: grants}", "{}", "21: each entry of by needs"),
+            ("{layer: grants}", "{}", "21: each entry of by requires"),
             (
                 "denied\n",
                 "allowed\n",
-                "21: what is allowed is refused by nothing",
+                "21: an allowed object has no denial",
             ),
             ("{kind: Pod}", "{kin: Pod}", "16: unknown field `kin`"),
-            ("    file: pods.yaml\n", "", "14: a case needs the object"),
+            ("    file: pods.yaml\n", "", "14: a case requires an object"),
             (
                 "    file: pods.yaml\n",
                 "    file: a\n    object: {}\n",
                 "15: write object or file",
             ),
-            ("    oldFile: old.yaml\n", "", "17: operation: update needs"),
+            (
+                "    oldFile: old.yaml\n",
+                "",
+                "17: operation: update requires",
+            ),
             (
                 "operation: update",
                 "operation: delete",
-                "17: oldObject and oldFile are for",
+                "17: oldObject and oldFile require",
             ),
             (
                 "operation: update",
                 "operation: patch",
                 "14: unknown variant `patch`",
             ),
-            ("nobody is admin", "the API may read", "14: there is a case"),
+            ("nobody is admin", "the API may read", "14: duplicate case"),
             (
                 "      apiVersion: v1\n",
                 "",
-                "10: object: the document is no Kubernetes object",
+                "10: object: the document is not a Kubernetes object",
             ),
         ] {
             assert!(FILE.contains(from), "{from}");
-            let told = read(&FILE.replace(from, to)).unwrap_err();
-            assert!(told.starts_with(part), "{to}: {told}");
+            let printed = read(&FILE.replace(from, to)).unwrap_err();
+            assert!(printed.starts_with(part), "{to}: {printed}");
         }
         let (start, _) = FILE.split_once("  cases:\n").unwrap();
         let none = read(&format!("{start}  cases: []\n")).unwrap_err();

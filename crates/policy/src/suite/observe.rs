@@ -1,26 +1,26 @@
-//! Records which rules were used while tests ran.
+//! Records the rules that tests used.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rolegate_core::decision::RuleSet;
-use rolegate_core::layer::{ActiveLayer, Ask, Layer, Reads, Verdict};
+use rolegate_core::layer::{AccessRequest, ActiveLayer, Inputs, Layer, Verdict};
 use rolegate_rego::Coverage;
 
 /// The name of the layer of grants.
 const GRANTS: &str = "grants";
 
-/// Sees which grants allow something and which lines of policies are evaluated.
+/// Records the grants that allow a role and the evaluated lines of policies.
 #[derive(Debug, Default)]
 pub struct Observer {
-    /// Lines of policies.
+    /// The evaluated lines of policies.
     pub lines: Arc<Coverage>,
-    /// Grants that allowed something.
+    /// The grants that allowed a role.
     allowed: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Observer {
-    /// The same rules; which grants allow something is seen.
+    /// Returns the same rules with a recording of the grants that allow a role.
     pub fn observed(&self, rules: &RuleSet) -> RuleSet {
         let layers = rules.layers.iter().map(|active| ActiveLayer {
             layer: Arc::new(Observed {
@@ -35,14 +35,14 @@ impl Observer {
         }
     }
 
-    /// Returns whether a grant allowed something.
+    /// Returns whether a grant allowed a role.
     pub fn has_allowed(&self, grant: &str) -> bool {
         let allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
         allowed.contains(grant)
     }
 }
 
-/// A layer of which it is kept which grants allow.
+/// A layer that records which grants allow a role.
 #[derive(Debug)]
 struct Observed {
     layer: Arc<dyn Layer>,
@@ -54,8 +54,8 @@ impl Layer for Observed {
         self.layer.name()
     }
 
-    fn judge(&self, ask: &Ask<'_>) -> Verdict {
-        let verdict = self.layer.judge(ask);
+    fn evaluate(&self, ask: &AccessRequest<'_>) -> Verdict {
+        let verdict = self.layer.evaluate(ask);
         if let (GRANTS, Verdict::Allow { rule, .. }) = (self.layer.name(), &verdict) {
             let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
             allowed.insert(rule.clone());
@@ -63,7 +63,7 @@ impl Layer for Observed {
         verdict
     }
 
-    fn reads(&self) -> Reads {
+    fn reads(&self) -> Inputs {
         self.layer.reads()
     }
 

@@ -1,4 +1,4 @@
-//! Reports of tests, as text and JSON.
+//! Test reports as text and JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -12,24 +12,23 @@ use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
 /// The results of all tests.
 #[derive(Debug, Clone, Default)]
 pub struct TestReport {
-    /// Suites with their cases: one for each file of tests, and one for each file with tests in
-    /// Rego.
+    /// Suites with their cases: one for each test file, and one for each file with tests in Rego.
     pub suites: Vec<Suite>,
-    /// The rules that were used.
+    /// The used rules.
     pub covered: Covered,
 }
 
-/// The rules that were used.
+/// The used rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Covered {
-    /// Lines of each module of policies, by its file, or by its ConfigMap and entry.
+    /// The lines of each policy module, by its file, or by its ConfigMap and entry.
     pub modules: BTreeMap<String, Lines>,
-    /// Grants, and whether each allowed something.
+    /// The grants, and whether each allowed a role.
     pub grants: BTreeMap<String, bool>,
 }
 
 impl Covered {
-    /// Adds lines of a module, which other rules may have used too.
+    /// Adds the lines of a module, which other sets of rules may have used too.
     pub fn add_module(&mut self, name: &str, lines: &Lines) {
         let known = self.modules.entry(name.to_owned()).or_default();
         known.covered.extend(&lines.covered);
@@ -39,12 +38,12 @@ impl Covered {
             .retain(|line| !known.covered.contains(line));
     }
 
-    /// Adds a grant, which other rules may have used too.
+    /// Adds a grant, which other sets of rules may have used too.
     pub fn add_grant(&mut self, name: &str, is_used: bool) {
         *self.grants.entry(name.to_owned()).or_default() |= is_used;
     }
 
-    /// Lines that were evaluated, and all lines with something that can be.
+    /// Returns the number of evaluated lines, and of all lines that can be evaluated.
     fn lines(&self) -> (usize, usize) {
         let of = |lines: &Lines| (lines.covered.len(), lines.not_covered.len());
         let counts = self.modules.values().map(of);
@@ -54,7 +53,7 @@ impl Covered {
     }
 }
 
-/// The covered percentage, rounded down; 100 if there is nothing to cover.
+/// Returns the covered percentage, rounded down; 100 if there is nothing to cover.
 fn percent(part: usize, all: usize) -> usize {
     (part * 100).checked_div(all).unwrap_or(100)
 }
@@ -75,10 +74,10 @@ impl TestReport {
         self.cases().all(fine)
     }
 
-    /// The report for people, with ANSI colours; with `all` the tests that passed too.
+    /// Formats the report as text with ANSI colours. `all` includes passed tests.
     pub fn text(&self, all: bool, with_coverage: bool) -> String {
         let mut text = String::new();
-        // A String takes whatever is written.
+        // Writing into a String cannot fail.
         let _ = self.write(&mut text, all, with_coverage);
         text
     }
@@ -136,7 +135,7 @@ impl TestReport {
         Ok(())
     }
 
-    /// The report as one JSON document.
+    /// Formats the report as one JSON document.
     pub fn json(&self) -> Value {
         let counted = |wanted: fn(&CaseResult) -> bool| {
             self.cases().filter(|case| wanted(&case.result)).count()
@@ -209,7 +208,7 @@ impl Covered {
     }
 }
 
-/// Numbers as `1, 3-5`.
+/// Formats numbers as ranges: `1, 3-5`.
 fn ranges(numbers: impl Iterator<Item = u32>) -> String {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
@@ -231,7 +230,7 @@ mod tests {
     use crate::case_report::Complaint;
 
     #[test]
-    fn failures_are_told_with_their_place_and_passes_where_wanted() {
+    fn failures_are_reported_with_their_line_and_passes_on_request() {
         let case = |name: &str, result| Case {
             name: name.into(),
             file: "a.yaml".into(),

@@ -18,7 +18,7 @@ metadata: {name: admin, annotations: {iam.amazonaws.com/role: admin}}
 spec: {serviceAccountName: api, containers: [{name: app, image: app}]}
 ";
 
-/// Runs one case, given by its lines after its name, about `PODS`.
+/// Runs one case about `PODS`, given by the lines after its name.
 fn run(mode: Mode, case: &str, old: &str) -> CaseResult {
     run_observed(&Observer::default(), mode, case, old)
 }
@@ -32,7 +32,7 @@ fn run_observed(observer: &Observer, mode: Mode, case: &str, old: &str) -> CaseR
     let stage = rules(&[grant("shop", &["reader"], "shop", "api")], mode);
     let observed = observer.observed(&stage.rules);
     let (config, keys) = (RuleConfig::default(), AnnotationKeys::default());
-    let gate = GateRules {
+    let admission = ValidationRules {
         rules: &observed,
         config: &config,
         grants: &stage.grants,
@@ -45,7 +45,7 @@ fn run_observed(observer: &Observer, mode: Mode, case: &str, old: &str) -> CaseR
         objects: &pods,
         old: &old,
     };
-    test.cases[0].run(&gate, subjects, str::to_owned, NOW)
+    test.cases[0].run(&admission, subjects, str::to_owned, NOW)
 }
 
 fn failure(result: CaseResult) -> String {
@@ -60,7 +60,7 @@ fn failure(result: CaseResult) -> String {
 }
 
 #[test]
-fn a_case_passes_with_the_verdict_that_is_expected_and_fails_with_another() {
+fn cases_pass_only_with_the_expected_verdict() {
     let of = |name: &str, expect: &str| {
         format!("    select: {{name: {name}}}\n    expect: {{verdict: {expect}}}\n")
     };
@@ -76,25 +76,25 @@ fn a_case_passes_with_the_verdict_that_is_expected_and_fails_with_another() {
             if expected == verdict {
                 assert_eq!(result, CaseResult::Passed, "{name} {verdict}");
             } else {
-                let told = failure(result);
+                let printed = failure(result);
                 let part = format!("Pod shop/{name}: expected {expected}, but it is {verdict}");
-                assert!(told.starts_with(&part), "{told}");
+                assert!(printed.starts_with(&part), "{printed}");
             }
         }
     }
-    let told = failure(run(enforce, &of("admin", "allowed"), ""));
+    let printed = failure(run(enforce, &of("admin", "allowed"), ""));
     assert!(
-        told.contains("by layer grants, rule default deny: role "),
-        "{told}"
+        printed.contains("by layer grants, rule default deny: role "),
+        "{printed}"
     );
 }
 
 #[test]
 fn every_object_that_is_selected_must_be_as_expected() {
-    let told = failure(run(Mode::Enforce, "    expect: {verdict: denied}\n", ""));
+    let printed = failure(run(Mode::Enforce, "    expect: {verdict: denied}\n", ""));
     assert!(
-        told.starts_with("Pod shop/fine: expected denied") && !told.contains("admin:"),
-        "{told}"
+        printed.starts_with("Pod shop/fine: expected denied") && !printed.contains("admin:"),
+        "{printed}"
     );
     let none = "    select: {name: gone}\n    expect: {verdict: allowed}\n";
     assert!(failure(run(Mode::Enforce, none, "")).starts_with("error: no object is selected"));
@@ -122,14 +122,17 @@ fn what_refuses_must_be_what_is_expected_to() {
         "{layer: grants, message: something else}",
         "{path: spec}",
     ] {
-        let told = failure(by(other));
-        assert!(told.contains("denied as expected, but not by "), "{told}");
+        let printed = failure(by(other));
+        assert!(
+            printed.contains("denied as expected, but not by "),
+            "{printed}"
+        );
     }
     let refuser = Refuser {
         rule: Some("images.rego".into()),
         ..Refuser::default()
     };
-    let is = |rule: &str| refuser.is(&Fault::new("", "rego", rule, ""), &str::to_owned);
+    let is = |rule: &str| refuser.is(&Violation::new("", "rego", rule, ""), &str::to_owned);
     assert!(is("images.rego") && is("policies/images.rego") && !is("other-images.rego"));
 }
 
@@ -137,10 +140,13 @@ fn what_refuses_must_be_what_is_expected_to() {
 fn an_update_needs_its_object_as_it_is() {
     let case = "    select: {name: admin}\n    operation: update\n    oldFile: old.yaml\n    \
                 expect: {verdict: allowed}\n";
-    // A wish that was there before is not judged again.
+    // An unchanged request is not validated again.
     assert_eq!(run(Mode::Enforce, case, PODS), CaseResult::Passed);
-    let told = failure(run(Mode::Enforce, case, ""));
-    assert!(told.contains("not among the objects as they are"), "{told}");
+    let printed = failure(run(Mode::Enforce, case, ""));
+    assert!(
+        printed.contains("not among the existing objects"),
+        "{printed}"
+    );
     let changed = PODS.replace("admin}", "other}");
     assert!(failure(run(Mode::Enforce, case, &changed)).contains("it is denied"));
 }

@@ -1,19 +1,22 @@
-//! Pieces of CEL: literals, and patterns as regular expressions (RE2) that the API server compiles.
+//! CEL building blocks: literals, and patterns as regular expressions (RE2) that the API server
+//! compiles.
 
 use rolegate_core::arn::BaseArn;
 
-/// Characters that role ARNs are made of, inside of a class. A pattern with any other matches none.
+/// The characters of role ARNs, for use in a character class. A pattern with any other character
+/// matches none.
 pub(super) const ROLE_CHARACTERS: &str = "A-Za-z0-9_+=,.@/:-";
 
-/// A regular expression for whole role ARNs, apart from dot segments and the length of the path.
+/// A regular expression for whole role ARNs, except for dot segments and the length of the path.
 const ROLE: &str = "^arn:aws[a-z0-9-]{0,29}:iam::[0-9]{12}:role/(?:[A-Za-z0-9_+=,.@-]+/)*[A-Za-z0-9_+=,.@-]{1,64}$";
 
-/// Whether the text `expression` is meant as an ARN and not as a name.
+/// Returns CEL for whether the text `expression` is meant as an ARN and not as a name.
 pub(super) fn is_arn(expression: &str) -> String {
     format!(r#"{expression}.matches("^[aA][rR][nN]:")"#)
 }
 
-/// Whether the text `expression` is a role ARN as [`rolegate_core::arn::RoleArn::parse`] takes it.
+/// Returns CEL for whether the text `expression` is a role ARN that
+/// [`rolegate_core::arn::RoleArn::parse`] accepts.
 pub(super) fn is_role(expression: &str) -> String {
     format!(
         r#"({expression}.matches({role}) && !{expression}.matches("/[.][.]?(?:/|$)") && {expression}.size() - {expression}.indexOf(":role/") <= 582)"#,
@@ -21,38 +24,38 @@ pub(super) fn is_role(expression: &str) -> String {
     )
 }
 
-/// The text `expression` without a slash at its start.
+/// Returns CEL for the text `expression` without a leading slash.
 pub(super) fn relative(expression: &str) -> String {
     format!(r#"({expression}.startsWith("/") ? {expression}.substring(1) : {expression})"#)
 }
 
-/// The start of a text that somebody else chose, for messages.
+/// Returns CEL for the start of an untrusted text, for messages.
 pub(super) fn shortened(expression: &str) -> String {
     format!(r#"({expression}.size() > 80 ? {expression}.substring(0, 80) + "…" : {expression})"#)
 }
 
-/// The text of an optional, empty where it is absent or null.
+/// Returns CEL for the text of an optional; empty if it is absent or null.
 pub(super) fn text(optional: &str) -> String {
     format!(r#"optional.ofNonZeroValue(dyn({optional}.orValue(""))).orValue("")"#)
 }
 
-/// The text of an optional as [`rolegate_core::annotation::normalized`] makes it: CEL's `trim` takes
-/// Unicode's white space too.
+/// Returns CEL for the text of an optional, normalized as in
+/// [`rolegate_core::annotation::normalized`]. CEL's `trim` removes Unicode white space too.
 pub(super) fn normalized(optional: &str) -> String {
     format!("{}.trim()", text(optional))
 }
 
-/// The entries of an optional list, none where it is absent or null.
+/// Returns CEL for the items of an optional list; empty if it is absent or null.
 pub(super) fn items(optional: &str) -> String {
     format!("optional.ofNonZeroValue(dyn({optional}.orValue([]))).orValue([])")
 }
 
-/// A string literal. CEL reads what JSON writes.
+/// Returns a string literal. CEL accepts JSON strings.
 pub(super) fn quote(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A list of string literals, one of strings also where it is empty.
+/// Returns a list of string literals, which has that type even if it is empty.
 pub(super) fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<_> = items.into_iter().map(|text| quote(text.as_ref())).collect();
     if items.is_empty() {
@@ -61,12 +64,12 @@ pub(super) fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String 
     format!("[{}]", items.join(", "))
 }
 
-/// The base ARN's text, empty without one.
+/// Returns the base ARN's text; empty without one.
 pub(super) fn base_text(base: Option<&BaseArn>) -> &str {
     base.map_or("", BaseArn::as_str)
 }
 
-/// A role pattern of a grant, completed by the base ARN.
+/// Completes a grant's role pattern with the base ARN.
 pub(super) fn expand(pattern: &str, base: Option<&BaseArn>) -> String {
     let start = pattern.get(..4);
     if start.is_some_and(|start| start.eq_ignore_ascii_case("arn:")) {
@@ -76,7 +79,7 @@ pub(super) fn expand(pattern: &str, base: Option<&BaseArn>) -> String {
     format!("{}{name}", base_text(base))
 }
 
-/// Globs as one anchored regular expression; `None` where none of them can match a text of
+/// Returns globs as one anchored regular expression, or `None` if none of them can match a text of
 /// letters, digits and `others`.
 pub(super) fn globs<T: AsRef<str>>(
     patterns: impl IntoIterator<Item = T>,
@@ -96,12 +99,12 @@ pub(super) fn globs<T: AsRef<str>>(
     (!alternatives.is_empty()).then(|| format!("^(?:{})$", alternatives.join("|")))
 }
 
-/// The text before the first star.
+/// Returns the text before the first star.
 pub(super) fn literal_start(glob: &str) -> &str {
     glob.split('*').next().unwrap_or_default()
 }
 
-/// The longest literal text after the first star.
+/// Returns the longest literal text after the first star.
 pub(super) fn longest_part(glob: &str) -> &str {
     let parts = glob.split('*').skip(1);
     parts.max_by_key(|part| part.len()).unwrap_or_default()

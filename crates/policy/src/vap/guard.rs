@@ -1,9 +1,10 @@
-//! CEL that guards what rules are made of and the ways around a pod's own endpoint: annotations and
-//! labels of namespaces, what bindings and status updates put onto pods, Services that would
-//! divert the metadata address, tokens for AWS, where pods run, and the rules themselves.
+//! CEL that protects the objects that rules are made of, and blocks bypasses of a pod's own
+//! endpoint: annotations and labels of namespaces, changes of pods by bindings and status updates,
+//! Services that would divert the metadata address, tokens for AWS, the scheduling of pods, and the
+//! rules themselves.
 
 use rolegate_admission::audience;
-use rolegate_admission::gate::{CONTROLLERS, STARTUP_TAINTS};
+use rolegate_admission::validate::{CONTROLLERS, STARTUP_TAINTS};
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, RuleConfig, Subjects};
 use rolegate_core::namespace::NAME_LABEL;
@@ -13,9 +14,9 @@ use super::VapInput;
 use super::cel::{items, list, quote, text};
 use super::wish::variable;
 
-/// Where the state of a policy is told, which is no part of it.
+/// The annotation with the state of a policy, which is not part of it.
 const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
-/// Where pods ask for metadata and credentials: EC2's and EKS's link-local and IPv6 addresses.
+/// The metadata and credential addresses of pods: EC2's and EKS's link-local and IPv6 addresses.
 const METADATA_ADDRESSES: &[&str] = &[
     "169.254.169.254",
     "169.254.170.2",
@@ -24,7 +25,7 @@ const METADATA_ADDRESSES: &[&str] = &[
     "fd00:ec2::254",
 ];
 
-/// Whether the user of the request is one of `subjects`.
+/// Returns CEL for whether the user of the request is one of `subjects`.
 fn is_one_of(subjects: &Subjects) -> String {
     let groups = subjects.groups.iter().map(|group| &**group);
     format!(
@@ -38,15 +39,15 @@ fn is_rule_writer(config: &RuleConfig) -> String {
     is_one_of(&config.rule_writers.clone().unwrap_or_default())
 }
 
-/// Those of `keys` whose values in `metadata.FIELD` are not what they were. Optionals are compared,
-/// so that what is absent is not what is empty.
+/// Returns CEL for those of `keys` whose values in `metadata.FIELD` changed. Optionals are
+/// compared, so that absent and empty values differ.
 fn changed(keys: &str, field: &str) -> String {
     format!(
         "{keys}.filter(k, object.?metadata.?{field}[?k] != (oldObject == null ? optional.none() : oldObject.?metadata.?{field}[?k]))"
     )
 }
 
-/// Namespaces: who may say what their pods may have.
+/// Returns the protection of namespaces: who may change the roles that their pods may have.
 pub(super) fn namespaces(input: &VapInput<'_>, labels: &[String]) -> Vec<Value> {
     let mut annotations = vec![
         &*input.keys.allowed_roles,
@@ -71,7 +72,8 @@ pub(super) fn namespaces(input: &VapInput<'_>, labels: &[String]) -> Vec<Value> 
     )]
 }
 
-/// Bindings and updates of pods' status: what they would put onto the pod after it was judged.
+/// Returns the protection against bindings and updates of pods' status that would change a
+/// validated pod.
 pub(super) fn pod_metadata(input: &VapInput<'_>, pod_labels: &[String]) -> Vec<Value> {
     let annotations = [
         &*input.keys.role,
@@ -89,8 +91,9 @@ pub(super) fn pod_metadata(input: &VapInput<'_>, pod_labels: &[String]) -> Vec<V
     )]
 }
 
-/// Services: addresses of the metadata service that were not there before. What looks like an
-/// address and can't be read here might be read by a service proxy, and is refused as well.
+/// Returns the protection against Services with new addresses of the metadata service. A text that
+/// looks like an address but cannot be parsed here is denied too, since a service proxy might parse
+/// it.
 pub(super) fn services() -> Vec<Value> {
     let addresses = |root: &str| {
         format!(
@@ -114,19 +117,20 @@ pub(super) fn services() -> Vec<Value> {
     ]
 }
 
-/// Tokens for AWS name no role, so only kubelets get one, for pods that were let through.
+/// Returns the protection of tokens for AWS, which name no role: only kubelets get one, for
+/// validated pods.
 pub(super) fn tokens(input: &VapInput<'_>) -> Vec<Value> {
     vec![variable(
         "refusals",
         format!(
-            r#"{} || "system:nodes" in request.userInfo.?groups.orValue([]) && object.?spec.?boundObjectRef.?kind.orValue("") == "Pod" ? [] : object.?spec.?audiences.orValue([]).filter(x, {}).map(x, "a token that AWS takes for credentials names no role that could be judged: run a pod that names one, or ask your cluster's administrator")"#,
+            r#"{} || "system:nodes" in request.userInfo.?groups.orValue([]) && object.?spec.?boundObjectRef.?kind.orValue("") == "Pod" ? [] : object.?spec.?audiences.orValue([]).filter(x, {}).map(x, "a token that AWS accepts names no role that could be validated: run a pod that names one, or ask your cluster's administrator")"#,
             is_rule_writer(input.config),
             audience::cel("x", &input.config.web_identity_audiences),
         ),
     )]
 }
 
-/// Pods that start where, or before, the agent can't cover them.
+/// Returns the protection against pods that start where, or before, the agent can cover them.
 pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
     let controllers = CONTROLLERS
         .iter()
@@ -158,7 +162,7 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
         )
     };
     let node_name = |at: &str| text(&format!("{at}.?spec.?nodeName"));
-    // The names picked by each node selector term.
+    // The names that each node selector term selects.
     let picked = |at: &str| {
         format!(
             r#"{}.map(n, {}.filter(f, {} == "In").map(f, f.?values)).filter(l, l.size() > 0)"#,
@@ -169,7 +173,7 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
             text("f.?operator"),
         )
     };
-    let not_ready = r#""a pod that tolerates a taint of nodes that are not ready may start before rolegate covers it: leave it out, or ask your cluster's administrator""#;
+    let not_ready = r#""a pod that tolerates a taint of nodes that are not ready may start before rolegate covers it: remove the toleration, or ask your cluster's administrator""#;
     let node = r#""a pod that chooses its node may start there before rolegate covers it: leave it out, or ask your cluster's administrator""#;
     let tolerant = r#""a pod that tolerates everything may start on a node before rolegate covers it: name the taints that it tolerates, or ask your cluster's administrator""#;
     vec![
@@ -198,7 +202,7 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
     ]
 }
 
-/// Grants and the table made of them, the configuration, ConfigMaps of policies.
+/// Returns the protection of grants and their table, the configuration, and ConfigMaps of policies.
 pub(super) fn rules(input: &VapInput<'_>) -> Vec<Value> {
     let rego = &input.config.rego;
     let namespaces = list(rego.namespaces.iter().map(|name| &**name));
@@ -267,7 +271,7 @@ pub(super) fn rules(input: &VapInput<'_>) -> Vec<Value> {
         variable(
             "refusals",
             format!(
-                r#"{} || !variables.isGuarded || variables.isSame ? [] : ["only the configuration's ruleWriters may write or delete what rules are made of: ask your cluster's administrator"]"#,
+                r#"{} || !variables.isGuarded || variables.isSame ? [] : ["only the configuration's ruleWriters may write or delete rule objects: ask your cluster's administrator"]"#,
                 is_rule_writer(input.config)
             ),
         ),

@@ -1,10 +1,10 @@
-//! CEL that judges each ask: what comes before all layers, and the layers that are on.
+//! CEL that evaluates each role request: the checks before all layers, and the enabled layers.
 //!
-//! Each policy has a variable `refusals`, one sentence for each ask that is refused, and one
-//! validation: that there are none.
+//! Each policy has a variable `refusals` with one sentence per denied request, and one validation
+//! that requires it to be empty.
 
 use rolegate_core::annotation::PERMITTED;
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::pattern::PatternFormat;
 use serde_json::Value;
 
@@ -17,16 +17,17 @@ use super::wish::{unnamed, variable};
 
 /// A JSON list of strings without escapes.
 const PLAIN_LIST: &str = r#"^[ \t\r\n]*\[[ \t\r\n]*(?:"[^"\\\x00-\x1f]*"[ \t\r\n]*(?:,[ \t\r\n]*"[^"\\\x00-\x1f]*"[ \t\r\n]*)*)?\][ \t\r\n]*$"#;
-/// A glob of at most 32 literal pieces.
+/// A glob with at most 32 literal pieces.
 const FEW_STARS: &str = r"^[^*]*(?:(?:\*+[^*]+){0,30}\*+[^*]*)?$";
-/// What regular expressions of Rust and of the API server (Go) mean alike: literals, escaped
+/// Regular expressions with the same meaning in Rust and in the API server (Go): literals, escaped
 /// punctuation, `\d` and `\w`, plain classes, groups and counts of two digits.
 const COMMON_REGEX: &str = r"^(?:[A-Za-z0-9_=,@/: .*+?|()^$-]|\\[.*+?|()\[\]{}^$/_=,@:\\-]|\\[dDwWAz]|\[\^?-?(?:[A-Za-z0-9_=,@/:.*+](?:-[A-Za-z0-9_=,@/:.*+])?|\\[dDwW.*+/_-])+-?\]|\{[0-9]{1,2}(?:,[0-9]{0,2})?\})*$";
 
-/// The prefix of expressions that match ARNs, as a literal of CEL.
+/// The prefix of expressions that match ARNs, as a CEL literal.
 const ARN_EXPRESSION: &str = r#""^\\^?[aA][rR][nN]:""#;
 
-/// Sentences about asks: `sentence` is an expression that is empty for an ask `a` that may pass.
+/// Returns the variable with sentences about denied requests. `sentence` is an expression that is
+/// empty for an allowed request `a`.
 fn refusals(asks: &str, layer: &str, sentence: &str, more: &str) -> Value {
     variable(
         "refusals",
@@ -37,20 +38,20 @@ fn refusals(asks: &str, layer: &str, sentence: &str, more: &str) -> Value {
     )
 }
 
-/// What is refused whatever the layers say: malformed roles, mirror pods, our own roles, external
-/// IDs that STS does not take, session names that pass for another namespace's.
+/// Returns the checks before all layers: malformed roles, mirror pods, reserved roles, external IDs
+/// that STS rejects, and session names that could pass for another namespace's.
 pub(super) fn request(input: &VapInput<'_>) -> Vec<Value> {
-    let own: Vec<_> = input.config.own_roles.iter().map(is_own).collect();
+    let own: Vec<_> = input.config.reserved_roles.iter().map(is_own).collect();
     let own = if own.is_empty() {
         "false".to_owned()
     } else {
         own.join(" || ")
     };
     let odd = r#"a.sessionName.size() > 64 || !a.sessionName.matches("^[A-Za-z0-9_+=,.@-]*$")"#;
-    // What is made of names that are too long ends in a hash of 20 digits.
+    // A name that is too long is shortened to end in a hash of 20 digits.
     let forged = r#"a.sessionName.contains(".") && !a.sessionName.startsWith(request.namespace + ".") || (a.sessionName.size() == 64 && a.sessionName.matches("-[0-9a-fA-F]{20}$"))"#;
     let sentence = format!(
-        r#"!{is_role} ? {malformed} : "mirror" in a ? "mirror pods of static pods get no role" : {own} ? "it is the role of the node or of rolegate itself, which no pod may have" : "externalId" in a && !a.externalId.matches("^[A-Za-z0-9_+=,.@:/-]*$") || "externalId" in a && (a.externalId.size() < 2 || a.externalId.size() > 1224) ? "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters" : "sessionName" in a && ({odd}) ? "a session name has up to 64 letters, digits and _+=,.@- characters" : "sessionName" in a && ({forged}) ? "the session name would pass for a pod of another namespace: names with a dot start with the pod's own namespace" : """#,
+        r#"!{is_role} ? {malformed} : "mirror" in a ? "mirror pods of static pods get no role" : {own} ? "the role belongs to a node or to rolegate itself, so no pod may assume it" : "externalId" in a && !a.externalId.matches("^[A-Za-z0-9_+=,.@:/-]*$") || "externalId" in a && (a.externalId.size() < 2 || a.externalId.size() > 1224) ? "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters" : "sessionName" in a && ({odd}) ? "a session name must have at most 64 letters, digits and _+=,.@- characters" : "sessionName" in a && ({forged}) ? "the session name could be that of another namespace: a name with a dot must start with the pod's own namespace" : """#,
         is_role = is_role("a.role"),
         malformed = quote(
             "it is not a role ARN (arn:PARTITION:iam::ACCOUNT:role/NAME) and not a role name \
@@ -60,7 +61,7 @@ pub(super) fn request(input: &VapInput<'_>) -> Vec<Value> {
     vec![refusals("asks", "request", &sentence, "")]
 }
 
-fn is_own(own: &OwnRole) -> String {
+fn is_own(own: &ReservedRole) -> String {
     let name = format!("/{}", own.name.to_ascii_lowercase());
     let named = format!("a.role.lowerAscii().endsWith({})", quote(&name));
     match &own.account {
@@ -72,7 +73,7 @@ fn is_own(own: &OwnRole) -> String {
     }
 }
 
-/// Layer `namespace`.
+/// Returns layer `namespace`.
 pub(super) fn namespace(input: &VapInput<'_>) -> Vec<Value> {
     let base = base_text(input.config.base.as_ref());
     let annotation = |key: &str| format!("namespaceObject.?metadata.?annotations[?{}]", quote(key));
@@ -98,7 +99,7 @@ pub(super) fn namespace(input: &VapInput<'_>) -> Vec<Value> {
         PatternFormat::Glob => globs(input),
         PatternFormat::Regexp => expressions(),
     });
-    // kiam's way and, for bare names, as what follows the base ARN.
+    // As in kiam and, for bare names, as a suffix of the base ARN.
     let is_usable = usable_regex("variables.permitted");
     variables.push(variable("permittedUsable", is_usable));
     variables.push(variable(
@@ -153,8 +154,8 @@ fn globs(input: &VapInput<'_>) -> Vec<Value> {
                 quote(FEW_STARS)
             ),
         ),
-        // What has a character that no role has matches none, and is left out; of the others only
-        // dots and pluses mean something in an expression.
+        // A pattern with a character that no role contains matches none and is omitted. In the
+        // others only dots and pluses have a meaning in an expression.
         variable(
             "allowedExpressions",
             format!(
@@ -190,8 +191,8 @@ fn expressions() -> Vec<Value> {
     ]
 }
 
-/// Selects the expressions for names below the base ARN, which don't start like an ARN, and anchors
-/// them. They are matched against the whole name, so their own anchors are at its ends.
+/// Selects the expressions for names below the base ARN, which do not start like an ARN, and
+/// anchors them. They are matched against the whole name, so their own anchors are at its ends.
 fn names_of(expressions: &str, usable: &str) -> String {
     format!(
         "variables.{usable} ? {expressions}.filter(p, !p.matches({ARN_EXPRESSION})).map(p, {}) : []",
@@ -199,13 +200,13 @@ fn names_of(expressions: &str, usable: &str) -> String {
     )
 }
 
-/// An expression for a whole text.
+/// Anchors an expression to the whole text.
 fn anchored(expression: &str) -> String {
     format!(r#""\\A(?:" + {expression} + ")\\z""#)
 }
 
-/// Whether a regular expression means the same here as to rolegate. One that does not compile alone
-/// is an error, and so refused: `a)|(b` must not break out of the anchors.
+/// Returns CEL for whether a regular expression has the same meaning here as in rolegate. One that
+/// does not compile alone is an error, and so a denial: `a)|(b` must not escape the anchors.
 fn usable_regex(expression: &str) -> String {
     format!(
         r#"bytes({expression}).size() <= 2048 && {expression}.split("{{").size() <= 9 && {expression}.matches({common}) && !{expression}.replace("(?:", "(").replace("(?i:", "(").replace("(?i)", "").contains("(?") && [{expression}, {relative}].map(x, "".matches(x)).size() == 2"#,
@@ -215,7 +216,7 @@ fn usable_regex(expression: &str) -> String {
 }
 
 /// Strips a text as [`rolegate_core::pattern::RoleExpression`] does: a leading `^`, then a leading
-/// `/`, if that is not counted.
+/// `/`, unless a quantifier follows.
 fn bare_relative(expression: &str) -> String {
     format!(
         r#"[{expression}].map(x, x.matches("^\\^?/[?*+{{]") ? x : [x.startsWith("^") ? x.substring(1) : x].map(y, {})[0])[0]"#,
@@ -223,7 +224,7 @@ fn bare_relative(expression: &str) -> String {
     )
 }
 
-/// Layer `grants`, from the rows of the parameter object.
+/// Returns layer `grants`, from the rows of the parameter object.
 pub(super) fn grants() -> Vec<Value> {
     use field::{
         ACCOUNTS, CLOSENESS, EXTERNAL_IDS, GRANT, NAMES, NAMESPACE_LABELS, NAMESPACES, PART,
@@ -251,10 +252,10 @@ pub(super) fn grants() -> Vec<Value> {
         r#"b[0][{NAMES}] == "" || !("sessionName" in a) || (a.sessionName + (a.sessionName.size() == 0 ? "--" : a.sessionName.size() == 1 ? "-" : "")).matches(b[0][{NAMES}])"#
     );
     let among_closest = format!(
-        r#"[b.filter(f, f[{SESSION}] != b[0][{SESSION}])].map(o, o.size() > 0 ? "grants " + b[0][{GRANT}] + " and " + o[0][{GRANT}] + " name the role equally closely and make different sessions, so which one counts is ambiguous" : !({id_listed}) ? "grant " + b[0][{GRANT}] + " covers the role, but lists no such external ID" : {name_allowed} ? "" : "grant " + b[0][{GRANT}] + " does not allow the session name")[0]"#
+        r#"[b.filter(f, f[{SESSION}] != b[0][{SESSION}])].map(o, o.size() > 0 ? "grants " + b[0][{GRANT}] + " and " + o[0][{GRANT}] + " match the role with equal specificity but differ in session settings, so the session is ambiguous; ask your cluster's administrator to align them" : !({id_listed}) ? "grant " + b[0][{GRANT}] + " covers the role but does not allow this external ID" : {name_allowed} ? "" : "grant " + b[0][{GRANT}] + " does not allow the session name")[0]"#
     );
     let sentence = format!(
-        r#"a.known == "no" ? "" : [variables.rows.filter(f, {covers})].map(c, c.size() == 0 ? (a["default"] == "yes" ? ("externalId" in a ? "no RoleGrant covers the default role, and without one it takes no external ID" : "") : "no RoleGrant covers it for service account " + a.account + " of namespace " + request.namespace + "; ask your cluster's administrator for a grant") : {closest}.map(b, {among_closest})[0])[0]"#
+        r#"a.known == "no" ? "" : [variables.rows.filter(f, {covers})].map(c, c.size() == 0 ? (a["default"] == "yes" ? ("externalId" in a ? "no RoleGrant covers the default role, so it cannot be used with an external ID" : "") : "no RoleGrant covers the role for service account " + a.account + " in namespace " + request.namespace + "; ask your cluster's administrator for a grant") : {closest}.map(b, {among_closest})[0])[0]"#
     );
     vec![
         variable(

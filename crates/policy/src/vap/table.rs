@@ -1,80 +1,81 @@
 //! The parameter object: all grants as one `RoleGrantTable`, each as rows of fields that CEL can
 //! split.
 //!
-//! One object, since several are judged one by one and joined by AND. Its keys are an index: `any`
-//! and `ns.NAMESPACE` list the numbers of the rows that may count in a namespace, `row.N` holds a
-//! row. A row is one subject of a grant with the role patterns of one closeness, names completed
-//! and globs compiled to regular expressions, so that at admission nothing is left but to compare.
+//! It is one object, since several parameter objects are evaluated individually and combined with
+//! AND. Its keys are an index: `any` and `ns.NAMESPACE` list the numbers of the rows that may apply
+//! in a namespace, and `row.N` contains a row. A row is one subject of a grant with the role
+//! patterns of one specificity. Names are completed and globs compiled to regular expressions, so
+//! that admission only has to compare.
 //!
-//! A custom resource and no ConfigMap: the API server stops its watch of a built-in kind for good
-//! when the last policy with such parameters goes, and serves what it saw last to those that come
-//! later, so that a grant that was taken back would count until its restart (seen with 1.36).
+//! It is a custom resource and not a ConfigMap: when the last policy with such parameters is
+//! deleted, the API server permanently stops its watch of a built-in kind and serves stale data to
+//! later policies. A revoked grant would apply until the API server's restart (observed with 1.36).
 
 use std::collections::BTreeMap;
 
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::grant::{Closeness, CompiledGrant, Grant, Subject};
+use rolegate_core::grant::{CompiledGrant, Grant, Specificity, Subject};
 use rolegate_core::selector::{Operator, Requirement, Selector};
 use serde_json::{Value, json};
 
 use super::VapError;
 use super::cel::{expand, globs, literal_start, longest_part};
 
-/// The name of the object that holds the grants.
+/// The name of the object with the grants.
 pub const PARAMETERS: &str = "rolegate-grants";
 /// Its kind, and the plural.
 pub(super) const KIND: (&str, &str) = ("RoleGrantTable", "rolegranttables");
-/// The API group and version of its kind, which is defined beside those of our other kinds.
+/// The API group and version of its kind, which is defined with rolegate's other kinds.
 pub(super) const API: (&str, &str) = ("rolegate.dev", "v1alpha1");
-/// Most bytes of its data; etcd takes 1.5 MiB with the rest of the object.
-const MOST_BYTES: usize = 1_000_000;
-/// Most rows that may have to be looked at for one namespace.
-pub(super) const MOST_ROWS: usize = 2000;
-/// Most bytes of the rows that may have to be looked at for one namespace.
-const MOST_LOOKED_AT: usize = 600_000;
+/// Maximum size of its data, in bytes. etcd accepts 1.5 MiB including the rest of the object.
+const MAX_DATA_BYTES: usize = 1_000_000;
+/// Maximum number of rows to evaluate for one namespace.
+pub(super) const MAX_ROWS: usize = 2000;
+/// Maximum size of the rows to evaluate for one namespace, in bytes.
+const MAX_EVALUATED_BYTES: usize = 600_000;
 
-/// The place of each field in a row.
+/// The index of each field in a row.
 pub(super) mod field {
     /// The grant's name.
     pub(in crate::vap) const GRANT: usize = 0;
     /// `1` for globs, `2` for names, `3` for ARNs.
     pub(in crate::vap) const CLOSENESS: usize = 1;
-    /// What all of its roles start with.
+    /// The common prefix of its roles.
     pub(in crate::vap) const START: usize = 2;
-    /// The longest literal text in the rest of the role, where there is one pattern: cheaper to look
-    /// for than to match.
+    /// The longest literal text in the rest of the role, if there is one pattern. Searching for it
+    /// is cheaper than matching.
     pub(in crate::vap) const PART: usize = 3;
-    /// ARNs divided by blanks, or a regular expression where the closeness is `1`.
+    /// ARNs separated by blanks, or a regular expression if the specificity is `1`.
     pub(in crate::vap) const ROLES: usize = 4;
     /// A regular expression for namespaces; empty for all.
     pub(in crate::vap) const NAMESPACES: usize = 5;
     /// A regular expression for service accounts; empty for all.
     pub(in crate::vap) const ACCOUNTS: usize = 6;
-    /// Demands on the namespace's labels, divided by `;`.
+    /// Requirements on the namespace's labels, separated by `;`.
     pub(in crate::vap) const NAMESPACE_LABELS: usize = 7;
-    /// Demands on the pod's labels, divided by `;`.
+    /// Requirements on the pod's labels, separated by `;`.
     pub(in crate::vap) const POD_LABELS: usize = 8;
-    /// External IDs, divided by blanks.
+    /// External IDs, separated by blanks.
     pub(in crate::vap) const EXTERNAL_IDS: usize = 9;
-    /// A number that is equal where the sessions are.
+    /// A number that is equal for equal sessions.
     pub(in crate::vap) const SESSION: usize = 10;
     /// A regular expression for session names; empty for all.
     pub(in crate::vap) const NAMES: usize = 11;
 }
 
-/// What a pod label is called among the facts about a wish.
+/// The prefix of pod labels in the fields of a request.
 pub(super) const LABEL: &str = "label/";
 
-/// All grants that are valid, ready for CEL.
+/// All valid grants, prepared for CEL.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     rows: Rows,
-    /// Keys of namespaces' labels that grants look at.
+    /// Keys of namespace labels that grants select by.
     pub(super) namespace_labels: Vec<String>,
-    /// Keys of pods' labels that grants look at.
+    /// Keys of pod labels that grants select by.
     pub(super) pod_labels: Vec<String>,
-    /// Grants that are left out, with the reason.
+    /// Omitted grants, with the reason.
     pub(super) left_out: Vec<String>,
 }
 
@@ -87,7 +88,7 @@ impl Table {
         sorted.sort_by(|a, b| a.name.cmp(&b.name));
         let mut sessions = Vec::new();
         for grant in sorted {
-            // Of invalid ones too: their labels would count once they are mended.
+            // Those of invalid grants too: their labels apply once they are fixed.
             let selectors = grant.subjects.iter();
             let selectors = selectors.filter_map(|subject| subject.namespace_selector.as_ref());
             let keys = selectors.flat_map(|selector| selector.keys());
@@ -120,10 +121,10 @@ impl Table {
         table
     }
 
-    /// The object.
+    /// Returns the object.
     ///
     /// # Errors
-    /// [`VapError::TooLarge`] or [`VapError::TooMany`].
+    /// Returns [`VapError::TooLarge`] or [`VapError::TooMany`].
     pub(super) fn document(&self, namespace: &str) -> Result<Value, VapError> {
         Ok(json!({
             "apiVersion": format!("{}/{}", API.0, API.1),
@@ -134,7 +135,7 @@ impl Table {
     }
 }
 
-/// Rows, and where they count.
+/// Rows, and the namespaces in which they apply.
 #[derive(Debug, Default)]
 struct Rows {
     texts: Vec<String>,
@@ -150,7 +151,7 @@ impl Rows {
         session: usize,
         base: Option<&BaseArn>,
     ) {
-        // Read offline it may be anything, and must not be taken for other fields.
+        // Offline input is not validated, so it must not be interpreted as other fields.
         let name: String = grant
             .name
             .chars()
@@ -173,20 +174,20 @@ impl Rows {
             id.bytes().all(fine) && !id.is_empty()
         });
         let ids = ids.map(String::as_str).collect::<Vec<_>>().join(" ");
-        for closeness in [Closeness::Arn, Closeness::Name, Closeness::Glob] {
+        for specificity in [Specificity::Arn, Specificity::Name, Specificity::Glob] {
             let patterns = compiled
                 .roles
                 .iter()
-                .filter(|role| role.closeness == closeness);
+                .filter(|role| role.specificity == specificity);
             let roles: Vec<_> = patterns.map(|role| expand(&role.text, base)).collect();
             let start = roles.iter().map(|role| literal_start(role));
             let Some(start) = start.reduce(common_start) else {
                 continue;
             };
-            let (number, matcher) = match closeness {
-                Closeness::Arn => ("3", Some(roles.join(" "))),
-                Closeness::Name => ("2", Some(roles.join(" "))),
-                Closeness::Glob => ("1", globs(&roles, "_+=,.@/:-")),
+            let (number, matcher) = match specificity {
+                Specificity::Arn => ("3", Some(roles.join(" "))),
+                Specificity::Name => ("2", Some(roles.join(" "))),
+                Specificity::Glob => ("1", globs(&roles, "_+=,.@/:-")),
             };
             let Some(matcher) = matcher else { continue };
             let part = match &*roles {
@@ -247,7 +248,7 @@ impl Rows {
             most + self.anywhere.len(),
             most_bytes + size(&self.anywhere),
         );
-        if most > MOST_ROWS || most_bytes > MOST_LOOKED_AT {
+        if most > MAX_ROWS || most_bytes > MAX_EVALUATED_BYTES {
             return Err(VapError::TooMany {
                 rows: most,
                 bytes: most_bytes,
@@ -268,7 +269,7 @@ impl Rows {
             .iter()
             .map(|(key, value)| key.len() + value.len())
             .sum();
-        if bytes > MOST_BYTES {
+        if bytes > MAX_DATA_BYTES {
             return Err(VapError::TooLarge { bytes });
         }
         Ok(data)
@@ -284,7 +285,7 @@ struct Whom {
 }
 
 impl Whom {
-    /// `None` where nobody can be meant.
+    /// Returns `None` if the subject matches no pod.
     fn new(subject: &Subject) -> Option<Self> {
         let named = |patterns: &[String], others| {
             let all =
@@ -296,7 +297,7 @@ impl Whom {
             }
         };
         let namespaces = if is_exact(subject) {
-            // The index has found them by their names.
+            // The index finds them by their names.
             String::new()
         } else {
             named(&subject.namespaces, "-")?
@@ -315,8 +316,8 @@ impl Whom {
     }
 }
 
-/// A selector as text: `OPERATOR PREFIXkey value,value` divided by `;`. `None` where no labels
-/// that Kubernetes takes can meet it.
+/// Formats a selector as text: `OPERATOR PREFIXkey value,value` separated by `;`. Returns `None` if
+/// no valid labels can match it.
 fn demands(selector: &Selector, prefix: &str) -> Option<String> {
     let equal = selector.labels.iter().map(|(key, value)| Requirement {
         key: key.into(),
@@ -337,7 +338,7 @@ fn demands(selector: &Selector, prefix: &str) -> Option<String> {
         let is_empty =
             matches!(operator, Operator::In(_) | Operator::NotIn(_)) && values.is_empty();
         if !possible || is_empty {
-            // What no label can be is never there.
+            // A value that no label can have never matches.
             if is_positive {
                 return None;
             }

@@ -1,4 +1,4 @@
-//! What is exported; what it does is tested against a real API server.
+//! Tests of the exported objects. Their effect is tested with a real API server.
 
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, TemplateKind};
@@ -50,7 +50,7 @@ fn find<'a>(export: &'a Export, kind: &str, name: &str) -> Option<&'a Value> {
     documents.find(|document| document["kind"] == kind && document["metadata"]["name"] == name)
 }
 
-/// The data of the table of grants.
+/// Returns the data of the grant table.
 fn data(export: &Export) -> &Value {
     &find(export, table::KIND.0, PARAMETERS).unwrap()["data"]
 }
@@ -175,11 +175,11 @@ fn threat_07_namespaces_are_spared_by_the_label_that_nobody_chooses() {
         .iter()
         .filter(|document| document["kind"] == BINDING)
     {
-        let spared = &binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"];
+        let exempt = &binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"];
         if binding["metadata"]["name"] == "rolegate-namespaces" {
-            assert!(spared.is_null());
+            assert!(exempt.is_null());
         } else {
-            assert_eq!(spared[0]["key"], "kubernetes.io/metadata.name");
+            assert_eq!(exempt[0]["key"], "kubernetes.io/metadata.name");
         }
     }
 }
@@ -193,7 +193,7 @@ fn threat_23_no_condition_skips_a_request() {
 }
 
 #[test]
-fn too_much_for_the_budget_is_an_error_and_nothing_is_left_out() {
+fn exceeding_the_budget_is_an_error_without_omissions() {
     let many = |count: usize, namespace: &str| -> Vec<_> {
         let all = 0..count;
         all.map(|number| grant(&format!("g{number}"), &format!("r-*-{number}"), namespace))
@@ -202,7 +202,7 @@ fn too_much_for_the_budget_is_an_error_and_nothing_is_left_out() {
     let config = config();
     assert!(exported(&config, &many(1000, "*")).is_ok());
     assert!(matches!(
-        exported(&config, &many(table::MOST_ROWS + 1, "*")),
+        exported(&config, &many(table::MAX_ROWS + 1, "*")),
         Err(VapError::TooMany { .. })
     ));
     let apart: Vec<_> = (0..3000)
@@ -229,14 +229,15 @@ fn what_cel_cannot_follow_is_told() {
         metadata: vec!["spec.podMetadata".into(), "spec.*.jobs.*.metadata".into()],
     }];
     let export = exported(&config, &[]).unwrap();
-    let told: Vec<_> = export
+    let message: Vec<_> = export
         .unsaid
         .iter()
         .filter(|text| text.contains("Deep"))
         .collect();
-    assert_eq!(told.len(), 2);
+    assert_eq!(message.len(), 2);
     assert!(
-        told[0].contains("spec.*.jobs.*.template") && told[1].contains("spec.*.jobs.*.metadata")
+        message[0].contains("spec.*.jobs.*.template")
+            && message[1].contains("spec.*.jobs.*.metadata")
     );
 }
 

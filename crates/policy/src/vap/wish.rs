@@ -1,6 +1,5 @@
-//! CEL that finds what an object asks for: its pod templates, what they were before the change,
-//! and the roles that they name. What counts as a wish, and as a change of it, is the same as in
-//! the admission webhook.
+//! CEL that finds an object's role requests: its pod templates, their previous state, and the roles
+//! that they name. Requests, and changes of them, are defined as in the admission webhook.
 
 use std::collections::BTreeSet;
 
@@ -14,12 +13,12 @@ use super::VapInput;
 use super::cel::{base_text, is_arn, is_role, items, normalized, quote, relative, text};
 use super::table::LABEL;
 
-/// A variable of a policy.
+/// Returns a variable of a policy.
 pub(super) fn variable(name: &str, expression: impl Into<String>) -> Value {
     json!({ "name": name, "expression": expression.into() })
 }
 
-/// Whether the request is about a kind.
+/// Returns CEL for whether the request is about a kind.
 fn is_kind(group: &str, kind: &str) -> String {
     format!(
         "request.kind.group == {} && request.kind.kind == {}",
@@ -28,17 +27,17 @@ fn is_kind(group: &str, kind: &str) -> String {
     )
 }
 
-/// An annotation of `at`, an optional.
+/// Returns an annotation of `at`, an optional.
 fn annotation(at: &str, key: &str) -> String {
     held(&format!("{at}.?metadata"), key)
 }
 
-/// An annotation in `metadata`, an optional.
+/// Returns an annotation in `metadata`, an optional.
 fn held(metadata: &str, key: &str) -> String {
     format!("{metadata}.?annotations[?{}]", quote(key))
 }
 
-/// A normalized annotation in `metadata`, an optional that holds no empty text.
+/// Returns a normalized annotation in `metadata`; an optional that never contains an empty text.
 fn given(metadata: &str, key: &str) -> String {
     format!(
         "optional.ofNonZeroValue(dyn({}))",
@@ -51,22 +50,23 @@ fn given(metadata: &str, key: &str) -> String {
 enum Shape {
     /// A template: metadata and a spec.
     Template,
-    /// An object whose metadata its pods take over.
+    /// An object whose metadata its pods inherit.
     Owner,
-    /// Metadata on its own.
+    /// Metadata alone.
     Metadata,
 }
 
-/// Writes the expressions for one export.
+/// Generates the expressions for one export.
 pub(super) struct Wishes<'a> {
     input: &'a VapInput<'a>,
     pod_labels: &'a [String],
-    /// The administrator's default, as an ARN; empty for none.
+    /// The administrator's default role as an ARN; empty if there is none.
     default: String,
 }
 
 impl<'a> Wishes<'a> {
-    /// Grants look at `pod_labels`, so that a change of one is a change of the wish.
+    /// Creates a generator. Grants select by `pod_labels`, so that a change of one changes the
+    /// request.
     pub(super) fn new(input: &'a VapInput<'a>, pod_labels: &'a [String]) -> Self {
         let default = input.config.default_role.as_deref();
         let default = default.and_then(|name| resolve(name, input.config.base.as_ref()).ok());
@@ -77,7 +77,7 @@ impl<'a> Wishes<'a> {
         }
     }
 
-    /// The variables that every layer starts from:
+    /// Returns the variables that every layer starts with:
     ///
     /// - `pods`: what is new about pods, templates and objects whose metadata pods take over, as
     ///   [`Self::shape`] has it;
@@ -105,10 +105,10 @@ impl<'a> Wishes<'a> {
                 format!("variables.isPod ? variables.before.map(t, {shape}) : []"),
             ),
         ]);
-        // Mirrors of static pods that name no role are let be: a kubelet makes them anyway.
+        // Mirrors of static pods without a role are allowed: a kubelet creates them anyway.
         let shapes = r#"(variables.isPod ? variables.shapes.filter(p, !(p in variables.shapesBefore) && !("mirror" in p && p[?"role"].orValue("") == "" && p.variables.size() == 0 && p.unreadable == "no")) : variables.shapes)"#;
-        // Without owners nothing is added: an empty list would take the type from the items, and API
-        // servers (1.36 for one) fail at maps with optional entries of no known type.
+        // Without owners nothing is added: an empty list would take the type from the items, and
+        // API servers (such as 1.36) fail on maps with optional entries of unknown type.
         let pods = match self.owners() {
             None => shapes.to_owned(),
             Some(owners) => {
@@ -127,9 +127,9 @@ impl<'a> Wishes<'a> {
         variables
     }
 
-    /// The variables that find templates: `changed` holds those that are new or changed, `before`
-    /// those that were there. A pod counts as one. What is on its way out is let be, so that no
-    /// finalizer is held up.
+    /// Returns the variables that find templates: `changed` contains those that are new or changed,
+    /// `before` the previous ones. A pod counts as one. Objects that are being deleted are allowed,
+    /// so that no finalizer is blocked.
     pub(super) fn templates(&self) -> Vec<Value> {
         let kinds = &self.input.config.templates;
         vec![
@@ -152,8 +152,8 @@ impl<'a> Wishes<'a> {
         ]
     }
 
-    /// What matters of a template `t`: `account` and whether it is `known`, `role` as it is
-    /// written, `variables` (the roles that environment variables name), whether such a role is
+    /// Returns the relevant fields of a template `t`: `account` and whether it is `known`, `role`
+    /// as written, `variables` (the roles in environment variables), whether such a role is
     /// `unreadable` and whether there is a `token` for AWS, `externalId`, `sessionName`, `mirror`,
     /// labels.
     fn shape(&self, shape: Shape, account: &str, known: &str) -> String {
@@ -190,7 +190,7 @@ impl<'a> Wishes<'a> {
         )
     }
 
-    /// Objects whose metadata their pods inherit, and metadata on its own, as shapes, if new or
+    /// Returns objects whose metadata their pods inherit, and metadata alone, as shapes, if new or
     /// changed.
     fn owners(&self) -> Option<String> {
         let kinds = self.input.config.templates.iter();
@@ -209,8 +209,8 @@ impl<'a> Wishes<'a> {
     }
 
     fn owner(&self) -> String {
-        // Which account its pods run as may be told elsewhere: what depends on it is judged when
-        // they are made.
+        // The account of its pods may be defined elsewhere: rules that depend on it are evaluated
+        // when the pods are created.
         let accounts = ACCOUNTS_OF_OWNERS.map(|fields| {
             let fields = fields.iter().map(|field| format!(".?{field}"));
             text(&format!(
@@ -229,7 +229,7 @@ impl<'a> Wishes<'a> {
         )
     }
 
-    /// The metadata at a path; `None` for a path that CEL can't follow.
+    /// Returns the metadata at a path; `None` for a path that CEL cannot follow.
     fn metadata(&self, path: &str) -> Option<String> {
         let shape = self.shape(Shape::Metadata, r#""""#, r#""no""#);
         let shapes = |root: &str| {
@@ -248,7 +248,7 @@ impl<'a> Wishes<'a> {
             r#""role" in p ? p.role : variables.namespaceDefault != "" ? variables.namespaceDefault : {}"#,
             quote(&self.default)
         );
-        // The namespace's default is not the administrator's, even where it is the same role.
+        // The namespace's default is not the administrator's, even if it is the same role.
         let is_default = format!(
             r#""role" in p ? r == {} : variables.namespaceDefault == """#,
             quote(&self.default)
@@ -275,7 +275,8 @@ impl<'a> Wishes<'a> {
                 &|at| normalized(&annotation(at, WEB_IDENTITY_ROLE)),
                 "object.metadata.name",
             ),
-            // A Secret may be read by every account that the namespace lets, and none is called so.
+            // Every account that the namespace permits may read a Secret, and no account has an
+            // empty name.
             self.of_account(
                 &is_kind("zalando.org", "AWSIAMRole"),
                 &|at| normalized(&format!("{at}.?spec.?roleReference")),
@@ -284,7 +285,7 @@ impl<'a> Wishes<'a> {
         )
     }
 
-    /// What a kind without template asks for by one field.
+    /// Returns the request of a kind without a template, from one field.
     fn of_account(&self, is_kind: &str, field: &dyn Fn(&str) -> String, account: &str) -> String {
         format!(
             r#"({is_kind} ? [[{new}].filter(n, n != "" && (oldObject == null || n != {old})).map(n, {ask})] : [])"#,
@@ -298,7 +299,8 @@ impl<'a> Wishes<'a> {
         format!("{role} == {}", quote(&self.default))
     }
 
-    /// One ask. A name is completed even where that makes no role: what it makes is refused then.
+    /// Returns one request. A name is completed even if the result is not a role: that is denied
+    /// later.
     fn ask(&self, role: &str, is_default: &str, account: &str, known: &str, more: &str) -> String {
         format!(
             r#"[{role}].map(r, r == "" || {is_arn} ? r : {base} + {relative}).map(r, {{"role": dyn(r), "default": dyn(({is_default}) ? "yes" : "no"), "account": dyn({account}), "known": dyn({known}){more}}})[0]"#,
@@ -309,16 +311,15 @@ impl<'a> Wishes<'a> {
     }
 }
 
-/// What is refused beside asks where grants count: roles that can't be read, and tokens for AWS
-/// without a role that could be judged. One sentence for each of `pods`, empty where nothing is
-/// wrong.
+/// Returns the additional denials that apply with grants: unreadable roles, and tokens for AWS
+/// without a role. One sentence for each of `pods`, empty if there is no error.
 pub(super) fn unnamed() -> Value {
     let unreadable = quote(&format!(
-        "{ROLE_VARIABLE} comes from elsewhere, so the role cannot be judged: write its ARN as the \
+        "{ROLE_VARIABLE} comes from another object, so the role cannot be validated: write its ARN as the \
          variable's value"
     ));
     let token = quote(&format!(
-        "a token that AWS takes for credentials needs the role named, so that it can be judged: \
+        "a token that AWS accepts requires the role to be named, so that it can be validated: \
          set {ROLE_VARIABLE} to a role that a RoleGrant covers, or ask your cluster's administrator"
     ));
     variable(
@@ -335,8 +336,8 @@ fn containers(at: &str) -> String {
     format!("({})", lists.join(" + "))
 }
 
-/// CEL for whether an entry `e` of a container's environment is about the role, and names it
-/// itself.
+/// Returns CEL for whether an entry `e` of a container's environment is about the role, and
+/// contains it directly.
 fn is_role_variable(names_it: bool) -> String {
     let operator = if names_it { "==" } else { "!=" };
     format!(
@@ -345,10 +346,10 @@ fn is_role_variable(names_it: bool) -> String {
     )
 }
 
-/// The roles that a pod's environment variables name, as texts; the first is there once however
-/// often it is named, for the EKS webhook gives it to every container. Lists can't be flattened in
-/// older versions of CEL, so they go through a text; a line break within a role makes it malformed
-/// all the same.
+/// Returns CEL for the roles in a pod's environment variables. The first appears once even if
+/// several containers have it, since the EKS webhook adds it to every container. Older versions of
+/// CEL cannot flatten lists, so they are joined into a text. A line break within a role makes it
+/// malformed anyway.
 fn variables_of(at: &str) -> String {
     format!(
         r#"[{containers}.map(c, {env}.filter(e, {is_named}).map(e, {value}.replace("\n", " ")).join("\n")).join("\n").split("\n").filter(n, n != "")].map(l, l.filter(n, n == l[0]).size() > 1 ? [l[0]] + l.filter(n, n != l[0]) : l)[0]"#,
@@ -359,7 +360,7 @@ fn variables_of(at: &str) -> String {
     )
 }
 
-/// Whether a role comes from where it can't be read.
+/// Returns CEL for whether a role is from an unreadable source.
 fn has_unreadable(at: &str) -> String {
     format!(
         "{}.exists(c, {}.exists(e, {}))",
@@ -369,7 +370,7 @@ fn has_unreadable(at: &str) -> String {
     )
 }
 
-/// Whether there is a token for AWS.
+/// Returns CEL for whether there is a token for AWS.
 fn has_token(at: &str, audiences: &BTreeSet<Audience>) -> String {
     format!(
         "{volumes}.exists(o, {sources}.exists(s, dyn(s.?serviceAccountToken.orValue(null)) != null && {is_for_aws}))",
@@ -379,7 +380,7 @@ fn has_token(at: &str, audiences: &BTreeSet<Audience>) -> String {
     )
 }
 
-/// The pod templates in `root`, which is `object` or `oldObject` and not null.
+/// Returns CEL for the pod templates in `root`, which is `object` or `oldObject` and not null.
 pub(super) fn templates(root: &str, kinds: &[TemplateKind]) -> String {
     let mut text = format!(
         "(({} ? [{root}] : {} ? [?{root}.?spec.?jobTemplate.?spec.?template] : {} ? [?{root}.?template] : ",
@@ -416,7 +417,8 @@ pub(super) fn templates(root: &str, kinds: &[TemplateKind]) -> String {
     text
 }
 
-/// What is at a path of a custom resource, as a list; `None` for a path that CEL can't follow.
+/// Returns CEL for the values at a path of a custom resource, as a list; `None` for a path that CEL
+/// cannot follow.
 pub(super) fn at(root: &str, path: &str) -> Option<String> {
     let names: Vec<_> = path.split('.').filter(|name| !name.is_empty()).collect();
     let stars = names.iter().filter(|name| **name == "*").count();
@@ -432,7 +434,7 @@ pub(super) fn at(root: &str, path: &str) -> Option<String> {
         Some(star) => {
             let (before, after) = names.split_at(star);
             let after = walk(after.get(1..).unwrap_or_default());
-            // A map is walked by its keys and a list by its items.
+            // A map is traversed by its keys and a list by its items.
             let list = items(&format!("optional.of({root}){}", walk(before)));
             Some(format!(
                 "[{list}].map(c, c.map(k, type(c) == map ? optional.of(dyn(c))[?k]{after} : optional.of(dyn(k)){after}).filter(o, o.hasValue()).map(o, o.value()))[0]",

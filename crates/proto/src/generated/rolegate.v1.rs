@@ -11,13 +11,13 @@ pub mod from_agent {
         #[prost(message, tag = "1")]
         Hello(super::Hello),
         #[prost(message, tag = "2")]
-        Proof(super::Proof),
+        Reauthenticate(super::Reauthenticate),
         #[prost(message, tag = "3")]
-        Begin(super::Begin),
+        Activate(super::Activate),
         #[prost(message, tag = "4")]
-        Asked(super::Asked),
+        PrioritizeSession(super::PrioritizeSession),
         #[prost(message, tag = "5")]
-        Notices(super::Notices),
+        Outcomes(super::Outcomes),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -34,102 +34,103 @@ pub mod to_agent {
         #[prost(message, tag = "2")]
         Update(super::Update),
         #[prost(message, tag = "3")]
-        Pulse(super::Pulse),
+        Heartbeat(super::Heartbeat),
     }
 }
 /// The first message of a stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Hello {
-    /// metadata.name of the node. The stream is closed where the proof is of another one.
+    /// metadata.name of the node. It must match the credentials, or the broker closes the stream.
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub version: ::prost::alloc::string::String,
-    /// The service account's token; empty where the client certificate is the proof.
+    /// The service account token; empty if the agent authenticates by a client certificate.
     #[prost(string, tag = "3")]
     pub token: ::prost::alloc::string::String,
 }
-/// The token anew, before what the broker believes of the last one ends.
+/// Renews the authentication, before the previous one expires.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
-pub struct Proof {
+pub struct Reauthenticate {
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
 }
-/// From now on the agent serves its pods by this stream. Until then it is kept warm, without pods.
+/// Makes this the stream that serves the node's pods. Until then it is a standby without pods.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Begin {}
-/// A pod is waiting for this session's first credentials.
+pub struct Activate {}
+/// Reports that a pod is waiting for the session's first credentials.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Asked {
+pub struct PrioritizeSession {
     #[prost(uint64, tag = "1")]
     pub session: u64,
 }
+/// Outcomes of pods' requests.
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Notices {
+pub struct Outcomes {
     #[prost(message, repeated, tag = "1")]
-    pub notices: ::prost::alloc::vec::Vec<Notice>,
+    pub outcomes: ::prost::alloc::vec::Vec<Outcome>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Notice {
+pub struct Outcome {
     #[prost(string, tag = "1")]
     pub pod_uid: ::prost::alloc::string::String,
-    #[prost(oneof = "notice::Outcome", tags = "2, 3, 4, 5")]
-    pub outcome: ::core::option::Option<notice::Outcome>,
+    #[prost(oneof = "outcome::Result", tags = "2, 3, 4, 5")]
+    pub result: ::core::option::Option<outcome::Result>,
 }
-/// Nested message and enum types in `Notice`.
-pub mod notice {
+/// Nested message and enum types in `Outcome`.
+pub mod outcome {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Outcome {
-        /// A rule refused it.
+    pub enum Result {
+        /// A rule denied the request.
         #[prost(message, tag = "2")]
-        Denied(super::Nothing),
-        /// It got what a layer in audit mode would have refused.
+        Denied(super::Empty),
+        /// A layer in audit mode would have denied the request.
         #[prost(message, tag = "3")]
-        Audited(super::Nothing),
-        /// There is no session for it.
+        Audited(super::Empty),
+        /// No session is available.
         #[prost(message, tag = "4")]
-        Failing(super::Nothing),
-        /// It got a session that it had not got before: the AccessKeyId, which is no secret.
+        Failing(super::Empty),
+        /// The pod received a session for the first time: its AccessKeyId, which is not a secret.
         #[prost(string, tag = "5")]
         Served(::prost::alloc::string::String),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Nothing {}
+pub struct Empty {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {
-    /// Which replica this is, so that an agent's second stream can go to another one.
+    /// The replica, so that the agent can connect its second stream to another one.
     #[prost(string, tag = "1")]
     pub broker: ::prost::alloc::string::String,
-    /// The agent proves again within so many seconds, or the stream ends.
+    /// Seconds within which the agent must reauthenticate; otherwise the stream ends.
     #[prost(uint32, tag = "2")]
-    pub proof_seconds: u32,
-    /// A pulse comes at least so often, in seconds.
+    pub reauthenticate_seconds: u32,
+    /// Maximum time between heartbeats, in seconds.
     #[prost(uint32, tag = "3")]
-    pub pulse_seconds: u32,
+    pub heartbeat_interval_seconds: u32,
 }
-/// What is new. Sessions come before the pods that use them.
+/// Changes since the last update. Sessions precede the pods that use them.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Update {
     #[prost(message, repeated, tag = "1")]
     pub sessions: ::prost::alloc::vec::Vec<Session>,
     #[prost(message, repeated, tag = "2")]
-    pub residents: ::prost::alloc::vec::Vec<Resident>,
-    /// UIDs of pods that are gone.
+    pub pods: ::prost::alloc::vec::Vec<Pod>,
+    /// UIDs of deleted pods.
     #[prost(string, repeated, tag = "3")]
-    pub gone: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Numbers of sessions that no pod of the node uses any more.
+    pub removed_pod_uids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Numbers of sessions that no pod of the node uses any longer.
     #[prost(uint64, repeated, tag = "4")]
-    pub ended: ::prost::alloc::vec::Vec<u64>,
-    /// All there was at the beginning of the stream has been sent: what the agent knows beyond it is gone.
+    pub removed_sessions: ::prost::alloc::vec::Vec<u64>,
+    /// True once the initial state has been sent. The agent drops pods that were not part of it.
     #[prost(bool, tag = "5")]
     pub complete: bool,
 }
 /// A pod of the node.
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Resident {
+pub struct Pod {
     #[prost(string, tag = "1")]
     pub uid: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -138,26 +139,27 @@ pub struct Resident {
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub service_account: ::prost::alloc::string::String,
-    /// The addresses that identify it, 4 or 16 bytes each. Finished, host-network and mirror pods have none.
+    /// The addresses that identify the pod, 4 or 16 bytes each. Finished, host-network and mirror pods
+    /// have none.
     #[prost(bytes = "vec", repeated, tag = "5")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(oneof = "resident::Standing", tags = "6, 7, 8, 9")]
-    pub standing: ::core::option::Option<resident::Standing>,
+    #[prost(oneof = "pod::Authorization", tags = "6, 7, 8, 9")]
+    pub authorization: ::core::option::Option<pod::Authorization>,
 }
-/// Nested message and enum types in `Resident`.
-pub mod resident {
+/// Nested message and enum types in `Pod`.
+pub mod pod {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Standing {
+    pub enum Authorization {
         #[prost(message, tag = "6")]
         Allowed(super::Allowed),
         #[prost(message, tag = "7")]
         Denied(super::Denial),
-        /// It asks for no role.
+        /// The pod requests no role.
         #[prost(message, tag = "8")]
-        NoRole(super::Nothing),
-        /// Something that the decision needs has not been seen yet.
+        NoRole(super::Empty),
+        /// Inputs of the decision have not been received yet.
         #[prost(message, tag = "9")]
-        Undecided(super::Nothing),
+        Pending(super::Empty),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -165,19 +167,19 @@ pub struct Allowed {
     /// The number of the session on this stream.
     #[prost(uint64, tag = "1")]
     pub session: u64,
-    /// The role's name as the pod is told it.
+    /// The role name that the metadata endpoint lists.
     #[prost(string, tag = "2")]
-    pub listed: ::prost::alloc::string::String,
-    /// The rules that allowed it.
+    pub role_name: ::prost::alloc::string::String,
+    /// The rules that allowed the role.
     #[prost(string, repeated, tag = "3")]
     pub rules: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// What layers in audit mode would have refused.
+    /// Denials by layers in audit mode.
     #[prost(message, repeated, tag = "4")]
     pub audited: ::prost::alloc::vec::Vec<Denial>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Denial {
-    /// The role as far as it is known.
+    /// The requested role as far as it is known.
     #[prost(string, tag = "1")]
     pub role: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -187,22 +189,23 @@ pub struct Denial {
     #[prost(string, tag = "4")]
     pub reason: ::prost::alloc::string::String,
 }
-/// A session, as it is now.
+/// The current state of a session.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Session {
     #[prost(uint64, tag = "1")]
     pub number: u64,
-    /// With the session's first message on the stream.
+    /// Only in the session's first message on the stream.
     #[prost(message, optional, tag = "2")]
     pub key: ::core::option::Option<SessionKey>,
-    /// The newest, if there were any. Another message without them leaves the last ones as they are.
+    /// The newest credentials, if any. A message without them does not remove earlier ones.
     #[prost(message, optional, tag = "3")]
     pub credentials: ::core::option::Option<Credentials>,
-    /// How the last call to STS failed, if it did.
+    /// The failure of the last call to STS, if it failed.
     #[prost(message, optional, tag = "4")]
     pub failure: ::core::option::Option<Failure>,
 }
-/// What shaped the session, AssumeRole's request: credentials of one broker live on under the next.
+/// The parameters of the AssumeRole request. They identify a session across brokers, so its
+/// credentials survive a change of brokers.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionKey {
     #[prost(string, tag = "1")]
@@ -213,7 +216,7 @@ pub struct SessionKey {
     pub external_id: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(uint32, tag = "4")]
     pub duration_seconds: u32,
-    /// What narrows and marks the session, if anything does.
+    /// Restrictions and attribution of the session, if any.
     #[prost(message, optional, tag = "5")]
     pub limits: ::core::option::Option<SessionLimits>,
 }
@@ -225,7 +228,7 @@ pub struct SessionLimits {
     pub policy_arns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "3")]
     pub policy: ::core::option::Option<::prost::alloc::string::String>,
-    /// Whether the tags pass down a chain of roles.
+    /// True if the tags persist through role chaining.
     #[prost(bool, tag = "4")]
     pub transitive: bool,
     #[prost(string, optional, tag = "5")]
@@ -241,17 +244,17 @@ pub struct Tag {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Credentials {
-    /// AccessKeyId, which is no secret.
+    /// AccessKeyId, which is not a secret.
     #[prost(string, tag = "1")]
     pub access_key_id: ::prost::alloc::string::String,
-    /// The document that the metadata service answers with, JSON.
+    /// The JSON document of the metadata service.
     #[prost(bytes = "vec", tag = "2")]
     pub document: ::prost::alloc::vec::Vec<u8>,
-    /// When STS was asked, and its Expiration: milliseconds since 1970.
+    /// The time of the STS call, and STS's Expiration, in milliseconds since 1970.
     #[prost(int64, tag = "3")]
-    pub from_ms: i64,
+    pub issued_at_ms: i64,
     #[prost(int64, tag = "4")]
-    pub until_ms: i64,
+    pub expires_at_ms: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Failure {
@@ -261,9 +264,9 @@ pub struct Failure {
     pub code: ::prost::alloc::string::String,
     #[prost(enumeration = "failure::Cause", tag = "3")]
     pub cause: i32,
-    /// DurationSeconds, where they are the cause.
+    /// The requested DurationSeconds, if they are the cause.
     #[prost(uint32, tag = "4")]
-    pub asked_seconds: u32,
+    pub requested_seconds: u32,
 }
 /// Nested message and enum types in `Failure`.
 pub mod failure {
@@ -306,7 +309,7 @@ pub mod failure {
             }
         }
     }
-    /// The change to make, if STS names one. An agent that predates a cause treats it as none.
+    /// The cause, if STS's response shows it. An agent that does not know a cause treats it as NONE.
     #[derive(
         Clone,
         Copy,
@@ -321,12 +324,12 @@ pub mod failure {
     #[repr(i32)]
     pub enum Cause {
         None = 0,
-        /// The role's trust policy must allow these beside sts:AssumeRole.
+        /// The role's trust policy must allow these in addition to sts:AssumeRole.
         TagSession = 1,
         SetSourceIdentity = 2,
-        /// It does not exist, or its trust policy does not allow what was asked for.
+        /// The role does not exist, or its trust policy does not allow the request.
         Untrusted = 3,
-        /// The same, where an external ID was sent.
+        /// As UNTRUSTED, for a request with an external ID.
         UntrustedExternalId = 4,
         IdentityPolicy = 5,
         ExplicitDeny = 6,
@@ -381,10 +384,10 @@ pub mod failure {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Pulse {
-    /// How long ago the broker last heard of the cluster, in milliseconds.
+pub struct Heartbeat {
+    /// Time since the broker's last update from the cluster, in milliseconds.
     #[prost(uint64, tag = "1")]
-    pub picture_age_ms: u64,
+    pub staleness_ms: u64,
 }
 /// Generated client implementations.
 pub mod broker_client {
@@ -466,7 +469,7 @@ pub mod broker_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Serves one node.
+        /// Serves the pods of one node.
         pub async fn serve(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::FromAgent>,
@@ -509,7 +512,7 @@ pub mod broker_server {
             >
             + std::marker::Send
             + 'static;
-        /// Serves one node.
+        /// Serves the pods of one node.
         async fn serve(
             &self,
             request: tonic::Request<tonic::Streaming<super::FromAgent>>,

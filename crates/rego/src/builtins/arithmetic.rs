@@ -1,13 +1,13 @@
-//! Operators by their names, and functions of numbers.
+//! Operators under their function names, and numeric built-ins.
 
 use regorus::Value;
 
 use super::bounded::original;
 
-/// Most bits of the two sides of a product.
+/// Maximum number of bits of a product's factors together.
 const MAX_BITS: u64 = 1 << 20;
 
-/// A whole number as one: `1.0` as 1.
+/// Returns an integral number as an integer: `1.0` as 1.
 pub(super) fn whole(value: &Value) -> Option<Value> {
     match value.as_i64() {
         Ok(number) => Some(Value::from(number)),
@@ -18,7 +18,7 @@ pub(super) fn whole(value: &Value) -> Option<Value> {
     }
 }
 
-/// A function of whole numbers, as the interpreter has it.
+/// Applies one of the interpreter's functions to integers.
 fn of_whole(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
     let numbers: Option<Vec<Value>> = arguments.iter().map(whole).collect();
     numbers.map_or(Ok(Value::Undefined), |numbers| original(name, &numbers))
@@ -58,7 +58,7 @@ pub(super) fn minus(arguments: &[Value]) -> anyhow::Result<Value> {
 pub(super) fn times(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match arguments {
         [Value::Number(one), Value::Number(other)] => {
-            // A product can't be interrupted while it is computed.
+            // A multiplication cannot be interrupted.
             let bits = |number: &Value| match number {
                 Value::Number(number) if number.as_f64().is_none() => {
                     number.as_big().map_or(0, |number| number.bits())
@@ -108,7 +108,7 @@ pub(super) fn or(arguments: &[Value]) -> anyhow::Result<Value> {
     })
 }
 
-/// Counts elements, keys or characters.
+/// Returns the number of elements, keys or characters.
 pub(super) fn count(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match arguments.first() {
         Some(Value::Array(array)) => Value::from(array.len()),

@@ -1,7 +1,9 @@
-//! Built-ins of the interpreter that may make much of little, asked only about what is small.
+//! The interpreter's built-ins whose results can be much larger than their arguments, restricted to
+//! small arguments.
 //!
-//! Nothing stops a built-in while it runs, and values share their parts: an array of twice the same
-//! array takes no memory, and written down or walked through it is as long as it looks.
+//! A running built-in cannot be interrupted, and values share their parts: an array that contains
+//! the same array twice takes no extra memory, but has its full size when it is formatted or
+//! traversed.
 
 use std::collections::BTreeSet;
 
@@ -11,13 +13,13 @@ use regorus::{Source, Value};
 
 use super::{MAX_ELEMENTS, MAX_TEXT, elements};
 
-/// Most levels of a value: built-ins go down by recursion.
+/// Maximum nesting of a value, since built-ins are recursive.
 const MAX_DEPTH: usize = 128;
 
-/// Most elements of all paths in a value together.
+/// Maximum total number of elements in all paths of a value.
 const MAX_PATHS: usize = 16 * MAX_ELEMENTS;
 
-/// A built-in of the interpreter that is asked about small values only, and whose answer is one.
+/// Defines a built-in of the interpreter with bounded arguments and results.
 macro_rules! bounded {
     ($function:ident, $name:literal) => {
         pub(super) fn $function(arguments: &[Value]) -> anyhow::Result<Value> {
@@ -34,7 +36,7 @@ bounded!(base64url_encode, "base64url.encode");
 bounded!(base64url_encode_no_pad, "base64url.encode_no_pad");
 bounded!(hex_encode, "hex.encode");
 
-/// The interpreter's own built-in of that name. What it refuses is undefined.
+/// Calls the interpreter's own built-in of that name. Its errors become undefined.
 pub(super) fn original(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
     let Some((function, _)) = BUILTINS.get(name) else {
         return Ok(Value::Undefined);
@@ -60,19 +62,19 @@ pub(super) fn original(name: &str, arguments: &[Value]) -> anyhow::Result<Value>
     Ok(function(&span, &places, arguments, false).unwrap_or(Value::Undefined))
 }
 
-/// What a value comes to where it is looked at part by part.
+/// The size of a value when it is traversed completely.
 #[derive(Debug, Default)]
 pub(super) struct Size {
-    /// Parts, itself included.
+    /// The number of parts, including the value itself.
     pub(super) parts: usize,
-    /// The sum of how deep each of them is.
+    /// The sum of the depths of all parts.
     pub(super) depths: usize,
 }
 
-/// How big values are.
+/// Returns the total size of values.
 ///
 /// # Errors
-/// They have more parts, text or depth than a built-in is asked about.
+/// Returns an error if they have more parts, text or levels than a built-in accepts.
 pub(super) fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
     let (mut size, mut bytes) = (Size::default(), 0usize);
     let mut open: Vec<(&Value, usize)> = values.iter().map(|value| (value, 1)).collect();
@@ -114,7 +116,7 @@ pub(super) fn small(name: &str, values: &[Value]) -> anyhow::Result<Size> {
     Ok(size)
 }
 
-/// Checks that a growing text is still within the bound on a built-in's result.
+/// Checks that a growing string is still within the size limit of a result.
 pub(super) fn bounded_text(name: &str, text: &str) -> anyhow::Result<()> {
     anyhow::ensure!(
         text.len() <= MAX_TEXT,
@@ -123,7 +125,7 @@ pub(super) fn bounded_text(name: &str, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All paths in a value with what is there. Each path is as long as it is deep.
+/// Returns all paths in a value with the value at each. Each path is as long as it is deep.
 pub(super) fn walk(arguments: &[Value]) -> anyhow::Result<Value> {
     let size = small("walk", arguments)?;
     anyhow::ensure!(
@@ -133,7 +135,7 @@ pub(super) fn walk(arguments: &[Value]) -> anyhow::Result<Value> {
     original("walk", arguments)
 }
 
-/// All paths from some nodes of a graph: each as far as it goes without a node twice.
+/// Returns all maximal paths from some nodes of a graph that visit no node twice.
 pub(super) fn reachable_paths(arguments: &[Value]) -> anyhow::Result<Value> {
     let (Some(Value::Object(graph)), Some(starts)) =
         (arguments.first(), elements(arguments.get(1)))
@@ -158,12 +160,12 @@ struct Paths<'a> {
     graph: &'a Object,
     path: Vec<Value>,
     found: BTreeSet<Vec<Value>>,
-    /// Of all that were found, together.
+    /// The total length of all paths found.
     length: usize,
 }
 
 impl Paths<'_> {
-    /// Whether the graph is one from here on.
+    /// Returns true if the node and everything reachable from it form a valid graph.
     fn visit(&mut self, node: &Value) -> anyhow::Result<bool> {
         const NAME: &str = "graph.reachable_paths";
         let is_end = matches!(node, Value::String(name) if name.is_empty());
@@ -216,7 +218,7 @@ mod tests {
         small("test", &[value]).is_ok()
     }
 
-    /// Nests a value the given number of levels deep.
+    /// Wraps a value in the given number of levels.
     fn nested(levels: usize, inside: Value, around: impl Fn(Value) -> Value) -> Value {
         (1..levels).fold(inside, |value, _| around(value))
     }
@@ -246,7 +248,7 @@ mod tests {
             let pairs = numbers(count).map(|number| (number.clone(), number));
             Object::from_iter(pairs).into_value()
         };
-        // With the collection itself.
+        // The limit includes the collection itself.
         assert!(fits(array(MAX_ELEMENTS - 1)));
         assert!(!fits(array(MAX_ELEMENTS + 1)));
         assert!(!fits(set_of(numbers(MAX_ELEMENTS + 1))));
@@ -269,7 +271,7 @@ mod tests {
     #[test]
     fn size_is_parts_and_how_deep_they_are() {
         let size = small("test", &[Value::from(json!({"a": [1, [2]]}))]).unwrap();
-        // The object, the array, its two elements, and one in the second.
+        // The object, the array, its two elements, and one within the second.
         assert_eq!((size.parts, size.depths), (5, 1 + 2 + 3 + 3 + 4));
     }
 }

@@ -1,18 +1,19 @@
-//! `net.cidr_merge`: networks that touch become one range, and a range the networks that it takes.
+//! `net.cidr_merge`: joins adjacent and overlapping networks to ranges, and splits each range into
+//! the fewest networks.
 
 use std::net::IpAddr;
 
 use super::networks::{Network, address};
 
-/// A range of addresses of one family; IPv4 stands in IPv6's order, as in Go.
+/// A range of addresses of one family. IPv4 is ordered within IPv6, as in Go.
 struct Range {
     first: u128,
     last: u128,
-    /// The network that it is, unless it is several.
+    /// The network, if the range is exactly one.
     network: Option<Network>,
 }
 
-/// IPv4 in IPv6.
+/// The prefix of IPv4 addresses within IPv6.
 const MAPPED: u128 = 0xffff << 32;
 
 fn number(address: IpAddr) -> u128 {
@@ -26,7 +27,7 @@ fn is_ipv4(number: u128) -> bool {
     number >> 32 == MAPPED >> 32
 }
 
-/// A network, or an IPv4 address with the mask of its class.
+/// Parses a network, or an IPv4 address with the mask of its class.
 pub(super) fn member(text: &str) -> Option<Network> {
     let Ok(address) = text.parse::<IpAddr>() else {
         return Network::parse(text);
@@ -44,7 +45,7 @@ pub(super) fn member(text: &str) -> Option<Network> {
     }
 }
 
-/// The networks that hold the same addresses.
+/// Returns the fewest networks with the same addresses.
 pub(super) fn merged(networks: Vec<Network>) -> Vec<Network> {
     let mut ranges: Vec<Range> = networks
         .into_iter()
@@ -56,7 +57,7 @@ pub(super) fn merged(networks: Vec<Network>) -> Vec<Network> {
         .collect();
     ranges.sort_by_key(|range| (range.last, range.first));
     let mut done: Vec<Range> = Vec::new();
-    // From the last to the first, as far down as each reaches.
+    // Processes ranges in descending order, each merged with those that it overlaps.
     while let Some(range) = ranges.pop() {
         let touches = |below: &Range| previous(range.first) <= below.last;
         match ranges.pop_if(|below| touches(below)) {
@@ -71,7 +72,7 @@ pub(super) fn merged(networks: Vec<Network>) -> Vec<Network> {
     done.into_iter().flat_map(split).collect()
 }
 
-/// The address before, unless it is its family's first.
+/// Returns the preceding address, unless the address is its family's first.
 fn previous(number: u128) -> u128 {
     match number {
         0 | MAPPED => number,
@@ -79,7 +80,7 @@ fn previous(number: u128) -> u128 {
     }
 }
 
-/// A range as networks.
+/// Splits a range into networks.
 fn split(range: Range) -> Vec<Network> {
     if let Some(network) = range.network {
         return vec![network];
@@ -93,7 +94,7 @@ fn split(range: Range) -> Vec<Network> {
     let (mut first, last) = (range.first - offset, range.last - offset);
     let mut networks = Vec::new();
     loop {
-        // The largest network that begins here and doesn't extend beyond the range.
+        // The largest network that begins here and does not extend beyond the range.
         let aligned = first.trailing_zeros().min(u32::from(bits));
         let host = (0..=aligned)
             .rev()
@@ -111,7 +112,7 @@ fn split(range: Range) -> Vec<Network> {
     }
 }
 
-/// The distance between the first and last address of a network with this many host bits.
+/// Returns the distance between the first and last address of a network with this many host bits.
 fn size(host: u32) -> Option<u128> {
     match host {
         128 => Some(u128::MAX),

@@ -1,11 +1,12 @@
-//! Arrays, shifts and ranges, bounded, since nothing stops a built-in while it runs.
+//! Array concatenation, shifts and ranges with bounded results, since a running built-in cannot be
+//! interrupted.
 
 use regorus::Value;
 use regorus::value::Array;
 
 use super::MAX_ELEMENTS;
 
-/// Highest number of bits that `bits.lsh` moves.
+/// Maximum shift of `bits.lsh`, in bits.
 const MAX_SHIFT: u64 = 1024;
 
 pub(super) fn array_concat(arguments: &[Value]) -> anyhow::Result<Value> {
@@ -50,7 +51,7 @@ pub(super) fn range_step(arguments: &[Value]) -> anyhow::Result<Value> {
     }
 }
 
-/// Whole numbers from one to another, up or down.
+/// Returns the integers from one number to another, ascending or descending.
 fn steps(arguments: &[Value], step: &Value) -> anyhow::Result<Value> {
     let whole = |value: Option<&Value>| value.and_then(super::arithmetic::whole);
     let ends = (

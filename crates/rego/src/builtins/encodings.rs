@@ -1,7 +1,7 @@
-//! Base64, hexadecimal and URL queries, as Go reads and writes them.
+//! Base64, hexadecimal and URL query encodings, as in Go.
 //!
-//! A text of OPA's may hold any bytes, one here none but UTF-8: what decodes to other bytes is an
-//! error, for another text would be a wrong answer.
+//! OPA's strings can hold any bytes, but strings here are UTF-8. Decoding to other bytes is an
+//! error, since any other string would be a wrong result.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ use regorus::value::Object;
 use super::bounded::{bounded_text, small};
 use super::text;
 
-/// Decodes as Go does: with padding, without a look at bits that are left over, across lines.
+/// Decodes as Go does: requires padding, and ignores line breaks and unused bits.
 fn base64_bytes(text: &str, alphabet: &Alphabet) -> Option<Vec<u8>> {
     let config = GeneralPurposeConfig::new()
         .with_decode_allow_trailing_bits(true)
@@ -23,12 +23,12 @@ fn base64_bytes(text: &str, alphabet: &Alphabet) -> Option<Vec<u8>> {
     GeneralPurpose::new(alphabet, config).decode(joined).ok()
 }
 
-/// Bytes as a text.
+/// Converts bytes to a string.
 fn decoded(name: &str, bytes: Option<Vec<u8>>) -> anyhow::Result<Value> {
     match bytes.map(String::from_utf8) {
         None => Ok(Value::Undefined),
         Some(Ok(text)) => Ok(Value::from(text)),
-        Some(Err(_)) => anyhow::bail!("{name}: these bytes are no text in UTF-8"),
+        Some(Err(_)) => anyhow::bail!("{name}: the bytes are not valid UTF-8"),
     }
 }
 
@@ -69,7 +69,7 @@ fn nibble(c: char) -> Option<u8> {
     u8::try_from(c.to_digit(16)?).ok()
 }
 
-/// Decodes `%41` and `+`; `None` if a `%` is not followed by two digits.
+/// Decodes `%41` and `+`; `None` if a `%` is not followed by two hexadecimal digits.
 fn unescaped(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut out = Vec::with_capacity(text.len());

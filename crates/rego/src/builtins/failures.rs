@@ -1,7 +1,7 @@
-//! The first error of a built-in of ours in a question of this thread.
+//! The first error of a supplied built-in during the current evaluation on this thread.
 //!
-//! The interpreter drops errors where a function has several bodies, and calls what failed undefined.
-//! A question in which one of ours failed must be denied all the same.
+//! If a function has several bodies, the interpreter drops errors and treats the failed body as
+//! undefined. An evaluation in which a supplied built-in failed must be denied nevertheless.
 
 use std::cell::RefCell;
 
@@ -9,14 +9,14 @@ thread_local! {
     static FAILURE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Notes an error, unless there was one before.
+/// Records an error, unless there is an earlier one.
 pub(super) fn note(error: &anyhow::Error) {
     FAILURE.with_borrow_mut(|failure| {
         failure.get_or_insert_with(|| error.to_string());
     });
 }
 
-/// Returns the recorded failure, and clears it.
+/// Returns and clears the recorded error.
 pub(crate) fn take() -> Option<String> {
     FAILURE.take()
 }

@@ -1,4 +1,4 @@
-//! `sprintf` with the verbs of Go's `fmt`, as OPA hands it values.
+//! `sprintf` with the verbs of Go's `fmt`, for values as OPA passes them.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use regorus::Value;
 use super::go_fmt::{self, Argument, Spec};
 use super::{MAX_TEXT, bounded, go_quote, text};
 
-/// Widest field, and most digits that a precision asks for; Go's bound.
+/// Maximum field width and precision; the same as in Go.
 const MAX_WIDTH: usize = 1_000_000;
 
 pub(super) fn sprintf(arguments: &[Value]) -> anyhow::Result<Value> {
@@ -42,14 +42,14 @@ pub(super) fn sprintf(arguments: &[Value]) -> anyhow::Result<Value> {
 struct Printer<'a> {
     rest: &'a str,
     arguments: &'a [Argument],
-    /// Place of the argument that comes next.
+    /// Index of the next argument.
     next: usize,
-    /// Arguments were asked for by their numbers.
+    /// True if arguments were selected by number.
     reordered: bool,
     out: String,
 }
 
-/// An explicit number of an argument, such as `[2]`.
+/// An explicit argument index, such as `[2]`.
 #[derive(PartialEq, Eq, Clone, Copy)]
 enum Index {
     Absent,
@@ -58,7 +58,7 @@ enum Index {
 }
 
 impl Printer<'_> {
-    /// Writes what stands behind one `%`. False where the format ends there.
+    /// Formats the text after a `%`. Returns false if the format string ends there.
     fn verb(&mut self) -> anyhow::Result<bool> {
         let mut spec = self.flags();
         let mut good = true;
@@ -76,7 +76,7 @@ impl Printer<'_> {
             spec.width = self.number();
             good &= index != Index::Good || spec.width.is_none();
         }
-        // A point at the very end is a verb to Go.
+        // Go reads a final point as a verb.
         if self.rest.len() > 1 && self.skip('.') {
             good &= index != Index::Good;
             index = self.index(&mut good);
@@ -139,7 +139,7 @@ impl Printer<'_> {
         spec
     }
 
-    /// A decimal number. What is far too large ends the format, as in Go.
+    /// Parses a decimal number. As in Go, a number that is far too large ends the format.
     fn number(&mut self) -> Option<usize> {
         let end = self
             .rest
@@ -150,7 +150,7 @@ impl Printer<'_> {
             return None;
         }
         self.rest = behind;
-        // Go looks at the number before each digit that follows.
+        // Go compares the number before each further digit.
         let before_last = digits.get(..digits.len() - 1).unwrap_or("");
         let too_large = |digits: &str| digits.parse().is_ok_and(|number: usize| number > MAX_WIDTH);
         if digits.len() > 8 || too_large(before_last) {
@@ -160,7 +160,7 @@ impl Printer<'_> {
         digits.parse().ok()
     }
 
-    /// Reads `[n]`.
+    /// Parses `[n]`.
     fn index(&mut self, good: &mut bool) -> Index {
         if !self.rest.starts_with('[') {
             return Index::Absent;
@@ -184,7 +184,7 @@ impl Printer<'_> {
                 self.next = place - 1;
                 Index::Good
             }
-            // A number of no argument is one all the same.
+            // The index of a missing argument is still an index.
             Some(_) => {
                 *good = false;
                 Index::Good
@@ -196,7 +196,7 @@ impl Printer<'_> {
         }
     }
 
-    /// The next argument as a width or a precision.
+    /// Returns the next argument as a width or precision.
     fn number_of_argument(&mut self) -> Option<i64> {
         let argument = self.arguments.get(self.next)?;
         self.next += 1;
@@ -209,7 +209,7 @@ impl Printer<'_> {
         }
     }
 
-    /// The rest of the format, and the arguments that it doesn't use.
+    /// Appends the rest of the format string and unused arguments.
     fn end(mut self) -> anyhow::Result<Value> {
         self.out.push_str(self.rest);
         let unused = self.arguments.get(self.next..).unwrap_or_default();
@@ -225,8 +225,8 @@ impl Printer<'_> {
     }
 }
 
-/// A value as OPA writes terms: like JSON with a space behind `,` and `:`, sets in braces, and texts
-/// in Go's quotes.
+/// Formats a value as OPA formats terms: like JSON, with a space after `,` and `:`, sets in braces,
+/// and strings in Go's quotes.
 pub(super) fn term(value: &Value, out: &mut String) -> anyhow::Result<()> {
     anyhow::ensure!(out.len() <= MAX_TEXT, "sprintf: more than {MAX_TEXT} bytes");
     let list = |values: &mut dyn Iterator<Item = &Value>, out: &mut String| {

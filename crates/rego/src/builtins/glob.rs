@@ -1,4 +1,4 @@
-//! `glob.match`, as OPA's globs are: `*` stops at delimiters, `**` doesn't, `?`, classes and
+//! `glob.match` with OPA's globs: `*` stops at delimiters, `**` does not; also `?`, classes and
 //! alternatives.
 
 use std::iter::Peekable;
@@ -11,7 +11,7 @@ use super::go_regex::{GoRegex, MAX_PATTERN, PatternError, compile_as_it_is, show
 use super::regexes::Regexes;
 use super::text;
 
-/// Most alternatives inside each other.
+/// Maximum nesting of alternatives.
 const MAX_DEPTH: usize = 64;
 
 pub(super) fn matches(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
@@ -28,7 +28,7 @@ pub(super) fn matches(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<
 /// Compiles a pattern, once for a policy.
 ///
 /// # Errors
-/// [`PatternError`] where OPA takes it for none, or it is beyond a bound.
+/// [`PatternError`] if OPA rejects the pattern or it exceeds a limit.
 pub(super) fn compile(
     regexes: &Regexes,
     pattern: &str,
@@ -40,10 +40,10 @@ pub(super) fn compile(
     })
 }
 
-/// Looks at a pattern.
+/// Validates a pattern.
 ///
 /// # Errors
-/// [`PatternError`] where OPA takes it for none, or it is beyond a bound.
+/// [`PatternError`] if OPA rejects the pattern or it exceeds a limit.
 pub(super) fn check(pattern: &str) -> Result<(), PatternError> {
     let translated = translate(pattern, ".")?;
     compile_as_it_is(&translated)
@@ -58,7 +58,7 @@ pub(super) fn delimiters(argument: Option<&Value>) -> Option<String> {
         Value::Array(all) => all,
         _ => return None,
     };
-    // An empty list stands for the default.
+    // An empty list means the default.
     if all.is_empty() {
         return Some(".".into());
     }
@@ -124,12 +124,13 @@ fn translate(pattern: &str, delimiters: &str) -> Result<String, PatternError> {
     Ok(out + ")$")
 }
 
-/// A character in a class of Rust's.
+/// Escapes a character for a class of Rust's regular expressions.
 fn escaped(c: char) -> String {
     format!(r"\x{{{:x}}}", u32::from(c))
 }
 
-/// Reads the rest of a class after `[`: one range, or a list of characters, with `-` as a literal.
+/// Parses the rest of a class after `[`: one range, or a list of characters in which `-` is a
+/// literal.
 fn class(chars: &mut Peekable<Chars<'_>>) -> Result<String, &'static str> {
     const OPEN: &str = "a closing ] is missing";
     let not = if chars.next_if_eq(&'!').is_some() {
@@ -144,15 +145,15 @@ fn class(chars: &mut Peekable<Chars<'_>>) -> Result<String, &'static str> {
         let last = ahead.next().ok_or(OPEN)?;
         *chars = ahead;
         return match chars.next() {
-            Some(']') if last < first => Err("a range whose end is before its start"),
+            Some(']') if last < first => Err("a range ends before it starts"),
             Some(']') => Ok(format!("[{not}{}-{}]", escaped(first), escaped(last))),
-            _ => Err("a range stands alone between [ and ]"),
+            _ => Err("a range must be the only content of [ and ]"),
         };
     }
     let mut members = String::new();
     loop {
         match chars.next().ok_or(OPEN)? {
-            ']' if members.is_empty() => return Err("there is nothing between [ and ]"),
+            ']' if members.is_empty() => return Err("[ ] is empty"),
             ']' => return Ok(format!("[{not}{members}]")),
             '\\' => members.push_str(&escaped(chars.next().ok_or(OPEN)?)),
             c => members.push_str(&escaped(c)),
@@ -160,7 +161,7 @@ fn class(chars: &mut Peekable<Chars<'_>>) -> Result<String, &'static str> {
     }
 }
 
-/// A pattern that matches the text itself.
+/// Returns a pattern that matches the text itself.
 pub(super) fn quote_meta(arguments: &[Value]) -> anyhow::Result<Value> {
     let Some(text) = text(arguments, 0) else {
         return Ok(Value::Undefined);

@@ -1,4 +1,4 @@
-//! Single characters and classes of Go's regular expressions.
+//! Single characters and character classes of Go's regular expressions.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 
 use super::go_regex::Fault;
 
-/// Never matches: a class of nothing.
+/// An empty class, which never matches.
 const NOTHING: &str = r"[^\x00-\x{10FFFF}]";
 
-/// A class that is written as a name: `\d`, `\pL`, `\p{Greek}`. `None` where the text begins with
-/// another escape.
+/// Parses a named class: `\d`, `\pL`, `\p{Greek}`. Returns `None` if the text begins with another
+/// escape.
 pub(super) fn named(text: &str) -> Result<Option<(String, &str)>, Fault> {
     let mut chars = text.chars();
     let (Some('\\'), Some(name)) = (chars.next(), chars.next()) else {
@@ -30,9 +30,9 @@ pub(super) fn named(text: &str) -> Result<Option<(String, &str)>, Fault> {
     Ok(Some((class.to_owned(), rest)))
 }
 
-/// Reads the class after `\p`.
+/// Parses the class after `\p`.
 fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
-    const UNKNOWN: Fault = Fault::Syntax("a Unicode class that is not known");
+    const UNKNOWN: Fault = Fault::Syntax("an unknown Unicode class");
     let (name, rest) = match text.strip_prefix('{') {
         Some(text) => text.split_once('}').ok_or(UNKNOWN)?,
         None => {
@@ -54,9 +54,9 @@ fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
         .flat_map(char::to_lowercase)
         .collect();
     let kinds: &[&str] = match canonical.as_str() {
-        // Rust strips this, and Go doesn't.
+        // Rust strips this prefix; Go does not.
         canonical if canonical.starts_with("is") => &[],
-        // Go knows scripts only by their full names; these have four letters.
+        // Go knows scripts only by their full names, which have four letters in these cases.
         "ahom" | "cham" | "kawi" | "lisu" | "modi" | "newa" | "thai" | "toto" => &["sc"],
         canonical if canonical.len() == 4 => &["gc"],
         _ => &["gc", "sc"],
@@ -68,15 +68,15 @@ fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
     Ok((class.ok_or(UNKNOWN)?, rest))
 }
 
-/// Returns whether Rust knows a class. Answers are cached, since a pattern may name one often.
+/// Returns true if Rust knows a class. Results are cached, since a pattern may name a class often.
 fn is_class(class: &str) -> bool {
     static KNOWN: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
-    const KEPT: usize = 1024;
+    const MAX_CACHED_CLASSES: usize = 1024;
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = known.get(class) {
         return *known;
     }
-    if known.len() >= KEPT {
+    if known.len() >= MAX_CACHED_CLASSES {
         known.clear();
     }
     let is_class = regex::Regex::new(class).is_ok();
@@ -84,9 +84,9 @@ fn is_class(class: &str) -> bool {
     is_class
 }
 
-/// A single character behind a backslash, by its number.
+/// Parses an escaped character and returns its code point.
 pub(super) fn escaped(text: &str) -> Result<(u32, &str), Fault> {
-    const INVALID: Fault = Fault::Syntax("an escape that is not known");
+    const INVALID: Fault = Fault::Syntax("an unknown escape");
     let mut chars = text.chars();
     chars.next();
     let c = chars
@@ -96,7 +96,7 @@ pub(super) fn escaped(text: &str) -> Result<(u32, &str), Fault> {
     let is_octal = |c: &char| c.is_digit(8);
     let code = match c {
         '0'..='7' => {
-            // One digit alone would refer back, unless it is 0.
+            // A single digit would be a back-reference unless it is 0.
             if c != '0' && !rest.chars().next().is_some_and(|c| is_octal(&c)) {
                 return Err(INVALID);
             }
@@ -119,7 +119,7 @@ pub(super) fn escaped(text: &str) -> Result<(u32, &str), Fault> {
     Ok((code, rest))
 }
 
-/// `7f` or `{10ffff}`.
+/// Parses `7f` or `{10ffff}`.
 fn hexadecimal(text: &str) -> Option<(u32, &str)> {
     let (digits, rest) = match text.strip_prefix('{') {
         Some(text) => text.split_once('}')?,
@@ -137,7 +137,7 @@ fn hexadecimal(text: &str) -> Option<(u32, &str)> {
     (code <= u32::from(char::MAX)).then_some((code, rest))
 }
 
-/// A character as a pattern.
+/// Returns a pattern for a character.
 pub(super) fn literal(c: char) -> String {
     if c.is_ascii_alphanumeric() {
         c.to_string()
@@ -146,12 +146,12 @@ pub(super) fn literal(c: char) -> String {
     }
 }
 
-/// A character by its number as a pattern; a surrogate is one that no text has.
+/// Returns a pattern for a code point. No text contains a surrogate, so its pattern never matches.
 pub(super) fn one(code: u32) -> String {
     char::from_u32(code).map_or_else(|| NOTHING.to_owned(), literal)
 }
 
-/// A class such as `[^a-z\d[:alpha:]]` at the start of a text.
+/// Parses a class such as `[^a-z\d[:alpha:]]` at the start of a text.
 pub(super) fn class(text: &str) -> Result<(String, &str), Fault> {
     const OPEN: Fault = Fault::Syntax("a closing ] is missing");
     let mut rest = text.get(1..).unwrap_or("");
@@ -189,20 +189,20 @@ pub(super) fn class(text: &str) -> Result<(String, &str), Fault> {
         {
             (high, rest) = member(behind)?.ok_or(OPEN)?;
             if high < low {
-                return Err(Fault::Syntax("a range whose end is before its start"));
+                return Err(Fault::Syntax("a range ends before it starts"));
             }
         }
         is_empty &= !push_range(low, high, &mut out);
     }
     if is_empty {
-        // Surrogates only, which no text has.
+        // Only surrogates, which no text contains.
         out.push_str(NOTHING);
     }
     out.push(']');
     Ok((out, rest))
 }
 
-/// One character of a class; `None` at the end.
+/// Parses one character of a class; `None` at the end.
 fn member(text: &str) -> Result<Option<(u32, &str)>, Fault> {
     if text.starts_with('\\') {
         return escaped(text).map(Some);
@@ -211,7 +211,7 @@ fn member(text: &str) -> Result<Option<(u32, &str)>, Fault> {
     Ok(chars.next().map(|c| (u32::from(c), chars.as_str())))
 }
 
-/// Adds a range without its surrogates, if there is more in it.
+/// Appends a range without its surrogates. Returns false if nothing is left.
 fn push_range(low: u32, high: u32, out: &mut String) -> bool {
     const SURROGATES: std::ops::RangeInclusive<u32> = 0xd800..=0xdfff;
     let low = if SURROGATES.contains(&low) {
@@ -230,7 +230,7 @@ fn push_range(low: u32, high: u32, out: &mut String) -> bool {
     low <= high
 }
 
-/// `[:alpha:]` and its like, in a class.
+/// Parses a POSIX class such as `[:alpha:]`.
 fn posix(text: &str) -> Result<Option<(&str, &str)>, Fault> {
     const NAMES: [&str; 14] = [
         "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct",
@@ -244,7 +244,7 @@ fn posix(text: &str) -> Result<Option<(&str, &str)>, Fault> {
     };
     let bare = name.strip_prefix('^').unwrap_or(name);
     if !NAMES.contains(&bare) {
-        return Err(Fault::Syntax("a class between [: and :] that is not known"));
+        return Err(Fault::Syntax("an unknown class between [: and :]"));
     }
     let length = name.len() + "[::]".len();
     Ok(text.get(..length).map(|class| (class, rest)))

@@ -1,4 +1,4 @@
-//! Durations as Go reads them (`1h30m`), with OPA's days, weeks and years besides.
+//! Durations in Go's format (`1h30m`), extended by OPA's days, weeks and years.
 
 /// Parses a duration into nanoseconds; `None` if it is invalid.
 pub(super) fn parse(text: &str) -> Option<i64> {
@@ -29,7 +29,7 @@ pub(super) fn parse(text: &str) -> Option<i64> {
                     "w" => 168.0,
                     _ => 8760.0,
                 };
-                // In hours, written out and read again, as OPA does.
+                // Converted to hours, formatted and parsed again, as OPA does.
                 let hours = number.parse::<f64>().ok()? * hours;
                 amount(&format!("{hours}"), HOUR)?
             }
@@ -37,7 +37,7 @@ pub(super) fn parse(text: &str) -> Option<i64> {
         };
         total = total
             .checked_add(nanoseconds)
-            .filter(|total| *total <= MOST)?;
+            .filter(|total| *total <= MAX_NANOSECONDS)?;
     }
     if negative {
         0i64.checked_sub_unsigned(total)
@@ -47,7 +47,7 @@ pub(super) fn parse(text: &str) -> Option<i64> {
 }
 
 const HOUR: u64 = 3_600_000_000_000;
-const MOST: u64 = 1 << 63;
+const MAX_NANOSECONDS: u64 = 1 << 63;
 
 fn nanoseconds(unit: &str) -> Option<u64> {
     Some(match unit {
@@ -65,7 +65,7 @@ fn split(text: &str, end: impl FnMut(char) -> bool) -> (&str, &str) {
     text.split_at(text.find(end).unwrap_or(text.len()))
 }
 
-/// One unit: a letter, or two where they are one.
+/// Parses a unit of one or two letters.
 fn extended_unit(text: &str) -> Option<(&str, &str)> {
     let length = ["ms", "us", "\u{b5}s", "ns"]
         .into_iter()
@@ -76,7 +76,7 @@ fn extended_unit(text: &str) -> Option<(&str, &str)> {
     known.then_some((unit, rest))
 }
 
-/// A decimal number of some unit.
+/// Parses a decimal number of a unit.
 fn amount(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
@@ -87,13 +87,15 @@ fn amount(number: &str, unit: u64) -> Option<u64> {
     } else {
         whole.parse().ok()?
     };
-    let whole = whole.checked_mul(unit).filter(|whole| *whole <= MOST)?;
+    let whole = whole
+        .checked_mul(unit)
+        .filter(|whole| *whole <= MAX_NANOSECONDS)?;
     whole
         .checked_add(part(fraction, unit))
-        .filter(|all| *all <= MOST)
+        .filter(|all| *all <= MAX_NANOSECONDS)
 }
 
-/// A fraction of a unit, below it; in floating point, as Go does.
+/// Returns the value of a fraction of a unit, in floating point as Go computes it.
 fn part(digits: &str, unit: u64) -> u64 {
     let digits = digits.get(..18).unwrap_or(digits);
     let (Ok(number), Ok(scale)) = (
@@ -106,7 +108,7 @@ fn part(digits: &str, unit: u64) -> u64 {
     whole.parse().unwrap_or(0)
 }
 
-/// Nanoseconds of a unit, which floating point holds as they are.
+/// Returns the nanoseconds of a unit, which floating point represents exactly.
 fn unit_of(nanoseconds: u64) -> f64 {
     nanoseconds.to_string().parse().unwrap_or(0.0)
 }

@@ -1,10 +1,11 @@
-//! Fractions as decimal text, as Go's `strconv` writes them.
+//! Fractions as decimal text, in the format of Go's `strconv`.
 
-/// Most digits that a fraction of 64 bits has behind its point; all that follow are zeros.
-const MOST_DIGITS: usize = 1100;
+/// Maximum number of significant digits after the point of a 64-bit fraction; all further ones are
+/// zeros.
+const MAX_FRACTION_DIGITS: usize = 1100;
 
-/// A number that is not negative, by the verb `e`, `E`, `f`, `g` or `G`; the shortest text that
-/// reads as the same number without a precision.
+/// Formats a non-negative number by the verb `e`, `E`, `f`, `g` or `G`. Without a precision, the
+/// result is the shortest text that parses to the same number.
 pub(super) fn unsigned(verb: char, number: f64, precision: Option<usize>) -> String {
     match verb {
         'f' => match precision {
@@ -17,19 +18,22 @@ pub(super) fn unsigned(verb: char, number: f64, precision: Option<usize>) -> Str
 }
 
 fn fixed(number: f64, precision: usize) -> String {
-    let exact = precision.min(MOST_DIGITS);
+    let exact = precision.min(MAX_FRACTION_DIGITS);
     let mut text = format!("{number:.exact$}");
     text.extend(std::iter::repeat_n('0', precision - exact));
     text
 }
 
 fn scientific(e: char, number: f64, precision: Option<usize>) -> String {
-    let (digits, power) = parts(number, precision.map(|digits| digits.min(MOST_DIGITS)));
-    let zeros = precision.map_or(0, |precision| precision.saturating_sub(MOST_DIGITS));
+    let (digits, power) = parts(
+        number,
+        precision.map(|digits| digits.min(MAX_FRACTION_DIGITS)),
+    );
+    let zeros = precision.map_or(0, |precision| precision.saturating_sub(MAX_FRACTION_DIGITS));
     format!("{digits}{}{}", "0".repeat(zeros), exponent(e, power))
 }
 
-/// Digits before and behind the point, and the power of ten.
+/// Returns the digits and the power of ten.
 fn parts(number: f64, precision: Option<usize>) -> (String, i32) {
     let text = match precision {
         Some(precision) => format!("{number:.precision$e}"),
@@ -39,15 +43,15 @@ fn parts(number: f64, precision: Option<usize>) -> (String, i32) {
     (digits.to_owned(), power.parse().unwrap_or(0))
 }
 
-/// At least two digits, with a sign.
+/// Formats an exponent with a sign and at least two digits.
 fn exponent(e: char, power: i32) -> String {
     let sign = if power < 0 { '-' } else { '+' };
     format!("{e}{sign}{:02}", power.unsigned_abs())
 }
 
-/// With an exponent where the number is very small or large for its digits.
+/// Formats a number with an exponent only if it is very small, or large for its number of digits.
 fn general(e: char, number: f64, precision: Option<usize>) -> String {
-    let most = precision.map(|precision| precision.clamp(1, MOST_DIGITS));
+    let most = precision.map(|precision| precision.clamp(1, MAX_FRACTION_DIGITS));
     let (digits, power) = parts(number, most.map(|most| most - 1));
     let digits: String = digits.chars().filter(|c| *c != '.').collect();
     let digits = match digits.trim_end_matches('0') {
@@ -58,7 +62,7 @@ fn general(e: char, number: f64, precision: Option<usize>) -> String {
     let bound = match most.and_then(|most| i32::try_from(most).ok()) {
         Some(most) if most > count && count > power => count,
         Some(most) => most,
-        // The shortest text.
+        // The shortest representation.
         None => 6,
     };
     let (first, rest) = digits.split_at(1);
@@ -82,7 +86,7 @@ fn general(e: char, number: f64, precision: Option<usize>) -> String {
     }
 }
 
-/// With a point in any case, and with `g` with all the digits that the precision asks for.
+/// Adds a decimal point if there is none and, for `g`, all the digits of the precision.
 pub(super) fn with_point(verb: char, text: &str, precision: Option<usize>) -> String {
     let end = text.find(['e', 'E']).unwrap_or(text.len());
     let (digits, exponent) = text.split_at(end);

@@ -1,4 +1,4 @@
-//! One value in Go's `fmt`: verbs, flags, width and precision.
+//! Formatting of one value in Go's `fmt`: verbs, flags, width and precision.
 
 use std::fmt::Write as _;
 
@@ -7,16 +7,16 @@ use regorus::value::Set;
 
 use super::{MAX_TEXT, go_float, go_quote};
 
-/// A value as OPA hands it to Go's `fmt`: whole numbers, fractions, and all else as text.
+/// A value as OPA passes it to Go's `fmt`: an integer, a fraction, or text for everything else.
 pub(super) enum Argument {
     Int(i64),
-    /// A whole number beyond 64 bits, in the bases that there are verbs for.
+    /// An integer beyond 64 bits, in the bases of the verbs.
     Big(Box<Big>),
     Float(f64),
     Text(String),
 }
 
-/// Digits of a whole number without its sign.
+/// Digits of an integer without its sign.
 pub(super) struct Big {
     negative: bool,
     binary: String,
@@ -57,7 +57,7 @@ impl Argument {
         })
     }
 
-    /// Go's name of the type.
+    /// Returns Go's name of the type.
     fn type_name(&self) -> &'static str {
         match self {
             Self::Int(_) => "int64",
@@ -68,10 +68,10 @@ impl Argument {
     }
 }
 
-/// The key that marks the stand-in for a fraction written as such, like `100.0`.
+/// The key that marks the representation of a fraction literal such as `100.0`.
 pub(crate) const FRACTION: &str = "rolegate_fraction";
 
-/// The text of a fraction that the policy's text holds: only that of a policy can have a set here.
+/// Returns the text of a fraction literal. Only the policy itself can contain such a set here.
 fn written_fraction(set: &Set) -> Option<&str> {
     match (set.len(), set.first()?) {
         (1, Value::Array(parts)) => match (parts.len(), parts.get(0)?, parts.get(1)?) {
@@ -98,7 +98,7 @@ pub(super) struct Spec {
 }
 
 impl Spec {
-    /// `#` and `+` mean something else before `v`.
+    /// Before `v`, the flags `#` and `+` have another meaning.
     fn of_value(mut self) -> Self {
         self.sharp_v = std::mem::take(&mut self.sharp);
         self.plus_v = std::mem::take(&mut self.plus);
@@ -114,7 +114,7 @@ impl Spec {
         }
     }
 
-    /// Writes a text, padded to the requested width.
+    /// Appends a text, padded to the requested width.
     fn pad(&self, text: &str, zero: bool, out: &mut String) {
         let missing = self.width.unwrap_or(0).saturating_sub(text.chars().count());
         if self.minus {
@@ -128,10 +128,10 @@ impl Spec {
     }
 }
 
-/// Writes one value.
+/// Appends a formatted value.
 ///
 /// # Errors
-/// A verb that is there in Go and not here.
+/// Returns an error for a verb of Go that is not supported.
 pub(super) fn write(
     verb: char,
     value: &Argument,
@@ -152,9 +152,9 @@ pub(super) fn write(
             anyhow::bail!("sprintf: %p of a large number is an address in memory")
         }
         ('w' | 'p', value) => bad(verb, value, spec, out),
-        // OPA distinguishes 3 from 3.0; here they are the same.
+        // OPA distinguishes 3 from 3.0; the interpreter does not.
         ('e' | 'E' | 'f' | 'F' | 'g' | 'G', Argument::Int(_) | Argument::Big(_)) => {
-            anyhow::bail!("sprintf: %{verb} of a whole number: write %d or %v")
+            anyhow::bail!("sprintf: %{verb} does not support an integer: use %d or %v")
         }
         (_, Argument::Int(number)) => int(verb, *number, value, spec, out),
         (_, Argument::Big(big)) => {
@@ -166,11 +166,11 @@ pub(super) fn write(
     }
 }
 
-/// `name=value` of what no verb asked for.
+/// Appends `name=value` for an argument without a verb.
 pub(super) fn extra(value: &Argument, spec: Spec, out: &mut String) -> anyhow::Result<()> {
     out.push_str(value.type_name());
     out.push('=');
-    // `v` without what it makes of flags.
+    // As `v`, without the effects of flags.
     match value {
         Argument::Int(number) => int('v', *number, value, spec, out),
         Argument::Big(big) => {
@@ -217,7 +217,7 @@ fn int(
         }
         _ => return bad(verb, value, spec, out),
     };
-    // `%+v` has no sign here, though it has one of large numbers.
+    // `%+v` omits the sign here, but not for large numbers.
     let spec = Spec {
         plus_v: false,
         ..spec
@@ -247,7 +247,7 @@ fn int(
     Ok(())
 }
 
-/// A number as the character that it stands for.
+/// Formats a number as the character with that code point.
 fn character(verb: char, number: i64, spec: &Spec, out: &mut String) {
     let valid = u32::try_from(number).ok().and_then(char::from_u32);
     let shown = valid.unwrap_or('\u{fffd}');
@@ -256,7 +256,7 @@ fn character(verb: char, number: i64, spec: &Spec, out: &mut String) {
         'q' => spec.pad(&go_quote::character(shown, spec.plus), true, out),
         _ => {
             let digits = spec.precision.unwrap_or(4).max(4);
-            // Go takes the bits as they are.
+            // Go uses the bits unchanged.
             let mut text = format!("U+{number:0digits$X}");
             if let Some(c) = valid.filter(|c| spec.sharp && go_quote::is_print(*c)) {
                 let _ = write!(text, " '{c}'");
@@ -266,7 +266,7 @@ fn character(verb: char, number: i64, spec: &Spec, out: &mut String) {
     }
 }
 
-/// A whole number beyond 64 bits, which Go's `big.Int` writes in its own way.
+/// Formats an integer beyond 64 bits, for which Go's `big.Int` has its own format.
 fn large(verb: char, big: &Big, spec: &Spec, out: &mut String) {
     let digits = match verb {
         'b' => big.binary.clone(),
@@ -310,7 +310,7 @@ fn float(
         'G' => ('G', None),
         'f' | 'F' => ('f', Some(6)),
         'e' | 'E' => (verb, Some(6)),
-        'b' | 'x' | 'X' => anyhow::bail!("sprintf: %{verb} of a fraction is not supported"),
+        'b' | 'x' | 'X' => anyhow::bail!("sprintf: %{verb} does not support a fraction"),
         _ => return bad(verb, value, spec, out),
     };
     let precision = spec.precision.or(precision);
@@ -360,7 +360,7 @@ fn quoted(text: &str, spec: &Spec, out: &mut String) {
     spec.pad(&written, true, out);
 }
 
-/// The bytes of a text as hexadecimal numbers.
+/// Formats the bytes of a text as hexadecimal numbers.
 fn bytes(verb: char, text: &str, spec: &Spec, out: &mut String) -> anyhow::Result<()> {
     let most = spec.precision.unwrap_or(text.len()).min(text.len());
     anyhow::ensure!(

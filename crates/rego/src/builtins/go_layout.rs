@@ -1,13 +1,13 @@
-//! Go's layouts of times: which part of `Mon Jan 2 15:04:05 MST 2006` stands where.
+//! Go's time layouts: parses the elements of `Mon Jan 2 15:04:05 MST 2006`.
 
-/// A part of a time.
+/// An element of a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     Year,
     LongYear,
     Month,
     LongMonth,
-    /// Of two digits, or as many as there are.
+    /// A number of two digits, or of as many as needed.
     NumMonth {
         fixed: bool,
     },
@@ -25,7 +25,7 @@ pub(super) enum Part {
     Second {
         fixed: bool,
     },
-    /// Digits behind a separator; without the zeros at the end if `trimmed`.
+    /// Digits after a separator, without trailing zeros if `trimmed`.
     Fraction {
         separator: char,
         digits: usize,
@@ -35,7 +35,7 @@ pub(super) enum Part {
         upper: bool,
     },
     ZoneName,
-    /// `-07`, `-0700`, `-07:00`, `-070000`, `-07:00:00`, or with `Z` for UTC.
+    /// `-07`, `-0700`, `-07:00`, `-070000`, `-07:00:00`, or the same with `Z` for UTC.
     Offset {
         z: bool,
         colons: bool,
@@ -44,7 +44,7 @@ pub(super) enum Part {
     },
 }
 
-/// The padding before the digits of a short number.
+/// The padding of a short number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pad {
     Nothing,
@@ -61,7 +61,7 @@ const fn offset(z: bool, colons: bool, minutes: bool, seconds: bool) -> Part {
     }
 }
 
-/// Parts by how they are written. The first that fits is taken.
+/// The elements by their spelling. The first match applies.
 const PARTS: &[(&str, Part)] = &[
     ("January", Part::LongMonth),
     ("Monday", Part::LongWeekDay),
@@ -96,12 +96,12 @@ const PARTS: &[(&str, Part)] = &[
     ("Z07", offset(true, false, false, false)),
 ];
 
-/// The text before the first part of a layout, the part, and what is behind it.
+/// Splits a layout into the text before the first element, the element, and the rest.
 pub(super) fn next(layout: &str) -> (&str, Option<Part>, &str) {
     for (at, _) in layout.char_indices() {
         let (before, rest) = layout.split_at(at);
         if rest.starts_with("_2006") {
-            // The line is itself, and the year behind it a part.
+            // The underscore is literal, and the year after it is an element.
             let (before, rest) = layout.split_at(at + 1);
             return (before, Some(Part::LongYear), rest.get(4..).unwrap_or(""));
         }
@@ -117,7 +117,7 @@ pub(super) fn next(layout: &str) -> (&str, Option<Part>, &str) {
     (layout, None, "")
 }
 
-/// `Jan` and `Mon`, unless the word continues.
+/// Parses `Jan` or `Mon`, unless the word continues.
 fn short_name(text: &str) -> Option<(Part, &str)> {
     [("Jan", Part::Month), ("Mon", Part::WeekDay)]
         .into_iter()
@@ -125,7 +125,7 @@ fn short_name(text: &str) -> Option<(Part, &str)> {
         .filter(|(_, behind)| !behind.starts_with(|c: char| c.is_ascii_lowercase()))
 }
 
-/// `.000` or `,999`, where no other digit follows.
+/// Parses `.000` or `,999` if no other digit follows.
 fn fraction(text: &str) -> Option<(Part, &str)> {
     let separator = text.chars().next().filter(|c| matches!(c, '.' | ','))?;
     let digits = text.get(1..)?;
@@ -154,7 +154,7 @@ pub(super) const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// From Sunday on.
+/// Days of the week from Sunday.
 pub(super) const DAYS: [&str; 7] = [
     "Sunday",
     "Monday",
@@ -165,7 +165,7 @@ pub(super) const DAYS: [&str; 7] = [
     "Saturday",
 ];
 
-/// A layout by its name in Go.
+/// Returns the layout with a name in Go.
 pub(super) fn named(layout: &str) -> &str {
     match layout {
         "ANSIC" => "Mon Jan _2 15:04:05 2006",

@@ -1,16 +1,16 @@
-//! Texts and characters in quotes, as Go's `strconv` writes them.
+//! Quoted strings and characters, in the format of Go's `strconv`.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// Characters that Go prints as they are: letters, marks, numbers, punctuation, symbols and the
-/// ASCII space.
+/// Characters that Go prints unescaped: letters, marks, numbers, punctuation, symbols and the ASCII
+/// space.
 static PRINTABLE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^[\pL\pM\pN\pP\pS ]$").ok());
 
-/// Returns whether Go prints a character as it is.
+/// Returns true if Go prints a character unescaped.
 pub(super) fn is_print(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
@@ -19,12 +19,12 @@ pub(super) fn is_print(c: char) -> bool {
     printable.is_some_and(|printable| printable.is_match(c.encode_utf8(&mut [0; 4])))
 }
 
-/// A text in quotes.
+/// Quotes a string.
 pub(super) fn text(text: &str, ascii: bool) -> String {
     quoted(text.chars(), '"', ascii)
 }
 
-/// A character in quotes.
+/// Quotes a character.
 pub(super) fn character(c: char, ascii: bool) -> String {
     quoted(std::iter::once(c), '\'', ascii)
 }
@@ -60,7 +60,7 @@ fn quoted(chars: impl Iterator<Item = char>, quote: char, ascii: bool) -> String
     out
 }
 
-/// Returns whether a text can be written between backquotes.
+/// Returns true if a string can be written between backquotes.
 pub(super) fn fits_backquotes(text: &str) -> bool {
     let fits = |c: char| match c {
         '`' | '\u{7f}' | '\u{feff}' | '\u{fffd}' => false,

@@ -1,45 +1,45 @@
-//! Go's regular expressions (RE2), which OPA has, written as Rust's.
+//! Translates Go's regular expressions (RE2), which OPA uses, to Rust's.
 //!
-//! The pattern is read as Go's parser reads it, and each part of it is written down in a form that
-//! Rust's reads one way only. So a pattern that Go refuses is refused, and one that Go takes means
-//! the same here: `{` that begins no repetition is itself, `\d`, `\s`, `\w` and `\b` know ASCII
-//! alone, `[` and `&&` in a class are themselves, `\Q…\E` quotes, `\101` is `A`.
+//! A pattern is parsed as Go's parser does, and each part is written in a form that has only one
+//! meaning in Rust. A pattern that Go rejects is therefore rejected, and one that Go accepts has
+//! the same meaning: `{` without a repetition is literal, `\d`, `\s`, `\w` and `\b` cover ASCII
+//! alone, `[` and `&&` in a class are literal, `\Q…\E` quotes, and `\101` is `A`.
 
 use regex::{Regex, RegexBuilder};
 
 use super::go_class;
 use crate::meter::weighed;
 
-/// Longest pattern, in bytes: a list of some hundred registries.
+/// Maximum length of a pattern, in bytes. It fits a list of some hundred registries.
 pub(super) const MAX_PATTERN: usize = 64 * 1024;
-/// Most groups inside each other.
+/// Maximum nesting of groups.
 const MAX_DEPTH: usize = 64;
-/// Most repetitions that a counted repetition makes, together with those inside it; Go's bound.
+/// Maximum product of a counted repetition and the ones inside it; the same as in Go.
 const MAX_REPEAT: u32 = 1000;
-/// Memory that one compiled pattern may take, in bytes.
+/// Maximum memory of a compiled pattern, in bytes.
 const MAX_COMPILED: usize = 8 * 1024 * 1024;
-/// Memory that a pattern may take while it matches, in bytes.
+/// Maximum memory of a pattern's match cache, in bytes.
 const MAX_CACHE: usize = 256 * 1024;
 
-/// Most bytes of a compiled pattern times those of a text.
+/// Maximum product of the sizes of a compiled pattern and a text, in bytes.
 const MAX_WORK: usize = 1 << 35;
 
-/// Why a text can't be used as a pattern.
+/// The reason why a pattern is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PatternError {
-    #[error("the pattern {0:?} is not one: {1}")]
+    #[error("invalid pattern {0:?}: {1}")]
     Invalid(String, &'static str),
     #[error(
-        "the pattern {0:?} is too large: more than {MAX_COMPILED} bytes of memory: use smaller repetitions"
+        "the pattern {0:?} needs more than {MAX_COMPILED} bytes of memory: use smaller repetitions"
     )]
     TooLarge(String),
-    #[error("a pattern of {0} bytes is too long: more than {MAX_PATTERN}: split it")]
+    #[error("a pattern has {0} bytes, more than {MAX_PATTERN}: split it")]
     TooLong(usize),
-    #[error("the pattern {0:?} has more than {MAX_DEPTH} groups inside each other")]
+    #[error("the pattern {0:?} has more than {MAX_DEPTH} nested groups")]
     TooDeep(String),
 }
 
-/// The beginning of a pattern, as errors show it.
+/// Returns the start of a pattern for error messages.
 pub(super) fn shown(pattern: &str) -> String {
     const SHOWN: usize = 64;
     let mut short: String = pattern.chars().take(SHOWN).collect();
@@ -53,42 +53,44 @@ pub(super) fn shown(pattern: &str) -> String {
 #[derive(Debug)]
 pub(super) struct GoRegex {
     regex: Regex,
-    /// Names of its groups by their numbers; the whole match is number 0. Empty where a group has none.
+    /// Names of the groups by number. Group 0 is the whole match. Unnamed groups have an empty
+    /// name.
     pub(super) names: Vec<String>,
-    /// Memory that it takes, in bytes.
+    /// Memory of the compiled pattern, in bytes.
     size: usize,
 }
 
 impl GoRegex {
-    /// Returns whether a text is short enough to search: a match can't be interrupted, and in the
-    /// worst case examines each of its states for each character.
+    /// Returns the expression if a text is short enough to search: a search cannot be interrupted,
+    /// and in the worst case examines each state for each character.
     pub(super) fn looks_at(&self, text: &str) -> anyhow::Result<&Regex> {
         anyhow::ensure!(
             self.size.saturating_mul(text.len()) <= MAX_WORK,
-            "a pattern of {} bytes of memory is not asked about {} bytes of text: use smaller repetitions",
+            "a pattern of {} bytes of memory is too expensive for {} bytes of text: use smaller \
+             repetitions",
             self.size,
             text.len()
         );
         Ok(&self.regex)
     }
 
-    /// Memory that it takes at most while it is kept, in bytes.
+    /// Returns the maximum memory of the pattern while it is cached, in bytes.
     pub(super) fn kept_size(&self) -> usize {
         self.size + MAX_CACHE
     }
 }
 
-/// Compiles a pattern of Go's.
+/// Compiles a Go pattern.
 ///
 /// # Errors
-/// [`PatternError`] where Go takes it for none, or it is beyond a bound.
+/// [`PatternError`] if Go rejects the pattern or it exceeds a limit.
 pub(super) fn compile(pattern: &str) -> Result<GoRegex, PatternError> {
     let Translated { text, names } = translate(pattern)?;
     let (regex, size) = build(&text).ok_or_else(|| PatternError::TooLarge(shown(pattern)))?;
     Ok(GoRegex { regex, names, size })
 }
 
-/// Compiles a pattern of Rust's without groups of its own; `None` where it takes too much memory.
+/// Compiles a Rust pattern without groups; `None` if it needs too much memory.
 pub(super) fn compile_as_it_is(text: &str) -> Option<GoRegex> {
     let (regex, size) = build(text)?;
     Some(GoRegex {
@@ -98,7 +100,7 @@ pub(super) fn compile_as_it_is(text: &str) -> Option<GoRegex> {
     })
 }
 
-/// Compiles a pattern of Rust's, with the memory that it takes; `None` where that is too much.
+/// Compiles a Rust pattern and returns its memory; `None` if it needs too much.
 fn build(text: &str) -> Option<(Regex, usize)> {
     let (built, size) = weighed(|| {
         RegexBuilder::new(text)
@@ -116,10 +118,10 @@ pub(super) struct Translated {
     names: Vec<String>,
 }
 
-/// Writes a pattern of Go's as one of Rust's.
+/// Translates a Go pattern to a Rust pattern.
 ///
 /// # Errors
-/// [`PatternError`] if Go refuses it.
+/// [`PatternError`] if Go rejects the pattern.
 pub(super) fn translate(pattern: &str) -> Result<Translated, PatternError> {
     if pattern.len() > MAX_PATTERN {
         return Err(PatternError::TooLong(pattern.len()));
@@ -140,7 +142,7 @@ pub(super) fn translate(pattern: &str) -> Result<Translated, PatternError> {
     }
 }
 
-/// The reason why the parser stops.
+/// The reason why parsing stops.
 #[derive(Debug)]
 pub(super) enum Fault {
     Syntax(&'static str),
@@ -151,25 +153,25 @@ const fn fault<T>(why: &'static str) -> Result<T, Fault> {
     Err(Fault::Syntax(why))
 }
 
-/// The target of a repetition, or a change of flags.
+/// The operand of a repetition, or a change of flags.
 struct Atom {
     text: String,
-    /// Most repetitions of its parts: those of a repetition and of what is inside, multiplied.
+    /// Maximum number of repetitions of its parts: the product of its own count and those inside.
     weight: u32,
-    /// True for a change of flags, which can't be repeated.
+    /// True for a change of flags, which cannot be repeated.
     is_flags: bool,
 }
 
-/// An open group: its alternatives.
+/// An open group with its alternatives.
 #[derive(Default)]
 struct Group {
-    /// The text that opened it.
+    /// The text that opens the group.
     open: &'static str,
-    /// Alternatives that are complete, each with a bar behind.
+    /// Complete alternatives, each followed by a bar.
     done: String,
-    /// Of the alternatives that are complete.
+    /// Maximum weight of the complete alternatives.
     weight: u32,
-    /// The alternative that is read.
+    /// The current alternative.
     atoms: Vec<Atom>,
 }
 
@@ -182,7 +184,7 @@ impl Group {
         });
     }
 
-    /// The alternative that is read has ended.
+    /// Completes the current alternative.
     fn end_alternative(&mut self) {
         for atom in self.atoms.drain(..) {
             self.weight = self.weight.max(atom.weight);
@@ -255,7 +257,7 @@ impl<'a> Parser<'a> {
         self.rest = self.rest.get(bytes..).unwrap_or("");
     }
 
-    /// Reads what is behind a `(`.
+    /// Parses the text after a `(`.
     fn open(&mut self) -> Result<(), Fault> {
         if self.rest.starts_with("(?") {
             return self.flags_or_name();
@@ -281,7 +283,7 @@ impl<'a> Parser<'a> {
     fn close(&mut self) -> Result<(), Fault> {
         self.skip(1);
         let Some(outer) = self.groups.pop() else {
-            return fault("a ) closes nothing");
+            return fault("an unmatched )");
         };
         self.group.end_alternative();
         let Group {
@@ -295,25 +297,25 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// `(?P<name>`, `(?<name>`, `(?i)`, `(?i:`.
+    /// Parses `(?P<name>`, `(?<name>`, `(?i)` or `(?i:`.
     fn flags_or_name(&mut self) -> Result<(), Fault> {
         let named = ["(?P<", "(?<"]
             .into_iter()
             .find_map(|open| self.rest.strip_prefix(open).filter(|rest| !rest.is_empty()));
         if let Some(named) = named {
             let Some((name, rest)) = named.split_once('>') else {
-                return fault("the name of a group has no end");
+                return fault("an unterminated group name");
             };
             let is_name = |c: char| c == '_' || c.is_ascii_alphanumeric();
             if name.is_empty() || !name.chars().all(is_name) {
-                return fault("the name of a group is not one");
+                return fault("an invalid group name");
             }
             self.rest = rest;
             self.names.push(name.to_owned());
-            // Rust knows fewer names, so names stay with us.
+            // Rust accepts fewer names, so names are kept separately.
             return self.enter("(");
         }
-        const UNKNOWN: &str = "what is behind (? is not known";
+        const UNKNOWN: &str = "unknown syntax after (?";
         self.skip(2);
         let (mut on, mut off) = (String::new(), String::new());
         let (mut negative, mut seen) = (false, false);
@@ -325,7 +327,7 @@ impl<'a> Parser<'a> {
             match c {
                 'i' | 'm' | 's' | 'U' => {
                     seen = true;
-                    // The last word counts; Rust takes no flag twice.
+                    // The last occurrence applies; Rust rejects a repeated flag.
                     on.retain(|flag| flag != c);
                     off.retain(|flag| flag != c);
                     if negative { &mut off } else { &mut on }.push(c);
@@ -341,7 +343,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Flags for a group that begins, or for the rest of the one that is open.
+    /// Sets flags for a new group, or for the rest of the open group.
     fn apply(&mut self, flags: &str, begins_group: bool) -> Result<(), Fault> {
         if begins_group {
             self.enter("(?:")?;
@@ -356,7 +358,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Repeats the last atom. `weight` is how often at most.
+    /// Repeats the last atom at most `weight` times.
     fn repeat(&mut self, operator: &str, weight: u32, was_repeated: bool) -> Result<(), Fault> {
         let lazy = self.rest.starts_with('?');
         if lazy {
@@ -372,7 +374,7 @@ impl<'a> Parser<'a> {
             .rev()
             .find(|atom| !atom.is_flags)
         else {
-            return fault("there is nothing to repeat");
+            return fault("a repetition of nothing");
         };
         atom.weight = atom.weight.saturating_mul(weight);
         if atom.weight > MAX_REPEAT {
@@ -418,10 +420,10 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// `{2}`, `{2,}` or `{2,3}`.
+/// The counts of `{2}`, `{2,}` or `{2,3}`.
 struct Counts {
     least: u32,
-    /// `None` if there is no comma, `Some(None)` if there is no bound.
+    /// `None` without a comma, `Some(None)` without an upper bound.
     most: Option<Option<u32>>,
 }
 
@@ -434,7 +436,7 @@ impl Counts {
         };
         Self::within(self.least.max(most))?;
         if self.least > most {
-            return fault("a repetition whose end is before its start");
+            return fault("a repetition ends before it starts");
         }
         // The whole pattern contains no repetition.
         Ok(most)
@@ -458,7 +460,7 @@ impl std::fmt::Display for Counts {
     }
 }
 
-/// A counted repetition at the start of a text; `None` where the `{` is itself.
+/// Parses a counted repetition at the start of a text; `None` if the `{` is literal.
 fn repetition(text: &str) -> Option<(Counts, &str)> {
     let (least, rest) = count(text.strip_prefix('{')?)?;
     let (most, rest) = match rest.strip_prefix(',') {
@@ -472,7 +474,8 @@ fn repetition(text: &str) -> Option<(Counts, &str)> {
     Some((Counts { least, most }, rest.strip_prefix('}')?))
 }
 
-/// A decimal number without leading zeros. What is too large for one is above all bounds.
+/// Parses a decimal number without leading zeros. One that is too large counts as exceeding all
+/// limits.
 fn count(text: &str) -> Option<(u32, &str)> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
@@ -546,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_looked_at_as_long_as_the_pattern_is_small() {
+    fn long_texts_are_searched_for_small_patterns() {
         let small = compile("a").unwrap();
         assert!(small.looks_at(&"x".repeat(1024 * 1024)).is_ok());
         let large = compile(r"(\p{L}{10}){10}").unwrap();

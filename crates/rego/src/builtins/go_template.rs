@@ -1,12 +1,12 @@
-//! Texts with regular expressions' groups in them (`$1`, `${name}`), and regular expressions in
-//! texts (`regex.template_match`).
+//! Replacement templates with references to groups (`$1`, `${name}`), and texts with embedded
+//! regular expressions (`regex.template_match`).
 
 use regex::Captures;
 
 use super::go_regex::{self, PatternError};
 use super::{MAX_TEXT, go_class};
 
-/// Writes a replacement, as Go's `Expand` does.
+/// Appends a replacement as Go's `Expand` does.
 pub(super) fn expand(
     template: &str,
     found: &Captures<'_>,
@@ -66,20 +66,19 @@ fn reference(text: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// The number that a name is, if it is one.
+/// Returns the number that a name represents, if it is one.
 fn number(name: &str) -> Option<usize> {
     let is_number = name.bytes().all(|digit| digit.is_ascii_digit());
     let leads = name.len() > 1 && name.starts_with('0');
     (is_number && !leads).then(|| name.parse().unwrap_or(usize::MAX))
 }
 
-/// The regular expression that a template stands for.
+/// Returns the regular expression of a template.
 ///
 /// # Errors
-/// [`PatternError`] if delimiters don't match, or the text between them is not a pattern.
+/// [`PatternError`] if delimiters do not match, or the text between them is not a pattern.
 pub(super) fn pattern(template: &str, open: u8, close: u8) -> Result<String, PatternError> {
-    let unbalanced =
-        || PatternError::Invalid(go_regex::shown(template), "its delimiters don't fit");
+    let unbalanced = || PatternError::Invalid(go_regex::shown(template), "unmatched delimiters");
     let (mut out, mut level, mut start, mut end) = (String::from("^"), 0usize, 0, 0);
     for (at, byte) in template.bytes().enumerate() {
         if byte == open {

@@ -1,4 +1,4 @@
-//! Times as text: what Go's `Format` writes and `Parse` reads.
+//! Formatting and parsing of times as by Go's `Format` and `Parse`.
 
 use std::fmt::Write as _;
 
@@ -6,12 +6,12 @@ use jiff::civil::{Date, DateTime, Time};
 
 use super::go_layout::{self, DAYS, MONTHS, Pad, Part};
 
-/// A time at a place: the clock there, and how far it is from UTC.
+/// A local time with its offset from UTC.
 pub(super) struct Local<'a> {
     pub(super) clock: DateTime,
-    /// Seconds east of UTC.
+    /// Offset in seconds east of UTC.
     pub(super) offset: i32,
-    /// Of the zone, such as `CET`.
+    /// Abbreviation of the zone, such as `CET`.
     pub(super) abbreviation: &'a str,
 }
 
@@ -23,7 +23,7 @@ fn name<'a>(names: &[&'a str], place: i8) -> &'a str {
         .unwrap_or("")
 }
 
-/// Writes a time in a layout.
+/// Formats a time by a layout.
 pub(super) fn format(time: &Local<'_>, layout: &str) -> String {
     let (mut out, mut rest) = (String::new(), layout);
     loop {
@@ -127,7 +127,7 @@ fn offset(
     seconds: bool,
     out: &mut String,
 ) -> std::fmt::Result {
-    // Go takes the sign from the minutes.
+    // Go derives the sign from the minutes.
     let sign = if of / 60 < 0 { '-' } else { '+' };
     let colon = if colons { ":" } else { "" };
     let of = of.unsigned_abs();
@@ -141,7 +141,7 @@ fn offset(
     Ok(())
 }
 
-/// The parts of a time read so far.
+/// The elements of a time parsed so far.
 #[derive(Default)]
 struct Read {
     year: i16,
@@ -154,7 +154,7 @@ struct Read {
     nanosecond: i32,
     /// True after noon, if specified.
     afternoon: Option<bool>,
-    /// Seconds east of UTC.
+    /// Offset in seconds east of UTC.
     offset: i64,
 }
 
@@ -193,7 +193,7 @@ pub(super) fn parse(layout: &str, text: &str) -> Option<i64> {
     };
     let time = Time::new(hour, read.minute, read.second, read.nanosecond).ok()?;
     let utc = DateTime::from_parts(date, time);
-    // By hand: a clock near the ends of what there is may be off by its zone.
+    // Computed manually, since a local time near the limits may be out of range by its offset.
     let days = i128::from(
         utc.date()
             .duration_since(Date::constant(1970, 1, 1))
@@ -242,7 +242,7 @@ impl<'a> Reader<'a> {
         rest.iter().take_while(|byte| byte.is_ascii_digit()).count()
     }
 
-    /// Reads a number of at most this many digits; of exactly as many, if `fixed`.
+    /// Parses a number of at most `most` digits, or of exactly that many if `fixed`.
     fn number(&mut self, most: usize, fixed: bool) -> Option<i16> {
         let count = self.digits(0).min(most);
         if count == 0 || (fixed && count != most) {
@@ -256,7 +256,7 @@ impl<'a> Reader<'a> {
         (number < end).then(|| i8::try_from(number).ok()).flatten()
     }
 
-    /// The place of a name, of which `length` letters are written.
+    /// Parses a name and returns its index; `length` letters of it are significant.
     fn name(&mut self, names: &[&str], length: usize) -> Option<i8> {
         let place = names.iter().position(|name| {
             let name = name.get(..length.min(name.len())).unwrap_or(name);
@@ -347,7 +347,7 @@ impl<'a> Reader<'a> {
         matches!(self.rest.first(), Some(b'.' | b',')) && self.digits(1) > 0
     }
 
-    /// Reads a separator and a number of digits, nine of which count.
+    /// Parses a separator and digits, nine of which are significant.
     fn fraction(&mut self, digits: usize) -> Option<i32> {
         let taken = self.take(1 + digits)?;
         if !matches!(taken.first(), Some(b'.' | b',')) {
@@ -376,8 +376,8 @@ impl<'a> Reader<'a> {
         Some(sign * total)
     }
 
-    /// An abbreviation of a zone. Only that of UTC is known; others count as UTC too, as in Go where
-    /// the machine's own zone is UTC.
+    /// Parses a zone's abbreviation. Only UTC's is known; others also mean UTC, as in Go on a
+    /// machine whose zone is UTC.
     fn zone(&mut self) -> Option<i64> {
         if self.rest.starts_with(b"UTC") {
             self.take(3)?;
@@ -389,7 +389,7 @@ impl<'a> Reader<'a> {
         }
         if self.rest.starts_with(b"GMT") {
             self.take(3)?;
-            // Go notes the hours behind it, and leaves the time as it is.
+            // Go reads the hours after it, and does not change the time.
             let _ = self.signed_hours();
             return Some(0);
         }

@@ -1,4 +1,4 @@
-//! `crypto.*`: hashes and HMACs as hexadecimal text.
+//! `crypto.*`: hashes and HMACs in hexadecimal.
 
 use aws_lc_rs::{constant_time, digest, hmac};
 use regorus::Value;

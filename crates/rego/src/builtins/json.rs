@@ -1,4 +1,4 @@
-//! `json.*` texts, as Go writes and OPA reads them.
+//! `json.*`: JSON as Go formats it and OPA parses it.
 
 use regorus::Value;
 use serde::de::IgnoredAny;
@@ -6,14 +6,14 @@ use serde::de::IgnoredAny;
 use super::bounded::{bounded_text, original, small};
 use super::{MAX_TEXT, bounded, text};
 
-/// The layout of a text over several lines; without one, it is on a single line.
+/// The layout of JSON on several lines; without one, it is on a single line.
 #[derive(Clone, Copy)]
 struct Layout<'a> {
     prefix: &'a str,
     indent: &'a str,
 }
 
-/// JSON without spaces, keys sorted, sets as arrays.
+/// Formats JSON without spaces, with sorted keys, and with sets as arrays.
 pub(super) fn marshal_argument(arguments: &[Value]) -> anyhow::Result<Value> {
     let Some(value) = arguments.first() else {
         return Ok(Value::Undefined);
@@ -23,12 +23,13 @@ pub(super) fn marshal_argument(arguments: &[Value]) -> anyhow::Result<Value> {
     bounded(out)
 }
 
-/// Writes a value as JSON. Values share their parts, so a small one may be long when written.
+/// Appends a value as JSON. Values share their parts, so a small value may have a long
+/// representation.
 pub(crate) fn marshal(value: &Value, out: &mut String) -> anyhow::Result<()> {
     write(value, None, 0, out)
 }
 
-/// The text that a key is in JSON.
+/// Returns the text of a key in JSON.
 pub(super) fn key(key: &Value) -> anyhow::Result<String> {
     match key {
         Value::String(text) => Ok(text.to_string()),
@@ -40,10 +41,10 @@ pub(super) fn key(key: &Value) -> anyhow::Result<String> {
     }
 }
 
-/// A scalar as JSON.
+/// Formats a scalar as JSON.
 pub(super) fn scalar(value: &Value) -> anyhow::Result<String> {
     match value {
-        // A large one would be written as a fraction.
+        // A large integer would otherwise be formatted as a fraction.
         Value::Number(number) if number.is_integer() => Ok(number.format_decimal()),
         other => other.to_json_str(),
     }
@@ -136,7 +137,7 @@ pub(super) fn marshal_with_options(arguments: &[Value]) -> anyhow::Result<Value>
         match (&**option, value) {
             ("prefix", Value::String(text)) => (prefix, implied) = (text, true),
             ("indent", Value::String(text)) => (indent, implied) = (text, true),
-            ("pretty", Value::Bool(asked)) => pretty = Some(*asked),
+            ("pretty", Value::Bool(value)) => pretty = Some(*value),
             _ => return Ok(Value::Undefined),
         }
     }
@@ -167,10 +168,10 @@ pub(super) fn is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(Value::from(text(arguments, 0).is_some_and(is_json)))
 }
 
-/// Returns whether a number in this JSON has an exponent too large for OPA to read.
+/// Returns true if a number in the JSON has an exponent that is too large for OPA to parse.
 fn has_absurd_exponent(text: &str) -> bool {
-    /// A quarter of OPA's bound on binary exponents.
-    const MOST: usize = 25_000;
+    /// A quarter of OPA's limit on binary exponents.
+    const MAX_EXPONENT: usize = 25_000;
     let (mut in_text, mut is_escaped, mut in_number) = (false, false, false);
     for (at, c) in text.char_indices() {
         match c {
@@ -185,7 +186,9 @@ fn has_absurd_exponent(text: &str) -> bool {
                 let exponent = digits.trim_start_matches('0');
                 if exponent
                     .parse()
-                    .map_or(!exponent.is_empty(), |exponent: usize| exponent > MOST)
+                    .map_or(!exponent.is_empty(), |exponent: usize| {
+                        exponent > MAX_EXPONENT
+                    })
                 {
                     return true;
                 }
@@ -207,7 +210,7 @@ pub(super) fn unmarshal(arguments: &[Value]) -> anyhow::Result<Value> {
         }
         anyhow::ensure!(
             !text(arguments, 0).is_some_and(is_json),
-            "{NAME}: a number or a character in this JSON is beyond what there is here"
+            "{NAME}: a number or character in the JSON is not supported"
         );
         return Ok(read);
     }

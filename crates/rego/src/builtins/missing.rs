@@ -1,22 +1,22 @@
-//! Built-ins of OPA that there are none of here. A policy that calls one is refused when it is
-//! loaded, by the built-in's name.
+//! OPA's built-ins that are not supported. A policy that calls one is rejected at load, with the
+//! name of the built-in.
 
-/// A built-in of OPA's list that policies can't call.
+/// A built-in of OPA that policies cannot call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingBuiltin {
-    /// Its name.
+    /// The name of the built-in.
     pub name: &'static str,
-    /// Why, in one clause.
+    /// The reason, one clause.
     pub why: &'static str,
 }
 
 const REACHES_OUT: &str =
-    "policies don't reach out: replicate the data, or put it into a data ConfigMap";
-const HOST: &str = "policies don't see the process they run in";
-const RANDOM: &str = "the same question must get the same answer";
-const TOKENS: &str = "tokens and certificates are not verified in policies here";
-const SCHEMAS: &str = "there is no schema checker here";
-const NOT_YET: &str = "nobody has needed it yet";
+    "policies cannot access the network: replicate the data, or put it into a data ConfigMap";
+const HOST: &str = "policies cannot inspect their process";
+const RANDOM: &str = "evaluation must be deterministic";
+const TOKENS: &str = "policies cannot verify tokens or certificates";
+const SCHEMAS: &str = "schema validation is not implemented";
+const NOT_YET: &str = "it is not implemented";
 
 macro_rules! missing {
     ($($why:ident: $($name:literal)*;)*) => {
@@ -45,12 +45,13 @@ static MISSING: &[MissingBuiltin] = missing! {
         "strings.render_template" "uuid.parse" "yaml.marshal";
 };
 
-/// All built-ins of OPA's list that policies can't call, for documentation.
+/// Returns all built-ins of OPA that policies cannot call, for documentation.
 pub fn missing_builtins() -> &'static [MissingBuiltin] {
     MISSING
 }
 
-/// Why a built-in is missing; `None` where it is not, or is none of OPA's.
+/// Returns the reason why a built-in is unsupported; `None` if it is supported, or is not one of
+/// OPA's.
 pub(crate) fn missing(name: &str) -> Option<&'static str> {
     MISSING
         .iter()
@@ -58,8 +59,8 @@ pub(crate) fn missing(name: &str) -> Option<&'static str> {
         .map(|missing| missing.why)
 }
 
-/// OPA's documented built-ins that are neither supplied nor said to be missing; none, if the
-/// lists are whole.
+/// Returns OPA's documented built-ins that are neither supplied nor listed as unsupported. The
+/// result is empty if the lists are complete.
 #[cfg(test)]
 fn unaccounted() -> Vec<&'static str> {
     DOCUMENTED

@@ -1,5 +1,5 @@
-//! Built-in functions: what the interpreter lacks or does differently from OPA, written here; and
-//! the names of those that stay missing.
+//! Supplied built-in functions, which the interpreter lacks or implements differently from OPA, and
+//! the names of unsupported ones.
 
 mod arithmetic;
 mod bounded;
@@ -46,28 +46,28 @@ pub(crate) use missing::missing;
 pub use missing::{MissingBuiltin, missing_builtins};
 use regexes::Regexes;
 
-/// The built-in that reads the clock: the time of the question is its answer.
+/// The built-in that reads the clock. It returns the time of the evaluation.
 pub(crate) const NOW: &str = "time.now_ns";
 
-/// Longest text that a built-in makes, in bytes.
+/// Maximum size of a string that a built-in produces, in bytes.
 const MAX_TEXT: usize = 1024 * 1024;
-/// Most elements that a built-in makes.
+/// Maximum number of elements that a built-in produces.
 const MAX_ELEMENTS: usize = 65_536;
 
-/// How many arguments a built-in takes.
+/// The number of a built-in's arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arguments {
     /// Any number.
     Any,
-    /// So many, and one more where the result is the last of them.
+    /// This number, plus one if the result is passed as the last argument.
     Fixed(usize),
 }
 
-/// A function of ours. An error ends the evaluation, and so denies; what OPA leaves undefined is
-/// [`Value::Undefined`].
+/// A supplied function. An error ends the evaluation and therefore denies. For OPA's undefined
+/// results it returns [`Value::Undefined`].
 type Function = fn(&[Value]) -> anyhow::Result<Value>;
 
-/// A function of ours that compiles patterns.
+/// A supplied function that compiles patterns.
 type PatternFunction = fn(&Regexes, &[Value]) -> anyhow::Result<Value>;
 
 #[derive(Clone, Copy)]
@@ -76,7 +76,7 @@ enum Supplied {
     Pattern(PatternFunction),
 }
 
-/// All functions of ours: name, number of arguments, function.
+/// All supplied functions: name, number of arguments, function.
 const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("all", 1, Supplied::Plain(casts::all)),
     ("and", 2, Supplied::Plain(arithmetic::and)),
@@ -261,7 +261,7 @@ const SUPPLIED: &[(&str, u8, Supplied)] = &[
     ("yaml.unmarshal", 1, Supplied::Plain(yaml::unmarshal)),
 ];
 
-/// How many arguments a built-in takes; `None` where there is none of that name.
+/// Returns the number of a built-in's arguments; `None` if it does not exist.
 pub(crate) fn arguments(name: &str) -> Option<Arguments> {
     if name == "print" {
         return Some(Arguments::Any);
@@ -282,7 +282,7 @@ pub(crate) fn arguments(name: &str) -> Option<Arguments> {
         .map(|count| Arguments::Fixed(usize::from(count)))
 }
 
-/// Returns which argument of a built-in is a pattern.
+/// Returns the index of the argument of a built-in that is a pattern.
 pub(crate) fn pattern_place(name: &str) -> Option<usize> {
     match name {
         "regex.replace" => Some(1),
@@ -296,10 +296,10 @@ pub(crate) fn pattern_place(name: &str) -> Option<usize> {
     }
 }
 
-/// Looks at a pattern that is written into a policy.
+/// Validates a pattern literal of a policy.
 ///
 /// # Errors
-/// Returns an error if the pattern is invalid, or exceeds a bound.
+/// Returns an error if the pattern is invalid or exceeds a limit.
 pub(crate) fn check_pattern(name: &str, pattern: &str) -> Result<(), String> {
     let checked = match name {
         "glob.match" => glob::check(pattern),
@@ -308,7 +308,7 @@ pub(crate) fn check_pattern(name: &str, pattern: &str) -> Result<(), String> {
     checked.map_err(|error| error.to_string())
 }
 
-/// Operators under the names that lowered modules have for them, which no policy can call.
+/// Operators under the names that they have in lowered modules. Policies cannot call them.
 const OPERATORS: [(&str, u8, Function); 7] = [
     ("rolegate_and", 2, arithmetic::and),
     ("rolegate_div", 2, arithmetic::divide),
@@ -319,13 +319,13 @@ const OPERATORS: [(&str, u8, Function); 7] = [
     ("rolegate_rem", 2, arithmetic::remainder),
 ];
 
-/// Returns whether a name is that of an operator.
+/// Returns true if a name is that of an operator.
 pub(crate) fn is_operator(name: &str) -> bool {
     OPERATORS.iter().any(|(operator, ..)| *operator == name)
 }
 
-/// Adds those functions of ours that are called to an engine. `patterns` are compiled at once:
-/// built-ins and the patterns that they are given in the text.
+/// Adds the supplied functions that are called to an engine. `patterns` are compiled immediately:
+/// built-ins with the pattern literals passed to them.
 pub(crate) fn supply<'a>(
     engine: &mut Engine,
     is_called: impl Fn(&str) -> bool,
@@ -333,7 +333,7 @@ pub(crate) fn supply<'a>(
 ) -> anyhow::Result<()> {
     let regexes = Arc::new(Regexes::default());
     for (name, pattern) in patterns.filter(|(name, _)| *name != "glob.match") {
-        // An error is reported when the pattern is used, or was reported when it was loaded.
+        // An error was reported at load, or is reported when the pattern is used.
         let _ = (name, regexes.regex(pattern));
     }
     for (name, count, function) in OPERATORS {
@@ -353,12 +353,12 @@ pub(crate) fn supply<'a>(
     Ok(())
 }
 
-/// Returns whether the interpreter has a built-in itself, so that a `with` may replace it.
+/// Returns true if the interpreter has the built-in itself, so that a `with` can replace it.
 pub(crate) fn is_native(name: &str) -> bool {
     name == "print" || BUILTINS.contains_key(name)
 }
 
-/// Adds a missing built-in to an engine, for a `with` to replace. To call it is an error.
+/// Adds an unsupported built-in to an engine, for a `with` to replace. Calling it is an error.
 pub(crate) fn supply_missing(
     engine: &mut Engine,
     name: &str,
@@ -371,7 +371,7 @@ pub(crate) fn supply_missing(
     })
 }
 
-/// Adds a function to an engine. Its errors are noted, since the interpreter drops those of
+/// Adds a function to an engine. Its errors are recorded, since the interpreter drops those of
 /// functions with several bodies.
 fn add(
     engine: &mut Engine,
@@ -383,7 +383,7 @@ fn add(
     engine.add_extension(name.to_owned(), count, Box::new(called))
 }
 
-/// The text of an argument, where it is one.
+/// Returns a string argument.
 fn text(arguments: &[Value], place: usize) -> Option<&str> {
     match arguments.get(place) {
         Some(Value::String(text)) => Some(text),
@@ -391,7 +391,7 @@ fn text(arguments: &[Value], place: usize) -> Option<&str> {
     }
 }
 
-/// The elements of an array or a set.
+/// Returns the elements of an array or a set.
 fn elements(value: Option<&Value>) -> Option<Vec<&Value>> {
     match value? {
         Value::Array(array) => Some(array.iter().collect()),
@@ -400,16 +400,16 @@ fn elements(value: Option<&Value>) -> Option<Vec<&Value>> {
     }
 }
 
-/// A text of bounded length.
+/// Returns a string value, or an error if it is too long.
 fn bounded(text: String) -> anyhow::Result<Value> {
     anyhow::ensure!(
         text.len() <= MAX_TEXT,
-        "a built-in made more than {MAX_TEXT} bytes of text"
+        "a built-in produced more than {MAX_TEXT} bytes of text"
     );
     Ok(Value::from(text))
 }
 
-/// A set of values.
+/// Returns a set of values.
 fn set_of(values: impl IntoIterator<Item = Value>) -> Value {
     regorus::value::Set::from_iter(values).into_value()
 }

@@ -1,5 +1,5 @@
-//! `net.cidr_*`, as Go's `net` reads addresses and networks: an IPv4 address written as IPv6 is
-//! the IPv4 address.
+//! `net.cidr_*`: addresses and networks as in Go's `net`. An IPv4 address written as IPv6 is the
+//! IPv4 address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,21 +8,20 @@ use regorus::Value;
 use super::cidr_merge;
 use super::{MAX_ELEMENTS, elements, set_of, text};
 
-/// A network: the family of its addresses, the first of them, and the length of the prefix in that
-/// family's bits.
+/// A network: its first address, and the prefix length in bits of the address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Network {
-    /// As it is written; host bits are kept where Go keeps them.
+    /// The address as written. Host bits are kept where Go keeps them.
     pub(super) address: IpAddr,
     pub(super) prefix: u8,
 }
 
-/// An address as Go compares it: IPv4 in IPv6 is IPv4.
+/// Returns an address as Go compares it: IPv4 within IPv6 is IPv4.
 fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// An address as a number, with the number of bits of its family.
+/// Returns an address as a number, and the number of bits of its family.
 fn number(address: IpAddr) -> (u128, u8) {
     match address {
         IpAddr::V4(address) => (u128::from(u32::from(address)), 32),
@@ -30,7 +29,7 @@ fn number(address: IpAddr) -> (u128, u8) {
     }
 }
 
-/// The last bits of an address, as many as are not in the prefix.
+/// Returns a mask of the bits after the prefix.
 fn host_bits(prefix: u8, bits: u8) -> u128 {
     match bits.saturating_sub(prefix) {
         0 => 0,
@@ -40,14 +39,14 @@ fn host_bits(prefix: u8, bits: u8) -> u128 {
 }
 
 impl Network {
-    /// Reads `10.0.0.0/8`, as `net.ParseCIDR` does: host bits are dropped.
+    /// Parses `10.0.0.0/8` as `net.ParseCIDR` does, and clears host bits.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = text.split_once('/')?;
         let written: IpAddr = address.parse().ok()?;
         if prefix.is_empty() || !prefix.bytes().all(|digit| digit.is_ascii_digit()) {
             return None;
         }
-        // Go takes leading zeros.
+        // Go accepts leading zeros.
         let prefix: u32 = prefix
             .trim_start_matches('0')
             .parse()
@@ -62,7 +61,7 @@ impl Network {
             return None;
         }
         let masked = mask(written, prefix);
-        // Bits of a prefix of IPv6 that stay where the address is IPv4.
+        // The bits of an IPv6 prefix that remain for an IPv4 address.
         Some(match canonical(masked) {
             IpAddr::V4(address) if bits == 128 => Self {
                 address: IpAddr::V4(address),
@@ -98,7 +97,7 @@ impl std::fmt::Display for Network {
     }
 }
 
-/// Converts a number to an address in the family with this many bits.
+/// Converts a number to an address of the family with this many bits.
 pub(super) fn address(number: u128, bits: u8) -> IpAddr {
     match u32::try_from(number) {
         Ok(number) if bits == 32 => IpAddr::V4(Ipv4Addr::from(number)),
@@ -115,10 +114,10 @@ fn network(arguments: &[Value], place: usize) -> Option<Network> {
     text(arguments, place).and_then(Network::parse)
 }
 
-/// Whether the first network contains the second network or address.
+/// Returns true if the first network contains the second network or address.
 pub(super) fn contains(arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = network(arguments, 0).zip(text(arguments, 1));
-    let contains = asked.and_then(|(network, other)| contained(&network, other));
+    let parsed = network(arguments, 0).zip(text(arguments, 1));
+    let contains = parsed.and_then(|(network, other)| contained(&network, other));
     Ok(contains.map_or(Value::Undefined, Value::from))
 }
 
@@ -128,27 +127,27 @@ fn contained(network: &Network, other: &str) -> Option<bool> {
     }
     let other = Network::parse(other)?;
     if network.address.is_ipv6() && other.address.is_ipv6() {
-        // The last address of a network of IPv6 may look like one of IPv4.
+        // The last address of an IPv6 network may look like an IPv4 address.
         let start = mask(other.address, network.prefix);
         return Some(network.prefix <= other.prefix && start == network.first());
     }
     Some(network.contains(other.first()) && network.contains(other.last()))
 }
 
-/// Whether two networks have an address in common.
+/// Returns true if two networks have a common address.
 pub(super) fn intersects(arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = network(arguments, 0).zip(network(arguments, 1));
-    Ok(asked.map_or(Value::Undefined, |(one, other)| {
+    let parsed = network(arguments, 0).zip(network(arguments, 1));
+    Ok(parsed.map_or(Value::Undefined, |(one, other)| {
         Value::from(one.contains(other.first()) || other.contains(one.first()))
     }))
 }
 
-/// Whether a text is a network.
+/// Returns true if a text is a network.
 pub(super) fn is_valid(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(Value::from(network(arguments, 0).is_some()))
 }
 
-/// All addresses of a network, its own and the broadcast address too.
+/// Returns all addresses of a network, including the network and broadcast addresses.
 pub(super) fn expand(arguments: &[Value]) -> anyhow::Result<Value> {
     let Some(network) = network(arguments, 0) else {
         return Ok(Value::Undefined);
@@ -165,7 +164,7 @@ pub(super) fn expand(arguments: &[Value]) -> anyhow::Result<Value> {
     ))
 }
 
-/// The fewest networks that hold the same addresses.
+/// Returns the fewest networks with the same addresses.
 pub(super) fn merge(arguments: &[Value]) -> anyhow::Result<Value> {
     let networks: Option<Vec<Network>> = elements(arguments.first()).and_then(|all| {
         all.into_iter()
@@ -215,7 +214,7 @@ pub(super) fn contains_matches(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(set_of(found))
 }
 
-/// Networks of a collection, each with what stands for it in the answer.
+/// Returns the networks of a collection, each with its key in the result.
 fn members(collection: &Value) -> Option<Vec<(Value, Value)>> {
     let network = |value: &Value| match value {
         Value::String(_) => Some(value.clone()),

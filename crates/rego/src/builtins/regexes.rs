@@ -1,7 +1,7 @@
 //! `regex.*` and `re_match`, with patterns compiled once for each policy.
 //!
 //! An invalid or oversized pattern is an error rather than undefined, since an undefined `deny`
-//! lets objects pass.
+//! would allow the request.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,27 +11,27 @@ use regorus::Value;
 use super::go_regex::{self, GoRegex, PatternError};
 use super::{MAX_ELEMENTS, MAX_TEXT, go_template, text};
 
-/// Patterns that are kept for a policy. Most policies have some, written into the text; where
-/// they come with the input, old ones must go.
-const KEPT: usize = 128;
-/// Memory that the kept patterns of a policy may take, in bytes.
-const KEPT_BYTES: usize = 32 * 1024 * 1024;
+/// Maximum number of cached patterns for a policy. Most policies have a few literals; if patterns
+/// come from the input, the oldest are evicted.
+const MAX_CACHED_PATTERNS: usize = 128;
+/// Maximum memory of a policy's cached patterns, in bytes.
+const MAX_CACHED_BYTES: usize = 32 * 1024 * 1024;
 
 /// A policy's compiled patterns, and the errors of invalid ones.
 #[derive(Debug, Default)]
-pub(crate) struct Regexes(Mutex<Kept>);
+pub(crate) struct Regexes(Mutex<Cache>);
 
 type Compiled = Result<Arc<GoRegex>, PatternError>;
 
 #[derive(Debug, Default)]
-struct Kept {
+struct Cache {
     compiled: HashMap<String, Compiled>,
-    /// Memory of all, in bytes.
+    /// Total memory in bytes.
     size: usize,
 }
 
 impl Regexes {
-    /// The pattern compiled, made by `make` if it isn't there.
+    /// Returns the compiled pattern, created by `make` if it is not cached.
     pub(super) fn get(
         &self,
         key: &str,
@@ -43,8 +43,10 @@ impl Regexes {
         let made = make().map(Arc::new);
         let size = key.len() + made.as_ref().map_or(0, |regex| regex.kept_size());
         let mut kept = self.lock();
-        if kept.compiled.len() >= KEPT || kept.size.saturating_add(size) > KEPT_BYTES {
-            *kept = Kept::default();
+        if kept.compiled.len() >= MAX_CACHED_PATTERNS
+            || kept.size.saturating_add(size) > MAX_CACHED_BYTES
+        {
+            *kept = Cache::default();
         }
         if kept.compiled.insert(key.to_owned(), made.clone()).is_none() {
             kept.size += size;
@@ -52,16 +54,16 @@ impl Regexes {
         made
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A regular expression.
+    /// Returns a compiled regular expression.
     pub(super) fn regex(&self, pattern: &str) -> Compiled {
         self.get(pattern, || go_regex::compile(pattern))
     }
 
-    /// The regular expression in an argument; `None` if it is not a text.
+    /// Returns the regular expression in an argument; `None` if the argument is not a string.
     fn of(&self, arguments: &[Value], place: usize) -> Result<Option<Arc<GoRegex>>, PatternError> {
         text(arguments, place)
             .map(|pattern| self.regex(pattern))
@@ -69,13 +71,13 @@ impl Regexes {
     }
 }
 
-/// How many are asked for: all where the number is negative.
+/// Returns the requested number of results; a negative number means all.
 fn limit(arguments: &[Value], place: usize) -> Option<usize> {
     let number = arguments.get(place)?.as_i64().ok()?;
     Some(usize::try_from(number).unwrap_or(usize::MAX))
 }
 
-/// An array of at most `limit` elements; an error if there are too many.
+/// Returns an array of at most `limit` elements; an error if there are too many.
 fn list(values: impl Iterator<Item = Value>, limit: usize) -> anyhow::Result<Value> {
     let found: Vec<Value> = values.take(limit.min(MAX_ELEMENTS + 1)).collect();
     anyhow::ensure!(
@@ -99,7 +101,7 @@ pub(super) fn is_valid(_: &Regexes, arguments: &[Value]) -> anyhow::Result<Value
     match go_regex::translate(pattern) {
         Ok(_) => Ok(Value::from(true)),
         Err(PatternError::Invalid(..)) => Ok(Value::from(false)),
-        // Go would take it.
+        // Go would accept the pattern.
         Err(error) => Err(error.into()),
     }
 }
@@ -112,7 +114,8 @@ pub(super) fn split(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Va
     if text.is_empty() && !regex.as_str().is_empty() {
         return Ok(Value::from(vec![Value::from("")]));
     }
-    // Go splits nowhere before the start and behind the end, where a pattern matches nothing.
+    // Go does not split before the start or after the end if the pattern matches the empty text
+    // there.
     let (mut parts, mut start, mut end) = (Vec::new(), 0, 0);
     for found in regex.find_iter(text) {
         end = found.start();
@@ -132,12 +135,12 @@ pub(super) fn split(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Va
 }
 
 pub(super) fn find(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = (
+    let parsed = (
         regexes.of(arguments, 0)?,
         text(arguments, 1),
         limit(arguments, 2),
     );
-    let (Some(go), Some(text), Some(limit)) = asked else {
+    let (Some(go), Some(text), Some(limit)) = parsed else {
         return Ok(Value::Undefined);
     };
     let found = go.looks_at(text)?.find_iter(text);
@@ -145,12 +148,12 @@ pub(super) fn find(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Val
 }
 
 pub(super) fn find_submatches(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = (
+    let parsed = (
         regexes.of(arguments, 0)?,
         text(arguments, 1),
         limit(arguments, 2),
     );
-    let (Some(go), Some(text), Some(limit)) = asked else {
+    let (Some(go), Some(text), Some(limit)) = parsed else {
         return Ok(Value::Undefined);
     };
     let groups = |found: regex::Captures<'_>| {
@@ -159,7 +162,7 @@ pub(super) fn find_submatches(regexes: &Regexes, arguments: &[Value]) -> anyhow:
             .map(|group| Value::from(group.map_or("", |group| group.as_str())));
         Value::from(texts.collect::<Vec<_>>())
     };
-    // Each match is as long as there are groups.
+    // Each match has as many elements as there are groups.
     let most = MAX_ELEMENTS / go.names.len().max(1);
     let found = go.looks_at(text)?.captures_iter(text);
     let found = found.take(most + 1).map(groups);
@@ -172,12 +175,12 @@ pub(super) fn find_submatches(regexes: &Regexes, arguments: &[Value]) -> anyhow:
 }
 
 pub(super) fn replace(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = (
+    let parsed = (
         text(arguments, 0),
         regexes.of(arguments, 1)?,
         text(arguments, 2),
     );
-    let (Some(text), Some(go), Some(with)) = asked else {
+    let (Some(text), Some(go), Some(with)) = parsed else {
         return Ok(Value::Undefined);
     };
     let (mut out, mut end) = (String::new(), 0);
@@ -191,15 +194,15 @@ pub(super) fn replace(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<
     super::bounded(out)
 }
 
-/// `regex.template_match`: a text with regular expressions between delimiters.
+/// `regex.template_match`: matches a text with regular expressions between delimiters.
 pub(super) fn template_match(regexes: &Regexes, arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = (
+    let parsed = (
         text(arguments, 0),
         text(arguments, 1),
         text(arguments, 2),
         text(arguments, 3),
     );
-    let (Some(template), Some(text), Some(open), Some(close)) = asked else {
+    let (Some(template), Some(text), Some(open), Some(close)) = parsed else {
         return Ok(Value::Undefined);
     };
     let (&[open], &[close]) = (open.as_bytes(), close.as_bytes()) else {
@@ -219,13 +222,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kept_patterns_are_bounded_in_number_and_in_memory() {
+    fn cached_patterns_are_bounded_in_number_and_memory() {
         let regexes = Regexes::default();
-        for number in 0..2 * KEPT {
+        for number in 0..2 * MAX_CACHED_PATTERNS {
             assert!(regexes.regex(&format!("a{number}")).is_ok());
             let kept = regexes.lock();
-            assert!(kept.compiled.len() <= KEPT);
-            assert!(kept.size <= KEPT_BYTES);
+            assert!(kept.compiled.len() <= MAX_CACHED_PATTERNS);
+            assert!(kept.size <= MAX_CACHED_BYTES);
             let sum: usize = kept
                 .compiled
                 .iter()
@@ -233,7 +236,7 @@ mod tests {
                 .sum();
             assert_eq!(kept.size, sum);
         }
-        // Kept patterns are not compiled again, nor are errors.
+        // Neither cached patterns nor cached errors are compiled again.
         assert!(regexes.regex("(").is_err());
         let made = regexes.get("(", || go_regex::compile("a"));
         assert!(made.is_err());
@@ -245,7 +248,7 @@ mod tests {
         for number in 0..12 {
             let pattern = format!(r"(\p{{L}}{{10}}){{12}}{number}");
             assert!(regexes.regex(&pattern).is_ok());
-            assert!(regexes.lock().size <= KEPT_BYTES);
+            assert!(regexes.lock().size <= MAX_CACHED_BYTES);
         }
         assert!(regexes.lock().compiled.len() < 12);
     }

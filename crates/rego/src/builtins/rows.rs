@@ -1,7 +1,7 @@
-//! Expressions with OPA's answers: `tests/builtins/*.txt`, two lines a row.
+//! Test expressions with OPA's results: `tests/builtins/*.txt`, two lines for each.
 //!
-//! The answer is JSON as `json.marshal` writes it, `undefined`, or `denied`: then OPA has another
-//! answer or none, and the question is denied with a reason.
+//! The result is JSON as `json.marshal` formats it, `undefined`, or `denied`: OPA has another
+//! result or none, and the request is denied with a reason.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::evaluate::{Part, compile};
 use crate::limits::Limits;
 use crate::syntax::ParsedModule;
 
-/// Evaluates an expression, and formats the answer as a row has it.
+/// Evaluates an expression and formats the result.
 fn answer(expression: &str) -> String {
     let limits = Limits::default();
     let text = format!("package rows\n\nrow = x {{\n\tx := {expression}\n}}\n");

@@ -1,4 +1,4 @@
-//! Semantic versions, as OPA reads them: with a `v` in front or without.
+//! Semantic versions as OPA parses them, with or without a leading `v`.
 
 use std::cmp::Ordering;
 
@@ -76,7 +76,7 @@ fn pre_releases(one: &str, other: &str) -> Ordering {
                 (true, false) => Ordering::Less,
                 (false, true) => Ordering::Greater,
                 (false, false) => one.cmp(other),
-                // Go stops at the largest number that it has.
+                // Go stops at its largest number.
                 (true, true) => {
                     let number = |text: &str| text.parse().unwrap_or(i64::MAX);
                     number(one).cmp(&number(other))

@@ -1,14 +1,14 @@
-//! Texts as Go's `strings` handles them.
+//! String functions with the semantics of Go's `strings`.
 
 use regorus::Value;
 
 use super::{MAX_ELEMENTS, MAX_TEXT, bounded, elements, text};
 
-/// Most bytes of a text times those of what is looked for in it: nothing stops a built-in while it
-/// runs.
+/// Maximum product of the sizes of a text and of the text to find in it, in bytes, since a running
+/// built-in cannot be interrupted.
 const MAX_WORK: usize = 1 << 30;
 
-/// An integer argument; `None` where it is another value, or beyond 64 bits.
+/// Returns an integer argument; `None` for another value or one beyond 64 bits.
 fn integer(arguments: &[Value], place: usize) -> Option<i64> {
     arguments.get(place)?.as_i64().ok()
 }
@@ -20,12 +20,12 @@ fn texts(values: impl Iterator<Item = impl AsRef<str>>) -> anyhow::Result<Value>
         .collect();
     anyhow::ensure!(
         found.len() <= MAX_ELEMENTS,
-        "more than {MAX_ELEMENTS} parts of a text"
+        "a text has more than {MAX_ELEMENTS} parts"
     );
     Ok(Value::from(found))
 }
 
-/// Parts of a text between delimiters; its characters without one.
+/// Splits a text at delimiters, or into characters if the delimiter is empty.
 fn parts<'a>(text: &'a str, delimiter: &'a str) -> Box<dyn Iterator<Item = &'a str> + 'a> {
     if delimiter.is_empty() {
         Box::new(
@@ -44,14 +44,14 @@ pub(super) fn split(arguments: &[Value]) -> anyhow::Result<Value> {
     }
 }
 
-/// The first n parts, or the last n if the number is negative.
+/// Returns the first n parts, or the last n if the number is negative.
 pub(super) fn split_n(arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = (
+    let parsed = (
         text(arguments, 0),
         text(arguments, 1),
         integer(arguments, 2),
     );
-    let (Some(text), Some(delimiter), Some(number)) = asked else {
+    let (Some(text), Some(delimiter), Some(number)) = parsed else {
         return Ok(Value::Undefined);
     };
     match usize::try_from(number) {
@@ -98,7 +98,7 @@ pub(super) fn index_of(arguments: &[Value]) -> anyhow::Result<Value> {
     }))
 }
 
-/// All places where a text is found, overlapping ones too, in characters.
+/// Returns the positions of all occurrences, including overlapping ones, in characters.
 pub(super) fn index_of_n(arguments: &[Value]) -> anyhow::Result<Value> {
     let (Some(text), Some(wanted)) = (text(arguments, 0), text(arguments, 1)) else {
         return Ok(Value::Undefined);
@@ -110,33 +110,33 @@ pub(super) fn index_of_n(arguments: &[Value]) -> anyhow::Result<Value> {
     while let Some(at) = rest.find(wanted) {
         place += rest.get(..at).unwrap_or("").chars().count();
         found.push(Value::from(place));
-        // The next may begin one character behind.
+        // The next occurrence may begin one character later.
         rest = rest.get(at + first.len_utf8()..).unwrap_or("");
         place += 1;
         anyhow::ensure!(
             found.len() <= MAX_ELEMENTS && found.len().saturating_mul(wanted.len()) <= MAX_WORK,
-            "indexof_n: more than {MAX_ELEMENTS} places, or places of too long a text"
+            "indexof_n: more than {MAX_ELEMENTS} matches, or the text is too long"
         );
     }
     Ok(Value::from(found))
 }
 
 pub(super) fn substring(arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = (
+    let parsed = (
         text(arguments, 0),
         integer(arguments, 1).and_then(|start| usize::try_from(start).ok()),
         integer(arguments, 2),
     );
-    let (Some(text), Some(start), Some(length)) = asked else {
+    let (Some(text), Some(start), Some(length)) = parsed else {
         return Ok(Value::Undefined);
     };
-    // All that follows, where the length is negative.
+    // A negative length means the rest of the text.
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     let part: String = text.chars().skip(start).take(length).collect();
     Ok(Value::from(part))
 }
 
-/// Counts non-overlapping occurrences of a text; the empty text occurs once more than there are
+/// Counts non-overlapping occurrences of a text. The empty text occurs once more than there are
 /// characters.
 pub(super) fn count(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(match (text(arguments, 0), text(arguments, 1)) {
@@ -146,8 +146,8 @@ pub(super) fn count(arguments: &[Value]) -> anyhow::Result<Value> {
 }
 
 pub(super) fn replace(arguments: &[Value]) -> anyhow::Result<Value> {
-    let asked = (text(arguments, 0), text(arguments, 1), text(arguments, 2));
-    let (Some(text), Some(old), Some(new)) = asked else {
+    let parsed = (text(arguments, 0), text(arguments, 1), text(arguments, 2));
+    let (Some(text), Some(old), Some(new)) = parsed else {
         return Ok(Value::Undefined);
     };
     replaced("replace", text, &[(old, new)])
@@ -170,13 +170,13 @@ pub(super) fn replace_n(arguments: &[Value]) -> anyhow::Result<Value> {
     })
 }
 
-/// At each byte the first pattern that is there is replaced, as Go's `Replacer` does. One of no text
-/// is there at every byte, but not twice in a row.
+/// Replaces at each byte the first pattern that matches there, as Go's `Replacer` does. An empty
+/// pattern matches at every byte, but not twice in a row.
 fn replaced(name: &str, text: &str, pairs: &[(&str, &str)]) -> anyhow::Result<Value> {
     let patterns: usize = pairs.iter().map(|(old, _)| old.len() + 1).sum();
     anyhow::ensure!(
         text.len().saturating_mul(patterns) <= MAX_WORK,
-        "{name}: too many patterns for so long a text"
+        "{name}: the patterns are too many or the text is too long"
     );
     let (mut out, mut rest, mut was_nothing) = (Vec::new(), text.as_bytes(), false);
     loop {
@@ -203,15 +203,13 @@ fn replaced(name: &str, text: &str, pairs: &[(&str, &str)]) -> anyhow::Result<Va
     }
     match String::from_utf8(out) {
         Ok(out) => bounded(out),
-        Err(_) => anyhow::bail!(
-            "{name}: a pattern of no text goes between the bytes of a character, and makes no text"
-        ),
+        Err(_) => anyhow::bail!("{name}: an empty pattern splits a multi-byte character"),
     }
 }
 
 pub(super) fn lower(arguments: &[Value]) -> anyhow::Result<Value> {
     mapped(arguments, |c| match c {
-        // Go takes each character for itself.
+        // Go converts each character separately.
         'İ' => 'i',
         c => single(c, c.to_lowercase()),
     })
@@ -219,7 +217,7 @@ pub(super) fn lower(arguments: &[Value]) -> anyhow::Result<Value> {
 
 pub(super) fn upper(arguments: &[Value]) -> anyhow::Result<Value> {
     mapped(arguments, |c| match u32::from(c) {
-        // Characters with a capital of one character that Rust writes as two.
+        // Characters whose upper case is one character, for which Rust returns two.
         0x1f80..=0x1f87 | 0x1f90..=0x1f97 | 0x1fa0..=0x1fa7 => shifted(c, 8),
         0x1fb3 | 0x1fc3 | 0x1ff3 => shifted(c, 9),
         _ => single(c, c.to_uppercase()),
@@ -230,7 +228,7 @@ fn shifted(c: char, by: u32) -> char {
     char::from_u32(u32::from(c) + by).unwrap_or(c)
 }
 
-/// The character that another becomes, where that is one.
+/// Returns the mapped character if it is a single one.
 fn single(c: char, mut mapped: impl Iterator<Item = char>) -> char {
     match (mapped.next(), mapped.next()) {
         (Some(mapped), None) => mapped,
@@ -245,7 +243,7 @@ fn mapped(arguments: &[Value], map: impl Fn(char) -> char) -> anyhow::Result<Val
     }
 }
 
-/// An array with the elements of the arrays in it.
+/// Flattens arrays within an array.
 pub(super) fn flatten(arguments: &[Value]) -> anyhow::Result<Value> {
     let Some(Value::Array(array)) = arguments.first() else {
         return Ok(Value::Undefined);

@@ -1,4 +1,4 @@
-//! `object.subset` of objects, sets and arrays, and what `json.filter` and `json.remove` leave.
+//! `object.subset` for objects, sets and arrays, and the paths of `json.filter` and `json.remove`.
 
 use regorus::Value;
 use regorus::value::{Array, Object, Set};
@@ -13,7 +13,7 @@ pub(super) fn subset(arguments: &[Value]) -> anyhow::Result<Value> {
         [Value::Set(whole), Value::Set(part)] => Value::from(sets(whole, part)),
         [Value::Array(whole), Value::Array(part)] => Value::from(arrays(whole, part)?),
         [Value::Array(whole), Value::Set(part)] => {
-            // OPA counts what it finds, and what it finds twice counts twice.
+            // OPA counts matches, and counts duplicates repeatedly.
             let found = whole.iter().filter(|one| part.contains(one)).count();
             Value::from(!whole.is_empty() && found >= part.len())
         }
@@ -21,7 +21,7 @@ pub(super) fn subset(arguments: &[Value]) -> anyhow::Result<Value> {
     })
 }
 
-/// Returns whether all keys are there, with the same values or with supersets of the same kind.
+/// Returns true if all keys are present with the same values, or with supersets of the same kind.
 fn objects(whole: &Object, part: &Object) -> anyhow::Result<bool> {
     for (key, part) in part.iter() {
         let contained = match (whole.get(key), part) {
@@ -43,7 +43,7 @@ fn sets(whole: &Set, part: &Set) -> bool {
     part.iter().all(|one| whole.contains(one))
 }
 
-/// Returns whether one array occurs contiguously in the other.
+/// Returns true if one array occurs contiguously in the other.
 fn arrays(whole: &Array, part: &Array) -> anyhow::Result<bool> {
     anyhow::ensure!(
         whole.len().saturating_mul(part.len()) <= 16 * MAX_ELEMENTS,
@@ -58,7 +58,7 @@ fn arrays(whole: &Array, part: &Array) -> anyhow::Result<bool> {
     }))
 }
 
-/// Paths without the slash in front, which the interpreter takes for a part of them.
+/// Strips the leading slash of paths, which the interpreter takes for a part of them.
 fn with_bare_paths(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
     let bare = |path: &Value| match path {
         Value::String(path) => Value::from(path.trim_start_matches('/')),

@@ -1,4 +1,4 @@
-//! `time.*` but the clock: times in nanoseconds since 1970, zones by their names.
+//! `time.*` except the clock: times in nanoseconds since 1970, and time zones by name.
 
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
@@ -10,14 +10,14 @@ use super::go_layout::{RFC3339, RFC3339_NANO, named};
 use super::go_time::{self, Local};
 use super::{bounded, text};
 
-/// A moment in a zone, and the layout that came with it.
+/// A time in a zone, with the layout passed with it.
 struct Moment<'a> {
     nanoseconds: i64,
     zone: TimeZone,
     layout: Option<&'a str>,
 }
 
-/// The zone of a name, in the case that the database has it.
+/// Returns the zone of a name, which must be written as in the database.
 fn zone(name: &str) -> Option<TimeZone> {
     if matches!(name, "" | "UTC" | "Local") {
         return Some(TimeZone::UTC);
@@ -141,8 +141,8 @@ pub(super) fn parse_duration(arguments: &[Value]) -> anyhow::Result<Value> {
     Ok(parsed.map_or(Value::Undefined, Value::from))
 }
 
-/// Years, months and days later, overflowing as Go's `AddDate` does: a year after the 29th of
-/// February is the 1st of March.
+/// Adds years, months and days. Overflow is normalized as in Go's `AddDate`: a year after February
+/// 29 is March 1.
 pub(super) fn add_date(arguments: &[Value]) -> anyhow::Result<Value> {
     let number = |place: usize| arguments.get(place)?.as_i64().ok();
     let later = Moment::of(arguments.first())
@@ -171,7 +171,7 @@ fn later(moment: &Moment<'_>, years: i64, months: i64, days: i64) -> Option<i64>
         .ok()?
         .checked_add(jiff::Span::new().try_days(days).ok()?)
         .ok()?;
-    // In a gap Go keeps the earlier offset; in an overlap it takes the first.
+    // In a gap Go keeps the earlier offset; in an overlap it takes the first one.
     let later = moment
         .zone
         .to_ambiguous_zoned(DateTime::from_parts(date, clock.time()))
@@ -180,7 +180,8 @@ fn later(moment: &Moment<'_>, years: i64, months: i64, days: i64) -> Option<i64>
     i64::try_from(later.timestamp().as_nanosecond()).ok()
 }
 
-/// Years, months, days, hours, minutes and seconds between two moments, in the zone of the first.
+/// Returns the years, months, days, hours, minutes and seconds between two times, in the zone of
+/// the first.
 pub(super) fn diff(arguments: &[Value]) -> anyhow::Result<Value> {
     let moments = Moment::of(arguments.first()).zip(Moment::of(arguments.get(1)));
     let between = moments.and_then(|(one, mut other)| {

@@ -1,22 +1,23 @@
-//! Numbers in texts: `to_number`, `units.parse`, `units.parse_bytes`.
+//! Numbers in strings: `to_number`, `units.parse`, `units.parse_bytes`.
 
 use regorus::Value;
 
 use super::text;
 
-/// Most digits of a number with a unit, zeros of its exponent included.
+/// Maximum number of digits of a number with a unit, including the zeros of its exponent.
 const MAX_DIGITS: usize = 30;
-/// Most digits of an exponent, so that no number is too long to be written.
+/// Maximum number of digits of an exponent, so that every number can be formatted.
 const MAX_EXPONENT_DIGITS: usize = 3;
 
-/// Most digits of an exponent that OPA reads.
+/// Maximum number of digits of an exponent in OPA.
 const OPAS_EXPONENT_DIGITS: usize = 6;
 
-/// A decimal number without its unit: sign, digits and how many of them are behind the point.
+/// A decimal number without its unit: the sign, the digits, and the number of those after the
+/// point.
 struct Decimal {
     negative: bool,
     digits: u128,
-    /// Power of ten that the digits are to be multiplied by.
+    /// The power of ten to multiply by.
     power: i32,
 }
 
@@ -42,7 +43,7 @@ impl Decimal {
         let significant = digits.trim_start_matches('0');
         let too_long = bare.trim_start_matches('0').len() > MAX_EXPONENT_DIGITS
             || significant.len() > MAX_DIGITS;
-        // OPA takes no exponent of more digits, and here fewer are enough.
+        // OPA accepts no exponent with more digits, and a lower limit is enough here.
         if bare.len() > OPAS_EXPONENT_DIGITS {
             return Ok(None);
         }
@@ -55,7 +56,7 @@ impl Decimal {
         }))
     }
 
-    /// The number times a factor, as digits and the power of ten that is left.
+    /// Multiplies by a factor. Returns the digits and the remaining power of ten.
     fn times(self, name: &str, factor: u64) -> anyhow::Result<Self> {
         let too_large = || anyhow::anyhow!("{name}: the number is too large");
         let mut digits = self
@@ -81,13 +82,13 @@ impl Decimal {
         })
     }
 
-    /// Whole units, the rest cut off, or rounded to `places` behind the point.
+    /// Returns the integral part, or the number rounded to `places` after the point.
     fn value(&self, places: Option<u32>) -> anyhow::Result<Value> {
         let behind = self.power.unsigned_abs();
         let kept = places.unwrap_or(0).min(behind);
         let by = 10u128.checked_pow(behind - kept);
         let digits = match by {
-            // Half of the last place and more is one more.
+            // Rounds half up.
             Some(by) if places.is_some() => {
                 let rest = self.digits % by;
                 self.digits / by + u128::from(by > 1 && rest >= by - rest)
@@ -107,7 +108,8 @@ impl Decimal {
     }
 }
 
-/// The number and the unit of a text; the number ends where no digit, point or exponent is.
+/// Splits a text into number and unit. The number ends before the first character other than a
+/// digit, point or exponent.
 fn parts(text: &str) -> (&str, &str) {
     let bytes = text.as_bytes();
     let at = |place: usize| bytes.get(place).copied().unwrap_or(b' ');
@@ -123,7 +125,7 @@ fn parts(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// Factors of a thousand and of 1,024, by their letter in lower case.
+/// Returns a power of 1,000 or 1,024 by its letter in lower case.
 fn factor(letter: char, binary: bool) -> Option<u64> {
     let power = "kmgtpe".find(letter)?;
     let power = u32::try_from(power).ok()? + 1;
@@ -140,7 +142,7 @@ pub(super) fn parse(arguments: &[Value]) -> anyhow::Result<Value> {
     let mut chars = unit.chars();
     let rest = chars.next().map(|_| chars.as_str().to_lowercase());
     let factor = match (unit.chars().next(), rest.as_deref()) {
-        // Thousandths: three places more behind the point.
+        // Thousandths: three more places after the point.
         (Some('m'), Some("")) => Some((1, 3)),
         (None, _) => Some((1, 0)),
         (Some(letter), Some("")) if "kKMgGtTpPeE".contains(letter) => {
@@ -229,7 +231,7 @@ pub(super) fn to_number(arguments: &[Value]) -> anyhow::Result<Value> {
     let exponent = exponent.map_or_else(String::new, |exponent| format!("e{exponent}"));
     let text = format!("{sign}{whole}{fraction}{exponent}");
     let is_finite = text.parse::<f64>().is_ok_and(f64::is_finite);
-    // Values beyond floating point are not numbers, in OPA either.
+    // Values beyond floating point are not numbers, as in OPA.
     if !is_finite {
         return Ok(Value::Undefined);
     }

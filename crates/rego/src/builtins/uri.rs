@@ -1,4 +1,4 @@
-//! `uri.parse` and `uri.is_valid`, as Go's `net/url` reads references.
+//! `uri.parse` and `uri.is_valid`: references as parsed by Go's `net/url`.
 
 use regorus::Value;
 use regorus::value::Object;
@@ -17,7 +17,7 @@ struct Uri {
     fragment: String,
 }
 
-/// The part of a URI that an escaped text is in; each allows different characters.
+/// A part of a URI. The allowed characters depend on it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Host,
@@ -34,7 +34,7 @@ fn unescaped(text: &str, place: Place) -> Option<String> {
             b'%' => {
                 let mut digit = || char::from(bytes.next()?).to_digit(16);
                 let byte = u8::try_from(digit()? * 16 + digit()?).ok()?;
-                // Hosts may only escape characters beyond ASCII.
+                // In hosts, only non-ASCII characters may be escaped.
                 let allowed = match place {
                     Place::Host => !byte.is_ascii() || byte == b'%',
                     Place::Zone => {
@@ -85,7 +85,7 @@ impl Uri {
         let mut rest = rest;
         if !rest.starts_with('/') {
             if !uri.scheme.is_empty() {
-                // Opaque: it has no path.
+                // An opaque URI has no path.
                 return Some(uri);
             }
             let (segment, _) = rest.split_once('/').unwrap_or((rest, ""));
@@ -111,7 +111,7 @@ impl Uri {
     }
 }
 
-/// The scheme and the rest. `None` if there is no scheme before a colon.
+/// Splits off the scheme. Returns `None` if nothing precedes the colon.
 fn scheme(text: &str) -> Option<(&str, &str)> {
     for (at, c) in text.char_indices() {
         match c {
@@ -125,7 +125,7 @@ fn scheme(text: &str) -> Option<(&str, &str)> {
     Some(("", text))
 }
 
-/// The host behind what stands before an `@`, with its port.
+/// Returns the host after an optional `@`, with its port.
 fn authority_host(authority: &str) -> Option<String> {
     let (user, host) = match authority.rsplit_once('@') {
         Some((user, host)) => (Some(user), host),
@@ -151,7 +151,7 @@ fn authority_host(authority: &str) -> Option<String> {
         if !port_is_valid(port.get(1..)?) {
             return None;
         }
-        // A zone has escapes of its own.
+        // A zone has its own escapes.
         if let Some(at) = address.find("%25") {
             let (address, zone) = address.split_at(at);
             let address = unescaped(address, Place::Host)?;
@@ -179,7 +179,7 @@ fn host_and_port(host: &str) -> (String, String) {
     (bare.to_owned(), port.to_owned())
 }
 
-/// A path as Go writes it.
+/// Escapes a path as Go does.
 fn escaped_path(path: &str) -> String {
     let mut out = String::with_capacity(path.len());
     for byte in path.bytes() {

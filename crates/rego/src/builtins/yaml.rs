@@ -1,5 +1,5 @@
-//! `yaml.*`: documents as OPA reads them. `yes` and `on` are texts, `0123` is octal, and of several
-//! documents the first counts.
+//! `yaml.*`: documents as OPA parses them. `yes` and `on` are strings, `0123` is octal, and the
+//! first of several documents applies.
 
 use regorus::Value;
 use serde_saphyr::{DuplicateKeyPolicy, Options};
@@ -7,7 +7,7 @@ use serde_saphyr::{DuplicateKeyPolicy, Options};
 use super::bounded::small;
 use super::{MAX_TEXT, text};
 
-/// Returns whether a document's first line is indented by a tab.
+/// Returns true if a document's first line is indented by a tab.
 fn begins_with_tab(text: &str) -> bool {
     let mut at_start = true;
     text.lines().any(|line| {
@@ -22,7 +22,7 @@ fn read(text: &str) -> anyhow::Result<Option<Value>> {
         text.len() <= MAX_TEXT,
         "yaml.unmarshal: more than {MAX_TEXT} bytes of text"
     );
-    // OPA's reader takes neither, and ours does.
+    // OPA's parser rejects both, the parser used here accepts them.
     let version = text.strip_prefix("%YAML").map(str::trim_start);
     let other_version = version.is_some_and(|version| !version.starts_with("1.1"));
     if other_version || begins_with_tab(text) {

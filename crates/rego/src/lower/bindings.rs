@@ -1,12 +1,12 @@
 //! Finds the names in a rule that can be bound: those in brackets, on a side of `=`, and in the
-//! result of `walk`. A name that is declared nowhere is a variable if it is among them; otherwise
-//! it can only be a rule.
+//! result of `walk`. An undeclared name is a variable if it is among them; otherwise it can only be
+//! a rule.
 
 use std::collections::BTreeSet;
 
 use regorus::unstable::{AssignOp, Expr, Literal, LiteralStmt, Query, Ref, Rule, RuleHead};
 
-/// The names of a rule that are bound somewhere in it.
+/// Returns the names that are bound somewhere in a rule.
 pub(super) fn bound(rule: &Rule) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     match rule {
@@ -34,10 +34,10 @@ pub(super) fn bound(rule: &Rule) -> BTreeSet<String> {
     names
 }
 
-/// The order in which the statements of a body must be written, by their numbers. A negated
-/// expression comes after what binds its variables: the interpreter would take an index in it for
-/// their binding. It stays before a statement that declares a name which it mentions, so that the
-/// name is refused as read before its declaration, as OPA's compiler refuses it.
+/// Returns the order in which the statements of a body must be written, by index. A negated
+/// expression follows the statements that bind its variables, since the interpreter would take an
+/// index in it for a binding. It precedes a statement that declares a name used in it, so that the
+/// name is rejected as used before its declaration, as in OPA's compiler.
 pub(super) fn order(query: &Query) -> Vec<usize> {
     let mut order: Vec<usize> = (0..query.stmts.len()).collect();
     let bound: Vec<BTreeSet<String>> = query.stmts.iter().map(binds).collect();
@@ -63,7 +63,7 @@ pub(super) fn order(query: &Query) -> Vec<usize> {
         .enumerate()
         .map(|(number, statement)| last(number, statement))
         .collect();
-    // A negated expression follows what it waits for; others keep their order.
+    // A negated expression follows its dependencies; others keep their order.
     order.sort_by_key(|number| {
         let behind = behind.get(*number).copied().unwrap_or(*number);
         (behind, behind != *number)
@@ -71,7 +71,7 @@ pub(super) fn order(query: &Query) -> Vec<usize> {
     order
 }
 
-/// The names that a statement declares in its body.
+/// Returns the names that a statement declares in its body.
 fn declares(statement: &LiteralStmt) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     match &statement.literal {
@@ -98,7 +98,7 @@ fn declares(statement: &LiteralStmt) -> BTreeSet<String> {
     names
 }
 
-/// The names that a statement may give a value.
+/// Returns the names that a statement may bind.
 fn binds(statement: &LiteralStmt) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     match &statement.literal {
@@ -189,7 +189,7 @@ fn expression(expr: &Ref<Expr>, names: &mut BTreeSet<String>) {
     }
 }
 
-/// The names that a literal or a name on its own may get.
+/// Collects the names that a match with a literal or a single name may bind.
 fn pattern(expr: &Ref<Expr>, names: &mut BTreeSet<String>) {
     match expr.as_ref() {
         Expr::Var { span, .. } => {
@@ -204,7 +204,7 @@ fn pattern(expr: &Ref<Expr>, names: &mut BTreeSet<String>) {
     }
 }
 
-/// The expressions directly inside an expression, without bodies.
+/// Returns the direct subexpressions of an expression, without bodies.
 fn parts(expr: &Ref<Expr>) -> Vec<&Ref<Expr>> {
     match expr.as_ref() {
         Expr::String { .. }

@@ -1,4 +1,4 @@
-//! Expressions: names, references, literals, comprehensions, calls and operators.
+//! Lowers expressions: names, references, literals, comprehensions, calls and operators.
 
 use regorus::unstable::{ArithOp, BinOp, BoolOp, Expr, Query, Ref, Span};
 
@@ -13,9 +13,9 @@ use crate::error::LoadError;
 pub(super) enum Reading {
     /// In place.
     Here,
-    /// Before the statement, so that it is undefined if they are.
+    /// Before the statement, which is undefined if they are.
     Before,
-    /// The same for a reference that is negated itself, which binds no name in its brackets.
+    /// As `Before`, for a negated reference, which binds no name in its brackets.
     Negated,
 }
 
@@ -28,7 +28,7 @@ impl Lower<'_> {
         }
     }
 
-    /// An expression as an operand: what has operators of its own is put in parentheses.
+    /// Lowers an expression as an operand. If it has operators, it is put in parentheses.
     pub(super) fn operand(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let written = self.expression(expr)?;
         Ok(match expr.as_ref() {
@@ -40,7 +40,7 @@ impl Lower<'_> {
         })
     }
 
-    /// Lowers an expression that stands on its own.
+    /// Lowers a stand-alone expression.
     pub(super) fn expression(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match expr.as_ref() {
             Expr::String { span, .. } => Ok(token(span.line, format!("\"{}\"", span.text()))),
@@ -83,7 +83,7 @@ impl Lower<'_> {
                 }
                 _ => Err(self.refuse(
                     span.line,
-                    "a minus sign belongs before a number: write 0 - x",
+                    "a minus sign is only allowed before a number: write 0 - x",
                 )),
             },
             Expr::BinExpr { .. }
@@ -91,12 +91,12 @@ impl Lower<'_> {
             | Expr::ArithExpr { .. }
             | Expr::Membership { .. } => self.infix(expr, Reading::Here),
             Expr::AssignExpr { span, .. } => {
-                Err(self.refuse(span.line, "an assignment is a statement of its own"))
+                Err(self.refuse(span.line, "an assignment must be a separate statement"))
             }
         }
     }
 
-    /// A name as it is now.
+    /// Lowers a name.
     pub(super) fn name(&mut self, span: &Span) -> Result<Tokens, LoadError> {
         let name = span.text();
         self.check_name(span)?;
@@ -109,13 +109,13 @@ impl Lower<'_> {
         Ok(token(span.line, written))
     }
 
-    /// A reference. `reading` is about what stands in its brackets.
+    /// Lowers a reference. `reading` applies to the contents of its brackets.
     pub(super) fn reference(
         &mut self,
         expr: &Ref<Expr>,
         reading: Reading,
     ) -> Result<Tokens, LoadError> {
-        // Outermost first; a chain may be long.
+        // Outermost first. Iterative, since a chain may be long.
         let (mut links, mut at) = (Vec::new(), expr);
         while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = at.as_ref() {
             links.push(at);
@@ -123,7 +123,7 @@ impl Lower<'_> {
         }
         let mut out = match at.as_ref() {
             Expr::Var { .. } => self.expression(at)?,
-            // OPA looks up a subject of its own first; so does the interpreter.
+            // OPA evaluates the root of the chain first, and so does the interpreter.
             _ => self.operand(at)?,
         };
         for link in links.into_iter().rev() {
@@ -144,7 +144,7 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// A path: names and texts only, none of them a variable.
+    /// Lowers a path that consists of names and strings, none of them a variable.
     pub(super) fn path(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match expr.as_ref() {
             Expr::Var { span, .. } => {
@@ -164,7 +164,7 @@ impl Lower<'_> {
                 out.glue(line, "]");
                 Ok(out)
             }
-            other => Err(self.refuse(other.span().line, "a path of names is needed here")),
+            other => Err(self.refuse(other.span().line, "expected a path of names")),
         }
     }
 
@@ -205,8 +205,8 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// A comprehension, which is a scope of its own. What its term needs is looked up at the end of
-    /// its body.
+    /// Lowers a comprehension, which has its own scope. The inputs of its term are looked up at the
+    /// end of its body.
     fn comprehension(
         &mut self,
         line: u32,
@@ -252,7 +252,8 @@ impl Lower<'_> {
             .is_some_and(|root| self.is_known(root));
         if !is_ours && super::argument_count(&name).is_some_and(|count| count + 1 == params.len()) {
             let what = format!(
-                "the result of {name} can't be its last argument inside an expression: write a statement of its own, or y := {name}(…)"
+                "the result of {name} cannot be its last argument within an expression: write a \
+                 separate statement, or y := {name}(…)"
             );
             return Err(self.refuse(span.line, what));
         }
@@ -273,8 +274,8 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// Lowers the values of a `sprintf`. Values written as fractions are marked, since the
-    /// interpreter reads `100.0` as 100, and the two are formatted differently.
+    /// Lowers the values of a `sprintf`. Fraction literals are marked, since the interpreter reads
+    /// `100.0` as 100, and the two are formatted differently.
     fn formatted(
         &mut self,
         line: u32,
@@ -298,7 +299,7 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// `walk(node)` inside an expression: each node that it gives in its turn.
+    /// Lowers `walk(node)` within an expression, which yields one node after another.
     fn walk_before(&mut self, node: &Ref<Expr>, line: u32) -> Result<Tokens, LoadError> {
         let node = self.operand(node)?;
         let name = self.names.fresh("node");
@@ -307,14 +308,14 @@ impl Lower<'_> {
         Ok(token(line, name))
     }
 
-    /// An expression with an operator.
+    /// Lowers an expression with an operator.
     pub(super) fn infix(
         &mut self,
         expr: &Ref<Expr>,
         reading: Reading,
     ) -> Result<Tokens, LoadError> {
-        // A function of ours is undefined where OPA's operator is. A long chain of operators stays
-        // one: each function is a level of recursion.
+        // A supplied function is undefined where OPA's operator is. Long chains of operators stay
+        // operators, since each function is a level of recursion.
         if let Some((line, function, lhs, rhs)) =
             operator(expr).filter(|_| depth(expr) <= MAX_CALLS)
         {
@@ -374,9 +375,9 @@ impl Lower<'_> {
                 out.append(side(self, collection, strength + 1)?);
                 return Ok(out);
             }
-            other => return Err(self.refuse(other.span().line, "an operator is needed here")),
+            other => return Err(self.refuse(other.span().line, "expected an operator")),
         };
-        // Operators of one strength are read from the left.
+        // Operators of equal precedence are left-associative.
         let mut out = side(self, lhs, strength)?;
         out.push(span.line, operator);
         out.append(side(self, rhs, strength + 1)?);
@@ -384,7 +385,8 @@ impl Lower<'_> {
     }
 }
 
-/// `key, value in collection`: whether there is such an entry. The interpreter finds none in a set.
+/// Lowers `key, value in collection`: true if there is such an entry. The interpreter never finds
+/// one in a set.
 fn entry(line: u32, key: Tokens, value: Tokens, collection: Tokens) -> Tokens {
     let mut out = token(line, "[1 |");
     out.append(collection);
@@ -396,7 +398,7 @@ fn entry(line: u32, key: Tokens, value: Tokens, collection: Tokens) -> Tokens {
     out
 }
 
-/// Returns whether an expression is a name or a reference, which an index may follow.
+/// Returns true if an expression is a name or a reference, which an index may follow.
 pub(super) fn is_reference(expr: &Ref<Expr>) -> bool {
     matches!(
         expr.as_ref(),
@@ -404,7 +406,7 @@ pub(super) fn is_reference(expr: &Ref<Expr>) -> bool {
     )
 }
 
-/// Returns how tightly an expression binds; one without an operator binds most tightly.
+/// Returns the precedence of an expression. One without an operator has the highest.
 fn strength(expr: &Ref<Expr>) -> u8 {
     match expr.as_ref() {
         Expr::Membership { .. } => 1,
@@ -425,7 +427,7 @@ fn strength(expr: &Ref<Expr>) -> u8 {
     }
 }
 
-/// `walk(node, result)`, which gives one result after the other.
+/// Writes `walk(node, result)`, which yields one result after another.
 pub(super) fn walk(line: u32, node: Tokens, result: Tokens) -> Tokens {
     let mut out = token(line, "walk");
     out.glue(line, "(");
@@ -443,10 +445,10 @@ pub(super) fn parenthesised(line: u32, inner: Tokens) -> Tokens {
     out
 }
 
-/// Most operators inside each other that are written as functions.
+/// Maximum nesting of operators that are written as functions.
 const MAX_CALLS: usize = 8;
 
-/// An operator of numbers or sets as a function: its name and its sides.
+/// Returns an arithmetic or set operator as a function: its name and its operands.
 fn operator(expr: &Ref<Expr>) -> Option<(u32, &'static str, &Ref<Expr>, &Ref<Expr>)> {
     let (span, name, lhs, rhs) = match expr.as_ref() {
         Expr::ArithExpr {
@@ -475,7 +477,7 @@ fn operator(expr: &Ref<Expr>) -> Option<(u32, &'static str, &Ref<Expr>, &Ref<Exp
     Some((span.line, name, lhs, rhs))
 }
 
-/// Returns how deeply operators are nested, counting only up to the limit.
+/// Returns the nesting of operators, counting only up to the limit.
 fn depth(expr: &Ref<Expr>) -> usize {
     fn below(expr: &Ref<Expr>, left: usize) -> usize {
         match operator(expr) {

@@ -1,5 +1,5 @@
-//! Heads of rules whose paths meet. Where `p[x].q` is a rule, the interpreter doesn't ask it for
-//! what `p.b.q` makes too, so `p.b.q` is written as `p[key].q` with `key := "b"`.
+//! Heads of rules with overlapping paths. If `p[x].q` is a rule, the interpreter does not evaluate
+//! it for a path that `p.b.q` also produces, so `p.b.q` is written as `p[key].q` with `key := "b"`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,8 @@ use regorus::unstable::{Expr, Module, Ref, Rule, RuleHead};
 use super::rules::Head;
 use crate::analysis::{Path, head_path};
 
-/// Fixed prefixes of heads' paths that continue with a variable, and whether a path continues after
-/// it.
+/// Returns the constant prefixes of heads' paths that continue with a variable, and whether a path
+/// continues after the variable.
 pub(super) fn open_paths(module: &Module) -> BTreeMap<Path, bool> {
     let mut open = BTreeMap::new();
     for rule in &module.policy {
@@ -30,7 +30,8 @@ pub(super) fn open_paths(module: &Module) -> BTreeMap<Path, bool> {
     open
 }
 
-/// Lengths of the beginnings of a head's path behind which a name is written as a variable.
+/// Returns the lengths of the prefixes of a head's path after which a name is written as a
+/// variable.
 pub(super) fn opened(open: &BTreeMap<Path, bool>, head: &Head<'_>) -> BTreeSet<usize> {
     let fixed = head_path(head.refr);
     let is_partial = head.key.is_some() || fixed.len() < length(head.refr);
@@ -45,7 +46,7 @@ pub(super) fn opened(open: &BTreeMap<Path, bool>, head: &Head<'_>) -> BTreeSet<u
         .collect()
 }
 
-/// The names of a path, and its brackets.
+/// Returns the number of names and brackets in a path.
 pub(super) fn length(refr: &Ref<Expr>) -> usize {
     let (mut length, mut at) = (1, refr);
     while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = at.as_ref() {

@@ -1,19 +1,20 @@
-//! Lowering: a module is rewritten as OPA's compiler would do, before the interpreter reads it.
-//! Constructs that the interpreter reads differently from OPA don't occur in the lowered text:
+//! Lowering: rewrites a module as OPA's compiler would, before the interpreter reads it. The
+//! lowered text avoids constructs that the interpreter reads differently from OPA:
 //!
-//! - What is imported is written as a path from `data` or `input`: the interpreter does not find the
+//! - Imported names are written as paths from `data` or `input`: the interpreter does not find the
 //!   imports of all modules of a package.
-//! - Each declared name (`some`, `:=`, arguments, `every`) has a name of its own, so that no rule,
-//!   import or other scope of the same name is taken for it.
-//! - What a negated expression calls and reads is looked up before it, unless the module imports
+//! - Each declared name (`some`, `:=`, arguments, `every`) becomes unique, so that no rule, import
+//!   or other scope of the same name is confused with it.
+//! - Calls and reads in a negated expression are looked up before it, unless the module imports
 //!   `future.keywords.not`.
-//! - `some … in` reads by an index, so that what is no collection has no elements.
-//! - An object pattern matches objects with exactly its keys.
-//! - `walk` is asked by its result argument, so that it gives one node after the other.
-//! - What a rule's head reads is looked up at the end of each body; each body has a head of its own.
+//! - `some … in` reads by an index, so that a value that is not a collection has no elements.
+//! - An object pattern matches only objects with exactly its keys.
+//! - `walk` is called with a result argument, so that it yields one node after another.
+//! - The inputs of a rule's head are looked up at the end of each body, and each body has its own
+//!   head.
 //! - A function without arguments is a rule.
 //!
-//! Lines stay: each token is printed on the line it came from.
+//! Line numbers are preserved: each token is printed on its original line.
 
 mod bindings;
 mod expressions;
@@ -36,21 +37,21 @@ pub(crate) use names::written;
 use names::{Clash, Names};
 use text::Tokens;
 
-/// A module as the interpreter is given it.
+/// A lowered module.
 #[derive(Debug, Clone)]
 pub(crate) struct Lowered {
     pub(crate) text: String,
-    /// Names that were taken for variables, and a line of each. A rule of another module of the
-    /// package must not have such a name.
+    /// Names that were assumed to be variables, with a line of each. A rule in another module of
+    /// the package must not have such a name.
     pub(crate) assumed: BTreeMap<String, u32>,
-    /// Built-ins that a `with` replaces and the interpreter doesn't have.
+    /// Built-ins that a `with` replaces and the interpreter does not have.
     pub(crate) replaced: BTreeSet<String>,
     /// The line of the first negation whose meaning depends on the version of OPA: the module
-    /// imports all of `future.keywords`, of which `not` is one since OPA 1.17.
+    /// imports all of `future.keywords`, which include `not` since OPA 1.17.
     pub(crate) version_dependent_negation: Option<u32>,
 }
 
-/// Lowers a module, with the rules that are wanted.
+/// Lowers the wanted rules of a module.
 pub(crate) fn lower(
     module: &Module,
     place: &str,
@@ -60,7 +61,8 @@ pub(crate) fn lower(
     if lowered.replaced.is_empty() {
         return Ok(lowered);
     }
-    // Now that they are known, they are called by functions of the module, which can be replaced.
+    // Now that the replaced built-ins are known, they are called through functions of the module,
+    // which can be replaced.
     lower_with(module, place, &is_wanted, lowered.replaced)
 }
 
@@ -129,7 +131,8 @@ fn rules(module: &Module) -> BTreeSet<String> {
     names.collect()
 }
 
-/// Names of imports, and what they stand for. Of two with one name the last counts.
+/// Returns the names of imports and the paths they stand for. Of two with the same name, the last
+/// applies.
 fn imports(module: &Module) -> BTreeMap<String, String> {
     let imports = module.imports.iter().filter_map(|import| {
         let path = head_path(&import.refr);
@@ -144,7 +147,7 @@ fn imports(module: &Module) -> BTreeMap<String, String> {
     imports.collect()
 }
 
-/// A path as a reference.
+/// Returns a path as a reference.
 fn reference(root: &str, path: &[String]) -> String {
     let mut out = root.to_owned();
     for part in path {
@@ -160,43 +163,44 @@ fn reference(root: &str, path: &[String]) -> String {
     out
 }
 
-/// The state of the lowering.
+/// The state of lowering a module.
 struct Lower<'a> {
     place: &'a str,
-    /// The first names of the module's rules.
+    /// The first path segments of the module's rules.
     rules: BTreeSet<String>,
-    /// The names of its imports, and what they stand for.
+    /// The names of the module's imports, and the paths they stand for.
     imports: BTreeMap<String, String>,
-    /// Its package, as a reference from `data`.
+    /// The package, as a reference from `data`.
     package: String,
-    /// Names of the rule that something in it may give a value.
+    /// Names that some part of the current rule may bind.
     bound: BTreeSet<String>,
     assumed: BTreeMap<String, u32>,
-    /// Built-ins that a `with` replaces and the interpreter doesn't have.
+    /// Built-ins that a `with` replaces and the interpreter does not have.
     replaced: BTreeSet<String>,
-    /// Functions that call a built-in, by its name: their own names, and how many arguments they
-    /// take.
+    /// Functions that call a built-in, by its name: their own names, and their numbers of
+    /// arguments.
     helpers: BTreeMap<String, (String, usize)>,
     /// The prefix of helpers' names, unique to this module.
     helper_prefix: String,
-    /// Paths below which rules with a variable in the middle of their path put values: `p` of
+    /// Paths below which rules with a variable in the middle of their path define values: `p` of
     /// `p[x].q`.
     prefixes: BTreeSet<String>,
-    /// Fixed prefixes of heads' paths that continue with a variable, and whether a path continues
-    /// after it.
+    /// The constant prefixes of heads' paths that continue with a variable, and whether a path
+    /// continues after the variable.
     open_paths: BTreeMap<Path, bool>,
-    /// Lengths of the beginnings of the rule's path behind which a name is written as a variable.
+    /// The lengths of the prefixes of the current rule's path after which a name is written as a
+    /// variable.
     opened: BTreeSet<usize>,
     is_v1: bool,
-    /// `import future.keywords.not` is there: a negated expression is looked up inside its `not`.
+    /// True with `import future.keywords.not`: a negated expression is looked up inside its `not`.
     has_not_bodies: bool,
-    /// `import future.keywords` is there.
+    /// True with `import future.keywords`.
     imports_all_keywords: bool,
     version_dependent_negation: Option<u32>,
     names: Names,
-    /// Statements that must stand before the one that is being written.
+    /// Statements that must precede the current one.
     before: Vec<Tokens>,
-    /// The `with` modifiers of the statement that is being written.
+    /// The `with` modifiers of the current statement.
     with: Tokens,
 }
 
@@ -205,16 +209,16 @@ impl Lower<'_> {
         LoadError::Compile(format!("{}, line {line}: {what}", self.place))
     }
 
-    /// Returns whether a name stands for a document, a rule of the module or an import.
+    /// Returns true if a name stands for a document, a rule of the module or an import.
     fn is_known(&self, name: &str) -> bool {
         matches!(name, "input" | "data")
             || self.rules.contains(name)
             || self.imports.contains_key(name)
     }
 
-    /// Lowers the name of a function that is called, or replaced by `with`. Functions of the
-    /// package are qualified by it, since the interpreter takes two spellings of one function for
-    /// two.
+    /// Lowers the name of a function that is called or replaced by `with`. Functions of the package
+    /// are qualified by it, since the interpreter takes two spellings of a function for different
+    /// functions.
     fn function(&mut self, expr: &Ref<Expr>, arguments: usize) -> Result<Tokens, LoadError> {
         let path = head_path(expr);
         let root = path.first().map_or("", String::as_str);
@@ -238,8 +242,8 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// Lowers the target of a `with`. A function for a built-in is generated by the calls, which
-    /// have the number of arguments.
+    /// Lowers the target of a `with`. The function for a built-in is generated for its calls, which
+    /// determine the number of arguments.
     fn target(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let name = head_path(expr).join(".");
         if self.replaced.contains(&name) {
@@ -251,7 +255,7 @@ impl Lower<'_> {
         self.function(expr, 1)
     }
 
-    /// The function of the module that calls a built-in, with its package.
+    /// Returns the module's function that calls a built-in, with its package.
     fn helper(&mut self, builtin: &str, arguments: usize) -> String {
         let (name, _) = self.helpers.entry(builtin.to_owned()).or_insert_with(|| {
             let words = builtin.replace('.', "_");
@@ -261,7 +265,7 @@ impl Lower<'_> {
     }
 
     fn write_helpers(&self, out: &mut Tokens) {
-        // Without any value such a path is an empty object in OPA, and undefined to the interpreter.
+        // Without values, such a path is an empty object in OPA, but undefined in the interpreter.
         for prefix in &self.prefixes {
             let name = format!("{}0_key", names::RESERVED);
             let (assign, body) = if self.is_v1 { (":=", "if ") } else { ("=", "") };
@@ -281,7 +285,7 @@ impl Lower<'_> {
         }
     }
 
-    /// `f(a, result)` of a built-in as `result = f(a)`, which is what OPA takes it for.
+    /// Rewrites `f(a, result)` of a built-in as `result = f(a)`, as OPA does.
     fn with_result(&self, expr: &Ref<Expr>) -> Option<Ref<Expr>> {
         let Expr::Call {
             span,
@@ -313,7 +317,7 @@ impl Lower<'_> {
         }))
     }
 
-    /// A statement `fresh := value` before the one that is being written. Returns the name.
+    /// Adds a statement `fresh := value` before the current one. Returns the name.
     fn hoist(&mut self, line: u32, value: Tokens) -> Tokens {
         let name = self.names.fresh("value");
         let mut statement = Tokens::default();
@@ -344,7 +348,7 @@ impl Lower<'_> {
             Err(Clash::ReadBefore) => Err(self.refuse(
                 span.line,
                 format!(
-                    "{name} is read before it is declared: move the declaration up, or rename it"
+                    "{name} is used before its declaration: move the declaration up, or rename it"
                 ),
             )),
         }
@@ -366,21 +370,21 @@ impl Lower<'_> {
     }
 }
 
-/// A number made of a module's place, FNV-1a.
+/// Returns a hash of a module's place, FNV-1a.
 fn checksum(place: &str) -> u64 {
     place.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
         (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// One token.
+/// Returns one token.
 fn token(line: u32, text: impl Into<String>) -> Tokens {
     let mut tokens = Tokens::default();
     tokens.push(line, text);
     tokens
 }
 
-/// Joins statements by semicolons; `true` if there is no statement.
+/// Joins statements with semicolons; `true` if there are none.
 fn joined(line: u32, statements: Vec<Tokens>) -> Tokens {
     let mut out = Tokens::default();
     for statement in statements {
@@ -395,18 +399,17 @@ fn joined(line: u32, statements: Vec<Tokens>) -> Tokens {
     out
 }
 
-/// The dotted name of what is called.
+/// Returns the dotted name of a called function.
 fn called(function: &Ref<Expr>) -> String {
     head_path(function).join(".")
 }
 
-/// Returns whether a call without arguments is one of a built-in; otherwise it is a rule that is
-/// read.
+/// Returns true if a call without arguments is of a built-in; otherwise it reads a rule.
 fn is_builtin(name: &str) -> bool {
     builtins::arguments(name).is_some() || builtins::missing(name).is_some()
 }
 
-/// Returns the number of a built-in's arguments; `None` if that is left to the interpreter.
+/// Returns the number of a built-in's arguments; `None` if the interpreter checks it.
 fn argument_count(name: &str) -> Option<usize> {
     match builtins::arguments(name)? {
         builtins::Arguments::Fixed(count) if name != "walk" => Some(count),
@@ -414,7 +417,7 @@ fn argument_count(name: &str) -> Option<usize> {
     }
 }
 
-/// The argument of `walk(x)`, if an expression is such a call.
+/// Returns the argument if an expression is a call `walk(x)`.
 fn walked(expr: &Ref<Expr>) -> Option<(&Ref<Expr>, u32)> {
     match expr.as_ref() {
         Expr::Call {

@@ -1,28 +1,28 @@
-//! The names that a rule declares, scope by scope, as OPA's compiler resolves them: each gets a
-//! name of its own, so that no rule, import or other scope is taken for it.
+//! Renames the declared names of a rule, scope by scope, as OPA's compiler does: each becomes
+//! unique, so that no rule, import or other scope is confused with it.
 
 use std::collections::BTreeMap;
 
-/// The prefix of names that are generated here. Policies can't use it.
+/// The prefix of generated names. Policies cannot use it.
 pub(super) const RESERVED: &str = "__lowered";
 
-/// A name's role in a scope.
+/// The use of a name in a scope.
 #[derive(Debug, Clone)]
 enum Use {
-    /// It is declared here and has this name now.
+    /// Declared here, with this generated name.
     Declared(String),
-    /// It was read here before any declaration.
+    /// Read here before any declaration.
     Read,
 }
 
-/// Why a name can't be declared.
+/// The reason why a name cannot be declared.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Clash {
     Twice,
     ReadBefore,
 }
 
-/// The scopes that are open.
+/// The open scopes.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Names {
     scopes: Vec<BTreeMap<String, Use>>,
@@ -59,8 +59,8 @@ impl Names {
         Ok(fresh)
     }
 
-    /// The name that a declared name has now. `None`: it is a rule's, an import's, or one that no
-    /// statement declares.
+    /// Returns the generated name of a declared name. `None` if it is that of a rule or an import,
+    /// or is not declared by a statement.
     pub(super) fn resolve(&mut self, name: &str) -> Option<String> {
         for scope in self.scopes.iter().rev() {
             if let Some(Use::Declared(declared)) = scope.get(name) {
@@ -73,14 +73,14 @@ impl Names {
         None
     }
 
-    /// Returns whether a name is declared, without marking it as read.
+    /// Returns true if a name is declared, without marking it as read.
     pub(super) fn is_declared(&self, name: &str) -> bool {
         let mut scopes = self.scopes.iter();
         scopes.any(|scope| matches!(scope.get(name), Some(Use::Declared(_))))
     }
 }
 
-/// A message with the names that the author wrote.
+/// Replaces generated names in a message with those that the author wrote.
 pub(crate) fn written(message: &str) -> String {
     let mut parts = message.split(RESERVED);
     let mut out = parts.next().unwrap_or_default().to_owned();

@@ -1,6 +1,6 @@
-//! Patterns: the side of `:=`, `=` or `some … in` that is matched against a value. The
-//! interpreter's object patterns also match objects with more keys, so each object pattern is
-//! matched separately, and the keys are counted.
+//! Lowers patterns: the side of `:=`, `=` or `some … in` that is matched against a value. The
+//! interpreter's object patterns also match objects with additional keys, so each object pattern is
+//! matched separately and its keys are counted.
 
 use regorus::unstable::{AssignOp, Expr, Ref, Span};
 
@@ -8,21 +8,21 @@ use super::text::Tokens;
 use super::{Lower, token};
 use crate::error::LoadError;
 
-/// An object pattern that is matched by a statement of its own.
+/// An object pattern that a separate statement matches.
 struct Pending<'a> {
     name: String,
     line: u32,
     fields: &'a [(Span, Ref<Expr>, Ref<Expr>)],
 }
 
-/// A pattern that is written, and the statements that must follow the one it stands in.
+/// A written pattern, and the statements that must follow its own.
 pub(super) struct Matched {
     pub(super) pattern: Tokens,
     pub(super) then: Vec<Tokens>,
 }
 
 impl Lower<'_> {
-    /// Writes a pattern. Names are declared if `declares`, and else read.
+    /// Writes a pattern. Its names are declared if `declares` is true, and otherwise read.
     pub(super) fn pattern(
         &mut self,
         expr: &Ref<Expr>,
@@ -58,7 +58,7 @@ impl Lower<'_> {
             }
             out.append(self.operand(key)?);
             out.glue(line, ":");
-            // The interpreter wants a name for each field.
+            // The interpreter requires a name for each field.
             out.append(match value.as_ref() {
                 Expr::Var { span, .. } if span.text() == "_" => {
                     token(line, self.names.fresh("any"))
@@ -103,7 +103,7 @@ impl Lower<'_> {
         }
     }
 
-    /// An assignment or unification, and the statements that must follow it.
+    /// Writes an assignment or unification, and the statements that must follow it.
     pub(super) fn assignment(
         &mut self,
         line: u32,
@@ -116,7 +116,7 @@ impl Lower<'_> {
             let mut out = Vec::new();
             for (lhs, rhs) in pairs {
                 let mut written = self.assignment(line, op, lhs, rhs)?;
-                // The first statement of all gets the `with` of the whole from the caller.
+                // The caller adds the statement's `with` to the first statement.
                 if !out.is_empty()
                     && let Some(first) = written.first_mut()
                 {
@@ -143,8 +143,8 @@ impl Lower<'_> {
             let statement = super::expressions::walk(line, node, pattern);
             return Ok([statement].into_iter().chain(then).collect());
         }
-        // A name beside an object may be what is matched or what is made: the keys are counted
-        // afterwards, which is right for both.
+        // A name opposite an object may be matched or bound; counting the keys afterwards is
+        // correct for both.
         if let (false, Expr::Object { fields, .. }, Expr::Var { .. }) =
             (declares, pattern.as_ref(), value.as_ref())
             && binds(pattern)
@@ -170,7 +170,7 @@ impl Lower<'_> {
 
 type Pair<'a> = (&'a Ref<Expr>, &'a Ref<Expr>);
 
-/// The parts that are unified where both sides are literals with object patterns in them.
+/// Returns the pairs to unify if both sides are literals that contain object patterns.
 fn pairs<'a>(lhs: &'a Ref<Expr>, rhs: &'a Ref<Expr>) -> Option<Vec<Pair<'a>>> {
     if !has_object(lhs) || !has_object(rhs) {
         return None;
@@ -209,7 +209,7 @@ fn keys_are(line: u32, name: &str, keys: usize) -> Tokens {
     token(line, format!("count({name}) == {keys}"))
 }
 
-/// Returns whether a pattern has an object that contains a name.
+/// Returns true if a pattern has an object that contains a name.
 fn has_object(expr: &Ref<Expr>) -> bool {
     match expr.as_ref() {
         Expr::Array { items, .. } => items.iter().any(has_object),
@@ -218,7 +218,7 @@ fn has_object(expr: &Ref<Expr>) -> bool {
     }
 }
 
-/// Returns whether a literal contains a name that a match may bind.
+/// Returns true if a literal contains a name that a match may bind.
 fn binds(expr: &Ref<Expr>) -> bool {
     match expr.as_ref() {
         Expr::Var { .. } => true,

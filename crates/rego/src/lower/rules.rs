@@ -1,4 +1,4 @@
-//! Rules: heads, their values, bodies and what follows by `else`.
+//! Lowers rules: heads, their values, bodies and `else` branches.
 
 use regorus::unstable::{Expr, Import, Ref, Rule, RuleAssign, RuleBody, RuleHead};
 
@@ -7,14 +7,14 @@ use super::{Lower, heads, joined, token};
 use crate::analysis::{head_path, is_constant};
 use crate::error::LoadError;
 
-/// A head's parts.
+/// The parts of a head.
 pub(super) struct Head<'a> {
     pub(super) refr: &'a Ref<Expr>,
-    /// `None`: no function.
+    /// `None` if the rule is not a function.
     pub(super) arguments: Option<&'a [Ref<Expr>]>,
     /// The key of a set.
     pub(super) key: Option<&'a Ref<Expr>>,
-    /// `deny[msg] { … }` or `deny contains msg`, not `p.q { … }`.
+    /// True for `deny[msg] { … }` or `deny contains msg`, false for `p.q { … }`.
     pub(super) is_set: bool,
     value: Option<&'a RuleAssign>,
 }
@@ -32,7 +32,10 @@ impl Lower<'_> {
             ["future", "keywords", "not"] => self.has_not_bodies = true,
             ["future", "keywords", "in" | "every" | "if" | "contains"] => {}
             ["future", "keywords", keyword] => {
-                let what = format!("the keyword {keyword} is not supported: write it without");
+                let what = format!(
+                    "the keyword {keyword} is not supported: rewrite the rule \
+                                    without it"
+                );
                 return Err(self.refuse(line, what));
             }
             _ => {}
@@ -40,7 +43,7 @@ impl Lower<'_> {
         if let Some(alias) = &import.r#as {
             self.check_name(alias)?;
         }
-        // Others are written out where they are used.
+        // Other imports are written out where they are used.
         if matches!(words.first(), Some(&("future" | "rego"))) {
             out.push(line, "import");
             out.append(self.path(&import.refr)?);
@@ -70,7 +73,7 @@ impl Lower<'_> {
                 self.check_head(line, &head, bodies.is_empty())?;
                 self.note_prefix(&head)?;
                 self.opened = heads::opened(&self.open_paths, &head);
-                // Each body without `else` is a rule of its own, with its own head.
+                // Each body without `else` becomes a rule with its own head.
                 let mut rest = bodies.as_slice();
                 loop {
                     let more = rest.iter().skip(1).take_while(|body| body.is_else).count();
@@ -86,8 +89,8 @@ impl Lower<'_> {
         }
     }
 
-    /// Refuses heads that are not rules in OPA. In the syntax before OPA 1.0, `p if { … }` would be
-    /// two rules, `p` and `if`.
+    /// Rejects heads that OPA rejects. In the syntax before OPA 1.0, `p if { … }` would be two
+    /// rules, `p` and `if`.
     fn check_head(&self, line: u32, head: &Head<'_>, has_no_body: bool) -> Result<(), LoadError> {
         let path = head_path(head.refr);
         let name = path.first().map_or("", String::as_str);
@@ -123,7 +126,7 @@ impl Lower<'_> {
                 )
             {
                 let line = index.span().line;
-                let what = "a constant in the middle of a rule's path must be a text";
+                let what = "a constant in the middle of a rule's path must be a string";
                 return Err(self.refuse(line, what));
             }
             if !is_fixed {
@@ -139,7 +142,7 @@ impl Lower<'_> {
         Ok(())
     }
 
-    /// A head with its body and what follows by `else`.
+    /// Writes a head with its body and `else` branches.
     fn chain(
         &mut self,
         line: u32,
@@ -221,7 +224,7 @@ impl Lower<'_> {
         out.push(line, "}");
     }
 
-    /// The arguments of a function, and the statements that each body begins with for them.
+    /// Writes the arguments of a function, and the statements for them at the start of each body.
     fn arguments(&mut self, head: &Head<'_>) -> Result<(Tokens, Vec<Tokens>), LoadError> {
         let (mut out, mut given) = (Tokens::default(), Vec::new());
         let Some(arguments) = head.arguments.filter(|arguments| !arguments.is_empty()) else {
@@ -250,7 +253,8 @@ impl Lower<'_> {
                     out.push(line, name);
                 }
                 other => {
-                    let what = "an argument must be a name, a constant, or a pattern of these: compare it in the body";
+                    let what = "an argument must be a name, a constant, or a pattern of these: \
+                                move the comparison to the body";
                     return Err(self.refuse(other.span().line, what));
                 }
             }
@@ -259,7 +263,7 @@ impl Lower<'_> {
         Ok((out, given))
     }
 
-    /// A head's path, key and value. What they look up is left to the end of the body.
+    /// Writes a head's path, key and value. Their inputs are looked up at the end of the body.
     fn written_head(
         &mut self,
         line: u32,
@@ -291,7 +295,7 @@ impl Lower<'_> {
         Ok((path, key, value))
     }
 
-    /// A path such as `p.q[x].r`, whose root is not a variable.
+    /// Writes a path such as `p.q[x].r`, whose root is not a variable.
     fn head_path(&mut self, refr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match refr.as_ref() {
             Expr::Var { span, .. } => {
@@ -325,12 +329,12 @@ impl Lower<'_> {
                 out.glue(line, "]");
                 Ok(out)
             }
-            other => Err(self.refuse(other.span().line, "a rule's name is needed here")),
+            other => Err(self.refuse(other.span().line, "expected the name of a rule")),
         }
     }
 
-    /// A head's key or value: itself if it is constant or a name of the body, and else a name that
-    /// the body's end gives the value.
+    /// Writes a head's key or value: unchanged if it is constant or a name of the body, otherwise
+    /// as a name that the end of the body binds.
     fn value(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match expr.as_ref() {
             Expr::Var { span, .. } if self.names.is_declared(span.text()) => self.name(span),
@@ -344,8 +348,9 @@ impl Lower<'_> {
     }
 }
 
-/// A head's parts. `is_entry`: the rule has no body, and its syntax is that before OPA 1.0, so that
-/// `name[key]` is an entry of a set. The parser takes it for another rule where a keyword follows.
+/// Returns the parts of a head. `is_entry` is true if the rule has no body and the syntax before
+/// OPA 1.0, so that `name[key]` is an element of a set. If a keyword follows, the parser takes it
+/// for another rule.
 fn parts(head: &RuleHead, is_entry: bool) -> Head<'_> {
     if let RuleHead::Compr {
         refr, assign: None, ..

@@ -1,4 +1,4 @@
-//! Statements of a body: declarations, assignments, negations, `every` and `with`.
+//! Lowers the statements of a body: declarations, assignments, negations, `every` and `with`.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::builtins;
 use crate::error::LoadError;
 
 impl Lower<'_> {
-    /// The statements of a body, in the scope that is open.
+    /// Lowers the statements of a body in the open scope.
     pub(super) fn statements(&mut self, query: &Query) -> Result<Vec<Tokens>, LoadError> {
         let mut out = Vec::with_capacity(query.stmts.len());
         for number in bindings::order(query) {
@@ -74,21 +74,22 @@ impl Lower<'_> {
         Ok(())
     }
 
-    /// `with` modifiers. What they read is looked up before the statement, without them.
+    /// Lowers `with` modifiers. Their inputs are looked up before the statement, without the
+    /// modifiers.
     fn modifiers(&mut self, modifiers: &[WithModifier]) -> Result<Tokens, LoadError> {
         let mut out = Tokens::default();
         let mut replaced = BTreeSet::new();
         for modifier in modifiers {
             let line = modifier.span.line;
             if !replaced.insert(head_path(&modifier.refr)) {
-                let what = "with replaces the same path twice: leave one of them";
+                let what = "with replaces the same path twice: remove one";
                 return Err(self.refuse(line, what));
             }
             let target = head_path(&modifier.refr);
             let replaces_input = target.first().is_some_and(|root| root == "input");
             let value = &modifier.r#as;
             let value = if let Some((name, count)) = self.builtin(value) {
-                // The interpreter replaces a function by a function of a module only.
+                // The interpreter can replace a function only by a function of a module.
                 token(line, self.helper(&name, count))
             } else if !replaces_input && self.names_a_rule(value) {
                 self.function(value, 1)?
@@ -102,7 +103,7 @@ impl Lower<'_> {
             };
             let name = target.join(".");
             if is_builtin(&name) && !builtins::is_native(&name) && !self.is_rule_name(&target) {
-                // A call shows how many arguments it takes; the module may contain no call.
+                // The number of arguments is known from a call, which the module may not contain.
                 self.replaced.insert(name);
             }
             out.push(line, "with");
@@ -117,13 +118,13 @@ impl Lower<'_> {
         path.first().is_some_and(|root| self.is_known(root))
     }
 
-    /// Returns whether an expression is the name of a rule of the module, which may be a function.
+    /// Returns true if an expression is the name of a rule of the module, which may be a function.
     fn names_a_rule(&self, expr: &Ref<Expr>) -> bool {
         matches!(expr.as_ref(), Expr::Var { span, .. }
             if !self.names.is_declared(span.text()) && self.rules.contains(span.text()))
     }
 
-    /// The built-in that a path names, and how many arguments it takes.
+    /// Returns the built-in that a path names, and its number of arguments.
     fn builtin(&self, expr: &Ref<Expr>) -> Option<(String, usize)> {
         let path = head_path(expr);
         let root = path.first()?;
@@ -137,7 +138,7 @@ impl Lower<'_> {
         }
     }
 
-    /// `some key, value in collection` is `value = collection[key]` with names of its own.
+    /// Lowers `some key, value in collection` to `value = collection[key]` with unique names.
     fn some_in(
         &mut self,
         line: u32,
@@ -218,15 +219,15 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// A negated expression. What it calls and reads is looked up before it, as OPA does, unless
-    /// the module has `not` bodies: then it is a body of its own.
+    /// Lowers a negated expression. Its calls and reads are looked up before it, as in OPA, unless
+    /// the module has `not` bodies, in which case it becomes a body of its own.
     fn negation(&mut self, line: u32, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         if let Expr::AssignExpr { op, span, .. } = expr.as_ref()
             && matches!(op, regorus::unstable::AssignOp::ColEq)
         {
             return Err(self.refuse(
                 span.line,
-                "not x := y declares a name that nothing can read: write not x = y",
+                "not x := y declares a name that cannot be used: write not x = y",
             ));
         }
         if self.has_not_bodies {
@@ -236,8 +237,8 @@ impl Lower<'_> {
         self.negation_after_lookups(line, expr)
     }
 
-    /// Notes a negation that means something else in an OPA older than 1.17: one that looks
-    /// something up before it there.
+    /// Records a negation that has another meaning before OPA 1.17, where it looks something up
+    /// before it.
     fn note_version_dependent(&mut self, line: u32, expr: &Ref<Expr>) {
         if !self.imports_all_keywords || self.version_dependent_negation.is_some() {
             return;
@@ -250,7 +251,7 @@ impl Lower<'_> {
         (self.names, self.before) = (names, before);
     }
 
-    /// A negated expression, behind statements that look up what it calls and reads.
+    /// Writes a negated expression after statements that look up its calls and reads.
     fn negation_after_lookups(&mut self, line: u32, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let mut out = token(line, "not");
         out.append(match expr.as_ref() {
@@ -280,7 +281,7 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// `not` of a body of its own: the body has no answer.
+    /// Writes `not` with its own body as a comprehension that must be empty.
     fn negated_body(&mut self, line: u32, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let outer = (
             std::mem::take(&mut self.before),
@@ -303,7 +304,7 @@ impl Lower<'_> {
         Ok(out)
     }
 
-    /// An operand that is looked up before a negated call.
+    /// Lowers an operand that is looked up before a negated call.
     pub(super) fn looked_up(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         let line = expr.span().line;
         match expr.as_ref() {
@@ -344,7 +345,7 @@ impl Lower<'_> {
         }
     }
 
-    /// Returns whether a name read in a negated expression is a rule's, which may be undefined. A
+    /// Returns true if a name read in a negated expression is a rule's, which may be undefined. A
     /// name that is neither declared nor known here is a variable if something binds it.
     fn is_rule(&mut self, span: &Span) -> bool {
         let name = span.text();
@@ -358,8 +359,8 @@ impl Lower<'_> {
         true
     }
 
-    /// A side of a negated equality, or a negated reference: only what stands inside is looked up
-    /// before.
+    /// Lowers a side of a negated equality, or a negated reference: only its inner parts are looked
+    /// up before it.
     fn looked_into(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match expr.as_ref() {
             Expr::Var { span, .. } => self.name(span),
@@ -368,9 +369,9 @@ impl Lower<'_> {
         }
     }
 
-    /// What stands in brackets of a negated reference. Names there have their values from other
-    /// statements. The interpreter takes a name in brackets for its binding, and may then write the
-    /// negation before the statement that binds it; so no name stands there alone.
+    /// Lowers the contents of brackets in a negated reference. Other statements bind the names in
+    /// it. The interpreter takes a single name in brackets for a binding, and might order the
+    /// negation before the statement that binds it, so no name is written alone there.
     pub(super) fn negated_index(&mut self, expr: &Ref<Expr>) -> Result<Tokens, LoadError> {
         match expr.as_ref() {
             Expr::Var { span, .. } if span.text() != "_" => {
@@ -387,7 +388,7 @@ impl Lower<'_> {
         }
     }
 
-    /// A matched pattern as statements of a body.
+    /// Writes a matched pattern as statements of a body.
     pub(super) fn matches(&mut self, line: u32, matched: Matched, value: &str) -> Vec<Tokens> {
         let mut statement = matched.pattern;
         statement.push(line, "=");
@@ -396,8 +397,8 @@ impl Lower<'_> {
     }
 }
 
-/// Returns whether the value of a `with` may be undefined, which makes the statement undefined in
-/// OPA. A name alone, or a path from `data`, may be a function's, which can't be looked up unless
+/// Returns true if the value of a `with` may be undefined, which makes the statement undefined in
+/// OPA. A single name, or a path from `data`, may be a function's, which cannot be looked up unless
 /// the input is replaced.
 fn is_looked_up(expr: &Ref<Expr>, replaces_input: bool) -> bool {
     match expr.as_ref() {

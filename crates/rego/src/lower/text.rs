@@ -1,16 +1,16 @@
-//! The lowered module as tokens, and their printing: each stands on the line it came from, so that
-//! the interpreter's messages name the author's line.
+//! The tokens of a lowered module, printed on their original lines so that the interpreter's
+//! messages contain the author's line numbers.
 
-/// A token, and the line it came from.
+/// A token and its original line.
 #[derive(Debug, Clone)]
 struct Token {
     text: String,
     line: u32,
-    /// It must follow the token before it without a space or a line's end between.
+    /// True if no space or line break may separate it from the previous token.
     is_glued: bool,
 }
 
-/// A piece of text that is being put together.
+/// A sequence of tokens.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tokens(Vec<Token>);
 
@@ -23,7 +23,7 @@ impl Tokens {
         });
     }
 
-    /// Adds what belongs to the token before it, such as the `.x` of a reference.
+    /// Appends a token without a space before it, such as the `.x` of a reference.
     pub(super) fn glue(&mut self, line: u32, text: impl Into<String>) {
         self.0.push(Token {
             text: text.into(),
@@ -36,7 +36,7 @@ impl Tokens {
         self.0.append(&mut other.0);
     }
 
-    /// Adds what begins with a token that must follow the one before it at once.
+    /// Appends tokens of which the first must follow without a space.
     pub(super) fn append_glued(&mut self, mut other: Self) {
         if let Some(first) = other.0.first_mut() {
             first.is_glued = true;
@@ -48,7 +48,7 @@ impl Tokens {
         self.0.is_empty()
     }
 
-    /// The text. A token's line is met where that is still ahead.
+    /// Prints the tokens. A token is printed on its line unless that line has already passed.
     pub(super) fn print(&self) -> String {
         let (mut text, mut at) = (String::new(), 1u32);
         for (number, token) in self.0.iter().enumerate() {
@@ -65,7 +65,7 @@ impl Tokens {
                 }
             }
             text.push_str(&token.text);
-            // A raw string may hold lines of its own.
+            // A raw string may contain line breaks.
             let own = token.text.bytes().filter(|byte| *byte == b'\n').count();
             at = at.saturating_add(u32::try_from(own).unwrap_or(u32::MAX));
         }

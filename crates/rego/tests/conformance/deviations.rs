@@ -1,4 +1,4 @@
-//! The accepted deviations: which cases differ, how, and why.
+//! The accepted deviations: the cases that differ, with the difference and its reason.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,11 +11,11 @@ use crate::suite::Verdict;
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) verdict: Verdict,
-    /// The engine's words, or both answers.
+    /// The engine's message, or both answers.
     pub(crate) what: String,
 }
 
-/// Cases that differ for one reason.
+/// Cases that differ for the same reason.
 #[derive(Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 struct Group {
@@ -24,7 +24,7 @@ struct Group {
     cases: Vec<String>,
 }
 
-/// The list of one of the language's versions.
+/// The deviations of one language version.
 #[derive(Debug)]
 pub(crate) struct Deviations(Vec<Group>);
 
@@ -79,7 +79,7 @@ impl Deviations {
         problems
     }
 
-    /// The list as it would be true now. What stays keeps its reason.
+    /// Returns the current deviations. Existing entries keep their reasons.
     pub(crate) fn renewed(&self, found: &BTreeMap<String, Found>) -> Self {
         let mut groups: BTreeMap<(Verdict, String), Vec<String>> = BTreeMap::new();
         for (case, Found { verdict, what }) in found {
@@ -128,7 +128,7 @@ impl Deviations {
     }
 }
 
-/// A message without the module and the line it begins with.
+/// Strips the module and the line from a message.
 fn without_place(what: &str) -> String {
     let place = what.find(", line ").and_then(|at| {
         let rest = what.get(at..)?;

@@ -1,6 +1,6 @@
-//! The families that OPA's folders of cases belong to, in the order of the table.
+//! The families of OPA's case folders, in the order of the table.
 
-/// Families that admission policies use: the name of each and its folders.
+/// Families that admission policies use: their names and folders.
 const USED: &[(&str, &[&str])] = &[
     ("with", &["withkeyword"]),
     (
@@ -116,7 +116,7 @@ const USED: &[(&str, &[&str])] = &[
     ("walk, graphs", &["reachable", "walkbuiltin"]),
 ];
 
-/// Families that are left out by design.
+/// Families that are excluded by design.
 const LEFT_OUT: &[&str] = &[
     "cryptohmacmd5",
     "cryptomd5",
@@ -152,7 +152,7 @@ const LEFT_OUT: &[&str] = &[
     "uuid",
 ];
 
-/// Language features that OPA has gained since 1.5.
+/// Language features that OPA added after 1.5.
 const NEWER: &[&str] = &[
     "keywordrefs",
     "logic_operators",
@@ -161,16 +161,16 @@ const NEWER: &[&str] = &[
     "uribuiltins",
 ];
 
-/// The first family: every folder that is in no other.
+/// The first family: all folders that are in no other.
 pub(crate) const RULES: &str = "rules, references, comprehensions, negation, every";
-/// The family of what is left out by design.
+/// The family of what is excluded by design.
 pub(crate) const BY_DESIGN: &str =
     "left out by design (JWT, X.509, GraphQL, schemas, HTTP, UUID, MD5, …)";
 /// The family of the newer language.
 pub(crate) const NEWER_LANGUAGE: &str =
     "newer language (interpolation, `and`/`or`/`not {}`, keywords in references, `uri.*`)";
 
-/// The family of a folder.
+/// Returns the family of a folder.
 pub(crate) fn of(folder: &str) -> &'static str {
     if LEFT_OUT.contains(&folder) {
         BY_DESIGN
@@ -183,7 +183,7 @@ pub(crate) fn of(folder: &str) -> &'static str {
     }
 }
 
-/// Families of what admission policies use, in order.
+/// Returns the families that admission policies use, in order.
 pub(crate) fn used() -> impl Iterator<Item = &'static str> {
     [RULES]
         .into_iter()

@@ -1,4 +1,4 @@
-//! The figures of each family, and their table in `docs/reference/rego.md`.
+//! The results of each family, and their table in `docs/reference/rego.md`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ impl Count {
     }
 }
 
-/// The figures of one of the language's versions.
+/// The results of one language version.
 #[derive(Debug, Default)]
 pub(crate) struct Figures(BTreeMap<&'static str, Count>);
 
@@ -52,7 +52,7 @@ impl Figures {
     }
 }
 
-/// The table as it is written.
+/// Formats the table.
 pub(crate) fn table(v0: &Figures, v1: &Figures) -> String {
     let mut table = "| cases | v0: same as OPA | refused at load | denied | silent | v1: same as OPA | refused at load | denied | silent |\n\
         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"

@@ -1,11 +1,11 @@
-//! Runs OPA's own cases through the product's engine, and compares the answers with OPA's.
+//! Runs OPA's test cases through rolegate's engine and compares the results.
 //!
 //! Intended differences are listed in `deviations.v0.yaml` and `deviations.v1.yaml` with their
-//! reasons. A case that differs but is not listed fails the test, and so does a listed one that no
-//! longer differs. The figures are in `docs/reference/rego.md`.
+//! reasons. An unlisted case that differs fails the test, and so does a listed one that no longer
+//! differs. The figures are in `docs/reference/rego.md`.
 //!
-//! `ROLEGATE_CONFORMANCE=write` updates both lists and the figures: new entries have the engine's
-//! message as their reason, to be edited by hand.
+//! `ROLEGATE_CONFORMANCE=write` updates both lists and the figures. New entries get the engine's
+//! message as their reason, to be edited manually.
 #![cfg(test)]
 
 mod deviations;
@@ -30,7 +30,7 @@ fn run(version: Syntax) -> (Figures, BTreeMap<String, Found>) {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
-            // Values of some cases are nested deep, and each level is one of recursion.
+            // Some cases have deeply nested values, and each level is one of recursion.
             let worker = std::thread::Builder::new().stack_size(64 << 20);
             let work = || {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {

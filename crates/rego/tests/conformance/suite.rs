@@ -1,4 +1,4 @@
-//! OPA's cases, and the comparison of an outcome with what OPA says: as OPA's own test does it.
+//! OPA's cases, and the comparison of outcomes in the same way as OPA's own test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use regorus::Value;
 use rolegate_rego::conformance::{self, Bindings, Outcome, Question};
 use rolegate_rego::{Limits, Syntax};
 
-/// A case as it is written.
+/// A case in its file format.
 #[derive(Debug, serde::Deserialize)]
 struct Written {
     note: String,
@@ -38,7 +38,7 @@ struct File {
     cases: Vec<Written>,
 }
 
-/// OPA's answer.
+/// OPA's result.
 #[derive(Debug, Clone)]
 enum Wanted {
     Error,
@@ -48,28 +48,28 @@ enum Wanted {
 /// A case.
 #[derive(Debug)]
 pub(crate) struct Case {
-    /// The note, with the number of its occurrence where several cases have it.
+    /// The note, numbered if several cases have it.
     pub(crate) key: String,
     pub(crate) folder: String,
     written: Written,
     wanted: Wanted,
 }
 
-/// The result of comparing an outcome with OPA's.
+/// The comparison of an outcome with OPA's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {
-    /// The same.
+    /// The same result.
     Same,
-    /// Refused when it is loaded.
+    /// Rejected at load.
     Refused,
-    /// The question is denied with a reason; OPA has an answer, or leaves it undefined.
+    /// Denied with a reason, while OPA has a result or leaves it undefined.
     Denied,
-    /// Another answer, and nothing says so.
+    /// A different result without an error.
     Silent,
 }
 
-/// The folder of OPA's cases.
+/// Returns the folder of OPA's cases.
 fn folder() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/opa-cases");
     let output = Command::new(script).output().unwrap();
@@ -99,7 +99,7 @@ struct Unstrict {
     error: Option<String>,
 }
 
-/// All cases of one of the language's versions, in the order of their files.
+/// Returns all cases of a language version, in the order of their files.
 pub(crate) fn cases(version: Syntax) -> Vec<Case> {
     let unstrict: BTreeMap<String, Unstrict> =
         serde_json::from_str(include_str!("unstrict.json")).unwrap();
@@ -112,7 +112,7 @@ pub(crate) fn cases(version: Syntax) -> Vec<Case> {
         let text = std::fs::read_to_string(&path).unwrap();
         let inner = path.strip_prefix(&root).unwrap();
         let folder = inner.iter().next().unwrap().to_string_lossy().into_owned();
-        // `on` is a text for OPA's reader.
+        // OPA's parser reads `on` as a string.
         let options = serde_saphyr::options! { strict_booleans: true };
         let file: File = match serde_saphyr::from_str_with_options(&text, options) {
             Ok(file) => file,
@@ -137,8 +137,8 @@ pub(crate) fn cases(version: Syntax) -> Vec<Case> {
     cases
 }
 
-/// The product runs as OPA does by itself: errors of built-ins leave their expression undefined. A
-/// case that wants such an error is compared with what OPA answers then.
+/// Without `strict-builtin-errors`, as in the product, OPA leaves the expression undefined. A case
+/// that expects such an error is compared with that result.
 fn wanted(
     version: Syntax,
     key: &str,
@@ -162,11 +162,11 @@ fn wanted(
     rows(case.want_result.as_deref().unwrap())
 }
 
-/// Bindings as JSON in one order: a set is an array, keys of objects are texts.
+/// Formats bindings as JSON in a fixed order: sets as arrays, and keys of objects as strings.
 fn canonical(bindings: &Bindings, sort: bool) -> String {
     let mut text = String::new();
     for (name, value) in bindings {
-        // Once through JSON, as OPA's test does.
+        // Converted through JSON, as in OPA's test.
         let json = value.to_json_str().unwrap();
         let mut value: Value = Value::from_json_str(&json).unwrap();
         if sort && let Ok(array) = value.as_array() {
@@ -179,7 +179,7 @@ fn canonical(bindings: &Bindings, sort: bool) -> String {
     text
 }
 
-/// A term of Rego as a value.
+/// Parses a Rego term as a value.
 fn term(text: &str) -> Value {
     let mut engine = regorus::Engine::new();
     let results = engine.eval_query(format!("x = {text}"), false).unwrap();
@@ -188,7 +188,7 @@ fn term(text: &str) -> Value {
 }
 
 impl Case {
-    /// Asks the case, and compares. With the verdict comes a word on what differs.
+    /// Runs the case and compares the outcome. Returns the verdict and the difference.
     pub(crate) fn run(&self) -> (Verdict, String) {
         let modules = self.written.modules.as_deref().unwrap_or_default();
         let input = match &self.written.input_term {

@@ -1,12 +1,12 @@
-//! The role allow-list that was published for OPA, in the shape its readers have it in their
-//! clusters: it must run unchanged.
+//! The published role allow list for OPA, in the form that its readers deploy. It must work
+//! unchanged.
 
 use std::collections::BTreeMap;
 
 use rolegate_rego::{Kind, PolicySource, PolicyStatus, Syntax};
 use serde_json::{Value, json};
 
-use crate::stage::{self, GATE, book, judge, messages, namespace};
+use crate::stage::{self, ADMISSION, evaluate, messages, namespace, store};
 
 const POLICY: &str = include_str!("../fixtures/deployment-create-whitelist-role-ns.rego");
 
@@ -15,7 +15,7 @@ fn published(text: &str) -> PolicySource {
         namespace: "opa".into(),
         name: "deployment-create-whitelist-role-ns".into(),
         kind: Kind::Policy,
-        points: GATE,
+        points: ADMISSION,
         entries: BTreeMap::from([("main".into(), text.into())]),
     }
 }
@@ -29,19 +29,19 @@ fn deployment(namespace: &str, role: Option<&str>, operation: &str) -> Value {
 }
 
 fn check(text: &str) {
-    let mut book = book([published(text)]);
-    book.replicate_all(
+    let mut store = store([published(text)]);
+    store.replicate_all(
         "namespaces",
         &[
             namespace("payments", json!({})),
             namespace("search", json!({})),
         ],
     );
-    let policies = book.snapshot();
+    let policies = store.snapshot();
     assert!(
-        book.never_loaded().is_empty(),
+        store.never_loaded().is_empty(),
         "{:?}\n{text}",
-        book.never_loaded()
+        store.never_loaded()
     );
     for (namespace, role, operation, allowed) in [
         ("payments", Some("payments-reader"), "CREATE", true),
@@ -51,14 +51,14 @@ fn check(text: &str) {
         ("search", None, "CREATE", true),
         ("search", Some("payments-reader"), "DELETE", true),
     ] {
-        let findings = judge(&policies, &deployment(namespace, role, operation));
+        let findings = evaluate(&policies, &deployment(namespace, role, operation));
         assert_eq!(
             findings.is_allowed(),
             allowed,
             "{namespace} {role:?} {operation}: {findings:?}\n{text}"
         );
     }
-    let findings = judge(&policies, &deployment("search", Some("admin"), "CREATE"));
+    let findings = evaluate(&policies, &deployment("search", Some("admin"), "CREATE"));
     assert_eq!(
         messages(&findings),
         ["role admin is not on the list of namespace search"]
@@ -69,8 +69,8 @@ fn check(text: &str) {
 #[test]
 fn the_published_policy_runs_as_it_is() {
     check(POLICY);
-    let book = book([published(POLICY)]);
-    let statuses = book.statuses();
+    let store = store([published(POLICY)]);
+    let statuses = store.statuses();
     let status = statuses.values().next().unwrap();
     let PolicyStatus::Ok {
         syntax, reads_time, ..
@@ -113,12 +113,12 @@ fn threat_11_the_published_policy_lets_a_bare_pod_pass_unless_pods_are_wrapped()
         wrap_pods,
         ..Default::default()
     };
-    let mut book = rolegate_rego::PolicyBook::new(settings(false));
-    book.apply(published(POLICY));
-    assert!(judge(&book.snapshot(), &pod).is_allowed());
-    book.configure(settings(true));
+    let mut store = rolegate_rego::PolicyStore::new(settings(false));
+    store.apply(published(POLICY));
+    assert!(evaluate(&store.snapshot(), &pod).is_allowed());
+    store.configure(settings(true));
     assert_eq!(
-        messages(&judge(&book.snapshot(), &pod)),
+        messages(&evaluate(&store.snapshot(), &pod)),
         ["role admin is not on the list of namespace team-a"]
     );
 }

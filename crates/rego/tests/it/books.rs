@@ -1,15 +1,16 @@
-//! What comes and goes: good and broken ConfigMaps, libraries, data, required policies.
+//! Tests of the policy store: valid and broken ConfigMaps, libraries, data, required policies.
 
 use std::collections::BTreeMap;
 
 use rolegate_rego::{
-    Kind, Limits, Points, PolicyBook, PolicySource, PolicyStatus, Replicated, Required, Settings,
-    Syntax,
+    EnforcementPoints, Kind, Limits, PolicySource, PolicyStatus, PolicyStore, Replicated, Required,
+    Settings, Syntax,
 };
 use serde_json::json;
 
 use crate::stage::{
-    BOTH, GATE, book, data, denies_all, error, judge, messages, namespace, pod_review, policy,
+    ADMISSION, BOTH, data, denies_all, error, evaluate, messages, namespace, pod_review, policy,
+    store,
 };
 
 fn any_pod() -> serde_json::Value {
@@ -17,28 +18,28 @@ fn any_pod() -> serde_json::Value {
 }
 
 #[test]
-fn each_message_is_of_the_config_map_that_says_it() {
-    let mut book = book([
-        policy("one", GATE, &denies_all("from one")),
+fn each_message_belongs_to_its_config_map() {
+    let mut store = store([
+        policy("one", ADMISSION, &denies_all("from one")),
         policy(
             "two",
-            GATE,
+            ADMISSION,
             "package kubernetes.admission\n\ndeny contains \"from two\" if true\n",
         ),
         policy(
             "three",
-            GATE,
+            ADMISSION,
             "package kubernetes.admission\n\ndeny[{\"msg\": \"from three\"}] { true }\n",
         ),
     ]);
-    let findings = judge(&book.snapshot(), &any_pod());
-    let told: Vec<(&str, &str)> = findings
+    let findings = evaluate(&store.snapshot(), &any_pod());
+    let actual: Vec<(&str, &str)> = findings
         .denials
         .iter()
         .map(|one| (&*one.policy, one.message.as_str()))
         .collect();
     assert_eq!(
-        told,
+        actual,
         [
             ("opa/one", "from one"),
             ("opa/three", "from three"),
@@ -47,31 +48,31 @@ fn each_message_is_of_the_config_map_that_says_it() {
     );
     assert_eq!(findings.rule(), "opa/one, opa/three, opa/two");
     assert_eq!(findings.reason(), "from one; from three; from two");
-    assert_eq!(findings.asked.len(), 3);
+    assert_eq!(findings.evaluated.len(), 3);
 }
 
 #[test]
 fn helpers_of_one_config_map_are_there_for_another() {
-    let mut book = book([
+    let mut store = store([
         policy(
             "rules",
-            GATE,
+            ADMISSION,
             "package kubernetes.admission\n\nimport data.lib.roles\n\ndeny[msg] { is_pod; not roles.known(\"admin\"); msg := \"unknown role\" }\n",
         ),
         policy(
             "helpers",
-            GATE,
+            ADMISSION,
             "package kubernetes.admission\n\nis_pod { input.request.kind.kind == \"Pod\" }\ndeny[\"helper's own\"] { false }\n",
         ),
         policy(
             "library",
-            GATE,
+            ADMISSION,
             "package lib.roles\n\nimport rego.v1\n\nknown(role) if role in {\"reader\"}\n",
         ),
     ]);
-    assert_eq!(book.never_loaded(), BTreeMap::new());
+    assert_eq!(store.never_loaded(), BTreeMap::new());
     assert_eq!(
-        messages(&judge(&book.snapshot(), &any_pod())),
+        messages(&evaluate(&store.snapshot(), &any_pod())),
         ["unknown role"]
     );
 }
@@ -80,44 +81,47 @@ fn helpers_of_one_config_map_are_there_for_another() {
 fn the_order_in_which_library_and_user_come_does_not_matter() {
     let user = policy(
         "a-user",
-        GATE,
+        ADMISSION,
         "package kubernetes.admission\n\ndeny[msg] { msg := data.lib.say(\"hello\") }\n",
     );
     let library = policy(
         "library",
-        GATE,
+        ADMISSION,
         "package lib\n\nsay(x) = y { y := upper(x) }\n",
     );
-    let mut book = book([user]);
+    let mut store = store([user]);
     assert!(
-        error(&book, "a-user").contains("line 3: there is no function data.lib.say"),
+        error(&store, "a-user").contains("line 3: function data.lib.say is not defined"),
         "{}",
-        error(&book, "a-user")
+        error(&store, "a-user")
     );
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())).len(), 1);
-    book.apply(library);
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["HELLO"]);
-    book.delete(Kind::Policy, "opa", "library");
-    assert!(book.never_loaded().contains_key("opa/a-user"));
-    assert!(!judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert_eq!(messages(&evaluate(&store.snapshot(), &any_pod())).len(), 1);
+    store.apply(library);
+    assert_eq!(
+        messages(&evaluate(&store.snapshot(), &any_pod())),
+        ["HELLO"]
+    );
+    store.delete(Kind::Policy, "opa", "library");
+    assert!(store.never_loaded().contains_key("opa/a-user"));
+    assert!(!evaluate(&store.snapshot(), &any_pod()).is_allowed());
 }
 
 #[test]
-fn a_broken_change_keeps_the_version_before_and_blocks_nothing_else() {
-    let mut book = book([
-        policy("one", GATE, &denies_all("good")),
-        policy("two", GATE, &denies_all("other")),
+fn a_broken_change_keeps_the_previous_version() {
+    let mut store = store([
+        policy("one", ADMISSION, &denies_all("good")),
+        policy("two", ADMISSION, &denies_all("other")),
     ]);
-    book.apply(policy(
+    store.apply(policy(
         "one",
-        GATE,
+        ADMISSION,
         "package kubernetes.admission\n\ndeny[msg] { msg := \n",
     ));
     assert_eq!(
-        messages(&judge(&book.snapshot(), &any_pod())),
+        messages(&evaluate(&store.snapshot(), &any_pod())),
         ["good", "other"]
     );
-    let statuses = book.statuses();
+    let statuses = store.statuses();
     let status = &statuses["opa/one"];
     let PolicyStatus::Error {
         error,
@@ -134,21 +138,21 @@ fn a_broken_change_keeps_the_version_before_and_blocks_nothing_else() {
     assert_eq!(status.to_json()["status"], "error");
     assert_eq!(status.to_json()["error"]["code"], "rego_parse_error");
     assert_eq!(statuses["opa/two"].to_json()["status"], "ok");
-    assert!(book.never_loaded().is_empty());
-    book.apply(policy("one", GATE, &denies_all("mended")));
+    assert!(store.never_loaded().is_empty());
+    store.apply(policy("one", ADMISSION, &denies_all("mended")));
     assert_eq!(
-        messages(&judge(&book.snapshot(), &any_pod())),
+        messages(&evaluate(&store.snapshot(), &any_pod())),
         ["mended", "other"]
     );
 }
 
 #[test]
 fn who_comes_later_and_does_not_fit_is_to_blame() {
-    let library = |name, text: &str| policy(name, GATE, text);
-    let mut book = book([
+    let library = |name, text: &str| policy(name, ADMISSION, text);
+    let mut store = store([
         policy(
             "user",
-            GATE,
+            ADMISSION,
             "package kubernetes.admission\n\ndeny[msg] { f(1); msg := \"runs\" }\nf(x) { x == 1 }\n",
         ),
         library(
@@ -157,50 +161,52 @@ fn who_comes_later_and_does_not_fit_is_to_blame() {
         ),
     ]);
     assert!(
-        error(&book, "other").contains("something else in opa/user"),
+        error(&store, "other").contains("has another kind in opa/user"),
         "{}",
-        error(&book, "other")
+        error(&store, "other")
     );
     assert_eq!(
-        messages(&judge(&book.snapshot(), &any_pod())).first(),
+        messages(&evaluate(&store.snapshot(), &any_pod())).first(),
         Some(
-            &"policy opa/other is not in use, so nothing is allowed: opa/other: main.rego, line 3: data.kubernetes.admission.f is something else in opa/user: main.rego: one name is one set, value or function"
+            &"policy opa/other is not in use, so every request is denied: opa/other: main.rego, line 3: data.kubernetes.admission.f has another kind in opa/user: main.rego: a name must be one set, value or function"
         )
     );
-    assert!(messages(&judge(&book.snapshot(), &any_pod())).contains(&"runs"));
-    book.delete(Kind::Policy, "opa", "other");
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["runs"]);
+    assert!(messages(&evaluate(&store.snapshot(), &any_pod())).contains(&"runs"));
+    store.delete(Kind::Policy, "opa", "other");
+    assert_eq!(messages(&evaluate(&store.snapshot(), &any_pod())), ["runs"]);
 }
 
 #[test]
 fn threat_10_a_policy_that_never_loaded_denies_what_it_would_be_asked() {
-    let mut book = book([policy(
+    let mut store = store([policy(
         "broken",
-        GATE,
+        ADMISSION,
         "package kubernetes.admission\n\ndeny[msg] {",
     )]);
-    assert_eq!(book.never_loaded().len(), 1);
-    let policies = book.snapshot();
-    assert!(policies.asks_at_gate() && !policies.asks_at_door() && !policies.is_empty());
-    let findings = judge(&policies, &any_pod());
+    assert_eq!(store.never_loaded().len(), 1);
+    let policies = store.snapshot();
+    assert!(
+        policies.has_admission_policies() && !policies.has_agent_policies() && !policies.is_empty()
+    );
+    let findings = evaluate(&policies, &any_pod());
     assert_eq!(findings.rule(), "opa/broken");
     assert!(
         findings
             .reason()
-            .contains("is not in use, so nothing is allowed"),
+            .contains("is not in use, so every request is denied"),
         "{findings:?}"
     );
-    book.apply(policy(
+    store.apply(policy(
         "broken",
         BOTH,
         "package kubernetes.admission\n\ndeny[msg] {",
     ));
-    assert!(book.snapshot().asks_at_door());
+    assert!(store.snapshot().has_agent_policies());
 }
 
 #[test]
 fn threat_10_a_required_policy_that_is_not_there_denies_everywhere() {
-    let mut book = PolicyBook::new(Settings {
+    let mut store = PolicyStore::new(Settings {
         required: vec![Required {
             namespace: "opa".into(),
             name: "roles".into(),
@@ -208,74 +214,83 @@ fn threat_10_a_required_policy_that_is_not_there_denies_everywhere() {
         ..Settings::default()
     });
     assert_eq!(
-        book.missing().iter().map(|id| &**id).collect::<Vec<_>>(),
+        store.missing().iter().map(|id| &**id).collect::<Vec<_>>(),
         ["opa/roles"]
     );
-    let policies = book.snapshot();
-    assert!(policies.asks_at_gate() && policies.asks_at_door());
+    let policies = store.snapshot();
+    assert!(policies.has_admission_policies() && policies.has_agent_policies());
     assert!(
-        judge(&policies, &any_pod())
+        evaluate(&policies, &any_pod())
             .reason()
-            .contains("required policy opa/roles is not there")
+            .contains("required policy opa/roles is missing")
     );
-    book.apply(policy(
+    store.apply(policy(
         "roles",
-        GATE,
+        ADMISSION,
         "package kubernetes.admission\n\ndeny[msg] { false; msg := 1 }\n",
     ));
-    assert!(book.missing().is_empty());
-    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
-    book.replace_all(Kind::Policy, []);
-    assert!(!judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert!(store.missing().is_empty());
+    assert!(evaluate(&store.snapshot(), &any_pod()).is_allowed());
+    store.replace_all(Kind::Policy, []);
+    assert!(!evaluate(&store.snapshot(), &any_pod()).is_allowed());
 }
 
 #[test]
 fn a_snapshot_replaces_all_and_stays_as_it_was() {
-    let mut book = book([policy("one", GATE, &denies_all("one"))]);
-    let before = book.snapshot();
-    book.replace_all(
+    let mut store = store([policy("one", ADMISSION, &denies_all("one"))]);
+    let before = store.snapshot();
+    store.replace_all(
         Kind::Policy,
         [
-            policy("two", GATE, &denies_all("two")),
-            policy("bad", GATE, "x"),
-            policy("three", GATE, &denies_all("three")),
+            policy("two", ADMISSION, &denies_all("two")),
+            policy("bad", ADMISSION, "x"),
+            policy("three", ADMISSION, &denies_all("three")),
         ],
     );
-    let after = book.snapshot();
-    assert_eq!(messages(&judge(&before, &any_pod())), ["one"]);
-    assert_eq!(messages(&judge(&after, &any_pod()))[1..], ["three", "two"]);
-    book.replace_all(Kind::Policy, []);
-    assert!(book.snapshot().is_empty());
+    let after = store.snapshot();
+    assert_eq!(messages(&evaluate(&before, &any_pod())), ["one"]);
+    assert_eq!(
+        messages(&evaluate(&after, &any_pod()))[1..],
+        ["three", "two"]
+    );
+    store.replace_all(Kind::Policy, []);
+    assert!(store.snapshot().is_empty());
 }
 
 #[test]
 fn data_comes_as_json_or_yaml_and_goes() {
     let rego =
         "package kubernetes.admission\n\ndeny[msg] { msg := data.opa.lists.roles.allowed[_] }\n";
-    let mut book = book([
-        policy("one", GATE, rego),
+    let mut store = store([
+        policy("one", ADMISSION, rego),
         data("opa", "lists", "roles", "{\"allowed\": [\"a\"]}"),
     ]);
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["a"]);
-    book.apply(data("opa", "lists", "roles", "allowed:\n- b\n- c\n"));
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["b", "c"]);
-    book.apply(data("opa", "lists", "roles", "{\"allowed\": ["));
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["b", "c"]);
-    assert!(error(&book, "lists").starts_with("opa/lists: roles: "));
-    book.delete(Kind::Data, "opa", "lists");
-    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert_eq!(messages(&evaluate(&store.snapshot(), &any_pod())), ["a"]);
+    store.apply(data("opa", "lists", "roles", "allowed:\n- b\n- c\n"));
+    assert_eq!(
+        messages(&evaluate(&store.snapshot(), &any_pod())),
+        ["b", "c"]
+    );
+    store.apply(data("opa", "lists", "roles", "{\"allowed\": ["));
+    assert_eq!(
+        messages(&evaluate(&store.snapshot(), &any_pod())),
+        ["b", "c"]
+    );
+    assert!(error(&store, "lists").starts_with("opa/lists: roles: "));
+    store.delete(Kind::Data, "opa", "lists");
+    assert!(evaluate(&store.snapshot(), &any_pod()).is_allowed());
 }
 
 #[test]
 fn data_cannot_pass_for_replicated_objects() {
     let rego = "package kubernetes.admission\n\ndeny[msg] { msg := data.kubernetes.namespaces[\"x\"].trusted }\n";
-    let mut book = book([
-        policy("one", GATE, rego),
+    let mut store = store([
+        policy("one", ADMISSION, rego),
         data("kubernetes", "namespaces", "x", "{\"trusted\": \"yes\"}"),
     ]);
-    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert!(evaluate(&store.snapshot(), &any_pod()).is_allowed());
     assert_eq!(
-        book.statuses()["kubernetes/namespaces"].to_json()["status"],
+        store.statuses()["kubernetes/namespaces"].to_json()["status"],
         "error"
     );
 }
@@ -283,62 +298,62 @@ fn data_cannot_pass_for_replicated_objects() {
 #[test]
 fn replicated_objects_come_change_and_go() {
     let rego = "package kubernetes.admission\n\ndeny[msg] { msg := data.kubernetes.namespaces[input.request.namespace].metadata.annotations.owner }\n";
-    let mut book = book([policy("one", GATE, rego)]);
+    let mut store = store([policy("one", ADMISSION, rego)]);
     let pod = any_pod();
-    assert!(judge(&book.snapshot(), &pod).is_allowed());
-    book.replicate(&namespace("team-a", json!({"owner": "ann"})));
-    assert_eq!(messages(&judge(&book.snapshot(), &pod)), ["ann"]);
-    book.replicate(&namespace("team-a", json!({"owner": "bob"})));
-    assert_eq!(messages(&judge(&book.snapshot(), &pod)), ["bob"]);
-    book.forget("namespaces", None, "team-a");
-    assert!(judge(&book.snapshot(), &pod).is_allowed());
-    book.replicate_all(
+    assert!(evaluate(&store.snapshot(), &pod).is_allowed());
+    store.replicate(&namespace("team-a", json!({"owner": "ann"})));
+    assert_eq!(messages(&evaluate(&store.snapshot(), &pod)), ["ann"]);
+    store.replicate(&namespace("team-a", json!({"owner": "bob"})));
+    assert_eq!(messages(&evaluate(&store.snapshot(), &pod)), ["bob"]);
+    store.forget("namespaces", None, "team-a");
+    assert!(evaluate(&store.snapshot(), &pod).is_allowed());
+    store.replicate_all(
         "namespaces",
         &[namespace("team-a", json!({"owner": "eve"}))],
     );
-    assert_eq!(messages(&judge(&book.snapshot(), &pod)), ["eve"]);
-    book.replicate_all("namespaces", &[]);
-    assert!(judge(&book.snapshot(), &pod).is_allowed());
+    assert_eq!(messages(&evaluate(&store.snapshot(), &pod)), ["eve"]);
+    store.replicate_all("namespaces", &[]);
+    assert!(evaluate(&store.snapshot(), &pod).is_allowed());
 }
 
 #[test]
 fn more_data_than_there_may_be_denies_what_reads_any() {
-    let mut book = PolicyBook::new(Settings {
+    let mut store = PolicyStore::new(Settings {
         limits: Limits {
             data_bytes: 1000,
             ..Limits::default()
         },
         ..Settings::default()
     });
-    book.apply(policy(
+    store.apply(policy(
         "one",
-        GATE,
+        ADMISSION,
         "package kubernetes.admission\n\ndeny[msg] { data.kubernetes.namespaces.bad; msg := 1 }\n",
     ));
-    book.apply(policy("other", GATE, &denies_all("reads none")));
+    store.apply(policy("other", ADMISSION, &denies_all("reads none")));
     assert_eq!(
-        messages(&judge(&book.snapshot(), &any_pod())),
+        messages(&evaluate(&store.snapshot(), &any_pod())),
         ["reads none"]
     );
-    book.replicate(&Replicated {
+    store.replicate(&Replicated {
         object: json!("x".repeat(2000)).to_string().into(),
         ..namespace("big", json!({}))
     });
-    let findings = judge(&book.snapshot(), &any_pod());
+    let findings = evaluate(&store.snapshot(), &any_pod());
     let [first, second] = messages(&findings)[..] else {
         panic!("{findings:?}");
     };
     assert!(first.contains("replicate fewer resources"), "{first}");
     assert_eq!(second, "reads none");
-    book.forget("namespaces", None, "big");
+    store.forget("namespaces", None, "big");
     assert_eq!(
-        messages(&judge(&book.snapshot(), &any_pod())),
+        messages(&evaluate(&store.snapshot(), &any_pod())),
         ["reads none"]
     );
 }
 
 #[test]
-fn syntax_is_chosen_for_each_module_and_told() {
+fn syntax_is_detected_for_each_module() {
     let entries = BTreeMap::from([
         ("a-v0".into(), "package a\n\np[x] { x := 1 }\n".into()),
         ("b-v1".into(), "package b\n\np contains 1 if true\n".into()),
@@ -355,11 +370,11 @@ fn syntax_is_chosen_for_each_module_and_told() {
             "package e\n\n# if it contains if\np[x] { x := \"if contains\" }\n".into(),
         ),
     ]);
-    let book = book([PolicySource {
+    let store = store([PolicySource {
         entries,
-        ..policy("mixed", GATE, "")
+        ..policy("mixed", ADMISSION, "")
     }]);
-    let statuses = book.statuses();
+    let statuses = store.statuses();
     let PolicyStatus::Ok { syntax, .. } = &statuses["opa/mixed"] else {
         panic!("{statuses:?}");
     };
@@ -371,29 +386,32 @@ fn syntax_is_chosen_for_each_module_and_told() {
 }
 
 #[test]
-fn policies_that_read_the_time_say_so() {
+fn policies_report_that_they_read_the_time() {
     let rego = "package kubernetes.admission\n\ndeny[msg] { late; msg := \"late\" }\nlate { time.now_ns() > 5 }\n";
     let quiet = "package kubernetes.admission\n\ndeny[msg] { false; msg := \"x\" }\n";
-    let mut book = book([policy("timed", BOTH, rego), policy("quiet", GATE, quiet)]);
-    let json = |id: &str, book: &PolicyBook| book.statuses()[id].to_json()["readsTime"].clone();
-    assert_eq!(json("opa/timed", &book), true);
-    assert_eq!(json("opa/quiet", &book), false);
-    assert!(book.snapshot().reads_time_at_door());
-    book.apply(policy(
+    let mut store = store([
+        policy("timed", BOTH, rego),
+        policy("quiet", ADMISSION, quiet),
+    ]);
+    let json = |id: &str, store: &PolicyStore| store.statuses()[id].to_json()["readsTime"].clone();
+    assert_eq!(json("opa/timed", &store), true);
+    assert_eq!(json("opa/quiet", &store), false);
+    assert!(store.snapshot().reads_time_at_agents());
+    store.apply(policy(
         "timed",
-        Points {
-            gate: true,
-            door: false,
+        EnforcementPoints {
+            admission: true,
+            agent: false,
         },
         rego,
     ));
-    assert!(!book.snapshot().reads_time_at_door());
+    assert!(!store.snapshot().reads_time_at_agents());
 }
 
 /// The interpreter runs all bodies of a function as if they were in the module of the first, with
 /// wrong results.
 #[test]
-fn a_function_is_in_one_module_and_other_rules_may_be_in_several() {
+fn a_function_must_be_in_one_module() {
     let [one, other] = [("1", "one"), ("2", "two")].map(|(number, name)| {
         format!(
             "package lib\nnames[y] {{ input.request.number == {number}; y := \"{name}\" }}\n\
@@ -402,26 +420,26 @@ fn a_function_is_in_one_module_and_other_rules_may_be_in_several() {
     });
     let asks = "package kubernetes.admission\nimport data.lib\n\
                 deny[msg] { lib.names[x]; msg := concat(\" \", [x, lib.name]) }\n";
-    let mut book = book([
-        policy("a", GATE, &one),
-        policy("b", GATE, &other),
-        policy("c", GATE, asks),
+    let mut store = store([
+        policy("a", ADMISSION, &one),
+        policy("b", ADMISSION, &other),
+        policy("c", ADMISSION, asks),
     ]);
     for (number, said) in [(1, "one one"), (2, "two two")] {
-        let findings = judge(&book.snapshot(), &json!({"request": {"number": number}}));
+        let findings = evaluate(&store.snapshot(), &json!({"request": {"number": number}}));
         assert_eq!(findings.reason(), said, "{findings:?}");
     }
     let function = |number| format!("package lib\nf(x) = y {{ x == {number}; y := x }}\n");
-    book.apply(policy("d", GATE, &function(1)));
-    book.apply(policy("e", GATE, &function(2)));
+    store.apply(policy("d", ADMISSION, &function(1)));
+    store.apply(policy("e", ADMISSION, &function(2)));
     assert!(matches!(
-        book.statuses().get("opa/d"),
+        store.statuses().get("opa/d"),
         Some(PolicyStatus::Ok { .. })
     ));
-    let told = error(&book, "e");
+    let actual = error(&store, "e");
     assert!(
-        told.contains("one module") && told.contains("data.lib.f"),
-        "{told}"
+        actual.contains("one module") && actual.contains("data.lib.f"),
+        "{actual}"
     );
 }
 
@@ -429,117 +447,123 @@ fn a_function_is_in_one_module_and_other_rules_may_be_in_several() {
 fn threat_10_data_that_never_could_be_read_deny_what_reads_them() {
     let reads = policy(
         "reads",
-        GATE,
+        ADMISSION,
         "package kubernetes.admission\n\nimport data.opa.roles\n\n\
          deny[msg] { roles.list.banned[_] == input.request.namespace; msg := \"banned\" }\n",
     );
-    let mut book = book([reads, policy("other", GATE, &denies_all("other"))]);
-    // As after a restart: there is no good version from before.
-    book.apply(data("opa", "roles", "list", "{\"banned\": [\"team"));
-    let findings = judge(&book.snapshot(), &any_pod());
+    let mut store = store([reads, policy("other", ADMISSION, &denies_all("other"))]);
+    // As after a restart, without a previous valid version.
+    store.apply(data("opa", "roles", "list", "{\"banned\": [\"team"));
+    let findings = evaluate(&store.snapshot(), &any_pod());
     let of = |name: &str| {
         let mut denials = findings.denials.iter();
         let found = denials.find(|finding| &*finding.policy == name);
         found.map(|finding| finding.message.clone()).unwrap()
     };
     assert!(
-        of("opa/reads").contains("its data cannot be read"),
+        of("opa/reads").contains("the data is invalid"),
         "{findings:?}"
     );
     assert_eq!(of("opa/other"), "other", "what does not read them goes on");
-    book.apply(data("opa", "roles", "list", "{\"banned\": [\"team-b\"]}"));
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["other"]);
-    // A good version from before is kept.
-    book.apply(data("opa", "roles", "list", "{"));
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["other"]);
+    store.apply(data("opa", "roles", "list", "{\"banned\": [\"team-b\"]}"));
+    assert_eq!(
+        messages(&evaluate(&store.snapshot(), &any_pod())),
+        ["other"]
+    );
+    // The previous valid version is kept.
+    store.apply(data("opa", "roles", "list", "{"));
+    assert_eq!(
+        messages(&evaluate(&store.snapshot(), &any_pod())),
+        ["other"]
+    );
 }
 
 #[test]
 fn data_can_be_required_too() {
-    let mut book = PolicyBook::new(Settings {
+    let mut store = PolicyStore::new(Settings {
         required: vec![Required {
             namespace: "opa".into(),
             name: "roles".into(),
         }],
         ..Settings::default()
     });
-    book.apply(data("opa", "roles", "list", "{"));
-    assert_eq!(book.missing().len(), 1);
-    book.apply(data("opa", "roles", "list", "{}"));
-    assert!(book.missing().is_empty());
-    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+    store.apply(data("opa", "roles", "list", "{"));
+    assert_eq!(store.missing().len(), 1);
+    store.apply(data("opa", "roles", "list", "{}"));
+    assert!(store.missing().is_empty());
+    assert!(evaluate(&store.snapshot(), &any_pod()).is_allowed());
 }
 
 #[test]
 fn rule_09_what_cannot_be_replicated_denies_what_reads_it_and_nothing_else() {
-    let mut book = book([
+    let mut store = store([
         policy(
             "widgets",
-            GATE,
+            ADMISSION,
             "package kubernetes.admission\n\ndeny[msg] { data.kubernetes.widgets[_][_].spec.bad; msg := \"bad\" }\n",
         ),
         policy(
             "namespaces",
-            GATE,
+            ADMISSION,
             "package kubernetes.admission\n\ndeny[msg] { data.kubernetes.namespaces.closed; msg := \"closed\" }\n",
         ),
     ]);
-    book.replicate(&namespace("closed", json!({})));
-    book.replicate(&Replicated {
+    store.replicate(&namespace("closed", json!({})));
+    store.replicate(&Replicated {
         resource: "widgets".into(),
         namespace: Some("tenant".into()),
         name: "deep".into(),
         object: format!("{}{}", "[".repeat(200), "]".repeat(200)).into(),
     });
-    let findings = judge(&book.snapshot(), &any_pod());
+    let findings = evaluate(&store.snapshot(), &any_pod());
     assert_eq!(
         messages(&findings),
         [
             "closed",
-            "data.kubernetes.widgets.tenant.deep could not be replicated: nested too deep"
+            "data.kubernetes.widgets.tenant.deep could not be replicated: nested too deeply"
         ]
     );
-    book.forget("widgets", Some("tenant"), "deep");
-    assert_eq!(messages(&judge(&book.snapshot(), &any_pod())), ["closed"]);
+    store.forget("widgets", Some("tenant"), "deep");
+    assert_eq!(
+        messages(&evaluate(&store.snapshot(), &any_pod())),
+        ["closed"]
+    );
 }
 
 #[test]
 fn rule_09_objects_beyond_the_bound_are_left_out_until_there_is_room_for_all() {
-    let mut book = PolicyBook::new(Settings {
+    let mut store = PolicyStore::new(Settings {
         limits: Limits {
             data_bytes: 4096,
             ..Limits::default()
         },
         ..Settings::default()
     });
-    book.apply(policy(
+    store.apply(policy(
         "namespaces",
-        GATE,
+        ADMISSION,
         "package kubernetes.admission\n\ndeny[msg] { data.kubernetes.namespaces[_].metadata.annotations.bad; msg := \"bad\" }\n",
     ));
     let large = |name: &str| namespace(name, json!({"x": "x".repeat(1500)}));
     for name in ["a", "b"] {
-        book.replicate(&large(name));
+        store.replicate(&large(name));
     }
-    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert!(evaluate(&store.snapshot(), &any_pod()).is_allowed());
     for n in 0..100 {
-        book.replicate(&large(&format!("more-{n}")));
+        store.replicate(&large(&format!("more-{n}")));
     }
-    book.leave_out("namespaces", None, "unseen", 1 << 20);
-    // It denies, whatever the one that was left out says.
-    assert!(!judge(&book.snapshot(), &any_pod()).is_allowed());
-    assert!(book.fit_again().is_empty());
+    store.leave_out("namespaces", None, "unseen", 1 << 20);
+    // It denies, whatever the omitted object contains.
+    assert!(!evaluate(&store.snapshot(), &any_pod()).is_allowed());
+    assert!(store.fit_again().is_empty());
     for n in 0..100 {
-        book.forget("namespaces", None, &format!("more-{n}"));
+        store.forget("namespaces", None, &format!("more-{n}"));
     }
-    assert!(!judge(&book.snapshot(), &any_pod()).is_allowed());
-    assert!(
-        book.fit_again().is_empty(),
-        "one takes more than there may be"
-    );
-    book.leave_out("namespaces", None, "unseen", 10);
-    assert_eq!(book.fit_again(), ["namespaces".to_owned()].into());
-    book.replicate_all("namespaces", [&large("a"), &large("b")]);
-    assert!(book.fit_again().is_empty());
-    assert!(judge(&book.snapshot(), &any_pod()).is_allowed());
+    assert!(!evaluate(&store.snapshot(), &any_pod()).is_allowed());
+    assert!(store.fit_again().is_empty(), "one exceeds the limit");
+    store.leave_out("namespaces", None, "unseen", 10);
+    assert_eq!(store.fit_again(), ["namespaces".to_owned()].into());
+    store.replicate_all("namespaces", [&large("a"), &large("b")]);
+    assert!(store.fit_again().is_empty());
+    assert!(evaluate(&store.snapshot(), &any_pod()).is_allowed());
 }

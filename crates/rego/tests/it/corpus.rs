@@ -1,24 +1,24 @@
-//! Policies of all kinds with what OPA says to them: one file a case in `tests/corpus`.
+//! Compares all kinds of policies with OPA's results: one case in each file of `tests/corpus`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rolegate_rego::{Kind, Points, PolicyBook, PolicySource, Replicated, Settings};
+use rolegate_rego::{EnforcementPoints, Kind, PolicySource, PolicyStore, Replicated, Settings};
 use serde_json::Value;
 
 use crate::stage;
 
-/// A case: modules, the question, data, and the messages in order.
+/// A case: modules, input, data, and the messages in order.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
     rego: String,
     #[serde(default)]
     input: Value,
-    /// Data ConfigMaps: namespace, name, key.
+    /// Data ConfigMaps by namespace, name and key.
     #[serde(default)]
     data: BTreeMap<String, BTreeMap<String, BTreeMap<String, Value>>>,
-    /// Replicated objects: resource, name or namespace and name.
+    /// Replicated objects by resource, and by name or by namespace and name.
     #[serde(default)]
     kubernetes: BTreeMap<String, Value>,
     now: Option<String>,
@@ -26,14 +26,14 @@ struct Case {
 }
 
 fn run(case: &Case) -> Result<Vec<String>, String> {
-    let mut book = PolicyBook::new(Settings::default());
+    let mut store = PolicyStore::new(Settings::default());
     for (namespace, maps) in &case.data {
         for (name, entries) in maps {
-            book.apply(PolicySource {
+            store.apply(PolicySource {
                 namespace: namespace.clone(),
                 name: name.clone(),
                 kind: Kind::Data,
-                points: Points::default(),
+                points: EnforcementPoints::default(),
                 entries: entries
                     .iter()
                     .map(|(key, value)| (key.clone(), value.to_string()))
@@ -50,23 +50,23 @@ fn run(case: &Case) -> Result<Vec<String>, String> {
                 object: object.to_string().into(),
             };
             if resource == "namespaces" {
-                book.replicate(&of(None, name, object));
+                store.replicate(&of(None, name, object));
             } else {
                 for (inner, object) in object.as_object().unwrap() {
-                    book.replicate(&of(Some(name), inner, object));
+                    store.replicate(&of(Some(name), inner, object));
                 }
             }
         }
     }
-    book.apply(stage::policy("case", stage::GATE, &case.rego));
-    if let Some(why) = book.never_loaded().into_values().next() {
+    store.apply(stage::policy("case", stage::ADMISSION, &case.rego));
+    if let Some(why) = store.never_loaded().into_values().next() {
         return Err(why);
     }
     let now = case
         .now
         .as_deref()
         .map_or_else(stage::now, |now| now.parse().unwrap());
-    let findings = book.snapshot().judge_review(&case.input, now);
+    let findings = store.snapshot().evaluate_review(&case.input, now);
     Ok(findings
         .denials
         .into_iter()
@@ -75,7 +75,7 @@ fn run(case: &Case) -> Result<Vec<String>, String> {
 }
 
 #[test]
-fn policies_say_what_opa_says() {
+fn results_agree_with_opa() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
     let (mut count, mut failures) = (0, Vec::new());
     for entry in std::fs::read_dir(folder).unwrap() {

@@ -1,11 +1,11 @@
-//! The crate from outside: policies come in as ConfigMaps, questions get answers.
+//! Tests of the crate's public interface with ConfigMaps and reviews.
 #![cfg(test)]
 
+mod agents;
 mod article;
 mod books;
 mod bounds;
 mod corpus;
-mod doors;
 mod meaning;
 mod properties;
 mod references;

@@ -1,10 +1,10 @@
-//! Policies mean what they mean in OPA: constructs that the interpreter reads another way. What is
-//! expected here is what OPA says.
+//! Policies have the same meaning as in OPA, including constructs that the interpreter reads
+//! differently. The expected results are OPA's.
 
 use rolegate_rego::PolicyStatus;
 use serde_json::{Value, json};
 
-use crate::stage::{GATE, book, error, judge, messages, policy};
+use crate::stage::{ADMISSION, error, evaluate, messages, policy, store};
 
 fn review() -> Value {
     json!({"request": {
@@ -17,21 +17,21 @@ fn review() -> Value {
         ]}}}})
 }
 
-/// Returns the messages of policies of the admission package, taken together.
-fn told(bodies: &[&str]) -> Vec<String> {
+/// Returns the combined messages of policies in the admission package.
+fn messages_of(bodies: &[&str]) -> Vec<String> {
     let policies = bodies.iter().enumerate().map(|(number, body)| {
         let text = format!("package kubernetes.admission\n{body}\n");
-        policy(&format!("p{number}"), GATE, &text)
+        policy(&format!("p{number}"), ADMISSION, &text)
     });
-    let mut book = book(policies);
-    assert_eq!(book.never_loaded(), std::collections::BTreeMap::new());
-    let findings = judge(&book.snapshot(), &review());
+    let mut store = store(policies);
+    assert_eq!(store.never_loaded(), std::collections::BTreeMap::new());
+    let findings = evaluate(&store.snapshot(), &review());
     messages(&findings).into_iter().map(str::to_owned).collect()
 }
 
 fn refused(body: &str) -> String {
     let text = format!("package kubernetes.admission\n{body}\n");
-    error(&book([policy("p", GATE, &text)]), "p")
+    error(&store([policy("p", ADMISSION, &text)]), "p")
 }
 
 const PRIVILEGED: &str = "deny[msg] { some i; input.request.object.spec.containers[i].securityContext.privileged; msg := \"privileged\" }";
@@ -44,23 +44,23 @@ fn some_hides_a_rule_a_function_and_an_import_of_that_name() {
         "i[1]",
         "i(x) = x",
     ] {
-        assert_eq!(told(&[PRIVILEGED, other]), ["privileged"], "{other}");
+        assert_eq!(messages_of(&[PRIVILEGED, other]), ["privileged"], "{other}");
         assert_eq!(
-            told(&[&format!("{other}\n{PRIVILEGED}")]),
+            messages_of(&[&format!("{other}\n{PRIVILEGED}")]),
             ["privileged"],
             "{other}"
         );
     }
     assert_eq!(
-        told(&[&format!("import data.lib.i\n{PRIVILEGED}")]),
+        messages_of(&[&format!("import data.lib.i\n{PRIVILEGED}")]),
         ["privileged"]
     );
     let compared = "deny[msg] { names := [name | some name; input.request.object.spec.containers[_].name = name]; msg := concat(\",\", names) }";
-    assert_eq!(told(&[compared, "name = \"z\""]), ["a,b"]);
+    assert_eq!(messages_of(&[compared, "name = \"z\""]), ["a,b"]);
     let keyed = "import future.keywords.in\ndeny[msg] { some k, v in input.request.object.metadata.labels; msg := sprintf(\"%v=%v\", [k, v]) }";
-    assert_eq!(told(&[keyed, "k = 1", "v = 2"]), ["app=x"]);
+    assert_eq!(messages_of(&[keyed, "k = 1", "v = 2"]), ["app=x"]);
     let nested = "import future.keywords.in\ndeny[msg] { some c in [[\"m\"]]; x := [c | some c in c]; msg := x[0] }";
-    assert_eq!(told(&[nested]), ["m"]);
+    assert_eq!(messages_of(&[nested]), ["m"]);
 }
 
 #[test]
@@ -84,10 +84,10 @@ fn what_a_negated_call_reads_is_looked_up_before() {
             "import future.keywords.in\ndeny[msg] {{ {silent}; msg := \"denied\" }}\nf(x) {{ x == 9 }}\nabsent {{ input.absent }}"
         );
         let elsewhere = "elsewhere { input.absent }";
-        assert!(told(&[&text, elsewhere]).is_empty(), "{silent}");
-        // With the import the whole of it is inside the negation.
+        assert!(messages_of(&[&text, elsewhere]).is_empty(), "{silent}");
+        // With the import, the whole lookup is inside the negation.
         let body = text.replace("import future.keywords.in", "import future.keywords");
-        assert_eq!(told(&[&body, elsewhere]), ["denied"], "{silent}");
+        assert_eq!(messages_of(&[&body, elsewhere]), ["denied"], "{silent}");
     }
     for denies in [
         format!("not {absent} == \"a\""),
@@ -100,22 +100,26 @@ fn what_a_negated_call_reads_is_looked_up_before() {
     ] {
         let text =
             format!("deny[msg] {{ {denies}; msg := \"denied\" }}\nabsent {{ input.absent }}");
-        assert_eq!(told(&[&text]), ["denied"], "{denies}");
+        assert_eq!(messages_of(&[&text]), ["denied"], "{denies}");
     }
 }
 
 #[test]
 fn a_negation_is_asked_after_what_binds_its_variables() {
     let body = "allowed = {\"a\"}\ndeny[msg] { not allowed[name]; name = input.request.object.spec.containers[_].name; msg := name }";
-    assert_eq!(told(&[body]), ["b"]);
-    // The same name may be a rule of another module: then it must be said which is meant.
+    assert_eq!(messages_of(&[body]), ["b"]);
+    // The name may be that of a rule in another module: then the author must disambiguate it.
     let text = format!("package kubernetes.admission\n{body}\n");
-    let mut book = book([
-        policy("a", GATE, &text),
-        policy("b", GATE, "package kubernetes.admission\nname = \"b\"\n"),
+    let mut store = store([
+        policy("a", ADMISSION, &text),
+        policy(
+            "b",
+            ADMISSION,
+            "package kubernetes.admission\nname = \"b\"\n",
+        ),
     ]);
-    book.snapshot();
-    assert!(error(&book, "b").contains("name may be a variable or the rule of opa/b: main.rego: write data.kubernetes.admission.name"), "{}", error(&book, "b"));
+    store.snapshot();
+    assert!(error(&store, "b").contains("name could be a variable or the rule in opa/b: main.rego: write data.kubernetes.admission.name"), "{}", error(&store, "b"));
 }
 
 #[test]
@@ -127,9 +131,9 @@ fn walk_gives_each_node_however_it_is_written() {
         "paths := [path | [path, true] := walk(input.request.object)]; msg := concat(\"/\", [sprintf(\"%v\", [p]) | p := paths[0][_]])",
         "walk(input.request.object)[1] == true; msg := \"spec/containers/0/securityContext/privileged\"",
     ] {
-        let told = told(&[&format!("deny[msg] {{ {written} }}")]);
+        let actual = messages_of(&[&format!("deny[msg] {{ {written} }}")]);
         assert_eq!(
-            told,
+            actual,
             ["spec/containers/0/securityContext/privileged"],
             "{written}"
         );
@@ -146,7 +150,7 @@ fn what_is_absent_or_no_collection_has_no_elements() {
         "import future.keywords.in\ndeny[msg] { some x in 5; msg := x }",
         "import future.keywords.every\nimport future.keywords.in\ndeny[msg] { every x in input.absent { x }; msg := \"every\" }",
     ] {
-        assert!(told(&[body]).is_empty(), "{body}");
+        assert!(messages_of(&[body]).is_empty(), "{body}");
     }
 }
 
@@ -164,7 +168,7 @@ fn an_object_pattern_matches_objects_with_its_keys_alone() {
         let text = format!(
             "import future.keywords.in\ncontainers = input.request.object.spec.containers\ndeny[n] {{ {matches} }}\nf({{\"name\": n}}) = n"
         );
-        assert_eq!(told(&[&text]), ["b"], "{matches}");
+        assert_eq!(messages_of(&[&text]), ["b"], "{matches}");
     }
 }
 
@@ -181,7 +185,7 @@ fn rules_are_read_as_opa_reads_them() {
             "is_pod() { input.request.kind.kind == \"Pod\" }\nis_pod { input.absent }\ndeny[msg] { is_pod; msg := \"pod\" }",
             &["pod"],
         ),
-        // Several bodies, each with names of its own.
+        // Several bodies with their own names.
         (
             "deny[msg] { x := 1; msg := sprintf(\"%v\", [x]) } { x := 2; msg := sprintf(\"%v\", [x]) }",
             &["1", "2"],
@@ -211,31 +215,31 @@ fn rules_are_read_as_opa_reads_them() {
             &["member"],
         ),
     ] {
-        assert_eq!(told(&[body]), expected, "{body}");
+        assert_eq!(messages_of(&[body]), expected, "{body}");
     }
 }
 
 #[test]
 fn rules_whose_paths_meet_are_all_asked() {
     let open = "import future.keywords.contains\nimport future.keywords.if\np[x].q contains \"a\" if { x := \"b\" }";
-    let told_both = told(&[&format!(
+    let told_both = messages_of(&[&format!(
         "{open}\np.b.q contains \"b\"\ndeny[msg] {{ p.b.q[msg] }}"
     )]);
     assert_eq!(told_both, ["a", "b"]);
     let empty = "p[x].q = 1 { x := input.absent }\ndeny[msg] { count(p) == 0; msg := \"empty\" }";
-    assert_eq!(told(&[empty]), ["empty"]);
-    // In two modules they can't be told apart.
+    assert_eq!(messages_of(&[empty]), ["empty"]);
+    // In two modules they cannot be distinguished.
     let one = format!("package kubernetes.admission\n{open}\n");
     let other = "package kubernetes.admission\np.b.q = 1\n";
-    let book = book([policy("a", GATE, &one), policy("b", GATE, other)]);
-    let why = error(&book, "b");
-    assert!(why.contains("data.kubernetes.admission.p has a variable as its key, and data.kubernetes.admission.p.b.q is a rule too (opa/a: main.rego)"), "{why}");
+    let store = store([policy("a", ADMISSION, &one), policy("b", ADMISSION, other)]);
+    let why = error(&store, "b");
+    assert!(why.contains("data.kubernetes.admission.p has a variable as its key, and data.kubernetes.admission.p.b.q is also a rule (opa/a: main.rego)"), "{why}");
 }
 
 #[test]
 fn an_import_is_found_in_every_module_of_a_package() {
-    let module = |name: &str, text: &str| policy(name, GATE, text);
-    let mut book = book([
+    let module = |name: &str, text: &str| policy(name, ADMISSION, text);
+    let mut store = store([
         module(
             "asks",
             "package kubernetes.admission\ndeny[msg] { data.lib[_][msg] }\n",
@@ -247,7 +251,7 @@ fn an_import_is_found_in_every_module_of_a_package() {
         ),
         module("words", "package words\nlist[\"b\"] { true }\n"),
     ]);
-    let findings = judge(&book.snapshot(), &review());
+    let findings = evaluate(&store.snapshot(), &review());
     assert_eq!(messages(&findings), ["a", "b"]);
 }
 
@@ -266,34 +270,34 @@ fn with_replaces_functions_however_they_are_named() {
         let text = format!(
             "deny[msg] {{ x := {replaced}; msg := sprintf(\"%v\", [x]) }}\nf(x) = 1\ng(x) = 2\nh(x) = f(x)"
         );
-        assert_eq!(told(&[&text]), ["2"], "{replaced}");
+        assert_eq!(messages_of(&[&text]), ["2"], "{replaced}");
     }
     let undefined =
         "deny[msg] { count(input) == 0 with input as input.absent; msg := \"counted\" }";
-    assert!(told(&[undefined]).is_empty());
+    assert!(messages_of(&[undefined]).is_empty());
 }
 
 #[test]
 fn a_missing_built_in_may_be_called_where_a_with_replaces_it() {
     let mocked = "reachable = http.send({\"url\": \"x\"}).ok\nmock(_) = {\"ok\": \"mocked\"}\ndeny[msg] { msg := reachable with http.send as mock }";
-    assert_eq!(told(&[mocked]), ["mocked"]);
-    // Without one, the question is denied, even in a function with several bodies.
+    assert_eq!(messages_of(&[mocked]), ["mocked"]);
+    // Without one, the request is denied, even in a function with several bodies.
     for unmocked in [
         "deny[msg] { msg := reachable }",
         "f(x) = http.send({\"url\": x}).ok { x == 1 }\nf(x) = 2 { x == 2 }\ndeny[msg] { f(1); msg := \"m\" }",
     ] {
-        let told = told(&[&format!("{mocked}\n{unmocked}")]);
+        let actual = messages_of(&[&format!("{mocked}\n{unmocked}")]);
         assert!(
-            told.len() == 1 && told[0].contains("http.send is not supported"),
-            "{unmocked}: {told:?}"
+            actual.len() == 1 && actual[0].contains("http.send is not supported"),
+            "{unmocked}: {actual:?}"
         );
     }
     let hashed = "deny[msg] { msg := hash with crypto.sha256 as mock }\nmock(x) = x\nhash = crypto.sha256(\"text\")";
-    assert_eq!(told(&[hashed]), ["text"]);
+    assert_eq!(messages_of(&[hashed]), ["text"]);
     let one = "package kubernetes.admission\ndeny[msg] { data.lib.reachable with http.send as 1; msg := \"m\" }\n";
     let lib = "package lib\nreachable { http.send({}) }\n";
-    let book = book([policy("p", GATE, one), policy("lib", GATE, lib)]);
-    assert!(!book.never_loaded().is_empty());
+    let store = store([policy("p", ADMISSION, one), policy("lib", ADMISSION, lib)]);
+    assert!(!store.never_loaded().is_empty());
 }
 
 #[test]
@@ -309,11 +313,11 @@ fn what_cannot_be_read_as_opa_reads_it_is_refused_with_its_line() {
         ),
         (
             "deny[msg] {\n  y := x\n  x := 2\n  msg := \"x\" }",
-            "line 4: x is read before it is declared",
+            "line 4: x is used before its declaration",
         ),
         (
             "deny[msg] {\n  x := -input.a\n  msg := \"x\" }",
-            "line 3: a minus sign belongs before a number",
+            "line 3: a minus sign is only allowed before a number",
         ),
         (
             "deny[msg] {\n  not x := 1\n  msg := \"x\" }",
@@ -347,25 +351,25 @@ fn what_cannot_be_read_as_opa_reads_it_is_refused_with_its_line() {
 
 #[test]
 fn messages_of_the_interpreter_have_the_authors_names_and_lines() {
-    let mut book = book([policy(
+    let mut store = store([policy(
         "p",
-        GATE,
+        ADMISSION,
         "package kubernetes.admission\n\ndeny[msg] {\n  some x\n  msg := \"a\"\n\n  y := numbers.range(1, 1000000)\n}\n",
     )]);
-    let findings = judge(&book.snapshot(), &review());
-    let told = messages(&findings);
-    assert!(told[0].contains("main.rego, line 7: "), "{told:?}");
-    assert!(!told[0].contains("__lowered"), "{told:?}");
+    let findings = evaluate(&store.snapshot(), &review());
+    let actual = messages(&findings);
+    assert!(actual[0].contains("main.rego, line 7: "), "{actual:?}");
+    assert!(!actual[0].contains("__lowered"), "{actual:?}");
 }
 
 #[test]
 fn with_counts_for_each_part_of_an_equality_of_patterns() {
     let body = "deny[msg] { [{\"a\": x}, y] = [{\"a\": \"q\"}, input.request.namespace] with input.request.namespace as \"prod\"; y == \"prod\"; msg := x }";
-    assert_eq!(told(&[body]), ["q"]);
+    assert_eq!(messages_of(&[body]), ["q"]);
 }
 
 #[test]
-fn a_negation_stays_before_the_declaration_of_a_name_that_it_reads() {
+fn a_negation_precedes_the_declaration_of_its_names() {
     for body in [
         "deny[\"m\"] { not x == 1; x := 2 }",
         "deny[\"m\"] { not startswith(x, \"a\"); x := \"b\" }",
@@ -375,12 +379,12 @@ fn a_negation_stays_before_the_declaration_of_a_name_that_it_reads() {
     ] {
         let error = refused(body);
         assert!(
-            error.contains("is read before it is declared"),
+            error.contains("is used before its declaration"),
             "{body}: {error}"
         );
     }
-    // A name that no statement declares may be bound after the negation.
-    assert_eq!(told(&["deny[\"m\"] { not x == 1; x = 2 }"]), ["m"]);
+    // An undeclared name may be bound after the negation.
+    assert_eq!(messages_of(&["deny[\"m\"] { not x == 1; x = 2 }"]), ["m"]);
 }
 
 #[test]
@@ -388,12 +392,12 @@ fn only_what_is_written_out_is_a_constant() {
     for read in ["-input.absent", "-n", "[-n]"] {
         let error = refused(&format!("n := 2\ndeny[{read}] = true {{ true }}"));
         assert!(
-            error.contains("a minus sign belongs before a number"),
+            error.contains("a minus sign is only allowed before a number"),
             "{read}: {error}"
         );
     }
     assert_eq!(
-        told(&["p[-1] = 1 { true }\ndeny[\"m\"] { p[-1] == 1 }"]),
+        messages_of(&["p[-1] = 1 { true }\ndeny[\"m\"] { p[-1] == 1 }"]),
         ["m"]
     );
 }
@@ -402,7 +406,7 @@ fn only_what_is_written_out_is_a_constant() {
 fn a_negation_that_depends_on_the_version_of_opa_has_a_warning() {
     let warnings = |body: &str| {
         let text = format!("package kubernetes.admission\n{body}\n");
-        let statuses = book([policy("p", GATE, &text)]).statuses();
+        let statuses = store([policy("p", ADMISSION, &text)]).statuses();
         match statuses.values().next() {
             Some(PolicyStatus::Ok { warnings, .. }) => warnings.clone(),
             other => panic!("{other:?}"),
@@ -434,8 +438,8 @@ fn a_negation_that_depends_on_the_version_of_opa_has_a_warning() {
 }
 
 #[test]
-fn a_name_in_brackets_of_a_negation_has_the_value_of_another_statement() {
-    // Equations of two names may be read either way.
+fn a_name_in_a_negated_reference_is_bound_elsewhere() {
+    // Equations of two names may be read in either direction.
     let equations = "y = \"zz\"; x = y";
     let rules =
         "p[\"a\"] = {\"q\": 1} { true }\nl[[\"a\", 1]] { true }\nm[{\"k\": \"a\"}] { true }";
@@ -455,13 +459,13 @@ fn a_name_in_brackets_of_a_negation_has_the_value_of_another_statement() {
             format!("y = \"zz\"; {negation}; x = y"),
         ] {
             let body = format!("deny[\"m\"] {{ {body} }}\n{rules}");
-            assert_eq!(told(&[&body]), ["m"], "{body}");
+            assert_eq!(messages_of(&[&body]), ["m"], "{body}");
             let other = body.replace("zz", "a").replace(
                 "input.request.object.metadata[x] == 1",
                 "p[x] == {\"q\": 1}",
             );
             let silent = !negation.contains("input") || negation.contains("== 1");
-            assert_eq!(told(&[&other]).is_empty(), silent, "{other}");
+            assert_eq!(messages_of(&[&other]).is_empty(), silent, "{other}");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! What holds for any policies and any questions.
+//! Properties that hold for any policies and any reviews.
 
 use std::time::Duration;
 
 use proptest::prelude::*;
-use rolegate_rego::{Kind, Limits, Policies, PolicyBook, PolicySource, Settings};
+use rolegate_rego::{Kind, Limits, Policies, PolicySource, PolicyStore, Settings};
 use serde_json::{Value, json};
 
-use crate::stage::{BOTH, GATE, data, judge, now, policy};
+use crate::stage::{ADMISSION, BOTH, data, evaluate, now, policy};
 
-/// Rules of which policies are made.
+/// Rules from which policies are generated.
 const RULES: [&str; 8] = [
     "deny[msg] { input.request.namespace == \"a\"; msg := \"ns\" }",
     "deny[msg] { role := input.request.object.metadata.annotations[\"iam.amazonaws.com/role\"]; role != \"reader\"; msg := role }",
@@ -44,7 +44,7 @@ fn source(name: &str, rules: &[bool; 8]) -> PolicySource {
     let helper = "helper(x) { x == \"b\" }";
     policy(
         name,
-        GATE,
+        ADMISSION,
         &format!(
             "package kubernetes.admission\n\n{}\n{helper}\n",
             chosen.join("\n")
@@ -52,8 +52,8 @@ fn source(name: &str, rules: &[bool; 8]) -> PolicySource {
     )
 }
 
-fn snapshot(book: &mut PolicyBook) -> std::sync::Arc<Policies> {
-    book.snapshot()
+fn snapshot(store: &mut PolicyStore) -> std::sync::Arc<Policies> {
+    store.snapshot()
 }
 
 proptest! {
@@ -61,43 +61,43 @@ proptest! {
 
     #[test]
     fn a_further_policy_never_allows_more(one in any::<[bool; 8]>(), two in any::<[bool; 8]>(), review in review()) {
-        let mut book = PolicyBook::new(Settings::default());
-        book.apply(source("one", &one));
-        let alone = judge(&snapshot(&mut book), &review);
-        book.apply(source("two", &two));
-        let both = judge(&snapshot(&mut book), &review);
+        let mut store = PolicyStore::new(Settings::default());
+        store.apply(source("one", &one));
+        let alone = evaluate(&snapshot(&mut store), &review);
+        store.apply(source("two", &two));
+        let both = evaluate(&snapshot(&mut store), &review);
         for denial in &alone.denials {
             prop_assert!(both.denials.iter().any(|other| other.policy == denial.policy), "{denial:?}");
         }
-        book.delete(Kind::Policy, "opa", "two");
-        prop_assert_eq!(judge(&snapshot(&mut book), &review), alone);
+        store.delete(Kind::Policy, "opa", "two");
+        prop_assert_eq!(evaluate(&snapshot(&mut store), &review), alone);
     }
 
     #[test]
     fn a_deny_rule_less_never_denies_more(rules in any::<[bool; 8]>(), less in 0..8usize, review in review()) {
         let mut fewer = rules;
         fewer[less] = false;
-        let mut books = [PolicyBook::new(Settings::default()), PolicyBook::new(Settings::default())];
+        let mut books = [PolicyStore::new(Settings::default()), PolicyStore::new(Settings::default())];
         books[0].apply(source("p", &rules));
         books[1].apply(source("p", &fewer));
-        let more = judge(&snapshot(&mut books[0]), &review);
-        let fewer = judge(&snapshot(&mut books[1]), &review);
+        let more = evaluate(&snapshot(&mut books[0]), &review);
+        let fewer = evaluate(&snapshot(&mut books[1]), &review);
         prop_assert!(more.is_allowed() <= fewer.is_allowed(), "{more:?} {fewer:?}");
     }
 
     #[test]
     fn anything_may_come(text in ".{0,200}", tokens in proptest::collection::vec(0..TOKENS.len(), 0..40), input in ".{0,40}") {
-        let mut book = PolicyBook::new(Settings { wrap_pods: true, ..Settings::default() });
+        let mut store = PolicyStore::new(Settings { wrap_pods: true, ..Settings::default() });
         let written: String = tokens.iter().map(|place| TOKENS[*place]).collect();
-        book.apply(policy("text", BOTH, &text));
-        book.apply(policy("tokens", BOTH, &format!("package kubernetes.admission\n{written}")));
-        book.apply(data("a", "b", "c", &text));
-        let policies = book.snapshot();
-        let _ = policies.judge_review_json(input.as_bytes(), now());
-        for finding in judge(&policies, &json!({"request": {"object": {"x": input}}})).denials {
+        store.apply(policy("text", BOTH, &text));
+        store.apply(policy("tokens", BOTH, &format!("package kubernetes.admission\n{written}")));
+        store.apply(data("a", "b", "c", &text));
+        let policies = store.snapshot();
+        let _ = policies.evaluate_review_json(input.as_bytes(), now());
+        for finding in evaluate(&policies, &json!({"request": {"object": {"x": input}}})).denials {
             prop_assert!(!finding.message.chars().any(char::is_control));
         }
-        let _ = book.statuses();
+        let _ = store.statuses();
     }
 }
 
@@ -145,8 +145,8 @@ const TOKENS: [&str; 40] = [
 ];
 
 #[test]
-fn policies_are_asked_from_many_threads_at_once() {
-    let mut book = PolicyBook::new(Settings {
+fn policies_are_evaluated_on_many_threads() {
+    let mut store = PolicyStore::new(Settings {
         limits: Limits {
             // A thread may have to wait for a core.
             eval_time: Duration::from_secs(60),
@@ -155,19 +155,19 @@ fn policies_are_asked_from_many_threads_at_once() {
         },
         ..Settings::default()
     });
-    book.apply(source(
+    store.apply(source(
         "p",
         &[true, true, true, true, false, true, false, true],
     ));
-    let policies = book.snapshot();
+    let policies = store.snapshot();
     let review =
         json!({"request": {"namespace": "a", "object": {"metadata": {"labels": {"team": "x"}}}}});
-    let expected = judge(&policies, &review);
+    let expected = evaluate(&policies, &review);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..20 {
-                    assert_eq!(judge(&policies, &review), expected);
+                    assert_eq!(evaluate(&policies, &review), expected);
                 }
             });
         }

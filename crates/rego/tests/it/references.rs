@@ -1,11 +1,11 @@
-//! Tests that references are found anywhere in a rule, and through everything that it uses.
+//! Tests that references are found anywhere in a rule and in its dependencies.
 
 use serde_json::json;
 
-use crate::stage::{DOOR, GATE, book, data, error, judge, messages, pod_review, policy};
+use crate::stage::{ADMISSION, AGENT, data, error, evaluate, messages, pod_review, policy, store};
 
-/// An expression in each place of a rule: keys, values and arguments of heads, `else`, indices,
-/// comprehensions, `every`, `with`.
+/// Returns an expression in each position of a rule: keys, values and arguments of heads, `else`,
+/// indices, comprehensions, `every`, `with`.
 fn places(offence: &str) -> Vec<String> {
     [
         "deny[X] { true }",
@@ -43,7 +43,7 @@ fn places(offence: &str) -> Vec<String> {
 #[test]
 fn missing_built_ins_are_found_wherever_they_are_called() {
     for rego in places("http.send({})") {
-        let why = error(&book([policy("p", GATE, &rego)]), "p");
+        let why = error(&store([policy("p", ADMISSION, &rego)]), "p");
         assert!(why.contains("http.send is not supported"), "{rego}: {why}");
     }
 }
@@ -51,7 +51,7 @@ fn missing_built_ins_are_found_wherever_they_are_called() {
 #[test]
 fn input_that_a_door_does_not_have_is_found_wherever_it_is_read() {
     for rego in places("input.request.userInfo.username") {
-        let why = error(&book([policy("p", DOOR, &rego)]), "p");
+        let why = error(&store([policy("p", AGENT, &rego)]), "p");
         assert!(
             why.contains("reads input.request.userInfo.username"),
             "{rego}: {why}"
@@ -62,8 +62,8 @@ fn input_that_a_door_does_not_have_is_found_wherever_it_is_read() {
 #[test]
 fn rules_in_a_circle_are_found_wherever_they_are_read() {
     for rego in places("deny") {
-        let why = error(&book([policy("p", GATE, &rego)]), "p");
-        assert!(why.contains("needs itself"), "{rego}: {why}");
+        let why = error(&store([policy("p", ADMISSION, &rego)]), "p");
+        assert!(why.contains("depends on itself"), "{rego}: {why}");
     }
 }
 
@@ -78,28 +78,29 @@ fn data_is_there_wherever_it_is_read() {
             "package kubernetes.admission\n{}\n",
             rule.replace("deny[msg] { f(msg) }\n", "")
         );
-        let mut book = book([
-            policy("p", GATE, &rego),
+        let mut store = store([
+            policy("p", ADMISSION, &rego),
             data("team", "words", "first", "\"hello\""),
         ]);
-        let findings = judge(&book.snapshot(), &pod_review(json!({}), json!({})));
+        let findings = evaluate(&store.snapshot(), &pod_review(json!({}), json!({})));
         assert_eq!(messages(&findings), ["hello"], "{rule}");
     }
 }
 
 #[test]
 fn names_that_a_rule_declares_are_not_the_rules_of_that_name() {
-    // Each name is that of a rule that needs `deny`: taken for it, the rules would go in a circle.
+    // Each name is that of a rule that depends on `deny`. Mistaken for it, the rules would form a
+    // cycle.
     let rego = "package kubernetes.admission\nimport future.keywords.in\nimport future.keywords.every\n\
         a { deny }\nb { deny }\nc { deny }\nd { deny }\ne { deny }\ng { deny }\nh { deny }\n\
         deny[msg] { some a; input.request.list[a]; b := 1; [c, {\"k\": d}] := [1, {\"k\": 2}]; f(b, [c, d]); every e in [1] { e }; some g in [1]; g == 1; x := {h | h := 1}; x[1]; msg := \"m\" }\n\
         f(a, [b, c]) { a; b; c }\ndefault k(a) = 1\nk(a) = 2 { a }\n";
-    let book = book([policy("p", GATE, rego)]);
-    assert_eq!(book.never_loaded(), std::collections::BTreeMap::new());
+    let store = store([policy("p", ADMISSION, rego)]);
+    assert_eq!(store.never_loaded(), std::collections::BTreeMap::new());
 }
 
 #[test]
-fn towers_of_all_kinds_of_values_are_refused() {
+fn deep_values_of_all_kinds_are_rejected() {
     let nested = |open: &str, close: &str| format!("{}x{}", open.repeat(5), close.repeat(5));
     for made in [
         nested("[", "]"),
@@ -121,21 +122,21 @@ fn towers_of_all_kinds_of_values_are_refused() {
                 calls("f1")
             )
         };
-        let why = error(&book([policy("p", GATE, &tower(15))]), "p");
+        let why = error(&store([policy("p", ADMISSION, &tower(15))]), "p");
         assert!(
             why.contains("nested more than 1024 levels deep"),
             "{made}: {why}"
         );
-        let book = book([policy("p", GATE, &tower(14))]);
+        let store = store([policy("p", ADMISSION, &tower(14))]);
         assert_eq!(
-            book.never_loaded(),
+            store.never_loaded(),
             std::collections::BTreeMap::new(),
             "{made}"
         );
     }
 }
 
-/// Functions `f<from>` to `f<to>`, each of which calls the next.
+/// Returns functions `f<from>` to `f<to>`, each of which calls the next.
 fn chain(name: &str, to: usize, end: &str) -> String {
     let calls = (0..to).map(|n| format!("{name}{n}(x) {{ {name}{}(x) }}\n", n + 1));
     calls
@@ -149,13 +150,13 @@ fn the_longest_chain_of_rules_is_32_however_it_is_joined() {
         let rego = format!(
             "package kubernetes.admission\ndeny[msg] {{ {first}(1); msg := \"m\" }}\n{rest}"
         );
-        book([policy("p", GATE, &rego)])
+        store([policy("p", ADMISSION, &rego)])
     };
     let fits = with("f0", &chain("f", 30, "x"));
     assert_eq!(fits.never_loaded(), std::collections::BTreeMap::new());
     for too_long in [
         with("f0", &chain("f", 31, "x")),
-        // The chain looked at first is already known when another one continues it.
+        // A chain visited first is already known when another one continues it.
         with(
             "g0",
             &format!("{}{}", chain("f", 16, "x"), chain("g", 16, "f0(x)")),
@@ -171,7 +172,7 @@ fn the_longest_chain_of_rules_is_32_however_it_is_joined() {
     ] {
         let why = error(&too_long, "p");
         assert!(
-            why.contains("more than 32 rules that need each other"),
+            why.contains("more than 32 rules depend on each other"),
             "{why}"
         );
     }
@@ -184,16 +185,16 @@ fn the_longest_chain_of_rules_is_32_however_it_is_joined() {
 
 #[test]
 fn a_chain_that_goes_on_in_a_library_is_as_long_as_both() {
-    // The library's rules come first in order, so that their depth is known.
+    // The library's rules are visited first, so their depth is known.
     let joined = |own: usize, library: usize| {
         let deny = format!(
             "package kubernetes.admission\ndeny[msg] {{ g0(1); msg := \"m\" }}\n{}",
             chain("g", own, "data.a.lib.f0(x)")
         );
         let library = format!("package a.lib\n{}", chain("f", library, "x"));
-        book([
-            policy("deny", GATE, &deny),
-            policy("library", GATE, &library),
+        store([
+            policy("deny", ADMISSION, &deny),
+            policy("library", ADMISSION, &library),
         ])
     };
     let fits = joined(14, 15);
@@ -201,7 +202,7 @@ fn a_chain_that_goes_on_in_a_library_is_as_long_as_both() {
     for too_long in [joined(15, 15), joined(14, 16), joined(1, 29)] {
         let why = error(&too_long, "deny");
         assert!(
-            why.contains("more than 32 rules that need each other"),
+            why.contains("more than 32 rules depend on each other"),
             "{why}"
         );
     }
@@ -212,15 +213,15 @@ fn what_a_library_with_a_long_name_reads_counts() {
     let user = "package kubernetes.admission\n\ndeny[msg] { data.lib.a.b.late; msg := data.lib.a.b.word }\n";
     let library =
         "package lib.a.b\n\nlate { time.now_ns() > 5 }\nword = data.team.words.first { true }\n";
-    let mut book = book([
-        policy("user", GATE, user),
-        policy("library", GATE, library),
+    let mut store = store([
+        policy("user", ADMISSION, user),
+        policy("library", ADMISSION, library),
         data("team", "words", "first", "\"hello\""),
     ]);
-    assert_eq!(book.statuses()["opa/user"].to_json()["readsTime"], true);
-    let findings = judge(&book.snapshot(), &pod_review(json!({}), json!({})));
+    assert_eq!(store.statuses()["opa/user"].to_json()["readsTime"], true);
+    let findings = evaluate(&store.snapshot(), &pod_review(json!({}), json!({})));
     assert_eq!(messages(&findings), ["hello"]);
-    book.apply(data("team", "words", "first", "\"changed\""));
-    let findings = judge(&book.snapshot(), &pod_review(json!({}), json!({})));
+    store.apply(data("team", "words", "first", "\"changed\""));
+    let findings = evaluate(&store.snapshot(), &pod_review(json!({}), json!({})));
     assert_eq!(messages(&findings), ["changed"]);
 }

@@ -1,33 +1,34 @@
-//! What the tests share: books, policies, reviews.
+//! Shared helpers: stores, policies, reviews.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use rolegate_rego::{
-    Findings, Kind, Points, Policies, PolicyBook, PolicySource, PolicyStatus, Replicated, Settings,
+    EnforcementPoints, Findings, Kind, Policies, PolicySource, PolicyStatus, PolicyStore,
+    Replicated, Settings,
 };
 use serde_json::{Value, json};
 
-pub(crate) const GATE: Points = Points {
-    gate: true,
-    door: false,
+pub(crate) const ADMISSION: EnforcementPoints = EnforcementPoints {
+    admission: true,
+    agent: false,
 };
-pub(crate) const BOTH: Points = Points {
-    gate: true,
-    door: true,
+pub(crate) const BOTH: EnforcementPoints = EnforcementPoints {
+    admission: true,
+    agent: true,
 };
-pub(crate) const DOOR: Points = Points {
-    gate: false,
-    door: true,
+pub(crate) const AGENT: EnforcementPoints = EnforcementPoints {
+    admission: false,
+    agent: true,
 };
 
-/// A moment.
+/// Returns a fixed time.
 pub(crate) fn now() -> Timestamp {
     "2024-03-01T12:00:00Z".parse().unwrap()
 }
 
-/// A ConfigMap of policies with one module, `opa/<name>`.
-pub(crate) fn policy(name: &str, points: Points, rego: &str) -> PolicySource {
+/// Returns a policy ConfigMap with one module, `opa/<name>`.
+pub(crate) fn policy(name: &str, points: EnforcementPoints, rego: &str) -> PolicySource {
     PolicySource {
         namespace: "opa".into(),
         name: name.into(),
@@ -37,18 +38,18 @@ pub(crate) fn policy(name: &str, points: Points, rego: &str) -> PolicySource {
     }
 }
 
-/// A data ConfigMap.
+/// Returns a data ConfigMap.
 pub(crate) fn data(namespace: &str, name: &str, key: &str, value: &str) -> PolicySource {
     PolicySource {
         namespace: namespace.into(),
         name: name.into(),
         kind: Kind::Data,
-        points: Points::default(),
+        points: EnforcementPoints::default(),
         entries: BTreeMap::from([(key.into(), value.into())]),
     }
 }
 
-/// A namespace as it is replicated.
+/// Returns a replicated namespace.
 pub(crate) fn namespace(name: &str, annotations: Value) -> Replicated {
     Replicated {
         resource: "namespaces".into(),
@@ -60,24 +61,24 @@ pub(crate) fn namespace(name: &str, annotations: Value) -> Replicated {
     }
 }
 
-/// A book with some policies.
-pub(crate) fn book(policies: impl IntoIterator<Item = PolicySource>) -> PolicyBook {
-    let mut book = PolicyBook::new(Settings::default());
+/// Returns a store with some policies.
+pub(crate) fn store(policies: impl IntoIterator<Item = PolicySource>) -> PolicyStore {
+    let mut store = PolicyStore::new(Settings::default());
     for policy in policies {
-        book.apply(policy);
+        store.apply(policy);
     }
-    book
+    store
 }
 
-/// The error of a ConfigMap `opa/<name>`.
-pub(crate) fn error(book: &PolicyBook, name: &str) -> String {
-    match book.statuses().get(format!("opa/{name}").as_str()) {
+/// Returns the error of a ConfigMap `opa/<name>`.
+pub(crate) fn error(store: &PolicyStore, name: &str) -> String {
+    match store.statuses().get(format!("opa/{name}").as_str()) {
         Some(PolicyStatus::Error { error, .. }) => error.to_string(),
         other => panic!("{name}: {other:?}"),
     }
 }
 
-/// A review of a Pod of namespace `team-a`.
+/// Returns a review of a Pod in namespace `team-a`.
 pub(crate) fn pod_review(annotations: Value, spec: Value) -> Value {
     json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
         "uid": "u", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
@@ -87,12 +88,12 @@ pub(crate) fn pod_review(annotations: Value, spec: Value) -> Value {
             "spec": spec}}})
 }
 
-/// What policies say to a review.
-pub(crate) fn judge(policies: &Policies, review: &Value) -> Findings {
-    policies.judge_review(review, now())
+/// Evaluates policies on a review.
+pub(crate) fn evaluate(policies: &Policies, review: &Value) -> Findings {
+    policies.evaluate_review(review, now())
 }
 
-/// The messages only.
+/// Returns the messages.
 pub(crate) fn messages(findings: &Findings) -> Vec<&str> {
     findings
         .denials
@@ -101,7 +102,7 @@ pub(crate) fn messages(findings: &Findings) -> Vec<&str> {
         .collect()
 }
 
-/// Denies all, with a message.
+/// Returns a policy that denies everything, with a message.
 pub(crate) fn denies_all(message: &str) -> String {
     format!("package kubernetes.admission\n\ndeny[msg] {{ msg := \"{message}\" }}\n")
 }

@@ -1,11 +1,11 @@
-//! Tests in Rego, and which lines of policies are evaluated.
+//! Tests of Rego tests and of line coverage.
 
 use std::sync::Arc;
 
-use rolegate_rego::{Coverage, PolicyBook, RegoResult};
+use rolegate_rego::{Coverage, PolicyStore, RegoResult};
 use serde_json::json;
 
-use crate::stage::{GATE, book, data, judge, now, pod_review, policy};
+use crate::stage::{ADMISSION, data, evaluate, now, pod_review, policy, store};
 
 const DENY: &str = "\
 package kubernetes.admission
@@ -21,10 +21,10 @@ deny[msg] {
 }
 ";
 
-/// The last part of each test's name, and its result in a word.
-fn results(book: &PolicyBook) -> Vec<String> {
-    let tests = book.run_tests(now(), &Arc::default(), |_| true).unwrap();
-    let told = tests.iter().map(|test| {
+/// Returns the last part of each test's name with its result in one word.
+fn results(store: &PolicyStore) -> Vec<String> {
+    let tests = store.run_tests(now(), &Arc::default(), |_| true).unwrap();
+    let actual = tests.iter().map(|test| {
         let name = test.name.rsplit('.').next().unwrap_or_default();
         let result = match &test.result {
             RegoResult::Passed => "passed".to_owned(),
@@ -34,7 +34,7 @@ fn results(book: &PolicyBook) -> Vec<String> {
         };
         format!("{} {name} {result}", test.line)
     });
-    told.collect()
+    actual.collect()
 }
 
 #[test]
@@ -54,7 +54,7 @@ test_one_case_fails[name] = value { value := {\"a\": true, \"b\": false}[name] }
 todo_test_later { false }
 not_a_test { false }
 ";
-    let results = results(&book([policy("tests", GATE, tests)]));
+    let results = results(&store([policy("tests", ADMISSION, tests)]));
     assert_eq!(
         results,
         [
@@ -86,13 +86,13 @@ test_with_data { not admission.deny[\"no team\"] with data.opa.teams.names as {\
 	with input as {\"request\": {\"namespace\": \"shop\"}} }
 ";
     let other = "package kubernetes.admission\n\ndeny[msg] { msg := \"other\" }\n";
-    let book = book([
+    let store = store([
         data("opa", "teams", "names", "{\"web\": true}"),
-        policy("deny", GATE, DENY),
-        policy("other", GATE, other),
-        policy("tests", GATE, tests),
+        policy("deny", ADMISSION, DENY),
+        policy("other", ADMISSION, other),
+        policy("tests", ADMISSION, tests),
     ]);
-    let results = results(&book);
+    let results = results(&store);
     assert!(
         results.iter().all(|one| one.ends_with("passed")),
         "{results:?}"
@@ -101,7 +101,7 @@ test_with_data { not admission.deny[\"no team\"] with data.opa.teams.names as {\
 }
 
 #[test]
-fn a_test_that_takes_too_much_is_an_error_and_two_of_one_name_are() {
+fn excessive_tests_and_duplicate_names_are_errors() {
     let tests = "\
 package any_test
 
@@ -110,48 +110,51 @@ test_twice { true }
 test_twice { false }
 test_two_values = 1 { true }
 ";
-    let results = results(&book([policy("tests", GATE, tests)]));
+    let results = results(&store([policy("tests", ADMISSION, tests)]));
     assert!(
         results[0].starts_with("3 test_large error took "),
         "{results:?}"
     );
     assert!(
-        results[1].contains("several tests of this name"),
+        results[1].contains("several tests have this name"),
         "{results:?}"
     );
     assert!(
-        results[2].contains("several tests of this name"),
+        results[2].contains("several tests have this name"),
         "{results:?}"
     );
     assert_eq!(results[3], "6 test_two_values failed");
 }
 
 #[test]
-fn lines_that_were_evaluated_are_known_of_observed_policies_alone() {
-    let mut book = book([
+fn only_observed_policies_record_coverage() {
+    let mut store = store([
         data("opa", "teams", "names", "{\"team-a\": true}"),
-        policy("deny", GATE, DENY),
-        policy("tests", GATE, "package a_test\n\ntest_a { true }\n"),
+        policy("deny", ADMISSION, DENY),
+        policy("tests", ADMISSION, "package a_test\n\ntest_a { true }\n"),
     ]);
     let coverage = Arc::new(Coverage::default());
-    let lines = |book: &PolicyBook| {
-        let all = book.coverage(&coverage);
+    let lines = |store: &PolicyStore| {
+        let all = store.coverage(&coverage);
         assert_eq!(all.len(), 1, "tests are left out");
         all.into_iter().next().unwrap().2
     };
     let pod = |network: bool| pod_review(json!({}), json!({"hostNetwork": network}));
-    let policies = book.snapshot();
-    judge(&policies, &pod(true));
-    assert!(lines(&book).covered.is_empty());
+    let policies = store.snapshot();
+    evaluate(&policies, &pod(true));
+    assert!(lines(&store).covered.is_empty());
     let observed = policies.observed(&coverage);
-    assert_eq!(judge(&observed, &pod(false)), judge(&policies, &pod(false)));
-    let seen = lines(&book);
+    assert_eq!(
+        evaluate(&observed, &pod(false)),
+        evaluate(&policies, &pod(false))
+    );
+    let seen = lines(&store);
     assert!(
         seen.covered.contains(&4) && seen.not_covered.contains(&5),
         "{seen:?}"
     );
-    judge(&observed, &pod(true));
-    let seen = lines(&book);
+    evaluate(&observed, &pod(true));
+    let seen = lines(&store);
     assert!(
         seen.covered.contains(&5) && seen.not_covered.contains(&10),
         "{seen:?}"
@@ -163,18 +166,21 @@ fn policies_that_refuse_nothing_are_known() {
     let library = "package lib\n\nbad { input.x }\n";
     let user = "package kubernetes.admission\n\ndeny[\"x\"] { data.lib.bad }\n";
     let gatekeeper = "package k8s\n\nviolation[{\"msg\": \"x\"}] { input.x }\n";
-    let unasked = |policies: &[(&str, &str)]| {
-        let policies = policies.iter().map(|(name, text)| policy(name, GATE, text));
-        let book = book(policies);
-        let told = book.unasked().into_iter();
-        told.map(|one| format!("{} {}", one.policy, one.has_violation))
+    let unused = |policies: &[(&str, &str)]| {
+        let policies = policies
+            .iter()
+            .map(|(name, text)| policy(name, ADMISSION, text));
+        let store = store(policies);
+        let actual = store.unused_policies().into_iter();
+        actual
+            .map(|one| format!("{} {}", one.policy, one.has_violation))
             .collect::<Vec<_>>()
     };
-    assert_eq!(unasked(&[("lib", library)]), ["opa/lib false"]);
-    assert!(unasked(&[("lib", library), ("user", user)]).is_empty());
+    assert_eq!(unused(&[("lib", library)]), ["opa/lib false"]);
+    assert!(unused(&[("lib", library), ("user", user)]).is_empty());
     assert_eq!(
-        unasked(&[("k8s", gatekeeper), ("user", user), ("lib", library)]),
+        unused(&[("k8s", gatekeeper), ("user", user), ("lib", library)]),
         ["opa/k8s true"]
     );
-    assert!(unasked(&[("t", "package a\n\ntest_a { true }\n")]).is_empty());
+    assert!(unused(&[("t", "package a\n\ntest_a { true }\n")]).is_empty());
 }

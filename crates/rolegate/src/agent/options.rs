@@ -1,4 +1,4 @@
-//! The agent's flags, validated and turned into what the agent is started with.
+//! Validation of the agent's flags, and their conversion into the agent's options.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use http::Uri;
 use jiff::SignedDuration;
-use rolegate_agent::app::{
-    AgentOptions, AloneOptions, MindOptions, RedirectOptions, SourceOptions,
-};
+use rolegate_agent::app::{AgentOptions, Mode, RedirectOptions, SourceOptions, StandaloneOptions};
 use rolegate_agent::attachment::{AttachmentOptions, EVENT_BUFFER, Unrecorded};
-use rolegate_agent::broker::{BrokerOptions, Proof};
-use rolegate_agent::door::{self, DoorOptions};
+use rolegate_agent::broker::{BrokerOptions, ClientAuth};
 use rolegate_agent::limits::LimitOptions;
+use rolegate_agent::metadata::{self, MetadataOptions};
 use rolegate_agent::redirect::check::NETNS_DIR;
 use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_core::engine::EngineOptions;
@@ -23,29 +21,31 @@ use rolegate_runtime::tls::TlsFiles;
 
 use super::flags::{AgentFlags, ImdsV2, UnrecordedAddresses};
 use crate::deciding_flags::DecidingFlags;
-use crate::flags::{MIN_PICTURE_AGE, check_picture_age, invalid, session_life};
+use crate::flags::{MIN_STALENESS, check_max_staleness, invalid, session_life};
 use crate::redirect::{choice, spec};
 
-/// Where metrics are by default: not where pods reach them.
+/// Default address of metrics, which pods cannot reach.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
-/// Longest wait of a request: SDKs are gone by then.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-const LONGEST_DRAIN: Duration = Duration::from_secs(300);
+/// Maximum value of `--wait`. SDKs have timed out by then.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(300);
 
-/// What a user of kube2iam should know of the flags given.
+/// Returns notes about the given flags for users of kube2iam.
 pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
     let mut notes = Vec::new();
     if flags.auto_discover_default_role {
         notes.push(
-            "--auto-discover-default-role is not followed: it would give the node's role to every \
-             pod that names none; name a role with --default-role",
+            "--auto-discover-default-role is ignored: it would give the node's role to every \
+             pod that requests no role; use --default-role",
         );
     }
     if flags.kubernetes.insecure {
-        notes.push("--insecure: the API server's certificate is not checked");
+        notes.push("--insecure: the API server's certificate is not verified");
     }
     if flags.redirect_remove_at_exit {
-        notes.push("--redirect-remove-at-exit: pods will reach the node's role when this ends");
+        notes.push(
+            "--redirect-remove-at-exit: pods will reach the node's role after this agent exits",
+        );
     }
     if matches!(flags.unrecorded_addresses, UnrecordedAddresses::Learn) {
         notes.push(
@@ -57,28 +57,28 @@ pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
     notes
 }
 
-/// Validates all flags, alone and together.
+/// Validates all flags, individually and together.
 pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let clock = Clock::system();
     flags.kiam.check()?;
     let redirect = redirect(&flags).await?;
     let admin_listen = admin(&flags)?;
-    // Validated with a broker too: a wrong flag is wrong wherever it is given.
+    // Validated with a broker too: an invalid flag is an error in every mode.
     let alone = alone(&flags, &clock)?;
-    let mind = match broker(&flags, &clock)? {
-        Some(broker) => MindOptions::Brokered(broker),
-        None => MindOptions::Alone(Box::new(alone)),
+    let mode = match broker(&flags, &clock)? {
+        Some(broker) => Mode::Brokered(broker),
+        None => Mode::Standalone(Box::new(alone)),
     };
     let wait = bounded(
         "--wait",
         flags.backoff_max_elapsed_time.unwrap_or(flags.wait),
-        LONGEST_WAIT,
+        MAX_WAIT,
     )?;
-    bounded("--drain-time", flags.drain_time, LONGEST_DRAIN)?;
+    bounded("--drain-time", flags.drain_time, MAX_DRAIN_TIME)?;
     if flags.redirect_interval < Duration::from_millis(100) {
         return Err(invalid("--redirect-interval: give 100ms or more"));
     }
-    check_picture_age(flags.max_picture_age)?;
+    check_max_staleness(flags.max_staleness)?;
     if flags.max_connections_per_pod == 0
         || flags.max_forwards_per_pod == 0
         || flags.max_forwards == 0
@@ -96,16 +96,16 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         host_ip: flags.host_ip,
         debug: flags.debug,
         kube2iam_metrics: flags.kube2iam_metrics,
-        mind,
+        mode,
         metadata_addr: flags.metadata_addr,
-        door: DoorOptions {
+        metadata: MetadataOptions {
             imds_v2: match flags.imds_v2 {
-                ImdsV2::Optional => door::ImdsV2::Optional,
-                ImdsV2::Required => door::ImdsV2::Required,
+                ImdsV2::Optional => metadata::ImdsV2::Optional,
+                ImdsV2::Required => metadata::ImdsV2::Required,
             },
             allow,
             wait,
-            max_picture_age: flags.max_picture_age,
+            max_staleness: flags.max_staleness,
             limits: LimitOptions {
                 connections: flags.max_connections.get(),
                 connections_per_pod: flags.max_connections_per_pod,
@@ -120,12 +120,12 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     })
 }
 
-/// What an agent needs that decides by itself.
-fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<AloneOptions> {
+/// Returns the options of a standalone agent.
+fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions> {
     let rules = flags.rules.config()?;
     if flags.auto_discover_base_arn && rules.base.is_some() {
         return Err(invalid(
-            "--auto-discover-base-arn and --base-role-arn: give one of both",
+            "--auto-discover-base-arn and --base-role-arn: give only one of them",
         ));
     }
     let mut engine = flags.sts.engine(EngineOptions::of_node);
@@ -133,7 +133,7 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<AloneOptions> {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);
     }
-    Ok(AloneOptions {
+    Ok(StandaloneOptions {
         source: match &flags.workloads {
             Some(path) => SourceOptions::File(path.clone()),
             None => SourceOptions::Kubernetes {
@@ -154,10 +154,10 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<AloneOptions> {
 }
 
 impl AgentFlags {
-    /// The flags by which it decides, where no broker does.
+    /// Returns the flags that affect decisions, for an agent without a broker.
     ///
     /// # Errors
-    /// A session's life that STS does not give, as wrong usage.
+    /// Returns a usage error for a session duration that STS does not support.
     pub(crate) fn deciding(&self) -> anyhow::Result<DecidingFlags> {
         Ok(DecidingFlags {
             rules: self.rules.clone(),
@@ -168,7 +168,7 @@ impl AgentFlags {
     }
 }
 
-/// The broker and how it is reached, if there is one.
+/// Returns the broker's address and credentials, if there is a broker.
 fn broker(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<Option<BrokerOptions>> {
     let Some(url) = &flags.broker else {
         return Ok(None);
@@ -186,22 +186,22 @@ fn broker(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<Option<BrokerOpti
         return Err(shape());
     };
     let node = flags.node.clone().filter(|node| !node.is_empty());
-    let node = node.ok_or_else(|| invalid("--broker: give --node or NODE_NAME too"))?;
+    let node = node.ok_or_else(|| invalid("--broker: requires --node or NODE_NAME"))?;
     let proof = match (&flags.broker_cert, &flags.broker_key) {
-        (Some(certificate), Some(key)) => Proof::Certificate(TlsFiles {
+        (Some(certificate), Some(key)) => ClientAuth::Certificate(TlsFiles {
             certificate: certificate.clone(),
             key: key.clone(),
         }),
-        _ => Proof::Token(flags.broker_token.clone()),
+        _ => ClientAuth::Token(flags.broker_token.clone()),
     };
     Ok(Some(BrokerOptions {
-        // An IPv6 address stands in brackets in URLs alone.
+        // Only URLs put brackets around IPv6 addresses.
         host: host.trim_matches(['[', ']']).to_owned(),
         port,
         ca: flags.broker_ca.clone(),
         proof,
         node,
-        stale: MIN_PICTURE_AGE,
+        stale: MIN_STALENESS,
         clock: clock.clone(),
     }))
 }
@@ -225,7 +225,7 @@ fn admin(flags: &AgentFlags) -> anyhow::Result<SocketAddr> {
     };
     if address.port() != 0 && address.port() == flags.app_port {
         return Err(invalid(
-            "--metrics-port: give another port than --app-port; what pods reach serves only what \
+            "--metrics-port: must differ from --app-port; the port that pods reach serves only what \
              pods need",
         ));
     }
@@ -235,9 +235,9 @@ fn admin(flags: &AgentFlags) -> anyhow::Result<SocketAddr> {
 fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
     let (flag, life) = match (flags.session_duration, flags.iam_role_session_ttl) {
         (Some(life), _) => ("--session-duration", life),
-        // kube2iam asks STS for twice its TTL.
+        // kube2iam requests twice its TTL from STS.
         (None, Some(ttl)) => (
-            "--iam-role-session-ttl (STS is asked for twice of it)",
+            "--iam-role-session-ttl (half of the duration requested from STS)",
             ttl * 2,
         ),
         (None, None) => return Ok(3600),
@@ -249,7 +249,7 @@ async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>>
     let text = match (&flags.redirect, flags.iptables) {
         (Some(_), true) => {
             return Err(invalid(
-                "--iptables means --redirect=auto: give one of both",
+                "--iptables means --redirect=auto: give only one of them",
             ));
         }
         (Some(text), false) => text.as_str(),

@@ -16,11 +16,11 @@ fn agent(container: Value) -> (Box<crate::agent::AgentFlags>, BTreeSet<UnknownFl
 }
 
 #[test]
-fn arguments_and_environment_mean_what_they_mean_to_the_agent() {
+fn arguments_and_environment_parse_as_in_the_agent() {
     let (flags, unknown) = agent(json!({
         "name": "agent", "image": "ghcr.io/rolegate/rolegate:0.1.0",
         "args": ["--host-interface=eni+", "--node=$(NODE_NAME)", "--host-ip", "$(HOST_IP)",
-            "--base-role-arn=arn:aws:iam::$(ACCOUNT):role/$$(x)/", "--own-role=a", "--layer=grants=audit"],
+            "--base-role-arn=arn:aws:iam::$(ACCOUNT):role/$$(x)/", "--reserved-role=a", "--layer=grants=audit"],
         "env": [
             {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
             {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
@@ -28,12 +28,12 @@ fn arguments_and_environment_mean_what_they_mean_to_the_agent() {
             {"name": "PREFIX", "value": "$(ACCOUNT)-$(LATER)"},
             {"name": "ROLEGATE_DEFAULT_ROLE", "value": "$(PREFIX)"},
             {"name": "ROLEGATE_NAMESPACE_RESTRICTIONS", "value": "true"},
-            {"name": "ROLEGATE_OWN_ROLE", "value": "b"},
+            {"name": "ROLEGATE_RESERVED_ROLE", "value": "b"},
             {"name": "ROLEGATE_HOST_INTERFACE", "value": "cali+"},
         ],
     }));
     let config = flags.rules.config();
-    // The base ARN has the text that the kubelet makes of it, which is no path of a role.
+    // The kubelet expands the base ARN to a text that is not a role path.
     assert!(config.is_err());
     assert_eq!(flags.host_interface, "eni+");
     let named: Vec<_> = unknown.iter().map(|one| &*one.flag).collect();
@@ -41,11 +41,11 @@ fn arguments_and_environment_mean_what_they_mean_to_the_agent() {
 
     let (flags, unknown) = agent(json!({
         "command": ["/usr/bin/rolegate", "agent"],
-        "args": ["--base-role-arn=arn:aws:iam::$(ACCOUNT):role/", "--own-role=a", "--layer=grants=audit"],
+        "args": ["--base-role-arn=arn:aws:iam::$(ACCOUNT):role/", "--reserved-role=a", "--layer=grants=audit"],
         "env": [
             {"name": "ACCOUNT", "value": "123456789012"},
             {"name": "ROLEGATE_NAMESPACE_RESTRICTIONS", "value": "true"},
-            {"name": "ROLEGATE_OWN_ROLE", "value": "b"},
+            {"name": "ROLEGATE_RESERVED_ROLE", "value": "b"},
             {"name": "ROLEGATE_SESSION_DURATION", "value": "2h"},
         ],
     }));
@@ -59,7 +59,7 @@ fn arguments_and_environment_mean_what_they_mean_to_the_agent() {
     );
     assert_eq!(config.modes.namespace, Mode::Enforce);
     assert_eq!(config.modes.grants, Mode::Audit);
-    let own: Vec<_> = config.own_roles.iter().map(|own| &*own.name).collect();
+    let own: Vec<_> = config.reserved_roles.iter().map(|own| &*own.name).collect();
     assert_eq!(own, ["b", "a"]);
 }
 
@@ -109,15 +109,15 @@ fn values_of_other_objects_are_not_known() {
         "envFrom": [{"prefix": "ROLEGATE_L", "secretRef": {"name": "more"}},
             {"prefix": "ROLEGATE_NAMESPACE_K", "configMapRef": {"name": "less"}}],
     }));
-    let told = unknown
+    let printed = unknown
         .iter()
         .map(|one| format!("{} {}", one.flag, one.from));
-    let told: Vec<_> = told.collect();
+    let printed: Vec<_> = printed.collect();
     assert_eq!(
-        told,
+        printed,
         [
             "--default-role ConfigMap flags",
-            // Layers of several places add up; a key on the command line goes first.
+            // Layers of several sources add up; a key on the command line takes precedence.
             "--layer Secret more",
             "--log-format Secret more",
             "--log-level Secret more",
@@ -126,26 +126,26 @@ fn values_of_other_objects_are_not_known() {
 }
 
 #[test]
-fn what_is_not_rolegate_or_cannot_be_read_is_untold() {
-    let told = |container| started(&workload(container)).unwrap_err().to_string();
+fn other_programs_and_unreadable_flags_are_unknown() {
+    let printed = |container| started(&workload(container)).unwrap_err().to_string();
     let shell = json!({"name": "a", "command": ["/bin/sh", "-c", "rolegate agent"]});
-    assert!(told(shell).contains("/bin/sh"));
+    assert!(printed(shell).contains("/bin/sh"));
     let file = json!({"name": "a", "args": ["agent", "--config=/etc/rolegate.yaml"]});
-    assert!(told(file).contains("--config"));
+    assert!(printed(file).contains("--config"));
     let file = json!({"name": "a", "args": ["agent"],
         "env": [{"name": "ROLEGATE_CONFIG", "value": "/etc/x"}]});
-    assert!(told(file).contains("--config"));
+    assert!(printed(file).contains("--config"));
     let whole = json!({"name": "a", "args": ["agent", "$(MORE)"], "envFrom": [
         {"configMapRef": {"name": "more"}}]});
-    assert!(told(whole).contains("ConfigMap more"));
+    assert!(printed(whole).contains("ConfigMap more"));
     let wrong = json!({"name": "a", "args": ["agent", "--layer=grants"]});
-    assert!(told(wrong).contains("refused"));
+    assert!(printed(wrong).contains("refused"));
     let opened = json!({"name": "a", "args": ["agent", "--layer=grants=off"],
         "env": [{"name": "ROLEGATE_LAYER", "value": "grants=enforce"}]});
-    assert!(told(opened).contains("no other opens"));
+    assert!(printed(opened).contains("less strict"));
     let both = json!({"spec": {"template": {"spec": {"containers": [
         {"name": "a", "image": "rolegate:1"}, {"name": "b", "image": "x/rolegate@sha256:1"}]}}}});
-    assert_eq!(started(&both).unwrap_err(), Untold::Containers(2));
+    assert_eq!(started(&both).unwrap_err(), FlagsError::Containers(2));
     let beside = json!({"spec": {"template": {"spec": {"containers": [
         {"name": "a", "image": "envoy:1"}, {"name": "b", "image": "localhost:5000/rolegate:1",
             "args": ["broker"]}]}}}});
@@ -156,7 +156,7 @@ fn what_is_not_rolegate_or_cannot_be_read_is_untold() {
 }
 
 #[test]
-fn variables_that_grow_without_end_are_not_known() {
+fn variables_that_grow_without_bound_are_unknown() {
     let doubling = (1..64).map(|n| {
         let value = format!("$(A{0})$(A{0})", n - 1);
         json!({"name": format!("A{n}"), "value": value})
@@ -168,7 +168,7 @@ fn variables_that_grow_without_end_are_not_known() {
     let unknown: Vec<_> = unknown.iter().map(|one| (&*one.flag, &*one.from)).collect();
     let from = "variables that are too long for a process";
     assert_eq!(unknown, [("--default-role", from)]);
-    // Each is short enough, and all of them are not.
+    // Each is short enough, but not all of them together.
     let long = json!({"name": "B0", "value": "b".repeat(MAX_TEXT)});
     let copies = (1..100).map(|n| json!({"name": format!("B{n}"), "value": "$(B0)"}));
     let container = json!({"env": std::iter::once(long).chain(copies).collect::<Vec<_>>()});
@@ -179,7 +179,7 @@ fn variables_that_grow_without_end_are_not_known() {
 }
 
 #[test]
-fn names_that_a_template_holds_are_shown_on_one_line() {
+fn template_names_are_printed_on_one_line() {
     let reference = json!({"secretKeyRef": {"name": "a\u{1b}[2J\nb", "key": "k"}});
     let (_, unknown) = agent(json!({
         "args": ["agent"],

@@ -1,4 +1,4 @@
-//! One request of a pod, its answer, and both as they may be shown.
+//! One request of a pod, its response, and printable forms of both.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use rolegate_runtime::logging::escape;
 use serde::Deserialize;
 use tokio::net::TcpSocket;
 
-/// How long an answer may take.
-const LIMIT: Duration = Duration::from_secs(5);
-/// Bytes of an answer that are read.
+/// Timeout of a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum size of a response body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// Characters of an answer that are shown.
+/// Maximum length of a printed response, in characters.
 const MAX_SHOWN: usize = 200;
-/// The header that holds a metadata token.
+/// The header of a metadata token.
 pub(super) const TOKEN: &str = "x-aws-ec2-metadata-token";
 
 /// A request.
@@ -36,7 +36,7 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    /// `GET` of a path, sent exactly as given.
+    /// Creates a `GET` of a path, which is sent unchanged.
     pub(super) fn get(path: impl Into<String>) -> Self {
         Self {
             method: Method::GET,
@@ -46,26 +46,26 @@ impl Ask {
         }
     }
 
-    /// `PUT` for a metadata token of one minute.
+    /// Creates a `PUT` for a metadata token that is valid for one minute.
     pub(super) fn token() -> Self {
         let mut ask = Self::get("/latest/api/token");
         ask.method = Method::PUT;
         ask.with("x-aws-ec2-metadata-token-ttl-seconds", "60")
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// With the whole URL in the request line, as to a proxy.
+    /// Uses the absolute URL in the request line, as for a proxy.
     pub(super) fn absolute(mut self) -> Self {
         self.absolute = true;
         self
     }
 
-    /// The request as arguments of curl, without secrets.
+    /// Formats the request as arguments of curl, without secrets.
     pub(super) fn curl(&self, at: SocketAddr) -> String {
         let mut words = String::new();
         if self.method != Method::GET {
@@ -100,13 +100,13 @@ impl Ask {
         }
     }
 
-    /// Sends it. What goes wrong is an answer as well.
+    /// Sends the request. An error becomes a response without a status.
     pub(super) async fn send(&self, socket: std::io::Result<TcpSocket>, at: SocketAddr) -> Reply {
         let sent = async { self.exchange(socket?, at).await };
-        let mut reply = match tokio::time::timeout(LIMIT, sent).await {
+        let mut reply = match tokio::time::timeout(REQUEST_TIMEOUT, sent).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => Reply::none(format!("no answer: {error:#}")),
-            Err(_) => Reply::none(format!("no answer in {LIMIT:?}")),
+            Ok(Err(error)) => Reply::none(format!("no response: {error:#}")),
+            Err(_) => Reply::none(format!("no response within {REQUEST_TIMEOUT:?}")),
         };
         reply.is_token = self.method == Method::PUT;
         reply
@@ -139,7 +139,7 @@ impl Ask {
     }
 }
 
-/// The authority of a URL.
+/// Returns the authority of a URL.
 pub(super) fn host(at: SocketAddr) -> String {
     if at.port() == 80 {
         at.ip().to_string()
@@ -148,18 +148,18 @@ pub(super) fn host(at: SocketAddr) -> String {
     }
 }
 
-/// An answer, or why there is none.
+/// A response, or the reason why there is none.
 #[derive(Debug)]
 pub(super) struct Reply {
-    /// The status; nothing where there was no answer.
+    /// The status; `None` without a response.
     pub(super) status: Option<u16>,
     headers: String,
-    /// The body; in its place, why there is none.
+    /// The body, or the reason why there is none.
     pub(super) body: String,
     is_token: bool,
 }
 
-/// The document of credentials.
+/// The credentials document.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document {
@@ -169,12 +169,12 @@ struct Document {
     expiration: String,
 }
 
-/// What tells two sessions apart, without secrets.
+/// The fields that identify a session, without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Session {
-    /// The access key's ID.
+    /// The access key ID.
     pub(super) access_key_id: String,
-    /// When it ends.
+    /// The expiry.
     pub(super) expiration: Timestamp,
 }
 
@@ -188,32 +188,32 @@ impl Reply {
         }
     }
 
-    /// Whether a secret of the node is in it.
+    /// Returns whether it contains a secret of the node.
     pub(super) fn leaks(&self) -> bool {
         [NODE_SECRET_MARKER, NODE_ACCESS_KEY_ID]
             .iter()
             .any(|secret| self.body.contains(secret) || self.headers.contains(secret))
     }
 
-    /// The session in it, which is not the node's and is not over.
+    /// Returns its session, which must be valid and not the node's.
     pub(super) fn session(&self) -> anyhow::Result<Session> {
         let now = Timestamp::now();
         anyhow::ensure!(
             self.status == Some(200),
-            "there are no credentials in the answer"
+            "the response contains no credentials"
         );
-        let document: Document =
-            serde_json::from_str(&self.body).context("the answer is no document of credentials")?;
+        let document: Document = serde_json::from_str(&self.body)
+            .context("the response is not a credentials document")?;
         anyhow::ensure!(!self.leaks(), "these are the node's credentials");
-        let expiration = document.expiration.parse().context("no time")?;
-        anyhow::ensure!(now < expiration, "the session was over at {expiration}");
+        let expiration = document.expiration.parse().context("invalid expiration")?;
+        anyhow::ensure!(now < expiration, "the session expired at {expiration}");
         Ok(Session {
             access_key_id: document.access_key_id,
             expiration,
         })
     }
 
-    /// Its first line, secrets cut off.
+    /// Formats the first line, with secrets shortened.
     pub(super) fn shown(&self) -> String {
         if let Ok(document) = serde_json::from_str::<Document>(&self.body) {
             return format!(
@@ -232,7 +232,7 @@ impl Reply {
     }
 }
 
-/// A secret's first four characters.
+/// Returns the first four characters of a secret.
 fn short(secret: &str) -> String {
     secret.chars().take(4).chain(['…']).collect()
 }

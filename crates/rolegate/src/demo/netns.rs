@@ -1,4 +1,4 @@
-//! A node and its pods as network namespaces, gone when dropped.
+//! A node and its pods as network namespaces, which are removed on drop.
 //!
 //! ```text
 //!  pod 10.1.0.N ── veth eni… ──── node: 10.0.0.1, and the metadata stand-in 169.254.169.254
@@ -19,17 +19,17 @@ use anyhow::{Context, bail, ensure};
 use rolegate_core::redirect::METADATA_V4;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::cast::{self, Pod};
+use super::pods::{self, Pod};
 
-/// What the names of all demos' namespaces begin with; the process ID follows.
+/// The prefix of the namespaces' names of all demos, followed by the process ID.
 const PREFIX: &str = "rolegate-demo-";
-/// Where `ip netns` keeps them.
+/// The directory of `ip netns`.
 const DIR: &str = "/run/netns";
 /// The node's address.
 pub(super) const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// The pods' interfaces on the node.
 pub(super) const POD_INTERFACES: &str = "eni+";
-/// Who pods believe their gateway to be.
+/// The gateway in the pods' routes.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// The namespaces of this demo.
@@ -37,12 +37,15 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub(super) struct Namespaces(String);
 
 impl Namespaces {
-    /// Makes the node and all pods.
+    /// Creates the node and all pods.
     ///
     /// # Errors
-    /// Without the right to, or without `ip` of iproute2.
+    /// Returns an error without the permission, or without `ip` of iproute2.
     pub(super) fn create() -> anyhow::Result<Self> {
-        ensure!(rustix::process::geteuid().is_root(), "they need root");
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "root privileges are required"
+        );
         sweep();
         let all = Self(format!("{PREFIX}{}", std::process::id()));
         let node = all.node();
@@ -53,10 +56,10 @@ impl Namespaces {
              addr add {GATEWAY}/32 dev lo\n\
              addr add {METADATA_V4}/32 dev lo\n"
         );
-        for pod in cast::ALL {
+        for pod in pods::ALL {
             let (name, address, number) = (all.pod(pod), address(pod), pod.number);
             ip(&["netns", "add", &name], "")?;
-            // Writing into a String can't fail.
+            // Writing into a String cannot fail.
             let _ = write!(
                 joined,
                 "link add eni{number} type veth peer name eth0 netns {name}\n\
@@ -65,7 +68,7 @@ impl Namespaces {
             );
         }
         ip(&["-netns", &node, "-batch", "-"], &joined)?;
-        for pod in cast::ALL {
+        for pod in pods::ALL {
             let address = address(pod);
             let joined = format!(
                 "link set lo up\n\
@@ -78,12 +81,12 @@ impl Namespaces {
         Ok(all)
     }
 
-    /// The name of the node's namespace.
+    /// Returns the name of the node's namespace.
     pub(super) fn node(&self) -> String {
         format!("{}-node", self.0)
     }
 
-    /// The name of a pod's namespace.
+    /// Returns the name of a pod's namespace.
     pub(super) fn pod(&self, pod: &Pod) -> String {
         format!("{}-{}", self.0, pod.name)
     }
@@ -98,16 +101,16 @@ impl Drop for Namespaces {
     }
 }
 
-/// A pod's address.
+/// Returns a pod's address.
 pub(super) fn address(pod: &Pod) -> Ipv4Addr {
     Ipv4Addr::new(10, 1, 0, pod.number)
 }
 
-/// Does `work` in a namespace, on a thread of its own: sockets that it opens and threads that it
-/// starts belong there.
+/// Runs `work` in a namespace, on its own thread, so that the sockets that it opens and the threads
+/// that it starts belong there.
 ///
 /// # Errors
-/// When the namespace can't be entered, or the work fails.
+/// Returns an error if the namespace cannot be entered, or if `work` fails.
 pub(super) fn within<T: Send>(
     name: &str,
     work: impl FnOnce() -> io::Result<T> + Send,
@@ -124,7 +127,7 @@ pub(super) fn within<T: Send>(
     })
 }
 
-/// Removes what demos left behind that were killed.
+/// Removes the namespaces of demos that were killed.
 fn sweep() {
     remove(|name| {
         let process = name
@@ -145,24 +148,24 @@ fn remove(which: impl Fn(&str) -> bool) {
     }
 }
 
-/// Runs `ip`, with a batch as its input.
+/// Runs `ip` with a batch on standard input.
 fn ip(args: &[&str], batch: &str) -> anyhow::Result<()> {
     let mut child = Command::new("ip")
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        // Ctrl-C is for us: what tidies up must not be hit by it.
+        // Ctrl-C is for this process: it must not interrupt the cleanup.
         .process_group(0)
         .spawn()
-        .context("ip of iproute2 cannot be run")?;
+        .context("cannot run ip (iproute2)")?;
     if let Some(mut stdin) = child.stdin.take() {
-        // If it leaves early, it says why itself.
+        // If `ip` exits early, its own output has the reason.
         let _ = stdin.write_all(batch.as_bytes());
     }
     let output = child
         .wait_with_output()
-        .context("ip of iproute2 cannot be run")?;
+        .context("cannot run ip (iproute2)")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("ip {}: {}", args.join(" "), said.trim());

@@ -1,4 +1,4 @@
-//! How the demo's pods reach the metadata address: from network namespaces through a real
+//! The route of the demo's pods to the metadata address: from network namespaces through a real
 //! redirect, or from loopback addresses to the agent's port.
 
 use std::io;
@@ -10,35 +10,35 @@ use rolegate_core::redirect::METADATA_V4;
 use tokio::net::TcpSocket;
 use tokio::runtime::{Builder, Runtime};
 
-use super::cast::Pod;
 use super::netns::{self, Namespaces};
+use super::pods::Pod;
 
-/// The agent's port where the node has a network of its own.
+/// The agent's port on a node with its own network.
 pub(super) const AGENT_PORT: u16 = 8181;
 
 /// The network of the demo's node.
 #[derive(Debug)]
 pub(super) enum Network {
-    /// This machine's: pods are addresses of 127.0.0.0/8.
+    /// This machine's network: pods are addresses of 127.0.0.0/8.
     Loopback,
-    /// Namespaces of its own, for the node and each pod.
+    /// Namespaces for the node and each pod.
     Namespaces(Namespaces),
 }
 
-/// The network, and the threads of everything that runs on the node.
+/// The network, and the threads of all processes on the node.
 #[derive(Debug)]
 pub(super) struct Node {
-    /// Its threads, which must end before the network can.
+    /// Its threads, which must exit before the network is removed.
     pub(super) runtime: Runtime,
     /// Its network.
     pub(super) network: Network,
 }
 
 impl Node {
-    /// A node on this machine's loopback interface.
+    /// Creates a node on this machine's loopback interface.
     ///
     /// # Errors
-    /// When no threads can be started.
+    /// Returns an error if threads cannot be started.
     pub(super) fn on_loopback() -> anyhow::Result<Self> {
         Ok(Self {
             runtime: runtime()?,
@@ -46,13 +46,13 @@ impl Node {
         })
     }
 
-    /// A node of network namespaces, where the rules of a redirect can be set.
+    /// Creates a node of network namespaces, in which redirect rules can be installed.
     ///
     /// # Errors
-    /// When there is no right to make namespaces, or a program is missing.
+    /// Returns an error without the permission to create namespaces, or without a required program.
     pub(super) fn in_namespaces() -> anyhow::Result<Self> {
         let namespaces = Namespaces::create()?;
-        // Threads belong where the one that started them was.
+        // A thread is in the namespace of the thread that started it.
         let node = Self {
             runtime: netns::within(&namespaces.node(), runtime)?,
             network: Network::Namespaces(namespaces),
@@ -69,7 +69,7 @@ impl Node {
             .spawn(async move { Choice::Auto.resolve(&spec).await });
         node.runtime
             .block_on(probe)?
-            .context("no redirect is possible")?;
+            .context("cannot install a redirect")?;
         Ok(node)
     }
 }
@@ -82,7 +82,7 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 impl Network {
-    /// What it is, in one word.
+    /// Returns the kind of network in one word.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Loopback => "loopback",
@@ -90,7 +90,7 @@ impl Network {
         }
     }
 
-    /// Where the metadata stand-in listens.
+    /// Returns the address of the metadata stand-in.
     pub(super) fn metadata(&self) -> SocketAddr {
         match self {
             Self::Loopback => (Ipv4Addr::LOCALHOST, 0).into(),
@@ -98,7 +98,7 @@ impl Network {
         }
     }
 
-    /// A pod's address.
+    /// Returns a pod's address.
     pub(super) fn address(&self, pod: &Pod) -> Ipv4Addr {
         match self {
             Self::Loopback => Ipv4Addr::new(127, 1, 0, pod.number),
@@ -106,10 +106,10 @@ impl Network {
         }
     }
 
-    /// A socket of a pod's.
+    /// Creates a socket of a pod.
     ///
     /// # Errors
-    /// When the kernel gives none.
+    /// Returns an error if the kernel cannot create it.
     pub(super) fn socket(&self, pod: &Pod) -> io::Result<TcpSocket> {
         match self {
             Self::Loopback => {
@@ -121,7 +121,7 @@ impl Network {
         }
     }
 
-    /// `curl` as it is typed inside the pod.
+    /// Returns the `curl` command to type inside the pod.
     pub(super) fn curl(&self, pod: &Pod) -> String {
         match self {
             Self::Loopback => format!("curl --interface {} ", self.address(pod)),
@@ -129,7 +129,7 @@ impl Network {
         }
     }
 
-    /// What leads a command into the pod.
+    /// Returns the prefix that runs a command in the pod.
     pub(super) fn pod_prefix(&self, pod: &Pod) -> String {
         match self {
             Self::Loopback => String::new(),
@@ -137,7 +137,7 @@ impl Network {
         }
     }
 
-    /// What leads a command onto the node.
+    /// Returns the prefix that runs a command on the node.
     pub(super) fn node_prefix(&self) -> String {
         match self {
             Self::Loopback => String::new(),

@@ -1,61 +1,61 @@
-//! What happened in the demo's steps, for the screen and as JSON.
+//! The results of the demo's steps, for the terminal and as JSON.
 
 use serde::Serialize;
 
-/// A request and its answer, without secrets.
+/// A request and its response, without secrets.
 #[derive(Debug, Serialize)]
 pub(super) struct Exchange {
-    /// Who asked, NAMESPACE/NAME.
+    /// The pod that sent it, as NAMESPACE/NAME.
     pub(super) pod: String,
-    /// The command as it is typed in the pod.
+    /// The command to type in the pod.
     #[serde(skip)]
     pub(super) typed: String,
-    /// The command as it is typed on this machine.
+    /// The command to type on this machine.
     pub(super) command: String,
-    /// The status; nothing where there was no answer.
+    /// The status; `None` without a response.
     pub(super) status: Option<u16>,
-    /// The answer's first line.
+    /// The first line of the response.
     pub(super) answer: String,
 }
 
-/// A step and how it went.
+/// A step and its result.
 #[derive(Debug, Serialize)]
 pub(super) struct Step {
     /// Its name, for scripts.
     pub(super) name: &'static str,
-    /// What is shown.
+    /// The displayed title.
     pub(super) title: &'static str,
-    /// Why it matters.
+    /// The reason why it matters.
     pub(super) why: &'static str,
-    /// Whether it went as it should.
+    /// True if it succeeded.
     pub(super) ok: bool,
-    /// If not, what was wrong.
+    /// The reason for a failure.
     pub(super) fault: Option<String>,
-    /// The requests that matter, in their order.
+    /// The relevant requests, in order.
     pub(super) exchanges: Vec<Exchange>,
-    /// What happened beside them.
+    /// Events other than the requests.
     pub(super) notes: Vec<String>,
 }
 
-/// A command to try while the demo stays up.
+/// A command to try while the demo keeps running.
 #[derive(Debug, Serialize)]
 pub(super) struct Suggestion {
-    /// What it shows.
+    /// Its effect.
     pub(super) what: &'static str,
     /// The command.
     pub(super) command: String,
 }
 
-/// All of it.
+/// The complete report.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    /// How pods reach the agent: `loopback` or `namespaces`.
+    /// The route of pods to the agent: `loopback` or `namespaces`.
     pub(super) network: &'static str,
-    /// Whether every step went as it should.
+    /// True if every step succeeded.
     pub(super) ok: bool,
-    /// The steps, in their order.
+    /// The steps, in order.
     pub(super) steps: Vec<Step>,
-    /// What may be tried now; nothing with `--once`.
+    /// Suggested commands; empty with `--once`.
     #[serde(rename = "try")]
     pub(super) suggestions: Vec<Suggestion>,
 }

@@ -1,4 +1,4 @@
-//! What the demo shows in the terminal, in colour where there is one that wants it.
+//! The demo's output in the terminal, with colours if it supports them.
 
 use std::io::{self, StdoutLock, Write};
 
@@ -15,18 +15,18 @@ const FAINT: Style = Style::new().dimmed();
 const GOOD: Style = AnsiColor::Green.on_default().bold();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 
-/// The terminal, held for the whole demo.
+/// The terminal, locked for the whole demo.
 #[derive(Debug)]
 pub(super) struct Screen {
     out: AutoStream<StdoutLock<'static>>,
-    /// How the steps are told: one by one as text, or all at the end.
+    /// The format of the steps: one by one as text, or all at the end.
     format: Format,
-    /// The first thing that could not be written; nothing is written after it.
+    /// The first write error. Nothing is written after it.
     failed: Option<io::Error>,
 }
 
 impl Screen {
-    /// A screen that stays empty before the end unless text is wanted.
+    /// Creates a screen that stays empty until the end unless the format is text.
     pub(super) fn new(format: Format) -> Self {
         Self {
             out: AutoStream::auto(io::stdout().lock()),
@@ -35,10 +35,10 @@ impl Screen {
         }
     }
 
-    /// Whether everything could be written so far.
+    /// Returns whether all writes succeeded so far.
     ///
     /// # Errors
-    /// What could not.
+    /// Returns the first write error.
     pub(super) fn check(&mut self) -> anyhow::Result<()> {
         match self.failed.take() {
             None => Ok(()),
@@ -51,7 +51,7 @@ impl Screen {
         matches!(self.format, Format::Text | Format::Wide)
     }
 
-    /// What this is, before anything happens.
+    /// Prints the introduction.
     pub(super) fn opening(&mut self, network: &str) {
         self.line(format_args!(
             "{TITLE}rolegate demo{TITLE:#}: the real agent, with stand-ins for AWS STS, the \
@@ -59,12 +59,12 @@ impl Screen {
         ));
     }
 
-    /// The begin of a step.
+    /// Prints the title of a step.
     pub(super) fn title(&mut self, number: usize, title: &str) {
         self.line(format_args!("\n{TITLE}{number:2}  {title}{TITLE:#}"));
     }
 
-    /// A request and its answer.
+    /// Prints a request and its response.
     pub(super) fn exchange(&mut self, exchange: &Exchange) {
         let Exchange {
             pod,
@@ -80,12 +80,12 @@ impl Screen {
         ));
     }
 
-    /// Something that happens beside the requests.
+    /// Prints an event other than the requests.
     pub(super) fn note(&mut self, note: &str) {
         self.line(format_args!("    {FAINT}{note}{FAINT:#}"));
     }
 
-    /// The end of a step.
+    /// Prints the result of a step.
     pub(super) fn verdict(&mut self, step: &Step) {
         match &step.fault {
             None => self.line(format_args!("    {GOOD}✓{GOOD:#} {}", step.why)),
@@ -98,7 +98,7 @@ impl Screen {
         }
     }
 
-    /// How many steps went as they should.
+    /// Prints the number of steps that succeeded.
     pub(super) fn summary(&mut self, steps: &[Step]) {
         let wrong: Vec<_> = steps
             .iter()
@@ -107,37 +107,35 @@ impl Screen {
             .collect();
         let all = steps.len();
         if wrong.is_empty() {
-            self.line(format_args!(
-                "\n{GOOD}All {all} steps went as promised.{GOOD:#}"
-            ));
+            self.line(format_args!("\n{GOOD}All {all} steps succeeded.{GOOD:#}"));
         } else {
             let names = wrong.join(", ");
             let count = wrong.len();
             self.line(format_args!(
-                "\n{BAD}{count} of {all} steps went wrong: {names}{BAD:#}"
+                "\n{BAD}{count} of {all} steps failed: {names}{BAD:#}"
             ));
         }
     }
 
-    /// What may be tried now.
+    /// Prints the suggested commands.
     pub(super) fn suggestions(&mut self, suggestions: &[Suggestion]) {
         self.line(format_args!(
-            "\n{TITLE}It stays up until Ctrl-C. Try:{TITLE:#}"
+            "\n{TITLE}The demo keeps running until Ctrl-C. Try:{TITLE:#}"
         ));
         for Suggestion { what, command } in suggestions {
             self.line(format_args!("  {FAINT}# {what}{FAINT:#}\n  {command}"));
         }
     }
 
-    /// The last words.
+    /// Prints the last line.
     pub(super) fn closing(&mut self) {
         self.line(format_args!("\nThe demo is over."));
     }
 
-    /// Everything at once, for machines.
+    /// Prints the complete report for programs.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// Returns an error if it cannot be written.
     pub(super) fn report(&mut self, report: &Report) -> anyhow::Result<()> {
         let text = match self.format {
             Format::Text | Format::Wide => return Ok(()),

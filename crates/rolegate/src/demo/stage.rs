@@ -1,5 +1,4 @@
-//! The node at work: stand-ins for AWS and Kubernetes, and the real agent between them and the
-//! pods.
+//! The demo's node: stand-ins for AWS and Kubernetes, and the real agent between them and the pods.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use rolegate_agent::app::{Agent, Ended, MindOptions};
+use rolegate_agent::app::{Agent, Ended, Mode};
 use rolegate_aws::sts;
 use rolegate_core::redirect::METADATA_V4;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
@@ -16,27 +15,27 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::ask::{Ask, Reply, host};
-use super::cast::{self, Pod};
-use super::gate::{self, Gate};
 use super::netns;
 use super::network::{AGENT_PORT, Network, Node};
-use super::stolen::{self, Loot, Place};
+use super::pods::{self, Pod};
+use super::stolen::{self, StandIns, Stolen};
+use super::webhook::{self, Webhook};
 use crate::agent::{AgentFlags, options};
 use crate::flags::invalid;
 
-/// How long the agent may take to get ready.
+/// Timeout until the agent is ready.
 pub(super) const READY: Duration = Duration::from_secs(15);
-/// How long the agent may take to end.
+/// Timeout until the agent exits.
 pub(super) const DRAIN: Duration = Duration::from_secs(2);
-/// This computer, any port.
+/// The loopback address with any port.
 pub(super) const ANY_PORT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Everything that runs.
+/// All running parts.
 #[derive(Debug)]
 pub(super) struct Stage<'a> {
     handle: &'a Handle,
-    /// How pods get here.
+    /// The pods' route to the agent.
     pub(super) network: &'a Network,
     /// AWS STS.
     pub(super) sts: Sts,
@@ -44,19 +43,19 @@ pub(super) struct Stage<'a> {
     pub(super) kube: KubeApi,
     imds: Imds,
     agent: Option<Agent>,
-    gate: Option<Gate>,
+    webhook: Option<Webhook>,
 }
 
 impl<'a> Stage<'a> {
     /// Starts the stand-ins.
     ///
     /// # Errors
-    /// When an address can't be had.
+    /// Returns an error if an address is not available.
     pub(super) async fn open(node: &'a Node) -> anyhow::Result<Self> {
         let metadata = node.network.metadata();
         let started = node.runtime.spawn(async move {
             let options = ImdsOptions {
-                node_role: Some(cast::NODE_ROLE.into()),
+                node_role: Some(pods::NODE_ROLE.into()),
                 ..ImdsOptions::default()
             };
             let imds = Imds::start(metadata, options).await?;
@@ -68,7 +67,7 @@ impl<'a> Stage<'a> {
             let kube = KubeApi::start(ANY_PORT, KubeApiOptions::default()).await?;
             std::io::Result::Ok((imds, sts, kube))
         });
-        let (imds, sts, kube) = started.await?.context("a stand-in cannot be started")?;
+        let (imds, sts, kube) = started.await?.context("cannot start a stand-in")?;
         let stage = Self {
             handle: node.runtime.handle(),
             network: &node.network,
@@ -76,46 +75,46 @@ impl<'a> Stage<'a> {
             kube,
             imds,
             agent: None,
-            gate: None,
+            webhook: None,
         };
-        for (path, object) in cast::rules() {
+        for (path, object) in pods::rules() {
             stage.kube.put(path, object);
         }
         stage.kube.enable("apps/v1/deployments", "Deployment", true);
         stage
             .kube
-            .put_namespace(cast::namespace("shop", cast::SHOP_ALLOWS));
-        stage.kube.put_namespace(cast::namespace("web", "[]"));
+            .put_namespace(pods::namespace("shop", pods::SHOP_ALLOWS));
+        stage.kube.put_namespace(pods::namespace("web", "[]"));
         stage
             .kube
-            .put_namespace(cast::namespace("tools", r#"["*"]"#));
+            .put_namespace(pods::namespace("tools", r#"["*"]"#));
         for pod in [
-            &cast::CHECKOUT,
-            &cast::RETURNS,
-            &cast::FRONTEND,
-            &cast::SHELL,
+            &pods::CHECKOUT,
+            &pods::RETURNS,
+            &pods::FRONTEND,
+            &pods::SHELL,
         ] {
             stage.put_pod(pod);
         }
         Ok(stage)
     }
 
-    /// Puts a pod into Kubernetes.
+    /// Creates a pod in Kubernetes.
     pub(super) fn put_pod(&self, pod: &Pod) {
         self.kube.put_pod(pod.object(self.network.address(pod)));
     }
 
-    /// Starts the agent, with its own flags as far as the demo leaves a choice.
+    /// Starts the agent with its own flags, except those that the demo sets.
     ///
     /// # Errors
-    /// When it doesn't start, or doesn't get ready.
+    /// Returns an error if it does not start or become ready.
     pub(super) async fn start_agent(&mut self, mut flags: AgentFlags) -> anyhow::Result<()> {
         flags.kubernetes.api_server = Some(self.kube.url());
         flags.kubernetes.api_token = None;
         flags.kubernetes.api_token_file = None;
         flags.kubernetes.kubeconfig = None;
         flags.workloads = None;
-        flags.node = Some(cast::NODE.into());
+        flags.node = Some(pods::NODE.into());
         flags.rules.namespace_restrictions = true;
         flags.metadata_addr = self.imds.addr().to_string();
         flags.metrics_port = None;
@@ -125,7 +124,7 @@ impl<'a> Stage<'a> {
         let loopback = matches!(self.network, Network::Loopback);
         if loopback {
             flags.app_port = 0;
-            // This machine's own rules are not touched.
+            // This machine's own rules stay unchanged.
             flags.redirect = None;
         } else {
             flags.app_port = AGENT_PORT;
@@ -138,8 +137,8 @@ impl<'a> Stage<'a> {
         let started = self.handle.spawn(async move {
             let mut options = options(flags).await?;
             options.runtime_dir = None;
-            let MindOptions::Alone(alone) = &mut options.mind else {
-                return Err(invalid("--broker: the demo's agent decides by itself"));
+            let Mode::Standalone(alone) = &mut options.mode else {
+                return Err(invalid("--broker: the demo's agent is standalone"));
             };
             alone.sts = sts::StsOptions {
                 chain: std::mem::take(&mut alone.sts.chain),
@@ -149,7 +148,7 @@ impl<'a> Stage<'a> {
                 options.listen = ANY_PORT;
             }
             if let Some(redirect) = &mut options.redirect {
-                // There are other namespaces than the demo's.
+                // The machine may have other namespaces than the demo's.
                 redirect.check_dir = None;
             }
             anyhow::Ok(Agent::start(options).await?)
@@ -168,7 +167,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// STS's stand-in, with the credentials of the node's role.
+    /// Returns the options of the STS stand-in, with the credentials of the node's role.
     fn to_sts(&self) -> sts::StsOptions {
         let (id, key) = self.imds.node_key();
         let credentials =
@@ -181,42 +180,42 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Has this node stolen, in a cluster with a broker, see [`stolen`].
+    /// Simulates the theft of this node in a cluster with a broker, see [`stolen`].
     ///
     /// # Errors
-    /// When the broker doesn't start, or doesn't answer as it should.
-    pub(super) async fn steal(&self) -> anyhow::Result<Loot> {
-        self.kube.put_pod(cast::elsewhere());
-        let place = Place {
+    /// Returns an error if the broker does not start, or responds unexpectedly.
+    pub(super) async fn steal(&self) -> anyhow::Result<Stolen> {
+        self.kube.put_pod(pods::elsewhere());
+        let stand_ins = StandIns {
             kube: self.kube.url(),
             metadata: self.imds.addr().to_string(),
             sts: self.to_sts(),
         };
-        self.handle.spawn(stolen::steal(place)).await?
+        self.handle.spawn(stolen::steal(stand_ins)).await?
     }
 
     /// Starts the admission webhook and registers it with Kubernetes.
     ///
     /// # Errors
-    /// When it doesn't start, or doesn't get ready.
-    pub(super) async fn start_gate(&mut self) -> anyhow::Result<()> {
-        let opened = self.handle.spawn(Gate::open(self.kube.url()));
-        let (gate, registration) = opened.await??;
-        self.kube.put(gate::WEBHOOKS, registration);
-        self.gate = Some(gate);
+    /// Returns an error if it does not start or become ready.
+    pub(super) async fn start_webhook(&mut self) -> anyhow::Result<()> {
+        let opened = self.handle.spawn(Webhook::open(self.kube.url()));
+        let (webhook, registration) = opened.await??;
+        self.kube.put(webhook::WEBHOOKS, registration);
+        self.webhook = Some(webhook);
         Ok(())
     }
 
-    /// What `kubectl create` prints for an object, and whether it was taken.
+    /// Returns the output of `kubectl create` for an object, and whether it was created.
     ///
     /// # Errors
-    /// When the API server doesn't answer.
+    /// Returns an error if the API server does not respond.
     pub(super) async fn create(&self, object: Value) -> anyhow::Result<(bool, String)> {
         let address = self.kube.addr();
-        self.handle.spawn(gate::create(address, object)).await?
+        self.handle.spawn(webhook::create(address, object)).await?
     }
 
-    /// Where requests of pods to the metadata address arrive.
+    /// Returns the address at which pods' metadata requests arrive.
     fn door(&self) -> SocketAddr {
         match (self.network, &self.agent) {
             (Network::Namespaces(_), _) => (METADATA_V4, 80).into(),
@@ -225,28 +224,28 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Where the agent's health and metrics are.
+    /// Returns the URL of the agent's health and metrics.
     pub(super) fn admin(&self) -> Option<String> {
         let agent = self.agent.as_ref()?;
         Some(format!("http://{}", host(agent.addresses().admin)))
     }
 
-    /// Asks as a pod.
+    /// Sends a request as a pod.
     pub(super) async fn ask(&self, pod: &Pod, ask: &Ask) -> Reply {
         ask.send(self.network.socket(pod), self.door()).await
     }
 
-    /// What is typed in the pod to ask the same.
+    /// Returns the command that sends the request from inside the pod.
     pub(super) fn typed(&self, pod: &Pod, ask: &Ask) -> String {
         self.network.curl(pod) + &ask.curl(self.door())
     }
 
-    /// What is typed on this machine to ask the same.
+    /// Returns the command that sends the request from this machine.
     pub(super) fn command(&self, pod: &Pod, ask: &Ask) -> String {
         self.network.pod_prefix(pod) + &self.typed(pod, ask)
     }
 
-    /// Returns when the agent ends by itself.
+    /// Waits until the agent exits by itself.
     pub(super) async fn ended(&mut self) -> Ended {
         match &mut self.agent {
             Some(agent) => agent.ended().await,
@@ -254,13 +253,13 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Ends everything in order.
+    /// Stops everything gracefully.
     pub(super) async fn close(mut self) {
-        if let Some(gate) = self.gate.take() {
-            let _ = self.handle.spawn(gate.close()).await;
+        if let Some(webhook) = self.webhook.take() {
+            let _ = self.handle.spawn(webhook.close()).await;
         }
         if let Some(agent) = self.agent.take() {
-            // On the node, as all that the agent does.
+            // This runs on the node, as the agent does.
             let _ = self.handle.spawn(agent.stop(DRAIN, false)).await;
         }
     }

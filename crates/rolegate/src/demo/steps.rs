@@ -1,4 +1,4 @@
-//! The steps, one after the other.
+//! The steps in order.
 
 use std::time::Duration;
 
@@ -9,21 +9,23 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::ask::{Ask, TOKEN};
-use super::cast::{self, CHECKOUT, FRONTEND, NODE_ROLE, Pod, REPORTS, RETURNS, SHELL};
+use super::pods::{self, CHECKOUT, FRONTEND, NODE_ROLE, Pod, REPORTS, RETURNS, SHELL};
 use super::report::{Step, Suggestion};
 use super::screen::Screen;
 use super::stage::Stage;
-use super::take::{Plot, Take};
+use super::step::{StepInfo, Take};
 use crate::agent::AgentFlags;
 
 const ROLE_NAME: &str = "/latest/meta-data/iam/security-credentials/";
-/// Life of the sessions that are rotated: the agent fetches again before its half.
-const SHORT_LIFE: Duration = Duration::from_secs(15);
+/// Validity of the sessions that are rotated. The agent refreshes them before half of it has
+/// passed.
+const SHORT_VALIDITY: Duration = Duration::from_secs(15);
 
-/// Plays all steps; the agent is started after the first one.
+/// Runs all steps, and starts the agent after the first one.
 ///
 /// # Errors
-/// When the agent doesn't start or the screen can't be written, not when a step goes wrong.
+/// Returns an error if the agent does not start or the output cannot be written, but not if a step
+/// fails.
 pub(super) async fn play(
     stage: &mut Stage<'_>,
     screen: &mut Screen,
@@ -31,7 +33,7 @@ pub(super) async fn play(
 ) -> anyhow::Result<Vec<Step>> {
     let mut steps = vec![Take::play(stage, screen, 1, WITHOUT, without).await?];
     stage.start_agent(flags).await?;
-    stage.start_gate().await?;
+    stage.start_webhook().await?;
     macro_rules! steps {
         ($($plot:ident: $act:ident),* $(,)?) => {$(
             steps.push(Take::play(stage, screen, steps.len() + 1, $plot, $act).await?);
@@ -54,7 +56,7 @@ pub(super) async fn play(
     Ok(steps)
 }
 
-/// What may be tried after the steps.
+/// Returns the commands to try after the steps.
 pub(super) fn suggestions(stage: &Stage<'_>) -> Vec<Suggestion> {
     let ask = |what, pod, ask| Suggestion {
         what,
@@ -69,23 +71,23 @@ pub(super) fn suggestions(stage: &Stage<'_>) -> Vec<Suggestion> {
     };
     vec![
         ask(
-            "credentials of a role that the namespace allows",
+            "credentials of an allowed role",
             &CHECKOUT,
             credentials(&CHECKOUT),
         ),
         ask(
-            "a role that it does not allow",
+            "a role that the namespace does not allow",
             &RETURNS,
             credentials(&RETURNS),
         ),
         ask("the node's own role", &CHECKOUT, node_role()),
         ask(
-            "what is open to pods: where the node is",
+            "metadata that pods may read: the node's location",
             &FRONTEND,
             Ask::get("/latest/meta-data/placement/region"),
         ),
         ask("a metadata token", &CHECKOUT, Ask::token()),
-        admin("what the agent is ready for", "/readyz?verbose"),
+        admin("the agent's readiness", "/readyz?verbose"),
         admin("its metrics", "/metrics"),
     ]
 }
@@ -98,10 +100,10 @@ fn node_role() -> Ask {
     Ask::get(format!("{ROLE_NAME}{NODE_ROLE}"))
 }
 
-const WITHOUT: Plot = Plot {
+const WITHOUT: StepInfo = StepInfo {
     name: "without-rolegate",
     title: "Without rolegate, every pod has the node's role",
-    why: "This is what must never happen again: a pod with the rights of its whole node.",
+    why: "A pod with the permissions of its whole node is what rolegate prevents.",
 };
 
 async fn without(take: &mut Take<'_>) -> anyhow::Result<()> {
@@ -109,22 +111,22 @@ async fn without(take: &mut Take<'_>) -> anyhow::Result<()> {
     let reply = take.ask(&FRONTEND, node_role()).await;
     ensure!(
         reply.leaks(),
-        "the metadata stand-in should give the node's credentials to whoever reaches it"
+        "the metadata stand-in should return the node's credentials to every client"
     );
     Ok(())
 }
 
-const ALLOWED: Plot = Plot {
+const ALLOWED: StepInfo = StepInfo {
     name: "allowed-role",
     title: "With the agent: a pod gets the role it is annotated with",
-    why: "The pod's SDK needs no change and no secret, and CloudTrail shows which workload it was.",
+    why: "The pod's SDK needs no change and no secret, and CloudTrail shows the workload.",
 };
 
 async fn allowed(take: &mut Take<'_>) -> anyhow::Result<()> {
     let name = take.until(&CHECKOUT, Ask::get(ROLE_NAME), 200).await?;
     ensure!(
         Some(name.body.as_str()) == CHECKOUT.role,
-        "this is not the pod's role"
+        "the role is not the pod's"
     );
     take.until(&CHECKOUT, credentials(&CHECKOUT), 200)
         .await?
@@ -134,26 +136,26 @@ async fn allowed(take: &mut Take<'_>) -> anyhow::Result<()> {
         .iter()
         .find(|call| call.role_arn.ends_with(":role/checkout"));
     let Some(call) = call else {
-        anyhow::bail!("STS was never asked for the role");
+        anyhow::bail!("STS received no request for the role");
     };
     take.note(format!(
-        "STS was asked for {} as session {}",
+        "STS received a request for {} as session {}",
         call.role_arn, call.session_name
     ));
     Ok(())
 }
 
-const REFUSED: Plot = Plot {
+const REFUSED: StepInfo = StepInfo {
     name: "refused-role",
-    title: "A role that the namespace may not have is refused",
-    why: "An annotation is a wish; the right comes from the namespace, whose owner reads why in an Event.",
+    title: "A role that the namespace does not allow is denied",
+    why: "An annotation is only a request. The permission comes from the namespace, and an Event explains the denial.",
 };
 
 async fn refused(take: &mut Take<'_>) -> anyhow::Result<()> {
     let reply = take.expect(&RETURNS, credentials(&RETURNS), 403).await?;
     ensure!(
         reply.body.contains("payments-admin"),
-        "the sentence should name the role"
+        "the message should name the role"
     );
     let told = |event: &Value| {
         let text = |path| event.pointer(path).and_then(Value::as_str);
@@ -169,10 +171,10 @@ async fn refused(take: &mut Take<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-const NO_ROLE: Plot = Plot {
+const NO_ROLE: StepInfo = StepInfo {
     name: "no-role",
     title: "A pod without a role gets none",
-    why: "404 is what SDKs take for \"no role here\": they go on to the next source, and never get the node's.",
+    why: "SDKs treat 404 as \"no role\": they try their next source and never get the node's role.",
 };
 
 async fn no_role(take: &mut Take<'_>) -> anyhow::Result<()> {
@@ -180,10 +182,10 @@ async fn no_role(take: &mut Take<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-const NODE_WISH: Plot = Plot {
+const NODE_WISH: StepInfo = StepInfo {
     name: "node-role-wished",
-    title: "The node's role is nobody's, not even where a namespace allows every role",
-    why: "The node's role may assume all the others: who had it would have everything.",
+    title: "No pod gets the node's role, even if its namespace allows every role",
+    why: "The node's role may assume all others, so a pod with it would have every role.",
 };
 
 async fn node_wish(take: &mut Take<'_>) -> anyhow::Result<()> {
@@ -191,10 +193,10 @@ async fn node_wish(take: &mut Take<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-const NODE_CREDENTIALS: Plot = Plot {
+const NODE_CREDENTIALS: StepInfo = StepInfo {
     name: "node-credentials",
-    title: "The node's credentials are out of reach, however they are spelled",
-    why: "Only paths in plain spelling are understood, so no spelling is read one way here and another way there.",
+    title: "No spelling of a path reaches the node's credentials",
+    why: "Only canonical paths are accepted, so the agent and the metadata service cannot read a path differently.",
 };
 
 async fn node_credentials(take: &mut Take<'_>) -> anyhow::Result<()> {
@@ -221,10 +223,10 @@ async fn node_credentials(take: &mut Take<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-const TOKENS: Plot = Plot {
+const TOKENS: StepInfo = StepInfo {
     name: "metadata-tokens",
-    title: "Metadata version 2: a token is its pod's alone",
-    why: "A token that was stolen, or fetched through a proxy, opens nothing.",
+    title: "IMDSv2: a token is bound to its pod",
+    why: "A token that was stolen or fetched through a proxy is useless.",
 };
 
 async fn tokens(take: &mut Take<'_>) -> anyhow::Result<()> {
@@ -244,17 +246,17 @@ async fn tokens(take: &mut Take<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-const SHOPPING: Plot = Plot {
+const SHOPPING: StepInfo = StepInfo {
     name: "role-shopping",
-    title: "The role shopper is refused before there is a pod",
-    why: "Whoever owns a namespace may allow itself every role; what counts is what the cluster's administrator grants.",
+    title: "A denied role is rejected before the pod exists",
+    why: "A namespace's owner could allow itself every role. Only the cluster administrator's grants decide.",
 };
 
-/// Namespace `tools` allows every role by its annotation, and nothing is granted to it.
+/// Namespace `tools` allows every role with its annotation, but no grant covers it.
 async fn shopping(take: &mut Take<'_>) -> anyhow::Result<()> {
     let stage = take.stage;
     let mut create = async |namespace: &str, role: &str| {
-        let deployment = cast::deployment(namespace, role);
+        let deployment = pods::deployment(namespace, role);
         let (created, said) = stage.create(deployment).await?;
         take.note(format!(
             "kubectl create -f deployment.yaml   (namespace {namespace}, role {role})"
@@ -263,50 +265,50 @@ async fn shopping(take: &mut Take<'_>) -> anyhow::Result<()> {
         anyhow::Ok((created, said))
     };
     let (created, said) = create("tools", "payments-admin").await?;
-    ensure!(!created, "the API server took it");
+    ensure!(!created, "the API server accepted it");
     ensure!(
         said.contains("denied the request") && said.contains("payments-admin"),
-        "the sentence should say what is refused"
+        "the message should name the denied role"
     );
     let (created, _) = create("shop", "checkout").await?;
-    ensure!(created, "a role that is granted was refused");
+    ensure!(created, "a granted role was denied");
     Ok(())
 }
 
-const STOLEN: Plot = Plot {
+const STOLEN: StepInfo = StepInfo {
     name: "stolen-node",
-    title: "A stolen node gets its own pods' roles from the broker, and nothing of another node",
-    why: "With a broker nodes have no AWS rights; what a thief can have is what was on the node anyway.",
+    title: "A stolen node gets only its own pods' roles from the broker",
+    why: "With a broker, nodes have no AWS permissions. A thief gets only the roles of pods on that node.",
 };
 
 async fn stolen(take: &mut Take<'_>) -> anyhow::Result<()> {
-    let loot = take.stage.steal().await?;
+    let stolen = take.stage.steal().await?;
     take.note(format!(
         "with the certificate of {} the thief claims {}:",
-        cast::NODE,
-        cast::NODE
+        pods::NODE,
+        pods::NODE
     ));
-    for pod in &loot.own {
+    for pod in &stolen.own {
         take.note(format!("  {pod}"));
     }
-    take.note(format!("and claims {}: {}", cast::OTHER_NODE, loot.other));
+    take.note(format!("and claims {}: {}", pods::OTHER_NODE, stolen.other));
     let theirs = |pod: &String| pod.starts_with("shop/checkout: role checkout");
     ensure!(
-        loot.own.iter().any(theirs),
-        "the node's own pods are missing"
+        stolen.own.iter().any(theirs),
+        "the response lacks the node's own pods"
     );
     let others = |pod: &String| pod.starts_with("shop/ledger");
     ensure!(
-        !loot.own.iter().any(others),
-        "a pod of another node was told"
+        !stolen.own.iter().any(others),
+        "the response contains a pod of another node"
     );
     Ok(())
 }
 
-const RIGHT_GONE: Plot = Plot {
+const RIGHT_GONE: StepInfo = StepInfo {
     name: "right-taken-away",
-    title: "The namespace's owner takes the right away, and it is gone",
-    why: "A session that is still in memory is not given out once the rules have changed.",
+    title: "The namespace's owner revokes a permission, which takes effect at once",
+    why: "A cached session is not served after the rules have changed.",
 };
 
 async fn right_gone(take: &mut Take<'_>) -> anyhow::Result<()> {
@@ -316,33 +318,33 @@ async fn right_gone(take: &mut Take<'_>) -> anyhow::Result<()> {
     let change = |take: &mut Take<'_>, allowed: &str| {
         take.stage
             .kube
-            .put_namespace(cast::namespace("shop", allowed));
+            .put_namespace(pods::namespace("shop", allowed));
         take.note(format!(
             "namespace shop: iam.amazonaws.com/allowed-roles = {allowed}"
         ));
         Instant::now()
     };
-    let changed = change(take, cast::SHOP_ALLOWS_LESS);
+    let changed = change(take, pods::SHOP_ALLOWS_LESS);
     take.until(&CHECKOUT, credentials(&CHECKOUT), 403).await?;
     take.note(format!(
-        "refused {} ms after the change",
+        "denied {} ms after the change",
         changed.elapsed().as_millis()
     ));
-    change(take, cast::SHOP_ALLOWS);
+    change(take, pods::SHOP_ALLOWS);
     take.until(&CHECKOUT, credentials(&CHECKOUT), 200)
         .await?
         .session()?;
     Ok(())
 }
 
-const ROTATION: Plot = Plot {
+const ROTATION: StepInfo = StepInfo {
     name: "rotation",
-    title: "A session is renewed long before it ends (STS gives 15 s here, so that it can be seen)",
-    why: "Pods never wait for STS and never get a session that is about to end.",
+    title: "A session is refreshed long before it expires (STS issues 15 s here to make it visible)",
+    why: "Pods never wait for STS and never get a session that is about to expire.",
 };
 
 async fn rotation(take: &mut Take<'_>) -> anyhow::Result<()> {
-    take.stage.sts.set_lifetime(Some(SHORT_LIFE));
+    take.stage.sts.set_lifetime(Some(SHORT_VALIDITY));
     take.stage.put_pod(&REPORTS);
     take.note(format!("pod {} starts", REPORTS.full_name()));
     let first = take
@@ -352,14 +354,14 @@ async fn rotation(take: &mut Take<'_>) -> anyhow::Result<()> {
     let next = |session: &_| *session != first;
     take.steadily(&REPORTS, credentials(&REPORTS), next).await?;
     let left = first.expiration.duration_since(Timestamp::now()).as_secs();
-    take.note(format!("the session before has {left} s to live"));
+    take.note(format!("the previous session expires in {left} s"));
     Ok(())
 }
 
-const STS_DOWN: Plot = Plot {
+const STS_DOWN: StepInfo = StepInfo {
     name: "sts-down",
-    title: "STS goes down: what is valid is served on",
-    why: "An outage of STS is none of the pods' as long as their sessions live.",
+    title: "STS fails: valid sessions are still served",
+    why: "An STS outage does not affect pods while their sessions are valid.",
 };
 
 async fn sts_down(take: &mut Take<'_>) -> anyhow::Result<()> {
@@ -371,29 +373,29 @@ async fn sts_down(take: &mut Take<'_>) -> anyhow::Result<()> {
             .filter(|call| call.role_arn.ends_with(":role/reports-reader"))
             .count()
     };
-    let failure = StsFailure::new(503, "ServiceUnavailable", "STS is away.");
+    let failure = StsFailure::new(503, "ServiceUnavailable", "STS is unavailable.");
     stage.sts.fail_with(Some(failure));
-    take.note("STS answers every call with 503".into());
+    take.note("STS responds to every call with 503".into());
     let before = calls();
     let ask = credentials(&REPORTS);
     let held = stage.ask(&REPORTS, &ask).await.session()?;
     take.steadily(&REPORTS, ask.clone(), |_| calls() > before)
         .await?;
-    take.note("the agent tried to renew the session, and failed".into());
+    take.note("the agent failed to refresh the session".into());
     let failed = Instant::now();
     let settled = |_: &_| failed.elapsed() > Duration::from_millis(500);
     let served = take.steadily(&REPORTS, ask, settled).await?;
     ensure!(
         served == held,
-        "this is another session than before STS went down"
+        "the session differs from the one before the STS outage"
     );
     Ok(())
 }
 
-const STS_BACK: Plot = Plot {
+const STS_BACK: StepInfo = StepInfo {
     name: "sts-back",
-    title: "STS comes back, and sessions are renewed",
-    why: "Nobody has to restart anything.",
+    title: "STS recovers: sessions are refreshed",
+    why: "Recovery requires no restart.",
 };
 
 async fn sts_back(take: &mut Take<'_>) -> anyhow::Result<()> {
@@ -404,7 +406,7 @@ async fn sts_back(take: &mut Take<'_>) -> anyhow::Result<()> {
         .session()?;
     take.stage.sts.set_lifetime(None);
     take.stage.sts.fail_with(None);
-    take.note("STS answers again".into());
+    take.note("STS responds again".into());
     take.steadily(&REPORTS, credentials(&REPORTS), |session| *session != old)
         .await?;
     Ok(())

@@ -1,5 +1,5 @@
-//! A stolen node before a broker: whoever has everything of the node, its certificate too, asks for
-//! what is on it, and for what is on another one.
+//! A stolen node and a broker: a thief with everything from the node, including its certificate,
+//! requests the node's pods and those of another node.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,10 +16,10 @@ use rolegate_core::config::RuleConfig;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_proto::client::Requests;
-use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, resident, to_agent};
+use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, pod, to_agent};
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::http2;
@@ -28,17 +28,17 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::cast;
+use super::pods;
 use super::stage::{ANY_PORT, DRAIN, READY};
 
-/// The name that the broker's certificate is for.
+/// The DNS name of the broker's certificate.
 const HOST: &str = "localhost";
-/// Connections of so few agents.
+/// Connection limit, for a few agents.
 const CONNECTIONS: usize = 16;
 
-/// Where the stand-ins are that a broker needs.
+/// The stand-ins that a broker needs.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct StandIns {
     /// URL of Kubernetes.
     pub(super) kube: String,
     /// The metadata service.
@@ -47,24 +47,24 @@ pub(super) struct Place {
     pub(super) sts: StsOptions,
 }
 
-/// What the thief gets.
+/// The thief's results.
 #[derive(Debug)]
-pub(super) struct Loot {
-    /// Pods of the stolen node, with what was decided for each.
+pub(super) struct Stolen {
+    /// Pods of the stolen node, with the decision for each.
     pub(super) own: Vec<String>,
-    /// What the broker says when another node is claimed.
+    /// The broker's response to a claim of another node.
     pub(super) other: String,
 }
 
-/// Starts a broker, and plays the thief of node [`cast::NODE`].
+/// Starts a broker, and acts as a thief of node [`pods::NODE`].
 ///
 /// # Errors
-/// When the broker doesn't start, or doesn't answer as the protocol says.
-pub(super) async fn steal(place: Place) -> anyhow::Result<Loot> {
-    let folder = tempfile::tempdir().context("there is no place for certificates")?;
+/// Returns an error if the broker does not start, or violates the protocol.
+pub(super) async fn steal(stand_ins: StandIns) -> anyhow::Result<Stolen> {
+    let folder = tempfile::tempdir().context("cannot create a directory for certificates")?;
     let served = certificates(&folder).await?;
     let ca = folder.path().join("ca.crt");
-    let broker = Broker::start(options(place, served, &ca)).await?;
+    let broker = Broker::start(options(stand_ins, served, &ca)).await?;
     tokio::time::timeout(READY, broker.readiness().ready())
         .await
         .with_context(|| broker.readiness().report().to_text(false))?;
@@ -74,20 +74,20 @@ pub(super) async fn steal(place: Place) -> anyhow::Result<Loot> {
         clock: Clock::system(),
     };
     let address = broker.addresses().agents;
-    let looted = async {
-        let own = stream(&thief, address, cast::NODE).await?;
-        let Err(other) = stream(&thief, address, cast::OTHER_NODE).await? else {
-            bail!("the broker took the thief for the agent of another node");
+    let stolen = async {
+        let own = stream(&thief, address, pods::NODE).await?;
+        let Err(other) = stream(&thief, address, pods::OTHER_NODE).await? else {
+            bail!("the broker accepted the thief as the agent of another node");
         };
         let own = own.map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
-        Ok(Loot { own, other })
+        Ok(Stolen { own, other })
     };
-    let looted = tokio::time::timeout(READY, looted).await;
+    let stolen = tokio::time::timeout(READY, stolen).await;
     broker.stop(DRAIN).await;
-    looted.context("the broker does not answer")?
+    stolen.context("the broker does not respond")?
 }
 
-/// What comes on a stream that claims to be of `node`: its pods, or the refusal.
+/// Returns the first response on a stream that claims to be `node`: its pods, or the rejection.
 async fn stream(
     tls: &ClientTls,
     address: SocketAddr,
@@ -102,7 +102,7 @@ async fn stream(
         version: "0".into(),
         token: String::new(),
     }))?;
-    send(from_agent::Body::Begin(v1::Begin {}))?;
+    send(from_agent::Body::Activate(v1::Activate {}))?;
     let outgoing = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
     let origin = Uri::from_static("https://broker");
     let mut client = BrokerClient::with_origin(Requests(requests), origin);
@@ -111,7 +111,7 @@ async fn stream(
         let mut pods = Vec::new();
         while let Some(message) = incoming.message().await? {
             if let Some(to_agent::Body::Update(update)) = message.body {
-                pods.extend(update.residents.iter().map(told));
+                pods.extend(update.pods.iter().map(told));
                 if update.complete {
                     break;
                 }
@@ -124,7 +124,7 @@ async fn stream(
         came = &mut talk => came,
         ended = connection => {
             ended?;
-            // The broker closes what it refuses: its answer came before.
+            // The broker closes a rejected stream after its response.
             talk.await
         }
     };
@@ -132,20 +132,20 @@ async fn stream(
         tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
             Ok(Err(status.message().to_owned()))
         }
-        _ => bail!("the broker hung up: {}", status.message()),
+        _ => bail!("the broker closed the stream: {}", status.message()),
     })
 }
 
-fn told(pod: &v1::Resident) -> String {
-    let standing = match &pod.standing {
-        Some(resident::Standing::Allowed(allowed)) => format!("role {}", allowed.listed),
-        Some(resident::Standing::Denied(_)) => "refused".into(),
+fn told(pod: &v1::Pod) -> String {
+    let authorization = match &pod.authorization {
+        Some(pod::Authorization::Allowed(allowed)) => format!("role {}", allowed.role_name),
+        Some(pod::Authorization::Denied(_)) => "refused".into(),
         _ => "no role".into(),
     };
-    format!("{}/{}: {standing}", pod.namespace, pod.name)
+    format!("{}/{}: {authorization}", pod.namespace, pod.name)
 }
 
-/// An authority, the broker's certificate, and that of the node, which is stolen. Gives the broker's.
+/// Creates a CA, the broker's certificate, and that of the stolen node. Returns the broker's.
 async fn certificates(folder: &TempDir) -> anyhow::Result<TlsFiles> {
     let mut authority = CertificateParams::new(Vec::new())?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -153,7 +153,7 @@ async fn certificates(folder: &TempDir) -> anyhow::Result<TlsFiles> {
     let certificate = authority.self_signed(&key)?;
     tokio::fs::write(folder.path().join("ca.crt"), certificate.pem()).await?;
     let issuer = Issuer::from_params(&authority, &key);
-    let uri = format!("{NODE_URI}{}", cast::NODE);
+    let uri = format!("{NODE_URI}{}", pods::NODE);
     let mut node = CertificateParams::new(Vec::new())?;
     node.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     let broker = CertificateParams::new(vec![HOST.to_owned()])?;
@@ -173,7 +173,7 @@ fn files(folder: &TempDir, name: &str) -> TlsFiles {
     }
 }
 
-fn options(place: Place, certificate: TlsFiles, ca: &Path) -> BrokerOptions {
+fn options(stand_ins: StandIns, certificate: TlsFiles, ca: &Path) -> BrokerOptions {
     BrokerOptions {
         listen: ANY_PORT,
         admin_listen: ANY_PORT,
@@ -181,13 +181,13 @@ fn options(place: Place, certificate: TlsFiles, ca: &Path) -> BrokerOptions {
         ledger_entries: CONNECTIONS,
         name: "demo".into(),
         client: ClientOptions {
-            api_server: Some(place.kube),
+            api_server: Some(stand_ins.kube),
             ..ClientOptions::default()
         },
         annotations: AnnotationKeys::default(),
         rules: RuleConfig::default(),
         given: GivenRuleFlags::default(),
-        cluster_config: ConfigUse::Required,
+        cluster_config: ConfigMode::Required,
         agents: AgentAccount {
             namespace: "rolegate-system".into(),
             name: "rolegate-agent".into(),
@@ -197,8 +197,8 @@ fn options(place: Place, certificate: TlsFiles, ca: &Path) -> BrokerOptions {
         certificate: CertificateSource::Files(certificate),
         secret: (String::new(), String::new()),
         client_ca: Some(ca.to_owned()),
-        metadata_addr: place.metadata,
-        sts: place.sts,
+        metadata_addr: stand_ins.metadata,
+        sts: stand_ins.sts,
         base_required: false,
         scope: SessionScope::Workload,
         session_seconds: 3600,

@@ -10,9 +10,9 @@ use rolegate_api::{
     RolegateConfigSpec,
 };
 use rolegate_core::config::{RegoConfig, ResourceKind, RuleConfig};
-use rolegate_core::decision::OwnRole;
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::pattern::PatternFormat;
-use rolegate_kube::cluster_config::ConfigUse;
+use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_policy::document;
 use rolegate_policy::text::plain;
 
@@ -23,11 +23,11 @@ use crate::deciding_flags::Deciding;
 use crate::kubernetes_flags::ReadingFlags;
 use crate::output::{self, ObjectOutputFlags};
 
-/// What `--help` says first.
-pub(super) const LONG_ABOUT: &str = "Write the RolegateConfig that says what the agents' flags say.\n\n\
-Reads the flags of the agents' DaemonSet or, where agents have a broker, of the brokers' Deployment, and \
-prints a RolegateConfig by which every pod has the role that it has now. Nothing is written to the \
-cluster. What a RolegateConfig can't say is told in comments and on standard error.";
+/// The introduction of the help text.
+pub(super) const LONG_ABOUT: &str = "Write a RolegateConfig that is equivalent to the agents' flags.\n\n\
+Reads the flags of the agents' DaemonSet or, if agents use a broker, of the brokers' Deployment, and \
+prints a RolegateConfig with which every pod keeps its current role. It writes nothing to the \
+cluster. Settings without an equivalent in a RolegateConfig are listed in comments and on standard error.";
 
 /// Arguments of `rolegate policy adopt`.
 #[derive(Debug, Args)]
@@ -47,109 +47,110 @@ pub(super) struct AdoptArguments {
     agents: AgentsAt,
 }
 
-/// Adopts.
+/// Runs the command.
 pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::connect(&arguments.reading).await?;
     let flags = match arguments.agents.read(&cluster).await {
         Agents::Known(flags) => flags,
-        Agents::Unknown(why) => bail!("the flags of the agents are not known: {why}"),
+        Agents::Unknown(why) => bail!("cannot determine the flags of the agents: {why}"),
     };
     let deciding = flags.flags.validated()?;
-    if deciding.cluster_config != ConfigUse::Off && cluster.has_config().await? {
+    if deciding.cluster_config != ConfigMode::Off && cluster.has_config().await? {
         bail!(
-            "there is a RolegateConfig already, which counts before the flags: `kubectl get \
+            "a RolegateConfig exists already and overrides the flags: `kubectl get \
              rolegateconfig {CONFIG_NAME} -o yaml` shows it"
         );
     }
     let left_out = left_out(&flags, &deciding)?;
     let config = config_of(&deciding.flags);
     let read = RuleConfig::try_from(&config);
-    let read = read.context("the flags cannot be said by a RolegateConfig")?;
+    let read = read.context("cannot express the flags as a RolegateConfig")?;
     if read != deciding.flags {
         bail!(
-            "the flags cannot be said by a RolegateConfig: this is a fault of rolegate, report it with \
+            "internal error: cannot express the flags as a RolegateConfig; please report this bug with \
              the flags of the agents"
         );
     }
     let mut text = String::new();
     for workload in &flags.workloads {
-        writeln!(text, "# What the flags of {workload} say.")?;
+        writeln!(text, "# Equivalent to the flags of {workload}.")?;
     }
     for sentence in &left_out {
         output::note(sentence);
         writeln!(text, "# note: {}", plain(sentence))?;
     }
-    let config = serde_json::to_value(config).context("the configuration is not JSON")?;
+    let config = serde_json::to_value(config).context("cannot serialize the configuration")?;
     text += &document::yaml(&config)?;
     output::objects(arguments.output.output, &config, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a `RolegateConfig` does not carry over, a sentence each.
+/// Returns a sentence for each setting that a `RolegateConfig` does not carry over.
 ///
 /// # Errors
-/// A value that decides and is not known.
+/// Returns an error if a value that affects decisions is unknown.
 fn left_out(flags: &AgentFlags, deciding: &Deciding) -> anyhow::Result<Vec<String>> {
     let decides = |id: &str| {
-        OF_CONFIG.contains(&id) || matches!(id, "cluster_config" | "default_role" | "own_role")
+        OF_CONFIG.contains(&id) || matches!(id, "cluster_config" | "default_role" | "reserved_role")
     };
     let mut sentences = flags.doubts.clone();
     for one in &flags.unknown {
         let (flag, from) = (&one.flag, &one.from);
         if decides(&one.id) {
             bail!(
-                "{flag} comes from {from}, which is not read: write its value into the pod template \
+                "{flag} comes from {from}, which this command does not read: write its value into the pod template \
                  first"
             );
         }
         if one.id == "base_role_arn" {
             sentences.push(format!(
-                "baseRoleArn is left out, since {flag} comes from {from}: agents still have it, and the \
-                 webhook refuses role names without it"
+                "baseRoleArn is omitted, since {flag} comes from {from}: agents still have it, but the \
+                 webhook denies role names without it"
             ));
         }
     }
     let is_unknown = flags.unknown.iter().any(|one| one.id == "base_role_arn");
     if deciding.flags.base.is_none() && !is_unknown {
         sentences.push(
-            "baseRoleArn is left out, since no flag says it: agents find it out when they run, and the \
-             webhook, which can't, refuses role names without it. Add it"
+            "baseRoleArn is omitted, since no flag sets it: agents discover it at runtime, but the \
+             webhook cannot, and denies role names without it. Add it"
                 .into(),
         );
     }
     let usual = rolegate_core::annotation::AnnotationKeys::default();
     if deciding.keys != usual {
         sentences.push(
-            "--iam-role-key, --iam-external-id and --namespace-key stay flags: leave them, and give them \
-             to webhook, controller and `rolegate policy` too"
+            "--iam-role-key, --iam-external-id and --namespace-key have no field: keep these flags, and set them \
+             for the webhook, the controller and `rolegate policy` too"
                 .into(),
         );
     }
     let is_usual = deciding.session_seconds == 3600 && deciding.scope == Default::default();
     if !is_usual {
-        sentences.push("--session-scope and --session-duration stay flags: leave them".into());
+        sentences
+            .push("--session-scope and --session-duration have no field: keep these flags".into());
     }
     match deciding.cluster_config {
-        ConfigUse::Off => sentences.push(
-            "--cluster-config=off: a RolegateConfig does not count until this flag is taken away"
+        ConfigMode::Off => sentences.push(
+            "--cluster-config=off: a RolegateConfig has no effect until you remove this flag"
                 .into(),
         ),
-        ConfigUse::Required => sentences.push(
-            "--cluster-config=required: every role is refused until a RolegateConfig is there, so \
-             this one lets in whom the other flags let in"
+        ConfigMode::Required => sentences.push(
+            "--cluster-config=required: every role is denied until a RolegateConfig exists, so \
+             this one allows the roles that the other flags allow"
                 .into(),
         ),
-        ConfigUse::Auto => {}
+        ConfigMode::Auto => {}
     }
     sentences.push(
-        "roles that agents find out to be their own are not in ownRoles: name the nodes' roles there for \
+        "reservedRoles does not contain the agents' own roles, which they discover at runtime: add the nodes' roles for \
          the webhook"
             .into(),
     );
     Ok(sentences)
 }
 
-/// The configuration that says what flags say.
+/// Returns the configuration that is equivalent to the flags.
 fn config_of(flags: &RuleConfig) -> RolegateConfig {
     let unless_given = RegoConfig::default();
     let rego = (flags.rego != unless_given).then(|| Rego {
@@ -171,7 +172,7 @@ fn config_of(flags: &RuleConfig) -> RolegateConfig {
     let spec = RolegateConfigSpec {
         base_role_arn: flags.base.as_ref().map(|base| base.as_str().to_owned()),
         default_role: flags.default_role.as_deref().map(str::to_owned),
-        own_roles: flags.own_roles.iter().map(role_text).collect(),
+        reserved_roles: flags.reserved_roles.iter().map(role_text).collect(),
         layers: Some(Layers {
             namespace: Some(flags.modes.namespace.into()),
             grants: Some(flags.modes.grants.into()),
@@ -191,7 +192,7 @@ fn config_of(flags: &RuleConfig) -> RolegateConfig {
     RolegateConfig::new(CONFIG_NAME, spec)
 }
 
-fn role_text(role: &OwnRole) -> String {
+fn role_text(role: &ReservedRole) -> String {
     match &role.account {
         Some(account) => format!("arn:aws:iam::{account}:role/{}", role.name),
         None => role.name.clone(),
@@ -223,7 +224,7 @@ mod tests {
         rules: RuleFlags,
     }
 
-    /// Decisions are made by the configuration alone, so one that is equal decides equally.
+    /// Decisions depend on the configuration only, so equal configurations decide equally.
     #[test]
     fn the_config_says_what_the_flags_say() {
         for flags in [
@@ -238,7 +239,7 @@ mod tests {
                 "--layer=namespace=audit",
             ],
             &["--layer=grants=enforce,rego=audit", "--default-role=basic"],
-            &["--own-role=node,arn:aws:iam::123456789012:role/path/rolegate"],
+            &["--reserved-role=node,arn:aws:iam::123456789012:role/path/rolegate"],
             &["--policy-namespaces=opa,rules", "--policy-label="],
             &[
                 "--policy-label=team/x=y",

@@ -1,5 +1,5 @@
-//! The flags of the processes that decide in a cluster: of its agents' DaemonSets or, where agents
-//! have a broker, of the brokers' Deployments.
+//! The flags of the processes that decide in a cluster: those of the agents' DaemonSets or, if
+//! agents use a broker, of the brokers' Deployments.
 
 use clap::Args;
 use http::Uri;
@@ -14,13 +14,13 @@ use crate::container_flags::{self, UnknownFlag};
 use crate::deciding_flags::DecidingFlags;
 
 const HEADING: &str = "Agents";
-/// The label that tells what a workload runs.
+/// The label that identifies a workload's program.
 const LABEL: &str = "/metadata/labels/app.kubernetes.io~1name";
 
-/// Where the agents and brokers of a cluster are.
+/// Flags about the location of agents and brokers in a cluster.
 #[derive(Debug, Clone, Args)]
 pub(super) struct AgentsAt {
-    /// Namespace of the agents, whose flags are read where flags count
+    /// Namespace of the agents whose flags are read
     #[arg(long, value_name = "NAME", default_value = "rolegate-system", value_parser = name, help_heading = HEADING)]
     agent_namespace: String,
     /// DaemonSet of the agents [default: those named rolegate-agent or labelled app.kubernetes.io/name=rolegate-agent]
@@ -31,12 +31,12 @@ pub(super) struct AgentsAt {
     broker_deployment: Option<String>,
 }
 
-/// What is known of the flags of the processes that decide.
+/// The flags of the processes that decide, if known.
 #[derive(Debug, Clone)]
 pub(super) enum Agents {
     /// The flags.
     Known(Box<AgentFlags>),
-    /// Nothing, with the reason.
+    /// The flags are unknown, for the given reason.
     Unknown(String),
 }
 
@@ -45,16 +45,16 @@ pub(super) enum Agents {
 pub(super) struct AgentFlags {
     /// The flags.
     pub(super) flags: DecidingFlags,
-    /// Those of them whose values come from other objects.
+    /// The flags whose values are from other objects.
     pub(super) unknown: Vec<UnknownFlag>,
-    /// The workloads that have them.
+    /// The workloads with these flags.
     pub(super) workloads: Vec<WorkloadRef>,
-    /// What makes them doubtful, in sentences.
+    /// Sentences about reasons to doubt the flags.
     pub(super) doubts: Vec<String>,
 }
 
 impl AgentFlags {
-    /// The flags of one workload.
+    /// Returns the flags of one workload.
     fn of(
         reference: WorkloadRef,
         workload: &Value,
@@ -70,13 +70,13 @@ impl AgentFlags {
     }
 }
 
-/// A kind of workload that runs processes that decide.
+/// A kind of workload whose processes decide.
 struct Kind {
     kind: &'static str,
     plural: &'static str,
-    /// The default name, and the value of the label.
+    /// The default name and the value of the label.
     name: &'static str,
-    /// The flag that names one.
+    /// The flag that selects a workload.
     flag: &'static str,
 }
 
@@ -99,7 +99,7 @@ impl AgentsAt {
     pub(super) async fn read(&self, cluster: &Cluster) -> Agents {
         match self.agents(cluster).await {
             Ok(flags) => Agents::Known(Box::new(flags)),
-            // Values of the pod template are in it.
+            // The list contains the values of the pod template.
             Err(why) => Agents::Unknown(plain(&why)),
         }
     }
@@ -113,19 +113,17 @@ impl AgentsAt {
             let started = container_flags::started(&workload);
             let started = started.map_err(|error| format!("{reference}: {error}"))?;
             let Command::Agent(flags) = started.command else {
-                return Err(format!("{reference} runs no agent"));
+                return Err(format!("{reference} does not run an agent"));
             };
             if flags.workloads.is_some() {
                 return Err(format!(
-                    "{reference} has its pods from a file (--workloads) and not from the cluster"
+                    "{reference} reads pods from a file (--workloads) instead of the cluster"
                 ));
             }
             let unknown: Vec<_> = started.unknown.into_iter().collect();
             if let Some(one) = unknown.iter().find(|one| one.id == "broker") {
                 let from = &one.from;
-                return Err(format!(
-                    "{reference}: whether it has a broker comes from {from}"
-                ));
+                return Err(format!("{reference}: --broker comes from {from}"));
             }
             match &flags.broker {
                 None => found.push(AgentFlags::of(
@@ -151,7 +149,7 @@ impl AgentsAt {
             let started = container_flags::started(&workload);
             let started = started.map_err(|error| format!("{reference}: {error}"))?;
             let Command::Broker(flags) = started.command else {
-                return Err(format!("{reference} runs no broker"));
+                return Err(format!("{reference} does not run a broker"));
             };
             let unknown = started.unknown.into_iter().collect();
             found.push(AgentFlags::of(
@@ -165,7 +163,7 @@ impl AgentsAt {
     }
 }
 
-/// The workloads of a kind: the one that is wanted, or those that look like it.
+/// Returns the workloads of a kind: the selected one, or all with the default name or label.
 async fn workloads(
     cluster: &Cluster,
     kind: &Kind,
@@ -188,7 +186,7 @@ async fn workloads(
         let name = wanted.unwrap_or(name);
         let flag = kind.flag;
         return Err(format!(
-            "there is no {what} {name} in namespace {namespace}: name it by --agent-namespace and {flag}"
+            "cannot find {what} {name} in namespace {namespace}: set --agent-namespace and {flag}"
         ));
     }
     Ok(all)
@@ -205,7 +203,8 @@ fn reference(kind: &Kind, workload: &Value) -> WorkloadRef {
     }
 }
 
-/// Pods that may have other flags than the template: those from before its last change.
+/// Returns a sentence if pods may have other flags than the template, since they precede its last
+/// change.
 fn doubts(reference: &WorkloadRef, workload: &Value) -> Vec<String> {
     let number = |path| workload.pointer(path).and_then(Value::as_i64).unwrap_or(0);
     let all = number("/status/desiredNumberScheduled").max(number("/status/replicas"));
@@ -217,15 +216,15 @@ fn doubts(reference: &WorkloadRef, workload: &Value) -> Vec<String> {
     }
     let old = if is_seen { all - new } else { all };
     vec![format!(
-        "{old} of {all} pods of {reference} are from before its last change, and may have other flags"
+        "{old} of {all} pods of {reference} precede its last change and may have other flags"
     )]
 }
 
-/// What all say, if they say the same.
+/// Returns the flags of all workloads if they agree.
 fn agreed(found: Vec<AgentFlags>, kind: &Kind) -> Result<AgentFlags, String> {
     let mut found = found.into_iter();
     let Some(mut one) = found.next() else {
-        return Err(format!("there is no {}", kind.kind));
+        return Err(format!("found no {}", kind.kind));
     };
     let validated = |one: &AgentFlags| {
         let names: Vec<_> = one.workloads.iter().map(ToString::to_string).collect();
@@ -239,7 +238,7 @@ fn agreed(found: Vec<AgentFlags>, kind: &Kind) -> Result<AgentFlags, String> {
             let names: Vec<_> = names.map(ToString::to_string).collect();
             let flag = kind.flag;
             return Err(format!(
-                "{} have different flags: choose one by {flag}",
+                "{} have different flags: select one with {flag}",
                 names.join(" and ")
             ));
         }
@@ -253,7 +252,7 @@ fn agreed(found: Vec<AgentFlags>, kind: &Kind) -> Result<AgentFlags, String> {
     Ok(one)
 }
 
-/// The namespace of the Service in the URL of a broker.
+/// Returns the namespace of the Service in a broker's URL.
 fn namespace_of(url: &str) -> Option<String> {
     let uri: Uri = url.parse().ok()?;
     let mut parts = uri.host()?.split('.');

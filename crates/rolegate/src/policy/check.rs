@@ -31,21 +31,21 @@ use crate::output::{self, Format, ReportFormat, Shown};
 /// The operation on the objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Action {
-    /// They are created, or updated where --old has them
+    /// Create them, or update those that --old contains
     Create,
-    /// They are updated: --old must have them
+    /// Update them. --old must contain them
     Update,
-    /// They are deleted
+    /// Delete them
     Delete,
 }
 
-/// What `--help` says first.
-pub(super) const LONG_ABOUT: &str = "Judge manifests as the webhook would judge what is done with them.\n\n\
-Takes streams of YAML, JSON, lists, what Helm prints, and AdmissionReviews, which are judged as they are. \
-Rules are those of the cluster, with the objects of --rules laid over them. Namespaces among the checked manifests count \
-as they are written there; other rules among them don't, so that nobody allows himself what he asks \
-for. The objects are judged for an ordinary user unless --user and --group name who applies them, or --as as whom the rules are read.\n\n\
-What is not judged, or counts for nothing where it stands, is a warning.";
+/// The introduction of the help text.
+pub(super) const LONG_ABOUT: &str = "Validate manifests as the webhook would.\n\n\
+Reads streams of YAML, JSON, lists, Helm output, and AdmissionReviews, which are validated as they are. \
+The rules are those of the cluster, overlaid with the objects of --rules. Namespaces among the manifests apply \
+as written. Other rules among them do not apply, so that manifests cannot grant their own \
+requests. The objects are validated for an ordinary user. --user and --group, or --as, select another one.\n\n\
+Objects that are not validated, and settings without effect, cause a warning.";
 
 /// Arguments of `rolegate policy check`.
 #[derive(Debug, Args)]
@@ -57,10 +57,10 @@ Examples:
   rolegate policy check -f new.yaml --old now.yaml --rules rules/
   rolegate policy check -f app.yaml -o sarif > rolegate.sarif
 
-Exit codes: 0 nothing would be refused, 1 failed, or there is nothing to judge, 3 something would be \
-refused, or a rule cannot be used, 64 wrong usage.")]
+Exit codes: 0 no denial, 1 failed, or nothing to validate, 3 a denial \
+or an unusable rule, 64 wrong usage.")]
 pub(super) struct CheckArguments {
-    /// Manifest, folder (with all below it) or - for standard input; may be repeated
+    /// Manifest, directory (recursive) or - for standard input. May be repeated
     #[arg(
         short,
         long,
@@ -70,36 +70,36 @@ pub(super) struct CheckArguments {
     filename: Vec<PathBuf>,
     #[arg(hide = true, value_name = "PATH")]
     misplaced: Vec<PathBuf>,
-    /// File or folder that is passed over, as .gitignore writes it; may be repeated
+    /// File or directory to skip, in the syntax of .gitignore. May be repeated
     #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     ignore: Vec<Pattern>,
     #[command(flatten)]
     from: RulesFrom,
-    /// Namespace of objects that name none; by default that of the kubeconfig's context, and default without a cluster
+    /// Namespace of objects that do not name one [default: that of the kubeconfig's context, or default without a cluster]
     #[arg(short, long, value_name = "NAME", value_parser = name)]
     namespace: Option<String>,
-    /// What is done with the objects
+    /// Operation on the objects
     #[arg(long, value_name = "OPERATION", default_value = "create")]
     operation: Action,
-    /// Manifest or folder with the objects as they are: those of the same name are updated, and others created; may be repeated
+    /// Manifest or directory with the existing objects. Objects with the same name are updated, others are created. May be repeated
     #[arg(long, value_name = "PATH")]
     old: Vec<PathBuf>,
     /// User who applies the manifests [default: that of --as, or rolegate:check]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Group of that user; may be repeated [default: those of --as-group, or system:authenticated]
+    /// Group of that user. May be repeated [default: those of --as-group, or system:authenticated]
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
-    /// Take paths in which there is no object, which are an error otherwise
+    /// Accept paths without objects, which are an error otherwise
     #[arg(long)]
     allow_empty: bool,
     /// Fail on warnings too
     #[arg(long)]
     fail_on_warning: bool,
-    /// Write no notes, and as text nothing where nothing is found
+    /// Print no notes and, as text, nothing without findings
     #[arg(short, long)]
     quiet: bool,
-    /// How the report is written
+    /// Output format of the report
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: ReportFormat,
     #[command(flatten)]
@@ -107,7 +107,7 @@ pub(super) struct CheckArguments {
 }
 
 impl CheckArguments {
-    /// Who applies the manifests.
+    /// Returns the user who applies the manifests.
     fn creator(&self) -> Creator {
         let reading = &self.read.reading;
         let user = self.user.as_deref().or(reading.impersonated());
@@ -121,21 +121,19 @@ impl CheckArguments {
         }
     }
 
-    /// Refuses flags that make no sense together.
+    /// Rejects flags that contradict each other.
     fn validate(&self) -> anyhow::Result<()> {
         if let Some(path) = self.misplaced.first() {
             let path = path.display();
-            return Err(invalid(format!(
-                "manifests are named by -f: write -f {path}"
-            )));
+            return Err(invalid(format!("unexpected argument: use -f {path}")));
         }
         match (self.operation, self.old.is_empty()) {
             (Action::Update, true) => {
-                let why = "--operation=update needs the objects as they are: name them by --old";
+                let why = "--operation=update requires the existing objects: use --old";
                 return Err(invalid(why));
             }
             (Action::Delete, false) => {
-                let why = "--operation=delete needs no --old: the objects of -f are deleted";
+                let why = "--operation=delete does not take --old: it deletes the objects of -f";
                 return Err(invalid(why));
             }
             _ => {}
@@ -149,11 +147,11 @@ impl CheckArguments {
     }
 }
 
-/// Checks.
+/// Runs the command.
 pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     match checked(&arguments).await {
         Err(error) if error.is::<UnusableRule>() => {
-            output::failure(&format!("a rule cannot be used: {error}"));
+            output::failure(&format!("unusable rule: {error}"));
             Ok(ExitCode::from(REFUSED))
         }
         other => other,
@@ -168,7 +166,7 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         &arguments.filename,
         Selection {
             ignore: ignore.as_ref(),
-            demands_objects: true,
+            requires_objects: true,
             allows_empty: arguments.allow_empty,
             ..Selection::default()
         },
@@ -181,7 +179,7 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         sources,
         ..
     } = &current;
-    // A mistake in the rules is told with its line.
+    // An error in the rules is reported with its line.
     refuse_idle(&[&rules.load(sources)?.idle])?;
     let namespace = rules.namespace(arguments.namespace.as_deref());
     let (namespaces, assumed) = namespaces(rules.values(), manifests, &namespace);
@@ -198,8 +196,8 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let created = checking.created();
     if created > 0 && arguments.operation == Action::Update {
         anyhow::bail!(
-            "--old has not all objects of -f, {created} of them are missing: without \
-             --operation=update they are judged as created"
+            "--old lacks {created} of the objects of -f: without \
+             --operation=update they are validated as created"
         );
     }
     let documents = manifests.iter().flat_map(|one| &one.documents);
@@ -221,9 +219,9 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         },
     )?;
     rename(&mut report, &loaded.names);
-    report.notes = [&*contents.passed_over, &*loaded.notes, &*assumed].concat();
+    report.notes = [&*contents.skipped, &*loaded.notes, &*assumed].concat();
     if created > 0 {
-        let note = format!("{created} objects are not among --old: they are judged as created");
+        let note = format!("{created} objects are not in --old: they are validated as created");
         report.notes.push(note);
     }
     let of_files = loaded.unusable.iter().filter(|one| one.is_in_files);
@@ -239,19 +237,19 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Manifests that are judged, by whichever rules.
+/// Manifests to validate with any rules.
 struct Checking<'a> {
     arguments: &'a CheckArguments,
     manifests: &'a [Manifests],
     existing: Existing<'a>,
-    /// What is wrong with rules among the manifests, by file and line.
+    /// Errors in rules among the manifests, by file and line.
     faults: BTreeMap<(String, u64), String>,
     namespace: String,
     now: Timestamp,
 }
 
 impl Checking<'_> {
-    /// How many objects are created, and not updated by --old.
+    /// Returns the number of objects that are created rather than updated from --old.
     fn created(&self) -> usize {
         if self.arguments.old.is_empty() {
             return 0;
@@ -286,11 +284,11 @@ impl Checking<'_> {
     }
 }
 
-/// What is wrong with the rules among the manifests, by file and line: grants and policies that could
-/// not be used if they were applied.
+/// Returns the errors in rules among the manifests, by file and line: grants and policies that
+/// would be unusable if they were applied.
 ///
 /// # Errors
-/// One that is malformed, as [`UnusableRule`].
+/// Returns [`UnusableRule`] for a malformed object.
 fn unusable(
     rules: &Objects,
     sources: &FlagSources,
@@ -331,7 +329,7 @@ fn unusable(
         return Ok(BTreeMap::new());
     }
     let applied = rules.overlaid(&change, false);
-    // As they would fare if their layer were on.
+    // As if their layer were enabled.
     let modes = Modes {
         grants: Mode::Enforce,
         rego: Mode::Enforce,
@@ -355,7 +353,7 @@ impl Shown for Report {
         Self::text(self)
     }
 
-    /// The objects that would be refused.
+    /// Returns the names of denied objects.
     fn names(&self) -> Vec<String> {
         let refused = self.findings.iter().filter(|one| one.level == Level::Error);
         let names = refused.map(|one| format!("{}/{}", one.kind.to_lowercase(), one.name));
@@ -365,7 +363,7 @@ impl Shown for Report {
     }
 }
 
-/// Names policies of files by their files.
+/// Replaces the names of policies from files with the files' paths.
 fn rename(report: &mut Report, names: &Names) {
     let of_policies = report.findings.iter_mut();
     for finding in of_policies.filter(|finding| finding.layer == "rego") {
@@ -406,8 +404,8 @@ fn write(arguments: &CheckArguments, report: &Report, rules: &Basis) -> anyhow::
     }
 }
 
-/// The namespaces of the manifests, and those that objects are in and nobody describes: they are
-/// made without annotations, as by `helm install --create-namespace`.
+/// Returns the namespaces of the manifests, and those that objects are in but nothing describes.
+/// The latter have no annotations, as with `helm install --create-namespace`.
 fn namespaces(
     rules: &[Value],
     manifests: &[Manifests],
@@ -437,7 +435,7 @@ fn namespaces(
         .map(str::to_owned)
         .collect();
     let assumed = mentioned.iter().map(|name| {
-        format!("namespace {name} is not among the rules: it is taken to have no annotations")
+        format!("the rules do not contain namespace {name}: assuming that it has no annotations")
     });
     let assumed = assumed.collect();
     let made = mentioned.iter().map(|name| {

@@ -1,4 +1,4 @@
-//! What a cluster has, listed once: the objects that rules are made of, and pods.
+//! Reads a cluster once: the objects that rules are made of, and pods.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -20,33 +20,34 @@ use rolegate_policy::text::plain;
 use serde_json::Value;
 
 use super::kinds::Kind;
+use super::load::Objects;
 use crate::kubernetes_flags::ReadingFlags;
 use crate::progress::Progress;
 
-/// Objects asked for at once.
-const PAGE: u32 = 500;
-/// Most objects of one kind.
-const MOST: usize = 500_000;
+/// Number of objects per request.
+const PAGE_SIZE: u32 = 500;
+/// Maximum number of objects of one kind.
+const MAX_OBJECTS: usize = 500_000;
 
-/// Lists objects of one cluster.
+/// A client that lists objects of one cluster.
 pub(super) struct Cluster {
     connection: Connection,
-    /// Of one request.
+    /// Timeout of one request.
     timeout: Option<Duration>,
-    /// How much is told of reads, by kubectl's levels.
+    /// Verbosity of reads, with kubectl's levels.
     verbosity: u8,
 }
 
-/// The level of `-v` that counts objects.
-const COUNTS: u8 = 1;
-/// The level of `-v` that shows each request.
-const REQUESTS: u8 = 6;
+/// The level of `-v` that prints object counts.
+const COUNTS_LEVEL: u8 = 1;
+/// The level of `-v` that prints each request.
+const REQUESTS_LEVEL: u8 = 6;
 
 impl Cluster {
-    /// The cluster that flags name.
+    /// Connects to the cluster that the flags select.
     ///
     /// # Errors
-    /// Where none is known.
+    /// Returns an error if no cluster is configured.
     pub(super) async fn connect(flags: &ReadingFlags) -> anyhow::Result<Self> {
         Ok(Self {
             connection: Connection::new(&flags.client()).await?,
@@ -55,18 +56,22 @@ impl Cluster {
         })
     }
 
-    /// Everything that decisions depend on, pods aside: namespaces, grants, the configuration, and
-    /// the ConfigMaps and objects of policies; and whether the kind of the configuration is
-    /// installed. `flags` count where there is no configuration; what a configuration in `change` needs
-    /// is among them too.
+    /// Reads everything that decisions depend on, except pods: namespaces, grants, the
+    /// configuration, the ConfigMaps and objects of policies, and whether the kind of the
+    /// configuration is installed. `flags` apply if there is no configuration. The objects that a
+    /// configuration in `change` needs are included, and policies whose layer is off if
+    /// `change` may hold policies.
     ///
     /// # Errors
-    /// What may not be read, or cannot.
+    /// Returns an error for objects that cannot be read.
     pub(super) async fn rules(
         &self,
         flags: &RuleConfig,
-        change: &[Value],
+        change: &Objects,
     ) -> anyhow::Result<(Vec<Value>, bool)> {
+        // The other policies and their data count as well if the layer is enforced.
+        let has_config_maps = change.values().iter().any(|one| is_core(one, "ConfigMap"));
+        let with_policies = change.has_modules() || has_config_maps;
         let mut objects = self.list(&core("Namespace", "namespaces"), None).await?;
         let grants = self.optional(&ours("RoleGrant", "rolegrants")).await?;
         objects.extend(grants.into_iter().flatten());
@@ -75,15 +80,15 @@ impl Cluster {
             .await?;
         let has_kind = configs.is_some();
         let configs = configs.unwrap_or_default();
-        let mut rego = Rego::of(&configs, flags);
-        rego.extend(Rego::of(change, flags));
+        let mut rego = Rego::of(&configs, flags, with_policies);
+        rego.extend(Rego::of(change.values(), flags, with_policies));
         objects.extend(configs);
         for namespace in &rego.namespaces {
             let config_maps = core("ConfigMap", "configmaps");
             objects.extend(self.list(&config_maps, Some(namespace)).await?);
         }
         for kind in &rego.replicate {
-            // The kind's name comes with the answer.
+            // The response names the kind.
             let gvk = GroupVersionKind::gvk(&kind.group, &kind.version, "");
             let resource = ApiResource::from_gvk_with_plural(&gvk, &kind.resource);
             objects.extend(self.list(&resource, None).await?);
@@ -91,22 +96,22 @@ impl Cluster {
         Ok((objects, has_kind))
     }
 
-    /// Whether there is a configuration.
+    /// Returns whether a configuration exists.
     ///
     /// # Errors
-    /// It may not be read, or cannot.
+    /// Returns an error if it cannot be read.
     pub(super) async fn has_config(&self) -> anyhow::Result<bool> {
         let kind = ours("RolegateConfig", "rolegateconfigs");
         let configs = self.optional(&kind).await?;
         Ok(configs.is_some_and(|configs| !configs.is_empty()))
     }
 
-    /// What uses roles, in one namespace or all: pods, and the service accounts that name one. Of each only what
-    /// decisions depend on, for there may be very many; of pods nearly everything where policies
-    /// may ask about it (`whole_pods`).
+    /// Reads the users of roles in one namespace or all: pods, and service accounts that name a
+    /// role. There may be very many, so only fields that decisions depend on are kept, and nearly
+    /// all fields of pods if policies may read them (`whole_pods`).
     ///
     /// # Errors
-    /// What may not be read, or cannot.
+    /// Returns an error for objects that cannot be read.
     pub(super) async fn users(
         &self,
         whole_pods: bool,
@@ -123,24 +128,24 @@ impl Cluster {
             (core("ServiceAccount", "serviceaccounts"), trimmed_account),
         ] {
             let pages = self.pages(&resource, namespace, trim).await;
-            found.extend(pages.map_err(|error| self.told(&resource, namespace, error))?);
+            found.extend(pages.map_err(|error| self.message(&resource, namespace, error))?);
         }
-        // Most accounts are left with nothing.
+        // Most service accounts have no relevant field.
         found.retain(|object| {
             !is_core(object, "ServiceAccount") || object.pointer("/metadata/annotations").is_some()
         });
         Ok(found)
     }
 
-    /// The namespace that is meant where none is named.
+    /// Returns the default namespace.
     pub(super) fn namespace(&self) -> &str {
         self.connection.namespace()
     }
 
-    /// One object of a kind of Kubernetes.
+    /// Reads one object of a Kubernetes kind.
     ///
     /// # Errors
-    /// Where it is not there, or may not be read.
+    /// Returns an error if it does not exist or cannot be read.
     pub(super) async fn object(
         &self,
         kind: &Kind,
@@ -157,16 +162,16 @@ impl Cluster {
         );
         let object = self.read(&path, api.get_opt(name)).await;
         let object = object
-            .map_err(|error| self.told(&resource, Some(namespace), Listing::Failed(error)))?;
+            .map_err(|error| self.message(&resource, Some(namespace), Listing::Failed(error)))?;
         let kind = kind.kind.to_lowercase();
         let object = object.ok_or_else(|| {
             let place = self.place(namespace);
-            anyhow!("there is no {kind} {name} in {place}: give its namespace by -n")
+            anyhow!("cannot find {kind} {name} in {place}: set its namespace with -n")
         })?;
         named(object, &resource)
     }
 
-    /// A namespace with the cluster that it is of, for messages.
+    /// Formats a namespace and its cluster, for messages.
     fn place(&self, namespace: &str) -> String {
         match self.connection.context() {
             Some(context) => format!("namespace {namespace} (context {})", plain(context)),
@@ -174,10 +179,10 @@ impl Cluster {
         }
     }
 
-    /// The objects of a kind of group `apps` in a namespace.
+    /// Reads the objects of a kind of group `apps` in a namespace.
     ///
     /// # Errors
-    /// What may not be read, or cannot.
+    /// Returns an error for objects that cannot be read.
     pub(super) async fn workloads(
         &self,
         kind: &str,
@@ -189,7 +194,7 @@ impl Cluster {
         self.list(&resource, Some(namespace)).await
     }
 
-    /// Objects of ours; `None` where their kind is not installed.
+    /// Lists objects of a custom resource; `None` if it is not installed.
     async fn optional(&self, resource: &ApiResource) -> anyhow::Result<Option<Vec<Value>>> {
         match self.pages(resource, None, whole).await {
             Err(Listing::Failed(ReadError::Api(kube::Error::Api(status))))
@@ -197,7 +202,7 @@ impl Cluster {
             {
                 Ok(None)
             }
-            Err(error) => Err(self.told(resource, None, error)),
+            Err(error) => Err(self.message(resource, None, error)),
             Ok(found) => Ok(Some(found)),
         }
     }
@@ -208,7 +213,7 @@ impl Cluster {
         namespace: Option<&str>,
     ) -> anyhow::Result<Vec<Value>> {
         let pages = self.pages(resource, namespace, whole).await;
-        pages.map_err(|error| self.told(resource, namespace, error))
+        pages.map_err(|error| self.message(resource, namespace, error))
     }
 
     async fn pages(
@@ -224,7 +229,7 @@ impl Cluster {
         };
         let mut progress = Progress::new(&resource.plural);
         let mut found = Vec::new();
-        let mut page = ListParams::default().limit(PAGE);
+        let mut page = ListParams::default().limit(PAGE_SIZE);
         let path = DynamicObject::url_path(resource, namespace);
         loop {
             let list = self.read(&path, api.list(&page)).await;
@@ -237,7 +242,7 @@ impl Cluster {
             for object in list.items {
                 found.push(trim(named(object, &resource).map_err(Listing::Unreadable)?));
             }
-            if found.len() > MOST {
+            if found.len() > MAX_OBJECTS {
                 return Err(Listing::TooMany);
             }
             progress.show(found.len(), list.metadata.remaining_item_count);
@@ -245,14 +250,16 @@ impl Cluster {
                 Some(next) => page = page.continue_token(&next),
                 None => {
                     drop(progress);
-                    self.verbose(COUNTS, || format!("{} {}", found.len(), resource.plural));
+                    self.verbose(COUNTS_LEVEL, || {
+                        format!("{} {}", found.len(), resource.plural)
+                    });
                     return Ok(found);
                 }
             }
         }
     }
 
-    /// The outcome of one request, in the time that it may take.
+    /// Runs one request with the timeout.
     async fn read<T>(
         &self,
         path: &str,
@@ -266,7 +273,7 @@ impl Cluster {
                 Err(_) => Err(ReadError::TimedOut(time)),
             },
         };
-        self.verbose(REQUESTS, || {
+        self.verbose(REQUESTS_LEVEL, || {
             let outcome = match &result {
                 Ok(_) => "OK".to_owned(),
                 Err(ReadError::Api(kube::Error::Api(status))) => status.code.to_string(),
@@ -283,12 +290,12 @@ impl Cluster {
     fn verbose(&self, level: u8, text: impl FnOnce() -> String) {
         if self.verbosity >= level {
             let text = text();
-            // Nothing is left to do where standard error is closed.
+            // Ignored: standard error may be closed.
             let _ = writeln!(std::io::stderr(), "{}", plain(&text));
         }
     }
 
-    fn told(
+    fn message(
         &self,
         resource: &ApiResource,
         namespace: Option<&str>,
@@ -297,7 +304,10 @@ impl Cluster {
         match error {
             Listing::Failed(error) => self.failed(&resource.plural, namespace, &error),
             Listing::Unreadable(error) => error,
-            Listing::TooMany => anyhow!("there are more than {MOST} {}", resource.plural),
+            Listing::TooMany => anyhow!(
+                "the cluster has more than {MAX_OBJECTS} {}",
+                resource.plural
+            ),
         }
     }
 
@@ -310,7 +320,7 @@ impl Cluster {
             ReadError::Api(error) => error,
             ReadError::TimedOut(time) => {
                 return anyhow!(
-                    "cannot read {plural} {place} at {url}: no answer in {} ms \
+                    "cannot read {plural} {place} at {url}: no response within {} ms \
                      (--request-timeout)",
                     time.as_millis()
                 );
@@ -318,9 +328,9 @@ impl Cluster {
         };
         match error {
             kube::Error::Api(status) if status.code == 403 => anyhow!(
-                "you may not read {plural} {place} at {url}: ask for the verbs get and list on them \
-                 (ClusterRole rolegate-view of deploy/rolegate-view.yaml has those for the rules), or \
-                 give manifests in their stead, with --rules and --offline"
+                "not permitted to read {plural} {place} at {url}: request the verbs get and list on them \
+                 (ClusterRole rolegate-view of deploy/rolegate-view.yaml grants them for the rules), or \
+                 use manifests instead, with --rules and --offline"
             ),
             error => anyhow!(
                 "cannot read {plural} {place} at {url}: {}",
@@ -330,7 +340,7 @@ impl Cluster {
     }
 }
 
-/// Why one request failed.
+/// The reason why one request failed.
 enum ReadError {
     Api(kube::Error),
     TimedOut(Duration),
@@ -342,7 +352,7 @@ enum Listing {
     TooMany,
 }
 
-/// What is needed for policies; nothing where their layer is off.
+/// The kinds that policies need.
 #[derive(Default)]
 struct Rego {
     namespaces: BTreeSet<String>,
@@ -350,15 +360,16 @@ struct Rego {
 }
 
 impl Rego {
-    /// As the configuration says, which is read for good later, or else `flags`.
-    fn of(configs: &[Value], flags: &RuleConfig) -> Self {
+    /// Reads it from the configuration, which is validated later, or else from `flags`. Empty if the
+    /// layer is off and `if_off` is not set.
+    fn of(configs: &[Value], flags: &RuleConfig, if_off: bool) -> Self {
         let name = |object: &&Value| {
             let name = object.pointer("/metadata/name").and_then(Value::as_str);
             name == Some(CONFIG_NAME)
         };
         let mut ours = configs.iter().filter(|object| is_config(object));
         let Some(config) = ours.find(name) else {
-            if flags.modes.rego == Mode::Off {
+            if flags.modes.rego == Mode::Off && !if_off {
                 return Self::default();
             }
             let namespaces = flags.rego.namespaces.iter();
@@ -372,7 +383,7 @@ impl Rego {
             Some(list.iter().filter_map(Value::as_str).collect())
         };
         let mode = config.pointer("/spec/layers/rego").and_then(Value::as_str);
-        if matches!(mode, None | Some("off")) {
+        if matches!(mode, None | Some("off")) && !if_off {
             return Self::default();
         }
         Self {
@@ -397,12 +408,12 @@ impl Rego {
     }
 }
 
-/// Whether an object is a configuration of the rules.
+/// Returns whether an object is a `RolegateConfig`.
 pub(super) fn is_config(object: &Value) -> bool {
     is_ours(object, "RolegateConfig")
 }
 
-/// Whether an object is of a kind of ours.
+/// Returns whether an object is of a kind of rolegate's API group.
 pub(super) fn is_ours(object: &Value, kind: &str) -> bool {
     let text = |field| {
         object
@@ -413,11 +424,11 @@ pub(super) fn is_ours(object: &Value, kind: &str) -> bool {
     text("kind") == kind && text("apiVersion").split('/').next() == Some(GROUP)
 }
 
-/// An object with its kind, which lists leave out.
+/// Returns an object with its kind, which lists omit.
 fn named(object: DynamicObject, resource: &ApiResource) -> anyhow::Result<Value> {
-    let mut value = serde_json::to_value(object).context("an object is not JSON")?;
+    let mut value = serde_json::to_value(object).context("cannot serialize an object")?;
     let Value::Object(fields) = &mut value else {
-        bail!("an object is not JSON");
+        bail!("an object is not a JSON map");
     };
     fields.insert("apiVersion".into(), resource.api_version.as_str().into());
     fields.insert("kind".into(), resource.kind.as_str().into());
@@ -431,8 +442,8 @@ fn whole(object: Value) -> Value {
     object
 }
 
-/// A pod without what is most of it: of containers and volumes only what asks AWS for a role is
-/// left, see [`rolegate_admission::WebIdentity`].
+/// Returns a pod without most of its fields. Of containers and volumes it keeps the AWS settings
+/// that request a role, see [`rolegate_admission::WebIdentity`].
 fn trimmed_pod(pod: Value) -> Value {
     let mut pod = without_history(pod);
     keep(
@@ -466,7 +477,7 @@ fn trimmed_pod(pod: Value) -> Value {
     pod
 }
 
-/// A pod as it is made, with what of its status decisions depend on.
+/// Returns a pod as it was created, with the status fields that decisions depend on.
 fn without_history(mut pod: Value) -> Value {
     keep(pod.get_mut("status"), &["phase", "podIP", "podIPs"]);
     if let Some(Value::Object(annotations)) = pod.pointer_mut("/metadata/annotations") {
@@ -475,7 +486,7 @@ fn without_history(mut pod: Value) -> Value {
     pod
 }
 
-/// A service account's role alone.
+/// Returns a service account with its role only.
 fn trimmed_account(mut account: Value) -> Value {
     keep(Some(&mut account), &["apiVersion", "kind", "metadata"]);
     keep(

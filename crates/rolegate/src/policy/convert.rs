@@ -13,21 +13,23 @@ use super::in_force::refuse_idle;
 use super::load::{Current, Objects};
 use crate::output::{self, ObjectOutputFlags};
 
-/// What `--help` says first.
-pub(super) const LONG_ABOUT: &str = "Turn the namespaces' annotations of kube2iam (allowed-roles) and kiam (permitted) \
+/// The introduction of the help text.
+pub(super) const LONG_ABOUT: &str = "Convert the namespace annotations of kube2iam (allowed-roles) and kiam (permitted) \
 into grants.\n\n\
-A grant never allows what the annotations did not. Regular expressions become grants where they are \
-plain text, alternatives and `.*`; what can't be said so is left out and told, as a comment and on \
-standard error. External IDs, which annotations don't name, are those of pods.";
+A grant never allows more than the annotations did. Regular expressions become grants if they consist of \
+plain text, alternatives and `.*`. Others are omitted and listed in a comment and on \
+standard error. External IDs, which annotations do not contain, are taken from pods.";
 
 /// Arguments of `rolegate policy convert`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   rolegate policy convert > grants.yaml
-  rolegate policy convert -f namespaces.yaml --base-role-arn arn:aws:iam::123456789012:role/")]
+  rolegate policy convert -f namespaces.yaml --base-role-arn arn:aws:iam::123456789012:role/
+
+Exit codes: 0 written, also if comments name what could not be converted, 1 failed, 64 wrong usage.")]
 pub(super) struct ConvertArguments {
-    /// Namespaces and pods from this manifest or folder instead of the cluster; may be repeated
+    /// Manifest or directory with namespaces and pods to use instead of the cluster. May be repeated
     #[arg(short, long, value_name = "PATH")]
     filename: Vec<PathBuf>,
     #[command(flatten)]
@@ -38,14 +40,14 @@ pub(super) struct ConvertArguments {
     read: ReadFlags,
 }
 
-/// Converts.
+/// Runs the command.
 pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
     files::validate(&arguments.filename)?;
     let current = Current::read(&arguments.read, &arguments.filename, &Objects::default()).await?;
     let mut current = current.guessing();
     if matches!(current.sources.agents, Some(Agents::Unknown(_))) {
-        // Nothing of what is written depends on which layers are on: this may be kube2iam's cluster.
+        // The output does not depend on enabled layers, since the cluster may still run kube2iam.
         current.sources.agents = None;
     }
     current

@@ -24,17 +24,17 @@ use super::{REFUSED, files};
 use crate::flags::invalid;
 use crate::output::{self, OutputFlags, Shown};
 
-/// The name of a pod that is only thought of.
-const IMAGINED: &str = "imagined";
+/// The name of a hypothetical pod.
+const HYPOTHETICAL: &str = "hypothetical";
 
-/// What `--help` says first.
-pub(super) const LONG_ABOUT: &str = "Tell why a pod may have its role, or may not, and what would change that.\n\n\
-Shows what each layer said with the rule that decided, the session that would be asked of STS, which \
-Rego policies are asked, and for a refusal by grants the smallest grant that is missing, ready to \
-apply. The answer ends with the rules in force: without a RolegateConfig these are the flags of \
-the agents' DaemonSet, or of the brokers' Deployment. For a Deployment and its like the pods of its template are explained. With --role and without \
-an object, the flags describe a pod that is only thought of. With -A or --denied all pods are explained, \
-or those that are refused, a line each.";
+/// The introduction of the help text.
+pub(super) const LONG_ABOUT: &str = "Explain why a pod may or may not have its role, and what would change that.\n\n\
+Shows each layer's result with the rule that decided, the session that would be requested from STS, the \
+Rego policies that are evaluated and, for a denial by grants, the minimal missing grant, ready to \
+apply. The output ends with the rules in force: without a RolegateConfig these are the flags of \
+the agents' DaemonSet, or of the brokers' Deployment. For a Deployment or similar kind, it explains the pods of its template. With --role and without \
+an object, the flags describe a hypothetical pod. -A explains all pods and --denied \
+all denied pods, one line each.";
 
 /// Arguments of `rolegate policy explain`.
 #[derive(Debug, Args)]
@@ -48,31 +48,31 @@ Examples:
 
 Exit codes: 0 allowed, 1 failed, 3 no credentials, or with several pods one that is refused, 64 wrong usage.")]
 pub(super) struct ExplainArguments {
-    /// The pod, or what makes pods, as kubectl takes it: NAME, pod/NAME, pod NAME, deploy/NAME; or pods for all of the namespace
+    /// Pod, or object that creates pods, in kubectl's syntax: NAME, pod/NAME, pod NAME, deploy/NAME; or pods for all pods of the namespace
     #[arg(value_name = "OBJECT", num_args = 0..=2, conflicts_with_all = ["role", "service_account", "label", "external_id", "session_name"])]
     object: Vec<String>,
-    /// Namespace of the pod; by default that of the kubeconfig's context, and default without a cluster
+    /// Namespace of the pod [default: that of the kubeconfig's context, or default without a cluster]
     #[arg(short, long, value_name = "NAME", value_parser = name, conflicts_with = "all_namespaces")]
     namespace: Option<String>,
     /// Explain the pods of all namespaces
     #[arg(short = 'A', long, conflicts_with = "role")]
     all_namespaces: bool,
-    /// Explain the pods that are refused their role, and no others
+    /// Explain only pods that are denied their role
     #[arg(long, conflicts_with = "role")]
     denied: bool,
-    /// Role that the pod would name: a name or an ARN
+    /// Role that the pod would request, as a name or an ARN
     #[arg(long, value_name = "ROLE")]
     role: Option<String>,
     /// Service account that the pod would have
     #[arg(long, value_name = "NAME", default_value = "default", value_parser = name)]
     service_account: String,
-    /// Label that the pod would have; may be repeated
+    /// Label that the pod would have. May be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
-    /// External ID that the pod would name
+    /// External ID that the pod would request
     #[arg(long, value_name = "ID")]
     external_id: Option<String>,
-    /// Session name that the pod would ask for
+    /// Session name that the pod would request
     #[arg(long, value_name = "NAME")]
     session_name: Option<String>,
     #[command(flatten)]
@@ -98,19 +98,19 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// Explains.
+/// Runs the command.
 pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
-    let asked = Asked::of(&arguments)?;
+    let asked = Target::of(&arguments)?;
     files::validate(&arguments.from.rules)?;
     match asked {
-        Asked::Pods => pods(&arguments).await,
-        Asked::One(object) => one(&arguments, Some(&object)).await,
-        Asked::Imagined => one(&arguments, None).await,
+        Target::Pods => pods(&arguments).await,
+        Target::One(object) => one(&arguments, Some(&object)).await,
+        Target::Hypothetical => one(&arguments, None).await,
     }
 }
 
-/// Explains the pods of a namespace or of all.
+/// Explains the pods of a namespace or of all namespaces.
 async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
     let mut current = Current::laid_over(&arguments.read, &arguments.from).await?;
     let namespace = match arguments.all_namespaces {
@@ -146,7 +146,7 @@ async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Explains one pod, or those of a template.
+/// Explains one pod, or the pods of a template.
 async fn one(
     arguments: &ExplainArguments,
     object: Option<&Object<'_>>,
@@ -173,8 +173,8 @@ async fn one(
         explained.decision == Outcome::NoRole && roles.any(|one| one.role.is_some())
     };
     let has_role = explained.decision == Outcome::Allowed || by_token();
-    // A pod that is there is past the gate.
-    let fine = has_role && (asked.is_there || explained.gate.is_none());
+    // An existing pod has passed admission.
+    let fine = has_role && (asked.exists || explained.admission.is_none());
     Ok(if fine {
         ExitCode::SUCCESS
     } else {
@@ -187,7 +187,7 @@ async fn one(
 struct Answer {
     #[serde(flatten)]
     explained: Explained,
-    /// Of the object; none of a pod that is only thought of.
+    /// The name of the object; `None` for a hypothetical pod.
     #[serde(skip)]
     name: Option<String>,
 }
@@ -213,12 +213,12 @@ impl Shown for ExplainedPods {
     }
 }
 
-/// What of an explanation must not depend on a base ARN that is not known.
+/// The parts of an explanation that must not depend on an unknown base ARN.
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
     decision: Outcome,
     role_arn: Option<String>,
-    /// The layers that refuse: for doors, at the gate, and of each role of web identity.
+    /// The layers that deny: at agents, at admission, and for each web identity role.
     refusals: Vec<Option<String>>,
     /// The layers, and whether they allow.
     layers: Vec<(String, bool)>,
@@ -227,7 +227,7 @@ struct Verdict {
 impl From<&Explained> for Verdict {
     fn from(explained: &Explained) -> Self {
         let tokens = explained.web_identity.iter().map(|one| &one.refusal);
-        let refusals = [&explained.denial, &explained.gate]
+        let refusals = [&explained.denial, &explained.admission]
             .into_iter()
             .chain(tokens);
         let layers = explained.layers.iter();
@@ -242,32 +242,32 @@ impl From<&Explained> for Verdict {
     }
 }
 
-/// The pod that is asked about among the objects.
-struct AskedPod {
-    /// As it is or would be.
+/// The requested pod among the objects.
+struct RequestedPod {
+    /// The pod as it is or would be.
     object: Value,
     namespace: String,
     name: String,
-    /// Whether it is there, and not only thought of.
-    is_there: bool,
+    /// True if it exists, rather than being hypothetical.
+    exists: bool,
 }
 
-impl AskedPod {
+impl RequestedPod {
     fn explained(&self, loaded: &Loaded, now: Timestamp) -> anyhow::Result<Explained> {
         let (name, namespace) = (&self.name, &self.namespace);
         let mut workloads = loaded.workloads.iter();
         let found = workloads.find(|one| *one.name == **name && *one.namespace == **namespace);
         let mut workload = found
             .cloned()
-            .ok_or_else(|| anyhow!("there is no pod {name} in namespace {namespace}"))?;
+            .ok_or_else(|| anyhow!("cannot find pod {name} in namespace {namespace}"))?;
         let web_identity = loaded.web_identity.iter().find(|one| {
             let unnamed = one.unnamed.iter().map(|unnamed| &unnamed.pod);
             let pod = one.asking.iter().chain(unnamed).next();
             pod.is_some_and(|pod| pod.name == workload.name && pod.namespace == workload.namespace)
         });
-        let (policies, gate) = asked_policies(loaded, &workload, &self.object, now);
-        if !self.is_there {
-            // Told as what it is.
+        let (policies, gate) = evaluated_policies(loaded, &workload, &self.object, now);
+        if !self.exists {
+            // A hypothetical pod is shown without a name.
             workload.name = "".into();
         }
         Ok(explain(&Question {
@@ -276,42 +276,42 @@ impl AskedPod {
             policies: &policies,
             workload: &workload,
             web_identity,
-            gate: gate.as_ref(),
+            admission: gate.as_ref(),
             now,
         }))
     }
 }
 
-/// What is asked about.
+/// The object that the command explains.
 #[derive(Debug, PartialEq, Eq)]
-enum Asked<'a> {
+enum Target<'a> {
     /// All pods of a namespace or of the cluster.
     Pods,
     /// One object.
     One(Object<'a>),
-    /// A pod that flags describe.
-    Imagined,
+    /// A hypothetical pod that flags describe.
+    Hypothetical,
 }
 
-/// An object that is asked about.
+/// The named object.
 #[derive(Debug, PartialEq, Eq)]
 struct Object<'a> {
     kind: &'static Kind,
     name: &'a str,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> Target<'a> {
     fn of(arguments: &'a ExplainArguments) -> anyhow::Result<Self> {
         let lists = arguments.all_namespaces || arguments.denied;
         let texts: Vec<_> = arguments.object.iter().map(String::as_str).collect();
         let asked = match Self::parse(&texts)? {
             Some(asked) => asked,
-            None if arguments.role.is_some() => Self::Imagined,
+            None if arguments.role.is_some() => Self::Hypothetical,
             None if lists => Self::Pods,
             None => {
                 return Err(invalid(
-                    "an object is required, such as pod/NAME or deploy/NAME; or --role for a pod \
-                     that is only thought of, -A for all pods, --denied for those that are refused",
+                    "an object is required, such as pod/NAME or deploy/NAME; or --role for a hypothetical pod\
+                     , -A for all pods, --denied for denied pods",
                 ));
             }
         };
@@ -319,14 +319,14 @@ impl<'a> Asked<'a> {
             Self::One(object) if lists => {
                 let object = object.shown();
                 Err(invalid(format!(
-                    "-A and --denied are for all pods: leave them or {object} out"
+                    "-A and --denied select all pods: omit them or {object}"
                 )))
             }
             _ => Ok(asked),
         }
     }
 
-    /// What words say; nothing where there are none.
+    /// Parses the words. Returns `None` if there are none.
     fn parse(words: &[&'a str]) -> anyhow::Result<Option<Self>> {
         let (kind, name) = match words {
             [] => return Ok(None),
@@ -336,7 +336,7 @@ impl<'a> Asked<'a> {
                 (None, Some(kind)) => {
                     let kind = kind.kind.to_lowercase();
                     let why =
-                        format!("{word} is a kind: name one as {kind}/NAME, a pod as pod/{word}");
+                        format!("{word} is a kind: write {kind}/NAME, or pod/{word} for a pod");
                     return Err(invalid(why));
                 }
                 (None, None) => ("pod", *word),
@@ -345,9 +345,7 @@ impl<'a> Asked<'a> {
         };
         let kind = Kind::named(kind).ok_or_else(|| {
             let names = Kind::names();
-            invalid(format!(
-                "{kind} makes no pods that could be explained: name one of {names}"
-            ))
+            invalid(format!("{kind} does not create pods: use one of {names}"))
         })?;
         super::flags::name(name).map_err(|error| invalid(format!("NAME: {error}")))?;
         Ok(Some(Self::One(Object { kind, name })))
@@ -355,7 +353,7 @@ impl<'a> Asked<'a> {
 }
 
 impl Object<'_> {
-    /// As kubectl writes it.
+    /// Formats the object in kubectl's syntax.
     fn shown(&self) -> String {
         let kind = self.kind.kind.to_lowercase();
         match self.kind.group {
@@ -365,16 +363,16 @@ impl Object<'_> {
     }
 }
 
-/// The rules with the pod that is asked about among them.
+/// Loads the rules and the requested pod.
 async fn load(
     arguments: &ExplainArguments,
     asked: Option<&Object<'_>>,
-) -> anyhow::Result<(Current, AskedPod)> {
+) -> anyhow::Result<(Current, RequestedPod)> {
     let mut current = Current::laid_over(&arguments.read, &arguments.from).await?;
     let objects = &mut current.objects;
     let namespace = objects.namespace(arguments.namespace.as_deref());
     let object = match asked {
-        None => imagined(arguments, &namespace, &current.sources.deciding()?.keys),
+        None => hypothetical(arguments, &namespace, &current.sources.deciding()?.keys),
         Some(asked) => {
             let Object { kind, name } = asked;
             let found = objects.take(|value| {
@@ -388,36 +386,36 @@ async fn load(
                 (None, Some(cluster)) => cluster.object(kind, &namespace, name).await?,
                 (None, None) => {
                     let kind = kind.kind.to_lowercase();
-                    bail!("there is no {kind} {name} of namespace {namespace} in --rules");
+                    bail!("cannot find {kind} {name} of namespace {namespace} in --rules");
                 }
             };
             match kind.is_pod() {
                 true => completed(&found, &namespace),
-                false => completed(&kind.pod_of(&found, IMAGINED, &namespace), &namespace),
+                false => completed(&kind.pod_of(&found, HYPOTHETICAL, &namespace), &namespace),
             }
         }
     };
     current.objects.push(with_uid(object.clone()));
     let pod = asked.filter(|asked| asked.kind.is_pod());
-    let asked = AskedPod {
+    let asked = RequestedPod {
         object,
         namespace,
-        name: pod.map_or(IMAGINED, |pod| pod.name).to_owned(),
-        is_there: pod.is_some(),
+        name: pod.map_or(HYPOTHETICAL, |pod| pod.name).to_owned(),
+        exists: pod.is_some(),
     };
     Ok((current, asked))
 }
 
-/// A pod of a manifest has no UID, and pods that exist have.
+/// Adds a UID to a pod of a manifest, as existing pods have one.
 fn with_uid(mut object: Value) -> Value {
     if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-        metadata.entry("uid").or_insert_with(|| IMAGINED.into());
+        metadata.entry("uid").or_insert_with(|| HYPOTHETICAL.into());
     }
     object
 }
 
-/// The pod that the flags describe.
-fn imagined(arguments: &ExplainArguments, namespace: &str, keys: &AnnotationKeys) -> Value {
+/// Returns the hypothetical pod that the flags describe.
+fn hypothetical(arguments: &ExplainArguments, namespace: &str, keys: &AnnotationKeys) -> Value {
     let annotations = [
         (keys.role.as_str(), &arguments.role),
         (keys.external_id.as_str(), &arguments.external_id),
@@ -436,7 +434,7 @@ fn imagined(arguments: &ExplainArguments, namespace: &str, keys: &AnnotationKeys
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": IMAGINED,
+            "name": HYPOTHETICAL,
             "namespace": namespace,
             "labels": labels,
             "annotations": annotations,
@@ -445,8 +443,8 @@ fn imagined(arguments: &ExplainArguments, namespace: &str, keys: &AnnotationKeys
     })
 }
 
-/// What Rego policies say at the gate and at doors, and what refuses at the gate.
-fn asked_policies(
+/// Evaluates Rego policies for admission and agents, and returns the denials at admission.
+fn evaluated_policies(
     loaded: &Loaded,
     workload: &Workload,
     object: &Value,
@@ -462,22 +460,22 @@ fn asked_policies(
         groups: Vec::new(),
     };
     let review = creation_of(object, &creator, &workload.namespace);
-    let gate = policies.judge_review(&review, now);
-    let door = policies.judge_pod(workload, now);
+    let admission = policies.evaluate_review(&review, now);
+    let agent = policies.evaluate_pod(workload, now);
     let mut all: std::collections::BTreeMap<Arc<str>, AskedPolicy> = Default::default();
-    for (findings, is_gate) in [(&gate, true), (&door, false)] {
+    for (findings, is_gate) in [(&admission, true), (&agent, false)] {
         let denying = findings.denials.iter().map(|one| &one.policy);
-        for id in findings.asked.iter().chain(denying) {
+        for id in findings.evaluated.iter().chain(denying) {
             let policy = all.entry(id.clone()).or_insert_with(|| AskedPolicy {
                 name: loaded.names.shown(id).to_owned(),
-                gate: false,
-                door: false,
+                admission: false,
+                agent: false,
                 denials: Vec::new(),
             });
             if is_gate {
-                policy.gate = true;
+                policy.admission = true;
             } else {
-                policy.door = true;
+                policy.agent = true;
             }
         }
         for denial in &findings.denials {
@@ -488,11 +486,11 @@ fn asked_policies(
             }
         }
     }
-    let refuses = mode == Mode::Enforce && !gate.is_allowed();
+    let refuses = mode == Mode::Enforce && !admission.is_allowed();
     let refusal = refuses.then(|| Refusal {
         layer: "rego".into(),
-        rule: loaded.names.in_sentence(&gate.rule()),
-        reason: loaded.names.in_sentence(&gate.reason()),
+        rule: loaded.names.in_sentence(&admission.rule()),
+        reason: loaded.names.in_sentence(&admission.reason()),
     });
     (all.into_values().collect(), refusal)
 }
@@ -514,15 +512,15 @@ mod tests {
             (&["job/x"], "job.batch/x"),
             (&["cronjob/x"], "cronjob.batch/x"),
         ] {
-            match Asked::parse(words).unwrap() {
-                Some(Asked::One(object)) => assert_eq!(object.shown(), expected),
+            match Target::parse(words).unwrap() {
+                Some(Target::One(object)) => assert_eq!(object.shown(), expected),
                 other => panic!("{words:?}: {other:?}"),
             }
         }
-        assert_eq!(Asked::parse(&["pods"]).unwrap(), Some(Asked::Pods));
-        assert_eq!(Asked::parse(&[]).unwrap(), None);
+        assert_eq!(Target::parse(&["pods"]).unwrap(), Some(Target::Pods));
+        assert_eq!(Target::parse(&[]).unwrap(), None);
         for wrong in [&["deploy"][..], &["service/x"], &["pod", "a/b"], &["pod/"]] {
-            assert!(Asked::parse(wrong).is_err(), "{wrong:?}");
+            assert!(Target::parse(wrong).is_err(), "{wrong:?}");
         }
     }
 }

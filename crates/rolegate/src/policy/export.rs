@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use rolegate_admission::registration::{Endpoint, Registration, webhook_configuration};
+use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_api::crds_yaml;
 use rolegate_core::config::RuleConfig;
 use rolegate_policy::document;
@@ -17,50 +17,52 @@ use super::in_force::refuse_idle;
 use super::load::{Current, Loaded};
 use crate::output::{self, ObjectOutputFlags};
 
-/// What is written.
+/// The kind of exported objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Exported {
-    /// ValidatingAdmissionPolicies, which an API server from 1.30 on enforces without the webhook
+    /// ValidatingAdmissionPolicies, which API servers from version 1.30 on enforce without the webhook
     Vap,
-    /// The registration of the webhook for these rules
+    /// The ValidatingWebhookConfiguration for these rules
     Webhook,
     /// The custom resource definitions
     Crds,
 }
 
-/// What `--help` says first.
-pub(super) const LONG_ABOUT: &str = "Write the rules as objects that the API server enforces or needs.\n\n\
-What cannot be said in the format is told in comments and on standard error, and never left open \
-where a refusal is possible.";
+/// The introduction of the help text.
+pub(super) const LONG_ABOUT: &str = "Write the rules as objects that the API server enforces or requires.\n\n\
+Rules that the format cannot express are listed in comments and on standard error. They are exported as a denial \
+where possible, never as an allowance.";
 
 /// Arguments of `rolegate policy export`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   rolegate policy export --format vap --rules rules/ | kubectl apply --server-side -f -
-  rolegate policy export --format crds | kubectl apply -f -")]
+  rolegate policy export --format crds | kubectl apply -f -
+
+Exit codes: 0 written, 1 failed, or more grants than the format can hold, 64 wrong usage.")]
 pub(super) struct ExportArguments {
-    /// Kind of objects that are written
+    /// Kind of objects to write
     #[arg(long, value_name = "FORMAT")]
     format: Exported,
     #[command(flatten)]
     output: ObjectOutputFlags,
     #[command(flatten)]
     from: RulesFrom,
-    /// Namespace that rolegate runs in, for the Service of the webhook and the parameters of policies
+    /// Namespace of rolegate, for the webhook's Service and the policies' parameters
     #[arg(short, long, value_name = "NAME", default_value = "rolegate-system", value_parser = name)]
     namespace: String,
     /// Service of the webhook
     #[arg(long, value_name = "NAME", default_value = "rolegate-admission", value_parser = name)]
     service: String,
-    /// Certificates (PEM) that the webhook's is checked by; by default somebody else fills them in
+    /// CA certificates (PEM) for the webhook's certificate. By default the controller or cert-manager adds them
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     #[command(flatten)]
     read: ReadFlags,
 }
 
-/// Exports.
+/// Runs the command.
 pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
     files::validate(&arguments.from.rules)?;
@@ -119,7 +121,7 @@ fn webhook(arguments: &ExportArguments, loaded: &Loaded) -> anyhow::Result<Strin
         config: &snapshot.config,
         keys: &loaded.deciding.keys,
         has_default_role: snapshot.rules.default_role.is_some() || has_default,
-        has_rego: snapshot.asks_policies_at_gate(),
+        has_rego: snapshot.asks_policies_at_admission(),
         endpoint: Endpoint::Service {
             namespace: &arguments.namespace,
             name: &arguments.service,

@@ -1,4 +1,4 @@
-//! Manifests and modules of Rego from files, folders and standard input, bounded.
+//! Reads manifests and Rego modules from files, directories and standard input, within limits.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rolegate_policy::manifest::{self, Document, MOST_BYTES};
+use rolegate_policy::manifest::{self, Document, MAX_BYTES};
 use rolegate_policy::text::plain;
 use rolegate_rules::offline::Module;
 use serde_json::Value;
@@ -14,22 +14,22 @@ use serde_json::Value;
 use super::ignore::Ignore;
 use crate::flags::invalid;
 
-/// Most files of one command.
-const MOST_FILES: usize = 10_000;
-/// Most bytes of all files of one command.
-const MOST_IN_ALL: usize = 256 * 1024 * 1024;
-/// Deepest folders.
-const MOST_DEPTH: usize = 32;
-/// Endings of manifests in folders.
+/// Maximum number of files per command.
+const MAX_FILES: usize = 10_000;
+/// Maximum size of all files of one command, in bytes.
+const MAX_TOTAL_BYTES: usize = 256 * 1024 * 1024;
+/// Maximum depth of directories.
+const MAX_DEPTH: usize = 32;
+/// File name extensions of manifests in directories.
 const MANIFESTS: &[&str] = &["yaml", "yml", "json"];
-/// The ending of modules.
+/// The file name extension of modules.
 const REGO: &str = "rego";
-/// The ending of names of modules that hold tests.
+/// The suffix of modules that contain tests.
 pub(super) const TESTS: &str = "_test.rego";
-/// The path that means standard input.
+/// The path of standard input.
 const STDIN: &str = "-";
 
-/// A file with its objects.
+/// A file and its objects.
 #[derive(Debug)]
 pub(super) struct Manifests {
     /// The path as given, or `-`.
@@ -41,60 +41,60 @@ pub(super) struct Manifests {
 /// The files to read, and how to read them.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Selection<'a> {
-    /// Files that are passed over.
+    /// The files to skip.
     pub(super) ignore: Option<&'a Ignore>,
     /// The Rego modules to read.
     pub(super) modules: Modules,
-    /// True if each path must hold an object, and not only lists without items.
-    pub(super) demands_objects: bool,
-    /// True if a path need not hold anything.
+    /// True if each path must contain an object, and not only lists without items.
+    pub(super) requires_objects: bool,
+    /// True if a path may be empty.
     pub(super) allows_empty: bool,
 }
 
 /// The Rego modules to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Modules {
-    /// No modules: a file of Rego is not a manifest.
+    /// No modules: a Rego file is not a manifest.
     #[default]
     None,
-    /// Policies; files named `*_test.rego` in folders are passed over.
+    /// Policies; files named `*_test.rego` in directories are skipped.
     Policies,
     /// All.
     All,
 }
 
-/// The content that was read.
+/// The files that were read.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// Files of manifests.
+    /// The manifests.
     pub(super) manifests: Vec<Manifests>,
-    /// Modules of Rego.
+    /// The Rego modules.
     pub(super) modules: Vec<Module>,
-    /// Notes about skipped documents, a sentence each.
-    pub(super) passed_over: Vec<String>,
+    /// A sentence for each skipped document.
+    pub(super) skipped: Vec<String>,
 }
 
-/// Refuses paths that make no sense, before anything is read.
+/// Rejects invalid paths before anything is read.
 ///
 /// # Errors
-/// Standard input named twice, as wrong usage.
+/// Returns a usage error if standard input is named twice.
 pub(super) fn validate<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
     let stdin = paths
         .into_iter()
         .filter(|path| path.as_os_str() == STDIN)
         .count();
     if stdin > 1 {
-        return Err(invalid("standard input (-) can be read once only"));
+        return Err(invalid("standard input (-) can only be read once"));
     }
     Ok(())
 }
 
-/// Reads everything at `paths`: files, folders with their subfolders, `-`. Documents in a folder
-/// that are not objects are skipped; a file that is named explicitly may only hold objects.
+/// Reads everything at `paths`: files, directories with their subdirectories, `-`. Documents in a
+/// directory that are not objects are skipped. A file that is named explicitly may only contain
+/// objects.
 ///
 /// # Errors
-/// Returns an error for unreadable content, with file, line and advice, and for a path without
-/// content.
+/// Returns an error for unreadable content, with file, line and advice, and for an empty path.
 pub(super) fn read(paths: &[PathBuf], selection: Selection<'_>) -> anyhow::Result<Contents> {
     let mut reader = Reader {
         selection,
@@ -109,16 +109,16 @@ pub(super) fn read(paths: &[PathBuf], selection: Selection<'_>) -> anyhow::Resul
     Ok(reader.contents)
 }
 
-/// The objects of all files.
+/// Returns the objects of all files.
 pub(super) fn objects(manifests: Vec<Manifests>) -> Vec<Value> {
     let documents = manifests.into_iter().flat_map(|one| one.documents);
     documents.map(|document| document.value).collect()
 }
 
-/// The bytes of one file.
+/// Reads one file.
 ///
 /// # Errors
-/// A file that cannot be read.
+/// Returns an error if it cannot be read.
 pub(super) fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
     File::open(path)
         .and_then(bounded)
@@ -130,7 +130,7 @@ struct Reader<'a> {
     contents: Contents,
     files: usize,
     bytes: usize,
-    /// Lists without items, which are something where no object has to be there.
+    /// The number of lists without items, which are enough if no object is required.
     lists: usize,
 }
 
@@ -154,7 +154,7 @@ impl Reader<'_> {
                 None => "",
             };
             bail!(
-                "{}: there is no file that ends in .yaml, .yml{rego} or .json{taken}",
+                "{}: found no file that ends in .yaml, .yml{rego} or .json{taken}",
                 shown(path)
             );
         }
@@ -165,17 +165,17 @@ impl Reader<'_> {
                 continue;
             }
             self.files += 1;
-            if self.files > MOST_FILES {
-                bail!("there are more than {MOST_FILES} files: check fewer at once");
+            if self.files > MAX_FILES {
+                bail!("more than {MAX_FILES} files: check fewer at once");
             }
             self.file(&file, is_folder)?;
         }
         if self.found() == before && !self.selection.allows_empty {
             bail!(
-                "{}: there is no object in it{}",
+                "{}: contains no object{}",
                 named(path),
                 match path.as_os_str() == STDIN {
-                    true => ": the command that writes it may have failed",
+                    true => ": the command that wrote it may have failed",
                     false => "",
                 }
             );
@@ -187,7 +187,7 @@ impl Reader<'_> {
     fn found(&self) -> usize {
         let manifests = self.contents.manifests.iter();
         let objects: usize = manifests.map(|one| one.documents.len()).sum();
-        let lists = match self.selection.demands_objects {
+        let lists = match self.selection.requires_objects {
             true => 0,
             false => self.lists,
         };
@@ -201,8 +201,8 @@ impl Reader<'_> {
         depth: usize,
         files: &mut BTreeSet<PathBuf>,
     ) -> anyhow::Result<()> {
-        if depth > MOST_DEPTH {
-            bail!("{}: the folders are nested too deep", shown(folder));
+        if depth > MAX_DEPTH {
+            bail!("{}: directories are nested too deeply", shown(folder));
         }
         for entry in std::fs::read_dir(folder).with_context(|| shown(folder))? {
             let path = entry.with_context(|| shown(folder))?.path();
@@ -210,7 +210,8 @@ impl Reader<'_> {
             if name.as_encoded_bytes().starts_with(b".") {
                 continue;
             }
-            // Links are followed to files, as in mounted ConfigMaps, and not to folders.
+            // Symbolic links to files are followed, as in mounted ConfigMaps, but not links to
+            // directories.
             if path.is_dir() {
                 if !path.is_symlink() {
                     self.collect(root, &path, depth + 1, files)?;
@@ -223,14 +224,14 @@ impl Reader<'_> {
             {
                 files.insert(path);
             }
-            if files.len() > MOST_FILES {
-                bail!("{}: there are more than {MOST_FILES} files", shown(folder));
+            if files.len() > MAX_FILES {
+                bail!("{}: more than {MAX_FILES} files", shown(folder));
             }
         }
         Ok(())
     }
 
-    /// Returns whether a file in a folder is read.
+    /// Returns whether a file in a directory is read.
     fn is_wanted(&self, path: &Path) -> bool {
         if is_rego(path) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -254,17 +255,17 @@ impl Reader<'_> {
         };
         let bytes = bytes.with_context(|| name.clone())?;
         self.bytes += bytes.len();
-        if self.bytes > MOST_IN_ALL {
-            let most = MOST_IN_ALL / (1024 * 1024);
-            bail!("the files have more than {most} MiB together: check fewer at once");
+        if self.bytes > MAX_TOTAL_BYTES {
+            let most = MAX_TOTAL_BYTES / (1024 * 1024);
+            bail!("the files exceed {most} MiB in total: check fewer at once");
         }
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| anyhow::anyhow!("{name}: it is not text (UTF-8)"))?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|_| anyhow::anyhow!("{name}: not UTF-8 text"))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let file = path.strip_prefix(".").unwrap_or(path).display().to_string();
         if is_rego(path) {
             if self.selection.modules == Modules::None {
-                bail!("{name}: modules of Rego are policies: give them by --rules");
+                bail!("{name}: Rego modules are policies: use --rules");
             }
             let text = text.to_owned();
             self.contents.modules.push(Module { file, text });
@@ -280,11 +281,11 @@ impl Reader<'_> {
         })?;
         let others = parsed.others.iter().map(|line| {
             format!(
-                "{name}:{line} is no Kubernetes object, for it has neither kind nor metadata: it is \
-                 passed over"
+                "{name}:{line} is not a Kubernetes object, since it has neither kind nor metadata: \
+                 skipped"
             )
         });
-        self.contents.passed_over.extend(others);
+        self.contents.skipped.extend(others);
         self.lists += parsed.lists;
         self.contents.manifests.push(Manifests {
             file,
@@ -309,9 +310,9 @@ fn named(path: &Path) -> String {
     }
 }
 
-/// All bytes, and one more than is taken of what is too large.
+/// Reads everything up to one byte more than the limit.
 fn bounded(reader: impl Read) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    reader.take(MOST_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    reader.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -16,7 +16,7 @@ use crate::rule_flags::RuleFlags;
 
 const SESSIONS: &str = "Sessions";
 
-/// The rules' own flags, for where there is no RolegateConfig, and the cluster.
+/// The rules' own flags, which apply without a `RolegateConfig`, and those about the cluster.
 #[derive(Debug, Args)]
 pub(super) struct ReadFlags {
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub(super) struct ReadFlags {
     decided: DecidedFlags,
 }
 
-/// Flags that all policy commands share beside those about the connection.
+/// Flags that all policy commands share, except those about the connection.
 #[derive(Debug, Args)]
 pub(crate) struct SharedFlags {
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub(crate) struct SharedFlags {
     _decided: DecidedFlags,
 }
 
-/// The same for a command that reads no cluster.
+/// The same flags for a command that does not read a cluster.
 #[derive(Debug, Args)]
 pub(super) struct LocalFlags {
     #[command(flatten)]
@@ -47,15 +47,15 @@ pub(super) struct LocalFlags {
     decided: DecidedFlags,
 }
 
-/// Flags by which agents decide.
+/// The flags of agents that affect decisions.
 #[derive(Debug, Clone, Args)]
 struct DecidedFlags {
     #[command(flatten)]
     rules: RuleFlags,
-    /// Which pods share a session of a role, as agents are told
+    /// Set of pods that share a session of a role, as set for the agents
     #[arg(long, value_name = "SCOPE", env = "ROLEGATE_SESSION_SCOPE", default_value = "workload", help_heading = SESSIONS)]
     session_scope: SessionScopeFlag,
-    /// Life asked of STS, as agents are told, where no grant says another
+    /// Session duration requested from STS, as set for the agents, unless a grant sets another
     #[arg(long, value_name = "TIME", env = "ROLEGATE_SESSION_DURATION", value_parser = duration, default_value = "1h", help_heading = SESSIONS)]
     session_duration: Duration,
     #[command(flatten)]
@@ -67,7 +67,7 @@ struct DecidedFlags {
 pub(super) struct OwnFlags {
     /// Their values.
     pub(super) flags: DecidingFlags,
-    /// Which of them were given.
+    /// The flags that were given.
     pub(super) given: Given,
 }
 
@@ -75,7 +75,7 @@ impl ReadFlags {
     /// Validates the flags.
     ///
     /// # Errors
-    /// One that makes no sense, as wrong usage.
+    /// Returns a usage error for an invalid flag.
     pub(super) fn own(&self) -> anyhow::Result<OwnFlags> {
         self.decided.own(&self.given)
     }
@@ -85,7 +85,7 @@ impl LocalFlags {
     /// Validates the flags.
     ///
     /// # Errors
-    /// One that makes no sense, as wrong usage.
+    /// Returns a usage error for an invalid flag.
     pub(super) fn own(&self) -> anyhow::Result<OwnFlags> {
         self.decided.own(&self.given)
     }
@@ -107,35 +107,35 @@ impl DecidedFlags {
     }
 }
 
-/// The pods that a command is about, where it is about the whole cluster by default: a part that was
-/// left out by chance would look as if nothing were wrong with it.
+/// The pods that a command covers. The default is the whole cluster: a namespace that was omitted
+/// by mistake would seem to have no findings.
 #[derive(Debug, Args)]
 pub(super) struct ScopeFlags {
-    /// Look at this namespace alone [default: all]
+    /// Limit the command to this namespace [default: all]
     #[arg(short, long, value_name = "NAME", value_parser = name, conflicts_with = "all_namespaces")]
     pub(super) namespace: Option<String>,
-    /// Look at all namespaces, which is the default
+    /// Cover all namespaces, which is the default
     #[arg(short = 'A', long)]
     all_namespaces: bool,
 }
 
-/// Objects that are laid over those of the cluster.
+/// Objects that are overlaid on those of the cluster.
 #[derive(Debug, Args)]
 pub(super) struct RulesFrom {
-    /// Rules (namespaces, grants, configuration, ConfigMaps of policies, modules of Rego) from this file or folder, laid over the cluster's: an object of the same kind and name is replaced, others are added; may be repeated
+    /// File or directory with rules (namespaces, grants, configuration, ConfigMaps of policies, Rego modules) to overlay on the cluster's. Objects with the same kind and name are replaced, others are added. May be repeated
     #[arg(long, value_name = "PATH")]
     pub(super) rules: Vec<PathBuf>,
-    /// Read nothing from a cluster: the files of --rules hold all rules
+    /// Do not connect to a cluster: the files of --rules contain all rules
     #[arg(long, requires = "rules")]
     pub(super) offline: bool,
 }
 
-/// The name of a namespace.
+/// Parses the name of a namespace, for clap.
 ///
 /// # Errors
-/// A text that is none, for clap.
+/// Returns an error for an invalid name.
 pub(super) fn name(text: &str) -> Result<String, String> {
     is_plain_name(text)
         .then(|| text.to_owned())
-        .ok_or_else(|| "write a name of lower-case letters, digits, - and .".into())
+        .ok_or_else(|| "use a name of lower-case letters, digits, - and .".into())
 }

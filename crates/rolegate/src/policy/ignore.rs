@@ -1,20 +1,20 @@
-//! Patterns of files that are passed over, as `.gitignore` writes them.
+//! Patterns of files to skip, in the syntax of `.gitignore`.
 
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-/// A pattern: without a slash it is of names of files and folders, with one of paths.
+/// A pattern. Without a slash it matches names of files and directories, otherwise paths.
 #[derive(Debug, Clone)]
 pub(super) struct Pattern {
     glob: GlobMatcher,
     is_path: bool,
 }
 
-/// Reads a pattern, for clap.
+/// Parses a pattern, for clap.
 ///
 /// # Errors
-/// Returns an error if the text is not a pattern.
+/// Returns an error for an invalid pattern.
 pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     let trimmed = text.trim_end_matches('/');
     let trimmed = trimmed.strip_prefix("./").unwrap_or(trimmed);
@@ -24,7 +24,7 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     let glob = GlobBuilder::new(trimmed)
         .literal_separator(true)
         .build()
-        .map_err(|error| format!("it is no pattern: {}", error.kind()))?;
+        .map_err(|error| format!("invalid pattern: {}", error.kind()))?;
     Ok(Pattern {
         glob: glob.compile_matcher(),
         is_path: trimmed.contains('/'),
@@ -36,13 +36,13 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
 pub(super) struct Ignore(Vec<Pattern>);
 
 impl Ignore {
-    /// Builds a list of patterns; `None` without any.
+    /// Builds a list of patterns. Returns `None` if it is empty.
     pub(super) fn of(patterns: Vec<Pattern>) -> Option<Self> {
         (!patterns.is_empty()).then_some(Self(patterns))
     }
 
-    /// Returns whether a file is skipped, because it or a folder above it matches. Paths are
-    /// matched both relative to `root`, the given folder, and as they were given.
+    /// Returns whether a file is skipped, because it or a directory above it matches. Paths are
+    /// matched both relative to `root`, the given directory, and as they were given.
     pub(super) fn matches(&self, root: &Path, file: &Path) -> bool {
         let given = file.strip_prefix("./").unwrap_or(file);
         let below = file.strip_prefix(root).ok();
@@ -89,7 +89,7 @@ mod tests {
             ("chart/**", "deploy/chart/templates/a.yaml", true),
             ("**/templates/*.yaml", "deploy/chart/templates/a.yaml", true),
             ("templates/a.yaml", "deploy/chart/templates/a.yaml", false),
-            // The folder itself was asked for.
+            // The directory itself was requested.
             ("deploy", "deploy/a.yaml", false),
             ("*.json", "deploy/a.yaml", false),
         ] {

@@ -1,11 +1,11 @@
-//! Which configuration of the rules is in force: a `RolegateConfig`, the flags of the processes that
-//! decide, or those of this command; and what of it can't be known.
+//! The configuration of the rules that is in force: a `RolegateConfig`, the flags of the processes
+//! that decide, or those of this command; and the parts of it that are unknown.
 
 use std::fmt::Write;
 
 use anyhow::bail;
-use rolegate_core::rulebook::ClusterConfig;
-use rolegate_kube::cluster_config::{ConfigUse, INSTALLATION};
+use rolegate_core::rule_set_builder::ClusterConfig;
+use rolegate_kube::cluster_config::{ConfigMode, INSTALL_GRACE_PERIOD};
 use rolegate_policy::basis::Source;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use super::flags::OwnFlags;
 use crate::deciding_flags::Deciding;
 use crate::flags::invalid;
 
-/// Flags that don't count beside a configuration.
+/// Flags that a `RolegateConfig` overrides.
 pub(super) const OF_CONFIG: &[&str] = &[
     "layer",
     "namespace_restrictions",
@@ -24,93 +24,104 @@ pub(super) const OF_CONFIG: &[&str] = &[
     "policy_label",
     "replicate",
 ];
-/// Flags that complete a configuration, with its fields.
+/// Flags that complete a `RolegateConfig`, with its fields.
 const COMPLETING: &[(&str, &str)] = &[
     ("base_role_arn", "/spec/baseRoleArn"),
     ("default_role", "/spec/defaultRole"),
 ];
-/// Flags about rules that count in any case.
+/// Flags about rules that always apply.
 const ALWAYS: &[&str] = &[
-    "own_role",
+    "reserved_role",
     "cluster_config",
     "iam_role_key",
     "iam_external_id",
     "namespace_key",
 ];
-/// Flags about sessions, on which no verdict depends.
+/// Flags about sessions, which do not affect verdicts.
 const OF_SESSIONS: &[&str] = &["session_scope", "session_duration"];
-/// Flags that say where agents are.
+/// Flags about the location of agents.
 const OF_AGENTS: &[&str] = &["agent_namespace", "agent_daemonset", "broker_deployment"];
 
-/// Where the configuration of the rules may come from, beside the objects.
+/// The sources of the rules' configuration other than the objects.
 #[derive(Debug, Clone)]
 pub(super) struct FlagSources {
     /// This command.
     pub(super) own: OwnFlags,
-    /// The processes that decide in the cluster; `None` where no cluster was asked.
+    /// The processes that decide in the cluster; `None` if no cluster was read.
     pub(super) agents: Option<Agents>,
-    /// Whether the layers that documents hold rules of are enforced where nothing says which are on.
+    /// True if layers that documents contain rules of are enforced when nothing sets their mode.
     pub(super) guesses: bool,
 }
 
-/// A `RolegateConfig`, and its file and line where it is from a file.
+/// A `RolegateConfig`, with its file and line if it is from a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PlacedConfig<'a> {
     pub(super) object: &'a Value,
     pub(super) place: Option<&'a str>,
 }
 
-/// Whether there has to be a `RolegateConfig`.
+/// The reason why a `RolegateConfig` is required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum ConfigNeed {
-    /// Flags count without one.
+    /// It is optional: flags apply without one.
     #[default]
     None,
     /// Its kind is installed in the cluster.
     KindInstalled,
-    /// It was there, and a change takes it away.
+    /// It existed, and a change removes it.
     Removed,
 }
 
-/// The configuration in force, beside a `RolegateConfig` among the objects.
+impl ConfigNeed {
+    /// Returns the need of a cluster, by whether the kind of a RolegateConfig is installed.
+    pub(super) fn of_cluster(has_kind: bool) -> Self {
+        if has_kind {
+            Self::KindInstalled
+        } else {
+            Self::None
+        }
+    }
+}
+
+/// The configuration in force, apart from a `RolegateConfig` among the objects.
 #[derive(Debug, Clone)]
 pub(super) struct InForce {
-    /// The flags that count.
+    /// The flags that apply.
     pub(super) deciding: Deciding,
-    /// What it means that there is no `RolegateConfig`.
+    /// The effect of a missing `RolegateConfig`.
     pub(super) without_config: ClusterConfig,
-    /// Where it comes from.
+    /// The source of the configuration.
     pub(super) source: Source,
-    /// Flags of this command that count beside or instead of it.
+    /// Flags of this command that apply in addition to it or instead of it.
     pub(super) flags: Vec<String>,
-    /// Flags of this command that don't count, with the reason.
+    /// Flags of this command without effect, with the reason.
     pub(super) idle: Vec<(String, &'static str)>,
-    /// What is not known, a sentence each.
+    /// A sentence for each unknown part.
     pub(super) unknown: Vec<String>,
 }
 
 /// The state of the `RolegateConfig`.
 #[derive(Debug, Clone, Copy)]
 enum State<'a> {
-    /// It counts.
+    /// It exists and applies.
     Counts(PlacedConfig<'a>),
-    /// It is not there and must be: everything is refused.
+    /// It is required but missing: everything is denied.
     Missing(ConfigNeed),
-    /// Flags count.
+    /// Flags apply.
     Flags,
 }
 
 impl State<'_> {
-    /// Why a flag does not count; `None` where it does.
+    /// Returns the reason why a flag has no effect, or `None` if it applies.
     fn overrides(self, flag: &str) -> Option<&'static str> {
-        const SAID: &str = "the RolegateConfig says it";
+        const SAID: &str = "the RolegateConfig sets it";
         let of_config = OF_CONFIG.contains(&flag);
         let completes = COMPLETING.iter().find(|(name, _)| *name == flag);
         match self {
             Self::Flags => None,
             Self::Missing(_) => {
                 let of_rules = of_config || completes.is_some();
-                of_rules.then_some("the RolegateConfig is missing, so everything is refused")
+                of_rules.then_some("the RolegateConfig is missing, so everything is denied")
             }
             Self::Counts(_) if of_config => Some(SAID),
             Self::Counts(config) => {
@@ -122,10 +133,10 @@ impl State<'_> {
 }
 
 impl FlagSources {
-    /// The flags of agents and of this command together, whether they count or not.
+    /// Returns the flags of agents and of this command together, whether they apply or not.
     ///
     /// # Errors
-    /// Flags that make no sense together.
+    /// Returns a usage error for flags that contradict each other.
     pub(super) fn deciding(&self) -> anyhow::Result<Deciding> {
         let own = self.own.flags.clone();
         match self.known() {
@@ -141,16 +152,17 @@ impl FlagSources {
         }
     }
 
-    /// Whether this command's flags say which layers are on, or that they count as they are.
+    /// Returns whether this command's flags set the layers' modes, or declare them complete.
     fn says_layers(&self) -> bool {
         let mut flags = ["layer", "namespace_restrictions", "cluster_config"].iter();
         flags.any(|flag| self.own.given.has(flag))
     }
 
-    /// What is in force beside the `config` of the objects.
+    /// Returns the configuration in force in addition to the `config` among the objects.
     ///
     /// # Errors
-    /// What is in force can't be known; the sentence says how to tell it.
+    /// Returns an error if the configuration in force is unknown. The message names the flags that
+    /// would set it.
     pub(super) fn in_force(
         &self,
         config: Option<PlacedConfig<'_>>,
@@ -158,18 +170,18 @@ impl FlagSources {
     ) -> anyhow::Result<InForce> {
         let deciding = self.deciding()?;
         let state = match (deciding.cluster_config, config) {
-            (ConfigUse::Auto | ConfigUse::Required, Some(config)) => State::Counts(config),
-            (ConfigUse::Auto, None) if need == ConfigNeed::None => State::Flags,
-            (ConfigUse::Auto | ConfigUse::Required, None) => State::Missing(need),
-            (ConfigUse::Off, _) => State::Flags,
+            (ConfigMode::Auto | ConfigMode::Required, Some(config)) => State::Counts(config),
+            (ConfigMode::Auto, None) if need == ConfigNeed::None => State::Flags,
+            (ConfigMode::Auto | ConfigMode::Required, None) => State::Missing(need),
+            (ConfigMode::Off, _) => State::Flags,
         };
         let mut unknown = self.unknown(state)?;
-        let is_auto = deciding.cluster_config == ConfigUse::Auto;
+        let is_auto = deciding.cluster_config == ConfigMode::Auto;
         if is_auto && matches!(state, State::Missing(ConfigNeed::KindInstalled)) {
             unknown.push(format!(
                 "agents that ran before the custom resource RolegateConfig was installed decide by their \
                  flags for up to {} minutes after it, until there is an object",
-                INSTALLATION.as_secs() / 60
+                INSTALL_GRACE_PERIOD.as_secs() / 60
             ));
         }
         let given = |flag: &&&str| self.own.given.has(flag);
@@ -185,14 +197,17 @@ impl FlagSources {
         }
         if self.agents.is_none() {
             let at = OF_AGENTS.iter().filter(given);
-            idle.extend(at.map(|flag| (dashed(flag), "no cluster is asked")));
+            idle.extend(at.map(|flag| (dashed(flag), "no cluster is read")));
         }
         let is_alone = self.known().is_some_and(|agents| {
             let mut workloads = agents.workloads.iter();
             workloads.all(|workload| workload.kind == "DaemonSet")
         });
         if is_alone && self.own.given.has("broker_deployment") {
-            idle.push((dashed("broker_deployment"), "the agents have no broker"));
+            idle.push((
+                dashed("broker_deployment"),
+                "the agents do not use a broker",
+            ));
         }
         let source = self.source(state);
         if source == Source::Flags {
@@ -230,9 +245,9 @@ impl FlagSources {
         }
     }
 
-    /// What is not known of the flags, where verdicts don't hang on it.
+    /// Returns sentences about unknown flags that do not affect verdicts.
     fn unknown(&self, state: State<'_>) -> anyhow::Result<Vec<String>> {
-        // Of a change that takes it away it is known as well how agents take the RolegateConfig.
+        // A change that removes the `RolegateConfig` must also know how agents treat its absence.
         let counts = matches!(
             state,
             State::Counts(_) | State::Missing(ConfigNeed::Removed)
@@ -241,19 +256,19 @@ impl FlagSources {
             None if counts || matches!(state, State::Missing(_)) => Ok(Vec::new()),
             None if self.says_layers() || self.guesses => Ok(Vec::new()),
             None => bail!(
-                "there is no RolegateConfig among the rules, so it is not known which layers are on: \
-                 give the RolegateConfig with --rules, or the flags of the agents (--layer, \
+                "the rules do not contain a RolegateConfig, so the enabled layers are unknown: \
+                 add the RolegateConfig to --rules, or set the flags of the agents (--layer, \
                  --namespace-restrictions, --base-role-arn and the like)"
             ),
             Some(Agents::Unknown(why)) if counts => Ok(vec![format!(
-                "flags of the agents that count beside the RolegateConfig, such as --own-role, \
+                "flags of the agents that apply in addition to the RolegateConfig, such as --reserved-role, \
                  --iam-role-key and --cluster-config=off: {why}"
             )]),
             Some(Agents::Unknown(_)) if self.says_layers() => Ok(Vec::new()),
             Some(Agents::Unknown(why)) => bail!(
-                "without a RolegateConfig the answer depends on the flags of the agents, which are not \
-                 known: {why}. Give the agents' flags here (--layer, --namespace-restrictions, \
-                 --base-role-arn and the like; --layer=namespace=off where they have none), or create a \
+                "without a RolegateConfig the answer depends on the flags of the agents, which are \
+                 unknown: {why}. Set the agents' flags here (--layer, --namespace-restrictions, \
+                 --base-role-arn and the like; --layer=namespace=off if they have none), or create a \
                  RolegateConfig (`rolegate policy adopt` writes one from flags)"
             ),
             Some(Agents::Known(agents)) => self.unknown_of(agents, state),
@@ -268,21 +283,23 @@ impl FlagSources {
                 || ALWAYS.contains(&id)
                 || COMPLETING.iter().any(|(name, _)| *name == id);
             let is_of_sessions = OF_SESSIONS.contains(&id) || id == "iam_role_session_ttl";
-            if state.overrides(id).is_some() || (self.own.given.has(id) && id != "own_role") {
+            if state.overrides(id).is_some() || (self.own.given.has(id) && id != "reserved_role") {
                 continue;
             }
             if is_of_sessions || id == "base_role_arn" {
-                sentences.push(format!("{flag} of the agents, which comes from {from}"));
+                sentences.push(format!(
+                    "{flag} of the agents, whose value comes from {from}"
+                ));
             } else if is_of_rules {
                 let mut names = String::new();
                 for workload in &agents.workloads {
                     write!(names, "{workload}, ")?;
                 }
                 bail!(
-                    "{names}{flag}: its value comes from {from}, which is not read. {}, or create a \
+                    "{names}{flag}: its value comes from {from}, which this command does not read. {}, or create a \
                      RolegateConfig",
                     match id {
-                        "own_role" => "Write it into the pod template".to_owned(),
+                        "reserved_role" => "Write it into the pod template".to_owned(),
                         _ => format!("Give {flag} here"),
                     }
                 );
@@ -292,15 +309,15 @@ impl FlagSources {
     }
 }
 
-/// A flag by the name of its field.
+/// Returns a flag by the name of its field.
 fn dashed(id: &str) -> String {
     format!("--{}", id.replace('_', "-"))
 }
 
-/// Refuses flags that don't count anywhere: `idle` are those of each configuration that is judged by.
+/// Rejects flags without any effect: `idle` are those of each configuration in use.
 ///
 /// # Errors
-/// The flags, as wrong usage.
+/// Returns the flags as a usage error.
 pub(super) fn refuse_idle(idle: &[&[(String, &'static str)]]) -> anyhow::Result<()> {
     let Some((first, others)) = idle.split_first() else {
         return Ok(());
@@ -312,7 +329,7 @@ pub(super) fn refuse_idle(idle: &[&[(String, &'static str)]]) -> anyhow::Result<
     match everywhere.next() {
         None => Ok(()),
         Some((flag, why)) => Err(invalid(format!(
-            "{flag} does not count here ({why}): leave it out"
+            "{flag} has no effect here ({why}): omit it"
         ))),
     }
 }
@@ -368,25 +385,31 @@ mod tests {
     const BASE: &str = "--base-role-arn=arn:aws:iam::123456789012:role/";
 
     #[test]
-    fn flags_of_the_agents_count_where_there_is_no_config() {
-        let agents = known(&[BASE, "--namespace-restrictions", "--own-role=node"], &[]);
-        let more = ["--own-role=other", "--layer=grants=audit"];
+    fn agent_flags_apply_without_a_config() {
+        let agents = known(
+            &[BASE, "--namespace-restrictions", "--reserved-role=node"],
+            &[],
+        );
+        let more = ["--reserved-role=other", "--layer=grants=audit"];
         let found = sources(&more, Some(agents.clone()))
             .in_force(None, ConfigNeed::None)
             .unwrap();
         let config = &found.deciding.flags;
         assert_eq!(config.modes.namespace.as_str(), "enforce");
         assert_eq!(config.modes.grants.as_str(), "audit");
-        assert_eq!((config.base.is_some(), config.own_roles.len()), (true, 2));
-        assert_eq!(found.flags, ["--layer", "--own-role"]);
+        assert_eq!(
+            (config.base.is_some(), config.reserved_roles.len()),
+            (true, 2)
+        );
+        assert_eq!(found.flags, ["--layer", "--reserved-role"]);
         assert!(matches!(found.source, Source::Workloads { .. }));
-        // Where the kind is installed and the object is not, agents refuse everything.
+        // If the kind is installed and the object is missing, agents deny everything,
         let found = sources(&[], Some(agents.clone()))
             .in_force(None, ConfigNeed::KindInstalled)
             .unwrap();
         assert_eq!(found.source, Source::Missing);
         assert!(found.unknown[0].contains("for up to 10 minutes"));
-        // Unless they pass over it.
+        // unless they ignore it.
         let off = known(&["--cluster-config=off", "--layer=rego=audit"], &[]);
         let object = json!({"spec": {}});
         let config = PlacedConfig {
@@ -408,10 +431,10 @@ mod tests {
             .unwrap_err();
         assert!(error.to_string().contains("it is lost"), "{error}");
         assert!(!error.is::<crate::flags::Invalid>());
-        let told = sources(&["--layer=namespace=off"], lost())
+        let in_sources = sources(&["--layer=namespace=off"], lost())
             .in_force(None, ConfigNeed::None)
             .unwrap();
-        assert_eq!(told.source, Source::Flags);
+        assert_eq!(in_sources.source, Source::Flags);
         let object = json!({"spec": {}, "metadata": {"generation": 4}});
         let config = PlacedConfig {
             object: &object,
@@ -428,9 +451,9 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("give the RolegateConfig with --rules")
+                .contains("add the RolegateConfig to --rules")
         );
-        // A flag whose value is elsewhere matters where it counts.
+        // A flag with an unknown value matters if it applies.
         for (id, config, is_fine) in [
             ("default_role", None, false),
             (
@@ -441,7 +464,7 @@ mod tests {
             ("default_role", Some(json!({"spec": {}})), false),
             ("layer", None, false),
             ("layer", Some(json!({"spec": {}})), true),
-            ("own_role", Some(json!({"spec": {}})), false),
+            ("reserved_role", Some(json!({"spec": {}})), false),
             ("iam_role_key", Some(json!({"spec": {}})), false),
             ("base_role_arn", None, true),
             ("session_duration", None, true),
@@ -455,8 +478,8 @@ mod tests {
             let found = sources(&[], Some(known(&[], &[id]))).in_force(config, ConfigNeed::None);
             assert_eq!(found.is_ok(), is_fine, "{id} {config:?}");
         }
-        let told = sources(&["--default-role=x"], Some(known(&[], &["default_role"])));
-        assert!(told.in_force(None, ConfigNeed::None).is_ok());
+        let in_sources = sources(&["--default-role=x"], Some(known(&[], &["default_role"])));
+        assert!(in_sources.in_force(None, ConfigNeed::None).is_ok());
     }
 
     #[test]
@@ -476,7 +499,7 @@ mod tests {
             ("--policy-label=", false),
             ("--policy-namespaces=x", false),
             ("--replicate=v1/services", false),
-            ("--own-role=x", true),
+            ("--reserved-role=x", true),
             ("--session-scope=pod", true),
             ("--agent-namespace=x", false),
         ] {
@@ -487,7 +510,7 @@ mod tests {
             assert_eq!(error.is_ok(), is_fine, "{flag}");
             if let Err(error) = error {
                 assert!(error.is::<crate::flags::Invalid>(), "{flag}");
-                // What counts for one of both configurations counts.
+                // A flag that applies to one of both configurations has an effect.
                 assert!(refuse_idle(&[&[], &beside.idle]).is_ok(), "{flag}");
                 assert!(
                     refuse_idle(&[&beside.idle, &beside.idle]).is_err(),

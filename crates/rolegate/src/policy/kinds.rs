@@ -1,4 +1,4 @@
-//! Pods and the kinds of Kubernetes that make them, as people name them on the command line.
+//! Pods and the Kubernetes kinds that create them, by their names on the command line.
 
 use serde_json::{Value, json};
 
@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 pub(super) struct Kind {
     /// Its API group.
     pub(super) group: &'static str,
-    /// The version that is asked for.
+    /// The version that is requested.
     pub(super) version: &'static str,
     /// Its name.
     pub(super) kind: &'static str,
-    /// The plural, which is its resource.
+    /// The plural, which is the name of its resource.
     pub(super) plural: &'static str,
-    /// The short name that kubectl takes.
+    /// The short name in kubectl.
     short: &'static str,
-    /// The path of its pod template; empty for a pod itself.
+    /// The path of its pod template. Empty for a pod.
     template: &'static str,
 }
 
@@ -73,7 +73,7 @@ const KINDS: &[Kind] = &[
 ];
 
 impl Kind {
-    /// The kind that a word means, such as `pod`, `deployments`, `sts` or `deployment.apps`.
+    /// Returns the kind of a word such as `pod`, `deployments`, `sts` or `deployment.apps`.
     pub(super) fn named(word: &str) -> Option<&'static Self> {
         let word = word.to_ascii_lowercase();
         let (name, group) = match word.split_once('.') {
@@ -87,7 +87,7 @@ impl Kind {
         })
     }
 
-    /// The kinds' names, for messages.
+    /// Returns the kinds' names, for messages.
     pub(super) fn names() -> String {
         let names: Vec<_> = KINDS.iter().map(|kind| kind.kind.to_lowercase()).collect();
         names.join(", ")
@@ -111,7 +111,7 @@ impl Kind {
         text("kind") == self.kind && group == self.group
     }
 
-    /// The pod that an object of this kind makes.
+    /// Returns the pod that an object of this kind creates.
     pub(super) fn pod_of(&self, object: &Value, name: &str, namespace: &str) -> Value {
         let template = object.pointer(self.template).cloned().unwrap_or_default();
         let of = |pointer| template.pointer(pointer).cloned().unwrap_or_default();

@@ -1,11 +1,11 @@
-//! From documents to rules, pods and grants, wherever the documents come from.
+//! Converts documents from any source into rules, pods and grants.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use regex::Regex;
-use rolegate_admission::{GateRules, WebIdentity};
+use rolegate_admission::{ValidationRules, WebIdentity};
 use rolegate_api::RoleGrant;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
@@ -18,9 +18,9 @@ use rolegate_policy::basis::{Basis, Source};
 use rolegate_policy::check::{foreign, namespace_of};
 use rolegate_policy::overlay::{is_core, overlay};
 use rolegate_policy::text::plain;
-use rolegate_rules::keeper::Keeper;
 use rolegate_rules::offline::{self, Module, OfflineOptions};
 use rolegate_rules::snapshot::Snapshot;
+use rolegate_rules::store::RuleStoreWriter;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -31,27 +31,27 @@ use super::in_force::{ConfigNeed, FlagSources, InForce, PlacedConfig};
 use super::names::{Names, RuleKind, Unusable};
 use crate::deciding_flags::Deciding;
 
-/// Most base ARNs that verdicts are compared by where none is known.
-const MOST_BASES: usize = 64;
+/// Maximum number of base ARNs to compare verdicts with if the base ARN is unknown.
+const MAX_BASE_ARNS: usize = 64;
 
-/// Objects, and where each is from.
+/// Objects with their sources.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     values: Vec<Value>,
-    /// File and line of each that is from a file.
+    /// The file and line of each object that is from a file.
     places: Vec<Option<String>>,
-    /// Modules of Rego in files.
+    /// Rego modules in files.
     modules: Vec<Module>,
-    /// Documents that were passed over, in sentences.
-    passed_over: Vec<String>,
-    /// The namespace that is meant where none is named, where a cluster was asked.
+    /// A sentence for each skipped document.
+    skipped: Vec<String>,
+    /// The default namespace, if a cluster was read.
     namespace: Option<String>,
-    /// Whether there has to be a configuration.
+    /// The reason why a configuration is required.
     need: ConfigNeed,
 }
 
 impl Objects {
-    /// The rules and objects of files.
+    /// Reads the rules and objects of files.
     pub(super) fn of_files(paths: &[PathBuf]) -> anyhow::Result<Self> {
         let selection = Selection {
             modules: Modules::Policies,
@@ -60,7 +60,7 @@ impl Objects {
         files::read(paths, selection).map(Self::of_contents)
     }
 
-    /// The rules and objects of what was read.
+    /// Returns the rules and objects of `contents`.
     pub(super) fn of_contents(contents: Contents) -> Self {
         let places = contents.manifests.iter().flat_map(|one| {
             let file = plain(&one.file);
@@ -71,13 +71,13 @@ impl Objects {
             places: places.collect(),
             values: files::objects(contents.manifests),
             modules: contents.modules,
-            passed_over: contents.passed_over,
+            skipped: contents.skipped,
             ..Self::default()
         }
     }
 
-    /// The namespace that is meant where none is `given`: that of the kubeconfig's context where a
-    /// cluster was asked, as for kubectl.
+    /// Returns the namespace to use if none is `given`: as in kubectl, that of the kubeconfig's
+    /// context if a cluster was read.
     pub(super) fn namespace(&self, given: Option<&str>) -> String {
         given
             .or(self.namespace.as_deref())
@@ -85,7 +85,7 @@ impl Objects {
             .to_owned()
     }
 
-    /// More objects, of no file.
+    /// Creates objects that are not from a file.
     pub(super) fn of_values(values: Vec<Value>) -> Self {
         Self {
             places: vec![None; values.len()],
@@ -94,40 +94,40 @@ impl Objects {
         }
     }
 
-    /// The objects with their places.
+    /// Returns the objects with their files and lines.
     fn placed(&self) -> impl Iterator<Item = (&Value, &Option<String>)> + Clone {
         self.values.iter().zip(&self.places)
     }
 
-    /// The objects.
+    /// Returns the objects.
     pub(super) fn values(&self) -> &[Value] {
         &self.values
     }
 
-    /// Whether there are modules of Rego in files.
+    /// Returns whether files contained Rego modules.
     pub(super) fn has_modules(&self) -> bool {
         !self.modules.is_empty()
     }
 
-    /// One more object, of nobody's file.
+    /// Adds an object that is not from a file.
     pub(super) fn push(&mut self, value: Value) {
         self.push_of(value, None);
     }
 
-    /// One more object, with its file and line.
+    /// Adds an object with its file and line.
     pub(super) fn push_of(&mut self, value: Value, place: Option<String>) {
         self.values.push(value);
         self.places.push(place);
     }
 
-    /// Takes the first object out that is wanted.
+    /// Removes and returns the first object that matches.
     pub(super) fn take(&mut self, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
         let place = self.values.iter().position(wanted)?;
         self.places.remove(place);
         Some(self.values.remove(place))
     }
 
-    /// Leaves out pods and service accounts of other namespaces.
+    /// Removes pods and service accounts of other namespaces.
     fn keep_users(&mut self, namespace: &str) {
         let is_kept = |value: &Value| {
             let is_user = is_core(value, "Pod") || is_core(value, "ServiceAccount");
@@ -141,17 +141,17 @@ impl Objects {
         (self.values, self.places) = all.filter(|(value, _)| is_kept(value)).unzip();
     }
 
-    /// These objects with those of a change laid over them, see [`overlay`].
+    /// Returns these objects overlaid with those of a change, see [`overlay`].
     pub(super) fn overlaid(&self, change: &Self, replace: bool) -> Self {
         let (values, places) = overlay(self.placed(), change.placed(), replace);
-        // A module of the change is another version of the one of the same file.
+        // A module of the change replaces that of the same file.
         let kept = self.modules.iter().filter(|module| {
             let mut others = change.modules.iter();
             !replace && others.all(|other| other.file != module.file)
         });
         Self {
             modules: kept.chain(&change.modules).cloned().collect(),
-            passed_over: [&*self.passed_over, &*change.passed_over].concat(),
+            skipped: [&*self.skipped, &*change.skipped].concat(),
             places,
             values,
             namespace: self.namespace.clone(),
@@ -162,16 +162,16 @@ impl Objects {
         }
     }
 
-    /// The rules and pods, by what is in force.
+    /// Returns the rules and pods with the configuration in force.
     ///
     /// # Errors
-    /// An object that is malformed, as [`UnusableRule`] with its place; or it can't be known what is in
-    /// force.
+    /// Returns [`UnusableRule`] with its file and line for a malformed object, or an error if the
+    /// configuration in force is unknown.
     pub(super) fn load(&self, sources: &FlagSources) -> anyhow::Result<Loaded> {
         self.load_as(sources, &Assumed::default())
     }
 
-    /// The same, with something assumed.
+    /// Returns the rules and pods with the configuration in force, with parts of it assumed.
     pub(super) fn load_as(
         &self,
         sources: &FlagSources,
@@ -187,6 +187,9 @@ impl Objects {
             in_force.deciding.flags.base = Some(base.clone());
         }
         let counts = matches!(in_force.source, Source::RolegateConfig { .. });
+        if assumed.is_webhook && counts && sources.agents.is_some() {
+            in_force.deciding.flags.base = None;
+        }
         let kept = self
             .placed()
             .filter(|(value, _)| counts || !is_config(value));
@@ -212,11 +215,11 @@ impl Objects {
                 None => error.to_string(),
             })
         })?;
-        let snapshot = Snapshot::clone(&offline.keeper.rules().load());
+        let snapshot = Snapshot::clone(&offline.writer.rules().load());
         let names = Names::of(&offline, &places, &self.modules);
-        let mut notes = self.passed_over.clone();
+        let mut notes = self.skipped.clone();
         notes.extend(offline.assumed.iter().cloned());
-        let mut unusable = names.unusable_rules(&offline.keeper, &snapshot);
+        let mut unusable = names.unusable_rules(&offline.writer, &snapshot);
         for one in unusable
             .iter_mut()
             .filter(|one| one.kind == RuleKind::RoleGrant)
@@ -228,15 +231,15 @@ impl Objects {
             });
         }
         notes.extend(unusable.iter().map(|one| one.sentence.clone()));
-        notes.extend(names.doubtful(&offline.keeper, &snapshot));
+        notes.extend(names.doubtful(&offline.writer, &snapshot));
         notes.extend(names.unused(&offline));
-        notes.extend(names.warnings(&offline.keeper));
+        notes.extend(names.warnings(&offline.writer));
         let foreign = values.iter().zip(&places).filter_map(|(value, place)| {
             let place = place.as_deref().unwrap_or("the cluster");
             foreign(value).map(|why| format!("{place}: {why}"))
         });
         notes.extend(foreign);
-        let namespaces = offline.keeper.book().namespaces().cloned().collect();
+        let namespaces = offline.writer.builder().namespaces().cloned().collect();
         Ok(Loaded {
             web_identity: web_identity(&values, deciding, &snapshot),
             basis: basis(&in_force, &snapshot, sources.agents.is_some()),
@@ -246,7 +249,7 @@ impl Objects {
             notes,
             unusable,
             names,
-            keeper: offline.keeper,
+            writer: offline.writer,
             snapshot,
             deciding: in_force.deciding,
             idle: in_force.idle,
@@ -254,45 +257,48 @@ impl Objects {
     }
 }
 
-/// What is assumed of the rules beside what is in force.
+/// Assumptions about the rules that replace the configuration in force.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Assumed {
-    /// The base ARN, where none is known.
+    /// The base ARN, if it is unknown.
     pub(super) base: Option<BaseArn>,
     /// The modes of the layers.
     pub(super) modes: Option<Modes>,
+    /// The rules of the cluster's admission webhook. It completes role names by the `baseRoleArn` of
+    /// the RolegateConfig alone: it runs on no particular node, and does not have the agents' flags.
+    pub(super) is_webhook: bool,
 }
 
 impl Assumed {
-    /// A base ARN alone.
+    /// Assumes a base ARN only.
     pub(super) fn base(base: BaseArn) -> Self {
         Self {
             base: Some(base),
-            modes: None,
+            ..Self::default()
         }
     }
 }
 
-/// A rule that is malformed, with its place.
+/// A malformed rule, with its file and line.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct UnusableRule(String);
 
-/// Rules and what uses them as they are now, and where the flags that count beside them come from.
+/// The current rules and their users, and the sources of the flags that apply to them.
 pub(super) struct Current {
     /// The objects.
     pub(super) objects: Objects,
-    /// Where flags come from.
+    /// The sources of flags.
     pub(super) sources: FlagSources,
-    /// The cluster, where one was asked.
+    /// The cluster, if one was read.
     pub(super) cluster: Option<Cluster>,
 }
 
 impl Current {
-    /// The rules of the cluster with objects of files laid over them.
+    /// Returns the rules of the cluster overlaid with objects of files.
     ///
     /// # Errors
-    /// A cluster or file that can't be read.
+    /// Returns an error for a cluster or file that cannot be read.
     pub(super) async fn laid_over(read: &ReadFlags, from: &RulesFrom) -> anyhow::Result<Self> {
         let change = match from.rules.is_empty() {
             true => None,
@@ -315,11 +321,11 @@ impl Current {
         Ok(current)
     }
 
-    /// What is in files where there are paths, and otherwise the rules of the cluster, with what
-    /// `change` needs of it.
+    /// Reads the files if there are paths, and otherwise the rules of the cluster, including those
+    /// that `change` needs.
     ///
     /// # Errors
-    /// A cluster or file that can't be read.
+    /// Returns an error for a cluster or file that cannot be read.
     pub(super) async fn read(
         read: &ReadFlags,
         paths: &[PathBuf],
@@ -343,15 +349,12 @@ impl Current {
             guesses: false,
         };
         let flags = sources.deciding()?.flags;
-        let (values, has_kind) = cluster.rules(&flags, &change.values).await?;
+        let (values, has_kind) = cluster.rules(&flags, change).await?;
         let objects = Objects {
             places: vec![None; values.len()],
             values,
             namespace: Some(cluster.namespace().to_owned()),
-            need: match has_kind {
-                true => ConfigNeed::KindInstalled,
-                false => ConfigNeed::None,
-            },
+            need: ConfigNeed::of_cluster(has_kind),
             ..Objects::default()
         };
         Ok(Self {
@@ -361,17 +364,18 @@ impl Current {
         })
     }
 
-    /// Lets the layers be guessed by the rules that there are, where nothing says which are on.
+    /// Enables layers based on the existing rules if nothing sets their mode.
     pub(super) fn guessing(mut self) -> Self {
         self.sources.guesses = true;
         self
     }
 
-    /// Adds what uses roles in one `namespace` or all, where a cluster was asked: files have it already,
-    /// and what they have of other namespaces is left out. With `whole_pods` little is left out of pods.
+    /// Adds the users of roles in one `namespace` or all if a cluster was read. Files contain them
+    /// already; those of other namespaces are removed. With `whole_pods`, pods keep most of their
+    /// fields.
     ///
     /// # Errors
-    /// What may not be read, or cannot.
+    /// Returns an error for objects that cannot be read.
     pub(super) async fn add_users(
         &mut self,
         whole_pods: bool,
@@ -388,10 +392,10 @@ impl Current {
         Ok(())
     }
 
-    /// Demands the base ARN as [`Loaded::demand_base`] does, of an answer that is made of these objects.
+    /// Requires the base ARN as [`Loaded::demand_base`] does, for an answer about these objects.
     ///
     /// # Errors
-    /// The sentence says how to tell the base ARN.
+    /// Returns an error that names the ways to set the base ARN.
     pub(super) fn demand_base<A: PartialEq>(
         &self,
         loaded: &Loaded,
@@ -419,46 +423,46 @@ impl Current {
     }
 }
 
-/// Whether no cluster is configured at all.
+/// Returns whether no cluster is configured.
 fn is_nowhere(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<ClientError>();
     matches!(error, Some(ClientError::Nowhere { .. }))
 }
 
-/// Rules, pods and what rules are made of.
+/// Rules, pods, and the objects that rules are made of.
 #[derive(Debug)]
 pub(super) struct Loaded {
     /// The rules.
     pub(super) snapshot: Snapshot,
     /// The pods.
     pub(super) workloads: Vec<Workload>,
-    /// What pods and service accounts ask of AWS itself, where the gate judges it.
+    /// The AWS web identity roles of pods and service accounts, if admission validates them.
     pub(super) web_identity: Vec<WebIdentity>,
-    /// The namespaces, raw.
+    /// The namespaces.
     pub(super) namespaces: Vec<Namespace>,
-    /// The grants, raw.
+    /// The grants.
     pub(super) grants: Vec<Grant>,
-    /// What was taken for granted, and which rules count for nothing, in sentences.
+    /// Sentences about assumptions and rules without effect.
     pub(super) notes: Vec<String>,
-    /// The rules that can't be used; they are among the notes too.
+    /// The unusable rules, which the notes contain too.
     pub(super) unusable: Vec<Unusable>,
-    /// What the rules rest on.
+    /// The rules' sources.
     pub(super) basis: Basis,
-    /// The flags that count.
+    /// The flags that apply.
     pub(super) deciding: Deciding,
-    /// Flags of the command that don't count, with the reason.
+    /// Flags of the command without effect, with the reason.
     pub(super) idle: Vec<(String, &'static str)>,
-    /// The files that policies are from.
+    /// The files of policies.
     pub(super) names: Names,
-    /// The owner of the rules.
-    pub(super) keeper: Keeper,
+    /// The writer of the rules.
+    pub(super) writer: RuleStoreWriter,
 }
 
 impl Loaded {
-    /// What a gate judges by.
-    pub(super) fn gate(&self) -> GateRules<'_> {
-        GateRules {
-            rules: &self.snapshot.gate,
+    /// Returns the rules that admission uses.
+    pub(super) fn gate(&self) -> ValidationRules<'_> {
+        ValidationRules {
+            rules: &self.snapshot.admission,
             config: &self.snapshot.config,
             grants: &self.snapshot.grants,
             keys: &self.deciding.keys,
@@ -466,12 +470,12 @@ impl Loaded {
         }
     }
 
-    /// Returns an error where an answer depends on the base ARN, which agents find out when they run:
-    /// an answer is made with each base ARN that could make a difference to the objects that are
-    /// judged, and must be the same as `without` one.
+    /// Returns an error if an answer depends on the base ARN, which agents discover at runtime. It
+    /// computes the answer with each base ARN that could make a difference to the objects, and all
+    /// must equal the answer `without` one.
     ///
     /// # Errors
-    /// The sentence says how to tell the base ARN.
+    /// Returns an error that names the ways to set the base ARN.
     pub(super) fn demand_base<'v, A: PartialEq>(
         &self,
         sources: &FlagSources,
@@ -483,14 +487,14 @@ impl Loaded {
             return Ok(());
         }
         let bases = bases(judged);
-        let mut depends = bases.len() > MOST_BASES;
+        let mut depends = bases.len() > MAX_BASE_ARNS;
         for base in bases {
             depends = depends || answer(base)? != *without;
         }
         if depends {
             bail!(
-                "the answer depends on the base ARN that completes role names, which is not known from \
-                 here ({}): agents find it out when they run. Give it by --base-role-arn, or as \
+                "the answer depends on the base ARN that completes role names, which is unknown \
+                 here ({}): agents discover it at runtime. Set it with --base-role-arn, or as \
                  baseRoleArn of a RolegateConfig",
                 self.basis.source
             );
@@ -498,30 +502,30 @@ impl Loaded {
         Ok(())
     }
 
-    /// Returns whether agents decide by a base ARN that is not known here.
+    /// Returns whether agents use a base ARN that is unknown here.
     pub(super) fn lacks_base(&self, sources: &FlagSources) -> bool {
         let is_missing = matches!(self.basis.source, Source::Missing);
         sources.agents.is_some() && self.snapshot.rules.base.is_none() && !is_missing
     }
 
     /// Whether policies are asked at a gate.
-    pub(super) fn asks_at_gate(&self) -> bool {
-        self.snapshot.config.modes.rego != Mode::Off && self.snapshot.policies.asks_at_gate()
+    pub(super) fn has_admission_policies(&self) -> bool {
+        self.snapshot.config.modes.rego != Mode::Off
+            && self.snapshot.policies.has_admission_policies()
     }
 }
 
-/// What the rules rest on. `is_cluster`: they are in force in a cluster.
+/// Returns the rules' sources. `is_cluster`: they are in force in a cluster.
 fn basis(in_force: &InForce, snapshot: &Snapshot, is_cluster: bool) -> Basis {
     let rules = &snapshot.in_force;
     let base = rules.base.as_ref();
     let mut unknown = in_force.unknown.clone();
     if is_cluster && in_force.source != Source::Missing {
         if base.is_none() {
-            let why = "the base ARN that agents find out when they run, which completes role names";
+            let why = "the base ARN that agents discover at runtime, which completes role names";
             unknown.push(why.into());
         }
-        let why =
-            "roles that agents find out to be their own, such as the nodes': they refuse those too";
+        let why = "the agents' own roles, such as the nodes' roles, which agents discover at runtime and deny too";
         unknown.push(why.into());
     }
     Basis {
@@ -533,8 +537,8 @@ fn basis(in_force: &InForce, snapshot: &Snapshot, is_cluster: bool) -> Basis {
     }
 }
 
-/// The base ARNs by which something among the objects may be decided otherwise: of each role's ARN
-/// all that it may have been completed by, and one of another account.
+/// Returns the base ARNs that may change a decision about the objects: every prefix of each role's
+/// ARN, and one of another account.
 fn bases<'v>(values: impl IntoIterator<Item = &'v Value>) -> Vec<BaseArn> {
     let mut texts = BTreeSet::new();
     if let Ok(pattern) = Regex::new("arn:[a-z-]+:iam::[0-9]{12}:role/[^\\s\"',\\]]*") {
@@ -543,8 +547,12 @@ fn bases<'v>(values: impl IntoIterator<Item = &'v Value>) -> Vec<BaseArn> {
         }
     }
     let found = texts.iter().filter_map(|text| BaseArn::parse(text).ok());
-    let other = BaseArn::of_account("aws", "000000000000").ok();
-    other.into_iter().chain(found).collect()
+    any_base().into_iter().chain(found).collect()
+}
+
+/// A base ARN of an account that nobody has, by which role names are merely complete.
+pub(super) fn any_base() -> Option<BaseArn> {
+    BaseArn::of_account("aws", "000000000000").ok()
 }
 
 fn collect(value: &Value, pattern: &Regex, texts: &mut BTreeSet<String>) {
@@ -563,7 +571,7 @@ fn collect(value: &Value, pattern: &Regex, texts: &mut BTreeSet<String>) {
 }
 
 fn web_identity(values: &[Value], deciding: &Deciding, snapshot: &Snapshot) -> Vec<WebIdentity> {
-    let spared = &snapshot.config.spared_namespaces;
+    let spared = &snapshot.config.exempt_namespaces;
     let judged = values.iter().filter(|value| {
         let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
         namespace.is_none_or(|namespace| !spared.contains(namespace))
@@ -583,7 +591,7 @@ fn grants(values: &[Value]) -> anyhow::Result<Vec<Grant>> {
     let grants = values.iter().filter(|value| is_ours(value, "RoleGrant"));
     grants
         .map(|value| {
-            let grant = RoleGrant::deserialize(value).context("a RoleGrant cannot be read")?;
+            let grant = RoleGrant::deserialize(value).context("cannot parse a RoleGrant")?;
             Ok(Grant::from(&grant))
         })
         .collect()

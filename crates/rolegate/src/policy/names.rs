@@ -1,28 +1,28 @@
-//! The files that policies are from, and what is said of policies that are not in use.
+//! The files of policies, and messages about policies that are not in use.
 
 use std::collections::BTreeMap;
 
 use rolegate_core::layer::Mode;
 use rolegate_policy::text::plain;
 use rolegate_rego::PolicyStatus;
-use rolegate_rules::keeper::Keeper;
 use rolegate_rules::offline::{Module, Offline, Origin};
 use rolegate_rules::snapshot::Snapshot;
+use rolegate_rules::store::RuleStoreWriter;
 
-/// The place of each policy, by the name that the layer has for it.
+/// The source of each policy, by the layer's name for it.
 #[derive(Debug, Default)]
 pub(super) struct Names(BTreeMap<String, Place>);
 
-/// A rule that can't be used.
+/// An unusable rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unusable {
     /// Its kind.
     pub(super) kind: RuleKind,
-    /// Its name; of a policy `namespace/name`.
+    /// Its name; `namespace/name` for a policy.
     pub(super) name: String,
-    /// What is wrong with it.
+    /// A sentence that describes the error.
     pub(super) sentence: String,
-    /// Whether it is from a file.
+    /// True if it is from a file.
     pub(super) is_in_files: bool,
 }
 
@@ -37,14 +37,14 @@ pub(super) enum RuleKind {
 
 #[derive(Debug)]
 enum Place {
-    /// A ConfigMap: file and line, where it is from a file.
+    /// A ConfigMap, with its file and line if it is from a file.
     ConfigMap(Option<String>),
-    /// A file of Rego, and its name without folders.
+    /// A Rego file, and its name without directories.
     File(String, String),
 }
 
 impl Names {
-    /// Of rules. `places` are those of documents.
+    /// Returns the names of rules. `places` are those of documents.
     pub(super) fn of(offline: &Offline, places: &[Option<String>], modules: &[Module]) -> Self {
         let named = offline.policies.iter().filter_map(|(name, origin)| {
             let place = match origin {
@@ -59,7 +59,7 @@ impl Names {
         Self(named.collect())
     }
 
-    /// A policy as people know it: a file of Rego by its path, a ConfigMap by its name.
+    /// Returns the displayed name of a policy: the path of a Rego file, the name of a ConfigMap.
     pub(super) fn shown<'a>(&'a self, policy: &'a str) -> &'a str {
         match self.0.get(policy) {
             Some(Place::File(file, _)) => file,
@@ -67,7 +67,7 @@ impl Names {
         }
     }
 
-    /// A module of a policy as people know it: its file, or its ConfigMap and entry.
+    /// Returns the displayed name of a policy's module: its file, or its ConfigMap and entry.
     pub(super) fn module(&self, policy: &str, entry: &str) -> String {
         match self.0.get(policy) {
             Some(Place::File(file, _)) => file.clone(),
@@ -75,7 +75,7 @@ impl Names {
         }
     }
 
-    /// A sentence in which policies are named as people know them.
+    /// Replaces the names of policies in a sentence with their displayed names.
     pub(super) fn in_sentence(&self, sentence: &str) -> String {
         let files = self.0.iter().filter_map(|(name, place)| match place {
             Place::File(file, _) => Some((name, file)),
@@ -86,8 +86,8 @@ impl Names {
         })
     }
 
-    /// A message about a policy, with the file and line that it came from. `state` is what the
-    /// message explains, such as "cannot be used".
+    /// Formats a message about a policy, with its file and line. `state` is the subject of the
+    /// message, such as "cannot be used".
     fn about(&self, policy: &str, state: &str, message: &str) -> String {
         let what = message
             .strip_prefix(policy)
@@ -115,8 +115,12 @@ impl Names {
         }
     }
 
-    /// Rules that can't be used.
-    pub(super) fn unusable_rules(&self, keeper: &Keeper, snapshot: &Snapshot) -> Vec<Unusable> {
+    /// Returns the unusable rules.
+    pub(super) fn unusable_rules(
+        &self,
+        writer: &RuleStoreWriter,
+        snapshot: &Snapshot,
+    ) -> Vec<Unusable> {
         let grants = snapshot.grants.invalid().iter();
         let grants = grants.map(|(name, error)| Unusable {
             kind: RuleKind::RoleGrant,
@@ -126,28 +130,28 @@ impl Names {
         });
         let mut found: Vec<_> = grants.collect();
         if snapshot.config.modes.rego != Mode::Off {
-            found.extend(self.unusable_policies(keeper));
+            found.extend(self.unusable_policies(writer));
         }
         found
     }
 
-    /// Policies that count not as they are written, in sentences.
-    pub(super) fn doubtful(&self, keeper: &Keeper, snapshot: &Snapshot) -> Vec<String> {
+    /// Returns sentences about policies that apply other than as written.
+    pub(super) fn doubtful(&self, writer: &RuleStoreWriter, snapshot: &Snapshot) -> Vec<String> {
         if snapshot.config.modes.rego == Mode::Off {
             return Vec::new();
         }
-        let misplaced = keeper.misplaced();
-        let misplaced = misplaced.iter().map(|((namespace, name), error)| {
-            format!("ConfigMap {namespace}/{name} is asked everywhere: {error}")
+        let invalid_points = writer.invalid_points();
+        let invalid_points = invalid_points.iter().map(|((namespace, name), error)| {
+            format!("ConfigMap {namespace}/{name} applies at all enforcement points: {error}")
         });
-        let mut told: Vec<_> = misplaced.collect();
-        told.extend(keeper.missing().map(|missing| missing.to_string()));
+        let mut told: Vec<_> = invalid_points.collect();
+        told.extend(writer.missing().map(|missing| missing.to_string()));
         told
     }
 
-    /// Policies that can't be used.
-    fn unusable_policies(&self, keeper: &Keeper) -> Vec<Unusable> {
-        let statuses = keeper.policy_statuses();
+    /// Returns the unusable policies.
+    fn unusable_policies(&self, writer: &RuleStoreWriter) -> Vec<Unusable> {
+        let statuses = writer.policy_statuses();
         let errors = statuses.iter().filter_map(|(name, status)| match status {
             PolicyStatus::Error { error, .. } => Some((name, error)),
             _ => None,
@@ -165,16 +169,16 @@ impl Names {
             .collect()
     }
 
-    /// Policies that can't be used, in sentences.
-    pub(super) fn unusable(&self, keeper: &Keeper) -> Vec<String> {
-        let unusable = self.unusable_policies(keeper).into_iter();
+    /// Returns sentences about unusable policies.
+    pub(super) fn unusable(&self, writer: &RuleStoreWriter) -> Vec<String> {
+        let unusable = self.unusable_policies(writer).into_iter();
         unusable.map(|one| one.sentence).collect()
     }
 
-    /// Warnings about policies that are in use, in sentences.
-    pub(super) fn warnings(&self, keeper: &Keeper) -> Vec<String> {
+    /// Returns warnings about policies that are in use.
+    pub(super) fn warnings(&self, writer: &RuleStoreWriter) -> Vec<String> {
         let mut sentences = Vec::new();
-        for (name, status) in keeper.policy_statuses() {
+        for (name, status) in writer.policy_statuses() {
             if let PolicyStatus::Ok { warnings, .. } = status {
                 let warnings = warnings.iter();
                 sentences.extend(warnings.map(|text| self.about(&name, "has a warning", text)));
@@ -183,7 +187,7 @@ impl Names {
         sentences
     }
 
-    /// Policies of which nothing is asked, in sentences.
+    /// Returns sentences about policies without effect.
     pub(super) fn unused(&self, offline: &Offline) -> Vec<String> {
         let unused = offline.unused.iter();
         unused

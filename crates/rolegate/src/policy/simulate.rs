@@ -20,19 +20,19 @@ use serde_json::Value;
 use super::cluster::is_ours;
 use super::flags::{ReadFlags, ScopeFlags};
 use super::in_force::refuse_idle;
-use super::load::{Assumed, Current, Loaded, Objects};
+use super::load::{Assumed, Current, Loaded, Objects, any_base};
 use super::{REFUSED, files};
 use crate::output::{self, OutputFlags, RestsOn, Shown};
 
-/// What `--help` says first.
-pub(super) const LONG_ABOUT: &str = "Tell which running pods a change of the rules cuts off, lets in or gives another \
-session, and which the webhook would refuse when they are made again, before it is applied.\n\n\
-The objects of --rules (grants, configuration, namespaces, ConfigMaps of policies) are laid over those \
-that are there: one of the same name is replaced, others stay. Pods and current rules are those of the \
+/// The introduction of the help text.
+pub(super) const LONG_ABOUT: &str = "Show which running pods a rule change denies, allows or gives another session, and which \
+the webhook would deny when they are re-created, before the change is applied.\n\n\
+The objects of --rules (grants, configuration, namespaces, ConfigMaps of policies) are overlaid on \
+the existing ones: an object with the same name is replaced, others stay. Pods and current rules are those of the \
 cluster, or of manifests with -f, such as `kubectl get \
 pods,namespaces,rolegrants,rolegateconfigs -A -o yaml`.\n\n\
-The change is judged twice: as configured, and as if those layers were enforced that are in audit mode, \
-or off while --rules has rules of them. Whoever would lose a role in either case is told.";
+The change is evaluated twice: as configured, and as if layers were enforced that are in audit mode, \
+or off although --rules contains rules for them. Pods that lose a role in either case are reported.";
 
 /// Arguments of `rolegate policy simulate`.
 #[derive(Debug, Args)]
@@ -42,16 +42,16 @@ Examples:
   rolegate policy simulate --rules rules/ --replace -o json
   rolegate policy simulate --rules grants.yaml -f dump.yaml
 
-Exit codes: 0 no running pod loses its role, 1 failed, 3 a pod loses it or is refused when made again, as \
+Exit codes: 0 no running pod loses its role, 1 failed, 3 a pod loses it or is denied when re-created, as \
 configured or if the layers were enforced, 64 wrong usage.")]
 pub(super) struct SimulateArguments {
-    /// Manifest, folder or - with the rules as they would be; may be repeated
+    /// Manifest, directory or - with the changed rules. May be repeated
     #[arg(long, value_name = "PATH", required = true)]
     rules: Vec<PathBuf>,
-    /// Current rules and pods from this manifest or folder instead of the cluster; may be repeated
+    /// Manifest or directory with the current rules and pods to use instead of the cluster. May be repeated
     #[arg(short, long, value_name = "PATH")]
     filename: Vec<PathBuf>,
-    /// Take grants, configuration and ConfigMaps away that --rules does not name
+    /// Remove grants, configuration and ConfigMaps that --rules does not contain
     #[arg(long)]
     replace: bool,
     #[command(flatten)]
@@ -62,7 +62,7 @@ pub(super) struct SimulateArguments {
     read: ReadFlags,
 }
 
-/// Simulates.
+/// Runs the command.
 pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
     files::validate(arguments.rules.iter().chain(&arguments.filename))?;
@@ -72,14 +72,16 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     let now_and_then = |current: &Current| -> anyhow::Result<(Loaded, Loaded)> {
         let after = overlaid(current).load(&current.sources);
         let before = current.objects.load(&current.sources);
-        // A mistake in the change is told before what is missing now.
+        // An error in the change is reported before missing current rules.
         let after = after?;
         Ok((before?, after))
     };
     let (before, after) = now_and_then(&current)?;
     refuse_idle(&[&before.idle, &after.idle])?;
     // Policies may ask about everything of a pod.
-    let whole = before.asks_at_gate() || after.asks_at_gate();
+    let whole = before.has_admission_policies()
+        || after.has_admission_policies()
+        || enforced(&after, &change).modes.rego != Mode::Off;
     current
         .add_users(whole, arguments.scope.namespace.as_deref())
         .await?;
@@ -89,10 +91,10 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
             output::note(&format!("{when}: {note}"));
         }
     }
-    if after.asks_at_gate() {
+    if after.has_admission_policies() {
         output::note(
-            "policies of the gate are asked about the pods alone here: ask about Deployments and \
-             their like with `rolegate policy check`",
+            "policies for admission are evaluated for pods only: check Deployments and similar \
+             kinds with `rolegate policy check`",
         );
     }
     let proposed = Proposed {
@@ -103,6 +105,12 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     };
     let simulated = proposed.simulated(None)?;
     let sources = &current.sources;
+    if after.lacks_base(sources) && matches!(after.basis.source, Source::RolegateConfig { .. }) {
+        output::note(
+            "then: the RolegateConfig has no baseRoleArn, so the webhook refuses every role that is \
+             written as a name",
+        );
+    }
     // Both sides are judged with each base ARN, so one comparison is enough.
     let sides = [&before, &after];
     if let Some(loaded) = sides.iter().find(|loaded| loaded.lacks_base(sources)) {
@@ -126,11 +134,11 @@ impl Shown for Simulated {
         Self::text(self)
     }
 
-    /// The pods that lose something, as configured or with layers enforced.
+    /// Returns the pods that lose something, as configured or with layers enforced.
     fn names(&self) -> Vec<String> {
         let enforced = self.if_enforced.iter().map(|one| &one.simulation);
         let all = enforced.chain([&self.as_configured]);
-        let lost = all.flat_map(|one| one.cut_off.iter().chain(&one.refused_when_made_again));
+        let lost = all.flat_map(|one| one.newly_denied.iter().chain(&one.denied_on_recreate));
         let pods = lost.flat_map(|one| one.pods.iter().map(|pod| (&one.namespace, pod)));
         let pods: BTreeSet<_> = pods.collect();
         pods.into_iter()
@@ -139,17 +147,17 @@ impl Shown for Simulated {
     }
 }
 
-/// A change, and what it is compared with.
+/// A change, and the state to compare it with.
 struct Proposed<'a> {
     current: &'a Current,
-    /// The objects as they would be.
+    /// The objects after the change.
     after: Objects,
-    /// The modes if the layers were enforced that are tried out or proposed.
+    /// The modes if layers in audit mode, or with proposed rules, were enforced.
     enforced: Enforced,
     now: Timestamp,
 }
 
-/// Modes of layers, and the layers that have another mode in them than is configured.
+/// Modes of layers, and the layers whose mode differs from the configured one.
 struct Enforced {
     modes: Modes,
     layers: Vec<&'static str>,
@@ -158,18 +166,38 @@ struct Enforced {
 impl Proposed<'_> {
     fn simulated(&self, base: Option<&BaseArn>) -> anyhow::Result<Simulated> {
         let sources = &self.current.sources;
+        let objects = &self.current.objects;
         let assumed = |modes| Assumed {
             base: base.cloned(),
             modes,
+            is_webhook: false,
         };
-        let before = self.current.objects.load_as(sources, &assumed(None))?;
+        let before = objects.load_as(sources, &assumed(None))?;
+        let webhook_before = objects.load_as(
+            sources,
+            &Assumed {
+                // Agents complete names now, and no webhook refuses what they cannot complete.
+                base: match before.lacks_base(sources) {
+                    true => base.cloned().or_else(any_base),
+                    false => base.cloned(),
+                },
+                modes: None,
+                is_webhook: true,
+            },
+        )?;
         let simulation = |modes| -> anyhow::Result<Simulation> {
             let after = self.after.load_as(sources, &assumed(modes))?;
             let (rules, then) = (&before.snapshot.rules, &after.snapshot.rules);
             let mut simulation = simulate(rules, then, &before.workloads, self.now);
-            let pods = self.current.objects.values().iter();
+            let webhook = Assumed {
+                is_webhook: true,
+                ..assumed(modes)
+            };
+            let webhook_after = self.after.load_as(sources, &webhook)?;
+            let pods = objects.values().iter();
             let pods = pods.filter(|value| is_core(value, "Pod"));
-            simulation.add_made_again(&before.gate(), &after.gate(), pods, self.now);
+            let (now, then) = (webhook_before.gate(), webhook_after.gate());
+            simulation.add_made_again(&now, &then, pods, self.now);
             Ok(simulation)
         };
         let as_configured = simulation(None)?;
@@ -187,8 +215,8 @@ impl Proposed<'_> {
     }
 }
 
-/// The modes if the layers of the proposed rules were enforced: those in audit mode, and those that are
-/// off and that the change has rules of.
+/// Returns the modes if the layers of the proposed rules were enforced: those in audit mode, and
+/// those that are off although the change contains rules for them.
 fn enforced(after: &Loaded, change: &Objects) -> Enforced {
     let modes = after.snapshot.config.modes;
     if after.basis.source == Source::Missing {
@@ -232,7 +260,7 @@ fn enforced(after: &Loaded, change: &Objects) -> Enforced {
     Enforced { modes, layers }
 }
 
-/// What both sides of a simulation rest on.
+/// The rules on both sides of a simulation.
 #[derive(Debug, Serialize)]
 struct NowAndThen {
     now: Basis,
@@ -245,6 +273,99 @@ impl RestsOn for NowAndThen {
     }
 
     fn value(&self) -> anyhow::Result<Value> {
-        serde_json::to_value(self).context("the rules in force are not JSON")
+        serde_json::to_value(self).context("cannot serialize the rules in force")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::super::agents::{AgentFlags, Agents};
+    use super::super::in_force::FlagSources;
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        read: ReadFlags,
+    }
+
+    /// Simulates that a cluster whose agents find out the base ARN gets a RolegateConfig.
+    fn with_config(spec: &Value) -> Simulated {
+        let parse = |flags: &[&str]| {
+            let arguments = std::iter::once("test").chain(flags.iter().copied());
+            Flags::try_parse_from(arguments)
+                .unwrap()
+                .read
+                .own()
+                .unwrap()
+        };
+        let pod = |name: &str, role: &str| {
+            json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": "shop", "uid": name,
+                    "annotations": {"iam.amazonaws.com/role": role}},
+                "spec": {"containers": []}, "status": {"phase": "Running"}})
+        };
+        let objects = vec![
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop",
+                "annotations": {"iam.amazonaws.com/allowed-roles": "[\"reader\"]"}}}),
+            pod("by-name", "reader"),
+            pod("refused", "admin"),
+        ];
+        let current = Current {
+            objects: Objects::of_values(objects),
+            sources: FlagSources {
+                own: parse(&[]),
+                agents: Some(Agents::Known(Box::new(AgentFlags {
+                    flags: parse(&["--namespace-restrictions"]).flags,
+                    unknown: Vec::new(),
+                    workloads: Vec::new(),
+                    doubts: Vec::new(),
+                }))),
+                guesses: false,
+            },
+            cluster: None,
+        };
+        let change = Objects::of_values(vec![json!({"apiVersion": "rolegate.dev/v1alpha1",
+            "kind": "RolegateConfig", "metadata": {"name": "cluster"}, "spec": spec})]);
+        let after = current.objects.overlaid(&change, false);
+        let loaded = after.load(&current.sources).unwrap();
+        let proposed = Proposed {
+            enforced: enforced(&loaded, &change),
+            current: &current,
+            after,
+            now: Timestamp::now(),
+        };
+        let simulated = proposed.simulated(None).unwrap();
+        for base in [
+            "arn:aws:iam::123456789012:role/",
+            "arn:aws:iam::210987654321:role/k8s/",
+        ] {
+            let base = BaseArn::parse(base).unwrap();
+            assert_eq!(proposed.simulated(Some(&base)).unwrap(), simulated);
+        }
+        simulated
+    }
+
+    #[test]
+    fn names_without_a_base_arn_are_refused_when_pods_are_recreated() {
+        let layers = json!({"namespace": "enforce"});
+        let found = with_config(&json!({"layers": layers}));
+        assert!(found.takes_away());
+        let found = found.as_configured;
+        assert_eq!((found.pods, found.unchanged), (2, 1), "{found:?}");
+        let [refused] = &found.denied_on_recreate[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(
+            (&*refused.role, &*refused.pods),
+            ("reader", &["by-name".to_owned()][..])
+        );
+        assert!(
+            refused.reason.contains("no base ARN is known"),
+            "{refused:?}"
+        );
     }
 }

@@ -13,13 +13,13 @@ use super::in_force::refuse_idle;
 use super::load::{Current, Loaded, Objects};
 use crate::output::{self, ObjectOutputFlags};
 
-/// What `--help` says first.
-pub(super) const LONG_ABOUT: &str = "Write the tightest grants that cover what runs today.\n\n\
-For each service account that has pods with a role now, the roles and external IDs that they use, \
-exactly, unless grants cover them already. Roles of web identity count too (AWS_ROLE_ARN of containers, \
-eks.amazonaws.com/role-arn of service accounts), since the webhook judges them. With these applied, layer grants can be switched on \
-(spec.layers.grants of the RolegateConfig) and nothing that runs is cut off. Jobs that don't run at the \
-moment are seen with --include-finished only as far as their pods are still there.";
+/// The introduction of the help text.
+pub(super) const LONG_ABOUT: &str = "Write minimal grants that cover the running pods.\n\n\
+Writes exactly the roles and external IDs that the pods of each service account use, \
+unless grants cover them already. Roles of web identity are included (AWS_ROLE_ARN of containers, \
+eks.amazonaws.com/role-arn of service accounts), since the webhook validates them. After applying the grants, you can enable the layer grants \
+(spec.layers.grants of the RolegateConfig) without denying any running pod. Jobs that are not running are included \
+only with --include-finished, and only if their pods still exist.";
 
 /// Arguments of `rolegate policy suggest`.
 #[derive(Debug, Args)]
@@ -27,12 +27,14 @@ moment are seen with --include-finished only as far as their pods are still ther
 Examples:
   rolegate policy suggest > grants.yaml
   rolegate policy simulate --rules grants.yaml
-  kubectl get namespaces,pods,serviceaccounts -A -o yaml | rolegate policy suggest -f -")]
+  kubectl get namespaces,pods,serviceaccounts -A -o yaml | rolegate policy suggest -f -
+
+Exit codes: 0 written, none being missing included, 1 failed, 64 wrong usage.")]
 pub(super) struct SuggestArguments {
-    /// Rules and pods from this manifest or folder instead of the cluster; may be repeated
+    /// Manifest or directory with rules and pods to use instead of the cluster. May be repeated
     #[arg(short, long, value_name = "PATH")]
     filename: Vec<PathBuf>,
-    /// Count finished pods too
+    /// Include finished pods
     #[arg(long)]
     include_finished: bool,
     #[command(flatten)]
@@ -43,7 +45,7 @@ pub(super) struct SuggestArguments {
     read: ReadFlags,
 }
 
-/// Suggests.
+/// Runs the command.
 pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
     files::validate(&arguments.filename)?;

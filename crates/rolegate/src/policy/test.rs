@@ -5,7 +5,8 @@ use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
-use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use regex::Regex;
 use rolegate_policy::case_report::{Case, CaseResult, Complaint, Suite, junit, tap};
@@ -26,11 +27,11 @@ use super::{REFUSED, files};
 use crate::flags::invalid;
 use crate::output::{self, Format, ReportFormat};
 
-/// The introduction in `--help`.
-pub(super) const LONG_ABOUT: &str = "Test rules by objects with the verdict that is expected, and by tests in Rego.\n\n\
-Runs every PolicyTest in the files and folders that are named, and every rule named test_… of their \
-Rego as opa test runs it; those named todo_test_… are skipped. A PolicyTest names its rules; where it \
-names none, they are those of --rules, or else all rules in the folders themselves.";
+/// The introduction of the help text.
+pub(super) const LONG_ABOUT: &str = "Test rules against objects with expected verdicts, and run tests in Rego.\n\n\
+Runs every PolicyTest in the given files and directories, and every rule named test_… of their \
+Rego as opa test does. Rules named todo_test_… are skipped. A PolicyTest names its rules. If it \
+does not, they are those of --rules, or else all rules in the directories themselves.";
 
 /// Arguments of `rolegate policy test`.
 #[derive(Debug, Args)]
@@ -42,29 +43,38 @@ Examples:
 
 Exit codes: 0 every test passed, 1 failed, or there is no test, 3 a test failed, 64 wrong usage.")]
 pub(super) struct TestArguments {
-    /// Files and folders (with all below them) of tests, and of the rules beside them
+    /// Files and directories (recursive) with tests and rules
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Rules from this file or folder, beside those of the folders for tests in Rego; may be repeated
+    /// File or directory with rules, in addition to those of the directories for tests in Rego. May be repeated
     #[arg(long, value_name = "PATH")]
     rules: Vec<PathBuf>,
-    /// File or folder that is passed over, as .gitignore writes it; may be repeated
+    /// File or directory to skip, in the syntax of .gitignore. May be repeated
     #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     ignore: Vec<Pattern>,
-    /// Run only tests whose names this regular expression matches
+    /// Run only tests whose names match this regular expression
     #[arg(long, value_name = "REGEX")]
     run: Option<Regex>,
-    /// Tell which lines of policies and which grants no test used
+    /// Report which lines of policies and which grants no test used
     #[arg(long)]
     coverage: bool,
-    /// Tell the tests that passed too
+    /// Report the tests that passed too
     #[arg(short, long)]
     verbose: bool,
-    /// How the report is written
-    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    /// Format of the report
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", value_parser = format())]
     output: ReportFormat,
     #[command(flatten)]
     read: LocalFlags,
+}
+
+/// Parses the formats of reports of tests, which are not about lines of manifests.
+fn format() -> impl TypedValueParser<Value = ReportFormat> {
+    let formats = ReportFormat::value_variants().iter();
+    let formats =
+        formats.filter(|format| !matches!(format, ReportFormat::Sarif | ReportFormat::Github));
+    PossibleValuesParser::new(formats.filter_map(ValueEnum::to_possible_value))
+        .try_map(|name| ReportFormat::from_str(&name, false))
 }
 
 /// A file of tests.
@@ -73,7 +83,7 @@ struct TestFile {
     test: PolicyTest,
 }
 
-/// Tests.
+/// Runs the command.
 pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     let sources = FlagSources {
         own: arguments.read.own()?,
@@ -92,8 +102,8 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     let report = tester.report;
     if report.count() == 0 {
         match &arguments.run {
-            Some(run) => bail!("no test has a name that {run} matches"),
-            None => bail!("there is no test: neither a PolicyTest nor a rule of Rego named test_…"),
+            Some(run) => bail!("no test name matches {run}"),
+            None => bail!("found no test: neither a PolicyTest nor a Rego rule named test_…"),
         }
     }
     match arguments.output {
@@ -106,7 +116,7 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
         ReportFormat::Tap => output::raw(&tap(&report.suites))?,
         ReportFormat::Sarif | ReportFormat::Github => {
             return Err(invalid(
-                "-o: a report of tests is text, wide, name, yaml, json, junit or tap",
+                "-o: a test report supports text, wide, name, yaml, json, junit and tap",
             ));
         }
     }
@@ -117,7 +127,7 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// The tests that did not pass.
+/// Returns the names of failed tests.
 fn names(report: &TestReport) -> Vec<String> {
     let suites = report.suites.iter();
     let cases = suites.flat_map(|suite| suite.cases.iter().map(move |case| (suite, case)));
@@ -132,12 +142,12 @@ struct Tester<'a> {
     arguments: &'a TestArguments,
     sources: &'a FlagSources,
     tests: Vec<TestFile>,
-    /// Rules beside the tests, tests in Rego among them.
+    /// Rules in the test directories, including tests in Rego.
     beside: Contents,
     observer: Observer,
     report: TestReport,
     notes: BTreeSet<String>,
-    /// Flags that don't count, for each set of rules.
+    /// Flags without effect, for each set of rules.
     idle: Vec<Vec<(String, &'static str)>>,
     now: Timestamp,
 }
@@ -194,7 +204,7 @@ impl<'a> Tester<'a> {
         run.is_none_or(|run| run.is_match(name))
     }
 
-    /// Notes once what is worth knowing of rules.
+    /// Collects notes about rules, each once.
     fn note(&mut self, loaded: &Loaded) {
         self.idle.push(loaded.idle.clone());
         for note in &loaded.notes {
@@ -204,7 +214,7 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// The rules of a file of tests.
+    /// Returns the rules of a test file.
     fn rules(&self, file: &TestFile) -> anyhow::Result<Objects> {
         let of = |paths: &[PathBuf]| Objects::of_files(paths);
         match &file.test.rules {
@@ -232,7 +242,7 @@ impl<'a> Tester<'a> {
                 if let Subject::File(path) = subject {
                     let place = || format!("{}:{}", plain(&file.file), case.line);
                     let selection = Selection {
-                        demands_objects: true,
+                        requires_objects: true,
                         ..Selection::default()
                     };
                     let found = files::read(&[file.beside(path)], selection)
@@ -259,13 +269,13 @@ impl<'a> Tester<'a> {
             objects.map(|value| namespace_of(value, &case.namespace))
         });
         let rules = self.rules(file)?;
-        // A mistake in the rules is reported with its line.
+        // An error in the rules is reported with its line.
         rules.load(self.sources)?;
         let rules = rules.overlaid(&missing_namespaces(&rules, mentioned), false);
         let loaded = rules.load(self.sources)?;
         refuse_unusable(&loaded)?;
         self.note(&loaded);
-        let observed = self.observer.observed(&loaded.snapshot.gate);
+        let observed = self.observer.observed(&loaded.snapshot.admission);
         let policies = loaded.snapshot.policies.observed(&self.observer.lines);
         let mut gate = loaded.gate();
         gate.rules = &observed;
@@ -290,7 +300,7 @@ impl<'a> Tester<'a> {
         Ok(())
     }
 
-    /// Runs the tests in Rego, with all rules there are.
+    /// Runs the tests in Rego with all rules.
     fn run_rego(&mut self) -> anyhow::Result<()> {
         let mut all = self.beside.all();
         if !self.arguments.rules.is_empty() {
@@ -304,7 +314,7 @@ impl<'a> Tester<'a> {
         let loaded = Objects::of_contents(all).load(self.sources)?;
         refuse_unusable(&loaded)?;
         let tests = loaded
-            .keeper
+            .writer
             .policies()
             .run_tests(self.now, &self.observer.lines, |name| self.is_wanted(name))
             .map_err(|error| anyhow!("{}", loaded.names.in_sentence(&error.to_string())))?;
@@ -327,7 +337,7 @@ impl<'a> Tester<'a> {
     }
 
     fn cover(&mut self, loaded: &Loaded) {
-        let lines = loaded.keeper.policies().coverage(&self.observer.lines);
+        let lines = loaded.writer.policies().coverage(&self.observer.lines);
         for (policy, entry, lines) in lines {
             let name = loaded.names.module(&policy, &entry);
             self.report.covered.add_module(&name, &lines);
@@ -340,19 +350,19 @@ impl<'a> Tester<'a> {
 }
 
 impl TestFile {
-    /// A path that the file names, which is from its own folder.
+    /// Resolves a path in the file relative to the file's directory.
     fn beside(&self, path: &str) -> PathBuf {
         let folder = Path::new(&self.file).parent().unwrap_or(Path::new(""));
         let whole = folder.join(path);
         let short = without_detours(&whole);
-        // A link on the way leads elsewhere.
+        // A symbolic link could lead elsewhere.
         match (whole.canonicalize(), short.canonicalize()) {
             (Ok(one), Ok(other)) if one == other => short,
             _ => whole,
         }
     }
 
-    /// The files of objects that its cases name.
+    /// Returns the object files that its cases name.
     fn subjects(&self) -> impl Iterator<Item = PathBuf> {
         let subjects = self.test.cases.iter();
         let subjects = subjects.flat_map(|case| [Some(&case.objects), case.old.as_ref()]);
@@ -363,7 +373,7 @@ impl TestFile {
     }
 }
 
-/// A path without `.`, and without folders that `..` leaves again.
+/// Removes `.` from a path, and directories that `..` leaves again.
 fn without_detours(path: &Path) -> PathBuf {
     let mut short = PathBuf::new();
     for part in path.components() {
@@ -382,17 +392,17 @@ fn without_detours(path: &Path) -> PathBuf {
     }
 }
 
-/// Refuses rules with policies that can't be used: tests of those would be missing, and one that
-/// expects a denial would pass by them.
+/// Rejects rules with unusable policies: their tests would be missing, and a test that expects a
+/// denial could pass without them.
 fn refuse_unusable(loaded: &Loaded) -> anyhow::Result<()> {
-    let unusable = loaded.names.unusable(&loaded.keeper);
+    let unusable = loaded.names.unusable(&loaded.writer);
     match unusable.is_empty() {
         true => Ok(()),
         false => bail!("{}", unusable.join("\n")),
     }
 }
 
-/// The namespaces that objects are in and that rules don't describe, without annotations.
+/// Returns the namespaces that objects are in but rules do not describe, without annotations.
 fn missing_namespaces<'a>(rules: &Objects, mentioned: impl Iterator<Item = &'a str>) -> Objects {
     let described = rules
         .values()
@@ -431,7 +441,7 @@ fn rego_case(test: &RegoTest, file: String) -> Case {
 }
 
 impl Contents {
-    /// Everything, once more.
+    /// Returns a copy of everything.
     fn all(&self) -> Self {
         let manifests = self.manifests.iter().map(|one| Manifests {
             file: one.file.clone(),
@@ -440,11 +450,11 @@ impl Contents {
         Self {
             manifests: manifests.collect(),
             modules: self.modules.clone(),
-            passed_over: Vec::new(),
+            skipped: Vec::new(),
         }
     }
 
-    /// Everything but modules of tests, once more.
+    /// Returns a copy of everything except test modules.
     fn policies(&self) -> Self {
         let mut policies = self.all();
         let is_test = |file: &str| file.ends_with(files::TESTS);
@@ -452,7 +462,7 @@ impl Contents {
         policies
     }
 
-    /// Adds what comes from other files.
+    /// Adds the contents of other files.
     fn add(&mut self, more: Self) {
         let path = |file: &str| Path::new(file).canonicalize().unwrap_or(file.into());
         let manifests = self.manifests.iter().map(|one| path(&one.file));

@@ -1,4 +1,4 @@
-//! What answers rest on: the rules in force, and what is refused rather than guessed.
+//! Tests of the rules behind answers, and of refusals to guess them.
 
 use serde_json::json;
 
@@ -72,13 +72,13 @@ fn layers_are_not_guessed_where_no_cluster_is() {
         for flags in [&[][..], &[BASE]] {
             let ran = run(&files, &[command, flags].concat(), "");
             assert_eq!(ran.code, 1, "{command:?}: {}", ran.out);
-            let says = "give the RolegateConfig with --rules";
+            let says = "add the RolegateConfig to --rules";
             assert!(ran.err.contains(says), "{command:?}: {}", ran.err);
         }
         let ran = run(&files, &[command, &[BASE, RESTRICTED]].concat(), "");
         assert_ne!(ran.code, 1, "{command:?}: {}", ran.err);
     }
-    // --offline is for files.
+    // --offline requires files.
     assert_eq!(run(&files, &["explain", "pod/x", "--offline"], "").code, 64);
 }
 
@@ -140,14 +140,18 @@ fn a_change_is_simulated_as_if_its_layers_were_enforced() {
         let simulate = ["simulate", "--rules", "grant.yaml", "-f", "now.yaml", BASE];
         let ran = run(&files, &[&simulate[..], &["-o", "json"]].concat(), "");
         assert_eq!(ran.code, 3, "{layers}: {}{}", ran.out, ran.err);
-        let told = json(&ran);
-        assert_eq!(told["cutOff"], json!([]), "{layers}");
-        assert_eq!(told["ifEnforced"]["layers"], enforced, "{layers}");
-        let cut_off = &told["ifEnforced"]["cutOff"];
-        assert_eq!(cut_off[0]["pods"], json!(["front-0"]), "{layers}: {told:#}");
+        let printed = json(&ran);
+        assert_eq!(printed["newlyDenied"], json!([]), "{layers}");
+        assert_eq!(printed["ifEnforced"]["layers"], enforced, "{layers}");
+        let newly_denied = &printed["ifEnforced"]["newlyDenied"];
+        assert_eq!(
+            newly_denied[0]["pods"],
+            json!(["front-0"]),
+            "{layers}: {printed:#}"
+        );
         let text = run(&files, &simulate, "").out;
         assert!(text.contains("were enforced\n"), "{text}");
-        assert!(text.contains("cut off: 1 pod"), "{text}");
+        assert!(text.contains("lose their role: 1 pod"), "{text}");
     }
     // Nothing is proposed for a layer that is off, and nothing is left to enforce.
     let now = format!(

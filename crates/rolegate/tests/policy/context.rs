@@ -25,7 +25,7 @@ async fn ran(files: &[(&str, &str)], arguments: &[&str]) -> Ran {
 }
 
 #[tokio::test]
-async fn the_namespace_of_the_context_is_meant_where_none_is_named() {
+async fn the_default_namespace_is_that_of_the_context() {
     let bind = (Ipv4Addr::LOCALHOST, 0).into();
     let api = KubeApi::start(bind, KubeApiOptions::default())
         .await
@@ -57,7 +57,7 @@ async fn the_namespace_of_the_context_is_meant_where_none_is_named() {
     let check = [&["check", "-f", "pod.yaml"][..], &flags].concat();
     let checked = ran(&files, &check).await;
     assert_eq!(checked.code, 0, "{}{}", checked.out, checked.err);
-    // Another context, and a flag, say another.
+    // Another context, or a flag, selects another namespace.
     for more in ["--context=none", "--namespace=default"] {
         let explained = ran(&files, &[&explain[..], &[more]].concat()).await;
         assert_eq!(explained.code, 1, "{}{}", explained.out, explained.err);

@@ -1,4 +1,4 @@
-//! `rolegate policy` on files, by the built binary.
+//! Tests of `rolegate policy` on files with the real binary.
 #![cfg(test)]
 
 mod basis;
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 const BASE: &str = "--base-role-arn=arn:aws:iam::123456789012:role/";
 
-/// Says that layer `namespace` is on, where there is no configuration.
+/// Enables layer `namespace`, if there is no configuration.
 const RESTRICTED: &str = "--namespace-restrictions";
 
 const RULES: &str = "\
@@ -92,7 +92,7 @@ struct Ran {
     err: String,
 }
 
-/// Runs `rolegate policy` in a folder of `files`, without an environment.
+/// Runs `rolegate policy` in a directory with `files`, without an environment.
 fn run(files: &[(&str, &str)], arguments: &[&str], input: &str) -> Ran {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {
@@ -115,7 +115,7 @@ fn run_in(folder: &Path, arguments: &[&str], input: &str) -> Ran {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // A command that refuses its flags reads nothing.
+    // A command that rejects its flags reads nothing.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().unwrap();
@@ -162,13 +162,13 @@ fn a_pod_is_explained_with_its_session_or_with_what_it_lacks() {
     refused.extend(["--rules", "rules", "--rules", "grant.yaml"]);
     let ran = run(&files, &refused, "");
     assert_eq!(ran.code, 3, "{}", ran.err);
-    let told = json(&ran);
-    assert_eq!(told["decision"], "denied");
-    assert_eq!(told["denial"]["layer"], "grants");
-    assert_eq!(told["grant"]["spec"]["roles"][0], "shop-db");
+    let printed = json(&ran);
+    assert_eq!(printed["decision"], "denied");
+    assert_eq!(printed["denial"]["layer"], "grants");
+    assert_eq!(printed["grant"]["spec"]["roles"][0], "shop-db");
 
-    // What is told to be missing is what is missing.
-    let grant = told["grant"].to_string();
+    // The reported missing grant is the missing one.
+    let grant = printed["grant"].to_string();
     let mut files = files.to_vec();
     files.push(("rules/missing.json", &grant));
     let ran = run(&files, &refused, "");
@@ -176,7 +176,7 @@ fn a_pod_is_explained_with_its_session_or_with_what_it_lacks() {
 }
 
 #[test]
-fn a_policy_of_the_gate_refuses_a_pod_that_is_only_thought_of() {
+fn policies_at_admission_deny_a_hypothetical_pod() {
     let policy = "\
 apiVersion: v1
 kind: ConfigMap
@@ -208,7 +208,7 @@ data:
     assert_eq!(json(&fine)["policies"][0]["name"], "opa/labels");
     let refused = explain("--label=tier=bad");
     assert_eq!(refused.code, 3, "{}{}", refused.out, refused.err);
-    assert_eq!(json(&refused)["gate"]["reason"], "no such tier");
+    assert_eq!(json(&refused)["admission"]["reason"], "no such tier");
 }
 
 #[test]
@@ -259,7 +259,7 @@ spec:
     let ran = check("text", &fine);
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
     let (answer, rules) = ran.out.split_once("\nrules in force\n").unwrap();
-    assert_eq!(answer, "1 object checked, none would be refused\n");
+    assert_eq!(answer, "1 object checked, none would be denied\n");
     assert!(rules.contains("flags of this command"), "{rules}");
     assert!(
         rules.contains("namespace=enforce grants=off rego=off"),
@@ -306,10 +306,10 @@ spec:
     ];
     let ran = run(&[("rules.yaml", RULES)], &arguments, manifest);
     assert_eq!(ran.code, 3, "{}", ran.err);
-    let told = json(&ran);
-    let names: Vec<_> = told["findings"].as_array().unwrap().iter().collect();
+    let printed = json(&ran);
+    let names: Vec<_> = printed["findings"].as_array().unwrap().iter().collect();
     let of = |name: &str| names.iter().any(|finding| finding["name"] == name);
-    assert!(of("mine") && of("x"), "{told:#}");
+    assert!(of("mine") && of("x"), "{printed:#}");
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn what_is_wrong_is_told_with_file_line_and_what_to_do() {
         (
             &["check", "-f", "none.yaml", "--rules", "rules.yaml"],
             1,
-            "none.yaml:2: the document is no Kubernetes object",
+            "none.yaml:2: the document is not a Kubernetes object",
         ),
         (
             &["check", "-f", "bomb.yaml", "--rules", "rules.yaml"],
@@ -412,17 +412,17 @@ fn what_is_wrong_is_told_with_file_line_and_what_to_do() {
         (
             &["explain", "service/x", "--rules", "rules.yaml"],
             64,
-            "service makes no pods",
+            "service does not create pods",
         ),
         (
             &["explain", "deployment/x", "--rules", "rules.yaml"],
             1,
-            "no deployment x",
+            "cannot find deployment x",
         ),
         (
             &["explain", "pod/x", "--rules", "rules.yaml"],
             1,
-            "no pod x",
+            "cannot find pod x",
         ),
         (&["explain"], 64, "required"),
         (

@@ -1,4 +1,4 @@
-//! Explanations of all pods, of templates, and the formats that commands share.
+//! Tests of explanations of all pods and of templates, and of output formats.
 
 use serde_json::{Value, json as value};
 
@@ -58,25 +58,29 @@ fn pods_that_are_refused_are_listed_with_the_reason() {
         "{}",
         all.out
     );
-    assert!(all.out.contains("1 of 4 pods refused"), "{}", all.out);
+    assert!(
+        all.out.contains("1 of 4 pods denied their role"),
+        "{}",
+        all.out
+    );
     for other in ["api-0", "done-0", "plain-0"] {
         assert!(!all.out.contains(other), "{other}: {}", all.out);
     }
     let shop = explain(&["-n", "shop", "--denied", "-o", "json"]);
     assert_eq!(shop.code, 3, "{}", shop.err);
-    let told = json(&shop);
+    let printed = json(&shop);
     assert_eq!(
-        told["counts"],
+        printed["counts"],
         value!({"pods": 2, "allowed": 1, "denied": 1, "noRole": 0})
     );
-    assert_eq!(told["items"].as_array().unwrap().len(), 1);
-    assert_eq!(told["items"][0]["decision"], "denied");
-    assert_eq!(told["items"][0]["denial"]["layer"], "namespace");
-    assert_eq!(told["rules"]["layers"]["namespace"], "enforce");
-    // Nobody is refused in the other one.
+    assert_eq!(printed["items"].as_array().unwrap().len(), 1);
+    assert_eq!(printed["items"][0]["decision"], "denied");
+    assert_eq!(printed["items"][0]["denial"]["layer"], "namespace");
+    assert_eq!(printed["rules"]["layers"]["namespace"], "enforce");
+    // No pod of the other namespace is denied.
     let web = explain(&["-n", "web", "--denied"]);
     assert_eq!(web.code, 0, "{}{}", web.out, web.err);
-    // Without --denied all of them are there.
+    // Without --denied all pods are listed.
     let every = explain(&["pods", "-A", "-o", "wide"]);
     assert_eq!(every.code, 3);
     for pod in ["api-0", "bad-0", "front-0", "plain-0", "SERVICE ACCOUNT"] {
@@ -103,8 +107,8 @@ fn objects_are_named_as_kubectl_names_them() {
     assert_eq!(name.out, "deployment.apps/api\n");
     for (words, why) in [
         (&["deploy"][..], "deployment/NAME"),
-        (&["pod/x", "-A"], "leave them or pod/x out"),
-        (&["pod/x", "--denied"], "leave them or pod/x out"),
+        (&["pod/x", "-A"], "omit them or pod/x"),
+        (&["pod/x", "--denied"], "omit them or pod/x"),
         (&["-A", "-n", "shop"], "cannot be used with"),
     ] {
         let ran = explain(words);
@@ -131,7 +135,7 @@ fn a_namespace_limits_what_is_simulated_and_suggested() {
     let with = |more: &[&str]| run(&files, &[&simulate[..], more].concat(), "");
     assert_eq!(with(&["-n", "shop"]).code, 0);
     assert_eq!(with(&["-A"]).code, 3);
-    // All of them are the default: what is left out would look as if it were fine.
+    // The default is all namespaces: an omitted one would seem to have no findings.
     assert_eq!(with(&[]).code, 3);
     assert_eq!(with(&["-o", "name"]).out, "pod/front-0\n");
     let suggest = run(

@@ -1,4 +1,4 @@
-//! What the commands tell of pods that run, and of rules as a whole.
+//! Tests of commands about running pods, and about the rules as a whole.
 
 use crate::{BASE, GRANT, PODS, RESTRICTED, RULES, json, run};
 
@@ -13,10 +13,10 @@ fn a_change_tells_whom_it_cuts_off() {
     ];
     let ran = run(&files, &arguments, "");
     assert_eq!(ran.code, 3, "{}", ran.err);
-    let told = json(&ran);
-    assert_eq!(told["pods"], 2);
-    assert_eq!(told["unchanged"], 1);
-    assert_eq!(told["cutOff"][0]["pods"][0], "front-0");
+    let printed = json(&ran);
+    assert_eq!(printed["pods"], 2);
+    assert_eq!(printed["unchanged"], 1);
+    assert_eq!(printed["newlyDenied"][0]["pods"][0], "front-0");
 }
 
 #[test]
@@ -67,7 +67,7 @@ status: {phase: Running}
     assert_eq!(ran.code, 3, "{}{}", ran.out, ran.err);
     assert!(
         ran.out
-            .contains("refused at the gate when made again: 1 pod"),
+            .contains("refused by the webhook when re-created: 1 pod"),
         "{}",
         ran.out
     );
@@ -175,17 +175,13 @@ spec: {layers: {namespace: enforce, rego: enforce}}
     ];
     let ran = run(&files, &arguments, "");
     assert_eq!(ran.code, 3, "{}", ran.err);
-    let told = json(&ran);
-    assert_eq!(told["cutOff"], serde_json::json!([]));
+    let printed = json(&ran);
+    assert_eq!(printed["newlyDenied"], serde_json::json!([]));
     assert_eq!(
-        told["refusedWhenMadeAgain"][0]["reason"],
-        "refused by rego: no team"
+        printed["deniedOnRecreate"][0]["reason"],
+        "denied by rego: no team"
     );
-    assert!(
-        ran.err.contains("asked about the pods alone"),
-        "{}",
-        ran.err
-    );
+    assert!(ran.err.contains("evaluated for pods only"), "{}", ran.err);
 }
 
 #[test]
@@ -234,9 +230,9 @@ spec: {jobTemplate: {spec: {template: {metadata: {annotations: {iam.amazonaws.co
     };
     let ran = explain("deployment/api");
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    let told = json(&ran);
-    assert_eq!(told["decision"], "allowed");
-    assert_eq!(told["workload"]["serviceAccount"], "api");
+    let printed = json(&ran);
+    assert_eq!(printed["decision"], "allowed");
+    assert_eq!(printed["workload"]["serviceAccount"], "api");
     assert_eq!(explain("deploy/api").code, 0);
     assert_eq!(explain("cj/nightly").code, 3);
 }

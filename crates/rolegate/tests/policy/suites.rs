@@ -1,4 +1,4 @@
-//! `rolegate policy test`: objects with the verdict that is expected, and tests in Rego.
+//! Tests of `rolegate policy test`: objects with expected verdicts, and tests in Rego.
 
 use std::path::Path;
 
@@ -89,7 +89,7 @@ fn test(files: &[(&str, &str)], more: &[&str]) -> Ran {
     run(files, &[&["test", "policies", BASE][..], more].concat(), "")
 }
 
-/// The files with one of them changed.
+/// Returns the files with one of them changed.
 fn changed<'a>(name: &str, text: &'a str) -> Vec<(&'static str, &'a str)> {
     let mut files: Vec<(&str, &str)> = files();
     let file = files.iter_mut().find(|(file, _)| *file == name).unwrap();
@@ -108,11 +108,14 @@ fn tests_of_both_kinds_pass_beside_their_rules() {
         ran.out
     );
     let ran = test(&files(), &["-o", "json"]);
-    let told = json(&ran);
-    assert_eq!((&told["passed"], &told["skipped"]), (&4.into(), &1.into()));
-    assert_eq!(told["tests"][0]["name"], "our registry");
-    assert_eq!(told["tests"][0]["line"], 6);
-    assert_eq!(told["tests"][2]["file"], "policies/images_test.rego");
+    let printed = json(&ran);
+    assert_eq!(
+        (&printed["passed"], &printed["skipped"]),
+        (&4.into(), &1.into())
+    );
+    assert_eq!(printed["tests"][0]["name"], "our registry");
+    assert_eq!(printed["tests"][0]["line"], 6);
+    assert_eq!(printed["tests"][2]["file"], "policies/images_test.rego");
     let ran = test(&files(), &["--verbose", "--run", "registry$"]);
     assert_eq!(ran.out.matches("passed").count(), 3, "{}", ran.out);
     assert!(
@@ -275,7 +278,7 @@ fn what_can_not_be_tested_is_an_error_and_never_a_pass() {
     let ran = test(&changed("policies/images.yaml", &gone), &[]);
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains("policies/images.yaml:6"), "{}", ran.err);
-    // No test, none of that name, and two of one name.
+    // No test, none with that name, and two with one name.
     let ran = run(
         &[
             ("policies/images.rego", POLICY),
@@ -285,7 +288,7 @@ fn what_can_not_be_tested_is_an_error_and_never_a_pass() {
         "",
     );
     assert_eq!(ran.code, 1);
-    assert!(ran.err.contains("there is no test"), "{}", ran.err);
+    assert!(ran.err.contains("found no test"), "{}", ran.err);
     assert_eq!(test(&files(), &["--run", "nothing of this name"]).code, 1);
     assert_eq!(test(&files(), &["--run", "("]).code, 64);
     assert_eq!(run(&[], &["test"], "").code, 64);
@@ -293,7 +296,7 @@ fn what_can_not_be_tested_is_an_error_and_never_a_pass() {
     let ran = test(&changed("policies/images_test.rego", &twice), &[]);
     assert_eq!(ran.code, 3);
     assert!(
-        ran.out.contains("several tests of this name"),
+        ran.out.contains("several tests have this name"),
         "{}",
         ran.out
     );

@@ -1,34 +1,34 @@
-//! ConfigMaps and files that hold Rego of which nothing is asked, and why.
+//! Finds ConfigMaps and files with Rego that is never evaluated, and the reason.
 
 use rolegate_core::config::{DATA_LABEL, RuleConfig};
 use rolegate_core::layer::Mode;
 use rolegate_kube::config_maps::ConfigMap;
-use rolegate_rego::{Unasked, looks_like_rego};
+use rolegate_rego::{UnusedPolicy, looks_like_rego};
 use serde_json::Value;
 
 use super::{Module, Origin, Unused};
-use crate::keeper::Keeper;
+use crate::store::RuleStoreWriter;
 
-/// Finds them. `files` are `modules` as ConfigMaps.
+/// Finds policies without effect. `files` are `modules` as ConfigMaps.
 pub(super) fn find(
     documents: &[Value],
     maps: &[(usize, ConfigMap)],
     files: &[ConfigMap],
     modules: &[Module],
-    keeper: &Keeper,
+    writer: &RuleStoreWriter,
 ) -> Vec<Unused> {
-    let config = keeper.book().config();
-    let unasked = keeper.policies().unasked();
+    let config = writer.builder().config();
+    let unused = writer.policies().unused_policies();
     let nothing_denies = |map: &ConfigMap| {
         let id = format!("{}/{}", map.namespace, map.name);
-        let mut unasked = unasked.iter();
-        unasked.find(|one| *one.policy == *id).map(no_deny)
+        let mut unused = unused.iter();
+        unused.find(|one| *one.policy == *id).map(no_deny)
     };
     let maps = maps.iter().filter_map(|(place, map)| {
         let binary = documents
             .get(*place)
             .and_then(|document| document.get("binaryData"));
-        let why = misplaced(map, binary, config).or_else(|| nothing_denies(map))?;
+        let why = invalid_points(map, binary, config).or_else(|| nothing_denies(map))?;
         Some(Unused {
             place: Origin::Document(*place),
             name: format!("{}/{}", map.namespace, map.name),
@@ -48,13 +48,13 @@ pub(super) fn find(
 }
 
 fn is_off(config: &RuleConfig) -> Option<String> {
-    let why = "layer rego is off, so no policy is asked: turn it on in the RolegateConfig, or by \
-               --layer=rego=audit";
+    let why = "layer rego is off, so no policy is evaluated: enable it in the RolegateConfig or \
+               with --layer=rego=audit";
     (config.modes.rego == Mode::Off).then(|| why.into())
 }
 
-/// Why a ConfigMap with Rego is not read as policies.
-fn misplaced(map: &ConfigMap, binary: Option<&Value>, config: &RuleConfig) -> Option<String> {
+/// Returns the reason why a ConfigMap with Rego is not read as policies.
+fn invalid_points(map: &ConfigMap, binary: Option<&Value>, config: &RuleConfig) -> Option<String> {
     let mut binary = binary.and_then(Value::as_object).into_iter().flatten();
     let in_binary = binary.find_map(|(entry, _)| entry.ends_with(".rego").then_some(entry));
     let mut entries = map.data.iter();
@@ -68,15 +68,15 @@ fn misplaced(map: &ConfigMap, binary: Option<&Value>, config: &RuleConfig) -> Op
     if !config.rego.namespaces.contains(&map.namespace) {
         let namespaces: Vec<_> = config.rego.namespaces.iter().map(|name| &**name).collect();
         return Some(format!(
-            "it is in namespace {}, and policies are read from namespaces {}: put it there, or \
-             name its namespace in rego.namespaces",
+            "the ConfigMap is in namespace {}, but policies are read from namespaces {}: move it \
+             there, or add its namespace to rego.namespaces",
             map.namespace,
             namespaces.join(", ")
         ));
     }
     if map.labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1) {
         return Some(format!(
-            "it is labelled {}={}, so its Rego is read as data: take the label away",
+            "the ConfigMap has label {}={}, so its Rego is read as data: remove the label",
             DATA_LABEL.0, DATA_LABEL.1
         ));
     }
@@ -84,22 +84,22 @@ fn misplaced(map: &ConfigMap, binary: Option<&Value>, config: &RuleConfig) -> Op
         && map.labels.get(key) != Some(value)
     {
         return Some(format!(
-            "it has no label {key}={value}, so its Rego is not read"
+            "the ConfigMap does not have label {key}={value}, so its Rego is not read"
         ));
     }
-    in_binary.map(|entry| format!("binaryData is not read: write {entry} under data"))
+    in_binary.map(|entry| format!("binaryData is not read: move {entry} to data"))
 }
 
-fn no_deny(unasked: &Unasked) -> String {
-    let packages: Vec<_> = unasked.packages.iter().map(String::as_str).collect();
+fn no_deny(unused: &UnusedPolicy) -> String {
+    let packages: Vec<_> = unused.packages.iter().map(String::as_str).collect();
     let packages = packages.join(", ");
-    let instead = match unasked.has_violation {
+    let instead = match unused.has_violation {
         true => ": rules named violation are Gatekeeper's",
         false => "",
     };
     format!(
-        "nothing of it is ever asked, for it has no deny of package kubernetes.admission (its \
-         package is {packages}){instead}"
+        "no rule of it is ever evaluated: it has no deny rule in package kubernetes.admission \
+         (its package is {packages}){instead}"
     )
 }
 
@@ -121,7 +121,7 @@ mod tests {
         map
     }
 
-    /// Merges as RFC 7386 says.
+    /// Applies a JSON merge patch (RFC 7386).
     fn json_patch(value: &mut Value, change: Value) {
         match change {
             Value::Object(fields) => {
@@ -147,8 +147,9 @@ mod tests {
             ..OfflineOptions::default()
         };
         let unused = load(documents, options).unwrap().unused;
-        let told = unused.iter();
-        told.map(|one| format!("{:?} {}: {}", one.place, one.name, one.why))
+        let actual = unused.iter();
+        actual
+            .map(|one| format!("{:?} {}: {}", one.place, one.name, one.why))
             .collect()
     }
 
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_is_told_with_the_place() {
+    fn each_reason_is_reported_with_its_origin() {
         let rego = |text: &str| json!({"data": {"images.rego": text}});
         for (change, part) in [
             (
@@ -168,11 +169,11 @@ mod tests {
             ),
             (
                 json!({"metadata": {"namespace": null}}),
-                "it is in namespace default",
+                "is in namespace default",
             ),
             (
                 json!({"metadata": {"labels": null}}),
-                "no label openpolicyagent.org/policy=rego",
+                "does not have label openpolicyagent.org/policy=rego",
             ),
             (
                 json!({"metadata": {"labels": {"openpolicyagent.org/data": "opa"}}}),
@@ -180,7 +181,7 @@ mod tests {
             ),
             (
                 json!({"data": null, "binaryData": {"a.rego": "eA=="}}),
-                "write a.rego under data",
+                "move a.rego to data",
             ),
             (
                 rego("package k8srequired\nviolation[msg] { msg := \"no\" }\n"),
@@ -191,11 +192,11 @@ mod tests {
                 "its package is main",
             ),
         ] {
-            let told = why(&[json!({"kind": "X"}), map(change)], &[], on());
-            assert_eq!(told.len(), 1, "{part}: {told:?}");
+            let actual = why(&[json!({"kind": "X"}), map(change)], &[], on());
+            assert_eq!(actual.len(), 1, "{part}: {actual:?}");
             assert!(
-                told[0].starts_with("Document(1)") && told[0].contains(part),
-                "{told:?}"
+                actual[0].starts_with("Document(1)") && actual[0].contains(part),
+                "{actual:?}"
             );
         }
         assert!(why(&[map(json!({}))], &[], on())[..].is_empty());
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_tests_and_other_config_maps_are_not_told() {
+    fn libraries_tests_and_other_config_maps_are_not_reported() {
         let library = "package lib\nbad { input.request.x }\n";
         let user =
             "package kubernetes.admission\nimport data.lib\ndeny[msg] { lib.bad; msg := \"x\" }\n";
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_a_policy_of_the_namespace_and_label_that_are_configured() {
+    fn a_file_gets_the_configured_namespace_and_label() {
         let mut config = on();
         config.rego.namespaces = ["policies".into()].into();
         config.rego.label = Some(("team".into(), "a".into()));
@@ -245,6 +246,6 @@ mod tests {
         assert_eq!(offline.unused, []);
         let expected = ("policies/policies/no.rego".to_owned(), Origin::Module(0));
         assert_eq!(offline.policies, [expected]);
-        assert!(offline.keeper.rules().load().asks_policies_at_gate());
+        assert!(offline.writer.rules().load().asks_policies_at_admission());
     }
 }

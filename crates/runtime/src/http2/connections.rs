@@ -1,8 +1,8 @@
-//! The connections of a port, and which of them has to go when there are too many.
+//! The connections of a port, and the choice of which to close when there are too many.
 //!
-//! A new connection is always accepted. Until its peer has authenticated, it belongs to a common
-//! share of all connections, the oldest of which is closed when there are too many: a silent peer
-//! doesn't hold a place for long. Expected peers have a separate share, which others can't use up.
+//! A new connection is always accepted. Until its peer has authenticated, it counts against a
+//! shared limit. When that limit is reached, the oldest such connection is closed, so a silent peer
+//! cannot occupy a slot for long. Expected peers have a separate limit, which others cannot use up.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -16,21 +16,21 @@ use super::Limits;
 use crate::peer::PeerKey;
 use crate::rate::{KeyedRate, Rate};
 
-/// The part of all connections that may be unauthenticated and of peers that are expected, and as
-/// many again of others.
-const UNAUTHENTICATED: usize = 8;
-/// New connections of one peer, as multiples of its limit of unauthenticated ones: the burst, and
-/// the rate a second.
-const ACCEPTED: (f64, f64) = (4.0, 0.5);
-/// The time for which a limit is reported after it was reached.
-const RECENTLY: Duration = Duration::from_secs(60);
+/// Divisor of the maximum number of connections: this fraction may be unauthenticated connections
+/// of expected peers, and the same number may be of others.
+const UNAUTHENTICATED_DIVISOR: usize = 8;
+/// Rate of new connections of one peer, as multiples of its limit of unauthenticated ones: the
+/// burst, and the rate per second.
+const ACCEPT_RATE: (f64, f64) = (4.0, 0.5);
+/// Time for which a limit is reported after it was reached.
+const LIMIT_REPORT_TIME: Duration = Duration::from_secs(60);
 
 /// A limit of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// Unauthenticated connections of one peer.
     Peer,
-    /// New connections of one peer in a time.
+    /// Rate of new connections of one peer.
     Rate,
     /// Unauthenticated connections of all peers.
     Unauthenticated,
@@ -39,7 +39,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// A word for metrics.
+    /// Returns the value of the metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Peer => "peer",
@@ -50,32 +50,32 @@ impl Limit {
     }
 }
 
-/// The connections of a port at one moment.
+/// The number of connections of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Those whose other end has authenticated.
+    /// Authenticated connections.
     pub authenticated: usize,
-    /// The others.
+    /// Unauthenticated connections.
     pub unauthenticated: usize,
     /// The limit that was reached last, if that was within a minute.
     pub reached: Option<Limit>,
 }
 
-/// A port's owner: it knows which peers are expected, and hears how the port fares.
+/// The owner of a port. It knows the expected peers and receives reports about connections.
 pub trait Peers: Send + Sync + 'static {
-    /// Returns whether a peer that may authenticate is expected from this address.
+    /// Returns `true` if a peer that can authenticate is expected from this address.
     fn is_expected(&self, address: IpAddr) -> bool;
 
-    /// Hears that a connection is closed, since this limit is reached.
+    /// Called when a connection is closed because this limit is reached.
     fn closed(&self, limit: Limit);
 
-    /// Hears how many connections there are now.
+    /// Called with the current number of connections.
     fn usage(&self, usage: Usage);
 }
 
 /// All connections of a port.
 pub(super) struct Connections {
-    /// Unauthenticated ones of expected peers, and as many again of others.
+    /// Maximum number of unauthenticated connections of expected peers, and of others.
     share: usize,
     per_peer: usize,
     authenticated: usize,
@@ -100,7 +100,7 @@ struct Pending {
     evicted: CancellationToken,
 }
 
-/// A connection that was accepted; it is counted until it is dropped.
+/// An accepted connection. It counts until it is dropped.
 pub(super) struct Accepted {
     id: u64,
     expected: bool,
@@ -110,7 +110,7 @@ pub(super) struct Accepted {
     closing: CancellationToken,
 }
 
-/// Authenticates the peer of a connection. Cheap to clone; all clones share the same state.
+/// Marks the peer of a connection as authenticated. Cloning is cheap; clones share state.
 #[derive(Clone)]
 pub struct Authentication(Arc<Accepted>);
 
@@ -124,7 +124,7 @@ impl std::fmt::Debug for Authentication {
 
 impl Connections {
     pub(super) fn new(limits: Limits, peers: Arc<dyn Peers>) -> Arc<Self> {
-        let share = (limits.connections / UNAUTHENTICATED).max(1);
+        let share = (limits.connections / UNAUTHENTICATED_DIVISOR).max(1);
         let per_peer = limits.per_peer.max(1);
         let each = u32::try_from(per_peer).map_or(f64::MAX, f64::from);
         Arc::new(Self {
@@ -133,8 +133,8 @@ impl Connections {
             authenticated: limits.connections.saturating_sub(2 * share).max(1),
             peers,
             rates: KeyedRate::new(Rate {
-                burst: each * ACCEPTED.0,
-                per_second: each * ACCEPTED.1,
+                burst: each * ACCEPT_RATE.0,
+                per_second: each * ACCEPT_RATE.1,
             }),
             state: Mutex::default(),
         })
@@ -144,8 +144,8 @@ impl Connections {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a new connection from `address`, for which another may have to go; `None` where the peer
-    /// opens them faster than it may.
+    /// Accepts a new connection from `address`, and closes another if necessary. `None` if the peer
+    /// opens connections too fast.
     pub(super) fn accept(self: &Arc<Self>, address: IpAddr) -> Option<Accepted> {
         let expected = self.peers.is_expected(address);
         let peer = match expected {
@@ -169,11 +169,11 @@ impl Connections {
         state.by_peer.entry(peer).or_default().push_back(id);
         drop(state);
         if let Some((limit, gone)) = room {
-            // Counted before its peer can see that it is closed.
+            // Counted before the peer can notice that it is closed.
             self.reach(limit);
             gone.evicted.cancel();
         }
-        self.tell();
+        self.report_usage();
         Some(Accepted {
             id,
             expected,
@@ -187,13 +187,15 @@ impl Connections {
     fn reach(&self, limit: Limit) {
         self.state().reached = Some((limit, Instant::now()));
         self.peers.closed(limit);
-        self.tell();
+        self.report_usage();
     }
 
-    /// Says how many connections there are now.
-    pub(super) fn tell(&self) {
+    /// Reports the number of connections.
+    pub(super) fn report_usage(&self) {
         let mut state = self.state();
-        state.reached = state.reached.filter(|(_, at)| at.elapsed() < RECENTLY);
+        state.reached = state
+            .reached
+            .filter(|(_, at)| at.elapsed() < LIMIT_REPORT_TIME);
         let usage = Usage {
             authenticated: state.authenticated,
             unauthenticated: state.pending.iter().map(BTreeMap::len).sum(),
@@ -210,8 +212,8 @@ impl State {
         if expected { known } else { others }
     }
 
-    /// Takes out the connection that has to go for one more, if any; returns it with the limit that
-    /// was reached.
+    /// Removes the connection that must be closed for another one, if any. Returns it with the
+    /// limit that was reached.
     fn make_room(
         &mut self,
         peer: PeerKey,
@@ -232,7 +234,7 @@ impl State {
         Some((limit, gone))
     }
 
-    /// Takes a connection from those that are unauthenticated.
+    /// Removes a connection from the unauthenticated ones.
     fn remove(&mut self, id: u64) -> Option<Pending> {
         let gone = self.pending.iter_mut().find_map(|all| all.remove(&id))?;
         if let Some(own) = self.by_peer.get_mut(&gone.peer) {
@@ -246,19 +248,19 @@ impl State {
 }
 
 impl Accepted {
-    /// Returns when the connection has to be cut: another needs its place, or nothing was shown on it
-    /// for `patience`.
-    pub(super) async fn cut(&self, patience: Duration) -> &'static str {
+    /// Waits until the connection must be closed, because another one needs its slot or because it
+    /// did not authenticate within `timeout`, and returns the reason.
+    pub(super) async fn cut(&self, timeout: Duration) -> &'static str {
         tokio::select! {
-            () = self.evicted.cancelled() => "another unauthenticated connection needs its place",
-            shown = tokio::time::timeout(patience, self.authenticated.cancelled()) => match shown {
+            () = self.evicted.cancelled() => "another unauthenticated connection needs its slot",
+            shown = tokio::time::timeout(timeout, self.authenticated.cancelled()) => match shown {
                 Ok(()) => std::future::pending().await,
                 Err(_) => "its peer did not authenticate in time",
             },
         }
     }
 
-    /// Returns when the connection is to be closed, what is under way on it being finished.
+    /// Returns the token that is cancelled when the connection has to close gracefully.
     pub(super) fn closing(&self) -> &CancellationToken {
         &self.closing
     }
@@ -273,7 +275,7 @@ impl Drop for Accepted {
             state.remove(self.id);
         }
         drop(state);
-        self.connections.tell();
+        self.connections.report_usage();
     }
 }
 
@@ -282,8 +284,8 @@ impl Authentication {
         Self(accepted.clone())
     }
 
-    /// The other end has authenticated, now; `false` where it comes too late, or where there are as
-    /// many such connections as there may be: the connection is closed then.
+    /// Marks the peer as authenticated. Returns `false` and closes the connection if it is too
+    /// late, or if the limit of authenticated connections is reached.
     pub fn succeed(&self) -> bool {
         let this = &self.0;
         let mut state = this.connections.state();
@@ -303,18 +305,18 @@ impl Authentication {
         state.authenticated += 1;
         this.authenticated.cancel();
         drop(state);
-        this.connections.tell();
+        this.connections.report_usage();
         true
     }
 
-    /// The same as [`Self::close`], unless the other end has authenticated.
+    /// Like [`Self::close`], unless the peer has authenticated.
     pub fn close_unauthenticated(&self) {
         if !self.0.authenticated.is_cancelled() {
             self.close();
         }
     }
 
-    /// Has the connection closed, once what is under way on it is answered.
+    /// Closes the connection gracefully: requests in progress are answered.
     pub fn close(&self) {
         self.0.closing.cancel();
     }

@@ -1,4 +1,4 @@
-//! Connections over pipes, with time wound by hand.
+//! Connections over pipes, on paused time.
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::drain::Outcome;
 
-/// Answers with a body that never ends at `/open`, and with an empty one elsewhere.
+/// Responds with an endless body at `/open`, and with an empty one elsewhere.
 async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
@@ -29,7 +29,7 @@ const LIMITS: Limits = Limits {
     unused: Duration::from_secs(45),
 };
 
-/// A connection's end, and the other end being served.
+/// Returns the client's end of a connection that is being served.
 fn serving(drain: &Drain) -> (DuplexStream, JoinHandle<()>) {
     serving_within(LIMITS, drain)
 }
@@ -66,7 +66,7 @@ async fn ended(task: JoinHandle<()>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_says_nothing_is_let_go() {
+async fn a_silent_peer_is_disconnected() {
     let (stream, served) = serving(&Drain::new());
     ended(served).await;
     drop(stream);
@@ -89,7 +89,7 @@ async fn a_peer_that_falls_silent_is_let_go() {
     let (mut requests, connection) = client(stream).await;
     let _open = requests.send_request(get("/open")).await.unwrap();
     cut.notify_one();
-    // Both ends find out, whatever is open.
+    // Both ends notice, whatever is open.
     ended(served).await;
     assert!(connection.await.unwrap().is_err());
     network.abort();
@@ -108,7 +108,7 @@ async fn a_server_that_falls_silent_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_nothing_is_asked_on_ends_and_one_in_use_stays() {
+async fn unused_connections_are_closed() {
     let drain = Drain::new();
     let (unused, served_unused) = serving(&drain);
     let (mut idle, _unused) = client(unused).await;
@@ -124,9 +124,9 @@ async fn a_connection_that_nothing_is_asked_on_ends_and_one_in_use_stays() {
 }
 
 /// Expects no peer.
-struct Strangers;
+struct NoPeers;
 
-impl Peers for Strangers {
+impl Peers for NoPeers {
     fn is_expected(&self, _: std::net::IpAddr) -> bool {
         false
     }
@@ -136,7 +136,7 @@ impl Peers for Strangers {
     fn usage(&self, _: Usage) {}
 }
 
-/// A connection that was accepted, and is served until it is cut.
+/// Returns an accepted connection, which is served until it must be closed.
 fn accepted(connections: &Arc<Connections>) -> (DuplexStream, Authentication, JoinHandle<()>) {
     let (theirs, ours) = duplex(64 << 10);
     let accepted = Arc::new(connections.accept([192, 0, 2, 1].into()).unwrap());
@@ -150,20 +150,20 @@ fn accepted(connections: &Arc<Connections>) -> (DuplexStream, Authentication, Jo
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unauthenticated_connection_ends_whatever_is_asked_on_it() {
+async fn unauthenticated_connections_end_despite_requests() {
     let limits = Limits {
         connections: 16,
         per_peer: 2,
         ..LIMITS
     };
-    let connections = Connections::new(limits, Arc::new(Strangers));
+    let connections = Connections::new(limits, Arc::new(NoPeers));
     let (stream, shown, served) = accepted(&connections);
     let (mut requests, _connection) = client(stream).await;
     let _open = requests.send_request(get("/open")).await.unwrap();
-    let (stream, _, stranger) = accepted(&connections);
+    let (stream, _, unknown_peer) = accepted(&connections);
     let (mut busy, _busy) = client(stream).await;
     assert!(shown.succeed());
-    // One stream after the other, and never none.
+    // One stream after the other, without a gap.
     let start = tokio::time::Instant::now();
     let mut open = Vec::new();
     while let Ok(answer) = busy.send_request(get("/open")).await {
@@ -174,10 +174,10 @@ async fn an_unauthenticated_connection_ends_whatever_is_asked_on_it() {
             open.remove(0);
         }
     }
-    ended(stranger).await;
+    ended(unknown_peer).await;
     tokio::time::sleep(LONG).await;
     assert!(!served.is_finished());
-    // One that another needs the place of goes at once.
+    // A connection whose slot another one needs is closed at once.
     let (stream, _, first) = accepted(&connections);
     let _rest = [accepted(&connections), accepted(&connections)];
     ended(first).await;
@@ -185,25 +185,25 @@ async fn an_unauthenticated_connection_ends_whatever_is_asked_on_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_to_be_closed_answers_what_is_under_way_and_ends() {
+async fn closing_connections_finish_their_requests() {
     let limits = Limits {
         connections: 16,
         per_peer: 2,
         ..LIMITS
     };
-    let connections = Connections::new(limits, Arc::new(Strangers));
+    let connections = Connections::new(limits, Arc::new(NoPeers));
     let (stream, shown, served) = accepted(&connections);
     let (mut requests, _connection) = client(stream).await;
     let open = requests.send_request(get("/open")).await.unwrap();
     assert!(shown.succeed());
     shown.close();
-    // It is cut though what is open on it never ends.
+    // It is closed although its open stream never ends.
     ended(served).await;
     drop(open);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_asked_now_and_then_stays_where_that_is_how_it_is_used() {
+async fn occasionally_used_connections_stay_open() {
     let unused = Duration::from_secs(10_000);
     let limits = Limits { unused, ..LIMITS };
     let (stream, served) = serving_within(limits, &Drain::new());
@@ -214,7 +214,6 @@ async fn a_connection_that_is_asked_now_and_then_stays_where_that_is_how_it_is_u
         tokio::time::sleep(LONG).await;
     }
     assert!(!served.is_finished());
-    // Within its bounds.
     let ended = tokio::time::timeout(unused + LONG, served).await;
     ended.expect("it goes on for ever").unwrap();
 }
@@ -230,7 +229,7 @@ async fn a_drain_lets_what_is_open_finish_and_cuts_the_rest_off() {
         async move { drain.drain(LONG).await }
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // Nothing new on it, and what is open stays.
+    // No new streams, and the open one continues.
     assert!(requests.send_request(get("/")).await.is_err());
     assert!(!served.is_finished());
     drop(open);

@@ -1,4 +1,4 @@
-//! Log lines as JSON objects, and lists as values of fields, which `tracing` itself has none of.
+//! JSON log lines, and list values of fields, which `tracing` does not have.
 
 use std::cell::Cell;
 use std::fmt::{self, Display};
@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 thread_local! {
-    /// How a list that is formatted on this thread is written, and whether one was.
+    /// The format of lists written on this thread, and whether one was written.
     static FORM: Cell<Form> = const { Cell::new(Form::Text) };
 }
 
@@ -20,14 +20,14 @@ thread_local! {
 enum Form {
     Text,
     Json,
-    /// A list was written as JSON. A value of another type can't say so, whatever its text is.
+    /// A list was written as JSON. The text of another value cannot forge this.
     JsonList,
 }
 
 /// A list as the value of a field: `[a, b]` in text, an array of strings in JSON.
 pub struct List(Vec<String>);
 
-/// A list as the value of a field.
+/// Creates a list value of a field.
 pub fn list(items: impl IntoIterator<Item = impl Display>) -> DebugValue<List> {
     let items = items.into_iter().map(|item| item.to_string());
     debug(List(items.collect()))
@@ -43,7 +43,7 @@ impl fmt::Debug for List {
     }
 }
 
-/// One JSON object a line: time, level, message and fields, and the module.
+/// One JSON object per line: time, level, message, fields and module.
 #[derive(Debug)]
 pub(super) struct JsonLines;
 
@@ -70,7 +70,7 @@ where
     }
 }
 
-/// An object that is being written.
+/// A JSON object being written.
 struct Line(String);
 
 impl Line {

@@ -1,11 +1,11 @@
-//! The text formats of metrics, and which of them a scraper wants.
+//! The text formats of metrics and their negotiation.
 
 /// A text format of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// OpenMetrics 1.0.0.
     OpenMetrics,
-    /// Prometheus's text format 0.0.4, which older scrapers and many tools read alone.
+    /// Prometheus text format 0.0.4, the only format of older scrapers and many tools.
     Text,
 }
 
@@ -13,8 +13,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text";
 const TEXT: &str = "text/plain";
 
 impl Format {
-    /// The format that an `Accept` header asks for: the text format where it is wanted more than
-    /// OpenMetrics, which also stands for no wish.
+    /// Selects the format by an `Accept` header: OpenMetrics, unless the text format is preferred.
     pub fn accepted(accept: Option<&str>) -> Self {
         let weight = |wanted: &str| {
             let entries = accept.unwrap_or_default().split(',');
@@ -28,7 +27,7 @@ impl Format {
         }
     }
 
-    /// The value of `Content-Type`.
+    /// Returns the value of `Content-Type`.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -36,11 +35,11 @@ impl Format {
         }
     }
 
-    /// OpenMetrics text in this format. Full stops at the end of help texts, which the encoder adds to
-    /// some of them, are left out.
+    /// Converts OpenMetrics text to this format. Drops the full stops that the encoder appends to
+    /// some help texts.
     pub(super) fn render(self, open_metrics: &str) -> String {
         let mut text = String::with_capacity(open_metrics.len());
-        // In OpenMetrics a counter's family has no `_total`, in the text format it is the name.
+        // In OpenMetrics the name of a counter family has no `_total`; in the text format it does.
         let mut help: Option<(&str, &str)> = None;
         for line in open_metrics.lines() {
             if let Some((name, sentence)) = family(line, "# HELP ") {
@@ -59,7 +58,7 @@ impl Format {
         text
     }
 
-    /// The suffix of a family's name and its type, of a type in OpenMetrics.
+    /// Returns the name suffix and the type of a family, given its OpenMetrics type.
     fn names(self, kind: &str) -> (&'static str, &str) {
         match (self, kind) {
             (Self::Text, "counter") => ("_total", kind),
@@ -70,7 +69,7 @@ impl Format {
     }
 }
 
-/// The weight of a media type in one entry of an `Accept` header.
+/// Returns the weight of a media type in one entry of an `Accept` header.
 fn weight(entry: &str, wanted: &str) -> Option<f64> {
     let mut parts = entry.split(';').map(str::trim);
     if !parts.next()?.eq_ignore_ascii_case(wanted) {
@@ -80,7 +79,7 @@ fn weight(entry: &str, wanted: &str) -> Option<f64> {
     weight.map_or(Some(1.0), |weight| weight.parse().ok())
 }
 
-/// The name of a family and the rest of a line about it.
+/// Splits a line about a family into the family's name and the rest.
 fn family<'a>(line: &'a str, kind: &str) -> Option<(&'a str, &'a str)> {
     line.strip_prefix(kind)?.split_once(' ')
 }

@@ -8,7 +8,7 @@ use crate::shares::{Holder, ShareLimits, Shares};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
 
-/// A server that answers each request once the gate lets it.
+/// A server that answers each request once the test permits it.
 struct Gated {
     address: SocketAddr,
     drain: Drain,
@@ -45,7 +45,7 @@ impl Gated {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// A connection with a request that the server works on.
+    /// Returns a connection with a request in progress.
     async fn request(&self) -> TcpStream {
         let mut stream = self.connect().await;
         stream.write_all(REQUEST).await.unwrap();
@@ -90,7 +90,7 @@ async fn the_unspecified_address_takes_ipv4_and_the_end_is_orderly() {
 }
 
 #[tokio::test]
-async fn what_does_not_finish_is_cut_off() {
+async fn unfinished_requests_are_aborted() {
     let server = start(Limits::default(), 0);
     let open = server.request().await;
     let outcome = server.drain.drain(Duration::from_millis(20)).await;
@@ -145,7 +145,7 @@ async fn connections_are_bounded() {
     let server = start(limits, 9);
     let mut first = server.request().await;
     assert!(read_some(&mut first).await.contains("hello"));
-    // One more has the place of the one that is idle.
+    // A further connection gets the slot of the idle one.
     let mut second = server.connect().await;
     second.write_all(REQUEST).await.unwrap();
     assert!(read_some(&mut second).await.contains("hello"));
@@ -184,7 +184,7 @@ async fn rule_09_silent_connections_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_told() {
+async fn an_address_in_use_is_an_error() {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let error = listen(listener.local_addr().unwrap())
         .unwrap_err()
@@ -193,7 +193,7 @@ async fn an_address_in_use_is_told() {
 }
 
 #[test]
-fn an_address_that_is_not_ours_is_refused_and_no_other_one_opened() {
+fn a_foreign_address_is_an_error() {
     for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
         let opened = std::cell::RefCell::new(Vec::new());
         let address: SocketAddr = address.parse().unwrap();
@@ -208,7 +208,7 @@ fn an_address_that_is_not_ours_is_refused_and_no_other_one_opened() {
 }
 
 #[test]
-fn a_host_without_ipv6_listens_on_ipv4_and_only_for_all_addresses() {
+fn without_ipv6_only_the_unspecified_address_falls_back() {
     use rustix::io::Errno;
     let all: SocketAddr = "[::]:8181".parse().unwrap();
     let without_ipv6 = |errno: Errno| {
@@ -227,7 +227,7 @@ fn a_host_without_ipv6_listens_on_ipv4_and_only_for_all_addresses() {
     }
 }
 
-/// A server whose connections all count for one holder.
+/// Starts a server whose connections all count for one holder.
 fn start_evictable(limits: ShareLimits) -> Gated {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let gated = Gated {
@@ -272,21 +272,21 @@ fn start_evictable(limits: ShareLimits) -> Gated {
 }
 
 #[tokio::test]
-async fn a_newcomer_takes_the_place_of_an_idle_connection_and_lets_a_request_finish() {
+async fn evictions_prefer_idle_connections_and_let_requests_finish() {
     let server = start_evictable(ShareLimits {
         total: 8,
         each: 2,
         known: 8,
-        strangers: 8,
+        unknown_peers: 8,
     });
     server.gate.add_permits(1);
     let mut idle = server.request().await;
     assert!(read_some(&mut idle).await.contains("hello"));
     let busy = server.request().await;
     let third = server.request().await;
-    // It ends in order: nothing was lost with it.
+    // It closes gracefully: nothing was lost.
     assert_eq!(rest(idle).await, "");
-    // Both are busy now; the one that is for longer finishes, as its last request.
+    // Both are busy now; the one that has been busy longer finishes its last request.
     let fourth = server.request().await;
     server.gate.add_permits(3);
     let answer = rest(busy).await;
@@ -304,7 +304,7 @@ async fn a_client_that_ended_its_side_is_answered() {
     let server = start(Limits::default(), 0);
     let mut half = server.request().await;
     half.shutdown().await.unwrap();
-    // The end has come in before the answer is there.
+    // The client closes before the response is sent.
     let other = server.request().await;
     server.gate.add_permits(2);
     assert!(rest(half).await.ends_with("hello"));
@@ -320,7 +320,7 @@ async fn a_request_that_is_still_in_the_kernel_is_answered_at_the_end() {
     // A third is served, so the two before it were accepted.
     let mut served = server.request().await;
     assert!(read_some(&mut served).await.contains("hello"));
-    // The server doesn't run until the test waits.
+    // The server does not run until the test waits.
     let mut late = late.into_std().unwrap();
     late.write_all(REQUEST).unwrap();
     let drain = server.drain.clone();

@@ -4,24 +4,24 @@ use futures::FutureExt;
 
 use super::*;
 
-type Place = Admitted<&'static str, ()>;
+type Permit = Admitted<&'static str, ()>;
 
-fn shares(total: usize, each: usize, strangers: usize) -> Shares<&'static str, ()> {
+fn shares(total: usize, each: usize, unknown_peers: usize) -> Shares<&'static str, ()> {
     Shares::new(ShareLimits {
         total,
         each,
         known: total,
-        strangers,
+        unknown_peers,
     })
 }
 
-/// Of 20 connections 16 are for known holders alone, and 4 for strangers.
+/// Returns a table of 20 connections, 16 for known holders and 4 for unknown peers.
 fn classes() -> Shares<&'static str, ()> {
     Shares::new(ShareLimits {
         total: 20,
         each: 16,
         known: 16,
-        strangers: 4,
+        unknown_peers: 4,
     })
 }
 
@@ -29,36 +29,36 @@ fn known(key: &'static str) -> Holder<&'static str> {
     Holder { key, known: true }
 }
 
-fn stranger(key: &'static str) -> Holder<&'static str> {
+fn unknown_peer(key: &'static str) -> Holder<&'static str> {
     Holder { key, known: false }
 }
 
-/// The place of a connection that has been idle since the second `since`.
-fn idle(shares: &Shares<&'static str, ()>, holder: Holder<&'static str>, since: u64) -> Place {
+/// Returns the slot of a connection that has been idle since the second `since`.
+fn idle(shares: &Shares<&'static str, ()>, holder: Holder<&'static str>, since: u64) -> Permit {
     let place = shares.admit(holder);
     let since = shares.0.origin + Duration::from_secs(since);
     place.slot.end(since);
     place
 }
 
-fn evicted(place: &mut Place) -> Option<Evicted> {
+fn evicted(place: &mut Permit) -> Option<Evicted> {
     place.eviction.next().now_or_never()
 }
 
 #[test]
-fn a_holder_can_always_open_one_more_and_the_one_with_the_most_makes_room() {
+fn the_holder_with_the_most_connections_makes_room() {
     let shares = shares(8, 8, 8);
     let mut greedy: Vec<_> = (0..6).map(|n| idle(&shares, known("greedy"), n)).collect();
     let mut modest: Vec<_> = (0..2).map(|n| idle(&shares, known("modest"), n)).collect();
     let neighbour = shares.admit(known("neighbour"));
     assert_eq!(neighbour.evicted, Some(Limit::Known));
     assert_eq!(shares.open(), 8);
-    // The longest idle one of the holder that has the most.
+    // The longest idle connection of the holder that has the most.
     let ended: Vec<_> = greedy.iter_mut().map(evicted).collect();
     assert_eq!(ended.iter().flatten().count(), 1);
     assert_eq!(ended[0], Some(Evicted::Finish));
     assert!(modest.iter_mut().all(|place| evicted(place).is_none()));
-    // It gains nothing by opening another one.
+    // Opening another one gains nothing.
     let again = shares.admit(known("greedy"));
     assert_eq!(again.evicted, Some(Limit::Known));
     assert_eq!(evicted(&mut greedy[1]), Some(Evicted::Finish));
@@ -84,7 +84,7 @@ fn more_holders_than_places_take_turns() {
 }
 
 #[test]
-fn at_its_own_limit_a_holder_replaces_its_longest_idle_connection() {
+fn a_holder_at_its_limit_loses_its_longest_idle_connection() {
     let shares = shares(100, 3, 100);
     let first = idle(&shares, known("a"), 5);
     let mut second = idle(&shares, known("a"), 2);
@@ -93,7 +93,7 @@ fn at_its_own_limit_a_holder_replaces_its_longest_idle_connection() {
     let fourth = shares.admit(known("a"));
     assert_eq!(fourth.evicted, Some(Limit::Each));
     assert_eq!(evicted(&mut second), Some(Evicted::Finish));
-    // A request, or a connection that has not had one yet, goes on while there are idle ones.
+    // A request, or a connection that has not had one yet, continues while there are idle ones.
     let mut all = [first, busy, fourth];
     let fifth = shares.admit(known("a"));
     assert_eq!(
@@ -106,51 +106,53 @@ fn at_its_own_limit_a_holder_replaces_its_longest_idle_connection() {
 }
 
 #[test]
-fn strangers_together_count_as_one_holder() {
+fn unknown_peers_count_as_one_holder() {
     let shares = shares(8, 8, 4);
     let names = ["s1", "s2", "s3", "s4"];
-    let mut strangers: Vec<_> = names.map(|name| idle(&shares, stranger(name), 1)).into();
-    // Their share is full: one of them makes room.
-    let fifth = shares.admit(stranger("s5"));
-    assert_eq!(fifth.evicted, Some(Limit::Strangers));
-    strangers.push(fifth);
-    let gone = |places: &mut Vec<Place>| {
+    let mut unknown_peers: Vec<_> = names
+        .map(|name| idle(&shares, unknown_peer(name), 1))
+        .into();
+    // The limit of unknown peers is reached: one of them is closed.
+    let fifth = shares.admit(unknown_peer("s5"));
+    assert_eq!(fifth.evicted, Some(Limit::UnknownPeers));
+    unknown_peers.push(fifth);
+    let gone = |places: &mut Vec<Permit>| {
         let before = places.len();
         places.retain_mut(|place| evicted(place).is_none());
         before - places.len()
     };
-    assert_eq!(gone(&mut strangers), 1);
-    // One address that opens many loses its own.
-    let more: Vec<_> = (0..3).map(|_| shares.admit(stranger("s5"))).collect();
-    strangers.extend(more);
-    assert_eq!(gone(&mut strangers), 3);
+    assert_eq!(gone(&mut unknown_peers), 1);
+    // An address that opens many loses its own.
+    let more: Vec<_> = (0..3).map(|_| shares.admit(unknown_peer("s5"))).collect();
+    unknown_peers.extend(more);
+    assert_eq!(gone(&mut unknown_peers), 3);
     assert!(
-        strangers
+        unknown_peers
             .iter()
             .filter(|place| place.slot.holder() == &"s5")
             .count()
             <= 2
     );
-    // Known holders push them out as soon as one has as few.
+    // Known holders evict them once a holder has as few.
     let mut pods: Vec<_> = (0..4).map(|n| idle(&shares, known("a"), n)).collect();
     let others = [idle(&shares, known("b"), 1), idle(&shares, known("b"), 1)];
-    assert_eq!(gone(&mut strangers) + gone(&mut pods), 2);
-    assert!(pods.len() >= 3 && !strangers.is_empty());
+    assert_eq!(gone(&mut unknown_peers) + gone(&mut pods), 2);
+    assert!(pods.len() >= 3 && !unknown_peers.is_empty());
     drop(others);
 }
 
 #[test]
-fn with_parts_of_their_own_neither_class_evicts_a_connection_of_the_other() {
+fn separate_limits_keep_classes_from_evicting_each_other() {
     let shares = classes();
     let mut known_ones: Vec<_> = (0..16).map(|n| idle(&shares, known("a"), n)).collect();
-    let mut strangers: Vec<_> = ["s1", "s2", "s3", "s4", "s5", "s6"]
+    let mut unknown_peers: Vec<_> = ["s1", "s2", "s3", "s4", "s5", "s6"]
         .into_iter()
         .enumerate()
-        .map(|(n, name)| idle(&shares, stranger(name), 10 - n as u64))
+        .map(|(n, name)| idle(&shares, unknown_peer(name), 10 - n as u64))
         .collect();
     assert!(known_ones.iter_mut().all(|place| evicted(place).is_none()));
-    // The longest idle one of all strangers, and no more than needed.
-    let ended: Vec<_> = strangers
+    // The longest idle ones of all unknown peers, and no more than needed.
+    let ended: Vec<_> = unknown_peers
         .iter_mut()
         .map(|it| evicted(it).is_some())
         .collect();
@@ -162,17 +164,19 @@ fn with_parts_of_their_own_neither_class_evicts_a_connection_of_the_other() {
 }
 
 #[test]
-fn one_stranger_takes_no_others_places_but_its_own() {
+fn an_unknown_peer_evicts_only_its_own_connections() {
     let shares = Shares::<_, ()>::new(ShareLimits {
         total: 100,
         each: 100,
         known: 84,
-        strangers: 16,
+        unknown_peers: 16,
     });
-    let mut other = idle(&shares, stranger("other"), 0);
-    let mut own: Vec<_> = (1..10).map(|n| idle(&shares, stranger("s"), n)).collect();
+    let mut other = idle(&shares, unknown_peer("other"), 0);
+    let mut own: Vec<_> = (1..10)
+        .map(|n| idle(&shares, unknown_peer("s"), n))
+        .collect();
     let ended: Vec<_> = own.iter_mut().map(|it| evicted(it).is_some()).collect();
-    // An eighth of the strangers' part.
+    // An eighth of the limit of unknown peers.
     assert_eq!(ended, [vec![true; 7], vec![false; 2]].concat());
     assert_eq!(evicted(&mut other), None);
 }
@@ -180,27 +184,27 @@ fn one_stranger_takes_no_others_places_but_its_own() {
 #[test]
 fn a_holder_that_becomes_known_takes_its_connections_along() {
     let shares = classes();
-    let mut own = idle(&shares, stranger("new"), 0);
+    let mut own = idle(&shares, unknown_peer("new"), 0);
     let mut others: Vec<_> = (0..16).map(|n| idle(&shares, known("a"), n)).collect();
     shares.classify(&known("new"));
-    // The one with the most makes room.
+    // The holder with the most is evicted from.
     assert_eq!(evicted(&mut others[0]), Some(Evicted::Finish));
     let names = ["s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8"];
-    let strangers = names.map(|name| shares.admit(stranger(name)));
+    let unknown_peers = names.map(|name| shares.admit(unknown_peer(name)));
     assert_eq!(evicted(&mut own), None);
-    assert_eq!(shares.0.lock().strangers, 4);
-    // And back, where it is the first to go.
-    shares.classify(&stranger("new"));
+    assert_eq!(shares.0.lock().unknown_peers, 4);
+    // Back again, where it is the first to go.
+    shares.classify(&unknown_peer("new"));
     assert_eq!(evicted(&mut own), Some(Evicted::Finish));
-    assert_eq!(shares.0.lock().strangers, 4);
-    // One that has no connection is of no class.
+    assert_eq!(shares.0.lock().unknown_peers, 4);
+    // A holder without connections has no class.
     shares.classify(&known("nobody"));
-    drop((own, others, strangers));
+    drop((own, others, unknown_peers));
     assert!(shares.0.lock().holders.is_empty());
 }
 
 #[test]
-fn what_finishes_is_bounded_too() {
+fn finishing_connections_are_bounded() {
     let shares = shares(16, 16, 16);
     let busy: Vec<_> = (0..16).map(|_| shares.admit(known("a"))).collect();
     for place in &busy {
@@ -218,7 +222,7 @@ fn what_finishes_is_bounded_too() {
         .collect();
     let cut = (Some(Evicted::Finish), Some(Evicted::Cut));
     assert_eq!(ended.iter().filter(|(first, _)| first.is_some()).count(), 5);
-    // Two are let finish, an eighth.
+    // Two may finish, an eighth.
     assert_eq!(ended.iter().filter(|ended| **ended == cut).count(), 3);
     assert_eq!(shares.most(), 19);
     drop((busy, newcomers));
@@ -226,7 +230,7 @@ fn what_finishes_is_bounded_too() {
 }
 
 #[test]
-fn a_holder_near_a_limit_is_asked_to_close() {
+fn holders_near_a_limit_should_close() {
     let one = shares(1000, 8, 1000);
     let places: Vec<_> = (0..8).map(|_| one.admit(known("a"))).collect();
     assert!(places[0].slot.should_close());
@@ -250,7 +254,7 @@ fn a_holder_near_a_limit_is_asked_to_close() {
 fn the_table_is_as_large_as_what_is_open() {
     let shares = shares(32, 8, 8);
     let names = ["a", "b", "c", "d", "e", "f"];
-    let mut held: Vec<Place> = Vec::new();
+    let mut held: Vec<Permit> = Vec::new();
     let mut state = 1u64;
     let mut random = |below: usize| {
         state = state
@@ -270,7 +274,7 @@ fn the_table_is_as_large_as_what_is_open() {
                 let key = names[random(names.len())];
                 let known = random(8) > 0 && key < "e";
                 held.push(shares.admit(Holder { key, known }));
-                // The server ends what is evicted, sooner or later.
+                // The server closes evicted connections, sooner or later.
                 if random(2) == 0 {
                     held.retain_mut(|place| evicted(place).is_none());
                 }
@@ -284,7 +288,7 @@ fn the_table_is_as_large_as_what_is_open() {
             .sum();
         let of_strangers = table.holders.values().filter(|held| !held.known);
         let of_strangers: usize = of_strangers.map(|held| held.connections.len()).sum();
-        assert_eq!((table.open, table.strangers), (open, of_strangers));
+        assert_eq!((table.open, table.unknown_peers), (open, of_strangers));
         assert!(open <= 32 && of_strangers <= 8 && table.finishing.len() <= 4);
         let counts = table.holders.values().map(|held| {
             let count = held.shared.count.load(Relaxed);
@@ -299,5 +303,16 @@ fn the_table_is_as_large_as_what_is_open() {
     held.clear();
     let table = shares.0.lock();
     assert!(table.holders.is_empty() && table.finishing.is_empty());
-    assert_eq!((table.open, table.strangers), (0, 0));
+    assert_eq!((table.open, table.unknown_peers), (0, 0));
+}
+
+#[test]
+fn a_stamp_is_milliseconds_with_room_for_whether_a_request_is_open() {
+    let shares = shares(4, 2, 2);
+    let at = |millis| {
+        shares
+            .0
+            .stamp(shares.0.origin + Duration::from_millis(millis))
+    };
+    assert_eq!([at(0), at(1), at(999), at(2501)], [0, 2, 1998, 5002]);
 }

@@ -1,5 +1,5 @@
-//! A pair in two files, looked at every few seconds. What Kubernetes mounts is swapped by symlinks,
-//! of which file events tell little; the content tells all.
+//! Reads a key pair from two files every few seconds. Kubernetes updates mounted files by switching
+//! symbolic links, which file events do not report reliably, so the content is compared.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,15 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use zeroize::Zeroizing;
 
-use super::pair::MAX_PEM;
+use super::pair::MAX_PEM_BYTES;
 use super::store::CertificateStore;
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(10);
-/// How often a pair is read that changes while it is read.
-const ATTEMPTS: usize = 3;
+/// Interval at which the files are read.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum number of attempts to read a pair that changes while it is read.
+const MAX_ATTEMPTS: usize = 3;
 
-/// Where a certificate and its key are.
+/// The paths of a certificate and its key.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
     /// The chain as PEM, the leaf first.
@@ -26,36 +26,36 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// Keeps `store` up to the files. Never returns.
+    /// Keeps `store` up to date with the files. Never returns.
     pub async fn follow(&self, store: &CertificateStore) {
         loop {
             self.offer(store).await;
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Puts what the files hold now into `store`, which says what is wrong with it.
+    /// Reads the files into `store`, which reports errors.
     pub async fn offer(&self, store: &CertificateStore) {
         match self.read().await {
-            // The store has said why it refuses a pair.
+            // The store has reported why it rejects a pair.
             Ok((certificate, key)) => drop(store.set(&certificate, &key)),
-            Err(why) => store.complain(why),
+            Err(why) => store.report_error(why),
         }
     }
 
-    /// Both files, of one moment as far as can be told.
+    /// Reads both files, as of one moment as far as can be detected.
     pub(super) async fn read(&self) -> Result<(Vec<u8>, Zeroizing<Vec<u8>>), String> {
         self.read_by(bounded).await
     }
 
-    /// The same, each file read by `read`.
+    /// Reads both files with `read`.
     async fn read_by(
         &self,
         read: impl AsyncFn(&Path) -> Result<Zeroizing<Vec<u8>>, String>,
     ) -> Result<(Vec<u8>, Zeroizing<Vec<u8>>), String> {
         let mut certificate = read(&self.certificate).await?;
         let mut key = read(&self.key).await?;
-        for _ in 1..ATTEMPTS {
+        for _ in 1..MAX_ATTEMPTS {
             let again = read(&self.certificate).await?;
             if again == certificate {
                 break;
@@ -69,11 +69,11 @@ impl TlsFiles {
 
 pub(super) async fn bounded(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let read = async {
-        // Room for all of it from the start: growing would leave copies behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_PEM + 1));
+        // Allocated at full size: growing would leave copies of the key behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_PEM_BYTES + 1));
         let file = tokio::fs::File::open(path).await?;
-        // One byte too many is refused by whoever parses it.
-        file.take(MAX_PEM as u64 + 1)
+        // The parser rejects a file with this extra byte as too large.
+        file.take(MAX_PEM_BYTES as u64 + 1)
             .read_to_end(&mut bytes)
             .await?;
         Ok(bytes)
@@ -94,14 +94,14 @@ mod tests {
             certificate: "tls.crt".into(),
             key: "tls.key".into(),
         };
-        // The results of the reads: the pair is swapped after the first one, or never.
+        // The results of the reads: the pair is replaced after the first one, or never.
         for (found, expected) in [
             (
                 &["crt 1", "key 2", "crt 2", "key 2", "crt 2"][..],
                 ("crt 2", "key 2"),
             ),
             (&["crt 1", "key 1", "crt 1"], ("crt 1", "key 1")),
-            // It does not go on for ever.
+            // The attempts are limited.
             (
                 &["crt 1", "key 1", "crt 2", "key 2", "crt 3", "key 3"],
                 ("crt 3", "key 3"),
@@ -120,7 +120,11 @@ mod tests {
     async fn a_file_is_read_to_one_byte_over_the_most_that_is_taken() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tls.crt");
-        for (length, read) in [(0, 0), (MAX_PEM, MAX_PEM), (MAX_PEM + 9, MAX_PEM + 1)] {
+        for (length, read) in [
+            (0, 0),
+            (MAX_PEM_BYTES, MAX_PEM_BYTES),
+            (MAX_PEM_BYTES + 9, MAX_PEM_BYTES + 1),
+        ] {
             std::fs::write(&path, vec![b'x'; length]).unwrap();
             assert_eq!(bounded(&path).await.unwrap().len(), read);
         }

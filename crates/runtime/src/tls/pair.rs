@@ -1,4 +1,4 @@
-//! A certificate with its private key, read from PEM and checked before anybody is served with it.
+//! A certificate with its private key, parsed from PEM and validated before it is served.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,54 +13,54 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-/// The most bytes of a chain or a key as PEM.
-pub const MAX_PEM: usize = 64 * 1024;
-/// The most certificates of a chain.
-const MAX_CHAIN: usize = 16;
+/// Maximum size of a chain or a key as PEM, in bytes.
+pub const MAX_PEM_BYTES: usize = 64 * 1024;
+/// Maximum number of certificates in a chain.
+const MAX_CHAIN_CERTIFICATES: usize = 16;
 
-/// Why a pair can't be served. None of these shows any of the key.
+/// The reason why a pair is invalid. No variant shows any of the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PairError {
-    /// The chain or the key is far larger than any.
-    #[error("the certificate or its key has more than {MAX_PEM} bytes")]
+    /// The chain or the key is too large.
+    #[error("the certificate or its key has more than {MAX_PEM_BYTES} bytes")]
     TooLarge,
-    /// No certificate in the PEM.
-    #[error("there is no certificate: PEM with BEGIN CERTIFICATE is expected")]
+    /// The PEM has no certificate.
+    #[error("there is no certificate: expected PEM with BEGIN CERTIFICATE")]
     NoCertificate,
-    /// A certificate that is none.
-    #[error("the certificate cannot be read")]
+    /// A certificate is malformed.
+    #[error("the certificate is malformed")]
     Certificate,
-    /// A chain that nobody needs.
-    #[error("the chain has more than {MAX_CHAIN} certificates")]
+    /// The chain has too many certificates.
+    #[error("the chain has more than {MAX_CHAIN_CERTIFICATES} certificates")]
     LongChain,
-    /// No private key in the PEM.
-    #[error("there is no private key: PEM with BEGIN PRIVATE KEY, without a password, is expected")]
+    /// The PEM has no private key.
+    #[error("there is no private key: expected PEM with BEGIN PRIVATE KEY, without a password")]
     NoKey,
-    /// A private key that is none, or of a kind that isn't known.
-    #[error("the private key cannot be read, or is of an unknown kind")]
+    /// The private key is malformed, or of an unknown kind.
+    #[error("the private key is malformed, or of an unknown type")]
     Key,
-    /// Two that don't belong together.
-    #[error("the private key is not the certificate's")]
+    /// The certificate and the key do not match.
+    #[error("the private key does not match the certificate")]
     Mismatch,
-    /// A certificate that nobody accepts any more.
-    #[error("the certificate ended at {0}")]
+    /// The certificate has expired.
+    #[error("the certificate expired at {0}")]
     Ended(Timestamp),
 }
 
-/// Checks a pair as a [`CertificateStore`](super::CertificateStore) would; both as PEM.
+/// Validates a pair, both as PEM, as a [`CertificateStore`](super::CertificateStore) would.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Returns [`PairError`] if it is invalid.
 pub fn check_pair(certificate: &[u8], key: &[u8], now: Timestamp) -> Result<(), PairError> {
     Pair::parse(certificate, key, now).map(drop)
 }
 
-/// What tells one pair's PEM from another's.
+/// A digest that identifies the PEM of a pair.
 pub(super) type Fingerprint = [u8; 32];
 
 pub(super) fn fingerprint(certificate: &[u8], key: &[u8]) -> Fingerprint {
     let mut context = Context::new(&SHA256);
-    // Both lengths are bounded by memory: with them no two pairs read the same.
+    // The lengths keep the encoding unambiguous.
     context.update(&certificate.len().to_le_bytes());
     context.update(certificate);
     context.update(key);
@@ -71,7 +71,7 @@ pub(super) fn fingerprint(certificate: &[u8], key: &[u8]) -> Fingerprint {
     fingerprint
 }
 
-/// A pair that belongs together.
+/// A matching certificate and key.
 pub(super) struct Pair {
     pub(super) key: Arc<CertifiedKey>,
     pub(super) not_after: Timestamp,
@@ -87,15 +87,15 @@ impl fmt::Debug for Pair {
 }
 
 impl Pair {
-    /// Reads a chain, the leaf first, and its key.
+    /// Parses a chain, the leaf first, and its key.
     pub(super) fn parse(certificate: &[u8], key: &[u8], now: Timestamp) -> Result<Self, PairError> {
-        if certificate.len() > MAX_PEM || key.len() > MAX_PEM {
+        if certificate.len() > MAX_PEM_BYTES || key.len() > MAX_PEM_BYTES {
             return Err(PairError::TooLarge);
         }
         let chain = chain(certificate)?;
         let leaf = chain.first().ok_or(PairError::NoCertificate)?;
         let not_after = end(leaf).ok_or(PairError::Certificate)?;
-        // What the parser says may quote the line it stumbled over.
+        // The parser's error may quote the malformed line.
         let der = PrivateKeyDer::from_pem_slice(key).map_err(|error| match error {
             pem::Error::NoItemsFound => PairError::NoKey,
             _ => PairError::Key,
@@ -121,7 +121,7 @@ impl Pair {
 fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairError> {
     let mut chain = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem) {
-        if chain.len() == MAX_CHAIN {
+        if chain.len() == MAX_CHAIN_CERTIFICATES {
             return Err(PairError::LongChain);
         }
         chain.push(certificate.map_err(|_| PairError::Certificate)?);
@@ -129,7 +129,7 @@ fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairError> {
     Ok(chain)
 }
 
-/// When each certificate of a PEM ends, as far as they can be read.
+/// Returns the expiry of each certificate in a PEM that can be parsed.
 pub(super) fn ends(pem: &[u8]) -> impl Iterator<Item = Timestamp> {
     let certificates = CertificateDer::pem_slice_iter(pem).map_while(Result::ok);
     certificates.filter_map(|certificate| end(&certificate))
@@ -140,8 +140,8 @@ fn end(certificate: &[u8]) -> Option<Timestamp> {
     Some(end_of(&certificate))
 }
 
-/// When a certificate ends. "Never", the last second of the year 9999, is later than there are
-/// timestamps.
+/// Returns the expiry of a certificate. "Never", the last second of the year 9999, exceeds the
+/// range of timestamps.
 pub(super) fn end_of(certificate: &X509Certificate<'_>) -> Timestamp {
     let end = certificate.validity().not_after.timestamp();
     Timestamp::from_second(end).unwrap_or(Timestamp::MAX)

@@ -1,4 +1,4 @@
-//! What is served now, and what is said of it.
+//! The certificate that is currently served, and its condition.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,15 +12,15 @@ use super::pair::{Pair, PairError, fingerprint};
 use crate::clock::Clock;
 use crate::readiness::Condition;
 
-/// The certificate that is served, if there is one. A pair that can't be served never takes the
-/// place of one that can: the last good one stays, and the condition says what is wrong.
+/// The certificate that is served, if there is one. An invalid pair never replaces a valid one: the
+/// last valid one stays, and the condition reports the error.
 pub struct CertificateStore {
     name: &'static str,
     clock: Clock,
     condition: Condition,
     served: ArcSwapOption<Pair>,
-    /// What is wrong with what was offered last.
-    complaint: Mutex<Option<String>>,
+    /// The error of the last update.
+    last_error: Mutex<Option<String>>,
 }
 
 impl fmt::Debug for CertificateStore {
@@ -33,21 +33,21 @@ impl fmt::Debug for CertificateStore {
 }
 
 impl CertificateStore {
-    /// Nothing to serve yet, which `condition` says. `name` is the certificate's in metrics and
-    /// logs.
+    /// Creates an empty store, which `condition` reports. `name` is the certificate's name in
+    /// metrics and logs.
     pub fn new(name: &'static str, clock: Clock, condition: Condition) -> Self {
         let store = Self {
             name,
             clock,
             condition,
             served: ArcSwapOption::empty(),
-            complaint: Mutex::default(),
+            last_error: Mutex::default(),
         };
-        store.judge(None);
+        store.update_condition(None);
         store
     }
 
-    /// Its name in metrics and logs.
+    /// Returns the certificate's name in metrics and logs.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -55,8 +55,8 @@ impl CertificateStore {
     /// Serves this pair, both as PEM, the chain's leaf first, from the next handshake on.
     ///
     /// # Errors
-    /// When it can't be served; then what was served before goes on, and the condition and one line
-    /// in the log say so.
+    /// Returns [`PairError`] if the pair is invalid. The previous one stays in use, and the
+    /// condition and one line in the log report the error.
     pub fn set(&self, certificate: &[u8], key: &[u8]) -> Result<(), PairError> {
         let known = self.served.load().as_ref().map(|pair| pair.fingerprint);
         if known == Some(fingerprint(certificate, key)) {
@@ -75,72 +75,76 @@ impl CertificateStore {
                 Ok(())
             }
             Err(error) => {
-                self.complain(error.to_string());
+                self.report_error(error.to_string());
                 Err(error)
             }
         }
     }
 
-    /// Says that the source has no pair to offer, and why. What is served stays.
-    pub fn complain(&self, why: impl Into<String>) {
+    /// Reports that the source has no pair, and why. The current certificate stays in use.
+    pub fn report_error(&self, why: impl Into<String>) {
         self.say(Some(why.into()));
     }
 
-    /// How long the certificate that is served still lasts, less than nothing if it has ended;
+    /// Returns the remaining validity of the current certificate, negative if it has expired.
     /// `None` while there is none.
     pub fn left(&self) -> Option<SignedDuration> {
         Some(self.expires_at()?.duration_since(self.clock.now()))
     }
 
-    /// The expiration of the certificate that is served; `None` while there is none.
+    /// Returns the expiration of the current certificate. `None` while there is none.
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.served.load().as_ref().map(|pair| pair.not_after)
     }
 
-    /// Looks whether what is served has ended. Sources call this now and then.
-    pub fn look(&self) {
-        let complaint = self
-            .complaint
+    /// Checks whether the current certificate has expired. Sources call this periodically.
+    pub fn check_expiry(&self) {
+        let last_error = self
+            .last_error
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        self.judge(complaint.as_deref());
+        self.update_condition(last_error.as_deref());
     }
 
-    fn say(&self, complaint: Option<String>) {
+    fn say(&self, last_error: Option<String>) {
         let mut said = self
-            .complaint
+            .last_error
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if *said != complaint {
-            match &complaint {
+        if *said != last_error {
+            match &last_error {
                 Some(why) => {
                     tracing::warn!(
                         certificate = self.name,
                         reason = why,
-                        "the certificate is not well"
+                        "the certificate has an error"
                     );
                 }
-                None => tracing::info!(certificate = self.name, "the certificate is well again"),
+                None => tracing::info!(
+                    certificate = self.name,
+                    "the certificate has no error \
+                 any more"
+                ),
             }
-            *said = complaint;
+            *said = last_error;
         }
-        self.judge(said.as_deref());
+        self.update_condition(said.as_deref());
     }
 
-    fn judge(&self, complaint: Option<&str>) {
+    fn update_condition(&self, last_error: Option<&str>) {
         let ended = |end: &Timestamp| *end <= self.clock.now();
         let end = self.served.load().as_ref().map(|pair| pair.not_after);
-        match (end, complaint) {
-            (None, None) => self.condition.fail("there is no certificate yet"),
+        match (end, last_error) {
+            (None, None) => self.condition.fail("no certificate is loaded yet"),
             (None, Some(why)) => self.condition.fail(why),
             (Some(end), why) if ended(&end) => {
                 let why = why.map(|why| format!(": {why}")).unwrap_or_default();
                 self.condition
-                    .fail(format!("the certificate ended at {end}{why}"));
+                    .fail(format!("the certificate expired at {end}{why}"));
             }
-            (Some(end), Some(why)) => self
-                .condition
-                .note(format!("{why}; the one before is served until {end}")),
+            (Some(end), Some(why)) => self.condition.note(format!(
+                "{why}; the previous certificate is served until {end}"
+            )),
             (Some(_), None) => self.condition.ok(),
         }
     }

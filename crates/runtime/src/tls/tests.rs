@@ -1,4 +1,4 @@
-//! Real handshakes, with certificates made here.
+//! Real handshakes, with certificates issued here.
 
 use std::convert::Infallible;
 use std::io;
@@ -98,7 +98,7 @@ impl Server {
             .unwrap();
     }
 
-    /// A handshake by a client that trusts all of these and nothing else.
+    /// Performs a handshake of a client that trusts only these.
     async fn connect(&self, trusted: &[&Made]) -> io::Result<TlsStream<TcpStream>> {
         connect(self.address, trusted.iter().map(|made| made.der())).await
     }
@@ -146,7 +146,7 @@ async fn rule_11_new_handshakes_get_the_new_certificate_and_open_connections_liv
     let mut first = server.connect(&[&all[0]]).await.unwrap();
     assert!(ask(&mut first).await.unwrap().ends_with("hello"));
 
-    // Clients come all the time; every one of them must be answered.
+    // Clients connect all the time; each must be served.
     let stop = tokio_util::sync::CancellationToken::new();
     let trusted: Vec<_> = all.iter().map(Made::der).collect();
     let clients = [(); 4].map(|()| {
@@ -172,7 +172,10 @@ async fn rule_11_new_handshakes_get_the_new_certificate_and_open_connections_liv
     for client in clients {
         seen.extend(client.await.unwrap());
     }
-    assert!(seen.len() > 1, "nobody came while certificates changed");
+    assert!(
+        seen.len() > 1,
+        "no client connected while certificates changed"
+    );
     assert!(ask(&mut first).await.unwrap().ends_with("hello"));
 }
 
@@ -182,7 +185,7 @@ async fn rule_11_a_broken_pair_keeps_the_last_good_one_and_says_so() {
     let (good, other, ended) = (make(2999), make(2999), make(2001));
     server.serve(&good);
     let long = good.certificate.repeat(17);
-    let huge = " ".repeat(MAX_PEM + 1);
+    let huge = " ".repeat(MAX_PEM_BYTES + 1);
     let cut = &good.key[..good.key.len() / 2];
     let broken = [
         (&*good.certificate, &*other.key, PairError::Mismatch),
@@ -232,7 +235,10 @@ async fn rule_11_without_a_certificate_no_handshake_succeeds_and_nobody_is_ready
     let made = make(2999);
     assert!(server.connect(&[&made]).await.is_err());
     let report = server.readiness.report();
-    assert_eq!(report.failing["certificate"], "there is no certificate yet");
+    assert_eq!(
+        report.failing["certificate"],
+        "no certificate is loaded yet"
+    );
     let _ = server.store.set(b"", made.key.as_bytes());
     let report = server.readiness.report();
     assert!(report.failing["certificate"].contains("BEGIN CERTIFICATE"));
@@ -280,7 +286,7 @@ async fn rule_11_files_are_followed_as_kubernetes_swaps_them() {
     assert!(left(&store) > first);
     let note = &readiness.report().noted["certificate"];
     assert!(
-        note.contains("the one before is served until 2950"),
+        note.contains("the previous certificate is served until 2950"),
         "{note}"
     );
 }
@@ -293,7 +299,7 @@ async fn rule_11_the_expiration_of_a_certificate_is_a_metric_and_its_end_is_told
     let store = CertificateStore::new("webhook", Clock::tokio(start), condition);
     let store = Arc::new(store);
     let mut metrics = Metrics::new();
-    CertificateAges::register(metrics.ours(), vec![store.clone()]);
+    ExpiryCollector::register(metrics.ours(), vec![store.clone()]);
     let expiration = || {
         let text = metrics.encode().unwrap();
         let line = "rolegate_certificate_expiration_timestamp_seconds{certificate=\"webhook\"} ";
@@ -308,17 +314,17 @@ async fn rule_11_the_expiration_of_a_certificate_is_a_metric_and_its_end_is_told
         .unwrap();
     let end = start.as_second() as f64 + 86_400.0;
     assert!((expiration().unwrap() - end).abs() < 60.0);
-    store.look();
+    store.check_expiry();
     assert!(readiness.is_ready());
 
     tokio::time::advance(Duration::from_secs(2 * 86_400)).await;
-    store.look();
+    store.check_expiry();
     let why = &readiness.report().failing["certificate"];
-    assert!(why.contains("ended at 2999-01-01"), "{why}");
+    assert!(why.contains("expired at 2999-01-01"), "{why}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_left_of_certificates_in_files_is_known() {
+async fn expirations_of_certificates_in_files_are_known() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let start: Timestamp = "2998-12-31T00:00:00Z".parse().unwrap();
@@ -329,17 +335,17 @@ async fn what_is_left_of_certificates_in_files_is_known() {
     let pair = CertificateFile::of_pair("agent", &files);
     let ca = CertificateFile::of_authorities("ca", path("chain.pem"));
     let look = async || {
-        pair.look().await;
-        ca.look().await;
+        pair.update().await;
+        ca.update().await;
         [pair.expires_at(), ca.expires_at()]
             .map(|end| end.map(|end| end.duration_since(start).as_hours() / 24))
     };
     assert_eq!(look().await, [None, None]);
-    // The leaf is the first; of authorities one that lasts is enough.
+    // The leaf is the first certificate; among authorities the last to expire counts.
     let both = make(2999).certificate + &make(3000).certificate;
     std::fs::write(&files.certificate, both).unwrap();
     assert_eq!(look().await, [Some(1), Some(366)]);
-    // One that never ends, by RFC 5280.
+    // A certificate that never expires, by RFC 5280.
     let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
     params.not_after = rcgen::date_time_ymd(9999, 12, 31);
     let never = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
@@ -385,7 +391,7 @@ async fn rule_09_clients_that_say_nothing_stall_nobody_and_are_cut_off() {
     for _ in 0..7 {
         silent.push(TcpStream::connect(server.address).await.unwrap());
     }
-    // Half a message says nothing either.
+    // Half a message is not an answer either.
     let [half, ..] = &mut silent[..] else {
         unreachable!()
     };
@@ -393,7 +399,7 @@ async fn rule_09_clients_that_say_nothing_stall_nobody_and_are_cut_off() {
     let mut stream = server.connect(&[&made]).await.unwrap();
     assert!(ask(&mut stream).await.unwrap().ends_with("hello"));
 
-    // All places are taken now, and come free only as the silent are cut off.
+    // All permits are taken, and released only when silent connections are closed.
     let mut late = server.connect(&[&made]).await.unwrap();
     assert!(ask(&mut late).await.unwrap().ends_with("hello"));
     for mut stream in silent {
@@ -412,7 +418,7 @@ async fn the_end_does_not_wait_for_handshakes_that_never_come() {
     let mut open = server.connect(&[&made]).await.unwrap();
     assert!(ask(&mut open).await.unwrap().ends_with("hello"));
     let _silent = TcpStream::connect(server.address).await.unwrap();
-    // Accepted in order: what was accepted later has been served.
+    // Accepted in order: a later connection has been served.
     let mut later = server.connect(&[&made]).await.unwrap();
     assert!(ask(&mut later).await.unwrap().ends_with("hello"));
     let outcome = server.drain.drain(Duration::from_secs(4)).await;
@@ -460,17 +466,17 @@ fn a_pair_is_checked_as_it_would_be_served() {
     assert_eq!(check("", &one.key), Err(PairError::NoCertificate));
     let over = check(&ended.certificate, &ended.key);
     assert!(matches!(over, Err(PairError::Ended(_))), "{over:?}");
-    // Text around the PEM is passed over, up to the most that is taken.
+    // Text around the PEM is skipped, up to the size limit.
     let padded = |length: usize| format!("{}{}", "\n".repeat(length - one.key.len()), one.key);
-    assert_eq!(check(&one.certificate, &padded(MAX_PEM)), Ok(()));
-    let long = check(&one.certificate, &padded(MAX_PEM + 1));
+    assert_eq!(check(&one.certificate, &padded(MAX_PEM_BYTES)), Ok(()));
+    let long = check(&one.certificate, &padded(MAX_PEM_BYTES + 1));
     assert_eq!(long, Err(PairError::TooLarge));
     let padded = |length: usize| {
         let text = &one.certificate;
         format!("{}{text}", "\n".repeat(length - text.len()))
     };
-    assert_eq!(check(&padded(MAX_PEM), &one.key), Ok(()));
-    let long = check(&padded(MAX_PEM + 1), &one.key);
+    assert_eq!(check(&padded(MAX_PEM_BYTES), &one.key), Ok(()));
+    let long = check(&padded(MAX_PEM_BYTES + 1), &one.key);
     assert_eq!(long, Err(PairError::TooLarge));
 }
 
@@ -491,7 +497,7 @@ async fn rule_11_files_are_read_again_and_again() {
     write(&make(2030));
     let following = async { tokio::join!(files.follow(&store), age.follow()) };
     let renewed = async {
-        // The clock moves on when nothing else is to be done.
+        // The clock advances when all tasks are idle.
         let end_of =
             |year: i32| -> Timestamp { format!("{year}-01-01T00:00:00Z").parse().unwrap() };
         for (year, next) in [(2030, Some(make(2040))), (2040, None)] {

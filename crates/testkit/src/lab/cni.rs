@@ -1,5 +1,4 @@
-//! Records of a container runtime: the file that libcni keeps of each network that it joins a pod
-//! to.
+//! Records of a container runtime: libcni's cache file for each network of a pod.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::{Namespace, Pod};
 
-/// One life of a pod, as the kubelet names it to the runtime.
+/// A pod instance, as the kubelet names it to the runtime.
 #[derive(Debug, Clone, Copy)]
 pub struct PodName<'a> {
-    /// Its namespace in Kubernetes.
+    /// Its Kubernetes namespace.
     pub namespace: &'a str,
     /// Its name.
     pub name: &'a str,
@@ -22,7 +21,7 @@ pub struct PodName<'a> {
 }
 
 impl Namespace {
-    /// The MAC address of an interface.
+    /// Returns the MAC address of an interface.
     ///
     /// # Errors
     /// Returns an error if there is no such interface.
@@ -34,7 +33,7 @@ impl Namespace {
 }
 
 impl Pod {
-    /// The record of this pod as libcni and containerd write it, for a pod of that name.
+    /// Returns the pod's record as libcni and containerd write it, for a pod of that name.
     ///
     /// # Errors
     /// Returns an error if the pod's interfaces are gone.
@@ -72,11 +71,11 @@ impl Pod {
         }))
     }
 
-    /// Writes that record into `folder`, as the runtime does before the pod's address is known to
-    /// anybody; gives the file.
+    /// Writes the pod's record into `folder`, as the runtime does before it reports the pod's
+    /// address, and returns its path.
     ///
     /// # Errors
-    /// Returns an error if the pod's interfaces are gone, or the file can't be written.
+    /// Returns an error if the pod's interfaces are gone, or the file cannot be written.
     pub fn record(
         &self,
         node: &Namespace,
@@ -92,7 +91,7 @@ impl Pod {
 /// Writes a record as libcni does.
 ///
 /// # Errors
-/// Returns an error if the file can't be written.
+/// Returns an error if the file cannot be written.
 pub fn write_record(file: &Path, record: &Value) -> anyhow::Result<()> {
     let mut options = fs::OpenOptions::new();
     let options = options.write(true).create(true).truncate(true).mode(0o600);

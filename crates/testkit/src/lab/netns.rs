@@ -1,4 +1,4 @@
-//! One network namespace: made, entered, removed.
+//! A network namespace: created, entered, removed.
 
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// What the names of all labs begin with; the process id follows.
+/// The prefix of all lab names, followed by the process ID.
 pub(super) const PREFIX: &str = "rolegate-lab-";
-/// Where `ip netns` keeps them.
+/// The directory where `ip netns` keeps namespaces.
 const DIR: &str = "/run/netns";
-/// Where `ip netns exec` finds files that stand in for those of /etc.
+/// The directory where `ip netns exec` finds replacements for files in /etc.
 const ETC: &str = "/etc/netns";
-/// How long an interface may take to come up.
-const SETTLE: Duration = Duration::from_secs(30);
+/// Time that an interface may take to come up.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A network namespace of its own, removed when dropped.
+/// A network namespace, removed when dropped.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
@@ -30,7 +30,7 @@ impl Namespace {
     pub(crate) fn new(name: String) -> anyhow::Result<Self> {
         ip(&["netns", "add", &name])?;
         let netns = Self { name };
-        // Addresses are to be usable at once, link-local ones too.
+        // Makes addresses usable at once, link-local ones too.
         for scope in ["all", "default"] {
             netns.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
         }
@@ -38,28 +38,28 @@ impl Namespace {
         Ok(netns)
     }
 
-    /// Its name, as `ip netns` has it.
+    /// Returns its name, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its file.
+    /// Returns the path of its file.
     pub fn path(&self) -> PathBuf {
         Path::new(DIR).join(&self.name)
     }
 
-    /// Runs a closure in it, on a thread of its own.
+    /// Runs a closure in the namespace, on a thread of its own.
     ///
     /// # Errors
-    /// When it can't be entered.
+    /// Returns an error if the namespace cannot be entered.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
         in_netns(&self.path(), work)
     }
 
-    /// Runs a command in it, words split at spaces, and gives what it printed.
+    /// Runs a command in the namespace, split at spaces, and returns its output.
     ///
     /// # Errors
-    /// When it fails, with all that it said.
+    /// Returns an error with the output if the command fails.
     pub fn exec(&self, command: &str) -> anyhow::Result<String> {
         let mut words = command.split_whitespace();
         let program = words.next().context("no command")?;
@@ -81,18 +81,18 @@ impl Namespace {
         Ok(stdout)
     }
 
-    /// A command that will run in it, whoever starts it.
+    /// Returns a command that runs in the namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
         command
     }
 
-    /// Lets commands of [`Namespace::command`] that start from now on find `host` at these addresses,
-    /// as if the cluster's DNS said so.
+    /// Resolves `host` to these addresses for commands of [`Namespace::command`] that start from
+    /// now on, as the cluster's DNS would.
     ///
     /// # Errors
-    /// When the file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn set_host(&self, host: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
         let dir = Path::new(ETC).join(&self.name);
         fs::create_dir_all(&dir)?;
@@ -103,10 +103,10 @@ impl Namespace {
         Ok(fs::write(dir.join("hosts"), lines.collect::<String>())?)
     }
 
-    /// Sets a kernel parameter, a path under `/proc/sys`.
+    /// Sets a kernel parameter, given as a path under `/proc/sys`.
     ///
     /// # Errors
-    /// When the kernel doesn't have it.
+    /// Returns an error if the kernel does not have it.
     pub fn sysctl(&self, parameter: &str, value: &str) -> anyhow::Result<()> {
         self.run(|| fs::write(Path::new("/proc/sys").join(parameter), value))?
             .with_context(|| format!("cannot set {parameter}"))
@@ -118,10 +118,10 @@ impl Namespace {
         Ok(())
     }
 
-    /// Waits until an interface has a carrier and its addresses can be used: the kernel sees to
-    /// both in its own time, and until then packets are lost.
+    /// Waits until an interface has a carrier and usable addresses. The kernel takes time for both,
+    /// and until then packets are lost.
     pub(super) fn settle(&self, interface: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + SETTLE;
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
         loop {
             let link = self.exec(&format!("ip -o link show dev {interface}"))?;
             let tentative = self.exec(&format!("ip -6 -o addr show dev {interface} tentative"))?;
@@ -155,11 +155,11 @@ fn remove(name: &str) {
     let _ = fs::remove_dir_all(Path::new(ETC).join(name));
 }
 
-/// Runs a closure in the network namespace at `path`, on a thread of its own: sockets it makes,
-/// threads and processes it starts belong there.
+/// Runs a closure in the network namespace at `path`, on a thread of its own. Sockets, threads and
+/// processes that it creates belong to that namespace.
 ///
 /// # Errors
-/// When the namespace can't be entered. A panic of the closure goes on in the caller.
+/// Returns an error if the namespace cannot be entered. A panic of the closure is propagated.
 pub fn in_netns<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
     thread::scope(|scope| {
         let entered = scope.spawn(|| {
@@ -176,7 +176,7 @@ pub fn in_netns<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> anyhow
     })
 }
 
-/// Removes the namespaces of test processes that are gone.
+/// Removes the namespaces of test processes that have exited.
 pub(super) fn sweep() {
     let Ok(entries) = fs::read_dir(DIR) else {
         return;

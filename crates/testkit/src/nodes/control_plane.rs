@@ -1,4 +1,4 @@
-//! etcd, kube-apiserver, kube-controller-manager, kube-scheduler and a name service in a site's
+//! etcd, kube-apiserver, kube-controller-manager, kube-scheduler and a DNS server in a site's
 //! network namespace.
 
 use std::net::Ipv4Addr;
@@ -16,22 +16,23 @@ use crate::cluster::flag;
 use crate::kubeconfig::{Identity, kubeconfig};
 use crate::process::Process;
 
-/// Where the API server listens.
+/// The API server's port.
 const API_PORT: u16 = 6443;
 /// The address of the Service `kubernetes`.
 const KUBERNETES_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
-/// The running control plane and its authority.
+/// The running control plane and its certificate authority.
 pub(super) struct ControlPlane {
     processes: Vec<Process>,
     pub(super) authority: Authority,
     pub(super) binary: PathBuf,
-    /// A kubeconfig with all rights.
+    /// A kubeconfig with all permissions.
     pub(super) admin: PathBuf,
 }
 
 impl ControlPlane {
-    /// Starts all of it, for an API server that answers. `shell` runs kubectl in the site.
+    /// Starts all components, and waits until the API server responds. `shell` runs kubectl in the
+    /// site.
     pub(super) async fn start(
         site: &Site,
         binary: PathBuf,
@@ -58,7 +59,7 @@ impl ControlPlane {
             .await?;
         let started = [
             apiserver,
-            // Both give up soon where they find no API server.
+            // Both exit early if they find no API server.
             this.controllers(site, &key)?,
             this.scheduler(site)?,
             this.names(site)?,
@@ -67,7 +68,7 @@ impl ControlPlane {
         Ok(this)
     }
 
-    /// A kubeconfig with a certificate for this user, in `folder`.
+    /// Writes a kubeconfig with a certificate for this user into `folder`.
     pub(super) fn kubeconfig(
         &self,
         folder: &Path,
@@ -145,7 +146,7 @@ impl ControlPlane {
         command
             .args(["--use-service-account-credentials=true"])
             .arg("--allocate-node-cidrs=false")
-            // Made if it isn't there, in /usr by default, which is the machine's.
+            // Created if it does not exist, by default in /usr, which belongs to the machine.
             .arg(flag(
                 "flex-volume-plugin-dir",
                 site.folder().join("volume-plugins"),
@@ -179,7 +180,7 @@ impl ControlPlane {
         spawn(site, "names", &command)
     }
 
-    /// What the controller manager and the scheduler have in common.
+    /// Starts the controller manager or the scheduler, with their common flags.
     fn lead(
         &self,
         site: &Site,
@@ -196,7 +197,7 @@ impl ControlPlane {
         spawn(site, name, command)
     }
 
-    /// Fails if one of its parts has ended, with the end of its output.
+    /// Returns an error with the end of the output if a component has exited.
     pub(super) fn check_running(&mut self) -> anyhow::Result<()> {
         for process in &mut self.processes {
             if let Some(status) = process.exited()? {

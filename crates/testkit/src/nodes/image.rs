@@ -1,4 +1,4 @@
-//! Container images without a registry: OCI archives made of programs of this machine, with the
+//! Container images without a registry: OCI archives of programs on this machine, with the
 //! libraries that they need.
 
 use std::collections::BTreeMap;
@@ -11,14 +11,14 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// What holds a pod's namespaces.
+/// The image of the pod sandbox.
 pub(super) const PAUSE: &str = "localhost/pause:1";
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// An image being made: a folder of files, and how its containers start.
+/// An image being built: a directory of files, and the configuration of its containers.
 #[derive(Debug)]
 pub struct ImageBuilder {
     root: PathBuf,
@@ -27,10 +27,10 @@ pub struct ImageBuilder {
 }
 
 impl ImageBuilder {
-    /// An empty image, whose files are put together in `folder`.
+    /// Creates an empty image, whose files are collected in `folder`.
     ///
     /// # Errors
-    /// When the folder can't be made.
+    /// Returns an error if the directory cannot be created.
     pub fn new(folder: &Path) -> anyhow::Result<Self> {
         let root = folder.join("root");
         for path in ["etc", "tmp", "usr/bin", "root"] {
@@ -38,7 +38,7 @@ impl ImageBuilder {
         }
         fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
-        // As on this machine: a program's path is the same inside.
+        // The same links as on this machine, so that programs keep their paths.
         for name in ["bin", "sbin", "lib", "lib64"] {
             if let Ok(target) = fs::read_link(Path::new("/").join(name)) {
                 let target = target.strip_prefix("/").unwrap_or(&target);
@@ -55,24 +55,24 @@ impl ImageBuilder {
         })
     }
 
-    /// What containers of the image run.
+    /// Sets the entry point.
     #[must_use]
     pub fn entrypoint(mut self, words: &[&str]) -> Self {
         self.entrypoint = words.iter().map(ToString::to_string).collect();
         self
     }
 
-    /// A variable of containers' environment, unless their pod sets it.
+    /// Sets an environment variable, unless the pod overrides it.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.env.push(format!("{key}={value}"));
         self
     }
 
-    /// Adds a program that is in PATH here, at its own path, with its libraries.
+    /// Adds a program from PATH at the same path, with its libraries.
     ///
     /// # Errors
-    /// When it isn't there, or isn't an ELF file.
+    /// Returns an error if it does not exist, or is not an ELF file.
     pub fn program(self, name: &str) -> anyhow::Result<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path)
@@ -86,7 +86,7 @@ impl ImageBuilder {
     /// Adds a program as `target`, with its libraries.
     ///
     /// # Errors
-    /// When it can't be read, or isn't an ELF file.
+    /// Returns an error if it cannot be read, or is not an ELF file.
     pub fn binary(self, source: &Path, target: &Path) -> anyhow::Result<Self> {
         for library in libraries(source)? {
             self.copy(&library, &library)?;
@@ -98,7 +98,7 @@ impl ImageBuilder {
     /// Adds the libraries of programs or libraries that are added as files.
     ///
     /// # Errors
-    /// When one can't be read, or isn't an ELF file.
+    /// Returns an error if one cannot be read, or is not an ELF file.
     pub fn libraries_of(self, files: &[PathBuf]) -> anyhow::Result<Self> {
         for file in files {
             for library in libraries(file)? {
@@ -108,16 +108,16 @@ impl ImageBuilder {
         Ok(self)
     }
 
-    /// Adds a file or a folder as `target`, links followed.
+    /// Adds a file or a directory as `target`, following links.
     ///
     /// # Errors
-    /// When it can't be read.
+    /// Returns an error if it cannot be read.
     pub fn file(self, source: &Path, target: &Path) -> anyhow::Result<Self> {
         self.copy(source, target)?;
         Ok(self)
     }
 
-    /// The folder of its files, for what is not a copy.
+    /// Returns the directory of its files, for files that are not copies.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -141,10 +141,10 @@ impl ImageBuilder {
         Ok(())
     }
 
-    /// Writes the image as an archive that `ctr images import` reads.
+    /// Writes the image as an archive for `ctr images import`.
     ///
     /// # Errors
-    /// When a file can't be written.
+    /// Returns an error if a file cannot be written.
     pub fn build(self, name: &str, archive: &Path) -> anyhow::Result<()> {
         let layout = self.root.with_file_name("layout");
         let blobs = layout.join("blobs/sha256");
@@ -180,12 +180,12 @@ impl ImageBuilder {
     }
 }
 
-/// A path of an image, below its root.
+/// Returns a path of an image, below its root.
 pub(super) fn inside(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// As Go and so OCI call it.
+/// Returns the architecture's name in Go and OCI.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -194,7 +194,7 @@ fn architecture() -> &'static str {
     }
 }
 
-/// Where a blob is, and what.
+/// The digest, size and type of a blob.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor {
@@ -204,14 +204,14 @@ struct Descriptor {
     annotations: BTreeMap<&'static str, String>,
 }
 
-/// Writes a document as a blob; gives its descriptor.
+/// Writes a document as a blob and returns its descriptor.
 fn write(blobs: &Path, media_type: &'static str, document: &Value) -> anyhow::Result<Descriptor> {
     let file = blobs.join("new");
     fs::write(&file, document.to_string())?;
     store(blobs, &file, media_type)
 }
 
-/// Moves a file among the blobs; gives its descriptor.
+/// Moves a file to the blobs and returns its descriptor.
 fn store(blobs: &Path, file: &Path, media_type: &'static str) -> anyhow::Result<Descriptor> {
     let size = file.metadata()?.len();
     let sum = run(Command::new("sha256sum").arg("--").arg(file))?;
@@ -225,7 +225,7 @@ fn store(blobs: &Path, file: &Path, media_type: &'static str) -> anyhow::Result<
     })
 }
 
-/// Packs what is in a folder, as root's.
+/// Packs a directory into an archive owned by root.
 fn tar(folder: &Path, archive: &Path) -> anyhow::Result<()> {
     run(Command::new("tar")
         .args(["--create", "--owner=0", "--group=0", "--numeric-owner"])
@@ -237,7 +237,7 @@ fn tar(folder: &Path, archive: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The shared libraries of a program, and its loader.
+/// Returns the shared libraries of a program, and its loader.
 fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let listed = run(Command::new("ldd").arg(program))?;
     // `NAME => PATH (ADDRESS)`, and `PATH (ADDRESS)` for the loader.
@@ -247,7 +247,7 @@ fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths.map(PathBuf::from).collect())
 }
 
-/// Runs a command to its end and gives what it printed.
+/// Runs a command to completion and returns its output.
 pub(super) fn run(command: &mut Command) -> anyhow::Result<String> {
     let program = command.get_program().to_owned();
     let output = command

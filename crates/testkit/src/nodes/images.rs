@@ -1,4 +1,4 @@
-//! The images that nodes of a test cluster have, made once for each test process.
+//! The images on the nodes of a test cluster, built once for each test process.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,12 +14,12 @@ use crate::scratch::Scratch;
 use crate::{Rolegate, python, repository};
 
 /// The image of tests' pods: a shell, curl, Python with boto3, the AWS CLI. It waits until it is
-/// stopped, and finds STS.
+/// stopped, and its SDKs use the site's STS.
 pub const CLIENT: &str = "localhost/client:1";
 
-/// What is used of the SDKs' descriptions of services, which are 150 MB.
+/// The services included from the SDKs' service descriptions, which have 150 MB.
 const SERVICES: [&str; 6] = ["ec2", "iam", "s3", "sso", "sso-oidc", "sts"];
-/// The packages of the test environment that pods have.
+/// The packages of the test environment included for pods.
 const PACKAGES: [&str; 13] = [
     "awscli",
     "boto3",
@@ -35,7 +35,7 @@ const PACKAGES: [&str; 13] = [
     "pyasn1",
     "yaml",
 ];
-/// What of Python's library no client needs, by the beginnings of names.
+/// Prefixes of the modules of Python's library that no client needs.
 const UNUSED: [&str; 8] = [
     "site-packages",
     "config-",
@@ -46,15 +46,15 @@ const UNUSED: [&str; 8] = [
     "lib2to3",
     "turtledemo",
 ];
-/// Where pods have these packages.
+/// The path of these packages in pods.
 const SITE_PACKAGES: &str = "/opt/python";
-/// Waits, and ends at once when it is asked to: as process 1, `sleep` would be deaf to SIGTERM.
+/// Waits, and exits at once on SIGTERM, which `sleep` would ignore as process 1.
 const WAIT: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done";
 
 /// Names and archives.
 pub(super) type Images = Vec<(String, PathBuf)>;
 
-/// The images, made by the first who asks.
+/// Returns the images, built by the first caller.
 pub(super) fn standard() -> anyhow::Result<Images> {
     static MADE: Mutex<Option<(Scratch, Images)>> = Mutex::new(None);
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,7 +77,7 @@ pub(super) fn standard() -> anyhow::Result<Images> {
     Ok(images)
 }
 
-/// The name that the shipped manifest has for our image.
+/// Returns the name of our image in the shipped manifest.
 fn rolegate_name() -> anyhow::Result<String> {
     let manifest = fs::read_to_string(repository().join("deploy/rolegate-agent.yaml"))?;
     let line = manifest
@@ -86,8 +86,8 @@ fn rolegate_name() -> anyhow::Result<String> {
     Ok(line.context("the manifest names no image")?.to_owned())
 }
 
-/// As docs/how-to/install.md builds it, around the binary under test: the binary, root
-/// certificates and nft. And where STS is.
+/// Builds our image as docs/how-to/install.md does, around the binary under test: the binary, root
+/// certificates and nft. Also sets the STS endpoint.
 fn rolegate(folder: &Path) -> anyhow::Result<ImageBuilder> {
     let stripped = folder.join("rolegate");
     run(Command::new("strip")
@@ -129,7 +129,7 @@ fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
         .env("PYTHONPATH", SITE_PACKAGES))
 }
 
-/// Adds the Python of the test environment, and what of its packages pods use.
+/// Adds the Python of the test environment, and the packages that pods use.
 fn with_python(mut image: ImageBuilder) -> anyhow::Result<ImageBuilder> {
     let facts = "import sys, sysconfig; paths = sysconfig.get_paths(); \
         print(sys._base_executable, paths['stdlib'], paths['purelib'], sep='\\n')";
@@ -170,7 +170,7 @@ fn with_package(image: ImageBuilder, package: &Path) -> anyhow::Result<ImageBuil
     if name != "awscli" {
         return image.file(package, &target);
     }
-    // The CLI has an SDK of its own.
+    // The CLI includes its own SDK.
     let wanted = |name: &str| name != "examples" && name != "botocore";
     let image = shallow(image, package, &target, &wanted)?;
     with_botocore(image, &package.join("botocore"), &target.join("botocore"))
@@ -185,7 +185,7 @@ fn with_botocore(
     let (data, target) = (package.join("data"), target.join("data"));
     let wanted = |name: &str| name.ends_with(".json") || SERVICES.contains(&name);
     let image = shallow(image, &data, &target, &wanted)?;
-    // The others have to be known by name.
+    // The other services must be known by name.
     for service in folders(&data)?.iter().filter(|name| !wanted(name)) {
         for version in folders(&data.join(service))? {
             let version = inside(image.root(), &target).join(service).join(version);
@@ -196,7 +196,7 @@ fn with_botocore(
     Ok(image)
 }
 
-/// The names of folders in a folder.
+/// Returns the names of the directories in a directory.
 fn folders(folder: &Path) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -208,7 +208,7 @@ fn folders(folder: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Adds what is wanted of a folder, by its name.
+/// Adds the wanted entries of a directory, by name.
 fn shallow(
     mut image: ImageBuilder,
     folder: &Path,
@@ -224,7 +224,7 @@ fn shallow(
     Ok(image)
 }
 
-/// Writes a program in text.
+/// Writes a script.
 fn script(root: &Path, path: &str, text: &str) -> anyhow::Result<()> {
     let path = root.join(path);
     ensure!(!path.exists(), "{} is there already", path.display());

@@ -1,4 +1,4 @@
-//! What somebody does with a cluster: kubectl, scripts, pods and rolegate's manifests.
+//! The use of a cluster: kubectl, scripts, pods and rolegate's manifests.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,19 +13,19 @@ use super::{CLIENT, DEADLINE, TestCluster, is_ready, list, text};
 use crate::{Rolegate, eventually, repository};
 
 impl TestCluster {
-    /// A shell in the site, as somebody has it who works with the cluster: `kubectl` and `rolegate`
-    /// in its PATH, KUBECONFIG with all rights, an empty home that it starts in.
+    /// Returns a shell in the site, as an administrator has it: `kubectl` and `rolegate` in its
+    /// PATH, KUBECONFIG with all permissions, and an empty home as its working directory.
     ///
     /// # Errors
-    /// When the home can't be made.
+    /// Returns an error if the home cannot be created.
     pub fn shell(&self) -> anyhow::Result<Shell> {
         shell(&self.site, &self.tools, &self.control_plane.admin)
     }
 
-    /// Runs kubectl and gives what it printed.
+    /// Runs kubectl and returns its output.
     ///
     /// # Errors
-    /// When it fails: with what it said.
+    /// Returns an error with the output if it fails.
     pub async fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let command: Vec<&str> = std::iter::once(&"kubectl")
             .chain(arguments)
@@ -35,10 +35,10 @@ impl TestCluster {
         ran.ok().with_context(|| format!("kubectl {arguments:?}"))
     }
 
-    /// `kubectl get ARGUMENTS -o json`.
+    /// Runs `kubectl get ARGUMENTS -o json`.
     ///
     /// # Errors
-    /// When there is no such thing.
+    /// Returns an error if the object does not exist.
     pub async fn get(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let command = [&["get", "-o", "json"], arguments].concat();
         Ok(serde_json::from_str(&self.kubectl(&command).await?)?)
@@ -47,7 +47,7 @@ impl TestCluster {
     /// Applies a manifest.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn apply(&self, manifest: &str) -> anyhow::Result<()> {
         let file = tempfile::NamedTempFile::new_in(self.site.folder())?;
         fs::write(file.path(), manifest)?;
@@ -55,10 +55,10 @@ impl TestCluster {
         self.kubectl(&["apply", "-f", &path]).await.map(drop)
     }
 
-    /// Creates a namespace, and waits for its service account, without which it takes no pods.
+    /// Creates a namespace, and waits for its service account, which pods need.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// Returns an error if the API server refuses it.
     pub async fn create_namespace(&self, name: &str) -> anyhow::Result<()> {
         self.kubectl(&["create", "namespace", name]).await?;
         eventually(DEADLINE, async || {
@@ -68,20 +68,20 @@ impl TestCluster {
         .map(drop)
     }
 
-    /// Runs a pod of the image [`CLIENT`] and waits until it is ready.
+    /// Runs a pod with the image [`CLIENT`] and waits until it is ready.
     ///
     /// # Errors
-    /// When it is refused or doesn't get ready.
+    /// Returns an error if it is denied or does not become ready.
     pub async fn run_client(&self, pod: &ClientPod<'_>) -> anyhow::Result<()> {
         self.apply(&pod.object().to_string()).await?;
         let what = format!("pod/{}", pod.name);
         self.wait(pod.namespace, &what, "condition=Ready").await
     }
 
-    /// `kubectl wait --for=CONDITION`.
+    /// Runs `kubectl wait --for=CONDITION`.
     ///
     /// # Errors
-    /// When it isn't so after minutes; with how it is.
+    /// Returns an error with the current state if the condition does not hold within minutes.
     pub async fn wait(&self, namespace: &str, what: &str, condition: &str) -> anyhow::Result<()> {
         let condition = format!("--for={condition}");
         let timeout = format!("--timeout={}s", DEADLINE.as_secs());
@@ -98,7 +98,7 @@ impl TestCluster {
     /// Waits until a Deployment or DaemonSet has been rolled out.
     ///
     /// # Errors
-    /// When it isn't after minutes; with its pods as they are.
+    /// Returns an error with the state of its pods if it takes longer than minutes.
     pub async fn rolled_out(&self, namespace: &str, what: &str) -> anyhow::Result<()> {
         let timeout = format!("--timeout={}s", DEADLINE.as_secs());
         let status = ["rollout", "status", what, "-n", namespace, &timeout];
@@ -112,7 +112,7 @@ impl TestCluster {
     /// Runs a program in a pod's first container.
     ///
     /// # Errors
-    /// When kubectl can't be run; not when the program fails.
+    /// Returns an error if kubectl cannot be run, but not if the program fails.
     pub async fn exec(&self, namespace: &str, pod: &str, program: &[&str]) -> anyhow::Result<Ran> {
         let command = [
             &["kubectl", "exec", "-n", namespace, pod, "--"][..],
@@ -122,12 +122,12 @@ impl TestCluster {
         self.shell()?.exec(&command).await
     }
 
-    /// One of the files of `deploy/`, with what a reader of docs/how-to/install.md has to change
-    /// for this cluster: the pods' side of the node. The image has the name that the file says, and
-    /// knows where STS is.
+    /// Returns a manifest of `deploy/`, adapted to this cluster as docs/how-to/install.md
+    /// describes: the pods' interfaces on the node. The image has the name in the manifest, and its
+    /// STS endpoint is set.
     ///
     /// # Errors
-    /// When there is no such file.
+    /// Returns an error if there is no such file.
     pub fn manifest(&self, file: &str) -> anyhow::Result<String> {
         let path = repository().join("deploy").join(file);
         let text =
@@ -136,10 +136,10 @@ impl TestCluster {
         Ok(text.replace("--host-interface=eni+", &ours))
     }
 
-    /// Installs the agents as `deploy/rolegate-agent.yaml` has them, and waits until all are ready.
+    /// Installs the agents of `deploy/rolegate-agent.yaml`, and waits until all are ready.
     ///
     /// # Errors
-    /// When they don't get ready.
+    /// Returns an error if they do not become ready.
     pub async fn install_agents(&self) -> anyhow::Result<()> {
         let manifest = self.manifest("rolegate-agent.yaml")?;
         let interface = self.options.cni.host_interface();
@@ -152,11 +152,11 @@ impl TestCluster {
         self.agents_ready().await
     }
 
-    /// Waits until each node that is on has a ready agent. A roll-out is only over when agents have
-    /// been ready for a while, which nobody has to wait for.
+    /// Waits until each node that is on has a ready agent. Unlike a rollout, this does not wait
+    /// until agents have been ready for a while.
     ///
     /// # Errors
-    /// When they don't get ready; with what is known about them.
+    /// Returns an error with the agents' state if they do not become ready.
     pub async fn agents_ready(&self) -> anyhow::Result<()> {
         let namespace = ["-n", "rolegate-system"];
         let ready = eventually(DEADLINE, async || {
@@ -180,12 +180,12 @@ impl TestCluster {
         Ok(())
     }
 
-    /// What `--host-interface` has to be on its nodes.
+    /// Returns the value of `--host-interface` for its nodes.
     pub fn host_interface(&self) -> &'static str {
         self.options.cni.host_interface()
     }
 
-    /// How somebody on this machine gets to a shell in the site.
+    /// Returns a command that opens a shell in the site.
     pub fn how_to_enter(&self) -> String {
         format!(
             "ip netns exec {} env KUBECONFIG={} PATH={}:\"$PATH\" bash",
@@ -196,7 +196,7 @@ impl TestCluster {
     }
 }
 
-/// A pod of the image [`CLIENT`].
+/// A pod with the image [`CLIENT`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ClientPod<'a> {
     /// Its namespace.
@@ -205,9 +205,9 @@ pub struct ClientPod<'a> {
     pub name: &'a str,
     /// Its `iam.amazonaws.com/role`.
     pub role: Option<&'a str>,
-    /// The node that it has to be on.
+    /// The node to run on.
     pub node: Option<&'a str>,
-    /// What its shell runs, instead of waiting.
+    /// The script that its shell runs instead of waiting.
     pub script: Option<&'a str>,
 }
 
@@ -231,7 +231,7 @@ impl ClientPod<'_> {
     }
 }
 
-/// A shell in a site, with a kubeconfig.
+/// Returns a shell in a site, with a kubeconfig.
 pub(super) fn shell(site: &Site, tools: &Path, kubeconfig: &Path) -> anyhow::Result<Shell> {
     let home = site.folder().join("home");
     fs::create_dir_all(&home)?;
@@ -243,7 +243,7 @@ pub(super) fn shell(site: &Site, tools: &Path, kubeconfig: &Path) -> anyhow::Res
         .dir(home))
 }
 
-/// Makes the folder of the programs that somebody at a shell has.
+/// Creates the directory of programs for a shell.
 pub(super) fn install_tools(site: &Site, cluster: &Path) -> anyhow::Result<PathBuf> {
     let folder = site.folder().join("bin");
     fs::create_dir(&folder)?;

@@ -1,15 +1,16 @@
-//! What a test cluster must leave alone: the machine's kernel parameters, and everything that has a
-//! cluster's name once the cluster is gone.
+//! Checks of the machine that runs test clusters: its kernel parameters must not change, and
+//! nothing with a cluster's name may be left.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// What is to stay as it is, by path: a kernel parameter's value, or whether there is such a file.
+/// The state that must not change, by path: the value of a kernel parameter, or whether a file
+/// exists.
 pub type State = BTreeMap<String, String>;
 
-/// Where Kubernetes and containerd write if nobody says otherwise.
+/// Default directories of Kubernetes and containerd.
 const DEFAULTS: [&str; 8] = [
     "/etc/cni",
     "/etc/kubernetes",
@@ -29,10 +30,10 @@ const MOVING: [&str; 5] = [
     "sched_domain",
 ];
 
-/// The kernel's parameters before the first cluster of this process started.
+/// Returns the state before the first cluster of this process started.
 ///
 /// # Errors
-/// As [`kernel_parameters`].
+/// As [`state`].
 pub fn state_at_first() -> anyhow::Result<&'static State> {
     static FIRST: OnceLock<State> = OnceLock::new();
     if let Some(first) = FIRST.get() {
@@ -42,17 +43,17 @@ pub fn state_at_first() -> anyhow::Result<&'static State> {
     Ok(FIRST.get_or_init(|| now))
 }
 
-/// The values of all parameters of `vm` and `kernel` and of connection tracking as a whole, and
-/// which of the folders are there that Kubernetes and containerd make by default.
+/// Reads all parameters of `vm` and `kernel`, the limits of connection tracking, and the existence
+/// of the default directories of Kubernetes and containerd.
 ///
 /// # Errors
-/// When there is no `/proc/sys`.
+/// Returns an error if there is no `/proc/sys`.
 pub fn state() -> anyhow::Result<State> {
     let mut found = BTreeMap::new();
     for folder in ["/proc/sys/vm", "/proc/sys/kernel"] {
         read(Path::new(folder), &mut found)?;
     }
-    // Missing where the module isn't there yet.
+    // Missing until the module is loaded.
     for name in ["nf_conntrack_max", "netfilter/nf_conntrack_buckets"] {
         let path = Path::new("/proc/sys/net").join(name);
         if let Ok(value) = fs::read_to_string(&path) {
@@ -74,18 +75,18 @@ fn read(folder: &Path, found: &mut State) -> anyhow::Result<()> {
         if entry.file_type()?.is_dir() {
             read(&entry.path(), found)?;
         } else if let Ok(value) = fs::read_to_string(entry.path()) {
-            // Those that can only be written aren't state.
+            // Write-only parameters are not state.
             found.insert(entry.path().display().to_string(), value);
         }
     }
     Ok(())
 }
 
-/// Everything on the machine that has this name in its own: network namespaces, cgroups, mounts,
-/// folders and processes, one a line.
+/// Lists everything on the machine that has this name as part of its own: network namespaces,
+/// cgroups, mounts, directories and processes, one per line.
 ///
 /// # Errors
-/// When it can't be looked at.
+/// Returns an error if these cannot be read.
 pub fn leftovers(name: &str) -> anyhow::Result<Vec<String>> {
     let mut left = Vec::new();
     let temporary = std::env::temp_dir();
@@ -107,7 +108,7 @@ pub fn leftovers(name: &str) -> anyhow::Result<Vec<String>> {
     left.extend(named.map(|line| format!("mount {line}")));
     for process in fs::read_dir("/proc")? {
         let path = process?.path();
-        // Processes come and go, and files of /proc aren't processes.
+        // Processes come and go, and not every entry of /proc is a process.
         let Ok(command) = fs::read(path.join("cmdline")) else {
             continue;
         };

@@ -1,5 +1,5 @@
-//! A node: a machine of its own out of network, mount, PID, UTS and IPC namespaces, with containerd,
-//! kube-proxy and a kubelet as they are published. Its folder is its disk.
+//! A node: a machine made of network, mount, PID, UTS and IPC namespaces, with unmodified
+//! containerd, kube-proxy and kubelet. Its directory is its disk.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -19,10 +19,10 @@ use super::user::{Ran, Shell};
 use crate::lab::Namespace;
 use crate::process::Process;
 
-/// How long the kernel may take to end all processes of a node.
-const LEAVE: Duration = Duration::from_secs(60);
+/// Time that the kernel may take to end all processes of a node.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a node is called and where it is.
+/// The name and addresses of a node.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     /// Its name in Kubernetes.
@@ -33,7 +33,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The node of this number, from 1.
+    /// Returns the name and addresses of the node with this number, from 1.
     pub(super) fn new(number: u8) -> anyhow::Result<Self> {
         ensure!((1..200).contains(&number), "a site has 199 nodes at most");
         Ok(Self {
@@ -44,7 +44,7 @@ impl Place {
     }
 }
 
-/// A node of a [`super::TestCluster`]. Dropping it pulls the plug.
+/// A node of a [`super::TestCluster`]. Dropping it powers it off.
 #[derive(Debug)]
 pub struct TestNode {
     place: Place,
@@ -56,7 +56,7 @@ pub struct TestNode {
     power: Option<Power>,
 }
 
-/// What a node has only while it runs.
+/// The state of a running node.
 #[derive(Debug)]
 struct Power {
     process: Process,
@@ -64,7 +64,7 @@ struct Power {
 }
 
 impl TestNode {
-    /// A node with an empty disk, switched off.
+    /// Creates a node with an empty disk, powered off.
     pub(super) fn new(
         site: &Site,
         control_plane: &ControlPlane,
@@ -100,17 +100,17 @@ impl TestNode {
         Ok(node)
     }
 
-    /// Its name in Kubernetes.
+    /// Returns its name in Kubernetes.
     pub fn name(&self) -> &str {
         &self.place.name
     }
 
-    /// Its address, which pods and other nodes reach it by.
+    /// Returns its address for pods and other nodes.
     pub fn address(&self) -> Ipv4Addr {
         self.place.address
     }
 
-    /// What a service of the node has logged: `kubelet`, `containerd` or `kube-proxy`.
+    /// Returns the log of a service on the node: `kubelet`, `containerd` or `kube-proxy`.
     pub fn log(&self, service: &str) -> String {
         let log = self.folder.join(format!("{service}.log"));
         let bytes = fs::read(log).unwrap_or_default();
@@ -120,7 +120,8 @@ impl TestNode {
     /// Runs a bash script on the node, as root, with `rolegate` in its PATH.
     ///
     /// # Errors
-    /// When the node is off, or the script can't be run or doesn't end; not when it fails.
+    /// Returns an error if the node is off, or the script cannot be run or does not end, but not if
+    /// it fails.
     pub async fn shell(&self, script: &str) -> anyhow::Result<Ran> {
         let power = self.power.as_ref().context("the node is off")?;
         let pid = init(power.process.pid())?;
@@ -131,7 +132,7 @@ impl TestNode {
         Shell::new(command, &self.tools).run(script).await
     }
 
-    /// Makes these archives the images of the node, from its next boot on.
+    /// Sets the images of the node, loaded at its next boot.
     pub(super) fn set_images(&self, images: &[(String, PathBuf)]) -> anyhow::Result<()> {
         let lines = images
             .iter()
@@ -142,7 +143,7 @@ impl TestNode {
         )?)
     }
 
-    /// Switches it on; it isn't ready yet.
+    /// Powers the node on, without waiting until it is ready.
     pub(super) fn boot(&mut self, site: &Site) -> anyhow::Result<()> {
         ensure!(self.power.is_none(), "{} runs already", self.name());
         let netns = Namespace::new(self.full_name.clone())?;
@@ -166,12 +167,12 @@ impl TestNode {
         Ok(())
     }
 
-    /// Whether it is switched on.
+    /// Returns `true` if the node is on.
     pub fn is_on(&self) -> bool {
         self.power.is_some()
     }
 
-    /// Fails if it went off by itself, with what it said.
+    /// Returns an error with the output if the node went off by itself.
     pub(super) fn check_running(&mut self) -> anyhow::Result<()> {
         let power = self.power.as_mut().context("the node is off")?;
         if let Some(status) = power.process.exited()? {
@@ -181,15 +182,15 @@ impl TestNode {
         Ok(())
     }
 
-    /// Pulls the plug: everything on it ends at once, and nobody is told. The disk stays.
+    /// Powers the node off: all of its processes end at once, without a shutdown. The disk stays.
     pub(super) fn cut(&mut self, site: &Site) -> anyhow::Result<()> {
         let Some(mut power) = self.power.take() else {
             return Ok(());
         };
-        // Once process 1 is reaped, nothing of its namespaces runs any more.
+        // Once process 1 is reaped, nothing in its namespaces runs any more.
         if let Some(init) = init(power.process.pid()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(init, Signal::KILL);
-            let deadline = Instant::now() + LEAVE;
+            let deadline = Instant::now() + EXIT_TIMEOUT;
             while power.process.exited()?.is_none() {
                 ensure!(Instant::now() < deadline, "{} does not end", self.name());
                 thread::sleep(Duration::from_millis(10));
@@ -198,11 +199,11 @@ impl TestNode {
         power.process.kill();
         site.disconnect(&self.place)?;
         drop(power.netns);
-        // What is left of the groups keeps containers from starting at the next boot.
+        // Leftover cgroups would keep containers from starting at the next boot.
         site::clean(&[&self.full_name])
     }
 
-    /// Throws its disk away.
+    /// Deletes the disk.
     pub(super) fn scrap(self) -> anyhow::Result<()> {
         ensure!(self.power.is_none(), "{} still runs", self.name());
         Ok(fs::remove_dir_all(&self.folder)?)
@@ -213,7 +214,7 @@ impl TestNode {
             "type": "host-local",
             "ranges": [[{ "subnet": self.place.pods }]],
             "routes": [{ "dst": "0.0.0.0/0" }],
-            // On the tmpfs: addresses don't outlive a boot.
+            // On a tmpfs: addresses must not survive a boot.
             "dataDir": "/run/cni/addresses",
         });
         let network = match cni {
@@ -237,7 +238,7 @@ impl TestNode {
         )?)
     }
 
-    /// Version 2 of containerd's configuration, which 1.x needs and 2.x reads.
+    /// Writes version 2 of containerd's configuration, which 1.x needs and 2.x reads.
     fn write_runtime(&self) -> anyhow::Result<()> {
         let folder = self.folder.join("containerd");
         let config = format!(
@@ -291,16 +292,16 @@ conf_dir = "/etc/cni/net.d"
             "clusterDomain": "cluster.local",
             "clusterDNS": [SITE_ADDRESS],
             "staticPodPath": "/etc/kubernetes/manifests",
-            // Not in /usr, which is the machine's.
+            // Not in /usr, which belongs to the machine.
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
-            // Kubernetes 1.35 and newer want to be asked for it; version 2 is used where it is.
+            // Kubernetes 1.35 and newer need this for cgroup v1; v2 is used if available.
             "failCgroupV1": false,
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": format!("/{}", self.full_name),
             "enforceNodeAllocatable": [],
             "failSwapOn": false,
             "localStorageCapacityIsolation": false,
-            // The machine's disk and memory aren't the node's.
+            // The machine's disk and memory are not the node's.
             "evictionHard": none,
             "imageGCHighThresholdPercent": 100,
         });
@@ -311,7 +312,7 @@ conf_dir = "/etc/cni/net.d"
     }
 }
 
-/// Process 1 of a node, as the machine numbers it: the only child of `unshare`.
+/// Returns process 1 of a node by its ID on the machine: the only child of `unshare`.
 fn init(unshare: u32) -> anyhow::Result<i32> {
     let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
     let first = children.split_whitespace().next();

@@ -1,5 +1,5 @@
-//! What a test cluster has on the machine, all of it called `rolegate-site-PID-NUMBER`: a network
-//! namespace with a bridge that nodes are joined to, a folder, and the stand-ins for AWS.
+//! The resources of a test cluster on the machine, all named `rolegate-site-PID-NUMBER`: a network
+//! namespace with a bridge for the nodes, a directory, and the stand-ins for AWS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,23 +15,23 @@ use super::node::Place;
 use crate::lab::Namespace;
 use crate::repository;
 
-/// The control plane's address and the nodes' way out.
+/// The control plane's address and the nodes' gateway.
 pub const SITE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
-/// Where STS listens in the site.
+/// The URL of STS in the site.
 pub const STS_URL: &str = "http://192.168.50.1:8000";
 /// The nodes' network.
 const NETWORK: &str = "192.168.50.1/24";
 const METADATA: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
 const STS_PORT: u16 = 8000;
-/// The bridge that nodes are joined to.
+/// The bridge of the nodes.
 const BRIDGE: &str = "site";
 
-/// Sites of this process, so that their names differ.
+/// The number of sites of this process, for unique names.
 static SITES: AtomicUsize = AtomicUsize::new(0);
 
-/// The network namespace and the folder. Dropping it removes them, and whatever else on the
-/// machine has the site's name.
+/// The network namespace and the directory. Dropping it removes them, and everything else on the
+/// machine with the site's name.
 #[derive(Debug)]
 pub(super) struct Site {
     name: String,
@@ -58,7 +58,7 @@ impl Site {
         netns.exec(&format!("ip addr add {}/32 dev {BRIDGE}", METADATA.ip()))?;
         netns.exec(&format!("ip link set {BRIDGE} up"))?;
         netns.sysctl("net/ipv4/ip_forward", "1")?;
-        // What nodes send each other comes in and leaves by the same interface.
+        // Traffic between nodes enters and leaves by the same interface.
         for scope in ["all", BRIDGE] {
             netns.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
         }
@@ -82,7 +82,7 @@ impl Site {
         self.netns.as_ref().context("the site is being removed")
     }
 
-    /// Joins a node's namespace to the bridge, with routes both ways.
+    /// Connects a node's namespace to the bridge, with routes in both directions.
     pub(super) fn connect(&self, node: &Namespace, place: &Place) -> anyhow::Result<()> {
         let site = self.netns()?;
         let port = &place.name;
@@ -95,7 +95,7 @@ impl Site {
         node.exec("ip link set eth0 up")?;
         node.exec(&format!("ip route add default via {SITE_ADDRESS}"))?;
         node.sysctl("net/ipv4/ip_forward", "1")?;
-        // Other nodes send through the site, which knows all pod ranges.
+        // Other nodes use the site as their router, which knows all pod ranges.
         site.exec(&format!(
             "ip route replace {} via {}",
             place.pods, place.address
@@ -103,7 +103,7 @@ impl Site {
         Ok(())
     }
 
-    /// Unplugs a node.
+    /// Disconnects a node.
     pub(super) fn disconnect(&self, place: &Place) -> anyhow::Result<()> {
         self.netns()?
             .exec(&format!("ip link del {}", place.name))
@@ -119,8 +119,8 @@ impl Drop for Site {
     }
 }
 
-/// A child that removes everything of this name once this process is gone, whatever ended it, or
-/// the site is dropped.
+/// Starts a child that removes everything with this name once this process has ended, however it
+/// did, or the site is dropped.
 fn janitor(name: &str) -> anyhow::Result<Child> {
     script("cleanup.sh")
         .args(["--after", name])
@@ -131,7 +131,7 @@ fn janitor(name: &str) -> anyhow::Result<Child> {
         .context("cannot start bash")
 }
 
-/// Runs `cleanup.sh` to its end.
+/// Runs `cleanup.sh` to completion.
 pub(super) fn clean(arguments: &[&str]) -> anyhow::Result<()> {
     let output = script("cleanup.sh")
         .args(arguments)
@@ -146,7 +146,7 @@ pub(super) fn clean(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One of the scripts beside this file.
+/// Returns a command that runs a script of this directory.
 pub(super) fn script(name: &str) -> Command {
     let mut command = Command::new("bash");
     command.arg(repository().join("crates/testkit/src/nodes").join(name));
@@ -190,7 +190,7 @@ impl StandIns {
 
 impl Drop for StandIns {
     fn drop(&mut self) {
-        // A runtime can't wait for its end inside another one.
+        // A runtime cannot be shut down inside another one.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

@@ -1,4 +1,4 @@
-//! Somebody at a shell: kubectl, and scripts as documents have them.
+//! Shells: kubectl, and scripts as in the documentation.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-/// How long a command may take unless it is said otherwise: a roll-out on a machine that has other
-/// things to do, too.
-const LIMIT: Duration = Duration::from_secs(300);
+/// Default timeout of a command: enough for a rollout on a busy machine.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What a command left.
+/// The result of a command.
 #[derive(Debug, Clone)]
 pub struct Ran {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
     /// Its standard output.
     pub stdout: String,
@@ -23,10 +22,10 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Its standard output.
+    /// Returns its standard output.
     ///
     /// # Errors
-    /// When it failed: with all that it wrote.
+    /// Returns an error with all output if it failed.
     pub fn ok(self) -> anyhow::Result<String> {
         ensure!(
             self.status.success(),
@@ -39,8 +38,7 @@ impl Ran {
     }
 }
 
-/// A bash on a node or in the site, to be set up and then run. What it starts in the background
-/// ends with it.
+/// A bash on a node or in the site, configured and then run. Its background processes end with it.
 #[derive(Debug)]
 pub struct Shell {
     command: Command,
@@ -48,52 +46,52 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// A shell whose namespaces `enter` enters, with the programs of `tools` in its PATH. Of the
-    /// developer's own environment it has PATH and nothing else.
+    /// Creates a shell in the namespaces that `enter` enters, with the programs of `tools` in its
+    /// PATH. From the developer's own environment it gets PATH alone.
     pub(super) fn new(mut enter: Command, tools: &Path) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::iter::once(tools.to_owned()).chain(std::env::split_paths(&path));
-        // A folder whose name has a colon is in no PATH; the tools' has none.
+        // A directory with a colon in its name cannot be in PATH; `tools` has none.
         let path = std::env::join_paths(folders).unwrap_or(path);
         enter.env_clear().env("PATH", path);
         Self {
             command: enter,
-            limit: LIMIT,
+            limit: DEFAULT_TIMEOUT,
         }
     }
 
-    /// Sets a variable of its environment.
+    /// Sets an environment variable.
     #[must_use]
     pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(key, value);
         self
     }
 
-    /// Starts it in this folder.
+    /// Sets the working directory.
     #[must_use]
     pub fn dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.command.current_dir(folder.into());
         self
     }
 
-    /// How long a script may take; five minutes if it isn't said.
+    /// Sets the timeout of a script. The default is five minutes.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Runs a script to its end; it stops at the first command that fails.
+    /// Runs a script to completion. It stops at the first command that fails.
     ///
     /// # Errors
-    /// When it can't be run or doesn't end in time; not when it fails.
+    /// Returns an error if it cannot be run or times out, but not if it fails.
     pub async fn run(self, script: &str) -> anyhow::Result<Ran> {
         self.exec(&["bash", "-euo", "pipefail", "-c", script])
             .await
             .with_context(|| format!("the script was:\n{script}"))
     }
 
-    /// Runs one program with its arguments, without a shell.
+    /// Runs a program with its arguments, without a shell.
     ///
     /// # Errors
     /// As [`Self::run`].

@@ -39,7 +39,7 @@ fn recorded() -> Arc<Recorded> {
     Arc::new(super::super::cni_results::parse(file.as_bytes()).remove(0))
 }
 
-/// Pod `a` at a place known from the routing table or from a record.
+/// Returns pod `a` with an attachment from the routing table or from a record.
 fn bound(home: Attachment) -> Bindings {
     let mut bindings = Bindings::default();
     bindings.claim(&pod("a"), &[ADDR]);
@@ -66,13 +66,13 @@ fn a_place_is_a_pod_s_home_if_all_of_it_is() {
     }
     assert!(!is_home(None));
     assert!(!bindings.is_home("b", ADDR, Some(&at_home())));
-    // The rules drop what comes in elsewhere.
+    // The redirect rules drop packets from elsewhere.
     assert!(bound(own(5)).is_home("a", ADDR, None));
     assert!(!Bindings::default().is_home("a", ADDR, Some(&own(5))));
 }
 
 #[test]
-fn an_address_stays_with_its_first_interface_until_a_new_pod_owns_it() {
+fn addresses_keep_their_first_interface_until_a_new_pod_owns_them() {
     let now = Instant::now();
     let mut bindings = bound(own(5));
     assert_eq!(bindings.check("a", ADDR, &own(5), now), Verdict::Same);
@@ -117,7 +117,7 @@ fn a_claim_that_goes_leaves_the_others_bound() {
 }
 
 #[test]
-fn addresses_that_a_pod_has_no_more_are_forgotten_and_the_others_stay() {
+fn removed_addresses_are_forgotten_and_others_stay() {
     let now = Instant::now();
     let second = IpAddr::from([10, 1, 0, 6]);
     let mut bindings = bound(own(5));
@@ -130,7 +130,7 @@ fn addresses_that_a_pod_has_no_more_are_forgotten_and_the_others_stay() {
 }
 
 #[test]
-fn a_shared_network_s_address_without_a_record_is_never_learnt_from_traffic() {
+fn unrecorded_shared_addresses_are_never_learned_from_traffic() {
     let now = Instant::now();
     for seen in [at_home(), on(3, Kind::Shared { mac: Some(PODS) })] {
         let mut bindings = Bindings::default();
@@ -139,7 +139,7 @@ fn a_shared_network_s_address_without_a_record_is_never_learnt_from_traffic() {
             assert_eq!(bindings.check("a", ADDR, &seen, now), Verdict::Unrecorded);
         }
         assert!(!bindings.is_bound("a", ADDR) && !bindings.was_recorded("a", ADDR));
-        // Learning is still available to those who choose it.
+        // Learning remains available as an option.
         let mut learning = Bindings::learning();
         learning.claim(&pod("a"), &[ADDR]);
         assert_eq!(learning.check("a", ADDR, &seen, now), Verdict::Same);
@@ -151,7 +151,7 @@ fn a_shared_network_s_address_without_a_record_is_never_learnt_from_traffic() {
             },
         );
         assert_eq!(learning.check("a", ADDR, &stolen, now), Verdict::Changed);
-        // A missing record is no reason to forget the place, and a record takes precedence over it.
+        // A missing record does not remove the attachment, and a record takes precedence over it.
         assert!(!learning.record("a", ADDR, None));
         assert!(learning.is_bound("a", ADDR));
         assert!(learning.record("a", ADDR, Some((bridge(Some(PODS), Some(9)), recorded()))));
@@ -168,7 +168,7 @@ fn a_record_binds_replaces_and_takes_away() {
     let moved = bridge(Some(PODS), Some(9));
     assert!(bindings.was_recorded("a", ADDR) && !bindings.is_bound_by("a", ADDR, &record));
     assert_eq!(bindings.check("a", ADDR, &moved, now), Verdict::Changed);
-    // The pod's sandbox was made anew: what was held against the old place is over.
+    // The pod's sandbox was re-created: the hold-down of the old attachment is over.
     assert!(bindings.record("a", ADDR, Some((moved.clone(), record.clone()))));
     assert!(bindings.is_bound_by("a", ADDR, &record));
     assert!(!bindings.record("a", ADDR, Some((moved.clone(), record.clone()))));
@@ -208,7 +208,7 @@ fn a_neighbour_that_takes_turns_with_the_pod_never_wins() {
 }
 
 #[test]
-fn an_answer_that_the_bridge_would_send_to_all_ports_is_not_given() {
+fn responses_that_the_bridge_would_flood_are_refused() {
     let now = Instant::now();
     let mut bindings = bound(at_home());
     for vague in [bridge(Some(PODS), None), bridge(None, None)] {
@@ -230,13 +230,13 @@ fn a_pod_seen_before_its_route_is_bound_by_the_route() {
 }
 
 #[test]
-fn events_that_contradict_name_the_address_and_others_do_not() {
+fn only_contradicting_events_return_the_address() {
     let now = Instant::now();
     let elsewhere = IpAddr::from([10, 1, 0, 6]);
     let neighbour = |addr, ifindex, mac| Event::Neighbour { addr, ifindex, mac };
     let port = |mac, bridge, port| Event::Port { mac, bridge, port };
     let route = |addr, ifindex| Event::Route { addr, ifindex };
-    for (home, harmless, telling) in [
+    for (home, harmless, notify_changes) in [
         (
             own(5),
             vec![
@@ -276,11 +276,44 @@ fn events_that_contradict_name_the_address_and_others_do_not() {
             assert!(bindings.on_event(event, now).is_empty(), "{event:?}");
         }
         assert_eq!(bindings.check("a", ADDR, &home, now), Verdict::Same);
-        for event in &telling {
+        for event in &notify_changes {
             let mut bindings = bound(home.clone());
             assert_eq!(bindings.on_event(event, now), [ADDR], "{event:?}");
             let verdict = bindings.check("a", ADDR, &home, now);
             assert_eq!(verdict, Verdict::Changed, "{event:?}");
         }
+    }
+}
+
+#[test]
+fn events_are_told_with_addresses_and_interfaces() {
+    let addr = [10, 0, 0, 5].into();
+    let mac = Mac([2, 0, 0, 0, 0, 0xaf]);
+    assert_eq!(mac.to_string(), "02:00:00:00:00:af");
+    for (event, told) in [
+        (Event::LinkGone(7), "interface 7 is gone"),
+        (
+            Event::Route { addr, ifindex: 7 },
+            "route of 10.0.0.5 by interface 7",
+        ),
+        (
+            Event::Neighbour {
+                addr,
+                ifindex: 7,
+                mac,
+            },
+            "neighbour 10.0.0.5 at 02:00:00:00:00:af on interface 7",
+        ),
+        (
+            Event::Port {
+                mac,
+                bridge: 3,
+                port: 7,
+            },
+            "02:00:00:00:00:af at port 7 of bridge 3",
+        ),
+        (Event::Lost, "events of the kernel were lost"),
+    ] {
+        assert_eq!(event.to_string(), told);
     }
 }

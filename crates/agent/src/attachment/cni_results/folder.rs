@@ -1,4 +1,4 @@
-//! The folder that libcni keeps its results in.
+//! The directory of libcni's results.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -12,39 +12,38 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Recorded, Records, parse};
 
-/// Bytes of a file that are read. A result has one or two thousand, but containerd hands the pod's
-/// annotations to the plugins, so they are in it too: 256 KiB at most, where each byte may be
-/// written as six.
+/// Maximum size of a file, in bytes. A result has one or two thousand, but containerd also passes
+/// the pod's annotations to the plugins: up to 256 KiB, where each byte may be escaped as six.
 pub(super) const MAX_FILE: u64 = 2 * 1024 * 1024;
-/// Most files that are read: many times the pods of a large node, each in several networks.
+/// Maximum number of files: many times the pods of a large node, each in several networks.
 pub(super) const MAX_FILES: usize = 4096;
 
-/// Why the results can't be read.
+/// The reason why the results cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// It doesn't exist, or access is denied.
+    /// It does not exist, or access is denied.
     #[error("cannot read the container runtime's records in {}: {source}", path.display())]
     Read {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// A user other than root could have written the content.
-    #[error("{} can be written by others than root: its records prove nothing", path.display())]
+    #[error("{} is writable by users other than root: its records are not trusted", path.display())]
     Writable {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
     },
     /// More files than any node has pods.
-    #[error("{} holds more than {MAX_FILES} files", path.display())]
+    #[error("{} contains more than {MAX_FILES} files", path.display())]
     Full {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
     },
 }
 
-/// Metadata that changes when a file is written again.
+/// File metadata that changes when a file is rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -58,7 +57,7 @@ struct Known {
     interfaces: Vec<Arc<Recorded>>,
 }
 
-/// The folder, with what its files said when they were last read.
+/// The directory, with the content of its files when they were last read.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -68,7 +67,8 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder at `path`, nothing read yet. Files count that `owner` (root) alone can write.
+    /// Creates the directory at `path` without reading it. Only files that only `owner` (root) can
+    /// write are trusted.
     pub fn new(path: PathBuf, owner: u32) -> Self {
         Self {
             path,
@@ -77,16 +77,16 @@ impl Folder {
         }
     }
 
-    /// Its path.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads what is new since the last time, and gives all. A file that can't be read or
-    /// understood, such as one that is being written, is passed over.
+    /// Reads new files, and returns all records. Files that cannot be read or parsed, such as one
+    /// that is being written, are skipped.
     ///
     /// # Errors
-    /// Returns an error if the folder can't be read or trusted; there are then no records.
+    /// Returns an error if the directory cannot be read or trusted. There are no records then.
     pub fn read(&mut self) -> Result<Records, FolderError> {
         let known = match self.files() {
             Ok(known) => known,
@@ -130,7 +130,7 @@ impl Folder {
     }
 
     fn file(&self, folder: &File, name: &OsString) -> io::Result<Option<Known>> {
-        // Neither a link nor something that blocks or acts when it is opened.
+        // Rejects symbolic links, and files that block or have side effects when opened.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(folder, name, flags, Mode::empty())?);
         let metadata = file.metadata()?;

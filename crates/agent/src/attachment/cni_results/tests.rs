@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 
-/// A result as containerd 1.6 and the bridge plugin 1.1 leave it: two families on one interface.
+/// A result of containerd 1.6 and the bridge plugin 1.1: two address families on one interface.
 const DUAL: &str = r#"{
   "kind":"cniCacheV1","containerId":"0f1e","config":"eyJjbmlWZXJzaW9uIjoiMS4wLjAifQ==","ifName":"eth0","networkName":"pods",
   "cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","shop"],["K8S_POD_NAME","web"],["K8S_POD_INFRA_CONTAINER_ID","0f1e"],["K8S_POD_UID","u1"]],
@@ -41,7 +41,8 @@ fn all(texts: &[&str]) -> Records {
     Records::new(&interfaces)
 }
 
-/// The network namespace that the records give the address to, or why there is none.
+/// Returns the network namespace to which the records assign the address, or the reason why there
+/// is none.
 fn assigned(records: &Records, pod: &PodId, address: IpAddr, existing: &[&str]) -> String {
     match records.assigned(pod, address, |netns| existing.contains(&netns)) {
         Assigned::To(record) => record.netns.clone(),
@@ -65,13 +66,13 @@ fn a_result_names_pod_addresses_mac_namespace_and_host_interfaces() {
 }
 
 #[test]
-fn an_address_is_its_recorded_pod_s_and_no_namesake_s() {
+fn addresses_belong_to_the_recorded_pod_and_no_namesake() {
     let records = all(&[DUAL]);
     assert_eq!(
         assigned(&records, &pod("u2"), v4(), &["cni-1"]),
         "Unrecorded"
     );
-    // A runtime that omits the UID distinguishes pods by namespace and name.
+    // A runtime that omits the UID identifies pods by namespace and name.
     let without = DUAL.replace(r#",["K8S_POD_UID","u1"]"#, "");
     let records = all(&[&without]);
     assert_eq!(assigned(&records, &pod("u2"), v4(), &[]), "cni-1");
@@ -86,14 +87,14 @@ fn an_address_is_its_recorded_pod_s_and_no_namesake_s() {
 }
 
 #[test]
-fn an_address_of_two_namespaces_that_exist_is_no_pod_s() {
+fn addresses_of_two_existing_namespaces_belong_to_no_pod() {
     let second = DUAL.replace("cni-1", "cni-2").replace("u1", "u2");
     let records = all(&[DUAL, &second]);
     let both = ["cni-1", "cni-2"];
     for uid in ["u1", "u2"] {
         assert_eq!(assigned(&records, &pod(uid), v4(), &both), "Twice");
     }
-    // A leftover that the runtime could not clean up is no claim.
+    // A leftover that the runtime could not clean up is not a claim.
     assert_eq!(assigned(&records, &pod("u2"), v4(), &["cni-2"]), "cni-2");
     assert_eq!(
         assigned(&records, &pod("u1"), v4(), &["cni-2"]),
@@ -215,7 +216,7 @@ fn a_folder_is_read_again_as_it_changes() {
     assert!(!has(&mut folder, &pod("u1")));
     write(&file, DUAL);
     assert!(has(&mut folder, &pod("u1")));
-    // A file that did not change keeps its record, so that what was bound by it stays bound.
+    // An unchanged file keeps its record, so that its bindings stay.
     let record = |folder: &mut Folder| {
         let records = folder.read().unwrap();
         match records.assigned(&pod("u1"), v4(), |_| true) {
@@ -231,7 +232,7 @@ fn a_folder_is_read_again_as_it_changes() {
 }
 
 #[test]
-fn a_file_counts_only_if_nobody_but_root_can_have_written_it() {
+fn only_files_that_only_root_can_write_count() {
     let dir = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     let mut folder = folder(dir.path());
@@ -271,7 +272,7 @@ fn a_file_counts_only_if_nobody_but_root_can_have_written_it() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_trusted_or_read_is_an_error_and_forgets() {
+fn untrusted_or_unreadable_folders_are_errors_and_clear_records() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("results");
     fs::create_dir(&path).unwrap();

@@ -7,7 +7,7 @@ use crate::attachment::{Kind, Mac};
 const MAC: Option<Mac> = Some(Mac([2, 0, 0, 0, 0, 5]));
 const OTHER: Event = Event::LinkGone(9);
 
-/// Events as a test has them come; nothing more after the last.
+/// A scripted source of events.
 #[derive(Debug, Default)]
 struct Script(VecDeque<Result<Vec<Event>, AttachmentError>>);
 
@@ -31,7 +31,7 @@ fn reach(events: &mut Events<Script>) -> Reached {
     events.catch_up(|_| ()).unwrap()
 }
 
-/// What is reached by two readings where the first leaves one event.
+/// Returns the results of two reads of which the first leaves one event.
 pub(in crate::attachment) fn behind_and_recovered() -> [Reached; 2] {
     let mut events = events(many(OTHER).chain([OTHER]));
     [reach(&mut events), reach(&mut events)]
@@ -57,12 +57,12 @@ fn shared() -> [Attachment; 2] {
     [at(bridge), at(Kind::Shared { mac: MAC })]
 }
 
-/// The first moment in which no connection is accepted any more that was begun until `end`.
+/// The first moment at which no accepted connection can have been opened before `end`.
 fn afterwards(end: Instant) -> Instant {
     end + HALF_OPEN + Duration::from_nanos(1)
 }
 
-/// Asserts what becomes of an address that the kernel has at its pod's place.
+/// Asserts the verdict on an address that the kernel reports at its pod's attachment.
 fn assert_confirmed(reached: Reached, accepted: Instant, verdict: Verdict) {
     for place in shared() {
         assert_eq!(reached.confirm(Verdict::Same, &place, accepted), verdict);
@@ -70,7 +70,7 @@ fn assert_confirmed(reached: Reached, accepted: Instant, verdict: Verdict) {
             assert_eq!(reached.confirm(other, &place, accepted), other);
         }
     }
-    // The rules drop what comes in elsewhere.
+    // The redirect rules drop packets from elsewhere.
     let routed = reached.confirm(Verdict::Same, &own(), accepted);
     assert_eq!(routed, Verdict::Same);
 }
@@ -89,7 +89,7 @@ fn every_event_is_taken_in_once() {
 }
 
 #[test]
-fn a_connection_from_before_the_end_of_a_loss_is_refused_for_good() {
+fn connections_from_before_the_end_of_a_loss_stay_refused() {
     for script in [
         vec![Event::Lost],
         vec![Event::Lost, OTHER],
@@ -108,7 +108,7 @@ fn a_connection_from_before_the_end_of_a_loss_is_refused_for_good() {
             assert_confirmed(reached, afterwards(after), Verdict::Same);
         }
         assert!(!reach(&mut events).unsure);
-        // The next loss concerns those that were accepted after the first.
+        // The next loss affects those that were accepted after the first.
         events.source.0.push_back(Ok(vec![Event::Lost]));
         let reached = reach(&mut events);
         assert_confirmed(reached, after, Verdict::EventsLost);
@@ -117,7 +117,7 @@ fn a_connection_from_before_the_end_of_a_loss_is_refused_for_good() {
 
 #[test]
 fn a_loss_goes_on_until_there_is_nothing_left_to_read() {
-    // The kernel drops more in silence while it has some for us.
+    // The kernel silently drops more while events are unread.
     let mut events = events([Event::Lost].into_iter().chain(many(OTHER)));
     let first = reach(&mut events);
     assert!(!first.all && first.unsure);
@@ -132,7 +132,7 @@ fn a_loss_goes_on_until_there_is_nothing_left_to_read() {
 }
 
 #[test]
-fn who_has_events_left_to_read_knows_nothing_for_now() {
+fn unread_events_make_the_verdict_unknown() {
     let accepted = Instant::now();
     let mut events = events(many(OTHER).chain(many(OTHER)).chain([OTHER]));
     for recovered in [false, false, true] {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::attachment::Mac;
 
-// Messages that the kernel sent while `ip` and `bridge` ran the named commands, one per constant.
+// Messages that the kernel sent while `ip` and `bridge` ran the given commands, one per constant.
 
 /// `ip neigh replace 10.2.0.5 lladdr 02:00:00:00:00:05 dev cni0`; cni0 is number 2.
 const NEIGHBOUR_V4: &str = "\
@@ -11,7 +11,7 @@ const NEIGHBOUR_V4: &str = "\
 const NEIGHBOUR_V6: &str = "\
     580000001c00000000000000627400000a000000020000008000000114000100fd020000000000000000000000000005\
     0a000200020000000005000008000400000000001400030000000000000000000000000001000000";
-/// The same command's `del`, in its first half: the entry has no MAC address any more.
+/// The same command with `del`, first half: the entry has no MAC address any more.
 const NEIGHBOUR_FAILED: &str = "\
     400000001c000000000000006e740000020000000200000020000001080001000a020005080004000000000014000300\
     66000000660000006600000001000000";
@@ -77,7 +77,7 @@ fn route(addr: &str) -> Event {
 }
 
 #[test]
-fn each_message_of_the_kernel_is_its_event_or_none() {
+fn each_kernel_message_maps_to_its_event_or_none() {
     let port = Event::Port {
         mac: MAC,
         bridge: 2,
@@ -105,8 +105,8 @@ fn each_message_of_the_kernel_is_its_event_or_none() {
 fn one_reading_may_hold_many_messages() {
     let all = read_all(&[NEIGHBOUR_V4, ROUTE_OF_A_NETWORK, PORT_LEAVES, ROUTE_V6]);
     assert_eq!(all, [neighbour("10.2.0.5"), route("fd09::5")]);
-    // Messages begin at multiples of four bytes, whatever their own length: an attribute of one
-    // byte more, and the three that fill up.
+    // Messages are aligned to four bytes, whatever their own length: an attribute with one more
+    // byte, and three bytes of padding.
     let longer = format!("35{}0500630001000000", &ROUTE_V4[2..]);
     let longer = longer.replacen("35", "39", 1);
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What holds whatever happens.
+//! Invariants of the engine under arbitrary events.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use super::*;
 enum Step {
     Want(u8, u8, Cause),
     Release(u8),
-    Ask(u8),
+    AccessRequest(u8),
     Change(u8, u8),
     Finish(u8),
     Fail(u8, FailureKind),
@@ -29,7 +29,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             Step::Want(key, namespace, cause)
         }),
         (0..6u8).prop_map(Step::Release),
-        (0..6u8).prop_map(Step::Ask),
+        (0..6u8).prop_map(Step::AccessRequest),
         (0..6u8, 0..3u8).prop_map(|(key, namespace)| Step::Change(key, namespace)),
         (0..6u8).prop_map(Step::Finish),
         (0..6u8, kind).prop_map(|(key, kind)| Step::Fail(key, kind)),
@@ -39,8 +39,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Whatever happens: one call for each key, no more in all than allowed, none for what
-    /// nobody wants, nothing wanted forgotten or dropped, and nothing left behind in the end.
+    /// For any events: one call for each key, no more calls than allowed, none for an unneeded
+    /// session, no needed session dropped, and nothing left behind at the end.
     #[test]
     fn invariants(steps in steps()) {
         let mut engine = Engine::new(EngineOptions {
@@ -61,13 +61,13 @@ proptest! {
             let event = match step {
                 Step::Want(n, of, cause) => {
                     *users.entry(n).or_default() += 1;
-                    Event::Wanted { key: name(n), namespace: namespace(of), cause }
+                    Event::Acquired { key: name(n), namespace: namespace(of), cause }
                 }
                 Step::Release(n) => match users.get_mut(&n) {
                     Some(count) if *count > 0 => { *count -= 1; Event::Released(name(n)) }
                     _ => continue,
                 },
-                Step::Ask(n) => Event::Asked(name(n)),
+                Step::AccessRequest(n) => Event::Prioritized(name(n)),
                 Step::Change(n, of) => {
                     Event::Changed { key: name(n), namespace: namespace(of) }
                 }
@@ -76,7 +76,7 @@ proptest! {
                     flying.remove(place);
                     match step {
                         Step::Fail(_, kind) => Event::Failed(name(n), kind),
-                        _ => Event::Fetched(name(n), Life { from: now, until: now + seconds(3600) }),
+                        _ => Event::Fetched(name(n), Validity { from: now, until: now + seconds(3600) }),
                     }
                 }
                 Step::Wait(wait) => { now += seconds(wait); Event::Tick }
@@ -98,10 +98,10 @@ proptest! {
             prop_assert_eq!(engine.in_flight, flying.len());
             check(&engine, now)?;
         }
-        // Once STS answers, whoever is wanted gets a session, however late.
+        // Once STS responds, every needed session is eventually fetched.
         for round in 0..2000 {
             for key in std::mem::take(&mut flying) {
-                let life = Life { from: now, until: now + seconds(3600) };
+                let life = Validity { from: now, until: now + seconds(3600) };
                 for action in engine.handle(Event::Fetched(key, life), now) {
                     if let Action::Fetch(key) = action { flying.push(key); }
                 }
@@ -119,7 +119,7 @@ proptest! {
             for _ in 0..count { engine.handle(Event::Released(name(n)), now); }
         }
         for key in flying { engine.handle(Event::Failed(key, FailureKind::Temporary), now); }
-        // Each round may start what was still in line; then all timers run out.
+        // Each round may start what is still queued; then all timers expire.
         for _ in 0..40 {
             now += seconds(4000);
             for action in engine.handle(Event::Tick, now) {
@@ -129,12 +129,12 @@ proptest! {
         prop_assert_eq!(engine.counts(now).sessions, 0);
         prop_assert!(engine.timers.is_empty());
         prop_assert!(engine.idle.is_empty());
-        prop_assert_eq!(engine.lines.len(), 0);
-        prop_assert_eq!(engine.allowances.held(), 0);
+        prop_assert_eq!(engine.queues.len(), 0);
+        prop_assert_eq!(engine.budgets.held(), 0);
     }
 }
 
-/// Each entry is where it says that it is, and the counters say how many there are.
+/// Checks that each entry is where its state indicates, and that the counters are correct.
 fn check(engine: &Engine, now: Timestamp) -> Result<(), TestCaseError> {
     let count = |is: fn(&Next) -> bool| {
         let entries = engine.entries.values();
@@ -163,7 +163,7 @@ fn check(engine: &Engine, now: Timestamp) -> Result<(), TestCaseError> {
         .values()
         .flat_map(|entry| entry.payers.values());
     let held = payers.filter(|payer| payer.held).count();
-    prop_assert_eq!(held, engine.allowances.held());
+    prop_assert_eq!(held, engine.budgets.held());
     for entry in engine.entries.values() {
         let waits = matches!(entry.next, Next::Waiting { .. });
         prop_assert_eq!(waits, !entry.payers.is_empty());

@@ -1,4 +1,4 @@
-//! Sessions without a user, held ones, and the times at which the engine is woken.
+//! Tests of unused sessions, held sessions, and wake-up times.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn small() -> EngineOptions {
 }
 
 #[test]
-fn a_session_that_is_wanted_again_is_not_forgotten_with_those_that_are_not() {
+fn a_reacquired_session_is_not_dropped_with_unused_ones() {
     let mut engine = Engine::new(EngineOptions {
         namespace_idle: 2,
         ..EngineOptions::default()
@@ -28,7 +28,7 @@ fn a_session_that_is_wanted_again_is_not_forgotten_with_those_that_are_not() {
     assert_eq!(engine.handle(Event::Released(key("c")), at(2)), []);
     let gone = engine.handle(Event::Released(key("d")), at(2));
     assert_eq!(gone, [Action::Forget(key("b"))]);
-    // It is refreshed as ever, and the two that are kept go when their time comes.
+    // It is still refreshed, and the two kept sessions are dropped in time.
     let mut actions = engine.handle(Event::Tick, at(1728));
     actions.sort_by_key(|action| format!("{action:?}"));
     let expected = [
@@ -54,8 +54,8 @@ fn a_session_that_arrives_without_a_user_is_kept_if_it_lives() {
 #[test]
 fn sessions_that_are_due_at_the_same_instant_are_all_refreshed() {
     let mut engine = Engine::new(EngineOptions::default());
-    // A life so short that the least time between two fetches counts, and no jitter.
-    let life = Life {
+    // A validity so short that the minimum time between two fetches applies, without jitter.
+    let life = Validity {
         from: at(0),
         until: at(1),
     };
@@ -78,7 +78,7 @@ fn the_engine_is_woken_when_a_held_session_can_be_paid_for() {
     }
     assert_eq!(engine.handle(wanted("c"), at(0)), []);
     assert_eq!(engine.counts(at(0)).held, 1);
-    // Half a fetch a second, and nothing else is due.
+    // Half a fetch per second, and nothing else is due.
     assert_eq!(engine.wake_at(), Some(at(2)));
     assert_eq!(engine.handle(Event::Tick, at(1)), []);
     assert_eq!(engine.wake_at(), Some(at(2)));
@@ -98,7 +98,7 @@ fn a_held_session_without_a_user_leaves_its_place() {
     assert_eq!(engine.counts(at(0)).held, 1);
     // The other one is now first.
     assert_eq!(engine.handle(Event::Tick, at(2)), fetch("d"));
-    // And later sessions don't wait behind one that is gone.
+    // Later sessions do not wait behind a dropped one.
     engine.handle(wanted("e"), at(2));
     engine.handle(Event::Released(key("e")), at(2));
     assert_eq!((engine.wake_at(), engine.counts(at(2)).held), (None, 0));
@@ -106,16 +106,16 @@ fn a_held_session_without_a_user_leaves_its_place() {
 }
 
 #[test]
-fn asking_twice_is_asking_once() {
+fn repeated_prioritization_has_no_effect() {
     let mut engine = Engine::new(EngineOptions {
         in_flight: 1,
         ..small()
     });
     assert_eq!(engine.handle(wanted("a"), at(0)), fetch("a"));
-    // One in line, and one that its namespace can't pay for yet.
+    // One session is queued, and one waits for its namespace's budget.
     engine.handle(wanted("b"), at(0));
     for _ in 0..3 {
-        engine.handle(Event::Asked(key("b")), at(0));
+        engine.handle(Event::Prioritized(key("b")), at(0));
         let counts = engine.counts(at(0));
         assert_eq!((counts.urgent, counts.prefetch, counts.held), (1, 0, 0));
     }
@@ -125,7 +125,7 @@ fn asking_twice_is_asking_once() {
     let done = Event::Fetched(key("b"), hour(0));
     assert_eq!(engine.handle(done, at(0)), []);
     for _ in 0..3 {
-        engine.handle(Event::Asked(key("c")), at(0));
+        engine.handle(Event::Prioritized(key("c")), at(0));
         let counts = engine.counts(at(0));
         assert_eq!((counts.urgent, counts.prefetch, counts.held), (0, 0, 1));
     }
@@ -135,7 +135,7 @@ fn asking_twice_is_asking_once() {
 }
 
 #[test]
-fn the_engine_is_woken_when_the_pace_has_recovered() {
+fn the_engine_wakes_when_the_rate_has_recovered() {
     let mut engine = Engine::new(EngineOptions {
         calls_per_second: 200,
         ..EngineOptions::default()
@@ -143,7 +143,7 @@ fn the_engine_is_woken_when_the_pace_has_recovered() {
     engine.handle(wanted("a"), at(0));
     engine.handle(Event::Failed(key("a"), FailureKind::Throttled), at(0));
     engine.handle(Event::Released(key("a")), at(0));
-    // Of the one call a second that was made, to the floor of five; all in 30 s.
+    // From one call per second to the floor of five, and to the full rate in 30 s.
     assert_eq!(engine.counts(at(0)).rate, Some(5.0));
     engine.handle(Event::Tick, at(10));
     let due = engine.wake_at().unwrap();
@@ -156,7 +156,7 @@ fn the_engine_is_woken_when_the_pace_has_recovered() {
 }
 
 #[test]
-fn calls_ahead_of_need_are_a_quarter_on_a_node_and_nearly_all_in_a_cluster() {
+fn prefetches_are_a_quarter_on_a_node_and_most_in_a_cluster() {
     let ahead = |options: EngineOptions| (options.in_flight, options.ahead);
     assert_eq!(ahead(EngineOptions::of_node(64)), (64, 16));
     assert_eq!(ahead(EngineOptions::of_cluster(64)), (64, 56));

@@ -1,4 +1,4 @@
-//! What waits in line: fair, paced, in order, and never dropped. STS is simulated, and so is time.
+//! Tests of the queue: fair, rate-limited, ordered, and without losses. STS and time are simulated.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,15 +8,15 @@ use super::*;
 
 pub(super) const MILLISECOND: SignedDuration = SignedDuration::from_millis(1);
 
-/// An engine, and an STS that answers after a while.
+/// An engine, and an STS that responds after a delay.
 pub(super) struct Lab {
     pub(super) engine: Engine,
     pub(super) now: Timestamp,
     latency: SignedDuration,
-    /// What STS throttles beyond, calls in a second.
+    /// STS throttles above this number of calls per second.
     quota: Option<usize>,
     flying: BTreeMap<(Timestamp, usize), (Arc<SessionKey>, bool)>,
-    /// When each call was made, and for which role.
+    /// The time and role of each call.
     pub(super) calls: Vec<(Timestamp, String)>,
     pub(super) served: HashSet<Arc<SessionKey>>,
 }
@@ -48,14 +48,14 @@ impl Lab {
 
     pub(super) fn want(&mut self, namespace: &str, role: &str, cause: Cause) {
         let (key, namespace) = (key(role), namespace.into());
-        self.handle(Event::Wanted {
+        self.handle(Event::Acquired {
             key,
             namespace,
             cause,
         });
     }
 
-    /// Lets time pass until `until`.
+    /// Advances the time to `until`.
     pub(super) fn run(&mut self, until: Timestamp) {
         loop {
             let ends = self.flying.first_key_value().map(|((end, _), _)| *end);
@@ -71,7 +71,7 @@ impl Lab {
                     self.handle(Event::Failed(key, FailureKind::Throttled));
                 } else {
                     self.served.insert(key.clone());
-                    let life = Life {
+                    let life = Validity {
                         from: self.now - self.latency,
                         until: self.now + seconds(3600),
                     };
@@ -83,7 +83,7 @@ impl Lab {
         }
     }
 
-    /// Runs until `count` sessions are there, and tells the seconds that it took.
+    /// Runs until `count` sessions are fetched, and returns the time taken in seconds.
     pub(super) fn run_until_served(&mut self, count: usize) -> f64 {
         let began = self.now;
         while self.served.len() < count && self.now < began + seconds(600) {
@@ -113,7 +113,7 @@ impl Lab {
 
 #[test]
 fn pain_09_five_thousand_pods_of_one_namespace_are_all_served_at_the_pace_of_calls_in_flight() {
-    let mut lab = Lab::new(EngineOptions::of_cluster(64).without_pace());
+    let mut lab = Lab::new(EngineOptions::of_cluster(64).without_rate_limit());
     for pod in 0..5000 {
         lab.want("batch", &format!("r{pod}"), Cause::New);
     }
@@ -125,7 +125,7 @@ fn pain_09_five_thousand_pods_of_one_namespace_are_all_served_at_the_pace_of_cal
 }
 
 #[test]
-fn calls_a_second_are_limited_and_all_are_served_at_that_pace() {
+fn calls_per_second_are_limited_and_none_is_lost() {
     let mut lab = Lab::new(EngineOptions::of_cluster(64));
     for pod in 0..5000 {
         lab.want(&format!("ns-{}", pod % 40), &format!("r{pod}"), Cause::New);
@@ -141,7 +141,7 @@ fn calls_a_second_are_limited_and_all_are_served_at_that_pace() {
 }
 
 #[test]
-fn throttling_slows_the_line_down_and_loses_nothing() {
+fn throttling_slows_the_queue_without_loss() {
     let mut lab = Lab::new(EngineOptions::of_cluster(64));
     lab.quota = Some(60);
     for pod in 0..1000 {
@@ -150,7 +150,7 @@ fn throttling_slows_the_line_down_and_loses_nothing() {
     lab.run(at(3));
     assert!(lab.engine.counts(lab.now).rate.unwrap() < 120.0);
     lab.run_until_served(1000);
-    // Not a storm: a retry for each that was throttled, and few were.
+    // Retries are bounded: one for each throttled call, and few were throttled.
     assert!(lab.calls.len() < 2000, "{}", lab.calls.len());
     lab.quota = None;
     lab.run(lab.now + seconds(31));
@@ -159,24 +159,24 @@ fn throttling_slows_the_line_down_and_loses_nothing() {
 }
 
 #[test]
-fn who_asks_is_served_before_thousands_that_nobody_waits_for() {
+fn a_waiting_pod_precedes_thousands_of_prefetches() {
     let mut lab = Lab::new(EngineOptions::of_cluster(64));
     for pod in 0..5000 {
         lab.want("batch", &format!("r{pod}"), Cause::New);
     }
     lab.run(at(1));
     lab.want("shop", "checkout", Cause::New);
-    lab.handle(Event::Asked(key("checkout")));
+    lab.handle(Event::Prioritized(key("checkout")));
     assert_eq!(lab.engine.counts(lab.now).urgent, 1);
     lab.run(lab.now + MILLISECOND * 60);
     assert!(lab.served.contains(&key("checkout")));
-    // The same in a namespace that waits for its allowance: its own order changes.
+    // The same in a namespace that waits for its budget, where flipping changes only its own order.
     for flip in 0..200 {
         lab.want("flipper", &format!("f{flip}"), Cause::Change);
     }
     lab.run(at(10));
     assert!(lab.engine.counts(lab.now).held > 100);
-    lab.handle(Event::Asked(key("f199")));
+    lab.handle(Event::Prioritized(key("f199")));
     lab.run(at(13));
     assert!(lab.served.contains(&key("f199")));
     assert!(!lab.served.contains(&key("f198")));
@@ -192,7 +192,7 @@ fn threat_18_a_clusters_allowance_is_no_larger_for_changes_than_a_nodes() {
             lab.run(lab.now + MILLISECOND * 10);
             lab.handle(Event::Released(key(&role)));
         }
-        // A minute of flipping: sixty at once, and one every other second.
+        // A minute of flipping: sixty fetches at once, and one every other second.
         assert!((60..=92).contains(&lab.calls.len()), "{}", lab.calls.len());
     }
 }
@@ -212,14 +212,14 @@ fn a_namespace_without_allowance_is_still_refreshed() {
 }
 
 #[test]
-fn what_leaves_the_line_leaves_nothing_behind() {
+fn leaving_the_queue_leaves_nothing_behind() {
     let mut lab = Lab::new(EngineOptions::of_cluster(4));
     for round in 0..3 {
         for pod in 0..1000 {
             let role = format!("r{round}-{pod}");
             lab.want("batch", &role, Cause::Change);
             if pod % 2 == 0 {
-                lab.handle(Event::Asked(key(&role)));
+                lab.handle(Event::Prioritized(key(&role)));
             }
         }
         for pod in 0..1000 {
@@ -232,8 +232,8 @@ fn what_leaves_the_line_leaves_nothing_behind() {
 }
 
 proptest! {
-    /// However much each namespace has in line, and however it is asked for: between two calls
-    /// for a namespace that has more in the same line, each other one has one call at the most.
+    /// For any queues and any order of events: between two calls for a namespace with more in the
+    /// same queue, every other namespace has at most one call.
     #[test]
     fn namespaces_take_turns(
         wanted in prop::collection::vec((0..6usize, any::<bool>()), 1..300),
@@ -246,7 +246,7 @@ proptest! {
             ..EngineOptions::of_cluster(in_flight)
         };
         let mut lab = Lab::new(options);
-        // What is wanted while all calls are busy with something else stands in line together.
+        // Sessions needed while all calls are in use are queued together.
         for busy in 0..in_flight {
             lab.want("busy", &format!("busy-{busy}"), Cause::New);
         }
@@ -255,7 +255,7 @@ proptest! {
             let role = format!("{namespace}-{urgent}-{place}");
             lab.want(&format!("ns-{namespace}"), &role, Cause::New);
             if *urgent {
-                lab.handle(Event::Asked(key(&role)));
+                lab.handle(Event::Prioritized(key(&role)));
             }
             *left.entry((*urgent, *namespace)).or_default() += 1;
         }

@@ -1,4 +1,4 @@
-//! Sessions that several namespaces want.
+//! Tests of sessions that several namespaces need.
 
 use super::lines::{Lab, MILLISECOND};
 use super::*;
@@ -11,7 +11,7 @@ fn options() -> EngineOptions {
     }
 }
 
-/// Uses up all of a namespace's allowance, and has `more` wait for it.
+/// Exhausts a namespace's budget and leaves `more` sessions waiting for it.
 fn use_up(lab: &mut Lab, namespace: &str, more: usize) {
     for name in 0..10 + more {
         lab.want(namespace, &format!("{namespace}-{name}"), Cause::New);
@@ -21,12 +21,12 @@ fn use_up(lab: &mut Lab, namespace: &str, more: usize) {
 }
 
 #[test]
-fn a_session_that_two_namespaces_want_is_fetched_by_the_one_that_has_an_allowance_left() {
+fn a_shared_session_is_fetched_by_a_namespace_with_budget() {
     for cause in [Cause::New, Cause::Change] {
         let mut lab = Lab::new(options());
         use_up(&mut lab, "evil", 600);
         for name in 0..610 {
-            lab.handle(Event::Asked(key(&format!("evil-{name}"))));
+            lab.handle(Event::Prioritized(key(&format!("evil-{name}"))));
         }
         lab.want("evil", "billing", cause);
         lab.run(lab.now + seconds(1));
@@ -37,7 +37,7 @@ fn a_session_that_two_namespaces_want_is_fetched_by_the_one_that_has_an_allowanc
         lab.want("shop", "billing", Cause::New);
         lab.run(lab.now + seconds(1));
         assert!(lab.served.contains(&key("billing")), "{cause:?}");
-        // Shop has paid for it and for nothing else.
+        // The shop has paid for this session and for no other.
         for name in 0..9 {
             lab.want("shop", &format!("shop-{name}"), Cause::New);
         }
@@ -47,8 +47,8 @@ fn a_session_that_two_namespaces_want_is_fetched_by_the_one_that_has_an_allowanc
 }
 
 #[test]
-fn where_no_namespace_has_enough_the_first_that_recovers_fetches_it() {
-    // Whichever wants it first.
+fn the_first_namespace_to_recover_fetches_a_shared_session() {
+    // In either order.
     for namespaces in [["evil", "shop"], ["shop", "evil"]] {
         let mut lab = Lab::new(options());
         use_up(&mut lab, "evil", 500);
@@ -65,21 +65,21 @@ fn where_no_namespace_has_enough_the_first_that_recovers_fetches_it() {
 }
 
 #[test]
-fn a_pod_that_asks_hurries_a_session_in_each_namespace_that_waits_for_it() {
+fn a_waiting_pod_prioritizes_a_session_in_every_namespace() {
     let mut lab = Lab::new(options());
     use_up(&mut lab, "evil", 500);
     use_up(&mut lab, "shop", 50);
     lab.want("evil", "billing", Cause::New);
     lab.want("shop", "billing", Cause::New);
-    lab.handle(Event::Asked(key("billing")));
-    // Asked twice is asked once.
-    lab.handle(Event::Asked(key("billing")));
+    lab.handle(Event::Prioritized(key("billing")));
+    // A repeated event has no further effect.
+    lab.handle(Event::Prioritized(key("billing")));
     lab.run(lab.now + seconds(3));
     assert!(lab.served.contains(&key("billing")));
 }
 
 #[test]
-fn a_shared_session_waits_in_the_shortest_of_its_namespaces_lines() {
+fn a_shared_session_waits_for_its_shortest_queue() {
     let mut lab = Lab::new(EngineOptions::of_cluster(4));
     for name in 0..3000 {
         lab.want("batch", &format!("batch-{name}"), Cause::New);
@@ -89,17 +89,17 @@ fn a_shared_session_waits_in_the_shortest_of_its_namespaces_lines() {
     lab.run(lab.now + seconds(1));
     assert!(lab.served.contains(&key("billing")));
     assert!(lab.engine.counts(lab.now).prefetch > 2000);
-    // And in no line twice.
+    // It is in no queue twice.
     lab.run_until_served(3001);
     assert_eq!(lab.calls.len(), 3001);
     assert_eq!(lab.engine.counts(lab.now).prefetch, 0);
 }
 
 #[test]
-fn a_new_pod_pays_no_more_because_a_changed_one_wanted_the_session_first() {
+fn a_new_pod_pays_its_own_lower_cost() {
     let mut lab = Lab::new(options());
     use_up(&mut lab, "shop", 0);
-    // A tenth of a bucket comes back in a second, and a change costs a whole one.
+    // A tenth of a bucket is refilled per second, and a change costs a whole one.
     lab.want("shop", "billing", Cause::Change);
     lab.run(lab.now + seconds(1));
     assert!(!lab.served.contains(&key("billing")));
@@ -109,12 +109,12 @@ fn a_new_pod_pays_no_more_because_a_changed_one_wanted_the_session_first() {
 }
 
 #[test]
-fn another_try_after_a_change_is_charged_to_the_namespace_that_changed_something() {
+fn a_retry_is_charged_to_the_namespace_of_the_change() {
     let mut engine = Engine::new(EngineOptions {
         change_cost: 1,
         ..options()
     });
-    let want = |name: &str, namespace: &str| Event::Wanted {
+    let want = |name: &str, namespace: &str| Event::Acquired {
         key: key(name),
         namespace: namespace.into(),
         cause: Cause::New,
@@ -135,19 +135,19 @@ fn another_try_after_a_change_is_charged_to_the_namespace_that_changed_something
         let name = format!("shop-{name}");
         assert_eq!(engine.handle(want(&name, "shop"), at(0)), fetch(&name));
     }
-    // A session that waits for evil's allowance is retried when another namespace changes
+    // A session that waits for the budget of `evil` is retried when another namespace changes
     // something.
     assert_eq!(engine.handle(change("payments"), at(0)), fetch("a"));
 }
 
 #[test]
-fn what_one_namespace_has_paid_for_no_other_pays_for() {
+fn a_fetch_is_paid_only_once() {
     let mut engine = Engine::new(EngineOptions {
         in_flight: 1,
         namespace_burst: 2,
         ..options()
     });
-    let want = |name: &str, namespace: &str| Event::Wanted {
+    let want = |name: &str, namespace: &str| Event::Acquired {
         key: key(name),
         namespace: namespace.into(),
         cause: Cause::New,
@@ -161,12 +161,12 @@ fn what_one_namespace_has_paid_for_no_other_pays_for() {
     assert_eq!(engine.handle(want("busy", "other"), at(0)), fetch("busy"));
     engine.handle(want("s1", "shop"), at(0));
     engine.handle(want("s2", "shop"), at(0));
-    // Evil pays, and only the call that is in flight is waited for, when shop wants it too.
+    // `evil` pays, and only the call in flight delays the session when `shop` needs it as well.
     engine.handle(Event::Tick, at(1));
     engine.handle(want("billing", "shop"), at(1));
     assert_eq!(engine.counts(at(1)).held, 0);
     assert_eq!(engine.handle(done("busy", 1), at(1)), fetch("billing"));
-    // Shop has all of its allowance for its own.
+    // `shop` still has its whole budget.
     assert_eq!(engine.handle(done("billing", 1), at(1)), fetch("s1"));
     assert_eq!(engine.handle(done("s1", 1), at(1)), fetch("s2"));
 }

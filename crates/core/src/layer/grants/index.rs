@@ -1,5 +1,5 @@
-//! Finding the few grants of thousands that may cover a request: by namespace where a grant names
-//! it without stars, and by what the role's ARN starts with.
+//! An index of grants by namespace name and by the literal prefix of role ARNs, to find the few
+//! candidates for a request among thousands.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use std::sync::Arc;
 use crate::arn::RoleArn;
 use crate::grant::CompiledGrant;
 
-/// Places of grants, by what they demand.
+/// Indexes of grants by namespace and role.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     by_namespace: HashMap<Arc<str>, Roles>,
     anywhere: Roles,
 }
 
-/// Places of grants, by their role patterns.
+/// Indexes of grants by role pattern.
 #[derive(Debug, Default)]
 struct Roles {
     exact: HashMap<Box<str>, Vec<usize>>,
     by_start: HashMap<Box<str>, Vec<usize>>,
-    /// The lengths of the starts that there are, each once.
+    /// The distinct lengths of the prefixes.
     lengths: Vec<usize>,
 }
 
@@ -40,7 +40,7 @@ impl Index {
         index
     }
 
-    /// The places of all grants that may cover `role` in `namespace`, each once, in order.
+    /// Returns the sorted, distinct indexes of all grants that may cover `role` in `namespace`.
     pub(super) fn candidates(&self, namespace: &str, role: &RoleArn) -> Vec<usize> {
         let mut places = Vec::new();
         if let Some(roles) = self.by_namespace.get(namespace) {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::arn::resolve;
 use crate::grant::{SessionRules, Subject, tests::grant};
-use crate::key_values::KeyValues;
+use crate::labels::Labels;
 use crate::namespace::NamespaceRules;
 use crate::selector::Selector;
 use crate::workload::Workload;
@@ -14,7 +14,7 @@ fn base() -> BaseArn {
     BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()
 }
 
-fn labels(pairs: &[(&str, &str)]) -> KeyValues {
+fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().copied().collect()
 }
 
@@ -33,9 +33,9 @@ fn workload(namespace: &str, account: &str) -> Workload {
     }
 }
 
-fn judge_in(grants: &[Grant], workload: &Workload, role: &str, namespace: KeyValues) -> Verdict {
+fn evaluate_in(grants: &[Grant], workload: &Workload, role: &str, namespace: Labels) -> Verdict {
     let role = resolve(role, Some(&base())).unwrap();
-    GrantsLayer::new(grants, Some(&base())).judge(&Ask {
+    GrantsLayer::new(grants, Some(&base())).evaluate(&AccessRequest {
         workload,
         role: &role,
         is_default: false,
@@ -44,8 +44,8 @@ fn judge_in(grants: &[Grant], workload: &Workload, role: &str, namespace: KeyVal
     })
 }
 
-fn judge(grants: &[Grant], workload: &Workload, role: &str) -> Verdict {
-    judge_in(grants, workload, role, KeyValues::default())
+fn evaluate(grants: &[Grant], workload: &Workload, role: &str) -> Verdict {
+    evaluate_in(grants, workload, role, Labels::default())
 }
 
 fn allows(verdict: &Verdict) -> bool {
@@ -74,25 +74,25 @@ fn what_no_grant_covers_is_refused() {
         "payments",
     )];
     let payments = workload("payments", "api");
-    assert!(allows(&judge(&grants, &payments, "payments-db")));
+    assert!(allows(&evaluate(&grants, &payments, "payments-db")));
     assert!(
-        allows(&judge(&grants, &payments, "payments-a/b")),
+        allows(&evaluate(&grants, &payments, "payments-a/b")),
         "a star crosses slashes"
     );
-    assert!(allows(&judge(&grants, &payments, "shared/reader")));
-    assert!(!allows(&judge(&grants, &payments, "shared/reader2")));
-    assert!(!allows(&judge(&grants, &payments, "x-payments-db")));
+    assert!(allows(&evaluate(&grants, &payments, "shared/reader")));
+    assert!(!allows(&evaluate(&grants, &payments, "shared/reader2")));
+    assert!(!allows(&evaluate(&grants, &payments, "x-payments-db")));
     let other = "arn:aws:iam::210987654321:role/payments-db";
     assert!(
-        !allows(&judge(&grants, &payments, other)),
+        !allows(&evaluate(&grants, &payments, other)),
         "names are of the base's account"
     );
-    assert!(!allows(&judge(
+    assert!(!allows(&evaluate(
         &grants,
         &workload("payments-2", "api"),
         "payments-db"
     )));
-    assert!(!allows(&judge(&[], &payments, "payments-db")));
+    assert!(!allows(&evaluate(&[], &payments, "payments-db")));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn threat_25_a_denial_hints_at_its_own_grants_only() {
         grant("a", &["mine-*"], "mine"),
         grant("b", &["secret-project"], "theirs"),
     ];
-    let Verdict::Deny { reason, .. } = judge(&grants, &workload("mine", "api"), "other") else {
+    let Verdict::Deny { reason, .. } = evaluate(&grants, &workload("mine", "api"), "other") else {
         panic!("allowed");
     };
     assert!(
@@ -120,23 +120,23 @@ fn everything_given_in_a_subject_must_match() {
     let mut good = workload("payments", "api-1");
     good.labels = labels(&[("app", "api"), ("x", "y")]);
     let grants = [one];
-    assert!(allows(&judge_in(&grants, &good, "reader", team())));
-    assert!(!allows(&judge(&grants, &good, "reader")));
+    assert!(allows(&evaluate_in(&grants, &good, "reader", team())));
+    assert!(!allows(&evaluate(&grants, &good, "reader")));
     let bad = Workload {
-        labels: KeyValues::default(),
+        labels: Labels::default(),
         ..good.clone()
     };
-    assert!(!allows(&judge_in(&grants, &bad, "reader", team())));
+    assert!(!allows(&evaluate_in(&grants, &bad, "reader", team())));
     let bad = Workload {
         service_account: "web".into(),
         ..good.clone()
     };
-    assert!(!allows(&judge_in(&grants, &bad, "reader", team())));
+    assert!(!allows(&evaluate_in(&grants, &bad, "reader", team())));
     let bad = Workload {
         namespace: "shop".into(),
         ..good
     };
-    assert!(!allows(&judge_in(&grants, &bad, "reader", team())));
+    assert!(!allows(&evaluate_in(&grants, &bad, "reader", team())));
 }
 
 #[test]
@@ -150,9 +150,9 @@ fn the_closest_grant_makes_the_session() {
         ),
     ];
     let pod = workload("shop", "web");
-    assert_eq!(rule(&judge(&grants, &pod, "reader")), "arn");
-    assert_eq!(rule(&judge(&grants[..2], &pod, "reader")), "name");
-    assert_eq!(rule(&judge(&grants[..1], &pod, "reader")), "glob");
+    assert_eq!(rule(&evaluate(&grants, &pod, "reader")), "arn");
+    assert_eq!(rule(&evaluate(&grants[..2], &pod, "reader")), "name");
+    assert_eq!(rule(&evaluate(&grants[..1], &pod, "reader")), "glob");
 }
 
 #[test]
@@ -163,21 +163,21 @@ fn threat_13_equals_that_differ_in_session_are_ambiguous_and_pod_labels_make_non
     let mut pod = workload("shop", "web");
     pod.labels = labels(&[("app", "api")]);
     let grants = [open.clone(), labelled];
-    let verdict = judge(&grants, &pod, "reader");
+    let verdict = evaluate(&grants, &pod, "reader");
     assert!(!allows(&verdict));
     assert_eq!(rule(&verdict), "labelled, open");
     let same = Grant {
         name: "same".into(),
         ..open.clone()
     };
-    assert!(allows(&judge(&[open.clone(), same], &pod, "reader")));
+    assert!(allows(&evaluate(&[open.clone(), same], &pod, "reader")));
     let mut names = Grant {
         name: "names".into(),
         ..open.clone()
     };
     names.session.names = vec!["shop.*".into()];
     assert!(
-        !allows(&judge(&[open, names], &pod, "reader")),
+        !allows(&evaluate(&[open, names], &pod, "reader")),
         "names are a difference too"
     );
 }
@@ -187,12 +187,12 @@ fn an_external_id_must_be_listed() {
     let mut one = grant("one", &["reader"], "*");
     one.external_ids = vec!["customer-a".into()];
     let mut pod = workload("shop", "web");
-    assert!(allows(&judge(&[one.clone()], &pod, "reader")));
+    assert!(allows(&evaluate(&[one.clone()], &pod, "reader")));
     pod.wish.external_id = Some("customer-a".into());
-    assert!(allows(&judge(&[one.clone()], &pod, "reader")));
+    assert!(allows(&evaluate(&[one.clone()], &pod, "reader")));
     pod.wish.external_id = Some("customer-b".into());
-    assert!(!allows(&judge(&[one], &pod, "reader")));
-    assert!(!allows(&judge(
+    assert!(!allows(&evaluate(&[one], &pod, "reader")));
+    assert!(!allows(&evaluate(
         &[grant("none", &["reader"], "*")],
         &pod,
         "reader"
@@ -209,46 +209,49 @@ fn threat_13_an_external_id_sheds_no_limits() {
     let narrow = with_policy(grant("narrow", &["reader"], "*"), r#"{"narrow":1}"#);
     let mut broad = grant("broad", &["rea*"], "*");
     broad.external_ids = vec!["customer-a".into()];
-    let verdict = judge(
+    let verdict = evaluate(
         &[narrow.clone(), broad.clone()],
         &pod("customer-a"),
         "reader",
     );
     assert!(!allows(&verdict), "the closest grant does not list the ID");
     assert_eq!(rule(&verdict), "narrow");
-    // Nor does it settle what is ambiguous without it.
+    // Nor does it resolve an ambiguity that exists without it.
     let mut equal = Grant {
         name: "equal".into(),
         ..broad.clone()
     };
     equal.roles = vec!["reader".into()];
-    let verdict = judge(&[narrow.clone(), equal], &pod("customer-a"), "reader");
+    let verdict = evaluate(&[narrow.clone(), equal], &pod("customer-a"), "reader");
     assert_eq!(rule(&verdict), "equal, narrow");
-    // Where the session is the same there is nothing to shed.
+    // If the session is the same, no restriction can be dropped.
     let listing = with_policy(broad, r#"{"narrow":1}"#);
     let grants = [narrow, listing];
-    assert_eq!(rule(&judge(&grants, &pod("customer-a"), "reader")), "broad");
-    assert!(!allows(&judge(&grants, &pod("customer-b"), "reader")));
+    assert_eq!(
+        rule(&evaluate(&grants, &pod("customer-a"), "reader")),
+        "broad"
+    );
+    assert!(!allows(&evaluate(&grants, &pod("customer-b"), "reader")));
 }
 
 #[test]
 fn the_default_role_needs_no_grant_and_takes_no_external_id() {
-    let judge = |grants: &[Grant], pod: &Workload| {
-        GrantsLayer::new(grants, Some(&base())).judge(&Ask {
+    let evaluate = |grants: &[Grant], pod: &Workload| {
+        GrantsLayer::new(grants, Some(&base())).evaluate(&AccessRequest {
             workload: pod,
             role: &resolve("reader", Some(&base())).unwrap(),
             is_default: true,
-            namespace: &NamespaceRules::of_labels(KeyValues::default()),
+            namespace: &NamespaceRules::of_labels(Labels::default()),
             now: Timestamp::UNIX_EPOCH,
         })
     };
     let mut pod = workload("shop", "web");
-    assert!(allows(&judge(&[], &pod)));
+    assert!(allows(&evaluate(&[], &pod)));
     pod.wish.external_id = Some("customer-a".into());
-    assert!(!allows(&judge(&[], &pod)));
+    assert!(!allows(&evaluate(&[], &pod)));
     let mut listing = grant("listing", &["reader"], "*");
     listing.external_ids = vec!["customer-a".into()];
-    assert!(allows(&judge(&[listing], &pod)));
+    assert!(allows(&evaluate(&[listing], &pod)));
 }
 
 #[test]
@@ -257,19 +260,19 @@ fn an_invalid_grant_grants_nothing_and_is_named() {
     broken.subjects.push(Subject::default());
     let layer = GrantsLayer::new([&broken], Some(&base()));
     assert_eq!(layer.invalid().len(), 1);
-    assert!(!allows(&judge(
+    assert!(!allows(&evaluate(
         &[broken],
         &workload("shop", "web"),
         "reader"
     )));
 }
 
-/// The index left out: every grant is looked at.
+/// Evaluates every grant, without the index.
 fn by_hand(grants: &[Grant], workload: &Workload, role: &str) -> bool {
     let role = resolve(role, Some(&base())).unwrap();
     grants.iter().any(|grant| {
         let compiled = CompiledGrant::compile(grant, Some(&base())).unwrap();
-        compiled.closeness(&role).is_some() && compiled.covers(workload, &KeyValues::default())
+        compiled.specificity(&role).is_some() && compiled.covers(workload, &Labels::default())
     })
 }
 
@@ -291,17 +294,17 @@ proptest! {
     fn the_index_finds_what_a_look_at_all_finds(grants in prop::collection::vec(any_grant(), 0..6),
             role in "[ab]{1,3}", namespace in "[xyz]", account in "[pqr]") {
         let workload = workload(&namespace, &account);
-        prop_assert_eq!(allows(&judge(&grants, &workload, &role)), by_hand(&grants, &workload, &role));
+        prop_assert_eq!(allows(&evaluate(&grants, &workload, &role)), by_hand(&grants, &workload, &role));
     }
 
     #[test]
     fn more_grants_never_allow_less(grants in prop::collection::vec(any_grant(), 0..6),
             more in any_grant(), role in "[ab]{1,3}", namespace in "[xyz]", account in "[pqr]") {
         let workload = workload(&namespace, &account);
-        if allows(&judge(&grants, &workload, &role)) {
+        if allows(&evaluate(&grants, &workload, &role)) {
             let mut all = grants;
             all.push(more);
-            prop_assert!(allows(&judge(&all, &workload, &role)));
+            prop_assert!(allows(&evaluate(&all, &workload, &role)));
         }
     }
 }
@@ -346,9 +349,9 @@ fn threat_28_a_grant_whose_labels_were_not_kept_is_not_asked() {
     let needs = layer.needs();
     assert_eq!(needs.pod_labels, ["app"].iter().collect());
     assert_eq!(needs.namespace_labels, ["locked"].iter().collect());
-    let lacks = |pod: &Workload, role: &str, namespace: KeyValues| {
+    let lacks = |pod: &Workload, role: &str, namespace: Labels| {
         let role = resolve(role, Some(&base())).unwrap();
-        layer.lacks(&Ask {
+        layer.lacks(&AccessRequest {
             workload: pod,
             role: &role,
             is_default: false,
@@ -357,13 +360,13 @@ fn threat_28_a_grant_whose_labels_were_not_kept_is_not_asked() {
         })
     };
     let other = ["x"].iter().collect();
-    let unknown = KeyValues::of_object([("app", "api"), ("locked", "")], &other);
-    let whole = KeyValues::default;
+    let unknown = Labels::of_object([("app", "api"), ("locked", "")], &other);
+    let whole = Labels::default;
     let pod = |namespace, labels| Workload {
         labels,
         ..workload(namespace, "web")
     };
-    // A label that demands absence must not read as absent, nor one that is there as missing.
+    // If a label is not stored, a requirement of its absence or presence must not be evaluated.
     assert!(lacks(&pod("shop", unknown.clone()), "reader", whole()));
     assert!(lacks(&pod("shop", whole()), "writer", unknown.clone()));
     // Labels that no grant covering the pod reads make no difference.
@@ -374,6 +377,6 @@ fn threat_28_a_grant_whose_labels_were_not_kept_is_not_asked() {
         unknown.clone()
     ));
     assert!(!lacks(&pod("shop", whole()), "reader", unknown));
-    let known = KeyValues::of_object([("app", "x")], &needs.pod_labels);
+    let known = Labels::of_object([("app", "x")], &needs.pod_labels);
     assert!(!lacks(&pod("shop", known), "reader", whole()));
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::*;
 
-/// Expects some addresses, and remembers what it hears.
+/// Expects some addresses, and records the reports.
 #[derive(Default)]
 struct Watched {
     expected: HashSet<IpAddr>,
@@ -58,7 +58,7 @@ fn is_evicted(accepted: &Accepted) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_oldest_unauthenticated_connection_goes_where_there_are_too_many() {
+async fn the_oldest_unauthenticated_connection_is_closed_first() {
     let (connections, peers) = connections(LIMITS);
     let held: Vec<_> = (0..25).map(|n| open(&connections, address(n))).collect();
     let evicted: Vec<_> = held.iter().map(|it| is_evicted(it)).collect();
@@ -67,34 +67,34 @@ async fn the_oldest_unauthenticated_connection_goes_where_there_are_too_many() {
     let usage = *peers.usage.lock().unwrap();
     assert_eq!((usage.authenticated, usage.unauthenticated), (0, 10));
     assert_eq!(usage.reached, Some(Limit::Unauthenticated));
-    tokio::time::advance(RECENTLY).await;
-    connections.tell();
+    tokio::time::advance(LIMIT_REPORT_TIME).await;
+    connections.report_usage();
     assert_eq!(peers.usage.lock().unwrap().reached, None);
-    // The one that goes is of no consequence for those that stay.
+    // Closing a connection does not affect the others.
     drop(held);
     assert_eq!(peers.usage.lock().unwrap().unauthenticated, 0);
     assert!(connections.state().by_peer.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn strangers_use_up_nothing_of_expected_peers_nor_of_those_that_authenticated() {
+async fn unknown_peers_take_no_connections_from_others() {
     let (connections, _) = connections(LIMITS);
     let expected = open(&connections, agent());
-    let stranger = open(&connections, address(0));
-    assert!(Authentication::of(&stranger).succeed());
+    let unknown_peer = open(&connections, address(0));
+    assert!(Authentication::of(&unknown_peer).succeed());
     let flood: Vec<_> = (1..500).map(|n| open(&connections, address(n))).collect();
-    assert!(!is_evicted(&expected) && !is_evicted(&stranger));
+    assert!(!is_evicted(&expected) && !is_evicted(&unknown_peer));
     assert!(is_evicted(&flood[0]));
-    // Nor do expected peers of others.
+    // Nor do expected peers affect others.
     let (connections, _) = self::connections(LIMITS);
-    let stranger = open(&connections, address(0));
+    let unknown_peer = open(&connections, address(0));
     let own: Vec<_> = (0..5).map(|_| open(&connections, agent())).collect();
-    assert!(!is_evicted(&stranger));
+    assert!(!is_evicted(&unknown_peer));
     assert_eq!(own.iter().filter(|it| is_evicted(it)).count(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_has_few_unauthenticated_connections_and_a_network_of_ipv6_is_one() {
+async fn unauthenticated_connections_are_limited_per_peer() {
     let (connections, peers) = connections(LIMITS);
     let other = open(&connections, address(1));
     let v6 = |n: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n]);
@@ -103,7 +103,7 @@ async fn a_peer_has_few_unauthenticated_connections_and_a_network_of_ipv6_is_one
     assert_eq!(evicted, [true, true, true, false, false]);
     assert!(!is_evicted(&other));
     assert_eq!(*peers.closed.lock().unwrap(), [Limit::Peer; 3]);
-    // Expected peers of one network are not one.
+    // Expected peers of one network count separately.
     let nodes: Vec<_> = (100..110).map(v6).collect();
     let peers = Watched {
         expected: nodes.iter().copied().collect(),
@@ -136,7 +136,7 @@ async fn authenticated_connections_have_an_end_too() {
         held.push(open(&connections, address(n)));
         assert!(Authentication::of(&held[n as usize]).succeed(), "{n}");
     }
-    // Once more of the same connection counts nothing.
+    // Authenticating again counts once.
     assert!(Authentication::of(&held[0]).succeed());
     let late = open(&connections, address(60));
     assert!(!Authentication::of(&late).succeed());
@@ -149,7 +149,7 @@ async fn authenticated_connections_have_an_end_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_authenticates_too_late_is_closed() {
+async fn late_authentication_closes_the_connection() {
     let (connections, _) = connections(LIMITS);
     let first = open(&connections, address(0));
     let _flood: Vec<_> = (1..20).map(|n| open(&connections, address(n))).collect();

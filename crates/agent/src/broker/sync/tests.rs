@@ -1,0 +1,410 @@
+//! Tests of the broker sync: messages in, pod table out.
+
+use futures::FutureExt;
+use prometheus_client::registry::Registry;
+use rolegate_aws::sessions::Current;
+use rolegate_core::session::Validity;
+
+use super::*;
+use crate::address_verifier::AddressVerifier;
+use crate::metrics::AgentMetrics;
+use crate::pod_table::Owner;
+
+struct Bench {
+    sync: BrokerSync,
+    fed: RemoteSessions,
+    pod_table: Arc<PodTable>,
+    readiness: Readiness,
+}
+
+fn bench() -> Bench {
+    let (sessions, fed) = Sessions::remote();
+    let pod_table = Arc::new(PodTable::default());
+    let readiness = Readiness::new();
+    let metrics = AgentMetrics::register(&mut Registry::default());
+    let mut bench = Bench {
+        sync: BrokerSync {
+            pod_table: pod_table.clone(),
+            writer: PodTableWriter::new(pod_table.clone(), AddressVerifier::default(), metrics),
+            sessions,
+            age: BrokerStaleness::new(),
+            clock: Clock::system(),
+            node: "node-1".into(),
+            table: HashMap::new(),
+            numbers: HashMap::new(),
+            shown: None,
+            workloads: Some(readiness.block("no pods yet")),
+            condition: readiness.condition("broker"),
+        },
+        fed,
+        pod_table,
+        readiness,
+    };
+    bench.hear(PairEvent::Activated).unwrap();
+    bench
+}
+
+fn address(n: u8) -> IpAddr {
+    [10, 0, 0, n].into()
+}
+
+fn key(role: &str) -> v1::SessionKey {
+    v1::SessionKey {
+        role: format!("arn:aws:iam::123456789012:role/{role}"),
+        name: "default.default".into(),
+        duration_seconds: 3600,
+        ..v1::SessionKey::default()
+    }
+}
+
+fn credentials(access_key_id: &str) -> v1::Credentials {
+    credentials_since(access_key_id, jiff::Timestamp::now())
+}
+
+fn credentials_since(access_key_id: &str, from: jiff::Timestamp) -> v1::Credentials {
+    let until = from + std::time::Duration::from_secs(3600);
+    v1::Credentials::new(access_key_id, b"{}", Validity { from, until })
+}
+
+fn failure() -> v1::Failure {
+    v1::Failure {
+        kind: v1::failure::Kind::Temporary.into(),
+        code: "NoAnswer".into(),
+        ..v1::Failure::default()
+    }
+}
+
+fn session(number: u64, role: &str, access_key_id: &str) -> v1::Session {
+    v1::Session {
+        number,
+        key: Some(key(role)),
+        credentials: Some(credentials(access_key_id)),
+        failure: None,
+    }
+}
+
+fn pod(n: u8, session: u64) -> v1::Pod {
+    v1::Pod {
+        uid: format!("uid-{n}"),
+        namespace: "default".into(),
+        name: format!("pod-{n}"),
+        service_account: "default".into(),
+        addresses: vec![wire::address_bytes(address(n))],
+        authorization: Some(pod::Authorization::Allowed(v1::Allowed {
+            session,
+            role_name: "reader".into(),
+            rules: [].into(),
+            audited: Vec::new(),
+        })),
+    }
+}
+
+fn update(sessions: Vec<v1::Session>, pods: Vec<v1::Pod>) -> v1::Update {
+    v1::Update {
+        sessions,
+        pods,
+        ..v1::Update::default()
+    }
+}
+
+fn complete() -> v1::Update {
+    v1::Update {
+        complete: true,
+        ..v1::Update::default()
+    }
+}
+
+impl Bench {
+    fn hear(&mut self, heard: PairEvent) -> Result<(), Malformed> {
+        self.sync.take(heard, &self.fed)
+    }
+
+    fn update(&mut self, update: v1::Update) -> Result<(), Malformed> {
+        self.hear(PairEvent::Update(update))
+    }
+
+    /// Returns the access key that a pod gets.
+    fn key(&self, n: u8) -> Option<String> {
+        let Some(Owner::Pod(entry)) = self.pod_table.owner(address(n)) else {
+            return None;
+        };
+        let decided = entry.decided.load_full();
+        let Authorization::Allowed(allowed) = &decided.authorization else {
+            return None;
+        };
+        match allowed.lease.cell().current(jiff::Timestamp::now()) {
+            Current::Live(session) => Some(session.access_key_id.clone()),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn the_picture_is_what_the_broker_says() {
+    let mut bench = bench();
+    let sessions = vec![session(1, "a", "ASIA1"), session(2, "b", "ASIA2")];
+    bench
+        .update(update(sessions, vec![pod(1, 1), pod(2, 2)]))
+        .unwrap();
+    assert!(!bench.pod_table.is_settled() && !bench.readiness.is_ready());
+    bench.update(complete()).unwrap();
+    assert!(bench.pod_table.is_settled() && bench.readiness.is_ready());
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    // A refresh, and one that failed: the existing session is still served.
+    let refreshed = v1::Session {
+        key: None,
+        ..session(1, "a", "ASIA3")
+    };
+    bench.update(update(vec![refreshed], Vec::new())).unwrap();
+    let failed = v1::Session {
+        number: 1,
+        failure: Some(failure()),
+        ..v1::Session::default()
+    };
+    bench.update(update(vec![failed], Vec::new())).unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA3"));
+    bench
+        .update(v1::Update {
+            removed_pod_uids: vec!["uid-1".into(), "uid-of-nobody".into()],
+            removed_sessions: vec![1, 77],
+            ..v1::Update::default()
+        })
+        .unwrap();
+    assert_eq!(bench.key(1), None);
+    assert_eq!(bench.key(2).as_deref(), Some("ASIA2"));
+    assert_eq!(bench.sync.table.len(), 1);
+}
+
+#[test]
+fn missing_pods_are_removed_once_a_new_stream_is_complete() {
+    let mut bench = bench();
+    let sessions = vec![session(1, "a", "ASIA1"), session(2, "b", "ASIA2")];
+    let mut first = update(sessions, vec![pod(1, 1), pod(2, 2)]);
+    first.complete = true;
+    bench.update(first).unwrap();
+    bench.hear(PairEvent::Lost("it went away".into())).unwrap();
+    // It is served meanwhile, and ready.
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    assert!(bench.readiness.is_ready());
+
+    bench.hear(PairEvent::Activated).unwrap();
+    // Another broker has other numbers, and has not fetched this session yet: the first one's
+    // credentials stay.
+    let mut unfetched = session(7, "a", "x");
+    unfetched.credentials = None;
+    bench
+        .update(update(vec![unfetched], vec![pod(1, 7)]))
+        .unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    assert_eq!(bench.key(2).as_deref(), Some("ASIA2"));
+    bench.update(complete()).unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    assert_eq!(bench.key(2), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn staleness_grows_until_the_next_stream_is_complete() {
+    let mut bench = bench();
+    let minutes = |n: u64| std::time::Duration::from_secs(60 * n);
+    bench.update(complete()).unwrap();
+    tokio::time::advance(minutes(5)).await;
+    assert_eq!(bench.sync.age.age(), minutes(5));
+    bench.hear(PairEvent::Heartbeat(1000)).unwrap();
+    assert_eq!(bench.sync.age.age().as_secs(), 1);
+
+    bench.hear(PairEvent::Activated).unwrap();
+    tokio::time::advance(minutes(10)).await;
+    for said in [0, u64::MAX] {
+        // The broker has not received any pod yet, or never sends one.
+        bench.hear(PairEvent::Heartbeat(said)).unwrap();
+        assert_eq!(bench.sync.age.age().as_secs(), 601, "{said}");
+    }
+    bench.update(complete()).unwrap();
+    bench.hear(PairEvent::Heartbeat(0)).unwrap();
+    assert_eq!(bench.sync.age.age(), minutes(0));
+}
+
+#[test]
+fn revocations_before_a_malformed_part_apply() {
+    let mut bench = bench();
+    let sessions = vec![session(1, "a", "ASIA1"), session(2, "b", "ASIA2")];
+    let pods = vec![pod(1, 1), pod(2, 2), pod(3, 2)];
+    bench.update(update(sessions, pods)).unwrap();
+    let denied = v1::Pod {
+        authorization: Some(pod::Authorization::Denied(v1::Denial::default())),
+        ..pod(1, 0)
+    };
+    let mut malformed = update(Vec::new(), vec![denied, pod(3, 77)]);
+    malformed.removed_pod_uids = vec!["uid-2".into()];
+    assert!(bench.update(malformed).is_err());
+    assert_eq!([bench.key(1), bench.key(2)], [None, None]);
+    assert_eq!(bench.key(3).as_deref(), Some("ASIA2"));
+}
+
+#[test]
+fn a_broker_that_has_not_decided_yet_takes_nothing_away() {
+    let pending = |n| v1::Pod {
+        authorization: Some(pod::Authorization::Pending(v1::Empty {})),
+        ..pod(n, 0)
+    };
+    let mut bench = bench();
+    let pods = vec![pod(1, 1), pod(2, 1), pod(3, 1)];
+    let mut first = update(vec![session(1, "a", "ASIA1")], pods);
+    first.complete = true;
+    bench.update(first).unwrap();
+
+    bench.hear(PairEvent::Activated).unwrap();
+    // One of them has moved: its decision applied to its previous address.
+    let moved = v1::Pod {
+        addresses: vec![wire::address_bytes(address(9))],
+        ..pending(2)
+    };
+    let pods = vec![pending(1), moved, pending(4)];
+    bench.update(update(Vec::new(), pods)).unwrap();
+    bench.update(complete()).unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    assert!([2, 3, 4, 9].iter().all(|n| bench.key(*n).is_none()));
+    assert!(
+        bench.pod_table.owner(address(9)).is_some() && bench.pod_table.owner(address(2)).is_none()
+    );
+    // A broker that knew the rules, and waits for new ones, is authoritative.
+    bench.update(update(Vec::new(), vec![pending(1)])).unwrap();
+    assert_eq!(bench.key(1), None);
+}
+
+#[test]
+fn pending_requests_are_repeated_to_the_next_broker() {
+    let mut bench = bench();
+    let unfetched = |number| v1::Session {
+        credentials: None,
+        ..session(number, "a", "")
+    };
+    let mut first = update(vec![unfetched(1)], vec![pod(1, 1)]);
+    first.complete = true;
+    bench.update(first).unwrap();
+    assert_eq!(
+        bench.fed.next_requested().now_or_never(),
+        None,
+        "nobody waits"
+    );
+    bench.sync.table.get(&1).unwrap().prioritize();
+    let asked = |bench: &mut Bench| {
+        let key = bench.fed.next_requested().now_or_never()??;
+        bench.sync.numbers.get(&key).copied()
+    };
+    assert_eq!(asked(&mut bench), Some(1));
+
+    bench.hear(PairEvent::Activated).unwrap();
+    bench
+        .update(update(vec![unfetched(5)], vec![pod(1, 5)]))
+        .unwrap();
+    assert_eq!(asked(&mut bench), Some(5));
+    bench.hear(PairEvent::Activated).unwrap();
+    let fetched = session(6, "a", "ASIA1");
+    bench
+        .update(update(vec![fetched], vec![pod(1, 6)]))
+        .unwrap();
+    assert_eq!(asked(&mut bench), None, "there it is");
+}
+
+#[test]
+fn the_session_that_expires_last_is_served() {
+    let hours_ago =
+        |hours: u64| jiff::Timestamp::now() - std::time::Duration::from_secs(3600 * hours);
+    let mut bench = bench();
+    bench
+        .update(update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]))
+        .unwrap();
+    bench.hear(PairEvent::Activated).unwrap();
+    // A broker that has not reached STS for long still has its old session.
+    let old = v1::Session {
+        credentials: Some(credentials_since("ASIA0", hours_ago(2))),
+        failure: Some(failure()),
+        ..session(1, "a", "")
+    };
+    bench.update(update(vec![old], vec![pod(1, 1)])).unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    let new = v1::Session {
+        key: None,
+        ..session(1, "a", "ASIA2")
+    };
+    bench.update(update(vec![new], Vec::new())).unwrap();
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA2"));
+}
+
+#[test]
+fn sessions_with_a_new_number_can_be_requested() {
+    let mut bench = bench();
+    let first = update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]);
+    bench.update(first).unwrap();
+    let mut second = update(vec![session(2, "a", "ASIA1")], vec![pod(1, 2)]);
+    second.removed_sessions = vec![1];
+    bench.update(second).unwrap();
+    let key = SessionKey::try_from(key("a")).unwrap();
+    assert_eq!(bench.sync.numbers.get(&key), Some(&2));
+    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+}
+
+#[test]
+fn a_message_that_makes_no_sense_ends_the_stream() {
+    let entry = |change: &dyn Fn(&mut v1::Pod)| {
+        let mut entry = pod(1, 1);
+        change(&mut entry);
+        update(vec![session(1, "a", "ASIA1")], vec![entry])
+    };
+    let with = |change: &dyn Fn(&mut v1::Session)| {
+        let mut session = session(1, "a", "ASIA1");
+        change(&mut session);
+        update(vec![session], Vec::new())
+    };
+    for malformed in [
+        update(Vec::new(), vec![pod(1, 1)]),
+        entry(&|it| it.authorization = None),
+        entry(&|it| it.uid.clear()),
+        entry(&|it| it.namespace = "a\nb".into()),
+        entry(&|it| it.name = "x".repeat(1000)),
+        entry(&|it| it.addresses = vec![vec![1, 2, 3]]),
+        with(&|it| it.key = None),
+        with(&|it| it.key.as_mut().unwrap().role = "no ARN".into()),
+        with(&|it| it.credentials.as_mut().unwrap().document.clear()),
+        with(&|it| it.credentials.as_mut().unwrap().expires_at_ms = i64::MAX),
+        with(&|it| it.failure = Some(v1::Failure::default())),
+    ] {
+        let mut bench = bench();
+        let text = format!("{malformed:?}");
+        assert!(bench.update(malformed).is_err(), "{text}");
+        // Nothing of it is shown.
+        assert_eq!(bench.key(1), None, "{text}");
+    }
+}
+
+#[test]
+fn a_broker_cannot_fill_the_agent() {
+    let mut bench = bench();
+    let sessions = |from: u64| (from..).map(|n| session(n, &format!("role-{n}"), "ASIA"));
+    let most = u64::try_from(MAX_ENTRIES).unwrap();
+    let all = sessions(0).take(MAX_ENTRIES).collect();
+    bench.update(update(all, Vec::new())).unwrap();
+    assert!(
+        bench
+            .update(update(sessions(most).take(1).collect(), Vec::new()))
+            .is_err()
+    );
+    let pods = |from: usize, count: usize| {
+        let named = |n: usize| v1::Pod {
+            uid: format!("uid-{n}"),
+            addresses: Vec::new(),
+            ..pod(1, 1)
+        };
+        update(Vec::new(), (from..from + count).map(named).collect())
+    };
+    // While the complete state is sent, and afterwards.
+    bench.update(pods(0, MAX_ENTRIES)).unwrap();
+    assert!(bench.update(pods(MAX_ENTRIES, 2)).is_err());
+    bench.hear(PairEvent::Activated).unwrap();
+    let mut first = update(vec![session(1, "a", "ASIA1")], Vec::new());
+    first.complete = true;
+    bench.update(first).unwrap();
+    bench.update(pods(0, MAX_ENTRIES)).unwrap();
+    assert!(bench.update(pods(MAX_ENTRIES, 2)).is_err());
+}

@@ -1,0 +1,160 @@
+//! The metadata server: serves pods on the address of the instance metadata service.
+//!
+//! A request is served from memory: address → entry → session → bytes. If a part is missing, the
+//! request waits for the event that adds it, and never for a timer, up to a deadline below the
+//! SDKs' own.
+
+mod forward;
+mod handler;
+mod health;
+mod reply;
+mod validate;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use rolegate_authorizer::recorder::OutcomeRecorder;
+use rolegate_aws::imds::Imds;
+use rolegate_core::metadata::AllowList;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::drain::Drain;
+use rolegate_runtime::serve;
+use tokio::net::TcpListener;
+
+use crate::address_verifier::AddressVerifier;
+use crate::decision_source::DecisionSource;
+use crate::limits::{LimitOptions, Limits, Peer};
+use crate::metrics::AgentMetrics;
+use crate::pod_table::{Owner, PodTable};
+use crate::token::TokenKeys;
+
+pub use health::NodeHealth;
+
+/// Maximum size of a request's head, in bytes. SDKs send a few hundred.
+const MAX_HEAD_BYTES: usize = 8 * 1024;
+
+/// The use of IMDSv2 tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ImdsV2 {
+    /// Tokens are issued and checked, but not required.
+    #[default]
+    Optional,
+    /// Requests without a token are refused.
+    Required,
+}
+
+/// The options of the metadata server.
+#[derive(Debug, Clone)]
+pub struct MetadataOptions {
+    /// The use of IMDSv2 tokens.
+    pub imds_v2: ImdsV2,
+    /// The paths of the node's metadata service that pods may read.
+    pub allow: AllowList,
+    /// Maximum time that a request waits for the watch or for STS.
+    pub wait: Duration,
+    /// Maximum staleness of the pod table.
+    pub max_staleness: Duration,
+    /// Limits per pod and for all pods.
+    pub limits: LimitOptions,
+    /// Timeout of a request's head, and idle timeout.
+    pub header_time: Duration,
+}
+
+/// The metadata server of one node.
+#[derive(Debug)]
+pub struct MetadataServer {
+    options: MetadataOptions,
+    pod_table: Arc<PodTable>,
+    decisions: DecisionSource,
+    verifier: AddressVerifier,
+    tokens: Arc<TokenKeys>,
+    imds: Imds,
+    cache: forward::Cache,
+    limits: Arc<Limits>,
+    clock: Clock,
+    metrics: AgentMetrics,
+    outcomes: OutcomeRecorder,
+    health: NodeHealth,
+}
+
+/// The parts of the agent that a server uses.
+#[derive(Debug)]
+pub struct MetadataParts {
+    /// The owners of addresses.
+    pub pod_table: Arc<PodTable>,
+    /// The source of decisions.
+    pub decisions: DecisionSource,
+    /// The check that addresses are attached to their pods.
+    pub verifier: AddressVerifier,
+    /// The keys that issue and check tokens.
+    pub tokens: Arc<TokenKeys>,
+    /// The node's metadata service.
+    pub imds: Imds,
+    /// The clock.
+    pub clock: Clock,
+    /// The metrics of requests.
+    pub metrics: AgentMetrics,
+    /// The recorder of Events for pods' owners.
+    pub outcomes: OutcomeRecorder,
+    /// The content of kube2iam's health page.
+    pub health: NodeHealth,
+}
+
+impl MetadataServer {
+    /// Creates a server that does not listen yet.
+    pub fn new(options: MetadataOptions, parts: MetadataParts) -> Arc<Self> {
+        Arc::new(Self {
+            cache: forward::Cache::default(),
+            limits: Limits::new(options.limits, parts.metrics.clone()),
+            options,
+            pod_table: parts.pod_table,
+            decisions: parts.decisions,
+            verifier: parts.verifier,
+            tokens: parts.tokens,
+            imds: parts.imds,
+            clock: parts.clock,
+            metrics: parts.metrics,
+            outcomes: parts.outcomes,
+            health: parts.health,
+        })
+    }
+
+    /// Returns its limits and their state.
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
+    }
+
+    /// Serves connections of `listener` until the drain begins.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, drain: Drain) {
+        let limits = serve::Limits {
+            // The server's own limits evict connections and never wait.
+            connections: self.limits.most_connections(),
+            header_time: self.options.header_time,
+            header_bytes: MAX_HEAD_BYTES,
+            ..serve::Limits::default()
+        };
+        serve::serve_evictable(listener, limits, drain, move |peer, own| {
+            let address = peer.ip().to_canonical();
+            let (peer, known) = match self.pod_table.owner(address) {
+                Some(Owner::Pod(entry)) => (Peer::Pod(entry.workload.uid.clone()), true),
+                // Before pods are known, each address may belong to a pod.
+                Some(Owner::Disputed) | None => {
+                    (Peer::Address(address), !self.pod_table.is_settled())
+                }
+            };
+            let (connection, eviction) = self.limits.connect(peer, known, self.clock.now());
+            let own = own.ip().to_canonical();
+            let handler = handler::RequestHandler::new(self.clone(), connection, address, own);
+            let service = service_fn(move |request| {
+                let reply = handler.clone().respond(request);
+                async { Ok(reply.await) }
+            });
+            Some((service, eviction))
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! Tests of a server that checks the attachment of addresses, over real connections.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry};
+use rolegate_core::labels::Labels;
+use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::*;
+use crate::address_verifier::tests::StandIn;
+use crate::attachment::Verdict;
+use crate::pod_table::Owner;
+use crate::token::KeyRing;
+
+const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+/// The response to a pod that was identified but has no role.
+const IDENTIFIED: &str = "this pod has no role";
+
+struct Stage {
+    pod_table: Arc<PodTable>,
+    attachments: Arc<StandIn>,
+    address: SocketAddr,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Starts a server for one pod, with attachments that return `verdict` and a request timeout of
+/// `wait`.
+async fn stage(verdict: Verdict, wait: Duration) -> Stage {
+    let listener = TcpListener::bind((POD, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let attachments = StandIn::saying(verdict);
+    let pod_table = Arc::new(PodTable::default());
+    let workload = Workload {
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "u1".into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: vec![POD],
+        phase: Phase::Running,
+        host_network: false,
+        mirror: false,
+        wish: RoleRequest::default(),
+        labels: Labels::default(),
+        annotations: Labels::default(),
+    };
+    let decided = DecisionRecord {
+        generation: 0,
+        until: None,
+        authorization: Authorization::NoRole,
+    };
+    let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));
+    pod_table.publish(vec![(POD, Some(Owner::Pod(entry)))]);
+    pod_table.settle(true);
+    let ring = KeyRing::generate(Clock::system().now()).unwrap();
+    let parts = MetadataParts {
+        pod_table: pod_table.clone(),
+        decisions: DecisionSource::Broker(Clock::system()),
+        verifier: AddressVerifier::new(None, Some(attachments.clone())),
+        tokens: Arc::new(TokenKeys::new(ring)),
+        imds: Imds::new("127.0.0.1:9").unwrap(),
+        clock: Clock::system(),
+        metrics: AgentMetrics::register(&mut Registry::default()),
+        outcomes: OutcomeRecorder::new(None, Ledger::default()),
+        health: NodeHealth::new(None),
+    };
+    let options = MetadataOptions {
+        imds_v2: ImdsV2::Optional,
+        allow: AllowList::new(&[]).unwrap(),
+        wait,
+        max_staleness: Duration::from_secs(3600),
+        limits: LimitOptions::default(),
+        header_time: Duration::from_secs(10),
+    };
+    let server = MetadataServer::new(options, parts);
+    Stage {
+        pod_table,
+        attachments,
+        address,
+        _task: AbortOnDropHandle::new(tokio::spawn(server.serve(listener, Drain::new()))),
+    }
+}
+
+/// A connection of the pod.
+struct Pod(TcpStream, SocketAddr);
+
+impl Stage {
+    async fn connect(&self) -> Pod {
+        Pod(
+            TcpStream::connect(self.address).await.unwrap(),
+            self.address,
+        )
+    }
+
+    /// Waits for the next check of the attachment.
+    async fn asked(&self, before: usize) {
+        let asked = async {
+            while self.attachments.asked() == before {
+                tokio::task::yield_now().await;
+            }
+        };
+        let deadline = Duration::from_secs(60);
+        tokio::time::timeout(deadline, asked).await.unwrap();
+    }
+}
+
+impl Pod {
+    async fn send(&mut self) {
+        let request = format!(
+            "GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: {}\r\n\r\n",
+            self.1
+        );
+        self.0.write_all(request.as_bytes()).await.unwrap();
+    }
+
+    /// Reads the next response, up to its last line.
+    async fn answer(&mut self) -> String {
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\n") || answer.ends_with(b"\r\n") {
+            let mut chunk = [0; 1024];
+            let length = self.0.read(&mut chunk).await.unwrap();
+            assert!(length > 0, "{}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&chunk[..length]);
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    async fn ask(&mut self) -> String {
+        self.send().await;
+        self.answer().await
+    }
+}
+
+const SHORT: Duration = Duration::from_millis(20);
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn only_attached_addresses_are_served() {
+    for (verdict, why) in [
+        (Verdict::Changed, "not attached to its pod"),
+        (Verdict::Unrecorded, "has not recorded"),
+        (Verdict::Unknown, "cannot locate it"),
+    ] {
+        let stage = stage(verdict, SHORT).await;
+        let answer = stage.connect().await.ask().await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        assert!(answer.contains(why), "{answer}");
+    }
+    let stage = stage(Verdict::Same, SHORT).await;
+    stage.attachments.say(None);
+    let answer = stage.connect().await.ask().await;
+    assert!(
+        answer.contains("cannot locate"),
+        "an error of the kernel: {answer}"
+    );
+    stage.attachments.say(Some(Verdict::Same));
+    let answer = stage.connect().await.ask().await;
+    assert!(answer.contains(IDENTIFIED), "{answer}");
+}
+
+#[tokio::test]
+async fn open_connections_are_refused_once_the_address_has_moved() {
+    let stage = stage(Verdict::Same, SHORT).await;
+    let mut pod = stage.connect().await;
+    for _ in 0..2 {
+        let answer = pod.ask().await;
+        assert!(answer.contains(IDENTIFIED), "{answer}");
+    }
+    assert_eq!(
+        stage.attachments.asked(),
+        1,
+        "asked once for the connection"
+    );
+    stage.attachments.say(Some(Verdict::Changed));
+    let answer = pod.ask().await;
+    assert!(answer.contains("is not attached to its pod"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn connections_opened_from_elsewhere_stay_refused() {
+    let stage = stage(Verdict::Changed, SHORT).await;
+    let mut thief = stage.connect().await;
+    stage.asked(0).await;
+    stage.attachments.say(Some(Verdict::Same));
+    let answer = thief.ask().await;
+    assert!(answer.contains("is not attached to its pod"), "{answer}");
+    let answer = stage.connect().await.ask().await;
+    assert!(answer.contains(IDENTIFIED), "{answer}");
+}
+
+#[tokio::test]
+async fn attachment_counts_from_the_opening_of_the_connection() {
+    let stage = stage(Verdict::Same, SHORT).await;
+    stage.attachments.elsewhere.store(true, Ordering::Relaxed);
+    // Its pod is unknown yet, so only this check shows that a neighbor opened it.
+    let owner = stage.pod_table.owner(POD);
+    stage.pod_table.publish(vec![(POD, None)]);
+    let mut thief = stage.connect().await;
+    let answer = thief.ask().await;
+    assert!(answer.contains("no pod of this node"), "{answer}");
+    stage.attachments.elsewhere.store(false, Ordering::Relaxed);
+    stage.pod_table.publish(vec![(POD, owner)]);
+    let answer = thief.ask().await;
+    assert!(answer.contains("is not attached to its pod"), "{answer}");
+    let answer = stage.connect().await.ask().await;
+    assert!(answer.contains(IDENTIFIED), "{answer}");
+}
+
+#[tokio::test]
+async fn connections_with_lost_events_are_closed() {
+    let stage = stage(Verdict::Same, LONG).await;
+    let mut pod = stage.connect().await;
+    assert!(pod.ask().await.contains(IDENTIFIED));
+    stage.attachments.say(Some(Verdict::EventsLost));
+    // At once, since waiting would change nothing.
+    let answer = pod.ask().await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("open a new one"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_waits_for_its_pod_s_record() {
+    let stage = stage(Verdict::Unrecorded, LONG).await;
+    let mut pod = stage.connect().await;
+    pod.send().await;
+    // When it was opened, and at the request, before and after it began to wait.
+    stage.asked(0).await;
+    stage.asked(1).await;
+    stage.asked(2).await;
+    stage.attachments.say(Some(Verdict::Same));
+    stage.pod_table.touch();
+    let answer = pod.answer().await;
+    assert!(answer.contains(IDENTIFIED), "{answer}");
+}

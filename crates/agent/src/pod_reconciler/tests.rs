@@ -1,0 +1,317 @@
+//! Tests of the pod reconciler: events in, pod table out.
+
+use prometheus_client::registry::Registry;
+use rolegate_aws::sessions::Sessions;
+use rolegate_aws::sessions::{AssumeRole, SessionMetrics};
+use rolegate_core::config::RuleConfig;
+use rolegate_core::decision::ReservedRole;
+use rolegate_core::enforcement::EnforcementPoint;
+use rolegate_core::engine::EngineOptions;
+use rolegate_core::labels::Labels;
+use rolegate_core::namespace::Namespace;
+use rolegate_core::session::{Credentials, Failure, SessionKey};
+use rolegate_core::session_name::SessionScope;
+use rolegate_core::workload::Phase;
+use rolegate_core::workload::RoleRequest;
+use rolegate_runtime::clock::Clock;
+
+use super::*;
+use crate::pod_table::Owner;
+use rolegate_authorizer::pod::DecisionRecord;
+
+/// An STS client that is never called, since the driver does not run.
+struct Nobody;
+
+impl AssumeRole for Nobody {
+    async fn assume_role(&self, _: &SessionKey) -> Result<Credentials, Failure> {
+        std::future::pending().await
+    }
+}
+
+struct Stage {
+    pod_reconciler: PodReconciler,
+    authorizer: Authorizer,
+    pod_table: Arc<PodTable>,
+    readiness: Readiness,
+}
+
+fn stage() -> Stage {
+    let registry = &mut Registry::default();
+    let (sessions, _) = Sessions::new(
+        Nobody,
+        EngineOptions::default(),
+        Clock::system(),
+        SessionMetrics::register(registry),
+    );
+    let writer = RuleStoreWriter::new(
+        RuleConfig::default(),
+        EnforcementPoint::Agent,
+        SessionScope::Workload,
+        3600,
+    );
+    let authorizer = Authorizer::new(writer.rules(), sessions, Clock::system());
+    let pod_table = Arc::new(PodTable::default());
+    let readiness = Readiness::new();
+    let parts = PodReconcilerParts {
+        pod_table: pod_table.clone(),
+        authorizer: authorizer.clone(),
+        metrics: AgentMetrics::register(registry),
+        verifier: AddressVerifier::default(),
+        writer,
+    };
+    let pod_reconciler = PodReconciler::new(parts, &readiness);
+    Stage {
+        pod_reconciler,
+        authorizer,
+        pod_table,
+        readiness,
+    }
+}
+
+/// Everything is loaded, and namespace `default` allows role `reader`.
+fn settled() -> Stage {
+    let mut stage = stage();
+    stage
+        .pod_reconciler
+        .update(Update::Workloads(Change::Snapshot(Vec::new())));
+    stage.pod_reconciler.update(namespaces("[\"reader\"]"));
+    stage.pod_reconciler.learn(Facts {
+        base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
+        ..Facts::default()
+    });
+    stage
+}
+
+fn namespaces(allowed: &str) -> Update {
+    Update::Namespaces(Change::Snapshot(vec![Namespace {
+        name: "default".into(),
+        allowed_roles: Some(allowed.into()),
+        ..Namespace::default()
+    }]))
+}
+
+fn pod(uid: &str, role: &str) -> Workload {
+    Workload {
+        namespace: "default".into(),
+        name: format!("pod-{uid}").into(),
+        uid: uid.into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: vec![ADDRESS],
+        phase: Phase::Running,
+        host_network: false,
+        mirror: false,
+        wish: RoleRequest {
+            role: Some(role.into()),
+            ..RoleRequest::default()
+        },
+        labels: Labels::default(),
+        annotations: Labels::default(),
+    }
+}
+
+const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+impl Stage {
+    fn apply(&mut self, pod: Workload) {
+        self.pod_reconciler
+            .update(Update::Workloads(Change::Apply(pod)));
+    }
+
+    fn delete(&mut self, pod: Workload) {
+        self.pod_reconciler
+            .update(Update::Workloads(Change::Delete(pod)));
+    }
+
+    fn authorization(&self, entry: &PodEntry) -> arc_swap::Guard<Arc<DecisionRecord>> {
+        self.authorizer.authorization(entry, self.authorizer.now())
+    }
+
+    /// Returns the state of the address in a few words.
+    fn seen(&self) -> String {
+        match self.pod_table.owner(ADDRESS) {
+            None => "nobody".into(),
+            Some(Owner::Disputed) => "disputed".into(),
+            Some(Owner::Pod(entry)) => match &self.authorization(&entry).authorization {
+                Authorization::Allowed(allowed) => {
+                    format!("{} {}", entry.workload.uid, allowed.role.name())
+                }
+                Authorization::NoRole => format!("{} none", entry.workload.uid),
+                Authorization::Denied { .. } => format!("{} denied", entry.workload.uid),
+                Authorization::Pending => format!("{} undecided", entry.workload.uid),
+            },
+        }
+    }
+}
+
+#[test]
+fn nothing_is_settled_before_everything_is_loaded() {
+    let mut stage = stage();
+    for step in 0..3 {
+        assert!(
+            !stage.pod_table.is_settled() && !stage.readiness.is_ready(),
+            "{step}"
+        );
+        match step {
+            0 => stage
+                .pod_reconciler
+                .update(Update::Workloads(Change::Snapshot(vec![pod(
+                    "a", "reader",
+                )]))),
+            1 => stage.pod_reconciler.update(namespaces("[\"reader\"]")),
+            _ => stage.pod_reconciler.learn(Facts::default()),
+        }
+    }
+    assert!(stage.pod_table.is_settled() && stage.readiness.is_ready());
+    // Without a base ARN, a bare name is denied with that reason.
+    assert_eq!(stage.seen(), "a denied");
+}
+
+#[test]
+fn pain_02_an_address_is_its_living_owners_alone() {
+    let mut stage = settled();
+    let first = pod("a", "reader");
+    stage.apply(first.clone());
+    assert_eq!(stage.seen(), "a reader");
+    // A job's pod finishes, and the next one gets its address before it is deleted.
+    stage.apply(Workload {
+        phase: Phase::Succeeded,
+        ..first.clone()
+    });
+    assert_eq!(stage.seen(), "nobody");
+    stage.apply(pod("b", "other"));
+    assert_eq!(stage.seen(), "b denied");
+    stage.delete(Workload {
+        phase: Phase::Succeeded,
+        ..first
+    });
+    assert_eq!(stage.seen(), "b denied");
+}
+
+#[test]
+fn rule_01_two_live_pods_with_one_address_get_nothing() {
+    let mut stage = settled();
+    stage.apply(pod("a", "reader"));
+    stage.apply(pod("b", "reader"));
+    assert_eq!(stage.seen(), "disputed");
+    stage.delete(pod("a", "reader"));
+    assert_eq!(stage.seen(), "b reader");
+}
+
+#[test]
+fn threat_01_mirror_and_host_network_pods_own_no_address() {
+    let mut stage = settled();
+    stage.apply(Workload {
+        mirror: true,
+        ..pod("a", "reader")
+    });
+    assert_eq!(stage.seen(), "nobody");
+    stage.apply(Workload {
+        host_network: true,
+        ..pod("b", "reader")
+    });
+    assert_eq!(stage.seen(), "nobody");
+    stage.apply(pod("c", "reader"));
+    assert_eq!(stage.seen(), "c reader");
+}
+
+#[test]
+fn rule_04_a_right_taken_away_is_gone_at_once() {
+    let mut stage = settled();
+    stage.apply(pod("a", "reader"));
+    assert_eq!(stage.seen(), "a reader");
+    stage.pod_reconciler.update(namespaces("[]"));
+    assert_eq!(stage.seen(), "a denied");
+    stage.pod_reconciler.update(namespaces("[\"reader\"]"));
+    assert_eq!(stage.seen(), "a reader");
+    let own = ReservedRole {
+        account: None,
+        name: "reader".into(),
+    };
+    stage.pod_reconciler.learn(Facts {
+        reserved_roles: vec![own],
+        ..Facts::default()
+    });
+    assert_eq!(stage.seen(), "a denied");
+}
+
+#[test]
+fn a_session_is_kept_across_changes_that_do_not_shape_it() {
+    let mut stage = settled();
+    let lease = |stage: &Stage| match stage.pod_table.owner(ADDRESS) {
+        Some(Owner::Pod(entry)) => match &stage.authorization(&entry).authorization {
+            Authorization::Allowed(allowed) => Arc::as_ptr(&allowed.lease),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    stage.apply(Workload {
+        addresses: Vec::new(),
+        phase: Phase::Pending,
+        ..pod("a", "reader")
+    });
+    stage.apply(pod("a", "reader"));
+    let first = lease(&stage);
+    stage.pod_reconciler.update(namespaces("[\"*\"]"));
+    assert_eq!(lease(&stage), first);
+    let mut changed = pod("a", "reader");
+    changed.wish.external_id = Some("id-b".into());
+    stage.apply(changed);
+    assert_ne!(lease(&stage), first);
+}
+
+#[test]
+fn a_namespace_that_comes_later_decides_then() {
+    let mut stage = settled();
+    let mut early = pod("a", "reader");
+    early.namespace = "new".into();
+    stage.apply(early);
+    assert_eq!(stage.seen(), "a undecided");
+    stage
+        .pod_reconciler
+        .update(Update::Namespaces(Change::Apply(Namespace {
+            name: "new".into(),
+            permitted: Some(".*".into()),
+            ..Namespace::default()
+        })));
+    assert_eq!(stage.seen(), "a reader");
+}
+
+#[test]
+fn a_snapshot_removes_what_is_not_in_it() {
+    let mut stage = settled();
+    stage.apply(pod("a", "reader"));
+    stage
+        .pod_reconciler
+        .update(Update::Workloads(Change::Snapshot(vec![pod(
+            "b", "reader",
+        )])));
+    assert_eq!(stage.seen(), "b reader");
+    stage
+        .pod_reconciler
+        .update(Update::Workloads(Change::Snapshot(Vec::new())));
+    assert_eq!(stage.seen(), "nobody");
+    assert!(stage.pod_reconciler.pods.is_empty());
+}
+
+#[test]
+fn rule_changes_apply_before_pods_are_decided_again_once() {
+    let mut stage = settled();
+    stage.apply(pod("a", "reader"));
+    assert_eq!(stage.seen(), "a reader");
+    for _ in 0..3 {
+        stage.pod_reconciler.update(namespaces("[]"));
+        stage.pod_reconciler.update(namespaces("[\"reader\"]"));
+    }
+    stage.pod_reconciler.update(namespaces("[]"));
+    assert_eq!(stage.pod_reconciler.touched.len(), 1);
+    let decided = |stage: &Stage| match stage.pod_table.owner(ADDRESS) {
+        Some(Owner::Pod(entry)) => entry.decided.load().generation,
+        other => panic!("{other:?}"),
+    };
+    let before = decided(&stage);
+    assert_eq!(stage.seen(), "a denied");
+    assert!(decided(&stage) > before, "it was decided when it asked");
+    stage.pod_reconciler.catch_up();
+    assert!(stage.pod_reconciler.touched.is_empty());
+}

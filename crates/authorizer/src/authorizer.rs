@@ -1,0 +1,221 @@
+//! Decides for pods, on the thread that first needs a decision after the rules changed.
+//!
+//! A rule change only creates a new generation. A pod's decision is made again when the pod next
+//! makes a request or when the pod reconciler reaches it, so a change takes effect at once, however
+//! many pods there are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::Guard;
+use jiff::Timestamp;
+use rolegate_aws::sessions::{Lease, Sessions};
+use rolegate_core::decision::Decision;
+use rolegate_core::decision_cache::DecisionCache;
+use rolegate_core::engine::Cause;
+use rolegate_core::session::SessionKey;
+use rolegate_core::workload::{Phase, Workload};
+use rolegate_rules::rules::RuleStore;
+use rolegate_runtime::clock::Clock;
+
+use crate::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
+
+/// Lifetime of a decision whose rules read the time.
+const TIME_DEPENDENT_TTL: Duration = Duration::from_secs(30);
+/// Lifetime of a denial with a temporary cause, such as a policy timeout.
+const TRANSIENT_TTL: Duration = Duration::from_secs(5);
+
+/// Decides by the rules of a store. Cloning is cheap; clones share state.
+#[derive(Debug, Clone)]
+pub struct Authorizer {
+    rules: RuleStore,
+    sessions: Sessions,
+    clock: Clock,
+    decision_cache: Arc<DecisionCache>,
+}
+
+impl Authorizer {
+    /// Creates an authorizer that decides by `rules` and leases sessions for allowed roles.
+    pub fn new(rules: RuleStore, sessions: Sessions, clock: Clock) -> Self {
+        Self {
+            rules,
+            sessions,
+            clock,
+            decision_cache: Arc::default(),
+        }
+    }
+
+    /// Returns the current time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Returns the decision for `entry`, which is made again if it is outdated.
+    pub fn authorization(&self, entry: &PodEntry, now: Timestamp) -> Guard<Arc<DecisionRecord>> {
+        let decided = entry.decided.load();
+        if decided.counts(self.rules.generation(), now) {
+            return decided;
+        }
+        let new = Arc::new(self.decide(&entry.workload, Some(&decided)));
+        // If another thread has decided by the same or newer rules in the meantime, its decision is
+        // kept and returned.
+        let replaced = entry.decided.rcu(|other| {
+            let newest = if other.generation > new.generation {
+                other
+            } else {
+                &new
+            };
+            newest.clone()
+        });
+        if replaced.generation > new.generation {
+            return Guard::from_inner(replaced);
+        }
+        Guard::from_inner(new)
+    }
+
+    /// Returns the decision for `entry` without storing it, for readers of a pod that another task
+    /// updates.
+    pub fn peek(&self, entry: &PodEntry) -> Arc<DecisionRecord> {
+        let decided = entry.decided.load_full();
+        if decided.counts(self.rules.generation(), self.clock.now()) {
+            return decided;
+        }
+        Arc::new(self.decide(&entry.workload, Some(&decided)))
+    }
+
+    /// Decides for a pod. If the session stays the same, its previous lease is kept, so that no
+    /// session is fetched twice.
+    pub fn decide(&self, workload: &Workload, before: Option<&DecisionRecord>) -> DecisionRecord {
+        let snapshot = self.rules.load();
+        let rules = &snapshot.rules;
+        let now = self.clock.now();
+        let finished = matches!(workload.phase, Phase::Succeeded | Phase::Failed);
+        let mut is_transient = false;
+        let authorization = if finished || workload.host_network {
+            // The pod has no address, so nothing could ever be served.
+            Authorization::NoRole
+        } else {
+            let decision = self.decision_cache.decide(rules, workload, now);
+            is_transient = decision.is_transient();
+            match decision {
+                Decision::Pending => Authorization::Pending,
+                Decision::NoRole => Authorization::NoRole,
+                Decision::Deny(denial) => Authorization::Denied {
+                    body: format!("{}\n", denial.to_owner()).into(),
+                    denial,
+                },
+                Decision::Allow {
+                    key,
+                    role_name,
+                    rules,
+                    audited,
+                } => Authorization::Allowed(Allowed {
+                    role: key.role.clone(),
+                    role_name: role_name.into(),
+                    since: now,
+                    rules,
+                    audited,
+                    lease: self.lease(key, workload, before),
+                }),
+            }
+        };
+        DecisionRecord {
+            generation: rules.generation,
+            until: match is_transient {
+                true => Some(now + TRANSIENT_TTL),
+                false => rules.reads_time().then(|| now + TIME_DEPENDENT_TTL),
+            },
+            authorization,
+        }
+    }
+
+    fn lease(
+        &self,
+        key: SessionKey,
+        workload: &Workload,
+        before: Option<&DecisionRecord>,
+    ) -> Arc<Lease> {
+        match before.map(|before| &before.authorization) {
+            Some(Authorization::Allowed(allowed)) if *allowed.lease.cell().key() == key => {
+                allowed.lease.clone()
+            }
+            before => {
+                let cause = match before {
+                    None | Some(Authorization::Pending) => Cause::New,
+                    Some(_) => Cause::Change,
+                };
+                Arc::new(self.sessions.lease(key, workload.namespace.clone(), cause))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_core::arn::BaseArn;
+    use rolegate_core::config::RuleConfig;
+    use rolegate_core::enforcement::EnforcementPoint;
+    use rolegate_core::labels::Labels;
+    use rolegate_core::namespace::Namespace;
+    use rolegate_core::rule_set_builder::{Facts, RuleUpdate};
+    use rolegate_core::session_name::SessionScope;
+    use rolegate_core::workload::{Change, RoleRequest};
+    use rolegate_rules::store::{Report, RuleStoreWriter};
+
+    use super::*;
+
+    fn allow(writer: &mut RuleStoreWriter, roles: &str) {
+        let namespace = Namespace {
+            name: "default".into(),
+            allowed_roles: Some(roles.into()),
+            ..Namespace::default()
+        };
+        let namespaces = RuleUpdate::Namespaces(Change::Snapshot(vec![namespace]));
+        writer.apply(Report::RuleStore(namespaces));
+    }
+
+    #[test]
+    fn rule_04_who_only_looks_sees_what_counts_and_changes_nothing() {
+        let base = BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap();
+        let config = RuleConfig {
+            base: Some(base),
+            ..RuleConfig::default()
+        };
+        let mut writer = RuleStoreWriter::new(
+            config,
+            EnforcementPoint::Agent,
+            SessionScope::Workload,
+            3600,
+        );
+        writer.learn(Facts::default());
+        allow(&mut writer, r#"["reader"]"#);
+        let (sessions, _fed) = Sessions::remote();
+        let authorizer = Authorizer::new(writer.rules(), sessions, Clock::system());
+        let workload = Workload {
+            namespace: "default".into(),
+            name: "api".into(),
+            uid: "uid-1".into(),
+            node: Some("node-1".into()),
+            service_account: "default".into(),
+            addresses: vec![[10, 0, 0, 1].into()],
+            phase: Phase::Running,
+            host_network: false,
+            mirror: false,
+            wish: RoleRequest {
+                role: Some("reader".into()),
+                ..RoleRequest::default()
+            },
+            labels: Labels::default(),
+            annotations: Labels::default(),
+        };
+        let decided = authorizer.decide(&workload, None);
+        let pod = PodEntry::new(Arc::new(workload), decided);
+        let is_allowed =
+            |decided: &DecisionRecord| matches!(decided.authorization, Authorization::Allowed(_));
+        assert!(is_allowed(&authorizer.peek(&pod)));
+        allow(&mut writer, r#"["writer"]"#);
+        assert!(!is_allowed(&authorizer.peek(&pod)));
+        // The task that updates the pod must still see the change.
+        assert!(is_allowed(&pod.decided.load()));
+    }
+}

@@ -1,0 +1,134 @@
+//! A pod with its last decision.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use jiff::Timestamp;
+use rolegate_aws::sessions::{Lease, Session};
+use rolegate_core::arn::RoleArn;
+use rolegate_core::decision::Denial;
+use rolegate_core::workload::Workload;
+
+use crate::throttle::LogThrottle;
+
+/// A pod with its last decision. A change of the pod creates a new entry.
+#[derive(Debug)]
+pub struct PodEntry {
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// The last decision, which [`crate::authorizer::Authorizer::authorization`] updates.
+    pub decided: ArcSwap<DecisionRecord>,
+    /// Limits the reports of denials to the pod's owner.
+    pub report_throttle: LogThrottle,
+    /// The session that the pod last received: a hash of its `AccessKeyId`, zero for none.
+    served: AtomicU64,
+}
+
+impl PodEntry {
+    /// Creates an entry.
+    pub fn new(workload: Arc<Workload>, decided: DecisionRecord) -> Self {
+        Self {
+            workload,
+            decided: ArcSwap::from_pointee(decided),
+            report_throttle: LogThrottle::default(),
+            served: AtomicU64::new(0),
+        }
+    }
+
+    /// Creates an entry for the same pod after a change, and keeps the state of its reports.
+    #[must_use]
+    pub fn changed(&self, workload: Arc<Workload>, decided: DecisionRecord) -> Self {
+        Self {
+            workload,
+            decided: ArcSwap::from_pointee(decided),
+            report_throttle: self.report_throttle.clone(),
+            served: AtomicU64::new(self.served.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Records that the pod receives `session`. Returns true unless it is the session that the pod
+    /// received last.
+    pub fn is_first(&self, session: &Session) -> bool {
+        let mut hasher = DefaultHasher::new();
+        session.access_key_id.hash(&mut hasher);
+        let hash = hasher.finish();
+        // Read first, so that the cache line stays shared between threads.
+        self.served.load(Ordering::Relaxed) != hash
+            && self.served.swap(hash, Ordering::Relaxed) != hash
+    }
+}
+
+/// A decision and its lifetime.
+#[derive(Debug)]
+pub struct DecisionRecord {
+    /// The generation of the rules that the decision is based on.
+    pub generation: u64,
+    /// The time at which the decision expires without a change; `None` unless rules read the time.
+    pub until: Option<Timestamp>,
+    /// The authorization of the pod.
+    pub authorization: Authorization,
+}
+
+impl DecisionRecord {
+    pub(crate) fn counts(&self, generation: u64, now: Timestamp) -> bool {
+        self.generation == generation && self.until.is_none_or(|until| now < until)
+    }
+}
+
+impl DecisionRecord {
+    /// Returns true if the pod gets the same response from both decisions.
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        match (&self.authorization, &other.authorization) {
+            (Authorization::NoRole, Authorization::NoRole)
+            | (Authorization::Pending, Authorization::Pending) => true,
+            (Authorization::Denied { denial, .. }, Authorization::Denied { denial: other, .. }) => {
+                denial == other
+            }
+            (Authorization::Allowed(allowed), Authorization::Allowed(other)) => {
+                allowed.lease.cell().key() == other.lease.cell().key()
+                    && allowed.role_name == other.role_name
+                    && allowed.rules == other.rules
+                    && allowed.audited == other.audited
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The authorization of a pod.
+#[derive(Debug)]
+pub enum Authorization {
+    /// The pod may assume the role.
+    Allowed(Allowed),
+    /// The pod requests no role, and there is no default.
+    NoRole,
+    /// The request is denied.
+    Denied {
+        /// The denial.
+        denial: Denial,
+        /// The message for the pod's owner, ready to send.
+        body: Bytes,
+    },
+    /// Inputs of the decision have not been received yet.
+    Pending,
+}
+
+/// An allowed role and its session, ready to serve.
+#[derive(Debug)]
+pub struct Allowed {
+    /// The role.
+    pub role: RoleArn,
+    /// The role name that the metadata endpoint lists.
+    pub role_name: Bytes,
+    /// The time of the decision, which the `iam/info` document shows.
+    pub since: Timestamp,
+    /// The rules that allowed the role.
+    pub rules: Arc<[String]>,
+    /// Denials by layers in audit mode.
+    pub audited: Vec<Denial>,
+    /// The lease of the session, shared by the successive entries of one pod.
+    pub lease: Arc<Lease>,
+}

@@ -1,0 +1,168 @@
+//! Records the outcomes of pods' requests. Denials and failures go to the pod's owner (the log, and
+//! an Event on the pod); issued sessions go to the ledger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rolegate_aws::sessions::Session;
+use rolegate_core::arn::RoleArn;
+use rolegate_core::decision::Denial;
+use rolegate_core::session::Failure;
+use rolegate_kube::events::{EventReason, EventRecorder};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::ledger::{Issued, Ledger};
+use crate::pod::{Allowed, PodEntry};
+
+/// Minimum interval between reports of the same denial of the same pod, since SDKs retry.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// An outcome that an agent reports to its broker. It identifies the pod only; the broker takes all
+/// details from its own decisions and sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutcomeReport {
+    /// The pod's UID.
+    pub pod_uid: Arc<str>,
+    /// The outcome of the request.
+    pub outcome: RequestOutcome,
+}
+
+/// The outcome of a pod's request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestOutcome {
+    /// A rule denied the request.
+    Denied,
+    /// The request was allowed, but a layer in audit mode would have denied it.
+    Audited,
+    /// No session is available.
+    Failing,
+    /// The pod received a session for the first time.
+    Served {
+        /// The session's `AccessKeyId`.
+        access_key_id: Arc<str>,
+    },
+}
+
+/// Records outcomes in the log, in Events (if there is a cluster) and in the ledger, or reports
+/// them to the broker.
+#[derive(Debug, Clone, Default)]
+pub struct OutcomeRecorder {
+    events: Option<EventRecorder>,
+    ledger: Ledger,
+    broker: Option<mpsc::Sender<OutcomeReport>>,
+}
+
+impl OutcomeRecorder {
+    /// Creates a recorder for the log, `ledger` and, if there is a cluster, Events.
+    pub fn new(events: Option<EventRecorder>, ledger: Ledger) -> Self {
+        Self {
+            events,
+            ledger,
+            broker: None,
+        }
+    }
+
+    /// Creates a recorder for this node's log and the broker, which records the rest. Outcomes are
+    /// dropped when the queue is full, so that requests never wait.
+    pub fn to_broker(broker: mpsc::Sender<OutcomeReport>) -> Self {
+        Self {
+            broker: Some(broker),
+            ..Self::default()
+        }
+    }
+
+    /// Records that a rule denied a pod's request.
+    pub fn denied(&self, entry: &PodEntry, denial: &Denial, now: Timestamp) {
+        if !entry.report_throttle.allows(now, REPORT_INTERVAL) {
+            return;
+        }
+        let pod = &entry.workload;
+        warn!(
+            namespace = %pod.namespace,
+            pod = %pod.name,
+            service_account = %pod.service_account,
+            role = denial.role,
+            layer = denial.layer,
+            rule = denial.rule,
+            reason = denial.reason,
+            "request denied"
+        );
+        self.notice(entry, RequestOutcome::Denied);
+        if let Some(events) = &self.events {
+            events.tell(pod, EventReason::RoleForbidden, &denial.to_owner());
+        }
+    }
+
+    /// Records that a layer in audit mode would have denied a pod's request.
+    pub fn audited(&self, entry: &PodEntry, denial: &Denial, now: Timestamp) {
+        if !entry.report_throttle.allows(now, REPORT_INTERVAL) {
+            return;
+        }
+        let pod = &entry.workload;
+        warn!(
+            namespace = %pod.namespace,
+            pod = %pod.name,
+            service_account = %pod.service_account,
+            role = denial.role,
+            layer = denial.layer,
+            rule = denial.rule,
+            reason = denial.reason,
+            "request would be denied"
+        );
+        self.notice(entry, RequestOutcome::Audited);
+    }
+
+    /// Records that no session is available for an allowed role. AWS's message names the node's
+    /// role and is only logged.
+    pub fn failing(&self, entry: &PodEntry, role: &RoleArn, failure: &Failure, now: Timestamp) {
+        if !entry.report_throttle.allows(now, REPORT_INTERVAL) {
+            return;
+        }
+        let pod = &entry.workload;
+        warn!(
+            namespace = %pod.namespace,
+            pod = %pod.name,
+            %role,
+            code = failure.code,
+            reason = failure.message,
+            "no session available for pod"
+        );
+        self.notice(entry, RequestOutcome::Failing);
+        if let Some(events) = &self.events {
+            events.tell(pod, EventReason::CredentialError, &failure.to_owner(role));
+        }
+    }
+
+    /// Records that a pod receives a session, once for each pod and session.
+    pub fn served(&self, entry: &PodEntry, allowed: &Allowed, session: &Session, now: Timestamp) {
+        if !entry.is_first(session) {
+            return;
+        }
+        if self.broker.is_some() {
+            let access_key_id = session.access_key_id.as_str().into();
+            self.notice(entry, RequestOutcome::Served { access_key_id });
+        } else {
+            let handed = Issued {
+                pod: &entry.workload,
+                allowed,
+                access_key_id: &session.access_key_id.as_str().into(),
+                life: session.life,
+            };
+            self.ledger.served(handed, now);
+        }
+    }
+
+    /// Returns the ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn notice(&self, entry: &PodEntry, outcome: RequestOutcome) {
+        if let Some(broker) = &self.broker {
+            let pod_uid = entry.workload.uid.clone();
+            let _ = broker.try_send(OutcomeReport { pod_uid, outcome });
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! The index: the one task that knows all pods and updates the subscription of each stream.
+//!
+//! The index decides only for pods on nodes that a stream serves, so the broker holds sessions for
+//! those pods alone. Rule changes and the pods of new streams are processed in batches; between
+//! batches the index reads its sources.
+
+mod address_claims;
+mod work_queue;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rolegate_authorizer::authorizer::Authorizer;
+use rolegate_authorizer::pod::Authorization;
+use rolegate_core::arn::BaseArn;
+use rolegate_core::rule_set_builder::{Facts, Invalidated, RuleUpdate};
+use rolegate_core::session::SessionKey;
+use rolegate_core::workload::{Change, Update, Workload};
+use rolegate_rules::store::{Report, RuleStoreWriter};
+use rolegate_runtime::logging::list;
+use rolegate_runtime::readiness::{Block, Condition, Readiness};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::agent_pods::Agents;
+use crate::metrics::BrokerMetrics;
+use crate::node_addresses::NodeAddresses;
+use crate::subscription::{SessionChanges, Subscription};
+use address_claims::Claims;
+use work_queue::{Pending, Reason};
+
+/// Maximum number of pods decided in one batch.
+const BATCH_SIZE: usize = 128;
+/// Maximum number of pods decided after each command of a stream.
+const COMMAND_BATCH_SIZE: usize = 8;
+/// Time limit of a batch. The last pod may exceed it, since policies can be slow.
+const MAX_BATCH_TIME: Duration = Duration::from_millis(50);
+/// Interval at which time-dependent decisions are evaluated again.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// A command from a stream to the index.
+#[derive(Debug)]
+pub enum StreamCommand {
+    /// The stream has authenticated. It must end together with its agent's pod.
+    Join(Arc<Subscription>),
+    /// The agent now serves pods from this stream.
+    Activate(Arc<Subscription>),
+    /// The stream has ended.
+    Leave(Arc<Subscription>),
+}
+
+/// The components that the index needs.
+#[derive(Debug)]
+pub struct IndexParts {
+    /// The writer of the rule store.
+    pub writer: RuleStoreWriter,
+    /// The authorizer, which decides by these rules.
+    pub authorizer: Authorizer,
+    /// The agents' pods.
+    pub agents: Agents,
+    /// The addresses of nodes, if kiam agents are served.
+    pub node_addresses: Option<NodeAddresses>,
+    /// The broker's metrics.
+    pub metrics: BrokerMetrics,
+}
+
+/// The inputs of the index.
+#[derive(Debug)]
+pub struct Sources {
+    /// Changes of pods and namespaces.
+    pub updates: mpsc::Receiver<Update>,
+    /// Changes of rules.
+    pub reports: mpsc::Receiver<Report>,
+    /// The AWS environment, once detected.
+    pub facts: watch::Receiver<Option<Facts>>,
+    /// Commands from streams.
+    pub commands: mpsc::UnboundedReceiver<StreamCommand>,
+    /// Keys of sessions that changed.
+    pub sessions: mpsc::UnboundedReceiver<Arc<SessionKey>>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    pods: HashSet<Arc<str>>,
+    /// Active subscriptions of the node. There are two for a moment when an agent is replaced.
+    subscriptions: Vec<Arc<Subscription>>,
+}
+
+/// The index of pods. It writes the subscriptions.
+#[derive(Debug)]
+pub struct Index {
+    writer: RuleStoreWriter,
+    authorizer: Authorizer,
+    agents: Agents,
+    node_addresses: Option<NodeAddresses>,
+    metrics: BrokerMetrics,
+    /// All pods, by UID.
+    pods: HashMap<Arc<str>, Arc<Workload>>,
+    nodes: HashMap<Arc<str>, Node>,
+    /// The subscriptions of all authenticated streams.
+    joined: Vec<Arc<Subscription>>,
+    /// The number of active subscriptions.
+    serving: usize,
+    claims: Claims,
+    /// The subscriptions that use each session.
+    users: HashMap<Arc<SessionKey>, Vec<Weak<Subscription>>>,
+    pending: Pending,
+    /// UIDs of pods whose decision expires: a policy reads the time, or did not finish.
+    timely: HashSet<Arc<str>>,
+    workloads: Option<Block>,
+    /// `true` if everything that a complete subscription needs was known at the last change.
+    synced: bool,
+    rules: Condition,
+}
+
+impl Index {
+    /// Creates an empty index.
+    pub fn new(parts: IndexParts, readiness: &Readiness) -> Self {
+        let rules = readiness.condition("rules");
+        rules.fail("rules are not loaded");
+        Self {
+            writer: parts.writer,
+            authorizer: parts.authorizer,
+            agents: parts.agents,
+            node_addresses: parts.node_addresses,
+            metrics: parts.metrics,
+            pods: HashMap::new(),
+            nodes: HashMap::new(),
+            joined: Vec::new(),
+            serving: 0,
+            claims: Claims::default(),
+            users: HashMap::new(),
+            pending: Pending::default(),
+            timely: HashSet::new(),
+            workloads: Some(readiness.block("workloads are not loaded")),
+            synced: false,
+            rules,
+        }
+    }
+
+    /// Processes the sources until they end.
+    pub async fn run(mut self, mut sources: Sources) {
+        let mut timely = tokio::time::interval(RECHECK_INTERVAL);
+        loop {
+            tokio::select! {
+                // Sources take precedence over commands, which a node can send at any rate, and
+                // over the work queue.
+                biased;
+                Ok(()) = sources.facts.changed() => {
+                    let learned = sources.facts.borrow_and_update().clone();
+                    if let Some(learned) = learned {
+                        self.learn(learned);
+                    }
+                }
+                Some(report) = sources.reports.recv() => self.report(report),
+                Some(key) = sources.sessions.recv() => self.session_changed(&key),
+                update = sources.updates.recv() => match update {
+                    Some(update) => self.update(update),
+                    None => return,
+                },
+                _ = timely.tick() => self.time_went_by(),
+                Some(command) = sources.commands.recv() => {
+                    self.command(command);
+                    // A node that keeps reopening streams must not delay a revocation.
+                    self.catch_up(COMMAND_BATCH_SIZE);
+                }
+                () = tokio::task::yield_now(), if !self.pending.is_empty() => {
+                    self.catch_up(BATCH_SIZE);
+                }
+            }
+        }
+    }
+
+    /// Applies a report about the rules.
+    pub fn report(&mut self, report: Report) {
+        // Policy data changes with every namespace, which is no reason to call STS again.
+        let retry = matches!(report, Report::RuleStore(_));
+        let touched = self.writer.apply(report);
+        self.rules_changed(&touched, retry);
+    }
+
+    /// Sets the AWS environment.
+    pub fn learn(&mut self, facts: Facts) {
+        info!(
+            base = facts.base.as_ref().map(BaseArn::as_str),
+            reserved_roles = list(facts.reserved_roles.iter().map(|own| &own.name)),
+            "detected the AWS environment"
+        );
+        self.writer.learn(facts);
+        self.rules_changed(&Invalidated::All, true);
+    }
+
+    /// Applies a change of a pod or namespace.
+    pub fn update(&mut self, update: Update) {
+        match update {
+            Update::Workloads(Change::Snapshot(all)) => {
+                let uids = all.iter().map(|pod| pod.uid.clone()).collect();
+                self.retain(&uids);
+                for pod in all {
+                    self.apply(pod);
+                }
+                self.workloads = None;
+            }
+            Update::Workloads(Change::Apply(pod)) => self.apply(pod),
+            Update::Workloads(Change::Delete(pod)) => self.remove(&pod.uid),
+            Update::RetainWorkloads(uids) => self.retain(&uids),
+            Update::Namespaces(change) => {
+                self.report(Report::RuleStore(RuleUpdate::Namespaces(change)));
+            }
+            Update::RetainNamespaces(names) => {
+                self.report(Report::RuleStore(RuleUpdate::RetainNamespaces(names)));
+            }
+        }
+        self.settle();
+    }
+
+    /// Removes all pods except these.
+    fn retain(&mut self, uids: &HashSet<Arc<str>>) {
+        let gone = self.pods.keys().filter(|uid| !uids.contains(*uid));
+        for uid in gone.cloned().collect::<Vec<_>>() {
+            self.remove(&uid);
+        }
+    }
+
+    /// Applies a command of a stream.
+    pub fn command(&mut self, command: StreamCommand) {
+        match command {
+            StreamCommand::Join(subscription) => {
+                // The pod may have been deleted between authentication and this command.
+                let gone = |uid: &Arc<str>| self.agents.get(uid).is_none();
+                if subscription.pod_uid.as_ref().is_some_and(gone) {
+                    subscription.closed.cancel();
+                    return;
+                }
+                self.joined.push(subscription);
+            }
+            StreamCommand::Activate(subscription) => {
+                let node = self.nodes.entry(subscription.node.clone()).or_default();
+                node.subscriptions.push(subscription.clone());
+                self.serving += 1;
+                self.begin_round(&subscription);
+            }
+            StreamCommand::Leave(subscription) => {
+                self.joined
+                    .retain(|other| !Arc::ptr_eq(other, &subscription));
+                if let Some(node) = self.nodes.get_mut(&subscription.node) {
+                    let before = node.subscriptions.len();
+                    node.subscriptions
+                        .retain(|other| !Arc::ptr_eq(other, &subscription));
+                    self.serving -= before - node.subscriptions.len();
+                    if node.subscriptions.is_empty() && node.pods.is_empty() {
+                        self.nodes.remove(&subscription.node);
+                    }
+                }
+                for key in subscription.sessions() {
+                    self.leave_session(&key, &subscription);
+                }
+            }
+        }
+        self.metrics.set_streams(self.serving, self.joined.len());
+    }
+
+    /// Queues all pods of the node. The subscription is complete once they are decided.
+    fn begin_round(&mut self, subscription: &Subscription) {
+        let node = self.nodes.get(&subscription.node);
+        let pods = node.map(|node| node.pods.clone()).unwrap_or_default();
+        for uid in &pods {
+            self.pending.touch(uid.clone(), Reason::Begun);
+        }
+        subscription.expect(pods);
+        self.complete(subscription);
+    }
+
+    /// Marks the subscription as complete if all inputs are known and all pods are decided.
+    fn complete(&self, subscription: &Subscription) {
+        if self.synced {
+            subscription.complete();
+        }
+    }
+
+    fn rules_changed(&mut self, touched: &Invalidated, retry: bool) {
+        let reason = match retry {
+            true => Reason::Retry,
+            false => Reason::Changed,
+        };
+        if *touched != Invalidated::Nothing {
+            for pod in self.pods.values() {
+                if touched.includes(&pod.namespace) && is_served(&self.nodes, pod) {
+                    self.pending.touch(pod.uid.clone(), reason);
+                }
+            }
+        }
+        self.settle();
+    }
+
+    fn time_went_by(&mut self) {
+        for uid in self.timely.drain() {
+            self.pending.touch(uid, Reason::Changed);
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.workloads.is_none() && self.writer.unseen().is_none()
+    }
+
+    fn settle(&mut self) {
+        match (self.writer.unseen(), self.writer.missing()) {
+            (Some(unseen), _) => self.rules.fail(unseen.as_str()),
+            // The broker serves, but denies every request, as intended.
+            (None, Some(missing)) => self.rules.note(&*missing),
+            (None, None) => self.rules.ok(),
+        }
+        let synced = self.is_settled();
+        let was_settled = std::mem::replace(&mut self.synced, synced);
+        if synced && !was_settled {
+            // Earlier decisions for these pods were made with incomplete inputs.
+            let subscriptions = self.nodes.values().flat_map(|node| &node.subscriptions);
+            let begun: Vec<_> = subscriptions
+                .filter(|subscription| !subscription.is_complete())
+                .cloned()
+                .collect();
+            for subscription in begun {
+                self.begin_round(&subscription);
+            }
+        }
+    }
+
+    /// Decides for up to `most` queued pods.
+    fn catch_up(&mut self, most: usize) {
+        let began = Instant::now();
+        for _ in 0..most {
+            let Some((uid, reason)) = self.pending.take() else {
+                return;
+            };
+            if let Some(pod) = self.pods.get(&uid).cloned() {
+                for subscription in self.subscriptions(&pod) {
+                    if reason != Reason::Begun || subscription.expects(&uid) {
+                        self.decide(&subscription, pod.clone(), reason == Reason::Retry);
+                    }
+                }
+            }
+            if began.elapsed() >= MAX_BATCH_TIME {
+                return;
+            }
+        }
+    }
+
+    fn subscriptions(&self, pod: &Workload) -> Vec<Arc<Subscription>> {
+        let node = pod.node.as_ref().and_then(|node| self.nodes.get(node));
+        node.map(|node| node.subscriptions.clone())
+            .unwrap_or_default()
+    }
+
+    /// Decides for a pod and updates the subscription.
+    fn decide(&mut self, subscription: &Arc<Subscription>, pod: Arc<Workload>, retry: bool) {
+        let before = subscription.entry(&pod.uid);
+        let before = before.as_ref().map(|entry| entry.decided.load());
+        let decided = self
+            .authorizer
+            .decide(&pod, before.as_ref().map(|it| &***it));
+        if decided.until.is_some() {
+            self.timely.insert(pod.uid.clone());
+        }
+        if let (true, Authorization::Allowed(allowed)) = (retry, &decided.authorization) {
+            allowed.lease.retry();
+        }
+        let SessionChanges {
+            begun,
+            removed_sessions,
+        } = subscription.put(pod, decided);
+        if let Some(key) = begun {
+            let users = self.users.entry(key).or_default();
+            let known =
+                |user: &Weak<Subscription>| std::ptr::eq(user.as_ptr(), Arc::as_ptr(subscription));
+            if !users.iter().any(known) {
+                users.push(Arc::downgrade(subscription));
+            }
+        }
+        if let Some(key) = removed_sessions {
+            self.leave_session(&key, subscription);
+        }
+        self.complete(subscription);
+    }
+
+    fn leave_session(&mut self, key: &Arc<SessionKey>, subscription: &Arc<Subscription>) {
+        if let Some(users) = self.users.get_mut(key) {
+            users.retain(|user| !std::ptr::eq(user.as_ptr(), Arc::as_ptr(subscription)));
+            if users.is_empty() {
+                self.users.remove(key);
+            }
+        }
+    }
+
+    fn session_changed(&mut self, key: &Arc<SessionKey>) {
+        let users = self.users.get(key).into_iter().flatten();
+        for subscription in users.filter_map(Weak::upgrade) {
+            subscription.session_changed(key);
+        }
+    }
+
+    fn apply(&mut self, pod: Workload) {
+        if self.pods.get(&pod.uid).is_some_and(|known| **known == pod) {
+            return;
+        }
+        let pod = Arc::new(pod);
+        let before = self.pods.insert(pod.uid.clone(), pod.clone());
+        let is_agent = self.agents.put(&pod);
+        if let Some(node_addresses) = &self.node_addresses {
+            node_addresses.put(before.as_deref(), &pod);
+        }
+        if let Some(before) = before.as_deref().filter(|it| it.node != pod.node) {
+            self.leave_node(before);
+        }
+        if is_agent {
+            self.close_stale_streams(&pod.uid);
+        }
+        self.claim(before.as_deref(), &pod);
+        if let Some(node) = &pod.node {
+            let node = self.nodes.entry(node.clone()).or_default();
+            node.pods.insert(pod.uid.clone());
+            for subscription in node.subscriptions.clone() {
+                // The pod itself changed, not only its stream, so a role that STS refused is worth
+                // a retry.
+                self.decide(&subscription, pod.clone(), true);
+            }
+        }
+        self.metrics.set_pods(self.pods.len());
+    }
+
+    fn remove(&mut self, uid: &Arc<str>) {
+        let Some(pod) = self.pods.remove(uid) else {
+            return;
+        };
+        if let Some(node_addresses) = &self.node_addresses {
+            node_addresses.remove(&pod);
+        }
+        if self.agents.remove(uid) {
+            self.close_stale_streams(uid);
+        }
+        self.claims.remove(&pod);
+        self.leave_node(&pod);
+        self.metrics.set_pods(self.pods.len());
+    }
+
+    fn leave_node(&mut self, pod: &Workload) {
+        let Some(name) = &pod.node else { return };
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        node.pods.remove(&pod.uid);
+        let subscriptions = node.subscriptions.clone();
+        if node.pods.is_empty() && subscriptions.is_empty() {
+            self.nodes.remove(name);
+        }
+        for subscription in subscriptions {
+            if let Some(key) = subscription.remove(&pod.uid) {
+                self.leave_session(&key, &subscription);
+            }
+            self.complete(&subscription);
+        }
+    }
+
+    /// Ends the streams whose agent's pod has finished, was deleted, or runs on another node.
+    fn close_stale_streams(&self, uid: &Arc<str>) {
+        let streams = self.joined.iter();
+        for subscription in
+            streams.filter(|subscription| subscription.pod_uid.as_ref() == Some(uid))
+        {
+            let agent = self.agents.get(uid);
+            let stays = agent.is_some_and(|pod| pod.node.as_ref() == Some(&subscription.node));
+            if !stays {
+                subscription.closed.cancel();
+            }
+        }
+    }
+
+    fn claim(&mut self, before: Option<&Workload>, pod: &Arc<Workload>) {
+        if let Some(before) = before {
+            self.claims.remove(before);
+        }
+        let clashes = self.claims.put(pod);
+        let same = |before: &Workload| {
+            before.node == pod.node && before.own_addresses() == pod.own_addresses()
+        };
+        if before.is_some_and(same) {
+            // The conflict was reported already; another field of the pod has changed.
+            return;
+        }
+        for (address, other) in clashes {
+            self.metrics.address_claimed_twice();
+            warn!(
+                %address,
+                namespace = %pod.namespace,
+                pod = %pod.name,
+                node = pod.node.as_deref(),
+                other_namespace = %other.namespace,
+                other_pod = %other.name,
+                other_node = other.node.as_deref(),
+                "pods on two nodes claim the same IP: each node serves only its own pods; a \
+                 kubelet may be compromised"
+            );
+        }
+    }
+}
+
+fn is_served(nodes: &HashMap<Arc<str>, Node>, pod: &Workload) -> bool {
+    let node = pod.node.as_ref().and_then(|node| nodes.get(node));
+    node.is_some_and(|node| !node.subscriptions.is_empty())
+}
+
+#[cfg(test)]
+mod tests;

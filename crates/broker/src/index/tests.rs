@@ -1,0 +1,571 @@
+//! Tests of the index alone: sources and commands in, subscriptions out.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use rolegate_authorizer::ledger::Ledger;
+use rolegate_aws::sessions::{RemoteSessions, Sessions};
+use rolegate_core::annotation::POINTS;
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
+use rolegate_core::enforcement::EnforcementPoint;
+use rolegate_core::labels::Labels;
+use rolegate_core::layer::Mode;
+use rolegate_core::namespace::Namespace;
+use rolegate_core::session_name::SessionScope;
+use rolegate_core::workload::{Phase, RoleRequest};
+use rolegate_kube::config_maps::ConfigMap;
+use rolegate_runtime::clock::Clock;
+use rolegate_runtime::keyed_limit::KeyedLimiter;
+
+mod activate;
+
+use super::*;
+use crate::identity::AgentAccount;
+
+struct Bench {
+    index: Index,
+    registry: Registry,
+    readiness: Readiness,
+    _fed: RemoteSessions,
+}
+
+fn empty() -> Bench {
+    empty_by(RuleConfig::default())
+}
+
+fn empty_by(config: RuleConfig) -> Bench {
+    let (sessions, fed) = Sessions::remote();
+    let writer = RuleStoreWriter::new(
+        config,
+        EnforcementPoint::Agent,
+        SessionScope::Workload,
+        3600,
+    );
+    let mut registry = Registry::default();
+    let readiness = Readiness::new();
+    let parts = IndexParts {
+        authorizer: Authorizer::new(writer.rules(), sessions, Clock::system()),
+        writer,
+        agents: Agents::new(AgentAccount {
+            namespace: "rolegate".into(),
+            name: "agent".into(),
+            audience: "rolegate".into(),
+            check_address: true,
+        }),
+        node_addresses: None,
+        metrics: BrokerMetrics::register(&mut registry),
+    };
+    Bench {
+        index: Index::new(parts, &readiness),
+        registry,
+        readiness,
+        _fed: fed,
+    }
+}
+
+/// Returns an index without pods where namespace `default` allows `reader`.
+fn synced() -> Bench {
+    settle(empty())
+}
+
+fn settle(mut bench: Bench) -> Bench {
+    bench
+        .index
+        .update(Update::Workloads(Change::Snapshot(Vec::new())));
+    bench.allow(r#"["reader"]"#);
+    bench.learn();
+    bench
+}
+
+fn pod(uid: &str, node: &str) -> Workload {
+    Workload {
+        namespace: "default".into(),
+        name: format!("pod-{uid}").into(),
+        uid: uid.into(),
+        node: Some(node.into()),
+        service_account: "default".into(),
+        addresses: vec![[10, 0, 0, 1].into()],
+        phase: Phase::Running,
+        host_network: false,
+        mirror: false,
+        wish: RoleRequest {
+            role: Some("reader".into()),
+            ..RoleRequest::default()
+        },
+        labels: Labels::default(),
+        annotations: Labels::default(),
+    }
+}
+
+fn agent(node: &str) -> Workload {
+    Workload {
+        namespace: "rolegate".into(),
+        service_account: "agent".into(),
+        host_network: true,
+        wish: RoleRequest::default(),
+        ..pod("uid-agent", node)
+    }
+}
+
+fn subscription(node: &str, pod_uid: Option<&str>) -> Arc<Subscription> {
+    let place = KeyedLimiter::new(1).take(node.into()).unwrap();
+    Arc::new(Subscription::new(place, pod_uid.map(Into::into)))
+}
+
+fn namespace(roles: &str) -> Update {
+    Update::Namespaces(Change::Snapshot(vec![Namespace {
+        name: "default".into(),
+        allowed_roles: Some(roles.into()),
+        ..Namespace::default()
+    }]))
+}
+
+impl Bench {
+    fn apply(&mut self, pod: Workload) {
+        self.index.update(Update::Workloads(Change::Apply(pod)));
+    }
+
+    fn allow(&mut self, roles: &str) {
+        self.index.update(namespace(roles));
+        self.index.catch_up(BATCH_SIZE);
+    }
+
+    fn learn(&mut self) {
+        self.index.learn(Facts {
+            base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
+            ..Facts::default()
+        });
+        self.index.catch_up(BATCH_SIZE);
+    }
+
+    /// Opens an active stream of `node`.
+    fn serving(&mut self, node: &str, pod_uid: Option<&str>) -> Arc<Subscription> {
+        let subscription = self.begins(node, pod_uid);
+        self.catch_up_with_all();
+        subscription
+    }
+
+    /// Activates a stream of `node` for which no pod is decided yet.
+    fn begins(&mut self, node: &str, pod_uid: Option<&str>) -> Arc<Subscription> {
+        let subscription = subscription(node, pod_uid);
+        self.index
+            .command(StreamCommand::Join(subscription.clone()));
+        self.index
+            .command(StreamCommand::Activate(subscription.clone()));
+        subscription
+    }
+
+    fn catch_up_with_all(&mut self) {
+        while !self.index.pending.is_empty() {
+            self.index.catch_up(BATCH_SIZE);
+        }
+    }
+
+    fn metric(&self, line: &str) -> bool {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        text.lines().any(|it| it == line)
+    }
+
+    fn leased(&self) -> usize {
+        self.index.users.len()
+    }
+}
+
+fn authorization(subscription: &Subscription, uid: &str) -> &'static str {
+    let entry = subscription.entry(uid);
+    match entry.map(|it| it.decided.load_full()).as_deref() {
+        None => "unknown",
+        Some(decided) => match &decided.authorization {
+            Authorization::Allowed(_) => "allowed",
+            Authorization::NoRole => "no role",
+            Authorization::Denied { .. } => "denied",
+            Authorization::Pending => "undecided",
+        },
+    }
+}
+
+/// Returns everything that is left to send.
+fn sent(subscription: &Subscription) -> (Vec<String>, Vec<String>, bool) {
+    let updates: Vec<_> =
+        std::iter::from_fn(|| subscription.take(&Ledger::default(), jiff::Timestamp::UNIX_EPOCH))
+            .collect();
+    let pods = updates.iter().flat_map(|it| &it.pods);
+    (
+        pods.map(|it| it.uid.clone()).collect(),
+        updates
+            .iter()
+            .flat_map(|it| it.removed_pod_uids.clone())
+            .collect(),
+        updates.iter().any(|it| it.complete),
+    )
+}
+
+#[test]
+fn sessions_are_held_for_pods_of_served_nodes_alone() {
+    let mut bench = synced();
+    bench.apply(pod("uid-1", "node-1"));
+    bench.apply(pod("uid-2", "node-2"));
+    assert_eq!(bench.leased(), 0);
+    // A standby stream receives nothing, and no sessions are held for it.
+    let warm = subscription("node-2", None);
+    bench.index.command(StreamCommand::Join(warm.clone()));
+    assert!(!warm.has_changes() && bench.leased() == 0);
+    let subscription = bench.serving("node-1", None);
+    assert_eq!(bench.leased(), 1);
+    assert_eq!(sent(&subscription), (vec!["uid-1".into()], vec![], true));
+    assert!(bench.metric("broker_streams{use=\"serving\"} 1"));
+    assert!(bench.metric("broker_streams{use=\"warm\"} 1"));
+
+    bench
+        .index
+        .command(StreamCommand::Leave(subscription.clone()));
+    assert_eq!(bench.leased(), 0);
+    drop(subscription);
+    bench.index.command(StreamCommand::Leave(warm));
+    assert!(bench.metric("broker_streams{use=\"warm\"} 0"));
+}
+
+#[test]
+fn nothing_is_complete_before_pods_and_rules_are_known() {
+    let mut bench = empty();
+    bench
+        .index
+        .update(Update::Workloads(Change::Snapshot(vec![pod(
+            "uid-1", "node-1",
+        )])));
+    let subscription = bench.serving("node-1", None);
+    let (_, _, complete) = sent(&subscription);
+    assert!(!complete && authorization(&subscription, "uid-1") == "undecided");
+    assert!(!bench.readiness.is_ready());
+    bench.allow(r#"["reader"]"#);
+    bench.learn();
+    assert!(bench.readiness.is_ready());
+    assert_eq!(sent(&subscription), (vec!["uid-1".into()], vec![], true));
+    assert_eq!(authorization(&subscription, "uid-1"), "allowed");
+}
+
+#[test]
+fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
+    let mut bench = synced();
+    for number in 0..300 {
+        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+    }
+    let subscription = bench.serving("node-1", None);
+    assert_eq!(sent(&subscription).0.len(), 300);
+    bench.allow(r#"["writer"]"#);
+    // The work is batched, so sources are read in between.
+    assert!(!bench.index.pending.is_empty());
+    bench.catch_up_with_all();
+    assert_eq!(sent(&subscription).0.len(), 300);
+    assert_eq!(authorization(&subscription, "uid-299"), "denied");
+    assert_eq!(bench.leased(), 0);
+}
+
+#[test]
+fn frequent_rule_changes_starve_no_pod() {
+    let mut bench = synced();
+    for number in 0..300 {
+        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+    }
+    let subscription = bench.serving("node-1", None);
+    let mut denied = HashSet::new();
+    for round in 0..3 {
+        // Each change queues all pods, and there is time for one batch only.
+        bench.allow(&format!(r#"["writer-{round}"]"#));
+        let pods = (0..300).map(|number| format!("uid-{number}"));
+        denied.extend(pods.filter(|uid| authorization(&subscription, uid) == "denied"));
+        assert_eq!(denied.len(), 300.min((round + 1) * BATCH_SIZE));
+    }
+}
+
+/// Returns an update that sets the only policy.
+fn policy(text: &str) -> Report {
+    let map = ConfigMap {
+        namespace: "opa".into(),
+        name: "policy".into(),
+        labels: [POLICY_LABEL].into_iter().collect(),
+        annotations: [(POINTS, "agent")].into_iter().collect(),
+        data: [("main.rego".to_owned(), text.to_owned())].into(),
+        ..ConfigMap::default()
+    };
+    Report::ConfigMaps("opa".into(), Change::Snapshot(vec![map]))
+}
+
+#[test]
+fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
+    let mut bench = empty_by(RuleConfig {
+        modes: Modes {
+            rego: Mode::Enforce,
+            ..Modes::default()
+        },
+        ..RuleConfig::default()
+    });
+    let endless = "package kubernetes.admission\ndeny[msg] { r := numbers.range(1, 2000); x := r[_]; y := r[_]; \
+                   z := r[_]; x + y + z < 0; msg := 1 }";
+    bench.index.report(policy(endless));
+    let mut bench = settle(bench);
+    for number in 0..3 {
+        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+    }
+    let subscription = bench.serving("node-1", None);
+    assert_eq!(authorization(&subscription, "uid-0"), "denied");
+    assert!(bench.index.pending.is_empty());
+    bench.index.time_went_by();
+    assert!(!bench.index.pending.is_empty());
+    // One evaluation uses up the time of a batch, so the sources are read after each.
+    bench.index.catch_up(BATCH_SIZE);
+    assert!(!bench.index.pending.is_empty());
+    bench.catch_up_with_all();
+    assert_eq!(authorization(&subscription, "uid-0"), "denied");
+    // The policy finishes the next time, although no change was reported.
+    bench.index.writer.apply(policy(
+        "package kubernetes.admission\ndeny[msg] { false; msg := 1 }",
+    ));
+    bench.index.time_went_by();
+    bench.index.catch_up(BATCH_SIZE);
+    for number in 0..3 {
+        assert_eq!(
+            authorization(&subscription, &format!("uid-{number}")),
+            "allowed"
+        );
+    }
+    // The decision is kept until something changes.
+    bench.index.time_went_by();
+    assert!(bench.index.pending.is_empty());
+}
+
+#[test]
+fn a_pod_belongs_to_the_node_that_it_is_on() {
+    let mut bench = synced();
+    let (one, two) = (bench.serving("node-1", None), bench.serving("node-2", None));
+    bench.apply(pod("uid-1", "node-1"));
+    sent(&one);
+    sent(&two);
+    bench.apply(pod("uid-1", "node-2"));
+    assert_eq!(sent(&one), (vec![], vec!["uid-1".into()], false));
+    assert_eq!(sent(&two), (vec!["uid-1".into()], vec![], false));
+    bench
+        .index
+        .update(Update::Workloads(Change::Snapshot(Vec::new())));
+    assert_eq!(sent(&two), (vec![], vec!["uid-1".into()], false));
+    assert_eq!(bench.leased(), 0);
+}
+
+#[test]
+fn threat_09_a_stream_ends_with_its_agents_pod() {
+    type Fate = fn(&mut Bench);
+    let fates: [(&str, Fate); 4] = [
+        ("is deleted", |bench| {
+            let agent = agent("node-1");
+            bench.index.update(Update::Workloads(Change::Delete(agent)));
+        }),
+        ("is over", |bench| {
+            bench.apply(Workload {
+                phase: Phase::Failed,
+                ..agent("node-1")
+            });
+        }),
+        ("is on another node", |bench| bench.apply(agent("node-2"))),
+        ("is missing in a snapshot", |bench| {
+            let none = Change::Snapshot(Vec::new());
+            bench.index.update(Update::Workloads(none));
+        }),
+    ];
+    for (what, happens) in fates {
+        let mut bench = synced();
+        bench.apply(agent("node-1"));
+        let subscription = bench.serving("node-1", Some("uid-agent"));
+        let by_certificate = bench.serving("node-1", None);
+        bench.apply(Workload {
+            labels: [("a", "b")].into_iter().collect(),
+            ..agent("node-1")
+        });
+        assert!(!subscription.closed.is_cancelled(), "{what}");
+        happens(&mut bench);
+        assert!(subscription.closed.is_cancelled(), "{what}");
+        assert!(!by_certificate.closed.is_cancelled(), "{what}");
+    }
+    // The pod was deleted between authentication and activation.
+    let mut bench = synced();
+    let subscription = bench.serving("node-1", Some("uid-agent"));
+    assert!(subscription.closed.is_cancelled());
+}
+
+#[test]
+fn threat_01_an_address_that_pods_of_two_nodes_claim_is_an_alarm_and_no_denial() {
+    let mut bench = synced();
+    let (one, two) = (bench.serving("node-1", None), bench.serving("node-2", None));
+    bench.apply(pod("victim", "node-1"));
+    // Mirror pods own no address: a kubelet controls their content.
+    bench.apply(Workload {
+        mirror: true,
+        ..pod("mirror", "node-2")
+    });
+    bench.apply(Workload {
+        host_network: true,
+        ..pod("host", "node-2")
+    });
+    assert!(bench.metric("broker_address_claimed_twice_total 0"));
+    // The node's own agent handles conflicts between its pods.
+    bench.apply(pod("neighbour", "node-1"));
+    assert!(bench.metric("broker_address_claimed_twice_total 0"));
+    bench.apply(pod("thief", "node-2"));
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    assert_eq!(authorization(&one, "victim"), "allowed");
+    assert_eq!(authorization(&two, "thief"), "allowed");
+    assert_eq!(authorization(&one, "thief"), "unknown");
+    assert_eq!(authorization(&two, "victim"), "unknown");
+    // The conflict is reported once, whatever else changes in the pods.
+    for (uid, node) in [("victim", "node-1"), ("thief", "node-2")] {
+        bench.apply(Workload {
+            labels: [("a", "b")].into_iter().collect(),
+            ..pod(uid, node)
+        });
+    }
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    // The first claimant is deleted, and the address passes to the next.
+    for uid in ["victim", "neighbour"] {
+        let removed_pod_uids = Change::Delete(pod(uid, "node-1"));
+        bench.index.update(Update::Workloads(removed_pod_uids));
+    }
+    bench.apply(pod("next", "node-1"));
+    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+    for (uid, node) in [("next", "node-1"), ("thief", "node-2")] {
+        let removed_pod_uids = Change::Delete(pod(uid, node));
+        bench.index.update(Update::Workloads(removed_pod_uids));
+    }
+    bench.apply(pod("new", "node-1"));
+    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+}
+
+#[test]
+fn a_new_pod_on_an_emptied_node_reaches_its_stream() {
+    let mut bench = synced();
+    let subscription = bench.serving("node-1", None);
+    bench.apply(pod("uid-1", "node-1"));
+    let removed_pod_uids = Change::Delete(pod("uid-1", "node-1"));
+    bench.index.update(Update::Workloads(removed_pod_uids));
+    bench.apply(pod("uid-2", "node-1"));
+    assert_eq!(authorization(&subscription, "uid-2"), "allowed");
+    // After its streams have ended as well, nothing of the node is left.
+    bench.index.command(StreamCommand::Leave(subscription));
+    let removed_pod_uids = Change::Delete(pod("uid-2", "node-1"));
+    bench.index.update(Update::Workloads(removed_pod_uids));
+    assert!(bench.index.nodes.is_empty());
+}
+
+#[test]
+fn threat_09_a_stream_ends_with_its_agents_pod_though_another_stream_ended_before() {
+    let mut bench = synced();
+    bench.apply(agent("node-1"));
+    let other = bench.serving("node-2", None);
+    let subscription = bench.serving("node-1", Some("uid-agent"));
+    bench.index.command(StreamCommand::Leave(other));
+    let removed_pod_uids = Change::Delete(agent("node-1"));
+    bench.index.update(Update::Workloads(removed_pod_uids));
+    assert!(subscription.closed.is_cancelled());
+}
+
+#[test]
+fn rule_changes_skip_pods_of_unserved_nodes() {
+    let mut bench = synced();
+    bench.apply(pod("uid-1", "node-1"));
+    bench.apply(pod("uid-2", "node-2"));
+    let _feed = bench.serving("node-1", None);
+    bench.index.update(namespace(r#"["writer"]"#));
+    let touched: Vec<_> = std::iter::from_fn(|| bench.index.pending.take()).collect();
+    assert_eq!(touched, [("uid-1".into(), Reason::Retry)]);
+    assert_eq!(bench.leased(), 1);
+    // Rules that affect one namespace do not affect pods of another.
+    let elsewhere = Namespace {
+        name: "elsewhere".into(),
+        ..Namespace::default()
+    };
+    let change = Update::Namespaces(Change::Apply(elsewhere));
+    bench.index.update(change);
+    assert!(bench.index.pending.is_empty());
+}
+
+#[test]
+fn retries_stay_queued_until_they_are_made() {
+    let mut pending = Pending::default();
+    for reason in [Reason::Changed, Reason::Retry, Reason::Begun] {
+        pending.touch("uid-1".into(), reason);
+    }
+    assert_eq!(pending.take(), Some(("uid-1".into(), Reason::Retry)));
+    pending.touch("uid-1".into(), Reason::Changed);
+    assert_eq!(pending.take(), Some(("uid-1".into(), Reason::Changed)));
+    assert_eq!(pending.take(), None);
+}
+
+#[test]
+fn subscriptions_complete_once_pods_and_rules_are_known() {
+    // Rules without pods, and pods without rules.
+    let mut bench = empty();
+    let subscription = bench.serving("node-1", None);
+    bench.allow(r#"["reader"]"#);
+    bench.learn();
+    assert!(!sent(&subscription).2, "pods are not known");
+    let late = bench.serving("node-1", None);
+    assert!(!sent(&late).2);
+    let none = Change::Snapshot(Vec::new());
+    bench.index.update(Update::Workloads(none));
+    assert!(sent(&subscription).2 && sent(&late).2);
+    // The subscription becomes complete once.
+    bench.allow(r#"["writer"]"#);
+    assert!(!sent(&subscription).2);
+}
+
+#[test]
+fn threat_01_an_address_or_a_node_that_changes_is_an_alarm_of_its_own() {
+    let mut bench = synced();
+    let address = |last: u8| vec![[10, 0, 0, last].into()];
+    let at = |uid: &str, node: &str, last: u8| Workload {
+        addresses: address(last),
+        ..pod(uid, node)
+    };
+    bench.apply(at("victim", "node-1", 1));
+    bench.apply(at("thief", "node-2", 2));
+    assert!(bench.metric("broker_address_claimed_twice_total 0"));
+    // Only the address changes.
+    bench.apply(at("thief", "node-2", 1));
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    bench.apply(at("thief", "node-1", 1));
+    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    // Only the node changes.
+    bench.apply(at("thief", "node-2", 1));
+    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+}
+
+#[test]
+fn pods_that_a_list_does_not_have_are_gone() {
+    let mut bench = synced();
+    let subscription = bench.serving("node-1", None);
+    bench.apply(pod("uid-1", "node-1"));
+    bench.apply(pod("uid-2", "node-1"));
+    sent(&subscription);
+    let uids = ["uid-2".into(), "uid-3".into()].into();
+    bench.index.update(Update::RetainWorkloads(uids));
+    assert_eq!(sent(&subscription), (vec![], vec!["uid-1".into()], false));
+    assert!(bench.metric("pods 1"));
+    let update = Update::RetainNamespaces(HashSet::new());
+    bench.index.update(update);
+    bench.index.catch_up(BATCH_SIZE);
+    assert_eq!(authorization(&subscription, "uid-2"), "undecided");
+}
+
+#[test]
+fn label_changes_are_kept_for_later_rules() {
+    let mut bench = synced();
+    let subscription = bench.serving("node-1", None);
+    bench.apply(pod("uid-1", "node-1"));
+    sent(&subscription);
+    bench.apply(Workload {
+        labels: [("team", "shop")].into_iter().collect(),
+        ..pod("uid-1", "node-1")
+    });
+    assert!(!subscription.has_changes());
+    let entry = subscription.entry("uid-1").unwrap();
+    assert_eq!(entry.workload.labels.get("team"), Some("shop"));
+}

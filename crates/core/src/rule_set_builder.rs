@@ -1,0 +1,494 @@
+//! The rule set builder: the current state of all rule sources, from which it builds [`RuleSet`]s.
+//!
+//! A single owner updates it and publishes immutable rule sets. Each change increases the
+//! generation, which identifies outdated decisions. The builder itself makes no decisions.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::{self, Display};
+use std::sync::Arc;
+
+use crate::arn::{BaseArn, resolve};
+use crate::config::RuleConfig;
+use crate::decision::{NotLoaded, ReservedRole, RuleSet};
+use crate::grant::Grant;
+use crate::layer::grants::GrantsLayer;
+use crate::layer::namespace::NamespaceLayer;
+use crate::layer::{ActiveLayer, Layer, Mode};
+use crate::namespace::{Namespace, NamespaceRules};
+use crate::needs::Needs;
+use crate::session_name::SessionScope;
+use crate::workload::Change;
+
+/// Facts about the AWS environment that a process detects.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The base ARN that completes bare role names, unless the configuration or flags set one.
+    pub base: Option<BaseArn>,
+    /// Roles of the node and of rolegate, reserved in addition to those of the configuration.
+    pub reserved_roles: Vec<ReservedRole>,
+    /// Maximum session duration that STS grants to rolegate, in seconds: an hour if it calls STS
+    /// with a role's session. `None` if each role's own limit applies.
+    pub longest_session: Option<u32>,
+}
+
+/// The state of the cluster's configuration object.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClusterConfig {
+    /// The cluster has none and none is expected, so flags apply.
+    NotUsed,
+    /// The source has not synced yet.
+    Unseen,
+    /// The object was deleted, or is required but missing. Every request is denied.
+    Missing,
+    /// The object is invalid. The previous valid one stays in force; if there is none, or it was
+    /// deleted, every request is denied.
+    Broken(InvalidConfig),
+    /// The object is valid.
+    Is(Arc<RuleConfig>),
+}
+
+/// The error of an invalid configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidConfig {
+    /// A sentence that explains how to correct it.
+    pub reason: Arc<str>,
+    /// The `metadata.generation` of the object; `None` if unknown.
+    pub generation: Option<i64>,
+}
+
+impl From<&str> for InvalidConfig {
+    fn from(reason: &str) -> Self {
+        Self {
+            reason: reason.into(),
+            generation: None,
+        }
+    }
+}
+
+impl Display for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// The source of the configuration in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RuleSource {
+    /// The source has not synced yet.
+    #[default]
+    Unseen,
+    /// The flags and environment variables of the process.
+    Flags,
+    /// The last valid `RolegateConfig`.
+    RolegateConfig {
+        /// Its `metadata.generation`.
+        generation: Option<i64>,
+    },
+    /// None: the `RolegateConfig` is missing, so every request is denied.
+    Missing,
+    /// None: the `RolegateConfig` is invalid and there is no previous one, so every request is
+    /// denied.
+    Invalid,
+}
+
+impl Display for RuleSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unseen => "not known yet",
+            Self::Flags => "flags",
+            Self::RolegateConfig { .. } => "RolegateConfig cluster",
+            Self::Missing => "none: the RolegateConfig is missing, so every role is denied",
+            Self::Invalid => "none: the RolegateConfig is invalid, so every role is denied",
+        })
+    }
+}
+
+/// A change of the rules.
+#[derive(Debug, Clone)]
+pub enum RuleUpdate {
+    /// The state of the configuration object.
+    Config(ClusterConfig),
+    /// A change of grants.
+    Grants(Change<Grant>),
+    /// A change of namespaces.
+    Namespaces(Change<Namespace>),
+    /// The names of all existing namespaces. All others were deleted.
+    RetainNamespaces(HashSet<Arc<str>>),
+}
+
+/// The decisions that a change invalidates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invalidated {
+    /// None.
+    Nothing,
+    /// Decisions about workloads of this namespace.
+    Namespace(Arc<str>),
+    /// All decisions.
+    All,
+}
+
+impl Invalidated {
+    /// Returns true if decisions about workloads of `namespace` are invalidated.
+    pub fn includes(&self, namespace: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Namespace(touched) => **touched == *namespace,
+            Self::All => true,
+        }
+    }
+}
+
+/// The state of all rule sources.
+#[derive(Debug)]
+pub struct RuleSetBuilder {
+    flags: Arc<RuleConfig>,
+    scope: SessionScope,
+    session_seconds: u32,
+    config: ClusterConfig,
+    /// The last valid configuration object.
+    object: Option<Arc<RuleConfig>>,
+    /// The same object, completed by the flags.
+    good: Option<Arc<RuleConfig>>,
+    /// True if the object has since been deleted. An invalid one then has no predecessor to fall
+    /// back to.
+    gone: bool,
+    facts: Option<Facts>,
+    namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
+    namespaces_loaded: bool,
+    grants: HashMap<Arc<str>, Grant>,
+    grants_loaded: bool,
+    grants_layer: Arc<GrantsLayer>,
+    rego: Option<Arc<dyn Layer>>,
+    generation: u64,
+}
+
+impl RuleSetBuilder {
+    /// Creates an empty builder. `flags` apply if the cluster has no configuration, and complete
+    /// one with unset values.
+    pub fn new(flags: RuleConfig, scope: SessionScope, session_seconds: u32) -> Self {
+        Self {
+            flags: Arc::new(flags),
+            scope,
+            session_seconds,
+            config: ClusterConfig::NotUsed,
+            object: None,
+            good: None,
+            gone: false,
+            facts: None,
+            namespaces: Arc::default(),
+            namespaces_loaded: false,
+            grants: HashMap::new(),
+            grants_loaded: false,
+            grants_layer: Arc::default(),
+            rego: None,
+            generation: 0,
+        }
+    }
+
+    /// Returns the configuration in force, completed by the flags.
+    pub fn config(&self) -> &Arc<RuleConfig> {
+        self.good.as_ref().unwrap_or(&self.flags)
+    }
+
+    /// Returns the state of the cluster's configuration object.
+    pub fn cluster_config(&self) -> &ClusterConfig {
+        &self.config
+    }
+
+    /// Returns the source of the configuration in force.
+    pub fn source(&self) -> RuleSource {
+        match (&self.config, &self.object) {
+            (ClusterConfig::Unseen, _) => RuleSource::Unseen,
+            (ClusterConfig::NotUsed, _) => RuleSource::Flags,
+            (ClusterConfig::Missing, _) => RuleSource::Missing,
+            (ClusterConfig::Is(object), _) => RuleSource::RolegateConfig {
+                generation: object.generation,
+            },
+            (ClusterConfig::Broken(_), Some(object)) if !self.gone => RuleSource::RolegateConfig {
+                generation: object.generation,
+            },
+            (ClusterConfig::Broken(_), _) => RuleSource::Invalid,
+        }
+    }
+
+    /// Returns the configuration object in force as written, without the values of flags.
+    pub fn object(&self) -> Option<&RuleConfig> {
+        self.object.as_deref()
+    }
+
+    /// Returns the detected roles of the node and of this process.
+    pub fn found_reserved_roles(&self) -> &[ReservedRole] {
+        self.facts
+            .as_ref()
+            .map_or(&[], |facts| &facts.reserved_roles)
+    }
+
+    /// Returns the compiled grants.
+    pub fn grants(&self) -> &Arc<GrantsLayer> {
+        &self.grants_layer
+    }
+
+    /// Returns a grant as reported, by name.
+    pub fn grant(&self, name: &str) -> Option<&Grant> {
+        self.grants.get(name)
+    }
+
+    /// Returns the namespaces as reported.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.namespaces.values().map(|rules| rules.namespace())
+    }
+
+    /// Sets the detected facts about the AWS environment.
+    pub fn learn(&mut self, facts: Facts) {
+        self.facts = Some(facts);
+        self.compile_all();
+    }
+
+    /// Sets the layer of Rego policies; `None` until everything that it needs is loaded.
+    pub fn set_rego(&mut self, layer: Option<Arc<dyn Layer>>) {
+        self.rego = layer;
+        self.generation += 1;
+    }
+
+    /// Applies a change.
+    pub fn update(&mut self, update: RuleUpdate) -> Invalidated {
+        match update {
+            RuleUpdate::Config(config) => self.set_config(config),
+            RuleUpdate::Grants(change) => self.change_grants(change),
+            RuleUpdate::Namespaces(change) => self.change_namespaces(change),
+            RuleUpdate::RetainNamespaces(names) => self.retain_namespaces(&names),
+        }
+    }
+
+    /// Returns the first source that must be loaded before any decision is final.
+    pub fn unseen(&self) -> Option<NotLoaded> {
+        let modes = self.config().modes;
+        if self.config == ClusterConfig::Unseen {
+            Some(NotLoaded::Config)
+        } else if self.facts.is_none() {
+            Some(NotLoaded::Identity)
+        } else if !self.namespaces_loaded {
+            Some(NotLoaded::Namespaces)
+        } else if modes.grants == Mode::Enforce && !self.grants_loaded {
+            Some(NotLoaded::Grants)
+        } else if modes.rego == Mode::Enforce && self.rego.is_none() {
+            Some(NotLoaded::Policies)
+        } else {
+            None
+        }
+    }
+
+    /// Returns the mode of the checks that do not depend on layers: that of the configuration
+    /// ([`RuleConfig::guards`]), or enforced while the configuration is missing or invalid.
+    pub fn guards(&self) -> Mode {
+        match self.missing() {
+            Some(_) => Mode::Enforce,
+            None => self.config().guards(),
+        }
+    }
+
+    /// Returns which parts of pods and namespaces the rules read; `None` while enabled rules are
+    /// not loaded, in either mode.
+    pub fn needs(&self, rules: &RuleSet) -> Option<Needs> {
+        let modes = self.config().modes;
+        let is_known = self.config != ClusterConfig::Unseen
+            && (modes.grants == Mode::Off || self.grants_loaded)
+            && (modes.rego == Mode::Off || self.rego.is_some());
+        is_known.then(|| rules.needs())
+    }
+
+    /// Returns the reason, a sentence for pods' owners, why every request is denied regardless of
+    /// the rules.
+    pub fn missing(&self) -> Option<Arc<str>> {
+        match &self.config {
+            ClusterConfig::Missing => Some(
+                "the cluster's RolegateConfig named cluster is missing: every role is denied \
+                 until an administrator restores it"
+                    .into(),
+            ),
+            ClusterConfig::Broken(why) if self.good.is_none() || self.gone => Some(
+                format!(
+                    "the cluster's RolegateConfig is invalid ({why}): every role is denied \
+                         until an administrator corrects it"
+                )
+                .into(),
+            ),
+            _ => None,
+        }
+    }
+
+    /// Builds an immutable rule set.
+    pub fn rule_set(&self) -> RuleSet {
+        let config = self.config();
+        let facts = self.facts.clone().unwrap_or_default();
+        let base = config.base.clone().or(facts.base);
+        let mut reserved_roles = config.reserved_roles.clone();
+        reserved_roles.extend(facts.reserved_roles);
+        let namespace = NamespaceLayer {
+            allow_unannotated: config.allow_unannotated,
+        };
+        let layers: [(Mode, Option<Arc<dyn Layer>>); 3] = [
+            (config.modes.namespace, Some(Arc::new(namespace))),
+            (config.modes.grants, Some(self.grants_layer.clone())),
+            (config.modes.rego, self.rego.clone()),
+        ];
+        RuleSet {
+            default_role: config
+                .default_role
+                .as_deref()
+                .and_then(|name| resolve(name, base.as_ref()).ok()),
+            base,
+            reserved_roles,
+            scope: self.scope,
+            session_seconds: self.session_seconds,
+            layers: layers
+                .into_iter()
+                .filter(|(mode, _)| *mode != Mode::Off)
+                .filter_map(|(mode, layer)| {
+                    Some(ActiveLayer {
+                        layer: layer?,
+                        mode,
+                    })
+                })
+                .collect(),
+            namespaces: self.namespaces.clone(),
+            longest_session: facts.longest_session,
+            cluster: config.cluster.clone(),
+            attribution: config.attribution,
+            missing: self.missing(),
+            unseen: self.unseen(),
+            generation: self.generation,
+        }
+    }
+
+    fn set_config(&mut self, config: ClusterConfig) -> Invalidated {
+        if self.config == config {
+            return Invalidated::Nothing;
+        }
+        match &config {
+            ClusterConfig::Is(_) | ClusterConfig::NotUsed => self.gone = false,
+            ClusterConfig::Missing => self.gone = true,
+            ClusterConfig::Unseen | ClusterConfig::Broken(_) => {}
+        }
+        match &config {
+            ClusterConfig::Is(good) => {
+                self.object = Some(good.clone());
+                self.good = Some(Arc::new(good.completed_by(&self.flags)));
+            }
+            ClusterConfig::NotUsed => {
+                self.object = None;
+                self.good = None;
+            }
+            // The last configuration stays, although nothing is allowed by it.
+            ClusterConfig::Unseen | ClusterConfig::Missing | ClusterConfig::Broken(_) => {}
+        }
+        self.config = config;
+        self.compile_all();
+        Invalidated::All
+    }
+
+    /// Discards the grants when they are no longer watched, since they could be out of date.
+    pub fn forget_grants(&mut self) -> Invalidated {
+        self.grants.clear();
+        self.grants_loaded = false;
+        self.compile_grants();
+        Invalidated::All
+    }
+
+    fn change_grants(&mut self, change: Change<Grant>) -> Invalidated {
+        let first = !self.grants_loaded;
+        match change {
+            Change::Snapshot(all) => {
+                self.grants_loaded = true;
+                let all: HashMap<_, _> = all
+                    .into_iter()
+                    .map(|grant| (grant.name.clone(), grant))
+                    .collect();
+                if !first && self.grants == all {
+                    return Invalidated::Nothing;
+                }
+                self.grants = all;
+            }
+            Change::Apply(grant) => {
+                if self.grants.get(&grant.name) == Some(&grant) {
+                    return Invalidated::Nothing;
+                }
+                self.grants.insert(grant.name.clone(), grant);
+            }
+            Change::Delete(grant) => {
+                if self.grants.remove(&grant.name).is_none() {
+                    return Invalidated::Nothing;
+                }
+            }
+        }
+        self.compile_grants();
+        Invalidated::All
+    }
+
+    fn change_namespaces(&mut self, change: Change<Namespace>) -> Invalidated {
+        match change {
+            Change::Snapshot(all) => {
+                self.namespaces_loaded = true;
+                self.compile_namespaces(&all);
+                Invalidated::All
+            }
+            Change::Apply(namespace) => {
+                let name = namespace.name.clone();
+                let before = self.namespaces.get(&name);
+                if before.is_some_and(|before| *before.namespace() == namespace) {
+                    return Invalidated::Nothing;
+                }
+                let rules = Arc::new(self.compile_namespace(&namespace));
+                Arc::make_mut(&mut self.namespaces).insert(name.clone(), rules);
+                self.generation += 1;
+                Invalidated::Namespace(name)
+            }
+            Change::Delete(namespace) => {
+                Arc::make_mut(&mut self.namespaces).remove(&namespace.name);
+                self.generation += 1;
+                Invalidated::Namespace(namespace.name)
+            }
+        }
+    }
+
+    fn retain_namespaces(&mut self, names: &HashSet<Arc<str>>) -> Invalidated {
+        if self.namespaces.keys().all(|name| names.contains(name)) {
+            return Invalidated::Nothing;
+        }
+        Arc::make_mut(&mut self.namespaces).retain(|name, _| names.contains(name));
+        self.generation += 1;
+        Invalidated::All
+    }
+
+    fn base(&self) -> Option<&BaseArn> {
+        let found = self.facts.as_ref().and_then(|facts| facts.base.as_ref());
+        self.config().base.as_ref().or(found)
+    }
+
+    fn compile_all(&mut self) {
+        self.compile_grants();
+        let before = self.namespaces.clone();
+        self.compile_namespaces(before.values().map(|rules| rules.namespace()));
+    }
+
+    fn compile_grants(&mut self) {
+        self.grants_layer = Arc::new(GrantsLayer::new(self.grants.values(), self.base()));
+        self.generation += 1;
+    }
+
+    fn compile_namespaces<'a>(&mut self, all: impl IntoIterator<Item = &'a Namespace>) {
+        let compiled = all.into_iter().map(|namespace| {
+            let rules = self.compile_namespace(namespace);
+            (namespace.name.clone(), Arc::new(rules))
+        });
+        self.namespaces = Arc::new(compiled.collect());
+        self.generation += 1;
+    }
+
+    fn compile_namespace(&self, namespace: &Namespace) -> NamespaceRules {
+        NamespaceRules::new(namespace, self.base(), self.config().restriction_format)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! A limit for each key: at most N permits for each address or node.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Counts the permits taken for each key. Cloning is cheap; clones share state.
+#[derive(Debug, Clone)]
+pub struct KeyedLimiter<K: Eq + Hash> {
+    each: usize,
+    taken: Arc<Mutex<HashMap<K, usize>>>,
+}
+
+impl<K: Eq + Hash + Clone> KeyedLimiter<K> {
+    /// Creates a limiter with `each` permits per key.
+    pub fn new(each: usize) -> Self {
+        Self {
+            each,
+            taken: Arc::default(),
+        }
+    }
+
+    /// Takes a permit for `key`, returned when dropped. `None` if the limit is reached.
+    pub fn take(&self, key: K) -> Option<Permit<K>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(key.clone()).or_default();
+        if *count >= self.each {
+            return None;
+        }
+        *count += 1;
+        let places = self.clone();
+        Some(Permit { key, places })
+    }
+}
+
+/// A permit.
+#[derive(Debug)]
+pub struct Permit<K: Eq + Hash> {
+    key: K,
+    places: KeyedLimiter<K>,
+}
+
+impl<K: Eq + Hash> Permit<K> {
+    /// Returns the permit's key.
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+}
+
+impl<K: Eq + Hash> Drop for Permit<K> {
+    fn drop(&mut self) {
+        let taken = self.places.taken.lock();
+        let mut taken = taken.unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_has_its_own_room_and_none_is_remembered() {
+        let places = KeyedLimiter::new(2);
+        let held = [places.take("one"), places.take("one")];
+        assert!(held.iter().all(Option::is_some));
+        assert!(places.take("one").is_none());
+        assert!(places.take("two").is_some());
+        drop(held);
+        assert!(places.taken.lock().unwrap().is_empty());
+        assert!(places.take("one").is_some());
+    }
+}
