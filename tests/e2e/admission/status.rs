@@ -48,7 +48,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     says(
         &stage,
         "rolegateconfigs/cluster",
-        ("True", "Valid", "counts"),
+        ("True", "Valid", "in effect"),
     )
     .await?;
     let change = async |spec: Value| {
