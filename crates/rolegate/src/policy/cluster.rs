@@ -60,7 +60,7 @@ impl Cluster {
     /// configuration, the ConfigMaps and objects of policies, and whether the kind of the
     /// configuration is installed. `flags` apply if there is no configuration. The objects that a
     /// configuration in `change` needs are included, and policies whose layer is off if
-    /// `change` may hold policies.
+    /// `with_off_policies` is set and `change` contains policies.
     ///
     /// # Errors
     /// Returns an error for objects that cannot be read.
@@ -68,10 +68,8 @@ impl Cluster {
         &self,
         flags: &RuleConfig,
         change: &Objects,
+        with_off_policies: bool,
     ) -> anyhow::Result<(Vec<Value>, bool)> {
-        // The other policies and their data count as well if the layer is enforced.
-        let has_config_maps = change.values().iter().any(|one| is_core(one, "ConfigMap"));
-        let with_policies = change.has_modules() || has_config_maps;
         let mut objects = self.list(&core("Namespace", "namespaces"), None).await?;
         let grants = self.optional(&ours("RoleGrant", "rolegrants")).await?;
         objects.extend(grants.into_iter().flatten());
@@ -80,8 +78,18 @@ impl Cluster {
             .await?;
         let has_kind = configs.is_some();
         let configs = configs.unwrap_or_default();
-        let mut rego = Rego::of(&configs, flags, with_policies);
-        rego.extend(Rego::of(change.values(), flags, with_policies));
+        let of_both = |if_off| {
+            let mut rego = Rego::of(&configs, flags, if_off);
+            rego.extend(Rego::of(change.values(), flags, if_off));
+            rego
+        };
+        let mut rego = of_both(false);
+        if with_off_policies {
+            let all = of_both(true);
+            if change.has_policies(|namespace| all.namespaces.contains(namespace)) {
+                rego = all;
+            }
+        }
         objects.extend(configs);
         for namespace in &rego.namespaces {
             let config_maps = core("ConfigMap", "configmaps");

@@ -71,6 +71,21 @@ pub(super) struct OwnFlags {
     pub(super) given: Given,
 }
 
+#[cfg(test)]
+impl OwnFlags {
+    /// Parses flags as a command does.
+    pub(super) fn parse(flags: &[&str]) -> Self {
+        #[derive(Debug, clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            read: ReadFlags,
+        }
+        let arguments = std::iter::once("test").chain(flags.iter().copied());
+        let command = <Command as clap::Parser>::try_parse_from(arguments).unwrap();
+        command.read.own().unwrap()
+    }
+}
+
 impl ReadFlags {
     /// Validates the flags.
     ///

@@ -336,31 +336,14 @@ pub(super) fn refuse_idle(idle: &[&[(String, &'static str)]]) -> anyhow::Result<
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use serde_json::json;
 
-    use super::super::flags::ReadFlags;
     use super::*;
     use crate::container_flags::UnknownFlag;
 
-    #[derive(Debug, Parser)]
-    struct Flags {
-        #[command(flatten)]
-        read: ReadFlags,
-    }
-
-    fn own(flags: &[&str]) -> OwnFlags {
-        let arguments = std::iter::once("test").chain(flags.iter().copied());
-        Flags::try_parse_from(arguments)
-            .unwrap()
-            .read
-            .own()
-            .unwrap()
-    }
-
     fn known(flags: &[&str], unknown: &[&str]) -> Agents {
         Agents::Known(Box::new(AgentFlags {
-            flags: own(flags).flags,
+            flags: OwnFlags::parse(flags).flags,
             unknown: unknown
                 .iter()
                 .map(|id| UnknownFlag {
@@ -376,7 +359,7 @@ mod tests {
 
     fn sources(own_flags: &[&str], agents: Option<Agents>) -> FlagSources {
         FlagSources {
-            own: own(own_flags),
+            own: OwnFlags::parse(own_flags),
             agents,
             guesses: false,
         }

@@ -104,9 +104,13 @@ impl Objects {
         &self.values
     }
 
-    /// Returns whether files contained Rego modules.
-    pub(super) fn has_modules(&self) -> bool {
-        !self.modules.is_empty()
+    /// Returns whether there are Rego modules, or ConfigMaps in a namespace of policies.
+    pub(super) fn has_policies(&self, holds_policies: impl Fn(&str) -> bool) -> bool {
+        let is_policy = |value: &Value| {
+            let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
+            is_core(value, "ConfigMap") && namespace.is_some_and(&holds_policies)
+        };
+        !self.modules.is_empty() || self.values.iter().any(is_policy)
     }
 
     /// Adds an object that is not from a file.
@@ -300,10 +304,8 @@ impl Current {
     /// # Errors
     /// Returns an error for a cluster or file that cannot be read.
     pub(super) async fn laid_over(read: &ReadFlags, from: &RulesFrom) -> anyhow::Result<Self> {
-        let change = match from.rules.is_empty() {
-            true => None,
-            false => Some(Objects::of_files(&from.rules)?),
-        };
+        let files = Some(&*from.rules).filter(|files| !files.is_empty());
+        let change = files.map(Objects::of_files).transpose()?;
         let cluster = match from.offline {
             true => None,
             false => match Cluster::connect(&read.reading).await {
@@ -316,7 +318,7 @@ impl Current {
             return Self::of_objects(read, change.unwrap_or_default());
         };
         let change = change.unwrap_or_default();
-        let mut current = Self::of_cluster(read, cluster, &change).await?;
+        let mut current = Self::of_cluster(read, cluster, &change, false).await?;
         current.objects = current.objects.overlaid(&change, false);
         Ok(current)
     }
@@ -334,14 +336,14 @@ impl Current {
         if !paths.is_empty() {
             return Self::of_objects(read, Objects::of_files(paths)?);
         }
-        let cluster = Cluster::connect(&read.reading).await?;
-        Self::of_cluster(read, cluster, change).await
+        Self::of_cluster(read, Cluster::connect(&read.reading).await?, change, true).await
     }
 
     async fn of_cluster(
         read: &ReadFlags,
         cluster: Cluster,
         change: &Objects,
+        with_off_policies: bool,
     ) -> anyhow::Result<Self> {
         let sources = FlagSources {
             own: read.own()?,
@@ -349,7 +351,7 @@ impl Current {
             guesses: false,
         };
         let flags = sources.deciding()?.flags;
-        let (values, has_kind) = cluster.rules(&flags, change).await?;
+        let (values, has_kind) = cluster.rules(&flags, change, with_off_policies).await?;
         let objects = Objects {
             places: vec![None; values.len()],
             values,

@@ -79,9 +79,10 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     let (before, after) = now_and_then(&current)?;
     refuse_idle(&[&before.idle, &after.idle])?;
     // Policies may ask about everything of a pod.
+    let enforced = enforced(&after, &change);
     let whole = before.has_admission_policies()
         || after.has_admission_policies()
-        || enforced(&after, &change).modes.rego != Mode::Off;
+        || enforced.modes.rego != Mode::Off;
     current
         .add_users(whole, arguments.scope.namespace.as_deref())
         .await?;
@@ -100,7 +101,7 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     let proposed = Proposed {
         current: &current,
         after: overlaid(&current),
-        enforced: enforced(&after, &change),
+        enforced,
         now: Timestamp::now(),
     };
     let simulated = proposed.simulated(None)?;
@@ -233,12 +234,8 @@ fn enforced(after: &Loaded, change: &Objects) -> Enforced {
         let mut found = names.iter().filter_map(|name| annotations?.get(name));
         is_core(value, "Namespace") && found.next().is_some()
     };
-    let proposes_policies = change.has_modules()
-        || has(&|value: &Value| {
-            let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
-            let namespaces = &after.snapshot.config.rego.namespaces;
-            is_core(value, "ConfigMap") && namespace.is_some_and(|name| namespaces.contains(name))
-        });
+    let namespaces = &after.snapshot.config.rego.namespaces;
+    let proposes_policies = change.has_policies(|namespace| namespaces.contains(namespace));
     let mut layers = Vec::new();
     let mut enforced = |layer, mode, is_proposed: bool| match mode {
         Mode::Enforce => Mode::Enforce,
@@ -279,29 +276,15 @@ impl RestsOn for NowAndThen {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use serde_json::json;
 
     use super::super::agents::{AgentFlags, Agents};
+    use super::super::flags::OwnFlags;
     use super::super::in_force::FlagSources;
     use super::*;
 
-    #[derive(Debug, Parser)]
-    struct Flags {
-        #[command(flatten)]
-        read: ReadFlags,
-    }
-
     /// Simulates that a cluster whose agents find out the base ARN gets a RolegateConfig.
     fn with_config(spec: &Value) -> Simulated {
-        let parse = |flags: &[&str]| {
-            let arguments = std::iter::once("test").chain(flags.iter().copied());
-            Flags::try_parse_from(arguments)
-                .unwrap()
-                .read
-                .own()
-                .unwrap()
-        };
         let pod = |name: &str, role: &str| {
             json!({"apiVersion": "v1", "kind": "Pod",
                 "metadata": {"name": name, "namespace": "shop", "uid": name,
@@ -317,9 +300,9 @@ mod tests {
         let current = Current {
             objects: Objects::of_values(objects),
             sources: FlagSources {
-                own: parse(&[]),
+                own: OwnFlags::parse(&[]),
                 agents: Some(Agents::Known(Box::new(AgentFlags {
-                    flags: parse(&["--namespace-restrictions"]).flags,
+                    flags: OwnFlags::parse(&["--namespace-restrictions"]).flags,
                     unknown: Vec::new(),
                     workloads: Vec::new(),
                     doubts: Vec::new(),
