@@ -49,7 +49,7 @@ const REGISTRATION: &str = "registration";
 /// The life of a session that is only thought of.
 const SESSION_SECONDS: u32 = 3600;
 
-/// What shapes the leader_task.
+/// Options of [`StatusTask`].
 #[derive(Debug, Clone)]
 pub struct RuleOptions {
     /// The rules as far as flags fix them: they count where the cluster has no configuration.
@@ -138,7 +138,9 @@ impl StatusTask {
         let mut statuses = Statuses::new(self.client(), self.events.clone());
         let condition = self.readiness.condition(REGISTRATION);
         let mut registrar = Registrar::new(self.client(), &self.options, condition);
-        let mut loading = Loading::default();
+        // What may not be read never loads, and must not keep the registration from following the
+        // configuration.
+        let mut loading_since = None;
         let mut due = Box::pin(tokio::time::sleep(GATHER));
         loop {
             tokio::select! {
@@ -163,21 +165,22 @@ impl StatusTask {
                 () = &mut due => {
                     let now = tokio::time::Instant::now();
                     let unseen = writer.unseen();
-                    loading.observe(unseen.is_some(), now);
-                    let again = if unseen == Some(NotLoaded::Config) {
-                        None
-                    } else if unseen.is_none() || loading.takes_long(now) {
-                        // First what closes: statuses of many grants take their time.
-                        let again = registrar.keep(&writer).await;
-                        statuses.write_config(&writer, registrar.error(), self.clock.now()).await;
-                        if unseen.is_none() {
-                            statuses.write(&writer, pods.all(), self.clock.now()).await;
+                    let is_loading = unseen.is_some_and(|part| part != NotLoaded::Config);
+                    loading_since = is_loading.then(|| loading_since.unwrap_or(now));
+                    let is_overdue = loading_since.is_some_and(|since| now - since >= LOADING_GRACE);
+                    let again = match unseen {
+                        Some(NotLoaded::Config) => AGAIN,
+                        Some(_) if !is_overdue => LOADING_GRACE,
+                        _ => {
+                            // First what closes: statuses of many grants take their time.
+                            let again = registrar.keep(&writer).await;
+                            statuses.write_config(&writer, registrar.error(), self.clock.now()).await;
+                            if unseen.is_none() {
+                                statuses.write(&writer, pods.all(), self.clock.now()).await;
+                            }
+                            again.unwrap_or(AGAIN)
                         }
-                        again
-                    } else {
-                        Some(LOADING_GRACE)
                     };
-                    let again = again.unwrap_or(AGAIN);
                     due.as_mut().reset(tokio::time::Instant::now() + again);
                 }
             }
@@ -219,25 +222,6 @@ impl StatusTask {
 
     fn client(&self) -> Client {
         self.connection.client()
-    }
-}
-
-/// The time since which something of the rules has not been loaded.
-#[derive(Debug, Default)]
-struct Loading {
-    since: Option<tokio::time::Instant>,
-}
-
-impl Loading {
-    fn observe(&mut self, is_loading: bool, now: tokio::time::Instant) {
-        self.since = is_loading.then(|| self.since.unwrap_or(now));
-    }
-
-    /// Returns whether loading takes longer than a start does. What may not be read never loads, and
-    /// must not keep the registration from following the configuration.
-    fn takes_long(&self, now: tokio::time::Instant) -> bool {
-        self.since
-            .is_some_and(|since| now.duration_since(since) >= LOADING_GRACE)
     }
 }
 

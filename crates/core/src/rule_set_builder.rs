@@ -278,15 +278,6 @@ impl RuleSetBuilder {
         }
     }
 
-    /// Returns the mode of the checks that do not depend on layers: that of the configuration
-    /// ([`RuleConfig::guards`]), or enforced while the configuration is missing or invalid.
-    pub fn guards(&self) -> Mode {
-        match self.missing() {
-            Some(_) => Mode::Enforce,
-            None => self.config().guards(),
-        }
-    }
-
     /// Returns which parts of pods and namespaces the rules read; `None` while enabled rules are
     /// not loaded, in either mode.
     pub fn needs(&self, rules: &RuleSet) -> Option<Needs> {

@@ -55,7 +55,7 @@ pub(super) struct Registrar {
 }
 
 /// The state of the registration.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
     /// It is up to date.
     Current,
@@ -139,22 +139,17 @@ impl Registrar {
     }
 
     async fn reconcile(&self, writer: &RuleStoreWriter) -> Result<State, kube::Error> {
-        let name = &self.options.webhook;
-        let missing = writer.missing();
-        match self.api().get_opt(name).await? {
+        let registered = self.api().get_opt(&self.options.webhook).await?;
+        match (registered, writer.missing()) {
             // Without a configuration it is not known what it closed.
-            Some(_) if missing.is_some() => {
-                Ok(State::Kept(missing.as_deref().unwrap_or_default().into()))
-            }
-            Some(registered) => {
+            (Some(_), Some(missing)) => Ok(State::Kept(missing.to_string())),
+            (Some(registered), None) => {
                 self.update(writer, registered).await?;
                 Ok(State::Current)
             }
-            None if !self.options.register => Ok(State::Current),
-            None => {
-                if let Some(missing) = missing {
-                    return Ok(State::Waits(missing.to_string()));
-                }
+            (None, _) if !self.options.register => Ok(State::Current),
+            (None, Some(missing)) => Ok(State::Waits(missing.to_string())),
+            (None, None) => {
                 if let Some(part) = writer.unseen() {
                     return Ok(State::Waits(part.as_str().into()));
                 }
