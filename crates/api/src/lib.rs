@@ -33,8 +33,6 @@ pub const GROUP: &str = "rolegate.dev";
 pub const VERSION: &str = "v1alpha1";
 /// The name of a cluster's only [`RolegateConfig`].
 pub const CONFIG_NAME: &str = "cluster";
-/// Advice for a cluster whose API server does not know the custom resources.
-pub const INSTALL: &str = "install deploy/crds.yaml";
 
 /// The kind of the grant table that ValidatingAdmissionPolicies read, and its plural.
 const TABLE_KIND: (&str, &str) = ("RoleGrantTable", "rolegranttables");

@@ -75,30 +75,31 @@ impl OutcomeRecorder {
 
     /// Records that a rule denied a pod's request.
     pub fn denied(&self, entry: &PodEntry, denial: &Denial, now: Timestamp) {
-        if !entry.report_throttle.allows(now, REPORT_INTERVAL) {
-            return;
-        }
-        let pod = &entry.workload;
-        warn!(
-            namespace = %pod.namespace,
-            pod = %pod.name,
-            service_account = %pod.service_account,
-            role = denial.role,
-            layer = denial.layer,
-            rule = denial.rule,
-            reason = denial.reason,
-            "request denied"
-        );
-        self.notice(entry, RequestOutcome::Denied);
-        if let Some(events) = &self.events {
+        let is_recorded = self.denial(entry, denial, RequestOutcome::Denied, "request denied", now);
+        if let (true, Some(events)) = (is_recorded, &self.events) {
+            let pod = &entry.workload;
             events.tell(pod, EventReason::RoleForbidden, &denial.to_owner());
         }
     }
 
     /// Records that a layer in audit mode would have denied a pod's request.
     pub fn audited(&self, entry: &PodEntry, denial: &Denial, now: Timestamp) {
+        let message = "request would be denied";
+        self.denial(entry, denial, RequestOutcome::Audited, message, now);
+    }
+
+    /// Logs a denial and reports its outcome, unless the pod had one a short time ago. Returns
+    /// whether it did.
+    fn denial(
+        &self,
+        entry: &PodEntry,
+        denial: &Denial,
+        outcome: RequestOutcome,
+        message: &'static str,
+        now: Timestamp,
+    ) -> bool {
         if !entry.report_throttle.allows(now, REPORT_INTERVAL) {
-            return;
+            return false;
         }
         let pod = &entry.workload;
         warn!(
@@ -109,9 +110,10 @@ impl OutcomeRecorder {
             layer = denial.layer,
             rule = denial.rule,
             reason = denial.reason,
-            "request would be denied"
+            "{message}"
         );
-        self.notice(entry, RequestOutcome::Audited);
+        self.notice(entry, outcome);
+        true
     }
 
     /// Records that no session is available for an allowed role. AWS's message names the node's

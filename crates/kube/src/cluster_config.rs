@@ -16,7 +16,7 @@ use crate::client::Connection;
 use crate::error::Kind;
 use crate::watch::{Source, WatchObserver};
 use crate::watch_status::{DataError, WatchStatus};
-use rolegate_api::{CONFIG_NAME, INSTALL, RolegateConfig};
+use rolegate_api::{CONFIG_NAME, RolegateConfig};
 
 /// The value of the metric label.
 const RESOURCE: &str = "rolegateconfigs";
@@ -66,7 +66,7 @@ pub async fn watch_cluster_config<M: Send + 'static>(
         return messages.closed().await;
     }
     let condition = observer.condition.clone();
-    let mut health = WatchStatus::new(RESOURCE, "RolegateConfig", INSTALL, observer);
+    let mut health = WatchStatus::new(RESOURCE, "RolegateConfig", crate::INSTALL_ADVICE, observer);
     let data_error = health.data_error();
     let kind = ApiResource::erase::<RolegateConfig>(&());
     // One for the lifetime of the watch; otherwise content that may no longer be read would never

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::client::Connection;
 use crate::watch::{Source, WatchObserver};
 use crate::watch_status::WatchStatus;
-use rolegate_api::{INSTALL, LabelSelector, RoleGrant};
+use rolegate_api::{LabelSelector, RoleGrant};
 
 /// Watches grants and sends their state: a snapshot first and after each gap, changes in between. A
 /// grant that cannot be parsed is sent as [`Grant::unreadable`] and grants nothing. Returns only
@@ -25,7 +25,7 @@ pub async fn watch_grants<M: Send + 'static>(
     let kind = ApiResource::erase::<RoleGrant>(&());
     let api = |client| Api::all_with(client, &kind);
     let source = Source::another("rolegrants", connection, api, grant, wrap);
-    let mut health = WatchStatus::new("rolegrants", "RoleGrants", INSTALL, observer);
+    let mut health = WatchStatus::new("rolegrants", "RoleGrants", crate::INSTALL_ADVICE, observer);
     source.run(&mut health, &messages).await;
 }
 
@@ -39,13 +39,7 @@ fn grant(object: DynamicObject) -> Option<Grant> {
             grant = name,
             "a RoleGrant is being deleted and grants nothing"
         );
-        return Some(Grant {
-            name: name.into(),
-            generation: object.metadata.generation,
-            subjects: selecting(&object),
-            unreadable: Some("it is being deleted".into()),
-            ..Grant::default()
-        });
+        return Some(without_roles(&object, name, "it is being deleted".into()));
     }
     match object.clone().try_parse::<RoleGrant>() {
         Ok(object) => Some(Grant::from(&object)),
@@ -56,14 +50,19 @@ fn grant(object: DynamicObject) -> Option<Grant> {
                 reason = error,
                 "cannot parse a RoleGrant, it grants nothing"
             );
-            Some(Grant {
-                name: name.into(),
-                generation: object.metadata.generation,
-                subjects: selecting(&object),
-                unreadable: Some(error),
-                ..Grant::default()
-            })
+            Some(without_roles(&object, name, error))
         }
+    }
+}
+
+/// Returns a grant that grants nothing, and the reason. The namespaces that it selects stay known.
+fn without_roles(object: &DynamicObject, name: String, reason: String) -> Grant {
+    Grant {
+        name: name.into(),
+        generation: object.metadata.generation,
+        subjects: selecting(object),
+        unreadable: Some(reason),
+        ..Grant::default()
     }
 }
 

@@ -37,6 +37,9 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 
 pub use error::chain;
 
+/// Advice for a cluster whose API server does not know the custom resources.
+const INSTALL_ADVICE: &str = "install deploy/crds.yaml";
+
 /// Returns the delays between attempts to reach the API server: 0.2 s to 5 s, with enough jitter
 /// that a cluster's agents do not reconnect at once.
 fn backoff() -> impl Iterator<Item = Duration> + Send {
