@@ -96,7 +96,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         Row {
             what: "memory of a broker at the end, the larger one of two",
             target: "≤ 120 MiB",
-            measured: format!("{now:.1} MiB, at its most {peak:.1}"),
+            measured: format!("{now:.1} MiB, peak {peak:.1}"),
             met: now <= 120.0,
             values: [("now_mib", now), ("peak_mib", peak)].into(),
         },
