@@ -50,7 +50,7 @@ func newNamesCommand() *cobra.Command {
 					fmt.Fprintln(os.Stderr, "names:", err)
 					return
 				}
-				// The client may be gone; it retries otherwise.
+				// Whoever asked may be gone, and would ask again.
 				_, _ = socket.WriteTo(answer, peer)
 			}()
 		}

@@ -296,8 +296,8 @@ impl Cluster {
     }
 }
 
-/// Returns the path of the cluster binary: `ROLEGATE_CLUSTER_BINARY`, or the one built or found by
-/// `hack/cluster-binary`.
+/// Returns the path of the program that runs the parts of Kubernetes: `ROLEGATE_CLUSTER_BINARY`, or the
+/// one built or found by `hack/kubernetes`, which honours `KUBEBUILDER_ASSETS`.
 pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     if let Some(path) = BINARY.get() {
@@ -305,7 +305,7 @@ pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     }
     let path = match std::env::var_os("ROLEGATE_CLUSTER_BINARY") {
         Some(path) => PathBuf::from(path),
-        None => hack("cluster-binary", &[])?,
+        None => hack("kubernetes", &[])?,
     };
     Ok(BINARY.get_or_init(|| path).clone())
 }
