@@ -68,7 +68,7 @@ pub(crate) fn grants(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             (0.3, 1.0),
         ),
         busy.rate_row(
-            "the same, 16 in flight: reviews a second, load generator included",
+            "as above, 16 in flight: reviews per second, load generator included",
             "≥ 10000",
             10_000.0,
             None,
@@ -89,7 +89,7 @@ pub(crate) fn rego(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             (0.45, 1.5),
         ),
         busy.rate_row(
-            "the same, 16 in flight: reviews a second",
+            "as above, 16 in flight: reviews per second",
             "≥ 5000, p99 ≤ 10 ms",
             5_000.0,
             Some(10.0),

@@ -87,7 +87,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             values: [("p50_ms", p50), ("p99_ms", p99), ("slowest_ms", slowest)].into(),
         },
         Row {
-            what: "one of three brokers is killed meanwhile: until its agents know all again",
+            what: "one of three brokers is killed during it: time until its agents have all sessions again",
             target: "≤ 1 s",
             measured: format!("{failover:.0} ms ({movers} agents)"),
             met: failover <= 1_000.0,
@@ -101,7 +101,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             values: [("now_mib", now), ("peak_mib", peak)].into(),
         },
         Row {
-            what: "calls of STS in all",
+            what: "STS calls in total",
             target: "≤ 8000 (2,000 sessions in 3 brokers, and once more where agents move)",
             measured: format!("{calls:.0}"),
             met: calls <= 8_000.0,
