@@ -2,6 +2,7 @@
 //! requests from the pods' addresses. Test names refer to the promise that they verify: `pain_NN`
 //! of kube2iam's and kiam's users, `rule_NN` of SECURITY.md, `threat_NN` of its list of attacks.
 #![cfg(test)]
+#![allow(clippy::too_many_lines, reason = "a test is one scenario, from its start to its end")]
 
 mod answers;
 mod clients;
