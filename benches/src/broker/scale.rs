@@ -23,6 +23,7 @@ const ROLLOUT: u32 = 250;
 /// The rollout before which a broker is killed.
 const KILL: u32 = 20;
 
+#[allow(clippy::too_many_lines, reason = "one scenario, step by step")]
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let flags = ["--sts-calls-per-second=0"];
     let mut cluster = Cluster::new(bench, (NODES, PODS, 3), Roles::Among(ROLES), &flags)?;
