@@ -3,7 +3,10 @@
 //! boto3 and the AWS CLI as they are published. Needs root.
 
 #![cfg(test)]
-#![allow(clippy::too_many_lines, reason = "a test is one scenario, from its start to its end")]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a test is one scenario, from its start to its end"
+)]
 
 mod admission;
 mod agrees;
