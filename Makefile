@@ -62,7 +62,7 @@ e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_i
 	cargo $(BINARIES)
 	@hack/e2e '$(T)'
 
-lint: ## Check format, lints, licences, banned dependencies, shell scripts and the house rules
+lint: ## Check format, lints, spelling, licences, banned dependencies, shell scripts and the house rules
 	@hack/setup build lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace $(TEST_FEATURES) --all-targets -- -D warnings
@@ -88,6 +88,6 @@ fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	@hack/setup build fuzz
 	@hack/fuzz $(FUZZ_SECONDS)
 
-mutants: ## Break what a change touches, piece by piece, and see that tests notice: make mutants BASE=origin/main
+mutants: ## Mutate the changed code and report mutants that no test catches: make mutants BASE=origin/main
 	@hack/setup build mutants
 	@hack/mutants $(BASE)
