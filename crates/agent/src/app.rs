@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_aws::imds::{Imds, ImdsError};
-use rolegate_aws::sessions::SessionMetrics;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
+use rolegate_sessions::SessionMetrics;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -4,6 +4,7 @@
 //! request waits for the event that adds it, and never for a timer, up to a deadline below the
 //! SDKs' own.
 
+mod credentials;
 mod forward;
 mod handler;
 mod health;

@@ -11,7 +11,6 @@ use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::discovery::Discovery;
 use rolegate_aws::imds::{Imds, ImdsError};
-use rolegate_aws::sessions::{SessionMetrics, Sessions};
 use rolegate_aws::sts::{Sts, StsOptions};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
@@ -41,6 +40,7 @@ use rolegate_runtime::serve::{ListenError, listen};
 use rolegate_runtime::tls::{
     CertificateFile, CertificateStore, ClientAuthorities, Expires, ExpiryCollector, MutualTls,
 };
+use rolegate_sessions::{SessionMetrics, Sessions};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;

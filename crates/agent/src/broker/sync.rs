@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::{OutcomeReport, RequestOutcome};
-use rolegate_aws::sessions::{Document, Lease, RemoteSessions, Session, Sessions};
 use rolegate_core::decision::Denial;
 use rolegate_core::engine::Cause;
 use rolegate_core::labels::Labels;
-use rolegate_core::session::{Failure, SessionKey};
+use rolegate_core::session::{Credentials, Failure, SessionKey};
 use rolegate_core::workload::{Phase, RoleRequest, Workload};
 use rolegate_proto::v1::{self, from_agent, outcome, pod};
 use rolegate_proto::wire::{self, MAX_OUTCOMES, Malformed};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::{Block, Condition, Readiness};
+use rolegate_sessions::{Lease, RemoteSessions, Sessions};
 use tokio::sync::mpsc;
 use tracing::error;
 
@@ -215,14 +215,10 @@ impl BrokerSync {
         let lease = self.table.get(&session.number);
         let lease = lease.ok_or(Malformed("an unknown session"))?;
         let failure = session.failure.map(Failure::try_from).transpose()?;
-        let session = session.credentials.map(v1::Credentials::open).transpose()?;
-        let session = session.map(|(access_key_id, document, life)| Session {
-            access_key_id,
-            life,
-            document: Document::new(document),
-        });
-        if session.is_some() || failure.is_some() {
-            fed.store(lease.cell().key(), session, failure);
+        let credentials = session.credentials.as_ref();
+        let credentials = credentials.map(Credentials::try_from).transpose()?;
+        if credentials.is_some() || failure.is_some() {
+            fed.store(lease.cell().key(), credentials, failure);
         } else {
             // The broker of another stream was told, if any.
             lease.prioritize_again();

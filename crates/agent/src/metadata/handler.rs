@@ -9,12 +9,13 @@ use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use rolegate_authorizer::pod::{Allowed, Authorization, PodEntry};
-use rolegate_aws::sessions::{Current, Lease};
 use rolegate_core::arn::RoleArn;
 use rolegate_core::document;
 use rolegate_core::metadata::{CanonicalPath, RequestedRole, Route, TREES, VERSIONS};
 use rolegate_core::session::{Failure, FailureKind};
+use rolegate_sessions::{Current, Lease};
 
+use super::credentials::CredentialsDocument;
 use super::reply::{Reply, ReplyBody};
 use super::validate::{ValidRequest, validate_request};
 use super::{ImdsV2, MetadataServer, forward};
@@ -456,7 +457,7 @@ impl RequestHandler {
             Current::Live(session) => {
                 self.server.metrics.allowed();
                 self.server.outcomes.served(entry, allowed, &session, now);
-                Attempt::Done(Reply::ok(session.document.bytes()))
+                Attempt::Done(Reply::ok(session.document::<CredentialsDocument>()))
             }
             Current::Failed(failure) => {
                 self.server

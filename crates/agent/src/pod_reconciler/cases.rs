@@ -5,7 +5,6 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::pod::Authorization;
-use rolegate_aws::sessions::{AssumeRole, SessionMetrics, Sessions};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::engine::EngineOptions;
@@ -15,6 +14,7 @@ use rolegate_kube::workloads;
 use rolegate_rules::offline::{OfflineOptions, load};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
+use rolegate_sessions::{AssumeRole, SessionMetrics, Sessions};
 use rolegate_testkit::cases::{self, AgentResult, Case};
 use serde_json::{Value, json};
 

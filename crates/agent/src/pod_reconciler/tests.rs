@@ -1,8 +1,6 @@
 //! Tests of the pod reconciler: events in, pod table out.
 
 use prometheus_client::registry::Registry;
-use rolegate_aws::sessions::Sessions;
-use rolegate_aws::sessions::{AssumeRole, SessionMetrics};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::enforcement::EnforcementPoint;
@@ -14,6 +12,7 @@ use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Phase;
 use rolegate_core::workload::RoleRequest;
 use rolegate_runtime::clock::Clock;
+use rolegate_sessions::{AssumeRole, SessionMetrics, Sessions};
 
 use super::*;
 use crate::pod_table::Owner;

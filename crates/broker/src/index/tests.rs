@@ -3,7 +3,6 @@
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
-use rolegate_aws::sessions::{RemoteSessions, Sessions};
 use rolegate_core::annotation::POINTS;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
@@ -16,6 +15,7 @@ use rolegate_core::workload::{Phase, RoleRequest};
 use rolegate_kube::config_maps::ConfigMap;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::keyed_limit::KeyedLimiter;
+use rolegate_sessions::{RemoteSessions, Sessions};
 
 mod activate;
 

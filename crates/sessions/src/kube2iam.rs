@@ -19,13 +19,13 @@ type Histograms = Family<Labels, AtomicHistogram, fn() -> AtomicHistogram>;
 
 /// `kube2iam_iam_request_duration_seconds{code,role_arn}`.
 #[derive(Debug, Clone)]
-pub(super) struct Kube2iamCalls {
+pub(crate) struct Kube2iamCalls {
     calls: Histograms,
     roles: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Kube2iamCalls {
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
         let calls =
             Histograms::new_with_constructor(|| AtomicHistogram::new(AtomicHistogram::LATENCIES));
         registry.register(
@@ -39,7 +39,7 @@ impl Kube2iamCalls {
         }
     }
 
-    pub(super) fn call(&self, key: &SessionKey, failure: Option<&Failure>, took: Duration) {
+    pub(crate) fn call(&self, key: &SessionKey, failure: Option<&Failure>, took: Duration) {
         let role = {
             let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
             let known = roles.len() < MAX_ROLES || roles.contains(key.role.as_str());

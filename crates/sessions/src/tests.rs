@@ -1,12 +1,16 @@
 //! The driver on paused time. The caller stands in for STS's timing only; the client's tests cover
 //! STS's responses.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use rolegate_core::arn::RoleArn;
-use zeroize::Zeroizing;
+use rolegate_core::engine::{Cause, EngineOptions};
+use rolegate_core::session::{Credentials, Failure, FailureKind, SessionKey, Validity};
+use rolegate_runtime::clock::Clock;
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -35,15 +39,12 @@ impl AssumeRole for Slow {
                 cause: None,
             });
         }
-        Ok(Credentials {
-            access_key_id: format!("ASIA{number}"),
-            secret_access_key: Zeroizing::new("hidden".into()),
-            session_token: Zeroizing::new("hidden".into()),
-            life: Validity {
-                from,
-                until: from + self.life,
-            },
-        })
+        let validity = Validity {
+            from,
+            until: from + self.life,
+        };
+        let id = format!("ASIA{number}");
+        Ok(Credentials::new(id, "hidden", "hidden", validity))
     }
 }
 
@@ -149,7 +150,7 @@ async fn pain_05_a_herd_waits_for_one_call() {
     let leases: Vec<_> = (0..500).map(|_| bench.lease()).collect();
     let waiting = leases.iter().map(|lease| served(lease, &bench.clock));
     for session in futures_join(waiting).await {
-        assert_eq!(session.access_key_id, "ASIA0");
+        assert_eq!(&*session.credentials.access_key_id, "ASIA0");
     }
     assert_eq!(bench.calls(), 1);
 }
@@ -170,7 +171,13 @@ async fn pain_09_a_first_caller_who_leaves_fails_nobody() {
     pass(Duration::from_millis(10)).await;
     let second = bench.lease();
     drop(first);
-    assert_eq!(served(&second, &bench.clock).await.access_key_id, "ASIA0");
+    assert_eq!(
+        &*served(&second, &bench.clock)
+            .await
+            .credentials
+            .access_key_id,
+        "ASIA0"
+    );
     assert_eq!(bench.calls(), 1);
 }
 
@@ -212,7 +219,14 @@ async fn pods_always_get_half_the_life_and_more() {
     for _ in 0..24 * 60 {
         pass(Duration::from_secs(60)).await;
         let session = served(&lease, &bench.clock).await;
-        assert!(session.life.left(bench.clock.now()).as_secs() >= 1800);
+        assert!(
+            session
+                .credentials
+                .validity
+                .left(bench.clock.now())
+                .as_secs()
+                >= 1800
+        );
     }
     assert!((50..=61).contains(&bench.calls()), "{}", bench.calls());
 }
@@ -221,7 +235,11 @@ async fn pods_always_get_half_the_life_and_more() {
 async fn pain_07_valid_credentials_survive_sts_and_expired_ones_are_never_served() {
     let bench = bench();
     let lease = bench.lease();
-    let until = served(&lease, &bench.clock).await.life.until;
+    let until = served(&lease, &bench.clock)
+        .await
+        .credentials
+        .validity
+        .until;
     bench.fail(Some(FailureKind::Temporary));
     while bench.clock.now() + Duration::from_secs(1) < until {
         assert!(matches!(
@@ -236,7 +254,10 @@ async fn pain_07_valid_credentials_survive_sts_and_expired_ones_are_never_served
         Current::Failed(_)
     ));
     bench.fail(None);
-    assert_ne!(served(&lease, &bench.clock).await.access_key_id, "ASIA0");
+    assert_ne!(
+        &*served(&lease, &bench.clock).await.credentials.access_key_id,
+        "ASIA0"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -264,16 +285,20 @@ async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
 async fn unused_sessions_are_wiped_and_not_refreshed() {
     let bench = bench();
     let lease = bench.lease();
-    served(&lease, &bench.clock).await;
+    let session = Arc::downgrade(&served(&lease, &bench.clock).await);
     drop(lease);
     pass(Duration::from_secs(7200)).await;
     assert_eq!(bench.calls(), 1);
+    assert!(session.upgrade().is_none());
     assert_eq!(
         bench.sessions.stats(bench.clock.now()),
         SessionStats::default()
     );
     let again = bench.lease();
-    assert_eq!(served(&again, &bench.clock).await.access_key_id, "ASIA1");
+    assert_eq!(
+        &*served(&again, &bench.clock).await.credentials.access_key_id,
+        "ASIA1"
+    );
 }
 
 #[tokio::test(start_paused = true)]

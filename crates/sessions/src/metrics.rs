@@ -14,7 +14,7 @@ use rolegate_core::engine::Counts;
 use rolegate_core::session::{Failure, SessionKey};
 use rolegate_runtime::histogram::AtomicHistogram;
 
-use super::kube2iam::Kube2iamCalls;
+use crate::kube2iam::Kube2iamCalls;
 
 type Line = [(&'static str, &'static str); 1];
 type Outcome = [(&'static str, &'static str); 1];
@@ -99,7 +99,7 @@ impl SessionMetrics {
         self
     }
 
-    pub(super) fn call(&self, key: &SessionKey, failure: Option<&Failure>, took: Duration) {
+    pub(crate) fn call(&self, key: &SessionKey, failure: Option<&Failure>, took: Duration) {
         let outcome = failure.map_or("success", |failure| failure.kind.reason());
         self.calls
             .get_or_create(&[("outcome", outcome)])
@@ -109,7 +109,7 @@ impl SessionMetrics {
         }
     }
 
-    pub(super) fn set_counts(&self, counts: &Counts) {
+    pub(crate) fn set_counts(&self, counts: &Counts) {
         let as_gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.known.set(as_gauge(counts.sessions));
         for (line, length) in [
