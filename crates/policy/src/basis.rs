@@ -6,7 +6,8 @@ use rolegate_core::config::Modes;
 use rolegate_core::rule_set_builder::RuleSource;
 use serde::Serialize;
 
-use crate::text::{FAINT, TITLE, WARN, plain};
+use rolegate_core::text::plain;
+use rolegate_report::text::{FAINT, TITLE, WARN};
 
 /// The rules in force. As JSON it is the field `rules` of every answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,7 +6,7 @@ use rolegate_core::selector::{Operator, Selector};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use crate::text::plain;
+use rolegate_core::text::plain;
 
 /// The API version of grants.
 pub const API_VERSION: &str = "rolegate.dev/v1alpha1";

@@ -7,7 +7,6 @@
 //! renderings.
 
 pub mod basis;
-pub mod case_report;
 pub mod check;
 pub mod convert;
 pub mod document;
@@ -18,7 +17,6 @@ pub mod overlay;
 pub mod simulate;
 pub mod suggest;
 pub mod suite;
-pub mod text;
 pub mod vap;
 
 #[cfg(test)]

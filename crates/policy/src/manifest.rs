@@ -272,7 +272,7 @@ fn sources(text: &str) -> Vec<(u64, Option<String>)> {
     let mut found = Vec::new();
     for (number, line) in (1_u64..).zip(text.lines()) {
         if let Some(source) = line.strip_prefix("# Source: ") {
-            found.push((number, Some(crate::text::plain(source.trim()))));
+            found.push((number, Some(rolegate_core::text::plain(source.trim()))));
         } else if line.starts_with("---") {
             found.push((number, None));
         }

@@ -15,7 +15,7 @@ use rolegate_core::layer::{AccessRequest, Layer, Verdict};
 use rolegate_core::workload::{Phase, Workload};
 
 use crate::document::{self, Names, is_plain_name, role_text};
-use crate::text::count;
+use rolegate_report::text::count;
 
 /// Suggested grants.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -14,10 +14,10 @@ pub use format::{Expect, FormatError, Objects, PolicyTest, Refuser, Select, Test
 pub use observe::Observer;
 pub use report::{Covered, TestReport};
 
-use crate::case_report::{CaseResult, Complaint};
 use crate::check::{self, Creator, Existing, Manifest, Operation};
 use crate::manifest::Document;
-use crate::text::plain;
+use rolegate_core::text::plain;
+use rolegate_report::cases::{CaseResult, Complaint};
 
 /// The parsed objects of a case.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use clap::{Arg, FromArgMatches};
-use rolegate_policy::text::plain;
+use rolegate_core::text::plain;
 use serde::Deserialize;
 use serde_json::Value;
 

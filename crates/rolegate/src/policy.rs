@@ -25,9 +25,6 @@ use clap::{Args, Subcommand};
 
 pub(crate) use flags::SharedFlags;
 
-/// Exit code for a denial or for pods that lose their role.
-const REFUSED: u8 = 3;
-
 /// The introduction of the help text.
 pub(crate) const LONG_ABOUT: &str = "Evaluate the rules before they deny anything.\n\n\
 Every answer uses the same decision function as the agents and the webhook. Rules and pods are read \

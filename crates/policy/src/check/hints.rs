@@ -5,9 +5,8 @@ use rolegate_core::annotation::{
     AnnotationKeys, DEFAULT_ROLE, PERMITTED, SESSION_NAME, WEB_IDENTITY_ROLE,
 };
 use rolegate_core::config::{RuleConfig, TemplateKind, presets};
+use rolegate_report::findings::Level;
 use serde_json::Value;
-
-use super::Level;
 
 /// A finding about an object.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::{Error, Spanned};
 
 use super::{Lines, MAX_DEPTH, MAX_EVENTS, MAX_OBJECTS, MAX_REPLAYED_EVENTS, ManifestError};
-use crate::text::plain;
+use rolegate_core::text::plain;
 
 /// Parses all documents of a text with their lines, and whether it is JSON with a duplicate key.
 pub(super) fn nodes(text: &str) -> Result<(Vec<(Value, Lines)>, bool), ManifestError> {

@@ -12,9 +12,9 @@ use rolegate_api::{
 use rolegate_core::config::{RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::pattern::PatternFormat;
+use rolegate_core::text::plain;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_policy::document;
-use rolegate_policy::text::plain;
 
 use super::agents::{AgentFlags, Agents, AgentsAt};
 use super::cluster::Cluster;

@@ -3,8 +3,8 @@
 
 use clap::Args;
 use http::Uri;
+use rolegate_core::text::plain;
 use rolegate_policy::basis::WorkloadRef;
-use rolegate_policy::text::plain;
 use serde_json::Value;
 
 use super::cluster::Cluster;

@@ -8,23 +8,25 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use rolegate_core::config::Modes;
 use rolegate_core::layer::Mode;
+use rolegate_core::text::plain;
 use rolegate_policy::basis::Basis;
-use rolegate_policy::case_report::{junit, tap};
 use rolegate_policy::check::{
-    Creator, Existing, Level, Manifest, Operation, Report, check, is_review, namespace_of,
+    Creator, Existing, Manifest, Operation, Report, check, is_review, namespace_of,
 };
 use rolegate_policy::overlay::is_core;
-use rolegate_policy::text::plain;
+use rolegate_report::EXIT_FAULT;
+use rolegate_report::findings::Findings;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::cluster::{is_config, is_ours};
+use super::files;
 use super::files::{Manifests, Selection};
 use super::flags::{ReadFlags, RulesFrom, name};
 use super::ignore::{Ignore, Pattern, pattern};
 use super::in_force::{FlagSources, refuse_idle};
 use super::load::{Assumed, Current, Loaded, Objects, UnusableRule};
 use super::names::{Names, RuleKind};
-use super::{REFUSED, files};
 use crate::flags::invalid;
 use crate::output::{self, Format, ReportFormat, Shown};
 
@@ -152,7 +154,7 @@ pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     match checked(&arguments).await {
         Err(error) if error.is::<UnusableRule>() => {
             output::failure(&format!("unusable rule: {error}"));
-            Ok(ExitCode::from(REFUSED))
+            Ok(ExitCode::from(EXIT_FAULT))
         }
         other => other,
     }
@@ -202,36 +204,39 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     }
     let documents = manifests.iter().flat_map(|one| &one.documents);
     let judged = documents.map(|document| &document.value);
-    let verdicts = |report: &Report| -> Vec<_> {
+    let verdicts = |report: &Findings| -> Vec<_> {
         let findings = report.findings.iter();
         findings
-            .map(|one| (one.level, one.file.clone(), one.line, one.layer.clone()))
+            .map(|one| (one.level, one.location.clone(), one.category.clone()))
             .collect()
     };
-    let mut report = checking.report(&loaded);
+    let mut findings = checking.report(&loaded);
     loaded.demand_base(
         sources,
         rules.values().iter().chain(judged),
-        &verdicts(&report),
+        &verdicts(&findings),
         |base| {
             let loaded = rules.load_as(sources, &Assumed::base(base))?;
             Ok(verdicts(&checking.report(&loaded)))
         },
     )?;
-    rename(&mut report, &loaded.names);
-    report.notes = [&*contents.skipped, &*loaded.notes, &*assumed].concat();
+    rename(&mut findings, &loaded.names);
+    findings.fails_on_warning = arguments.fail_on_warning;
+    let mut notes = [&*contents.skipped, &*loaded.notes, &*assumed].concat();
     if created > 0 {
-        let note = format!("{created} objects are not in --old: they are validated as created");
-        report.notes.push(note);
+        notes.push(format!(
+            "{created} objects are not in --old: they are validated as created"
+        ));
     }
     let of_files = loaded.unusable.iter().filter(|one| one.is_in_files);
-    report.unusable = of_files.map(|one| one.sentence.clone()).collect();
+    let report = Report {
+        findings,
+        unusable: of_files.map(|one| one.sentence.clone()).collect(),
+        notes,
+    };
     write(arguments, &report, &loaded.basis)?;
-    let fails = report.refused > 0
-        || !report.unusable.is_empty()
-        || (arguments.fail_on_warning && report.warnings > 0);
-    Ok(if fails {
-        ExitCode::from(REFUSED)
+    Ok(if report.has_failed() {
+        ExitCode::from(EXIT_FAULT)
     } else {
         ExitCode::SUCCESS
     })
@@ -263,7 +268,7 @@ impl Checking<'_> {
             .count()
     }
 
-    fn report(&self, loaded: &Loaded) -> Report {
+    fn report(&self, loaded: &Loaded) -> Findings {
         let creator = self.arguments.creator();
         let all = self.manifests.iter().flat_map(|one| {
             one.documents.iter().map(|document| Manifest {
@@ -348,25 +353,30 @@ fn unusable(
     Ok(faults.collect())
 }
 
-impl Shown for Report {
+/// The report as an answer of the command.
+struct Answer<'a>(&'a Report);
+
+impl Serialize for Answer<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.json().serialize(serializer)
+    }
+}
+
+impl Shown for Answer<'_> {
     fn text(&self, _is_wide: bool) -> String {
-        Self::text(self)
+        self.0.findings.text()
     }
 
     /// Returns the names of denied objects.
     fn names(&self) -> Vec<String> {
-        let refused = self.findings.iter().filter(|one| one.level == Level::Error);
-        let names = refused.map(|one| format!("{}/{}", one.kind.to_lowercase(), one.name));
-        let mut names: Vec<_> = names.collect();
-        names.dedup();
-        names
+        self.0.findings.names()
     }
 }
 
 /// Replaces the names of policies from files with the files' paths.
-fn rename(report: &mut Report, names: &Names) {
+fn rename(report: &mut Findings, names: &Names) {
     let of_policies = report.findings.iter_mut();
-    for finding in of_policies.filter(|finding| finding.layer == "rego") {
+    for finding in of_policies.filter(|finding| finding.category == "rego") {
         finding.rule = names.shown(&finding.rule).to_owned();
         finding.message = names.in_sentence(&finding.message);
     }
@@ -375,7 +385,7 @@ fn rename(report: &mut Report, names: &Names) {
 fn write(arguments: &CheckArguments, report: &Report, rules: &Basis) -> anyhow::Result<()> {
     let has_room = match arguments.output {
         ReportFormat::Data(format) => format != Format::Name,
-        _ => false,
+        ReportFormat::Exchange(_) => false,
     };
     if !arguments.quiet {
         for note in &report.notes {
@@ -388,19 +398,15 @@ fn write(arguments: &CheckArguments, report: &Report, rules: &Basis) -> anyhow::
     for unusable in &report.unusable {
         output::failure(unusable);
     }
-    let is_dull = |report: &Report| report.findings.iter().all(|one| one.level == Level::Note);
+    let findings = &report.findings;
     match arguments.output {
-        ReportFormat::Data(Format::Text | Format::Wide) if arguments.quiet && is_dull(report) => {
+        ReportFormat::Data(Format::Text | Format::Wide)
+            if arguments.quiet && !findings.has_faults() =>
+        {
             Ok(())
         }
-        ReportFormat::Data(format) => output::answer(format, report, rules),
-        ReportFormat::Sarif => output::json(&report.sarif()),
-        ReportFormat::Github => output::raw(&report.github()),
-        ReportFormat::Junit => {
-            let suites = report.suites(arguments.fail_on_warning);
-            output::raw(&junit("rolegate policy check", &suites))
-        }
-        ReportFormat::Tap => output::raw(&tap(&report.suites(arguments.fail_on_warning))),
+        ReportFormat::Data(format) => output::answer(format, &Answer(report), rules),
+        ReportFormat::Exchange(format) => output::raw(&format.findings(findings)),
     }
 }
 

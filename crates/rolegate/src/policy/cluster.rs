@@ -14,9 +14,9 @@ use rolegate_api::{CONFIG_NAME, GROUP, VERSION};
 use rolegate_core::annotation::WEB_IDENTITY_ROLE;
 use rolegate_core::config::{ResourceKind, RuleConfig};
 use rolegate_core::layer::Mode;
+use rolegate_core::text::plain;
 use rolegate_kube::client::Connection;
 use rolegate_policy::overlay::is_core;
-use rolegate_policy::text::plain;
 use serde_json::Value;
 
 use super::kinds::Kind;

@@ -13,14 +13,15 @@ use rolegate_policy::check::{Creator, completed, creation_of, namespace_of};
 use rolegate_policy::explain::{
     AskedPolicy, Explained, ExplainedPods, Outcome, Question, Refusal, explain, explain_pods,
 };
+use rolegate_report::EXIT_FAULT;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::files;
 use super::flags::{ReadFlags, RulesFrom, name};
 use super::in_force::refuse_idle;
 use super::kinds::Kind;
 use super::load::{Current, Loaded};
-use super::{REFUSED, files};
 use crate::flags::invalid;
 use crate::output::{self, OutputFlags, Shown};
 
@@ -142,7 +143,7 @@ async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
     output::answer(arguments.output.output, &explained, &loaded.basis)?;
     Ok(match explained.counts.denied {
         0 => ExitCode::SUCCESS,
-        _ => ExitCode::from(REFUSED),
+        _ => ExitCode::from(EXIT_FAULT),
     })
 }
 
@@ -178,7 +179,7 @@ async fn one(
     Ok(if fine {
         ExitCode::SUCCESS
     } else {
-        ExitCode::from(REFUSED)
+        ExitCode::from(EXIT_FAULT)
     })
 }
 

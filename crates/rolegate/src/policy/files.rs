@@ -6,8 +6,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use rolegate_core::text::plain;
 use rolegate_policy::manifest::{self, Document, MAX_BYTES};
-use rolegate_policy::text::plain;
 use rolegate_rules::offline::Module;
 use serde_json::Value;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rolegate_core::layer::Mode;
-use rolegate_policy::text::plain;
+use rolegate_core::text::plain;
 use rolegate_rego::PolicyStatus;
 use rolegate_rules::offline::{Module, Offline, Origin};
 use rolegate_rules::snapshot::Snapshot;

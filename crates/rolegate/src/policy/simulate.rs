@@ -14,14 +14,15 @@ use rolegate_core::layer::Mode;
 use rolegate_policy::basis::{Basis, Source};
 use rolegate_policy::overlay::is_core;
 use rolegate_policy::simulate::{IfEnforced, Simulated, Simulation, simulate};
+use rolegate_report::EXIT_FAULT;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::cluster::is_ours;
+use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
 use super::in_force::refuse_idle;
 use super::load::{Assumed, Current, Loaded, Objects, any_base};
-use super::{REFUSED, files};
 use crate::output::{self, OutputFlags, RestsOn, Shown};
 
 /// The introduction of the help text.
@@ -126,7 +127,7 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     output::answer(arguments.output.output, &simulated, &rules)?;
     Ok(match simulated.takes_away() {
         false => ExitCode::SUCCESS,
-        true => ExitCode::from(REFUSED),
+        true => ExitCode::from(EXIT_FAULT),
     })
 }
 

@@ -9,21 +9,22 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use regex::Regex;
-use rolegate_policy::case_report::{Case, CaseResult, Complaint, Suite, junit, tap};
+use rolegate_core::text::plain;
 use rolegate_policy::check::namespace_of;
 use rolegate_policy::manifest::Document;
 use rolegate_policy::overlay::{is_core, is_rule};
 use rolegate_policy::suite::{Objects as Subject, Observer, PolicyTest, Subjects, TestReport};
-use rolegate_policy::text::plain;
 use rolegate_rego::{RegoResult, RegoTest};
+use rolegate_report::EXIT_FAULT;
+use rolegate_report::cases::{Case, CaseResult, Cases, Complaint, Suite};
 use serde_json::{Value, json};
 
+use super::files;
 use super::files::{Contents, Manifests, Modules, Selection};
 use super::flags::LocalFlags;
 use super::ignore::{Ignore, Pattern, pattern};
 use super::in_force::{FlagSources, refuse_idle};
 use super::load::{Loaded, Objects};
-use super::{REFUSED, files};
 use crate::flags::invalid;
 use crate::output::{self, Format, ReportFormat};
 
@@ -71,8 +72,10 @@ pub(super) struct TestArguments {
 /// Parses the formats of reports of tests, which are not about lines of manifests.
 fn format() -> impl TypedValueParser<Value = ReportFormat> {
     let formats = ReportFormat::value_variants().iter();
-    let formats =
-        formats.filter(|format| !matches!(format, ReportFormat::Sarif | ReportFormat::Github));
+    let formats = formats.filter(|format| match format {
+        ReportFormat::Data(_) => true,
+        ReportFormat::Exchange(format) => format.takes_cases(),
+    });
     PossibleValuesParser::new(formats.filter_map(ValueEnum::to_possible_value))
         .try_map(|name| ReportFormat::from_str(&name, false))
 }
@@ -100,7 +103,7 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     let idle: Vec<_> = tester.idle.iter().map(Vec::as_slice).collect();
     refuse_idle(&idle)?;
     let report = tester.report;
-    if report.count() == 0 {
+    if report.cases.count() == 0 {
         match &arguments.run {
             Some(run) => bail!("no test name matches {run}"),
             None => bail!("found no test: neither a PolicyTest nor a Rego rule named test_…"),
@@ -110,32 +113,22 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
         ReportFormat::Data(Format::Text | Format::Wide) => {
             output::text(&report.text(arguments.verbose, arguments.coverage))?;
         }
-        ReportFormat::Data(Format::Name) => output::names(&names(&report))?,
+        ReportFormat::Data(Format::Name) => output::names(&report.cases.failed_names())?,
         ReportFormat::Data(format) => output::value(format, &report.json())?,
-        ReportFormat::Junit => output::raw(&junit("rolegate policy test", &report.suites))?,
-        ReportFormat::Tap => output::raw(&tap(&report.suites))?,
-        ReportFormat::Sarif | ReportFormat::Github => {
-            return Err(invalid(
-                "-o: a test report supports text, wide, name, yaml, json, junit and tap",
-            ));
-        }
+        ReportFormat::Exchange(format) => match format.cases(&report.cases) {
+            Some(text) => output::raw(&text)?,
+            None => {
+                return Err(invalid(
+                    "-o: a test report supports text, wide, name, yaml, json, junit and tap",
+                ));
+            }
+        },
     }
-    Ok(if report.has_passed() {
+    Ok(if report.cases.has_passed() {
         ExitCode::SUCCESS
     } else {
-        ExitCode::from(REFUSED)
+        ExitCode::from(EXIT_FAULT)
     })
-}
-
-/// Returns the names of failed tests.
-fn names(report: &TestReport) -> Vec<String> {
-    let suites = report.suites.iter();
-    let cases = suites.flat_map(|suite| suite.cases.iter().map(move |case| (suite, case)));
-    let failed = cases
-        .filter(|(_, case)| matches!(case.result, CaseResult::Failed(_) | CaseResult::Errored(_)));
-    failed
-        .map(|(suite, case)| format!("{}/{}", suite.name, case.name))
-        .collect()
 }
 
 struct Tester<'a> {
@@ -192,7 +185,13 @@ impl<'a> Tester<'a> {
             tests,
             beside: contents,
             observer: Observer::default(),
-            report: TestReport::default(),
+            report: TestReport {
+                cases: Cases {
+                    title: "rolegate policy test",
+                    suites: Vec::new(),
+                },
+                ..TestReport::default()
+            },
             notes: BTreeSet::new(),
             idle: Vec::new(),
             now: Timestamp::now(),
@@ -295,7 +294,7 @@ impl<'a> Tester<'a> {
             name: file.test.name.clone(),
             cases: results.collect(),
         };
-        self.report.suites.push(suite);
+        self.report.cases.suites.push(suite);
         self.cover(&loaded);
         Ok(())
     }
@@ -328,7 +327,7 @@ impl<'a> Tester<'a> {
         let suites = suites
             .into_iter()
             .map(|(name, cases)| Suite { name, cases });
-        self.report.suites.extend(suites);
+        self.report.cases.suites.extend(suites);
         if is_rego {
             self.note(&loaded);
             self.cover(&loaded);
