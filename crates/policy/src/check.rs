@@ -14,10 +14,10 @@ use rolegate_core::layer::Mode;
 use rolegate_report::findings::{Finding, Findings, Level, Location, Wording};
 use serde_json::{Map, Value};
 
-use crate::manifest::Document;
 pub use hints::foreign;
 use request::{Request, path_steps, review_of};
 pub use request::{is_review, namespace_of};
+use rolegate_api::manifest::Document;
 
 /// The layer of findings about parts that are not validated or have no effect.
 const CHECK: &str = "check";

@@ -363,7 +363,7 @@ spec:
         fn what_is_written_is_read_back(value in value()) {
             let document = json!({"apiVersion": "v1", "kind": "X", "spec": value});
             let text = yaml(&document).unwrap();
-            let read = crate::manifest::documents(&text)
+            let read = rolegate_api::manifest::documents(&text)
                 .map_err(|error| TestCaseError::fail(format!("{error}: {text}")))?;
             prop_assert_eq!(&read.documents[0].value, &document, "{}", text);
         }

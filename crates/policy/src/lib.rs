@@ -6,14 +6,11 @@
 //! use. There is no I/O either: documents come in as text or JSON, and results go out as data with
 //! renderings.
 
-pub mod basis;
 pub mod check;
 pub mod convert;
 pub mod document;
 pub mod explain;
-pub mod manifest;
 pub mod missing;
-pub mod overlay;
 pub mod simulate;
 pub mod suggest;
 pub mod suite;

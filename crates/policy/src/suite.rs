@@ -15,7 +15,7 @@ pub use observe::Observer;
 pub use report::{Covered, TestReport};
 
 use crate::check::{self, Creator, Existing, Manifest, Operation};
-use crate::manifest::Document;
+use rolegate_api::manifest::Document;
 use rolegate_core::text::plain;
 use rolegate_report::cases::{CaseResult, Complaint};
 

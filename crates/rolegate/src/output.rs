@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use rolegate_core::text::plain;
-use rolegate_policy::basis::Basis;
+use rolegate_inventory::basis::Basis;
 use rolegate_policy::document;
 use rolegate_report::format::FORMATS;
 use rolegate_report::text::BAD;

@@ -4,7 +4,7 @@ use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::{RuleConfig, Subjects, TemplateKind};
 use rolegate_core::layer::Mode;
-use rolegate_rules::offline::{OfflineOptions, load};
+use rolegate_inventory::offline::{OfflineOptions, load};
 use serde_json::{Value, json};
 
 use crate::world::Rules;

@@ -5,7 +5,7 @@ use rolegate_core::layer::Mode;
 
 use super::*;
 use crate::fixtures::{NOW, Stage, rules};
-use crate::manifest::documents;
+use rolegate_api::manifest::documents;
 
 const MANIFESTS: &str = "\
 ---

@@ -4,14 +4,16 @@
 use clap::Args;
 use http::Uri;
 use rolegate_core::text::plain;
-use rolegate_policy::basis::WorkloadRef;
+use rolegate_inventory::basis::WorkloadRef;
+use rolegate_inventory::cluster::Cluster;
+use rolegate_inventory::in_force::{AgentFlags, UnknownFlag};
 use serde_json::Value;
 
-use super::cluster::Cluster;
+use super::errors::of_cluster;
 use super::flags::name;
 use crate::cli::Command;
-use crate::container_flags::{self, UnknownFlag};
-use crate::deciding_flags::DecidingFlags;
+use crate::flags::container;
+use crate::flags::deciding::DecidingFlags;
 
 const HEADING: &str = "Agents";
 /// The label that identifies a workload's program.
@@ -31,29 +33,16 @@ pub(super) struct AgentsAt {
     broker_deployment: Option<String>,
 }
 
-/// The flags of the processes that decide, if known.
+/// The flags of the processes that decide, and their origin.
 #[derive(Debug, Clone)]
-pub(super) enum Agents {
-    /// The flags.
-    Known(Box<AgentFlags>),
-    /// The flags are unknown, for the given reason.
-    Unknown(String),
-}
-
-/// The flags of the processes that decide.
-#[derive(Debug, Clone)]
-pub(super) struct AgentFlags {
+pub(super) struct ProcessFlags {
     /// The flags.
     pub(super) flags: DecidingFlags,
-    /// The flags whose values are from other objects.
-    pub(super) unknown: Vec<UnknownFlag>,
     /// The workloads with these flags.
-    pub(super) workloads: Vec<WorkloadRef>,
-    /// Sentences about reasons to doubt the flags.
-    pub(super) doubts: Vec<String>,
+    pub(super) origin: AgentFlags,
 }
 
-impl AgentFlags {
+impl ProcessFlags {
     /// Returns the flags of one workload.
     fn of(
         reference: WorkloadRef,
@@ -63,9 +52,11 @@ impl AgentFlags {
     ) -> Result<Self, String> {
         Ok(Self {
             flags: flags.map_err(|error| format!("{reference}: {error}"))?,
-            unknown,
-            doubts: doubts(&reference, workload),
-            workloads: vec![reference],
+            origin: AgentFlags {
+                unknown,
+                doubts: doubts(&reference, workload),
+                workloads: vec![reference],
+            },
         })
     }
 }
@@ -96,21 +87,22 @@ const BROKERS: Kind = Kind {
 
 impl AgentsAt {
     /// Reads the flags from the cluster.
-    pub(super) async fn read(&self, cluster: &Cluster) -> Agents {
-        match self.agents(cluster).await {
-            Ok(flags) => Agents::Known(Box::new(flags)),
-            // The list contains the values of the pod template.
-            Err(why) => Agents::Unknown(plain(&why)),
-        }
+    ///
+    /// # Errors
+    /// Returns the reason why they are unknown.
+    pub(super) async fn read(&self, cluster: &Cluster) -> Result<Box<ProcessFlags>, String> {
+        let read = self.agents(cluster).await.map(Box::new);
+        // The reason contains the values of the pod template.
+        read.map_err(|why| plain(&why))
     }
 
-    async fn agents(&self, cluster: &Cluster) -> Result<AgentFlags, String> {
+    async fn agents(&self, cluster: &Cluster) -> Result<ProcessFlags, String> {
         let namespace = &self.agent_namespace;
         let wanted = self.agent_daemonset.as_deref();
         let mut found = Vec::new();
         for workload in workloads(cluster, &AGENTS, namespace, wanted).await? {
             let reference = reference(&AGENTS, &workload);
-            let started = container_flags::started(&workload);
+            let started = container::started(&workload);
             let started = started.map_err(|error| format!("{reference}: {error}"))?;
             let Command::Agent(flags) = started.command else {
                 return Err(format!("{reference} does not run an agent"));
@@ -126,7 +118,7 @@ impl AgentsAt {
                 return Err(format!("{reference}: --broker comes from {from}"));
             }
             match &flags.broker {
-                None => found.push(AgentFlags::of(
+                None => found.push(ProcessFlags::of(
                     reference,
                     &workload,
                     flags.deciding(),
@@ -141,18 +133,18 @@ impl AgentsAt {
         agreed(found, &AGENTS)
     }
 
-    async fn brokers(&self, cluster: &Cluster, namespace: &str) -> Result<AgentFlags, String> {
+    async fn brokers(&self, cluster: &Cluster, namespace: &str) -> Result<ProcessFlags, String> {
         let wanted = self.broker_deployment.as_deref();
         let mut found = Vec::new();
         for workload in workloads(cluster, &BROKERS, namespace, wanted).await? {
             let reference = reference(&BROKERS, &workload);
-            let started = container_flags::started(&workload);
+            let started = container::started(&workload);
             let started = started.map_err(|error| format!("{reference}: {error}"))?;
             let Command::Broker(flags) = started.command else {
                 return Err(format!("{reference} does not run a broker"));
             };
             let unknown = started.unknown.into_iter().collect();
-            found.push(AgentFlags::of(
+            found.push(ProcessFlags::of(
                 reference,
                 &workload,
                 flags.deciding(),
@@ -174,7 +166,7 @@ async fn workloads(
         kind: what, name, ..
     } = kind;
     let all = cluster.workloads(what, kind.plural, namespace).await;
-    let mut all = all.map_err(|error| error.to_string())?;
+    let mut all = all.map_err(|error| of_cluster(error).to_string())?;
     all.retain(|workload| {
         let is_at = |path, name| workload.pointer(path).and_then(Value::as_str) == Some(name);
         match wanted {
@@ -221,20 +213,25 @@ fn doubts(reference: &WorkloadRef, workload: &Value) -> Vec<String> {
 }
 
 /// Returns the flags of all workloads if they agree.
-fn agreed(found: Vec<AgentFlags>, kind: &Kind) -> Result<AgentFlags, String> {
+fn agreed(found: Vec<ProcessFlags>, kind: &Kind) -> Result<ProcessFlags, String> {
     let mut found = found.into_iter();
     let Some(mut one) = found.next() else {
         return Err(format!("found no {}", kind.kind));
     };
-    let validated = |one: &AgentFlags| {
-        let names: Vec<_> = one.workloads.iter().map(ToString::to_string).collect();
+    let validated = |one: &ProcessFlags| {
+        let names: Vec<_> = one
+            .origin
+            .workloads
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let validated = one.flags.validated();
         validated.map_err(|error| format!("{}: {error}", names.join(", ")))
     };
     let first = validated(&one)?;
     for other in found {
-        if validated(&other)? != first || other.unknown != one.unknown {
-            let names = one.workloads.iter().chain(&other.workloads);
+        if validated(&other)? != first || other.origin.unknown != one.origin.unknown {
+            let names = one.origin.workloads.iter().chain(&other.origin.workloads);
             let names: Vec<_> = names.map(ToString::to_string).collect();
             let flag = kind.flag;
             return Err(format!(
@@ -242,12 +239,12 @@ fn agreed(found: Vec<AgentFlags>, kind: &Kind) -> Result<AgentFlags, String> {
                 names.join(" and ")
             ));
         }
-        one.doubts.extend(other.doubts);
-        let known = other.workloads.into_iter();
+        one.origin.doubts.extend(other.origin.doubts);
+        let known = other.origin.workloads.into_iter();
         let news: Vec<_> = known
-            .filter(|other| !one.workloads.contains(other))
+            .filter(|other| !one.origin.workloads.contains(other))
             .collect();
-        one.workloads.extend(news);
+        one.origin.workloads.extend(news);
     }
     Ok(one)
 }

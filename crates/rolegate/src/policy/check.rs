@@ -9,24 +9,25 @@ use jiff::Timestamp;
 use rolegate_core::config::Modes;
 use rolegate_core::layer::Mode;
 use rolegate_core::text::plain;
-use rolegate_policy::basis::Basis;
+use rolegate_inventory::basis::Basis;
+use rolegate_inventory::files::{Manifests, Selection, objects};
+use rolegate_inventory::ignore::{Ignore, Pattern};
+use rolegate_inventory::in_force::FlagSources;
+use rolegate_inventory::load::{Assumed, LoadError, Loaded};
+use rolegate_inventory::names::{Names, RuleKind};
+use rolegate_inventory::object::{is_config, is_core, is_ours};
+use rolegate_inventory::objects::Objects;
 use rolegate_policy::check::{
     Creator, Existing, Manifest, Operation, Report, check, is_review, namespace_of,
 };
-use rolegate_policy::overlay::is_core;
 use rolegate_report::EXIT_FAULT;
 use rolegate_report::findings::Findings;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::cluster::{is_config, is_ours};
+use super::current::{Current, demand_base, load, refuse_idle};
 use super::files;
-use super::files::{Manifests, Selection};
 use super::flags::{ReadFlags, RulesFrom, name};
-use super::ignore::{Ignore, Pattern, pattern};
-use super::in_force::{FlagSources, refuse_idle};
-use super::load::{Assumed, Current, Loaded, Objects, UnusableRule};
-use super::names::{Names, RuleKind};
 use crate::flags::invalid;
 use crate::output::{self, Format, ReportFormat, Shown};
 
@@ -73,7 +74,7 @@ pub(super) struct CheckArguments {
     #[arg(hide = true, value_name = "PATH")]
     misplaced: Vec<PathBuf>,
     /// File or directory to skip, in the syntax of .gitignore. May be repeated
-    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     ignore: Vec<Pattern>,
     #[command(flatten)]
     from: RulesFrom,
@@ -152,12 +153,17 @@ impl CheckArguments {
 /// Runs the command.
 pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     match checked(&arguments).await {
-        Err(error) if error.is::<UnusableRule>() => {
+        Err(error) if is_unusable_rule(&error) => {
             output::failure(&format!("unusable rule: {error}"));
             Ok(ExitCode::from(EXIT_FAULT))
         }
         other => other,
     }
+}
+
+fn is_unusable_rule(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<LoadError>();
+    matches!(error, Some(LoadError::UnusableRule(_)))
 }
 
 async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
@@ -174,7 +180,7 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         },
     )?;
     let manifests = &contents.manifests;
-    let old = files::objects(files::read(&arguments.old, Selection::default())?.manifests);
+    let old = objects(files::read(&arguments.old, Selection::default())?.manifests);
     let current = Current::laid_over(&arguments.read, &arguments.from).await?;
     let Current {
         objects: rules,
@@ -182,11 +188,11 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         ..
     } = &current;
     // An error in the rules is reported with its line.
-    refuse_idle(&[&rules.load(sources)?.idle])?;
+    refuse_idle(&[&current.load()?.idle])?;
     let namespace = rules.namespace(arguments.namespace.as_deref());
     let (namespaces, assumed) = namespaces(rules.values(), manifests, &namespace);
     let rules = rules.overlaid(&Objects::of_values(namespaces), false);
-    let loaded = rules.load(sources)?;
+    let loaded = load(&rules, sources, &Assumed::default())?;
     let checking = Checking {
         arguments,
         manifests,
@@ -211,12 +217,13 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
             .collect()
     };
     let mut findings = checking.report(&loaded);
-    loaded.demand_base(
+    demand_base(
+        &loaded,
         sources,
         rules.values().iter().chain(judged),
         &verdicts(&findings),
         |base| {
-            let loaded = rules.load_as(sources, &Assumed::base(base))?;
+            let loaded = load(&rules, sources, &Assumed::base(base))?;
             Ok(verdicts(&checking.report(&loaded)))
         },
     )?;
@@ -293,7 +300,7 @@ impl Checking<'_> {
 /// would be unusable if they were applied.
 ///
 /// # Errors
-/// Returns [`UnusableRule`] for a malformed object.
+/// Returns an error for a malformed object.
 fn unusable(
     rules: &Objects,
     sources: &FlagSources,
@@ -344,7 +351,7 @@ fn unusable(
         modes: Some(modes),
         ..Assumed::default()
     };
-    let loaded = applied.load_as(sources, &assumed)?;
+    let loaded = load(&applied, sources, &assumed)?;
     let faults = loaded.unusable.into_iter().filter_map(|one| {
         let named = (one.kind, one.name);
         let (_, place) = places.iter().find(|(known, _)| *known == named)?;

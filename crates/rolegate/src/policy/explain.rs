@@ -9,6 +9,8 @@ use jiff::Timestamp;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::layer::Mode;
 use rolegate_core::workload::Workload;
+use rolegate_inventory::kinds::Kind;
+use rolegate_inventory::load::Loaded;
 use rolegate_policy::check::{Creator, completed, creation_of, namespace_of};
 use rolegate_policy::explain::{
     AskedPolicy, Explained, ExplainedPods, Outcome, Question, Refusal, explain, explain_pods,
@@ -17,11 +19,10 @@ use rolegate_report::EXIT_FAULT;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::current::{Current, refuse_idle};
+use super::errors::of_cluster;
 use super::files;
 use super::flags::{ReadFlags, RulesFrom, name};
-use super::in_force::refuse_idle;
-use super::kinds::Kind;
-use super::load::{Current, Loaded};
 use crate::flags::invalid;
 use crate::output::{self, OutputFlags, Shown};
 
@@ -119,7 +120,7 @@ async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
         false => Some(current.objects.namespace(arguments.namespace.as_deref())),
     };
     current.add_users(false, namespace.as_deref()).await?;
-    let loaded = current.objects.load(&current.sources)?;
+    let loaded = current.load()?;
     refuse_idle(&[&loaded.idle])?;
     let now = Timestamp::now();
     let explain = |loaded: &Loaded| {
@@ -153,7 +154,7 @@ async fn one(
     object: Option<&Object<'_>>,
 ) -> anyhow::Result<ExitCode> {
     let (current, asked) = load(arguments, object).await?;
-    let loaded = current.objects.load(&current.sources)?;
+    let loaded = current.load()?;
     refuse_idle(&[&loaded.idle])?;
     let now = Timestamp::now();
     let explained = asked.explained(&loaded, now)?;
@@ -373,7 +374,7 @@ async fn load(
     let objects = &mut current.objects;
     let namespace = objects.namespace(arguments.namespace.as_deref());
     let object = match asked {
-        None => hypothetical(arguments, &namespace, &current.sources.deciding()?.keys),
+        None => hypothetical(arguments, &namespace, &current.sources.deciding.keys),
         Some(asked) => {
             let Object { kind, name } = asked;
             let found = objects.take(|value| {
@@ -384,7 +385,10 @@ async fn load(
             });
             let found = match (found, &current.cluster) {
                 (Some(found), _) => found,
-                (None, Some(cluster)) => cluster.object(kind, &namespace, name).await?,
+                (None, Some(cluster)) => {
+                    let object = cluster.object(kind, &namespace, name).await;
+                    object.map_err(of_cluster)?
+                }
                 (None, None) => {
                     let kind = kind.kind.to_lowercase();
                     bail!("cannot find {kind} {name} of namespace {namespace} in --rules");

@@ -11,18 +11,19 @@ use rolegate_core::annotation::PERMITTED;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
 use rolegate_core::layer::Mode;
-use rolegate_policy::basis::{Basis, Source};
-use rolegate_policy::overlay::is_core;
+use rolegate_inventory::any_base;
+use rolegate_inventory::basis::{Basis, Source};
+use rolegate_inventory::load::{Assumed, Loaded};
+use rolegate_inventory::object::{is_core, is_ours};
+use rolegate_inventory::objects::Objects;
 use rolegate_policy::simulate::{IfEnforced, Simulated, Simulation, simulate};
 use rolegate_report::EXIT_FAULT;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::cluster::is_ours;
+use super::current::{Current, demand_base, load, refuse_idle};
 use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
-use super::in_force::refuse_idle;
-use super::load::{Assumed, Current, Loaded, Objects, any_base};
 use crate::output::{self, OutputFlags, RestsOn, Shown};
 
 /// The introduction of the help text.
@@ -67,12 +68,12 @@ pub(super) struct SimulateArguments {
 pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
     files::validate(arguments.rules.iter().chain(&arguments.filename))?;
-    let change = Objects::of_files(&arguments.rules)?;
+    let change = files::objects(&arguments.rules)?;
     let mut current = Current::read(&arguments.read, &arguments.filename, &change).await?;
     let overlaid = |current: &Current| current.objects.overlaid(&change, arguments.replace);
     let now_and_then = |current: &Current| -> anyhow::Result<(Loaded, Loaded)> {
-        let after = overlaid(current).load(&current.sources);
-        let before = current.objects.load(&current.sources);
+        let after = load(&overlaid(current), &current.sources, &Assumed::default());
+        let before = current.load();
         // An error in the change is reported before missing current rules.
         let after = after?;
         Ok((before?, after))
@@ -116,7 +117,8 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     // Both sides are judged with each base ARN, so one comparison is enough.
     let sides = [&before, &after];
     if let Some(loaded) = sides.iter().find(|loaded| loaded.lacks_base(sources)) {
-        loaded.demand_base(sources, proposed.after.values(), &simulated, |base| {
+        let judged = proposed.after.values();
+        demand_base(loaded, sources, judged, &simulated, |base| {
             proposed.simulated(Some(&base))
         })?;
     }
@@ -174,8 +176,9 @@ impl Proposed<'_> {
             modes,
             is_webhook: false,
         };
-        let before = objects.load_as(sources, &assumed(None))?;
-        let webhook_before = objects.load_as(
+        let before = load(objects, sources, &assumed(None))?;
+        let webhook_before = load(
+            objects,
             sources,
             &Assumed {
                 // Agents complete names now, and no webhook refuses what they cannot complete.
@@ -188,14 +191,14 @@ impl Proposed<'_> {
             },
         )?;
         let simulation = |modes| -> anyhow::Result<Simulation> {
-            let after = self.after.load_as(sources, &assumed(modes))?;
+            let after = load(&self.after, sources, &assumed(modes))?;
             let (rules, then) = (&before.snapshot.rules, &after.snapshot.rules);
             let mut simulation = simulate(rules, then, &before.workloads, self.now);
             let webhook = Assumed {
                 is_webhook: true,
                 ..assumed(modes)
             };
-            let webhook_after = self.after.load_as(sources, &webhook)?;
+            let webhook_after = load(&self.after, sources, &webhook)?;
             let pods = objects.values().iter();
             let pods = pods.filter(|value| is_core(value, "Pod"));
             let (now, then) = (webhook_before.gate(), webhook_after.gate());
@@ -277,11 +280,12 @@ impl RestsOn for NowAndThen {
 
 #[cfg(test)]
 mod tests {
+    use rolegate_inventory::in_force::AgentFlags;
     use serde_json::json;
 
-    use super::super::agents::{AgentFlags, Agents};
+    use super::super::agents::ProcessFlags;
+    use super::super::current::flag_sources;
     use super::super::flags::OwnFlags;
-    use super::super::in_force::FlagSources;
     use super::*;
 
     /// Simulates that a cluster whose agents find out the base ARN gets a RolegateConfig.
@@ -298,24 +302,23 @@ mod tests {
             pod("by-name", "reader"),
             pod("refused", "admin"),
         ];
+        let agents = Box::new(ProcessFlags {
+            flags: OwnFlags::parse(&["--namespace-restrictions"]).flags,
+            origin: AgentFlags {
+                unknown: Vec::new(),
+                workloads: Vec::new(),
+                doubts: Vec::new(),
+            },
+        });
         let current = Current {
             objects: Objects::of_values(objects),
-            sources: FlagSources {
-                own: OwnFlags::parse(&[]),
-                agents: Some(Agents::Known(Box::new(AgentFlags {
-                    flags: OwnFlags::parse(&["--namespace-restrictions"]).flags,
-                    unknown: Vec::new(),
-                    workloads: Vec::new(),
-                    doubts: Vec::new(),
-                }))),
-                guesses: false,
-            },
+            sources: flag_sources(&OwnFlags::parse(&[]), Some(Ok(agents))).unwrap(),
             cluster: None,
         };
         let change = Objects::of_values(vec![json!({"apiVersion": "rolegate.dev/v1alpha1",
             "kind": "RolegateConfig", "metadata": {"name": "cluster"}, "spec": spec})]);
         let after = current.objects.overlaid(&change, false);
-        let loaded = after.load(&current.sources).unwrap();
+        let loaded = load(&after, &current.sources, &Assumed::default()).unwrap();
         let proposed = Proposed {
             enforced: enforced(&loaded, &change),
             current: &current,

@@ -9,22 +9,24 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use regex::Regex;
+use rolegate_api::manifest::Document;
 use rolegate_core::text::plain;
+use rolegate_inventory::files::{Contents, Modules, Selection};
+use rolegate_inventory::ignore::{Ignore, Pattern};
+use rolegate_inventory::in_force::FlagSources;
+use rolegate_inventory::load::{Assumed, Loaded};
+use rolegate_inventory::object::{is_core, is_rule};
+use rolegate_inventory::objects::Objects;
 use rolegate_policy::check::namespace_of;
-use rolegate_policy::manifest::Document;
-use rolegate_policy::overlay::{is_core, is_rule};
 use rolegate_policy::suite::{Objects as Subject, Observer, PolicyTest, Subjects, TestReport};
 use rolegate_rego::{RegoResult, RegoTest};
 use rolegate_report::EXIT_FAULT;
 use rolegate_report::cases::{Case, CaseResult, Cases, Complaint, Suite};
 use serde_json::{Value, json};
 
+use super::current::{flag_sources, load, refuse_idle};
 use super::files;
-use super::files::{Contents, Manifests, Modules, Selection};
 use super::flags::LocalFlags;
-use super::ignore::{Ignore, Pattern, pattern};
-use super::in_force::{FlagSources, refuse_idle};
-use super::load::{Loaded, Objects};
 use crate::flags::invalid;
 use crate::output::{self, Format, ReportFormat};
 
@@ -51,7 +53,7 @@ pub(super) struct TestArguments {
     #[arg(long, value_name = "PATH")]
     rules: Vec<PathBuf>,
     /// File or directory to skip, in the syntax of .gitignore. May be repeated
-    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     ignore: Vec<Pattern>,
     /// Run only tests whose names match this regular expression
     #[arg(long, value_name = "REGEX")]
@@ -89,9 +91,8 @@ struct TestFile {
 /// Runs the command.
 pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     let sources = FlagSources {
-        own: arguments.read.own()?,
-        agents: None,
         guesses: true,
+        ..flag_sources(&arguments.read.own()?, None)?
     };
     files::validate(arguments.paths.iter().chain(&arguments.rules))?;
     let mut tester = Tester::read(&arguments, &sources)?;
@@ -213,9 +214,13 @@ impl<'a> Tester<'a> {
         }
     }
 
+    fn load(&self, rules: &Objects) -> anyhow::Result<Loaded> {
+        load(rules, self.sources, &Assumed::default())
+    }
+
     /// Returns the rules of a test file.
     fn rules(&self, file: &TestFile) -> anyhow::Result<Objects> {
-        let of = |paths: &[PathBuf]| Objects::of_files(paths);
+        let of = |paths: &[PathBuf]| files::objects(paths);
         match &file.test.rules {
             Some(paths) => {
                 let paths: Vec<_> = paths.iter().map(|path| file.beside(path)).collect();
@@ -269,9 +274,9 @@ impl<'a> Tester<'a> {
         });
         let rules = self.rules(file)?;
         // An error in the rules is reported with its line.
-        rules.load(self.sources)?;
+        self.load(&rules)?;
         let rules = rules.overlaid(&missing_namespaces(&rules, mentioned), false);
-        let loaded = rules.load(self.sources)?;
+        let loaded = self.load(&rules)?;
         refuse_unusable(&loaded)?;
         self.note(&loaded);
         let observed = self.observer.observed(&loaded.snapshot.admission);
@@ -310,7 +315,7 @@ impl<'a> Tester<'a> {
             let more = files::read(&self.arguments.rules, selection)?;
             all.add(more);
         }
-        let loaded = Objects::of_contents(all).load(self.sources)?;
+        let loaded = self.load(&Objects::of_contents(all))?;
         refuse_unusable(&loaded)?;
         let tests = loaded
             .writer
@@ -436,42 +441,5 @@ fn rego_case(test: &RegoTest, file: String) -> Case {
             RegoResult::Errored(why) => CaseResult::Errored(why.clone()),
         },
         remarks: Vec::new(),
-    }
-}
-
-impl Contents {
-    /// Returns a copy of everything.
-    fn all(&self) -> Self {
-        let manifests = self.manifests.iter().map(|one| Manifests {
-            file: one.file.clone(),
-            documents: one.documents.clone(),
-        });
-        Self {
-            manifests: manifests.collect(),
-            modules: self.modules.clone(),
-            skipped: Vec::new(),
-        }
-    }
-
-    /// Returns a copy of everything except test modules.
-    fn policies(&self) -> Self {
-        let mut policies = self.all();
-        let is_test = |file: &str| file.ends_with(files::TESTS);
-        policies.modules.retain(|module| !is_test(&module.file));
-        policies
-    }
-
-    /// Adds the contents of other files.
-    fn add(&mut self, more: Self) {
-        let path = |file: &str| Path::new(file).canonicalize().unwrap_or(file.into());
-        let manifests = self.manifests.iter().map(|one| path(&one.file));
-        let modules = self.modules.iter().map(|one| path(&one.file));
-        let known: BTreeSet<_> = manifests.chain(modules).collect();
-        let is_new = |file: &str| !known.contains(&path(file));
-        let manifests = more.manifests.into_iter();
-        self.manifests
-            .extend(manifests.filter(|one| is_new(&one.file)));
-        let modules = more.modules.into_iter();
-        self.modules.extend(modules.filter(|one| is_new(&one.file)));
     }
 }
