@@ -1,35 +1,33 @@
 //! `rolegate policy check`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod checking;
+mod namespaces;
+mod output;
+mod unusable;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use rolegate_core::config::Modes;
-use rolegate_core::layer::Mode;
-use rolegate_core::text::plain;
-use rolegate_inventory::basis::Basis;
-use rolegate_inventory::files::{Manifests, Selection, objects};
+use rolegate_inventory::files::{Selection, objects};
 use rolegate_inventory::ignore::{Ignore, Pattern};
-use rolegate_inventory::in_force::FlagSources;
-use rolegate_inventory::load::{Assumed, LoadError, Loaded};
-use rolegate_inventory::names::{Names, RuleKind};
-use rolegate_inventory::object::{is_config, is_core, is_ours};
+use rolegate_inventory::load::{Assumed, LoadError};
 use rolegate_inventory::objects::Objects;
-use rolegate_policy::check::{
-    Creator, Existing, Manifest, Operation, Report, check, is_review, namespace_of,
-};
+use rolegate_policy::check::{Creator, Existing, Report};
 use rolegate_report::EXIT_FAULT;
 use rolegate_report::findings::Findings;
-use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
 
 use super::current::{Current, demand_base, load, refuse_idle};
 use super::files;
 use super::flags::{ReadFlags, RulesFrom, name};
 use crate::flags::invalid;
-use crate::output::{self, Format, ReportFormat, Shown};
+use crate::output::{ReportFormat, failure};
+
+use checking::Checking;
+use namespaces::namespaces;
+use output::{rename, write};
+use unusable::unusable;
 
 /// The operation on the objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -154,7 +152,7 @@ impl CheckArguments {
 pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     match checked(&arguments).await {
         Err(error) if is_unusable_rule(&error) => {
-            output::failure(&format!("unusable rule: {error}"));
+            failure(&format!("unusable rule: {error}"));
             Ok(ExitCode::from(EXIT_FAULT))
         }
         other => other,
@@ -247,217 +245,4 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-/// Manifests to validate with any rules.
-struct Checking<'a> {
-    arguments: &'a CheckArguments,
-    manifests: &'a [Manifests],
-    existing: Existing<'a>,
-    /// Errors in rules among the manifests, by file and line.
-    faults: BTreeMap<(String, u64), String>,
-    namespace: String,
-    now: Timestamp,
-}
-
-impl Checking<'_> {
-    /// Returns the number of objects that are created rather than updated from --old.
-    fn created(&self) -> usize {
-        if self.arguments.old.is_empty() {
-            return 0;
-        }
-        let documents = self.manifests.iter().flat_map(|one| &one.documents);
-        let values = documents.map(|document| &document.value);
-        values
-            .filter(|value| {
-                !is_review(value) && self.existing.beside(value, &self.namespace).is_none()
-            })
-            .count()
-    }
-
-    fn report(&self, loaded: &Loaded) -> Findings {
-        let creator = self.arguments.creator();
-        let all = self.manifests.iter().flat_map(|one| {
-            one.documents.iter().map(|document| Manifest {
-                file: &one.file,
-                document,
-                old: self.existing.beside(&document.value, &self.namespace),
-                operation: match self.arguments.operation {
-                    Action::Create | Action::Update => Operation::Create,
-                    Action::Delete => Operation::Delete,
-                },
-                fault: self
-                    .faults
-                    .get(&(one.file.clone(), document.line()))
-                    .map(String::as_str),
-            })
-        });
-        check(&loaded.gate(), all, &creator, &self.namespace, self.now)
-    }
-}
-
-/// Returns the errors in rules among the manifests, by file and line: grants and policies that
-/// would be unusable if they were applied.
-///
-/// # Errors
-/// Returns an error for a malformed object.
-fn unusable(
-    rules: &Objects,
-    sources: &FlagSources,
-    manifests: &[Manifests],
-    namespace: &str,
-) -> anyhow::Result<BTreeMap<(String, u64), String>> {
-    let mut change = Objects::default();
-    let mut places = Vec::new();
-    for one in manifests {
-        for document in &one.documents {
-            let value = &document.value;
-            let is_map = is_core(value, "ConfigMap");
-            if !is_map && !is_ours(value, "RoleGrant") && !is_config(value) {
-                continue;
-            }
-            let mut value = value.clone();
-            if let (true, Some(metadata)) = (is_map, value.get_mut("metadata")) {
-                let named = metadata.get("namespace").and_then(Value::as_str);
-                if named.is_none_or(str::is_empty) {
-                    metadata["namespace"] = namespace.into();
-                }
-            }
-            let name = value.pointer("/metadata/name").and_then(Value::as_str);
-            let name = name.unwrap_or_default();
-            let named = match is_map {
-                true => (
-                    RuleKind::Policy,
-                    format!("{}/{name}", namespace_of(&value, namespace)),
-                ),
-                false => (RuleKind::RoleGrant, name.to_owned()),
-            };
-            places.push((named, (one.file.clone(), document.line())));
-            let line = document.line();
-            change.push_of(value, Some(format!("{}:{line}", plain(&one.file))));
-        }
-    }
-    if places.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let applied = rules.overlaid(&change, false);
-    // As if their layer were enabled.
-    let modes = Modes {
-        grants: Mode::Enforce,
-        rego: Mode::Enforce,
-        ..Modes::default()
-    };
-    let assumed = Assumed {
-        modes: Some(modes),
-        ..Assumed::default()
-    };
-    let loaded = load(&applied, sources, &assumed)?;
-    let faults = loaded.unusable.into_iter().filter_map(|one| {
-        let named = (one.kind, one.name);
-        let (_, place) = places.iter().find(|(known, _)| *known == named)?;
-        Some((place.clone(), one.sentence))
-    });
-    Ok(faults.collect())
-}
-
-/// The report as an answer of the command.
-struct Answer<'a>(&'a Report);
-
-impl Serialize for Answer<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.json().serialize(serializer)
-    }
-}
-
-impl Shown for Answer<'_> {
-    fn text(&self, _is_wide: bool) -> String {
-        self.0.findings.text()
-    }
-
-    /// Returns the names of denied objects.
-    fn names(&self) -> Vec<String> {
-        self.0.findings.names()
-    }
-}
-
-/// Replaces the names of policies from files with the files' paths.
-fn rename(report: &mut Findings, names: &Names) {
-    let of_policies = report.findings.iter_mut();
-    for finding in of_policies.filter(|finding| finding.category == "rego") {
-        finding.rule = names.shown(&finding.rule).to_owned();
-        finding.message = names.in_sentence(&finding.message);
-    }
-}
-
-fn write(arguments: &CheckArguments, report: &Report, rules: &Basis) -> anyhow::Result<()> {
-    let has_room = match arguments.output {
-        ReportFormat::Data(format) => format != Format::Name,
-        ReportFormat::Exchange(_) => false,
-    };
-    if !arguments.quiet {
-        for note in &report.notes {
-            output::note(note);
-        }
-        if !has_room {
-            output::note_rules(rules);
-        }
-    }
-    for unusable in &report.unusable {
-        output::failure(unusable);
-    }
-    let findings = &report.findings;
-    match arguments.output {
-        ReportFormat::Data(Format::Text | Format::Wide)
-            if arguments.quiet && !findings.has_faults() =>
-        {
-            Ok(())
-        }
-        ReportFormat::Data(format) => output::answer(format, &Answer(report), rules),
-        ReportFormat::Exchange(format) => output::raw(&format.findings(findings)),
-    }
-}
-
-/// Returns the namespaces of the manifests, and those that objects are in but nothing describes.
-/// The latter have no annotations, as with `helm install --create-namespace`.
-fn namespaces(
-    rules: &[Value],
-    manifests: &[Manifests],
-    default: &str,
-) -> (Vec<Value>, Vec<String>) {
-    let documents = || manifests.iter().flat_map(|one| &one.documents);
-    let described: Vec<Value> = documents()
-        .map(|document| &document.value)
-        .filter(|value| is_core(value, "Namespace"))
-        .cloned()
-        .collect();
-    let named = |value: &Value| {
-        let name = value.pointer("/metadata/name").and_then(Value::as_str);
-        name.map(str::to_owned)
-    };
-    let known: BTreeSet<String> = rules
-        .iter()
-        .filter(|value| is_core(value, "Namespace"))
-        .chain(&described)
-        .filter_map(named)
-        .collect();
-    let mentioned: BTreeSet<String> = documents()
-        .map(|document| &document.value)
-        .filter(|value| !is_core(value, "Namespace"))
-        .map(|value| namespace_of(value, default))
-        .filter(|name| !known.contains(*name))
-        .map(str::to_owned)
-        .collect();
-    let assumed = mentioned.iter().map(|name| {
-        format!("the rules do not contain namespace {name}: assuming that it has no annotations")
-    });
-    let assumed = assumed.collect();
-    let made = mentioned.iter().map(|name| {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
-        })
-    });
-    let all = described.into_iter().chain(made).collect();
-    (all, assumed)
 }
