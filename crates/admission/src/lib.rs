@@ -24,7 +24,7 @@ pub mod validate;
 mod web_identity;
 pub mod webhook_configuration;
 
-pub use outcome::{NotSynced, Outcome, Violation};
+pub use outcome::{NotSynced, Outcome, Violation, ViolationSource};
 pub use pod_template::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE};
 pub use policies::{Finding, Findings, ReviewPolicies};
 pub use review::{Review, ReviewError};

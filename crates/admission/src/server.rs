@@ -204,16 +204,16 @@ impl Webhook {
 
     fn log_outcome(&self, outcome: &Outcome, review: &Review<'_>) {
         for violation in &outcome.violations {
-            self.metrics.denied(violation.layer);
+            self.metrics.denied(violation.denied_by);
         }
         for warning in &outcome.warnings {
-            self.metrics.audited(warning.layer);
+            self.metrics.audited(warning.denied_by);
             warn!(
                 kind = &*review.kind().kind,
                 namespace = review.namespace(),
                 name = review.name(),
                 user = &*review.user().name,
-                layer = warning.layer,
+                layer = warning.denied_by.as_str(),
                 rule = warning.rule,
                 reason = warning.reason,
                 "request would be denied"

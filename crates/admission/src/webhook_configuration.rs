@@ -14,7 +14,7 @@ use rolegate_core::annotation::{
     ALLOWED_ROLES, AnnotationKeys, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME, WEB_IDENTITY_ROLE,
 };
 use rolegate_core::config::{ResourceKind, RuleConfig, TemplateKind};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::NAME_LABEL;
 use serde_json::{Map, Value, json};
 
@@ -137,7 +137,7 @@ impl Registration<'_> {
             on_failure: OnFailure::ByGuards,
             conditions: Vec::new(),
         });
-        if self.config.modes.grants != Mode::Off {
+        if self.config.modes[LayerId::Grants] != Mode::Off {
             all.push(self.token_requests());
         }
         if self.config.rule_writers.is_some() {
@@ -453,7 +453,7 @@ impl Registration<'_> {
         annotations.sort_unstable();
         annotations.dedup();
         // Where grants apply, they may select the name itself.
-        let created = match self.config.modes.grants {
+        let created = match self.config.modes[LayerId::Grants] {
             Mode::Off => format!(
                 "({} || {})",
                 cel::has_any("object", "annotations", &annotations),

@@ -165,7 +165,9 @@ fn who(workload: &Workload) -> String {
 
 fn refused_now(explanation: &Explanation) -> String {
     match &explanation.decision {
-        Decision::Deny(denial) => format!("{} denies it already: {}", denial.layer, denial.reason),
+        Decision::Deny(denial) => {
+            format!("{} denies it already: {}", denial.denied_by, denial.reason)
+        }
         _ => "the rules do not contain its namespace".into(),
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::grant::Grant;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::pattern::PatternFormat;
 use serde_json::{Map, Value, json};
 
@@ -164,7 +164,7 @@ pub fn export(input: &VapInput<'_>) -> Result<Export, VapError> {
     let config = input.config;
     let table = Table::new(input.grants, config);
     let mut documents = Vec::new();
-    if config.modes.grants != Mode::Off {
+    if config.modes[LayerId::Grants] != Mode::Off {
         documents.push(table.document(input.namespace)?);
     }
     let (policies, bindings): (Vec<_>, Vec<_>) = policies(input, &table)
@@ -254,7 +254,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let modes = config.modes;
     policies.push(layer(
         "rolegate-layer-namespace",
-        modes.namespace,
+        modes[LayerId::Namespace],
         &workloads,
         judged(layers::namespace(input)),
     ));
@@ -262,7 +262,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
         reads_grants: true,
         ..layer(
             "rolegate-layer-grants",
-            modes.grants,
+            modes[LayerId::Grants],
             &workloads,
             judged(layers::grants()),
         )
@@ -270,7 +270,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let tokens = core(&["serviceaccounts/token"], &["CREATE"], "Namespaced");
     policies.push(layer(
         "rolegate-tokens",
-        modes.grants,
+        modes[LayerId::Grants],
         &[tokens],
         guard::tokens(input),
     ));
@@ -388,7 +388,7 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         }
     };
     say(
-        config.modes.rego != Mode::Off,
+        config.modes[LayerId::Rego] != Mode::Off,
         "Rego policies are not enforced: CEL cannot run them",
     );
     say(
@@ -400,11 +400,11 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         "no roles are reserved (spec.reservedRoles of the RolegateConfig), so only agents deny the nodes' and rolegate's roles",
     );
     say(
-        config.modes.namespace != Mode::Off,
+        config.modes[LayerId::Namespace] != Mode::Off,
         "lists of allowed roles with escapes (a backslash) are denied, although rolegate accepts them",
     );
     say(
-        config.modes.namespace != Mode::Off,
+        config.modes[LayerId::Namespace] != Mode::Off,
         match config.restriction_format {
             PatternFormat::Glob => {
                 "permitted roles are regular expressions: those that the API server (Go) and rolegate \
@@ -419,12 +419,12 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         },
     );
     say(
-        config.modes.grants != Mode::Off,
+        config.modes[LayerId::Grants] != Mode::Off,
         "users who may create namespaces may choose a name that has grants: only the webhook \
          prevents that",
     );
     say(
-        config.modes.grants != Mode::Off
+        config.modes[LayerId::Grants] != Mode::Off
             && input
                 .grants
                 .iter()
@@ -433,7 +433,7 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
          limits names, they are denied",
     );
     say(
-        config.modes.grants == Mode::Enforce && config.rule_writers.is_none(),
+        config.modes[LayerId::Grants] == Mode::Enforce && config.rule_writers.is_none(),
         "no ruleWriters are configured, so only RBAC limits who may change the table of grants",
     );
     say(

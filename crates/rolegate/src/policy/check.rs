@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use rolegate_core::config::Modes;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_policy::basis::Basis;
 use rolegate_policy::case_report::{junit, tap};
 use rolegate_policy::check::{
@@ -330,11 +330,9 @@ fn unusable(
     }
     let applied = rules.overlaid(&change, false);
     // As if their layer were enabled.
-    let modes = Modes {
-        grants: Mode::Enforce,
-        rego: Mode::Enforce,
-        ..Modes::default()
-    };
+    let modes = Modes::default()
+        .with(LayerId::Grants, Mode::Enforce)
+        .with(LayerId::Rego, Mode::Enforce);
     let assumed = Assumed {
         modes: Some(modes),
         ..Assumed::default()
@@ -366,7 +364,7 @@ impl Shown for Report {
 /// Replaces the names of policies from files with the files' paths.
 fn rename(report: &mut Report, names: &Names) {
     let of_policies = report.findings.iter_mut();
-    for finding in of_policies.filter(|finding| finding.layer == "rego") {
+    for finding in of_policies.filter(|finding| finding.layer == LayerId::Rego.as_str()) {
         finding.rule = names.shown(&finding.rule).to_owned();
         finding.message = names.in_sentence(&finding.message);
     }

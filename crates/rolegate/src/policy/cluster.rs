@@ -13,7 +13,7 @@ use rolegate_admission::ROLE_VARIABLE;
 use rolegate_api::{CONFIG_NAME, GROUP, VERSION};
 use rolegate_core::annotation::WEB_IDENTITY_ROLE;
 use rolegate_core::config::{ResourceKind, RuleConfig};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_kube::client::Connection;
 use rolegate_policy::overlay::is_core;
 use rolegate_policy::text::plain;
@@ -377,7 +377,7 @@ impl Rego {
         };
         let mut ours = configs.iter().filter(|object| is_config(object));
         let Some(config) = ours.find(name) else {
-            if flags.modes.rego == Mode::Off && !if_off {
+            if flags.modes[LayerId::Rego] == Mode::Off && !if_off {
                 return Self::default();
             }
             let namespaces = flags.rego.namespaces.iter();

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use anyhow::{anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
+use rolegate_admission::ViolationSource;
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::workload::Workload;
 use rolegate_policy::check::{Creator, completed, creation_of, namespace_of};
 use rolegate_policy::explain::{
@@ -219,9 +220,9 @@ struct Verdict {
     decision: Outcome,
     role_arn: Option<String>,
     /// The layers that deny: at agents, at admission, and for each web identity role.
-    refusals: Vec<Option<String>>,
+    refusals: Vec<Option<ViolationSource>>,
     /// The layers, and whether they allow.
-    layers: Vec<(String, bool)>,
+    layers: Vec<(LayerId, bool)>,
 }
 
 impl From<&Explained> for Verdict {
@@ -235,9 +236,9 @@ impl From<&Explained> for Verdict {
             decision: explained.decision,
             role_arn: explained.session.as_ref().map(|one| one.role_arn.clone()),
             refusals: refusals
-                .map(|refusal| refusal.as_ref().map(|one| one.layer.clone()))
+                .map(|refusal| refusal.as_ref().map(|one| one.denied_by))
                 .collect(),
-            layers: layers.map(|one| (one.layer.clone(), one.allows)).collect(),
+            layers: layers.map(|one| (one.layer, one.allows)).collect(),
         }
     }
 }
@@ -450,7 +451,7 @@ fn evaluated_policies(
     object: &Value,
     now: Timestamp,
 ) -> (Vec<AskedPolicy>, Option<Refusal>) {
-    let mode = loaded.snapshot.config.modes.rego;
+    let mode = loaded.snapshot.config.modes[LayerId::Rego];
     if mode == Mode::Off {
         return (Vec::new(), None);
     }
@@ -488,7 +489,7 @@ fn evaluated_policies(
     }
     let refuses = mode == Mode::Enforce && !admission.is_allowed();
     let refusal = refuses.then(|| Refusal {
-        layer: "rego".into(),
+        denied_by: LayerId::Rego.into(),
         rule: loaded.names.in_sentence(&admission.rule()),
         reason: loaded.names.in_sentence(&admission.reason()),
     });

@@ -336,6 +336,7 @@ pub(super) fn refuse_idle(idle: &[&[(String, &'static str)]]) -> anyhow::Result<
 
 #[cfg(test)]
 mod tests {
+    use rolegate_core::layer::LayerId;
     use serde_json::json;
 
     use super::*;
@@ -378,8 +379,8 @@ mod tests {
             .in_force(None, ConfigNeed::None)
             .unwrap();
         let config = &found.deciding.flags;
-        assert_eq!(config.modes.namespace.as_str(), "enforce");
-        assert_eq!(config.modes.grants.as_str(), "audit");
+        assert_eq!(config.modes[LayerId::Namespace].as_str(), "enforce");
+        assert_eq!(config.modes[LayerId::Grants].as_str(), "audit");
         assert_eq!(
             (config.base.is_some(), config.reserved_roles.len()),
             (true, 2)
@@ -402,7 +403,7 @@ mod tests {
         let found = sources(&[], Some(off))
             .in_force(Some(config), ConfigNeed::KindInstalled)
             .unwrap();
-        assert_eq!(found.deciding.flags.modes.rego.as_str(), "audit");
+        assert_eq!(found.deciding.flags.modes[LayerId::Rego].as_str(), "audit");
         assert!(matches!(found.source, Source::Workloads { .. }));
     }
 

@@ -10,7 +10,7 @@ use rolegate_api::RoleGrant;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
 use rolegate_core::grant::Grant;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::workload::Workload;
 use rolegate_kube::client::ClientError;
@@ -512,7 +512,7 @@ impl Loaded {
 
     /// Whether policies are asked at a gate.
     pub(super) fn has_admission_policies(&self) -> bool {
-        self.snapshot.config.modes.rego != Mode::Off
+        self.snapshot.config.modes[LayerId::Rego] != Mode::Off
             && self.snapshot.policies.has_admission_policies()
     }
 }

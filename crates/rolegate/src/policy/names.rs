@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_policy::text::plain;
 use rolegate_rego::PolicyStatus;
 use rolegate_rules::offline::{Module, Offline, Origin};
@@ -129,7 +129,7 @@ impl Names {
             is_in_files: false,
         });
         let mut found: Vec<_> = grants.collect();
-        if snapshot.config.modes.rego != Mode::Off {
+        if snapshot.config.modes[LayerId::Rego] != Mode::Off {
             found.extend(self.unusable_policies(writer));
         }
         found
@@ -137,7 +137,7 @@ impl Names {
 
     /// Returns sentences about policies that apply other than as written.
     pub(super) fn doubtful(&self, writer: &RuleStoreWriter, snapshot: &Snapshot) -> Vec<String> {
-        if snapshot.config.modes.rego == Mode::Off {
+        if snapshot.config.modes[LayerId::Rego] == Mode::Off {
             return Vec::new();
         }
         let invalid_points = writer.invalid_points();

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use rolegate_core::annotation::PERMITTED;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_policy::basis::{Basis, Source};
 use rolegate_policy::overlay::is_core;
 use rolegate_policy::simulate::{IfEnforced, Simulated, Simulation, simulate};
@@ -82,7 +82,7 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     let enforced = enforced(&after, &change);
     let whole = before.has_admission_policies()
         || after.has_admission_policies()
-        || enforced.modes.rego != Mode::Off;
+        || enforced.modes[LayerId::Rego] != Mode::Off;
     current
         .add_users(whole, arguments.scope.namespace.as_deref())
         .await?;
@@ -161,7 +161,7 @@ struct Proposed<'a> {
 /// Modes of layers, and the layers whose mode differs from the configured one.
 struct Enforced {
     modes: Modes,
-    layers: Vec<&'static str>,
+    layers: Vec<LayerId>,
 }
 
 impl Proposed<'_> {
@@ -245,15 +245,14 @@ fn enforced(after: &Loaded, change: &Objects) -> Enforced {
             Mode::Enforce
         }
     };
-    let modes = Modes {
-        namespace: enforced("namespace", modes.namespace, has(&annotated)),
-        grants: enforced(
-            "grants",
-            modes.grants,
-            has(&|value: &Value| is_ours(value, "RoleGrant")),
-        ),
-        rego: enforced("rego", modes.rego, proposes_policies),
-    };
+    let modes = Modes::from_fn(|layer| {
+        let is_proposed = match layer {
+            LayerId::Namespace => has(&annotated),
+            LayerId::Grants => has(&|value: &Value| is_ours(value, "RoleGrant")),
+            LayerId::Rego => proposes_policies,
+        };
+        enforced(layer, modes[layer], is_proposed)
+    });
     Enforced { modes, layers }
 }
 
