@@ -19,7 +19,6 @@ pub mod review;
 #[cfg(feature = "server")]
 pub mod server;
 mod target;
-mod text;
 pub mod validate;
 mod web_identity;
 pub mod webhook_configuration;

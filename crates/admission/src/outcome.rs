@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rolegate_core::decision::DenialSource;
 use rolegate_core::layer::LayerId;
+use rolegate_core::text::{bounded, cut};
 use serde::{Serialize, Serializer};
 
 use crate::review::{API_VERSION, KIND, Review};
-use crate::text::{cut, shown};
 
 /// Maximum number of violations kept of one review.
 const MAX_VIOLATIONS: usize = 64;
@@ -95,10 +95,10 @@ impl Violation {
         reason: &str,
     ) -> Self {
         Self {
-            path: shown(path, MAX_NAME_CHARS),
+            path: bounded(path, MAX_NAME_CHARS),
             denied_by: denied_by.into(),
-            rule: shown(rule, MAX_NAME_CHARS),
-            reason: shown(reason, MAX_REASON_CHARS),
+            rule: bounded(rule, MAX_NAME_CHARS),
+            reason: bounded(reason, MAX_REASON_CHARS),
         }
     }
 }
@@ -129,7 +129,7 @@ impl fmt::Display for NotSynced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace(name) => {
-                let name = shown(name, MAX_NAME_CHARS);
+                let name = bounded(name, MAX_NAME_CHARS);
                 write!(f, "namespace {name} is not known to rolegate yet")
             }
             Self::Rules(sentence) => f.write_str(sentence),
@@ -221,7 +221,7 @@ fn keep(all: &mut Vec<Violation>, violation: Violation) {
 
 /// Returns a denial of the request `uid` with a message, for a request that cannot be evaluated.
 pub fn refusal(uid: &str, sentence: &str) -> Vec<u8> {
-    let message = shown(sentence, MAX_REASON_CHARS);
+    let message = bounded(sentence, MAX_REASON_CHARS);
     let status = status(403, "Forbidden", message);
     answer(uid, false, Some(status), Vec::new())
 }
@@ -279,7 +279,28 @@ struct Status {
 
 #[cfg(test)]
 mod tests {
+    use rolegate_core::text::{UNSAFE_EXAMPLES, is_unsafe};
+
     use super::*;
+
+    #[test]
+    fn threat_25_no_unsafe_character_reaches_the_user() {
+        for c in UNSAFE_EXAMPLES {
+            let hostile = format!("a{c}b");
+            let violation = Violation::new(&hostile, LayerId::Grants, &hostile, &hostile);
+            let outcome = Outcome {
+                violations: vec![violation.clone()],
+                warnings: vec![violation],
+                ..Outcome::default()
+            };
+            let texts = outcome.warning_texts();
+            for text in texts.iter().chain([&outcome.message()]) {
+                assert!(!text.contains(is_unsafe), "{c:?}: {text:?}");
+            }
+            let unseen = NotSynced::Namespace(hostile.into()).to_string();
+            assert!(!unseen.contains(is_unsafe), "{c:?}: {unseen:?}");
+        }
+    }
 
     #[test]
     fn a_fault_is_kept_once_and_only_so_many_are() {

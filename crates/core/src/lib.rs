@@ -26,4 +26,5 @@ pub mod rule_set_builder;
 pub mod selector;
 pub mod session;
 pub mod session_name;
+pub mod text;
 pub mod workload;

@@ -25,7 +25,7 @@ use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::pattern::PatternFormat;
 use serde_json::{Map, Value, json};
 
-use crate::document::comment_line;
+use crate::document::{comment_line, yaml_in_blocks};
 pub use table::PARAMETERS;
 use table::Table;
 use wish::Wishes;
@@ -482,7 +482,7 @@ impl Export {
         }
         for document in &self.documents {
             text.push_str("---\n");
-            let yaml = serde_saphyr::to_string(document);
+            let yaml = yaml_in_blocks(document);
             text.push_str(&yaml.map_err(|error| VapError::Yaml(error.to_string()))?);
         }
         Ok(text)
