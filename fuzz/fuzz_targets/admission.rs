@@ -7,8 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use rolegate_admission::outcome::refusal;
-use rolegate_admission::{ValidationRules, Review, validate};
+use rolegate_review::outcome::refusal;
+use rolegate_review::{ValidationRules, Review, validate};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig, Subjects, presets};

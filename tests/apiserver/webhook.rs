@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use http::StatusCode;
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_api::RolegateConfig;
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::cases::{Case, Verdict, World, load_all};
 use rolegate_testkit::request::{Answer, PatchKind, Requests};

@@ -6,11 +6,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use rolegate_core::enforcement::EnforcementPoint;
+use rolegate_review::ViolationSource;
 use rolegate_rules::metrics::DecisionMetrics;
 use rolegate_runtime::histogram::AtomicHistogram;
 use rolegate_runtime::shares::Limit;
-
-use crate::outcome::ViolationSource;
 
 type Label = [(&'static str, &'static str); 1];
 

@@ -9,11 +9,11 @@ mod values;
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-pub use rolegate_admission::review::Operation;
-use rolegate_admission::{
+use rolegate_core::layer::{LayerId, Mode};
+pub use rolegate_review::admission_review::Operation;
+use rolegate_review::{
     NotSynced, Outcome, Review, ValidationRules, Violation, ViolationSource, validate,
 };
-use rolegate_core::layer::{LayerId, Mode};
 use serde::Serialize;
 use serde_json::Value;
 

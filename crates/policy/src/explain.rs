@@ -6,12 +6,12 @@ mod show;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use rolegate_admission::{ViolationSource, WebIdentity};
 use rolegate_core::decision::{Decision, Denial, DenialSource, RuleSet};
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{LayerId, LayerResult, Verdict};
 use rolegate_core::session::SessionKey;
 use rolegate_core::workload::Workload;
+use rolegate_review::{ViolationSource, WebIdentity};
 use serde::Serialize;
 use serde_json::Value;
 

@@ -8,7 +8,7 @@ mod report;
 use std::fmt::Write;
 
 use jiff::Timestamp;
-use rolegate_admission::{Outcome, ValidationRules, Violation};
+use rolegate_review::{Outcome, ValidationRules, Violation};
 
 pub use format::{Expect, FormatError, Objects, PolicyTest, Refuser, Select, TestCase, Verdict};
 pub use observe::Observer;

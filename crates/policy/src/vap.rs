@@ -23,6 +23,7 @@ use rolegate_core::config::RuleConfig;
 use rolegate_core::grant::Grant;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::pattern::PatternFormat;
+use rolegate_core::template_kinds::{self, BUILTIN_TEMPLATE_KINDS};
 use serde_json::{Map, Value, json};
 
 use crate::document::{comment_line, yaml_in_blocks};
@@ -105,43 +106,8 @@ impl Rule<'_> {
 const WRITES: &[&str] = &["CREATE", "UPDATE"];
 const CHANGES: &[&str] = &["CREATE", "UPDATE", "DELETE"];
 
-/// Kinds that contain pod templates or name roles, except custom resources.
-const WORKLOADS: &[Rule<'_>] = &[
-    Rule {
-        group: "",
-        version: "v1",
-        resources: &[
-            "pods",
-            "pods/ephemeralcontainers",
-            "replicationcontrollers",
-            "podtemplates",
-            "serviceaccounts",
-        ],
-        operations: WRITES,
-        scope: "Namespaced",
-    },
-    Rule {
-        group: "apps",
-        version: "v1",
-        resources: &["deployments", "replicasets", "statefulsets", "daemonsets"],
-        operations: WRITES,
-        scope: "Namespaced",
-    },
-    Rule {
-        group: "batch",
-        version: "v1",
-        resources: &["jobs", "cronjobs"],
-        operations: WRITES,
-        scope: "Namespaced",
-    },
-    Rule {
-        group: "zalando.org",
-        version: "*",
-        resources: &["awsiamroles"],
-        operations: WRITES,
-        scope: "Namespaced",
-    },
-];
+/// Resources of the core group that name roles, other than those with a pod template.
+const CORE_RESOURCES: [&str; 3] = ["pods", "pods/ephemeralcontainers", "serviceaccounts"];
 
 /// A policy and its binding.
 struct Policy {
@@ -280,17 +246,30 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
 
 /// Returns the rules for kinds that contain pod templates or name roles.
 fn workloads(config: &RuleConfig) -> Vec<Value> {
-    let mut rules: Vec<_> = WORKLOADS.iter().map(Rule::value).collect();
-    rules.extend(config.templates.iter().map(|kind| {
+    let mut groups: Vec<(&str, Vec<&str>)> = vec![("", CORE_RESOURCES.to_vec())];
+    for kind in BUILTIN_TEMPLATE_KINDS {
+        match groups.iter_mut().find(|(group, _)| *group == kind.group) {
+            Some((_, resources)) => resources.push(kind.resource),
+            None => groups.push((kind.group, vec![kind.resource])),
+        }
+    }
+    let rule = |group, version, resources: &[&str]| {
         let rule = Rule {
-            group: &kind.group,
-            version: "*",
-            resources: &[&kind.resource],
+            group,
+            version,
+            resources,
             operations: WRITES,
             scope: "Namespaced",
         };
         rule.value()
-    }));
+    };
+    let builtin = groups.iter();
+    let mut rules: Vec<_> = builtin
+        .map(|(group, resources)| rule(group, template_kinds::VERSION, resources))
+        .collect();
+    rules.push(rule("zalando.org", "*", &["awsiamroles"]));
+    let custom = config.templates.iter();
+    rules.extend(custom.map(|kind| rule(&kind.group, "*", &[&*kind.resource])));
     rules
 }
 

@@ -1,7 +1,7 @@
-use rolegate_admission::ValidationRules;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::ValidationRules;
 
 use super::*;
 use crate::fixtures::{NOW, Stage, rules};

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use jiff::Timestamp;
-use rolegate_admission::{Review, ValidationRules, Violation, WebIdentity, validate};
+use rolegate_review::{Review, ValidationRules, Violation, WebIdentity, validate};
 use serde_json::Value;
 
 use super::{Affected, Group, Key, Simulation, affected};

@@ -9,7 +9,6 @@ use anyhow::{Context, anyhow, bail};
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Resource};
-use rolegate_admission::ROLE_VARIABLE;
 use rolegate_api::{CONFIG_NAME, GROUP, VERSION};
 use rolegate_core::annotation::WEB_IDENTITY_ROLE;
 use rolegate_core::config::{ResourceKind, RuleConfig};
@@ -17,6 +16,7 @@ use rolegate_core::layer::{LayerId, Mode};
 use rolegate_kube::client::Connection;
 use rolegate_policy::overlay::is_core;
 use rolegate_policy::text::plain;
+use rolegate_review::ROLE_VARIABLE;
 use serde_json::Value;
 
 use super::kinds::Kind;
@@ -451,7 +451,7 @@ fn whole(object: Value) -> Value {
 }
 
 /// Returns a pod without most of its fields. Of containers and volumes it keeps the AWS settings
-/// that request a role, see [`rolegate_admission::WebIdentity`].
+/// that request a role, see [`rolegate_review::WebIdentity`].
 fn trimmed_pod(pod: Value) -> Value {
     let mut pod = without_history(pod);
     keep(
@@ -527,8 +527,8 @@ fn ours(kind: &str, plural: &str) -> ApiResource {
 
 #[cfg(test)]
 mod tests {
-    use rolegate_admission::WebIdentity;
     use rolegate_core::annotation::AnnotationKeys;
+    use rolegate_review::WebIdentity;
     use serde_json::json;
 
     use super::*;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::{anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
-use rolegate_admission::ViolationSource;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::workload::Workload;
@@ -14,6 +13,7 @@ use rolegate_policy::check::{Creator, completed, creation_of, namespace_of};
 use rolegate_policy::explain::{
     AskedPolicy, Explained, ExplainedPods, Outcome, Question, Refusal, explain, explain_pods,
 };
+use rolegate_review::ViolationSource;
 use serde::Serialize;
 use serde_json::{Value, json};
 

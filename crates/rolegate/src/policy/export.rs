@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_api::crds_yaml;
 use rolegate_core::config::RuleConfig;
 use rolegate_policy::document;
 use rolegate_policy::vap::{VapInput, export};
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 
 use super::files;
 use super::flags::{ReadFlags, RulesFrom, name};

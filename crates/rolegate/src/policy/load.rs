@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use regex::Regex;
-use rolegate_admission::{ValidationRules, WebIdentity};
 use rolegate_api::RoleGrant;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
@@ -18,6 +17,7 @@ use rolegate_policy::basis::{Basis, Source};
 use rolegate_policy::check::{foreign, namespace_of};
 use rolegate_policy::overlay::{is_core, overlay};
 use rolegate_policy::text::plain;
+use rolegate_review::{ValidationRules, WebIdentity};
 use rolegate_rules::offline::{self, Module, OfflineOptions};
 use rolegate_rules::snapshot::Snapshot;
 use rolegate_rules::store::RuleStoreWriter;

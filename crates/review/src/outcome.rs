@@ -8,7 +8,7 @@ use rolegate_core::layer::LayerId;
 use rolegate_core::text::{bounded, cut};
 use serde::{Serialize, Serializer};
 
-use crate::review::{API_VERSION, KIND, Review};
+use crate::admission_review::{API_VERSION, KIND, Review};
 
 /// Maximum number of violations kept of one review.
 const MAX_VIOLATIONS: usize = 64;

@@ -1,9 +1,9 @@
 //! Tests of the webhook configuration, and that the shipped one is up to date.
 
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::{RuleConfig, Subjects, TemplateKind};
 use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_rules::offline::{OfflineOptions, load};
 use serde_json::{Value, json};
 

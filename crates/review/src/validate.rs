@@ -20,11 +20,11 @@ use rolegate_core::layer::{LayerId, Mode};
 pub use scheduling::STARTUP_TAINTS;
 use serde_json::value::RawValue;
 
+use crate::admission_review::{Operation, Review};
 use crate::field_path::Malformed;
 use crate::json::{self, Node};
 use crate::outcome::{NotSynced, Outcome, Violation, ViolationSource};
 use crate::policies::ReviewPolicies;
-use crate::review::{Operation, Review};
 use crate::target::ReviewTarget;
 
 /// The rules of the validator.

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use jiff::Timestamp;
-use rolegate_admission::{Finding, Findings, Outcome, Review, ReviewPolicies, validate};
 use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::{Finding, Findings, Outcome, Review, ReviewPolicies, validate};
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};

@@ -1,13 +1,13 @@
 //! Responses without synced rules.
 
-use rolegate_admission::outcome::refusal;
-use rolegate_admission::{NotSynced, Outcome, Review, Violation, ViolationSource, validate};
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::decision::NotLoaded;
 use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::selector::Selector;
+use rolegate_review::outcome::refusal;
+use rolegate_review::{NotSynced, Outcome, Review, Violation, ViolationSource, validate};
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};

@@ -9,10 +9,10 @@ use rolegate_core::namespace::NAME_LABEL;
 use serde_json::value::RawValue;
 
 use super::{Change, Validator, read};
+use crate::admission_review::Operation;
 use crate::field_path::{FieldRef, Malformed, StringMap};
 use crate::json::{Map, Node};
 use crate::outcome::{NotSynced, Violation};
-use crate::review::Operation;
 use crate::target::ReviewTarget;
 
 /// Where the state of a policy is told, which is no part of it.
