@@ -11,13 +11,13 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rolegate_admission::app::{Admission, AdmissionOptions};
 use rolegate_admission::server::PATH;
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::{Modes, RuleConfig};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
@@ -78,10 +78,7 @@ impl Webhook {
         );
         let url = format!("https://{address}{PATH}");
         let config = RuleConfig {
-            modes: Modes {
-                grants: Mode::Enforce,
-                ..Modes::default()
-            },
+            modes: Modes::default().with(LayerId::Grants, Mode::Enforce),
             ..RuleConfig::default()
         };
         let registration = webhook_configuration(&Registration {

@@ -4,10 +4,9 @@ use std::fmt::{self, Display, Write};
 
 use rolegate_core::config::Modes;
 use rolegate_core::rule_set_builder::RuleSource;
-use serde::Serialize;
-
 use rolegate_core::text::plain;
 use rolegate_report::text::{FAINT, TITLE, WARN};
+use serde::{Serialize, Serializer};
 
 /// The rules in force. As JSON it is the field `rules` of every answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,16 +24,14 @@ pub struct Basis {
     pub unknown: Vec<String>,
 }
 
-/// The modes of the layers: `enforce`, `audit` or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LayerModes {
-    /// Annotations of namespaces.
-    pub namespace: &'static str,
-    /// Grants.
-    pub grants: &'static str,
-    /// Rego policies.
-    pub rego: &'static str,
+/// The modes of the layers. As JSON, an object of layers by name: `enforce`, `audit` or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerModes(Modes);
+
+impl Serialize for LayerModes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(layer, mode)| (layer, mode.as_str())))
+    }
 }
 
 /// The source of the rules' configuration.
@@ -127,22 +124,17 @@ impl Source {
 
 impl From<Modes> for LayerModes {
     fn from(modes: Modes) -> Self {
-        Self {
-            namespace: modes.namespace.as_str(),
-            grants: modes.grants.as_str(),
-            rego: modes.rego.as_str(),
-        }
+        Self(modes)
     }
 }
 
 impl Display for LayerModes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            namespace,
-            grants,
-            rego,
-        } = self;
-        write!(f, "namespace={namespace} grants={grants} rego={rego}")
+        for (place, (layer, mode)) in self.0.iter().enumerate() {
+            let between = if place > 0 { " " } else { "" };
+            write!(f, "{between}{layer}={}", mode.as_str())?;
+        }
+        Ok(())
     }
 }
 

@@ -1,13 +1,13 @@
 //! Converts objects into rules, pods and grants, with the configuration in force.
 
-use rolegate_admission::{ValidationRules, WebIdentity};
 use rolegate_api::RoleGrant;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
 use rolegate_core::grant::Grant;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::workload::Workload;
+use rolegate_review::{ValidationRules, WebIdentity};
 use rolegate_rules::snapshot::Snapshot;
 use rolegate_rules::store::RuleStoreWriter;
 use serde::Deserialize;
@@ -220,7 +220,7 @@ impl Loaded {
 
     /// Returns whether admission evaluates policies.
     pub fn has_admission_policies(&self) -> bool {
-        self.snapshot.config.modes.rego != Mode::Off
+        self.snapshot.config.modes[LayerId::Rego] != Mode::Off
             && self.snapshot.policies.has_admission_policies()
     }
 }

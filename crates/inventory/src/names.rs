@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::text::plain;
 use rolegate_rego::PolicyStatus;
 use rolegate_rules::snapshot::Snapshot;
@@ -126,7 +126,7 @@ impl Names {
             is_in_files: false,
         });
         let mut found: Vec<_> = grants.collect();
-        if snapshot.config.modes.rego != Mode::Off {
+        if snapshot.config.modes[LayerId::Rego] != Mode::Off {
             found.extend(self.unusable_policies(writer));
         }
         found
@@ -134,7 +134,7 @@ impl Names {
 
     /// Returns sentences about policies that apply other than as written.
     pub fn doubtful(&self, writer: &RuleStoreWriter, snapshot: &Snapshot) -> Vec<String> {
-        if snapshot.config.modes.rego == Mode::Off {
+        if snapshot.config.modes[LayerId::Rego] == Mode::Off {
             return Vec::new();
         }
         let invalid_points = writer.invalid_points();

@@ -12,7 +12,7 @@ use rolegate_core::config::{DATA_LABEL, Modes, RegoConfig, ResourceKind, RuleCon
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::grant::Grant;
 use rolegate_core::labels::Labels;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
@@ -150,10 +150,8 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     if is_unused && options.guess_modes {
         flags.modes = read.modes(&flags, !options.modules.is_empty());
         assumed.push(format!(
-            "no RolegateConfig found: assuming layer namespace is {}, grants {}, rego {}",
-            flags.modes.namespace.as_str(),
-            flags.modes.grants.as_str(),
-            flags.modes.rego.as_str(),
+            "no RolegateConfig found: assuming layer {}",
+            described(flags.modes)
         ));
     }
     if let Some(modes) = options.modes {
@@ -348,14 +346,11 @@ impl Documents {
             .values()
             .any(|namespace| namespace.allowed_roles.is_some() || namespace.permitted.is_some());
         let others = !self.grants.is_empty() || policies;
-        Modes {
-            namespace: match annotated || !others {
-                true => Mode::Enforce,
-                false => Mode::Off,
-            },
-            grants: on(!self.grants.is_empty(), flags.modes.grants),
-            rego: on(policies, flags.modes.rego),
-        }
+        Modes::from_fn(|layer| match layer {
+            LayerId::Namespace => on(annotated || !others, Mode::Off),
+            LayerId::Grants => on(!self.grants.is_empty(), flags.modes[layer]),
+            LayerId::Rego => on(policies, flags.modes[layer]),
+        })
     }
 
     fn assume_namespaces(&mut self, assumed: &mut Vec<String>) {
@@ -450,6 +445,16 @@ fn short(text: &str) -> String {
         .collect::<String>()
         .escape_debug()
         .to_string()
+}
+
+/// Describes the modes of all layers: `namespace is enforce, grants off, rego off`.
+fn described(modes: Modes) -> String {
+    let mut text = String::new();
+    for (place, (layer, mode)) in modes.iter().enumerate() {
+        let (before, is) = if place == 0 { ("", " is") } else { (", ", "") };
+        text += &format!("{before}{layer}{is} {}", mode.as_str());
+    }
+    text
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@ mod values;
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-pub use rolegate_admission::review::Operation;
-use rolegate_admission::{NotSynced, Outcome, Review, ValidationRules, Violation, validate};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_report::findings::{Finding, Findings, Level, Location, Wording};
+pub use rolegate_review::admission_review::Operation;
+use rolegate_review::{
+    NotSynced, Outcome, Review, ValidationRules, Violation, ViolationSource, validate,
+};
 use serde_json::{Map, Value};
 
 pub use hints::foreign;
@@ -218,15 +220,22 @@ fn check_one(
             },
             object: request.object(),
             path: fault.path.clone(),
-            category: fault.layer.to_owned(),
+            category: fault.denied_by.as_str().to_owned(),
             rule: fault.rule.clone(),
             message: fault.reason.clone(),
         }
     };
+    let remark = |level, path: &str, rule: &str, message: &str| Finding {
+        layer: CHECK.to_owned(),
+        ..finding(
+            level,
+            &Violation::new(path, ViolationSource::REQUEST, rule, message),
+        )
+    };
     let mut found: Vec<Finding>;
     match judge_request(rules, request, now) {
         Err(why) => {
-            let fault = Violation::new("", "request", "malformed object", &why);
+            let fault = Violation::new("", ViolationSource::REQUEST, "malformed object", &why);
             found = vec![finding(Level::Error, &fault)];
         }
         Ok(outcome) => {
@@ -252,29 +261,25 @@ fn check_one(
     };
     for hint in hints {
         let path = written(&hint.steps);
-        let fault = Violation::new(&path, CHECK, hint.rule, &hint.message);
-        found.push(finding(hint.level, &fault));
+        found.push(remark(hint.level, &path, hint.rule, &hint.message));
     }
     if let Some(why) = manifest.fault {
-        let fault = Violation::new("", CHECK, "unusable rule", why);
-        found.push(finding(Level::Error, &fault));
+        found.push(remark(Level::Error, "", "unusable rule", why));
     }
     if let Some(why) = not_asked(rules, request) {
-        let fault = Violation::new("", CHECK, "not validated", why);
-        found.push(finding(Level::Note, &fault));
+        found.push(remark(Level::Note, "", "not validated", why));
     }
     if document.repeats_key {
         let message =
             "an object in this JSON has a duplicate key: the last one counts, as in kubectl";
-        let fault = Violation::new("", CHECK, "repeated key", message);
-        found.push(finding(Level::Warning, &fault));
+        found.push(remark(Level::Warning, "", "repeated key", message));
     }
     found
 }
 
 /// Returns the reason why no policy is evaluated for a request, if policies are enabled.
 fn not_asked(rules: &ValidationRules<'_>, request: &Request) -> Option<&'static str> {
-    if rules.config.modes.rego == Mode::Off {
+    if rules.config.modes[LayerId::Rego] == Mode::Off {
         return None;
     }
     let text = |pointer| request.body.pointer(pointer).and_then(Value::as_str);
@@ -295,7 +300,12 @@ fn undecided(unseen: &NotSynced) -> Violation {
         ),
         NotSynced::Rules(sentence) => (*sentence).to_owned(),
     };
-    Violation::new("metadata.namespace", "rules", "unknown namespace", &reason)
+    Violation::new(
+        "metadata.namespace",
+        ViolationSource::RULES,
+        "unknown namespace",
+        &reason,
+    )
 }
 
 /// Formats steps as the path in messages: `spec.list[0].annotations[example.com/key]`.

@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rolegate_admission::{Unnamed, WebIdentity};
 use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::{Decision, Explanation, RuleSet};
 use rolegate_core::grant::{Grant, MAX_LIST, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{AccessRequest, Layer, Verdict};
 use rolegate_core::workload::{Phase, Workload};
+use rolegate_review::{Unnamed, WebIdentity};
 
 use crate::document::{self, Names, is_plain_name, role_text};
 use rolegate_report::text::count;
@@ -165,7 +165,9 @@ fn who(workload: &Workload) -> String {
 
 fn refused_now(explanation: &Explanation) -> String {
     match &explanation.decision {
-        Decision::Deny(denial) => format!("{} denies it already: {}", denial.layer, denial.reason),
+        Decision::Deny(denial) => {
+            format!("{} denies it already: {}", denial.denied_by, denial.reason)
+        }
         _ => "the rules do not contain its namespace".into(),
     }
 }

@@ -46,6 +46,8 @@ pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
 
 #[cfg(test)]
 mod tests {
+    use rolegate_core::text::{UNSAFE_EXAMPLES, is_unsafe};
+
     use super::*;
 
     #[test]
@@ -55,5 +57,13 @@ mod tests {
             table(&["NAME", "ROLE"], rows),
             "NAME      ROLE\na\\u{a}b   x\nc\n"
         );
+    }
+
+    #[test]
+    fn threat_25_a_table_does_not_move_a_terminal() {
+        for c in UNSAFE_EXAMPLES {
+            let table = table(&["NAME"], [vec![format!("a{c}b")]]).replace('\n', "");
+            assert!(!table.contains(is_unsafe), "{c:?}: {table:?}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use anstream::AutoStream;
 use anyhow::Context;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
-use rolegate_core::text::plain;
+use rolegate_core::text::{escape_json, plain};
 use rolegate_inventory::basis::Basis;
 use rolegate_policy::document;
 use rolegate_report::format::FORMATS;
@@ -102,7 +102,7 @@ fn structured(format: Format, value: &Value) -> Option<anyhow::Result<()>> {
 
 /// Writes indented JSON.
 pub(crate) fn json(value: &Value) -> anyhow::Result<()> {
-    raw(&format!("{value:#}\n"))
+    raw(&escape_json(&format!("{value:#}\n")))
 }
 
 /// The rules behind an answer, as text and as fields.

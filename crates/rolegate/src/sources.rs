@@ -7,13 +7,14 @@ use std::ffi::OsString;
 use std::fmt;
 
 use clap::{Arg, ArgAction, Command};
+use rolegate_core::layer::LayerId;
 
 use crate::config_file::Environment;
 
 /// The flag that is shorthand for a layer's mode.
 const RESTRICTIONS: &str = "namespace-restrictions";
 /// The layer of that flag, without the mode.
-const RESTRICTED: &str = "namespace";
+const RESTRICTED: &str = LayerId::Namespace.as_str();
 
 /// A source of flags, in order of increasing precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

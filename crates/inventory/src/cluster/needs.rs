@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rolegate_api::CONFIG_NAME;
 use rolegate_core::config::{ResourceKind, RuleConfig};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use serde_json::Value;
 
 use crate::object::is_config;
@@ -28,7 +28,7 @@ impl PolicyNeeds {
         };
         let mut ours = configs.iter().filter(|object| is_config(object));
         let Some(config) = ours.find(name) else {
-            if flags.modes.rego == Mode::Off && !if_off {
+            if flags.modes[LayerId::Rego] == Mode::Off && !if_off {
                 return Self::default();
             }
             let namespaces = flags.rego.namespaces.iter();

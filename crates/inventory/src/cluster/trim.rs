@@ -1,7 +1,7 @@
 //! Trims objects to the fields that decisions depend on. A cluster may have very many of them.
 
-use rolegate_admission::ROLE_VARIABLE;
 use rolegate_core::annotation::WEB_IDENTITY_ROLE;
+use rolegate_review::ROLE_VARIABLE;
 use serde_json::Value;
 
 /// Returns the object as it is.
@@ -10,7 +10,7 @@ pub(super) fn whole(object: Value) -> Value {
 }
 
 /// Returns a pod without most of its fields. Of containers and volumes it keeps the AWS settings
-/// that request a role, see [`rolegate_admission::WebIdentity`].
+/// that request a role, see [`rolegate_review::WebIdentity`].
 pub(super) fn trimmed_pod(pod: Value) -> Value {
     let mut pod = without_history(pod);
     keep(
@@ -80,8 +80,8 @@ fn keep(part: Option<&mut Value>, fields: &[&str]) {
 mod tests {
     use std::collections::BTreeSet;
 
-    use rolegate_admission::WebIdentity;
     use rolegate_core::annotation::AnnotationKeys;
+    use rolegate_review::WebIdentity;
     use serde_json::json;
 
     use super::*;

@@ -1,7 +1,7 @@
 //! Finds ConfigMaps and files with Rego that is never evaluated, and the reason.
 
 use rolegate_core::config::{DATA_LABEL, RuleConfig};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_kube::config_maps::ConfigMap;
 use rolegate_rego::{UnusedPolicy, looks_like_rego};
 use rolegate_rules::store::RuleStoreWriter;
@@ -50,7 +50,7 @@ pub(super) fn find(
 fn is_off(config: &RuleConfig) -> Option<String> {
     let why = "layer rego is off, so no policy is evaluated: enable it in the RolegateConfig or \
                with --layer=rego=audit";
-    (config.modes.rego == Mode::Off).then(|| why.into())
+    (config.modes[LayerId::Rego] == Mode::Off).then(|| why.into())
 }
 
 /// Returns the reason why a ConfigMap with Rego is not read as policies.
@@ -155,7 +155,7 @@ mod tests {
 
     fn on() -> RuleConfig {
         let mut config = RuleConfig::default();
-        config.modes.rego = Mode::Enforce;
+        config.modes[LayerId::Rego] = Mode::Enforce;
         config
     }
 

@@ -1,7 +1,7 @@
-use rolegate_admission::ValidationRules;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::ValidationRules;
 
 use super::*;
 use crate::fixtures::{NOW, Stage, rules};
@@ -225,7 +225,7 @@ fn what_policies_are_not_asked_about_is_told() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop}\n";
     let documents = documents(text).unwrap().documents;
     let mut notes = |mode, operation| {
-        config.modes.rego = mode;
+        config.modes[LayerId::Rego] = mode;
         let rules = ValidationRules {
             rules: &stage.rules,
             config: &config,

@@ -16,6 +16,7 @@ impl Simulated {
     pub fn text(&self) -> String {
         let mut text = self.as_configured.text();
         if let Some(IfEnforced { layers, simulation }) = &self.if_enforced {
+            let layers: Vec<_> = layers.iter().map(|layer| layer.as_str()).collect();
             let layers = layers.join(" and ");
             // Writing into a String cannot fail.
             let _ = writeln!(text, "\n{TITLE}if {layers} were enforced{TITLE:#}");

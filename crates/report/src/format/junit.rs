@@ -1,6 +1,7 @@
 //! JUnit XML, for CI systems.
 
-use aws_smithy_xml::encode::{ScopeWriter, XmlWriter};
+use std::fmt::Write;
+
 use rolegate_core::text::plain;
 
 use super::{Format, Renderer};
@@ -15,69 +16,26 @@ pub(super) const FORMAT: Format = Format {
 
 fn render(cases: &Cases) -> String {
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-    let mut writer = XmlWriter::new(&mut text);
-    let mut root = writer.start_el("testsuites");
-    root.write_attribute("name", &xml(cases.title));
-    for (key, value) in attributes(Counts::of(cases.all())) {
-        root.write_attribute(key, &value);
-    }
-    let mut root = root.finish();
-    for suite in &cases.suites {
-        let mut element = root.start_el("testsuite");
-        element.write_attribute("name", &xml(&suite.name));
-        for (key, value) in attributes(Counts::of(suite.cases.iter())) {
-            element.write_attribute(key, &value);
+    let name = [("name", xml(cases.title))];
+    let attributes = name.into_iter().chain(attributes(Counts::of(cases.all())));
+    element(&mut text, "testsuites", attributes, |text| {
+        for suite in &cases.suites {
+            write_suite(text, suite);
         }
-        let mut element = element.finish();
-        for case in &suite.cases {
-            write_case(&mut element, suite, case);
-        }
-    }
-    drop(root);
+    });
     text.push('\n');
     text
 }
 
-fn write_case(suite: &mut ScopeWriter<'_, '_>, of: &Suite, case: &Case) {
-    let mut element = suite.start_el("testcase");
-    element.write_attribute("name", &xml(&case.name));
-    element.write_attribute("classname", &xml(&of.name));
-    element.write_attribute("file", &xml(&case.file));
-    element.write_attribute("line", &case.line.to_string());
-    let mut element = element.finish();
-    match &case.result {
-        CaseResult::Passed => {}
-        CaseResult::Failed(complaints) => {
-            for complaint in complaints {
-                let mut failure = element.start_el("failure");
-                failure.write_attribute("type", &xml(&complaint.kind));
-                failure.write_attribute("message", &xml(&complaint.message));
-                let mut failure = failure.finish();
-                let place = format!("{}:{}: {}", case.file, case.line, complaint.message);
-                failure.data(&xml(&place));
-            }
+fn write_suite(text: &mut String, suite: &Suite) {
+    let counts = Counts::of(suite.cases.iter());
+    let name = [("name", xml(&suite.name))];
+    let attributes = name.into_iter().chain(attributes(counts));
+    element(text, "testsuite", attributes, |text| {
+        for case in &suite.cases {
+            write_case(text, suite, case);
         }
-        CaseResult::Errored(why) => {
-            let mut error = element.start_el("error");
-            error.write_attribute("message", &xml(why));
-            error.finish();
-        }
-        CaseResult::Skipped(why) => {
-            let mut skipped = element.start_el("skipped");
-            skipped.write_attribute("message", &xml(why));
-            skipped.finish();
-        }
-    }
-    if !case.remarks.is_empty() {
-        let remarks: Vec<_> = case.remarks.iter().map(|remark| xml(remark)).collect();
-        let mut out = element.start_el("system-out").finish();
-        out.data(&remarks.join("\n"));
-    }
-}
-
-/// Escapes a text to one line without characters that XML 1.0 does not support.
-fn xml(text: &str) -> String {
-    plain(text).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
+    });
 }
 
 fn attributes(counts: Counts) -> [(&'static str, String); 4] {
@@ -87,6 +45,73 @@ fn attributes(counts: Counts) -> [(&'static str, String); 4] {
         ("errors", counts.errored.to_string()),
         ("skipped", counts.skipped.to_string()),
     ]
+}
+
+fn write_case(text: &mut String, of: &Suite, case: &Case) {
+    let attributes = [
+        ("name", xml(&case.name)),
+        ("classname", xml(&of.name)),
+        ("file", xml(&case.file)),
+        ("line", case.line.to_string()),
+    ];
+    element(text, "testcase", attributes, |text| {
+        match &case.result {
+            CaseResult::Passed => {}
+            CaseResult::Failed(complaints) => {
+                for complaint in complaints {
+                    let attributes = [
+                        ("type", xml(&complaint.kind)),
+                        ("message", xml(&complaint.message)),
+                    ];
+                    let place = format!("{}:{}: {}", case.file, case.line, complaint.message);
+                    element(text, "failure", attributes, |text| *text += &xml(&place));
+                }
+            }
+            CaseResult::Errored(why) => element(text, "error", [("message", xml(why))], |_| {}),
+            CaseResult::Skipped(why) => element(text, "skipped", [("message", xml(why))], |_| {}),
+        }
+        if !case.remarks.is_empty() {
+            let remarks: Vec<_> = case.remarks.iter().map(|remark| xml(remark)).collect();
+            element(text, "system-out", [], |text| {
+                *text += &remarks.join("&#xA;")
+            });
+        }
+    });
+}
+
+/// Writes an element. The values of attributes are escaped already.
+fn element(
+    text: &mut String,
+    name: &str,
+    attributes: impl IntoIterator<Item = (&'static str, String)>,
+    content: impl FnOnce(&mut String),
+) {
+    // Writing into a String cannot fail.
+    let _ = write!(text, "<{name}");
+    for (key, value) in attributes {
+        let _ = write!(text, " {key}=\"{value}\"");
+    }
+    text.push('>');
+    content(text);
+    let _ = write!(text, "</{name}>");
+}
+
+/// Escapes a text to one line of XML 1.0 without characters that it does not support.
+fn xml(text: &str) -> String {
+    let text = plain(text);
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&apos;"),
+            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! SARIF 2.1.0 (OASIS), which code hosts show next to the lines.
 
+use rolegate_core::text::escape_json;
 use serde_json::{Value, json};
 
 use super::{Format, Renderer};
@@ -16,7 +17,7 @@ pub(super) const FORMAT: Format = Format {
 const MAX_RESULTS: usize = 5000;
 
 fn render(report: &Findings) -> String {
-    format!("{:#}\n", document(report))
+    escape_json(&format!("{:#}\n", document(report))).into_owned()
 }
 
 fn document(report: &Findings) -> Value {

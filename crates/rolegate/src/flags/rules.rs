@@ -8,7 +8,7 @@ use rolegate_core::annotation::{given, normalized};
 use rolegate_core::arn::{BaseArn, resolve};
 use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::ReservedRole;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 
 use crate::flags::given::Given;
 use crate::flags::{ClusterConfigUse, RestrictionFormat, base_arn, invalid};
@@ -65,15 +65,8 @@ pub(crate) struct RuleFlags {
 /// One layer and its mode.
 #[derive(Debug, Clone, Copy)]
 struct LayerMode {
-    layer: LayerName,
+    layer: LayerId,
     mode: Mode,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum LayerName {
-    Namespace,
-    Grants,
-    Rego,
 }
 
 impl FromStr for LayerMode {
@@ -86,18 +79,8 @@ impl FromStr for LayerMode {
         };
         let (layer, mode) = text.split_once('=').ok_or_else(wrong)?;
         Ok(Self {
-            layer: match layer {
-                "namespace" => LayerName::Namespace,
-                "grants" => LayerName::Grants,
-                "rego" => LayerName::Rego,
-                _ => return Err(wrong()),
-            },
-            mode: match mode {
-                "enforce" => Mode::Enforce,
-                "audit" => Mode::Audit,
-                "off" => Mode::Off,
-                _ => return Err(wrong()),
-            },
+            layer: LayerId::parse(layer).ok_or_else(wrong)?,
+            mode: Mode::parse(mode).ok_or_else(wrong)?,
         })
     }
 }
@@ -136,7 +119,7 @@ impl RuleFlags {
     pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
         let mut layer = lower.layer;
         if given.has("namespace_restrictions") {
-            layer.retain(|one| !matches!(one.layer, LayerName::Namespace));
+            layer.retain(|one| one.layer != LayerId::Namespace);
         }
         layer.extend(self.layer);
         let mut reserved_role = lower.reserved_role;
@@ -174,20 +157,12 @@ impl RuleFlags {
 
     /// Returns the layers' modes. Without flags every layer is off, as in kube2iam.
     fn modes(&self) -> Modes {
-        let mut modes = Modes {
-            namespace: match self.namespace_restrictions {
-                true => Mode::Enforce,
-                false => Mode::Off,
-            },
-            grants: Mode::Off,
-            rego: Mode::Off,
-        };
+        let mut modes = Modes::OFF;
+        if self.namespace_restrictions {
+            modes[LayerId::Namespace] = Mode::Enforce;
+        }
         for LayerMode { layer, mode } in &self.layer {
-            match layer {
-                LayerName::Namespace => modes.namespace = *mode,
-                LayerName::Grants => modes.grants = *mode,
-                LayerName::Rego => modes.rego = *mode,
-            }
+            modes[*layer] = *mode;
         }
         modes
     }
@@ -261,7 +236,11 @@ mod tests {
         let config = flags.config().unwrap();
         let (modes, rego) = (config.modes, config.rego);
         assert_eq!(
-            (modes.namespace, modes.grants, modes.rego),
+            (
+                modes[LayerId::Namespace],
+                modes[LayerId::Grants],
+                modes[LayerId::Rego]
+            ),
             (Mode::Off, Mode::Audit, Mode::Enforce)
         );
         assert_eq!(
@@ -289,7 +268,14 @@ mod tests {
         let config = flags.config().unwrap();
         let off = (Mode::Off, Mode::Off, Mode::Off);
         let modes = config.modes;
-        assert_eq!((modes.namespace, modes.grants, modes.rego), off);
+        assert_eq!(
+            (
+                modes[LayerId::Namespace],
+                modes[LayerId::Grants],
+                modes[LayerId::Rego]
+            ),
+            off
+        );
         assert_eq!(config.rego, RegoConfig::default());
     }
 
@@ -333,9 +319,9 @@ mod tests {
         assert_eq!(own, [(None, "node"), (Some("123456789012"), "rolegate")]);
         assert_eq!(config.default_role.as_deref(), Some("basic"));
         assert!(config.base.is_some() && config.allow_unannotated);
-        assert_eq!(config.modes.namespace, Mode::Enforce);
+        assert_eq!(config.modes[LayerId::Namespace], Mode::Enforce);
         // The layer's own flag takes precedence.
         let flags = parse(&["--namespace-restrictions", "--layer=namespace=audit"]);
-        assert_eq!(flags.unwrap().modes().namespace, Mode::Audit);
+        assert_eq!(flags.unwrap().modes()[LayerId::Namespace], Mode::Audit);
     }
 }

@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use rolegate_api::{
-    CONFIG_NAME, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
-    RolegateConfigSpec,
+    CONFIG_NAME, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig, RolegateConfigSpec,
 };
 use rolegate_core::config::{RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::ReservedRole;
@@ -172,11 +171,7 @@ fn config_of(flags: &RuleConfig) -> RolegateConfig {
         base_role_arn: flags.base.as_ref().map(|base| base.as_str().to_owned()),
         default_role: flags.default_role.as_deref().map(str::to_owned),
         reserved_roles: flags.reserved_roles.iter().map(role_text).collect(),
-        layers: Some(Layers {
-            namespace: Some(flags.modes.namespace.into()),
-            grants: Some(flags.modes.grants.into()),
-            rego: Some(flags.modes.rego.into()),
-        }),
+        layers: Some(flags.modes.into()),
         namespace_restriction_format: Some(match flags.restriction_format {
             PatternFormat::Glob => RestrictionFormat::Glob,
             PatternFormat::Regexp => RestrictionFormat::Regexp,

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_api::crds_yaml;
 use rolegate_core::config::RuleConfig;
 use rolegate_inventory::load::Loaded;
 use rolegate_policy::document;
 use rolegate_policy::vap::{VapInput, export};
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 
 use super::current::{Current, refuse_idle};
 use super::files;

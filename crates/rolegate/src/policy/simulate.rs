@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use jiff::Timestamp;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_inventory::basis::{Basis, Source};
 use rolegate_inventory::load::{Assumed, Loaded};
 use rolegate_policy::simulate::Simulated;
@@ -82,7 +82,7 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     let enforced = enforced(&after, &change);
     let whole = before.has_admission_policies()
         || after.has_admission_policies()
-        || enforced.modes.rego != Mode::Off;
+        || enforced.modes[LayerId::Rego] != Mode::Off;
     current
         .add_users(whole, arguments.scope.namespace.as_deref())
         .await?;

@@ -1,4 +1,4 @@
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use serde_json::json;
 
 use super::*;
@@ -57,8 +57,8 @@ fn arguments_and_environment_parse_as_in_the_agent() {
         config.base.unwrap().as_str(),
         "arn:aws:iam::123456789012:role/"
     );
-    assert_eq!(config.modes.namespace, Mode::Enforce);
-    assert_eq!(config.modes.grants, Mode::Audit);
+    assert_eq!(config.modes[LayerId::Namespace], Mode::Enforce);
+    assert_eq!(config.modes[LayerId::Grants], Mode::Audit);
     let own: Vec<_> = config.reserved_roles.iter().map(|own| &*own.name).collect();
     assert_eq!(own, ["b", "a"]);
 }

@@ -1,5 +1,6 @@
 //! Prints the report of `rolegate policy check`.
 
+use rolegate_core::layer::LayerId;
 use rolegate_inventory::basis::Basis;
 use rolegate_inventory::names::Names;
 use rolegate_policy::check::Report;
@@ -32,7 +33,7 @@ impl Shown for Answer<'_> {
 /// Replaces the names of policies from files with the files' paths.
 pub(super) fn rename(report: &mut Findings, names: &Names) {
     let of_policies = report.findings.iter_mut();
-    for finding in of_policies.filter(|finding| finding.category == "rego") {
+    for finding in of_policies.filter(|finding| finding.category == LayerId::Rego.as_str()) {
         finding.rule = names.shown(&finding.rule).to_owned();
         finding.message = names.in_sentence(&finding.message);
     }

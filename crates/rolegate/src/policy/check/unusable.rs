@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rolegate_core::config::Modes;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::text::plain;
 use rolegate_inventory::files::Manifests;
 use rolegate_inventory::in_force::FlagSources;
@@ -62,11 +62,9 @@ pub(super) fn unusable(
     }
     let applied = rules.overlaid(&change, false);
     // As if their layer were enabled.
-    let modes = Modes {
-        grants: Mode::Enforce,
-        rego: Mode::Enforce,
-        ..Modes::default()
-    };
+    let modes = Modes::default()
+        .with(LayerId::Grants, Mode::Enforce)
+        .with(LayerId::Rego, Mode::Enforce);
     let assumed = Assumed {
         modes: Some(modes),
         ..Assumed::default()

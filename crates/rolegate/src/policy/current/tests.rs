@@ -1,3 +1,4 @@
+use rolegate_core::layer::LayerId;
 use rolegate_inventory::basis::Source;
 use rolegate_inventory::in_force::{AgentFlags, ConfigNeed, InForce, PlacedConfig, UnknownFlag};
 use serde_json::json;
@@ -55,8 +56,8 @@ fn agent_flags_apply_without_a_config() {
         .in_force(None, ConfigNeed::None)
         .unwrap();
     let config = &found.deciding.flags;
-    assert_eq!(config.modes.namespace.as_str(), "enforce");
-    assert_eq!(config.modes.grants.as_str(), "audit");
+    assert_eq!(config.modes[LayerId::Namespace].as_str(), "enforce");
+    assert_eq!(config.modes[LayerId::Grants].as_str(), "audit");
     assert_eq!(
         (config.base.is_some(), config.reserved_roles.len()),
         (true, 2)
@@ -79,7 +80,7 @@ fn agent_flags_apply_without_a_config() {
     let found = sources(&[], Some(off))
         .in_force(Some(config), ConfigNeed::KindInstalled)
         .unwrap();
-    assert_eq!(found.deciding.flags.modes.rego.as_str(), "audit");
+    assert_eq!(found.deciding.flags.modes[LayerId::Rego].as_str(), "audit");
     assert!(matches!(found.source, Source::Workloads { .. }));
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{anyhow, bail};
 use jiff::Timestamp;
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::workload::Workload;
 use rolegate_inventory::load::Loaded;
 use rolegate_policy::check::{Creator, completed, creation_of, namespace_of};
@@ -158,7 +158,7 @@ fn evaluated_policies(
     object: &Value,
     now: Timestamp,
 ) -> (Vec<AskedPolicy>, Option<Refusal>) {
-    let mode = loaded.snapshot.config.modes.rego;
+    let mode = loaded.snapshot.config.modes[LayerId::Rego];
     if mode == Mode::Off {
         return (Vec::new(), None);
     }
@@ -196,7 +196,7 @@ fn evaluated_policies(
     }
     let refuses = mode == Mode::Enforce && !admission.is_allowed();
     let refusal = refuses.then(|| Refusal {
-        layer: "rego".into(),
+        denied_by: LayerId::Rego.into(),
         rule: loaded.names.in_sentence(&admission.rule()),
         reason: loaded.names.in_sentence(&admission.reason()),
     });

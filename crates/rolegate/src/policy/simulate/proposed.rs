@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rolegate_core::annotation::PERMITTED;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_inventory::any_base;
 use rolegate_inventory::basis::Source;
 use rolegate_inventory::load::{Assumed, Loaded};
@@ -31,7 +31,7 @@ pub(super) struct Proposed<'a> {
 pub(super) struct Enforced {
     /// The modes.
     pub(super) modes: Modes,
-    layers: Vec<&'static str>,
+    layers: Vec<LayerId>,
 }
 
 impl Proposed<'_> {
@@ -120,15 +120,14 @@ pub(super) fn enforced(after: &Loaded, change: &Objects) -> Enforced {
             Mode::Enforce
         }
     };
-    let modes = Modes {
-        namespace: enforced("namespace", modes.namespace, has(&annotated)),
-        grants: enforced(
-            "grants",
-            modes.grants,
-            has(&|value: &Value| is_ours(value, "RoleGrant")),
-        ),
-        rego: enforced("rego", modes.rego, proposes_policies),
-    };
+    let modes = Modes::from_fn(|layer| {
+        let is_proposed = match layer {
+            LayerId::Namespace => has(&annotated),
+            LayerId::Grants => has(&|value: &Value| is_ours(value, "RoleGrant")),
+            LayerId::Rego => proposes_policies,
+        };
+        enforced(layer, modes[layer], is_proposed)
+    });
     Enforced { modes, layers }
 }
 

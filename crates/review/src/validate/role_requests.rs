@@ -4,15 +4,15 @@ use std::collections::HashSet;
 
 use rolegate_core::annotation::{AnnotationKeys, SESSION_NAME, WEB_IDENTITY_ROLE, normalized};
 use rolegate_core::config::TemplateKind;
-use rolegate_core::decision::{Decision, Denial};
-use rolegate_core::layer::{Mode, Verdict};
+use rolegate_core::decision::{Decision, Denial, DenialSource, RequestField};
+use rolegate_core::layer::{LayerId, Mode, Verdict};
 use rolegate_core::workload::{RoleRequest, Workload};
 
-use super::{Change, GRANTS, Validator};
+use super::{Change, Validator};
 use crate::audience::is_for_aws;
 use crate::field_path::{FieldRef, Malformed, StringMap};
 use crate::json::Node;
-use crate::outcome::{NotSynced, Violation};
+use crate::outcome::{NotSynced, Violation, ViolationSource};
 use crate::pod_template::{PodShape, ROLE_VARIABLE};
 
 /// Stands for the service account of objects that every account of a namespace can use, such as a
@@ -33,15 +33,15 @@ enum Source<'a> {
 }
 
 impl Source<'_> {
-    /// Returns the path of the part that `rule` denies.
-    fn path(self, rule: &str, keys: &AnnotationKeys) -> String {
-        match (self, rule) {
+    /// Returns the path of a part of the request.
+    fn path(self, field: RequestField, keys: &AnnotationKeys) -> String {
+        match (self, field) {
             (Self::Path(path), _) => path.to_owned(),
-            (Self::Annotations(shape), "external ID annotation") => {
+            (Self::Annotations(shape), RequestField::ExternalId) => {
                 shape.annotation(&keys.external_id)
             }
-            (Self::Annotations(shape), "session name annotation") => shape.annotation(SESSION_NAME),
-            (Self::Annotations(shape), _) => shape.annotation(&keys.role),
+            (Self::Annotations(shape), RequestField::SessionName) => shape.annotation(SESSION_NAME),
+            (Self::Annotations(shape), RequestField::Role) => shape.annotation(&keys.role),
         }
     }
 }
@@ -240,11 +240,15 @@ impl Validator<'_> {
     /// Denies, where grants apply, a role that is not named and so cannot be evaluated.
     fn unnamed(&mut self, path: &str, reason: &str) {
         if let Some(missing) = self.rules.rules.missing.clone() {
-            let violation = Violation::new(path, "rules", "rules are missing", &missing);
+            let violation =
+                Violation::new(path, ViolationSource::RULES, "rules are missing", &missing);
             return self.outcome.violation(violation);
         }
-        let mode = self.rules.config.modes.grants;
-        self.by_mode(mode, Violation::new(path, GRANTS, WEB_IDENTITY, reason));
+        let mode = self.rules.config.modes[LayerId::Grants];
+        self.by_mode(
+            mode,
+            Violation::new(path, LayerId::Grants, WEB_IDENTITY, reason),
+        );
     }
 
     /// Evaluates a role that is named by something other than a pod's annotation.
@@ -363,7 +367,7 @@ impl Validator<'_> {
             });
         }
         let explanation = self.rules.rules.explain(workload, self.now);
-        let counts = |layer| account_is_known || layer != GRANTS;
+        let counts = |source| account_is_known || source != LayerId::Grants.into();
         let keys = self.rules.keys;
         let is_default = workload.wish.role.is_none();
         let violation = |denial: &Denial| violation(denial, is_default, source, keys);
@@ -378,24 +382,28 @@ impl Validator<'_> {
                 // While nothing is enforced, a watch that lags must not refuse anything.
                 None => self.outcome.warning(Violation::new(
                     "",
-                    "request",
+                    ViolationSource::REQUEST,
                     "namespace not loaded",
                     "the namespace has not been seen yet, so the role was not checked",
                 )),
             },
             Decision::Allow { audited, .. } => {
-                for denial in audited.iter().filter(|denial| counts(denial.layer)) {
+                for denial in audited.iter().filter(|denial| counts(denial.denied_by)) {
                     self.outcome.warning(violation(denial));
                 }
             }
             Decision::Deny(denial) => {
-                if denial.layer == "rules" {
+                if denial.denied_by == DenialSource::MissingRules {
                     self.outcome.violation(violation(&denial));
-                } else if counts(denial.layer) {
+                } else if counts(denial.denied_by) {
                     self.refuse(violation(&denial));
                 }
                 // Denials that precede the layers would be lost among theirs.
-                if matches!(denial.layer, "reserved-role" | "rules") || workload.mirror {
+                let precedes_layers = matches!(
+                    denial.denied_by,
+                    DenialSource::ReservedRole | DenialSource::MissingRules
+                );
+                if precedes_layers || workload.mirror {
                     return Ok(());
                 }
                 for judgement in explanation.layer_results {
@@ -407,13 +415,15 @@ impl Validator<'_> {
                     else {
                         continue;
                     };
-                    if judgement.layer == denial.layer || !counts(judgement.layer) {
+                    let source = DenialSource::Layer(judgement.layer);
+                    if source == denial.denied_by || !counts(source) {
                         continue;
                     }
                     let other = Denial {
                         role: denial.role.clone(),
-                        layer: judgement.layer,
+                        denied_by: source,
                         rule,
+                        field: RequestField::Role,
                         reason,
                         transient,
                     };
@@ -437,15 +447,15 @@ fn violation(
     source: Source<'_>,
     keys: &AnnotationKeys,
 ) -> Violation {
-    let path = source.path(&denial.rule, keys);
+    let path = source.path(denial.field, keys);
     let default = if is_default { ", the default," } else { "" };
-    let whom = match denial.layer {
-        "namespace" => "; ask the owner of the namespace's annotations",
+    let whom = match denial.denied_by {
+        DenialSource::Layer(LayerId::Namespace) => "; ask the owner of the namespace's annotations",
         _ => "",
     };
     let reason = format!(
         "role {}{default} is denied: {}{whom}",
         denial.role, denial.reason
     );
-    Violation::new(&path, denial.layer, &denial.rule, &reason)
+    Violation::new(&path, denial.denied_by, &denial.rule, &reason)
 }

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
+use rolegate_core::decision::DenialSource;
+use rolegate_core::layer::LayerId;
+use rolegate_core::text::{bounded, cut};
+use serde::{Serialize, Serializer};
 
-use crate::review::{API_VERSION, KIND, Review};
-use crate::text::{cut, shown};
+use crate::admission_review::{API_VERSION, KIND, Review};
 
 /// Maximum number of violations kept of one review.
 const MAX_VIOLATIONS: usize = 64;
@@ -22,16 +24,63 @@ const MAX_WARNING_BYTES: usize = 256;
 /// Maximum number of warnings in a response.
 const MAX_WARNINGS: usize = 15;
 
+/// The source of a violation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ViolationSource {
+    /// A source of the decision about a role.
+    Decision(DenialSource),
+    /// The protection of objects and fields that decisions rely on.
+    ProtectedObject,
+}
+
+impl ViolationSource {
+    /// A malformed object or request.
+    pub const REQUEST: Self = Self::Decision(DenialSource::Request);
+    /// Missing or invalid rules.
+    pub const RULES: Self = Self::Decision(DenialSource::MissingRules);
+
+    /// Returns the name of the source in messages and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Decision(source) => source.as_str(),
+            Self::ProtectedObject => "guard",
+        }
+    }
+}
+
+impl From<DenialSource> for ViolationSource {
+    fn from(source: DenialSource) -> Self {
+        Self::Decision(source)
+    }
+}
+
+impl From<LayerId> for ViolationSource {
+    fn from(layer: LayerId) -> Self {
+        Self::Decision(layer.into())
+    }
+}
+
+impl Serialize for ViolationSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl fmt::Display for ViolationSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A violation of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// The field path, such as `spec.template.metadata.annotations[iam.amazonaws.com/role]`. Empty
     /// for the object as a whole.
     pub path: String,
-    /// The source of the denial: a layer of the rules, `request` for malformed objects,
-    /// `reserved-role`, `rules`, or `guard` for protected objects.
-    pub layer: &'static str,
-    /// The rule in that layer.
+    /// The source of the denial.
+    pub denied_by: ViolationSource,
+    /// The rule within the source.
     pub rule: String,
     /// The reason in one or two sentences: the denied part, and what is allowed or who can help.
     pub reason: String,
@@ -39,12 +88,17 @@ pub struct Violation {
 
 impl Violation {
     /// Creates a violation with its texts escaped and bounded.
-    pub fn new(path: &str, layer: &'static str, rule: &str, reason: &str) -> Self {
+    pub fn new(
+        path: &str,
+        denied_by: impl Into<ViolationSource>,
+        rule: &str,
+        reason: &str,
+    ) -> Self {
         Self {
-            path: shown(path, MAX_NAME_CHARS),
-            layer,
-            rule: shown(rule, MAX_NAME_CHARS),
-            reason: shown(reason, MAX_REASON_CHARS),
+            path: bounded(path, MAX_NAME_CHARS),
+            denied_by: denied_by.into(),
+            rule: bounded(rule, MAX_NAME_CHARS),
+            reason: bounded(reason, MAX_REASON_CHARS),
         }
     }
 }
@@ -57,7 +111,7 @@ impl fmt::Display for Violation {
         write!(
             f,
             "{} (layer {}, rule {})",
-            self.reason, self.layer, self.rule
+            self.reason, self.denied_by, self.rule
         )
     }
 }
@@ -75,7 +129,7 @@ impl fmt::Display for NotSynced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace(name) => {
-                let name = shown(name, MAX_NAME_CHARS);
+                let name = bounded(name, MAX_NAME_CHARS);
                 write!(f, "namespace {name} is not known to rolegate yet")
             }
             Self::Rules(sentence) => f.write_str(sentence),
@@ -167,7 +221,7 @@ fn keep(all: &mut Vec<Violation>, violation: Violation) {
 
 /// Returns a denial of the request `uid` with a message, for a request that cannot be evaluated.
 pub fn refusal(uid: &str, sentence: &str) -> Vec<u8> {
-    let message = shown(sentence, MAX_REASON_CHARS);
+    let message = bounded(sentence, MAX_REASON_CHARS);
     let status = status(403, "Forbidden", message);
     answer(uid, false, Some(status), Vec::new())
 }
@@ -225,12 +279,34 @@ struct Status {
 
 #[cfg(test)]
 mod tests {
+    use rolegate_core::text::{UNSAFE_EXAMPLES, is_unsafe};
+
     use super::*;
 
     #[test]
+    fn threat_25_no_unsafe_character_reaches_the_user() {
+        for c in UNSAFE_EXAMPLES {
+            let hostile = format!("a{c}b");
+            let violation = Violation::new(&hostile, LayerId::Grants, &hostile, &hostile);
+            let outcome = Outcome {
+                violations: vec![violation.clone()],
+                warnings: vec![violation],
+                ..Outcome::default()
+            };
+            let texts = outcome.warning_texts();
+            for text in texts.iter().chain([&outcome.message()]) {
+                assert!(!text.contains(is_unsafe), "{c:?}: {text:?}");
+            }
+            let unseen = NotSynced::Namespace(hostile.into()).to_string();
+            assert!(!unseen.contains(is_unsafe), "{c:?}: {unseen:?}");
+        }
+    }
+
+    #[test]
     fn a_fault_is_kept_once_and_only_so_many_are() {
-        let fault =
-            |number: usize| Violation::new(&format!("at {number}"), "layer", "rule", "reason");
+        let fault = |number: usize| {
+            Violation::new(&format!("at {number}"), LayerId::Grants, "rule", "reason")
+        };
         let mut outcome = Outcome::default();
         for _ in 0..2 {
             outcome.violation(fault(0));

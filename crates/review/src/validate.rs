@@ -15,24 +15,17 @@ pub use protected_objects::CONTROLLERS;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::RuleSet;
-use rolegate_core::layer::Mode;
 use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_core::layer::{LayerId, Mode};
 pub use scheduling::STARTUP_TAINTS;
 use serde_json::value::RawValue;
 
+use crate::admission_review::{Operation, Review};
 use crate::field_path::Malformed;
 use crate::json::{self, Node};
-use crate::outcome::{NotSynced, Outcome, Violation};
+use crate::outcome::{NotSynced, Outcome, Violation, ViolationSource};
 use crate::policies::ReviewPolicies;
-use crate::review::{Operation, Review};
 use crate::target::ReviewTarget;
-
-/// The layer of violations of protected objects.
-const GUARD: &str = "guard";
-/// The layer of violations of grants.
-const GRANTS: &str = "grants";
-/// The layer of violations of policies.
-const REGO: &str = "rego";
 
 /// The rules of the validator.
 #[derive(Clone, Copy)]
@@ -150,7 +143,7 @@ impl<'a> Validator<'a> {
     fn malformed(&mut self, malformed: &Malformed) {
         self.refuse(Violation::new(
             &malformed.path,
-            "request",
+            ViolationSource::REQUEST,
             "malformed object",
             &format!("this must be {}", malformed.wanted),
         ));
@@ -158,7 +151,12 @@ impl<'a> Validator<'a> {
 
     /// Denies a change of a protected object.
     fn guard(&mut self, path: &str, rule: &str, reason: &str) {
-        self.refuse(Violation::new(path, GUARD, rule, reason));
+        self.refuse(Violation::new(
+            path,
+            ViolationSource::ProtectedObject,
+            rule,
+            reason,
+        ));
     }
 
     /// Denies what no layer decides, or warns while no layer is enforced.
@@ -203,7 +201,7 @@ impl<'a> Validator<'a> {
     /// Evaluates the policies. They do not see objects that hold rules, so that a policy that
     /// denies everything can be fixed, nor subresources that they were not written for.
     fn policies(&mut self, subject: ReviewTarget<'_>) {
-        let mode = self.rules.config.modes.rego;
+        let mode = self.rules.config.modes[LayerId::Rego];
         let review = self.review;
         let asked_about = matches!(review.operation(), Operation::Create | Operation::Update)
             && matches!(review.subresource(), "" | "ephemeralcontainers")
@@ -226,7 +224,7 @@ impl<'a> Validator<'a> {
         let findings = policies.evaluate_review(review.body(), self.now);
         self.outcome.asked = findings.asked;
         for finding in findings.denials {
-            let violation = Violation::new("", REGO, &finding.policy, &finding.message);
+            let violation = Violation::new("", LayerId::Rego, &finding.policy, &finding.message);
             self.by_mode(mode, violation);
         }
     }

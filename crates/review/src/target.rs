@@ -1,8 +1,9 @@
 //! The objects that the webhook validates, and the paths of their pod templates.
 
 use rolegate_core::config::{RuleConfig, TemplateKind};
+use rolegate_core::template_kinds::BuiltinTemplateKind;
 
-use crate::review::Review;
+use crate::admission_review::Review;
 
 /// The API group of rolegate's own objects.
 pub(crate) const OURS: &str = "rolegate.dev";
@@ -13,50 +14,6 @@ pub(crate) const RULES: &[(&str, &str)] = &[
 ];
 /// The API group of kube-aws-iam-controller's `AWSIAMRole`, which stores credentials in Secrets.
 pub(crate) const ZALANDO: &str = "zalando.org";
-
-/// A built-in kind that creates pods from a template.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Template {
-    pub(crate) group: &'static str,
-    pub(crate) kind: &'static str,
-    /// The plural.
-    pub(crate) resource: &'static str,
-    /// The path of the template.
-    pub(crate) path: &'static [&'static str],
-}
-
-const fn template(
-    group: &'static str,
-    kind: &'static str,
-    resource: &'static str,
-    path: &'static [&'static str],
-) -> Template {
-    Template {
-        group,
-        kind,
-        resource,
-        path,
-    }
-}
-
-const USUAL: &[&str] = &["spec", "template"];
-
-/// All built-in kinds with a pod template.
-pub(crate) const TEMPLATES: &[Template] = &[
-    template("", "PodTemplate", "podtemplates", &["template"]),
-    template("", "ReplicationController", "replicationcontrollers", USUAL),
-    template("apps", "DaemonSet", "daemonsets", USUAL),
-    template("apps", "Deployment", "deployments", USUAL),
-    template("apps", "ReplicaSet", "replicasets", USUAL),
-    template("apps", "StatefulSet", "statefulsets", USUAL),
-    template(
-        "batch",
-        "CronJob",
-        "cronjobs",
-        &["spec", "jobTemplate", "spec", "template"],
-    ),
-    template("batch", "Job", "jobs", USUAL),
-];
 
 /// The subject of a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,15 +61,12 @@ impl<'a> ReviewTarget<'a> {
             ("", "ConfigMap", "") => Self::ConfigMap,
             (OURS, kind, "") if RULES.iter().any(|(known, _)| *known == kind) => Self::Rules,
             (group, kind, "") => {
-                let builtin = TEMPLATES
-                    .iter()
-                    .find(|known| known.group == group && known.kind == kind);
                 let custom = || {
                     let mut custom = config.templates.iter();
                     custom.find(|known| *known.group == *group && *known.kind == *kind)
                 };
-                match builtin {
-                    Some(template) => Self::Template(template.path),
+                match BuiltinTemplateKind::find(group, kind) {
+                    Some(builtin) => Self::Template(builtin.path),
                     None => custom().map_or(Self::Other, Self::Custom),
                 }
             }

@@ -8,12 +8,11 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use rolegate_core::text::bounded;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Number;
 use serde_json::value::RawValue;
-
-use crate::text::shown;
 
 /// Maximum number of characters of a key or a parser error in a message.
 pub(crate) const MAX_SHOWN_CHARS: usize = 120;
@@ -86,7 +85,7 @@ pub(crate) fn parse(raw: &RawValue) -> Result<Node<'_>, String> {
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
     Strict::Object
         .deserialize(&mut deserializer)
-        .map_err(|error| shown(&error.to_string(), MAX_SHOWN_CHARS))
+        .map_err(|error| bounded(&error.to_string(), MAX_SHOWN_CHARS))
 }
 
 /// Deserializes a value, given its position in the object.
@@ -176,7 +175,7 @@ impl<'de> Visitor<'de> for Strict {
         match twice {
             Some([(key, _), _]) => Err(Error::custom(format_args!(
                 "duplicate key {:?}",
-                shown(key, MAX_SHOWN_CHARS)
+                bounded(key, MAX_SHOWN_CHARS)
             ))),
             None => Ok(Node::Map(Map { fields })),
         }

@@ -6,12 +6,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use rolegate_core::text::bounded;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-
-use crate::text::shown;
 
 /// Maximum size of a review, in bytes: two objects of the API server's maximum (3 MiB), and the
 /// rest.
@@ -307,7 +306,7 @@ fn check_version(api_version: &str, kind: &str) -> Result<(), ReviewError> {
         return Ok(());
     }
     let what = format!("{kind:?} of {api_version:?}");
-    Err(ReviewError::NotAReview(shown(&what, MAX_SHOWN_CHARS)))
+    Err(ReviewError::NotAReview(bounded(&what, MAX_SHOWN_CHARS)))
 }
 
 fn check_uid(uid: &str) -> Result<(), ReviewError> {
@@ -322,7 +321,7 @@ fn present(raw: Option<&RawValue>) -> Option<&RawValue> {
 }
 
 fn complaint(error: &dyn fmt::Display) -> String {
-    shown(&error.to_string(), MAX_SHOWN_CHARS)
+    bounded(&error.to_string(), MAX_SHOWN_CHARS)
 }
 
 fn nullable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {

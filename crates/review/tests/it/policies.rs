@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use jiff::Timestamp;
-use rolegate_admission::{Finding, Findings, Outcome, Review, ReviewPolicies, validate};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::{Finding, Findings, Outcome, Review, ReviewPolicies, validate};
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
@@ -29,7 +29,7 @@ impl ReviewPolicies for Strict {
 fn with_mode(world: &str, mode: Mode) -> Rules {
     let mut rules = Rules::of(world);
     let mut config = (*rules.config).clone();
-    config.modes.rego = mode;
+    config.modes[LayerId::Rego] = mode;
     rules.config = config.into();
     rules
 }
@@ -73,7 +73,10 @@ fn findings_are_faults_of_the_layer_rego() {
             "{kind:?}"
         );
         let violation = &outcome.violations[0];
-        assert_eq!((violation.layer, &*violation.rule), ("rego", "opa/strict"));
+        assert_eq!(
+            (violation.denied_by, &*violation.rule),
+            (LayerId::Rego.into(), "opa/strict")
+        );
         assert_eq!(violation.reason, "no\\u{1b}thing");
     }
 }

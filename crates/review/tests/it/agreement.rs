@@ -8,6 +8,7 @@ use proptest::sample::select;
 use rolegate_core::annotation::{AnnotationKeys, EXTERNAL_ID, MIRROR, ROLE};
 use rolegate_core::decision::{Decision, ReservedRole};
 use rolegate_core::labels::Labels;
+use rolegate_core::layer::LayerId;
 use rolegate_core::workload::{Phase, RoleRequest, Workload};
 use serde_json::{Value, json};
 
@@ -203,17 +204,17 @@ proptest! {
                 prop_assert_eq!(outcome.warnings.len(), audited.len());
             }
             Decision::Deny(denial) => {
-                let mut layers = outcome.violations.iter().map(|violation| violation.layer);
-                if denial.layer == "rego" {
+                let mut layers = outcome.violations.iter().map(|violation| violation.denied_by);
+                if denial.denied_by == LayerId::Rego.into() {
                     // Admission evaluates policies last, and reports them in addition to other
                     // violations.
-                    prop_assert!(layers.any(|layer| layer == "rego"), "{outcome:?}");
+                    prop_assert!(layers.any(|layer| layer == LayerId::Rego.into()), "{outcome:?}");
                 } else {
-                    prop_assert_eq!(layers.next(), Some(denial.layer));
+                    prop_assert_eq!(layers.next(), Some(denial.denied_by.into()));
                 }
             }
             Decision::Pending => {
-                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_admission::NotSynced::Namespace(pod.namespace.into())));
+                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_review::NotSynced::Namespace(pod.namespace.into())));
                 prop_assert!(!outcome.is_allowed());
             }
         }

@@ -1,13 +1,13 @@
 //! Responses without synced rules.
 
-use rolegate_admission::outcome::refusal;
-use rolegate_admission::{NotSynced, Outcome, Review, Violation, validate};
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::decision::NotLoaded;
 use rolegate_core::grant::{Grant, Subject};
-use rolegate_core::layer::Mode;
 use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::selector::Selector;
+use rolegate_review::outcome::refusal;
+use rolegate_review::{NotSynced, Outcome, Review, Violation, ViolationSource, validate};
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
@@ -61,11 +61,14 @@ fn an_owner_without_an_account_is_not_checked_against_grants() {
         let violations = rules.validate(&task).violations;
         violations
             .iter()
-            .map(|violation| violation.layer)
+            .map(|violation| violation.denied_by)
             .collect::<Vec<_>>()
     };
-    assert_eq!(layers(None), ["namespace"]);
-    assert_eq!(layers(Some("api")), ["namespace", "grants"]);
+    assert_eq!(layers(None), [LayerId::Namespace.into()]);
+    assert_eq!(
+        layers(Some("api")),
+        [LayerId::Namespace.into(), LayerId::Grants.into()]
+    );
 }
 
 #[test]
@@ -74,10 +77,10 @@ fn threat_10_rules_that_are_missing_refuse_what_names_a_role_and_nothing_else() 
     rules.set.missing = Some("the configuration is gone".into());
     let named = rules.validate(&pod("shop", Some("shop-reader")));
     assert_eq!(named.violations.len(), 1, "{named:?}");
-    assert_eq!(named.violations[0].layer, "rules");
+    assert_eq!(named.violations[0].denied_by, ViolationSource::RULES);
     assert!(named.message().contains("the configuration is gone"));
     let by_default = rules.validate(&pod("shop", None));
-    assert_eq!(by_default.violations[0].layer, "rules");
+    assert_eq!(by_default.violations[0].denied_by, ViolationSource::RULES);
     assert!(rules.validate(&pod("shop", Some(""))).is_allowed());
     let mut update = pod("shop", Some("shop-reader"));
     update["request"]["operation"] = "UPDATE".into();
@@ -93,7 +96,11 @@ fn threat_10_rules_that_are_missing_refuse_what_names_a_role_and_nothing_else() 
     token["request"]["object"]["spec"]["volumes"] = serde_json::json!([{ "name": "t", "projected": {
         "sources": [{ "serviceAccountToken": { "audience": "sts.amazonaws.com" } }] } }]);
     let refused = none_by_default.validate(&token);
-    assert_eq!(refused.violations[0].layer, "rules", "{refused:?}");
+    assert_eq!(
+        refused.violations[0].denied_by,
+        ViolationSource::RULES,
+        "{refused:?}"
+    );
     none_by_default.set.missing = None;
     assert!(none_by_default.validate(&token).is_allowed());
 }
@@ -180,7 +187,7 @@ fn tokens_are_let_through_where_grants_do_not_count() {
     token["request"]["object"] = json!({"spec": {"audiences": ["sts.amazonaws.com"]}});
     assert!(!rules.validate(&token).is_allowed());
     let mut config = (*rules.config).clone();
-    config.modes.grants = Mode::Audit;
+    config.modes[LayerId::Grants] = Mode::Audit;
     rules.config = config.into();
     let outcome = rules.validate(&token);
     assert!(outcome.is_allowed() && outcome.warnings.len() == 1);
@@ -188,7 +195,12 @@ fn tokens_are_let_through_where_grants_do_not_count() {
 
 #[test]
 fn threat_25_warnings_and_messages_are_bounded_and_plain() {
-    let violation = Violation::new(&"p".repeat(5000), "grants", "r\u{1b}", &"é\n".repeat(5000));
+    let violation = Violation::new(
+        &"p".repeat(5000),
+        LayerId::Grants,
+        "r\u{1b}",
+        &"é\n".repeat(5000),
+    );
     let outcome = Outcome {
         violations: vec![violation.clone(); 20],
         warnings: vec![violation; 20],
@@ -331,11 +343,7 @@ fn rules_wait_only_for_what_says_who_may_write() {
 #[test]
 fn an_unknown_namespace_is_a_warning_while_nothing_is_enforced() {
     let mut rules = Rules::of("annotations");
-    let modes = Modes {
-        namespace: Mode::Off,
-        grants: Mode::Off,
-        rego: Mode::Off,
-    };
+    let modes = Modes::OFF;
     rules.config = RuleConfig {
         modes,
         ..RuleConfig::default()

@@ -14,12 +14,13 @@ use rolegate_core::annotation::{
     ALLOWED_ROLES, AnnotationKeys, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME, WEB_IDENTITY_ROLE,
 };
 use rolegate_core::config::{ResourceKind, RuleConfig, TemplateKind};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::NAME_LABEL;
+use rolegate_core::template_kinds::BUILTIN_TEMPLATE_KINDS;
 use serde_json::{Map, Value, json};
 
 use crate::audience;
-use crate::target::{OURS, RULES, TEMPLATES, ZALANDO};
+use crate::target::{OURS, RULES, ZALANDO};
 
 /// The name of the configuration.
 pub const NAME: &str = "rolegate";
@@ -137,7 +138,7 @@ impl Registration<'_> {
             on_failure: OnFailure::ByGuards,
             conditions: Vec::new(),
         });
-        if self.config.modes.grants != Mode::Off {
+        if self.config.modes[LayerId::Grants] != Mode::Off {
             all.push(self.token_requests());
         }
         if self.config.rule_writers.is_some() {
@@ -317,7 +318,7 @@ impl Registration<'_> {
     /// Returns one webhook for each template path.
     fn templates(&self) -> Vec<Webhook> {
         let mut all: Vec<(&[&str], Webhook)> = Vec::new();
-        for template in TEMPLATES {
+        for template in BUILTIN_TEMPLATE_KINDS {
             let rule = rule(template.group, &[template.resource], WRITES, NAMESPACED);
             if let Some((_, webhook)) = all.iter_mut().find(|(path, _)| *path == template.path) {
                 webhook.rules.push(rule);
@@ -453,7 +454,7 @@ impl Registration<'_> {
         annotations.sort_unstable();
         annotations.dedup();
         // Where grants apply, they may select the name itself.
-        let created = match self.config.modes.grants {
+        let created = match self.config.modes[LayerId::Grants] {
             Mode::Off => format!(
                 "({} || {})",
                 cel::has_any("object", "annotations", &annotations),
@@ -555,7 +556,7 @@ fn not_a_master() -> (&'static str, String) {
 }
 
 fn is_validated(kind: &ResourceKind) -> bool {
-    TEMPLATES
+    BUILTIN_TEMPLATE_KINDS
         .iter()
         .any(|known| *kind.group == *known.group && *kind.resource == *known.resource)
         || kind.group.is_empty() && matches!(&*kind.resource, "pods" | "serviceaccounts")

@@ -9,10 +9,7 @@ use serde_json::value::RawValue;
 
 use super::{Change, Validator};
 use crate::json::Node;
-use crate::outcome::Violation;
-
-/// The layer of violations by invalid rules.
-const RULES: &str = "rules";
+use crate::outcome::{Violation, ViolationSource};
 
 impl Validator<'_> {
     /// Denies an invalid grant or configuration. An existing one may be changed elsewhere, such as
@@ -35,7 +32,7 @@ impl Validator<'_> {
         };
         if let Some(reason) = violation {
             self.outcome
-                .violation(Violation::new("", RULES, rule, &reason));
+                .violation(Violation::new("", ViolationSource::RULES, rule, &reason));
         }
     }
 }

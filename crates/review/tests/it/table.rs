@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rolegate_admission::Outcome;
 use rolegate_core::annotation::{EXTERNAL_ID, MIRROR, ROLE, SESSION_NAME};
 use rolegate_core::decision::Decision;
 use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_review::Outcome;
 use rolegate_testkit::cases::{AgentResult, Case, Verdict, load_all};
 use serde_json::Value;
 
@@ -162,10 +162,10 @@ fn every_answer_is_one_that_the_api_server_takes() {
     let rules = rules(&cases);
     for case in &cases {
         let body = case.review().to_string();
-        let review = rolegate_admission::Review::parse(body.as_bytes()).unwrap();
+        let review = rolegate_review::Review::parse(body.as_bytes()).unwrap();
         let rules = &rules[&case.world.name];
         let validation = rules.validation(Some(&*rules.policies));
-        let answer = rolegate_admission::validate(&validation, &review, NOW).answer(&review);
+        let answer = rolegate_review::validate(&validation, &review, NOW).answer(&review);
         let answer: Value = serde_json::from_slice(&answer).unwrap();
         assert_eq!(answer["apiVersion"], "admission.k8s.io/v1");
         assert_eq!(answer["kind"], "AdmissionReview");

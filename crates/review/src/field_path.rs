@@ -3,8 +3,9 @@
 use std::fmt;
 use std::rc::Rc;
 
+use rolegate_core::text::bounded;
+
 use crate::json::{MAX_SHOWN_CHARS, Map, Node};
-use crate::text::shown;
 
 /// Maximum number of pod templates in one object.
 pub(crate) const MAX_TEMPLATES: usize = 256;
@@ -39,8 +40,8 @@ impl fmt::Display for FieldPath<'_> {
         };
         way.fmt(f)?;
         match step {
-            Step::Field(name) if way.0.is_none() => f.write_str(&shown(name, MAX_SHOWN_CHARS)),
-            Step::Field(name) => write!(f, ".{}", shown(name, MAX_SHOWN_CHARS)),
+            Step::Field(name) if way.0.is_none() => f.write_str(&bounded(name, MAX_SHOWN_CHARS)),
+            Step::Field(name) => write!(f, ".{}", bounded(name, MAX_SHOWN_CHARS)),
             Step::Entry(index) => write!(f, "[{index}]"),
         }
     }
@@ -134,7 +135,7 @@ impl<'a> FieldRef<'a> {
         };
         if let Some((key, _)) = map.iter().find(|(_, value)| text_of(value).is_none()) {
             return Err(Malformed {
-                path: format!("{}[{}]", place.path(), shown(key, MAX_SHOWN_CHARS)),
+                path: format!("{}[{}]", place.path(), bounded(key, MAX_SHOWN_CHARS)),
                 wanted: "a string",
             });
         }

@@ -4,14 +4,15 @@
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, Subjects};
 use rolegate_core::decision::NotLoaded;
+use rolegate_core::layer::LayerId;
 use rolegate_core::namespace::NAME_LABEL;
 use serde_json::value::RawValue;
 
-use super::{Change, GRANTS, Validator, read};
+use super::{Change, Validator, read};
+use crate::admission_review::Operation;
 use crate::field_path::{FieldRef, Malformed, StringMap};
 use crate::json::{Map, Node};
 use crate::outcome::{NotSynced, Violation};
-use crate::review::Operation;
 use crate::target::ReviewTarget;
 
 /// Where the state of a policy is told, which is no part of it.
@@ -272,8 +273,13 @@ impl Validator<'_> {
             "a RoleGrant gives roles to a namespace of this name, so only the configuration's \
              namespaceWriters may make it; choose another name, or {ASK}"
         );
-        let mode = self.rules.config.modes.grants;
-        let fault = Violation::new("metadata.name", GRANTS, "namespace writers", &reason);
+        let mode = self.rules.config.modes[LayerId::Grants];
+        let fault = Violation::new(
+            "metadata.name",
+            LayerId::Grants,
+            "namespace writers",
+            &reason,
+        );
         self.by_mode(mode, fault);
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! For any input: an error with its cause, or an outcome, bounded, and never a panic.
 
-use rolegate_admission::review::MAX_REVIEW_BYTES;
-use rolegate_admission::{Review, ReviewError, validate};
 use rolegate_core::config::presets;
+use rolegate_review::admission_review::MAX_REVIEW_BYTES;
+use rolegate_review::{Review, ReviewError, validate};
 use serde_json::{Map, Value, json};
 
 use crate::world::{NOW, Rules};

@@ -1,10 +1,10 @@
 //! Tests of the webhook configuration, and that the shipped one is up to date.
 
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::{RuleConfig, Subjects, TemplateKind};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_inventory::offline::{OfflineOptions, load};
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use serde_json::{Value, json};
 
 use crate::world::Rules;
@@ -231,8 +231,8 @@ fn a_url_can_stand_in_for_a_service() {
 fn webhooks_fail_closed_only_if_a_layer_is_enforced() {
     let policies = |change: fn(&mut RuleConfig)| {
         let mut config = RuleConfig::default();
-        config.modes.namespace = Mode::Audit;
-        config.modes.grants = Mode::Audit;
+        config.modes[LayerId::Namespace] = Mode::Audit;
+        config.modes[LayerId::Grants] = Mode::Audit;
         change(&mut config);
         let made = webhook_configuration(&Registration {
             config: &config,
@@ -257,9 +257,9 @@ fn webhooks_fail_closed_only_if_a_layer_is_enforced() {
         "{ignored:?}"
     );
     let enforcing: [fn(&mut RuleConfig); 6] = [
-        |config| config.modes.namespace = Mode::Enforce,
-        |config| config.modes.grants = Mode::Enforce,
-        |config| config.modes.rego = Mode::Enforce,
+        |config| config.modes[LayerId::Namespace] = Mode::Enforce,
+        |config| config.modes[LayerId::Grants] = Mode::Enforce,
+        |config| config.modes[LayerId::Rego] = Mode::Enforce,
         |config| config.namespace_writers = Some(Subjects::default()),
         |config| config.rule_writers = Some(Subjects::default()),
         |config| config.guard_scheduling = true,
@@ -281,7 +281,7 @@ fn policies_that_are_off_want_to_see_nothing() {
     let world = rolegate_testkit::cases::world("guarded").unwrap();
     let offline = load(&world.documents, OfflineOptions::default()).unwrap();
     let snapshot = offline.writer.rules().load().clone();
-    assert_eq!(snapshot.config.modes.rego, Mode::Off);
+    assert_eq!(snapshot.config.modes[LayerId::Rego], Mode::Off);
     assert!(snapshot.policies.has_admission_policies());
     assert!(!snapshot.asks_policies_at_admission());
 }
