@@ -13,7 +13,7 @@ use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::grant::{Grant, Subject};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::{Namespace, NamespaceRules, rule_text};
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::selector::Selector;
@@ -199,11 +199,7 @@ async fn try_pod(server: &Server, namespace: &str, role: &str) -> Answer {
 fn exported_grants(grants: &[Grant]) -> Export {
     let config = RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
-        modes: Modes {
-            namespace: Mode::Off,
-            grants: Mode::Enforce,
-            rego: Mode::Off,
-        },
+        modes: Modes::OFF.with(LayerId::Grants, Mode::Enforce),
         reserved_roles: vec![ReservedRole {
             account: None,
             name: "TEAM-a-0500-b-reader".into(),

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use http::StatusCode;
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_api::RolegateConfig;
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE};
 use rolegate_core::config::RuleConfig;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::cases::{Case, Verdict, World, load_all};
 use rolegate_testkit::request::{Answer, PatchKind, Requests};
@@ -174,7 +174,7 @@ impl Stage {
             keys: &AnnotationKeys::default(),
             has_default_role: config.default_role.is_some()
                 || world.documents.iter().any(has_default),
-            has_rego: config.modes.rego != Mode::Off,
+            has_rego: config.modes[LayerId::Rego] != Mode::Off,
             endpoint: Endpoint::Url(&gate.url()),
             ca_bundle: ca.as_bytes(),
             own_namespace: HOME,

@@ -107,7 +107,7 @@ impl OutcomeRecorder {
             pod = %pod.name,
             service_account = %pod.service_account,
             role = denial.role,
-            layer = denial.layer,
+            layer = denial.denied_by.as_str(),
             rule = denial.rule,
             reason = denial.reason,
             "{message}"

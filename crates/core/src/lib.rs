@@ -26,4 +26,6 @@ pub mod rule_set_builder;
 pub mod selector;
 pub mod session;
 pub mod session_name;
+pub mod template_kinds;
+pub mod text;
 pub mod workload;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use rolegate_core::arn::RoleArn;
-use rolegate_core::decision::Denial;
+use rolegate_core::decision::{Denial, DenialSource, RequestField};
 use rolegate_core::session::{
     Credentials, Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
     Validity,
@@ -241,7 +241,7 @@ impl From<&Denial> for v1::Denial {
     fn from(denial: &Denial) -> Self {
         Self {
             role: denial.role.clone(),
-            layer: denial.layer.into(),
+            layer: denial.denied_by.as_str().into(),
             rule: denial.rule.clone(),
             reason: denial.reason.clone(),
         }
@@ -250,20 +250,12 @@ impl From<&Denial> for v1::Denial {
 
 impl From<v1::Denial> for Denial {
     fn from(denial: v1::Denial) -> Self {
-        // The layer becomes a metric label, so it must be one of a fixed set.
-        const LAYERS: [&str; 6] = [
-            "namespace",
-            "grants",
-            "rego",
-            "request",
-            "reserved-role",
-            "rules",
-        ];
-        let known = LAYERS.into_iter().find(|layer| **layer == denial.layer);
         Self {
             role: denial.role,
-            layer: known.unwrap_or("broker"),
+            denied_by: DenialSource::parse(&denial.layer),
             rule: denial.rule,
+            // Only admission reports it.
+            field: RequestField::default(),
             reason: denial.reason,
             // The broker itself evaluates the request again.
             transient: false,
@@ -295,6 +287,8 @@ pub fn address(bytes: &[u8]) -> Result<IpAddr, Malformed> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use rolegate_core::layer::LayerId;
 
     use super::*;
 
@@ -449,8 +443,9 @@ mod tests {
     fn denials_come_back_as_they_were() {
         let denial = Denial {
             role: "reader".into(),
-            layer: "grants",
+            denied_by: LayerId::Grants.into(),
             rule: "default deny".into(),
+            field: RequestField::default(),
             reason: "no RoleGrant covers the role".into(),
             transient: false,
         };
@@ -465,7 +460,8 @@ mod tests {
                 ..v1::Denial::default()
             })
         };
-        assert_eq!(denial("grants").layer, "grants");
-        assert_eq!(denial("anything").layer, "broker");
+        assert_eq!(denial("grants").denied_by, LayerId::Grants.into());
+        assert_eq!(denial("anything").denied_by, DenialSource::Unknown);
+        assert_eq!(denial("anything").denied_by.as_str(), "broker");
     }
 }

@@ -1,4 +1,16 @@
-//! Parsers of flag values, such as durations in Go's format, and the error for invalid values.
+//! Groups of flags that several commands share, parsers of flag values, such as durations in Go's
+//! format, and the error for invalid values.
+
+pub(crate) mod annotations;
+pub(crate) mod certificate;
+pub(crate) mod container;
+pub(crate) mod deciding;
+pub(crate) mod given;
+pub(crate) mod kiam;
+pub(crate) mod kubernetes;
+pub(crate) mod log;
+pub(crate) mod rules;
+pub(crate) mod sts;
 
 use std::convert::Infallible;
 use std::path::PathBuf;

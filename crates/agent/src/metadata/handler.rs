@@ -431,7 +431,7 @@ impl RequestHandler {
                 "this pod has no role: annotate it with iam.amazonaws.com/role\n",
             )),
             Authorization::Denied { denial, body } => {
-                self.server.metrics.denied(denial.layer);
+                self.server.metrics.denied(denial.denied_by);
                 self.server.outcomes.denied(entry, denial, now);
                 Attempt::Done(Reply::refuse(Outcome::Denied, body.clone()))
             }
@@ -450,7 +450,7 @@ impl RequestHandler {
             return Attempt::Done(Reply::refuse(Outcome::WrongRole, sentence));
         }
         for denial in &allowed.audited {
-            self.server.metrics.audited(denial.layer);
+            self.server.metrics.audited(denial.denied_by);
             self.server.outcomes.audited(entry, denial, now);
         }
         match allowed.lease.cell().current(now) {

@@ -8,7 +8,7 @@ use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::labels::Labels;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Phase, RoleRequest};
@@ -295,10 +295,7 @@ fn policy(text: &str) -> Report {
 #[test]
 fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
     let mut bench = empty_by(RuleConfig {
-        modes: Modes {
-            rego: Mode::Enforce,
-            ..Modes::default()
-        },
+        modes: Modes::default().with(LayerId::Rego, Mode::Enforce),
         ..RuleConfig::default()
     });
     let endless = "package kubernetes.admission\ndeny[msg] { r := numbers.range(1, 2000); x := r[_]; y := r[_]; \

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::Allowed;
 use rolegate_core::arn::RoleArn;
-use rolegate_core::decision::Denial;
+use rolegate_core::decision::{Denial, RequestField};
 use rolegate_core::engine::Cause;
 use rolegate_core::labels::Labels;
+use rolegate_core::layer::LayerId;
 use rolegate_core::session::Credentials;
 use rolegate_core::workload::{Phase, RoleRequest};
 use rolegate_runtime::keyed_limit::KeyedLimiter;
@@ -84,8 +85,9 @@ fn denied() -> DecisionRecord {
     decided(Authorization::Denied {
         denial: Denial {
             role: "reader".into(),
-            layer: "namespace",
+            denied_by: LayerId::Namespace.into(),
             rule: "annotation".into(),
+            field: RequestField::default(),
             reason: "it does not allow it".into(),
             transient: false,
         },

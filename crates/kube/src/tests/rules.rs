@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use rolegate_core::config::ResourceKind;
 use rolegate_core::grant::Grant;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::rule_set_builder::ClusterConfig;
 use serde_json::{Value, json};
 
@@ -251,7 +251,7 @@ async fn the_configuration_is_followed_and_errors_are_reported() {
     let ClusterConfig::Is(found) = told.next().await else {
         panic!("not there")
     };
-    assert_eq!(found.modes.grants, Mode::Enforce);
+    assert_eq!(found.modes[LayerId::Grants], Mode::Enforce);
     until(|| told.readiness.is_ready()).await;
     for (spec, word) in [
         (json!({"rego": {"label": "x"}}), "spec.rego.label"),

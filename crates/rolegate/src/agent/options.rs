@@ -20,7 +20,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 
 use super::flags::{AgentFlags, ImdsV2, UnrecordedAddresses};
-use crate::deciding_flags::DecidingFlags;
+use crate::flags::deciding::DecidingFlags;
 use crate::flags::{MIN_STALENESS, check_max_staleness, invalid, session_life};
 use crate::redirect::{choice, spec};
 

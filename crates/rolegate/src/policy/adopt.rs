@@ -3,24 +3,23 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use rolegate_api::{
-    CONFIG_NAME, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
-    RolegateConfigSpec,
+    CONFIG_NAME, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig, RolegateConfigSpec,
 };
 use rolegate_core::config::{RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::pattern::PatternFormat;
+use rolegate_core::text::plain;
+use rolegate_inventory::in_force::{AgentFlags, Deciding, OF_CONFIG};
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_policy::document;
-use rolegate_policy::text::plain;
 
-use super::agents::{AgentFlags, Agents, AgentsAt};
-use super::cluster::Cluster;
-use super::in_force::OF_CONFIG;
-use crate::deciding_flags::Deciding;
-use crate::kubernetes_flags::ReadingFlags;
+use super::agents::AgentsAt;
+use super::connect::connect;
+use super::errors::of_cluster;
+use crate::flags::kubernetes::ReadingFlags;
 use crate::output::{self, ObjectOutputFlags};
 
 /// The introduction of the help text.
@@ -49,13 +48,12 @@ pub(super) struct AdoptArguments {
 
 /// Runs the command.
 pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::connect(&arguments.reading).await?;
-    let flags = match arguments.agents.read(&cluster).await {
-        Agents::Known(flags) => flags,
-        Agents::Unknown(why) => bail!("cannot determine the flags of the agents: {why}"),
-    };
-    let deciding = flags.flags.validated()?;
-    if deciding.cluster_config != ConfigMode::Off && cluster.has_config().await? {
+    let cluster = connect(&arguments.reading).await.map_err(of_cluster)?;
+    let read = arguments.agents.read(&cluster).await;
+    let read = read.map_err(|why| anyhow!("cannot determine the flags of the agents: {why}"))?;
+    let (deciding, flags) = (read.flags.validated()?, read.origin);
+    let has_config = async || cluster.has_config().await.map_err(of_cluster);
+    if deciding.cluster_config != ConfigMode::Off && has_config().await? {
         bail!(
             "a RolegateConfig exists already and overrides the flags: `kubectl get \
              rolegateconfig {CONFIG_NAME} -o yaml` shows it"
@@ -173,11 +171,7 @@ fn config_of(flags: &RuleConfig) -> RolegateConfig {
         base_role_arn: flags.base.as_ref().map(|base| base.as_str().to_owned()),
         default_role: flags.default_role.as_deref().map(str::to_owned),
         reserved_roles: flags.reserved_roles.iter().map(role_text).collect(),
-        layers: Some(Layers {
-            namespace: Some(flags.modes.namespace.into()),
-            grants: Some(flags.modes.grants.into()),
-            rego: Some(flags.modes.rego.into()),
-        }),
+        layers: Some(flags.modes.into()),
         namespace_restriction_format: Some(match flags.restriction_format {
             PatternFormat::Glob => RestrictionFormat::Glob,
             PatternFormat::Regexp => RestrictionFormat::Regexp,
@@ -216,7 +210,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::rule_flags::RuleFlags;
+    use crate::flags::rules::RuleFlags;
 
     #[derive(Debug, Parser)]
     struct Flags {

@@ -7,12 +7,12 @@ use clap::Args;
 use rolegate_policy::document::is_plain_name;
 
 use super::agents::AgentsAt;
-use crate::annotation_flags::AnnotationFlags;
-use crate::deciding_flags::DecidingFlags;
+use crate::flags::annotations::AnnotationFlags;
+use crate::flags::deciding::DecidingFlags;
+use crate::flags::given::Given;
+use crate::flags::kubernetes::ReadingFlags;
+use crate::flags::rules::RuleFlags;
 use crate::flags::{SessionScopeFlag, duration, session_life};
-use crate::given_flags::Given;
-use crate::kubernetes_flags::ReadingFlags;
-use crate::rule_flags::RuleFlags;
 
 const SESSIONS: &str = "Sessions";
 

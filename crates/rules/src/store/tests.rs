@@ -18,11 +18,7 @@ const DENY_NONE: &str = "package kubernetes.admission\ndeny[msg] { false; msg :=
 
 fn config(rego: RegoConfig) -> RuleConfig {
     RuleConfig {
-        modes: Modes {
-            namespace: Mode::Off,
-            grants: Mode::Off,
-            rego: Mode::Enforce,
-        },
+        modes: Modes::OFF.with(LayerId::Rego, Mode::Enforce),
         rego,
         ..RuleConfig::default()
     }
