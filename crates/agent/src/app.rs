@@ -29,7 +29,7 @@ use crate::handover::{Ack, HandoverSocket, Inherited};
 use crate::metadata::{MetadataParts, MetadataServer, NodeHealth};
 use crate::metrics::AgentMetrics;
 use crate::pod_table::PodTable;
-use crate::redirect::{self, Backend};
+use rolegate_redirect::{self, Backend};
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KeyRing, NoRandomness, TokenKeys};
 

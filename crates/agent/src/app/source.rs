@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
+use rolegate_redirect::rules::{METADATA_V4, METADATA_V6};
 use rolegate_core::workload::Update;
 use rolegate_kube::client::Connection;
 use rolegate_kube::cluster_config::ConfigMode;

@@ -11,7 +11,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
-use rolegate_core::redirect::METADATA_V4;
+use rolegate_redirect::rules::METADATA_V4;
 use rolegate_devkit::{NODE_ACCESS_KEY_ID, NODE_SECRET_MARKER};
 use rolegate_runtime::logging::escape;
 use serde::Deserialize;
