@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rolegate_redirect::{Backend, Redirect};
 use rolegate_redirect::rules::{METADATA_V4, METADATA_V6, Spec};
+use rolegate_redirect::{Backend, Redirect};
 use rolegate_testkit::lab::{Lab, NODE_V4, NODE_V6, Namespace, Pod, PodLink};
 
 /// The stand-in agent's port.

@@ -31,8 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
-use rolegate_redirect::rules::InterfacePattern;
 use rolegate_core::workload::Workload;
+use rolegate_redirect::rules::InterfacePattern;
 use tokio::sync::Notify;
 
 use cni_results::{Assigned, Folder, Recorded, Records};

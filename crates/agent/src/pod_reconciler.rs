@@ -85,7 +85,9 @@ impl Reconciler for PodReconciler {
             return;
         }
         let before = before.as_ref().map(|entry| entry.decided.load());
-        let decided = self.authorizer.decide(&pod, before.as_ref().map(|it| &***it));
+        let decided = self
+            .authorizer
+            .decide(&pod, before.as_ref().map(|it| &***it));
         if let Authorization::Allowed(allowed) = &decided.authorization {
             // The pod changed, so a request that STS refused should be retried.
             allowed.lease.retry();

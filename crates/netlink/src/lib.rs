@@ -8,6 +8,4 @@ mod client;
 mod notifications;
 
 pub use client::{Client, Error, no_response};
-pub use notifications::{
-    Notifications, RECEIVE_BUFFER, Reading, Source, messages, readable,
-};
+pub use notifications::{Notifications, RECEIVE_BUFFER, Reading, Source, messages, readable};

@@ -12,9 +12,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use prometheus_client::metrics::counter::Counter;
-use rolegate_netlink::{
-    Notifications, RECEIVE_BUFFER, Reading, Source, messages, readable,
-};
+use rolegate_netlink::{Notifications, RECEIVE_BUFFER, Reading, Source, messages, readable};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use tokio::io::unix::AsyncFd;

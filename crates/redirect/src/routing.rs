@@ -6,10 +6,10 @@
 
 use std::net::IpAddr;
 
+use crate::rules::{Family, RoutingAction, RoutingRule, routing_rules};
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use crate::rules::{Family, RoutingAction, RoutingRule, routing_rules};
 use rtnetlink::{Handle, IpVersion};
 
 use crate::{RedirectError, State, families};

@@ -8,10 +8,10 @@ use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::engine::EngineOptions;
-use rolegate_redirect::rules::Spec;
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
+use rolegate_redirect::rules::Spec;
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 

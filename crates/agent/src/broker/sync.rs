@@ -4,7 +4,6 @@
 //! new stream sends the complete state, and pods that are missing when it is complete are removed.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};

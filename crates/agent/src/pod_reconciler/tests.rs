@@ -1,18 +1,21 @@
 //! Tests of the pod reconciler: events in, pod table out.
 
+use std::net::IpAddr;
+
 use prometheus_client::registry::Registry;
 use rolegate_aws::sessions::Sessions;
 use rolegate_aws::sessions::{AssumeRole, SessionMetrics};
+use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::labels::Labels;
 use rolegate_core::namespace::Namespace;
+use rolegate_core::rule_set_builder::Facts;
 use rolegate_core::session::{Credentials, Failure, SessionKey};
 use rolegate_core::session_name::SessionScope;
-use rolegate_core::workload::Phase;
-use rolegate_core::workload::RoleRequest;
+use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
 use rolegate_runtime::clock::Clock;
 
 use super::*;

@@ -3,6 +3,7 @@
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::work_queue::WorkQueue;
 use rolegate_aws::sessions::{RemoteSessions, Sessions};
 use rolegate_core::annotation::POINTS;
 use rolegate_core::arn::BaseArn;
@@ -11,9 +12,11 @@ use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::labels::Labels;
 use rolegate_core::layer::Mode;
 use rolegate_core::namespace::Namespace;
+use rolegate_core::rule_set_builder::Facts;
 use rolegate_core::session_name::SessionScope;
-use rolegate_core::workload::{Phase, RoleRequest};
+use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
 use rolegate_kube::config_maps::ConfigMap;
+use rolegate_rules::store::Report;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::keyed_limit::KeyedLimiter;
 

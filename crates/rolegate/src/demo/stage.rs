@@ -9,8 +9,8 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use rolegate_agent::app::{Agent, Ended, Mode};
 use rolegate_aws::sts;
-use rolegate_redirect::rules::METADATA_V4;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
+use rolegate_redirect::rules::METADATA_V4;
 use serde_json::Value;
 use tokio::runtime::Handle;
 
