@@ -29,9 +29,9 @@ use crate::handover::{Ack, HandoverSocket, Inherited};
 use crate::metadata::{MetadataParts, MetadataServer, NodeHealth};
 use crate::metrics::AgentMetrics;
 use crate::pod_table::PodTable;
-use crate::redirect::{self, Backend};
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KeyRing, NoRandomness, TokenKeys};
+use rolegate_redirect::Backend;
 
 pub use options::{AgentOptions, Mode, RedirectOptions, SourceOptions, StandaloneOptions};
 
@@ -281,7 +281,7 @@ impl Agent {
         if let Some(backend) = self.removes_redirect
             && !next
         {
-            match redirect::remove(backend).await {
+            match rolegate_redirect::remove(backend).await {
                 Ok(()) => warn!("removed the redirect: pods reach the node's role"),
                 Err(error) => tracing::error!(%error, "cannot remove the redirect"),
             }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper_util::service::TowerToHyperService;
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::reconciler::Sources;
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::discovery::Discovery;
 use rolegate_aws::imds::{Imds, ImdsError};
@@ -47,7 +48,7 @@ use tracing::info;
 
 use crate::agent_pods::Agents;
 use crate::identity::AgentAccount;
-use crate::index::{Index, IndexParts, Sources};
+use crate::index::{Index, IndexParts, IndexSources};
 use crate::kiam::{self, KiamConnection, KiamParts};
 use crate::metrics::{BrokerMetrics, Port};
 use crate::node_addresses::NodeAddresses;
@@ -290,10 +291,12 @@ impl Broker {
             node_addresses: node_addresses.clone(),
             metrics: broker_metrics.clone(),
         };
-        let index = Index::new(parts, &readiness).run(Sources {
-            updates,
-            reports,
-            facts: learned,
+        let index = Index::new(parts, &readiness).run(IndexSources {
+            cluster: Sources {
+                updates,
+                reports,
+                facts: learned,
+            },
             commands: ordered,
             sessions: changes,
         });

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
-use rolegate_core::redirect::METADATA_V4;
+use rolegate_redirect::rules::METADATA_V4;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::pods::{self, Pod};

@@ -5,8 +5,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Context;
-use rolegate_agent::redirect::Choice;
-use rolegate_core::redirect::{METADATA_V4, Spec};
+use rolegate_redirect::Choice;
+use rolegate_redirect::rules::{METADATA_V4, Spec};
 use tokio::net::TcpSocket;
 use tokio::runtime::{Builder, Runtime};
 

@@ -10,8 +10,8 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use futures::future::BoxFuture;
 use rolegate_agent::app::{Agent, AgentOptions, Ended, Mode};
 use rolegate_aws::sts;
-use rolegate_core::redirect::METADATA_V4;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
+use rolegate_redirect::rules::METADATA_V4;
 use serde_json::Value;
 use tokio::runtime::Handle;
 

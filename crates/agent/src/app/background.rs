@@ -21,7 +21,7 @@ use crate::address_verifier::AddressVerifier;
 use crate::attachment::Attachments;
 use crate::limits::{AgentLimit, Limits};
 use crate::pod_table::PodTable;
-use crate::redirect::{Redirect, RedirectReconciler, Status};
+use rolegate_redirect::{Redirect, RedirectReconciler, Status};
 
 /// Interval at which the staleness is checked.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::reconciler::Sources;
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::discovery::Discovery;
 use rolegate_aws::identity;
@@ -114,8 +115,11 @@ pub(super) async fn standalone(
         writer,
     };
     let (facts, learned) = watch::channel(None);
-    let pod_reconciler =
-        PodReconciler::new(parts, readiness).run(source.updates, source.reports, learned);
+    let pod_reconciler = PodReconciler::new(parts, readiness).run(Sources {
+        updates: source.updates,
+        reports: source.reports,
+        facts: learned,
+    });
     tasks.spawn(vital("pod reconciler", pod_reconciler));
     let health = shared.health;
     let discovery = Discovery {

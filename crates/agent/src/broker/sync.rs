@@ -4,7 +4,6 @@
 //! new stream sends the complete state, and pods that are missing when it is complete are removed.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
@@ -153,20 +152,19 @@ impl BrokerSync {
     }
 
     fn update(&mut self, update: v1::Update, fed: &RemoteSessions) -> Result<(), Malformed> {
-        let mut touched = HashSet::new();
         for uid in &update.removed_pod_uids {
-            self.writer.remove(uid, &mut touched);
+            self.writer.remove(uid);
         }
-        let news = self.news(update.sessions, update.pods, fed, &mut touched);
+        let news = self.news(update.sessions, update.pods, fed);
         if news.is_ok() && update.complete {
             if let Some(shown) = self.shown.take() {
-                self.writer.keep(|uid| shown.contains(uid), &mut touched);
+                self.writer.keep(|uid| shown.contains(uid));
             }
             self.workloads = None;
             self.condition.ok();
         }
         // Changes before the error apply, since one may revoke a role.
-        self.writer.publish(touched);
+        self.writer.publish();
         news?;
         for number in update.removed_sessions {
             let Some(lease) = self.table.remove(&number) else {
@@ -188,13 +186,12 @@ impl BrokerSync {
         sessions: Vec<v1::Session>,
         pods: Vec<v1::Pod>,
         fed: &RemoteSessions,
-        touched: &mut HashSet<IpAddr>,
     ) -> Result<(), Malformed> {
         for session in sessions {
             self.session(session, fed)?;
         }
         for entry in pods {
-            self.entry(entry, touched)?;
+            self.entry(entry)?;
         }
         Ok(())
     }
@@ -226,7 +223,7 @@ impl BrokerSync {
         Ok(())
     }
 
-    fn entry(&mut self, entry: v1::Pod, touched: &mut HashSet<IpAddr>) -> Result<(), Malformed> {
+    fn entry(&mut self, entry: v1::Pod) -> Result<(), Malformed> {
         let uid: Arc<str> = wire::name(&entry.uid, "a pod's UID")?.into();
         let addresses = entry.addresses.iter().map(|bytes| wire::address(bytes));
         let workload = Workload {
@@ -269,7 +266,7 @@ impl BrokerSync {
             return Err(Malformed("too many pods for one node"));
         }
         let entry = PodEntry::new(Arc::new(workload), decided);
-        self.writer.put(Arc::new(entry), touched);
+        self.writer.put(Arc::new(entry));
         Ok(())
     }
 

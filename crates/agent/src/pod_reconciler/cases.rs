@@ -5,6 +5,7 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::pod::Authorization;
+use rolegate_authorizer::reconciler::Reconciler;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::engine::EngineOptions;

@@ -11,11 +11,11 @@ use rolegate_agent::attachment::{AttachmentOptions, EVENT_BUFFER, Unrecorded};
 use rolegate_agent::broker::{BrokerOptions, ClientAuth};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::metadata::{self, MetadataOptions};
-use rolegate_agent::redirect::check::NETNS_DIR;
-use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
-use rolegate_core::redirect::InterfacePattern;
+use rolegate_redirect::check::NETNS_DIR;
+use rolegate_redirect::rules::InterfacePattern;
+use rolegate_redirect::{Backend, Choice};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 

@@ -48,14 +48,14 @@ fn a_stream_is_complete_once_all_pods_of_its_node_are_decided() {
         assert!(!subscription.is_complete());
         let (_, _, complete) = sent(&subscription);
         assert!(!complete, "after {} pods", decided(&subscription, 300));
-        bench.index.catch_up(BATCH_SIZE);
+        bench.index.reconcile_batch(BATCH_SIZE);
         portions += 1;
         assert!(decided(&subscription, 300) <= portions * BATCH_SIZE);
     }
     assert!(subscription.is_complete());
     let (last, _, complete) = sent(&subscription);
     assert!(!last.is_empty() && complete);
-    assert!(bench.index.pending.is_empty());
+    assert!(bench.index.inputs.is_idle());
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_new_stream_does_not_affect_an_existing_one() {
 fn changing_pods_do_not_delay_a_new_stream() {
     let mut bench = with_pods(synced(), 200);
     let subscription = bench.begins("node-1", None);
-    bench.index.catch_up(BATCH_SIZE);
+    bench.index.reconcile_batch(BATCH_SIZE);
     assert!(!subscription.is_complete());
     bench.apply(pod("new", "node-1"));
     assert_eq!(authorization(&subscription, "new"), "allowed");
@@ -112,7 +112,7 @@ fn early_decisions_are_repeated_before_a_stream_is_complete() {
     bench.learn();
     assert!(bench.readiness.is_ready() && !subscription.is_complete());
     assert!(!sent(&subscription).2);
-    bench.catch_up_with_all();
+    bench.reconcile_all();
     assert!(sent(&subscription).2);
     assert!((0..200).all(|number| authorization(&subscription, &name(number)) == "allowed"));
 
@@ -125,7 +125,7 @@ fn early_decisions_are_repeated_before_a_stream_is_complete() {
     let all = Change::Snapshot(pods.collect());
     bench.index.update(Update::Workloads(all));
     assert!(!subscription.is_complete());
-    bench.catch_up_with_all();
+    bench.reconcile_all();
     assert!(subscription.is_complete());
 }
 

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rolegate_core::redirect::{
+use crate::rules::{
     Family, NFT_TABLE, Spec, iptables_chains, iptables_is_whole, iptables_owned, iptables_remove,
     iptables_restore, nft_is_whole, nft_remove_script, nft_script,
 };
 
-use super::command::{Done, run};
-use super::{RedirectError, families};
+use crate::command::{Done, run};
+use crate::{RedirectError, families};
 
 const NFT: &str = "nft";
 const NFT_HINT: &str = "install nftables or use --redirect=iptables";
@@ -135,7 +135,7 @@ impl Backend {
     }
 
     /// Removes rolegate's rules from this backend only, and returns whether there were any.
-    pub(super) async fn remove(self) -> Result<bool, RedirectError> {
+    pub(crate) async fn remove(self) -> Result<bool, RedirectError> {
         match self {
             Self::None => Ok(false),
             Self::Nftables => {
@@ -157,7 +157,7 @@ impl Backend {
         }
     }
 
-    pub(super) async fn listing(self) -> Result<Option<String>, RedirectError> {
+    pub(crate) async fn listing(self) -> Result<Option<String>, RedirectError> {
         match self {
             Self::None => Ok(None),
             Self::Nftables => {
@@ -177,7 +177,7 @@ impl Backend {
     }
 
     /// Returns rolegate's rules as the kernel lists them, if `spec` is complete.
-    pub(super) async fn whole(self, spec: &Spec) -> Result<Option<String>, RedirectError> {
+    pub(crate) async fn whole(self, spec: &Spec) -> Result<Option<String>, RedirectError> {
         match self {
             Self::None => Ok(None),
             Self::Nftables => {
@@ -199,7 +199,7 @@ impl Backend {
         }
     }
 
-    pub(super) async fn apply(self, spec: &Spec) -> Result<(), RedirectError> {
+    pub(crate) async fn apply(self, spec: &Spec) -> Result<(), RedirectError> {
         match self {
             Self::None => Ok(()),
             Self::Nftables => nft(&["-f", "-"], &nft_script(spec))
@@ -245,7 +245,7 @@ impl Flavour {
 }
 
 impl Programs {
-    /// Returns the chains of the redirect, in the format that [`rolegate_core::redirect`] reads.
+    /// Returns the chains of the redirect, in the format that [`crate::rules`] reads.
     async fn list(&self) -> Result<String, RedirectError> {
         let mut listing = String::new();
         for (table, chain) in iptables_chains() {

@@ -12,14 +12,14 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use prometheus_client::metrics::counter::Counter;
-use rolegate_core::redirect::{NFT_TABLE, iptables_chains};
+use rolegate_netlink::{Notifications, RECEIVE_BUFFER, Reading, Source, messages, readable};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use tokio::io::unix::AsyncFd;
 
-use super::Backend;
-use super::routing;
-use crate::netlink::{Notifications, RECEIVE_BUFFER, Reading, Source, messages, readable};
+use crate::Backend;
+use crate::routing;
+use crate::rules::{NFT_TABLE, iptables_chains};
 
 /// Maximum number of reads of one socket in a row, so that one check covers a burst and other tasks
 /// can run.
@@ -41,7 +41,7 @@ const NFTA_CHAIN_NAME: u16 = 3;
 const OF_TABLES: [u16; 3] = [0, 2, 26];
 
 /// Notifications of the network namespace in which they were opened.
-pub(super) struct Changes {
+pub(crate) struct Changes {
     backend: Backend,
     routing: Follower<Notifications>,
     routing_readable: AsyncFd<OwnedFd>,
@@ -55,7 +55,7 @@ impl Changes {
     ///
     /// # Errors
     /// Returns an error if the kernel lacks such notifications, or denies them.
-    pub(super) fn open(backend: Backend, losses: &Counter) -> io::Result<Self> {
+    pub(crate) fn open(backend: Backend, losses: &Counter) -> io::Result<Self> {
         let rules = [
             MulticastGroup::Ipv4Rule as u32,
             MulticastGroup::Ipv6Rule as u32,
@@ -77,7 +77,7 @@ impl Changes {
     ///
     /// # Errors
     /// Returns an error if a socket has ended.
-    pub(super) async fn next(&mut self) -> io::Result<()> {
+    pub(crate) async fn next(&mut self) -> io::Result<()> {
         loop {
             let routing = self.routing.read(took_routing_rule)?;
             let backend = self.backend;
@@ -206,13 +206,46 @@ fn text(payload: &[u8], attribute: u16) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use netlink_packet_core::NetlinkHeader;
     use netlink_packet_route::rule::RuleAttribute;
-    use rolegate_core::redirect::{Family, routing_rules};
 
     use super::*;
-    use crate::netlink::tests::Script;
-    use crate::redirect::Flavour;
+    use crate::Flavour;
+    use crate::rules::{Family, routing_rules};
+
+    /// A scripted source for tests. It is caught up after the last read.
+    #[derive(Debug, Default)]
+    struct Script {
+        readings: VecDeque<Option<Vec<u8>>>,
+        current: Vec<u8>,
+    }
+
+    impl Script {
+        /// Adds a read of these bytes.
+        fn some(&mut self, bytes: &[u8]) {
+            self.readings.push_back(Some(bytes.to_vec()));
+        }
+
+        /// Adds a loss.
+        fn lost(&mut self) {
+            self.readings.push_back(None);
+        }
+    }
+
+    impl Source for Script {
+        fn read(&mut self) -> io::Result<Reading<'_>> {
+            Ok(match self.readings.pop_front() {
+                Some(Some(bytes)) => {
+                    self.current = bytes;
+                    Reading::Some(&self.current)
+                }
+                Some(None) => Reading::Lost,
+                None => Reading::CaughtUp,
+            })
+        }
+    }
 
     const IPTABLES: Backend = Backend::Iptables(Flavour::Nft);
     const NEW_TABLE: u8 = 0;

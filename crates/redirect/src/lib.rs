@@ -1,6 +1,6 @@
 //! The redirect of pods' metadata traffic in the host's kernel: it is installed, monitored, listed
 //! and removed, with nftables or iptables, together with its routing rules.
-//! [`rolegate_core::redirect`] defines the rules; this module applies them to the kernel.
+//! [`rules`] defines the rules; this module applies them to the kernel.
 //!
 //! The programs `nft` and `iptables` run directly, so an image needs them and their libraries but
 //! no shell. Routing rules are set with netlink. Both act on the network namespace of the calling
@@ -13,11 +13,12 @@ mod ingress;
 mod monitor;
 mod reconciler;
 mod routing;
+pub mod rules;
 
 use std::path::Path;
 use std::sync::Mutex;
 
-use rolegate_core::redirect::{Family, RoutingRule, Spec};
+use crate::rules::{Family, RoutingRule, Spec};
 
 pub use backend::{Backend, Choice, Flavour, UnknownBackend};
 pub use ingress::ingress_interfaces;

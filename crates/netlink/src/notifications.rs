@@ -19,13 +19,13 @@ use tokio::io::unix::AsyncFd;
 /// some 770 bytes per small notification, so it holds some 20,000. A pod that sends from new MAC
 /// addresses at full speed needs more than 100 ms without CPU time for the agent to fill it. It
 /// also bounds the kernel memory that such a pod can use.
-pub(crate) const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
+pub const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 /// Size of one read, in bytes. The kernel's notifications are smaller.
 const MAX_READ_BYTES: usize = 64 * 1024;
 
 /// The result of one read.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Reading<'a> {
+pub enum Reading<'a> {
     /// Notifications, which [`messages`] splits.
     Some(&'a [u8]),
     /// The kernel has dropped notifications, and may drop more until [`Reading::CaughtUp`].
@@ -35,7 +35,7 @@ pub(crate) enum Reading<'a> {
 }
 
 /// A source of notifications: a socket, or a test double.
-pub(crate) trait Source {
+pub trait Source {
     /// Reads once, without blocking.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ pub(crate) trait Source {
 }
 
 /// A socket subscribed to notifications of the network namespace in which it was opened.
-pub(crate) struct Notifications {
+pub struct Notifications {
     socket: Socket,
     chunk: Box<[u8]>,
 }
@@ -54,7 +54,7 @@ impl Notifications {
     ///
     /// # Errors
     /// Returns an error if the kernel lacks such notifications, or denies them.
-    pub(crate) fn open(protocol: isize, groups: &[u32], buffer: usize) -> io::Result<Self> {
+    pub fn open(protocol: isize, groups: &[u32], buffer: usize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.set_non_blocking(true)?;
@@ -72,7 +72,7 @@ impl Notifications {
     ///
     /// # Errors
     /// Returns an error if there are no file descriptors left.
-    pub(crate) fn socket(&self) -> io::Result<OwnedFd> {
+    pub fn socket(&self) -> io::Result<OwnedFd> {
         self.socket.as_fd().try_clone_to_owned()
     }
 }
@@ -102,7 +102,7 @@ fn set_receive_buffer(socket: impl AsFd, bytes: usize) -> io::Result<()> {
 }
 
 /// Splits one read into messages; `None` for a truncated one, which is the last.
-pub(crate) fn messages(mut chunk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+pub fn messages(mut chunk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     std::iter::from_fn(move || {
         if chunk.is_empty() {
             return None;
@@ -127,47 +127,13 @@ pub(crate) fn messages(mut chunk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> 
     deprecated,
     reason = "unsound for types that don't own what they name; this one does"
 )]
-pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::collections::VecDeque;
-
+mod tests {
     use super::*;
-
-    /// A scripted source for tests. It is caught up after the last read.
-    #[derive(Debug, Default)]
-    pub(crate) struct Script {
-        readings: VecDeque<Option<Vec<u8>>>,
-        current: Vec<u8>,
-    }
-
-    impl Script {
-        /// Adds a read of these bytes.
-        pub(crate) fn some(&mut self, bytes: &[u8]) {
-            self.readings.push_back(Some(bytes.to_vec()));
-        }
-
-        /// Adds a loss.
-        pub(crate) fn lost(&mut self) {
-            self.readings.push_back(None);
-        }
-    }
-
-    impl Source for Script {
-        fn read(&mut self) -> io::Result<Reading<'_>> {
-            Ok(match self.readings.pop_front() {
-                Some(Some(bytes)) => {
-                    self.current = bytes;
-                    Reading::Some(&self.current)
-                }
-                Some(None) => Reading::Lost,
-                None => Reading::CaughtUp,
-            })
-        }
-    }
 
     #[test]
     fn a_message_that_is_cut_off_is_the_last() {

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::monitor::Changes;
-use super::{Redirect, RedirectError, State};
+use crate::monitor::Changes;
+use crate::{Redirect, RedirectError, State};
 
 /// Minimum time from restoring the redirect, or failing to, to the next check: a program that
 /// removes it at once must not keep this host busy.

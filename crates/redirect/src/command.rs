@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::RedirectError;
+use crate::RedirectError;
 
 /// Timeout of a program. iptables itself waits 5 s for its lock.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
@@ -22,15 +22,15 @@ const MAX_ERROR_OUTPUT: usize = 600;
 const ADMIN_PATHS: &str = "/usr/sbin:/sbin:/usr/local/sbin";
 
 /// The result of a program.
-pub(super) struct Done {
+pub(crate) struct Done {
     /// Its standard output.
-    pub(super) stdout: String,
+    pub(crate) stdout: String,
     /// Its error output if it failed: one line, truncated.
-    pub(super) error_output: Option<String>,
+    pub(crate) error_output: Option<String>,
 }
 
 /// Runs a program to its end, with `input` on its standard input.
-pub(super) async fn run(
+pub(crate) async fn run(
     program: &'static str,
     hint: &'static str,
     args: &[&str],

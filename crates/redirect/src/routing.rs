@@ -1,4 +1,4 @@
-//! The redirect's routing rules in the kernel, set with netlink. [`rolegate_core::redirect`]
+//! The redirect's routing rules in the kernel, set with netlink. [`crate::rules`]
 //! defines them.
 //!
 //! A rule is identified by all of its fields. One with an additional condition is another rule,
@@ -6,19 +6,19 @@
 
 use std::net::IpAddr;
 
+use crate::rules::{Family, RoutingAction, RoutingRule, routing_rules};
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use rolegate_core::redirect::{Family, RoutingAction, RoutingRule, routing_rules};
 use rtnetlink::{Handle, IpVersion};
 
-use super::{RedirectError, State, families};
+use crate::{RedirectError, State, families};
 
 /// The interface of this host's own packets.
 const LOOPBACK: &str = "lo";
 
 /// Returns rolegate's rules in the kernel, in the order in which they are added.
-pub(super) async fn present() -> Result<Vec<RoutingRule>, RedirectError> {
+pub(crate) async fn present() -> Result<Vec<RoutingRule>, RedirectError> {
     connected(async |handle| {
         let mut present = Vec::new();
         for family in families() {
@@ -30,7 +30,7 @@ pub(super) async fn present() -> Result<Vec<RoutingRule>, RedirectError> {
 }
 
 /// Compares the kernel's rules with the expected ones.
-pub(super) async fn state() -> Result<State, RedirectError> {
+pub(crate) async fn state() -> Result<State, RedirectError> {
     let wanted: Vec<_> = families().flat_map(routing_rules).collect();
     let present = present().await?;
     Ok(if present == wanted {
@@ -43,7 +43,7 @@ pub(super) async fn state() -> Result<State, RedirectError> {
 }
 
 /// Adds the missing rules.
-pub(super) async fn apply() -> Result<(), RedirectError> {
+pub(crate) async fn apply() -> Result<(), RedirectError> {
     connected(async |handle| {
         for family in families() {
             let present = listed(&handle, family).await?;
@@ -63,7 +63,7 @@ pub(super) async fn apply() -> Result<(), RedirectError> {
 }
 
 /// Removes the existing rules, and returns whether there were any.
-pub(super) async fn remove() -> Result<bool, RedirectError> {
+pub(crate) async fn remove() -> Result<bool, RedirectError> {
     connected(async |handle| {
         let mut some = false;
         for family in families() {
@@ -79,7 +79,7 @@ pub(super) async fn remove() -> Result<bool, RedirectError> {
 }
 
 /// Runs `work` with a connection to the kernel, and closes it afterwards.
-pub(super) async fn connected<T>(
+pub(crate) async fn connected<T>(
     work: impl AsyncFnOnce(Handle) -> Result<T, RedirectError>,
 ) -> Result<T, RedirectError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(RedirectError::Netlink)?;
@@ -129,7 +129,7 @@ fn refused(error: rtnetlink::Error) -> RedirectError {
 }
 
 /// Encodes a rule for the kernel.
-pub(super) fn message(rule: &RoutingRule) -> RuleMessage {
+pub(crate) fn message(rule: &RoutingRule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = match rule.family {
         Family::V4 => AddressFamily::Inet,
@@ -161,7 +161,7 @@ pub(super) fn message(rule: &RoutingRule) -> RuleMessage {
 }
 
 /// Decodes a rule of the kernel, if it could be one of rolegate's.
-pub(super) fn read(message: &RuleMessage) -> Option<RoutingRule> {
+pub(crate) fn read(message: &RuleMessage) -> Option<RoutingRule> {
     let header = &message.header;
     let family = match header.family {
         AddressFamily::Inet => Family::V4,
@@ -210,7 +210,7 @@ pub(super) fn read(message: &RuleMessage) -> Option<RoutingRule> {
 }
 
 /// Returns whether a rule is one of rolegate's.
-pub(super) fn is_ours(rule: RoutingRule) -> bool {
+pub(crate) fn is_ours(rule: RoutingRule) -> bool {
     routing_rules(rule.family).contains(&rule)
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
+use crate::rules::{METADATA_V4, METADATA_V6};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 

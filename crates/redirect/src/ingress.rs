@@ -10,10 +10,10 @@ use std::path::Path;
 
 use futures::TryStreamExt;
 use netlink_packet_route::link::LinkAttribute;
+use rolegate_netlink::Client;
 
-use super::RedirectError;
-use super::routing::connected;
-use crate::attachment::kernel::Kernel;
+use crate::RedirectError;
+use crate::routing::connected;
 
 /// An interface of this host.
 #[derive(Debug, Default)]
@@ -54,9 +54,9 @@ pub async fn ingress_interfaces(netns: &Path) -> Result<Vec<String>, RedirectErr
     // Queried afterwards, since listing the interfaces assigns an ID to a namespace.
     let failed = |error: &dyn std::fmt::Display| RedirectError::Interfaces(error.to_string());
     let file = File::open(netns).map_err(|error| failed(&error))?;
-    let kernel = Kernel::open(None).map_err(|error| failed(&error))?;
-    let number = kernel
-        .namespace(file.as_fd())
+    let client = Client::open().map_err(|error| failed(&error))?;
+    let number = client
+        .namespace_id(file.as_fd())
         .map_err(|error| failed(&error))?;
     Ok(match number {
         Some(number) if number >= 0 => ingress(&interfaces, number),
