@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
+use crate::credentials::CredentialSource;
 use crate::handover::{Ack, HandoverSocket, Inherited};
 use crate::metadata::{MetadataParts, MetadataServer, NodeHealth};
 use crate::metrics::AgentMetrics;
@@ -204,14 +205,17 @@ impl Agent {
         };
 
         let parts = MetadataParts {
-            pod_table: pod_table.clone(),
-            decisions: decisions.clone(),
+            credentials: CredentialSource {
+                pod_table: pod_table.clone(),
+                decisions: decisions.clone(),
+                outcomes,
+                metrics: agent_metrics,
+                clock: clock.clone(),
+                wait: options.wait,
+            },
             verifier,
             tokens: tokens.clone(),
             imds,
-            clock: clock.clone(),
-            metrics: agent_metrics,
-            outcomes,
             health,
         };
         let metadata = MetadataServer::new(options.metadata, parts);

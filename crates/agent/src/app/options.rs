@@ -41,6 +41,8 @@ pub struct AgentOptions {
     pub metadata_addr: String,
     /// The options of the metadata server.
     pub metadata: MetadataOptions,
+    /// Maximum time that a request for credentials waits for the watch or for STS.
+    pub wait: Duration,
     /// The redirect of pods; `None` if another program manages it.
     pub redirect: Option<RedirectOptions>,
     /// The clock.

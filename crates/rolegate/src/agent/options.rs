@@ -104,7 +104,6 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
                 ImdsV2::Required => metadata::ImdsV2::Required,
             },
             allow,
-            wait,
             max_staleness: flags.max_staleness,
             limits: LimitOptions {
                 connections: flags.max_connections.get(),
@@ -115,6 +114,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             },
             header_time: Duration::from_secs(10),
         },
+        wait,
         redirect,
         clock,
     })
