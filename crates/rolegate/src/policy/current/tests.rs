@@ -3,7 +3,7 @@ use rolegate_inventory::basis::Source;
 use rolegate_inventory::in_force::{AgentFlags, ConfigNeed, InForce, PlacedConfig, UnknownFlag};
 use serde_json::json;
 
-use super::super::errors::of_in_force;
+use super::super::errors::{of_in_force, refuse_idle};
 use super::*;
 
 type Processes = Result<Box<ProcessFlags>, String>;
