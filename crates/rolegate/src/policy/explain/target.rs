@@ -56,7 +56,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Parses the words. Returns `None` if there are none.
+    /// Parses the words. Returns `None` without words.
     fn parse(words: &[&'a str]) -> anyhow::Result<Option<Self>> {
         let (kind, name) = match words {
             [] => return Ok(None),
