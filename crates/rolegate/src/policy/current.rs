@@ -17,6 +17,7 @@ use super::connect::connect;
 use super::errors::{of_cluster, of_load};
 use super::files;
 use super::flags::{OwnFlags, ReadFlags, RulesFrom};
+
 /// The current rules and their users, and the sources of the flags that apply to them.
 pub(super) struct Current {
     /// The objects.

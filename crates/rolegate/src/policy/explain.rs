@@ -16,7 +16,8 @@ use serde::Serialize;
 use super::current::Current;
 use super::errors::refuse_idle;
 use super::files;
-use super::flags::{ReadFlags, RulesFrom, name};
+use super::flags::{ReadFlags, RulesFrom};
+use crate::flags::name;
 use crate::output::{self, OutputFlags, Shown};
 
 use requested::load;

@@ -15,7 +15,8 @@ use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_con
 use super::current::Current;
 use super::errors::refuse_idle;
 use super::files;
-use super::flags::{ReadFlags, RulesFrom, name};
+use super::flags::{ReadFlags, RulesFrom};
+use crate::flags::name;
 use crate::output::{self, ObjectOutputFlags};
 
 /// The kind of exported objects.

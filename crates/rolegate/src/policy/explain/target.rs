@@ -2,9 +2,8 @@
 
 use rolegate_inventory::kinds::Kind;
 
-use super::super::flags::name as valid_name;
 use super::ExplainArguments;
-use crate::flags::invalid;
+use crate::flags::{invalid, name as valid_name};
 
 /// The object that the command explains.
 #[derive(Debug, PartialEq, Eq)]
