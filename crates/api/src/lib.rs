@@ -8,6 +8,7 @@
 
 mod attribution;
 mod condition;
+mod from_rules;
 pub mod manifest;
 mod role_grant;
 mod rolegate_config;

@@ -148,13 +148,13 @@ pub(super) fn host(at: SocketAddr) -> String {
     }
 }
 
-/// A response, or the reason why there is none.
+/// A response, or the reason for its absence.
 #[derive(Debug)]
 pub(super) struct Reply {
     /// The status; `None` without a response.
     pub(super) status: Option<u16>,
     headers: String,
-    /// The body, or the reason why there is none.
+    /// The body, or the reason for its absence.
     pub(super) body: String,
     is_token: bool,
 }

@@ -41,7 +41,7 @@ pub struct AgentSettings {
     pub metadata: SocketAddr,
     /// The address of health and metrics.
     pub admin: SocketAddr,
-    /// The redirect; `None` if there is none, and the agent listens on any port.
+    /// The redirect; without one the agent listens on any port.
     pub redirect: Option<RedirectSettings>,
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn candidates<'v>(values: impl IntoIterator<Item = &'v Value>) -> Vec
     any_base().into_iter().chain(found).collect()
 }
 
-/// Returns a base ARN of an account that nobody has, which merely completes role names.
+/// Returns a base ARN of an account that does not exist, which merely completes role names.
 pub fn any_base() -> Option<BaseArn> {
     BaseArn::of_account("aws", "000000000000").ok()
 }

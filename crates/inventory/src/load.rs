@@ -248,10 +248,10 @@ fn basis(in_force: &InForce, snapshot: &Snapshot, is_cluster: bool) -> Basis {
 }
 
 fn web_identity(values: &[Value], deciding: &Deciding, snapshot: &Snapshot) -> Vec<WebIdentity> {
-    let spared = &snapshot.config.exempt_namespaces;
+    let exempt = &snapshot.config.exempt_namespaces;
     let judged = values.iter().filter(|value| {
         let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
-        namespace.is_none_or(|namespace| !spared.contains(namespace))
+        namespace.is_none_or(|namespace| !exempt.contains(namespace))
     });
     judged
         .filter_map(|value| {

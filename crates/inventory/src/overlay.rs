@@ -90,8 +90,8 @@ mod tests {
     }
 
     fn overlaid(current: &[Value], change: &[Value], replace: bool) -> Vec<String> {
-        let beside = |objects: &'_ [Value]| vec![(); objects.len()];
-        let (one, other) = (beside(current), beside(change));
+        let places = |objects: &'_ [Value]| vec![(); objects.len()];
+        let (one, other) = (places(current), places(change));
         let (values, _) = overlay(current.iter().zip(&one), change.iter().zip(&other), replace);
         shown(&values)
     }

@@ -129,7 +129,7 @@ impl<'a> Existing<'a> {
     }
 
     /// Returns the existing object with the identity of `object`.
-    pub fn beside(&self, object: &Value, namespace: &str) -> Option<&'a Value> {
+    pub fn get(&self, object: &Value, namespace: &str) -> Option<&'a Value> {
         self.0.get(&key(object, namespace)).copied()
     }
 }
@@ -226,7 +226,7 @@ fn check_one(
         }
     };
     let remark = |level, path: &str, rule: &str, message: &str| Finding {
-        layer: CHECK.to_owned(),
+        category: CHECK.to_owned(),
         ..finding(
             level,
             &Violation::new(path, ViolationSource::REQUEST, rule, message),

@@ -50,7 +50,7 @@ impl TestCase {
         for document in selected {
             judged += 1;
             let name = self.named(document);
-            let old = existing.beside(&document.value, &self.namespace);
+            let old = existing.get(&document.value, &self.namespace);
             if old.is_none() && self.operation == Operation::Update {
                 return CaseResult::Errored(format!(
                     "{name} is not among the existing objects, so it cannot be updated"

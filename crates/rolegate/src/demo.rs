@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, FromArgMatches};
 use rolegate_agent::app::{AgentOptions, Mode};
-use rolegate_demo::{AgentSettings, Closed, DemoOptions, Render};
+use rolegate_demo::{AgentSettings, Closed, DemoOptions, Render, Report};
 use rolegate_policy::document;
 use rolegate_runtime::logging::{self, LogFormat};
 
@@ -67,14 +67,14 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
 fn render(format: Format) -> Option<Render> {
     match format {
         Format::Text | Format::Wide => None,
-        Format::Name => Some(Box::new(|report| {
+        Format::Name => Some(Box::new(|report: &Report| {
             let names = report.steps.iter().map(|step| format!("{}\n", step.name));
             Ok(names.collect())
         })),
-        Format::Json => Some(Box::new(|report| {
+        Format::Json => Some(Box::new(|report: &Report| {
             Ok(format!("{:#}\n", serde_json::to_value(report)?))
         })),
-        Format::Yaml => Some(Box::new(|report| {
+        Format::Yaml => Some(Box::new(|report: &Report| {
             Ok(document::yaml(&serde_json::to_value(report)?)?)
         })),
     }

@@ -11,14 +11,15 @@ use rolegate_inventory::cluster::Cluster;
 use rolegate_inventory::in_force::{AgentFlags, UnknownFlag};
 use serde_json::Value;
 
-use super::flags::name;
 use crate::cli::Command;
 use crate::flags::container;
 use crate::flags::deciding::DecidingFlags;
+use crate::flags::name;
 
 use workload::{AGENTS, BROKERS, Kind, doubts, reference, workloads};
 
 const HEADING: &str = "Agents";
+
 /// Flags about the location of agents and brokers in a cluster.
 #[derive(Debug, Clone, Args)]
 pub(super) struct AgentsAt {

@@ -18,10 +18,11 @@ use rolegate_policy::check::{Creator, Existing, Report};
 use rolegate_report::EXIT_FAULT;
 use rolegate_report::findings::Findings;
 
-use super::current::{Current, demand_base, load, refuse_idle};
+use super::current::{Current, demand_base, load};
+use super::errors::refuse_idle;
 use super::files;
-use super::flags::{ReadFlags, RulesFrom, name};
-use crate::flags::invalid;
+use super::flags::{ReadFlags, RulesFrom};
+use crate::flags::{invalid, name};
 use crate::output::{ReportFormat, failure};
 
 use checking::Checking;

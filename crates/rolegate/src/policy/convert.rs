@@ -8,7 +8,8 @@ use rolegate_inventory::in_force::Agents;
 use rolegate_inventory::objects::Objects;
 use rolegate_policy::convert::{Conversion, convert};
 
-use super::current::{Current, refuse_idle};
+use super::current::Current;
+use super::errors::refuse_idle;
 use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
 use crate::output::{self, ObjectOutputFlags};

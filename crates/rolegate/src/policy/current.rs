@@ -17,7 +17,6 @@ use super::connect::connect;
 use super::errors::{of_cluster, of_load};
 use super::files;
 use super::flags::{OwnFlags, ReadFlags, RulesFrom};
-use crate::flags::invalid;
 
 /// The current rules and their users, and the sources of the flags that apply to them.
 pub(super) struct Current {
@@ -225,26 +224,6 @@ pub(super) fn demand_base<'v, A: PartialEq>(
         );
     }
     Ok(())
-}
-
-/// Rejects flags without any effect: `idle` are those of each configuration in use.
-///
-/// # Errors
-/// Returns the flags as a usage error.
-pub fn refuse_idle(idle: &[&[(String, &'static str)]]) -> anyhow::Result<()> {
-    let Some((first, others)) = idle.split_first() else {
-        return Ok(());
-    };
-    let mut everywhere = first.iter().filter(|(flag, _)| {
-        let mut others = others.iter();
-        others.all(|other| other.iter().any(|(name, _)| name == flag))
-    });
-    match everywhere.next() {
-        None => Ok(()),
-        Some((flag, why)) => Err(invalid(format!(
-            "{flag} has no effect here ({why}): omit it"
-        ))),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Errors of the inventory, with the flags that help.
+//! Errors of the inventory, with the flags that help, and the error for flags without effect.
 
 use rolegate_inventory::cluster::ClusterError;
 use rolegate_inventory::files::FileError;
@@ -60,6 +60,26 @@ pub(super) fn of_in_force(error: InForceError) -> anyhow::Error {
         }
     };
     with_advice(&error, advice)
+}
+
+/// Rejects flags without any effect: `idle` are those of each configuration in use.
+///
+/// # Errors
+/// Returns the flags as a usage error.
+pub(super) fn refuse_idle(idle: &[&[(String, &'static str)]]) -> anyhow::Result<()> {
+    let Some((first, others)) = idle.split_first() else {
+        return Ok(());
+    };
+    let mut everywhere = first.iter().filter(|(flag, _)| {
+        let mut others = others.iter();
+        others.all(|other| other.iter().any(|(name, _)| name == flag))
+    });
+    match everywhere.next() {
+        None => Ok(()),
+        Some((flag, why)) => Err(invalid(format!(
+            "{flag} has no effect here ({why}): omit it"
+        ))),
+    }
 }
 
 fn with_advice(error: impl std::fmt::Display, advice: &str) -> anyhow::Error {

@@ -13,9 +13,11 @@ use rolegate_policy::explain::{Explained, ExplainedPods, Outcome, explain_pods};
 use rolegate_report::EXIT_FAULT;
 use serde::Serialize;
 
-use super::current::{Current, refuse_idle};
+use super::current::Current;
+use super::errors::refuse_idle;
 use super::files;
-use super::flags::{ReadFlags, RulesFrom, name};
+use super::flags::{ReadFlags, RulesFrom};
+use crate::flags::name;
 use crate::output::{self, OutputFlags, Shown};
 
 use requested::load;

@@ -12,9 +12,11 @@ use rolegate_policy::document;
 use rolegate_policy::vap::{VapInput, export};
 use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 
-use super::current::{Current, refuse_idle};
+use super::current::Current;
+use super::errors::refuse_idle;
 use super::files;
-use super::flags::{ReadFlags, RulesFrom, name};
+use super::flags::{ReadFlags, RulesFrom};
+use crate::flags::name;
 use crate::output::{self, ObjectOutputFlags};
 
 /// The kind of exported objects.

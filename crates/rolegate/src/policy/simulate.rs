@@ -17,7 +17,8 @@ use rolegate_report::EXIT_FAULT;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::current::{Current, demand_base, load, refuse_idle};
+use super::current::{Current, demand_base, load};
+use super::errors::refuse_idle;
 use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
 use crate::output::{self, OutputFlags, RestsOn, Shown};

@@ -9,7 +9,8 @@ use rolegate_inventory::load::Loaded;
 use rolegate_inventory::objects::Objects;
 use rolegate_policy::suggest::{Users, suggest};
 
-use super::current::{Current, refuse_idle};
+use super::current::Current;
+use super::errors::refuse_idle;
 use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
 use crate::output::{self, ObjectOutputFlags};

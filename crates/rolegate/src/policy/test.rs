@@ -14,7 +14,8 @@ use rolegate_inventory::ignore::Pattern;
 use rolegate_inventory::in_force::FlagSources;
 use rolegate_report::EXIT_FAULT;
 
-use super::current::{flag_sources, refuse_idle};
+use super::current::flag_sources;
+use super::errors::refuse_idle;
 use super::files;
 use super::flags::LocalFlags;
 use crate::flags::invalid;

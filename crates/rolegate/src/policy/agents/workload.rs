@@ -39,7 +39,7 @@ pub(super) const BROKERS: Kind = Kind {
 /// Returns the workloads of a kind: the selected one, or all with the default name or label.
 ///
 /// # Errors
-/// Returns the reason why there is none.
+/// Returns the reason why no workload is found.
 pub(super) async fn workloads(
     cluster: &Cluster,
     kind: &Kind,

@@ -31,7 +31,7 @@ impl Checking<'_> {
         let values = documents.map(|document| &document.value);
         values
             .filter(|value| {
-                !is_review(value) && self.existing.beside(value, &self.namespace).is_none()
+                !is_review(value) && self.existing.get(value, &self.namespace).is_none()
             })
             .count()
     }
@@ -43,7 +43,7 @@ impl Checking<'_> {
             one.documents.iter().map(|document| Manifest {
                 file: &one.file,
                 document,
-                old: self.existing.beside(&document.value, &self.namespace),
+                old: self.existing.get(&document.value, &self.namespace),
                 operation: match self.arguments.operation {
                     Action::Create | Action::Update => Operation::Create,
                     Action::Delete => Operation::Delete,

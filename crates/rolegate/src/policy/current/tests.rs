@@ -3,7 +3,7 @@ use rolegate_inventory::basis::Source;
 use rolegate_inventory::in_force::{AgentFlags, ConfigNeed, InForce, PlacedConfig, UnknownFlag};
 use serde_json::json;
 
-use super::super::errors::of_in_force;
+use super::super::errors::{of_in_force, refuse_idle};
 use super::*;
 
 type Processes = Result<Box<ProcessFlags>, String>;
@@ -101,11 +101,11 @@ fn what_is_not_known_is_not_guessed() {
         object: &object,
         place: None,
     };
-    let beside = sources(&[], lost())
+    let found = sources(&[], lost())
         .in_force(Some(config), ConfigNeed::KindInstalled)
         .unwrap();
-    assert!(beside.unknown[0].contains("it is lost"), "{beside:?}");
-    assert!(beside.source.to_string().ends_with("generation 4"));
+    assert!(found.unknown[0].contains("it is lost"), "{found:?}");
+    assert!(found.source.to_string().ends_with("generation 4"));
     let error = sources(&[BASE], None)
         .in_force(None, ConfigNeed::None)
         .unwrap_err();
@@ -164,19 +164,16 @@ fn flags_that_do_not_count_are_wrong_usage() {
         ("--session-scope=pod", true),
         ("--agent-namespace=x", false),
     ] {
-        let beside = sources(&[flag], None)
+        let found = sources(&[flag], None)
             .in_force(Some(config), ConfigNeed::KindInstalled)
             .unwrap();
-        let error = refuse_idle(&[&beside.idle]);
+        let error = refuse_idle(&[&found.idle]);
         assert_eq!(error.is_ok(), is_fine, "{flag}");
         if let Err(error) = error {
             assert!(error.is::<crate::flags::Invalid>(), "{flag}");
             // A flag that applies to one of both configurations has an effect.
-            assert!(refuse_idle(&[&[], &beside.idle]).is_ok(), "{flag}");
-            assert!(
-                refuse_idle(&[&beside.idle, &beside.idle]).is_err(),
-                "{flag}"
-            );
+            assert!(refuse_idle(&[&[], &found.idle]).is_ok(), "{flag}");
+            assert!(refuse_idle(&[&found.idle, &found.idle]).is_err(), "{flag}");
         }
     }
 }

@@ -2,9 +2,8 @@
 
 use rolegate_inventory::kinds::Kind;
 
-use super::super::flags::name as valid_name;
 use super::ExplainArguments;
-use crate::flags::invalid;
+use crate::flags::{invalid, name as valid_name};
 
 /// The object that the command explains.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,7 +55,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Parses the words. Returns `None` if there are none.
+    /// Parses the words. Returns `None` without words.
     fn parse(words: &[&'a str]) -> anyhow::Result<Option<Self>> {
         let (kind, name) = match words {
             [] => return Ok(None),

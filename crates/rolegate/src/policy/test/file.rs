@@ -14,7 +14,7 @@ pub(super) struct TestFile {
 
 impl TestFile {
     /// Resolves a path in the file relative to the file's directory.
-    pub(super) fn beside(&self, path: &str) -> PathBuf {
+    pub(super) fn resolved(&self, path: &str) -> PathBuf {
         let folder = Path::new(&self.file).parent().unwrap_or(Path::new(""));
         let whole = folder.join(path);
         let short = without_detours(&whole);
@@ -30,7 +30,7 @@ impl TestFile {
         let subjects = self.test.cases.iter();
         let subjects = subjects.flat_map(|case| [Some(&case.objects), case.old.as_ref()]);
         subjects.flatten().filter_map(|subject| match subject {
-            Subject::File(path) => self.beside(path).canonicalize().ok(),
+            Subject::File(path) => self.resolved(path).canonicalize().ok(),
             Subject::Here(_) => None,
         })
     }

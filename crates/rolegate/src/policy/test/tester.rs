@@ -32,7 +32,7 @@ pub(super) struct Tester<'a> {
     /// The files of tests.
     pub(super) tests: Vec<TestFile>,
     /// Rules in the test directories, including tests in Rego.
-    beside: Contents,
+    contents: Contents,
     observer: Observer,
     /// The results so far.
     pub(super) report: TestReport,
@@ -87,7 +87,7 @@ impl<'a> Tester<'a> {
             arguments,
             sources,
             tests,
-            beside: contents,
+            contents,
             observer: Observer::default(),
             report: TestReport {
                 cases: Cases {
@@ -126,11 +126,11 @@ impl<'a> Tester<'a> {
         let of = |paths: &[PathBuf]| files::objects(paths);
         match &file.test.rules {
             Some(paths) => {
-                let paths: Vec<_> = paths.iter().map(|path| file.beside(path)).collect();
+                let paths: Vec<_> = paths.iter().map(|path| file.resolved(path)).collect();
                 of(&paths)
             }
             None if !self.arguments.rules.is_empty() => of(&self.arguments.rules),
-            None => Ok(Objects::of_contents(self.beside.policies())),
+            None => Ok(Objects::of_contents(self.contents.policies())),
         }
     }
 
@@ -156,7 +156,7 @@ impl<'a> Tester<'a> {
                         requires_objects: true,
                         ..Selection::default()
                     };
-                    let found = files::read(&[file.beside(path)], selection)
+                    let found = files::read(&[file.resolved(path)], selection)
                         .map_err(|error| error.context(place()))?;
                     let documents = found.manifests.into_iter();
                     read.insert(path, documents.flat_map(|one| one.documents).collect());
@@ -216,7 +216,7 @@ impl<'a> Tester<'a> {
     /// # Errors
     /// Returns an error for unreadable files and unusable rules.
     pub(super) fn run_rego(&mut self) -> anyhow::Result<()> {
-        let mut all = self.beside.all();
+        let mut all = self.contents.all();
         if !self.arguments.rules.is_empty() {
             let selection = Selection {
                 modules: Modules::All,
