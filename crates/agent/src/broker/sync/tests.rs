@@ -1,5 +1,7 @@
 //! Tests of the broker sync: messages in, pod table out.
 
+use std::net::IpAddr;
+
 use futures::FutureExt;
 use prometheus_client::registry::Registry;
 use rolegate_core::session::Validity;

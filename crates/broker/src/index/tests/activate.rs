@@ -1,5 +1,7 @@
 //! Streams that activate and end: their pods are decided in batches and delay nothing else.
 
+use tokio::sync::watch;
+
 use super::*;
 
 fn name(number: usize) -> String {
@@ -21,10 +23,12 @@ async fn run(
     let (_reporter, reports) = mpsc::channel(1);
     let (_learner, facts) = watch::channel(None);
     let (_changer, sessions) = mpsc::unbounded_channel();
-    let sources = Sources {
-        updates,
-        reports,
-        facts,
+    let sources = IndexSources {
+        cluster: Sources {
+            updates,
+            reports,
+            facts,
+        },
         commands,
         sessions,
     };
