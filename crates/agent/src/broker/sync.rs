@@ -220,7 +220,7 @@ impl BrokerSync {
         if credentials.is_some() || failure.is_some() {
             fed.store(lease.cell().key(), credentials, failure);
         } else {
-            // The broker of another stream was told, if any.
+            // Another stream may have prioritized it. Its broker is gone, so this one gets it again.
             lease.prioritize_again();
         }
         Ok(())
