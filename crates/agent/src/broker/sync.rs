@@ -220,7 +220,7 @@ impl BrokerSync {
         if credentials.is_some() || failure.is_some() {
             fed.store(lease.cell().key(), credentials, failure);
         } else {
-            // Another stream may have prioritized it. Its broker is gone, so this one gets it again.
+            // An earlier request was sent on another stream, to another broker.
             lease.prioritize_again();
         }
         Ok(())
