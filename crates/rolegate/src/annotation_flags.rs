@@ -4,7 +4,7 @@ use clap::Args;
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, EXTERNAL_ID, ROLE};
 
 use crate::flags::invalid;
-use crate::given_flags::Given;
+use crate::given_fields::GivenFields;
 
 const RULES: &str = "Roles and rules";
 /// Maximum length of a key that Kubernetes accepts, in characters.
@@ -26,7 +26,7 @@ pub(crate) struct AnnotationFlags {
 
 impl AnnotationFlags {
     /// Merges two sources of flags. A flag that is `given` here overrides `lower`.
-    pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+    pub(crate) fn over(self, lower: Self, given: &GivenFields) -> Self {
         Self {
             iam_role_key: given.pick("iam_role_key", self.iam_role_key, lower.iam_role_key),
             iam_external_id: given.pick(

@@ -54,6 +54,7 @@ impl DecidingFlags {
 
     /// Merges two sources of flags. A flag that is `given` here overrides `lower`.
     pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+        let given = given.fields();
         Self {
             rules: self.rules.over(lower.rules, given),
             keys: self.keys.over(lower.keys, given),

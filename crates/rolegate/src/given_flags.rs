@@ -1,12 +1,11 @@
 //! The flags that were given to a command, and the names under which its rule flags were given.
 
-use std::collections::BTreeSet;
-
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use rolegate_rules::in_force::GivenRuleFlags;
 
 use crate::environment::variable;
+use crate::given_fields::GivenFields;
 use crate::rule_flags::RuleFlags;
 
 /// Flags that apply in addition to a `RolegateConfig`.
@@ -17,8 +16,7 @@ const ALWAYS: [&str; 2] = ["cluster_config", "reserved_role"];
 /// about, since a field removes its arguments from the matches.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Given {
-    /// The names of the flags' fields.
-    fields: BTreeSet<String>,
+    fields: GivenFields,
     /// The rule flags, by the names under which they are given.
     rules: GivenRuleFlags,
 }
@@ -26,12 +24,12 @@ pub(crate) struct Given {
 impl Given {
     /// Returns whether a flag was given.
     pub(crate) fn has(&self, flag: &str) -> bool {
-        self.fields.contains(flag)
+        self.fields.has(flag)
     }
 
-    /// Returns `value` if the flag was given, and `lower` otherwise.
-    pub(crate) fn pick<T>(&self, flag: &str, value: T, lower: T) -> T {
-        if self.has(flag) { value } else { lower }
+    /// Returns the names of the given flags' fields.
+    pub(crate) fn fields(&self) -> &GivenFields {
+        &self.fields
     }
 
     /// Returns the rule flags that a `RolegateConfig` can override, for the log.
@@ -53,17 +51,12 @@ impl Given {
 
 impl FromArgMatches for Given {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let ids = matches.ids().map(|id| id.as_str());
-        let given = ids.filter(|id| {
-            let source = matches.value_source(id);
-            source.is_some_and(|source| source != ValueSource::DefaultValue)
-        });
-        let fields: BTreeSet<_> = given.map(str::to_owned).collect();
+        let fields = GivenFields::of(matches);
         let mut rules = GivenRuleFlags::default();
         for flag in RuleFlags::augment_args(Command::new("rules")).get_arguments() {
             let id = flag.get_id().as_str();
             let names = match id {
-                id if ALWAYS.contains(&id) || !fields.contains(id) => continue,
+                id if ALWAYS.contains(&id) || !fields.has(id) => continue,
                 "base_role_arn" => &mut rules.base,
                 "default_role" => &mut rules.default_role,
                 _ => &mut rules.others,

@@ -16,6 +16,7 @@ mod deciding_flags;
 mod demo;
 mod environment;
 mod flags;
+mod given_fields;
 mod given_flags;
 mod kiam_flags;
 mod kubernetes_flags;
@@ -29,6 +30,7 @@ mod progress;
 mod redirect;
 mod reference;
 mod rule_flags;
+mod run;
 mod sources;
 mod sts_flags;
 
@@ -76,17 +78,17 @@ fn main() -> ExitCode {
     }
     rolegate_runtime::process::raise_open_files();
     let ended = match command {
-        Command::Agent(flags) => agent::run(*flags),
-        Command::Admission(flags) => admission::run(*flags),
-        Command::Broker(flags) => broker::run(*flags),
+        Command::Agent(flags) => run::run(*flags),
+        Command::Admission(flags) => run::run(*flags),
+        Command::Broker(flags) => run::run(*flags),
         Command::Ledger(arguments) => ledger::run(&arguments),
-        Command::Controller(flags) => controller::run(*flags),
+        Command::Controller(flags) => run::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
         Command::Policy(arguments) => policy::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Version(arguments) => output::version(arguments.output),
         Command::Options => options::run(),
-        Command::Reference(arguments) => reference::run(&arguments),
+        Command::Reference(arguments) => reference::run(&arguments, cli::definition()),
     };
     ended.unwrap_or_else(|error| failed(&error, json, &help))
 }

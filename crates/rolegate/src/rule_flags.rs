@@ -11,7 +11,7 @@ use rolegate_core::decision::ReservedRole;
 use rolegate_core::layer::Mode;
 
 use crate::flags::{ClusterConfigUse, RestrictionFormat, base_arn, invalid};
-use crate::given_flags::Given;
+use crate::given_fields::GivenFields;
 
 const RULES: &str = "Roles and rules";
 
@@ -133,7 +133,7 @@ impl RuleFlags {
 
     /// Merges two sources of flags. A flag that is `given` here overrides `lower`. Reserved roles
     /// are combined, and so are the layers that are named.
-    pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+    pub(crate) fn over(self, lower: Self, given: &GivenFields) -> Self {
         let mut layer = lower.layer;
         if given.has("namespace_restrictions") {
             layer.retain(|one| !matches!(one.layer, LayerName::Namespace));

@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use rolegate_agent::app::{Agent, Ended, Mode};
+use rolegate_agent::app::{Agent, Mode};
 use rolegate_aws::sts;
 use rolegate_core::redirect::METADATA_V4;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
+use rolegate_runtime::supervisor::{Ended, Service};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
@@ -260,7 +261,7 @@ impl<'a> Stage<'a> {
         }
         if let Some(agent) = self.agent.take() {
             // This runs on the node, as the agent does.
-            let _ = self.handle.spawn(agent.stop(DRAIN, false)).await;
+            let _ = self.handle.spawn(agent.stop(DRAIN)).await;
         }
     }
 }
