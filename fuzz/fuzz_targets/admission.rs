@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
 use rolegate_admission::outcome::refusal;
-use rolegate_admission::{ValidationRules, Review, validate};
+use rolegate_admission::{Review, ValidationRules, validate};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig, Subjects, presets};
@@ -22,6 +22,9 @@ use rolegate_rego::{
     EnforcementPoints, Kind, Policies, PolicySource, PolicyStore, RegoLayer, Settings,
 };
 use serde_json::Value;
+
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
 
 static BOOK: LazyLock<RuleSetBuilder> = LazyLock::new(|| {
     let config = RuleConfig {

@@ -30,3 +30,7 @@ pub use policies::{Finding, Findings, ReviewPolicies};
 pub use review::{Review, ReviewError};
 pub use validate::{ValidationRules, validate};
 pub use web_identity::{Unnamed, WebIdentity};
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

@@ -42,6 +42,10 @@ use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
 
+/// Counts the memory of policies' evaluations, which are limited.
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
+
 /// Exit code for wrong usage: flags, configuration file or environment (`EX_USAGE`).
 const USAGE: u8 = 64;
 

@@ -20,3 +20,7 @@ mod watches;
 pub use follow::{
     FollowMetrics, FollowOptions, Purpose, RuleFollower, conditions, follow, from_flags,
 };
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
