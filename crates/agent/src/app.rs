@@ -13,23 +13,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_aws::imds::{Imds, ImdsError};
-use rolegate_aws::sessions::SessionMetrics;
+use rolegate_redirect::Backend;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::ListenError;
 use rolegate_runtime::supervisor::{self, Ended, Service, Supervisor};
+use rolegate_sessions::SessionMetrics;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
+use crate::credentials::CredentialSource;
 use crate::decision_source::DecisionSource;
 use crate::handover::HandoverSocket;
 use crate::metadata::{MetadataParts, MetadataServer, NodeHealth};
 use crate::metrics::AgentMetrics;
 use crate::pod_table::PodTable;
-use crate::redirect::{self, Backend};
 use crate::token::{NoRandomness, TokenKeys};
 use background::Background;
 use keys::KeptKeys;
@@ -160,14 +161,17 @@ impl Service for Agent {
             admin = with_debug(admin, pod_table.clone(), backend.decisions.clone());
         }
         let parts = MetadataParts {
-            pod_table,
-            decisions: backend.decisions,
+            credentials: CredentialSource {
+                pod_table,
+                decisions: backend.decisions,
+                outcomes: backend.outcomes,
+                metrics: agent_metrics,
+                clock: clock.clone(),
+                wait: options.wait,
+            },
             verifier: backend.verifier,
             tokens,
             imds,
-            clock: clock.clone(),
-            metrics: agent_metrics,
-            outcomes: backend.outcomes,
             health,
         };
         let metadata = MetadataServer::new(options.metadata, parts);
@@ -199,7 +203,7 @@ impl Service for Agent {
         if let Some(backend) = self.removes_redirect
             && !self.handed_over.is_cancelled()
         {
-            match redirect::remove(backend).await {
+            match rolegate_redirect::remove(backend).await {
                 Ok(()) => warn!("removed the redirect: pods reach the node's role"),
                 Err(error) => tracing::error!(%error, "cannot remove the redirect"),
             }

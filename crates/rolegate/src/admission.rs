@@ -7,13 +7,13 @@ use clap::Args;
 use rolegate_admission::app::{Admission, AdmissionOptions};
 use rolegate_runtime::clock::Clock;
 
-use crate::annotation_flags::AnnotationFlags;
-use crate::certificate_flags::CertificateFlags;
+use crate::flags::annotations::AnnotationFlags;
+use crate::flags::certificate::CertificateFlags;
 use crate::flags::duration;
-use crate::given_flags::Given;
-use crate::kubernetes_flags::KubernetesFlags;
-use crate::log_flags::LogFlags;
-use crate::rule_flags::RuleFlags;
+use crate::flags::given::Given;
+use crate::flags::kubernetes::KubernetesFlags;
+use crate::flags::log::LogFlags;
+use crate::flags::rules::RuleFlags;
 use crate::run::{Process, log_starting};
 
 const PROCESS: &str = "Process";

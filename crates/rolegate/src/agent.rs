@@ -12,7 +12,7 @@ use rolegate_runtime::process;
 
 pub(crate) use flags::{AgentFlags, LONG_ABOUT};
 
-use crate::log_flags::LogFlags;
+use crate::flags::log::LogFlags;
 use crate::run::{Process, log_starting};
 pub(crate) use options::options;
 

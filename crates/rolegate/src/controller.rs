@@ -11,12 +11,12 @@ use rolegate_controller::rules::RuleOptions;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 
-use crate::annotation_flags::AnnotationFlags;
+use crate::flags::annotations::AnnotationFlags;
 use crate::flags::duration;
-use crate::given_flags::Given;
-use crate::kubernetes_flags::KubernetesFlags;
-use crate::log_flags::LogFlags;
-use crate::rule_flags::RuleFlags;
+use crate::flags::given::Given;
+use crate::flags::kubernetes::KubernetesFlags;
+use crate::flags::log::LogFlags;
+use crate::flags::rules::RuleFlags;
 use crate::run::{Process, log_starting};
 
 const CERTIFICATE: &str = "Certificate";

@@ -10,7 +10,7 @@ use rolegate_runtime::supervisor::{Ended, Service, StartError};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::flags::invalid;
-use crate::log_flags::LogFlags;
+use crate::flags::log::LogFlags;
 
 /// The flags of a process.
 pub(crate) trait Process: Sized {

@@ -3,7 +3,6 @@
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
 use rolegate_core::decision::ReservedRole;
-use rolegate_core::layer::Mode;
 use rolegate_core::rule_set_builder::RuleSetBuilder;
 pub use rolegate_core::rule_set_builder::RuleSource;
 
@@ -97,16 +96,11 @@ impl RulesInForce {
     /// Returns true if pods may assume any role, because no layer is enforced and roles are not
     /// denied for another reason.
     pub fn is_open(&self) -> bool {
-        let Modes {
-            namespace,
-            grants,
-            rego,
-        } = self.modes;
         let counts = matches!(
             self.source,
             RuleSource::Flags | RuleSource::RolegateConfig { .. }
         );
-        counts && ![namespace, grants, rego].contains(&Mode::Enforce)
+        counts && !self.modes.enforces_any()
     }
 
     /// Returns the generation of the `RolegateConfig` if it is the source.

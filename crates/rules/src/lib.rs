@@ -3,14 +3,13 @@
 //! [`store::RuleStoreWriter`] is the only writer: it applies what sources report about the
 //! configuration, grants, namespaces and policies. [`rules::RuleStore`] is the shared handle of
 //! readers: each change publishes a new immutable [`snapshot::Snapshot`]. [`follow()`] starts a
-//! writer with all of its sources in a cluster; [`offline`] reads the same objects from manifests.
-//! [`in_force`] describes the rules in force and their source, and [`metrics`] exports them to
+//! writer with all of its sources in a cluster. [`in_force`] describes the rules in force and their
+//! source, and [`metrics`] exports them to
 //! Prometheus.
 
 mod follow;
 pub mod in_force;
 pub mod metrics;
-pub mod offline;
 mod report;
 pub mod rules;
 pub mod snapshot;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rolegate_core::arn::BaseArn;
-use rolegate_core::config::Modes;
+use rolegate_core::layer::LayerId;
 use rolegate_runtime::logging::list;
 use rolegate_runtime::readiness::Condition;
 use tracing::{info, warn};
@@ -62,18 +62,14 @@ fn note_open(now: &RulesInForce, before: &RulesInForce, layers: &Condition) {
 }
 
 fn log(rules: &RulesInForce) {
-    let Modes {
-        namespace,
-        grants,
-        rego,
-    } = rules.modes;
+    let mode = |layer| rules.modes[layer].as_str();
     info!(
         source = %rules.source,
         generation = rules.generation(),
         base = rules.base.as_ref().map(BaseArn::as_str),
-        namespace_layer = namespace.as_str(),
-        grants_layer = grants.as_str(),
-        rego_layer = rego.as_str(),
+        namespace_layer = mode(LayerId::Namespace),
+        grants_layer = mode(LayerId::Grants),
+        rego_layer = mode(LayerId::Rego),
         grants = rules.grants.ok,
         invalid_grants = rules.grants.invalid,
         policies = rules.policies.ok + rules.policies.outdated,

@@ -8,10 +8,11 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use rolegate_aws::sessions::Sessions;
+use rolegate_redirect::{Redirect, RedirectReconciler, Status};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Condition;
 use rolegate_runtime::supervisor::Supervisor;
+use rolegate_sessions::Sessions;
 use tokio::sync::watch;
 
 use super::RedirectOptions;
@@ -21,7 +22,6 @@ use crate::address_verifier::AddressVerifier;
 use crate::attachment::Attachments;
 use crate::limits::{AgentLimit, Limits};
 use crate::pod_table::PodTable;
-use crate::redirect::{self, Redirect, RedirectReconciler, Status};
 
 /// Interval at which the staleness is checked.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);
@@ -107,7 +107,10 @@ impl Background<'_> {
 
     /// Keeps the redirect in the kernel, and tests it from inside pods. Returns its backend if it is
     /// to be removed at exit.
-    pub(super) fn keep_redirect(&mut self, options: RedirectOptions) -> Option<redirect::Backend> {
+    pub(super) fn keep_redirect(
+        &mut self,
+        options: RedirectOptions,
+    ) -> Option<rolegate_redirect::Backend> {
         let removed = options.remove_at_exit.then_some(options.backend);
         let interface = options.spec.interface().clone();
         let reconciler = RedirectReconciler::new(

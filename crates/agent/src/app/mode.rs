@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::reconciler::Sources;
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::discovery::Discovery;
 use rolegate_aws::identity;
 use rolegate_aws::imds::Imds;
-use rolegate_aws::sessions::{SessionMetrics, Sessions};
 use rolegate_aws::sts::Sts;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::supervisor::Supervisor;
 use rolegate_runtime::tls::{CertificateFile, Expires, ExpiryCollector};
+use rolegate_sessions::{SessionMetrics, Sessions};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
@@ -88,11 +89,12 @@ pub(super) async fn standalone(
         writer,
     };
     let (facts, learned) = watch::channel(None);
-    let pod_reconciler = PodReconciler::new(parts, supervisor.readiness());
-    supervisor.spawn_required(
-        "pod reconciler",
-        pod_reconciler.run(source.updates, source.rules.reports, learned),
-    );
+    let pod_reconciler = PodReconciler::new(parts, supervisor.readiness()).run(Sources {
+        updates: source.updates,
+        reports: source.rules.reports,
+        facts: learned,
+    });
+    supervisor.spawn_required("pod reconciler", pod_reconciler);
     let health = shared.health;
     let discovery = Discovery {
         flags: options.rules,

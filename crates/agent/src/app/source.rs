@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
-use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
 use rolegate_core::workload::Update;
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::events::{EventRecorder, recorder};
@@ -12,6 +11,7 @@ use rolegate_kube::node::find_node;
 use rolegate_kube::watch::WatchObserver;
 use rolegate_kube::workloads::{Scope, watch_pods};
 use rolegate_kube::workloads_file::WorkloadsFile;
+use rolegate_redirect::rules::{METADATA_V4, METADATA_V6};
 use rolegate_rules::{FollowMetrics, FollowOptions, RuleFollower, follow, from_flags};
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::supervisor::Supervisor;

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
 use super::{AttachmentError, Attachments, lock};
-use crate::netlink::readable;
+use rolegate_netlink::readable;
 
 /// Minimum time between two reads of the records: a pod that keeps requesting from an address
 /// without a record must not make the agent read all the time.

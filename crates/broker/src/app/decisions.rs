@@ -2,9 +2,9 @@
 
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::authorizer::Authorizer;
+use rolegate_authorizer::reconciler::Sources;
 use rolegate_aws::discovery::Discovery;
 use rolegate_aws::imds::Imds;
-use rolegate_aws::sessions::{SessionMetrics, Sessions};
 use rolegate_aws::sts::Sts;
 use rolegate_core::needs::Needs;
 use rolegate_core::workload::Update;
@@ -14,11 +14,12 @@ use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_kube::workloads::{Scope, watch_pods};
 use rolegate_rules::{FollowMetrics, follow};
 use rolegate_runtime::supervisor::Supervisor;
+use rolegate_sessions::{SessionMetrics, Sessions};
 use tokio::sync::{mpsc, watch};
 
 use super::BrokerOptions;
 use crate::agent_pods::Agents;
-use crate::index::{Index, IndexParts, Sources, StreamCommand};
+use crate::index::{Index, IndexParts, IndexSources, StreamCommand};
 use crate::metrics::BrokerMetrics;
 use crate::node_addresses::NodeAddresses;
 
@@ -91,10 +92,12 @@ impl Decisions {
         // Unbounded, but its content is bounded: at most three entries for each stream, and a
         // node's permit is released only after the index has taken the last of them.
         let (commands, ordered) = mpsc::unbounded_channel();
-        let index = Index::new(parts, supervisor.readiness()).run(Sources {
-            updates,
-            reports: rules.reports,
-            facts: learned,
+        let index = Index::new(parts, supervisor.readiness()).run(IndexSources {
+            cluster: Sources {
+                updates,
+                reports: rules.reports,
+                facts: learned,
+            },
             commands: ordered,
             sessions: changes,
         });
