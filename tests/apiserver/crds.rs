@@ -27,7 +27,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// What the watches send.
+/// An event of the watches.
 #[derive(Debug)]
 enum Message {
     Grants(Change<Grant>),

@@ -1,4 +1,4 @@
-//! What every test here has: a lab, a stand-in for the agent on the node, a stand-in for the
+//! The harness of every test here: a lab, a stand-in for the agent on the node, a stand-in for the
 //! metadata service behind it, and one backend for the rules.
 
 use std::future::Future;
@@ -15,11 +15,11 @@ use rolegate_testkit::lab::{Lab, NODE_V4, NODE_V6, Namespace, Pod, PodLink};
 
 /// The stand-in agent's port.
 pub(crate) const PORT: u16 = 8181;
-/// How long a client waits for what doesn't come.
+/// Timeout of a client for an answer that doesn't come.
 const PATIENCE: Duration = Duration::from_millis(800);
-/// What the stand-in agent says.
+/// The answer of the stand-in agent.
 pub(crate) const AGENT: &str = r#"{"hostIP":"10.0.0.1"}"#;
-/// What the stand-in metadata service says.
+/// The answer of the stand-in metadata service.
 pub(crate) const IMDS: &str = "the node's own metadata";
 
 /// A web server that says one thing, whatever it is asked.

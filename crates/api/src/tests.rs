@@ -361,6 +361,7 @@ fn texts_of_a_configuration_and_of_grants_are_normalized() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table of cases")]
 fn errors_in_a_configuration_name_the_field() {
     for (spec, field) in [
         (

@@ -387,6 +387,7 @@ mod tests {
 
     /// STS's messages and their causes.
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table of cases")]
     fn each_refusal_has_its_cause() {
         use RefusalCause::*;
         let user = "User: arn:aws:sts::111122223333:assumed-role/node/i-0abc is not authorized to perform:";

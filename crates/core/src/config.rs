@@ -1,5 +1,5 @@
 //! The rule configuration, which must be the same everywhere in a cluster. It comes from the
-//! cluster's `RolegateConfig`, or from flags if there is none.
+//! cluster's `RolegateConfig`, or from flags without it.
 
 pub mod presets;
 

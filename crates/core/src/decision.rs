@@ -123,7 +123,7 @@ pub struct RuleSet {
     pub missing: Option<Arc<str>>,
     /// The rule source that has not been loaded yet. While it is set, all decisions are pending.
     pub unseen: Option<NotLoaded>,
-    /// The generation of the rules. Decisions of an earlier generation are made again.
+    /// The generation of the rules. Decisions of an earlier generation are outdated.
     pub generation: u64,
 }
 
@@ -162,7 +162,7 @@ pub struct Explanation {
 }
 
 impl Decision {
-    /// Returns true if the decision depends on a temporary condition. It must then be made again
+    /// Returns true if the decision depends on a temporary condition. It must then be renewed
     /// soon and must not be shared with other workloads.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -40,7 +40,7 @@ pub enum ClusterConfig {
     Unseen,
     /// The object was deleted, or is required but missing. Every request is denied.
     Missing,
-    /// The object is invalid. The previous valid one stays in force; if there is none, or it was
+    /// The object is invalid. The previous valid one stays in force; without one, or if it was
     /// deleted, every request is denied.
     Broken(InvalidConfig),
     /// The object is valid.

@@ -1,4 +1,4 @@
-//! The protocol by hand, as somebody speaks it who has a node's token and wants more.
+//! A client of the protocol, as an attacker with a node's token would write it.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
@@ -101,7 +101,7 @@ impl Stream {
         }
     }
 
-    /// All pods that it was told of, by name, as it was told last.
+    /// Returns the last state of each pod that it received, by name.
     pub(super) fn pods(&self) -> BTreeMap<String, v1::Pod> {
         let updates = self.updates();
         let pods = updates.flat_map(|update| update.pods.iter());

@@ -194,7 +194,7 @@ pub fn iptables_restore(spec: &Spec, family: Family, listing: &str) -> String {
 }
 
 /// Returns input that removes rolegate's rules in `listing` and nothing else, the redirect before
-/// the rules that reject traffic; empty if there are none.
+/// the rules that reject traffic; empty if `listing` has no rule of rolegate.
 pub fn iptables_remove(listing: &str) -> String {
     let mut out = String::new();
     for chain in CHAINS.iter().rev() {
@@ -211,7 +211,7 @@ pub fn iptables_remove(listing: &str) -> String {
 }
 
 /// Returns rolegate's part of `listing`, each jump with its position, which matters as much as its
-/// presence. Empty if there is none.
+/// presence. Empty if `listing` has no rule of rolegate.
 pub fn iptables_owned(listing: &str) -> String {
     let mut out = String::new();
     for chain in &CHAINS {

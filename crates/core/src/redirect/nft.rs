@@ -73,7 +73,7 @@ pub fn nft_script(spec: &Spec) -> String {
     )
 }
 
-/// Returns a script that removes the redirect. It fails if there is none.
+/// Returns a script that removes the redirect. It fails without a redirect.
 pub fn nft_remove_script() -> String {
     format!("delete table inet {NFT_TABLE}\n")
 }

@@ -523,7 +523,7 @@ fn policies_count_from_when_they_are_set_until_they_are_taken_back() {
     builder.set_rego(Some(Arc::new(Refusing)));
     assert_eq!(builder.unseen(), None);
     let set = builder.rule_set();
-    assert!(set.generation > generation, "kept decisions are made again");
+    assert!(set.generation > generation, "kept decisions are outdated");
     assert!(matches!(
         decide(&builder, "reader"),
         Decision::Deny(denial) if denial.denied_by == LayerId::Rego.into()
