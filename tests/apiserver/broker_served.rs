@@ -154,11 +154,11 @@ async fn agent(
         metadata: MetadataOptions {
             imds_v2: ImdsV2::Optional,
             allow: AllowList::new(&[])?,
-            wait: Duration::from_secs(5),
             max_staleness: Duration::from_secs(3600),
             limits: LimitOptions::default(),
             header_time: Duration::from_secs(10),
         },
+        wait: Duration::from_secs(5),
         redirect: None,
         clock: Clock::system(),
     };

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context;
-use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
+use rolegate_redirect::rules::{METADATA_V4, METADATA_V6};
 use rolegate_testkit::lab::Namespace;
 
 /// Timeout for a connection: dropped packets are never answered.

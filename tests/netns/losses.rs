@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use rolegate_agent::attachment::{EVENT_BUFFER, Kind, Verdict};
-use rolegate_agent::redirect::Backend;
+use rolegate_redirect::Backend;
 use rolegate_testkit::lab::{Pod, PodLink};
 
 use crate::attachment::{Place, addresses, eventually, open_with, pod_id, talk};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rolegate_agent::redirect::{Backend, Flavour, RedirectReconciler, State};
+use rolegate_redirect::{Backend, Flavour, RedirectReconciler, State};
 use rolegate_testkit::eventually;
 use tokio_util::sync::CancellationToken;
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rolegate_agent::redirect::{Backend, Redirect};
-use rolegate_core::redirect::{METADATA_V4, METADATA_V6, Spec};
+use rolegate_redirect::rules::{METADATA_V4, METADATA_V6, Spec};
+use rolegate_redirect::{Backend, Redirect};
 use rolegate_testkit::lab::{Lab, NODE_V4, NODE_V6, Namespace, Pod, PodLink};
 
 /// The stand-in agent's port.
@@ -277,17 +277,17 @@ impl Scene {
 macro_rules! for_each_backend {
     ($($name:ident),* $(,)?) => {
         mod nftables {
-            use rolegate_agent::redirect::Backend;
+            use rolegate_redirect::Backend;
             $(#[test] fn $name() -> anyhow::Result<()> { super::$name(Backend::Nftables) })*
         }
         mod iptables_nft {
-            use rolegate_agent::redirect::{Backend, Flavour};
+            use rolegate_redirect::{Backend, Flavour};
             $(#[test] fn $name() -> anyhow::Result<()> {
                 super::$name(Backend::Iptables(Flavour::Nft))
             })*
         }
         mod iptables_legacy {
-            use rolegate_agent::redirect::{Backend, Flavour};
+            use rolegate_redirect::{Backend, Flavour};
             $(#[test] fn $name() -> anyhow::Result<()> {
                 super::$name(Backend::Iptables(Flavour::Legacy))
             })*

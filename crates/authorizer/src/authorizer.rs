@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use arc_swap::Guard;
 use jiff::Timestamp;
-use rolegate_aws::sessions::{Lease, Sessions};
 use rolegate_core::decision::Decision;
 use rolegate_core::decision_cache::DecisionCache;
 use rolegate_core::engine::Cause;
@@ -17,6 +16,7 @@ use rolegate_core::session::SessionKey;
 use rolegate_core::workload::{Phase, Workload};
 use rolegate_rules::rules::RuleStore;
 use rolegate_runtime::clock::Clock;
+use rolegate_sessions::{Lease, Sessions};
 
 use crate::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 

@@ -3,11 +3,10 @@
 use rolegate_core::arn::{BaseArn, RoleArn, listed_name};
 use rolegate_core::grant::{Grant, GrantSession, SessionRules, Subject};
 use rolegate_core::selector::{Operator, Selector};
+use rolegate_core::text::plain;
 use rolegate_core::text::{escape_yaml, is_unsafe};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-
-use crate::text::plain;
 
 /// The API version of grants.
 pub const API_VERSION: &str = "rolegate.dev/v1alpha1";
@@ -456,7 +455,7 @@ spec:
         fn what_is_written_is_read_back(value in value()) {
             let document = json!({"apiVersion": "v1", "kind": "X", "spec": value});
             let text = yaml(&document).unwrap();
-            let read = crate::manifest::documents(&text)
+            let read = rolegate_api::manifest::documents(&text)
                 .map_err(|error| TestCaseError::fail(format!("{error}: {text}")))?;
             prop_assert_eq!(&read.documents[0].value, &document, "{}", text);
         }

@@ -14,10 +14,10 @@ pub use format::{Expect, FormatError, Objects, PolicyTest, Refuser, Select, Test
 pub use observe::Observer;
 pub use report::{Covered, TestReport};
 
-use crate::case_report::{CaseResult, Complaint};
 use crate::check::{self, Creator, Existing, Manifest, Operation};
-use crate::manifest::Document;
-use crate::text::plain;
+use rolegate_api::manifest::Document;
+use rolegate_core::text::plain;
+use rolegate_report::cases::{CaseResult, Complaint};
 
 /// The parsed objects of a case.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +50,7 @@ impl TestCase {
         for document in selected {
             judged += 1;
             let name = self.named(document);
-            let old = existing.beside(&document.value, &self.namespace);
+            let old = existing.get(&document.value, &self.namespace);
             if old.is_none() && self.operation == Operation::Update {
                 return CaseResult::Errored(format!(
                     "{name} is not among the existing objects, so it cannot be updated"

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use rolegate_authorizer::ledger::Record;
-use rolegate_policy::text;
+use rolegate_report::text;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 

@@ -119,11 +119,11 @@ impl Stream {
     /// Everything that came, secrets too, as text to search in.
     pub(super) fn text(&self) -> String {
         let sessions = self.updates().flat_map(|update| &update.sessions);
-        let documents = sessions.filter_map(|session| session.credentials.as_ref());
-        let documents: String = documents
-            .map(|it| String::from_utf8_lossy(&it.document).into_owned())
+        let secrets: String = sessions
+            .filter_map(|session| session.credentials.as_ref())
+            .map(|it| format!("{} {} ", it.secret_access_key, it.session_token))
             .collect();
-        format!("{:?} {documents}", self.heard)
+        format!("{:?} {secrets}", self.heard)
     }
 }
 

@@ -6,9 +6,8 @@ use rolegate_core::annotation::{
 };
 use rolegate_core::config::{RuleConfig, TemplateKind, presets};
 use rolegate_core::template_kinds::{BUILTIN_TEMPLATE_KINDS, BuiltinTemplateKind};
+use rolegate_report::findings::Level;
 use serde_json::Value;
-
-use super::Level;
 
 /// A finding about an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -311,7 +310,7 @@ fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
         ("serviceAccountName" | "serviceAccount", Value::String(_)) => true,
         ("metadata", _) if steps.len() == 1 => false,
         (_, Value::Object(fields)) => {
-            let beside = [
+            let others = [
                 "command",
                 "args",
                 "env",
@@ -323,7 +322,7 @@ fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
                 "resourcesPerNode",
                 "volumeMounts",
             ];
-            let runs = name == "container" || beside.iter().any(|one| fields.contains_key(*one));
+            let runs = name == "container" || others.iter().any(|one| fields.contains_key(*one));
             let annotated = name == "annotations"
                 && steps.len() > 2
                 && pod_keys(keys).iter().any(|key| fields.contains_key(*key));

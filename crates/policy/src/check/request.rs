@@ -1,5 +1,6 @@
 //! Converts manifests into the requests that the API server would send.
 
+use rolegate_report::findings::ObjectName;
 use rolegate_review::admission_review::Operation;
 use serde_json::{Map, Value, json};
 
@@ -48,6 +49,17 @@ pub(super) struct Request {
     pub(super) name: String,
     /// The fields of the manifest that lead to the object.
     pub(super) prefix: &'static [&'static str],
+}
+
+impl Request {
+    /// Returns the kind and name of the object.
+    pub(super) fn object(&self) -> ObjectName {
+        ObjectName {
+            kind: self.kind.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
 }
 
 /// Returns whether an object is an AdmissionReview.

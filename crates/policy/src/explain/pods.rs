@@ -7,7 +7,7 @@ use rolegate_core::workload::{Phase, Workload};
 use serde::Serialize;
 
 use super::{Explained, Outcome, Question, explain};
-use crate::text::{BAD, GOOD, count, table};
+use rolegate_report::text::{BAD, GOOD, count, table};
 
 /// The decisions for all unfinished pods. Its JSON is the output of `rolegate policy explain -A -o
 /// json`.

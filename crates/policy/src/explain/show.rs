@@ -4,7 +4,8 @@ use std::fmt::{self, Display, Write};
 
 use super::{Explained, Outcome, Refusal, Session};
 use crate::document;
-use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, plain};
+use rolegate_core::text::plain;
+use rolegate_report::text::{BAD, FAINT, GOOD, TITLE, WARN};
 
 /// STS's maximum duration of a session of a chained role, in seconds.
 const MAX_CHAINED_SECONDS: u32 = 3600;

@@ -5,7 +5,8 @@ use std::fmt::{self, Write};
 use anstyle::Style;
 
 use super::{Affected, IfEnforced, Simulated, Simulation};
-use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
+use rolegate_core::text::plain;
+use rolegate_report::text::{BAD, FAINT, GOOD, TITLE, WARN, count};
 
 /// Maximum number of named pods per entry.
 const MAX_NAMES: usize = 3;

@@ -4,7 +4,7 @@ use rolegate_core::layer::{LayerId, Mode};
 
 use super::*;
 use crate::fixtures::{NOW, grant, rules};
-use crate::manifest::documents;
+use rolegate_api::manifest::documents;
 
 const PODS: &str = "\
 apiVersion: v1

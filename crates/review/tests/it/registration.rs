@@ -3,8 +3,8 @@
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::{RuleConfig, Subjects, TemplateKind};
 use rolegate_core::layer::{LayerId, Mode};
+use rolegate_inventory::offline::{OfflineOptions, load};
 use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
-use rolegate_rules::offline::{OfflineOptions, load};
 use serde_json::{Value, json};
 
 use crate::world::Rules;

@@ -7,9 +7,9 @@ use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::RuleSet;
 use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_inventory::offline::{OfflineOptions, load};
 use rolegate_rego::Policies;
 use rolegate_review::{Outcome, Review, ReviewPolicies, ValidationRules, validate};
-use rolegate_rules::offline::{OfflineOptions, load};
 use serde_json::Value;
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
