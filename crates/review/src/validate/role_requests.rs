@@ -407,26 +407,14 @@ impl Validator<'_> {
                     return Ok(());
                 }
                 for judgement in explanation.layer_results {
-                    let Verdict::Deny {
-                        rule,
-                        reason,
-                        transient,
-                    } = judgement.verdict
-                    else {
+                    let Verdict::Deny { rule, reason, .. } = judgement.verdict else {
                         continue;
                     };
                     let source = DenialSource::Layer(judgement.layer);
                     if source == denial.denied_by || !counts(source) {
                         continue;
                     }
-                    let other = Denial {
-                        role: denial.role.clone(),
-                        denied_by: source,
-                        rule,
-                        field: RequestField::Role,
-                        reason,
-                        transient,
-                    };
+                    let other = Denial::new(&denial.role, source, rule, reason);
                     let mode: Mode = judgement.mode;
                     self.by_mode(mode, violation(&other));
                 }
