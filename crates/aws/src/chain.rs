@@ -98,8 +98,8 @@ impl<C> AssumedRole<C> {
             Duration::try_from(at.duration_until(now)).is_ok_and(|since| since < MIN_RETRY_INTERVAL)
         });
         match &state.session {
-            Some((credentials, life)) if life.is_valid(now) => {
-                let due = life.from.duration_until(now) > life.left(now);
+            Some((credentials, lifetime)) if lifetime.is_valid(now) => {
+                let due = lifetime.from.duration_until(now) > lifetime.left(now);
                 Ok(Some((credentials.clone(), due && failed.is_none())))
             }
             _ => match failed {

@@ -301,7 +301,7 @@ fn names(allowed: &Allowed, role: &str) -> bool {
 fn named(pod: &Workload, authorization: &Authorization) -> String {
     match authorization {
         Authorization::Allowed(allowed) => String::from_utf8_lossy(&allowed.role_name).into_owned(),
-        Authorization::Denied { denial, .. } => match &pod.wish.role {
+        Authorization::Denied { denial, .. } => match &pod.role_request.role {
             Some(role) => role.to_string(),
             None => denial.role.clone(),
         },

@@ -87,7 +87,7 @@ mod tests {
             phase: Phase::Running,
             host_network: true,
             mirror: false,
-            wish: RoleRequest::default(),
+            role_request: RoleRequest::default(),
             labels: Labels::default(),
             annotations: Labels::default(),
         }

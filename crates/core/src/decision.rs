@@ -270,7 +270,7 @@ impl RuleSet {
             let shown = crate::arn::shorten(role).escape_debug().to_string();
             Denial::new(shown, DenialSource::Request, rule, reason)
         };
-        if let Some(requested) = &workload.wish.role {
+        if let Some(requested) = &workload.role_request.role {
             if requested.is_empty() {
                 return Ok(None);
             }
@@ -317,7 +317,7 @@ impl RuleSet {
         };
         let name = session_name(workload, attribution.scope(self.scope))
             .map_err(|error| deny_name(DenialSource::Request, error.to_string()))?;
-        if let (Some(granted), Some(_)) = (granted, &workload.wish.session_name)
+        if let (Some(granted), Some(_)) = (granted, &workload.role_request.session_name)
             && !granted.names.is_empty()
             && !granted.names.iter().any(|pattern| pattern.matches(&name))
         {
@@ -331,7 +331,7 @@ impl RuleSet {
             key: SessionKey {
                 role: role.clone(),
                 name,
-                external_id: workload.wish.external_id.clone(),
+                external_id: workload.role_request.external_id.clone(),
                 duration_seconds: granted
                     .and_then(|session| session.duration_seconds)
                     .unwrap_or(self.session_seconds)
@@ -374,7 +374,7 @@ impl RuleSet {
                 &format!("{what} exceed 8 KiB in total, so the rules cannot be evaluated"),
             ));
         }
-        if let Some(id) = &workload.wish.external_id
+        if let Some(id) = &workload.role_request.external_id
             && !is_external_id(id)
         {
             let denial = deny(

@@ -23,7 +23,7 @@ const ENTRY_OVERHEAD_BYTES: usize = 1024;
 struct CacheKey {
     namespace: Arc<str>,
     service_account: Arc<str>,
-    wish: RoleRequest,
+    role_request: RoleRequest,
     mirror: bool,
     /// Name and UID, if the session is the pod's own or a layer reads them.
     pod: Option<(Arc<str>, Arc<str>)>,
@@ -50,7 +50,7 @@ impl CacheKey {
             let each = values.iter().map(|(key, value)| key.len() + value.len());
             each.sum()
         };
-        let request = &self.wish;
+        let request = &self.role_request;
         let requested =
             text(&request.role) + text(&request.external_id) + text(&request.session_name);
         let labels = self.labels.as_ref().map_or(0, pairs);
@@ -139,7 +139,7 @@ fn cache_key(rules: &RuleSet, workload: &Workload) -> CacheKey {
     CacheKey {
         namespace: workload.namespace.clone(),
         service_account: workload.service_account.clone(),
-        wish: workload.wish.clone(),
+        role_request: workload.role_request.clone(),
         mirror: workload.mirror,
         too_large: (
             workload.labels.is_too_large(),

@@ -221,7 +221,7 @@ impl State {
             return not_allowed("OPTIONS, GET, HEAD");
         }
         let remaining = match request.headers().get(TOKEN) {
-            Some(token) => match self.remaining_life(token.as_bytes()) {
+            Some(token) => match self.remaining_lifetime(token.as_bytes()) {
                 Some(seconds) => Some(seconds),
                 None => return refusal(StatusCode::UNAUTHORIZED),
             },
@@ -264,7 +264,7 @@ impl State {
     }
 
     /// Returns a token's remaining seconds, or `None` if it is invalid.
-    fn remaining_life(&self, token: &[u8]) -> Option<u64> {
+    fn remaining_lifetime(&self, token: &[u8]) -> Option<u64> {
         let inner = lock(&self.inner);
         let (_, end) = inner
             .tokens

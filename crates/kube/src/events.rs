@@ -224,7 +224,7 @@ impl From<Regarding<'_>> for ObjectReference {
 
 impl EventRecorder {
     /// Records an Event on `pod`. Never waits, and may drop it.
-    pub fn tell(&self, pod: &Workload, reason: EventReason, message: &str) {
+    pub fn publish(&self, pod: &Workload, reason: EventReason, message: &str) {
         let about = Regarding {
             api_version: "v1",
             kind: "Pod",

@@ -461,10 +461,10 @@ spec:
         }
 
         #[test]
-        fn names_are_rfc_1123(wishes in prop::collection::vec(".{0,40}", 1..8)) {
+        fn names_are_rfc_1123(role_requests in prop::collection::vec(".{0,40}", 1..8)) {
             let mut names = Names::default();
             let mut seen = std::collections::HashSet::new();
-            for base_name in wishes {
+            for base_name in role_requests {
                 let name = names.next(&base_name);
                 prop_assert!(name.split('.').all(is_plain_name), "{name}");
                 prop_assert!(seen.insert(name));
