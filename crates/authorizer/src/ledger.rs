@@ -7,9 +7,10 @@
 //! the session is added to the entry.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use rolegate_core::session::{SessionKey, Validity};
 use rolegate_core::workload::Workload;
 use rolegate_runtime::logging::list;
@@ -162,7 +163,7 @@ impl Ledger {
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 
     /// Records and logs that a session is sent to a pod's node, once for each pod and session.

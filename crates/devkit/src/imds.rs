@@ -10,12 +10,13 @@ mod tree;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ALLOW, HeaderMap, HeaderName, HeaderValue, SERVER};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::http::{Answer, Server, answer, status};

@@ -98,7 +98,7 @@ fn own_roles_are_refused_even_where_everything_is_allowed() {
         name: "node".into(),
     }];
     for role_request in ["node", "NODE", "some/path/node", "/node"] {
-        assert!(!is_allowed(&rules, role_request), "{wish}");
+        assert!(!is_allowed(&rules, role_request), "{role_request}");
     }
     assert!(is_allowed(&rules, "node-2"));
     assert!(is_allowed(&rules, "arn:aws:iam::210987654321:role/node"));

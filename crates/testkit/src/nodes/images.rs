@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
+use parking_lot::Mutex;
 
 use super::image::{ImageBuilder, PAUSE, inside, run};
 use super::site::STS_URL;
@@ -57,7 +57,7 @@ pub(super) type Images = Vec<(String, PathBuf)>;
 /// Returns the images, built by the first caller.
 pub(super) fn standard() -> anyhow::Result<Images> {
     static MADE: Mutex<Option<(Scratch, Images)>> = Mutex::new(None);
-    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut made = MADE.lock();
     if let Some((_, images)) = &*made {
         return Ok(images.clone());
     }
