@@ -239,7 +239,7 @@ impl RuleSetBuilder {
     }
 
     /// Sets the detected facts about the AWS environment.
-    pub fn set_aws_environment(&mut self, environment: AwsEnvironment) {
+    pub fn set_aws_environment(&mut self, aws_environment: AwsEnvironment) {
         self.aws_environment = Some(aws_environment);
         self.compile_all();
     }

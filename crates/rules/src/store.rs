@@ -139,7 +139,7 @@ impl RuleStoreWriter {
     }
 
     /// Sets the detected facts about the AWS environment.
-    pub fn set_aws_environment(&mut self, environment: AwsEnvironment) {
+    pub fn set_aws_environment(&mut self, aws_environment: AwsEnvironment) {
         self.builder.set_aws_environment(aws_environment);
         self.publish();
     }
