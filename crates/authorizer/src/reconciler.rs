@@ -50,7 +50,7 @@ pub enum Event {
 
 impl Sources {
     /// Returns the next event: facts before rules, and rules before pods. Returns `None` if the
-    /// source of pods has ended. Cancelling the call loses no event.
+    /// source of pods has exited. Cancelling the call loses no event.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             tokio::select! {
@@ -195,7 +195,7 @@ pub trait Reconciler {
     fn report(&mut self, report: Report) {
         let reason = match report {
             Report::RuleStore(_) => Reason::Retry,
-            // Policy data changes with every namespace, which is no reason to call STS again.
+            // Policy data changes with every namespace, which is not a reason to call STS again.
             Report::ConfigMaps(..) | Report::Replicated(..) | Report::Unwatched(_) => {
                 Reason::Changed
             }

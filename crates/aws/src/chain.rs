@@ -88,8 +88,8 @@ impl<C> AssumedRole<C> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the existing session and whether to refresh it, or an error if there is none and an
-    /// attempt has just failed.
+    /// Returns the existing session and whether to refresh it, or an error if no session exists and
+    /// an attempt has just failed.
     fn cached(&self) -> Result<Option<(Credentials, bool)>, ChainError> {
         let now = self.clock.now();
         let state = self.state();

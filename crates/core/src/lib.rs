@@ -26,4 +26,5 @@ pub mod session;
 pub mod session_name;
 pub mod template_kinds;
 pub mod text;
+pub mod token_bucket;
 pub mod workload;

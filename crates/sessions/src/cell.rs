@@ -26,9 +26,9 @@ pub(crate) struct State {
 pub enum Current {
     /// A valid session.
     Live(Arc<Session>),
-    /// There is none, and the last call failed.
+    /// No session is valid, and the last call failed.
     Failed(Failure),
-    /// The first call is in progress.
+    /// The first call has not returned yet.
     Fetching,
 }
 

@@ -217,7 +217,7 @@ impl BrokerSync {
         if credentials.is_some() || failure.is_some() {
             fed.store(lease.cell().key(), credentials, failure);
         } else {
-            // The broker of another stream was told, if any.
+            // An earlier request was sent on another stream, to another broker.
             lease.prioritize_again();
         }
         Ok(())
