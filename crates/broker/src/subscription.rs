@@ -281,14 +281,14 @@ impl Subscription {
         let mut handed = Vec::new();
         let update = state.take(&mut handed);
         drop(state);
-        for (entry, (access_key_id, life)) in &handed {
+        for (entry, (access_key_id, lifetime)) in &handed {
             let decided = entry.decided.load();
             if let Authorization::Allowed(allowed) = &decided.authorization {
                 let handed = Issued {
                     pod: &entry.workload,
                     allowed,
                     access_key_id,
-                    life: *life,
+                    lifetime: *lifetime,
                 };
                 ledger.sent(handed, now);
             }
