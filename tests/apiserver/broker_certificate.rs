@@ -18,7 +18,7 @@ const NAMESPACE: &str = "broker-certificate";
 async fn rule_11_the_brokers_certificate_is_made_with_their_service_and_renewed_without_a_gap() {
     let site = Site::new(NAMESPACE).await;
     let broker = SelfSigned {
-        life: Duration::from_secs(20),
+        lifetime: Duration::from_secs(20),
         settle: Duration::from_secs(2),
         ..SelfSigned::of_broker(NAMESPACE)
     };

@@ -245,7 +245,7 @@ async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controll
         site.cluster.create_node(&name(node), address).await?;
     }
     let made = SelfSigned {
-        life: LIFE,
+        lifetime: LIFE,
         settle: Duration::from_secs(1),
         extra_names: vec!["localhost".into()],
         ..SelfSigned::of_broker(NAMESPACE)

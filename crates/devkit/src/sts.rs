@@ -410,11 +410,11 @@ impl Inner {
         if let Some(role) = self.roles.get_mut(&call.role_arn) {
             role.check(call, caller, duration)?;
         }
-        let life = match self.lifetime {
+        let lifetime = match self.lifetime {
             Some(lifetime) => SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX),
             None => SignedDuration::from_secs(duration.into()),
         };
-        let expiration = now.saturating_add(life).unwrap_or(Timestamp::MAX);
+        let expiration = now.saturating_add(lifetime).unwrap_or(Timestamp::MAX);
         Ok(self.keys.issue(call, caller, expiration))
     }
 }

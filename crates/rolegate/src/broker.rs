@@ -22,7 +22,9 @@ use crate::flags::kubernetes::KubernetesFlags;
 use crate::flags::log::LogFlags;
 use crate::flags::rules::RuleFlags;
 use crate::flags::sts::StsFlags;
-use crate::flags::{SessionScopeFlag, check_max_staleness, duration, invalid, session_life};
+use crate::flags::{
+    SessionScopeFlag, check_max_staleness, duration, invalid, session_duration_seconds,
+};
 use crate::run::{Process, log_starting};
 
 const AGENTS: &str = "Agents";
@@ -149,7 +151,7 @@ impl BrokerFlags {
             rules: self.rules.clone(),
             keys: self.keys.clone(),
             scope: self.session_scope.into(),
-            session_seconds: session_life("--session-duration", self.session_duration)?,
+            session_seconds: session_duration_seconds("--session-duration", self.session_duration)?,
         })
     }
 }
@@ -228,7 +230,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         rules,
         given: flags.given.rules().clone(),
         scope: flags.session_scope.into(),
-        session_seconds: session_life("--session-duration", flags.session_duration)?,
+        session_seconds: session_duration_seconds("--session-duration", flags.session_duration)?,
         engine: flags.sts.engine(EngineOptions::of_cluster),
         connections: flags.max_agent_connections.get(),
         connections_per_peer: flags.max_connections_per_address.get(),

@@ -24,7 +24,7 @@ struct Slow {
     calls: Arc<AtomicU32>,
     takes: Duration,
     fails: Arc<Mutex<Option<FailureKind>>>,
-    life: Duration,
+    lifetime: Duration,
 }
 
 impl AssumeRole for Slow {
@@ -42,7 +42,7 @@ impl AssumeRole for Slow {
         }
         let validity = Validity {
             from,
-            until: from + self.life,
+            until: from + self.lifetime,
         };
         let id = format!("ASIA{number}");
         Ok(Credentials::new(id, "hidden", "hidden", validity))
@@ -68,7 +68,7 @@ fn bench_with(options: EngineOptions) -> Bench {
         calls: Arc::default(),
         takes: Duration::from_millis(50),
         fails: Arc::default(),
-        life: Duration::from_secs(3600),
+        lifetime: Duration::from_secs(3600),
     };
     let mut registry = Registry::default();
     let metrics = SessionMetrics::register(&mut registry);
