@@ -4,20 +4,22 @@
 //! their decisions cannot differ.
 
 mod denial;
+mod session_key;
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::arn::{ArnError, BaseArn, RoleArn, listed_name, resolve};
-use crate::attribution::{self, Attribution};
+use crate::attribution::Attribution;
 use crate::grant::GrantSession;
 use crate::layer::{AccessRequest, ActiveLayer, LayerId, LayerResult, Mode, Verdict};
 use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
-use crate::session::{SessionKey, SessionLimits};
-use crate::session_name::{SessionScope, session_name};
+use crate::session::SessionKey;
+use crate::session_name::SessionScope;
 use crate::workload::Workload;
 
 pub use denial::{Denial, DenialSource, RequestField};
@@ -266,13 +268,9 @@ impl RuleSet {
         workload: &Workload,
         namespace: &NamespaceRules,
     ) -> Result<Option<(RoleArn, bool)>, Denial> {
-        let malformed = |role: &str, rule: &str, reason: String| Denial {
-            role: crate::arn::shorten(role).escape_debug().to_string(),
-            denied_by: DenialSource::Request,
-            rule: rule.into(),
-            field: RequestField::Role,
-            reason,
-            transient: false,
+        let malformed = |role: &str, rule: &str, reason: String| {
+            let role = crate::arn::shorten(role).escape_debug();
+            Denial::new(role, DenialSource::Request, rule, reason)
         };
         if let Some(requested) = &workload.wish.role {
             if requested.is_empty() {
@@ -302,31 +300,38 @@ impl RuleSet {
         request: &AccessRequest<'_>,
         layer_results: &[LayerResult],
     ) -> Result<Decision, Denial> {
+        self.check_request(request)?;
+        let combined = CombinedLayers::new(request.role, layer_results)?;
+        let key = self.session_key(request, combined.session)?;
+        Ok(Decision::Allow {
+            key,
+            role_name: listed_name(request.role, self.base.as_ref()).to_owned(),
+            rules: combined.rules.into(),
+            audited: combined.audited,
+        })
+    }
+
+    /// Denies requests that no layer can allow.
+    fn check_request(&self, request: &AccessRequest<'_>) -> Result<(), Denial> {
         let (workload, role) = (request.workload, request.role);
-        let deny = |denied_by, rule: &str, reason: String| Denial {
-            role: role.to_string(),
-            denied_by,
-            rule: rule.into(),
-            field: RequestField::Role,
-            reason,
-            transient: false,
-        };
         if workload.mirror {
-            return Err(deny(
+            return Err(Denial::new(
+                role,
                 DenialSource::Request,
                 "mirror pod",
-                "mirror pods of static pods get no role".into(),
+                "mirror pods of static pods get no role",
             ));
         }
         if self.reserved_roles.iter().any(|reserved| reserved.is(role)) {
-            return Err(deny(
+            return Err(Denial::new(
+                role,
                 DenialSource::ReservedRole,
                 "reserved role",
-                "the role belongs to a node or to rolegate itself, so no pod may assume it".into(),
+                "the role belongs to a node or to rolegate itself, so no pod may assume it",
             ));
         }
         if let Some(missing) = &self.missing {
-            return Err(missing_rules(role.to_string(), missing));
+            return Err(missing_rules(role, missing));
         }
         let texts = [
             (&workload.labels, "the pod's labels"),
@@ -334,43 +339,57 @@ impl RuleSet {
             (&request.namespace.labels, "the namespace's labels"),
         ];
         if let Some((_, what)) = texts.iter().find(|(values, _)| values.is_too_large()) {
-            return Err(deny(
+            return Err(Denial::new(
+                role,
                 DenialSource::Request,
                 "labels and annotations",
                 format!("{what} exceed 8 KiB in total, so the rules cannot be evaluated"),
             ));
         }
-        let external_id = workload.wish.external_id.clone();
-        if let Some(id) = &external_id
+        if let Some(id) = &workload.wish.external_id
             && !is_external_id(id)
         {
-            let denial = deny(
-                DenialSource::Request,
-                "external ID annotation",
-                "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters".into(),
-            );
             return Err(Denial {
                 field: RequestField::ExternalId,
-                ..denial
+                ..Denial::new(
+                    role,
+                    DenialSource::Request,
+                    "external ID annotation",
+                    "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters",
+                )
             });
         }
-        let mut rules = Vec::with_capacity(layer_results.len());
-        let mut audited = Vec::new();
-        let mut granted: Option<&GrantSession> = None;
-        for LayerResult {
-            layer,
-            mode,
-            verdict,
-        } in layer_results
-        {
-            match (mode, verdict) {
+        Ok(())
+    }
+}
+
+/// The results of all layers, if the enforced ones allow the request.
+struct CombinedLayers<'a> {
+    /// The rules that allowed the request, one for each enforced layer.
+    rules: Vec<String>,
+    /// Denials by layers in audit mode.
+    audited: Vec<Denial>,
+    /// The session settings of the last enforced layer that has some.
+    session: Option<&'a GrantSession>,
+}
+
+impl<'a> CombinedLayers<'a> {
+    /// Returns the first denial of an enforced layer as the error.
+    fn new(role: &RoleArn, layer_results: &'a [LayerResult]) -> Result<Self, Denial> {
+        let mut combined = Self {
+            rules: Vec::with_capacity(layer_results.len()),
+            audited: Vec::new(),
+            session: None,
+        };
+        for result in layer_results {
+            match (result.mode, &result.verdict) {
                 (Mode::Off, _) | (Mode::Audit, Verdict::Allow { .. }) => {}
                 (Mode::Enforce, Verdict::Allow { rule, session }) => {
-                    rules.push(rule.clone());
-                    granted = session.as_deref().or(granted);
+                    combined.rules.push(rule.clone());
+                    combined.session = session.as_deref().or(combined.session);
                 }
                 (
-                    _,
+                    mode,
                     Verdict::Deny {
                         rule,
                         reason,
@@ -379,107 +398,26 @@ impl RuleSet {
                 ) => {
                     let denial = Denial {
                         transient: *transient,
-                        ..deny((*layer).into(), rule, reason.clone())
+                        ..Denial::new(role, result.layer, rule, reason)
                     };
-                    if *mode == Mode::Enforce {
+                    if mode == Mode::Enforce {
                         return Err(denial);
                     }
-                    audited.push(denial);
+                    combined.audited.push(denial);
                 }
             }
         }
-        let attribution = granted.map_or(self.attribution, |granted| {
-            self.attribution.with(granted.attribution)
-        });
-        let limits = self
-            .limits(workload, granted, attribution)
-            .map_err(|reason| deny(DenialSource::Request, "session tags", reason))?;
-        let deny_name = |denied_by, reason| Denial {
-            field: RequestField::SessionName,
-            ..deny(denied_by, "session name annotation", reason)
-        };
-        let name = session_name(workload, attribution.scope(self.scope))
-            .map_err(|error| deny_name(DenialSource::Request, error.to_string()))?;
-        if let (Some(granted), Some(_)) = (granted, &workload.wish.session_name)
-            && !granted.names.is_empty()
-            && !granted.names.iter().any(|pattern| pattern.matches(&name))
-        {
-            let reason = format!("the grant does not allow the session name {name}");
-            return Err(deny_name(LayerId::Grants.into(), reason));
-        }
-        Ok(Decision::Allow {
-            role_name: listed_name(role, self.base.as_ref()).to_owned(),
-            rules: rules.into(),
-            audited,
-            key: SessionKey {
-                role: role.clone(),
-                name,
-                external_id,
-                duration_seconds: granted
-                    .and_then(|session| session.duration_seconds)
-                    .unwrap_or(self.session_seconds)
-                    .min(self.longest_session.unwrap_or(u32::MAX)),
-                limits,
-            },
-        })
-    }
-
-    /// Merges the grant's session settings with the attribution. Fails with a reason if STS would
-    /// reject the result.
-    fn limits(
-        &self,
-        workload: &Workload,
-        granted: Option<&GrantSession>,
-        attribution: Attribution,
-    ) -> Result<Option<Arc<SessionLimits>>, String> {
-        let granted = granted.and_then(|session| session.limits.as_ref());
-        let tags = attribution.session_tags(workload, self.cluster.as_ref());
-        let source_identity = attribution.source_identity(workload);
-        if tags.is_empty() && source_identity.is_none() && !attribution.transitive {
-            return Ok(granted.cloned());
-        }
-        if let Some((key, _)) = tags
-            .iter()
-            .find(|(key, value)| !attribution::is_tag(key, value))
-        {
-            return Err(format!(
-                "STS would reject the value of session tag {key}: it accepts up to 256 letters, \
-                 digits, blanks and _.:/=+-@"
-            ));
-        }
-        let added = tags.len();
-        let granted = granted.map(|limits| &**limits);
-        let all = granted
-            .map(|limits| limits.tags.clone())
-            .unwrap_or_default()
-            .with(tags);
-        if all.len() > attribution::MAX_TAGS {
-            return Err(format!(
-                "the grant has {} session tags and rolegate adds {added}, but STS accepts {} in \
-                 total: ask your cluster's administrator to remove tags from the grant",
-                all.len() - added,
-                attribution::MAX_TAGS
-            ));
-        }
-        let limits = SessionLimits {
-            transitive: attribution.transitive && !all.is_empty(),
-            tags: all,
-            source_identity,
-            ..granted.cloned().unwrap_or_default()
-        };
-        Ok((limits != SessionLimits::default()).then(|| Arc::new(limits)))
+        Ok(combined)
     }
 }
 
-fn missing_rules(role: String, missing: &str) -> Denial {
-    Denial {
+fn missing_rules(role: impl Display, missing: &str) -> Denial {
+    Denial::new(
         role,
-        denied_by: DenialSource::MissingRules,
-        rule: "rules are missing".into(),
-        field: RequestField::Role,
-        reason: missing.into(),
-        transient: false,
-    }
+        DenialSource::MissingRules,
+        "rules are missing",
+        missing,
+    )
 }
 
 /// Returns true if STS accepts the text as an `ExternalId`.

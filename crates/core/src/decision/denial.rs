@@ -98,6 +98,23 @@ pub struct Denial {
 }
 
 impl Denial {
+    /// Creates the denial of a role by the rules.
+    pub(super) fn new(
+        role: impl Display,
+        denied_by: impl Into<DenialSource>,
+        rule: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self {
+            role: role.to_string(),
+            denied_by: denied_by.into(),
+            rule: rule.into(),
+            field: RequestField::Role,
+            reason: reason.into(),
+            transient: false,
+        }
+    }
+
     /// Returns the message for the pod's owner, which the response to the pod and the Event
     /// contain: the denial, its reason and a remedy.
     pub fn to_owner(&self) -> String {
