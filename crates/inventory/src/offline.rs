@@ -327,10 +327,7 @@ impl Documents {
 
     /// Derives the modes of layers from the documents.
     fn modes(&self, flags: &RuleConfig, has_modules: bool) -> Modes {
-        let on = |yes: bool, flag: Mode| match yes {
-            true => Mode::Enforce,
-            false => flag,
-        };
+        let on = |yes: bool, flag: Mode| if yes { Mode::Enforce } else { flag };
         let maps = self.config_maps.iter().map(|(_, map)| map);
         let policies = has_modules
             || maps.into_iter().any(|map| {

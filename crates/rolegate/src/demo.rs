@@ -57,9 +57,12 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
         render: render(arguments.output.output),
         agent: Box::new(|settings| Box::pin(agent(flags, settings))),
     });
-    ended.map_err(|error| match error.is::<Closed>() {
-        true => output::Closed.into(),
-        false => error,
+    ended.map_err(|error| {
+        if error.is::<Closed>() {
+            output::Closed.into()
+        } else {
+            error
+        }
     })
 }
 

@@ -77,9 +77,12 @@ fn shortened(command: Command, shared: &Ids) -> Command {
     let after = command.get_after_help().map(ToString::to_string);
     let after = after.map_or_else(|| POINTER.to_owned(), |text| format!("{text}\n\n{POINTER}"));
     command
-        .mut_args(|flag| match is_shared(&flag) {
-            true => flag.hide(true),
-            false => flag,
+        .mut_args(|flag| {
+            if is_shared(&flag) {
+                flag.hide(true)
+            } else {
+                flag
+            }
         })
         .after_help(after)
 }

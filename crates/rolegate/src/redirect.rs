@@ -241,11 +241,12 @@ fn with_rights(error: RedirectError) -> anyhow::Error {
     let has_right = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
     let error = anyhow::Error::from(error);
-    match has_right {
-        true => error,
-        false => error.context(
+    if has_right {
+        error
+    } else {
+        error.context(
             "cannot read the kernel's rules: the capability CAP_NET_ADMIN is needed (run as root)",
-        ),
+        )
     }
 }
 

@@ -93,9 +93,10 @@ fn invalid_points(map: &ConfigMap, binary: Option<&Value>, config: &RuleConfig) 
 fn no_deny(unused: &UnusedPolicy) -> String {
     let packages: Vec<_> = unused.packages.iter().map(String::as_str).collect();
     let packages = packages.join(", ");
-    let instead = match unused.has_violation {
-        true => ": rules named violation are Gatekeeper's",
-        false => "",
+    let instead = if unused.has_violation {
+        ": rules named violation are Gatekeeper's"
+    } else {
+        ""
     };
     format!(
         "no rule of it is ever evaluated: it has no deny rule in package kubernetes.admission \

@@ -114,12 +114,13 @@ pub(crate) fn refuse_token_argument(arguments: &[OsString]) -> Result<(), &'stat
         let rest = argument.strip_prefix(b"--api-token");
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"="))
     };
-    match flags.any(is_token) {
-        false => Ok(()),
-        true => Err(
+    if flags.any(is_token) {
+        Err(
             "--api-token exposes the token to every user of this machine: write it to a file and use \
              --api-token-file, or set the environment variable ROLEGATE_API_TOKEN",
-        ),
+        )
+    } else {
+        Ok(())
     }
 }
 

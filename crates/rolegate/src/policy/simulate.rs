@@ -126,9 +126,10 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
         then: after.basis,
     };
     output::answer(arguments.output.output, &simulated, &rules)?;
-    Ok(match simulated.takes_away() {
-        false => ExitCode::SUCCESS,
-        true => ExitCode::from(EXIT_FAULT),
+    Ok(if simulated.takes_away() {
+        ExitCode::from(EXIT_FAULT)
+    } else {
+        ExitCode::SUCCESS
     })
 }
 

@@ -97,9 +97,10 @@ pub(super) async fn load(
                     bail!("cannot find {kind} {name} of namespace {namespace} in --rules");
                 }
             };
-            match kind.is_pod() {
-                true => completed(&found, &namespace),
-                false => completed(&kind.pod_of(&found, HYPOTHETICAL, &namespace), &namespace),
+            if kind.is_pod() {
+                completed(&found, &namespace)
+            } else {
+                completed(&kind.pod_of(&found, HYPOTHETICAL, &namespace), &namespace)
             }
         }
     };

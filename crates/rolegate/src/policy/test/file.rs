@@ -49,8 +49,9 @@ fn without_detours(path: &Path) -> PathBuf {
             part => short.push(part),
         }
     }
-    match short.as_os_str().is_empty() {
-        true => ".".into(),
-        false => short,
+    if short.as_os_str().is_empty() {
+        ".".into()
+    } else {
+        short
     }
 }

@@ -267,9 +267,10 @@ impl<'a> Tester<'a> {
 /// denial could pass without them.
 fn refuse_unusable(loaded: &Loaded) -> anyhow::Result<()> {
     let unusable = loaded.names.unusable(&loaded.writer);
-    match unusable.is_empty() {
-        true => Ok(()),
-        false => bail!("{}", unusable.join("\n")),
+    if unusable.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", unusable.join("\n"))
     }
 }
 
