@@ -23,6 +23,9 @@ use rolegate_rego::{
 };
 use serde_json::Value;
 
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
+
 static BOOK: LazyLock<RuleSetBuilder> = LazyLock::new(|| {
     let config = RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),

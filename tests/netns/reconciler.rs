@@ -113,7 +113,7 @@ fn is_put_back(scene: &Scene, interval: Duration, vandals: &[Vec<String>]) -> an
             }
             anyhow::Ok(())
         };
-        tokio::join!(reconciler.run(cancel.clone()), vandalise).1
+        tokio::join!(cancel.run_until_cancelled(reconciler.run()), vandalise).1
     })?;
     // The host's own requests, and none of the pod's.
     assert_eq!(scene.imds.hits(), 2 * vandals.len());
@@ -150,7 +150,7 @@ fn what_is_flushed_while_it_is_put_back_comes_back(backend: Backend) -> anyhow::
             })
             .await
         };
-        tokio::join!(reconciler.run(cancel.clone()), vandalise).1
+        tokio::join!(cancel.run_until_cancelled(reconciler.run()), vandalise).1
     })?;
     assert_eq!(scene.imds.hits(), 0);
     Ok(())
@@ -160,8 +160,7 @@ fn pain_04_rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyh
     let scene = Scene::new(backend)?;
     for (remove, left) in [(false, State::Altered), (true, State::Missing)] {
         let reconciler =
-            RedirectReconciler::new(scene.redirect("eni+"), RedirectReconciler::INTERVAL)
-                .remove_at_exit(remove);
+            RedirectReconciler::new(scene.redirect("eni+"), RedirectReconciler::INTERVAL);
         let mut status = reconciler.status();
         on(scene.lab.node(), || async {
             let cancel = CancellationToken::new();
@@ -169,10 +168,13 @@ fn pain_04_rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyh
                 let _ = status.wait_for(|status| status.in_place).await;
                 cancel.cancel();
             };
-            tokio::join!(reconciler.run(cancel.clone()), stop);
+            tokio::join!(cancel.run_until_cancelled(reconciler.run()), stop);
         });
         // To one who did not put them there, rules that are there are someone else's.
         let redirect = scene.redirect("eni+");
+        if remove {
+            on(scene.lab.node(), || redirect.remove())?;
+        }
         assert_eq!(on(scene.lab.node(), || redirect.state())?, left);
     }
     Ok(())

@@ -12,42 +12,37 @@ use kube::Client;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::NotLoaded;
-use rolegate_core::enforcement::EnforcementPoint;
-use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
-use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_kube::client::Connection;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::events::EventRecorder;
-use rolegate_kube::namespaces::watch_namespaces;
-use rolegate_kube::watch::{WatchMetrics, WatchObserver};
+use rolegate_kube::watch::WatchObserver;
 use rolegate_kube::workloads::{Scope, watch_pods};
-use rolegate_rules::in_force::{self, GivenRuleFlags};
-use rolegate_rules::metrics::CurrentRules;
-use rolegate_rules::store::{Report, RuleStoreWriter};
-use rolegate_rules::watches::{CONDITIONS, RuleWatches};
+use rolegate_rules::in_force::GivenRuleFlags;
+use rolegate_rules::store::RuleStoreWriter;
+use rolegate_rules::{FollowMetrics, FollowOptions, Purpose, follow};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::supervisor::Supervisor;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::leader_task::LeaderTask;
 use registration::Registrar;
 use status::Statuses;
 
-/// Reports that may wait to be taken.
-const REPORTS: usize = 256;
+/// Changes of pods that may wait to be taken.
+const UPDATES: usize = 256;
 /// How long changes are gathered before what they led to is written.
 const GATHER: Duration = Duration::from_millis(500);
 /// How often everything is looked at though nothing changed: somebody may have overwritten it.
 const AGAIN: Duration = Duration::from_secs(60);
 /// The time that loading may take before the registration follows the configuration without it.
 const LOADING_GRACE: Duration = Duration::from_secs(10);
+/// The name of the condition of the pods' watch.
+const PODS: &str = "pods";
 /// The name of the condition of the webhook's registration.
 const REGISTRATION: &str = "registration";
-/// The life of a session that is only thought of.
-const SESSION_SECONDS: u32 = 3600;
 
 /// Options of [`StatusTask`].
 #[derive(Debug, Clone)]
@@ -76,8 +71,7 @@ pub struct RuleOptions {
 pub struct StatusTask {
     options: RuleOptions,
     connection: Connection,
-    metrics: WatchMetrics,
-    current: CurrentRules,
+    metrics: FollowMetrics,
     readiness: Readiness,
     events: EventRecorder,
     clock: Clock,
@@ -97,8 +91,7 @@ impl StatusTask {
     pub fn new(
         options: RuleOptions,
         connection: Connection,
-        metrics: WatchMetrics,
-        current: CurrentRules,
+        metrics: FollowMetrics,
         readiness: Readiness,
         events: EventRecorder,
         clock: Clock,
@@ -107,7 +100,6 @@ impl StatusTask {
             options,
             connection,
             metrics,
-            current,
             readiness,
             events,
             clock,
@@ -115,24 +107,18 @@ impl StatusTask {
     }
 
     async fn follow(&self, leading: CancellationToken) {
-        let mut writer = RuleStoreWriter::new(
-            self.options.flags.clone(),
-            EnforcementPoint::Admission,
-            SessionScope::Workload,
-            SESSION_SECONDS,
-        );
-        writer.learn(Facts::default());
-        if self.options.cluster_config != ConfigMode::Off {
-            writer.apply(Report::RuleStore(RuleUpdate::Config(ClusterConfig::Unseen)));
-        }
-        let (reporter, mut reports) = mpsc::channel(REPORTS);
-        let (sender, mut updates) = mpsc::channel(REPORTS);
         // Dropped with this call, and all watches with it.
-        let mut watches = JoinSet::new();
-        self.watch(&writer, reporter, sender, &mut watches);
-        self.current.set(Some(writer.rules()));
-        let given = self.options.given.clone();
-        watches.spawn(in_force::report(writer.rules(), given, None));
+        let mut watches = Supervisor::with_readiness(self.readiness.clone());
+        let options = FollowOptions {
+            flags: self.options.flags.clone(),
+            given: self.options.given.clone(),
+            cluster_config: self.options.cluster_config,
+            keys: self.options.keys.clone(),
+            purpose: Purpose::Admission,
+        };
+        let follower = follow(&self.connection, options, &self.metrics, &mut watches);
+        let (mut writer, mut reports) = (follower.writer, follower.reports);
+        let mut updates = self.watch_pods(&writer, &mut watches);
 
         let mut pods = Pods::default();
         let mut statuses = Statuses::new(self.client(), self.events.clone());
@@ -150,16 +136,7 @@ impl StatusTask {
                     soon(&mut due);
                 }
                 Some(update) = updates.recv() => {
-                    match update {
-                        Update::Workloads(change) => pods.change(change),
-                        Update::RetainWorkloads(uids) => pods.0.retain(|uid, _| uids.contains(uid)),
-                        Update::RetainNamespaces(names) => {
-                            writer.apply(Report::RuleStore(RuleUpdate::RetainNamespaces(names)));
-                        }
-                        Update::Namespaces(change) => {
-                            writer.apply(Report::RuleStore(RuleUpdate::Namespaces(change)));
-                        }
-                    }
+                    pods.update(update);
                     soon(&mut due);
                 }
                 () = &mut due => {
@@ -187,37 +164,22 @@ impl StatusTask {
         }
     }
 
-    fn watch(
+    fn watch_pods(
         &self,
         writer: &RuleStoreWriter,
-        reports: mpsc::Sender<Report>,
-        updates: mpsc::Sender<Update>,
-        watches: &mut JoinSet<()>,
-    ) {
-        let sources = RuleWatches {
-            connection: self.connection.clone(),
-            cluster_config: self.options.cluster_config,
-            metrics: self.metrics.clone(),
-            readiness: self.readiness.clone(),
-            reports,
-        };
-        let rules = writer.rules();
-        watches.spawn(sources.run(rules.clone()));
-        let reporting = |name| WatchObserver {
-            metrics: self.metrics.clone(),
-            condition: self.readiness.condition(name),
+        watches: &mut Supervisor,
+    ) -> mpsc::Receiver<Update> {
+        let (sender, updates) = mpsc::channel(UPDATES);
+        let observer = WatchObserver {
+            metrics: self.metrics.watches.clone(),
+            condition: self.readiness.condition(PODS),
         };
         let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
-        let (report, sender) = (reporting("namespaces"), updates.clone());
-        let needs = rules.needs();
-        watches.spawn(async move {
-            watch_namespaces(&connection, keys, needs, report, sender).await;
+        let needs = writer.rules().needs();
+        watches.spawn_required("pod watch", async move {
+            watch_pods(&connection, &Scope::Cluster, keys, needs, observer, sender).await;
         });
-        let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
-        let (report, needs) = (reporting("pods"), rules.needs());
-        watches.spawn(async move {
-            watch_pods(&connection, &Scope::Cluster, keys, needs, report, updates).await;
-        });
+        updates
     }
 
     fn client(&self) -> Client {
@@ -233,10 +195,9 @@ impl LeaderTask for StatusTask {
     fn run(&self, leading: CancellationToken) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.follow(leading).await;
-            self.current.set(None);
+            self.metrics.rules.set(None);
             // A replica that doesn't lead watches nothing, and is ready.
-            let own = ["namespaces", "pods", REGISTRATION];
-            for name in CONDITIONS.into_iter().chain(own) {
+            for name in rolegate_rules::conditions().chain([PODS, REGISTRATION]) {
                 self.readiness.condition(name).ok();
             }
         })
@@ -255,17 +216,20 @@ fn soon(due: &mut std::pin::Pin<Box<tokio::time::Sleep>>) {
 struct Pods(std::collections::HashMap<std::sync::Arc<str>, Workload>);
 
 impl Pods {
-    fn change(&mut self, change: Change<Workload>) {
-        match change {
-            Change::Snapshot(all) => {
+    fn update(&mut self, update: Update) {
+        match update {
+            Update::Workloads(Change::Snapshot(all)) => {
                 self.0 = all.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
             }
-            Change::Apply(pod) => {
+            Update::Workloads(Change::Apply(pod)) => {
                 self.0.insert(pod.uid.clone(), pod);
             }
-            Change::Delete(pod) => {
+            Update::Workloads(Change::Delete(pod)) => {
                 self.0.remove(&pod.uid);
             }
+            Update::RetainWorkloads(uids) => self.0.retain(|uid, _| uids.contains(uid)),
+            // They are reports of the rules.
+            Update::Namespaces(_) | Update::RetainNamespaces(_) => {}
         }
     }
 

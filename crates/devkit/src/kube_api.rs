@@ -3,6 +3,7 @@
 //! Events and TokenReview. It has no authentication and no TLS.
 
 mod admission;
+mod discovery;
 mod events;
 mod patch;
 mod select;
@@ -557,7 +558,7 @@ fn other_path(store: &Store, path: &str) -> Result<Answer, Failure> {
             });
             Ok(json_answer(StatusCode::OK, &version))
         }
-        _ => match target::resources(store, path) {
+        _ => match discovery::resources(store, path) {
             Some(list) => Ok(json_answer(StatusCode::OK, &list)),
             None => Err(Failure::new(
                 404,

@@ -1,6 +1,7 @@
 //! A stand-in for AWS STS: `AssumeRole` and `GetCallerIdentity` of the query protocol, with AWS's
 //! parameter rules, signatures and errors.
 
+mod access_key;
 mod keys;
 mod request;
 mod role;
@@ -21,7 +22,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::http::{Answer, Server, read_body};
 use crate::ids;
 use crate::recent::{Recent, lock};
-pub use keys::AccessKey;
+pub use access_key::AccessKey;
 use keys::{Caller, Keys};
 pub use request::StsCall;
 use role::Role;

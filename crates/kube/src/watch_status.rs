@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::backoff;
 use crate::error::{Failure, Kind};
-use crate::watch::WatchObserver;
+use crate::watch_observer::WatchObserver;
 
 /// The factor by which delays are longer if the API server does not have the resource: an
 /// administrator has to install it, and every agent of a cluster retries.

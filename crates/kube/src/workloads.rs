@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use kube::Api;
 use kube::core::ObjectMeta;
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept};
 use rolegate_core::labels::Labels;
 use rolegate_core::needs::{Keys, Needs};
-use rolegate_core::workload::{Phase, Update, Workload};
+use rolegate_core::workload::{Phase, RoleRequest, Update, Workload};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -108,7 +108,7 @@ fn workload(pod: Pod, keys: &AnnotationKeys, needs: &Needs) -> Option<Workload> 
     } = pod;
     let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
     Some(Workload {
-        wish: wish(keys, raw),
+        wish: RoleRequest::from_annotations(keys, raw),
         mirror: metadata
             .annotations
             .as_ref()
@@ -181,7 +181,6 @@ fn skipped(pod: &Pod, address: &str) {
 #[cfg(test)]
 mod tests {
     use rolegate_core::annotation::ROLE;
-    use rolegate_core::workload::RoleRequest;
     use serde_json::json;
 
     use super::*;

@@ -9,12 +9,12 @@ use regorus::{Engine, Value};
 
 use crate::analysis::Path;
 use crate::builtins;
+use crate::coverage::Coverage;
 use crate::error::{LoadError, one_line};
 use crate::limits::Limits;
 use crate::meter::{Exceeded, Meter};
 use crate::panics;
 use crate::syntax::{ParsedModule, Syntax};
-use crate::testing::Coverage;
 use crate::text;
 
 /// The rule that is evaluated.
@@ -173,7 +173,7 @@ impl Program {
         if let Some(exceeded) = meter.exceeded() {
             return Err(Unanswered {
                 why: exceeded.to_string(),
-                transient: !matches!(exceeded, Exceeded::Memory(_)),
+                transient: matches!(exceeded, Exceeded::Time(_) | Exceeded::Waiting(_)),
             });
         }
         match (outcome, failure) {

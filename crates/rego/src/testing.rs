@@ -2,7 +2,7 @@
 //! policies that are evaluated.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +10,7 @@ use regorus::{Engine, Value};
 
 use crate::analysis::RuleFacts;
 use crate::builtins;
+use crate::coverage::{Coverage, Lines};
 use crate::error::{LoadError, one_line};
 use crate::evaluate::{self, Part};
 use crate::limits::Limits;
@@ -69,43 +70,6 @@ pub struct UnusedPolicy {
     pub packages: BTreeSet<String>,
     /// True if a module has a rule `violation`, by which Gatekeeper's policies deny.
     pub has_violation: bool,
-}
-
-/// The lines of modules that were evaluated, over all evaluations.
-#[derive(Debug, Default)]
-pub struct Coverage(Mutex<BTreeMap<String, Lines>>);
-
-/// Lines of a module, from 1.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Lines {
-    /// Lines that were evaluated.
-    pub covered: BTreeSet<u32>,
-    /// Lines with an expression that was never evaluated.
-    pub not_covered: BTreeSet<u32>,
-}
-
-impl Coverage {
-    /// Adds the lines that an engine evaluated.
-    pub(crate) fn add(&self, engine: &Engine) {
-        let Ok(report) = engine.get_coverage_report() else {
-            return;
-        };
-        let mut modules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for file in report.files {
-            let lines = modules.entry(file.path).or_default();
-            lines.covered.extend(file.covered);
-            lines.not_covered.extend(file.not_covered);
-            lines
-                .not_covered
-                .retain(|line| !lines.covered.contains(line));
-        }
-    }
-
-    /// Returns the lines of a module; `None` if nothing of it was evaluated.
-    fn of(&self, place: &str) -> Option<Lines> {
-        let modules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        modules.get(place).cloned()
-    }
 }
 
 impl Policies {

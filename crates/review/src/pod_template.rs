@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept};
 use rolegate_core::config::Audience;
 use rolegate_core::labels::Labels;
 use rolegate_core::needs::Keys;
@@ -228,7 +228,7 @@ impl<'a> PodShape<'a> {
 
     /// Returns the role request of its annotations, as agents read it.
     pub(crate) fn role_request(&self, keys: &AnnotationKeys) -> RoleRequest {
-        wish(keys, |key| self.annotations.get(key))
+        RoleRequest::from_annotations(keys, |key| self.annotations.get(key))
     }
 
     /// Returns the workload of its pods.

@@ -1,20 +1,16 @@
-//! `rolegate broker`: flags → options → run.
+//! `rolegate broker`: flags → options.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use rolegate_aws::sts::StsOptions;
-use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions, StartError};
+use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions};
 use rolegate_broker::identity::AgentAccount;
 use rolegate_core::engine::EngineOptions;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::signals;
-use rolegate_runtime::version::Version;
 
 use crate::flags::annotations::AnnotationFlags;
 use crate::flags::certificate::CertificateFlags;
@@ -26,7 +22,7 @@ use crate::flags::log::LogFlags;
 use crate::flags::rules::RuleFlags;
 use crate::flags::sts::StsFlags;
 use crate::flags::{SessionScopeFlag, check_max_staleness, duration, invalid, session_life};
-use crate::lifecycle::log_ready;
+use crate::run::{Process, log_starting};
 
 const AGENTS: &str = "Agents";
 const ROLES: &str = "Roles and rules";
@@ -157,48 +153,36 @@ impl BrokerFlags {
     }
 }
 
-/// Runs the broker until a signal stops it.
-pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
-    flags.log.start()?;
-    tracing::info!(
-        version = Version::CURRENT.version,
-        revision = Version::CURRENT.revision,
-        command = "broker",
-        listen_address = %flags.listen_address,
-        kiam = flags.kiam_address.map(tracing::field::display),
-        "starting"
-    );
-    for note in flags.kiam.notes() {
-        tracing::warn!("{note}");
+impl Process for BrokerFlags {
+    type Service = Broker;
+
+    fn log(&self) -> &LogFlags {
+        &self.log
     }
-    let drain_time = flags.drain_time;
-    let options = options(flags)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
-        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
-        let mut broker = Broker::start(options).await.map_err(|error| match error {
-            StartError::Client(_) | StartError::Imds(_) => invalid(error.to_string()),
-            other => other.into(),
-        })?;
-        let addresses = broker.addresses();
-        tracing::info!(agents = %addresses.agents, admin = %addresses.admin, ledger = %addresses.ledger, "listening");
-        let _ready = log_ready(broker.readiness());
-        let broken = tokio::select! {
-            signal = shutdown.next() => {
-                tracing::info!(signal, "stopping");
-                None
-            }
-            task = broker.ended() => Some(task),
-        };
-        broker.stop(drain_time).await;
-        match broken {
-            Some(task) => bail!("internal error: task \"{task}\" exited unexpectedly; please report this bug"),
-            None => Ok(ExitCode::SUCCESS),
+
+    fn drain_time(&self) -> Duration {
+        self.drain_time
+    }
+
+    fn log_starting(&self) {
+        log_starting!(
+            "broker",
+            listen_address = %self.listen_address,
+            kiam = self.kiam_address.map(tracing::field::display)
+        );
+        for note in self.kiam.notes() {
+            tracing::warn!("{note}");
         }
-    })
+    }
+
+    async fn options(self) -> anyhow::Result<BrokerOptions> {
+        options(self)
+    }
+
+    fn log_listening(service: &Broker) {
+        let addresses = service.addresses();
+        tracing::info!(agents = %addresses.agents, admin = %addresses.admin, ledger = %addresses.ledger, "listening");
+    }
 }
 
 pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {

@@ -1,10 +1,8 @@
-//! `rolegate controller`: flags → options → run.
+//! `rolegate controller`: flags → options.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rolegate_controller::app::{Controller, ControllerOptions};
 use rolegate_controller::certificates::{SelfSigned, Trust};
@@ -12,19 +10,19 @@ use rolegate_controller::lease::LeaseTiming;
 use rolegate_controller::rules::RuleOptions;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::signals;
-use rolegate_runtime::version::Version;
 
 use crate::flags::annotations::AnnotationFlags;
+use crate::flags::duration;
 use crate::flags::given::Given;
 use crate::flags::kubernetes::KubernetesFlags;
 use crate::flags::log::LogFlags;
 use crate::flags::rules::RuleFlags;
-use crate::flags::{duration, invalid};
-use crate::lifecycle::log_ready;
+use crate::run::{Process, log_starting};
 
 const CERTIFICATE: &str = "Certificate";
 const PROCESS: &str = "Process";
+/// The number of threads: its tasks wait most of the time.
+const WORKER_THREADS: usize = 2;
 
 /// The issuer of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,50 +107,32 @@ pub(crate) struct ControllerFlags {
     drain_time: Duration,
 }
 
-/// Runs the controller until a signal stops it.
-pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
-    flags.log.start()?;
-    tracing::info!(
-        version = Version::CURRENT.version,
-        revision = Version::CURRENT.revision,
-        command = "controller",
-        namespace = flags.namespace,
-        "starting"
-    );
-    let drain_time = flags.drain_time;
-    let options = options(flags)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
-        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
-        let mut controller = Controller::start(options).await.map_err(|error| {
-            if error.is_usage() {
-                invalid(error.to_string())
-            } else {
-                error.into()
-            }
-        })?;
-        tracing::info!(admin = %controller.addresses().admin, "listening");
-        let _ready = log_ready(controller.readiness());
-        let broken = tokio::select! {
-            signal = shutdown.next() => {
-                tracing::info!(signal, "stopping");
-                None
-            }
-            broken = controller.ended() => Some(broken),
-        };
-        controller.stop(drain_time).await;
-        match broken {
-            Some(broken) => bail!(
-                "internal error: task \"{}\" exited unexpectedly; please report this bug",
-                broken.0
-            ),
-            None => Ok(ExitCode::SUCCESS),
-        }
-    })
+impl Process for ControllerFlags {
+    type Service = Controller;
+
+    fn log(&self) -> &LogFlags {
+        &self.log
+    }
+
+    fn drain_time(&self) -> Duration {
+        self.drain_time
+    }
+
+    fn worker_threads(&self) -> Option<usize> {
+        Some(WORKER_THREADS)
+    }
+
+    fn log_starting(&self) {
+        log_starting!("controller", namespace = self.namespace);
+    }
+
+    async fn options(self) -> anyhow::Result<ControllerOptions> {
+        options(self)
+    }
+
+    fn log_listening(service: &Controller) {
+        tracing::info!(admin = %service.addresses().admin, "listening");
+    }
 }
 
 fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {

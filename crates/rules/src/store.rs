@@ -17,9 +17,9 @@ use rolegate_rego::{
     Required, Settings, looks_like_rego,
 };
 
-use crate::in_force::RulesInForce;
+use crate::in_force::{PolicyCounts, RulesInForce};
 use crate::rules::RuleStore;
-use crate::snapshot::{Needs, PolicyCounts, Snapshot, Watch};
+use crate::snapshot::{Needs, Snapshot, Watch};
 
 /// A report of a source.
 #[derive(Debug, Clone)]

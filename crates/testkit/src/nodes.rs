@@ -16,6 +16,7 @@ mod images;
 mod kubectl;
 pub mod machine;
 mod node;
+mod place;
 mod site;
 mod user;
 
@@ -36,8 +37,8 @@ use control_plane::ControlPlane;
 pub use image::ImageBuilder;
 pub use images::CLIENT;
 pub use kubectl::ClientPod;
-use node::Place;
 pub use node::TestNode;
+use place::Place;
 pub use site::{SITE_ADDRESS, STS_URL};
 use site::{Site, StandIns};
 pub use user::{Ran, Shell};

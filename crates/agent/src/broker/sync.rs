@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 use tracing::error;
 
 use super::BrokerOptions;
-use super::staleness::BrokerStaleness;
 use super::stream_pair::{PairEvent, StreamPair};
+use crate::broker_staleness::BrokerStaleness;
 use crate::pod_table::PodTable;
 use crate::pod_table::writer::PodTableWriter;
 

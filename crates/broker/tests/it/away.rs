@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rolegate_agent::app::Agent;
 use rolegate_runtime::clock::Clock;
+use rolegate_runtime::supervisor::Service as _;
 
 use crate::net::Network;
 use crate::raw::eventually;

@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Refusal;
-use super::keys::AccessKey;
+use super::access_key::AccessKey;
 
 /// Maximum clock skew of the caller.
 const MAX_SKEW: SignedDuration = SignedDuration::from_mins(15);

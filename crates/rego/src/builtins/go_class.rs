@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 
-use super::go_regex::Fault;
+/// The reason why parsing stops.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Syntax(&'static str),
+    Deep,
+}
 
 /// An empty class, which never matches.
 const NOTHING: &str = r"[^\x00-\x{10FFFF}]";

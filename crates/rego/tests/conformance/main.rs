@@ -23,6 +23,9 @@ use deviations::{Deviations, Found};
 use figures::Figures;
 use suite::Verdict;
 
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
+
 /// Runs all cases of a version on all processors.
 fn run(version: Syntax) -> (Figures, BTreeMap<String, Found>) {
     let cases = suite::cases(version);

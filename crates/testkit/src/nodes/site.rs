@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use rolegate_devkit::{Imds, ImdsOptions, Sts, StsOptions};
 use tokio::runtime::{Builder, Runtime};
 
-use super::node::Place;
+use super::place::Place;
 use crate::lab::Namespace;
 use crate::repository;
 

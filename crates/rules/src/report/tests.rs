@@ -1,4 +1,5 @@
-use rolegate_core::config::RuleConfig;
+use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
@@ -8,6 +9,7 @@ use rolegate_runtime::readiness::Readiness;
 use std::sync::Arc;
 
 use super::*;
+use crate::in_force::RuleSource;
 use crate::store::{Report, RuleStoreWriter};
 
 fn base(path: &str) -> BaseArn {
