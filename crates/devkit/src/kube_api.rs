@@ -503,12 +503,13 @@ impl State {
     ) -> Result<Answer, Failure> {
         let selector = Selector::parse(target, query)?;
         let page = lock(&self.store).page(&target.table(), &selector, query)?;
-        let (api_version, kind) = match metadata_only {
-            true => (
+        let (api_version, kind) = if metadata_only {
+            (
                 "meta.k8s.io/v1".to_owned(),
                 "PartialObjectMetadataList".to_owned(),
-            ),
-            false => (page.api_version, format!("{}List", page.kind)),
+            )
+        } else {
+            (page.api_version, format!("{}List", page.kind))
         };
         let list = List {
             kind,

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         Command::Controller(flags) => run::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
         Command::Policy(arguments) => policy::run(arguments),
-        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments, cli::definition()),
         Command::Version(arguments) => output::version(arguments.output),
         Command::Options => options::run(),
         Command::Reference(arguments) => reference::run(&arguments, cli::definition()),

@@ -1,7 +1,7 @@
 //! A stolen node gets the sessions of its own pods and nothing of another node.
 
-use std::time::Duration;
 use rolegate_runtime::supervisor::Service as _;
+use std::time::Duration;
 
 use crate::stage::{CREDENTIALS, Stage, address, get};
 

@@ -10,7 +10,7 @@ use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind, RuleC
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::layer::{LayerId, Mode};
 
-use crate::flags::given::Given;
+use crate::flags::given_fields::GivenFields;
 use crate::flags::{ClusterConfigUse, RestrictionFormat, base_arn, invalid};
 
 const RULES: &str = "Roles and rules";
@@ -116,7 +116,7 @@ impl RuleFlags {
 
     /// Merges two sources of flags. A flag that is `given` here overrides `lower`. Reserved roles
     /// are combined, and so are the layers that are named.
-    pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+    pub(crate) fn over(self, lower: Self, given: &GivenFields) -> Self {
         let mut layer = lower.layer;
         if given.has("namespace_restrictions") {
             layer.retain(|one| one.layer != LayerId::Namespace);

@@ -173,14 +173,17 @@ pub(super) fn flag_sources(
                 flags: lower,
                 origin,
             } = *processes;
-            (flags.over(lower, &own.given), Some(Agents::Known(origin)))
+            (
+                flags.over(lower, own.given.fields()),
+                Some(Agents::Known(origin)),
+            )
         }
         Some(Err(why)) => (flags, Some(Agents::Unknown(why))),
         None => (flags, None),
     };
     Ok(FlagSources {
         deciding: flags.validated()?,
-        given: own.given.fields().clone(),
+        given: own.given.fields().names().clone(),
         agents,
         guesses: false,
     })
