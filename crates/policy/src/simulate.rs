@@ -296,8 +296,11 @@ fn differences(old: &SessionKey, new: &SessionKey) -> Vec<FieldChange> {
 
 fn fields(key: &SessionKey) -> [(&'static str, String); 9] {
     let session = Session::from(key);
-    let tags = session.tags.iter();
-    let tags: Vec<_> = tags.map(|(key, value)| format!("{key}={value}")).collect();
+    let tags: Vec<_> = session
+        .tags
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     [
         ("RoleArn", session.role_arn),
         ("RoleSessionName", session.session_name),

@@ -147,8 +147,7 @@ async fn show(backend: &str, format: Format) -> anyhow::Result<()> {
     let listings = kernel_rules(&backends(backend)?).await?;
     let routing = routing_rules().await?;
     if !matches!(format, Format::Text | Format::Wide) {
-        let listings = listings.iter();
-        let listings = listings.map(|(backends, rules)| {
+        let listings = listings.iter().map(|(backends, rules)| {
             let backends: Vec<_> = backends.split(", ").collect();
             serde_json::json!({"backends": backends, "rules": rules})
         });

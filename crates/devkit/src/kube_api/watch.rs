@@ -67,8 +67,7 @@ impl Watch {
         };
         let timeout = query
             .get("timeoutSeconds")
-            .and_then(|seconds| seconds.parse().ok());
-        let timeout = timeout
+            .and_then(|seconds| seconds.parse().ok())
             .filter(|&seconds| seconds > 0)
             .map(Duration::from_secs);
         let now = Instant::now();

@@ -35,15 +35,18 @@ pub(super) fn find(
             why,
         })
     });
-    let files = files.iter().zip(modules).enumerate();
-    let files = files.filter_map(|(place, (map, module))| {
-        let why = is_off(config).or_else(|| nothing_denies(map))?;
-        Some(Unused {
-            place: Origin::Module(place),
-            name: module.file.clone(),
-            why,
-        })
-    });
+    let files = files
+        .iter()
+        .zip(modules)
+        .enumerate()
+        .filter_map(|(place, (map, module))| {
+            let why = is_off(config).or_else(|| nothing_denies(map))?;
+            Some(Unused {
+                place: Origin::Module(place),
+                name: module.file.clone(),
+                why,
+            })
+        });
     maps.chain(files).collect()
 }
 

@@ -105,8 +105,10 @@ impl Covered {
         let modules = self.modules.iter().map(|(name, lines)| {
             json!({"name": name, "covered": lines.covered, "notCovered": lines.not_covered})
         });
-        let grants = self.grants.iter();
-        let grants = grants.map(|(name, used)| json!({"name": name, "used": used}));
+        let grants = self
+            .grants
+            .iter()
+            .map(|(name, used)| json!({"name": name, "used": used}));
         json!({
             "percent": percent(covered, all),
             "lines": all,

@@ -108,8 +108,10 @@ impl ReadingFlags {
 /// # Errors
 /// Returns the alternatives.
 pub(crate) fn refuse_token_argument(arguments: &[OsString]) -> Result<(), &'static str> {
-    let flags = arguments.iter().map(|argument| argument.as_encoded_bytes());
-    let mut flags = flags.take_while(|argument| *argument != b"--");
+    let mut flags = arguments
+        .iter()
+        .map(|argument| argument.as_encoded_bytes())
+        .take_while(|argument| *argument != b"--");
     let is_token = |argument: &[u8]| {
         let rest = argument.strip_prefix(b"--api-token");
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"="))

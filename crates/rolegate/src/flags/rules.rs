@@ -180,14 +180,17 @@ impl RuleFlags {
                 Some((key.into(), value.into()))
             }
         };
-        let replicate = self.replicate.iter().map(|text| {
-            ResourceKind::parse(normalized(text)).ok_or_else(|| {
-                invalid(format!(
-                    "--replicate: {text:?} is not [GROUP/]VERSION/RESOURCE, such as networking.k8s.io/v1/ingresses"
-                ))
+        let replicate = self
+            .replicate
+            .iter()
+            .map(|text| {
+                ResourceKind::parse(normalized(text)).ok_or_else(|| {
+                    invalid(format!(
+                        "--replicate: {text:?} is not [GROUP/]VERSION/RESOURCE, such as networking.k8s.io/v1/ingresses"
+                    ))
+                })
             })
-        });
-        let replicate = replicate.collect::<anyhow::Result<Vec<_>>>()?;
+            .collect::<anyhow::Result<Vec<_>>>()?;
         if let Some(place) = ResourceKind::in_ones_place(&replicate) {
             let text = self.replicate.get(place).map_or("", |text| text);
             return Err(invalid(format!(
@@ -231,8 +234,8 @@ mod tests {
             "--policy-namespaces=opa,rules",
             "--policy-label=",
             "--replicate=v1/services",
-        ]);
-        let flags = flags.unwrap();
+        ])
+        .unwrap();
         let config = flags.config().unwrap();
         let (modes, rego) = (config.modes, config.rego);
         assert_eq!(

@@ -133,9 +133,9 @@ fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
 fn with_python(mut image: ImageBuilder) -> anyhow::Result<ImageBuilder> {
     let facts = "import sys, sysconfig; paths = sysconfig.get_paths(); \
         print(sys._base_executable, paths['stdlib'], paths['purelib'], sep='\\n')";
-    let facts = run(Command::new(python::program("python")?).args(["-c", facts]))?;
-    let mut facts = facts.lines().map(PathBuf::from);
-    let mut next = || facts.next().context("Python doesn't say where it is");
+    let output = run(Command::new(python::program("python")?).args(["-c", facts]))?;
+    let mut lines = output.lines().map(PathBuf::from);
+    let mut next = || lines.next().context("Python doesn't say where it is");
     let (interpreter, library, packages) = (next()?, next()?, next()?);
     image = image.binary(&interpreter, &interpreter)?;
     for entry in fs::read_dir(&library)? {

@@ -43,8 +43,10 @@ pub(super) fn unusable(
                     metadata["namespace"] = namespace.into();
                 }
             }
-            let name = value.pointer("/metadata/name").and_then(Value::as_str);
-            let name = name.unwrap_or_default();
+            let name = value
+                .pointer("/metadata/name")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             let named = if is_map {
                 (
                     RuleKind::Policy,

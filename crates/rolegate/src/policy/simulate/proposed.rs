@@ -71,8 +71,10 @@ impl Proposed<'_> {
                 ..assumed(modes)
             };
             let webhook_after = load(&self.after, sources, &webhook)?;
-            let pods = objects.values().iter();
-            let pods = pods.filter(|value| is_core(value, "Pod"));
+            let pods = objects
+                .values()
+                .iter()
+                .filter(|value| is_core(value, "Pod"));
             let (now, then) = (webhook_before.gate(), webhook_after.gate());
             simulation.add_made_again(&now, &then, pods, self.now);
             Ok(simulation)

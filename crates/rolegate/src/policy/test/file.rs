@@ -27,8 +27,11 @@ impl TestFile {
 
     /// Returns the object files that its cases name.
     pub(super) fn subjects(&self) -> impl Iterator<Item = PathBuf> {
-        let subjects = self.test.cases.iter();
-        let subjects = subjects.flat_map(|case| [Some(&case.objects), case.old.as_ref()]);
+        let subjects = self
+            .test
+            .cases
+            .iter()
+            .flat_map(|case| [Some(&case.objects), case.old.as_ref()]);
         subjects.flatten().filter_map(|subject| match subject {
             Subject::File(path) => self.resolved(path).canonicalize().ok(),
             Subject::Here(_) => None,
