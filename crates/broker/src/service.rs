@@ -6,12 +6,13 @@ mod stream;
 use std::mem::take;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_kube::freshness::FreshnessSet;
 use rolegate_proto::v1::{self, from_agent, to_agent};
@@ -143,7 +144,7 @@ impl Connection {
             self.auth.close();
             Status::resource_exhausted(format!("the limit of {of} is reached"))
         };
-        let mut own = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.permit.lock();
         if own.as_ref().is_some_and(|own| own.key() != node) {
             self.auth.close();
             return Err(self.reject(&AuthnRejection::Node.into()));

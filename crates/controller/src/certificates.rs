@@ -72,7 +72,7 @@ pub struct SelfSigned {
     /// Names and addresses in addition to the Service's.
     pub extra_names: Vec<String>,
     /// Validity of a certificate. It is renewed after two thirds.
-    pub life: Duration,
+    pub lifetime: Duration,
     /// Time between publishing a new authority and serving its certificate. API servers watch
     /// webhook configurations, so seconds are enough for them.
     pub settle: Duration,
@@ -87,7 +87,7 @@ impl SelfSigned {
             secret: "rolegate-admission-tls".into(),
             trust: Trust::Webhook("rolegate".into()),
             extra_names: Vec::new(),
-            life: Duration::from_secs(90 * 86_400),
+            lifetime: Duration::from_secs(90 * 86_400),
             settle: Duration::from_secs(60),
         }
     }
@@ -371,7 +371,7 @@ impl Certificates {
             _ => Pending {
                 issued: {
                     let subject = self.options.trust.subject();
-                    issue(now, self.options.life, subject, &self.options.names())?
+                    issue(now, self.options.lifetime, subject, &self.options.names())?
                 },
                 replaces,
                 known: None,

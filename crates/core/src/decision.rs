@@ -4,22 +4,20 @@
 //! their decisions cannot differ.
 
 mod denial;
-mod session_key;
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::arn::{ArnError, BaseArn, RoleArn, listed_name, resolve};
-use crate::attribution::Attribution;
+use crate::attribution::{self, Attribution};
 use crate::grant::GrantSession;
 use crate::layer::{AccessRequest, ActiveLayer, LayerId, LayerResult, Mode, Verdict};
 use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
-use crate::session::SessionKey;
-use crate::session_name::SessionScope;
+use crate::session::{SessionKey, SessionLimits};
+use crate::session_name::{SessionScope, session_name};
 use crate::workload::Workload;
 
 pub use denial::{Denial, DenialSource, RequestField};
@@ -268,11 +266,11 @@ impl RuleSet {
         workload: &Workload,
         namespace: &NamespaceRules,
     ) -> Result<Option<(RoleArn, bool)>, Denial> {
-        let malformed = |role: &str, rule: &str, reason: String| {
-            let role = crate::arn::shorten(role).escape_debug();
-            Denial::new(role, DenialSource::Request, rule, reason)
+        let malformed = |role: &str, rule, reason: String| {
+            let shown = crate::arn::shorten(role).escape_debug().to_string();
+            Denial::new(shown, DenialSource::Request, rule, reason)
         };
-        if let Some(requested) = &workload.wish.role {
+        if let Some(requested) = &workload.role_request.role {
             if requested.is_empty() {
                 return Ok(None);
             }
@@ -300,31 +298,62 @@ impl RuleSet {
         request: &AccessRequest<'_>,
         layer_results: &[LayerResult],
     ) -> Result<Decision, Denial> {
-        self.check_request(request)?;
-        let combined = CombinedLayers::new(request.role, layer_results)?;
-        let key = self.session_key(request, combined.session)?;
+        self.precheck(request)?;
+        let (workload, role) = (request.workload, request.role);
+        let Allowance {
+            rules,
+            audited,
+            granted,
+        } = Allowance::of(role, layer_results)?;
+        let attribution = granted.map_or(self.attribution, |granted| {
+            self.attribution.with(granted.attribution)
+        });
+        let limits = self
+            .limits(workload, granted, attribution)
+            .map_err(|reason| Denial::new(role, DenialSource::Request, "session tags", reason))?;
+        let deny_name = |denied_by, reason| {
+            Denial::new(role, denied_by, "session name annotation", reason)
+                .about(RequestField::SessionName)
+        };
+        let name = session_name(workload, attribution.scope(self.scope))
+            .map_err(|error| deny_name(DenialSource::Request, error.to_string()))?;
+        if let (Some(granted), Some(_)) = (granted, &workload.role_request.session_name)
+            && !granted.names.is_empty()
+            && !granted.names.iter().any(|pattern| pattern.matches(&name))
+        {
+            let reason = format!("the grant does not allow the session name {name}");
+            return Err(deny_name(LayerId::Grants.into(), reason));
+        }
         Ok(Decision::Allow {
-            key,
-            role_name: listed_name(request.role, self.base.as_ref()).to_owned(),
-            rules: combined.rules.into(),
-            audited: combined.audited,
+            role_name: listed_name(role, self.base.as_ref()).to_owned(),
+            rules: rules.into(),
+            audited,
+            key: SessionKey {
+                role: role.clone(),
+                name,
+                external_id: workload.role_request.external_id.clone(),
+                duration_seconds: granted
+                    .and_then(|session| session.duration_seconds)
+                    .unwrap_or(self.session_seconds)
+                    .min(self.longest_session.unwrap_or(u32::MAX)),
+                limits,
+            },
         })
     }
 
-    /// Denies requests that no layer can allow.
-    fn check_request(&self, request: &AccessRequest<'_>) -> Result<(), Denial> {
+    /// Checks what is denied whatever the layers say.
+    fn precheck(&self, request: &AccessRequest<'_>) -> Result<(), Denial> {
         let (workload, role) = (request.workload, request.role);
+        let deny = |denied_by, rule, reason: &str| Denial::new(role, denied_by, rule, reason);
         if workload.mirror {
-            return Err(Denial::new(
-                role,
+            return Err(deny(
                 DenialSource::Request,
                 "mirror pod",
                 "mirror pods of static pods get no role",
             ));
         }
         if self.reserved_roles.iter().any(|reserved| reserved.is(role)) {
-            return Err(Denial::new(
-                role,
+            return Err(deny(
                 DenialSource::ReservedRole,
                 "reserved role",
                 "the role belongs to a node or to rolegate itself, so no pod may assume it",
@@ -339,54 +368,93 @@ impl RuleSet {
             (&request.namespace.labels, "the namespace's labels"),
         ];
         if let Some((_, what)) = texts.iter().find(|(values, _)| values.is_too_large()) {
-            return Err(Denial::new(
-                role,
+            return Err(deny(
                 DenialSource::Request,
                 "labels and annotations",
-                format!("{what} exceed 8 KiB in total, so the rules cannot be evaluated"),
+                &format!("{what} exceed 8 KiB in total, so the rules cannot be evaluated"),
             ));
         }
-        if let Some(id) = &workload.wish.external_id
+        if let Some(id) = &workload.role_request.external_id
             && !is_external_id(id)
         {
-            return Err(Denial {
-                field: RequestField::ExternalId,
-                ..Denial::new(
-                    role,
-                    DenialSource::Request,
-                    "external ID annotation",
-                    "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters",
-                )
-            });
+            let denial = deny(
+                DenialSource::Request,
+                "external ID annotation",
+                "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters",
+            );
+            return Err(denial.about(RequestField::ExternalId));
         }
         Ok(())
     }
+
+    /// Merges the grant's session settings with the attribution. Fails with a reason if STS would
+    /// reject the result.
+    fn limits(
+        &self,
+        workload: &Workload,
+        granted: Option<&GrantSession>,
+        attribution: Attribution,
+    ) -> Result<Option<Arc<SessionLimits>>, String> {
+        let granted = granted.and_then(|session| session.limits.as_ref());
+        let tags = attribution.session_tags(workload, self.cluster.as_ref());
+        let source_identity = attribution.source_identity(workload);
+        if tags.is_empty() && source_identity.is_none() && !attribution.transitive {
+            return Ok(granted.cloned());
+        }
+        if let Some((key, _)) = tags
+            .iter()
+            .find(|(key, value)| !attribution::is_tag(key, value))
+        {
+            return Err(format!(
+                "STS would reject the value of session tag {key}: it accepts up to 256 letters, \
+                 digits, blanks and _.:/=+-@"
+            ));
+        }
+        let added = tags.len();
+        let granted = granted.map(|limits| &**limits);
+        let all = granted
+            .map(|limits| limits.tags.clone())
+            .unwrap_or_default()
+            .with(tags);
+        if all.len() > attribution::MAX_TAGS {
+            return Err(format!(
+                "the grant has {} session tags and rolegate adds {added}, but STS accepts {} in \
+                 total: ask your cluster's administrator to remove tags from the grant",
+                all.len() - added,
+                attribution::MAX_TAGS
+            ));
+        }
+        let limits = SessionLimits {
+            transitive: attribution.transitive && !all.is_empty(),
+            tags: all,
+            source_identity,
+            ..granted.cloned().unwrap_or_default()
+        };
+        Ok((limits != SessionLimits::default()).then(|| Arc::new(limits)))
+    }
 }
 
-/// The results of all layers, if the enforced ones allow the request.
-struct CombinedLayers<'a> {
-    /// The rules that allowed the request, one for each enforced layer.
+/// The results of layers that allow a request together.
+#[derive(Debug, Default)]
+struct Allowance<'a> {
+    /// The rules that allow it, one for each enforced layer.
     rules: Vec<String>,
     /// Denials by layers in audit mode.
     audited: Vec<Denial>,
-    /// The session settings of the last enforced layer that has some.
-    session: Option<&'a GrantSession>,
+    /// The session settings of the last layer that has some.
+    granted: Option<&'a GrantSession>,
 }
 
-impl<'a> CombinedLayers<'a> {
-    /// Returns the first denial of an enforced layer as the error.
-    fn new(role: &RoleArn, layer_results: &'a [LayerResult]) -> Result<Self, Denial> {
-        let mut combined = Self {
-            rules: Vec::with_capacity(layer_results.len()),
-            audited: Vec::new(),
-            session: None,
-        };
+impl<'a> Allowance<'a> {
+    /// Summarizes the results, or returns the denial of the first enforced layer that denies.
+    fn of(role: &RoleArn, layer_results: &'a [LayerResult]) -> Result<Self, Denial> {
+        let mut allowance = Self::default();
         for result in layer_results {
             match (result.mode, &result.verdict) {
                 (Mode::Off, _) | (Mode::Audit, Verdict::Allow { .. }) => {}
                 (Mode::Enforce, Verdict::Allow { rule, session }) => {
-                    combined.rules.push(rule.clone());
-                    combined.session = session.as_deref().or(combined.session);
+                    allowance.rules.push(rule.clone());
+                    allowance.granted = session.as_deref().or(allowance.granted);
                 }
                 (
                     mode,
@@ -403,15 +471,15 @@ impl<'a> CombinedLayers<'a> {
                     if mode == Mode::Enforce {
                         return Err(denial);
                     }
-                    combined.audited.push(denial);
+                    allowance.audited.push(denial);
                 }
             }
         }
-        Ok(combined)
+        Ok(allowance)
     }
 }
 
-fn missing_rules(role: impl Display, missing: &str) -> Denial {
+fn missing_rules(role: impl ToString, missing: &str) -> Denial {
     Denial::new(
         role,
         DenialSource::MissingRules,

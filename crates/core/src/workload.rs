@@ -86,7 +86,7 @@ pub struct Workload {
     /// True if the pod is the mirror of a static pod, which a kubelet can create at will.
     pub mirror: bool,
     /// The role request in the annotations.
-    pub wish: RoleRequest,
+    pub role_request: RoleRequest,
     /// The entries of `metadata.labels` that rules read.
     pub labels: Labels,
     /// The entries of `metadata.annotations` that rules read and may read, see
@@ -161,7 +161,7 @@ pub(crate) mod tests {
             phase: Phase::Running,
             host_network: false,
             mirror: false,
-            wish: RoleRequest {
+            role_request: RoleRequest {
                 role: role.map(Into::into),
                 ..RoleRequest::default()
             },
@@ -228,18 +228,19 @@ pub(crate) mod tests {
     #[test]
     fn a_role_request_is_normalized_and_bounded() {
         let long = format!(" {}", "x".repeat(MAX_ANNOTATION_BYTES + 1));
-        let wish = RoleRequest::from_annotations(&AnnotationKeys::default(), |key| match key {
-            ROLE => Some("reader\n"),
-            EXTERNAL_ID => Some(&long),
-            SESSION_NAME => Some(" \n"),
-            _ => None,
-        });
-        assert_eq!(wish.role.as_deref(), Some("reader"));
+        let role_request =
+            RoleRequest::from_annotations(&AnnotationKeys::default(), |key| match key {
+                ROLE => Some("reader\n"),
+                EXTERNAL_ID => Some(&long),
+                SESSION_NAME => Some(" \n"),
+                _ => None,
+            });
+        assert_eq!(role_request.role.as_deref(), Some("reader"));
         assert_eq!(
-            wish.external_id.map(|id| id.len()),
+            role_request.external_id.map(|id| id.len()),
             Some(MAX_ANNOTATION_BYTES)
         );
-        assert_eq!(wish.session_name, None);
+        assert_eq!(role_request.session_name, None);
         // An empty role declines the default one, unlike an absent role.
         assert_eq!(
             RoleRequest::new(Some("\n"), None, None).role.as_deref(),

@@ -11,13 +11,14 @@ mod xml;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
 use http::{Method, Request};
 use hyper::body::Incoming;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 
 use crate::http::{Answer, Server, read_body};
 use crate::ids;

@@ -117,12 +117,13 @@ where
         let kind = ApiResource::erase::<RolegateConfig>(&());
         let api = |client| Api::all_with(client, &kind);
         let installation = Installation::new(self.is_absence_reported && !self.health.is_loaded());
-        let tell = |change| {
+        let report = |change| {
             let found = installation.decide(found(change));
             say(&self.data_error, &found, &installation);
             (self.wrap)(found)
         };
-        let mut source = Source::within(self.freshness.clone(), self.connection, api, config, tell);
+        let mut source =
+            Source::within(self.freshness.clone(), self.connection, api, config, report);
         source.config = source
             .config
             .fields(&format!("metadata.name={CONFIG_NAME}"));

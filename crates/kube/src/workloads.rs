@@ -108,7 +108,7 @@ fn workload(pod: Pod, keys: &AnnotationKeys, needs: &Needs) -> Option<Workload> 
     } = pod;
     let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
     Some(Workload {
-        wish: RoleRequest::from_annotations(keys, raw),
+        role_request: RoleRequest::from_annotations(keys, raw),
         mirror: metadata
             .annotations
             .as_ref()
@@ -223,9 +223,9 @@ mod tests {
         assert_eq!(workload.phase, Phase::Running);
         let addresses: [IpAddr; 2] = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
         assert_eq!(workload.addresses, addresses);
-        assert_eq!(workload.wish.role.as_deref(), Some("reader"));
-        assert_eq!(workload.wish.external_id.as_deref(), Some("x-1"));
-        assert_eq!(workload.wish.session_name.as_deref(), Some("me"));
+        assert_eq!(workload.role_request.role.as_deref(), Some("reader"));
+        assert_eq!(workload.role_request.external_id.as_deref(), Some("x-1"));
+        assert_eq!(workload.role_request.session_name.as_deref(), Some("me"));
         assert!(!workload.mirror && !workload.host_network);
     }
 
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(workload.phase, Phase::Pending);
         assert_eq!(&*workload.service_account, "default");
         assert!(workload.addresses.is_empty() && workload.node.is_none());
-        assert_eq!(workload.wish, RoleRequest::default());
+        assert_eq!(workload.role_request, RoleRequest::default());
         let nulls = parse(pod(
             json!(null),
             json!({"phase": null, "podIPs": null, "podIP": null}),
@@ -287,10 +287,13 @@ mod tests {
     fn an_empty_role_declines_and_is_not_the_same_as_none() {
         for empty in ["", " ", "\n\t"] {
             let workload = parse(pod(json!({ROLE: empty}), json!({})));
-            assert_eq!(workload.wish.role.as_deref(), Some(""), "{empty:?}");
+            assert_eq!(workload.role_request.role.as_deref(), Some(""), "{empty:?}");
         }
         let others = json!({"iam.amazonaws.com/external-id": " ", "unrelated": ""});
-        assert_eq!(parse(pod(others, json!({}))).wish, RoleRequest::default());
+        assert_eq!(
+            parse(pod(others, json!({}))).role_request,
+            RoleRequest::default()
+        );
     }
 
     #[test]
@@ -332,7 +335,7 @@ mod tests {
         let object = pod(json!({"example.com/role": long, ROLE: "other"}), json!({}));
         let pod = serde_json::from_value(object).unwrap();
         let workload = workload(pod, &keys, &Needs::everything()).unwrap();
-        let role = workload.wish.role.unwrap();
+        let role = workload.role_request.role.unwrap();
         assert!(role.starts_with('é') && role.len() <= 2048 && role.len() > 2000);
     }
 }

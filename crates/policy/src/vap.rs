@@ -11,10 +11,10 @@
 //! and the API server does not let policies protect the policies themselves.
 
 mod cel;
-mod guard;
 mod layers;
+mod protected_objects;
+mod role_requests;
 mod table;
-mod wish;
 
 use std::sync::Arc;
 
@@ -27,9 +27,9 @@ use rolegate_core::template_kinds::{self, BUILTIN_TEMPLATE_KINDS};
 use serde_json::{Map, Value, json};
 
 use crate::document::{comment_line, yaml_in_blocks};
+use role_requests::RoleRequests;
 pub use table::PARAMETERS;
 use table::Table;
-use wish::Wishes;
 
 /// The rules to export.
 #[derive(Debug, Clone, Copy)]
@@ -160,9 +160,9 @@ fn core(resources: &[&str], operations: &[&str], scope: &str) -> Value {
 
 fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let workloads = workloads(input.config);
-    let wishes = Wishes::new(input, &table.pod_labels);
-    let mut policies = guard_policies(input, table, &workloads, &wishes);
-    policies.extend(layer_policies(input, workloads, &wishes));
+    let role_requests = RoleRequests::new(input, &table.pod_labels);
+    let mut policies = guard_policies(input, table, &workloads, &role_requests);
+    policies.extend(layer_policies(input, workloads, &role_requests));
     policies.retain(|policy| policy.mode != Mode::Off);
     policies
 }
@@ -172,7 +172,7 @@ fn guard_policies(
     input: &VapInput<'_>,
     table: &Table,
     workloads: &[Value],
-    wishes: &Wishes<'_>,
+    role_requests: &RoleRequests<'_>,
 ) -> Vec<Policy> {
     let config = input.config;
     let guard = |name, rules, variables| Policy::new(name, config.guards(), rules, variables);
@@ -189,45 +189,57 @@ fn guard_policies(
         guard(
             "rolegate-request",
             workloads.to_vec(),
-            [wishes.variables(), layers::request(input)].concat(),
+            [role_requests.variables(), layers::request(input)].concat(),
         ),
         guard(
             "rolegate-pod-metadata",
             vec![bindings.clone(), statuses],
-            guard::pod_metadata(input, &table.pod_labels),
+            protected_objects::pod_metadata(input, &table.pod_labels),
         ),
-        guard("rolegate-services", vec![services], guard::services()),
+        guard(
+            "rolegate-services",
+            vec![services],
+            protected_objects::services(),
+        ),
         everywhere(
             "rolegate-namespaces",
             vec![core(&namespaces, WRITES, "Cluster")],
-            guard::namespaces(input, &table.namespace_labels),
+            protected_objects::namespaces(input, &table.namespace_labels),
         ),
     ];
     if config.guard_scheduling {
         policies.push(guard(
             "rolegate-scheduling",
             [workloads, &[bindings]].concat(),
-            [wishes.templates(), guard::scheduling(input)].concat(),
+            [
+                role_requests.templates(),
+                protected_objects::scheduling(input),
+            ]
+            .concat(),
         ));
     }
     if config.rule_writers.is_some() {
         policies.push(everywhere(
             "rolegate-rules",
             rule_objects(),
-            guard::rules(input),
+            protected_objects::rules(input),
         ));
     }
     policies
 }
 
 /// Returns the policies that have the mode of a layer.
-fn layer_policies(input: &VapInput<'_>, workloads: Vec<Value>, wishes: &Wishes<'_>) -> [Policy; 3] {
+fn layer_policies(
+    input: &VapInput<'_>,
+    workloads: Vec<Value>,
+    role_requests: &RoleRequests<'_>,
+) -> [Policy; 3] {
     let modes = input.config.modes;
     let namespace = Policy::new(
         "rolegate-layer-namespace",
         modes[LayerId::Namespace],
         workloads.clone(),
-        [wishes.variables(), layers::namespace(input)].concat(),
+        [role_requests.variables(), layers::namespace(input)].concat(),
     );
     let grants = Policy {
         reads_grants: true,
@@ -235,14 +247,14 @@ fn layer_policies(input: &VapInput<'_>, workloads: Vec<Value>, wishes: &Wishes<'
             "rolegate-layer-grants",
             modes[LayerId::Grants],
             workloads,
-            [wishes.variables(), layers::grants()].concat(),
+            [role_requests.variables(), layers::grants()].concat(),
         )
     };
     let tokens = Policy::new(
         "rolegate-tokens",
         modes[LayerId::Grants],
         vec![core(&["serviceaccounts/token"], &["CREATE"], "Namespaced")],
-        guard::tokens(input),
+        protected_objects::tokens(input),
     );
     [namespace, grants, tokens]
 }
@@ -434,7 +446,8 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         "addresses of Services that CEL cannot parse (leading zeros, IPv4 within IPv6) are denied",
     );
     for kind in &config.templates {
-        let unfollowed = |path: &&Arc<str>| ***path != *"." && wish::at("object", path).is_none();
+        let unfollowed =
+            |path: &&Arc<str>| ***path != *"." && role_requests::at("object", path).is_none();
         for path in kind.paths.iter().chain(&kind.metadata).filter(unfollowed) {
             unsaid.push(format!(
                 "{} is not validated at {path}, since CEL supports only one star in a path; its pods are validated",

@@ -1,8 +1,8 @@
 //! The lines of policies that evaluations reach, for tests of policies.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use regorus::Engine;
 
 /// The lines of modules that were evaluated, over all evaluations.
@@ -24,7 +24,7 @@ impl Coverage {
         let Ok(report) = engine.get_coverage_report() else {
             return;
         };
-        let mut modules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut modules = self.0.lock();
         for file in report.files {
             let lines = modules.entry(file.path).or_default();
             lines.covered.extend(file.covered);
@@ -37,7 +37,7 @@ impl Coverage {
 
     /// Returns the lines of a module; `None` if nothing of it was evaluated.
     pub(crate) fn of(&self, place: &str) -> Option<Lines> {
-        let modules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let modules = self.0.lock();
         modules.get(place).cloned()
     }
 }

@@ -8,7 +8,7 @@ use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
+use rolegate_core::rule_set_builder::{AwsEnvironment, ClusterConfig, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
 use rolegate_kube::client::Connection;
@@ -105,7 +105,7 @@ pub fn follow(
     let mut writer = writer(&options);
     if cluster_config != ConfigMode::Off {
         // Flags must not apply before the cluster's configuration was read.
-        writer.apply(Report::RuleStore(RuleUpdate::Config(ClusterConfig::Unseen)));
+        writer.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
     }
     let rules = publish(&writer, options, &metrics.rules, supervisor);
     let (sender, reports) = mpsc::channel(REPORT_QUEUE_SIZE);
@@ -157,7 +157,7 @@ fn writer(options: &FollowOptions) -> RuleStoreWriter {
     let mut writer = RuleStoreWriter::new(options.flags.clone(), point, scope, session_seconds);
     if options.purpose == Purpose::Admission {
         // The node's own roles are not detected: those in the configuration are known.
-        writer.learn(Facts::default());
+        writer.set_aws_environment(AwsEnvironment::default());
     }
     writer
 }

@@ -104,12 +104,12 @@ impl RuleWatches {
         async move {
             match watch {
                 Watch::Config => {
-                    let wrap = |config| Report::RuleStore(RuleUpdate::Config(config));
+                    let wrap = |config| Report::Rules(RuleUpdate::Config(config));
                     watch_cluster_config(&connection, cluster_config, reporting, wrap, reports)
                         .await;
                 }
                 Watch::Grants => {
-                    let wrap = |change| Report::RuleStore(RuleUpdate::Grants(change));
+                    let wrap = |change| Report::Rules(RuleUpdate::Grants(change));
                     watch_grants(&connection, reporting, wrap, reports).await;
                 }
                 Watch::ConfigMaps(namespace) => {

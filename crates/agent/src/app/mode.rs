@@ -88,11 +88,11 @@ pub(super) async fn standalone(
         verifier: verifier.clone(),
         writer,
     };
-    let (facts, learned) = watch::channel(None);
+    let (aws_environment, learned) = watch::channel(None);
     let pod_reconciler = PodReconciler::new(parts, supervisor.readiness()).run(Sources {
         updates: source.updates,
         reports: source.rules.reports,
-        facts: learned,
+        aws_environment: learned,
     });
     supervisor.spawn_required("pod reconciler", pod_reconciler);
     let health = shared.health;
@@ -103,7 +103,7 @@ pub(super) async fn standalone(
         sts,
         imds: shared.imds,
         instance: Box::new(move |instance| health.set_instance(instance)),
-        facts,
+        aws_environment,
     };
     supervisor.spawn(discovery.run());
     Ok(Backend {

@@ -51,7 +51,7 @@ async fn stage(verdict: Verdict, wait: Duration) -> Stage {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest::default(),
+        role_request: RoleRequest::default(),
         labels: Labels::default(),
         annotations: Labels::default(),
     };

@@ -67,7 +67,7 @@ impl Decisions {
         let readers = rules.writer.rules();
         let watches = follow_metrics.watches;
         let updates = pods(options, connection, readers.needs(), watches, supervisor);
-        let (facts, learned) = watch::channel(None);
+        let (aws_environment, learned) = watch::channel(None);
         let discovery = Discovery {
             flags: options.rules.clone(),
             base_required: options.base_required,
@@ -75,7 +75,7 @@ impl Decisions {
             sts,
             imds,
             instance: Box::new(|_| ()),
-            facts,
+            aws_environment,
         };
         supervisor.spawn(discovery.run());
 
@@ -96,7 +96,7 @@ impl Decisions {
             cluster: Sources {
                 updates,
                 reports: rules.reports,
-                facts: learned,
+                aws_environment: learned,
             },
             commands: ordered,
             sessions: changes,

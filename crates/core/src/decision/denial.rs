@@ -98,9 +98,9 @@ pub struct Denial {
 }
 
 impl Denial {
-    /// Creates the denial of a role by the rules.
-    pub(super) fn new(
-        role: impl Display,
+    /// Creates a denial of the role.
+    pub fn new(
+        role: impl ToString,
         denied_by: impl Into<DenialSource>,
         rule: impl Into<String>,
         reason: impl Into<String>,
@@ -113,6 +113,12 @@ impl Denial {
             reason: reason.into(),
             transient: false,
         }
+    }
+
+    /// Returns the same denial of another part of the request.
+    #[must_use]
+    pub fn about(self, field: RequestField) -> Self {
+        Self { field, ..self }
     }
 
     /// Returns the message for the pod's owner, which the response to the pod and the Event

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 /// The reason why parsing stops.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
 fn is_class(class: &str) -> bool {
     static KNOWN: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
     const MAX_CACHED_CLASSES: usize = 1024;
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = KNOWN.lock();
     if let Some(known) = known.get(class) {
         return *known;
     }

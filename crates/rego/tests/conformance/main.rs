@@ -14,9 +14,9 @@ mod figures;
 mod suite;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use rolegate_rego::Syntax;
 
 use deviations::{Deviations, Found};
@@ -38,7 +38,7 @@ fn run(version: Syntax) -> (Figures, BTreeMap<String, Found>) {
             let work = || {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = case.run();
-                    results.lock().unwrap().push((case, result));
+                    results.lock().push((case, result));
                 }
             };
             worker.spawn_scoped(scope, work).unwrap();

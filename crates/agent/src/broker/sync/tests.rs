@@ -42,7 +42,7 @@ fn bench() -> Bench {
         pod_table,
         readiness,
     };
-    bench.hear(PairEvent::Activated).unwrap();
+    bench.receive(PairEvent::Activated).unwrap();
     bench
 }
 
@@ -118,12 +118,12 @@ fn complete() -> v1::Update {
 }
 
 impl Bench {
-    fn hear(&mut self, heard: PairEvent) -> Result<(), Malformed> {
-        self.sync.take(heard, &self.fed)
+    fn receive(&mut self, event: PairEvent) -> Result<(), Malformed> {
+        self.sync.take(event, &self.fed)
     }
 
     fn update(&mut self, update: v1::Update) -> Result<(), Malformed> {
-        self.hear(PairEvent::Update(update))
+        self.receive(PairEvent::Update(update))
     }
 
     /// Returns the access key that a pod gets.
@@ -185,12 +185,14 @@ fn missing_pods_are_removed_once_a_new_stream_is_complete() {
     let mut first = update(sessions, vec![pod(1, 1), pod(2, 2)]);
     first.complete = true;
     bench.update(first).unwrap();
-    bench.hear(PairEvent::Lost("it went away".into())).unwrap();
+    bench
+        .receive(PairEvent::Lost("it went away".into()))
+        .unwrap();
     // It is served meanwhile, and ready.
     assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
     assert!(bench.readiness.is_ready());
 
-    bench.hear(PairEvent::Activated).unwrap();
+    bench.receive(PairEvent::Activated).unwrap();
     // Another broker has other numbers, and has not fetched this session yet: the first one's
     // credentials stay.
     let mut unfetched = session(7, "a", "x");
@@ -212,18 +214,18 @@ async fn staleness_grows_until_the_next_stream_is_complete() {
     bench.update(complete()).unwrap();
     tokio::time::advance(minutes(5)).await;
     assert_eq!(bench.sync.age.age(), minutes(5));
-    bench.hear(PairEvent::Heartbeat(1000)).unwrap();
+    bench.receive(PairEvent::Heartbeat(1000)).unwrap();
     assert_eq!(bench.sync.age.age().as_secs(), 1);
 
-    bench.hear(PairEvent::Activated).unwrap();
+    bench.receive(PairEvent::Activated).unwrap();
     tokio::time::advance(minutes(10)).await;
     for said in [0, u64::MAX] {
         // The broker has not received any pod yet, or never sends one.
-        bench.hear(PairEvent::Heartbeat(said)).unwrap();
+        bench.receive(PairEvent::Heartbeat(said)).unwrap();
         assert_eq!(bench.sync.age.age().as_secs(), 601, "{said}");
     }
     bench.update(complete()).unwrap();
-    bench.hear(PairEvent::Heartbeat(0)).unwrap();
+    bench.receive(PairEvent::Heartbeat(0)).unwrap();
     assert_eq!(bench.sync.age.age(), minutes(0));
 }
 
@@ -256,7 +258,7 @@ fn a_broker_that_has_not_decided_yet_takes_nothing_away() {
     first.complete = true;
     bench.update(first).unwrap();
 
-    bench.hear(PairEvent::Activated).unwrap();
+    bench.receive(PairEvent::Activated).unwrap();
     // One of them has moved: its decision applied to its previous address.
     let moved = v1::Pod {
         addresses: vec![wire::address_bytes(address(9))],
@@ -297,12 +299,12 @@ fn pending_requests_are_repeated_to_the_next_broker() {
     };
     assert_eq!(asked(&mut bench), Some(1));
 
-    bench.hear(PairEvent::Activated).unwrap();
+    bench.receive(PairEvent::Activated).unwrap();
     bench
         .update(update(vec![unfetched(5)], vec![pod(1, 5)]))
         .unwrap();
     assert_eq!(asked(&mut bench), Some(5));
-    bench.hear(PairEvent::Activated).unwrap();
+    bench.receive(PairEvent::Activated).unwrap();
     let fetched = session(6, "a", "ASIA1");
     bench
         .update(update(vec![fetched], vec![pod(1, 6)]))
@@ -318,7 +320,7 @@ fn the_session_that_expires_last_is_served() {
     bench
         .update(update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]))
         .unwrap();
-    bench.hear(PairEvent::Activated).unwrap();
+    bench.receive(PairEvent::Activated).unwrap();
     // A broker that has not reached STS for long still has its old session.
     let old = v1::Session {
         credentials: Some(credentials_since("ASIA0", hours_ago(2))),
@@ -405,7 +407,7 @@ fn a_broker_cannot_fill_the_agent() {
     // While the complete state is sent, and afterwards.
     bench.update(pods(0, MAX_ENTRIES)).unwrap();
     assert!(bench.update(pods(MAX_ENTRIES, 2)).is_err());
-    bench.hear(PairEvent::Activated).unwrap();
+    bench.receive(PairEvent::Activated).unwrap();
     let mut first = update(vec![session(1, "a", "ASIA1")], Vec::new());
     first.complete = true;
     bench.update(first).unwrap();

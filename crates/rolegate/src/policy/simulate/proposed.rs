@@ -75,8 +75,11 @@ impl Proposed<'_> {
                 .values()
                 .iter()
                 .filter(|value| is_core(value, "Pod"));
-            let (now, then) = (webhook_before.gate(), webhook_after.gate());
-            simulation.add_made_again(&now, &then, pods, self.now);
+            let (now, then) = (
+                webhook_before.validation_rules(),
+                webhook_after.validation_rules(),
+            );
+            simulation.add_recreated(&now, &then, pods, self.now);
             Ok(simulation)
         };
         let as_configured = simulation(None)?;
