@@ -79,6 +79,7 @@ impl Site {
             rules: None,
             client: self.client.clone(),
             namespace: self.namespace.into(),
+            lease_name: "rolegate-controller".into(),
             identity: identity.into(),
             admin_listen: "127.0.0.1:0".parse().unwrap(),
             lease: quick(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use rolegate_core::names;
 use rolegate_kube::client::{ClientError, ClientOptions, Connection};
 use rolegate_kube::events::recorder_as;
 use rolegate_kube::tls_secret::CertificateSource;
@@ -24,9 +25,6 @@ use crate::leader_task::{self, LeaderTask};
 use crate::lease::{Leadership, LeaseOptions, LeaseTiming};
 use crate::rules::{RuleOptions, StatusTask};
 
-/// The Lease's name.
-const LEASE: &str = "rolegate-controller";
-
 /// The validated options of a controller.
 #[derive(Debug)]
 pub struct ControllerOptions {
@@ -34,6 +32,8 @@ pub struct ControllerOptions {
     pub client: ClientOptions,
     /// The Lease's namespace.
     pub namespace: String,
+    /// The Lease's name.
+    pub lease_name: String,
     /// The identity of this replica, unique for each process.
     pub identity: String,
     /// Address of the admin port (metrics, health and readiness).
@@ -119,7 +119,7 @@ impl Service for Controller {
         );
         let lease = LeaseOptions {
             namespace: options.namespace,
-            name: LEASE.into(),
+            name: options.lease_name,
             identity: options.identity,
             timing: options.lease,
         };
@@ -198,7 +198,7 @@ fn status(
 ) -> StatusTask {
     let metrics = FollowMetrics::register(registry, connection);
     let (events, writer) = recorder_as(
-        "rolegate-controller",
+        names::CONTROLLER,
         connection.client(),
         options.identity.clone(),
         registry,

@@ -9,7 +9,6 @@ use http::{Request, Response, Uri};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
-use parking_lot::Mutex;
 
 /// Maximum size of a page, in bytes, unless it has one object. Parsing needs several times as much
 /// for a moment.
@@ -115,6 +114,7 @@ async fn read(mut body: Body, most: usize) -> Result<Option<Bytes>, kube::Error>
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
     use std::sync::Arc;
 
     use tower::service_fn;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rolegate_admission::app::{Admission, AdmissionOptions};
+use rolegate_core::names;
 use rolegate_runtime::clock::Clock;
 
 use crate::flags::annotations::AnnotationFlags;
@@ -90,7 +91,7 @@ impl Process for AdmissionFlags {
 }
 
 fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
-    let (certificate, secret) = flags.certificate.source("rolegate-admission-tls")?;
+    let (certificate, secret) = flags.certificate.source(names::ADMISSION_TLS)?;
     Ok(AdmissionOptions {
         listen: flags.listen_address,
         admin_listen: flags.metrics_address,

@@ -10,6 +10,7 @@ use rolegate_aws::sts::StsOptions;
 use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions};
 use rolegate_broker::identity::AgentAccount;
 use rolegate_core::engine::EngineOptions;
+use rolegate_core::names;
 use rolegate_runtime::clock::Clock;
 
 use crate::flags::annotations::AnnotationFlags;
@@ -54,10 +55,10 @@ pub(crate) struct BrokerFlags {
     pub(crate) rules: RuleFlags,
 
     /// Namespace of the agents' service account
-    #[arg(long, value_name = "NAMESPACE", env = "ROLEGATE_AGENT_NAMESPACE", default_value = "rolegate-system", help_heading = AGENTS)]
+    #[arg(long, value_name = "NAMESPACE", env = "ROLEGATE_AGENT_NAMESPACE", default_value = names::NAMESPACE, help_heading = AGENTS)]
     agent_namespace: String,
     /// Name of the agents' service account
-    #[arg(long, value_name = "NAME", env = "ROLEGATE_AGENT_SERVICE_ACCOUNT", default_value = "rolegate-agent", help_heading = AGENTS)]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_AGENT_SERVICE_ACCOUNT", default_value = names::AGENT, help_heading = AGENTS)]
     agent_service_account: String,
     /// Audience of agents' tokens
     #[arg(long, value_name = "AUDIENCE", env = "ROLEGATE_AUDIENCE", default_value = "rolegate", help_heading = AGENTS)]
@@ -195,8 +196,8 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
             "--auto-discover-base-arn and --base-role-arn: give only one of them",
         ));
     }
-    let (certificate, secret) = flags.certificate.source("rolegate-broker-tls")?;
-    let host = || std::env::var("HOSTNAME").unwrap_or_else(|_| "rolegate-broker".into());
+    let (certificate, secret) = flags.certificate.source(names::BROKER_TLS)?;
+    let host = || std::env::var("HOSTNAME").unwrap_or_else(|_| names::BROKER.into());
     let name = flags
         .name
         .unwrap_or_else(|| format!("{}_{:08x}", host(), fastrand::u32(..)));

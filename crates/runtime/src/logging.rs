@@ -9,7 +9,6 @@ mod json;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
-use parking_lot::Mutex;
 use rolegate_core::text::{escape_json, is_unsafe};
 use tracing::Subscriber;
 use tracing_subscriber::field::MakeExt;
@@ -188,6 +187,7 @@ impl<W: Write> Write for JsonLine<W> {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
     use std::sync::Arc;
 
     use rolegate_core::text::UNSAFE_EXAMPLES;

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
+use rolegate_core::names;
 use rolegate_core::workload::Update;
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::events::{EventRecorder, recorder};
@@ -78,7 +79,7 @@ impl Source {
         let connection = Connection::new(&client).await?;
         info!(api_server = connection.url(), "watching");
         let freshness = connection.freshness().clone();
-        let instance = node.clone().unwrap_or_else(|| "rolegate-agent".into());
+        let instance = node.clone().unwrap_or_else(|| names::AGENT.into());
         let (events, writer) = recorder(connection.client(), instance, metrics.ours());
         supervisor.spawn_required("event recorder", writer.run());
         let follow_metrics = FollowMetrics::register(metrics.ours(), &connection);

@@ -15,6 +15,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::decision::NotLoaded;
+use rolegate_core::names;
 use rolegate_kube::tls_secret::CA_CRT;
 use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_rules::store::RuleStoreWriter;
@@ -33,9 +34,9 @@ const CERTIFICATE_NAME: &str = "cert-manager.io/certificate-name";
 const INJECT_CA_FROM: &str = "cert-manager.io/inject-ca-from";
 /// The right of the controller, with which the registration goes: a registration without a webhook
 /// would refuse what nobody judges.
-const OWNER: &str = "rolegate-controller";
+const OWNER: &str = names::CONTROLLER;
 /// The label of what is ours.
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "rolegate-controller");
+const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", names::CONTROLLER);
 /// The path and the port at which the Service's webhook is asked.
 const PATH: &str = "/validate";
 const PORT: u16 = 443;
