@@ -60,7 +60,7 @@ fn rules(shape: impl Fn(usize) -> Shape) -> anyhow::Result<RuleSet> {
         ..RuleConfig::default()
     };
     let mut book = RuleSetBuilder::new(config, SessionScope::Workload, 3600);
-    book.learn(AwsEnvironment::default());
+    book.set_aws_environment(AwsEnvironment::default());
     let namespaces = (0..TEAMS).map(|team| Namespace {
         name: cluster::namespace(team).into(),
         labels: [cluster::label(team)].into_iter().collect(),

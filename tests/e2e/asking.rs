@@ -68,7 +68,7 @@ impl Asking {
             })
         });
         let done = done?;
-        let failed = asking.failed.into_inner().unwrap();
+        let failed = asking.failed.into_inner();
         let first = failed.first();
         ensure!(failed.is_empty(), "{} failed: {first:?}", failed.len());
         Ok(done)

@@ -104,6 +104,7 @@ impl Service for Agent {
     async fn start(options: AgentOptions) -> Result<Self, StartError> {
         let mut supervisor = Supervisor::new();
         let mut metrics = Metrics::new();
+        let wanted = options.addresses();
         let clock = options.clock;
         let imds = Imds::new(&options.metadata_addr)?;
         let attachments = open_attachments(options.redirect.as_ref())?;
@@ -142,10 +143,6 @@ impl Service for Agent {
         let port = options.listen.port();
         let folder = options.runtime_dir.and_then(|path| sockets::folder(&path));
         let place = folder.as_ref().map(|it| HandoverSocket::new(it, port));
-        let wanted = Addresses {
-            pods: options.listen,
-            admin: options.admin_listen,
-        };
         let readiness = supervisor.readiness().clone();
         let (sockets, inherited) = Sockets::open(wanted, place.as_ref(), &readiness).await?;
         let kept = KeptKeys::new(folder, port, &readiness);

@@ -206,10 +206,10 @@ impl RuleFollower {
 
 impl NamespaceMessage for Report {
     fn change(change: Change<Namespace>) -> Self {
-        Self::RuleStore(RuleUpdate::Namespaces(change))
+        Self::Rules(RuleUpdate::Namespaces(change))
     }
 
     fn retain(names: HashSet<Arc<str>>) -> Self {
-        Self::RuleStore(RuleUpdate::RetainNamespaces(names))
+        Self::Rules(RuleUpdate::RetainNamespaces(names))
     }
 }

@@ -16,6 +16,7 @@ use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_rules::{FollowOptions, Purpose};
 use rolegate_runtime::clock::Clock;
 
+use super::Addresses;
 use crate::attachment::AttachmentOptions;
 use crate::broker::BrokerOptions;
 use crate::metadata::MetadataOptions;
@@ -113,6 +114,16 @@ pub struct RedirectOptions {
     pub attachments: AttachmentOptions,
     /// Directory of pods' network namespaces, from which the redirect is tested.
     pub check_dir: Option<PathBuf>,
+}
+
+impl AgentOptions {
+    /// Returns the addresses to listen on.
+    pub(super) fn addresses(&self) -> Addresses {
+        Addresses {
+            pods: self.listen,
+            admin: self.admin_listen,
+        }
+    }
 }
 
 impl StandaloneOptions {

@@ -45,7 +45,7 @@ fn run(version: Syntax) -> (Figures, BTreeMap<String, Found>) {
         }
     });
     let (mut figures, mut found) = (Figures::default(), BTreeMap::new());
-    for (case, (verdict, what)) in results.into_inner().unwrap() {
+    for (case, (verdict, what)) in results.into_inner() {
         figures.count(families::of(&case.folder), &verdict);
         if verdict != Verdict::Same {
             found.insert(case.key.clone(), Found { verdict, what });
