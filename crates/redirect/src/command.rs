@@ -99,8 +99,10 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
 
 /// Returns the error output of a failed program on one line.
 fn error_output(stderr: &[u8], status: std::process::ExitStatus) -> String {
-    let said = String::from_utf8_lossy(stderr);
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = String::from_utf8_lossy(stderr)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
     if said.is_empty() {
         return status.to_string();
     }

@@ -120,8 +120,12 @@ impl Validator<'_> {
     /// taken back. Members of `system:masters` may write in any case.
     fn waits_for(&mut self, parts: &[NotLoaded]) -> bool {
         let master = self.review.user().is_in("system:masters");
-        let unseen = self.rules.rules.unseen.filter(|_| !master);
-        let unseen = unseen.filter(|part| parts.contains(part));
+        let unseen = self
+            .rules
+            .rules
+            .unseen
+            .filter(|_| !master)
+            .filter(|part| parts.contains(part));
         if let Some(part) = unseen {
             self.outcome.undecided = Some(NotSynced::Rules(part.as_str()));
         }
@@ -263,8 +267,11 @@ impl Validator<'_> {
             // What the API server appends.
             name = format!("{start}xxxxx");
         }
-        let labels = metadata.texts("labels")?;
-        let labels = labels.iter().chain([(NAME_LABEL, name.as_str())]).collect();
+        let labels = metadata
+            .texts("labels")?
+            .iter()
+            .chain([(NAME_LABEL, name.as_str())])
+            .collect();
         let mut grants = self.rules.grants.grants().iter();
         if !grants.any(|grant| grant.looks_for(&name, &labels)) {
             return Ok(());
